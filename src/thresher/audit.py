@@ -1,0 +1,145 @@
+"""The check before any method: keys that repeat or climb out of folders, vectors without direction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from thresher.errors import BadRowsError
+from thresher.ops.vectors import inverse_norms, to_float32
+from thresher.run import Run
+from thresher.selection import Selection
+from thresher.store import Block, EmbeddingStore
+
+_CODES = (
+    "",
+    "its image embedding is zero, NaN or infinite",
+    "its text embedding is zero, NaN or infinite",
+    "its key stands earlier in the pool",
+    "its key climbs out of the folder (..)",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """Refuse a pool with bad rows, or with ``skip_bad`` set them aside.
+
+    Keys are always checked. Vectors are checked by whatever reads them; with ``skip_bad`` all are
+    read here first, so that the steps never meet a bad one.
+    """
+
+    name: ClassVar[str] = "skip-bad"
+
+    skip_bad: bool = False
+    files_set_aside: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, store: EmbeddingStore) -> Audit:
+        """Return the audit of a store, by its options."""
+        return cls(
+            skip_bad=store.options.skip_bad,
+            files_set_aside=[f"{aside.path}: {aside.why}" for aside in store.layout.aside],
+        )
+
+    def select(self, run: Run) -> Selection:
+        """Return the selection as it was when nothing is bad, else with one more step.
+
+        Raises:
+            BadRowsError: A key is bad and ``skip_bad`` is off; names the file, row and key.
+        """
+        codes = key_codes(run)
+        if not self.skip_bad:
+            bad = np.flatnonzero(codes)
+            if len(bad):
+                self._refuse(run, bad, codes)
+            return run.so_far
+        for part in run.store.layout.vectors:
+            found = run.column(f"check {part}", part, partial(_no_direction, part), {"bad": "uint8"})["bad"]
+            wrong = (np.asarray(found) > 0) & (codes == 0)
+            codes[wrong] = _CODES.index(f"its {part} embedding is zero, NaN or infinite")
+        if not codes.any() and not self.files_set_aside:
+            return run.so_far
+        notes = [f"set aside {file}" for file in self.files_set_aside]
+        for code, reason in enumerate(_CODES):
+            count = int(np.count_nonzero(codes == code))
+            if code and count:
+                rows = run.store.ids[codes == code][:5].tolist()
+                notes.append(
+                    f"set aside {count:,} rows because {reason}: rows {', '.join(map(str, rows))}"
+                    + (", ..." if count > 5 else "")
+                )
+        return run.selection(self, codes == 0, reasons=_CODES, notes=notes, rows={"code": codes})
+
+    def _refuse(self, run: Run, bad: npt.NDArray[np.int64], codes: npt.NDArray[np.uint8]) -> None:
+        row = int(run.store.ids[bad[0]])
+        key = next(run.store.lookup([str(run.store.layout.key)], np.array([row]))).column(0)[0].as_py()
+        raise BadRowsError(
+            f"{run.store.whereabouts('metadata', row)}: {_CODES[codes[bad[0]]].replace('its', 'the', 1)}: {key!r} "
+            f"({len(bad):,} such rows in the pool); mend the file, or pass --skip-bad to set such rows aside"
+        )
+
+
+def key_codes(run: Run) -> npt.NDArray[np.uint8]:
+    """Return a code per row of the view: 0 for a good key, else an index of the reasons.
+
+    Hashes of 64 bits are compared first; only rows whose hash repeats have their keys compared.
+    """
+    store = run.store
+    if store.layout.key is None:
+        return np.zeros(len(store), np.uint8)
+    made = run.cache.array("keys", run.key(column=store.layout.key), lambda: _key_codes(run))
+    return np.array(made)
+
+
+def _key_codes(run: Run) -> npt.NDArray[np.uint8]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    store, name = run.store, str(run.store.layout.key)
+    codes = np.zeros(len(store), np.uint8)
+    hashes = np.empty(len(store), np.uint64)
+    done = 0
+    with run.progress.task("check keys", len(store)) as advance:
+        for part, hashed in _hashed(store, name):
+            stop = done + len(part)
+            hashes[done:stop] = hashed
+            if pa.types.is_string(part.type) or pa.types.is_large_string(part.type):
+                climbs = pc.match_substring_regex(part, r"(^|[/\\])\.\.([/\\]|$)")
+                codes[done:stop][np.asarray(climbs.fill_null(False))] = len(_CODES) - 1
+            advance(len(part))
+            done = stop
+    ordered = np.sort(hashes)
+    repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    if len(repeated):
+        suspects = np.flatnonzero(np.isin(hashes, repeated))
+        keys = [k for part in store.lookup([name], store.ids[suspects]) for k in part.column(0).to_pylist()]
+        seen: set[Any] = set()
+        for position, key in zip(suspects, keys, strict=True):
+            if key in seen and codes[position] == 0:
+                codes[position] = len(_CODES) - 2
+            seen.add(key)
+    return codes
+
+
+def _hashed(store: EmbeddingStore, name: str) -> Iterator[tuple[Any, npt.NDArray[np.uint64]]]:
+    import duckdb
+    import pyarrow as pa
+
+    with duckdb.connect(config={"threads": 1}) as db:
+        for _, part in store.scan([name]):
+            db.register("part", pa.Table.from_batches([part.rename_columns(["k"])]))
+            yield part.column(0), np.asarray(db.execute("SELECT hash(k) AS h FROM part").fetchnumpy()["h"], np.uint64)
+            db.unregister("part")
+
+
+def _no_direction(part: str, store: EmbeddingStore, block: Block) -> tuple[npt.NDArray[np.uint8]]:
+    """Return 1 for the rows of a block that have no direction, else 0."""
+    bad = np.zeros(len(block), np.uint8)
+    with np.errstate(invalid="ignore"):
+        bad[np.isnan(inverse_norms(to_float32(store.raw(part, block))))] = 1
+    return (bad,)

@@ -1,0 +1,278 @@
+"""Arrays on disk, keyed by what they are: function, parameters, store, rows kept so far.
+
+Resuming is "the array exists". An array that is still being filled is an append-only file whose
+finished length is known from whole batches, so a killed run goes on where it stopped, to the same
+bytes. Nothing is pickled; a damaged entry counts as absent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thresher.errors import OutputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+Array = npt.NDArray[Any]
+
+LIMIT = 20 * 2**30
+_FLUSH_SECONDS = 2.0
+
+
+def default_folder() -> str:
+    """Return ``$XDG_CACHE_HOME/thresher``, by default ``~/.cache/thresher``."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(base, "thresher")
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A folder of arrays by content key. ``limit`` bounds its bytes: least recently used go first."""
+
+    folder: Path
+    limit: int = LIMIT
+
+    @classmethod
+    def at(cls, folder: str | os.PathLike[str] | None = None, limit: int = LIMIT) -> Cache:
+        """Return the cache in ``folder``, by default ``$XDG_CACHE_HOME/thresher``."""
+        return cls(Path(folder or default_folder()), limit)
+
+    def path(self, name: str, key: Mapping[str, Any], suffix: str = ".npy") -> Path:
+        """Return where the array of a key lies."""
+        text = json.dumps({"name": name, **key}, sort_keys=True, default=str)
+        return self.folder / "arrays" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:40]}{suffix}"
+
+    def load(self, path: Path) -> Array | None:
+        """Return an array, memory-mapped, or None where there is none that can be trusted."""
+        try:
+            found: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, EOFError):
+            path.unlink(missing_ok=True)
+            return None
+        os.utime(path)
+        return found
+
+    def save(self, path: Path, array: Array) -> Array:
+        """Write an array atomically and return it as loaded."""
+        with writing(path) as scratch, open(scratch, "wb") as file:
+            np.save(file, array, allow_pickle=False)
+            _sync(file)
+        return self._reload(path)
+
+    def array(self, name: str, key: Mapping[str, Any], make: Callable[[], Array]) -> Array:
+        """Return the array of a key, making it when it is not there."""
+        path = self.path(name, key)
+        found = self.load(path)
+        return self.save(path, make()) if found is None else found
+
+    def columns(
+        self,
+        name: str,
+        key: Mapping[str, Any],
+        dtypes: Mapping[str, str],
+        rows: int,
+        fill: Callable[[int], Iterator[tuple[Array, ...]]],
+        width: int | None = None,
+    ) -> dict[str, Array]:
+        """Return parallel columns, filled batch by batch in row order and resumed after a kill.
+
+        Args:
+            name: What they are.
+            key: What they depend on.
+            dtypes: Column name -> dtype, in the order of the batches' arrays.
+            rows: Final length.
+            fill: ``fill(start)`` yields batches of all columns from row ``start`` on. ``start`` is
+                the end of a batch yielded by an earlier, unfinished call.
+            width: Columns are (rows, width) instead of (rows,).
+        """
+        paths = {column: self.path(f"{name}.{column}", key) for column in dtypes}
+        found = {column: self.load(path) for column, path in paths.items()}
+        if all(array is not None for array in found.values()):
+            return {column: array for column, array in found.items() if array is not None}
+        folder = self.path(name, key, ".partial")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with _locked(folder / "lock"):
+                if not all(path.exists() for path in paths.values()):  # another run may have been faster
+                    self._fill(folder, dtypes, rows, fill, width)
+                    for column, path in paths.items():
+                        os.replace(folder / f"{column}.npy", path)
+        except OSError as error:
+            raise _cannot_write(folder, error) from None
+        shutil.rmtree(folder, ignore_errors=True)
+        return {column: self._reload(path) for column, path in paths.items()}
+
+    def _fill(
+        self,
+        folder: Path,
+        dtypes: Mapping[str, str],
+        rows: int,
+        fill: Callable[[int], Iterator[tuple[Array, ...]]],
+        width: int | None,
+    ) -> None:
+        counter = folder / "rows"
+        text = counter.read_text() if counter.exists() else ""
+        done = int(text) if text.isdigit() else 0
+        files = []
+        try:
+            for column, dtype in dtypes.items():
+                stored = np.dtype(dtype)
+                path = folder / f"{column}.npy"
+                file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115
+                files.append(file)
+                shape = (rows,) if width is None else (rows, width)
+                header = {"descr": stored.str, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                begin, each = file.tell(), stored.itemsize * (width or 1)
+                file.seek(0, os.SEEK_END)
+                if file.tell() < begin + done * each:
+                    done = 0  # the counter outlived its data: start over
+                file.seek(begin + done * each)
+                file.truncate()
+            if done == 0:
+                for file in files:
+                    file.seek(_header_end(file))
+                    file.truncate()
+            flushed = time.monotonic()
+            for batch in fill(done):
+                for file, array, dtype in zip(files, batch, dtypes.values(), strict=True):
+                    file.write(np.ascontiguousarray(array, dtype).data)
+                done += len(batch[0])
+                if time.monotonic() - flushed > _FLUSH_SECONDS:
+                    for file in files:
+                        _sync(file)
+                    with writing(counter) as scratch:
+                        Path(scratch).write_text(str(done))
+                    flushed = time.monotonic()
+            for file in files:
+                _sync(file)
+        finally:
+            for file in files:
+                file.close()
+        if done != rows:
+            raise OutputError(f"{folder}: {done:,} of {rows:,} rows were filled; the pool changed while it was read")
+
+    def _reload(self, path: Path) -> Array:
+        found = self.load(path)
+        if found is None:
+            raise OutputError(f"{path}: vanished from the cache; is another process clearing it?")
+        return found
+
+    # --- size -----------------------------------------------------------------------------------
+
+    def size(self) -> int:
+        """Bytes in use."""
+        return sum(size for _, size, _ in self._entries())
+
+    def clear(self) -> int:
+        """Remove everything; returns the bytes freed."""
+        freed = self.size()
+        for name in ("arrays", "joined"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        return freed
+
+    def trim(self) -> int:
+        """Remove least recently used entries until the limit holds; returns the bytes freed."""
+        entries = sorted(self._entries(), key=lambda entry: entry[2])
+        excess = sum(size for _, size, _ in entries) - self.limit
+        freed = 0
+        for path, size, _ in entries:
+            if freed >= excess:
+                break
+            path.unlink(missing_ok=True)
+            freed += size
+        return freed
+
+    def _entries(self) -> list[tuple[Path, int, float]]:
+        entries = []
+        for name in ("arrays", "joined"):
+            for path in (self.folder / name).rglob("*"):
+                try:
+                    stat = path.stat()
+                except FileNotFoundError:
+                    continue
+                if path.is_file():
+                    entries.append((path, stat.st_size, stat.st_mtime))
+        return entries
+
+
+class writing:  # noqa: N801 - reads as a verb: with writing(path) as scratch
+    """Give a scratch file beside ``path`` that takes its place when the block ends well, else vanishes."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Remember the target; nothing is touched before the block begins."""
+        self.path = Path(path)
+        self.scratch = ""
+
+    def __enter__(self) -> str:
+        """Create the scratch file; raises OutputError where that cannot be."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            handle, self.scratch = tempfile.mkstemp(
+                dir=self.path.parent, prefix=f".{self.path.name}.", suffix=".tmp" + self.path.suffix
+            )
+            os.close(handle)
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(self.scratch, 0o666 & ~mask)
+        except OSError as error:
+            raise _cannot_write(self.path, error) from None
+        return self.scratch
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Move into place, or remove; an operating system's refusal becomes an OutputError."""
+        try:
+            if kind is None:
+                os.replace(self.scratch, self.path)
+        except OSError as refused:
+            raise _cannot_write(self.path, refused) from None
+        finally:
+            if os.path.exists(self.scratch):
+                os.unlink(self.scratch)
+        if isinstance(error, OSError):
+            raise _cannot_write(self.path, error) from None
+
+
+def _cannot_write(path: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"{path}: cannot be written ({error.strerror or error}); free some space or choose another place"
+    )
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock that the system releases with the process, where there are such locks."""
+    with open(path, "w") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _header_end(file: Any) -> int:
+    file.seek(0)
+    np.lib.format.read_magic(file)
+    np.lib.format.read_array_header_1_0(file)
+    return int(file.tell())
+
+
+def _sync(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,137 @@
+"""Where work runs: one ordered ``map`` over blocks or groups.
+
+BLAS runs single-threaded inside every engine: cache-sized products on one thread a core are faster
+than one product on all cores, and the bits of a result do not depend on how many workers there are.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any, Protocol, TypeVar
+
+import threadpoolctl
+
+from thresher.errors import UsageError, suggest
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Engine(Protocol):
+    """Calls a function on every task; results come back in task order, few tasks in flight."""
+
+    @property
+    def workers(self) -> int:
+        """How many tasks run at once."""
+        ...
+
+    def map(self, fn: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
+        """Yield ``fn(task)`` for every task, in order. Functions and tasks must pickle."""
+        ...
+
+
+@dataclass(frozen=True)
+class Serial:
+    """One task after the other, in this thread."""
+
+    workers: int = 1
+
+    def map(self, fn: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
+        """Yield ``fn(task)`` for every task, in order."""
+        with threadpoolctl.threadpool_limits(1):
+            for task in tasks:
+                yield fn(task)
+
+
+@dataclass(frozen=True)
+class Threads:
+    """Threads of this process: NumPy and BLAS release the interpreter lock, nothing is copied."""
+
+    workers: int
+
+    def map(self, fn: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
+        """Yield ``fn(task)`` for every task, in order."""
+        with threadpoolctl.threadpool_limits(1), ThreadPoolExecutor(self.workers) as pool:
+            yield from _windowed(pool, fn, tasks, self.workers + 2)
+
+
+class Processes:
+    """Processes of this machine, started afresh (no forked locks) and kept; tasks and results are copied."""
+
+    def __init__(self, workers: int) -> None:
+        """Remember the number; processes start with the first task."""
+        self.workers = workers
+        self._pool: ProcessPoolExecutor | None = None
+
+    def map(self, fn: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
+        """Yield ``fn(task)`` for every task, in order. The function travels once, not with every task."""
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self.workers, context, initializer=_one_thread)
+        with tempfile.NamedTemporaryFile(prefix="thresher-", suffix=".task") as file:
+            pickle.dump(fn, file)
+            file.flush()
+            yield from _windowed(self._pool, partial(_call, file.name), tasks, self.workers + 2)
+
+
+def _call(path: str, task: Any) -> Any:
+    return _function(path)(task)
+
+
+@lru_cache(maxsize=2)
+def _function(path: str) -> Any:
+    """Load this program's own function from the file its parent process wrote; never a user's file."""
+    with open(path, "rb") as file:
+        return pickle.load(file)  # noqa: S301
+
+
+def make_engine(name: str = "threads", workers: int | None = None) -> Engine:
+    """Return an engine by name: serial, threads or processes.
+
+    Args:
+        name: Which.
+        workers: How many tasks at once; by default the cores this process may use.
+    """
+    engines: dict[str, Callable[[int], Engine]] = {
+        "serial": lambda _: Serial(),
+        "threads": Threads,
+        "processes": Processes,
+    }
+    if name not in engines:
+        raise UsageError(f"no engine {name!r}; there are {', '.join(engines)}.{suggest(name, engines)}")
+    if workers is not None and workers < 1:
+        raise UsageError(f"--workers {workers}: at least 1")
+    return engines[name](workers or cores())
+
+
+def cores() -> int:
+    """Return the number of cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _windowed(pool: Executor, fn: Callable[[T], R], tasks: Iterable[T], window: int) -> Iterator[R]:
+    waiting: deque[Future[R]] = deque()
+    try:
+        for task in tasks:
+            waiting.append(pool.submit(fn, task))
+            if len(waiting) >= window:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _one_thread() -> None:
+    threadpoolctl.threadpool_limits(1)

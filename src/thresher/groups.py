@@ -1,0 +1,251 @@
+"""Concept clusters: computed by spherical k-means or given, cached, and shared between steps."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from thresher.errors import PoolError, UsageError
+from thresher.ops import kmeans
+from thresher.ops.neighbors import mean_nearest_distance
+from thresher.ops.vectors import F32, unit_rows
+from thresher.readers.pieces import npy_piece
+from thresher.run import Run, unit
+from thresher.store import STRIPE, Block, EmbeddingStore
+
+_IN_MEMORY = 512 * 2**20  # training rows up to this many bytes of float32 are held, others streamed
+_ROWS_A_CLUSTER = 256  # of the training sample: more changes the objective by less than a part in a thousand
+_LEAST_SAMPLE = 65_536
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """A clustering of the rows of a view.
+
+    Attributes:
+        labels_N: (n,) int32.
+        distances_N: (n,) float32 cosine distances to the own centroid.
+        centroids_KD: (K, D) float32 unit rows.
+        notes: How the number of clusters and the sample came about.
+    """
+
+    labels_N: npt.NDArray[np.int32]
+    distances_N: F32
+    centroids_KD: F32
+    notes: tuple[str, ...] = ()
+
+    @property
+    def sizes_K(self) -> npt.NDArray[np.int64]:
+        """(K,) rows of each cluster."""
+        return np.bincount(self.labels_N, minlength=len(self.centroids_KD))
+
+    @property
+    def d_intra_K(self) -> npt.NDArray[np.float64]:
+        """(K,) mean distance of a cluster's rows to their centroid; NaN for empty clusters."""
+        sums = np.bincount(self.labels_N, self.distances_N, minlength=len(self.centroids_KD))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray(sums / self.sizes_K, np.float64)
+
+    def d_inter_K(self, neighbors: int) -> npt.NDArray[np.float64]:
+        """(K,) mean distance of a centroid to its nearest other ones."""
+        return mean_nearest_distance(self.centroids_KD, neighbors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clustered:
+    """Parameters of every method that works inside clusters."""
+
+    embedding: Literal["image", "text", "joint"] = field(
+        default="image", metadata={"help": "embeddings to cluster and compare by"}
+    )
+    clusters: int | None = field(
+        default=None, metadata={"help": "number of clusters (default: chosen, with the reason)"}
+    )
+    centroids: str | None = field(default=None, metadata={"help": ".npy of (K, D) centroids to use as they are"})
+    iterations: int = field(default=20, metadata={"help": "k-means iterations"})
+    sample: str = field(
+        default="auto", metadata={"help": "rows to train k-means on: all, a number, or auto (256 a cluster)"}
+    )
+    fit: Literal["given", "pool"] = field(
+        default="given",
+        metadata={"help": "train centroids on the rows given to the step, or once on the whole pool and share them"},
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = field(
+        default="float32",
+        metadata={"help": "products of the k-means iterations; bfloat16 needs torch; distances are always float32"},
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse values that no data could make right."""
+        if self.clusters is not None and self.clusters < 1:
+            raise UsageError(f"clusters = {self.clusters}: at least 1")
+        if self.iterations < 0:
+            raise UsageError(f"iterations = {self.iterations}: at least 0")
+        if self.sample not in ("all", "auto") and not (str(self.sample).isdigit() and int(self.sample) > 0):
+            raise UsageError(f"sample = {self.sample!r}: all, auto, or a number of rows")
+
+    def groups(self, run: Run) -> Groups:
+        """Cluster the view's rows.
+
+        Raises:
+            UsageError: More clusters than rows, or centroids of another width.
+            PoolError: A centroids file that cannot be trusted.
+        """
+        centroids, notes = _computed(run, self) if self.centroids is None else _given(run, self)
+        return replace(assign(run, self.embedding, centroids), notes=notes)
+
+
+def automatic(rows: int) -> tuple[int, str]:
+    """Choose a number of clusters, and say why.
+
+    Assigning n rows to K clusters costs n K products and comparing all pairs inside clusters about
+    n^2 / 2K, which balance at K = sqrt(n / 2). At least 50 rows a cluster, at most 50,000 clusters as
+    SemDeDup used on 440 million rows.
+    """
+    k = int(min(max(round((rows / 2) ** 0.5), 1), 50_000, max(rows // 50, 1)))
+    return k, f"{k:,} clusters chosen for {rows:,} rows (about sqrt(rows / 2): assignment and comparison cost the same)"
+
+
+def assign(run: Run, embedding: str, centroids_KD: F32) -> Groups:
+    """Label the view's rows with their nearest centroid, in float32; cached, resumable.
+
+    A labelling of the whole pool by the same centroids is used where there is one.
+    """
+    token = hashlib.sha256(np.ascontiguousarray(centroids_KD).tobytes()).hexdigest()
+    dtypes = {"labels": "int32", "distances": "float32"}
+    whole = {"store": run.version, "view": "all", "of": embedding, "centroids": token}
+    if run.store.rows is not None:
+        paths = [run.cache.path(f"assign.{name}", whole) for name in dtypes]
+        known = [run.cache.load(path) for path in paths]
+        if known[0] is not None and known[1] is not None:
+            rows = run.store.rows
+            return Groups(np.asarray(known[0][rows]), np.asarray(known[1][rows]), centroids_KD)
+    found = run.column(
+        "assign", embedding, partial(_assign, embedding, kmeans.Assign(centroids_KD)), dtypes, centroids=token
+    )
+    return Groups(found["labels"], found["distances"], centroids_KD)
+
+
+def _assign(name: str, rule: kmeans.Assign, store: EmbeddingStore, block: Block) -> tuple[Any, Any]:
+    return rule(store.stripes(name, block))
+
+
+def _given(run: Run, how: Clustered) -> tuple[F32, tuple[str, ...]]:
+    path = str(how.centroids)
+    piece = npy_piece("file", path)
+    if piece.dim != run.store.dim(how.embedding):
+        raise UsageError(
+            f"{path}: centroids of {piece.dim} dimensions for {how.embedding} embeddings of "
+            f"{run.store.dim(how.embedding)}"
+        )
+    if how.clusters not in (None, piece.rows):
+        raise UsageError(f"{path}: holds {piece.rows:,} centroids, but clusters = {how.clusters:,}; leave one out")
+    centroids, bad = unit_rows(np.asarray(piece.read(0, piece.rows), np.float32))
+    if len(bad):
+        raise PoolError(f"{path}: centroid {int(bad[0])} is zero or not finite")
+    return centroids, (f"centroids given: {path}",)
+
+
+def _computed(run: Run, how: Clustered) -> tuple[F32, tuple[str, ...]]:
+    if how.fit == "pool" and run.store.rows is not None:
+        base = EmbeddingStore(run.store.layout, run.store.options)
+        run = replace(run, store=base)
+    n = len(run.store)
+    notes: list[str] = []
+    k = how.clusters
+    if k is None:
+        k, why = automatic(n)
+        notes.append(why)
+    if k > n:
+        raise UsageError(f"cannot make {k:,} clusters of {n:,} rows; ask for at most {max(n // 2, 1):,}")
+    sample = n if how.sample == "all" else max(_ROWS_A_CLUSTER * k, _LEAST_SAMPLE)
+    if how.sample not in ("all", "auto"):
+        sample = int(how.sample)
+        if sample < k:
+            raise UsageError(f"sample = {sample:,}: at least as many rows as clusters ({k:,})")
+    sample = min(sample, n)
+    if sample < n:
+        notes.append(f"k-means trained on {sample:,} of {n:,} rows; say sample = all for every row")
+    precision, nearest = _precision(how.precision)
+    key = run.key(of=how.embedding, k=k, iterations=how.iterations, sample=sample, seed=run.seed, precision=precision)
+    path = run.cache.path("kmeans", key)
+    known = run.cache.load(path)
+    if known is None:
+        known = run.cache.save(path, _train(run, how.embedding, k, how.iterations, sample, nearest, key))
+        for done in range(1, how.iterations + 1):
+            run.cache.path("kmeans", {**key, "done": done}).unlink(missing_ok=True)
+    else:
+        run.progress.say(f"k-means: {k:,} centroids found in the cache")
+    return np.asarray(known), tuple(notes)
+
+
+def _precision(wanted: str) -> tuple[str, kmeans.Nearest]:
+    if wanted == "float32":
+        return "float32", kmeans.nearest_centroid
+    from thresher.ops import torch_kmeans
+
+    if wanted == "auto" and not torch_kmeans.worthwhile():
+        return "float32", kmeans.nearest_centroid
+    return "bfloat16", torch_kmeans.nearest_bfloat16()
+
+
+def _train(
+    run: Run, name: str, k: int, iterations: int, sample: int, nearest: kmeans.Nearest, key: dict[str, Any]
+) -> F32:
+    """Run k-means; every iteration is saved, so that a killed run goes on with the next."""
+    n = len(run.store)
+    if sample < n:
+        positions = np.sort(run.rng("kmeans-sample", name, sample).choice(n, sample, replace=False, shuffle=False))
+        run = replace(run, store=replace(run.store, rows=run.store.ids[positions]))
+    if sample * run.store.dim(name) * 4 <= _IN_MEMORY:
+        held = np.concatenate(list(run.over_blocks("k-means: read", name, partial(unit, name))))
+        each: kmeans.Passes = partial(_each_held, run, held)
+        take: Callable[[Any], F32] = held.__getitem__
+    else:
+        run = run.local(name)
+        each = partial(_each_stored, run, name)
+        take = partial(run.store.vectors_at, name)
+    begin, centroids = 0, None
+    for done in range(iterations, 0, -1):
+        centroids = run.cache.load(run.cache.path("kmeans", {**key, "done": done}))
+        if centroids is not None:
+            begin = done
+            break
+    if centroids is None:
+        first = np.sort(run.rng("kmeans-init", name, k).choice(sample, k, replace=False, shuffle=False))
+        centroids = take(first)
+
+    with run.progress.task(f"k-means: {k:,} clusters, {iterations} iterations", iterations * sample) as advance:
+        advance(begin * sample)
+
+        def after(done: int, updated: F32, mean_cosine: float) -> None:
+            run.cache.save(run.cache.path("kmeans", {**key, "done": done}), updated)
+            run.cache.path("kmeans", {**key, "done": done - 1}).unlink(missing_ok=True)
+            advance(sample)
+
+        found, _ = kmeans.fit(each, take, np.asarray(centroids), iterations, start=begin, nearest=nearest, after=after)
+    return found
+
+
+def _each_held(run: Run, held: F32, fn: Callable[[Iterable[F32]], Any]) -> Iterator[Any]:
+    size = 16 * STRIPE
+    blocks = (held[lo : lo + size] for lo in range(0, len(held), size))
+    return run.engine.map(partial(_striped, fn), blocks)
+
+
+def _striped(fn: Callable[[Iterable[F32]], Any], rows: F32) -> Any:
+    return fn(rows[lo : lo + STRIPE] for lo in range(0, len(rows), STRIPE))
+
+
+def _each_stored(run: Run, name: str, fn: Callable[[Iterable[F32]], Any]) -> Iterator[Any]:
+    return run.engine.map(partial(_stored, fn, name, run.store), run.store.blocks(name))
+
+
+def _stored(fn: Callable[[Iterable[F32]], Any], name: str, store: EmbeddingStore, block: Block) -> Any:
+    return fn(store.stripes(name, block))

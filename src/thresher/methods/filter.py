@@ -1,0 +1,166 @@
+"""Filter by an SQL condition on the metadata columns, evaluated by DuckDB.
+
+``words(text) > 2 AND characters(text) > 5 AND least(original_width, original_height) >= 200 AND
+aspect(original_width, original_height) <= 3`` is DataComp's basic filter, its English test aside. A
+condition that is NULL, because a value is missing, drops the row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thresher.errors import UsageError, suggest
+from thresher.registry import method
+from thresher.run import Run
+from thresher.selection import Selection
+
+_MACROS = """
+CREATE MACRO words(t) AS CASE WHEN trim(t) = '' THEN 0 ELSE len(string_split_regex(trim(t), '\\s+')) END;
+CREATE MACRO characters(t) AS length(t);
+CREATE MACRO aspect(w, h) AS greatest(w, h)::DOUBLE / nullif(least(w, h), 0);
+"""
+
+
+@method("filter")
+@dataclass(frozen=True, kw_only=True)
+class Filter:
+    """Keep rows whose metadata satisfy a condition."""
+
+    where: str = field(
+        metadata={"help": "SQL condition on metadata columns; also words(t), characters(t), aspect(w, h)"}
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what does not parse or reaches beyond a row."""
+        _clauses(self.where)
+
+    def select(self, run: Run) -> Selection:
+        """Evaluate clause by clause, so that every dropped row knows which one it failed."""
+        clauses = _clauses(self.where)
+        columns = sorted({name for _, names in clauses for name in names})
+        known = {name.lower(): name for name in run.store.columns}
+        for name in columns:
+            if name.lower() not in known:
+                raise UsageError(
+                    f"where = {self.where!r}: no metadata column {name!r}; {run.store.layout.location} has "
+                    f"{', '.join(run.store.columns) or 'no metadata'}.{suggest(name, run.store.columns)}"
+                )
+        found = run.cache.columns(
+            "filter",
+            run.key(clauses=[text for text, _ in clauses], macros=_MACROS),
+            {"failed": "uint8"},
+            len(run.store),
+            lambda start: _failed(run, clauses, [known[name.lower()] for name in columns], start),
+        )["failed"]
+        mask = np.asarray(found) == 0
+        return run.selection(
+            self,
+            mask,
+            reasons=("", *("fails: " + text.replace("{", "{{").replace("}", "}}") for text, _ in clauses)),
+            rows={"code": found},
+        )
+
+
+def _failed(
+    run: Run, clauses: list[tuple[str, list[str]]], columns: list[str], start: int
+) -> Iterator[tuple[npt.NDArray[np.uint8]]]:
+    """Yield, batch by batch, the number (from 1) of the first clause a row fails, 0 if none."""
+    import duckdb
+
+    cases = " ".join(f"WHEN NOT coalesce(({text}), false) THEN {i + 1}" for i, (text, _) in enumerate(clauses))
+    done = 0
+    with _database() as db, run.progress.task("filter", len(run.store)) as advance:
+        for _, part in run.store.scan(columns or list(run.store.columns[:1])):
+            advance(len(part))
+            done += len(part)
+            if done <= start:
+                continue
+            db.register("part", part)
+            try:
+                result = db.execute(f"SELECT (CASE {cases} ELSE 0 END)::UTINYINT AS failed FROM part").fetchnumpy()
+            except duckdb.Error as error:
+                raise UsageError(f"the condition cannot be evaluated on this pool: {error}") from None
+            db.unregister("part")
+            yield (np.asarray(result["failed"], np.uint8),)
+
+
+def _database() -> Any:
+    """A DuckDB that cannot touch files, with this module's macros."""
+    import duckdb
+
+    db = duckdb.connect(config={"threads": 1})
+    db.execute(_MACROS)
+    db.execute("SET enable_external_access = false")
+    db.execute("SET lock_configuration = true")
+    return db
+
+
+def _clauses(where: str) -> list[tuple[str, list[str]]]:
+    """Split a condition at its outermost ANDs; returns each clause's text and columns.
+
+    Raises:
+        UsageError: Not one plain condition.
+    """
+    with _database() as db:
+        tree = _tree(db, f"SELECT ({where})")
+        if tree.get("error"):
+            raise UsageError(f"where = {where!r} is no SQL condition: {tree.get('error_message')}")
+        nodes = [statement["node"] for statement in tree["statements"]]
+        plain = len(nodes) == 1 and nodes[0].get("type") == "SELECT_NODE"
+        if not plain or nodes[0]["from_table"]["type"] != "EMPTY" or len(nodes[0]["select_list"]) != 1:
+            raise UsageError(f"where = {where!r}: give one condition on the columns of a row")
+        root = nodes[0]["select_list"][0]
+        parts = _parts(root)
+        if len(parts) > 250:
+            raise UsageError(f"where has {len(parts)} clauses; at most 250")
+        clauses = []
+        for part in parts:
+            forbidden = {"SUBQUERY", "WINDOW", "STAR", "PARAMETER", "LAMBDA_REF"} & set(_classes(part))
+            if forbidden:
+                raise UsageError(
+                    f"where = {where!r}: {', '.join(sorted(forbidden)).lower()} is not allowed in a filter"
+                )
+            nodes[0]["select_list"] = [part]
+            query = db.execute("SELECT json_deserialize_sql(?)", [json.dumps(tree)]).fetchone()[0]
+            clauses.append((query.removeprefix("SELECT ").rstrip(";"), sorted(set(_columns(part)))))
+    return clauses
+
+
+def _tree(db: Any, query: str) -> dict[str, Any]:
+    import duckdb
+
+    try:
+        found: dict[str, Any] = json.loads(db.execute("SELECT json_serialize_sql(?)", [query]).fetchone()[0])
+    except duckdb.Error as error:
+        return {"error": True, "error_message": str(error)}
+    return found
+
+
+def _parts(node: dict[str, Any]) -> list[dict[str, Any]]:
+    if node.get("type") != "CONJUNCTION_AND":
+        return [node]
+    return [part for child in node["children"] for part in _parts(child)]
+
+
+def _walk(node: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(node, dict):
+        yield node
+        for value in node.values():
+            yield from _walk(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _walk(value)
+
+
+def _classes(node: dict[str, Any]) -> Iterator[str]:
+    return (str(part["class"]) for part in _walk(node) if "class" in part)
+
+
+def _columns(node: dict[str, Any]) -> Iterator[str]:
+    return (part["column_names"][0] for part in _walk(node) if part.get("class") == "COLUMN_REF")

@@ -1,0 +1,122 @@
+"""Nearest neighbours by running maxima over blocks of products: never an n x n matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from thresher.ops.vectors import F32
+
+Load = Callable[[int, int], F32]
+
+CHUNK = 4096  # rows of a product, both ways: 64 MB at most
+_PANEL = 1024  # columns of a product at a time: the panel stays in cache
+
+
+def mean_nearest_distance(centroids_KD: F32, neighbors: int) -> npt.NDArray[np.float64]:
+    """Return d_inter: the mean cosine distance of each centroid to its nearest others.
+
+    Args:
+        centroids_KD: (K, D) float32 unit rows.
+        neighbors: How many others; all K - 1 when there are fewer.
+
+    Returns:
+        (K,) float64; zero for a single centroid.
+    """
+    k = len(centroids_KD)
+    m = min(neighbors, k - 1)
+    out = np.zeros(k, np.float64)
+    if m < 1:
+        return out
+    for lo in range(0, k, _PANEL):
+        cosines = centroids_KD[lo : lo + _PANEL] @ centroids_KD.T
+        at = np.arange(len(cosines))
+        cosines[at, lo + at] = -np.inf
+        nearest = np.partition(cosines, k - m, axis=1)[:, k - m :]
+        # Sorted before the sum: a partition leaves the order, and so the rounding, open.
+        out[lo : lo + _PANEL] = 1.0 - np.sort(nearest, axis=1).mean(axis=1, dtype=np.float64)
+    return out
+
+
+def nearest_earlier(load: Load, start: int, stop: int) -> tuple[F32, npt.NDArray[np.int64]]:
+    """Find, for rows start..stop of an ordered group, the most similar row before each.
+
+    Args:
+        load: ``load(lo, hi)`` gives unit rows lo..hi of the group in order, (hi - lo, D) float32.
+        start: First row asked about.
+        stop: One past the last.
+
+    Returns:
+        The largest cosine with any earlier row (-inf for row 0) and that row's position in the group
+        (-1 for row 0), the earliest among equals.
+    """
+    best = np.full(stop - start, -np.inf, np.float32)
+    where = np.full(stop - start, -1, np.int64)
+    for lo in range(start, stop, CHUNK):
+        hi = min(lo + CHUNK, stop)
+        rows = load(lo, hi)
+        for a in range(0, hi, CHUNK):
+            others = rows if a == lo else load(a, min(a + CHUNK, lo if a < lo else hi))
+            _raise_maximum(rows, others, a, lo, best[lo - start : hi - start], where[lo - start : hi - start])
+    return best, where
+
+
+def _raise_maximum(rows: F32, others: F32, a: int, lo: int, best: F32, where: npt.NDArray[np.int64]) -> None:
+    """Update the running maximum of ``rows`` (at lo..) with ``others`` (at a..), earlier columns only."""
+    for p in range(0, len(others), _PANEL):
+        panel = others[p : p + _PANEL]
+        first = max(a + p - lo, 0)  # rows before the panel's first column gain nothing from it
+        for r in range(first, len(rows), _PANEL):
+            products = rows[r : r + _PANEL] @ panel.T
+            if lo + r < a + p + len(panel):
+                at, column = lo + r + np.arange(len(products)), a + p + np.arange(len(panel))
+                products[column[None, :] >= at[:, None]] = -np.inf
+            top = products.max(axis=1)
+            better = np.flatnonzero(top > best[r : r + _PANEL])
+            where[r + better] = a + p + products[better].argmax(axis=1)
+            best[r + better] = top[better]
+
+
+def duplicates_of_kept(load: Load, size: int, threshold: float) -> tuple[F32, npt.NDArray[np.int64]]:
+    """Walk an ordered group, dropping each row whose cosine with a KEPT earlier row exceeds ``threshold``.
+
+    Args:
+        load: As for :func:`nearest_earlier`.
+        size: Rows of the group.
+        threshold: Cosine above which a row is a duplicate.
+
+    Returns:
+        The largest cosine with an earlier kept row (-inf if there is none) and that row's position
+        (-1), so that a row is dropped exactly where the cosine exceeds the threshold.
+    """
+    best = np.full(size, -np.inf, np.float32)
+    where = np.full(size, -1, np.int64)
+    kept: list[npt.NDArray[np.int64]] = []
+    for lo in range(0, size, _PANEL):
+        hi = min(lo + _PANEL, size)
+        rows = load(lo, hi)
+        value, place = best[lo:hi], where[lo:hi]
+        for j, positions in enumerate(kept):
+            if not len(positions):
+                continue
+            products = rows @ load(j * _PANEL, min((j + 1) * _PANEL, size))[positions - j * _PANEL].T
+            top = products.max(axis=1)
+            better = np.flatnonzero(top > value)
+            place[better] = positions[products[better].argmax(axis=1)]
+            value[better] = top[better]
+        earlier = np.tri(hi - lo, k=-1, dtype=np.bool_)
+        inner = np.where(earlier, rows @ rows.T, -np.inf)
+        alive = value <= threshold
+        # Only rows with a near neighbour inside the panel need the sequential rule.
+        for i in np.flatnonzero((inner > threshold).any(axis=1)):
+            if alive[i] and (inner[i, :i][alive[:i]] > threshold).any():
+                alive[i] = False
+        inside = np.where(alive[None, :], inner, -np.inf)
+        top = inside.max(axis=1)
+        better = np.flatnonzero(top > value)
+        place[better] = lo + inside[better].argmax(axis=1)
+        value[better] = top[better]
+        kept.append(lo + np.flatnonzero(alive))
+    return best, where

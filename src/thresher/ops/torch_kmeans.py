@@ -1,0 +1,72 @@
+"""bfloat16 and CUDA assignment through torch, for the iterations of k-means only.
+
+Final labels and distances are always taken in float32 by :mod:`thresher.ops.kmeans`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thresher.errors import MissingExtraError
+from thresher.ops.vectors import F32
+
+_TILE = 8192  # centroids per product
+
+
+def worthwhile() -> bool:
+    """Whether torch is installed and this machine multiplies bfloat16 in hardware."""
+    try:
+        import torch
+    except ImportError:
+        return False
+    if torch.cuda.is_available():
+        return True
+    try:
+        with open("/proc/cpuinfo") as file:
+            return any(flag in file.read() for flag in ("avx512_bf16", "amx_bf16"))
+    except OSError:
+        return False
+
+
+def nearest_bfloat16(device: str | None = None) -> NearestBfloat16:
+    """Return the assignment on a CUDA device if there is one, else on the CPU.
+
+    Raises:
+        MissingExtraError: torch is not installed.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise MissingExtraError("bfloat16 k-means", "torch") from None
+    return NearestBfloat16(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+@dataclass(frozen=True)
+class NearestBfloat16:
+    """Labels by bfloat16 products; cosines of the winners in float32."""
+
+    device: str
+
+    def __call__(self, rows_BD: F32, centroids_KD: F32) -> tuple[npt.NDArray[np.int32], F32]:
+        """Return labels (B,) int32 and products with the winning centroid (B,) float32."""
+        import torch
+
+        torch.set_num_threads(1)  # the engine's workers are the parallelism
+        rows = torch.from_numpy(rows_BD).to(self.device, torch.bfloat16)
+        best: Any = None
+        for lo in range(0, len(centroids_KD), _TILE):
+            tile = torch.from_numpy(centroids_KD[lo : lo + _TILE]).to(self.device, torch.bfloat16)
+            value, label = (rows @ tile.T).max(dim=1)
+            label = label + lo
+            if best is None:
+                best = value, label
+            else:
+                better = value > best[0]
+                best = torch.where(better, value, best[0]), torch.where(better, label, best[1])
+        labels = best[1].cpu().numpy().astype(np.int32)
+        cosines = np.einsum("ij,ij->i", rows_BD, centroids_KD[labels])
+        return labels, np.asarray(cosines, np.float32)

@@ -1,0 +1,68 @@
+"""Parquet with embedding columns: Hugging Face datasets and the like, lists or binary."""
+
+from __future__ import annotations
+
+from thresher.errors import PoolError, UsageError, suggest
+from thresher.readers.layout import Files, Layout, Options, each_shard, usual_type, with_roles
+from thresher.readers.pieces import Piece, TablePiece, parquet_piece, parquet_types, table_piece
+
+NAME = "parquet"
+LOOKS_LIKE = "*.parquet or data/*.parquet with a column of embeddings"
+RANK = 50
+
+_IMAGES = (
+    "image_embedding", "image_embeddings", "img_embedding", "img_emb", "image_emb", "image_features",
+    "clip_image", "l14_img", "b32_img", "embedding", "embeddings", "emb", "vector",
+)  # fmt: skip
+_TEXTS = (
+    "text_embedding", "text_embeddings", "txt_embedding", "text_emb", "txt_emb", "text_features",
+    "caption_embedding", "clip_text", "l14_txt", "b32_txt",
+)  # fmt: skip
+
+
+def recognise(files: Files) -> bool:
+    """Only parquet files carry rows here; .npy files would make it a plain folder."""
+    return bool(_tables(files)) and not files.matching(r".*\.np[yz]")
+
+
+def read(files: Files, options: Options) -> Layout:
+    """Find the embedding columns of every file."""
+
+    def shard(name: str) -> tuple[dict[str, Piece], TablePiece]:
+        path = files.path(name)
+        types = parquet_types(files.protocol, path)
+        pieces: dict[str, Piece] = {}
+        for role, wanted, usual in (("image", options.image, _IMAGES), ("text", options.text, _TEXTS)):
+            if wanted and wanted not in types:
+                raise UsageError(f"{path}: no column {wanted!r}; it has {', '.join(types)}.{suggest(wanted, types)}")
+            vectors = [name for name in usual if name in types and _vector(types[name])]
+            column = wanted or next(iter(vectors), None)
+            if column:
+                pieces[role] = parquet_piece(files.protocol, path, column, options.dtype)
+        return pieces, table_piece(files.protocol, path)
+
+    shards, aside = each_shard(_tables(files), shard, files, options.skip_bad)
+    fields = {role for pieces, _ in shards for role in pieces}
+    for pieces, table in shards:
+        if set(pieces) != fields:
+            raise PoolError(f"{table.path}: has no {', '.join(sorted(fields - set(pieces)))} embeddings, others have")
+    usual, odd = usual_type([pieces for pieces, _ in shards], options.skip_bad)
+    shards = [found for found, good in zip(shards, usual, strict=True) if good]
+    return with_roles(
+        Layout(
+            kind=NAME,
+            location=files.location,
+            vectors={role: tuple(pieces[role] for pieces, _ in shards) for role in sorted(fields)},
+            tables=tuple(table for _, table in shards),
+            aside=(*aside, *odd),
+        ),
+        options,
+    )
+
+
+def _tables(files: Files) -> list[str]:
+    return files.matching(r"([^/]+/)?[^/]+\.(parquet|pq)")
+
+
+def _vector(kind: str) -> bool:
+    return any(word in kind for word in ("list<", "fixed_size_list", "binary"))

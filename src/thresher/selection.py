@@ -1,0 +1,380 @@
+"""What comes out: which rows, and why every other row went.
+
+A selection is a mask over the rows of a store (or a repeat count), the store's fingerprint, and the
+chain of steps that led there, each with its parameters, counts and evidence.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import string
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thresher.errors import BudgetError, OutputError, PoolError, UsageError
+
+Array = npt.NDArray[Any]
+Bools = npt.NDArray[np.bool_]
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Keep:
+    """A budget: a share of the rows given, or a count.
+
+    ``Keep.parse`` accepts ``"30%"``, ``"0.3"`` / ``0.3`` (strictly between 0 and 1) and whole numbers
+    (``3_000_000``). ``1.0`` is refused: nobody should guess between one row and all of them.
+    """
+
+    share: Fraction | None = None
+    count: int | None = None
+
+    @classmethod
+    def parse(cls, value: str | int | float | Keep) -> Keep:
+        """Read a budget.
+
+        Raises:
+            UsageError: Anything else; says what is allowed.
+        """
+        if isinstance(value, Keep):
+            return value
+        hint = "give a share like 30% or 0.3 (strictly between 0 and 1), or a number of rows like 3_000_000"
+        if isinstance(value, bool):
+            raise UsageError(f"cannot keep {value!r}; {hint}")
+        if isinstance(value, int):
+            if value < 1:
+                raise UsageError(f"cannot keep {value:,} rows; {hint}")
+            return cls(count=value)
+        text = str(value).strip()
+        if re.fullmatch(r"\d[\d_]*", text):
+            return cls.parse(int(text))
+        try:
+            share = Fraction(Decimal(text.removesuffix("%").strip()))
+        except (InvalidOperation, ValueError, OverflowError):
+            raise UsageError(f"cannot read {text!r} as an amount to keep; {hint}") from None
+        if text.endswith("%"):
+            share /= 100
+            if not 0 < share <= 1:
+                raise UsageError(f"cannot keep {text}; {hint}")
+        elif not 0 < share < 1:
+            raise UsageError(f"cannot keep {text}: for all rows say 100%, for one row say 1; {hint}")
+        return cls(share=share)
+
+    def of(self, rows: int) -> int:
+        """Return the exact number of rows out of ``rows``; shares are rounded down.
+
+        Raises:
+            BudgetError: More than there are, or a share that is less than one row.
+        """
+        count = self.count if self.count is not None else int(self.share * rows) if self.share else 0
+        if count > rows:
+            raise BudgetError(f"cannot keep {count:,} rows of the {rows:,} there are")
+        if count == 0:
+            raise BudgetError(f"{self} of {rows:,} rows is less than one row; keep more")
+        return count
+
+    def __str__(self) -> str:
+        """As the user would write it."""
+        if self.share is None:
+            return str(self.count)
+        percent = self.share * 100
+        exact = f"{float(percent):.10f}".rstrip("0").rstrip(".")
+        return f"{exact}%" if Fraction(Decimal(exact)) == percent else f"{float(percent)!r}%"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Step:
+    """One step of a chain.
+
+    Attributes:
+        method: Name of the method.
+        parameters: As given, with defaults, readable from JSON.
+        seed: Seed of its randomness.
+        rows_in: Rows it was given.
+        rows_out: Rows it kept.
+        reasons: Templates of a dropped row's reason, filled from its evidence by name
+            (``{score}``, ``{cut}``, ``{duplicate_of}``, ``{cluster}``, ``{quota}``, ``{size}``). Where there
+            are several, the row's evidence "code" says which holds.
+        score: What the score is, in words; "" where there is none.
+        cut: The score at which rows were cut, where one number says it.
+        notes: What the user should know, such as why a number was chosen.
+        rows: Evidence per row given, (rows_in,): "score" float32, "duplicate_of" int64, "cluster" int32,
+            "code" uint8.
+        groups: Evidence per cluster, (K,): "size", "quota", "kept", "complexity", "d_intra", "d_inter".
+    """
+
+    method: str
+    parameters: Mapping[str, Any]
+    seed: int
+    rows_in: int
+    rows_out: int
+    reasons: tuple[str, ...]
+    score: str = ""
+    cut: float | None = None
+    notes: tuple[str, ...] = ()
+    rows: Mapping[str, Array] = field(default_factory=dict)
+    groups: Mapping[str, Array] = field(default_factory=dict)
+
+    def why(self, i: int) -> str:
+        """Say why row number ``i`` of those given was dropped."""
+        template = self.reasons[int(self.rows["code"][i]) if "code" in self.rows else 0]
+        return template.format(**{name: self._value(name, i) for name in _names(template)})
+
+    def _value(self, name: str, i: int) -> Any:
+        if name == "cut":
+            return self.cut
+        if name in self.rows:
+            return self.rows[name][i].item()
+        return self.groups[name][int(self.rows["cluster"][i])].item()
+
+    def header(self) -> dict[str, Any]:
+        """Everything but the arrays, for JSON."""
+        return {
+            "method": self.method,
+            "parameters": dict(self.parameters),
+            "seed": self.seed,
+            "rows_in": self.rows_in,
+            "rows_out": self.rows_out,
+            "score": self.score,
+            "cut": self.cut,
+            "reasons": list(self.reasons),
+            "notes": list(self.notes),
+            "rows": sorted(self.rows),
+            "groups": sorted(self.groups),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Selection:
+    """One bit per row of a store, and the story behind each.
+
+    Attributes:
+        store: Fingerprint of the store; selections of different stores do not mix.
+        pool: Where the store was opened, to find keys and captions again.
+        options: How it was opened.
+        dropped_by: (N,) int16: number of the step that dropped the row, -1 for kept rows.
+        steps: The chain.
+        repeats: (N,) int32, how often a kept row is to be used; None for once.
+    """
+
+    store: str
+    pool: str
+    options: Mapping[str, Any]
+    dropped_by: npt.NDArray[np.int16]
+    steps: tuple[Step, ...] = ()
+    repeats: npt.NDArray[np.int32] | None = None
+
+    @classmethod
+    def everything(cls, store: str, pool: str, options: Mapping[str, Any], rows: int) -> Selection:
+        """The selection of all rows, before any step."""
+        return cls(store=store, pool=pool, options=options, dropped_by=np.full(rows, -1, np.int16))
+
+    def mask(self) -> Bools:
+        """(N,) bool, True where kept."""
+        return np.asarray(self.dropped_by == -1, np.bool_)
+
+    def rows(self) -> npt.NDArray[np.int64]:
+        """Global ids of the kept rows, ascending."""
+        return np.flatnonzero(self.dropped_by == -1)
+
+    def __len__(self) -> int:
+        """Number of kept rows."""
+        return int(np.count_nonzero(self.dropped_by == -1))
+
+    @property
+    def total(self) -> int:
+        """N."""
+        return len(self.dropped_by)
+
+    def given(self, step: int) -> npt.NDArray[np.int64]:
+        """Global ids of the rows that step number ``step`` was given."""
+        return np.flatnonzero((self.dropped_by == -1) | (self.dropped_by >= step))
+
+    def then(self, step: Step, keep_n: Bools) -> Selection:
+        """Return the selection after one more step; ``keep_n`` is over the rows kept so far."""
+        kept = self.rows()
+        if keep_n.shape != kept.shape:
+            raise UsageError(f"{step.method} judged {len(keep_n):,} rows, but was given {len(kept):,}")
+        dropped_by = np.array(self.dropped_by)
+        dropped_by[kept[~keep_n]] = len(self.steps)
+        return Selection(
+            store=self.store,
+            pool=self.pool,
+            options=self.options,
+            dropped_by=dropped_by,
+            steps=(*self.steps, step),
+        )
+
+    # --- set algebra --------------------------------------------------------------------------
+
+    def __and__(self, other: Selection) -> Selection:
+        """Rows kept by both."""
+        return self._combined("intersection", other, self.mask() & self._same(other).mask())
+
+    def __or__(self, other: Selection) -> Selection:
+        """Rows kept by either."""
+        return self._combined("union", other, self.mask() | self._same(other).mask())
+
+    def __sub__(self, other: Selection) -> Selection:
+        """Rows kept here and not there."""
+        return self._combined("difference", other, self.mask() & ~self._same(other).mask())
+
+    def _same(self, other: Selection) -> Selection:
+        if (other.store, other.total) != (self.store, self.total):
+            raise UsageError(
+                f"these selections are of different pools: {self.pool} ({self.total:,} rows, {self.store[:12]}) "
+                f"and {other.pool} ({other.total:,} rows, {other.store[:12]})"
+            )
+        return other
+
+    def _combined(self, name: str, other: Selection, mask: Bools) -> Selection:
+        origins = [[step.header() for step in part.steps] for part in (self, other)]
+        step = Step(
+            method=name,
+            parameters={"of": origins},
+            seed=0,
+            rows_in=self.total,
+            rows_out=int(mask.sum()),
+            reasons=(f"not in the {name} of two selections",),
+        )
+        start = Selection.everything(self.store, self.pool, self.options, self.total)
+        return start.then(step, mask)
+
+    # --- on disk ------------------------------------------------------------------------------
+
+    def header(self) -> dict[str, Any]:
+        """What ``selection.json`` holds."""
+        from thresher import __version__
+
+        return {
+            "format": FORMAT,
+            "thresher": __version__,
+            "store": self.store,
+            "pool": self.pool,
+            "options": dict(self.options),
+            "rows": self.total,
+            "kept": len(self),
+            "repeats": self.repeats is not None,
+            "steps": [step.header() for step in self.steps],
+        }
+
+    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write a selection folder, whole or not at all.
+
+        The folder holds ``selection.json``, ``mask.npy`` (N,) bool, ``dropped_by.npy`` (N,) int16,
+        ``repeats.npy`` where there is one, and evidence in ``steps/<number>-<method>/*.npy``.
+
+        Raises:
+            OutputError: The folder exists and is not to be overwritten, or cannot be written.
+        """
+        target = Path(folder)
+        if target.exists() and not overwrite:
+            raise OutputError(f"{target}: exists already; choose another name or pass --overwrite")
+        if target.exists() and not (target / "selection.json").exists() and any(target.iterdir()):
+            raise OutputError(f"{target}: is not a selection folder; it is not overwritten")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
+        except OSError as error:
+            raise OutputError(f"{target}: cannot be written ({error.strerror or error})") from None
+        try:
+            self._write(scratch)
+            scratch.chmod(0o755)
+            if target.exists():
+                old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".old"))
+                target.rename(old / "was")
+                scratch.rename(target)
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                scratch.rename(target)
+        except OSError as error:
+            raise OutputError(f"{target}: cannot be written ({error.strerror or error})") from None
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        return target
+
+    def _write(self, folder: Path) -> None:
+        def put(name: str, array: Array) -> None:
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "wb") as file:
+                np.save(file, array, allow_pickle=False)
+
+        put("mask.npy", self.mask())
+        put("dropped_by.npy", self.dropped_by)
+        if self.repeats is not None:
+            put("repeats.npy", self.repeats)
+        for number, step in enumerate(self.steps):
+            for name, array in step.rows.items():
+                put(f"{_step_folder(number, step.method)}/rows.{name}.npy", array)
+            for name, array in step.groups.items():
+                put(f"{_step_folder(number, step.method)}/groups.{name}.npy", array)
+        text = json.dumps(self.header(), indent=1, ensure_ascii=False)
+        (folder / "selection.json").write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Selection:
+        """Open a selection folder; arrays are memory-mapped.
+
+        Raises:
+            PoolError: Not a selection folder, or a damaged one.
+        """
+        path = Path(folder)
+        try:
+            header = json.loads((path / "selection.json").read_text(encoding="utf-8"))
+            if header["format"] != FORMAT:
+                raise PoolError(f"{path}: written in format {header['format']}, this version reads {FORMAT}")
+            total = int(header["rows"])
+            steps = []
+            for number, head in enumerate(header["steps"]):
+                base = _step_folder(number, head["method"])
+                rows = {name: _load(path, f"{base}/rows.{name}.npy", head["rows_in"]) for name in head["rows"]}
+                groups = {name: _load(path, f"{base}/groups.{name}.npy") for name in head["groups"]}
+                told = {"notes": tuple(head["notes"]), "reasons": tuple(head["reasons"])}
+                steps.append(Step(**{**head, **told, "rows": rows, "groups": groups}))
+            found = cls(
+                store=header["store"],
+                pool=header["pool"],
+                options=header["options"],
+                dropped_by=_load(path, "dropped_by.npy", total),
+                steps=tuple(steps),
+                repeats=_load(path, "repeats.npy", total) if header["repeats"] else None,
+            )
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise PoolError(f"{path}: not a selection folder ({Path(error.filename or '').name} is missing)") from None
+        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            raise PoolError(f"{path}: the selection cannot be read, it may be damaged ({error})") from None
+        if len(found) != header["kept"]:
+            raise PoolError(f"{path}: {len(found):,} rows are kept where selection.json says {header['kept']:,}")
+        return found
+
+
+def _load(folder: Path, name: str, rows: int | None = None) -> Array:
+    if not re.fullmatch(r"(steps/[a-z0-9-]+/(rows|groups)\.)?[a-z_]+\.npy", name):
+        raise PoolError(f"{folder}: names an array {name!r}, which no selection holds")
+    found: Array = np.load(folder / name, mmap_mode="r", allow_pickle=False)
+    if rows is not None and len(found) != rows:
+        raise PoolError(f"{folder / name}: has {len(found):,} rows where {rows:,} are due")
+    return found
+
+
+def _step_folder(number: int, method: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", method):
+        raise PoolError(f"{method!r} is no method's name")
+    return f"steps/{number:02d}-{method}"
+
+
+def _names(template: str) -> Iterable[str]:
+    return [name for _, name, _, _ in string.Formatter().parse(template) if name]
