@@ -25,6 +25,9 @@ _CODES = (
 )
 
 
+REPEATED, CLIMBS = 3, 4
+
+
 @dataclass(frozen=True, kw_only=True)
 class Audit:
     """Refuse a pool with bad rows, or with ``skip_bad`` set them aside.
@@ -110,7 +113,7 @@ def _key_codes(run: Run) -> npt.NDArray[np.uint8]:
             hashes[done:stop] = hashed
             if pa.types.is_string(part.type) or pa.types.is_large_string(part.type):
                 climbs = pc.match_substring_regex(part, r"(^|[/\\])\.\.([/\\]|$)")
-                codes[done:stop][np.asarray(climbs.fill_null(False))] = len(_CODES) - 1
+                codes[done:stop][np.asarray(climbs.fill_null(False))] = CLIMBS
             advance(len(part))
             done = stop
     ordered = np.sort(hashes)
@@ -121,7 +124,7 @@ def _key_codes(run: Run) -> npt.NDArray[np.uint8]:
         seen: set[Any] = set()
         for position, key in zip(suspects, keys, strict=True):
             if key in seen and codes[position] == 0:
-                codes[position] = len(_CODES) - 2
+                codes[position] = REPEATED
             seen.add(key)
     return codes
 

@@ -230,9 +230,7 @@ class writing:  # noqa: N801 - reads as a verb: with writing(path) as scratch
                 dir=self.path.parent, prefix=f".{self.path.name}.", suffix=".tmp" + self.path.suffix
             )
             os.close(handle)
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(self.scratch, 0o666 & ~mask)
+            os.chmod(self.scratch, 0o666 & ~_umask())
         except OSError as error:
             raise _cannot_write(self.path, error) from None
         return self.scratch
@@ -249,6 +247,36 @@ class writing:  # noqa: N801 - reads as a verb: with writing(path) as scratch
                 os.unlink(self.scratch)
         if isinstance(error, OSError):
             raise _cannot_write(self.path, error) from None
+
+
+@contextmanager
+def writing_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a scratch folder beside ``folder`` that takes its place when the block ends well, else vanishes."""
+    target = Path(folder)
+    scratch = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
+        yield scratch
+        scratch.chmod(0o777 & ~_umask())
+        if target.exists():
+            old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".old"))
+            target.rename(old / "was")
+            scratch.rename(target)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            scratch.rename(target)
+    except OSError as error:
+        raise _cannot_write(target, error) from None
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _cannot_write(path: Path, error: OSError) -> OutputError:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from thresher.cache import writing_folder
 from thresher.errors import PoolError, UsageError
 from thresher.ops import kmeans
 from thresher.ops.neighbors import mean_nearest_distance
@@ -99,6 +103,37 @@ class Clustered:
         """
         centroids, notes = _computed(run, self) if self.centroids is None else _given(run, self)
         return replace(assign(run, self.embedding, centroids), notes=notes)
+
+
+def write_groups(groups: Groups, folder: str | os.PathLike[str], told: Mapping[str, Any]) -> Path:
+    """Write centroids.npy (K, D) float32, labels.npy (N,) int32, distances.npy (N,) float32 and cluster.json.
+
+    Raises:
+        OutputError: The folder cannot be written; nothing is left half-written.
+    """
+    arrays = {"centroids": groups.centroids_KD, "labels": groups.labels_N, "distances": groups.distances_N}
+    with writing_folder(folder) as scratch:
+        for name, array in arrays.items():
+            np.save(scratch / f"{name}.npy", array, allow_pickle=False)
+        header = {"rows": len(groups.labels_N), "clusters": len(groups.centroids_KD), "notes": groups.notes, **told}
+        (scratch / "cluster.json").write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
+    return Path(folder)
+
+
+def read_labels(folder: str | os.PathLike[str]) -> npt.NDArray[Any]:
+    """Return the labels that :func:`write_groups` wrote.
+
+    Raises:
+        PoolError: There are none that can be read.
+    """
+    path = Path(folder) / "labels.npy"
+    try:
+        labels: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise PoolError(f"{path}: no labels of 'thresher cluster' ({error})") from None
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise PoolError(f"{path}: labels are whole numbers, one a row, not {labels.dtype} {labels.shape}")
+    return labels
 
 
 def automatic(rows: int) -> tuple[int, str]:

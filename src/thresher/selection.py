@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import string
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
@@ -22,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from thresher.cache import writing_folder
 from thresher.errors import BudgetError, OutputError, PoolError, UsageError
 
 Array = npt.NDArray[Any]
@@ -284,25 +283,8 @@ class Selection:
             raise OutputError(f"{target}: exists already; choose another name or pass --overwrite")
         if target.exists() and not (target / "selection.json").exists() and any(target.iterdir()):
             raise OutputError(f"{target}: is not a selection folder; it is not overwritten")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
-        except OSError as error:
-            raise OutputError(f"{target}: cannot be written ({error.strerror or error})") from None
-        try:
+        with writing_folder(target) as scratch:
             self._write(scratch)
-            scratch.chmod(0o755)
-            if target.exists():
-                old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".old"))
-                target.rename(old / "was")
-                scratch.rename(target)
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                scratch.rename(target)
-        except OSError as error:
-            raise OutputError(f"{target}: cannot be written ({error.strerror or error})") from None
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
         return target
 
     def _write(self, folder: Path) -> None:

@@ -1,0 +1,594 @@
+"""The command line: parse, call, print. Everything it does is a call away from Python too."""
+
+from __future__ import annotations
+
+import json
+import sys
+import typing
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from thresher import __version__
+from thresher.errors import OutputError, ThresherError, UsageError, suggest
+
+F = typing.TypeVar("F", bound=Callable[..., Any])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; 0 on success, 2 on a usage or input error with one readable message."""
+    try:
+        thresher.main(arguments, prog_name="thresher", standalone_mode=False)
+    except click.exceptions.Exit as done:
+        return int(done.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; the same command goes on where this one stopped", err=True)
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except BrokenPipeError:
+        return 0
+    except ThresherError as error:
+        click.echo(f"Error: {error}", err=True)
+        return 2
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        click.echo(f"Error: {where}{error.strerror or error}", err=True)
+        return 2
+    except MemoryError:
+        click.echo("Error: out of memory; use fewer --workers or a smaller --sample", err=True)
+        return 2
+    return 0
+
+
+# --- options shared by commands -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Common:
+    """Options every command takes that reads a pool."""
+
+    image: str | None
+    text: str | None
+    key: str | None
+    caption: str | None
+    dtype: str | None
+    metadata: str | None
+    skip_bad: bool
+    engine: str
+    workers: int | None
+    seed: int | None
+    cache: str | None
+    quiet: bool
+    as_json: bool
+
+    def open(self, pool: str) -> Any:
+        """Open the pool."""
+        from thresher.readers.layout import Options
+        from thresher.store import open_store
+
+        given = {item.name: getattr(self, item.name) for item in fields(Options)}
+        return open_store(pool, Options(**given), scratch=self.cache)
+
+    def places(self) -> dict[str, Any]:
+        """Return engine, cache and progress for a run."""
+        from thresher.cache import Cache
+        from thresher.engine import make_engine
+        from thresher.terminal import progress_for
+
+        return {
+            "engine": make_engine(self.engine, self.workers),
+            "cache": Cache.at(self.cache),
+            "progress": progress_for(self.quiet or self.as_json),
+        }
+
+
+_POOL = [
+    click.option("--image", metavar="NAME", help="Array or column with the image embeddings."),
+    click.option("--text", metavar="NAME", help="Array or column with the text embeddings."),
+    click.option("--key", metavar="NAME", help="Metadata column that identifies a row."),
+    click.option("--caption", metavar="NAME", help="Metadata column with the caption."),
+    click.option("--dtype", type=click.Choice(["float16", "float32", "bfloat16"]), help="What unmarked bytes hold."),
+    click.option("--metadata", metavar="DIR", help="img2dataset output to join by key."),
+    click.option("--skip-bad", is_flag=True, help="Set bad files and rows aside, counted and listed."),
+]
+_RUN = [
+    click.option(
+        "--engine", type=click.Choice(["serial", "threads", "processes"]), default="threads", show_default=True
+    ),
+    click.option("--workers", type=int, metavar="N", help="Tasks at once (default: all cores)."),
+    click.option("--cache", metavar="DIR", help="Cache folder (default: $XDG_CACHE_HOME/thresher)."),
+    click.option("--quiet", is_flag=True, help="No progress."),
+    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+]
+_SEED = click.option("--seed", type=int, default=None, metavar="N", help="Seed of all randomness (default: 0).")
+_OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace an earlier result.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+_MOVED = click.option("--pool", metavar="POOL", help="Where the pool is now, if it was moved.")
+
+
+def _options(*options: Any) -> Callable[[F], F]:
+    def add(fn: F) -> F:
+        for option in reversed(options):
+            fn = option(fn)
+        return fn
+
+    return add
+
+
+def _common(values: dict[str, Any]) -> Common:
+    return Common(**{item.name: values.pop(item.name, None) for item in fields(Common)})
+
+
+class _Group(click.Group):
+    """A group that suggests the nearest command."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            names = self.list_commands(ctx)
+            raise click.UsageError(f"no {args[0]!r}; there are {', '.join(names)}.{suggest(args[0], names)}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="thresher")
+def thresher() -> None:
+    """Choose the image-text pairs worth training on."""
+
+
+# --- inspect, methods, recipes --------------------------------------------------------------------
+
+
+@thresher.command()
+@click.argument("pool")
+@click.option("--quick", is_flag=True, help="Look at about 100,000 rows only.")
+@_options(*_POOL, *_RUN)
+def inspect(pool: str, quick: bool, **values: Any) -> None:
+    """What is in POOL, what looks wrong, and what a run will cost."""
+    from thresher.inspection import inspect as look
+    from thresher.run import Run
+    from thresher.selection import Selection
+
+    common = _common(values)
+    store = common.open(pool)
+    start = Selection.everything("", pool, {}, store.total)
+    found = look(Run(store, start, **common.places()), quick=quick)
+    if common.as_json:
+        _print_json(found)
+        return
+    _say(f"{found['location']}: {found['rows']:,} rows, layout {found['layout']}, {found['files']:,} files")
+    for name, field in found["fields"].items():
+        norm = f"norms {field['norms']['min']:.3g} .. {field['norms']['max']:.3g}" if field["norms"] else "no good row"
+        bad = sum(field[f"{kind}_rows"] for kind in ("nan", "infinite", "zero"))
+        _say(
+            f"  {name}: {field['dim']} x {field['dtype']}, {_bytes(field['bytes'])}, {norm}, {bad:,} bad rows "
+            f"of {field['looked_at']:,} looked at"
+        )
+    _say(
+        f"  key: {found['key'] or 'none'}; caption: {found['caption'] or 'none'}; columns: {', '.join(found['columns'])}"
+    )
+    if found["keys"]:
+        _say(f"  keys: {found['keys']['repeated']:,} repeated, {found['keys']['climbing']:,} climbing")
+    for aside in found["set_aside"]:
+        _say(f"  set aside: {aside['path']}: {aside['why']}")
+    for warning in found["warnings"]:
+        _say(f"  ! {warning}")
+    if cost := found["cost"]:
+        told = ", ".join(f"{name} {_seconds(value)}" for name, value in cost["seconds"].items())
+        _say(f"  about, with {cost['clusters']:,} clusters on {common.engine}: {told}")
+        _say(f"  memory up to {_bytes(cost['memory_bytes'])}, cache {_bytes(cost['cache_bytes'])}")
+
+
+@thresher.command()
+@click.argument("name", required=False)
+@_JSON
+def methods(name: str | None, as_json: bool) -> None:
+    """List the methods, or tell all about the one called NAME."""
+    from thresher.registry import choices, find, parameters_of, type_of, without_none
+    from thresher.registry import methods as known
+
+    if name is None:
+        found = {key: (cls.__doc__ or "").strip().splitlines()[0] for key, cls in known().items()}
+        if as_json:
+            _print_json(found)
+            return
+        width = max(map(len, found))
+        for key, line in found.items():
+            _say(f"{key:{width}}  {line}")
+        _say("\nthresher methods NAME tells all about one.")
+        return
+    cls = find(name)
+    parameters = []
+    for item in parameters_of(cls):
+        kind = without_none(type_of(cls, item.name))
+        parameters.append(
+            {
+                "name": item.name,
+                "type": " | ".join(choices(kind)) or kind.__name__.lower(),
+                "default": None if item.default is MISSING else item.default,
+                "required": item.default is MISSING,
+                "help": item.metadata.get("help", ""),
+            }
+        )
+    about = (sys.modules[cls.__module__].__doc__ or "").strip()
+    if as_json:
+        _print_json({"name": name, "about": about, "parameters": parameters})
+        return
+    _say(f"{name}: {(cls.__doc__ or '').strip()}\n\n{about}\n")
+    for p in parameters:
+        default = "required" if p["required"] else f"default {p['default']}"
+        _say(f"  {p['name']} ({p['type']}; {default})\n      {p['help']}")
+
+
+@thresher.command()
+@click.argument("name", required=False)
+def recipes(name: str | None) -> None:
+    """List the shipped recipes, or print the one called NAME."""
+    from thresher.recipe import Recipe, shipped_recipes
+
+    found = shipped_recipes()
+    if name is None:
+        for key in found:
+            _say(f"{key}: {' '.join(Recipe.load(key).description.split())}\n")
+        return
+    if name not in found:
+        raise UsageError(f"no shipped recipe {name!r}; there are {', '.join(found)}.{suggest(name, found)}")
+    _say(found[name].rstrip())
+
+
+# --- cluster, select, run -------------------------------------------------------------------------
+
+
+@thresher.command()
+@click.argument("pool")
+@click.option("-o", "--out", required=True, metavar="DIR", help="Folder to write.")
+@click.option("--clusters", type=int, metavar="K", help="Number of clusters (default: chosen).")
+@click.option("--centroids", metavar="FILE", help=".npy of (K, D) centroids: only assign.")
+@click.option("--iterations", type=int, default=20, show_default=True)
+@click.option("--sample", default="auto", show_default=True, metavar="all|auto|N", help="Rows to train on.")
+@click.option("--embedding", type=click.Choice(["image", "text", "joint"]), default="image", show_default=True)
+@click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="float32", show_default=True)
+@_SEED
+@_OVERWRITE
+@_options(*_POOL, *_RUN)
+def cluster(pool: str, out: str, overwrite: bool, **values: Any) -> None:
+    """Cluster POOL: writes centroids.npy, labels.npy and distances.npy."""
+    from thresher.groups import Clustered, write_groups
+    from thresher.run import Run
+    from thresher.selection import Selection
+
+    common = _common(values)
+    how = Clustered(**values)
+    target = _free(out, overwrite, "cluster.json")
+    store = common.open(pool)
+    start = Selection.everything("", pool, {}, store.total)
+    run = Run(store, start, seed=common.seed or 0, **common.places())
+    groups = how.groups(run)
+    write_groups(groups, target, {"pool": pool, "seed": run.seed, **values})
+    sizes = groups.sizes_K
+    found = {
+        "out": str(target),
+        "rows": len(groups.labels_N),
+        "clusters": len(sizes),
+        "empty": int((sizes == 0).sum()),
+        "smallest": int(sizes.min()),
+        "largest": int(sizes.max()),
+        "mean_cosine": 1.0 - float(groups.distances_N.mean(dtype="float64")),
+        "notes": list(groups.notes),
+    }
+    if common.as_json:
+        _print_json(found)
+        return
+    for note in groups.notes:
+        _say(note)
+    _say(
+        f"{found['clusters']:,} clusters of {found['smallest']:,} to {found['largest']:,} rows "
+        f"({found['empty']:,} empty), mean cosine to the centroid {found['mean_cosine']:.4f}"
+    )
+    _say(f"written to {target}")
+
+
+class _Methods(_Group):
+    """One subcommand a method, its flags from the method's fields."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        from thresher.registry import methods as known
+
+        return list(known())
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        from thresher.registry import methods as known
+
+        cls = known().get(cmd_name)
+        return _method_command(cmd_name, cls) if cls else None
+
+
+@thresher.group(cls=_Methods)
+def select() -> None:
+    """Prune a pool with one method."""
+
+
+def _method_command(name: str, cls: Any) -> click.Command:
+    from thresher.registry import choices, parameters_of, type_of, without_none
+
+    options = []
+    for item in parameters_of(cls):
+        kind = without_none(type_of(cls, item.name))
+        flag = "--" + item.name.replace("_", "-")
+        extra: dict[str, Any] = {"help": item.metadata.get("help", ""), "default": None}
+        if kind is bool:
+            flag = f"{flag}/--no-{item.name.replace('_', '-')}"
+        elif words := choices(kind):
+            extra["type"] = click.Choice(words)
+        elif kind in (int, float):
+            extra |= {"type": kind, "metavar": "N" if kind is int else "X"}
+        else:
+            extra["metavar"] = "AMOUNT" if kind.__name__ == "Keep" else "TEXT"
+        if item.default is not MISSING and item.default is not None:
+            extra["help"] += f" (default: {item.default})"
+        elif item.default is MISSING:
+            extra["help"] += " (required)"
+        options.append(click.option(flag, item.name, **extra))
+
+    @click.argument("pool")
+    @click.option("-o", "--out", required=True, metavar="DIR", help="Selection folder to write.")
+    @_options(*options)
+    @click.option("--within", metavar="SEL", help="Only look at the rows an earlier selection kept.")
+    @_SEED
+    @_OVERWRITE
+    @_options(*_POOL, *_RUN)
+    def command(pool: str, out: str, within: str | None, overwrite: bool, **values: Any) -> None:
+        from thresher.registry import build
+
+        common = _common(values)
+        method = build(name, {key: value for key, value in values.items() if value is not None})
+        _run(common, pool, [method], common.seed or 0, out, within, overwrite)
+
+    return click.command(name, help=(cls.__doc__ or "").strip() + f"\n\n\x08\nSee: thresher methods {name}")(command)
+
+
+@thresher.command()
+@click.argument("recipe")
+@click.argument("pool")
+@click.option("-o", "--out", required=True, metavar="DIR", help="Selection folder to write.")
+@click.option("--within", metavar="SEL", help="Only look at the rows an earlier selection kept.")
+@_SEED
+@_OVERWRITE
+@_options(*_POOL, *_RUN)
+def run(recipe: str, pool: str, out: str, within: str | None, overwrite: bool, **values: Any) -> None:
+    """Run RECIPE, a TOML file or the name of a shipped recipe, on POOL."""
+    from thresher.recipe import Recipe
+
+    common = _common(values)
+    found = Recipe.load(recipe)
+    seed = found.seed if common.seed is None else common.seed
+    _run(common, pool, list(found.steps), seed, out, within, overwrite)
+
+
+def _run(common: Common, pool: str, steps: list[Any], seed: int, out: str, within: str | None, overwrite: bool) -> None:
+    from thresher.recipe import run_steps
+    from thresher.run import parameters_of
+    from thresher.selection import Selection
+
+    earlier = Selection.load(within) if within else None
+    target = Path(out)
+    if (target / "selection.json").exists() and not overwrite:
+        known = [(s.method, dict(s.parameters), s.seed) for s in Selection.load(target).steps]
+        asked = [(s.method, dict(s.parameters), s.seed) for s in (earlier.steps if earlier else ())]
+        asked += [(s.name, parameters_of(s), seed) for s in steps]
+        if [s for s in known if s[0] != "skip-bad"] != [s for s in asked if s[0] != "skip-bad"]:
+            raise OutputError(f"{out}: holds the result of other steps; choose another name or pass --overwrite")
+        overwrite = True  # the same steps: whatever is there is the same, or of a pool that has changed
+    target = _free(out, overwrite, "selection.json")
+    store = common.open(pool)
+    selection = run_steps(store, steps, seed=seed, within=earlier, **common.places())
+    selection.save(target, overwrite=overwrite)
+    if common.as_json:
+        _print_json({"out": str(target), **selection.header()})
+        return
+    _say(f"kept {len(selection):,} of {selection.total:,} rows ({len(selection) / selection.total:.1%})")
+    _say(f"written to {target}")
+
+
+def _free(out: str, overwrite: bool, mark: str) -> Path:
+    """Refuse a folder in the way before any work is done."""
+    target = Path(out)
+    if target.exists() and not target.is_dir():
+        raise OutputError(f"{target}: is a file; name a folder")
+    if target.exists() and any(target.iterdir()):
+        if not (target / mark).exists():
+            raise OutputError(f"{target}: exists and is not a result of thresher; choose another name")
+        if not overwrite:
+            raise OutputError(f"{target}: exists already; choose another name or pass --overwrite")
+    return target
+
+
+# --- compare, explain, export, report -------------------------------------------------------------
+
+
+@thresher.command()
+@click.argument("selections", nargs=-1, required=True, metavar="SEL SEL...")
+@click.option("--clusters", metavar="DIR", help="Folder of 'thresher cluster' to tell differences by.")
+@click.option("--worst", type=int, default=10, show_default=True, help="Clusters to list.")
+@_JSON
+def compare(selections: tuple[str, ...], clusters: str | None, worst: int, as_json: bool) -> None:
+    """Overlap and differences of selections of one pool."""
+    from thresher.comparison import compare as side_by_side
+    from thresher.groups import read_labels
+    from thresher.selection import Selection
+
+    if len(set(selections)) != len(selections):
+        raise UsageError("a selection is named twice")
+    found = side_by_side(
+        {name: Selection.load(name) for name in selections}, read_labels(clusters) if clusters else None, worst
+    )
+    if as_json:
+        _print_json(found)
+        return
+    for name, kept in found["kept"].items():
+        _say(f"{name}: {kept:,} of {found['rows']:,} rows ({kept / found['rows']:.1%})")
+    for pair in found["pairs"]:
+        _say(
+            f"{pair['a']} and {pair['b']}: {pair['both']:,} in both, {pair['only_a']:,} and {pair['only_b']:,} in one; "
+            f"overlap {pair['overlap']:.1%} of the smaller, Jaccard {pair['jaccard']:.3f}"
+        )
+    if found["clusters"]:
+        _say("clusters whose kept shares differ most:")
+        for entry in found["clusters"]:
+            kept = ", ".join(f"{name} {count:,}" for name, count in entry["kept"].items())
+            _say(f"  cluster {entry['cluster']} of {entry['size']:,} rows: {kept}")
+
+
+@thresher.command()
+@click.argument("selection")
+@click.argument("key")
+@_MOVED
+@_JSON
+def explain(selection: str, key: str, pool: str | None, as_json: bool) -> None:
+    """The story of the row with KEY (or row:NUMBER) in SELECTION."""
+    from thresher.export import reopen
+    from thresher.selection import Selection
+    from thresher.story import explain as story
+
+    loaded = Selection.load(selection)
+    found = story(loaded, reopen(loaded, pool), key)
+    if as_json:
+        _print_json(found)
+        return
+    caption = f" \u201c{found['caption']}\u201d" if found["caption"] else ""
+    _say(f"row {found['row']:,}, key {found['key']}{caption}: {'kept' if found['kept'] else 'dropped'}")
+    for number, step in enumerate(found["steps"], 1):
+        told = step["reason"] or "passes"
+        _say(f"  {number}. {step['method']}: {step['verdict']} - {told}")
+        if "score" in step:
+            cut = "" if step["cut"] is None else f" (cut at {step['cut']:.4f})"
+            _say(f"     {step['meaning']}: {step['score']:.4f}{cut}")
+        if "cluster" in step:
+            facts = ", ".join(
+                f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4f}"
+                for name, value in step["cluster"].items()
+                if name != "number"
+            )
+            _say(f"     cluster {step['cluster']['number']}: {facts}")
+        if "duplicate" in step:
+            twin = step["duplicate"]
+            caption = f" \u201c{twin['caption']}\u201d" if twin["caption"] else ""
+            _say(
+                f"     duplicates row {twin['row']:,}, key {twin['key']}{caption}, which was {'kept' if twin['kept'] else 'dropped'}"
+            )
+
+
+@thresher.command()
+@click.argument("selection")
+@click.option("--as", "kind", required=True, metavar="FORMAT", help="datacomp, parquet, keys, open_clip, img2dataset.")
+@click.option("-o", "--out", required=True, metavar="FILE", help="File to write.")
+@_MOVED
+@click.option("--metadata", metavar="DIR", help="img2dataset output to join by key.")
+@click.option("--manifest/--no-manifest", default=True, show_default=True, help="Write FILE.manifest.json with sha256.")
+@_OVERWRITE
+@_JSON
+def export(
+    selection: str, kind: str, out: str, pool: str | None, metadata: str | None, manifest: bool, overwrite: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Write SELECTION for a training tool."""
+    from thresher.export import export as write
+    from thresher.export import formats, reopen
+    from thresher.selection import Selection
+
+    if kind not in formats():
+        raise UsageError(f"no format {kind!r}; there are {', '.join(formats())}.{suggest(kind, formats())}")
+    loaded = Selection.load(selection)
+    done = write(loaded, kind, out, store=reopen(loaded, pool, metadata), manifest=manifest, overwrite=overwrite)
+    if as_json:
+        _print_json(vars(done))
+        return
+    _say(f"{done.rows:,} rows written to {done.path}")
+    if done.missing:
+        _say(f"{done.missing:,} rows asked for were not found; they are listed in {done.missing_file}")
+    if done.manifest:
+        _say(f"manifest: {done.manifest}")
+
+
+@thresher.command()
+@click.argument("selection")
+@click.option("-o", "--out", required=True, metavar="FILE", help="HTML file to write.")
+@click.option("--title", metavar="TEXT", help="Heading of the page.")
+@click.option("--examples", type=int, default=6, show_default=True, help="Sample rows of a cluster.")
+@click.option("--without-pool", is_flag=True, help="No captions and pictures: the pool is not read.")
+@_MOVED
+@_OVERWRITE
+@_JSON
+def report(
+    selection: str, out: str, title: str | None, examples: int, without_pool: bool, pool: str | None, overwrite: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """One HTML page on SELECTION that needs no network."""
+    from thresher.export import reopen
+    from thresher.report import write_report
+    from thresher.selection import Selection
+
+    if Path(out).exists() and not overwrite:
+        raise OutputError(f"{out}: exists already; choose another name or pass --overwrite")
+    loaded = Selection.load(selection)
+    store = None if without_pool else reopen(loaded, pool)
+    path = write_report(loaded, out, store=store, title=title, examples=examples)
+    if as_json:
+        _print_json({"report": str(path), "bytes": path.stat().st_size})
+        return
+    _say(f"report: {path} ({_bytes(path.stat().st_size)})")
+
+
+# --- cache ----------------------------------------------------------------------------------------
+
+
+@thresher.group(cls=_Group, invoke_without_command=True)
+@click.option("--cache", "folder", metavar="DIR", help="Cache folder (default: $XDG_CACHE_HOME/thresher).")
+@click.pass_context
+def cache(ctx: click.Context, folder: str | None) -> None:
+    """Show the size of the cache."""
+    from thresher.cache import Cache
+
+    ctx.obj = Cache.at(folder)
+    if ctx.invoked_subcommand is None:
+        _say(f"{ctx.obj.folder}: {_bytes(ctx.obj.size())} of at most {_bytes(ctx.obj.limit)}")
+
+
+@cache.command()
+@click.option("--cache", "folder", metavar="DIR", help="Cache folder.")
+@click.pass_obj
+def clear(obj: Any, folder: str | None) -> None:
+    """Remove everything in the cache."""
+    from thresher.cache import Cache
+
+    found = Cache.at(folder) if folder else obj
+    _say(f"{_bytes(found.clear())} removed from {found.folder}")
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+def _say(line: str) -> None:
+    click.echo(line)
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=1, ensure_ascii=False, default=str))
+
+
+def _bytes(count: float) -> str:
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"
+
+
+def _seconds(value: float) -> str:
+    if value < 100:
+        return f"{value:.1f} s"
+    return f"{value / 60:.0f} min" if value < 6000 else f"{value / 3600:.1f} h"
