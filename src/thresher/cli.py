@@ -168,9 +168,8 @@ def inspect(pool: str, quick: bool, **values: Any) -> None:
             f"  {name}: {field['dim']} x {field['dtype']}, {_bytes(field['bytes'])}, {norm}, {bad:,} bad rows "
             f"of {field['looked_at']:,} looked at"
         )
-    _say(
-        f"  key: {found['key'] or 'none'}; caption: {found['caption'] or 'none'}; columns: {', '.join(found['columns'])}"
-    )
+    _say(f"  key: {found['key'] or 'none'}; caption: {found['caption'] or 'none'}")
+    _say(f"  columns: {', '.join(found['columns']) or 'none'}")
     if found["keys"]:
         _say(f"  keys: {found['keys']['repeated']:,} repeated, {found['keys']['climbing']:,} climbing")
     for aside in found["set_aside"]:
@@ -477,9 +476,8 @@ def explain(selection: str, key: str, pool: str | None, as_json: bool) -> None:
         if "duplicate" in step:
             twin = step["duplicate"]
             caption = f" \u201c{twin['caption']}\u201d" if twin["caption"] else ""
-            _say(
-                f"     duplicates row {twin['row']:,}, key {twin['key']}{caption}, which was {'kept' if twin['kept'] else 'dropped'}"
-            )
+            fate = "kept" if twin["kept"] else "dropped"
+            _say(f"     duplicates row {twin['row']:,}, key {twin['key']}{caption}, which was {fate}")
 
 
 @thresher.command()

@@ -134,4 +134,6 @@ def _windowed(pool: Executor, fn: Callable[[T], R], tasks: Iterable[T], window: 
 
 
 def _one_thread() -> None:
+    import numpy  # noqa: F401 - BLAS must be loaded to be limited
+
     threadpoolctl.threadpool_limits(1)

@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.cache import writing_folder
+from thresher.engine import Engine
 from thresher.errors import PoolError, UsageError
 from thresher.ops import kmeans
-from thresher.ops.neighbors import mean_nearest_distance
+from thresher.ops.neighbors import MeanNearestDistance
 from thresher.ops.vectors import F32, unit_rows
 from thresher.readers.pieces import npy_piece
 from thresher.run import Run, unit
@@ -56,9 +57,10 @@ class Groups:
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray(sums / self.sizes_K, np.float64)
 
-    def d_inter_K(self, neighbors: int) -> npt.NDArray[np.float64]:
+    def d_inter_K(self, engine: Engine, neighbors: int) -> npt.NDArray[np.float64]:
         """(K,) mean distance of a centroid to its nearest other ones."""
-        return mean_nearest_distance(self.centroids_KD, neighbors)
+        rule = MeanNearestDistance(self.centroids_KD, neighbors)
+        return np.concatenate(list(engine.map(rule, rule.panels())))
 
 
 @dataclass(frozen=True, kw_only=True)

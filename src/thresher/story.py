@@ -75,7 +75,8 @@ def find_row(store: EmbeddingStore, key: str) -> int:
                 return int(ids[at])
     named = f"column {store.layout.key!r}" if store.layout.key else "no key column: rows go by number"
     raise UsageError(
-        f"no row {key!r} in {store.layout.location} ({named}); rows can be named by number as row:0 .. row:{store.total - 1}"
+        f"no row {key!r} in {store.layout.location} ({named}); "
+        f"rows can be named by number, row:0 to row:{store.total - 1}"
     )
 
 

@@ -63,7 +63,7 @@ class Density(Clustered):
         sizes = groups.sizes_K
         budget = self.keep.of(len(groups.labels_N))
         notes = list(groups.notes)
-        d_intra, d_inter = groups.d_intra_K, groups.d_inter_K(self.neighbors)
+        d_intra, d_inter = groups.d_intra_K, groups.d_inter_K(run.engine, self.neighbors)
         if self.released:
             complexity = d_inter * d_intra
             quotas = _released_quotas(complexity, sizes, budget, self.temperature or 0.5)
@@ -112,7 +112,7 @@ def _quotas(complexity: Floats, sizes: Ints, budget: int, temperature: float, le
     notes = []
     if low.sum() > budget:
         notes.append(
-            f"{budget:,} rows are too few to keep {least} of each of {int(filled.sum()):,} clusters: none is promised any"
+            f"{budget:,} rows cannot give {least} to each of {int(filled.sum()):,} clusters: none is promised any"
         )
         low = np.zeros_like(sizes)
     return allocate(target, low, sizes, budget), notes

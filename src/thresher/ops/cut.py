@@ -131,7 +131,7 @@ def allocate(target_K: npt.NDArray[Any], low_K: npt.NDArray[Any], high_K: npt.ND
     i = max(int(np.searchsorted(reached, total, side="left")) - 1, 0)
     shift = points[i] + ((total - reached[i]) / slope[i] if slope[i] > 0 else 0.0)
     ideal = np.clip(target + shift, low, high)
-    counts = np.floor(ideal).astype(np.int64)
+    counts: Ints = np.floor(ideal).astype(np.int64)
     remainder = ideal - counts
     spare = total - int(counts.sum())
     # Rounding noise of the shift can leave `spare` outside 0..K by a row or two: hence the loops.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -15,29 +16,35 @@ CHUNK = 4096  # rows of a product, both ways: 64 MB at most
 _PANEL = 1024  # columns of a product at a time: the panel stays in cache
 
 
-def mean_nearest_distance(centroids_KD: F32, neighbors: int) -> npt.NDArray[np.float64]:
-    """Return d_inter: the mean cosine distance of each centroid to its nearest others.
+@dataclass(frozen=True)
+class MeanNearestDistance:
+    """Callable for an engine: d_inter, the mean cosine distance of centroids to their nearest others.
 
-    Args:
+    Attributes:
         centroids_KD: (K, D) float32 unit rows.
         neighbors: How many others; all K - 1 when there are fewer.
-
-    Returns:
-        (K,) float64; zero for a single centroid.
     """
-    k = len(centroids_KD)
-    m = min(neighbors, k - 1)
-    out = np.zeros(k, np.float64)
-    if m < 1:
-        return out
-    for lo in range(0, k, _PANEL):
-        cosines = centroids_KD[lo : lo + _PANEL] @ centroids_KD.T
-        at = np.arange(len(cosines))
+
+    centroids_KD: F32
+    neighbors: int
+
+    def panels(self) -> Iterator[tuple[int, int]]:
+        """Cut the centroids into tasks."""
+        return ((lo, min(lo + _PANEL, len(self.centroids_KD))) for lo in range(0, len(self.centroids_KD), _PANEL))
+
+    def __call__(self, panel: tuple[int, int]) -> npt.NDArray[np.float64]:
+        """Return (hi - lo,) float64 for centroids lo..hi; zero for a single centroid."""
+        lo, hi = panel
+        k = len(self.centroids_KD)
+        m = min(self.neighbors, k - 1)
+        if m < 1:
+            return np.zeros(hi - lo)
+        cosines = self.centroids_KD[lo:hi] @ self.centroids_KD.T
+        at = np.arange(hi - lo)
         cosines[at, lo + at] = -np.inf
         nearest = np.partition(cosines, k - m, axis=1)[:, k - m :]
         # Sorted before the sum: a partition leaves the order, and so the rounding, open.
-        out[lo : lo + _PANEL] = 1.0 - np.sort(nearest, axis=1).mean(axis=1, dtype=np.float64)
-    return out
+        return np.asarray(1.0 - np.sort(nearest, axis=1).mean(axis=1, dtype=np.float64), np.float64)
 
 
 def nearest_earlier(load: Load, start: int, stop: int) -> tuple[F32, npt.NDArray[np.int64]]:
