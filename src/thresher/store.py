@@ -166,13 +166,13 @@ class EmbeddingStore:
                 yield Block(lo, min(lo + size, len(self)), data)
 
     def stripes(self, name: str, block: Block) -> Iterator[F32]:
-        """Yield the unit vectors of a block a cache-sized stripe at a time."""
-        for lo in range(block.lo, block.hi, STRIPE):
-            hi = min(lo + STRIPE, block.hi)
-            data = block.data
-            if data is not None:
-                data = {part: array[lo - block.lo : hi - block.lo] for part, array in data.items()}
-            yield self.vectors(name, Block(lo, hi, data))
+        """Yield the unit vectors of a block a cache-sized stripe at a time; each is valid until the next."""
+        whole = {part: self.raw(part, block) for part in self.parts(name)}
+        ids = self.ids_of(block)
+        buffers = {part: np.empty((min(STRIPE, len(block)), raw.shape[1]), np.float32) for part, raw in whole.items()}
+        for lo in range(0, len(block), STRIPE):
+            here = slice(lo, lo + STRIPE)
+            yield self._join(name, [self._unit(part, raw[here], ids[here], buffers[part]) for part, raw in whole.items()])
 
     def raw(self, name: str, block: Block) -> Array:
         """Return the vectors of a block as stored, (B, D)."""
@@ -233,8 +233,9 @@ class EmbeddingStore:
             return units[0]
         return np.concatenate(units, axis=1) * np.float32(np.sqrt(0.5))
 
-    def _unit(self, part: str, raw: Array, ids: Rows) -> F32:
-        units, bad = unit_rows(to_float32(raw))
+    def _unit(self, part: str, raw: Array, ids: Rows, buffer: F32 | None = None) -> F32:
+        rows = np.empty(raw.shape, np.float32) if buffer is None else buffer[: len(raw)]
+        units, bad = unit_rows(to_float32(raw, rows), in_place=True)
         if len(bad):
             row = int(ids[bad[0]])
             values = to_float32(raw[bad[:1]])

@@ -9,33 +9,38 @@ import numpy.typing as npt
 
 F32 = npt.NDArray[np.float32]
 
-_STRIPE = 1024  # rows cast at a time: the temporary stays in cache
+_STRIPE = 256  # rows cast at a time: the temporary stays in cache
 
 
-def to_float32(rows_BD: npt.NDArray[Any]) -> F32:
+def to_float32(rows_BD: npt.NDArray[Any], out: F32 | None = None) -> F32:
     """Return float32 values of float16, float32, float64 or bfloat16-as-uint16 rows, exactly.
 
     float16 goes through integer shifts and one multiply, which is three times NumPy's own cast;
-    blocks holding infinities or NaN take NumPy's way.
+    stripes holding infinities or NaN take NumPy's way. ``out`` (B, D) float32 saves an allocation.
     """
-    if rows_BD.dtype == np.float32:
-        return np.ascontiguousarray(rows_BD)
+    if out is None:
+        if rows_BD.dtype == np.float32:
+            return np.ascontiguousarray(rows_BD)
+        out = np.empty(rows_BD.shape, np.float32)
     if rows_BD.dtype == np.uint16:
-        return (rows_BD.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    if rows_BD.dtype != np.float16 or rows_BD.ndim != 2:
-        return rows_BD.astype(np.float32)
-    out = np.empty(rows_BD.shape, np.float32)
-    for start in range(0, len(rows_BD), _STRIPE):
-        _cast_half(rows_BD[start : start + _STRIPE], out[start : start + _STRIPE])
+        wide = out.view(np.uint32)
+        np.copyto(wide, rows_BD)
+        np.left_shift(wide, 16, out=wide)
+    elif rows_BD.dtype == np.float16 and rows_BD.ndim == 2:
+        sign = np.empty((min(_STRIPE, len(rows_BD)), rows_BD.shape[1]), np.uint32)
+        for lo in range(0, len(rows_BD), _STRIPE):
+            half = rows_BD[lo : lo + _STRIPE]
+            _cast_half(half, out[lo : lo + _STRIPE], sign[: len(half)])
+    else:
+        np.copyto(out, rows_BD, casting="same_kind")
     return out
 
 
-def _cast_half(half: npt.NDArray[np.float16], out: F32) -> None:
-    bits = np.ascontiguousarray(half).view(np.uint16)
+def _cast_half(half: npt.NDArray[np.float16], out: F32, sign: npt.NDArray[np.uint32]) -> None:
     wide = out.view(np.uint32)
-    np.copyto(wide, bits)
+    np.copyto(wide, half.view(np.uint16))
     np.left_shift(wide, 13, out=wide)
-    sign = wide & np.uint32(0x10000000)
+    np.bitwise_and(wide, np.uint32(0x10000000), out=sign)
     np.bitwise_and(wide, np.uint32(0x0FFFE000), out=wide)
     special = int(wide.max(initial=0)) >= 0x0F800000  # exponent all ones: infinity or NaN
     np.left_shift(sign, 3, out=sign)
@@ -63,8 +68,11 @@ def inverse_norms(rows_BD: F32) -> F32:
     return np.asarray(inverse, np.float32)
 
 
-def unit_rows(rows_BD: F32) -> tuple[F32, npt.NDArray[np.int64]]:
-    """Return L2-normalised rows and the positions of rows that have no direction (zero, NaN, infinite)."""
+def unit_rows(rows_BD: F32, *, in_place: bool = False) -> tuple[F32, npt.NDArray[np.int64]]:
+    """Return L2-normalised rows and the positions of rows that have no direction (zero, NaN, infinite).
+
+    With ``in_place`` the rows given are overwritten.
+    """
     inverse = inverse_norms(rows_BD)
     bad = np.flatnonzero(np.isnan(inverse))
-    return rows_BD * inverse[:, None], bad
+    return np.multiply(rows_BD, inverse[:, None], out=rows_BD if in_place else None), bad
