@@ -7,25 +7,26 @@ import sys
 
 
 def main() -> None:
-    """Choose the machine's best matrix kernels, then hand over to the command line.
-
-    OpenBLAS falls back to an AVX2 kernel on processors newer than itself even where AVX-512, twice
-    as fast, is there. It reads this variable once, when NumPy loads; whoever sets it is left alone.
-    """
-    if "OPENBLAS_CORETYPE" not in os.environ and _has_avx512():
-        os.environ["OPENBLAS_CORETYPE"] = "SkylakeX"
+    """Choose the machine's best matrix kernels, then hand over to the command line."""
+    prefer_avx512()
     from thresher.cli import main as command
 
     sys.exit(command())
 
 
-def _has_avx512() -> bool:
+def prefer_avx512() -> None:
+    """Have OpenBLAS use AVX-512 where the processor has it; takes effect before NumPy loads.
+
+    On processors newer than itself OpenBLAS falls back to an AVX2 kernel, half as fast. Whoever sets
+    the variable is left alone.
+    """
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             flags = next((line for line in file if line.startswith("flags")), "").split()
     except OSError:
-        return False
-    return {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"} <= set(flags)
+        return
+    if {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"} <= set(flags):
+        os.environ.setdefault("OPENBLAS_CORETYPE", "SkylakeX")
 
 
 if __name__ == "__main__":

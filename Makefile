@@ -1,0 +1,57 @@
+# make demo   runs a recipe on the example pool with the light core only
+# make test   style, types and all tests
+# make bench  the benchmarks of docs/performance.md (minutes; needs 8 GB of disk)
+# make fix    formats the code
+
+PYTHON ?= python3
+DEMO = .venv-demo/bin
+TEST = .venv/bin
+OUT = demo-output
+
+.PHONY: demo test check fix bench clean
+
+demo: .venv-demo/ready
+	@rm -rf $(OUT)
+	@$(DEMO)/thresher inspect examples/twemoji --cache $(OUT)/cache
+	@echo
+	@$(DEMO)/thresher run examples/demo.toml examples/twemoji -o $(OUT)/selection --cache $(OUT)/cache
+	@echo
+	@echo "The story of one picture:"
+	@$(DEMO)/thresher explain $(OUT)/selection 1f44b-1f3fd
+	@echo
+	@$(DEMO)/thresher export $(OUT)/selection --as open_clip -o $(OUT)/train.csv
+	@$(DEMO)/thresher report $(OUT)/selection -o $(OUT)/report.html --title "Twemoji, threshed"
+	@echo "Open $(CURDIR)/$(OUT)/report.html in a browser."
+
+test: .venv/ready check
+	$(TEST)/pytest -q -n auto
+
+check: .venv/ready
+	$(TEST)/ruff format --check src tests benchmarks examples
+	$(TEST)/ruff check src tests benchmarks examples
+	$(TEST)/mypy
+
+fix: .venv/ready
+	$(TEST)/ruff format src tests benchmarks examples
+	$(TEST)/ruff check --fix src tests benchmarks examples
+
+bench: .venv/ready
+	$(TEST)/pip install -q --group bench
+	$(TEST)/python benchmarks/run.py
+
+clean:
+	rm -rf .venv .venv-demo $(OUT)
+
+# A mark of an installation that finished: an interrupted one is begun anew.
+.venv-demo/ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("thresher needs Python 3.11 or newer; say make PYTHON=python3.11" * (sys.version_info < (3, 11)))'
+	$(PYTHON) -m venv --clear .venv-demo
+	$(DEMO)/python -m pip install -q .
+	@touch $@
+
+.venv/ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("thresher needs Python 3.11 or newer; say make PYTHON=python3.11" * (sys.version_info < (3, 11)))'
+	$(PYTHON) -m venv --clear .venv
+	$(TEST)/python -m pip install -q --upgrade 'pip>=25.1'
+	$(TEST)/python -m pip install -q -e . --group test
+	@touch $@

@@ -1,0 +1,97 @@
+"""What all benchmarks share: pools, timing side by side, and the machine's product speed."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from thresher.__main__ import prefer_avx512
+
+prefer_avx512()
+
+import numpy as np  # noqa: E402 - after the kernels are chosen
+import threadpoolctl  # noqa: E402
+
+
+def planted(rows: int, dim: int, groups: int, seed: int = 0) -> np.ndarray:
+    """Unit rows (rows, dim) float32 around `groups` directions: mean cosine to the own one about 0.7."""
+    rng = np.random.default_rng(seed)
+    centers = rng.standard_normal((groups, dim), dtype=np.float32)
+    centers /= np.linalg.norm(centers, axis=1, keepdims=True)
+    out = np.empty((rows, dim), np.float32)
+    for lo in range(0, rows, 65_536):
+        hi = min(lo + 65_536, rows)
+        noise = rng.standard_normal((hi - lo, dim), dtype=np.float32) / np.float32(dim**0.5)
+        out[lo:hi] = centers[rng.integers(0, groups, hi - lo)] + noise
+        out[lo:hi] /= np.linalg.norm(out[lo:hi], axis=1, keepdims=True)
+    return out
+
+
+def pool_of(rows: int, dim: int, folder: Path) -> Path:
+    """A pool of one float16 .npy file, made once."""
+    path = folder / f"pool-{rows}x{dim}" / "image.npy"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name("part.npy")
+        file = np.lib.format.open_memmap(scratch, mode="w+", dtype=np.float16, shape=(rows, dim))
+        for lo in range(0, rows, 1_000_000):
+            hi = min(lo + 1_000_000, rows)
+            file[lo:hi] = planted(hi - lo, dim, 500, seed=lo)
+        file.flush()
+        scratch.rename(path)
+    return path.parent
+
+
+def seconds(fn: Callable[[], object]) -> float:
+    """Time one call."""
+    begin = time.perf_counter()
+    fn()
+    return time.perf_counter() - begin
+
+
+def side_by_side(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Time contestants in turn, A B C A B C ..., so that a drifting machine hits all alike."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, fn in contestants.items():
+            times[name].append(seconds(fn))
+    return times
+
+
+def ratio(times: dict[str, list[float]], a: str, b: str) -> float:
+    """Median over the rounds of a's time over b's."""
+    return statistics.median(x / y for x, y in zip(times[a], times[b], strict=True))
+
+
+def median(values: list[float]) -> float:
+    """Median."""
+    return statistics.median(values)
+
+
+def bare_products(rows: int, dim: int, columns: int) -> float:
+    """Seconds for the bare float32 products of rows x dim by dim x columns on all cores, a stripe at a time."""
+    cores = len(os.sched_getaffinity(0))
+    rng = np.random.default_rng(0)
+    stripes = [rng.standard_normal((1024, dim), dtype=np.float32) for _ in range(16 * cores)]
+    others = rng.standard_normal((columns, dim), dtype=np.float32)
+    turns = max(rows // (1024 * 16 * cores), 1)
+
+    def work(core: int) -> None:
+        out = np.empty((1024, columns), np.float32)
+        for _ in range(turns):
+            for stripe in stripes[core::cores]:
+                np.matmul(stripe, others.T, out=out)
+
+    with threadpoolctl.threadpool_limits(1), concurrent.futures.ThreadPoolExecutor(cores) as pool:
+        spent = seconds(lambda: list(pool.map(work, range(cores))))
+    return spent * rows / (turns * 1024 * 16 * cores)
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A markdown table."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])

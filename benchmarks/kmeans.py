@@ -1,0 +1,97 @@
+"""Spherical k-means on everything: thresher in float32 and bfloat16 beside faiss, objective included."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+
+from common import bare_products, median, planted, ratio, side_by_side, table  # chooses the kernels before NumPy loads
+
+# isort: split
+import numpy as np
+
+from thresher.engine import Threads, cores
+from thresher.groups import _striped
+from thresher.ops import kmeans
+
+
+def ours(rows: np.ndarray, start: np.ndarray, iterations: int, nearest: kmeans.Nearest) -> np.ndarray:
+    engine = Threads(cores())
+    blocks = [rows[lo : lo + 16_384] for lo in range(0, len(rows), 16_384)]
+    return kmeans.fit(
+        lambda fn: engine.map(partial(_striped, fn), blocks), rows.__getitem__, start, iterations, nearest=nearest
+    )[0]
+
+
+def faiss_kmeans(rows: np.ndarray, start: np.ndarray, iterations: int) -> np.ndarray:
+    import faiss
+
+    model = faiss.Kmeans(
+        rows.shape[1], len(start), niter=iterations, spherical=True, max_points_per_centroid=len(rows), verbose=False
+    )
+    model.train(rows, init_centroids=start)
+    return model.centroids
+
+
+def objective(rows: np.ndarray, centroids: np.ndarray) -> float:
+    """Mean cosine to the nearest centroid."""
+    total = sum(
+        (rows[lo : lo + 65_536] @ centroids.T).max(axis=1).sum(dtype=np.float64) for lo in range(0, len(rows), 65_536)
+    )
+    return float(total / len(rows))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--clusters", type=int, default=500)
+    parser.add_argument("--iterations", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    rows = planted(given.rows, given.dim, 2 * given.clusters)
+    start = rows[np.sort(np.random.default_rng(1).choice(given.rows, given.clusters, replace=False))]
+    found: dict[str, np.ndarray] = {}
+    bare: list[float] = []
+
+    def keep(name: str, centroids: np.ndarray) -> None:
+        found[name] = centroids
+
+    contestants = {
+        "faiss-cpu": lambda: keep("faiss-cpu", faiss_kmeans(rows, start, given.iterations)),
+        "thresher float32": lambda: keep(
+            "thresher float32", ours(rows, start, given.iterations, kmeans.nearest_centroid)
+        ),
+        "bare products": lambda: bare.append(bare_products(given.rows, given.dim, given.clusters) * given.iterations),
+    }
+    try:
+        from thresher.ops.torch_kmeans import nearest_bfloat16
+
+        nearest = nearest_bfloat16("cpu")
+        contestants["thresher bfloat16"] = lambda: keep(
+            "thresher bfloat16", ours(rows, start, given.iterations, nearest)
+        )
+    except ImportError:
+        pass
+    times = side_by_side(contestants, given.rounds)
+    times["bare products"] = bare
+    lines = []
+    for name in contestants:
+        lines.append(
+            [
+                name,
+                f"{median(times[name]):.1f}",
+                f"{ratio(times, 'faiss-cpu', name):.2f}x",
+                f"{ratio(times, 'bare products', name):.0%}",
+                f"{objective(rows, found[name]):.5f}" if name in found else "",
+            ]
+        )
+    print(
+        f"k-means, {given.rows:,} x {given.dim}, K = {given.clusters:,}, {given.iterations} iterations, all rows, "
+        f"{cores()} cores, {given.rounds} rounds\n"
+    )
+    print(table(["", "seconds", "speed against faiss", "of the product peak", "mean cosine"], lines))
+
+
+if __name__ == "__main__":
+    main()
