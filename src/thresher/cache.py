@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,6 @@ except ImportError:  # Windows
 Array = npt.NDArray[Any]
 
 LIMIT = 20 * 2**30
-_FLUSH_SECONDS = 2.0
 
 
 def default_folder() -> str:
@@ -43,10 +42,17 @@ def default_folder() -> str:
 
 @dataclass(frozen=True)
 class Cache:
-    """A folder of arrays by content key. ``limit`` bounds its bytes: least recently used go first."""
+    """A folder of arrays by content key.
+
+    Attributes:
+        folder: Where.
+        limit: Bytes it may hold; the least recently used arrays go first.
+        flush_seconds: How much work a kill may cost.
+    """
 
     folder: Path
     limit: int = LIMIT
+    flush_seconds: float = 2.0
 
     @classmethod
     def at(cls, folder: str | os.PathLike[str] | None = None, limit: int = LIMIT) -> Cache:
@@ -108,15 +114,17 @@ class Cache:
         if all(array is not None for array in found.values()):
             return {column: array for column, array in found.items() if array is not None}
         folder = self.path(name, key, ".partial")
-        try:
+        with _refusals(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            with _locked(folder / "lock"):
-                if not all(path.exists() for path in paths.values()):  # another run may have been faster
-                    self._fill(folder, dtypes, rows, fill, width)
+            lock = open(folder / "lock", "w")  # noqa: SIM115
+        with lock:
+            if fcntl is not None:  # released by the system with the process
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if not all(path.exists() for path in paths.values()):  # another run may have been faster
+                self._fill(folder, dtypes, rows, fill, width)
+                with _refusals(folder):
                     for column, path in paths.items():
                         os.replace(folder / f"{column}.npy", path)
-        except OSError as error:
-            raise _cannot_write(folder, error) from None
         shutil.rmtree(folder, ignore_errors=True)
         return {column: self._reload(path) for column, path in paths.items()}
 
@@ -129,44 +137,37 @@ class Cache:
         width: int | None,
     ) -> None:
         counter = folder / "rows"
-        text = counter.read_text() if counter.exists() else ""
-        done = int(text) if text.isdigit() else 0
-        files = []
-        try:
-            for column, dtype in dtypes.items():
-                stored = np.dtype(dtype)
-                path = folder / f"{column}.npy"
-                file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115
-                files.append(file)
-                shape = (rows,) if width is None else (rows, width)
-                header = {"descr": stored.str, "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
-                begin, each = file.tell(), stored.itemsize * (width or 1)
-                file.seek(0, os.SEEK_END)
-                if file.tell() < begin + done * each:
-                    done = 0  # the counter outlived its data: start over
-                file.seek(begin + done * each)
-                file.truncate()
-            if done == 0:
-                for file in files:
-                    file.seek(_header_end(file))
+        with ExitStack() as stack:
+            with _refusals(folder):
+                text = counter.read_text() if counter.exists() else ""
+                done = int(text) if text.isdigit() else 0
+                files = [
+                    stack.enter_context(_appendable(folder / f"{column}.npy", np.dtype(dtype), rows, width))
+                    for column, dtype in dtypes.items()
+                ]
+                sizes = [np.dtype(dtype).itemsize * (width or 1) for dtype in dtypes.values()]
+                begins = [_header_end(file) for file in files]
+                for file, begin, size in zip(files, begins, sizes, strict=True):
+                    if file.seek(0, os.SEEK_END) < begin + done * size:
+                        done = 0  # the counter outlived its data: start over
+                for file, begin, size in zip(files, begins, sizes, strict=True):
+                    file.seek(begin + done * size)
                     file.truncate()
             flushed = time.monotonic()
             for batch in fill(done):
-                for file, array, dtype in zip(files, batch, dtypes.values(), strict=True):
-                    file.write(np.ascontiguousarray(array, dtype).data)
-                done += len(batch[0])
-                if time.monotonic() - flushed > _FLUSH_SECONDS:
-                    for file in files:
-                        _sync(file)
-                    with writing(counter) as scratch:
-                        Path(scratch).write_text(str(done))
-                    flushed = time.monotonic()
-            for file in files:
-                _sync(file)
-        finally:
-            for file in files:
-                file.close()
+                with _refusals(folder):
+                    for file, array, dtype in zip(files, batch, dtypes.values(), strict=True):
+                        file.write(np.ascontiguousarray(array, dtype).data)
+                    done += len(batch[0])
+                    if time.monotonic() - flushed > self.flush_seconds:
+                        for file in files:
+                            _sync(file)
+                        with writing(counter) as scratch:
+                            Path(scratch).write_text(str(done))
+                        flushed = time.monotonic()
+            with _refusals(folder):
+                for file in files:
+                    _sync(file)
         if done != rows:
             raise OutputError(f"{folder}: {done:,} of {rows:,} rows were filled; the pool changed while it was read")
 
@@ -286,12 +287,20 @@ def _cannot_write(path: Path, error: OSError) -> OutputError:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that the system releases with the process, where there are such locks."""
-    with open(path, "w") as file:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)
+def _refusals(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to write (a full disk, a missing right) into an OutputError."""
+    try:
         yield
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+
+
+def _appendable(path: Path, dtype: np.dtype[Any], rows: int, width: int | None) -> Any:
+    """Open an array file with the header of its final shape, keeping what it holds."""
+    file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115
+    shape = (rows,) if width is None else (rows, width)
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": shape})
+    return file
 
 
 def _header_end(file: Any) -> int:
