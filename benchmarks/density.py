@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import bare_products, median, pool_of, table  # chooses the kernels before NumPy loads
+from common import bare_products, kernel, median, pool_of, table  # chooses the kernels before NumPy loads
 
 # isort: split
 import numpy as np
@@ -71,7 +71,8 @@ def main() -> None:
                     f"{peaks[rows] / 1e6:.0f} MB", f"{resident / 1e6:.0f} MB",
                 ]
             )  # fmt: skip
-    print(f"select density, x {given.dim} float16 .npy, {given.clusters} given centroids, {given.rounds} rounds\n")
+    told = f"{given.clusters} given centroids, {given.rounds} rounds, {kernel()} kernels"
+    print(f"select density, x {given.dim} float16 .npy, {told}\n")
     head = ["rows", "seconds", "bare products", "ratio", "own memory, peak", "with mapped pages"]
     print(table(head, lines))
     if len(peaks) > 1:

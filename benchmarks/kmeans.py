@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from functools import partial
 
-from common import bare_products, median, planted, ratio, side_by_side, table  # chooses the kernels before NumPy loads
+from common import (  # chooses the kernels before NumPy loads
+    bare_products,
+    kernel,
+    median,
+    planted,
+    ratio,
+    side_by_side,
+    table,
+)
 
 # isort: split
 import numpy as np
@@ -88,7 +96,7 @@ def main() -> None:
         )
     print(
         f"k-means, {given.rows:,} x {given.dim}, K = {given.clusters:,}, {given.iterations} iterations, all rows, "
-        f"{cores()} cores, {given.rounds} rounds\n"
+        f"{cores()} cores, {given.rounds} rounds, {kernel()} kernels\n"
     )
     print(table(["", "seconds", "speed against faiss", "of the product peak", "mean cosine"], lines))
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from functools import partial
 
-from common import median, planted, ratio, side_by_side, table  # chooses the kernels before NumPy loads
+from common import kernel, median, planted, ratio, side_by_side, table  # chooses the kernels before NumPy loads
 
 # isort: split
 import numpy as np
@@ -76,7 +76,9 @@ def main() -> None:
                 [f"{n:,}", name, f"{median(times[name]):.3f}", f"{ratio(times, name, 'thresher'):.1f}x"]
                 for name in contestants
             ]
-    print(f"SemDeDup inside one cluster, {given.dim} dimensions, one thread, {given.rounds} rounds\n")
+    print(
+        f"SemDeDup inside one cluster, {given.dim} dimensions, one thread, {given.rounds} rounds, {kernel()} kernels\n"
+    )
     print(table(["rows", "", "seconds", "time against thresher"], lines))
     print(f"\nA cluster of {given.large:,} rows: {peak(given.large, given.dim)}.")
 

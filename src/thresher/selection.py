@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from thresher import __version__
 from thresher.cache import writing_folder
 from thresher.errors import BudgetError, OutputError, PoolError, UsageError
 
@@ -108,6 +109,7 @@ class Step:
             are several, the row's evidence "code" says which holds.
         score: What the score is, in words; "" where there is none.
         cut: The score at which rows were cut, where one number says it.
+        version: Of thresher, when the step was made.
         notes: What the user should know, such as why a number was chosen.
         rows: Evidence per row given, (rows_in,): "score" float32, "duplicate_of" int64, "cluster" int32,
             "code" uint8.
@@ -122,6 +124,7 @@ class Step:
     reasons: tuple[str, ...]
     score: str = ""
     cut: float | None = None
+    version: str = __version__
     notes: tuple[str, ...] = ()
     rows: Mapping[str, Array] = field(default_factory=dict)
     groups: Mapping[str, Array] = field(default_factory=dict)
@@ -148,6 +151,7 @@ class Step:
             "rows_out": self.rows_out,
             "score": self.score,
             "cut": self.cut,
+            "version": self.version,
             "reasons": list(self.reasons),
             "notes": list(self.notes),
             "rows": sorted(self.rows),
@@ -255,11 +259,8 @@ class Selection:
 
     def header(self) -> dict[str, Any]:
         """What ``selection.json`` holds."""
-        from thresher import __version__
-
         return {
             "format": FORMAT,
-            "thresher": __version__,
             "store": self.store,
             "pool": self.pool,
             "options": dict(self.options),
@@ -303,7 +304,7 @@ class Selection:
                 put(f"{_step_folder(number, step.method)}/rows.{name}.npy", array)
             for name, array in step.groups.items():
                 put(f"{_step_folder(number, step.method)}/groups.{name}.npy", array)
-        text = json.dumps(self.header(), indent=1, ensure_ascii=False)
+        text = json.dumps(self.header(), indent=1, ensure_ascii=False, allow_nan=False)
         (folder / "selection.json").write_text(text + "\n", encoding="utf-8")
 
     @classmethod

@@ -93,6 +93,7 @@ class SemDeDup(Clustered):
         found = run.cache.columns("semdedup", key, {"cosine": "float32", "twin": "int64"}, n, fill)
         cosine, twin = np.empty(n, np.float32), np.empty(n, np.int64)
         cosine[order_N], twin[order_N] = found["cosine"], found["twin"]
+        cosine = np.maximum(cosine, np.float32(-1))  # rows without an earlier one
         if self.keep is not None:
             mask = top(-cosine, self.keep.of(n))
             cut = float(cosine[mask].max())
@@ -109,7 +110,7 @@ class SemDeDup(Clustered):
             cut=cut,
             notes=groups.notes,
             rows={
-                "score": np.maximum(cosine, -1),
+                "score": cosine,
                 "duplicate_of": np.where(mask, -1, twin),
                 "cluster": groups.labels_N,
             },

@@ -64,8 +64,8 @@ def nearest_earlier(load: Load, start: int, stop: int) -> tuple[F32, npt.NDArray
     for lo in range(start, stop, CHUNK):
         hi = min(lo + CHUNK, stop)
         rows = load(lo, hi)
-        for a in range(0, hi, CHUNK):
-            others = rows if a == lo else load(a, min(a + CHUNK, lo if a < lo else hi))
+        for a in [*range(0, lo, CHUNK), lo]:
+            others = rows if a == lo else load(a, min(a + CHUNK, lo))
             _raise_maximum(rows, others, a, lo, best[lo - start : hi - start], where[lo - start : hi - start])
     return best, where
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from thresher.errors import MissingExtraError
 from thresher.ops.vectors import F32
 
-_TILE = 8192  # centroids per product
+_TILE = 4096  # centroids per product
 
 
 def worthwhile() -> bool:
@@ -47,26 +47,33 @@ def nearest_bfloat16(device: str | None = None) -> NearestBfloat16:
 
 @dataclass(frozen=True)
 class NearestBfloat16:
-    """Labels by bfloat16 products; cosines of the winners in float32."""
+    """Labels and cosines by bfloat16 products with float32 sums."""
 
     device: str
 
     def __call__(self, rows_BD: F32, centroids_KD: F32) -> tuple[npt.NDArray[np.int32], F32]:
-        """Return labels (B,) int32 and products with the winning centroid (B,) float32."""
+        """Return labels (B,) int32 and products with the winning centroid (B,) float32, to three digits."""
         import torch
 
+        before = torch.get_num_threads()
         torch.set_num_threads(1)  # the engine's workers are the parallelism
-        rows = torch.from_numpy(rows_BD).to(self.device, torch.bfloat16)
-        best: Any = None
-        for lo in range(0, len(centroids_KD), _TILE):
-            tile = torch.from_numpy(centroids_KD[lo : lo + _TILE]).to(self.device, torch.bfloat16)
-            value, label = (rows @ tile.T).max(dim=1)
-            label = label + lo
-            if best is None:
-                best = value, label
-            else:
-                better = value > best[0]
-                best = torch.where(better, value, best[0]), torch.where(better, label, best[1])
-        labels = best[1].cpu().numpy().astype(np.int32)
-        cosines = np.einsum("ij,ij->i", rows_BD, centroids_KD[labels])
-        return labels, np.asarray(cosines, np.float32)
+        try:
+            rows = torch.from_numpy(rows_BD).to(self.device, torch.bfloat16)
+            labels = np.zeros(len(rows_BD), np.int32)
+            best = np.full(len(rows_BD), -np.inf, np.float32)
+            for lo in range(0, len(centroids_KD), _TILE):
+                tile = torch.from_numpy(centroids_KD[lo : lo + _TILE]).to(self.device, torch.bfloat16)
+                label, value = self._winners(rows @ tile.T)
+                better = value > best
+                labels[better], best[better] = label[better] + lo, value[better]
+        finally:
+            torch.set_num_threads(before)
+        return labels, best
+
+    def _winners(self, products: Any) -> tuple[npt.NDArray[Any], F32]:
+        if self.device == "cpu":  # NumPy's argmax takes half the time of torch's here
+            found = products.float().numpy()
+            label = found.argmax(axis=1)
+            return label, found[np.arange(len(found)), label]
+        value, index = products.max(dim=1)
+        return index.cpu().numpy(), value.float().cpu().numpy()

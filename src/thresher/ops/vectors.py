@@ -32,7 +32,8 @@ def to_float32(rows_BD: npt.NDArray[Any], out: F32 | None = None) -> F32:
             half = rows_BD[lo : lo + _STRIPE]
             _cast_half(half, out[lo : lo + _STRIPE], sign[: len(half)])
     else:
-        np.copyto(out, rows_BD, casting="same_kind")
+        with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, and is told of as such
+            np.copyto(out, rows_BD, casting="same_kind")
     return out
 
 
@@ -48,7 +49,8 @@ def _cast_half(half: npt.NDArray[np.float16], out: F32, sign: npt.NDArray[np.uin
     # The exponent bias differs by 112; the multiply also normalises subnormals.
     np.multiply(out, np.float32(2.0**112), out=out)
     if special:
-        out[...] = half
+        with np.errstate(invalid="ignore"):  # signalling NaN
+            out[...] = half
 
 
 def inverse_norms(rows_BD: F32) -> F32:

@@ -1,0 +1,229 @@
+"""The report: what was kept, what went and why, on one page that needs nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from thresher import __version__
+from thresher.audit import Audit
+from thresher.cache import writing
+from thresher.errors import UsageError
+from thresher.report import figures
+from thresher.report.examples import Example, look_up
+from thresher.report.facts import (
+    Clusters,
+    Histogram,
+    Judged,
+    Pair,
+    Parameter,
+    Reason,
+    Strip,
+    clusters,
+    extremes,
+    histogram,
+    in_clusters,
+    judged,
+    number,
+    origins,
+    pairs,
+    parameters,
+    percent,
+    plain,
+    reasons,
+    seeds,
+    strips,
+    told_in_short,
+)
+from thresher.selection import Selection, Step
+from thresher.store import EmbeddingStore
+
+_LABELS = {"d_intra": "d_intra (spread)", "d_inter": "d_inter (distance to others)"}
+
+
+def write_report(
+    selection: Selection,
+    target: str | os.PathLike[str],
+    *,
+    store: EmbeddingStore | None = None,
+    title: str | None = None,
+    examples: int = 6,
+    cells: int = 6,
+) -> Path:
+    """Write a selection's story as one HTML file and return its path.
+
+    The page loads nothing: charts and pictures are inside it. The same selection gives the same bytes.
+
+    Args:
+        selection: What to tell about.
+        target: The file; replaced as a whole or not at all.
+        store: The selection's pool, for captions and pictures; without it there are only numbers.
+        title: Heading; the pool's name by default.
+        examples: Rows shown side by side; 0 shows none.
+        cells: Clusters listed at either end, the most and the least pruned.
+
+    Raises:
+        UsageError: The store is another pool than the selection's, or a negative number.
+        PoolError: The selection or the pool is damaged.
+        OutputError: The file cannot be written.
+    """
+    if examples < 0 or cells < 0:
+        raise UsageError(f"examples = {examples}, cells = {cells}: 0 or more")
+    if store is not None and (store.total, store.fingerprint()) != (selection.total, selection.store):
+        raise UsageError(
+            f"the selection is of {selection.pool} ({selection.total:,} rows, {selection.store[:12]}), but "
+            f"{store.layout.location} is another pool, or has changed since ({store.total:,} rows, "
+            f"{store.fingerprint()[:12]}); give its own pool, or none for a report without captions and pictures"
+        )
+    views = tuple(_View.of(step, examples if store is not None else 0, cells) for step in judged(selection))
+    wanted = {row for view in views for row in view.rows()}
+    shown = look_up(store, wanted) if store is not None else {}
+    page = _render(selection, views, shown, title or f"What was kept of {_name(selection.pool)}")
+    with writing(target) as scratch:
+        # A path may hold bytes that are no text; the page must not fail for them.
+        Path(scratch).write_text(page, encoding="utf-8", errors="replace", newline="\n")
+    return Path(target)
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A cluster in the tables; strips of its rows where there is a store."""
+
+    cluster: int
+    size: int
+    kept: int
+    more: tuple[str, ...]
+    strips: tuple[Strip, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    """A step as the page shows it."""
+
+    number: int
+    step: Step
+    anchor: str
+    purpose: str
+    parameters: tuple[Parameter, ...]
+    origins: tuple[str, ...]
+    reasons: tuple[Reason, ...]
+    histogram: Histogram | None
+    charts: Mapping[str, str]
+    clusters: Clusters | None
+    columns: tuple[str, ...]
+    most: tuple[_Cell, ...]
+    least: tuple[_Cell, ...]
+    near: tuple[Pair, ...]
+    far: tuple[Pair, ...]
+    strips: tuple[Strip, ...]
+
+    @classmethod
+    def of(cls, judged: Judged, examples: int, cells: int) -> _View:
+        """Work out everything about one step that does not need the pool."""
+        step, anchor = judged.step, f"step-{judged.number + 1}"
+        scored, found = histogram(judged), clusters(judged)
+        most, least = extremes(found, cells) if found is not None else ([], [])
+        inside = in_clusters(judged, [*most, *least], examples)
+        near, far = pairs(judged, examples)
+        charts = dict.fromkeys(("scores", "shares", "sizes"), "")
+        if scored is not None:
+            charts["scores"] = figures.scores(f"{anchor}-scores", scored, plain(step.score, 60) or "score", step.cut)
+        if found is not None and found.difficulty:
+            charts["shares"] = figures.shares(f"{anchor}-shares", found)
+        if found is not None:
+            charts["sizes"] = figures.sizes(f"{anchor}-sizes", found)
+
+        return cls(
+            number=judged.number + 1,
+            step=step,
+            anchor=anchor,
+            purpose=_purpose(step.method),
+            parameters=() if "of" in step.parameters else parameters(step.method, step.parameters),
+            origins=origins(step),
+            reasons=reasons(judged),
+            histogram=scored,
+            charts=charts,
+            clusters=found,
+            columns=tuple(_LABELS.get(name, name.replace("_", " ")) for name in found.more) if found else (),
+            most=_cells(found, most, inside),
+            least=_cells(found, least, inside),
+            near=near,
+            far=far,
+            strips=strips(judged, examples),
+        )
+
+    @property
+    def set_aside(self) -> bool:
+        """Whether this is the audit, not a method."""
+        return self.step.method == Audit.name
+
+    def rows(self) -> Iterator[int]:
+        """Global ids of all rows shown."""
+        inside = [strip for cell in (*self.most, *self.least) for strip in cell.strips]
+        for strip in (*self.strips, *inside):
+            yield from (tile.row for tile in strip.tiles)
+        for pair in (*self.near, *self.far):
+            yield from (pair.row, pair.of)
+
+
+def _cells(found: Clusters | None, chosen: Sequence[int], inside: Mapping[int, tuple[Strip, ...]]) -> tuple[_Cell, ...]:
+    if found is None:
+        return ()
+    return tuple(
+        _Cell(
+            cluster=j,
+            size=int(found.size_K[j]),
+            kept=int(found.kept_K[j]),
+            more=tuple(number(values[j].item()) for values in found.more.values()),
+            strips=inside.get(j, ()),
+        )
+        for j in chosen
+    )
+
+
+def _purpose(method: str) -> str:
+    """Say in one line what a method does, from its own docstring."""
+    from thresher.registry import methods
+
+    cls: Any = Audit if method == Audit.name else methods().get(method)
+    return str(cls.__doc__ or "").strip().split("\n")[0] if cls is not None else ""
+
+
+def _name(pool: str) -> str:
+    return plain(pool.rstrip("/").rsplit("/", 1)[-1], 80) or plain(pool, 80)
+
+
+def _render(selection: Selection, views: Sequence[_View], shown: Mapping[int, Example], title: str) -> str:
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(number=number, percent=percent, plain=plain)
+    template = resources.files(__name__).joinpath("page.html.jinja").read_text(encoding="utf-8")
+    header = selection.header()
+    repeats = selection.repeats
+    return environment.from_string(template).render(
+        title=plain(title, 200),
+        selection=selection,
+        kept=header["kept"],
+        total=header["rows"],
+        uses=None if repeats is None else int(repeats[selection.mask()].sum(dtype="int64")),
+        chain=[told_in_short(step) for step in header["steps"]],
+        views=views,
+        shown=shown,
+        pictures=any(example.picture for example in shown.values()),
+        # Made here from numbers, with every word in it escaped by the drawing library.
+        funnel=Markup(figures.funnel(selection)) if views else "",
+        charts=[{name: Markup(svg) for name, svg in view.charts.items()} for view in views],
+        colours={"kept": figures.KEPT, "dropped": figures.DROPPED},
+        version=__version__,
+        selected_by=", ".join(sorted({step.version for step in selection.steps})) or __version__,
+        seeds=sorted(seeds(header["steps"])),
+        options={name: value for name, value in selection.options.items() if value not in (None, False)},
+        header=json.dumps(header, indent=2, ensure_ascii=False, default=str),
+    )

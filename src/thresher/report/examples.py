@@ -1,0 +1,131 @@
+"""Rows as a reader of the report sees them: key, caption and a small picture.
+
+Captions and pictures come from strangers: captions are only ever text, pictures are decoded and
+encoded anew, and paths never lead out of the pool's folder.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from thresher.readers.pieces import climbs
+from thresher.report.facts import plain
+from thresher.store import EmbeddingStore
+
+SIDE = 96  # pixels of a thumbnail's longer side, at most
+_PIXELS = 50_000_000
+_BYTES = 64 * 2**20
+_CAPTION = 140
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # decoders of pictures only, none that runs programs
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row to show; ``picture`` is a data URI, "" where there is none."""
+
+    row: int
+    key: str
+    caption: str
+    picture: str
+
+
+def look_up(store: EmbeddingStore, rows: Iterable[int]) -> dict[int, Example]:
+    """Read some rows of a pool, by global id, touching only where they lie."""
+    layout = store.layout
+    ids = np.array(sorted(set(rows)), np.int64)
+    names = [name for name in (layout.key, layout.caption, layout.image) if name]
+    wanted = list(dict.fromkeys(names))
+    if not wanted:
+        return {row: Example(row, "", "", "") for row in ids.tolist()}
+    root = _folder(store) if layout.image else ""
+    found: dict[int, Example] = {}
+    for part in store.lookup(wanted, ids):
+        columns = {name: part.column(wanted.index(name)) for name in wanted}
+        for i in range(len(part)):
+            row = int(ids[len(found)])
+            found[row] = Example(
+                row=row,
+                key=_text(columns, layout.key, i, 200),
+                caption=_text(columns, layout.caption, i, _CAPTION),
+                picture=thumbnail(_bytes(columns[layout.image][i].as_py(), root)) if layout.image else "",
+            )
+    return found
+
+
+def _text(columns: dict[str, Any], name: str | None, i: int, limit: int) -> str:
+    value = columns[name][i].as_py() if name else None
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if isinstance(value, list):
+        value = " / ".join(map(str, value))
+    return "" if value is None or isinstance(value, dict) else plain(value, limit)
+
+
+def _folder(store: EmbeddingStore) -> str:
+    """Return the pool's local folder with links resolved; "" where it lies elsewhere."""
+    import fsspec
+
+    if any(table.protocol != "file" for table in store.layout.tables):
+        return ""
+    fs, found = fsspec.core.url_to_fs(store.layout.location)
+    path = str(found)
+    if "file" not in fs.protocol and "local" not in fs.protocol:
+        return ""
+    return os.path.realpath(path if os.path.isdir(path) else os.path.dirname(path))
+
+
+def _bytes(value: Any, root: str) -> bytes:
+    """Return a picture's bytes from a cell: bytes, a struct with them, or a path inside the pool."""
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes):
+        return value if len(value) <= _BYTES else b""
+    return _inside(value, root) if isinstance(value, str) and value and root else b""
+
+
+def _inside(name: str, root: str) -> bytes:
+    if climbs(name):
+        return b""
+    try:
+        path = os.path.realpath(os.path.join(root, name))
+        if os.path.commonpath([path, root]) != root or not os.path.isfile(path) or os.path.getsize(path) > _BYTES:
+            return b""
+        with open(path, "rb") as file:
+            return file.read(_BYTES)
+    except (OSError, ValueError):
+        return b""
+
+
+def thumbnail(data: bytes) -> str:
+    """Return a picture as a small WebP in a data URI; "" for anything that is not a sound, ordinary picture."""
+    if not data:
+        return ""
+    from PIL import Image, ImageOps, features
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's about sizes: they are checked here
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as probe:
+                if probe.width * probe.height > _PIXELS:
+                    return ""
+                probe.verify()
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as source:
+                source.draft("RGB", (2 * SIDE, 2 * SIDE))
+                image = ImageOps.exif_transpose(source)
+                image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+            image.thumbnail((SIDE, SIDE))
+            image.info.clear()  # no profile or comment of the original travels along
+            kind = "WEBP" if features.check("webp") else "PNG"
+            out = io.BytesIO()
+            image.save(out, kind, quality=78)
+    except Exception:  # decoders of damaged files raise whatever they like
+        return ""
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(out.getvalue()).decode()}"

@@ -1,0 +1,490 @@
+"""What a selection says, as numbers and words: pure functions of its arrays.
+
+N rows of the pool, n rows a step was given, K clusters.
+"""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thresher.audit import Audit
+from thresher.errors import PoolError
+from thresher.ops.cut import top
+from thresher.registry import methods
+from thresher.selection import Selection, Step
+
+Array = npt.NDArray[Any]
+Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+_BINS = 72
+_SAMPLED = 1_000_000  # scores behind the choice of an axis
+_GROUP_ORDER = ("quota", "complexity", "d_intra", "d_inter")
+
+
+# --- numbers and words ----------------------------------------------------------------------------
+
+
+def percent(part: float, whole: float) -> str:
+    """Return a share as text that never rounds something to nothing, or almost all to all."""
+    if not whole:
+        return "-"
+    share = part / whole
+    if 0 < share < 0.001:
+        return "<0.1%"
+    if 0.999 < share < 1:
+        return ">99.9%"
+    return f"{share:.1%}"
+
+
+def number(value: Any) -> str:
+    """Return a count with separators, another number with four digits behind the point."""
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return "-"
+    if isinstance(value, (int, np.integer)):
+        return f"{value:,}"
+    return f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4g}"
+
+
+def plain(text: Any, limit: int = 0) -> str:
+    """Return text on one line, without control or direction-changing characters, cut with an ellipsis."""
+    joiners = "\u200c\u200d"  # part of words and emoji, though not printable by themselves
+    line = " ".join("".join(c if c.isprintable() or c in joiners else " " for c in str(text)).split())
+    return line if not limit or len(line) <= limit else line[: limit - 1].rstrip() + "\N{HORIZONTAL ELLIPSIS}"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a step; ``usual`` where it has its default."""
+
+    name: str
+    value: str
+    help: str
+    usual: bool
+
+
+def parameters(method: str, given: Mapping[str, Any]) -> tuple[Parameter, ...]:
+    """Return a step's parameters in the method's order, marked where they are the default."""
+    cls: Any = Audit if method == Audit.name else methods().get(method)
+    known = {item.name: item for item in fields(cls)} if cls is not None else {}
+    ordered = [name for name in known if name in given] + [name for name in given if name not in known]
+    found = []
+    for name in ordered:
+        value, item = given[name], known.get(name)
+        default: Any = MISSING
+        if item is not None:
+            default = item.default_factory() if item.default_factory is not MISSING else item.default
+        usual = value == default or (default is not MISSING and default is not None and value == str(default))
+        told = str(item.metadata.get("help", "")) if item is not None else ""
+        found.append(Parameter(name, _value(value), told, usual))
+    return tuple(found)
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "not set"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def told_in_short(head: Mapping[str, Any]) -> str:
+    """Return a step's method and the parameters that were set, on one line."""
+    if "of" in head["parameters"]:
+        return str(head["method"])
+    chosen = (f"{p.name} = {plain(p.value, 48)}" for p in parameters(head["method"], head["parameters"]) if not p.usual)
+    return " ".join([str(head["method"]), ", ".join(chosen)]).strip()
+
+
+def origins(step: Step) -> tuple[str, ...]:
+    """Return the chains behind a union, intersection or difference, one line each."""
+    of = step.parameters.get("of")
+    if not isinstance(of, Sequence) or isinstance(of, str):
+        return ()
+    return tuple(" \N{RIGHTWARDS ARROW} ".join(map(_with_counts, chain)) or "every row" for chain in of)
+
+
+def _with_counts(head: Mapping[str, Any]) -> str:
+    return f"{told_in_short(head)} ({head['rows_out']:,} of {head['rows_in']:,})"
+
+
+def seeds(heads: Iterable[Mapping[str, Any]]) -> set[int]:
+    """Return the seeds of some steps, and of the steps behind unions, intersections and differences."""
+    found: set[int] = set()
+    for head in heads:
+        of = head["parameters"].get("of")
+        if isinstance(of, Sequence) and not isinstance(of, str):
+            found.update(*(seeds(chain) for chain in of))
+        else:
+            found.add(int(head["seed"]))
+    return found
+
+
+def words(template: str, cut: float | None) -> tuple[tuple[str, bool], ...]:
+    """Split a reason's template into (text, is a name to be filled in from each row's evidence)."""
+    parts: list[tuple[str, bool]] = []
+    for text, name, spec, _ in string.Formatter().parse(template):
+        if text:
+            parts.append((text, False))
+        if name == "cut" and cut is not None:
+            parts.append((format(cut, spec or ""), False))
+        elif name:
+            parts.append((name.replace("_", " "), True))
+    return tuple(parts)
+
+
+# --- steps ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """A step of a selection, with what became of the rows it was given.
+
+    Attributes:
+        number: From 0.
+        step: The step and its evidence.
+        kept_n: (n,) bool over the rows it was given.
+        given_N: (N,) bool over the pool.
+        dropped_by: (N,) of the selection.
+    """
+
+    number: int
+    step: Step
+    kept_n: Bools = field(repr=False)
+    given_N: Bools = field(repr=False)
+    dropped_by: npt.NDArray[np.int16] = field(repr=False)
+
+    def ids(self, positions: Ints) -> Ints:
+        """Global ids of some of the rows it was given."""
+        if len(self.kept_n) == len(self.given_N):
+            return positions
+        return np.asarray(np.flatnonzero(self.given_N)[positions], np.int64)
+
+
+def judged(selection: Selection) -> Iterator[Judged]:
+    """Yield the steps one at a time, so that only one's arrays are held.
+
+    Raises:
+        PoolError: The evidence does not belong to the rows.
+    """
+    dropped_by = np.asarray(selection.dropped_by)
+    for i, step in enumerate(selection.steps):
+        given_N = np.asarray((dropped_by == -1) | (dropped_by >= i), np.bool_)
+        kept_n = np.asarray(dropped_by[given_N] != i, np.bool_)
+        lengths = {len(kept_n), *(len(array) for array in step.rows.values())}
+        if lengths != {step.rows_in} or int(kept_n.sum()) != step.rows_out:
+            raise PoolError(
+                f"the selection of {selection.pool} may be damaged: its step {i + 1} ({step.method}) says "
+                f"{step.rows_out:,} of {step.rows_in:,} rows, its arrays say otherwise"
+            )
+        yield Judged(i, step, kept_n, given_N, dropped_by)
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why rows went: a reason of a step, how many rows it took, and one of them."""
+
+    words: tuple[tuple[str, bool], ...]
+    count: int
+    row: int
+    example: str
+
+
+def reasons(of: Judged) -> tuple[Reason, ...]:
+    """Return the reasons that took rows, in the step's order."""
+    step = of.step
+    if not step.reasons:
+        return ()
+    counts: dict[int, tuple[int, int]] = {}
+    if "code" in step.rows:
+        codes = np.asarray(step.rows["code"])
+        found = np.bincount(codes[~of.kept_n], minlength=len(step.reasons))
+        counts = {c: (int(found[c]), int(np.argmax(~of.kept_n & (codes == c)))) for c in np.flatnonzero(found).tolist()}
+    elif not of.kept_n.all():
+        counts = {0: (int(np.count_nonzero(~of.kept_n)), int(np.argmin(of.kept_n)))}
+    told = []
+    for code, (count, first) in counts.items():
+        template = step.reasons[code] if code < len(step.reasons) else ""
+        try:
+            example = step.why(first)
+        except (KeyError, IndexError, TypeError, ValueError):  # a template that asks for evidence the step lacks
+            example = ""
+        told.append(Reason(words(template, step.cut), count, int(of.ids(np.array([first]))[0]), example))
+    return tuple(told)
+
+
+@dataclass(frozen=True, eq=False)
+class Histogram:
+    """Scores of the rows a step was given, counted apart for kept and dropped ones.
+
+    Attributes:
+        edges: (B + 1,) of the bins; the cut lies on an edge.
+        kept: (B,) rows kept.
+        dropped: (B,) rows dropped.
+        apart: Rows without a score that could be drawn.
+        apart_kept: How many of those were kept.
+        beyond: Rows outside the axis, which leaves out extremes that would flatten the rest.
+    """
+
+    edges: Floats
+    kept: Ints
+    dropped: Ints
+    apart: int
+    apart_kept: int
+    beyond: int
+
+
+def histogram(of: Judged) -> Histogram | None:
+    """Count a step's scores; None where it has none that could be drawn."""
+    if "score" not in of.step.rows:
+        return None
+    scores, good = _scored(of.step)
+    if not good.any():
+        return None
+    apart = ~good
+    drawn = scores[good]
+    low, high = _axis(drawn)
+    cut = of.step.cut if of.step.cut is not None and np.isfinite(of.step.cut) else None
+    if cut is not None and cut < low:
+        low = cut if low - cut < high - low else low
+    if cut is not None and cut > high:
+        high = cut if cut - high < high - low else high
+    bins = int(np.clip(np.sqrt(len(drawn)), 12, _BINS))
+    width = (high - low) / bins
+    start = low
+    if cut is not None and low <= cut <= high:
+        start = cut - np.ceil(round((cut - low) / width, 6)) * width
+        bins = int(np.ceil(round((high - start) / width, 6)))
+    edges = np.asarray(start + width * np.arange(bins + 1), np.float64)
+    edges[-1] = max(edges[-1], high)
+    kept = np.histogram(scores[good & of.kept_n], edges)[0]
+    dropped = np.histogram(scores[good & ~of.kept_n], edges)[0]
+    return Histogram(
+        edges=edges,
+        kept=np.asarray(kept, np.int64),
+        dropped=np.asarray(dropped, np.int64),
+        apart=int(np.count_nonzero(apart)),
+        apart_kept=int(np.count_nonzero(apart & of.kept_n)),
+        beyond=len(drawn) - int(kept.sum()) - int(dropped.sum()),
+    )
+
+
+def _axis(drawn: Array) -> tuple[float, float]:
+    low, high = float(drawn.min()), float(drawn.max())
+    near, far = np.percentile(drawn[:: max(1, len(drawn) // _SAMPLED)].astype(np.float64), [0.1, 99.9])
+    if high - low > 4 * (far - near) > 0:
+        low, high = float(near), float(far)
+    if high - low <= 1e-6 * max(abs(low), abs(high), 1e-6):
+        pad = 0.01 * max(abs(low), 0.01)
+        low, high = low - pad, high + pad
+    return low, high
+
+
+# --- clusters -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Clusters:
+    """A step's clusters.
+
+    Attributes:
+        size_K: Rows the step was given.
+        kept_K: Rows kept.
+        more: Further numbers of each cluster by name, such as quota and complexity.
+    """
+
+    size_K: Ints
+    kept_K: Ints
+    more: Mapping[str, Array]
+
+    @property
+    def share_K(self) -> Floats:
+        """(K,) share kept; NaN for empty clusters."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray(self.kept_K / self.size_K, np.float64)
+
+    @property
+    def difficulty(self) -> str:
+        """What to draw the share against: complexity, else d_intra, else ""."""
+        return next((name for name in ("complexity", "d_intra") if name in self.more), "")
+
+
+def clusters(of: Judged) -> Clusters | None:
+    """Return a step's clusters; None where it has none."""
+    groups = of.step.groups
+    if not groups and "cluster" not in of.step.rows:
+        return None
+    k = max((len(array) for array in groups.values()), default=0)
+    size, kept = groups.get("size"), groups.get("kept")
+    if size is None or kept is None:
+        if "cluster" not in of.step.rows:
+            return None
+        labels = np.asarray(of.step.rows["cluster"])
+        size = np.bincount(labels, minlength=k)
+        kept = np.bincount(labels[of.kept_n], minlength=k)
+    names = [name for name in _GROUP_ORDER if name in groups]
+    names += sorted(set(groups) - {"size", "kept", *names})
+    more = {name: np.asarray(groups[name]) for name in names if np.asarray(groups[name]).ndim == 1}
+    return Clusters(np.asarray(size, np.int64), np.asarray(kept, np.int64), more)
+
+
+def extremes(found: Clusters, count: int) -> tuple[list[int], list[int]]:
+    """Return the most and the least pruned clusters, large ones first among equals; none in both."""
+    filled = np.flatnonzero(found.size_K > 0)
+    share, size = found.share_K[filled], found.size_K[filled]
+    most = filled[np.lexsort((filled, -size, share))]
+    least = filled[np.lexsort((filled, -size, -share))]
+    count = min(count, (len(filled) + 1) // 2)
+    first = most[:count].tolist()
+    return first, [j for j in least[:count].tolist() if j not in first]
+
+
+# --- rows to show ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A row to show, with its score."""
+
+    row: int
+    score: float | None
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Rows shown side by side, all kept or all dropped."""
+
+    title: str
+    kept: bool
+    tiles: tuple[Tile, ...]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A dropped row and the row it repeats, which the step may have dropped as well."""
+
+    row: int
+    of: int
+    of_kept: bool
+    cosine: float | None
+
+
+def _scored(step: Step, positions: Ints | slice = slice(None)) -> tuple[Array, Bools]:
+    """Return the scores of some rows, and which of them mean something."""
+    scores = np.asarray(step.rows["score"][positions])
+    good = np.isfinite(scores)
+    if "duplicate_of" in step.rows:
+        good &= scores > -1  # the first row of a cluster has no earlier row to be compared with
+    return scores, np.asarray(good, np.bool_)
+
+
+def _tiles(of: Judged, positions: Ints) -> tuple[Tile, ...]:
+    values: list[float | None] = [None] * len(positions)
+    if "score" in of.step.rows:
+        scores, good = _scored(of.step, positions)
+        values = [float(score) if fine else None for score, fine in zip(scores, good, strict=True)]
+    return tuple(map(Tile, of.ids(positions).tolist(), values))
+
+
+def _spread(positions: Ints, count: int) -> Ints:
+    """Return ``count`` of the positions, evenly spaced, the ends among them."""
+    if len(positions) <= count:
+        return positions
+    return positions[np.unique(np.linspace(0, len(positions) - 1, count).round().astype(np.int64))]
+
+
+def _best(values: Array, candidates: Ints, count: int) -> Ints:
+    """Return the ``count`` candidates of highest value, in that order; ties go to the lower row."""
+    if not len(candidates):
+        return candidates
+    found = np.nan_to_num(np.asarray(values[candidates], np.float32), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+    chosen = np.flatnonzero(top(found, min(count, len(found))))
+    return candidates[chosen[np.argsort(-found[chosen], kind="stable")]]
+
+
+def in_clusters(of: Judged, wanted: Sequence[int], count: int) -> dict[int, tuple[Strip, Strip]]:
+    """Return kept and dropped rows of some clusters, evenly spaced over each cluster's scores."""
+    labels = of.step.rows.get("cluster")
+    if labels is None or not wanted or not count:
+        return {}
+    labels = np.asarray(labels)
+    mark = np.zeros(max(int(labels.max(initial=0)), *wanted) + 1, np.bool_)
+    mark[list(wanted)] = True
+    positions = np.flatnonzero(mark[labels])
+    scores = of.step.rows.get("score")
+    values = positions if scores is None else np.nan_to_num(-np.asarray(scores[positions], np.float64))
+    positions = positions[np.lexsort((positions, values, labels[positions]))]
+    found = {}
+    for cluster in wanted:
+        inside = positions[labels[positions] == cluster]
+        kept = of.kept_n[inside]
+        found[cluster] = (
+            Strip("Kept", True, _tiles(of, _spread(inside[kept], count))),
+            Strip("Dropped", False, _tiles(of, _spread(inside[~kept], count))),
+        )
+    return found
+
+
+def strips(of: Judged, count: int) -> tuple[Strip, ...]:
+    """Return rows of a step without clusters: the ends of its scores, or some for each reason."""
+    if not count or "cluster" in of.step.rows:
+        return ()
+    found = []
+    if "score" in of.step.rows:
+        scores = np.asarray(of.step.rows["score"])
+        for kept in (True, False):
+            rows = np.flatnonzero(of.kept_n == kept)
+            high = _best(scores, rows, count)
+            low = np.setdiff1d(_best(-scores, rows, count), high)
+            low = low[np.argsort(scores[low], kind="stable")]
+            word = "Kept" if kept else "Dropped"
+            found += [Strip(f"{word}, highest scores", kept, _tiles(of, high))]
+            found += [Strip(f"{word}, lowest scores", kept, _tiles(of, low))]
+    elif "code" in of.step.rows:
+        codes = np.asarray(of.step.rows["code"])
+        for code, reason in enumerate(of.step.reasons):
+            rows = np.flatnonzero(~of.kept_n & (codes == code))
+            title = "".join(text for text, _ in words(reason, of.step.cut))
+            found.append(Strip(f"Dropped \u00b7 {title}", False, _tiles(of, _spread(rows, count))))
+        found.append(Strip("Kept", True, _tiles(of, _spread(np.flatnonzero(of.kept_n), count))))
+    return tuple(strip for strip in found if strip.tiles)
+
+
+def pairs(of: Judged, count: int) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
+    """Return the nearest duplicate pairs, and those nearest to the threshold; none in both.
+
+    Pairs of one original are shown once where there are enough others.
+    """
+    if not count or "duplicate_of" not in of.step.rows:
+        return (), ()
+    twins = np.asarray(of.step.rows["duplicate_of"])
+    scores = np.asarray(of.step.rows.get("score", np.zeros(len(twins), np.float32)))
+    rows = np.flatnonzero(~of.kept_n & (twins >= 0))
+    near = _varied(_best(scores, rows, 20 * count), twins, count)
+    rows = rows[~np.isin(rows, near)]
+    far = _varied(_best(-scores, rows, 20 * count), twins, count)
+
+    def made(positions: Ints) -> tuple[Pair, ...]:
+        cosines = [float(v) if np.isfinite(v) else None for v in scores[positions]]
+        originals = twins[positions]
+        kept = of.dropped_by[originals] != of.number
+        return tuple(map(Pair, of.ids(positions).tolist(), originals.tolist(), kept.tolist(), cosines))
+
+    return made(near), made(far)
+
+
+def _varied(positions: Ints, twins: Array, count: int) -> Ints:
+    first = np.zeros(len(positions), np.bool_)
+    first[np.unique(twins[positions], return_index=True)[1]] = True
+    order = np.argsort(~first, kind="stable")[:count]
+    return positions[np.sort(order)]

@@ -1,0 +1,213 @@
+"""Charts as inline SVG: the same numbers give the same bytes."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from thresher.report.facts import Clusters, Histogram, percent
+from thresher.selection import Selection
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+KEPT = "#2f7391"
+DROPPED = "#e8a35c"
+_INK = "#2b3138"
+_FAINT = "#8a939c"
+_GRID = "#e6e9ec"
+_WIDTH = 5.5  # inches; about half a page, so that text stays readable on a phone
+_MANY = 1_500  # points from which on a scatter is drawn as pixels
+_LEFT_OUT = re.compile(r"<metadata>.*?</metadata>|<!--.*?-->|<defs>\s*<style.*?</style>\s*</defs>", re.DOTALL)
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 10.5,
+    "axes.edgecolor": _FAINT,
+    "axes.labelcolor": _INK,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "text.color": _INK,
+    "text.parse_math": False,
+    "xtick.color": _FAINT,
+    "ytick.color": _FAINT,
+    "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _INK,
+    "legend.frameon": False,
+    "legend.fontsize": 10,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+}
+
+
+def funnel(selection: Selection) -> str:
+    """Draw the pool and what every step kept and dropped of it."""
+    steps, total = selection.steps, selection.total
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        names = ["pool", *(f"{i}. {step.method}" for i, step in enumerate(steps, 1))]
+        kept = np.array([total, *(step.rows_out for step in steps)], np.float64)
+        dropped = np.array([0, *(step.rows_in - step.rows_out for step in steps)], np.float64)
+        y = np.arange(len(names))
+        axes.barh(y, kept, color=KEPT, height=0.62)
+        axes.barh(y, dropped, left=kept, color=DROPPED, height=0.62)
+        for i in y.tolist():
+            told = f"{int(kept[i]):,}"
+            if i:
+                told += f" \u00b7 {percent(float(kept[i]), total)}"
+            x = float(kept[i] + dropped[i])
+            axes.annotate(told, (x, i), (5, 0), textcoords="offset points", va="center", fontweight="bold")
+        axes.set_yticks(y, names)
+        axes.invert_yaxis()
+        axes.set_xlim(0, max(total, 1) * 1.36)
+        axes.set_xticks([])
+        axes.tick_params(length=0)
+        axes.spines["bottom"].set_visible(False)
+
+    told = f"Rows kept by each of {len(steps)} steps, from {total:,} to {len(selection):,}"
+    return _svg("funnel", told, draw, height=0.55 + 0.42 * (len(steps) + 1))
+
+
+def scores(name: str, found: Histogram, label: str, cut: float | None) -> str:
+    """Draw a step's scores, kept and dropped rows stacked, with the cut."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        both = found.kept + found.dropped
+        axes.stairs(both, found.edges, fill=True, color=DROPPED, label="dropped")
+        axes.stairs(found.kept, found.edges, fill=True, color=KEPT, label="kept")
+        axes.set_xlim(found.edges[0], found.edges[-1])
+        axes.set_ylim(0, max(int(both.max()), 1) * 1.16)
+        if cut is not None and found.edges[0] <= cut <= found.edges[-1]:
+            axes.axvline(cut, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
+            right = cut < (found.edges[0] + found.edges[-1]) / 2
+            axes.annotate(
+                f"cut {cut:.4g}",
+                (cut, 1),
+                (4 if right else -4, -3),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                ha="left" if right else "right",
+                va="top",
+            )
+        axes.set_xlabel(label)
+        axes.set_ylabel("rows")
+        _counts(axes)
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(handles[::-1], labels[::-1], loc="outside upper right", ncols=2, handlelength=1)
+
+    return _svg(name, f"Histogram of the {label}: kept and dropped rows", draw)
+
+
+def shares(name: str, found: Clusters) -> str:
+    """Draw each cluster's share kept against its complexity; areas are sizes."""
+    x, y = np.asarray(found.more[found.difficulty], np.float64), found.share_K
+    good = np.isfinite(x) & np.isfinite(y)
+    if not good.any():
+        return ""
+    label = {"complexity": "complexity (d_inter \u00d7 d_intra)", "d_intra": "mean distance to the centroid (d_intra)"}
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        size = found.size_K[good]
+        many = len(size) > _MANY
+        # Few clusters get large dots, many get small ones: about the same ink.
+        area = 8 + size / size.max() * np.clip(9_000 / len(size), 24, 320)
+        order = np.argsort(-size, kind="stable")
+        axes.scatter(
+            x[good][order],
+            y[good][order],
+            s=area[order],
+            color=KEPT,
+            alpha=0.3 if many else 0.55,
+            edgecolor="none" if many else "white",
+            linewidth=0.5,
+            rasterized=many,
+            clip_on=False,
+        )
+        overall = float(found.kept_K.sum() / found.size_K.sum())
+        axes.axhline(overall, color=_INK, linewidth=0.9, linestyle=(0, (4, 3)))
+        axes.annotate(
+            f"all: {percent(overall, 1)}",
+            (1, overall),
+            (0, 4),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            ha="right",
+            bbox={"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
+        )
+        low, high = float(y[good].min()), float(y[good].max())
+        pad = max(0.06 * (high - low), 0.02)
+        axes.set_ylim(max(low - pad, -0.02), min(high + pad, 1.02))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}" if high - low > 0.05 else f"{value:.1%}")
+        axes.grid(color=_GRID, linewidth=0.7)
+        axes.set_xlabel(label[found.difficulty])
+        axes.set_ylabel("share kept")
+
+    return _svg(name, f"Share of every cluster kept, by {found.difficulty}", draw)
+
+
+def sizes(name: str, found: Clusters) -> str:
+    """Draw the clusters' sizes before and after, each sorted."""
+    before, after = -np.sort(-found.size_K), -np.sort(-found.kept_K)
+    # A step's outline of more points than pixels only makes the page larger.
+    ranks = np.unique(np.linspace(0, len(before) - 1, min(len(before), 400)).round().astype(np.int64))
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        edges = np.append(ranks, len(before)).astype(np.float64)
+        axes.stairs(before[ranks], edges, fill=True, color=DROPPED, label="before")
+        axes.stairs(after[ranks], edges, fill=True, color=KEPT, label="after")
+        axes.set_xlim(0, len(before))
+        if before[0] > 40 * max(float(np.median(before)), 1):
+            axes.set_yscale("symlog", linthresh=1)
+        axes.set_ylim(0, None)
+        axes.set_xlabel("clusters, largest first")
+        axes.set_ylabel("rows")
+        _counts(axes)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value == int(value) else "")
+        figure.legend(loc="outside upper right", ncols=2, handlelength=1)
+
+    return _svg(name, f"Sizes of {len(before):,} clusters before and after, each sorted", draw)
+
+
+def _counts(axes: Axes) -> None:
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value == int(value) else "")
+    axes.grid(axis="y", color=_GRID, linewidth=0.7)
+
+
+def _svg(name: str, told: str, draw: Any, height: float = 2.7) -> str:
+    """Draw a figure and return it as an ``<svg>`` element fit to stand in a page beside others."""
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
+    with style.context(["default", {**_STYLE, "svg.hashsalt": name}]):
+        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+        draw(figure)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", dpi=144, metadata={"Date": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(_LEFT_OUT, "", text)
+    # Ids are unique in a page, and the page sets the fonts.
+    text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
+    text = re.sub(r'xlink:href="#', f'href="#{name}-', text).replace("xlink:href", "href")
+    text = re.sub(r"url\(#", f"url(#{name}-", text)
+    text = re.sub(r"\N{MINUS SIGN}(0\.?0*)<", r"\1<", text)  # a tick at -0.0
+    text = re.sub(r"font: (?:(\d+|bold) )?([\d.]+px) [^;\"]+", lambda m: _font(m[1], m[2]), text)
+    box = re.search(r'viewBox="[^"]+"', text)
+    head = f'<svg role="img" aria-label="{html.escape(told)}" {box[0] if box else ""}>'
+    text = re.sub(r"^<svg[^>]*>", lambda _: head, text)
+    return re.sub(r"\n\s*", "\n", text).strip()
+
+
+def _font(weight: str | None, size: str) -> str:
+    return f"font-size: {size}" + (f"; font-weight: {weight}" if weight else "")
