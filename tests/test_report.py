@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, PngImagePlugin
 
-from thresher import Cache, EmbeddingStore, Selection, Step, build, methods, open_store, run_steps
+from thresher import Cache, EmbeddingStore, Selection, Step, build, open_store, run_steps
 from thresher.errors import MissingExtraError, PoolError, UsageError
 from thresher.readers.layout import Options
+from thresher.registry import methods
 from thresher.report import write_report
 from thresher.report.examples import SIDE, look_up, thumbnail
 from thresher.report.facts import clusters, extremes, histogram, judged, pairs, percent, plain, seeds, words

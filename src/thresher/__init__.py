@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from thresher.groups import Clustered, Groups
     from thresher.readers.layout import Options
     from thresher.recipe import Recipe, run_steps
-    from thresher.registry import build, method, methods
+    from thresher.registry import build, method
     from thresher.run import Run
     from thresher.selection import Keep, Selection, Step
     from thresher.store import EmbeddingStore, open_store
@@ -40,7 +40,7 @@ _HOMES = {
     "groups": ("Clustered", "Groups"),
     "readers.layout": ("Options",),
     "recipe": ("Recipe", "run_steps"),
-    "registry": ("build", "method", "methods"),
+    "registry": ("build", "method"),
     "run": ("Run",),
     "selection": ("Keep", "Selection", "Step"),
     "store": ("EmbeddingStore", "open_store"),

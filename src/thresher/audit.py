@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from thresher.errors import BadRowsError
 from thresher.ops.vectors import inverse_norms, to_float32
+from thresher.readers.pieces import trusting
 from thresher.run import Run
 from thresher.selection import Selection
 from thresher.store import Block, EmbeddingStore
@@ -22,10 +23,9 @@ _CODES = (
     "its text embedding is zero, NaN or infinite",
     "its key stands earlier in the pool",
     "its key climbs out of the folder (..)",
+    "its key is empty",
 )
-
-
-REPEATED, CLIMBS = 3, 4
+REPEATED, CLIMBS, EMPTY = 3, 4, 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,14 +83,15 @@ class Audit:
         key = next(run.store.lookup([str(run.store.layout.key)], np.array([row]))).column(0)[0].as_py()
         raise BadRowsError(
             f"{run.store.whereabouts('metadata', row)}: {_CODES[codes[bad[0]]].replace('its', 'the', 1)}: {key!r} "
-            f"({len(bad):,} such rows in the pool); mend the file, or pass --skip-bad to set such rows aside"
+            f"({len(bad):,} such rows in the pool); mend the file, pass --skip-bad to set such rows aside, or name "
+            "another --key (--key row: row numbers)"
         )
 
 
 def key_codes(run: Run) -> npt.NDArray[np.uint8]:
-    """Return a code per row of the view: 0 for a good key, else an index of the reasons.
+    """Return a code per row of the view: 0 for a good key, else REPEATED, CLIMBS or EMPTY.
 
-    Hashes of 64 bits are compared first; only rows whose hash repeats have their keys compared.
+    Hashes of 64 bits are compared first; only rows whose hash repeats have their keys compared, as text.
     """
     store = run.store
     if store.layout.key is None:
@@ -100,7 +101,6 @@ def key_codes(run: Run) -> npt.NDArray[np.uint8]:
 
 
 def _key_codes(run: Run) -> npt.NDArray[np.uint8]:
-    import pyarrow as pa
     import pyarrow.compute as pc
 
     store, name = run.store, str(run.store.layout.key)
@@ -108,41 +108,42 @@ def _key_codes(run: Run) -> npt.NDArray[np.uint8]:
     hashes = np.empty(len(store), np.uint64)
     done = 0
     with run.progress.task("check keys", len(store)) as advance:
-        for part, hashed in _hashed(store, name):
-            stop = done + len(part)
-            hashes[done:stop] = hashed
-            if pa.types.is_string(part.type) or pa.types.is_large_string(part.type):
-                climbs = pc.match_substring_regex(part, r"(^|[/\\])\.\.([/\\]|$)")
-                codes[done:stop][np.asarray(climbs.fill_null(False))] = CLIMBS
-            advance(len(part))
-            done = stop
+        for text, hashed in _hashed(store, name):
+            here = slice(done, done + len(text))
+            hashes[here] = hashed
+            climbs = pc.match_substring_regex(text, r"(^|[/\\])\.\.([/\\]|$)")
+            codes[here][np.asarray(climbs.fill_null(False))] = CLIMBS
+            codes[here][np.asarray(pc.equal(text, "").fill_null(True))] = EMPTY
+            advance(len(text))
+            done += len(text)
     ordered = np.sort(hashes)
     repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-    if len(repeated):
-        suspects = np.flatnonzero(np.isin(hashes, repeated))
-        keys = [k for part in store.lookup([name], store.ids[suspects]) for k in part.column(0).to_pylist()]
-        seen: set[Any] = set()
-        for position, key in zip(suspects, keys, strict=True):
-            if key in seen and codes[position] == 0:
-                codes[position] = REPEATED
-            seen.add(key)
+    suspects = np.flatnonzero(np.isin(hashes, repeated) & (codes == 0))
+    keys = [str(k) for part in store.lookup([name], store.ids[suspects]) for k in part.column(0).to_pylist()]
+    seen: set[str] = set()
+    for position, key in zip(suspects, keys, strict=True):
+        if key in seen:
+            codes[position] = REPEATED
+        seen.add(key)
     return codes
 
 
 def _hashed(store: EmbeddingStore, name: str) -> Iterator[tuple[Any, npt.NDArray[np.uint64]]]:
+    """Yield the keys as text, and 64 bits of hash for each."""
     import duckdb
     import pyarrow as pa
 
     with duckdb.connect(config={"threads": 1}) as db:
         for _, part in store.scan([name]):
-            db.register("part", pa.Table.from_batches([part.rename_columns(["k"])]))
-            yield part.column(0), np.asarray(db.execute("SELECT hash(k) AS h FROM part").fetchnumpy()["h"], np.uint64)
+            text = trusting(f"{store.layout.location} [{name}]", partial(part.column(0).cast, pa.large_string()))
+            db.register("part", pa.table({"k": text}))
+            yield text, np.asarray(db.execute("SELECT hash(k) AS h FROM part").fetchnumpy()["h"], np.uint64)
             db.unregister("part")
 
 
 def _no_direction(part: str, store: EmbeddingStore, block: Block) -> tuple[npt.NDArray[np.uint8]]:
     """Return 1 for the rows of a block that have no direction, else 0."""
     bad = np.zeros(len(block), np.uint8)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         bad[np.isnan(inverse_norms(to_float32(store.raw(part, block))))] = 1
     return (bad,)

@@ -31,7 +31,7 @@ except ImportError:  # Windows
 
 Array = npt.NDArray[Any]
 
-LIMIT = 20 * 2**30
+LIMIT = 20 * 10**9
 
 
 def default_folder() -> str:

@@ -90,9 +90,11 @@ class Common:
 _POOL = [
     click.option("--image", metavar="NAME", help="Array or column with the image embeddings."),
     click.option("--text", metavar="NAME", help="Array or column with the text embeddings."),
-    click.option("--key", metavar="NAME", help="Metadata column that identifies a row."),
+    click.option("--key", metavar="NAME", help="Metadata column that identifies a row (row: none)."),
     click.option("--caption", metavar="NAME", help="Metadata column with the caption."),
-    click.option("--dtype", type=click.Choice(["float16", "float32", "bfloat16"]), help="What unmarked bytes hold."),
+    click.option(
+        "--dtype", type=click.Choice(["float16", "float32", "float64", "bfloat16"]), help="What unmarked bytes hold."
+    ),
     click.option("--metadata", metavar="DIR", help="img2dataset output to join by key."),
     click.option("--skip-bad", is_flag=True, help="Set bad files and rows aside, counted and listed."),
 ]
@@ -171,7 +173,7 @@ def inspect(pool: str, quick: bool, **values: Any) -> None:
     _say(f"  key: {found['key'] or 'none'}; caption: {found['caption'] or 'none'}")
     _say(f"  columns: {', '.join(found['columns']) or 'none'}")
     if found["keys"]:
-        _say(f"  keys: {found['keys']['repeated']:,} repeated, {found['keys']['climbing']:,} climbing")
+        _say("  keys: " + ", ".join(f"{found['keys'][kind]:,} {kind}" for kind in ("repeated", "climbing", "empty")))
     for aside in found["set_aside"]:
         _say(f"  set aside: {aside['path']}: {aside['why']}")
     for warning in found["warnings"]:
@@ -374,16 +376,19 @@ def _run(common: Common, pool: str, steps: list[Any], seed: int, out: str, withi
     from thresher.selection import Selection
 
     earlier = Selection.load(within) if within else None
-    target = Path(out)
+    target, again = Path(out), None
     if (target / "selection.json").exists() and not overwrite:
         known = [(s.method, dict(s.parameters), s.seed) for s in Selection.load(target).steps]
         asked = [(s.method, dict(s.parameters), s.seed) for s in (earlier.steps if earlier else ())]
         asked += [(s.name, parameters_of(s), seed) for s in steps]
         if [s for s in known if s[0] != "skip-bad"] != [s for s in asked if s[0] != "skip-bad"]:
             raise OutputError(f"{out}: holds the result of other steps; choose another name or pass --overwrite")
-        overwrite = True  # the same steps: whatever is there is the same, or of a pool that has changed
+        again = Selection.load(target).store
+        overwrite = True
     target = _free(out, overwrite, "selection.json")
     store = common.open(pool)
+    if again not in (None, store.fingerprint()):
+        raise OutputError(f"{out}: holds the result of another pool; choose another name or pass --overwrite")
     selection = run_steps(store, steps, seed=seed, within=earlier, **common.places())
     selection.save(target, overwrite=overwrite)
     if common.as_json:

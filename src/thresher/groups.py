@@ -80,7 +80,7 @@ class Clustered:
     )
     fit: Literal["given", "pool"] = field(
         default="given",
-        metadata={"help": "train centroids on the rows given to the step, or once on the whole pool and share them"},
+        metadata={"help": "cluster the rows given to the step, or the whole pool once, shared between steps"},
     )
     precision: Literal["auto", "float32", "bfloat16"] = field(
         default="float32",
@@ -103,8 +103,15 @@ class Clustered:
             UsageError: More clusters than rows, or centroids of another width.
             PoolError: A centroids file that cannot be trusted.
         """
+        rows = run.store.rows
+        shared = self.fit == "pool" and rows is not None
+        if shared:
+            run = replace(run, store=EmbeddingStore(run.store.layout, run.store.options))
         centroids, notes = _computed(run, self) if self.centroids is None else _given(run, self)
-        return replace(assign(run, self.embedding, centroids), notes=notes)
+        found = replace(assign(run, self.embedding, centroids), notes=notes)
+        if not shared:
+            return found
+        return replace(found, labels_N=found.labels_N[rows], distances_N=found.distances_N[rows])
 
 
 def write_groups(groups: Groups, folder: str | os.PathLike[str], told: Mapping[str, Any]) -> Path:
@@ -150,19 +157,9 @@ def automatic(rows: int) -> tuple[int, str]:
 
 
 def assign(run: Run, embedding: str, centroids_KD: F32) -> Groups:
-    """Label the view's rows with their nearest centroid, in float32; cached, resumable.
-
-    A labelling of the whole pool by the same centroids is used where there is one.
-    """
+    """Label the view's rows with their nearest centroid, in float32; cached, resumable."""
     token = hashlib.sha256(np.ascontiguousarray(centroids_KD).tobytes()).hexdigest()
     dtypes = {"labels": "int32", "distances": "float32"}
-    whole = {"store": run.version, "view": "all", "of": embedding, "centroids": token}
-    if run.store.rows is not None:
-        paths = [run.cache.path(f"assign.{name}", whole) for name in dtypes]
-        known = [run.cache.load(path) for path in paths]
-        if known[0] is not None and known[1] is not None:
-            rows = run.store.rows
-            return Groups(np.asarray(known[0][rows]), np.asarray(known[1][rows]), centroids_KD)
     found = run.column(
         "assign", embedding, partial(_assign, embedding, kmeans.Assign(centroids_KD)), dtypes, centroids=token
     )
@@ -181,6 +178,8 @@ def _given(run: Run, how: Clustered) -> tuple[F32, tuple[str, ...]]:
             f"{path}: centroids of {piece.dim} dimensions for {how.embedding} embeddings of "
             f"{run.store.dim(how.embedding)}"
         )
+    if not piece.rows:
+        raise PoolError(f"{path}: holds no centroids")
     if how.clusters not in (None, piece.rows):
         raise UsageError(f"{path}: holds {piece.rows:,} centroids, but clusters = {how.clusters:,}; leave one out")
     centroids, bad = unit_rows(np.asarray(piece.read(0, piece.rows), np.float32))
@@ -190,9 +189,6 @@ def _given(run: Run, how: Clustered) -> tuple[F32, tuple[str, ...]]:
 
 
 def _computed(run: Run, how: Clustered) -> tuple[F32, tuple[str, ...]]:
-    if how.fit == "pool" and run.store.rows is not None:
-        base = EmbeddingStore(run.store.layout, run.store.options)
-        run = replace(run, store=base)
     n = len(run.store)
     notes: list[str] = []
     k = how.clusters

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from thresher.audit import CLIMBS, REPEATED, key_codes
+from thresher.audit import CLIMBS, EMPTY, REPEATED, key_codes
 from thresher.groups import automatic
 from thresher.ops.kmeans import nearest_centroid
 from thresher.ops.vectors import to_float32
@@ -50,6 +50,7 @@ def inspect(run: Run, *, quick: bool = False) -> dict[str, Any]:
         found["keys"] = {
             "repeated": int(np.count_nonzero(codes == REPEATED)),
             "climbing": int(np.count_nonzero(codes == CLIMBS)),
+            "empty": int(np.count_nonzero(codes == EMPTY)),
             "first": run.store.ids[np.flatnonzero(codes)[:5]].tolist(),
         }
     found["warnings"] = _warnings(found, store)
@@ -96,10 +97,7 @@ def _warnings(found: dict[str, Any], store: EmbeddingStore) -> list[str]:
     for name, field in found["fields"].items():
         for kind in ("nan", "infinite", "zero"):
             if count := field[f"{kind}_rows"]:
-                told.append(
-                    f"{count:,} {name} rows are {kind} (first: row {field['first_bad'][0]:,}, "
-                    f"{store.whereabouts(name, field['first_bad'][0])}); --skip-bad sets them aside"
-                )
+                told.append(f"{count:,} {name} rows are {kind}; --skip-bad sets them aside")
         if field["norms"] and not 0.99 < field["norms"]["median"] < 1.01:
             told.append(
                 f"{name} rows are not normalised (median norm {field['norms']['median']:.3g}); this is done on reading"
@@ -109,9 +107,16 @@ def _warnings(found: dict[str, Any], store: EmbeddingStore) -> list[str]:
     if not found["fields"]:
         told.append("there are no embeddings here: only filter, random and stored scores will work")
     if found["keys"]:
-        for kind, what in (("repeated", "stand earlier in the pool"), ("climbing", "climb out of the folder (..)")):
+        for kind, what in (
+            ("repeated", "stand earlier in the pool"),
+            ("climbing", "climb out of the folder (..)"),
+            ("empty", "are empty"),
+        ):
             if count := found["keys"][kind]:
                 told.append(f"{count:,} keys {what}; --skip-bad sets those rows aside")
+    for name, field in found["fields"].items():
+        if field["first_bad"]:
+            told.append(f"the first bad {name} row is {store.whereabouts(name, field['first_bad'][0])}")
     if found["set_aside"]:
         told.append(f"{len(found['set_aside'])} files were set aside")
     if not found["key"]:

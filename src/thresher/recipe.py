@@ -13,7 +13,7 @@ from thresher.audit import Audit
 from thresher.cache import Cache
 from thresher.engine import Engine, make_engine
 from thresher.errors import UsageError, suggest
-from thresher.registry import Method, build
+from thresher.registry import Method, build, coerced
 from thresher.run import Progress, Run, Silent
 from thresher.selection import Selection
 from thresher.store import EmbeddingStore
@@ -68,6 +68,8 @@ class Recipe:
             raise UsageError(f"{origin}: seed = {seed!r}; expected a whole number")
         found = []
         for number, table in enumerate(steps, 1):
+            if not isinstance(table, dict) or not isinstance(table.get("method", ""), str):
+                raise UsageError(f'{origin}: step {number} is no step; write [[step]] and method = "..."')
             if "method" not in table:
                 raise UsageError(f"{origin}: step {number} names no method")
             try:
@@ -109,6 +111,7 @@ def run_steps(
         UsageError: ``within`` belongs to another pool, or a step cannot be carried out.
         PoolError: The pool cannot be trusted.
     """
+    steps = [coerced(step) for step in steps]
     cache = cache or Cache.at()
     progress = progress or Silent()
     fingerprint = store.fingerprint()
@@ -126,7 +129,10 @@ def run_steps(
     for step in (checked, *steps) if within is None or not _audited(within) else steps:
         run = replace(run, store=store.where(selection.mask()), so_far=selection)
         before = len(selection)
-        selection = step.select(run)
+        try:
+            selection = step.select(run)
+        except UsageError as error:
+            raise type(error)(f"{step.name}: {error}") from None
         if isinstance(step, Audit) and len(selection.steps) == len(run.so_far.steps):
             continue
         if not len(selection):

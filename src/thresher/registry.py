@@ -12,7 +12,7 @@ import pkgutil
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, Union
 
@@ -89,6 +89,15 @@ def build(name: str, parameters: Mapping[str, Any]) -> Method:
     if missing:
         raise UsageError(f"{name} needs {', '.join(missing)}")
     return cls(**values)
+
+
+def coerced(step: Method) -> Method:
+    """Return a method made in Python with its values checked as flags and recipes are: ``keep="30%"`` works."""
+    values = {
+        item.name: _coerce(f"{step.name}: {item.name}", type_of(type(step), item.name), getattr(step, item.name))
+        for item in parameters_of(type(step))
+    }
+    return replace(step, **values)  # type: ignore[type-var]
 
 
 def parameters_of(cls: type[Any]) -> tuple[Field[Any], ...]:

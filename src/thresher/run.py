@@ -145,7 +145,7 @@ class Run:
             base = EmbeddingStore(self.store.layout, self.store.options)
             whole = Run(base, self.so_far, self.engine, self.cache, self.seed, self.progress)
             first = base.layout.vectors[part][0]
-            stored = {"bfloat16": "<u2"}.get(first.dtype, np.dtype(first.dtype).str)
+            stored = "<u2" if first.dtype == "bfloat16" else np.dtype(first.dtype).str
             self.cache.columns(
                 f"local.{part}",
                 {"store": self.version},

@@ -12,7 +12,7 @@ import re
 import string
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -58,12 +58,12 @@ class Keep:
                 raise UsageError(f"cannot keep {value:,} rows; {hint}")
             return cls(count=value)
         text = str(value).strip()
-        if re.fullmatch(r"\d[\d_]*", text):
+        if re.fullmatch(r"\d{1,18}|\d{1,3}(_\d{3})+", text):
             return cls.parse(int(text))
-        try:
-            share = Fraction(Decimal(text.removesuffix("%").strip()))
-        except (InvalidOperation, ValueError, OverflowError):
-            raise UsageError(f"cannot read {text!r} as an amount to keep; {hint}") from None
+        number = text.removesuffix("%").strip()
+        if not re.fullmatch(r"(\d{1,40}\.?\d{0,40}|\.\d{1,40})([eE][+-]?\d{1,3})?", number):
+            raise UsageError(f"cannot read {text!r} as an amount to keep; {hint}")
+        share = Fraction(Decimal(number))
         if text.endswith("%"):
             share /= 100
             if not 0 < share <= 1:
@@ -218,6 +218,7 @@ class Selection:
             options=self.options,
             dropped_by=dropped_by,
             steps=(*self.steps, step),
+            repeats=self.repeats,
         )
 
     # --- set algebra --------------------------------------------------------------------------
@@ -243,6 +244,8 @@ class Selection:
         return other
 
     def _combined(self, name: str, other: Selection, mask: Bools) -> Selection:
+        if self.repeats is not None or other.repeats is not None:
+            raise UsageError(f"no {name} of selections that repeat rows: they are no sets")
         origins = [[step.header() for step in part.steps] for part in (self, other)]
         step = Step(
             method=name,

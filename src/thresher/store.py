@@ -22,15 +22,15 @@ from thresher.errors import BadRowsError, UsageError
 from thresher.ops.vectors import F32, to_float32, unit_rows
 from thresher.readers import Layout, Options, read_layout
 from thresher.readers.join import join_by_key
-from thresher.readers.layout import with_roles
-from thresher.readers.pieces import NpyPiece, Piece, TablePiece, table_piece
+from thresher.readers.pieces import NpyPiece, Piece, TablePiece, stamp_of
+from thresher.readers.verify import without_damaged
 
 Rows = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
 
 BLOCK = 16_384  # rows of a block
 STRIPE = 1_024  # rows of a block that are cast and used at a time
-_SAMPLED = 1_000  # rows behind a fingerprint; 64 where reaching a row means decoding its row group
+_SAMPLED = 1_000  # rows behind a fingerprint; 64 where there are keys, a row group to decode for each
 
 
 @dataclass(frozen=True)
@@ -104,20 +104,19 @@ class EmbeddingStore:
         """Hash of N, fields and widths, and the values of evenly spaced rows; the same after re-sharding."""
         base = replace(self, rows=None)
         digest = hashlib.sha256(json.dumps([base.total, sorted(self.layout.vectors)]).encode())
-        fast = all(p.seekable for pieces in self.layout.vectors.values() for p in pieces)
-        count = min(self.total, _SAMPLED if fast and not self.layout.tables else 64)
+        count = min(self.total, 64 if self.layout.key else _SAMPLED)
         rows = np.unique(np.linspace(0, self.total - 1, count).astype(np.int64))
         for name in sorted(self.layout.vectors):
             digest.update(np.ascontiguousarray(to_float32(base.raw_at(name, rows))).tobytes())
         if self.layout.key:
-            for part in base.lookup([self.layout.key], rows):
-                digest.update("\0".join(map(str, part.column(0).to_pylist())).encode())
+            keys = [key for part in base.lookup([self.layout.key], rows) for key in _text(part.column(0))]
+            digest.update("\0".join(keys).encode())
         return digest.hexdigest()[:32]
 
     def version(self) -> str:
         """Hash of the files' names, sizes and times: keys cached arrays. Changes when a file does."""
-        stamps: list[Any] = [[p.stamp() for p in pieces] for _, pieces in sorted(self.layout.vectors.items())]
-        stamps.append([table.stamp() for table in self.layout.tables])
+        stamps: list[Any] = [[stamp_of(p) for p in pieces] for _, pieces in sorted(self.layout.vectors.items())]
+        stamps.append([stamp_of(table) for table in self.layout.tables])
         stamps.append([self.layout.key, self.layout.caption])
         return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:32]
 
@@ -164,6 +163,8 @@ class EmbeddingStore:
             data = {part: next(stream) for part, stream in streams.items()}
             if lo >= start:
                 yield Block(lo, min(lo + size, len(self)), data)
+        for stream in streams.values():  # to the end, where a file's checksum and number of rows are known
+            next(stream, None)
 
     def stripes(self, name: str, block: Block) -> Iterator[F32]:
         """Yield the unit vectors of a block a cache-sized stripe at a time; each is valid until the next."""
@@ -172,7 +173,9 @@ class EmbeddingStore:
         buffers = {part: np.empty((min(STRIPE, len(block)), raw.shape[1]), np.float32) for part, raw in whole.items()}
         for lo in range(0, len(block), STRIPE):
             here = slice(lo, lo + STRIPE)
-            yield self._join(name, [self._unit(part, raw[here], ids[here], buffers[part]) for part, raw in whole.items()])
+            yield self._join(
+                name, [self._unit(part, raw[here], ids[here], buffers[part]) for part, raw in whole.items()]
+            )
 
     def raw(self, name: str, block: Block) -> Array:
         """Return the vectors of a block as stored, (B, D)."""
@@ -183,8 +186,6 @@ class EmbeddingStore:
         rows = self.rows[block.lo : block.hi]
         if rows[-1] - rows[0] == len(rows) - 1:
             return self._range(name, int(rows[0]), int(rows[-1]) + 1)
-        if not self.mapped(name):  # one read of the span beats a read a row
-            return self._range(name, int(rows[0]), int(rows[-1]) + 1)[rows - rows[0]]
         return self.raw_at(name, rows)
 
     def vectors(self, name: str, block: Block) -> F32:
@@ -215,11 +216,7 @@ class EmbeddingStore:
         for piece in self.layout.vectors[name]:
             lo, hi = np.searchsorted(ids, [start, start + piece.rows])
             if hi > lo:
-                within = ids[lo:hi] - start
-                if piece.seekable and not piece.mapped:
-                    parts.append(np.concatenate([piece.read(int(r), int(r) + 1) for r in within]))
-                else:
-                    parts.append(piece.take(within))
+                parts.append(piece.take(ids[lo:hi] - start))
             start += piece.rows
         return parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else self._range(name, 0, 0)
 
@@ -235,11 +232,12 @@ class EmbeddingStore:
 
     def _unit(self, part: str, raw: Array, ids: Rows, buffer: F32 | None = None) -> F32:
         rows = np.empty(raw.shape, np.float32) if buffer is None else buffer[: len(raw)]
-        units, bad = unit_rows(to_float32(raw, rows), in_place=True)
+        with np.errstate(over="ignore", invalid="ignore"):  # float64 beyond float32 becomes infinite: a bad row
+            units, bad = unit_rows(to_float32(raw, rows), in_place=True)
         if len(bad):
             row = int(ids[bad[0]])
-            values = to_float32(raw[bad[:1]])
-            kind = "is all zeros" if not values.any() else "holds NaN or infinite values"
+            zero = not raw[bad[0]].any()
+            kind = "is all zeros" if zero else "holds NaN or infinite values, is missing or of another width"
             raise BadRowsError(
                 f"{self.whereabouts(part, row)}: the {part} embedding {kind} (row {row:,} of the pool); "
                 "mend the file, or pass --skip-bad to set such rows aside"
@@ -349,22 +347,27 @@ def _itemsize(piece: Piece) -> int:
 def open_store(location: str, options: Options | None = None, *, scratch: str | None = None) -> EmbeddingStore:
     """Open a pool of embeddings: a folder or file of a known layout, local or any fsspec location.
 
-    Reads headers only - except that ``options.metadata`` is joined by key here, once, into a parquet
-    file below ``scratch`` (default: the cache folder).
+    Reads headers only, but for two things that are done once for the same files, with a record below
+    ``scratch`` (default: the cache folder): ``options.metadata`` is joined by key, and ``options.skip_bad``
+    looks for damaged shards by reading compressed files and parquet to their end.
 
     Raises:
         PoolError: No layout recognised, or a file that cannot be trusted (truncated, pickled, odd
             shape or type, row counts that differ).
     """
     options = options or Options()
-    store = EmbeddingStore(read_layout(str(location), options), options)
-    if not options.metadata:
-        return store
-    metadata = read_layout(options.metadata, Options(skip_bad=options.skip_bad))
-    stamps = [store.version(), [table.stamp() for table in metadata.tables]]
-    name = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:32]
-    target = os.path.join(scratch or default_folder(), "joined", f"{name}.parquet")
-    table = table_piece("file", target) if os.path.exists(target) else None
-    table = table or join_by_key(store.layout, metadata, target)
-    layout = with_roles(replace(store.layout, tables=(table,)), options)
+    layout = read_layout(str(location), options)
+    folder = os.path.join(scratch or default_folder(), "joined")
+
+    def made_from(what: Any) -> str:
+        return os.path.join(folder, hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32])
+
+    if options.skip_bad:
+        pieces: list[Piece | TablePiece] = [piece for found in layout.vectors.values() for piece in found]
+        stamps = [stamp_of(piece) for piece in (*pieces, *layout.tables)]
+        layout = without_damaged(layout, made_from(["damage", layout.key, stamps]) + ".json")
+    if options.metadata:
+        metadata = read_layout(options.metadata, Options(skip_bad=options.skip_bad))
+        stamps = [stamp_of(table) for table in (*layout.tables, *metadata.tables)]
+        layout = join_by_key(layout, metadata, made_from([layout.key, metadata.key, stamps]) + ".parquet", options)
     return EmbeddingStore(layout, options)

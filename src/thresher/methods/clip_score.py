@@ -79,7 +79,7 @@ class ClipScore:
             row = int(run.store.ids[missing[0]])
             raise BadRowsError(
                 f"{run.store.whereabouts('metadata', row)}: the score column {column!r} is empty or NaN "
-                f"({len(missing):,} such rows); filter them out first, with where = '{column} IS NOT NULL'"
+                f"({len(missing):,} such rows); filter them out first, with where = 'NOT isnan({column})'"
             )
         return scores, f"taken from the column {column}"
 

@@ -20,9 +20,12 @@ from thresher.registry import method
 from thresher.run import Run
 from thresher.selection import Selection
 
+# DuckDB's own least and greatest pass over missing values: a row without a width would count as wide.
 _MACROS = """
-CREATE MACRO words(t) AS CASE WHEN trim(t) = '' THEN 0 ELSE len(string_split_regex(trim(t), '\\s+')) END;
+CREATE MACRO words(t) AS len(regexp_extract_all(t, '[^\\s\\p{Z}]+'));
 CREATE MACRO characters(t) AS length(t);
+CREATE MACRO least(a, b) AS CASE WHEN a < b THEN a WHEN b <= a THEN b END;
+CREATE MACRO greatest(a, b) AS CASE WHEN a > b THEN a WHEN b >= a THEN b END;
 CREATE MACRO aspect(w, h) AS greatest(w, h)::DOUBLE / nullif(least(w, h), 0);
 """
 
@@ -110,7 +113,10 @@ def _clauses(where: str) -> list[tuple[str, list[str]]]:
     with _database() as db:
         tree = _tree(db, f"SELECT ({where})")
         if tree.get("error"):
-            raise UsageError(f"where = {where!r} is no SQL condition: {tree.get('error_message')}")
+            raise UsageError(
+                f"where = {where!r} is no SQL condition: {tree.get('error_message')}. Columns named like SQL words "
+                'go in double quotes: "group"'
+            )
         nodes = [statement["node"] for statement in tree["statements"]]
         plain = len(nodes) == 1 and nodes[0].get("type") == "SELECT_NODE"
         if not plain or nodes[0]["from_table"]["type"] != "EMPTY" or len(nodes[0]["select_list"]) != 1:
@@ -126,6 +132,8 @@ def _clauses(where: str) -> list[tuple[str, list[str]]]:
                 raise UsageError(
                     f"where = {where!r}: {', '.join(sorted(forbidden)).lower()} is not allowed in a filter"
                 )
+            for function in sorted(set(_functions(part))):
+                _plain(db, where, function)
             nodes[0]["select_list"] = [part]
             query = db.execute("SELECT json_deserialize_sql(?)", [json.dumps(tree)]).fetchone()[0]
             clauses.append((query.removeprefix("SELECT ").rstrip(";"), sorted(set(_columns(part)))))
@@ -156,6 +164,20 @@ def _walk(node: Any) -> Iterator[dict[str, Any]]:
     elif isinstance(node, list):
         for value in node:
             yield from _walk(value)
+
+
+def _plain(db: Any, where: str, function: str) -> None:
+    """Refuse functions of many rows, and those whose value is not fixed by the row."""
+    known = "SELECT function_type, coalesce(stability, 'CONSISTENT') FROM duckdb_functions() WHERE function_name = ?"
+    kinds = db.execute(known, [function]).fetchall()
+    if kinds and not any(kind in ("scalar", "macro") and stability == "CONSISTENT" for kind, stability in kinds):
+        raise UsageError(f"where = {where!r}: {function} is not allowed in a filter; a row's own columns decide")
+    if function in ("unnest", "unlist"):
+        raise UsageError(f"where = {where!r}: {function} makes several rows of one and is not allowed in a filter")
+
+
+def _functions(node: dict[str, Any]) -> Iterator[str]:
+    return (str(part["function_name"]).lower() for part in _walk(node) if part.get("class") == "FUNCTION")
 
 
 def _classes(node: dict[str, Any]) -> Iterator[str]:

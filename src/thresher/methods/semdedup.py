@@ -87,6 +87,7 @@ class SemDeDup(Clustered):
         key = run.key(
             of=self.embedding,
             order=_digest(order_N),
+            clusters=_digest(groups.sizes_K),
             against=self.against,
             threshold=float(threshold) if self.against == "kept" else None,
         )
@@ -97,7 +98,7 @@ class SemDeDup(Clustered):
         if self.keep is not None:
             mask = top(-cosine, self.keep.of(n))
             cut = float(cosine[mask].max())
-            reason = "duplicate of row {duplicate_of}: cosine {score:.4f}, the nearest kept have up to {cut:.4f}"
+            reason = "duplicate of row {duplicate_of}: cosine {score:.4f}, rows kept have at most {cut:.4f}"
         else:
             mask, cut = ~(cosine > threshold), float(threshold)
             reason = "duplicate of row {duplicate_of}: cosine {score:.4f} > {cut:.4f}"
@@ -105,7 +106,7 @@ class SemDeDup(Clustered):
         return run.selection(
             self,
             mask,
-            reasons=(reason,),
+            reasons=(reason, "duplicates no earlier row of its cluster, but more rows were to go"),
             score="cosine to the nearest earlier row",
             cut=cut,
             notes=groups.notes,
@@ -113,6 +114,7 @@ class SemDeDup(Clustered):
                 "score": cosine,
                 "duplicate_of": np.where(mask, -1, twin),
                 "cluster": groups.labels_N,
+                "code": (twin < 0).astype(np.uint8),
             },
             groups={
                 "size": groups.sizes_K,

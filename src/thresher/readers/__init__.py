@@ -22,7 +22,7 @@ def readers() -> list[ModuleType]:
     found = [
         importlib.import_module(f"{__name__}.{info.name}")
         for info in pkgutil.iter_modules(__path__)
-        if info.name not in ("join", "layout", "pieces")
+        if info.name not in ("join", "layout", "pieces", "verify")
     ]
     return sorted(found, key=lambda module: (module.RANK, module.NAME))
 
@@ -44,5 +44,5 @@ def read_layout(location: str, options: Options) -> Layout:
             f"{location}: no known layout of embeddings (found: {seen or 'nothing'}). Known: "
             + "; ".join(f"{module.NAME} ({module.LOOKS_LIKE})" for module in readers())
         )
-    layout.check(options)
+    layout.check()
     return layout

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from thresher.errors import PoolError
-from thresher.readers.layout import Files, Layout, Options, each_shard, same_rows, usual_type, with_roles
+from thresher.readers.layout import Files, Layout, Options, from_shards, natural
 from thresher.readers.pieces import Piece, TablePiece, npy_piece, table_piece
 
 NAME = "clip-retrieval"
@@ -21,42 +21,24 @@ def recognise(files: Files) -> bool:
 
 
 def read(files: Files, options: Options) -> Layout:
-    """Join the files of one number; row r of each belongs together."""
+    """Join the files of one number, the last in their name; row r of each belongs together."""
     parts: dict[str, dict[str, str]] = {}
     for role, (folder, ending) in _FOLDERS.items():
-        for name in files.matching(rf"{folder}/.*\d+\.{ending}"):
-            digits = re.findall(r"\d+", name)[-1]
-            parts.setdefault(role, {})[digits.lstrip("0") or "0"] = name
-    numbers = sorted(set().union(*parts.values()), key=int)
+        for name in files.matching(rf"{folder}/.+\.{ending}"):
+            number = str(int((re.findall(r"\d+", name) or ["0"])[-1]))
+            twin = parts.setdefault(role, {}).setdefault(number, name)
+            if twin != name:
+                raise PoolError(f"{files.path(name)}: has the same number as {files.path(twin)}; remove one of them")
+    numbers = sorted(set().union(*parts.values()), key=natural)
 
     def shard(number: str) -> tuple[dict[str, Piece], TablePiece | None]:
-        missing = [role for role in parts if number not in parts[role]]
-        if missing:
-            there = next(files.path(names[number]) for names in parts.values() if number in names)
-            folders = ", ".join(_FOLDERS[role][0] for role in missing)
-            raise PoolError(f"{there}: there is no file of the same number in {folders}")
+        there = {role: files.path(names[number]) for role, names in parts.items() if number in names}
+        if len(there) < len(parts):
+            folders = ", ".join(_FOLDERS[role][0] for role in parts if role not in there)
+            raise PoolError(f"{next(iter(there.values()))}: has no file of the same number in {folders}; remove it")
         vectors: dict[str, Piece] = {
-            role: npy_piece(files.protocol, files.path(parts[role][number]), options.dtype)
-            for role in ("image", "text")
-            if role in parts
+            role: npy_piece(files.protocol, path, options.dtype) for role, path in there.items() if role != "metadata"
         }
-        table = None
-        if "metadata" in parts:
-            table = table_piece(files.protocol, files.path(parts["metadata"][number]))
-        same_rows({**vectors, **({"metadata": table} if table else {})})
-        return vectors, table
+        return vectors, table_piece(files.protocol, there["metadata"]) if "metadata" in there else None
 
-    shards, aside = each_shard(numbers, shard, files, options.skip_bad)
-    usual, odd = usual_type([vectors for vectors, _ in shards], options.skip_bad)
-    shards = [found for found, good in zip(shards, usual, strict=True) if good]
-    fields = shards[0][0] if shards else {}
-    return with_roles(
-        Layout(
-            kind=NAME,
-            location=files.location,
-            vectors={name: tuple(vectors[name] for vectors, _ in shards) for name in fields},
-            tables=tuple(table for _, table in shards if table),
-            aside=(*aside, *odd),
-        ),
-        options,
-    )
+    return from_shards(NAME, files, numbers, shard, options)

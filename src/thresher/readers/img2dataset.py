@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from thresher.errors import PoolError
-from thresher.readers.layout import Files, Layout, Options, each_shard, with_roles
-from thresher.readers.pieces import TablePiece, table_piece, trusting
+from thresher.readers.layout import Files, Layout, Options, from_shards
+from thresher.readers.pieces import Piece, TablePiece, table_piece
 
 NAME = "img2dataset"
 LOOKS_LIKE = "{00000..}.parquet with columns key and status"
@@ -21,30 +21,24 @@ _PATTERN = r"\d+\.parquet"
 
 def recognise(files: Files) -> bool:
     """Numbered parquet files with the columns key, status and error_message."""
-    names = files.matching(_PATTERN)
-    if not names:
-        return False
-    try:
-        columns = table_piece(files.protocol, files.path(names[0])).columns
-    except PoolError:
-        return bool(files.matching(r"\d+_stats\.json"))
-    return {"key", "status"} <= set(columns)
+    for name in files.matching(_PATTERN):
+        try:
+            return {"key", "status"} <= set(table_piece(files.protocol, files.path(name)).columns)
+        except PoolError:  # a damaged shard; the next one tells
+            continue
+    return False
 
 
 def read(files: Files, options: Options) -> Layout:
     """Count the successes of every shard (reads the status column, nothing else)."""
 
-    def shard(name: str) -> TablePiece:
+    def shard(name: str) -> tuple[dict[str, Piece], TablePiece]:
         table = table_piece(files.protocol, files.path(name))
         missing = {"key", "status"} - set(table.columns)
         if missing:
-            raise PoolError(f"{files.path(name)}: has no column {', '.join(sorted(missing))}")
-        table = replace(table, success_only=True)
-        count = trusting(table.path, lambda: sum(len(part) for part in table.stream(["key"])))
-        return replace(table, rows=count)
+            raise PoolError(f"{table.path}: has no column {', '.join(sorted(missing))}; remove it")
+        good = sum(part.column(0).to_pylist().count("success") for part in table.stream(["status"]))
+        return {}, replace(table, rows=good, success_only=True)
 
-    tables, aside = each_shard(files.matching(_PATTERN), shard, files, options.skip_bad)
-    return with_roles(
-        Layout(kind=NAME, location=files.location, vectors={}, tables=tuple(tables), aside=tuple(aside)),
-        replace(options, key=options.key or "key"),
-    )
+    names = files.matching(_PATTERN)
+    return from_shards(NAME, files, names, shard, replace(options, key=options.key or "key"))

@@ -3,77 +3,104 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
-from thresher.errors import BadRowsError, OutputError, UsageError
-from thresher.readers.layout import Layout
+from thresher.cache import writing
+from thresher.errors import BadRowsError, OutputError, PoolError, UsageError
+from thresher.readers.layout import Layout, Options, with_roles
 from thresher.readers.pieces import TablePiece, table_piece
 
 
-def join_by_key(layout: Layout, metadata: Layout, target: str) -> TablePiece:
-    """Left-join ``metadata`` to the pool's rows and write the result; rows without a match get nulls.
+def join_by_key(layout: Layout, metadata: Layout, target: str, options: Options) -> Layout:
+    """Left-join ``metadata`` to the pool's rows and return the pool with the joined table.
 
-    Out of core: both sides stream through DuckDB. Adds a column ``joined`` (bool).
+    Out of core: both sides stream through DuckDB, once; after that the file at ``target`` is there. The
+    keys are the pool's key column and the one of that name in the metadata, else the metadata's own.
+    Columns that the pool has already are left out; rows without a match get nulls. Adds ``joined`` (bool).
 
     Args:
         layout: The pool; needs a key column.
-        metadata: Tables with a unique column ``key``.
+        metadata: Tables with a unique key.
         target: Parquet file to write, atomically.
+        options: Of the pool.
 
     Raises:
-        UsageError: The pool has no key column.
+        UsageError: A side has no key column, or no key of the pool is in the metadata.
         BadRowsError: A key stands more than once in ``metadata``.
     """
-    import duckdb
-
     if layout.key is None:
         raise UsageError(f"{layout.location} has no key column to join metadata by; name one with --key")
-    if metadata.key is None:
-        raise UsageError(f"{metadata.location} has no key column to join by")
-    extra = [name for name in metadata.columns if name not in layout.columns]
-    os.makedirs(os.path.dirname(target), exist_ok=True)
-    handle, scratch = tempfile.mkstemp(suffix=".parquet", dir=os.path.dirname(target))
-    os.close(handle)
-    names = "".join(f', m."{name}"' for name in extra)
-    own = ", ".join(f'k."{name}"' for name in layout.columns)
+    key = layout.key if layout.key in metadata.columns else metadata.key
+    if key is None:
+        raise UsageError(f"{metadata.location} has no key column to join by; it has {', '.join(metadata.columns)}")
     try:
+        table = table_piece("file", target)
+        os.utime(target)
+    except (PoolError, OSError):  # not there, or damaged
+        _write(layout, metadata, key, target)
+        table = table_piece("file", target)
+    joined = replace(layout, tables=(table,))
+    caption = options.caption or layout.caption
+    return with_roles(joined, replace(options, key=layout.key, caption=caption, metadata=None))
+
+
+def _write(layout: Layout, metadata: Layout, key: str, target: str) -> None:
+    import duckdb
+
+    # DuckDB's names ignore case and parquet's do not: inside, columns go by number.
+    known = {name.lower() for name in (*layout.columns, "joined")}
+    extra = [name for name in metadata.columns if name.lower() not in known]
+    chosen = [f"k.c{i} AS {_quoted(name)}" for i, name in enumerate(layout.columns)]
+    found = list(dict.fromkeys([key, *extra]))
+    chosen += [f"m.c{found.index(name)} AS {_quoted(name)}" for name in extra]
+    own = f"k.c{layout.columns.index(str(layout.key))}::VARCHAR"
+    with writing(target) as scratch:
         with duckdb.connect(config={"temp_directory": os.path.dirname(target)}) as db:
-            db.register("k_stream", _reader(layout.tables, layout.columns))
-            db.execute("CREATE TEMP TABLE k AS SELECT *, row_number() OVER () AS at__ FROM k_stream")
-            db.register("m_stream", _reader(metadata.tables, metadata.columns))
-            db.execute("CREATE TEMP TABLE m AS SELECT * FROM m_stream")
-            twice = db.execute(f'SELECT "{metadata.key}" FROM m GROUP BY 1 HAVING count(*) > 1 LIMIT 1').fetchone()
-            if twice:
-                raise BadRowsError(f"{metadata.location}: the key {twice[0]!r} stands there more than once")
-            db.execute(
-                f'COPY (SELECT {own}{names}, m."{metadata.key}" IS NOT NULL AS joined FROM k LEFT JOIN m '
-                f'ON CAST(k."{layout.key}" AS VARCHAR) = CAST(m."{metadata.key}" AS VARCHAR) '
-                "ORDER BY k.at__) TO ? (FORMAT parquet, ROW_GROUP_SIZE 65536)",
-                [scratch],
-            )
-        os.replace(scratch, target)
-    except (OSError, duckdb.Error) as error:
-        raise OutputError(f"{target}: the joined metadata could not be written ({error})") from None
-    finally:
-        if os.path.exists(scratch):
-            os.unlink(scratch)
-    return table_piece("file", target)
+            try:
+                db.register("pool", _reader(layout.tables, layout.columns))
+                db.execute("CREATE TEMP TABLE k AS SELECT * FROM pool")
+                db.register("found", _reader(metadata.tables, found))
+                db.execute(
+                    "CREATE TEMP TABLE m AS SELECT * REPLACE (c0::VARCHAR AS c0) FROM found WHERE c0 IS NOT NULL"
+                )
+                twice = db.execute("SELECT c0 FROM m GROUP BY 1 HAVING count(*) > 1 LIMIT 1").fetchone()
+                if twice:
+                    raise BadRowsError(f"{metadata.location}: the {key} {twice[0]!r} stands there more than once")
+                if not db.execute(f"SELECT count(*) FROM k SEMI JOIN m ON {own} = m.c0").fetchall()[0][0]:
+                    raise UsageError(
+                        f"no {layout.key} of {layout.location} is among the {key} of {metadata.location}; "
+                        "name the column that is with --key"
+                    )
+                db.execute(
+                    f"COPY (SELECT {', '.join(chosen)}, m.c0 IS NOT NULL AS joined FROM k LEFT JOIN m ON {own} = m.c0 "
+                    "ORDER BY k.at) TO ? (FORMAT parquet, ROW_GROUP_SIZE 65536)",
+                    [scratch],
+                )
+            except duckdb.Error as error:
+                raise OutputError(f"{target}: the joined metadata could not be written ({error})") from None
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _reader(tables: Sequence[TablePiece], columns: Sequence[str]) -> Any:
+    """Return the rows of the tables as a stream, columns c0, c1, ... and ``at``, the row number."""
     import pyarrow as pa
 
+    schema = pa.unify_schemas([table.schema(columns) for table in tables], promote_options="permissive")
+    schema = pa.schema([field.with_name(f"c{i}") for i, field in enumerate(schema)]).append(pa.field("at", pa.int64()))
+
     def batches() -> Iterator[Any]:
+        start = 0
         for table in tables:
-            yield from table.stream(columns)
+            for part in table.stream(columns):
+                at = pa.array(range(start, start + len(part)), pa.int64())
+                yield pa.RecordBatch.from_arrays(
+                    [*(c.cast(f.type) for c, f in zip(part.columns, schema, strict=False)), at], schema=schema
+                )
+                start += len(part)
 
-    parts = batches()
-    first = next(parts)
-
-    def all_of_them() -> Iterator[Any]:
-        yield first
-        yield from parts
-
-    return pa.RecordBatchReader.from_batches(first.schema, all_of_them())
+    return pa.RecordBatchReader.from_batches(schema, batches())

@@ -6,12 +6,9 @@ import posixpath
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 from thresher.errors import PoolError, UsageError, suggest
-from thresher.readers.pieces import Piece, TablePiece, protocol_of
-
-_T = TypeVar("_T")
+from thresher.readers.pieces import FLOATS, Piece, TablePiece, protocol_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +18,7 @@ class Options:
     Attributes:
         image: Stored array or column that holds the image embeddings (default: by usual names).
         text: The same for the captions' embeddings.
-        key: Metadata column that identifies a row.
+        key: Metadata column that identifies a row; "row" for none: rows go by their numbers.
         caption: Metadata column with the caption.
         dtype: "bfloat16" where uint16 arrays hold bfloat16 bits; "float16" or "float32" for binary columns.
         metadata: Location of an img2dataset output joined by key.
@@ -35,6 +32,14 @@ class Options:
     dtype: str | None = None
     metadata: str | None = None
     skip_bad: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a dtype that no file could have."""
+        allowed = (*FLOATS, "bfloat16")
+        if self.dtype not in (None, *allowed):
+            raise UsageError(
+                f"--dtype {self.dtype}: allowed are {', '.join(allowed)}.{suggest(str(self.dtype), allowed)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -65,10 +70,19 @@ class Files:
 
         try:
             fs, root = fsspec.core.url_to_fs(location)
-            found = fs.find(root, maxdepth=2)
+            listed = fs.find(root, maxdepth=2, withdirs=True, detail=True)
         except (OSError, ValueError, ImportError) as error:
             raise PoolError(f"{location}: cannot be listed ({error})") from None
         root = root.rstrip("/") or root
+        # A folder named like a file of data stands for one that cannot be read, unless it holds such files.
+        found = [
+            path
+            for path, info in listed.items()
+            if info["type"] != "directory"
+            or (ending := re.search(r"\.(np[yz]|parquet|pq)$", path))
+            and path != root
+            and not any(other.startswith(f"{path}/") and other.endswith(ending[0]) for other in listed)
+        ]
         if not found:
             there = "it is an empty folder" if fs.exists(root) else "nothing is there"
             raise PoolError(f"{location}: {there}; give a folder or file of embeddings")
@@ -90,7 +104,7 @@ class Files:
 
 def natural(name: str) -> tuple[tuple[int, str], ...]:
     """Sort key under which ``a2`` comes before ``a10``."""
-    return tuple((int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name) if part)
+    return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name) if part)
 
 
 @dataclass(frozen=True)
@@ -122,10 +136,11 @@ class Layout:
         common = set(self.tables[0].columns).intersection(*(piece.columns for piece in self.tables))
         return tuple(name for name in self.tables[0].columns if name in common)
 
-    def check(self, options: Options) -> None:
-        """Refuse fields of different lengths, widths or types, and columns that are not there."""
+    def check(self) -> None:
+        """Refuse fields of different lengths, widths or types, and pools without rows."""
         if not self.vectors and not self.tables:
-            raise PoolError(f"{self.location}: no usable file is left of the {len(self.aside)} found")
+            why = f"; the first: {self.aside[0].path}: {self.aside[0].why}" if self.aside else ""
+            raise PoolError(f"{self.location}: no usable file is left of the {len(self.aside)} found{why}")
         counts = {name: sum(p.rows for p in pieces) for name, pieces in self.vectors.items()}
         if self.tables:
             counts["metadata"] = sum(piece.rows for piece in self.tables)
@@ -134,9 +149,9 @@ class Layout:
                 {"metadata": self.tables[0].path} if self.tables else {}
             )
             told = ", ".join(f"{name} has {count:,} rows (from {first[name]})" for name, count in counts.items())
-            raise PoolError(f"{self.location}: row counts differ: {told}")
+            raise PoolError(f"{self.location}: row counts differ: {told}; is a file missing, or one too many?")
         if self.rows == 0:
-            raise PoolError(f"{self.location}: the pool has no rows")
+            raise PoolError(f"{self.location}: the pool has no rows; is it finished?")
         for name, pieces in self.vectors.items():
             for piece in pieces:
                 if (piece.dim, piece.dtype) != (pieces[0].dim, pieces[0].dtype):
@@ -144,72 +159,114 @@ class Layout:
                         f"{piece.path}: {name} rows are {piece.dim} x {piece.dtype}, but those of "
                         f"{pieces[0].path} are {pieces[0].dim} x {pieces[0].dtype}; convert one of them"
                     )
-        for role, wanted in (("key", options.key), ("caption", options.caption)):
-            if wanted and wanted not in self.columns:
-                raise UsageError(
-                    f"no metadata column {wanted!r} for --{role} in {self.location}; "
-                    f"columns: {', '.join(self.columns) or 'none'}.{suggest(wanted, self.columns)}"
-                )
 
 
-def each_shard(
-    names: Iterable[str], read: Callable[[str], _T], files: Files, skip_bad: bool
-) -> tuple[list[_T], list[Aside]]:
-    """Read shard after shard; a PoolError stops, or with ``skip_bad`` sets that shard aside."""
-    good: list[_T] = []
-    aside: list[Aside] = []
+def from_shards(
+    kind: str,
+    files: Files,
+    names: Iterable[str],
+    read: Callable[[str], tuple[Mapping[str, Piece], TablePiece | None]],
+    options: Options,
+    aside: Sequence[Aside] = (),
+) -> Layout:
+    """Return the layout of files that belong together shard by shard.
+
+    ``read(name)`` gives the vectors and the table of one shard. Whatever is wrong with a shard raises,
+    or with ``skip_bad`` sets that shard aside: unreadable, of differing row counts, or of other
+    fields, widths or types than most.
+    """
+    bad = list(aside)
+    shards = []
     for name in names:
         try:
-            good.append(read(name))
+            vectors, table = read(name)
+            _same_rows({**vectors, **({"metadata": table} if table else {})})
+            shards.append((vectors, table))
         except PoolError as error:
-            if not skip_bad:
+            if not options.skip_bad:
                 raise
-            aside.append(Aside(files.path(name), str(error)))
-    return good, aside
+            bad.append(aside_of(error))
+    # An empty file says nothing about types; where all are empty, they stay to be refused.
+    shards = [(vectors, table) for vectors, table in shards if _first(vectors, table).rows] or shards
+    kinds = [_kind(vectors, table, options) for vectors, table in shards]
+    usual = max(dict.fromkeys(kinds), key=kinds.count, default=None)
+    for shard, found in zip(shards, kinds, strict=True):
+        if found != usual:
+            odd = PoolError(f"{_first(*shard).path}: has {found}, most files have {usual}; convert or remove this one")
+            if not options.skip_bad:
+                raise odd
+            bad.append(aside_of(odd))
+    good = [shard for shard, found in zip(shards, kinds, strict=True) if found == usual]
+    return with_roles(
+        Layout(
+            kind=kind,
+            location=files.location,
+            vectors={name: tuple(vectors[name] for vectors, _ in good) for name in (good[0][0] if good else ())},
+            tables=tuple(table for _, table in good if table),
+            aside=tuple(bad),
+        ),
+        options,
+    )
 
 
-def same_rows(what: Mapping[str, Piece | TablePiece]) -> None:
-    """Refuse files of one shard that disagree on the number of rows."""
-    rows = {piece.rows for piece in what.values()}
-    if len(rows) > 1:
-        told = ", ".join(f"{piece.path}: {piece.rows:,}" for piece in what.values())
-        raise PoolError(f"files that belong together have different row counts: {told}")
+def aside_of(error: PoolError) -> Aside:
+    """Return the file that an error names, and what it says of it."""
+    path, _, why = str(error).partition(": ")
+    if path.endswith("]"):  # an array in the file
+        path, _, array = path.rpartition(" [")
+        why = f"{array[:-1]} {why}"
+    return Aside(path, why)
 
 
-def usual_type(shards: Sequence[Mapping[str, Piece]], skip_bad: bool) -> tuple[list[bool], list[Aside]]:
-    """Mark the shards of the most common width and type; the others are set aside or left to fail."""
-    kinds = [tuple(sorted((n, p.dim, p.dtype) for n, p in shard.items())) for shard in shards]
-    if not skip_bad or len(set(kinds)) < 2:
-        return [True] * len(shards), []
-    usual = max(dict.fromkeys(kinds), key=kinds.count)
-    aside = [
-        Aside(next(iter(shard.values())).path, f"rows are {_told(kind)}, most of the pool is {_told(usual)}")
-        for shard, kind in zip(shards, kinds, strict=True)
-        if kind != usual
-    ]
-    return [kind == usual for kind in kinds], aside
+def _first(vectors: Mapping[str, Piece], table: TablePiece | None) -> Piece | TablePiece:
+    return next(piece for piece in (*vectors.values(), table) if piece)
 
 
-def _told(kind: tuple[tuple[str, int, str], ...]) -> str:
-    return ", ".join(f"{name} {dim} x {dtype}" for name, dim, dtype in kind)
+def _same_rows(what: Mapping[str, Piece | TablePiece]) -> None:
+    first, *rest = what.values()
+    for piece in rest:
+        if piece.rows != first.rows:
+            raise PoolError(
+                f"{piece.path}: has {piece.rows:,} rows, but {first.path}, which belongs to it, has {first.rows:,}; "
+                "make them again together"
+            )
 
 
-KEYS = ("uid", "key", "id", "__key__", "image_path", "path", "url")
+def _kind(vectors: Mapping[str, Piece], table: TablePiece | None, options: Options) -> str:
+    """Tell what has to be alike in all shards: arrays, widths, types and the column of keys."""
+    told = [" ".join(f"{name} {p.array} {p.dim} x {p.dtype}".split()) for name, p in sorted(vectors.items())]
+    if table:
+        told.append(f"metadata by {next((name for name in (options.key, *KEYS) if name in table.columns), 'row')}")
+    return ", ".join(told)
+
+
+KEYS = ("uid", "key", "id", "__key__", "image_path")  # not addresses: pools repeat them
+NO_KEY = "row"  # asks for row numbers in place of keys, unless a column is called so
 CAPTIONS = ("text", "caption", "captions", "title", "TEXT", "alt_text")
 IMAGES = ("image", "thumbnail", "jpg", "png", "image_path", "path", "filepath")
 SCORES = ("clip_l14_similarity_score", "clip_b32_similarity_score", "similarity", "clip_score", "clip_similarity")
 
 
 def with_roles(layout: Layout, options: Options) -> Layout:
-    """Name the key, caption, image and score columns of a layout's tables."""
+    """Name the key, caption, image and score columns of a layout's tables.
+
+    Raises:
+        UsageError: A column that was asked for is not there (a caption may come with ``metadata``).
+    """
     columns = layout.columns
 
     def first(names: Sequence[str]) -> str | None:
         return next((name for name in names if name in columns), None)
 
+    for role, wanted in (("key", options.key), ("caption", None if options.metadata else options.caption)):
+        if wanted and wanted not in columns and (role, wanted) != ("key", NO_KEY):
+            raise UsageError(
+                f"no metadata column {wanted!r} for --{role} in {layout.location}; "
+                f"columns: {', '.join(columns) or 'none'}.{suggest(wanted, columns)}"
+            )
     return replace(
         layout,
-        key=options.key or first(KEYS),
+        key=(options.key if options.key in columns else None) if options.key else first(KEYS),
         caption=options.caption or first(CAPTIONS),
         image=first(IMAGES),
         scores=tuple(name for name in SCORES if name in columns),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from thresher.errors import PoolError, UsageError, suggest
-from thresher.readers.layout import Files, Layout, Options, each_shard, usual_type, with_roles
+from thresher.errors import UsageError, suggest
+from thresher.readers.layout import Files, Layout, Options, from_shards
 from thresher.readers.pieces import Piece, TablePiece, parquet_piece, parquet_types, table_piece
 
 NAME = "parquet"
@@ -41,23 +41,7 @@ def read(files: Files, options: Options) -> Layout:
                 pieces[role] = parquet_piece(files.protocol, path, column, options.dtype)
         return pieces, table_piece(files.protocol, path)
 
-    shards, aside = each_shard(_tables(files), shard, files, options.skip_bad)
-    fields = {role for pieces, _ in shards for role in pieces}
-    for pieces, table in shards:
-        if set(pieces) != fields:
-            raise PoolError(f"{table.path}: has no {', '.join(sorted(fields - set(pieces)))} embeddings, others have")
-    usual, odd = usual_type([pieces for pieces, _ in shards], options.skip_bad)
-    shards = [found for found, good in zip(shards, usual, strict=True) if good]
-    return with_roles(
-        Layout(
-            kind=NAME,
-            location=files.location,
-            vectors={role: tuple(pieces[role] for pieces, _ in shards) for role in sorted(fields)},
-            tables=tuple(table for _, table in shards),
-            aside=(*aside, *odd),
-        ),
-        options,
-    )
+    return from_shards(NAME, files, _tables(files), shard, options)
 
 
 def _tables(files: Files) -> list[str]:

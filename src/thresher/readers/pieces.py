@@ -2,6 +2,7 @@
 
 Pieces are frozen and picklable and hold no data. A *seekable* piece serves any range of rows; a
 *mapped* one serves scattered rows as well. The rest can only be streamed from the start.
+A row of a parquet column that holds no vector of the right width is read as NaN: a bad row like others.
 """
 
 from __future__ import annotations
@@ -9,18 +10,21 @@ from __future__ import annotations
 import io
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from thresher.errors import PoolError
+from thresher.errors import PoolError, ThresherError
 
 Array = npt.NDArray[Any]
+_T = TypeVar("_T")
 FLOATS = ("float16", "float32", "float64")
+_NAN = 0x7FC0  # as bfloat16 bits
+_SPAN = 1024  # rows of a file elsewhere that are fetched at once, at most, to serve scattered ones
 
 
 class Piece(Protocol):
@@ -34,6 +38,10 @@ class Piece(Protocol):
     def dim(self) -> int: ...  # noqa: D102
     @property
     def dtype(self) -> str: ...  # noqa: D102
+    @property
+    def array(self) -> str: ...  # noqa: D102
+    @property
+    def protocol(self) -> str: ...  # noqa: D102
     @property
     def seekable(self) -> bool: ...  # noqa: D102
     @property
@@ -51,10 +59,6 @@ class Piece(Protocol):
         """Yield all rows in order, at most ``batch`` at a time."""
         ...
 
-    def stamp(self) -> list[Any]:
-        """What changes when the file does: name, size, time."""
-        ...
-
 
 def protocol_of(fs: Any) -> str:
     """Return the name by which fsspec gives this file system again."""
@@ -63,39 +67,44 @@ def protocol_of(fs: Any) -> str:
 
 
 def open_file(protocol: str, path: str) -> IO[bytes]:
-    """Open for reading, anywhere."""
-    if protocol == "file":
-        return open(path, "rb")
+    """Open for reading, anywhere; a PoolError names a file that cannot be opened."""
+
+    def opened() -> IO[bytes]:
+        if protocol == "file":
+            return open(path, "rb")
+        import fsspec
+
+        return fsspec.filesystem(protocol).open(path, "rb")  # type: ignore[no-any-return]
+
+    return trusting(path, opened)
+
+
+def stamp_of(piece: Piece | TablePiece) -> list[Any]:
+    """Return what changes whenever the values may have: how a piece is read, and its file's size and version."""
+    read = dict(vars(piece))
+    if piece.protocol == "file":
+        stat = trusting(piece.path, lambda: os.stat(piece.path))
+        return [read, stat.st_size, stat.st_mtime_ns]
     import fsspec
 
-    return fsspec.filesystem(protocol).open(path, "rb")  # type: ignore[no-any-return]
-
-
-def stamp_of(protocol: str, path: str) -> list[Any]:
-    """Return [path, size, version] of a file; changes whenever its content may have."""
-    if protocol == "file":
-        stat = os.stat(path)
-        return [path, stat.st_size, stat.st_mtime_ns]
-    import fsspec
-
-    fs = fsspec.filesystem(protocol)
-    info = fs.info(path)
+    info = trusting(piece.path, lambda: fsspec.filesystem(piece.protocol).info(piece.path))
     version = next((str(info[k]) for k in ("ETag", "etag", "mtime", "LastModified", "created") if k in info), "")
-    return [path, info.get("size"), version]
+    return [read, info.get("size"), version]
 
 
-def trusting(path: str, what: Callable[[], Any]) -> Any:
+def trusting(path: str, what: Callable[[], _T]) -> _T:
     """Call ``what``, turning whatever a damaged file makes it raise into a PoolError naming the file."""
-    import pyarrow
-
     try:
         return what()
-    except PoolError:
+    except ThresherError:
         raise
     except FileNotFoundError:
-        raise PoolError(f"{path}: no such file") from None
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, pyarrow.ArrowException) as error:
-        raise PoolError(f"{path}: cannot be read, it may be truncated or damaged ({error})") from None
+        raise PoolError(f"{path}: no such file; is it missing, or a link to nowhere?") from None
+    except Exception as error:
+        told = str(error) or type(error).__name__
+        raise PoolError(
+            f"{path}: cannot be read, it may be truncated or damaged ({told}); replace or remove it"
+        ) from None
 
 
 # --- .npy -----------------------------------------------------------------------------------------
@@ -111,6 +120,7 @@ class NpyPiece:
     dtype: str
     offset: int
     protocol: str = "file"
+    array: str = ""
 
     @property
     def seekable(self) -> bool:
@@ -128,35 +138,48 @@ class NpyPiece:
         width = self.dim * stored.itemsize
         if self.mapped:
             return np.asarray(self._map()[start:stop])
-        with open_file(self.protocol, self.path) as file:
-            file.seek(self.offset + start * width)
-            data = file.read((stop - start) * width)
-        if len(data) != (stop - start) * width:
-            raise PoolError(f"{self.path}: ends before row {stop:,}; it is truncated")
-        return np.frombuffer(data, stored).reshape(stop - start, self.dim)
+
+        def fetch() -> bytes:
+            with open_file(self.protocol, self.path) as file:
+                file.seek(self.offset + start * width)
+                return _read_fully(file, (stop - start) * width)
+
+        return np.frombuffer(trusting(self.path, fetch), stored).reshape(stop - start, self.dim)
 
     def take(self, rows: npt.NDArray[np.int64]) -> Array:
-        """Return scattered rows."""
-        return np.asarray(self._map()[rows])
+        """Return scattered rows; of a file elsewhere by fetching spans that hold some."""
+        if self.mapped:
+            return np.asarray(self._map()[rows])
+        out = np.empty((len(rows), self.dim), _stored(self.dtype))
+        ends = np.flatnonzero(np.diff(rows // _SPAN, append=-1)) + 1
+        for lo, hi in zip([0, *ends[:-1]], ends, strict=True):
+            out[lo:hi] = self.read(int(rows[lo]), int(rows[hi - 1]) + 1)[rows[lo:hi] - rows[lo]]
+        return out
 
     def stream(self, batch: int) -> Iterator[Array]:
         """Yield all rows in order."""
         for start in range(0, self.rows, batch):
             yield self.read(start, min(start + batch, self.rows))
 
-    def stamp(self) -> list[Any]:
-        """Name, size, time and place."""
-        return [*stamp_of(self.protocol, self.path), self.offset]
-
     def _map(self) -> Array:
         try:
             return np.memmap(self.path, _stored(self.dtype), mode="r", offset=self.offset, shape=(self.rows, self.dim))
         except (OSError, ValueError) as error:
-            raise PoolError(f"{self.path}: cannot be read any more ({error})") from None
+            raise PoolError(f"{self.path}: cannot be read any more ({error}); was it replaced?") from None
 
 
 def _stored(dtype: str) -> np.dtype[Any]:
     return np.dtype("<u2" if dtype == "bfloat16" else dtype)
+
+
+def _read_fully(file: IO[bytes], size: int) -> bytes:
+    data = file.read(size)
+    while len(data) < size:
+        more = file.read(size - len(data))
+        if not more:
+            raise EOFError(f"ends {size - len(data):,} bytes early")
+        data += more
+    return data
 
 
 def npy_piece(protocol: str, path: str, dtype: str | None = None) -> NpyPiece:
@@ -172,12 +195,11 @@ def npy_piece(protocol: str, path: str, dtype: str | None = None) -> NpyPiece:
             file.seek(0)
             return _npy_header(file, path, path, size, dtype, protocol, base=0)
 
-    piece: NpyPiece = trusting(path, read)
-    return piece
+    return trusting(path, read)
 
 
 def _npy_header(
-    file: IO[bytes], path: str, name: str, size: int, dtype: str | None, protocol: str, base: int
+    file: IO[bytes], path: str, name: str, size: int, dtype: str | None, protocol: str, base: int, array: str = ""
 ) -> NpyPiece:
     """Read a header from ``file``, where the array with its header takes ``size`` bytes."""
     shape, found = _header(file, name, dtype)
@@ -186,9 +208,9 @@ def _npy_header(
     if size - begin < need:
         raise PoolError(
             f"{name}: {size - begin:,} bytes of data where {shape[0]:,} x {shape[1]} {found} need {need:,}; "
-            "it is truncated"
+            "it is truncated: copy or make it again"
         )
-    return NpyPiece(path, shape[0], shape[1], found, base + begin, protocol)
+    return NpyPiece(path, shape[0], shape[1], found, base + begin, protocol, array)
 
 
 def _header(file: IO[bytes], name: str, dtype: str | None) -> tuple[tuple[int, int], str]:
@@ -200,8 +222,8 @@ def _header(file: IO[bytes], name: str, dtype: str | None) -> tuple[tuple[int, i
     shape, fortran, stored = reader(file)
     if stored.hasobject:
         raise PoolError(f"{name}: holds pickled Python objects, which are never read; save it as a plain float array")
-    if len(shape) != 2 or shape[1] == 0:
-        raise PoolError(f"{name}: has shape {shape}; embeddings are (rows, dimensions)")
+    if len(shape) != 2 or shape[0] < 0 or shape[1] < 1:
+        raise PoolError(f"{name}: has shape {shape}; embeddings are (rows, dimensions), save it so")
     if fortran and shape[0] > 1:
         raise PoolError(f"{name}: is in Fortran order; save it with np.save(path, np.ascontiguousarray(array))")
     if stored.byteorder == ">":
@@ -224,7 +246,7 @@ class DeflatedPiece:
     """Rows of a compressed member of an .npz: can only be streamed."""
 
     path: str
-    member: str
+    array: str
     rows: int
     dim: int
     dtype: str
@@ -234,43 +256,29 @@ class DeflatedPiece:
     mapped = False
 
     def read(self, start: int, stop: int) -> Array:
-        """Return rows start..stop by streaming up to them."""
-        return _read_by_streaming(self, start, stop)
+        """Return rows start..stop by streaming over the whole piece."""
+        return self.take(np.arange(start, stop))
 
     def take(self, rows: npt.NDArray[np.int64]) -> Array:
-        """Return scattered rows by streaming over the whole piece."""
-        return _take_by_streaming(self, rows)
+        """Return scattered rows by streaming over the whole piece: the checksum is known at its end."""
+        out = np.empty((len(rows), self.dim), _stored(self.dtype))
+        start = 0
+        for part in self.stream(8192):
+            lo, hi = np.searchsorted(rows, [start, start + len(part)])
+            out[lo:hi] = part[rows[lo:hi] - start]
+            start += len(part)
+        return out
 
     def stream(self, batch: int) -> Iterator[Array]:
-        """Yield all rows in order, inflating as it goes."""
+        """Yield all rows in order, inflating as it goes; the last only once the checksum is right."""
         stored = _stored(self.dtype)
-        with open_file(self.protocol, self.path) as raw, _zip(raw, self.path) as archive:
-            with archive.open(self.member) as file:
-                trusting(self.path, lambda: _header(file, self.path, self.dtype))
+        with open_file(self.protocol, self.path) as raw, trusting(self.path, lambda: zipfile.ZipFile(raw)) as archive:
+            with trusting(self.path, lambda: archive.open(f"{self.array}.npy")) as file:
+                trusting(self.path, lambda: _header(file, f"{self.path} [{self.array}]", self.dtype))
                 for start in range(0, self.rows, batch):
                     want = (min(start + batch, self.rows) - start) * self.dim * stored.itemsize
                     data = trusting(self.path, partial(_read_fully, file, want))
                     yield np.frombuffer(data, stored).reshape(-1, self.dim)
-                trusting(self.path, lambda: file.read())  # the end of the member is where its checksum is
-
-    def stamp(self) -> list[Any]:
-        """Name, size, time and member."""
-        return [*stamp_of(self.protocol, self.path), self.member]
-
-
-def _read_fully(file: IO[bytes], size: int) -> bytes:
-    data = file.read(size)
-    while len(data) < size:
-        more = file.read(size - len(data))
-        if not more:
-            raise EOFError(f"ends {size - len(data):,} bytes early")
-        data += more
-    return data
-
-
-def _zip(file: IO[bytes], path: str) -> zipfile.ZipFile:
-    archive: zipfile.ZipFile = trusting(path, lambda: zipfile.ZipFile(file))
-    return archive
 
 
 def npz_pieces(protocol: str, path: str, dtype: str | None = None) -> dict[str, Piece]:
@@ -296,7 +304,7 @@ def npz_pieces(protocol: str, path: str, dtype: str | None = None) -> dict[str, 
                         need = shape[0] * shape[1] * _stored(found).itemsize
                         if info.file_size - file.tell() != need:
                             raise PoolError(f"{told}: is not as long as its header says")
-                        pieces[name] = DeflatedPiece(path, info.filename, *shape, found, protocol)
+                        pieces[name] = DeflatedPiece(path, name, *shape, found, protocol)
                         continue
                     # A stored member lies as it is behind its local header, whose length is its own.
                     raw.seek(info.header_offset + 26)
@@ -305,12 +313,11 @@ def npz_pieces(protocol: str, path: str, dtype: str | None = None) -> dict[str, 
                     begin += int.from_bytes(lengths[2:], "little")
                     raw.seek(0, io.SEEK_END)
                     if begin + info.file_size > raw.tell():
-                        raise PoolError(f"{told}: is truncated")
-                    pieces[name] = _npy_header(file, path, told, info.file_size, dtype, protocol, base=begin)
+                        raise PoolError(f"{told}: is truncated; copy or make it again")
+                    pieces[name] = _npy_header(file, path, told, info.file_size, dtype, protocol, begin, name)
         return pieces
 
-    pieces: dict[str, Piece] = trusting(path, read)
-    return pieces
+    return trusting(path, read)
 
 
 def climbs(name: str) -> bool:
@@ -327,7 +334,7 @@ class ParquetPiece:
     """A column of vectors in a parquet file (fixed-size list, list or binary): can only be streamed."""
 
     path: str
-    column: str
+    array: str
     rows: int
     dim: int
     dtype: str
@@ -338,108 +345,132 @@ class ParquetPiece:
 
     def read(self, start: int, stop: int) -> Array:
         """Return rows start..stop, reading only the row groups that hold them."""
-        return _read_by_streaming(self, start, stop)
+        return self.take(np.arange(start, stop))
 
     def take(self, rows: npt.NDArray[np.int64]) -> Array:
         """Return scattered rows, reading only the row groups that hold them."""
-        return _take_by_streaming(self, rows)
+        return np.concatenate([np.empty((0, self.dim), _stored(self.dtype)), *self._vectors(8192, rows)])
 
     def stream(self, batch: int) -> Iterator[Array]:
         """Yield all rows in order."""
-        for part in _batches(self.protocol, self.path, [self.column], batch):
-            yield vectors_of(part.column(0), self.dim, self.dtype, f"{self.path} [{self.column}]")
+        return _exactly(self, self._vectors(batch))
 
-    def stamp(self) -> list[Any]:
-        """Name, size, time and column."""
-        return [*stamp_of(self.protocol, self.path), self.column]
+    def _vectors(self, batch: int, rows: npt.NDArray[np.int64] | None = None) -> Iterator[Array]:
+        for part in _batches(self.protocol, self.path, [self.array], batch, rows):
+            yield trusting(self.path, partial(vectors_of, part.column(0), self.dim, self.dtype))
 
 
 def _batches(
-    protocol: str, path: str, columns: Sequence[str], batch: int, groups: Sequence[int] | None = None
+    protocol: str, path: str, columns: Sequence[str], batch: int, rows: npt.NDArray[np.int64] | None = None
 ) -> Iterator[Any]:
-    """Yield record batches of a parquet file; errors name the file."""
+    """Yield record batches of a parquet file: all rows, or some (ascending) from the row groups that hold them."""
     with open_file(protocol, path) as raw:
         file = trusting(path, lambda: _parquet(raw))
+        groups = None
+        if rows is not None:
+            sizes = np.array([file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)], int)
+            ends = np.cumsum(sizes)
+            groups, which = np.unique(np.searchsorted(ends, rows, side="right"), return_inverse=True)
+            left_out = (ends - sizes)[groups] - (np.cumsum(sizes[groups]) - sizes[groups])
+            rows, groups = rows - left_out[which], groups.tolist()
         parts = file.iter_batches(batch_size=batch, columns=list(columns), row_groups=groups)
-        while True:
-            part = trusting(path, lambda: next(parts, None))
-            if part is None:
-                return
-            yield part
+        found = iter(lambda: trusting(path, lambda: next(parts, None)), None)
+        for part in found if rows is None else picked(found, rows):
+            yield part.select(list(columns))
+
+
+def picked(parts: Iterable[Any], rows: npt.NDArray[np.int64]) -> Iterator[Any]:
+    """Yield the given rows (ascending, counted from the first part) of a run of record batches."""
+    start = 0
+    for part in parts:
+        lo, hi = np.searchsorted(rows, [start, start + len(part)])
+        if hi > lo:
+            yield part.take(rows[lo:hi] - start)
+        start += len(part)
+
+
+def _exactly(piece: ParquetPiece | TablePiece, parts: Iterable[Any]) -> Iterator[Any]:
+    """Pass the parts on; refuse a file that has other rows than when it was opened."""
+    rows = 0
+    for part in parts:
+        rows += len(part)
+        if rows > piece.rows:
+            break
+        yield part
+    if rows != piece.rows:
+        raise PoolError(f"{piece.path}: had {piece.rows:,} rows when it was opened; it was changed since, start again")
 
 
 def _parquet(raw: IO[bytes]) -> Any:
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(raw, pre_buffer=True)
+    return pq.ParquetFile(raw, pre_buffer=True, page_checksum_verification=True)
 
 
-def vectors_of(column: Any, dim: int, dtype: str, told: str) -> Array:
-    """Turn an Arrow column into (rows, dim) as stored; refuses nulls and ragged lists."""
+def vectors_of(column: Any, dim: int, dtype: str) -> Array:
+    """Turn an Arrow column into (rows, dim) as stored; rows that are null or of another width become NaN."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
-    if column.null_count:
-        raise PoolError(f"{told}: {column.null_count:,} rows have no embedding (null)")
-    kind = column.type
-    stored = _stored(dtype)
-    if pa.types.is_fixed_size_list(kind):
-        values = column.flatten().to_numpy(zero_copy_only=False)
-    elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        lengths = np.diff(column.offsets.to_numpy(zero_copy_only=False))
-        if len(lengths) and (lengths != dim).any():
-            row = int(np.flatnonzero(lengths != dim)[0])
-            raise PoolError(f"{told}: row {row:,} of a batch has {lengths[row]} values, others {dim}")
-        values = column.flatten().to_numpy(zero_copy_only=False)
-    elif pa.types.is_fixed_size_binary(kind):
+    kind, stored = column.type, _stored(dtype)
+    good = column.is_valid()
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        good = pc.equal(pc.list_value_length(column), dim).fill_null(False)
+    elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        good = pc.equal(pc.binary_length(column), dim * stored.itemsize).fill_null(False)
+    mask = np.asarray(good)
+    if not mask.all():
+        column = column.filter(good)
+    if pa.types.is_fixed_size_binary(kind):
         start = column.offset * kind.byte_width
-        data = np.frombuffer(column.buffers()[1], np.uint8)[start : start + len(column) * kind.byte_width]
-        values = data.view(stored)
+        values = np.frombuffer(column.buffers()[1], np.uint8)[start : start + len(column) * kind.byte_width].view(
+            stored
+        )
+    elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        values = np.frombuffer(b"".join(column.to_pylist()), stored)
     else:
-        cells = column.to_pylist()
-        width = dim * stored.itemsize
-        if any(len(cell) != width for cell in cells):
-            raise PoolError(f"{told}: binary embeddings of different lengths; each should have {width} bytes")
-        values = np.frombuffer(b"".join(cells), stored)
-    if values.size != len(column) * dim:
-        raise PoolError(f"{told}: {values.size:,} values for {len(column):,} rows of {dim}")
-    if dtype == "bfloat16":
-        values = values.view(np.uint16)
-    return np.asarray(values).reshape(len(column), dim)
+        values = column.flatten()  # nulls among the values become NaN
+        values = (values.fill_null(_NAN) if dtype == "bfloat16" else values).to_numpy(zero_copy_only=False)
+    vectors = np.asarray(values).reshape(len(column), dim)
+    if mask.all():
+        return vectors
+    out = np.full((len(mask), dim), _NAN if dtype == "bfloat16" else np.nan, stored)
+    out[mask] = vectors
+    return out
 
 
 def parquet_piece(protocol: str, path: str, column: str, dtype: str | None = None) -> ParquetPiece:
-    """Read a parquet footer (and, for lists without a fixed size, one row) to describe a vector column."""
+    """Read a parquet footer (and, where the type does not tell the width, the first vector) to describe a column."""
 
     def read() -> ParquetPiece:
         import pyarrow as pa
 
         with open_file(protocol, path) as raw:
             file = _parquet(raw)
-            kind = file.schema_arrow.field(column).type
-            mark = _mark(file.schema_arrow.field(column)) or dtype
-            rows = file.metadata.num_rows
-            told = f"{path} [{column}]"
+            field, rows = file.schema_arrow.field(column), file.metadata.num_rows
+            kind, mark, told = field.type, _mark(field) or dtype, f"{path} [{column}]"
             if pa.types.is_fixed_size_list(kind):
                 return ParquetPiece(path, column, rows, kind.list_size, _float(kind.value_type, mark, told), protocol)
-            listed = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-            first = next((b for b in file.iter_batches(batch_size=1, columns=[column]) if len(b)), None)
-            cell = first.column(0)[0].as_py() if first is not None else None
-            if cell is None:
-                raise PoolError(f"{told}: the first row has no embedding")
-            if listed:
-                return ParquetPiece(path, column, rows, len(cell), _float(kind.value_type, mark, told), protocol)
+            binary = any(f(kind) for f in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary))
+            if not (binary or pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+                raise PoolError(f"{told}: holds {kind}; embeddings are lists of floats, or binary")
+            parts = (part.column(0).drop_null() for part in file.iter_batches(batch_size=64, columns=[column]))
+            first = next((part[0].as_py() for part in parts if len(part)), None)
+            if first is None and rows:
+                raise PoolError(f"{told}: no row has an embedding; remove the file")
+            width = len(first or ())
+            if not binary:
+                return ParquetPiece(path, column, rows, width, _float(kind.value_type, mark, told), protocol)
             if mark not in (*FLOATS, "bfloat16"):
                 raise PoolError(
-                    f"{told}: binary embeddings of {len(cell)} bytes a row; say what they are with "
+                    f"{told}: binary embeddings of {width} bytes a row; say what they are with "
                     "--dtype float16, float32 or bfloat16"
                 )
-            width = _stored(mark).itemsize
-            if len(cell) % width:
-                raise PoolError(f"{told}: {len(cell)} bytes a row are no whole number of {mark}")
-            return ParquetPiece(path, column, rows, len(cell) // width, mark, protocol)
+            if width % _stored(mark).itemsize:
+                raise PoolError(f"{told}: {width} bytes a row are no whole number of {mark}; is --dtype right?")
+            return ParquetPiece(path, column, rows, width // _stored(mark).itemsize, mark, protocol)
 
-    piece: ParquetPiece = trusting(path, read)
-    return piece
+    return trusting(path, read)
 
 
 def _float(kind: Any, mark: str | None, told: str) -> str:
@@ -458,42 +489,6 @@ def _mark(field: Any) -> str | None:
     return found.decode() if found else None
 
 
-def _read_by_streaming(piece: ParquetPiece | DeflatedPiece, start: int, stop: int) -> Array:
-    return _take_by_streaming(piece, np.arange(start, stop))
-
-
-def _take_by_streaming(piece: ParquetPiece | DeflatedPiece, rows: npt.NDArray[np.int64]) -> Array:
-    if isinstance(piece, ParquetPiece):
-        found = [
-            vectors_of(part.column(0), piece.dim, piece.dtype, piece.path)
-            for part in take_table(piece.protocol, piece.path, [piece.column], rows)
-        ]
-        return np.concatenate(found) if found else np.empty((0, piece.dim), _stored(piece.dtype))
-    out = np.empty((len(rows), piece.dim), _stored(piece.dtype))
-    start = 0
-    for part in piece.stream(8192):
-        lo, hi = np.searchsorted(rows, [start, start + len(part)])
-        out[lo:hi] = part[rows[lo:hi] - start]
-        start += len(part)
-        if start > (rows[-1] if len(rows) else -1):
-            break
-    return out
-
-
-def take_table(protocol: str, path: str, columns: Sequence[str], rows: npt.NDArray[np.int64]) -> Iterator[Any]:
-    """Yield record batches with the given rows (ascending), touching only their row groups."""
-    with open_file(protocol, path) as raw:
-        metadata = trusting(path, lambda: _parquet(raw)).metadata
-    ends = np.cumsum([metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)])
-    for group in np.unique(np.searchsorted(ends, rows, side="right")):
-        start = int(ends[group - 1]) if group else 0
-        for part in _batches(protocol, path, columns, 8192, [int(group)]):
-            lo, hi = np.searchsorted(rows, [start, start + len(part)])
-            if hi > lo:
-                yield part.take(rows[lo:hi] - start)
-            start += len(part)
-
-
 @dataclass(frozen=True)
 class TablePiece:
     """Metadata rows of one parquet file; ``success_only`` leaves out img2dataset's failed downloads."""
@@ -508,27 +503,25 @@ class TablePiece:
         """Yield record batches of the columns, in row order."""
         import pyarrow.compute as pc
 
-        if not self.success_only:
-            yield from _batches(self.protocol, self.path, columns, batch)
-            return
-        for part in _batches(self.protocol, self.path, [*columns, "status"], batch):
-            yield part.filter(pc.equal(part.column("status"), "success")).select(list(columns))
+        wanted = list(dict.fromkeys([*columns, "status"])) if self.success_only else columns
+        parts = _batches(self.protocol, self.path, wanted, batch)
+        if self.success_only:
+            parts = (part.filter(pc.equal(part.column("status"), "success")).select(list(columns)) for part in parts)
+        return _exactly(self, parts)
 
     def take(self, columns: Sequence[str], rows: npt.NDArray[np.int64]) -> Iterator[Any]:
         """Yield record batches holding the given rows (ascending)."""
-        if not self.success_only:
-            yield from take_table(self.protocol, self.path, columns, rows)
-            return
-        start = 0
-        for part in self.stream(columns):
-            lo, hi = np.searchsorted(rows, [start, start + len(part)])
-            if hi > lo:
-                yield part.take(rows[lo:hi] - start)
-            start += len(part)
+        if self.success_only:
+            return picked(self.stream(columns), rows)
+        return _batches(self.protocol, self.path, columns, 8192, rows)
 
-    def stamp(self) -> list[Any]:
-        """Name, size and time."""
-        return stamp_of(self.protocol, self.path)
+    def schema(self, columns: Sequence[str]) -> Any:
+        """Return the Arrow schema of some columns, in the order given."""
+        import pyarrow as pa
+
+        with open_file(self.protocol, self.path) as raw:
+            found = trusting(self.path, lambda: _parquet(raw).schema_arrow)
+        return pa.schema([found.field(name) for name in columns])
 
 
 def table_piece(protocol: str, path: str) -> TablePiece:
@@ -539,8 +532,7 @@ def table_piece(protocol: str, path: str) -> TablePiece:
             file = _parquet(raw)
             return TablePiece(path, file.metadata.num_rows, tuple(file.schema_arrow.names), protocol)
 
-    piece: TablePiece = trusting(path, read)
-    return piece
+    return trusting(path, read)
 
 
 def parquet_types(protocol: str, path: str) -> dict[str, str]:
@@ -551,5 +543,4 @@ def parquet_types(protocol: str, path: str) -> dict[str, str]:
             schema = _parquet(raw).schema_arrow
             return {name: str(schema.field(name).type) for name in schema.names}
 
-    types: dict[str, str] = trusting(path, read)
-    return types
+    return trusting(path, read)

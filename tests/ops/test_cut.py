@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from thresher.errors import BudgetError, UsageError
+from thresher.ops.cut import allocate, order_by_group, softmax, top, top_per_group
+
+# Few distinct values, so that ties abound; both zeros, both infinities, the smallest and largest of float32.
+SOME = [0.0, -0.0, 1.0, -1.0, 0.5, -0.5, float("inf"), float("-inf"), 1e-45, -1e-45, 3.4e38, -3.4e38]
+floats = st.one_of(st.sampled_from(SOME), st.floats(width=32, allow_nan=False))
+sizes = st.integers(0, 40)
+score_arrays = sizes.flatmap(
+    lambda n: st.one_of(
+        hnp.arrays(np.float32, n, elements=st.sampled_from([np.float32(x) for x in SOME])),
+        hnp.arrays(np.float32, n, elements=st.floats(width=32, allow_nan=False)),
+        hnp.arrays(np.uint32, n, elements=st.sampled_from([0, 1, 2, 2**31, 2**32 - 1])),
+    )
+)
+
+
+def best_first(scores: np.ndarray, rows: list[int]) -> list[int]:
+    return sorted(rows, key=lambda i: (-float(scores[i]), i))
+
+
+@st.composite
+def grouped(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    scores = draw(score_arrays)
+    k = draw(st.integers(1, 6))
+    labels = draw(hnp.arrays(np.int32, len(scores), elements=st.integers(0, k - 1)))
+    counts = [draw(st.integers(0, int((labels == j).sum()))) for j in range(k)]
+    return scores, labels, np.array(counts, np.int64)
+
+
+@given(score_arrays, st.data())
+def test_top_is_the_head_of_a_sort(scores: np.ndarray, data: st.DataObject) -> None:
+    k = data.draw(st.integers(0, len(scores)))
+    assert np.flatnonzero(top(scores, k)).tolist() == sorted(best_first(scores, list(range(len(scores))))[:k])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int64])
+def test_top_takes_any_number(dtype: type) -> None:
+    assert top(np.array([1, 3, 3, 2, 3], dtype), 2).tolist() == [False, True, True, False, False]
+
+
+@given(grouped())
+def test_top_per_group_is_the_head_of_each_group(case: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    scores, labels, counts = case
+    expected = []
+    for j, count in enumerate(counts):
+        expected += best_first(scores, [i for i in range(len(scores)) if labels[i] == j])[:count]
+    mask = top_per_group(scores, labels, counts)
+    assert np.flatnonzero(mask).tolist() == sorted(expected)
+    assert mask.sum() == counts.sum()
+
+
+@given(grouped())
+def test_order_by_group_is_a_stable_sort(case: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    scores, labels, _ = case
+    expected = sorted(range(len(scores)), key=lambda i: (labels[i], -float(scores[i]), i))
+    assert order_by_group(scores, labels).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "text", "call"),
+    [
+        (BudgetError, "4 of 3", lambda: top(np.zeros(3), 4)),
+        (BudgetError, "-1 of 3", lambda: top(np.zeros(3), -1)),
+        (UsageError, "row 1 is NaN", lambda: top(np.array([0, np.nan]), 1)),
+        (UsageError, "row 0 is NaN", lambda: order_by_group(np.array([np.nan], np.float32), np.array([0]))),
+        (UsageError, "row 0 is NaN", lambda: top_per_group(np.array([np.nan], np.float32), np.array([0]), np.ones(1))),
+        (UsageError, "float64", lambda: order_by_group(np.zeros(1), np.array([0]))),
+        (
+            BudgetError,
+            "2 rows of group 1, which has 1",
+            lambda: top_per_group(np.zeros(1, np.float32), np.array([1]), np.array([0, 2])),
+        ),
+        (BudgetError, "-1 rows", lambda: top_per_group(np.zeros(1, np.float32), np.array([0]), np.array([-1]))),
+        (UsageError, "label of 3", lambda: top_per_group(np.zeros(1, np.float32), np.array([3]), np.array([0]))),
+        (UsageError, "finite", lambda: allocate(np.array([np.nan]), np.array([0]), np.array([5]), 3)),
+        (UsageError, "finite", lambda: allocate(np.array([np.inf]), np.array([0]), np.array([5]), 3)),
+        (BudgetError, "than the group has", lambda: allocate(np.zeros(1), np.array([6]), np.array([5]), 3)),
+        (BudgetError, "6 rows between 0 and 5", lambda: allocate(np.zeros(1), np.array([0]), np.array([5]), 6)),
+        (BudgetError, "1 rows between 2 and 5", lambda: allocate(np.zeros(1), np.array([2]), np.array([5]), 1)),
+    ],
+)
+def test_what_cannot_be_done_is_refused(error: type[Exception], text: str, call: object) -> None:
+    with pytest.raises(error, match=text):
+        call()  # type: ignore[operator]
+
+
+@st.composite
+def allocations(draw: st.DrawFn, most_groups: int, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    k = draw(st.integers(1, most_groups))
+    target = np.array([draw(st.one_of(st.integers(-2, most), st.floats(-most, 2 * most))) for _ in range(k)], float)
+    high = np.array([draw(st.integers(0, most)) for _ in range(k)])
+    low = np.array([draw(st.integers(0, h)) for h in high])
+    return target, low, high, draw(st.integers(int(low.sum()), int(high.sum())))
+
+
+@given(allocations(4, 5))
+def test_allocate_finds_the_best_whole_numbers(case: tuple[np.ndarray, np.ndarray, np.ndarray, int]) -> None:
+    target, low, high, total = case
+    found = allocate(target, low, high, total)
+    ranges = [range(a, b + 1) for a, b in zip(low, high, strict=True)]
+    best = min(((np.array(x) - target) ** 2).sum() for x in product(*ranges) if sum(x) == total)
+    assert found.sum() == total
+    assert (low <= found).all()
+    assert (found <= high).all()
+    assert ((found - target) ** 2).sum() == pytest.approx(best, rel=1e-9, abs=1e-9)
+
+
+@given(allocations(30, 1000))
+def test_allocate_stays_within_a_row_of_the_quadratic_programme(
+    case: tuple[np.ndarray, np.ndarray, np.ndarray, int],
+) -> None:
+    target, low, high, total = case
+    left, right = float((low - target).min()), float((high - target).max())
+    for _ in range(200):  # bisection on the one multiplier of the programme
+        middle = (left + right) / 2
+        left, right = (middle, right) if np.clip(target + middle, low, high).sum() < total else (left, middle)
+    found = allocate(target, low, high, total)
+    assert found.sum() == total
+    assert (np.abs(found - np.clip(target + right, low, high)) < 1 + 1e-6).all()
+    assert ((low <= found) & (found <= high)).all()
+
+
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # osqp's own
+@pytest.mark.parametrize("seed", range(5))
+def test_allocate_agrees_with_a_solver(seed: int) -> None:
+    solve_qp = pytest.importorskip("qpsolvers").solve_qp
+    from scipy.sparse import csc_matrix, identity
+
+    rng = np.random.default_rng(seed)
+    high = rng.integers(1, 60, 40)
+    low = np.minimum(rng.integers(0, 4, 40), high)
+    total = int(rng.integers(low.sum(), high.sum() + 1))
+    target = rng.dirichlet(np.ones(40)) * total
+    solved = solve_qp(
+        identity(40, format="csc"),
+        -target,
+        A=csc_matrix(np.ones((1, 40))),
+        b=np.array([float(total)]),
+        lb=low.astype(float),
+        ub=high.astype(float),
+        solver="osqp",
+        eps_abs=1e-9,
+        eps_rel=1e-9,
+        max_iter=100_000,
+    )
+    assert (np.abs(allocate(target, low, high, total) - solved) < 1 + 1e-4).all()
+
+
+def test_allocate_breaks_ties_by_group_and_scales() -> None:
+    assert allocate(np.full(4, 2.5), np.zeros(4), np.full(4, 9), 10).tolist() == [3, 3, 2, 2]
+    rng = np.random.default_rng(0)
+    k = 50_000
+    high = rng.integers(0, 20_000, k)
+    low = np.minimum(1, high)
+    total = int(high.sum() * 0.277)
+    found = allocate(rng.dirichlet(np.full(k, 0.3)) * total, low, high, total)
+    assert found.sum() == total
+    assert ((low <= found) & (found <= high)).all()
+
+
+@given(
+    hnp.arrays(np.float64, st.integers(1, 20), elements=st.floats(-1e6, 1e6)), st.sampled_from([1e-3, 0.1, 1.0, 1e3])
+)
+def test_softmax(values: np.ndarray, temperature: float) -> None:
+    weights = softmax(values, temperature)
+    highest = max(values / temperature)
+    powers = [float(np.exp(v / temperature - highest)) for v in values]
+    assert weights.dtype == np.float64
+    assert weights.tolist() == pytest.approx([p / sum(powers) for p in powers], rel=1e-12)
+
+
+def test_softmax_by_hand() -> None:
+    assert softmax(np.array([0, np.log(3)]), 1.0).tolist() == pytest.approx([0.25, 0.75])
+    assert softmax(np.array([1e300, 0]), 1e-3).tolist() == [1.0, 0.0]

@@ -1,0 +1,169 @@
+"""Imports point one way, heavy packages load late, public names are what they say."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import thresher
+
+SOURCE = Path(thresher.__file__).parent
+HEAVY = {"torch", "ray", "pyarrow", "duckdb", "matplotlib"}
+
+# A module may import only from lines above its own, and within its own line where that is a folder ("ops.*").
+# The longest name that fits counts; a new top-level module is to be given a place.
+ORDER = """
+errors
+cache
+engine
+ops.*
+readers.pieces
+readers.layout
+readers.*
+selection
+dynamic.*
+engine_ray
+store
+run
+groups audit
+registry
+methods.*
+recipe story comparison export inspection terminal
+embed.* evaluate.* report.* train.*
+cli
+__main__
+"""
+RANKS = {name: rank for rank, line in enumerate(ORDER.strip().splitlines()) for name in line.split()}
+
+
+def modules() -> dict[str, ast.Module]:
+    found = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = ast.parse(path.read_text(encoding="utf-8"))
+    return found
+
+
+MODULES = modules()
+
+
+def imports(tree: ast.Module, *, everywhere: bool) -> set[str]:
+    """Dotted names imported at module level (not below TYPE_CHECKING), or everywhere."""
+    found: set[str] = set()
+    for node in ast.walk(tree) if everywhere else tree.body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def own(names: set[str]) -> set[str]:
+    """Modules of this package behind dotted names: ``thresher.ops.cut.top`` -> ``ops.cut``."""
+    found = set()
+    for name in names:
+        if name.startswith("thresher."):
+            parts = name.split(".")[1:]
+            fits = [".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in MODULES]
+            found |= set(fits[:1])
+    return found
+
+
+def line_of(module: str) -> str:
+    parts = module.split(".")
+    names = [module, *(".".join(parts[:n]) + ".*" for n in range(len(parts), 0, -1))]
+    return next((name for name in names if name in RANKS), "")
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name])
+def test_imports_point_one_way(module: str) -> None:
+    here = line_of(module)
+    assert here, f"give thresher.{module} a place in ORDER of {Path(__file__).name}"
+    for target in own(imports(MODULES[module], everywhere=False)):
+        there = line_of(target)
+        same_folder = there == here and here.endswith(".*")
+        assert RANKS[there] < RANKS[here] or same_folder, f"thresher.{module} may not import thresher.{target}"
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("methods.")])
+def test_methods_do_not_know_each_other_nor_files_nor_engines(module: str) -> None:
+    seen = own(imports(MODULES[module], everywhere=True))
+    forbidden = {"engine", "cache", "recipe", "cli"}
+    assert not {name for name in seen if name.split(".")[0] in ("methods", "readers", "report") or name in forbidden}
+    calls = {node.func.id for node in ast.walk(MODULES[module]) if isinstance(node, ast.Call) and _named(node.func)}
+    assert not calls & {"open", "open_store"}
+
+
+def _named(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name)
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.split(".")[0] == "ops"])
+def test_ops_know_only_arrays(module: str) -> None:
+    assert {name.split(".")[0] for name in own(imports(MODULES[module], everywhere=True))} <= {"ops", "errors"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_heavy_packages_are_imported_where_they_are_used(module: str) -> None:
+    tops = {name.split(".")[0] for name in imports(MODULES[module], everywhere=False)}
+    allowed = (
+        {"ray"} if module == "engine_ray" else {"torch"} if module.split(".")[0] in ("dynamic", "train") else set()
+    )
+    assert not tops & (HEAVY - allowed)
+
+
+@pytest.mark.parametrize("code", ["import thresher", "import thresher; dir(thresher); thresher.__version__"])
+def test_importing_loads_nothing_heavy(code: str) -> None:
+    told = f"{code}; import sys; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True).stdout.split()
+    assert "thresher" in loaded
+    assert not set(loaded) & (HEAVY | {"numpy", "click", "rich"})
+
+
+def test_public_names_are_there_and_described() -> None:
+    assert sorted(thresher.__all__) == list(thresher.__all__)
+    for name in thresher.__all__:
+        found = getattr(thresher, name)
+        assert inspect.getdoc(found), f"thresher.{name} has no docstring"
+        assert inspect.isclass(found) or callable(found), f"thresher.{name} is {found!r}"
+        assert found.__module__.startswith("thresher.")
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = thresher.nothing
+
+
+def test_public_names_mean_the_same_once_everything_is_loaded() -> None:
+    """A submodule must not take the name of a public function."""
+    code = (
+        "import thresher, importlib\n"
+        "before = {name: getattr(thresher, name) for name in thresher.__all__}\n"
+        f"[importlib.import_module('thresher.' + name) for name in {[n for n in MODULES if n and n != '__main__']!r}]\n"
+        "print([name for name in before if getattr(thresher, name) is not before[name]])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name not in ("__main__",)])
+def test_everything_named_in_all_exists(module: str) -> None:
+    found = importlib.import_module(f"thresher.{module}".rstrip("."))
+    assert [name for name in getattr(found, "__all__", []) if not hasattr(found, name)] == []
+    assert inspect.getdoc(found)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_printing_and_no_unpickling(module: str) -> None:
+    """Output goes through the terminal; files of users are never unpickled."""
+    for node in ast.walk(MODULES[module]):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called != "print"
+            assert called not in ("pickle.load", "pickle.loads") or module == "engine"
+            if called in ("np.load", "numpy.load"):
+                assert [ast.unparse(k.value) for k in node.keywords if k.arg == "allow_pickle"] == ["False"]

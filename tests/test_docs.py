@@ -1,0 +1,110 @@
+"""The documentation says what is: its blocks run, its tables match the fields, its links lead somewhere."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shlex
+import sys
+import types
+from collections.abc import Iterator
+from dataclasses import MISSING
+from pathlib import Path
+
+import pytest
+
+from thresher.cli import main
+from thresher.registry import methods, parameters_of
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+
+
+def blocks(text: str) -> Iterator[tuple[str, int, str]]:
+    """Kind, line and content of every fenced block."""
+    for match in re.finditer(r"^```(\w*)[^\n]*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        yield match[1], text[: match.start(2)].count("\n") + 1, match[2]
+
+
+def prose(text: str) -> str:
+    """The page without its blocks and code."""
+    return re.sub(r"`[^`\n]*`", "", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
+
+
+def shape(text: str) -> list[str]:
+    """What is printed, but for numbers, verdicts and lines that only a slow machine prints."""
+    lines = [line.rstrip() for line in text.strip().splitlines() if not re.search(r" rows in [\d.]+ s$|ETA", line)]
+    return [re.sub(r"\d[\d,.]*|\b(kept|dropped)\b", "#", line) for line in lines]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory that has the examples, and a cache of its own."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_blocks_run(page: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    module = types.ModuleType("page")  # dataclasses and pickle look their module up
+    monkeypatch.setitem(sys.modules, "page", module)
+    for kind, line, text in blocks(page.read_text(encoding="utf-8")):
+        if kind == "python":
+            exec(compile("\n" * (line - 1) + text, str(page), "exec", dont_inherit=True), vars(module))
+        for entry in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:] if kind == "console" else ():
+            command, _, shown = entry.partition("\n")
+            if not command.startswith("thresher "):
+                continue
+            capsys.readouterr()
+            code = main(shlex.split(command)[1:])
+            out, err = capsys.readouterr()
+            assert code == 0, f"{page.name}: {command}\n{err}"
+            assert not shown.strip() or shape(shown) == shape(err + out), f"{page.name}: {command}"
+    for name, fn in list(vars(module).items()):
+        if name.startswith("test_"):  # a page's own example of a test
+            (place / name).mkdir()
+            fn(**{"tmp_path": place / name} if inspect.signature(fn).parameters else {})
+
+
+@pytest.mark.parametrize("name", methods())
+def test_every_method_has_a_page_with_its_parameters(name: str) -> None:
+    text = (ROOT / "docs" / "methods" / f"{name}.md").read_text(encoding="utf-8")
+    assert text.startswith(f"# {name}\n")
+    table = text.partition("## Parameters")[2].partition("\n**")[0]
+    told = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", table, re.MULTILINE))
+    fields = {}
+    for item in parameters_of(methods()[name]):
+        plain = str(item.default).lower() if isinstance(item.default, bool) else str(item.default)
+        fields[item.name] = "none" if item.default is None else f"`{plain}`"
+        if item.default is MISSING:
+            fields[item.name] = "required"
+    assert told == fields
+    assert "**Tells you.**" in text
+
+
+def test_every_page_of_a_method_has_one() -> None:
+    assert {page.stem for page in (ROOT / "docs" / "methods").glob("*.md")} == set(methods())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page.read_text(encoding="utf-8"))):
+        if "://" in target:
+            continue
+        path, _, heading = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        assert there.exists(), f"{page.name} links to {target}"
+        if heading:
+            titles = re.findall(r"^#+ (.*)", there.read_text(encoding="utf-8"), re.MULTILINE)
+            anchors = [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
+            assert heading in anchors, f"{page.name} links to {target}; there are {', '.join(anchors)}"
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=NAMES[1:])
+def test_every_page_is_listed(page: Path) -> None:
+    index = ROOT / "docs" / "index.md"
+    listed = re.findall(r"\]\(([^)\s]+)\)", index.read_text(encoding="utf-8"))
+    assert page == index or str(page.relative_to(index.parent)) in listed
