@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from functools import partial
 
 from common import (  # chooses the kernels before NumPy loads
     bare_products,
+    embeddings,
     kernel,
     median,
-    planted,
     ratio,
     side_by_side,
     table,
@@ -19,16 +20,28 @@ from common import (  # chooses the kernels before NumPy loads
 import numpy as np
 
 from thresher.engine import Threads, cores
-from thresher.groups import _striped
+from thresher.groups import _on_held
 from thresher.ops import kmeans
 
 
-def ours(rows: np.ndarray, start: np.ndarray, iterations: int, nearest: kmeans.Nearest) -> np.ndarray:
+def ours(
+    rows: np.ndarray, start: np.ndarray, iterations: int, nearest: kmeans.Nearest = kmeans.nearest_two,
+    slack: float = kmeans.SLACK,
+) -> np.ndarray:  # fmt: skip
+    """What thresher does with rows held in memory."""
     engine = Threads(cores())
-    blocks = [rows[lo : lo + 16_384] for lo in range(0, len(rows), 16_384)]
-    return kmeans.fit(
-        lambda fn: engine.map(partial(_striped, fn), blocks), rows.__getitem__, start, iterations, nearest=nearest
-    )[0]
+
+    def each_block(rule: kmeans.Rule, state: kmeans.State) -> Iterator[kmeans.Moves]:
+        tasks = ((rows[lo : lo + 16_384], state.bounds(lo, lo + 16_384)) for lo in range(0, len(rows), 16_384))
+        return engine.map(partial(_on_held, rule), tasks)
+
+    few = 512 * len(start)
+    if len(rows) > 2 * few:  # the first half on a sample, as `thresher cluster` does
+        chosen = np.sort(np.random.default_rng(2).choice(len(rows), few, replace=False))
+        start = ours(rows[chosen], start, iterations // 2, nearest, slack)
+        iterations -= iterations // 2
+    state = kmeans.State.start(start, len(rows))
+    return kmeans.fit(each_block, rows.__getitem__, state, iterations, nearest=nearest, slack=slack)
 
 
 def faiss_kmeans(rows: np.ndarray, start: np.ndarray, iterations: int) -> np.ndarray:
@@ -57,7 +70,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
-    rows = planted(given.rows, given.dim, 2 * given.clusters)
+    rows = embeddings(given.rows, given.dim, 3 * given.clusters)
     start = rows[np.sort(np.random.default_rng(1).choice(given.rows, given.clusters, replace=False))]
     found: dict[str, np.ndarray] = {}
     bare: list[float] = []
@@ -67,17 +80,15 @@ def main() -> None:
 
     contestants = {
         "faiss-cpu": lambda: keep("faiss-cpu", faiss_kmeans(rows, start, given.iterations)),
-        "thresher float32": lambda: keep(
-            "thresher float32", ours(rows, start, given.iterations, kmeans.nearest_centroid)
-        ),
+        "thresher float32": lambda: keep("thresher float32", ours(rows, start, given.iterations)),
         "bare products": lambda: bare.append(bare_products(given.rows, given.dim, given.clusters) * given.iterations),
     }
     try:
-        from thresher.ops.torch_kmeans import nearest_bfloat16
+        from thresher.ops.torch_kmeans import SLACK, nearest_bfloat16
 
         nearest = nearest_bfloat16("cpu")
         contestants["thresher bfloat16"] = lambda: keep(
-            "thresher bfloat16", ours(rows, start, given.iterations, nearest)
+            "thresher bfloat16", ours(rows, start, given.iterations, nearest, SLACK)
         )
     except ImportError:
         pass

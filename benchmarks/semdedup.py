@@ -8,7 +8,7 @@ import subprocess
 import sys
 from functools import partial
 
-from common import kernel, median, planted, ratio, side_by_side, table  # chooses the kernels before NumPy loads
+from common import embeddings, kernel, median, ratio, side_by_side, table  # chooses the kernels before NumPy loads
 
 # isort: split
 import numpy as np
@@ -53,7 +53,7 @@ def main() -> None:
     if given.peak:
         rows = np.empty((given.peak, given.dim), np.float32)
         for lo in range(0, len(rows), 1_000):
-            rows[lo : lo + 1_000] = planted(min(1_000, len(rows) - lo), given.dim, 10, seed=lo)
+            rows[lo : lo + 1_000] = embeddings(min(1_000, len(rows) - lo), given.dim, 10, seed=lo)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         with threadpoolctl.threadpool_limits(1):
             blocked(rows)
@@ -70,7 +70,7 @@ def main() -> None:
     lines = []
     with threadpoolctl.threadpool_limits(1):
         for n in given.rows:
-            rows = planted(n, given.dim, 10)
+            rows = embeddings(n, given.dim, 10)
             times = side_by_side({name: partial(fn, rows) for name, fn in contestants.items()}, given.rounds)
             lines += [
                 [f"{n:,}", name, f"{median(times[name]):.3f}", f"{ratio(times, name, 'thresher'):.1f}x"]

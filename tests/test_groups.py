@@ -40,7 +40,7 @@ def run(pool, rows, tmp_path):
         if mask is not None:
             selection = replace(selection, dropped_by=np.where(mask, -1, 0).astype(np.int16))
         view = store if mask is None else store.where(mask)
-        return Run(view, selection, engine or Serial(), Cache.at(tmp_path / cache), seed)
+        return Run(view, selection, engine or Serial(), Cache(tmp_path / cache, flush_seconds=-1), seed)
 
     return make
 
@@ -208,6 +208,20 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(run, monkeypatch, held, st
     second = Counting()
     assert bits(how.groups(run(engine=second))) == bits(undisturbed)
     assert second.calls <= 13 - stop_after  # an iteration is one call here, as are reading (twice) and labelling
+
+
+def test_the_first_half_may_see_a_sample_only(run, monkeypatch) -> None:
+    plain = Clustered(clusters=6, sample="all").groups(run(cache="plain"))
+    monkeypatch.setattr(module, "_WARM_ROWS", 20)
+    how = Clustered(clusters=6, sample="all")
+    warm = how.groups(run(cache="warm"))
+    assert warm.notes == ("the first 10 k-means iterations see 120 rows, the others all",)
+    assert plain.notes == ()
+    assert bits(warm)[2] != bits(plain)[2]
+    assert warm.distances_N.mean() < 1.1 * plain.distances_N.mean()
+    with pytest.raises(KeyboardInterrupt):
+        how.groups(run(engine=Counting(15), cache="killed"))
+    assert bits(how.groups(run(cache="killed"))) == bits(warm)
 
 
 def test_rows_in_memory_or_streamed_are_the_same(run, monkeypatch, third) -> None:

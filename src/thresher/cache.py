@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -82,6 +83,23 @@ class Cache:
             np.save(file, array, allow_pickle=False)
             _sync(file)
         return self._reload(path)
+
+    def save_all(self, path: Path, arrays: Mapping[str, Array]) -> None:
+        """Write several arrays that belong together, atomically."""
+        with writing(path) as scratch, open(scratch, "wb") as file:
+            np.savez(file, **dict(arrays))  # type: ignore[arg-type]
+            _sync(file)
+
+    def load_all(self, path: Path) -> dict[str, Array] | None:
+        """Return what :meth:`save_all` wrote, in memory, or None where there is nothing that can be trusted."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+            path.unlink(missing_ok=True)
+            return None
 
     def array(self, name: str, key: Mapping[str, Any], make: Callable[[], Array]) -> Array:
         """Return the array of a key, making it when it is not there."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from thresher.store import STRIPE, Block, EmbeddingStore
 _IN_MEMORY = 512 * 2**20  # training rows up to this many bytes of float32 are held, others streamed
 _ROWS_A_CLUSTER = 256  # of the training sample: more changes the objective by less than a part in a thousand
 _LEAST_SAMPLE = 65_536
+_WARM_ROWS = 512  # rows a cluster of the first half of the iterations
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,34 +207,39 @@ def _computed(run: Run, how: Clustered) -> tuple[F32, tuple[str, ...]]:
     sample = min(sample, n)
     if sample < n:
         notes.append(f"k-means trained on {sample:,} of {n:,} rows; say sample = all for every row")
-    precision, nearest = _precision(how.precision)
-    key = run.key(of=how.embedding, k=k, iterations=how.iterations, sample=sample, seed=run.seed, precision=precision)
-    path = run.cache.path("kmeans", key)
-    known = run.cache.load(path)
-    if known is None:
-        known = run.cache.save(path, _train(run, how.embedding, k, how.iterations, sample, nearest, key))
-        for done in range(1, how.iterations + 1):
-            run.cache.path("kmeans", {**key, "done": done}).unlink(missing_ok=True)
-    else:
-        run.progress.say(f"k-means: {k:,} centroids found in the cache")
-    return np.asarray(known), tuple(notes)
+    if sample > 2 * _WARM_ROWS * k and how.iterations > 1:
+        notes.append(f"the first {how.iterations // 2} k-means iterations see {_WARM_ROWS * k:,} rows, the others all")
+    return _train(run, how, k, sample, how.iterations), tuple(notes)
 
 
-def _precision(wanted: str) -> tuple[str, kmeans.Nearest]:
+def _precision(wanted: str) -> tuple[str, kmeans.Nearest, float]:
     if wanted == "float32":
-        return "float32", kmeans.nearest_centroid
+        return "float32", kmeans.nearest_two, kmeans.SLACK
     from thresher.ops import torch_kmeans
 
     if wanted == "auto" and not torch_kmeans.worthwhile():
-        return "float32", kmeans.nearest_centroid
-    return "bfloat16", torch_kmeans.nearest_bfloat16()
+        return "float32", kmeans.nearest_two, kmeans.SLACK
+    return "bfloat16", torch_kmeans.nearest_bfloat16(), torch_kmeans.SLACK
 
 
-def _train(
-    run: Run, name: str, k: int, iterations: int, sample: int, nearest: kmeans.Nearest, key: dict[str, Any]
-) -> F32:
-    """Run k-means; every iteration is saved, so that a killed run goes on with the next."""
-    n = len(run.store)
+def _train(run: Run, how: Clustered, k: int, sample: int, iterations: int) -> F32:
+    """Run k-means, cached; the state is saved every few seconds, so that a killed run goes on.
+
+    Where rows are many, the first half of the iterations sees a sample of 512 a cluster: centroids that
+    are still far from anywhere need no more rows to move. The second half sees them all.
+    """
+    name, n = how.embedding, len(run.store)
+    precision, nearest, slack = _precision(how.precision)
+    key = run.key(of=name, k=k, iterations=iterations, sample=sample, seed=run.seed, precision=precision)
+    path = run.cache.path("kmeans", key)
+    known = run.cache.load(path)
+    if known is not None:
+        run.progress.say(f"k-means: {k:,} centroids found in the cache")
+        return np.asarray(known)
+    first = None
+    if sample > 2 * _WARM_ROWS * k and iterations > 1:
+        first = _train(run, how, k, _WARM_ROWS * k, iterations // 2)
+        iterations -= iterations // 2
     if sample < n:
         positions = np.sort(run.rng("kmeans-sample", name, sample).choice(n, sample, replace=False, shuffle=False))
         run = replace(run, store=replace(run.store, rows=run.store.ids[positions]))
@@ -244,41 +251,47 @@ def _train(
         run = run.local(name)
         each = partial(_each_stored, run, name)
         take = partial(run.store.vectors_at, name)
-    begin, centroids = 0, None
-    for done in range(iterations, 0, -1):
-        centroids = run.cache.load(run.cache.path("kmeans", {**key, "done": done}))
-        if centroids is not None:
-            begin = done
-            break
-    if centroids is None:
-        first = np.sort(run.rng("kmeans-init", name, k).choice(sample, k, replace=False, shuffle=False))
-        centroids = take(first)
-
+    saved = path.with_suffix(".state.npz")
+    state_arrays = run.cache.load_all(saved)
+    if state_arrays is not None:
+        state = kmeans.State(**state_arrays)
+    else:
+        if first is None:
+            first = take(np.sort(run.rng("kmeans-init", name, k).choice(sample, k, replace=False, shuffle=False)))
+        state = kmeans.State.start(first, sample)
+    flushed = time.monotonic()
     with run.progress.task(f"k-means: {k:,} clusters, {iterations} iterations", iterations * sample) as advance:
-        advance(begin * sample)
+        advance(int(state.done) * sample)
 
-        def after(done: int, updated: F32, mean_cosine: float) -> None:
-            run.cache.save(run.cache.path("kmeans", {**key, "done": done}), updated)
-            run.cache.path("kmeans", {**key, "done": done - 1}).unlink(missing_ok=True)
+        def after(state: kmeans.State) -> None:
+            nonlocal flushed
             advance(sample)
+            if time.monotonic() - flushed > run.cache.flush_seconds:
+                run.cache.save_all(saved, state.arrays())
+                flushed = time.monotonic()
 
-        found, _ = kmeans.fit(each, take, np.asarray(centroids), iterations, start=begin, nearest=nearest, after=after)
+        found = kmeans.fit(each, take, state, iterations, nearest=nearest, slack=slack, after=after)
+    run.cache.save(path, found)
+    saved.unlink(missing_ok=True)
     return found
 
 
-def _each_held(run: Run, held: F32, fn: Callable[[Iterable[F32]], Any]) -> Iterator[Any]:
+def _each_held(run: Run, held: F32, rule: kmeans.Rule, state: kmeans.State) -> Iterator[kmeans.Moves]:
     size = 16 * STRIPE
-    blocks = (held[lo : lo + size] for lo in range(0, len(held), size))
-    return run.engine.map(partial(_striped, fn), blocks)
+    tasks = ((held[lo : lo + size], state.bounds(lo, lo + size)) for lo in range(0, len(held), size))
+    return run.engine.map(partial(_on_held, rule), tasks)
 
 
-def _striped(fn: Callable[[Iterable[F32]], Any], rows: F32) -> Any:
-    return fn(rows[lo : lo + STRIPE] for lo in range(0, len(rows), STRIPE))
+def _on_held(rule: kmeans.Rule, task: tuple[F32, kmeans.Bounds]) -> kmeans.Moves:
+    rows, bounds = task
+    return rule((rows[lo : lo + STRIPE] for lo in range(0, len(rows), STRIPE)), bounds)
 
 
-def _each_stored(run: Run, name: str, fn: Callable[[Iterable[F32]], Any]) -> Iterator[Any]:
-    return run.engine.map(partial(_stored, fn, name, run.store), run.store.blocks(name))
+def _each_stored(run: Run, name: str, rule: kmeans.Rule, state: kmeans.State) -> Iterator[kmeans.Moves]:
+    tasks = ((block, state.bounds(block.lo, block.hi)) for block in run.store.blocks(name))
+    return run.engine.map(partial(_on_stored, rule, name, run.store), tasks)
 
 
-def _stored(fn: Callable[[Iterable[F32]], Any], name: str, store: EmbeddingStore, block: Block) -> Any:
-    return fn(store.stripes(name, block))
+def _on_stored(rule: kmeans.Rule, name: str, store: EmbeddingStore, task: tuple[Block, kmeans.Bounds]) -> kmeans.Moves:
+    block, bounds = task
+    return rule(store.stripes(name, block), bounds)

@@ -1,14 +1,27 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thresher.ops import kmeans
-from thresher.ops.kmeans import STRIPE, TILE, Assign, TallyBlock, fit, nearest_centroid
+from thresher.ops.kmeans import (
+    STRIPE,
+    TILE,
+    Assign,
+    Bounds,
+    MoveRows,
+    Moves,
+    Passes,
+    Rule,
+    State,
+    fit,
+    nearest_centroid,
+    nearest_two,
+)
 
 
 def units(n: int, dim: int, seed: int) -> np.ndarray:
@@ -16,13 +29,27 @@ def units(n: int, dim: int, seed: int) -> np.ndarray:
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
-def passes(rows: np.ndarray, block: int = 4 * STRIPE) -> Callable[..., Iterator[kmeans.Tally]]:
-    def each(fn: Callable[..., kmeans.Tally]) -> Iterator[kmeans.Tally]:
+def passes(rows: np.ndarray, block: int = 4 * STRIPE) -> Passes:
+    def each(rule: Rule, state: State) -> Iterator[Moves]:
         for lo in range(0, len(rows), block):
             hi = min(lo + block, len(rows))
-            yield fn(rows[a : min(a + STRIPE, hi)] for a in range(lo, hi, STRIPE))
+            yield rule((rows[a : min(a + STRIPE, hi)] for a in range(lo, hi, STRIPE)), state.bounds(lo, hi))
 
     return each
+
+
+def run(rows: np.ndarray, start: np.ndarray, iterations: int, **how: Any) -> np.ndarray:
+    return fit(passes(rows), rows.__getitem__, State.start(start, len(rows)), iterations, **how)
+
+
+def lloyd(rows: np.ndarray, start: np.ndarray, iterations: int) -> np.ndarray:
+    """Plain Lloyd in float64, every row against every centroid; for starts that leave no group empty."""
+    centroids = start.astype(np.float64)
+    for _ in range(iterations):
+        labels = (rows.astype(np.float64) @ centroids.T).argmax(axis=1)
+        sums = np.stack([rows[labels == j].astype(np.float64).sum(axis=0) for j in range(len(centroids))])
+        centroids = sums / np.linalg.norm(sums, axis=1, keepdims=True)
+    return centroids
 
 
 def cosine_of_best(rows: np.ndarray, centroids: np.ndarray) -> float:
@@ -51,37 +78,84 @@ def test_ties_go_to_the_lower_centroid_within_a_tile_and_across() -> None:
         assert label == products.index(max(products))
 
 
+@pytest.mark.parametrize("k", [1, 2, 9, TILE + 3])
+def test_the_second_nearest_is_found_too(k: int) -> None:
+    rows, centroids = units(STRIPE + 7, 4, 1), units(k, 4, 2)
+    labels, best, second = nearest_two(rows, centroids)
+    full = np.sort(rows.astype(np.float64) @ centroids.T.astype(np.float64), axis=1)
+    np.testing.assert_allclose(best, full[:, -1], atol=1e-6)
+    np.testing.assert_allclose(second, full[:, -2] if k > 1 else -np.inf, atol=1e-6)
+
+
 @given(st.integers(1, 3), st.integers(1, 60), st.integers(1, 5), st.integers(0, 1000))
-def test_a_tally_is_the_sum_of_each_group(stripes: int, size: int, k: int, seed: int) -> None:
+def test_the_first_moves_are_the_sums_of_each_group(stripes: int, size: int, k: int, seed: int) -> None:
     rows, centroids = units(stripes * size, 3, seed), units(k, 3, seed + 1)
-    tally = TallyBlock(centroids)(rows[lo : lo + size] for lo in range(0, len(rows), size))
+    n = len(rows)
+    bounds = Bounds(np.full(n, -1, np.int32), np.zeros(n, np.float32), np.zeros(n, np.float32))
+    moves = MoveRows(centroids, np.zeros(k, np.float32))((rows[lo : lo + size] for lo in range(0, n, size)), bounds)
     sums: dict[int, np.ndarray] = {}
-    for row, label in zip(rows.astype(np.float64), tally.labels_B, strict=True):
+    counts: dict[int, int] = {}
+    for row, label in zip(rows.astype(np.float64), moves.bounds.labels_B, strict=True):
         sums[int(label)] = sums.get(int(label), 0) + row
-    assert tally.groups_J.tolist() == sorted(sums)
-    np.testing.assert_allclose(tally.sums_JD, [sums[j] for j in sorted(sums)], atol=1e-5)
-    assert tally.sums_JD.dtype == np.float64
-    cosines = [float(row @ centroids[label]) for row, label in zip(rows, tally.labels_B, strict=True)]
-    np.testing.assert_allclose(tally.cosines_B, cosines, atol=1e-6)
+        counts[int(label)] = counts.get(int(label), 0) + 1
+    assert moves.groups_J.tolist() == sorted(sums)
+    np.testing.assert_allclose(moves.sums_JD, [sums[j] for j in sorted(sums)], atol=1e-5)
+    assert moves.counts_J.tolist() == [counts[j] for j in sorted(sums)]
+    angles = np.sort(np.arccos(np.clip(rows.astype(np.float64) @ centroids.T.astype(np.float64), -1, 1)), axis=1)
+    np.testing.assert_allclose(moves.bounds.upper_B, angles[:, 0], atol=2e-3)
+    if k > 1:
+        np.testing.assert_allclose(moves.bounds.lower_B, angles[:, 1], atol=2e-3)
 
 
-def test_one_iteration_is_a_step_of_lloyd() -> None:
-    rows, start = units(300, 5, 0), units(7, 5, 1)
-    found, mean_cosine = fit(passes(rows), rows.__getitem__, start, 1)
-    nearest = [max(range(7), key=lambda j, row=row: float(row @ start[j])) for row in rows.astype(np.float64)]
-    for j in range(7):
-        total = sum(rows[i].astype(np.float64) for i in range(300) if nearest[i] == j)
-        np.testing.assert_allclose(found[j], total / np.linalg.norm(total), atol=1e-6)
-    assert mean_cosine == pytest.approx(cosine_of_best(rows, start), abs=1e-6)
-    assert found.dtype == np.float32
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("n", "dim", "k"), [(600, 5, 7), (3000, 16, 12), (2500, 3, 4)])
+def test_it_is_plain_lloyd(n: int, dim: int, k: int, seed: int) -> None:
+    rows, start = units(n, dim, seed), units(k, dim, seed + 100)
+    for iterations in (1, 2, 5, 15):
+        np.testing.assert_allclose(run(rows, start, iterations), lloyd(rows, start, iterations), atol=2e-5)
+
+
+def test_rows_that_cannot_change_their_group_are_not_multiplied() -> None:
+    centres = units(12, 32, 0)
+    noise = 0.08 * np.random.default_rng(1).normal(size=(6000, 32))
+    rows = centres[np.arange(6000) % 12] + noise.astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    seen: list[int] = []
+
+    def counting(some: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        seen.append(len(some))
+        return nearest_two(some, centroids)
+
+    start = rows[[*range(11), 0]] + 0.02 * units(12, 32, 5)
+    start /= np.linalg.norm(start, axis=1, keepdims=True)
+    found = run(rows, start, 30, nearest=counting)
+    np.testing.assert_allclose(found, run(rows, start, 30, slack=10.0), atol=1e-5)  # 10 radians: skip nothing
+    assert sum(seen) < 0.5 * 30 * len(rows)
+
+
+def test_bounds_hold_after_every_iteration() -> None:
+    rows = units(2000, 8, 3)
+
+    def check(state: State) -> None:
+        before = history[-1]  # bounds were taken against the centroids before the update
+        angles = np.arccos(np.clip(rows.astype(np.float64) @ before.T.astype(np.float64), -1, 1))
+        own = angles[np.arange(len(rows)), state.labels_N]
+        angles[np.arange(len(rows)), state.labels_N] = np.inf
+        assert (own <= state.upper_N + 2e-3).all()
+        assert (angles.min(axis=1) >= state.lower_N - 2e-3).all()
+        history.append(state.centroids_KD.copy())
+
+    history = [rows[:15].copy()]
+    run(rows, rows[:15], 12, after=check)
+    assert len(history) == 13
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_objective_never_falls(seed: int) -> None:
     rows = units(2500, 6, seed)
-    seen: list[float] = []
-    fit(passes(rows), rows.__getitem__, rows[:20], 12, after=lambda _, __, cosine: seen.append(cosine))
-    assert len(seen) == 12
+    seen = [cosine_of_best(rows, rows[:20])]
+    run(rows, rows[:20], 12, after=lambda state: seen.append(cosine_of_best(rows, state.centroids_KD)))
+    assert len(seen) == 13
     assert (np.diff(seen) >= -1e-7).all()
     assert seen[-1] > seen[0] + 0.01
 
@@ -91,65 +165,70 @@ def test_planted_clusters_are_found() -> None:
     truth = np.arange(900) % 6
     noise = 0.05 * np.random.default_rng(0).normal(size=(900, 6))
     rows = ((centres[truth] + noise) / np.linalg.norm(centres[truth] + noise, axis=1)[:, None]).astype(np.float32)
-    found, mean_cosine = fit(passes(rows), rows.__getitem__, rows[:6], 5)
+    found = run(rows, rows[:6], 5)
     labels, distances = Assign(found)(rows[lo : lo + STRIPE] for lo in range(0, 900, STRIPE))
     assert labels.tolist() == truth.tolist()  # rows 0..5 start one cluster each
     assert (centres * found).sum(axis=1).min() > 0.999
     np.testing.assert_allclose(distances, 1 - (rows * found[truth]).sum(axis=1), atol=1e-6)
-    assert mean_cosine == pytest.approx(1 - float(distances.mean()), abs=1e-5)
 
 
 def test_empty_clusters_take_over_the_rows_farthest_from_their_centroids() -> None:
     rows = np.concatenate([np.tile(np.eye(4, dtype=np.float32)[0], (50, 1)), np.eye(4, dtype=np.float32)[1:3]])
     start = np.tile(np.eye(4, dtype=np.float32)[0], (3, 1))  # two of three start empty
-    found, _ = fit(passes(rows), rows.__getitem__, start, 1)
+    found = run(rows, start, 1)
     assert found[1:].tolist() == rows[50:].tolist()
-    found, mean_cosine = fit(passes(rows), rows.__getitem__, start, 3)
-    assert mean_cosine == pytest.approx(1)
+    found = run(rows, start, 3)
+    assert cosine_of_best(rows, found) == pytest.approx(1)
     assert np.bincount(Assign(found)([rows])[0], minlength=3).tolist() == [50, 1, 1]
 
 
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (40, 1), (40, 40), (3, 5)])
 def test_few_rows_and_identical_rows(n: int, k: int) -> None:
     rows = units(n, 4, 0)
-    found, cosine = fit(passes(rows), rows.__getitem__, rows[np.arange(k) % n], 4)
+    found = run(rows, rows[np.arange(k) % n], 4)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
-    assert k == 1 or cosine == pytest.approx(1, abs=1e-6)
+    assert k == 1 or cosine_of_best(rows, found) == pytest.approx(1, abs=1e-6)
     same = np.tile(rows[:1], (n, 1))
-    found, cosine = fit(passes(same), same.__getitem__, same[np.arange(k) % n], 4)
-    np.testing.assert_allclose(found, np.tile(rows[:1], (k, 1)), atol=1e-6)
-    assert cosine == pytest.approx(1, abs=1e-6)
+    np.testing.assert_allclose(run(same, same[np.arange(k) % n], 4), np.tile(rows[:1], (k, 1)), atol=1e-6)
 
 
 def test_a_group_whose_rows_cancel_stays_where_it_was() -> None:
     rows = np.array([[1, 0], [-1, 0]], np.float32)
     start = np.array([[0, 1]], np.float32)
-    assert fit(passes(rows), rows.__getitem__, start, 3)[0].tolist() == start.tolist()
+    assert run(rows, start, 3).tolist() == start.tolist()
 
 
 def test_no_iterations_return_the_start() -> None:
     rows = units(10, 3, 0)
-    found, cosine = fit(passes(rows), rows.__getitem__, rows[:2], 0)
-    assert found.tolist() == rows[:2].tolist()
-    assert np.isnan(cosine)
+    assert run(rows, rows[:2], 0).tolist() == rows[:2].tolist()
+
+
+def test_a_fixed_point_is_the_end() -> None:
+    rows = np.repeat(np.eye(3, dtype=np.float32), 10, axis=0)
+    states: list[int] = []
+    run(rows, np.eye(3, dtype=np.float32), 1000, after=lambda state: states.append(int(state.done)))
+    assert states == [1, 1000]
 
 
 @pytest.mark.parametrize("stop", [1, 4, 6])
 def test_resuming_after_any_iteration_gives_the_same_bits(stop: int) -> None:
     rows, saved = units(3000, 6, 0), {}
-    whole, cosine = fit(
-        passes(rows), rows.__getitem__, rows[:30], 6, after=lambda done, found, _: saved.update({done: found.copy()})
-    )
-    again, cosine_again = fit(passes(rows), rows.__getitem__, saved[stop], 6, start=stop)
+
+    def save(state: State) -> None:
+        saved[int(state.done)] = {name: array.copy() for name, array in state.arrays().items()}
+
+    whole = run(rows, rows[:30], 6, after=save)
+    assert sorted(saved) == [1, 2, 3, 4, 5, 6]
+    again = fit(passes(rows), rows.__getitem__, State(**saved[stop]), 6)
     assert again.tobytes() == whole.tobytes()
-    assert cosine_again == cosine or stop == 6
 
 
 def test_blocks_of_whole_stripes_agree_to_rounding() -> None:
     """Promised bit for bit: the same stripes and blocks. Another cut may only move the last digits."""
     rows = units(5 * STRIPE + 77, 6, 3)
-    one, _ = fit(passes(rows, STRIPE), rows.__getitem__, rows[:10], 5)
-    same, _ = fit(passes(rows, STRIPE), rows.__getitem__, rows[:10], 5)
-    other, _ = fit(passes(rows, 3 * STRIPE), rows.__getitem__, rows[:10], 5)
-    assert one.tobytes() == same.tobytes()
-    np.testing.assert_allclose(one, other, atol=1e-6)
+
+    def cut(block: int) -> np.ndarray:
+        return fit(passes(rows, block), rows.__getitem__, State.start(rows[:10], len(rows)), 5)
+
+    assert cut(STRIPE).tobytes() == cut(STRIPE).tobytes()
+    np.testing.assert_allclose(cut(STRIPE), cut(3 * STRIPE), atol=1e-6)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from thresher import Cache, Clustered, Run, Selection, make_engine, open_store
-from thresher.ops.kmeans import nearest_centroid
+from thresher.ops.kmeans import nearest_two
 from thresher.ops.torch_kmeans import nearest_bfloat16, worthwhile
 
 
@@ -21,11 +21,12 @@ def planted(rows: int, dim: int, groups: int) -> np.ndarray:
 def test_labels_and_cosines_are_nearly_those_of_float32() -> None:
     rows = planted(3000, 64, 30)
     centroids = rows[:200]
-    labels, cosines = nearest_centroid(rows, centroids)
-    found, values = nearest_bfloat16("cpu")(rows, centroids)
+    labels, cosines, seconds = nearest_two(rows, centroids)
+    found, values, others = nearest_bfloat16("cpu")(rows, centroids)
     assert (found == labels).mean() > 0.95
     assert found.dtype == np.int32
     np.testing.assert_allclose(values, cosines, atol=0.01)  # where labels differ, another centroid is as near
+    np.testing.assert_allclose(others, seconds, atol=0.01)
     np.testing.assert_allclose(values, np.sum(rows * centroids[found], axis=1), atol=0.01)
 
 

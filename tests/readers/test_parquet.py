@@ -87,7 +87,7 @@ def test_shards_keyed_by_different_columns_are_refused(tmp_path: Path) -> None:
     write_parquet(tmp_path, POOL, [20, 30])
     last = sorted(tmp_path.glob("data/*"))[2]
     pq.write_table(pq.read_table(last).drop(["uid"]), last)
-    with pytest.raises(PoolError, match=rf"{last.name}: .*metadata by url, most files have .*metadata by uid"):
+    with pytest.raises(PoolError, match=rf"{last.name}: .*metadata by row, most files have .*metadata by uid"):
         open_store(str(tmp_path))
 
 

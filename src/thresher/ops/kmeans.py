@@ -1,103 +1,249 @@
 """Spherical k-means: assignment by largest cosine, centroids are normalised sums.
 
 Work goes in cache-sized stripes - product, argmax, accumulate, next - so that the N x K matrix of
-similarities never exists. Sums are taken in float32 within a stripe and in float64 above it, in row
-order, so that the number of workers cannot change a bit.
+similarities never exists. Each row carries two angles: an upper bound of the one to its centroid and
+a lower bound of the one to any other (Hamerly 2010, on the sphere). Centroids move less and less, and
+rows whose bounds cannot cross are not looked at again, which changes no label. Sums move with the
+rows that change their group. Everything is done in row order, in float64 above a stripe, so that the
+number of workers cannot change a bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from thresher.ops.vectors import F32
 
+Labels = npt.NDArray[np.int32]
+
 STRIPE = 1024  # rows per product
 TILE = 1024  # centroids per product
+SLACK = 4e-3  # radians by which bounds must clear each other: float32 cosines near 1 err by as much
 _SIDE_BY_SIDE = 16  # rows of a group up to which groups are summed together
+_MOSTLY = 0.9  # share of a stripe from which on all of it is multiplied, without a copy
 
 
 class Nearest(Protocol):
     """Finds each row's centroid. Rows need not be normalised, centroids are."""
 
-    def __call__(self, rows_BD: F32, centroids_KD: F32) -> tuple[npt.NDArray[np.int32], F32]:
-        """Return labels (B,) and products with the winning centroid (B,); ties go to the lower one."""
+    def __call__(self, rows_BD: F32, centroids_KD: F32) -> tuple[Labels, F32, F32]:
+        """Return labels (B,), products with the winning centroid (B,) and with the second (B,)."""
         ...
 
 
-def nearest_centroid(rows_BD: F32, centroids_KD: F32) -> tuple[npt.NDArray[np.int32], F32]:
-    """Label every row with its nearest centroid, in float32, through NumPy.
+def nearest_two(rows_BD: F32, centroids_KD: F32) -> tuple[Labels, F32, F32]:
+    """Find the nearest and the second nearest centroid of every row, in float32, through NumPy.
 
     Args:
         rows_BD: (B, D) float32, any length.
         centroids_KD: (K, D) float32 unit rows.
 
     Returns:
-        labels (B,) int32 and the products <row, centroid> (B,) float32.
+        labels (B,) int32, ties to the lower one, the products <row, centroid> (B,) float32 and those
+        with the second nearest (B,) float32, -inf for a single centroid.
     """
     n, k = len(rows_BD), len(centroids_KD)
     labels = np.zeros(n, np.int32)
     best = np.full(n, -np.inf, np.float32)
+    second = np.full(n, -np.inf, np.float32)
     buffer = np.empty(min(STRIPE, n) * min(TILE, k), np.float32)
     for lo in range(0, n, STRIPE):
         rows = rows_BD[lo : lo + STRIPE]
         at = np.arange(len(rows))
-        label, value = labels[lo : lo + STRIPE], best[lo : lo + STRIPE]
+        label, value, other = (array[lo : lo + STRIPE] for array in (labels, best, second))
         for t in range(0, k, TILE):
             tile = centroids_KD[t : t + TILE]
             products = buffer[: len(rows) * len(tile)].reshape(len(rows), len(tile))
             np.matmul(rows, tile.T, out=products)
             arg = products.argmax(axis=1)
             top = products[at, arg]
-            if t == 0:
-                label[:], value[:] = arg, top
-            else:
-                better = top > value
-                label[better] = arg[better] + t
-                value[better] = top[better]
+            products[at, arg] = -np.inf
+            np.maximum(other, products.max(axis=1), out=other)
+            np.maximum(other, np.minimum(top, value), out=other)
+            better = top > value
+            label[better] = arg[better] + t
+            value[better] = top[better]
+    return labels, best, second
+
+
+def nearest_centroid(rows_BD: F32, centroids_KD: F32) -> tuple[Labels, F32]:
+    """Label every row with its nearest centroid: :func:`nearest_two` without the second."""
+    labels, best, _ = nearest_two(rows_BD, centroids_KD)
     return labels, best
 
 
-@dataclass(frozen=True)
-class Tally:
-    """What one block adds to an iteration: its rows' labels and cosines, and sums by group."""
+@dataclass(eq=False)
+class State:
+    """Where k-means stands after an iteration; all that another needs, to the same bits.
 
-    labels_B: npt.NDArray[np.int32]
-    cosines_B: F32
-    groups_J: npt.NDArray[np.int64]
-    sums_JD: npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class TallyBlock:
-    """Callable on the unit rows of a block, stripe by stripe -> :class:`Tally`."""
+    Attributes:
+        centroids_KD: (K, D) float32 unit rows.
+        moved_K: (K,) float32, radians each centroid moved in the last update.
+        sums_KD: (K, D) float64 sums of the groups' rows.
+        sizes_K: (K,) int64.
+        labels_N: (N,) int32, -1 before the first iteration.
+        upper_N: (N,) float32, radians to the own centroid at most.
+        lower_N: (N,) float32, radians to any other at least.
+        done: () int64, iterations done.
+    """
 
     centroids_KD: F32
-    nearest: Nearest = nearest_centroid
+    moved_K: F32
+    sums_KD: npt.NDArray[np.float64]
+    sizes_K: npt.NDArray[np.int64]
+    labels_N: Labels
+    upper_N: F32
+    lower_N: F32
+    done: npt.NDArray[np.int64]
 
-    def __call__(self, stripes: Iterable[F32]) -> Tally:
-        """Assign the rows and sum them by group; float32 within a stripe, float64 across."""
-        labels, cosines, parts = [], [], []
+    @classmethod
+    def start(cls, centroids_KD: F32, rows: int) -> State:
+        """Return the state before the first iteration."""
+        k = len(centroids_KD)
+        return cls(
+            np.array(centroids_KD, np.float32),
+            np.zeros(k, np.float32),
+            np.zeros(centroids_KD.shape, np.float64),
+            np.zeros(k, np.int64),
+            np.full(rows, -1, np.int32),
+            np.zeros(rows, np.float32),
+            np.zeros(rows, np.float32),
+            np.array(0, np.int64),
+        )
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return all arrays by name, to save and to pass to the constructor again."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+    def bounds(self, lo: int, hi: int) -> Bounds:
+        """Return what is known of rows lo..hi."""
+        return Bounds(self.labels_N[lo:hi].copy(), self.upper_N[lo:hi].copy(), self.lower_N[lo:hi].copy())
+
+
+@dataclass(frozen=True, eq=False)
+class Bounds:
+    """Labels (B,) int32 and bounding angles (B,) float32 of the rows of a block."""
+
+    labels_B: Labels
+    upper_B: F32
+    lower_B: F32
+
+
+@dataclass(frozen=True, eq=False)
+class Moves:
+    """What one block adds to an iteration: new bounds, and what its rows bring to and take from groups."""
+
+    bounds: Bounds
+    groups_J: npt.NDArray[np.int64]
+    sums_JD: npt.NDArray[np.float64]
+    counts_J: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class MoveRows:
+    """Callable on the unit rows of a block, stripe by stripe, and their bounds -> :class:`Moves`.
+
+    Attributes:
+        centroids_KD: (K, D) float32 unit rows.
+        moved_K: (K,) float32, radians each moved since the bounds were taken.
+        nearest: The assignment.
+        slack: Radians by which bounds must clear each other.
+    """
+
+    centroids_KD: F32
+    moved_K: F32
+    nearest: Nearest = nearest_two
+    slack: float = SLACK
+
+    def __call__(self, stripes: Iterable[F32], bounds: Bounds) -> Moves:
+        """Relabel the rows that need it and sum what moves; float32 within a stripe, float64 across."""
+        parts: list[_Sums] = []
+        spare = np.empty((STRIPE, self.centroids_KD.shape[1]), np.float32)
+        lo = 0
         for rows in stripes:
-            label, cosine = self.nearest(rows, self.centroids_KD)
-            parts.append(_sums_by_group(rows, label))
-            labels.append(label)
-            cosines.append(cosine)
-        groups, inverse = np.unique(np.concatenate([part for part, _ in parts]), return_inverse=True)
+            here = slice(lo, lo + len(rows))
+            lo += len(rows)
+            parts += self._stripe(rows, bounds.labels_B[here], bounds.upper_B[here], bounds.lower_B[here], spare)
+        if not parts:
+            shape = (0, self.centroids_KD.shape[1])
+            return Moves(bounds, np.empty(0, np.int64), np.empty(shape, np.float64), np.empty(0, np.int64))
+        groups, inverse = np.unique(np.concatenate([part.groups_J for part in parts]), return_inverse=True)
         sums = np.zeros((len(groups), self.centroids_KD.shape[1]), np.float64)
+        counts = np.zeros(len(groups), np.int64)
         start = 0
-        for part, part_sums in parts:
-            sums[inverse[start : start + len(part)]] += part_sums
-            start += len(part)
-        return Tally(np.concatenate(labels), np.concatenate(cosines), groups.astype(np.int64), sums)
+        for part in parts:
+            at = inverse[start : start + len(part.groups_J)]
+            start += len(at)
+            if part.leaving:
+                sums[at] -= part.sums_JD
+                counts[at] -= part.counts_J
+            else:
+                sums[at] += part.sums_JD
+                counts[at] += part.counts_J
+        return Moves(bounds, groups.astype(np.int64), sums, counts)
+
+    def _stripe(self, rows_BD: F32, label: Labels, upper: F32, lower: F32, spare: F32) -> list[_Sums]:
+        """Update labels and bounds in place; returns the sums of rows that come to and leave groups.
+
+        ``spare`` (B or more, D) is scratch: fresh memory for every copy would cost more than the copy.
+        """
+        fresh = bool(label[0] < 0)
+        if fresh:
+            need = np.arange(len(rows_BD))
+        else:
+            own = self.moved_K[label]
+            upper += own
+            # Any other centroid came nearer by at most the largest move, the own one aside.
+            order = np.argsort(self.moved_K)[-2:]
+            largest, runner_up = self.moved_K[order[-1]], self.moved_K[order[0]]
+            lower -= np.where(label == order[-1], runner_up, largest)
+            need = np.flatnonzero(upper + self.slack >= lower)
+            if len(need) > len(rows_BD) // 2:
+                own_BD = np.take(self.centroids_KD, label, axis=0, out=spare[: len(label)], mode="clip")
+                upper[:] = _angles(np.einsum("ij,ij->i", rows_BD, own_BD))
+            elif len(need):
+                own_BD = np.take(self.centroids_KD, label[need], axis=0, out=spare[: len(need)], mode="clip")
+                upper[need] = _angles(np.einsum("ij,ij->i", rows_BD[need], own_BD))
+            need = need[upper[need] + self.slack >= lower[need]]
+        if not len(need):
+            return []
+        if len(need) > _MOSTLY * len(rows_BD):
+            need = np.arange(len(rows_BD))
+            some = rows_BD
+        else:
+            some = np.take(rows_BD, need, axis=0, out=spare[: len(need)], mode="clip")
+        found, best, second = self.nearest(some, self.centroids_KD)
+        before = label[need]
+        label[need], upper[need], lower[need] = found, _angles(best), _angles(second)
+        if fresh:
+            return [_sums_by_group(rows_BD, found)]
+        changed = np.flatnonzero(found != before)
+        if not len(changed):
+            return []
+        moving = some[changed]
+        return [_sums_by_group(moving, found[changed]), _sums_by_group(moving, before[changed], leaving=True)]
 
 
-def _sums_by_group(rows_BD: F32, labels_B: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int32], F32]:
-    """Return the groups present, ascending, and the float32 sums of their rows.
+def _angles(cosines: F32) -> F32:
+    return np.arccos(np.clip(cosines, -1, 1))
+
+
+class _Sums(NamedTuple):
+    """Float32 sums and counts of the rows of each group present, groups ascending."""
+
+    groups_J: Labels
+    sums_JD: F32
+    counts_J: npt.NDArray[np.int64]
+    leaving: bool
+
+
+def _sums_by_group(rows_BD: F32, labels_B: Labels, *, leaving: bool = False) -> _Sums:
+    """Sum the rows of each group.
 
     Groups of a few rows are summed side by side - the second rows of all groups, then the third -
     and only larger ones one by one: four times faster than ``np.add.reduceat``.
@@ -115,66 +261,72 @@ def _sums_by_group(rows_BD: F32, labels_B: npt.NDArray[np.int32]) -> tuple[npt.N
         if not len(still):
             break
         sums[still] += rows_BD[order[starts[still] + turn]]
-    return ordered[starts], sums
+    return _Sums(ordered[starts], sums, counts, leaving)
 
 
-Passes = Callable[[Callable[[Iterable[F32]], Tally]], Iterator[Tally]]
+Rule = Callable[[Iterable[F32], Bounds], Moves]
+Passes = Callable[[Rule, State], Iterator[Moves]]
 
 
 def fit(
     each_block: Passes,
     take: Callable[[npt.NDArray[np.int64]], F32],
-    centroids_KD: F32,
+    state: State,
     iterations: int,
     *,
-    start: int = 0,
-    nearest: Nearest = nearest_centroid,
-    after: Callable[[int, F32, float], None] | None = None,
-) -> tuple[F32, float]:
-    """Run Lloyd's iterations on the sphere.
+    nearest: Nearest = nearest_two,
+    slack: float = SLACK,
+    after: Callable[[State], None] | None = None,
+) -> F32:
+    """Run Lloyd's iterations on the sphere, skipping rows that cannot change their group; ends at a fixed point.
 
-    A group left empty takes over the row that lies farthest from its own centroid (each such row
+    A group left empty takes over the row that may lie farthest from its own centroid (each such row
     once, farthest first), which then leaves no group empty unless rows are fewer than groups.
 
     Args:
-        each_block: Calls a function on the unit rows of every block, results in row order.
+        each_block: ``each_block(rule, state)`` calls the rule on the unit rows of every block and
+            ``state.bounds`` of its rows, and yields the results in row order.
         take: Fetches single unit rows by position, for empty groups.
-        centroids_KD: (K, D) float32 unit start.
-        iterations: Total number of updates; those before ``start`` are taken as done.
-        start: Updates already in ``centroids_KD``.
+        state: Where to begin; brought up to date after every iteration.
+        iterations: Total number of updates, those in ``state`` included.
         nearest: The assignment to use while iterating.
-        after: Called with (iteration, centroids, mean cosine) after each update.
+        slack: Radians its angles may err by.
+        after: Called after each update.
 
     Returns:
-        Final centroids and the mean cosine seen by the last pass (before its update).
+        The centroids, (K, D) float32 unit rows.
     """
-    centroids = np.ascontiguousarray(centroids_KD, np.float32)
-    mean_cosine = float("nan")
-    for iteration in range(start, iterations):
-        sums = np.zeros(centroids.shape, np.float64)
-        sizes = np.zeros(len(centroids), np.int64)
-        cosines: list[F32] = []
-        total = 0.0
-        for tally in each_block(TallyBlock(centroids, nearest)):
-            sums[tally.groups_J] += tally.sums_JD
-            sizes += np.bincount(tally.labels_B, minlength=len(sizes))
-            cosines.append(tally.cosines_B)
-            total += float(tally.cosines_B.sum(dtype=np.float64))
-        mean_cosine = total / max(int(sizes.sum()), 1)
-        centroids = _normalise(sums, centroids)
-        empty = np.flatnonzero(sizes == 0)
+    while int(state.done) < iterations:
+        lo, changed = 0, 0
+        for moves in each_block(MoveRows(state.centroids_KD, state.moved_K, nearest, slack), state):
+            hi = lo + len(moves.bounds.labels_B)
+            state.labels_N[lo:hi] = moves.bounds.labels_B
+            state.upper_N[lo:hi] = moves.bounds.upper_B
+            state.lower_N[lo:hi] = moves.bounds.lower_B
+            state.sums_KD[moves.groups_J] += moves.sums_JD
+            state.sizes_K[moves.groups_J] += moves.counts_J
+            changed += len(moves.groups_J)
+            lo = hi
+        empty = np.flatnonzero(state.sizes_K == 0)
+        state.sums_KD[empty] = 0  # what rounding left
+        centroids = _normalise(state.sums_KD, state.centroids_KD)
         if len(empty):
-            far = np.argsort(np.concatenate(cosines), kind="stable")[: len(empty)]
+            far = np.argsort(-state.upper_N, kind="stable")[: len(empty)]
             centroids[empty[: len(far)]] = take(far)
+        chords = np.sqrt(((centroids.astype(np.float64) - state.centroids_KD) ** 2).sum(axis=1))
+        state.moved_K = (2 * np.arcsin(np.minimum(chords / 2, 1))).astype(np.float32)
+        state.centroids_KD = centroids
+        # Where no row changed its group no later iteration will change one.
+        state.done = np.array(state.done + 1 if changed or len(empty) else iterations, np.int64)
         if after is not None:
-            after(iteration + 1, centroids, mean_cosine)
-    return centroids, mean_cosine
+            after(state)
+    return state.centroids_KD
 
 
 def _normalise(sums_KD: npt.NDArray[np.float64], fallback_KD: F32) -> F32:
     """Unit rows of the sums; a sum without direction (an empty or cancelling group) stays where it was."""
     norms = np.sqrt(np.einsum("ij,ij->i", sums_KD, sums_KD))
-    ok = norms > 1e-12
+    ok = norms > 1e-6
     out = fallback_KD.copy()
     out[ok] = (sums_KD[ok] / norms[ok, None]).astype(np.float32)
     return out

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from thresher.errors import MissingExtraError
 from thresher.ops.vectors import F32
 
+SLACK = 0.01  # radians the angles err by, see ops.kmeans
 _TILE = 4096  # centroids per product
 
 
@@ -51,8 +52,8 @@ class NearestBfloat16:
 
     device: str
 
-    def __call__(self, rows_BD: F32, centroids_KD: F32) -> tuple[npt.NDArray[np.int32], F32]:
-        """Return labels (B,) int32 and products with the winning centroid (B,) float32, to three digits."""
+    def __call__(self, rows_BD: F32, centroids_KD: F32) -> tuple[npt.NDArray[np.int32], F32, F32]:
+        """Return labels (B,) int32 and products with the nearest and second centroid (B,), to three digits."""
         import torch
 
         before = torch.get_num_threads()
@@ -60,20 +61,25 @@ class NearestBfloat16:
         try:
             rows = torch.from_numpy(rows_BD).to(self.device, torch.bfloat16)
             labels = np.zeros(len(rows_BD), np.int32)
-            best = np.full(len(rows_BD), -np.inf, np.float32)
+            best, second = np.full((2, len(rows_BD)), -np.inf, np.float32)
             for lo in range(0, len(centroids_KD), _TILE):
                 tile = torch.from_numpy(centroids_KD[lo : lo + _TILE]).to(self.device, torch.bfloat16)
-                label, value = self._winners(rows @ tile.T)
-                better = value > best
-                labels[better], best[better] = label[better] + lo, value[better]
+                label, top, other = self._winners(rows @ tile.T)
+                second = np.maximum(np.maximum(second, other), np.minimum(best, top))
+                better = top > best
+                labels[better], best[better] = label[better] + lo, top[better]
         finally:
             torch.set_num_threads(before)
-        return labels, best
+        return labels, best, second
 
-    def _winners(self, products: Any) -> tuple[npt.NDArray[Any], F32]:
+    def _winners(self, products: Any) -> tuple[npt.NDArray[Any], F32, F32]:
         if self.device == "cpu":  # NumPy's argmax takes half the time of torch's here
             found = products.float().numpy()
+            at = np.arange(len(found))
             label = found.argmax(axis=1)
-            return label, found[np.arange(len(found)), label]
-        value, index = products.max(dim=1)
-        return index.cpu().numpy(), value.float().cpu().numpy()
+            top = found[at, label]
+            found[at, label] = -np.inf
+            return label, top, found.max(axis=1)
+        value, index = products.float().topk(min(2, products.shape[1]), dim=1)
+        value, index = value.cpu().numpy(), index.cpu().numpy()
+        return index[:, 0], value[:, 0], value[:, 1] if value.shape[1] > 1 else np.full(len(value), -np.inf, np.float32)
