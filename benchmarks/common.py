@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from thresher.__main__ import prefer_avx512
+from thresher.kernels import prefer_avx512
 
 # A kernel pinned for reproducible bits would hide what the machine can do; faiss does not look at it.
 os.environ.pop("OPENBLAS_CORETYPE", None)
@@ -99,7 +99,9 @@ def bare_products(rows: int, dim: int, columns: int) -> float:
 
 def kernel() -> str:
     """The matrix kernels NumPy uses."""
-    return ", ".join(sorted({found.get("architecture", "?") for found in threadpoolctl.threadpool_info()}))
+    return ", ".join(
+        sorted({found["architecture"] for found in threadpoolctl.threadpool_info() if "architecture" in found})
+    )
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:

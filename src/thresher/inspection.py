@@ -7,9 +7,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import threadpoolctl
 
 from thresher.audit import CLIMBS, EMPTY, REPEATED, key_codes
 from thresher.groups import automatic
+from thresher.kernels import has_avx512
 from thresher.ops.kmeans import nearest_centroid
 from thresher.ops.vectors import to_float32
 from thresher.run import Run
@@ -55,6 +57,8 @@ def inspect(run: Run, *, quick: bool = False) -> dict[str, Any]:
         }
     found["warnings"] = _warnings(found, store)
     found["cost"] = _cost(store, run.engine.workers)
+    if slow := _slow_kernel():
+        found["warnings"].append(slow)
     return found
 
 
@@ -122,6 +126,20 @@ def _warnings(found: dict[str, Any], store: EmbeddingStore) -> list[str]:
     if not found["key"]:
         told.append("there is no key column: rows go by their number; name one with --key")
     return told
+
+
+def _slow_kernel() -> str:
+    """Say so when the matrix kernels in use are slower than the processor allows, else ''."""
+    if not has_avx512():
+        return ""
+    kernels = {info.get("architecture", "") for info in threadpoolctl.threadpool_info()}
+    slow = kernels & {"Haswell", "Zen", "Sandybridge", "Nehalem", "Prescott"}
+    if not slow:
+        return ""
+    return (
+        f"matrix products use the {slow.pop()} kernel though the processor has AVX-512, which is twice as fast; "
+        "OPENBLAS_CORETYPE chooses it, and results may differ in the last digit between kernels"
+    )
 
 
 def _cost(store: EmbeddingStore, workers: int) -> dict[str, Any]:
