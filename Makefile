@@ -7,6 +7,7 @@ PYTHON ?= python3
 DEMO = .venv-demo/bin
 TEST = .venv/bin
 OUT = demo-output
+NEEDS = import sys; sys.version_info >= (3, 11) or sys.exit("thresher needs Python 3.11 or newer: make PYTHON=python3.11")
 
 .PHONY: demo test check fix bench clean
 
@@ -44,13 +45,13 @@ clean:
 
 # A mark of an installation that finished: an interrupted one is begun anew.
 .venv-demo/ready: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit("thresher needs Python 3.11 or newer; say make PYTHON=python3.11" * (sys.version_info < (3, 11)))'
+	@$(PYTHON) -c '$(NEEDS)'
 	$(PYTHON) -m venv --clear .venv-demo
 	$(DEMO)/python -m pip install -q .
 	@touch $@
 
 .venv/ready: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit("thresher needs Python 3.11 or newer; say make PYTHON=python3.11" * (sys.version_info < (3, 11)))'
+	@$(PYTHON) -c '$(NEEDS)'
 	$(PYTHON) -m venv --clear .venv
 	$(TEST)/python -m pip install -q --upgrade 'pip>=25.1'
 	$(TEST)/python -m pip install -q -e . --group test
