@@ -34,7 +34,11 @@ def prose(text: str) -> str:
 
 def shape(text: str) -> list[str]:
     """What is printed, but for numbers, verdicts and lines that only a slow machine prints."""
-    lines = [line.rstrip() for line in text.strip().splitlines() if not re.search(r" rows in [\d.]+ s$|ETA|matrix products use", line)]
+    lines = [
+        line.rstrip()
+        for line in text.strip().splitlines()
+        if not re.search(r" rows in [\d.]+ s$|ETA|matrix products use", line)
+    ]
     return [re.sub(r"\d[\d,.]*|\b(kept|dropped)\b", "#", line) for line in lines]
 
 
