@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -201,3 +203,92 @@ def test_as_a_program() -> None:
     done = subprocess.run([sys.executable, "-m", "thresher", "--version"], capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stdout.startswith("thresher, version")
+
+
+def test_outputs_never_replace_inputs(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    np.save(pool / "image.npy", np.eye(20, 8, dtype=np.float32) + 0.1)
+    before = (pool / "image.npy").read_bytes()
+    sel = str(pool / "sel")  # results may lie in the pool's folder without becoming part of it
+    assert run("select", "random", str(pool), "-o", sel, "--keep", "50%")[0] == 0
+    assert run("select", "random", str(pool), "-o", str(pool / "again"), "--keep", "50%")[0] == 0
+    np.testing.assert_array_equal(Selection.load(sel).mask(), Selection.load(pool / "again").mask())
+    for words in (
+        ["export", sel, "--as", "keys", "-o", str(pool / "image.npy"), "--overwrite"],
+        ["report", sel, "-o", str(pool / "image.npy"), "--overwrite"],
+        ["export", sel, "--as", "keys", "-o", f"{sel}/selection.json", "--overwrite"],
+        ["report", sel, "-o", f"{sel}/steps/page.html"],
+    ):
+        code, _, err = run(*words, cached=False)
+        assert code == 2, words
+        assert "pool" in err or "selection folder" in err
+    assert (pool / "image.npy").read_bytes() == before
+    assert len(Selection.load(sel)) == 10
+
+
+def test_where_a_result_cannot_be_written_no_work_is_done(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    assert run("select", "random", POOL, "-o", str(tmp_path / "empty"), "--keep", "10%")[0] == 0
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file" / "sub", Path("/proc/nothing/here"), tmp_path / "file"):
+        code, _, err = run("select", "random", POOL, "-o", str(out), "--keep", "10%")
+        assert code == 2
+        assert "kept" not in err
+        assert "Error" in err
+
+
+def test_a_selection_is_found_out_when_it_is_damaged_or_its_pool_is_gone(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    np.save(pool / "image.npy", np.eye(20, 8, dtype=np.float32) + 0.1)
+    monkeypatch.chdir(tmp_path)
+    assert run("select", "semdedup", "pool", "-o", "sel", "--eps", "0.5", "--clusters", "1")[0] == 0
+    monkeypatch.chdir("/")
+    assert run("explain", str(tmp_path / "sel"), "3", cached=False)[0] == 0, "the pool's path depends on the folder"
+    pool.rename(tmp_path / "moved")
+    code, _, err = run("explain", str(tmp_path / "sel"), "3", cached=False)
+    assert code == 2
+    assert "--pool" in err
+    assert run("explain", str(tmp_path / "sel"), "3", "--pool", str(tmp_path / "moved"), cached=False)[0] == 0
+    header = (tmp_path / "sel" / "selection.json").read_text()
+    (tmp_path / "sel" / "selection.json").write_text(header.replace("{score:.4f}", "{score.__class__}"))
+    code, _, err = run("explain", str(tmp_path / "sel"), "3", "--pool", str(tmp_path / "moved"), cached=False)
+    assert code == 2
+    assert "reason" in err
+    (tmp_path / "sel" / "selection.json").write_text(header)
+    np.save(tmp_path / "sel" / "mask.npy", np.ones(20, np.bool_))
+    code, _, err = run("compare", str(tmp_path / "sel"), str(tmp_path / "sel") + "/", cached=False)
+    assert code == 2
+    assert "damaged" in err
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])
+def test_worker_processes_end_with_the_command(tmp_path: Path, sign: signal.Signals) -> None:
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "image.npy", rng.standard_normal((200_000, 64)).astype(np.float16))
+    words = ["cluster", str(tmp_path / "image.npy"), "-o", str(tmp_path / "out"), "--clusters", "400"]
+    words += ["--sample", "all", "--iterations", "500", "--engine", "processes", "--workers", "2"]
+    command = [sys.executable, "-m", "thresher", *words, "--cache", str(tmp_path / "cache"), "--quiet"]
+    deadline = time.monotonic() + 30
+    workers: list[str] = []
+    with subprocess.Popen(command) as process:
+        try:
+            while len(workers) < 2 and time.monotonic() < deadline:
+                time.sleep(0.1)
+                listed = subprocess.run(
+                    ["ps", "-eww", "-o", "pid,ppid,args"], capture_output=True, text=True, check=True
+                )
+                lines = [line.split(maxsplit=2) for line in listed.stdout.splitlines()]
+                workers = [pid for pid, parent, line in lines if parent == str(process.pid) and "spawn_main" in line]
+            assert len(workers) == 2, "no workers ever started"
+            time.sleep(1)
+        finally:
+            process.send_signal(sign)
+    while any(Path("/proc", pid).exists() for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not [pid for pid in workers if Path("/proc", pid).exists()], "workers outlive the command"

@@ -36,7 +36,10 @@ RANDOM = '[[step]]\nmethod = "random"\nkeep = "50%"\n'
         (RANDOM.replace('"50%"', "true"), "cannot keep True"),
         (RANDOM.replace('"50%"', "[1]"), "cannot read"),
         (RANDOM + '[[step]]\nmethod = "density"\nkeep = 3\norder = "hrad"', "allowed: hard, easy, random.*'hard'"),
-        (RANDOM + '[[step]]\nmethod = "density"\nkeep = 3\nclusters = "many"', "clusters = 'many'; expected a int"),
+        (
+            RANDOM + '[[step]]\nmethod = "density"\nkeep = 3\nclusters = "many"',
+            "clusters = 'many'; expected a whole",
+        ),
         (RANDOM + '[[step]]\nmethod = "density"\nkeep = 3\nclusters = true', "clusters = True"),
         (RANDOM + '[[step]]\nmethod = "density"\nkeep = 3\nreleased = 1', "released = 1; allowed: true, false"),
         (RANDOM + '[[step]]\nmethod = "density"\nkeep = 3\nsample = "some"', "sample = 'some'"),

@@ -79,11 +79,13 @@ class Audit:
         return run.selection(self, codes == 0, reasons=_CODES, notes=notes, rows={"code": codes})
 
     def _refuse(self, run: Run, bad: npt.NDArray[np.int64], codes: npt.NDArray[np.uint8]) -> None:
-        row = int(run.store.ids[bad[0]])
+        row_at = int(bad[0])
+        row = int(run.store.ids[row_at])
         key = next(run.store.lookup([str(run.store.layout.key)], np.array([row]))).column(0)[0].as_py()
+        count = int(np.count_nonzero(codes == codes[row_at]))
         raise BadRowsError(
-            f"{run.store.whereabouts('metadata', row)}: {_CODES[codes[bad[0]]].replace('its', 'the', 1)}: {key!r} "
-            f"({len(bad):,} such rows in the pool); mend the file, pass --skip-bad to set such rows aside, or name "
+            f"{run.store.whereabouts('metadata', row)}: {_CODES[codes[row_at]].replace('its', 'the', 1)}: {key!r} "
+            f"({count:,} such rows in the pool); mend the file, pass --skip-bad to set such rows aside, or name "
             "another --key (--key row: row numbers)"
         )
 

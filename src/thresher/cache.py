@@ -7,6 +7,7 @@ bytes. Nothing is pickled; a damaged entry counts as absent.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -298,10 +299,19 @@ def _umask() -> int:
     return mask
 
 
+def probe(folder: str | os.PathLike[str]) -> None:
+    """Raise an OutputError now if a folder could not be written later; leaves nothing behind."""
+    target = Path(folder)
+    with _refusals(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.rmdir(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
+        if target.is_symlink() and not target.exists():
+            raise FileNotFoundError(errno.ENOENT, "is a link to nothing")
+
+
 def _cannot_write(path: Path, error: OSError) -> OutputError:
-    return OutputError(
-        f"{path}: cannot be written ({error.strerror or error}); free some space or choose another place"
-    )
+    hint = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "choose another place"
+    return OutputError(f"{path}: cannot be written ({error.strerror or error}); {hint}")
 
 
 @contextmanager

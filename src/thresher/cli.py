@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
 import typing
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
@@ -20,6 +22,9 @@ F = typing.TypeVar("F", bound=Callable[..., Any])
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; 0 on success, 2 on a usage or input error with one readable message."""
+    # A polite request to end is treated as an interruption: what is under way is let go, workers end.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
     try:
         thresher.main(arguments, prog_name="thresher", standalone_mode=False)
     except click.exceptions.Exit as done:
@@ -43,6 +48,10 @@ def main(arguments: list[str] | None = None) -> int:
         click.echo("Error: out of memory; use fewer --workers or a smaller --sample", err=True)
         return 2
     return 0
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 # --- options shared by commands -------------------------------------------------------------------
@@ -400,6 +409,8 @@ def _run(common: Common, pool: str, steps: list[Any], seed: int, out: str, withi
 
 def _free(out: str, overwrite: bool, mark: str) -> Path:
     """Refuse a folder in the way before any work is done."""
+    from thresher.cache import probe
+
     target = Path(out)
     if target.exists() and not target.is_dir():
         raise OutputError(f"{target}: is a file; name a folder")
@@ -408,6 +419,7 @@ def _free(out: str, overwrite: bool, mark: str) -> Path:
             raise OutputError(f"{target}: exists and is not a result of thresher; choose another name")
         if not overwrite:
             raise OutputError(f"{target}: exists already; choose another name or pass --overwrite")
+    probe(target)
     return target
 
 
@@ -531,14 +543,13 @@ def report(
     as_json: bool,
 ) -> None:  # fmt: skip
     """One HTML page on SELECTION that needs no network."""
-    from thresher.export import reopen
+    from thresher.export import check_target, reopen
     from thresher.report import write_report
     from thresher.selection import Selection
 
-    if Path(out).exists() and not overwrite:
-        raise OutputError(f"{out}: exists already; choose another name or pass --overwrite")
     loaded = Selection.load(selection)
     store = None if without_pool else reopen(loaded, pool)
+    check_target(Path(out), store, overwrite=overwrite)
     path = write_report(loaded, out, store=store, title=title, examples=examples)
     if as_json:
         _print_json({"report": str(path), "bytes": path.stat().st_size})

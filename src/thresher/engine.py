@@ -10,6 +10,8 @@ import multiprocessing
 import os
 import pickle
 import tempfile
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -75,7 +77,7 @@ class Processes:
         """Yield ``fn(task)`` for every task, in order. The function travels once, not with every task."""
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.workers, context, initializer=_one_thread)
+            self._pool = ProcessPoolExecutor(self.workers, context, initializer=_begin_worker)
         with tempfile.NamedTemporaryFile(prefix="thresher-", suffix=".task") as file:
             pickle.dump(fn, file)
             file.flush()
@@ -133,7 +135,15 @@ def _windowed(pool: Executor, fn: Callable[[T], R], tasks: Iterable[T], window: 
             future.cancel()
 
 
-def _one_thread() -> None:
+def _begin_worker() -> None:
+    """Limit BLAS to one thread and end with the parent, which may be killed without a word."""
     import numpy  # noqa: F401 - BLAS must be loaded to be limited
 
     threadpoolctl.threadpool_limits(1)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

@@ -14,6 +14,7 @@ Messages say what was given, what is allowed and what to type next.
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from collections.abc import Iterable
 
 
@@ -47,6 +48,14 @@ class MissingExtraError(ThresherError):
     def __init__(self, what: str, extra: str) -> None:
         """Say that ``what`` needs ``pip install 'thresher[extra]'``."""
         super().__init__(f"{what} needs an extra that is not installed; type: pip install 'thresher[{extra}]'")
+
+
+def installed(package: str) -> bool:
+    """Whether a package can be imported, without importing it."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # hidden on purpose
+        return False
 
 
 def suggest(given: str, allowed: Iterable[str]) -> str:

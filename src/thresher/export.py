@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.cache import writing
-from thresher.errors import OutputError, UsageError, suggest
+from thresher.errors import OutputError, PoolError, UsageError, suggest
 from thresher.readers.layout import Options
 from thresher.readers.pieces import open_file
 from thresher.selection import Selection
@@ -57,7 +57,10 @@ def reopen(selection: Selection, pool: str | None = None, metadata: str | None =
         UsageError: Another pool stands there.
     """
     options = Options(**{**selection.options, **({"metadata": metadata} if metadata else {})})
-    store = open_store(pool or selection.pool, options)
+    try:
+        store = open_store(pool or selection.pool, options)
+    except PoolError as error:
+        raise type(error)(f"{error}; if the pool was moved, say where it is with --pool") from None
     if len(store) != selection.total or store.fingerprint() != selection.store:
         raise UsageError(
             f"{pool or selection.pool} is not the pool of this selection any more ({len(store):,} rows, the "
@@ -93,9 +96,8 @@ def export(
     if kind not in known:
         raise UsageError(f"no format {kind!r}; there are {', '.join(known)}.{suggest(kind, known)}")
     path = Path(target)
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path}: exists already; choose another name or pass --overwrite")
     store = store or reopen(selection)
+    check_target(path, store, overwrite=overwrite)
     with writing(path) as scratch:
         rows, missing = known[kind](selection, store, scratch)
     outputs = [path]
@@ -110,6 +112,20 @@ def export(
             found = _manifest(selection, store, kind, rows, len(missing), outputs)
             Path(scratch).write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return Exported(str(path), rows, len(missing), str(outputs[1]) if missing else "", listed)
+
+
+def check_target(path: Path, store: EmbeddingStore | None, *, overwrite: bool) -> None:
+    """Refuse a file that is in the way: an earlier result, a file of the pool, a part of a selection.
+
+    Raises:
+        OutputError: Says which.
+    """
+    if store and str(path.resolve()) in {os.path.realpath(name) for kind, name in store.files() if kind == "file"}:
+        raise OutputError(f"{path}: is a file of the pool; it is never overwritten")
+    if any((folder / "selection.json").exists() for folder in path.resolve().parents):
+        raise OutputError(f"{path}: lies in a selection folder; choose another place")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path}: exists already; choose another name or pass --overwrite")
 
 
 Writer = Callable[[Selection, EmbeddingStore, str], tuple[int, list[tuple[int, str]]]]
@@ -259,8 +275,8 @@ def _open_clip(selection: Selection, store: EmbeddingStore, path: str) -> tuple[
             cells = part.column(0).to_pylist()
             for row, cell, title in zip(ids.tolist(), cells, part.column(1).to_pylist(), strict=True):
                 name = cell.get("path") if isinstance(cell, dict) else cell
-                if not isinstance(name, str) or not name or ".." in name.split("/") or title is None:
-                    missing.append((row, str(name)))
+                if not isinstance(name, str) or not name or ".." in name.split("/") or not str(title or "").strip():
+                    missing.append((row, str(name or "")))
                     continue
                 count = 1 if selection.repeats is None else int(selection.repeats[row])
                 lines.writerows([[name, " ".join(str(title).split())]] * count)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from thresher.cache import writing_folder
 from thresher.engine import Engine
-from thresher.errors import PoolError, UsageError
+from thresher.errors import MissingExtraError, PoolError, UsageError, installed
 from thresher.ops import kmeans
 from thresher.ops.neighbors import MeanNearestDistance
 from thresher.ops.vectors import F32, unit_rows
@@ -95,6 +95,8 @@ class Clustered:
         """Refuse values that no data could make right."""
         if self.clusters is not None and self.clusters < 1:
             raise UsageError(f"clusters = {self.clusters}: at least 1")
+        if self.precision == "bfloat16" and not installed("torch"):
+            raise MissingExtraError("bfloat16 k-means", "torch")
         if self.iterations < 0:
             raise UsageError(f"iterations = {self.iterations}: at least 0")
         if self.sample not in ("all", "auto") and not (str(self.sample).isdigit() and int(self.sample) > 0):
@@ -200,7 +202,7 @@ def _computed(run: Run, how: Clustered) -> tuple[F32, tuple[str, ...]]:
         k, why = automatic(n)
         notes.append(why)
     if k > n:
-        raise UsageError(f"cannot make {k:,} clusters of {n:,} rows; ask for at most {max(n // 2, 1):,}")
+        raise UsageError(f"cannot make {k:,} clusters of {n:,} rows; ask for at most {n:,}")
     sample = n if how.sample == "all" else max(_ROWS_A_CLUSTER * k, _LEAST_SAMPLE)
     if how.sample not in ("all", "auto"):
         sample = int(how.sample)

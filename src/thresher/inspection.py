@@ -161,6 +161,7 @@ def _cost(store: EmbeddingStore, workers: int) -> dict[str, Any]:
     speed = repeats * rows.size * len(centroids) * workers / (time.perf_counter() - begin)
     read = store.stored_bytes(name) / 1e9
     sample = min(n, max(256 * k, 65_536))
+    scored = "joint" in store.fields and store.dim("image") == store.dim("text")
     train = 20 * sample * k * dim / speed
     label = n * k * dim / speed + read
     pairs = n * (n / k) / 2 * dim / speed
@@ -168,7 +169,7 @@ def _cost(store: EmbeddingStore, workers: int) -> dict[str, Any]:
         "multiply_adds_per_second": speed,
         "clusters": k,
         "seconds": {
-            "clip-score": round(2 * read, 2),
+            **({"clip-score": round(2 * read, 2)} if scored else {}),
             "cluster": round(train + label, 2),
             "density": round(train + label, 2),
             "semdedup": round(train + label + pairs + read, 2),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -16,7 +16,7 @@ from thresher.errors import UsageError, suggest
 from thresher.registry import Method, build, coerced
 from thresher.run import Progress, Run, Silent
 from thresher.selection import Selection
-from thresher.store import EmbeddingStore
+from thresher.store import EmbeddingStore, absolute
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,10 @@ def run_steps(
     cache = cache or Cache.at()
     progress = progress or Silent()
     fingerprint = store.fingerprint()
-    options: Mapping[str, Any] = asdict(store.options)
-    start = within or Selection.everything(fingerprint, store.layout.location, options, store.total)
+    options: dict[str, Any] = asdict(store.options)
+    if options["metadata"]:
+        options["metadata"] = absolute(options["metadata"])
+    start = within or Selection.everything(fingerprint, absolute(store.layout.location), options, store.total)
     if (start.store, start.total) != (fingerprint, store.total):
         raise UsageError(
             f"the selection given is of another pool ({start.pool}, {start.total:,} rows) than "

@@ -8,6 +8,7 @@ A method is a frozen dataclass of parameters, marked ``@method("name")``, with
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 import types
 import typing
@@ -141,6 +142,7 @@ def _coerce(told: str, kind: Any, value: Any) -> Any:
         return str(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise UsageError(f"{told} = {value!r}; expected a {kind.__name__}")
+    if not isinstance(value, kind) or isinstance(value, bool) or (kind is float and not math.isfinite(value)):
+        wanted = {int: "a whole number", float: "a finite number", str: "text"}
+        raise UsageError(f"{told} = {value!r}; expected {wanted.get(kind, kind.__name__)}")
     return value

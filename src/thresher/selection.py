@@ -283,7 +283,7 @@ class Selection:
             OutputError: The folder exists and is not to be overwritten, or cannot be written.
         """
         target = Path(folder)
-        if target.exists() and not overwrite:
+        if target.exists() and not overwrite and not (target.is_dir() and not any(target.iterdir())):
             raise OutputError(f"{target}: exists already; choose another name or pass --overwrite")
         if target.exists() and not (target / "selection.json").exists() and any(target.iterdir()):
             raise OutputError(f"{target}: is not a selection folder; it is not overwritten")
@@ -328,6 +328,9 @@ class Selection:
                 base = _step_folder(number, head["method"])
                 rows = {name: _load(path, f"{base}/rows.{name}.npy", head["rows_in"]) for name in head["rows"]}
                 groups = {name: _load(path, f"{base}/groups.{name}.npy") for name in head["groups"]}
+                for name in (name for reason in head["reasons"] for name in _names(reason)):
+                    if name not in {"cut", *rows, *groups}:
+                        raise PoolError(f"{path}: a reason names {name!r}, which its step does not know")
                 told = {"notes": tuple(head["notes"]), "reasons": tuple(head["reasons"])}
                 steps.append(Step(**{**head, **told, "rows": rows, "groups": groups}))
             found = cls(
@@ -342,6 +345,8 @@ class Selection:
             raise PoolError(f"{path}: not a selection folder ({Path(error.filename or '').name} is missing)") from None
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
             raise PoolError(f"{path}: the selection cannot be read, it may be damaged ({error})") from None
+        if not np.array_equal(_load(path, "mask.npy", total), found.mask()):
+            raise PoolError(f"{path}: mask.npy is not the mask of dropped_by.npy; the selection is damaged")
         if len(found) != header["kept"]:
             raise PoolError(f"{path}: {len(found):,} rows are kept where selection.json says {header['kept']:,}")
         return found

@@ -336,8 +336,13 @@ class EmbeddingStore:
             yield ids, _text(part.column(0))
 
 
+def absolute(location: str) -> str:
+    """Return a location that means the same from any folder; addresses with a protocol are left alone."""
+    return location if "://" in location or "::" in location else os.path.abspath(location)
+
+
 def _text(column: Any) -> list[str]:
-    return [str(value) for value in column.to_pylist()]
+    return ["" if value is None else str(value) for value in column.to_pylist()]
 
 
 def _itemsize(piece: Piece) -> int:

@@ -86,5 +86,6 @@ def _told(store: EmbeddingStore, row: int) -> dict[str, str]:
     names = [name for name in dict.fromkeys(columns.values()) if name]
     if names:
         part = next(iter(store.lookup(names, np.array([row]))))
-        found |= {role: str(part.column(names.index(name))[0].as_py()) for role, name in columns.items() if name}
+        cells = {role: part.column(names.index(name))[0].as_py() for role, name in columns.items() if name}
+        found |= {role: "" if cell is None else str(cell) for role, cell in cells.items()}
     return found

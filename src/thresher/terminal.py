@@ -31,14 +31,13 @@ class Bars:
 
     @contextmanager
     def task(self, label: str, total: int) -> Iterator[Advance]:
-        """Show a bar of rows, with the time gone and the time to go."""
+        """Show a bar, with the time gone and the time to go."""
         from rich import progress as bars
 
         columns: list[Any] = [
             bars.TextColumn("{task.description}"),
-            bars.BarColumn(),
+            bars.BarColumn(bar_width=20),
             bars.TaskProgressColumn(),
-            bars.TextColumn("{task.completed:,.0f} of {task.total:,.0f} rows"),
             bars.TimeElapsedColumn(),
             bars.TextColumn("ETA"),
             bars.TimeRemainingColumn(),

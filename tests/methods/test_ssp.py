@@ -46,5 +46,5 @@ def test_without_balance_the_hardest_rows_of_the_whole_pool_stay_and_with_it_eve
 
 @pytest.mark.parametrize("balance", [-0.1, 1.1, float("nan")])
 def test_balance_is_a_fraction(balance) -> None:
-    with pytest.raises(UsageError, match="between 0 and 1"):
+    with pytest.raises(UsageError, match="between 0 and 1|finite"):
         build("ssp", {"keep": 5, "balance": balance})

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from thresher.errors import MissingExtraError, UsageError
+from thresher.errors import MissingExtraError, UsageError, installed
 from thresher.groups import Clustered, Groups
 from thresher.ops.cut import allocate, softmax, top_per_group
 from thresher.registry import method
@@ -52,6 +52,8 @@ class Density(Clustered):
         super().__post_init__()
         if self.temperature is not None and not self.temperature > 0:
             raise UsageError(f"temperature = {self.temperature}: above 0")
+        if self.released and not (installed("qpsolvers") and installed("osqp")):
+            raise MissingExtraError("density with released = true", "released")
         if self.neighbors < 1:
             raise UsageError(f"neighbors = {self.neighbors}: at least 1")
         if self.min_per_cluster < 0:
@@ -120,11 +122,9 @@ def _quotas(complexity: Floats, sizes: Ints, budget: int, temperature: float, le
 
 def _released_quotas(complexity: Floats, sizes: Ints, budget: int, temperature: float) -> Ints:
     """Quotas as the released code finds them: float32 softmax, OSQP, nearest whole number."""
-    try:
-        from qpsolvers import solve_qp
-        from scipy.sparse import csc_matrix, identity
-    except ImportError:
-        raise MissingExtraError("density with released = true", "released") from None
+    from qpsolvers import solve_qp
+    from scipy.sparse import csc_matrix, identity
+
     k = len(sizes)
     undefined = np.isnan(complexity) | (sizes <= 1)
     filled = np.where(undefined, np.nan, complexity)

@@ -88,7 +88,7 @@ def _failed(
             try:
                 result = db.execute(f"SELECT (CASE {cases} ELSE 0 END)::UTINYINT AS failed FROM part").fetchnumpy()
             except duckdb.Error as error:
-                raise UsageError(f"the condition cannot be evaluated on this pool: {error}") from None
+                raise UsageError(f"the condition cannot be evaluated: {str(error).splitlines()[0]}") from None
             db.unregister("part")
             yield (np.asarray(result["failed"], np.uint8),)
 
@@ -111,15 +111,16 @@ def _clauses(where: str) -> list[tuple[str, list[str]]]:
         UsageError: Not one plain condition.
     """
     with _database() as db:
-        tree = _tree(db, f"SELECT ({where})")
+        tree = _tree(db, f"SELECT {where}" if where.strip() else "")
         if tree.get("error"):
             raise UsageError(
                 f"where = {where!r} is no SQL condition: {tree.get('error_message')}. Columns named like SQL words "
                 'go in double quotes: "group"'
             )
         nodes = [statement["node"] for statement in tree["statements"]]
-        plain = len(nodes) == 1 and nodes[0].get("type") == "SELECT_NODE"
-        if not plain or nodes[0]["from_table"]["type"] != "EMPTY" or len(nodes[0]["select_list"]) != 1:
+        bare = _tree(db, "SELECT 1")["statements"][0]["node"]
+        plain = len(nodes) == 1 and all(nodes[0].get(key) == bare[key] for key in bare if key != "select_list")
+        if not plain or len(nodes[0]["select_list"]) != 1 or nodes[0]["select_list"][0].get("alias"):
             raise UsageError(f"where = {where!r}: give one condition on the columns of a row")
         root = nodes[0]["select_list"][0]
         parts = _parts(root)
@@ -146,7 +147,7 @@ def _tree(db: Any, query: str) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(db.execute("SELECT json_serialize_sql(?)", [query]).fetchone()[0])
     except duckdb.Error as error:
-        return {"error": True, "error_message": str(error)}
+        return {"error": True, "error_message": str(error).splitlines()[0]}
     return found
 
 

@@ -68,6 +68,8 @@ class Files:
         """
         import fsspec
 
+        if not location:
+            raise PoolError("no pool is named; give a folder or file of embeddings")
         try:
             fs, root = fsspec.core.url_to_fs(location)
             listed = fs.find(root, maxdepth=2, withdirs=True, detail=True)
@@ -90,7 +92,13 @@ class Files:
             root, names = posixpath.dirname(root), [posixpath.basename(root)]
         else:
             names = [posixpath.relpath(path, root) for path in found]
-        visible = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
+        # Results of earlier commands may lie in the pool's folder; their arrays are not the pool's.
+        results = {posixpath.dirname(name) for name in names if name.endswith(_RESULTS)} - {""}
+        visible = [
+            name
+            for name in names
+            if posixpath.dirname(name) not in results and not any(part.startswith(".") for part in name.split("/"))
+        ]
         return cls(location, protocol_of(fs), root, tuple(sorted(visible, key=natural)))
 
     def path(self, name: str) -> str:
@@ -100,6 +108,9 @@ class Files:
     def matching(self, pattern: str) -> list[str]:
         """Return the names that match a regular expression entirely, in natural order."""
         return [name for name in self.names if re.fullmatch(pattern, name)]
+
+
+_RESULTS = ("/selection.json", "/cluster.json")
 
 
 def natural(name: str) -> tuple[tuple[int, str], ...]:
