@@ -31,7 +31,8 @@ dynamic.*
 engine_ray
 store
 run
-groups audit
+audit
+groups
 registry
 methods.*
 recipe story comparison export inspection terminal

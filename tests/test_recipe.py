@@ -132,7 +132,7 @@ def test_a_step_that_keeps_nothing_or_cannot_meet_its_budget_is_told(store, sele
 
 def test_a_selection_of_another_pool_is_refused(store, pool, rows, select) -> None:
     other = pool(rows(400, seed=9), name="other")
-    with pytest.raises(UsageError, match="of another pool"):
+    with pytest.raises(UsageError, match="not the pool of this selection"):
         select(store, half(), within=select(other, half()))
 
 

@@ -90,6 +90,12 @@ class Audit:
         )
 
 
+def audited(selection: Selection) -> npt.NDArray[np.bool_]:
+    """Return the rows that the audit at the start of a chain left, (N,) bool: the pool as far as steps see it."""
+    bad = 0 if selection.steps and selection.steps[0].method == Audit.name else -2
+    return np.asarray(selection.dropped_by != bad, np.bool_)
+
+
 def key_codes(run: Run) -> npt.NDArray[np.uint8]:
     """Return a code per row of the view: 0 for a good key, else REPEATED, CLIMBS or EMPTY.
 

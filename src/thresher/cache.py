@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,8 @@ except ImportError:  # Windows
 Array = npt.NDArray[Any]
 
 LIMIT = 20 * 10**9
+FORMAT = 1  # of the arrays: raised when what a key stands for changes
+_DAY = 86_400
 
 
 def default_folder() -> str:
@@ -63,7 +65,7 @@ class Cache:
 
     def path(self, name: str, key: Mapping[str, Any], suffix: str = ".npy") -> Path:
         """Return where the array of a key lies."""
-        text = json.dumps({"name": name, **key}, sort_keys=True, default=str)
+        text = json.dumps({"name": name, "format": FORMAT, **key}, sort_keys=True, default=str)
         return self.folder / "arrays" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:40]}{suffix}"
 
     def load(self, path: Path) -> Array | None:
@@ -72,7 +74,9 @@ class Cache:
             found: Array = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, EOFError):
+        except OSError:  # not the array's fault
+            return None
+        except (ValueError, EOFError):
             path.unlink(missing_ok=True)
             return None
         os.utime(path)
@@ -214,9 +218,12 @@ class Cache:
         entries = sorted(self._entries(), key=lambda entry: entry[2])
         excess = sum(size for _, size, _ in entries) - self.limit
         freed = 0
-        for path, size, _ in entries:
+        for path, size, used in entries:
             if freed >= excess:
                 break
+            # What is being filled or read by another run: its lock and parts, copies that are read all along.
+            if ".partial" in path.parent.name or (path.name.startswith("local.") and time.time() - used < _DAY):
+                continue
             path.unlink(missing_ok=True)
             freed += size
         return freed
@@ -282,7 +289,11 @@ def writing_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
         if target.exists():
             old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".old"))
             target.rename(old / "was")
-            scratch.rename(target)
+            try:
+                scratch.rename(target)
+            except OSError:
+                (old / "was").rename(target)
+                raise
             shutil.rmtree(old, ignore_errors=True)
         else:
             scratch.rename(target)
@@ -291,6 +302,17 @@ def writing_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def only(folder: Path, names: Iterable[str]) -> None:
+    """Refuse to replace a folder that holds anything but the results named: it would be lost.
+
+    Raises:
+        OutputError: Names what is in the way.
+    """
+    others = sorted(path.name for path in folder.iterdir() if path.name not in names) if folder.is_dir() else []
+    if others:
+        raise OutputError(f"{folder}: also holds {', '.join(others[:3])}; move that elsewhere, or choose another name")
 
 
 def _umask() -> int:

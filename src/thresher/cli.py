@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import sys
@@ -35,8 +36,6 @@ def main(arguments: list[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return 2
-    except BrokenPipeError:
-        return 0
     except ThresherError as error:
         click.echo(f"Error: {error}", err=True)
         return 2
@@ -267,6 +266,7 @@ def recipes(name: str | None) -> None:
 @_options(*_POOL, *_RUN)
 def cluster(pool: str, out: str, overwrite: bool, **values: Any) -> None:
     """Cluster POOL: writes centroids.npy, labels.npy and distances.npy."""
+    from thresher.audit import Audit
     from thresher.groups import Clustered, write_groups
     from thresher.run import Run
     from thresher.selection import Selection
@@ -277,9 +277,12 @@ def cluster(pool: str, out: str, overwrite: bool, **values: Any) -> None:
     store = common.open(pool)
     start = Selection.everything("", pool, {}, store.total)
     run = Run(store, start, seed=common.seed or 0, **common.places())
+    checked = Audit.of(store).select(run)
+    run = dataclasses.replace(run, store=store.where(checked.mask()), so_far=checked)
     groups = how.groups(run)
-    write_groups(groups, target, {"pool": pool, "seed": run.seed, **values})
+    write_groups(groups, target, {"pool": pool, "seed": run.seed, **values}, within=checked.mask())
     sizes = groups.sizes_K
+    notes = [*(note for step in checked.steps for note in step.notes), *groups.notes]
     found = {
         "out": str(target),
         "rows": len(groups.labels_N),
@@ -288,12 +291,12 @@ def cluster(pool: str, out: str, overwrite: bool, **values: Any) -> None:
         "smallest": int(sizes.min()),
         "largest": int(sizes.max()),
         "mean_cosine": 1.0 - float(groups.distances_N.mean(dtype="float64")),
-        "notes": list(groups.notes),
+        "notes": notes,
     }
     if common.as_json:
         _print_json(found)
         return
-    for note in groups.notes:
+    for note in notes:
         _say(note)
     _say(
         f"{found['clusters']:,} clusters of {found['smallest']:,} to {found['largest']:,} rows "
@@ -388,7 +391,7 @@ def _run(common: Common, pool: str, steps: list[Any], seed: int, out: str, withi
     target, again = Path(out), None
     if (target / "selection.json").exists() and not overwrite:
         known = [(s.method, dict(s.parameters), s.seed) for s in Selection.load(target).steps]
-        asked = [(s.method, dict(s.parameters), s.seed) for s in (earlier.steps if earlier else ())]
+        asked = [(s.method, dict(s.parameters), s.seed) for s in (earlier.steps if earlier is not None else ())]
         asked += [(s.name, parameters_of(s), seed) for s in steps]
         if [s for s in known if s[0] != "skip-bad"] != [s for s in asked if s[0] != "skip-bad"]:
             raise OutputError(f"{out}: holds the result of other steps; choose another name or pass --overwrite")

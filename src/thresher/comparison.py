@@ -35,8 +35,7 @@ def compare(
     first = next(iter(selections.values()))
     masks = {}
     for name, selection in selections.items():
-        (first & selection) if selection is not first else first
-        masks[name] = selection.mask()
+        masks[name] = first.same_store(selection).mask()
     names = list(selections)
     pairs = []
     for i, a in enumerate(names):

@@ -15,13 +15,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Protocol, TypeVar
 
 import threadpoolctl
 
-from thresher.errors import UsageError, suggest
+from thresher.errors import ThresherError, UsageError, suggest
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -81,7 +82,13 @@ class Processes:
         with tempfile.NamedTemporaryFile(prefix="thresher-", suffix=".task") as file:
             pickle.dump(fn, file)
             file.flush()
-            yield from _windowed(self._pool, partial(_call, file.name), tasks, self.workers + 2)
+            try:
+                yield from _windowed(self._pool, partial(_call, file.name), tasks, self.workers + 2)
+            except BrokenProcessPool:
+                self._pool = None
+                raise ThresherError(
+                    "a worker process was killed, perhaps for its memory; use fewer --workers, or --engine threads"
+                ) from None
 
 
 def _call(path: str, task: Any) -> Any:

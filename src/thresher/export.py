@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,9 +16,9 @@ import numpy.typing as npt
 from thresher.cache import writing
 from thresher.errors import OutputError, PoolError, UsageError, suggest
 from thresher.readers.layout import Options
-from thresher.readers.pieces import open_file
+from thresher.readers.pieces import open_file, parquet_types
 from thresher.selection import Selection
-from thresher.store import EmbeddingStore, open_store
+from thresher.store import EmbeddingStore, open_store, same_pool
 
 Rows = npt.NDArray[np.int64]
 
@@ -56,16 +56,15 @@ def reopen(selection: Selection, pool: str | None = None, metadata: str | None =
     Raises:
         UsageError: Another pool stands there.
     """
+    known = {item.name for item in fields(Options)}
+    if unknown := set(selection.options) - known:
+        raise PoolError(f"the selection was made with options this version does not know: {', '.join(unknown)}")
     options = Options(**{**selection.options, **({"metadata": metadata} if metadata else {})})
     try:
         store = open_store(pool or selection.pool, options)
     except PoolError as error:
         raise type(error)(f"{error}; if the pool was moved, say where it is with --pool") from None
-    if len(store) != selection.total or store.fingerprint() != selection.store:
-        raise UsageError(
-            f"{pool or selection.pool} is not the pool of this selection any more ({len(store):,} rows, the "
-            f"selection has {selection.total:,}); pass --pool with the right place"
-        )
+    same_pool(selection, store)
     return store
 
 
@@ -96,10 +95,15 @@ def export(
     if kind not in known:
         raise UsageError(f"no format {kind!r}; there are {', '.join(known)}.{suggest(kind, known)}")
     path = Path(target)
-    store = store or reopen(selection)
+    if store is None:
+        store = reopen(selection)
+    else:
+        same_pool(selection, store)
     check_target(path, store, overwrite=overwrite)
     with writing(path) as scratch:
         rows, missing = known[kind](selection, store, scratch)
+    for ending in (".missing.txt", ".manifest.json"):  # those of an export that is replaced
+        path.with_name(path.name + ending).unlink(missing_ok=True)
     outputs = [path]
     if missing:
         outputs.append(path.with_name(path.name + ".missing.txt"))
@@ -271,7 +275,8 @@ def _open_clip(selection: Selection, store: EmbeddingStore, path: str) -> tuple[
     with open(path, "w", encoding="utf-8", newline="") as file:
         lines = csv.writer(file, delimiter="\t", lineterminator="\n")
         lines.writerow(["filepath", "title"])
-        for ids, part in store.where(selection.mask()).scan([column, store.layout.caption]):
+        nested = f"{column}.path" if parquet_types(*_first_table(store))[column].startswith("struct") else column
+        for ids, part in store.where(selection.mask()).scan([nested, store.layout.caption]):
             cells = part.column(0).to_pylist()
             for row, cell, title in zip(ids.tolist(), cells, part.column(1).to_pylist(), strict=True):
                 name = cell.get("path") if isinstance(cell, dict) else cell
@@ -295,39 +300,40 @@ def _img2dataset(selection: Selection, store: EmbeddingStore, path: str) -> tupl
             f"img2dataset needs a column of addresses ({', '.join(_URLS)}); {store.layout.location} has "
             f"{', '.join(store.columns) or 'no metadata'}"
         )
-    renamed = {url: "url"}
-    if store.layout.key:
-        renamed[store.layout.key] = "key"
-    if store.layout.caption:
-        renamed[store.layout.caption] = "caption"
-    columns = list(dict.fromkeys([*renamed, *(name for name in store.columns if name not in renamed.values())]))
+    light = [name for name in store.columns if not _heavy(store, name)]
+    given = {"url": url, "key": store.layout.key, "caption": store.layout.caption}
+    sources = {name: source for name, source in given.items() if source}  # one column may serve as two
+    sources |= {name: name for name in light if name not in sources and name not in sources.values()}
+    columns = list(dict.fromkeys(sources.values()))
+    kinds = pa.unify_schemas([table.schema(columns) for table in store.layout.tables], promote_options="permissive")
+    schema = pa.schema([kinds.field(source).with_name(name) for name, source in sources.items()])
     written = 0
     missing: list[tuple[int, str]] = []
-    writer = None
-    try:
+    with pq.ParquetWriter(path, schema) as writer:
         for ids, part in store.where(selection.mask()).scan(columns):
-            light = [
-                n
-                for n in columns
-                if not pa.types.is_nested(part.schema.field(n).type)
-                and not pa.types.is_binary(part.schema.field(n).type)
-            ]
-            table = pa.Table.from_batches([part]).select(light)
-            table = table.rename_columns([renamed.get(name, name) for name in light])
+            cells = [part.column(columns.index(source)) for source in sources.values()]
+            table = pa.table([c.cast(f.type) for c, f in zip(cells, schema, strict=True)], schema=schema)
             found = np.asarray(table.column("url").is_valid())
-            keys = table.column("key") if "key" in table.column_names else None
+            keys = table.column("key") if "key" in sources else None
             missing += [(int(ids[i]), str(keys[int(i)].as_py()) if keys else "") for i in np.flatnonzero(~found)]
             counts = found.astype(np.int64)
             if selection.repeats is not None:
                 counts *= selection.repeats[ids]
             table = table.take(np.repeat(np.arange(len(ids)), counts))
-            writer = writer or pq.ParquetWriter(path, table.schema)
             writer.write_table(table)
             written += len(table)
-    finally:
-        if writer is not None:
-            writer.close()
     return written, missing
+
+
+def _first_table(store: EmbeddingStore) -> tuple[str, str]:
+    table = store.layout.tables[0]
+    return table.protocol, table.path
+
+
+def _heavy(store: EmbeddingStore, name: str) -> bool:
+    """Whether a column holds pictures or vectors."""
+    kind = parquet_types(*_first_table(store))[name]
+    return any(word in kind for word in ("struct<", "list<", "fixed_size_list", "binary", "map<"))
 
 
 # --- manifest -------------------------------------------------------------------------------------

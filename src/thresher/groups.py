@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,15 +15,16 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from thresher.cache import writing_folder
+from thresher.audit import audited
+from thresher.cache import only, writing_folder
 from thresher.engine import Engine
 from thresher.errors import MissingExtraError, PoolError, UsageError, installed
 from thresher.ops import kmeans
 from thresher.ops.neighbors import MeanNearestDistance
-from thresher.ops.vectors import F32, unit_rows
+from thresher.ops.vectors import F32, to_float32, unit_rows
 from thresher.readers.pieces import npy_piece
 from thresher.run import Run, unit
-from thresher.store import STRIPE, Block, EmbeddingStore
+from thresher.store import BLOCK, Block, EmbeddingStore
 
 _IN_MEMORY = 512 * 2**20  # training rows up to this many bytes of float32 are held, others streamed
 _ROWS_A_CLUSTER = 256  # of the training sample: more changes the objective by less than a part in a thousand
@@ -99,7 +100,7 @@ class Clustered:
             raise MissingExtraError("bfloat16 k-means", "torch")
         if self.iterations < 0:
             raise UsageError(f"iterations = {self.iterations}: at least 0")
-        if self.sample not in ("all", "auto") and not (str(self.sample).isdigit() and int(self.sample) > 0):
+        if self.sample not in ("all", "auto") and not (str(self.sample).isdecimal() and int(self.sample) > 0):
             raise UsageError(f"sample = {self.sample!r}: all, auto, or a number of rows")
 
     def groups(self, run: Run) -> Groups:
@@ -109,28 +110,45 @@ class Clustered:
             UsageError: More clusters than rows, or centroids of another width.
             PoolError: A centroids file that cannot be trusted.
         """
-        rows = run.store.rows
-        shared = self.fit == "pool" and rows is not None
-        if shared:
-            run = replace(run, store=EmbeddingStore(run.store.layout, run.store.options))
+        ids = run.store.ids if self.fit == "pool" else None
+        if ids is not None:
+            run = replace(run, store=run.store.where(audited(run.so_far)))
         centroids, notes = _computed(run, self) if self.centroids is None else _given(run, self)
         found = replace(assign(run, self.embedding, centroids), notes=notes)
-        if not shared:
+        if ids is None:
             return found
-        return replace(found, labels_N=found.labels_N[rows], distances_N=found.distances_N[rows])
+        at = np.searchsorted(run.store.ids, ids)
+        return replace(found, labels_N=found.labels_N[at], distances_N=found.distances_N[at])
 
 
-def write_groups(groups: Groups, folder: str | os.PathLike[str], told: Mapping[str, Any]) -> Path:
+def write_groups(
+    groups: Groups,
+    folder: str | os.PathLike[str],
+    told: Mapping[str, Any],
+    within: npt.NDArray[np.bool_] | None = None,
+) -> Path:
     """Write centroids.npy (K, D) float32, labels.npy (N,) int32, distances.npy (N,) float32 and cluster.json.
+
+    Args:
+        groups: Of the rows marked in ``within``.
+        folder: To write, whole or not at all.
+        told: What else cluster.json should say.
+        within: (N,) bool; rows not marked get the label -1 and a distance of NaN. All by default.
 
     Raises:
         OutputError: The folder cannot be written; nothing is left half-written.
     """
     arrays = {"centroids": groups.centroids_KD, "labels": groups.labels_N, "distances": groups.distances_N}
+    if within is not None and not within.all():
+        for name, nothing in (("labels", -1), ("distances", np.nan)):
+            some = arrays[name]
+            arrays[name] = np.full(len(within), nothing, some.dtype)
+            arrays[name][within] = some
+    only(Path(folder), (*(f"{name}.npy" for name in arrays), "cluster.json"))
     with writing_folder(folder) as scratch:
         for name, array in arrays.items():
             np.save(scratch / f"{name}.npy", array, allow_pickle=False)
-        header = {"rows": len(groups.labels_N), "clusters": len(groups.centroids_KD), "notes": groups.notes, **told}
+        header = {"rows": len(arrays["labels"]), "clusters": len(groups.centroids_KD), "notes": groups.notes, **told}
         (scratch / "cluster.json").write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
     return Path(folder)
 
@@ -188,7 +206,7 @@ def _given(run: Run, how: Clustered) -> tuple[F32, tuple[str, ...]]:
         raise PoolError(f"{path}: holds no centroids")
     if how.clusters not in (None, piece.rows):
         raise UsageError(f"{path}: holds {piece.rows:,} centroids, but clusters = {how.clusters:,}; leave one out")
-    centroids, bad = unit_rows(np.asarray(piece.read(0, piece.rows), np.float32))
+    centroids, bad = unit_rows(to_float32(piece.read(0, piece.rows)))
     if len(bad):
         raise PoolError(f"{path}: centroid {int(bad[0])} is zero or not finite")
     return centroids, (f"centroids given: {path}",)
@@ -257,7 +275,7 @@ def _train(run: Run, how: Clustered, k: int, sample: int, iterations: int) -> F3
         take = partial(run.store.vectors_at, name)
     saved = path.with_suffix(".state.npz")
     state_arrays = run.cache.load_all(saved)
-    if state_arrays is not None:
+    if state_arrays is not None and set(state_arrays) == {item.name for item in fields(kmeans.State)}:
         state = kmeans.State(**state_arrays)
     else:
         if first is None:
@@ -281,14 +299,13 @@ def _train(run: Run, how: Clustered, k: int, sample: int, iterations: int) -> F3
 
 
 def _each_held(run: Run, held: F32, rule: kmeans.Rule, state: kmeans.State) -> Iterator[kmeans.Moves]:
-    size = 16 * STRIPE
-    tasks = ((held[lo : lo + size], state.bounds(lo, lo + size)) for lo in range(0, len(held), size))
+    tasks = ((held[lo : lo + BLOCK], state.bounds(lo, lo + BLOCK)) for lo in range(0, len(held), BLOCK))
     return run.engine.map(partial(_on_held, rule), tasks)
 
 
 def _on_held(rule: kmeans.Rule, task: tuple[F32, kmeans.Bounds]) -> kmeans.Moves:
     rows, bounds = task
-    return rule((rows[lo : lo + STRIPE] for lo in range(0, len(rows), STRIPE)), bounds)
+    return rule((rows[lo : lo + kmeans.STRIPE] for lo in range(0, len(rows), kmeans.STRIPE)), bounds)
 
 
 def _each_stored(run: Run, name: str, rule: kmeans.Rule, state: kmeans.State) -> Iterator[kmeans.Moves]:

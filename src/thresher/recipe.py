@@ -12,11 +12,11 @@ from typing import Any
 from thresher.audit import Audit
 from thresher.cache import Cache
 from thresher.engine import Engine, make_engine
-from thresher.errors import UsageError, suggest
+from thresher.errors import PoolError, UsageError, suggest
 from thresher.registry import Method, build, coerced
 from thresher.run import Progress, Run, Silent
 from thresher.selection import Selection
-from thresher.store import EmbeddingStore, absolute
+from thresher.store import EmbeddingStore, absolute, same_pool
 
 
 @dataclass(frozen=True)
@@ -118,12 +118,15 @@ def run_steps(
     options: dict[str, Any] = asdict(store.options)
     if options["metadata"]:
         options["metadata"] = absolute(options["metadata"])
-    start = within or Selection.everything(fingerprint, absolute(store.layout.location), options, store.total)
-    if (start.store, start.total) != (fingerprint, store.total):
-        raise UsageError(
-            f"the selection given is of another pool ({start.pool}, {start.total:,} rows) than "
-            f"{store.layout.location} ({store.total:,} rows)"
-        )
+    pool = absolute(store.layout.location)
+    if within is None:
+        start = Selection.everything(fingerprint, pool, options, store.total)
+    else:
+        same_pool(within, store, fingerprint)
+        if not len(within):
+            raise UsageError("the earlier selection keeps no row: there is nothing to choose from")
+        start = replace(within, pool=pool, options=options)  # where the pool is now
+    version = store.version()
     cache.trim()
     run = Run(store, start, engine or make_engine(), cache, seed, progress)
     selection = start
@@ -135,6 +138,8 @@ def run_steps(
             selection = step.select(run)
         except UsageError as error:
             raise type(error)(f"{step.name}: {error}") from None
+        if store.version() != version:
+            raise PoolError(f"{pool}: a file of the pool changed while {step.name} ran; run again when it is at rest")
         if isinstance(step, Audit) and len(selection.steps) == len(run.so_far.steps):
             continue
         if not len(selection):

@@ -12,13 +12,14 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import threadpoolctl
 
 from thresher.cache import Cache
 from thresher.engine import Engine
 from thresher.ops.vectors import F32
 from thresher.readers.pieces import NpyPiece, npy_piece
 from thresher.selection import Keep, Selection, Step
-from thresher.store import Block, EmbeddingStore
+from thresher.store import BLOCK, Block, EmbeddingStore
 
 R = TypeVar("R")
 Array = npt.NDArray[Any]
@@ -92,11 +93,12 @@ class Run:
         """Hash of which rows the view holds."""
         if self.store.rows is None:
             return "all"
-        return hashlib.sha256(np.packbits(self.so_far.mask()).tobytes()).hexdigest()
+        return hashlib.sha256(np.ascontiguousarray(self.store.rows).tobytes()).hexdigest()
 
     def key(self, **what: Any) -> dict[str, Any]:
-        """Return the cache key of something computed from these rows."""
-        return {"store": self.version, "view": self.view, **what}
+        """Return the cache key of something computed from these rows, with these matrix kernels."""
+        kernels = sorted({info.get("architecture", "") for info in threadpoolctl.threadpool_info()} - {""})
+        return {"store": self.version, "view": self.view, "kernels": kernels, **what}
 
     def over_blocks(
         self, label: str, name: str, fn: Callable[[EmbeddingStore, Block], R], start: int = 0
@@ -106,7 +108,7 @@ class Run:
             advance(start)
             done = start
             for result in self.engine.map(partial(fn, self.store), self.store.blocks(name, start)):
-                after = min(done + 16_384, len(self.store))
+                after = min(done + BLOCK, len(self.store))
                 advance(after - done)
                 done = after
                 yield result

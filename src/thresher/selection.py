@@ -21,13 +21,14 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher import __version__
-from thresher.cache import writing_folder
+from thresher.cache import only, writing_folder
 from thresher.errors import BudgetError, OutputError, PoolError, UsageError
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
 
 FORMAT = 1
+_FILES = ("selection.json", "mask.npy", "dropped_by.npy", "repeats.npy", "steps")
 
 
 @dataclass(frozen=True)
@@ -225,17 +226,22 @@ class Selection:
 
     def __and__(self, other: Selection) -> Selection:
         """Rows kept by both."""
-        return self._combined("intersection", other, self.mask() & self._same(other).mask())
+        return self._combined("intersection", other, self.mask() & self.same_store(other).mask())
 
     def __or__(self, other: Selection) -> Selection:
         """Rows kept by either."""
-        return self._combined("union", other, self.mask() | self._same(other).mask())
+        return self._combined("union", other, self.mask() | self.same_store(other).mask())
 
     def __sub__(self, other: Selection) -> Selection:
         """Rows kept here and not there."""
-        return self._combined("difference", other, self.mask() & ~self._same(other).mask())
+        return self._combined("difference", other, self.mask() & ~self.same_store(other).mask())
 
-    def _same(self, other: Selection) -> Selection:
+    def same_store(self, other: Selection) -> Selection:
+        """Return ``other``, which has to be of the same store.
+
+        Raises:
+            UsageError: It is of another.
+        """
         if (other.store, other.total) != (self.store, self.total):
             raise UsageError(
                 f"these selections are of different pools: {self.pool} ({self.total:,} rows, {self.store[:12]}) "
@@ -287,6 +293,7 @@ class Selection:
             raise OutputError(f"{target}: exists already; choose another name or pass --overwrite")
         if target.exists() and not (target / "selection.json").exists() and any(target.iterdir()):
             raise OutputError(f"{target}: is not a selection folder; it is not overwritten")
+        only(target, _FILES)
         with writing_folder(target) as scratch:
             self._write(scratch)
         return target
@@ -307,7 +314,7 @@ class Selection:
                 put(f"{_step_folder(number, step.method)}/rows.{name}.npy", array)
             for name, array in step.groups.items():
                 put(f"{_step_folder(number, step.method)}/groups.{name}.npy", array)
-        text = json.dumps(self.header(), indent=1, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(self.header(), indent=1, allow_nan=False)
         (folder / "selection.json").write_text(text + "\n", encoding="utf-8")
 
     @classmethod

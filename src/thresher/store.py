@@ -19,18 +19,20 @@ import numpy.typing as npt
 
 from thresher.cache import default_folder
 from thresher.errors import BadRowsError, UsageError
+from thresher.ops.kmeans import STRIPE
 from thresher.ops.vectors import F32, to_float32, unit_rows
 from thresher.readers import Layout, Options, read_layout
 from thresher.readers.join import join_by_key
 from thresher.readers.pieces import NpyPiece, Piece, TablePiece, stamp_of
 from thresher.readers.verify import without_damaged
+from thresher.selection import Selection
 
 Rows = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
 
 BLOCK = 16_384  # rows of a block
-STRIPE = 1_024  # rows of a block that are cast and used at a time
-_SAMPLED = 1_000  # rows behind a fingerprint; 64 where there are keys, a row group to decode for each
+_SAMPLED = 1_000  # rows behind a fingerprint: their keys, or their vectors where there are none
+_DECODED = 64  # rows whose vectors are behind it in any case; reaching one may mean decoding its row group
 
 
 @dataclass(frozen=True)
@@ -104,12 +106,14 @@ class EmbeddingStore:
         """Hash of N, fields and widths, and the values of evenly spaced rows; the same after re-sharding."""
         base = replace(self, rows=None)
         digest = hashlib.sha256(json.dumps([base.total, sorted(self.layout.vectors)]).encode())
-        count = min(self.total, 64 if self.layout.key else _SAMPLED)
-        rows = np.unique(np.linspace(0, self.total - 1, count).astype(np.int64))
+        few, many = (np.unique(np.linspace(0, self.total - 1, n).astype(np.int64)) for n in (_DECODED, _SAMPLED))
         for name in sorted(self.layout.vectors):
-            digest.update(np.ascontiguousarray(to_float32(base.raw_at(name, rows))).tobytes())
-        if self.layout.key:
-            keys = [key for part in base.lookup([self.layout.key], rows) for key in _text(part.column(0))]
+            digest.update(np.ascontiguousarray(to_float32(base.raw_at(name, few))).tobytes())
+        if not self.layout.key:
+            for name in sorted(self.layout.vectors):
+                digest.update(np.ascontiguousarray(to_float32(base.raw_at(name, many))).tobytes())
+        else:
+            keys = [key for part in base.lookup([self.layout.key], many) for key in _text(part.column(0))]
             digest.update("\0".join(keys).encode())
         return digest.hexdigest()[:32]
 
@@ -284,7 +288,7 @@ class EmbeddingStore:
 
     def require(self, columns: Sequence[str], why: str) -> None:
         """Raise a UsageError unless all the columns exist."""
-        missing = [name for name in columns if name not in self.columns]
+        missing = [name for name in columns if name.split(".")[0] not in self.columns and name not in self.columns]
         if missing:
             raise UsageError(
                 f"{why} needs the metadata column {', '.join(map(repr, missing))}; {self.layout.location} has "
@@ -334,6 +338,21 @@ class EmbeddingStore:
             return
         for ids, part in self.scan([self.layout.key]):
             yield ids, _text(part.column(0))
+
+
+def same_pool(selection: Selection, store: EmbeddingStore, fingerprint: str | None = None) -> None:
+    """Refuse a selection of other rows than the store's, or a store that sees only some.
+
+    Raises:
+        UsageError: Says what each is.
+    """
+    if store.rows is not None:
+        raise UsageError("this needs the whole pool, not a view of it")
+    if selection.total != store.total or selection.store != (fingerprint or store.fingerprint()):
+        raise UsageError(
+            f"{store.layout.location} ({store.total:,} rows) is not the pool of this selection any more, which was "
+            f"{selection.pool} ({selection.total:,} rows); say where that is with --pool"
+        )
 
 
 def absolute(location: str) -> str:

@@ -66,7 +66,7 @@ def find_row(store: EmbeddingStore, key: str) -> int:
     import pyarrow.compute as pc
 
     number = key.removeprefix("row:")
-    if (key.startswith("row:") or store.layout.key is None) and number.isdigit() and int(number) < store.total:
+    if (key.startswith("row:") or store.layout.key is None) and number.isdecimal() and int(number) < store.total:
         return int(number)
     if store.layout.key is not None and not key.startswith("row:"):
         for ids, part in store.scan([store.layout.key]):

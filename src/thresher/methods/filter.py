@@ -8,6 +8,7 @@ condition that is NULL, because a value is missing, drops the row.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,7 +49,12 @@ class Filter:
         clauses = _clauses(self.where)
         columns = sorted({name for _, names in clauses for name in names})
         known = {name.lower(): name for name in run.store.columns}
+        if not known:
+            raise UsageError(f"{run.store.layout.location} has no metadata to filter by")
         for name in columns:
+            alike = [other for other in run.store.columns if other.lower() == name.lower()]
+            if len(alike) > 1:
+                raise UsageError(f"where = {self.where!r}: the columns {', '.join(alike)} differ only in case")
             if name.lower() not in known:
                 raise UsageError(
                     f"where = {self.where!r}: no metadata column {name!r}; {run.store.layout.location} has "
@@ -90,6 +96,8 @@ def _failed(
             except duckdb.Error as error:
                 raise UsageError(f"the condition cannot be evaluated: {str(error).splitlines()[0]}") from None
             db.unregister("part")
+            if len(result["failed"]) != len(part):
+                raise UsageError("the condition makes several rows of one, or one of several; judge single rows")
             yield (np.asarray(result["failed"], np.uint8),)
 
 
@@ -171,7 +179,8 @@ def _plain(db: Any, where: str, function: str) -> None:
     """Refuse functions of many rows, and those whose value is not fixed by the row."""
     known = "SELECT function_type, coalesce(stability, 'CONSISTENT') FROM duckdb_functions() WHERE function_name = ?"
     kinds = db.execute(known, [function]).fetchall()
-    if kinds and not any(kind in ("scalar", "macro") and stability == "CONSISTENT" for kind, stability in kinds):
+    own = function in re.findall(r"CREATE MACRO (\w+)", _MACROS)
+    if not own and any(kind != "scalar" or stability != "CONSISTENT" for kind, stability in kinds):
         raise UsageError(f"where = {where!r}: {function} is not allowed in a filter; a row's own columns decide")
     if function in ("unnest", "unlist"):
         raise UsageError(f"where = {where!r}: {function} makes several rows of one and is not allowed in a filter")

@@ -3,8 +3,9 @@
 Work goes in cache-sized stripes - product, argmax, accumulate, next - so that the N x K matrix of
 similarities never exists. Each row carries two angles: an upper bound of the one to its centroid and
 a lower bound of the one to any other (Hamerly 2010, on the sphere). Centroids move less and less, and
-rows whose bounds cannot cross are not looked at again, which changes no label. Sums move with the
-rows that change their group. Everything is done in row order, in float64 above a stripe, so that the
+rows whose bounds cannot cross are not looked at again, which changes no label. (Only which row an
+empty group takes over goes by the bound, not the angle.) Sums move with the rows that change their
+group. Everything is done in row order, in float64 above a stripe, so that the
 number of workers cannot change a bit.
 """
 

@@ -37,7 +37,6 @@ def join_by_key(layout: Layout, metadata: Layout, target: str, options: Options)
         raise UsageError(f"{metadata.location} has no key column to join by; it has {', '.join(metadata.columns)}")
     try:
         table = table_piece("file", target)
-        os.utime(target)
     except (PoolError, OSError):  # not there, or damaged
         _write(layout, metadata, key, target)
         table = table_piece("file", target)

@@ -376,7 +376,8 @@ def _batches(
         parts = file.iter_batches(batch_size=batch, columns=list(columns), row_groups=groups)
         found = iter(lambda: trusting(path, lambda: next(parts, None)), None)
         for part in found if rows is None else picked(found, rows):
-            yield part.select(list(columns))
+            held = part.schema.names  # a field of a struct, "image.path", comes as a struct of that field alone
+            yield part.select([name if name in held else name.split(".")[0] for name in columns])
 
 
 def picked(parts: Iterable[Any], rows: npt.NDArray[np.int64]) -> Iterator[Any]:

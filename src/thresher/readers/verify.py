@@ -26,7 +26,10 @@ def without_damaged(layout: Layout, record: str) -> Layout:
         PoolError: A file is damaged, but what belongs to it cannot be told: files are cut differently.
     """
     path = Path(record)
-    suspects = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    try:
+        suspects = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none yet, or damaged itself
+        suspects = None
     damaged = [Aside(*entry) for entry in dict(_damage(layout, suspects)).items()]
     if suspects is None:
         with writing(path) as scratch:

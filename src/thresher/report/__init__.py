@@ -217,6 +217,7 @@ def _render(selection: Selection, views: Sequence[_View], shown: Mapping[int, Ex
         views=views,
         shown=shown,
         pictures=any(example.picture for example in shown.values()),
+        telling=any(example.picture or example.caption for example in shown.values()),
         # Made here from numbers, with every word in it escaped by the drawing library.
         funnel=Markup(figures.funnel(selection)) if views else "",
         charts=[{name: Markup(svg) for name, svg in view.charts.items()} for view in views],
