@@ -292,3 +292,34 @@ def test_worker_processes_end_with_the_command(tmp_path: Path, sign: signal.Sign
     while any(Path("/proc", pid).exists() for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not [pid for pid in workers if Path("/proc", pid).exists()], "workers outlive the command"
+
+
+def test_a_folder_that_holds_more_than_a_result_is_not_replaced(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = ["select", "random", POOL, "-o", str(out), "--keep", "10%"]
+    assert run(*words)[0] == 0
+    (out / "notes.txt").write_text("mine")
+    for more in ([], ["--overwrite"]):
+        code, _, err = run(*words, *more)
+        assert code == 2
+        assert "notes.txt" in err
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_cluster_sets_bad_rows_aside_too(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((300, 8)).astype(np.float32)
+    rows[17] = np.nan
+    np.save(tmp_path / "image.npy", rows)
+    words = ["cluster", str(tmp_path / "image.npy"), "-o", str(tmp_path / "out"), "--clusters", "5"]
+    code, _, err = run(*words)
+    assert code == 2
+    assert "--skip-bad" in err
+    assert run(*words, "--skip-bad")[0] == 0
+    labels, distances = np.load(tmp_path / "out" / "labels.npy"), np.load(tmp_path / "out" / "distances.npy")
+    assert (len(labels), labels[17], np.isnan(distances).sum()) == (300, -1, 1)
+    assert (np.delete(labels, 17) >= 0).all()
+    words = ["select", "density", str(tmp_path / "image.npy"), "-o", str(tmp_path / "sel"), "--keep", "20%"]
+    assert run(*words, "--clusters", "5", "--fit", "pool", "--skip-bad")[0] == 0
+    assert not Selection.load(tmp_path / "sel").mask()[17]

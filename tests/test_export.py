@@ -186,3 +186,50 @@ def test_refusals(pool: Path, selection: Selection, tmp_path: Path) -> None:
     pq.write_table(table.slice(1), pool / "pool.parquet")
     with pytest.raises(UsageError, match="not the pool of this selection any more"):
         reopen(selection)
+
+
+def test_only_the_own_pool_is_exported(pool: Path, selection: Selection, tmp_path: Path) -> None:
+    table = pq.read_table(pool / "pool.parquet")
+    pq.write_table(table.take(np.arange(ROWS)[::-1]), tmp_path / "other.parquet")
+    with pytest.raises(UsageError, match="not the pool of this selection"):
+        export(selection, "keys", tmp_path / "keys.txt", store=open_store(str(tmp_path / "other.parquet")))
+    store = open_store(str(pool))
+    with pytest.raises(UsageError, match="whole pool"):
+        export(selection, "keys", tmp_path / "keys.txt", store=store.where(selection.mask()))
+    assert not (tmp_path / "keys.txt").exists()
+
+
+def test_shards_whose_columns_have_other_types_are_exported_as_one(tmp_path: Path) -> None:
+    (tmp_path / "pool").mkdir()
+    for shard, extra in enumerate((pa.nulls(2), pa.array([3, None]), pa.array([1.5, 2.5]))):
+        columns = {
+            "key": [f"{shard}-{i}" for i in range(2)],
+            "url": [f"https://example.org/{shard}/{i}" for i in range(2)],
+            "extra": extra,
+            "image": pa.array([{"bytes": b"x" * 10, "path": f"{shard}/{i}.jpg"} for i in range(2)]),
+            "text": ["a", "b"],
+            "emb": pa.array(list(np.eye(2, dtype=np.float32)), pa.list_(pa.float32(), 2)),
+        }
+        pq.write_table(pa.table(columns), tmp_path / "pool" / f"{shard}.parquet")
+    store = open_store(str(tmp_path / "pool"))
+    everything = Selection.everything(store.fingerprint(), str(tmp_path / "pool"), {}, 6)
+    export(everything, "img2dataset", tmp_path / "list.parquet", store=store)
+    table = pq.read_table(tmp_path / "list.parquet")
+    assert table.column("extra").to_pylist() == [None, None, 3.0, None, 1.5, 2.5]
+    assert set(table.column_names) == {"url", "key", "caption", "extra"}
+    export(everything, "open_clip", tmp_path / "train.csv", store=store)
+    assert (tmp_path / "train.csv").read_text().splitlines()[1:3] == ["0/0.jpg\ta", "0/1.jpg\tb"]
+
+
+def test_what_an_earlier_export_left_beside_it_goes_with_it(tmp_path: Path) -> None:
+    names = [f"{i:032x}" for i in range(10)]
+    names[3] = "not-a-uid"
+    table = pa.table({"uid": names, "emb": pa.array(list(np.eye(10, dtype=np.float32)), pa.list_(pa.float32(), 10))})
+    pq.write_table(table, tmp_path / "pool.parquet")
+    store = open_store(str(tmp_path / "pool.parquet"))
+    everything = Selection.everything(store.fingerprint(), store.layout.location, {}, 10)
+    export(everything, "datacomp", tmp_path / "x", store=store)
+    assert (tmp_path / "x.missing.txt").exists()
+    export(everything, "keys", tmp_path / "x", store=store, overwrite=True, manifest=False)
+    assert not (tmp_path / "x.missing.txt").exists()
+    assert not (tmp_path / "x.manifest.json").exists()

@@ -280,3 +280,16 @@ def test_steps_on_the_same_rows_share_a_clustering(pool, rows, tmp_path, select)
     assert second.calls == 0
     select(store, build("density", {"keep": "10%", "clusters": 5}), engine=third_step, cache=cache)
     assert third_step.calls == 1  # only d_inter, of 5 centroids
+
+
+def test_centroids_in_bfloat16_are_read_as_what_they_are(run, tmp_path) -> None:
+    rows = np.random.default_rng(0).normal(size=(7, 8)).astype(np.float32)
+    bits = (rows.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+    plain, coded = tmp_path / "c.npy", tmp_path / "c.bf16.npy"
+    dim = run().store.dim("image")
+    bits = np.resize(bits, (7, dim)).astype(np.float32)
+    np.save(plain, bits)
+    np.save(coded, (bits.view(np.uint32) >> 16).astype(np.uint16))
+    first, second = (Clustered(centroids=str(path)).groups(run()) for path in (plain, coded))
+    np.testing.assert_array_equal(first.labels_N, second.labels_N)
+    np.testing.assert_array_equal(first.distances_N, second.distances_N)

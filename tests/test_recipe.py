@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from thresher import BudgetError, Cache, Recipe, Selection, Serial, UsageError, build, run_steps
+from thresher import BudgetError, Cache, PoolError, Recipe, Selection, Serial, UsageError, build, open_store, run_steps
 from thresher.recipe import shipped_recipes
 from thresher.store import EmbeddingStore
 
@@ -173,3 +176,29 @@ def test_keys_are_checked_once(pool, rows, select, monkeypatch) -> None:
     assert seen == [["uid"]]
     select(store, half())
     assert seen == [["uid"]]  # cached
+
+
+def test_an_earlier_selection_of_no_rows_is_not_taken_for_none(tmp_path: Path) -> None:
+    np.save(tmp_path / "image.npy", np.eye(40, 8, dtype=np.float32) + 0.1)
+    store, cache = open_store(str(tmp_path / "image.npy")), Cache.at(tmp_path / "cache")
+    some = run_steps(store, [build("random", {"keep": "50%"})], cache=cache)
+    with pytest.raises(UsageError, match="no row"):
+        run_steps(store, [build("random", {"keep": "50%"})], within=some - some, cache=cache)
+
+
+def test_a_pool_that_changes_under_a_run_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "image.npy"
+    np.save(path, np.eye(40, 8, dtype=np.float32) + 0.1)
+
+    class Meddling(Serial):
+        def map(self, fn, tasks):  # type: ignore[no-untyped-def]
+            yield from super().map(fn, tasks)
+            os.utime(path, (1, 1))
+
+    with pytest.raises(PoolError, match="changed while semdedup ran"):
+        run_steps(
+            open_store(str(path)),
+            [build("semdedup", {"eps": 0.1, "clusters": 2}), build("random", {"keep": "50%"})],
+            engine=Meddling(),
+            cache=Cache.at(tmp_path / "cache"),
+        )

@@ -131,3 +131,28 @@ def test_files_are_out_of_reach(store, select, tmp_path) -> None:
     for where in (f"read_text('{tmp_path}/secret.csv') IS NULL", f"glob('{tmp_path}/*') IS NULL"):
         with pytest.raises(UsageError):
             select(store, build("filter", {"where": where}))
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "generate_subscripts([1, 2], 1) >= 1",
+        "age(TIMESTAMP '2020-01-01') > INTERVAL 1 year",
+        "ago(INTERVAL 1 second) > TIMESTAMP '2020-01-01'",
+        "now() > TIMESTAMP '2020-01-01'",
+        "",
+        "original_width > 100) OR (true",
+        "original_width > 100 AS wide",
+        "original_width > 100 FROM part",
+        "original_width > 100 ORDER BY 1",
+    ],
+)
+def test_only_a_row_itself_decides(store, select, where) -> None:
+    with pytest.raises(UsageError, match="where|condition"):
+        select(store, build("filter", {"where": where}))
+
+
+def test_columns_that_differ_only_in_case_are_refused(pool, select) -> None:
+    store = pool(None, None, {"uid": list("abc"), "Width": [0, 0, 0], "width": [500, 500, 500]}, parquet=True)
+    with pytest.raises(UsageError, match="Width, width differ only in case"):
+        select(store, build("filter", {"where": '"Width" > 100'}))
