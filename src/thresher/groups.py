@@ -266,7 +266,11 @@ def _train(run: Run, how: Clustered, k: int, sample: int, iterations: int) -> F3
         positions = np.sort(run.rng("kmeans-sample", name, sample).choice(n, sample, replace=False, shuffle=False))
         run = replace(run, store=replace(run.store, rows=run.store.ids[positions]))
     if sample * run.store.dim(name) * 4 <= _IN_MEMORY:
-        held = np.concatenate(list(run.over_blocks("k-means: read", name, partial(unit, name))))
+        held = np.empty((sample, run.store.dim(name)), np.float32)
+        lo = 0
+        for rows in run.over_blocks("k-means: read", name, partial(unit, name)):
+            held[lo : lo + len(rows)] = rows
+            lo += len(rows)
         each: kmeans.Passes = partial(_each_held, run, held)
         take: Callable[[Any], F32] = held.__getitem__
     else:

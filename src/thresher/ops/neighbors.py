@@ -29,8 +29,10 @@ class MeanNearestDistance:
     neighbors: int
 
     def panels(self) -> Iterator[tuple[int, int]]:
-        """Cut the centroids into tasks."""
-        return ((lo, min(lo + _PANEL, len(self.centroids_KD))) for lo in range(0, len(self.centroids_KD), _PANEL))
+        """Cut the centroids into tasks of 64 MB of products at most."""
+        k = len(self.centroids_KD)
+        size = min(_PANEL, max(2**24 // k, 1))
+        return ((lo, min(lo + size, k)) for lo in range(0, k, size))
 
     def __call__(self, panel: tuple[int, int]) -> npt.NDArray[np.float64]:
         """Return (hi - lo,) float64 for centroids lo..hi; zero for a single centroid."""
