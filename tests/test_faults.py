@@ -40,7 +40,7 @@ from thresher import (
 ROWS, CUTS = 60, [20, 40]
 SECOND = range(20, 40)  # the rows of the second of three shards
 POOL = make(ROWS)
-TODO = "replace|remove|save|convert|copy|make|mend|name|give|fetch|say|finished|missing|number"  # what to do
+ADVICE = "replace|remove|save|convert|copy|make|mend|name|give|fetch|say|finished|missing|number"  # what to do
 STEPS = [
     ("semdedup", {"eps": 0.3, "clusters": 3, "iterations": 2}),
     ("random", {"keep": "50%"}),
@@ -64,7 +64,7 @@ def refused(place: str, tmp_path: Path, file: str, options: Options | None = Non
         select(open_store(place, options), tmp_path / "cache", ("clip-score", {"keep": "50%"}))
     told = str(error.value)
     assert file in told
-    assert re.search(rf"[;,] .*\b({TODO})\b", told.replace(file, ""))
+    assert re.search(rf"[;,] .*\b({ADVICE})\b", told.replace(file, ""))
     return told
 
 

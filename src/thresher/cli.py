@@ -217,7 +217,7 @@ def methods(name: str | None, as_json: bool) -> None:
         parameters.append(
             {
                 "name": item.name,
-                "type": " | ".join(choices(kind)) or kind.__name__.lower(),
+                "type": " | ".join(choices(kind)) or _KINDS.get(kind.__name__, kind.__name__),
                 "default": None if item.default is MISSING else item.default,
                 "required": item.default is MISSING,
                 "help": item.metadata.get("help", ""),
@@ -229,7 +229,7 @@ def methods(name: str | None, as_json: bool) -> None:
         return
     _say(f"{name}: {(cls.__doc__ or '').strip()}\n\n{about}\n")
     for p in parameters:
-        default = "required" if p["required"] else f"default {p['default']}"
+        default = "required" if p["required"] else "optional" if p["default"] is None else f"default {p['default']}"
         _say(f"  {p['name']} ({p['type']}; {default})\n      {p['help']}")
 
 
@@ -584,6 +584,9 @@ def clear(obj: Any, folder: str | None) -> None:
 
     found = Cache.at(folder) if folder else obj
     _say(f"{_bytes(found.clear())} removed from {found.folder}")
+
+
+_KINDS = {"int": "whole number", "float": "number", "str": "text", "bool": "true | false", "Keep": "share or count"}
 
 
 # --- words ----------------------------------------------------------------------------------------

@@ -164,6 +164,7 @@ def _cost(store: EmbeddingStore, workers: int) -> dict[str, Any]:
     read = store.stored_bytes(name) / 1e9
     sample = min(n, max(256 * k, 65_536))
     scored = "joint" in store.fields and store.dim("image") == store.dim("text")
+    largest = min(max(4 * n // k, 16_384), 65_536, n)  # rows of a cluster held at a time, if it is four times the mean
     train = 20 * sample * k * dim / speed
     label = n * k * dim / speed + read
     pairs = n * (n / k) / 2 * dim / speed
@@ -176,6 +177,6 @@ def _cost(store: EmbeddingStore, workers: int) -> dict[str, Any]:
             "density": round(train + label, 2),
             "semdedup": round(train + label + pairs + read, 2),
         },
-        "memory_bytes": int(48 * n + min(sample * dim * 4, 512 * 2**20) + workers * 3 * 16_384 * dim * 4),
+        "memory_bytes": int(48 * n + max(min(sample * dim * 4, 512 * 2**20), workers * 1.5 * largest * dim * 4)),
         "cache_bytes": int(8 * n + (0 if store.mapped(name) else store.stored_bytes(name))),
     }

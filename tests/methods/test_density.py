@@ -199,7 +199,6 @@ def released(reference: Reference, keep: int, temperature: float, order: str) ->
     ],
 )
 def test_released_is_the_published_procedure(pool, rows, centroid_file, select, seed, n, k, keep, given, order) -> None:
-    pytest.importorskip("qpsolvers")
     image, centroids = make(seed, n, k)
     parameters = {"keep": keep, "order": order, "centroids": centroid_file(centroids), "released": True, **given}
     selection = select(pool(image), build("density", parameters))

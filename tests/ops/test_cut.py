@@ -133,7 +133,7 @@ def test_allocate_stays_within_a_row_of_the_quadratic_programme(
 @pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # osqp's own
 @pytest.mark.parametrize("seed", range(5))
 def test_allocate_agrees_with_a_solver(seed: int) -> None:
-    solve_qp = pytest.importorskip("qpsolvers").solve_qp
+    from qpsolvers import solve_qp
     from scipy.sparse import csc_matrix, identity
 
     rng = np.random.default_rng(seed)
