@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from thresher import OutputError
+
 RECIPE = """
 [[step]]
 method = "semdedup"
@@ -166,3 +168,43 @@ def test_the_cache_is_bounded_and_can_be_cleared(tmp_path: Path) -> None:
     assert not cache.path("x", {"i": 0}).exists()
     cache.clear()
     assert cache.size() == 0
+
+
+def test_a_folder_is_replaced_in_one_step_and_strays_are_swept(tmp_path: Path) -> None:
+    from thresher.cache import writing_folder
+
+    out = tmp_path / "out"
+    for text in ("first", "second"):
+        with writing_folder(out) as scratch:
+            (scratch / "file").write_text(text)
+        assert (out / "file").read_text() == text
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(OutputError), writing_folder(out) as scratch:
+        (scratch / "no such folder" / "file").write_text("half")
+    assert (out / "file").read_text() == "second"
+    killed = subprocess.Popen([sys.executable, "-c", "pass"])
+    killed.wait()
+    (tmp_path / f".out.{killed.pid}.abc.tmp").mkdir()  # left by a process that is gone
+    (tmp_path / f".out.{os.getpid()}.abc.tmp").mkdir()  # of one that is at work
+    with writing_folder(out) as scratch:
+        (scratch / "file").write_text("third")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f".out.{os.getpid()}.abc.tmp", "out"]
+
+
+def test_killed_while_replacing_there_is_always_a_whole_result(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom thresher.cache import writing_folder\n"
+        "for i in range(10**6):\n"
+        "    with writing_folder(sys.argv[1]) as scratch:\n"
+        "        for name in 'ab': (scratch / name).write_text(str(i))\n"
+    )
+    out = tmp_path / "out"
+    moments = random.Random(3)
+    for _ in range(8):
+        process = subprocess.Popen([sys.executable, "-c", code, str(out)])
+        while not out.exists():
+            time.sleep(0.05)
+        time.sleep(0.2 + 0.2 * moments.random())
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert (out / "a").read_text() == (out / "b").read_text() != ""

@@ -7,7 +7,9 @@ bytes. Nothing is pickled; a damaged entry counts as absent.
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -280,28 +282,59 @@ class writing:  # noqa: N801 - reads as a verb: with writing(path) as scratch
 def writing_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a scratch folder beside ``folder`` that takes its place when the block ends well, else vanishes."""
     target = Path(folder)
-    scratch = None
-    try:
+    with _refusals(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
-        yield scratch
-        scratch.chmod(0o777 & ~_umask())
-        if target.exists():
-            old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".old"))
-            target.rename(old / "was")
-            try:
+        _sweep(target)
+        scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.{os.getpid()}.", suffix=".tmp"))
+        try:
+            yield scratch
+            for path in scratch.rglob("*"):
+                if path.is_file():
+                    with open(path, "rb") as file:
+                        os.fsync(file.fileno())
+            scratch.chmod(0o777 & ~_umask())
+            if not target.exists():
                 scratch.rename(target)
-            except OSError:
-                (old / "was").rename(target)
-                raise
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            scratch.rename(target)
-    except OSError as error:
-        raise _cannot_write(target, error) from None
-    finally:
-        if scratch is not None:
+            elif not _exchange(scratch, target):
+                # Where the system cannot swap two folders there is a moment without the target.
+                was = scratch.with_suffix(".old")
+                target.rename(was)
+                try:
+                    scratch.rename(target)
+                except OSError:
+                    was.rename(target)
+                    raise
+                shutil.rmtree(was, ignore_errors=True)
+        finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two paths in one step, where Linux and the file system can; says whether it was done."""
+    try:
+        swap = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    here = -100  # AT_FDCWD; the last argument is RENAME_EXCHANGE
+    return bool(swap(here, os.fsencode(a.absolute()), here, os.fsencode(b.absolute()), 2) == 0)
+
+
+def _sweep(target: Path) -> None:
+    """Remove scratch folders of the same target whose writer was killed."""
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        writer = path.name.removeprefix(f".{target.name}.").split(".")[0]
+        if writer.isdecimal() and not _alive(int(writer)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def only(folder: Path, names: Iterable[str]) -> None:
