@@ -26,7 +26,7 @@ from thresher.ops import kmeans
 
 def ours(
     rows: np.ndarray, start: np.ndarray, iterations: int, nearest: kmeans.Nearest = kmeans.nearest_two,
-    slack: float = kmeans.SLACK,
+    slack: float = kmeans.SLACK, warm: bool = True,
 ) -> np.ndarray:  # fmt: skip
     """What thresher does with rows held in memory."""
     engine = Threads(cores())
@@ -36,7 +36,7 @@ def ours(
         return engine.map(partial(_on_held, rule), tasks)
 
     few = 512 * len(start)
-    if len(rows) > 2 * few:  # the first half on a sample, as `thresher cluster` does
+    if warm and len(rows) > 2 * few:  # the first half on a sample, as `thresher cluster` does
         chosen = np.sort(np.random.default_rng(2).choice(len(rows), few, replace=False))
         start = ours(rows[chosen], start, iterations // 2, nearest, slack)
         iterations -= iterations // 2
