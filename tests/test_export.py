@@ -233,3 +233,24 @@ def test_what_an_earlier_export_left_beside_it_goes_with_it(tmp_path: Path) -> N
     export(everything, "keys", tmp_path / "x", store=store, overwrite=True, manifest=False)
     assert not (tmp_path / "x.missing.txt").exists()
     assert not (tmp_path / "x.manifest.json").exists()
+
+
+def test_pictures_without_paths_are_no_paths(tmp_path: Path) -> None:
+    columns = {
+        "image": pa.array([{"bytes": b"x"}] * 2, pa.struct([("bytes", pa.binary())])),
+        "text": ["a", "b"],
+        "emb": pa.array(list(np.eye(2, dtype=np.float32)), pa.list_(pa.float32(), 2)),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "pool.parquet")
+    store = open_store(str(tmp_path / "pool.parquet"))
+    everything = Selection.everything(store.fingerprint(), store.layout.location, {}, 2)
+    with pytest.raises(UsageError, match="column of image paths"):
+        export(everything, "open_clip", tmp_path / "train.csv", store=store)
+
+
+def test_an_export_in_the_pools_folder_is_no_part_of_it(pool: Path, selection: Selection) -> None:
+    export(selection, "parquet", pool / "rows.parquet")
+    assert len(reopen(selection)) == ROWS
+    with pytest.raises(OutputError, match="part of the pool"):
+        export(selection, "parquet", pool / "more.parquet", manifest=False)
+    assert len(reopen(selection)) == ROWS

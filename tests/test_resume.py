@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from thresher import OutputError
+from thresher import Cache, OutputError
 
 RECIPE = """
 [[step]]
@@ -97,8 +97,6 @@ def test_kill_at_random_moments_then_the_identical_result(pool: Path, tmp_path: 
 
 
 def test_an_interrupted_pass_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    from thresher import Cache
-
     cache = Cache(tmp_path, flush_seconds=-1)
     key = {"what": "numbers"}
 
@@ -138,8 +136,6 @@ def test_a_full_disk_gives_a_message_and_leaves_nothing(pool: Path, tmp_path: Pa
 
 
 def test_a_damaged_cache_entry_counts_as_absent(tmp_path: Path) -> None:
-    from thresher import Cache
-
     cache = Cache.at(tmp_path)
     made = [0]
 
@@ -149,14 +145,14 @@ def test_a_damaged_cache_entry_counts_as_absent(tmp_path: Path) -> None:
 
     assert cache.array("x", {}, make).tolist() == [0, 1, 2, 3, 4]
     path = cache.path("x", {})
-    path.write_bytes(path.read_bytes()[:-3])
-    assert cache.array("x", {}, make).tolist() == [0, 1, 2, 3, 4]
-    assert made == [2]
+    whole = path.read_bytes()
+    for turn, damaged in enumerate((whole[:-3], b"", whole[:70] + b"(" + whole[71:], b"x" * len(whole)), 2):
+        path.write_bytes(damaged)
+        assert cache.array("x", {}, make).tolist() == [0, 1, 2, 3, 4]
+        assert made == [turn]
 
 
 def test_the_cache_is_bounded_and_can_be_cleared(tmp_path: Path) -> None:
-    from thresher import Cache
-
     cache = Cache(tmp_path, limit=2500)
     for i in range(4):
         cache.array("x", {"i": i}, lambda: np.zeros(100))
@@ -208,3 +204,30 @@ def test_killed_while_replacing_there_is_always_a_whole_result(tmp_path: Path) -
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert (out / "a").read_text() == (out / "b").read_text() != ""
+
+
+def test_what_is_being_filled_is_not_trimmed_but_what_was_given_up_is(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, limit=1)
+    for name, age in (("new", 60), ("old", 10 * 86_400)):
+        folder = tmp_path / "arrays" / f"{name}.partial"
+        folder.mkdir(parents=True)
+        for file in ("lock", "rows", "vectors.npy"):
+            (folder / file).write_text("0" * 100)
+            os.utime(folder / file, (time.time() - age,) * 2)
+    os.utime(tmp_path / "arrays" / "new.partial" / "lock", (0, 0))  # older than what is being written
+    cache.trim()
+    left = sorted(path.relative_to(tmp_path / "arrays").as_posix() for path in tmp_path.rglob("*") if path.is_file())
+    assert left == ["new.partial/lock", "new.partial/rows", "new.partial/vectors.npy"]
+
+
+def test_a_link_keeps_pointing_where_it_did(tmp_path: Path) -> None:
+    from thresher.cache import writing_folder
+
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    for text in ("first", "second"):
+        with writing_folder(tmp_path / "link") as scratch:
+            (scratch / "file").write_text(text)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "file").read_text() == "second"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]

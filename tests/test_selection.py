@@ -5,6 +5,7 @@ import subprocess
 import sys
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -287,3 +288,18 @@ def test_what_is_no_selection_is_refused(tmp_path) -> None:
     for path in (tmp_path, tmp_path / "nowhere", tmp_path / "file"):
         with pytest.raises(PoolError, match="not a selection folder"):
             Selection.load(path)
+
+
+@pytest.mark.parametrize("harm", ["empty", "short", "header", "gone"])
+@pytest.mark.parametrize("name", ["mask.npy", "dropped_by.npy"])
+def test_a_damaged_array_is_told_of(tmp_path: Path, name: str, harm: str) -> None:
+    Selection.everything("store", "pool", {}, 100).save(tmp_path / "sel")
+    path = tmp_path / "sel" / name
+    data = path.read_bytes()
+    if harm == "gone":
+        path.unlink()
+    else:
+        damaged = {"empty": b"", "short": data[:-30], "header": data[:70] + b"(" + data[71:]}
+        path.write_bytes(damaged[harm])
+    with pytest.raises(PoolError, match="damaged|missing"):
+        Selection.load(tmp_path / "sel")

@@ -16,6 +16,7 @@ import os
 import shutil
 import tempfile
 import time
+import tokenize
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -35,6 +36,8 @@ except ImportError:  # Windows
 
 Array = npt.NDArray[Any]
 
+# What NumPy raises for a damaged array.
+DAMAGED = (ValueError, EOFError, TypeError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile)
 LIMIT = 20 * 10**9
 FORMAT = 1  # of the arrays: raised when what a key stands for changes
 _DAY = 86_400
@@ -78,7 +81,7 @@ class Cache:
             return None
         except OSError:  # not the array's fault
             return None
-        except (ValueError, EOFError):
+        except DAMAGED:
             path.unlink(missing_ok=True)
             return None
         os.utime(path)
@@ -104,7 +107,7 @@ class Cache:
                 return {name: file[name] for name in file.files}
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        except (OSError, KeyError, *DAMAGED):
             path.unlink(missing_ok=True)
             return None
 
@@ -224,7 +227,8 @@ class Cache:
             if freed >= excess:
                 break
             # What is being filled or read by another run: its lock and parts, copies that are read all along.
-            if ".partial" in path.parent.name or (path.name.startswith("local.") and time.time() - used < _DAY):
+            age = time.time() - max(used, _last_use(path.parent) if path.parent.suffix == ".partial" else 0)
+            if age < _DAY and (path.parent.suffix == ".partial" or path.name.startswith(("local.", "."))):
                 continue
             path.unlink(missing_ok=True)
             freed += size
@@ -282,6 +286,8 @@ class writing:  # noqa: N801 - reads as a verb: with writing(path) as scratch
 def writing_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a scratch folder beside ``folder`` that takes its place when the block ends well, else vanishes."""
     target = Path(folder)
+    if target.is_symlink():
+        target = target.resolve()  # what it points to is replaced, not the link
     with _refusals(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target)
@@ -323,11 +329,12 @@ def _sweep(target: Path) -> None:
     """Remove scratch folders of the same target whose writer was killed."""
     for path in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
         writer = path.name.removeprefix(f".{target.name}.").split(".")[0]
-        if writer.isdecimal() and not _alive(int(writer)):
+        if writer.isdecimal() and not alive(int(writer)):
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _alive(process: int) -> bool:
+def alive(process: int) -> bool:
+    """Whether a process of this machine still runs."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -335,6 +342,13 @@ def _alive(process: int) -> bool:
     except OSError:
         return True
     return True
+
+
+def _last_use(folder: Path) -> float:
+    try:
+        return max((path.stat().st_mtime for path in folder.iterdir()), default=0.0)
+    except OSError:  # just gone
+        return time.time()
 
 
 def only(folder: Path, names: Iterable[str]) -> None:

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -267,13 +267,13 @@ def recipes(name: str | None) -> None:
 def cluster(pool: str, out: str, overwrite: bool, **values: Any) -> None:
     """Cluster POOL: writes centroids.npy, labels.npy and distances.npy."""
     from thresher.audit import Audit
-    from thresher.groups import Clustered, write_groups
+    from thresher.groups import FILES, Clustered, write_groups
     from thresher.run import Run
     from thresher.selection import Selection
 
     common = _common(values)
     how = Clustered(**values)
-    target = _free(out, overwrite, "cluster.json")
+    target = _free(out, overwrite, FILES)
     store = common.open(pool)
     start = Selection.everything("", pool, {}, store.total)
     run = Run(store, start, seed=common.seed or 0, **common.places())
@@ -385,7 +385,7 @@ def run(recipe: str, pool: str, out: str, within: str | None, overwrite: bool, *
 def _run(common: Common, pool: str, steps: list[Any], seed: int, out: str, within: str | None, overwrite: bool) -> None:
     from thresher.recipe import run_steps
     from thresher.run import parameters_of
-    from thresher.selection import Selection
+    from thresher.selection import FILES, Selection
 
     earlier = Selection.load(within) if within else None
     target, again = Path(out), None
@@ -397,7 +397,7 @@ def _run(common: Common, pool: str, steps: list[Any], seed: int, out: str, withi
             raise OutputError(f"{out}: holds the result of other steps; choose another name or pass --overwrite")
         again = Selection.load(target).store
         overwrite = True
-    target = _free(out, overwrite, "selection.json")
+    target = _free(out, overwrite, FILES)
     store = common.open(pool)
     if again not in (None, store.fingerprint()):
         raise OutputError(f"{out}: holds the result of another pool; choose another name or pass --overwrite")
@@ -410,18 +410,19 @@ def _run(common: Common, pool: str, steps: list[Any], seed: int, out: str, withi
     _say(f"written to {target}")
 
 
-def _free(out: str, overwrite: bool, mark: str) -> Path:
-    """Refuse a folder in the way before any work is done."""
-    from thresher.cache import probe
+def _free(out: str, overwrite: bool, names: Sequence[str]) -> Path:
+    """Refuse a folder in the way before any work is done; ``names`` are a result's, the first its mark."""
+    from thresher.cache import only, probe
 
     target = Path(out)
     if target.exists() and not target.is_dir():
         raise OutputError(f"{target}: is a file; name a folder")
     if target.exists() and any(target.iterdir()):
-        if not (target / mark).exists():
+        if not (target / names[0]).exists():
             raise OutputError(f"{target}: exists and is not a result of thresher; choose another name")
         if not overwrite:
             raise OutputError(f"{target}: exists already; choose another name or pass --overwrite")
+        only(target, names)
     probe(target)
     return target
 

@@ -18,10 +18,12 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import threadpoolctl
 
+from thresher.cache import alive
 from thresher.errors import ThresherError, UsageError, suggest
 
 T = TypeVar("T")
@@ -73,13 +75,17 @@ class Processes:
         """Remember the number; processes start with the first task."""
         self.workers = workers
         self._pool: ProcessPoolExecutor | None = None
+        for path in Path(tempfile.gettempdir()).glob("thresher-*-*.task"):  # left by a parent that was killed
+            parent = path.name.split("-")[1]
+            if parent.isdecimal() and not alive(int(parent)):
+                path.unlink(missing_ok=True)
 
     def map(self, fn: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
         """Yield ``fn(task)`` for every task, in order. The function travels once, not with every task."""
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(self.workers, context, initializer=_begin_worker)
-        with tempfile.NamedTemporaryFile(prefix="thresher-", suffix=".task") as file:
+        with tempfile.NamedTemporaryFile(prefix=f"thresher-{os.getpid()}-", suffix=".task") as file:
             pickle.dump(fn, file)
             file.flush()
             try:

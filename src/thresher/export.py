@@ -23,6 +23,7 @@ from thresher.store import EmbeddingStore, open_store, same_pool
 Rows = npt.NDArray[np.int64]
 
 _PATHS = ("filepath", "image_path", "path", "file_name", "image")
+_DATA = (".npy", ".npz", ".parquet", ".pq")
 _URLS = ("url", "URL", "image_url")
 
 
@@ -64,7 +65,10 @@ def reopen(selection: Selection, pool: str | None = None, metadata: str | None =
         store = open_store(pool or selection.pool, options)
     except PoolError as error:
         raise type(error)(f"{error}; if the pool was moved, say where it is with --pool") from None
-    same_pool(selection, store)
+    try:
+        same_pool(selection, store)
+    except UsageError as error:
+        raise UsageError(f"{error}; say where that is now with --pool") from None
     return store
 
 
@@ -99,7 +103,7 @@ def export(
         store = reopen(selection)
     else:
         same_pool(selection, store)
-    check_target(path, store, overwrite=overwrite)
+    check_target(path, store, overwrite=overwrite, marked=manifest)
     with writing(path) as scratch:
         rows, missing = known[kind](selection, store, scratch)
     for ending in (".missing.txt", ".manifest.json"):  # those of an export that is replaced
@@ -118,14 +122,19 @@ def export(
     return Exported(str(path), rows, len(missing), str(outputs[1]) if missing else "", listed)
 
 
-def check_target(path: Path, store: EmbeddingStore | None, *, overwrite: bool) -> None:
+def check_target(path: Path, store: EmbeddingStore | None, *, overwrite: bool, marked: bool = False) -> None:
     """Refuse a file that is in the way: an earlier result, a file of the pool, a part of a selection.
+
+    Nor may it look like a new part of the pool, unless it will be ``marked`` by a manifest beside it.
 
     Raises:
         OutputError: Says which.
     """
     if store and str(path.resolve()) in {os.path.realpath(name) for kind, name in store.files() if kind == "file"}:
         raise OutputError(f"{path}: is a file of the pool; it is never overwritten")
+    inside = store is not None and os.path.isdir(place := os.path.realpath(store.layout.location))
+    if inside and path.suffix in _DATA and str(path.resolve()).startswith(place + os.sep) and not marked:
+        raise OutputError(f"{path}: would be taken for a part of the pool it lies in; choose another place")
     if any((folder / "selection.json").exists() for folder in path.resolve().parents):
         raise OutputError(f"{path}: lies in a selection folder; choose another place")
     if path.exists() and not overwrite:
@@ -264,7 +273,7 @@ def _open_clip(selection: Selection, store: EmbeddingStore, path: str) -> tuple[
     """open_clip's csv: tab separated, columns filepath and title."""
     import csv
 
-    column = next((name for name in _PATHS if name in store.columns), None)
+    column = next((found for found in (_path_column(store, name) for name in _PATHS) if found), None)
     if column is None or store.layout.caption is None:
         raise UsageError(
             f"open_clip's csv needs a caption and a column of image paths ({', '.join(_PATHS)}); "
@@ -275,8 +284,7 @@ def _open_clip(selection: Selection, store: EmbeddingStore, path: str) -> tuple[
     with open(path, "w", encoding="utf-8", newline="") as file:
         lines = csv.writer(file, delimiter="\t", lineterminator="\n")
         lines.writerow(["filepath", "title"])
-        nested = f"{column}.path" if parquet_types(*_first_table(store))[column].startswith("struct") else column
-        for ids, part in store.where(selection.mask()).scan([nested, store.layout.caption]):
+        for ids, part in store.where(selection.mask()).scan([column, store.layout.caption]):
             cells = part.column(0).to_pylist()
             for row, cell, title in zip(ids.tolist(), cells, part.column(1).to_pylist(), strict=True):
                 name = cell.get("path") if isinstance(cell, dict) else cell
@@ -323,6 +331,19 @@ def _img2dataset(selection: Selection, store: EmbeddingStore, path: str) -> tupl
             writer.write_table(table)
             written += len(table)
     return written, missing
+
+
+def _path_column(store: EmbeddingStore, name: str) -> str | None:
+    """Return the column to read for paths, ``name.path`` of structs, without their pictures; None if it has none."""
+    import pyarrow as pa
+
+    if name not in store.columns:
+        return None
+    kinds = [table.schema([name]).field(0).type for table in store.layout.tables]
+    if all(pa.types.is_struct(kind) and kind.get_field_index("path") >= 0 for kind in kinds):
+        return f"{name}.path"
+    words = [kind.value_type if pa.types.is_dictionary(kind) else kind for kind in kinds]
+    return name if all(pa.types.is_string(kind) or pa.types.is_large_string(kind) for kind in words) else None
 
 
 def _first_table(store: EmbeddingStore) -> tuple[str, str]:

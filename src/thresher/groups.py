@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.audit import audited
-from thresher.cache import only, writing_folder
+from thresher.cache import DAMAGED, only, writing_folder
 from thresher.engine import Engine
 from thresher.errors import MissingExtraError, PoolError, UsageError, installed
 from thresher.ops import kmeans
@@ -26,6 +26,7 @@ from thresher.readers.pieces import npy_piece
 from thresher.run import Run, unit
 from thresher.store import BLOCK, Block, EmbeddingStore
 
+FILES = ("cluster.json", "centroids.npy", "labels.npy", "distances.npy")  # of a clustering that is written
 _IN_MEMORY = 512 * 2**20  # training rows up to this many bytes of float32 are held, others streamed
 _ROWS_A_CLUSTER = 256  # of the training sample: more changes the objective by less than a part in a thousand
 _LEAST_SAMPLE = 65_536
@@ -144,7 +145,7 @@ def write_groups(
             some = arrays[name]
             arrays[name] = np.full(len(within), nothing, some.dtype)
             arrays[name][within] = some
-    only(Path(folder), (*(f"{name}.npy" for name in arrays), "cluster.json"))
+    only(Path(folder), FILES)
     with writing_folder(folder) as scratch:
         for name, array in arrays.items():
             np.save(scratch / f"{name}.npy", array, allow_pickle=False)
@@ -162,7 +163,7 @@ def read_labels(folder: str | os.PathLike[str]) -> npt.NDArray[Any]:
     path = Path(folder) / "labels.npy"
     try:
         labels: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, *DAMAGED) as error:
         raise PoolError(f"{path}: no labels of 'thresher cluster' ({error})") from None
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise PoolError(f"{path}: labels are whole numbers, one a row, not {labels.dtype} {labels.shape}")

@@ -21,14 +21,14 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher import __version__
-from thresher.cache import only, writing_folder
+from thresher.cache import DAMAGED, only, writing_folder
 from thresher.errors import BudgetError, OutputError, PoolError, UsageError
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
 
 FORMAT = 1
-_FILES = ("selection.json", "mask.npy", "dropped_by.npy", "repeats.npy", "steps")
+FILES = ("selection.json", "mask.npy", "dropped_by.npy", "repeats.npy", "steps")
 
 
 @dataclass(frozen=True)
@@ -293,7 +293,7 @@ class Selection:
             raise OutputError(f"{target}: exists already; choose another name or pass --overwrite")
         if target.exists() and not (target / "selection.json").exists() and any(target.iterdir()):
             raise OutputError(f"{target}: is not a selection folder; it is not overwritten")
-        only(target, _FILES)
+        only(target, FILES)
         with writing_folder(target) as scratch:
             self._write(scratch)
         return target
@@ -348,12 +348,12 @@ class Selection:
                 steps=tuple(steps),
                 repeats=_load(path, "repeats.npy", total) if header["repeats"] else None,
             )
+            if not np.array_equal(_load(path, "mask.npy", total), found.mask()):
+                raise PoolError(f"{path}: mask.npy is not the mask of dropped_by.npy; the selection is damaged")
         except (FileNotFoundError, NotADirectoryError) as error:
             raise PoolError(f"{path}: not a selection folder ({Path(error.filename or '').name} is missing)") from None
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
             raise PoolError(f"{path}: the selection cannot be read, it may be damaged ({error})") from None
-        if not np.array_equal(_load(path, "mask.npy", total), found.mask()):
-            raise PoolError(f"{path}: mask.npy is not the mask of dropped_by.npy; the selection is damaged")
         if len(found) != header["kept"]:
             raise PoolError(f"{path}: {len(found):,} rows are kept where selection.json says {header['kept']:,}")
         return found
@@ -362,7 +362,10 @@ class Selection:
 def _load(folder: Path, name: str, rows: int | None = None) -> Array:
     if not re.fullmatch(r"(steps/[a-z0-9-]+/(rows|groups)\.)?[a-z_]+\.npy", name):
         raise PoolError(f"{folder}: names an array {name!r}, which no selection holds")
-    found: Array = np.load(folder / name, mmap_mode="r", allow_pickle=False)
+    try:
+        found: Array = np.load(folder / name, mmap_mode="r", allow_pickle=False)
+    except DAMAGED as error:
+        raise PoolError(f"{folder / name}: cannot be read, it may be damaged ({error})") from None
     if rows is not None and len(found) != rows:
         raise PoolError(f"{folder / name}: has {len(found):,} rows where {rows:,} are due")
     return found

@@ -351,7 +351,7 @@ def same_pool(selection: Selection, store: EmbeddingStore, fingerprint: str | No
     if selection.total != store.total or selection.store != (fingerprint or store.fingerprint()):
         raise UsageError(
             f"{store.layout.location} ({store.total:,} rows) is not the pool of this selection any more, which was "
-            f"{selection.pool} ({selection.total:,} rows); say where that is with --pool"
+            f"{selection.pool} ({selection.total:,} rows)"
         )
 
 

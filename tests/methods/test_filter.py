@@ -156,3 +156,20 @@ def test_columns_that_differ_only_in_case_are_refused(pool, select) -> None:
     store = pool(None, None, {"uid": list("abc"), "Width": [0, 0, 0], "width": [500, 500, 500]}, parquet=True)
     with pytest.raises(UsageError, match="Width, width differ only in case"):
         select(store, build("filter", {"where": '"Width" > 100'}))
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "nullif(original_width, 0) > 5",
+        "if(original_width > 5, true, false)",
+        "split_part(text, ' ', 1) <> 'word'",
+        "list_sum([original_width, original_height]) > 5",
+        "array_to_string([text, 'x'], '-') LIKE '%-x'",
+        "age(TIMESTAMP '2021-01-01', TIMESTAMP '2020-01-01') > INTERVAL 1 day OR text IS NULL",
+        "CASE WHEN original_width IS NULL THEN false ELSE regexp_matches(lower(text), '[a-z]') END",
+        "date_add(DATE '2020-01-01', INTERVAL 1 day) > DATE '2020-01-01' AND fmod(original_width, 2) = 0",
+    ],
+)
+def test_functions_of_one_row_are_allowed(store, select, where) -> None:
+    assert 0 < len(select(store, build("filter", {"where": where}))) <= 15

@@ -30,8 +30,12 @@ CREATE MACRO greatest(a, b) AS CASE WHEN a > b THEN a WHEN b >= a THEN b END;
 CREATE MACRO aspect(w, h) AS greatest(w, h)::DOUBLE / nullif(least(w, h), 0);
 """
 
-# What DuckDB's own list of functions does not tell of: several rows of one, the clock, the environment.
-_FOREIGN = {"unnest", "unlist", "age", "getenv", "getvariable", "current_setting"}
+# DuckDB's macros that look at one row; its others look at many, at the session or at the clock.
+_ROW_MACROS = re.compile(
+    r"(list|array|map)_\w+|if|nullif|split_part|fmod|fdiv|date_add|days_in_month|json|md5_number_\w+"
+)
+# What its list of functions does not tell of: several rows of one, the environment.
+_FOREIGN = {"unnest", "unlist", "getenv", "getvariable", "current_setting"}
 
 
 @method("filter")
@@ -139,13 +143,13 @@ def _clauses(where: str) -> list[tuple[str, list[str]]]:
             raise UsageError(f"where has {len(parts)} clauses; at most 250")
         clauses = []
         for part in parts:
-            forbidden = {"SUBQUERY", "WINDOW", "STAR", "PARAMETER", "LAMBDA_REF"} & set(_classes(part))
+            forbidden = {"SUBQUERY", "WINDOW", "STAR", "PARAMETER", "LAMBDA", "LAMBDA_REF"} & set(_classes(part))
             if forbidden:
                 raise UsageError(
                     f"where = {where!r}: {', '.join(sorted(forbidden)).lower()} is not allowed in a filter"
                 )
-            for function in sorted(set(_functions(part))):
-                _plain(db, where, function)
+            for function, arguments in sorted(set(_functions(part))):
+                _plain(db, where, function, arguments)
             nodes[0]["select_list"] = [part]
             query = db.execute("SELECT json_deserialize_sql(?)", [json.dumps(tree)]).fetchone()[0]
             clauses.append((query.removeprefix("SELECT ").rstrip(";"), sorted(set(_columns(part)))))
@@ -178,18 +182,26 @@ def _walk(node: Any) -> Iterator[dict[str, Any]]:
             yield from _walk(value)
 
 
-def _plain(db: Any, where: str, function: str) -> None:
+def _plain(db: Any, where: str, function: str, arguments: int) -> None:
     """Refuse functions of many rows, and those whose value is not fixed by the row."""
     known = "SELECT function_type, coalesce(stability, 'CONSISTENT') FROM duckdb_functions() WHERE function_name = ?"
     kinds = db.execute(known, [function]).fetchall()
     own = function in re.findall(r"CREATE MACRO (\w+)", _MACROS)
-    plain = all(kind == "scalar" and stability == "CONSISTENT" for kind, stability in kinds)
-    if function in _FOREIGN or not (own or plain):
+    plain = all(
+        stability == "CONSISTENT" and (kind == "scalar" or (kind == "macro" and _ROW_MACROS.fullmatch(function)))
+        for kind, stability in kinds
+    )
+    clock = function == "age" and arguments == 1  # the age of one time is that until now
+    if function in _FOREIGN or clock or not (own or plain):
         raise UsageError(f"where = {where!r}: {function} is not allowed in a filter; a row's own columns decide")
 
 
-def _functions(node: dict[str, Any]) -> Iterator[str]:
-    return (str(part["function_name"]).lower() for part in _walk(node) if part.get("class") == "FUNCTION")
+def _functions(node: dict[str, Any]) -> Iterator[tuple[str, int]]:
+    return (
+        (str(part["function_name"]).lower(), len(part.get("arguments", part.get("children", ()))))
+        for part in _walk(node)
+        if part.get("class") == "FUNCTION"
+    )
 
 
 def _classes(node: dict[str, Any]) -> Iterator[str]:

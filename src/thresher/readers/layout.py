@@ -93,11 +93,14 @@ class Files:
         else:
             names = [posixpath.relpath(path, root) for path in found]
         # Results of earlier commands may lie in the pool's folder; their arrays are not the pool's.
+        exports = {name.removesuffix(".manifest.json") for name in names if name.endswith(".manifest.json")}
         results = {posixpath.dirname(name) for name in names if name.endswith(_RESULTS)} - {""}
         visible = [
             name
             for name in names
-            if posixpath.dirname(name) not in results and not any(part.startswith(".") for part in name.split("/"))
+            if posixpath.dirname(name) not in results
+            and name not in exports
+            and not any(part.startswith(".") for part in name.split("/"))
         ]
         return cls(location, protocol_of(fs), root, tuple(sorted(visible, key=natural)))
 
