@@ -126,7 +126,7 @@ def _key_codes(run: Run) -> npt.NDArray[np.uint8]:
             done += len(text)
     ordered = np.sort(hashes)
     repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-    suspects = np.flatnonzero(np.isin(hashes, repeated) & (codes == 0))
+    suspects = np.flatnonzero(np.isin(hashes, repeated, kind="sort") & (codes == 0))
     keys = [str(k) for part in store.lookup([name], store.ids[suspects]) for k in part.column(0).to_pylist()]
     seen: set[str] = set()
     for position, key in zip(suspects, keys, strict=True):
