@@ -202,3 +202,10 @@ def test_a_pool_that_changes_under_a_run_is_noticed(tmp_path: Path) -> None:
             engine=Meddling(),
             cache=Cache.at(tmp_path / "cache"),
         )
+
+
+def test_a_view_is_not_taken_for_its_pool(tmp_path: Path) -> None:
+    np.save(tmp_path / "image.npy", np.eye(40, 8, dtype=np.float32) + 0.1)
+    view = open_store(str(tmp_path / "image.npy")).where(np.arange(40) < 7)
+    with pytest.raises(UsageError, match="not a view"):
+        run_steps(view, [build("random", {"keep": "50%"})], cache=Cache.at(tmp_path / "cache"))

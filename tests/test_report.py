@@ -18,7 +18,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from thresher import Cache, EmbeddingStore, Selection, Step, build, open_store, run_steps
-from thresher.errors import MissingExtraError, PoolError, UsageError
+from thresher.errors import PoolError, UsageError
 from thresher.readers.layout import Options
 from thresher.registry import methods
 from thresher.report import write_report
@@ -214,10 +214,7 @@ def test_every_method(name: str, store: EmbeddingStore, cache: Cache, tmp_path: 
     given: dict[str, Any] = {"filter": {"where": "width > 9"}, "semdedup": {"eps": 0.05}}.get(name, {"keep": "40%"})
     if "clusters" in {item.name for item in dataclasses.fields(methods()[name])}:  # type: ignore[arg-type]
         given = {**given, "clusters": 7}
-    try:
-        selection = run_steps(store, [build(name, given)], cache=cache)
-    except MissingExtraError as error:
-        pytest.skip(str(error))
+    selection = run_steps(store, [build(name, given)], cache=cache)
     _, found = read(write_report(selection, tmp_path / "r.html", store=store))
     assert f"1. {name}" in found.text
     assert f"{len(selection)}" in found.text

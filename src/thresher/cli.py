@@ -170,7 +170,7 @@ def inspect(pool: str, quick: bool, **values: Any) -> None:
     if common.as_json:
         _print_json(found)
         return
-    _say(f"{found['location']}: {found['rows']:,} rows, layout {found['layout']}, {found['files']:,} files")
+    _say(f"{found['location']}: {found['rows']:,} rows, layout {found['layout']}, files: {found['files']:,}")
     for name, field in found["fields"].items():
         norm = f"norms {field['norms']['min']:.3g} .. {field['norms']['max']:.3g}" if field["norms"] else "no good row"
         bad = sum(field[f"{kind}_rows"] for kind in ("nan", "infinite", "zero"))

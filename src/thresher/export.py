@@ -18,7 +18,7 @@ from thresher.errors import OutputError, PoolError, UsageError, suggest
 from thresher.readers.layout import Options
 from thresher.readers.pieces import open_file, parquet_types
 from thresher.selection import Selection
-from thresher.store import EmbeddingStore, open_store, same_pool
+from thresher.store import EmbeddingStore, open_store, same_pool, whole_pool
 
 Rows = npt.NDArray[np.int64]
 
@@ -102,6 +102,7 @@ def export(
     if store is None:
         store = reopen(selection)
     else:
+        whole_pool(store)
         same_pool(selection, store)
     check_target(path, store, overwrite=overwrite, marked=manifest)
     with writing(path) as scratch:

@@ -16,7 +16,7 @@ from thresher.errors import PoolError, UsageError, suggest
 from thresher.registry import Method, build, coerced
 from thresher.run import Progress, Run, Silent
 from thresher.selection import Selection
-from thresher.store import EmbeddingStore, absolute, same_pool
+from thresher.store import EmbeddingStore, absolute, same_pool, whole_pool
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,7 @@ def run_steps(
         UsageError: ``within`` belongs to another pool, or a step cannot be carried out.
         PoolError: The pool cannot be trusted.
     """
+    whole_pool(store)
     steps = [coerced(step) for step in steps]
     cache = cache or Cache.at()
     progress = progress or Silent()

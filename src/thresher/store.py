@@ -341,18 +341,26 @@ class EmbeddingStore:
 
 
 def same_pool(selection: Selection, store: EmbeddingStore, fingerprint: str | None = None) -> None:
-    """Refuse a selection of other rows than the store's, or a store that sees only some.
+    """Refuse a selection of other rows than the store's; a view counts as its whole store.
 
     Raises:
         UsageError: Says what each is.
     """
-    if store.rows is not None:
-        raise UsageError("this needs the whole pool, not a view of it")
     if selection.total != store.total or selection.store != (fingerprint or store.fingerprint()):
         raise UsageError(
-            f"{store.layout.location} ({store.total:,} rows) is not the pool of this selection any more, which was "
-            f"{selection.pool} ({selection.total:,} rows)"
+            f"{store.layout.location} ({store.total:,} rows) is another pool, or not the pool of this selection any "
+            f"more: that was {selection.pool} ({selection.total:,} rows)"
         )
+
+
+def whole_pool(store: EmbeddingStore) -> None:
+    """Refuse a view where its rows would be overlooked.
+
+    Raises:
+        UsageError: It sees only some rows.
+    """
+    if store.rows is not None:
+        raise UsageError("this needs the whole pool, not a view of it; say which rows by a selection")
 
 
 def absolute(location: str) -> str:

@@ -41,7 +41,7 @@ from thresher.report.facts import (
     told_in_short,
 )
 from thresher.selection import Selection, Step
-from thresher.store import EmbeddingStore
+from thresher.store import EmbeddingStore, same_pool
 
 _LABELS = {"d_intra": "d_intra (spread)", "d_inter": "d_inter (distance to others)"}
 
@@ -74,12 +74,8 @@ def write_report(
     """
     if examples < 0 or cells < 0:
         raise UsageError(f"examples = {examples}, cells = {cells}: 0 or more")
-    if store is not None and (store.total, store.fingerprint()) != (selection.total, selection.store):
-        raise UsageError(
-            f"the selection is of {selection.pool} ({selection.total:,} rows, {selection.store[:12]}), but "
-            f"{store.layout.location} is another pool, or has changed since ({store.total:,} rows, "
-            f"{store.fingerprint()[:12]}); give its own pool, or none for a report without captions and pictures"
-        )
+    if store is not None:
+        same_pool(selection, store)
     views = tuple(_View.of(step, examples if store is not None else 0, cells) for step in judged(selection))
     wanted = {row for view in views for row in view.rows()}
     shown = look_up(store, wanted) if store is not None else {}
