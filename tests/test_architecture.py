@@ -34,6 +34,7 @@ run
 audit
 groups
 registry
+scores
 methods.*
 recipe story comparison export inspection terminal
 embed.* evaluate.* report.* train.*

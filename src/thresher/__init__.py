@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from thresher.recipe import Recipe, run_steps
     from thresher.registry import build, method
     from thresher.run import Run
+    from thresher.scores import Score, Scored
     from thresher.selection import Keep, Selection, Step
     from thresher.store import EmbeddingStore, open_store
 
@@ -42,6 +43,7 @@ _HOMES = {
     "recipe": ("Recipe", "run_steps"),
     "registry": ("build", "method"),
     "run": ("Run",),
+    "scores": ("Score", "Scored"),
     "selection": ("Keep", "Selection", "Step"),
     "store": ("EmbeddingStore", "open_store"),
 }  # fmt: skip
