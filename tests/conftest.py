@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import threadpoolctl
 from hypothesis import HealthCheck, settings
 
 from thresher import Cache, EmbeddingStore, Selection, Serial, open_store, run_steps
@@ -21,6 +22,13 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("tests")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    """As in every engine: several test processes with a thread a core each would wait for each other."""
+    with threadpoolctl.threadpool_limits(1):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -21,10 +21,9 @@ from thresher.engine import Engine
 from thresher.errors import MissingExtraError, PoolError, UsageError, installed
 from thresher.ops import kmeans
 from thresher.ops.neighbors import MeanNearestDistance
-from thresher.ops.vectors import F32, to_float32, unit_rows
-from thresher.readers.pieces import npy_piece
+from thresher.ops.vectors import F32
 from thresher.run import Run, unit
-from thresher.store import BLOCK, Block, EmbeddingStore
+from thresher.store import BLOCK, Block, EmbeddingStore, given_vectors
 
 FILES = ("cluster.json", "centroids.npy", "labels.npy", "distances.npy")  # of a clustering that is written
 _IN_MEMORY = 512 * 2**20  # training rows up to this many bytes of float32 are held, others streamed
@@ -170,6 +169,24 @@ def read_labels(folder: str | os.PathLike[str]) -> npt.NDArray[Any]:
     return labels
 
 
+def read_names(centroids: str, count: int) -> list[str]:
+    """Return the names of given classes: the lines of a .txt beside their .npy, [] where there is none.
+
+    Raises:
+        PoolError: They cannot be read, or are more or fewer than ``count``.
+    """
+    path = Path(centroids).with_suffix(".txt")
+    try:
+        names = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise PoolError(f"{path}: the class names cannot be read ({error})") from None
+    if len(names) != count:
+        raise PoolError(f"{path}: {len(names):,} class names, one a line, for the {count:,} rows of {centroids}")
+    return [" ".join(name.split()) for name in names]
+
+
 def automatic(rows: int) -> tuple[int, str]:
     """Choose a number of clusters, and say why.
 
@@ -197,19 +214,9 @@ def _assign(name: str, rule: kmeans.Assign, store: EmbeddingStore, block: Block)
 
 def _given(run: Run, how: Clustered) -> tuple[F32, tuple[str, ...]]:
     path = str(how.centroids)
-    piece = npy_piece("file", path)
-    if piece.dim != run.store.dim(how.embedding):
-        raise UsageError(
-            f"{path}: centroids of {piece.dim} dimensions for {how.embedding} embeddings of "
-            f"{run.store.dim(how.embedding)}"
-        )
-    if not piece.rows:
-        raise PoolError(f"{path}: holds no centroids")
-    if how.clusters not in (None, piece.rows):
-        raise UsageError(f"{path}: holds {piece.rows:,} centroids, but clusters = {how.clusters:,}; leave one out")
-    centroids, bad = unit_rows(to_float32(piece.read(0, piece.rows)))
-    if len(bad):
-        raise PoolError(f"{path}: centroid {int(bad[0])} is zero or not finite")
+    centroids = np.concatenate(list(given_vectors(path, "centroids", run.store, how.embedding)))
+    if how.clusters not in (None, len(centroids)):
+        raise UsageError(f"{path}: holds {len(centroids):,} centroids, but clusters = {how.clusters:,}; leave one out")
     return centroids, (f"centroids given: {path}",)
 
 

@@ -18,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.cache import default_folder
-from thresher.errors import BadRowsError, UsageError
+from thresher.errors import BadRowsError, PoolError, UsageError
 from thresher.ops.kmeans import STRIPE
 from thresher.ops.vectors import F32, to_float32, unit_rows
 from thresher.readers import Layout, Options, read_layout
 from thresher.readers.join import join_by_key
-from thresher.readers.pieces import NpyPiece, Piece, TablePiece, stamp_of
+from thresher.readers.pieces import NpyPiece, Piece, TablePiece, npy_piece, stamp_of
 from thresher.readers.verify import without_damaged
 from thresher.selection import Selection
 
@@ -31,6 +31,7 @@ Rows = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
 
 BLOCK = 16_384  # rows of a block
+_CHUNK = 4_096  # given rows held at a time
 _SAMPLED = 1_000  # rows behind a fingerprint: their keys, or their vectors where there are none
 _DECODED = 64  # rows whose vectors are behind it in any case; reaching one may mean decoding its row group
 
@@ -203,12 +204,14 @@ class EmbeddingStore:
 
     def vectors_at(self, name: str, positions: Rows) -> F32:
         """Return unit vectors of scattered rows by position in the view, in the order asked."""
-        order = np.argsort(positions, kind="stable")
-        ids = positions[order] if self.rows is None else self.rows[positions[order]]
-        units = [self._unit(part, self.raw_at(part, ids), ids) for part in self.parts(name)]
-        out = np.empty((len(ids), self.dim(name)), np.float32)
-        out[order] = self._join(name, units)
-        return out
+        ids = positions if self.rows is None else self.rows[positions]
+        if (ids[1:] >= ids[:-1]).all():
+            return self._join(name, [self._unit(part, self.raw_at(part, ids), ids) for part in self.parts(name)])
+        order = np.argsort(ids, kind="stable")
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        units = [self._unit(part, self.raw_at(part, ids[order])[back], ids) for part in self.parts(name)]
+        return self._join(name, units)
 
     def ids_of(self, block: Block) -> Rows:
         """Global ids of a block's rows."""
@@ -338,6 +341,31 @@ class EmbeddingStore:
             return
         for ids, part in self.scan([self.layout.key]):
             yield ids, _text(part.column(0))
+
+
+def given_vectors(path: str, what: str, store: EmbeddingStore, name: str) -> Iterator[F32]:
+    """Yield the unit rows of a .npy that a user gives, to compare with a field of the store; some at a time.
+
+    Args:
+        path: The file, (M, D) with the field's D.
+        what: What they are, in the plural, for messages.
+        store: The store.
+        name: The field.
+
+    Raises:
+        PoolError: A file that cannot be trusted, no rows, or a row without direction.
+        UsageError: Another width.
+    """
+    piece = npy_piece("file", path)
+    if piece.dim != store.dim(name):
+        raise UsageError(f"{path}: {what} of {piece.dim} dimensions for {name} embeddings of {store.dim(name)}")
+    if not piece.rows:
+        raise PoolError(f"{path}: holds no {what}")
+    for lo in range(0, piece.rows, _CHUNK):
+        units, bad = unit_rows(to_float32(piece.read(lo, min(lo + _CHUNK, piece.rows))))
+        if len(bad):
+            raise PoolError(f"{path}: row {lo + int(bad[0]):,} of the {what} is zero or not finite")
+        yield units
 
 
 def same_pool(selection: Selection, store: EmbeddingStore, fingerprint: str | None = None) -> None:

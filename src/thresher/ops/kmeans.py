@@ -163,7 +163,7 @@ class MoveRows:
 
     def __call__(self, stripes: Iterable[F32], bounds: Bounds) -> Moves:
         """Relabel the rows that need it and sum what moves; float32 within a stripe, float64 across."""
-        parts: list[_Sums] = []
+        parts: list[Sums] = []
         spare = np.empty((STRIPE, self.centroids_KD.shape[1]), np.float32)
         lo = 0
         for rows in stripes:
@@ -188,7 +188,7 @@ class MoveRows:
                 counts[at] += part.counts_J
         return Moves(bounds, groups.astype(np.int64), sums, counts)
 
-    def _stripe(self, rows_BD: F32, label: Labels, upper: F32, lower: F32, spare: F32) -> list[_Sums]:
+    def _stripe(self, rows_BD: F32, label: Labels, upper: F32, lower: F32, spare: F32) -> list[Sums]:
         """Update labels and bounds in place; returns the sums of rows that come to and leave groups.
 
         ``spare`` (B or more, D) is scratch: fresh memory for every copy would cost more than the copy.
@@ -222,19 +222,19 @@ class MoveRows:
         before = label[need]
         label[need], upper[need], lower[need] = found, _angles(best), _angles(second)
         if fresh:
-            return [_sums_by_group(rows_BD, found)]
+            return [sums_by_group(rows_BD, found)]
         changed = np.flatnonzero(found != before)
         if not len(changed):
             return []
         moving = some[changed]
-        return [_sums_by_group(moving, found[changed]), _sums_by_group(moving, before[changed], leaving=True)]
+        return [sums_by_group(moving, found[changed]), sums_by_group(moving, before[changed], leaving=True)]
 
 
 def _angles(cosines: F32) -> F32:
     return np.arccos(np.clip(cosines, -1, 1))
 
 
-class _Sums(NamedTuple):
+class Sums(NamedTuple):
     """Float32 sums and counts of the rows of each group present, groups ascending."""
 
     groups_J: Labels
@@ -243,7 +243,7 @@ class _Sums(NamedTuple):
     leaving: bool
 
 
-def _sums_by_group(rows_BD: F32, labels_B: Labels, *, leaving: bool = False) -> _Sums:
+def sums_by_group(rows_BD: F32, labels_B: Labels, *, leaving: bool = False) -> Sums:
     """Sum the rows of each group.
 
     Groups of a few rows are summed side by side - the second rows of all groups, then the third -
@@ -262,7 +262,7 @@ def _sums_by_group(rows_BD: F32, labels_B: Labels, *, leaving: bool = False) -> 
         if not len(still):
             break
         sums[still] += rows_BD[order[starts[still] + turn]]
-    return _Sums(ordered[starts], sums, counts, leaving)
+    return Sums(ordered[starts], sums, counts, leaving)
 
 
 Rule = Callable[[Iterable[F32], Bounds], Moves]

@@ -1,0 +1,325 @@
+"""ClipCov's arithmetic: cross-modal similarities inside a class, and the greedy walk through one class.
+
+What a row loses when another of its class is taken depends on that class alone, so every class has an
+order of its own and classes are only merged. In a class, similarities s(a, b) = <v_a, t_b> are either
+taken as they are, and sums of them are products with a summed vector; or values below a clamp are
+zeroed first, and sums are blocked products. No matrix of a class is kept either way.
+
+The walk is exact. It looks at the best few rows of a class, takes the best of them again and again, and
+stops where a row it does not look at might be better. How far such a row can have come is bounded by what
+it loses to the mean of the rows taken just before, and how far the rows taken now differ from that mean.
+
+n rows of a class, C candidates, S rows taken, D dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from thresher.ops.cut import top
+from thresher.ops.vectors import F32
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+_TILE = 1024  # rows of a product, both ways: it stays in cache
+_MOST = 2048  # candidates looked at together
+_ROUNDING = 1e-6  # of a mean of float32 similarities
+_SLACK = 1e-5  # what a float32 cosine may err by, and to spare
+
+
+# --- sums of similarities -------------------------------------------------------------------------
+
+
+def clamped(products: F32, clamp: float | None) -> F32:
+    """Zero similarities below ``clamp`` in place; None leaves them all."""
+    if clamp == 0:
+        np.maximum(products, 0, out=products)
+    elif clamp is not None:
+        products[products < clamp] = 0
+    return products
+
+
+def similarity_sums(image_PD: F32, text_QD: F32, clamp: float | None) -> tuple[Floats, Floats]:
+    """Return sum_q s(p, q) (P,) and sum_p s(p, q) (Q,), tile by tile: float32 inside a tile, float64 across."""
+    by_row, by_column = np.zeros(len(image_PD)), np.zeros(len(text_QD))
+    buffer = np.empty(min(_TILE, len(image_PD)) * min(_TILE, len(text_QD)), np.float32)
+    ones = np.ones(_TILE, np.float32)
+    for lo in range(0, len(image_PD), _TILE):
+        rows = image_PD[lo : lo + _TILE]
+        for at in range(0, len(text_QD), _TILE):
+            columns = text_QD[at : at + _TILE]
+            tile = buffer[: len(rows) * len(columns)].reshape(len(rows), len(columns))
+            clamped(np.matmul(rows, columns.T, out=tile), clamp)
+            by_row[lo : lo + _TILE] += tile @ ones[: len(columns)]
+            by_column[at : at + _TILE] += ones[: len(rows)] @ tile
+    return by_row, by_column
+
+
+@dataclass(frozen=True, eq=False)
+class Taken:
+    """Rows of a class that were taken, as its other rows see them.
+
+    Attributes:
+        image_SD: (S, D) float32 unit rows.
+        text_SD: (S, D) float32 unit rows.
+        sums: (2, D) float32, sum of the texts and sum of the images.
+        toward: (2, D) float32, a direction of interest, or None for the mean of these rows.
+    """
+
+    image_SD: F32
+    text_SD: F32
+    sums: F32
+    toward: F32 | None
+
+    @classmethod
+    def of(cls, image_SD: F32, text_SD: F32, toward: F32 | None) -> Taken:
+        """Sum the rows."""
+        sums = np.stack([text_SD.sum(axis=0, dtype=np.float64), image_SD.sum(axis=0, dtype=np.float64)])
+        return cls(image_SD, text_SD, sums.astype(np.float32), toward)
+
+
+def losses(image_RD: F32, text_RD: F32, clamped_R: Bools, taken: Taken, clamp: float | None) -> tuple[Floats, Floats]:
+    """Return what rows R lose when rows S of their class are taken, both times n.
+
+    Args:
+        image_RD: (R, D) float32 unit rows.
+        text_RD: (R, D) float32 unit rows.
+        clamped_R: (R,) for which of them the clamp changes a similarity; see :func:`where_clamped`.
+        taken: Rows S.
+        clamp: Similarities below it count as 0; None: all count as they are.
+
+    Returns:
+        sum_s s(r, s) + s(s, r) (R,), and :func:`drifts` toward the direction (R,).
+    """
+    loss = drifts(image_RD, text_RD, taken.sums)
+    drift = loss / len(taken.image_SD)
+    if clamp is not None and taken.toward is not None:
+        drift = drifts(image_RD, text_RD, taken.toward)
+    if clamp is not None and clamped_R.any():
+        there, _ = similarity_sums(image_RD[clamped_R], taken.text_SD, clamp)
+        back, _ = similarity_sums(text_RD[clamped_R], taken.image_SD, clamp)
+        loss[clamped_R] = there + back
+    return loss, drift
+
+
+def where_clamped(cross_n: Floats, mean_n: Floats, clamp: float | None) -> Bools:
+    """Tell for which rows the clamp changes a similarity with their class, (n,).
+
+    A clamp at 0 or below only adds: the mean similarity with it is above that without by what all zeroed ones
+    come to. Where that is within rounding, no sum over a part of the class can differ by more either.
+
+    Args:
+        cross_n: Mean similarity with the class, clamped.
+        mean_n: The same without a clamp.
+        clamp: The clamp.
+    """
+    if clamp is not None and clamp > 0:
+        return np.ones(len(cross_n), np.bool_)
+    return np.asarray(cross_n - mean_n > _ROUNDING, np.bool_)
+
+
+def drifts(image_RD: F32, text_RD: F32, toward: F32) -> Floats:
+    """Return <v_r, toward[0]> + <t_r, toward[1]>, (R,)."""
+    return np.asarray(image_RD @ toward[0] + text_RD @ toward[1], np.float64)
+
+
+# --- the walk through one class -------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Walk:
+    """Where the greedy walk through one class stands; all that goes on from there, to the same bits.
+
+    Attributes:
+        gains_n: (n,) float64, gain of every row by the last refresh, without the class-wide balance;
+            -inf for rows taken.
+        drift_n: (n,) float64, n times what a row is expected to lose to one more taken.
+        toward: (2, D) float32, the direction that expectation comes from.
+        clamped_n: (n,) bool, see :func:`where_clamped`.
+        balance_n: (n,) float64, n times what all rows of the class lose once this one is taken.
+        again_n: (n,) float64, n times what they lose at every refresh from then on (released code); or None.
+        order: Rows taken, in order.
+        gains: Their gains when they were taken, balance included.
+        lost: What the class had lost to balance when 0, 1, 2, ... rows were taken.
+    """
+
+    gains_n: Floats
+    drift_n: Floats
+    toward: F32
+    clamped_n: Bools
+    balance_n: Floats
+    again_n: Floats | None = None
+    order: list[int] = field(default_factory=list)
+    gains: list[float] = field(default_factory=list)
+    lost: list[float] = field(default_factory=lambda: [0.0])
+
+
+Take = Callable[[Ints], tuple[F32, F32]]
+Spend = Callable[[Ints, F32 | None], tuple[Floats, Floats]]
+
+
+def advance(walk: Walk, clamp: float | None, refresh: int, least: int, floor: float, take: Take, spend: Spend) -> None:
+    """Take more rows of a class, in batches that depend on nothing but the class.
+
+    Args:
+        walk: Where it stands; brought forward by a batch or more.
+        clamp: Similarities below it count as 0; None: all count as they are.
+        refresh: Gains are brought up to date when refresh - 1, 2 refresh - 1, ... rows of the class are taken.
+        least: Go on until this many rows are taken,
+        floor: or until the gain has fallen to this. A batch is not cut short.
+        take: Rows of the class -> their image and text vectors.
+        spend: (rows taken, toward) -> :func:`losses` of all n rows.
+    """
+    n = len(walk.gains_n)
+    while len(walk.order) < n:
+        batch, toward = _certain(walk, clamp, take) if refresh == 1 else (_segment(walk, refresh), None)
+        walk.order += batch.tolist()
+        walk.gains_n[batch] = -np.inf
+        if len(walk.order) < n:  # a shorter segment than to the next refresh ends the class
+            loss, drift = spend(batch, toward)
+            walk.gains_n -= loss / n
+            if toward is not None:
+                walk.drift_n, walk.toward = drift, toward
+        if len(walk.order) >= least or walk.gains[-1] <= floor:
+            return
+
+
+def _segment(walk: Walk, refresh: int) -> Ints:
+    """The best rows up to the next refresh; none of them changes the others."""
+    n = len(walk.gains_n)
+    room = refresh - 1 - len(walk.order) % refresh or refresh
+    left = np.flatnonzero(walk.gains_n > -np.inf)
+    batch = left[top(walk.gains_n[left], min(room, len(left)))]
+    batch = batch[np.lexsort((batch, -walk.gains_n[batch]))]
+    walk.gains += (walk.gains_n[batch] - walk.lost[-1]).tolist()
+    cost = float(walk.balance_n[batch].sum())
+    if walk.again_n is not None:
+        cost += float(walk.again_n[batch].sum() + walk.again_n[walk.order].sum())
+    walk.lost += [walk.lost[-1]] * (len(batch) - 1) + [walk.lost[-1] + cost / n]
+    return batch
+
+
+def _certain(walk: Walk, clamp: float | None, take: Take) -> tuple[Ints, F32 | None]:
+    """Rows that are next for certain, in order; and their mean texts and images, if that will be needed."""
+    n = len(walk.gains_n)
+    most = max(n // 32, 16)
+    chosen, ceiling = _candidates(walk, clamp, min(max(2 * most, 256), _MOST, n))
+    image_CD, text_CD = take(chosen)
+    between = clamped(image_CD @ text_CD.T, clamp)
+    between = (between + between.T) / np.float32(n)
+    seen_C2D = np.stack([text_CD, image_CD], axis=1)
+    gains = walk.gains_n[chosen]
+    astray = np.zeros_like(walk.toward)
+    batch: list[int] = []
+    while len(batch) < min(most, len(chosen)):
+        best = int(gains.argmax())
+        gain = float(gains[best])
+        if batch and ceiling is not None:
+            apart = float(np.sqrt(np.einsum("ij,ij->", astray, astray)))
+            if gain <= ceiling(len(batch), apart):
+                break
+        batch.append(best)
+        walk.gains.append(gain - walk.lost[-1])
+        walk.lost.append(walk.lost[-1] + float(walk.balance_n[chosen[best]]) / n)
+        gains -= between[best]
+        gains[best] = -np.inf
+        if ceiling is not None:
+            astray += seen_C2D[best] - walk.toward
+    taken = chosen[batch]
+    toward = seen_C2D[batch].mean(axis=0, dtype=np.float64).astype(np.float32) if ceiling is not None else None
+    return taken, toward
+
+
+def _candidates(walk: Walk, clamp: float | None, count: int) -> tuple[Ints, Callable[[int, float], float] | None]:
+    """The rows to look at, ascending, and a bound on the gain of all others.
+
+    The bound takes how many rows were taken since, and the length of the sum of their differences from
+    ``toward``; None where no row is left out.
+    """
+    n = len(walk.gains_n)
+    left = np.flatnonzero(walk.gains_n > -np.inf)
+    if len(left) <= count:
+        return left, None
+    gains, drift = walk.gains_n[left], walk.drift_n[left] / n
+    hopeful = top(gains - (count / 2) * drift, count)
+    hopeful[int(gains.argmax())] = True
+    gains, drift = gains[~hopeful], drift[~hopeful]
+    # The largest of n falling lines is convex in the number taken: between two points it is below their chord.
+    points = np.linspace(0, count + 1, 17)
+    lines = np.array([float((gains - p * drift).max()) for p in points])
+
+    def ceiling(taken: int, apart: float) -> float:
+        if clamp is not None and clamp > 0:  # less than the similarity may be lost, but nothing is won back
+            return float(lines[0])
+        # Rows (v, t) have length sqrt(2), and what is lost is no less than the unclamped similarities.
+        bound = float(np.interp(taken, points, lines)) + (2**0.5 * apart + _SLACK * taken) / n
+        return bound if clamp is None or clamp < 0 else min(bound, float(lines[0]))
+
+    return left[hopeful], ceiling
+
+
+# --- all classes ----------------------------------------------------------------------------------
+
+
+def merge(gains: list[list[float]], rows: list[Ints], budget: int) -> tuple[Ints, float]:
+    """Take the class whose next row is best, until the budget is spent.
+
+    A row waits for those before it in its class, so it comes when the worst of them does.
+
+    Args:
+        gains: Of every class, in its own order.
+        rows: Row ids of the same; equal gains go to the lower one.
+        budget: How many rows to take at most.
+
+    Returns:
+        (K,) how many rows of each class, and the gain of the worst row taken (-inf if fewer than the budget).
+    """
+    sizes = np.array([len(own) for own in gains], np.int64)
+    values, ids = np.concatenate([np.asarray(own, np.float64) for own in gains]), np.concatenate(rows)
+    if len(values) <= budget:
+        worst = float(values.min()) if len(values) == budget else -np.inf
+        return sizes, worst
+    classes = np.repeat(np.arange(len(sizes)), sizes)
+    rank = np.empty(len(values), np.int64)
+    order = np.lexsort((ids, -values))
+    rank[order] = np.arange(len(values))
+    waiting = np.maximum.accumulate(rank + classes * len(values)) - classes * len(values)
+    taken = np.argsort(waiting, kind="stable")[:budget]
+    return np.bincount(classes[taken], minlength=len(sizes)), float(values[order[waiting[taken[-1]]]])
+
+
+def forecast(score_n: Floats, cross_n: Floats, balance_n: Floats, starts_K: Ints, budget: int) -> Ints:
+    """Guess how many rows each class will keep, (K,), as if the rows of a class were alike.
+
+    Args:
+        score_n: Scores of all rows, class by class.
+        cross_n: Their mean similarity with the class, both ways.
+        balance_n: Their balance.
+        starts_K: Where each class begins.
+        budget: How many rows are kept in all.
+    """
+    sizes = np.diff(np.append(starts_K, len(score_n)))
+    classes = np.repeat(np.arange(len(sizes)), sizes)
+    order = np.lexsort((-score_n, classes))
+    share = (np.arange(len(score_n)) - starts_K[classes]) / sizes[classes]
+    means = np.bincount(classes, cross_n + balance_n, minlength=len(sizes)) / np.maximum(sizes, 1)
+    guess = score_n[order] - share * means[classes]
+    return np.bincount(classes[np.argpartition(-guess, budget - 1)[:budget]], minlength=len(sizes))
+
+
+def pack(sizes: Ints, room: int) -> Iterator[tuple[int, int]]:
+    """Cut classes into runs lo..hi of up to ``room`` rows in all; a larger class is a run of its own."""
+    lo = held = 0
+    for k, size in enumerate(sizes.tolist()):
+        if held and held + size > room:
+            yield lo, k
+            lo, held = k, 0
+        held += size
+    if held:
+        yield lo, len(sizes)
