@@ -211,7 +211,8 @@ def test_store_of_another_pool(chain: Selection, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", methods())
 def test_every_method(name: str, store: EmbeddingStore, cache: Cache, tmp_path: Path) -> None:
-    given: dict[str, Any] = {"filter": {"where": "width > 9"}, "semdedup": {"eps": 0.05}}.get(name, {"keep": "40%"})
+    known: dict[str, Any] = {"filter": {"where": "width > 9"}, "semdedup": {"eps": 0.05}}
+    given = known.get(name) or getattr(methods()[name], "example", {"keep": "40%"})
     if "clusters" in {item.name for item in dataclasses.fields(methods()[name])}:  # type: ignore[arg-type]
         given = {**given, "clusters": 7}
     selection = run_steps(store, [build(name, given)], cache=cache)

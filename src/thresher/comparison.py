@@ -18,20 +18,21 @@ def compare(
     """Compare selections of one pool.
 
     Args:
-        selections: Name -> selection, two or more of the same store.
+        selections: Name -> selection, of the same store.
         labels_N: Clusters of all rows, as ``thresher cluster`` writes them; by default those of the
             step, in any of the selections, that clustered the most rows. -1 for rows in none.
         worst: How many clusters to list, those that differ most.
 
     Returns:
-        "rows", "kept" by name, "pairs" (rows in both, overlap as a share of the smaller, Jaccard) and
-        "clusters" (size and kept by name, those with the largest spread of kept shares first).
+        "rows", "kept" and "uses" (repeats counted) by name, "pairs" (rows in both, overlap as a share of the
+        smaller, Jaccard) and "clusters" (size and kept by name, those with the largest spread of kept shares
+        first; none for a single selection).
 
     Raises:
-        UsageError: Fewer than two, or of different pools.
+        UsageError: None, or of different pools.
     """
-    if len(selections) < 2:
-        raise UsageError("compare needs at least two selections")
+    if not selections:
+        raise UsageError("nothing to compare: name selections")
     first = next(iter(selections.values()))
     masks = {}
     for name, selection in selections.items():
@@ -61,10 +62,11 @@ def compare(
     found: dict[str, Any] = {
         "rows": first.total,
         "kept": {name: len(selection) for name, selection in selections.items()},
+        "uses": {name: selection.uses for name, selection in selections.items()},
         "pairs": pairs,
         "clusters": [],
     }
-    if labels_N is not None:
+    if labels_N is not None and len(selections) > 1:
         found["clusters"] = _by_cluster(masks, labels_N, worst)
     return found
 

@@ -13,6 +13,7 @@ from typing import Any
 from thresher import __version__
 from thresher.audit import Audit
 from thresher.cache import writing
+from thresher.covariance import CovarianceError, Deviation
 from thresher.errors import UsageError
 from thresher.report import figures
 from thresher.report.examples import Example, look_up
@@ -54,6 +55,7 @@ def write_report(
     title: str | None = None,
     examples: int = 6,
     cells: int = 6,
+    covariance: CovarianceError | None = None,
 ) -> Path:
     """Write a selection's story as one HTML file and return its path.
 
@@ -66,6 +68,7 @@ def write_report(
         title: Heading; the pool's name by default.
         examples: Rows shown side by side; 0 shows none.
         cells: Clusters listed at either end, the most and the least pruned.
+        covariance: What :func:`thresher.covariance.covariance_errors` found for the selection.
 
     Raises:
         UsageError: The store is another pool than the selection's, or a negative number.
@@ -79,7 +82,9 @@ def write_report(
     views = tuple(_View.of(step, examples if store is not None else 0, cells) for step in judged(selection))
     wanted = {row for view in views for row in view.rows()}
     shown = look_up(store, wanted) if store is not None else {}
-    page = _render(selection, views, shown, title or f"What was kept of {_name(selection.pool)}")
+    about = _Covariance.of(covariance, cells) if covariance is not None else None
+    paired = store is not None and "joint" in store.fields
+    page = _render(selection, views, shown, title or f"What was kept of {_name(selection.pool)}", about, paired)
     with writing(target) as scratch:
         # A path may hold bytes that are no text; the page must not fail for them.
         Path(scratch).write_text(page, encoding="utf-8", errors="replace", newline="\n")
@@ -95,6 +100,7 @@ class _Cell:
     kept: int
     more: tuple[str, ...]
     strips: tuple[Strip, ...]
+    name: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,6 +173,31 @@ class _View:
             yield from (pair.row, pair.of)
 
 
+@dataclass(frozen=True)
+class _Covariance:
+    """The covariance error as the page shows it: lines of a table, and the classes with most of it."""
+
+    error: CovarianceError
+    lines: tuple[tuple[str, Deviation], ...]
+    worst: tuple[_Cell, ...]
+
+    @classmethod
+    def of(cls, error: CovarianceError, cells: int) -> _Covariance:
+        """Say in words what each figure is."""
+        inside = f"within {error.classes:,} clusters"
+        lines = {
+            "overall": error.overall,
+            inside: error.within,
+            "overall, not centred": error.overall_uncentred,
+            f"{inside}, not centred": error.within_uncentred,
+        }
+        worst = tuple(
+            _Cell(entry.label, entry.rows, entry.kept, (number(entry.error), percent(entry.share, 1)), ())
+            for entry in error.worst(cells)
+        )
+        return cls(error, tuple((name, found) for name, found in lines.items() if found is not None), worst)
+
+
 def _cells(found: Clusters | None, chosen: Sequence[int], inside: Mapping[int, tuple[Strip, ...]]) -> tuple[_Cell, ...]:
     if found is None:
         return ()
@@ -177,6 +208,7 @@ def _cells(found: Clusters | None, chosen: Sequence[int], inside: Mapping[int, t
             kept=int(found.kept_K[j]),
             more=tuple(number(values[j].item()) for values in found.more.values()),
             strips=inside.get(j, ()),
+            name=plain(found.names[j], 60) if found.names else "",
         )
         for j in chosen
     )
@@ -194,7 +226,14 @@ def _name(pool: str) -> str:
     return plain(pool.rstrip("/").rsplit("/", 1)[-1], 80) or plain(pool, 80)
 
 
-def _render(selection: Selection, views: Sequence[_View], shown: Mapping[int, Example], title: str) -> str:
+def _render(
+    selection: Selection,
+    views: Sequence[_View],
+    shown: Mapping[int, Example],
+    title: str,
+    covariance: _Covariance | None,
+    paired: bool,
+) -> str:
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
@@ -213,6 +252,8 @@ def _render(selection: Selection, views: Sequence[_View], shown: Mapping[int, Ex
         views=views,
         shown=shown,
         pictures=any(example.picture for example in shown.values()),
+        covariance=covariance,
+        paired=paired,
         telling=any(example.picture or example.caption for example in shown.values()),
         # Made here from numbers, with every word in it escaped by the drawing library.
         funnel=Markup(figures.funnel(selection)) if views else "",

@@ -301,11 +301,13 @@ class Clusters:
         size_K: Rows the step was given.
         kept_K: Rows kept.
         more: Further numbers of each cluster by name, such as quota and complexity.
+        names: What the clusters are called, if they have names.
     """
 
     size_K: Ints
     kept_K: Ints
     more: Mapping[str, Array]
+    names: tuple[str, ...] = ()
 
     @property
     def share_K(self) -> Floats:
@@ -333,9 +335,10 @@ def clusters(of: Judged) -> Clusters | None:
         size = np.bincount(labels, minlength=k)
         kept = np.bincount(labels[of.kept_n], minlength=k)
     names = [name for name in _GROUP_ORDER if name in groups]
-    names += sorted(set(groups) - {"size", "kept", *names})
+    names += sorted(set(groups) - {"size", "kept", "name", *names})
     more = {name: np.asarray(groups[name]) for name in names if np.asarray(groups[name]).ndim == 1}
-    return Clusters(np.asarray(size, np.int64), np.asarray(kept, np.int64), more)
+    called = tuple(map(str, groups.get("name", ())))
+    return Clusters(np.asarray(size, np.int64), np.asarray(kept, np.int64), more, called)
 
 
 def extremes(found: Clusters, count: int) -> tuple[list[int], list[int]]:
