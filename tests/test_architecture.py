@@ -33,11 +33,13 @@ store
 run
 audit
 groups
+latent
+covariance
 registry
 scores
 methods.*
 recipe story comparison export inspection terminal
-embed.* evaluate.* report.* train.*
+scoring embed.* evaluate.* report.* train.*
 cli
 __main__
 """

@@ -103,7 +103,7 @@ _POOL = [
     click.option(
         "--dtype", type=click.Choice(["float16", "float32", "float64", "bfloat16"]), help="What unmarked bytes hold."
     ),
-    click.option("--metadata", metavar="DIR", help="img2dataset output to join by key."),
+    click.option("--metadata", metavar="PATH", help="img2dataset output, or scores, to join by key."),
     click.option("--skip-bad", is_flag=True, help="Set bad files and rows aside, counted and listed."),
 ]
 _RUN = [
@@ -137,10 +137,13 @@ def _common(values: dict[str, Any]) -> Common:
 class _Group(click.Group):
     """A group that suggests the nearest command."""
 
+    what = ""
+
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             names = self.list_commands(ctx)
-            raise click.UsageError(f"no {args[0]!r}; there are {', '.join(names)}.{suggest(args[0], names)}", ctx)
+            known = f"no {self.what}{args[0]!r}; there are {', '.join(names)}.{suggest(args[0], names)}"
+            raise click.UsageError(known, ctx)
         return super().resolve_command(ctx, args)
 
 
@@ -325,11 +328,14 @@ def select() -> None:
     """Prune a pool with one method."""
 
 
-def _method_command(name: str, cls: Any) -> click.Command:
+def _flags(cls: Any, without: Sequence[str] = ()) -> list[Any]:
+    """Return the options of a method's parameters."""
     from thresher.registry import choices, parameters_of, type_of, without_none
 
     options = []
     for item in parameters_of(cls):
+        if item.name in without:
+            continue
         kind = without_none(type_of(cls, item.name))
         flag = "--" + item.name.replace("_", "-")
         extra: dict[str, Any] = {"help": item.metadata.get("help", ""), "default": None}
@@ -346,10 +352,13 @@ def _method_command(name: str, cls: Any) -> click.Command:
         elif item.default is MISSING:
             extra["help"] += " (required)"
         options.append(click.option(flag, item.name, **extra))
+    return options
 
+
+def _method_command(name: str, cls: Any) -> click.Command:
     @click.argument("pool")
     @click.option("-o", "--out", required=True, metavar="DIR", help="Selection folder to write.")
-    @_options(*options)
+    @_options(*_flags(cls))
     @click.option("--within", metavar="SEL", help="Only look at the rows an earlier selection kept.")
     @_SEED
     @_OVERWRITE
@@ -362,6 +371,70 @@ def _method_command(name: str, cls: Any) -> click.Command:
         _run(common, pool, [method], common.seed or 0, out, within, overwrite)
 
     return click.command(name, help=(cls.__doc__ or "").strip() + f"\n\n\x08\nSee: thresher methods {name}")(command)
+
+
+class _Scorers(_Group):
+    """One subcommand a scoring method, without the flags that cut."""
+
+    what = "method that gives each row a number is called "
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        from thresher.scores import scoring_methods
+
+        return list(scoring_methods())
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        from thresher.scores import scoring_methods
+
+        cls = scoring_methods().get(cmd_name)
+        return _score_command(cmd_name, cls) if cls else None
+
+
+@thresher.group(cls=_Scorers)
+def score() -> None:
+    """Write a method's number for every row of a pool, as parquet."""
+
+
+def _score_command(name: str, cls: Any) -> click.Command:
+    from thresher.scoring import CUTS
+
+    @click.argument("pool")
+    @click.option("-o", "--out", required=True, metavar="FILE", help="Parquet file to write.")
+    @_options(*_flags(cls, without=CUTS))
+    @click.option("--within", metavar="SEL", help="Only look at the rows an earlier selection kept.")
+    @click.option("--name", "called", metavar="COLUMN", help="Column of the numbers (default: the method's name).")
+    @_SEED
+    @_OVERWRITE
+    @_options(*_POOL, *_RUN)
+    def command(pool: str, out: str, within: str | None, called: str | None, overwrite: bool, **values: Any) -> None:
+        from thresher.scores import scorer
+        from thresher.scoring import write_scores
+        from thresher.selection import Selection
+
+        common = _common(values)
+        method = scorer(name, {key: value for key, value in values.items() if value is not None})
+        earlier = Selection.load(within) if within else None
+        how = {"seed": common.seed or 0, "within": earlier, **common.places()}
+        found = write_scores(common.open(pool), method, out, name=called, overwrite=overwrite, **how)
+        numbers = found.values_n
+        ends = {
+            "least": float(numbers.min()),
+            "mean": float(numbers.mean(dtype="float64")),
+            "most": float(numbers.max()),
+        }
+        if common.as_json:
+            _print_json({"out": out, **ends, **found.told})
+            return
+        for note in found.told["notes"]:
+            _say(note)
+        _say(
+            f"{len(numbers):,} of {found.told['of']:,} rows scored, {ends['least']:.4f} to {ends['most']:.4f}, "
+            f"mean {ends['mean']:.4f}"
+        )
+        _say(f"written to {out}")
+
+    about = f"Write the {cls.meaning} of every row of POOL."
+    return click.command(name, help=f"{about}\n\n\x08\nSee: thresher methods {name}")(command)
 
 
 @thresher.command()
@@ -406,7 +479,8 @@ def _run(common: Common, pool: str, steps: list[Any], seed: int, out: str, withi
     if common.as_json:
         _print_json({"out": str(target), **selection.header()})
         return
-    _say(f"kept {len(selection):,} of {selection.total:,} rows ({len(selection) / selection.total:.1%})")
+    repeated = f", {selection.uses:,} with repeats" if selection.repeats is not None else ""
+    _say(f"kept {len(selection):,} of {selection.total:,} rows ({len(selection) / selection.total:.1%}){repeated}")
     _say(f"written to {target}")
 
 
@@ -434,23 +508,36 @@ def _free(out: str, overwrite: bool, names: Sequence[str]) -> Path:
 @click.argument("selections", nargs=-1, required=True, metavar="SEL SEL...")
 @click.option("--clusters", metavar="DIR", help="Folder of 'thresher cluster' to tell differences by.")
 @click.option("--worst", type=int, default=10, show_default=True, help="Clusters to list.")
-@_JSON
-def compare(selections: tuple[str, ...], clusters: str | None, worst: int, as_json: bool) -> None:
-    """Overlap and differences of selections of one pool."""
+@click.option("--covariance", is_flag=True, help="Also how well each preserves the image-text cross-covariance.")
+@_MOVED
+@_options(*_RUN)
+def compare(
+    selections: tuple[str, ...], clusters: str | None, worst: int, covariance: bool, pool: str | None, **values: Any
+) -> None:
+    """Overlap and differences of selections of one pool; with --covariance one will do."""
     from thresher.comparison import compare as side_by_side
+    from thresher.export import reopen
     from thresher.groups import read_labels
     from thresher.selection import Selection
 
+    common = _common(values)
     if len(set(selections)) != len(selections):
         raise UsageError("a selection is named twice")
-    found = side_by_side(
-        {name: Selection.load(name) for name in selections}, read_labels(clusters) if clusters else None, worst
-    )
-    if as_json:
+    if len(selections) < 2 and not covariance:
+        raise UsageError("compare needs at least two selections, or --covariance to compare one with its pool")
+    loaded = {name: Selection.load(name) for name in selections}
+    labels = read_labels(clusters) if clusters else None
+    found = side_by_side(loaded, labels, worst)
+    errors = {}
+    if covariance:
+        errors = _covariance(common, loaded, labels, reopen(next(iter(loaded.values())), pool))
+        found["covariance"] = {name: error.header(worst) for name, error in errors.items()}
+    if common.as_json:
         _print_json(found)
         return
     for name, kept in found["kept"].items():
-        _say(f"{name}: {kept:,} of {found['rows']:,} rows ({kept / found['rows']:.1%})")
+        repeated = f", {found['uses'][name]:,} with repeats" if found["uses"][name] != kept else ""
+        _say(f"{name}: {kept:,} of {found['rows']:,} rows ({kept / found['rows']:.1%}){repeated}")
     for pair in found["pairs"]:
         _say(
             f"{pair['a']} and {pair['b']}: {pair['both']:,} in both, {pair['only_a']:,} and {pair['only_b']:,} in one; "
@@ -461,6 +548,45 @@ def compare(selections: tuple[str, ...], clusters: str | None, worst: int, as_js
         for entry in found["clusters"]:
             kept = ", ".join(f"{name} {count:,}" for name, count in entry["kept"].items())
             _say(f"  cluster {entry['cluster']} of {entry['size']:,} rows: {kept}")
+    for line in _covariance_table(errors) if errors else ():
+        _say(line)
+
+
+def _covariance(common: Common, selections: dict[str, Any], labels: Any, store: Any) -> dict[str, Any]:
+    """Compare the cross-covariance of selections with their pool's, in given clusters or those of their steps."""
+    from thresher.comparison import clusters_of
+    from thresher.covariance import covariance_errors
+    from thresher.run import Run
+
+    found = list(selections.values())
+    run = Run(store, found[0], **common.places())
+    return covariance_errors(run, selections, clusters_of(found) if labels is None else labels)
+
+
+def _covariance_table(errors: dict[str, Any]) -> typing.Iterator[str]:
+    """Yield the lines of a table of covariance errors."""
+    first = next(iter(errors.values()))
+    inside = f"within {first.classes:,} clusters of {first.classed:,} rows"
+    if first.within is None:
+        inside = "pass --clusters DIR for the error within clusters"
+    yield f"cross-covariance of image and text, relative error to the {first.rows:,} rows of the pool; {inside}:"
+    width = max(map(len, ["not centred", *errors]))
+    for title, names in (
+        ("centred", ("overall", "within")),
+        ("not centred", ("overall_uncentred", "within_uncentred")),
+    ):
+        told = [name for name in names if getattr(first, name) is not None]
+        heads = "".join(f"{name.split('_')[0]:>9}{'random':>9}{'ratio':>7}" for name in told)
+        yield f"  {title:{width}}{'rows':>14}{heads}" + ("" if first.within is None else f"{'lost':>7}")
+        for name, error in errors.items():
+            found = [getattr(error, each) for each in told]
+            cells = "".join(f"{_figure(d.error, 9, 4)}{_figure(d.random, 9, 4)}{_figure(d.ratio, 7, 2)}" for d in found)
+            lost = "" if error.within is None else f"{error.classes_lost:7,}"
+            yield f"  {name:{width}}{error.kept:14,}{cells}{lost}"
+
+
+def _figure(value: float | None, width: int, digits: int) -> str:
+    return f"{'-':>{width}}" if value is None else f"{value:{width}.{digits}f}"
 
 
 @thresher.command()
@@ -480,7 +606,8 @@ def explain(selection: str, key: str, pool: str | None, as_json: bool) -> None:
         _print_json(found)
         return
     caption = f" \u201c{found['caption']}\u201d" if found["caption"] else ""
-    _say(f"row {found['row']:,}, key {found['key']}{caption}: {'kept' if found['kept'] else 'dropped'}")
+    fate = "dropped" if not found["kept"] else "kept" if found["uses"] == 1 else f"kept, used {found['uses']:,} times"
+    _say(f"row {found['row']:,}, key {found['key']}{caption}: {fate}")
     for number, step in enumerate(found["steps"], 1):
         told = step["reason"] or "passes"
         _say(f"  {number}. {step['method']}: {step['verdict']} - {told}")
@@ -488,12 +615,14 @@ def explain(selection: str, key: str, pool: str | None, as_json: bool) -> None:
             cut = "" if step["cut"] is None else f" (cut at {step['cut']:.4f})"
             _say(f"     {step['meaning']}: {step['score']:.4f}{cut}")
         if "cluster" in step:
+            cluster = step["cluster"]
             facts = ", ".join(
                 f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4f}"
-                for name, value in step["cluster"].items()
-                if name != "number"
+                for name, value in cluster.items()
+                if name not in ("number", "name")
             )
-            _say(f"     cluster {step['cluster']['number']}: {facts}")
+            called = f" ({cluster['name']})" if "name" in cluster else ""
+            _say(f"     cluster {cluster['number']}{called}: {facts}")
         if "duplicate" in step:
             twin = step["duplicate"]
             caption = f" \u201c{twin['caption']}\u201d" if twin["caption"] else ""
@@ -539,23 +668,33 @@ def export(
 @click.option("--title", metavar="TEXT", help="Heading of the page.")
 @click.option("--examples", type=int, default=6, show_default=True, help="Sample rows of a cluster.")
 @click.option("--without-pool", is_flag=True, help="No captions and pictures: the pool is not read.")
+@click.option("--covariance", is_flag=True, help="Also how well the image-text cross-covariance is preserved.")
+@click.option("--clusters", metavar="DIR", help="Folder of 'thresher cluster' for --covariance.")
 @_MOVED
 @_OVERWRITE
-@_JSON
+@_options(*_RUN)
 def report(
-    selection: str, out: str, title: str | None, examples: int, without_pool: bool, pool: str | None, overwrite: bool,
-    as_json: bool,
+    selection: str, out: str, title: str | None, examples: int, without_pool: bool, covariance: bool,
+    clusters: str | None, pool: str | None, overwrite: bool, **values: Any,
 ) -> None:  # fmt: skip
     """One HTML page on SELECTION that needs no network."""
     from thresher.export import check_target, reopen
+    from thresher.groups import read_labels
     from thresher.report import write_report
     from thresher.selection import Selection
 
+    common = _common(values)
+    if covariance and without_pool:
+        raise UsageError("--covariance reads the pool; leave --without-pool out")
+    if clusters and not covariance:
+        raise UsageError("--clusters is for --covariance; pass both")
     loaded = Selection.load(selection)
+    labels = read_labels(clusters) if clusters else None
     store = None if without_pool else reopen(loaded, pool)
     check_target(Path(out), store, overwrite=overwrite)
-    path = write_report(loaded, out, store=store, title=title, examples=examples)
-    if as_json:
+    error = _covariance(common, {selection: loaded}, labels, store)[selection] if covariance else None
+    path = write_report(loaded, out, store=store, title=title, examples=examples, covariance=error)
+    if common.as_json:
         _print_json({"report": str(path), "bytes": path.stat().st_size})
         return
     _say(f"report: {path} ({_bytes(path.stat().st_size)})")

@@ -205,7 +205,7 @@ def _uids(keys: list[str]) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
 
 
 def _parquet(selection: Selection, store: EmbeddingStore, path: str) -> tuple[int, list[tuple[int, str]]]:
-    """One row per pool row: row, key, kept, step, reason, duplicate_of, score."""
+    """One row per pool row: row, key, kept, step, reason, duplicate_of, score, and repeats where there are some."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -220,6 +220,8 @@ def _parquet(selection: Selection, store: EmbeddingStore, path: str) -> tuple[in
             ("score", pa.float32()),
         ]
     )
+    if selection.repeats is not None:
+        schema = schema.append(pa.field("repeats", pa.int32()))
     score, twin = evidence(selection)
     given = [selection.given(step) for step in range(len(selection.steps))]
     names = [step.method for step in selection.steps]
@@ -232,6 +234,7 @@ def _parquet(selection: Selection, store: EmbeddingStore, path: str) -> tuple[in
                 for i, place in zip(at, np.searchsorted(given[number], ids[at]), strict=True):
                     reasons[i] = step.why(int(place))
             columns = [ids, keys, by == -1, [names[b] if b >= 0 else "" for b in by], reasons, twin[ids], score[ids]]
+            columns += [] if selection.repeats is None else [selection.repeats[ids]]
             writer.write_table(
                 pa.table([pa.array(c, kind) for c, kind in zip(columns, schema.types, strict=True)], schema=schema)
             )

@@ -100,7 +100,7 @@ def run_steps(
 
     Args:
         store: The pool.
-        steps: Methods.
+        steps: Methods; without any, only bad rows are refused or set aside.
         seed: Of all randomness.
         within: Start from an earlier selection of the same pool.
         engine: Where work runs; threads on all cores by default.
@@ -150,7 +150,10 @@ def run_steps(
         told = selection.steps[-1]
         for note in told.notes:
             progress.say(f"{step.name}: {note}")
-        progress.say(f"{step.name}: kept {len(selection):,} of {before:,} rows ({len(selection) / before:.1%})")
+        repeated = f", {selection.uses:,} with repeats" if selection.repeats is not None else ""
+        progress.say(
+            f"{step.name}: kept {len(selection):,} of {before:,} rows ({len(selection) / before:.1%}){repeated}"
+        )
     return selection
 
 

@@ -181,6 +181,7 @@ class Run:
         notes: Iterable[str] = (),
         rows: Mapping[str, Array] | None = None,
         groups: Mapping[str, Array] | None = None,
+        repeats: npt.NDArray[np.int32] | None = None,
     ) -> Selection:
         """Return the selection so far with one more step.
 
@@ -193,6 +194,7 @@ class Run:
             notes: What the user should know.
             rows: Evidence per row of the view.
             groups: Evidence per cluster.
+            repeats: (n,) how often to use each row of the view, 0 where dropped; by default once.
         """
         step = Step(
             method=method.name,
@@ -207,7 +209,7 @@ class Run:
             rows=dict(rows or {}),
             groups=dict(groups or {}),
         )
-        return self.so_far.then(step, keep_n)
+        return self.so_far.then(step, keep_n, repeats)
 
 
 @dataclass(frozen=True)

@@ -73,14 +73,18 @@ class Keep:
             raise UsageError(f"cannot keep {text}: for all rows say 100%, for one row say 1; {hint}")
         return cls(share=share)
 
-    def of(self, rows: int) -> int:
+    def of(self, rows: int, *, repeats: bool = False) -> int:
         """Return the exact number of rows out of ``rows``; shares are rounded down.
+
+        Args:
+            rows: How many there are.
+            repeats: Whether a row may count more than once, so that there may be more than there are.
 
         Raises:
             BudgetError: More than there are, or a share that is less than one row.
         """
         count = self.count if self.count is not None else int(self.share * rows) if self.share else 0
-        if count > rows:
+        if count > rows and not repeats:
             raise BudgetError(f"cannot keep {count:,} rows of the {rows:,} there are")
         if count == 0:
             raise BudgetError(f"{self} of {rows:,} rows is less than one row; keep more")
@@ -114,7 +118,8 @@ class Step:
         notes: What the user should know, such as why a number was chosen.
         rows: Evidence per row given, (rows_in,): "score" float32, "duplicate_of" int64, "cluster" int32,
             "code" uint8.
-        groups: Evidence per cluster, (K,): "size", "quota", "kept", "complexity", "d_intra", "d_inter".
+        groups: Evidence per cluster, (K,): "size", "quota", "kept", "complexity", "d_intra", "d_inter",
+            "name" (text).
     """
 
     method: str
@@ -170,7 +175,7 @@ class Selection:
         options: How it was opened.
         dropped_by: (N,) int16: number of the step that dropped the row, -1 for kept rows.
         steps: The chain.
-        repeats: (N,) int32, how often a kept row is to be used; None for once.
+        repeats: (N,) int32, how often a kept row is to be used, 0 for the others; None for once.
     """
 
     store: str
@@ -202,24 +207,48 @@ class Selection:
         """N."""
         return len(self.dropped_by)
 
+    @property
+    def uses(self) -> int:
+        """Number of kept rows, each counted as often as it is to be used."""
+        return len(self) if self.repeats is None else int(self.repeats.sum(dtype=np.int64))
+
     def given(self, step: int) -> npt.NDArray[np.int64]:
         """Global ids of the rows that step number ``step`` was given."""
         return np.flatnonzero((self.dropped_by == -1) | (self.dropped_by >= step))
 
-    def then(self, step: Step, keep_n: Bools) -> Selection:
-        """Return the selection after one more step; ``keep_n`` is over the rows kept so far."""
+    def then(self, step: Step, keep_n: Bools, repeats_n: npt.NDArray[np.int32] | None = None) -> Selection:
+        """Return the selection after one more step.
+
+        Args:
+            step: What it was.
+            keep_n: (n,) over the rows kept so far.
+            repeats_n: (n,) how often to use each, 0 where dropped; by default as often as before.
+
+        Raises:
+            UsageError: Arrays of other rows, or repeats for rows that are repeated already.
+        """
         kept = self.rows()
         if keep_n.shape != kept.shape:
             raise UsageError(f"{step.method} judged {len(keep_n):,} rows, but was given {len(kept):,}")
         dropped_by = np.array(self.dropped_by)
         dropped_by[kept[~keep_n]] = len(self.steps)
+        repeats = self.repeats
+        if repeats_n is not None:
+            if repeats is not None:
+                raise UsageError("an earlier step repeats rows already; draw once, and filter before or after")
+            if not np.array_equal(repeats_n > 0, keep_n):
+                raise UsageError(f"{step.method} must repeat the rows it keeps at least once, and no other row")
+            repeats = np.zeros(self.total, np.int32)
+            repeats[kept] = repeats_n
+        elif repeats is not None:
+            repeats = np.where(dropped_by == -1, repeats, 0).astype(np.int32)
         return Selection(
             store=self.store,
             pool=self.pool,
             options=self.options,
             dropped_by=dropped_by,
             steps=(*self.steps, step),
-            repeats=self.repeats,
+            repeats=repeats,
         )
 
     # --- set algebra --------------------------------------------------------------------------
@@ -275,6 +304,7 @@ class Selection:
             "options": dict(self.options),
             "rows": self.total,
             "kept": len(self),
+            "uses": self.uses,
             "repeats": self.repeats is not None,
             "steps": [step.header() for step in self.steps],
         }
@@ -350,6 +380,8 @@ class Selection:
             )
             if not np.array_equal(_load(path, "mask.npy", total), found.mask()):
                 raise PoolError(f"{path}: mask.npy is not the mask of dropped_by.npy; the selection is damaged")
+            if found.repeats is not None and not np.array_equal(found.repeats > 0, found.mask()):
+                raise PoolError(f"{path}: repeats.npy repeats other rows than were kept; the selection is damaged")
         except (FileNotFoundError, NotADirectoryError) as error:
             raise PoolError(f"{path}: not a selection folder ({Path(error.filename or '').name} is missing)") from None
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:

@@ -20,8 +20,8 @@ def explain(selection: Selection, store: EmbeddingStore, key: str) -> dict[str, 
         key: The row's key; ``row:17`` names a row by number.
 
     Returns:
-        row, key, caption, kept, and for each step it met: method, verdict, reason, score, cut, cluster
-        with size, quota and kept, and the duplicate's row and key.
+        row, key, caption, kept, uses (how often the row is to be used), and for each step it met: method,
+        verdict, reason, score, cut, cluster with size, quota and kept, and the duplicate's row and key.
 
     Raises:
         UsageError: No such row.
@@ -31,6 +31,7 @@ def explain(selection: Selection, store: EmbeddingStore, key: str) -> dict[str, 
         "row": row,
         **_told(store, row),
         "kept": bool(selection.dropped_by[row] == -1),
+        "uses": int(selection.dropped_by[row] == -1 if selection.repeats is None else selection.repeats[row]),
         "steps": [],
     }
     for number, step in enumerate(selection.steps):

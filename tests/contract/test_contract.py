@@ -204,6 +204,12 @@ def check_chain(selection: Selection) -> None:
             twins = step.rows["duplicate_of"][dropped]
             assert np.isin(twins, [-1, *given]).all()  # -1: dropped, though it repeats nothing, for a small budget
     assert rows == len(selection) == selection.mask().sum() == len(selection.rows())
+    if selection.repeats is None:
+        assert selection.uses == len(selection)
+    else:
+        assert selection.repeats.dtype == np.int32
+        np.testing.assert_array_equal(selection.repeats > 0, selection.mask())
+        assert selection.uses == selection.repeats.sum() >= len(selection)
     json.dumps(selection.header(), allow_nan=False)
 
 
@@ -227,6 +233,21 @@ def test_what_was_computed_before_changes_nothing(name, stores, earlier, places,
     run_steps(stores["one"], [step], engine=Serial(), cache=warm)
     found = [run_steps(stores["one"], [step], within=earlier, engine=Serial(), cache=c) for c in (cold, warm)]
     same(*found)
+
+
+@each_method
+def test_rows_that_are_repeated_stay_so(name, stores, tmp_path) -> None:
+    """Whatever comes after a step that repeats rows carries the repeats of those it keeps."""
+    cache = Cache.at(tmp_path / "cache")
+    drawn = run_steps(stores["one"], [build("scs", {"draws": 9_000, "temperature": 0.1})], engine=Serial(), cache=cache)
+    step = build(name, example(name))
+    if name == drawn.steps[0].method:
+        with pytest.raises(UsageError, match="repeated"):
+            run_steps(stores["one"], [step], within=drawn, engine=Serial(), cache=cache)
+        return
+    found = run_steps(stores["one"], [step], within=drawn, engine=Serial(), cache=cache)
+    check_chain(found)
+    np.testing.assert_array_equal(found.repeats, np.where(found.mask(), drawn.repeats, 0))
 
 
 @each_method

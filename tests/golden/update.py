@@ -53,7 +53,9 @@ def summary(selection: Selection) -> dict[str, Any]:
     """What is compared: rows kept, a hash of whole numbers and masks, and mean, spread and ends of the others."""
     digest = hashlib.sha256()
     others: dict[str, list[float]] = {}
-    arrays = {"dropped_by": selection.dropped_by}
+    arrays: dict[str, Any] = {"dropped_by": selection.dropped_by}
+    if selection.repeats is not None:
+        arrays["repeats"] = selection.repeats
     for number, step in enumerate(selection.steps):
         for kind, found in (("rows", step.rows), ("groups", step.groups)):
             arrays |= {f"{number} {step.method} {kind} {name}": array for name, array in sorted(found.items())}

@@ -45,7 +45,7 @@ class ClipScore(Scored):
                     f"name one of its columns with column: {', '.join(run.store.columns) or 'none'}"
                 )
         if source != "embeddings":
-            return column(run, source, self.name)
+            return column(run, source, "column")
         found = run.column("clip score", "joint", cosines, {"score": "float32"})
         return Score(np.asarray(found["score"]), ("computed from the image and text embeddings",))
 

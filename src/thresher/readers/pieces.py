@@ -536,6 +536,16 @@ def table_piece(protocol: str, path: str) -> TablePiece:
     return trusting(path, read)
 
 
+def parquet_metadata(protocol: str, path: str) -> dict[bytes, bytes]:
+    """Return the notes in a parquet footer, by name."""
+
+    def read() -> dict[bytes, bytes]:
+        with open_file(protocol, path) as raw:
+            return dict(_parquet(raw).schema_arrow.metadata or {})
+
+    return trusting(path, read)
+
+
 def parquet_types(protocol: str, path: str) -> dict[str, str]:
     """Return the Arrow type of every column, as text, from the footer."""
 
