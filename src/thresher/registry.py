@@ -138,7 +138,7 @@ def _coerce(told: str, kind: Any, value: Any) -> Any:
         if isinstance(value, bool):
             return value
         raise UsageError(f"{told} = {value!r}; allowed: true, false")
-    if kind is str and isinstance(value, int) and not isinstance(value, bool):
+    if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

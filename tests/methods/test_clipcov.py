@@ -269,6 +269,10 @@ def test_parameters_that_make_no_sense(given, text) -> None:
         build("clipcov", {"keep": "50%", **given})
 
 
+def test_a_recipe_may_give_the_clamp_as_a_number() -> None:
+    assert [build("clipcov", {"keep": "50%", "clamp": clamp}).clamp for clamp in (0, 0.1, -1)] == ["0", "0.1", "-1"]
+
+
 def test_pools_it_cannot_judge(pool, rows, select, centroid_file) -> None:
     half = build("clipcov", {"keep": "50%"})
     with pytest.raises(UsageError, match="4 dimensions, text embeddings 8.*one joint space"):
