@@ -125,8 +125,12 @@ def test_a_seed_seeds_all_steps_and_steps_do_not_reseed_each_other(store, select
 
 
 def test_a_step_that_keeps_nothing_or_cannot_meet_its_budget_is_told(store, select) -> None:
-    with pytest.raises(UsageError, match="clip-score keeps none of the 200 rows"):
+    with pytest.raises(UsageError, match="filter keeps none of the 200 rows"):
+        select(store, half(), build("filter", {"where": "similarity > 2"}))
+    with pytest.raises(UsageError, match="clip-score: threshold = 2.0: no row reaches it; they have 0.00.* to 1.0000"):
         select(store, half(), build("clip-score", {"threshold": 2.0, "column": "similarity"}))
+    with pytest.raises(UsageError, match="as a list"):
+        run_steps(store, half())
     with pytest.raises(BudgetError, match="201 rows of the 200"):
         select(store, half(), build("random", {"keep": 201}))
     with pytest.raises(BudgetError, match="less than one row"):

@@ -251,7 +251,7 @@ def test_files_that_do_not_fit_are_told(store, bare, place, tmp_path) -> None:
     nothing = np.where(v == 4, np.nan, v)
     refused(UsageError, "no column 'uid' or 'key' to join by; it has row, v", {"row": np.arange(N), "v": v})
     refused(UsageError, "s.parquet has a, b; say which to take, as in .*s.parquet:a", {"uid": names, "a": v, "b": v})
-    refused(UsageError, "has no columns of numbers", {"uid": names, "v": names})
+    refused(UsageError, "has no column of numbers", {"uid": names, "v": names})
     refused(UsageError, "no column 'b'; it has uid, bb.*Did you mean 'bb'", {"uid": names, "bb": v}, column=":b")
     refused(UsageError, "'t' is not numeric", {"uid": names, "t": names}, column=":t")
     refused(BadRowsError, "the uid 'k1' stands there more than once", {"uid": ["k1", *names], "v": [0, *v]})

@@ -95,6 +95,13 @@ class Common:
         }
 
 
+def _once(ctx: click.Context, option: click.Parameter, values: tuple[str, ...]) -> str | None:
+    """Refuse what would be overlooked: of a repeated option the last is taken."""
+    if len(values) > 1:
+        raise click.BadParameter("given more than once; give one", ctx, option)
+    return values[0] if values else None
+
+
 _POOL = [
     click.option("--image", metavar="NAME", help="Array or column with the image embeddings."),
     click.option("--text", metavar="NAME", help="Array or column with the text embeddings."),
@@ -103,7 +110,13 @@ _POOL = [
     click.option(
         "--dtype", type=click.Choice(["float16", "float32", "float64", "bfloat16"]), help="What unmarked bytes hold."
     ),
-    click.option("--metadata", metavar="PATH", help="img2dataset output, or scores, to join by key."),
+    click.option(
+        "--metadata",
+        metavar="PATH",
+        multiple=True,
+        callback=_once,
+        help="img2dataset output, or scores, to join by key.",
+    ),
     click.option("--skip-bad", is_flag=True, help="Set bad files and rows aside, counted and listed."),
 ]
 _RUN = [
@@ -115,10 +128,16 @@ _RUN = [
     click.option("--quiet", is_flag=True, help="No progress."),
     click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
 ]
+_WITHIN = click.option(
+    "--within", metavar="SEL", multiple=True, callback=_once, help="Only look at the rows an earlier selection kept."
+)
 _SEED = click.option("--seed", type=int, default=None, metavar="N", help="Seed of all randomness (default: 0).")
 _OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace an earlier result.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-_MOVED = click.option("--pool", metavar="POOL", help="Where the pool is now, if it was moved.")
+_MOVED = [
+    click.option("--pool", metavar="POOL", help="Where the pool is now, if it was moved."),
+    click.option("--metadata", metavar="PATH", help="What was joined to it by key, or where that is now."),
+]
 
 
 def _options(*options: Any) -> Callable[[F], F]:
@@ -359,7 +378,7 @@ def _method_command(name: str, cls: Any) -> click.Command:
     @click.argument("pool")
     @click.option("-o", "--out", required=True, metavar="DIR", help="Selection folder to write.")
     @_options(*_flags(cls))
-    @click.option("--within", metavar="SEL", help="Only look at the rows an earlier selection kept.")
+    @_WITHIN
     @_SEED
     @_OVERWRITE
     @_options(*_POOL, *_RUN)
@@ -401,7 +420,7 @@ def _score_command(name: str, cls: Any) -> click.Command:
     @click.argument("pool")
     @click.option("-o", "--out", required=True, metavar="FILE", help="Parquet file to write.")
     @_options(*_flags(cls, without=CUTS))
-    @click.option("--within", metavar="SEL", help="Only look at the rows an earlier selection kept.")
+    @_WITHIN
     @click.option("--name", "called", metavar="COLUMN", help="Column of the numbers (default: the method's name).")
     @_SEED
     @_OVERWRITE
@@ -441,7 +460,7 @@ def _score_command(name: str, cls: Any) -> click.Command:
 @click.argument("recipe")
 @click.argument("pool")
 @click.option("-o", "--out", required=True, metavar="DIR", help="Selection folder to write.")
-@click.option("--within", metavar="SEL", help="Only look at the rows an earlier selection kept.")
+@_WITHIN
 @_SEED
 @_OVERWRITE
 @_options(*_POOL, *_RUN)
@@ -507,13 +526,13 @@ def _free(out: str, overwrite: bool, names: Sequence[str]) -> Path:
 @thresher.command()
 @click.argument("selections", nargs=-1, required=True, metavar="SEL SEL...")
 @click.option("--clusters", metavar="DIR", help="Folder of 'thresher cluster' to tell differences by.")
-@click.option("--worst", type=int, default=10, show_default=True, help="Clusters to list.")
+@click.option("--worst", type=click.IntRange(0), default=10, show_default=True, help="Clusters to list.")
 @click.option("--covariance", is_flag=True, help="Also how well each preserves the image-text cross-covariance.")
-@_MOVED
-@_options(*_RUN)
+@_options(*_MOVED, *_RUN)
 def compare(
-    selections: tuple[str, ...], clusters: str | None, worst: int, covariance: bool, pool: str | None, **values: Any
-) -> None:
+    selections: tuple[str, ...], clusters: str | None, worst: int, covariance: bool, pool: str | None,
+    metadata: str | None, **values: Any,
+) -> None:  # fmt: skip
     """Overlap and differences of selections of one pool; with --covariance one will do."""
     from thresher.comparison import compare as side_by_side
     from thresher.export import reopen
@@ -530,7 +549,7 @@ def compare(
     found = side_by_side(loaded, labels, worst)
     errors = {}
     if covariance:
-        errors = _covariance(common, loaded, labels, reopen(next(iter(loaded.values())), pool))
+        errors = _covariance(common, loaded, labels, reopen(next(iter(loaded.values())), pool, metadata))
         found["covariance"] = {name: error.header(worst) for name, error in errors.items()}
     if common.as_json:
         _print_json(found)
@@ -592,16 +611,15 @@ def _figure(value: float | None, width: int, digits: int) -> str:
 @thresher.command()
 @click.argument("selection")
 @click.argument("key")
-@_MOVED
-@_JSON
-def explain(selection: str, key: str, pool: str | None, as_json: bool) -> None:
+@_options(*_MOVED, _JSON)
+def explain(selection: str, key: str, pool: str | None, metadata: str | None, as_json: bool) -> None:
     """The story of the row with KEY (or row:NUMBER) in SELECTION."""
     from thresher.export import reopen
-    from thresher.selection import Selection
+    from thresher.selection import Figure, Selection
     from thresher.story import explain as story
 
     loaded = Selection.load(selection)
-    found = story(loaded, reopen(loaded, pool), key)
+    found = story(loaded, reopen(loaded, pool, metadata), key)
     if as_json:
         _print_json(found)
         return
@@ -612,8 +630,8 @@ def explain(selection: str, key: str, pool: str | None, as_json: bool) -> None:
         told = step["reason"] or "passes"
         _say(f"  {number}. {step['method']}: {step['verdict']} - {told}")
         if "score" in step:
-            cut = "" if step["cut"] is None else f" (cut at {step['cut']:.4f})"
-            _say(f"     {step['meaning']}: {step['score']:.4f}{cut}")
+            cut = "" if step["cut"] is None else f" (cut at {Figure(step['cut']):.4f})"
+            _say(f"     {step['meaning']}: {Figure(step['score']):.4f}{cut}")
         if "cluster" in step:
             cluster = step["cluster"]
             facts = ", ".join(
@@ -634,8 +652,7 @@ def explain(selection: str, key: str, pool: str | None, as_json: bool) -> None:
 @click.argument("selection")
 @click.option("--as", "kind", required=True, metavar="FORMAT", help="datacomp, parquet, keys, open_clip, img2dataset.")
 @click.option("-o", "--out", required=True, metavar="FILE", help="File to write.")
-@_MOVED
-@click.option("--metadata", metavar="DIR", help="img2dataset output to join by key.")
+@_options(*_MOVED)
 @click.option("--manifest/--no-manifest", default=True, show_default=True, help="Write FILE.manifest.json with sha256.")
 @_OVERWRITE
 @_JSON
@@ -666,16 +683,14 @@ def export(
 @click.argument("selection")
 @click.option("-o", "--out", required=True, metavar="FILE", help="HTML file to write.")
 @click.option("--title", metavar="TEXT", help="Heading of the page.")
-@click.option("--examples", type=int, default=6, show_default=True, help="Sample rows of a cluster.")
+@click.option("--examples", type=click.IntRange(0), default=6, show_default=True, help="Sample rows of a cluster.")
 @click.option("--without-pool", is_flag=True, help="No captions and pictures: the pool is not read.")
 @click.option("--covariance", is_flag=True, help="Also how well the image-text cross-covariance is preserved.")
 @click.option("--clusters", metavar="DIR", help="Folder of 'thresher cluster' for --covariance.")
-@_MOVED
-@_OVERWRITE
-@_options(*_RUN)
+@_options(*_MOVED, _OVERWRITE, *_RUN)
 def report(
     selection: str, out: str, title: str | None, examples: int, without_pool: bool, covariance: bool,
-    clusters: str | None, pool: str | None, overwrite: bool, **values: Any,
+    clusters: str | None, pool: str | None, metadata: str | None, overwrite: bool, **values: Any,
 ) -> None:  # fmt: skip
     """One HTML page on SELECTION that needs no network."""
     from thresher.export import check_target, reopen
@@ -690,7 +705,7 @@ def report(
         raise UsageError("--clusters is for --covariance; pass both")
     loaded = Selection.load(selection)
     labels = read_labels(clusters) if clusters else None
-    store = None if without_pool else reopen(loaded, pool)
+    store = None if without_pool else reopen(loaded, pool, metadata)
     check_target(Path(out), store, overwrite=overwrite)
     error = _covariance(common, {selection: loaded}, labels, store)[selection] if covariance else None
     path = write_report(loaded, out, store=store, title=title, examples=examples, covariance=error)

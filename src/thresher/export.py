@@ -61,6 +61,9 @@ def reopen(selection: Selection, pool: str | None = None, metadata: str | None =
     if unknown := set(selection.options) - known:
         raise PoolError(f"the selection was made with options this version does not know: {', '.join(unknown)}")
     options = Options(**{**selection.options, **({"metadata": metadata} if metadata else {})})
+    joined = options.metadata
+    if joined and "://" not in joined and not os.path.exists(joined):
+        raise PoolError(f"{joined}: was joined to the pool and is gone; say where it is now with --metadata")
     try:
         store = open_store(pool or selection.pool, options)
     except PoolError as error:

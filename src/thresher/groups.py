@@ -163,7 +163,9 @@ def read_labels(folder: str | os.PathLike[str]) -> npt.NDArray[Any]:
     try:
         labels: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, *DAMAGED) as error:
-        raise PoolError(f"{path}: no labels of 'thresher cluster' ({error})") from None
+        raise PoolError(
+            f"{path}: no labels ({error}); make a folder of them with 'thresher cluster POOL -o DIR'"
+        ) from None
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise PoolError(f"{path}: labels are whole numbers, one a row, not {labels.dtype} {labels.shape}")
     return labels

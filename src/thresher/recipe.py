@@ -71,7 +71,7 @@ class Recipe:
             if not isinstance(table, dict) or not isinstance(table.get("method", ""), str):
                 raise UsageError(f'{origin}: step {number} is no step; write [[step]] and method = "..."')
             if "method" not in table:
-                raise UsageError(f"{origin}: step {number} names no method")
+                raise UsageError(f'{origin}: step {number} names no method; write method = "..."')
             try:
                 found.append(build(table["method"], {k: v for k, v in table.items() if k != "method"}))
             except UsageError as error:
@@ -112,6 +112,8 @@ def run_steps(
         PoolError: The pool cannot be trusted.
     """
     whole_pool(store)
+    if not isinstance(steps, Sequence):
+        raise UsageError(f"steps are given as a list: [{steps!r}]")
     steps = [coerced(step) for step in steps]
     cache = cache or Cache.at()
     progress = progress or Silent()

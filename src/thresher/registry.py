@@ -86,9 +86,10 @@ def build(name: str, parameters: Mapping[str, Any]) -> Method:
         if key not in known:
             raise UsageError(f"{name} has no parameter {key!r}; it has {', '.join(known)}.{suggest(key, known)}")
         values[key] = _coerce(f"{name}: {key}", type_of(cls, key), value)
-    missing = [item.name for item in known.values() if item.default is MISSING and item.name not in values]
+    missing = [item for item in known.values() if item.default is MISSING and item.name not in values]
     if missing:
-        raise UsageError(f"{name} needs {', '.join(missing)}")
+        told = "; ".join(f"{item.name} ({item.metadata.get('help', 'no default')})" for item in missing)
+        raise UsageError(f"{name} needs {told}")
     return cls(**values)
 
 
@@ -129,7 +130,10 @@ def _coerce(told: str, kind: Any, value: Any) -> Any:
         return None
     kind = without_none(kind)
     if kind is Keep:
-        return Keep.parse(value)
+        try:
+            return Keep.parse(value)
+        except UsageError as error:
+            raise UsageError(f"{told}: {error}") from None
     if words := choices(kind):
         if value not in words:
             raise UsageError(f"{told} = {value!r}; allowed: {', '.join(words)}.{suggest(str(value), words)}")

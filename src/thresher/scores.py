@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -17,9 +17,9 @@ from thresher.ops.cut import top
 from thresher.readers.join import positions
 from thresher.readers.layout import Options
 from thresher.readers.pieces import parquet_metadata
-from thresher.registry import build, methods
+from thresher.registry import build, methods, parameters_of
 from thresher.run import Run
-from thresher.selection import Keep, Selection
+from thresher.selection import Figure, Keep, Selection
 from thresher.store import EmbeddingStore, Rows, open_store
 
 Array = npt.NDArray[Any]
@@ -58,7 +58,8 @@ class Scored:
     def __post_init__(self) -> None:
         """Exactly one of keep and threshold."""
         if (self.keep is None) == (self.threshold is None):
-            raise UsageError(f"{self.name} needs either keep (such as 30%) or threshold (such as 0.28)")
+            both = "; not both" if self.keep is not None else ""
+            raise UsageError(f"{self.name} needs either keep (such as 30%) or threshold (such as 0.28){both}")
 
     def score(self, run: Run) -> Score:
         """Return every row's number."""
@@ -74,6 +75,11 @@ class Scored:
             reason = f"{self.meaning} {{score:.4f}} is below the cut at {{cut:.4f}}"
         else:
             mask, cut = scores >= self.threshold, self.threshold
+            if not mask.any() and len(scores):
+                raise UsageError(
+                    f"threshold = {self.threshold}: no row reaches it; they have {Figure(scores.min()):.4f} to "
+                    f"{Figure(scores.max()):.4f}"
+                )
             reason = f"{self.meaning} {{score:.4f}} is below the threshold {{cut}}"
         return run.selection(
             self,
@@ -123,12 +129,19 @@ def column(run: Run, source: str, parameter: str, *, finite: bool = False) -> Sc
     if source in run.store.columns:
         found = _stored(run, source)
     elif source in known:
+        if needs := [item.name for item in parameters_of(known[source]) if item.default is MISSING]:
+            raise UsageError(
+                f"{parameter}: {source} needs {', '.join(needs)}; write it with 'thresher score {source} ...' and name "
+                "that file"
+            )
         made = scorer(source).score(run)
         found = Score(made.values_N, tuple(f"{source}: {note}" for note in made.notes))
     elif file := _FILE.fullmatch(source):
         found = _from_file(run, file[1], file[2], parameter)
     elif source.split(".")[0] in run.store.columns:  # a field of a struct
         found = _stored(run, source)
+    elif os.path.isfile(source):
+        raise UsageError(f"{parameter} = {source!r}: scores are read from parquet files; write them as one")
     else:
         raise UsageError(
             f"{parameter} = {source!r}: there is no such column; give one of {run.store.layout.location} ("
@@ -196,6 +209,8 @@ def _stored(run: Run, name: str) -> Score:
 def _from_file(run: Run, location: str, name: str | None, parameter: str) -> Score:
     import pyarrow as pa
 
+    if "://" not in location and not os.path.isfile(location):
+        raise UsageError(f"{parameter}: {location}: no such file; 'thresher score' writes one")
     other = open_store(location, scratch=str(run.cache.folder))
     mine = run.store.layout.key
     wanted = [mine, "key"] if mine else ["row"]
@@ -208,10 +223,12 @@ def _from_file(run: Run, location: str, name: str | None, parameter: str) -> Sco
     kinds = other.layout.tables[0].schema(other.columns)
     numbers = [f.name for f in kinds if pa.types.is_integer(f.type) or pa.types.is_floating(f.type)]
     numbers = [number for number in numbers if number not in (key, "row")]
-    if name is None and len(numbers) != 1:
+    if name is None and not numbers:
+        told = ", ".join(f"{field.name} ({field.type})" for field in kinds)
+        raise UsageError(f"{parameter}: {location} has no column of numbers but keys; it has {told}")
+    if name is None and len(numbers) > 1:
         raise UsageError(
-            f"{parameter}: {location} has {', '.join(numbers) or 'no columns of numbers'}; say which to take, as in "
-            f"{location}:{numbers[0] if numbers else 'score'}"
+            f"{parameter}: {location} has {', '.join(numbers)}; say which to take, as in {location}:{numbers[0]}"
         )
     name = name or numbers[0]
     if name not in other.columns:
@@ -224,14 +241,20 @@ def _from_file(run: Run, location: str, name: str | None, parameter: str) -> Sco
     places = _places(run, other, key)
     if (places < 0).any():
         raise BadRowsError(
-            f"{parameter}: {_missing(run, location, key, places)}; score all rows, or judge only those (--within)"
+            f"{parameter}: {_missing(run, location, key, places)}; "
+            + (
+                "are these scores of another pool?"
+                if (places < 0).all()
+                else "score all rows, or judge only those that have one, by --within a selection of them"
+            )
         )
     values = other.column(name)[places]
     missing = np.flatnonzero(np.isnan(values)) if values.dtype.kind == "f" else np.empty(0, np.int64)
     if len(missing):
         raise BadRowsError(
             f"{other.whereabouts('metadata', int(places[missing[0]]))}: {name!r} is empty or NaN "
-            f"({len(missing):,} such rows); leave such rows out with --within"
+            f"({len(missing):,} such rows); judge only the others: --within the result of thresher select filter "
+            f"--metadata {location} --where 'NOT isnan({name})'"
         )
     return Score(values, (f"{name} taken from {location} by {key}",))
 

@@ -70,7 +70,8 @@ class Keep:
             if not 0 < share <= 1:
                 raise UsageError(f"cannot keep {text}; {hint}")
         elif not 0 < share < 1:
-            raise UsageError(f"cannot keep {text}: for all rows say 100%, for one row say 1; {hint}")
+            ends = "for all rows say 100%, for one row say 1; " if share == 1 else ""
+            raise UsageError(f"cannot keep {text}: {ends}{hint}")
         return cls(share=share)
 
     def of(self, rows: int, *, repeats: bool = False) -> int:
@@ -97,6 +98,14 @@ class Keep:
         percent = self.share * 100
         exact = f"{float(percent):.10f}".rstrip("0").rstrip(".")
         return f"{exact}%" if Fraction(Decimal(exact)) == percent else f"{float(percent)!r}%"
+
+
+class Figure(float):
+    """A number that is not rounded to nothing: fixed digits become significant ones where all would be 0."""
+
+    def __format__(self, spec: str) -> str:
+        """As a float, but for small numbers and a specification such as ``.4f``."""
+        return format(float(self), ".3g" if spec.endswith("f") and 0 < abs(self) < 5e-4 else spec)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -138,7 +147,8 @@ class Step:
     def why(self, i: int) -> str:
         """Say why row number ``i`` of those given was dropped."""
         template = self.reasons[int(self.rows["code"][i]) if "code" in self.rows else 0]
-        return template.format(**{name: self._value(name, i) for name in _names(template)})
+        values = {name: self._value(name, i) for name in _names(template)}
+        return template.format(**{k: Figure(v) if isinstance(v, float) else v for k, v in values.items()})
 
     def _value(self, name: str, i: int) -> Any:
         if name == "cut":

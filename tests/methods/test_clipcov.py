@@ -258,7 +258,7 @@ def test_the_classes_names_are_told(chosen, tmp_path) -> None:
         ({"classes": "p.npy", "centroids": "c.npy"}, "classes and centroids"),
         ({"classes": "p.npy", "embedding": "text"}, "compared with images"),
         ({"refresh": 0}, "refresh = 0: at least 1"),
-        ({"clamp": "off"}, "clamp = 'off': a similarity such as 0, or none"),
+        ({"clamp": "off"}, "clamp = 'off': a similarity from -1 to 1, such as 0, or none"),
         ({"clamp": "nan"}, "clamp"),
         ({"clamp": 7}, "clamp"),
         ({"balance": "maybe"}, "allowed: on, off"),

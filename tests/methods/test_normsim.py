@@ -114,7 +114,7 @@ def test_after_an_earlier_step_only_its_rows_make_the_subset(pool, rows, select)
 )
 def test_every_engine_gives_the_same_bytes(pool, rows, select, target, tmp_path, norm, given) -> None:
     image = rows(17_000, dim=16)
-    step = {"keep": "30%", "norm": norm, "rounds": 3, **({"target": target(rows(50, dim=16))} if given else {})}
+    step = {"keep": "30%", "norm": norm, **({"target": target(rows(50, dim=16))} if given else {"rounds": 3})}
     found = []
     for i, engine in enumerate([Serial(), Threads(3), Processes(2)]):
         store = pool(image, name=f"pool{i}", files=i + 1, parquet=i == 2)
@@ -182,6 +182,12 @@ def test_parameters_that_make_no_sense(given, text) -> None:
         build("normsim", {"keep": "50%", **given})
 
 
+def test_what_is_for_the_own_subset_is_refused_with_a_target() -> None:
+    for given in ({"rounds": 3}, {"target_share": 0.5}):
+        with pytest.raises(UsageError, match="leave target out"):
+            build("normsim", {"keep": "50%", "target": "t.npy", **given})
+
+
 @pytest.mark.parametrize(
     ("wrong", "error", "text"),
     [
@@ -192,8 +198,8 @@ def test_parameters_that_make_no_sense(given, text) -> None:
         (np.eye(8)[[0, 1, 1]] * [[1], [1], [0]], PoolError, "row 2 of the target images is zero or not finite"),
         (np.where(np.eye(8) > 0, np.nan, 1.0), PoolError, "row 0 of the target images is zero or not finite"),
         (np.array([{"pickled": 1}], object), PoolError, "never read"),
-        (b"embeddings", PoolError, "cannot be read"),
-        (b"", PoolError, "cannot be read"),
+        (b"embeddings", PoolError, "no .npy file"),
+        (b"", PoolError, "no .npy file"),
         (None, PoolError, "no such file"),
     ],
 )
@@ -215,7 +221,7 @@ def test_a_target_that_is_none_is_refused_before_any_work(
 
 def test_an_archive_is_no_target(pool, rows, select, tmp_path) -> None:
     np.savez(tmp_path / "target.npz", rows(4))
-    with pytest.raises(PoolError, match=r"target.npz: cannot be read"):
+    with pytest.raises(PoolError, match=r"target.npz: is no .npy file"):
         select(pool(rows(4)), build("normsim", {"keep": "50%", "target": str(tmp_path / "target.npz")}))
 
 

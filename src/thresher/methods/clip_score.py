@@ -40,9 +40,10 @@ class ClipScore(Scored):
             elif stored:
                 source = stored[0]
             else:
+                columns = ", ".join(run.store.columns)
                 raise UsageError(
                     f"{run.store.layout.location} has neither both embeddings nor a known score column; "
-                    f"name one of its columns with column: {', '.join(run.store.columns) or 'none'}"
+                    + (f"name one of its columns with column: {columns}" if columns else "nor any other column")
                 )
         if source != "embeddings":
             return column(run, source, "column")

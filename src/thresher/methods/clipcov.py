@@ -20,12 +20,13 @@ from typing import Any, Literal
 import numpy as np
 
 from thresher.errors import UsageError
-from thresher.groups import Clustered, Groups, read_names
+from thresher.groups import Clustered, Groups, assign, read_names
 from thresher.latent import Classes, Similarities, greedy, similarities
 from thresher.ops.crosscov import Walk, where_clamped
 from thresher.registry import method
 from thresher.run import Run
 from thresher.selection import Keep, Selection
+from thresher.store import given_vectors
 
 
 @method("clipcov")
@@ -67,7 +68,7 @@ class ClipCov(Clustered):
         except ValueError:
             good = False
         if not good:
-            raise UsageError(f"clamp = {self.clamp!r}: a similarity such as 0, or none")
+            raise UsageError(f"clamp = {self.clamp!r}: a similarity from -1 to 1, such as 0, or none")
 
     def select(self, run: Run) -> Selection:
         """Find the classes, score the rows, walk through the classes, merge."""
@@ -115,9 +116,9 @@ class ClipCov(Clustered):
         """Return the latent classes, and their names where there are any."""
         if self.classes is None:
             return self.groups(run), []
-        groups = Clustered(centroids=self.classes, fit=self.fit).groups(run)
-        names = read_names(self.classes, len(groups.centroids_KD))
-        return replace(groups, notes=(f"{len(groups.centroids_KD):,} classes given: {self.classes}",)), names
+        prompts = np.concatenate(list(given_vectors(self.classes, "class prompts", run.store, "image")))
+        names = read_names(self.classes, len(prompts))
+        return replace(assign(run, "image", prompts), notes=(f"{len(prompts):,} classes given: {self.classes}",)), names
 
     def _walks(self, classes: Classes, groups: Groups, scores: Similarities) -> list[Walk]:
         """Return every class's walk before its first row."""

@@ -57,6 +57,8 @@ class NormSim(Scored):
             )
         if not 0 < self.target_share <= 1:
             raise UsageError(f"target_share = {self.target_share}: above 0 and at most 1 (all rows, no rounds)")
+        if self.target is not None and (self.target_share, self.rounds) != (NormSim.target_share, NormSim.rounds):
+            raise UsageError("target_share and rounds are for finding the pool's own best subset; leave target out")
         if self.rounds < 1:
             raise UsageError(f"rounds = {self.rounds}: at least 1")
 

@@ -100,6 +100,8 @@ def trusting(path: str, what: Callable[[], _T]) -> _T:
         raise
     except FileNotFoundError:
         raise PoolError(f"{path}: no such file; is it missing, or a link to nowhere?") from None
+    except IsADirectoryError:
+        raise PoolError(f"{path}: is a folder; name a file") from None
     except Exception as error:
         told = str(error) or type(error).__name__
         raise PoolError(
@@ -217,6 +219,9 @@ def _header(file: IO[bytes], name: str, dtype: str | None) -> tuple[tuple[int, i
     """Parse a .npy header; never unpickles."""
     from numpy.lib import format as npy
 
+    if file.read(6) != npy.MAGIC_PREFIX:
+        raise PoolError(f"{name}: is no .npy file; save the array with np.save")
+    file.seek(-6, io.SEEK_CUR)
     version = npy.read_magic(file)
     reader = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     shape, fortran, stored = reader(file)

@@ -18,7 +18,7 @@ from thresher.audit import Audit
 from thresher.errors import PoolError
 from thresher.ops.cut import top
 from thresher.registry import methods
-from thresher.selection import Selection, Step
+from thresher.selection import Figure, Selection, Step
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
@@ -51,7 +51,7 @@ def number(value: Any) -> str:
         return "-"
     if isinstance(value, (int, np.integer)):
         return f"{value:,}"
-    return f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4g}"
+    return f"{Figure(value):.4f}" if abs(value) < 1e6 else f"{value:.4g}"
 
 
 def plain(text: Any, limit: int = 0) -> str:
@@ -137,7 +137,7 @@ def words(template: str, cut: float | None) -> tuple[tuple[str, bool], ...]:
         if text:
             parts.append((text, False))
         if name == "cut" and cut is not None:
-            parts.append((format(cut, spec or ""), False))
+            parts.append((format(Figure(cut), spec or ""), False))
         elif name:
             parts.append((name.replace("_", " "), True))
     return tuple(parts)
