@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import signal
 import sys
 import threading
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     except click.exceptions.Exit as done:
         return int(done.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; the same command goes on where this one stopped", err=True)
+        click.echo("interrupted; the same command goes on from what the cache holds", err=True)
         return 130
     except click.ClickException as error:
         error.show()
@@ -442,7 +443,8 @@ def _score_command(name: str, cls: Any) -> click.Command:
             "most": float(numbers.max()),
         }
         if common.as_json:
-            _print_json({"out": out, **ends, **found.told})
+            finite = {name: value if math.isfinite(value) else None for name, value in ends.items()}
+            _print_json({"out": out, **finite, **found.told})
             return
         for note in found.told["notes"]:
             _say(note)

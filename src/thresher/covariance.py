@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import threadpoolctl
 
 from thresher.audit import audited
 from thresher.errors import UsageError
@@ -236,7 +237,8 @@ def _tables(
     missing = [name for name in weights if name not in found]
     spread = run.cache.load(pool)
     if missing or spread is None:
-        made, rest = _pass(run, groups_n, [weights[name] for name in missing])
+        with threadpoolctl.threadpool_limits(1):  # as in engines: bits must not depend on the cores
+            made, rest = _pass(run, groups_n, [weights[name] for name in missing])
         spread = run.cache.save(pool, made)
         found |= {name: run.cache.save(paths[name], table) for name, table in zip(missing, rest, strict=True)}
     return np.asarray(spread), {name: np.asarray(found[name]) for name in weights}

@@ -179,7 +179,7 @@ def read_names(centroids: str, count: int) -> list[str]:
     """
     path = Path(centroids).with_suffix(".txt")
     try:
-        names = path.read_text(encoding="utf-8").splitlines()
+        names = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import threadpoolctl
 
 from thresher.groups import Groups
 from thresher.ops import crosscov
@@ -321,8 +320,7 @@ def _advance_large(
         loss, drift = zip(*run.engine.map(partial(_losses, store, taken, clamp), parts), strict=True)
         return np.concatenate(loss), np.concatenate(drift)
 
-    with threadpoolctl.threadpool_limits(1):
-        crosscov.advance(walk, clamp, refresh, least, floor, take, spend)
+    crosscov.advance(walk, clamp, refresh, least, floor, take, spend)
 
 
 def _hold(run: Run, store: EmbeddingStore, rows: Ints) -> tuple[F32, F32]:

@@ -9,6 +9,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import threadpoolctl
+
 from thresher.audit import Audit
 from thresher.cache import Cache
 from thresher.engine import Engine, make_engine
@@ -138,7 +140,8 @@ def run_steps(
         run = replace(run, store=store.where(selection.mask()), so_far=selection)
         before = len(selection)
         try:
-            selection = step.select(run)
+            with threadpoolctl.threadpool_limits(1):  # as in engines: bits must not depend on the cores
+                selection = step.select(run)
         except UsageError as error:
             raise type(error)(f"{step.name}: {error}") from None
         if store.version() != version:

@@ -71,7 +71,10 @@ class Scored:
         scores = found.values_N
         if self.keep is not None:
             mask = top(scores, self.keep.of(len(scores)))
-            cut: float | None = float(scores[mask].min())
+            least = float(scores[mask].min())
+            if not np.isfinite(least):
+                raise UsageError(f"keep = {self.keep}: that takes rows whose {self.meaning} is {least}; keep fewer")
+            cut: float | None = least
             reason = f"{self.meaning} {{score:.4f}} is below the cut at {{cut:.4f}}"
         else:
             mask, cut = scores >= self.threshold, self.threshold
@@ -138,8 +141,6 @@ def column(run: Run, source: str, parameter: str, *, finite: bool = False) -> Sc
         found = Score(made.values_N, tuple(f"{source}: {note}" for note in made.notes))
     elif file := _FILE.fullmatch(source):
         found = _from_file(run, file[1], file[2], parameter)
-    elif source.split(".")[0] in run.store.columns:  # a field of a struct
-        found = _stored(run, source)
     elif os.path.isfile(source):
         raise UsageError(f"{parameter} = {source!r}: scores are read from parquet files; write them as one")
     else:
@@ -261,8 +262,11 @@ def _from_file(run: Run, location: str, name: str | None, parameter: str) -> Sco
 
 def _same_store(run: Run, other: EmbeddingStore) -> None:
     """Refuse row numbers of another pool, where the file says which it was made from."""
-    told = json.loads(parquet_metadata(*other.files()[0]).get(MARK, b"{}"))
-    if told.get("store", run.store.fingerprint()) != run.store.fingerprint():
+    try:
+        told = json.loads(parquet_metadata(*other.files()[0]).get(MARK, b"{}"))
+    except ValueError:
+        told = {}
+    if isinstance(told, dict) and told.get("store", run.store.fingerprint()) != run.store.fingerprint():
         raise UsageError(
             f"{other.layout.location} goes by row numbers of another pool ({told.get('pool')}), or of an earlier "
             "state of this one; score it again"

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
+import threadpoolctl
 
 from thresher import __version__
 from thresher.cache import Cache, writing
@@ -76,7 +77,8 @@ def score(
     good = run_steps(store, (), seed=seed, within=within, engine=engine, cache=cache, progress=progress)
     run = Run(store.where(good.mask()), good, engine, cache, seed, progress)
     try:
-        found = method.score(run)
+        with threadpoolctl.threadpool_limits(1):  # as in engines: bits must not depend on the cores
+            found = method.score(run)
     except UsageError as error:
         raise type(error)(f"{method.name}: {error}") from None
     if store.version() != version:

@@ -161,6 +161,59 @@ def test_however_the_files_are_cut(name, cut, stores, first, tmp_path) -> None:
     same(found, first(name))
 
 
+# Other values of parameters that are neither words nor switches.
+OTHERS: dict[str, Any] = {
+    "batch_size": 150,
+    "clamp": "0.4",
+    "clusters": 7,
+    "column": "width",
+    "columns": "width, height=2",
+    "draws": 200,
+    "iterations": 2,
+    "min_per_cluster": 3,
+    "neighbors": 2,
+    "proxy": "height",
+    "refresh": 4,
+    "repeats": 2,
+    "rounds": 3,
+    "sample": "300",
+    "target_share": 0.6,
+    "temperature": 0.5,
+    "weight_inter": 0.0,
+    "weight_label": 3.0,
+    "weight_self": 0.1,
+}
+
+
+@pytest.fixture(scope="module")
+def little(places: Path) -> EmbeddingStore:
+    rng = np.random.default_rng(3)
+    table = {"uid": [f"{i:08x}" for i in range(700)], "width": rng.integers(100, 900, 700)}
+    table |= {"height": rng.integers(100, 900, 700), "text": ["two words"] * 700, "similarity": rng.random(700)}
+    return write_pool(places / "little", clustered(700, 8, 9, 0.9), clustered(700, 8, 9, 1.2), table)
+
+
+@each_method
+def test_what_is_cached_for_other_parameters_seeds_and_rows_is_not_taken_for_this(
+    name, little, places, tmp_path
+) -> None:
+    """Everything in one cache, forth and back, against a cache for each."""
+    base = example(name)
+    changed = [{field: word} for known, field, word in variants() if known == name]
+    changed += [{f.name: OTHERS[f.name]} for f in parameters_of(methods()[name]) if f.name in OTHERS]
+    part = run_steps(little, [build("random", {"keep": "60%"})], engine=Serial(), cache=Cache.at(tmp_path / "part"))
+    cases = [(base | change, 0, None) for change in ({}, *changed)] + [(base, 1, None), (base, 0, part)]
+    shared = Cache.at(tmp_path / "shared")
+    for number, (given, seed, within) in enumerate([*cases, *cases[::-1]]):
+        try:
+            step = build(name, given)
+        except UsageError:
+            continue
+        own = Cache.at(tmp_path / f"own{min(number, 2 * len(cases) - 1 - number)}")
+        alone = run_steps(little, [step], seed=seed, within=within, engine=Serial(), cache=own)
+        same(run_steps(little, [step], seed=seed, within=within, engine=Serial(), cache=shared), alone)
+
+
 @each_method
 def test_a_warm_cache_gives_the_same_bytes(name, stores, first, places) -> None:
     first(name)

@@ -200,7 +200,7 @@ def test_a_killed_run_goes_on_with_the_batch_it_had_come_to(pool, rows, select, 
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        ({"temperature": 0.0}, "temperature = 0.0: at least"),
+        ({"temperature": 0.0}, "temperature = 0.0: from"),
         ({"temperature": -1.0}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"batch_size": 1}, "batch_size = 1: at least 2"),

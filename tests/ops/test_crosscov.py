@@ -128,7 +128,7 @@ def test_the_walk_is_the_greedy_one(clamp, alike, n, refresh) -> None:
     walk = walk_of(image, text, gains, balance, clamp)
     go(walk, image, text, clamp, refresh, n)
     order, told = greedy(image, text, gains, balance, clamp, refresh)
-    assert walk.order == order
+    assert walk.order.tolist() == order
     np.testing.assert_allclose(walk.gains, told, atol=1e-5)
 
 
@@ -150,12 +150,24 @@ def test_few_candidates_are_enough(monkeypatch) -> None:
         sizes.clear()
         walk = walk_of(image, text, own, balance, clamp)
         go(walk, image, text, clamp, 1, 400)
-        assert walk.order == greedy(image, text, own, balance, clamp)[0][: len(walk.order)]
+        assert walk.order.tolist() == greedy(image, text, own, balance, clamp)[0][: len(walk.order)]
         assert all(bounded for _, bounded in sizes)
         assert np.mean([size for size, _ in sizes]) > 40
 
 
-@pytest.mark.parametrize("clamp", [*CLAMPS, 0.7])
+def regret(walk, image, text, gains, clamp) -> float:
+    """By how much the best row was ever better than the one taken, in float64, along the walk's own order."""
+    similar = dense(image, text, clamp)
+    lose = (similar + similar.T) / len(gains)
+    now, worst = gains.copy(), 0.0
+    for row in walk.order:
+        worst = max(worst, float(now.max() - now[row]))
+        now -= lose[row]
+        now[row] = -np.inf
+    return worst
+
+
+@pytest.mark.parametrize("clamp", [*CLAMPS, 0.4, 0.7, 1.0])
 @pytest.mark.parametrize("gap", [0.0, 1e-4, 0.003, 0.02])
 @pytest.mark.parametrize("against", [0.0, 0.3, -0.3])
 def test_rows_left_out_of_sight_are_not_overlooked(clamp, gap, against) -> None:
@@ -168,10 +180,39 @@ def test_rows_left_out_of_sight_are_not_overlooked(clamp, gap, against) -> None:
     gains = 1 - gap * kind + 1e-5 * rng.random(n)
     walk = walk_of(image, text, gains, np.zeros(n), clamp)
     go(walk, image, text, clamp, 1, n)
-    order, told = greedy(image, text, gains, np.zeros(n), clamp)
-    # float32 may swap rows whose gains are the same to six places, or clamp a similarity that is just the clamp.
-    np.testing.assert_allclose(walk.gains, told, atol=2e-6 if clamp != 0.7 else 1e-3)
-    assert np.mean(np.array(walk.order) == np.array(order)) > 0.9
+    # Similarities that float32 puts on the other side of the clamp change a gain by clamp / n.
+    assert regret(walk, image, text, gains, clamp) < 2e-6 + 2 * max(clamp or 0, 0) / n
+
+
+@pytest.mark.parametrize("clamp", [0.0, None, 0.15, 0.5, 1.0])
+@pytest.mark.parametrize("seed", range(6))
+def test_no_row_is_taken_before_a_better_one(clamp, seed) -> None:
+    """Also among copies, opposites and rows that the clamp silences."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(257, 900))
+    image, text = pairs(n, dim=int(rng.integers(2, 24)), seed=seed, alike=rng.uniform(0, 2))
+    image[: n // 5], text[: n // 5] = image[0], text[0]
+    image[n // 5 : n // 3] = -image[0]
+    text[n // 3 : n // 2] = image[n // 3 : n // 2]
+    gains = rng.normal(size=n) * rng.choice([0.0, 1e-4, 1e-2, 1.0])
+    walk = walk_of(image, text, gains, np.zeros(n), clamp)
+    go(walk, image, text, clamp, 1, n)
+    assert sorted(walk.order.tolist()) == list(range(n))
+    assert regret(walk, image, text, gains, clamp) < 2e-6 + 2 * max(clamp or 0, 0) / n
+
+
+def test_copies_are_taken_many_at_a_time(monkeypatch) -> None:
+    batches = []
+    whole = crosscov._certain
+    monkeypatch.setattr(crosscov, "_certain", lambda *given: batches.append(1) or whole(*given))
+    image, text = pairs(9_000, dim=16, seed=1)
+    image[:3_000], text[:3_000] = image[0], image[0]
+    gains = np.einsum("ij,ij->i", image, text).astype(np.float64)
+    gains[:3_000] += 1
+    walk = walk_of(image, text, gains, np.zeros(9_000), 0.0)
+    go(walk, image, text, 0.0, 1, 1_500)
+    assert (walk.order < 3_000).all()
+    assert len(batches) < 20
 
 
 @pytest.mark.parametrize("refresh", [1, 5])
@@ -183,7 +224,8 @@ def test_a_walk_taken_up_again_goes_the_same_way(refresh) -> None:
     for least in (1, 60, 61, 200, 400):
         go(again, image, text, 0.0, refresh, least)
         assert len(again.order) >= least
-    assert (again.order, again.gains, again.lost) == (at_once.order, at_once.gains, at_once.lost)
+    for name in ("order", "gains", "lost"):
+        assert getattr(again, name).tobytes() == getattr(at_once, name).tobytes()
 
 
 def test_a_walk_ends_at_the_floor_but_moves() -> None:
@@ -222,7 +264,7 @@ def test_merge_is_taking_the_best_next_row(values, budget, random) -> None:
         gain, _, k = min(heads)
         at[k] += 1
         worst.append(-gain)
-    counts, cut = merge([[float(x) for x in own] for own in values], rows, budget)
+    counts, cut = merge([np.array(own, np.float64) for own in values], rows, budget)
     assert counts.tolist() == at
     assert cut == (min(worst) if len(worst) == budget else -np.inf)
 

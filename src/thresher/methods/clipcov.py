@@ -28,6 +28,8 @@ from thresher.run import Run
 from thresher.selection import Keep, Selection
 from thresher.store import given_vectors
 
+_HEAVY = 1e6  # of a weight: what it weighs would be lost in rounding beside it
+
 
 @method("clipcov")
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +42,9 @@ class ClipCov(Clustered):
         metadata={"help": ".npy of (K, D) text embeddings of class prompts; names in a .txt beside it, one a line"},
     )
     clamp: str = field(default="0", metadata={"help": "similarities below this count as 0, or none"})
-    refresh: int = field(
-        default=1, metadata={"help": "rows of a class after which its gains are brought up to date (released: 200)"}
+    refresh: int | None = field(
+        default=None,
+        metadata={"help": "rows of a class after which its gains are brought up to date (1; released: 200)"},
     )
     weight_self: float = field(default=2.0, metadata={"help": "weight of the row's own similarity, its CLIP score"})
     weight_label: float = field(default=0.5, metadata={"help": "weight of the similarity to the class prompt"})
@@ -50,7 +53,7 @@ class ClipCov(Clustered):
         default="on", metadata={"help": "whether rows taken make their whole class less wanted"}
     )
     released: bool = field(
-        default=False, metadata={"help": "reproduce the released code: refresh 200 unless given, and its balance"}
+        default=False, metadata={"help": "reproduce the released code: its balance, and refresh 200 unless given"}
     )
 
     def __post_init__(self) -> None:
@@ -61,10 +64,15 @@ class ClipCov(Clustered):
             raise UsageError(f"{' and '.join(given)}: classes come from one of them; leave the others out")
         if self.classes is not None and self.embedding != "image":
             raise UsageError(f"embedding = {self.embedding!r}: class prompts are compared with images; leave it out")
-        if self.refresh < 1:
+        if self.refresh is None:
+            object.__setattr__(self, "refresh", 200 if self.released else 1)  # recorded as what it is
+        if self.refresh is None or self.refresh < 1:
             raise UsageError(f"refresh = {self.refresh}: at least 1")
+        for name in ("weight_self", "weight_label", "weight_inter"):
+            if abs(getattr(self, name)) > _HEAVY:
+                raise UsageError(f"{name} = {getattr(self, name)}: at most {_HEAVY:,.0f}; others are about 1")
         try:
-            good = self._clamp is None or -1 <= self._clamp <= 1
+            good = "_" not in self.clamp and (self._clamp is None or -1 <= self._clamp <= 1)
         except ValueError:
             good = False
         if not good:
@@ -83,8 +91,7 @@ class ClipCov(Clustered):
         groups, names = self._classes(run)
         classes = Classes.of(groups)
         walks = self._walks(classes, groups, similarities(run, groups, classes, self._clamp))
-        refresh = 200 if self.released and self.refresh == 1 else self.refresh
-        kept_K, cut = greedy(run, classes, walks, budget, self._clamp, refresh)
+        kept_K, cut = greedy(run, classes, walks, budget, self._clamp, self.refresh or 1)
         mask, gains = np.zeros(n, np.bool_), np.empty(n)
         for own, walk, kept in zip(classes.rows(), walks, kept_K.tolist(), strict=True):
             gains[own] = walk.gains_n - walk.lost[kept]

@@ -49,8 +49,8 @@ class NegClip(Scored):
     def __post_init__(self) -> None:
         """Numbers that make sense."""
         super().__post_init__()
-        if not self.temperature >= 1e-6:
-            raise UsageError(f"temperature = {self.temperature}: at least 0.000001; CLIP's own is 0.01")
+        if not 1e-6 <= self.temperature <= 1e6:
+            raise UsageError(f"temperature = {self.temperature}: from 0.000001 to 1,000,000; CLIP's own is 0.01")
         if self.batch_size < 2:
             raise UsageError(f"batch_size = {self.batch_size}: at least 2, or there is nothing to compare with")
         if self.repeats < 1:

@@ -144,9 +144,10 @@ class Walk:
         clamped_n: (n,) bool, see :func:`where_clamped`.
         balance_n: (n,) float64, n times what all rows of the class lose once this one is taken.
         again_n: (n,) float64, n times what they lose at every refresh from then on (released code); or None.
-        order: Rows taken, in order.
-        gains: Their gains when they were taken, balance included.
-        lost: What the class had lost to balance when 0, 1, 2, ... rows were taken.
+        order: (m,) int64 rows taken, in order.
+        gains: (m,) float64, their gains when they were taken, balance included.
+        lost: (m + 1,) float64, what the class had lost to balance when 0, 1, 2, ... rows were taken.
+        stride: Rows of the last batch; 0 before the first.
     """
 
     gains_n: Floats
@@ -155,9 +156,18 @@ class Walk:
     clamped_n: Bools
     balance_n: Floats
     again_n: Floats | None = None
-    order: list[int] = field(default_factory=list)
-    gains: list[float] = field(default_factory=list)
-    lost: list[float] = field(default_factory=lambda: [0.0])
+    order: Ints = field(default_factory=lambda: np.empty(0, np.int64))
+    gains: Floats = field(default_factory=lambda: np.empty(0))
+    lost: Floats = field(default_factory=lambda: np.zeros(1))
+    stride: int = 0
+
+    def note(self, batch: Ints, gains: Floats, lost: Floats) -> None:
+        """Put a batch down, with the gains and the loss to balance after each of its rows."""
+        self.order = np.concatenate([self.order, batch])
+        self.gains = np.concatenate([self.gains, gains])
+        self.lost = np.concatenate([self.lost, lost])
+        self.gains_n[batch] = -np.inf
+        self.stride = len(batch)
 
 
 Take = Callable[[Ints], tuple[F32, F32]]
@@ -179,8 +189,6 @@ def advance(walk: Walk, clamp: float | None, refresh: int, least: int, floor: fl
     n = len(walk.gains_n)
     while len(walk.order) < n:
         batch, toward = _certain(walk, clamp, take) if refresh == 1 else (_segment(walk, refresh), None)
-        walk.order += batch.tolist()
-        walk.gains_n[batch] = -np.inf
         if len(walk.order) < n:  # a shorter segment than to the next refresh ends the class
             loss, drift = spend(batch, toward)
             walk.gains_n -= loss / n
@@ -191,25 +199,32 @@ def advance(walk: Walk, clamp: float | None, refresh: int, least: int, floor: fl
 
 
 def _segment(walk: Walk, refresh: int) -> Ints:
-    """The best rows up to the next refresh; none of them changes the others."""
+    """Take the best rows up to the next refresh; none of them changes the others."""
     n = len(walk.gains_n)
     room = refresh - 1 - len(walk.order) % refresh or refresh
     left = np.flatnonzero(walk.gains_n > -np.inf)
     batch = left[top(walk.gains_n[left], min(room, len(left)))]
     batch = batch[np.lexsort((batch, -walk.gains_n[batch]))]
-    walk.gains += (walk.gains_n[batch] - walk.lost[-1]).tolist()
     cost = float(walk.balance_n[batch].sum())
     if walk.again_n is not None:
         cost += float(walk.again_n[batch].sum() + walk.again_n[walk.order].sum())
-    walk.lost += [walk.lost[-1]] * (len(batch) - 1) + [walk.lost[-1] + cost / n]
+    lost = np.full(len(batch), walk.lost[-1])
+    lost[-1] += cost / n
+    walk.note(batch, walk.gains_n[batch] - walk.lost[-1], lost)
     return batch
 
 
 def _certain(walk: Walk, clamp: float | None, take: Take) -> tuple[Ints, F32 | None]:
-    """Rows that are next for certain, in order; and their mean texts and images, if that will be needed."""
+    """Take rows that are next for certain, in order; and return their mean texts and images, if that is needed.
+
+    Rows whose gains differ by less than rounding count as equal: else copies could only be taken one by one.
+    """
     n = len(walk.gains_n)
     most = max(n // 32, 16)
-    chosen, ceiling = _candidates(walk, clamp, min(max(2 * most, 256), _MOST, n))
+    count = min(max(2 * most, 256), _MOST, n)
+    if walk.stride:  # where little could be certain, look at little
+        count = min(count, max(16 * walk.stride, 256))
+    chosen, ceiling = _candidates(walk, clamp, count)
     image_CD, text_CD = take(chosen)
     between = clamped(image_CD @ text_CD.T, clamp)
     between = (between + between.T) / np.float32(n)
@@ -217,21 +232,23 @@ def _certain(walk: Walk, clamp: float | None, take: Take) -> tuple[Ints, F32 | N
     gains = walk.gains_n[chosen]
     astray = np.zeros_like(walk.toward)
     batch: list[int] = []
+    values: list[float] = []
     while len(batch) < min(most, len(chosen)):
         best = int(gains.argmax())
         gain = float(gains[best])
         if batch and ceiling is not None:
             apart = float(np.sqrt(np.einsum("ij,ij->", astray, astray)))
-            if gain <= ceiling(len(batch), apart):
+            if gain <= ceiling(len(batch), apart) - _ROUNDING:
                 break
         batch.append(best)
-        walk.gains.append(gain - walk.lost[-1])
-        walk.lost.append(walk.lost[-1] + float(walk.balance_n[chosen[best]]) / n)
+        values.append(gain)
         gains -= between[best]
         gains[best] = -np.inf
         if ceiling is not None:
             astray += seen_C2D[best] - walk.toward
     taken = chosen[batch]
+    lost = walk.lost[-1] + np.cumsum(np.concatenate([[0.0], walk.balance_n[taken]])) / n
+    walk.note(taken, np.array(values) - lost[:-1], lost[1:])
     toward = seen_C2D[batch].mean(axis=0, dtype=np.float64).astype(np.float32) if ceiling is not None else None
     return taken, toward
 
@@ -247,8 +264,8 @@ def _candidates(walk: Walk, clamp: float | None, count: int) -> tuple[Ints, Call
     if len(left) <= count:
         return left, None
     gains, drift = walk.gains_n[left], walk.drift_n[left] / n
-    hopeful = top(gains - (count / 2) * drift, count)
-    hopeful[int(gains.argmax())] = True
+    # The best now, and the best after as many rows as may be taken.
+    hopeful = top(gains, count // 2) | top(gains - (count / 2) * drift, count // 2)
     gains, drift = gains[~hopeful], drift[~hopeful]
     # The largest of n falling lines is convex in the number taken: between two points it is below their chord.
     points = np.linspace(0, count + 1, 17)
@@ -267,7 +284,7 @@ def _candidates(walk: Walk, clamp: float | None, count: int) -> tuple[Ints, Call
 # --- all classes ----------------------------------------------------------------------------------
 
 
-def merge(gains: list[list[float]], rows: list[Ints], budget: int) -> tuple[Ints, float]:
+def merge(gains: list[Floats], rows: list[Ints], budget: int) -> tuple[Ints, float]:
     """Take the class whose next row is best, until the budget is spent.
 
     A row waits for those before it in its class, so it comes when the worst of them does.
@@ -281,7 +298,7 @@ def merge(gains: list[list[float]], rows: list[Ints], budget: int) -> tuple[Ints
         (K,) how many rows of each class, and the gain of the worst row taken (-inf if fewer than the budget).
     """
     sizes = np.array([len(own) for own in gains], np.int64)
-    values, ids = np.concatenate([np.asarray(own, np.float64) for own in gains]), np.concatenate(rows)
+    values, ids = np.concatenate(gains), np.concatenate(rows)
     if len(values) <= budget:
         worst = float(values.min()) if len(values) == budget else -np.inf
         return sizes, worst
