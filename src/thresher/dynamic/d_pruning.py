@@ -1,0 +1,121 @@
+"""D-Pruning: keep the rows whose loss is, or may yet be, the highest.
+
+After "Accelerating Deep Learning with Dynamic Data Pruning" (Raju, Daruwalla and Lipasti, arXiv 2111.12621),
+which treats the rows as arms of a bandit. What is done here, exactly:
+
+- After every batch the moving moments of a row's loss x follow, with ``decay`` d:
+  step = x - mean; mean += d * step; variance = (1 - d) * (variance + d * step^2). A first loss sets mean = x,
+  variance = 0.
+- Everything is trained on for ``warmup`` epochs. Then, every ``period`` epochs, floor(keep * N) rows are chosen,
+  and held until the next choice. Rows left out keep their moments.
+- rule "uncertainty": those with the highest upper bound mean + bound * sqrt(variance).
+- rule "epsilon-greedy": a share ``epsilon`` of them at random, the others those with the highest mean.
+- Rows never seen count as highest; among equals the lower row id wins.
+
+The loss is that of the training task, here per pair and the mean of both directions. The deviation, not the
+variance, is added, so that ``bound`` has no unit and does not depend on the scale of the loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from thresher.dynamic.ledger import LEFT_OUT, Ledger, Losses, Marks
+from thresher.dynamic.pick import draw, lowest, whole
+from thresher.dynamic.policy import Plan, Policy, check_budget
+from thresher.errors import UsageError, suggest
+
+Rule = Literal["uncertainty", "epsilon-greedy"]
+RULES = ("uncertainty", "epsilon-greedy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPruning(Policy):
+    """Keep the rows with the highest upper bound, or mean, of the moving loss.
+
+    Attributes:
+        keep: Share of the rows to keep after the warm-up.
+        rule: How rows are chosen.
+        bound: With "uncertainty", how many deviations are added to the mean.
+        epsilon: With "epsilon-greedy", the share of the kept rows that is drawn at random.
+        decay: What the newest loss weighs in the moving moments.
+        period: Epochs from one choice to the next.
+        warmup: Epochs on everything before the first choice, at least 1.
+    """
+
+    keep: float
+    rule: Rule = "uncertainty"
+    bound: float = 1.0
+    epsilon: float = 0.1
+    decay: float = 0.2
+    period: int = 1
+    warmup: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be carried out."""
+        if not 0 < self.keep < 1:
+            raise UsageError(f"keep = {self.keep}; give a share strictly between 0 and 1, like 0.7")
+        if self.rule not in RULES:
+            raise UsageError(f"rule = {self.rule!r}; give one of {', '.join(RULES)}.{suggest(self.rule, RULES)}")
+        if not self.bound >= 0:
+            raise UsageError(f"bound = {self.bound}; give 0 or more deviations")
+        if not 0 <= self.epsilon <= 1:
+            raise UsageError(f"epsilon = {self.epsilon}; give a share from 0 to 1")
+        if not 0 < self.decay <= 1:
+            raise UsageError(f"decay = {self.decay}; give what the newest loss weighs, above 0 and at most 1")
+        if self.period < 1 or self.warmup < 1:
+            raise UsageError(f"period = {self.period}, warmup = {self.warmup}; give 1 epoch or more for each")
+
+    @classmethod
+    def for_budget(cls, pruned: float, epochs: int, *, rule: Rule = "uncertainty", warmup: int = 1) -> DPruning:
+        """Choose ``keep`` so that ``pruned`` of the samples of the run are left out, warm-up included."""
+        most = cls(keep=0.5, rule=rule, warmup=warmup).expected_pruned(epochs) / 0.5
+        check_budget(pruned, epochs, most, "train for more epochs, or warm up for fewer")
+        return cls(keep=1 - pruned / most, rule=rule, warmup=warmup)
+
+    def ledger(self, rows: int) -> Ledger:
+        """Return a ledger that keeps the moving moments."""
+        return Ledger(rows, decay=self.decay)
+
+    def plan(self, ledger: Ledger, epoch: int, rng: np.random.Generator) -> Plan:
+        """Choose rows at the start of a period, and hold them through it."""
+        if epoch < self.warmup:
+            return Plan(epoch=epoch, phase="warm-up", total=len(ledger))
+        start = self._start(epoch)
+        if epoch > start:
+            kept_N = ~ledger.candidates(start, LEFT_OUT)
+        else:
+            keep = max(1, whole(self.keep * len(ledger)))
+            chance = whole(self.epsilon * keep) if self.rule == "epsilon-greedy" else 0
+            kept_N = lowest(self._negative_scores(ledger), keep - chance)
+            if chance:
+                kept_N |= draw(~kept_N, chance, rng)
+        return Plan(epoch=epoch, phase="pruned", total=len(ledger), kept_N=kept_N)
+
+    def finish(self, ledger: Ledger, plan: Plan, rng: np.random.Generator) -> Marks | None:
+        """Mark the rows left out by a choice: so it is held, and rows often left out are known."""
+        if plan.kept_N is None or plan.epoch > self._start(plan.epoch):
+            return None
+        return np.where(plan.kept_N, np.uint8(0), np.uint8(LEFT_OUT))
+
+    def forecast(self, epoch: int) -> float:
+        """Return the share left out, none in the warm-up."""
+        return 0.0 if epoch < self.warmup else 1 - self.keep
+
+    def _start(self, epoch: int) -> int:
+        return epoch - (epoch - self.warmup) % self.period
+
+    def _negative_scores(self, ledger: Ledger) -> Losses:
+        if ledger.means_N is None or ledger.variances_N is None:
+            raise UsageError("this ledger keeps no moving mean of the loss; take the one of DPruning(...).ledger(rows)")
+        if self.rule == "uncertainty":
+            scores_N = np.sqrt(ledger.variances_N)
+            scores_N *= -self.bound
+            scores_N -= ledger.means_N
+        else:
+            scores_N = -ledger.means_N
+        scores_N[ledger.seen_N < 0] = -np.inf
+        return scores_N

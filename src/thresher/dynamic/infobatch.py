@@ -1,0 +1,87 @@
+"""InfoBatch: leave out some of the rows with low loss, and let the others of them count for those.
+
+Published as "InfoBatch: Lossless Training Speed Up by Unbiased Dynamic Data Pruning" (arXiv 2303.04947,
+ICLR 2024). Before each epoch a share r of the rows whose latest loss lies below the mean is left out at
+random; the others below the mean weigh 1 / (1 - r). The last epochs train on everything.
+
+The weights keep the *sum* of the losses of an epoch, in expectation, what it would be on all rows, in fewer
+steps. That holds for losses that do not depend on the rows beside them. A contrastive loss does: pruning
+also changes the negatives, so there it is not exactly unbiased.
+
+Where we differ from the released code: the weight is (rows below the mean) / (those of them kept), which
+is 1 / (1 - r) but for the rounding to whole rows, and exactly unbiased; rows never seen are kept and take
+no part in the mean, rather than having a made-up loss of 3; row ids are integers, not floats.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from thresher.dynamic.ledger import Ledger
+from thresher.dynamic.pick import draw, whole
+from thresher.dynamic.policy import Plan, Policy, check_budget
+from thresher.errors import UsageError
+
+_BELOW = 0.5  # the share of rows below the mean loss that forecasts reckon with
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoBatch(Policy):
+    """Leave out a share of the rows with less than the mean loss, and let the rest of them weigh more.
+
+    Attributes:
+        epochs: Length of the run.
+        r: Share of the rows below the mean loss to leave out.
+        delta: Share of the epochs after which everything is trained on again.
+    """
+
+    epochs: int
+    r: float = 0.5
+    delta: float = 0.875
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be carried out."""
+        if self.epochs < 1:
+            raise UsageError(f"epochs = {self.epochs}; give 1 or more")
+        if not 0 < self.r < 1:
+            raise UsageError(f"r = {self.r}; give a share strictly between 0 and 1")
+        if not 0 <= self.delta <= 1:
+            raise UsageError(f"delta = {self.delta}; give a share of the epochs from 0 to 1")
+
+    @classmethod
+    def for_budget(cls, pruned: float, epochs: int, *, delta: float = 0.875) -> InfoBatch:
+        """Choose r so that about ``pruned`` of the samples of the run are left out.
+
+        About, because training alone knows how many rows lie below the mean; half is reckoned with. It is
+        more where losses are skewed to the right, or jump about: a row left out keeps its low loss.
+        """
+        most = cls(epochs=epochs, r=0.5, delta=delta).expected_pruned(epochs) / 0.5
+        check_budget(pruned, epochs, most, "train for more epochs, or raise delta")
+        return cls(epochs=epochs, r=pruned / most, delta=delta)
+
+    def plan(self, ledger: Ledger, epoch: int, rng: np.random.Generator) -> Plan:
+        """Leave out r of the rows below the mean, exactly, rounded down to whole rows."""
+        loss_N = ledger.loss_N
+        seen_N = ledger.seen_N >= 0
+        if not self._prunes(epoch) or not seen_N.any():
+            return Plan(epoch=epoch, phase="everything", total=len(ledger))
+        below_N = seen_N
+        below_N &= loss_N < loss_N.mean(dtype=np.float64, where=seen_N)
+        below = int(np.count_nonzero(below_N))
+        dropped = whole(self.r * below)
+        kept_N = draw(below_N, dropped, rng)
+        np.logical_not(kept_N, out=kept_N)
+        weights_N = np.ones(len(ledger), np.float32)
+        if dropped:
+            weights_N[below_N] = below / (below - dropped)
+        return Plan(epoch=epoch, phase="pruned", total=len(ledger), kept_N=kept_N, weights_N=weights_N)
+
+    def forecast(self, epoch: int) -> float:
+        """Return the share expected to be left out if half the rows lie below the mean."""
+        return self.r * _BELOW if self._prunes(epoch) else 0.0
+
+    def _prunes(self, epoch: int) -> bool:
+        return 0 < epoch < math.floor(round(self.delta * self.epochs, 6))

@@ -1,0 +1,214 @@
+"""What training has told about every row: the only state of dynamic pruning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thresher.errors import UsageError
+
+Array = npt.NDArray[Any]
+Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
+Marks = npt.NDArray[np.uint8]
+Losses = npt.NDArray[np.float32]
+
+# Why a row is a candidate for pruning; bits, as a row may be both of the first two (in one direction each).
+REDUNDANT = 1
+ILL_MATCHED = 2
+LEFT_OUT = 4
+
+MOST_ROWS = 10**9 - 1
+LAST_EPOCH = int(np.iinfo(np.int16).max)
+
+
+class Ledger:
+    """What training has told about every row: plain arrays, 11 bytes a row (15 by direction, 8 more for moments).
+
+    Attributes:
+        losses_NR: (N, R) float32, the latest loss of each row in each direction; with R = 1 the mean of
+            the directions; NaN before a row was seen.
+        seen_N: (N,) int16, the epoch a row was last seen in, -1 for never.
+        marks_N: (N,) uint8, what a row was marked as when it was last a candidate (bits, see above).
+        marked_N: (N,) int16, the epoch a row was last a candidate in, -1 for never.
+        times_N: (N,) uint16, in how many epochs a row was a candidate.
+        means_N: (N,) float32, exponentially moving mean of the loss, or None when no ``decay`` was given.
+        variances_N: (N,) float32, exponentially moving variance of the loss, or None likewise.
+        decay: What the newest loss weighs in these moments.
+    """
+
+    def __init__(self, rows: int, *, directions: int = 1, decay: float | None = None) -> None:
+        """Make an empty ledger; :meth:`Policy.ledger` knows what a policy needs.
+
+        Args:
+            rows: N, 1 to 10^9 - 1.
+            directions: 1 to keep the mean of the directions, 2 to keep both.
+            decay: What the newest loss weighs in the moving mean and variance, above 0 and at most 1;
+                None keeps neither.
+        """
+        if not 0 < rows <= MOST_ROWS:
+            raise UsageError(f"a ledger of {rows:,} rows; give 1 to {MOST_ROWS:,}")
+        if directions not in (1, 2):
+            raise UsageError(f"directions = {directions}; give 1 (their mean) or 2")
+        if decay is not None and not 0 < decay <= 1:
+            raise UsageError(f"decay = {decay}; give what the newest loss weighs, above 0 and at most 1")
+        self.decay = decay
+        self.losses_NR: Losses = np.full((rows, directions), np.nan, np.float32)
+        self.seen_N = np.full(rows, -1, np.int16)
+        self.marks_N: Marks = np.zeros(rows, np.uint8)
+        self.marked_N = np.full(rows, -1, np.int16)
+        self.times_N = np.zeros(rows, np.uint16)
+        self.means_N: Losses | None = None if decay is None else np.zeros(rows, np.float32)
+        self.variances_N: Losses | None = None if decay is None else np.zeros(rows, np.float32)
+        self._sums: list[float] = []
+        self._counts: list[int] = []
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.seen_N)
+
+    @property
+    def loss_N(self) -> Losses:
+        """(N,) float32, the latest loss of each row, the mean of its directions; NaN before it was seen."""
+        return self.losses_NR[:, 0] if self.losses_NR.shape[1] == 1 else self.losses_NR.mean(axis=1)
+
+    def epoch_losses(self) -> npt.NDArray[np.float64]:
+        """Return the mean loss of every epoch up to the last recorded one; NaN where nothing was recorded.
+
+        Sums are float64 in the order of recording: the same batches in the same order give the same bits.
+        """
+        counts = np.array(self._counts, np.int64)
+        means = np.full(len(counts), np.nan)
+        np.divide(np.array(self._sums, np.float64), counts, out=means, where=counts > 0)
+        return means
+
+    def record(self, rows_B: npt.ArrayLike, losses_BR: npt.ArrayLike, epoch: int, marks_B: Marks | None = None) -> None:
+        """Note the losses of a batch, and what the policy marked in it.
+
+        Args:
+            rows_B: (B,) row ids, integers. A row given twice counts once, the last loss standing.
+            losses_BR: (B, R) finite losses per row and direction, R = 1 or 2.
+            epoch: The epoch the batch belongs to, 0 to 32,767.
+            marks_B: (B,) uint8 from :meth:`Policy.marks`, where the plan collects them.
+
+        Raises:
+            UsageError: Rows the ledger does not have, losses of another shape or not finite.
+        """
+        rows = np.asarray(rows_B)
+        losses = np.asarray(losses_BR, np.float32)
+        _check_epoch(epoch)
+        if rows.ndim != 1 or rows.dtype.kind not in "iu":
+            raise UsageError(f"row ids of shape {rows.shape} and type {rows.dtype}; give integers, one per loss")
+        if losses.ndim != 2 or len(losses) != len(rows) or losses.shape[1] not in (1, 2):
+            raise UsageError(f"losses of shape {losses.shape}; give ({len(rows)}, 1) or ({len(rows)}, 2)")
+        if len(rows) == 0:
+            return
+        if rows.min() < 0 or rows.max() >= len(self):
+            raise UsageError(f"row ids {rows.min():,} to {rows.max():,}; the ledger has 0 to {len(self) - 1:,}")
+        if not np.isfinite(losses).all():
+            i = int(np.flatnonzero(~np.isfinite(losses).all(axis=1))[0])
+            raise UsageError(f"the loss of row {int(rows[i]):,} is {losses[i].tolist()}; record finite losses only")
+        loss_B = losses.mean(axis=1)
+        self.losses_NR[rows] = losses if self.losses_NR.shape[1] == 2 else loss_B[:, None]
+        if self.decay is not None and self.means_N is not None and self.variances_N is not None:
+            new = self.seen_N[rows] < 0
+            step = np.where(new, 0, loss_B - self.means_N[rows])
+            self.means_N[rows] = np.where(new, loss_B, self.means_N[rows] + self.decay * step)
+            self.variances_N[rows] = (1 - self.decay) * (self.variances_N[rows] + self.decay * step**2)
+        self.seen_N[rows] = epoch
+        while len(self._sums) <= epoch:
+            self._sums.append(0.0)
+            self._counts.append(0)
+        self._sums[epoch] += float(loss_B.sum(dtype=np.float64))
+        self._counts[epoch] += len(rows)
+        if marks_B is not None:
+            self._mark(rows[marks_B != 0], marks_B[marks_B != 0], epoch)
+
+    def mark(self, marks_N: Marks, epoch: int) -> None:
+        """Note the candidates of a whole epoch, (N,) uint8 from :meth:`Policy.finish`."""
+        _check_epoch(epoch)
+        rows = np.flatnonzero(marks_N)
+        self._mark(rows, marks_N[rows], epoch)
+
+    def _mark(self, rows_M: Ints, marks_M: Marks, epoch: int) -> None:
+        again = self.marked_N[rows_M] == epoch
+        self.marks_N[rows_M] = np.where(again, self.marks_N[rows_M] | marks_M, marks_M)
+        self.times_N[rows_M] += ~again
+        self.marked_N[rows_M] = epoch
+
+    def candidates(self, epoch: int, bits: int) -> Bools:
+        """(N,) bool: the rows marked in ``epoch``, and never since, as any of ``bits``."""
+        found_N: Bools = self.marks_N & np.uint8(bits) != 0
+        found_N &= self.marked_N == epoch
+        return found_N
+
+    def state(self) -> dict[str, Array]:
+        """Return copies of all arrays, for a checkpoint."""
+        arrays: dict[str, Array | None] = {
+            "losses": self.losses_NR,
+            "seen": self.seen_N,
+            "marks": self.marks_N,
+            "marked": self.marked_N,
+            "times": self.times_N,
+            "means": self.means_N,
+            "variances": self.variances_N,
+            "decay": None if self.decay is None else np.array(self.decay, np.float64),
+            "epoch_sums": np.array(self._sums, np.float64),
+            "epoch_counts": np.array(self._counts, np.int64),
+        }
+        return {name: array.copy() for name, array in arrays.items() if array is not None}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Array]) -> Ledger:
+        """Make the ledger that :meth:`state` was taken of.
+
+        Raises:
+            UsageError: Arrays missing, or of other shapes or types than a ledger has.
+        """
+        if "losses" not in state or np.ndim(state["losses"]) != 2:
+            raise UsageError("not the state of a ledger: it has no losses of shape (rows, directions)")
+        rows, directions = state["losses"].shape
+        ledger = cls(rows, directions=directions, decay=float(state["decay"]) if "decay" in state else None)
+        for name, like in ledger.state().items():
+            if name not in state:
+                raise UsageError(f"not the state of a ledger: {name} is missing")
+            given = np.asarray(state[name])
+            if given.dtype != like.dtype or (len(like.shape) and like.size and given.shape != like.shape):
+                raise UsageError(
+                    f"not the state of a ledger: {name} is {given.dtype} {given.shape}, not {like.dtype} {like.shape}"
+                )
+        ledger.losses_NR = np.array(state["losses"])
+        ledger.seen_N = np.array(state["seen"])
+        ledger.marks_N = np.array(state["marks"])
+        ledger.marked_N = np.array(state["marked"])
+        ledger.times_N = np.array(state["times"])
+        if ledger.decay is not None:
+            ledger.means_N = np.array(state["means"])
+            ledger.variances_N = np.array(state["variances"])
+        ledger._sums = state["epoch_sums"].tolist()
+        ledger._counts = state["epoch_counts"].tolist()
+        return ledger
+
+
+def coreset_ranks(ledger: Ledger) -> Ints:
+    """Rank rows by how little training could have done without them: 0 is the row to keep first.
+
+    Fewest times a candidate first, then the longest ago, then the lowest loss, then the lower row id; rows
+    never seen come last. Ranks are nested: the rows ranked below k are a coreset of k rows, for any k.
+    The published code leaves open how the candidates of several cycles are joined; this order is ours.
+
+    Returns:
+        (N,) int64, a permutation of 0 .. N - 1.
+    """
+    order = np.lexsort((ledger.loss_N, ledger.marked_N, ledger.times_N, ledger.seen_N < 0))
+    ranks_N = np.empty(len(order), np.int64)
+    ranks_N[order] = np.arange(len(order))
+    return ranks_N
+
+
+def _check_epoch(epoch: int) -> None:
+    if not 0 <= epoch <= LAST_EPOCH:
+        raise UsageError(f"epoch {epoch:,}; epochs are 0 to {LAST_EPOCH:,}")

@@ -1,0 +1,291 @@
+"""Contrastive losses of single samples, one per direction, for the loop that prunes while it trains.
+
+Shapes: B rows of this rank's batch, N rows over all ranks (N = B without ``gather``), D dimensions, K rows of a queue,
+R directions.
+
+Every loss returns (B, R) float32, differentiable; its mean over both axes is the usual training loss. Rows of features
+may have any length and any floating dtype: they are brought to float32 and unit length here, which changes nothing for
+a model that already does so. Products and softmax are float32 under autocast too. Losses of rows that are all but
+solved keep their digits (1e-20 is not rounded to 0), so they can still be ranked.
+
+With ``gather=True`` (CLIP, SigLIP, MoCo v3, SimCLR) the features of all ranks of the default process group stand in
+the softmax; the losses returned are those of this rank's rows, and gradients flow back to the ranks that the features
+came from. Averaging gradients over ranks, as DistributedDataParallel does, gives the gradient of the mean over all N
+rows if every rank has the same B. Ranks may differ in B (each call exchanges the sizes first); then weigh every row
+by ``B * ranks / N`` in :func:`reduce` for that mean.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from thresher.errors import MissingExtraError, UsageError
+
+try:
+    import torch  # noqa: TID253
+    import torch.distributed as dist  # noqa: TID253
+    import torch.nn.functional as F  # noqa: TID253
+except ImportError:
+    raise MissingExtraError("pruning in the training loop", "torch") from None
+
+_STRUCK = torch.finfo(torch.float32).min  # a logit that counts for nothing, yet finite: a batch of one has gradients
+
+
+def clip_losses(
+    image_BD: torch.Tensor, text_BD: torch.Tensor, scale: float | torch.Tensor, *, gather: bool = False
+) -> torch.Tensor:
+    """Return the softmax cross-entropy of each pair, image to text and text to image (Radford et al., 2103.00020).
+
+    Args:
+        image_BD: (B, D) features.
+        text_BD: (B, D) features; row i belongs to image i.
+        scale: What cosines are multiplied by, one number: ``logit_scale.exp()``, not its logarithm.
+        gather: Contrast with the rows of all ranks.
+
+    Returns:
+        (B, 2). The mean equals open_clip's ``ClipLoss``.
+    """
+    (image_BD, text_BD), scale = _unit(image=image_BD, text=text_BD), _number("scale", scale)
+    (images_ND, texts_ND), start = _everywhere(gather, image_BD, text_BD)
+    positive_B = scale * (image_BD * text_BD).sum(1)
+    to_text_BN, to_image_BN = _both_ways(scale * image_BD, text_BD, scale * images_ND, texts_ND, start)
+    return torch.stack([_softmax_loss(positive_B, to_text_BN), _softmax_loss(positive_B, to_image_BN)], dim=1)
+
+
+def siglip_losses(
+    image_BD: torch.Tensor,
+    text_BD: torch.Tensor,
+    scale: float | torch.Tensor,
+    bias: float | torch.Tensor,
+    *,
+    gather: bool = False,
+) -> torch.Tensor:
+    """Return the sigmoid losses of each row's pairs, summed over the row (Zhai et al., 2303.15343).
+
+    Direction 0 sums over image i with every text, direction 1 over text i with every image. Every pair is thus in
+    one row of either direction, and since SigLIP divides the sum over all pairs by the batch, the mean is its loss.
+
+    Args:
+        image_BD: (B, D) features.
+        text_BD: (B, D) features; row i belongs to image i.
+        scale: What cosines are multiplied by, one number: ``logit_scale.exp()``, not its logarithm.
+        bias: What is then added, one number (-10 at the start of published training).
+        gather: Contrast with the rows of all ranks.
+
+    Returns:
+        (B, 2). The mean equals SigLIP's loss.
+    """
+    image_BD, text_BD = _unit(image=image_BD, text=text_BD)
+    scale, bias = _number("scale", scale), _number("bias", bias)
+    (images_ND, texts_ND), start = _everywhere(gather, image_BD, text_BD)
+    positive_B = F.softplus(-scale * (image_BD * text_BD).sum(1) - bias)
+    both = _both_ways(scale * image_BD, text_BD, scale * images_ND, texts_ND, start, bias)
+    return torch.stack([positive_B + F.softplus(others_BN).sum(1) for others_BN in both], dim=1)
+
+
+def moco_v2_losses(
+    query_BD: torch.Tensor, key_BD: torch.Tensor, queue_KD: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """Return InfoNCE of each query, its key against a queue (He et al., 1911.05722; Chen et al., 2003.04297).
+
+    As published, no gradient flows to keys and queue. The queue may be overwritten before ``backward``.
+
+    Args:
+        query_BD: (B, D) features.
+        key_BD: (B, D) features of the other view by the momentum encoder.
+        queue_KD: (K, D) earlier keys, one a row.
+        temperature: What cosines are divided by, above 0 (0.2 in MoCo v2, 0.07 in MoCo).
+
+    Returns:
+        (B, 1). The mean equals MoCo's loss.
+    """
+    query_BD, key_BD = _unit(query=query_BD, key=key_BD.detach())
+    if queue_KD.ndim != 2 or queue_KD.shape[1] != query_BD.shape[1]:
+        hint = "; MoCo's own buffer is (D, K): pass queue.T" if queue_KD.shape[:1] == query_BD.shape[1:] else ""
+        expected = f"(K, {query_BD.shape[1]}), one key a row"
+        raise UsageError(f"queue must be {expected}; got {tuple(queue_KD.shape)}{hint}")
+    query_BD = query_BD / _temperature(temperature)
+    (queue_KD,) = _unit(queue=queue_KD.detach())
+    losses_B = _softmax_loss((query_BD * key_BD).sum(1), _products(query_BD, queue_KD))
+    return losses_B[:, None]
+
+
+def moco_v3_losses(
+    q1_BD: torch.Tensor,
+    q2_BD: torch.Tensor,
+    k1_BD: torch.Tensor,
+    k2_BD: torch.Tensor,
+    temperature: float,
+    *,
+    gather: bool = False,
+) -> torch.Tensor:
+    """Return InfoNCE of each query against the other view's keys of the batch (Chen et al., 2104.02057).
+
+    The published loss is a sum over directions, ctr(q1, k2) + ctr(q2, k1), of cross-entropies scaled by
+    2 * temperature. An entry here is twice its term, so that the mean equals that sum. As published, no gradient flows
+    to the keys.
+
+    Args:
+        q1_BD: (B, D) predictions for view 1.
+        q2_BD: (B, D) predictions for view 2.
+        k1_BD: (B, D) features of view 1 by the momentum encoder.
+        k2_BD: (B, D) features of view 2 by the momentum encoder.
+        temperature: What cosines are divided by, above 0 (0.2 for ViT-B, 1.0 for ResNet-50).
+        gather: Contrast with the keys of all ranks.
+
+    Returns:
+        (B, 2): q1 with k2, q2 with k1. The mean equals MoCo v3's loss.
+    """
+    temperature = _temperature(temperature)
+    q1_BD, q2_BD, k1_BD, k2_BD = _unit(q1=q1_BD, q2=q2_BD, k1=k1_BD.detach(), k2=k2_BD.detach())
+    (keys1_ND, keys2_ND), start = _everywhere(gather, k1_BD, k2_BD)
+    losses = []
+    for query_BD, key_BD, keys_ND in ((q1_BD, k2_BD, keys2_ND), (q2_BD, k1_BD, keys1_ND)):
+        query_BD = query_BD / temperature
+        losses.append(_softmax_loss((query_BD * key_BD).sum(1), _others(query_BD, keys_ND, start)))
+    return 4 * temperature * torch.stack(losses, dim=1)
+
+
+def simclr_losses(
+    z1_BD: torch.Tensor, z2_BD: torch.Tensor, temperature: float, *, gather: bool = False
+) -> torch.Tensor:
+    """Return NT-Xent of each view: the other view against all other rows of both views (Chen et al., 2002.05709).
+
+    Args:
+        z1_BD: (B, D) projections of view 1.
+        z2_BD: (B, D) projections of view 2.
+        temperature: What cosines are divided by, above 0 (0.1 to 0.5 as published).
+        gather: Contrast with the rows of all ranks.
+
+    Returns:
+        (B, 2). The mean equals SimCLR's loss.
+    """
+    scale = 1 / _temperature(temperature)
+    z1_BD, z2_BD = _unit(z1=z1_BD, z2=z2_BD)
+    (views1_ND, views2_ND), start = _everywhere(gather, z1_BD, z2_BD)
+    positive_B = scale * (z1_BD * z2_BD).sum(1)
+    across1_BN, across2_BN = _both_ways(scale * z1_BD, z2_BD, scale * views1_ND, views2_ND, start)
+    within1_BN, within2_BN = _others(scale * z1_BD, views1_ND, start), _others(scale * z2_BD, views2_ND, start)
+    losses = [_softmax_loss(positive_B, across1_BN, within1_BN), _softmax_loss(positive_B, across2_BN, within2_BN)]
+    return torch.stack(losses, dim=1)
+
+
+def reduce(losses_BR: torch.Tensor, weights_B: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the number to call ``backward`` on: sum(weight * loss) / B, the loss being the mean over directions.
+
+    The divisor is the number of rows, never the sum of weights: a row of weight 1 / (1 - r) stands for itself and the
+    rows that were dropped in its place with probability r (InfoBatch, 2303.04947). For losses that do not depend on
+    each other that is unbiased. In a contrastive batch it is not exactly so: a loss depends on the negatives beside
+    it, and pruning changes those too.
+
+    Args:
+        losses_BR: (B, R) losses, of any function of this module.
+        weights_B: (B,) weights, by default all 1.
+
+    Returns:
+        A number, differentiable in the losses; 0 for no rows.
+    """
+    if losses_BR.ndim != 2 or not losses_BR.shape[1]:
+        raise UsageError(f"losses must be (B, directions); got {tuple(losses_BR.shape)}")
+    losses_B = losses_BR.mean(1)
+    if weights_B is not None:
+        if weights_B.shape != losses_B.shape:
+            raise UsageError(f"weights must be ({len(losses_B)},), one a row; got {tuple(weights_B.shape)}")
+        losses_B = losses_B * weights_B.detach().to(losses_B)
+    return losses_B.sum() / max(len(losses_B), 1)
+
+
+def _unit(**rows: torch.Tensor) -> list[torch.Tensor]:
+    """Return matrices of one shape as unit rows in float32."""
+    shapes = {name: tuple(row.shape) for name, row in rows.items()}
+    if len(set(shapes.values())) > 1 or any(len(shape) != 2 for shape in shapes.values()):
+        given = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise UsageError(f"{', '.join(rows)} must be (B, D), the same B and D; got {given}")
+    return [F.normalize(row.float(), dim=1) for row in rows.values()]
+
+
+def _number(name: str, value: float | torch.Tensor) -> float | torch.Tensor:
+    if not isinstance(value, torch.Tensor):
+        return value
+    if value.numel() != 1:
+        raise UsageError(f"{name} must be one number; got a tensor of shape {tuple(value.shape)}")
+    return value.float().reshape(())
+
+
+def _temperature(value: float) -> float:
+    if not value > 0:
+        raise UsageError(f"temperature must be above 0; got {value}")
+    return value
+
+
+def _softmax_loss(positive_B: torch.Tensor, *others_BN: torch.Tensor) -> torch.Tensor:
+    """Return -log(softmax) of the positive (B,) among itself and the others.
+
+    As log(1 + exp(others - positive)), which unlike log_softmax does not round small losses to 0.
+    """
+    total_B = others_BN[0].logsumexp(1)
+    for more_BN in others_BN[1:]:
+        total_B = torch.logaddexp(total_B, more_BN.logsumexp(1))
+    return F.softplus(total_B - positive_B)
+
+
+def _products(rows_BD: torch.Tensor, columns_ND: torch.Tensor) -> torch.Tensor:
+    with torch.autocast(rows_BD.device.type, enabled=False):
+        return rows_BD @ columns_ND.T
+
+
+def _others(
+    rows_BD: torch.Tensor, columns_ND: torch.Tensor, start: int, bias: float | torch.Tensor = 0.0
+) -> torch.Tensor:
+    """Return the products (B, N) plus bias, with row i's own column, start + i, struck out."""
+    products_BN = _products(rows_BD, columns_ND)
+    products_BN += bias  # in place, as is the next line: a second (B, N) would be kept for backward
+    products_BN.diagonal(start).fill_(_STRUCK)
+    return products_BN
+
+
+def _both_ways(
+    a_BD: torch.Tensor,
+    b_BD: torch.Tensor,
+    all_a_ND: torch.Tensor,
+    all_b_ND: torch.Tensor,
+    start: int,
+    bias: float | torch.Tensor = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return :func:`_others` of a with all b and of b with all a; one matrix and its transpose if that is all."""
+    a_BN = _others(a_BD, all_b_ND, start, bias)
+    return a_BN, a_BN.T if all_b_ND is b_BD else _others(b_BD, all_a_ND, start, bias)
+
+
+def _everywhere(gather: bool, *rows_BD: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], int]:
+    """Return the rows of all ranks, by rank, and where among them this rank's begin."""
+    if not gather:
+        return rows_BD, 0
+    if not (dist.is_available() and dist.is_initialized()):
+        raise UsageError("gather=True needs a process group: call torch.distributed.init_process_group first")
+    if dist.get_world_size() == 1:
+        return rows_BD, 0
+    size = torch.tensor([len(rows_BD[0])], device=rows_BD[0].device)
+    sizes = [torch.empty_like(size) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, size)
+    counts = torch.cat(sizes).tolist()
+    gathered = _Gather.apply(torch.cat(rows_BD, dim=1), counts)  # together: one exchange forward, one backward
+    return gathered.chunk(len(rows_BD), dim=1), sum(counts[: dist.get_rank()])
+
+
+class _Gather(torch.autograd.Function):  # type: ignore[misc]
+    """Rows of all ranks; a row's gradient is the sum over the ranks that used it."""
+
+    @staticmethod
+    def forward(ctx: Any, rows_BD: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        ctx.start, ctx.size = sum(counts[: dist.get_rank()]), len(rows_BD)
+        padded = F.pad(rows_BD, (0, 0, 0, max(counts) - len(rows_BD)))  # ranks exchange equal shapes
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, gradient_ND: torch.Tensor) -> tuple[torch.Tensor, None]:
+        total_ND = gradient_ND.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total_ND)
+        return total_ND[ctx.start : ctx.start + ctx.size], None

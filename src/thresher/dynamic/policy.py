@@ -1,0 +1,147 @@
+"""What a policy is, and the plan it makes for an epoch.
+
+An epoch, as a training loop goes through it::
+
+    plan = policy.plan(ledger, epoch, rng)
+    for rows_B in batches(plan.rows()):
+        losses_BR = ...
+        marks_B = policy.marks(losses_BR, rng) if plan.collects else None
+        ledger.record(rows_B, losses_BR, epoch, marks_B)
+    marks_N = policy.finish(ledger, plan, rng)
+    if marks_N is not None:
+        ledger.mark(marks_N, epoch)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from thresher.dynamic.ledger import Ledger, Marks
+from thresher.errors import UsageError
+
+Array = npt.NDArray[Any]
+Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
+
+Phase = Literal["everything", "warm-up", "preparation", "mutation", "pruned"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plan:
+    """Which rows to train on in one epoch, and what they weigh.
+
+    A checkpoint in the middle of an epoch must carry the plan in force (:meth:`state`): by then the
+    ledger has moved on, and planning again would give other rows.
+
+    Attributes:
+        epoch: The epoch planned.
+        phase: What the epoch is, in words.
+        total: N, the rows of the dataset.
+        kept_N: (N,) bool, the rows to train on; None for all.
+        weights_N: (N,) float32, what the loss of each row is multiplied by; None for 1.
+        repeats_N: (N,) int32, how often each row comes, 0 where it is not kept; None for once.
+        collects: Whether the policy marks candidates in every batch of this epoch.
+    """
+
+    epoch: int
+    phase: Phase
+    total: int
+    kept_N: Bools | None = None
+    weights_N: npt.NDArray[np.float32] | None = None
+    repeats_N: npt.NDArray[np.int32] | None = None
+    collects: bool = False
+
+    def __len__(self) -> int:
+        """Return the number of samples of the epoch, repeats counted."""
+        if self.repeats_N is not None:
+            return int(self.repeats_N.sum(dtype=np.int64))
+        return self.total if self.kept_N is None else int(np.count_nonzero(self.kept_N))
+
+    @property
+    def pruned(self) -> float:
+        """The share of samples saved: 1 - samples / rows; below 0 where repeats make the epoch longer."""
+        return 1 - len(self) / self.total
+
+    def rows(self) -> Ints:
+        """Return the ids of the samples of the epoch, int64, ascending; a row that repeats comes repeatedly."""
+        if self.repeats_N is not None:
+            return np.repeat(np.arange(self.total, dtype=np.int64), self.repeats_N)
+        if self.kept_N is None:
+            return np.arange(self.total, dtype=np.int64)
+        return np.flatnonzero(self.kept_N).astype(np.int64, copy=False)
+
+    def state(self) -> dict[str, Array]:
+        """Return the plan as plain arrays, for a checkpoint; the mask takes one bit a row."""
+        numbers = [self.epoch, PHASES.index(self.phase), self.total, self.collects]
+        arrays: dict[str, Array] = {"numbers": np.array(numbers, np.int64)}
+        if self.kept_N is not None:
+            arrays["kept"] = np.packbits(self.kept_N)
+        if self.weights_N is not None:
+            arrays["weights"] = self.weights_N.copy()
+        if self.repeats_N is not None:
+            arrays["repeats"] = self.repeats_N.copy()
+        return arrays
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Array]) -> Plan:
+        """Make the plan that :meth:`state` was taken of."""
+        if "numbers" not in state or np.shape(state["numbers"]) != (4,):
+            raise UsageError("not the state of a plan: it has no four numbers")
+        epoch, phase, total, collects = (int(number) for number in state["numbers"])
+        kept = np.unpackbits(np.asarray(state["kept"]), count=total).astype(np.bool_) if "kept" in state else None
+        return cls(
+            epoch=epoch,
+            phase=PHASES[phase],
+            total=total,
+            kept_N=kept,
+            weights_N=np.array(state["weights"], np.float32) if "weights" in state else None,
+            repeats_N=np.array(state["repeats"], np.int32) if "repeats" in state else None,
+            collects=bool(collects),
+        )
+
+
+class Policy(Protocol):
+    """A rule for what to train on next: frozen parameters and pure methods, all state in the ledger.
+
+    The same ledger, epoch and generator state give the same answer.
+    """
+
+    def ledger(self, rows: int) -> Ledger:
+        """Return an empty ledger over ``rows`` rows that holds what this policy needs."""
+        return Ledger(rows)
+
+    def plan(self, ledger: Ledger, epoch: int, rng: np.random.Generator) -> Plan:
+        """Say what to train on in ``epoch``, from what was recorded before it."""
+        ...
+
+    def marks(self, losses_BR: npt.NDArray[np.float32], rng: np.random.Generator) -> Marks:
+        """Mark the candidates among the rows of a batch, (B,) uint8; asked for where the plan collects."""
+        return np.zeros(len(losses_BR), np.uint8)
+
+    def finish(self, ledger: Ledger, plan: Plan, rng: np.random.Generator) -> Marks | None:
+        """Mark the candidates of a whole epoch once it is over, (N,) uint8; None for nothing to add."""
+        return None
+
+    def forecast(self, epoch: int) -> float:
+        """Return the share of samples that ``epoch`` is expected to leave out, before any training."""
+        ...
+
+    def expected_pruned(self, epochs: int) -> float:
+        """Return the share of samples that a run of ``epochs`` epochs is expected to leave out."""
+        if epochs < 1:
+            raise UsageError(f"epochs = {epochs}; give 1 or more")
+        return sum(self.forecast(epoch) for epoch in range(epochs)) / epochs
+
+
+def check_budget(pruned: float, epochs: int, most: float, hint: str) -> None:
+    """Refuse a share to prune that lies outside 0 .. ``most`` (exclusive)."""
+    if not 0 < pruned < 1:
+        raise UsageError(f"cannot prune {pruned} of the samples; give a share strictly between 0 and 1, like 0.3")
+    if pruned >= most:
+        raise UsageError(f"cannot prune {pruned:.1%} over {epochs} epochs: it must stay below {most:.1%}; {hint}")

@@ -1,0 +1,71 @@
+"""A selection made before training, played in the loop: the same rows in every epoch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thresher.dynamic.ledger import Ledger
+from thresher.dynamic.policy import Plan, Policy
+from thresher.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Static(Policy):
+    """The same rows in every epoch, some of them several times or with more weight.
+
+    With ``weigh`` a row that is to come c times comes once and its loss counts c times: over an epoch the
+    gradients add up to the same, but for the rows beside it in a batch, in fewer steps.
+
+    Attributes:
+        times_N: (N,) how often each row comes: a boolean mask, or whole numbers.
+        weigh: Weigh losses rather than repeat rows.
+    """
+
+    times_N: npt.NDArray[Any]
+    weigh: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what does not say how often each row comes."""
+        times_N = np.asarray(self.times_N)
+        if times_N.ndim != 1 or times_N.dtype.kind not in "biu":
+            raise UsageError(
+                f"times of shape {times_N.shape} and type {times_N.dtype}; give booleans or integers, (N,)"
+            )
+        if not times_N.any():
+            raise UsageError("no row is kept; keep at least one")
+        if times_N.min() < 0 or times_N.max() > np.iinfo(np.int32).max:
+            raise UsageError(f"rows that come {times_N.min()} to {times_N.max()} times; give 0 or more, below 2^31")
+
+    @classmethod
+    def of_rows(cls, rows_M: npt.ArrayLike, total: int, *, weigh: bool = False) -> Static:
+        """Train on the rows listed by id, out of ``total``; an id listed several times comes as often."""
+        rows = np.asarray(rows_M)
+        if rows.ndim != 1 or rows.dtype.kind not in "iu" or len(rows) == 0:
+            raise UsageError(f"row ids of shape {rows.shape} and type {rows.dtype}; give a list of integers")
+        if rows.min() < 0 or rows.max() >= total:
+            raise UsageError(f"row ids {rows.min():,} to {rows.max():,}; there are rows 0 to {total - 1:,}")
+        return cls(times_N=np.bincount(rows, minlength=total).astype(np.int32), weigh=weigh)
+
+    def plan(self, ledger: Ledger, epoch: int, rng: np.random.Generator) -> Plan:
+        """Keep the rows given."""
+        if len(self.times_N) != len(ledger):
+            raise UsageError(f"a selection out of {len(self.times_N):,} rows for a dataset of {len(ledger):,}")
+        kept_N = self.times_N > 0
+        repeats = self.times_N.dtype.kind != "b" and self.times_N.max() > 1
+        return Plan(
+            epoch=epoch,
+            phase="pruned",
+            total=len(ledger),
+            kept_N=kept_N,
+            weights_N=self.times_N.astype(np.float32) if repeats and self.weigh else None,
+            repeats_N=self.times_N.astype(np.int32) if repeats and not self.weigh else None,
+        )
+
+    def forecast(self, epoch: int) -> float:
+        """Return the share left out, the same in every epoch; below 0 where repeats make epochs longer."""
+        samples = np.count_nonzero(self.times_N) if self.weigh else self.times_N.sum(dtype=np.int64)
+        return 1 - float(samples) / len(self.times_N)
