@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field
 from typing import Any, ClassVar, cast
@@ -42,7 +43,7 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scored:
+class Scored(ABC):
     """Parameters of every method that gives each row a number and cuts by it.
 
     A method has ``meaning``, the name of its number in words, and ``score(run) -> Score``; parameters that
@@ -61,9 +62,9 @@ class Scored:
             both = "; not both" if self.keep is not None else ""
             raise UsageError(f"{self.name} needs either keep (such as 30%) or threshold (such as 0.28){both}")
 
+    @abstractmethod
     def score(self, run: Run) -> Score:
         """Return every row's number."""
-        raise NotImplementedError
 
     def select(self, run: Run) -> Selection:
         """Cut by the score; equal scores at a budget go to the lower row."""

@@ -78,6 +78,19 @@ class EmbeddingStore:
         """D of a field; the joint field is image and text side by side."""
         return sum(self.layout.vectors[part][0].dim for part in self.parts(name))
 
+    def require_joint(self, why: str) -> None:
+        """Refuse image and text embeddings that cannot be from one joint space: of different widths, or not both there.
+
+        Raises:
+            UsageError: Says which widths they have.
+        """
+        image, text = self.dim("image"), self.dim("text")
+        if image != text:
+            raise UsageError(
+                f"image embeddings have {image} dimensions, text embeddings {text}: {why} needs both from one "
+                "joint space"
+            )
+
     def parts(self, name: str) -> tuple[str, ...]:
         """Stored fields behind a field.
 

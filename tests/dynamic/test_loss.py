@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 
-torch = pytest.importorskip("torch")
-import torch.distributed as dist  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-
-from thresher.dynamic.loss import (  # noqa: E402
+from thresher.dynamic.loss import (
     clip_losses,
     moco_v2_losses,
     moco_v3_losses,
@@ -21,7 +20,7 @@ from thresher.dynamic.loss import (  # noqa: E402
     siglip_losses,
     simclr_losses,
 )
-from thresher.errors import UsageError  # noqa: E402
+from thresher.errors import UsageError
 
 B, D, K = 6, 4, 9
 

@@ -47,6 +47,7 @@ class ClipScore(Scored):
                 )
         if source != "embeddings":
             return column(run, source, "column")
+        run.store.require_joint("a clip score")
         found = run.column("clip score", "joint", cosines, {"score": "float32"})
         return Score(np.asarray(found["score"]), ("computed from the image and text embeddings",))
 
@@ -54,9 +55,4 @@ class ClipScore(Scored):
 def cosines(store: EmbeddingStore, block: Block) -> tuple[npt.NDArray[np.float32]]:
     """Return the cosine of image and text embedding of a block's rows, (B,) float32."""
     image, text = store.vectors("image", block), store.vectors("text", block)
-    if image.shape != text.shape:
-        raise UsageError(
-            f"image embeddings have {image.shape[1]} dimensions, text embeddings {text.shape[1]}: "
-            "a clip score needs both from one joint space"
-        )
     return (np.einsum("ij,ij->i", image, text),)

@@ -80,12 +80,7 @@ class ClipCov(Clustered):
 
     def select(self, run: Run) -> Selection:
         """Find the classes, score the rows, walk through the classes, merge."""
-        image, text = run.store.dim("image"), run.store.dim("text")
-        if image != text:
-            raise UsageError(
-                f"image embeddings have {image} dimensions, text embeddings {text}: "
-                "clipcov needs both from one joint space"
-            )
+        run.store.require_joint("clipcov")
         n = len(run.store)
         budget = self.keep.of(n)
         groups, names = self._classes(run)

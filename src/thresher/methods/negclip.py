@@ -58,12 +58,7 @@ class NegClip(Scored):
 
     def score(self, run: Run) -> Score:
         """Average the scores of all partitions; each partition is cached by itself."""
-        image, text = run.store.dim("image"), run.store.dim("text")
-        if image != text:
-            raise UsageError(
-                f"image embeddings have {image} dimensions, text embeddings {text}: "
-                "negclip needs both from one joint space"
-            )
+        run.store.require_joint("negclip")
         n = len(run.store)
         batches = -(-n // self.batch_size)
         repeats = self.repeats if batches > 1 else 1
