@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from thresher.dynamic.ledger import ILL_MATCHED, LEFT_OUT, REDUNDANT, Ints, Ledger, Losses
+from thresher.dynamic.ledger import ILL_MATCHED, LEFT_OUT, REDUNDANT, Bools, Ints, Ledger, Losses
 from thresher.dynamic.policy import Plan, Policy
 from thresher.errors import UsageError
 
@@ -54,9 +54,8 @@ class with_rows:  # noqa: N801 - reads as the verb it is
 class PruningSampler:
     """Batches of the rows that a policy keeps, epoch by epoch, and the record of their losses.
 
-    Give it to a DataLoader as ``batch_sampler``. A step is one batch, counted when its losses come back through
-    :meth:`reduce` (or :meth:`record`), however far ahead the loader has read. The last one ends the epoch and makes
-    the plan of the next.
+    Give it to a DataLoader as ``batch_sampler``. A step is one batch, done when its losses come back through
+    :meth:`reduce`, however far ahead the loader has read; the last one ends the epoch and plans the next.
 
     Attributes:
         rows: N, the rows of the dataset.
@@ -66,25 +65,35 @@ class PruningSampler:
         seed: Of orders, draws and ties; the same on all ranks.
         drop_last: Whether the rows that fill no batch are left for another epoch. If not, the epoch has one batch
             more and all its batches are the same size but for one row. (An epoch shorter than a batch is one batch.)
-        epoch: The epoch in progress; ``epochs`` when all is done.
-        step: Batches of it that are done, by which the loader goes on after a checkpoint.
+        epoch: The epoch in progress; ``epochs`` when all are done.
+        step: Batches of it that are done; iteration goes on from there.
         ledger: What was recorded in the epochs before.
-        plan: The plan in force; None when all is done.
+        plan: The plan in force; None when all epochs are done.
     """
+
+    step: int
+    plan: Plan | None
+    _order: Ints  # the self._samples rows of the epoch, batch after batch
+    _samples: int
+    _steps: int
+    _later: tuple[int, int]  # steps and samples forecast for the epochs to come
+    _since: int
+    _filled: int
+    _directions: int  # R, 0 before it is known
+    _known: list[Losses]  # all ranks' losses of the steps before self._since, in that order
+    _own_BR: torch.Tensor | None  # this rank's losses since; self._filled rows of it are
 
     def __init__(
         self, rows: int, *, policy: Policy, batch_size: int, epochs: int, seed: int = 0, drop_last: bool = True
     ) -> None:
         """Make the plan of epoch 0; see the attributes."""
-        if batch_size < 1 or epochs < 1:
-            raise UsageError(f"batch_size = {batch_size}, epochs = {epochs}; give 1 or more for each")
-        if not 0 <= seed < 2**63:
-            raise UsageError(f"seed = {seed}; give a whole number from 0, below 2^63")
+        if batch_size < 1 or epochs < 1 or not 0 <= seed < 2**63:
+            raise UsageError(f"{batch_size=}, {epochs=}, {seed=}; give 1 or more, 1 or more, and 0 to 2^63 - 1")
         self.rows, self.policy, self.batch_size = rows, policy, batch_size
         self.epochs, self.seed, self.drop_last = epochs, seed, drop_last
         self.ledger = policy.ledger(rows)
         self._log: list[dict[str, Any]] = []
-        self._steps_before, self._progress_before = 0, 0.0
+        self._steps_before, self._progress_before = 0, 0.0  # at the start of the epoch
         self._begin(0)
 
     def __len__(self) -> int:
@@ -93,23 +102,27 @@ class PruningSampler:
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the row ids of this rank's slice of every batch that is still to come in the epoch."""
-        if self.plan is None:
-            raise UsageError(f"all {self.epochs} epochs are done; make the sampler with more to go on")
-        rank, ranks = _place()
-        if min(self.batch_size, self._samples // self._steps) < ranks:
+        self._in_force()
+        order, (rank, ranks) = self._order, _place()
+        if self._samples // self._steps < ranks:
             raise UsageError(f"batches of {self._samples // self._steps} rows for {ranks} ranks; give each a row")
-        order, spans = self._order, [self._span(step, rank, ranks) for step in range(self.step, self._steps)]
+        spans = [self._span(step, rank, ranks) for step in range(self.step, self._steps)]
         return (order[lo:hi].tolist() for lo, hi in spans)
 
     def set_epoch(self, epoch: int) -> None:
         """Check that ``epoch`` is the one in progress: epochs follow one another by themselves."""
-        if epoch != self.epoch or self.plan is None:
-            doing = f"epoch {self.epoch} is at step {self.step} of {self._steps}"
-            hint = "loop over range(sampler.epoch, sampler.epochs), or end_epoch() to cut an epoch short"
-            raise UsageError(f"set_epoch({epoch}), but {doing if self.plan else 'all epochs are done'}; {hint}")
+        self._in_force()
+        if epoch != self.epoch:
+            raise UsageError(
+                f"set_epoch({epoch}), but epoch {self.epoch} is at step {self.step} of {self._steps}; loop over "
+                "range(sampler.epoch, sampler.epochs), and call end_epoch() to cut an epoch short"
+            )
 
     def reduce(self, rows_B: Any, losses_BR: torch.Tensor) -> torch.Tensor:
         """Record the losses of this rank's batch and return their weighed mean, to call ``backward`` on.
+
+        Losses stay on their device until the epoch ends, so nothing waits for them. At the first step of an epoch
+        the ranks make sure that they go by the same order; at the last they exchange their losses.
 
         Args:
             rows_B: (B,) the row ids, as the loader gave them; best left on the CPU.
@@ -123,105 +136,81 @@ class PruningSampler:
 
         from thresher.dynamic.loss import reduce
 
-        plan, (lo, hi), whole = self.plan, self._span(self.step, *_place()), self._span(self.step, 0, 1)
-        of_whole = (hi - lo) * _place()[1] / (whole[1] - whole[0]) if plan is not None else 1.0
-        self.record(rows_B, losses_BR)
-        if plan is None or (plan.weights_N is None and of_whole == 1):
-            return reduce(losses_BR)
-        weights_B = torch.full((hi - lo,), of_whole, dtype=torch.float32)
-        if plan.weights_N is not None:
-            weights_B *= torch.from_numpy(plan.weights_N[_array(rows_B)])
-        return reduce(losses_BR, weights_B.to(losses_BR.device, non_blocking=True))
-
-    def record(self, rows_B: Any, losses_BR: torch.Tensor) -> None:
-        """Record the losses of this rank's batch; for loops that average, or weigh, by themselves.
-
-        The losses stay on their device until the epoch ends, so that nothing waits for them. At the first step of
-        an epoch the ranks make sure that their orders agree; at the last they exchange their losses.
-        """
-        import torch
-
-        if self.plan is None:
-            raise UsageError(f"all {self.epochs} epochs are done; make the sampler with more to go on")
-        lo, hi = self._span(self.step, *_place())
-        rows = _array(rows_B)
+        plan, (rank, ranks) = self._in_force(), _place()
+        lo, hi = self._span(self.step, rank, ranks)
+        rows, shape = _array(rows_B), tuple(losses_BR.shape)
         if rows.dtype.kind not in "iu" or not np.array_equal(rows, self._order[lo:hi]):
             raise UsageError(
-                f"these {rows.shape} row ids of type {rows.dtype} are not step {self.step} of epoch {self.epoch}, "
-                f"{hi - lo} rows from {self._order[lo]:,} on; give every batch of the loader once, in its order"
+                f"row ids {rows.dtype} {rows.shape}: not those of step {self.step} of epoch {self.epoch}, {hi - lo} "
+                f"from {self._order[lo]:,} on; give every batch of the loader once, in its order, ids as they are"
             )
-        columns = losses_BR.shape[1] if losses_BR.ndim == 2 else 0
-        if self._own is not None:
-            fits = columns == self._own.shape[1]
-        else:
-            fits = columns in ([self._known[0].shape[1]] if self._known else (1, 2))
-        if not fits or len(losses_BR) != hi - lo:
-            raise UsageError(
-                f"losses of shape {tuple(losses_BR.shape)}; give ({hi - lo}, 1) or ({hi - lo}, 2), the same all epoch"
-            )
-        if self._own is None:
+        if shape not in ((hi - lo, 1), (hi - lo, 2)) or self._directions not in (0, shape[1]):
+            raise UsageError(f"losses of shape {shape}; give ({hi - lo}, 1) or ({hi - lo}, 2), the same all epoch")
+        if self._own_BR is None:
             self._agree(losses_BR.device)
-            most = (self._steps - self.step) * (-(-self._samples // self._steps) // _place()[1] + 1)
-            self._own = torch.empty((most, columns), dtype=torch.float32, device=losses_BR.device)
-        self._own[self._filled : self._filled + hi - lo].copy_(losses_BR.detach(), non_blocking=True)
+            most = len(self) * (-(-self._samples // self._steps) // ranks + 1)
+            self._own_BR = torch.empty((most, shape[1]), dtype=torch.float32, device=losses_BR.device)
+            self._directions = shape[1]
+        self._own_BR[self._filled : self._filled + hi - lo].copy_(losses_BR.detach())
         self._filled += hi - lo
+        weights_B, of_mean = None, (hi - lo) * ranks / (self._bound(self.step + 1) - self._bound(self.step))
+        if plan.weights_N is not None or of_mean != 1:
+            weights_B = torch.full((hi - lo,), of_mean, dtype=torch.float32, device="cpu")
+            if plan.weights_N is not None:
+                weights_B *= torch.from_numpy(plan.weights_N[rows])
+            weights_B = weights_B.to(losses_BR.device, non_blocking=True)
         self.step += 1
         if self.step == self._steps:
             self.end_epoch()
+        return reduce(losses_BR, weights_B)
 
     def end_epoch(self) -> None:
-        """Cut the epoch short: record what was trained on and plan the next. All ranks together.
+        """Cut the epoch short, all ranks together: record what was trained on and plan the next.
 
         The last step of an epoch does this by itself.
         """
-        if self.plan is None:
-            raise UsageError(f"all {self.epochs} epochs are done")
-        self._gather()
-        epoch, ledger, seen = self.epoch, self.ledger, self._bound(self.step)
+        plan, losses_MR = self._in_force(), self._gathered()
+        epoch, ledger = self.epoch, self.ledger
         last = int(ledger.marked_N.max())
         before_N = ledger.candidates(last, _ANY) if last >= 0 else None
-        losses_MR = self._recorded()
-        finite_M = np.isfinite(losses_MR).all(axis=1)
+        finite_M: Bools = np.logical_and.reduce(np.isfinite(losses_MR), axis=1)
         for step in range(self.step):
-            at = np.arange(*self._span(step, 0, 1))
+            at = np.arange(self._bound(step), self._bound(step + 1))
             at = at[finite_M[at]]
-            rng = self._rng("marks", epoch, step)
-            marks_B = self.policy.marks(losses_MR[at], rng) if self.plan.collects and len(at) else None
+            collects = plan.collects and len(at)
+            marks_B = self.policy.marks(losses_MR[at], self._rng("marks", epoch, step)) if collects else None
             ledger.record(self._order[at], losses_MR[at], epoch, marks_B)
-        marks_N = self.policy.finish(ledger, self.plan, self._rng("finish", epoch))
+        marks_N = self.policy.finish(ledger, plan, self._rng("finish", epoch))
         if marks_N is not None:
             ledger.mark(marks_N, epoch)
         now_N = ledger.candidates(epoch, _ANY)
         found = int(np.count_nonzero(now_N))
-        past = [*(entry["rows"] for entry in self._log), len(self.plan)]
-        mean = float(losses_MR[finite_M].mean(dtype=np.float64)) if finite_M.any() else None
-        self._log.append(
-            {
-                "epoch": epoch,
-                "phase": self.plan.phase,
-                "rows": len(self.plan),
-                "total": self.rows,
-                "pruned_so_far": 1 - sum(past) / (self.rows * len(past)),
-                "steps": self.step,
-                "samples": seen,
-                "loss": mean,
-                "not_finite": int(seen - np.count_nonzero(finite_M)),
-                "redundant": int(np.count_nonzero(ledger.candidates(epoch, REDUNDANT))),
-                "ill_matched": int(np.count_nonzero(ledger.candidates(epoch, ILL_MATCHED))),
-                "candidates": found,
-                "overlap": np.count_nonzero(now_N & before_N) / found if found and before_N is not None else None,
-            }
-        )
+        planned = [*(entry["rows"] for entry in self._log), len(plan)]
+        entry = {
+            "epoch": epoch,
+            "phase": plan.phase,
+            "rows": len(plan),
+            "total": self.rows,
+            "pruned_so_far": 1 - sum(planned) / (self.rows * len(planned)),
+            "steps": self.step,
+            "samples": len(losses_MR),
+            "loss": float(losses_MR[finite_M].mean(dtype=np.float64)) if finite_M.any() else None,
+            "not_finite": len(losses_MR) - int(np.count_nonzero(finite_M)),
+            "redundant": int(np.count_nonzero(ledger.candidates(epoch, REDUNDANT))),
+            "ill_matched": int(np.count_nonzero(ledger.candidates(epoch, ILL_MATCHED))),
+            "candidates": found,
+            "overlap": int((now_N & before_N).sum()) / found if found and before_N is not None else None,
+        }
+        self._log.append(entry)
         self._progress_before, self._steps_before = self.progress, self._steps_before + self.step
         self._begin(epoch + 1)
 
     def log(self) -> list[dict[str, Any]]:
         """Return what happened, one entry per finished epoch, of plain values that go into JSON.
 
-        epoch, phase; rows of the plan, out of total; pruned_so_far, the share of rows that the plans left out since
-        epoch 0; steps and samples trained on; the mean loss, and the rows whose loss was not finite and so not
-        recorded; redundant and ill_matched candidates found, candidates of any kind, and overlap, the share of them
-        that the last epoch to find any had found too.
+        ``rows`` the plan kept of ``total``; ``pruned_so_far`` is the share the plans left out since epoch 0.
+        ``samples`` were trained on, of which ``not_finite`` had no finite loss and were not recorded. ``overlap`` is
+        the share of the ``candidates`` that the last epoch to find any had found as well.
         """
         return [dict(entry) for entry in self._log]
 
@@ -229,8 +218,8 @@ class PruningSampler:
     def progress(self) -> float:
         """The share of the run that is done, 0 to 1, by samples.
 
-        An epoch moves it by its samples out of those left when it began; what the forecasts had wrong is spread
-        over what is left, so progress never jumps, never falls, and ends at 1.
+        An epoch moves it by its samples out of those left when it began: what the forecasts had wrong is spread
+        over what is left, so that progress never jumps, never falls, and ends at 1.
         """
         if self.plan is None:
             return 1.0
@@ -253,20 +242,18 @@ class PruningSampler:
         """
         import torch
 
-        self._gather()
-        numbers = [_VERSION, self.rows, self.batch_size, self.drop_last, self.seed]
-        arrays: dict[str, npt.NDArray[Any]] = {
-            "numbers": np.array([*numbers, self.epoch, self.step, self._steps_before], np.int64),
-            "progress": np.array(self._progress_before, np.float64),
+        same = [_VERSION, self.rows, self.batch_size, self.drop_last, self.seed]
+        arrays = {
+            "numbers": np.array([*same, self.epoch, self.step, self._steps_before], np.int64),
+            "progress": np.array(self._progress_before),
             "order": self._order.astype(np.int32),
-            "losses": self._recorded(),
+            "losses": self._gathered(),
+            **{f"ledger.{name}": array for name, array in self.ledger.state().items()},
+            **{f"plan.{name}": array for name, array in (self.plan.state() if self.plan else {}).items()},
         }
-        arrays |= {f"ledger.{name}": array for name, array in self.ledger.state().items()}
-        arrays["ledger.times"] = arrays["ledger.times"].view(np.int16)  # not all of torch knows uint16
-        if self.plan is not None:
-            arrays |= {f"plan.{name}": array for name, array in self.plan.state().items()}
-        tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        return tensors | {"policy": _describe(self.policy), "log": json.dumps(self._log)}
+        arrays["ledger.times"] = arrays["ledger.times"].view(np.int16)  # not every torch knows uint16
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return {**tensors, "policy": _describe(self.policy), "log": json.dumps(self._log)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where :meth:`state_dict` was called, on any number of ranks; every rank loads the same state.
@@ -274,103 +261,89 @@ class PruningSampler:
         Raises:
             UsageError: The state of another dataset, policy, batch size or seed. ``epochs`` may differ.
         """
-        if "numbers" not in state or np.shape(state["numbers"]) != (8,):
-            raise UsageError("not the state of a PruningSampler: it has no eight numbers")
-        version, *same, epoch, step, steps_before = np.asarray(state["numbers"]).tolist()
-        if version != _VERSION:
-            raise UsageError(f"a state of version {version}; this is version {_VERSION}")
-        mine: list[Any] = [self.rows, self.batch_size, int(self.drop_last), self.seed, _describe(self.policy)]
+        arrays = {name: _array(state[name]) for name in state}
+        needed = {"numbers", "progress", "order", "losses", "policy", "log", "ledger.times"}
+        if not needed <= set(arrays) or arrays["numbers"].shape != (8,) or arrays["numbers"][0] != _VERSION:
+            raise UsageError(f"not the state of a PruningSampler of version {_VERSION}")
+        *same, epoch, step, steps_before = arrays["numbers"].tolist()[1:]
+        here = (self.rows, self.batch_size, int(self.drop_last), self.seed, _describe(self.policy))
         names = ("rows", "batch_size", "drop_last", "seed", "policy")
-        for name, here, there in zip(names, mine, [*same, str(state["policy"])], strict=True):
-            if here != there:
-                raise UsageError(f"the state of a sampler with {name} = {there}; this one has {here}")
-        parts: dict[str, dict[str, npt.NDArray[Any]]] = {"ledger": {}, "plan": {}}
-        for name in state:
-            part, _, inner = name.partition(".")
-            if inner:
-                parts[part][inner] = np.asarray(state[name])
-        parts["ledger"]["times"] = parts["ledger"]["times"].view(np.uint16)
-        ledger = Ledger.from_state(parts["ledger"])
-        plan = Plan.from_state(parts["plan"]) if parts["plan"] else None
-        self.ledger, self._log = ledger, json.loads(str(state["log"]))
-        self._progress_before, self._steps_before = float(state["progress"]), steps_before
-        self._begin(epoch, plan, np.array(state["order"], np.int64))
+        for name, mine, theirs in zip(names, here, (*same, str(arrays["policy"])), strict=True):
+            if mine != theirs:
+                raise UsageError(f"the state of a sampler with {name} = {theirs}; this one has {mine}")
+        arrays["ledger.times"] = arrays["ledger.times"].view(np.uint16)
+        ledger = Ledger.from_state({name[7:]: a for name, a in arrays.items() if name.startswith("ledger.")})
+        of_plan = {name[5:]: array for name, array in arrays.items() if name.startswith("plan.")}
+        plan = Plan.from_state(of_plan) if of_plan else None
+        self.ledger, self._log = ledger, json.loads(str(arrays["log"]))
+        self._steps_before, self._progress_before = steps_before, float(arrays["progress"])
+        self._begin(epoch, plan, arrays["order"].astype(np.int64))
         if step:
             self.step = self._since = step
-            self._known = [np.array(state["losses"], np.float32)]
+            self._known, self._directions = [arrays["losses"].copy()], arrays["losses"].shape[1]
 
     def _begin(self, epoch: int, plan: Plan | None = None, order: Ints | None = None) -> None:
-        """Start an epoch, by the plan and in the order given or by new ones."""
-        self.epoch, self.step, self._filled, self._since = epoch, 0, 0, 0
-        self._known: list[Losses] = []  # all ranks' losses of the steps before self._since, in the order of rows
-        self._own: torch.Tensor | None = None  # this rank's of those since
-        self._later = [sum(x) for x in zip((0, 0), *map(self._forecast, range(epoch + 1, self.epochs)), strict=True)]
-        self.plan, self._order, self._steps, self._samples = None, np.empty(0, np.int64), 0, 0
+        """Start an epoch: by the plan and in the order given, or by new ones."""
+        self.epoch, self.step, self._since, self._filled, self._directions = epoch, 0, 0, 0, 0
+        self._known, self._own_BR, self.plan = [], None, None
+        self._order, self._steps, self._samples = np.empty(0, np.int64), 0, 0
+        share = [1 - self.policy.forecast(later) for later in range(epoch + 1, self.epochs)]
+        later = [self._cut(max(1, round(kept * self.rows))) for kept in share]
+        self._later = sum(steps for steps, _ in later), sum(samples for _, samples in later)
         if epoch >= self.epochs:
             return
-        self.plan = plan or self.policy.plan(self.ledger, epoch, self._rng("plan", epoch))
-        if not len(self.plan):
-            raise UsageError(f"the plan of epoch {epoch} keeps no row of {self.rows:,}; prune less")
-        self._steps, self._samples = self._cut(len(self.plan))
-        if order is None:
-            order = self._rng("order", epoch).permutation(self.plan.rows())[: self._samples].copy()
+        new = self.policy.plan(self.ledger, epoch, self._rng("plan", epoch)) if plan is None else plan
+        if not len(new):
+            raise UsageError(f"the plan of epoch {epoch} keeps none of {self.rows:,} rows; prune less")
+        self.plan, (self._steps, self._samples) = new, self._cut(len(new))
+        if plan is None or order is None:
+            order = self._rng("order", epoch).permutation(new.rows())[: self._samples].copy()
         self._order = order
 
-    def _cut(self, samples: int) -> tuple[int, int]:
-        """Return the number of batches that make up an epoch of ``samples``, and the samples in them."""
-        if self.drop_last:
-            steps = max(1, samples // self.batch_size)
-            return steps, min(samples, steps * self.batch_size)
-        return -(-samples // self.batch_size), samples
+    def _in_force(self) -> Plan:
+        if self.plan is None:
+            raise UsageError(f"all {self.epochs} epochs are done; make the sampler with more epochs to go on")
+        return self.plan
 
-    def _forecast(self, epoch: int) -> tuple[int, int]:
-        return self._cut(max(1, round((1 - self.policy.forecast(epoch)) * self.rows)))
+    def _cut(self, samples: int) -> tuple[int, int]:
+        """Return the batches of an epoch of ``samples`` that the plan keeps, and the samples in them."""
+        if not self.drop_last:
+            return -(-samples // self.batch_size), samples
+        steps = max(1, samples // self.batch_size)
+        return steps, min(samples, steps * self.batch_size)
 
     def _bound(self, step: int) -> int:
         """Where in the order batch ``step`` begins."""
-        return step * self._samples // max(1, self._steps)
+        return step * self._samples // self._steps if step else 0
 
     def _span(self, step: int, rank: int, ranks: int) -> tuple[int, int]:
         """Where in the order a rank's slice of a batch begins and ends."""
-        lo, hi = self._bound(step), self._bound(step + 1)
-        return lo + rank * (hi - lo) // ranks, lo + (rank + 1) * (hi - lo) // ranks
+        lo, rows = self._bound(step), self._bound(step + 1) - self._bound(step)
+        return lo + rank * rows // ranks, lo + (rank + 1) * rows // ranks
 
     def _rng(self, *purpose: str | int) -> np.random.Generator:
-        text = json.dumps([self.seed, *purpose])
-        return np.random.Generator(
-            np.random.Philox(key=np.frombuffer(hashlib.sha256(text.encode()).digest()[:16], "<u8"))
-        )
+        digest = hashlib.sha256(json.dumps([self.seed, *purpose]).encode()).digest()
+        return np.random.Generator(np.random.Philox(key=np.frombuffer(digest[:16], "<u8")))
 
     def _agree(self, device: torch.device) -> None:
-        """Refuse to train where the ranks are not in the same place of the same order."""
+        """Refuse to go on where the ranks are not in the same place of the same order."""
         import torch
 
-        here = torch.tensor([self.epoch, self.step, zlib.crc32(self._order)], device=device)
-        for rank, there in enumerate(_exchange(here)):
-            if not torch.equal(there.cpu(), here.cpu()):
-                raise UsageError(
-                    f"rank {rank} is at epoch {there[0]}, step {there[1]} of another order than this rank, at epoch "
-                    f"{self.epoch}, step {self.step}; give all ranks the same arguments, seed and state"
-                )
+        here = torch.tensor([self.epoch, self.step, zlib.crc32(self._order.tobytes())], device=device)
+        first, *others = _exchange(here)
+        if not all(torch.equal(first, other) for other in others):
+            raise UsageError("the ranks go by different orders; give all the same arguments, seed and state")
 
-    def _gather(self) -> None:
-        """Exchange the losses of the steps since the last exchange."""
-        if self._own is None or self.step == self._since:
-            return
-        steps, start = range(self._since, self.step), self._bound(self._since)
-        ranks = _place()[1]
-        spans = [[self._span(step, rank, ranks) for step in steps] for rank in range(ranks)]
-        longest = max(sum(hi - lo for lo, hi in of_rank) for of_rank in spans)
-        losses_MR = np.empty((self._bound(self.step) - start, self._own.shape[1]), np.float32)
-        for of_rank, part in zip(spans, _exchange(self._own[:longest]), strict=True):
-            at, part_R = 0, part.cpu().numpy()
-            for lo, hi in of_rank:
-                losses_MR[lo - start : hi - start] = part_R[at : at + hi - lo]
-                at += hi - lo
-        self._known.append(losses_MR)
-        self._since, self._filled = self.step, 0
-
-    def _recorded(self) -> Losses:
+    def _gathered(self) -> Losses:
+        """Return all ranks' losses of the epoch so far, in the order of its rows; exchanges what is new."""
+        if self._own_BR is not None and self.step > self._since:
+            ranks, start, end = _place()[1], self._bound(self._since), self._bound(self.step)
+            spans = [[self._span(s, rank, ranks) for s in range(self._since, self.step)] for rank in range(ranks)]
+            at_ranks = [np.concatenate([np.arange(*span) for span in of_rank]) - start for of_rank in spans]
+            losses_MR = np.empty((end - start, self._directions), np.float32)
+            for at, part in zip(at_ranks, _exchange(self._own_BR[: max(map(len, at_ranks))]), strict=True):
+                losses_MR[at] = part[: len(at)].cpu().numpy()
+            self._known, self._since, self._filled = [*self._known, losses_MR], self.step, 0
         return np.concatenate(self._known) if self._known else np.empty((0, 1), np.float32)
 
 
@@ -413,9 +386,8 @@ def _place() -> tuple[int, int]:
     """Return this process's rank, and how many there are."""
     import torch.distributed as dist
 
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
+    together = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
 
 
 def _exchange(tensor: torch.Tensor) -> list[torch.Tensor]:
@@ -426,19 +398,17 @@ def _exchange(tensor: torch.Tensor) -> list[torch.Tensor]:
     if _place()[1] == 1:
         return [tensor]
     tensor = tensor.cpu() if dist.get_backend() == "gloo" else tensor
-    parts = [torch.empty_like(tensor) for _ in range(_place()[1])]
+    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, tensor)
     return parts
 
 
-def _array(rows: Any) -> npt.NDArray[Any]:
-    return np.asarray(rows.cpu() if hasattr(rows, "cpu") else rows)
+def _array(values: Any) -> npt.NDArray[Any]:
+    return np.asarray(values.cpu() if hasattr(values, "cpu") else values)
 
 
-def _describe(policy: Policy) -> str:
-    """Return the policy and every parameter that is not its default; an array by its digest."""
-    if not dataclasses.is_dataclass(policy):
-        return repr(policy)
+def _describe(policy: Any) -> str:
+    """Return the policy with the parameters that are not their defaults, an array by its digest."""
     told = []
     for item in dataclasses.fields(policy):
         value = getattr(policy, item.name)

@@ -1,0 +1,554 @@
+"""The sampler in toy loops whose losses are a table: one process, several, cut off and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+import torch.distributed as dist  # noqa: E402
+from torch.utils.data import DataLoader  # noqa: E402
+
+from thresher.dynamic.d_pruning import DPruning  # noqa: E402
+from thresher.dynamic.dynamic_random import DynamicRandom  # noqa: E402
+from thresher.dynamic.full import Full  # noqa: E402
+from thresher.dynamic.infobatch import InfoBatch  # noqa: E402
+from thresher.dynamic.policy import Policy  # noqa: E402
+from thresher.dynamic.sampler import CosineByProgress, PruningSampler, with_rows  # noqa: E402
+from thresher.dynamic.scan import Scan  # noqa: E402
+from thresher.dynamic.static import Static  # noqa: E402
+from thresher.errors import UsageError  # noqa: E402
+
+N, B, EPOCHS = 210, 20, 8
+CUT = (3, 2)  # the epoch and step that runs are cut off after: in a pruned one
+
+POLICIES: dict[str, Policy] = {
+    "full": Full(),
+    "scan": Scan(rho=0.3, cycle=3, warmup=1),
+    "scan-epoch": Scan(rho=0.3, cycle=3, warmup=1, scope="epoch"),
+    "scan-watching": Scan(rho=0.25, cycle=2),
+    "infobatch": InfoBatch(epochs=EPOCHS),
+    "d-pruning": DPruning(keep=0.7, rule="epsilon-greedy", epsilon=0.3, period=2),
+    "dynamic-random": DynamicRandom(keep=0.6),
+    "static": Static.of_rows(np.repeat(np.arange(0, N, 2), 1 + np.arange(0, N, 2) % 3), N),
+    "static-weighed": Static.of_rows(np.repeat(np.arange(0, N, 2), 1 + np.arange(0, N, 2) % 3), N, weigh=True),
+}
+each = pytest.mark.parametrize("name", POLICIES)
+State = dict[str, object]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make(name: str, seed: int = 0, batch_size: int = B, drop_last: bool = False, rows: int = N) -> PruningSampler:
+    return PruningSampler(
+        rows, policy=POLICIES[name], batch_size=batch_size, epochs=EPOCHS, seed=seed, drop_last=drop_last
+    )
+
+
+def table(rows: int = N) -> torch.Tensor:
+    """(EPOCHS, rows, 2) losses, falling, skewed, in two directions that mostly agree."""
+    rng = np.random.Generator(np.random.Philox(7))
+    own, noise = rng.gamma(2.0, 1.0, (rows, 1)), rng.gamma(2.0, 1.0, (EPOCHS, rows, 2))
+    falling = 2.0 ** -np.arange(EPOCHS)[:, None, None] + 0.5
+    return torch.from_numpy(falling * (0.9 * own + 0.1 * noise)).float()
+
+
+def train(sampler: PruningSampler, until: tuple[int, int] | None = None) -> list[tuple[int, list[int], float]]:
+    """Go on, to the end or until a step is done; the epoch, rows and mean of every batch."""
+    losses, done = table(sampler.rows), []
+    for epoch in range(sampler.epoch, sampler.epochs):
+        sampler.set_epoch(epoch)
+        for rows in sampler:
+            mean = sampler.reduce(torch.tensor(rows), losses[epoch, rows])
+            done.append((epoch, rows, mean.item()))
+            if (sampler.epoch, sampler.step) == until:
+                return done
+    return done
+
+
+def data(state: State) -> dict[str, object]:
+    """Bits that can be compared."""
+    return {k: (v.dtype, v.shape, v.numpy().tobytes()) if isinstance(v, torch.Tensor) else v for k, v in state.items()}
+
+
+def batches(done: list[tuple[int, list[int], float]]) -> list[tuple[int, list[int]]]:
+    return [(epoch, rows) for epoch, rows, _ in done]
+
+
+# One process
+
+
+@each
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_every_epoch_is_its_plan_once_in_batches_of_a_size(name: str, drop_last: bool) -> None:
+    sampler, losses = make(name, drop_last=drop_last), table()
+    orders = []
+    for epoch in range(EPOCHS):
+        plan = sampler.plan
+        assert plan is not None
+        got = list(sampler)
+        assert len(got) == len(sampler) == (len(plan) // B if drop_last else -(-len(plan) // B))
+        sizes = {len(rows) for rows in got}
+        assert sizes == {B} if drop_last else max(sizes) <= min(sizes) + 1
+        order = [row for rows in got for row in rows]
+        if drop_last:
+            times = np.bincount(order, minlength=N)
+            assert (times <= np.bincount(plan.rows(), minlength=N)).all()
+        else:
+            assert sorted(order) == plan.rows().tolist()
+        orders.append(order)
+        for rows in got:
+            sampler.reduce(rows, losses[epoch, rows])
+    assert all(a != b for a, b in zip(orders, orders[1:], strict=False))
+
+
+@each
+def test_ledgers_are_those_of_the_loop_written_out(name: str) -> None:
+    """Plan, record batch by batch, finish, as the page of the policies has it."""
+    sampler, losses = make(name), table()
+    policy, ledger = POLICIES[name], POLICIES[name].ledger(N)
+    for epoch in range(EPOCHS):
+        plan = policy.plan(ledger, epoch, sampler._rng("plan", epoch))
+        order = sampler._rng("order", epoch).permutation(plan.rows())
+        steps = -(-len(order) // B)
+        edges = [step * len(order) // steps for step in range(steps + 1)]
+        for step in range(steps):
+            rows = order[edges[step] : edges[step + 1]]
+            loss = losses[epoch, rows]
+            marks = policy.marks(loss.numpy(), sampler._rng("marks", epoch, step)) if plan.collects else None
+            ledger.record(rows, loss.numpy(), epoch, marks)
+            weights = torch.ones(len(rows)) if plan.weights_N is None else torch.from_numpy(plan.weights_N[rows])
+            mean = sampler.reduce(rows, loss)
+            torch.testing.assert_close(mean, (loss.mean(1) * weights).mean())
+        marks = policy.finish(ledger, plan, sampler._rng("finish", epoch))
+        if marks is not None:
+            ledger.mark(marks, epoch)
+    expected = ledger.state()
+    found = sampler.ledger.state()
+    assert {k: v.tobytes() for k, v in found.items()} == {k: v.tobytes() for k, v in expected.items()}
+
+
+@pytest.mark.parametrize(
+    ("policy", "promised", "within"),
+    [
+        (Full(), 0.0, 0.0),
+        (Scan.for_budget(0.2, EPOCHS), 0.2, 0.02),
+        (Scan.for_budget(0.25, EPOCHS, warmup=1, scope="epoch"), 0.25, 0.02),
+        (InfoBatch.for_budget(0.2, EPOCHS), 0.2, 0.06),
+        (DPruning.for_budget(0.3, EPOCHS), 0.3, 0.001),
+        (DynamicRandom(keep=0.7), 0.3, 0.001),
+        (Static(times_N=np.arange(1000) % 4 > 0), 0.25, 0.0),
+    ],
+    ids=lambda value: None if isinstance(value, float) else type(value).__name__,
+)
+def test_policies_prune_the_share_they_promise(policy: Policy, promised: float, within: float) -> None:
+    sampler = PruningSampler(1000, policy=policy, batch_size=50, epochs=EPOCHS)
+    expected = sampler.total_steps()
+    train(sampler)
+    log = sampler.log()
+    assert [entry["epoch"] for entry in log] == list(range(EPOCHS))
+    assert log[-1]["pruned_so_far"] == pytest.approx(promised, abs=within + 1e-9)
+    assert sum(entry["steps"] for entry in log) == pytest.approx(expected, rel=within + 0.01)
+    assert json.loads(json.dumps(log)) == log
+
+
+def test_the_log_tells_candidates_and_how_many_come_again() -> None:
+    sampler = PruningSampler(400, policy=Scan(rho=0.25, cycle=1, warmup=1), batch_size=400, epochs=6)
+    train(sampler)
+    log = sampler.log()
+    assert [entry["phase"] for entry in log] == ["warm-up", *["preparation", "mutation"] * 2, "preparation"]
+    assert [entry["overlap"] is None for entry in log] == [True, True, True, False, True, False]
+    assert log[1]["redundant"] == pytest.approx(100, abs=10)
+    assert log[1]["candidates"] <= log[1]["redundant"] + log[1]["ill_matched"]
+    assert 0.6 < log[3]["overlap"] <= 1
+    assert log[2]["rows"] == 400 - log[1]["candidates"]
+    assert log[0]["loss"] == pytest.approx(table(400)[0].mean().item(), rel=1e-5)
+
+
+def test_losses_that_are_not_finite_are_told_and_not_recorded() -> None:
+    sampler = PruningSampler(6, policy=Scan(rho=0.3, warmup=0), batch_size=6, epochs=2)
+    (rows,) = sampler
+    losses = torch.arange(12.0).reshape(6, 2)
+    losses[2, 1], losses[3, 0] = torch.nan, torch.inf
+    sampler.reduce(rows, losses)
+    entry = sampler.log()[0]
+    assert entry["not_finite"] == 2
+    assert entry["loss"] == pytest.approx(np.mean([0, 1, 2, 3, 8, 9, 10, 11]))
+    assert (sampler.ledger.seen_N[rows] < 0).tolist() == [False, False, True, True, False, False]
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_an_epoch_shorter_than_a_batch_is_one_batch(drop_last: bool) -> None:
+    policy = Static.of_rows([1, 4], N)
+    sampler = PruningSampler(N, policy=policy, batch_size=B, epochs=2, drop_last=drop_last)
+    assert [sorted(rows) for rows in sampler] == [[1, 4]]
+
+
+def test_ids_above_two_to_the_24_are_exact() -> None:
+    """As float32 every second of them would be its neighbour."""
+    rows = 2**24 + 10
+    kept = [3, *range(2**24 - 1, rows)]
+    sampler = PruningSampler(rows, policy=Static.of_rows(kept, rows), batch_size=4, epochs=1)
+    seen = []
+    for ids, items in DataLoader(with_rows(range(rows)), batch_sampler=sampler):
+        assert ids.dtype == torch.int64
+        assert ids.tolist() == items.tolist()
+        seen += ids.tolist()
+        sampler.reduce(ids, torch.ones(len(ids), 2))
+    assert sorted(seen) == kept
+    assert np.flatnonzero(sampler.ledger.seen_N == 0).tolist() == kept
+
+
+class Pairs:
+    """A dataset that can also be read a batch at a time."""
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, row: int) -> tuple[float, str]:
+        return row / 2, f"caption {row}"
+
+    def __getitems__(self, rows: list[int]) -> list[tuple[float, str]]:
+        return [self[row] for row in rows]
+
+
+def test_a_loader_that_reads_ahead_in_other_processes_changes_nothing() -> None:
+    expected = train(make("scan"), until=(3, 1))
+    sampler, losses, done = make("scan"), table(), []
+    loader = DataLoader(with_rows(Pairs()), batch_sampler=sampler, num_workers=2, persistent_workers=True)
+    assert len(loader) == len(sampler)
+    for epoch in range(4):
+        for rows, (image, text) in loader:
+            assert image.tolist() == [row / 2 for row in rows.tolist()]
+            assert list(text) == [f"caption {row}" for row in rows.tolist()]
+            done.append((epoch, rows.tolist(), sampler.reduce(rows, losses[epoch, rows]).item()))
+            if epoch == 3:
+                assert sampler.step == 1  # though the loader is further
+                break
+    assert done == expected
+
+
+def test_an_epoch_can_be_cut_short() -> None:
+    sampler = make("full")
+    rows = next(iter(sampler))
+    sampler.reduce(rows, torch.ones(len(rows), 1))
+    before = sampler.progress
+    sampler.end_epoch()
+    assert (sampler.epoch, sampler.step, sampler.progress) == (1, 0, before)
+    assert sampler.log()[0]["samples"] == len(rows)
+    sampler.end_epoch()
+    assert sampler.log()[1]["loss"] is None
+
+
+# Schedules
+
+
+@each
+def test_progress_is_steady_and_ends_at_one(name: str) -> None:
+    sampler, losses = make(name), table()
+    seen, steps = [sampler.progress], 0
+    for epoch in range(EPOCHS):
+        for rows in sampler:
+            sampler.reduce(rows, losses[epoch, rows])
+            seen.append(sampler.progress)
+            steps += 1
+            assert sampler.total_steps() == steps + sampler.steps_left()
+    assert seen[0] == 0
+    assert seen[-1] == 1
+    assert (np.diff(seen) > 0).all()
+    assert np.diff(seen).max() < 2 / steps
+    assert sampler.steps_left() == 0
+
+
+def test_steps_are_exact_where_forecasts_are() -> None:
+    for name in ("full", "dynamic-random", "static", "d-pruning"):
+        sampler = make(name)
+        promised = sampler.total_steps()
+        assert len(train(sampler)) == promised == sampler.total_steps()
+
+
+def test_cosine_by_progress_fits_shrinking_epochs() -> None:
+    sampler, losses = make("scan"), table()
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([{"params": [weight], "lr": 0.2}], lr=1.0)
+    schedule = CosineByProgress(optimizer, sampler, warmup=0.1, final=0.01)
+    rates = [optimizer.param_groups[0]["lr"]]
+    for epoch in range(EPOCHS):
+        for rows in sampler:
+            sampler.reduce(rows, losses[epoch, rows])
+            optimizer.step()
+            schedule.step()
+            rates.append(optimizer.param_groups[0]["lr"])
+            p = sampler.progress
+            cosine = 0.01 + 0.99 * (1 + np.cos(np.pi * (p - 0.1) / 0.9)) / 2
+            assert rates[-1] == pytest.approx(0.2 * (p / 0.1 if p < 0.1 else cosine))
+    assert rates[0] == 0
+    assert rates[-1] == pytest.approx(0.002)
+    peak = int(np.argmax(rates))
+    assert (np.diff(rates[peak:]) < 0).all()
+    resumed = torch.optim.SGD([{"params": [weight], "lr": 9.0}], lr=1.0)
+    after = CosineByProgress(resumed, sampler, warmup=0.1, final=0.01)
+    resumed.load_state_dict(optimizer.state_dict())  # before or after, it keeps the rates that are scaled
+    after.step()
+    assert resumed.param_groups[0]["lr"] == rates[-1]
+
+
+# Checkpoints
+
+
+def by_torch(state: State, folder: Path) -> State:
+    torch.save(state, folder / "state.pt")
+    return torch.load(folder / "state.pt", weights_only=True)
+
+
+def by_numpy(state: State, folder: Path) -> State:
+    np.savez(folder / "state.npz", **state)
+    return np.load(folder / "state.npz", allow_pickle=False)
+
+
+@each
+@pytest.mark.parametrize("carry", [by_torch, by_numpy])
+@pytest.mark.parametrize("cut", [CUT, (4, 0), (0, 1)])
+def test_resumed_in_mid_epoch_it_goes_on_as_if_nothing_was(name: str, carry, cut, tmp_path: Path) -> None:
+    whole = make(name)
+    expected = train(whole)
+    first = make(name)
+    done = train(first, until=cut)
+    second = make(name)
+    second.load_state_dict(carry(first.state_dict(), tmp_path))
+    assert (second.epoch, second.step, second.progress) == (*cut, first.progress)
+    assert second.total_steps() == first.total_steps()
+    assert data(second.state_dict()) == data(first.state_dict())
+    assert done + train(second) == expected
+    assert data(second.state_dict()) == data(whole.state_dict())
+    third = make(name)
+    third.load_state_dict(carry(second.state_dict(), tmp_path))
+    assert third.log() == whole.log()
+    assert third.progress == 1
+
+
+def test_a_checkpoint_has_the_plan_not_a_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = make("scan")
+    train(sampler, until=CUT)
+    state, expected = sampler.state_dict(), list(sampler)
+    other = make("scan")
+    monkeypatch.setattr(Scan, "plan", None)
+    monkeypatch.setattr(PruningSampler, "_rng", None)
+    other.load_state_dict(state)
+    assert list(other) == expected
+
+
+def test_taking_a_checkpoint_changes_nothing() -> None:
+    expected, sampler, losses, done = train(make("scan")), make("scan"), table(), []
+    for epoch in range(EPOCHS):
+        for rows in sampler:
+            done.append((epoch, rows, sampler.reduce(rows, losses[epoch, rows]).item()))
+            sampler.state_dict()
+    assert done == expected
+
+
+def test_a_finished_run_can_be_made_longer() -> None:
+    first = make("scan")
+    train(first)
+    longer = PruningSampler(N, policy=POLICIES["scan"], batch_size=B, epochs=EPOCHS + 2, drop_last=False)
+    longer.load_state_dict(first.state_dict())
+    assert longer.epoch == EPOCHS
+    assert sorted(row for rows in longer for row in rows) == longer.plan.rows().tolist()
+
+
+SCRIPT = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+import torch
+from test_sampler import CUT, Pairs, make, table
+from torch.utils.data import DataLoader
+from thresher.dynamic.sampler import with_rows
+torch.set_num_threads(1)
+sampler, losses = make("scan"), table()
+loader = DataLoader(with_rows(Pairs()), batch_sampler=sampler)
+while True:
+    epoch = sampler.epoch
+    for rows, _ in loader:
+        sampler.reduce(rows, losses[epoch, rows])
+        if (sampler.epoch, sampler.step) == CUT:
+            torch.save(sampler.state_dict(), sys.argv[2])
+        if (sampler.epoch, sampler.step) == (CUT[0], CUT[1] + 2):  # beyond the checkpoint: lost, and done again
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kill -9")
+def test_killed_in_mid_epoch_and_resumed_it_sees_the_same_batches(tmp_path: Path) -> None:
+    here, saved = str(Path(__file__).parent), tmp_path / "state.pt"
+    done = subprocess.run([sys.executable, "-c", SCRIPT, here, str(saved)], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    undisturbed = make("scan")
+    train(undisturbed, until=CUT)
+    rest = train(undisturbed)
+    sampler = make("scan")
+    sampler.load_state_dict(torch.load(saved, weights_only=True))
+    assert train(sampler) == rest
+    assert data(sampler.state_dict()) == data(undisturbed.state_dict())
+
+
+# Several processes: gloo, on this machine only.
+
+TOGETHER = ("scan", "scan-epoch", "infobatch", "d-pruning", "static")
+
+
+def on_rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    for ranks in (2, 3):
+        if rank >= ranks:
+            continue
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{ranks}", rank=rank, world_size=ranks)
+        found = {}
+        for name in TOGETHER:
+            sampler = make(name)
+            done = train(sampler, until=CUT)
+            middle = sampler.state_dict()
+            done += train(sampler)
+            found[name] = done, middle, sampler.state_dict()
+        if ranks == 3:  # what two ranks, and one, left off
+            for left, path in ((2, f"{folder}/0-of-2.pt"), (1, f"{folder}/alone.pt")):
+                sampler = make("scan")
+                states = torch.load(path, weights_only=True)
+                sampler.load_state_dict(states["scan"][1])
+                found[f"after {left}"] = train(sampler), None, sampler.state_dict()
+        torch.save(found, f"{folder}/{rank}-of-{ranks}.pt")
+        dist.barrier()
+        if ranks == 2:
+            sampler = make("full", seed=rank)
+            with pytest.raises(UsageError, match="the ranks go by different orders; give all the same"):
+                train(sampler)
+            with pytest.raises(UsageError, match="batches of 1 rows for 2 ranks; give each a row"):
+                iter(make("full", batch_size=1))
+        dist.destroy_process_group()
+
+
+def test_several_processes_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same global batches, plans, ledgers and logs, gradients of the same mean, at every point and to the bit."""
+    alone = {}
+    for name in TOGETHER:
+        sampler = make(name)
+        done = train(sampler, until=CUT)
+        middle = sampler.state_dict()
+        alone[name] = done + train(sampler), middle, sampler.state_dict()
+    torch.save(alone, tmp_path / "alone.pt")
+    if sys.platform == "linux":
+        monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    torch.multiprocessing.spawn(on_rank, (str(tmp_path),), nprocs=3)
+    for ranks in (2, 3):
+        found = [torch.load(tmp_path / f"{rank}-of-{ranks}.pt", weights_only=True) for rank in range(ranks)]
+        for name in found[0]:
+            expected, middle, end = alone[name if name in alone else "scan"]
+            expected = expected[-len(found[0][name][0]) :]
+            for of_rank in found:
+                assert data(of_rank[name][2]) == data(end)
+                assert of_rank[name][1] is None or data(of_rank[name][1]) == data(middle)
+            for (epoch, rows, mean), *parts in zip(expected, *(of_rank[name][0] for of_rank in found), strict=True):
+                assert [row for part in parts for row in part[1]] == rows
+                assert {part[0] for part in parts} == {epoch}
+                assert len({len(part[1]) for part in parts}) <= 2
+                assert np.mean([part[2] for part in parts]) == pytest.approx(mean, rel=1e-5)
+        for name in TOGETHER:  # and back on one process
+            sampler = make(name)
+            sampler.load_state_dict(found[-1][name][1])
+            rest = train(sampler)
+            assert rest == alone[name][0][-len(rest) :]
+            assert data(sampler.state_dict()) == data(alone[name][2])
+
+
+# What cannot be carried out
+
+
+def test_epochs_follow_one_another() -> None:
+    sampler = make("full")
+    with pytest.raises(UsageError, match=r"set_epoch\(1\), but epoch 0 is at step 0 of 11; loop over range"):
+        sampler.set_epoch(1)
+    train(sampler, until=(2, 1))
+    sampler.set_epoch(2)
+    for epoch in (1, 3):
+        with pytest.raises(UsageError, match=r"epoch 2 is at step 1 of 11.*end_epoch\(\) to cut"):
+            sampler.set_epoch(epoch)
+    train(sampler)
+    rows = torch.arange(3)
+    for call in (sampler.end_epoch, lambda: iter(sampler), lambda: sampler.set_epoch(8)):
+        with pytest.raises(UsageError, match="all 8 epochs are done; make the sampler with more"):
+            call()
+    with pytest.raises(UsageError, match="all 8 epochs are done"):
+        sampler.reduce(rows, torch.ones(3, 2))
+
+
+def test_only_the_batch_that_is_next_is_taken() -> None:
+    sampler = make("full")
+    one, two = list(sampler)[:2]
+    losses = torch.ones(len(one), 2)
+    for rows in (two, one[:-1], one[::-1], torch.tensor(one).float(), [N] * len(one)):
+        with pytest.raises(UsageError, match="not those of step 0 of epoch 0, 19 from"):
+            sampler.reduce(rows, losses)
+    for wrong in (losses[:-1], losses[:, 0], torch.ones(len(one), 3), torch.ones(len(one), 0)):
+        with pytest.raises(UsageError, match=r"losses of shape .*; give \(19, 1\) or \(19, 2\)"):
+            sampler.reduce(one, wrong)
+    assert sampler.step == 0
+    sampler.reduce(one, losses)
+    with pytest.raises(UsageError, match="not those of step 1"):
+        sampler.reduce(one, losses)
+    with pytest.raises(UsageError, match="the same all epoch"):
+        sampler.reduce(two, torch.ones(len(two), 1))
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (make("scan", seed=1), "seed = 0; this one has 1"),
+        (make("scan", batch_size=21), "batch_size = 20; this one has 21"),
+        (make("scan", drop_last=True), "drop_last = 0; this one has 1"),
+        (make("scan", rows=N + 1), "rows = 210; this one has 211"),
+        (make("full"), r"policy = Scan\(warmup=1\); this one has Full\(\)"),
+        (make("scan-epoch"), r"this one has Scan\(warmup=1, scope='epoch'\)"),
+    ],
+    ids=["seed", "batch_size", "drop_last", "rows", "policy", "parameter"],
+)
+def test_the_state_of_another_run_is_refused(other: PruningSampler, message: str) -> None:
+    before = data(other.state_dict())
+    with pytest.raises(UsageError, match="the state of a sampler with .*" + message):
+        other.load_state_dict(make("scan").state_dict())
+    with pytest.raises(UsageError, match="not the state of a PruningSampler"):
+        other.load_state_dict({"model": torch.ones(1)})
+    with pytest.raises(UsageError, match="not the state of a ledger"):
+        other.load_state_dict({k: v for k, v in other.state_dict().items() if k != "ledger.seen"})
+    assert data(other.state_dict()) == before
+
+
+def test_selections_are_told_apart_by_their_rows() -> None:
+    one, two = (PruningSampler(4, policy=Static.of_rows(rows, 4), batch_size=1, epochs=1) for rows in ([0], [1]))
+    with pytest.raises(UsageError, match=r"policy = Static\(times_N=int32\(4,\):"):
+        one.load_state_dict(two.state_dict())
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"epochs": 0}, {"seed": -1}, {"seed": 2**63}])
+def test_arguments_out_of_range_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="give 1 or more, 1 or more, and 0 to"):
+        PruningSampler(N, **{"policy": Full(), "batch_size": B, "epochs": 1, **wrong})
+
+
+@pytest.mark.parametrize("wrong", [{"warmup": 1.0}, {"warmup": -0.1}, {"final": 2.0}])
+def test_schedules_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+    with pytest.raises(UsageError, match="give shares, the warm-up below 1"):
+        CosineByProgress(optimizer, make("full"), **wrong)
