@@ -7,25 +7,23 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader
 
-torch = pytest.importorskip("torch")
-import torch.distributed as dist  # noqa: E402
-from torch.utils.data import DataLoader  # noqa: E402
-
-from thresher.dynamic.d_pruning import DPruning  # noqa: E402
-from thresher.dynamic.dynamic_random import DynamicRandom  # noqa: E402
-from thresher.dynamic.full import Full  # noqa: E402
-from thresher.dynamic.infobatch import InfoBatch  # noqa: E402
-from thresher.dynamic.policy import Policy  # noqa: E402
-from thresher.dynamic.sampler import CosineByProgress, PruningSampler, with_rows  # noqa: E402
-from thresher.dynamic.scan import Scan  # noqa: E402
-from thresher.dynamic.static import Static  # noqa: E402
-from thresher.errors import UsageError  # noqa: E402
+from thresher.dynamic.d_pruning import DPruning
+from thresher.dynamic.dynamic_random import DynamicRandom
+from thresher.dynamic.full import Full
+from thresher.dynamic.infobatch import InfoBatch
+from thresher.dynamic.policy import Policy
+from thresher.dynamic.sampler import CosineByProgress, PruningSampler, with_rows
+from thresher.dynamic.scan import Scan
+from thresher.dynamic.static import Static
+from thresher.errors import UsageError
 
 N, B, EPOCHS = 210, 20, 8
 CUT = (3, 2)  # the epoch and step that runs are cut off after: in a pruned one
@@ -43,14 +41,6 @@ POLICIES: dict[str, Policy] = {
 }
 each = pytest.mark.parametrize("name", POLICIES)
 State = dict[str, object]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make(name: str, seed: int = 0, batch_size: int = B, drop_last: bool = False, rows: int = N) -> PruningSampler:
