@@ -290,6 +290,7 @@ def test_scores_join_as_metadata_and_filter_the_pool(store, rows, place, tmp_pat
     found = run_steps(joined, [build("filter", {"where": "clip_score > 0.2"})], **place)
     expected = (cosines(rows) > 0.2) & (np.arange(N) >= 10)
     assert found.rows().tolist() == np.flatnonzero(expected).tolist()
+    assert found.steps[0].notes == (f"10 rows have no match in {path}: its columns are empty there",)
 
 
 # --- the command ----------------------------------------------------------------------------------

@@ -75,9 +75,13 @@ class Filter:
             lambda start: _failed(run, clauses, [known[name.lower()] for name in columns], start),
         )["failed"]
         mask = np.asarray(found) == 0
+        notes = []
+        if run.store.options.metadata and (alone := int(np.count_nonzero(run.store.column("joined") == 0))):
+            notes.append(f"{alone:,} rows have no match in {run.store.options.metadata}: its columns are empty there")
         return run.selection(
             self,
             mask,
+            notes=notes,
             reasons=("", *("fails: " + text.replace("{", "{{").replace("}", "}}") for text, _ in clauses)),
             rows={"code": found},
         )
