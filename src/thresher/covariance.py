@@ -19,6 +19,7 @@ import threadpoolctl
 from thresher.audit import audited
 from thresher.errors import UsageError
 from thresher.ops.covariance import Moments, Spread, Sum, deviations, moments
+from thresher.ops.cut import pack
 from thresher.run import Run
 from thresher.selection import Selection
 from thresher.store import EmbeddingStore, same_pool
@@ -299,26 +300,16 @@ class _Task:
 
 def _tasks(sizes_G: Rows, order_n: Rows) -> Iterator[_Task]:
     """Cut the ordered rows into tasks of at most ``_TASK`` rows."""
-    small: list[int] = []
-    end = held = 0
-    for group, size in enumerate(sizes_G.tolist()):
-        if small and held + size > _TASK:
-            yield _small(sizes_G, small, order_n[end - held : end])
-            small, held = [], 0
-        start, end = end, end + size
-        if size > _TASK:
-            for lo in range(start, end, _TASK):
-                hi = min(lo + _TASK, end)
-                yield _Task((group,), (hi - lo,), order_n[lo:hi], whole=False, last=hi == end)
-        elif size:
-            small.append(group)
-            held += size
-    if small:
-        yield _small(sizes_G, small, order_n[end - held : end])
-
-
-def _small(sizes_G: Rows, groups: list[int], rows: Rows) -> _Task:
-    return _Task(tuple(groups), tuple(sizes_G[groups].tolist()), rows)
+    ends_G = np.cumsum(sizes_G)
+    for first, last in pack(sizes_G, _TASK):
+        groups = first + np.flatnonzero(sizes_G[first:last])
+        start, end = int(ends_G[first] - sizes_G[first]), int(ends_G[last - 1])
+        if end - start <= _TASK:
+            yield _Task(tuple(groups.tolist()), tuple(sizes_G[groups].tolist()), order_n[start:end])
+            continue
+        for lo in range(start, end, _TASK):
+            hi = min(lo + _TASK, end)
+            yield _Task(tuple(groups.tolist()), (hi - lo,), order_n[lo:hi], whole=False, last=hi == end)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from thresher.groups import Groups
 from thresher.ops import crosscov
+from thresher.ops.cut import pack
 from thresher.ops.kmeans import sums_by_group
 from thresher.ops.vectors import F32
 from thresher.run import Run
@@ -183,7 +184,7 @@ def _cross(run: Run, classes: Classes, key: dict[str, Any], clamp: float) -> Flo
 
 def _tiles(sizes_K: Ints) -> Iterator[_Tile]:
     ends = np.cumsum(sizes_K)
-    for first, last in crosscov.pack(sizes_K, _HELD):
+    for first, last in pack(sizes_K, _HELD):
         lo, hi = int(ends[first] - sizes_K[first]), int(ends[last - 1])
         if hi - lo <= _HELD:
             yield _Tile(lo, hi, tuple(sizes_K[first:last].tolist()))
@@ -248,11 +249,11 @@ def greedy(
     with run.progress.task("greedy", budget) as advance:
         while True:
             small = np.flatnonzero((least_K > 0) & small_K)
-            packs = [small[lo:hi] for lo, hi in crosscov.pack(classes.sizes_K[small], _HELD)]
-            tasks = ([(own[k], walks[k], int(least_K[k])) for k in pack] for pack in packs)
+            together = [small[lo:hi] for lo, hi in pack(classes.sizes_K[small], _HELD)]
+            tasks = ([(own[k], walks[k], int(least_K[k])) for k in some] for some in together)
             rule = partial(_advance, store, clamp, refresh, floor)
-            for pack, done in zip(packs, run.engine.map(rule, tasks), strict=True):
-                for k, walk in zip(pack, done, strict=True):
+            for some, done in zip(together, run.engine.map(rule, tasks), strict=True):
+                for k, walk in zip(some, done, strict=True):
                     walks[k] = walk
             for k in np.flatnonzero((least_K > 0) & ~small_K):
                 _advance_large(run, store, own[k], walks[k], clamp, refresh, int(least_K[k]), floor)

@@ -14,7 +14,6 @@ from thresher.ops.crosscov import (
     forecast,
     losses,
     merge,
-    pack,
     similarity_sums,
     where_clamped,
 )
@@ -280,14 +279,3 @@ def test_forecast_spends_the_budget_within_the_classes(sizes, data) -> None:
     found = forecast(rng.normal(size=n), rng.random(n), rng.random(n), starts, budget)
     assert found.sum() == budget
     assert (found <= sizes).all()
-
-
-@given(st.lists(st.integers(0, 30), max_size=20), st.integers(1, 40))
-def test_pack_cuts_classes_into_runs(sizes, room) -> None:
-    runs = list(pack(np.array(sizes, np.int64), room))
-    seen = [k for lo, hi in runs for k in range(lo, hi)]
-    assert seen == sorted(set(seen))
-    assert all(sizes[k] == 0 for k in set(range(len(sizes))) - set(seen))
-    for lo, hi in runs:
-        filled = [size for size in sizes[lo:hi] if size]
-        assert sum(filled) <= room or len(filled) == 1

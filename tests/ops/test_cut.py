@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from thresher.errors import BudgetError, UsageError
-from thresher.ops.cut import allocate, order_by_group, softmax, top, top_per_group
+from thresher.ops.cut import allocate, order_by_group, pack, softmax, top, top_per_group
 
 # Few distinct values, so that ties abound; both zeros, both infinities, the smallest and largest of float32.
 SOME = [0.0, -0.0, 1.0, -1.0, 0.5, -0.5, float("inf"), float("-inf"), 1e-45, -1e-45, 3.4e38, -3.4e38]
@@ -182,3 +182,14 @@ def test_softmax(values: np.ndarray, temperature: float) -> None:
 def test_softmax_by_hand() -> None:
     assert softmax(np.array([0, np.log(3)]), 1.0).tolist() == pytest.approx([0.25, 0.75])
     assert softmax(np.array([1e300, 0]), 1e-3).tolist() == [1.0, 0.0]
+
+
+@given(st.lists(st.integers(0, 30), max_size=20), st.integers(1, 40))
+def test_pack_cuts_classes_into_runs(sizes, room) -> None:
+    runs = list(pack(np.array(sizes, np.int64), room))
+    seen = [k for lo, hi in runs for k in range(lo, hi)]
+    assert seen == sorted(set(seen))
+    assert all(sizes[k] == 0 for k in set(range(len(sizes))) - set(seen))
+    for lo, hi in runs:
+        filled = [size for size in sizes[lo:hi] if size]
+        assert sum(filled) <= room or len(filled) == 1

@@ -14,7 +14,7 @@ n rows of a class, C candidates, S rows taken, D dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -328,15 +328,3 @@ def forecast(score_n: Floats, cross_n: Floats, balance_n: Floats, starts_K: Ints
     means = np.bincount(classes, cross_n + balance_n, minlength=len(sizes)) / np.maximum(sizes, 1)
     guess = score_n[order] - share * means[classes]
     return np.bincount(classes[np.argpartition(-guess, budget - 1)[:budget]], minlength=len(sizes))
-
-
-def pack(sizes: Ints, room: int) -> Iterator[tuple[int, int]]:
-    """Cut classes into runs lo..hi of up to ``room`` rows in all; a larger class is a run of its own."""
-    lo = held = 0
-    for k, size in enumerate(sizes.tolist()):
-        if held and held + size > room:
-            yield lo, k
-            lo, held = k, 0
-        held += size
-    if held:
-        yield lo, len(sizes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -146,6 +147,18 @@ def allocate(target_K: npt.NDArray[Any], low_K: npt.NDArray[Any], high_K: npt.ND
         counts[take] -= 1
         spare += len(take)
     return counts
+
+
+def pack(sizes: Ints, room: int) -> Iterator[tuple[int, int]]:
+    """Cut groups into runs lo..hi of up to ``room`` rows; a larger one is a run of its own, empty ones aside."""
+    lo = held = 0
+    for k, size in enumerate(sizes.tolist()):
+        if held and held + size > room:
+            yield lo, k
+            lo, held = k, 0
+        held += size
+    if held:
+        yield lo, len(sizes)
 
 
 def softmax(values_K: npt.NDArray[Any], temperature: float) -> Floats:
