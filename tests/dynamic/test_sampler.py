@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -478,7 +479,7 @@ def test_epochs_follow_one_another() -> None:
     train(sampler)
     rows = torch.arange(3)
     for call in (sampler.end_epoch, lambda: iter(sampler), lambda: sampler.set_epoch(8)):
-        with pytest.raises(UsageError, match="all 8 epochs are done; make the sampler with more"):
+        with pytest.raises(UsageError, match="all 8 epochs are done; make the sampler for more"):
             call()
     with pytest.raises(UsageError, match="all 8 epochs are done"):
         sampler.reduce(rows, torch.ones(3, 2))
@@ -525,15 +526,75 @@ def test_the_state_of_another_run_is_refused(other: PruningSampler, message: str
     assert data(other.state_dict()) == before
 
 
+@each
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_a_run_by_samples_sees_these_and_no_more(name: str, drop_last: bool) -> None:
+    """Whatever the policy, the run is as long as it was asked to be, and schedules know its end."""
+    samples = 3 * N + 4 * B + 7
+    sampler = PruningSampler(N, policy=POLICIES[name], batch_size=B, samples=samples, seed=0, drop_last=drop_last)
+    whole = PruningSampler(N, policy=POLICIES[name], batch_size=B, epochs=EPOCHS, seed=0, drop_last=drop_last)
+    losses, progress, seen, first = table(), [0.0], 0, list(whole)
+    assert list(sampler) == first  # the same run as by epochs, but for its end
+    while sampler.plan is not None:
+        assert sampler.epochs > sampler.epoch
+        for rows in sampler:
+            sampler.reduce(rows, losses[min(sampler.epoch, EPOCHS - 1), rows])
+            seen += len(rows)
+            progress.append(sampler.progress)
+    assert samples - B < seen <= samples if drop_last else seen == samples
+    assert seen == sum(entry["samples"] for entry in sampler.log())
+    assert sampler.epochs == sampler.epoch == len(sampler.log())
+    assert sampler.total_steps() == sum(entry["steps"] for entry in sampler.log())
+    assert progress[-1] == 1 and (np.diff(progress) > 0).all()
+
+
+def test_a_run_by_samples_resumes_and_may_be_made_longer() -> None:
+    def made(samples: int) -> PruningSampler:
+        return PruningSampler(N, policy=POLICIES["scan"], batch_size=B, samples=samples, seed=0)
+
+    def go(sampler: PruningSampler, steps: int | None = None) -> list[list[int]]:
+        done: list[list[int]] = []
+        while sampler.plan is not None and len(done) != steps:
+            rows = next(iter(sampler))
+            sampler.reduce(rows, table()[min(sampler.epoch, EPOCHS - 1), rows])
+            done.append(rows)
+        return done
+
+    undisturbed = go(made(5 * N))
+    sampler = made(5 * N)
+    start = go(sampler, 27)
+    again = made(5 * N)
+    again.load_state_dict(sampler.state_dict())
+    assert again.total_steps() == sampler.total_steps()
+    assert start + go(again) == undisturbed
+    short = made(2 * N)
+    go(short)
+    longer = made(3 * N)
+    longer.load_state_dict(short.state_dict())
+    assert longer.plan is not None
+    assert sum(map(len, go(longer))) == (3 * N // B - 2 * N // B) * B
+
+
 def test_selections_are_told_apart_by_their_rows() -> None:
     one, two = (PruningSampler(4, policy=Static.of_rows(rows, 4), batch_size=1, epochs=1) for rows in ([0], [1]))
     with pytest.raises(UsageError, match=r"policy = Static\(times_N=int32\(4,\):"):
         one.load_state_dict(two.state_dict())
 
 
-@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"epochs": 0}, {"seed": -1}, {"seed": 2**63}])
-def test_arguments_out_of_range_are_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(UsageError, match="give 1 or more, 1 or more, and 0 to"):
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"batch_size": 0},
+        {"epochs": 0},
+        {"seed": -1},
+        {"seed": 2**63},
+        {"epochs": None},
+        {"samples": N},
+        {"epochs": None, "samples": B - 1},
+    ],
+)
+def test_arguments_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="give (1|one)"):
         PruningSampler(N, **{"policy": Full(), "batch_size": B, "epochs": 1, **wrong})
 
 

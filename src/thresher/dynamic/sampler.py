@@ -61,11 +61,12 @@ class PruningSampler:
         rows: N, the rows of the dataset.
         policy: What says which rows to train on.
         batch_size: Rows of a batch over all ranks.
-        epochs: Length of the run, which schedules go by.
+        epochs: Length of the run, which schedules go by; with ``samples``, as many as these are expected to last.
+        samples: What the run is to see in all, or None; it ends with the last batch within them, in mid-epoch or not.
         seed: Of orders, draws and ties; the same on all ranks.
         drop_last: Whether the rows that fill no batch are left for another epoch. If not, the epoch has one batch
             more and all its batches are the same size but for one row. (An epoch shorter than a batch is one batch.)
-        epoch: The epoch in progress; ``epochs`` when all are done.
+        epoch: The epoch in progress; the one after the last when the run is done.
         step: Batches of it that are done; iteration goes on from there.
         ledger: What was recorded in the epochs before.
         plan: The plan in force; None when all epochs are done.
@@ -84,16 +85,33 @@ class PruningSampler:
     _own_BR: torch.Tensor | None  # this rank's losses since; self._filled rows of it are
 
     def __init__(
-        self, rows: int, *, policy: Policy, batch_size: int, epochs: int, seed: int = 0, drop_last: bool = True
+        self,
+        rows: int,
+        *,
+        policy: Policy,
+        batch_size: int,
+        epochs: int | None = None,
+        samples: int | None = None,
+        seed: int = 0,
+        drop_last: bool = True,
     ) -> None:
-        """Make the plan of epoch 0; see the attributes."""
-        if batch_size < 1 or epochs < 1 or not 0 <= seed < 2**63:
-            raise UsageError(f"{batch_size=}, {epochs=}, {seed=}; give 1 or more, 1 or more, and 0 to 2^63 - 1")
+        """Make the plan of epoch 0; see the attributes. Give the length either by ``epochs`` or by ``samples``.
+
+        By samples, runs of any two policies can be made equally long: full training on the samples that a pruned
+        run saw is the fair rival of it.
+        """
+        if (epochs is None) == (samples is None):
+            raise UsageError(f"{epochs=}, {samples=}; give one of the two, the other is None")
+        if batch_size < 1 or not 0 <= seed < 2**63:
+            raise UsageError(f"{batch_size=}, {seed=}; give 1 or more, and 0 to 2^63 - 1")
+        if epochs is not None and epochs < 1 or samples is not None and samples < min(batch_size, rows):
+            raise UsageError(f"{epochs=}, {samples=}; give 1 epoch or more, or samples for a batch or more")
         self.rows, self.policy, self.batch_size = rows, policy, batch_size
-        self.epochs, self.seed, self.drop_last = epochs, seed, drop_last
+        self.samples, self.seed, self.drop_last = samples, seed, drop_last
+        self.epochs, self._epochs = epochs or 0, epochs
         self.ledger = policy.ledger(rows)
         self._log: list[dict[str, Any]] = []
-        self._steps_before, self._progress_before = 0, 0.0  # at the start of the epoch
+        self._steps_before, self._samples_before, self._progress_before = 0, 0, 0.0  # at the start of the epoch
         self._begin(0)
 
     def __len__(self) -> int:
@@ -203,6 +221,7 @@ class PruningSampler:
         }
         self._log.append(entry)
         self._progress_before, self._steps_before = self.progress, self._steps_before + self.step
+        self._samples_before += len(losses_MR)
         self._begin(epoch + 1)
 
     def log(self) -> list[dict[str, Any]]:
@@ -243,8 +262,9 @@ class PruningSampler:
         import torch
 
         same = [_VERSION, self.rows, self.batch_size, self.drop_last, self.seed]
+        where = [self.epoch, self.step, self._steps_before, self._samples_before]
         arrays = {
-            "numbers": np.array([*same, self.epoch, self.step, self._steps_before], np.int64),
+            "numbers": np.array([*same, *where], np.int64),
             "progress": np.array(self._progress_before),
             "order": self._order.astype(np.int32),
             "losses": self._gathered(),
@@ -259,13 +279,13 @@ class PruningSampler:
         """Go on where :meth:`state_dict` was called, on any number of ranks; every rank loads the same state.
 
         Raises:
-            UsageError: The state of another dataset, policy, batch size or seed. ``epochs`` may differ.
+            UsageError: The state of another dataset, policy, batch size or seed. The length of the run may differ.
         """
         arrays = {name: _array(state[name]) for name in state}
         needed = {"numbers", "progress", "order", "losses", "policy", "log", "ledger.times"}
-        if not needed <= set(arrays) or arrays["numbers"].shape != (8,) or arrays["numbers"][0] != _VERSION:
+        if not needed <= set(arrays) or arrays["numbers"].shape != (9,) or arrays["numbers"][0] != _VERSION:
             raise UsageError(f"not the state of a PruningSampler of version {_VERSION}")
-        *same, epoch, step, steps_before = arrays["numbers"].tolist()[1:]
+        *same, epoch, step, steps_before, samples_before = arrays["numbers"].tolist()[1:]
         here = (self.rows, self.batch_size, int(self.drop_last), self.seed, _describe(self.policy))
         names = ("rows", "batch_size", "drop_last", "seed", "policy")
         for name, mine, theirs in zip(names, here, (*same, str(arrays["policy"])), strict=True):
@@ -276,7 +296,8 @@ class PruningSampler:
         of_plan = {name[5:]: array for name, array in arrays.items() if name.startswith("plan.")}
         plan = Plan.from_state(of_plan) if of_plan else None
         self.ledger, self._log = ledger, json.loads(str(arrays["log"]))
-        self._steps_before, self._progress_before = steps_before, float(arrays["progress"])
+        self._steps_before, self._samples_before = steps_before, samples_before
+        self._progress_before = float(arrays["progress"])
         self._begin(epoch, plan, arrays["order"].astype(np.int64))
         if step:
             self.step = self._since = step
@@ -287,26 +308,40 @@ class PruningSampler:
         self.epoch, self.step, self._since, self._filled, self._directions = epoch, 0, 0, 0, 0
         self._known, self._own_BR, self.plan = [], None, None
         self._order, self._steps, self._samples = np.empty(0, np.int64), 0, 0
-        share = [1 - self.policy.forecast(later) for later in range(epoch + 1, self.epochs)]
-        later = [self._cut(max(1, round(kept * self.rows))) for kept in share]
-        self._later = sum(steps for steps, _ in later), sum(samples for _, samples in later)
-        if epoch >= self.epochs:
+        self._later = 0, 0
+        if self._over(epoch, self._samples_before):
+            self.epochs = self._epochs or epoch
             return
         new = self.policy.plan(self.ledger, epoch, self._rng("plan", epoch)) if plan is None else plan
         if not len(new):
             raise UsageError(f"the plan of epoch {epoch} keeps none of {self.rows:,} rows; prune less")
-        self.plan, (self._steps, self._samples) = new, self._cut(len(new))
+        self.plan, (self._steps, self._samples) = new, self._cut(len(new), self._samples_before)
         if plan is None or order is None:
             order = self._rng("order", epoch).permutation(new.rows())[: self._samples].copy()
         self._order = order
+        steps, seen, self.epochs = self._steps, self._samples_before + self._samples, epoch + 1
+        while not self._over(self.epochs, seen):
+            kept = round((1 - self.policy.forecast(self.epochs)) * self.rows)
+            more = self._cut(max(1, kept), seen)
+            steps, seen, self.epochs = steps + more[0], seen + more[1], self.epochs + 1
+        self._later = steps - self._steps, seen - self._samples_before - self._samples
+
+    def _over(self, epoch: int, seen: int) -> bool:
+        """Whether the run is over before ``epoch``, after ``seen`` samples."""
+        if self._epochs is not None:
+            return epoch >= self._epochs
+        return self.samples is None or self.samples - seen < (self.batch_size if self.drop_last and seen else 1)
 
     def _in_force(self) -> Plan:
         if self.plan is None:
-            raise UsageError(f"all {self.epochs} epochs are done; make the sampler with more epochs to go on")
+            length = f"{self.epochs} epochs" if self.samples is None else f"{self.samples:,} samples"
+            raise UsageError(f"all {length} are done; make the sampler for more to go on")
         return self.plan
 
-    def _cut(self, samples: int) -> tuple[int, int]:
-        """Return the batches of an epoch of ``samples`` that the plan keeps, and the samples in them."""
+    def _cut(self, samples: int, seen: int) -> tuple[int, int]:
+        """Return the batches of an epoch of ``samples`` that the plan keeps, after ``seen``, and the samples in them."""
+        if self.samples is not None:
+            samples = min(samples, self.samples - seen)
         if not self.drop_last:
             return -(-samples // self.batch_size), samples
         steps = max(1, samples // self.batch_size)
