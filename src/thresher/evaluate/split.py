@@ -1,0 +1,43 @@
+"""Two parts of one labelled set, for want of a training set of its own."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from thresher.errors import UsageError
+from thresher.evaluate.accuracy import Bools
+
+
+def split(rows: int, *, groups_N: npt.ArrayLike | None = None, share: float = 0.5, seed: int = 0) -> Bools:
+    """Mark about ``share`` of the rows, and of a group all or none: what is seen twice must not be on both sides.
+
+    The same groups, whatever their order, share and seed give the same parts.
+
+    Args:
+        rows: N.
+        groups_N: (N,) group of each row, integers or text; by default every row is its own.
+        share: Strictly between 0 and 1. Groups are taken in random order while they fit, so that large ones may
+            leave it short.
+        seed: Of the order.
+
+    Returns:
+        (N,) bool, True for the first part; each part has a row.
+
+    Raises:
+        UsageError: Fewer than two groups.
+    """
+    if not 0 < share < 1:
+        raise UsageError(f"share = {share}; give a share strictly between 0 and 1")
+    groups = np.arange(rows) if groups_N is None else np.asarray(groups_N)
+    if groups.shape != (rows,):
+        raise UsageError(f"groups of shape {groups.shape}; give one for each row, ({rows},)")
+    found, codes_N, sizes_G = np.unique(groups, return_inverse=True, return_counts=True)
+    if len(found) < 2:
+        raise UsageError(f"{rows:,} rows in {len(found)} groups cannot be split; give two groups or more")
+    order_G = np.random.Generator(np.random.Philox(seed)).permutation(len(found))
+    upto_G = np.cumsum(sizes_G[order_G])
+    taken = int(np.clip(np.searchsorted(upto_G, share * rows, side="right"), 1, len(found) - 1))
+    first_G = np.zeros(len(found), np.bool_)
+    first_G[order_G[:taken]] = True
+    return np.asarray(first_G[codes_N], np.bool_)
