@@ -168,6 +168,11 @@ def test_the_log_tells_candidates_and_how_many_come_again() -> None:
     assert 0.6 < log[3]["overlap"] <= 1
     assert log[2]["rows"] == 400 - log[1]["candidates"]
     assert log[0]["loss"] == pytest.approx(table(400)[0].mean().item(), rel=1e-5)
+    for epoch, entry in enumerate(log):
+        assert sum(entry["histogram"]["counts"]) == entry["samples"]
+        if entry["rows"] == 400:
+            means, edges = table(400)[epoch].mean(1).double().numpy(), entry["histogram"]["edges"]
+            assert entry["histogram"]["counts"] == np.histogram(means, edges)[0].tolist()
 
 
 def test_losses_that_are_not_finite_are_told_and_not_recorded() -> None:
@@ -179,6 +184,7 @@ def test_losses_that_are_not_finite_are_told_and_not_recorded() -> None:
     entry = sampler.log()[0]
     assert entry["not_finite"] == 2
     assert entry["loss"] == pytest.approx(np.mean([0, 1, 2, 3, 8, 9, 10, 11]))
+    assert sum(entry["histogram"]["counts"]) == 4
     assert (sampler.ledger.seen_N[rows] < 0).tolist() == [False, False, True, True, False, False]
 
 
@@ -545,7 +551,8 @@ def test_a_run_by_samples_sees_these_and_no_more(name: str, drop_last: bool) -> 
     assert seen == sum(entry["samples"] for entry in sampler.log())
     assert sampler.epochs == sampler.epoch == len(sampler.log())
     assert sampler.total_steps() == sum(entry["steps"] for entry in sampler.log())
-    assert progress[-1] == 1 and (np.diff(progress) > 0).all()
+    assert progress[-1] == 1
+    assert (np.diff(progress) > 0).all()
 
 
 def test_a_run_by_samples_resumes_and_may_be_made_longer() -> None:

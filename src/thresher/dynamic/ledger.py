@@ -145,6 +145,16 @@ class Ledger:
         found_N &= self.marked_N == epoch
         return found_N
 
+    def grown(self, rows: int, at_N: Ints) -> Ledger:
+        """Return a ledger of ``rows`` rows in which this one's row i is row ``at_N[i]``; the others were never seen."""
+        ledger = Ledger(rows, directions=self.losses_NR.shape[1], decay=self.decay)
+        for name in ("losses_NR", "seen_N", "marks_N", "marked_N", "times_N", "means_N", "variances_N"):
+            array = getattr(self, name)
+            if array is not None:
+                getattr(ledger, name)[at_N] = array
+        ledger._sums, ledger._counts = list(self._sums), list(self._counts)
+        return ledger
+
     def state(self) -> dict[str, Array]:
         """Return copies of all arrays, for a checkpoint."""
         arrays: dict[str, Array | None] = {

@@ -13,12 +13,13 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from thresher.dynamic.histogram import LossHistogram
 from thresher.dynamic.ledger import ILL_MATCHED, LEFT_OUT, REDUNDANT, Bools, Ints, Ledger, Losses
 from thresher.dynamic.policy import Plan, Policy
 from thresher.errors import UsageError
@@ -121,7 +122,7 @@ class PruningSampler:
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the row ids of this rank's slice of every batch that is still to come in the epoch."""
         self._in_force()
-        order, (rank, ranks) = self._order, _place()
+        order, (rank, ranks) = self._order, place()
         if self._samples // self._steps < ranks:
             raise UsageError(f"batches of {self._samples // self._steps} rows for {ranks} ranks; give each a row")
         spans = [self._span(step, rank, ranks) for step in range(self.step, self._steps)]
@@ -135,6 +136,24 @@ class PruningSampler:
                 f"set_epoch({epoch}), but epoch {self.epoch} is at step {self.step} of {self._steps}; loop over "
                 "range(sampler.epoch, sampler.epochs), and call end_epoch() to cut an epoch short"
             )
+
+    def reorder(self, rows_M: npt.ArrayLike) -> None:
+        """Train on the rows of this epoch in an order made elsewhere, before its first step; all ranks the same.
+
+        Args:
+            rows_M: (M,) rows of the plan, batch after batch; a few may be missing or come twice, as where a sampler
+                pads them. What fills no batch is left out as ever.
+        """
+        plan, order = self._in_force(), np.asarray(rows_M)
+        kept = order.ndim == 1 and order.dtype.kind in "iu" and len(order) and order.min() >= 0
+        if not kept or order.max() >= self.rows or (plan.kept_N is not None and not plan.kept_N[order].all()):
+            raise UsageError(
+                f"an order of shape {order.shape}, type {order.dtype}; give rows that the plan keeps, (M,)"
+            )
+        if self.step:
+            raise UsageError(f"epoch {self.epoch} is at step {self.step}; give its order before the first step")
+        self._steps, self._samples = self._cut(len(order), self._samples_before)
+        self._order = order[: self._samples].astype(np.int64)
 
     def reduce(self, rows_B: Any, losses_BR: torch.Tensor) -> torch.Tensor:
         """Record the losses of this rank's batch and return their weighed mean, to call ``backward`` on.
@@ -154,9 +173,9 @@ class PruningSampler:
 
         from thresher.dynamic.loss import reduce
 
-        plan, (rank, ranks) = self._in_force(), _place()
+        plan, (rank, ranks) = self._in_force(), place()
         lo, hi = self._span(self.step, rank, ranks)
-        rows, shape = _array(rows_B), tuple(losses_BR.shape)
+        rows, shape = as_array(rows_B), tuple(losses_BR.shape)
         if rows.dtype.kind not in "iu" or not np.array_equal(rows, self._order[lo:hi]):
             raise UsageError(
                 f"row ids {rows.dtype} {rows.shape}: not those of step {self.step} of epoch {self.epoch}, {hi - lo} "
@@ -188,48 +207,31 @@ class PruningSampler:
         The last step of an epoch does this by itself.
         """
         plan, losses_MR = self._in_force(), self._gathered()
-        epoch, ledger = self.epoch, self.ledger
-        last = int(ledger.marked_N.max())
-        before_N = ledger.candidates(last, _ANY) if last >= 0 else None
-        finite_M: Bools = np.logical_and.reduce(np.isfinite(losses_MR), axis=1)
-        for step in range(self.step):
-            at = np.arange(self._bound(step), self._bound(step + 1))
-            at = at[finite_M[at]]
-            collects = plan.collects and len(at)
-            marks_B = self.policy.marks(losses_MR[at], self._rng("marks", epoch, step)) if collects else None
-            ledger.record(self._order[at], losses_MR[at], epoch, marks_B)
-        marks_N = self.policy.finish(ledger, plan, self._rng("finish", epoch))
-        if marks_N is not None:
-            ledger.mark(marks_N, epoch)
-        now_N = ledger.candidates(epoch, _ANY)
-        found = int(np.count_nonzero(now_N))
+        bounds = [self._bound(step) for step in range(self.step + 1)]
+        batches = ((self._order[lo:hi], losses_MR[lo:hi]) for lo, hi in zip(bounds, bounds[1:], strict=False))
+        told = settle(self.policy, self.ledger, plan, batches, self._rng)
         planned = [*(entry["rows"] for entry in self._log), len(plan)]
         entry = {
-            "epoch": epoch,
+            "epoch": self.epoch,
             "phase": plan.phase,
             "rows": len(plan),
             "total": self.rows,
             "pruned_so_far": 1 - sum(planned) / (self.rows * len(planned)),
             "steps": self.step,
-            "samples": len(losses_MR),
-            "loss": float(losses_MR[finite_M].mean(dtype=np.float64)) if finite_M.any() else None,
-            "not_finite": len(losses_MR) - int(np.count_nonzero(finite_M)),
-            "redundant": int(np.count_nonzero(ledger.candidates(epoch, REDUNDANT))),
-            "ill_matched": int(np.count_nonzero(ledger.candidates(epoch, ILL_MATCHED))),
-            "candidates": found,
-            "overlap": int((now_N & before_N).sum()) / found if found and before_N is not None else None,
+            **told,
         }
         self._log.append(entry)
         self._progress_before, self._steps_before = self.progress, self._steps_before + self.step
         self._samples_before += len(losses_MR)
-        self._begin(epoch + 1)
+        self._begin(self.epoch + 1)
 
     def log(self) -> list[dict[str, Any]]:
         """Return what happened, one entry per finished epoch, of plain values that go into JSON.
 
         ``rows`` the plan kept of ``total``; ``pruned_so_far`` is the share the plans left out since epoch 0.
         ``samples`` were trained on, of which ``not_finite`` had no finite loss and were not recorded. ``overlap`` is
-        the share of the ``candidates`` that the last epoch to find any had found as well.
+        the share of the ``candidates`` that the last epoch to find any had found as well. ``histogram`` counts the
+        losses in bins that all epochs share, see :func:`thresher.dynamic.histogram.LossHistogram`.
         """
         return [dict(entry) for entry in self._log]
 
@@ -273,7 +275,7 @@ class PruningSampler:
         }
         arrays["ledger.times"] = arrays["ledger.times"].view(np.int16)  # not every torch knows uint16
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        return {**tensors, "policy": _describe(self.policy), "log": json.dumps(self._log)}
+        return {**tensors, "policy": describe(self.policy), "log": json.dumps(self._log)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where :meth:`state_dict` was called, on any number of ranks; every rank loads the same state.
@@ -281,12 +283,12 @@ class PruningSampler:
         Raises:
             UsageError: The state of another dataset, policy, batch size or seed. The length of the run may differ.
         """
-        arrays = {name: _array(state[name]) for name in state}
+        arrays = {name: as_array(state[name]) for name in state}
         needed = {"numbers", "progress", "order", "losses", "policy", "log", "ledger.times"}
         if not needed <= set(arrays) or arrays["numbers"].shape != (9,) or arrays["numbers"][0] != _VERSION:
             raise UsageError(f"not the state of a PruningSampler of version {_VERSION}")
         *same, epoch, step, steps_before, samples_before = arrays["numbers"].tolist()[1:]
-        here = (self.rows, self.batch_size, int(self.drop_last), self.seed, _describe(self.policy))
+        here = (self.rows, self.batch_size, int(self.drop_last), self.seed, describe(self.policy))
         names = ("rows", "batch_size", "drop_last", "seed", "policy")
         for name, mine, theirs in zip(names, here, (*same, str(arrays["policy"])), strict=True):
             if mine != theirs:
@@ -315,7 +317,9 @@ class PruningSampler:
         new = self.policy.plan(self.ledger, epoch, self._rng("plan", epoch)) if plan is None else plan
         if not len(new):
             raise UsageError(f"the plan of epoch {epoch} keeps none of {self.rows:,} rows; prune less")
-        self.plan, (self._steps, self._samples) = new, self._cut(len(new), self._samples_before)
+        self.plan = new
+        length = len(new) if plan is None or order is None else len(order)
+        self._steps, self._samples = self._cut(length, self._samples_before)
         if plan is None or order is None:
             order = self._rng("order", epoch).permutation(new.rows())[: self._samples].copy()
         self._order = order
@@ -339,7 +343,7 @@ class PruningSampler:
         return self.plan
 
     def _cut(self, samples: int, seen: int) -> tuple[int, int]:
-        """Return the batches of an epoch of ``samples`` that the plan keeps, after ``seen``, and the samples in them."""
+        """Return the batches of an epoch of ``samples``, after ``seen``, and the samples in them."""
         if self.samples is not None:
             samples = min(samples, self.samples - seen)
         if not self.drop_last:
@@ -365,21 +369,30 @@ class PruningSampler:
         import torch
 
         here = torch.tensor([self.epoch, self.step, zlib.crc32(self._order.tobytes())], device=device)
-        first, *others = _exchange(here)
+        first, *others = exchange(here)
         if not all(torch.equal(first, other) for other in others):
             raise UsageError("the ranks go by different orders; give all the same arguments, seed and state")
 
     def _gathered(self) -> Losses:
         """Return all ranks' losses of the epoch so far, in the order of its rows; exchanges what is new."""
         if self._own_BR is not None and self.step > self._since:
-            ranks, start, end = _place()[1], self._bound(self._since), self._bound(self.step)
+            ranks, start, end = place()[1], self._bound(self._since), self._bound(self.step)
             spans = [[self._span(s, rank, ranks) for s in range(self._since, self.step)] for rank in range(ranks)]
             at_ranks = [np.concatenate([np.arange(*span) for span in of_rank]) - start for of_rank in spans]
             losses_MR = np.empty((end - start, self._directions), np.float32)
-            for at, part in zip(at_ranks, _exchange(self._own_BR[: max(map(len, at_ranks))]), strict=True):
+            for at, part in zip(at_ranks, exchange(self._own_BR[: max(map(len, at_ranks))]), strict=True):
                 losses_MR[at] = part[: len(at)].cpu().numpy()
             self._known, self._since, self._filled = [*self._known, losses_MR], self.step, 0
         return np.concatenate(self._known) if self._known else np.empty((0, 1), np.float32)
+
+
+class HasProgress(Protocol):
+    """What schedules go by."""
+
+    @property
+    def progress(self) -> float:
+        """The share of the run that is done, 0 to 1."""
+        ...
 
 
 class CosineByProgress:
@@ -389,12 +402,12 @@ class CosineByProgress:
     every ``optimizer.step()``.
     """
 
-    def __init__(self, optimizer: Any, sampler: PruningSampler, *, warmup: float = 0.05, final: float = 0.0) -> None:
+    def __init__(self, optimizer: Any, sampler: HasProgress, *, warmup: float = 0.05, final: float = 0.0) -> None:
         """Set the rates for the next step.
 
         Args:
             optimizer: A torch optimizer; each of its groups keeps its own rate.
-            sampler: Whose progress counts.
+            sampler: Whose progress counts: a :class:`PruningSampler`, or a ``StreamPruner``.
             warmup: Share of the run's samples over which rates rise from 0, below 1.
             final: What the rates end at, as a share of where they start.
         """
@@ -417,7 +430,53 @@ class CosineByProgress:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * self.factor()
 
 
-def _place() -> tuple[int, int]:
+def settle(
+    policy: Policy,
+    ledger: Ledger,
+    plan: Plan,
+    batches: Iterable[tuple[Ints, Losses]],
+    rng: Callable[..., np.random.Generator],
+) -> dict[str, Any]:
+    """Record an epoch in the ledger, batch by batch, with the candidates found in it; return what the log tells.
+
+    Args:
+        policy: What planned the epoch.
+        ledger: Changed in place.
+        plan: The plan of the epoch.
+        batches: The rows of every global batch and their losses (B, R), in step order.
+        rng: Makes the generator for a purpose, from words and numbers.
+    """
+    epoch = plan.epoch
+    last = int(ledger.marked_N.max())
+    before_N = ledger.candidates(last, _ANY) if last >= 0 else None
+    samples, finite, total, histogram = 0, 0, 0.0, LossHistogram()
+    for step, (rows_B, losses_BR) in enumerate(batches):
+        finite_B: Bools = np.logical_and.reduce(np.isfinite(losses_BR), axis=1)
+        samples += len(rows_B)
+        rows_B, losses_BR = rows_B[finite_B], losses_BR[finite_B]
+        marks_B = policy.marks(losses_BR, rng("marks", epoch, step)) if plan.collects and len(rows_B) else None
+        ledger.record(rows_B, losses_BR, epoch, marks_B)
+        loss_B = losses_BR.mean(axis=1)
+        histogram.add(loss_B)
+        finite, total = finite + len(rows_B), total + float(loss_B.sum(dtype=np.float64))
+    marks_N = policy.finish(ledger, plan, rng("finish", epoch))
+    if marks_N is not None:
+        ledger.mark(marks_N, epoch)
+    now_N = ledger.candidates(epoch, _ANY)
+    found = int(np.count_nonzero(now_N))
+    return {
+        "samples": samples,
+        "loss": total / finite if finite else None,
+        "histogram": histogram.told(),
+        "not_finite": samples - finite,
+        "redundant": int(np.count_nonzero(ledger.candidates(epoch, REDUNDANT))),
+        "ill_matched": int(np.count_nonzero(ledger.candidates(epoch, ILL_MATCHED))),
+        "candidates": found,
+        "overlap": int((now_N & before_N).sum()) / found if found and before_N is not None else None,
+    }
+
+
+def place() -> tuple[int, int]:
     """Return this process's rank, and how many there are."""
     import torch.distributed as dist
 
@@ -425,12 +484,12 @@ def _place() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
 
 
-def _exchange(tensor: torch.Tensor) -> list[torch.Tensor]:
+def exchange(tensor: torch.Tensor) -> list[torch.Tensor]:
     """Return the tensors of all ranks, which have one shape."""
     import torch
     import torch.distributed as dist
 
-    if _place()[1] == 1:
+    if place()[1] == 1:
         return [tensor]
     tensor = tensor.cpu() if dist.get_backend() == "gloo" else tensor
     parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
@@ -438,11 +497,12 @@ def _exchange(tensor: torch.Tensor) -> list[torch.Tensor]:
     return parts
 
 
-def _array(values: Any) -> npt.NDArray[Any]:
+def as_array(values: Any) -> npt.NDArray[Any]:
+    """Return a tensor, an array or numbers as an array on the CPU."""
     return np.asarray(values.cpu() if hasattr(values, "cpu") else values)
 
 
-def _describe(policy: Any) -> str:
+def describe(policy: Any) -> str:
     """Return the policy with the parameters that are not their defaults, an array by its digest."""
     told = []
     for item in dataclasses.fields(policy):
