@@ -30,6 +30,7 @@ selection
 dynamic.*
 engine_ray
 store
+training
 run
 audit
 groups
@@ -39,7 +40,8 @@ registry
 scores
 methods.*
 recipe story comparison export inspection terminal
-scoring embed.* evaluate.* report.* train.*
+scoring coreset embed.* evaluate.* report.*
+train.*
 cli
 __main__
 """

@@ -23,7 +23,7 @@ from thresher.readers.layout import Options
 from thresher.registry import methods
 from thresher.report import write_report
 from thresher.report.examples import SIDE, look_up, thumbnail
-from thresher.report.facts import clusters, extremes, histogram, judged, pairs, percent, plain, seeds, words
+from thresher.report.facts import clusters, extremes, histogram, judged, pairs, percent, plain, seeds, strips, words
 
 ROWS = 300
 ATTACK = '<script>alert(1)</script><img src="http://evil.example/x.png">'
@@ -408,3 +408,26 @@ def test_words_of_a_reason() -> None:
     found = words("row {duplicate_of}: {score:.4f} > {cut:.2f} {{x}}", 0.5)
     assert [text for text, name in found if name] == ["duplicate of", "score"]
     assert "".join(text for text, _ in found) == "row duplicate of: score > 0.50 {x}"
+
+
+def test_whole_numbers_stand_in_the_middle_of_their_bins() -> None:
+    scores = [0, 3, 1, 1, 4, 3, 0, 1]
+    found = histogram(next(judged(hand_made(scores, [score > 2 for score in scores]))))
+    assert found is not None
+    assert found.edges.tolist() == [-0.5, 0.5, 1.5, 2.5, 3.5, 4.5]
+    assert found.kept.tolist() == [2, 3, 0, 0, 0]
+    assert found.dropped.tolist() == [0, 0, 0, 2, 1]
+    assert found.apart == found.beyond == 0
+
+
+def test_rows_of_a_coreset_are_shown_by_what_they_were() -> None:
+    step = {"code": np.array([0, 1, 2, 1, 1, 0], np.uint8), "marks": np.array([0, 1, 2, 1, 1, 0], np.uint8)}
+    made = hand_made([0, 2, 3, 3, 3, 0], [False, True, True, True, True, False], rows=step)
+    named = ("never a candidate: but {score:.0f}", "redundant: {score:.0f}", "ill-matched: {score:.0f}")
+    made = dataclasses.replace(made, steps=(dataclasses.replace(made.steps[0], reasons=named),))
+    shown = [(s.title, s.kept, [(t.row, t.score) for t in s.tiles]) for s in strips(next(judged(made)), 2)]
+    assert shown == [
+        ("Dropped \u00b7 redundant", False, [(3, 3), (4, 3)]),
+        ("Dropped \u00b7 ill-matched", False, [(2, 3)]),
+        ("Kept, lowest scores", True, [(0, 0), (5, 0)]),
+    ]

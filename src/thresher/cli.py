@@ -18,6 +18,7 @@ import click
 
 from thresher import __version__
 from thresher.errors import OutputError, ThresherError, UsageError, suggest
+from thresher.train.command import train
 
 F = typing.TypeVar("F", bound=Callable[..., Any])
 
@@ -171,6 +172,9 @@ class _Group(click.Group):
 @click.version_option(__version__, prog_name="thresher")
 def thresher() -> None:
     """Choose the image-text pairs worth training on."""
+
+
+thresher.add_command(train)
 
 
 # --- inspect, methods, recipes --------------------------------------------------------------------
@@ -615,11 +619,14 @@ def _figure(value: float | None, width: int, digits: int) -> str:
 @click.argument("key")
 @_options(*_MOVED, _JSON)
 def explain(selection: str, key: str, pool: str | None, metadata: str | None, as_json: bool) -> None:
-    """The story of the row with KEY (or row:NUMBER) in SELECTION."""
+    """The story of the row with KEY (or row:NUMBER) in SELECTION, or in the folder of a training run."""
     from thresher.export import reopen
     from thresher.selection import Figure, Selection
     from thresher.story import explain as story
 
+    if _is_run(selection):
+        _explain_run(selection, key, pool, metadata, as_json)
+        return
     loaded = Selection.load(selection)
     found = story(loaded, reopen(loaded, pool, metadata), key)
     if as_json:
@@ -631,9 +638,11 @@ def explain(selection: str, key: str, pool: str | None, metadata: str | None, as
     for number, step in enumerate(found["steps"], 1):
         told = step["reason"] or "passes"
         _say(f"  {number}. {step['method']}: {step['verdict']} - {told}")
-        if "score" in step:
+        if "score" in step and "history" not in step:
             cut = "" if step["cut"] is None else f" (cut at {Figure(step['cut']):.4f})"
             _say(f"     {step['meaning']}: {Figure(step['score']):.4f}{cut}")
+        if "history" in step and not step["reason"]:  # the reason of a row that went has it already
+            _say(f"     {_history(step['history'])}")
         if "cluster" in step:
             cluster = step["cluster"]
             facts = ", ".join(
@@ -648,6 +657,69 @@ def explain(selection: str, key: str, pool: str | None, metadata: str | None, as
             caption = f" \u201c{twin['caption']}\u201d" if twin["caption"] else ""
             fate = "kept" if twin["kept"] else "dropped"
             _say(f"     duplicates row {twin['row']:,}, key {twin['key']}{caption}, which was {fate}")
+
+
+def _is_run(folder: str) -> bool:
+    """Whether a folder is that of a training run, not a selection."""
+    from thresher.training import MARK
+
+    return (Path(folder) / MARK).exists() and not (Path(folder) / "selection.json").exists()
+
+
+def _explain_run(folder: str, key: str, pool: str | None, metadata: str | None, as_json: bool) -> None:
+    """Tell what a training run has learnt about a row."""
+    from thresher.story import history
+    from thresher.training import Training
+
+    if metadata:
+        raise UsageError("--metadata is for selections: nothing is joined to the pool of a training run")
+    training = Training.load(folder)
+    found = history(training, training.open_pool(pool), key)
+    if as_json:
+        _print_json(found)
+        return
+    caption = f" \u201c{found['caption']}\u201d" if found["caption"] else ""
+    told = f"{found['epochs']:,} epochs of training, {found['policy']}"
+    _say(f"row {found['row']:,}, key {found['key']}{caption}: {told}")
+    _say(f"  {_history(found['history'])}")
+    _say(f"  candidates were found in {found['searches']:,} of the epochs")
+
+
+def _history(found: dict[str, Any]) -> str:
+    """Say in a line what training has told about a row."""
+    if found["seen"] is None:
+        told = "never trained on"
+    else:
+        told = f"last trained on in epoch {found['seen']}, with a loss of {found['loss']:.4f}"
+    if not found["candidate"]:
+        return f"never a candidate for pruning; {told}"
+    times = "once" if found["candidate"] == 1 else f"{found['candidate']:,} times"
+    return f"a candidate for pruning {times}, last in epoch {found['last']} as {' and '.join(found['kinds'])}; {told}"
+
+
+@thresher.command()
+@click.argument("run")
+@click.option("-o", "--out", required=True, metavar="SEL", help="Selection folder to write.")
+@click.option("--keep", required=True, metavar="AMOUNT", help="How many rows: a share like 70%, or a number.")
+@click.option("--pool", metavar="POOL", help="Where the pool is now, if it was moved.")
+@_OVERWRITE
+@_JSON
+def coreset(run: str, out: str, keep: str, pool: str | None, overwrite: bool, as_json: bool) -> None:
+    """Keep the rows that a training run, the folder RUN, could least have done without."""
+    from thresher.coreset import coreset as choose
+    from thresher.selection import FILES
+    from thresher.training import Training
+
+    target = _free(out, overwrite, FILES)
+    selection = choose(Training.load(run), keep, pool=pool)
+    selection.save(target, overwrite=overwrite)
+    if as_json:
+        _print_json({"out": str(target), **selection.header()})
+        return
+    for note in selection.steps[-1].notes:
+        _say(note)
+    _say(f"kept {len(selection):,} of {selection.total:,} rows ({len(selection) / selection.total:.1%})")
+    _say(f"written to {target}")
 
 
 @thresher.command()
@@ -694,13 +766,18 @@ def report(
     selection: str, out: str, title: str | None, examples: int, without_pool: bool, covariance: bool,
     clusters: str | None, pool: str | None, metadata: str | None, overwrite: bool, **values: Any,
 ) -> None:  # fmt: skip
-    """One HTML page on SELECTION that needs no network."""
+    """One HTML page on SELECTION, or on the folder of a training run, that needs no network."""
     from thresher.export import check_target, reopen
     from thresher.groups import read_labels
     from thresher.report import write_report
     from thresher.selection import Selection
 
     common = _common(values)
+    if _is_run(selection):
+        if covariance or clusters or metadata:
+            raise UsageError("--covariance, --clusters and --metadata are for selections, not for a training run")
+        _report_run(common, selection, Path(out), title, examples, None if without_pool else pool or "", overwrite)
+        return
     if covariance and without_pool:
         raise UsageError("--covariance reads the pool; leave --without-pool out")
     if clusters and not covariance:
@@ -711,6 +788,26 @@ def report(
     check_target(Path(out), store, overwrite=overwrite)
     error = _covariance(common, {selection: loaded}, labels, store)[selection] if covariance else None
     path = write_report(loaded, out, store=store, title=title, examples=examples, covariance=error)
+    if common.as_json:
+        _print_json({"report": str(path), "bytes": path.stat().st_size})
+        return
+    _say(f"report: {path} ({_bytes(path.stat().st_size)})")
+
+
+def _report_run(
+    common: Common, folder: str, out: Path, title: str | None, examples: int, pool: str | None, overwrite: bool
+) -> None:
+    """Write the page on a training run; ``pool`` None: without it, "": where it was."""
+    from thresher.export import check_target
+    from thresher.report.run import write_run_report
+    from thresher.training import FILES, Training
+
+    training = Training.load(folder)
+    if out.resolve() in {(training.folder / name).resolve() for name in FILES}:
+        raise OutputError(f"{out}: is a file of the run; choose another name")
+    store = None if pool is None else training.open_pool(pool or None)
+    check_target(out, store, overwrite=overwrite)
+    path = write_run_report(training, out, store=store, title=title, examples=examples)
     if common.as_json:
         _print_json({"report": str(path), "bytes": path.stat().st_size})
         return

@@ -1,4 +1,4 @@
-"""The story of one row: kept or dropped, by which step, and on what evidence."""
+"""The story of one row: kept or dropped, by which step, and on what evidence; or what a training run made of it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from thresher.dynamic.ledger import ILL_MATCHED, LEFT_OUT, REDUNDANT
 from thresher.errors import UsageError
 from thresher.selection import Selection
 from thresher.store import EmbeddingStore
+from thresher.training import Training
+
+_KINDS = {REDUNDANT: "redundant", ILL_MATCHED: "ill-matched", LEFT_OUT: "left out"}
 
 
 def explain(selection: Selection, store: EmbeddingStore, key: str) -> dict[str, Any]:
@@ -21,7 +25,8 @@ def explain(selection: Selection, store: EmbeddingStore, key: str) -> dict[str, 
 
     Returns:
         row, key, caption, kept, uses (how often the row is to be used), and for each step it met: method,
-        verdict, reason, score, cut, cluster with size, quota and kept, and the duplicate's row and key.
+        verdict, reason, score, cut, cluster with size, quota and kept, the duplicate's row and key, and, of a coreset,
+        the row's history in training, as :func:`history` has it.
 
     Raises:
         UsageError: No such row.
@@ -47,6 +52,8 @@ def explain(selection: Selection, store: EmbeddingStore, key: str) -> dict[str, 
         }
         if "score" in step.rows:
             part |= {"score": float(step.rows["score"][place]), "meaning": step.score, "cut": step.cut}
+        if "marks" in step.rows:
+            part["history"] = _history(*(step.rows[name][place].item() for name in _EVIDENCE))
         if "cluster" in step.rows:
             cluster = int(step.rows["cluster"][place])
             part["cluster"] = {"number": cluster} | {k: v[cluster].item() for k, v in step.groups.items()}
@@ -55,6 +62,48 @@ def explain(selection: Selection, store: EmbeddingStore, key: str) -> dict[str, 
             part["duplicate"] = {"row": twin, **_told(store, twin), "kept": bool(selection.dropped_by[twin] == -1)}
         found["steps"].append(part)
     return found
+
+
+def history(training: Training, store: EmbeddingStore, key: str) -> dict[str, Any]:
+    """Tell what a training run has learnt about a row of its pool.
+
+    Args:
+        training: A run, finished or not.
+        store: Its pool.
+        key: The row's key; ``row:17`` names a row by number.
+
+    Returns:
+        row, key, caption, policy, epochs (finished), searches (those in which candidates were found), and history:
+        candidate (in how many epochs the row was one), last (the last of them, None for none), kinds (as what it was
+        one then), loss (the last, None before the row was trained on) and seen (its epoch, None for never).
+
+    Raises:
+        UsageError: No such row.
+        PoolError: No epoch is finished, or the folder is damaged.
+    """
+    ledger, log, row = training.ledger(), training.log(), find_row(store, key)
+    arrays = (ledger.times_N, ledger.marked_N, ledger.marks_N, ledger.loss_N, ledger.seen_N)
+    return {
+        "row": row,
+        **_told(store, row),
+        "policy": training.policy,
+        "epochs": len(log),
+        "searches": sum(1 for entry in log if entry.get("candidates")),
+        "history": _history(*(array[row].item() for array in arrays)),
+    }
+
+
+_EVIDENCE = ("score", "marked", "marks", "loss", "seen")  # a row's history among the evidence of a coreset
+
+
+def _history(times: float, marked: int, marks: int, loss: float, seen: int) -> dict[str, Any]:
+    return {
+        "candidate": int(times),
+        "last": marked if marked >= 0 else None,
+        "kinds": [name for bit, name in _KINDS.items() if marks & bit],
+        "loss": loss if seen >= 0 else None,
+        "seen": seen if seen >= 0 else None,
+    }
 
 
 def find_row(store: EmbeddingStore, key: str) -> int:

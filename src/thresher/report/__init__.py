@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +40,11 @@ from thresher.report.facts import (
     strips,
     told_in_short,
 )
+from thresher.report.pages import rendered
 from thresher.selection import Selection, Step
 from thresher.store import EmbeddingStore, same_pool
 
+_PURPOSES = {"coreset": "Keep the rows that a training run could least have done without."}  # of what is no method
 _LABELS = {"d_intra": "d_intra (spread)", "d_inter": "d_inter (distance to others)"}
 
 
@@ -219,7 +220,7 @@ def _purpose(method: str) -> str:
     from thresher.registry import methods
 
     cls: Any = Audit if method == Audit.name else methods().get(method)
-    return str(cls.__doc__ or "").strip().split("\n")[0] if cls is not None else ""
+    return str(cls.__doc__ or "").strip().split("\n")[0] if cls is not None else _PURPOSES.get(method, "")
 
 
 def _name(pool: str) -> str:
@@ -234,15 +235,12 @@ def _render(
     covariance: _Covariance | None,
     paired: bool,
 ) -> str:
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(number=number, percent=percent, plain=plain)
-    template = resources.files(__name__).joinpath("page.html.jinja").read_text(encoding="utf-8")
     header = selection.header()
     repeats = selection.repeats
-    return environment.from_string(template).render(
+    return rendered(
+        "page.html.jinja",
         title=plain(title, 200),
         selection=selection,
         kept=header["kept"],
@@ -258,7 +256,6 @@ def _render(
         # Made here from numbers, with every word in it escaped by the drawing library.
         funnel=Markup(figures.funnel(selection)) if views else "",
         charts=[{name: Markup(svg) for name, svg in view.charts.items()} for view in views],
-        colours={"kept": figures.KEPT, "dropped": figures.DROPPED},
         version=__version__,
         selected_by=", ".join(sorted({step.version for step in selection.steps})) or __version__,
         seeds=sorted(seeds(header["steps"])),

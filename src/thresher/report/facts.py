@@ -260,6 +260,8 @@ def histogram(of: Judged) -> Histogram | None:
     if cut is not None and cut > high:
         high = cut if cut - high < high - low else high
     bins = int(np.clip(np.sqrt(len(drawn)), 12, _BINS))
+    if cut is None and 1 <= high - low < _BINS and (drawn == np.round(drawn)).all():
+        low, high, bins = low - 0.5, high + 0.5, int(high - low) + 1  # whole numbers, each in the middle of a bin
     width = (high - low) / bins
     start = low
     if cut is not None and low <= cut <= high:
@@ -360,7 +362,7 @@ class Tile:
     """A row to show, with its score."""
 
     row: int
-    score: float | None
+    score: float | int | None
 
 
 @dataclass(frozen=True)
@@ -392,10 +394,11 @@ def _scored(step: Step, positions: Ints | slice = slice(None)) -> tuple[Array, B
 
 
 def _tiles(of: Judged, positions: Ints) -> tuple[Tile, ...]:
-    values: list[float | None] = [None] * len(positions)
+    values: list[float | int | None] = [None] * len(positions)
     if "score" in of.step.rows:
         scores, good = _scored(of.step, positions)
-        values = [float(score) if fine else None for score, fine in zip(scores, good, strict=True)]
+        kind = int if "marks" in of.step.rows else float  # of a coreset: a number of epochs
+        values = [kind(score) if fine else None for score, fine in zip(scores, good, strict=True)]
     return tuple(map(Tile, of.ids(positions).tolist(), values))
 
 
@@ -413,6 +416,12 @@ def _best(values: Array, candidates: Ints, count: int) -> Ints:
     found = np.nan_to_num(np.asarray(values[candidates], np.float32), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
     chosen = np.flatnonzero(top(found, min(count, len(found))))
     return candidates[chosen[np.argsort(-found[chosen], kind="stable")]]
+
+
+def _highest(values: Array, candidates: Ints, count: int) -> Ints:
+    """Return ``count`` candidates of highest value, evenly spaced over the rows where many have the very highest."""
+    best = candidates[values[candidates] == values[candidates].max(initial=-np.inf)]
+    return _spread(best, count) if len(best) >= count else _best(values, candidates, count)
 
 
 def in_clusters(of: Judged, wanted: Sequence[int], count: int) -> dict[int, tuple[Strip, Strip]]:
@@ -443,7 +452,15 @@ def strips(of: Judged, count: int) -> tuple[Strip, ...]:
     if not count or "cluster" in of.step.rows:
         return ()
     found = []
-    if "score" in of.step.rows:
+    if {"score", "code", "marks"} <= set(of.step.rows):
+        scores, codes = np.asarray(of.step.rows["score"]), np.asarray(of.step.rows["code"])
+        for code, reason in enumerate(of.step.reasons):
+            rows = np.flatnonzero(~of.kept_n & (codes == code))
+            title = "".join(text for text, _ in words(reason, of.step.cut)).partition(":")[0]
+            found.append(Strip(f"Dropped \u00b7 {title}", False, _tiles(of, _highest(scores, rows, count))))
+        rows = np.flatnonzero(of.kept_n)
+        found.append(Strip("Kept, lowest scores", True, _tiles(of, _highest(-scores, rows, count))))
+    elif "score" in of.step.rows:
         scores = np.asarray(of.step.rows["score"])
         for kept in (True, False):
             rows = np.flatnonzero(of.kept_n == kept)

@@ -18,27 +18,27 @@ if TYPE_CHECKING:
 
 KEPT = "#2f7391"
 DROPPED = "#e8a35c"
-_INK = "#2b3138"
-_FAINT = "#8a939c"
-_GRID = "#e6e9ec"
+INK = "#2b3138"
+FAINT = "#8a939c"
+GRID = "#e6e9ec"
 _WIDTH = 5.5  # inches; about half a page, so that text stays readable on a phone
 _MANY = 1_500  # points from which on a scatter is drawn as pixels
 _LEFT_OUT = re.compile(r"<metadata>.*?</metadata>|<!--.*?-->|<defs>\s*<style.*?</style>\s*</defs>", re.DOTALL)
 _STYLE = {
     "svg.fonttype": "none",
     "font.size": 10.5,
-    "axes.edgecolor": _FAINT,
-    "axes.labelcolor": _INK,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
     "axes.linewidth": 0.7,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
-    "text.color": _INK,
+    "text.color": INK,
     "text.parse_math": False,
-    "xtick.color": _FAINT,
-    "ytick.color": _FAINT,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
     "legend.frameon": False,
     "legend.fontsize": 10,
     "figure.facecolor": "none",
@@ -73,7 +73,7 @@ def funnel(selection: Selection) -> str:
         axes.spines["bottom"].set_visible(False)
 
     told = f"Rows kept by each of {len(steps)} steps, from {total:,} to {len(selection):,}"
-    return _svg("funnel", told, draw, height=0.55 + 0.42 * (len(steps) + 1))
+    return svg("funnel", told, draw, height=0.55 + 0.42 * (len(steps) + 1))
 
 
 def scores(name: str, found: Histogram, label: str, cut: float | None) -> str:
@@ -87,7 +87,7 @@ def scores(name: str, found: Histogram, label: str, cut: float | None) -> str:
         axes.set_xlim(found.edges[0], found.edges[-1])
         axes.set_ylim(0, max(int(both.max()), 1) * 1.16)
         if cut is not None and found.edges[0] <= cut <= found.edges[-1]:
-            axes.axvline(cut, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
+            axes.axvline(cut, color=INK, linewidth=1, linestyle=(0, (4, 3)))
             right = cut < (found.edges[0] + found.edges[-1]) / 2
             axes.annotate(
                 f"cut {cut:.4g}",
@@ -100,11 +100,11 @@ def scores(name: str, found: Histogram, label: str, cut: float | None) -> str:
             )
         axes.set_xlabel(label)
         axes.set_ylabel("rows")
-        _counts(axes)
+        counts(axes)
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles[::-1], labels[::-1], loc="outside upper right", ncols=2, handlelength=1)
 
-    return _svg(name, f"Histogram of the {label}: kept and dropped rows", draw)
+    return svg(name, f"Histogram of the {label}: kept and dropped rows", draw)
 
 
 def shares(name: str, found: Clusters) -> str:
@@ -134,7 +134,7 @@ def shares(name: str, found: Clusters) -> str:
             clip_on=False,
         )
         overall = float(found.kept_K.sum() / found.size_K.sum())
-        axes.axhline(overall, color=_INK, linewidth=0.9, linestyle=(0, (4, 3)))
+        axes.axhline(overall, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
         axes.annotate(
             f"all: {percent(overall, 1)}",
             (1, overall),
@@ -148,11 +148,11 @@ def shares(name: str, found: Clusters) -> str:
         pad = max(0.06 * (high - low), 0.02)
         axes.set_ylim(max(low - pad, -0.02), min(high + pad, 1.02))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}" if high - low > 0.05 else f"{value:.1%}")
-        axes.grid(color=_GRID, linewidth=0.7)
+        axes.grid(color=GRID, linewidth=0.7)
         axes.set_xlabel(label[found.difficulty])
         axes.set_ylabel("share kept")
 
-    return _svg(name, f"Share of every cluster kept, by {found.difficulty}", draw)
+    return svg(name, f"Share of every cluster kept, by {found.difficulty}", draw)
 
 
 def sizes(name: str, found: Clusters) -> str:
@@ -172,19 +172,20 @@ def sizes(name: str, found: Clusters) -> str:
         axes.set_ylim(0, None)
         axes.set_xlabel("clusters, largest first")
         axes.set_ylabel("rows")
-        _counts(axes)
+        counts(axes)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value == int(value) else "")
         figure.legend(loc="outside upper right", ncols=2, handlelength=1)
 
-    return _svg(name, f"Sizes of {len(before):,} clusters before and after, each sorted", draw)
+    return svg(name, f"Sizes of {len(before):,} clusters before and after, each sorted", draw)
 
 
-def _counts(axes: Axes) -> None:
+def counts(axes: Axes) -> None:
+    """Label the vertical axis with whole numbers, and draw lines at them."""
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value == int(value) else "")
-    axes.grid(axis="y", color=_GRID, linewidth=0.7)
+    axes.grid(axis="y", color=GRID, linewidth=0.7)
 
 
-def _svg(name: str, told: str, draw: Any, height: float = 2.7) -> str:
+def svg(name: str, told: str, draw: Any, height: float = 2.7) -> str:
     """Draw a figure and return it as an ``<svg>`` element fit to stand in a page beside others."""
     from matplotlib import style
     from matplotlib.figure import Figure

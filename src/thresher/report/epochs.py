@@ -1,0 +1,216 @@
+"""What a training run's log and ledger say, as arrays and rows to show: pure functions.
+
+E finished epochs, N rows of the pool, B bins of losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thresher.dynamic.histogram import LOSS_EDGES, on_all_bins
+from thresher.dynamic.ledger import ILL_MATCHED, LEFT_OUT, REDUNDANT, Ledger
+from thresher.errors import PoolError
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+_NUMBERS = (
+    "rows", "total", "pruned_so_far", "samples", "loss", "redundant", "ill_matched", "candidates", "overlap", "seconds",
+    "samples_per_second", "lr",
+)  # fmt: skip
+_SETTLED = ("chance", "majority", "classes", "rows", "images", "texts", "l2", "slope", "converged")  # no curves
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """A metric over the epochs after which it was measured."""
+
+    metric: str
+    epochs: tuple[int, ...]
+    values: tuple[float, ...]
+
+    @property
+    def best(self) -> int:
+        """Where its highest value stands, the first of equals."""
+        return int(np.argmax(self.values))
+
+
+@dataclass(frozen=True, eq=False)
+class Epochs:
+    """The log of a run, by column.
+
+    Attributes:
+        number_E: Numbers of the epochs, ascending.
+        phases: What each was, in words.
+        columns: (E,) float64 by name, NaN where an entry has none.
+        edges: (B + 1,) of the bins of losses that were filled in any epoch; empty where there are no histograms.
+        counts_EB: Losses in each.
+        evals: Curves by evaluation set.
+    """
+
+    number_E: Ints
+    phases: tuple[str, ...]
+    columns: Mapping[str, Floats]
+    edges: Floats
+    counts_EB: Ints
+    evals: Mapping[str, tuple[Curve, ...]]
+
+    @classmethod
+    def of(cls, log: Sequence[Mapping[str, Any]]) -> Epochs:
+        """Read a log.
+
+        Raises:
+            PoolError: An entry is not one of a run.
+        """
+        try:
+            columns = {name: np.array([_number(entry.get(name)) for entry in log]) for name in _NUMBERS}
+            edges, counts_EB = _heat([entry.get("histogram") for entry in log])
+            return cls(
+                number_E=np.array([int(entry["epoch"]) for entry in log], np.int64),
+                phases=tuple(str(entry.get("phase", "")) for entry in log),
+                columns=columns,
+                edges=edges,
+                counts_EB=counts_EB,
+                evals=_evals(log),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise PoolError(f"the log of the run cannot be read, it may be damaged ({error})") from None
+
+    def __len__(self) -> int:
+        """Return E."""
+        return len(self.number_E)
+
+    def __getitem__(self, name: str) -> Floats:
+        """Return a column."""
+        return self.columns[name]
+
+    @property
+    def search_E(self) -> npt.NDArray[np.bool_]:
+        """(E,) bool, the epochs in which candidates were found."""
+        return np.asarray(self["candidates"] > 0, np.bool_)
+
+    @property
+    def chance_E(self) -> Floats:
+        """(E,) the overlap to expect of candidates that come by chance: the share the last search made candidates."""
+        found = np.full(len(self), np.nan)
+        at = np.flatnonzero(self.search_E)
+        found[at[1:]] = (self["candidates"] / self["total"])[at[:-1]]
+        return found
+
+    @property
+    def saved(self) -> tuple[float, float]:
+        """Samples that were left out, and about how many seconds these would have taken; NaN where none were told."""
+        left_out = float(np.nansum(self["total"] - self["rows"]))
+        seen = float(np.nansum(self["samples"]))
+        seconds = float(self["seconds"].sum())  # NaN where an entry has none
+        return left_out, left_out * seconds / seen if seen else float("nan")
+
+
+def _number(value: Any) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _heat(histograms: Sequence[Mapping[str, Any] | None]) -> tuple[Floats, Ints]:
+    if not any(histograms):
+        return np.empty(0), np.empty((len(histograms), 0), np.int64)
+    none = np.zeros(len(LOSS_EDGES) - 1, np.int64)
+    counts_EB = np.stack([on_all_bins(each) if each else none for each in histograms])
+    filled = np.flatnonzero(counts_EB.any(axis=0))
+    lo, hi = int(filled[0]), int(filled[-1]) + 1
+    return LOSS_EDGES[lo : hi + 1], counts_EB[:, lo:hi]
+
+
+def _evals(log: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Curve, ...]]:
+    found: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for entry in log:
+        for name, metrics in (entry.get("eval") or {}).items():
+            for metric, value in metrics.items():
+                if value is not None:
+                    found.setdefault(name, {}).setdefault(metric, []).append((int(entry["epoch"]), float(value)))
+    return {
+        name: tuple(
+            Curve(metric, tuple(e for e, _ in points), tuple(v for _, v in points))
+            for metric, points in metrics.items()
+        )
+        for name, metrics in found.items()
+    }
+
+
+def settled(metric: str) -> bool:
+    """Whether a metric says what is to be evaluated, such as the level of chance, and not how good the model is."""
+    return metric.endswith(_SETTLED)
+
+
+# --- rows to show ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row to show, with what training has told about it."""
+
+    row: int
+    told: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that have something in common.
+
+    Attributes:
+        title: What.
+        count: How many rows have.
+        kept: Whether training needed them.
+        rows: Some of them.
+    """
+
+    title: str
+    count: int
+    kept: bool
+    rows: tuple[Row, ...]
+
+
+def groups(ledger: Ledger, count: int) -> tuple[Group, ...]:
+    """Return up to ``count`` rows each: most often redundant, ill-matched or left out, and never a candidate.
+
+    A ledger knows what a row was when it was last a candidate, and how often it was one, but not as what each time.
+    Among rows that were one equally often come first, of the redundant, those with the lowest loss, of the others
+    those with the highest; rows that never were one come evenly spaced by loss.
+    """
+    if not count:
+        return ()
+    times_N, marks_N, loss_N = ledger.times_N, ledger.marks_N, ledger.loss_N
+    seen_N = ledger.seen_N >= 0
+    found = []
+    for title, chosen_N, sign in (
+        ("Most often a candidate, last as redundant", marks_N == REDUNDANT, 1),
+        ("Most often a candidate, last as ill-matched", marks_N == ILL_MATCHED, -1),
+        ("Redundant in one direction, ill-matched in the other", marks_N == REDUNDANT | ILL_MATCHED, -1),
+        ("Most often left out", marks_N & np.uint8(LEFT_OUT) > 0, 1),
+    ):
+        rows = np.flatnonzero(chosen_N)
+        first = rows[times_N[rows] == times_N[rows].max()] if len(rows) else rows
+        # Few rows are at the top of a pool: sort no more of it than is needed.
+        first = rows if len(first) < count else first
+        loss = np.nan_to_num(sign * loss_N[first].astype(np.float64), nan=np.inf)
+        order = np.lexsort((first, loss, -times_N[first].astype(np.int64)))[:count]
+        found.append(Group(title, len(rows), False, _told(ledger, first[order])))
+    never = np.flatnonzero((times_N == 0) & seen_N)
+    spread = never[np.argsort(loss_N[never], kind="stable")]
+    spread = spread[np.unique(np.linspace(0, len(spread) - 1, min(count, len(spread))).round().astype(np.int64))]
+    title = "Never a candidate" if times_N.any() else "From the lowest to the highest loss"
+    found.append(Group(title, len(never), True, _told(ledger, spread)))
+    return tuple(group for group in found if group.rows)
+
+
+def _told(ledger: Ledger, rows: npt.NDArray[np.int64]) -> tuple[Row, ...]:
+    told = []
+    for row in rows.tolist():
+        words = [f"{ledger.times_N[row]}\u00d7"] if ledger.times_N[row] else []
+        words += [f"loss {ledger.loss_N[row]:.3g}"] if ledger.seen_N[row] >= 0 else []
+        told.append(Row(row, ", ".join(words)))
+    return tuple(told)

@@ -1,0 +1,29 @@
+"""Pages from templates: everything is escaped but what is marked as safe, and nothing is loaded from elsewhere."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any
+
+from thresher.report import figures
+from thresher.report.facts import number, percent, plain
+
+
+def rendered(template: str, **values: Any) -> str:
+    """Return the page of a template of this folder; charts, values that end in ``</svg>``, come as ``Markup``."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FunctionLoader(_template),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=number, percent=percent, plain=plain)
+    colours = {"kept": figures.KEPT, "dropped": figures.DROPPED}
+    return environment.get_template(template).render(colours=colours, **values)
+
+
+def _template(name: str) -> str:
+    return resources.files("thresher.report").joinpath(name).read_text(encoding="utf-8")
