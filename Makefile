@@ -28,13 +28,13 @@ test: .venv/ready check
 	$(TEST)/pytest -q -n auto
 
 check: .venv/ready
-	$(TEST)/ruff format --check src tests benchmarks examples
-	$(TEST)/ruff check src tests benchmarks examples
+	$(TEST)/ruff format --check src tests benchmarks examples lab
+	$(TEST)/ruff check src tests benchmarks examples lab
 	$(TEST)/mypy
 
 fix: .venv/ready
-	$(TEST)/ruff format src tests benchmarks examples
-	$(TEST)/ruff check --fix src tests benchmarks examples
+	$(TEST)/ruff format src tests benchmarks examples lab
+	$(TEST)/ruff check --fix src tests benchmarks examples lab
 
 bench: .venv/ready
 	$(TEST)/pip install -q --group bench
@@ -54,5 +54,5 @@ clean:
 	@$(PYTHON) -c '$(NEEDS)'
 	$(PYTHON) -m venv --clear .venv
 	$(TEST)/python -m pip install -q --upgrade 'pip>=25.1'
-	$(TEST)/python -m pip install -q -e . --group test
+	$(TEST)/python -m pip install -q -e '.[train,lightning]' --group test
 	@touch $@

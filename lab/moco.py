@@ -1,0 +1,93 @@
+"""What MoCo learns under a policy, beside what the same net knows untrained.
+
+    python lab/moco.py TRAIN EVAL.parquet -o RUNS --label label_name --epochs 5 --arms full scan
+
+Neighbours and linear probes learn from up to 20,000 labelled rows of TRAIN, on features of the frozen net. Runs are
+folders of ``thresher train moco`` below RUNS; those that are finished are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from thresher.evaluate.sets import read_eval
+from thresher.terminal import progress_for
+from thresher.train.data import open_pairs
+from thresher.train.loop import Schedule, stored_side
+from thresher.train.moco import MocoSettings, MocoTask, MocoV2, train_moco
+from thresher.train.models import backbone
+from thresher.training import MARK
+
+ARMS: dict[str, dict[str, Any]] = {
+    "full": {"policy": "full"},
+    "scan": {"policy": "scan", "prune": 0.25, "options": {"warmup": 1}},
+    "dynamic-random": {"policy": "dynamic-random", "prune": 0.25},
+}
+
+
+def untrained(args: argparse.Namespace, settings: MocoSettings) -> dict[str, float]:
+    """Return the figures of the net as it begins."""
+    torch.manual_seed(settings.schedule.seed)
+    encoder, width = backbone(settings.model, settings.side)
+    out = Path(args.out) / "untrained"
+    out.mkdir(exist_ok=True)
+    side = stored_side(settings.side)
+    pairs = open_pairs(args.data, out, side=side, resize="shortest", captions=False, progress=progress_for(False))
+    model = MocoV2(encoder, width, settings, 1)
+    held_out = read_eval(args.held_out, labels=(args.label,))
+    # Batch norm has seen nothing yet: a pass over some rows gives it its statistics, as training does.
+    model.train()
+    task = MocoTask(model, torch.device("cpu"), settings, pairs, [held_out])
+    for lo in range(0, min(len(pairs), 8192), 256):
+        task.features(torch.from_numpy(pairs.pixels(range(lo, min(lo + 256, len(pairs))))))
+    model.eval()
+    return task.evaluate()[held_out.name]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="Parquet with images, file or folder.")
+    parser.add_argument("held_out", help="Parquet with images and labels.")
+    parser.add_argument("-o", "--out", required=True)
+    parser.add_argument("--label", default="label_name")
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--version", type=int, default=2, choices=[2, 3])
+    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--arms", nargs="+", default=["full"], choices=list(ARMS), metavar="ARM")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    Path(args.out).mkdir(parents=True, exist_ok=True)
+    found: dict[str, tuple[str, dict[str, float]]] = {}
+    for arm in args.arms:
+        schedule = Schedule(
+            epochs=args.epochs, batch_size=args.batch_size, device=args.device, evals=(args.held_out,), eval_every=0,
+            **ARMS[arm],
+        )  # fmt: skip
+        settings = MocoSettings(
+            model=args.model, version=args.version, side=args.image_size, eval_labels=(args.label,), schedule=schedule
+        )
+        if not found:
+            found["untrained"] = ("", untrained(args, settings))
+        out = Path(args.out) / arm
+        log = train_moco(args.data, out, settings, resume=(out / MARK).exists(), progress=progress_for(False))
+        seconds = sum(entry["seconds"] for entry in log)
+        told = f"{sum(entry['samples'] for entry in log):,} samples, {seconds:.0f} s"
+        found[arm] = (f"{log[-1]['pruned_so_far']:.1%} pruned, {told}", log[-1]["eval"][Path(args.held_out).stem])
+    names = [f"{how}_{args.label}_{metric}" for how in ("knn", "linear") for metric in ("top1", "top5")]
+    print("| policy | | 20 neighbours, top 1 | top 5 | linear probe, top 1 | top 5 |")
+    print("|---|---|---|---|---|---|")
+    for arm, (told, scores) in found.items():
+        print(f"| {arm} | {told} | " + " | ".join(f"{100 * scores[name]:.1f}" for name in names) + " |")
+
+
+if __name__ == "__main__":
+    main()

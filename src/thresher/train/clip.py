@@ -1,0 +1,210 @@
+"""``thresher train clip``: contrastive training of an image and a text tower, with pruning in the loop."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thresher.dynamic.loss import clip_losses, siglip_losses
+from thresher.errors import MissingExtraError, UsageError
+from thresher.evaluate.retrieval import retrieval
+from thresher.evaluate.sets import EvalSet, read_eval
+from thresher.evaluate.zero_shot import class_embeddings, zero_shot
+from thresher.run import Progress, Silent
+from thresher.train.augment import crops, normalised
+from thresher.train.loop import (
+    Reduce,
+    Schedule,
+    Scores,
+    adamw,
+    autocast,
+    device_named,
+    features_of,
+    fit,
+    opened,
+    stored_side,
+)
+from thresher.train.models import Clip, Loss, Tokens, clip_model
+
+try:
+    import torch
+except ImportError:
+    raise MissingExtraError("training", "train") from None
+
+_TEXTS = 1024  # captions encoded at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSettings:
+    """What is trained, and how.
+
+    Attributes:
+        model: "tiny", "small", a configuration of open_clip, or the path of one.
+        loss: "clip" (softmax) or "siglip" (sigmoid).
+        chunk: Rows that go through the model at once, None for the whole batch. Fewer take less memory and give the
+            same gradients: features are computed twice (gradient caching, 2101.06983).
+        eval_labels: Columns of the evaluation sets with class names, for zero-shot classification.
+        eval_group: Column that joins what counts as the same in retrieval.
+        templates: What class names are put into; "{}" stands for the name.
+        schedule: The rest.
+    """
+
+    model: str = "tiny"
+    loss: Loss = "clip"
+    chunk: int | None = None
+    eval_labels: tuple[str, ...] = ()
+    eval_group: str | None = None
+    templates: tuple[str, ...] = ("{}", "a photo of a {}.")
+    schedule: Schedule = field(default_factory=lambda: Schedule(epochs=10))
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be carried out."""
+        if self.chunk is not None and self.chunk < 1:
+            raise UsageError(f"chunk = {self.chunk}; give 1 row or more")
+        if not self.templates or any("{}" not in template for template in self.templates):
+            raise UsageError(f"templates {self.templates}; give one or more, each with {{}} for the name of a class")
+
+
+def train_clip(
+    data: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    settings: ClipSettings,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """Train a CLIP model on pairs, and leave in ``folder`` what :mod:`thresher.training` reads; return the log.
+
+    Args:
+        data: See :func:`thresher.train.data.open_pairs`.
+        folder: Of the run.
+        settings: What is trained, and how.
+        resume: Go on with the run that lies there, if one does.
+        progress: What to tell while it takes time.
+
+    Raises:
+        UsageError, PoolError, OutputError: Before any training begins; says what to do.
+    """
+    progress, schedule = progress or Silent(), settings.schedule
+    device = device_named(schedule.device)
+    torch.manual_seed(schedule.seed)
+    clip = clip_model(settings.model, settings.loss)
+    # Prompts and groups are asked for again with every evaluation: another word for them is no other run.
+    sets = [read_eval(path, group=settings.eval_group, labels=settings.eval_labels or None) for path in schedule.evals]
+    sizes: dict[str, Any] = {"side": stored_side(clip.side), "resize": clip.resize}
+    training, pairs = opened("clip", data, folder, settings, **sizes, captions=True, resume=resume, progress=progress)
+    clip.model.to(device)
+    task = ClipTask(clip, clip.tokenize(pairs.captions), device, settings, sets)
+    return fit(task, pairs, schedule, training, adamw(clip.model, schedule.lr, schedule.weight_decay), progress)
+
+
+class ClipTask:
+    """A CLIP model in training."""
+
+    name = "clip"
+
+    def __init__(
+        self,
+        clip: Clip,
+        tokens_NT: Tokens,
+        device: torch.device,
+        settings: ClipSettings,
+        sets: Sequence[EvalSet] = (),
+    ) -> None:
+        """Take a model on its device, and the tokens of all rows."""
+        self.clip, self.model, self.device, self.settings = clip, clip.model, device, settings
+        self.tokens_NT, self.sets = tokens_NT, sets
+        self.autocast = autocast(device, settings.schedule.precision)
+        self.crop = crops(clip.side)
+
+    def step(self, rows_B: npt.NDArray[np.int64], pixels_BHWC: torch.Tensor, reduce: Reduce) -> None:
+        """Compute the losses of a batch and the gradients of what ``reduce`` makes of them."""
+        tokens_BT = torch.from_numpy(self.tokens_NT[rows_B]).to(self.device)
+        image_BCHW = self.crop(normalised(pixels_BHWC, self.clip.mean, self.clip.std))
+        chunk = self.settings.chunk
+        if chunk is None or chunk >= len(rows_B):
+            reduce(self.losses(*self.features(image_BCHW, tokens_BT))).backward()
+            return
+        parts = list(zip(image_BCHW.split(chunk), tokens_BT.split(chunk), strict=True))
+        states, features = [], []
+        with torch.no_grad():
+            for part in parts:
+                states.append(_draws(self.device))
+                features.append(self.features(*part))
+        image_BD, text_BD = (torch.cat(of).requires_grad_() for of in zip(*features, strict=True))
+        reduce(self.losses(image_BD, text_BD)).backward()
+        gradients = zip(image_BD.grad.split(chunk), text_BD.grad.split(chunk), strict=True)
+        for part, state, gradient in zip(parts, states, gradients, strict=True):
+            _draw_again(self.device, state)  # what was dropped out the first time is dropped out again
+            torch.autograd.backward(self.features(*part), gradient)
+
+    def features(self, image_BCHW: torch.Tensor, tokens_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the features of pictures and captions, (B, D) each."""
+        with self.autocast():
+            image_BD, text_BD = self.model.encode_image(image_BCHW), self.model.encode_text(tokens_BT)
+        return image_BD.float(), text_BD.float()
+
+    def losses(self, image_BD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
+        """Return (B, 2) losses of features."""
+        scale = self.model.logit_scale.exp()
+        if self.settings.loss == "siglip":
+            return siglip_losses(image_BD, text_BD, scale, self.model.logit_bias)
+        return clip_losses(image_BD, text_BD, scale)
+
+    def after_step(self, progress: float) -> None:
+        """Keep the temperature at 1/100 or more, as CLIP does."""
+        with torch.no_grad():
+            self.model.logit_scale.clamp_(0, math.log(100))
+
+    def evaluate(self) -> Scores:
+        """Return retrieval and zero-shot figures by evaluation set."""
+        return {found.name: self._evaluate(found) for found in self.sets}
+
+    def _evaluate(self, found: EvalSet) -> dict[str, float]:
+        image_ND = features_of(found, self.clip.side, self.clip.resize, self._pictures)
+        scores: dict[str, float] = {}
+        if found.texts:
+            groups = {"image_group_N": found.group_N, "text_group_M": found.text_group_M}
+            told = retrieval(image_ND, self._texts(found.texts), **groups, ks=(1, 5))
+            scores |= {name: value for name, value in told.items() if name not in ("images", "texts")}
+        for column, labels in found.labels.items():
+            templates = self.settings.templates
+            prompts = [template.replace("{}", name) for name in labels.names for template in templates]
+            class_CD = class_embeddings(self._texts(prompts).reshape(len(labels.names), len(templates), -1))
+            told = zero_shot(image_ND, class_CD, labels.index_N)
+            scores |= {
+                f"zero_shot_{column}_{name}": told[name] for name in ("top1", "top5", "mean_per_class", "majority")
+            }
+        return scores
+
+    def _pictures(self, pixels_BHWC: torch.Tensor) -> torch.Tensor:
+        with self.autocast():
+            return self.model.encode_image(
+                normalised(pixels_BHWC.to(self.device), self.clip.mean, self.clip.std)
+            ).float()
+
+    def _texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        parts = []
+        for lo in range(0, len(texts), _TEXTS):
+            tokens_BT = torch.from_numpy(self.clip.tokenize(texts[lo : lo + _TEXTS])).to(self.device)
+            with torch.inference_mode(), self.autocast():
+                parts.append(self.model.encode_text(tokens_BT).float().cpu())
+        found: npt.NDArray[np.float32] = torch.cat(parts).numpy()
+        return found
+
+
+def _draws(device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return where the generators stand that dropout draws from."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def _draw_again(device: torch.device, state: tuple[torch.Tensor, torch.Tensor | None]) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], device)

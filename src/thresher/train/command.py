@@ -1,0 +1,179 @@
+"""``thresher train``: what the command line asks, as settings; torch is loaded when there is something to train."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from thresher.errors import UsageError
+
+_POLICY = [
+    click.option(
+        "--policy", default="full", show_default=True, metavar="NAME",
+        help="full, scan, infobatch, dynamic-random, d-pruning or static: what is left out.",
+    ),
+    click.option("--prune", metavar="SHARE", help="Share of the run's samples to leave out, such as 30%."),
+    click.option("--selection", metavar="SEL", help="For --policy static: a selection folder, or a file of keys."),
+    click.option("--rho", type=float, metavar="X", help="scan: share of candidates a side (default: 0.3)."),
+    click.option("--cycle", type=int, metavar="T", help="scan: mutation epochs of a cycle (default: 3)."),
+    click.option("--mode", type=click.Choice(["both", "redundant", "ill-matched"]), help="scan: which candidates."),
+    click.option("--scope", type=click.Choice(["batch", "epoch"]), help="scan: what losses are ranked within."),
+    click.option("--threshold", type=float, metavar="X", help="scan: fall of the loss that ends the warm-up."),
+    click.option("--full-epochs", type=int, metavar="N", help="scan, d-pruning: epochs on everything at first."),
+    click.option("--rule", type=click.Choice(["uncertainty", "epsilon-greedy"]), help="d-pruning: what ranks rows."),
+    click.option("--delta", type=float, metavar="X", help="infobatch: share of the epochs that prune."),
+]  # fmt: skip
+_RUN = [
+    click.option("--epochs", type=click.IntRange(1), metavar="N", help="Length of the run in epochs (default: 10)."),
+    click.option("--samples-seen", "samples", type=click.IntRange(1), metavar="N", help="Or its length in samples."),
+    click.option("--batch-size", type=click.IntRange(2), default=256, show_default=True, metavar="B"),
+    click.option("--lr", type=float, metavar="X", help="Peak learning rate."),
+    click.option("--weight-decay", type=float, metavar="X"),
+    click.option("--warmup", type=float, default=0.05, show_default=True, help="Share of the run the rate rises for."),
+    click.option("--seed", type=int, default=0, show_default=True, metavar="N"),
+    click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True),
+    click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1 ..."),
+    click.option("--workers", type=click.IntRange(0), default=2, show_default=True, metavar="N", help="That decode."),
+    click.option("--eval", "evals", multiple=True, metavar="PARQUET", help="Evaluate on it; may be repeated."),
+    click.option(
+        "--eval-every", type=click.IntRange(0), default=5, show_default=True, metavar="N",
+        help="Epochs between evaluations; 0: only at the end.",
+    ),
+    click.option(
+        "--eval-label", "eval_labels", multiple=True, metavar="COLUMN",
+        help="Classes in the evaluation sets (default: label_name, label); may be repeated.",
+    ),
+    click.option(
+        "--eval-group", metavar="COLUMN", help="What the evaluation sets hold several times (default: group)."
+    ),
+    click.option("--checkpoint-minutes", type=float, default=5.0, show_default=True, help="Between checkpoints."),
+    click.option("--resume", is_flag=True, help="Go on with the run in RUN, if there is one."),
+    click.option("--quiet", is_flag=True, help="No progress."),
+    click.option("--json", "as_json", is_flag=True, help="Print the log as JSON."),
+]  # fmt: skip
+_OUT = click.option("-o", "--out", required=True, metavar="RUN", help="Folder of the run.")
+
+
+def _options(*options: Any) -> Callable[[Any], Any]:
+    def add(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
+@click.group()
+def train() -> None:
+    """Train a small or an open_clip model, pruning while it trains."""
+
+
+@train.command()
+@click.argument("data")
+@_OUT
+@click.option(
+    "--model", default="tiny", show_default=True, metavar="NAME",
+    help="tiny, small, a configuration of open_clip, or the path of one (.json).",
+)  # fmt: skip
+@click.option("--loss", type=click.Choice(["clip", "siglip"]), default="clip", show_default=True)
+@click.option("--chunk", type=click.IntRange(1), metavar="N", help="Rows at once: less memory, the same gradients.")
+@click.option("--template", "templates", multiple=True, metavar="TEXT", help="Prompt of a class; {} is its name.")
+@_options(*_POLICY, *_RUN)
+def clip(data: str, out: str, model: str, loss: Any, chunk: int | None, templates: tuple[str, ...], **v: Any) -> None:
+    """Train a CLIP model on DATA: parquet with image and text, tars, or a csv of open_clip."""
+    from thresher.train.clip import ClipSettings, train_clip
+
+    settings = ClipSettings(
+        model=model,
+        loss=loss,
+        chunk=chunk,
+        eval_labels=v.pop("eval_labels"),
+        eval_group=v.pop("eval_group"),
+        **({"templates": templates} if templates else {}),
+        schedule=_schedule(v),
+    )
+    _report(train_clip(data, out, settings, resume=v["resume"], progress=_progress(v)), out, v)
+
+
+@train.command()
+@click.argument("data")
+@_OUT
+@click.option(
+    "--model", default="resnet18", show_default=True, metavar="NAME", help="tiny, or a ResNet, ViT or other of timm."
+)
+@click.option("--version", type=click.Choice(["2", "3"]), default="2", show_default=True, help="MoCo v2 or v3.")
+@click.option("--image-size", "side", type=click.IntRange(16), default=48, show_default=True, metavar="N")
+@click.option("--queue", type=click.IntRange(1), metavar="K", help="v2: keys kept (default: fits the data).")
+@click.option("--momentum", type=float, metavar="X", help="Of the key encoder (default: 0.99).")
+@click.option("--temperature", type=float, default=0.2, show_default=True, metavar="X")
+@_options(*_POLICY, *_RUN)
+def moco(data: str, out: str, version: Any, **v: Any) -> None:
+    """Train a picture encoder on DATA by MoCo; captions are not needed."""
+    from thresher.train.moco import MocoSettings, train_moco
+
+    own = {name: v.pop(name) for name in ("model", "side", "queue", "momentum", "temperature")}
+    settings = MocoSettings(
+        **{name: value for name, value in own.items() if value is not None},
+        version=3 if version == "3" else 2,
+        eval_labels=v.pop("eval_labels"),
+        eval_group=v.pop("eval_group"),
+        schedule=_schedule(v),
+    )
+    _report(train_moco(data, out, settings, resume=v["resume"], progress=_progress(v)), out, v)
+
+
+def _schedule(given: dict[str, Any]) -> Any:
+    from thresher.train.loop import Schedule
+
+    epochs, samples = given["epochs"], given["samples"]
+    if epochs is not None and samples is not None:
+        raise UsageError("--epochs and --samples-seen both say how long the run is; give one")
+    options = {name: given[name] for name in ("rho", "cycle", "mode", "scope", "threshold", "rule", "delta")}
+    options["warmup"] = given["full_epochs"]
+    names = ("batch_size", "policy", "selection", "seed", "lr", "weight_decay", "warmup", "precision", "device")
+    more = ("workers", "evals", "eval_every", "checkpoint_minutes")
+    return Schedule(
+        epochs=10 if epochs is None and samples is None else epochs,
+        samples=samples,
+        prune=_share(given["prune"]),
+        options={name: value for name, value in options.items() if value is not None},
+        **{name: given[name] for name in (*names, *more) if given[name] is not None},
+    )
+
+
+def _share(text: str | None) -> float | None:
+    """Return a share to prune, given as 30% or 0.3."""
+    from thresher.selection import Keep
+
+    if text is None:
+        return None
+    try:
+        share = Keep.parse(text).share
+    except UsageError:
+        share = None
+    if share is None or not 0 < share < 1:
+        raise UsageError(f"cannot prune {text!r}; give a share strictly between 0 and 1, like 30% or 0.3")
+    return float(share)
+
+
+def _progress(given: dict[str, Any]) -> Any:
+    from thresher.terminal import progress_for
+
+    return progress_for(given["quiet"] or given["as_json"])
+
+
+def _report(log: list[dict[str, Any]], out: str, given: dict[str, Any]) -> None:
+    if given["as_json"]:
+        click.echo(json.dumps({"out": out, "epochs": log}, indent=1))
+        return
+    last = log[-1]
+    seen, seconds = sum(e["samples"] for e in log), sum(e["seconds"] for e in log)
+    click.echo(
+        f"{len(log)} epochs, {seen:,} samples in {seconds:,.0f} s, {last['pruned_so_far']:.1%} of the samples pruned"
+    )
+    for name, found in last.get("eval", {}).items():
+        click.echo(f"{name}: " + ", ".join(f"{metric} {value:.3f}" for metric, value in found.items()))
+    click.echo(f"written to {out}")

@@ -1,0 +1,432 @@
+"""The loop that the reference trainers share: epochs, log, checkpoints, progress; what is trained is a task."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from thresher import __version__
+from thresher.cache import writing
+from thresher.dynamic.named import epochs_for, policy_named
+from thresher.dynamic.policy import Policy
+from thresher.dynamic.sampler import CosineByProgress, PruningSampler
+from thresher.errors import MissingExtraError, OutputError, PoolError, UsageError
+from thresher.evaluate.sets import EvalSet
+from thresher.run import Progress
+from thresher.store import absolute
+from thresher.train.data import PICTURES, SET_ASIDE, Pairs, Resize, decode, open_pairs, times_of
+from thresher.training import CHECKPOINT, MARK, ROWS, Training
+
+try:
+    import torch
+    from torch import nn
+except ImportError:
+    raise MissingExtraError("training", "train") from None
+
+Precision = Literal["auto", "float32", "bfloat16"]
+Reduce = Callable[[torch.Tensor], torch.Tensor]
+Scores = dict[str, dict[str, float]]
+
+# What may differ between a run and its resumption.
+_FREE = ("evals", "eval_every", "eval_labels", "eval_group", "templates", "checkpoint_minutes", "workers", "device")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long, in which batches, by which policy, with which rates: what every trainer is told.
+
+    Attributes:
+        epochs: Length of the run, or None.
+        samples: Length of the run in samples seen, or None: one of the two is given.
+        batch_size: Rows of a batch.
+        policy: Name of the pruning policy.
+        prune: Share of the run's samples to leave out, None for the policy as published.
+        options: Other parameters of the policy.
+        selection: For "static": a selection folder, or a file of keys.
+        seed: Of weights, orders, draws and augmentations.
+        lr: Peak learning rate; it rises for ``warmup`` and falls in half a cosine to 0, by samples seen.
+        weight_decay: Of the weights with two dimensions or more.
+        warmup: Share of the run over which the rate rises.
+        precision: Of products; auto is bfloat16 on a GPU and float32 on a CPU.
+        device: "auto", "cpu", "cuda" and so on.
+        workers: Processes that read pictures which are not kept in memory.
+        evals: Parquet files to evaluate on.
+        eval_every: Epochs between evaluations; 0 for the end alone.
+        checkpoint_minutes: Between checkpoints within an epoch; there is one after every epoch too.
+    """
+
+    epochs: int | None = None
+    samples: int | None = None
+    batch_size: int = 256
+    policy: str = "full"
+    prune: float | None = None
+    options: Mapping[str, Any] | None = None
+    selection: str | None = None
+    seed: int = 0
+    lr: float = 2e-3
+    weight_decay: float = 0.1
+    warmup: float = 0.05
+    precision: Precision = "auto"
+    device: str = "auto"
+    workers: int = 2
+    evals: tuple[str, ...] = ()
+    eval_every: int = 5
+    checkpoint_minutes: float = 5.0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be carried out."""
+        if (self.epochs is None) == (self.samples is None):
+            raise UsageError("give the length of the run either in epochs or in samples seen")
+        if not self.lr > 0 or self.weight_decay < 0 or self.workers < 0 or self.eval_every < 0:
+            raise UsageError(
+                f"lr = {self.lr}, weight decay = {self.weight_decay}, workers = {self.workers}, evaluation every "
+                f"{self.eval_every} epochs; the rate is above 0, the others are 0 or more"
+            )
+
+    def policy_for(self, rows: int, times_N: npt.NDArray[np.int32] | None) -> Policy:
+        """Return the policy for data of ``rows`` rows."""
+        length = self.epochs
+        if length is None and self.samples is not None:
+            length = 1
+            if times_N is None:
+                length = epochs_for(self.samples, rows, self.policy, prune=self.prune, options=self.options)
+        return policy_named(self.policy, length or 1, prune=self.prune, times_N=times_N, options=self.options)
+
+
+class Task(Protocol):
+    """What is trained: a model, the losses of a batch, and how good the model is."""
+
+    model: nn.Module
+    device: torch.device
+
+    def step(self, rows_B: npt.NDArray[np.int64], pixels_BHWC: torch.Tensor, reduce: Reduce) -> None:
+        """Compute the losses of a batch and the gradients of what ``reduce`` makes of them."""
+        ...
+
+    def after_step(self, progress: float) -> None:
+        """Do what is due after the optimizer's step; ``progress`` of the run is 0 to 1."""
+        ...
+
+    def evaluate(self) -> Scores:
+        """Return metrics by evaluation set."""
+        ...
+
+
+def opened(
+    task: str,
+    data: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    settings: Any,
+    *,
+    side: int,
+    resize: Resize,
+    captions: bool,
+    resume: bool,
+    progress: Progress,
+) -> tuple[Training, Pairs]:
+    """Look at a run's folder, read its data, and write down what the run is.
+
+    Args:
+        task: What is trained.
+        data: What on, see :func:`thresher.train.data.open_pairs`.
+        folder: Of the run.
+        settings: A dataclass with all that was asked for; its ``schedule`` is a Schedule.
+        side: Of the pictures as they are kept.
+        resize: How they are made square.
+        captions: Whether rows need one.
+        resume: Whether to go on with the run that lies there, if one does.
+        progress: What to tell.
+
+    Raises:
+        OutputError: Something is in the way.
+        UsageError: The run to resume was told otherwise, or its data have changed.
+        PoolError: The data cannot be read.
+    """
+    out, schedule = Path(folder), settings.schedule
+    if schedule.epochs is not None and schedule.selection is None:
+        schedule.policy_for(1, None)  # refused before pictures are decoded
+    told = json.loads(json.dumps({**asdict(schedule), **_flat(settings), "data": absolute(os.fspath(data))}))
+    earlier = _earlier(out, task, told, resume)
+    out.mkdir(parents=True, exist_ok=True)
+    how: dict[str, Any] = {"side": side, "resize": resize, "captions": captions, "workers": max(schedule.workers, 1)}
+    pairs = open_pairs(os.fspath(data), out, **how, progress=progress)
+    if pairs.aside:
+        progress.say(f"{len(pairs.aside):,} rows cannot be used; they are listed in {out / SET_ASIDE}")
+    training = Training(
+        folder=out,
+        task=task,
+        data=os.fspath(data),
+        pool=pairs.store.layout.location,
+        store=pairs.store.fingerprint(),
+        rows=len(pairs),
+        policy=schedule.policy,
+        settings=told,
+        version=__version__,
+    )
+    if earlier is not None and (earlier.store, earlier.rows) != (training.store, training.rows):
+        raise UsageError(f"{data}: has changed since {out} was begun; train on the same data, or begin another run")
+    training.save()
+    return training, pairs
+
+
+def _flat(settings: Any) -> dict[str, Any]:
+    return {name: value for name, value in asdict(settings).items() if name != "schedule"}
+
+
+def _earlier(folder: Path, task: str, told: Mapping[str, Any], resume: bool) -> Training | None:
+    """Return the run that lies in a folder, None where none does."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder}: is a file; name a folder")
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if MARK not in names:
+        # What a run leaves that was killed while it read the data, and nothing else, may lie there.
+        strange = {name for name in names - {ROWS, PICTURES, SET_ASIDE} if not name.endswith(".tmp")}
+        if strange or (names and not resume):
+            raise OutputError(f"{folder}: exists and is not a training run; choose another name")
+        return None
+    if not resume:
+        raise OutputError(f"{folder}: holds a training run already; pass --resume to go on, or choose another name")
+    earlier = Training.load(folder)
+    known = {**earlier.settings, "task": earlier.task}
+    for name, asked in {**told, "task": task}.items():
+        if asked != known.get(name) and name not in _FREE:
+            raise UsageError(
+                f"{folder}: was begun with {name.replace('_', ' ')} {known.get(name)}, not {asked}; "
+                "say the same to go on, or choose another name for another run"
+            )
+    return earlier
+
+
+def fit(
+    task: Task,
+    pairs: Pairs,
+    schedule: Schedule,
+    training: Training,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """Train to the end of the schedule, from the run's checkpoint if there is one; return the log.
+
+    The same arguments give the same run, to the bit on a CPU with as many threads, however often it was cut off.
+    """
+    times_N = None
+    if schedule.selection is not None:
+        times_N, missing = times_of(schedule.selection, pairs)
+        if missing:
+            progress.say(f"{missing:,} keys of {schedule.selection} are not in the data")
+    sampler = PruningSampler(
+        len(pairs),
+        policy=schedule.policy_for(len(pairs), times_N),
+        batch_size=min(schedule.batch_size, len(pairs)),
+        epochs=schedule.epochs,
+        samples=schedule.samples,
+        seed=schedule.seed,
+    )
+    rates = CosineByProgress(optimizer, sampler, warmup=schedule.warmup)
+    keeper = _Keeper(training.folder / CHECKPOINT, task.model, optimizer, sampler, schedule.checkpoint_minutes)
+    log, seconds = keeper.load(task.device)
+    loader = _loader(pairs, sampler, schedule.workers)
+    if log:
+        progress.say(f"going on in epoch {sampler.epoch}, step {sampler.step}")
+    while sampler.plan is not None:
+        epoch, rate = sampler.epoch, 0.0
+        label = f"epoch {epoch + 1} of {sampler.epochs}, {sampler.plan.phase}"
+        task.model.train()
+        begun = time.monotonic() - seconds
+        with progress.task(label, len(sampler) * sampler.batch_size) as advance:
+            for rows_B, pixels_BHWC in loader:
+                torch.manual_seed(_number(schedule.seed, epoch, sampler.step))  # a resumed run draws the same
+                optimizer.zero_grad(set_to_none=True)
+                task.step(rows_B, pixels_BHWC.to(task.device, non_blocking=True), _reduce(sampler, rows_B))
+                rate = optimizer.param_groups[0]["lr"]
+                optimizer.step()
+                task.after_step(sampler.progress)
+                rates.step()
+                advance(len(rows_B))
+                if sampler.epoch == epoch and keeper.due():
+                    keeper.save(log, time.monotonic() - begun)
+        if task.device.type == "cuda":
+            torch.cuda.synchronize(task.device)
+        seconds = time.monotonic() - begun
+        entry = {**sampler.log()[-1], "seconds": round(seconds, 3), "lr": rate}
+        entry["samples_per_second"] = round(entry["samples"] / seconds, 1)
+        last = sampler.plan is None
+        if schedule.evals and (last or schedule.eval_every and (epoch + 1) % schedule.eval_every == 0):
+            task.model.eval()
+            entry["eval"] = task.evaluate()
+        log, seconds = [*log, entry], 0.0
+        keeper.save(log, seconds)
+        training.record(log, sampler.ledger)
+        progress.say(_told(log, sampler))
+    return log
+
+
+def _reduce(sampler: PruningSampler, rows_B: npt.NDArray[np.int64]) -> Reduce:
+    return lambda losses_BR: sampler.reduce(rows_B, losses_BR)
+
+
+def _number(*what: int) -> int:
+    return int.from_bytes(hashlib.sha256(repr(what).encode()).digest()[:8], "little") >> 1
+
+
+def _told(log: Sequence[Mapping[str, Any]], sampler: PruningSampler) -> str:
+    """Return the line about an epoch: what it did, and what is left."""
+    entry = log[-1]
+    spent, seen = sum(e["seconds"] for e in log), sum(e["samples"] for e in log)
+    loss = "no finite loss" if entry["loss"] is None else f"loss {entry['loss']:.4f}"
+    line = (
+        f"epoch {entry['epoch'] + 1}: {entry['phase']}, {entry['rows']:,} of {entry['total']:,} rows, {loss}, "
+        f"{entry['samples_per_second']:,.0f} samples/s"
+    )
+    if entry["pruned_so_far"] > 0:
+        pruned = sum(e["total"] - e["rows"] for e in log)
+        line += f"; {entry['pruned_so_far']:.1%} pruned so far, about {_time(pruned * spent / seen)} saved"
+    if sampler.plan is not None:
+        line += f"; ETA {_time(sampler.steps_left() * sampler.batch_size * spent / seen)}"
+    for name, found in entry.get("eval", {}).items():
+        line += f"\n  {name}: " + ", ".join(f"{metric} {value:.3f}" for metric, value in found.items())
+    return line
+
+
+def _time(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
+@dataclass
+class _Keeper:
+    """Writes the run down, whole or not at all, and reads it back."""
+
+    path: Path
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    sampler: PruningSampler
+    minutes: float
+
+    def __post_init__(self) -> None:
+        self._last = time.monotonic()
+
+    def due(self) -> bool:
+        return time.monotonic() - self._last >= 60 * self.minutes
+
+    def save(self, log: Sequence[Mapping[str, Any]], seconds: float) -> None:
+        """Save all that a resumed run needs; ``seconds`` were spent in the epoch so far."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "sampler": self.sampler.state_dict(),
+            "log": json.dumps(list(log)),
+            "seconds": seconds,
+        }
+        with writing(self.path) as scratch:
+            torch.save(state, scratch)
+        self._last = time.monotonic()
+
+    def load(self, device: torch.device) -> tuple[list[dict[str, Any]], float]:
+        """Go on from the checkpoint, if there is one; return the log, and the seconds spent in the epoch."""
+        if not self.path.exists():
+            return [], 0.0
+        try:
+            state = torch.load(self.path, map_location=device, weights_only=True)
+        except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+            raise PoolError(f"{self.path}: cannot be read, it may be damaged ({error})") from None
+        self.sampler.load_state_dict(state["sampler"])
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        return json.loads(state["log"]), float(state["seconds"])
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Rows with their pictures, a batch at a time."""
+
+    pairs: Pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitems__(self, rows: Sequence[int]) -> tuple[npt.NDArray[np.int64], torch.Tensor]:
+        return np.array(rows, np.int64), torch.from_numpy(self.pairs.pixels(rows))
+
+
+def _same(items: Any) -> Any:
+    return items
+
+
+def _loader(pairs: Pairs, sampler: PruningSampler, workers: int) -> Any:
+    from torch.utils.data import DataLoader
+
+    workers = 0 if pairs.pixels_NHWC is not None else workers
+    rows: Any = _Rows(pairs)
+    return DataLoader(rows, batch_sampler=sampler, collate_fn=_same, num_workers=workers)
+
+
+def device_named(name: str) -> torch.device:
+    """Return the device of a name; "auto" is the first GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device {name!r} cannot be used ({str(error).splitlines()[0]}); say cpu") from None
+    return device
+
+
+def autocast(device: torch.device, precision: Precision) -> Callable[[], AbstractContextManager[Any]]:
+    """Return what makes the context in which products are of this precision."""
+    if precision == "bfloat16" or precision == "auto" and device.type == "cuda":
+        return lambda: torch.autocast(device.type, torch.bfloat16)
+    return nullcontext
+
+
+def adamw(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """Return AdamW that decays weights of two dimensions or more alone, as open_clip does."""
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=(0.9, 0.98), eps=1e-6)
+
+
+def stored_side(side: int) -> int:
+    """Return how large pictures are kept from which squares of ``side`` are cut."""
+    return side + max(side // 8, 1)
+
+
+def features_of(
+    found: EvalSet, side: int, resize: Resize, encode: Callable[[torch.Tensor], torch.Tensor]
+) -> npt.NDArray[np.float32]:
+    """Return the features of all pictures of an evaluation set, (N, D).
+
+    Args:
+        found: The set.
+        side: Pixels of a side, as the model takes them.
+        resize: How pictures are made square.
+        encode: From (B, side, side, 3) uint8 to features.
+
+    Raises:
+        PoolError: A picture that cannot be decoded; an evaluation leaves out none.
+    """
+    parts = []
+    for ids, pictures in found.batches():
+        pixels = []
+        for row, data in zip(ids, pictures, strict=True):
+            try:
+                pixels.append(decode(data, side, resize))
+            except PoolError as error:
+                raise PoolError(f"{found.path}: row {row:,} {error}") from None
+        with torch.inference_mode():
+            parts.append(encode(torch.from_numpy(np.stack(pixels))).cpu())
+    features: npt.NDArray[np.float32] = torch.cat(parts).numpy()
+    return features

@@ -1,0 +1,338 @@
+"""``thresher train clip`` in small: what it leaves, that it resumes, that it learns."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from tests.train.conftest import ROWS, Data, emoji
+from thresher import build, open_store, run_steps
+from thresher.cli import main
+from thresher.dynamic.loss import clip_losses
+from thresher.errors import OutputError, PoolError, UsageError
+from thresher.run import Silent
+from thresher.train.clip import ClipSettings, ClipTask, train_clip
+from thresher.train.loop import Schedule
+from thresher.train.models import clip_model
+from thresher.training import CHECKPOINT, LEDGER, LOG, MARK, Training
+
+B = 32
+
+
+def settings(**schedule: Any) -> ClipSettings:
+    length = {} if "samples" in schedule else {"epochs": 4}
+    return ClipSettings(schedule=Schedule(**{"batch_size": B, "eval_every": 0, **length, **schedule}))
+
+
+def outcome(run: Path) -> tuple[Any, ...]:
+    """What must be the same, to the bit, however a run came about."""
+    state = torch.load(run / CHECKPOINT, weights_only=True)
+    log = [
+        {name: value for name, value in entry.items() if name not in ("seconds", "samples_per_second")}
+        for entry in Training.load(run).log()
+    ]
+    weights = {name: value.numpy().tobytes() for name, value in state["model"].items()}
+    with np.load(run / LEDGER) as file:
+        ledger = {name: file[name].tobytes() for name in file.files}
+    return weights, log, ledger
+
+
+class Cut(Exception):  # noqa: N818 - stands for a power cut
+    """Thrown into a run."""
+
+
+class Cutting(Silent):
+    """Progress that ends a run after some batches."""
+
+    def __init__(self, batches: int) -> None:
+        self.left = batches
+
+    @contextmanager
+    def task(self, label: str, total: int) -> Iterator[Any]:
+        def advance(rows: int) -> None:
+            if not label.startswith("epoch"):
+                return
+            self.left -= 1
+            if self.left == 0:
+                raise Cut
+
+        yield advance
+
+
+# What a run leaves
+
+
+def test_a_run_leaves_what_its_page_says(data: Data, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    how = replace(settings(policy="scan", prune=0.15, options={"warmup": 0, "cycle": 1}), eval_labels=("group",))
+    log = train_clip(data.parquet, run, replace(how, schedule=replace(how.schedule, evals=(str(data.parquet),))))
+    assert {path.name for path in run.iterdir()} == {MARK, LOG, LEDGER, CHECKPOINT, "pictures.bin"}
+    told = Training.load(run)
+    assert (told.task, told.policy, told.rows) == ("clip", "scan", ROWS)
+    assert told.log() == log
+    assert [entry["epoch"] for entry in log] == [0, 1, 2, 3]
+    for entry in log:
+        assert {"rows", "total", "loss", "seconds", "pruned_so_far", "lr", "samples_per_second"} <= set(entry)
+        assert entry["total"] == ROWS
+        assert entry["samples"] == entry["rows"] // B * B
+    assert [entry["rows"] < ROWS for entry in log] == [False, True, False, True]
+    assert log[-1]["pruned_so_far"] == pytest.approx(1 - sum(e["rows"] for e in log) / (4 * ROWS))
+    assert log[-1]["pruned_so_far"] == pytest.approx(0.15, abs=0.06)  # few rows: rho is rounded down
+    assert told.ledger().seen_N.max() == 3
+    assert told.open_pool().total == ROWS
+    assert "eval" not in log[0]
+    found = log[-1]["eval"]["pairs"]
+    assert {"image_to_text_R@1", "text_to_image_R@5", "zero_shot_group_top1", "zero_shot_group_majority"} <= set(found)
+    assert all(0 <= value <= 1 for value in found.values())
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tars", "csv"])
+def test_every_kind_of_data_trains_the_same_model(data: Data, tmp_path: Path, kind: str) -> None:
+    train_clip(data.parquet, tmp_path / "parquet", settings(epochs=1))
+    train_clip(getattr(data, kind), tmp_path / "other", settings(epochs=1))
+    assert outcome(tmp_path / "other") == outcome(tmp_path / "parquet")
+
+
+@pytest.mark.parametrize("policy", ["full", "infobatch", "dynamic-random", "d-pruning"])
+def test_every_policy_trains(data: Data, tmp_path: Path, policy: str) -> None:
+    log = train_clip(data.parquet, tmp_path / "run", settings(policy=policy))
+    pruned = {"full": 0.0, "dynamic-random": 0.3, "d-pruning": 0.3 * 3 / 4}
+    if policy in pruned:
+        assert log[-1]["pruned_so_far"] == pytest.approx(pruned[policy], abs=0.01)
+    else:
+        assert 0.05 < log[-1]["pruned_so_far"] < 0.3
+
+
+def test_a_selection_is_trained_on(data: Data, tmp_path: Path) -> None:
+    chosen = run_steps(open_store(str(data.parquet)), [build("random", {"keep": 64})], seed=1)
+    chosen.save(tmp_path / "sel")
+    log = train_clip(data.parquet, tmp_path / "run", settings(policy="static", selection=str(tmp_path / "sel")))
+    assert [entry["rows"] for entry in log] == [64] * 4
+    assert np.array_equal(Training.load(tmp_path / "run").ledger().seen_N >= 0, chosen.mask())
+
+
+@pytest.mark.parametrize("policy", ["full", "scan", "dynamic-random"])
+def test_runs_of_as_many_samples_are_as_long(data: Data, tmp_path: Path, policy: str) -> None:
+    prune = {} if policy == "full" else {"prune": 0.1}
+    how = settings(policy=policy, samples=500, options={"warmup": 1} if policy == "scan" else None, **prune)
+    log = train_clip(data.parquet, tmp_path / "run", how)
+    assert sum(entry["samples"] for entry in log) == 500 // B * B
+    assert log[-1]["lr"] < 0.05 * how.schedule.lr  # the schedule came to its end
+
+
+def test_siglip_and_configurations_of_open_clip_train(data: Data, tmp_path: Path) -> None:
+    (tmp_path / "mini.json").write_text(json.dumps(MINI))
+    how = replace(settings(epochs=2), model=str(tmp_path / "mini.json"), loss="siglip")
+    log = train_clip(data.parquet, tmp_path / "run", how)
+    assert log[1]["loss"] < log[0]["loss"]
+
+
+# The same run, however it came about
+
+
+def test_the_same_arguments_give_the_same_run(data: Data, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        train_clip(data.parquet, tmp_path / name, settings(policy="infobatch"))
+    train_clip(data.parquet, tmp_path / "c", settings(policy="infobatch", seed=1))
+    assert outcome(tmp_path / "a") == outcome(tmp_path / "b")
+    assert outcome(tmp_path / "a")[0] != outcome(tmp_path / "c")[0]
+
+
+@pytest.mark.parametrize("batches", [1, 7, 10, 13])
+def test_a_run_that_is_cut_off_goes_on_to_the_identical_result(data: Data, tmp_path: Path, batches: int) -> None:
+    how = settings(policy="scan", prune=0.15, options={"warmup": 0, "cycle": 1}, checkpoint_minutes=0.0)
+    train_clip(data.parquet, tmp_path / "whole", how)
+    with pytest.raises(Cut):
+        train_clip(data.parquet, tmp_path / "cut", how, progress=Cutting(batches))
+    train_clip(data.parquet, tmp_path / "cut", how, resume=True)
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+    again = train_clip(data.parquet, tmp_path / "cut", how, resume=True)  # it is over: nothing is done again
+    assert again == Training.load(tmp_path / "cut").log()
+
+
+def test_a_killed_process_goes_on_to_the_identical_result(data: Data, tmp_path: Path) -> None:
+    command = [
+        *(sys.executable, "-m", "thresher", "train", "clip", str(data.parquet), "--epochs", "12", "--batch-size", "32"),
+        *("--policy", "scan", "--prune", "20%", "--quiet"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, "-o", str(tmp_path / "whole")], check=True, env=environment, capture_output=True)
+    cut = tmp_path / "cut"
+    often = [*command, "-o", str(cut), "--checkpoint-minutes", "0"]
+    with subprocess.Popen(often, env=environment, stdout=subprocess.DEVNULL) as process:
+        while not (cut / LOG).exists() or len((cut / LOG).read_text().splitlines()) < 3:
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    assert len((cut / LOG).read_text().splitlines()) < 12
+    subprocess.run([*often, "--resume"], check=True, env=environment, capture_output=True)
+    assert outcome(cut) == outcome(tmp_path / "whole")
+
+
+MINI = {
+    "embed_dim": 16,
+    "vision_cfg": {
+        "image_size": 32,
+        "patch_size": 16,
+        "width": 32,
+        "layers": 2,
+        "head_width": 16,
+        "patch_dropout": 0.5,
+    },
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1},
+}
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 32])
+def test_chunks_give_the_gradients_of_the_whole_batch(tmp_path: Path, chunk: int) -> None:
+    (tmp_path / "mini.json").write_text(
+        json.dumps({**MINI, "vision_cfg": {**MINI["vision_cfg"], "patch_dropout": 0.0}})
+    )
+    rng = np.random.Generator(np.random.Philox(0))
+    pixels = torch.from_numpy(rng.integers(0, 256, (20, 36, 36, 3)).astype(np.uint8))
+    texts = [f"word{row} and {row % 3}" for row in range(20)]
+    gradients = []
+    for size in (None, chunk):
+        torch.manual_seed(0)
+        clip = clip_model(str(tmp_path / "mini.json"))
+        task = ClipTask(clip, clip.tokenize(texts), torch.device("cpu"), replace(settings(), chunk=size))
+        torch.manual_seed(1)
+        task.step(np.arange(20), pixels, lambda losses_BR: losses_BR.mean())
+        gradients.append(torch.cat([p.grad.flatten() for p in clip.model.parameters()]))
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
+    assert gradients[0].abs().max() > 1e-3
+
+
+def test_what_chance_left_out_of_a_chunk_is_left_out_again(tmp_path: Path) -> None:
+    """The features whose gradients are taken are those the loss was computed of."""
+    (tmp_path / "drops.json").write_text(json.dumps(MINI))
+    clip = clip_model(str(tmp_path / "drops.json"))
+    task = ClipTask(clip, clip.tokenize(["a", "b", "c"] * 4), torch.device("cpu"), replace(settings(), chunk=5))
+    seen: list[torch.Tensor] = []
+    clip.model.visual.register_forward_hook(lambda *given: seen.append(given[2].detach().clone()))
+    task.step(np.arange(12), torch.randint(0, 256, (12, 36, 36, 3), dtype=torch.uint8), lambda losses: losses.mean())
+    assert [len(features) for features in seen] == [5, 5, 2] * 2
+    for first, second in zip(seen[:3], seen[3:], strict=True):
+        torch.testing.assert_close(first, second)
+    picture = torch.rand(5, 3, 32, 32)
+    assert not torch.equal(clip.model.visual(picture), clip.model.visual(picture))  # chance does play a part
+
+
+# What is refused
+
+
+def test_what_is_in_the_way_is_not_touched(data: Data, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train_clip(data.parquet, run, settings(epochs=1))
+    before = (run / CHECKPOINT).read_bytes()
+    with pytest.raises(OutputError, match="holds a training run already; pass --resume"):
+        train_clip(data.parquet, run, settings(epochs=1))
+    with pytest.raises(UsageError, match="was begun with lr 0.002, not 0.001; say the same to go on"):
+        train_clip(data.parquet, run, settings(epochs=1, lr=1e-3), resume=True)
+    with pytest.raises(UsageError, match="was begun with data"):
+        train_clip(data.csv, run, settings(epochs=1), resume=True)
+    (run / CHECKPOINT).write_bytes(before[:1000])
+    with pytest.raises(PoolError, match="checkpoint.pt: cannot be read, it may be damaged"):
+        train_clip(data.parquet, run, settings(epochs=1), resume=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").write_text("mine")
+    for resume in (False, True):
+        with pytest.raises(OutputError, match="is not a training run"):
+            train_clip(data.parquet, tmp_path / "other", settings(), resume=resume)
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["mine.txt"]
+
+
+def test_data_that_changed_are_another_run(data: Data, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.parquet"
+    pq.write_table(data.table, path)
+    train_clip(path, tmp_path / "run", settings(epochs=1))
+    pq.write_table(data.table.slice(1), path)
+    with pytest.raises(UsageError, match="has changed since"):
+        train_clip(path, tmp_path / "run", settings(epochs=1), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--policy", "scna"], "no policy 'scna'; there are full, scan, infobatch"),
+        (["--prune", "30%"], "policy full leaves out what it is told to"),
+        (["--policy", "scan", "--prune", "1.5"], "give a share strictly between 0 and 1, like 30% or 0.3"),
+        (["--policy", "scan", "--prune", "30%", "--epochs", "4"], "cannot prune 30.0% over 4 epochs"),
+        (["--policy", "scan", "--prune", "20%", "--rho", "0.2"], "rho follow"),
+        (["--policy", "infobatch", "--rho", "0.2"], "policy infobatch has no rho; it has delta"),
+        (["--policy", "static"], "policy static needs a selection"),
+        (["--epochs", "2", "--samples-seen", "100"], "give one"),
+        (["--model", "ViT-B-33"], "no model 'ViT-B-33'"),
+        (["--device", "tpu"], "device 'tpu' cannot be used"),
+        (["--eval", "nothing.parquet"], "nothing.parquet"),
+        (["--template", "a photo"], "each with {} for the name of a class"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_anything_is_written(
+    data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: Sequence[str], told: str
+) -> None:
+    assert main(["train", "clip", str(data.parquet), "-o", str(tmp_path / "run"), *arguments]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "run" / MARK).exists()
+
+
+# It learns
+
+
+@pytest.fixture(scope="module")
+def folds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The emoji pool but for every tenth group, and these."""
+    folder = tmp_path_factory.mktemp("folds")
+    table = emoji()
+    groups = {name: i for i, name in enumerate(dict.fromkeys(table["group"].to_pylist()))}
+    held = np.array([groups[name] % 10 == 0 for name in table["group"].to_pylist()])
+    pq.write_table(table.filter(~held), folder / "train.parquet")
+    pq.write_table(table.filter(held), folder / "held.parquet")
+    return folder / "train.parquet", folder / "held.parquet"
+
+
+@pytest.mark.parametrize("policy", ["full", "scan"])
+def test_real_training_learns_what_held_out_pictures_are_called(
+    folds: tuple[Path, Path], tmp_path: Path, policy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prune = ["--prune", "25%"] if policy == "scan" else []
+    arguments = ["--epochs", "10", "--batch-size", "128", "--eval", str(folds[1]), "--eval-every", "0", "--quiet"]
+    assert (
+        main(["train", "clip", str(folds[0]), "-o", str(tmp_path / "r"), "--policy", policy, *prune, *arguments]) == 0
+    )
+    log = Training.load(tmp_path / "r").log()
+    seen, whole = sum(entry["samples"] for entry in log), sum(entry["total"] for entry in log)
+    assert 1 - seen / whole == pytest.approx(0.25 if prune else 0.0, abs=0.04)  # less what fills no batch
+    assert log[-1]["pruned_so_far"] == pytest.approx(0.25 if prune else 0.0, abs=0.015)
+    everything = [entry["loss"] for entry in log if entry["rows"] == entry["total"]]
+    assert everything[-1] < 0.6 * everything[0]
+    found = log[-1]["eval"]["held"]
+    for way in ("image_to_text", "text_to_image"):
+        assert found[f"{way}_R@1"] >= 10 * found[f"{way}_R@1_chance"]
+    assert f"{log[-1]['pruned_so_far']:.1%} of the samples pruned" in capsys.readouterr().out
+
+
+def test_losses_are_those_of_clip() -> None:
+    """The task's losses of features are the published ones; open_clip's mean is theirs."""
+    clip = clip_model("tiny")
+    task = ClipTask(clip, clip.tokenize(["a"]), torch.device("cpu"), settings())
+    image, text = torch.randn(6, 128), torch.randn(6, 128)
+    expected = clip_losses(image, text, clip.model.logit_scale.exp())
+    assert torch.equal(task.losses(image, text), expected)
+    clip.model.logit_scale.data.fill_(7.0)
+    task.after_step(0.5)
+    assert clip.model.logit_scale.exp().item() == pytest.approx(100)

@@ -1,0 +1,209 @@
+"""What trainers read: the same rows from every kind of data, bad ones set aside."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tests.train.conftest import ROWS, Data, add
+from thresher import build, open_store, run_steps
+from thresher.errors import PoolError, UsageError
+from thresher.run import Silent
+from thresher.train import data as reading
+from thresher.train.data import SET_ASIDE, Pairs, decode, open_pairs, times_of
+
+
+def opened(location: object, folder: Path, *, captions: bool = True, side: int = 16) -> Pairs:
+    folder.mkdir(exist_ok=True)
+    return open_pairs(str(location), folder, side=side, resize="squash", captions=captions, progress=Silent())
+
+
+def picture(mode: str = "RGB", size: tuple[int, int] = (20, 10), kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, size).save(file, kind)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tars", "csv"])
+def test_every_kind_of_data_gives_the_same_rows(data: Data, tmp_path: Path, kind: str) -> None:
+    pairs = opened(getattr(data, kind), tmp_path)
+    assert len(pairs) == len(pairs.store) == ROWS
+    assert list(pairs.captions) == data.table["text"].to_pylist()
+    assert not pairs.aside
+    assert pairs.pixels_NHWC is not None
+    for row in (0, 77, ROWS - 1):
+        stored = data.table["image"][row].as_py()["bytes"]
+        assert pairs.encoded(row) == stored
+        assert np.array_equal(pairs.pixels_NHWC[row], decode(stored, 16, "squash"))
+    if kind != "csv":
+        assert pairs.keys() == data.table["key"].to_pylist()
+
+
+def test_the_pool_of_parquet_is_itself_and_of_others_an_index(data: Data, tmp_path: Path) -> None:
+    assert opened(data.parquet, tmp_path / "a").store.fingerprint() == open_store(str(data.parquet)).fingerprint()
+    index = opened(data.tars, tmp_path / "b").store
+    assert index.layout.location == str(tmp_path / "b" / "rows.parquet")
+    assert index.columns == ("key", "text", "shard", "offset", "size")
+    assert opened(data.csv, tmp_path / "c").store.columns == ("key", "text", "filepath")
+
+
+def test_pictures_that_do_not_fit_are_read_when_they_are_needed(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = opened(data.parquet, tmp_path / "a")
+    monkeypatch.setattr(reading, "IN_MEMORY", 16 * 16 * 3 * ROWS - 1)
+    read = opened(data.parquet, tmp_path / "b")
+    assert read.pixels_NHWC is None
+    rows = [5, 0, 149, 5]
+    assert np.array_equal(read.pixels(rows), kept.pixels(rows))
+
+
+def test_rows_that_cannot_be_used_are_set_aside_and_listed(data: Data, tmp_path: Path) -> None:
+    table = data.table.slice(0, 40)
+    images, texts = table["image"].to_pylist(), table["text"].to_pylist()
+    images[3]["bytes"] = images[3]["bytes"][:100]
+    images[4]["bytes"] = None
+    images[5]["bytes"] = b"GIF89a no more"
+    texts[9] = "  "
+    bad = {3, 4, 5, 9}
+    table = table.set_column(1, "text", pa.array(texts)).set_column(2, "image", pa.array(images))
+    pq.write_table(table, tmp_path / "bad.parquet")
+    pairs = opened(tmp_path / "bad.parquet", tmp_path / "run")
+    good = [row for row in range(40) if row not in bad]
+    assert pairs.keys() == [table["key"][row].as_py() for row in good]
+    assert list(pairs.captions) == [texts[row] for row in good]
+    assert [pairs.encoded(i) for i in range(len(pairs))] == [images[row]["bytes"] for row in good]
+    assert pairs.pixels_NHWC is not None
+    assert np.array_equal(pairs.pixels_NHWC[4], decode(images[7]["bytes"], 16, "squash"))
+    assert pairs.column("row") == good
+    listed = (tmp_path / "run" / SET_ASIDE).read_text().splitlines()
+    assert [line.split(",")[0] for line in listed] == [f"row {row}" for row in sorted(bad)]
+    assert "has no caption" in listed[3]
+    again = opened(tmp_path / "bad.parquet", tmp_path / "again", captions=False)
+    assert len(again) == 37  # captions are not asked for
+
+
+def test_data_of_which_little_can_be_used_are_refused(data: Data, tmp_path: Path) -> None:
+    table = data.table.slice(0, 10)
+    images = [{"bytes": b"no", "path": None}] * 6 + table["image"].to_pylist()[6:]
+    pq.write_table(table.set_column(2, "image", pa.array(images)), tmp_path / "bad.parquet")
+    with pytest.raises(PoolError, match="6 of 10 rows cannot be used; row 0 is no picture"):
+        opened(tmp_path / "bad.parquet", tmp_path / "run")
+
+
+def test_samples_of_tars(tmp_path: Path) -> None:
+    """Captions from .txt or .json; folders in names; what is no sample is passed over or listed."""
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        add(archive, "x/1.png", picture())
+        add(archive, "x/1.json", json.dumps({"caption": "from json", "width": 3}).encode())
+        add(archive, "x/2.json", b"{}")
+        add(archive, "x/2.txt", b" from text \n")
+        add(archive, "x/2.JPG", picture(kind="JPEG"))
+        add(archive, "x/3.txt", b"no picture")
+        add(archive, "README", b"no sample")
+        add(archive, "../../4.png", picture())
+        add(archive, "../../4.txt", b"names lead nowhere")
+        link = tarfile.TarInfo("x/5.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    pairs = opened(tmp_path, tmp_path / "run")
+    assert list(pairs.captions) == ["from json", "from text", "names lead nowhere"]
+    assert pairs.keys() == ["x/1", "x/2", "../../4"]
+    assert [why for _, why in pairs.aside] == ["has no picture"]
+
+
+@pytest.mark.parametrize("kind", ["truncated", "compressed", "empty", "missing"])
+def test_bad_tars_are_named(tmp_path: Path, data: Data, kind: str) -> None:
+    path = tmp_path / "bad.tar"
+    whole = Path(data.tars.replace("{00000..00002}", "00000")).read_bytes()
+    content = {"truncated": whole[:3000], "compressed": b"\x1f\x8b" + bytes(600), "empty": b""}
+    if kind in content:
+        path.write_bytes(content[kind])
+    with pytest.raises(PoolError, match="bad.tar"):
+        opened(path, tmp_path / "run")
+
+
+def test_a_csv_that_moved_with_its_pictures(tmp_path: Path) -> None:
+    (tmp_path / "img").mkdir()
+    (tmp_path / "img" / "a.png").write_bytes(picture())
+    (tmp_path / "a.csv").write_text('filepath\ttitle\nimg/a.png\t"quoted ""title"""\n')
+    pairs = opened(tmp_path / "a.csv", tmp_path / "run")
+    assert list(pairs.captions) == ['quoted "title"']
+    (tmp_path / "b.csv").write_text("filepath,title\nimg/a.png,x\n")
+    with pytest.raises(PoolError, match="no column filepath, title; give a tab separated file"):
+        opened(tmp_path / "b.csv", tmp_path / "run")
+
+
+def test_parquet_without_pictures_or_captions_says_what_it_has(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"caption": ["a"], "size": [1]}), tmp_path / "a.parquet")
+    with pytest.raises(PoolError, match="has no column image; it has caption, size"):
+        opened(tmp_path / "a.parquet", tmp_path / "run")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "LA", "RGBA", "I;16", "CMYK"])
+def test_pictures_of_any_mode_are_decoded(mode: str) -> None:
+    data = picture(mode, kind="TIFF" if mode == "CMYK" else "PNG")
+    found = decode(data, 8)
+    assert found.shape == (8, 8, 3)
+    assert found.dtype == np.uint8
+    transparent = mode in ("LA", "RGBA")
+    assert (found == 255).all() if transparent or mode == "CMYK" else (found == 0).all()
+
+
+def test_squares_are_cut_out_or_squashed() -> None:
+    pixels = np.zeros((10, 30, 3), np.uint8)
+    pixels[:, 10:20] = 255
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    assert (decode(file.getvalue(), 10, "shortest") == 255).all()
+    squashed = decode(file.getvalue(), 30, "squash")
+    assert (squashed[:, 12:18] == 255).all()
+    assert (squashed[:, :8] == 0).all()
+
+
+def test_pictures_lie_as_their_camera_was_held() -> None:
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[:4] = 255
+    file = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    Image.fromarray(pixels).save(file, "PNG", exif=exif)
+    assert (decode(file.getvalue(), 8)[:3] == 0).all()
+
+
+def test_enormous_pictures_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_PIXELS", 199)
+    with pytest.raises(PoolError, match="is a picture of 20 x 10 pixels"):
+        decode(picture(), 8)
+
+
+def test_selections_of_the_pool_and_of_its_keys(data: Data, tmp_path: Path) -> None:
+    store = open_store(str(data.parquet))
+    chosen = run_steps(store, [build("random", {"keep": 40})], seed=3)
+    chosen.save(tmp_path / "sel")
+    parquet = opened(data.parquet, tmp_path / "a")
+    times_N, missing = times_of(str(tmp_path / "sel"), parquet)
+    assert missing == 0
+    assert np.array_equal(times_N, chosen.mask())
+    other, missing = times_of(str(tmp_path / "sel"), opened(data.tars, tmp_path / "b"))  # same keys, another pool
+    assert missing == 0
+    assert np.array_equal(other, chosen.mask())
+    keys = data.table["key"].to_pylist()
+    (tmp_path / "keys.txt").write_text("\n".join([keys[2], keys[9], keys[2], "unknown"]))
+    times_N, missing = times_of(str(tmp_path / "keys.txt"), parquet)
+    assert missing == 1
+    assert np.flatnonzero(times_N).tolist() == [2, 9]
+    assert times_N[[2, 9]].tolist() == [2, 1]
+    (tmp_path / "none.txt").write_text("unknown\n")
+    with pytest.raises(UsageError, match="none of its keys is in"):
+        times_of(str(tmp_path / "none.txt"), parquet)
+    with pytest.raises(PoolError, match="neither a selection folder nor a file of keys"):
+        times_of(str(tmp_path / "nothing"), parquet)
