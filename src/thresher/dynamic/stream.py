@@ -1,0 +1,594 @@
+"""Pruning for streams: iterable datasets whose samples have a key but no row number, such as webdataset's.
+
+A sample is known by a 64-bit hash of its key; 32 bits more tell two keys with one hash apart. Two sides, which share
+nothing but a folder:
+
+- where samples are read, often in several processes, :class:`prune_stream` looks every one up in a table of what the
+  plan in force leaves out, and passes those over before they are decoded. The table is memory-mapped; a counter beside
+  it says when there is a new one;
+- where the model is trained, :class:`StreamPruner` takes the losses back, as :class:`PruningSampler` does, records
+  them when the epoch ends, plans the next and publishes its table.
+
+Samples that were never seen are always kept, and enter the ledger at the end of the epoch they are first seen in. Rows
+of the ledger are in the order of their hashes, so neither the order of the stream nor the number of ranks matters.
+
+Shape letters: N rows known, M samples or rows listed, B rows of a batch, R directions of the loss. An id is two int64:
+the hash and the check.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thresher.dynamic.ledger import Ints, Ledger, Losses
+from thresher.dynamic.pick import whole
+from thresher.dynamic.policy import Plan, Policy
+from thresher.dynamic.sampler import as_array, describe, exchange, place, settle
+from thresher.dynamic.static import Static
+from thresher.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch  # noqa: TID253
+
+ID = "__id__"  # the field of a sample that prune_stream adds
+
+_VERSION = 1
+_MOST_TIMES = int(np.iinfo(np.uint16).max)
+
+Key = str | Sequence[str] | Callable[[Any], str]
+Checks = npt.NDArray[np.uint32]
+
+
+def id_of(key: str) -> Ints:
+    """Return the id of a key, (2,) int64: a 64-bit hash, and 32 bits more to tell keys with one hash apart."""
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=12).digest()
+    return np.array([int.from_bytes(digest[:8], "little", signed=True), int.from_bytes(digest[8:], "little")], np.int64)
+
+
+def ids_of(keys: Iterable[str]) -> Ints:
+    """Return the ids of keys, (M, 2) int64."""
+    found = [id_of(key) for key in keys]
+    return np.stack(found) if found else np.empty((0, 2), np.int64)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class StaticKeys(Policy):
+    """A selection made before training, as keys: all other samples of the stream are left out, unknown ones too.
+
+    Attributes:
+        ids_M: (M, 2) int64, ids of the keys kept, ascending.
+        times_M: (M,) uint16, how often each comes, 1 or more.
+        total: Samples of the stream, of which these were chosen; forecasts go by it.
+        weigh: Weigh losses rather than repeat samples.
+    """
+
+    ids_M: Ints
+    times_M: npt.NDArray[np.uint16]
+    total: int
+    weigh: bool = False
+
+    @classmethod
+    def of_keys(cls, keys: Iterable[str], total: int, *, weigh: bool = False) -> StaticKeys:
+        """Keep the samples with these keys, out of about ``total``; a key given several times comes as often.
+
+        Raises:
+            UsageError: No keys, more than ``total``, or two keys with one hash.
+        """
+        ids_M, times_M = np.unique(ids_of(keys), axis=0, return_counts=True)
+        if not 0 < len(ids_M) <= total:
+            raise UsageError(
+                f"{len(ids_M):,} keys to keep of {total:,} samples; give 1 or more, and no more than these"
+            )
+        if times_M.max() > _MOST_TIMES:
+            raise UsageError(f"a key is given {times_M.max():,} times; give it {_MOST_TIMES:,} times or fewer")
+        if (same := np.diff(ids_M[:, 0]) == 0).any():
+            raise UsageError(f"{np.count_nonzero(same)} pairs of keys have one 64-bit hash; leave one of each out")
+        return cls(ids_M=ids_M, times_M=times_M.astype(np.uint16), total=total, weigh=weigh)
+
+    def __len__(self) -> int:
+        """Return the samples of an epoch, repeats counted."""
+        return len(self.ids_M) if self.weigh else int(self.times_M.sum(dtype=np.int64))
+
+    def plan(self, ledger: Ledger, epoch: int, rng: np.random.Generator) -> Plan:
+        """Keep everything that was let through: that is the selection."""
+        return Plan(epoch=epoch, phase="pruned", total=len(ledger))
+
+    def forecast(self, epoch: int) -> float:
+        """Return the share left out, the same in every epoch; below 0 where repeats make epochs longer."""
+        return 1 - len(self) / self.total
+
+
+class prune_stream:  # noqa: N801 - reads as the verb it is
+    """A stage of a stream that passes over what the plan in force leaves out.
+
+    Put it after what makes samples of the bytes and before the shuffle buffer and the decoder, in a webdataset pipeline
+    or around any iterable: ``prune_stream(pruner)(samples)``. A sample that is a mapping gets a field ``__id__``, (2,)
+    int64, for :meth:`StreamPruner.reduce`; any other comes as ``(id, sample)``.
+
+    It may be pickled, and run in any number of processes of the pruner's machine. They look at the plan in force with
+    every sample: what is already in buffers behind this stage when an epoch ends was let through by the plan before.
+    """
+
+    def __init__(self, pruner: StreamPruner, key: Key = "__key__") -> None:
+        """Make the stage of ``pruner``.
+
+        Args:
+            pruner: What is to train on the samples.
+            key: What a sample is known by, the same in every epoch: the name of a field, several (joined by "/"), or a
+                function of the sample that returns text. img2dataset numbers the samples of every dataset from 0:
+                where several are mixed give ``("__url__", "__key__")``.
+        """
+        self.folder, self.key = pruner.folder, key
+
+    def __call__(self, samples: Iterable[Any]) -> Iterator[Any]:
+        """Yield the samples to train on, with their ids."""
+        now = np.load(self.folder / "now.npy", mmap_mode="r", allow_pickle=False)
+        version, table = -1, None
+        for sample in samples:
+            if table is None or now[0] != version:
+                version, table = _Table.in_force(self.folder, now)
+            found = id_of(self._key(sample))
+            for _ in range(table.times(found)):
+                yield {**sample, ID: found} if isinstance(sample, Mapping) else (found, sample)
+
+    def _key(self, sample: Any) -> str:
+        if callable(self.key):
+            return self.key(sample)
+        fields = (self.key,) if isinstance(self.key, str) else self.key
+        if not isinstance(sample, Mapping) or any(field not in sample for field in fields):
+            there = ", ".join(map(str, sample)) if isinstance(sample, Mapping) else f"no fields, but {type(sample)}"
+            raise UsageError(f"a sample without {' and '.join(fields)}; it has {there}. Name its key with key=")
+        return "/".join(str(sample[field]) for field in fields)
+
+
+class StreamPruner:
+    """What the policy keeps of a stream, epoch by epoch, and the record of its losses.
+
+    A step is one batch on every rank, done when its losses come back through :meth:`reduce`. An epoch has a number of
+    steps fixed when it begins: the share of the known rows that its plan keeps, of ``samples``. The last one ends it.
+    A shorter stream ends it before (:meth:`batches`); a longer one, such as one of shards drawn with replacement, is
+    cut. So in an epoch a sample may come several times or never; several times it is trained on as often, and counts
+    once in the ledger, its last loss standing.
+
+    Attributes:
+        policy: What says which rows to train on.
+        batch_size: Rows of a batch over all ranks; every rank has the same.
+        epochs: Length of the run.
+        samples: How many samples an epoch on everything has, about.
+        seed: Of draws and ties; the same on all ranks.
+        folder: Where the plan in force is published, removed with the pruner.
+        epoch: The epoch in progress; ``epochs`` when all are done.
+        step: Batches of it that are done.
+        hashes_N: (N,) int64, the hashes of the known rows, ascending.
+        checks_N: (N,) uint32, what tells keys with one hash apart; the first key seen has the row.
+        ledger: What was recorded in the epochs before; None while no row is known.
+        plan: The plan in force, over the known rows; None when all epochs are done.
+    """
+
+    plan: Plan | None
+    step: int
+    _steps: int
+    _later: int  # steps forecast for the epochs to come
+    _own: list[tuple[Ints, torch.Tensor]]  # this rank's batches that were not exchanged yet
+    _known: list[tuple[Ints, Losses]]  # the global batches before those
+
+    def __init__(
+        self,
+        *,
+        policy: Policy,
+        batch_size: int,
+        epochs: int,
+        samples: int,
+        seed: int = 0,
+        scratch: str | os.PathLike[str] | None = None,
+    ) -> None:
+        """Plan and publish epoch 0; see the attributes.
+
+        Args:
+            policy: Any but ``Static``, which goes by row numbers: take :class:`StaticKeys`.
+            batch_size: Rows of a batch over all ranks.
+            epochs: Length of the run.
+            samples: How many samples an epoch on everything has, about: lengths and schedules go by it.
+            seed: Of draws and ties.
+            scratch: Where to put the folder, on a disk of this machine; by default where temporary files go.
+        """
+        if batch_size < 1 or epochs < 1 or samples < 1 or not 0 <= seed < 2**63:
+            raise UsageError(f"{batch_size=}, {epochs=}, {samples=}, {seed=}; give 1 or more, and a seed below 2^63")
+        if isinstance(policy, Static):
+            raise UsageError("Static goes by row numbers, which a stream has not; give StaticKeys.of_keys(keys, total)")
+        self.policy, self.batch_size, self.epochs, self.samples, self.seed = policy, batch_size, epochs, samples, seed
+        self.folder = Path(tempfile.mkdtemp(prefix="thresher-stream-", dir=scratch))
+        weakref.finalize(self, _remove, self.folder, os.getpid())
+        self._now = np.lib.format.open_memmap(self.folder / "now.npy", mode="w+", dtype=np.int64, shape=(2,))
+        self.hashes_N: Ints = np.empty(0, np.int64)
+        self.checks_N: Checks = np.empty(0, np.uint32)
+        self.ledger: Ledger | None = None
+        self._log: list[dict[str, Any]] = []
+        self._steps_before, self._progress_before = 0, 0.0  # at the start of the epoch
+        self._begin(0)
+
+    def __len__(self) -> int:
+        """Return the batches of the epoch that are still to come."""
+        return self._steps - self.step
+
+    def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
+        """Yield the batches of a loader until the epoch ends, and end it if the loader ends before.
+
+        Call it once an epoch, on a loader that :class:`prune_stream` feeds. On several ranks a loader must not end
+        before: let it repeat (webdataset: ``with_epoch`` of enough batches), or the other ranks wait for this one.
+
+        Raises:
+            UsageError: The loader had no batch that was trained on.
+        """
+        self._in_force()
+        epoch = self.epoch
+        for batch in loader:
+            yield batch
+            if self.epoch != epoch:
+                return
+        if not self.step:
+            raise UsageError(
+                f"no batch of epoch {epoch} was trained on; does the stream have samples, and prune_stream?"
+            )
+        self.end_epoch()
+
+    def weights(self, ids_B2: Any) -> npt.NDArray[np.float32] | None:
+        """Return what the plan in force multiplies the losses of these samples by, (B,); None for 1."""
+        plan, ids = self._in_force(), as_array(ids_B2)
+        if isinstance(self.policy, StaticKeys):
+            if not self.policy.weigh:
+                return None
+            at, hit = _look_up(self.policy.ids_M[:, 0], self.policy.ids_M[:, 1], ids)
+            return np.where(hit, self.policy.times_M[at], 1).astype(np.float32)
+        if plan.weights_N is None:
+            return None
+        at, hit = _look_up(self.hashes_N, self.checks_N, ids)
+        return np.where(hit, plan.weights_N[at], np.float32(1)).astype(np.float32)
+
+    def reduce(self, ids_B2: Any, losses_BR: torch.Tensor) -> torch.Tensor:
+        """Record the losses of this rank's batch and return their weighed mean, to call ``backward`` on.
+
+        Losses stay on their device until the epoch ends, when the ranks exchange them. What the ranks give with their
+        first call is one global batch, and so on: candidates are ranked within these.
+
+        Args:
+            ids_B2: (B, 2) the ids that :class:`prune_stream` gave; best left on the CPU.
+            losses_BR: (B, R) losses, R = 1 or 2, of any function of :mod:`thresher.dynamic.loss`.
+        """
+        import torch
+
+        from thresher.dynamic.loss import reduce
+
+        self._in_force()
+        ids, shape = as_array(ids_B2), tuple(losses_BR.shape)
+        if ids.ndim != 2 or ids.shape[1] != 2 or ids.dtype != np.int64 or not len(ids):
+            raise UsageError(f"ids of shape {ids.shape} and type {ids.dtype}; give (B, 2) int64, {ID} of the samples")
+        before = self._own[0][1].shape[1] if self._own else self._known[0][1].shape[1] if self._known else 0
+        if shape not in ((len(ids), 1), (len(ids), 2)) or before not in (0, shape[1]):
+            raise UsageError(f"losses of shape {shape}; give ({len(ids)}, 1) or ({len(ids)}, 2), the same all epoch")
+        weights_B = self.weights(ids)
+        weights = None if weights_B is None else torch.from_numpy(weights_B).to(losses_BR.device, non_blocking=True)
+        self._own.append((ids.copy(), losses_BR.detach().to(torch.float32, copy=True)))
+        self.step += 1
+        if self.step == self._steps:
+            self.end_epoch()
+        return reduce(losses_BR, weights)
+
+    def end_epoch(self) -> None:
+        """Cut the epoch short, all ranks together: record what was trained on, plan the next and publish it.
+
+        The last step of an epoch does this by itself.
+        """
+        plan, batches = self._in_force(), self._gathered()
+        ids_M2 = np.concatenate([ids for ids, _ in batches]) if batches else np.empty((0, 2), np.int64)
+        known, kept = len(self.hashes_N), self._kept(plan)
+        at_M, hit_M = _look_up(self.hashes_N, self.checks_N, ids_M2)
+        if not hit_M.all() and self._enter(ids_M2[~hit_M]):
+            at_M, hit_M = _look_up(self.hashes_N, self.checks_N, ids_M2)
+        came_N = np.zeros(len(self.hashes_N), np.bool_)
+        came_N[at_M[hit_M]] = True
+        edges = np.cumsum([0, *(len(ids) for ids, _ in batches)])
+        mine = [slice(lo, hi) for lo, hi in zip(edges, edges[1:], strict=False)]
+        recorded = [(at_M[s][hit_M[s]], losses[hit_M[s]]) for s, (_, losses) in zip(mine, batches, strict=True)]
+        ledger = self.policy.ledger(1) if self.ledger is None else self.ledger
+        told = settle(self.policy, ledger, self._in_force(), recorded, self._rng)
+        shares = [*(entry["rows"] / entry["total"] for entry in self._log), kept[0] / kept[1]]
+        entry = {
+            "epoch": self.epoch,
+            "phase": plan.phase,
+            "rows": kept[0],
+            "total": kept[1],
+            "pruned_so_far": 1 - sum(shares) / len(shares),
+            "steps": self.step,
+            **told,
+            "samples": len(ids_M2),
+            "again": int(np.count_nonzero(hit_M) - np.count_nonzero(came_N)),
+            "new": len(self.hashes_N) - known,
+            "collisions": int(np.count_nonzero(~hit_M)),
+        }
+        self._log.append(entry)
+        self._progress_before, self._steps_before = self.progress, self._steps_before + self.step
+        self._begin(self.epoch + 1)
+
+    def log(self) -> list[dict[str, Any]]:
+        """Return what happened, one entry per finished epoch, of plain values that go into JSON.
+
+        As :meth:`PruningSampler.log`; ``rows`` were kept of the ``total`` known when the epoch began (of ``samples``
+        in the first). ``new`` rows were first seen, ``again`` counts samples that had come before in the epoch, and
+        ``collisions`` those of a key whose hash is another key's: they are trained on, never pruned nor recorded.
+        """
+        return [dict(entry) for entry in self._log]
+
+    @property
+    def progress(self) -> float:
+        """The share of the run that is done, 0 to 1, by steps; it never jumps, never falls, and ends at 1.
+
+        An epoch that ends before its last step leaves the rest of its share to the epochs after it.
+        """
+        if self.plan is None:
+            return 1.0
+        done = self.step / (self._steps + self._later)
+        return self._progress_before + (1 - self._progress_before) * done
+
+    def steps_left(self) -> int:
+        """Return the steps to come: those of this epoch, and what the policy forecasts for later ones."""
+        return len(self) + self._later
+
+    def total_steps(self) -> int:
+        """Return the steps of the whole run: those done, and :meth:`steps_left`."""
+        return self._steps_before + self.step + self.steps_left()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, in mid-epoch too: tensors on the CPU and text, for ``torch.save`` or ``numpy.savez``.
+
+        On several ranks all must call it; each gets the same, complete state, and one of them may save it.
+        """
+        import torch
+
+        batches = self._gathered()
+        numbers = [_VERSION, self.batch_size, self.samples, self.seed, self.epoch, self.step, self._steps_before]
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "numbers": np.array(numbers, np.int64),
+            "progress": np.array(self._progress_before),
+            "hashes": self.hashes_N.copy(),
+            "checks": self.checks_N.copy().view(np.int32),  # not every torch knows uint32
+            "sizes": np.array([len(ids) for ids, _ in batches], np.int64),
+            "ids": np.concatenate([ids for ids, _ in batches]) if batches else np.empty((0, 2), np.int64),
+            "losses": np.concatenate([part for _, part in batches]) if batches else np.empty((0, 1), np.float32),
+            **{f"ledger.{name}": array for name, array in (self.ledger.state() if self.ledger else {}).items()},
+            **{f"plan.{name}": array for name, array in (self.plan.state() if self.plan else {}).items()},
+        }
+        if self.ledger is not None:
+            arrays["ledger.times"] = arrays["ledger.times"].view(np.int16)
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return {**tensors, "policy": describe(self.policy), "log": json.dumps(self._log)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was called, on any number of ranks; every rank loads the same state.
+
+        From the end of an epoch the plan, the ledger and all that follows from the same batches are those of an
+        undisturbed run. In mid-epoch the plan and the record are, too; which samples come is up to the stream, which
+        begins anew. What was trained on before in the epoch is passed over, unless repeats were asked for.
+
+        Raises:
+            UsageError: The state of another policy, batch size, seed or number of samples. ``epochs`` may differ.
+        """
+        arrays = {name: as_array(state[name]) for name in state}
+        needed = {"numbers", "progress", "hashes", "checks", "sizes", "ids", "losses", "policy", "log"}
+        if not needed <= set(arrays) or arrays["numbers"].shape != (7,) or arrays["numbers"][0] != _VERSION:
+            raise UsageError(f"not the state of a StreamPruner of version {_VERSION}")
+        *same, epoch, step, steps_before = arrays["numbers"].tolist()[1:]
+        here = (self.batch_size, self.samples, self.seed, describe(self.policy))
+        names = ("batch_size", "samples", "seed", "policy")
+        for name, mine, theirs in zip(names, here, (*same, str(arrays["policy"])), strict=True):
+            if mine != theirs:
+                raise UsageError(f"the state of a stream with {name} = {theirs}; this one has {mine}")
+        of_ledger = {name[7:]: array for name, array in arrays.items() if name.startswith("ledger.")}
+        if of_ledger:
+            of_ledger["times"] = of_ledger["times"].view(np.uint16)
+        ledger = Ledger.from_state(of_ledger) if of_ledger else None
+        of_plan = {name[5:]: array for name, array in arrays.items() if name.startswith("plan.")}
+        plan = Plan.from_state(of_plan) if of_plan else None
+        self.ledger, self._log = ledger, json.loads(str(arrays["log"]))
+        self.hashes_N, self.checks_N = arrays["hashes"].copy(), arrays["checks"].copy().view(np.uint32)
+        self._steps_before, self._progress_before = steps_before, float(arrays["progress"])
+        edges = np.cumsum([0, *arrays["sizes"].tolist()])
+        ids, losses = arrays["ids"].copy(), arrays["losses"].copy()
+        known = [(ids[lo:hi], losses[lo:hi]) for lo, hi in zip(edges, edges[1:], strict=False)]
+        self._begin(epoch, plan, known if step else None)
+
+    def rows_of(self, keys: Iterable[str]) -> Ints:
+        """Return the rows of the ledger that these keys have, (M,) int64; -1 for those never seen."""
+        at_M, hit_M = _look_up(self.hashes_N, self.checks_N, ids_of(keys))
+        return np.where(hit_M, at_M, -1)
+
+    def _begin(self, epoch: int, plan: Plan | None = None, known: list[tuple[Ints, Losses]] | None = None) -> None:
+        """Start an epoch: by the plan given, or by a new one."""
+        self.epoch, self.step, self._steps, self._later = epoch, len(known or ()), 0, 0
+        self._own, self._known, self.plan = [], known or [], None
+        if epoch >= self.epochs:
+            return
+        self.plan = self._planned(epoch) if plan is None else plan
+        kept, total = self._kept(self.plan)
+        if not kept:
+            raise UsageError(f"the plan of epoch {epoch} keeps none of {total:,} rows; prune less")
+        self._steps = self._cut(kept / total)
+        self._later = sum(self._cut(1 - self.policy.forecast(later)) for later in range(epoch + 1, self.epochs))
+        self._publish(np.concatenate([ids for ids, _ in known]) if known else np.empty((0, 2), np.int64))
+
+    def _planned(self, epoch: int) -> Plan:
+        rng = self._rng("plan", epoch)
+        if self.ledger is not None:
+            return self.policy.plan(self.ledger, epoch, rng)
+        # no row is known, so all is kept; the policy still says what the epoch is, and whether it collects
+        like = self.policy.plan(self.policy.ledger(1), epoch, rng)
+        return Plan(epoch=epoch, phase=like.phase, total=1, collects=like.collects)
+
+    def _kept(self, plan: Plan) -> tuple[int, int]:
+        """Return how many samples are kept, of how many."""
+        if isinstance(self.policy, StaticKeys):
+            return len(self.policy), self.policy.total
+        return (self.samples, self.samples) if self.ledger is None else (len(plan), plan.total)
+
+    def _cut(self, share: float) -> int:
+        """Return the batches of an epoch on this share of the samples; the rest that fills none is left out."""
+        return max(1, whole(share * self.samples / self.batch_size))
+
+    def _enter(self, ids_M2: Ints) -> bool:
+        """Give keys with new hashes their rows: the ledger and the plan in force grow, other rows move."""
+        plan = self._in_force()
+        hashes, first = np.unique(ids_M2[:, 0], return_index=True)
+        new = ~np.isin(hashes, self.hashes_N, assume_unique=True)
+        if not new.any():
+            return False
+        before = len(self.hashes_N)
+        all_hashes = np.concatenate([self.hashes_N, hashes[new]])
+        all_checks = np.concatenate([self.checks_N, ids_M2[first[new], 1].astype(np.uint32)])
+        order = np.argsort(all_hashes, kind="stable")
+        self.hashes_N, self.checks_N = all_hashes[order], all_checks[order]
+        at = np.flatnonzero(order < before)  # the old rows keep their order among themselves
+        rows = len(order)
+        self.ledger = self.policy.ledger(rows) if self.ledger is None else self.ledger.grown(rows, at)
+        kept, weights = None, None
+        if plan.kept_N is not None:
+            kept = np.ones(rows, np.bool_)
+            kept[at] = plan.kept_N
+        if plan.weights_N is not None:
+            weights = np.ones(rows, np.float32)
+            weights[at] = plan.weights_N
+        self.plan = dataclasses.replace(plan, total=rows, kept_N=kept, weights_N=weights)
+        return True
+
+    def _publish(self, seen_M2: Ints) -> None:
+        """Let the reading processes know the plan in force; what was seen in the epoch is not to come again."""
+        plan, others = self._in_force(), 1
+        ids, times = np.empty((0, 2), np.int64), np.empty(0, np.uint16)
+        if isinstance(self.policy, StaticKeys):
+            ids, others = self.policy.ids_M, 0
+            times = np.ones(len(ids), np.uint16) if self.policy.weigh else self.policy.times_M
+        elif plan.kept_N is not None:
+            left = ~plan.kept_N
+            ids = np.stack([self.hashes_N[left], self.checks_N[left].astype(np.int64)], axis=1)
+            times = np.zeros(len(ids), np.uint16)
+        if len(seen_M2) and (times <= 1).all():
+            ids = np.concatenate([seen_M2, ids])
+            hashes, at = np.unique(ids[:, 0], return_index=True)  # of the two, the first: seen
+            times = np.concatenate([np.zeros(len(seen_M2), np.uint16), times])[at]
+            ids = np.stack([hashes, ids[at, 1]], axis=1)
+        version = int(self._now[0]) + 1
+        _Table.write(self.folder, version, ids, times)
+        self._now[1] = others
+        self._now[0] = version
+        shutil.rmtree(self.folder / str(version - 2), ignore_errors=True)  # the last one may still be being opened
+
+    def _gathered(self) -> list[tuple[Ints, Losses]]:
+        """Return the global batches of the epoch so far; exchanges what is new."""
+        import torch
+
+        own, self._own = self._own, []
+        ranks = place()[1]
+        if not own:
+            return self._known
+        if ranks == 1:
+            self._known += [(ids, losses.cpu().numpy()) for ids, losses in own]
+            return self._known
+        losses, device = torch.cat([losses for _, losses in own]), own[0][1].device
+        sizes = torch.tensor([len(ids) for ids, _ in own], device=device)
+        ids = torch.from_numpy(np.concatenate([ids for ids, _ in own])).to(device)
+        here = torch.tensor([self.epoch, self.step, len(own), losses.shape[1], len(losses)], device=device)
+        there = torch.stack(exchange(here)).cpu().numpy()
+        if (there[:, :4] != there[0, :4]).any():
+            raise UsageError(
+                f"the ranks are at epoch, step {there[:, :2].tolist()}; give all the same batches and arguments"
+            )
+        pad = int(there[:, 4].max()) - len(losses)
+        parts = zip(
+            exchange(sizes),
+            exchange(torch.nn.functional.pad(ids, (0, 0, 0, pad))),
+            exchange(torch.nn.functional.pad(losses, (0, 0, 0, pad))),
+            strict=True,
+        )
+        of_ranks = []
+        for of_sizes, of_ids, of_losses in parts:
+            cuts = np.cumsum(of_sizes.cpu().numpy())
+            whole_ids, whole_losses = of_ids.cpu().numpy()[: cuts[-1]], of_losses.cpu().numpy()[: cuts[-1]]
+            of_ranks.append((np.split(whole_ids, cuts[:-1]), np.split(whole_losses, cuts[:-1])))
+        for step in range(len(own)):
+            batch = [(of_ids[step], of_losses[step]) for of_ids, of_losses in of_ranks]
+            self._known.append((np.concatenate([b[0] for b in batch]), np.concatenate([b[1] for b in batch])))
+        return self._known
+
+    def _in_force(self) -> Plan:
+        if self.plan is None:
+            raise UsageError(f"all {self.epochs} epochs are done; make the pruner with more epochs to go on")
+        return self.plan
+
+    def _rng(self, *purpose: str | int) -> np.random.Generator:
+        digest = hashlib.sha256(json.dumps([self.seed, *purpose]).encode()).digest()
+        return np.random.Generator(np.random.Philox(key=np.frombuffer(digest[:16], "<u8")))
+
+
+class _Table:
+    """How often listed samples come, and all others: what the reading processes know of a plan."""
+
+    def __init__(self, hashes_M: Ints, checks_M: Checks, times_M: npt.NDArray[np.uint16], others: int) -> None:
+        self.hashes_M, self.checks_M, self.times_M, self.others = hashes_M, checks_M, times_M, others
+
+    def times(self, id_2: Ints) -> int:
+        """Return how often the sample with this id is to come."""
+        at = int(self.hashes_M.searchsorted(id_2[0]))
+        if at == len(self.hashes_M) or self.hashes_M[at] != id_2[0] or self.checks_M[at] != id_2[1]:
+            return self.others
+        return int(self.times_M[at])
+
+    @staticmethod
+    def write(folder: Path, version: int, ids_M2: Ints, times_M: npt.NDArray[np.uint16]) -> None:
+        """Write version ``version``, complete before it is there."""
+        hidden = folder / f"{version}.part"
+        hidden.mkdir()
+        np.save(hidden / "hashes.npy", np.ascontiguousarray(ids_M2[:, 0]))
+        np.save(hidden / "checks.npy", ids_M2[:, 1].astype(np.uint32))
+        np.save(hidden / "times.npy", times_M)
+        hidden.rename(folder / str(version))
+
+    @classmethod
+    def in_force(cls, folder: Path, now: npt.NDArray[np.int64]) -> tuple[int, _Table]:
+        """Return the number of the version in force, and its table."""
+        while True:
+            version = int(now[0])
+            try:
+                parts = [
+                    np.asarray(np.load(folder / str(version) / name, mmap_mode="r", allow_pickle=False))
+                    for name in ("hashes.npy", "checks.npy", "times.npy")
+                ]
+            except FileNotFoundError:
+                if version == int(now[0]):
+                    raise
+                continue  # two versions came while it was being opened
+            return version, cls(parts[0], parts[1], parts[2], int(now[1]))
+
+
+def _look_up(hashes_N: Ints, checks_N: npt.NDArray[Any], ids_M2: Ints) -> tuple[Ints, npt.NDArray[np.bool_]]:
+    """Return where ids stand among ascending hashes, and which of them are there."""
+    if not len(hashes_N):
+        return np.zeros(len(ids_M2), np.int64), np.zeros(len(ids_M2), np.bool_)
+    at_M = np.minimum(np.searchsorted(hashes_N, ids_M2[:, 0]), len(hashes_N) - 1)
+    return at_M, (hashes_N[at_M] == ids_M2[:, 0]) & (checks_N[at_M] == ids_M2[:, 1])
+
+
+def _remove(folder: Path, owner: int) -> None:
+    """Remove the folder of a pruner that is gone, not that of its copy in a forked worker."""
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,629 @@
+"""open_clip's own trainer with pruning in its loop: ``python -m thresher.train.open_clip ... --prune scan``.
+
+All arguments but those that begin with ``--prune`` go to ``open_clip_train.main`` as they are, and its loop runs as it
+is. While it does, five names in that module's namespace stand for ours (:data:`SEAM`), for it has no other way to be
+given them; nothing else of open_clip or torch is touched:
+
+- ``get_data`` returns open_clip's own data, but the training loader leaves out what the plan in force does, and keeps
+  the ids of every batch it hands out. Map-style sets (csv, synthetic) are read through a :class:`PruningSampler`,
+  webdataset through a :class:`prune_stream` stage put into open_clip's own pipeline, before its shuffle buffer.
+- ``create_loss`` returns open_clip's own loss, called as it is; beside it the losses of the single samples are worked
+  out and recorded. Where the plan weighs samples (InfoBatch), the loss is their weighed mean instead.
+- ``cosine_lr``, ``const_lr`` and ``const_lr_cooldown`` return open_clip's own schedules. Where epochs shrink they are
+  asked for the step of a full run that is as far as this one is, so that they end when it ends.
+
+With ``--prune full`` the batches are open_clip's own as well, and so is every loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import io
+import json
+import logging
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thresher.cache import writing
+from thresher.dynamic.d_pruning import DPruning
+from thresher.dynamic.dynamic_random import DynamicRandom
+from thresher.dynamic.full import Full
+from thresher.dynamic.ledger import Ints
+from thresher.dynamic.named import POLICIES, policy_named
+from thresher.dynamic.policy import Policy
+from thresher.dynamic.sampler import PruningSampler, as_array, with_rows
+from thresher.dynamic.static import Static
+from thresher.dynamic.stream import ID, StaticKeys, StreamPruner, prune_stream
+from thresher.errors import MissingExtraError, ThresherError, UsageError, installed, suggest
+from thresher.export import reopen
+from thresher.selection import Selection
+
+SEAM = ("get_data", "create_loss", "cosine_lr", "const_lr", "const_lr_cooldown")
+KEYS = {"key": "__key__", "url+key": ("__url__", "__key__")}
+
+_LOG = "pruning.jsonl"
+_LEDGER = "pruning-ledger.npz"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the arguments that begin with ``--prune`` say; None where nothing was said.
+
+    Attributes:
+        policy: The policy.
+        share: Share of the samples of the run to leave out, warm-up included.
+        keep: Share of an epoch to keep, for ``dynamic-random`` and ``d-pruning``.
+        parameters: Parameters of the policy.
+        selection: For ``static``, a selection folder or a text file of keys.
+        weigh: Weigh the losses of samples chosen several times rather than repeat them.
+        seed: Of draws and orders; open_clip's own seed if None.
+        key: What a sample of a webdataset is known by.
+        fresh: Begin pruning anew where a checkpoint has no state of it.
+    """
+
+    policy: str = "full"
+    share: float | None = None
+    keep: float | None = None
+    parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    selection: str | None = None
+    weigh: bool = False
+    seed: int | None = None
+    key: str = "key"
+    fresh: bool = False
+
+    def make(self, epochs: int) -> Policy:
+        """Return the policy for a run of ``epochs`` epochs; for ``static``, which needs the data, everything."""
+        if self.policy == "static":
+            return Full()
+        policy = policy_named(self.policy, epochs, prune=self.share, options=self.parameters)
+        if self.keep is not None and isinstance(policy, DynamicRandom | DPruning):
+            return dataclasses.replace(policy, keep=self.keep)
+        return policy
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run open_clip's trainer with these arguments, its own and those that begin with ``--prune``; return 0 or 1.
+
+    What cannot be carried out is told on standard error and exits with 2.
+    """
+    try:
+        options, rest = parse(arguments)
+        with pruning(options) as trainer:
+            return 0 if trainer.main(rest) is None else 1
+    except ThresherError as error:
+        sys.stderr.write(f"Error: {error}\n")
+        return 2
+
+
+def parse(arguments: Sequence[str]) -> tuple[Options, list[str]]:
+    """Return what the arguments say about pruning, and those that are open_clip's.
+
+    Raises:
+        UsageError: A policy, option or combination that cannot be carried out, open_clip's own options included.
+        SystemExit: Help was asked for, or an argument is none of open_clip's either.
+        MissingExtraError: open_clip is not installed.
+    """
+    given, rest = _parser().parse_known_args(list(arguments))
+    named = vars(given)
+    flags = {"--prune", *(f"--prune-{name.replace('_', '-')}" for name in named if name != "policy")}
+    for argument in rest:
+        flag = argument.partition("=")[0]
+        if flag.startswith("--prune") and flag not in flags:
+            raise UsageError(f"no option {flag}; --help lists those that begin with --prune.{suggest(flag, flags)}")
+    if given.policy not in POLICIES:
+        raise UsageError(f"--prune {given.policy}; give one of {', '.join(POLICIES)}.{suggest(given.policy, POLICIES)}")
+    if not installed("open_clip_train"):
+        raise MissingExtraError("training with open_clip", "train")
+    own = {item.name for item in dataclasses.fields(Options)}
+    parameters = {name: value for name, value in named.items() if name not in own and value is not None}
+    options = Options(**{name: value for name, value in named.items() if name in own}, parameters=parameters)
+    _check(options)
+    from open_clip_train.params import parse_args
+
+    theirs = parse_args(rest)
+    options.make(theirs.epochs)
+    refused = {
+        "--horovod": theirs.horovod,
+        "--distill-model": theirs.distill_model,
+        "--model coca...": "coca" in theirs.model.lower(),
+    }
+    for flag in (flag for flag, is_given in refused.items() if is_given):
+        raise UsageError(
+            f"{flag} cannot be pruned: its loss is not one of single pairs; run open_clip_train.main alone"
+        )
+    return options, rest
+
+
+@contextmanager
+def pruning(options: Options) -> Iterator[Any]:
+    """Give the module ``open_clip_train.main``, its names in :data:`SEAM` replaced until the block ends."""
+    trainer = _trainer()
+    own = {name: getattr(trainer, name) for name in SEAM}
+    run = _Run(options, own)
+    try:
+        for name in SEAM:
+            setattr(trainer, name, getattr(run, name, None) or run.schedule(name))
+        yield trainer
+    finally:
+        for name in SEAM:
+            setattr(trainer, name, own[name])
+
+
+def _trainer() -> Any:
+    """Return the module, or say what it wants."""
+    try:
+        from open_clip_train import main as trainer
+    except ImportError as error:
+        raise UsageError(
+            f"open_clip's trainer cannot be imported ({error}); type: pip install 'open_clip_torch[training]'"
+        ) from None
+    return trainer
+
+
+class _Run:
+    """What a run's data, loss and schedule have in common: the pruner, and the batches it waits for."""
+
+    def __init__(self, options: Options, own: Mapping[str, Any]) -> None:
+        self.options, self.own = options, own
+        self.args: Any = None
+        self.pruner: PruningSampler | StreamPruner | None = None
+        self.start = 0  # open_clip's epoch in which pruning began
+        self.warmed = 0.0  # progress at the end of the schedule's warm-up
+        self.handed: list[npt.NDArray[Any]] = []  # ids of the batches whose losses are still to come
+
+    # What open_clip's trainer calls
+
+    def get_data(self, args: Any, preprocess_fns: Any, epoch: int = 0, tokenizer: Any = None) -> dict[str, Any]:
+        data: dict[str, Any] = self.own["get_data"](args, preprocess_fns, epoch=epoch, tokenizer=tokenizer)
+        if "train" in data:
+            self.args = args
+            state = self._state_before(epoch)
+            self.start = int(state["start"]) if state else epoch
+            theirs = data["train"]
+            streams = theirs.shared_epoch is not None
+            loader = (self._streamed if streams else self._mapped)(theirs)
+            if state:
+                self.warmed = float(state["warmed"])
+                self.in_force.load_state_dict(state)
+            data["train"] = dataclasses.replace(theirs, dataloader=loader)
+        return data
+
+    def create_loss(self, args: Any) -> Any:
+        return _Loss(self, self.own["create_loss"](args))
+
+    def schedule(self, name: str) -> Callable[..., Any]:
+        def make(optimizer: Any, base_lr: float, warmup: int, steps: int, *more: Any) -> Callable[[int], Any]:
+            own = self.own[name](optimizer, base_lr, warmup, steps, *more)
+            pruner = self.in_force
+
+            def adjust(step: int) -> Any:
+                done = pruner.total_steps() - pruner.steps_left()
+                if self.start:  # pruning began later, with what a full run had left
+                    done += self.start * (steps // self.args.epochs)
+                if done < warmup or warmup >= steps:
+                    self.warmed = pruner.progress
+                    return own(done)
+                went = (pruner.progress - self.warmed) / (1 - self.warmed)
+                first = max(warmup, self.start * (steps // self.args.epochs))
+                return own(first + went * (steps - first))
+
+            return own if isinstance(pruner.policy, Full) else adjust
+
+        return make
+
+    # The two kinds of data
+
+    def _mapped(self, theirs: Any) -> _Loader:
+        from torch.utils.data import DataLoader
+
+        args, loader = self.args, theirs.dataloader
+        batch = args.batch_size * args.accum_freq
+        if loader.num_batches < args.accum_freq:
+            raise UsageError(f"{loader.num_samples:,} rows fill no batch of {batch:,} a process; give a smaller one")
+        policy = self._policy(loader)
+        sampler = PruningSampler(
+            len(loader.dataset),
+            policy=policy,
+            batch_size=batch * args.world_size,
+            epochs=args.epochs - self.start,
+            seed=self._seed(),
+        )
+        order = self._own_order(loader, theirs.sampler) if isinstance(policy, Full) else None
+        self.pruner = sampler
+        mine = DataLoader(
+            with_rows(loader.dataset),
+            batch_sampler=_Batches(sampler, args.batch_size, args.accum_freq, loader.num_batches, args.rank, order),
+            num_workers=loader.num_workers,
+            pin_memory=loader.pin_memory,
+        )
+        return _Loader(self, loader, _Unnested(mine))
+
+    def _streamed(self, theirs: Any) -> _Loader:
+        args, loader = self.args, theirs.dataloader
+        pruner = StreamPruner(
+            policy=self._policy(loader),
+            batch_size=args.batch_size * args.accum_freq * args.world_size,
+            epochs=args.epochs - self.start,
+            samples=loader.num_samples,
+            seed=self._seed(),
+        )
+        self.pruner = pruner
+        insert_stage(_source_of(loader).pipeline, prune_stream(pruner, KEYS[self.options.key]))
+        return _Loader(self, loader, loader)
+
+    def _own_order(self, loader: Any, distributed: Any) -> Callable[[], list[Ints]]:
+        """Return what gives the rows of every rank as open_clip's own sampler of the epoch has them."""
+        from torch.utils.data.distributed import DistributedSampler
+
+        def of_ranks() -> list[Ints]:
+            if distributed is None:
+                return [np.array(list(loader.sampler), np.int64)]
+            found = []
+            for rank in range(self.args.world_size):
+                like = DistributedSampler(
+                    loader.dataset, self.args.world_size, rank, shuffle=distributed.shuffle, seed=distributed.seed
+                )
+                like.set_epoch(distributed.epoch)
+                found.append(np.array(list(like), np.int64))
+            return found
+
+        return of_ranks
+
+    def _policy(self, loader: Any) -> Policy:
+        options, args = self.options, self.args
+        weighs = options.policy == "infobatch" or options.weigh
+        if weighs and args.world_size > 1 and not args.siglip and not (args.local_loss and args.gather_with_grad):
+            raise UsageError(
+                "on several processes weighed losses are contrasted across them with gradients; give open_clip "
+                "--local-loss --gather-with-grad as well"
+            )
+        if options.policy != "static":
+            return options.make(args.epochs - self.start)
+        path = Path(options.selection or "")
+        dataset = getattr(loader, "dataset", None)
+        if dataset is None:
+            return StaticKeys.of_keys(_keys_of(path), loader.num_samples, weigh=options.weigh)
+        if path.is_dir():
+            chosen = Selection.load(path)
+            times_N = chosen.mask() if chosen.repeats is None else np.asarray(chosen.repeats)
+            return Static(times_N=times_N, weigh=options.weigh)
+        names = getattr(dataset, "images", None)
+        if names is None:
+            raise UsageError("a synthetic dataset has no keys; give --prune-selection to csv or webdataset")
+        times, column = Counter(_keys_of(path)), list(map(str, names))
+        if missing := set(times) - set(column):
+            raise UsageError(
+                f"{path}: {len(missing):,} keys are not in the column {args.csv_img_key}, such as {min(missing)!r}"
+            )
+        return Static(times_N=np.array([times[name] for name in column], np.int64), weigh=options.weigh)
+
+    # Losses, as they come
+
+    @property
+    def in_force(self) -> PruningSampler | StreamPruner:
+        if self.pruner is None:
+            raise UsageError("there is nothing to train on, and so nothing to prune")
+        return self.pruner
+
+    def take(self) -> npt.NDArray[Any]:
+        """Return the ids of the batches of a step: those that wait."""
+        return np.concatenate(self.handed)
+
+    def weights(self, ids: npt.NDArray[Any]) -> Any:
+        """Return what losses are multiplied by, a tensor (B,), or None."""
+        import torch
+
+        pruner = self.in_force
+        if isinstance(pruner, StreamPruner):
+            found = pruner.weights(ids)
+        else:
+            of_plan = pruner.plan.weights_N if pruner.plan else None
+            found = None if of_plan is None else of_plan[ids]
+        return None if found is None else torch.from_numpy(found)
+
+    def record(self, ids: npt.NDArray[Any], losses_BR: Any) -> None:
+        """Give a step's losses to the pruner."""
+        self.handed.clear()
+        self.in_force.reduce(ids, losses_BR)
+
+    # Epochs, as they end
+
+    def end(self, epoch: int) -> None:
+        """End the pruner's epoch if it has not, tell what happened, and save what a checkpoint of open_clip needs."""
+        pruner, args = self.in_force, self.args
+        self.handed.clear()
+        if pruner.epoch == epoch:
+            if not pruner.step:
+                raise UsageError(f"epoch {epoch + self.start} had no batch; are there batches of what is kept?")
+            pruner.end_epoch()
+        done = pruner.epoch + self.start
+        due = (
+            args.save_most_recent or done == args.epochs or (args.save_frequency > 0 and not done % args.save_frequency)
+        )
+        saves = args.logs and args.logs.lower() != "none"
+        state = pruner.state_dict() if due and saves else None  # all ranks together
+        if args.rank != 0:
+            return
+        entry = {**pruner.log()[-1], "epoch": done - 1}
+        loss = "none" if entry["loss"] is None else f"{entry['loss']:.5g}"
+        logging.info(
+            f"Pruning Epoch: {done - 1} {entry['phase']}, {entry['rows']:,} of {entry['total']:,} rows kept, "
+            f"{entry['samples']:,} samples, mean loss {loss}, {entry['pruned_so_far']:.1%} pruned so far"
+        )
+        if not saves:
+            return
+        folder = Path(args.checkpoint_path)
+        with writing(folder.parent / _LOG) as scratch:
+            lines = (json.dumps({**entry, "epoch": entry["epoch"] + self.start}) for entry in pruner.log())
+            Path(scratch).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        if pruner.ledger is not None:
+            arrays = pruner.ledger.state()
+            if isinstance(pruner, StreamPruner):
+                arrays |= {"hashes": pruner.hashes_N, "checks": pruner.checks_N}
+            _save(folder.parent / _LEDGER, arrays)
+        if state is not None:
+            _save(folder / _beside(done), {**state, "start": np.array(self.start), "warmed": np.array(self.warmed)})
+            for path in folder.glob(_beside("*")):  # the last but one is open_clip's latest until it has saved this one
+                of = int(re.sub(r"\D", "", path.name))
+                if of < done - 1 and not (folder / f"epoch_{of}.pt").exists():
+                    path.unlink()
+
+    def _state_before(self, epoch: int) -> dict[str, Any] | None:
+        """Return the state saved with the checkpoint that open_clip resumes from, None to begin."""
+        if not epoch:
+            return None
+        import fsspec
+
+        path = os.path.join(os.path.dirname(self.args.resume), _beside(epoch))
+        try:
+            with fsspec.open(path, "rb") as file, np.load(io.BytesIO(file.read()), allow_pickle=False) as arrays:
+                return dict(arrays)
+        except FileNotFoundError:
+            if self.options.fresh:
+                return None
+            raise UsageError(
+                f"{path} is missing: the checkpoint was saved without pruning; give --prune-fresh to begin to prune "
+                f"with epoch {epoch}"
+            ) from None
+
+    def _seed(self) -> int:
+        return int(self.args.seed) if self.options.seed is None else self.options.seed
+
+
+class _Batches:
+    """A sampler's batches of one rank in open_clip's size: a step is ``accum`` of them."""
+
+    def __init__(
+        self,
+        sampler: PruningSampler,
+        size: int,
+        accum: int,
+        most: int,
+        rank: int,
+        order: Callable[[], list[Ints]] | None,
+    ) -> None:
+        self.sampler, self.size, self.accum, self.most, self.rank, self.order = sampler, size, accum, most, rank, order
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rest: list[list[int]] = []
+        if self.order is not None:
+            of_ranks, size = self.order(), self.size * self.accum
+            edges = range(0, self.most // self.accum * size + 1, size)
+            steps = [rows[lo:hi] for lo, hi in zip(edges, edges[1:], strict=False) for rows in of_ranks]
+            self.sampler.reorder(np.concatenate(steps))
+            ends = range(edges[-1], self.most * self.size, self.size)  # open_clip reads these, and trains on none
+            rest = [of_ranks[self.rank][lo : lo + self.size].tolist() for lo in ends]
+        for rows in self.sampler:
+            for i in range(self.accum):
+                yield rows[i * len(rows) // self.accum : (i + 1) * len(rows) // self.accum]
+        yield from rest
+
+
+class _Unnested:
+    """A loader of ``(rows, (image, text))`` as one of ``(rows, image, text)``."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[tuple[Any, Any, Any]]:
+        return ((rows, image, text) for rows, (image, text) in self.loader)
+
+
+class _Loader:
+    """What open_clip takes for its loader: batches without their ids, which wait for their losses.
+
+    ``num_batches`` and ``num_samples`` are those of a full epoch, always: open_clip numbers the steps in its logs by
+    them, and they are not to run backwards when an epoch shrinks.
+    """
+
+    def __init__(self, run: _Run, theirs: Any, batches: Iterable[Any]) -> None:
+        self.run, self.batches = run, batches
+        self.num_batches, self.num_samples = theirs.num_batches, theirs.num_samples
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        run, pruner = self.run, self.run.in_force
+        epoch, number = pruner.epoch, 0
+        most = self.num_batches if isinstance(pruner.policy, Full) else len(pruner) * run.args.accum_freq
+        run.handed.clear()
+        while number < most:
+            before = number
+            for ids, image, text in self.batches:
+                number += 1
+                run.handed.append(as_array(ids))
+                yield image, text
+                if number == most:
+                    break
+            if number == before or isinstance(pruner, PruningSampler):
+                break  # a stream is read again until the epoch has its steps, as open_clip does; it must give something
+        run.end(epoch)
+
+
+class _Loss:
+    """open_clip's own loss, which also gives the pruner the losses of single samples."""
+
+    def __init__(self, run: _Run, own: Any) -> None:
+        self.run, self.own, self.calls = run, own, 0
+
+    def __call__(self, *, output_dict: bool = False, **outputs: Any) -> Any:
+        import torch
+
+        from thresher.dynamic.loss import reduce
+
+        run, ids = self.run, self.run.take()
+        weights_B = run.weights(ids)
+        if weights_B is None:
+            result = self.own(**outputs, output_dict=output_dict)
+        else:
+            losses_BR = self._losses(outputs)
+            loss = reduce(losses_BR, weights_B.to(losses_BR.device, non_blocking=True))
+            result = {"contrastive_loss": loss} if output_dict else loss
+        self.calls += 1
+        if self.calls % run.args.accum_freq == 0:  # with accumulation it is called once for each part of a step
+            with torch.no_grad():
+                run.record(ids, self._losses({name: value.detach() for name, value in outputs.items()}))
+        return result
+
+    def _losses(self, outputs: Mapping[str, Any]) -> Any:
+        from thresher.dynamic.loss import clip_losses, siglip_losses
+
+        image, text, scale = (outputs[name] for name in ("image_features", "text_features", "logit_scale"))
+        together = self.run.args.world_size > 1
+        if self.run.args.siglip:
+            return siglip_losses(image, text, scale, outputs["logit_bias"], gather=together)
+        return clip_losses(image, text, scale, gather=together)
+
+
+def insert_stage(stages: list[Any], stage: Any) -> None:
+    """Put a :class:`prune_stream` into the stages of open_clip's training pipeline, in place.
+
+    It comes after the stage that makes samples of tar files and before the shuffle buffer; the last but one, which
+    makes tuples of image and text, gives the id before them.
+
+    Raises:
+        UsageError: A pipeline of other stages, as another version of open_clip may have.
+    """
+    import webdataset as wds
+    from open_clip_train.data import tar_file_expander, tarfile_to_samples_nothrow
+
+    tars = [i for i, found in enumerate(stages) if found is tarfile_to_samples_nothrow]
+    tuples = [i for i, found in enumerate(stages) if getattr(found, "args", None) == ("image", "text")]
+    if len(tars) != 1 or len(tuples) != 1 or tars[0] > tuples[0]:
+        raise UsageError("the training pipeline of this open_clip is not known; install open_clip_torch 3.3.0")
+    stages[tuples[0]] = wds.to_tuple(ID, "image", "text")
+    if "eof_value" in inspect.signature(tar_file_expander).parameters:
+        stages[tars[0]] = samples_of_tars
+    stages.insert(tars[0] + 1, stage)
+
+
+def samples_of_tars(shards: Iterable[Any]) -> Iterator[Any]:
+    """Yield the samples of tar files as open_clip's own stage does, ``tarfile_to_samples_nothrow``.
+
+    Since 0.2.90 webdataset marks where a tar ends, at which that of open_clip 3.3 stops with ``KeyError: 'fname'``.
+    This one asks for no marks, and so open_clip reads what it does with the versions it was made for.
+    """
+    from open_clip_train import data
+
+    opened = data.url_opener(shards, handler=data.log_and_continue)
+    files = data.tar_file_expander(opened, handler=data.log_and_continue, eof_value=None)
+    return data.group_by_keys_nothrow(files, handler=data.log_and_continue)  # type: ignore[no-any-return]
+
+
+def _source_of(loader: Any) -> Any:
+    """Return the pipeline that a WebLoader of open_clip reads."""
+    return loader.pipeline[0].dataset
+
+
+def _keys_of(path: Path) -> list[str]:
+    """Return the keys of a selection, each as often as it was chosen: of its folder, or of a text file."""
+    if path.is_dir():
+        chosen = Selection.load(path)
+        found = []
+        for rows, keys in reopen(chosen).where(chosen.mask()).keys():
+            times = np.ones(len(rows), np.int64) if chosen.repeats is None else chosen.repeats[rows]
+            found += [key for key, often in zip(keys, times.tolist(), strict=True) for _ in range(often)]
+        return found
+    try:
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"--prune-selection {path}: {error}; give a selection folder or a text file, a key a line"
+        ) from None
+
+
+def _beside(epoch: int | str) -> str:
+    """Return the name of the state that goes with a checkpoint; not ``.pt``, or open_clip would resume from it."""
+    return f"epoch_{epoch}.pruning.npz"
+
+
+def _save(path: Path, arrays: Mapping[str, Any]) -> None:
+    plain: dict[str, Any] = {name: as_array(array) for name, array in arrays.items()}
+    with writing(path) as scratch, open(scratch, "wb") as file:
+        np.savez(file, **plain)
+
+
+def _check(options: Options) -> None:
+    """Refuse what does not go together."""
+    if (options.policy == "static") != (options.selection is not None):
+        raise UsageError("--prune static goes with --prune-selection, and neither without the other")
+    if options.weigh and options.policy != "static":
+        raise UsageError("--prune-weigh is for --prune static")
+    if options.keep is not None:
+        if options.policy not in ("dynamic-random", "d-pruning"):
+            raise UsageError(f"--prune {options.policy} has no --prune-keep; dynamic-random and d-pruning have")
+        if options.share is not None:
+            raise UsageError("--prune-keep says what an epoch keeps, --prune-share what the run leaves out; give one")
+        if not 0 < options.keep < 1:
+            raise UsageError(f"--prune-keep {options.keep}; give a share strictly between 0 and 1, like 0.7 or 70%")
+    if options.policy == "static" and (options.share is not None or options.parameters):
+        raise UsageError("--prune static takes what --prune-selection says; give no share and no parameters")
+
+
+def _share(text: str) -> float:
+    number = text.strip()
+    try:
+        return float(number[:-1]) / 100 if number.endswith("%") else float(number)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}; give a share like 30% or 0.3") from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m thresher.train.open_clip",
+        usage="%(prog)s [arguments of open_clip_train.main] [--prune POLICY] [--prune-... ...]",
+        description="Train with open_clip's own trainer, and prune while it trains. What begins with --prune is said "
+        "below; everything else is open_clip's own: python -m open_clip_train.main --help.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--prune", dest="policy", metavar="POLICY", default="full", help=f"one of {', '.join(POLICIES)} (full)")
+    add("--prune-share", dest="share", type=_share, help="share of the run's samples to leave out, such as 30%%")
+    add("--prune-rho", dest="rho", type=_share, help="scan: share of a batch marked on each side")
+    add("--prune-cycle", dest="cycle", type=int, help="scan: mutation epochs of a cycle")
+    add("--prune-warmup", dest="warmup", type=int, help="scan, d-pruning: epochs on everything first")
+    add("--prune-threshold", dest="threshold", type=float, help="scan: fall of the loss that ends the warm-up")
+    add("--prune-mode", dest="mode", help="scan: both, redundant or ill-matched")
+    add("--prune-scope", dest="scope", help="scan: rank losses within a batch or an epoch")
+    add("--prune-delta", dest="delta", type=float, help="infobatch: share of the epochs before all is trained on again")
+    add("--prune-rule", dest="rule", help="d-pruning: uncertainty or epsilon-greedy")
+    add("--prune-keep", dest="keep", type=_share, help="dynamic-random, d-pruning: share of an epoch to keep")
+    add("--prune-selection", dest="selection", help="static: a selection folder, or a text file with a key a line")
+    add("--prune-weigh", dest="weigh", action="store_true", help="static: weigh samples chosen repeatedly")
+    add("--prune-seed", dest="seed", type=int, help="of draws and orders (open_clip's --seed)")
+    add("--prune-key", dest="key", choices=tuple(KEYS), default="key", help="webdataset: what a sample is known by")
+    add("--prune-fresh", dest="fresh", action="store_true", help="begin to prune at a checkpoint saved without")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

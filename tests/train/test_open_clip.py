@@ -1,0 +1,510 @@
+"""open_clip's own trainer on a few pictures and a tiny model, with and without pruning."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("open_clip_train.data", reason="needs the extra train")
+
+import open_clip_train.data as their_data
+import open_clip_train.main as trainer
+import open_clip_train.train as their_loop
+import webdataset as wds
+
+from thresher import build, open_store, run_steps
+from thresher.dynamic.loss import clip_losses
+from thresher.dynamic.sampler import PruningSampler
+from thresher.dynamic.scan import Scan
+from thresher.dynamic.static import Static
+from thresher.errors import UsageError
+from thresher.train import open_clip
+from thresher.train.open_clip import Options, insert_stage, main, parse, pruning, samples_of_tars
+
+N, B = 208, 16
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning"),
+    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),  # webdataset leaves that to the interpreter
+]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A csv, four tars, and the config of a model of a few hundred thousand parameters, nearly all token embeddings."""
+    folder = tmp_path_factory.mktemp("pairs")
+    rng, colours = np.random.Generator(np.random.Philox(0)), ("red", "green", "blue", "white")
+    lines, members = ["filepath\ttitle"], [[] for _ in range(4)]
+    for i in range(N):
+        picture = np.zeros((32, 32, 3))
+        picture[..., i % 4 if i % 4 < 3 else slice(None)] = 180
+        picture = np.clip(picture + rng.normal(0, 40, picture.shape), 0, 255).astype(np.uint8)
+        content = io.BytesIO()
+        Image.fromarray(picture).save(content, "PNG")
+        (folder / f"{i:05d}.png").write_bytes(content.getvalue())
+        title = f"a {colours[i % 4]} picture, the {i // 4}th"
+        lines.append(f"{folder / f'{i:05d}.png'}\t{title}")
+        members[i * 4 // N] += [(f"{i:05d}.png", content.getvalue()), (f"{i:05d}.txt", title.encode())]
+    (folder / "train.csv").write_text("\n".join(lines) + "\n")
+    for shard, files in enumerate(members):
+        with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
+            for name, content in files:
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    sizes = {f"{shard:05d}.tar": N // 4 for shard in range(4)}
+    (folder / "sizes.json").write_text(json.dumps(sizes))
+    vision = {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 16}
+    text = {"context_length": 12, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1}
+    config = {"model_cfg": {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """open_clip adds handlers to the root logger and sets the level of all: put back what was."""
+    loggers = [logging.root, *map(logging.getLogger, list(logging.root.manager.loggerDict))]
+    levels, handlers = [logger.level for logger in loggers], list(logging.root.handlers)
+    try:
+        yield
+    finally:
+        for handler in [handler for handler in logging.root.handlers if handler not in handlers]:
+            logging.root.removeHandler(handler)
+            handler.close()
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+class Ran:
+    """What a run did: the losses it trained on, its lines about training, and its folder."""
+
+    def __init__(self, folder: Path, losses: list[float]) -> None:
+        self.folder, self.losses = folder, losses
+        text = (folder / "out.log").read_text()
+        self.lines = re.findall(r"Train Epoch: (\d+ \[.*?\)\]).*?(LR: .*)", text)
+        self.rates = [float(rate) for rate in re.findall(r"LR: (\S+)", text)]
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / "pruning.jsonl").read_text().splitlines()]
+
+    @property
+    def ledger(self) -> dict[str, np.ndarray]:
+        with np.load(self.folder / "pruning-ledger.npz", allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    def state(self, epoch: int) -> dict[str, np.ndarray]:
+        with np.load(self.folder / "checkpoints" / f"epoch_{epoch}.pruning.npz", allow_pickle=False) as arrays:
+            return dict(arrays)
+
+
+Run = Callable[..., Ran]
+
+
+class Interrupted(Exception):
+    """As when a machine goes away."""
+
+
+@pytest.fixture
+def run(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Train: run("csv", "--prune", "scan"); ``alone`` by open_clip's own main, ``stop`` after so many steps."""
+    # its buffer is shuffled by the clock: a buffer of one, so that two runs can be compared
+    monkeypatch.setattr(their_data, "_SAMPLE_SHUFFLE_SIZE", 1)
+    monkeypatch.setattr(their_data, "_SAMPLE_SHUFFLE_INITIAL", 1)
+
+    def train(kind: str, *arguments: str, name: str = "run", alone: bool = False, stop: int = 10**9) -> Ran:
+        losses: list[float] = []
+
+        def backward(total_loss: Any, scaler: Any) -> None:
+            if len(losses) == stop:
+                raise Interrupted
+            losses.append(total_loss.item())
+            total_loss.backward()
+
+        with quiet(), monkeypatch.context() as patch:
+            patch.setattr(their_loop, "backward", backward)
+            if alone and "eof_value" in inspect.signature(their_data.tar_file_expander).parameters:
+                patch.setattr(their_data, "tarfile_to_samples_nothrow", samples_of_tars)  # else it stops, see there
+            given = [*common(pairs, kind), "--logs", str(tmp_path), "--name", name, *arguments]
+            try:
+                done = trainer.main(given) if alone else main(given)
+            except Interrupted:
+                done = None
+        assert not done
+        return Ran(tmp_path / name, losses)
+
+    return train
+
+
+def common(pairs: Path, kind: str) -> list[str]:
+    data = {
+        "csv": ["--train-data", str(pairs / "train.csv")],
+        "webdataset": ["--train-data", str(pairs / "{00000..00003}.tar")],
+        "synthetic": ["--train-num-samples", str(N)],
+    }[kind]
+    model = ["--model", f"local-dir:{pairs}", "--device", "cpu", "--precision", "fp32", "--lr", "1e-2"]
+    return ["--dataset-type", kind, *data, *model, "--batch-size", str(B), "--workers", "0", "--warmup", "4",
+            "--epochs", "2", "--log-every-n-steps", "1"]  # fmt: skip
+
+
+STEADY = ("--aug-cfg", "scale=(1.0,1.0)")  # no augmentation, as open_clip's own does not resume to the same
+
+
+# Full training is open_clip's own
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "samples"),
+    [
+        ("csv", "", 208),
+        ("csv", "--accum-freq 2 --epochs 3", 192),  # 13 batches: the last is read, and trained on by neither
+        ("csv", "--siglip --workers 1", 208),
+        ("csv", "--lr-scheduler const-cooldown --epochs-cooldown 1 --grad-clip-norm 1", 208),
+        ("webdataset", "", 208),
+        ("webdataset", "--workers 2 --dataset-resampled", 224),
+        ("webdataset", "--accum-freq 2 --precision amp_bf16 --epochs 3", 192),
+        ("synthetic", "", 208),
+    ],
+)
+def test_full_is_open_clips_own_training_step_by_step(run: Run, kind: str, more: str, samples: int) -> None:
+    theirs = run(kind, *more.split(), name="theirs", alone=True)
+    ours = run(kind, *more.split(), "--prune", "full", name="ours")
+    assert len(theirs.losses) >= 24
+    assert ours.losses == theirs.losses
+    assert ours.lines == theirs.lines
+    last = f"checkpoints/epoch_{len(ours.log)}.pt"
+    weights = [torch.load(ran.folder / last, weights_only=True)["state_dict"] for ran in (ours, theirs)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+    assert {entry["samples"] for entry in ours.log} == {samples}
+    if not more:
+        first = theirs.losses[: ours.log[0]["steps"]]
+        assert ours.log[0]["loss"] == pytest.approx(np.mean(first), rel=1e-4)
+
+
+# Pruning
+
+
+@pytest.mark.parametrize("kind", ["csv", "webdataset"])
+def test_a_pruned_run_cut_off_resumes_to_the_same_plans(run: Run, kind: str) -> None:
+    scan = ("--prune", "scan", "--prune-share", "25%", "--prune-warmup", "1", "--epochs", "7", *STEADY)
+    whole = run(kind, *scan, name="whole")
+    log = whole.log
+    assert [entry["phase"] for entry in log[:5]] == ["warm-up", "preparation", *["mutation"] * 3]
+    assert log[-1]["pruned_so_far"] == pytest.approx(0.25, abs=0.06)
+    assert [entry["steps"] for entry in log] == [entry["rows"] // B for entry in log]
+    assert len(whole.losses) == sum(entry["steps"] for entry in log) < 0.8 * 7 * 13
+    stop = sum(entry["steps"] for entry in log[:3]) + 2  # in the second pruned epoch
+    cut = run(kind, *scan, name="cut", stop=stop)
+    assert cut.losses == whole.losses[:stop]
+    assert len(cut.log) == 3
+    rest = run(kind, *scan, "--resume", "latest", name="cut")
+    assert rest.losses == whole.losses[stop - 2 :]
+    assert rest.log == log
+    assert {name: array.tobytes() for name, array in rest.ledger.items()} == {
+        name: array.tobytes() for name, array in whole.ledger.items()
+    }
+    assert "Pruning Epoch: 4 mutation" in (whole.folder / "out.log").read_text()
+    # the rate is warm after 4 steps, and falls to nothing with the last one
+    assert np.argmax(whole.rates) in (3, 4)
+    assert (np.diff(whole.rates[4:]) < 0).all()
+    assert whole.rates[-1] < 0.02 * max(whole.rates)
+
+
+def test_checkpoints_have_their_states_and_no_others(run: Run) -> None:
+    scan = ("--prune", "scan", "--prune-rho", "0.2", "--prune-warmup", "0", "--epochs", "5")
+    every_second = run("csv", *scan, "--save-frequency", "2", name="second")
+    found = sorted(path.name for path in (every_second.folder / "checkpoints").iterdir())
+    assert found == [f"epoch_{n}.{kind}" for n in (2, 4, 5) for kind in ("pruning.npz", "pt")]
+    latest = run("csv", *scan, "--save-most-recent", "--delete-previous-checkpoint", name="latest")
+    found = sorted(path.name for path in (latest.folder / "checkpoints").iterdir())
+    assert found == ["epoch_4.pruning.npz", "epoch_5.pruning.npz", "epoch_5.pt", "epoch_latest.pt"]
+    more = run("csv", *scan, "--save-most-recent", "--resume", "latest", "--epochs", "6", name="latest")
+    assert [entry["epoch"] for entry in more.log] == list(range(6))
+
+
+@pytest.mark.parametrize("kind", ["csv", "webdataset"])
+def test_a_checkpoint_of_an_unpruned_run(run: Run, kind: str, capsys: pytest.CaptureFixture[str], pairs: Path) -> None:
+    theirs = run(kind, alone=True)
+    scan = ("--prune", "scan", "--prune-rho", "0.25", "--prune-warmup", "0", "--epochs", "5", "--resume", "latest")
+    with quiet():
+        assert main([*common(pairs, kind), "--logs", str(theirs.folder.parent), "--name", "run", *scan]) == 2
+    assert "epoch_2.pruning.npz is missing: the checkpoint was saved without pruning" in capsys.readouterr().err
+    fresh = run(kind, *scan, "--prune-fresh")
+    assert [entry["epoch"] for entry in fresh.log] == [2, 3, 4]
+    assert [entry["phase"] for entry in fresh.log] == ["preparation", "mutation", "mutation"]
+    assert fresh.log[2]["rows"] < 0.8 * N
+    assert fresh.rates[-1] < 0.01 * max(fresh.rates)  # it ends when the run does
+    rates = fresh.rates[26:]
+    assert (np.diff(rates) < 0).all()  # and goes on from where the full run had it
+    assert rates[0] > 0.6 * max(fresh.rates)
+    assert fresh.state(5)["start"] == 2
+    again = run(kind, *scan, "--epochs", "6")
+    assert [entry["epoch"] for entry in again.log] == [2, 3, 4, 5]
+
+
+def test_infobatch_weighs_what_it_trains_on(run: Run) -> None:
+    ran = run("csv", "--prune", "infobatch", "--epochs", "4", "--accum-freq", "2", "--prune-delta", "1")
+    pruned = ran.log[2]
+    assert pruned["phase"] == "pruned"
+    assert pruned["rows"] < N
+    # the mean that is trained on weighs rows twice that have less than the mean loss, so it is below the plain one
+    first = 2 * sum(entry["steps"] for entry in ran.log[:2])
+    steps = ran.losses[first : first + 2 * pruned["steps"]]
+    assert np.mean(steps[1::2]) < 1.6 * pruned["loss"]
+    assert np.mean(steps[1::2]) != pytest.approx(pruned["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("accum", [1, 2])
+@pytest.mark.parametrize("weights", [None, [2.0, 0.5, 1.0, 1.0]])
+def test_the_loss_is_open_clips_own_or_the_weighed_mean(accum: int, weights: list[float] | None) -> None:
+    rng = torch.Generator().manual_seed(0)
+    image, text = (torch.randn(4, 8, generator=rng, requires_grad=True) for _ in range(2))
+    scale = torch.tensor(3.0)
+    recorded = []
+
+    class OfRun:
+        args = type("Arguments", (), {"accum_freq": accum, "world_size": 1, "siglip": False})
+
+        def take(self) -> np.ndarray:
+            return np.arange(4)
+
+        def weights(self, ids: np.ndarray) -> torch.Tensor | None:
+            return None if weights is None else torch.tensor(weights)
+
+        def record(self, ids: np.ndarray, losses: torch.Tensor) -> None:
+            recorded.append((ids.tolist(), losses))
+
+    own = open_clip_loss()
+    loss = open_clip._Loss(OfRun(), own)
+    outputs = {
+        "image_features": torch.nn.functional.normalize(image, dim=1),
+        "text_features": torch.nn.functional.normalize(text, dim=1),
+        "logit_scale": scale,
+    }
+    expected = clip_losses(image, text, scale)
+    weighed = expected.mean(1) if weights is None else expected.mean(1) * torch.tensor(weights)
+    for _ in range(accum):
+        found = loss(**outputs, output_dict=True)
+        assert list(found) == ["contrastive_loss"]
+        torch.testing.assert_close(found["contrastive_loss"], weighed.mean())
+        if weights is None:
+            assert found["contrastive_loss"].item() == own(**outputs).item()
+    assert [ids for ids, _ in recorded] == [[0, 1, 2, 3]]
+    torch.testing.assert_close(recorded[0][1], expected.detach())
+    assert not recorded[0][1].requires_grad
+    found["contrastive_loss"].backward()
+    assert image.grad is not None
+
+
+def open_clip_loss() -> Any:
+    import open_clip as theirs
+
+    return theirs.ClipLoss()
+
+
+@pytest.mark.parametrize("kind", ["csv", "webdataset"])
+def test_a_selection_by_keys(run: Run, kind: str, pairs: Path, tmp_path: Path) -> None:
+    chosen = [i for i in range(N) if i % 3]
+    keys = [str(pairs / f"{i:05d}.png") if kind == "csv" else f"{i:05d}" for i in chosen]
+    (tmp_path / "keys.txt").write_text("\n".join(keys) + "\n")
+    ran = run(kind, "--prune", "static", "--prune-selection", str(tmp_path / "keys.txt"))
+    assert {entry["rows"] for entry in ran.log} == {len(chosen)}
+    assert {entry["samples"] for entry in ran.log} == {len(chosen) // B * B}
+    assert ran.log[-1]["pruned_so_far"] == pytest.approx(1 - len(chosen) / N)
+    if kind == "csv":
+        assert set(np.flatnonzero(ran.ledger["seen"] >= 0)) <= set(chosen)
+    else:
+        assert len(ran.ledger["hashes"]) <= len(chosen)
+
+
+def test_a_selection_folder(run: Run, pool: Callable[..., Any], tmp_path: Path, rows: Callable[..., Any]) -> None:
+    keys = {"key": [f"{i:05d}" for i in range(N)]}
+    store = pool(rows(N), rows(N, seed=1), keys)
+    run_steps(store, [build("clip-score", {"keep": "50%"})]).save(tmp_path / "half")
+    given = ("--prune", "static", "--prune-selection", str(tmp_path / "half"))
+    by_row, by_key = run("csv", *given, name="rows"), run("webdataset", *given, name="keys")
+    assert by_row.log[0]["rows"] == by_key.log[0]["rows"] == N // 2
+    kept = np.load(tmp_path / "half" / "mask.npy", allow_pickle=False)
+    assert not (by_row.ledger["seen"][~kept] >= 0).any()
+    assert open_store(str(store.layout.location)).total == N
+
+
+# Several processes
+
+
+SCRIPT = """
+import json, logging, sys, torch
+ddp = torch.nn.parallel.DistributedDataParallel
+# open_clip names the device of the model, which is refused on the CPU: its trainer runs in several processes on GPUs
+torch.nn.parallel.DistributedDataParallel = lambda model, device_ids, **more: ddp(model, **more)
+torch.set_num_threads(1)
+import open_clip_train.data as data
+import open_clip_train.main as theirs
+from thresher.train.open_clip import main
+data._SAMPLE_SHUFFLE_SIZE = data._SAMPLE_SHUFFLE_INITIAL = 1
+torch.distributed.init_process_group("gloo")
+torch.distributed.init_process_group = lambda **more: None  # once for all runs
+for name, arguments in json.load(open(sys.argv[1])).items():
+    code = (theirs.main if name == "theirs" else main)(arguments)
+    assert not code, name
+    for handler in list(logging.root.handlers):
+        logging.root.removeHandler(handler)
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="gloo over the loopback device")
+def test_two_processes(pairs: Path, tmp_path: Path, run: Run) -> None:
+    """By torchrun: full is open_clip's own; pruned, the batches are those of one process, twice as large."""
+    half = ["--logs", str(tmp_path), "--batch-size", str(B // 2)]
+    full = [*common(pairs, "csv"), *half, "--accum-freq", "2"]
+    scan = ["--prune", "scan", "--prune-rho", "0.25", "--prune-warmup", "0", "--epochs", "3", *STEADY]
+    pruned = [*half, *scan, "--local-loss", "--gather-with-grad", "--name"]
+    runs = {
+        "theirs": [*full, "--name", "theirs"],
+        "ours": [*full, "--prune", "full", "--name", "ours"],
+        "csv": [*common(pairs, "csv"), *pruned, "csv"],
+        "webdataset": [*common(pairs, "webdataset"), *pruned, "webdataset"],
+    }
+    (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "runs.json").write_text(json.dumps(runs))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    command = [*torchrun, str(tmp_path / "script.py"), str(tmp_path / "runs.json")]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+    assert done.returncode == 0, done.stderr[-5000:]
+    found = {name: Ran(tmp_path / name, []) for name in runs}
+    assert found["ours"].lines == found["theirs"].lines
+    assert len(found["ours"].lines) == 2 * (N // (2 * B))
+    for kind in ("csv", "webdataset"):
+        log, rates = found[kind].log, found[kind].rates
+        assert [entry["phase"] for entry in log] == ["preparation", "mutation", "mutation"]
+        assert log[0]["samples"] == N
+        assert log[2]["rows"] < 0.8 * N
+        assert [entry["samples"] for entry in log] == [entry["rows"] // B * B for entry in log]
+        assert rates[-1] < 0.2 * max(rates)
+    assert len(found["webdataset"].ledger["hashes"]) == N
+    one, two = run("csv", *scan, name="one"), found["csv"]
+    np.testing.assert_allclose(one.state(1)["ledger.losses"], two.state(1)["ledger.losses"], rtol=1e-2)
+    assert one.log[0]["loss"] == pytest.approx(two.log[0]["loss"], rel=1e-4)
+    assert one.log[0]["candidates"] == pytest.approx(two.log[0]["candidates"], abs=2)
+    assert (one.ledger["seen"] == two.ledger["seen"]).mean() > 0.9
+
+
+# The seam, and what cannot be carried out
+
+
+def test_the_names_are_put_back() -> None:
+    before = {name: getattr(trainer, name) for name in open_clip.SEAM}
+    with pruning(Options()) as module:
+        assert module is trainer
+        assert all(getattr(trainer, name) is not before[name] for name in open_clip.SEAM)
+    assert {name: getattr(trainer, name) for name in open_clip.SEAM} == before
+    with pytest.raises(ZeroDivisionError), pruning(Options()):
+        raise ZeroDivisionError
+    assert {name: getattr(trainer, name) for name in open_clip.SEAM} == before
+
+
+def test_a_pipeline_of_another_version_is_refused() -> None:
+    stage = object()
+    for stages in ([], [wds.to_tuple("image", "text")], [their_data.tarfile_to_samples_nothrow]):
+        with pytest.raises(UsageError, match="the training pipeline of this open_clip is not known"):
+            insert_stage(stages, stage)
+    stages = [None, their_data.tarfile_to_samples_nothrow, wds.to_tuple("image", "text"), None]
+    insert_stage(stages, stage)
+    assert stages[2] is stage
+    assert stages[3].args == ("__id__", "image", "text")
+
+
+OWN = ["--train-data", "pairs.csv", "--model", "ViT-B-32"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prune", "scna"], "--prune scna; give one of full, scan, .*Did you mean 'scan'"),
+        (["--prune", "scan", "--prune-rh", "0.3"], "no option --prune-rh; .*Did you mean '--prune-rho'"),
+        (["--prune", "full", "--prune-rho", "0.3"], "policy full has no rho; it has no options"),
+        (["--prune", "scan", "--prune-rho", "0.6"], "rho = 0.6; give a share per side"),
+        (["--prune", "scan", "--prune-rho", "0.3", "--prune-share", "30%"], "give one or the other"),
+        (["--prune", "scan", "--prune-share", "90%"], "cannot prune 90.0% over 32 epochs"),
+        (["--prune", "scan", "--prune-keep", "70%"], "--prune scan has no --prune-keep; dynamic-random and"),
+        (["--prune", "d-pruning", "--prune-keep", "1.5"], "--prune-keep 1.5; give a share strictly between"),
+        (["--prune", "static"], "--prune static goes with --prune-selection"),
+        (["--prune-selection", "keys.txt"], "--prune static goes with --prune-selection"),
+        (["--prune", "scan", "--prune-weigh"], "--prune-weigh is for --prune static"),
+        (["--distill-model", "RN50"], "--distill-model cannot be pruned"),
+        (["--model", "coca_ViT-B-32"], "--model coca... cannot be pruned"),
+        (["--horovod"], "--horovod cannot be pruned"),
+    ],
+)
+def test_what_cannot_be_carried_out_is_said_before_anything_is_made(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*OWN, *arguments]) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_arguments_are_shared_out() -> None:
+    options, rest = parse(["--prune=scan", *OWN, "--prune-share", "15%", "--epochs", "20", "--prune-mode=redundant"])
+    assert rest == [*OWN, "--epochs", "20"]
+    assert options.make(20) == Scan.for_budget(0.15, 20, mode="redundant")
+    assert options.make(20).expected_pruned(20) == pytest.approx(0.15)
+    assert parse(OWN)[0] == Options()
+    assert parse([*OWN, "--prune", "dynamic-random", "--prune-keep", "0.6"])[0].make(5).keep == 0.6
+    assert parse([*OWN, "--prune", "d-pruning", "--prune-keep", "60%"])[0].make(5).keep == 0.6
+
+
+def test_help_lists_what_is_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    told = capsys.readouterr().out
+    assert "everything else is open_clip's own" in re.sub(r"\s+", " ", told)
+    page = (Path(__file__).parents[2] / "docs" / "open_clip.md").read_text()
+    for flag in set(re.findall(r"--prune[\w-]*", told)):
+        assert f"`{flag}" in page, f"docs/open_clip.md does not have {flag}"
+
+
+def test_an_order_made_elsewhere_is_taken() -> None:
+    sampler = PruningSampler(10, policy=Static(times_N=np.arange(10) < 8), batch_size=3, epochs=2)
+    sampler.reorder([5, 1, 2, 7, 0, 5, 3])
+    assert list(sampler) == [[5, 1, 2], [7, 0, 5]]
+    for wrong in ([], [9], [-1], [10], [0.5], [[1]]):
+        with pytest.raises(UsageError, match="give rows that the plan keeps"):
+            sampler.reorder(wrong)
+    other = PruningSampler(10, policy=sampler.policy, batch_size=3, epochs=2)
+    sampler.reduce([5, 1, 2], torch.ones(3, 2))
+    with pytest.raises(UsageError, match="give its order before the first step"):
+        sampler.reorder([1])
+    other.load_state_dict(sampler.state_dict())
+    assert list(other) == [[7, 0, 5]]
+
+
+def test_a_trainer_that_lacks_something_says_what(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "open_clip_train.main", None)
+    monkeypatch.delattr("open_clip_train.main")
+    assert main(OWN) == 2
+    assert "type: pip install 'open_clip_torch[training]'" in capsys.readouterr().err
+    monkeypatch.setattr(open_clip, "installed", lambda package: False)
+    assert main(OWN) == 2
+    assert "type: pip install 'thresher[train]'" in capsys.readouterr().err
