@@ -49,7 +49,13 @@ def train(arm: str, seed: int, args: argparse.Namespace, data: Path) -> list[dic
         eval_labels=(args.label,),
         templates=("{}",),
         schedule=Schedule(
-            seed=seed, batch_size=args.batch_size, device=args.device, evals=(args.held_out,), eval_every=0, **how
+            seed=seed,
+            batch_size=args.batch_size,
+            device=args.device,
+            precision=args.precision,
+            evals=(args.held_out,),
+            eval_every=0,
+            **how,
         ),
     )
     out = folder(arm, seed, args)
@@ -105,6 +111,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--shuffled", type=float, default=0.0, metavar="SHARE", help="Of the captions.")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="Of torch.")
     parser.add_argument("--quiet", action="store_true")

@@ -29,9 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
     try:
-        thresher.main(arguments, prog_name="thresher", standalone_mode=False)
-    except click.exceptions.Exit as done:
-        return int(done.exit_code)
+        code = thresher.main(arguments, prog_name="thresher", standalone_mode=False)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted; the same command goes on from what the cache holds", err=True)
         return 130
@@ -48,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     except MemoryError:
         click.echo("Error: out of memory; use fewer --workers or a smaller --sample", err=True)
         return 2
-    return 0
+    return code if isinstance(code, int) else 0  # click hands on the code of an Exit
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -28,6 +28,7 @@ from thresher.train.loop import (
     features_of,
     fit,
     opened,
+    rate_of,
     stored_side,
 )
 from thresher.train.models import Clip, Loss, Tokens, clip_model
@@ -101,7 +102,8 @@ def train_clip(
     training, pairs = opened("clip", data, folder, settings, **sizes, captions=True, resume=resume, progress=progress)
     clip.model.to(device)
     task = ClipTask(clip, clip.tokenize(pairs.captions), device, settings, sets)
-    return fit(task, pairs, schedule, training, adamw(clip.model, schedule.lr, schedule.weight_decay), progress)
+    optimizer = adamw(clip.model, schedule.lr or rate_of(settings.model), schedule.weight_decay)
+    return fit(task, pairs, schedule, training, optimizer, progress)
 
 
 class ClipTask:

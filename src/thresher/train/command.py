@@ -30,7 +30,7 @@ _RUN = [
     click.option("--epochs", type=click.IntRange(1), metavar="N", help="Length of the run in epochs (default: 10)."),
     click.option("--samples-seen", "samples", type=click.IntRange(1), metavar="N", help="Or its length in samples."),
     click.option("--batch-size", type=click.IntRange(2), default=256, show_default=True, metavar="B"),
-    click.option("--lr", type=float, metavar="X", help="Peak learning rate."),
+    click.option("--lr", type=float, metavar="X", help="Peak learning rate (default: 0.002 for tiny, else 0.0005)."),
     click.option("--weight-decay", type=float, metavar="X"),
     click.option("--warmup", type=float, default=0.05, show_default=True, help="Share of the run the rate rises for."),
     click.option("--seed", type=int, default=0, show_default=True, metavar="N"),
@@ -95,7 +95,7 @@ def clip(data: str, out: str, model: str, loss: Any, chunk: int | None, template
         **({"templates": templates} if templates else {}),
         schedule=_schedule(v),
     )
-    _report(train_clip(data, out, settings, resume=v["resume"], progress=_progress(v)), out, v)
+    _told(lambda: train_clip(data, out, settings, resume=v["resume"], progress=_progress(v)), out, v)
 
 
 @train.command()
@@ -122,7 +122,7 @@ def moco(data: str, out: str, version: Any, **v: Any) -> None:
         eval_group=v.pop("eval_group"),
         schedule=_schedule(v),
     )
-    _report(train_moco(data, out, settings, resume=v["resume"], progress=_progress(v)), out, v)
+    _told(lambda: train_moco(data, out, settings, resume=v["resume"], progress=_progress(v)), out, v)
 
 
 def _schedule(given: dict[str, Any]) -> Any:
@@ -165,7 +165,13 @@ def _progress(given: dict[str, Any]) -> Any:
     return progress_for(given["quiet"] or given["as_json"])
 
 
-def _report(log: list[dict[str, Any]], out: str, given: dict[str, Any]) -> None:
+def _told(run: Callable[[], list[dict[str, Any]]], out: str, given: dict[str, Any]) -> None:
+    """Train, and tell how it went."""
+    try:
+        log = run()
+    except KeyboardInterrupt:
+        click.echo("interrupted; the same command with --resume goes on from the last checkpoint", err=True)
+        raise click.exceptions.Exit(130) from None
     if given["as_json"]:
         click.echo(json.dumps({"out": out, "epochs": log}, indent=1))
         return

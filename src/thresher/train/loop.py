@@ -54,7 +54,8 @@ class Schedule:
         options: Other parameters of the policy.
         selection: For "static": a selection folder, or a file of keys.
         seed: Of weights, orders, draws and augmentations.
-        lr: Peak learning rate; it rises for ``warmup`` and falls in half a cosine to 0, by samples seen.
+        lr: Peak learning rate, None for :func:`rate_of` the model; it rises for ``warmup`` and falls in half a cosine
+            to 0, by samples seen.
         weight_decay: Of the weights with two dimensions or more.
         warmup: Share of the run over which the rate rises.
         precision: Of products; auto is bfloat16 on a GPU and float32 on a CPU.
@@ -73,7 +74,7 @@ class Schedule:
     options: Mapping[str, Any] | None = None
     selection: str | None = None
     seed: int = 0
-    lr: float = 2e-3
+    lr: float | None = None
     weight_decay: float = 0.1
     warmup: float = 0.05
     precision: Precision = "auto"
@@ -87,7 +88,12 @@ class Schedule:
         """Refuse what cannot be carried out."""
         if (self.epochs is None) == (self.samples is None):
             raise UsageError("give the length of the run either in epochs or in samples seen")
-        if not self.lr > 0 or self.weight_decay < 0 or self.workers < 0 or self.eval_every < 0:
+        if (
+            (self.lr is not None and not self.lr > 0)
+            or self.weight_decay < 0
+            or self.workers < 0
+            or self.eval_every < 0
+        ):
             raise UsageError(
                 f"lr = {self.lr}, weight decay = {self.weight_decay}, workers = {self.workers}, evaluation every "
                 f"{self.eval_every} epochs; the rate is above 0, the others are 0 or more"
@@ -153,6 +159,11 @@ def opened(
         PoolError: The data cannot be read.
     """
     out, schedule = Path(folder), settings.schedule
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            "the reference trainers run on one process; on several, python -m thresher.train.open_clip prunes in "
+            "open_clip's own trainer"
+        )
     if schedule.epochs is not None and schedule.selection is None:
         schedule.policy_for(1, None)  # refused before pictures are decoded
     told = json.loads(json.dumps({**asdict(schedule), **_flat(settings), "data": absolute(os.fspath(data))}))
@@ -389,6 +400,11 @@ def autocast(device: torch.device, precision: Precision) -> Callable[[], Abstrac
     if precision == "bfloat16" or precision == "auto" and device.type == "cuda":
         return lambda: torch.autocast(device.type, torch.bfloat16)
     return nullcontext
+
+
+def rate_of(model: str) -> float:
+    """Return the usual peak rate of AdamW for a model: small nets take more than transformers."""
+    return 2e-3 if model == "tiny" else 5e-4
 
 
 def adamw(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:

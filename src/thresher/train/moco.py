@@ -35,6 +35,7 @@ from thresher.train.loop import (
     features_of,
     fit,
     opened,
+    rate_of,
     stored_side,
 )
 from thresher.train.models import backbone
@@ -130,7 +131,8 @@ def train_moco(
         device
     )
     task = MocoTask(model, device, settings, pairs, sets)
-    return fit(task, pairs, schedule, training, adamw(model, schedule.lr, schedule.weight_decay), progress)
+    optimizer = adamw(model, schedule.lr or rate_of(settings.model), schedule.weight_decay)
+    return fit(task, pairs, schedule, training, optimizer, progress)
 
 
 class _Moco(nn.Module):

@@ -1,0 +1,84 @@
+"""Policies by name: what a command line may ask for, and what it may not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from thresher.dynamic.d_pruning import DPruning
+from thresher.dynamic.dynamic_random import DynamicRandom
+from thresher.dynamic.full import Full
+from thresher.dynamic.infobatch import InfoBatch
+from thresher.dynamic.named import POLICIES, epochs_for, policy_named
+from thresher.dynamic.scan import Scan
+from thresher.dynamic.static import Static
+from thresher.errors import UsageError
+
+EPOCHS = 20
+
+
+def test_without_a_share_policies_are_as_published() -> None:
+    assert policy_named("full", EPOCHS) == Full()
+    assert policy_named("scan", EPOCHS) == Scan()
+    assert policy_named("infobatch", EPOCHS) == InfoBatch(epochs=EPOCHS)
+    assert policy_named("dynamic-random", EPOCHS) == DynamicRandom(keep=0.7)
+    assert policy_named("d-pruning", EPOCHS) == DPruning(keep=0.7)
+
+
+@pytest.mark.parametrize("name", ["scan", "infobatch", "dynamic-random", "d-pruning"])
+@pytest.mark.parametrize("share", [0.1, 0.25])
+def test_a_share_is_that_of_the_whole_run(name: str, share: float) -> None:
+    assert policy_named(name, EPOCHS, prune=share).expected_pruned(EPOCHS) == pytest.approx(share)
+
+
+def test_options_reach_the_policy() -> None:
+    found = policy_named(
+        "scan", EPOCHS, prune=0.1, options={"cycle": 2, "mode": "redundant", "warmup": 4, "scope": None}
+    )
+    assert isinstance(found, Scan)
+    assert (found.cycle, found.mode, found.warmup, found.scope) == (2, "redundant", 4, "batch")
+    assert policy_named("d-pruning", EPOCHS, options={"rule": "epsilon-greedy"}) == DPruning(
+        keep=0.7, rule="epsilon-greedy"
+    )
+
+
+def test_selections_keep_their_repeats() -> None:
+    mask = policy_named("static", 1, times_N=np.array([1, 0, 1], np.int32))
+    repeated = policy_named("static", 1, times_N=np.array([1, 0, 3], np.int32))
+    assert isinstance(mask, Static)
+    assert mask.times_N.dtype == np.bool_
+    assert repeated.expected_pruned(1) == pytest.approx(1 - 4 / 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "told"),
+    [
+        ("skan", {}, "no policy 'skan'; there are full, scan.* Did you mean 'scan'"),
+        ("full", {"prune": 0.3}, "not a share"),
+        ("full", {"options": {"rho": 0.3}}, "policy full has no rho; it has no options"),
+        ("infobatch", {"options": {"cycle": 3}}, "policy infobatch has no cycle; it has delta"),
+        ("scan", {"prune": 0.3, "options": {"rho": 0.3}}, "rho follow from the share"),
+        ("scan", {"times_N": np.ones(3, np.int32)}, "no other policy takes one"),
+        ("static", {}, "policy static needs a selection"),
+        ("scan", {"prune": 0.9}, "cannot prune 90.0% over 20 epochs"),
+    ],
+)
+def test_what_cannot_be_is_refused(name: str, given: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        policy_named(name, EPOCHS, **given)
+
+
+@pytest.mark.parametrize("name", [name for name in POLICIES if name != "static"])
+@pytest.mark.parametrize("prune", [None, 0.2])
+@pytest.mark.parametrize("epochs", [6, 17, 40])
+def test_as_many_epochs_as_the_samples_last(name: str, prune: float | None, epochs: int) -> None:
+    """The policy for so many samples leaves out so much that they last about so long."""
+    if name == "full" and prune:
+        return
+    rows = 1000
+    policy = policy_named(name, epochs, prune=prune)
+    samples = round(rows * epochs * (1 - policy.expected_pruned(epochs)))
+    assert abs(epochs_for(samples, rows, name, prune=prune) - epochs) <= 1
+    assert epochs_for(1, rows, name, prune=prune if name != "full" else None) == 1
