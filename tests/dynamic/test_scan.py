@@ -246,10 +246,22 @@ def test_a_budget_is_forecast_exactly_or_refused(
 
 
 def test_the_largest_budget_is_named() -> None:
-    with pytest.raises(UsageError, match=r"cannot prune 60\.0% over 14 epochs: it must stay below 42\.9%"):
+    with pytest.raises(UsageError, match=r"below 42\.9%; rho stays below 0.5; .* or warm up for fewer than 2$"):
+        Scan.for_budget(0.6, 14, warmup=2, cycle=3)
+    with pytest.raises(UsageError, match=r"cannot prune 60\.0% over 14 epochs: it must stay below 50\.0%"):
         Scan.for_budget(0.6, 14)
-    with pytest.raises(UsageError, match=r"below 21\.4%.*or prune both sides"):
+    with pytest.raises(UsageError, match=r"below 25\.0%.*or prune both sides"):
         Scan.for_budget(0.6, 14, mode="redundant")
+
+
+@pytest.mark.parametrize(
+    ("epochs", "given", "warmup", "cycle"),
+    [(14, {}, 2, 3), (5, {}, 1, 3), (4, {}, 0, 3), (2, {}, 0, 1), (4, {"cycle": 2}, 1, 2), (9, {"warmup": 3}, 3, 2)],
+)
+def test_short_runs_warm_up_for_less(epochs: int, given: dict[str, int], warmup: int, cycle: int) -> None:
+    scan = Scan.for_budget(0.3, epochs, **given)
+    assert (scan.warmup, scan.cycle) == (warmup, cycle)
+    assert scan.expected_pruned(epochs) == pytest.approx(0.3)
 
 
 def test_a_warm_up_that_watches_the_loss_is_forecast_at_its_shortest() -> None:

@@ -288,7 +288,7 @@ def test_an_interrupted_run_says_how_to_go_on(
         (["--policy", "scna"], "no policy 'scna'; there are full, scan, infobatch"),
         (["--prune", "30%"], "policy full leaves out what it is told to"),
         (["--policy", "scan", "--prune", "1.5"], "give a share strictly between 0 and 1, like 30% or 0.3"),
-        (["--policy", "scan", "--prune", "30%", "--epochs", "4"], "cannot prune 30.0% over 4 epochs"),
+        (["--policy", "scan", "--prune", "60%", "--epochs", "4"], "cannot prune 60.0% over 4 epochs"),
         (["--policy", "scan", "--prune", "20%", "--rho", "0.2"], "rho follow"),
         (["--policy", "infobatch", "--rho", "0.2"], "policy infobatch has no rho; it has delta"),
         (["--policy", "static"], "policy static needs a selection"),

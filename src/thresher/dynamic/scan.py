@@ -19,7 +19,7 @@ over the whole preparation epoch at once (scope "epoch"), which does not depend 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -86,27 +86,33 @@ class Scan(Policy):
         pruned: float,
         epochs: int,
         *,
-        cycle: int = 3,
-        warmup: int = _FEWEST,
+        cycle: int | None = None,
+        warmup: int | None = None,
         mode: Mode = "both",
         scope: Scope = "batch",
     ) -> Scan:
         """Choose rho so that ``pruned`` of the samples of the run are left out, warm-up and preparation included.
 
-        The warm-up is a number of epochs, as the end of one that watches the loss cannot be foreseen. The
-        intersection is always topped up: as published, up to a tenth of the candidates, and so of the
-        pruning, may be missing. What remains is the rounding of rho to whole rows of a batch, and rows that
-        one direction puts on the low side and the other on the high side, which count once.
+        The warm-up is a number of epochs, as the end of one that watches the loss cannot be foreseen: 2, with cycles
+        of 3 mutation epochs, as far as these are not given; where the run is too short for the share, 1 or none, and
+        if that does not do, cycles of 2 or 1. The intersection is always topped up: as published, up to a tenth of
+        the candidates, and so of the pruning, may be missing. What remains is the rounding of rho to whole rows of a
+        batch, and rows that one direction puts on the low side and the other on the high side, which count once.
 
         Raises:
             UsageError: The share cannot be reached; says what can be, and how.
         """
-        unit = cls(rho=0.25, cycle=cycle, warmup=warmup, mode=mode, scope=scope, top_up=1.0)
-        per_rho = unit.expected_pruned(epochs) / unit.rho
+        ways = [
+            cls(rho=0.25, cycle=c, warmup=w, mode=mode, scope=scope, top_up=1.0)
+            for c in ((3, 2, 1) if cycle is None else (cycle,))
+            for w in (range(_FEWEST, -1, -1) if warmup is None else (warmup,))
+        ]
+        reach = [0.5 * way.expected_pruned(epochs) / way.rho for way in ways]
+        told = "" if warmup is None else f", or warm up for fewer than {warmup}"
         more = "" if mode == "both" else ", or prune both sides"
-        hint = f"rho stays below 0.5; train for more epochs, or warm up for fewer than {warmup}{more}"
-        check_budget(pruned, epochs, 0.5 * per_rho, hint)
-        return cls(rho=pruned / per_rho, cycle=cycle, warmup=warmup, mode=mode, scope=scope, top_up=1.0)
+        check_budget(pruned, epochs, max(reach), f"rho stays below 0.5; train for more epochs{told}{more}")
+        way, most = next((way, most) for way, most in zip(ways, reach, strict=True) if pruned < most)
+        return replace(way, rho=0.5 * pruned / most)
 
     def ledger(self, rows: int) -> Ledger:
         """Return a ledger; one that keeps both directions where they are ranked after the epoch."""
