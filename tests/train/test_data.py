@@ -142,6 +142,19 @@ def test_a_csv_that_moved_with_its_pictures(tmp_path: Path) -> None:
         opened(tmp_path / "b.csv", tmp_path / "run")
 
 
+def test_pictures_may_be_files_below_the_data_and_nowhere_else(tmp_path: Path) -> None:
+    (tmp_path / "data" / "img").mkdir(parents=True)
+    (tmp_path / "data" / "img" / "a.png").write_bytes(picture())
+    (tmp_path / "secret.png").write_bytes(picture())
+    (tmp_path / "data" / "img" / "link.png").symlink_to(tmp_path / "secret.png")
+    names = ["img/a.png", "img/a.png", "../secret.png", str(tmp_path / "secret.png"), "img/link.png", "img/none.png"]
+    cells = [{"bytes": None, "path": name} for name in [*names, *["img/a.png"] * 6]]
+    pq.write_table(pa.table({"image": cells, "text": ["a"] * 12}), tmp_path / "data" / "a.parquet")
+    pairs = opened(tmp_path / "data" / "a.parquet", tmp_path / "run")
+    assert pairs.column("row") == [0, 1, *range(6, 12)]
+    assert pairs.encoded(0) == picture()
+
+
 def test_parquet_without_pictures_or_captions_says_what_it_has(tmp_path: Path) -> None:
     pq.write_table(pa.table({"caption": ["a"], "size": [1]}), tmp_path / "a.parquet")
     with pytest.raises(PoolError, match="has no column image; it has caption, size"):

@@ -27,6 +27,7 @@ import numpy.typing as npt
 from thresher.cache import writing
 from thresher.errors import MissingExtraError, PoolError, UsageError
 from thresher.export import reopen
+from thresher.readers.pieces import climbs
 from thresher.run import Progress
 from thresher.selection import Selection
 from thresher.store import EmbeddingStore, absolute, open_store
@@ -376,11 +377,10 @@ def _of_parquet(data: str, folder: Path, captions: bool) -> Pairs:
             "Give parquet with image (bytes) and text, tars, or a csv of open_clip"
         )
     sizes, texts, path = [], [], folder / PICTURES
+    beside = os.path.realpath(data if os.path.isdir(data) else os.path.dirname(data))
     with writing(path) as scratch, open(scratch, "wb") as file:
         for _, part in store.scan([name for name in (picture, caption) if name]):
-            for cell in part.column(0).to_pylist():
-                cell = cell.get("bytes") if isinstance(cell, dict) else cell
-                sizes.append(file.write(cell) if isinstance(cell, bytes) else 0)
+            sizes += [file.write(_stored(cell, beside)) for cell in part.column(0).to_pylist()]
             found = part.column(1).to_pylist() if caption else [""] * len(part)
             texts += [str(text[0] if isinstance(text, list) and text else text or "") for text in found]
     size_N = np.array(sizes, np.int64)
@@ -392,6 +392,19 @@ def _of_parquet(data: str, folder: Path, captions: bool) -> Pairs:
         size_N=size_N,
         captions=texts,
     )
+
+
+def _stored(cell: Any, beside: str) -> bytes:
+    """Return a picture from a cell: bytes, a struct with them, or the path of a file below the data; b"" for none."""
+    if isinstance(cell, dict):
+        cell = cell.get("bytes") or cell.get("path")
+    if isinstance(cell, str):
+        path = os.path.realpath(os.path.join(beside, cell))
+        if climbs(cell) or not path.startswith(beside + os.sep) or not os.path.isfile(path):
+            return b""
+        with open(path, "rb") as file:
+            return file.read()
+    return cell if isinstance(cell, bytes) else b""
 
 
 def _pool(folder: Path, columns: dict[str, Any]) -> EmbeddingStore:

@@ -261,8 +261,9 @@ class MocoTask:
                 given, test_N = (test_ND[first_N], index_N[first_N]), np.flatnonzero(~first_N)
             else:
                 test_N = np.arange(len(found))
-            for name, score in (("knn", knn), ("linear", linear_probe)):
-                told = score(*given, test_ND[test_N], index_N[test_N])
+            test = test_ND[test_N], index_N[test_N]
+            found_by = {"knn": knn(*given, *test), "linear": linear_probe(*given, *test, device=str(self.device))}
+            for name, told in found_by.items():
                 scores |= {f"{name}_{column}_{metric}": told[metric] for metric in ("top1", "top5", "mean_per_class")}
         return scores
 
