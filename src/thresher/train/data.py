@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from thresher.cache import writing
 from thresher.errors import MissingExtraError, PoolError, UsageError
-from thresher.export import reopen
+from thresher.export import keys_chosen
 from thresher.readers.pieces import climbs
 from thresher.run import Progress
 from thresher.selection import Selection
@@ -212,22 +212,11 @@ def times_of(selection: str, pairs: Pairs) -> tuple[npt.NDArray[np.int32], int]:
         chosen = Selection.load(selection)
         if not pairs.aside and (chosen.store, chosen.total) == (pairs.store.fingerprint(), len(pairs)):
             return np.asarray(chosen.mask() if chosen.repeats is None else chosen.repeats).astype(np.int32), 0
-        wanted: dict[str, int] = {}
-        for ids, keys in reopen(chosen).where(chosen.mask()).keys():
-            counts = np.ones(len(ids), np.int32) if chosen.repeats is None else chosen.repeats[ids]
-            wanted.update(zip(keys, counts.tolist(), strict=True))
-    else:
-        try:
-            lines = Path(selection).read_text(encoding="utf-8").splitlines()
-        except (OSError, ValueError) as error:
-            raise PoolError(f"{selection}: is neither a selection folder nor a file of keys ({error})") from None
-        wanted = {}
-        for key in lines:
-            wanted[key] = wanted.get(key, 0) + 1
-    times_N = np.array([wanted.pop(key, 0) for key in pairs.keys()], np.int32)
+    wanted, keys = keys_chosen(selection), pairs.keys()
+    times_N = np.array([wanted.get(key, 0) for key in keys], np.int32)
     if not times_N.any():
         raise UsageError(f"{selection}: none of its keys is in {pairs.store.layout.location}; is it of other data?")
-    return times_N, len(wanted)
+    return times_N, len(wanted.keys() - set(keys))
 
 
 def _without(pairs: Pairs, good_N: npt.NDArray[np.bool_], folder: Path) -> Pairs:
