@@ -121,14 +121,17 @@ def main() -> None:
     Path(args.out).mkdir(parents=True, exist_ok=True)
     if args.shuffled:
         data = shuffled(args.data, args.shuffled, Path(args.out) / "shuffled.parquet")
-    logs: dict[str, list[list[dict[str, Any]]]] = {arm: [] for arm in args.arms}
+    arms = [arm for arm in ARMS if arm in {"full", *args.arms}]  # what others are measured by comes first
+    if "full, the samples of scan" in arms and "scan" not in arms:
+        arms.insert(1, "scan")
+    logs: dict[str, list[list[dict[str, Any]]]] = {arm: [] for arm in arms}
     for seed in args.seeds:
-        for arm in args.arms:
+        for arm in arms:
             logs[arm].append(train(arm, seed, args, data))
     print("| policy | samples seen | fewer | seconds | saved | R@1 image to text | text to image | zero-shot |")
     print("|---|---|---|---|---|---|---|---|")
-    for arm in args.arms:
-        print(row(arm, logs[arm], logs[args.arms[0]], args))
+    for arm in arms:
+        print(row(arm, logs[arm], logs["full"], args))
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def keys_chosen(path: str | os.PathLike[str]) -> dict[str, int]:
         times = np.ones(len(ids), np.int64) if chosen.repeats is None else chosen.repeats[ids]
         for key, often in zip(keys, times.tolist(), strict=True):
             if key in found:
-                raise UsageError(f"{path}: the key {key!r} stands for several rows; select from a pool with unique keys")
+                raise UsageError(f"{path}: the key {key!r} stands for several rows; select from a pool of unique keys")
             found[key] = often
     return found
 
@@ -344,7 +344,7 @@ def _img2dataset(selection: Selection, store: EmbeddingStore, path: str) -> tupl
             f"img2dataset needs a column of addresses ({', '.join(_URLS)}); {store.layout.location} has "
             f"{', '.join(store.columns) or 'no metadata'}"
         )
-    light = [name for name in store.columns if not _heavy(store, name)]
+    light = [name for name in store.columns if not heavy(store, name)]
     given = {"url": url, "key": store.layout.key, "caption": store.layout.caption}
     sources = {name: source for name, source in given.items() if source}  # one column may serve as two
     sources |= {name: name for name in light if name not in sources and name not in sources.values()}
@@ -387,7 +387,7 @@ def _first_table(store: EmbeddingStore) -> tuple[str, str]:
     return table.protocol, table.path
 
 
-def _heavy(store: EmbeddingStore, name: str) -> bool:
+def heavy(store: EmbeddingStore, name: str) -> bool:
     """Whether a column holds pictures or vectors."""
     kind = parquet_types(*_first_table(store))[name]
     return any(word in kind for word in ("struct<", "list<", "fixed_size_list", "binary", "map<"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -152,6 +154,50 @@ def test_the_same_arguments_give_the_same_run(data: Data, tmp_path: Path) -> Non
     assert outcome(tmp_path / "a")[0] != outcome(tmp_path / "c")[0]
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_a_run_killed_before_it_wrote_its_log_writes_it_when_it_goes_on(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: bool
+) -> None:
+    how = settings(epochs=2, evals=(str(data.parquet),))
+    train_clip(data.parquet, tmp_path / "whole", how)
+    with monkeypatch.context() as patch:
+        own = Training.record
+
+        def record(self: Training, log: Sequence[Any], ledger: Any) -> None:
+            if len(log) == 1 + last:
+                raise Cut
+            own(self, log, ledger)
+
+        patch.setattr(Training, "record", record)
+        with pytest.raises(Cut):
+            train_clip(data.parquet, tmp_path / "cut", how)
+    train_clip(data.parquet, tmp_path / "cut", how, resume=True)
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+def test_a_run_killed_while_it_read_the_data_begins_anew(data: Data, tmp_path: Path) -> None:
+    for resume in (False, True):
+        run = tmp_path / f"run-{resume}"
+        run.mkdir()
+        (run / ".pictures.bin.x7.tmp.bin").write_bytes(b"half")
+        (run / "pictures.bin").write_bytes(b"of another day")
+        train_clip(data.parquet, run, settings(epochs=1), resume=resume)
+        assert {path.name for path in run.iterdir()} == {MARK, LOG, LEDGER, CHECKPOINT, "pictures.bin"}
+
+
+def test_an_evaluation_that_fails_costs_no_training(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: ClipTask) -> None:
+        raise UsageError("row 0 of the images is zero or not finite")
+
+    monkeypatch.setattr(ClipTask, "evaluate", fails)
+    how = settings(epochs=2, evals=(str(data.parquet),))
+    log = train_clip(data.parquet, tmp_path / "run", how)
+    assert log[-1]["eval_failed"] == "row 0 of the images is zero or not finite"
+    assert Training.load(tmp_path / "run").log() == train_clip(data.parquet, tmp_path / "run", how, resume=True) == log
+
+
 @pytest.mark.parametrize("batches", [1, 7, 10, 13])
 def test_a_run_that_is_cut_off_goes_on_to_the_identical_result(data: Data, tmp_path: Path, batches: int) -> None:
     how = settings(policy="scan", prune=0.15, options={"warmup": 0, "cycle": 1}, checkpoint_minutes=0.0)
@@ -241,11 +287,15 @@ def test_what_is_in_the_way_is_not_touched(data: Data, tmp_path: Path) -> None:
     before = (run / CHECKPOINT).read_bytes()
     with pytest.raises(OutputError, match="holds a training run already; pass --resume"):
         train_clip(data.parquet, run, settings(epochs=1))
-    with pytest.raises(UsageError, match="was begun with lr None, not 0.001; say the same to go on"):
+    with pytest.raises(UsageError, match="was begun with lr 0.002, not 0.001; say the same to go on"):
         train_clip(data.parquet, run, settings(epochs=1, lr=1e-3), resume=True)
     with pytest.raises(UsageError, match="was begun with data"):
         train_clip(data.csv, run, settings(epochs=1), resume=True)
-    (run / CHECKPOINT).write_bytes(before[:1000])
+    for damaged in (before[:1000], b"no checkpoint", b"", pickle.dumps({"model": 1})):
+        (run / CHECKPOINT).write_bytes(damaged)
+        with pytest.raises(PoolError, match="checkpoint.pt: cannot be read, it may be damaged"):
+            train_clip(data.parquet, run, settings(epochs=1), resume=True)
+    torch.save({"model": 1}, run / CHECKPOINT)
     with pytest.raises(PoolError, match="checkpoint.pt: cannot be read, it may be damaged"):
         train_clip(data.parquet, run, settings(epochs=1), resume=True)
     (tmp_path / "other").mkdir()
@@ -260,9 +310,12 @@ def test_data_that_changed_are_another_run(data: Data, tmp_path: Path) -> None:
     path = tmp_path / "pairs.parquet"
     pq.write_table(data.table, path)
     train_clip(path, tmp_path / "run", settings(epochs=1))
-    pq.write_table(data.table.slice(1), path)
-    with pytest.raises(UsageError, match="has changed since"):
-        train_clip(path, tmp_path / "run", settings(epochs=1), resume=True)
+    texts = data.table["text"].to_pylist()
+    swapped = data.table.set_column(1, "text", pa.array([texts[1], texts[0], *texts[2:]]))
+    for other in (data.table.slice(1), swapped):
+        pq.write_table(other, path)
+        with pytest.raises(UsageError, match="has changed since"):
+            train_clip(path, tmp_path / "run", settings(epochs=1), resume=True)
 
 
 def test_several_processes_are_sent_to_open_clip(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,6 +350,11 @@ def test_an_interrupted_run_says_how_to_go_on(
         (["--device", "tpu"], "device 'tpu' cannot be used"),
         (["--eval", "nothing.parquet"], "nothing.parquet"),
         (["--template", "a photo"], "each with {} for the name of a class"),
+        (["--samples-seen", "10"], "give 1 epoch or more, or samples for a batch or more"),
+        (["--seed", "-1"], "seed -1"),
+        (["--warmup", "1.0"], "warm-up 1.0"),
+        (["--policy", "static", "--selection", "nothing"], "nothing: is neither a selection folder nor a file of keys"),
+        (["--selection", "nothing"], "policy static needs a selection, and no other policy takes one"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_anything_is_written(
@@ -305,6 +363,26 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(
     assert main(["train", "clip", str(data.parquet), "-o", str(tmp_path / "run"), *arguments]) == 2
     assert told in capsys.readouterr().err
     assert not (tmp_path / "run" / MARK).exists()
+    assert main(["train", "clip", str(data.parquet), "-o", str(tmp_path / "run"), "--epochs", "1", "--quiet"]) == 0
+
+
+def test_evaluation_sets_have_names_and_something_to_evaluate(data: Data, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    few = data.table.slice(0, 30)
+    pq.write_table(few, tmp_path / "val.parquet")
+    pq.write_table(few.append_column("label", pa.array(range(30))), tmp_path / "other" / "val.parquet")
+    evals = (str(tmp_path / "val.parquet"), str(tmp_path / "other" / "val.parquet"))
+    log = train_clip(data.parquet, tmp_path / "run", settings(epochs=1, evals=evals))
+    assert list(log[-1]["eval"]) == ["val", "val-2"]
+    assert not any(name.startswith("zero_shot") for name in log[-1]["eval"]["val-2"])  # numbers are no names
+    pq.write_table(few.drop_columns(["text"]), tmp_path / "bare.parquet")
+    with pytest.raises(UsageError, match="bare.parquet: has neither captions nor names of classes"):
+        train_clip(data.parquet, tmp_path / "x", settings(evals=(str(tmp_path / "bare.parquet"),)))
+    cells = few["image"].to_pylist()
+    cells[7] = {"bytes": b"no picture", "path": None}
+    pq.write_table(few.set_column(2, "image", pa.array(cells)), tmp_path / "bad.parquet")
+    with pytest.raises(PoolError, match="bad.parquet: row 7 is no picture that can be read"):
+        train_clip(data.parquet, tmp_path / "x", settings(evals=(str(tmp_path / "bad.parquet"),)))
 
 
 # It learns

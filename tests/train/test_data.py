@@ -131,6 +131,43 @@ def test_bad_tars_are_named(tmp_path: Path, data: Data, kind: str) -> None:
         opened(path, tmp_path / "run")
 
 
+def test_pictures_that_are_gone_are_set_aside(tmp_path: Path) -> None:
+    lines = ["\ufefffilepath\ttitle"]
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.png").write_bytes(picture())
+        lines.append(f"{tmp_path / name}.png\t{name}")
+    (tmp_path / "a.csv").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "b.png").unlink()
+    pairs = opened(tmp_path / "a.csv", tmp_path / "run")
+    assert list(pairs.captions) == ["a", "c"]
+    assert "No such file" in pairs.aside[0][1]
+
+
+def test_tars_are_told_by_their_ending(data: Data, tmp_path: Path) -> None:
+    folder = tmp_path / "my.tar files"
+    folder.mkdir()
+    pq.write_table(data.table.slice(0, 5), folder / "a.parquet")
+    assert len(opened(folder / "a.parquet", tmp_path / "run")) == 5
+    with pytest.raises(PoolError, match="is a compressed tar"):
+        opened(tmp_path / "a.tar.gz", tmp_path / "run")
+
+
+def test_of_several_captions_the_first_is_taken(data: Data, tmp_path: Path) -> None:
+    texts = pa.array([["one", "two"], [None, "two"], [], None, ["five"], ["six"], ["7"]])
+    pq.write_table(data.table.slice(0, 7).set_column(1, "text", texts), tmp_path / "a.parquet")
+    assert list(opened(tmp_path / "a.parquet", tmp_path / "run").captions) == ["one", "five", "six", "7"]
+
+
+def test_rows_set_aside_take_no_column_with_them(data: Data, tmp_path: Path) -> None:
+    """Labels are still there for what is learnt from them."""
+    texts = ["", *data.table["text"].to_pylist()[1:9]]
+    table = data.table.slice(0, 9).set_column(1, "text", pa.array(texts)).append_column("label", pa.array(range(9)))
+    pq.write_table(table, tmp_path / "a.parquet")
+    pairs = opened(tmp_path / "a.parquet", tmp_path / "run")
+    assert pairs.column("label") == list(range(1, 9))
+    assert pairs.column("group") == table["group"].to_pylist()[1:]
+
+
 def test_a_csv_that_moved_with_its_pictures(tmp_path: Path) -> None:
     (tmp_path / "img").mkdir()
     (tmp_path / "img" / "a.png").write_bytes(picture())
@@ -169,6 +206,19 @@ def test_pictures_of_any_mode_are_decoded(mode: str) -> None:
     assert found.dtype == np.uint8
     transparent = mode in ("LA", "RGBA")
     assert (found == 255).all() if transparent or mode == "CMYK" else (found == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bits_are_scaled_to_eight(kind: str) -> None:
+    ramp = np.linspace(0, 65_535, 64 * 64).astype(np.uint16).reshape(64, 64)
+    file = io.BytesIO()
+    Image.fromarray(ramp).save(file, kind)
+    found = decode(file.getvalue(), 64, "squash")
+    assert np.abs(found[..., 0].astype(int) - (ramp // 257)).max() <= 1
+    floating = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8), np.float32)).save(floating, "TIFF")
+    with pytest.raises(PoolError, match="floating-point pixels"):
+        decode(floating.getvalue(), 8)
 
 
 def test_squares_are_cut_out_or_squashed() -> None:
@@ -215,6 +265,10 @@ def test_selections_of_the_pool_and_of_its_keys(data: Data, tmp_path: Path) -> N
     assert missing == 1
     assert np.flatnonzero(times_N).tolist() == [2, 9]
     assert times_N[[2, 9]].tolist() == [2, 1]
+    twice = data.table.set_column(0, "key", pa.array([keys[row // 2] for row in range(ROWS)]))
+    pq.write_table(twice, tmp_path / "twice.parquet")
+    doubled, _ = times_of(str(tmp_path / "keys.txt"), opened(tmp_path / "twice.parquet", tmp_path / "c"))
+    assert np.flatnonzero(doubled).tolist() == [4, 5, 18, 19]  # a key that stands for two rows keeps both
     (tmp_path / "none.txt").write_text("unknown\n")
     with pytest.raises(UsageError, match="none of its keys is in"):
         times_of(str(tmp_path / "none.txt"), parquet)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,10 @@ import numpy.typing as npt
 from thresher.dynamic.loss import clip_losses, siglip_losses
 from thresher.errors import MissingExtraError, UsageError
 from thresher.evaluate.retrieval import retrieval
-from thresher.evaluate.sets import EvalSet, read_eval
+from thresher.evaluate.sets import EvalSet
 from thresher.evaluate.zero_shot import class_embeddings, zero_shot
 from thresher.run import Progress, Silent
-from thresher.train.augment import crops, normalised
+from thresher.train.augment import Normalise, crops
 from thresher.train.loop import (
     Reduce,
     Schedule,
@@ -25,6 +25,7 @@ from thresher.train.loop import (
     adamw,
     autocast,
     device_named,
+    eval_sets,
     features_of,
     fit,
     opened,
@@ -92,18 +93,34 @@ def train_clip(
     Raises:
         UsageError, PoolError, OutputError: Before any training begins; says what to do.
     """
-    progress, schedule = progress or Silent(), settings.schedule
+    progress, rate = progress or Silent(), settings.schedule.lr or rate_of(settings.model)
+    schedule = replace(settings.schedule, lr=rate)
+    settings = replace(settings, schedule=schedule)
     device = device_named(schedule.device)
     torch.manual_seed(schedule.seed)
     clip = clip_model(settings.model, settings.loss)
-    # Prompts and groups are asked for again with every evaluation: another word for them is no other run.
-    sets = [read_eval(path, group=settings.eval_group, labels=settings.eval_labels or None) for path in schedule.evals]
+    sets = [_named_classes(found, settings) for found in eval_sets(schedule, settings.eval_group, settings.eval_labels)]
+    for found in sets:
+        if not found.texts and not found.labels:
+            raise UsageError(f"{found.path}: has neither captions nor names of classes; --eval-label names a column")
     sizes: dict[str, Any] = {"side": stored_side(clip.side), "resize": clip.resize}
     training, pairs = opened("clip", data, folder, settings, **sizes, captions=True, resume=resume, progress=progress)
     clip.model.to(device)
-    task = ClipTask(clip, clip.tokenize(pairs.captions), device, settings, sets)
-    optimizer = adamw(clip.model, schedule.lr or rate_of(settings.model), schedule.weight_decay)
+    chunks = (pairs.captions[lo : lo + _TEXTS] for lo in range(0, len(pairs), _TEXTS))
+    tokens_NT = np.concatenate([clip.tokenize(chunk) for chunk in chunks])
+    task = ClipTask(clip, tokens_NT, device, settings, sets)
+    optimizer = adamw(clip.model, rate, schedule.weight_decay)
     return fit(task, pairs, schedule, training, optimizer, progress)
+
+
+def _named_classes(found: EvalSet, settings: ClipSettings) -> EvalSet:
+    """Leave out classes that are numbers, unless their column was named: a picture of a 3 says nothing."""
+    labels = {
+        column: labels
+        for column, labels in found.labels.items()
+        if column in settings.eval_labels or not all(name.lstrip("-").isdigit() for name in labels.names)
+    }
+    return replace(found, labels=labels)
 
 
 class ClipTask:
@@ -123,12 +140,12 @@ class ClipTask:
         self.clip, self.model, self.device, self.settings = clip, clip.model, device, settings
         self.tokens_NT, self.sets = tokens_NT, sets
         self.autocast = autocast(device, settings.schedule.precision)
-        self.crop = crops(clip.side)
+        self.crop, self.normalise = crops(clip.side), Normalise(clip.mean, clip.std, white=255).to(device)
 
     def step(self, rows_B: npt.NDArray[np.int64], pixels_BHWC: torch.Tensor, reduce: Reduce) -> None:
         """Compute the losses of a batch and the gradients of what ``reduce`` makes of them."""
         tokens_BT = torch.from_numpy(self.tokens_NT[rows_B]).to(self.device)
-        image_BCHW = self.crop(normalised(pixels_BHWC, self.clip.mean, self.clip.std))
+        image_BCHW = self.crop(self.normalise(pixels_BHWC.permute(0, 3, 1, 2)))
         chunk = self.settings.chunk
         if chunk is None or chunk >= len(rows_B):
             reduce(self.losses(*self.features(image_BCHW, tokens_BT))).backward()
@@ -186,10 +203,9 @@ class ClipTask:
         return scores
 
     def _pictures(self, pixels_BHWC: torch.Tensor) -> torch.Tensor:
+        image_BCHW = self.normalise(pixels_BHWC.to(self.device).permute(0, 3, 1, 2))
         with self.autocast():
-            return self.model.encode_image(
-                normalised(pixels_BHWC.to(self.device), self.clip.mean, self.clip.std)
-            ).float()
+            return self.model.encode_image(image_BCHW).float()
 
     def _texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         parts = []

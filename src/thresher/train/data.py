@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from thresher.cache import writing
 from thresher.errors import MissingExtraError, PoolError, UsageError
-from thresher.export import keys_chosen
+from thresher.export import heavy, keys_chosen
 from thresher.readers.pieces import climbs
 from thresher.run import Progress
 from thresher.selection import Selection
@@ -44,6 +44,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _PIXELS = 2**27  # of one picture: more is taken for a decompression bomb
 _IMAGE = ("jpg", "jpeg", "png", "webp")
 _CHUNK = 1024  # pictures decoded at a time
+_PART = 256  # pictures of parquet copied at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +134,7 @@ def open_pairs(
             return
         try:
             pixels_HWC = decode(found.encoded(row), side, resize)
-        except PoolError as error:
+        except (PoolError, OSError) as error:
             bad[row] = str(error)
             return
         if memory:
@@ -182,7 +183,7 @@ def decode(data: bytes, side: int, resize: Resize = "shortest") -> Pixels:
                 if source.width * source.height > _PIXELS:
                     raise PoolError(f"is a picture of {source.width:,} x {source.height:,} pixels")
                 source.draft("RGB", (2 * side, 2 * side))
-                picture = ImageOps.exif_transpose(source)
+                picture = _eight_bit(ImageOps.exif_transpose(source))
                 if picture.has_transparency_data:
                     picture = picture.convert("RGBA")
                     picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
@@ -196,6 +197,20 @@ def decode(data: bytes, side: int, resize: Resize = "shortest") -> Pixels:
         left, top = (picture.width - short) / 2, (picture.height - short) / 2
         box = (left, top, left + short, top + short)
     return np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0))
+
+
+def _eight_bit(picture: Any) -> Any:
+    """Return a picture of 16 bits a pixel as one of 8; others as they are."""
+    from PIL import Image
+
+    if picture.mode == "F":
+        raise PoolError("is a picture of floating-point pixels, of which nobody can tell what is white")
+    if not picture.mode.startswith("I"):
+        return picture
+    pixels = np.asarray(picture).astype(np.int64)
+    if pixels.min() < 0 or pixels.max() > 65_535:
+        raise PoolError("is a picture of more than 16 bits a pixel")
+    return Image.fromarray((pixels // 257).astype(np.uint8))
 
 
 def times_of(selection: str, pairs: Pairs) -> tuple[npt.NDArray[np.int32], int]:
@@ -220,11 +235,15 @@ def times_of(selection: str, pairs: Pairs) -> tuple[npt.NDArray[np.int32], int]:
 
 
 def _without(pairs: Pairs, good_N: npt.NDArray[np.bool_], folder: Path) -> Pairs:
-    """Return the good rows, as a pool of their own."""
-    keys = [key for key, good in zip(pairs.keys(), good_N, strict=True) if good]
+    """Return the good rows, as a pool of their own with the columns that the data have."""
+    light = [name for name in pairs.store.columns if not heavy(pairs.store, name)]
+    columns: dict[str, list[Any]] = {name: [] for name in light}
+    for _, part in pairs.store.where(good_N).scan(light) if light else ():
+        for name, column in zip(light, part.columns, strict=True):
+            columns[name] += column.to_pylist()
     captions = [caption for caption, good in zip(pairs.captions, good_N, strict=True) if good]
     at: dict[str, Any] = {name: getattr(pairs, name)[good_N] for name in ("file_N", "offset_N", "size_N")}
-    store = _pool(folder, {"key": keys, "text": captions, "row": np.flatnonzero(good_N)})
+    store = _pool(folder, {**columns, "row": np.flatnonzero(good_N)})
     return replace(pairs, store=store, captions=captions, **at)
 
 
@@ -232,6 +251,8 @@ def _without(pairs: Pairs, good_N: npt.NDArray[np.bool_], folder: Path) -> Pairs
 
 
 def _indexed(data: str, folder: Path, captions: bool) -> Pairs:
+    if data.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
+        raise PoolError(f"{data}: is a compressed tar, which cannot be read in any order; unpack it to a plain one")
     tars = _tars(data)
     if tars:
         return _of_tars(tars, folder)
@@ -244,7 +265,7 @@ def _tars(data: str) -> list[str]:
     """Return the tars that a location names, [] where it names none."""
     if os.path.isdir(data):
         return sorted(glob.glob(os.path.join(glob.escape(data), "*.tar")))
-    if ".tar" not in data:
+    if not all(part.endswith(".tar") for part in data.split("::")):
         return []
     try:
         from braceexpand import braceexpand
@@ -327,7 +348,7 @@ def _caption(file: IO[bytes], at: tuple[int, int] | None, kind: str) -> str:
 def _of_csv(path: str, folder: Path) -> Pairs:
     """Index a csv as open_clip reads it: tab separated, columns filepath and title."""
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:
             lines = csv.DictReader(file, delimiter="\t")
             missing = {"filepath", "title"} - set(lines.fieldnames or ())
             if missing:
@@ -342,8 +363,7 @@ def _of_csv(path: str, folder: Path) -> Pairs:
         raise PoolError(f"{path}: has no rows")
     # open_clip looks from the current folder; a csv that was moved along with its pictures says it from its own.
     beside = os.path.dirname(os.path.abspath(path))
-    base = "" if os.path.exists(rows[0][0]) else beside
-    files = [os.path.abspath(os.path.join(base, name)) for name, _ in rows]
+    files = [os.path.abspath(name if os.path.exists(name) else os.path.join(beside, name)) for name, _ in rows]
     titles = [title.strip() for _, title in rows]
     return Pairs(
         store=_pool(folder, {"key": [name for name, _ in rows], "text": titles, "filepath": files}),
@@ -368,10 +388,10 @@ def _of_parquet(data: str, folder: Path, captions: bool) -> Pairs:
     sizes, texts, path = [], [], folder / PICTURES
     beside = os.path.realpath(data if os.path.isdir(data) else os.path.dirname(data))
     with writing(path) as scratch, open(scratch, "wb") as file:
-        for _, part in store.scan([name for name in (picture, caption) if name]):
+        columns = [name for name in (picture, caption) if name]
+        for part in (part for table in store.layout.tables for part in table.stream(columns, _PART)):
             sizes += [file.write(_stored(cell, beside)) for cell in part.column(0).to_pylist()]
-            found = part.column(1).to_pylist() if caption else [""] * len(part)
-            texts += [str(text[0] if isinstance(text, list) and text else text or "") for text in found]
+            texts += [_first(cell) for cell in part.column(1).to_pylist()] if caption else [""] * len(part)
     size_N = np.array(sizes, np.int64)
     return Pairs(
         store=store,
@@ -381,6 +401,12 @@ def _of_parquet(data: str, folder: Path, captions: bool) -> Pairs:
         size_N=size_N,
         captions=texts,
     )
+
+
+def _first(cell: Any) -> str:
+    """Return a caption, the first where there are several."""
+    text = next(iter(cell), None) if isinstance(cell, list) else cell
+    return "" if text is None else str(text)
 
 
 def _stored(cell: Any, beside: str) -> bytes:

@@ -8,8 +8,9 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -19,9 +20,9 @@ from thresher import __version__
 from thresher.cache import writing
 from thresher.dynamic.named import epochs_for, policy_named
 from thresher.dynamic.policy import Policy
-from thresher.dynamic.sampler import CosineByProgress, PruningSampler
-from thresher.errors import MissingExtraError, OutputError, PoolError, UsageError
-from thresher.evaluate.sets import EvalSet
+from thresher.dynamic.sampler import CosineByProgress, PruningSampler, describe
+from thresher.errors import MissingExtraError, OutputError, PoolError, ThresherError, UsageError
+from thresher.evaluate.sets import EvalSet, read_eval
 from thresher.run import Progress
 from thresher.store import absolute
 from thresher.train.data import PICTURES, SET_ASIDE, Pairs, Resize, decode, open_pairs, times_of
@@ -88,6 +89,13 @@ class Schedule:
         """Refuse what cannot be carried out."""
         if (self.epochs is None) == (self.samples is None):
             raise UsageError("give the length of the run either in epochs or in samples seen")
+        if self.batch_size < 2 or not 0 <= self.seed < 2**63 or not 0 <= self.warmup < 1 or self.checkpoint_minutes < 0:
+            raise UsageError(
+                f"batch size {self.batch_size}, seed {self.seed}, warm-up {self.warmup}, {self.checkpoint_minutes} "
+                "minutes; give 2 rows or more, 0 to 2^63 - 1, 0 or more and below 1, 0 or more"
+            )
+        if (self.selection is None) == (self.policy == "static"):
+            raise UsageError("policy static needs a selection, and no other policy takes one")
         if (
             (self.lr is not None and not self.lr > 0)
             or self.weight_decay < 0
@@ -168,11 +176,13 @@ def opened(
         schedule.policy_for(1, None)  # refused before pictures are decoded
     told = json.loads(json.dumps({**asdict(schedule), **_flat(settings), "data": absolute(os.fspath(data))}))
     earlier = _earlier(out, task, told, resume)
-    out.mkdir(parents=True, exist_ok=True)
     how: dict[str, Any] = {"side": side, "resize": resize, "captions": captions, "workers": max(schedule.workers, 1)}
     pairs = open_pairs(os.fspath(data), out, **how, progress=progress)
     if pairs.aside:
         progress.say(f"{len(pairs.aside):,} rows cannot be used; they are listed in {out / SET_ASIDE}")
+    digest = hashlib.sha256(pairs.size_N.tobytes())
+    for caption in pairs.captions:
+        digest.update(caption.encode("utf-8", "surrogatepass") + b"\0")
     training = Training(
         folder=out,
         task=task,
@@ -181,13 +191,17 @@ def opened(
         store=pairs.store.fingerprint(),
         rows=len(pairs),
         policy=schedule.policy,
-        settings=told,
+        settings={**told, "content": digest.hexdigest()[:32]},
         version=__version__,
     )
-    if earlier is not None and (earlier.store, earlier.rows) != (training.store, training.rows):
+    if earlier is not None and _content(earlier) != _content(training):
         raise UsageError(f"{data}: has changed since {out} was begun; train on the same data, or begin another run")
-    training.save()
     return training, pairs
+
+
+def _content(training: Training) -> tuple[str, int, Any]:
+    """What tells data apart: keys, rows, captions and the sizes of pictures."""
+    return training.store, training.rows, training.settings.get("content")
 
 
 def _flat(settings: Any) -> dict[str, Any]:
@@ -201,9 +215,9 @@ def _earlier(folder: Path, task: str, told: Mapping[str, Any], resume: bool) -> 
     names = {path.name for path in folder.iterdir()} if folder.exists() else set()
     if MARK not in names:
         # What a run leaves that was killed while it read the data, and nothing else, may lie there.
-        strange = {name for name in names - {ROWS, PICTURES, SET_ASIDE} if not name.endswith(".tmp")}
-        if strange or (names and not resume):
+        if any(name not in (ROWS, PICTURES, SET_ASIDE) and not _scratch(name) for name in names):
             raise OutputError(f"{folder}: exists and is not a training run; choose another name")
+        _sweep(folder)
         return None
     if not resume:
         raise OutputError(f"{folder}: holds a training run already; pass --resume to go on, or choose another name")
@@ -215,7 +229,19 @@ def _earlier(folder: Path, task: str, told: Mapping[str, Any], resume: bool) -> 
                 f"{folder}: was begun with {name.replace('_', ' ')} {known.get(name)}, not {asked}; "
                 "say the same to go on, or choose another name for another run"
             )
+    _sweep(folder)
     return earlier
+
+
+def _scratch(name: str) -> bool:
+    """Whether a file was being written when its process was killed."""
+    return name.startswith(".") and ".tmp" in name
+
+
+def _sweep(folder: Path) -> None:
+    for path in folder.iterdir() if folder.exists() else ():
+        if _scratch(path.name) and path.is_file():
+            path.unlink()
 
 
 def fit(
@@ -245,10 +271,14 @@ def fit(
     )
     rates = CosineByProgress(optimizer, sampler, warmup=schedule.warmup)
     keeper = _Keeper(training.folder / CHECKPOINT, task.model, optimizer, sampler, schedule.checkpoint_minutes)
-    log, seconds = keeper.load(task.device)
-    loader = _loader(pairs, sampler, schedule.workers)
-    if log:
-        progress.say(f"going on in epoch {sampler.epoch}, step {sampler.step}")
+    log, seconds = keeper.load()
+    training.save()  # only now: what was asked for can be done
+    loader = _loader(pairs, sampler, schedule.workers, task.device)
+    progress.say(f"policy {describe(sampler.policy)}")
+    if log or sampler.step:
+        progress.say(f"going on in epoch {sampler.epoch + 1}, step {sampler.step}")
+        log = _settled(task, schedule, sampler, log, progress)
+        training.record(log, sampler.ledger)  # the run may have been killed before it was
     while sampler.plan is not None:
         epoch, rate = sampler.epoch, 0.0
         label = f"epoch {epoch + 1} of {sampler.epochs}, {sampler.plan.phase}"
@@ -271,15 +301,36 @@ def fit(
         seconds = time.monotonic() - begun
         entry = {**sampler.log()[-1], "seconds": round(seconds, 3), "lr": rate}
         entry["samples_per_second"] = round(entry["samples"] / seconds, 1)
-        last = sampler.plan is None
-        if schedule.evals and (last or schedule.eval_every and (epoch + 1) % schedule.eval_every == 0):
-            task.model.eval()
-            entry["eval"] = task.evaluate()
         log, seconds = [*log, entry], 0.0
         keeper.save(log, seconds)
         training.record(log, sampler.ledger)
+        settled = _settled(task, schedule, sampler, log, progress)
+        if settled is not log:
+            log = settled
+            keeper.save(log, seconds)
+            training.record(log, sampler.ledger)
         progress.say(_told(log, sampler))
     return log
+
+
+def _settled(
+    task: Task, schedule: Schedule, sampler: PruningSampler, log: list[dict[str, Any]], progress: Progress
+) -> list[dict[str, Any]]:
+    """Return the log with the evaluation that its last epoch is due; the same log where it is due none.
+
+    An evaluation that fails, as that of a model that diverged does, costs no training: its reason is in the log.
+    """
+    if not log or not schedule.evals or sampler.step or {"eval", "eval_failed"} & set(log[-1]):
+        return log
+    every, done = schedule.eval_every, len(log)
+    if sampler.plan is not None and not (every and done % every == 0):
+        return log
+    task.model.eval()
+    try:
+        return [*log[:-1], {**log[-1], "eval": task.evaluate()}]
+    except ThresherError as error:
+        progress.say(f"epoch {done}: the evaluation failed: {error}")
+        return [*log[:-1], {**log[-1], "eval_failed": str(error)}]
 
 
 def _reduce(sampler: PruningSampler, rows_B: npt.NDArray[np.int64]) -> Reduce:
@@ -344,18 +395,19 @@ class _Keeper:
             torch.save(state, scratch)
         self._last = time.monotonic()
 
-    def load(self, device: torch.device) -> tuple[list[dict[str, Any]], float]:
+    def load(self) -> tuple[list[dict[str, Any]], float]:
         """Go on from the checkpoint, if there is one; return the log, and the seconds spent in the epoch."""
         if not self.path.exists():
             return [], 0.0
         try:
-            state = torch.load(self.path, map_location=device, weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-            raise PoolError(f"{self.path}: cannot be read, it may be damaged ({error})") from None
-        self.sampler.load_state_dict(state["sampler"])
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        return json.loads(state["log"]), float(state["seconds"])
+            # To the CPU: the optimizer's counts of steps are read there, and stay where they were loaded to.
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            self.sampler.load_state_dict(state["sampler"])
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            return json.loads(state["log"]), float(state["seconds"])
+        except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, UnpicklingError):
+            raise PoolError(f"{self.path}: cannot be read, it may be damaged; begin the run anew") from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -375,12 +427,13 @@ def _same(items: Any) -> Any:
     return items
 
 
-def _loader(pairs: Pairs, sampler: PruningSampler, workers: int) -> Any:
+def _loader(pairs: Pairs, sampler: PruningSampler, workers: int, device: torch.device) -> Any:
     from torch.utils.data import DataLoader
 
     workers = 0 if pairs.pixels_NHWC is not None else workers
-    rows: Any = _Rows(pairs)
-    return DataLoader(rows, batch_sampler=sampler, collate_fn=_same, num_workers=workers)
+    rows: Any = _Rows(replace(pairs, captions=()))  # workers may have to be sent it
+    how: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
+    return DataLoader(rows, batch_sampler=sampler, collate_fn=_same, pin_memory=device.type == "cuda", **how)
 
 
 def device_named(name: str) -> torch.device:
@@ -418,6 +471,27 @@ def adamw(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW
 def stored_side(side: int) -> int:
     """Return how large pictures are kept from which squares of ``side`` are cut."""
     return side + max(side // 8, 1)
+
+
+def eval_sets(schedule: Schedule, group: str | None, labels: Sequence[str], needs: Sequence[str] = ()) -> list[EvalSet]:
+    """Open the evaluation sets of a run under names of their own, and make sure that their pictures can be read.
+
+    Raises:
+        UsageError: A set lacks a column.
+        PoolError: It cannot be read, or a picture cannot be decoded: an evaluation leaves out none.
+    """
+    found: list[EvalSet] = []
+    for path in schedule.evals:
+        one = read_eval(path, group=group, labels=labels or None, needs=needs)
+        same = sum(other.name == one.name or other.name.startswith(f"{one.name}-") for other in found)
+        found.append(replace(one, name=f"{one.name}-{same + 1}") if same else one)
+        for ids, pictures in one.batches():
+            for row, data in zip(ids, pictures, strict=True):
+                try:
+                    decode(data, 8)
+                except PoolError as error:
+                    raise PoolError(f"{path}: row {row:,} {error}") from None
+    return found
 
 
 def features_of(
