@@ -32,6 +32,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "infobatch": {"policy": "infobatch", "prune": PRUNE},
     "dynamic random": {"policy": "dynamic-random", "prune": PRUNE},
     "scan, redundant only": {"policy": "scan", "prune": 0.15, "options": {"mode": "redundant"}},
+    "scan, ill-matched only": {"policy": "scan", "prune": 0.15, "options": {"mode": "ill-matched"}},
 }
 METRICS = ("image_to_text_R@1", "text_to_image_R@1", "zero_shot_{label}_top1")
 

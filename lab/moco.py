@@ -2,8 +2,9 @@
 
     python lab/moco.py TRAIN EVAL.parquet -o RUNS --label label_name --epochs 5 --arms full scan
 
-Neighbours and linear probes learn from up to 20,000 labelled rows of TRAIN, on features of the frozen net. Runs are
-folders of ``thresher train moco`` below RUNS; those that are finished are not run again.
+Neighbours and probes learn from up to 20,000 labelled rows of TRAIN that are not in EVAL, else from half of EVAL,
+on features of the frozen net; all rows of the table by the same protocol, of which a line tells. Runs are folders of
+``thresher train moco`` below RUNS; those that are finished are not run again.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from thresher.evaluate.sets import read_eval
 from thresher.terminal import progress_for
 from thresher.train.data import open_pairs
-from thresher.train.loop import Schedule, stored_side
+from thresher.train.loop import Schedule, device_named, stored_side
 from thresher.train.moco import MocoSettings, MocoTask, MocoV2, train_moco
 from thresher.train.models import backbone
 from thresher.training import MARK
@@ -31,18 +32,22 @@ ARMS: dict[str, dict[str, Any]] = {
 
 
 def untrained(args: argparse.Namespace, settings: MocoSettings) -> dict[str, float]:
-    """Return the figures of the net as it begins."""
+    """Return the figures of the net as it begins, by the evaluation that its training has."""
+    device = device_named(settings.schedule.device)
     torch.manual_seed(settings.schedule.seed)
     encoder, width = backbone(settings.model, settings.side)
     out = Path(args.out) / "untrained"
     out.mkdir(exist_ok=True)
     side = stored_side(settings.side)
     pairs = open_pairs(args.data, out, side=side, resize="shortest", captions=False, progress=progress_for(False))
-    model = MocoV2(encoder, width, settings, 1)
+    model = MocoV2(encoder, width, settings, 1).to(device)
     held_out = read_eval(args.held_out, labels=(args.label,))
-    # Batch norm has seen nothing yet: a pass over some rows gives it its statistics, as training does.
+    # Batch norm has seen nothing yet: a pass over some rows gives it its statistics, the mean of all batches.
     model.train()
-    task = MocoTask(model, torch.device("cpu"), settings, pairs, [held_out])
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.momentum = None
+    task = MocoTask(model, device, settings, pairs, [held_out])
     for lo in range(0, min(len(pairs), 8192), 256):
         task.features(torch.from_numpy(pairs.pixels(range(lo, min(lo + 256, len(pairs))))))
     model.eval()
@@ -83,6 +88,11 @@ def main() -> None:
         told = f"{sum(entry['samples'] for entry in log):,} samples, {seconds:.0f} s"
         found[arm] = (f"{log[-1]['pruned_so_far']:.1%} pruned, {told}", log[-1]["eval"][Path(args.held_out).stem])
     names = [f"{how}_{args.label}_{metric}" for how in ("knn", "linear") for metric in ("top1", "top5")]
+    rows = [scores[f"probe_{args.label}_{name}"] for _, scores in found.values() for name in ("rows_learnt", "halves")]
+    if len({*rows[::2]}) > 1 or len({*rows[1::2]}) > 1:
+        raise SystemExit("the rows of the table learn from other rows: were TRAIN or EVAL changed? Begin other RUNS")
+    source = "half of EVAL" if rows[1] else "TRAIN"
+    print(f"learnt from {rows[0]:,.0f} rows of {source}\n")
     print("| policy | | 20 neighbours, top 1 | top 5 | linear probe, top 1 | top 5 |")
     print("|---|---|---|---|---|---|")
     for arm, (told, scores) in found.items():

@@ -39,6 +39,9 @@ def test_captions_groups_and_labels(tmp_path: Path) -> None:
     assert found.labels["label"].index_N.tolist() == [0, 1, 0, -1, 1, 0, 0]
     assert found.labels["colour"].names == ("blue", "green", "red")
     assert found.labels["colour"].index_N.tolist() == [2, 0, -1, 2, 2, 1, 0]
+    assert (found.group, found.column("group")) == ("group", [10, 10, 5, 7, 7, 7, 99])
+    with pytest.raises(UsageError, match="metadata column .title.;.* has id, image"):
+        found.column("title")
     assert list(read_eval(path).labels) == ["label"]
     assert read_eval(path, labels=()).labels == {}
 
@@ -49,6 +52,7 @@ def test_several_captions_of_a_picture(tmp_path: Path) -> None:
     assert found.texts == tuple(text for each in texts for text in each)
     assert found.text_row_M.tolist() == [i for i, each in enumerate(texts) for _ in each]
     assert found.group_N.tolist() == list(range(7))
+    assert found.group is None
     assert found.text_group_M.tolist() == found.text_row_M.tolist()
     assert list(found.labels) == ["label_name"]
 

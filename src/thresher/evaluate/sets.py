@@ -41,6 +41,7 @@ class EvalSet:
         text_row_M: (M,) int64, the row each caption belongs to.
         group_N: (N,) int64, rows of one group show or say the same; every row its own where no column says so.
         labels: Classes by label column.
+        group: The column that says which rows are of one group, None where none does.
     """
 
     name: str
@@ -51,10 +52,19 @@ class EvalSet:
     labels: Mapping[str, Labels]
     store: EmbeddingStore = field(repr=False)
     image: str
+    group: str | None = None
 
     def __len__(self) -> int:
         """Return N, the number of pictures."""
         return self.store.total
+
+    def column(self, name: str) -> list[Any]:
+        """Return a column, N values.
+
+        Raises:
+            UsageError: There is none of this name.
+        """
+        return _values(self.store, name)
 
     @property
     def text_group_M(self) -> Ints:
@@ -153,6 +163,7 @@ def read_eval(
         labels={name: _labels(store, name) for name in named},
         store=store,
         image=str(picture),
+        group=grouped,
     )
 
 

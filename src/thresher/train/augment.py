@@ -14,11 +14,27 @@ except ImportError:
     raise MissingExtraError("training", "train") from None
 
 
-def normalised(pixels_BHWC: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    """Return (B, 3, H, W) float32 of (B, H, W, 3) uint8, less the mean and over the deviation of each colour."""
-    scale = torch.tensor(std, device=pixels_BHWC.device) * 255
-    shift = torch.tensor(mean, device=pixels_BHWC.device) * 255
-    return ((pixels_BHWC.float() - shift) / scale).permute(0, 3, 1, 2)
+class Normalise(nn.Module):
+    """Pictures less the mean and over the deviation of each colour; what it subtracts stays on the device."""
+
+    shift: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], *, white: float = 1.0) -> None:
+        """Take mean and deviation of pixels from 0 to 1, by colour.
+
+        Args:
+            mean: Three means.
+            std: Three deviations, above 0.
+            white: The brightest value of the pictures to come: 255 for uint8, 1 for what augmentations return.
+        """
+        super().__init__()
+        self.register_buffer("shift", torch.tensor(mean).view(3, 1, 1) * white)
+        self.register_buffer("scale", torch.tensor(std).view(3, 1, 1) * white)
+
+    def forward(self, image_BCHW: torch.Tensor) -> torch.Tensor:
+        """Return (B, 3, H, W) float32."""
+        return (image_BCHW.float() - self.shift) / self.scale
 
 
 def crops(side: int, smallest: float = 0.9) -> nn.Module:
@@ -51,7 +67,8 @@ def _view(side: int, blur: float, solarise: float, version: int) -> nn.Module:
         size = side // 20 * 2 + 1  # a tenth of the side
         parts.append(k.RandomGaussianBlur((size, size), (0.1, 2.0), p=blur))
     if solarise:
-        parts.append(k.RandomSolarize(p=solarise))
+        # Ranges, as a lone number is a distance from the middle; kornia's own would change darker pixels as well.
+        parts.append(k.RandomSolarize(thresholds=(0.5, 0.5), additions=(0.0, 0.0), p=solarise))
     return nn.Sequential(*parts)
 
 

@@ -7,10 +7,11 @@ al., 2104.02057) with the batch, both ways, through a predictor.
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,10 +21,10 @@ from thresher.dynamic.loss import moco_v2_losses, moco_v3_losses
 from thresher.errors import MissingExtraError, UsageError
 from thresher.evaluate.knn import knn
 from thresher.evaluate.linear_probe import linear_probe
-from thresher.evaluate.sets import EvalSet, Labels, read_eval
+from thresher.evaluate.sets import EvalSet
 from thresher.evaluate.split import split
 from thresher.run import Progress, Silent
-from thresher.train.augment import normalised, views
+from thresher.train.augment import Normalise, views
 from thresher.train.data import Pairs
 from thresher.train.loop import (
     Reduce,
@@ -32,6 +33,7 @@ from thresher.train.loop import (
     adamw,
     autocast,
     device_named,
+    eval_sets,
     features_of,
     fit,
     opened,
@@ -66,7 +68,8 @@ class MocoSettings:
         temperature: What cosines are divided by.
         dim: Dimensions in which views are compared.
         groups: Version 2: parts of a batch that batch norm sees apart, keys shuffled among them, as on that many
-            GPUs: else the model can tell the right key by its batch's statistics. 1 for models without batch norm.
+            GPUs: else the model can tell the right key by its batch's statistics. A part has 2 rows or more, so that
+            small batches have fewer; 1 for models without batch norm.
         eval_labels: Columns of the evaluation sets with classes.
         eval_group: Column that joins what must not be on both sides of a split.
         schedule: The rest.
@@ -105,8 +108,12 @@ def train_moco(
 ) -> list[dict[str, Any]]:
     """Train a picture encoder, and leave in ``folder`` what :mod:`thresher.training` reads; return the log.
 
-    Evaluation learns from up to 20,000 rows of the data where they have the label column, and else from half of the
-    evaluation set, and tests on the rest.
+    Neighbours and probes learn from up to 20,000 rows of the data that have the label, and are tested on all of an
+    evaluation set. Not learnt from are rows that share a group with the set, where both have the column, and those
+    whose stored picture is one of the set's, byte for byte; a picture stored anew is only known by its group. Where
+    that leaves nothing to learn from they learn from half of the set, and are tested on the other, no group in both.
+    For each label column the log has, beside what was reached, ``probe_COLUMN_rows_learnt``,
+    ``probe_COLUMN_rows_tested``, and ``probe_COLUMN_halves``: 1 where the set was halved, else 0.
 
     Args:
         data: See :func:`thresher.train.data.open_pairs`; captions are not needed.
@@ -118,20 +125,23 @@ def train_moco(
     Raises:
         UsageError, PoolError, OutputError: Before any training begins; says what to do.
     """
-    progress, schedule = progress or Silent(), settings.schedule
+    progress, rate = progress or Silent(), settings.schedule.lr or rate_of(settings.model)
+    schedule = replace(settings.schedule, lr=rate)
+    settings = replace(settings, schedule=schedule)
     device = device_named(schedule.device)
     torch.manual_seed(schedule.seed)
     encoder, width = backbone(settings.model, settings.side)
-    how: dict[str, Any] = {"group": settings.eval_group, "labels": settings.eval_labels or None, "needs": ("labels",)}
-    sets = [read_eval(path, **how) for path in schedule.evals]
+    sets = eval_sets(schedule, settings.eval_group, settings.eval_labels, needs=("labels",))
     sizes: dict[str, Any] = {"side": stored_side(settings.side), "resize": "shortest", "captions": False}
     training, pairs = opened("moco", data, folder, settings, **sizes, resume=resume, progress=progress)
+    if len(pairs) < 2:
+        raise UsageError(f"{data}: has one row that can be used; MoCo tells pictures from each other, give 2 or more")
     queue = settings.queue or min(_QUEUE, max(len(pairs) // 4, 1))
     model = (MocoV2(encoder, width, settings, queue) if settings.version == 2 else MocoV3(encoder, width, settings)).to(
         device
     )
     task = MocoTask(model, device, settings, pairs, sets)
-    optimizer = adamw(model, schedule.lr or rate_of(settings.model), schedule.weight_decay)
+    optimizer = adamw(model, rate, schedule.weight_decay)
     return fit(task, pairs, schedule, training, optimizer, progress)
 
 
@@ -165,11 +175,21 @@ class MocoV2(_Moco):
         self.groups = settings.groups if norms else 1
 
     def losses(self, view1: torch.Tensor, view2: torch.Tensor) -> torch.Tensor:
-        """Return (B, 1) losses, and put the keys into the queue."""
-        query_BD = torch.cat([self.encoder(part) for part in view1.chunk(self.groups)]).float()
+        """Return (B, 1) losses, and put the keys into the queue.
+
+        Args:
+            view1: (B, 3, H, W), views whose queries learn.
+            view2: (B, 3, H, W), views of the same pictures for keys.
+
+        Raises:
+            UsageError: Fewer than 2 rows.
+        """
+        _check_rows(view1)
+        groups = min(self.groups, len(view1) // 2)  # a part of one row has no statistics
+        query_BD = torch.cat([self.encoder(part) for part in view1.tensor_split(groups)]).float()
         with torch.no_grad():
             order = torch.randperm(len(view2), device=view2.device)
-            shuffled = torch.cat([self.follower(part) for part in view2[order].chunk(self.groups)]).float()
+            shuffled = torch.cat([self.follower(part) for part in view2[order].tensor_split(groups)]).float()
             key_BD = torch.empty_like(shuffled)
             key_BD[order] = nn.functional.normalize(shuffled, dim=1)
         losses_B1 = moco_v2_losses(query_BD, key_BD, self.queue_KD, self.settings.temperature)
@@ -193,7 +213,16 @@ class MocoV3(_Moco):
         self.predictor = _mlp(settings.dim, 4 * width, settings.dim, layers=2, norm=True)
 
     def losses(self, view1: torch.Tensor, view2: torch.Tensor) -> torch.Tensor:
-        """Return (B, 2) losses."""
+        """Return (B, 2) losses.
+
+        Args:
+            view1: (B, 3, H, W).
+            view2: (B, 3, H, W), other views of the same pictures.
+
+        Raises:
+            UsageError: Fewer than 2 rows.
+        """
+        _check_rows(view1)
         q1_BD, q2_BD = (self.predictor(self.encoder(view)).float() for view in (view1, view2))
         with torch.no_grad():
             k1_BD, k2_BD = (self.follower(view).float() for view in (view1, view2))
@@ -202,6 +231,14 @@ class MocoV3(_Moco):
     def after_step(self, progress: float) -> None:
         """Let the follower follow, less and less."""
         self.follow(1 - (1 - self.settings.momentum) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def _check_rows(view_BCHW: torch.Tensor) -> None:
+    if len(view_BCHW) < 2:
+        raise UsageError(
+            f"a batch of {len(view_BCHW)} row: MoCo contrasts the rows of a batch and takes their statistics; give "
+            "batches of 2 rows or more, or prune less"
+        )
 
 
 def _mlp(width: int, hidden: int, dim: int, *, layers: int, norm: bool) -> nn.Sequential:
@@ -218,6 +255,29 @@ def _mlp(width: int, hidden: int, dim: int, *, layers: int, norm: bool) -> nn.Se
     return nn.Sequential(*parts)
 
 
+@dataclass(frozen=True, eq=False)
+class _Probe:
+    """What the classes of a label column are learnt from, and tested on.
+
+    Attributes:
+        rows_N: Rows learnt from: of the evaluation set where it is halved, else of the training data.
+        index_N: (N,) int64, their classes.
+        group_N: (N,) int64, their groups.
+        test_M: Rows of the evaluation set that are tested.
+        halves: Whether the evaluation set is halved.
+    """
+
+    rows_N: npt.NDArray[np.int64]
+    index_N: npt.NDArray[np.int64]
+    group_N: npt.NDArray[np.int64]
+    test_M: npt.NDArray[np.int64]
+    halves: bool
+
+    def learnable(self) -> bool:
+        """Whether there are classes to tell apart, and groups of which some can be held out."""
+        return len(np.unique(self.index_N)) > 1 and len(np.unique(self.group_N)) > 1
+
+
 class MocoTask:
     """A picture encoder in training."""
 
@@ -229,15 +289,21 @@ class MocoTask:
         pairs: Pairs,
         sets: Sequence[EvalSet] = (),
     ) -> None:
-        """Take a model on its device."""
+        """Take a model on its device.
+
+        Raises:
+            UsageError: There is nothing to learn the classes of an evaluation set from.
+        """
         self.model, self.device, self.settings, self.pairs, self.sets = model, device, settings, pairs, sets
         self.autocast = autocast(device, settings.schedule.precision)
         self.views = views(settings.side, settings.version)
+        self.normalise = Normalise(_MEAN, _STD).to(device)
+        self._probes = [_probes(pairs, found) for found in sets]  # before training: they may be refused
 
     def step(self, rows_B: npt.NDArray[np.int64], pixels_BHWC: torch.Tensor, reduce: Reduce) -> None:
         """Compute the losses of a batch and the gradients of what ``reduce`` makes of them."""
-        image_BCHW = normalised(pixels_BHWC, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-        view1, view2 = (_normal(view(image_BCHW)) for view in self.views)
+        image_BCHW = _bright(pixels_BHWC)
+        view1, view2 = (self.normalise(view(image_BCHW)) for view in self.views)
         with self.autocast():
             losses_BR = self.model.losses(view1, view2)
         reduce(losses_BR).backward()
@@ -247,53 +313,96 @@ class MocoTask:
         self.model.after_step(progress)
 
     def evaluate(self) -> Scores:
-        """Return the accuracy of nearest neighbours and linear probes by evaluation set."""
-        return {found.name: self._evaluate(found) for found in self.sets}
+        """Return the accuracy of nearest neighbours and linear probes by evaluation set; see :func:`train_moco`."""
+        return {
+            found.name: self._evaluate(found, probes) for found, probes in zip(self.sets, self._probes, strict=True)
+        }
 
-    def _evaluate(self, found: EvalSet) -> dict[str, float]:
-        test_ND = features_of(found, self.settings.side, "shortest", self.features)
+    def _evaluate(self, found: EvalSet, probes: dict[str, _Probe]) -> dict[str, float]:
+        eval_ND = features_of(found, self.pairs.side, self.pairs.resize, self.features)
         scores: dict[str, float] = {}
-        for column, labels in found.labels.items():
-            index_N = labels.index_N
-            given = self._training(column, labels)
-            if given is None:
-                first_N = split(len(found), groups_N=found.group_N)
-                given, test_N = (test_ND[first_N], index_N[first_N]), np.flatnonzero(~first_N)
-            else:
-                test_N = np.arange(len(found))
-            test = test_ND[test_N], index_N[test_N]
-            found_by = {"knn": knn(*given, *test), "linear": linear_probe(*given, *test, device=str(self.device))}
-            for name, told in found_by.items():
+        for column, probe in probes.items():
+            learnt = (eval_ND[probe.rows_N] if probe.halves else self._learnt(probe.rows_N)), probe.index_N
+            test = eval_ND[probe.test_M], found.labels[column].index_N[probe.test_M]
+            how: dict[str, Any] = {"train_group_N": probe.group_N, "device": str(self.device)}
+            for name, told in (("knn", knn(*learnt, *test)), ("linear", linear_probe(*learnt, *test, **how))):
                 scores |= {f"{name}_{column}_{metric}": told[metric] for metric in ("top1", "top5", "mean_per_class")}
+            sizes = {"rows_learnt": len(probe.rows_N), "rows_tested": len(probe.test_M), "halves": probe.halves}
+            scores |= {f"probe_{column}_{name}": float(value) for name, value in sizes.items()}
         return scores
 
-    def _training(self, column: str, labels: Labels) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]] | None:
-        """Return features and classes of some rows of the training data, None where they have no such labels."""
-        if column not in self.pairs.store.columns:
-            return None
-        number = {name: i for i, name in enumerate(labels.names)}
-        index_N = np.array([number.get(str(value), -1) for value in self.pairs.column(column)], np.int64)
-        known = np.flatnonzero(index_N >= 0)
-        if not len(known):
-            return None
-        rows = known[np.unique(np.linspace(0, len(known) - 1, _PROBED).astype(np.int64))]
-        margin = (self.pairs.side - self.settings.side) // 2
-        inside = slice(margin, margin + self.settings.side)
+    def _learnt(self, rows_N: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Return the features of rows of the training data, (N, D)."""
         parts = []
-        for lo in range(0, len(rows), _ENCODED):
-            pixels = self.pairs.pixels(rows[lo : lo + _ENCODED].tolist())[:, inside, inside]
-            parts.append(self.features(torch.from_numpy(np.ascontiguousarray(pixels))).cpu())
+        for lo in range(0, len(rows_N), _ENCODED):
+            pixels_BHWC = self.pairs.pixels(rows_N[lo : lo + _ENCODED].tolist())
+            parts.append(self.features(torch.from_numpy(pixels_BHWC)).cpu())
         features: npt.NDArray[np.float32] = torch.cat(parts).numpy()
-        return features, index_N[rows]
+        return features
 
     def features(self, pixels_BHWC: torch.Tensor) -> torch.Tensor:
-        """Return the features of pictures as they are, (B, D)."""
+        """Return the features of the middle of pictures, (B, D).
+
+        What is trained on and what is evaluated on come at the same scale: pictures of the size that is stored, of
+        which the middle is cut out, as is usual for models that learn from random crops.
+
+        Args:
+            pixels_BHWC: (B, H, W, 3) uint8, of the stored side.
+        """
+        side = self.settings.side
+        top, left = ((size - side) // 2 for size in pixels_BHWC.shape[1:3])
+        middle_BHWC = pixels_BHWC[:, top : top + side, left : left + side].to(self.device)
         with torch.inference_mode(), self.autocast():
-            image_BCHW = normalised(pixels_BHWC.to(self.device), _MEAN, _STD)
-            features: torch.Tensor = self.model.encoder[0](image_BCHW).float()
+            features: torch.Tensor = self.model.encoder[0](self.normalise(_bright(middle_BHWC))).float()
         return features
 
 
-def _normal(image_BCHW: torch.Tensor) -> torch.Tensor:
-    mean, std = (torch.tensor(values, device=image_BCHW.device).view(3, 1, 1) for values in (_MEAN, _STD))
-    return (image_BCHW - mean) / std
+def _bright(pixels_BHWC: torch.Tensor) -> torch.Tensor:
+    """Return (B, 3, H, W) float32 from 0 to 1, of (B, H, W, 3) uint8."""
+    return pixels_BHWC.permute(0, 3, 1, 2).float() / 255
+
+
+def _probes(pairs: Pairs, found: EvalSet) -> dict[str, _Probe]:
+    """Return what is learnt from and tested by label column, nothing of the one in the other.
+
+    Raises:
+        UsageError: Neither the training data nor half of the set have two classes and two groups.
+    """
+    by = found.group or "group"
+    cells = pairs.column(by) if by in pairs.store.columns else [None] * len(pairs)
+    codes: dict[Any, int] = {}
+    # A row without a group is one of its own: its number is no text.
+    names = [row if cell is None else str(cell) for row, cell in enumerate(cells)]
+    group_N = np.array([codes.setdefault(name, len(codes)) for name in names], np.int64)
+    theirs = set(map(str, found.column(found.group))) if found.group else set()
+    apart_N = np.array([name not in theirs for name in names], np.bool_)
+    pictures: set[bytes] = set()
+    probes = {}
+    for column, labels in found.labels.items():
+        test_M = np.flatnonzero(labels.index_N >= 0)
+        if column in pairs.store.columns:
+            pictures = pictures or {_hash(picture) for _, part in found.batches() for picture in part}
+            number = {name: i for i, name in enumerate(labels.names)}
+            values = pairs.column(column)
+            index_N = np.array([-1 if value is None else number.get(str(value), -1) for value in values], np.int64)
+            rows_N = np.flatnonzero((index_N >= 0) & apart_N)
+            rows_N = rows_N[np.linspace(0, len(rows_N) - 1, min(_PROBED, len(rows_N))).astype(np.int64)]
+            new = [_hash(pairs.encoded(row)) not in pictures for row in rows_N.tolist()]
+            rows_N = rows_N[np.array(new, np.bool_)]
+            probes[column] = _Probe(rows_N, index_N[rows_N], group_N[rows_N], test_M, halves=False)
+            if probes[column].learnable():
+                continue
+        groups_M = found.group_N[test_M]
+        first_M = split(len(test_M), groups_N=groups_M) if len(np.unique(groups_M)) > 1 else groups_M < 0
+        rows_N = test_M[first_M]
+        probes[column] = _Probe(rows_N, labels.index_N[rows_N], found.group_N[rows_N], test_M[~first_M], halves=True)
+        if not probes[column].learnable():
+            raise UsageError(
+                f"{found.path}: neither the training data, less what is in this set too, nor half of the set have rows "
+                f"of two classes of {column!r} in two groups to learn from; give a larger set, or data with {column!r}"
+            )
+    return probes
+
+
+def _hash(picture: bytes) -> bytes:
+    return hashlib.sha256(picture).digest()
