@@ -77,12 +77,21 @@ def test_equal_losses_leave_nothing_to_prune() -> None:
     assert InfoBatch(epochs=10).plan(recorded(np.ones(8, np.float32)), 1, generator(0)).pruned == 0
 
 
-def test_a_budget_is_met_when_half_the_rows_lie_below_the_mean(play: Callable[..., Plan]) -> None:
+@pytest.mark.parametrize("skew", [0.1, 1.0, 3.0])
+def test_a_budget_is_met_whatever_share_of_the_rows_lies_below_the_mean(play: Callable[..., Plan], skew: float) -> None:
     policy = InfoBatch.for_budget(0.3, 30)
     assert policy.expected_pruned(30) == pytest.approx(0.3)
     ledger = policy.ledger(4000)
-    losses_NR = generator(0).random((4000, 1), np.float32)
-    assert np.mean([play(policy, ledger, losses_NR, e, 500).pruned for e in range(30)]) == pytest.approx(0.3, rel=0.02)
+    losses_NR = generator(0).random((4000, 1), np.float32) ** skew
+    plans = [play(policy, ledger, losses_NR, e, 500) for e in range(30)]
+    below = np.mean(losses_NR < losses_NR.mean())
+    reached = min(policy.share or 0, 0.9 * below) * 25 / 30  # 25 epochs prune
+    assert np.mean([plan.pruned for plan in plans]) == pytest.approx(reached, abs=1e-3)
+    assert reached == pytest.approx(0.3) if skew >= 1 else reached < 0.3
+    assert plans[5].weights_N is not None
+    kept_N = plans[5].kept_N
+    assert kept_N is not None
+    assert plans[5].weights_N[kept_N].sum() == pytest.approx(4000, rel=1e-4)  # those kept stand for all
 
 
 @pytest.mark.parametrize(
@@ -91,6 +100,7 @@ def test_a_budget_is_met_when_half_the_rows_lie_below_the_mean(play: Callable[..
         ({"epochs": 0}, "epochs = 0"),
         ({"epochs": 8, "r": 1.0}, "r = 1.0; give a share strictly between 0 and 1"),
         ({"epochs": 8, "delta": 1.5}, "delta = 1.5"),
+        ({"epochs": 8, "share": 1.0}, "share = 1.0; give a share of the rows"),
     ],
 )
 def test_refusals(options: dict, says: str) -> None:
@@ -99,7 +109,7 @@ def test_refusals(options: dict, says: str) -> None:
 
 
 def test_a_budget_out_of_reach_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"cannot prune 50\.0% over 16 epochs: it must stay below 40\.6%"):
+    with pytest.raises(UsageError, match=r"cannot prune 50\.0% over 16 epochs: it must stay below 36\.6%"):
         InfoBatch.for_budget(0.5, 16)
     with pytest.raises(UsageError, match="cannot prune 30 of the samples; give a share"):
         InfoBatch.for_budget(30, 16)

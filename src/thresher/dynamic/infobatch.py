@@ -10,7 +10,9 @@ also changes the negatives, so there it is not exactly unbiased.
 
 Where we differ from the released code: the weight is (rows below the mean) / (those of them kept), which
 is 1 / (1 - r) but for the rounding to whole rows, and exactly unbiased; rows never seen are kept and take
-no part in the mean, rather than having a made-up loss of 3; row ids are integers, not floats.
+no part in the mean, rather than having a made-up loss of 3; row ids are integers, not floats. How much that
+leaves out is known only by training, as losses skewed to the right have many rows below their mean: so for a budget
+the number of rows to leave out is given in place of r, and the weights follow from it.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from thresher.dynamic.policy import Plan, Policy, check_budget
 from thresher.errors import UsageError
 
 _BELOW = 0.5  # the share of rows below the mean loss that forecasts reckon with
+_MOST = 0.9  # of the rows below the mean that a share leaves out: the last would weigh without bound
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +39,14 @@ class InfoBatch(Policy):
         epochs: Length of the run.
         r: Share of the rows below the mean loss to leave out.
         delta: Share of the epochs after which everything is trained on again.
+        share: Share of all rows to leave out, in place of r: those below the mean make it up, up to nine tenths of
+            them. None as published.
     """
 
     epochs: int
     r: float = 0.5
     delta: float = 0.875
+    share: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be carried out."""
@@ -48,22 +54,24 @@ class InfoBatch(Policy):
             raise UsageError(f"epochs = {self.epochs}; give 1 or more")
         if not 0 < self.r < 1:
             raise UsageError(f"r = {self.r}; give a share strictly between 0 and 1")
+        if self.share is not None and not 0 < self.share < 1:
+            raise UsageError(f"share = {self.share}; give a share of the rows strictly between 0 and 1")
         if not 0 <= self.delta <= 1:
             raise UsageError(f"delta = {self.delta}; give a share of the epochs from 0 to 1")
 
     @classmethod
     def for_budget(cls, pruned: float, epochs: int, *, delta: float = 0.875) -> InfoBatch:
-        """Choose r so that about ``pruned`` of the samples of the run are left out.
+        """Leave out ``pruned`` of the samples of the run, the epochs on everything included.
 
-        About, because training alone knows how many rows lie below the mean; half is reckoned with. It is
-        more where losses are skewed to the right, or jump about: a row left out keeps its low loss.
+        Half of the rows are reckoned to lie below the mean loss, which bounds what can be asked for; should there be
+        fewer in an epoch, it leaves out nine tenths of them.
         """
-        most = cls(epochs=epochs, r=0.5, delta=delta).expected_pruned(epochs) / 0.5
-        check_budget(pruned, epochs, most, "train for more epochs, or raise delta")
-        return cls(epochs=epochs, r=pruned / most, delta=delta)
+        shares = cls(epochs=epochs, share=0.5, delta=delta).expected_pruned(epochs) / 0.5
+        check_budget(pruned, epochs, _BELOW * _MOST * shares, "train for more epochs, or raise delta")
+        return cls(epochs=epochs, share=pruned / shares, delta=delta)
 
     def plan(self, ledger: Ledger, epoch: int, rng: np.random.Generator) -> Plan:
-        """Leave out r of the rows below the mean, exactly, rounded down to whole rows."""
+        """Leave out r of the rows below the mean, or the share of all, exactly, rounded down to whole rows."""
         loss_N = ledger.loss_N
         seen_N = ledger.seen_N >= 0
         if not self._prunes(epoch) or not seen_N.any():
@@ -72,6 +80,8 @@ class InfoBatch(Policy):
         below_N &= loss_N < loss_N.mean(dtype=np.float64, where=seen_N)
         below = int(np.count_nonzero(below_N))
         dropped = whole(self.r * below)
+        if self.share is not None:
+            dropped = min(whole(self.share * len(ledger)), whole(_MOST * below))
         kept_N = draw(below_N, dropped, rng)
         np.logical_not(kept_N, out=kept_N)
         weights_N = np.ones(len(ledger), np.float32)
@@ -80,8 +90,9 @@ class InfoBatch(Policy):
         return Plan(epoch=epoch, phase="pruned", total=len(ledger), kept_N=kept_N, weights_N=weights_N)
 
     def forecast(self, epoch: int) -> float:
-        """Return the share expected to be left out if half the rows lie below the mean."""
-        return self.r * _BELOW if self._prunes(epoch) else 0.0
+        """Return the share expected to be left out; going by r, if half the rows lie below the mean."""
+        share = self.r * _BELOW if self.share is None else self.share
+        return share if self._prunes(epoch) else 0.0
 
     def _prunes(self, epoch: int) -> bool:
         return 0 < epoch < math.floor(round(self.delta * self.epochs, 6))
