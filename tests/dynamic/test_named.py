@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from thresher.dynamic.d_pruning import DPruning
 from thresher.dynamic.dynamic_random import DynamicRandom
 from thresher.dynamic.full import Full
 from thresher.dynamic.infobatch import InfoBatch
-from thresher.dynamic.named import POLICIES, epochs_for, policy_named
+from thresher.dynamic.named import ON_COMMAND_LINES, POLICIES, check_options, epochs_for, policy_named, share_of
 from thresher.dynamic.scan import Scan
 from thresher.dynamic.static import Static
 from thresher.errors import UsageError
@@ -68,6 +69,39 @@ def test_selections_keep_their_repeats() -> None:
 def test_what_cannot_be_is_refused(name: str, given: dict[str, Any], told: str) -> None:
     with pytest.raises(UsageError, match=told):
         policy_named(name, EPOCHS, **given)
+
+
+def test_messages_name_options_as_they_were_given() -> None:
+    with pytest.raises(UsageError, match="policy infobatch has no full-epochs; it has delta"):
+        check_options("infobatch", {"warmup": 1}, called=ON_COMMAND_LINES)
+    with pytest.raises(UsageError, match="policy d-pruning has no rho; it has rule, full-epochs"):
+        check_options("d-pruning", {"rho": 0.1, "warmup": 2}, called=ON_COMMAND_LINES)
+    with pytest.raises(UsageError, match="full-epochs = 0; give 1 epoch or more"):
+        check_options("d-pruning", {"warmup": 0}, called=ON_COMMAND_LINES)
+    with pytest.raises(UsageError, match="policy infobatch has no warmup; it has delta"):
+        policy_named("infobatch", EPOCHS, options={"warmup": 1})
+    check_options("scan", {"warmup": 1, "rho": None}, prune=0.2, called=ON_COMMAND_LINES)
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [("30%", 0.3), (" 30 % ", 0.3), ("0.3", 0.3), (".3", 0.3), ("33.3%", 0.333), ("0.5%", 0.005), ("3e-1", 0.3)],
+)
+def test_shares_are_read(text: str, share: float) -> None:
+    assert share_of(text) == share_of(text, whole=True) == share
+
+
+@pytest.mark.parametrize(
+    "text", ["", "%", "nan", "inf", "0", "0%", "1", "100%", "150%", "1.5", "-0.1", "1e999", "a", "٣%"]
+)
+def test_what_is_no_share_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"cannot read {text!r} as a share; give a share strictly between")):
+        share_of(text)
+    if text in ("1", "100%"):
+        assert share_of(text, whole=True) == 1
+    else:
+        with pytest.raises(UsageError, match="above 0 and up to 1, like 30% or 0.3"):
+            share_of(text, whole=True)
 
 
 @pytest.mark.parametrize("name", [name for name in POLICIES if name != "static"])

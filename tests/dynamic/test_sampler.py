@@ -21,7 +21,7 @@ from thresher.dynamic.dynamic_random import DynamicRandom
 from thresher.dynamic.full import Full
 from thresher.dynamic.infobatch import InfoBatch
 from thresher.dynamic.policy import Policy
-from thresher.dynamic.sampler import CosineByProgress, PruningSampler, with_rows
+from thresher.dynamic.sampler import CosineByProgress, PruningSampler, describe, with_rows
 from thresher.dynamic.scan import Scan
 from thresher.dynamic.static import Static
 from thresher.errors import UsageError
@@ -283,17 +283,23 @@ def test_cosine_by_progress_fits_shrinking_epochs() -> None:
     weight = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([{"params": [weight], "lr": 0.2}], lr=1.0)
     schedule = CosineByProgress(optimizer, sampler, warmup=0.1, final=0.01)
-    rates = [optimizer.param_groups[0]["lr"]]
+    rates, before = [optimizer.param_groups[0]["lr"]], 0.0
     for epoch in range(EPOCHS):
         for rows in sampler:
             sampler.reduce(rows, losses[epoch, rows])
+            p = sampler.progress
+            if before < 0.1:  # the rate of the step that this was counted it as done
+                assert rates[-1] == pytest.approx(0.2 * min(1, p / 0.1), rel=0.1)
             optimizer.step()
             schedule.step()
             rates.append(optimizer.param_groups[0]["lr"])
-            p = sampler.progress
-            cosine = 0.01 + 0.99 * (1 + np.cos(np.pi * (p - 0.1) / 0.9)) / 2
-            assert rates[-1] == pytest.approx(0.2 * (p / 0.1 if p < 0.1 else cosine))
-    assert rates[0] == 0
+            if p >= 0.1:
+                cosine = 0.01 + 0.99 * (1 + np.cos(np.pi * (p - 0.1) / 0.9)) / 2
+                assert rates[-1] == pytest.approx(0.2 * cosine)
+            before = p
+    assert 0 < rates[0] < 0.2 * max(rates)
+    assert max(rates) <= 0.2
+    assert np.diff(rates).max() < 1.2 * rates[0]  # it rises as steadily as it begins
     assert rates[-1] == pytest.approx(0.002)
     peak = int(np.argmax(rates))
     assert (np.diff(rates[peak:]) < 0).all()
@@ -302,6 +308,22 @@ def test_cosine_by_progress_fits_shrinking_epochs() -> None:
     resumed.load_state_dict(optimizer.state_dict())  # before or after, it keeps the rates that are scaled
     after.step()
     assert resumed.param_groups[0]["lr"] == rates[-1]
+
+
+def test_every_step_changes_something() -> None:
+    """Warm-up counts as open_clip's does: (step + 1) / warmup; only what comes after the last step is 0."""
+    sampler = PruningSampler(100, policy=Full(), batch_size=10, epochs=4)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule, rates = CosineByProgress(optimizer, sampler, warmup=0.125), []
+    for _ in range(4):
+        for rows in sampler:
+            rates.append(optimizer.param_groups[0]["lr"])
+            sampler.reduce(rows, torch.ones(10, 1))
+            schedule.step()
+    expected = [0.2, 0.4, 0.6, 0.8, 1.0, *(0.5 * (1 + np.cos(np.pi * np.arange(35) / 35)))]
+    np.testing.assert_allclose(rates, expected, rtol=1e-9)
+    assert min(rates) > 0
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0)
 
 
 # Checkpoints
@@ -580,6 +602,75 @@ def test_a_run_by_samples_resumes_and_may_be_made_longer() -> None:
     longer.load_state_dict(short.state_dict())
     assert longer.plan is not None
     assert sum(map(len, go(longer))) == (3 * N // B - 2 * N // B) * B
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_a_state_in_mid_epoch_fits_runs_that_last_as_long(drop_last: bool) -> None:
+    """What an epoch in progress has is what it had; a run that ends before is refused, and left as it was."""
+
+    def made(**length: int) -> PruningSampler:
+        return PruningSampler(N, policy=POLICIES["scan"], batch_size=B, drop_last=drop_last, **length)
+
+    def go(sampler: PruningSampler, steps: int | None = None) -> list[list[int]]:
+        done: list[list[int]] = []
+        while sampler.plan is not None and len(done) != steps:
+            rows = next(iter(sampler))
+            sampler.reduce(rows, table()[min(sampler.epoch, EPOCHS - 1), rows])
+            done.append(rows)
+        return done
+
+    whole = made(samples=500)
+    go(whole, 13)
+    assert (whole.epoch, whole.step) == (1, 3 if drop_last else 2)
+    state, rest = whole.state_dict(), [list(batch) for batch in whole]
+    ends = whole.log()[0]["samples"] + whole._bound(whole.step) + sum(map(len, rest))
+    for samples in (300, ends - 1):
+        short = made(samples=samples)
+        before = data(short.state_dict())
+        with pytest.raises(
+            UsageError, match=f"of a run of {ends} samples, .* ends after {samples}; give samples={ends}"
+        ):
+            short.load_state_dict(state)
+        assert data(short.state_dict()) == before
+    for length in ({"samples": ends}, {"samples": 10 * N}, {"epochs": 2}, {"epochs": 9}):
+        other = made(**length)
+        other.load_state_dict(state)
+        assert [list(batch) for batch in other] == rest
+        seen = other.log()[0]["samples"] + other._bound(other.step) + sum(map(len, go(other)))
+        assert seen == sum(entry["samples"] for entry in other.log())
+        assert seen <= length.get("samples", 10 * N)
+        assert other.progress == 1
+    with pytest.raises(
+        UsageError, match="of a run of 2 epochs, with the epoch it is in, and this one ends after 1; give"
+    ):
+        made(epochs=1).load_state_dict(state)
+
+
+def test_a_state_that_is_further_than_the_run_is_refused() -> None:
+    by_epochs = make("full")
+    train(by_epochs, until=(3, 0))
+    done = PruningSampler(N, policy=Full(), batch_size=B, epochs=3, drop_last=False)
+    done.load_state_dict(by_epochs.state_dict())
+    assert (done.plan, done.progress, len(done)) == (None, 1.0, 0)
+    with pytest.raises(UsageError, match="give epochs=3 or more"):
+        PruningSampler(N, policy=Full(), batch_size=B, epochs=2, drop_last=False).load_state_dict(
+            by_epochs.state_dict()
+        )
+    with pytest.raises(UsageError, match="give samples=630 or more"):
+        PruningSampler(N, policy=Full(), batch_size=B, samples=629, drop_last=False).load_state_dict(
+            by_epochs.state_dict()
+        )
+
+
+def test_policies_are_told_with_all_their_parameters() -> None:
+    policy = Scan.for_budget(0.3, 30)
+    assert describe(policy, defaults=True) == (
+        "Scan(rho=0.3214, cycle=3, warmup=2, threshold=0.3, mode='both', scope='batch', top_up=1)"
+    )
+    assert describe(policy) == f"Scan(rho={policy.rho!r}, warmup=2, top_up=1.0)"
+    assert describe(Full(), defaults=True) == "Full()"
+    of_rows = Static.of_rows([0], 4)
+    assert describe(of_rows, defaults=True).startswith("Static(times_N=int32(4,):")
 
 
 def test_selections_are_told_apart_by_their_rows() -> None:

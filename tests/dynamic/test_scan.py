@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 
@@ -256,12 +257,48 @@ def test_the_largest_budget_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("epochs", "given", "warmup", "cycle"),
-    [(14, {}, 2, 3), (5, {}, 1, 3), (4, {}, 0, 3), (2, {}, 0, 1), (4, {"cycle": 2}, 1, 2), (9, {"warmup": 3}, 3, 2)],
+    [
+        (100, {}, 2, 3),
+        (30, {}, 2, 3),
+        (14, {}, 2, 3),
+        (9, {}, 1, 3),
+        (7, {}, 1, 2),
+        (6, {}, 2, 3),  # rho is 0.45 with any warm-up
+        (5, {}, 1, 3),
+        (4, {}, 1, 2),
+        (3, {}, 1, 1),
+        (2, {}, 0, 1),
+        (4, {"cycle": 2}, 1, 2),
+        (9, {"warmup": 3}, 3, 2),
+        (4, {"warmup": 0}, 0, 3),
+    ],
 )
 def test_short_runs_warm_up_for_less(epochs: int, given: dict[str, int], warmup: int, cycle: int) -> None:
     scan = Scan.for_budget(0.3, epochs, **given)
     assert (scan.warmup, scan.cycle) == (warmup, cycle)
     assert scan.expected_pruned(epochs) == pytest.approx(0.3)
+
+
+@given(st.floats(0.01, 0.49), st.integers(2, 60))
+def test_the_way_chosen_is_the_first_of_those_with_a_warm_up_and_a_usual_rho(pruned: float, epochs: int) -> None:
+    found = {}
+    for cycle in (3, 2, 1):
+        for warmup in (2, 1, 0):
+            with contextlib.suppress(UsageError):
+                found[warmup, cycle] = Scan.for_budget(pruned, epochs, cycle=cycle, warmup=warmup).rho
+    if not found:
+        with pytest.raises(UsageError, match="cannot prune"):
+            Scan.for_budget(pruned, epochs)
+        return
+    scan = Scan.for_budget(pruned, epochs)
+    assert scan.rho == found[scan.warmup, scan.cycle]
+    warm = {way: rho for way, rho in found.items() if way[0] > 0}
+    assert (scan.warmup > 0) == bool(warm)
+    usual = [way for way, rho in (warm or found).items() if rho <= 0.35]
+    if usual:
+        assert (scan.warmup, scan.cycle) == usual[0]
+    else:
+        assert scan.rho < min((warm or found).values()) + 0.05 + 1e-9
 
 
 def test_a_warm_up_that_watches_the_loss_is_forecast_at_its_shortest() -> None:

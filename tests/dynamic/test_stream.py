@@ -422,6 +422,41 @@ def test_the_state_of_another_run_is_refused(options: dict[str, Any], message: s
         other.load_state_dict({"model": torch.ones(1)})
 
 
+def test_the_length_may_differ_but_not_end_before_the_epoch_in_progress() -> None:
+    first, losses = make("scan"), table()
+    train(first, until=1)
+    for ids, rows in itertools.islice(batched(prune_stream(first), shuffled(1)), 2):
+        first.reduce(ids, losses[1, rows])
+    assert (first.epoch, first.step) == (1, 2)
+    state = first.state_dict()
+    short = make("scan", epochs=1)
+    before = data(short.state_dict())
+    with pytest.raises(
+        UsageError, match="of a run of 2 epochs, with the epoch it is in, and this one ends after 1; give"
+    ):
+        short.load_state_dict(state)
+    assert data(short.state_dict()) == before
+    for epochs in (2, EPOCHS - 1):
+        other = make("scan", epochs=epochs)
+        other.load_state_dict(state)
+        assert (other.epoch, other.step, len(other)) == (1, 2, len(first))
+        train(other, until=epochs)
+        assert (other.plan, other.progress) == (None, 1.0)
+        assert len(other.log()) == epochs
+    at_the_end = make("scan", epochs=2)
+    at_the_end.load_state_dict(other_state(2))
+    assert at_the_end.plan is None
+    with pytest.raises(UsageError, match="give epochs=3 or more"):
+        at_the_end.load_state_dict(other_state(3))
+
+
+def other_state(epochs: int) -> dict[str, Any]:
+    """The state of a longer run after so many epochs."""
+    pruner = make("scan")
+    train(pruner, until=epochs)
+    return pruner.state_dict()
+
+
 def test_a_row_takes_less_than_32_bytes_beside_its_hash() -> None:
     for name in ("scan", "scan-epoch", "d-pruning", "infobatch"):
         pruner = make(name)

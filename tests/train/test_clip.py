@@ -344,6 +344,8 @@ def test_an_interrupted_run_says_how_to_go_on(
         (["--policy", "scan", "--prune", "60%", "--epochs", "4"], "cannot prune 60.0% over 4 epochs"),
         (["--policy", "scan", "--prune", "20%", "--rho", "0.2"], "rho follow"),
         (["--policy", "infobatch", "--rho", "0.2"], "policy infobatch has no rho; it has delta"),
+        (["--policy", "infobatch", "--full-epochs", "1"], "policy infobatch has no full-epochs; it has delta"),
+        (["--policy", "scan", "--rho", "nan"], "Invalid value for '--rho': cannot read 'nan' as a share"),
         (["--policy", "static"], "policy static needs a selection"),
         (["--epochs", "2", "--samples-seen", "100"], "give one"),
         (["--model", "ViT-B-33"], "no model 'ViT-B-33'"),

@@ -427,7 +427,7 @@ def test_rates_by_progress_fall_to_the_end_and_resume(tmp_path: Path) -> None:
         return rates
 
     whole = run(None, every_step(tmp_path / "saved"))
-    assert whole[0] == 0
+    assert 0 < whole[0] < 0.3 * max(whole)
     assert max(whole) == pytest.approx(0.1, rel=0.1)
     assert 0 < whole[-1] < 0.1 * max(whole)
     assert run(tmp_path / "saved" / "9.ckpt") == whole[9:]

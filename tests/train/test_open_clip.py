@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import io
 import json
@@ -33,7 +34,7 @@ from thresher.dynamic.loss import clip_losses
 from thresher.dynamic.sampler import PruningSampler
 from thresher.dynamic.scan import Scan
 from thresher.dynamic.static import Static
-from thresher.errors import UsageError
+from thresher.errors import PoolError, UsageError
 from thresher.train import open_clip
 from thresher.train.open_clip import Options, insert_stage, main, parse, pruning, samples_of_tars
 
@@ -203,7 +204,8 @@ def test_full_is_open_clips_own_training_step_by_step(run: Run, kind: str, more:
 
 @pytest.mark.parametrize("kind", ["csv", "webdataset"])
 def test_a_pruned_run_cut_off_resumes_to_the_same_plans(run: Run, kind: str) -> None:
-    scan = ("--prune", "scan", "--prune-share", "25%", "--prune-warmup", "1", "--epochs", "7", *STEADY)
+    scan = ("--prune", "scan", "--prune-share", "25%", "--prune-full-epochs", "1", "--prune-cycle", "3")
+    scan = (*scan, "--epochs", "7", *STEADY)
     whole = run(kind, *scan, name="whole")
     log = whole.log
     assert [entry["phase"] for entry in log[:5]] == ["warm-up", "preparation", *["mutation"] * 3]
@@ -220,7 +222,9 @@ def test_a_pruned_run_cut_off_resumes_to_the_same_plans(run: Run, kind: str) -> 
     assert {name: array.tobytes() for name, array in rest.ledger.items()} == {
         name: array.tobytes() for name, array in whole.ledger.items()
     }
-    assert "Pruning Epoch: 4 mutation" in (whole.folder / "out.log").read_text()
+    told = (whole.folder / "out.log").read_text()
+    assert "Pruning Epoch: 4 mutation" in told
+    assert told.count("Pruning Policy: Scan(rho=0.3889, cycle=3, warmup=1, threshold=0.3, mode='both', ") == 1
     # the rate is warm after 4 steps, and falls to nothing with the last one
     assert np.argmax(whole.rates) in (3, 4)
     assert (np.diff(whole.rates[4:]) < 0).all()
@@ -228,7 +232,7 @@ def test_a_pruned_run_cut_off_resumes_to_the_same_plans(run: Run, kind: str) -> 
 
 
 def test_checkpoints_have_their_states_and_no_others(run: Run) -> None:
-    scan = ("--prune", "scan", "--prune-rho", "0.2", "--prune-warmup", "0", "--epochs", "5")
+    scan = ("--prune", "scan", "--prune-rho", "0.2", "--prune-full-epochs", "0", "--epochs", "5")
     every_second = run("csv", *scan, "--save-frequency", "2", name="second")
     found = sorted(path.name for path in (every_second.folder / "checkpoints").iterdir())
     assert found == [f"epoch_{n}.{kind}" for n in (2, 4, 5) for kind in ("pruning.npz", "pt")]
@@ -242,7 +246,7 @@ def test_checkpoints_have_their_states_and_no_others(run: Run) -> None:
 @pytest.mark.parametrize("kind", ["csv", "webdataset"])
 def test_a_checkpoint_of_an_unpruned_run(run: Run, kind: str, capsys: pytest.CaptureFixture[str], pairs: Path) -> None:
     theirs = run(kind, alone=True)
-    scan = ("--prune", "scan", "--prune-rho", "0.25", "--prune-warmup", "0", "--epochs", "5", "--resume", "latest")
+    scan = ("--prune", "scan", "--prune-rho", "0.25", "--prune-full-epochs", "0", "--epochs", "5", "--resume", "latest")
     with quiet():
         assert main([*common(pairs, kind), "--logs", str(theirs.folder.parent), "--name", "run", *scan]) == 2
     assert "epoch_2.pruning.npz is missing: the checkpoint was saved without pruning" in capsys.readouterr().err
@@ -346,6 +350,62 @@ def test_a_selection_folder(run: Run, pool: Callable[..., Any], tmp_path: Path, 
     assert open_store(str(store.layout.location)).total == N
 
 
+def times_of(path: Path, images: list[str], captions: list[str]) -> list[int]:
+    """How often a selection has the rows of a csv with these images and captions."""
+    found = open_clip._Run(Options(), {})
+    found.args = argparse.Namespace(csv_img_key="filepath", train_data="train.csv", rank=0)
+    return found._times_of(path, argparse.Namespace(images=images, captions=captions)).tolist()
+
+
+def test_a_selection_folder_goes_by_key_whatever_the_order(
+    pool: Callable[..., Any], tmp_path: Path, rows: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    names, titles = [f"{i}.png" for i in range(8)], [f"the {i}th" for i in range(8)]
+    store = pool(rows(8), rows(8, seed=1), {"key": names, "caption": titles})
+    run_steps(store, [build("clip-score", {"keep": "50%"})]).save(tmp_path / "half")
+    kept = np.load(tmp_path / "half" / "mask.npy", allow_pickle=False).astype(int).tolist()
+    assert times_of(tmp_path / "half", names, titles) == kept
+    assert times_of(tmp_path / "half", names[::-1], titles[::-1]) == kept[::-1]
+    assert not caplog.text
+    gone = kept.index(1)
+    shorter = names[:gone] + names[gone + 1 :]
+    assert times_of(tmp_path / "half", shorter, titles[1:]) == kept[:gone] + kept[gone + 1 :]
+    assert f"1 keys of {tmp_path / 'half'} are not in the column filepath, such as '{gone}.png'" in caplog.text
+
+
+def test_a_selection_folder_goes_by_row_only_where_rows_are_the_same(
+    pool: Callable[..., Any], tmp_path: Path, rows: Callable[..., Any]
+) -> None:
+    keys = [f"key {i}" for i in range(8)]
+    names, titles = [f"{i}.png" for i in range(8)], [f"the {i}th" for i in range(8)]
+    store = pool(rows(8), rows(8, seed=1), {"key": keys, "caption": [f" {title}\n" for title in titles]})
+    run_steps(store, [build("clip-score", {"keep": "50%"})]).save(tmp_path / "half")
+    kept = np.load(tmp_path / "half" / "mask.npy", allow_pickle=False).astype(int).tolist()
+    assert times_of(tmp_path / "half", names, titles) == kept
+    told = "rows of its pool are not those of the csv by key or caption; give a text file"
+    for other in (titles[::-1], titles[1:], ["the same"] * 8):
+        with pytest.raises(UsageError, match=told):
+            times_of(tmp_path / "half", names[: len(other)], other)
+
+
+def test_a_file_of_keys(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names, titles = ["a.png", "b.png", "c.png"], ["one", "two", "three"]
+    (tmp_path / "keys.txt").write_text("\ufeffc.png\n\na.png\nc.png\nd.png\ne.png\n", encoding="utf-8")
+    assert times_of(tmp_path / "keys.txt", names, titles) == [1, 0, 2]
+    assert "2 keys of" in caplog.text
+    assert "are not in the column filepath, such as 'd.png'" in caplog.text
+    (tmp_path / "others.txt").write_text("x.png\n")
+    with pytest.raises(
+        UsageError, match=r"none of its keys, such as 'x.png', is in the column filepath of train.csv, such"
+    ):
+        times_of(tmp_path / "others.txt", names, titles)
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(UsageError, match="none of its keys is in the column filepath"):
+        times_of(tmp_path / "empty.txt", names, titles)
+    with pytest.raises(PoolError, match="neither a selection folder nor a file of keys"):
+        times_of(tmp_path / "nothing.txt", names, titles)
+
+
 # Several processes
 
 
@@ -375,7 +435,7 @@ def test_two_processes(pairs: Path, tmp_path: Path, run: Run) -> None:
     """By torchrun: full is open_clip's own; pruned, the batches are those of one process, twice as large."""
     half = ["--logs", str(tmp_path), "--batch-size", str(B // 2)]
     full = [*common(pairs, "csv"), *half, "--accum-freq", "2"]
-    scan = ["--prune", "scan", "--prune-rho", "0.25", "--prune-warmup", "0", "--epochs", "3", *STEADY]
+    scan = ["--prune", "scan", "--prune-rho", "0.25", "--prune-full-epochs", "0", "--epochs", "3", *STEADY]
     pruned = [*half, *scan, "--local-loss", "--gather-with-grad", "--name"]
     runs = {
         "theirs": [*full, "--name", "theirs"],
@@ -442,11 +502,18 @@ OWN = ["--train-data", "pairs.csv", "--model", "ViT-B-32"]
         (["--prune", "scna"], "--prune scna; give one of full, scan, .*Did you mean 'scan'"),
         (["--prune", "scan", "--prune-rh", "0.3"], "no option --prune-rh; .*Did you mean '--prune-rho'"),
         (["--prune", "full", "--prune-rho", "0.3"], "policy full has no rho; it has no options"),
+        (["--prune", "infobatch", "--prune-full-epochs", "1"], "policy infobatch has no full-epochs; it has delta"),
+        (["--prune", "scan", "--prune-full-epochs", "-1"], "argument --prune-full-epochs: '-1'; give 0 epochs or more"),
+        (["--prune", "scan", "--prune-warmup", "1"], "no option --prune-warmup; --help lists"),
+        (["--prune", "scan", "--prune-share", "150%"], "argument --prune-share: cannot read '150%' as a share; give"),
+        (["--prune", "scan", "--prune-rho", "nan"], "argument --prune-rho: cannot read 'nan' as a share"),
+        (["--prune", "scan", "--prune-threshold", "0"], "argument --prune-threshold: cannot read '0' as a share"),
+        (["--prune", "infobatch", "--prune-delta", "110%"], "--prune-delta: .* give a share above 0 and up to 1"),
         (["--prune", "scan", "--prune-rho", "0.6"], "rho = 0.6; give a share per side"),
         (["--prune", "scan", "--prune-rho", "0.3", "--prune-share", "30%"], "give one or the other"),
         (["--prune", "scan", "--prune-share", "90%"], "cannot prune 90.0% over 32 epochs"),
         (["--prune", "scan", "--prune-keep", "70%"], "--prune scan has no --prune-keep; dynamic-random and"),
-        (["--prune", "d-pruning", "--prune-keep", "1.5"], "--prune-keep 1.5; give a share strictly between"),
+        (["--prune", "d-pruning", "--prune-keep", "1.5"], "argument --prune-keep: .* give a share strictly between"),
         (["--prune", "static"], "--prune static goes with --prune-selection"),
         (["--prune-selection", "keys.txt"], "--prune static goes with --prune-selection"),
         (["--prune", "scan", "--prune-weigh"], "--prune-weigh is for --prune static"),

@@ -280,8 +280,12 @@ class PruningSampler:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where :meth:`state_dict` was called, on any number of ranks; every rank loads the same state.
 
+        The length of the run may differ. An epoch in progress is finished as it was begun, with its steps and samples,
+        so the run has to last as long.
+
         Raises:
-            UsageError: The state of another dataset, policy, batch size or seed. The length of the run may differ.
+            UsageError: The state of another dataset, policy, batch size or seed, or one that is further than this run
+                goes.
         """
         arrays = {name: as_array(state[name]) for name in state}
         needed = {"numbers", "progress", "order", "losses", "policy", "log", "ledger.times"}
@@ -293,6 +297,7 @@ class PruningSampler:
         for name, mine, theirs in zip(names, here, (*same, str(arrays["policy"])), strict=True):
             if mine != theirs:
                 raise UsageError(f"the state of a sampler with {name} = {theirs}; this one has {mine}")
+        self._check_length(epoch + bool(step), samples_before + (len(arrays["order"]) if step else 0))
         arrays["ledger.times"] = arrays["ledger.times"].view(np.uint16)
         ledger = Ledger.from_state({name[7:]: a for name, a in arrays.items() if name.startswith("ledger.")})
         of_plan = {name[5:]: array for name, array in arrays.items() if name.startswith("plan.")}
@@ -329,6 +334,15 @@ class PruningSampler:
             more = self._cut(max(1, kept), seen)
             steps, seen, self.epochs = steps + more[0], seen + more[1], self.epochs + 1
         self._later = steps - self._steps, seen - self._samples_before - self._samples
+
+    def _check_length(self, epochs: int, seen: int) -> None:
+        """Refuse a state whose epochs, with the one in progress, are more than this run has, or whose samples are."""
+        length, needed, unit = (self._epochs, epochs, "epochs") if self._epochs else (self.samples, seen, "samples")
+        if length is not None and needed > length:
+            raise UsageError(
+                f"the state of a run of {needed:,} {unit}, with the epoch it is in, and this one ends after "
+                f"{length:,}; give {unit}={needed} or more"
+            )
 
     def _over(self, epoch: int, seen: int) -> bool:
         """Whether the run is over before ``epoch``, after ``seen`` samples."""
@@ -394,9 +408,16 @@ class HasProgress(Protocol):
         """The share of the run that is done, 0 to 1."""
         ...
 
+    def steps_left(self) -> int:
+        """Return the steps to come, 0 when all are done."""
+        ...
+
 
 class CosineByProgress:
     """Warm-up, then half a cosine down, by the progress of the sampler: epochs may shrink as they like.
+
+    While rates rise, the batch at hand counts as done: the first step is taken at a rate above 0. They start to fall
+    from their peak at the first batch after, and reach their end with the last: no step is taken at a rate of 0.
 
     It holds no state: the rates it scales are kept in the optimizer, as ``initial_lr``. Call :meth:`step` after
     every ``optimizer.step()``.
@@ -408,7 +429,7 @@ class CosineByProgress:
         Args:
             optimizer: A torch optimizer; each of its groups keeps its own rate.
             sampler: Whose progress counts: a :class:`PruningSampler`, or a ``StreamPruner``.
-            warmup: Share of the run's samples over which rates rise from 0, below 1.
+            warmup: Share of the run's samples over which rates rise, below 1.
             final: What the rates end at, as a share of where they start.
         """
         if not 0 <= warmup < 1 or not 0 <= final <= 1:
@@ -420,7 +441,8 @@ class CosineByProgress:
         """Return what rates are multiplied by now."""
         progress = self.sampler.progress
         if progress < self.warmup:
-            return progress / self.warmup
+            ahead = progress + (1 - progress) / self.sampler.steps_left()  # with the batch at hand
+            return min(1.0, ahead / self.warmup)
         down = (progress - self.warmup) / (1 - self.warmup)
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * down))
 
@@ -502,13 +524,20 @@ def as_array(values: Any) -> npt.NDArray[Any]:
     return np.asarray(values.cpu() if hasattr(values, "cpu") else values)
 
 
-def describe(policy: Any) -> str:
-    """Return the policy with the parameters that are not their defaults, an array by its digest."""
+def describe(policy: Any, *, defaults: bool = False) -> str:
+    """Return the policy with the parameters that are not their defaults, an array by its digest.
+
+    Args:
+        policy: A dataclass.
+        defaults: Tell every parameter, for people: fractions to four digits.
+    """
     told = []
     for item in dataclasses.fields(policy):
         value = getattr(policy, item.name)
         if isinstance(value, np.ndarray):
             told.append(f"{item.name}={value.dtype}{value.shape}:{hashlib.sha256(value.tobytes()).hexdigest()[:16]}")
-        elif value != item.default:
+        elif defaults and isinstance(value, float):
+            told.append(f"{item.name}={value:.4g}")
+        elif defaults or value != item.default:
             told.append(f"{item.name}={value!r}")
     return f"{type(policy).__name__}({', '.join(told)})"

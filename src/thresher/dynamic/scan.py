@@ -35,6 +35,12 @@ SIDES = {"both": (REDUNDANT, ILL_MATCHED), "redundant": (REDUNDANT,), "ill-match
 SCOPES = ("batch", "epoch")
 
 _FEWEST = 2  # epochs the threshold can take: it compares two
+_USUAL = 0.35  # the rho up to which for_budget keeps to its first choice
+
+
+def _above(rho: float) -> int:
+    """Return how far rho is above the usual, in steps of 0.05: what is in the same step is as good."""
+    return max(0, math.ceil((rho - _USUAL) / 0.05 - 1e-9))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +99,15 @@ class Scan(Policy):
     ) -> Scan:
         """Choose rho so that ``pruned`` of the samples of the run are left out, warm-up and preparation included.
 
-        The warm-up is a number of epochs, as the end of one that watches the loss cannot be foreseen: 2, with cycles
-        of 3 mutation epochs, as far as these are not given; where the run is too short for the share, 1 or none, and
-        if that does not do, cycles of 2 or 1. The intersection is always topped up: as published, up to a tenth of
-        the candidates, and so of the pruning, may be missing. What remains is the rounding of rho to whole rows of a
-        batch, and rows that one direction puts on the low side and the other on the high side, which count once.
+        The warm-up is a number of epochs, as the end of one that watches the loss cannot be foreseen. As far as these
+        are not given, it is 2, with cycles of 3 mutation epochs, where rho is at most 0.35 so. Elsewhere it is 1, or
+        cycles are of 2 or 1: the first of these ways that keeps rho so low. If none does, the first with rho at most
+        0.4; then 0.45; then below 0.5. Candidates that an untrained net ranks mean little, so a run without warm-up
+        comes after all of these: only where no other reaches the share.
+
+        The intersection is always topped up: as published, up to a tenth of the candidates, and so of the pruning, may
+        be missing. What remains is the rounding of rho to whole rows of a batch, and rows that one direction puts on
+        the low side and the other on the high side, which count once.
 
         Raises:
             UsageError: The share cannot be reached; says what can be, and how.
@@ -111,8 +121,8 @@ class Scan(Policy):
         told = "" if warmup is None else f", or warm up for fewer than {warmup}"
         more = "" if mode == "both" else ", or prune both sides"
         check_budget(pruned, epochs, max(reach), f"rho stays below 0.5; train for more epochs{told}{more}")
-        way, most = next((way, most) for way, most in zip(ways, reach, strict=True) if pruned < most)
-        return replace(way, rho=0.5 * pruned / most)
+        found = [replace(way, rho=0.5 * pruned / most) for way, most in zip(ways, reach, strict=True) if pruned < most]
+        return min(found, key=lambda way: (way.warmup == 0, _above(way.rho)))  # the first of equals
 
     def ledger(self, rows: int) -> Ledger:
         """Return a ledger; one that keeps both directions where they are ranked after the epoch."""

@@ -382,8 +382,11 @@ class StreamPruner:
         undisturbed run. In mid-epoch the plan and the record are, too; which samples come is up to the stream, which
         begins anew. What was trained on before in the epoch is passed over, unless repeats were asked for.
 
+        ``epochs`` may differ, but an epoch in progress is finished as it was begun.
+
         Raises:
-            UsageError: The state of another policy, batch size, seed or number of samples. ``epochs`` may differ.
+            UsageError: The state of another policy, batch size, seed or number of samples, or one that is further than
+                this run goes.
         """
         arrays = {name: as_array(state[name]) for name in state}
         needed = {"numbers", "progress", "hashes", "checks", "sizes", "ids", "losses", "policy", "log"}
@@ -395,6 +398,11 @@ class StreamPruner:
         for name, mine, theirs in zip(names, here, (*same, str(arrays["policy"])), strict=True):
             if mine != theirs:
                 raise UsageError(f"the state of a stream with {name} = {theirs}; this one has {mine}")
+        if (needed_epochs := epoch + bool(step)) > self.epochs:
+            raise UsageError(
+                f"the state of a run of {needed_epochs:,} epochs, with the epoch it is in, and this one ends after "
+                f"{self.epochs:,}; give epochs={needed_epochs} or more"
+            )
         of_ledger = {name[7:]: array for name, array in arrays.items() if name.startswith("ledger.")}
         if of_ledger:
             of_ledger["times"] = of_ledger["times"].view(np.uint16)

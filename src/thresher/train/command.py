@@ -10,21 +10,38 @@ import click
 
 from thresher.errors import UsageError
 
+
+def _share(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
+    """Return a share given as 30% or 0.3; of the epochs that prune, 100% too."""
+    from thresher.dynamic.named import share_of
+
+    try:
+        return None if text is None else share_of(text, whole=param.name == "delta")
+    except UsageError as error:
+        raise click.BadParameter(str(error), ctx, param) from None
+
+
 _POLICY = [
     click.option(
         "--policy", default="full", show_default=True, metavar="NAME",
         help="full, scan, infobatch, dynamic-random, d-pruning or static: what is left out.",
     ),
-    click.option("--prune", metavar="SHARE", help="Share of the run's samples to leave out, such as 30%."),
+    click.option(
+        "--prune", callback=_share, metavar="SHARE", help="Share of the run's samples to leave out, such as 30%."
+    ),
     click.option("--selection", metavar="SEL", help="For --policy static: a selection folder, or a file of keys."),
-    click.option("--rho", type=float, metavar="X", help="scan: share of candidates a side (default: 0.3)."),
+    click.option("--rho", callback=_share, metavar="SHARE", help="scan: share of candidates a side (default: 0.3)."),
     click.option("--cycle", type=int, metavar="T", help="scan: mutation epochs of a cycle (default: 3)."),
     click.option("--mode", type=click.Choice(["both", "redundant", "ill-matched"]), help="scan: which candidates."),
     click.option("--scope", type=click.Choice(["batch", "epoch"]), help="scan: what losses are ranked within."),
-    click.option("--threshold", type=float, metavar="X", help="scan: fall of the loss that ends the warm-up."),
-    click.option("--full-epochs", type=int, metavar="N", help="scan, d-pruning: epochs on everything at first."),
+    click.option("--threshold", callback=_share, metavar="SHARE", help="scan: fall of the loss that ends the warm-up."),
+    click.option(
+        "--full-epochs", type=click.IntRange(0), metavar="N", help="scan, d-pruning: epochs on everything at first."
+    ),
     click.option("--rule", type=click.Choice(["uncertainty", "epsilon-greedy"]), help="d-pruning: what ranks rows."),
-    click.option("--delta", type=float, metavar="X", help="infobatch: share of the epochs that prune."),
+    click.option(
+        "--delta", callback=_share, metavar="SHARE", help="infobatch: share of the epochs that prune."
+    ),
 ]  # fmt: skip
 _RUN = [
     click.option("--epochs", type=click.IntRange(1), metavar="N", help="Length of the run in epochs (default: 10)."),
@@ -126,6 +143,7 @@ def moco(data: str, out: str, version: Any, **v: Any) -> None:
 
 
 def _schedule(given: dict[str, Any]) -> Any:
+    from thresher.dynamic.named import ON_COMMAND_LINES, check_options
     from thresher.train.loop import Schedule
 
     epochs, samples = given["epochs"], given["samples"]
@@ -133,30 +151,16 @@ def _schedule(given: dict[str, Any]) -> Any:
         raise UsageError("--epochs and --samples-seen both say how long the run is; give one")
     options = {name: given[name] for name in ("rho", "cycle", "mode", "scope", "threshold", "rule", "delta")}
     options["warmup"] = given["full_epochs"]
+    check_options(given["policy"], options, prune=given["prune"], called=ON_COMMAND_LINES)
     names = ("batch_size", "policy", "selection", "seed", "lr", "weight_decay", "warmup", "precision", "device")
     more = ("workers", "evals", "eval_every", "checkpoint_minutes")
     return Schedule(
         epochs=10 if epochs is None and samples is None else epochs,
         samples=samples,
-        prune=_share(given["prune"]),
+        prune=given["prune"],
         options={name: value for name, value in options.items() if value is not None},
         **{name: given[name] for name in (*names, *more) if given[name] is not None},
     )
-
-
-def _share(text: str | None) -> float | None:
-    """Return a share to prune, given as 30% or 0.3."""
-    from thresher.selection import Keep
-
-    if text is None:
-        return None
-    try:
-        share = Keep.parse(text).share
-    except UsageError:
-        share = None
-    if share is None or not 0 < share < 1:
-        raise UsageError(f"cannot prune {text!r}; give a share strictly between 0 and 1, like 30% or 0.3")
-    return float(share)
 
 
 def _progress(given: dict[str, Any]) -> Any:

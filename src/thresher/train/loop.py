@@ -274,7 +274,7 @@ def fit(
     log, seconds = keeper.load()
     training.save()  # only now: what was asked for can be done
     loader = _loader(pairs, sampler, schedule.workers, task.device)
-    progress.say(f"policy {describe(sampler.policy)}")
+    progress.say(f"policy: {describe(sampler.policy, defaults=True)}")
     if log or sampler.step:
         progress.say(f"going on in epoch {sampler.epoch + 1}, step {sampler.step}")
         log = _settled(task, schedule, sampler, log, progress)
@@ -501,7 +501,7 @@ def features_of(
 
     Args:
         found: The set.
-        side: Pixels of a side, as the model takes them.
+        side: Pixels of a side, as ``encode`` takes them.
         resize: How pictures are made square.
         encode: From (B, side, side, 3) uint8 to features.
 

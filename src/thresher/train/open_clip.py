@@ -26,11 +26,10 @@ import logging
 import os
 import re
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -40,14 +39,15 @@ from thresher.dynamic.d_pruning import DPruning
 from thresher.dynamic.dynamic_random import DynamicRandom
 from thresher.dynamic.full import Full
 from thresher.dynamic.ledger import Ints
-from thresher.dynamic.named import POLICIES, policy_named
+from thresher.dynamic.named import ON_COMMAND_LINES, POLICIES, check_options, policy_named, share_of
 from thresher.dynamic.policy import Policy
-from thresher.dynamic.sampler import PruningSampler, as_array, with_rows
+from thresher.dynamic.sampler import PruningSampler, as_array, describe, with_rows
 from thresher.dynamic.static import Static
 from thresher.dynamic.stream import ID, StaticKeys, StreamPruner, prune_stream
 from thresher.errors import MissingExtraError, ThresherError, UsageError, installed, suggest
-from thresher.export import reopen
+from thresher.export import keys_chosen, reopen
 from thresher.selection import Selection
+from thresher.store import EmbeddingStore
 
 SEAM = ("get_data", "create_loss", "cosine_lr", "const_lr", "const_lr_cooldown")
 KEYS = {"key": "__key__", "url+key": ("__url__", "__key__")}
@@ -115,7 +115,7 @@ def parse(arguments: Sequence[str]) -> tuple[Options, list[str]]:
         MissingExtraError: open_clip is not installed.
     """
     given, rest = _parser().parse_known_args(list(arguments))
-    named = vars(given)
+    named = dict(vars(given))
     flags = {"--prune", *(f"--prune-{name.replace('_', '-')}" for name in named if name != "policy")}
     for argument in rest:
         flag = argument.partition("=")[0]
@@ -126,9 +126,11 @@ def parse(arguments: Sequence[str]) -> tuple[Options, list[str]]:
     if not installed("open_clip_train"):
         raise MissingExtraError("training with open_clip", "train")
     own = {item.name for item in dataclasses.fields(Options)}
+    named["warmup"] = named.pop("full_epochs")
     parameters = {name: value for name, value in named.items() if name not in own and value is not None}
     options = Options(**{name: value for name, value in named.items() if name in own}, parameters=parameters)
     _check(options)
+    check_options(options.policy, parameters, prune=options.share, called=ON_COMMAND_LINES)
     from open_clip_train.params import parse_args
 
     theirs = parse_args(rest)
@@ -196,6 +198,8 @@ class _Run:
             if state:
                 self.warmed = float(state["warmed"])
                 self.in_force.load_state_dict(state)
+            if args.rank == 0:
+                logging.info(f"Pruning Policy: {describe(self.in_force.policy, defaults=True)}")
             data["train"] = dataclasses.replace(theirs, dataloader=loader)
         return data
 
@@ -293,20 +297,36 @@ class _Run:
         path = Path(options.selection or "")
         dataset = getattr(loader, "dataset", None)
         if dataset is None:
-            return StaticKeys.of_keys(_keys_of(path), loader.num_samples, weigh=options.weigh)
+            wanted = keys_chosen(path)
+            keys = (key for key, often in wanted.items() for _ in range(often))
+            return StaticKeys.of_keys(keys, loader.num_samples, weigh=options.weigh)
+        if getattr(dataset, "images", None) is None:
+            raise UsageError("a synthetic dataset has no keys; give --prune-selection to csv or webdataset")
+        return Static(times_N=self._times_of(path, dataset), weigh=options.weigh)
+
+    def _times_of(self, path: Path, dataset: Any) -> npt.NDArray[Any]:
+        """Return how often a selection has each row of a csv: by key, else by row number where rows are the same."""
+        name, column = self.args.csv_img_key, list(map(str, dataset.images))
+        wanted = keys_chosen(path)
+        times_N = np.array([wanted.get(key, 0) for key in column], np.int64)
+        if times_N.any():
+            missing = wanted.keys() - set(column)
+            if missing and self.args.rank == 0:
+                logging.warning(
+                    f"Pruning Selection: {len(missing):,} keys of {path} are not in the column {name}, such as "
+                    f"{min(missing)!r}"
+                )
+            return times_N
         if path.is_dir():
             chosen = Selection.load(path)
-            times_N = chosen.mask() if chosen.repeats is None else np.asarray(chosen.repeats)
-            return Static(times_N=times_N, weigh=options.weigh)
-        names = getattr(dataset, "images", None)
-        if names is None:
-            raise UsageError("a synthetic dataset has no keys; give --prune-selection to csv or webdataset")
-        times, column = Counter(_keys_of(path)), list(map(str, names))
-        if missing := set(times) - set(column):
-            raise UsageError(
-                f"{path}: {len(missing):,} keys are not in the column {args.csv_img_key}, such as {min(missing)!r}"
-            )
-        return Static(times_N=np.array([times[name] for name in column], np.int64), weigh=options.weigh)
+            if _same_rows(reopen(chosen), column, list(map(str, dataset.captions))):
+                return np.asarray(chosen.mask() if chosen.repeats is None else chosen.repeats)
+        like = f", such as {min(wanted)!r}," if wanted else ""
+        rows = ", and the rows of its pool are not those of the csv by key or caption" if path.is_dir() else ""
+        raise UsageError(
+            f"{path}: none of its keys{like} is in the column {name} of {self.args.train_data}, such as "
+            f"{column[0]!r}{rows}; give a text file with values of that column, one a line"
+        )
 
     # Losses, as they come
 
@@ -544,21 +564,24 @@ def _source_of(loader: Any) -> Any:
     return loader.pipeline[0].dataset
 
 
-def _keys_of(path: Path) -> list[str]:
-    """Return the keys of a selection, each as often as it was chosen: of its folder, or of a text file."""
-    if path.is_dir():
-        chosen = Selection.load(path)
-        found = []
-        for rows, keys in reopen(chosen).where(chosen.mask()).keys():
-            times = np.ones(len(rows), np.int64) if chosen.repeats is None else chosen.repeats[rows]
-            found += [key for key, often in zip(keys, times.tolist(), strict=True) for _ in range(often)]
-        return found
-    try:
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"--prune-selection {path}: {error}; give a selection folder or a text file, a key a line"
-        ) from None
+def _same_rows(store: EmbeddingStore, column: Sequence[str], captions: Sequence[str]) -> bool:
+    """Whether every row of a pool is the row of the csv with its number.
+
+    Its key has to be the name of the file, with or without its ending, or its caption the same. More than half of the
+    names or captions have to differ, or a pool in another order might pass by chance.
+    """
+    if len(store) != len(column):
+        return False
+    names = [os.path.basename(name) for name in column]
+    if store.layout.key:
+        keys = (key for _, part in store.keys() for key in part)
+        if all(key in (name, os.path.splitext(name)[0]) for key, name in zip(keys, names, strict=True)):
+            return len(set(names)) > len(names) / 2
+    if not store.layout.caption:
+        return False
+    spoken = (text for _, part in store.scan([store.layout.caption]) for text in part.column(0).to_pylist())
+    alike = (str(one).split() == two.split() for one, two in zip(spoken, captions, strict=True))  # csv is on one line
+    return all(alike) and len(set(captions)) > len(captions) / 2
 
 
 def _beside(epoch: int | str) -> str:
@@ -583,22 +606,36 @@ def _check(options: Options) -> None:
             raise UsageError(f"--prune {options.policy} has no --prune-keep; dynamic-random and d-pruning have")
         if options.share is not None:
             raise UsageError("--prune-keep says what an epoch keeps, --prune-share what the run leaves out; give one")
-        if not 0 < options.keep < 1:
-            raise UsageError(f"--prune-keep {options.keep}; give a share strictly between 0 and 1, like 0.7 or 70%")
     if options.policy == "static" and (options.share is not None or options.parameters):
         raise UsageError("--prune static takes what --prune-selection says; give no share and no parameters")
 
 
-def _share(text: str) -> float:
-    number = text.strip()
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are ours: one line, without all the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def _share(text: str, whole: bool = False) -> float:
     try:
-        return float(number[:-1]) / 100 if number.endswith("%") else float(number)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}; give a share like 30% or 0.3") from None
+        return share_of(text, whole=whole)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None  # argparse says of which argument
+
+
+def _share_or_all(text: str) -> float:
+    return _share(text, whole=True)
+
+
+def _epochs(text: str) -> int:
+    if not re.fullmatch(r"\d{1,9}", text.strip()):
+        raise argparse.ArgumentTypeError(f"{text!r}; give 0 epochs or more")
+    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m thresher.train.open_clip",
         usage="%(prog)s [arguments of open_clip_train.main] [--prune POLICY] [--prune-... ...]",
         description="Train with open_clip's own trainer, and prune while it trains. What begins with --prune is said "
@@ -610,11 +647,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--prune-share", dest="share", type=_share, help="share of the run's samples to leave out, such as 30%%")
     add("--prune-rho", dest="rho", type=_share, help="scan: share of a batch marked on each side")
     add("--prune-cycle", dest="cycle", type=int, help="scan: mutation epochs of a cycle")
-    add("--prune-warmup", dest="warmup", type=int, help="scan, d-pruning: epochs on everything first")
-    add("--prune-threshold", dest="threshold", type=float, help="scan: fall of the loss that ends the warm-up")
+    add("--prune-full-epochs", dest="full_epochs", type=_epochs, help="scan, d-pruning: epochs on everything first")
+    add("--prune-threshold", dest="threshold", type=_share, help="scan: fall of the loss that ends the warm-up")
     add("--prune-mode", dest="mode", help="scan: both, redundant or ill-matched")
     add("--prune-scope", dest="scope", help="scan: rank losses within a batch or an epoch")
-    add("--prune-delta", dest="delta", type=float, help="infobatch: share of the epochs before all is trained on again")
+    add(
+        "--prune-delta",
+        dest="delta",
+        type=_share_or_all,
+        help="infobatch: share of the epochs before all is trained on again",
+    )
     add("--prune-rule", dest="rule", help="d-pruning: uncertainty or epsilon-greedy")
     add("--prune-keep", dest="keep", type=_share, help="dynamic-random, d-pruning: share of an epoch to keep")
     add("--prune-selection", dest="selection", help="static: a selection folder, or a text file with a key a line")
