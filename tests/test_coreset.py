@@ -135,7 +135,7 @@ def test_reasons_of_rows_that_were_never_candidates(run: Training) -> None:
     found = coreset(run, never - 1)
     last = slow_order(ledger)[never - 1]
     assert found.steps[0].why(last).startswith("never a candidate: but its last loss is high")
-    told = f"1 of the {never} rows that were one in 0 went, and the {N - never} that were one in more"
+    told = f"1 of the {never} rows that were a candidate 0 times went, and the {N - never} that were one more often"
     assert told in found.steps[0].notes[0]
 
 

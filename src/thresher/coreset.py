@@ -36,6 +36,7 @@ REASONS = (
     f"left out: {_WHEN}",
     "never trained on: nothing is known about it",
 )
+_LUCK = 0.1  # of the way from chance to the same candidates again: below it a ranking says little
 _UNSEEN = len(REASONS) - 1
 
 
@@ -129,9 +130,17 @@ def _notes(training: Training, ledger: Ledger, keep_N: Bools, log: Sequence[Mapp
     unseen = int(np.count_nonzero(ledger.seen_N < 0))
     more = int(np.count_nonzero(times_N > most))
     notes.append(
-        f"candidates were found in {searches} of {len(log)} epochs; {went:,} of the {tied:,} rows "
-        f"that were one in {most} went" + (f", and the {more:,} that were one in more" if more else "")
+        f"candidates were found in {searches} of {len(log)} epochs; {went:,} of the {tied:,} rows that were a "
+        f"candidate {most} times went" + (f", and the {more:,} that were one more often" if more else "")
     )
+    last = next((entry for entry in reversed(log) if entry.get("overlap") is not None), None)
+    if last is not None:
+        found, chance = last["overlap"], last["candidates"] / last["total"]
+        if found - chance < _LUCK * (1 - chance):
+            notes.append(
+                f"of the candidates of epoch {last['epoch']}, {found:.1%} had been found before, where chance would "
+                f"find {chance:.1%}: this ranking is close to chance"
+            )
     if unseen:
         notes.append(f"{unseen:,} rows were never trained on; they rank last")
     if far := training.unfinished(log):

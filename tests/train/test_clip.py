@@ -332,14 +332,14 @@ def test_an_interrupted_run_says_how_to_go_on(
 
     monkeypatch.setattr(ClipTask, "step", interrupted)
     assert main(["train", "clip", str(data.parquet), "-o", str(tmp_path / "run"), "--quiet"]) == 130
-    assert "the same command with --resume goes on" in capsys.readouterr().err
+    assert "the same command with --resume begins anew: there is no checkpoint yet" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (["--policy", "scna"], "no policy 'scna'; there are full, scan, infobatch"),
-        (["--prune", "30%"], "policy full leaves out what it is told to"),
+        (["--prune", "30%"], "policy full leaves out nothing, not a share; for a share give a policy such as scan"),
         (["--policy", "scan", "--prune", "1.5"], "give a share strictly between 0 and 1, like 30% or 0.3"),
         (["--policy", "scan", "--prune", "60%", "--epochs", "4"], "cannot prune 60.0% over 4 epochs"),
         (["--policy", "scan", "--prune", "20%", "--rho", "0.2"], "rho follow"),
@@ -351,6 +351,7 @@ def test_an_interrupted_run_says_how_to_go_on(
         (["--model", "ViT-B-33"], "no model 'ViT-B-33'"),
         (["--device", "tpu"], "device 'tpu' cannot be used"),
         (["--eval", "nothing.parquet"], "nothing.parquet"),
+        (["--eval-label", "group"], "say what to do with --eval PARQUET, which is not given"),
         (["--template", "a photo"], "each with {} for the name of a class"),
         (["--samples-seen", "10"], "give 1 epoch or more, or samples for a batch or more"),
         (["--seed", "-1"], "seed -1"),
@@ -420,7 +421,7 @@ def test_real_training_learns_what_held_out_pictures_are_called(
     found = log[-1]["eval"]["held"]
     for way in ("image_to_text", "text_to_image"):
         assert found[f"{way}_R@1"] >= 10 * found[f"{way}_R@1_chance"]
-    assert f"{log[-1]['pruned_so_far']:.1%} of the samples pruned" in capsys.readouterr().out
+    assert f"{log[-1]['pruned_so_far']:.1%} of the rows pruned" in capsys.readouterr().out
 
 
 def test_losses_are_those_of_clip() -> None:

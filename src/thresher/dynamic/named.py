@@ -111,7 +111,8 @@ def policy_named(
     if (times_N is None) == (name == "static"):
         raise UsageError("policy static needs a selection, and no other policy takes one")
     if prune is not None and name in ("full", "static"):
-        raise UsageError(f"policy {name} leaves out what it is told to, not a share; do not give one")
+        what = "nothing" if name == "full" else "what the selection does"
+        raise UsageError(f"policy {name} leaves out {what}, not a share; for a share give a policy such as scan")
     if times_N is not None:
         return Static(times_N=times_N if np.max(times_N) > 1 else np.asarray(times_N, np.bool_))
     if name == "full":

@@ -106,7 +106,8 @@ class PruningSampler:
         if batch_size < 1 or not 0 <= seed < 2**63:
             raise UsageError(f"{batch_size=}, {seed=}; give 1 or more, and 0 to 2^63 - 1")
         if epochs is not None and epochs < 1 or samples is not None and samples < min(batch_size, rows):
-            raise UsageError(f"{epochs=}, {samples=}; give 1 epoch or more, or samples for a batch or more")
+            length = f"{epochs} epochs" if samples is None else f"{samples:,} samples in batches of {batch_size:,}"
+            raise UsageError(f"a run of {length}; give 1 epoch or more, or samples for a batch or more")
         self.rows, self.policy, self.batch_size = rows, policy, batch_size
         self.samples, self.seed, self.drop_last = samples, seed, drop_last
         self.epochs, self._epochs = epochs or 0, epochs

@@ -149,6 +149,10 @@ def _render(
 def _facts(training: Training, found: Epochs) -> list[tuple[str, str]]:
     """Return the run in a few numbers."""
     told = [("Policy", _policy(training)), ("Epochs", number(len(found)))]
+    asked = {"Model": "model", "Batch": "batch_size", "Peak rate": "lr", "Seed": "seed"}
+    told += [
+        (name, str(training.settings[key])) for name, key in asked.items() if training.settings.get(key) is not None
+    ]
     if not len(found):
         return told
     seen, (left_out, saved) = int(np.nansum(found["samples"])), found.saved

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -27,7 +28,8 @@ _POLICY = [
         help="full, scan, infobatch, dynamic-random, d-pruning or static: what is left out.",
     ),
     click.option(
-        "--prune", callback=_share, metavar="SHARE", help="Share of the run's samples to leave out, such as 30%."
+        "--prune", callback=_share, metavar="SHARE",
+        help="Share of the run's samples to leave out, such as 30% (default: as the policy is published).",
     ),
     click.option("--selection", metavar="SEL", help="For --policy static: a selection folder, or a file of keys."),
     click.option("--rho", callback=_share, metavar="SHARE", help="scan: share of candidates a side (default: 0.3)."),
@@ -103,6 +105,7 @@ def clip(data: str, out: str, model: str, loss: Any, chunk: int | None, template
     """Train a CLIP model on DATA: parquet with image and text, tars, or a csv of open_clip."""
     from thresher.train.clip import ClipSettings, train_clip
 
+    _check_evaluation(v)
     settings = ClipSettings(
         model=model,
         loss=loss,
@@ -131,6 +134,7 @@ def moco(data: str, out: str, version: Any, **v: Any) -> None:
     """Train a picture encoder on DATA by MoCo; captions are not needed."""
     from thresher.train.moco import MocoSettings, train_moco
 
+    _check_evaluation(v)
     own = {name: v.pop(name) for name in ("model", "side", "queue", "momentum", "temperature")}
     settings = MocoSettings(
         **{name: value for name, value in own.items() if value is not None},
@@ -140,6 +144,11 @@ def moco(data: str, out: str, version: Any, **v: Any) -> None:
         schedule=_schedule(v),
     )
     _told(lambda: train_moco(data, out, settings, resume=v["resume"], progress=_progress(v)), out, v)
+
+
+def _check_evaluation(given: dict[str, Any]) -> None:
+    if not given["evals"] and (given["eval_labels"] or given["eval_group"]):
+        raise UsageError("--eval-label and --eval-group say what to do with --eval PARQUET, which is not given")
 
 
 def _schedule(given: dict[str, Any]) -> Any:
@@ -171,19 +180,30 @@ def _progress(given: dict[str, Any]) -> Any:
 
 def _told(run: Callable[[], list[dict[str, Any]]], out: str, given: dict[str, Any]) -> None:
     """Train, and tell how it went."""
+    from thresher.training import CHECKPOINT
+
     try:
         log = run()
     except KeyboardInterrupt:
-        click.echo("interrupted; the same command with --resume goes on from the last checkpoint", err=True)
+        there = Path(out, CHECKPOINT).exists()
+        again = "goes on from the last checkpoint" if there else "begins anew: there is no checkpoint yet"
+        click.echo(f"interrupted; the same command with --resume {again}", err=True)
         raise click.exceptions.Exit(130) from None
+    from thresher.train.data import SET_ASIDE
+    from thresher.train.loop import table_of
+
     if given["as_json"]:
         click.echo(json.dumps({"out": out, "epochs": log}, indent=1))
         return
     last = log[-1]
     seen, seconds = sum(e["samples"] for e in log), sum(e["seconds"] for e in log)
-    click.echo(
-        f"{len(log)} epochs, {seen:,} samples in {seconds:,.0f} s, {last['pruned_so_far']:.1%} of the samples pruned"
-    )
+    pruned, asked = last["pruned_so_far"], given["prune"]
+    missed = f" ({asked:.1%} asked for)" if asked is not None and abs(asked - pruned) > 0.01 else ""
+    click.echo(f"{len(log)} epochs, {seen:,} samples in {seconds:,.0f} s, {pruned:.1%} of the rows pruned{missed}")
     for name, found in last.get("eval", {}).items():
-        click.echo(f"{name}: " + ", ".join(f"{metric} {value:.3f}" for metric, value in found.items()))
+        click.echo(f"{name}:\n" + "\n".join(table_of(found)))
+    aside = Path(out, SET_ASIDE)
+    if aside.exists():
+        rows = len(aside.read_text(encoding="utf-8").splitlines())
+        click.echo(f"{rows:,} rows could not be used; they are listed in {aside}")
     click.echo(f"written to {out}")

@@ -221,7 +221,7 @@ def times_of(selection: str, pairs: Pairs) -> tuple[npt.NDArray[np.int32], int]:
         pairs: The rows.
 
     Raises:
-        UsageError: Nothing of it is here.
+        UsageError: Most of it is not here.
     """
     if os.path.isdir(selection):
         chosen = Selection.load(selection)
@@ -231,7 +231,13 @@ def times_of(selection: str, pairs: Pairs) -> tuple[npt.NDArray[np.int32], int]:
     times_N = np.array([wanted.get(key, 0) for key in keys], np.int32)
     if not times_N.any():
         raise UsageError(f"{selection}: none of its keys is in {pairs.store.layout.location}; is it of other data?")
-    return times_N, len(wanted.keys() - set(keys))
+    missing = len(wanted.keys() - set(keys))
+    if 2 * missing > len(wanted):
+        raise UsageError(
+            f"{selection}: {missing:,} of its {len(wanted):,} keys are not in {pairs.store.layout.location}; is it of "
+            "other data?"
+        )
+    return times_N, missing
 
 
 def _without(pairs: Pairs, good_N: npt.NDArray[np.bool_], folder: Path) -> Pairs:
@@ -353,8 +359,9 @@ def _of_csv(path: str, folder: Path) -> Pairs:
             missing = {"filepath", "title"} - set(lines.fieldnames or ())
             if missing:
                 raise PoolError(
-                    f"{path}: has no column {', '.join(sorted(missing))}; give a tab separated file with a first line "
-                    "of filepath and title, as open_clip reads it"
+                    f"{path}: has no column {', '.join(sorted(missing))}; its first line is "
+                    f"{(lines.fieldnames or [''])[0]!r}. Give a tab separated file with a first line of filepath and "
+                    "title, as open_clip reads it"
                 )
             rows = [(line["filepath"] or "", line["title"] or "") for line in lines]
     except (OSError, ValueError, csv.Error) as error:
@@ -377,6 +384,8 @@ def _of_csv(path: str, folder: Path) -> Pairs:
 
 def _of_parquet(data: str, folder: Path, captions: bool) -> Pairs:
     """Copy the pictures of a parquet pool to where they can be read by row."""
+    if not os.path.exists(data):
+        raise PoolError(f"{data}: nothing is there; give parquet with image and text, tars, or a csv of open_clip")
     store = open_store(absolute(data))
     picture, caption = store.layout.image, store.layout.caption
     lacks = [what for what, name in (("image", picture), ("text", caption if captions else "-")) if name is None]

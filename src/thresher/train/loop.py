@@ -177,7 +177,13 @@ def opened(
     told = json.loads(json.dumps({**asdict(schedule), **_flat(settings), "data": absolute(os.fspath(data))}))
     earlier = _earlier(out, task, told, resume)
     how: dict[str, Any] = {"side": side, "resize": resize, "captions": captions, "workers": max(schedule.workers, 1)}
-    pairs = open_pairs(os.fspath(data), out, **how, progress=progress)
+    try:
+        pairs = open_pairs(os.fspath(data), out, **how, progress=progress)
+    except ThresherError:
+        if earlier is None:  # nothing of it is of use
+            for name in (ROWS, PICTURES, SET_ASIDE):
+                (out / name).unlink(missing_ok=True)
+        raise
     if pairs.aside:
         progress.say(f"{len(pairs.aside):,} rows cannot be used; they are listed in {out / SET_ASIDE}")
     digest = hashlib.sha256(pairs.size_N.tobytes())
@@ -275,6 +281,8 @@ def fit(
     training.save()  # only now: what was asked for can be done
     loader = _loader(pairs, sampler, schedule.workers, task.device)
     progress.say(f"policy: {describe(sampler.policy, defaults=True)}")
+    if len(pairs) < schedule.batch_size:
+        progress.say(f"{len(pairs):,} rows fill no batch of {schedule.batch_size:,}: all are in one")
     if log or sampler.step:
         progress.say(f"going on in epoch {sampler.epoch + 1}, step {sampler.step}")
         log = _settled(task, schedule, sampler, log, progress)
@@ -355,9 +363,20 @@ def _told(log: Sequence[Mapping[str, Any]], sampler: PruningSampler) -> str:
         line += f"; {entry['pruned_so_far']:.1%} pruned so far, about {_time(pruned * spent / seen)} saved"
     if sampler.plan is not None:
         line += f"; ETA {_time(sampler.steps_left() * sampler.batch_size * spent / seen)}"
-    for name, found in entry.get("eval", {}).items():
-        line += f"\n  {name}: " + ", ".join(f"{metric} {value:.3f}" for metric, value in found.items())
+        for name, found in entry.get("eval", {}).items():
+            line += f"\n{name}:\n" + "\n".join(table_of(found))
     return line
+
+
+def table_of(found: Mapping[str, float]) -> list[str]:
+    """Return the figures of an evaluation as lines, chance beside what it is the chance of."""
+    lines = []
+    for name, value in found.items():
+        if not name.endswith("_chance"):
+            told = f"{value:,.0f}" if "_rows_" in name or name.endswith("_halves") else f"{value:.3f}"
+            chance = found.get(f"{name}_chance")
+            lines.append(f"  {name:40} {told}" + ("" if chance is None else f"  (chance {chance:.3f})"))
+    return lines
 
 
 def _time(seconds: float) -> str:
@@ -482,6 +501,8 @@ def eval_sets(schedule: Schedule, group: str | None, labels: Sequence[str], need
     """
     found: list[EvalSet] = []
     for path in schedule.evals:
+        if not os.path.exists(path):
+            raise PoolError(f"{path}: nothing is there; --eval takes parquet with image and text, or with labels")
         one = read_eval(path, group=group, labels=labels or None, needs=needs)
         same = sum(other.name == one.name or other.name.startswith(f"{one.name}-") for other in found)
         found.append(replace(one, name=f"{one.name}-{same + 1}") if same else one)
