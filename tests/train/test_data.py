@@ -175,7 +175,7 @@ def test_a_csv_that_moved_with_its_pictures(tmp_path: Path) -> None:
     pairs = opened(tmp_path / "a.csv", tmp_path / "run")
     assert list(pairs.captions) == ['quoted "title"']
     (tmp_path / "b.csv").write_text("filepath,title\nimg/a.png,x\n")
-    with pytest.raises(PoolError, match="no column filepath, title; give a tab separated file"):
+    with pytest.raises(PoolError, match="no column filepath, title; its first line is 'filepath,title'. Give a tab"):
         opened(tmp_path / "b.csv", tmp_path / "run")
 
 
