@@ -122,7 +122,7 @@ def clip(data: str, out: str, model: str, loss: Any, chunk: int | None, template
 @click.argument("data")
 @_OUT
 @click.option(
-    "--model", default="resnet18", show_default=True, metavar="NAME", help="tiny, or a ResNet, ViT or other of timm."
+    "--model", default="tiny", show_default=True, metavar="NAME", help="tiny, or a ResNet, ViT or other of timm."
 )
 @click.option("--version", type=click.Choice(["2", "3"]), default="2", show_default=True, help="MoCo v2 or v3.")
 @click.option("--image-size", "side", type=click.IntRange(16), default=48, show_default=True, metavar="N")

@@ -75,7 +75,7 @@ class MocoSettings:
         schedule: The rest.
     """
 
-    model: str = "resnet18"
+    model: str = "tiny"
     version: Literal[2, 3] = 2
     side: int = 48
     queue: int | None = None
