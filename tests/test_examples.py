@@ -47,7 +47,6 @@ def test_the_plain_loop_learns_and_prunes(tmp_path: Path) -> None:
 
 
 def test_moco_of_lightly_prunes(tmp_path: Path) -> None:
-    pytest.importorskip("lightly")
     epochs, pruned, _ = run("lightly_moco.py", tmp_path)
     assert len(epochs) == 6
     check_share(epochs, pruned, 0.2)

@@ -504,7 +504,8 @@ def shards(folder: Path) -> list[str]:
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_webdataset_pipeline_with_buffers_workers_and_keys_that_repeat(tmp_path: Path, workers: int) -> None:
-    wds = pytest.importorskip("webdataset")
+    import webdataset as wds
+
     pruner, losses, urls = make("scan"), table(), shards(tmp_path)
     dataset = wds.DataPipeline(
         wds.SimpleShardList(urls),
@@ -534,7 +535,8 @@ def test_a_webdataset_pipeline_with_buffers_workers_and_keys_that_repeat(tmp_pat
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_shards_drawn_with_replacement(tmp_path: Path) -> None:
-    wds = pytest.importorskip("webdataset")
+    import webdataset as wds
+
     pruner, losses, urls = make("scan", epochs=5), table(), shards(tmp_path)
     drawn = np.random.Generator(np.random.Philox(1))
     dataset = wds.DataPipeline(

@@ -11,30 +11,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as other_pl
 import pytest
+import pytorch_lightning as pl
 import torch
+from lightly.data import LightlyDataset
+from lightly.data.multi_view_collate import MultiViewCollate
+from lightly.loss import NTXentLoss
+from lightly.models.modules import MoCoProjectionHead, SimCLRProjectionHead
+from lightly.models.modules.memory_bank import MemoryBankModule
+from lightly.models.utils import deactivate_requires_grad, update_momentum
 from torch import nn
 from torch.utils.data import DataLoader
 
-pytest.importorskip("lightly")
-pl = pytest.importorskip("pytorch_lightning")
-
-import lightning.pytorch as other_pl  # noqa: E402
-from lightly.data import LightlyDataset  # noqa: E402
-from lightly.data.multi_view_collate import MultiViewCollate  # noqa: E402
-from lightly.loss import NTXentLoss  # noqa: E402
-from lightly.models.modules import MoCoProjectionHead, SimCLRProjectionHead  # noqa: E402
-from lightly.models.modules.memory_bank import MemoryBankModule  # noqa: E402
-from lightly.models.utils import deactivate_requires_grad, update_momentum  # noqa: E402
-
-from thresher.dynamic.dynamic_random import DynamicRandom  # noqa: E402
-from thresher.dynamic.full import Full  # noqa: E402
-from thresher.dynamic.loss import moco_v2_losses, simclr_losses  # noqa: E402
-from thresher.dynamic.policy import Policy  # noqa: E402
-from thresher.dynamic.sampler import CosineByProgress, PruningSampler, with_rows  # noqa: E402
-from thresher.dynamic.scan import Scan  # noqa: E402
-from thresher.errors import UsageError  # noqa: E402
-from thresher.train.lightning import PruningCallback, PruningLoader  # noqa: E402
+from thresher.dynamic.dynamic_random import DynamicRandom
+from thresher.dynamic.full import Full
+from thresher.dynamic.loss import moco_v2_losses, simclr_losses
+from thresher.dynamic.policy import Policy
+from thresher.dynamic.sampler import CosineByProgress, PruningSampler, with_rows
+from thresher.dynamic.scan import Scan
+from thresher.errors import UsageError
+from thresher.train.lightning import PruningCallback, PruningLoader
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers"),

@@ -18,16 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
-import torch
-from PIL import Image
-
-pytest.importorskip("open_clip_train.data", reason="needs the extra train")
-
 import open_clip_train.data as their_data
 import open_clip_train.main as trainer
 import open_clip_train.train as their_loop
+import pytest
+import torch
 import webdataset as wds
+from PIL import Image
 
 from thresher import build, open_store, run_steps
 from thresher.dynamic.loss import clip_losses
