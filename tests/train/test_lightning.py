@@ -7,7 +7,6 @@ import itertools
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +44,6 @@ pytestmark = [
 
 N, B, EPOCHS = 200, 40, 6
 SCAN = Scan(rho=0.25, cycle=2, warmup=1)  # epochs of 5, 5, 3 or 4, 2 or 3, 5, ... batches: they shrink and grow again
-
-
-@pytest.fixture(autouse=True)
-def _one_torch_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Pictures:

@@ -22,14 +22,12 @@ from thresher.train.loop import (
     Reduce,
     Schedule,
     Scores,
-    adamw,
     autocast,
-    device_named,
     eval_sets,
     features_of,
     fit,
     opened,
-    rate_of,
+    prepared,
     stored_side,
 )
 from thresher.train.models import Clip, Loss, Tokens, clip_model
@@ -93,11 +91,9 @@ def train_clip(
     Raises:
         UsageError, PoolError, OutputError: Before any training begins; says what to do.
     """
-    progress, rate = progress or Silent(), settings.schedule.lr or rate_of(settings.model)
-    schedule = replace(settings.schedule, lr=rate)
+    progress = progress or Silent()
+    schedule, device = prepared(settings.schedule, settings.model)
     settings = replace(settings, schedule=schedule)
-    device = device_named(schedule.device)
-    torch.manual_seed(schedule.seed)
     clip = clip_model(settings.model, settings.loss)
     sets = [_named_classes(found, settings) for found in eval_sets(schedule, settings.eval_group, settings.eval_labels)]
     for found in sets:
@@ -109,8 +105,7 @@ def train_clip(
     chunks = (pairs.captions[lo : lo + _TEXTS] for lo in range(0, len(pairs), _TEXTS))
     tokens_NT = np.concatenate([clip.tokenize(chunk) for chunk in chunks])
     task = ClipTask(clip, tokens_NT, device, settings, sets)
-    optimizer = adamw(clip.model, rate, schedule.weight_decay)
-    return fit(task, pairs, schedule, training, optimizer, progress)
+    return fit(task, pairs, schedule, training, progress)
 
 
 def _named_classes(found: EvalSet, settings: ClipSettings) -> EvalSet:

@@ -384,7 +384,7 @@ def _of_csv(path: str, folder: Path) -> Pairs:
 
 def _of_parquet(data: str, folder: Path, captions: bool) -> Pairs:
     """Copy the pictures of a parquet pool to where they can be read by row."""
-    if not os.path.exists(data):
+    if not os.path.exists(data) and "://" not in data:
         raise PoolError(f"{data}: nothing is there; give parquet with image and text, tars, or a csv of open_clip")
     store = open_store(absolute(data))
     picture, caption = store.layout.image, store.layout.caption

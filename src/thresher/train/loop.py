@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -55,8 +55,8 @@ class Schedule:
         options: Other parameters of the policy.
         selection: For "static": a selection folder, or a file of keys.
         seed: Of weights, orders, draws and augmentations.
-        lr: Peak learning rate, None for :func:`rate_of` the model; it rises for ``warmup`` and falls in half a cosine
-            to 0, by samples seen.
+        lr: Peak learning rate, None for the model's usual one (:func:`prepared`); it rises for ``warmup`` and falls in
+            half a cosine to 0, by samples seen.
         weight_decay: Of the weights with two dimensions or more.
         warmup: Share of the run over which the rate rises.
         precision: Of products; auto is bfloat16 on a GPU and float32 on a CPU.
@@ -255,7 +255,6 @@ def fit(
     pairs: Pairs,
     schedule: Schedule,
     training: Training,
-    optimizer: torch.optim.Optimizer,
     progress: Progress,
 ) -> list[dict[str, Any]]:
     """Train to the end of the schedule, from the run's checkpoint if there is one; return the log.
@@ -275,6 +274,7 @@ def fit(
         samples=schedule.samples,
         seed=schedule.seed,
     )
+    optimizer = _adamw(task.model, schedule)
     rates = CosineByProgress(optimizer, sampler, warmup=schedule.warmup)
     keeper = _Keeper(training.folder / CHECKPOINT, task.model, optimizer, sampler, schedule.checkpoint_minutes)
     log, seconds = keeper.load()
@@ -284,7 +284,8 @@ def fit(
     if len(pairs) < schedule.batch_size:
         progress.say(f"{len(pairs):,} rows fill no batch of {schedule.batch_size:,}: all are in one")
     if log or sampler.step:
-        progress.say(f"going on in epoch {sampler.epoch + 1}, step {sampler.step}")
+        where = f"going on in epoch {sampler.epoch + 1}, step {sampler.step}"
+        progress.say("the run is over" if sampler.plan is None else where)
         log = _settled(task, schedule, sampler, log, progress)
         training.record(log, sampler.ledger)  # the run may have been killed before it was
     while sampler.plan is not None:
@@ -474,17 +475,24 @@ def autocast(device: torch.device, precision: Precision) -> Callable[[], Abstrac
     return nullcontext
 
 
-def rate_of(model: str) -> float:
-    """Return the usual peak rate of AdamW for a model: small nets take more than transformers."""
-    return 2e-3 if model == "tiny" else 5e-4
+def prepared(schedule: Schedule, model: str) -> tuple[Schedule, torch.device]:
+    """Return the schedule with a rate, where none was given the usual one for the model, and the device; seed torch.
+
+    Small nets take higher rates of AdamW than transformers.
+    """
+    device = device_named(schedule.device)
+    torch.manual_seed(schedule.seed)
+    return replace(schedule, lr=schedule.lr or (2e-3 if model == "tiny" else 5e-4)), device
 
 
-def adamw(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
+def _adamw(model: nn.Module, schedule: Schedule) -> torch.optim.AdamW:
     """Return AdamW that decays weights of two dimensions or more alone, as open_clip does."""
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=(0.9, 0.98), eps=1e-6)
+    groups = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=schedule.lr, betas=(0.9, 0.98), eps=1e-6
+    )
 
 
 def stored_side(side: int) -> int:
@@ -506,13 +514,21 @@ def eval_sets(schedule: Schedule, group: str | None, labels: Sequence[str], need
         one = read_eval(path, group=group, labels=labels or None, needs=needs)
         same = sum(other.name == one.name or other.name.startswith(f"{one.name}-") for other in found)
         found.append(replace(one, name=f"{one.name}-{same + 1}") if same else one)
-        for ids, pictures in one.batches():
-            for row, data in zip(ids, pictures, strict=True):
-                try:
-                    decode(data, 8)
-                except PoolError as error:
-                    raise PoolError(f"{path}: row {row:,} {error}") from None
+        for _ in _decoded(one, 8, "shortest"):
+            pass
     return found
+
+
+def _decoded(found: EvalSet, side: int, resize: Resize) -> Iterator[npt.NDArray[np.uint8]]:
+    """Yield the pictures of an evaluation set, (B, side, side, 3); names the row of one that cannot be decoded."""
+    for ids, pictures in found.batches():
+        pixels = []
+        for row, data in zip(ids, pictures, strict=True):
+            try:
+                pixels.append(decode(data, side, resize))
+            except PoolError as error:
+                raise PoolError(f"{found.path}: row {row:,} {error}") from None
+        yield np.stack(pixels)
 
 
 def features_of(
@@ -529,15 +545,7 @@ def features_of(
     Raises:
         PoolError: A picture that cannot be decoded; an evaluation leaves out none.
     """
-    parts = []
-    for ids, pictures in found.batches():
-        pixels = []
-        for row, data in zip(ids, pictures, strict=True):
-            try:
-                pixels.append(decode(data, side, resize))
-            except PoolError as error:
-                raise PoolError(f"{found.path}: row {row:,} {error}") from None
-        with torch.inference_mode():
-            parts.append(encode(torch.from_numpy(np.stack(pixels))).cpu())
+    with torch.inference_mode():
+        parts = [encode(torch.from_numpy(pixels)).cpu() for pixels in _decoded(found, side, resize)]
     features: npt.NDArray[np.float32] = torch.cat(parts).numpy()
     return features

@@ -30,14 +30,12 @@ from thresher.train.loop import (
     Reduce,
     Schedule,
     Scores,
-    adamw,
     autocast,
-    device_named,
     eval_sets,
     features_of,
     fit,
     opened,
-    rate_of,
+    prepared,
     stored_side,
 )
 from thresher.train.models import backbone
@@ -125,11 +123,9 @@ def train_moco(
     Raises:
         UsageError, PoolError, OutputError: Before any training begins; says what to do.
     """
-    progress, rate = progress or Silent(), settings.schedule.lr or rate_of(settings.model)
-    schedule = replace(settings.schedule, lr=rate)
+    progress = progress or Silent()
+    schedule, device = prepared(settings.schedule, settings.model)
     settings = replace(settings, schedule=schedule)
-    device = device_named(schedule.device)
-    torch.manual_seed(schedule.seed)
     encoder, width = backbone(settings.model, settings.side)
     sets = eval_sets(schedule, settings.eval_group, settings.eval_labels, needs=("labels",))
     sizes: dict[str, Any] = {"side": stored_side(settings.side), "resize": "shortest", "captions": False}
@@ -141,8 +137,7 @@ def train_moco(
         device
     )
     task = MocoTask(model, device, settings, pairs, sets)
-    optimizer = adamw(model, rate, schedule.weight_decay)
-    return fit(task, pairs, schedule, training, optimizer, progress)
+    return fit(task, pairs, schedule, training, progress)
 
 
 class _Moco(nn.Module):
