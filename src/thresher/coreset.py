@@ -131,7 +131,8 @@ def _notes(training: Training, ledger: Ledger, keep_N: Bools, log: Sequence[Mapp
     more = int(np.count_nonzero(times_N > most))
     notes.append(
         f"candidates were found in {searches} of {len(log)} epochs; {went:,} of the {tied:,} rows that were a "
-        f"candidate {most} times went" + (f", and the {more:,} that were one more often" if more else "")
+        f"candidate {most} time{'s' * (most != 1)} went"
+        + (f", and the {more:,} that were one more often" if more else "")
     )
     last = next((entry for entry in reversed(log) if entry.get("overlap") is not None), None)
     if last is not None:

@@ -156,6 +156,9 @@ def test_of_several_captions_the_first_is_taken(data: Data, tmp_path: Path) -> N
     texts = pa.array([["one", "two"], [None, "two"], [], None, ["five"], ["six"], ["7"]])
     pq.write_table(data.table.slice(0, 7).set_column(1, "text", texts), tmp_path / "a.parquet")
     assert list(opened(tmp_path / "a.parquet", tmp_path / "run").captions) == ["one", "five", "six", "7"]
+    named = pq.read_table(tmp_path / "a.parquet").rename_columns(["key", "texts", "image", "group"])
+    pq.write_table(named, tmp_path / "b.parquet")
+    assert list(opened(tmp_path / "b.parquet", tmp_path / "other").captions) == ["one", "five", "six", "7"]
 
 
 def test_rows_set_aside_take_no_column_with_them(data: Data, tmp_path: Path) -> None:

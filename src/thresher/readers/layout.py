@@ -256,7 +256,7 @@ def _kind(vectors: Mapping[str, Piece], table: TablePiece | None, options: Optio
 
 KEYS = ("uid", "key", "id", "__key__", "image_path")  # not addresses: pools repeat them
 NO_KEY = "row"  # asks for row numbers in place of keys, unless a column is called so
-CAPTIONS = ("text", "caption", "captions", "title", "TEXT", "alt_text")
+CAPTIONS = ("text", "texts", "caption", "captions", "title", "TEXT", "alt_text")
 IMAGES = ("image", "thumbnail", "jpg", "png", "image_path", "path", "filepath")
 SCORES = ("clip_l14_similarity_score", "clip_b32_similarity_score", "similarity", "clip_score", "clip_similarity")
 
