@@ -80,6 +80,8 @@ def scores(name: str, found: Histogram, label: str, cut: float | None) -> str:
     """Draw a step's scores, kept and dropped rows stacked, with the cut."""
 
     def draw(figure: Figure) -> None:
+        from matplotlib.ticker import MaxNLocator
+
         axes = figure.add_subplot()
         both = found.kept + found.dropped
         axes.stairs(both, found.edges, fill=True, color=DROPPED, label="dropped")
@@ -98,6 +100,8 @@ def scores(name: str, found: Histogram, label: str, cut: float | None) -> str:
                 ha="left" if right else "right",
                 va="top",
             )
+        if np.array_equal(found.edges % 1, np.full(len(found.edges), 0.5)):  # a bin for each whole number
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel(label)
         axes.set_ylabel("rows")
         counts(axes)
