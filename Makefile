@@ -54,5 +54,5 @@ clean:
 	@$(PYTHON) -c '$(NEEDS)'
 	$(PYTHON) -m venv --clear .venv
 	$(TEST)/python -m pip install -q --upgrade 'pip>=25.1'
-	$(TEST)/python -m pip install -q -e '.[train,lightning]' --group test
+	$(TEST)/python -m pip install -q -e '.[train,lightning,embed,surrogate]' --group test
 	@touch $@

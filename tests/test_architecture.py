@@ -26,13 +26,14 @@ ops.*
 readers.pieces
 readers.layout
 readers.*
+data.*
 selection
 dynamic.*
 engine_ray
 store
 training
 run
-audit
+audit reference
 groups
 latent
 covariance
@@ -40,7 +41,8 @@ registry
 scores
 methods.*
 recipe story comparison export inspection terminal
-scoring coreset embed.* evaluate.* report.*
+keys
+webdataset doctor scoring coreset embed.* reshard.* evaluate.* report.*
 train.*
 cli
 __main__

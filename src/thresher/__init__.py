@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from thresher.groups import Clustered, Groups
+    from thresher.keys import select_indices
     from thresher.readers.layout import Options
     from thresher.recipe import Recipe, run_steps
     from thresher.registry import build, method
@@ -39,6 +40,7 @@ _HOMES = {
         "BadRowsError", "BudgetError", "MissingExtraError", "OutputError", "PoolError", "ThresherError", "UsageError",
     ),
     "groups": ("Clustered", "Groups"),
+    "keys": ("select_indices",),
     "readers.layout": ("Options",),
     "recipe": ("Recipe", "run_steps"),
     "registry": ("build", "method"),

@@ -75,35 +75,6 @@ def reopen(selection: Selection, pool: str | None = None, metadata: str | None =
     return store
 
 
-def keys_chosen(path: str | os.PathLike[str]) -> dict[str, int]:
-    """Return how often each key is to be used, by a selection folder or a text file with a key a line.
-
-    Args:
-        path: The folder, whose pool is opened for its keys; or the file: a key given twice counts twice.
-
-    Raises:
-        PoolError: Neither, or the pool is gone.
-        UsageError: The pool has a key several times, so that keys do not say which rows were chosen.
-    """
-    found: dict[str, int] = {}
-    if not os.path.isdir(path):
-        try:
-            lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, ValueError) as error:
-            raise PoolError(f"{path}: is neither a selection folder nor a file of keys ({error})") from None
-        for key in filter(None, lines):
-            found[key] = found.get(key, 0) + 1
-        return found
-    chosen = Selection.load(path)
-    for ids, keys in reopen(chosen).where(chosen.mask()).keys():
-        times = np.ones(len(ids), np.int64) if chosen.repeats is None else chosen.repeats[ids]
-        for key, often in zip(keys, times.tolist(), strict=True):
-            if key in found:
-                raise UsageError(f"{path}: the key {key!r} stands for several rows; select from a pool of unique keys")
-            found[key] = often
-    return found
-
-
 def export(
     selection: Selection,
     kind: str,

@@ -117,8 +117,9 @@ _RESULTS = ("/selection.json", "/cluster.json")
 
 
 def natural(name: str) -> tuple[tuple[int, str], ...]:
-    """Sort key under which ``a2`` comes before ``a10``."""
-    return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name) if part)
+    """Sort key under which ``a2`` comes before ``a10``; no two names have the same."""
+    parts = ((int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name) if part)
+    return (*parts, (-2, name))
 
 
 @dataclass(frozen=True)

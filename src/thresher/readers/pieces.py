@@ -71,6 +71,8 @@ def open_file(protocol: str, path: str) -> IO[bytes]:
 
     def opened() -> IO[bytes]:
         if protocol == "file":
+            if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+                raise PoolError(f"{path}: is a pipe or a device, of which nobody knows when it ends; name a file")
             return open(path, "rb")
         import fsspec
 
@@ -80,16 +82,20 @@ def open_file(protocol: str, path: str) -> IO[bytes]:
 
 
 def stamp_of(piece: Piece | TablePiece) -> list[Any]:
-    """Return what changes whenever the values may have: how a piece is read, and its file's size and version."""
-    read = dict(vars(piece))
-    if piece.protocol == "file":
-        stat = trusting(piece.path, lambda: os.stat(piece.path))
-        return [read, stat.st_size, stat.st_mtime_ns]
+    """Return what changes whenever the values may have: how a piece is read, and its file's stamp."""
+    return [dict(vars(piece)), *file_stamp(piece.protocol, piece.path)]
+
+
+def file_stamp(protocol: str, path: str) -> list[Any]:
+    """Return size and version of a file: what changes whenever it does."""
+    if protocol == "file":
+        stat = trusting(path, lambda: os.stat(path))
+        return [stat.st_size, stat.st_mtime_ns]
     import fsspec
 
-    info = trusting(piece.path, lambda: fsspec.filesystem(piece.protocol).info(piece.path))
+    info = trusting(path, lambda: fsspec.filesystem(protocol).info(path))
     version = next((str(info[k]) for k in ("ETag", "etag", "mtime", "LastModified", "created") if k in info), "")
-    return [read, info.get("size"), version]
+    return [info.get("size"), version]
 
 
 def trusting(path: str, what: Callable[[], _T]) -> _T:
@@ -103,7 +109,7 @@ def trusting(path: str, what: Callable[[], _T]) -> _T:
     except IsADirectoryError:
         raise PoolError(f"{path}: is a folder; name a file") from None
     except Exception as error:
-        told = str(error) or type(error).__name__
+        told = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise PoolError(
             f"{path}: cannot be read, it may be truncated or damaged ({told}); replace or remove it"
         ) from None

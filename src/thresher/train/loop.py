@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from thresher import __version__
 from thresher.cache import writing
+from thresher.data.pictures import Resize, decode
 from thresher.dynamic.named import epochs_for, policy_named
 from thresher.dynamic.policy import Policy
 from thresher.dynamic.sampler import CosineByProgress, PruningSampler, describe
@@ -25,7 +26,7 @@ from thresher.errors import MissingExtraError, OutputError, PoolError, ThresherE
 from thresher.evaluate.sets import EvalSet, read_eval
 from thresher.run import Progress
 from thresher.store import absolute
-from thresher.train.data import PICTURES, SET_ASIDE, Pairs, Resize, decode, open_pairs, times_of
+from thresher.train.data import PICTURES, SET_ASIDE, Pairs, open_pairs, times_of
 from thresher.training import CHECKPOINT, MARK, ROWS, Training
 
 try:

@@ -21,6 +21,7 @@ import argparse
 import dataclasses
 import inspect
 import io
+import itertools
 import json
 import logging
 import os
@@ -45,7 +46,8 @@ from thresher.dynamic.sampler import PruningSampler, as_array, describe, with_ro
 from thresher.dynamic.static import Static
 from thresher.dynamic.stream import ID, StaticKeys, StreamPruner, prune_stream
 from thresher.errors import MissingExtraError, ThresherError, UsageError, installed, suggest
-from thresher.export import keys_chosen, reopen
+from thresher.export import reopen
+from thresher.keys import each_key, read_keys
 from thresher.selection import Selection
 from thresher.store import EmbeddingStore
 
@@ -263,7 +265,7 @@ class _Run:
             seed=self._seed(),
         )
         self.pruner = pruner
-        insert_stage(_source_of(loader).pipeline, prune_stream(pruner, KEYS[self.options.key]))
+        insert_stage(stages_of(loader), prune_stream(pruner, KEYS[self.options.key]))
         return _Loader(self, loader, loader)
 
     def _own_order(self, loader: Any, distributed: Any) -> Callable[[], list[Ints]]:
@@ -297,8 +299,8 @@ class _Run:
         path = Path(options.selection or "")
         dataset = getattr(loader, "dataset", None)
         if dataset is None:
-            wanted = keys_chosen(path)
-            keys = (key for key, often in wanted.items() for _ in range(often))
+            read_keys(path)  # refuses keys that stand for several rows
+            keys = (key for key, often in each_key(path) for _ in range(often))
             return StaticKeys.of_keys(keys, loader.num_samples, weigh=options.weigh)
         if getattr(dataset, "images", None) is None:
             raise UsageError("a synthetic dataset has no keys; give --prune-selection to csv or webdataset")
@@ -307,21 +309,23 @@ class _Run:
     def _times_of(self, path: Path, dataset: Any) -> npt.NDArray[Any]:
         """Return how often a selection has each row of a csv: by key, else by row number where rows are the same."""
         name, column = self.args.csv_img_key, list(map(str, dataset.images))
-        wanted = keys_chosen(path)
-        times_N = np.array([wanted.get(key, 0) for key in column], np.int64)
+        wanted = read_keys(path)
+        times_N = wanted.times_many(column)
         if times_N.any():
-            missing = wanted.keys() - set(column)
-            if missing and self.args.rank == 0:
+            found_M = np.zeros(len(wanted), np.bool_)
+            found_M[wanted.find_many(column)[times_N > 0]] = True
+            if not found_M.all() and self.args.rank == 0:
+                missing = next(key for key, _ in each_key(path) if not found_M[wanted.find(key)])
                 logging.warning(
-                    f"Pruning Selection: {len(missing):,} keys of {path} are not in the column {name}, such as "
-                    f"{min(missing)!r}"
+                    f"Pruning Selection: {np.count_nonzero(~found_M):,} keys of {path} are not in the column {name}, "
+                    f"such as {missing!r}"
                 )
             return times_N
         if path.is_dir():
             chosen = Selection.load(path)
             if _same_rows(reopen(chosen), column, list(map(str, dataset.captions))):
                 return np.asarray(chosen.mask() if chosen.repeats is None else chosen.repeats)
-        like = f", such as {min(wanted)!r}," if wanted else ""
+        like = "".join(f", such as {key!r}," for key, _ in itertools.islice(each_key(path), 1))
         rows = ", and the rows of its pool are not those of the csv by key or caption" if path.is_dir() else ""
         raise UsageError(
             f"{path}: none of its keys{like} is in the column {name} of {self.args.train_data}, such as "
@@ -524,11 +528,16 @@ class _Loss:
         return clip_losses(image, text, scale, gather=together)
 
 
-def insert_stage(stages: list[Any], stage: Any) -> None:
-    """Put a :class:`prune_stream` into the stages of open_clip's training pipeline, in place.
+def insert_stage(stages: list[Any], stage: Any, *, ids: bool = True) -> None:
+    """Put a :class:`prune_stream` or :class:`thresher.webdataset.keep` into open_clip's training pipeline, in place.
 
-    It comes after the stage that makes samples of tar files and before the shuffle buffer; the last but one, which
-    makes tuples of image and text, gives the id before them.
+    It comes after the stage that makes samples of tar files and before the shuffle buffer.
+
+    Args:
+        stages: As :func:`stages_of` gives them.
+        stage: What takes samples and yields samples.
+        ids: Whether the last stage but one, which makes tuples of image and text, gives the id of a
+            :class:`prune_stream` before them; False for a stage that gives none.
 
     Raises:
         UsageError: A pipeline of other stages, as another version of open_clip may have.
@@ -540,7 +549,8 @@ def insert_stage(stages: list[Any], stage: Any) -> None:
     tuples = [i for i, found in enumerate(stages) if getattr(found, "args", None) == ("image", "text")]
     if len(tars) != 1 or len(tuples) != 1 or tars[0] > tuples[0]:
         raise UsageError("the training pipeline of this open_clip is not known; install open_clip_torch 3.3.0")
-    stages[tuples[0]] = wds.to_tuple(ID, "image", "text")
+    if ids:
+        stages[tuples[0]] = wds.to_tuple(ID, "image", "text")
     if "eof_value" in inspect.signature(tar_file_expander).parameters:
         stages[tars[0]] = samples_of_tars
     stages.insert(tars[0] + 1, stage)
@@ -559,9 +569,10 @@ def samples_of_tars(shards: Iterable[Any]) -> Iterator[Any]:
     return data.group_by_keys_nothrow(files, handler=data.log_and_continue)  # type: ignore[no-any-return]
 
 
-def _source_of(loader: Any) -> Any:
-    """Return the pipeline that a WebLoader of open_clip reads."""
-    return loader.pipeline[0].dataset
+def stages_of(loader: Any) -> list[Any]:
+    """Return the stages of the pipeline that a loader of open_clip reads, to change in place before the first batch."""
+    stages: list[Any] = loader.pipeline[0].dataset.pipeline
+    return stages
 
 
 def _same_rows(store: EmbeddingStore, column: Sequence[str], captions: Sequence[str]) -> bool:

@@ -1,0 +1,175 @@
+"""Raw data: samples of a picture and a caption, in parts that can be read apart from each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import IO, Any, Protocol
+
+from thresher.errors import PoolError
+from thresher.readers.pieces import climbs, open_file, trusting
+
+BYTES = 1 << 30  # of one picture: more is taken for something else
+_SHOWN = 400  # characters of a name in a message
+IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")  # endings of files that hold pictures
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the bytes of a picture are: in a file, from ``offset`` on.
+
+    Attributes:
+        path: The file.
+        offset: Of the first byte.
+        size: Bytes; -1 for the whole file.
+        protocol: Of the file system, as fsspec names it.
+    """
+
+    path: str
+    offset: int = 0
+    size: int = -1
+    protocol: str = "file"
+
+    def read(self) -> bytes:
+        """Return the bytes.
+
+        Raises:
+            PoolError: The file is gone, shorter than it was, or no plain file; or more than ``BYTES``.
+        """
+        with open_file(self.protocol, self.path) as file:
+            return self.read_from(file)
+
+    def read_from(self, file: IO[bytes]) -> bytes:
+        """Return the bytes from the file, opened already.
+
+        Raises:
+            PoolError: The file is shorter than it was, or cannot be read; or more than ``BYTES``.
+        """
+
+        def read() -> bytes:
+            size = self.size if self.size >= 0 else file.seek(0, os.SEEK_END) - self.offset
+            if size > BYTES:
+                raise PoolError(f"{self.path}: has a picture of {size:,} bytes; at most {BYTES:,} are read")
+            file.seek(self.offset)
+            return file.read(size)
+
+        found = trusting(self.path, read)
+        if 0 <= self.size != len(found):
+            raise PoolError(f"{self.path}: ends before byte {self.offset + self.size:,}; it was longer before")
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A picture and its caption.
+
+    Attributes:
+        key: What identifies it; "" where nothing does.
+        text: The caption, stripped; "" where there is none.
+        picture: Its bytes as stored, or where they are; None where there is none.
+        at: Where the sample begins in its part's file: a byte of a tar, a row of a table, a line of a csv.
+        uid: DataComp's name of it, 32 hexadecimal characters; "" where it has none.
+        why: Why it has no picture, "" where it has one.
+        columns: What else a table tells of it.
+    """
+
+    key: str
+    text: str
+    picture: bytes | Place | None
+    at: int
+    uid: str = ""
+    why: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+    def stored(self) -> bytes:
+        """Return the picture's bytes.
+
+        Raises:
+            PoolError: There is none, or its file cannot be read.
+        """
+        if self.picture is None:
+            raise PoolError(self.why or "has no picture")
+        return self.picture.read() if isinstance(self.picture, Place) else self.picture
+
+
+class Part(Protocol):
+    """A run of samples that is read as one: a tar, or rows of a table, a csv or a folder.
+
+    Attributes:
+        path: The file or folder it lies in.
+        protocol: Of its file system.
+        first: Where in the file its samples begin: a row or line; 0 for a tar.
+        rows: How many samples it has; None where only reading it tells.
+    """
+
+    @property
+    def path(self) -> str: ...  # noqa: D102
+    @property
+    def protocol(self) -> str: ...  # noqa: D102
+    @property
+    def first(self) -> int: ...  # noqa: D102
+    @property
+    def rows(self) -> int | None: ...  # noqa: D102
+
+    def samples(self) -> Iterator[Sample]:
+        """Yield the samples in order, those without a picture too.
+
+        Raises:
+            PoolError: The file is damaged; raised after the samples before the damage.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Data:
+    """Raw data at a location.
+
+    Attributes:
+        location: As it was given.
+        kind: "webdataset", "parquet", "arrow", "csv" or "folder".
+        parts: In the order of the samples.
+        columns: What tables tell of every sample besides, and its Arrow type.
+    """
+
+    location: str
+    kind: str
+    parts: tuple[Part, ...]
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+    def samples(self) -> Iterator[Sample]:
+        """Yield all samples, part by part."""
+        for part in self.parts:
+            yield from part.samples()
+
+
+def named_picture(name: str, root: str) -> Place | None:
+    """Return where a picture is that a table names, or None: names that lead out of ``root`` are not followed."""
+    if "\0" in name or climbs(name) and not os.path.isabs(name):
+        return None
+    path = os.path.realpath(os.path.join(root, name))
+    return Place(path) if lies_in(path, root) and os.path.isfile(path) else None
+
+
+def lies_in(path: str, root: str) -> bool:
+    """Return whether a path lies below a folder, both without links (``os.path.realpath``)."""
+    return path.startswith(os.path.join(root, ""))
+
+
+def caption_of(cell: Any) -> str:
+    """Return a caption as stripped text that can be written as UTF-8: the first of several, "" for none."""
+    if isinstance(cell, (list, tuple)):
+        cell = next((one for one in cell if isinstance(one, str) and one.strip()), "")
+    if isinstance(cell, bytes):
+        cell = cell.decode("utf-8-sig", "replace")
+    return writable(cell.strip()) if isinstance(cell, str) else ""
+
+
+def writable(text: str) -> str:
+    """Return text as it is, with an escape for what no UTF-8 can say: half of a pair, a byte of a name that is none."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
+def shown(text: str) -> str:
+    """Return a name from a file as a message shows it: in one line, cut where it is long."""
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")[1:-1]

@@ -1,0 +1,140 @@
+"""Csv files, against pandas as open_clip uses it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import tracemalloc
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.data.common import picture
+from thresher.data import DataOptions, open_data
+from thresher.errors import PoolError, UsageError
+
+fields = st.text(st.sampled_from("ab \u00fc\u4e2d,;\t\n\"'\\"), max_size=8)
+
+
+@st.composite
+def csvs(draw: st.DrawFn) -> bytes:
+    """A csv of paths and titles with quotes, breaks, blank lines, short and long rows."""
+    delimiter, end = draw(st.sampled_from("\t,")), draw(st.sampled_from(["\n", "\r\n"]))
+    columns = draw(st.permutations(["filepath", "title", "more"]))
+    file = io.StringIO()
+    writer = csv.writer(file, delimiter=delimiter, lineterminator=end)
+    writer.writerow(columns)
+    for _ in range(draw(st.integers(1, 8))):
+        writer.writerow([draw(fields) or "x" for _ in columns][: draw(st.sampled_from([3, 3, 3, 2]))])
+        file.write(draw(st.sampled_from(["", "", end, end * 2])))
+    text = file.getvalue()
+    text = text.removesuffix(end) if draw(st.booleans()) else text
+    return draw(st.sampled_from([b"", b"\xef\xbb\xbf"])) + text.encode()
+
+
+@given(csvs(), st.integers(1, 5))
+def test_rows_are_those_of_open_clips_reader(tmp_path: Path, data: bytes, per_part: int) -> None:
+    path = tmp_path / "x.csv"
+    path.write_bytes(data)
+    delimiter = "\t" if b"\t" in data.split(b"\n")[0] else ","
+    frame = pd.read_csv(path, sep=delimiter, keep_default_na=False, na_filter=False)
+    expected = [
+        (str(name) or f"line {i}", str(text).strip())
+        for i, (name, text) in enumerate(zip(frame["filepath"], frame["title"], strict=True))
+    ]
+    opened = open_data(str(path), DataOptions(per_part=per_part))
+    found = list(opened.samples())
+    assert [(s.key, s.text) for s in found] == expected
+    assert [s.at for s in found] == list(range(len(expected)))
+    assert [part.first for part in opened.parts] == list(range(0, len(expected), per_part))
+
+
+def test_open_clips_own_data_set_reads_the_same(tmp_path: Path) -> None:
+    from open_clip_train.data import CsvDataset
+
+    for name in ("a.png", "b c.png"):
+        (tmp_path / name).write_bytes(picture())
+    path = tmp_path / "x.csv"
+    path.write_text(f'filepath\ttitle\n{tmp_path}/a.png\t"one ""two"""\n\n{tmp_path}/b c.png\tthree, four\n')
+    theirs = CsvDataset(
+        str(path), lambda image: image.convert("RGB").tobytes(), "filepath", "title", tokenizer=lambda t: t
+    )
+    ours = list(open_data(str(path)).samples())
+    assert [(s.key, s.text) for s in ours] == list(zip(theirs.images, theirs.captions, strict=True))
+    assert [s.stored() for s in ours] == [picture()] * 2
+    assert len(theirs) == len(ours) == 2
+
+
+def test_a_caption_may_be_one_that_pandas_takes_for_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("filepath\ttitle\na\tNone\nb\tNA\nc\n\td\n")
+    assert [(s.key, s.text, s.why) for s in open_data(str(path)).samples()] == [
+        ("a", "None", "names a picture that is not there: a"),
+        ("b", "NA", "names a picture that is not there: b"),
+        ("c", "", "names a picture that is not there: c"),
+        ("line 3", "d", "names no picture"),
+    ]
+
+
+def test_where_pictures_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the current folder, as open_clip does; then beside the csv; with a root only there."""
+    here, beside, root = (tmp_path / name for name in ("here", "beside", "root"))
+    for i, folder in enumerate((here, beside, root)):
+        folder.mkdir()
+        (folder / "all.png").write_bytes(picture(i))
+        (folder / f"{folder.name}.png").write_bytes(picture(i))
+    (tmp_path / "out.png").write_bytes(picture(9))
+    path = beside / "x.tsv"
+    names = ["all.png", "here.png", "beside.png", "root.png", "../out.png", str(tmp_path / "out.png")]
+    path.write_text("filepath\ttitle\n" + "".join(f"{name}\tx\n" for name in names))
+    monkeypatch.chdir(here)
+
+    def seen(**how: str) -> list[bytes | None]:
+        data = open_data(str(path), DataOptions(**how))
+        with monkeypatch.context() as patch:
+            patch.chdir("/")
+            return [s.stored() if s.picture else None for s in data.samples()]
+
+    out = picture(9)
+    assert seen() == [picture(0), picture(0), picture(1), None, out, out]
+    assert seen(root=os.path.relpath(root)) == [picture(2), None, None, picture(2), out, out]
+
+
+def test_columns_may_be_told(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("url,title,words\nu,t,w\n")
+    with pytest.raises(PoolError, match=r"has no column filepath; its first line is 'url,title,words'"):
+        open_data(str(path))
+    (sample,) = open_data(str(path), DataOptions(image="url", caption="words")).samples()
+    assert (sample.key, sample.text) == ("u", "w")
+    with pytest.raises(UsageError, match=r"no column 'word' for --caption.*Did you mean 'words'"):
+        open_data(str(path), DataOptions(image="url", caption="word"))
+    path.write_text("filepath\na\n")
+    with pytest.raises(PoolError, match="has no column title"):
+        open_data(str(path))
+    assert [s.text for s in open_data(str(path), DataOptions(captions=False)).samples()] == [""]
+
+
+def test_a_csv_that_has_changed_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("filepath\ttitle\n" + "a\tb\n" * 10)
+    data = open_data(str(path))
+    path.write_text("filepath\ttitle\n" + "a\tb\n" * 3)
+    with pytest.raises(PoolError, match="has fewer rows than when it was opened"):
+        list(data.samples())
+
+
+def test_many_lines_take_little_memory(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("filepath\ttitle\n" + "".join(f"p/{i}.jpg\tcaption {i}\n" for i in range(100_000)))
+    tracemalloc.start()
+    data = open_data(str(path))
+    assert sum(1 for part in data.parts[-1:] for _ in part.samples()) == 10_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(data.parts) == 10
+    assert peak < 1 << 20
