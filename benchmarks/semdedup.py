@@ -1,4 +1,7 @@
-"""SemDeDup inside one cluster: blocks with a running maximum beside the dense way of the released code."""
+"""SemDeDup inside one cluster: blocks with a running maximum beside the dense way of the released code.
+
+And rows against a reference: all cosines with a running maximum beside the bare products.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,28 @@ import argparse
 import resource
 import subprocess
 import sys
+import tempfile
 from functools import partial
+from pathlib import Path
 
-from common import embeddings, kernel, median, ratio, side_by_side, table  # chooses the kernels before NumPy loads
+from common import (  # chooses the kernels before NumPy loads
+    bare_products,
+    embeddings,
+    kernel,
+    median,
+    pool_of,
+    ratio,
+    seconds,
+    side_by_side,
+    table,
+)
 
 # isort: split
 import numpy as np
 import threadpoolctl
 
+from thresher import Cache, build, open_store, run_steps
+from thresher.engine import cores
 from thresher.ops.neighbors import nearest_earlier
 
 
@@ -36,6 +53,31 @@ def torch_dense(rows: np.ndarray) -> np.ndarray:
     return torch.max(torch.triu(found @ found.T, diagonal=1), dim=0)[0].numpy()
 
 
+def against_reference(rows: int, others: int, dim: int, rounds: int, folder: Path) -> list[str]:
+    """Seconds of a whole step against a reference, files to selection, and what bare products of that size take."""
+    store = open_store(str(pool_of(rows, dim, folder)))
+    step = build("semdedup", {"reference": str(pool_of(others, dim, folder)), "reference_eps": 0.05})
+
+    def run() -> None:
+        with tempfile.TemporaryDirectory(dir=folder) as cache:
+            run_steps(store, [step], cache=Cache.at(cache))
+
+    run()  # the files are in memory from here on
+    spent, bare = [], []
+    for _ in range(rounds):
+        spent.append(seconds(run))
+        bare.append(bare_products(min(rows, 65_536), dim, 1_024) * rows / min(rows, 65_536) * others / 1_024)
+    work = 2 * rows * others * dim / 1e9
+    share = median([b / s for b, s in zip(bare, spent, strict=True)])
+    return [
+        f"{rows:,} x {others:,}",
+        f"{median(spent):.2f}",
+        f"{work / median(spent):.0f}",
+        f"{work / median(bare):.0f}",
+        f"{share:.0%}",
+    ]
+
+
 def peak(rows: int, dim: int) -> str:
     """Peak memory of one cluster beyond an idle process, in a process of its own."""
     command = [sys.executable, __file__, "--peak", str(rows), "--dim", str(dim)]
@@ -48,6 +90,9 @@ def main() -> None:
     parser.add_argument("--large", type=int, default=50_000)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--reference", type=int, nargs="+", default=[200, 2_000, 20_000], help="rows of references")
+    parser.add_argument("--pool", type=int, default=100_000, help="rows compared with references")
+    parser.add_argument("--pools", type=Path, default=Path(tempfile.gettempdir()) / "thresher-bench")
     parser.add_argument("--peak", type=int)
     given = parser.parse_args()
     if given.peak:
@@ -81,6 +126,9 @@ def main() -> None:
     )
     print(table(["rows", "", "seconds", "time against thresher"], lines))
     print(f"\nA cluster of {given.large:,} rows: {peak(given.large, given.dim)}.")
+    lines = [against_reference(given.pool, n, given.dim, given.rounds, given.pools) for n in given.reference]
+    print(f"\nAgainst a reference, {given.dim} dimensions, {cores()} threads\n")
+    print(table(["rows x reference rows", "seconds", "GFLOP/s", "of bare products", "share"], lines))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,31 @@
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import thresher.groups as module
-from thresher import Cache, Clustered, MissingExtraError, PoolError, Run, Selection, Serial, UsageError, build
-from thresher.groups import automatic, read_labels, write_groups
+from tests.conftest import clustered, write_pool
+from thresher import (
+    Cache,
+    Clustered,
+    MissingExtraError,
+    PoolError,
+    Run,
+    Selection,
+    Serial,
+    UsageError,
+    build,
+    open_store,
+    run_steps,
+)
+from thresher.cli import main
+from thresher.groups import automatic, grow, read_groups, read_labels, write_groups
 
 
 class Counting:
@@ -293,3 +309,209 @@ def test_centroids_in_bfloat16_are_read_as_what_they_are(run, tmp_path) -> None:
     first, second = (Clustered(centroids=str(path)).groups(run()) for path in (plain, coded))
     np.testing.assert_array_equal(first.labels_N, second.labels_N)
     np.testing.assert_array_equal(first.distances_N, second.distances_N)
+
+
+def test_unit_centroids_stay_as_they_are_to_the_last_bit(run, tmp_path) -> None:
+    groups = Clustered(clusters=9).groups(run())
+    folder = write_groups(groups, tmp_path / "out", {})
+    again = Clustered(centroids=str(folder / "centroids.npy")).groups(run())
+    assert bits(again) == bits(groups)
+
+
+# --- a pool that grew -------------------------------------------------------------------------------
+
+OLD, NEW = 17_900, 33_500  # rows before and after: in the second and the third block
+
+
+@pytest.fixture(scope="module")
+def vectors() -> np.ndarray:
+    found = clustered(NEW, dim=8, groups=30, spread=0.9)
+    found[OLD:] += 0.3  # what comes later is a little different
+    return found.astype(np.float16)
+
+
+@pytest.fixture(scope="module")
+def grown_pool(vectors, tmp_path_factory) -> Path:
+    """A folder with ``old`` and ``new``, the same pool before and after it grew, and ``clusters`` of the old one."""
+    folder = tmp_path_factory.mktemp("grown")
+    write_pool(folder / "old", vectors[:OLD], vectors[:OLD, :4].copy(), files=3)
+    write_pool(folder / "new", vectors, vectors[:, :4].copy(), files=7)
+    words = ["cluster", str(folder / "old"), "-o", str(folder / "clusters"), "--clusters", "13", "--iterations", "4"]
+    assert main([*words, "--cache", str(folder / "cache-old"), "--quiet"]) == 0
+    return folder
+
+
+def on(store, cache: Path, engine=None) -> Run:
+    start = Selection.everything("", "", {}, store.total)
+    return Run(store, start, engine or Serial(), Cache(cache, flush_seconds=-1))
+
+
+def assigned(folder: Path, cache: Path):
+    """The slow way: every row to the old centroids."""
+    how = Clustered(centroids=str(folder / "clusters" / "centroids.npy"))
+    return how.groups(on(open_store(str(folder / "new")), cache))
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_a_grown_clustering_is_that_of_assigning_all_rows_bit_for_bit(grown_pool, tmp_path, kernels) -> None:
+    old = read_groups(grown_pool / "clusters")
+    if not kernels:  # made by a version that did not say, or on another machine
+        old = replace(old, told={name: value for name, value in old.told.items() if name != "kernels"})
+    counting = Counting()
+    store = open_store(str(grown_pool / "new"))
+    groups = grow(on(store, tmp_path / "cache", counting), old)
+    assert bits(groups) == bits(assigned(grown_pool, tmp_path / "fresh"))
+    assert counting.calls == 2  # the block in which the new rows begin, and the last; not the first
+    before, after = (1 - part.mean(dtype=np.float64) for part in (groups.distances_N[:OLD], groups.distances_N[OLD:]))
+    assert groups.notes == (
+        f"centroids, and labels of 17,900 rows, kept from {grown_pool / 'clusters'}",
+        f"mean cosine to the centroid: {after:.4f} of 15,600 new rows, {before:.4f} of the others",
+    )
+    # Methods that are given the centroids find the labels, where it is certain that they are the same bits.
+    later = Counting()
+    how = Clustered(centroids=str(grown_pool / "clusters" / "centroids.npy"))
+    assert bits(how.groups(on(store, tmp_path / "cache", later))) == bits(groups)
+    assert (later.calls == 0) == kernels
+
+
+def test_old_vectors_are_not_read_but_for_the_check(grown_pool, tmp_path, monkeypatch) -> None:
+    store = open_store(str(grown_pool / "new"))
+    read: list[int] = []
+    whole = type(store).raw
+
+    def raw(self, name, block):
+        read.append(block.lo)
+        return whole(self, name, block)
+
+    monkeypatch.setattr(type(store), "raw", raw)
+    grow(on(store, tmp_path / "cache"), read_groups(grown_pool / "clusters"))
+    assert read == [16_384, 32_768]
+
+
+def test_an_interrupted_growth_goes_on_and_a_pool_that_did_not_grow_needs_nothing(grown_pool, tmp_path) -> None:
+    old, store = read_groups(grown_pool / "clusters"), open_store(str(grown_pool / "new"))
+    with pytest.raises(KeyboardInterrupt):
+        grow(on(store, tmp_path / "cache", Counting(1)), old)
+    second = Counting()
+    found = grow(on(store, tmp_path / "cache", second), old)
+    assert second.calls == 1
+    assert bits(found) == bits(assigned(grown_pool, tmp_path / "fresh"))
+    third = Counting()
+    same = grow(on(open_store(str(grown_pool / "old")), tmp_path / "cache", third), old)
+    assert (third.calls, len(same.notes)) == (0, 1)
+    assert same.labels_N.tolist() == old.labels_N.tolist()
+    assert same.distances_N.tobytes() == np.asarray(old.distances_N).tobytes()
+
+
+def test_a_clustering_of_other_rows_is_refused(grown_pool, vectors, tmp_path) -> None:
+    old = read_groups(grown_pool / "clusters")
+    swapped = np.concatenate([vectors[5_000:10_000], vectors[:5_000], vectors[10_000:]])
+    part = vectors.copy()
+    part[3_000:3_300] = vectors[20_000:20_300]
+    for name, rows, text in [
+        ("swapped", swapped, "not of the first 17,900 rows"),
+        ("part", part, "not of the first 17,900 rows"),
+        ("fewer", vectors[:100], "of 17,900 rows, and .* has 100"),
+        ("narrow", vectors[:, :5], "8 dimensions for image embeddings of 5"),
+    ]:
+        store = write_pool(tmp_path / name, np.ascontiguousarray(rows))
+        with pytest.raises(UsageError, match=text):
+            grow(on(store, tmp_path / "cache"), old)
+    labels = np.array(old.labels_N)
+    labels[7_000:12_000] = (labels[7_000:12_000] + 1) % 13
+    with pytest.raises(UsageError, match="not of the first"):
+        grow(on(open_store(str(grown_pool / "new")), tmp_path / "cache"), replace(old, labels_N=labels))
+    with pytest.raises(UsageError, match="no text embeddings"):
+        grow(on(open_store(str(tmp_path / "part")), tmp_path / "cache"), replace(old, told={"embedding": "text"}))
+
+
+def test_rows_set_aside_stay_so(tmp_path, capsys) -> None:
+    rows = clustered(900, dim=8).astype(np.float32)
+    rows[[17, 720]] = np.nan
+    for name, n in (("old", 600), ("new", 900)):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "image.npy", rows[:n])
+    cluster = partial(_cluster, tmp_path)
+    assert cluster("old", "--clusters", "5", "--skip-bad") == 0
+    assert cluster("new", "--grow", str(tmp_path / "of-old"), "--skip-bad") == 0
+    found = read_groups(tmp_path / "of-new")
+    assert np.flatnonzero(found.labels_N < 0).tolist() == [17, 720]
+    rows[17] = 1  # mended since
+    np.save(tmp_path / "new" / "image.npy", rows)
+    assert cluster("new", "--grow", str(tmp_path / "of-old"), "--skip-bad", "--overwrite") == 2
+    assert "the same --skip-bad and --key" in capsys.readouterr().err
+
+
+def _cluster(folder: Path, pool: str, *words: str) -> int:
+    return main(["cluster", str(folder / pool), "-o", str(folder / f"of-{pool}"), *words])
+
+
+def test_the_command_grows_a_folder_in_place_and_select_takes_it(grown_pool, tmp_path, capsys) -> None:
+    pool, out = str(grown_pool / "new"), tmp_path / "clusters"
+    places = ["--cache", str(tmp_path / "cache")]
+    assert main(["cluster", pool, "-o", str(out), "--grow", str(grown_pool / "clusters"), *places]) == 0
+    told, err = capsys.readouterr()
+    assert "kept from" in told
+    assert "mean cosine to the centroid" in told
+    header = json.loads((out / "cluster.json").read_text())
+    assert (header["rows"], header["clusters"], header["iterations"], header["grown"]) == (NEW, 13, 4, OLD)
+    groups = assigned(grown_pool, tmp_path / "fresh")
+    arrays = [np.load(out / f"{name}.npy") for name in ("labels", "distances", "centroids")]
+    assert tuple(array.tobytes() for array in arrays) == bits(groups)
+    # Once more, onto itself: nothing is new.
+    assert main(["cluster", pool, "-o", str(out), "--grow", str(out), "--overwrite", *places]) == 0
+    assert [np.load(out / f"{name}.npy").tobytes() for name in ("labels", "distances", "centroids")] == list(
+        bits(groups)
+    )
+    # A method with these centroids assigns nothing.
+    counting = Counting()
+    step = build("ssp", {"keep": "20%", "centroids": str(out / "centroids.npy")})
+    run_steps(open_store(pool), [step], engine=counting, cache=Cache.at(tmp_path / "cache"))
+    assert counting.calls == 0
+    for given in (["--clusters", "13"], ["--embedding", "image"], ["--seed", "0"], ["--sample", "all"]):
+        words = ["cluster", pool, "-o", str(tmp_path / "x"), "--grow", str(out), *given]
+        assert main([*words, *places]) == 2
+        assert f"leave out {given[0]}" in capsys.readouterr().err
+
+
+def test_a_text_clustering_grows_by_text(grown_pool, tmp_path) -> None:
+    for pool, words in (
+        ("old", ["--embedding", "text", "--clusters", "5"]),
+        ("new", ["--grow", str(tmp_path / "old")]),
+    ):
+        out = ["-o", str(tmp_path / pool), "--cache", str(tmp_path / "cache"), "--quiet"]
+        assert main(["cluster", str(grown_pool / pool), *out, *words]) == 0
+    store = open_store(str(grown_pool / "new"))
+    how = Clustered(centroids=str(tmp_path / "old" / "centroids.npy"), embedding="text")
+    expected = how.groups(on(store, tmp_path / "fresh"))
+    found = read_groups(tmp_path / "new")
+    assert found.embedding == "text"
+    assert np.asarray(found.labels_N).tobytes() == expected.labels_N.tobytes()
+
+
+@pytest.mark.parametrize(
+    "damage", ["no distances", "other rows", "label beyond", "json", "header", "finite", "nan centroid"]
+)
+def test_a_damaged_folder_is_refused(run, tmp_path, damage) -> None:
+    folder = write_groups(Clustered(clusters=4).groups(run()), tmp_path / "out", {})
+    assert len(read_groups(folder).labels_N) == 600
+    labels, distances, centroids = (np.load(folder / f"{name}.npy") for name in ("labels", "distances", "centroids"))
+    if damage == "no distances":
+        (folder / "distances.npy").unlink()
+    elif damage == "other rows":
+        np.save(folder / "distances.npy", distances[:-1])
+    elif damage == "label beyond":
+        labels[3] = 4
+        np.save(folder / "labels.npy", labels)
+    elif damage == "json":
+        (folder / "cluster.json").write_text("{")
+    elif damage == "header":
+        (folder / "cluster.json").write_text("[]")
+    elif damage == "finite":
+        distances[3] = np.nan
+        np.save(folder / "distances.npy", distances)
+    else:
+        centroids[1, 0] = np.nan
+        np.save(folder / "centroids.npy", centroids)
+    with pytest.raises(PoolError, match="out"):
+        read_groups(folder)

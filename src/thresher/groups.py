@@ -21,7 +21,8 @@ from thresher.engine import Engine
 from thresher.errors import MissingExtraError, PoolError, UsageError, installed
 from thresher.ops import kmeans
 from thresher.ops.neighbors import MeanNearestDistance
-from thresher.ops.vectors import F32
+from thresher.ops.vectors import F32, to_float32
+from thresher.readers.pieces import npy_piece
 from thresher.run import Run, unit
 from thresher.store import BLOCK, Block, EmbeddingStore, given_vectors
 
@@ -30,6 +31,9 @@ _IN_MEMORY = 512 * 2**20  # training rows up to this many bytes of float32 are h
 _ROWS_A_CLUSTER = 256  # of the training sample: more changes the objective by less than a part in a thousand
 _LEAST_SAMPLE = 65_536
 _WARM_ROWS = 512  # rows a cluster of the first half of the iterations
+_PROBED = 512  # rows that are computed again to see whether a clustering is of them
+_ALIKE = 1e-4  # what float32 distances of the same row may differ by, on any machine
+_UNIT = 2e-6  # what the length of a float32 unit row may differ from 1 by
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +157,132 @@ def write_groups(
     return Path(folder)
 
 
+@dataclass(frozen=True, eq=False)
+class Written:
+    """A clustering that :func:`write_groups` wrote.
+
+    Attributes:
+        folder: Where.
+        labels_N: (N,) whole numbers, -1 for rows that were set aside.
+        distances_N: (N,) float32, NaN for rows that were set aside.
+        centroids_KD: (K, D) float32 unit rows.
+        told: What cluster.json says.
+    """
+
+    folder: Path
+    labels_N: npt.NDArray[Any]
+    distances_N: F32
+    centroids_KD: F32
+    told: Mapping[str, Any]
+
+    @property
+    def embedding(self) -> str:
+        """Which embeddings were clustered."""
+        return str(self.told.get("embedding", "image"))
+
+
+def read_groups(folder: str | os.PathLike[str]) -> Written:
+    """Read what :func:`write_groups` wrote; arrays of rows are memory-mapped.
+
+    Raises:
+        PoolError: There is nothing that can be trusted.
+    """
+    path, labels = Path(folder), read_labels(folder)
+    try:
+        told = json.loads((path / "cluster.json").read_text(encoding="utf-8"))
+        distances = np.load(path / "distances.npy", mmap_mode="r", allow_pickle=False)
+        centroids = np.load(path / "centroids.npy", allow_pickle=False)
+    except (OSError, *DAMAGED) as error:
+        raise PoolError(f"{path}: the clustering cannot be read, it may be damaged ({error})") from None
+    good = labels >= 0
+    if not (
+        isinstance(told, dict)
+        and (distances.dtype, centroids.dtype, centroids.ndim) == (np.float32, np.float32, 2)
+        and distances.shape == labels.shape
+        and labels.min(initial=0) >= -1
+        and labels.max(initial=-1) < len(centroids)
+        and np.isfinite(centroids).all()
+        and np.array_equal(np.isfinite(distances), good)
+    ):
+        raise PoolError(f"{path}: labels, distances and centroids do not belong together; make the folder again")
+    return Written(path, labels, distances, centroids, told)
+
+
+def grow(run: Run, old: Written) -> Groups:
+    """Cluster a pool that grew by rows at its end: the old centroids, the old rows' labels, and the new rows' own.
+
+    The result is that of assigning all rows to the old centroids, bit for bit where the same kernels are at work, and
+    is cached as that, so that methods given these centroids find it. Old vectors are read for a check of a
+    few hundred, and in the block where the new rows begin.
+
+    Args:
+        run: On the rows of the grown pool that are not set aside.
+        old: Made from the pool before it grew.
+
+    Raises:
+        UsageError: It is not of the pool's first rows, or set others of them aside.
+    """
+    name, n, pool = old.embedding, len(old.labels_N), run.store.layout.location
+    if n > run.store.total:
+        raise UsageError(
+            f"{old.folder}: is of {n:,} rows, and {pool} has {run.store.total:,}; a pool grows by rows at its end"
+        )
+    if old.centroids_KD.shape[1] != run.store.dim(name):
+        raise UsageError(
+            f"{old.folder}: centroids of {old.centroids_KD.shape[1]} dimensions for {name} embeddings of "
+            f"{run.store.dim(name)}"
+        )
+    good = np.flatnonzero(old.labels_N >= 0)
+    known = int(np.searchsorted(run.store.ids, n))  # rows of the view that are old
+    if not np.array_equal(good, run.store.ids[:known]):
+        raise UsageError(
+            f"{old.folder}: {n - len(good):,} of its {n:,} rows were set aside, now {n - known:,} of them are, or "
+            "others; open the pool with the same --skip-bad and --key as then"
+        )
+    labels, distances = old.labels_N[good], old.distances_N[good]
+    _check_rows(run, old, labels, distances)
+    edge = known if known == len(run.store) else known // BLOCK * BLOCK  # a row's last bit may go by its place
+
+    def fill(start: int) -> Iterator[tuple[Any, ...]]:
+        for lo in range(start, edge, BLOCK):
+            yield labels[lo : min(lo + BLOCK, edge)], distances[lo : min(lo + BLOCK, edge)]
+        if edge < len(run.store):
+            rule = partial(_assign, name, kmeans.Assign(old.centroids_KD))
+            yield from run.over_blocks("assign", name, rule, max(start, edge))
+
+    key = run.key(of=name, centroids=_token(old.centroids_KD))
+    if old.told.get("kernels") != key["kernels"]:
+        digests = (hashlib.sha256(np.ascontiguousarray(part).tobytes()).hexdigest() for part in (labels, distances))
+        key["grown"] = list(digests)
+    found = run.cache.columns("assign", key, _ASSIGNED, len(run.store), fill)
+    notes = [f"centroids, and labels of {known:,} rows, kept from {old.folder}"]
+    if known < len(run.store):
+        new = len(run.store) - known
+        before, after = (
+            1 - float(part.mean(dtype=np.float64)) for part in (found["distances"][:known], found["distances"][known:])
+        )
+        notes.append(f"mean cosine to the centroid: {after:.4f} of {new:,} new rows, {before:.4f} of the others")
+    return Groups(found["labels"], found["distances"], old.centroids_KD, tuple(notes))
+
+
+def _check_rows(run: Run, old: Written, labels: npt.NDArray[Any], distances: F32) -> None:
+    """Refuse a clustering of other rows: some, evenly spread, have to lie where it says."""
+    at = np.unique(np.linspace(0, len(labels) - 1, min(_PROBED, len(labels))).astype(np.int64))
+    if not len(at):
+        raise UsageError(f"{old.folder}: labels no row; cluster the pool anew")
+    _, best = kmeans.nearest_centroid(rows := run.store.vectors_at(old.embedding, at), old.centroids_KD)
+    own = np.einsum("ij,ij->i", rows, old.centroids_KD[labels[at]])
+    wrong = np.flatnonzero(~((np.abs(1 - own - distances[at]) <= _ALIKE) & (best - own <= _ALIKE)))
+    if len(wrong):
+        row, i, pool = int(run.store.ids[at[wrong[0]]]), wrong[0], run.store.layout.location
+        raise UsageError(
+            f"{old.folder}: is not of the first {len(old.labels_N):,} rows of {pool}: row {row:,} is "
+            f"{1 - own[i]:.4f} from the centroid of cluster {labels[at[i]]} and {1 - best[i]:.4f} from its nearest, "
+            f"the folder says {distances[at[i]]:.4f} ({len(wrong):,} of {len(at):,} rows looked at differ); name the "
+            "folder made before the pool grew, or cluster anew"
+        )
+
+
 def read_labels(folder: str | os.PathLike[str]) -> npt.NDArray[Any]:
     """Return the labels that :func:`write_groups` wrote.
 
@@ -202,12 +332,16 @@ def automatic(rows: int) -> tuple[int, str]:
 
 def assign(run: Run, embedding: str, centroids_KD: F32) -> Groups:
     """Label the view's rows with their nearest centroid, in float32; cached, resumable."""
-    token = hashlib.sha256(np.ascontiguousarray(centroids_KD).tobytes()).hexdigest()
-    dtypes = {"labels": "int32", "distances": "float32"}
-    found = run.column(
-        "assign", embedding, partial(_assign, embedding, kmeans.Assign(centroids_KD)), dtypes, centroids=token
-    )
+    rule = partial(_assign, embedding, kmeans.Assign(centroids_KD))
+    found = run.column("assign", embedding, rule, _ASSIGNED, centroids=_token(centroids_KD))
     return Groups(found["labels"], found["distances"], centroids_KD)
+
+
+_ASSIGNED = {"labels": "int32", "distances": "float32"}
+
+
+def _token(centroids_KD: F32) -> str:
+    return hashlib.sha256(np.ascontiguousarray(centroids_KD).tobytes()).hexdigest()
 
 
 def _assign(name: str, rule: kmeans.Assign, store: EmbeddingStore, block: Block) -> tuple[Any, Any]:
@@ -217,6 +351,10 @@ def _assign(name: str, rule: kmeans.Assign, store: EmbeddingStore, block: Block)
 def _given(run: Run, how: Clustered) -> tuple[F32, tuple[str, ...]]:
     path = str(how.centroids)
     centroids = np.concatenate(list(given_vectors(path, "centroids", run.store, how.embedding)))
+    # Unit rows stay as they are, to the last bit: labels are then those of the run that made the centroids.
+    stored = to_float32(npy_piece("file", path).read(0, len(centroids)))
+    lengths = np.sqrt(np.einsum("ij,ij->i", stored, stored, dtype=np.float64))
+    np.copyto(centroids, stored, where=(np.abs(lengths - 1) <= _UNIT)[:, None])
     if how.clusters not in (None, len(centroids)):
         raise UsageError(f"{path}: holds {len(centroids):,} centroids, but clusters = {how.clusters:,}; leave one out")
     return centroids, (f"centroids given: {path}",)

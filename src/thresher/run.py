@@ -182,6 +182,7 @@ class Run:
         rows: Mapping[str, Array] | None = None,
         groups: Mapping[str, Array] | None = None,
         repeats: npt.NDArray[np.int32] | None = None,
+        reference: Mapping[str, Array] | None = None,
     ) -> Selection:
         """Return the selection so far with one more step.
 
@@ -195,6 +196,7 @@ class Run:
             rows: Evidence per row of the view.
             groups: Evidence per cluster.
             repeats: (n,) how often to use each row of the view, 0 where dropped; by default once.
+            reference: Evidence per row of a reference pool that dropped rows repeat, see :class:`Step`.
         """
         step = Step(
             method=method.name,
@@ -208,6 +210,7 @@ class Run:
             notes=tuple(notes),
             rows=dict(rows or {}),
             groups=dict(groups or {}),
+            reference=dict(reference or {}),
         )
         return self.so_far.then(step, keep_n, repeats)
 

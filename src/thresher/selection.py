@@ -10,7 +10,7 @@ import json
 import os
 import re
 import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from fractions import Fraction
@@ -119,16 +119,18 @@ class Step:
         rows_in: Rows it was given.
         rows_out: Rows it kept.
         reasons: Templates of a dropped row's reason, filled from its evidence by name
-            (``{score}``, ``{cut}``, ``{duplicate_of}``, ``{cluster}``, ``{quota}``, ``{size}``). Where there
-            are several, the row's evidence "code" says which holds.
+            (``{score}``, ``{cut}``, ``{duplicate_of}``, ``{cluster}``, ``{quota}``, ``{size}``,
+            ``{reference_key}``). Where there are several, the row's evidence "code" says which holds.
         score: What the score is, in words; "" where there is none.
         cut: The score at which rows were cut, where one number says it.
         version: Of thresher, when the step was made.
         notes: What the user should know, such as why a number was chosen.
         rows: Evidence per row given, (rows_in,): "score" float32, "duplicate_of" int64, "cluster" int32,
-            "code" uint8.
+            "code" uint8, "reference" int64 (the row of a reference pool that a dropped row repeats, else -1).
         groups: Evidence per cluster, (K,): "size", "quota", "kept", "complexity", "d_intra", "d_inter",
             "name" (text).
+        reference: Evidence per row of a reference pool that some dropped row repeats: "row" (H,) int64, its
+            number there, ascending; "key" and "caption", text as :func:`packed` with "key_ends" and "caption_ends".
     """
 
     method: str
@@ -143,6 +145,7 @@ class Step:
     notes: tuple[str, ...] = ()
     rows: Mapping[str, Array] = field(default_factory=dict)
     groups: Mapping[str, Array] = field(default_factory=dict)
+    reference: Mapping[str, Array] = field(default_factory=dict)
 
     def why(self, i: int) -> str:
         """Say why row number ``i`` of those given was dropped."""
@@ -155,7 +158,27 @@ class Step:
             return self.cut
         if name in self.rows:
             return self.rows[name][i].item()
+        if name.startswith("reference_"):
+            return (self.repeated(i) or {}).get(name.removeprefix("reference_"))
         return self.groups[name][int(self.rows["cluster"][i])].item()
+
+    def repeated(self, i: int) -> dict[str, Any] | None:
+        """Return the row of a reference pool that row number ``i`` of those given repeats.
+
+        Returns:
+            "row", its number there, and "key" and "caption" where the reference has them; None where the row was
+            not dropped for repeating one.
+        """
+        row = int(self.rows["reference"][i]) if "reference" in self.rows else -1
+        if row < 0:
+            return None
+        at = int(np.searchsorted(self.reference["row"], row))
+        told = {
+            name: _unpacked(self.reference[name], self.reference[f"{name}_ends"], at)
+            for name in ("key", "caption")
+            if name in self.reference
+        }
+        return {"row": row, **told}
 
     def header(self) -> dict[str, Any]:
         """Everything but the arrays, for JSON."""
@@ -172,6 +195,7 @@ class Step:
             "notes": list(self.notes),
             "rows": sorted(self.rows),
             "groups": sorted(self.groups),
+            "reference": sorted(self.reference),
         }
 
 
@@ -354,6 +378,8 @@ class Selection:
                 put(f"{_step_folder(number, step.method)}/rows.{name}.npy", array)
             for name, array in step.groups.items():
                 put(f"{_step_folder(number, step.method)}/groups.{name}.npy", array)
+            for name, array in step.reference.items():
+                put(f"{_step_folder(number, step.method)}/reference.{name}.npy", array)
         text = json.dumps(self.header(), indent=1, allow_nan=False)
         (folder / "selection.json").write_text(text + "\n", encoding="utf-8")
 
@@ -375,11 +401,14 @@ class Selection:
                 base = _step_folder(number, head["method"])
                 rows = {name: _load(path, f"{base}/rows.{name}.npy", head["rows_in"]) for name in head["rows"]}
                 groups = {name: _load(path, f"{base}/groups.{name}.npy") for name in head["groups"]}
+                names = head.get("reference", ())
+                reference = {name: _load(path, f"{base}/reference.{name}.npy") for name in names}
+                _check_reference(path, rows, reference)
                 for name in (name for reason in head["reasons"] for name in _names(reason)):
-                    if name not in {"cut", *rows, *groups}:
+                    if name not in {"cut", *rows, *groups, *(f"reference_{name}" for name in reference)}:
                         raise PoolError(f"{path}: a reason names {name!r}, which its step does not know")
                 told = {"notes": tuple(head["notes"]), "reasons": tuple(head["reasons"])}
-                steps.append(Step(**{**head, **told, "rows": rows, "groups": groups}))
+                steps.append(Step(**{**head, **told, "rows": rows, "groups": groups, "reference": reference}))
             found = cls(
                 store=header["store"],
                 pool=header["pool"],
@@ -402,7 +431,7 @@ class Selection:
 
 
 def _load(folder: Path, name: str, rows: int | None = None) -> Array:
-    if not re.fullmatch(r"(steps/[a-z0-9-]+/(rows|groups)\.)?[a-z_]+\.npy", name):
+    if not re.fullmatch(r"(steps/[a-z0-9-]+/(rows|groups|reference)\.)?[a-z_]+\.npy", name):
         raise PoolError(f"{folder}: names an array {name!r}, which no selection holds")
     try:
         found: Array = np.load(folder / name, mmap_mode="r", allow_pickle=False)
@@ -411,6 +440,26 @@ def _load(folder: Path, name: str, rows: int | None = None) -> Array:
     if rows is not None and len(found) != rows:
         raise PoolError(f"{folder / name}: has {len(found):,} rows where {rows:,} are due")
     return found
+
+
+def packed(texts: Sequence[str]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Return texts as UTF-8 bytes (B,) uint8 in one run and the end of each, (H,) int64: the longest sets no width."""
+    parts = [text.encode("utf-8", "replace") for text in texts]
+    return np.frombuffer(b"".join(parts), np.uint8), np.cumsum([len(part) for part in parts], dtype=np.int64)
+
+
+def _unpacked(bytes_B: Array, ends_H: Array, at: int) -> str:
+    start = int(ends_H[at - 1]) if at else 0
+    return bytes(bytes_B[start : int(ends_H[at])]).decode("utf-8", "replace")
+
+
+def _check_reference(path: Path, rows: Mapping[str, Array], reference: Mapping[str, Array]) -> None:
+    """Refuse reference rows that are not among those told of, and texts without ends."""
+    known = np.asarray(reference.get("row", np.empty(0, np.int64)))
+    wanted = np.asarray(rows.get("reference", np.empty(0, np.int64)))
+    ends = all(len(reference.get(f"{name}_ends", ())) == len(known) for name in ("key", "caption") if name in reference)
+    if not ends or (np.diff(known) <= 0).any() or not np.isin(wanted[wanted >= 0], known).all():
+        raise PoolError(f"{path}: tells of other rows of a reference than were repeated; the selection is damaged")
 
 
 def _step_folder(number: int, method: str) -> str:

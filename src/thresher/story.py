@@ -25,8 +25,9 @@ def explain(selection: Selection, store: EmbeddingStore, key: str) -> dict[str, 
 
     Returns:
         row, key, caption, kept, uses (how often the row is to be used), and for each step it met: method,
-        verdict, reason, score, cut, cluster with size, quota and kept, the duplicate's row and key, and, of a coreset,
-        the row's history in training, as :func:`history` has it.
+        verdict, reason, score, cut, cluster with size, quota and kept, the duplicate's row and key, the reference's
+        pool, row, key and caption where the row repeats one of its rows, and, of a coreset, the row's history in
+        training, as :func:`history` has it.
 
     Raises:
         UsageError: No such row.
@@ -50,7 +51,10 @@ def explain(selection: Selection, store: EmbeddingStore, key: str) -> dict[str, 
             "verdict": "dropped" if dropped else "kept",
             "reason": step.why(place) if dropped else "",
         }
-        if "score" in step.rows:
+        known = step.repeated(place) if dropped else None
+        if known is not None:
+            part["reference"] = {"pool": step.parameters.get("reference"), **known}
+        elif "score" in step.rows:
             part |= {"score": float(step.rows["score"][place]), "meaning": step.score, "cut": step.cut}
         if "marks" in step.rows:
             part["history"] = _history(*(step.rows[name][place].item() for name in _EVIDENCE))

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from thresher.ops import neighbors
 from thresher.ops.neighbors import CHUNK, MeanNearestDistance, duplicates_of_kept, nearest_earlier
 
 PANEL = 1024  # columns of a product: sizes around it and around CHUNK meet every edge
@@ -126,3 +127,35 @@ def test_a_chain_of_near_duplicates_tells_the_two_rules_apart() -> None:
     best, where = duplicates_of_kept(loader(rows), 3, threshold)
     assert (best > threshold).tolist() == [False, True, False]
     assert where.tolist() == [-1, 0, 0]
+
+
+@given(n=st.integers(0, 40), pieces=st.lists(st.integers(0, 30), max_size=5), seed=st.integers(0, 9))
+def test_the_nearest_other_row_is_that_of_a_plain_loop(n, pieces, seed) -> None:
+    """Over pieces of any length; the first of equal ones, of which there are many on a coarse grid."""
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(-1, 2, (n, 3)).astype(np.float32)
+    others = [rng.integers(-1, 2, (size, 3)).astype(np.float32) for size in pieces]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(neighbors, "_PANEL", 7)
+        best, where = neighbors.nearest_other(rows, iter(others))
+    assert (best.dtype, where.dtype, len(best), len(where)) == (np.float32, np.int64, n, n)
+    flat = [other for piece in others for other in piece]
+    for i in range(n):
+        value, number = -np.inf, -1
+        for j, other in enumerate(flat):
+            product = sum(float(a) * float(b) for a, b in zip(rows[i], other, strict=True))
+            if product > value:
+                value, number = product, j
+        assert (best[i], where[i]) == (value, number)
+
+
+def test_an_array_of_others_may_be_written_over_once_the_next_is_asked_for() -> None:
+    buffer = np.empty((2, 2), np.float32)
+
+    def others():
+        for piece in ([[1, 0], [0, 1]], [[0, -1], [-1, 0]]):
+            buffer[:] = piece
+            yield buffer
+
+    best, where = neighbors.nearest_other(np.array([[0, -1], [1, 0], [-1, 0]], np.float32), others())
+    assert (best.tolist(), where.tolist()) == ([1, 1, 1], [2, 0, 3])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,6 +72,41 @@ def nearest_earlier(load: Load, start: int, stop: int) -> tuple[F32, npt.NDArray
     return best, where
 
 
+def nearest_other(rows_BD: F32, others: Iterable[F32]) -> tuple[F32, npt.NDArray[np.int64]]:
+    """Find the most similar of other rows for each row.
+
+    Args:
+        rows_BD: (B, D) float32 unit rows.
+        others: (M_i, D) float32 unit rows, some at a time, each array used before the next is asked for.
+
+    Returns:
+        The largest cosine (B,) float32 and the number (B,) of the other row that has it, counted over all arrays,
+        the first among equals; -inf and -1 where there are no others.
+    """
+    best = np.full(len(rows_BD), -np.inf, np.float32)
+    where = np.full(len(rows_BD), -1, np.int64)
+    buffer = np.empty(min(_PANEL, len(rows_BD)) * _PANEL, np.float32)
+    a = 0
+    for some in others:
+        for p in range(0, len(some), _PANEL):
+            panel = some[p : p + _PANEL]
+            for r in range(0, len(rows_BD), _PANEL):
+                part = rows_BD[r : r + _PANEL]
+                products = buffer[: len(part) * len(panel)].reshape(len(part), len(panel))
+                np.matmul(part, panel.T, out=products)
+                _keep_better(products, a + p, best[r : r + _PANEL], where[r : r + _PANEL])
+        a += len(some)
+    return best, where
+
+
+def _keep_better(products: F32, first: int, best: F32, where: npt.NDArray[np.int64]) -> None:
+    """Update the running maximum of rows (R,) with their products (R, M) with others, numbered from ``first``."""
+    top = products.max(axis=1)
+    better = np.flatnonzero(top > best)
+    where[better] = first + products[better].argmax(axis=1)
+    best[better] = top[better]
+
+
 def _raise_maximum(rows: F32, others: F32, a: int, lo: int, best: F32, where: npt.NDArray[np.int64]) -> None:
     """Update the running maximum of ``rows`` (at lo..) with ``others`` (at a..), earlier columns only."""
     for p in range(0, len(others), _PANEL):
@@ -82,10 +117,7 @@ def _raise_maximum(rows: F32, others: F32, a: int, lo: int, best: F32, where: np
             if lo + r < a + p + len(panel):
                 at, column = lo + r + np.arange(len(products)), a + p + np.arange(len(panel))
                 products[column[None, :] >= at[:, None]] = -np.inf
-            top = products.max(axis=1)
-            better = np.flatnonzero(top > best[r : r + _PANEL])
-            where[r + better] = a + p + products[better].argmax(axis=1)
-            best[r + better] = top[better]
+            _keep_better(products, a + p, best[r : r + _PANEL], where[r : r + _PANEL])
 
 
 def duplicates_of_kept(load: Load, size: int, threshold: float) -> tuple[F32, npt.NDArray[np.int64]]:
