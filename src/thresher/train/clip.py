@@ -17,7 +17,7 @@ from thresher.evaluate.retrieval import retrieval
 from thresher.evaluate.sets import EvalSet
 from thresher.evaluate.zero_shot import class_embeddings, zero_shot
 from thresher.run import Progress, Silent
-from thresher.train.augment import Normalise, crops
+from thresher.train.augment import Normalise, crops, to_device
 from thresher.train.loop import (
     Reduce,
     Schedule,
@@ -139,7 +139,7 @@ class ClipTask:
 
     def step(self, rows_B: npt.NDArray[np.int64], pixels_BHWC: torch.Tensor, reduce: Reduce) -> None:
         """Compute the losses of a batch and the gradients of what ``reduce`` makes of them."""
-        tokens_BT = torch.from_numpy(self.tokens_NT[rows_B]).to(self.device)
+        tokens_BT = to_device(torch.from_numpy(self.tokens_NT[rows_B]), self.device)
         image_BCHW = self.crop(self.normalise(pixels_BHWC.permute(0, 3, 1, 2)))
         chunk = self.settings.chunk
         if chunk is None or chunk >= len(rows_B):

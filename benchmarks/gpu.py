@@ -1,0 +1,704 @@
+"""Training and clustering on a GPU: that they give what a CPU gives, and how much of the GPU's time they use.
+
+    python benchmarks/gpu.py -o FOLDER
+
+Every check is named; one that fails does not stop the others, and the exit status tells. FOLDER gets ``cuda.json``,
+written anew after each. ``--only`` names some, ``--device cpu --toy`` tries the checks themselves where there is no
+GPU. The pool is that of ``examples/``; for throughput it is repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from common import embeddings, table  # chooses the kernels before NumPy loads
+
+# isort: split
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.distributed as dist
+from torch.nn import functional as F
+
+from thresher.cache import writing
+from thresher.dynamic import loss as losses
+from thresher.dynamic.named import policy_named
+from thresher.dynamic.sampler import PruningSampler
+from thresher.dynamic.stream import StreamPruner, prune_stream
+from thresher.evaluate.linear_probe import linear_probe
+from thresher.ops.torch_kmeans import SLACK, nearest_bfloat16
+from thresher.run import Silent
+from thresher.train.augment import crops
+from thresher.train.clip import ClipSettings, ClipTask, train_clip
+from thresher.train.data import open_pairs
+from thresher.train.loop import Schedule, stored_side
+from thresher.train.moco import MocoSettings, MocoTask, MocoV2, train_moco
+from thresher.train.models import backbone, clip_model
+from thresher.training import CHECKPOINT, LEDGER, LOG
+
+REPOSITORY = Path(__file__).parents[1]
+Figures = dict[str, Any]
+
+
+class Failed(AssertionError):
+    """A check did not hold."""
+
+
+@dataclass
+class Bench:
+    """Where checks run, and how large they are.
+
+    Attributes:
+        device: What is checked.
+        toy: Sizes for a CPU.
+        folder: For runs; none of it is kept.
+        pool: A parquet folder of pictures and captions.
+    """
+
+    device: torch.device
+    toy: bool
+    folder: Path
+    pool: Path
+
+    def size(self, full: int, toy: int) -> int:
+        return toy if self.toy else full
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def rows(self, copies: int, most: int | None = None) -> Path:
+        """The pool so many times over, as one file; labels are the numbers of rows modulo 7."""
+        path = self.folder / f"pool-{copies}-{most}.parquet"
+        if not path.exists():
+            parts = [pq.read_table(part, columns=["text", "image"]) for part in sorted(self.pool.glob("*.parquet"))]
+            one = pa.concat_tables(parts)
+            one = one if most is None else one.slice(0, most)
+            label = pa.array([f"class {row % 7}" for row in range(len(one))])
+            with writing(path) as scratch:
+                pq.write_table(pa.concat_tables([one.append_column("label_name", label)] * copies), scratch)
+        return path
+
+
+def held(name: str, value: float, most: float) -> float:
+    """Return a value that is at most as large as it may be."""
+    if not value <= most:
+        raise Failed(f"{name} is {value:.3g}, and may be {most:.3g}")
+    return float(value)
+
+
+# --- what is computed -----------------------------------------------------------------------------
+
+
+def features(rows: int, dim: int, *, seed: int, near: torch.Tensor | None = None) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    found = torch.randn(rows, dim, generator=rng, dtype=torch.float64)
+    return found if near is None else near + 1.5 * found
+
+
+def wide(query: torch.Tensor, key: torch.Tensor, scale: float) -> torch.Tensor:
+    """Cross-entropy of each row with its own column, in float64 on the CPU, from the definition."""
+    products = scale * F.normalize(query, dim=1) @ F.normalize(key, dim=1).T
+    return -products.log_softmax(1).diagonal()
+
+
+def check_losses(bench: Bench) -> Figures:
+    """Losses under autocast against float64 from their definitions, values and gradients."""
+    rows, dim = bench.size(1024, 64), 128
+    a = features(rows, dim, seed=0)
+    b = features(rows, dim, seed=1, near=a)
+    queue = features(4 * rows, dim, seed=2)
+
+    def moco2(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        unit = F.normalize(x, dim=1)
+        own = (unit * F.normalize(y, dim=1)).sum(1, keepdim=True)
+        every = torch.cat([own, unit @ F.normalize(queue, dim=1).T], dim=1) / 0.2
+        return -every.log_softmax(1)[:, :1]
+
+    def sigmoids(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        products = 10.0 * F.normalize(x, dim=1) @ F.normalize(y, dim=1).T - 10.0
+        each = -F.logsigmoid(products * (2 * torch.eye(len(x), dtype=torch.float64) - 1))
+        return torch.stack([each.sum(1), each.sum(0)], dim=1)
+
+    def both(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.stack([wide(x, y, 100.0), wide(y, x, 100.0)], dim=1)
+
+    def simclr(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        z = F.normalize(torch.cat([x, y]), dim=1)
+        products = (z @ z.T / 0.2).masked_fill(torch.eye(len(z), dtype=torch.bool), -torch.inf)
+        each = -products.log_softmax(1)[torch.arange(len(z)), torch.arange(len(z)).roll(len(x))]
+        return each.view(2, -1).T
+
+    on = queue.float().to(bench.device)
+    pairs: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+        "clip": (both, lambda x, y: losses.clip_losses(x, y, 100.0)),
+        "siglip": (sigmoids, lambda x, y: losses.siglip_losses(x, y, 10.0, -10.0)),
+        "moco v2": (moco2, lambda x, y: losses.moco_v2_losses(x, y, on, 0.2)),
+        "moco v3": (
+            lambda x, y: 0.8 * torch.stack([wide(x, y, 5.0), wide(y, x, 5.0)], dim=1),
+            lambda x, y: losses.moco_v3_losses(x, y, x, y, 0.2),
+        ),
+        "simclr": (simclr, lambda x, y: losses.simclr_losses(x, y, 0.2)),
+    }
+    found: Figures = {}
+    for name, (exact, ours) in pairs.items():
+        x64, y64 = a.clone().requires_grad_(), b.clone()
+        expected = exact(x64, y64)
+        x32, y32 = a.float().to(bench.device).requires_grad_(), b.float().to(bench.device)
+        with torch.autocast(bench.device.type, torch.bfloat16):
+            got = ours(x32, y32)
+        if got.dtype != torch.float32 or not got.isfinite().all():
+            raise Failed(f"{name}: {got.dtype}, {int((~got.isfinite()).sum())} not finite")
+        error = (got.detach().cpu().double() - expected.detach()).abs() / (1 + expected.detach().abs())
+        found[name] = held(f"the error of {name}", error.max().item(), 1e-4)
+        if name != "moco v3":  # whose keys give no gradient, and are x and y here
+            expected.mean().backward()
+            losses.reduce(got).backward()
+            slope = (x32.grad.cpu().double() - x64.grad).norm() / x64.grad.norm()
+            found[f"{name}, gradient"] = held(f"the error of the gradient of {name}", slope.item(), 1e-3)
+    with torch.autocast(bench.device.type, torch.bfloat16):
+        solved = losses.clip_losses(torch.eye(8, device=bench.device), torch.eye(8, device=bench.device), 60.0)
+    found["least loss of solved rows"] = solved.min().item()
+    if not 0 < solved.min().item() < 1e-20:
+        raise Failed(f"rows that are all but solved have losses of {solved.min().item()}")
+    return found
+
+
+def check_crops(bench: Bench) -> Figures:
+    """The same draws cut the same parts on both."""
+    pictures = torch.rand(64, 3, 72, 72)
+    crop = crops(64, 0.1)
+    torch.manual_seed(5)
+    here = crop(pictures)
+    torch.manual_seed(5)
+    there = crop(pictures.to(bench.device)).cpu()
+    return {"largest difference": held("the difference of crops", (here - there).abs().max().item(), 1e-4)}
+
+
+def check_books(bench: Bench) -> Figures:
+    """Ledgers do not depend on where losses lie; states are of the CPU; streams keep book too."""
+    rows, batch = 4096, 256
+    given = torch.from_numpy(np.random.default_rng(0).gamma(2.0, 1.0, (64, batch, 2)).astype(np.float32))
+    ledgers = []
+    for device in (torch.device("cpu"), bench.device):
+        policy = policy_named("infobatch", 6)
+        sampler = PruningSampler(rows, policy=policy, batch_size=batch, epochs=6, seed=0)
+        step = 0
+        while sampler.plan is not None:
+            for ids in sampler:
+                found = sampler.reduce(np.array(ids), given[step % 64, : len(ids)].to(device))
+                step += 1
+                if found.device.type != device.type:
+                    raise Failed(f"losses on {device} became a loss on {found.device}")
+        state = sampler.state_dict()
+        if any(value.device.type != "cpu" for value in state.values() if isinstance(value, torch.Tensor)):
+            raise Failed("a state has tensors that are not on the CPU")
+        ledgers.append(sampler.ledger.state())
+    if any(ledgers[0][name].tobytes() != ledgers[1][name].tobytes() for name in ledgers[0]):
+        raise Failed("ledgers differ")
+    pruner = StreamPruner(policy=policy_named("scan", 4, prune=0.2), batch_size=64, epochs=4, samples=512, seed=0)
+    stage = prune_stream(pruner)
+    ids = np.stack([sample["__id__"] for sample in stage({"__key__": f"{row:05d}"} for row in range(512))])
+    for lo in range(0, 512, 64):
+        pruner.reduce(ids[lo : lo + 64], given[lo // 64, :64].to(bench.device))
+    return {"steps": step}
+
+
+def check_gathered(bench: Bench) -> Figures:
+    """Two processes on one device, by gloo: losses and gradients of the whole batch."""
+    found = _two(bench, "gloo", 300)
+    return {name: held(name, value, 1e-4) for name, value in found.items()}
+
+
+def check_nccl(bench: Bench) -> Figures:
+    """Only told: NCCL refuses two ranks on one GPU, as far as is known."""
+    if bench.device.type != "cuda":
+        return {"two ranks on one device": "not tried"}
+    try:
+        return {"two ranks on one device": f"works: {_two(bench, 'nccl', 60)}"}
+    except (Failed, subprocess.TimeoutExpired) as error:
+        return {"two ranks on one device": f"refused: {str(error).strip().splitlines()[-1][:120]}"}
+
+
+def _two(bench: Bench, backend: str, seconds: float) -> dict[str, float]:
+    meeting = Path(tempfile.mkdtemp(dir=bench.folder)) / "meeting"
+    told = ["--device", str(bench.device), "--backend", backend, "--meeting", str(meeting)]
+    started = [
+        subprocess.Popen(
+            [sys.executable, __file__, "--rank", str(rank), *told],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        ends = [process.communicate(timeout=seconds) for process in started]
+    finally:
+        for process in started:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+    for process, (_, errors) in zip(started, ends, strict=True):
+        if process.returncode:
+            raise Failed(f"a rank by {backend} ended with {process.returncode}: {errors[-2000:]}")
+    both = [json.loads(out.strip().splitlines()[-1]) for out, _ in ends]
+    return {name: max(one[name] for one in both) for name in both[0]}
+
+
+def rank_of_two(rank: int, backend: str, meeting: str, device: torch.device) -> None:
+    """Compare a rank's part with one process that has all rows; the ranks have 40 and 24."""
+    dist.init_process_group(backend, init_method=f"file://{meeting}", rank=rank, world_size=2)
+    found = {}
+    image, text = (features(64, 32, seed=seed).float().to(device) for seed in (0, 1))
+    lo, hi = ((0, 40), (40, 64))[rank]
+    for name, loss in (
+        ("clip", lambda x, y, g: losses.clip_losses(x, y, 30.0, gather=g)),
+        ("siglip", lambda x, y, g: losses.siglip_losses(x, y, 10.0, -10.0, gather=g)),
+        ("simclr", lambda x, y, g: losses.simclr_losses(x, y, 0.2, gather=g)),
+    ):
+        whole = image.clone().requires_grad_()
+        expected = loss(whole, text, False)
+        expected.sum().backward()
+        part = image[lo:hi].clone().requires_grad_()
+        got = loss(part, text[lo:hi], True)
+        got.sum().backward()
+        found[f"{name}, two ranks"] = (got - expected[lo:hi]).abs().max().item()
+        found[f"{name}, gradient"] = (part.grad - whole.grad[lo:hi]).abs().max().item()
+    sampler = PruningSampler(64, policy=policy_named("full", 1), batch_size=16, epochs=1, seed=0)
+    for ids in sampler:
+        sampler.reduce(np.array(ids), torch.from_numpy(np.array(ids, np.float32))[:, None].to(device))
+    found["ledger, two ranks"] = float(np.abs(sampler.ledger.loss_N - np.arange(64)).max())
+    dist.destroy_process_group()
+    print(json.dumps(found))
+
+
+# --- trainers -------------------------------------------------------------------------------------
+
+
+def check_first_batch(bench: Bench) -> Figures:
+    """What the ledger has of a first batch: on the device as on the CPU, in float32 and nearly in bfloat16."""
+    data, batch = bench.rows(1, 600), bench.size(256, 64)
+    found: Figures = {}
+    torch.backends.cudnn.allow_tf32 = False  # else convolutions in float32 have ten bits
+    models = ("tiny",) if bench.toy else ("tiny", "small")
+    for model in models:
+        told = {}
+        for device, precision in (("cpu", "float32"), (str(bench.device), "float32"), (str(bench.device), "bfloat16")):
+            out = Path(tempfile.mkdtemp(dir=bench.folder)) / "run"
+            schedule = Schedule(samples=batch, batch_size=batch, device=device, precision=precision)
+            train_clip(data, out, ClipSettings(model=model, schedule=schedule))
+            with np.load(out / LEDGER) as file:
+                told[device, precision] = file["losses"][:, 0]
+        exact = told["cpu", "float32"]
+        for precision, most in (("float32", 0.005), ("bfloat16", 0.3)):
+            found[f"{model}, {precision}"] = _apart(told[str(bench.device), precision], exact, most)
+    told = {}
+    for device in ("cpu", str(bench.device)):
+        out = Path(tempfile.mkdtemp(dir=bench.folder)) / "run"
+        schedule = Schedule(samples=batch, batch_size=batch, device=device, precision="float32")
+        train_moco(data, out, MocoSettings(side=32, groups=1, schedule=schedule))  # parts are drawn on the device
+        with np.load(out / LEDGER) as file:
+            told[device] = file["losses"][:, 0]
+    found["moco, float32"] = _apart(told[str(bench.device)], told["cpu"], 0.02)
+    torch.backends.cudnn.allow_tf32 = True
+    return found
+
+
+def _apart(got: np.ndarray, exact: np.ndarray, most: float) -> float:
+    seen = np.isfinite(exact)
+    if not seen.any() or (np.isfinite(got) != seen).any():
+        raise Failed(f"{np.isfinite(got).sum()} rows were seen, not {seen.sum()}")
+    return held("the difference of losses", float(np.abs(got[seen] - exact[seen]).max()), most)
+
+
+def check_chunks(bench: Bench) -> Figures:
+    """Gradients of a batch that goes through in parts are those of the whole."""
+    name = "tiny" if bench.toy else "small"
+    clip = clip_model(name)
+    if name == "tiny":
+        clip.model.eval()  # batch norm would see the parts
+    clip.model.to(bench.device)
+    settings = ClipSettings(model=name, schedule=Schedule(epochs=1, precision="float32"))
+    tokens = clip.tokenize([f"number {row}" for row in range(64)])
+    pixels = torch.randint(0, 256, (64, stored_side(clip.side), stored_side(clip.side), 3), dtype=torch.uint8)
+    slopes = []
+    for chunk in (None, 24):
+        task = ClipTask(clip, tokens, bench.device, replace(settings, chunk=chunk))
+        clip.model.zero_grad()
+        torch.manual_seed(3)
+        task.step(np.arange(64), pixels.to(bench.device), losses.reduce)
+        slopes.append(torch.cat([p.grad.flatten() for p in clip.model.parameters() if p.grad is not None]))
+    return {"gradient": held("the difference", ((slopes[0] - slopes[1]).norm() / slopes[0].norm()).item(), 1e-3)}
+
+
+def check_runs(bench: Bench) -> Figures:
+    """``thresher train`` by its command line, bfloat16, pruning, evaluated; the loss falls and stays finite."""
+    data = str(bench.rows(1, bench.size(3900, 120)))
+    batch, epochs = str(bench.size(256, 24)), str(bench.size(6, 3))
+    usual = ["--batch-size", batch, "--epochs", epochs, "--eval", data, "--eval-every", "0", "--precision", "bfloat16"]
+    pruned = ["--policy", "scan", "--prune", "15%", "--full-epochs", "1"]
+    runs = {
+        "clip tiny, scan": ["clip", *pruned],
+        "clip tiny, siglip, infobatch": ["clip", "--loss", "siglip", "--policy", "infobatch"],
+        "moco v2 tiny, scan": ["moco", "--image-size", "32", *pruned],
+    }
+    if not bench.toy:
+        runs["clip small, scan"] = ["clip", "--model", "small", *pruned]
+        runs["moco v2 resnet18, dynamic-random"] = [
+            "moco", "--model", "resnet18", "--image-size", "64", "--policy", "dynamic-random",
+        ]  # fmt: skip
+        runs["moco v3 vit"] = ["moco", "--version", "3", "--model", "vit_tiny_patch16_224", "--image-size", "64"]
+    found: Figures = {}
+    for name, arguments in runs.items():
+        out = Path(tempfile.mkdtemp(dir=bench.folder)) / "run"
+        log = _train(bench, [arguments[0], data, "-o", str(out), *arguments[1:], *usual])
+        first, last = log[0]["loss"], log[-1]["loss"]
+        # A queue begins with keys of nothing, which are easily told apart: MoCo's loss rises before it falls.
+        rows = log[0]["total"]
+        chance = math.log(1 + rows // 4) if "moco v2" in name else 0.8 * math.log(int(batch))
+        most = first if "clip" in name else 1.02 * chance
+        if last is None or not last < most or any(entry.get("not_finite") for entry in log):
+            raise Failed(f"{name}: losses {[entry['loss'] for entry in log]}, the last to be below {most:.3f}")
+        if "eval" not in log[-1]:
+            raise Failed(f"{name}: was not evaluated: {log[-1].get('eval_failed')}")
+        found[name] = f"loss {first:.3f} to {last:.3f}, {log[-1]['samples_per_second']:,.0f} pairs/s"
+    return found
+
+
+def _train(bench: Bench, arguments: list[str]) -> list[dict[str, Any]]:
+    command = [sys.executable, "-m", "thresher", "train", *arguments, "--device", str(bench.device), "--json"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    if ended.returncode:
+        raise Failed(f"{' '.join(arguments[:2])} ended with {ended.returncode}: {ended.stderr[-2000:]}")
+    log: list[dict[str, Any]] = json.loads(ended.stdout)["epochs"]
+    return log
+
+
+def check_resume(bench: Bench) -> Figures:
+    """A run that is killed and goes on ends as near to a whole one as another whole one does, or nearly."""
+    data = str(bench.rows(1, bench.size(1536, 96)))
+    usual = ["--batch-size", str(bench.size(128, 24)), "--epochs", "6", "--policy", "dynamic-random", "--prune", "20%"]
+    runs = {name: Path(tempfile.mkdtemp(dir=bench.folder)) / "run" for name in ("whole", "again", "killed")}
+    logs = {}
+    for name in ("whole", "again"):
+        logs[name] = _train(bench, ["clip", data, "-o", str(runs[name]), *usual])
+    arguments = ["clip", data, "-o", str(runs["killed"]), *usual, "--checkpoint-minutes", "0"]
+    command = [sys.executable, "-m", "thresher", "train", *arguments, "--device", str(bench.device), "--quiet"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    kept = runs["killed"] / LOG
+    end = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < end and not (kept.exists() and _lines(kept) >= 2):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    if not (runs["killed"] / CHECKPOINT).exists():
+        raise Failed("the run to be killed left no checkpoint")
+    before = _lines(kept) if kept.exists() else 0
+    logs["killed"] = _train(bench, [*arguments[:-2], "--resume"])
+    for name, log in logs.items():
+        if [entry["samples"] for entry in log] != [entry["samples"] for entry in logs["whole"]]:
+            raise Failed(f"{name}: other samples {[entry['samples'] for entry in log]}")
+    weights = {name: _weights(run) for name, run in runs.items()}
+    apart = {
+        name: float(np.linalg.norm(weights[name] - weights["whole"]) / np.linalg.norm(weights["whole"]))
+        for name in ("again", "killed")
+    }
+    loss = abs(logs["killed"][-1]["loss"] / logs["whole"][-1]["loss"] - 1)
+    return {
+        "epochs before the kill": before,
+        "weights, whole against whole": apart["again"],
+        "weights, killed against whole": held("the difference of weights", apart["killed"], 3 * apart["again"] + 0.02),
+        "last loss, relative": held("the difference of losses", loss, 0.05),
+    }
+
+
+def _lines(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def _weights(run: Path) -> np.ndarray:
+    state = torch.load(run / CHECKPOINT, map_location="cpu", weights_only=True)["model"]
+    return np.concatenate([state[name].float().numpy().ravel() for name in sorted(state)])
+
+
+def check_probe(bench: Bench) -> Figures:
+    """Linear probes find the same on both."""
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((10, 32))
+    label = rng.integers(0, 10, 1500)
+    rows = centres[label] + 1.5 * rng.standard_normal((1500, 32))
+    given = rows[:1000], label[:1000], rows[1000:], label[1000:]
+    here, there = (linear_probe(*given, device=device)["top1"] for device in ("cpu", str(bench.device)))
+    return {"cpu": here, "device": there, "difference": held("the difference of top 1", abs(here - there), 0.02)}
+
+
+# --- clustering -----------------------------------------------------------------------------------
+
+
+def check_kmeans(bench: Bench) -> Figures:
+    """Clusters by bfloat16 products are as good as those by float32; labels agree but where it is close."""
+    from kmeans import objective, ours
+
+    count, dim, clusters = bench.size(400_000, 6000), bench.size(512, 32), bench.size(500, 12)
+    rows = embeddings(count, dim, 3 * clusters)
+    start = rows[np.sort(np.random.default_rng(1).choice(count, clusters, replace=False))]
+    nearest = nearest_bfloat16(str(bench.device))
+    label_B, best_B, second_B = nearest(rows[:4096], start)
+    products = rows[:4096].astype(np.float64) @ start.T.astype(np.float64)
+    ordered = np.sort(products, axis=1)
+    close = ordered[:, -1] - ordered[:, -2] < 2 * SLACK
+    wrong = float(((label_B != products.argmax(1)) & ~close).mean())
+    found: Figures = {
+        "labels wrong though not close": held("the share of wrong labels", wrong, 0.0),
+        "error of cosines": held("the error of cosines", float(np.abs(best_B - ordered[:, -1]).max()), SLACK),
+    }
+    held("the error of second cosines", float(np.abs(second_B - ordered[:, -2]).max()), SLACK)
+    for name, how in (("float32", {}), ("bfloat16", {"nearest": nearest, "slack": SLACK})):
+        begin = time.perf_counter()
+        centroids = ours(rows, start, 10, **how)
+        bench.wait()
+        found[f"{name}, seconds"] = round(time.perf_counter() - begin, 2)
+        found[f"{name}, mean cosine"] = objective(rows, centroids)
+    worse = found["float32, mean cosine"] - found["bfloat16, mean cosine"]
+    held("how much worse clusters are", worse, 0.02 if bench.toy else 0.002)
+    return found
+
+
+# --- throughput -----------------------------------------------------------------------------------
+
+
+def measure_clip(bench: Bench) -> Figures:
+    """Pairs a second: the whole trainer, its steps alone on one batch, and the bare model."""
+    data = bench.rows(bench.size(10, 1), None if not bench.toy else 200)
+    found: Figures = {}
+    for model, batch in (("tiny", 64),) if bench.toy else (("tiny", 256), ("small", 256), ("small", 1024)):
+        out = Path(tempfile.mkdtemp(dir=bench.folder)) / "run"
+        schedule = Schedule(epochs=3, batch_size=batch, device=str(bench.device), precision="bfloat16", workers=8)
+        log = train_clip(data, out, ClipSettings(model=model, schedule=schedule))
+        whole = max(entry["samples_per_second"] for entry in log[1:])
+        clip = clip_model(model)
+        clip.model.to(bench.device).train()
+        tokens = np.tile(clip.tokenize(["a picture of a red heart and a waving hand"]), (batch, 1))
+        task = ClipTask(clip, tokens, bench.device, ClipSettings(model=model, schedule=schedule))
+        found |= _speeds(f"clip {model}, {batch}", bench, task, batch, stored_side(clip.side), whole, _bare_clip)
+    return found
+
+
+def measure_moco(bench: Bench) -> Figures:
+    """The same of MoCo v2."""
+    data = bench.rows(bench.size(5, 1), None if not bench.toy else 200)
+    found: Figures = {}
+    for model, side, batch in (("tiny", 32, 64),) if bench.toy else (("resnet18", 32, 256), ("resnet18", 32, 512)):
+        out = Path(tempfile.mkdtemp(dir=bench.folder)) / "run"
+        schedule = Schedule(epochs=3, batch_size=batch, device=str(bench.device), precision="bfloat16", workers=8)
+        settings = MocoSettings(model=model, side=side, schedule=schedule)
+        log = train_moco(data, out, settings)
+        whole = max(entry["samples_per_second"] for entry in log[1:])
+        encoder, width = backbone(model, side)
+        net = MocoV2(encoder, width, settings, 16_384).to(bench.device).train()
+        pairs = open_pairs(
+            str(bench.rows(1, 200)), out, side=stored_side(side), resize="shortest", captions=False, progress=Silent()
+        )
+        task = MocoTask(net, bench.device, settings, pairs)
+        found |= _speeds(f"moco {model}, {batch}", bench, task, batch, stored_side(side), whole, _bare_moco)
+    return found
+
+
+def _bare_clip(task: ClipTask, pixels: torch.Tensor) -> Callable[[], None]:
+    side = task.clip.side
+    image = task.normalise(pixels[:, :side, :side].permute(0, 3, 1, 2))
+    tokens = torch.from_numpy(task.tokens_NT).to(task.device)
+
+    def step() -> None:
+        losses.reduce(task.losses(*task.features(image, tokens))).backward()
+
+    return step
+
+
+def _bare_moco(task: MocoTask, pixels: torch.Tensor) -> Callable[[], None]:
+    side = task.settings.side
+    image = task.normalise(pixels[:, :side, :side].permute(0, 3, 1, 2).float() / 255)
+
+    def step() -> None:
+        with task.autocast():
+            found = task.model.losses(image, image)
+        losses.reduce(found).backward()
+        task.after_step(0.5)
+
+    return step
+
+
+def _speeds(
+    name: str, bench: Bench, task: Any, batch: int, side: int, whole: float, bare: Callable[..., Callable[[], None]]
+) -> Figures:
+    pixels = torch.randint(0, 256, (batch, side, side, 3), dtype=torch.uint8).to(bench.device)
+    rows, only = np.arange(batch), bare(task, pixels)
+    optimizer = torch.optim.AdamW([p for p in task.model.parameters() if p.requires_grad], lr=1e-4)
+
+    def stepping(work: Callable[[], None]) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        work()
+        optimizer.step()
+
+    def full() -> None:
+        task.step(rows, pixels, losses.reduce)
+
+    speeds = {}
+    turns = bench.size(40, 2)
+    for what, work in (("steps", full), ("model", only)):
+        for _ in range(3):
+            stepping(work)
+        best = float("inf")
+        for _ in range(3):
+            bench.wait()
+            begin = time.perf_counter()
+            for _ in range(turns):
+                stepping(work)
+            bench.wait()
+            best = min(best, time.perf_counter() - begin)
+        speeds[what] = batch * turns / best
+    found: Figures = {
+        f"{name}: trainer, pairs/s": round(whole),
+        f"{name}: steps, pairs/s": round(speeds["steps"]),
+        f"{name}: model, pairs/s": round(speeds["model"]),
+        f"{name}: trainer of model": round(whole / speeds["model"], 3),
+    }
+    if bench.device.type == "cuda":
+        busy, waits = _busy(lambda: stepping(full)), _waits(lambda: stepping(full))
+        found[f"{name}: GPU busy in steps"] = round(busy, 3)
+        found[f"{name}: waits a step"] = waits
+        found[f"{name}: peak memory, GB"] = round(torch.cuda.max_memory_allocated(bench.device) / 1e9, 2)
+    return found
+
+
+def _busy(step: Callable[[], None]) -> float:
+    """The share of the time in which a kernel runs, from the profiler's spans; less than without it."""
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        begin = time.perf_counter()
+        for _ in range(10):
+            step()
+        torch.cuda.synchronize()
+        spent = time.perf_counter() - begin
+    return sum(event.self_device_time_total for event in seen.key_averages()) / 1e6 / spent
+
+
+def _waits(step: Callable[[], None]) -> dict[str, float]:
+    """Where a step makes the CPU wait for the GPU: file and line, times a step."""
+    found: dict[str, float] = {}
+
+    def told(message: Any, category: Any, filename: str, lineno: int, *_: Any) -> None:
+        if "synchroniz" in str(message):
+            place = f"{'/'.join(Path(filename).parts[-2:])}:{lineno}"
+            found[place] = found.get(place, 0.0) + 0.25
+
+    before = warnings.showwarning
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning = told
+            for _ in range(4):
+                step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        warnings.showwarning = before
+    return found
+
+
+# --- all of it ------------------------------------------------------------------------------------
+
+CHECKS: dict[str, Callable[[Bench], Figures]] = {
+    "losses": check_losses,
+    "crops": check_crops,
+    "books": check_books,
+    "probe": check_probe,
+    "first-batch": check_first_batch,
+    "chunks": check_chunks,
+    "gathered": check_gathered,
+    "runs": check_runs,
+    "resume": check_resume,
+    "clip": measure_clip,
+    "moco": measure_moco,
+    "kmeans": check_kmeans,
+    "nccl": check_nccl,
+}
+
+
+def run(bench: Bench, names: list[str], out: Path, seconds: float) -> bool:
+    """Run checks, write down what they found after each, print a table; return whether all held.
+
+    Those that would begin after ``seconds`` are left out, which counts as failing.
+    """
+    begin = time.monotonic()
+    told: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else bench.device.type,
+        "torch": torch.__version__,
+        "checks": {},
+    }
+    for name in names:
+        since = time.monotonic()
+        found: dict[str, Any] = {"held": True, "figures": {}, "why": ""}
+        try:
+            if since - begin > seconds:
+                raise Failed(f"{seconds:.0f} seconds were over")
+            found["figures"] = CHECKS[name](bench)
+        except Exception as error:  # whatever it is, the others are to run
+            found.update(held=False, why=f"{type(error).__name__}: {error}", where=traceback.format_exc()[-3000:])
+        found["seconds"] = round(time.monotonic() - since, 1)
+        told["checks"][name] = found
+        print(f"{name}: {'held' if found['held'] else found['where']} ({found['seconds']} s)", flush=True)
+        with writing(out / "cuda.json") as scratch:
+            Path(scratch).write_text(json.dumps(told, indent=1, default=str) + "\n", encoding="utf-8")
+    lines = []
+    for name, found in told["checks"].items():
+        lines.append([f"**{name}**", "held" if found["held"] else "FAILED", found["why"][:160].replace("\n", " ")])
+        for what, value in found["figures"].items():
+            lines.append(["", what, f"{value:.4g}" if isinstance(value, float) and value < 1e4 else str(value)])
+    print(f"\n{told['device']}, torch {told['torch']}\n\n{table(['check', '', ''], lines)}")
+    return all(found["held"] for found in told["checks"].values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--out", default=".", help="Folder that gets cuda.json.")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--toy", action="store_true", help="Sizes for a CPU.")
+    parser.add_argument("--only", nargs="+", default=list(CHECKS), choices=list(CHECKS), metavar="CHECK")
+    parser.add_argument("--pool", default=str(REPOSITORY / "examples" / "twemoji"), help="Folder of parquet.")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="After which no check begins.")
+    parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--backend", help=argparse.SUPPRESS)
+    parser.add_argument("--meeting", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    device = torch.device(given.device)
+    torch.empty(1, device=device)  # else everything below would say so
+    if given.rank is not None:
+        rank_of_two(given.rank, given.backend, given.meeting, device)
+        return
+    out = Path(given.out)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(device, given.toy, Path(folder), Path(given.pool))
+        if not run(bench, given.only, out, given.seconds):
+            raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""What is written for a GPU, as far as a CPU can tell: the checks of ``benchmarks/gpu.py``, and ``lab/gpu.py``.
+
+The checks run here on sizes for a CPU, so that none fails on a GPU for a reason of its own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from tests.train.conftest import emoji
+from thresher.train.augment import crops, sampled, to_device
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def load(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.replace("/", "_").removesuffix(".py"), REPOSITORY / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+# --- crops ----------------------------------------------------------------------------------------
+
+
+@given(
+    height=st.integers(2, 40), width=st.integers(2, 40), side=st.integers(2, 40),
+    x=st.tuples(st.floats(0, 1), st.floats(0, 1)), y=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+)  # fmt: skip
+@settings(deadline=None, max_examples=60)
+def test_parts_sampled_at_once_are_those_cut_out_and_resized(
+    height: int, width: int, side: int, x: tuple[float, float], y: tuple[float, float]
+) -> None:
+    left, right = sorted(round(share * (width - 1)) for share in x)
+    top, bottom = sorted(round(share * (height - 1)) for share in y)
+    pictures = torch.rand(2, 3, height, width)
+    corners = torch.tensor([[left, top], [right, top], [right, bottom], [left, bottom]]).float()
+    got = sampled(pictures, torch.stack([corners, torch.tensor([[0, 0], [1, 0], [1, 1], [0, 1]]).float()]), side)
+    for picture, part in (
+        (got[0], pictures[:1, :, top : bottom + 1, left : right + 1]),
+        (got[1], pictures[1:, :, :2, :2]),
+    ):
+        expected = F.interpolate(part, (side, side), mode="bilinear", align_corners=True)[0]
+        assert torch.allclose(picture, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("smallest", [0.9, 0.1])
+def test_a_gpu_is_given_the_parts_that_a_cpu_cuts(smallest: float) -> None:
+    crop = crops(24, smallest)
+    pictures = torch.rand(16, 3, 27, 31)
+    torch.manual_seed(1)
+    expected = crop(pictures)
+    torch.manual_seed(1)
+    got = sampled(pictures, crop.cut.forward_parameters(pictures.shape)["src"], 24)
+    assert torch.allclose(got, expected, atol=1e-4)
+
+
+def test_what_is_on_the_device_stays_itself() -> None:
+    tensor = torch.arange(3)
+    assert to_device(tensor, torch.device("cpu")) is tensor
+
+
+# --- checks ---------------------------------------------------------------------------------------
+
+
+def checks(tmp_path: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+    command = [sys.executable, str(REPOSITORY / "benchmarks" / "gpu.py"), "--device", "cpu", "--toy"]
+    ended = subprocess.run([*command, "-o", str(tmp_path), *arguments], capture_output=True, text=True)
+    return ended, json.loads((tmp_path / "cuda.json").read_text(encoding="utf-8"))
+
+
+def test_the_checks_hold_on_a_cpu(tmp_path: Path) -> None:
+    names = ["losses", "crops", "books", "first-batch", "chunks", "gathered", "kmeans", "nccl"]
+    ended, told = checks(tmp_path, "--only", *names)
+    assert ended.returncode == 0, ended.stdout
+    assert list(told["checks"]) == names
+    assert all(found["held"] and found["figures"] for found in told["checks"].values())
+    assert told["checks"]["first-batch"]["figures"]["tiny, float32"] == 0
+    assert "| **losses** | held |" in ended.stdout
+
+
+def test_a_check_that_fails_stops_no_other_and_is_told_by_the_status(tmp_path: Path) -> None:
+    ended, told = checks(tmp_path, "--only", "clip", "crops", "--pool", str(tmp_path / "nowhere"))
+    assert ended.returncode == 1
+    assert [found["held"] for found in told["checks"].values()] == [False, True]
+    assert "| **clip** | FAILED |" in ended.stdout
+    ended, told = checks(tmp_path, "--only", "crops", "--seconds", "-1")
+    assert ended.returncode == 1
+    assert "seconds were over" in told["checks"]["crops"]["why"]
+
+
+def test_figures_that_are_no_numbers_are_not_held() -> None:
+    code = """
+from gpu import Failed, held
+assert held("it", 1.0, 1.0) == 1.0
+for value in (1.1, float("nan"), float("inf")):
+    try:
+        held("it", value, 1.0)
+    except Failed:
+        continue
+    raise SystemExit(f"{value} was held")
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY / "benchmarks", check=True)
+
+
+# --- runs side by side ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lab() -> ModuleType:
+    return load("lab/gpu.py")
+
+
+def saying(job: Any, code: str) -> list[str]:
+    """A command that leaves a log, and does something more."""
+    entry = {"samples": 5, "pruned_so_far": 0.0, "histogram": [1], "eval": {"held": {"text_to_image_R@1": job.seed}}}
+    begin = f"import pathlib as p; f = p.Path({str(job.folder)!r}); f.mkdir()"
+    log = f"{begin}; (f / 'log.jsonl').write_text({json.dumps(entry)!r})"
+    return [sys.executable, "-c", f"{log}; {code}"]
+
+
+def test_rivals_wait_and_runs_that_fail_are_told(lab: ModuleType, tmp_path: Path) -> None:
+    jobs = lab.jobs_of(["full, the samples of scan", "scan", "full"], [0, 1], tmp_path / "runs")
+    begun: list[str] = []
+
+    def command(job: Any) -> list[str]:
+        begun.append(f"{job.arm} {job.seed}")
+        if job.rival_of:
+            rival = next(other for other in jobs if (other.arm, other.seed) == ("scan", job.seed))
+            assert sum(entry["samples"] for entry in rival.log()) == 5
+        return saying(job, "raise SystemExit('broken')" if (job.arm, job.seed) == ("scan", 1) else "pass")
+
+    written: list[int] = []
+    lab.run_all(jobs, command, lambda: written.append(1), at_once=2, seconds=60)
+    states = {(job.arm, job.seed): job.state for job in jobs}
+    assert states["scan", 0] == states["full, the samples of scan", 0] == states["full", 1] == "done"
+    assert states["scan", 1] == "failed"
+    assert states["full, the samples of scan", 1] == "not begun"
+    assert begun.index("scan 0") < begun.index("full, the samples of scan 0")
+    assert written
+    runs = [lab.told_of(job) for job in jobs]
+    assert "broken" in next(run["why"] for run in runs if run["state"] == "failed")
+    assert all("histogram" not in entry for run in runs for entry in run["log"])
+    table = lab.table_of(runs)
+    assert "| full | 0 / 1 | 5 / 5 | 0.0% / 0.0% | **50.0** (0.0 / 100.0) |" in table
+    assert "scan, seed 1: failed. broken" in table
+
+
+def test_when_time_is_up_runs_end_and_what_they_told_is_kept(lab: ModuleType, tmp_path: Path) -> None:
+    jobs = lab.jobs_of(["scan", "full"], [0, 1], tmp_path / "runs")
+    lab.run_all(jobs, lambda job: saying(job, "import time; time.sleep(600)"), lambda: None, at_once=3, seconds=3)
+    assert [job.state for job in jobs] == ["cut off", "cut off", "cut off", "not begun"]
+    assert all(job.process.poll() is not None for job in jobs if job.process is not None)
+    assert [len(lab.told_of(job)["log"]) for job in jobs] == [1, 1, 1, 0]
+
+
+def test_a_log_that_is_being_written_is_read_as_far_as_it_goes(lab: ModuleType, tmp_path: Path) -> None:
+    (job,) = lab.jobs_of(["scan, by epoch"], [7], tmp_path)
+    assert job.folder.name == "scan-by-epoch-7"
+    assert job.log() == []
+    job.folder.mkdir()
+    (job.folder / "log.jsonl").write_text('{"epoch": 0, "loss": 1.5}\n{"epoch": 1, "lo')
+    assert job.log() == [{"epoch": 0, "loss": 1.5}]
+
+
+def test_policies_run_side_by_side(tmp_path: Path) -> None:
+    data = str(tmp_path / "pool.parquet")
+    pq.write_table(emoji(160), data)
+    command = [sys.executable, str(REPOSITORY / "lab" / "gpu.py"), "clip", data, data, "-o", str(tmp_path / "runs")]
+    arms = ["--arms", "scan", "full, the samples of scan", "--seeds", "3", "--prune", "20%", "--at-once", "1"]
+    rest = ["--epochs", "3", "--batch-size", "40", "--workers", "1"]
+    ended = subprocess.run(
+        [*command, "--json", str(tmp_path / "told.json"), *arms, "--", *rest], capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    runs = json.loads((tmp_path / "told.json").read_text(encoding="utf-8"))["runs"]
+    assert [(run["arm"], run["seed"], run["state"]) for run in runs] == [(arm, 3, "done") for arm in arms[1:3]]
+    seen = [sum(entry["samples"] for entry in run["log"]) for run in runs]
+    assert seen[0] == seen[1]
+    assert "--samples-seen" in runs[1]["arguments"]
+    assert "--epochs" not in runs[1]["arguments"]
+    assert np.isfinite(runs[0]["log"][-1]["eval"]["pool"]["text_to_image_R@1"])
+    assert "| scan | 3 |" in ended.stdout
+    again = subprocess.run([*command, "--json", str(tmp_path / "x.json"), *arms], capture_output=True, text=True)
+    assert again.returncode != 0
+    assert "holds runs already" in again.stderr
