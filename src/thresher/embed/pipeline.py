@@ -1,0 +1,551 @@
+"""Embedding raw data into a pool: decode workers before the model, a shard at a time, resumable."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thresher.cache import alive, only, writing
+from thresher.data import Data, DataOptions, Part, Sample, open_data
+from thresher.data.pictures import PIXELS
+from thresher.embed.encoders import Encoder, make_encoder
+from thresher.embed.pool import (
+    FOLDERS,
+    OWN,
+    PLAN,
+    SET_ASIDE,
+    TABLES,
+    Plan,
+    ShardWriter,
+    holding,
+    shards_of,
+    writing_shard,
+    written,
+)
+from thresher.embed.prepare import Pixels, Preparing, Ready, Slots, Task, Tokens, prepare
+from thresher.engine import Engine, Processes, Serial, cores
+from thresher.errors import OutputError, PoolError, UsageError
+from thresher.run import Advance, Progress, Silent
+
+Vectors = dict[str, npt.NDArray[np.float16]]
+
+_CHUNK = 64  # samples made ready at a time
+_AHEAD = 2  # batches that wait for the model
+_LOOKED_AT = 64  # samples that tell whether data have captions and uids
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedSettings:
+    """How to embed.
+
+    Attributes:
+        encoder: See :func:`thresher.embed.encoders.make_encoder`.
+        device: "auto", "cpu", "cuda" (every GPU there is), or several separated by commas, each with a process of its
+            own: "cuda:0,cuda:1".
+        precision: "auto", "float32", "bfloat16" or "float16" of the model's arithmetic.
+        batch_size: Samples at a time in the model (default: 64 on the CPU, 512 on a GPU).
+        workers: Processes that decode (default: one less than the cores; 0: decode in this one).
+        thumbnails: Pixels of the longer side of small copies that reports can show; 0 for none.
+        pixel_limit: Pixels a picture may have; more is taken for a decompression bomb.
+        only: "image" or "text" to embed no more than that.
+        data: How to read the data.
+    """
+
+    encoder: str
+    device: str = "auto"
+    precision: str = "auto"
+    batch_size: int | None = None
+    workers: int | None = None
+    thumbnails: int = 0
+    pixel_limit: int = PIXELS
+    only: str | None = None
+    data: DataOptions = field(default_factory=DataOptions)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        for name, value, least in (
+            ("batch-size", self.batch_size, 1),
+            ("workers", self.workers, 0),
+            ("thumbnails", self.thumbnails, 0),
+            ("pixel-limit", self.pixel_limit, 1),
+        ):
+            if value is not None and value < least:
+                raise UsageError(f"--{name} {value}: at least {least}")
+        if self.only not in (None, *FOLDERS):
+            raise UsageError(f"--only {self.only}: image or text")
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What embedding found.
+
+    Attributes:
+        pool: The folder.
+        rows: Rows of the pool.
+        new: How many of them this call embedded.
+        set_aside: Samples that are not in the pool, listed in ``set_aside.txt``.
+        damaged: Files of the data that could be read in part only, or not at all.
+        shards: How many there are.
+        fields: Which vectors there are.
+        notes: What should be known besides.
+    """
+
+    pool: str
+    rows: int
+    new: int
+    set_aside: int
+    damaged: int
+    shards: int
+    fields: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def embed(
+    data: str,
+    pool: str | os.PathLike[str],
+    settings: EmbedSettings,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Embedded:
+    """Embed pictures and captions into a pool that every other command opens.
+
+    Called again after it was killed, it goes on with the first shard that is not there; called with more data, it adds
+    their shards at the end. Samples that cannot be used are set aside, counted and listed. Memory does not grow with
+    the data.
+
+    Args:
+        data: See :func:`thresher.data.open_data`.
+        pool: Folder to write: float16 vectors and parquet tables in clip-retrieval's layout, and ``pool.json``.
+        settings: How.
+        overwrite: Begin anew where there is a pool already.
+        progress: Where to tell how far it is.
+
+    Raises:
+        PoolError: No data, or none that can be used.
+        UsageError: An encoder, device or column that is not there, or a pool that cannot grow with these data.
+        OutputError: The folder cannot be written, or holds something else.
+    """
+    progress = progress or Silent()
+    folder = Path(pool)
+    source = open_data(data, settings.data)
+    _apart(data, folder)
+    known = Plan.read(folder)
+    if known is None or overwrite:
+        only(folder, [PLAN, SET_ASIDE, TABLES, *FOLDERS.values()])
+    devices = _devices(settings.device)
+    encoder = make_encoder(settings.encoder, device=devices[0], precision=settings.precision)
+    asked, notes = _planned(source, encoder, settings)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made ({error.strerror}); choose another place") from None
+    with holding(folder):
+        if overwrite:
+            _clear(folder)
+            known = None
+        plan = known.grown(folder, asked) if known else asked
+        parts = {(part.path, part.first): part for part in source.parts}
+        todo = [n for n in range(len(plan.shards)) if written(folder, n) is None]
+        lost = [n for n in todo if (plan.shards[n].path, plan.shards[n].first) not in parts]
+        if lost:
+            raise UsageError(
+                f"{folder}: shard {lost[0]} of an earlier call is not there yet, and its data, "
+                f"{plan.shards[lost[0]].path}, are not among {data}; finish that call first"
+            )
+        if todo or known is None:
+            plan.saved(folder)
+        jobs = [(n, parts[plan.shards[n].path, plan.shards[n].first]) for n in todo]
+        if len(devices) > 1 and len(jobs) > 1:
+            _on_many(folder, plan, settings, jobs, devices, progress)
+        elif jobs:
+            with progress.task("embed", _expected(source, [part for _, part in jobs])) as advance:
+                _embed(folder, plan, encoder, settings, jobs, advance)
+        return _finished(folder, plan, set(todo), notes, data)
+
+
+def _apart(data: str, folder: Path) -> None:
+    """Refuse a pool inside a folder of data: it would become data itself."""
+    here, there = os.path.realpath(data), os.path.realpath(folder)
+    if os.path.isdir(here) and (there + os.sep).startswith(here + os.sep):
+        raise OutputError(f"{folder}: lies in the data; choose a folder elsewhere")
+
+
+def _clear(folder: Path) -> None:
+    for name in (TABLES, *FOLDERS.values()):
+        for path in (folder / name).glob(f"{name}_*.*"):
+            path.unlink()
+    for name in (PLAN, SET_ASIDE):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _devices(given: str) -> list[str]:
+    """Return the devices that are meant: "cuda" and "auto" are every GPU there is."""
+    named = [name.strip() for name in given.split(",") if name.strip()]
+    if named not in (["auto"], ["cuda"]):
+        return named or ["auto"]
+    try:
+        import torch
+    except ImportError:
+        return named
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [f"cuda:{i}" for i in range(count)] if count > 1 else named
+
+
+def _planned(source: Data, encoder: Encoder, settings: EmbedSettings) -> tuple[Plan, tuple[str, ...]]:
+    """Return what to write: which vectors, which columns, which shards."""
+    offered = [name for name, dim in (("image", encoder.image_dim), ("text", encoder.text_dim)) if dim]
+    if settings.only and settings.only not in offered:
+        raise UsageError(f"--only {settings.only}: {encoder.name} encodes {' and '.join(offered)} only")
+    fields = [name for name in offered if settings.only in (None, name)]
+    notes: list[str] = []
+    first = list(islice(_readable(source), _LOOKED_AT))
+    if "text" in fields and not any(sample.text for sample in first):
+        if fields == ["text"]:
+            raise PoolError(f"{source.location}: has no captions; name their column with --caption")
+        fields.remove("text")
+        notes.append("the data have no captions: only the pictures are embedded")
+    columns = {"key": "string", "text": "string"}
+    columns |= {"uid": "string"} if first and all(sample.uid for sample in first) else {}
+    columns |= {"width": "int32", "height": "int32"} if "image" in fields else {}
+    columns |= {"shard": "string", "offset": "int64"}
+    columns |= {name: str(kind) for name, kind in source.columns.items() if name not in OWN}
+    columns |= {"thumbnail": "picture"} if settings.thumbnails and "image" in fields else {}
+    dims = {"image": encoder.image_dim, "text": encoder.text_dim}
+    about = {
+        "name": encoder.name,
+        "weights": encoder.weights(),
+        "precision": getattr(encoder, "precision", settings.precision),
+        **{f"{name}_dim": dims[name] for name in fields},
+    }
+    return Plan(about, tuple(fields), columns, shards_of(source.parts)), tuple(notes)
+
+
+def _readable(source: Data) -> Iterator[Sample]:
+    """Yield samples of the parts that can be read."""
+    for part in source.parts:
+        try:
+            yield from part.samples()
+        except PoolError:
+            continue
+
+
+def _expected(source: Data, parts: Sequence[Part]) -> int:
+    """Return how many samples parts have; of tars about, by what the first of them has for its size."""
+    if all(part.rows is not None for part in parts):
+        return sum(part.rows or 0 for part in parts)
+    sizes = [shard.stamp[0] or 0 for shard in shards_of(parts)]
+    for part, size in zip(parts, sizes, strict=True):
+        try:
+            rows = sum(1 for _ in part.samples())
+        except PoolError:
+            continue
+        if rows and size:
+            return max(rows, round(sum(sizes) * rows / size))
+    return len(parts)
+
+
+# --- many devices ---------------------------------------------------------------------------------
+
+
+def _on_many(
+    folder: Path,
+    plan: Plan,
+    settings: EmbedSettings,
+    jobs: Sequence[tuple[int, Part]],
+    devices: Sequence[str],
+    progress: Progress,
+) -> None:
+    """Embed with a process a device, every shard by one of them."""
+    workers = cores() if settings.workers is None else settings.workers
+    each = replace(settings, workers=workers // len(devices))
+    engine = Processes(len(devices))
+    tasks = [(device, list(jobs[i :: len(devices)])) for i, device in enumerate(devices)]
+    with progress.task("embed", len(jobs)) as advance:
+        for done in engine.map(partial(_on_one, folder, plan, each), [task for task in tasks if task[1]]):
+            advance(done)
+
+
+def _on_one(folder: Path, plan: Plan, settings: EmbedSettings, task: tuple[str, list[tuple[int, Part]]]) -> int:
+    device, jobs = task
+    encoder = make_encoder(settings.encoder, device=device, precision=settings.precision)
+    _embed(folder, plan, encoder, settings, jobs, lambda _: None)
+    return len(jobs)
+
+
+# --- one device -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Samples of one shard that are made ready together, those that cannot be, and what ended the reading."""
+
+    number: int
+    samples: tuple[Sample, ...]
+    aside: tuple[tuple[str, int, str], ...] = ()
+    damage: str = ""
+
+
+def _embed(
+    folder: Path,
+    plan: Plan,
+    encoder: Encoder,
+    settings: EmbedSettings,
+    jobs: Sequence[tuple[int, Part]],
+    advance: Advance,
+) -> None:
+    """Write some shards with one model."""
+    gpu = str(getattr(encoder, "device", "cpu")).startswith(("cuda", "mps"))
+    size = settings.batch_size or (512 if gpu else 64)
+    workers = max(1, cores() - (not gpu)) if settings.workers is None else settings.workers
+    how = Preparing(
+        encoder.preprocess if "image" in plan.fields else None,
+        encoder.tokenize if "text" in plan.fields else None,
+        settings.pixel_limit,
+        settings.thumbnails if "thumbnail" in plan.columns else 0,
+    )
+    widths = {name: int(plan.encoder[f"{name}_dim"]) for name in plan.fields}
+    schema = _schema(plan)
+    engine: Engine = Processes(workers) if workers else Serial()
+    # A slot is used again when as many tasks have followed as the engine has under way, and one is looked at.
+    with _slots(how, workers + 4 if workers else 0) as how, _Model(encoder, plan.fields, 2 if gpu else 1) as model:
+        ready = _made_ready(engine, how, _chunks(plan, jobs))
+        for number, chunks in groupby(ready, key=lambda made: made[0].number):
+            with writing_shard(folder, number, widths, schema) as writer:
+                batches = _Batches(model, writer, plan.shards[number].name, size)
+                for chunk, made, pixels in chunks:
+                    batches.add(chunk, made, pixels)
+                    advance(len(chunk.samples) + len(chunk.aside))
+                batches.finish()
+
+
+def _schema(plan: Plan) -> Any:
+    import pyarrow as pa
+
+    thumbnail = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    kinds = {name: thumbnail if name == "thumbnail" else _arrow_type(kind) for name, kind in plan.columns.items()}
+    return pa.schema(list(kinds.items()))
+
+
+def _arrow_type(told: str) -> Any:
+    """Return the Arrow type that calls itself so: of the plain ones, which go along with a table."""
+    import pyarrow as pa
+
+    name, _, unit = told.partition("[")
+    if unit:
+        unit, _, zone = unit.rstrip("]").partition(", tz=")
+        return pa.timestamp(unit, zone or None) if name == "timestamp" else getattr(pa, name)(unit)
+    return pa.type_for_alias(told)
+
+
+def _chunks(plan: Plan, jobs: Sequence[tuple[int, Part]]) -> Iterator[_Chunk]:
+    """Yield the samples of some parts in chunks, at least one of every part."""
+    for number, part in jobs:
+        samples, last = part.samples(), False
+        while not last:
+            found, damage = list[Sample](), ""
+            try:
+                found += islice(samples, _CHUNK)
+            except PoolError as error:
+                damage = str(error)
+            last = len(found) < _CHUNK
+            why = [_unusable(plan, sample) for sample in found]
+            yield _Chunk(
+                number,
+                tuple(sample for sample, told in zip(found, why, strict=True) if not told),
+                tuple((sample.key, sample.at, told) for sample, told in zip(found, why, strict=True) if told),
+                damage,
+            )
+
+
+def _unusable(plan: Plan, sample: Sample) -> str:
+    if "image" in plan.fields and sample.picture is None:
+        return sample.why or "has no picture"
+    return "has no caption" if "text" in plan.fields and not sample.text else ""
+
+
+def _made_ready(
+    engine: Engine, how: Preparing, chunks: Iterator[_Chunk]
+) -> Iterator[tuple[_Chunk, Ready, Pixels | None]]:
+    """Yield chunks with what the workers made of them, in order; pixels are there until the next is asked for."""
+    waiting: deque[tuple[_Chunk, int]] = deque()
+
+    def tasks() -> Iterator[Task]:
+        for i, chunk in enumerate(chunks):
+            slot = i % how.slots.count if how.slots else 0
+            waiting.append((chunk, slot))
+            pictures = tuple(s.picture for s in chunk.samples if s.picture is not None) if how.preprocess else ()
+            yield Task(slot, pictures, tuple(s.text for s in chunk.samples) if how.tokenize else ())
+
+    slots = how.slots.open() if how.slots else None
+    for ready in engine.map(partial(prepare, how), tasks()):
+        chunk, slot = waiting.popleft()
+        yield chunk, ready, ready.pixels if slots is None else slots[slot]
+
+
+@contextmanager
+def _slots(how: Preparing, count: int) -> Iterator[Preparing]:
+    """Give the same with a file in memory for the pixels of ``count`` tasks, which vanishes at the end."""
+    if how.preprocess is None or not count:
+        yield how
+        return
+    from PIL import Image
+
+    shape = (_CHUNK, *how.preprocess(Image.new("RGB", (32, 32))).shape)
+    place = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path(tempfile.gettempdir())  # noqa: S108
+    for path in place.glob("thresher-*.pixels"):  # of processes that were killed
+        owner = path.name.split("-")[1]
+        if owner.isdecimal() and not alive(int(owner)):
+            path.unlink(missing_ok=True)
+    with tempfile.NamedTemporaryFile(prefix=f"thresher-{os.getpid()}-", suffix=".pixels", dir=place) as file:
+        file.truncate(count * int(np.prod(shape)))
+        yield replace(how, slots=Slots(file.name, count, shape))
+
+
+class _Model:
+    """An encoder beside the thread that feeds it: batches wait for it and come back in order."""
+
+    def __init__(self, encoder: Encoder, fields: Sequence[str], threads: int) -> None:
+        self._encoder, self._fields = encoder, fields
+        self._pool = ThreadPoolExecutor(threads)
+        self._ring: deque[Pixels] = deque()
+
+    def __enter__(self) -> _Model:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def buffer(self, shape: tuple[int, ...]) -> Pixels:
+        """Return an array for the pixels of a batch, used again after those that may be under way."""
+        if len(self._ring) <= _AHEAD + 1:
+            self._ring.append(np.empty(shape, np.uint8))
+        else:
+            self._ring.rotate(-1)
+        return self._ring[-1]
+
+    def submit(self, pixels: Pixels | None, tokens: Tokens | None) -> Future[Vectors]:
+        """Encode a batch."""
+        return self._pool.submit(self._encode, pixels, tokens)
+
+    def _encode(self, pixels: Pixels | None, tokens: Tokens | None) -> Vectors:
+        found: Vectors = {}
+        with np.errstate(over="ignore"):  # what float16 cannot hold is infinite, and set aside
+            if pixels is not None:
+                found["image"] = self._encoder.encode_images(pixels).astype(np.float16)
+            if tokens is not None:
+                found["text"] = self._encoder.encode_texts(tokens).astype(np.float16)
+        return found
+
+
+class _Batches:
+    """Collects the usable samples of a shard into batches, and writes what the model makes of them."""
+
+    def __init__(self, model: _Model, writer: ShardWriter, name: str, size: int) -> None:
+        self._model, self._writer, self._name, self._size = model, writer, name, size
+        self._waiting: deque[tuple[list[dict[str, Any]], Future[Vectors]]] = deque()
+        self._rows: list[dict[str, Any]] = []
+        self._tokens: list[Tokens] = []
+        self._pixels: Pixels | None = None
+
+    def add(self, chunk: _Chunk, ready: Ready, pixels: Pixels | None) -> None:
+        """Take samples in; pixels are copied."""
+        self._writer.aside += chunk.aside
+        self._writer.damage = self._writer.damage or chunk.damage
+        self._writer.aside += [(chunk.samples[i].key, chunk.samples[i].at, why) for i, why in sorted(ready.bad.items())]
+        good = np.array([i for i in range(len(chunk.samples)) if i not in ready.bad], np.int64)
+        while len(good):
+            taken, good = good[: self._size - len(self._rows)], good[self._size - len(self._rows) :]
+            if pixels is not None and ready.sizes.size:
+                if self._pixels is None:
+                    self._pixels = self._model.buffer((self._size, *pixels.shape[1:]))
+                self._pixels[len(self._rows) : len(self._rows) + len(taken)] = pixels[taken]
+            if ready.tokens is not None:
+                self._tokens.append({name: array[taken] for name, array in ready.tokens.items()})
+            self._rows += [self._row(chunk.samples[i], ready, int(i)) for i in taken]
+            if len(self._rows) == self._size:
+                self._submit()
+
+    def finish(self) -> None:
+        """Encode the last batch, and write all."""
+        if self._rows:
+            self._submit()
+        while self._waiting:
+            self._write()
+
+    def _row(self, sample: Sample, ready: Ready, i: int) -> dict[str, Any]:
+        row = {**sample.columns, "key": sample.key, "text": sample.text, "uid": sample.uid or sample.key}
+        if len(ready.sizes):
+            row |= {"width": int(ready.sizes[i, 0]), "height": int(ready.sizes[i, 1])}
+        if ready.thumbnails:
+            row["thumbnail"] = {"bytes": ready.thumbnails[i], "path": f"{sample.key}.webp"}
+        return row | {"shard": self._name, "offset": sample.at}
+
+    def _submit(self) -> None:
+        pixels = None if self._pixels is None else self._pixels[: len(self._rows)]
+        self._waiting.append((self._rows, self._model.submit(pixels, joined(self._tokens) if self._tokens else None)))
+        self._rows, self._tokens, self._pixels = [], [], None
+        while len(self._waiting) > _AHEAD:
+            self._write()
+
+    def _write(self) -> None:
+        rows, future = self._waiting.popleft()
+        vectors = future.result()
+        good = np.ones(len(rows), np.bool_)
+        for found in vectors.values():
+            good &= np.isfinite(found).all(axis=1) & found.any(axis=1)
+        self._writer.aside += [
+            (rows[i]["key"], rows[i]["offset"], "its embedding is zero or not finite") for i in np.flatnonzero(~good)
+        ]
+        kept = [rows[i] for i in np.flatnonzero(good)]
+        columns = {name: [row.get(name) for row in kept] for name in self._writer.schema.names}
+        self._writer.add({name: found[good] for name, found in vectors.items()}, columns)
+
+
+def joined(tokens: Sequence[Tokens]) -> Tokens:
+    """Return arrays one below the other, those of fewer columns filled up with zeros."""
+    found = {}
+    for name in tokens[0]:
+        arrays = [one[name] for one in tokens]
+        width = max(array.shape[1] for array in arrays)
+        found[name] = np.concatenate([np.pad(array, ((0, 0), (0, width - array.shape[1]))) for array in arrays])
+    return found
+
+
+# --- the end --------------------------------------------------------------------------------------
+
+
+def _finished(folder: Path, plan: Plan, new: set[int], notes: Sequence[str], data: str) -> Embedded:
+    """Mark the pool as finished, and list what is not in it."""
+    rows, fresh, aside, damaged = 0, 0, 0, 0
+    first = ""
+    with writing(folder / SET_ASIDE) as scratch, open(scratch, "w", encoding="utf-8", newline="\n") as file:
+        for number, shard in enumerate(plan.shards):
+            told = written(folder, number)
+            if told is None:
+                raise PoolError(f"{folder}: shard {number} was removed while it was embedded; type the command again")
+            rows += told["rows"]
+            fresh += told["rows"] if number in new else 0
+            lines = [f"{shard.name}, {at}, key {key}: {why}" for key, at, why in told["set_aside"]]
+            lines += [told["damage"]] if told["damage"] else []
+            aside, damaged = aside + len(told["set_aside"]), damaged + bool(told["damage"])
+            first = first or next(iter(lines), "")
+            file.writelines(line.replace("\n", " ").replace("\r", " ") + "\n" for line in lines)
+    if not aside and not damaged:
+        (folder / SET_ASIDE).unlink()
+    if not rows:
+        raise PoolError(f"{data}: no sample of it can be used; {first or 'it has none'}")
+    plan.saved(folder, rows)
+    return Embedded(str(folder), rows, fresh, aside, damaged, len(plan.shards), plan.fields, tuple(notes))

@@ -1,0 +1,370 @@
+"""Embedding: every layout gives the same pool as encoding picture by picture; kills, growth and bad samples."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tests.embed.raw import caption, files, open_clip_csv, parquet, picture, table, tars, write_tar
+from tests.toy import Toy, preprocess, tokenize
+from thresher import open_store
+from thresher.cli import main
+from thresher.data import DataOptions
+from thresher.data.pictures import open_rgb
+from thresher.embed.pipeline import Embedded, EmbedSettings, embed
+from thresher.embed.pool import PLAN, SET_ASIDE
+from thresher.errors import OutputError, PoolError, UsageError
+
+ROOT = Path(__file__).parents[2]
+TOY = EmbedSettings(encoder="tests.toy:Toy", workers=0, batch_size=16)
+
+
+def vectors(pool: Path) -> dict[str, np.ndarray]:
+    """All vectors of a pool, as stored."""
+    return {
+        folder: np.concatenate([np.load(path) for path in sorted((pool / folder).glob("*.npy"))])
+        for folder in ("img_emb", "text_emb")
+        if (pool / folder).exists()
+    }
+
+
+def rows_of(pool: Path) -> list[dict[str, Any]]:
+    return [row for path in sorted((pool / "metadata").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
+def one_by_one(numbers: list[int]) -> dict[str, np.ndarray]:
+    """The slow reference: a picture and a caption at a time."""
+    toy = Toy()
+    image = [toy.encode_images(preprocess(open_rgb(picture(i)))[None])[0] for i in numbers]
+    text = [toy.encode_texts(tokenize([caption(i)]))[0] for i in numbers]
+    return {"img_emb": np.array(image, np.float16), "text_emb": np.array(text, np.float16)}
+
+
+def digests(pool: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(pool)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(pool.rglob("*"))
+        if path.is_file()
+    }
+
+
+LAYOUTS = {
+    "webdataset": lambda folder: tars(folder / "tars", 43),
+    "parquet": lambda folder: parquet(folder / "rows.parquet", 43),
+    "csv": lambda folder: open_clip_csv(folder, 43),
+    "folder": lambda folder: files(folder / "pictures", 43),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("workers", "batch", "per_part"), [(0, 16, 10_000), (0, 1, 10), (2, 64, 10)])
+def test_every_layout_gives_the_vectors_of_a_loop(
+    tmp_path: Path, layout: str, workers: int, batch: int, per_part: int
+) -> None:
+    data = LAYOUTS[layout](tmp_path)
+    how = dataclasses.replace(TOY, workers=workers, batch_size=batch, data=DataOptions(per_part=per_part))
+    found = embed(str(data), tmp_path / "pool", how)
+    assert (found.rows, found.new, found.set_aside, found.fields) == (43, 43, 0, ("image", "text"))
+    expected = one_by_one(list(range(43)))
+    for folder, stored in vectors(tmp_path / "pool").items():
+        assert stored.dtype == np.float16
+        np.testing.assert_array_equal(stored, expected[folder])
+    store = open_store(str(tmp_path / "pool"))
+    assert store.layout.kind == "clip-retrieval"
+    assert (store.layout.key, store.layout.caption) == ("key", "text")
+    rows = rows_of(tmp_path / "pool")
+    assert [row["text"] for row in rows] == [caption(i) for i in range(43)]
+    sizes = [Image.open(io.BytesIO(picture(i))).size for i in range(43)]
+    assert [(row["width"], row["height"]) for row in rows] == sizes
+    assert not (tmp_path / "pool" / SET_ASIDE).exists()
+
+
+def test_rows_tell_where_they_come_from(tmp_path: Path) -> None:
+    embed(str(tars(tmp_path / "tars", 25)), tmp_path / "pool", TOY)
+    for i, row in enumerate(rows_of(tmp_path / "pool")):
+        assert row["shard"] == f"{i // 10:05d}.tar"
+        with open(tmp_path / "tars" / row["shard"], "rb") as file:
+            file.seek(row["offset"])
+            assert file.read(10) == f"{i:06d}.png".encode()
+
+
+def test_columns_of_tables_and_thumbnails_go_along(tmp_path: Path) -> None:
+    how = dataclasses.replace(TOY, thumbnails=8)
+    embed(str(parquet(tmp_path / "rows.parquet", 12)), tmp_path / "pool", how)
+    rows = rows_of(tmp_path / "pool")
+    assert [row["label"] for row in rows] == [i % 3 for i in range(12)]
+    for i, row in enumerate(rows):
+        small = Image.open(io.BytesIO(row["thumbnail"]["bytes"]))
+        assert max(small.size) == 8
+        original = open_rgb(picture(i))
+        assert abs(small.width / small.height - original.width / original.height) < 0.5
+    assert open_store(str(tmp_path / "pool")).layout.image == "thumbnail"
+
+
+def test_uids_of_datacomp_become_the_keys(tmp_path: Path) -> None:
+    uids = [hashlib.md5(str(i).encode()).hexdigest() for i in range(6)]
+    told = [json.dumps({"uid": uid}).encode() for uid in uids]
+    samples = [(f"{i}", {"png": picture(i), "txt": caption(i).encode(), "json": told[i]}) for i in range(6)]
+    write_tar(tmp_path / "0.tar", samples)
+    embed(str(tmp_path / "0.tar"), tmp_path / "pool", TOY)
+    store = open_store(str(tmp_path / "pool"))
+    assert [key for _, keys in store.keys() for key in keys] == uids
+
+
+def test_bad_samples_are_counted_and_listed_and_harm_no_other(tmp_path: Path) -> None:
+    grey = io.BytesIO()
+    Image.new("L", (9, 3000), 120).save(grey, "png")
+    samples: list[tuple[str, dict[str, bytes]]] = [
+        (f"{i:02d}", {"png": picture(i), "txt": caption(i).encode()}) for i in range(20)
+    ]
+    samples[3][1]["png"] = picture(3)[:60]
+    samples[5][1]["png"] = b"<html>not found</html>"
+    samples[7][1]["txt"] = b"  \n"
+    samples[9] = ("09", {"txt": b"no picture"})
+    samples[11][1]["png"] = grey.getvalue()
+    cut = write_tar(tmp_path / "cut.tar", samples).read_bytes()
+    (tmp_path / "cut.tar").write_bytes(cut[: cut.index(b"15.txt") + 100])
+    write_tar(tmp_path / "whole.tar", samples[16:])
+    (tmp_path / "zip.tar").write_bytes(b"PK\x03\x04 this is no tar at all" * 100)
+    found = embed(f"{tmp_path}/{{cut,whole,zip}}.tar", tmp_path / "pool", TOY)
+    good = [i for i in range(15) if i not in (3, 5, 7, 9, 11)] + [16, 17, 18, 19]  # 15 has lost its caption to the cut
+    assert [row["key"] for row in rows_of(tmp_path / "pool")] == [f"{i:02d}" for i in good]
+    np.testing.assert_array_equal(vectors(tmp_path / "pool")["img_emb"], one_by_one(good)["img_emb"])
+    assert (found.set_aside, found.damaged) == (5, 2)
+    told = (tmp_path / "pool" / SET_ASIDE).read_text().splitlines()
+    assert len(told) == 7
+    for i, why in [
+        (3, "no picture that can be read"),
+        (5, "no picture that can be read"),
+        (7, "has no caption"),
+        (9, "has no picture"),
+        (11, "too narrow"),
+    ]:
+        assert sum(f"key {i:02d}: " in line and why in line for line in told) == 1, (i, told)
+    assert any("cut.tar: is cut off at byte" in line for line in told)
+    assert any("zip.tar: is not a tar" in line for line in told)
+
+
+def test_vectors_that_are_none_are_set_aside(tmp_path: Path) -> None:
+    def plain(value: int) -> bytes:
+        buffer = io.BytesIO()
+        Image.new("RGB", (12, 12), (value,) * 3).save(buffer, "png")
+        return buffer.getvalue()
+
+    values = [128, 5, 250, 100, 130]
+    write_tar(tmp_path / "0.tar", [(str(i), {"png": plain(v), "txt": b"a"}) for i, v in enumerate(values)])
+    found = embed(str(tmp_path / "0.tar"), tmp_path / "pool", dataclasses.replace(TOY, encoder="tests.toy:Broken"))
+    assert (found.rows, found.set_aside) == (3, 2)
+    assert [row["key"] for row in rows_of(tmp_path / "pool")] == ["0", "3", "4"]
+    assert np.isfinite(vectors(tmp_path / "pool")["img_emb"]).all()
+    assert len(vectors(tmp_path / "pool")["text_emb"]) == 3
+
+
+def test_bombs_are_not_decoded(tmp_path: Path) -> None:
+    bomb = io.BytesIO()
+    Image.new("1", (3000, 3000)).save(bomb, "png")
+    write_tar(
+        tmp_path / "0.tar", [("a", {"png": bomb.getvalue(), "txt": b"x"}), ("b", {"png": picture(1), "txt": b"y"})]
+    )
+    found = embed(str(tmp_path / "0.tar"), tmp_path / "pool", dataclasses.replace(TOY, pixel_limit=2**20))
+    assert (found.rows, found.set_aside) == (1, 1)
+    assert "3,000 x 3,000 pixels" in (tmp_path / "pool" / SET_ASIDE).read_text()
+
+
+def test_one_field_alone(tmp_path: Path) -> None:
+    data = str(parquet(tmp_path / "rows.parquet", 9))
+    expected = one_by_one(list(range(9)))
+    for encoder, only, fields in [
+        ("tests.toy:Words", None, {"text_emb"}),
+        ("tests.toy:Pictures", None, {"img_emb"}),
+        ("tests.toy:Toy", "text", {"text_emb"}),
+        ("tests.toy:Toy", "image", {"img_emb"}),
+    ]:
+        pool = tmp_path / f"{encoder[10:]}-{only}"
+        embed(data, pool, dataclasses.replace(TOY, encoder=encoder, only=only))
+        found = vectors(pool)
+        assert set(found) == fields
+        for name in fields:
+            np.testing.assert_array_equal(found[name], expected[name])
+    with pytest.raises(UsageError, match="--only image: tests.toy:Words encodes text only"):
+        embed(data, tmp_path / "none", dataclasses.replace(TOY, encoder="tests.toy:Words", only="image"))
+
+
+def test_data_without_captions_give_pictures_alone(tmp_path: Path) -> None:
+    bare = table(range(7)).drop_columns(["text"])
+    pq.write_table(bare, tmp_path / "bare.parquet")
+    found = embed(str(tmp_path / "bare.parquet"), tmp_path / "pool", TOY)
+    assert found.fields == ("image",)
+    assert "no captions" in found.notes[0]
+    with pytest.raises(PoolError, match="has no captions"):
+        embed(str(tmp_path / "bare.parquet"), tmp_path / "w", dataclasses.replace(TOY, encoder="tests.toy:Words"))
+
+
+def test_nothing_usable_is_an_error(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", [("a", {"png": b"broken", "txt": b"x"})])
+    with pytest.raises(PoolError, match="no sample of it can be used; 0.tar, 0, key a: is no picture"):
+        embed(str(tmp_path / "0.tar"), tmp_path / "pool", TOY)
+
+
+# --- growing, resuming ----------------------------------------------------------------------------
+
+
+def test_a_pool_grows_without_doing_a_shard_twice(tmp_path: Path) -> None:
+    whole = tars(tmp_path / "tars", 40)
+    embed(f"{whole}/{{00000..00001}}.tar", tmp_path / "pool", TOY)
+    before = {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in (tmp_path / "pool").rglob("*_0000[01].*")}
+    assert len(before) == 6
+    found = embed(str(whole), tmp_path / "pool", TOY)
+    assert (found.rows, found.new, found.shards) == (40, 20, 4)
+    assert before == {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in before}
+    np.testing.assert_array_equal(vectors(tmp_path / "pool")["img_emb"], one_by_one(list(range(40)))["img_emb"])
+    again = embed(str(whole), tmp_path / "pool", TOY)
+    assert (again.rows, again.new) == (40, 0)
+    embed(str(whole), tmp_path / "once", TOY)
+    assert digests(tmp_path / "pool") == digests(tmp_path / "once")
+
+
+def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
+    data = tars(tmp_path / "tars", 20)
+    embed(f"{data}/00000.tar", tmp_path / "pool", TOY)
+    before = digests(tmp_path / "pool")
+    with pytest.raises(UsageError, match="cannot grow with encoder"):
+        embed(str(data), tmp_path / "pool", dataclasses.replace(TOY, encoder="tests.toy:Other"))
+    with pytest.raises(UsageError, match="cannot grow with fields image;"):
+        embed(str(data), tmp_path / "pool", dataclasses.replace(TOY, only="image"))
+    with pytest.raises(UsageError, match="cannot grow with columns"):
+        embed(str(data), tmp_path / "pool", dataclasses.replace(TOY, thumbnails=8))
+    write_tar(data / "00000.tar", [("new", {"png": picture(77), "txt": b"new"})])
+    with pytest.raises(UsageError, match="has changed since it was embedded"):
+        embed(str(data), tmp_path / "pool", TOY)
+    assert digests(tmp_path / "pool") == before
+    found = embed(str(data), tmp_path / "pool", TOY, overwrite=True)
+    assert (found.rows, found.new) == (11, 11)
+
+
+def test_places_that_must_not_be_written_to(tmp_path: Path) -> None:
+    data = tars(tmp_path / "tars", 10)
+    with pytest.raises(OutputError, match="lies in the data"):
+        embed(str(data), data / "pool", TOY)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    with pytest.raises(OutputError, match="also holds thesis.tex"):
+        embed(str(data), tmp_path / "mine", TOY)
+    with pytest.raises(OutputError, match="also holds thesis.tex"):
+        embed(str(data), tmp_path / "mine", TOY, overwrite=True)
+
+
+def test_an_unfinished_pool_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tars(tmp_path / "tars", 20)
+    embed(str(data), tmp_path / "pool", TOY)
+    told = json.loads((tmp_path / "pool" / PLAN).read_text())
+    del told["rows"]
+    (tmp_path / "pool" / PLAN).write_text(json.dumps(told))
+    for path in (tmp_path / "pool").glob("*/*_00001.*"):
+        path.unlink()
+    with pytest.raises(PoolError, match="is not finished; type the thresher embed command"):
+        open_store(str(tmp_path / "pool"))
+    assert embed(str(data), tmp_path / "pool", TOY).new == 10
+    assert open_store(str(tmp_path / "pool")).total == 20
+
+
+def command(data: Path, pool: Path, *more: str) -> list[str]:
+    asked = ["--encoder", "tests.toy:Toy", "--batch-size", "8", "--quiet", "--per-shard", "15"]
+    return [sys.executable, "-m", "thresher", "embed", str(data), "-o", str(pool), *asked, *more]
+
+
+@pytest.mark.parametrize(("layout", "workers"), [("tars", "0"), ("parquet", "1")])
+def test_killed_at_any_moment_the_result_is_the_same_bytes(tmp_path: Path, layout: str, workers: str) -> None:
+    data = tars(tmp_path / "tars", 300, 15) if layout == "tars" else parquet(tmp_path / "rows.parquet", 300)
+    more = ("--workers", workers, "--thumbnails", "8")
+    begin = time.monotonic()
+    subprocess.run(command(data, tmp_path / "undisturbed", *more), check=True, cwd=ROOT)
+    usual = time.monotonic() - begin
+    chance = random.Random(layout)
+    kills = 0
+    for attempt in range(40):
+        process = subprocess.Popen(command(data, tmp_path / "pool", *more), cwd=ROOT, start_new_session=True)
+        # Killed at first where the work is, later and later, so that the end is reached on a busy machine too.
+        try:
+            process.wait(usual * (0.4 + 0.6 * chance.random()) * (1 + attempt / 10))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+            continue
+        assert process.returncode == 0
+        if kills >= 3 or attempt > 20:
+            break
+        for path in list((tmp_path / "pool").glob("*/*_0001*")):  # done too soon: as if killed half-way
+            path.unlink()
+    assert kills
+    assert digests(tmp_path / "pool") == digests(tmp_path / "undisturbed")
+
+
+def test_two_at_once_are_refused(tmp_path: Path) -> None:
+    from thresher.embed.pool import holding
+
+    data = tars(tmp_path / "tars", 10)
+    (tmp_path / "pool").mkdir()
+    with holding(tmp_path / "pool"), pytest.raises(OutputError, match="another process is embedding"):
+        embed(str(data), tmp_path / "pool", TOY)
+    assert embed(str(data), tmp_path / "pool", TOY).rows == 10
+
+
+def test_a_process_a_device(tmp_path: Path) -> None:
+    data = tars(tmp_path / "tars", 45)
+    embed(str(data), tmp_path / "one", TOY)
+    found = embed(str(data), tmp_path / "two", dataclasses.replace(TOY, device="cpu,cpu"))
+    assert found.rows == 45
+    assert digests(tmp_path / "one") == digests(tmp_path / "two")
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
+    def peak(rows: int) -> int:
+        content = {"png": picture(0), "txt": b"the same"}
+        write_tar(tmp_path / f"{rows}.tar", [(f"{i:08d}", content) for i in range(rows)])
+        tracemalloc.start()
+        embed(str(tmp_path / f"{rows}.tar"), tmp_path / f"pool-{rows}", TOY)
+        try:
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(100)
+    assert peak(7_000) < 1.4 * peak(2_500)
+
+
+# --- command line ---------------------------------------------------------------------------------
+
+
+def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tars(tmp_path / "tars", 20)
+    asked = ["--encoder", "tests.toy:Toy", "--workers", "0"]
+    assert main(["embed", str(data), "-o", str(tmp_path / "pool"), *asked]) == 0
+    out = capsys.readouterr().out
+    assert "20 rows embedded in" in out
+    assert f"{tmp_path}/pool: 20 rows (image and text) in 2 shards\n" in out
+    assert main(["embed", str(data), "-o", str(tmp_path / "pool"), *asked, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {**told, "seconds": 0} == {**dataclasses.asdict(Embedded(str(tmp_path / "pool"), 20, 0, 0, 0, 2, ("image", "text"))), "fields": ["image", "text"], "notes": [], "seconds": 0}  # fmt: skip  # noqa: E501
+    assert main(["embed", str(tmp_path / "nothing"), "-o", str(tmp_path / "p"), *asked]) == 2
+    assert "nothing is there" in capsys.readouterr().err
+    assert main(["embed", str(data), "-o", str(tmp_path / "p"), "--encoder", "tests.toi:Toy"]) == 2
+    assert "no encoder 'tests.toi:Toy'" in capsys.readouterr().err
+    assert main(["select", "random", str(tmp_path / "pool"), "-o", str(tmp_path / "sel"), "--keep", "50%"]) == 0
