@@ -21,6 +21,7 @@ def main() -> None:
         "negclip",
         "covariance",
         "dynamic",
+        "keys",
     ):
         subprocess.run([sys.executable, str(Path(__file__).with_name(f"{name}.py")), *sys.argv[1:]], check=True)
         print(flush=True)

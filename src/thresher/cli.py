@@ -17,7 +17,10 @@ from typing import Any
 import click
 
 from thresher import __version__
+from thresher.embed.classes import embed_classes_command
+from thresher.embed.command import embed
 from thresher.errors import OutputError, ThresherError, UsageError, suggest
+from thresher.reshard.command import reshard
 from thresher.train.command import train
 
 F = typing.TypeVar("F", bound=Callable[..., Any])
@@ -172,6 +175,9 @@ def thresher() -> None:
     """Choose the image-text pairs worth training on."""
 
 
+thresher.add_command(embed)
+thresher.add_command(embed_classes_command)
+thresher.add_command(reshard)
 thresher.add_command(train)
 
 
@@ -215,6 +221,107 @@ def inspect(pool: str, quick: bool, **values: Any) -> None:
         told = ", ".join(f"{name} {_seconds(value)}" for name, value in cost["seconds"].items())
         _say(f"  about, with {cost['clusters']:,} clusters on {common.engine}: {told}")
         _say(f"  memory up to {_bytes(cost['memory_bytes'])}, cache {_bytes(cost['cache_bytes'])}")
+
+
+@thresher.command()
+@click.argument("data")
+@click.option("--sample", type=int, default=1000, show_default=True, metavar="N", help="Pictures to decode.")
+@click.option("--encoder", metavar="NAME", help="Try this encoder, named as for embed, and tell how long it will take.")
+@click.option("--image", metavar="NAME", help="Column of a table with the pictures.")
+@click.option("--caption", metavar="NAME", help="Column with the captions.")
+@click.option("--key", metavar="NAME", help="Column that identifies a row.")
+@click.option("--root", metavar="DIR", help="Folder of the pictures that a table names (default: the table's).")
+@click.option("--captions", "captions_file", metavar="FILE", help="For a folder of pictures: their captions.")
+@click.option("--workers", type=click.IntRange(1), metavar="N", help="Threads that decode (default: all cores).")
+@click.option("--strict", is_flag=True, help="Exit with 1 where something looks wrong.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+@_JSON
+def doctor(
+    data: str, sample: int, encoder: str | None, workers: int | None, strict: bool, quiet: bool, as_json: bool,
+    **values: Any,
+) -> int:  # fmt: skip
+    """What is in DATA before it is embedded, what looks wrong, and what embedding will cost.
+
+    DATA is what embed and train take: tars, parquet, Arrow, a csv, or a folder of pictures.
+    """
+    from thresher.data import DataOptions
+    from thresher.doctor import doctor as look
+    from thresher.terminal import progress_for
+
+    progress = progress_for(quiet or as_json)
+    found = look(data, DataOptions(**values), sample=sample, encoder=encoder, workers=workers, progress=progress)
+    if as_json:
+        _print_json(found)
+    else:
+        for line in _diagnosis(found):
+            _say(line)
+    return 1 if strict and found["warnings"] else 0
+
+
+def _diagnosis(found: dict[str, Any]) -> typing.Iterator[str]:
+    """Yield the lines that tell what raw data are like."""
+    about, read = "" if found["exact"] else "about ", found["looked_at"]
+    files = {"webdataset": "tar", "folder": "picture"}.get(found["kind"], "file")
+    size = f"{'about ' if found['kind'] in ('csv', 'folder') else ''}{_bytes(found['bytes'])}"
+    yield (
+        f"{found['location']}: {about}{found['samples']:,} samples, {found['kind']}, "
+        f"{found['files']:,} {files}{'s' * (found['files'] != 1)}, {size}"
+    )
+    if read < found["samples"]:
+        yield f"  keys and captions of {read:,} samples were read, spread over the data"
+    if columns := found["columns"]:
+        roles = ", ".join(f"{role}: {columns[role] or 'none'}" for role in ("picture", "caption", "key", "uid"))
+        yield f"  {roles}; other columns: {', '.join(columns['others']) or 'none'}"
+    if found["members"]:
+        shares = (name if share == 1 else f"{name} ({share:.1%})" for name, share in found["members"].items())
+        yield f"  members: {', '.join(shares)}"
+    if keys := found["keys"]:
+        yield f"  keys: {keys['repeated']:,} repeated, {keys['climbing']:,} climbing, {keys['uids']:,} with a uid"
+    captions = found["captions"]
+    if captions["characters"]:
+        yield (
+            f"  captions: {captions['empty']:,} missing, {captions['repeated']:,} repeated, "
+            f"{captions['file_names']:,} names of files, {_least(captions['characters'])} characters"
+        )
+    pictures = found["pictures"]
+    bad = pictures["broken"] + pictures["enormous"]
+    yield f"  pictures: {pictures['looked_at']:,} at random were decoded, {bad:,} are broken or too large"
+    if pictures["formats"]:
+        counts = (f"{name} {count:,}" for kind in ("formats", "modes") for name, count in pictures[kind].items())
+        yield f"    {', '.join(counts)}"
+        aspect = pictures["aspect"]
+        long = "square" if aspect[2] == 1 else f"the longer {_least(aspect)} times that"
+        size = _bytes(pictures["bytes"][1])
+        yield f"    shorter side {_least(pictures['short_side'])} pixels, {long}; half have up to {size}"
+        odd = {"animated": "animated", "transparent": "transparent", "cmyk": "CMYK", "sixteen_bit": "of 16 bits"}
+        told = [f"{pictures[name]:,} {what}" for name, what in odd.items() if pictures[name]]
+        if told:
+            yield f"    of which {', '.join(told)}"
+    if tars := found["tars"]:
+        sizes = "none" if tars["sizes_json"] is None else "agrees"
+        if tars["sizes_json"] and any(tars["sizes_json"].values()):
+            sizes = "does not agree"
+        each = f"{_least(tars['samples'])} samples each" if tars["samples"] else "none is sound"
+        yield f"  tars: {each}; sizes.json: {sizes}"
+    for warning in found["warnings"]:
+        yield f"  ! {warning}"
+    cost = found["cost"]
+    rates = {"decoded": "pictures decoded", "images": "encoded", "texts": "captions encoded"}
+    told = [f"{cost[name]:,.0f} {what}" for kind, what in rates.items() if (name := f"{kind}_per_second") in cost]
+    yield f"  about, a second on {cost['workers']} cores: {', '.join(told)}"
+    if "embed_seconds" in cost:
+        spent, dims = f"{_seconds(cost['embed_seconds'])} to embed", f"{cost['dims']:,} dimensions"
+    else:
+        spent, dims = f"{_seconds(cost['decode_seconds'])} to decode", "512 dimensions each"
+    yield f"  in all: {spent}, {_bytes(cost['pool_bytes'])} of vectors in {dims}"
+    if "embed_seconds" not in cost:
+        yield "  --encoder NAME tries an encoder and tells how long embedding takes"
+    yield f"  next: {found['next']}"
+
+
+def _least(values: Sequence[float]) -> str:
+    """Show the least, the middle and the greatest."""
+    return " .. ".join(f"{value:,}" for value in values)
 
 
 @thresher.command()
@@ -282,6 +389,7 @@ def recipes(name: str | None) -> None:
 @click.option("-o", "--out", required=True, metavar="DIR", help="Folder to write.")
 @click.option("--clusters", type=int, metavar="K", help="Number of clusters (default: chosen).")
 @click.option("--centroids", metavar="FILE", help=".npy of (K, D) centroids: only assign.")
+@click.option("--grow", metavar="OLD", help="Folder made before POOL grew: keep its clusters, assign the new rows.")
 @click.option("--iterations", type=int, default=20, show_default=True)
 @click.option("--sample", default="auto", show_default=True, metavar="all|auto|N", help="Rows to train on.")
 @click.option("--embedding", type=click.Choice(["image", "text", "joint"]), default="image", show_default=True)
@@ -289,23 +397,36 @@ def recipes(name: str | None) -> None:
 @_SEED
 @_OVERWRITE
 @_options(*_POOL, *_RUN)
-def cluster(pool: str, out: str, overwrite: bool, **values: Any) -> None:
+def cluster(pool: str, out: str, grow: str | None, overwrite: bool, **values: Any) -> None:
     """Cluster POOL: writes centroids.npy, labels.npy and distances.npy."""
+    from click.core import ParameterSource
+
     from thresher.audit import Audit
-    from thresher.groups import FILES, Clustered, write_groups
+    from thresher.groups import FILES, Clustered, read_groups, write_groups
+    from thresher.groups import grow as grown
     from thresher.run import Run
     from thresher.selection import Selection
 
     common = _common(values)
-    how = Clustered(**values)
+    source = click.get_current_context().get_parameter_source
+    given = [f"--{name}" for name in (*values, "seed") if source(name) is ParameterSource.COMMANDLINE]
+    if grow and given:
+        raise UsageError(
+            f"--grow keeps the clusters of {grow} as they are; leave out {', '.join(given)}, or leave out --grow to "
+            "cluster anew"
+        )
+    how, old = Clustered(**values), read_groups(grow) if grow else None
     target = _free(out, overwrite, FILES)
     store = common.open(pool)
     start = Selection.everything("", pool, {}, store.total)
     run = Run(store, start, seed=common.seed or 0, **common.places())
     checked = Audit.of(store).select(run)
     run = dataclasses.replace(run, store=store.where(checked.mask()), so_far=checked)
-    groups = how.groups(run)
-    write_groups(groups, target, {"pool": pool, "seed": run.seed, **values}, within=checked.mask())
+    groups = how.groups(run) if old is None else grown(run, old)
+    told = {"pool": pool, "seed": run.seed, **values, "kernels": run.key()["kernels"]}
+    if old is not None:
+        told |= {name: old.told.get(name) for name in ("seed", *values)} | {"grown": len(old.labels_N)}
+    write_groups(groups, target, told, within=checked.mask())
     sizes = groups.sizes_K
     notes = [*(note for step in checked.steps for note in step.notes), *groups.notes]
     found = {
@@ -655,6 +776,11 @@ def explain(selection: str, key: str, pool: str | None, metadata: str | None, as
             caption = f" \u201c{twin['caption']}\u201d" if twin["caption"] else ""
             fate = "kept" if twin["kept"] else "dropped"
             _say(f"     duplicates row {twin['row']:,}, key {twin['key']}{caption}, which was {fate}")
+        if "reference" in step:
+            known = step["reference"]
+            key = f", key {known['key']}" if "key" in known else ""
+            caption = f" \u201c{known['caption']}\u201d" if known.get("caption") else ""
+            _say(f"     repeats row {known['row']:,} of {known['pool']}{key}{caption}")
 
 
 def _is_run(folder: str) -> bool:

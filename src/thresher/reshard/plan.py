@@ -1,0 +1,334 @@
+"""Which samples go where: found in the data by place, uid or key, numbered, ordered, cut into shards.
+
+Shape letters: C samples chosen, M samples to write (a sample counts as often as it is to be used), N different keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thresher.errors import UsageError
+from thresher.export import reopen
+from thresher.keys import Chosen, KeySet, hashes_of
+from thresher.selection import Selection
+
+Ints = npt.NDArray[np.int64]
+Hashes = npt.NDArray[np.uint64]
+
+_NO_INTS = np.empty(0, np.int64)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file or a run of rows of the data, and how many bytes it had.
+
+    Attributes:
+        path: The file, or the folder of pictures.
+        protocol: Of its file system.
+        size: Bytes; 0 for a folder.
+        part: What reads it; its kind depends on the data.
+    """
+
+    path: str
+    protocol: str
+    size: int
+    part: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Scanned:
+    """The samples of a source, n of them.
+
+    Attributes:
+        keys: Of each.
+        start_n: Where each begins: a byte of a tar or csv, else a row.
+        length_n: How many bytes it has, else 1; below 0 where not all of them are its own.
+        at_n: What a pool calls its place, where that is not ``start_n``: a row of a csv.
+        uids: Of each; None where they were not asked for.
+        aside: (key, why) of samples that cannot be copied.
+        damage: Why the source was not read to its end, "" where it was.
+    """
+
+    keys: Sequence[str]
+    start_n: Ints
+    length_n: Ints
+    at_n: Ints | None = None
+    uids: Sequence[str] | None = None
+    aside: tuple[tuple[str, str], ...] = ()
+    damage: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Matched:
+    """The samples of a source that are chosen, c of them, in order.
+
+    Attributes:
+        start_c: As scanned.
+        length_c: As scanned.
+        times_c: How often each is to be used.
+        names_c: Hashes of the keys.
+        numbers_c: Which key of the selection each is, ascending by place; -1 where it was found by place.
+        damage: As scanned.
+        aside: As scanned, of those that are chosen.
+    """
+
+    start_c: Ints
+    length_c: Ints
+    times_c: Ints
+    names_c: Hashes
+    numbers_c: Ints
+    damage: str = ""
+    aside: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where a pool says that the chosen samples lie in one source, in order.
+
+    Attributes:
+        at_c: Byte or row.
+        times_c: How often each is to be used.
+        names_c: Hashes of the keys they must have.
+    """
+
+    at_c: Ints
+    times_c: Ints
+    names_c: Hashes
+
+
+class PlaceError(Exception):
+    """A sample does not lie where the pool says."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What to write, M samples in their final order.
+
+    Attributes:
+        source_M: Which source each comes from.
+        start_M: Where it begins there.
+        length_M: As :class:`Scanned` has it.
+        copy_M: 0 for a sample under its own name, j for the j-th to be named otherwise.
+        names: All names there are, where some have to be made; None where not.
+    """
+
+    source_M: npt.NDArray[np.uint32]
+    start_M: Ints
+    length_M: Ints
+    copy_M: npt.NDArray[np.int32]
+    names: KeySet | None
+
+    def __len__(self) -> int:
+        """Return M."""
+        return len(self.start_M)
+
+    def part(self, lo: int, hi: int) -> Plan:
+        """Return samples lo to hi."""
+        here = slice(lo, hi)
+        return replace(
+            self,
+            source_M=self.source_M[here],
+            start_M=self.start_M[here],
+            length_M=self.length_M[here],
+            copy_M=self.copy_M[here],
+        )
+
+    def shuffled(self, seed: int) -> Plan:
+        """Return the same samples in an order that the seed and their number say."""
+        words = np.frombuffer(hashlib.sha256(json.dumps([seed, "reshard"]).encode()).digest()[:16], np.uint64)
+        order = np.random.Generator(np.random.Philox(key=words)).permutation(len(self))
+        return replace(
+            self,
+            source_M=self.source_M[order],
+            start_M=self.start_M[order],
+            length_M=self.length_M[order],
+            copy_M=self.copy_M[order],
+        )
+
+    def by_source(self) -> Iterator[tuple[int, Ints]]:
+        """Yield each source there is and the positions of its samples, by where they begin."""
+        if not len(self):
+            return
+        order = np.lexsort((self.start_M, self.source_M))
+        ends = np.flatnonzero(np.diff(self.source_M[order].astype(np.int64), append=-1)) + 1
+        for lo, hi in zip([0, *ends[:-1]], ends, strict=True):
+            yield int(self.source_M[order[lo]]), order[lo:hi]
+
+    def digest(self, *what: Any) -> str:
+        """Hash what is to be written, and whatever else decides about the bytes."""
+        found = hashlib.sha256(json.dumps(what).encode())
+        for array in (self.source_M, self.start_M, self.length_M, self.copy_M):
+            found.update(np.ascontiguousarray(array).data)
+        return found.hexdigest()[:32]
+
+    def renamed(self, key: str, copy: int) -> str:
+        """Return the name of a sample: its key, or the ``copy``-th of KEY-1, KEY-2 ... that is no sample's own key."""
+        number = 0
+        while copy:
+            number += 1
+            copy -= self.names is None or self.names.find(f"{key}-{number}") < 0
+        return f"{key}-{number}" if number else key
+
+
+# --- by key ---------------------------------------------------------------------------------------
+
+
+def match(found: Scanned, wanted: KeySet) -> Matched:
+    """Return the samples of a source whose key or uid is wanted."""
+    number_n = wanted.find_many(found.keys)
+    if found.uids is not None:
+        by_uid_n = wanted.find_many(found.uids)
+        number_n = np.where(by_uid_n >= 0, by_uid_n, number_n)
+    chosen = np.flatnonzero(number_n >= 0)
+    number_c = number_n[chosen]
+    return Matched(
+        start_c=found.start_n[chosen],
+        length_c=found.length_n[chosen],
+        times_c=np.fromiter(map(wanted.times_at, number_c.tolist()), np.int32, len(chosen)),
+        names_c=hashes_of([found.keys[i] for i in chosen.tolist()]),
+        numbers_c=number_c,
+        damage=found.damage,
+        aside=tuple((key, why) for key, why in found.aside if wanted.find(key) >= 0),
+    )
+
+
+def match_places(found: Scanned, places: Places) -> Matched:
+    """Return the samples of a source at the places given.
+
+    Raises:
+        PlaceError: Another sample lies there, or none.
+    """
+    at_n = found.start_n if found.at_n is None else found.at_n
+    where_c = np.searchsorted(at_n, places.at_c)
+    if not len(at_n) or (at_n[np.minimum(where_c, len(at_n) - 1)] != places.at_c).any():
+        raise PlaceError
+    names_c = hashes_of([found.keys[i] for i in where_c.tolist()])
+    if (names_c != places.names_c).any():
+        raise PlaceError
+    numbers_c = np.full(len(where_c), -1, np.int64)
+    return Matched(found.start_n[where_c], found.length_n[where_c], places.times_c, names_c, numbers_c)
+
+
+def planned(sources: Sequence[Source], found: Iterable[Matched], wanted: KeySet | None) -> tuple[Plan, Any]:
+    """Put together what was found.
+
+    Args:
+        sources: All of them.
+        found: What is chosen of each, in order.
+        wanted: The selection, where samples were found by key or uid.
+
+    Returns:
+        The plan in the order of the data, and (N,) bool which keys were found; None where ``wanted`` is.
+
+    Raises:
+        UsageError: A key stands for two samples.
+    """
+    columns: list[list[Any]] = [[] for _ in range(5)]
+    seen_N = None if wanted is None else np.zeros(len(wanted), np.bool_)
+    for i, (source, part) in enumerate(zip(sources, found, strict=True)):
+        if seen_N is not None:
+            again_c = seen_N[part.numbers_c]
+            alone, first = np.unique(part.numbers_c, return_index=True)
+            again_c |= ~np.isin(np.arange(len(again_c)), first)
+            if again_c.any():
+                raise _twice(source, int(part.start_c[again_c.argmax()]))
+            seen_N[alone] = True
+        of = np.full(len(part.start_c), i, np.uint32)
+        for column, array in zip(columns, (of, part.start_c, part.length_c, part.times_c, part.names_c), strict=True):
+            column.append(array)
+    source_C, start_C, length_C, times_C, names_C = (_joined(column) for column in columns)
+    different = np.unique(names_C)
+    if len(different) == len(names_C) and not (times_C > 1).any():
+        return Plan(source_C, start_C, length_C, np.zeros(len(start_C), np.int32), None), seen_N
+    index_M = np.repeat(np.arange(len(times_C)), times_C)
+    copy_M = _occurrence(names_C[index_M])
+    return Plan(source_C[index_M], start_C[index_M], length_C[index_M], copy_M, KeySet(different)), seen_N
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Return one array of several, which are let go."""
+    whole = np.concatenate(parts)
+    parts.clear()
+    return whole
+
+
+def _twice(source: Source, start: int) -> UsageError:
+    return UsageError(
+        f"{source.path}: the sample at {start:,} has a key that another chosen one has too, so that keys do not say "
+        "which was chosen; embed these data and select from that pool with --key row: it knows their places"
+    )
+
+
+def _occurrence(names_M: Hashes) -> npt.NDArray[np.int32]:
+    """Return how many equal ones stand before each, (M,)."""
+    order = np.argsort(names_M, kind="stable")
+    ranked = names_M[order]
+    new = np.ones(len(ranked), np.bool_)
+    np.not_equal(ranked[1:], ranked[:-1], out=new[1:])
+    begins = np.flatnonzero(new)
+    out = np.empty(len(ranked), np.int32)
+    out[order] = np.arange(len(ranked)) - np.repeat(begins, np.diff(begins, append=len(ranked)))
+    return out
+
+
+# --- by place -------------------------------------------------------------------------------------
+
+
+def places_of(sel: Chosen, sources: Sequence[Source]) -> list[Places | None] | None:
+    """Return where the chosen samples lie in every source, as the pool of a selection says; None where it does not.
+
+    Args:
+        sel: The selection.
+        sources: The data. A pool names the files of its rows by path or by the last part of it.
+    """
+    if not isinstance(sel, Selection) and not os.path.isdir(sel):
+        return None
+    selection = sel if isinstance(sel, Selection) else Selection.load(sel)
+    store = reopen(selection)
+    if not {"key", "shard", "offset"} <= set(store.columns):
+        return None
+    parts_of: dict[str, list[int]] = {}
+    for i, source in enumerate(sources):
+        parts_of.setdefault(source.path, []).append(i)
+    by_base: dict[str, list[str]] = {}
+    for path in parts_of:
+        by_base.setdefault(os.path.basename(path), []).append(path)
+    found: list[list[tuple[Ints, Ints, Hashes]]] = [[] for _ in sources]
+    for ids, batch in store.where(selection.mask()).scan(["key", "shard", "offset"]):
+        shard, offset = batch.column("shard"), batch.column("offset")
+        if any(column.null_count for column in batch.columns) or not str(offset.type).startswith(("int", "uint")):
+            return None
+        at_b = np.asarray(offset, np.int64)
+        names_b = hashes_of([str(key) for key in batch.column("key").to_pylist()])
+        times_b = np.ones(len(ids), np.int64) if selection.repeats is None else selection.repeats[ids].astype(np.int64)
+        named = np.array([str(name) for name in shard.to_pylist()])
+        for name in np.unique(named):
+            alike = by_base.get(os.path.basename(name), [])
+            if len(alike) > 1:  # a pool tells as much of the path as tells its files apart
+                alike = [path for path in alike if f"/{path}".endswith(f"/{name}")]
+            if len(alike) != 1:
+                return None
+            here = np.flatnonzero(named == name)
+            firsts = np.array([sources[i].part.first for i in parts_of[alike[0]]])
+            which = np.searchsorted(firsts, at_b[here], "right") - 1
+            for one in np.unique(which):
+                rows = here[which == one]
+                found[parts_of[alike[0]][max(one, 0)]].append((at_b[rows], times_b[rows], names_b[rows]))
+    return [_sorted(parts) if parts else None for parts in found]
+
+
+def _sorted(parts: list[tuple[Ints, Ints, Hashes]]) -> Places:
+    at, times, names = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.argsort(at, kind="stable")
+    return Places(at[order], times[order], names[order])
+
+
+NOTHING = Matched(_NO_INTS, _NO_INTS, _NO_INTS, np.empty(0, np.uint64), _NO_INTS)
