@@ -22,6 +22,7 @@ def main() -> None:
         "covariance",
         "dynamic",
         "keys",
+        "reshard",
     ):
         subprocess.run([sys.executable, str(Path(__file__).with_name(f"{name}.py")), *sys.argv[1:]], check=True)
         print(flush=True)

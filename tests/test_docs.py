@@ -37,7 +37,7 @@ def shape(text: str) -> list[str]:
     lines = [
         line.rstrip()
         for line in text.strip().splitlines()
-        if not re.search(r" rows in [\d.]+ s$|ETA|matrix products use", line)
+        if not re.search(r" (rows|samples|files) in [\d.]+ s$|ETA|matrix products use", line)
     ]
     return [re.sub(r"\d[\d,.]*|\b(kept|dropped)\b", "#", line) for line in lines]
 

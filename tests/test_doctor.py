@@ -464,3 +464,16 @@ def test_the_command_on_every_kind_of_data(kind: str, tmp_path: Path, capsys: py
     for name, them in (("good", rows(8)), ("bad", [replace(row, image=b"no", text="") for row in rows(8)])):
         assert main(["doctor", str(make(tmp_path / name, them))]) == 0
         assert "8 samples" in capsys.readouterr().out
+
+
+def test_captions_in_a_file_of_their_own_are_seen(tmp_path: Path) -> None:
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(picture(i, kind="PNG"))
+    (tmp_path / "captions.txt").write_text("image,caption\n" + "".join(f"{i}.png,number {i}\n" for i in range(3)))
+    found = doctor(str(tmp_path))
+    assert found["captions"]["empty"] == 0
+    assert "--only image" not in found["next"]
+    (tmp_path / "captions.txt").write_text("image,caption\nanother.png,not here\n")
+    found = doctor(str(tmp_path))
+    assert found["captions"]["empty"] == 3
+    assert any("names none of the 3 pictures" in warning for warning in found["warnings"])

@@ -46,7 +46,7 @@ def agrees(found: KeySet, wanted: Mapping[str, int], others: list[str]) -> None:
     """Check a set against a dictionary, key by key and all at once."""
     assert len(found) == len(wanted)
     assert found.total == sum(wanted.values())
-    assert found.uids == (len(wanted) > 0 and all(UID.fullmatch(key) for key in wanted))
+    assert found.uids == any(UID.fullmatch(key) for key in wanted)
     asked = [*wanted, *others]
     numbers = [found.find(key) for key in asked]
     assert sorted(numbers[: len(wanted)]) == list(range(len(wanted)))

@@ -99,17 +99,15 @@ def pipeline(shards: list[str], stage: Any, *before: Any) -> Any:
 
 def slow(samples: list[dict[str, Any]], wanted: dict[str, int], by: str) -> list[dict[str, Any]]:
     """All that comes through, by a dictionary."""
-    hexadecimal = all(len(key) == 32 and not set(key) - set("0123456789abcdefABCDEF") for key in wanted)
     found = []
     for sample in samples:
         try:
             own = json.loads(sample["json"])["uid"]
         except (KeyError, TypeError, ValueError):
             own = None
-        if by == "uid" or (by == "auto" and hexadecimal and own is not None):
-            key = own.lower() if isinstance(own, str) else None
-        else:
-            key = sample["__key__"]
+        named = own.lower() if isinstance(own, str) else None
+        uids = {one for one in wanted if len(one) == 32 and not set(one) - set("0123456789abcdef")}
+        key = named if by == "uid" or (by == "auto" and uids and named in wanted) else sample["__key__"]
         found += [sample] * wanted.get(key, 0)
     return found
 
@@ -140,6 +138,14 @@ def test_what_comes_through_is_what_a_slow_filter_lets_through(
         warnings.simplefilter("ignore")
         assert list(stage(iter(samples))) == expected
     assert (stage.seen, stage.kept) == (len(samples), len(expected))
+
+
+def test_a_pool_may_know_some_samples_by_uids_and_others_by_keys() -> None:
+    """Such is a pool of tars in which a json is damaged: none of the others may be lost for it."""
+    samples = [{"__key__": f"{i}", "json": json.dumps({"uid": uid(i)}).encode()} for i in range(5)]
+    samples[3]["json"] = b"{"
+    chosen = KeySet.from_keys([uid(0), uid(2), "3"])
+    assert [sample["__key__"] for sample in keep(chosen)(samples)] == ["0", "2", "3"]
 
 
 def test_a_json_is_read_decoded_or_not_and_may_be_anything() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -82,3 +83,28 @@ class Broken(Toy):
         found[mean_B < 40] = np.nan
         found[mean_B > 240] = 1e6
         return found
+
+
+class Wide(Toy):
+    """Gives twice the dimensions that it promises."""
+
+    def encode_images(self, pixels_BHWC: np.ndarray) -> np.ndarray:
+        return np.repeat(super().encode_images(pixels_BHWC), 2, axis=1)
+
+
+def scaled(picture: Any) -> np.ndarray:
+    return preprocess(picture).astype(np.float32) / 255
+
+
+class Scaled(Toy):
+    """Prepares pictures as floats from 0 to 1, which as whole numbers are black."""
+
+    preprocess = staticmethod(scaled)
+
+
+class Sleepy(Toy):
+    """Takes its time."""
+
+    def encode_images(self, pixels_BHWC: np.ndarray) -> np.ndarray:
+        time.sleep(0.2)
+        return super().encode_images(pixels_BHWC)

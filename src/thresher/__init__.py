@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         OutputError,
         PoolError,
         ThresherError,
+        UnreachedError,
         UsageError,
     )
     from thresher.groups import Clustered, Groups
@@ -37,7 +38,8 @@ _HOMES = {
     "cache": ("Cache",),
     "engine": ("Engine", "Processes", "Serial", "Threads", "make_engine"),
     "errors": (
-        "BadRowsError", "BudgetError", "MissingExtraError", "OutputError", "PoolError", "ThresherError", "UsageError",
+        "BadRowsError", "BudgetError", "MissingExtraError", "OutputError", "PoolError", "ThresherError",
+        "UnreachedError", "UsageError",
     ),
     "groups": ("Clustered", "Groups"),
     "keys": ("select_indices",),

@@ -98,8 +98,11 @@ def doctor(
     if sample < 1:
         raise UsageError(f"--sample {sample}: at least 1")
     progress, workers = progress or Silent(), workers or cores()
-    options = replace(options or DataOptions(), captions=False)  # their want is told, not refused
-    data = open_data(location, options)
+    options, refused = options or DataOptions(), ""
+    try:
+        data = open_data(location, options)
+    except PoolError as error:  # perhaps of captions: that there are none is told, not refused
+        data, refused = open_data(location, replace(options, captions=False)), str(error)
     model = None
     if encoder:
         from thresher.embed.encoders import make_encoder
@@ -141,7 +144,7 @@ def doctor(
             for path, why in read.why.items()
         ],
     }
-    found["warnings"] = _warnings(found)
+    found["warnings"] = [*([refused] if refused else []), *_warnings(found)]
     found["cost"] = _cost(total, seen, model, read.texts, workers)
     found["next"] = _next(location, options, encoder, found)
     return found
@@ -568,7 +571,8 @@ def _warnings(found: dict[str, Any]) -> list[str]:
         told.append(f"{share(count, looked_at)} captions repeat an earlier one{often}")
     if keys and (count := keys["repeated"]):
         told.append(
-            f"{share(count, looked_at)} keys repeat an earlier one; select sets such rows aside with --skip-bad"
+            f"{share(count, looked_at)} keys repeat an earlier one; select drops such rows with --skip-bad, and keeps "
+            "them with --key row"
         )
     if keys and (count := keys["climbing"]):
         told.append(f"{share(count, looked_at)} keys climb out of the folder (..)")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import signal
 import tempfile
 import threading
 import time
@@ -93,7 +94,8 @@ class Processes:
             except BrokenProcessPool:
                 self._pool = None
                 raise ThresherError(
-                    "a worker process was killed, perhaps for its memory; use fewer --workers, or --engine threads"
+                    "a worker process was killed, perhaps for its memory; use fewer --workers, or, where there is that "
+                    "option, --engine threads"
                 ) from None
 
 
@@ -153,6 +155,7 @@ def _begin_worker() -> None:
     import numpy  # noqa: F401 - BLAS must be loaded to be limited
 
     threadpoolctl.threadpool_limits(1)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches the workers too; its parent tells of it
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
 

@@ -5,6 +5,7 @@
     │   └── BudgetError     a budget that the rows at hand cannot meet
     ├── PoolError           a file of the pool that cannot be trusted; names the file
     │   └── BadRowsError    rows in a good file that cannot be used (NaN, zero, repeated key)
+    ├── UnreachedError      data that cannot be reached just now, as when a network is down; nothing is known of it
     ├── OutputError         a result that could not be written; nothing half-written is left
     └── MissingExtraError   an optional dependency is absent; says what to type
 
@@ -36,6 +37,10 @@ class PoolError(ThresherError):
 
 class BadRowsError(PoolError):
     """Rows that cannot be used: NaN, infinite or zero vectors, repeated or unsafe keys."""
+
+
+class UnreachedError(ThresherError):
+    """Data that cannot be reached just now: unlike a damaged file it is not set aside, for it may be good."""
 
 
 class OutputError(ThresherError):

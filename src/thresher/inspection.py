@@ -102,10 +102,6 @@ def _warnings(found: dict[str, Any], store: EmbeddingStore) -> list[str]:
         for kind in ("nan", "infinite", "zero"):
             if count := field[f"{kind}_rows"]:
                 told.append(f"{count:,} {name} rows are {kind}; --skip-bad sets them aside")
-        if field["norms"] and not 0.99 < field["norms"]["median"] < 1.01:
-            told.append(
-                f"{name} rows are not normalised (median norm {field['norms']['median']:.3g}); this is done on reading"
-            )
     if len({field["dim"] for field in found["fields"].values()}) > 1:
         told.append("image and text embeddings differ in width: no clip score can be computed from them")
     if not found["fields"]:

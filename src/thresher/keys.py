@@ -47,7 +47,7 @@ class KeySet:
     A key of 32 hexadecimal digits, such as a uid of DataComp, is the same key in upper and lower case.
 
     Attributes:
-        uids: Whether there are keys, and every one is 32 hexadecimal digits.
+        uids: Whether some key is 32 hexadecimal digits: samples may have to be looked for by their uids.
         total: How often all keys are to be used, together.
     """
 
@@ -60,7 +60,7 @@ class KeySet:
         Args:
             hashes_N: (N,) uint64, what :func:`hashes_of` gives, ascending, each once.
             times_N: (N,) whole numbers, 1 or more; None for once each.
-            uids: Whether all are hashes of 32 hexadecimal digits.
+            uids: Whether some are hashes of 32 hexadecimal digits.
         """
         n = len(hashes_N)
         bits = max(1, (max(n - 1, 0) // _BUCKET).bit_length())
@@ -110,13 +110,13 @@ class KeySet:
     @classmethod
     def _of(cls, parts: Iterable[tuple[Sequence[str], Ints | None]], rows_of: Chosen | None = None) -> KeySet:
         """Make a set of keys and their times, None for 1 each; those of ``rows_of`` are one row each."""
-        uids = True
+        uids = False
 
         def hashed() -> Iterator[tuple[Hashes, Ints | None]]:
             nonlocal uids
             for keys, times in parts:
-                hashes, all_uids = _hashed(keys)
-                uids &= all_uids
+                hashes, some_uids = _hashed(keys)
+                uids |= some_uids
                 yield hashes, times
 
         hashes_N, times_N, repeated = _merged(hashed())
@@ -284,7 +284,7 @@ def _hash(key: str) -> int:
 
 
 def _hashed(keys: Sequence[str]) -> tuple[Hashes, bool]:
-    """Return the hashes of keys, and whether all are uids."""
+    """Return the hashes of keys, and whether some are uids."""
     if keys and all(len(key) == 32 for key in keys):
         try:
             raw = bytes.fromhex("".join(keys))
@@ -295,8 +295,9 @@ def _hashed(keys: Sequence[str]) -> tuple[Hashes, bool]:
             return _of_halves(halves[:, 0], halves[:, 1]), True
     elif not any(len(key) == 32 for key in keys):
         joined = b"".join([_digest(key) for key in keys])
-        return np.frombuffer(joined, "<u8").astype(np.uint64), not keys
-    return np.fromiter(map(_hash, keys), np.uint64, len(keys)), False
+        return np.frombuffer(joined, "<u8").astype(np.uint64), False
+    some = any(len(key) == 32 and _uid(key) is not None for key in keys)
+    return np.fromiter(map(_hash, keys), np.uint64, len(keys)), some
 
 
 def _digest(key: str) -> bytes:

@@ -29,8 +29,8 @@ Advance = Callable[[int], None]
 class Progress(Protocol):
     """Where a run tells what it is doing."""
 
-    def task(self, label: str, total: int) -> AbstractContextManager[Advance]:
-        """Open a bar of ``total`` rows; the block is given a function that advances it."""
+    def task(self, label: str, total: int, unit: str = "rows") -> AbstractContextManager[Advance]:
+        """Open a bar of ``total`` rows, or what else is counted; the block is given a function that advances it."""
         ...
 
     def say(self, line: str) -> None:
@@ -41,7 +41,7 @@ class Progress(Protocol):
 class Silent:
     """No progress."""
 
-    def task(self, label: str, total: int) -> AbstractContextManager[Advance]:
+    def task(self, label: str, total: int, unit: str = "rows") -> AbstractContextManager[Advance]:
         """Say nothing."""
         return nullcontext(lambda _: None)
 

@@ -388,9 +388,10 @@ def same_pool(selection: Selection, store: EmbeddingStore, fingerprint: str | No
         UsageError: Says what each is.
     """
     if selection.total != store.total or selection.store != (fingerprint or store.fingerprint()):
+        grown = "; if it has grown since, select anew" if store.total > selection.total else ""
         raise UsageError(
             f"{store.layout.location} ({store.total:,} rows) is another pool, or not the pool of this selection any "
-            f"more: that was {selection.pool} ({selection.total:,} rows)"
+            f"more: that was {selection.pool} ({selection.total:,} rows){grown}"
         )
 
 

@@ -30,7 +30,7 @@ class Bars:
         self._console = Console(stderr=True, highlight=False)
 
     @contextmanager
-    def task(self, label: str, total: int) -> Iterator[Advance]:
+    def task(self, label: str, total: int, unit: str = "rows") -> Iterator[Advance]:
         """Show a bar, with the time gone and the time to go."""
         from rich import progress as bars
 
@@ -49,7 +49,7 @@ class Bars:
             def advance(rows: int) -> None:
                 shown.advance(task, rows)
                 if speed := shown.tasks[0].speed:
-                    shown.update(task, rate=f"{speed:,.0f} a second")
+                    shown.update(task, rate=f"{speed:,.0f} {unit} a second")
 
             yield advance
 
@@ -61,12 +61,12 @@ class Bars:
 class Lines:
     """Lines for a log: a task's progress every ten seconds, and its end where it took a second or more."""
 
-    def task(self, label: str, total: int) -> AbstractContextManager[Advance]:
-        """Write lines about a task of ``total`` rows."""
-        return self._task(label, total)
+    def task(self, label: str, total: int, unit: str = "rows") -> AbstractContextManager[Advance]:
+        """Write lines about a task of ``total`` rows, or what else ``unit`` says."""
+        return self._task(label, total, unit)
 
     @contextmanager
-    def _task(self, label: str, total: int) -> Iterator[Advance]:
+    def _task(self, label: str, total: int, unit: str) -> Iterator[Advance]:
         begin = told = time.monotonic()
         done = 0
 
@@ -78,11 +78,11 @@ class Lines:
                 told = now
                 rate = done / (now - begin)
                 left = f"{rate:,.0f} a second, ETA {(total - done) / rate:,.0f} s" if done else "ETA unknown"
-                self.say(f"{label}: {done / total:.0%} ({done:,} of {total:,} rows), {left}")
+                self.say(f"{label}: {done / total:.0%} ({done:,} of {total:,} {unit}), {left}")
 
         yield advance
         if (spent := time.monotonic() - begin) >= 1:
-            self.say(f"{label}: {total:,} rows in {spent:.1f} s")
+            self.say(f"{label}: {total:,} {unit} in {spent:.1f} s")
 
     def say(self, line: str) -> None:
         """Print one line."""

@@ -48,8 +48,9 @@ class keep:  # noqa: N801 - reads as the verb it is
             sel: A selection folder, a file of keys or another that :func:`thresher.keys.read_keys` reads, or the keys
                 that it read.
             by: What a sample is known by. "key": its ``__key__``. "uid": the ``uid`` in its ``json``, as DataComp's
-                shards have it, in upper or lower case; samples without one are passed over. "auto": the uid where all
-                keys of the selection are uids, 32 hexadecimal digits, and the sample has one; else ``__key__``.
+                shards have it, in upper or lower case; samples without one are passed over. "auto": the uid where
+                keys of the selection are uids, 32 hexadecimal digits, and the sample's is one of them; else
+                ``__key__``: a pool knows the samples without a uid by that.
 
         Raises:
             UsageError: There is no key in it, a pool has one several times, or ``by`` is none of these.
@@ -98,7 +99,7 @@ class keep:  # noqa: N801 - reads as the verb it is
             raise UsageError(f"a sample without __key__; it has {there}. Put the stage after tarfile_to_samples")
         if self.by == "uid" or (self.by == "auto" and self.keys.uids):
             uid = _uid(sample.get("json"))
-            if uid is not None or self.by == "uid":
+            if self.by == "uid" or uid in self.keys:
                 return uid
         return str(sample["__key__"])
 

@@ -443,7 +443,7 @@ bad(
         "good.png": "ok: x",
     },
 )
-bad("csv: the user's own paths are followed", csv_at(lines(b"../canary.png\tx")), {"../canary.png": "ok: x"})
+bad("csv: the user's own paths are followed", csv_at(lines(b"../canary.png\tx")), {"%2E%2E/canary.png": "ok: x"})
 bad("csv: another file", csv_at(lines(b"/etc/passwd\tx")), {"/etc/passwd": "is no picture that can be read"})
 bad("csv: long name", csv_at(lines(b"x" * 9000 + b"\ty")), {"x" * 9000: "names a picture that is not there: xxx"})
 bad("csv: pipe", lambda folder: tree(**{"x.csv": os.mkfifo})(folder) / "x.csv", None, "x.csv: is a pipe or a device")
@@ -475,10 +475,15 @@ bad("folder: captions from elsewhere", tree(**FINE, **{"metadata.csv": link("/et
 for name, content in {
     "captions.json": b"{",
     "metadata.jsonl": b'{"file_name": "a.png", "text": "x"}\n{',
-    "metadata.csv": b"file_name,text\na.png,caf\xe9\n",
     "metadata.parquet": b"PAR1",
 }.items():
     bad(f"folder: broken {name}", tree(**FINE, **{name: content}), None, f"{name}: {CANNOT}")
+bad(
+    "folder: broken metadata.csv",
+    tree(**FINE, **{"metadata.csv": b"file_name,text\na.png,caf\xe9\n"}),
+    None,
+    "metadata.csv: is no UTF-8 text at byte 24",
+)
 for told, content in {
     "a number": b"3",
     "levels": b"[" * 100_000,

@@ -138,3 +138,32 @@ def test_many_lines_take_little_memory(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert len(data.parts) == 10
     assert peak < 1 << 20
+
+
+def test_a_quote_that_is_never_closed_is_an_error_not_one_long_caption(tmp_path: Path) -> None:
+    for name, delimiter, first in (("a.csv", "\t", "filepath\ttitle\n"), ("captions.txt", ",", "image,caption\n")):
+        lines = [f"{i}.png{delimiter}{chr(34) if i == 2 else ''}caption {i}\n" for i in range(6)]
+        (tmp_path / name).write_text(first + "".join(lines))
+    for i in range(6):
+        (tmp_path / f"{i}.png").write_bytes(b"")
+    begin = len("filepath\ttitle\n") + 2 * len("0.png\tcaption 0\n")
+    with pytest.raises(PoolError, match=rf"a.csv: the quote that opens in the row at byte {begin} is never closed"):
+        open_data(str(tmp_path / "a.csv"))
+    (tmp_path / "a.csv").unlink()
+    with pytest.raises(PoolError, match="captions.txt: the quote that opens in the row at byte .* is never closed"):
+        open_data(str(tmp_path))
+
+
+def test_keys_do_not_climb(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(b"x")
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "a.csv").write_text("filepath\ttitle\n../in/a.png\tone\n")
+    (sample,) = open_data(str(tmp_path / "lists" / "a.csv")).samples()
+    assert sample.key == "%2E%2E/in/a.png"
+    assert sample.stored() == b"x"
+    (tmp_path / "lists" / "a.csv").write_text(
+        "filepath\ttitle\na..b/..c/d...png\tone\n/x/../y.png\ttwo\n..\\z\tthree\n"
+    )
+    keys = [sample.key for sample in open_data(str(tmp_path / "lists" / "a.csv")).samples()]
+    assert keys == ["a..b/..c/d...png", "/x/%2E%2E/y.png", "%2E%2E\\z"]

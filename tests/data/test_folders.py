@@ -197,3 +197,18 @@ def test_folders_without_pictures(tmp_path: Path, make: Callable[[Path], None], 
         open_data(str(tmp_path / "no"))
     with pytest.raises(PoolError, match="no data are named"):
         open_data("")
+
+
+def test_a_digest_tells_names_and_captions_from_others(folder: Path) -> None:
+    (part,) = open_data(str(folder)).parts
+    before = part.digest()
+    assert open_data(str(folder)).parts[0].digest() == before
+    (folder / "deeper").mkdir(exist_ok=True)
+    (folder / "deeper" / "one-more.png").write_bytes(b"x")
+    assert open_data(str(folder)).parts[0].digest() != before
+
+
+def test_pictures_of_kinds_that_are_not_read_are_there_to_be_told_of(tmp_path: Path) -> None:
+    for name in ("a.png", "b.HEIC", "c.avif", "d.txt"):
+        (tmp_path / name).write_bytes(b"ftypheic")
+    assert [sample.key for sample in open_data(str(tmp_path)).samples()] == ["a", "b", "c"]

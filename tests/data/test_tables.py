@@ -112,6 +112,7 @@ def test_columns_are_found_by_their_names_or_as_told(tmp_path: Path) -> None:
     told = DataOptions(image="other", key="id", caption="uid")
     a, b = open_data(str(path), told).samples()
     assert (a.key, a.text, a.stored(), b.key) == ("7", "u", cells[1], "8")
+    assert a.uid == ""  # else the pool of it would be known by the uids, not by the key asked for
     for wrong in ({"image": "othr"}, {"key": "uidd"}, {"caption": "captionss"}):
         with pytest.raises(UsageError, match="no column 'o|no column 'u|no column 'c") as error:
             open_data(str(path), DataOptions(**wrong))

@@ -17,8 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import thresher.embed.encoders as encoders
+from tests.toy import Toy
 from thresher.embed.encoders import Spec, make_encoder, parse
 from thresher.embed.encoders.base import TorchEncoder, Towers, loading, resolved, state_of
+from thresher.embed.encoders.joined import joined
 from thresher.embed.preprocess import Preprocess
 from thresher.errors import MissingExtraError, UsageError
 
@@ -122,6 +124,8 @@ def test_what_is_no_encoder_is_refused(given: str, told: str) -> None:
     [
         ("gpu", "auto", "allowed: auto, cpu, cuda, cuda:N, mps"),
         ("cpu:1", "auto", "allowed: auto"),
+        ("cpu:", "auto", "allowed: auto"),
+        ("cuda:", "auto", "allowed: auto"),
         ("cuda:-1", "auto", "allowed: auto"),
         ("cuda:99", "auto", "of that kind"),
         ("cpu", "half", "allowed: auto, float32, bfloat16, float16"),
@@ -367,3 +371,73 @@ def test_a_checkpoint_is_never_unpickled(tmp_path: Path) -> None:
     assert list(state_of(str(path), "timm:x")) == ["a"]
     with pytest.raises(UsageError, match="there is no file"):
         state_of(str(tmp_path / "nothing"), "timm:x")
+
+
+def test_two_as_one_have_their_device_and_precision() -> None:
+    """Else a pool made of them on a GPU would grow on a CPU, and batches would be a CPU's."""
+
+    class Placed(Toy):
+        def __init__(self, device: str, precision: str) -> None:
+            super().__init__()
+            self.device, self.precision = device, precision
+
+    both = joined(Placed("cuda:1", "float16"), Placed("cuda:1", "float16"))
+    assert (both.device, both.precision) == ("cuda:1", "float16")
+    assert joined(Placed("cpu", "float32"), Toy()).precision == "float32+auto"
+    assert joined(Toy(), Placed("cuda", "float16")).device == "cuda"
+
+
+def floats(picture: Any) -> np.ndarray:
+    return np.zeros((4, 4, 3))
+
+
+class Odd(Own):
+    """One's own that does something wrong, one thing at a time."""
+
+    def __init__(self, what: str = "", **options: str) -> None:
+        super().__init__(**{"device": "cpu", "precision": "auto", **options})
+        self.what = what
+        if what == "lambda":
+            self.preprocess = lambda picture: np.zeros((4, 4, 3), np.uint8)
+        elif what == "floats":
+            self.preprocess = floats
+
+    def encode_images(self, pixels: np.ndarray) -> Any:
+        found = super().encode_images(pixels)
+        return {"narrow": found[:, :2], "fewer": found[:1], "dict": {"a": found}, "whole": found.astype(int)}.get(
+            self.what, found
+        )
+
+    def encode_texts(self, tokens: dict[str, np.ndarray]) -> Any:
+        if self.what == "raises":
+            raise KeyError("ids")
+        return super().encode_texts(tokens)
+
+    def weights(self) -> Any:
+        return None if self.what == "weights" else "odd"
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("narrow", r"gives float32 \(2, 2\) for 2 of its images; an encoder gives float32 \(2, 3\)"),
+        ("fewer", r"gives float32 \(1, 3\) for 2 of its images"),
+        ("dict", r"gives object \(\) for 2 of its images"),
+        ("whole", r"gives int64 \(2, 3\)"),
+        ("lambda", "preprocess cannot be sent to another process"),
+        ("floats", r"preprocess gives float64 \(4, 4, 3\); give uint8"),
+        ("raises", r"x: fails on a text \(KeyError: 'ids'\)"),
+        ("weights", r"weights\(\) gives None"),
+    ],
+)
+def test_ones_own_is_tried_before_hours_are_spent(what: str, told: str) -> None:
+    encoders.checked(Odd(), "x")
+    with pytest.raises(UsageError, match=told):
+        encoders.checked(Odd(what), "x")
+
+
+def test_what_ones_own_raises_is_told() -> None:
+    with pytest.raises(UsageError, match="cannot be made .*TypeError.*unexpected keyword argument"):
+        make_encoder("tests.toy:preprocess")
+    with pytest.raises(UsageError, match="no module coluors is found, in the current folder or installed"):
+        make_encoder("coluors:Colours")

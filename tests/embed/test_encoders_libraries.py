@@ -443,3 +443,17 @@ def test_a_tokenizer_without_a_twin_is_taken_as_it_is() -> None:
     np.testing.assert_array_equal(
         pickle.loads(pickle.dumps(original))(["a cat"])["tokens"][0, :4], [49406, 320, 2368, 49407]
     )
+
+
+def test_code_that_lies_beside_a_model_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is anybody asked whether it may be: a yes in a pipe is soon said."""
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModel": "own.Own"}})
+    )
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: ...\n")
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda *told: asked.append("") or "y")
+    with pytest.raises(UsageError, match="cannot be loaded"):
+        make_encoder(f"transformers:{tmp_path}")
+    assert not asked
+    assert not (tmp_path / "ran").exists()

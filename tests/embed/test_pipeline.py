@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import io
 import json
@@ -13,10 +14,13 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -27,9 +31,13 @@ from thresher import open_store
 from thresher.cli import main
 from thresher.data import DataOptions
 from thresher.data.pictures import open_rgb
+from thresher.data.samples import Place
+from thresher.embed import pipeline
 from thresher.embed.pipeline import Embedded, EmbedSettings, embed
-from thresher.embed.pool import PLAN, SET_ASIDE
-from thresher.errors import OutputError, PoolError, UsageError
+from thresher.embed.pool import PLAN, SET_ASIDE, writing_shard, written
+from thresher.errors import OutputError, PoolError, UnreachedError, UsageError
+from thresher.readers.pieces import trusting
+from thresher.run import Advance, Silent
 
 ROOT = Path(__file__).parents[2]
 TOY = EmbedSettings(encoder="tests.toy:Toy", workers=0, batch_size=16)
@@ -98,8 +106,8 @@ def test_every_layout_gives_the_vectors_of_a_loop(
 def test_rows_tell_where_they_come_from(tmp_path: Path) -> None:
     embed(str(tars(tmp_path / "tars", 25)), tmp_path / "pool", TOY)
     for i, row in enumerate(rows_of(tmp_path / "pool")):
-        assert row["shard"] == f"{i // 10:05d}.tar"
-        with open(tmp_path / "tars" / row["shard"], "rb") as file:
+        assert row["shard"] == f"tars/{i // 10:05d}.tar"
+        with open(tmp_path / row["shard"], "rb") as file:
             file.seek(row["offset"])
             assert file.read(10) == f"{i:06d}.png".encode()
 
@@ -137,18 +145,25 @@ def test_bad_samples_are_counted_and_listed_and_harm_no_other(tmp_path: Path) ->
     samples[5][1]["png"] = b"<html>not found</html>"
     samples[7][1]["txt"] = b"  \n"
     samples[9] = ("09", {"txt": b"no picture"})
+    samples[13] = ("13\x1b[31m", {"png": b"", "txt": b"red"})
     samples[11][1]["png"] = grey.getvalue()
     cut = write_tar(tmp_path / "cut.tar", samples).read_bytes()
     (tmp_path / "cut.tar").write_bytes(cut[: cut.index(b"15.txt") + 100])
     write_tar(tmp_path / "whole.tar", samples[16:])
     (tmp_path / "zip.tar").write_bytes(b"PK\x03\x04 this is no tar at all" * 100)
     found = embed(f"{tmp_path}/{{cut,whole,zip}}.tar", tmp_path / "pool", TOY)
-    good = [i for i in range(15) if i not in (3, 5, 7, 9, 11)] + [16, 17, 18, 19]  # 15 has lost its caption to the cut
+    good = [i for i in range(15) if i not in (3, 5, 7, 9, 11, 13)] + [
+        16,
+        17,
+        18,
+        19,
+    ]  # 15 has lost its caption to the cut
     assert [row["key"] for row in rows_of(tmp_path / "pool")] == [f"{i:02d}" for i in good]
     np.testing.assert_array_equal(vectors(tmp_path / "pool")["img_emb"], one_by_one(good)["img_emb"])
-    assert (found.set_aside, found.damaged) == (5, 2)
+    assert (found.set_aside, found.damaged) == (6, 2)
     told = (tmp_path / "pool" / SET_ASIDE).read_text().splitlines()
-    assert len(told) == 7
+    assert len(told) == 8
+    assert not any("\x1b" in line for line in told)  # what a terminal would obey
     for i, why in [
         (3, "no picture that can be read"),
         (5, "no picture that can be read"),
@@ -218,8 +233,50 @@ def test_data_without_captions_give_pictures_alone(tmp_path: Path) -> None:
 
 def test_nothing_usable_is_an_error(tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", [("a", {"png": b"broken", "txt": b"x"})])
-    with pytest.raises(PoolError, match="no sample of it can be used; 0.tar, 0, key a: is no picture"):
+    with pytest.raises(PoolError, match="no sample of it can be used; .*/0.tar, 0, key a: is no picture"):
         embed(str(tmp_path / "0.tar"), tmp_path / "pool", TOY)
+
+
+def test_encoders_that_do_not_keep_their_word_are_refused(tmp_path: Path) -> None:
+    data = str(tars(tmp_path / "tars", 10))
+    with pytest.raises(UsageError, match=r"gives float32 \(2, 48\) for 2 of its images; .* float32 \(2, 24\)"):
+        embed(data, tmp_path / "wide", dataclasses.replace(TOY, encoder="tests.toy:Wide"))
+    for workers in (0, 1):
+        with pytest.raises(UsageError, match=r"preprocess gives float32 \(12, 12, 3\); give uint8"):
+            embed(data, tmp_path / "pool", dataclasses.replace(TOY, encoder="tests.toy:Scaled", workers=workers))
+
+
+def test_captions_and_uids_are_looked_for_all_over_the_data(tmp_path: Path) -> None:
+    tars(tmp_path / "tars", 20)
+    write_tar(tmp_path / "tars" / "00000.tar", [(f"{i}", {"png": picture(i)}) for i in range(70)])
+    found = embed(str(tmp_path / "tars"), tmp_path / "pool", TOY)
+    assert (found.fields, found.rows, found.set_aside) == (("image", "text"), 10, 70)
+
+
+def test_a_uid_that_is_none_of_datacomp_is_no_key(tmp_path: Path) -> None:
+    told = [{"png": picture(i), "txt": b"x", "json": b'{"uid": "the photographer"}'} for i in range(3)]
+    write_tar(tmp_path / "0.tar", [(str(i), one) for i, one in enumerate(told)])
+    embed(str(tmp_path / "0.tar"), tmp_path / "pool", TOY)
+    assert "uid" not in rows_of(tmp_path / "pool")[0]
+
+
+def test_a_key_that_is_asked_for_is_the_pools_key(tmp_path: Path) -> None:
+    rows = table(range(4)).rename_columns(["id", "image", "text"]).append_column("uid", pa.array(["same"] * 4))
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    how = dataclasses.replace(TOY, data=DataOptions(key="id"))
+    embed(str(tmp_path / "rows.parquet"), tmp_path / "pool", how)
+    store = open_store(str(tmp_path / "pool"))
+    assert [key for _, keys in store.keys() for key in keys] == [f"{i:06d}" for i in range(4)]
+
+
+def test_very_many_samples_may_be_set_aside(tmp_path: Path) -> None:
+    """Their list is in a footer, of which readers take 100 MB at the most."""
+    aside = [(f"some/long/folder/name/of/a/sample/{i:012d}", i, "has no picture") for i in range(20_000)]
+    with writing_shard(tmp_path, 0, {"image": 4}, pa.schema([("key", pa.string())])) as writer:
+        writer.add({"image": np.ones((1, 4), np.float16)}, {"key": ["a"]})
+        writer.aside += aside
+    assert (tmp_path / "metadata" / "metadata_00000.parquet").stat().st_size < 300_000
+    assert written(tmp_path, 0) == {"rows": 1, "set_aside": [list(one) for one in aside], "damage": ""}
 
 
 # --- growing, resuming ----------------------------------------------------------------------------
@@ -258,6 +315,159 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
     assert (found.rows, found.new) == (11, 11)
 
 
+def test_a_file_is_known_again_however_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tars(tmp_path / "tars", 20)
+    monkeypatch.chdir(tmp_path)
+    pool = tmp_path / "pool"
+    assert embed("tars", pool, TOY).new == 20
+    for name in (str(tmp_path / "tars"), "./tars", "tars/../tars", "tars/{00000..00001}.tar", "tars/*.tar"):
+        assert embed(name, pool, TOY).new == 0
+    (tmp_path / "tars").rename(tmp_path / "moved")
+    assert embed("moved", pool, TOY).new == 0
+    assert embed("moved/00000.tar", pool, TOY).rows == 20
+    tars(tmp_path / "tars", 20)  # others of the old names are others
+    with pytest.raises(UsageError, match="named twice"):
+        embed("moved/00000.tar::./moved/00000.tar", tmp_path / "new", TOY)
+
+
+def test_files_of_one_name_in_two_folders_are_two(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        tars(tmp_path / name, 10)
+    os.utime(tmp_path / "a" / "00000.tar", ns=(1, 1))
+    os.utime(tmp_path / "b" / "00000.tar", ns=(1, 1))
+    embed(str(tmp_path / "a"), tmp_path / "pool", TOY)
+    assert embed(str(tmp_path / "b"), tmp_path / "pool", TOY).rows == 20
+
+
+def test_a_folder_that_has_changed_anywhere_is_noticed(tmp_path: Path) -> None:
+    """Its own time stays the same when a picture comes into a folder below; numbers would then mean other pictures."""
+    data = files(tmp_path / "pictures", 20)
+    (data / "metadata.jsonl").unlink()
+    (data / "00").mkdir()
+    how = dataclasses.replace(TOY, data=DataOptions(per_part=10))
+    embed(str(data), tmp_path / "pool", how)
+    (data / "00" / "first.png").write_bytes(picture(77))
+    with pytest.raises(UsageError, match="has changed since it was embedded"):
+        embed(str(data), tmp_path / "pool", how)
+    (data / "00" / "first.png").rename(data / "999999.png")  # behind the others it is a shard of its own
+    assert embed(str(data), tmp_path / "pool", how).rows == 21
+
+
+def test_what_was_begun_is_finished_as_it_was_begun(tmp_path: Path) -> None:
+    data = parquet(tmp_path / "rows.parquet", 30)
+    how = dataclasses.replace(TOY, data=DataOptions(per_part=10), thumbnails=8)
+    embed(str(data), tmp_path / "pool", how)
+    before = digests(tmp_path / "pool")
+    for path in (tmp_path / "pool").glob("*/*_00001.*"):
+        path.unlink()
+    others = [
+        (dataclasses.replace(how, thumbnails=9), "begun with --thumbnails 8 and is not finished"),
+        (dataclasses.replace(how, pixel_limit=1000), "--pixel-limit"),
+        (dataclasses.replace(how, data=DataOptions(per_part=10, caption="key")), "--caption None"),
+        (dataclasses.replace(how, data=DataOptions(per_part=7)), "give the same --per-shard"),
+    ]
+    for other, told in others:
+        other = dataclasses.replace(other, thumbnails=other.thumbnails or 8)
+        with pytest.raises(UsageError, match=told):
+            embed(str(data), tmp_path / "pool", other)
+    assert embed(str(data), tmp_path / "pool", how).new == 10
+    assert digests(tmp_path / "pool") == before
+    assert embed(str(data), tmp_path / "pool", others[0][0]).new == 0  # nothing is left to be done otherwise
+
+
+def test_leftovers_of_a_kill_are_in_nobodys_way(tmp_path: Path) -> None:
+    data, pool = tars(tmp_path / "tars", 10), tmp_path / "pool"
+    pool.mkdir()
+    (pool / f".{PLAN}.abc.tmp.json").write_text("")
+    assert embed(str(data), pool, TOY).rows == 10
+    assert sorted(path.name for path in pool.iterdir()) == ["img_emb", "metadata", PLAN, "text_emb"]
+
+
+def test_vectors_of_which_nothing_is_known_are_neither_mixed_nor_taken_for_the_datas(tmp_path: Path) -> None:
+    data, pool = tars(tmp_path / "tars", 20), tmp_path / "pool"
+    embed(f"{data}/00000.tar", pool, TOY)
+    (pool / PLAN).unlink()
+    before = digests(pool)
+    with pytest.raises(OutputError, match="no pool.json says what that is of"):
+        embed(f"{data}/00001.tar", pool, TOY)
+    assert digests(pool) == before
+    (pool / PLAN).write_text("{")
+    with pytest.raises(PoolError, match="pass --overwrite"):
+        embed(f"{data}/00001.tar", pool, TOY)
+    embed(f"{data}/00001.tar", pool, TOY, overwrite=True)
+    assert [row["key"] for row in rows_of(pool)] == [f"{i:06d}" for i in range(10, 20)]
+
+
+def test_a_pool_that_is_being_overwritten_does_not_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, pool = tars(tmp_path / "tars", 20), tmp_path / "pool"
+    embed(str(data), pool, TOY)
+    unlink = Path.unlink
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "metadata_00001.parquet":
+            raise KeyboardInterrupt
+        unlink(path, missing_ok=missing_ok)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            embed(str(data), pool, TOY, overwrite=True)
+    with pytest.raises(PoolError, match="is not finished"):
+        open_store(str(pool))
+    assert embed(str(data), pool, TOY, overwrite=True).rows == 20
+
+
+def test_another_process_may_have_finished_a_pool_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, pool = tars(tmp_path / "tars", 20), tmp_path / "pool"
+    usual = pipeline.make_encoder
+
+    def slow(*asked: Any, **more: Any) -> Any:
+        monkeypatch.setattr(pipeline, "make_encoder", usual)
+        embed(f"{data}/00000.tar", pool, TOY)  # what the other one does while this one loads its encoder
+        return usual(*asked, **more)
+
+    monkeypatch.setattr(pipeline, "make_encoder", slow)
+    assert embed(f"{data}/00001.tar", pool, TOY).rows == 20
+    assert [row["key"] for row in rows_of(pool)] == [f"{i:06d}" for i in range(20)]
+
+
+def test_names_that_are_no_utf8(tmp_path: Path) -> None:
+    folder = os.fsdecode(os.fsencode(str(tmp_path)) + b"/caf\xe9")
+    tars(Path(folder), 10)
+    os.rename(f"{folder}/00000.tar", os.fsencode(folder) + b"/\xe9.tar")
+    assert embed(folder, tmp_path / "pool", TOY).rows == 10
+    assert embed(folder, tmp_path / "pool", TOY).new == 0
+    assert rows_of(tmp_path / "pool")[0]["shard"] == "caf\\udce9/\\udce9.tar"
+
+
+def test_data_here_and_elsewhere_make_one_pool(tmp_path: Path) -> None:
+    import fsspec
+
+    tars(tmp_path / "tars", 20)
+    fsspec.filesystem("memory").pipe("/far/00001.tar", (tmp_path / "tars" / "00001.tar").read_bytes())
+    data = f"{tmp_path}/tars/00000.tar::memory://far/00001.tar"
+    assert embed(data, tmp_path / "pool", TOY).rows == 20
+    assert embed(data, tmp_path / "pool", TOY).new == 0
+
+
+def test_what_cannot_be_reached_is_not_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that is down for a minute would else cost all that was to be read in it."""
+    data, pool = tars(tmp_path / "tars", 30), tmp_path / "pool"
+    read = Place.read_from
+
+    def down(place: Place, file: Any) -> bytes:
+        if place.path.endswith("00001.tar"):
+            return trusting(place.path, lambda: (_ for _ in ()).throw(ConnectionResetError("reset by peer")))
+        return read(place, file)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Place, "read_from", down)
+        with pytest.raises(UnreachedError, match="00001.tar: cannot be reached just now"):
+            embed(str(data), pool, TOY)
+    found = embed(str(data), pool, TOY)
+    assert (found.rows, found.set_aside) == (30, 0)
+
+
 def test_places_that_must_not_be_written_to(tmp_path: Path) -> None:
     data = tars(tmp_path / "tars", 10)
     with pytest.raises(OutputError, match="lies in the data"):
@@ -292,7 +502,7 @@ def command(data: Path, pool: Path, *more: str) -> list[str]:
 @pytest.mark.parametrize(("layout", "workers"), [("tars", "0"), ("parquet", "1")])
 def test_killed_at_any_moment_the_result_is_the_same_bytes(tmp_path: Path, layout: str, workers: str) -> None:
     data = tars(tmp_path / "tars", 300, 15) if layout == "tars" else parquet(tmp_path / "rows.parquet", 300)
-    more = ("--workers", workers, "--thumbnails", "8")
+    more = ("--workers", workers, "--thumbnails")
     begin = time.monotonic()
     subprocess.run(command(data, tmp_path / "undisturbed", *more), check=True, cwd=ROOT)
     usual = time.monotonic() - begin
@@ -317,6 +527,67 @@ def test_killed_at_any_moment_the_result_is_the_same_bytes(tmp_path: Path, layou
     assert digests(tmp_path / "pool") == digests(tmp_path / "undisturbed")
 
 
+def test_pixels_go_where_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container has 64 MB of shared memory by default, and writing past that would kill the workers."""
+    full: list[str] = []
+    reserve = os.posix_fallocate
+
+    def small(handle: int, begin: int, size: int) -> None:
+        where = os.readlink(f"/proc/self/fd/{handle}")
+        if len(full) < room:
+            full.append(where)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        reserve(handle, begin, size)
+
+    monkeypatch.setattr(os, "posix_fallocate", small)
+    data = tars(tmp_path / "tars", 10)
+    for room in (0, 1, 2):
+        full.clear()
+        embed(str(data), tmp_path / f"pool-{room}", dataclasses.replace(TOY, workers=1))
+        assert len(full) == room
+        assert not any(os.path.exists(path) for path in full)
+        assert digests(tmp_path / f"pool-{room}") == digests(tmp_path / "pool-0")
+
+
+def test_pixels_of_the_killed_are_removed_and_of_the_living_are_not(tmp_path: Path) -> None:
+    import fcntl
+
+    old, held, new = (tmp_path / f"thresher-{name}.pixels" for name in ("old", "held", "new"))
+    for path in (old, held, new):
+        path.write_bytes(b"x")
+    for path in (old, held):
+        os.utime(path, (1, 1))
+    with open(held, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pipeline._reserved(tmp_path, 10) as path:
+            assert os.path.getsize(path) == 10
+        assert (old.exists(), held.exists(), new.exists()) == (False, True, True)
+    assert not os.path.exists(path)
+
+
+@pytest.mark.parametrize("devices", ["cpu", "cpu,cpu"])
+@pytest.mark.parametrize("which", ["to all", "to one"])  # Ctrl-C, and what a scheduler does
+def test_an_interruption_is_told_in_one_line_and_leaves_nothing_behind(
+    tmp_path: Path, which: str, devices: str
+) -> None:
+    data, pool = tars(tmp_path / "tars", 900, 10), tmp_path / "pool"
+    asked = ["--encoder", "tests.toy:Sleepy", "--batch-size", "4", "--workers", "2", "--quiet", "--device", devices]
+    typed = [sys.executable, "-m", "thresher", "embed", str(data), "-o", str(pool), *asked]
+    process = subprocess.Popen(typed, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not list(pool.glob("metadata/*.parquet")):
+        time.sleep(0.1)
+    if which == "to all":
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        os.kill(process.pid, signal.SIGTERM)
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert len(told.strip().splitlines()) == 1
+    assert "interrupted" in told
+    assert not list(pool.rglob(".*"))
+    assert len(list(pool.glob("metadata/*.parquet"))) < 90
+
+
 def test_two_at_once_are_refused(tmp_path: Path) -> None:
     from thresher.embed.pool import holding
 
@@ -330,8 +601,18 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
 def test_a_process_a_device(tmp_path: Path) -> None:
     data = tars(tmp_path / "tars", 45)
     embed(str(data), tmp_path / "one", TOY)
-    found = embed(str(data), tmp_path / "two", dataclasses.replace(TOY, device="cpu,cpu"))
+    told: list[tuple[str, int, str] | int] = []
+
+    class Noted(Silent):
+        @contextmanager
+        def task(self, label: str, total: int, unit: str = "rows") -> Iterator[Advance]:
+            told.append((label, total, unit))
+            yield told.append
+
+    found = embed(str(data), tmp_path / "two", dataclasses.replace(TOY, device="cpu,cpu"), progress=Noted())
     assert found.rows == 45
+    assert told[0] == ("embed", 5, "shards")
+    assert sum(told[1:]) == 5
     assert digests(tmp_path / "one") == digests(tmp_path / "two")
 
 
@@ -368,3 +649,47 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["embed", str(data), "-o", str(tmp_path / "p"), "--encoder", "tests.toi:Toy"]) == 2
     assert "no encoder 'tests.toi:Toy'" in capsys.readouterr().err
     assert main(["select", "random", str(tmp_path / "pool"), "-o", str(tmp_path / "sel"), "--keep", "50%"]) == 0
+
+
+def test_keys_of_several_rows_are_told(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_tar(tmp_path / f"{name}.tar", [(f"{i}", {"png": picture(i), "txt": b"x"}) for i in range(4)])
+    found = embed(str(tmp_path / "{a,b}.tar"), tmp_path / "pool", TOY)
+    assert found.notes == ("4 rows have the key of an earlier row; select with --key row to tell them apart",)
+    assert embed(str(tmp_path / "a.tar"), tmp_path / "one", TOY).notes == ()
+
+
+def test_what_was_mended_is_embedded_by_the_same_command(tmp_path: Path) -> None:
+    data = tmp_path / "0.tar"
+    write_tar(data, [("a", {"png": b"broken", "txt": b"x"})])
+    with pytest.raises(PoolError, match="no sample of it can be used"):
+        embed(str(data), tmp_path / "pool", TOY)
+    assert [path.name for path in (tmp_path / "pool").rglob("*") if path.is_file()] == []
+    write_tar(data, [("a", {"png": picture(1), "txt": b"x"})])
+    assert embed(str(data), tmp_path / "pool", TOY).rows == 1
+
+
+@pytest.mark.parametrize("layout", ["csv", "folder"])
+def test_pools_of_files_are_exported_to_open_clip(tmp_path: Path, layout: str) -> None:
+    embed(str(LAYOUTS[layout](tmp_path)), tmp_path / "pool", TOY)
+    assert main(["select", "random", str(tmp_path / "pool"), "-o", str(tmp_path / "sel"), "--keep", "10"]) == 0
+    assert main(["export", str(tmp_path / "sel"), "--as", "open_clip", "-o", str(tmp_path / "kept.csv")]) == 0
+    lines = (tmp_path / "kept.csv").read_text().splitlines()[1:]
+    assert len(lines) == 10
+    for line in lines:
+        path, title = line.split("\t")
+        number = int(Path(path).stem)
+        assert Path(path).read_bytes() == picture(number)
+        assert title == caption(number)
+
+
+def test_rows_of_a_grown_pool_tell_files_of_one_name_apart(tmp_path: Path) -> None:
+    for folder in ("x/data", "y/data", "z/other"):
+        write_tar(tmp_path / folder / "0.tar", [(folder[0], {"png": picture(ord(folder[0])), "txt": b"a"})])
+        embed(str(tmp_path / folder), tmp_path / "pool", TOY)
+    assert [row["shard"] for row in rows_of(tmp_path / "pool")] == [
+        "data/0.tar", str(tmp_path / "y" / "data" / "0.tar"), "other/0.tar"
+    ]  # fmt: skip
+    embed(f"{tmp_path}/{{x,y,z}}/*/0.tar", tmp_path / "once", TOY)
+    named = [row["shard"] for row in rows_of(tmp_path / "once")]
+    assert named == ["x/data/0.tar", "y/data/0.tar", "z/other/0.tar"]

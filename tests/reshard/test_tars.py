@@ -358,15 +358,23 @@ def test_a_source_that_shrinks_is_noticed(tmp_path: Path) -> None:
         tars.write(plan, sources, str(tmp_path / "out.tar"))
 
 
-def test_where_the_system_cannot_copy_between_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
-    tar(tmp_path / "in" / "0.tar", plain(5))
-    sel = keys_file(tmp_path / "k", ["000001", "000003", "000003"])
-    reshard(str(tmp_path / "in"), sel, str(tmp_path / "a"))
-    monkeypatch.delattr(os, "copy_file_range")
-    reshard(str(tmp_path / "in"), sel, str(tmp_path / "b"))
-    assert listed(tmp_path / "a") == listed(tmp_path / "b")
+@pytest.mark.parametrize("shuffle", [None, 0])
+def test_bytes_are_gathered_across_samples_and_tars(tmp_path: Path, monkeypatch, shuffle: int | None) -> None:
+    """Whatever is held at a time: less than a header, or several samples."""
+    rng = np.random.default_rng(0)
+    samples = [(f"{i:06d}", {"bin": rng.bytes(int(rng.integers(0, 3_000))), "txt": b"x"}) for i in range(30)]
+    paths = [tar(tmp_path / "in" / f"{i}.tar", samples[10 * i : 10 * i + 10]) for i in range(3)]
+    times = Counter({key: i % 4 for i, (key, _) in enumerate(samples)})
+    sel = keys_file(tmp_path / "k", times.elements())
+    for held in (100, 512, 4_096, 10_000, 1 << 20):
+        monkeypatch.setattr("thresher.reshard.tars._COPY", held)
+        reshard(str(tmp_path / "in"), sel, str(tmp_path / f"{held}"), per_shard=20, shuffle=shuffle)
+        wanted = slowly(paths, times)
+        assert (sorted if shuffle == 0 else list)(listed(tmp_path / f"{held}")) == (sorted if shuffle == 0 else list)(
+            wanted
+        )
+    a, b = hashes(tmp_path / "100"), hashes(tmp_path / str(1 << 20))
+    assert {**a, "reshard.json": ""} == {**b, "reshard.json": ""}
 
 
 def test_data_elsewhere(tmp_path: Path) -> None:

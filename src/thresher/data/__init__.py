@@ -73,6 +73,8 @@ def open_data(location: str, options: DataOptions | None = None) -> Data:
             raise PoolError(f"{location}: nothing is there; {kinds}")
         if os.path.isdir(location) and not os.listdir(location):
             raise PoolError(f"{location}: is an empty folder; {kinds}")
+        if os.path.isdir(location) and not _tables(location):
+            return open_folder(location, options)
     files = Files.at(location)
     if len(files.names) == 1 and location.endswith((".csv", ".tsv")):
         return open_csv(location, files.protocol, files.path(files.names[0]), options)
@@ -86,3 +88,17 @@ def open_data(location: str, options: DataOptions | None = None) -> Data:
     if os.path.isdir(location):
         return open_folder(location, options)
     raise PoolError(f"{location}: no kind of data that is known; give tars, parquet, a csv or a folder of pictures")
+
+
+def _tables(folder: str) -> bool:
+    """Whether a folder may have tables: names alone tell, where a million pictures are not to be listed at length."""
+    endings = (".parquet", ".pq", ".arrow", "state.json")
+    if folder.endswith((*endings, ".csv", ".tsv")):
+        return True
+    for here, inner, names in os.walk(folder):
+        linked = any(os.path.islink(os.path.join(here, name)) for name in inner)
+        if linked or any(name.endswith(endings) for name in (*inner, *names)):
+            return True
+        if here != folder:
+            inner.clear()
+    return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
@@ -19,10 +20,10 @@ _LINE = 1 << 20  # bytes of a line, at most
 
 
 class _Lines:
-    """The lines of a file as text; knows how many bytes it has handed out."""
+    """The lines of a file as text; knows how many bytes it has handed out, and whether there are no more."""
 
     def __init__(self, file: IO[bytes], path: str, at: int = 0) -> None:
-        self._file, self._path, self.at = file, path, at
+        self._file, self._path, self.at, self.ended = file, path, at, False
         file.seek(at)
 
     def __iter__(self) -> Iterator[str]:
@@ -36,14 +37,28 @@ class _Lines:
                 raise PoolError(f"{self._path}: is no UTF-8 text at byte {at:,}; save it as UTF-8") from None
             self.at += len(line)
             yield text.replace("\0", "\ufffd")
+        self.ended = True
 
 
-def _rows(lines: _Lines, path: str, delimiter: str) -> Iterator[list[str]]:
-    """Yield the rows of a csv; blank lines are none, as pandas has it."""
+def rows(file: IO[bytes], path: str, at: int, delimiter: str) -> Iterator[tuple[int, int, list[str]]]:
+    """Yield the byte at which each row of a csv begins, that after it, and its cells, from byte ``at`` on.
+
+    Blank lines are no rows, as pandas has it. A row may have several lines, in quotes.
+
+    Raises:
+        PoolError: No UTF-8, an enormous line, or a quote that nothing closes.
+    """
+    lines = _Lines(file, path, at)
     reader = csv.reader(lines, delimiter=delimiter)
-    for row in iter(lambda: trusting(path, lambda: next(reader, None)), None):
+    while True:
+        begin = lines.at
+        row = trusting(path, lambda: next(reader, None))
+        if row is None:
+            return
+        if lines.ended:  # it looked for more than there is
+            raise PoolError(f"{path}: the quote that opens in the row at byte {begin:,} is never closed; mend that row")
         if len(row) > 1 or row and row[0].strip():
-            yield row
+            yield begin, lines.at, row
 
 
 @dataclass(frozen=True)
@@ -67,9 +82,9 @@ class CsvPart:
             PoolError: The csv has changed, or cannot be read.
         """
         with open_file(self.protocol, self.path) as file:
-            rows = _rows(_Lines(file, self.path, self.at), self.path, self.delimiter)
+            found = rows(file, self.path, self.at, self.delimiter)
             for at in range(self.first, self.first + self.rows):
-                row = next(rows, None)
+                _, _, row = next(found, (0, 0, None))
                 if row is None:
                     raise PoolError(f"{self.path}: has fewer rows than when it was opened; it was changed, start again")
                 name = row[self.picture] if len(row) > self.picture else ""
@@ -78,7 +93,12 @@ class CsvPart:
                 why = (
                     "" if place else f"names a picture that is not there: {shown(name)}" if name else "names no picture"
                 )
-                yield Sample(name or f"line {at}", caption_of(title), place, at, why=why)
+                yield Sample(self.key(row, at), caption_of(title), place, at, why=why)
+
+    def key(self, row: Sequence[str], at: int) -> str:
+        """Return what identifies a row: the path as it is written, but for ``..``, of which no key may have any."""
+        name = row[self.picture] if len(row) > self.picture else ""
+        return re.sub(r"(?<![^/\\])\.\.(?![^/\\])", "%2E%2E", name) or f"line {at}"
 
     def place(self, name: str) -> Place | None:
         """Return where a picture is: below the first of the roots that has it."""
@@ -104,8 +124,7 @@ def open_csv(location: str, protocol: str, path: str, options: Any) -> Data:
     """
     roots = [options.root] if options.root else [".", os.path.dirname(path)] if protocol == "file" else ["."]
     with open_file(protocol, path) as file:
-        lines = _Lines(file, path)
-        first = trusting(path, lambda: next(iter(lines), ""))
+        first = trusting(path, lambda: next(iter(_Lines(file, path)), ""))
         delimiter = "\t" if "\t" in first else ","
         names = trusting(path, lambda: next(csv.reader([first], delimiter=delimiter), []))
         picture = _column(path, "--image", options.image, _PATHS, names)
@@ -116,16 +135,17 @@ def open_csv(location: str, protocol: str, path: str, options: Any) -> Data:
                 f"{path}: has no column {', '.join(lacks)}; its first line is {first.strip()[:80]!r}. Give a tab "
                 "separated file with a first line of filepath and title, as open_clip reads it"
             )
-        starts, rows, at = [], 0, lines.at
-        for _ in _rows(lines, path, delimiter):
-            if rows % options.per_part == 0:
-                starts.append((rows, at))
-            rows, at = rows + 1, lines.at
-    if not rows:
+        starts, count = [], 0
+        trusting(path, lambda: file.seek(0))
+        for begin, _, _ in rows(file, path, len(trusting(path, lambda: file.readline(_LINE))), delimiter):
+            if count % options.per_part == 0:
+                starts.append((count, begin))
+            count += 1
+    if not count:
         raise PoolError(f"{path}: has no rows")
     below = tuple(os.path.abspath(root) for root in roots)
     parts = [
-        CsvPart(path, row, min(options.per_part, rows - row), byte, delimiter, picture, title, below, protocol)
+        CsvPart(path, row, min(options.per_part, count - row), byte, delimiter, picture, title, below, protocol)
         for row, byte in starts
     ]
     return Data(location, "csv", tuple(parts))

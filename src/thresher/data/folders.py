@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 from collections import Counter
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from thresher.data.csvs import rows as rows_of
 from thresher.data.samples import IMAGES, Data, Place, Sample, caption_of, lies_in, shown, writable
 from thresher.errors import PoolError
 from thresher.readers.layout import CAPTIONS, natural
@@ -17,6 +19,7 @@ from thresher.readers.pieces import trusting
 
 CAPTION_FILES = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.parquet", "captions.txt", "captions.csv",
                  "captions.tsv", "captions.json", "captions.jsonl")  # fmt: skip
+_OTHERS = ("avif", "cr2", "dng", "heic", "heif", "jp2", "jxl", "nef", "psd", "svg")  # not read: set aside, and said so
 _NAMES = ("file_name", "filename", "filepath", "image_path", "image", "path", "image_name", "name")
 _TEXTS = (*CAPTIONS, "comment")
 _CAPTION = 1 << 20  # bytes of a caption, at most
@@ -38,6 +41,11 @@ class FolderPart:
     def rows(self) -> int:
         """How many pictures."""
         return len(self.names)
+
+    def digest(self) -> str:
+        """Return a hash of its names, keys and captions: the time of a folder says nothing of the folders in it."""
+        told = json.dumps([self.names, self.keys, self.captions])
+        return hashlib.sha256(told.encode()).hexdigest()[:32]
 
     def samples(self) -> Iterator[Sample]:
         """Yield the samples; a caption that no file of captions gave is looked for beside the picture."""
@@ -90,7 +98,7 @@ def open_folder(location: str, options: Any) -> Data:
         names += [
             os.path.join(below, name)
             for name in files
-            if os.path.splitext(name)[1][1:].lower() in IMAGES and not name.startswith(".")
+            if os.path.splitext(name)[1][1:].lower() in (*IMAGES, *_OTHERS) and not name.startswith(".")
         ]
         if options.captions and not options.captions_file:
             beside = (os.path.join(folder, name) for name in CAPTION_FILES if name in files)
@@ -173,23 +181,20 @@ def _rows(path: str) -> Iterator[tuple[str, str]]:
 
 
 def _lines(path: str) -> Iterator[tuple[str, str]]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        first = file.readline()
-        file.seek(0)
-        tabs = "\t" in first
-        rows = csv.reader(file, delimiter="\t" if tabs else ",", quoting=csv.QUOTE_MINIMAL)
-        names = next(csv.reader([first], delimiter="\t" if tabs else ","), [])
+    with open(path, "rb") as file:
+        first = file.readline(1 << 20)
+        delimiter = "\t" if b"\t" in first else ","
+        names = next(csv.reader([first.decode("utf-8-sig", "replace")], delimiter=delimiter), [])
         at = next((i for i, name in enumerate(names) if name.strip().lower() in _NAMES), None)
         text = next((i for i, name in enumerate(names) if name.strip().lower() in _TEXTS), None)
-        if at is not None and text is not None:
-            next(rows)
-        else:
+        named = at is not None and text is not None
+        if at is None or text is None:
             at, text = 0, 1
-        for row in rows:
+        for _, _, row in rows_of(file, path, len(first) if named else 0, delimiter):
             if len(row) > max(at, text):
                 # In a line without quotes a caption may hold commas of its own.
                 whole = row[text:] if text == len(names) - 1 and text > at else [row[text]]
-                yield row[at].strip(), caption_of((" " if tabs else ",").join(whole))
+                yield row[at].strip(), caption_of((" " if delimiter == "\t" else ",").join(whole))
 
 
 def _named(row: Any, path: str) -> tuple[str, str]:

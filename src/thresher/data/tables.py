@@ -310,7 +310,9 @@ def _columns(path: str, schema: Any, options: Any) -> Columns:
             f"{shown(', '.join(names)) or 'no columns'}; name one with --image"
         )
     caption = asked("--caption", options.caption, CAPTIONS, _textual)
-    uid = asked("--key", None, ("uid",), lambda kind: str(kind) in ("string", "large_string"))
+    # A column that is asked for as the key is the key; a pool with uids would be known by these.
+    usual = () if options.key not in (None, "uid") else ("uid",)
+    uid = asked("--key", None, usual, lambda kind: str(kind) in ("string", "large_string"))
     key = asked("--key", options.key, KEYS, lambda kind: _light(kind))
     taken = {picture, caption, key, uid, "key", "text", "width", "height", "shard", "offset"}
     light = {name: schema.field(name).type for name in names if name not in taken and _light(schema.field(name).type)}

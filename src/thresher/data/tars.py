@@ -26,7 +26,7 @@ _SPAN = 1 << 20  # bytes fetched at a time
 _NAME = 1 << 20  # bytes of a name or of notes on a member, at most
 _REGULAR = frozenset((b"0", b"\0", b"7"))
 _META = re.compile(r"__[^/]*__($|/)")  # webdataset's own notes
-_CAPTION = 1 << 20  # bytes of a caption, at most
+NOTES = 1 << 20  # bytes of a caption or a json, at most
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 
 
@@ -235,7 +235,7 @@ class TarPart:
         told = json_of(window, found.get("json"))
         text = found.get("txt") or found.get("text") or found.get("caption")
         if text:
-            caption = caption_of(window.read(text.offset, min(text.size, _CAPTION)))
+            caption = caption_of(window.read(text.offset, min(text.size, NOTES)))
         else:
             caption = next(filter(None, (caption_of(told.get(name)) for name in ("caption", "text"))), "")
         uid = told.get("uid")
@@ -252,10 +252,15 @@ class TarPart:
 
 def json_of(window: Window, member: Member | None) -> dict[str, Any]:
     """Return what the json of a sample tells, {} where there is none or it cannot be read."""
-    if member is None or member.size > _CAPTION:
+    if member is None or member.size > NOTES:
         return {}
+    return json_in(window.read(member.offset, member.size))
+
+
+def json_in(content: bytes) -> dict[str, Any]:
+    """Return what a json tells, {} where it cannot be read."""
     try:
-        told = json.loads(window.read(member.offset, member.size))
+        told = json.loads(content)
     except (ValueError, RecursionError):
         return {}
     return told if isinstance(told, dict) else {}

@@ -1,4 +1,4 @@
-"""``thresher embed``: what the command line asks, as settings; the encoder is loaded when there is something to do."""
+"""``thresher embed``: what the command line asks, as settings."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+_THUMBNAIL = 64  # pixels of the longer side
 _DATA = [
     click.option("--image", metavar="NAME", help="Column of a table with the pictures."),
     click.option("--caption", metavar="NAME", help="Column with the captions."),
@@ -53,8 +54,7 @@ def _options(*options: Any) -> Callable[[Any], Any]:
 )  # fmt: skip
 @click.option("--only", type=click.Choice(["image", "text"]), help="Embed no more than that.")
 @click.option(
-    "--thumbnails", is_flag=False, flag_value=64, default=0, type=click.IntRange(0), metavar="SIDE",
-    help="Keep small copies of the pictures for reports, of so many pixels (64).",
+    "--thumbnails", is_flag=True, help="Keep small copies of the pictures, which reports show.",
 )  # fmt: skip
 @click.option(
     "--pixel-limit", type=click.IntRange(1), metavar="N", help="Pixels a picture may have (default: 134,217,728)."
@@ -76,6 +76,7 @@ def embed(data: str, out: str, overwrite: bool, quiet: bool, as_json: bool, **va
 
     reading = {item.name: values.pop(item.name) for item in dataclasses.fields(DataOptions) if item.name in values}
     given = {name: value for name, value in values.items() if value is not None}
+    given["thumbnails"] = _THUMBNAIL if given["thumbnails"] else 0
     settings = EmbedSettings(data=DataOptions(**reading), **given)
     begin = time.monotonic()
     found = run(data, out, settings, overwrite=overwrite, progress=progress_for(quiet or as_json))
@@ -86,9 +87,11 @@ def embed(data: str, out: str, overwrite: bool, quiet: bool, as_json: bool, **va
     for note in found.notes:
         click.echo(note)
     if found.new:
-        click.echo(f"{found.new:,} rows embedded in {seconds:.1f} s, {found.new / seconds:,.0f} a second")
+        rate = found.new / seconds
+        click.echo(f"{found.new:,} rows embedded in {seconds:.1f} s, {rate:,.0f} a second, loading the model included")
     if found.set_aside or found.damaged:
         files = f" and {found.damaged:,} damaged file{'s' if found.damaged > 1 else ''}" if found.damaged else ""
         click.echo(f"{found.set_aside:,} samples{files} set aside, listed in {found.pool}/set_aside.txt")
+    shards = f"{found.shards:,} shard{'s' if found.shards > 1 else ''}"
     already = "" if found.new else ", which were there already"
-    click.echo(f"{found.pool}: {found.rows:,} rows ({' and '.join(found.fields)}) in {found.shards:,} shards{already}")
+    click.echo(f"{found.pool}: {found.rows:,} rows ({' and '.join(found.fields)}) in {shards}{already}")

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import tempfile
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from thresher.cache import alive, only, writing
-from thresher.data import Data, DataOptions, Part, Sample, open_data
+from thresher.cache import only, writing
+from thresher.data import Data, DataOptions, Part, Place, Sample, open_data
 from thresher.data.pictures import PIXELS
-from thresher.embed.encoders import Encoder, make_encoder
+from thresher.data.samples import shown, writable
+from thresher.embed.encoders import Encoder, make_encoder, shaped
 from thresher.embed.pool import (
     FOLDERS,
     OWN,
@@ -30,20 +35,31 @@ from thresher.embed.pool import (
     Plan,
     ShardWriter,
     holding,
+    place_of,
+    shard_path,
     shards_of,
+    unfinished,
     writing_shard,
     written,
 )
 from thresher.embed.prepare import Pixels, Preparing, Ready, Slots, Task, Tokens, prepare
 from thresher.engine import Engine, Processes, Serial, cores
-from thresher.errors import OutputError, PoolError, UsageError
+from thresher.errors import OutputError, PoolError, ThresherError, UsageError
+from thresher.keys import hashes_of
 from thresher.run import Advance, Progress, Silent
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 Vectors = dict[str, npt.NDArray[np.float16]]
 
 _CHUNK = 64  # samples made ready at a time
+_YOUNG = 60  # seconds in which a file in memory may not be locked yet
 _AHEAD = 2  # batches that wait for the model
-_LOOKED_AT = 64  # samples that tell whether data have captions and uids
+_LOOKED_AT, _PARTS = 64, 8  # samples of a part, and parts, that tell whether data have captions and uids
+_UID = re.compile("[0-9a-fA-F]{32}")  # DataComp's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,9 +158,9 @@ def embed(
     folder = Path(pool)
     source = open_data(data, settings.data)
     _apart(data, folder)
-    known = Plan.read(folder)
-    if known is None or overwrite:
-        only(folder, [PLAN, SET_ASIDE, TABLES, *FOLDERS.values()])
+    known = None if overwrite else Plan.read(folder)
+    if known is None:
+        only(folder, [PLAN, SET_ASIDE, TABLES, *FOLDERS.values(), *(path.name for path in unfinished(folder))])
     devices = _devices(settings.device)
     encoder = make_encoder(settings.encoder, device=devices[0], precision=settings.precision)
     asked, notes = _planned(source, encoder, settings)
@@ -155,11 +171,18 @@ def embed(
     with holding(folder):
         if overwrite:
             _clear(folder)
-            known = None
+        known = Plan.read(folder)  # again: another process may have been at work until now
+        if known is None and (
+            others := [path for name in (TABLES, *FOLDERS.values()) for path in _files(folder, name)]
+        ):
+            raise OutputError(
+                f"{folder}: holds {others[0].relative_to(folder)}, and no {PLAN} says what that is of; choose another "
+                "folder, or pass --overwrite"
+            )
         plan = known.grown(folder, asked) if known else asked
-        parts = {(part.path, part.first): part for part in source.parts}
+        parts = {(place_of(part), part.first): part for part in source.parts}
         todo = [n for n in range(len(plan.shards)) if written(folder, n) is None]
-        lost = [n for n in todo if (plan.shards[n].path, plan.shards[n].first) not in parts]
+        lost = [n for n in todo if plan.shards[n].part not in parts]
         if lost:
             raise UsageError(
                 f"{folder}: shard {lost[0]} of an earlier call is not there yet, and its data, "
@@ -167,7 +190,7 @@ def embed(
             )
         if todo or known is None:
             plan.saved(folder)
-        jobs = [(n, parts[plan.shards[n].path, plan.shards[n].first]) for n in todo]
+        jobs = [(n, parts[plan.shards[n].part]) for n in todo]
         if len(devices) > 1 and len(jobs) > 1:
             _on_many(folder, plan, settings, jobs, devices, progress)
         elif jobs:
@@ -183,11 +206,18 @@ def _apart(data: str, folder: Path) -> None:
         raise OutputError(f"{folder}: lies in the data; choose a folder elsewhere")
 
 
+def _files(folder: Path, name: str) -> list[Path]:
+    return sorted((folder / name).glob(f"{name}_*.*"))
+
+
 def _clear(folder: Path) -> None:
+    """Remove a pool, which is not finished from the first moment on."""
+    with writing(folder / PLAN) as scratch:
+        Path(scratch).write_text('{"shards": []}\n', encoding="ascii")
     for name in (TABLES, *FOLDERS.values()):
-        for path in (folder / name).glob(f"{name}_*.*"):
+        for path in _files(folder, name):
             path.unlink()
-    for name in (PLAN, SET_ASIDE):
+    for name in (SET_ASIDE, PLAN):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -211,16 +241,20 @@ def _planned(source: Data, encoder: Encoder, settings: EmbedSettings) -> tuple[P
         raise UsageError(f"--only {settings.only}: {encoder.name} encodes {' and '.join(offered)} only")
     fields = [name for name in offered if settings.only in (None, name)]
     notes: list[str] = []
-    first = list(islice(_readable(source), _LOOKED_AT))
+    first = _some(source)
     if "text" in fields and not any(sample.text for sample in first):
         if fields == ["text"]:
             raise PoolError(f"{source.location}: has no captions; name their column with --caption")
         fields.remove("text")
         notes.append("the data have no captions: only the pictures are embedded")
     columns = {"key": "string", "text": "string"}
-    columns |= {"uid": "string"} if first and all(sample.uid for sample in first) else {}
+    uids = bool(first) and all(sample.uid for sample in first)
+    if source.kind == "webdataset":  # whose json may call anything so
+        uids &= all(_UID.fullmatch(sample.uid) for sample in first)
+    columns |= {"uid": "string"} if uids else {}
     columns |= {"width": "int32", "height": "int32"} if "image" in fields else {}
     columns |= {"shard": "string", "offset": "int64"}
+    columns |= {"filepath": "string"} if source.kind in ("csv", "folder") else {}
     columns |= {name: str(kind) for name, kind in source.columns.items() if name not in OWN}
     columns |= {"thumbnail": "picture"} if settings.thumbnails and "image" in fields else {}
     dims = {"image": encoder.image_dim, "text": encoder.text_dim}
@@ -230,16 +264,29 @@ def _planned(source: Data, encoder: Encoder, settings: EmbedSettings) -> tuple[P
         "precision": getattr(encoder, "precision", settings.precision),
         **{f"{name}_dim": dims[name] for name in fields},
     }
-    return Plan(about, tuple(fields), columns, shards_of(source.parts)), tuple(notes)
+    how = settings.data
+    options = {
+        "image": how.image,
+        "caption": how.caption,
+        "key": how.key,
+        "root": how.root and os.path.abspath(how.root),
+        "captions": how.captions_file and os.path.abspath(how.captions_file),
+        "pixel-limit": settings.pixel_limit,
+        "thumbnails": settings.thumbnails,
+    }
+    return Plan(about, tuple(fields), columns, options, shards_of(source.parts)), tuple(notes)
 
 
-def _readable(source: Data) -> Iterator[Sample]:
-    """Yield samples of the parts that can be read."""
-    for part in source.parts:
-        try:
-            yield from part.samples()
-        except PoolError:
-            continue
+def _some(source: Data) -> list[Sample]:
+    """Return the first samples of some parts, spread over the data; of all, until there are some that can be read."""
+    found: list[Sample] = []
+    places = np.linspace(0, len(source.parts) - 1, min(_PARTS, len(source.parts))).astype(int).tolist()
+    for number in dict.fromkeys((*places, *range(len(source.parts)))):
+        if found and number not in places:
+            break
+        with suppress(PoolError):  # damage is told when the part is embedded
+            found += islice(source.parts[number].samples(), _LOOKED_AT)
+    return found
 
 
 def _expected(source: Data, parts: Sequence[Part]) -> int:
@@ -273,16 +320,46 @@ def _on_many(
     each = replace(settings, workers=workers // len(devices))
     engine = Processes(len(devices))
     tasks = [(device, list(jobs[i :: len(devices)])) for i, device in enumerate(devices)]
-    with progress.task("embed", len(jobs)) as advance:
-        for done in engine.map(partial(_on_one, folder, plan, each), [task for task in tasks if task[1]]):
-            advance(done)
+    ended = Event()
+    with (
+        tempfile.NamedTemporaryFile(prefix=".embed.", suffix=".tmp", dir=folder) as running,
+        progress.task("embed", len(jobs), "shards") as advance,
+        ThreadPoolExecutor(1) as beside,
+    ):
+        watching = beside.submit(_watch, folder, [number for number, _ in jobs], advance, ended)
+        on_one = partial(_on_one, folder, plan, each, running.name)
+        try:
+            for _ in engine.map(on_one, [task for task in tasks if task[1]]):
+                pass
+        finally:
+            ended.set()
+        watching.result()
 
 
-def _on_one(folder: Path, plan: Plan, settings: EmbedSettings, task: tuple[str, list[tuple[int, Part]]]) -> int:
+def _watch(folder: Path, numbers: Sequence[int], advance: Advance, ended: Event) -> None:
+    """Tell of shards as they appear, until all ends."""
+    left, last = set(numbers), False
+    while not last:
+        last = ended.wait(1)
+        there = {number for number in left if shard_path(folder, "table", number).exists()}
+        if there:
+            advance(len(there))
+        left -= there
+
+
+def _on_one(
+    folder: Path, plan: Plan, settings: EmbedSettings, running: str, task: tuple[str, list[tuple[int, Part]]]
+) -> None:
+    """Embed shards on one device until they are done, or until the file that says that all is well is gone."""
+
+    def go_on(_: int) -> None:
+        if not os.path.exists(running):
+            raise ThresherError(f"{folder}: embedding was ended")
+
     device, jobs = task
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # that file tells of it, and all is left as it should be
     encoder = make_encoder(settings.encoder, device=device, precision=settings.precision)
-    _embed(folder, plan, encoder, settings, jobs, lambda _: None)
-    return len(jobs)
+    _embed(folder, plan, encoder, settings, jobs, go_on)
 
 
 # --- one device -----------------------------------------------------------------------------------
@@ -320,7 +397,7 @@ def _embed(
     schema = _schema(plan)
     engine: Engine = Processes(workers) if workers else Serial()
     # A slot is used again when as many tasks have followed as the engine has under way, and one is looked at.
-    with _slots(how, workers + 4 if workers else 0) as how, _Model(encoder, plan.fields, 2 if gpu else 1) as model:
+    with _slots(how, workers + 4 if workers else 0) as how, _Model(encoder, 2 if gpu else 1) as model:
         ready = _made_ready(engine, how, _chunks(plan, jobs))
         for number, chunks in groupby(ready, key=lambda made: made[0].number):
             with writing_shard(folder, number, widths, schema) as writer:
@@ -335,19 +412,8 @@ def _schema(plan: Plan) -> Any:
     import pyarrow as pa
 
     thumbnail = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    kinds = {name: thumbnail if name == "thumbnail" else _arrow_type(kind) for name, kind in plan.columns.items()}
+    kinds = {name: thumbnail if name == "thumbnail" else pa.type_for_alias(kind) for name, kind in plan.columns.items()}
     return pa.schema(list(kinds.items()))
-
-
-def _arrow_type(told: str) -> Any:
-    """Return the Arrow type that calls itself so: of the plain ones, which go along with a table."""
-    import pyarrow as pa
-
-    name, _, unit = told.partition("[")
-    if unit:
-        unit, _, zone = unit.rstrip("]").partition(", tz=")
-        return pa.timestamp(unit, zone or None) if name == "timestamp" else getattr(pa, name)(unit)
-    return pa.type_for_alias(told)
 
 
 def _chunks(plan: Plan, jobs: Sequence[tuple[int, Part]]) -> Iterator[_Chunk]:
@@ -404,21 +470,47 @@ def _slots(how: Preparing, count: int) -> Iterator[Preparing]:
     from PIL import Image
 
     shape = (_CHUNK, *how.preprocess(Image.new("RGB", (32, 32))).shape)
-    place = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path(tempfile.gettempdir())  # noqa: S108
-    for path in place.glob("thresher-*.pixels"):  # of processes that were killed
-        owner = path.name.split("-")[1]
-        if owner.isdecimal() and not alive(int(owner)):
-            path.unlink(missing_ok=True)
-    with tempfile.NamedTemporaryFile(prefix=f"thresher-{os.getpid()}-", suffix=".pixels", dir=place) as file:
-        file.truncate(count * int(np.prod(shape)))
-        yield replace(how, slots=Slots(file.name, count, shape))
+    with ExitStack() as after:
+        for place in ("/dev/shm", tempfile.gettempdir()):  # noqa: S108
+            try:
+                file = after.enter_context(_reserved(Path(place), count * int(np.prod(shape))))
+            except OSError:  # not there, not to be written, or too small, as in a container
+                continue
+            how = replace(how, slots=Slots(file, count, shape))
+            break
+        yield how  # without a place they are sent through a pipe
+
+
+@contextmanager
+def _reserved(place: Path, size: int) -> Iterator[str]:
+    """Give a file of so many bytes, all of which there are: writing to a mapped one that cannot grow would kill."""
+    with tempfile.NamedTemporaryFile(prefix="thresher-", suffix=".pixels", dir=place) as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)  # until the end of this process, however it ends
+            _sweep(place)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+        yield file.name
+
+
+def _sweep(place: Path) -> None:
+    """Remove the files of processes that were killed: those that nobody holds, for processes of other containers, which
+    share memory but no numbers, hold theirs too.
+    """
+    for path in place.glob("thresher-*.pixels"):
+        with suppress(OSError), open(path, "rb") as file:
+            if time.time() - path.stat().st_mtime > _YOUNG:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
 
 
 class _Model:
     """An encoder beside the thread that feeds it: batches wait for it and come back in order."""
 
-    def __init__(self, encoder: Encoder, fields: Sequence[str], threads: int) -> None:
-        self._encoder, self._fields = encoder, fields
+    def __init__(self, encoder: Encoder, threads: int) -> None:
+        self._encoder = encoder
         self._pool = ThreadPoolExecutor(threads)
         self._ring: deque[Pixels] = deque()
 
@@ -444,9 +536,12 @@ class _Model:
         found: Vectors = {}
         with np.errstate(over="ignore"):  # what float16 cannot hold is infinite, and set aside
             if pixels is not None:
-                found["image"] = self._encoder.encode_images(pixels).astype(np.float16)
+                images = shaped(self._encoder, "image", len(pixels), self._encoder.encode_images(pixels))
+                found["image"] = images.astype(np.float16)
             if tokens is not None:
-                found["text"] = self._encoder.encode_texts(tokens).astype(np.float16)
+                rows = len(next(iter(tokens.values())))
+                texts = shaped(self._encoder, "text", rows, self._encoder.encode_texts(tokens))
+                found["text"] = texts.astype(np.float16)
         return found
 
 
@@ -471,7 +566,8 @@ class _Batches:
             if pixels is not None and ready.sizes.size:
                 if self._pixels is None:
                     self._pixels = self._model.buffer((self._size, *pixels.shape[1:]))
-                self._pixels[len(self._rows) : len(self._rows) + len(taken)] = pixels[taken]
+                place = self._pixels[len(self._rows) : len(self._rows) + len(taken)]
+                np.take(pixels, taken, axis=0, out=place, mode="clip")  # "raise" would copy twice
             if ready.tokens is not None:
                 self._tokens.append({name: array[taken] for name, array in ready.tokens.items()})
             self._rows += [self._row(chunk.samples[i], ready, int(i)) for i in taken]
@@ -491,6 +587,8 @@ class _Batches:
             row |= {"width": int(ready.sizes[i, 0]), "height": int(ready.sizes[i, 1])}
         if ready.thumbnails:
             row["thumbnail"] = {"bytes": ready.thumbnails[i], "path": f"{sample.key}.webp"}
+        if "filepath" in self._writer.schema.names and isinstance(sample.picture, Place):
+            row["filepath"] = writable(sample.picture.path)
         return row | {"shard": self._name, "offset": sample.at}
 
     def _submit(self) -> None:
@@ -538,7 +636,7 @@ def _finished(folder: Path, plan: Plan, new: set[int], notes: Sequence[str], dat
                 raise PoolError(f"{folder}: shard {number} was removed while it was embedded; type the command again")
             rows += told["rows"]
             fresh += told["rows"] if number in new else 0
-            lines = [f"{shard.name}, {at}, key {key}: {why}" for key, at, why in told["set_aside"]]
+            lines = [f"{shown(shard.name)}, {at}, key {shown(key)}: {why}" for key, at, why in told["set_aside"]]
             lines += [told["damage"]] if told["damage"] else []
             aside, damaged = aside + len(told["set_aside"]), damaged + bool(told["damage"])
             first = first or next(iter(lines), "")
@@ -546,6 +644,20 @@ def _finished(folder: Path, plan: Plan, new: set[int], notes: Sequence[str], dat
     if not aside and not damaged:
         (folder / SET_ASIDE).unlink()
     if not rows:
+        _clear(folder)  # or the same command would find all done, whatever has been mended
         raise PoolError(f"{data}: no sample of it can be used; {first or 'it has none'}")
     plan.saved(folder, rows)
-    return Embedded(str(folder), rows, fresh, aside, damaged, len(plan.shards), plan.fields, tuple(notes))
+    all_notes = (*notes, *_repeated(folder, len(plan.shards), "uid" if "uid" in plan.columns else "key"))
+    return Embedded(str(folder), rows, fresh, aside, damaged, len(plan.shards), plan.fields, all_notes)
+
+
+def _repeated(folder: Path, shards: int, column: str) -> list[str]:
+    """Say so where a key stands for several rows: whatever goes by keys will refuse them."""
+    import pyarrow.parquet as pq
+
+    paths = [shard_path(folder, "table", number) for number in range(shards)]
+    found = [hashes_of(pq.read_table(path, columns=[column]).column(0).to_pylist()) for path in paths]
+    hashes = np.concatenate(found)
+    if not (again := len(hashes) - len(np.unique(hashes))):
+        return []
+    return [f"{again:,} rows have the {column} of an earlier row; select with --key row to tell them apart"]

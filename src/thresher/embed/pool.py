@@ -6,9 +6,11 @@ however many workers they are written, so that a killed run goes on to the same 
 
 from __future__ import annotations
 
+import base64
+import errno
 import json
 import os
-import posixpath
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.cache import writing
-from thresher.data.samples import Part
+from thresher.data.folders import FolderPart
+from thresher.data.samples import Part, writable
 from thresher.errors import OutputError, PoolError, UsageError
 from thresher.readers.pieces import file_stamp
 
@@ -30,6 +33,7 @@ TABLES = "metadata"
 OWN = ("key", "text", "uid", "width", "height", "shard", "offset", "thumbnail")  # columns that embedding makes itself
 
 _GROUP = 4_096  # rows of a row group, or a batch more
+_LONG = 2**20  # bytes of a note in a footer that are not packed
 _MARK = b"thresher"  # what a table says of the samples that are not in it
 
 
@@ -38,7 +42,7 @@ class Shard:
     """Which part of the data a shard holds.
 
     Attributes:
-        path: File or folder of the part.
+        path: File or folder of the part, from the root or with its file system's name.
         name: What the rows call it.
         first: Where in the file it begins.
         rows: Samples, None where only reading tells.
@@ -51,9 +55,15 @@ class Shard:
     rows: int | None
     stamp: tuple[Any, ...]
 
-    def same(self, other: Shard) -> bool:
-        """Whether both are the same part of the same file."""
-        return (self.path, self.first) == (other.path, other.first)
+    @property
+    def part(self) -> tuple[str, int]:
+        """What tells the part from others."""
+        return self.path, self.first
+
+    @property
+    def moved(self) -> tuple[Any, ...]:
+        """What stays the same where the file is moved."""
+        return os.path.basename(self.path), self.first, self.rows, self.stamp
 
 
 @dataclass(frozen=True)
@@ -64,12 +74,14 @@ class Plan:
         encoder: Its name, weights, dimensions and precision.
         fields: "image", "text" or both.
         columns: Columns of the tables and their Arrow types, as text, in order.
+        options: What else decides about the rows of shards that are still to be written.
         shards: In the order of their numbers.
     """
 
     encoder: Mapping[str, Any]
     fields: tuple[str, ...]
     columns: Mapping[str, str]
+    options: Mapping[str, Any]
     shards: tuple[Shard, ...] = field(repr=False, default=())
 
     def saved(self, folder: Path, rows: int | None = None) -> None:
@@ -78,11 +90,12 @@ class Plan:
             "encoder": dict(self.encoder),
             "fields": list(self.fields),
             "columns": dict(self.columns),
+            "options": dict(self.options),
             **({} if rows is None else {"rows": rows}),
             "shards": [[s.path, s.name, s.first, s.rows, list(s.stamp)] for s in self.shards],
         }
         with writing(folder / PLAN) as scratch:
-            Path(scratch).write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            Path(scratch).write_text(json.dumps(told, indent=1) + "\n", encoding="ascii")
 
     @classmethod
     def read(cls, folder: Path) -> Plan | None:
@@ -99,15 +112,21 @@ class Plan:
             shards = tuple(
                 Shard(path, name, first, rows, tuple(stamp)) for path, name, first, rows, stamp in told["shards"]
             )
-            return cls(told["encoder"], tuple(told["fields"]), told["columns"], shards)
+            return cls(told["encoder"], tuple(told["fields"]), told["columns"], told["options"], shards)
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-            raise PoolError(f"{path}: cannot be read ({error}); it is not of this version, or damaged") from None
+            raise PoolError(
+                f"{path}: cannot be read ({error}), damaged or of another version; pass --overwrite to begin anew"
+            ) from None
 
     def grown(self, folder: Path, asked: Plan) -> Plan:
         """Return this plan with those shards of another at its end that it does not have.
 
+        Files that were moved since are known again by their names, sizes and times, where nothing is left at their old
+        places.
+
         Raises:
-            UsageError: They do not make one pool, or data has changed since it was embedded.
+            UsageError: They do not make one pool, data has changed since it was embedded, or shards that are still to
+                be written were begun with other options.
         """
         for what in ("fields", "encoder", "columns"):
             was, now = getattr(self, what), getattr(asked, what)
@@ -116,36 +135,78 @@ class Plan:
                     f"{folder}: is a pool with {what} {_told(was)}, which cannot grow with {what} {_told(now)}; embed "
                     "into another folder, or pass --overwrite"
                 )
-        known = {(shard.path, shard.first): shard for shard in self.shards}
-        new = []
+        if self.options != asked.options and any(written(folder, n) is None for n in range(len(self.shards))):
+            names = [name for name in asked.options if self.options.get(name) != asked.options[name]]
+            was, now = (" ".join(f"--{name} {of.get(name)}" for name in names) for of in (self.options, asked.options))
+            raise UsageError(
+                f"{folder}: was begun with {was} and is not finished, so that it cannot go on with {now}; type the "
+                "command that began it, or pass --overwrite"
+            )
+        shards = list(self.shards)
+        known = {shard.part: number for number, shard in enumerate(shards)}
+        moved = {shard.moved: number for number, shard in enumerate(shards) if not os.path.lexists(shard.path)}
+        named = {shard.name: shard.path for shard in shards}
         for shard in asked.shards:
-            was = known.get((shard.path, shard.first))
-            if was is None:
-                new.append(shard)
-            elif (was.stamp, was.rows) != (shard.stamp, shard.rows):
+            number = known.get(shard.part)
+            if number is None and os.path.isfile(shard.path):
+                number = moved.get(shard.moved)
+            if number is None:
+                clear = named.setdefault(shard.name, shard.path) == shard.path
+                shards.append(shard if clear else replace(shard, name=writable(shard.path)))
+                continue
+            was = shards[number]
+            if was.stamp != shard.stamp:
                 raise UsageError(
                     f"{shard.path}: has changed since it was embedded into {folder}; embed into another folder, or "
                     "pass --overwrite"
                 )
-        return replace(self, shards=(*self.shards, *new))
+            if was.rows != shard.rows:
+                raise UsageError(
+                    f"{shard.path}: was cut into shards otherwise when it was embedded into {folder}: {was.rows:,} "
+                    f"rows from {was.first:,} on, now {shard.rows:,}; give the same --per-shard"
+                )
+            shards[number] = replace(was, path=shard.path)
+        return replace(self, options=asked.options, shards=tuple(shards))
 
 
 def _told(what: Any) -> str:
     return ", ".join(f"{k} {v}" for k, v in what.items()) if isinstance(what, Mapping) else ", ".join(what)
 
 
+def place_of(part: Part) -> str:
+    """Return the path of a part, whatever folder it was named from."""
+    if part.protocol == "file":
+        return os.path.abspath(part.path)
+    return part.path if "://" in part.path else f"{part.protocol}://{part.path}"
+
+
 def shards_of(parts: Sequence[Part]) -> tuple[Shard, ...]:
-    """Return the shards of parts, named by their paths below the folder that they share."""
-    folders = {posixpath.dirname(part.path) for part in parts}
-    above = os.path.commonpath(folders) if len(folders) > 1 else next(iter(folders))
+    """Return the shards of parts, named by file and folder, or by as much of their paths as tells them apart.
+
+    Raises:
+        UsageError: A file is named twice.
+    """
+    paths = {place_of(part) for part in parts}
+    deepest = max((path.count("/") for path in paths), default=0) + 1
+    long = next((n for n in range(2, deepest) if len({_end(path, n) for path in paths}) == len(paths)), deepest)
     stamps: dict[str, tuple[Any, ...]] = {}
-    found = []
+    found: dict[tuple[str, int], Shard] = {}
     for part in parts:
-        if part.path not in stamps:
-            stamps[part.path] = tuple(file_stamp(part.protocol, part.path))
-        name = os.path.relpath(part.path, above or ".")
-        found.append(Shard(part.path, name, part.first, part.rows, stamps[part.path]))
-    return tuple(found)
+        path = place_of(part)
+        if isinstance(part, FolderPart):
+            stamp: tuple[Any, ...] = (part.digest(),)
+        else:
+            if path not in stamps:
+                stamps[path] = tuple(file_stamp(part.protocol, part.path))
+            stamp = stamps[path]
+        shard = Shard(path, writable(_end(path, long)), part.first, part.rows, stamp)
+        if found.setdefault(shard.part, shard) is not shard:
+            raise UsageError(f"{part.path}: is named twice; name it once")
+    return tuple(found.values())
+
+
+def _end(path: str, names: int) -> str:
+    return "/".join(path.split("/")[-names:])
 
 
 # --- one shard ------------------------------------------------------------------------------------
@@ -187,7 +248,7 @@ class ShardWriter:
         for name, file in self.files.items():
             _header(file, self.rows, self.widths[name])
         told = {"rows": self.rows, "set_aside": self.aside, "damage": self.damage}
-        self.table.add_key_value_metadata({_MARK.decode(): json.dumps(told, ensure_ascii=False)})
+        self.table.add_key_value_metadata({_MARK.decode(): _packed(json.dumps(told, ensure_ascii=False).encode())})
         self.table.close()
 
     def _write(self) -> None:
@@ -196,6 +257,15 @@ class ShardWriter:
         if self.held:
             self.table.write_table(pa.concat_tables(self.held), row_group_size=1 << 20)
         self.held = []
+
+
+def _packed(note: bytes) -> bytes:
+    """Return what a footer can hold: readers refuse those of 100 MB, which a million samples come to."""
+    return note if len(note) < _LONG else base64.b64encode(zlib.compress(note))
+
+
+def _unpacked(note: bytes) -> bytes:
+    return note if note.startswith(b"{") else zlib.decompress(base64.b64decode(note))
 
 
 def _header(file: Any, rows: int, width: int) -> None:
@@ -236,13 +306,18 @@ def written(folder: Path, number: int) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        told = json.loads((pq.read_metadata(path).metadata or {})[_MARK])
+        told = json.loads(_unpacked((pq.read_metadata(path).metadata or {})[_MARK]))
         return {"rows": int(told["rows"]), "set_aside": list(told["set_aside"]), "damage": str(told["damage"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, zlib.error) as error:
         raise PoolError(f"{path}: is damaged, or was not made by embedding ({error}); remove it") from None
 
 
 # --- the folder -----------------------------------------------------------------------------------
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """Return what a killed process left half-written in a folder itself."""
+    return list(folder.glob(".*.tmp*"))
 
 
 @contextmanager
@@ -261,9 +336,12 @@ def holding(folder: Path) -> Iterator[None]:
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise OutputError(f"{folder}: another process is embedding into it; wait for its end") from None
-        for path in [*folder.glob(".*.tmp*"), *folder.glob("*/.*.tmp*")]:
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):  # some file systems know no locks
+                raise
+        for path in [*unfinished(folder), *folder.glob("*/.*.tmp*")]:
             path.unlink(missing_ok=True)
         yield
     finally:

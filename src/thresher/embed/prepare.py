@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from thresher.data.pictures import NARROW, open_rgb
 from thresher.data.samples import Place
-from thresher.errors import PoolError
+from thresher.errors import PoolError, UsageError
 from thresher.readers.pieces import open_file
 
 Pixels = npt.NDArray[np.uint8]
@@ -104,6 +104,10 @@ def prepare(how: Preparing, task: Task) -> Ready:
                 raise PoolError(f"is a picture of {picture.width:,} x {picture.height:,} pixels, too narrow to scale")
             assert how.preprocess is not None  # noqa: S101 - else there are no pictures in the task
             one = how.preprocess(picture)
+            if one.dtype != np.uint8:
+                raise UsageError(
+                    f"the encoder's preprocess gives {one.dtype} {one.shape}; it is to give uint8 (H, W, 3)"
+                )
             if pixels is None:
                 pixels = np.empty((len(task.pictures), *one.shape), np.uint8)
             pixels[i] = one

@@ -7,6 +7,7 @@ A row of a parquet column that holds no vector of the right width is read as NaN
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import zipfile
@@ -18,12 +19,18 @@ from typing import IO, Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from thresher.errors import PoolError, ThresherError
+from thresher.errors import PoolError, ThresherError, UnreachedError
 
 Array = npt.NDArray[Any]
 _T = TypeVar("_T")
 FLOATS = ("float16", "float32", "float64")
 _NAN = 0x7FC0  # as bfloat16 bits
+_DOWN = frozenset(
+    getattr(errno, name)
+    for name in ("ESTALE", "ENETDOWN", "ENETUNREACH", "EHOSTDOWN", "EHOSTUNREACH", "ENOTCONN", "EMFILE", "ENFILE")
+    if hasattr(errno, name)
+)
+_NO_CONNECTION = ("ClientConnectionError", "HTTPClientError", "EndpointConnectionError")  # of aiohttp and botocore
 _SPAN = 1024  # rows of a file elsewhere that are fetched at once, at most, to serve scattered ones
 
 
@@ -99,7 +106,12 @@ def file_stamp(protocol: str, path: str) -> list[Any]:
 
 
 def trusting(path: str, what: Callable[[], _T]) -> _T:
-    """Call ``what``, turning whatever a damaged file makes it raise into a PoolError naming the file."""
+    """Call ``what``, turning whatever a damaged file makes it raise into a PoolError naming the file.
+
+    Raises:
+        PoolError: The file is not there, or damaged.
+        UnreachedError: Nobody knows: the network or the file system does not answer.
+    """
     try:
         return what()
     except ThresherError:
@@ -110,9 +122,22 @@ def trusting(path: str, what: Callable[[], _T]) -> _T:
         raise PoolError(f"{path}: is a folder; name a file") from None
     except Exception as error:
         told = next(iter(str(error).splitlines()), "") or type(error).__name__
+        if _unreached(error):
+            raise UnreachedError(f"{path}: cannot be reached just now ({told}); try again when it can") from None
         raise PoolError(
             f"{path}: cannot be read, it may be truncated or damaged ({told}); replace or remove it"
         ) from None
+
+
+def _unreached(error: Exception) -> bool:
+    """Whether an error tells of the way to a file rather than of the file."""
+    status = getattr(error, "status", 0)  # of HTTP
+    return (
+        isinstance(error, (ConnectionError, TimeoutError))
+        or (isinstance(error, OSError) and error.errno in _DOWN)
+        or any(kind.__name__ in _NO_CONNECTION for kind in type(error).__mro__)
+        or (isinstance(status, int) and (status in (408, 429) or 500 <= status < 600))
+    )
 
 
 # --- .npy -----------------------------------------------------------------------------------------

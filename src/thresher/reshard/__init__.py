@@ -54,6 +54,7 @@ def reshard(
     per_shard: int = PER_SHARD,
     shuffle: int | None = None,
     workers: int | None = None,
+    processes: bool = False,
     overwrite: bool = False,
     options: DataOptions | None = None,
     progress: Progress | None = None,
@@ -75,6 +76,9 @@ def reshard(
         per_shard: Samples of a shard; the last has what is left. A csv is one file.
         shuffle: Seed of a permutation of all samples; None for the order of ``data``.
         workers: Shards written at once (default: the cores this process may use).
+        processes: Whether reading the headers of local tars may be shared among ``workers`` processes where it would
+            take more than 2 s. What is started anew then imports the script that calls this, which needs its
+            ``if __name__ == "__main__":``.
         overwrite: Replace what an earlier call with other arguments wrote.
         options: How to read ``data``: columns, root of pictures, captions.
         progress: Where to tell.
@@ -91,5 +95,14 @@ def reshard(
     if shuffle is not None and shuffle < 0:
         raise UsageError(f"--shuffle {shuffle}: a seed is 0 or more")
     more: dict[str, Any] = {} if options is None else {"options": options}
-    job = Job(data=data, out=out, form=form, per_shard=per_shard, shuffle=shuffle, overwrite=overwrite, **more)
+    job = Job(
+        data=data,
+        out=out,
+        form=form,
+        per_shard=per_shard,
+        shuffle=shuffle,
+        overwrite=overwrite,
+        processes=processes,
+        **more,
+    )
     return carry_out(job, sel, workers, progress)

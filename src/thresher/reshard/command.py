@@ -40,7 +40,8 @@ def reshard(data: str, sel: str, out: str, **given: Any) -> None:
 
     quiet, as_json = given.pop("quiet"), given.pop("as_json")
     columns = {name: given.pop(name) for name in ("image", "caption", "key", "root", "captions_file")}
-    done = run(data, sel, out, options=DataOptions(**columns), progress=progress_for(quiet or as_json), **given)
+    progress = progress_for(quiet or as_json)
+    done = run(data, sel, out, processes=True, options=DataOptions(**columns), progress=progress, **given)
     if as_json:
         click.echo(json.dumps(asdict(done), indent=1))
         return

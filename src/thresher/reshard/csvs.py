@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import islice
 from typing import IO
 
 import numpy as np
 
-from thresher.data.csvs import CsvPart
+from thresher.data.csvs import CsvPart, rows
 from thresher.errors import PoolError
 from thresher.readers.pieces import open_file, trusting
 from thresher.reshard.plan import Plan, Scanned, Source
@@ -16,46 +16,21 @@ from thresher.reshard.plan import Plan, Scanned, Source
 _CHUNK = 100_000  # lines at a time
 
 
-class _Lines:
-    """The lines of a file as text; knows how many bytes it has handed out."""
-
-    def __init__(self, file: IO[bytes], at: int) -> None:
-        self._file, self.at = file, at
-        file.seek(at)
-
-    def __iter__(self) -> Iterator[str]:
-        for line in self._file:
-            self.at += len(line)
-            yield line.decode("utf-8", "replace").replace("\0", "\ufffd")
-
-
 def scan(part: CsvPart) -> Scanned:
     """Find where the rows of a part of a csv are; one may have line breaks in quotes, and so several lines."""
     keys: list[str] = []
-    starts: list[int] = []
+    places: list[tuple[int, int]] = []
     with open_file(part.protocol, part.path) as file:
-        lines = _Lines(file, part.at)
-        at = part.at
-        for row in _rows(part, lines):
-            starts.append(at)
-            at = lines.at
-            keys.append((row[part.picture] if len(row) > part.picture else "") or f"line {part.first + len(keys)}")
-            if len(keys) == part.rows:
-                break
-    start_n = np.array(starts, np.int64)
+        for begin, end, row in islice(rows(file, part.path, part.at, part.delimiter), part.rows):
+            keys.append(part.key(row, part.first + len(keys)))
+            places.append((begin, end - begin))
+    place_n2 = np.array(places, np.int64).reshape(-1, 2)
     return Scanned(
         keys=keys,
-        start_n=start_n,
-        length_n=np.diff(start_n, append=at),
+        start_n=place_n2[:, 0],
+        length_n=place_n2[:, 1],
         at_n=np.arange(part.first, part.first + len(keys)),
     )
-
-
-def _rows(part: CsvPart, lines: _Lines) -> Iterator[list[str]]:
-    reader = csv.reader(iter(lines), delimiter=part.delimiter)
-    for row in iter(lambda: trusting(part.path, lambda: next(reader, None)), None):
-        if len(row) > 1 or row and row[0].strip():  # blank lines are no rows
-            yield row
 
 
 def write(plan: Plan, sources: Sequence[Source], path: str) -> None:

@@ -6,12 +6,13 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -48,8 +49,10 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+T = TypeVar("T")
 RESULT, SIZES, MISSING, ASIDE = "reshard.json", "sizes.json", "missing.txt", "set-aside.txt"
 CSV, WORK, PLAN = "train.csv", ".reshard", "plan.json"
+_LONG = 2.0  # seconds of reading headers that are worth starting processes for
 _SCRATCH = re.compile(r"\..*\.tmp(\.\w+)?")
 _OWN = re.compile(rf"\d{{8,}}\.tar|\d{{8,}}_stats\.json|train-\d{{5,}}-of-\d{{5,}}\.parquet|{_SCRATCH.pattern}")
 _NATURAL: dict[str, Form] = {
@@ -67,6 +70,7 @@ class Job:
     per_shard: int = PER_SHARD
     shuffle: int | None = None
     overwrite: bool = False
+    processes: bool = False
     options: DataOptions = field(default_factory=DataOptions)
 
 
@@ -101,7 +105,7 @@ def carry_out(job: Job, sel: Chosen, workers: int | None, progress: Progress | N
     _apart(out, data)
     probe(out)
     sources = [_source(part) for part in data.parts]
-    found = _find(data, sources, sel, engine, progress)
+    found = _find(data, sources, sel, engine, progress, processes=job.processes)
     asked = {"as": form, "per_shard": job.per_shard, "shuffle": job.shuffle}
     digest = found.plan.digest(asked, data.kind, [source.size for source in sources], __version__)
     with _holding(out, digest, overwrite=job.overwrite):
@@ -150,7 +154,9 @@ def _source(part: Any) -> Source:
 # --- finding --------------------------------------------------------------------------------------
 
 
-def _find(data: Data, sources: list[Source], sel: Chosen, engine: Engine, progress: Progress) -> _Found:
+def _find(
+    data: Data, sources: list[Source], sel: Chosen, engine: Engine, progress: Progress, *, processes: bool
+) -> _Found:
     """Find the chosen samples: by place where the pool of the selection knows them, else by uid or key."""
     if not isinstance(sel, Selection) and os.path.isdir(sel):
         sel = Selection.load(sel)
@@ -159,8 +165,9 @@ def _find(data: Data, sources: list[Source], sel: Chosen, engine: Engine, progre
     places = places_of(sel, sources)
     if places is not None:
         try:
-            with progress.task("look up", len(sources)) as advance:
-                found = engine.map(_placed, list(zip(sources, places, strict=True)))
+            with progress.task("look up", len(sources), "files") as advance:
+                tasks = list(zip(sources, places, strict=True))
+                found = _read(sources, _placed, tasks, engine, processes=processes)
                 plan, _ = planned(sources, _noted(found, sources, [], advance), None)
             return _Found(plan, "place", len(plan), [])
         except PlaceError:
@@ -174,14 +181,41 @@ def _find(data: Data, sources: list[Source], sel: Chosen, engine: Engine, progre
     if not len(wanted):
         raise UsageError(f"{sel}: keeps nothing")
     aside: list[tuple[str, str, str]] = []
-    with progress.task("scan", len(sources)) as advance:
-        found = engine.map(partial(_matched, wanted), sources)
+    with progress.task("scan", len(sources), "files") as advance:
+        found = _read(sources, partial(_matched, wanted), sources, engine, processes=processes)
         plan, seen = planned(sources, _noted(found, sources, aside, advance), wanted)
     seen[[wanted.find(key) for _, key, _ in aside if key]] = True  # they were found
     if not len(plan):
         damaged = f"; {aside[0][0]}: {aside[0][2]}" if aside else ""
         raise PoolError(f"{data.location}: has none of the {len(wanted):,} keys chosen{damaged}; are they other data?")
     return _Found(plan, "uid" if _uids(wanted, data) else "key", wanted.total, aside, wanted, seen)
+
+
+def _read(
+    sources: list[Source], read: Callable[[T], Matched], tasks: list[T], engine: Engine, *, processes: bool
+) -> Iterator[Matched]:
+    """Yield what is found in every source, in order.
+
+    With tars that are at hand it is Python that takes the time, and in one process one thread at a time: more would
+    only be in each other's way. So this thread reads, until it is seen that it would go on for long.
+
+    Args:
+        sources: All of them.
+        read: What finds it; picklable.
+        tasks: What that is given for each source.
+        engine: Where other files are read.
+        processes: Whether processes may be started.
+    """
+    if not all(isinstance(source.part, TarPart) and source.protocol == "file" for source in sources):
+        yield from engine.map(read, tasks)
+        return
+    begin, done, left = time.monotonic(), 0, sum(source.size for source in sources)
+    for i, (source, task) in enumerate(zip(sources, tasks, strict=True)):
+        if processes and engine.workers > 1 and (time.monotonic() - begin) * left > _LONG * done > 0:
+            yield from make_engine("processes", engine.workers).map(read, tasks[i:])
+            return
+        yield read(task)
+        done, left = done + source.size, left - source.size
 
 
 def _uids(wanted: KeySet, data: Data) -> bool:
@@ -364,7 +398,7 @@ class _Writing:
             (number, name, plan.part(number * step, (number + 1) * step))
             for number, name in enumerate(names(-(-len(plan) // step)) if len(plan) else [])
         ]
-        with self.progress.task(label, len(plan)) as advance:
+        with self.progress.task(label, len(plan), "samples") as advance:
             told = []
             for one in self.engine.map(partial(_shard, folder, self.digest, write), tasks):
                 told.append(one)

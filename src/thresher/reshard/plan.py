@@ -23,6 +23,7 @@ from thresher.selection import Selection
 Ints = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
 
+_UID = 32  # hexadecimal digits
 _NO_INTS = np.empty(0, np.int64)
 
 
@@ -183,10 +184,10 @@ class Plan:
 
 def match(found: Scanned, wanted: KeySet) -> Matched:
     """Return the samples of a source whose key or uid is wanted."""
-    number_n = wanted.find_many(found.keys)
-    if found.uids is not None:
-        by_uid_n = wanted.find_many(found.uids)
-        number_n = np.where(by_uid_n >= 0, by_uid_n, number_n)
+    number_n = wanted.find_many(found.keys if found.uids is None else found.uids)
+    if found.uids is not None:  # a sample without a wanted uid may have one for its key
+        rest = [i for i in np.flatnonzero(number_n < 0).tolist() if len(found.keys[i]) == _UID]
+        number_n[rest] = wanted.find_many([found.keys[i] for i in rest])
     chosen = np.flatnonzero(number_n >= 0)
     number_c = number_n[chosen]
     return Matched(

@@ -9,9 +9,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import pickle
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.embed.preprocess import Pixels
-from thresher.errors import UsageError, suggest
+from thresher.errors import ThresherError, UsageError, suggest
 from thresher.ops.vectors import F32
 
 if TYPE_CHECKING:
@@ -121,9 +123,13 @@ def _one(text: str, known: set[str]) -> Spec:
         raise UsageError(f"{text!r}: conse has no variants; type conse")
     if kind in known or (rest and _DOTTED.fullmatch(kind) and _DOTTED.fullmatch(rest) and _importable(kind)):
         return Spec(kind, rest)
+    if rest and _DOTTED.fullmatch(kind) and _DOTTED.fullmatch(rest):
+        raise UsageError(
+            f"no encoder {text!r}: no module {kind} is found, in the current folder or installed.{suggest(kind, known)}"
+        )
     raise UsageError(
         f"no encoder {text!r}; there are {', '.join(KINDS.values())}, two of them joined by +, or your own as "
-        f"package.module:Name (not found where Python looks for modules).{suggest(kind, known)}"
+        f"package.module:Name.{suggest(kind, known)}"
     )
 
 
@@ -183,15 +189,16 @@ def _made(spec: Spec, device: str, precision: str) -> Encoder:
         except AttributeError:
             close = suggest(spec.rest, (name for name in vars(module) if not name.startswith("_")))
             raise UsageError(f"{spec.name}: {spec.kind} has no {spec.rest}.{close}") from None
-    made: Encoder = make(*given, device=device, precision=precision)
+    with _telling(f"{spec.name}: cannot be made"):
+        made = make(*given, device=device, precision=precision)
     return checked(made, spec.name)
 
 
 def checked(made: Any, name: str) -> Encoder:
-    """Return a user's encoder, if it is one.
+    """Return a user's encoder, if it is one: it is tried on two pictures and two texts.
 
     Raises:
-        UsageError: Something is missing or does not fit; says what.
+        UsageError: Something is missing, fails, or is not of the shape it is to have; says what.
     """
     wanted = ("name", "image_dim", "text_dim", "preprocess", "tokenize", "encode_images", "encode_texts", "weights")
     missing = [item for item in wanted if not hasattr(made, item)]
@@ -204,5 +211,49 @@ def checked(made: Any, name: str) -> Encoder:
             )
     if not made.image_dim and not made.text_dim:
         raise UsageError(f"{name}: encodes neither pictures nor texts")
+    with _telling(f"{name}: weights() fails"):
+        if not isinstance(made.weights(), str):
+            raise UsageError(f"{name}: weights() gives {made.weights()!r}; it is to give a text that tells its version")
+    if made.image_dim:
+        from PIL import Image
+
+        with _telling(f"{name}: preprocess cannot be sent to another process, a function of a module can"):
+            pickle.dumps(made.preprocess)
+        with _telling(f"{name}: fails on a picture"):
+            pixels = np.stack([made.preprocess(Image.new("RGB", (40, 30), one)) for one in ("red", "blue")])
+            if pixels.dtype != np.uint8 or pixels.ndim != 4:
+                raise UsageError(f"{name}: preprocess gives {pixels.dtype} {pixels.shape[1:]}; give uint8 (H, W, 3)")
+            shaped(made, "image", 2, made.encode_images(pixels))
+    if made.text_dim:
+        with _telling(f"{name}: tokenize cannot be sent to another process, a function of a module can"):
+            pickle.dumps(made.tokenize)
+        with _telling(f"{name}: fails on a text"):
+            shaped(made, "text", 2, made.encode_texts(made.tokenize(["a dog", "a photo of a cat"])))
     found: Encoder = made
     return found
+
+
+def shaped(encoder: Encoder, field: str, rows: int, vectors: Any) -> npt.NDArray[np.floating[Any]]:
+    """Return vectors of an encoder as an array.
+
+    Raises:
+        UsageError: They are of another shape, and would be read as other rows.
+    """
+    found, shape = np.asarray(vectors), (rows, getattr(encoder, f"{field}_dim"))
+    if found.shape != shape or found.dtype.kind != "f":
+        raise UsageError(
+            f"{encoder.name}: gives {found.dtype} {found.shape} for {rows} of its {field}s; an encoder gives float32 "
+            f"{shape}"
+        )
+    return found
+
+
+@contextmanager
+def _telling(what: str) -> Iterator[None]:
+    """Turn whatever somebody's own code raises into an error that says of what."""
+    try:
+        yield
+    except ThresherError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{what} ({type(error).__name__}: {error})") from error

@@ -222,13 +222,13 @@ def resolved(device: str, precision: str, what: str = "embedding") -> tuple[str,
         UsageError: There is no such device here.
         MissingExtraError: torch is not installed.
     """
-    torch = library("torch", what)
+    torch = library("torch", what, "surrogate" if what == "conse" else "embed")
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if device == "auto":
         device = "cuda" if cuda else "mps" if mps else "cpu"
-    kind, _, number = device.partition(":")
+    kind, colon, number = device.partition(":")
     there = {"cpu": 1, "cuda": torch.cuda.device_count() if cuda else 0, "mps": int(mps)}
-    if kind not in there or (number and (kind != "cuda" or not number.isdecimal())):
+    if kind not in there or (colon and (kind != "cuda" or not number.isdecimal())):
         raise UsageError(f"device {device!r}; allowed: auto, cpu, cuda, cuda:N, mps")
     if int(number or 0) >= there[kind]:
         raise UsageError(f"device {device!r}: this machine has {there[kind]} of that kind; type auto or cpu")

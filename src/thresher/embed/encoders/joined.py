@@ -34,6 +34,9 @@ class Joined:
         self.name = f"{pictures.name}+{texts.name}"
         self.image_dim, self.text_dim = pictures.image_dim, texts.text_dim
         self.preprocess, self.tokenize = pictures.preprocess, texts.tokenize
+        self.device = getattr(pictures, "device", getattr(texts, "device", "cpu"))
+        precisions = (str(getattr(one, "precision", "auto")) for one in (pictures, texts))
+        self.precision = "+".join(dict.fromkeys(precisions))
 
     def encode_images(self, pixels_BHWC: Pixels) -> F32:
         """Return what the first encoder makes of pictures."""

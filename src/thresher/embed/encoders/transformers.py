@@ -22,19 +22,22 @@ def towers(rest: str) -> Towers:
     transformers = library("transformers", name)
     torch = library("torch", name)
     local(rest, name)
+    safe = {"trust_remote_code": False}  # else a terminal is asked whether to run what lies there
     with loading(name), quiet(transformers):
-        config = transformers.AutoConfig.from_pretrained(rest)
+        config = transformers.AutoConfig.from_pretrained(rest, **safe)
         if config.model_type == "siglip2":
             raise UsageError(
                 f"{name}: takes pictures of any shape (NaFlex), which cannot be done here; type one of a fixed size, "
                 "such as transformers:google/siglip2-base-patch16-224"
             )
-        model, told = transformers.AutoModel.from_pretrained(rest, dtype=torch.float32, output_loading_info=True)
+        model, told = transformers.AutoModel.from_pretrained(
+            rest, dtype=torch.float32, output_loading_info=True, **safe
+        )
         joint = hasattr(model, "get_image_features") and hasattr(model, "get_text_features")
         missing = sorted(key for key in told["missing_keys"] if joint or not key.startswith("pooler."))
         if missing:
             raise UsageError(f"{name}: its weights lack {', '.join(missing[:3])}, which would be random")
-        processor = transformers.AutoImageProcessor.from_pretrained(rest)
+        processor = transformers.AutoImageProcessor.from_pretrained(rest, **safe)
         preprocess = of_transformers(processor.to_dict())
         if not joint:
             return Towers(
@@ -42,7 +45,7 @@ def towers(rest: str) -> Towers:
                 image=lambda image: model(pixel_values=image).last_hidden_state[:, 0],
                 preprocess=preprocess,
             )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(rest)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(rest, **safe)
         names = {key: key for key in tokenizer.model_input_names if key in ("input_ids", "attention_mask")}
         filled = config.model_type.startswith("siglip")  # trained on texts that were filled up, without a mask
         names = {"input_ids": "input_ids"} if filled else names
