@@ -27,6 +27,7 @@ readers.pieces
 readers.layout
 readers.*
 data.*
+flags
 selection
 dynamic.*
 engine_ray

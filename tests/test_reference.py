@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 
 import thresher.reference as module
 from tests.conftest import clustered, write_pool
+from tests.test_report import ATTACK, picture, read
 from thresher import (
     BadRowsError,
     Cache,
@@ -31,6 +34,7 @@ from thresher import (
     run_steps,
 )
 from thresher.cli import main
+from thresher.report import write_report
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "twemoji"
 
@@ -391,6 +395,132 @@ def test_damaged_evidence_on_a_reference_is_refused(tmp_path, select, name) -> N
         np.save(path, np.load(path)[:-1])
     with pytest.raises(PoolError, match="saved"):
         Selection.load(tmp_path / "saved")
+
+
+# --- the report ----------------------------------------------------------------------------------
+
+
+def illustrated(path: Path, vectors: np.ndarray, name: str, seed: int) -> None:
+    """Write a pool of one parquet file with keys, captions and a picture of its own for every row."""
+    rows = range(len(vectors))
+    columns = {
+        "uid": [f"{name}-{i}" for i in rows],
+        "text": [f"{name} caption {i} {ATTACK}" for i in rows],
+        "image": [{"bytes": picture(seed + i, side=8), "path": None} for i in rows],
+        "image_embedding": list(vectors),
+    }
+    pq.write_table(pa.table(columns), path)
+
+
+@pytest.fixture
+def drawn(tmp_path, select) -> tuple[Selection, Any, list[list[float]]]:
+    """A pool and a reference with pictures; what is left of the pool, its store, and all cosines."""
+    rows, reference = near(150, 30)
+    illustrated(tmp_path / "pool.parquet", rows, "mine", 0)
+    illustrated(tmp_path / "held out.parquet", reference, "theirs", 1_000)
+    store = open_store(str(tmp_path / "pool.parquet"))
+    made = select(store, step(tmp_path / "held out.parquet", reference_eps=0.05, eps=0.2, clusters=3))
+    return made, store, loops(rows, reference)
+
+
+def galleries(page: str) -> list[tuple[str, float, int, int]]:
+    """(the two tiles, cosine, row, row of the reference) of each pair of the section, in the page's order."""
+    section = page[page.index("<h3>Repeats of ") : page.index("<h3>Duplicate pairs")]
+    found = []
+    for part in section.split('<div class="pair reference">')[1:]:
+        cosine = re.search(r"cosine <b>([\d.]+)</b>", part)
+        rows = re.findall(r'<span class="key [a-z]+">row (\d+)</span>', part)
+        assert cosine is not None
+        found.append((part.split("<p>")[0], float(cosine[1]), int(rows[0]), int(rows[1])))
+    return found
+
+
+def test_the_report_shows_what_repeats_the_reference_beside_it(drawn, tmp_path) -> None:
+    made, store, cosines = drawn
+    page, seen = read(write_report(made, tmp_path / "r.html", store=store, examples=4))
+    best = {i: (max(row), row.index(max(row))) for i, row in enumerate(cosines) if max(row) > 0.95}
+    pairs = galleries(page)
+    assert len(pairs) == 8
+    for tiles, cosine, row, other in pairs:
+        assert cosine == pytest.approx(best[row][0], abs=1e-4)
+        assert other == best[row][1]
+        first, second = re.findall(r'title="row (\d+) · ([a-z]+-\d+)"', tiles)
+        assert (first, second) == ((str(row), f"mine-{row}"), (str(other), f"theirs-{other}"))
+        shown = re.findall(r'src="(data:image/[^"]+)"', tiles)
+        assert len(set(shown)) == 2
+    assert pairs[0][1] == pytest.approx(max(value for value, _ in best.values()), abs=1e-4)
+    assert pairs[4][1] == pytest.approx(min(value for value, _ in best.values()), abs=1e-4)  # nearest to the threshold
+    assert [p[1] for p in pairs[:4]] == sorted((p[1] for p in pairs[:4]), reverse=True)
+    assert [p[1] for p in pairs[4:]] == sorted(p[1] for p in pairs[4:])
+    assert len({p[2] for p in pairs}) == 8
+    count, others = len(best), len({other for _, other in best.values()})
+    assert f"{count} rows dropped, repeating {others} of the reference" in seen.text
+    assert "Repeats of" in seen.text
+    assert "cut 0.95" in seen.text
+    assert "cut 0.8" in seen.text
+    assert f"Scores of the {150 - count} rows that do not repeat the reference, cut at 0.8000" in seen.text
+    assert "{reference" not in page
+    assert "repeats row \u2026 of" in seen.text
+    assert "theirs caption" in seen.text
+    assert "cannot be opened" not in seen.text
+
+
+@pytest.mark.parametrize("fate", ["gone", "changed", "damaged", "elsewhere"])
+def test_the_report_needs_the_reference_for_its_pictures_only(drawn, tmp_path, fate, monkeypatch) -> None:
+    made, store, _ = drawn
+    whole = galleries(write_report(made, tmp_path / "whole.html", store=store).read_text())
+    path = tmp_path / "held out.parquet"
+    if fate == "gone":
+        path.unlink()
+    elif fate == "changed":  # other rows would stand beside the captions
+        illustrated(path, near(150, 30, seed=7)[1], "others", 5_000)
+    elif fate == "damaged":
+        path.write_bytes(path.read_bytes()[:-100])
+    else:
+        one = made.steps[0]
+        parameters = {**one.parameters, "reference": "held out.parquet"}  # given from another folder
+        made = dataclasses.replace(made, steps=(dataclasses.replace(one, parameters=parameters),))
+        (tmp_path / "there").mkdir()
+        monkeypatch.chdir(tmp_path / "there")
+    page, seen = read(write_report(made, tmp_path / "r.html", store=store))
+    assert "cannot be opened from here, or has changed" in seen.text
+    pairs = galleries(page)
+    assert [pair[1:] for pair in pairs] == [pair[1:] for pair in whole]
+    for tiles, _, row, other in pairs:
+        assert tiles.count("<img") == tiles.count("no picture") == 1
+        assert f"theirs caption {other} &lt;script" in tiles
+        assert f"row {row} · mine-{row}" in tiles
+    monkeypatch.chdir(tmp_path)
+    if fate == "elsewhere":
+        assert "cannot be opened" not in read(write_report(made, tmp_path / "r.html", store=store))[1].text
+
+
+def test_the_reference_is_not_opened_where_nothing_of_it_is_shown(drawn, tmp_path, monkeypatch) -> None:
+    made, store, _ = drawn
+    opened: list[Any] = []
+    monkeypatch.setattr("thresher.report.examples.open_store", lambda *given: opened.append(given))
+    write_report(made, tmp_path / "r.html", store=store, examples=1)
+    assert {location for location, _ in opened} == {str(tmp_path / "held out.parquet")}
+    opened.clear()
+    for more in ({"store": store, "examples": 0}, {}):
+        page, seen = read(write_report(made, tmp_path / "r.html", **more))
+        assert "rows dropped, repeating" in seen.text
+        assert "cannot be opened" not in seen.text
+        assert "cut 0.95" in seen.text
+        assert '<div class="pair' not in page
+    assert opened == []
+
+
+def test_the_report_where_nothing_repeats_the_reference(tmp_path, select) -> None:
+    rows, _ = near(40, 10)
+    store = write_pool(tmp_path / "pool", rows)
+    write_pool(tmp_path / "other", np.random.default_rng(5).normal(size=(10, 6)).astype(np.float32))
+    made = select(store, step(tmp_path / "other", reference_eps=1e-6))
+    assert len(made) == 40
+    page, seen = read(write_report(made, tmp_path / "r.html", store=store))
+    assert "No row repeats one of the reference." in seen.text
+    assert page.count("<svg") == 2  # the funnel; the cosines, which are the step's scores, once
+    assert "cannot be opened" not in seen.text
 
 
 # --- the command line, on the example pool ----------------------------------------------------------

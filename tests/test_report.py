@@ -23,7 +23,22 @@ from thresher.readers.layout import Options
 from thresher.registry import methods
 from thresher.report import write_report
 from thresher.report.examples import SIDE, look_up, thumbnail
-from thresher.report.facts import clusters, extremes, histogram, judged, pairs, percent, plain, seeds, strips, words
+from thresher.report.facts import (
+    brief,
+    clusters,
+    extremes,
+    histogram,
+    judged,
+    legible,
+    pairs,
+    percent,
+    plain,
+    repeats,
+    seeds,
+    strips,
+    worded,
+    words,
+)
 
 ROWS = 300
 ATTACK = '<script>alert(1)</script><img src="http://evil.example/x.png">'
@@ -408,6 +423,53 @@ def test_words_of_a_reason() -> None:
     found = words("row {duplicate_of}: {score:.4f} > {cut:.2f} {{x}}", 0.5)
     assert [text for text, name in found if name] == ["duplicate of", "score"]
     assert "".join(text for text, _ in found) == "row duplicate of: score > 0.50 {x}"
+
+    assert worded("row {duplicate_of}: {score:.4f} > {cut:.2f} {{x}}", 0.5) == "row \u2026: \u2026 > 0.50 {x}"
+
+
+def test_long_hashes_are_cut_where_there_is_little_room() -> None:
+    assert brief(f"fingerprint {'0123456789abcdef' * 2}; 12 rows") == "fingerprint 0123456789ab\u2026; 12 rows"
+    assert brief("defaced 123456789012345 rows, 0xfeed") == "defaced 123456789012345 rows, 0xfeed"
+
+
+def test_no_placeholder_is_left_in_the_page(
+    chain: Selection, store: EmbeddingStore, cache: Cache, tmp_path: Path
+) -> None:
+    both = chain | run_steps(store, [build("semdedup", {"eps": 0.1, "clusters": 4})], cache=cache)
+    for made in (chain, both):
+        page, _ = read(write_report(made, tmp_path / "r.html", store=store))
+        for name in ("duplicate_of", "score", "cut", "quota", "cluster", "size"):
+            assert f"{{{name}" not in page
+        assert "duplicate of row \u2026: cosine \u2026" in page
+    head = both.header()["steps"][0]
+    assert legible(head)["parameters"]["of"][1][0]["reasons"][0] == "duplicate of row \u2026: cosine \u2026 > 0.9000"
+    assert "{score" in head["parameters"]["of"][1][0]["reasons"][0]  # the selection's own is as it was
+
+
+def test_repeats_of_a_reference_are_paired_with_its_rows() -> None:
+    dropped = [False, True, True, True, True, False]
+    cosines, of = np.array([0.2, 0.9, 0.8, 0.95, 0.3, -0.5], np.float32), np.array([-1, 4, 4, 9, -1, -1], np.int64)
+    rows = {"reference": of, "reference_cosine": cosines, "duplicate_of": np.array([-1, -1, -1, -1, 0, -1])}
+    keys = {"row": np.array([4, 9]), "key": np.frombuffer(b"fournine", np.uint8), "key_ends": np.array([4, 8])}
+    made = hand_made([-1, 0.9, 0.8, 0.95, 0.6, 0.1], dropped, rows=rows, reference=keys, cut=0.5)
+    found = repeats(next(judged(made)), 2)
+    assert found is not None
+    assert (found.count, found.rows, found.cut) == (3, 2, None)
+    assert [(p.row, p.of, p.of_kept) for p in (*found.near, *found.far)] == [(3, 9, None), (1, 4, None), (2, 4, None)]
+    assert [p.cosine for p in found.near] == pytest.approx([0.95, 0.9])
+    assert found.told == {9: {"row": 9, "key": "nine"}, 4: {"row": 4, "key": "four"}}
+    assert found.histogram is not None
+    assert (found.histogram.kept.sum(), found.histogram.dropped.sum()) == (3, 3)
+    own = histogram(next(judged(made)))
+    assert own is not None
+    assert (own.kept.sum(), own.dropped.sum(), own.apart, own.elsewhere) == (1, 1, 1, 3)
+    assert [(p.row, p.of) for p in pairs(next(judged(made)), 2)[0]] == [(4, 0)]
+    assert repeats(next(judged(hand_made([1, 2], [False, True]))), 2) is None
+    for given, cut in [({"reference_eps": 0.25, "eps": 0.5}, 0.75), ({"eps": 0.5}, 0.5), ({"eps": "much"}, None)]:
+        step = dataclasses.replace(made.steps[0], parameters=given)
+        found = repeats(next(judged(dataclasses.replace(made, steps=(step,)))), 0)
+        assert found is not None
+        assert (found.cut, found.near, found.far, found.told) == (cut, (), (), {})
 
 
 def test_whole_numbers_stand_in_the_middle_of_their_bins() -> None:

@@ -20,6 +20,7 @@ from thresher import __version__
 from thresher.embed.classes import embed_classes_command
 from thresher.embed.command import embed
 from thresher.errors import OutputError, ThresherError, UsageError, suggest
+from thresher.flags import DATA, JSON, QUIET, data_options, options
 from thresher.reshard.command import reshard
 from thresher.train.command import train
 
@@ -128,28 +129,18 @@ _RUN = [
     ),
     click.option("--workers", type=int, metavar="N", help="Tasks at once (default: all cores)."),
     click.option("--cache", metavar="DIR", help="Cache folder (default: $XDG_CACHE_HOME/thresher)."),
-    click.option("--quiet", is_flag=True, help="No progress."),
-    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+    QUIET,
+    JSON,
 ]
 _WITHIN = click.option(
     "--within", metavar="SEL", multiple=True, callback=_once, help="Only look at the rows an earlier selection kept."
 )
 _SEED = click.option("--seed", type=int, default=None, metavar="N", help="Seed of all randomness (default: 0).")
 _OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace an earlier result.")
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 _MOVED = [
     click.option("--pool", metavar="POOL", help="Where the pool is now, if it was moved."),
     click.option("--metadata", metavar="PATH", help="What was joined to it by key, or where that is now."),
 ]
-
-
-def _options(*options: Any) -> Callable[[F], F]:
-    def add(fn: F) -> F:
-        for option in reversed(options):
-            fn = option(fn)
-        return fn
-
-    return add
 
 
 def _common(values: dict[str, Any]) -> Common:
@@ -187,7 +178,7 @@ thresher.add_command(train)
 @thresher.command()
 @click.argument("pool")
 @click.option("--quick", is_flag=True, help="Look at about 100,000 rows only.")
-@_options(*_POOL, *_RUN)
+@options(*_POOL, *_RUN)
 def inspect(pool: str, quick: bool, **values: Any) -> None:
     """What is in POOL, what looks wrong, and what a run will cost."""
     from thresher.inspection import inspect as look
@@ -227,15 +218,10 @@ def inspect(pool: str, quick: bool, **values: Any) -> None:
 @click.argument("data")
 @click.option("--sample", type=int, default=1000, show_default=True, metavar="N", help="Pictures to decode.")
 @click.option("--encoder", metavar="NAME", help="Try this encoder, named as for embed, and tell how long it will take.")
-@click.option("--image", metavar="NAME", help="Column of a table with the pictures.")
-@click.option("--caption", metavar="NAME", help="Column with the captions.")
-@click.option("--key", metavar="NAME", help="Column that identifies a row.")
-@click.option("--root", metavar="DIR", help="Folder of the pictures that a table names (default: the table's).")
-@click.option("--captions", "captions_file", metavar="FILE", help="For a folder of pictures: their captions.")
+@options(*DATA)
 @click.option("--workers", type=click.IntRange(1), metavar="N", help="Threads that decode (default: all cores).")
 @click.option("--strict", is_flag=True, help="Exit with 1 where something looks wrong.")
-@click.option("--quiet", is_flag=True, help="No progress.")
-@_JSON
+@options(QUIET, JSON)
 def doctor(
     data: str, sample: int, encoder: str | None, workers: int | None, strict: bool, quiet: bool, as_json: bool,
     **values: Any,
@@ -244,12 +230,11 @@ def doctor(
 
     DATA is what embed and train take: tars, parquet, Arrow, a csv, or a folder of pictures.
     """
-    from thresher.data import DataOptions
     from thresher.doctor import doctor as look
     from thresher.terminal import progress_for
 
     progress = progress_for(quiet or as_json)
-    found = look(data, DataOptions(**values), sample=sample, encoder=encoder, workers=workers, progress=progress)
+    found = look(data, data_options(values), sample=sample, encoder=encoder, workers=workers, progress=progress)
     if as_json:
         _print_json(found)
     else:
@@ -326,7 +311,7 @@ def _least(values: Sequence[float]) -> str:
 
 @thresher.command()
 @click.argument("name", required=False)
-@_JSON
+@JSON
 def methods(name: str | None, as_json: bool) -> None:
     """List the methods, or tell all about the one called NAME."""
     from thresher.registry import choices, find, parameters_of, type_of, without_none
@@ -396,7 +381,7 @@ def recipes(name: str | None) -> None:
 @click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="float32", show_default=True)
 @_SEED
 @_OVERWRITE
-@_options(*_POOL, *_RUN)
+@options(*_POOL, *_RUN)
 def cluster(pool: str, out: str, grow: str | None, overwrite: bool, **values: Any) -> None:
     """Cluster POOL: writes centroids.npy, labels.npy and distances.npy."""
     from click.core import ParameterSource
@@ -501,11 +486,11 @@ def _flags(cls: Any, without: Sequence[str] = ()) -> list[Any]:
 def _method_command(name: str, cls: Any) -> click.Command:
     @click.argument("pool")
     @click.option("-o", "--out", required=True, metavar="DIR", help="Selection folder to write.")
-    @_options(*_flags(cls))
+    @options(*_flags(cls))
     @_WITHIN
     @_SEED
     @_OVERWRITE
-    @_options(*_POOL, *_RUN)
+    @options(*_POOL, *_RUN)
     def command(pool: str, out: str, within: str | None, overwrite: bool, **values: Any) -> None:
         from thresher.registry import build
 
@@ -543,12 +528,12 @@ def _score_command(name: str, cls: Any) -> click.Command:
 
     @click.argument("pool")
     @click.option("-o", "--out", required=True, metavar="FILE", help="Parquet file to write.")
-    @_options(*_flags(cls, without=CUTS))
+    @options(*_flags(cls, without=CUTS))
     @_WITHIN
     @click.option("--name", "called", metavar="COLUMN", help="Column of the numbers (default: the method's name).")
     @_SEED
     @_OVERWRITE
-    @_options(*_POOL, *_RUN)
+    @options(*_POOL, *_RUN)
     def command(pool: str, out: str, within: str | None, called: str | None, overwrite: bool, **values: Any) -> None:
         from thresher.scores import scorer
         from thresher.scoring import write_scores
@@ -588,7 +573,7 @@ def _score_command(name: str, cls: Any) -> click.Command:
 @_WITHIN
 @_SEED
 @_OVERWRITE
-@_options(*_POOL, *_RUN)
+@options(*_POOL, *_RUN)
 def run(recipe: str, pool: str, out: str, within: str | None, overwrite: bool, **values: Any) -> None:
     """Run RECIPE, a TOML file or the name of a shipped recipe, on POOL."""
     from thresher.recipe import Recipe
@@ -653,7 +638,7 @@ def _free(out: str, overwrite: bool, names: Sequence[str]) -> Path:
 @click.option("--clusters", metavar="DIR", help="Folder of 'thresher cluster' to tell differences by.")
 @click.option("--worst", type=click.IntRange(0), default=10, show_default=True, help="Clusters to list.")
 @click.option("--covariance", is_flag=True, help="Also how well each preserves the image-text cross-covariance.")
-@_options(*_MOVED, *_RUN)
+@options(*_MOVED, *_RUN)
 def compare(
     selections: tuple[str, ...], clusters: str | None, worst: int, covariance: bool, pool: str | None,
     metadata: str | None, **values: Any,
@@ -736,7 +721,7 @@ def _figure(value: float | None, width: int, digits: int) -> str:
 @thresher.command()
 @click.argument("selection")
 @click.argument("key")
-@_options(*_MOVED, _JSON)
+@options(*_MOVED, JSON)
 def explain(selection: str, key: str, pool: str | None, metadata: str | None, as_json: bool) -> None:
     """The story of the row with KEY (or row:NUMBER) in SELECTION, or in the folder of a training run."""
     from thresher.export import reopen
@@ -827,7 +812,7 @@ def _history(found: dict[str, Any]) -> str:
 @click.option("--keep", required=True, metavar="AMOUNT", help="How many rows: a share like 70%, or a number.")
 @click.option("--pool", metavar="POOL", help="Where the pool is now, if it was moved.")
 @_OVERWRITE
-@_JSON
+@JSON
 def coreset(run: str, out: str, keep: str, pool: str | None, overwrite: bool, as_json: bool) -> None:
     """Keep the rows that a training run, the folder RUN, could least have done without."""
     from thresher.coreset import coreset as choose
@@ -850,10 +835,10 @@ def coreset(run: str, out: str, keep: str, pool: str | None, overwrite: bool, as
 @click.argument("selection")
 @click.option("--as", "kind", required=True, metavar="FORMAT", help="datacomp, parquet, keys, open_clip, img2dataset.")
 @click.option("-o", "--out", required=True, metavar="FILE", help="File to write.")
-@_options(*_MOVED)
+@options(*_MOVED)
 @click.option("--manifest/--no-manifest", default=True, show_default=True, help="Write FILE.manifest.json with sha256.")
 @_OVERWRITE
-@_JSON
+@JSON
 def export(
     selection: str, kind: str, out: str, pool: str | None, metadata: str | None, manifest: bool, overwrite: bool,
     as_json: bool,
@@ -885,7 +870,7 @@ def export(
 @click.option("--without-pool", is_flag=True, help="No captions and pictures: the pool is not read.")
 @click.option("--covariance", is_flag=True, help="Also how well the image-text cross-covariance is preserved.")
 @click.option("--clusters", metavar="DIR", help="Folder of 'thresher cluster' for --covariance.")
-@_options(*_MOVED, _OVERWRITE, *_RUN)
+@options(*_MOVED, _OVERWRITE, *_RUN)
 def report(
     selection: str, out: str, title: str | None, examples: int, without_pool: bool, covariance: bool,
     clusters: str | None, pool: str | None, metadata: str | None, overwrite: bool, **values: Any,

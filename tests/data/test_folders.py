@@ -212,3 +212,13 @@ def test_pictures_of_kinds_that_are_not_read_are_there_to_be_told_of(tmp_path: P
     for name in ("a.png", "b.HEIC", "c.avif", "d.txt"):
         (tmp_path / name).write_bytes(b"ftypheic")
     assert [sample.key for sample in open_data(str(tmp_path)).samples()] == ["a", "b", "c"]
+
+
+def test_coco_as_it_is_downloaded(tmp_path: Path) -> None:
+    (tmp_path / "val2017").mkdir()
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "val2017" / "0001.jpg").write_bytes(b"x")
+    told = {"images": [{"id": 7, "file_name": "0001.jpg"}], "annotations": [{"image_id": 7, "caption": "a dog"}]}
+    (tmp_path / "annotations" / "captions_val2017.json").write_text(json.dumps(told))
+    (tmp_path / "annotations" / "captions_train2017.json").write_text("{}")
+    assert [sample.text for sample in open_data(str(tmp_path / "val2017")).samples()] == ["a dog"]

@@ -335,3 +335,15 @@ def test_picture_of_a_sample_is_the_members_bytes(tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
     path.write_bytes(sample_tar(["a", "b"]))
     assert [s.stored() for s in TarPart(str(path)).samples()] == [picture(0), picture(1)]
+
+
+def test_folders_of_tars_are_joined_and_those_a_level_down_are_named(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        with tarfile.open(tmp_path / name / "0.tar", "w") as archive:
+            member = tarfile.TarInfo(f"{name}.txt")
+            member.size = 1
+            archive.addfile(member, io.BytesIO(b"x"))
+    assert [sample.key for sample in open_data(f"{tmp_path}/a::{tmp_path}/b").samples()] == ["a", "b"]
+    with pytest.raises(PoolError, match=f"has its tars in {tmp_path}/a::{tmp_path}/b; name that"):
+        open_data(str(tmp_path))

@@ -70,3 +70,38 @@ def test_numbers_of_rows_are_not_taken_for_keys(tmp_path: Path, capsys: pytest.C
     assert "its rows go by their numbers, which are no keys" in capsys.readouterr().err
     assert main(["select", "random", pool, "-o", sel, "--keep", "50%", "--quiet", "--overwrite"]) == 0
     assert reshard(data, sel, str(tmp_path / "out")).by == "key"
+
+
+def test_a_pool_that_was_moved_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    data, pool, sel = raw(tmp_path / "in", "folder"), tmp_path / "pool", str(tmp_path / "sel")
+    asked = ["--encoder", "tests.reshard.colours:Colours", "--workers", "0", "--quiet"]
+    assert main(["embed", data, "-o", str(pool), *asked]) == 0
+    assert main(["select", "random", str(pool), "-o", sel, "--keep", "50%", "--quiet"]) == 0
+    pool.rename(tmp_path / "elsewhere")
+    capsys.readouterr()
+    assert main(["reshard", data, sel, "-o", str(tmp_path / "out"), "--quiet"]) == 2
+    assert "say where it is with --pool" in capsys.readouterr().err
+    moved = ["--pool", str(tmp_path / "elsewhere")]
+    assert main(["reshard", data, sel, "-o", str(tmp_path / "out"), "--quiet", *moved]) == 0
+    assert "found by place" in capsys.readouterr().out
+    assert main(["reshard", sel, data, "-o", str(tmp_path / "again")]) == 2
+    assert "is a selection, where data are to be; type thresher reshard DATA SEL" in capsys.readouterr().err
+
+
+def test_files_of_one_name_that_a_pool_grew_by(tmp_path: Path) -> None:
+    """As every download of img2dataset begins with 00000.tar and 000000000."""
+    pool, sel = str(tmp_path / "pool"), str(tmp_path / "sel")
+    asked = ["--encoder", "tests.reshard.colours:Colours", "--workers", "0", "--quiet"]
+    for name in ("a", "b"):
+        samples = [(key, {**found, "txt": f"{name} {key}".encode()}) for key, found in plain(8, 0)]
+        (tmp_path / name).mkdir()
+        tar(tmp_path / name / "00000.tar", samples)
+        assert main(["embed", str(tmp_path / name), "-o", pool, *asked]) == 0
+    assert main(["select", "random", pool, "-o", sel, "--keep", "50%", "--quiet", "--key", "row"]) == 0
+    data = f"{tmp_path}/a::{tmp_path}/b"
+    done = reshard(data, sel, str(tmp_path / "out"))
+    mask = np.load(tmp_path / "sel" / "mask.npy")
+    assert (done.by, done.samples) == ("place", mask.sum())
+    texts = [sample.text for sample in open_data(data).samples()]
+    found = [sample.text for sample in open_data(str(tmp_path / "out")).samples()]
+    assert found == [text for text, kept in zip(texts, mask, strict=True) if kept]

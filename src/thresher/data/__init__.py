@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from dataclasses import dataclass
 
@@ -73,6 +74,8 @@ def open_data(location: str, options: DataOptions | None = None) -> Data:
             raise PoolError(f"{location}: nothing is there; {kinds}")
         if os.path.isdir(location) and not os.listdir(location):
             raise PoolError(f"{location}: is an empty folder; {kinds}")
+        if os.path.isdir(location) and (below := _tars_below(location)):
+            raise PoolError(f"{location}: has its tars in {below}; name that")
         if os.path.isdir(location) and not _tables(location):
             return open_folder(location, options)
     files = Files.at(location)
@@ -88,6 +91,14 @@ def open_data(location: str, options: DataOptions | None = None) -> Data:
     if os.path.isdir(location):
         return open_folder(location, options)
     raise PoolError(f"{location}: no kind of data that is known; give tars, parquet, a csv or a folder of pictures")
+
+
+def _tars_below(folder: str) -> str:
+    """Return the folders in a folder that have tars, where it has no tables itself: DataComp's ``shards``."""
+    if any(name.endswith((".parquet", ".pq", ".arrow")) for name in os.listdir(folder)):
+        return ""
+    found = glob.glob(os.path.join(glob.escape(folder), "*", "*.tar"))
+    return "::".join(sorted({os.path.dirname(path) for path in found}))
 
 
 def _tables(folder: str) -> bool:

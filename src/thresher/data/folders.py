@@ -108,6 +108,10 @@ def open_folder(location: str, options: Any) -> Data:
             f"{location}: holds no pictures ({', '.join(IMAGES)}), tars, parquet or Arrow files; give one of these, or "
             "a csv of open_clip"
         )
+    place = os.path.abspath(location)
+    coco = os.path.join(os.path.dirname(place), "annotations", f"captions_{os.path.basename(place)}.json")
+    if options.captions and not tables and os.path.isfile(coco):
+        tables = [(coco, "")]
     names.sort(key=natural)
     captions = _captions(location, names, tables)
     stems = [os.path.splitext(name)[0] for name in names]
@@ -117,7 +121,7 @@ def open_folder(location: str, options: Any) -> Data:
     step = options.per_part
     parts = [
         FolderPart(
-            os.path.abspath(location),
+            place,
             lo,
             tuple(names[lo : lo + step]),
             tuple(keys[lo : lo + step]),

@@ -273,14 +273,17 @@ def tars_at(location: str) -> list[tuple[str, str]]:
     """Return (protocol, path) of the tars that a location names, in order; [] where it names none.
 
     Args:
-        location: A folder with tars, or paths with ``{00000..00099}``, ``*`` or ``::`` between them; anywhere fsspec
-            reaches.
+        location: Folders with tars, or paths with ``{00000..00099}`` or ``*``, several with ``::`` between them;
+            anywhere fsspec reaches.
 
     Raises:
         PoolError: Some of those it names are not there, or they are compressed.
     """
     if location.endswith(COMPRESSED):
         raise PoolError(f"{location}: is a compressed tar, which cannot be read in any order; unpack it to a plain one")
+    folders = location.split("::")
+    if all(os.path.isdir(folder) and not folder.endswith(".tar") for folder in folders):
+        return [tar for folder in folders for tar in _in_folder(folder)]
     if not location.endswith(".tar") and ".tar::" not in location:
         return _in_folder(location)
     if os.path.isfile(location):  # whatever its name has of braces and stars

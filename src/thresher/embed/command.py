@@ -5,32 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable
 from typing import Any
 
 import click
 
+from thresher.flags import DATA, JSON, QUIET, data_options, options
+
 _THUMBNAIL = 64  # pixels of the longer side
-_DATA = [
-    click.option("--image", metavar="NAME", help="Column of a table with the pictures."),
-    click.option("--caption", metavar="NAME", help="Column with the captions."),
-    click.option("--key", metavar="NAME", help="Column that identifies a row."),
-    click.option("--root", metavar="DIR", help="Folder of the pictures that a table names (default: the table's)."),
-    click.option("--captions", "captions_file", metavar="FILE", help="For a folder of pictures: their captions."),
-    click.option(
-        "--per-shard", "per_part", type=click.IntRange(1), default=10_000, show_default=True, metavar="N",
-        help="Rows of a shard, of data that are not tars.",
-    ),
-]  # fmt: skip
-
-
-def _options(*options: Any) -> Callable[[Any], Any]:
-    def add(function: Any) -> Any:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return add
 
 
 @click.command()
@@ -59,25 +40,27 @@ def _options(*options: Any) -> Callable[[Any], Any]:
 @click.option(
     "--pixel-limit", type=click.IntRange(1), metavar="N", help="Pixels a picture may have (default: 134,217,728)."
 )
-@_options(*_DATA)
+@options(*DATA)
+@click.option(
+    "--per-shard", type=click.IntRange(1), default=10_000, show_default=True, metavar="N",
+    help="Rows of a shard, of data that are not tars.",
+)  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Begin anew where there is a pool already.")
-@click.option("--quiet", is_flag=True, help="No progress.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@options(QUIET, JSON)
 def embed(data: str, out: str, overwrite: bool, quiet: bool, as_json: bool, **values: Any) -> None:
     """Embed pictures and captions: DATA becomes a pool.
 
     DATA is webdataset tars, parquet or Arrow files, a Hugging Face dataset saved to disk, a csv of open_clip, or a
     folder of pictures. The same command goes on after an interruption; with other DATA the pool grows.
     """
-    from thresher.data import DataOptions
     from thresher.embed.pipeline import EmbedSettings
     from thresher.embed.pipeline import embed as run
     from thresher.terminal import progress_for
 
-    reading = {item.name: values.pop(item.name) for item in dataclasses.fields(DataOptions) if item.name in values}
+    reading = data_options(values, per_part=values.pop("per_shard"))
     given = {name: value for name, value in values.items() if value is not None}
     given["thumbnails"] = _THUMBNAIL if given["thumbnails"] else 0
-    settings = EmbedSettings(data=DataOptions(**reading), **given)
+    settings = EmbedSettings(data=reading, **given)
     begin = time.monotonic()
     found = run(data, out, settings, overwrite=overwrite, progress=progress_for(quiet or as_json))
     seconds = time.monotonic() - begin

@@ -15,7 +15,7 @@ from thresher.cache import writing
 from thresher.covariance import CovarianceError, Deviation
 from thresher.errors import UsageError
 from thresher.report import figures
-from thresher.report.examples import Example, look_up
+from thresher.report.examples import Example, look_up, look_up_repeated
 from thresher.report.facts import (
     Clusters,
     Histogram,
@@ -23,12 +23,14 @@ from thresher.report.facts import (
     Pair,
     Parameter,
     Reason,
+    Repeats,
     Strip,
     clusters,
     extremes,
     histogram,
     in_clusters,
     judged,
+    legible,
     number,
     origins,
     pairs,
@@ -36,6 +38,7 @@ from thresher.report.facts import (
     percent,
     plain,
     reasons,
+    repeats,
     seeds,
     strips,
     told_in_short,
@@ -45,6 +48,7 @@ from thresher.selection import Selection, Step
 from thresher.store import EmbeddingStore, same_pool
 
 _PURPOSES = {"coreset": "Keep the rows that a training run could least have done without."}  # of what is no method
+_EARLIER, _TO_REFERENCE = "cosine to the nearest earlier row", "cosine to the nearest row of the reference"
 _LABELS = {"d_intra": "d_intra (spread)", "d_inter": "d_inter (distance to others)"}
 
 
@@ -60,7 +64,8 @@ def write_report(
 ) -> Path:
     """Write a selection's story as one HTML file and return its path.
 
-    The page loads nothing: charts and pictures are inside it. The same selection gives the same bytes.
+    The page loads nothing: charts and pictures are inside it. The same selection gives the same bytes, but for the
+    pictures of a reference, which are there as long as it can be opened and is unchanged.
 
     Args:
         selection: What to tell about.
@@ -83,9 +88,14 @@ def write_report(
     views = tuple(_View.of(step, examples if store is not None else 0, cells) for step in judged(selection))
     wanted = {row for view in views for row in view.rows()}
     shown = look_up(store, wanted) if store is not None else {}
+    others = {
+        view.anchor: look_up_repeated(view.step, view.repeats, store.options)
+        for view in views
+        if store is not None and view.repeats is not None
+    }
     about = _Covariance.of(covariance, cells) if covariance is not None else None
     paired = store is not None and "joint" in store.fields
-    page = _render(selection, views, shown, title or f"What was kept of {_name(selection.pool)}", about, paired)
+    page = _render(selection, views, shown, others, title or f"What was kept of {_name(selection.pool)}", about, paired)
     with writing(target) as scratch:
         # A path may hold bytes that are no text; the page must not fail for them.
         Path(scratch).write_text(page, encoding="utf-8", errors="replace", newline="\n")
@@ -123,6 +133,7 @@ class _View:
     least: tuple[_Cell, ...]
     near: tuple[Pair, ...]
     far: tuple[Pair, ...]
+    repeats: Repeats | None
     strips: tuple[Strip, ...]
 
     @classmethod
@@ -133,9 +144,15 @@ class _View:
         most, least = extremes(found, cells) if found is not None else ([], [])
         inside = in_clusters(judged, [*most, *least], examples)
         near, far = pairs(judged, examples)
-        charts = dict.fromkeys(("scores", "shares", "sizes"), "")
+        again = repeats(judged, examples)
+        charts = dict.fromkeys(("scores", "reference", "shares", "sizes"), "")
         if scored is not None:
-            charts["scores"] = figures.scores(f"{anchor}-scores", scored, plain(step.score, 60) or "score", step.cut)
+            label = _EARLIER if scored.elsewhere else plain(step.score, 60) or "score"
+            charts["scores"] = figures.scores(f"{anchor}-scores", scored, label, step.cut)
+        if again is not None and again.histogram is not None:
+            charts["reference"] = figures.scores(
+                f"{anchor}-reference", again.histogram, _TO_REFERENCE, again.cut, ("other", "repeating")
+            )
         if found is not None and found.difficulty:
             charts["shares"] = figures.shares(f"{anchor}-shares", found)
         if found is not None:
@@ -157,6 +174,7 @@ class _View:
             least=_cells(found, least, inside),
             near=near,
             far=far,
+            repeats=again,
             strips=strips(judged, examples),
         )
 
@@ -172,6 +190,8 @@ class _View:
             yield from (tile.row for tile in strip.tiles)
         for pair in (*self.near, *self.far):
             yield from (pair.row, pair.of)
+        if self.repeats is not None:
+            yield from (pair.row for pair in (*self.repeats.near, *self.repeats.far))
 
 
 @dataclass(frozen=True)
@@ -231,6 +251,7 @@ def _render(
     selection: Selection,
     views: Sequence[_View],
     shown: Mapping[int, Example],
+    others: Mapping[str, tuple[Mapping[int, Example], bool]],
     title: str,
     covariance: _Covariance | None,
     paired: bool,
@@ -238,18 +259,20 @@ def _render(
     from markupsafe import Markup
 
     header = selection.header()
-    repeats = selection.repeats
+    uses = selection.repeats
+    examples = [*shown.values(), *(example for found, _ in others.values() for example in found.values())]
     return rendered(
         "page.html.jinja",
         title=plain(title, 200),
         selection=selection,
         kept=header["kept"],
         total=header["rows"],
-        uses=None if repeats is None else int(repeats[selection.mask()].sum(dtype="int64")),
+        uses=None if uses is None else int(uses[selection.mask()].sum(dtype="int64")),
         chain=[told_in_short(step) for step in header["steps"]],
         views=views,
         shown=shown,
-        pictures=any(example.picture for example in shown.values()),
+        others=others,
+        pictures=any(example.picture for example in examples),
         covariance=covariance,
         paired=paired,
         telling=any(example.picture or example.caption for example in shown.values()),
@@ -260,5 +283,7 @@ def _render(
         selected_by=", ".join(sorted({step.version for step in selection.steps})) or __version__,
         seeds=sorted(seeds(header["steps"])),
         options={name: value for name, value in selection.options.items() if value not in (None, False)},
-        header=json.dumps(header, indent=2, ensure_ascii=False, default=str),
+        header=json.dumps(
+            {**header, "steps": [*map(legible, header["steps"])]}, indent=2, ensure_ascii=False, default=str
+        ),
     )

@@ -11,19 +11,21 @@ import io
 import os
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from thresher.readers.layout import Options
 from thresher.readers.pieces import climbs
-from thresher.report.facts import plain
-from thresher.store import EmbeddingStore
+from thresher.report.facts import Repeats, plain
+from thresher.selection import Step
+from thresher.store import EmbeddingStore, open_store
 
 SIDE = 96  # pixels of a thumbnail's longer side, at most
 _PIXELS = 50_000_000
 _BYTES = 64 * 2**20
-_CAPTION = 140
+_KEY, _CAPTION = 200, 140
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # decoders of pictures only, none that runs programs
 
 
@@ -53,11 +55,49 @@ def look_up(store: EmbeddingStore, rows: Iterable[int]) -> dict[int, Example]:
             row = int(ids[len(found)])
             found[row] = Example(
                 row=row,
-                key=_text(columns, layout.key, i, 200),
+                key=_text(columns, layout.key, i, _KEY),
                 caption=_text(columns, layout.caption, i, _CAPTION),
                 picture=thumbnail(_bytes(columns[layout.image][i].as_py(), root)) if layout.image else "",
             )
     return found
+
+
+def look_up_repeated(step: Step, repeats: Repeats, options: Options) -> tuple[dict[int, Example], bool]:
+    """Return the rows of a reference that are to be shown: keys and captions as the selection keeps them.
+
+    Args:
+        step: That dropped what repeats them; its notes hold the reference's fingerprint.
+        repeats: Which rows to show.
+        options: How the pool was opened.
+
+    Returns:
+        The rows by number, with pictures where the reference can still be opened; and whether it can.
+    """
+    reference = _again(step, repeats.location, options) if repeats.told else None
+    try:
+        seen = look_up(reference, repeats.told) if reference is not None and reference.layout.image else {}
+    except Exception:  # as in opening it: the page can do without
+        seen, reference = {}, None
+    found = {}
+    for row, told in repeats.told.items():
+        picture = seen[row].picture if row in seen else ""
+        found[row] = Example(row, plain(told.get("key", ""), _KEY), plain(told.get("caption", ""), _CAPTION), picture)
+    return found, reference is not None
+
+
+def _again(step: Step, location: str, options: Options) -> EmbeddingStore | None:
+    """Open a reference as it was opened for the step; None where it is gone, or another by now."""
+    given = replace(options, metadata=None)
+    vectors = replace(given, key=None, caption=None)
+    for tried in dict.fromkeys((given, vectors, replace(vectors, image=None, text=None))):
+        try:
+            store = open_store(location, tried)
+            fingerprint = store.fingerprint()
+        except Exception:  # file systems out of reach and damaged files raise whatever they like
+            continue
+        if any(fingerprint in note for note in step.notes):
+            return store
+    return None
 
 
 def _text(columns: dict[str, Any], name: str | None, i: int, limit: int) -> str:

@@ -6,9 +6,10 @@ N rows of the pool, n rows a step was given, K clusters.
 from __future__ import annotations
 
 import json
+import re
 import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ Floats = npt.NDArray[np.float64]
 
 _BINS = 72
 _SAMPLED = 1_000_000  # scores behind the choice of an axis
+_ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
+_HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{12,}\b")
 _GROUP_ORDER = ("quota", "complexity", "d_intra", "d_inter")
 
 
@@ -58,7 +61,12 @@ def plain(text: Any, limit: int = 0) -> str:
     """Return text on one line, without control or direction-changing characters, cut with an ellipsis."""
     joiners = "\u200c\u200d"  # part of words and emoji, though not printable by themselves
     line = " ".join("".join(c if c.isprintable() or c in joiners else " " for c in str(text)).split())
-    return line if not limit or len(line) <= limit else line[: limit - 1].rstrip() + "\N{HORIZONTAL ELLIPSIS}"
+    return line if not limit or len(line) <= limit else line[: limit - 1].rstrip() + _ELLIPSIS
+
+
+def brief(text: str) -> str:
+    """Return text with long hashes cut to twelve digits, for where there is little room."""
+    return _HASH.sub(rf"\1{_ELLIPSIS}", text)
 
 
 @dataclass(frozen=True)
@@ -143,6 +151,19 @@ def words(template: str, cut: float | None) -> tuple[tuple[str, bool], ...]:
     return tuple(parts)
 
 
+def worded(template: str, cut: float | None) -> str:
+    """Return a reason's template for many rows: an ellipsis stands for what differs from row to row."""
+    return "".join(_ELLIPSIS if name else text for text, name in words(template, cut))
+
+
+def legible(head: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a step's header with its reasons in words, also those of the steps behind a union and the like."""
+    told, of = dict(head), head["parameters"].get("of")
+    if isinstance(of, Sequence) and not isinstance(of, str):
+        told["parameters"] = {**head["parameters"], "of": [[legible(step) for step in chain] for chain in of]}
+    return {**told, "reasons": [worded(reason, head["cut"]) for reason in head["reasons"]]}
+
+
 # --- steps ----------------------------------------------------------------------------------------
 
 
@@ -194,7 +215,7 @@ def judged(selection: Selection) -> Iterator[Judged]:
 class Reason:
     """Why rows went: a reason of a step, how many rows it took, and one of them."""
 
-    words: tuple[tuple[str, bool], ...]
+    words: str
     count: int
     row: int
     example: str
@@ -219,7 +240,7 @@ def reasons(of: Judged) -> tuple[Reason, ...]:
             example = step.why(first)
         except (KeyError, IndexError, TypeError, ValueError):  # a template that asks for evidence the step lacks
             example = ""
-        told.append(Reason(words(template, step.cut), count, int(of.ids(np.array([first]))[0]), example))
+        told.append(Reason(worded(template, step.cut), count, int(of.ids(np.array([first]))[0]), example))
     return tuple(told)
 
 
@@ -234,6 +255,7 @@ class Histogram:
         apart: Rows without a score that could be drawn.
         apart_kept: How many of those were kept.
         beyond: Rows outside the axis, which leaves out extremes that would flatten the rest.
+        elsewhere: Rows that repeat a reference, where these have a histogram of their own.
     """
 
     edges: Floats
@@ -242,6 +264,7 @@ class Histogram:
     apart: int
     apart_kept: int
     beyond: int
+    elsewhere: int = 0
 
 
 def histogram(of: Judged) -> Histogram | None:
@@ -249,12 +272,25 @@ def histogram(of: Judged) -> Histogram | None:
     if "score" not in of.step.rows:
         return None
     scores, good = _scored(of.step)
+    if not _apart(of.step):
+        return _counted(scores, good, of.kept_n, of.step.cut)
+    other = np.asarray(of.step.rows["reference"]) < 0
+    found = _counted(scores[other], good[other], of.kept_n[other], of.step.cut)
+    return None if found is None else replace(found, elsewhere=int(np.count_nonzero(~other)))
+
+
+def _apart(step: Step) -> bool:
+    """Whether cosines to a reference are not the step's scores, but stand beside them."""
+    return {"duplicate_of", "reference", "reference_cosine"} <= set(step.rows)
+
+
+def _counted(scores: Array, good: Bools, kept_n: Bools, cut: float | None) -> Histogram | None:
     if not good.any():
         return None
     apart = ~good
     drawn = scores[good]
     low, high = _axis(drawn)
-    cut = of.step.cut if of.step.cut is not None and np.isfinite(of.step.cut) else None
+    cut = cut if cut is not None and np.isfinite(cut) else None
     if cut is not None and cut < low:
         low = cut if low - cut < high - low else low
     if cut is not None and cut > high:
@@ -269,14 +305,14 @@ def histogram(of: Judged) -> Histogram | None:
         bins = int(np.ceil(round((high - start) / width, 6)))
     edges = np.asarray(start + width * np.arange(bins + 1), np.float64)
     edges[-1] = max(edges[-1], high)
-    kept = np.histogram(scores[good & of.kept_n], edges)[0]
-    dropped = np.histogram(scores[good & ~of.kept_n], edges)[0]
+    kept = np.histogram(scores[good & kept_n], edges)[0]
+    dropped = np.histogram(scores[good & ~kept_n], edges)[0]
     return Histogram(
         edges=edges,
         kept=np.asarray(kept, np.int64),
         dropped=np.asarray(dropped, np.int64),
         apart=int(np.count_nonzero(apart)),
-        apart_kept=int(np.count_nonzero(apart & of.kept_n)),
+        apart_kept=int(np.count_nonzero(apart & kept_n)),
         beyond=len(drawn) - int(kept.sum()) - int(dropped.sum()),
     )
 
@@ -376,11 +412,11 @@ class Strip:
 
 @dataclass(frozen=True)
 class Pair:
-    """A dropped row and the row it repeats, which the step may have dropped as well."""
+    """A dropped row and the row it repeats, which the step may have dropped as well; None: it is of a reference."""
 
     row: int
     of: int
-    of_kept: bool
+    of_kept: bool | None
     cosine: float | None
 
 
@@ -456,7 +492,7 @@ def strips(of: Judged, count: int) -> tuple[Strip, ...]:
         scores, codes = np.asarray(of.step.rows["score"]), np.asarray(of.step.rows["code"])
         for code, reason in enumerate(of.step.reasons):
             rows = np.flatnonzero(~of.kept_n & (codes == code))
-            title = "".join(text for text, _ in words(reason, of.step.cut)).partition(":")[0]
+            title = worded(reason, of.step.cut).partition(":")[0]
             found.append(Strip(f"Dropped \u00b7 {title}", False, _tiles(of, _highest(scores, rows, count))))
         rows = np.flatnonzero(of.kept_n)
         found.append(Strip("Kept, lowest scores", True, _tiles(of, _highest(-scores, rows, count))))
@@ -474,7 +510,7 @@ def strips(of: Judged, count: int) -> tuple[Strip, ...]:
         codes = np.asarray(of.step.rows["code"])
         for code, reason in enumerate(of.step.reasons):
             rows = np.flatnonzero(~of.kept_n & (codes == code))
-            title = "".join(text for text, _ in words(reason, of.step.cut))
+            title = worded(reason, of.step.cut)
             found.append(Strip(f"Dropped \u00b7 {title}", False, _tiles(of, _spread(rows, count))))
         found.append(Strip("Kept", True, _tiles(of, _spread(np.flatnonzero(of.kept_n), count))))
     return tuple(strip for strip in found if strip.tiles)
@@ -489,18 +525,79 @@ def pairs(of: Judged, count: int) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
         return (), ()
     twins = np.asarray(of.step.rows["duplicate_of"])
     scores = np.asarray(of.step.rows.get("score", np.zeros(len(twins), np.float32)))
-    rows = np.flatnonzero(~of.kept_n & (twins >= 0))
-    near = _varied(_best(scores, rows, 20 * count), twins, count)
-    rows = rows[~np.isin(rows, near)]
-    far = _varied(_best(-scores, rows, 20 * count), twins, count)
+    near, far = _ends(scores, np.flatnonzero(~of.kept_n & (twins >= 0)), twins, count)
 
     def made(positions: Ints) -> tuple[Pair, ...]:
-        cosines = [float(v) if np.isfinite(v) else None for v in scores[positions]]
-        originals = twins[positions]
-        kept = of.dropped_by[originals] != of.number
-        return tuple(map(Pair, of.ids(positions).tolist(), originals.tolist(), kept.tolist(), cosines))
+        kept = of.dropped_by[twins[positions]] != of.number
+        return _paired(of, positions, twins, kept.tolist(), scores)
 
     return made(near), made(far)
+
+
+@dataclass(frozen=True, eq=False)
+class Repeats:
+    """What a step dropped because it repeats a row of a reference pool.
+
+    Attributes:
+        location: Of the reference, as given.
+        count: Rows that went for it.
+        rows: Rows of the reference that they repeat.
+        cut: The cosine above which they went; None where the parameters do not say it.
+        histogram: Of every row's largest cosine with the reference; None where the step's scores are just that.
+        near: The nearest pairs; the second row of each is of the reference.
+        far: Those nearest to the threshold.
+        told: What the selection keeps of the second rows, by number: "row", "key", "caption".
+    """
+
+    location: str
+    count: int
+    rows: int
+    cut: float | None
+    histogram: Histogram | None
+    near: tuple[Pair, ...]
+    far: tuple[Pair, ...]
+    told: Mapping[int, Mapping[str, Any]]
+
+
+def repeats(of: Judged, count: int) -> Repeats | None:
+    """Return what a step dropped for a reference, with ``count`` pairs at either end; None where it had none."""
+    step = of.step
+    if not {"reference", "reference_cosine"} <= set(step.rows):
+        return None
+    others, cosines = np.asarray(step.rows["reference"]), np.asarray(step.rows["reference_cosine"])
+    rows = np.flatnonzero(others >= 0)
+    cut = _reference_cut(step.parameters)
+    near, far = _ends(cosines, rows, others, count) if count else (rows[:0], rows[:0])
+    return Repeats(
+        location=str(step.parameters.get("reference", "")),
+        count=len(rows),
+        rows=len(np.unique(others[rows])),
+        cut=cut,
+        histogram=_counted(cosines, np.isfinite(cosines), others < 0, cut) if _apart(step) else None,
+        near=_paired(of, near, others, [None] * len(near), cosines),
+        far=_paired(of, far, others, [None] * len(far), cosines),
+        told={int(others[i]): step.repeated(i) or {} for i in (*near.tolist(), *far.tolist())},
+    )
+
+
+def _reference_cut(given: Mapping[str, Any]) -> float | None:
+    eps = given.get("reference_eps")
+    eps = given.get("eps") if eps is None else eps
+    return float(np.float32(1 - float(eps))) if isinstance(eps, (int, float)) and 0 <= eps <= 2 else None
+
+
+def _ends(cosines: Array, rows: Ints, originals: Array, count: int) -> tuple[Ints, Ints]:
+    """Return the rows of highest cosine, and of the others those of lowest."""
+    near = _varied(_best(cosines, rows, 20 * count), originals, count)
+    rows = rows[~np.isin(rows, near)]
+    return near, _varied(_best(-cosines, rows, 20 * count), originals, count)
+
+
+def _paired(
+    of: Judged, positions: Ints, originals: Array, kept: Sequence[bool | None], cosines: Array
+) -> tuple[Pair, ...]:
+    told = [float(v) if np.isfinite(v) else None for v in cosines[positions]]
+    return tuple(map(Pair, of.ids(positions).tolist(), originals[positions].tolist(), kept, told))
 
 
 def _varied(positions: Ints, twins: Array, count: int) -> Ints:

@@ -76,16 +76,18 @@ def funnel(selection: Selection) -> str:
     return svg("funnel", told, draw, height=0.55 + 0.42 * (len(steps) + 1))
 
 
-def scores(name: str, found: Histogram, label: str, cut: float | None) -> str:
-    """Draw a step's scores, kept and dropped rows stacked, with the cut."""
+def scores(
+    name: str, found: Histogram, label: str, cut: float | None, named: tuple[str, str] = ("kept", "dropped")
+) -> str:
+    """Draw a step's scores, kept and dropped rows stacked, with the cut; ``named`` says what these are."""
 
     def draw(figure: Figure) -> None:
         from matplotlib.ticker import MaxNLocator
 
         axes = figure.add_subplot()
         both = found.kept + found.dropped
-        axes.stairs(both, found.edges, fill=True, color=DROPPED, label="dropped")
-        axes.stairs(found.kept, found.edges, fill=True, color=KEPT, label="kept")
+        axes.stairs(both, found.edges, fill=True, color=DROPPED, label=named[1])
+        axes.stairs(found.kept, found.edges, fill=True, color=KEPT, label=named[0])
         axes.set_xlim(found.edges[0], found.edges[-1])
         axes.set_ylim(0, max(int(both.max()), 1) * 1.16)
         if cut is not None and found.edges[0] <= cut <= found.edges[-1]:
@@ -108,7 +110,7 @@ def scores(name: str, found: Histogram, label: str, cut: float | None) -> str:
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles[::-1], labels[::-1], loc="outside upper right", ncols=2, handlelength=1)
 
-    return svg(name, f"Histogram of the {label}: kept and dropped rows", draw)
+    return svg(name, f"Histogram of the {label}: {named[0]} and {named[1]} rows", draw)
 
 
 def shares(name: str, found: Clusters) -> str:

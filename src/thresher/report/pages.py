@@ -6,7 +6,7 @@ from importlib import resources
 from typing import Any
 
 from thresher.report import figures
-from thresher.report.facts import number, percent, plain
+from thresher.report.facts import brief, number, percent, plain
 
 
 def rendered(template: str, **values: Any) -> str:
@@ -20,7 +20,7 @@ def rendered(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, percent=percent, plain=plain)
+    environment.filters.update(brief=brief, number=number, percent=percent, plain=plain)
     colours = {"kept": figures.KEPT, "dropped": figures.DROPPED}
     return environment.get_template(template).render(colours=colours, **values)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from thresher.errors import UsageError
@@ -57,6 +58,7 @@ def reshard(
     processes: bool = False,
     overwrite: bool = False,
     options: DataOptions | None = None,
+    pool: str | None = None,
     progress: Progress | None = None,
 ) -> Resharded:
     """Copy the samples that a selection keeps into new shards, without decoding anything.
@@ -81,6 +83,7 @@ def reshard(
             ``if __name__ == "__main__":``.
         overwrite: Replace what an earlier call with other arguments wrote.
         options: How to read ``data``: columns, root of pictures, captions.
+        pool: Where the pool of a selection folder is now, if it was moved.
         progress: Where to tell.
 
     Raises:
@@ -89,6 +92,7 @@ def reshard(
         OutputError: ``out`` holds something else, lies in the data, or cannot be written.
     """
     from thresher.reshard.job import Job, carry_out
+    from thresher.selection import Selection
 
     if per_shard < 1:
         raise UsageError(f"--per-shard {per_shard}: at least 1")
@@ -105,4 +109,8 @@ def reshard(
         processes=processes,
         **more,
     )
+    if pool is not None:
+        if isinstance(sel, str) and not os.path.isdir(sel):
+            raise UsageError(f"--pool: {sel} is no selection folder, and needs no pool")
+        sel = replace(sel if isinstance(sel, Selection) else Selection.load(sel), pool=pool)
     return carry_out(job, sel, workers, progress)

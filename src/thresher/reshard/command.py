@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from thresher.flags import DATA, JSON, QUIET, data_options, options
+
 
 @click.command()
 @click.argument("data")
@@ -18,14 +20,10 @@ import click
 @click.option("--per-shard", type=click.IntRange(1), default=10_000, show_default=True, metavar="N")
 @click.option("--shuffle", type=click.IntRange(0), metavar="SEED", help="Mix all samples (default: the order of DATA).")
 @click.option("--workers", type=int, metavar="N", help="Shards at once (default: all cores).")
-@click.option("--image", metavar="NAME", help="Column of a table with the pictures.")
-@click.option("--caption", metavar="NAME", help="Column with the captions.")
-@click.option("--key", metavar="NAME", help="Column that identifies a row.")
-@click.option("--root", metavar="DIR", help="Folder that pictures named by a table lie in.")
-@click.option("--captions", "captions_file", metavar="FILE", help="For a folder of pictures: their captions.")
+@options(*DATA)
+@click.option("--pool", metavar="POOL", help="Where the pool of SEL is now, if it was moved.")
 @click.option("--overwrite", is_flag=True, help="Replace what an earlier call with other options wrote.")
-@click.option("--quiet", is_flag=True, help="No progress.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@options(QUIET, JSON)
 def reshard(data: str, sel: str, out: str, **given: Any) -> None:
     """Copy the samples of DATA that SEL keeps into new shards: tars, parquet or a csv.
 
@@ -34,18 +32,18 @@ def reshard(data: str, sel: str, out: str, **given: Any) -> None:
     """
     from dataclasses import asdict
 
-    from thresher.data import DataOptions
     from thresher.reshard import reshard as run
     from thresher.terminal import progress_for
 
     quiet, as_json = given.pop("quiet"), given.pop("as_json")
-    columns = {name: given.pop(name) for name in ("image", "caption", "key", "root", "captions_file")}
+    reading = data_options(given)
     progress = progress_for(quiet or as_json)
-    done = run(data, sel, out, processes=True, options=DataOptions(**columns), progress=progress, **given)
+    done = run(data, sel, out, processes=True, options=reading, progress=progress, **given)
     if as_json:
         click.echo(json.dumps(asdict(done), indent=1))
         return
-    files = {"webdataset": "tars", "parquet": "parquet files", "csv": "csv"}[done.form]
+    files = {"webdataset": "tar", "parquet": "parquet file", "csv": "csv"}[done.form]
+    files += "s" if done.shards > 1 else ""
     click.echo(f"{done.samples:,} of {done.chosen:,} samples in {done.shards:,} {files}, found by {done.by}")
     if done.missing:
         click.echo(f"{done.missing:,} keys are not in {data}; they are listed in {out}/missing.txt")

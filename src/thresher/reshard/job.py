@@ -117,6 +117,8 @@ def carry_out(job: Job, sel: Chosen, workers: int | None, progress: Progress | N
 
 def _opened(job: Job) -> Data:
     """Open the data; of tars no more than their names is asked, as columns have no meaning there."""
+    if os.path.isfile(os.path.join(job.data, "selection.json")):
+        raise UsageError(f"{job.data}: is a selection, where data are to be; type thresher reshard DATA SEL -o DIR")
     found = tars_at(job.data) if job.data else []
     return open_data(job.data, None if found else job.options)
 

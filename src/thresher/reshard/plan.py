@@ -314,7 +314,7 @@ def places_of(sel: Chosen, sources: Sequence[Source]) -> list[Places | None] | N
         for name in np.unique(named):
             alike = by_base.get(os.path.basename(name), [])
             if len(alike) > 1:  # a pool tells as much of the path as tells its files apart
-                alike = [path for path in alike if f"/{path}".endswith(f"/{name}")]
+                alike = [path for path in alike if f"/{path}".endswith(f"/{name}") or os.path.abspath(path) == name]
             if len(alike) != 1:
                 return None
             here = np.flatnonzero(named == name)

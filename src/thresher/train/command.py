@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from thresher.errors import UsageError
+from thresher.flags import QUIET, options
 
 
 def _share(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
@@ -70,19 +71,10 @@ _RUN = [
     ),
     click.option("--checkpoint-minutes", type=float, default=5.0, show_default=True, help="Between checkpoints."),
     click.option("--resume", is_flag=True, help="Go on with the run in RUN, if there is one."),
-    click.option("--quiet", is_flag=True, help="No progress."),
+    QUIET,
     click.option("--json", "as_json", is_flag=True, help="Print the log as JSON."),
 ]  # fmt: skip
 _OUT = click.option("-o", "--out", required=True, metavar="RUN", help="Folder of the run.")
-
-
-def _options(*options: Any) -> Callable[[Any], Any]:
-    def add(function: Any) -> Any:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return add
 
 
 @click.group()
@@ -100,7 +92,7 @@ def train() -> None:
 @click.option("--loss", type=click.Choice(["clip", "siglip"]), default="clip", show_default=True)
 @click.option("--chunk", type=click.IntRange(1), metavar="N", help="Rows at once: less memory, the same gradients.")
 @click.option("--template", "templates", multiple=True, metavar="TEXT", help="Prompt of a class; {} is its name.")
-@_options(*_POLICY, *_RUN)
+@options(*_POLICY, *_RUN)
 def clip(data: str, out: str, model: str, loss: Any, chunk: int | None, templates: tuple[str, ...], **v: Any) -> None:
     """Train a CLIP model on DATA: parquet with image and text, tars, or a csv of open_clip."""
     from thresher.train.clip import ClipSettings, train_clip
@@ -129,7 +121,7 @@ def clip(data: str, out: str, model: str, loss: Any, chunk: int | None, template
 @click.option("--queue", type=click.IntRange(1), metavar="K", help="v2: keys kept (default: fits the data).")
 @click.option("--momentum", type=float, metavar="X", help="Of the key encoder (default: 0.99).")
 @click.option("--temperature", type=float, default=0.2, show_default=True, metavar="X")
-@_options(*_POLICY, *_RUN)
+@options(*_POLICY, *_RUN)
 def moco(data: str, out: str, version: Any, **v: Any) -> None:
     """Train a picture encoder on DATA by MoCo; captions are not needed."""
     from thresher.train.moco import MocoSettings, train_moco
