@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -140,7 +141,8 @@ def _windowed(pool: Executor, fn: Callable[[T], R], tasks: Iterable[T], window: 
     waiting: deque[Future[R]] = deque()
     try:
         for task in tasks:
-            waiting.append(pool.submit(fn, task))
+            with _undisturbed():
+                waiting.append(pool.submit(fn, task))
             if len(waiting) >= window:
                 yield waiting.popleft().result()
         while waiting:
@@ -150,12 +152,27 @@ def _windowed(pool: Executor, fn: Callable[[T], R], tasks: Iterable[T], window: 
             future.cancel()
 
 
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Hold Ctrl-C back, in the processes begun meanwhile too: one that is still loading modules would tell of it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    was = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, was)
+
+
 def _begin_worker() -> None:
     """Limit BLAS to one thread and end with the parent, which may be killed without a word."""
     import numpy  # noqa: F401 - BLAS must be loaded to be limited
 
     threadpoolctl.threadpool_limits(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches the workers too; its parent tells of it
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
 
