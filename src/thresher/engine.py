@@ -99,6 +99,12 @@ class Processes:
                     "option, --engine threads"
                 ) from None
 
+    def close(self) -> None:
+        """End the processes, as one has to that is itself a worker: it would end before it had told them to."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
 
 def _call(path: str, task: Any) -> Any:
     return _function(path)(task)

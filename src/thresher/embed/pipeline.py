@@ -395,9 +395,12 @@ def _embed(
     )
     widths = {name: int(plan.encoder[f"{name}_dim"]) for name in plan.fields}
     schema = _schema(plan)
-    engine: Engine = Processes(workers) if workers else Serial()
     # A slot is used again when as many tasks have followed as the engine has under way, and one is looked at.
-    with _slots(how, workers + 4 if workers else 0) as how, _Model(encoder, 2 if gpu else 1) as model:
+    with (
+        _slots(how, workers + 4 if workers else 0) as how,
+        _decoding(workers) as engine,
+        _Model(encoder, 2 if gpu else 1) as model,
+    ):
         ready = _made_ready(engine, how, _chunks(plan, jobs))
         for number, chunks in groupby(ready, key=lambda made: made[0].number):
             with writing_shard(folder, number, widths, schema) as writer:
@@ -406,6 +409,19 @@ def _embed(
                     batches.add(chunk, made, pixels)
                     advance(len(chunk.samples) + len(chunk.aside))
                 batches.finish()
+
+
+@contextmanager
+def _decoding(workers: int) -> Iterator[Engine]:
+    """Give what decodes: processes, or none beside this one."""
+    if not workers:
+        yield Serial()
+        return
+    engine = Processes(workers)
+    try:
+        yield engine
+    finally:
+        engine.close()
 
 
 def _schema(plan: Plan) -> Any:
