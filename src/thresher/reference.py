@@ -70,6 +70,13 @@ class Reference:
         return found
 
 
+def ways_to_open(given: Options) -> list[Options]:
+    """Return how to open a reference of a pool opened with ``given``: by the names it has, and by the usual ones."""
+    plain = Options(dtype=given.dtype, skip_bad=given.skip_bad)
+    ways = (replace(plain, **{role: getattr(given, role) for role in roles}) for roles in (_NAMES, _NAMES[:2], ()))
+    return list(dict.fromkeys(ways))
+
+
 def open_reference(run: Run, location: str, name: str) -> Reference:
     """Open a pool to compare a run's rows with.
 
@@ -82,10 +89,8 @@ def open_reference(run: Run, location: str, name: str) -> Reference:
         UsageError: It lacks the field, has another width, or is the run's pool itself.
         PoolError: It cannot be trusted, or no row of it has a direction.
     """
-    given, scratch = run.store.options, str(run.cache.folder)
-    plain = Options(dtype=given.dtype, skip_bad=given.skip_bad)
-    tries = [replace(plain, **{role: getattr(given, role) for role in roles}) for roles in (_NAMES, _NAMES[:2], ())]
-    for options in dict.fromkeys(tries):
+    scratch, tries = str(run.cache.folder), ways_to_open(run.store.options)
+    for options in tries:
         try:
             store = open_store(location, options, scratch=scratch)
             break
@@ -108,7 +113,7 @@ def open_reference(run: Run, location: str, name: str) -> Reference:
         raise UsageError(f"reference: {location} is the pool itself: every row repeats one of it")
     start = Selection.everything(fingerprint, location, {}, store.total)
     own = replace(run, store=store, so_far=start).local(name)
-    if given.skip_bad:
+    if run.store.options.skip_bad:
         found = own.column("reference check", name, partial(_no_direction, name), {"bad": "uint8"})["bad"]
         if np.all(found):
             raise PoolError(f"{location}: no row of the reference has a {name} embedding with a direction")

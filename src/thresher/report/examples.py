@@ -11,13 +11,14 @@ import io
 import os
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from thresher.readers.layout import Options
 from thresher.readers.pieces import climbs
+from thresher.reference import ways_to_open
 from thresher.report.facts import Repeats, plain
 from thresher.selection import Step
 from thresher.store import EmbeddingStore, open_store
@@ -87,9 +88,7 @@ def look_up_repeated(step: Step, repeats: Repeats, options: Options) -> tuple[di
 
 def _again(step: Step, location: str, options: Options) -> EmbeddingStore | None:
     """Open a reference as it was opened for the step; None where it is gone, or another by now."""
-    given = replace(options, metadata=None)
-    vectors = replace(given, key=None, caption=None)
-    for tried in dict.fromkeys((given, vectors, replace(vectors, image=None, text=None))):
+    for tried in ways_to_open(options):
         try:
             store = open_store(location, tried)
             fingerprint = store.fingerprint()

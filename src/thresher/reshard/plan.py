@@ -133,25 +133,20 @@ class Plan:
 
     def part(self, lo: int, hi: int) -> Plan:
         """Return samples lo to hi."""
-        here = slice(lo, hi)
-        return replace(
-            self,
-            source_M=self.source_M[here],
-            start_M=self.start_M[here],
-            length_M=self.length_M[here],
-            copy_M=self.copy_M[here],
-        )
+        return self._taken(slice(lo, hi))
 
     def shuffled(self, seed: int) -> Plan:
         """Return the same samples in an order that the seed and their number say."""
         words = np.frombuffer(hashlib.sha256(json.dumps([seed, "reshard"]).encode()).digest()[:16], np.uint64)
-        order = np.random.Generator(np.random.Philox(key=words)).permutation(len(self))
+        return self._taken(np.random.Generator(np.random.Philox(key=words)).permutation(len(self)))
+
+    def _taken(self, which: slice | Ints) -> Plan:
         return replace(
             self,
-            source_M=self.source_M[order],
-            start_M=self.start_M[order],
-            length_M=self.length_M[order],
-            copy_M=self.copy_M[order],
+            source_M=self.source_M[which],
+            start_M=self.start_M[which],
+            length_M=self.length_M[which],
+            copy_M=self.copy_M[which],
         )
 
     def by_source(self) -> Iterator[tuple[int, Ints]]:
