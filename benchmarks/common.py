@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from thresher.kernels import prefer_avx512
+from thresher.runtime.kernels import prefer_avx512
 
 # A kernel pinned for reproducible bits would hide what the machine can do; faiss does not look at it.
 os.environ.pop("OPENBLAS_CORETYPE", None)

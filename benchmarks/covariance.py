@@ -23,8 +23,8 @@ from thresher import (
     open_store,
     run_steps,
 )
-from thresher.covariance import Deviation, covariance_errors
-from thresher.registry import methods, parameters_of
+from thresher.select.covariance import Deviation, covariance_errors
+from thresher.select.registry import methods, parameters_of
 
 PLAIN = {"weight_self": 0.0, "weight_label": 0.0, "weight_inter": 0.0}
 VARIANTS = {"clipcov, cross alone": PLAIN, "clipcov, refresh 200": {"refresh": 200}}

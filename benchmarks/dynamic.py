@@ -18,12 +18,12 @@ from common import table  # chooses the kernels before NumPy loads
 import numpy as np
 import torch
 
-from thresher.dynamic.d_pruning import DPruning
-from thresher.dynamic.dynamic_random import DynamicRandom
-from thresher.dynamic.infobatch import InfoBatch
+from thresher.dynamic.policies.d_pruning import DPruning
+from thresher.dynamic.policies.dynamic_random import DynamicRandom
+from thresher.dynamic.policies.infobatch import InfoBatch
+from thresher.dynamic.policies.scan import Scan
 from thresher.dynamic.policy import Policy
 from thresher.dynamic.sampler import PruningSampler
-from thresher.dynamic.scan import Scan
 from thresher.dynamic.stream import StreamPruner, prune_stream
 
 EPOCHS, BATCH, STEP = 8, 512, 51_200

@@ -27,7 +27,7 @@ from PIL import Image
 from thresher.data import DataOptions, open_data
 from thresher.embed.encoders import make_encoder
 from thresher.embed.pipeline import EmbedSettings, embed
-from thresher.engine import cores
+from thresher.runtime.engine import cores
 
 
 def write_tar(folder: Path, rows: int, side: int, number: int) -> None:

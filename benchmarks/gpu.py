@@ -35,21 +35,21 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
-from thresher.cache import writing
 from thresher.dynamic import loss as losses
-from thresher.dynamic.named import policy_named
+from thresher.dynamic.policies.registry import policy_named
+from thresher.dynamic.run_folder import CHECKPOINT, LEDGER, LOG
 from thresher.dynamic.sampler import PruningSampler
 from thresher.dynamic.stream import StreamPruner, prune_stream
 from thresher.evaluate.linear_probe import linear_probe
 from thresher.ops.torch_kmeans import SLACK, nearest_bfloat16
-from thresher.run import Silent
+from thresher.runtime.cache import writing
+from thresher.select.run import Silent
 from thresher.train.augment import crops
 from thresher.train.clip import ClipSettings, ClipTask, train_clip
 from thresher.train.data import open_pairs
 from thresher.train.loop import Schedule, stored_side
 from thresher.train.moco import MocoSettings, MocoTask, MocoV2, train_moco
 from thresher.train.models import backbone, clip_model
-from thresher.training import CHECKPOINT, LEDGER, LOG
 
 REPOSITORY = Path(__file__).parents[1]
 Figures = dict[str, Any]

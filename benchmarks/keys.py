@@ -15,7 +15,7 @@ from common import median, side_by_side, table  # chooses the kernels before Num
 # isort: split
 import numpy as np
 
-from thresher.keys import KeySet, read_keys
+from thresher.export.keys import KeySet, read_keys
 
 
 def number(i: int) -> str:

@@ -19,9 +19,9 @@ from common import (  # chooses the kernels before NumPy loads
 # isort: split
 import numpy as np
 
-from thresher.engine import Threads, cores
-from thresher.groups import _on_held
 from thresher.ops import kmeans
+from thresher.runtime.engine import Threads, cores
+from thresher.select.clusters import _on_held
 
 
 def ours(

@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from common import median, table
 
-from thresher.data.tars import Window, groups
+from thresher.data.layouts.webdataset import Window, groups
 from thresher.reshard import reshard
 from thresher.selection import Selection
 
@@ -216,7 +216,7 @@ def selected(place: Path, rows: int, chosen: np.ndarray) -> None:
     """Save a selection of the pool."""
     from dataclasses import replace
 
-    from thresher.store import open_store
+    from thresher.pool.store import open_store
 
     store = open_store(str(place / "pool"))
     start = Selection.everything(store.fingerprint(), str(place / "pool"), {}, rows)

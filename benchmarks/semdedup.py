@@ -30,8 +30,8 @@ import numpy as np
 import threadpoolctl
 
 from thresher import Cache, build, open_store, run_steps
-from thresher.engine import cores
 from thresher.ops.neighbors import nearest_earlier
+from thresher.runtime.engine import cores
 
 
 def dense(rows: np.ndarray) -> np.ndarray:

@@ -16,8 +16,8 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from thresher.dynamic.loss import moco_v2_losses  # new: lightly's NTXentLoss returns the mean alone
+from thresher.dynamic.policies.scan import Scan  # new
 from thresher.dynamic.sampler import PruningSampler  # new
-from thresher.dynamic.scan import Scan  # new
 from thresher.train.lightning import PruningCallback, PruningLoader  # new
 
 files = sorted((Path(__file__).parent / "twemoji").glob("*.parquet"))

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from thresher import open_store
 from thresher.dynamic.loss import clip_losses
+from thresher.dynamic.policies.scan import Scan  # new
 from thresher.dynamic.sampler import PruningSampler, with_rows  # new
-from thresher.dynamic.scan import Scan  # new
 
 files = sorted((Path(__file__).parent / "twemoji").glob("*.parquet"))
 images = parquet.read_table(files, columns=["image"])["image"].to_pylist()

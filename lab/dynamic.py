@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from thresher.terminal import progress_for
+from thresher.dynamic.run_folder import MARK, Training
+from thresher.runtime.terminal import progress_for
 from thresher.train.clip import ClipSettings, train_clip
 from thresher.train.loop import Schedule
-from thresher.training import MARK, Training
 
 PRUNE = 0.3
 ARMS: dict[str, dict[str, Any]] = {

@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
+from thresher.dynamic.run_folder import MARK
 from thresher.evaluate.sets import read_eval
-from thresher.terminal import progress_for
+from thresher.runtime.terminal import progress_for
 from thresher.train.data import open_pairs
 from thresher.train.loop import Schedule, device_named, stored_side
 from thresher.train.moco import MocoSettings, MocoTask, MocoV2, train_moco
 from thresher.train.models import backbone
-from thresher.training import MARK
 
 ARMS: dict[str, dict[str, Any]] = {
     "full": {"policy": "full"},

@@ -20,7 +20,7 @@ import atheris
 with atheris.instrument_imports(include=["thresher.data", "PIL"]):
     import PIL.Image  # noqa: F401
 
-    from thresher.data.pictures import open_rgb
+    from thresher.io.pictures import open_rgb
 
 from tests.data.common import arrow_of, outcome, parquet_of, picture, sample_tar, table
 from thresher.errors import PoolError

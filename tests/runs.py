@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from thresher import EmbeddingStore, __version__
-from thresher.dynamic.named import policy_named
+from thresher.dynamic.policies.registry import policy_named
+from thresher.dynamic.run_folder import Training
 from thresher.dynamic.sampler import PruningSampler
-from thresher.store import absolute
-from thresher.training import Training
+from thresher.pool.store import absolute
 
 
 def losses_of(rows: int, epochs: int, seed: int = 0) -> np.ndarray:

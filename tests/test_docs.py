@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from thresher.cli import main
-from thresher.registry import methods, parameters_of
+from thresher.cli.main import main
+from thresher.select.registry import methods, parameters_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

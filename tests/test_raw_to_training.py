@@ -15,7 +15,7 @@ import pytest
 
 from tests.embed.raw import write_tar
 from thresher import Selection, open_store
-from thresher.cli import main
+from thresher.cli.main import main
 from thresher.data import Sample, open_data
 
 EMOJI = Path(__file__).parents[1] / "examples" / "twemoji"

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from thresher.cache import Cache
-    from thresher.engine import Engine, Processes, Serial, Threads, make_engine
     from thresher.errors import (
         BadRowsError,
         BudgetError,
@@ -24,32 +22,34 @@ if TYPE_CHECKING:
         UnreachedError,
         UsageError,
     )
-    from thresher.groups import Clustered, Groups
-    from thresher.keys import select_indices
-    from thresher.readers.layout import Options
-    from thresher.recipe import Recipe, run_steps
-    from thresher.registry import build, method
-    from thresher.run import Run
-    from thresher.scores import Score, Scored
+    from thresher.export.keys import select_indices
+    from thresher.pool.layout import Options
+    from thresher.pool.store import EmbeddingStore, open_store
+    from thresher.runtime.cache import Cache
+    from thresher.runtime.engine import Engine, Processes, Serial, Threads, make_engine
+    from thresher.select.clusters import Clustered, Groups
+    from thresher.select.recipe import Recipe, run_steps
+    from thresher.select.registry import build, method
+    from thresher.select.run import Run
+    from thresher.select.scores import Score, Scored
     from thresher.selection import Keep, Selection, Step
-    from thresher.store import EmbeddingStore, open_store
 
 _HOMES = {
-    "cache": ("Cache",),
-    "engine": ("Engine", "Processes", "Serial", "Threads", "make_engine"),
+    "runtime.cache": ("Cache",),
+    "runtime.engine": ("Engine", "Processes", "Serial", "Threads", "make_engine"),
     "errors": (
         "BadRowsError", "BudgetError", "MissingExtraError", "OutputError", "PoolError", "ThresherError",
         "UnreachedError", "UsageError",
     ),
-    "groups": ("Clustered", "Groups"),
-    "keys": ("select_indices",),
-    "readers.layout": ("Options",),
-    "recipe": ("Recipe", "run_steps"),
-    "registry": ("build", "method"),
-    "run": ("Run",),
-    "scores": ("Score", "Scored"),
+    "select.clusters": ("Clustered", "Groups"),
+    "export.keys": ("select_indices",),
+    "pool.layout": ("Options",),
+    "select.recipe": ("Recipe", "run_steps"),
+    "select.registry": ("build", "method"),
+    "select.run": ("Run",),
+    "select.scores": ("Score", "Scored"),
     "selection": ("Keep", "Selection", "Step"),
-    "store": ("EmbeddingStore", "open_store"),
+    "pool.store": ("EmbeddingStore", "open_store"),
 }  # fmt: skip
 
 __all__ = sorted(name for names in _HOMES.values() for name in names)  # noqa: PLE0605

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from thresher.kernels import prefer_avx512
+from thresher.runtime.kernels import prefer_avx512
 
 
 def main() -> None:
     """Choose the machine's best matrix kernels, then hand over to the command line."""
     prefer_avx512()
-    from thresher.cli import main as command
+    from thresher.cli.main import main as command
 
     sys.exit(command())
 

@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher import __version__
-from thresher.cache import DAMAGED, only, writing_folder
 from thresher.errors import BudgetError, OutputError, PoolError, UsageError
+from thresher.runtime.cache import DAMAGED, only, writing_folder
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]

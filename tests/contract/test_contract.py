@@ -34,7 +34,7 @@ from thresher import (
     build,
     run_steps,
 )
-from thresher.registry import choices, methods, parameters_of, type_of
+from thresher.select.registry import choices, methods, parameters_of, type_of
 
 EXAMPLES: dict[str, Any] = {"keep": "30%", "eps": 0.2, "where": "width >= 300 AND words(text) > 1"}
 N = 17_000  # more than one block of rows
@@ -344,8 +344,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from thresher.registry import method
-from thresher.run import Run
+from thresher.select.registry import method
+from thresher.select.run import Run
 from thresher.selection import Selection
 
 

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from thresher.data import Data, DataOptions, open_data
-from thresher.data.pictures import open_rgb
 from thresher.errors import PoolError, ThresherError
+from thresher.io.pictures import open_rgb
 
 
 def picture(seed: int = 0, kind: str = "PNG", size: tuple[int, int] = (9, 7), **how: Any) -> bytes:

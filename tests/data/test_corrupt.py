@@ -25,9 +25,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.data.common import arrow_of, outcome, parquet_of, picture, sample_tar, table, tar_of
-from tests.data.test_tars import pax
-from thresher.cli import main
-from thresher.readers.pieces import climbs
+from tests.data.layouts.test_webdataset import pax
+from thresher.cli.main import main
+from thresher.io.pieces import climbs
 
 GOOD = {"a": "ok: caption a", "b": "ok: caption b"}
 TWO = sample_tar(["a", "b"])

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thresher.dynamic.d_pruning import DPruning
-from thresher.dynamic.infobatch import InfoBatch
 from thresher.dynamic.ledger import ILL_MATCHED, REDUNDANT, Ledger, coreset_ranks
+from thresher.dynamic.policies.d_pruning import DPruning
+from thresher.dynamic.policies.infobatch import InfoBatch
+from thresher.dynamic.policies.scan import Scan
 from thresher.dynamic.policy import Plan, Policy
-from thresher.dynamic.scan import Scan
 from thresher.errors import UsageError
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from thresher.dynamic.dynamic_random import DynamicRandom
-from thresher.dynamic.full import Full
-from thresher.dynamic.infobatch import InfoBatch
 from thresher.dynamic.ledger import Ledger
+from thresher.dynamic.policies.dynamic_random import DynamicRandom
+from thresher.dynamic.policies.full import Full
+from thresher.dynamic.policies.infobatch import InfoBatch
+from thresher.dynamic.policies.static import Static
 from thresher.dynamic.policy import Plan, Policy
-from thresher.dynamic.static import Static
 from thresher.errors import UsageError
 
 

@@ -16,14 +16,14 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
-from thresher.dynamic.d_pruning import DPruning
-from thresher.dynamic.dynamic_random import DynamicRandom
-from thresher.dynamic.full import Full
-from thresher.dynamic.infobatch import InfoBatch
+from thresher.dynamic.policies.d_pruning import DPruning
+from thresher.dynamic.policies.dynamic_random import DynamicRandom
+from thresher.dynamic.policies.full import Full
+from thresher.dynamic.policies.infobatch import InfoBatch
+from thresher.dynamic.policies.scan import Scan
+from thresher.dynamic.policies.static import Static
 from thresher.dynamic.policy import Policy
 from thresher.dynamic.sampler import CosineByProgress, PruningSampler, describe, with_rows
-from thresher.dynamic.scan import Scan
-from thresher.dynamic.static import Static
 from thresher.errors import UsageError
 
 N, B, EPOCHS = 210, 20, 8
@@ -393,7 +393,7 @@ SCRIPT = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 import torch
-from test_sampler import CUT, Pairs, make, table
+from tests.dynamic.test_sampler import CUT, Pairs, make, table
 from torch.utils.data import DataLoader
 from thresher.dynamic.sampler import with_rows
 torch.set_num_threads(1)
@@ -412,7 +412,7 @@ while True:
 
 @pytest.mark.skipif(os.name != "posix", reason="kill -9")
 def test_killed_in_mid_epoch_and_resumed_it_sees_the_same_batches(tmp_path: Path) -> None:
-    here, saved = str(Path(__file__).parent), tmp_path / "state.pt"
+    here, saved = str(Path(__file__).parents[2]), tmp_path / "state.pt"
     done = subprocess.run([sys.executable, "-c", SCRIPT, here, str(saved)], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     undisturbed = make("scan")

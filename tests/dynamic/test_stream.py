@@ -21,14 +21,14 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from thresher.dynamic import stream
-from thresher.dynamic.d_pruning import DPruning
-from thresher.dynamic.dynamic_random import DynamicRandom
-from thresher.dynamic.full import Full
-from thresher.dynamic.infobatch import InfoBatch
+from thresher.dynamic.policies.d_pruning import DPruning
+from thresher.dynamic.policies.dynamic_random import DynamicRandom
+from thresher.dynamic.policies.full import Full
+from thresher.dynamic.policies.infobatch import InfoBatch
+from thresher.dynamic.policies.scan import Scan
+from thresher.dynamic.policies.static import Static
 from thresher.dynamic.policy import Policy
 from thresher.dynamic.sampler import CosineByProgress
-from thresher.dynamic.scan import Scan
-from thresher.dynamic.static import Static
 from thresher.dynamic.stream import ID, StaticKeys, StreamPruner, id_of, ids_of, prune_stream
 from thresher.errors import UsageError
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from thresher.embed.classes import TEMPLATES, embed_classes, embed_classes_command, read_names, read_templates
 from thresher.errors import OutputError, PoolError, UsageError
-from thresher.groups import read_names as names_beside
+from thresher.select.clusters import read_names as names_beside
 
 
 class Hashed:

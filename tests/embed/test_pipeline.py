@@ -28,16 +28,16 @@ from PIL import Image
 from tests.embed.raw import caption, files, open_clip_csv, parquet, picture, table, tars, write_tar
 from tests.toy import Toy, preprocess, tokenize
 from thresher import open_store
-from thresher.cli import main
+from thresher.cli.main import main
 from thresher.data import DataOptions
-from thresher.data.pictures import open_rgb
 from thresher.data.samples import Place
 from thresher.embed import pipeline
 from thresher.embed.pipeline import Embedded, EmbedSettings, embed
 from thresher.embed.pool import PLAN, SET_ASIDE, writing_shard, written
 from thresher.errors import OutputError, PoolError, UnreachedError, UsageError
-from thresher.readers.pieces import trusting
-from thresher.run import Advance, Silent
+from thresher.io.pictures import open_rgb
+from thresher.io.pieces import trusting
+from thresher.select.run import Advance, Silent
 
 ROOT = Path(__file__).parents[2]
 TOY = EmbedSettings(encoder="tests.toy:Toy", workers=0, batch_size=16)

@@ -21,8 +21,8 @@ import numpy as np
 from tests.conftest import clustered, write_pool
 from tests.contract.test_contract import example
 from thresher import Cache, EmbeddingStore, Recipe, Selection, Serial, UsageError, build, run_steps
-from thresher.recipe import shipped_recipes
-from thresher.registry import methods, parameters_of
+from thresher.select.recipe import shipped_recipes
+from thresher.select.registry import methods, parameters_of
 
 FILE = Path(__file__).with_name("selections.json")
 COMMAND = "python -m tests.golden.update"

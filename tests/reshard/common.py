@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from thresher.pool.store import open_store
 from thresher.selection import Selection
-from thresher.store import open_store
 
 Samples = Sequence[tuple[str, Mapping[str, bytes]]]
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from thresher.cli import main
+from thresher.cli.main import main
 from thresher.data import open_data
 from thresher.reshard import reshard
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from thresher.cli import main
+from thresher.cli.main import main
 from thresher.errors import OutputError, PoolError, UsageError
 from thresher.reshard import reshard
 
@@ -24,7 +24,7 @@ from .common import hashes, keys_file, picture, plain, tar
 # Killed at a point of its own choice: when so many of the calls that change files were made.
 KILLED = """
 import os, signal, sys
-from thresher.cli import main
+from thresher.cli.main import main
 
 left, changes = int(sys.argv[1]), {"open", "os.rename", "os.remove", "os.truncate", "os.mkdir", "shutil.rmtree"}
 def hook(event, args):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thresher.errors import UsageError
-from thresher.keys import KeySet
+from thresher.export.keys import KeySet
 from thresher.reshard.plan import Matched, Plan, Scanned, Source, match, planned
 
 

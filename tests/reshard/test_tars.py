@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thresher.data.tars import TarPart, Window, groups
+from thresher.data.layouts.webdataset import TarPart, Window, groups
 from thresher.errors import OutputError, PoolError, UsageError
 from thresher.reshard import reshard
 from thresher.reshard.tars import scan
@@ -343,7 +343,7 @@ def test_nothing_usable_says_what_is_wrong(tmp_path: Path) -> None:
 
 
 def test_a_source_that_shrinks_is_noticed(tmp_path: Path) -> None:
-    from thresher.keys import KeySet
+    from thresher.export.keys import KeySet
     from thresher.reshard import tars
     from thresher.reshard.job import _source
     from thresher.reshard.plan import match, planned

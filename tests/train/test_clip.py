@@ -23,14 +23,14 @@ import torch
 
 from tests.train.conftest import ROWS, Data, emoji
 from thresher import build, open_store, run_steps
-from thresher.cli import main
+from thresher.cli.main import main
 from thresher.dynamic.loss import clip_losses
+from thresher.dynamic.run_folder import CHECKPOINT, LEDGER, LOG, MARK, Training
 from thresher.errors import OutputError, PoolError, UsageError
-from thresher.run import Silent
+from thresher.select.run import Silent
 from thresher.train.clip import ClipSettings, ClipTask, train_clip
 from thresher.train.loop import Schedule
 from thresher.train.models import clip_model
-from thresher.training import CHECKPOINT, LEDGER, LOG, MARK, Training
 
 B = 32
 

@@ -23,12 +23,12 @@ from lightly.models.utils import deactivate_requires_grad, update_momentum
 from torch import nn
 from torch.utils.data import DataLoader
 
-from thresher.dynamic.dynamic_random import DynamicRandom
-from thresher.dynamic.full import Full
 from thresher.dynamic.loss import moco_v2_losses, simclr_losses
+from thresher.dynamic.policies.dynamic_random import DynamicRandom
+from thresher.dynamic.policies.full import Full
+from thresher.dynamic.policies.scan import Scan
 from thresher.dynamic.policy import Policy
 from thresher.dynamic.sampler import CosineByProgress, PruningSampler, with_rows
-from thresher.dynamic.scan import Scan
 from thresher.errors import UsageError
 from thresher.train.lightning import PruningCallback, PruningLoader
 
@@ -447,7 +447,7 @@ def test_without_a_lightning_in_use_it_takes_an_installed_one() -> None:
     code = (
         "import sys; from thresher.train.lightning import PruningCallback\n"
         "print({'lightning', 'pytorch_lightning'} & set(sys.modules))\n"
-        "from thresher.dynamic.full import Full\n"
+        "from thresher.dynamic.policies.full import Full\n"
         "from thresher.dynamic.sampler import PruningSampler as S\n"
         "kind = type(PruningCallback(S(4, policy=Full(), batch_size=2, epochs=1)))\n"
         "print(*(base.__module__ for base in kind.__mro__), 'pytorch_lightning' in sys.modules)"

@@ -17,15 +17,15 @@ from torch import nn
 
 from tests.train.conftest import ROWS, Data
 from tests.train.test_clip import Cut, Cutting, outcome
-from thresher.cli import main
-from thresher.data.pictures import decode
+from thresher.cli.main import main
+from thresher.dynamic.run_folder import CHECKPOINT, Training
 from thresher.errors import UsageError
+from thresher.io.pictures import decode
 from thresher.train import moco
 from thresher.train.augment import Normalise, views
 from thresher.train.loop import Schedule
 from thresher.train.moco import MocoSettings, MocoV2, MocoV3, train_moco
 from thresher.train.models import ConvNet, backbone
-from thresher.training import CHECKPOINT, Training
 
 
 def settings(version: Any = 2, model: str = "tiny", **schedule: Any) -> MocoSettings:

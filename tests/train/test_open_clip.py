@@ -28,9 +28,9 @@ from PIL import Image
 
 from thresher import build, open_store, run_steps
 from thresher.dynamic.loss import clip_losses
+from thresher.dynamic.policies.scan import Scan
+from thresher.dynamic.policies.static import Static
 from thresher.dynamic.sampler import PruningSampler
-from thresher.dynamic.scan import Scan
-from thresher.dynamic.static import Static
 from thresher.errors import PoolError, UsageError
 from thresher.train import open_clip
 from thresher.train.open_clip import Options, insert_stage, main, parse, pruning, samples_of_tars

@@ -6,13 +6,13 @@ import glob
 import os
 from dataclasses import dataclass
 
-from thresher.data.csvs import open_csv
-from thresher.data.folders import open_folder
+from thresher.data.layouts.csvs import open_csv
+from thresher.data.layouts.folders import open_folder
+from thresher.data.layouts.tables import STATE, open_arrow, open_parquet
+from thresher.data.layouts.webdataset import TarPart, tars_at
 from thresher.data.samples import Data, Part, Place, Sample
-from thresher.data.tables import STATE, open_arrow, open_parquet
-from thresher.data.tars import TarPart, tars_at
 from thresher.errors import PoolError, UsageError
-from thresher.readers.layout import Files
+from thresher.pool.layout import Files
 
 __all__ = ["Data", "DataOptions", "Part", "Place", "Sample", "open_data"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any, Protocol
 
 from thresher.errors import PoolError
-from thresher.readers.pieces import climbs, open_file, trusting
+from thresher.io.pieces import climbs, open_file, trusting
 
 BYTES = 1 << 30  # of one picture: more is taken for something else
 _SHOWN = 400  # characters of a name in a message

@@ -34,9 +34,9 @@ import numpy.typing as npt
 
 from thresher.dynamic.ledger import Ints, Ledger, Losses
 from thresher.dynamic.pick import whole
+from thresher.dynamic.policies.static import Static
 from thresher.dynamic.policy import Plan, Policy
 from thresher.dynamic.sampler import as_array, describe, exchange, place, settle
-from thresher.dynamic.static import Static
 from thresher.errors import UsageError
 
 if TYPE_CHECKING:

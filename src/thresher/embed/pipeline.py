@@ -21,9 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thresher.cache import only, writing
 from thresher.data import Data, DataOptions, Part, Place, Sample, open_data
-from thresher.data.pictures import PIXELS
 from thresher.data.samples import shown, writable
 from thresher.embed.encoders import Encoder, make_encoder, shaped
 from thresher.embed.pool import (
@@ -43,10 +41,12 @@ from thresher.embed.pool import (
     written,
 )
 from thresher.embed.prepare import Pixels, Preparing, Ready, Slots, Task, Tokens, prepare
-from thresher.engine import Engine, Processes, Serial, cores
 from thresher.errors import OutputError, PoolError, ThresherError, UsageError
-from thresher.keys import hashes_of
-from thresher.run import Advance, Progress, Silent
+from thresher.export.keys import hashes_of
+from thresher.io.pictures import PIXELS
+from thresher.runtime.cache import only, writing
+from thresher.runtime.engine import Engine, Processes, Serial, cores
+from thresher.select.run import Advance, Progress, Silent
 
 try:
     import fcntl

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thresher.cache import writing
-from thresher.data.folders import FolderPart
+from thresher.data.layouts.folders import FolderPart
 from thresher.data.samples import Part, writable
 from thresher.errors import OutputError, PoolError, UsageError
-from thresher.readers.pieces import file_stamp
+from thresher.io.pieces import file_stamp
+from thresher.runtime.cache import writing
 
 PLAN = "pool.json"
 SET_ASIDE = "set_aside.txt"

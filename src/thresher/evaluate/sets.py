@@ -11,7 +11,7 @@ import numpy as np
 
 from thresher.errors import PoolError, UsageError, suggest
 from thresher.evaluate.accuracy import Ints
-from thresher.store import EmbeddingStore, open_store
+from thresher.pool.store import EmbeddingStore, open_store
 
 TEXTS = ("text", "texts", "caption", "captions")
 LABELS = ("label_name", "label")

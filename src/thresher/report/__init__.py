@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from thresher import __version__
-from thresher.audit import Audit
-from thresher.cache import writing
-from thresher.covariance import CovarianceError, Deviation
 from thresher.errors import UsageError
+from thresher.pool.store import EmbeddingStore, same_pool
 from thresher.report import figures
 from thresher.report.examples import Example, look_up, look_up_repeated
 from thresher.report.facts import (
@@ -44,8 +42,10 @@ from thresher.report.facts import (
     told_in_short,
 )
 from thresher.report.pages import rendered
+from thresher.runtime.cache import writing
+from thresher.select.audit import Audit
+from thresher.select.covariance import CovarianceError, Deviation
 from thresher.selection import Selection, Step
-from thresher.store import EmbeddingStore, same_pool
 
 _PURPOSES = {"coreset": "Keep the rows that a training run could least have done without."}  # of what is no method
 _EARLIER, _TO_REFERENCE = "cosine to the nearest earlier row", "cosine to the nearest row of the reference"
@@ -74,7 +74,7 @@ def write_report(
         title: Heading; the pool's name by default.
         examples: Rows shown side by side; 0 shows none.
         cells: Clusters listed at either end, the most and the least pruned.
-        covariance: What :func:`thresher.covariance.covariance_errors` found for the selection.
+        covariance: What :func:`thresher.select.covariance.covariance_errors` found for the selection.
 
     Raises:
         UsageError: The store is another pool than the selection's, or a negative number.
@@ -237,7 +237,7 @@ def _cells(found: Clusters | None, chosen: Sequence[int], inside: Mapping[int, t
 
 def _purpose(method: str) -> str:
     """Say in one line what a method does, from its own docstring."""
-    from thresher.registry import methods
+    from thresher.select.registry import methods
 
     cls: Any = Audit if method == Audit.name else methods().get(method)
     return str(cls.__doc__ or "").strip().split("\n")[0] if cls is not None else _PURPOSES.get(method, "")

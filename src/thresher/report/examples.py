@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from thresher.readers.layout import Options
-from thresher.readers.pieces import climbs
-from thresher.reference import ways_to_open
+from thresher.io.pieces import climbs
+from thresher.pool.layout import Options
+from thresher.pool.store import EmbeddingStore, open_store
 from thresher.report.facts import Repeats, plain
+from thresher.select.reference import ways_to_open
 from thresher.selection import Step
-from thresher.store import EmbeddingStore, open_store
 
 SIDE = 96  # pixels of a thumbnail's longer side, at most
 _PIXELS = 50_000_000

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thresher.audit import Audit
 from thresher.errors import PoolError
 from thresher.ops.cut import top
-from thresher.registry import methods
+from thresher.select.audit import Audit
+from thresher.select.registry import methods
 from thresher.selection import Figure, Selection, Step
 
 Array = npt.NDArray[Any]

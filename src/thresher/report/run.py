@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 
 from thresher import __version__
-from thresher.cache import writing
+from thresher.dynamic.run_folder import Training
 from thresher.errors import UsageError
+from thresher.pool.store import EmbeddingStore
 from thresher.report import curves
 from thresher.report.epochs import Epochs, Group, groups, settled
 from thresher.report.examples import Example, look_up
 from thresher.report.facts import number, percent, plain
 from thresher.report.pages import rendered
-from thresher.store import EmbeddingStore
-from thresher.training import Training
+from thresher.runtime.cache import writing
 
 _OPEN = 60  # epochs up to which their table is shown open
 _COLUMNS = {

@@ -10,8 +10,8 @@ from thresher.errors import UsageError
 
 if TYPE_CHECKING:
     from thresher.data import DataOptions
-    from thresher.keys import Chosen
-    from thresher.run import Progress
+    from thresher.export.keys import Chosen
+    from thresher.select.run import Progress
 
 __all__ = ["PER_SHARD", "Form", "Resharded", "reshard"]
 
@@ -69,10 +69,10 @@ def reshard(
     Args:
         data: Tars (a folder of them, or a path with ``{00000..00099}``, ``*`` or ``::``), parquet or Arrow files, a csv
             of open_clip, or a folder of pictures; anywhere fsspec reaches.
-        sel: A selection folder, or a file of keys, as :func:`thresher.keys.read_keys` takes it. Where it is of a pool
-            that knows the places of its rows in ``data`` (columns key, shard and offset), and they are still there,
-            samples are found by these; else by uid where the keys are uids of DataComp and the samples have some; else
-            by key.
+        sel: A selection folder, or a file of keys, as :func:`thresher.export.keys.read_keys` takes it. Where it is of
+            a pool that knows the places of its rows in ``data`` (columns key, shard and offset), and they are still
+            there, samples are found by these; else by uid where the keys are uids of DataComp and the samples have
+            some; else by key.
         out: Folder to write, on this machine.
         form: "webdataset", "parquet" or "csv"; by default that of ``data``, and webdataset for pictures in a folder.
         per_shard: Samples of a shard; the last has what is left. A csv is one file.

@@ -13,11 +13,11 @@ from urllib.parse import quote
 
 import numpy as np
 
-from thresher.data.csvs import CsvPart
-from thresher.data.folders import FolderPart
+from thresher.data.layouts.csvs import CsvPart
+from thresher.data.layouts.folders import FolderPart
+from thresher.data.layouts.tables import TablePart
+from thresher.data.layouts.webdataset import BLOCK
 from thresher.data.samples import Sample
-from thresher.data.tables import TablePart
-from thresher.data.tars import BLOCK
 from thresher.errors import PoolError
 from thresher.reshard.plan import Ints, Plan, Scanned, Source
 from thresher.reshard.tars import RECORD, header

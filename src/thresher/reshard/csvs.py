@@ -8,9 +8,9 @@ from typing import IO
 
 import numpy as np
 
-from thresher.data.csvs import CsvPart, rows
+from thresher.data.layouts.csvs import CsvPart, rows
 from thresher.errors import PoolError
-from thresher.readers.pieces import open_file, trusting
+from thresher.io.pieces import open_file, trusting
 from thresher.reshard.plan import Plan, Scanned, Source
 
 _CHUNK = 100_000  # lines at a time

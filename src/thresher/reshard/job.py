@@ -17,16 +17,14 @@ from typing import Any, TypeVar
 import numpy as np
 
 from thresher import __version__
-from thresher.cache import only, probe, writing
 from thresher.data import Data, DataOptions, open_data
-from thresher.data.csvs import CsvPart
-from thresher.data.tables import TablePart
-from thresher.data.tars import TarPart, tars_at
-from thresher.engine import Engine, make_engine
+from thresher.data.layouts.csvs import CsvPart
+from thresher.data.layouts.tables import TablePart
+from thresher.data.layouts.webdataset import TarPart, tars_at
 from thresher.errors import OutputError, PoolError, UsageError
-from thresher.export import reopen
-from thresher.keys import Chosen, KeySet, each_key, read_keys
-from thresher.readers.pieces import open_file, trusting
+from thresher.export.formats import reopen
+from thresher.export.keys import Chosen, KeySet, each_key, read_keys
+from thresher.io.pieces import open_file, trusting
 from thresher.reshard import PER_SHARD, Form, Resharded, convert, csvs, tables, tars
 from thresher.reshard.plan import (
     NOTHING,
@@ -41,7 +39,9 @@ from thresher.reshard.plan import (
     places_of,
     planned,
 )
-from thresher.run import Advance, Progress, Silent
+from thresher.runtime.cache import only, probe, writing
+from thresher.runtime.engine import Engine, make_engine
+from thresher.select.run import Advance, Progress, Silent
 from thresher.selection import Selection
 
 try:

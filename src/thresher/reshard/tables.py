@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from thresher.data.tables import TablePart, arrow_batches
+from thresher.data.layouts.tables import TablePart, arrow_batches
 from thresher.errors import PoolError
-from thresher.readers.pieces import open_file, trusting
+from thresher.io.pieces import open_file, trusting
 from thresher.reshard.plan import Ints, Plan, Scanned, Source
 
 _GROUP_ROWS = 1_000  # of a row group that is written

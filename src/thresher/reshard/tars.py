@@ -11,12 +11,12 @@ from typing import IO, Any
 
 import numpy as np
 
-from thresher.data.tars import BLOCK, NOTES, Group, Member, TarPart, Window, groups, json_in
+from thresher.data.layouts.webdataset import BLOCK, NOTES, Group, Member, TarPart, Window, groups, json_in
 from thresher.errors import PoolError
-from thresher.keys import hashes_of
-from thresher.readers.pieces import climbs, open_file, trusting
+from thresher.export.keys import hashes_of
+from thresher.io.pieces import climbs, open_file, trusting
+from thresher.io.tar_fast import Skim, Stretch, stretch
 from thresher.reshard.plan import Ints, Matched, PlaceError, Places, Plan, Scanned, Source
-from thresher.reshard.skim import Skim, Stretch, stretch
 
 RECORD = tarfile.RECORDSIZE
 _AHEAD = 8 << 20  # bytes that the disk is asked for before they are needed
@@ -63,7 +63,7 @@ class _Samples:
         """Add all, stretch by stretch where they are ordinary, else one by one.
 
         Raises:
-            PoolError: As :func:`thresher.data.tars.groups`; the samples before the damage are there.
+            PoolError: As :func:`thresher.data.layouts.webdataset.groups`; the samples before the damage are there.
         """
         at, most, more = 0, _FEW, True
         while more:

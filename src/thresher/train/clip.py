@@ -16,7 +16,7 @@ from thresher.errors import MissingExtraError, UsageError
 from thresher.evaluate.retrieval import retrieval
 from thresher.evaluate.sets import EvalSet
 from thresher.evaluate.zero_shot import class_embeddings, zero_shot
-from thresher.run import Progress, Silent
+from thresher.select.run import Progress, Silent
 from thresher.train.augment import Normalise, crops, to_device
 from thresher.train.loop import (
     Reduce,
@@ -79,7 +79,7 @@ def train_clip(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
-    """Train a CLIP model on pairs, and leave in ``folder`` what :mod:`thresher.training` reads; return the log.
+    """Train a CLIP model on pairs, leave in ``folder`` what :mod:`thresher.dynamic.run_folder` reads; return the log.
 
     Args:
         data: See :func:`thresher.train.data.open_pairs`.

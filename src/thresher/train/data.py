@@ -19,16 +19,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thresher.cache import writing
 from thresher.data import Data, DataOptions, Place, open_data
-from thresher.data.pictures import Pixels, Resize, decode
+from thresher.dynamic.run_folder import ROWS
 from thresher.errors import PoolError, UsageError
-from thresher.export import heavy
-from thresher.keys import read_keys
-from thresher.run import Progress
+from thresher.export.formats import heavy
+from thresher.export.keys import read_keys
+from thresher.io.pictures import Pixels, Resize, decode
+from thresher.pool.store import EmbeddingStore, absolute, open_store
+from thresher.runtime.cache import writing
+from thresher.select.run import Progress
 from thresher.selection import Selection
-from thresher.store import EmbeddingStore, absolute, open_store
-from thresher.training import ROWS
 
 Ints = npt.NDArray[np.int64]
 
@@ -102,7 +102,7 @@ def open_pairs(
     Args:
         data: Anything that :func:`thresher.data.open_data` opens: parquet, tars, Arrow, a csv, a folder of pictures.
         folder: Of the run; what has to be written goes there.
-        side: Pixels of a side, as :func:`thresher.data.pictures.decode` makes them.
+        side: Pixels of a side, as :func:`thresher.io.pictures.decode` makes them.
         resize: How they are made square.
         captions: Whether rows need one.
         progress: What to tell while it takes time.

@@ -17,17 +17,17 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher import __version__
-from thresher.cache import writing
-from thresher.data.pictures import Resize, decode
-from thresher.dynamic.named import epochs_for, policy_named
+from thresher.dynamic.policies.registry import epochs_for, policy_named
 from thresher.dynamic.policy import Policy
+from thresher.dynamic.run_folder import CHECKPOINT, MARK, ROWS, Training
 from thresher.dynamic.sampler import CosineByProgress, PruningSampler, describe
 from thresher.errors import MissingExtraError, OutputError, PoolError, ThresherError, UsageError
 from thresher.evaluate.sets import EvalSet, read_eval
-from thresher.run import Progress
-from thresher.store import absolute
+from thresher.io.pictures import Resize, decode
+from thresher.pool.store import absolute
+from thresher.runtime.cache import writing
+from thresher.select.run import Progress
 from thresher.train.data import PICTURES, SET_ASIDE, Pairs, open_pairs, times_of
-from thresher.training import CHECKPOINT, MARK, ROWS, Training
 
 try:
     import torch

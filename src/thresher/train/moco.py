@@ -23,7 +23,7 @@ from thresher.evaluate.knn import knn
 from thresher.evaluate.linear_probe import linear_probe
 from thresher.evaluate.sets import EvalSet
 from thresher.evaluate.split import split
-from thresher.run import Progress, Silent
+from thresher.select.run import Progress, Silent
 from thresher.train.augment import Normalise, views
 from thresher.train.data import Pairs
 from thresher.train.loop import (
@@ -104,7 +104,7 @@ def train_moco(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
-    """Train a picture encoder, and leave in ``folder`` what :mod:`thresher.training` reads; return the log.
+    """Train a picture encoder, and leave in ``folder`` what :mod:`thresher.dynamic.run_folder` reads; return the log.
 
     Neighbours and probes learn from up to 20,000 rows of the data that have the label, and are tested on all of an
     evaluation set. Not learnt from are rows that share a group with the set, where both have the column, and those

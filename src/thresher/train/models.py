@@ -13,8 +13,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from thresher.data.pictures import Resize
 from thresher.errors import MissingExtraError, UsageError, suggest
+from thresher.io.pictures import Resize
 
 try:
     import torch

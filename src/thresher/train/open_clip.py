@@ -35,21 +35,21 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from thresher.cache import writing
-from thresher.dynamic.d_pruning import DPruning
-from thresher.dynamic.dynamic_random import DynamicRandom
-from thresher.dynamic.full import Full
 from thresher.dynamic.ledger import Ints
-from thresher.dynamic.named import ON_COMMAND_LINES, POLICIES, check_options, policy_named, share_of
+from thresher.dynamic.policies.d_pruning import DPruning
+from thresher.dynamic.policies.dynamic_random import DynamicRandom
+from thresher.dynamic.policies.full import Full
+from thresher.dynamic.policies.registry import ON_COMMAND_LINES, POLICIES, check_options, policy_named, share_of
+from thresher.dynamic.policies.static import Static
 from thresher.dynamic.policy import Policy
 from thresher.dynamic.sampler import PruningSampler, as_array, describe, with_rows
-from thresher.dynamic.static import Static
 from thresher.dynamic.stream import ID, StaticKeys, StreamPruner, prune_stream
 from thresher.errors import MissingExtraError, ThresherError, UsageError, installed, suggest
-from thresher.export import reopen
-from thresher.keys import each_key, read_keys
+from thresher.export.formats import reopen
+from thresher.export.keys import each_key, read_keys
+from thresher.pool.store import EmbeddingStore
+from thresher.runtime.cache import writing
 from thresher.selection import Selection
-from thresher.store import EmbeddingStore
 
 SEAM = ("get_data", "create_loss", "cosine_lr", "const_lr", "const_lr_cooldown")
 KEYS = {"key": "__key__", "url+key": ("__url__", "__key__")}
@@ -529,7 +529,7 @@ class _Loss:
 
 
 def insert_stage(stages: list[Any], stage: Any, *, ids: bool = True) -> None:
-    """Put a :class:`prune_stream` or :class:`thresher.webdataset.keep` into open_clip's training pipeline, in place.
+    """Put a :class:`prune_stream` or a :class:`thresher.export.webdataset.keep` into open_clip's pipeline, in place.
 
     It comes after the stage that makes samples of tar files and before the shuffle buffer.
 

@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+from thresher.dynamic.run_folder import CHECKPOINT, MARK
 from thresher.embed.encoders.base import Towers, library, loading, state_of
 from thresher.embed.encoders.tokens import ClipTokens, FastTokens, Foreign, twin
 from thresher.embed.preprocess import of_open_clip
 from thresher.errors import UsageError, suggest
-from thresher.training import CHECKPOINT, MARK
 
 _CLEAN = {"_clean_lower": "lower", "_clean_whitespace": "whitespace", "_clean_canonicalize": "canonicalize"}
 

@@ -1,0 +1,1 @@
+"""Looks at a pool or at raw data before any work is done with them."""

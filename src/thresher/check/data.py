@@ -1,0 +1,662 @@
+"""What raw data are like before hours are spent on them: what is there, what looks wrong, what embedding will cost.
+
+Keys and captions are all read, where that takes reading a few gigabytes at most, else those of files that are spread
+over the data. Pictures are looked at in a random sample, the same for the same data, and decoded for real.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import posixpath
+import re
+import shlex
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from thresher.data import Data, DataOptions, Part, Sample, open_data
+from thresher.data.layouts.tables import TablePart, arrow_batches
+from thresher.data.layouts.webdataset import BLOCK, Window, groups, members
+from thresher.data.samples import caption_of, shown
+from thresher.errors import PoolError, UsageError
+from thresher.export.keys import hashes_of
+from thresher.io.pictures import FORMATS, NARROW, PIXELS, open_rgb
+from thresher.io.pieces import climbs, file_stamp, open_file, table_piece, trusting
+from thresher.runtime.engine import cores
+from thresher.select.run import Progress, Silent
+
+SAMPLE = 1_000
+_BYTES = 4 * 2**30  # of tars that are read; of more, as many as come to that, spread over all
+_ROWS = 5_000_000  # of tables, lines and pictures whose captions are read, at most
+_CHUNK = 1_024  # samples told together
+_AT_ONCE = 64  # pictures decoded together
+_RUNS = 50  # places of tables that a sample is read at
+_MEMBERS = 200  # samples of a tar whose endings are told
+_SECONDS = 5.0  # for which an encoder is tried
+_PIXELS = 64  # pictures that it is tried on, at most
+_DIM = 512  # of a pool, where no encoder says
+_TINY = 10  # pixels of the shorter side: what is smaller shows nothing
+_LOADERS = 4  # worker processes of open_clip, where nothing else is asked for
+_TEXTS = 512  # captions that are kept as they are
+_BATCH = 64  # pictures or captions that it encodes together on the CPU
+_MOST, _FEW = 100_000, 100  # samples of a tar that are too many and too few
+_ENCODER = "open_clip:ViT-B-32/laion2b_s34b_b79k"
+
+_ENORMOUS = re.compile(r"is a picture of [\d,]+ x |exceeds limit")
+_NAME = re.compile(
+    r"\S*\.(jpe?g|png|webp|gif|bmp|tiff?|heic)|(img|dscn?|dscf|image|photo|pict?|screenshot)[-_ ]?\d{2,}"
+    r"|(https?://|www\.)\S+",
+    re.IGNORECASE,
+)
+_NOTHING = re.compile(r"nan|none|null|n/?a|undefined|no (description|caption|title)|untitled|[\W_]+", re.IGNORECASE)
+
+T = TypeVar("T")
+P = TypeVar("P", bound=Part)
+
+
+def doctor(
+    location: str,
+    options: DataOptions | None = None,
+    *,
+    sample: int = SAMPLE,
+    encoder: str | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Look raw data over.
+
+    Args:
+        location: See :func:`thresher.data.open_data`.
+        options: How to read them.
+        sample: Pictures to decode.
+        encoder: What they are to be embedded with, as :func:`thresher.embed.encoders.make_encoder` takes it, to be
+            tried for a few seconds.
+        workers: Threads that decode (default: the cores).
+        progress: What to tell while it takes time.
+
+    Returns:
+        location, kind, samples (with "exact": whether they were counted), files, bytes, looked_at (samples whose key
+        and caption were read), columns, members (endings in tars, and the share of samples that have them), missing
+        (samples without a picture), keys, captions, pictures (of the sample), tars, damaged files, "warnings" in plain
+        words, "cost" (rates measured here and now, seconds and bytes of embedding), and "next", what to type.
+
+    Raises:
+        PoolError: Nothing is there that can be read.
+        UsageError: A column, or an encoder, that is not there; a sample of no pictures.
+        MissingExtraError: The encoder's library is not installed.
+    """
+    if sample < 1:
+        raise UsageError(f"--sample {sample}: at least 1")
+    progress, workers = progress or Silent(), workers or cores()
+    options, refused = options or DataOptions(), ""
+    try:
+        data = open_data(location, options)
+    except PoolError as error:  # perhaps of captions: that there are none is told, not refused
+        data, refused = open_data(location, replace(options, captions=False)), str(error)
+    model = None
+    if encoder:
+        from thresher.embed.encoders import make_encoder
+
+        model = make_encoder(encoder)
+    read = _Read(sample)
+    tables = data.kind in ("parquet", "arrow")
+    if tables:
+        _read_tables(data, read, progress)
+        samples = _of_tables(data, sample, read)
+    else:
+        _read_parts(data, read, progress)
+        samples = read.chosen()
+    if not read.samples:
+        raise PoolError(next(iter(read.why.values()), f"{location}: has no samples; is it finished?"))
+    seen = _decoded(samples, model, min(sample, read.samples), workers, progress)
+    total, exact = _counted(data, read)
+    found: dict[str, Any] = {
+        "location": location,
+        "kind": data.kind,
+        "samples": total,
+        "exact": exact,
+        "looked_at": read.samples,
+        "files": total if data.kind == "folder" else len({part.path for part in data.parts}),
+        "bytes": _stored(data, seen, total),
+        "columns": _columns(data),
+        "members": _members(data, read),
+        "missing": {
+            "count": read.missing,
+            "of": len(seen.pictures) + read.missing if tables else read.samples,
+            "first": read.first_missing,
+        },
+        "keys": read.keys(),
+        "captions": read.captions(),
+        "pictures": seen.told(),
+        "tars": _tars(data, read),
+        "damaged": [
+            {"path": path, "why": why, "samples": None if tables else read.counts.get(path)}
+            for path, why in read.why.items()
+        ],
+    }
+    found["warnings"] = [*([refused] if refused else []), *_warnings(found)]
+    found["cost"] = _cost(total, seen, model, read.texts, workers)
+    found["next"] = _next(location, options, encoder, found)
+    return found
+
+
+# --- keys and captions ----------------------------------------------------------------------------
+
+
+@dataclass
+class _Read:
+    """What has been read of samples: keys and captions as hashes, and a random ``wanted`` of the samples themselves."""
+
+    wanted: int
+    samples: int = 0
+    missing: int = 0
+    first_missing: str = ""
+    empty: int = 0
+    nothing: int = 0
+    names: int = 0
+    climbing: int = 0
+    uids: int = 0
+    texts: list[str] = field(default_factory=list)  # some of them, to be shown and tried
+    counts: dict[str, int] = field(default_factory=dict)  # samples by file
+    why: dict[str, str] = field(default_factory=dict)  # damage by file
+
+    def __post_init__(self) -> None:
+        self._rng = np.random.Generator(np.random.Philox(0))
+        self._kept: list[tuple[float, int, Sample]] = []
+        self._keys: list[npt.NDArray[np.uint64]] = []
+        self._captions: list[npt.NDArray[np.uint64]] = []
+        self._lengths: list[npt.NDArray[np.int32]] = []
+
+    def add(self, path: str, keys: Sequence[str], texts: Sequence[str], uids: int) -> None:
+        """Take note of captions, and of keys, () where rows go by their numbers."""
+        self.samples += len(texts)
+        self.counts[path] += len(texts)
+        self.uids += uids
+        self.climbing += sum(climbs(key.lstrip("/")) for key in keys)
+        there = [text for text in texts if text]
+        self.empty += len(texts) - len(there)
+        self.nothing += sum(_NOTHING.fullmatch(text) is not None for text in there)
+        self.names += sum(_NAME.fullmatch(text) is not None for text in there)
+        self.texts += there[: max(0, _TEXTS - len(self.texts))]
+        self._keys.append(hashes_of(keys))
+        self._captions.append(hashes_of(there))
+        self._lengths.append(np.fromiter(map(len, there), np.int32, len(there)))
+
+    def offer(self, samples: Sequence[Sample]) -> None:
+        """Keep the samples whose random numbers are the lowest, and take note of those without a picture."""
+        limit = self._kept[-1][0] if len(self._kept) == self.wanted else 1.0
+        for i, (number, sample) in enumerate(zip(self._rng.random(len(samples)).tolist(), samples, strict=True)):
+            if sample.picture is None:
+                self.first_missing = self.first_missing or f"{shown(sample.key)} {sample.why}"
+                self.missing += 1
+            elif number < limit:
+                self._kept.append((number, self.samples + i, sample))
+        self._kept.sort(key=lambda one: one[0])
+        del self._kept[self.wanted :]
+
+    def chosen(self) -> Iterator[Sample]:
+        """Yield the random sample, in the order of the data."""
+        return (sample for _, _, sample in sorted(self._kept, key=lambda one: one[1]))
+
+    def sound(self, path: str, what: Iterable[T]) -> Iterator[T]:
+        """Yield what a file holds until it is found to be damaged, and take note of that."""
+        self.counts.setdefault(path, 0)
+        try:
+            yield from what
+        except PoolError as error:
+            self.why.setdefault(path, str(error))
+
+    def keys(self) -> dict[str, int] | None:
+        """Return what is to be said of keys, None where there are none."""
+        hashes = np.sort(np.concatenate(self._keys))
+        if not len(hashes):
+            return None
+        repeated = int(np.count_nonzero(hashes[1:] == hashes[:-1]))
+        return {"repeated": repeated, "climbing": self.climbing, "uids": self.uids}
+
+    def captions(self) -> dict[str, Any]:
+        """Return what is to be said of captions."""
+        hashes, often = np.unique(np.concatenate(self._captions), return_counts=True)
+        most: dict[str, Any] = {"count": int(often.max(initial=0)), "text": ""}
+        if most["count"] > 1:
+            same = np.flatnonzero(hashes_of(self.texts) == hashes[often.argmax()])
+            most["text"] = self.texts[same[0]] if len(same) else ""
+        return {
+            "empty": self.empty,
+            "repeated": int(often.sum()) - len(hashes),
+            "most_repeated": most if most["count"] > 1 else None,
+            "say_nothing": self.nothing,
+            "file_names": self.names,
+            "characters": _spread(np.concatenate(self._lengths)),
+        }
+
+
+def _read_parts(data: Data, read: _Read, progress: Progress) -> None:
+    """Read the samples of tars, of a csv or of a folder, but for their pictures; of all tars the two ends."""
+    tars = data.kind == "webdataset"
+    budget = _BYTES if tars else _ROWS
+    chosen = _some([(part, _size(part) if tars else part.rows or 0) for part in data.parts], budget)
+    with progress.task("read tars" if tars else "read", sum(part.rows or 1 for part in chosen)) as advance:
+        for part in chosen:
+            them = read.sound(part.path, part.samples())
+            while batch := list(islice(them, _CHUNK)):
+                read.offer(batch)
+                uids = sum(bool(sample.uid) for sample in batch)
+                read.add(part.path, [sample.key for sample in batch], [sample.text for sample in batch], uids)
+            advance(part.rows or 1)
+    rest = [part for part in data.parts if part.path not in read.why] if tars else []
+    with ThreadPoolExecutor(8) as threads, progress.task("look at the ends of tars", len(rest)) as advance:
+        for part, why in zip(rest, threads.map(_cut_off, rest), strict=True):
+            if why:
+                read.why[part.path] = why
+            advance(1)
+
+
+def _cut_off(part: Part) -> str:
+    """Return what is wrong with a tar, "" for nothing, by its ends alone where these are as they should be."""
+    try:
+        with open_file(part.protocol, part.path) as file:
+            window = Window(file, part.path, 2 * BLOCK)
+            next(members(window, part.path), None)
+            if window.size % BLOCK or window.read(window.size - 2 * BLOCK, 2 * BLOCK).strip(b"\0"):
+                for _ in members(Window(file, part.path), part.path):
+                    pass
+                return f"{part.path}: does not end in empty blocks, as tars do; it may be cut off"
+    except PoolError as error:
+        return str(error)
+    return ""
+
+
+def _read_tables(data: Data, read: _Read, progress: Progress) -> None:
+    """Read keys and captions of parquet or Arrow files, and no other columns."""
+    files = {part.path: part for part in data.parts if isinstance(part, TablePart)}
+    rows = Counter[str]()
+    for part in data.parts:
+        rows[part.path] += part.rows or 0
+    chosen = _some([(part, rows[path]) for path, part in files.items()], _ROWS)
+    with progress.task("read", sum(rows[part.path] for part in chosen)) as advance:
+        for part in chosen:
+            key, caption, uid = (getattr(part.columns, name) for name in ("key", "caption", "uid"))
+            names = list(dict.fromkeys(name for name in (key, caption, uid) if name))
+            for batch in read.sound(part.path, _columns_of(part, names) if names else ()):
+                cells = {name: batch.column(name).to_pylist() for name in names}
+                keys = [str(cell) for cell in cells.get(key, ()) if cell not in (None, "")]  # the others are numbered
+                texts = [caption_of(cell) for cell in cells.get(caption, [None] * len(batch))]
+                read.add(part.path, keys, texts, sum(map(bool, cells.get(uid, ()))))
+            if not names:
+                for lo in range(0, rows[part.path], _CHUNK):
+                    read.add(part.path, [], [""] * min(_CHUNK, rows[part.path] - lo), 0)
+            advance(rows[part.path])
+
+
+def _columns_of(part: TablePart, names: list[str]) -> Iterator[Any]:
+    if not part.arrow:
+        yield from table_piece(part.protocol, part.path).stream(names, 8 * _CHUNK)
+        return
+    for batch in arrow_batches(part.protocol, part.path):
+        yield from (batch.select(names).slice(lo, 8 * _CHUNK) for lo in range(0, len(batch), 8 * _CHUNK))
+
+
+def _of_tables(data: Data, sample: int, read: _Read) -> Iterator[Sample]:
+    """Yield a random sample of tables: runs of rows, evenly spread, for rows come by row groups."""
+    parts = [part for part in data.parts if isinstance(part, TablePart)]
+    ends = np.cumsum([part.rows for part in parts])
+    total = int(ends[-1])
+    rng = np.random.Generator(np.random.Philox(0))
+    if sample < total:
+        whole, parts = parts, []
+        edges, counts = (np.linspace(0, n, min(_RUNS, sample) + 1).astype(np.int64) for n in (total, sample))
+        for lo, hi, count in zip(edges, edges[1:], np.diff(counts), strict=False):
+            first = int(rng.integers(lo, max(lo, hi - count) + 1))
+            stop = min(first + int(count), int(hi))
+            while first < stop:  # a run may begin in one part and end in another
+                i = int(np.searchsorted(ends, first, "right"))
+                rows = min(stop, int(ends[i])) - first
+                parts.append(replace(whole[i], first=whole[i].first + whole[i].rows - int(ends[i]) + first, rows=rows))
+                first += rows
+    for part in parts:
+        for one in read.sound(part.path, part.samples()):
+            if one.picture is None:
+                read.missing += 1
+                read.first_missing = read.first_missing or f"{shown(one.key)} {one.why}"
+            else:
+                yield one
+
+
+def _some(sized: Sequence[tuple[P, int]], budget: int) -> list[P]:
+    """Return all parts, or as many as their sizes allow, one at least, evenly spread from the first to the last."""
+    total = sum(size for _, size in sized)
+    count = len(sized) if total <= budget else max(1, min(len(sized), len(sized) * budget // total))
+    return [sized[i][0] for i in np.unique(np.linspace(0, len(sized) - 1, count).astype(int)).tolist()]
+
+
+def _size(part: Part) -> int:
+    """Return the bytes of a part's file, 0 where it is gone."""
+    try:
+        return int(file_stamp(part.protocol, part.path)[0] or 0)
+    except PoolError:
+        return 0
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Picture:
+    """What a picture of the sample is like; ``why`` it cannot be used, "" where it can."""
+
+    why: str = ""
+    size: int = 0
+    digest: bytes = b""
+    seconds: float = 0.0
+    kind: str = ""
+    mode: str = ""
+    sides: tuple[int, int] = (0, 0)
+    animated: bool = False
+    transparent: bool = False
+    deep: bool = False
+
+
+@dataclass
+class _Seen:
+    """The pictures of the sample, and some as an encoder takes them."""
+
+    pictures: list[_Picture] = field(default_factory=list)
+    pixels: list[Any] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+
+    @property
+    def good(self) -> list[_Picture]:
+        """Those that can be used."""
+        return [one for one in self.pictures if not one.why]
+
+    def told(self) -> dict[str, Any]:
+        """Return what is to be said of them."""
+        good = self.good
+        digests = {one.digest for one in good}
+        sides = np.array([one.sides for one in good], np.int64).reshape(-1, 2)
+        short, long = sides.min(axis=1, initial=2**31), sides.max(axis=1, initial=0)
+        enormous = sum(_ENORMOUS.search(one.why) is not None for one in self.pictures)
+        return {
+            "looked_at": len(self.pictures),
+            "broken": len(self.broken) - enormous,
+            "enormous": enormous,
+            "first_broken": self.broken[:5],
+            "formats": dict(Counter(one.kind for one in good).most_common()),
+            "modes": dict(Counter(one.mode for one in good).most_common()),
+            "short_side": _spread(short),
+            "long_side": _spread(long),
+            "aspect": [round(float(value), 2) for value in _spread(long / np.maximum(short, 1))],
+            "bytes": _spread(np.array([one.size for one in good])),
+            "animated": sum(one.animated for one in good),
+            "transparent": sum(one.transparent for one in good),
+            "cmyk": sum(one.mode == "CMYK" for one in good),
+            "sixteen_bit": sum(one.deep for one in good),
+            "tiny": int(np.count_nonzero(short < _TINY)),
+            "narrow": int(np.count_nonzero(long > NARROW * short)),
+            "identical": len(good) - len(digests),
+        }
+
+
+def _decoded(samples: Iterable[Sample], model: Any, count: int, workers: int, progress: Progress) -> _Seen:
+    """Decode the pictures of a sample, some at a time, and prepare them for an encoder where there is one."""
+    from PIL import Image
+
+    Image.preinit()  # which takes longer than decoding a few
+    seen, preprocess = _Seen(), getattr(model, "preprocess", None)
+    samples = iter(samples)
+    with ThreadPoolExecutor(workers) as threads, progress.task("decode", count) as advance:
+        while batch := list(islice(samples, _AT_ONCE)):
+            looks = threads.map(lambda sample: _look(sample, preprocess), batch)
+            for sample, (picture, pixels) in zip(batch, looks, strict=True):
+                seen.pictures.append(picture)
+                if picture.why:
+                    seen.broken.append(f"{shown(sample.key)} {picture.why}")
+                elif pixels is not None and len(seen.pixels) < _PIXELS:
+                    seen.pixels.append(pixels)
+            advance(len(batch))
+    return seen
+
+
+def _look(sample: Sample, preprocess: Any) -> tuple[_Picture, Any]:
+    """Return what a picture is like, and what an encoder's preparation makes of it."""
+    from PIL import Image
+
+    try:
+        data = sample.stored()
+        begin = time.thread_time()
+        picture = open_rgb(data)
+        narrow = max(picture.size) > NARROW * min(picture.size)
+        pixels = preprocess(picture) if preprocess and not narrow else None
+        seconds = time.thread_time() - begin
+    except PoolError as error:
+        return _Picture(why=str(error)), None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(data), formats=FORMATS) as stored:
+            return _Picture(
+                size=len(data),
+                digest=hashlib.blake2b(data, digest_size=16).digest(),
+                seconds=seconds,
+                kind=str(stored.format),
+                mode=stored.mode,
+                sides=picture.size,
+                animated=bool(getattr(stored, "is_animated", False)),
+                transparent=stored.has_transparency_data,
+                deep=stored.mode.startswith("I") or stored.format == "PNG" and data[24] == 16,
+            ), pixels
+
+
+def _spread(values: npt.NDArray[Any]) -> list[Any]:
+    """Return the least, the middle and the greatest, [] of nothing."""
+    return np.percentile(values, (0, 50, 100), method="nearest").tolist() if len(values) else []
+
+
+# --- the whole ------------------------------------------------------------------------------------
+
+
+def _counted(data: Data, read: _Read) -> tuple[int, bool]:
+    """Return the number of samples, and whether it was counted rather than worked out of the tars' sizes."""
+    if data.kind != "webdataset":
+        return sum(part.rows or 0 for part in data.parts), True
+    if len(read.counts) == len(data.parts):
+        return read.samples, True
+    sizes = {part.path: _size(part) for part in data.parts}
+    return round(read.samples * sum(sizes.values()) / max(1, sum(sizes[path] for path in read.counts))), False
+
+
+def _tars(data: Data, read: _Read) -> dict[str, Any] | None:
+    """Return what is to be said of tars and of the ``sizes.json`` beside them, None where there are none."""
+    if data.kind != "webdataset":
+        return None
+    counts = {posixpath.basename(path): count for path, count in read.counts.items() if path not in read.why}
+    listed = _listed(data.parts[0])
+    return {
+        "samples": _spread(np.array(list(counts.values()))),
+        "bytes": _spread(np.array([_size(part) for part in data.parts])),
+        "empty": [name for name, count in counts.items() if not count],
+        "sizes_json": None if listed is None else {
+            "lacks": [name for part in data.parts if (name := posixpath.basename(part.path)) not in listed],
+            "wrong": [f"{name} {listed[name]}, not {n:,}" for name, n in counts.items() if listed.get(name, n) != n],
+        },
+    }  # fmt: skip
+
+
+def _listed(part: Part) -> dict[str, Any] | None:
+    """Return what ``sizes.json`` beside a tar says, None where there is none that can be read."""
+    path = posixpath.join(posixpath.dirname(part.path), "sizes.json")
+    try:
+        with open_file(part.protocol, path) as file:
+            told = trusting(path, lambda: json.load(file))
+    except PoolError:
+        return None
+    return told if isinstance(told, dict) else None
+
+
+def _members(data: Data, read: _Read) -> dict[str, float]:
+    """Return which endings the members of tars have, and the share of samples that have one, by a few samples."""
+    counts, total = Counter[str](), 0
+    for part in [part for part in data.parts if part.path in read.counts][:3] if data.kind == "webdataset" else ():
+        with open_file(part.protocol, part.path) as file:
+            for group in read.sound(part.path, islice(groups(Window(file, part.path), part.path), _MEMBERS)):
+                counts.update(list(group.members))
+                total += 1
+    return {shown(name): round(count / total, 3) for name, count in counts.most_common(20)}
+
+
+def _stored(data: Data, seen: _Seen, total: int) -> int:
+    """Return the bytes of tars and tables; of pictures that are files by themselves, what the sample comes to."""
+    if data.kind in ("csv", "folder"):
+        return round(total * float(np.mean([one.size for one in seen.good] or [0])))
+    return sum(_size(part) for part in {part.path: part for part in data.parts}.values())
+
+
+def _columns(data: Data) -> dict[str, Any]:
+    """Return which columns of a table are what, {} where the data are none."""
+    part = data.parts[0]
+    if not isinstance(part, TablePart):
+        return {}
+    told = {name: getattr(part.columns, name) for name in ("picture", "caption", "key", "uid")}
+    return {**told, "others": list(data.columns)}
+
+
+def _warnings(found: dict[str, Any]) -> list[str]:
+    """Say what looks wrong, the worst first."""
+    told = []
+    for one in found["damaged"][:5]:
+        before = "" if one["samples"] is None else f" ({one['samples']:,} samples before that)"
+        told.append(f"{one['path']}: {one['why'].removeprefix(one['path'] + ': ')}{before}")
+    if len(found["damaged"]) > 5:
+        told.append(f"{len(found['damaged']):,} files are damaged in all")
+    pictures, captions, keys, tars = found["pictures"], found["captions"], found["keys"], found["tars"]
+    looked_at, seen = found["looked_at"], pictures["looked_at"]
+
+    def share(count: int, whole: int) -> str:
+        return f"{count:,} of {whole:,} ({count / whole:.1%})"
+
+    if count := found["missing"]["count"]:
+        of = found["missing"]["of"]
+        told.append(f"{share(count, of)} samples have no picture; the first: {found['missing']['first']}")
+    if count := pictures["broken"]:
+        told.append(f"{share(count, seen)} pictures cannot be decoded; the first: {pictures['first_broken'][0]}")
+    if count := pictures["enormous"]:
+        told.append(f"{share(count, seen)} pictures have more than {PIXELS:,} pixels, and are not decoded")
+    if count := pictures["tiny"]:
+        told.append(f"{share(count, seen)} pictures are less than {_TINY} pixels high or wide")
+    if count := pictures["narrow"]:
+        told.append(f"{share(count, seen)} pictures are over {NARROW} times as long as wide; embedding sets them aside")
+    if 20 * (count := pictures["identical"]) >= seen > 0:
+        told.append(f"{share(count, seen)} pictures are the same, byte for byte, as one before")
+    if captions["empty"] == looked_at:
+        told.append("there are no captions that are known; if there are some, name them with --caption or --captions")
+    elif count := captions["empty"]:
+        told.append(f"{share(count, looked_at)} samples have no caption")
+    kinds = {"say_nothing": "say nothing (nan, None, untitled)", "file_names": "are names of files or addresses"}
+    for name, what in kinds.items():
+        if 100 * (count := captions[name]) >= looked_at:
+            told.append(f"{share(count, looked_at)} captions {what}")
+    if 5 * (count := captions["repeated"]) >= looked_at:
+        most = captions["most_repeated"]
+        often = f"; {most['count']:,} are {most['text'][:60]!r}" if most["text"] else ""
+        told.append(f"{share(count, looked_at)} captions repeat an earlier one{often}")
+    if keys and (count := keys["repeated"]):
+        told.append(
+            f"{share(count, looked_at)} keys repeat an earlier one; select drops such rows with --skip-bad, and keeps "
+            "them with --key row"
+        )
+    if keys and (count := keys["climbing"]):
+        told.append(f"{share(count, looked_at)} keys climb out of the folder (..)")
+    if tars:
+        told += _warnings_of_tars(tars, found["files"])
+    return told
+
+
+def _warnings_of_tars(tars: dict[str, Any], count: int) -> list[str]:
+    told = []
+    if empty := tars["empty"]:
+        told.append(f"{_many(len(empty), 'tar')} without a sample; the first: {empty[0]}")
+    if count < _LOADERS:
+        told.append(
+            f"{_many(count, 'tar')} for {_LOADERS} loader processes, open_clip's --workers: it needs as many tars as "
+            "there are in all; thresher reshard makes more"
+        )
+    if not tars["samples"]:
+        return told
+    if tars["samples"][1] > _MOST:
+        told.append(f"tars of {tars['samples'][1]:,} samples are shuffled badly; 10,000 are usual")
+    if count > _LOADERS and tars["samples"][1] < _FEW:
+        told.append(f"tars of {tars['samples'][1]:,} samples are many small files, read slowly; 10,000 are usual")
+    if sizes := tars["sizes_json"]:
+        if sizes["wrong"]:
+            told.append(f"sizes.json is wrong on {_many(len(sizes['wrong']), 'tar')}; the first: {sizes['wrong'][0]}")
+        if sizes["lacks"]:
+            told.append(f"sizes.json leaves out {_many(len(sizes['lacks']), 'tar')}; the first: {sizes['lacks'][0]}")
+    return told
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
+def _cost(total: int, seen: _Seen, model: Any, texts: list[str], workers: int) -> dict[str, Any]:
+    """Work out what embedding takes: decoding, by the sample, and the encoder, where there is one, by trying it."""
+    seconds = [one.seconds for one in seen.good]
+    decoded = workers * len(seconds) / sum(seconds) if sum(seconds) else 0.0
+    found: dict[str, Any] = {"workers": workers, "decoded_per_second": decoded}
+    dims = 2 * _DIM if texts else _DIM
+    each = [decoded]
+    if model is not None:
+        rates = _tried(model, seen.pixels, texts)
+        found |= rates
+        dims = (model.image_dim if seen.good else 0) + (model.text_dim if texts else 0)
+        each += list(rates.values())
+    found |= {"dims": dims, "pool_bytes": 2 * total * dims, "decode_seconds": total / decoded if decoded else 0.0}
+    if model is not None:
+        needed = [total / rate for rate in each if rate]
+        # A model on the CPU takes its time from the same cores; on another device it and they work side by side.
+        alone = str(getattr(model, "device", "cpu")) == "cpu"
+        found["embed_seconds"] = sum(needed) if alone else max(needed[0], sum(needed[1:]))
+    return found
+
+
+def _tried(model: Any, pixels: list[Any], texts: list[str]) -> dict[str, float]:
+    """Return how many pictures and captions a second an encoder encodes."""
+    found = {}
+    size = _BATCH if str(getattr(model, "device", "cpu")) == "cpu" else 8 * _BATCH
+    if model.image_dim and pixels:
+        batch = np.stack([pixels[i % len(pixels)] for i in range(size)])
+        found["images_per_second"] = _rate(size, lambda: model.encode_images(batch))
+    if model.text_dim and texts:
+        some = [texts[i % len(texts)] for i in range(size)]
+        found["texts_per_second"] = _rate(size, lambda: model.encode_texts(model.tokenize(some)))
+    return found
+
+
+def _rate(count: int, what: Callable[[], Any]) -> float:
+    """Return how often a second ``what`` does ``count`` things; the first time, which is slower, does not count."""
+    what()
+    begin, times = time.perf_counter(), 0
+    while not times or time.perf_counter() - begin < _SECONDS / 2:
+        what()
+        times += 1
+    return times * count / (time.perf_counter() - begin)
+
+
+def _next(location: str, options: DataOptions, encoder: str | None, found: dict[str, Any]) -> str:
+    """Return what to type next."""
+    words = ["thresher", "embed", location, "-o", "POOL", "--encoder", encoder or _ENCODER]
+    for flag, value in (("image", options.image), ("caption", options.caption), ("key", options.key),
+                        ("root", options.root), ("captions", options.captions_file)):  # fmt: skip
+        words += [f"--{flag}", value] if value else []
+    words += ["--only", "image"] if found["captions"]["empty"] == found["looked_at"] else []
+    return shlex.join(words)

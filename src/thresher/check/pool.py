@@ -1,0 +1,178 @@
+"""What is in a pool, what looks wrong, and what a run on it will cost."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Any
+
+import numpy as np
+import threadpoolctl
+
+from thresher.ops.kmeans import nearest_centroid
+from thresher.ops.vectors import to_float32
+from thresher.pool.store import Block, EmbeddingStore
+from thresher.runtime.kernels import has_avx512
+from thresher.select.audit import CLIMBS, EMPTY, REPEATED, key_codes
+from thresher.select.clusters import automatic
+from thresher.select.run import Run
+
+_QUICK = 100_000
+
+
+def inspect(run: Run, *, quick: bool = False) -> dict[str, Any]:
+    """Look a pool over.
+
+    Args:
+        run: On the whole store.
+        quick: Look at evenly spaced blocks of about 100,000 vectors instead of all; keys are not compared.
+
+    Returns:
+        rows, layout, fields (dims, dtype, norms, counts of NaN, infinite and zero rows with the first
+        few ids), columns, keys (repeated, climbing), set-aside files, "warnings" in plain words, and
+        "cost" (seconds and bytes of typical runs, from a product timed here and now).
+    """
+    store = run.store
+    fields = {part: _field(run, part, quick) for part in store.layout.vectors}
+    found: dict[str, Any] = {
+        "location": store.layout.location,
+        "layout": store.layout.kind,
+        "rows": store.total,
+        "files": len(store.files()),
+        "fields": fields,
+        "columns": list(store.columns),
+        "key": store.layout.key,
+        "caption": store.layout.caption,
+        "scores": list(store.layout.scores),
+        "set_aside": [{"path": aside.path, "why": aside.why} for aside in store.layout.aside],
+        "keys": None,
+    }
+    if store.layout.key and not quick:
+        codes = key_codes(run)
+        found["keys"] = {
+            "repeated": int(np.count_nonzero(codes == REPEATED)),
+            "climbing": int(np.count_nonzero(codes == CLIMBS)),
+            "empty": int(np.count_nonzero(codes == EMPTY)),
+            "first": run.store.ids[np.flatnonzero(codes)[:5]].tolist(),
+        }
+    found["warnings"] = _warnings(found, store)
+    found["cost"] = _cost(store, run.engine.workers)
+    if slow := _slow_kernel():
+        found["warnings"].append(slow)
+    return found
+
+
+def _field(run: Run, part: str, quick: bool) -> dict[str, Any]:
+    store = run.store
+    pieces = store.layout.vectors[part]
+    if quick and store.seekable(part) and store.total > _QUICK:
+        starts = np.linspace(0, store.total - 4096, _QUICK // 4096).astype(int)
+        blocks = [Block(int(lo), int(lo) + 4096) for lo in starts]
+        seen = [norms(part, store, block)[0] for block in blocks]
+        ids = np.concatenate([np.arange(b.lo, b.hi) for b in blocks])
+        values = np.concatenate(seen)
+    else:
+        values = np.asarray(run.column(f"norms {part}", part, partial(norms, part), {"norm": "float32"})["norm"])
+        ids = store.ids
+    good = np.isfinite(values) & (values > 0)
+    spread = np.percentile(values[good], [0, 5, 50, 95, 100]).tolist() if good.any() else []
+    return {
+        "dim": pieces[0].dim,
+        "dtype": pieces[0].dtype,
+        "bytes": store.stored_bytes(part),
+        "looked_at": len(values),
+        "norms": dict(zip(("min", "p5", "median", "p95", "max"), spread, strict=False)),
+        "nan_rows": int(np.count_nonzero(np.isnan(values))),
+        "infinite_rows": int(np.count_nonzero(np.isinf(values))),
+        "zero_rows": int(np.count_nonzero(values == 0)),
+        "first_bad": ids[~good][:5].tolist(),
+    }
+
+
+def norms(part: str, store: EmbeddingStore, block: Block) -> tuple[Any]:
+    """Return the norms of a block's rows (B,) float32: 0 for zero rows, NaN or infinity where a value is."""
+    rows = to_float32(store.raw(part, block)).astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return (np.sqrt(np.einsum("ij,ij->i", rows, rows)).astype(np.float32),)
+
+
+def _warnings(found: dict[str, Any], store: EmbeddingStore) -> list[str]:
+    told = []
+    for name, field in found["fields"].items():
+        for kind in ("nan", "infinite", "zero"):
+            if count := field[f"{kind}_rows"]:
+                told.append(f"{count:,} {name} rows are {kind}; --skip-bad sets them aside")
+    if len({field["dim"] for field in found["fields"].values()}) > 1:
+        told.append("image and text embeddings differ in width: no clip score can be computed from them")
+    if not found["fields"]:
+        told.append("there are no embeddings here: only filter, random and stored scores will work")
+    if found["keys"]:
+        for kind, what in (
+            ("repeated", "stand earlier in the pool"),
+            ("climbing", "climb out of the folder (..)"),
+            ("empty", "are empty"),
+        ):
+            if count := found["keys"][kind]:
+                told.append(f"{count:,} keys {what}; --skip-bad sets those rows aside")
+    for name, field in found["fields"].items():
+        if field["first_bad"]:
+            told.append(f"the first bad {name} row is {store.whereabouts(name, field['first_bad'][0])}")
+    if found["set_aside"]:
+        told.append(f"{len(found['set_aside'])} files were set aside")
+    if not found["key"]:
+        told.append("there is no key column: rows go by their number; name one with --key")
+    return told
+
+
+def _slow_kernel() -> str:
+    """Say so when the matrix kernels in use are slower than the processor allows, else ''."""
+    if not has_avx512():
+        return ""
+    kernels = {info.get("architecture", "") for info in threadpoolctl.threadpool_info()}
+    slow = kernels & {"Haswell", "Zen", "Sandybridge", "Nehalem", "Prescott"}
+    if not slow:
+        return ""
+    return (
+        f"matrix products use the {slow.pop()} kernel though the processor has AVX-512, which is twice as fast; "
+        "OPENBLAS_CORETYPE chooses it, and results may differ in the last digit between kernels"
+    )
+
+
+def _cost(store: EmbeddingStore, workers: int) -> dict[str, Any]:
+    """Estimate runs from a product timed now: seconds for reading are not known before they are spent."""
+    name = next(iter(store.layout.vectors), None)
+    if name is None:
+        return {}
+    n, dim = store.total, store.dim(name)
+    k = automatic(n)[0]
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((2048, dim), dtype=np.float32)
+    centroids = rng.standard_normal((512, dim), dtype=np.float32)
+    nearest_centroid(rows, centroids)
+    begin = time.perf_counter()
+    repeats = 0
+    with threadpoolctl.threadpool_limits(1):
+        begin = time.perf_counter()
+        while time.perf_counter() - begin < 0.2:
+            nearest_centroid(rows, centroids)
+            repeats += 1
+    speed = repeats * rows.size * len(centroids) * workers / (time.perf_counter() - begin)
+    read = store.stored_bytes(name) / 1e9
+    sample = min(n, max(256 * k, 65_536))
+    scored = "joint" in store.fields and store.dim("image") == store.dim("text")
+    largest = min(max(4 * n // k, 16_384), 65_536, n)  # rows of a cluster held at a time, if it is four times the mean
+    train = 20 * sample * k * dim / speed
+    label = n * k * dim / speed + read
+    pairs = n * (n / k) / 2 * dim / speed
+    return {
+        "multiply_adds_per_second": speed,
+        "clusters": k,
+        "seconds": {
+            **({"clip-score": round(2 * read, 2)} if scored else {}),
+            "cluster": round(train + label, 2),
+            "density": round(train + label, 2),
+            "semdedup": round(train + label + pairs + read, 2),
+        },
+        "memory_bytes": int(48 * n + max(min(sample * dim * 4, 512 * 2**20), workers * 1.5 * largest * dim * 4)),
+        "cache_bytes": int(8 * n + (0 if store.mapped(name) else store.stored_bytes(name))),
+    }

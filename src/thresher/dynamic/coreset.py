@@ -1,0 +1,149 @@
+"""The coreset a training run leaves: the rows that training could least have done without, as a selection.
+
+While it trained, the policy marked rows as candidates for pruning, in every cycle anew. Rows are ranked by how often
+they were (fewest first), then by how long ago, then by their last loss: see
+:func:`thresher.dynamic.ledger.coreset_ranks`. SCAN (arXiv 2411.09126) calls this its by-product; how the candidates
+of several cycles are joined is not published, and this order is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thresher.dynamic.ledger import Bools, Ledger, coreset_ranks
+from thresher.dynamic.run_folder import Training
+from thresher.errors import UsageError
+from thresher.pool.layout import Options
+from thresher.pool.store import absolute
+from thresher.selection import Keep, Selection, Step
+
+NAME = "coreset"
+MARKING = ("scan", "d-pruning")  # policies that mark candidates
+SCORE = "epochs in which the row was a candidate"
+
+_WHEN = "a candidate {score:.0f}\u00d7, last in epoch {marked}; last loss {loss:.4f}, in epoch {seen}"
+# By the bits of the ledger's marks, 1 redundant, 2 ill-matched, 4 left out; then what was never a candidate.
+REASONS = (
+    "never a candidate: but its last loss is high ({loss:.4f}, in epoch {seen})",
+    f"redundant: {_WHEN}",
+    f"ill-matched: {_WHEN}",
+    f"redundant in one direction and ill-matched in the other: {_WHEN}",
+    f"left out: {_WHEN}",
+    "never trained on: nothing is known about it",
+)
+_LUCK = 0.1  # of the way from chance to the same candidates again: below it a ranking says little
+_UNSEEN = len(REASONS) - 1
+
+
+def coreset(training: Training, keep: str | int | float | Keep, *, pool: str | None = None) -> Selection:
+    """Keep the rows of a run's pool that were candidates for pruning least.
+
+    Budgets are exact, and nested: a smaller one keeps a part of what a larger one keeps. The evidence of every row,
+    kept or not, is its history: "score" (epochs in which it was a candidate), "marked" (the last of them, -1 for
+    none), "marks" (as what, bits: 1 redundant, 2 ill-matched, 4 left out), "loss" (the last, NaN before the row was
+    trained on), "seen" (its epoch, -1 for never), and "code" (its reason).
+
+    Args:
+        training: A run, finished or not: the ledger is that of its last finished epoch.
+        keep: How many rows.
+        pool: Where the pool is now, if it was moved; checked to be the same.
+
+    Returns:
+        A selection of the pool with the step "coreset".
+
+    Raises:
+        UsageError: The policy marks no candidates, or has not yet.
+        BudgetError: More rows than there are, or less than one.
+        PoolError: Another pool, or a damaged folder.
+    """
+    budget = Keep.parse(keep)
+    ledger, log = training.ledger(), training.log()
+    count = budget.of(len(ledger))
+    _refuse_without_candidates(training, ledger, len(log))
+    keep_N = coreset_ranks(ledger) < count
+    step = Step(
+        method=NAME,
+        parameters={
+            "keep": str(budget),
+            "run": absolute(str(training.folder)),
+            "policy": training.policy,
+            "epochs": len(log),
+        },
+        seed=training.seed,
+        rows_in=len(ledger),
+        rows_out=count,
+        reasons=REASONS,
+        score=SCORE,
+        notes=tuple(_notes(training, ledger, keep_N, log)),
+        rows={
+            "score": ledger.times_N.astype(np.float32),
+            "marked": ledger.marked_N,
+            "marks": ledger.marks_N,
+            "loss": np.asarray(ledger.loss_N, np.float32),
+            "seen": ledger.seen_N,
+            "code": _codes(ledger),
+        },
+    )
+    where, options = training.location, asdict(Options())
+    if pool is not None:
+        training.open_pool(pool)
+        where = absolute(pool)
+    return Selection.everything(training.store, where, options, len(ledger)).then(step, keep_N)
+
+
+def _refuse_without_candidates(training: Training, ledger: Ledger, epochs: int) -> None:
+    if ledger.times_N.any():
+        return
+    if training.policy in MARKING:
+        raise UsageError(
+            f"{training.folder}: in {epochs} epochs no row was a candidate for pruning yet, so there is nothing to "
+            "rank rows by; train on, past the warm-up and the first epoch that looks for candidates"
+        )
+    raise UsageError(
+        f"{training.folder}: the policy {training.policy} marks no candidates for pruning, so there is nothing to rank "
+        f"rows by; train with --policy {' or '.join(MARKING)}"
+    )
+
+
+def _codes(ledger: Ledger) -> npt.NDArray[np.uint8]:
+    """Return the number of each row's reason; of several marks the highest but for the first two together."""
+    codes_N = ledger.marks_N.copy()
+    codes_N[ledger.marks_N > 3] = 4
+    codes_N[ledger.times_N == 0] = 0
+    codes_N[ledger.seen_N < 0] = _UNSEEN
+    return codes_N
+
+
+def _notes(training: Training, ledger: Ledger, keep_N: Bools, log: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say where the cut lies, and what the ranking does not know."""
+    notes = []
+    searches = sum(1 for entry in log if entry.get("candidates"))
+    times_N = ledger.times_N
+    most = int(times_N[keep_N].max())
+    tied_N = times_N == most
+    tied, went = int(np.count_nonzero(tied_N)), int(np.count_nonzero(tied_N & ~keep_N))
+    unseen = int(np.count_nonzero(ledger.seen_N < 0))
+    more = int(np.count_nonzero(times_N > most))
+    notes.append(
+        f"candidates were found in {searches} of {len(log)} epochs; {went:,} of the {tied:,} rows that were a "
+        f"candidate {most} time{'s' * (most != 1)} went"
+        + (f", and the {more:,} that were one more often" if more else "")
+    )
+    last = next((entry for entry in reversed(log) if entry.get("overlap") is not None), None)
+    if last is not None:
+        found, chance = last["overlap"], last["candidates"] / last["total"]
+        if found - chance < _LUCK * (1 - chance):
+            notes.append(
+                f"of the candidates of epoch {last['epoch']}, {found:.1%} had been found before, where chance would "
+                f"find {chance:.1%}: this ranking is close to chance"
+            )
+    if unseen:
+        notes.append(f"{unseen:,} rows were never trained on; they rank last")
+    if far := training.unfinished(log):
+        notes.append(f"the run has finished {far}; the ranking may still change")
+    return notes

@@ -1,0 +1,1 @@
+"""One file per policy: what an epoch of training is on."""

@@ -1,0 +1,185 @@
+"""The folder a training run leaves: what it was, what happened in every epoch, what it learnt about every row.
+
+Nothing here needs torch: what comes after training (coreset, report, explain) reads the folder as it is.
+
+    training.json    what was trained on what, by which policy
+    log.jsonl        one object per finished epoch
+    ledger.npz       the arrays of the ledger, as of the end of the last finished epoch
+    rows.parquet     key, caption and place of every row, where the data are no pool of parquet themselves
+    checkpoint.pt    the run itself, for --resume; only the trainers read it
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from thresher.dynamic.ledger import Ledger
+from thresher.errors import PoolError, UsageError
+from thresher.pool.store import EmbeddingStore, absolute, open_store
+from thresher.runtime.cache import DAMAGED, writing
+
+MARK, LOG, LEDGER, ROWS, CHECKPOINT = "training.json", "log.jsonl", "ledger.npz", "rows.parquet", "checkpoint.pt"
+FILES = (MARK, LOG, LEDGER, ROWS, CHECKPOINT)
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A training run, as its folder tells.
+
+    Attributes:
+        folder: Where it lies.
+        task: "clip" or "moco".
+        data: What it was trained on, as it was given.
+        pool: The same as a pool of N rows: the data themselves, or the run's own ``rows.parquet``.
+        store: Fingerprint of the pool.
+        rows: N.
+        policy: Name of the policy, as on the command line.
+        settings: Everything that was asked for, by name.
+        version: Of thresher.
+    """
+
+    folder: Path
+    task: str
+    data: str
+    pool: str
+    store: str
+    rows: int
+    policy: str
+    settings: Mapping[str, Any]
+    version: str
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Training:
+        """Read the folder of a run.
+
+        Raises:
+            PoolError: Not such a folder, or a damaged one.
+        """
+        path = Path(folder)
+        try:
+            told = json.loads((path / MARK).read_text(encoding="utf-8"))
+            if told.pop("format") != FORMAT:
+                raise PoolError(f"{path}: written in another format than {FORMAT}, which this version reads")
+            found = cls(folder=path, **told)
+            texts = (found.task, found.data, found.pool, found.store, found.policy, found.version)
+            if _whole(found.rows) is None or found.rows < 1 or not isinstance(found.settings, dict):
+                raise ValueError("its numbers are none")
+            if not all(isinstance(text, str) for text in texts):
+                raise ValueError("its words are none")
+        except (FileNotFoundError, NotADirectoryError):
+            raise PoolError(f"{path}: not the folder of a training run ({MARK} is missing)") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise PoolError(f"{path / MARK}: cannot be read, it may be damaged ({error})") from None
+        return found
+
+    @property
+    def location(self) -> str:
+        """Where the pool is: a run's own ``rows.parquet`` goes with its folder when that is moved."""
+        own = self.folder / ROWS
+        return absolute(str(own)) if os.path.basename(self.pool) == ROWS and own.exists() else self.pool
+
+    @property
+    def seed(self) -> int:
+        """The seed of the run, 0 where none was told."""
+        return int(_whole(self.settings.get("seed")) or 0)
+
+    @property
+    def promised(self) -> float | None:
+        """The share of the run's samples that the policy was to leave out, where one was asked for."""
+        share = self.settings.get("prune")
+        return float(share) if isinstance(share, (int, float)) and not isinstance(share, bool) else None
+
+    def unfinished(self, log: Sequence[Mapping[str, Any]]) -> str:
+        """Say how far a run is that has not come to its end, "3 of 14 epochs"; "" where it has, or no end is told."""
+        epochs, samples = (_whole(self.settings.get(name)) for name in ("epochs", "samples"))
+        if epochs is not None:
+            return "" if len(log) >= epochs else f"{len(log):,} of {epochs:,} epochs"
+        if samples is None:
+            return ""
+        # The last samples may fill no batch.
+        seen, batch = sum(int(entry["samples"]) for entry in log), _whole(self.settings.get("batch_size")) or 1
+        return "" if seen > samples - batch else f"{seen:,} of {samples:,} samples"
+
+    def save(self) -> None:
+        """Write ``training.json``."""
+        told = {name: value for name, value in vars(self).items() if name != "folder"}
+        _write(self.folder / MARK, json.dumps({"format": FORMAT, **told}, indent=1) + "\n")
+
+    def log(self) -> list[dict[str, Any]]:
+        """Return the entries of the finished epochs, [] before the first is over.
+
+        Each has what :meth:`thresher.dynamic.sampler.PruningSampler.log` tells, ``seconds`` of training, and,
+        where the epoch was followed by an evaluation, ``eval``.
+        """
+        path = self.folder / LOG
+        try:
+            found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            for entry in found:
+                if not isinstance(entry, dict) or not {"epoch", "rows", "total"} <= set(entry):
+                    raise ValueError("an entry is none of an epoch")
+            return found
+        except FileNotFoundError:
+            return []
+        except ValueError as error:
+            raise PoolError(f"{path}: cannot be read, it may be damaged ({error})") from None
+
+    def ledger(self) -> Ledger:
+        """Return the ledger as of the end of the last finished epoch.
+
+        Raises:
+            PoolError: No epoch is finished, or the file is damaged.
+        """
+        path = self.folder / LEDGER
+        try:
+            # Opened here, as NumPy leaves a file open that is no archive.
+            with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+                ledger = Ledger.from_state({name: file[name] for name in file.files})
+        except FileNotFoundError:
+            raise PoolError(f"{path}: is not there; the run has not finished an epoch") from None
+        except (OSError, KeyError, UsageError, zipfile.BadZipFile, *DAMAGED) as error:
+            raise PoolError(f"{path}: cannot be read, it may be damaged ({error})") from None
+        if len(ledger) != self.rows:
+            raise PoolError(f"{path}: has {len(ledger):,} rows, but the run had {self.rows:,}")
+        return ledger
+
+    def record(self, log: Sequence[Mapping[str, Any]], ledger: Ledger) -> None:
+        """Write log and ledger at the end of an epoch, each whole or not at all."""
+        _write(self.folder / LOG, "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in log))
+        with writing(self.folder / LEDGER) as scratch, open(scratch, "wb") as file:
+            np.savez(file, **ledger.state())  # type: ignore[arg-type]
+
+    def open_pool(self, pool: str | None = None) -> EmbeddingStore:
+        """Open the pool it was trained on, wherever that is now.
+
+        Raises:
+            PoolError: It is not there, or another pool is.
+        """
+        where = pool or self.location
+        try:
+            store = open_store(where)
+        except PoolError as error:
+            raise type(error)(f"{error}; if the pool was moved, say where it is with --pool") from None
+        if (store.total, store.fingerprint()) != (self.rows, self.store):
+            raise PoolError(
+                f"{where}: is not the pool of {self.rows:,} rows that {self.folder} was trained on; "
+                "say where that is now with --pool"
+            )
+        return store
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _write(path: Path, text: str) -> None:
+    with writing(path) as scratch:
+        Path(scratch).write_text(text, encoding="utf-8")

@@ -1,0 +1,497 @@
+"""Which keys are kept and how often, small and quick enough to be asked for every sample of a stream.
+
+A :class:`KeySet` holds no text: a key is a 64-bit hash, the hashes lie sorted in one array, and a table of where the
+hashes begin that share their highest bits leads to the few among which a key has to be. That is 8.5 to 9 bytes a key,
+1 to 4 more where keys repeat, where a Python set of the same keys takes about a hundred.
+
+Shape letters: N different keys, M keys looked up.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from hashlib import blake2b
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thresher.errors import PoolError, UsageError
+from thresher.export.formats import reopen
+from thresher.io.pieces import TablePiece, table_piece
+from thresher.pool.layout import KEYS
+from thresher.runtime.cache import DAMAGED
+from thresher.selection import Selection
+
+Ints = npt.NDArray[np.int64]
+Hashes = npt.NDArray[np.uint64]
+Chosen = str | os.PathLike[str] | Selection
+
+_CHUNK = 65_536  # keys hashed at a time
+_BUCKET = 8  # hashes of a bucket, on average, at most: the table takes 4 bytes a bucket
+_MOST_TIMES = 2**31 - 1
+_MASK = 2**64 - 1
+_MIX = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # of SplitMix64
+
+
+class KeySet:
+    """A set of keys, each with the number of times it is to be used. Immutable; pickles as its arrays.
+
+    Two different keys with one hash cannot be told apart. Of N random hashes two are the same with a probability of
+    about N^2 / 2^65, one in 3,700 for 100 million keys; among M samples that are not kept, N * M / 2^64 are expected to
+    be taken for kept ones, which for 100 million keys and 10 billion samples is one in 18 times.
+
+    A key of 32 hexadecimal digits, such as a uid of DataComp, is the same key in upper and lower case.
+
+    Attributes:
+        uids: Whether some key is 32 hexadecimal digits: samples may have to be looked for by their uids.
+        total: How often all keys are to be used, together.
+    """
+
+    uids: bool
+    total: int
+
+    def __init__(self, hashes_N: Hashes, times_N: npt.NDArray[Any] | None = None, *, uids: bool = False) -> None:
+        """Make a set of its arrays; :meth:`from_keys`, :meth:`from_counts` and :func:`read_keys` make those.
+
+        Args:
+            hashes_N: (N,) uint64, what :func:`hashes_of` gives, ascending, each once.
+            times_N: (N,) whole numbers, 1 or more; None for once each.
+            uids: Whether some are hashes of 32 hexadecimal digits.
+        """
+        n = len(hashes_N)
+        bits = max(1, (max(n - 1, 0) // _BUCKET).bit_length())
+        starts = np.empty(2**bits + 1, np.uint32 if n < 2**32 else np.uint64)
+        for lo in range(0, 2**bits, _CHUNK):
+            edges = np.arange(lo, min(lo + _CHUNK, 2**bits), dtype=np.uint64) << np.uint64(64 - bits)
+            starts[lo : lo + len(edges)] = np.searchsorted(hashes_N, edges)
+        starts[-1] = n
+        total = n if times_N is None else int(times_N.sum(dtype=np.int64))
+        self.__setstate__((hashes_N, times_N, starts, uids and n > 0, total))
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        """Return what to pickle."""
+        return self._hashes_N, self._times_N, self._starts, self.uids, self.total
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        """Take what was pickled."""
+        self._hashes_N, self._times_N, self._starts, self.uids, self.total = state
+        for array in self._arrays():
+            array.flags.writeable = False
+        # Views give single numbers as Python's own, several times faster than arrays do.
+        self._hashes, self._begins = memoryview(self._hashes_N), memoryview(self._starts)
+        self._times = None if self._times_N is None else memoryview(self._times_N)
+        self._shift = 64 - (len(self._starts) - 1).bit_length() + 1
+
+    @classmethod
+    def from_keys(cls, keys: Iterable[str]) -> KeySet:
+        """Return the set of some keys; one given several times is used as often. Takes no more than a part at a time.
+
+        Raises:
+            UsageError: A key is given more than 2^31 - 1 times.
+        """
+        return cls._of((part, None) for part in _parts(keys))
+
+    @classmethod
+    def from_counts(cls, counts: Iterable[tuple[str, int]]) -> KeySet:
+        """Return the set of some keys with their times; of a key given several times they add up.
+
+        Args:
+            counts: Keys and times; those of 0 times are left out.
+
+        Raises:
+            UsageError: Times below 0, or above 2^31 - 1.
+        """
+        return cls._of(_counted(counts))
+
+    @classmethod
+    def _of(cls, parts: Iterable[tuple[Sequence[str], Ints | None]], rows_of: Chosen | None = None) -> KeySet:
+        """Make a set of keys and their times, None for 1 each; those of ``rows_of`` are one row each."""
+        uids = False
+
+        def hashed() -> Iterator[tuple[Hashes, Ints | None]]:
+            nonlocal uids
+            for keys, times in parts:
+                hashes, some_uids = _hashed(keys)
+                uids |= some_uids
+                yield hashes, times
+
+        hashes_N, times_N, repeated = _merged(hashed())
+        if rows_of is not None and len(repeated):
+            times_N = _told_apart(rows_of, hashes_N, times_N, repeated)
+        return cls(hashes_N, times_N, uids=uids)
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self._hashes_N)
+
+    def __contains__(self, key: object) -> bool:
+        """Whether a key is kept."""
+        return isinstance(key, str) and self.find(key) >= 0
+
+    def __repr__(self) -> str:
+        """Say how many there are."""
+        return f"<{len(self):,} keys, {self.total:,} uses>"
+
+    def find(self, key: str) -> int:
+        """Return the number of a key, 0 to N-1, which is its own as long as the set is; -1 where it is not kept."""
+        found = _hash(key)
+        bucket = found >> self._shift
+        end = self._begins[bucket + 1]
+        at = bisect_left(self._hashes, found, self._begins[bucket], end)
+        return at if at < end and self._hashes[at] == found else -1
+
+    def times(self, key: str) -> int:
+        """Return how often a key is to be used, 0 where it is not kept."""
+        at = self.find(key)
+        return 0 if at < 0 else 1 if self._times is None else self._times[at]
+
+    def times_at(self, number: int) -> int:
+        """Return how often the key with a number is to be used.
+
+        Raises:
+            IndexError: No key has it.
+        """
+        if not 0 <= number < len(self):
+            raise IndexError(f"no key number {number:,}; there are {len(self):,}")
+        return 1 if self._times is None else self._times[number]
+
+    def find_many(self, keys: Iterable[str]) -> Ints:
+        """Return the numbers of keys, (M,) int64 with -1 where one is not kept, as :meth:`find` does one by one."""
+        found = [self._look_up(_hashed(part)[0]) for part in _parts(keys)]
+        return np.concatenate(found) if found else np.empty(0, np.int64)
+
+    def times_many(self, keys: Iterable[str]) -> Ints:
+        """Return how often keys are to be used, (M,) int64 with 0 where one is not kept."""
+        at_M = self.find_many(keys)
+        times_M = (at_M >= 0).astype(np.int64)
+        if self._times_N is not None:
+            times_M[at_M >= 0] = self._times_N[at_M[at_M >= 0]]
+        return times_M
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the arrays take."""
+        return sum(array.nbytes for array in self._arrays())
+
+    def _arrays(self) -> list[npt.NDArray[Any]]:
+        return [array for array in (self._hashes_N, self._starts, self._times_N) if array is not None]
+
+    def _look_up(self, hashes_M: Hashes) -> Ints:
+        """Return the numbers of hashes: bisect the bucket of each, all at once."""
+        if not len(self):
+            return np.full(len(hashes_M), -1, np.int64)
+        bucket_M = (hashes_M >> np.uint64(self._shift)).astype(np.int64)
+        lo_M, hi_M = self._starts[bucket_M].astype(np.int64), self._starts[bucket_M + 1].astype(np.int64)
+        last = len(self) - 1
+        while (lo_M < hi_M).any():
+            mid_M = (lo_M + hi_M) >> 1
+            less_M = self._hashes_N[np.minimum(mid_M, last)] < hashes_M  # never where lo and hi met, but past the last
+            lo_M, hi_M = np.where(less_M, mid_M + 1, lo_M), np.where(less_M, hi_M, mid_M)
+        return np.where(self._hashes_N[np.minimum(lo_M, last)] == hashes_M, lo_M, -1)
+
+
+def hashes_of(keys: Sequence[str]) -> Hashes:
+    """Return the hashes that :class:`KeySet` knows keys by, (M,) uint64."""
+    return _hashed(keys)[0]
+
+
+def read_keys(sel: Chosen) -> KeySet:
+    """Return which keys a selection keeps, and how often.
+
+    Args:
+        sel: A selection folder, or the :class:`Selection` itself: its pool is opened again for the keys. Or a file:
+
+            - a text file, UTF-8, with a key a line: a key that stands twice counts twice, empty lines do not count;
+            - ``.npy``: a subset file of DataComp; its keys are the uids, 32 hexadecimal digits;
+            - ``.parquet``, ``.pq``: what ``export --as parquet`` writes, of which the rows that were kept count, with
+              their repeats; or a table with a column ``uid``, ``key``, ``id``, ``__key__`` or ``image_path``.
+
+    Raises:
+        PoolError: None of these, a damaged file, or the pool is gone.
+        UsageError: The pool has a key several times, so that keys do not say which rows were chosen.
+    """
+    if _kind(sel) == "npy":
+        hashes_N, times_N, _ = _merged((_of_halves(high, low), None) for high, low in _subset(_path(sel)))
+        return KeySet(hashes_N, times_N, uids=True)
+    return KeySet._of(_streamed(sel), rows_of=sel if _of_rows(sel) else None)
+
+
+def each_key(sel: Chosen) -> Iterator[tuple[str, int]]:
+    """Yield the keys that a selection keeps and how often, in its order, holding a part at a time.
+
+    Of a file that has a key several times it comes as often; times add up to those of :func:`read_keys`.
+
+    Args:
+        sel: As for :func:`read_keys`.
+
+    Raises:
+        PoolError: As :func:`read_keys` does.
+    """
+    for keys, times in _streamed(sel):
+        yield from zip(keys, [1] * len(keys) if times is None else times.tolist(), strict=True)
+
+
+def select_indices(sel: Chosen | KeySet, dataset: Any = None, *, keys: Iterable[Any] | None = None) -> Ints:
+    """Return which rows of a dataset a selection keeps: for ``Subset(dataset, ...)`` or ``dataset.select(...)``.
+
+    Args:
+        sel: A selection whose pool has the rows of the dataset, in the same order. With ``keys`` also anything else
+            that :func:`thresher.export.keys.read_keys` reads, or what it returned.
+        dataset: The dataset, to check that it has as many rows as the pool. Not looked into.
+        keys: The key of every row of the dataset, a sequence or column: rows are then chosen by key, and the pool may
+            have others, in another order. Keys that are no text are written as text. All rows with a key are chosen.
+
+    Returns:
+        (M,) int64, ascending, a row as often as the selection uses it.
+
+    Raises:
+        UsageError: A dataset of another length, a file of keys without ``keys``, or none of the keys is kept.
+        PoolError: The selection cannot be read.
+    """
+    if keys is not None:
+        chosen = sel if isinstance(sel, KeySet) else read_keys(sel)
+        times_N = chosen.times_many(_texts(keys))
+        what = f"{len(times_N):,} keys"
+        if not times_N.any():
+            raise UsageError(f"none of the {what} is among the {len(chosen):,} that are kept; is it other data?")
+    else:
+        if isinstance(sel, KeySet) or not (isinstance(sel, Selection) or os.path.isdir(sel)):
+            raise UsageError(f"{sel}: keys do not say which rows they are of; give the keys of the dataset with keys=")
+        selection = _selection(sel)
+        kept_N = selection.mask() if selection.repeats is None else selection.repeats
+        times_N, what = kept_N.astype(np.int64), f"a pool of {selection.total:,} rows ({selection.pool})"
+    if dataset is not None and len(dataset) != len(times_N):
+        hint = "" if keys is not None else "; choose by key with keys="
+        raise UsageError(f"a dataset of {len(dataset):,} rows for {what}{hint}")
+    return np.repeat(np.arange(len(times_N)), times_N)
+
+
+# --- hashes ---------------------------------------------------------------------------------------
+#
+# Uids are random bits already. Their two halves are only mixed, which NumPy does for many at once: 100 million of them
+# take seconds, where a hash of text takes a minute. All other keys go through blake2b.
+
+
+def _hash(key: str) -> int:
+    """Return the hash of a key."""
+    if len(key) == 32 and (uid := _uid(key)) is not None:
+        return _mixed(uid >> 64 ^ _mixed((uid & _MASK) ^ _MIX[0]))
+    return int.from_bytes(_digest(key), "little")
+
+
+def _hashed(keys: Sequence[str]) -> tuple[Hashes, bool]:
+    """Return the hashes of keys, and whether some are uids."""
+    if keys and all(len(key) == 32 for key in keys):
+        try:
+            raw = bytes.fromhex("".join(keys))
+        except ValueError:
+            raw = b""
+        if len(raw) == 16 * len(keys):  # fromhex passes over white space
+            halves = np.frombuffer(raw, ">u8").astype(np.uint64).reshape(-1, 2)
+            return _of_halves(halves[:, 0], halves[:, 1]), True
+    elif not any(len(key) == 32 for key in keys):
+        joined = b"".join([_digest(key) for key in keys])
+        return np.frombuffer(joined, "<u8").astype(np.uint64), False
+    some = any(len(key) == 32 and _uid(key) is not None for key in keys)
+    return np.fromiter(map(_hash, keys), np.uint64, len(keys)), some
+
+
+def _digest(key: str) -> bytes:
+    return blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
+
+def _uid(key: str) -> int | None:
+    """Return 32 hexadecimal digits as a number, None for other text."""
+    try:
+        raw = bytes.fromhex(key)
+    except ValueError:
+        return None
+    return int.from_bytes(raw, "big") if len(raw) == 16 else None
+
+
+def _mixed(bits: int) -> int:
+    """Return 64 bits of which each depends on all of those given; SplitMix64's."""
+    bits = (bits ^ bits >> 30) * _MIX[1] & _MASK
+    bits = (bits ^ bits >> 27) * _MIX[2] & _MASK
+    return bits ^ bits >> 31
+
+
+def _of_halves(high: Hashes, low: Hashes) -> Hashes:
+    """Return the hashes of uids by their halves, (M,) uint64 each."""
+
+    def mixed(bits: Hashes) -> Hashes:
+        bits = (bits ^ bits >> np.uint64(30)) * np.uint64(_MIX[1])
+        bits = (bits ^ bits >> np.uint64(27)) * np.uint64(_MIX[2])
+        return bits ^ bits >> np.uint64(31)
+
+    return mixed(high ^ mixed(low ^ np.uint64(_MIX[0])))
+
+
+def _merged(parts: Iterable[tuple[Hashes, Ints | None]]) -> tuple[Hashes, npt.NDArray[Any] | None, Hashes]:
+    """Return hashes ascending, each once, their times, None for 1 each, and which came several times."""
+    held, often = bytearray(), None  # they grow in place, without a second copy
+    for hashes, times in parts:
+        if often is None and times is not None and (times != 1).any():
+            often = bytearray(np.ones(len(held) // 8, np.int32).tobytes())
+        held += hashes.tobytes()
+        if often is not None:
+            often += (np.ones(len(hashes), np.int32) if times is None else times.astype(np.int32)).tobytes()
+    hashes_n = np.frombuffer(held, np.uint64)
+    times_n = None if often is None else np.frombuffer(often, np.int32)
+    if times_n is None:
+        hashes_n.sort()
+    else:
+        order = np.argsort(hashes_n)
+        hashes_n, times_n = hashes_n[order], times_n[order]
+    new_n = np.ones(len(hashes_n), np.bool_)
+    np.not_equal(hashes_n[1:], hashes_n[:-1], out=new_n[1:])
+    if new_n.all():
+        return hashes_n, None if times_n is None else _narrow(times_n), hashes_n[:0]
+    begins = np.flatnonzero(new_n)
+    repeated = np.unique(hashes_n[~new_n])
+    if times_n is None:
+        summed = np.diff(begins, append=len(hashes_n))
+    else:
+        summed = np.add.reduceat(times_n, begins, dtype=np.int64)
+    return hashes_n[begins], _narrow(summed), repeated
+
+
+def _narrow(times_N: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return times in the smallest type that holds them."""
+    if (most := int(times_N.max())) > _MOST_TIMES:
+        raise UsageError(f"a key is to be used {most:,} times; use it {_MOST_TIMES:,} times or fewer")
+    return times_N.astype(np.min_scalar_type(most))
+
+
+# --- sources --------------------------------------------------------------------------------------
+
+
+def _parts(keys: Iterable[str]) -> Iterator[list[str]]:
+    them = iter(keys)
+    while part := list(islice(them, _CHUNK)):
+        yield part
+
+
+def _counted(counts: Iterable[tuple[str, int]]) -> Iterator[tuple[list[str], Ints]]:
+    them = iter(counts)
+    while part := list(islice(them, _CHUNK)):
+        for key, times in part:
+            if not 0 <= times <= _MOST_TIMES:
+                raise UsageError(f"the key {key!r} {times:,} times; give 0 to {_MOST_TIMES:,}")
+        used = [(key, times) for key, times in part if times]
+        yield [key for key, _ in used], np.array([times for _, times in used], np.int64)
+
+
+def _texts(keys: Any) -> Iterator[str]:
+    """Yield the keys of a column as text, as a pool gives its own; a missing one is empty."""
+    if hasattr(keys, "to_pylist"):  # Arrow gives its own scalars otherwise
+        keys = keys.to_pylist()
+    return (key if isinstance(key, str) else "" if key is None else str(key) for key in keys)
+
+
+def _kind(sel: Chosen) -> str:
+    if isinstance(sel, Selection) or os.path.isdir(sel):
+        return "selection"
+    ending = os.path.splitext(sel)[1].lower()
+    return {".npy": "npy", ".parquet": "parquet", ".pq": "parquet"}.get(ending, "text")
+
+
+def _of_rows(sel: Chosen) -> bool:
+    """Whether every key is that of one row of a pool, and so has to be its own."""
+    kind = _kind(sel)
+    return kind == "selection" or (kind == "parquet" and _exported(table_piece("file", _path(sel))))
+
+
+def _streamed(sel: Chosen) -> Iterator[tuple[list[str], Ints | None]]:
+    """Yield keys, some at a time, and their times, None for 1 each."""
+    kind = _kind(sel)
+    if kind == "selection":
+        selection = _selection(sel)
+        for ids, keys in reopen(selection).where(selection.mask()).keys():
+            yield keys, None if selection.repeats is None else selection.repeats[ids].astype(np.int64)
+    elif kind == "npy":
+        for high, low in _subset(_path(sel)):
+            text = np.stack([high, low], axis=1).astype(">u8").tobytes().hex()
+            yield [text[at : at + 32] for at in range(0, len(text), 32)], None
+    elif kind == "parquet":
+        yield from _table(_path(sel))
+    else:
+        yield from ((part, None) for part in _parts(_lines(_path(sel))))
+
+
+def _selection(sel: Chosen) -> Selection:
+    return sel if isinstance(sel, Selection) else Selection.load(sel)
+
+
+def _path(sel: Chosen) -> str:
+    return sel.pool if isinstance(sel, Selection) else os.fspath(sel)
+
+
+def _lines(path: str) -> Iterator[str]:
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            for line in file:
+                if key := line.removesuffix("\n"):
+                    yield key
+    except (OSError, ValueError) as error:
+        raise PoolError(f"{path}: is neither a selection folder nor a file of keys ({error})") from None
+
+
+def _subset(path: str) -> Iterator[tuple[Hashes, Hashes]]:
+    """Yield the two halves of the uids of DataComp's subset file, some at a time."""
+    try:
+        found = np.lib.format.open_memmap(path, mode="r")  # of no other kind of file, and no objects
+    except (OSError, *DAMAGED) as error:
+        raise PoolError(f"{path}: cannot be read as a subset file of DataComp ({error})") from None
+    if found.ndim != 1 or found.dtype.newbyteorder("=") != np.dtype("u8,u8"):
+        raise PoolError(
+            f"{path}: is {found.dtype} of shape {found.shape}, where a subset file of DataComp is (rows,) of u8,u8; "
+            "give that, a selection folder or a file of keys"
+        )
+    for lo in range(0, len(found), _CHUNK):
+        part = found[lo : lo + _CHUNK]
+        yield part["f0"].astype(np.uint64), part["f1"].astype(np.uint64)
+
+
+def _exported(piece: TablePiece) -> bool:
+    """Whether a table is an export of ours: a row of it for every row of a pool."""
+    return {"row", "key", "kept"} <= set(piece.columns)
+
+
+def _table(path: str) -> Iterator[tuple[list[str], Ints | None]]:
+    """Yield the keys of a parquet file; those of the rows kept where it is an export of ours."""
+    piece = table_piece("file", path)
+    exported = _exported(piece)
+    key = "key" if exported else next((name for name in KEYS if name in piece.columns), None)
+    if key is None:
+        raise PoolError(f"{path}: has no column of keys ({', '.join(KEYS)}); it has {', '.join(piece.columns)}")
+    repeats = ["repeats"] if exported and "repeats" in piece.columns else []
+    for part in piece.stream([key, *(["kept"] if exported else []), *repeats]):
+        if exported:
+            part = part.filter(part.column("kept"))
+        if part.column(key).null_count:
+            raise PoolError(f"{path}: {part.column(key).null_count:,} rows have no {key}; give one in every row")
+        yield list(_texts(part.column(key))), np.asarray(part.column("repeats"), np.int64) if repeats else None
+
+
+def _told_apart(
+    sel: Chosen, hashes_N: Hashes, times_N: npt.NDArray[Any] | None, repeated: Hashes
+) -> npt.NDArray[Any] | None:
+    """Refuse keys that stand for several rows. Different ones with one hash are each used as often as the most used."""
+    seen: dict[int, dict[str, int]] = {int(hashed): {} for hashed in repeated}
+    for keys, times in _streamed(sel):
+        hashes = hashes_of(keys)
+        for i in np.flatnonzero(np.isin(hashes, repeated)):
+            those = seen[int(hashes[i])]
+            if keys[i] in those:
+                raise UsageError(
+                    f"{_path(sel)}: the key {keys[i]!r} stands for several rows; select from a pool of unique keys"
+                )
+            those[keys[i]] = 1 if times is None else int(times[i])
+    wide_N = np.ones(len(hashes_N), np.int64) if times_N is None else times_N.astype(np.int64)
+    wide_N[np.searchsorted(hashes_N, repeated)] = [max(seen[int(hashed)].values()) for hashed in repeated]
+    return _narrow(wide_N)

@@ -1,0 +1,1 @@
+"""Files: opening, names, formats. Headers first, damage named."""

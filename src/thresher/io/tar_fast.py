@@ -1,0 +1,211 @@
+"""Headers of local tars, many at a time, where they are what almost all are: of plain files with short names.
+
+What a tar means is said in :mod:`thresher.data.layouts.webdataset`; what is not quickly seen to be ordinary is left
+to it.
+
+Shape letters: H headers, M members, n samples.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+
+from thresher.data.layouts.webdataset import BLOCK, NOTES, Window
+from thresher.io.pieces import trusting
+from thresher.reshard.plan import Ints
+
+_PEEK = 4096  # bytes read at a place
+_STEP = 1 << 20  # and at most where reading goes on
+_WAITED = 100e-6  # seconds that a read takes only where the disk is waited for
+_NOTES = ord("x")
+_TIMES = re.compile(rb"([0-9]{1,3}) [acm]time=[0-9.]+\n")  # all that webdataset notes on a member
+_NAME = re.compile(r"\0((?:[^\0]*/)?[^\0./]+)\.([^\0/]*)(?=\0)")  # key and ending
+_OCTAL = 8 ** np.arange(10, -1, -1)
+
+Bytes = npt.NDArray[np.uint8]
+Flags = npt.NDArray[np.bool_]
+
+
+class Skim(Window):
+    """A local file of which little is read: headers, while the disk is asked for what comes, ahead of time."""
+
+    def __init__(self, file: IO[bytes], path: str, ahead: int = 0) -> None:
+        """Read ``file``; ask the disk for ``ahead`` bytes at a time, 0 where the places read are far apart."""
+        super().__init__(file, path, 0)
+        self._handle, self._ahead = file.fileno(), ahead if hasattr(os, "posix_fadvise") else 0
+        self._asked, self._end, self._step = 0, 0, _PEEK
+
+    def _fetch(self, offset: int, size: int) -> bytes:
+        # What was skipped will be again; what was read on will be, too.
+        gap = self._end - offset
+        self._step = min(2 * self._step, _STEP) if 0 <= gap < _PEEK else _PEEK
+        begin = perf_counter()
+        found = os.pread(self._handle, size if size > self._step else self._step, offset)
+        self._end = offset + len(found)
+        if self._asked - offset < self._ahead // 2 and (self._asked or perf_counter() - begin > _WAITED):
+            self._ask(offset)
+        return found
+
+    def _ask(self, offset: int) -> None:
+        """Ask the disk for what comes, once it had to be waited for: where all is in memory, asking takes time."""
+        self._asked = max(self._asked, offset)
+        while self._asked < min(self.size, offset + self._ahead):
+            os.posix_fadvise(self._handle, self._asked, self._ahead, os.POSIX_FADV_WILLNEED)
+            self._asked += self._ahead
+
+    def headers(self, at: int, most: int, ending: bytes = b"") -> tuple[list[int], list[bytes], dict[int, bytes]]:
+        """Go from header to header by the sizes they tell, whatever else they may be, from byte ``at`` on.
+
+        Args:
+            at: Where the first begins.
+            most: How many to return; fewer where the next tells no size, or the file ends.
+            ending: Of names (with the zero after them) whose contents are wanted.
+
+        Returns:
+            Where they begin, themselves, and by where they begin the contents of those wanted and of notes, as far
+            as they were read with the header.
+        """
+        return trusting(self._path, lambda: self._headers(at, most, ending))
+
+    def _headers(self, at: int, most: int, ending: bytes) -> tuple[list[int], list[bytes], dict[int, bytes]]:
+        starts: list[int] = []
+        found: list[bytes] = []
+        contents: dict[int, bytes] = {}
+        held, lo, last = b"", 0, -1  # what was read, where in it the next header is, where the last one may be
+        for _ in range(most):
+            if lo > last:
+                held, lo = self._fetch(at, BLOCK), 0
+                self._held, self._at, last = held, at, len(held) - BLOCK
+                if lo > last:
+                    break
+            header = held[lo : lo + BLOCK]
+            try:
+                size = int(header[124:135], 8)
+            except ValueError:
+                break
+            if size < 0:
+                break
+            starts.append(at)
+            found.append(header)
+            if header[156] == _NOTES or ending and ending in header[:101]:
+                if lo + BLOCK + size > len(held) and size < _PEEK:
+                    held, lo = self._fetch(at, BLOCK + size), 0
+                    self._held, self._at, last = held, at, len(held) - BLOCK
+                contents[at] = held[lo + BLOCK : lo + BLOCK + size]
+            step = BLOCK + (size + BLOCK - 1 & -BLOCK)
+            at += step
+            lo += step
+        return starts, found, contents
+
+
+@dataclass(frozen=True, eq=False)
+class Stretch:
+    """Samples that stand one after the other, n of them, with nothing between.
+
+    Attributes:
+        keys: Of each.
+        start_n: Where each begins.
+        end: Where the last ends.
+        jsons: The contents of their jsons, b"" where a sample has none or a very long one; empty where they were not
+            asked for.
+    """
+
+    keys: Sequence[str]
+    start_n: Ints
+    end: int
+    jsons: Sequence[bytes]
+
+
+def stretch(window: Skim, at: int, most: int, *, jsons: bool = False) -> Stretch | None:
+    """Return the whole samples among the next headers of a tar, up to the first that is not ordinary.
+
+    They are those that :func:`thresher.data.layouts.webdataset.groups` yields, and their names are safe.
+
+    Args:
+        window: The tar.
+        at: Where a sample begins.
+        most: Headers to look at.
+        jsons: Whether the samples' jsons are wanted.
+
+    Returns:
+        At least one sample; None where there may be one that is not ordinary, or that may not be whole.
+    """
+    starts, found, contents = window.headers(at, most, b".json\0" if jsons else b"")
+    head_H = np.frombuffer(b"".join(found), np.uint8).reshape(-1, BLOCK)
+    start_H, notes_H = np.array(starts, np.int64), head_H[:, 156] == _NOTES
+    size_H, good_H = _ordinary(head_H)
+    good_H &= start_H + BLOCK + size_H <= window.size
+    for i in np.flatnonzero(notes_H).tolist():
+        times = _TIMES.fullmatch(contents.pop(starts[i], b""))
+        good_H[i] &= times is not None and int(times[1]) == size_H[i]
+    good_H[1:] &= ~(notes_H[:-1] & notes_H[1:])
+    own_M = np.flatnonzero(~notes_H[: len(good_H) if good_H.all() else int(good_H.argmin())])
+    keys, firsts, which = _grouped(head_H[own_M, :100])
+    if len(keys) < 2:
+        return None
+    noted_M = (own_M > 0) & notes_H[own_M - 1]
+    start_n = start_H[(own_M - noted_M)[firsts]]
+    told: list[bytes] = []
+    if jsons:
+        own, size = own_M.tolist(), size_H.tolist()
+        for i in which[:-1]:
+            at, much = (starts[own[i]], size[own[i]]) if i >= 0 else (0, 0)
+            content = contents.get(at, b"") if much else b""
+            told.append(content if len(content) == much else window.read(at + BLOCK, much) if much <= NOTES else b"")
+    return Stretch(keys[:-1], start_n[:-1], int(start_n[-1]), told)  # the last sample may go on
+
+
+def _ordinary(head_H: Bytes) -> tuple[Ints, Flags]:
+    """Return the sizes that headers tell, and which are whole, as all write them, of a plain file or of notes."""
+    size = head_H[:, 124:135].astype(np.int64) - ord("0")
+    told = head_H[:, 148:154].astype(np.int64) - ord("0")
+    total_H = head_H.sum(1, dtype=np.uint32) - head_H[:, 148:156].sum(1, dtype=np.uint32) + 8 * ord(" ")
+    kind_H = head_H[:, 156]
+    good_H = (size >= 0).all(1) & (size < 8).all(1) & np.isin(head_H[:, 135], (0, ord(" ")))
+    good_H &= (told >= 0).all(1) & (told < 8).all(1) & (head_H[:, 154] == 0) & (told @ _OCTAL[5:] == total_H)
+    good_H &= (kind_H == ord("0")) | (kind_H == 0) | (kind_H == _NOTES)
+    good_H &= head_H[:, 345] == 0  # no first half of a long name
+    return size @ _OCTAL, good_H
+
+
+def _grouped(name_M: Bytes) -> tuple[list[str], list[int], list[int]]:
+    """Put neighbours of one key together.
+
+    Returns:
+        The keys, which name is the first of each, and which is its json, -1 where it has none; nothing where a name
+        is no text, not safe, or not a key with an ending.
+    """
+    joined = b"\0".join(np.ascontiguousarray(name_M).view("S100").ravel().tolist())
+    try:
+        text = f"\0{joined.decode()}\0"
+    except UnicodeDecodeError:
+        return [], [], []
+    if ".." in text or "\\" in text or ":" in text or "\0/" in text or "\0__" in text:
+        return [], [], []
+    found = _NAME.findall(text)
+    if not len(found) == len(name_M) == text.count("\0") - 1:
+        return [], [], []
+    keys: list[str] = []
+    firsts: list[int] = []
+    jsons: list[int] = []
+    last, endings = "", set[str]()
+    for i, (key, ending) in enumerate(found):
+        ending = ending.lower()  # noqa: PLW2901
+        if key == last and ending not in endings:
+            endings.add(ending)
+        else:
+            last, endings = key, {ending}
+            keys.append(key)
+            firsts.append(i)
+            jsons.append(-1)
+        if ending == "json":
+            jsons[-1] = i
+    return keys, firsts, jsons

@@ -1,0 +1,1 @@
+"""A pool of embeddings, opened as a store."""

@@ -1,0 +1,57 @@
+"""DataComp pools: ``metadata/*.parquet`` beside ``*.npz`` of the same stem."""
+
+from __future__ import annotations
+
+from thresher.errors import PoolError, UsageError, suggest
+from thresher.io.pieces import Piece, TablePiece, npz_pieces, table_piece
+from thresher.pool.layout import Files, Layout, Options, aside_of, from_shards
+
+NAME = "datacomp"
+LOOKS_LIKE = "metadata/*.parquet + metadata/*.npz of the same stem"
+RANK = 10
+
+_PAIRS = (("l14_img", "l14_txt"), ("b32_img", "b32_txt"), ("img", "txt"), ("image", "text"))
+
+
+def recognise(files: Files) -> bool:
+    """At least one .npz has a .parquet of the same stem."""
+    tables = {name[:-8] for name in files.matching(r"(metadata/)?[^/]+\.parquet")}
+    return any(name[:-4] in tables for name in files.matching(r"(metadata/)?[^/]+\.npz"))
+
+
+def read(files: Files, options: Options) -> Layout:
+    """Pair every parquet with its npz; L/14 arrays are preferred to B/32."""
+    stems = [name[:-8] for name in files.matching(r"(metadata/)?[^/]+\.parquet")]
+    arrays = set(files.matching(r"(metadata/)?[^/]+\.npz"))
+    orphans = [
+        PoolError(f"{files.path(name)}: has no parquet of the same stem beside it; remove it or fetch the other")
+        for name in sorted(arrays - {f"{stem}.npz" for stem in stems})
+    ]
+    if orphans and not options.skip_bad:
+        raise orphans[0]
+
+    def shard(stem: str) -> tuple[dict[str, Piece], TablePiece]:
+        path = files.path(f"{stem}.npz")
+        if f"{stem}.npz" not in arrays:
+            raise PoolError(f"{path}: is missing, but its parquet is there; fetch it or remove the other")
+        found = npz_pieces(files.protocol, path, options.dtype)
+        return _choose(found, path, options), table_piece(files.protocol, files.path(f"{stem}.parquet"))
+
+    return from_shards(NAME, files, stems, shard, options, [aside_of(error) for error in orphans])
+
+
+def _choose(found: dict[str, Piece], path: str, options: Options) -> dict[str, Piece]:
+    """Pick image and text arrays of one model."""
+    for wanted in (options.image, options.text):
+        if wanted and wanted not in found:
+            raise UsageError(f"{path}: no array {wanted!r}; it has {', '.join(found)}.{suggest(wanted, found)}")
+    fitting = [
+        pair
+        for pair in _PAIRS
+        if options.image in (None, pair[0]) and options.text in (None, pair[1]) and not found.keys().isdisjoint(pair)
+    ]
+    names = zip(("image", "text"), fitting[0] if fitting else (options.image, options.text), strict=True)
+    chosen = {role: found[name] for role, name in names if name in found}
+    if not chosen:
+        raise PoolError(f"{path}: none of its arrays ({', '.join(found)}) is known; name one with --image")
+    return chosen

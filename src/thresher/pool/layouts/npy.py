@@ -1,0 +1,123 @@
+"""A plain folder of .npy files (and parquet metadata), or one .npy file.
+
+Names or folders with a word like image, img or visual hold the image embeddings, with text, txt or
+caption those of the captions; where no name says image, the others do. Parquet files, in natural
+order, hold the metadata. Files need not be cut alike; their totals must agree.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Sequence
+from typing import cast
+
+from thresher.errors import PoolError, UsageError, suggest
+from thresher.io.pieces import Piece, TablePiece, npy_piece, npz_pieces, table_piece
+from thresher.pool.layout import Files, Layout, Options, from_shards, with_roles
+
+NAME = "npy"
+LOOKS_LIKE = "image*.npy, text*.npy and *.parquet, or one .npy file"
+RANK = 60
+
+_ROLES = {"image": ("image", "img", "vision", "visual"), "text": ("text", "txt", "caption")}
+
+
+def recognise(files: Files) -> bool:
+    """Any .npy or .npz file."""
+    return bool(_arrays(files))
+
+
+def read(files: Files, options: Options) -> Layout:
+    """Sort the arrays into image and text by name."""
+    lists = _by_role(files, options)
+    lists |= {"metadata": tables} if (tables := files.matching(r"([^/]+/)?[^/]+\.(parquet|pq)")) else {}
+    # Files that correspond one to one, unless cut differently, can be set aside together.
+    aligned = len({len(names) for names in lists.values()}) == 1
+    if aligned:
+        _same_numbers(files, lists)
+
+    def piece(role: str, name: str) -> Piece | TablePiece:
+        path = files.path(name)
+        if role == "metadata":
+            return table_piece(files.protocol, path)
+        if name.endswith(".npy"):
+            return npy_piece(files.protocol, path, options.dtype)
+        found = npz_pieces(files.protocol, path, options.dtype)
+        if len(found) != 1:
+            raise PoolError(f"{path}: holds {', '.join(found) or 'no arrays'}; save one array to a file")
+        return next(iter(found.values()))
+
+    def shard(i: str) -> tuple[dict[str, Piece], TablePiece | None]:
+        pieces = {role: piece(role, names[int(i)]) for role, names in lists.items()}
+        table = cast(TablePiece | None, pieces.pop("metadata", None))
+        return cast(dict[str, Piece], pieces), table
+
+    try:
+        pieces = {role: tuple(piece(role, name) for name in names) for role, names in lists.items()}
+        found_tables = cast(tuple[TablePiece, ...], pieces.pop("metadata", ()))
+        vectors = cast(dict[str, tuple[Piece, ...]], pieces)
+        layout = Layout(kind=NAME, location=files.location, vectors=vectors, tables=found_tables)
+        layout.check()
+    except PoolError:
+        if not (options.skip_bad and aligned):
+            raise
+        return from_shards(NAME, files, map(str, range(len(next(iter(lists.values()))))), shard, options)
+    return with_roles(layout, options)
+
+
+def _arrays(files: Files) -> list[str]:
+    return files.matching(r"([^/]+/)?[^/]+\.np[yz]")
+
+
+def _by_role(files: Files, options: Options) -> dict[str, list[str]]:
+    """Return the names of image and text arrays; a name given in the options stands alone for its role."""
+    lists: dict[str, list[str]] = {}
+    arrays = _arrays(files)
+    for role, wanted in (("image", options.image), ("text", options.text)):
+        known = {name: {posixpath.dirname(name), stem := posixpath.basename(name), stem[:-4]} for name in arrays}
+        if wanted:
+            lists[role] = [name for name in arrays if wanted in known[name]]
+            arrays = [name for name in arrays if wanted not in known[name]]
+            if not lists[role]:
+                allowed = sorted(set().union(*known.values()) - {""})
+                raise UsageError(
+                    f"no array or folder {wanted!r} for --{role} in {files.location}; "
+                    f"there are {', '.join(allowed)}.{suggest(wanted, allowed)}"
+                )
+    rest: dict[str, list[str]] = {}
+    for name in arrays:
+        rest.setdefault(_role(files, name), []).append(name)
+    if "image" not in lists and "image" not in rest and "other" in rest:
+        rest["image"] = rest["other"]
+    return {role: found for role in ("image", "text") if (found := lists.get(role) or rest.get(role))}
+
+
+def _role(files: Files, name: str) -> str:
+    for part in (posixpath.basename(name), posixpath.dirname(name)):
+        words = re.findall(r"[a-z]+", part.lower())
+        roles = [role for role, known in _ROLES.items() if any(word.startswith(known) for word in words)]
+        if len(roles) > 1:
+            raise PoolError(f"{files.path(name)}: image or text? rename it, or name the arrays with --image and --text")
+        if roles:
+            return roles[0]
+    return "other"
+
+
+def _same_numbers(files: Files, lists: dict[str, list[str]]) -> None:
+    """Refuse to pair image 1 with text 2 because text 1 is missing."""
+    (first, *_), numbers = lists, {role: _numbers(names) for role, names in lists.items()}
+    for role, found in numbers.items():
+        for i, (number, other) in enumerate(zip(found, numbers[first], strict=False)):
+            if number != other:
+                raise PoolError(
+                    f"{files.path(lists[role][i])}: would belong to {files.path(lists[first][i])}, but has another "
+                    "number; is a file missing? otherwise number them alike"
+                )
+
+
+def _numbers(names: Sequence[str]) -> tuple[int, ...]:
+    """Return the last number in the names that is not the same in all of them; () if there is none."""
+    found = [[int(digits) for digits in re.findall(r"\d+", posixpath.basename(name))] for name in names]
+    varying = [numbers for numbers in zip(*found, strict=False) if len(set(numbers)) > 1]
+    return varying[-1] if varying else ()

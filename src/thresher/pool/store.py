@@ -1,0 +1,447 @@
+"""The store: N rows over files. Immutable, picklable, holds no vectors.
+
+Rows have global ids 0..N-1 in file order. A *view* (:meth:`EmbeddingStore.where`) sees some of them
+under the same ids. Vectors come in *blocks*, runs of rows of the view, never of a file: cutting the
+files otherwise cannot change an answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thresher.errors import BadRowsError, PoolError, UsageError
+from thresher.io.pieces import NpyPiece, Piece, TablePiece, npy_piece, stamp_of
+from thresher.ops.kmeans import STRIPE
+from thresher.ops.vectors import F32, to_float32, unit_rows
+from thresher.pool.join import join_by_key
+from thresher.pool.layouts import Layout, Options, read_layout
+from thresher.pool.verify import without_damaged
+from thresher.runtime.cache import default_folder
+from thresher.selection import Selection
+
+Rows = npt.NDArray[np.int64]
+Array = npt.NDArray[Any]
+
+BLOCK = 16_384  # rows of a block
+_CHUNK = 4_096  # given rows held at a time
+_SAMPLED = 1_000  # rows behind a fingerprint: their keys, or their vectors where there are none
+_DECODED = 64  # rows whose vectors are behind it in any case; reaching one may mean decoding its row group
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows lo..hi of a view. ``data`` is filled where the files can only be streamed."""
+
+    lo: int
+    hi: int
+    data: dict[str, Array] | None = field(default=None, compare=False)
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return self.hi - self.lo
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingStore:
+    """Image and text embeddings, captions, keys and scores of N rows, wherever they lie."""
+
+    layout: Layout
+    options: Options
+    rows: Rows | None = None
+
+    # --- shape --------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """Rows of the view."""
+        return self.layout.rows if self.rows is None else len(self.rows)
+
+    @property
+    def total(self) -> int:
+        """N: rows of the whole store."""
+        return self.layout.rows
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Which embeddings there are: "image", "text", and "joint" where both are."""
+        names = tuple(self.layout.vectors)
+        return (*names, "joint") if {"image", "text"} <= set(names) else names
+
+    def dim(self, name: str) -> int:
+        """D of a field; the joint field is image and text side by side."""
+        return sum(self.layout.vectors[part][0].dim for part in self.parts(name))
+
+    def require_joint(self, why: str) -> None:
+        """Refuse image and text embeddings that cannot be from one joint space: of different widths, or not both there.
+
+        Raises:
+            UsageError: Says which widths they have.
+        """
+        image, text = self.dim("image"), self.dim("text")
+        if image != text:
+            raise UsageError(
+                f"image embeddings have {image} dimensions, text embeddings {text}: {why} needs both from one "
+                "joint space"
+            )
+
+    def parts(self, name: str) -> tuple[str, ...]:
+        """Stored fields behind a field.
+
+        Raises:
+            UsageError: The pool has no such embeddings.
+        """
+        if name not in self.fields:
+            raise UsageError(
+                f"{self.layout.location} has no {name} embeddings; it has {', '.join(self.fields) or 'none'}"
+            )
+        return ("image", "text") if name == "joint" else (name,)
+
+    @property
+    def ids(self) -> Rows:
+        """Global row ids of the view, ascending."""
+        return np.arange(self.total) if self.rows is None else self.rows
+
+    def where(self, kept_N: npt.NDArray[np.bool_]) -> EmbeddingStore:
+        """Return the view of the rows marked in a mask over the whole store."""
+        if kept_N.shape != (self.total,):
+            raise UsageError(f"a mask of {kept_N.shape} rows for a store of {self.total:,}")
+        return replace(self, rows=None if kept_N.all() else np.flatnonzero(kept_N))
+
+    # --- identity -----------------------------------------------------------------------------
+
+    def fingerprint(self) -> str:
+        """Hash of N, fields and widths, and the values of evenly spaced rows; the same after re-sharding."""
+        base = replace(self, rows=None)
+        digest = hashlib.sha256(json.dumps([base.total, sorted(self.layout.vectors)]).encode())
+        few, many = (np.unique(np.linspace(0, self.total - 1, n).astype(np.int64)) for n in (_DECODED, _SAMPLED))
+        for name in sorted(self.layout.vectors):
+            digest.update(np.ascontiguousarray(to_float32(base.raw_at(name, few))).tobytes())
+        if not self.layout.key:
+            for name in sorted(self.layout.vectors):
+                digest.update(np.ascontiguousarray(to_float32(base.raw_at(name, many))).tobytes())
+        else:
+            keys = [key for part in base.lookup([self.layout.key], many) for key in _text(part.column(0))]
+            digest.update("\0".join(keys).encode())
+        return digest.hexdigest()[:32]
+
+    def version(self) -> str:
+        """Hash of the files' names, sizes and times: keys cached arrays. Changes when a file does."""
+        stamps: list[Any] = [[stamp_of(p) for p in pieces] for _, pieces in sorted(self.layout.vectors.items())]
+        stamps.append([stamp_of(table) for table in self.layout.tables])
+        stamps.append([self.layout.key, self.layout.caption])
+        return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:32]
+
+    def files(self) -> list[tuple[str, str]]:
+        """(protocol, path) of every file the store reads, each once, in order."""
+        pieces: list[Any] = [p for ps in self.layout.vectors.values() for p in ps] + list(self.layout.tables)
+        return list(dict.fromkeys((piece.protocol, piece.path) for piece in pieces))
+
+    def whereabouts(self, name: str, row: int) -> str:
+        """Say in which file a row of a field lies, and where in it: for messages."""
+        pieces: Sequence[Piece | TablePiece] = self.layout.tables if name == "metadata" else self.layout.vectors[name]
+        for piece in pieces:
+            if row < piece.rows:
+                return f"{piece.path} row {row:,}"
+            row -= piece.rows
+        raise UsageError(f"row {row:,} lies beyond the store")
+
+    # --- vectors ------------------------------------------------------------------------------
+
+    def seekable(self, name: str) -> bool:
+        """Whether blocks can be read apart from each other."""
+        return all(p.seekable for part in self.parts(name) for p in self.layout.vectors[part])
+
+    def mapped(self, name: str) -> bool:
+        """Whether scattered rows are cheap."""
+        return all(p.mapped for part in self.parts(name) for p in self.layout.vectors[part])
+
+    def stored_bytes(self, name: str) -> int:
+        """Bytes of the view's vectors as stored."""
+        pieces = [self.layout.vectors[part][0] for part in self.parts(name)]
+        return sum(len(self) * p.dim * _itemsize(p) for p in pieces)
+
+    def blocks(self, name: str, start: int = 0, size: int = BLOCK) -> Iterator[Block]:
+        """Cut the view into blocks; lazily read ones where files allow, else streamed ones with data.
+
+        Blocks before row ``start`` of the view, a block boundary, are left out.
+        """
+        if self.seekable(name):
+            for lo in range(start, len(self), size):
+                yield Block(lo, min(lo + size, len(self)))
+            return
+        streams = {part: self._stream(part, size) for part in self.parts(name)}
+        for lo in range(0, len(self), size):
+            data = {part: next(stream) for part, stream in streams.items()}
+            if lo >= start:
+                yield Block(lo, min(lo + size, len(self)), data)
+        for stream in streams.values():  # to the end, where a file's checksum and number of rows are known
+            next(stream, None)
+
+    def stripes(self, name: str, block: Block) -> Iterator[F32]:
+        """Yield the unit vectors of a block a cache-sized stripe at a time; each is valid until the next."""
+        whole = {part: self.raw(part, block) for part in self.parts(name)}
+        ids = self.ids_of(block)
+        buffers = {part: np.empty((min(STRIPE, len(block)), raw.shape[1]), np.float32) for part, raw in whole.items()}
+        for lo in range(0, len(block), STRIPE):
+            here = slice(lo, lo + STRIPE)
+            yield self._join(
+                name, [self._unit(part, raw[here], ids[here], buffers[part]) for part, raw in whole.items()]
+            )
+
+    def raw(self, name: str, block: Block) -> Array:
+        """Return the vectors of a block as stored, (B, D)."""
+        if block.data is not None:
+            return np.asarray(block.data[name])
+        if self.rows is None:
+            return self._range(name, block.lo, block.hi)
+        rows = self.rows[block.lo : block.hi]
+        if rows[-1] - rows[0] == len(rows) - 1:
+            return self._range(name, int(rows[0]), int(rows[-1]) + 1)
+        return self.raw_at(name, rows)
+
+    def vectors(self, name: str, block: Block) -> F32:
+        """Return the unit vectors of a block, (B, D) float32.
+
+        Raises:
+            BadRowsError: A row is zero or not finite; names the file and row.
+        """
+        ids = self.ids_of(block)
+        return self._join(name, [self._unit(part, self.raw(part, block), ids) for part in self.parts(name)])
+
+    def vectors_at(self, name: str, positions: Rows) -> F32:
+        """Return unit vectors of scattered rows by position in the view, in the order asked."""
+        ids = positions if self.rows is None else self.rows[positions]
+        if (ids[1:] >= ids[:-1]).all():
+            return self._join(name, [self._unit(part, self.raw_at(part, ids), ids) for part in self.parts(name)])
+        order = np.argsort(ids, kind="stable")
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        units = [self._unit(part, self.raw_at(part, ids[order])[back], ids) for part in self.parts(name)]
+        return self._join(name, units)
+
+    def ids_of(self, block: Block) -> Rows:
+        """Global ids of a block's rows."""
+        return np.arange(block.lo, block.hi) if self.rows is None else self.rows[block.lo : block.hi]
+
+    def raw_at(self, name: str, ids: Rows) -> Array:
+        """Return stored vectors of ascending global ids."""
+        parts, start = [], 0
+        for piece in self.layout.vectors[name]:
+            lo, hi = np.searchsorted(ids, [start, start + piece.rows])
+            if hi > lo:
+                parts.append(piece.take(ids[lo:hi] - start))
+            start += piece.rows
+        return parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else self._range(name, 0, 0)
+
+    def local(self, name: str, files: dict[str, NpyPiece]) -> EmbeddingStore:
+        """Return the same store with some fields read from local copies in base row order."""
+        vectors = {**self.layout.vectors, **{part: (piece,) for part, piece in files.items()}}
+        return replace(self, layout=replace(self.layout, vectors=vectors))
+
+    def _join(self, name: str, units: list[F32]) -> F32:
+        if len(units) == 1:
+            return units[0]
+        return np.concatenate(units, axis=1) * np.float32(np.sqrt(0.5))
+
+    def _unit(self, part: str, raw: Array, ids: Rows, buffer: F32 | None = None) -> F32:
+        rows = np.empty(raw.shape, np.float32) if buffer is None else buffer[: len(raw)]
+        with np.errstate(over="ignore", invalid="ignore"):  # float64 beyond float32 becomes infinite: a bad row
+            units, bad = unit_rows(to_float32(raw, rows), in_place=True)
+        if len(bad):
+            row = int(ids[bad[0]])
+            zero = not raw[bad[0]].any()
+            kind = "is all zeros" if zero else "holds NaN or infinite values, is missing or of another width"
+            raise BadRowsError(
+                f"{self.whereabouts(part, row)}: the {part} embedding {kind} (row {row:,} of the pool); "
+                "mend the file, or pass --skip-bad to set such rows aside"
+            )
+        return units
+
+    def _range(self, name: str, start: int, stop: int) -> Array:
+        parts, first = [], 0
+        for piece in self.layout.vectors[name]:
+            lo, hi = max(start - first, 0), min(stop - first, piece.rows)
+            if hi > lo:
+                parts.append(piece.read(lo, hi))
+            first += piece.rows
+        if not parts:
+            piece = self.layout.vectors[name][0]
+            return np.empty((0, piece.dim), np.float32)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _stream(self, name: str, size: int) -> Iterator[Array]:
+        """Yield the view's stored vectors in runs of exactly ``size`` rows (the last may be shorter)."""
+        held: list[Array] = []
+        count, start = 0, 0
+        for piece in self.layout.vectors[name]:
+            for part in piece.stream(size):
+                if self.rows is not None:
+                    lo, hi = np.searchsorted(self.rows, [start, start + len(part)])
+                    start += len(part)
+                    part = part[self.rows[lo:hi] - (start - len(part))]
+                held.append(part)
+                count += len(part)
+                while count >= size:
+                    joined = held[0] if len(held) == 1 else np.concatenate(held)
+                    yield joined[:size]
+                    held, count = [joined[size:]], count - size
+        if count:
+            yield np.concatenate(held)
+
+    # --- metadata -----------------------------------------------------------------------------
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Metadata columns."""
+        return self.layout.columns
+
+    def require(self, columns: Sequence[str], why: str) -> None:
+        """Raise a UsageError unless all the columns exist."""
+        missing = [name for name in columns if name.split(".")[0] not in self.columns and name not in self.columns]
+        if missing:
+            raise UsageError(
+                f"{why} needs the metadata column {', '.join(map(repr, missing))}; {self.layout.location} has "
+                f"{', '.join(self.columns) or 'no metadata'}"
+            )
+
+    def scan(self, columns: Sequence[str]) -> Iterator[tuple[Rows, Any]]:
+        """Yield (global ids, Arrow record batch of ``columns``) over the view's rows, in order."""
+        self.require(columns, "this")
+        start = 0
+        for table in self.layout.tables:
+            for part in table.stream(columns):
+                ids = np.arange(start, start + len(part))
+                start += len(part)
+                if self.rows is not None and len(ids):
+                    lo, hi = np.searchsorted(self.rows, [ids[0], ids[-1] + 1])
+                    part = part.take(self.rows[lo:hi] - ids[0])
+                    ids = self.rows[lo:hi]
+                if len(ids):
+                    yield ids, part
+
+    def lookup(self, columns: Sequence[str], ids: Rows) -> Iterator[Any]:
+        """Yield Arrow record batches with some rows by ascending global id, touching only their row groups."""
+        start = 0
+        for table in self.layout.tables:
+            lo, hi = np.searchsorted(ids, [start, start + table.rows])
+            if hi > lo:
+                yield from table.take(columns, ids[lo:hi] - start)
+            start += table.rows
+
+    def column(self, name: str) -> Array:
+        """Return one numeric metadata column of the view as an array; nulls become NaN."""
+        parts = []
+        for _, part in self.scan([name]):
+            parts.append(part.column(0).to_numpy(zero_copy_only=False))
+        found = np.concatenate(parts) if parts else np.empty(0, np.float32)
+        if found.dtype.kind not in "fiub":
+            raise UsageError(f"the metadata column {name!r} is not numeric")
+        return found
+
+    def keys(self) -> Iterator[tuple[Rows, list[str]]]:
+        """Yield (global ids, keys as text) over the view; without a key column the key is the row id."""
+        if not self.layout.key:
+            for lo in range(0, len(self), 65536):
+                ids = self.ids_of(Block(lo, min(lo + 65536, len(self))))
+                yield ids, [str(i) for i in ids]
+            return
+        for ids, part in self.scan([self.layout.key]):
+            yield ids, _text(part.column(0))
+
+
+def given_vectors(path: str, what: str, store: EmbeddingStore, name: str) -> Iterator[F32]:
+    """Yield the unit rows of a .npy that a user gives, to compare with a field of the store; some at a time.
+
+    Args:
+        path: The file, (M, D) with the field's D.
+        what: What they are, in the plural, for messages.
+        store: The store.
+        name: The field.
+
+    Raises:
+        PoolError: A file that cannot be trusted, no rows, or a row without direction.
+        UsageError: Another width.
+    """
+    piece = npy_piece("file", path)
+    if piece.dim != store.dim(name):
+        raise UsageError(f"{path}: {what} of {piece.dim} dimensions for {name} embeddings of {store.dim(name)}")
+    if not piece.rows:
+        raise PoolError(f"{path}: holds no {what}")
+    for lo in range(0, piece.rows, _CHUNK):
+        units, bad = unit_rows(to_float32(piece.read(lo, min(lo + _CHUNK, piece.rows))))
+        if len(bad):
+            raise PoolError(f"{path}: row {lo + int(bad[0]):,} of the {what} is zero or not finite")
+        yield units
+
+
+def same_pool(selection: Selection, store: EmbeddingStore, fingerprint: str | None = None) -> None:
+    """Refuse a selection of other rows than the store's; a view counts as its whole store.
+
+    Raises:
+        UsageError: Says what each is.
+    """
+    if selection.total != store.total or selection.store != (fingerprint or store.fingerprint()):
+        grown = "; if it has grown since, select anew" if store.total > selection.total else ""
+        raise UsageError(
+            f"{store.layout.location} ({store.total:,} rows) is another pool, or not the pool of this selection any "
+            f"more: that was {selection.pool} ({selection.total:,} rows){grown}"
+        )
+
+
+def whole_pool(store: EmbeddingStore) -> None:
+    """Refuse a view where its rows would be overlooked.
+
+    Raises:
+        UsageError: It sees only some rows.
+    """
+    if store.rows is not None:
+        raise UsageError("this needs the whole pool, not a view of it; say which rows by a selection")
+
+
+def absolute(location: str) -> str:
+    """Return a location that means the same from any folder; addresses with a protocol are left alone."""
+    return location if "://" in location or "::" in location else os.path.abspath(location)
+
+
+def _text(column: Any) -> list[str]:
+    return ["" if value is None else str(value) for value in column.to_pylist()]
+
+
+def _itemsize(piece: Piece) -> int:
+    return 2 if piece.dtype == "bfloat16" else np.dtype(piece.dtype).itemsize
+
+
+def open_store(location: str, options: Options | None = None, *, scratch: str | None = None) -> EmbeddingStore:
+    """Open a pool of embeddings: a folder or file of a known layout, local or any fsspec location.
+
+    Reads headers only, but for two things that are done once for the same files, with a record below
+    ``scratch`` (default: the cache folder): ``options.metadata`` is joined by key, and ``options.skip_bad``
+    looks for damaged shards by reading compressed files and parquet to their end.
+
+    Raises:
+        PoolError: No layout recognised, or a file that cannot be trusted (truncated, pickled, odd
+            shape or type, row counts that differ).
+    """
+    options = options or Options()
+    layout = read_layout(str(location), options)
+    folder = os.path.join(scratch or default_folder(), "joined")
+
+    def made_from(what: Any) -> str:
+        return os.path.join(folder, hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32])
+
+    if options.skip_bad:
+        pieces: list[Piece | TablePiece] = [piece for found in layout.vectors.values() for piece in found]
+        stamps = [stamp_of(piece) for piece in (*pieces, *layout.tables)]
+        layout = without_damaged(layout, made_from(["damage", layout.key, stamps]) + ".json")
+    if options.metadata:
+        metadata = read_layout(options.metadata, Options(skip_bad=options.skip_bad))
+        stamps = [stamp_of(table) for table in (*layout.tables, *metadata.tables)]
+        layout = join_by_key(layout, metadata, made_from([layout.key, metadata.key, stamps]) + ".parquet", options)
+    return EmbeddingStore(layout, options)

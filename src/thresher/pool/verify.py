@@ -1,0 +1,75 @@
+"""Damage that no header shows, such as a flipped bit: found by reading everything once."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from thresher.errors import PoolError
+from thresher.io.pieces import DeflatedPiece, NpyPiece, Piece, TablePiece
+from thresher.pool.layout import Aside, Layout, aside_of
+from thresher.runtime.cache import writing
+
+
+def without_damaged(layout: Layout, record: str) -> Layout:
+    """Return the layout without the shards whose vectors or keys cannot be read to their end.
+
+    Reads what has a checksum or an encoding: .npz members and parquet columns. A plain .npy file has
+    neither. The damaged paths are kept in the file ``record``, whose name should depend on the files; the
+    next time only those are read again, lest a disk's or network's bad moment counts for ever.
+
+    Raises:
+        PoolError: A file is damaged, but what belongs to it cannot be told: files are cut differently.
+    """
+    path = Path(record)
+    try:
+        suspects = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none yet, or damaged itself
+        suspects = None
+    damaged = [Aside(*entry) for entry in dict(_damage(layout, suspects)).items()]
+    if suspects is None:
+        with writing(path) as scratch:
+            Path(scratch).write_text(json.dumps([aside.path for aside in damaged]), encoding="utf-8")
+    if not damaged:
+        return layout
+    lists: list[tuple[Piece | TablePiece, ...]] = [*layout.vectors.values(), *filter(None, [layout.tables])]
+    if len({tuple(piece.rows for piece in pieces) for pieces in lists}) > 1:
+        raise PoolError(f"{damaged[0].path}: {damaged[0].why}; it cannot be set aside, others are cut differently")
+    paths = {aside.path for aside in damaged}
+    good = [paths.isdisjoint(piece.path for piece in shard) for shard in zip(*lists, strict=True)]
+
+    def left(pieces: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(piece for piece, fine in zip(pieces, good, strict=True) if fine)
+
+    vectors = {role: left(pieces) for role, pieces in layout.vectors.items() if any(good)}
+    tables = left(layout.tables) if layout.tables else ()
+    rest = replace(layout, vectors=vectors, tables=tables, aside=(*layout.aside, *damaged))
+    rest.check()
+    return rest
+
+
+def _damage(layout: Layout, suspects: list[str] | None) -> Iterator[tuple[str, str]]:
+    """Yield the path of a file that cannot be read, and why; looks at the suspects, by default at all."""
+    for path, parts in _readings(layout):
+        if suspects is not None and path not in suspects:
+            continue
+        try:
+            deque(parts, maxlen=0)
+        except PoolError as error:
+            yield path, aside_of(error).why
+
+
+def _readings(layout: Layout) -> Iterator[tuple[str, Iterator[Any]]]:
+    for pieces in layout.vectors.values():
+        for piece in pieces:
+            if isinstance(piece, NpyPiece) and piece.array:  # a stored member, read with its checksum
+                piece = DeflatedPiece(piece.path, piece.array, piece.rows, piece.dim, piece.dtype, piece.protocol)
+            if not piece.seekable:
+                yield piece.path, piece.stream(8192)
+    for table in layout.tables:
+        if layout.key:
+            yield table.path, table.stream([layout.key])

@@ -1,0 +1,145 @@
+"""The story of one row: kept or dropped, by which step, and on what evidence; or what a training run made of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from thresher.dynamic.ledger import ILL_MATCHED, LEFT_OUT, REDUNDANT
+from thresher.dynamic.run_folder import Training
+from thresher.errors import UsageError
+from thresher.pool.store import EmbeddingStore
+from thresher.selection import Selection
+
+_KINDS = {REDUNDANT: "redundant", ILL_MATCHED: "ill-matched", LEFT_OUT: "left out"}
+
+
+def explain(selection: Selection, store: EmbeddingStore, key: str) -> dict[str, Any]:
+    """Tell what each step made of a row.
+
+    Args:
+        selection: Any chain of steps.
+        store: Its pool.
+        key: The row's key; ``row:17`` names a row by number.
+
+    Returns:
+        row, key, caption, kept, uses (how often the row is to be used), and for each step it met: method,
+        verdict, reason, score, cut, cluster with size, quota and kept, the duplicate's row and key, the reference's
+        pool, row, key and caption where the row repeats one of its rows, and, of a coreset, the row's history in
+        training, as :func:`history` has it.
+
+    Raises:
+        UsageError: No such row.
+    """
+    row = find_row(store, key)
+    found: dict[str, Any] = {
+        "row": row,
+        **_told(store, row),
+        "kept": bool(selection.dropped_by[row] == -1),
+        "uses": int(selection.dropped_by[row] == -1 if selection.repeats is None else selection.repeats[row]),
+        "steps": [],
+    }
+    for number, step in enumerate(selection.steps):
+        by = int(selection.dropped_by[row])
+        if 0 <= by < number:
+            break
+        place = int(np.searchsorted(selection.given(number), row))
+        dropped = by == number
+        part: dict[str, Any] = {
+            "method": step.method,
+            "verdict": "dropped" if dropped else "kept",
+            "reason": step.why(place) if dropped else "",
+        }
+        known = step.repeated(place) if dropped else None
+        if known is not None:
+            part["reference"] = {"pool": step.parameters.get("reference"), **known}
+        elif "score" in step.rows:
+            part |= {"score": float(step.rows["score"][place]), "meaning": step.score, "cut": step.cut}
+        if "marks" in step.rows:
+            part["history"] = _history(*(step.rows[name][place].item() for name in _EVIDENCE))
+        if "cluster" in step.rows:
+            cluster = int(step.rows["cluster"][place])
+            part["cluster"] = {"number": cluster} | {k: v[cluster].item() for k, v in step.groups.items()}
+        twin = int(step.rows["duplicate_of"][place]) if dropped and "duplicate_of" in step.rows else -1
+        if twin >= 0:
+            part["duplicate"] = {"row": twin, **_told(store, twin), "kept": bool(selection.dropped_by[twin] == -1)}
+        found["steps"].append(part)
+    return found
+
+
+def history(training: Training, store: EmbeddingStore, key: str) -> dict[str, Any]:
+    """Tell what a training run has learnt about a row of its pool.
+
+    Args:
+        training: A run, finished or not.
+        store: Its pool.
+        key: The row's key; ``row:17`` names a row by number.
+
+    Returns:
+        row, key, caption, policy, epochs (finished), searches (those in which candidates were found), and history:
+        candidate (in how many epochs the row was one), last (the last of them, None for none), kinds (as what it was
+        one then), loss (the last, None before the row was trained on) and seen (its epoch, None for never).
+
+    Raises:
+        UsageError: No such row.
+        PoolError: No epoch is finished, or the folder is damaged.
+    """
+    ledger, log, row = training.ledger(), training.log(), find_row(store, key)
+    arrays = (ledger.times_N, ledger.marked_N, ledger.marks_N, ledger.loss_N, ledger.seen_N)
+    return {
+        "row": row,
+        **_told(store, row),
+        "policy": training.policy,
+        "epochs": len(log),
+        "searches": sum(1 for entry in log if entry.get("candidates")),
+        "history": _history(*(array[row].item() for array in arrays)),
+    }
+
+
+_EVIDENCE = ("score", "marked", "marks", "loss", "seen")  # a row's history among the evidence of a coreset
+
+
+def _history(times: float, marked: int, marks: int, loss: float, seen: int) -> dict[str, Any]:
+    return {
+        "candidate": int(times),
+        "last": marked if marked >= 0 else None,
+        "kinds": [name for bit, name in _KINDS.items() if marks & bit],
+        "loss": loss if seen >= 0 else None,
+        "seen": seen if seen >= 0 else None,
+    }
+
+
+def find_row(store: EmbeddingStore, key: str) -> int:
+    """Return the row of a key, or of ``row:17``.
+
+    Raises:
+        UsageError: No row has it.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    number = key.removeprefix("row:")
+    if (key.startswith("row:") or store.layout.key is None) and number.isdecimal() and int(number) < store.total:
+        return int(number)
+    if store.layout.key is not None and not key.startswith("row:"):
+        for ids, part in store.scan([store.layout.key]):
+            at = pc.index(pc.cast(part.column(0), pa.string()), key).as_py()
+            if at >= 0:
+                return int(ids[at])
+    named = f"column {store.layout.key!r}" if store.layout.key else "no key column: rows go by number"
+    raise UsageError(
+        f"no row {key!r} in {store.layout.location} ({named}); "
+        f"rows can be named by number, row:0 to row:{store.total - 1}"
+    )
+
+
+def _told(store: EmbeddingStore, row: int) -> dict[str, str]:
+    found = {"key": str(row), "caption": ""}
+    columns = {"key": store.layout.key, "caption": store.layout.caption}
+    names = [name for name in dict.fromkeys(columns.values()) if name]
+    if names:
+        part = next(iter(store.lookup(names, np.array([row]))))
+        cells = {role: part.column(names.index(name))[0].as_py() for role, name in columns.items() if name}
+        found |= {role: "" if cell is None else str(cell) for role, cell in cells.items()}
+    return found

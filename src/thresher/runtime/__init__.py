@@ -1,0 +1,1 @@
+"""The machine: engines, cache, locks, atomic files, progress."""

@@ -1,0 +1,1 @@
+"""Methods, and what runs them: recipes, scores, clusters."""

@@ -1,0 +1,157 @@
+"""The check before any method: keys that repeat or climb out of folders, vectors without direction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from thresher.errors import BadRowsError
+from thresher.io.pieces import trusting
+from thresher.ops.vectors import inverse_norms, to_float32
+from thresher.pool.store import Block, EmbeddingStore
+from thresher.select.run import Run
+from thresher.selection import Selection
+
+_CODES = (
+    "",
+    "its image embedding is zero, NaN or infinite",
+    "its text embedding is zero, NaN or infinite",
+    "its key stands earlier in the pool",
+    "its key climbs out of the folder (..)",
+    "its key is empty",
+)
+REPEATED, CLIMBS, EMPTY = 3, 4, 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """Refuse a pool with bad rows, or with ``skip_bad`` set them aside.
+
+    Keys are always checked. Vectors are checked by whatever reads them; with ``skip_bad`` all are
+    read here first, so that the steps never meet a bad one.
+    """
+
+    name: ClassVar[str] = "skip-bad"
+
+    skip_bad: bool = False
+    files_set_aside: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, store: EmbeddingStore) -> Audit:
+        """Return the audit of a store, by its options."""
+        return cls(
+            skip_bad=store.options.skip_bad,
+            files_set_aside=[f"{aside.path}: {aside.why}" for aside in store.layout.aside],
+        )
+
+    def select(self, run: Run) -> Selection:
+        """Return the selection as it was when nothing is bad, else with one more step.
+
+        Raises:
+            BadRowsError: A key is bad and ``skip_bad`` is off; names the file, row and key.
+        """
+        codes = key_codes(run)
+        if not self.skip_bad:
+            bad = np.flatnonzero(codes)
+            if len(bad):
+                self._refuse(run, bad, codes)
+            return run.so_far
+        for part in run.store.layout.vectors:
+            found = run.column(f"check {part}", part, partial(_no_direction, part), {"bad": "uint8"})["bad"]
+            wrong = (np.asarray(found) > 0) & (codes == 0)
+            codes[wrong] = _CODES.index(f"its {part} embedding is zero, NaN or infinite")
+        if not codes.any() and not self.files_set_aside:
+            return run.so_far
+        notes = [f"set aside {file}" for file in self.files_set_aside]
+        for code, reason in enumerate(_CODES):
+            count = int(np.count_nonzero(codes == code))
+            if code and count:
+                rows = run.store.ids[codes == code][:5].tolist()
+                notes.append(
+                    f"set aside {count:,} rows because {reason}: rows {', '.join(map(str, rows))}"
+                    + (", ..." if count > 5 else "")
+                )
+        return run.selection(self, codes == 0, reasons=_CODES, notes=notes, rows={"code": codes})
+
+    def _refuse(self, run: Run, bad: npt.NDArray[np.int64], codes: npt.NDArray[np.uint8]) -> None:
+        row_at = int(bad[0])
+        row = int(run.store.ids[row_at])
+        key = next(run.store.lookup([str(run.store.layout.key)], np.array([row]))).column(0)[0].as_py()
+        count = int(np.count_nonzero(codes == codes[row_at]))
+        raise BadRowsError(
+            f"{run.store.whereabouts('metadata', row)}: {_CODES[codes[row_at]].replace('its', 'the', 1)}: {key!r} "
+            f"({count:,} such rows in the pool); mend the file, pass --skip-bad to set such rows aside, or name "
+            "another --key (--key row: row numbers)"
+        )
+
+
+def audited(selection: Selection) -> npt.NDArray[np.bool_]:
+    """Return the rows that the audit at the start of a chain left, (N,) bool: the pool as far as steps see it."""
+    bad = 0 if selection.steps and selection.steps[0].method == Audit.name else -2
+    return np.asarray(selection.dropped_by != bad, np.bool_)
+
+
+def key_codes(run: Run) -> npt.NDArray[np.uint8]:
+    """Return a code per row of the view: 0 for a good key, else REPEATED, CLIMBS or EMPTY.
+
+    Hashes of 64 bits are compared first; only rows whose hash repeats have their keys compared, as text.
+    """
+    store = run.store
+    if store.layout.key is None:
+        return np.zeros(len(store), np.uint8)
+    made = run.cache.array("keys", run.key(column=store.layout.key), lambda: _key_codes(run))
+    return np.array(made)
+
+
+def _key_codes(run: Run) -> npt.NDArray[np.uint8]:
+    import pyarrow.compute as pc
+
+    store, name = run.store, str(run.store.layout.key)
+    codes = np.zeros(len(store), np.uint8)
+    hashes = np.empty(len(store), np.uint64)
+    done = 0
+    with run.progress.task("check keys", len(store)) as advance:
+        for text, hashed in _hashed(store, name):
+            here = slice(done, done + len(text))
+            hashes[here] = hashed
+            climbs = pc.match_substring_regex(text, r"(^|[/\\])\.\.([/\\]|$)")
+            codes[here][np.asarray(climbs.fill_null(False))] = CLIMBS
+            codes[here][np.asarray(pc.equal(text, "").fill_null(True))] = EMPTY
+            advance(len(text))
+            done += len(text)
+    ordered = np.sort(hashes)
+    repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    suspects = np.flatnonzero(np.isin(hashes, repeated, kind="sort") & (codes == 0))
+    keys = [str(k) for part in store.lookup([name], store.ids[suspects]) for k in part.column(0).to_pylist()]
+    seen: set[str] = set()
+    for position, key in zip(suspects, keys, strict=True):
+        if key in seen:
+            codes[position] = REPEATED
+        seen.add(key)
+    return codes
+
+
+def _hashed(store: EmbeddingStore, name: str) -> Iterator[tuple[Any, npt.NDArray[np.uint64]]]:
+    """Yield the keys as text, and 64 bits of hash for each."""
+    import duckdb
+    import pyarrow as pa
+
+    with duckdb.connect(config={"threads": 1}) as db:
+        for _, part in store.scan([name]):
+            text = trusting(f"{store.layout.location} [{name}]", partial(part.column(0).cast, pa.large_string()))
+            db.register("part", pa.table({"k": text}))
+            yield text, np.asarray(db.execute("SELECT hash(k) AS h FROM part").fetchnumpy()["h"], np.uint64)
+            db.unregister("part")
+
+
+def _no_direction(part: str, store: EmbeddingStore, block: Block) -> tuple[npt.NDArray[np.uint8]]:
+    """Return 1 for the rows of a block that have no direction, else 0."""
+    bad = np.zeros(len(block), np.uint8)
+    with np.errstate(over="ignore", invalid="ignore"):
+        bad[np.isnan(inverse_norms(to_float32(store.raw(part, block))))] = 1
+    return (bad,)

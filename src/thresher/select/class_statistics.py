@@ -1,0 +1,351 @@
+"""Rows by latent class: how similar images and captions are inside and across, and greedy choice among classes.
+
+The passes over vectors behind ClipCov; what they compute is in :mod:`thresher.ops.crosscov`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thresher.ops import crosscov
+from thresher.ops.cut import pack
+from thresher.ops.kmeans import sums_by_group
+from thresher.ops.vectors import F32
+from thresher.pool.store import Block, EmbeddingStore
+from thresher.select.clusters import Groups
+from thresher.select.run import Run
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+_HELD = 8_192  # rows of classes whose vectors a task holds; a larger class is worked on in parts of up to as many
+_IN_MEMORY = 512 * 2**20  # bytes of vectors of a larger class that are held while its losses are cheap sums
+_STRIPE = 1_024  # rows read at a time where they are used once: they stay in cache
+
+
+@dataclass(frozen=True, eq=False)
+class Classes:
+    """Rows class by class.
+
+    Attributes:
+        order_N: (n,) positions in the view, by class, ascending inside a class.
+        sizes_K: (K,) rows of each class.
+    """
+
+    order_N: Ints
+    sizes_K: Ints
+
+    @classmethod
+    def of(cls, groups: Groups) -> Classes:
+        """Sort the rows of a clustering."""
+        return cls(np.argsort(groups.labels_N, kind="stable"), groups.sizes_K)
+
+    @property
+    def starts_K(self) -> Ints:
+        """(K,) where each class begins in the order."""
+        return np.asarray(np.cumsum(self.sizes_K) - self.sizes_K, np.int64)
+
+    def slices(self) -> list[slice]:
+        """The places of each class in the order."""
+        return [slice(lo, lo + n) for lo, n in zip(self.starts_K.tolist(), self.sizes_K.tolist(), strict=True)]
+
+    def rows(self) -> list[Ints]:
+        """The positions of each class's rows, ascending."""
+        return [self.order_N[own] for own in self.slices()]
+
+
+# --- similarities ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Similarities:
+    """What rows are judged by, (n,) float64 each, in the order of :class:`Classes`.
+
+    Attributes:
+        own: s(i, i), the CLIP score.
+        cross: Mean similarity with the rows of the class, both ways, clamped.
+        mean: The same without a clamp.
+        inter: Mean similarity with the rows of all other classes, both ways; 0 where there are none.
+        toward_K2D: (K, 2, D) float32, mean text and mean image of each class.
+    """
+
+    own: Floats
+    cross: Floats
+    mean: Floats
+    inter: Floats
+    toward_K2D: F32
+
+
+def similarities(run: Run, groups: Groups, classes: Classes, clamp: float | None) -> Similarities:
+    """Compute what rows are judged by, cached: two passes over the rows, and the class products if clamped."""
+    labels = np.asarray(groups.labels_N)
+    what = {"labels": hashlib.sha256(labels.tobytes()).hexdigest(), "classes": len(classes.sizes_K)}
+    means = run.cache.array("class-means", run.key(**what), lambda: _means(run, labels, classes.sizes_K))
+    dtypes = {"own": "float32", "mean": "float32", "inter": "float32"}
+    found = run.column("similarities", "joint", partial(_judge, labels, np.asarray(means)), dtypes, **what)
+    own, mean, inter = (found[name][classes.order_N].astype(np.float64) for name in dtypes)
+    cross = mean if clamp is None else _cross(run, classes, run.key(clamp=clamp, held=_HELD, **what), clamp)
+    return Similarities(own, cross, mean, inter, np.asarray(means)[0])
+
+
+def _means(run: Run, labels_N: npt.NDArray[np.int32], sizes_K: Ints) -> F32:
+    """Return the mean (text, image) of every class and of all rows outside it, (2, K, 2, D) float32."""
+    k, d = len(sizes_K), run.store.dim("image")
+    sums = np.zeros((k, 2, d))
+    for present, part in run.over_blocks("class means", "joint", partial(_sums, np.asarray(labels_N))):
+        sums[present] += part
+    total, n = sums.sum(axis=0), int(sizes_K.sum())
+    out = np.empty((2, k, 2, d), np.float32)
+    for j, size in enumerate(sizes_K.tolist()):  # one at a time: K may be large
+        out[0, j] = sums[j] / max(size, 1)
+        out[1, j] = (total - sums[j]) / (n - size) if size < n else 0
+    return out
+
+
+def _sums(labels_N: npt.NDArray[np.int32], store: EmbeddingStore, block: Block) -> tuple[Ints, Floats]:
+    """Return the classes present in a block and the sums of their texts and images, (J, 2, D) float64."""
+    labels = labels_N[block.lo : block.hi]
+    present, at = np.unique(labels, return_inverse=True)
+    sums = np.zeros((len(present), 2, store.dim("image")))
+    for side, name in enumerate(("text", "image")):
+        lo = 0
+        for rows in store.stripes(name, block):
+            part = sums_by_group(rows, at[lo : lo + len(rows)].astype(np.int32))
+            sums[part.groups_J, side] += part.sums_JD
+            lo += len(rows)
+    return present.astype(np.int64), sums
+
+
+def _judge(
+    labels_N: npt.NDArray[np.int32], means_2K2D: F32, store: EmbeddingStore, block: Block
+) -> tuple[F32, F32, F32]:
+    """Return own, mean and inter of a block's rows, (B,) float32; see :class:`Similarities`."""
+    out = np.empty((3, len(block)), np.float32)
+    lo = 0
+    for image, text in zip(store.stripes("image", block), store.stripes("text", block), strict=True):
+        here = slice(lo, lo + len(image))
+        label = labels_N[block.lo + lo : block.lo + lo + len(image)]
+        out[0, here] = np.einsum("ij,ij->i", image, text)
+        for side in (0, 1):
+            out[1 + side, here] = np.einsum("ij,ij->i", image, means_2K2D[side, label, 0])
+            out[1 + side, here] += np.einsum("ij,ij->i", text, means_2K2D[side, label, 1])
+        lo += len(image)
+    return out[0], out[1], out[2]
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Rows lo..hi class by class: whole classes of ``sizes``, or a part of the class first..last."""
+
+    lo: int
+    hi: int
+    sizes: tuple[int, ...] = ()
+    first: int = 0
+    last: int = 0
+
+
+def _cross(run: Run, classes: Classes, key: dict[str, Any], clamp: float) -> Floats:
+    """Return clamped cross, (n,) float64; sums so far are saved every few seconds, so that a killed run goes on."""
+    path = run.cache.path("class-products", key)
+    known = run.cache.load(path)
+    if known is not None:
+        return np.asarray(known)
+    n = len(classes.order_N)
+    tiles = list(_tiles(classes.sizes_K))
+    saved = path.with_suffix(".state.npz")
+    state = run.cache.load_all(saved)
+    sums, done = (state["sums"], int(state["done"])) if state and "done" in state else (np.zeros(n), 0)
+    store = run.local("joint").store
+    flushed = time.monotonic()
+    with run.progress.task("class products", n) as advance:
+        advance(sum(tile.hi - tile.lo for tile in tiles[:done]))
+        rule = partial(_products, store, classes.order_N, clamp)
+        for tile, (rows, columns) in zip(tiles[done:], run.engine.map(rule, tiles[done:]), strict=True):
+            sums[tile.lo : tile.hi] += rows
+            sums[tile.first : tile.last] += columns
+            done += 1
+            advance(tile.hi - tile.lo)
+            if time.monotonic() - flushed > run.cache.flush_seconds:
+                run.cache.save_all(saved, {"sums": sums, "done": np.array(done)})
+                flushed = time.monotonic()
+    found = run.cache.save(path, sums / np.repeat(classes.sizes_K, classes.sizes_K))
+    saved.unlink(missing_ok=True)
+    return np.asarray(found)
+
+
+def _tiles(sizes_K: Ints) -> Iterator[_Tile]:
+    ends = np.cumsum(sizes_K)
+    for first, last in pack(sizes_K, _HELD):
+        lo, hi = int(ends[first] - sizes_K[first]), int(ends[last - 1])
+        if hi - lo <= _HELD:
+            yield _Tile(lo, hi, tuple(sizes_K[first:last].tolist()))
+        else:
+            yield from (_Tile(lo + start, lo + end, (), lo, hi) for start, end in _parts(hi - lo))
+
+
+def _parts(size: int) -> list[tuple[int, int]]:
+    """Cut a large class into equal parts, a multiple of four of them, so that few workers end together."""
+    count = 4 * -(-size // (4 * _HELD))
+    return [(size * i // count, size * (i + 1) // count) for i in range(count)]
+
+
+def _products(store: EmbeddingStore, order_N: Ints, clamp: float, tile: _Tile) -> tuple[Floats, Floats]:
+    """Return what a tile adds to the sums of its own rows and, for a part of a class, to those of the class."""
+    image = store.vectors_at("image", order_N[tile.lo : tile.hi])
+    if tile.sizes:
+        text = store.vectors_at("text", order_N[tile.lo : tile.hi])
+        sums, lo = np.empty(len(image)), 0
+        for size in tile.sizes:
+            own = slice(lo, lo + size)
+            sums[own] = np.add(*crosscov.similarity_sums(image[own], text[own], clamp))
+            lo += size
+        return sums, np.empty(0)
+    rows, columns = np.zeros(len(image)), np.empty(tile.last - tile.first)
+    for lo in range(tile.first, tile.last, _STRIPE):
+        hi = min(lo + _STRIPE, tile.last)
+        by_row, by_column = crosscov.similarity_sums(image, store.vectors_at("text", order_N[lo:hi]), clamp)
+        rows += by_row
+        columns[lo - tile.first : hi - tile.first] = by_column
+    return rows, columns
+
+
+# --- greedy ---------------------------------------------------------------------------------------
+
+
+def greedy(
+    run: Run, classes: Classes, walks: list[crosscov.Walk], budget: int, clamp: float | None, refresh: int
+) -> tuple[Ints, float]:
+    """Take the best row of all classes again and again, as far as the budget reaches.
+
+    Args:
+        run: Whose rows.
+        classes: Which row is in which class.
+        walks: Of each class, before its first row; brought as far as the budget may need, or a little farther.
+        budget: Rows to take.
+        clamp: See :func:`thresher.ops.crosscov.advance`.
+        refresh: The same.
+
+    Returns:
+        (K,) how many rows each class keeps, and the gain of the worst row kept.
+    """
+    store = run.local("joint").store
+    own = classes.rows()
+    score, cross, balance = (
+        np.concatenate([getattr(walk, name) for walk in walks]) for name in ("gains_n", "drift_n", "balance_n")
+    )
+    least_K = crosscov.forecast(score, cross, balance, classes.starts_K, budget)
+    small_K = classes.sizes_K <= _HELD
+    least_K += np.where(small_K, least_K // 16 + 4, 0)  # to read their vectors once
+    floor, told = -np.inf, 0
+    with run.progress.task("greedy", budget) as advance:
+        while True:
+            small = np.flatnonzero((least_K > 0) & small_K)
+            together = [small[lo:hi] for lo, hi in pack(classes.sizes_K[small], _HELD)]
+            tasks = ([(own[k], walks[k], int(least_K[k])) for k in some] for some in together)
+            rule = partial(_advance, store, clamp, refresh, floor)
+            for some, done in zip(together, run.engine.map(rule, tasks), strict=True):
+                for k, walk in zip(some, done, strict=True):
+                    walks[k] = walk
+            for k in np.flatnonzero((least_K > 0) & ~small_K):
+                _advance_large(run, store, own[k], walks[k], clamp, refresh, int(least_K[k]), floor)
+            taken = [rows[walk.order] for rows, walk in zip(own, walks, strict=True)]
+            kept_K, floor = crosscov.merge([walk.gains for walk in walks], taken, budget)
+            advance(int(kept_K.sum()) - told)
+            told = int(kept_K.sum())
+            # A class of which all rows known so far are kept may have more to give.
+            known_K = np.array([len(rows) for rows in taken])
+            more = (kept_K == known_K) & (known_K < classes.sizes_K)
+            if not more.any():
+                return kept_K, floor
+            least_K = np.where(more, known_K + known_K // 2 + 1, 0)
+
+
+def _advance(
+    store: EmbeddingStore,
+    clamp: float | None,
+    refresh: int,
+    floor: float,
+    task: Sequence[tuple[Ints, crosscov.Walk, int]],
+) -> list[crosscov.Walk]:
+    """Go on in some classes whose vectors fit in memory together."""
+    rows = np.concatenate([own for own, _, _ in task])
+    image, text = _vectors(store, rows)
+    lo = 0
+    for own, walk, least in task:
+        v, t = image[lo : lo + len(own)], text[lo : lo + len(own)]
+        lo += len(own)
+
+        def take(rows: Ints, v: F32 = v, t: F32 = t) -> tuple[F32, F32]:
+            return v[rows], t[rows]
+
+        def spend(
+            rows: Ints, toward: F32 | None, v: F32 = v, t: F32 = t, clamped: Bools = walk.clamped_n
+        ) -> tuple[Floats, Floats]:
+            return crosscov.losses(v, t, clamped, crosscov.Taken.of(v[rows], t[rows], toward), clamp)
+
+        crosscov.advance(walk, clamp, refresh, least, floor, take, spend)
+    return [walk for _, walk, _ in task]
+
+
+def _advance_large(
+    run: Run,
+    store: EmbeddingStore,
+    own: Ints,
+    walk: crosscov.Walk,
+    clamp: float | None,
+    refresh: int,
+    least: int,
+    floor: float,
+) -> None:
+    """Go on in a class whose losses are worked out part by part, on the engine; held if they are cheap sums."""
+    parts = [(own[lo:hi], walk.clamped_n[lo:hi]) for lo, hi in _parts(len(own))]
+    fits = len(own) * store.dim("joint") * 4 <= _IN_MEMORY
+    held = _hold(run, store, own) if clamp is None and fits else None
+
+    def take(rows: Ints) -> tuple[F32, F32]:
+        return _vectors(store, own[rows]) if held is None else (held[0][rows], held[1][rows])
+
+    def spend(rows: Ints, toward: F32 | None) -> tuple[Floats, Floats]:
+        taken = crosscov.Taken.of(*take(rows), toward)
+        if held is not None:
+            return crosscov.losses(*held, walk.clamped_n, taken, clamp)
+        loss, drift = zip(*run.engine.map(partial(_losses, store, taken, clamp), parts), strict=True)
+        return np.concatenate(loss), np.concatenate(drift)
+
+    crosscov.advance(walk, clamp, refresh, least, floor, take, spend)
+
+
+def _hold(run: Run, store: EmbeddingStore, rows: Ints) -> tuple[F32, F32]:
+    """Read rows into memory, a stripe at a time."""
+    held = tuple(np.empty((len(rows), store.dim(name)), np.float32) for name in ("image", "text"))
+    starts = range(0, len(rows), _STRIPE)
+    stripes = run.engine.map(partial(_vectors, store), (rows[lo : lo + _STRIPE] for lo in starts))
+    for lo, stripe in zip(starts, stripes, strict=True):
+        for whole, part in zip(held, stripe, strict=True):
+            whole[lo : lo + len(part)] = part
+    return held[0], held[1]
+
+
+def _vectors(store: EmbeddingStore, rows: Ints) -> tuple[F32, F32]:
+    return store.vectors_at("image", rows), store.vectors_at("text", rows)
+
+
+def _losses(
+    store: EmbeddingStore, taken: crosscov.Taken, clamp: float | None, part: tuple[Ints, Bools]
+) -> tuple[Floats, Floats]:
+    rows, clamped = part
+    found = np.empty((2, len(rows)))
+    for lo in range(0, len(rows), _STRIPE):
+        here = slice(lo, lo + _STRIPE)
+        image, text = _vectors(store, rows[here])
+        found[:, here] = crosscov.losses(image, text, clamped[here], taken, clamp)
+    return found[0], found[1]

@@ -1,0 +1,470 @@
+"""Concept clusters: computed by spherical k-means or given, cached, and shared between steps."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from thresher.errors import MissingExtraError, PoolError, UsageError, installed
+from thresher.io.pieces import npy_piece
+from thresher.ops import kmeans
+from thresher.ops.neighbors import MeanNearestDistance
+from thresher.ops.vectors import F32, to_float32
+from thresher.pool.store import BLOCK, Block, EmbeddingStore, given_vectors
+from thresher.runtime.cache import DAMAGED, only, writing_folder
+from thresher.runtime.engine import Engine
+from thresher.select.audit import audited
+from thresher.select.run import Run, unit
+
+FILES = ("cluster.json", "centroids.npy", "labels.npy", "distances.npy")  # of a clustering that is written
+_IN_MEMORY = 512 * 2**20  # training rows up to this many bytes of float32 are held, others streamed
+_ROWS_A_CLUSTER = 256  # of the training sample: more changes the objective by less than a part in a thousand
+_LEAST_SAMPLE = 65_536
+_WARM_ROWS = 512  # rows a cluster of the first half of the iterations
+_PROBED = 512  # rows that are computed again to see whether a clustering is of them
+_ALIKE = 1e-4  # what float32 distances of the same row may differ by, on any machine
+_UNIT = 2e-6  # what the length of a float32 unit row may differ from 1 by
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """A clustering of the rows of a view.
+
+    Attributes:
+        labels_N: (n,) int32.
+        distances_N: (n,) float32 cosine distances to the own centroid.
+        centroids_KD: (K, D) float32 unit rows.
+        notes: How the number of clusters and the sample came about.
+    """
+
+    labels_N: npt.NDArray[np.int32]
+    distances_N: F32
+    centroids_KD: F32
+    notes: tuple[str, ...] = ()
+
+    @property
+    def sizes_K(self) -> npt.NDArray[np.int64]:
+        """(K,) rows of each cluster."""
+        return np.bincount(self.labels_N, minlength=len(self.centroids_KD))
+
+    @property
+    def d_intra_K(self) -> npt.NDArray[np.float64]:
+        """(K,) mean distance of a cluster's rows to their centroid; NaN for empty clusters."""
+        sums = np.bincount(self.labels_N, self.distances_N, minlength=len(self.centroids_KD))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray(sums / self.sizes_K, np.float64)
+
+    def d_inter_K(self, engine: Engine, neighbors: int) -> npt.NDArray[np.float64]:
+        """(K,) mean distance of a centroid to its nearest other ones."""
+        rule = MeanNearestDistance(self.centroids_KD, neighbors)
+        return np.concatenate(list(engine.map(rule, rule.panels())))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clustered:
+    """Parameters of every method that works inside clusters."""
+
+    embedding: Literal["image", "text", "joint"] = field(
+        default="image", metadata={"help": "embeddings to cluster and compare by"}
+    )
+    clusters: int | None = field(
+        default=None, metadata={"help": "number of clusters (default: chosen, with the reason)"}
+    )
+    centroids: str | None = field(default=None, metadata={"help": ".npy of (K, D) centroids to use as they are"})
+    iterations: int = field(
+        default=20, metadata={"help": "k-means iterations (on many rows the first half sees 512 a cluster)"}
+    )
+    sample: str = field(
+        default="auto", metadata={"help": "rows to train k-means on: all, a number, or auto (256 a cluster)"}
+    )
+    fit: Literal["given", "pool"] = field(
+        default="given",
+        metadata={"help": "cluster the rows given to the step, or the whole pool once, shared between steps"},
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = field(
+        default="float32",
+        metadata={"help": "products of the k-means iterations; bfloat16 needs torch; distances are always float32"},
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse values that no data could make right."""
+        if self.clusters is not None and self.clusters < 1:
+            raise UsageError(f"clusters = {self.clusters}: at least 1")
+        if self.precision == "bfloat16" and not installed("torch"):
+            raise MissingExtraError("bfloat16 k-means", "torch")
+        if self.iterations < 0:
+            raise UsageError(f"iterations = {self.iterations}: at least 0")
+        if self.sample not in ("all", "auto") and not (str(self.sample).isdecimal() and int(self.sample) > 0):
+            raise UsageError(f"sample = {self.sample!r}: all, auto, or a number of rows")
+
+    def groups(self, run: Run) -> Groups:
+        """Cluster the view's rows.
+
+        Raises:
+            UsageError: More clusters than rows, or centroids of another width.
+            PoolError: A centroids file that cannot be trusted.
+        """
+        ids = run.store.ids if self.fit == "pool" else None
+        if ids is not None:
+            run = replace(run, store=run.store.where(audited(run.so_far)))
+        centroids, notes = _computed(run, self) if self.centroids is None else _given(run, self)
+        found = replace(assign(run, self.embedding, centroids), notes=notes)
+        if ids is None:
+            return found
+        at = np.searchsorted(run.store.ids, ids)
+        return replace(found, labels_N=found.labels_N[at], distances_N=found.distances_N[at])
+
+
+def write_groups(
+    groups: Groups,
+    folder: str | os.PathLike[str],
+    told: Mapping[str, Any],
+    within: npt.NDArray[np.bool_] | None = None,
+) -> Path:
+    """Write centroids.npy (K, D) float32, labels.npy (N,) int32, distances.npy (N,) float32 and cluster.json.
+
+    Args:
+        groups: Of the rows marked in ``within``.
+        folder: To write, whole or not at all.
+        told: What else cluster.json should say.
+        within: (N,) bool; rows not marked get the label -1 and a distance of NaN. All by default.
+
+    Raises:
+        OutputError: The folder cannot be written; nothing is left half-written.
+    """
+    arrays = {"centroids": groups.centroids_KD, "labels": groups.labels_N, "distances": groups.distances_N}
+    if within is not None and not within.all():
+        for name, nothing in (("labels", -1), ("distances", np.nan)):
+            some = arrays[name]
+            arrays[name] = np.full(len(within), nothing, some.dtype)
+            arrays[name][within] = some
+    only(Path(folder), FILES)
+    with writing_folder(folder) as scratch:
+        for name, array in arrays.items():
+            np.save(scratch / f"{name}.npy", array, allow_pickle=False)
+        header = {"rows": len(arrays["labels"]), "clusters": len(groups.centroids_KD), "notes": groups.notes, **told}
+        (scratch / "cluster.json").write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
+    return Path(folder)
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """A clustering that :func:`write_groups` wrote.
+
+    Attributes:
+        folder: Where.
+        labels_N: (N,) whole numbers, -1 for rows that were set aside.
+        distances_N: (N,) float32, NaN for rows that were set aside.
+        centroids_KD: (K, D) float32 unit rows.
+        told: What cluster.json says.
+    """
+
+    folder: Path
+    labels_N: npt.NDArray[Any]
+    distances_N: F32
+    centroids_KD: F32
+    told: Mapping[str, Any]
+
+    @property
+    def embedding(self) -> str:
+        """Which embeddings were clustered."""
+        return str(self.told.get("embedding", "image"))
+
+
+def read_groups(folder: str | os.PathLike[str]) -> Written:
+    """Read what :func:`write_groups` wrote; arrays of rows are memory-mapped.
+
+    Raises:
+        PoolError: There is nothing that can be trusted.
+    """
+    path, labels = Path(folder), read_labels(folder)
+    try:
+        told = json.loads((path / "cluster.json").read_text(encoding="utf-8"))
+        distances = np.load(path / "distances.npy", mmap_mode="r", allow_pickle=False)
+        centroids = np.load(path / "centroids.npy", allow_pickle=False)
+    except (OSError, *DAMAGED) as error:
+        raise PoolError(f"{path}: the clustering cannot be read, it may be damaged ({error})") from None
+    good = labels >= 0
+    if not (
+        isinstance(told, dict)
+        and (distances.dtype, centroids.dtype, centroids.ndim) == (np.float32, np.float32, 2)
+        and distances.shape == labels.shape
+        and labels.min(initial=0) >= -1
+        and labels.max(initial=-1) < len(centroids)
+        and np.isfinite(centroids).all()
+        and np.array_equal(np.isfinite(distances), good)
+    ):
+        raise PoolError(f"{path}: labels, distances and centroids do not belong together; make the folder again")
+    return Written(path, labels, distances, centroids, told)
+
+
+def grow(run: Run, old: Written) -> Groups:
+    """Cluster a pool that grew by rows at its end: the old centroids, the old rows' labels, and the new rows' own.
+
+    The result is that of assigning all rows to the old centroids, bit for bit where the same kernels are at work, and
+    is cached as that, so that methods given these centroids find it. Old vectors are read for a check of a
+    few hundred, and in the block where the new rows begin.
+
+    Args:
+        run: On the rows of the grown pool that are not set aside.
+        old: Made from the pool before it grew.
+
+    Raises:
+        UsageError: It is not of the pool's first rows, or set others of them aside.
+    """
+    name, n, pool = old.embedding, len(old.labels_N), run.store.layout.location
+    if n > run.store.total:
+        raise UsageError(
+            f"{old.folder}: is of {n:,} rows, and {pool} has {run.store.total:,}; a pool grows by rows at its end"
+        )
+    if old.centroids_KD.shape[1] != run.store.dim(name):
+        raise UsageError(
+            f"{old.folder}: centroids of {old.centroids_KD.shape[1]} dimensions for {name} embeddings of "
+            f"{run.store.dim(name)}"
+        )
+    good = np.flatnonzero(old.labels_N >= 0)
+    known = int(np.searchsorted(run.store.ids, n))  # rows of the view that are old
+    if not np.array_equal(good, run.store.ids[:known]):
+        raise UsageError(
+            f"{old.folder}: {n - len(good):,} of its {n:,} rows were set aside, now {n - known:,} of them are, or "
+            "others; open the pool with the same --skip-bad and --key as then"
+        )
+    labels, distances = old.labels_N[good], old.distances_N[good]
+    _check_rows(run, old, labels, distances)
+    edge = known if known == len(run.store) else known // BLOCK * BLOCK  # a row's last bit may go by its place
+
+    def fill(start: int) -> Iterator[tuple[Any, ...]]:
+        for lo in range(start, edge, BLOCK):
+            yield labels[lo : min(lo + BLOCK, edge)], distances[lo : min(lo + BLOCK, edge)]
+        if edge < len(run.store):
+            rule = partial(_assign, name, kmeans.Assign(old.centroids_KD))
+            yield from run.over_blocks("assign", name, rule, max(start, edge))
+
+    key = run.key(of=name, centroids=_token(old.centroids_KD))
+    if old.told.get("kernels") != key["kernels"]:
+        digests = (hashlib.sha256(np.ascontiguousarray(part).tobytes()).hexdigest() for part in (labels, distances))
+        key["grown"] = list(digests)
+    found = run.cache.columns("assign", key, _ASSIGNED, len(run.store), fill)
+    notes = [f"centroids, and labels of {known:,} rows, kept from {old.folder}"]
+    if known < len(run.store):
+        new = len(run.store) - known
+        before, after = (
+            1 - float(part.mean(dtype=np.float64)) for part in (found["distances"][:known], found["distances"][known:])
+        )
+        notes.append(f"mean cosine to the centroid: {after:.4f} of {new:,} new rows, {before:.4f} of the others")
+    return Groups(found["labels"], found["distances"], old.centroids_KD, tuple(notes))
+
+
+def _check_rows(run: Run, old: Written, labels: npt.NDArray[Any], distances: F32) -> None:
+    """Refuse a clustering of other rows: some, evenly spread, have to lie where it says."""
+    at = np.unique(np.linspace(0, len(labels) - 1, min(_PROBED, len(labels))).astype(np.int64))
+    if not len(at):
+        raise UsageError(f"{old.folder}: labels no row; cluster the pool anew")
+    _, best = kmeans.nearest_centroid(rows := run.store.vectors_at(old.embedding, at), old.centroids_KD)
+    own = np.einsum("ij,ij->i", rows, old.centroids_KD[labels[at]])
+    wrong = np.flatnonzero(~((np.abs(1 - own - distances[at]) <= _ALIKE) & (best - own <= _ALIKE)))
+    if len(wrong):
+        row, i, pool = int(run.store.ids[at[wrong[0]]]), wrong[0], run.store.layout.location
+        raise UsageError(
+            f"{old.folder}: is not of the first {len(old.labels_N):,} rows of {pool}: row {row:,} is "
+            f"{1 - own[i]:.4f} from the centroid of cluster {labels[at[i]]} and {1 - best[i]:.4f} from its nearest, "
+            f"the folder says {distances[at[i]]:.4f} ({len(wrong):,} of {len(at):,} rows looked at differ); name the "
+            "folder made before the pool grew, or cluster anew"
+        )
+
+
+def read_labels(folder: str | os.PathLike[str]) -> npt.NDArray[Any]:
+    """Return the labels that :func:`write_groups` wrote.
+
+    Raises:
+        PoolError: There are none that can be read.
+    """
+    path = Path(folder) / "labels.npy"
+    try:
+        labels: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, *DAMAGED) as error:
+        raise PoolError(
+            f"{path}: no labels ({error}); make a folder of them with 'thresher cluster POOL -o DIR'"
+        ) from None
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise PoolError(f"{path}: labels are whole numbers, one a row, not {labels.dtype} {labels.shape}")
+    return labels
+
+
+def read_names(centroids: str, count: int) -> list[str]:
+    """Return the names of given classes: the lines of a .txt beside their .npy, [] where there is none.
+
+    Raises:
+        PoolError: They cannot be read, or are more or fewer than ``count``.
+    """
+    path = Path(centroids).with_suffix(".txt")
+    try:
+        names = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise PoolError(f"{path}: the class names cannot be read ({error})") from None
+    if len(names) != count:
+        raise PoolError(f"{path}: {len(names):,} class names, one a line, for the {count:,} rows of {centroids}")
+    return [" ".join(name.split()) for name in names]
+
+
+def automatic(rows: int) -> tuple[int, str]:
+    """Choose a number of clusters, and say why.
+
+    Assigning n rows to K clusters costs n K products and comparing all pairs inside clusters about
+    n^2 / 2K, which balance at K = sqrt(n / 2). At least 50 rows a cluster, at most 50,000 clusters as
+    SemDeDup used on 440 million rows.
+    """
+    k = int(min(max(round((rows / 2) ** 0.5), 1), 50_000, max(rows // 50, 1)))
+    return k, f"{k:,} clusters chosen for {rows:,} rows (about sqrt(rows / 2): assignment and comparison cost the same)"
+
+
+def assign(run: Run, embedding: str, centroids_KD: F32) -> Groups:
+    """Label the view's rows with their nearest centroid, in float32; cached, resumable."""
+    rule = partial(_assign, embedding, kmeans.Assign(centroids_KD))
+    found = run.column("assign", embedding, rule, _ASSIGNED, centroids=_token(centroids_KD))
+    return Groups(found["labels"], found["distances"], centroids_KD)
+
+
+_ASSIGNED = {"labels": "int32", "distances": "float32"}
+
+
+def _token(centroids_KD: F32) -> str:
+    return hashlib.sha256(np.ascontiguousarray(centroids_KD).tobytes()).hexdigest()
+
+
+def _assign(name: str, rule: kmeans.Assign, store: EmbeddingStore, block: Block) -> tuple[Any, Any]:
+    return rule(store.stripes(name, block))
+
+
+def _given(run: Run, how: Clustered) -> tuple[F32, tuple[str, ...]]:
+    path = str(how.centroids)
+    centroids = np.concatenate(list(given_vectors(path, "centroids", run.store, how.embedding)))
+    # Unit rows stay as they are, to the last bit: labels are then those of the run that made the centroids.
+    stored = to_float32(npy_piece("file", path).read(0, len(centroids)))
+    lengths = np.sqrt(np.einsum("ij,ij->i", stored, stored, dtype=np.float64))
+    np.copyto(centroids, stored, where=(np.abs(lengths - 1) <= _UNIT)[:, None])
+    if how.clusters not in (None, len(centroids)):
+        raise UsageError(f"{path}: holds {len(centroids):,} centroids, but clusters = {how.clusters:,}; leave one out")
+    return centroids, (f"centroids given: {path}",)
+
+
+def _computed(run: Run, how: Clustered) -> tuple[F32, tuple[str, ...]]:
+    n = len(run.store)
+    notes: list[str] = []
+    k = how.clusters
+    if k is None:
+        k, why = automatic(n)
+        notes.append(why)
+    if k > n:
+        raise UsageError(f"cannot make {k:,} clusters of {n:,} rows; ask for at most {n:,}")
+    sample = n if how.sample == "all" else max(_ROWS_A_CLUSTER * k, _LEAST_SAMPLE)
+    if how.sample not in ("all", "auto"):
+        sample = int(how.sample)
+        if sample < k:
+            raise UsageError(f"sample = {sample:,}: at least as many rows as clusters ({k:,})")
+    sample = min(sample, n)
+    if sample < n:
+        notes.append(f"k-means trained on {sample:,} of {n:,} rows; say sample = all for every row")
+    if sample > 2 * _WARM_ROWS * k and how.iterations > 1:
+        notes.append(f"the first {how.iterations // 2} k-means iterations see {_WARM_ROWS * k:,} rows, the others all")
+    return _train(run, how, k, sample, how.iterations), tuple(notes)
+
+
+def _precision(wanted: str) -> tuple[str, kmeans.Nearest, float]:
+    if wanted == "float32":
+        return "float32", kmeans.nearest_two, kmeans.SLACK
+    from thresher.ops import torch_kmeans
+
+    if wanted == "auto" and not torch_kmeans.worthwhile():
+        return "float32", kmeans.nearest_two, kmeans.SLACK
+    return "bfloat16", torch_kmeans.nearest_bfloat16(), torch_kmeans.SLACK
+
+
+def _train(run: Run, how: Clustered, k: int, sample: int, iterations: int) -> F32:
+    """Run k-means, cached; the state is saved every few seconds, so that a killed run goes on.
+
+    Where rows are many, the first half of the iterations sees a sample of 512 a cluster: centroids that
+    are still far from anywhere need no more rows to move. The second half sees them all.
+    """
+    name, n = how.embedding, len(run.store)
+    precision, nearest, slack = _precision(how.precision)
+    key = run.key(of=name, k=k, iterations=iterations, sample=sample, seed=run.seed, precision=precision)
+    path = run.cache.path("kmeans", key)
+    known = run.cache.load(path)
+    if known is not None:
+        run.progress.say(f"k-means: {k:,} centroids found in the cache")
+        return np.asarray(known)
+    first = None
+    if sample > 2 * _WARM_ROWS * k and iterations > 1:
+        first = _train(run, how, k, _WARM_ROWS * k, iterations // 2)
+        iterations -= iterations // 2
+    if sample < n:
+        positions = np.sort(run.rng("kmeans-sample", name, sample).choice(n, sample, replace=False, shuffle=False))
+        run = replace(run, store=replace(run.store, rows=run.store.ids[positions]))
+    if sample * run.store.dim(name) * 4 <= _IN_MEMORY:
+        held = np.empty((sample, run.store.dim(name)), np.float32)
+        lo = 0
+        for rows in run.over_blocks("k-means: read", name, partial(unit, name)):
+            held[lo : lo + len(rows)] = rows
+            lo += len(rows)
+        each: kmeans.Passes = partial(_each_held, run, held)
+        take: Callable[[Any], F32] = held.__getitem__
+    else:
+        run = run.local(name)
+        each = partial(_each_stored, run, name)
+        take = partial(run.store.vectors_at, name)
+    saved = path.with_suffix(".state.npz")
+    state_arrays = run.cache.load_all(saved)
+    if state_arrays is not None and set(state_arrays) == {item.name for item in fields(kmeans.State)}:
+        state = kmeans.State(**state_arrays)
+    else:
+        if first is None:
+            first = take(np.sort(run.rng("kmeans-init", name, k).choice(sample, k, replace=False, shuffle=False)))
+        state = kmeans.State.start(first, sample)
+    flushed = time.monotonic()
+    with run.progress.task(f"k-means: {k:,} clusters, {iterations} iterations", iterations * sample) as advance:
+        advance(int(state.done) * sample)
+
+        def after(state: kmeans.State) -> None:
+            nonlocal flushed
+            advance(sample)
+            if time.monotonic() - flushed > run.cache.flush_seconds:
+                run.cache.save_all(saved, state.arrays())
+                flushed = time.monotonic()
+
+        found = kmeans.fit(each, take, state, iterations, nearest=nearest, slack=slack, after=after)
+    run.cache.save(path, found)
+    saved.unlink(missing_ok=True)
+    return found
+
+
+def _each_held(run: Run, held: F32, rule: kmeans.Rule, state: kmeans.State) -> Iterator[kmeans.Moves]:
+    tasks = ((held[lo : lo + BLOCK], state.bounds(lo, lo + BLOCK)) for lo in range(0, len(held), BLOCK))
+    return run.engine.map(partial(_on_held, rule), tasks)
+
+
+def _on_held(rule: kmeans.Rule, task: tuple[F32, kmeans.Bounds]) -> kmeans.Moves:
+    rows, bounds = task
+    return rule((rows[lo : lo + kmeans.STRIPE] for lo in range(0, len(rows), kmeans.STRIPE)), bounds)
+
+
+def _each_stored(run: Run, name: str, rule: kmeans.Rule, state: kmeans.State) -> Iterator[kmeans.Moves]:
+    tasks = ((block, state.bounds(block.lo, block.hi)) for block in run.store.blocks(name))
+    return run.engine.map(partial(_on_stored, rule, name, run.store), tasks)
+
+
+def _on_stored(rule: kmeans.Rule, name: str, store: EmbeddingStore, task: tuple[Block, kmeans.Bounds]) -> kmeans.Moves:
+    block, bounds = task
+    return rule(store.stripes(name, block), bounds)

@@ -1,0 +1,58 @@
+"""CLIP score: cosine of image and caption; the top share, or all above a threshold.
+
+DataComp keeps the top 30% by L/14; LAION kept everything at or above 0.28 by B/32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from thresher.errors import UsageError
+from thresher.pool.store import Block, EmbeddingStore
+from thresher.select.registry import method
+from thresher.select.run import Run
+from thresher.select.scores import Score, Scored, column
+
+
+@method("clip-score")
+@dataclass(frozen=True, kw_only=True)
+class ClipScore(Scored):
+    """Keep the pairs whose image and caption agree best."""
+
+    meaning: ClassVar[str] = "clip score"
+
+    column: str = field(
+        default="auto",
+        metadata={"help": "stored score column; 'embeddings' to compute; 'auto': computed where both embeddings are"},
+    )
+
+    def score(self, run: Run) -> Score:
+        """Return the cosine of image and text embedding, or a stored score."""
+        stored = run.store.layout.scores
+        source = self.column
+        if source == "auto":
+            if "joint" in run.store.fields:
+                source = "embeddings"
+            elif stored:
+                source = stored[0]
+            else:
+                columns = ", ".join(run.store.columns)
+                raise UsageError(
+                    f"{run.store.layout.location} has neither both embeddings nor a known score column; "
+                    + (f"name one of its columns with column: {columns}" if columns else "nor any other column")
+                )
+        if source != "embeddings":
+            return column(run, source, "column")
+        run.store.require_joint("a clip score")
+        found = run.column("clip score", "joint", cosines, {"score": "float32"})
+        return Score(np.asarray(found["score"]), ("computed from the image and text embeddings",))
+
+
+def cosines(store: EmbeddingStore, block: Block) -> tuple[npt.NDArray[np.float32]]:
+    """Return the cosine of image and text embedding of a block's rows, (B,) float32."""
+    image, text = store.vectors("image", block), store.vectors("text", block)
+    return (np.einsum("ij,ij->i", image, text),)

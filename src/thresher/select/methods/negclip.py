@@ -1,0 +1,145 @@
+"""negCLIPLoss (arXiv 2405.19547): the CLIP score, less how well image and caption fit anything else.
+
+A row's score is its cosine minus half of temperature x logsumexp(cosines / temperature) of its image with
+every caption of a random batch, and half of that of its caption with every image: the negative of CLIP's own
+loss, times the temperature. A picture or caption that fits everything no longer scores high for that.
+
+Batches are near-equal parts of random partitions of the rows. Work goes in tiles: one product gives the
+sums of its rows and of its columns, and no B x B matrix ever exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from thresher.errors import UsageError
+from thresher.ops.vectors import F32
+from thresher.pool.store import EmbeddingStore
+from thresher.select.registry import method
+from thresher.select.run import Run
+from thresher.select.scores import Score, Scored
+
+F64 = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.int64]
+
+_TILE = 1024  # rows and columns of a product: it stays in cache
+_PANEL = 8 * _TILE  # images of a task
+_DEEP, _HIGH = 65, 75  # exp(-_DEEP) and the sum of _TILE times exp(_HIGH) are normal float32
+
+
+@method("negclip")
+@dataclass(frozen=True, kw_only=True)
+class NegClip(Scored):
+    """Keep the pairs that agree better than their images and captions agree with those of other pairs."""
+
+    meaning: ClassVar[str] = "negCLIPLoss"
+
+    temperature: float = field(
+        default=0.01, metadata={"help": "of the softmax that the encoder was trained with; 0.01 for OpenAI's CLIP"}
+    )
+    batch_size: int = field(default=32_768, metadata={"help": "pairs compared with each other, at most"})
+    repeats: int = field(default=5, metadata={"help": "random partitions into batches to average over"})
+
+    def __post_init__(self) -> None:
+        """Numbers that make sense."""
+        super().__post_init__()
+        if not 1e-6 <= self.temperature <= 1e6:
+            raise UsageError(f"temperature = {self.temperature}: from 0.000001 to 1,000,000; CLIP's own is 0.01")
+        if self.batch_size < 2:
+            raise UsageError(f"batch_size = {self.batch_size}: at least 2, or there is nothing to compare with")
+        if self.repeats < 1:
+            raise UsageError(f"repeats = {self.repeats}: at least 1")
+
+    def score(self, run: Run) -> Score:
+        """Average the scores of all partitions; each partition is cached by itself."""
+        run.store.require_joint("negclip")
+        n = len(run.store)
+        batches = -(-n // self.batch_size)
+        repeats = self.repeats if batches > 1 else 1
+        here = run.local("joint")
+        total = np.zeros(n)
+        for repeat in range(repeats):
+            order = run.rng("negclip", repeat).permutation(n)
+            ends = [n * i // batches for i in range(batches + 1)]
+            for lo, hi in zip(ends[:-1], ends[1:], strict=True):
+                order[lo:hi].sort()  # the same batch, read in file order
+            key = here.key(repeat=repeat, seed=run.seed, batches=batches, temperature=self.temperature)
+            label = f"negclip: repeat {repeat + 1} of {repeats}"
+            fill = partial(_fill, here, label, self.temperature, order, ends)
+            total[order] += here.cache.columns("negclip", key, {"score": "float32"}, n, fill)["score"]
+        size = f"{-(-n // batches):,} pairs"
+        note = f"the mean of {repeats} random partitions into {batches:,} batches of {size} at most"
+        if batches == 1:
+            note = f"one batch of {size}, all there are: repeats would change nothing"
+        return Score((total / repeats).astype(np.float32), (note,))
+
+
+def _fill(run: Run, label: str, temperature: float, order: Rows, ends: list[int], start: int) -> Iterator[tuple[F64]]:
+    """Yield the scores of one batch after the other, from the batch that begins at ``start`` on."""
+    batches = [order[lo:hi] for lo, hi in zip(ends[:-1], ends[1:], strict=True) if lo >= start]
+    tasks = [(batch, lo) for batch in batches for lo in range(0, len(batch), _PANEL)]
+    with run.progress.task(label, len(order)) as advance:
+        advance(start)
+        done = zip(tasks, run.engine.map(partial(_panel, run.store, temperature), tasks), strict=True)
+        for (batch, lo), (own, rows, columns) in done:
+            if lo == 0:
+                scores, sums = np.empty(len(batch)), columns
+            else:
+                sums = np.logaddexp(sums, columns)
+            scores[lo : lo + len(own)] = own - rows / 2
+            advance(len(own))
+            if lo + len(own) == len(batch):
+                yield (temperature * (scores - sums / 2),)
+
+
+def _panel(store: EmbeddingStore, temperature: float, task: tuple[Rows, int]) -> tuple[F64, F64, F64]:
+    """Compare the images of a part of a batch with all its captions.
+
+    Returns:
+        Cosines of the part's own pairs (P,), logsumexp over captions (P,) and, over the part, over images
+        (B,); all of cosines / temperature.
+    """
+    batch, lo = task
+    part = batch[lo : lo + _PANEL]
+    images = store.vectors_at("image", part)
+    images /= np.float32(temperature)
+    own, rows, columns = np.empty(len(part)), np.full(len(part), -np.inf), np.full(len(batch), -np.inf)
+    for c in range(0, len(batch), _TILE):
+        texts = store.vectors_at("text", batch[c : c + _TILE])
+        for r in range(0, len(part), _TILE):
+            tile = images[r : r + _TILE] @ texts.T
+            if lo + r == c:
+                own[r : r + _TILE] = tile.diagonal()
+            row_sums, column_sums = log_sums(tile)
+            rows[r : r + _TILE] = np.logaddexp(rows[r : r + _TILE], row_sums)
+            columns[c : c + _TILE] = np.logaddexp(columns[c : c + _TILE], column_sums)
+    return own, rows, columns
+
+
+def log_sums(tile_RC: F32) -> tuple[F64, F64]:
+    """Return logsumexp over each row and over each column of a tile, which is overwritten.
+
+    Where all entries lie within what float32 can tell apart, as cosines of CLIP / 0.01 do, one exponential
+    with one shift serves both; else rows and columns are shifted by their own maxima.
+    """
+    low, high = tile_RC.min(), tile_RC.max()
+    if high - low < _DEEP + _HIGH:
+        shift = min(high, low + np.float32(_DEEP))  # near high: large exponents are rounded more
+        tile_RC -= shift
+        np.exp(tile_RC, out=tile_RC)
+        return _log(tile_RC.sum(axis=1), shift), _log(tile_RC.sum(axis=0), shift)
+    found: list[Any] = []
+    for axis in (1, 0):
+        shifts = tile_RC.max(axis=axis, keepdims=True)
+        found.append(_log(np.exp(tile_RC - shifts).sum(axis=axis), shifts.ravel()))
+    return found[0], found[1]
+
+
+def _log(sums: F32, shift: Any) -> F64:
+    return np.asarray(np.log(sums, dtype=np.float64) + shift)

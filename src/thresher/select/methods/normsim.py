@@ -1,0 +1,144 @@
+"""NormSim (arXiv 2405.19547): how similar a row's image is to the images of a target set.
+
+The norm of an image's cosines with all images of the target: their maximum, their root mean square (the
+paper's 2-norm over the square root of the target's size, which ranks alike) or their mean. Without a target
+it is the pool's own best subset (NormSim-D): from all rows, again and again those least similar to
+the rows left are removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from thresher.errors import UsageError
+from thresher.ops.cut import top
+from thresher.ops.kmeans import nearest_centroid
+from thresher.ops.vectors import F32
+from thresher.pool.store import Block, EmbeddingStore, given_vectors
+from thresher.select.registry import method
+from thresher.select.run import Run
+from thresher.select.scores import Score, Scored
+
+F64 = npt.NDArray[np.float64]
+
+
+@method("normsim")
+@dataclass(frozen=True, kw_only=True)
+class NormSim(Scored):
+    """Keep the rows whose images are most similar to a target set, or to the pool's own best subset."""
+
+    meaning: ClassVar[str] = "similarity to the target"
+
+    target: str | None = field(
+        default=None, metadata={"help": ".npy of (M, D) image embeddings; by default the pool's own best subset"}
+    )
+    norm: Literal["max", "rms", "mean"] | None = field(
+        default=None,
+        metadata={"help": "of the cosines: max, rms (the paper's 2-norm) or mean; default max, without target rms"},
+    )
+    target_share: float = field(
+        default=0.2, metadata={"help": "without target: how much of the rows the own subset shrinks to"}
+    )
+    rounds: int = field(default=20, metadata={"help": "without target: steps in which it shrinks"})
+
+    def __post_init__(self) -> None:
+        """A norm that tells rows apart, a subset and steps towards it."""
+        super().__post_init__()
+        if self.target is None and self.norm == "max":
+            raise UsageError(
+                "norm = 'max' needs a target: in the pool's own subset every row is the one most similar to itself"
+            )
+        if not 0 < self.target_share <= 1:
+            raise UsageError(f"target_share = {self.target_share}: above 0 and at most 1 (all rows, no rounds)")
+        if self.target is not None and (self.target_share, self.rounds) != (NormSim.target_share, NormSim.rounds):
+            raise UsageError("target_share and rounds are for finding the pool's own best subset; leave target out")
+        if self.rounds < 1:
+            raise UsageError(f"rounds = {self.rounds}: at least 1")
+
+    def score(self, run: Run) -> Score:
+        """Read or find the target, then measure every row against it."""
+        norm = self.norm or ("rms" if self.target is None else "max")
+        digest, size, moment = hashlib.sha256(norm.encode()), 0, np.zeros(())
+        if self.target is None:
+            run = run.local("image")
+            size = max(round(self.target_share * len(run.store)), 1)
+            moment = _own_subset(run, norm, size, self.rounds)
+            note = f"target: the pool's own best {size:,} of {len(run.store):,} rows, in {self.rounds} rounds"
+        else:
+            for rows in given_vectors(self.target, "target images", run.store, "image"):
+                digest.update(rows.tobytes())
+                size += len(rows)
+                if norm != "max":
+                    moment = moment + _moment(norm, rows)
+            moment /= size
+            note = f"target: {size:,} rows of {self.target}"
+        digest.update(moment.tobytes())
+        measure = partial(_similar, norm, moment.astype(np.float32))
+        if self.target is not None and norm == "max":
+            measure = partial(_nearest, self.target)
+        found = run.column("normsim", "image", measure, {"score": "float32"}, target=digest.hexdigest())
+        return Score(np.asarray(found["score"]), (note,))
+
+
+def _nearest(path: str, store: EmbeddingStore, block: Block) -> tuple[F32]:
+    """Return each row's largest cosine with the target, (B,) float32."""
+    rows, best = store.vectors("image", block), np.full(len(block), -np.inf, np.float32)
+    for units in given_vectors(path, "target images", store, "image"):
+        np.maximum(best, nearest_centroid(rows, units)[1], out=best)
+    return (best,)
+
+
+def _similar(norm: str, moment: F32, store: EmbeddingStore, block: Block) -> tuple[F32]:
+    """Return the root mean square of each row's cosines from second moments (D, D), or their mean from (D,)."""
+    rows = store.vectors("image", block)
+    if norm == "mean":
+        return (rows @ moment,)
+    return (np.sqrt(np.maximum(np.einsum("ij,ij->i", rows @ moment, rows), 0)),)
+
+
+def _moment(norm: str, rows: F32) -> F64:
+    if norm == "mean":
+        return np.asarray(rows.sum(axis=0, dtype=np.float64))
+    return (rows.T @ rows).astype(np.float64)
+
+
+def _block_moment(norm: str, store: EmbeddingStore, block: Block) -> F64:
+    return _moment(norm, store.vectors("image", block))
+
+
+def _own_subset(run: Run, norm: str, size: int, rounds: int) -> F64:
+    """Shrink the rows to the ``size`` most similar to each other; return that subset's moment, cached.
+
+    The rows left after a round are saved every few seconds, so that a killed run goes on.
+    """
+    n = len(run.store)
+    path = run.cache.path("normsim.target", run.key(norm=norm, size=size, rounds=rounds))
+    known = run.cache.load(path)
+    if known is not None:
+        return np.asarray(known)
+    saved = path.with_suffix(".state.npz")
+    state: dict[str, Any] = run.cache.load_all(saved) or {"rows": run.store.ids, "done": 0}
+    flushed = time.monotonic()
+    for done in range(int(state["done"]), rounds + 1):
+        left = replace(run, store=replace(run.store, rows=state["rows"]))
+        label = f"normsim: round {done} of {rounds}"
+        total = sum(left.over_blocks(f"{label}, target", "image", partial(_block_moment, norm)))
+        moment: F64 = np.asarray(total) / len(left.store)
+        if done == rounds or size == n:
+            break
+        measure = partial(_similar, norm, moment.astype(np.float32))
+        scores = np.concatenate([found for (found,) in left.over_blocks(f"{label}, rows", "image", measure)])
+        state = {"rows": state["rows"][top(scores, n - (n - size) * (done + 1) // rounds)], "done": done + 1}
+        if time.monotonic() - flushed > run.cache.flush_seconds:
+            run.cache.save_all(saved, state)
+            flushed = time.monotonic()
+    run.cache.save(path, moment)
+    saved.unlink(missing_ok=True)
+    return moment

@@ -1,0 +1,166 @@
+"""Recipes: a list of steps, each of which sees what the last one kept. And the running of one."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import threadpoolctl
+
+from thresher.errors import PoolError, UsageError, suggest
+from thresher.pool.store import EmbeddingStore, absolute, same_pool, whole_pool
+from thresher.runtime.cache import Cache
+from thresher.runtime.engine import Engine, make_engine
+from thresher.select.audit import Audit
+from thresher.select.registry import Method, build, coerced
+from thresher.select.run import Progress, Run, Silent
+from thresher.selection import Selection
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Steps and a seed. Percentages refer to what a step was given."""
+
+    steps: tuple[Method, ...]
+    seed: int = 0
+    description: str = ""
+
+    @classmethod
+    def load(cls, name: str) -> Recipe:
+        """Read a TOML file, or a recipe that is shipped, by name.
+
+        Raises:
+            UsageError: No such recipe, not TOML, or unknown keys; suggests the nearest.
+        """
+        shipped = shipped_recipes()
+        path = Path(name)
+        if name in shipped:
+            return cls.parse(shipped[name], name)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(
+                f"{name}: neither a readable file ({getattr(error, 'strerror', None) or error}) nor a shipped recipe; "
+                f"shipped: {', '.join(shipped)}.{suggest(name, shipped)}"
+            ) from None
+        return cls.parse(text, name)
+
+    @classmethod
+    def parse(cls, text: str, origin: str = "recipe") -> Recipe:
+        """Read TOML text: ``seed``, ``description`` and ``[[step]]`` tables with ``method`` and its parameters."""
+        try:
+            data = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise UsageError(f"{origin}: not valid TOML ({error})") from None
+        allowed = ("seed", "description", "step")
+        for key in data:
+            if key not in allowed:
+                raise UsageError(
+                    f"{origin}: unknown key {key!r}; allowed: {', '.join(allowed)}.{suggest(key, allowed)}"
+                )
+        steps = data.get("step", [])
+        if not isinstance(steps, list) or not steps:
+            raise UsageError(f'{origin}: has no steps; write [[step]] and method = "..."')
+        seed = data.get("seed", 0)
+        if not isinstance(seed, int) or isinstance(seed, bool):
+            raise UsageError(f"{origin}: seed = {seed!r}; expected a whole number")
+        found = []
+        for number, table in enumerate(steps, 1):
+            if not isinstance(table, dict) or not isinstance(table.get("method", ""), str):
+                raise UsageError(f'{origin}: step {number} is no step; write [[step]] and method = "..."')
+            if "method" not in table:
+                raise UsageError(f'{origin}: step {number} names no method; write method = "..."')
+            try:
+                found.append(build(table["method"], {k: v for k, v in table.items() if k != "method"}))
+            except UsageError as error:
+                raise UsageError(f"{origin}: step {number}: {error}") from None
+        return cls(tuple(found), seed, str(data.get("description", "")))
+
+
+def shipped_recipes() -> dict[str, str]:
+    """Return the text of every shipped recipe by name."""
+    folder = resources.files("thresher.select") / "recipes"
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
+    return {file.name[:-5]: file.read_text(encoding="utf-8") for file in files}
+
+
+def run_steps(
+    store: EmbeddingStore,
+    steps: Sequence[Method],
+    *,
+    seed: int = 0,
+    within: Selection | None = None,
+    engine: Engine | None = None,
+    cache: Cache | None = None,
+    progress: Progress | None = None,
+) -> Selection:
+    """Run steps on a pool, each on what the last one kept, and return the selection.
+
+    Args:
+        store: The pool.
+        steps: Methods; without any, only bad rows are refused or set aside.
+        seed: Of all randomness.
+        within: Start from an earlier selection of the same pool.
+        engine: Where work runs; threads on all cores by default.
+        cache: Arrays already computed; the default cache folder by default.
+        progress: Where to tell.
+
+    Raises:
+        UsageError: ``within`` belongs to another pool, or a step cannot be carried out.
+        PoolError: The pool cannot be trusted.
+    """
+    whole_pool(store)
+    if not isinstance(steps, Sequence):
+        raise UsageError(f"steps are given as a list: [{steps!r}]")
+    steps = [coerced(step) for step in steps]
+    cache = cache or Cache.at()
+    progress = progress or Silent()
+    fingerprint = store.fingerprint()
+    options: dict[str, Any] = asdict(store.options)
+    if options["metadata"]:
+        options["metadata"] = absolute(options["metadata"])
+    pool = absolute(store.layout.location)
+    if within is None:
+        start = Selection.everything(fingerprint, pool, options, store.total)
+    else:
+        same_pool(within, store, fingerprint)
+        if not len(within):
+            raise UsageError("the earlier selection keeps no row: there is nothing to choose from")
+        start = replace(within, pool=pool, options=options)  # where the pool is now
+    version = store.version()
+    cache.trim()
+    run = Run(store, start, engine or make_engine(), cache, seed, progress)
+    selection = start
+    checked = Audit.of(store)
+    for step in (checked, *steps) if within is None or not _audited(within) else steps:
+        run = replace(run, store=store.where(selection.mask()), so_far=selection)
+        before = len(selection)
+        try:
+            with threadpoolctl.threadpool_limits(1):  # as in engines: bits must not depend on the cores
+                selection = step.select(run)
+        except UsageError as error:
+            raise type(error)(f"{step.name}: {error}") from None
+        if store.version() != version:
+            raise PoolError(f"{pool}: a file of the pool changed while {step.name} ran; run again when it is at rest")
+        if isinstance(step, Audit) and len(selection.steps) == len(run.so_far.steps):
+            continue
+        if not len(selection):
+            raise UsageError(
+                f"{step.name} keeps none of the {before:,} rows it was given; nothing would be left to train on"
+            )
+        told = selection.steps[-1]
+        for note in told.notes:
+            progress.say(f"{step.name}: {note}")
+        repeated = f", {selection.uses:,} with repeats" if selection.repeats is not None else ""
+        progress.say(
+            f"{step.name}: kept {len(selection):,} of {before:,} rows ({len(selection) / before:.1%}){repeated}"
+        )
+    return selection
+
+
+def _audited(selection: Selection) -> bool:
+    return bool(selection.steps) and selection.steps[0].method == Audit.name

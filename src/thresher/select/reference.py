@@ -1,0 +1,206 @@
+"""A reference: another pool to compare rows with, such as an evaluation set or an older release.
+
+Every row of the reference counts. Rows meet it in blocks: one block of the pool and one of the reference at a
+time, with a running maximum, so that memory grows with neither.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import threadpoolctl
+
+from thresher.errors import PoolError, UsageError
+from thresher.ops.neighbors import nearest_other
+from thresher.ops.vectors import F32, inverse_norms, to_float32
+from thresher.pool.layout import Options
+from thresher.pool.store import BLOCK, Block, EmbeddingStore, open_store
+from thresher.select.run import Run
+from thresher.selection import Selection, packed
+
+Rows = npt.NDArray[np.int64]
+_Task = tuple[Block, int, int]
+
+_CAPTION = 200  # characters of a reference row's caption that a selection keeps
+_MUCH = 2e13  # multiply-adds from which on the time is told in advance: a minute or more on two cores
+_NAMES = ("image", "text", "key", "caption")
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """A pool that others are compared with, opened.
+
+    Attributes:
+        location: As given.
+        store: Its rows, those set aside not among them.
+        run: To work on it, with its vectors where they can be read anywhere.
+        fingerprint: Of its store.
+        version: Of its files, when it was opened.
+    """
+
+    location: str
+    store: EmbeddingStore
+    run: Run
+    fingerprint: str
+    version: str
+
+    def told(self, rows: Rows) -> dict[str, npt.NDArray[Any]]:
+        """Return what a selection keeps of some rows, as :class:`~thresher.selection.Step` has it.
+
+        Args:
+            rows: Their global ids, ascending, each once.
+        """
+        roles = {"key": self.store.layout.key, "caption": self.store.layout.caption}
+        names = list(dict.fromkeys(name for name in roles.values() if name in self.store.columns))
+        cells: dict[str, list[str]] = {name: [] for name in names}
+        for part in self.store.lookup(names, rows) if names else ():
+            for name, column in zip(names, part.columns, strict=True):
+                cells[name] += ["" if cell is None else str(cell) for cell in column.to_pylist()]
+        found: dict[str, npt.NDArray[Any]] = {"row": rows}
+        for role, named in roles.items():
+            if named in cells:
+                texts = cells[named] if role == "key" else [text[:_CAPTION] for text in cells[named]]
+                found[role], found[f"{role}_ends"] = packed(texts)
+        return found
+
+
+def ways_to_open(given: Options) -> list[Options]:
+    """Return how to open a reference of a pool opened with ``given``: by the names it has, and by the usual ones."""
+    plain = Options(dtype=given.dtype, skip_bad=given.skip_bad)
+    ways = (replace(plain, **{role: getattr(given, role) for role in roles}) for roles in (_NAMES, _NAMES[:2], ()))
+    return list(dict.fromkeys(ways))
+
+
+def open_reference(run: Run, location: str, name: str) -> Reference:
+    """Open a pool to compare a run's rows with.
+
+    Args:
+        run: Whose rows are to be compared; its pool's names of arrays and columns are tried first, then the usual ones.
+        location: The other pool, in any known layout.
+        name: Field to compare by.
+
+    Raises:
+        UsageError: It lacks the field, has another width, or is the run's pool itself.
+        PoolError: It cannot be trusted, or no row of it has a direction.
+    """
+    scratch, tries = str(run.cache.folder), ways_to_open(run.store.options)
+    for options in tries:
+        try:
+            store = open_store(location, options, scratch=scratch)
+            break
+        except UsageError:  # nothing there is called as it is in the pool
+            if options == tries[-1]:
+                raise
+    for part in run.store.parts(name):
+        if name not in store.fields:
+            raise UsageError(
+                f"reference: {location} has no {name} embeddings to compare with; it has "
+                f"{', '.join(store.fields) or 'none'}"
+            )
+        if store.dim(part) != run.store.dim(part):
+            raise UsageError(
+                f"reference: {location} has {part} embeddings of {store.dim(part)} dimensions, "
+                f"{run.store.layout.location} of {run.store.dim(part)}; both are to be from one encoder"
+            )
+    fingerprint, version = store.fingerprint(), store.version()
+    if fingerprint == run.store.fingerprint():
+        raise UsageError(f"reference: {location} is the pool itself: every row repeats one of it")
+    start = Selection.everything(fingerprint, location, {}, store.total)
+    own = replace(run, store=store, so_far=start).local(name)
+    if run.store.options.skip_bad:
+        found = own.column("reference check", name, partial(_no_direction, name), {"bad": "uint8"})["bad"]
+        if np.all(found):
+            raise PoolError(f"{location}: no row of the reference has a {name} embedding with a direction")
+        own = replace(own, store=own.store.where(np.asarray(found) == 0))
+        store = store.where(np.asarray(found) == 0)
+    return Reference(location, store, own, fingerprint, version)
+
+
+def nearest(run: Run, reference: Reference, name: str) -> tuple[F32, Rows]:
+    """Return each row's largest cosine with any row of a reference, and which row that is; cached, resumable.
+
+    Args:
+        run: Whose rows.
+        reference: What they are compared with, all of it.
+        name: Field to compare by.
+
+    Returns:
+        (n,) float32, and (n,) int64 global ids of the reference, the lowest among equals.
+
+    Raises:
+        PoolError: A file of the reference changed meanwhile.
+    """
+    n, other = len(run.store), reference.run
+    m = len(other.store)
+    starts = range(0, m, BLOCK)
+    if len(starts) > 1:  # each block of the pool is read as often
+        run = run.local(name)
+
+    def fill(start: int) -> Iterator[tuple[Any, ...]]:
+        work = float(n - start) * m * run.store.dim(name)
+        if work > _MUCH:
+            left = _told(work / _speed(run.store.dim(name), run.engine.workers))
+            run.progress.say(f"comparing {n - start:,} rows with {m:,} of {reference.location}: about {left}")
+        tasks = ((block, lo, min(lo + BLOCK, m)) for block in run.store.blocks(name, start) for lo in starts)
+        found = run.engine.map(partial(_compare, run.store, other.store, name), tasks)
+        with run.progress.task(f"compare with {reference.location}", n) as advance:
+            advance(start)
+            for lo in range(start, n, BLOCK):
+                size, done = min(BLOCK, n - lo), 0
+                best, where = np.full(size, -np.inf, np.float32), np.full(size, -1, np.int64)
+                for number, first in enumerate(starts, 1):
+                    cosines, at = next(found)
+                    better = cosines > best
+                    best[better], where[better] = cosines[better], first + at[better]
+                    advance(size * number // len(starts) - done)
+                    done = size * number // len(starts)
+                yield best, where
+        next(found, None)
+
+    key = run.key(of=name, reference=reference.fingerprint, files=reference.version, rows=other.view)
+    found = run.cache.columns("reference", key, {"cosine": "float32", "row": "int64"}, n, fill)
+    whole = replace(reference.store, rows=None)
+    if whole.version() != reference.version:
+        raise PoolError(
+            f"{reference.location}: a file of the reference changed meanwhile; run again when it is at rest"
+        )
+    return np.asarray(found["cosine"]), other.store.ids[np.asarray(found["row"])]
+
+
+def _compare(store: EmbeddingStore, other: EmbeddingStore, name: str, task: _Task) -> tuple[F32, Rows]:
+    block, lo, hi = task
+    return nearest_other(store.vectors(name, block), other.stripes(name, Block(lo, hi)))
+
+
+def _no_direction(name: str, store: EmbeddingStore, block: Block) -> tuple[npt.NDArray[np.uint8]]:
+    """Return 1 for the rows of a block that have no direction in some part of a field, else 0."""
+    bad = np.zeros(len(block), np.bool_)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for part in store.parts(name):
+            bad |= np.isnan(inverse_norms(to_float32(store.raw(part, block))))
+    return (bad.astype(np.uint8),)
+
+
+def _speed(dim: int, workers: int) -> float:
+    """Measure multiply-adds a second of the comparison, here and now."""
+    rows = np.random.default_rng(0).standard_normal((1024, dim), dtype=np.float32)
+    with threadpoolctl.threadpool_limits(1):
+        nearest_other(rows, [rows])
+        begin, turns = time.perf_counter(), 0
+        while time.perf_counter() - begin < 0.1:
+            nearest_other(rows, [rows])
+            turns += 1
+        spent = time.perf_counter() - begin
+    return turns * len(rows) * rows.size * workers / spent
+
+
+def _told(seconds: float) -> str:
+    if seconds < 5_400:
+        return f"{max(seconds / 60, 1):.0f} min"
+    return f"{seconds / 3_600:.1f} h"

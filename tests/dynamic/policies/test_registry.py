@@ -1,0 +1,125 @@
+"""Policies by name: what a command line may ask for, and what it may not."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from thresher.dynamic.policies.d_pruning import DPruning
+from thresher.dynamic.policies.dynamic_random import DynamicRandom
+from thresher.dynamic.policies.full import Full
+from thresher.dynamic.policies.infobatch import InfoBatch
+from thresher.dynamic.policies.registry import (
+    ON_COMMAND_LINES,
+    POLICIES,
+    check_options,
+    epochs_for,
+    policy_named,
+    share_of,
+)
+from thresher.dynamic.policies.scan import Scan
+from thresher.dynamic.policies.static import Static
+from thresher.errors import UsageError
+
+EPOCHS = 20
+
+
+def test_without_a_share_policies_are_as_published() -> None:
+    assert policy_named("full", EPOCHS) == Full()
+    assert policy_named("scan", EPOCHS) == Scan()
+    assert policy_named("infobatch", EPOCHS) == InfoBatch(epochs=EPOCHS)
+    assert policy_named("dynamic-random", EPOCHS) == DynamicRandom(keep=0.7)
+    assert policy_named("d-pruning", EPOCHS) == DPruning(keep=0.7)
+
+
+@pytest.mark.parametrize("name", ["scan", "infobatch", "dynamic-random", "d-pruning"])
+@pytest.mark.parametrize("share", [0.1, 0.25])
+def test_a_share_is_that_of_the_whole_run(name: str, share: float) -> None:
+    assert policy_named(name, EPOCHS, prune=share).expected_pruned(EPOCHS) == pytest.approx(share)
+
+
+def test_options_reach_the_policy() -> None:
+    found = policy_named(
+        "scan", EPOCHS, prune=0.1, options={"cycle": 2, "mode": "redundant", "warmup": 4, "scope": None}
+    )
+    assert isinstance(found, Scan)
+    assert (found.cycle, found.mode, found.warmup, found.scope) == (2, "redundant", 4, "batch")
+    assert policy_named("d-pruning", EPOCHS, options={"rule": "epsilon-greedy"}) == DPruning(
+        keep=0.7, rule="epsilon-greedy"
+    )
+
+
+def test_selections_keep_their_repeats() -> None:
+    mask = policy_named("static", 1, times_N=np.array([1, 0, 1], np.int32))
+    repeated = policy_named("static", 1, times_N=np.array([1, 0, 3], np.int32))
+    assert isinstance(mask, Static)
+    assert mask.times_N.dtype == np.bool_
+    assert repeated.expected_pruned(1) == pytest.approx(1 - 4 / 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "told"),
+    [
+        ("skan", {}, "no policy 'skan'; there are full, scan.* Did you mean 'scan'"),
+        ("full", {"prune": 0.3}, "not a share"),
+        ("full", {"options": {"rho": 0.3}}, "policy full has no rho; it has no options"),
+        ("infobatch", {"options": {"cycle": 3}}, "policy infobatch has no cycle; it has delta"),
+        ("scan", {"prune": 0.3, "options": {"rho": 0.3}}, "rho follow from the share"),
+        ("scan", {"times_N": np.ones(3, np.int32)}, "no other policy takes one"),
+        ("static", {}, "policy static needs a selection"),
+        ("scan", {"prune": 0.9}, "cannot prune 90.0% over 20 epochs"),
+    ],
+)
+def test_what_cannot_be_is_refused(name: str, given: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        policy_named(name, EPOCHS, **given)
+
+
+def test_messages_name_options_as_they_were_given() -> None:
+    with pytest.raises(UsageError, match="policy infobatch has no full-epochs; it has delta"):
+        check_options("infobatch", {"warmup": 1}, called=ON_COMMAND_LINES)
+    with pytest.raises(UsageError, match="policy d-pruning has no rho; it has rule, full-epochs"):
+        check_options("d-pruning", {"rho": 0.1, "warmup": 2}, called=ON_COMMAND_LINES)
+    with pytest.raises(UsageError, match="full-epochs = 0; give 1 epoch or more"):
+        check_options("d-pruning", {"warmup": 0}, called=ON_COMMAND_LINES)
+    with pytest.raises(UsageError, match="policy infobatch has no warmup; it has delta"):
+        policy_named("infobatch", EPOCHS, options={"warmup": 1})
+    check_options("scan", {"warmup": 1, "rho": None}, prune=0.2, called=ON_COMMAND_LINES)
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [("30%", 0.3), (" 30 % ", 0.3), ("0.3", 0.3), (".3", 0.3), ("33.3%", 0.333), ("0.5%", 0.005), ("3e-1", 0.3)],
+)
+def test_shares_are_read(text: str, share: float) -> None:
+    assert share_of(text) == share_of(text, whole=True) == share
+
+
+@pytest.mark.parametrize(
+    "text", ["", "%", "nan", "inf", "0", "0%", "1", "100%", "150%", "1.5", "-0.1", "1e999", "a", "٣%"]
+)
+def test_what_is_no_share_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"cannot read {text!r} as a share; give a share strictly between")):
+        share_of(text)
+    if text in ("1", "100%"):
+        assert share_of(text, whole=True) == 1
+    else:
+        with pytest.raises(UsageError, match="above 0 and up to 1, like 30% or 0.3"):
+            share_of(text, whole=True)
+
+
+@pytest.mark.parametrize("name", [name for name in POLICIES if name != "static"])
+@pytest.mark.parametrize("prune", [None, 0.2])
+@pytest.mark.parametrize("epochs", [6, 17, 40])
+def test_as_many_epochs_as_the_samples_last(name: str, prune: float | None, epochs: int) -> None:
+    """The policy for so many samples leaves out so much that they last about so long."""
+    if name == "full" and prune:
+        return
+    rows = 1000
+    policy = policy_named(name, epochs, prune=prune)
+    samples = round(rows * epochs * (1 - policy.expected_pruned(epochs)))
+    assert abs(epochs_for(samples, rows, name, prune=prune) - epochs) <= 1
+    assert epochs_for(1, rows, name, prune=prune if name != "full" else None) == 1
