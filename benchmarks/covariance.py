@@ -23,8 +23,9 @@ from thresher import (
     open_store,
     run_steps,
 )
+from thresher.runtime.parameters import parameters_of
 from thresher.select.covariance import Deviation, covariance_errors
-from thresher.select.registry import methods, parameters_of
+from thresher.select.registry import METHODS
 
 PLAIN = {"weight_self": 0.0, "weight_label": 0.0, "weight_inter": 0.0}
 VARIANTS = {"clipcov, cross alone": PLAIN, "clipcov, refresh 200": {"refresh": 200}}
@@ -57,7 +58,7 @@ def pairs(
 def chosen(store: EmbeddingStore, cache: Cache, keep: str, clusters: int) -> tuple[dict[str, Selection], set[str]]:
     """What every method keeps that needs no more than a budget and a number of clusters; and what the others miss."""
     found, missed = {}, set()
-    for name, cls in methods().items():
+    for name, cls in METHODS.all().items():
         given = {"keep": keep, "clusters": clusters}
         known = {item.name for item in parameters_of(cls)}
         if "keep" in known:

@@ -42,8 +42,8 @@ from thresher.dynamic.sampler import PruningSampler
 from thresher.dynamic.stream import StreamPruner, prune_stream
 from thresher.evaluate.linear_probe import linear_probe
 from thresher.ops.torch_kmeans import SLACK, nearest_bfloat16
-from thresher.runtime.cache import writing
-from thresher.select.run import Silent
+from thresher.runtime.files import writing
+from thresher.runtime.progress import Silent
 from thresher.train.augment import crops
 from thresher.train.clip import ClipSettings, ClipTask, train_clip
 from thresher.train.data import open_pairs

@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from common import median, table
 
-from thresher.data.layouts.webdataset import Window, groups
+from thresher.io.tar import Window, groups
 from thresher.reshard import reshard
 from thresher.selection import Selection
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import torch
 
 from thresher.dynamic.run_folder import MARK, Training
-from thresher.runtime.terminal import progress_for
+from thresher.runtime.progress import progress_for
 from thresher.train.clip import ClipSettings, train_clip
 from thresher.train.loop import Schedule
 

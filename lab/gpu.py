@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from thresher.runtime.cache import writing
+from thresher.runtime.files import writing
 
 RIVAL = "full, the samples of "
 ARMS: dict[str, list[str]] = {

@@ -18,7 +18,7 @@ import torch
 
 from thresher.dynamic.run_folder import MARK
 from thresher.evaluate.sets import read_eval
-from thresher.runtime.terminal import progress_for
+from thresher.runtime.progress import progress_for
 from thresher.train.data import open_pairs
 from thresher.train.loop import Schedule, device_named, stored_side
 from thresher.train.moco import MocoSettings, MocoTask, MocoV2, train_moco

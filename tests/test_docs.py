@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from thresher.cli.main import main
-from thresher.select.registry import methods, parameters_of
+from thresher.runtime.parameters import parameters_of
+from thresher.select.registry import METHODS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -73,14 +74,14 @@ def test_blocks_run(page: Path, place: Path, monkeypatch: pytest.MonkeyPatch, ca
             fn(**{"tmp_path": place / name} if inspect.signature(fn).parameters else {})
 
 
-@pytest.mark.parametrize("name", methods())
+@pytest.mark.parametrize("name", METHODS.all())
 def test_every_method_has_a_page_with_its_parameters(name: str) -> None:
     text = (ROOT / "docs" / "methods" / f"{name}.md").read_text(encoding="utf-8")
     assert text.startswith(f"# {name}\n")
     table = text.partition("## Parameters")[2].partition("\n**")[0]
     told = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", table, re.MULTILINE))
     fields = {}
-    for item in parameters_of(methods()[name]):
+    for item in parameters_of(METHODS.all()[name]):
         plain = str(item.default).lower() if isinstance(item.default, bool) else str(item.default)
         fields[item.name] = "none" if item.default is None else f"`{plain}`"
         if item.default is MISSING:
@@ -90,7 +91,7 @@ def test_every_method_has_a_page_with_its_parameters(name: str) -> None:
 
 
 def test_every_page_of_a_method_has_one() -> None:
-    assert {page.stem for page in (ROOT / "docs" / "methods").glob("*.md")} == set(methods())
+    assert {page.stem for page in (ROOT / "docs" / "methods").glob("*.md")} == set(METHODS.all())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)

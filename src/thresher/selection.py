@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from thresher import __version__
 from thresher.errors import BudgetError, OutputError, PoolError, UsageError
-from thresher.runtime.cache import DAMAGED, only, writing_folder
+from thresher.runtime.files import DAMAGED, only, writing_folder
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]

@@ -14,7 +14,6 @@ import pickle
 import shutil
 import subprocess
 import sys
-from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,8 @@ from thresher import (
     build,
     run_steps,
 )
-from thresher.select.registry import choices, methods, parameters_of, type_of
+from thresher.runtime.parameters import choices, is_required, parameters_of, type_of
+from thresher.select.registry import METHODS
 
 EXAMPLES: dict[str, Any] = {"keep": "30%", "eps": 0.2, "where": "width >= 300 AND words(text) > 1"}
 N = 17_000  # more than one block of rows
@@ -44,10 +44,10 @@ ENGINES = {"threads 1": lambda: Threads(1), "threads 3": lambda: Threads(3), "pr
 
 def example(name: str) -> dict[str, Any]:
     """Parameters under which a method can be made."""
-    cls = methods()[name]
+    cls = METHODS.all()[name]
     if hasattr(cls, "example"):
         return dict(cls.example)
-    fields = {field.name: field.default is MISSING and field.default_factory is MISSING for field in parameters_of(cls)}
+    fields = {field.name: is_required(field) for field in parameters_of(cls)}
     unknown = [field for field, required in fields.items() if required and field not in EXAMPLES]
     if unknown:
         pytest.fail(f"{name}: give the class  example: ClassVar[dict[str, Any]] = ...  with a value for {unknown}")
@@ -65,7 +65,7 @@ def variants() -> list[tuple[str, str, str]]:
     """(method, field, word) for every word of a ``Literal`` field that is not its default."""
     return [
         (name, field.name, word)
-        for name, cls in methods().items()
+        for name, cls in METHODS.all().items()
         for field in parameters_of(cls)
         for word in choices(type_of(cls, field.name))
         if word != field.default
@@ -142,7 +142,7 @@ def earlier(stores: dict[str, EmbeddingStore], places: Path) -> Selection:
     )
 
 
-each_method = pytest.mark.parametrize("name", list(methods()))
+each_method = pytest.mark.parametrize("name", list(METHODS.all()))
 
 
 @each_method
@@ -200,7 +200,7 @@ def test_what_is_cached_for_other_parameters_seeds_and_rows_is_not_taken_for_thi
     """Everything in one cache, forth and back, against a cache for each."""
     base = example(name)
     changed = [{field: word} for known, field, word in variants() if known == name]
-    changed += [{f.name: OTHERS[f.name]} for f in parameters_of(methods()[name]) if f.name in OTHERS]
+    changed += [{f.name: OTHERS[f.name]} for f in parameters_of(METHODS.all()[name]) if f.name in OTHERS]
     part = run_steps(little, [build("random", {"keep": "60%"})], engine=Serial(), cache=Cache.at(tmp_path / "part"))
     cases = [(base | change, 0, None) for change in ({}, *changed)] + [(base, 1, None), (base, 0, part)]
     shared = Cache.at(tmp_path / "shared")
@@ -222,7 +222,7 @@ def test_a_warm_cache_gives_the_same_bytes(name, stores, first, places) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in methods() if "keep" in {field.name for field in parameters_of(methods()[name])}]
+    "name", [name for name in METHODS.all() if "keep" in {field.name for field in parameters_of(METHODS.all()[name])}]
 )
 @pytest.mark.parametrize("keep", [1, 777, "0.5", "12.5%", N])
 def test_a_budget_is_met_exactly(name, keep, stores, places) -> None:
@@ -375,7 +375,7 @@ def test_a_new_file_is_all_a_new_method_takes(kind, fails, tmp_path) -> None:
     text = TOY.replace("ROWS", evidence)
     if kind == "mute":
         text = text.replace("its number is {cluster}", "")
-    (tmp_path / "thresher" / "methods" / "toy.py").write_text(text)
+    (tmp_path / "thresher" / "select" / "methods" / "toy.py").write_text(text)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "every-other"],
         env={**os.environ, "PYTHONPATH": str(tmp_path), "THRESHER_TOY": "1", "PYTHONDONTWRITEBYTECODE": "1"},

@@ -27,7 +27,7 @@ import pytest
 from tests.data.common import arrow_of, outcome, parquet_of, picture, sample_tar, table, tar_of
 from tests.data.layouts.test_webdataset import pax
 from thresher.cli.main import main
-from thresher.io.pieces import climbs
+from thresher.io.paths import climbs
 
 GOOD = {"a": "ok: caption a", "b": "ok: caption b"}
 TWO = sample_tar(["a", "b"])

@@ -35,9 +35,9 @@ from thresher.embed import pipeline
 from thresher.embed.pipeline import Embedded, EmbedSettings, embed
 from thresher.embed.pool import PLAN, SET_ASIDE, writing_shard, written
 from thresher.errors import OutputError, PoolError, UnreachedError, UsageError
+from thresher.io.open import trusting
 from thresher.io.pictures import open_rgb
-from thresher.io.pieces import trusting
-from thresher.select.run import Advance, Silent
+from thresher.runtime.progress import Advance, Silent
 
 ROOT = Path(__file__).parents[2]
 TOY = EmbedSettings(encoder="tests.toy:Toy", workers=0, batch_size=16)

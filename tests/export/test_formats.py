@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from thresher import Cache, OutputError, Selection, Step, UsageError, build, open_store, run_steps
-from thresher.export.formats import evidence, export, reopen
+from thresher.export.formats import evidence, export
+from thresher.pool.store import reopen
 
 ROWS = 200
 

@@ -21,8 +21,9 @@ import numpy as np
 from tests.conftest import clustered, write_pool
 from tests.contract.test_contract import example
 from thresher import Cache, EmbeddingStore, Recipe, Selection, Serial, UsageError, build, run_steps
+from thresher.runtime.parameters import parameters_of
 from thresher.select.recipe import shipped_recipes
-from thresher.select.registry import methods, parameters_of
+from thresher.select.registry import METHODS
 
 FILE = Path(__file__).with_name("selections.json")
 COMMAND = "python -m tests.golden.update"
@@ -71,7 +72,7 @@ def summary(selection: Selection) -> dict[str, Any]:
 def chains() -> dict[str, Any]:
     """Name -> steps and seed: every method with the contract's parameters, every shipped recipe."""
     found: dict[str, Any] = {}
-    for name, cls in methods().items():
+    for name, cls in METHODS.all().items():
         given = example(name)
         if "clusters" in {field.name for field in parameters_of(cls)}:
             given["clusters"] = 5

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from tests.reshard.common import hashes, keys_file, plain, pool, tar
 from tests.reshard.test_tars import places
-from thresher.data.layouts.webdataset import Window
 from thresher.errors import PoolError
+from thresher.io.tar import Window
 from thresher.io.tar_fast import Skim, stretch
 from thresher.reshard import job, reshard, tars
 from thresher.reshard.tars import _Samples

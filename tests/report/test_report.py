@@ -38,7 +38,7 @@ from thresher.report.facts import (
     worded,
     words,
 )
-from thresher.select.registry import methods
+from thresher.select.registry import METHODS
 
 ROWS = 300
 ATTACK = '<script>alert(1)</script><img src="http://evil.example/x.png">'
@@ -224,11 +224,11 @@ def test_store_of_another_pool(chain: Selection, tmp_path: Path) -> None:
     assert not (tmp_path / "r.html").exists()
 
 
-@pytest.mark.parametrize("name", methods())
+@pytest.mark.parametrize("name", METHODS.all())
 def test_every_method(name: str, store: EmbeddingStore, cache: Cache, tmp_path: Path) -> None:
     known: dict[str, Any] = {"filter": {"where": "width > 9"}, "semdedup": {"eps": 0.05}}
-    given = known.get(name) or getattr(methods()[name], "example", {"keep": "40%"})
-    if "clusters" in {item.name for item in dataclasses.fields(methods()[name])}:  # type: ignore[arg-type]
+    given = known.get(name) or getattr(METHODS.all()[name], "example", {"keep": "40%"})
+    if "clusters" in {item.name for item in dataclasses.fields(METHODS.all()[name])}:  # type: ignore[arg-type]
         given = {**given, "clusters": 7}
     selection = run_steps(store, [build(name, given)], cache=cache)
     _, found = read(write_report(selection, tmp_path / "r.html", store=store))

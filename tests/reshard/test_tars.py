@@ -16,8 +16,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thresher.data.layouts.webdataset import TarPart, Window, groups
+from thresher.data.layouts.webdataset import TarPart
 from thresher.errors import OutputError, PoolError, UsageError
+from thresher.io.tar import Window, groups
 from thresher.reshard import reshard
 from thresher.reshard.tars import scan
 

@@ -167,7 +167,7 @@ def test_the_cache_is_bounded_and_can_be_cleared(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_replaced_in_one_step_and_strays_are_swept(tmp_path: Path) -> None:
-    from thresher.runtime.cache import writing_folder
+    from thresher.runtime.files import writing_folder
 
     out = tmp_path / "out"
     for text in ("first", "second"):
@@ -221,7 +221,7 @@ def test_what_is_being_filled_is_not_trimmed_but_what_was_given_up_is(tmp_path: 
 
 
 def test_a_link_keeps_pointing_where_it_did(tmp_path: Path) -> None:
-    from thresher.runtime.cache import writing_folder
+    from thresher.runtime.files import writing_folder
 
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")

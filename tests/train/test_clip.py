@@ -27,7 +27,7 @@ from thresher.cli.main import main
 from thresher.dynamic.loss import clip_losses
 from thresher.dynamic.run_folder import CHECKPOINT, LEDGER, LOG, MARK, Training
 from thresher.errors import OutputError, PoolError, UsageError
-from thresher.select.run import Silent
+from thresher.runtime.progress import Silent
 from thresher.train.clip import ClipSettings, ClipTask, train_clip
 from thresher.train.loop import Schedule
 from thresher.train.models import clip_model

@@ -17,7 +17,7 @@ from tests.train.conftest import ROWS, Data, add
 from thresher import build, open_store, run_steps
 from thresher.errors import PoolError, UsageError
 from thresher.io.pictures import decode
-from thresher.select.run import Silent
+from thresher.runtime.progress import Silent
 from thresher.train import data as reading
 from thresher.train.data import PICTURES, SET_ASIDE, Pairs, open_pairs, times_of
 

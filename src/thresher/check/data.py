@@ -26,14 +26,16 @@ import numpy.typing as npt
 
 from thresher.data import Data, DataOptions, Part, Sample, open_data
 from thresher.data.layouts.tables import TablePart, arrow_batches
-from thresher.data.layouts.webdataset import BLOCK, Window, groups, members
-from thresher.data.samples import caption_of, shown
+from thresher.data.samples import caption_of
 from thresher.errors import PoolError, UsageError
 from thresher.export.keys import hashes_of
+from thresher.io.open import file_stamp, open_file, trusting
+from thresher.io.parquet import table_piece
+from thresher.io.paths import climbs, shown
 from thresher.io.pictures import FORMATS, NARROW, PIXELS, open_rgb
-from thresher.io.pieces import climbs, file_stamp, open_file, table_piece, trusting
+from thresher.io.tar import BLOCK, Window, groups, members
 from thresher.runtime.engine import cores
-from thresher.select.run import Progress, Silent
+from thresher.runtime.progress import Progress, Silent
 
 SAMPLE = 1_000
 _BYTES = 4 * 2**30  # of tars that are read; of more, as many as come to that, spread over all

@@ -55,7 +55,7 @@ def embed(data: str, out: str, overwrite: bool, quiet: bool, as_json: bool, **va
     """
     from thresher.embed.pipeline import EmbedSettings
     from thresher.embed.pipeline import embed as run
-    from thresher.runtime.terminal import progress_for
+    from thresher.runtime.progress import progress_for
 
     reading = data_options(values, per_part=values.pop("per_shard"))
     given = {name: value for name, value in values.items() if value is not None}

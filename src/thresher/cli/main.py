@@ -90,7 +90,7 @@ class Common:
         """Return engine, cache and progress for a run."""
         from thresher.runtime.cache import Cache
         from thresher.runtime.engine import make_engine
-        from thresher.runtime.terminal import progress_for
+        from thresher.runtime.progress import progress_for
 
         return {
             "engine": make_engine(self.engine, self.workers),
@@ -231,7 +231,7 @@ def doctor(
     DATA is what embed and train take: tars, parquet, Arrow, a csv, or a folder of pictures.
     """
     from thresher.check.data import doctor as look
-    from thresher.runtime.terminal import progress_for
+    from thresher.runtime.progress import progress_for
 
     progress = progress_for(quiet or as_json)
     found = look(data, data_options(values), sample=sample, encoder=encoder, workers=workers, progress=progress)
@@ -314,11 +314,11 @@ def _least(values: Sequence[float]) -> str:
 @JSON
 def methods(name: str | None, as_json: bool) -> None:
     """List the methods, or tell all about the one called NAME."""
-    from thresher.select.registry import choices, find, parameters_of, type_of, without_none
-    from thresher.select.registry import methods as known
+    from thresher.runtime.parameters import choices, parameters_of, type_of, without_none
+    from thresher.select.registry import METHODS
 
     if name is None:
-        found = {key: (cls.__doc__ or "").strip().splitlines()[0] for key, cls in known().items()}
+        found = {key: (cls.__doc__ or "").strip().splitlines()[0] for key, cls in METHODS.all().items()}
         if as_json:
             _print_json(found)
             return
@@ -327,7 +327,7 @@ def methods(name: str | None, as_json: bool) -> None:
             _say(f"{key:{width}}  {line}")
         _say("\nthresher methods NAME tells all about one.")
         return
-    cls = find(name)
+    cls: Any = METHODS.find(name)
     parameters = []
     for item in parameters_of(cls):
         kind = without_none(type_of(cls, item.name))
@@ -440,14 +440,14 @@ class _Methods(_Group):
     """One subcommand a method, its flags from the method's fields."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        from thresher.select.registry import methods as known
+        from thresher.select.registry import METHODS
 
-        return list(known())
+        return list(METHODS.all())
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        from thresher.select.registry import methods as known
+        from thresher.select.registry import METHODS
 
-        cls = known().get(cmd_name)
+        cls = METHODS.all().get(cmd_name)
         return _method_command(cmd_name, cls) if cls else None
 
 
@@ -458,7 +458,7 @@ def select() -> None:
 
 def _flags(cls: Any, without: Sequence[str] = ()) -> list[Any]:
     """Return the options of a method's parameters."""
-    from thresher.select.registry import choices, parameters_of, type_of, without_none
+    from thresher.runtime.parameters import choices, parameters_of, type_of, without_none
 
     options = []
     for item in parameters_of(cls):
@@ -585,8 +585,8 @@ def run(recipe: str, pool: str, out: str, within: str | None, overwrite: bool, *
 
 
 def _run(common: Common, pool: str, steps: list[Any], seed: int, out: str, within: str | None, overwrite: bool) -> None:
+    from thresher.runtime.parameters import recorded
     from thresher.select.recipe import run_steps
-    from thresher.select.run import parameters_of
     from thresher.selection import FILES, Selection
 
     earlier = Selection.load(within) if within else None
@@ -594,7 +594,7 @@ def _run(common: Common, pool: str, steps: list[Any], seed: int, out: str, withi
     if (target / "selection.json").exists() and not overwrite:
         known = [(s.method, dict(s.parameters), s.seed) for s in Selection.load(target).steps]
         asked = [(s.method, dict(s.parameters), s.seed) for s in (earlier.steps if earlier is not None else ())]
-        asked += [(s.name, parameters_of(s), seed) for s in steps]
+        asked += [(s.name, recorded(s), seed) for s in steps]
         if [s for s in known if s[0] != "skip-bad"] != [s for s in asked if s[0] != "skip-bad"]:
             raise OutputError(f"{out}: holds the result of other steps; choose another name or pass --overwrite")
         again = Selection.load(target).store
@@ -615,7 +615,7 @@ def _run(common: Common, pool: str, steps: list[Any], seed: int, out: str, withi
 
 def _free(out: str, overwrite: bool, names: Sequence[str]) -> Path:
     """Refuse a folder in the way before any work is done; ``names`` are a result's, the first its mark."""
-    from thresher.runtime.cache import only, probe
+    from thresher.runtime.files import only, probe
 
     target = Path(out)
     if target.exists() and not target.is_dir():
@@ -644,7 +644,7 @@ def compare(
     metadata: str | None, **values: Any,
 ) -> None:  # fmt: skip
     """Overlap and differences of selections of one pool; with --covariance one will do."""
-    from thresher.export.formats import reopen
+    from thresher.pool.store import reopen
     from thresher.report.compare import compare as side_by_side
     from thresher.select.clusters import read_labels
     from thresher.selection import Selection
@@ -724,7 +724,7 @@ def _figure(value: float | None, width: int, digits: int) -> str:
 @options(*_MOVED, JSON)
 def explain(selection: str, key: str, pool: str | None, metadata: str | None, as_json: bool) -> None:
     """The story of the row with KEY (or row:NUMBER) in SELECTION, or in the folder of a training run."""
-    from thresher.export.formats import reopen
+    from thresher.pool.store import reopen
     from thresher.report.explain import explain as story
     from thresher.selection import Figure, Selection
 
@@ -845,7 +845,8 @@ def export(
 ) -> None:  # fmt: skip
     """Write SELECTION for a training tool."""
     from thresher.export.formats import export as write
-    from thresher.export.formats import formats, reopen
+    from thresher.export.formats import formats
+    from thresher.pool.store import reopen
     from thresher.selection import Selection
 
     if kind not in formats():
@@ -876,7 +877,8 @@ def report(
     clusters: str | None, pool: str | None, metadata: str | None, overwrite: bool, **values: Any,
 ) -> None:  # fmt: skip
     """One HTML page on SELECTION, or on the folder of a training run, that needs no network."""
-    from thresher.export.formats import check_target, reopen
+    from thresher.export.formats import check_target
+    from thresher.pool.store import reopen
     from thresher.report import write_report
     from thresher.select.clusters import read_labels
     from thresher.selection import Selection

@@ -33,7 +33,7 @@ def reshard(data: str, sel: str, out: str, **given: Any) -> None:
     from dataclasses import asdict
 
     from thresher.reshard import reshard as run
-    from thresher.runtime.terminal import progress_for
+    from thresher.runtime.progress import progress_for
 
     quiet, as_json = given.pop("quiet"), given.pop("as_json")
     reading = data_options(given)

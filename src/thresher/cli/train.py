@@ -15,7 +15,7 @@ from thresher.errors import UsageError
 
 def _share(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
     """Return a share given as 30% or 0.3; of the epochs that prune, 100% too."""
-    from thresher.dynamic.policies.registry import share_of
+    from thresher.runtime.parameters import share_of
 
     try:
         return None if text is None else share_of(text, whole=param.name == "delta")
@@ -165,7 +165,7 @@ def _schedule(given: dict[str, Any]) -> Any:
 
 
 def _progress(given: dict[str, Any]) -> Any:
-    from thresher.runtime.terminal import progress_for
+    from thresher.runtime.progress import progress_for
 
     return progress_for(given["quiet"] or given["as_json"])
 

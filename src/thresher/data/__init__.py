@@ -12,7 +12,7 @@ from thresher.data.layouts.tables import STATE, open_arrow, open_parquet
 from thresher.data.layouts.webdataset import TarPart, tars_at
 from thresher.data.samples import Data, Part, Place, Sample
 from thresher.errors import PoolError, UsageError
-from thresher.pool.layout import Files
+from thresher.io.listing import Files
 
 __all__ = ["Data", "DataOptions", "Part", "Place", "Sample", "open_data"]
 

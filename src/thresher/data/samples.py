@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import IO, Any, Protocol
 
 from thresher.errors import PoolError
-from thresher.io.pieces import climbs, open_file, trusting
+from thresher.io.open import open_file, trusting
+from thresher.io.paths import climbs, lies_in, writable
 
 BYTES = 1 << 30  # of one picture: more is taken for something else
-_SHOWN = 400  # characters of a name in a message
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")  # endings of files that hold pictures
 
 
@@ -151,11 +151,6 @@ def named_picture(name: str, root: str) -> Place | None:
     return Place(path) if lies_in(path, root) and os.path.isfile(path) else None
 
 
-def lies_in(path: str, root: str) -> bool:
-    """Return whether a path lies below a folder, both without links (``os.path.realpath``)."""
-    return path.startswith(os.path.join(root, ""))
-
-
 def caption_of(cell: Any) -> str:
     """Return a caption as stripped text that can be written as UTF-8: the first of several, "" for none."""
     if isinstance(cell, (list, tuple)):
@@ -163,13 +158,3 @@ def caption_of(cell: Any) -> str:
     if isinstance(cell, bytes):
         cell = cell.decode("utf-8-sig", "replace")
     return writable(cell.strip()) if isinstance(cell, str) else ""
-
-
-def writable(text: str) -> str:
-    """Return text as it is, with an escape for what no UTF-8 can say: half of a pair, a byte of a name that is none."""
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
-
-
-def shown(text: str) -> str:
-    """Return a name from a file as a message shows it: in one line, cut where it is long."""
-    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")[1:-1]

@@ -24,7 +24,7 @@ import numpy as np
 from thresher.dynamic.ledger import Ledger
 from thresher.errors import PoolError, UsageError
 from thresher.pool.store import EmbeddingStore, absolute, open_store
-from thresher.runtime.cache import DAMAGED, writing
+from thresher.runtime.files import DAMAGED, writing
 
 MARK, LOG, LEDGER, ROWS, CHECKPOINT = "training.json", "log.jsonl", "ledger.npz", "rows.parquet", "checkpoint.pt"
 FILES = (MARK, LOG, LEDGER, ROWS, CHECKPOINT)

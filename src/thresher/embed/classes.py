@@ -13,7 +13,7 @@ import numpy as np
 from thresher.embed.encoders import PRECISIONS, Encoder, make_encoder
 from thresher.errors import MissingExtraError, OutputError, PoolError, UsageError
 from thresher.ops.vectors import F32
-from thresher.runtime.cache import probe, writing
+from thresher.runtime.files import probe, writing
 
 TEMPLATES = ("a photo of a {}.",)
 _OPEN_CLIP = {"openai": "OPENAI_IMAGENET_TEMPLATES", "simple": "SIMPLE_IMAGENET_TEMPLATES"}

@@ -22,7 +22,6 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.data import Data, DataOptions, Part, Place, Sample, open_data
-from thresher.data.samples import shown, writable
 from thresher.embed.encoders import Encoder, make_encoder, shaped
 from thresher.embed.pool import (
     FOLDERS,
@@ -43,10 +42,11 @@ from thresher.embed.pool import (
 from thresher.embed.prepare import Pixels, Preparing, Ready, Slots, Task, Tokens, prepare
 from thresher.errors import OutputError, PoolError, ThresherError, UsageError
 from thresher.export.keys import hashes_of
+from thresher.io.paths import shown, writable
 from thresher.io.pictures import PIXELS
-from thresher.runtime.cache import only, writing
 from thresher.runtime.engine import Engine, Processes, Serial, cores
-from thresher.select.run import Advance, Progress, Silent
+from thresher.runtime.files import only, writing
+from thresher.runtime.progress import Advance, Progress, Silent
 
 try:
     import fcntl

@@ -21,10 +21,11 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.data.layouts.folders import FolderPart
-from thresher.data.samples import Part, writable
+from thresher.data.samples import Part
 from thresher.errors import OutputError, PoolError, UsageError
-from thresher.io.pieces import file_stamp
-from thresher.runtime.cache import writing
+from thresher.io.open import file_stamp
+from thresher.io.paths import writable
+from thresher.runtime.files import writing
 
 PLAN = "pool.json"
 SET_ASIDE = "set_aside.txt"

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from thresher.data.samples import Place
 from thresher.errors import PoolError, UsageError
+from thresher.io.open import open_file
 from thresher.io.pictures import NARROW, open_rgb
-from thresher.io.pieces import open_file
 
 Pixels = npt.NDArray[np.uint8]
 Tokens = Mapping[str, npt.NDArray[Any]]

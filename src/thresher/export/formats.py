@@ -6,18 +6,17 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from thresher.errors import OutputError, PoolError, UsageError, suggest
-from thresher.io.pieces import open_file, parquet_types
-from thresher.pool.layout import Options
-from thresher.pool.store import EmbeddingStore, open_store, same_pool, whole_pool
-from thresher.runtime.cache import writing
+from thresher.errors import OutputError, UsageError, suggest
+from thresher.io.open import open_file
+from thresher.pool.store import EmbeddingStore, heavy, reopen, same_pool, whole_pool
+from thresher.runtime.files import writing
 from thresher.selection import Selection
 
 Rows = npt.NDArray[np.int64]
@@ -44,35 +43,6 @@ class Exported:
     missing: int
     missing_file: str
     manifest: str
-
-
-def reopen(selection: Selection, pool: str | None = None, metadata: str | None = None) -> EmbeddingStore:
-    """Open the pool of a selection again, checking that it is the same rows.
-
-    Args:
-        selection: Remembers where its pool was and how it was opened.
-        pool: Where the pool is now, if it was moved.
-        metadata: An img2dataset output to join by key.
-
-    Raises:
-        UsageError: Another pool stands there.
-    """
-    known = {item.name for item in fields(Options)}
-    if unknown := set(selection.options) - known:
-        raise PoolError(f"the selection was made with options this version does not know: {', '.join(unknown)}")
-    options = Options(**{**selection.options, **({"metadata": metadata} if metadata else {})})
-    joined = options.metadata
-    if joined and "://" not in joined and not os.path.exists(joined):
-        raise PoolError(f"{joined}: was joined to the pool and is gone; say where it is now with --metadata")
-    try:
-        store = open_store(pool or selection.pool, options)
-    except PoolError as error:
-        raise type(error)(f"{error}; if the pool was moved, say where it is with --pool") from None
-    try:
-        same_pool(selection, store)
-    except UsageError as error:
-        raise UsageError(f"{error}; say where that is now with --pool") from None
-    return store
 
 
 def export(
@@ -351,17 +321,6 @@ def _path_column(store: EmbeddingStore, name: str) -> str | None:
         return f"{name}.path"
     words = [kind.value_type if pa.types.is_dictionary(kind) else kind for kind in kinds]
     return name if all(pa.types.is_string(kind) or pa.types.is_large_string(kind) for kind in words) else None
-
-
-def _first_table(store: EmbeddingStore) -> tuple[str, str]:
-    table = store.layout.tables[0]
-    return table.protocol, table.path
-
-
-def heavy(store: EmbeddingStore, name: str) -> bool:
-    """Whether a column holds pictures or vectors."""
-    kind = parquet_types(*_first_table(store))[name]
-    return any(word in kind for word in ("struct<", "list<", "fixed_size_list", "binary", "map<"))
 
 
 # --- manifest -------------------------------------------------------------------------------------

@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.errors import PoolError, UsageError
-from thresher.export.formats import reopen
-from thresher.io.pieces import TablePiece, table_piece
-from thresher.pool.layout import KEYS
-from thresher.runtime.cache import DAMAGED
+from thresher.io.columns import KEYS
+from thresher.io.parquet import TablePiece, table_piece
+from thresher.pool.store import reopen
+from thresher.runtime.files import DAMAGED
 from thresher.selection import Selection
 
 Ints = npt.NDArray[np.int64]

@@ -18,9 +18,8 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-from thresher.data.layouts.webdataset import BLOCK, NOTES, Window
-from thresher.io.pieces import trusting
-from thresher.reshard.plan import Ints
+from thresher.io.open import trusting
+from thresher.io.tar import BLOCK, NOTES, Window
 
 _PEEK = 4096  # bytes read at a place
 _STEP = 1 << 20  # and at most where reading goes on
@@ -30,6 +29,7 @@ _TIMES = re.compile(rb"([0-9]{1,3}) [acm]time=[0-9.]+\n")  # all that webdataset
 _NAME = re.compile(r"\0((?:[^\0]*/)?[^\0./]+)\.([^\0/]*)(?=\0)")  # key and ending
 _OCTAL = 8 ** np.arange(10, -1, -1)
 
+Ints = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 Flags = npt.NDArray[np.bool_]
 

@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.errors import BadRowsError, OutputError, PoolError, UsageError
-from thresher.io.pieces import TablePiece, table_piece, trusting
+from thresher.io.open import trusting
+from thresher.io.parquet import TablePiece, table_piece
 from thresher.pool.layout import Layout, Options, with_roles
-from thresher.runtime.cache import writing
+from thresher.runtime.files import writing
 
 
 def join_by_key(layout: Layout, metadata: Layout, target: str, options: Options) -> Layout:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import posixpath
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from thresher.errors import PoolError, UsageError, suggest
-from thresher.io.pieces import FLOATS, Piece, TablePiece, protocol_of
+from thresher.io.columns import CAPTIONS, IMAGES, KEYS, SCORES
+from thresher.io.listing import Files
+from thresher.io.open import file_stamp
+from thresher.io.parquet import (
+    TablePiece,
+)
+from thresher.io.pieces import FLOATS, Piece
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,78 +53,6 @@ class Aside:
 
     path: str
     why: str
-
-
-@dataclass(frozen=True)
-class Files:
-    """The files below a location, by sorted relative name; any fsspec location."""
-
-    location: str
-    protocol: str
-    root: str
-    names: tuple[str, ...]
-
-    @classmethod
-    def at(cls, location: str) -> Files:
-        """List a folder (two levels down) or a single file.
-
-        Raises:
-            PoolError: Nothing is there.
-        """
-        import fsspec
-
-        if not location:
-            raise PoolError("no pool is named; give a folder or file of embeddings")
-        try:
-            fs, root = fsspec.core.url_to_fs(location)
-            listed = fs.find(root, maxdepth=2, withdirs=True, detail=True)
-        except (OSError, ValueError, ImportError) as error:
-            raise PoolError(f"{location}: cannot be listed ({error})") from None
-        root = root.rstrip("/") or root
-        # A folder named like a file of data stands for one that cannot be read, unless it holds such files.
-        found = [
-            path
-            for path, info in listed.items()
-            if info["type"] != "directory"
-            or (ending := re.search(r"\.(np[yz]|parquet|pq)$", path))
-            and path != root
-            and not any(other.startswith(f"{path}/") and other.endswith(ending[0]) for other in listed)
-        ]
-        if not found:
-            there = "it is an empty folder" if fs.exists(root) else "nothing is there"
-            raise PoolError(f"{location}: {there}; give a folder or file of embeddings")
-        if found == [root]:
-            root, names = posixpath.dirname(root), [posixpath.basename(root)]
-        else:
-            names = [posixpath.relpath(path, root) for path in found]
-        # Results of earlier commands may lie in the pool's folder; their arrays are not the pool's.
-        exports = {name.removesuffix(".manifest.json") for name in names if name.endswith(".manifest.json")}
-        results = {posixpath.dirname(name) for name in names if name.endswith(_RESULTS)} - {""}
-        visible = [
-            name
-            for name in names
-            if posixpath.dirname(name) not in results
-            and name not in exports
-            and not any(part.startswith(".") for part in name.split("/"))
-        ]
-        return cls(location, protocol_of(fs), root, tuple(sorted(visible, key=natural)))
-
-    def path(self, name: str) -> str:
-        """Return the full path of a listed name."""
-        return posixpath.join(self.root, name)
-
-    def matching(self, pattern: str) -> list[str]:
-        """Return the names that match a regular expression entirely, in natural order."""
-        return [name for name in self.names if re.fullmatch(pattern, name)]
-
-
-_RESULTS = ("/selection.json", "/cluster.json")
-
-
-def natural(name: str) -> tuple[tuple[int, str], ...]:
-    """Sort key under which ``a2`` comes before ``a10``; no two names have the same."""
-    parts = ((int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name) if part)
-    return (*parts, (-2, name))
 
 
 @dataclass(frozen=True)
@@ -255,11 +188,7 @@ def _kind(vectors: Mapping[str, Piece], table: TablePiece | None, options: Optio
     return ", ".join(told)
 
 
-KEYS = ("uid", "key", "id", "__key__", "image_path")  # not addresses: pools repeat them
 NO_KEY = "row"  # asks for row numbers in place of keys, unless a column is called so
-CAPTIONS = ("text", "texts", "caption", "captions", "title", "TEXT", "alt_text")
-IMAGES = ("image", "thumbnail", "jpg", "png", "image_path", "path", "filepath")
-SCORES = ("clip_l14_similarity_score", "clip_b32_similarity_score", "similarity", "clip_score", "clip_similarity")
 
 
 def with_roles(layout: Layout, options: Options) -> Layout:
@@ -286,3 +215,8 @@ def with_roles(layout: Layout, options: Options) -> Layout:
         image=first(IMAGES),
         scores=tuple(name for name in SCORES if name in columns),
     )
+
+
+def stamp_of(piece: Piece | TablePiece) -> list[Any]:
+    """Return what changes whenever the values may have: how a piece is read, and its file's stamp."""
+    return [dict(vars(piece)), *file_stamp(piece.protocol, piece.path)]

@@ -11,18 +11,21 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from thresher.errors import BadRowsError, PoolError, UsageError
-from thresher.io.pieces import NpyPiece, Piece, TablePiece, npy_piece, stamp_of
+from thresher.io.npy import NpyPiece, npy_piece
+from thresher.io.parquet import TablePiece, parquet_types
+from thresher.io.pieces import Piece
 from thresher.ops.kmeans import STRIPE
 from thresher.ops.vectors import F32, to_float32, unit_rows
 from thresher.pool.join import join_by_key
-from thresher.pool.layouts import Layout, Options, read_layout
+from thresher.pool.layout import Options, stamp_of
+from thresher.pool.layouts import Layout, read_layout
 from thresher.pool.verify import without_damaged
 from thresher.runtime.cache import default_folder
 from thresher.selection import Selection
@@ -445,3 +448,43 @@ def open_store(location: str, options: Options | None = None, *, scratch: str | 
         stamps = [stamp_of(table) for table in (*layout.tables, *metadata.tables)]
         layout = join_by_key(layout, metadata, made_from([layout.key, metadata.key, stamps]) + ".parquet", options)
     return EmbeddingStore(layout, options)
+
+
+def reopen(selection: Selection, pool: str | None = None, metadata: str | None = None) -> EmbeddingStore:
+    """Open the pool of a selection again, checking that it is the same rows.
+
+    Args:
+        selection: Remembers where its pool was and how it was opened.
+        pool: Where the pool is now, if it was moved.
+        metadata: An img2dataset output to join by key.
+
+    Raises:
+        UsageError: Another pool stands there.
+    """
+    known = {item.name for item in fields(Options)}
+    if unknown := set(selection.options) - known:
+        raise PoolError(f"the selection was made with options this version does not know: {', '.join(unknown)}")
+    options = Options(**{**selection.options, **({"metadata": metadata} if metadata else {})})
+    joined = options.metadata
+    if joined and "://" not in joined and not os.path.exists(joined):
+        raise PoolError(f"{joined}: was joined to the pool and is gone; say where it is now with --metadata")
+    try:
+        store = open_store(pool or selection.pool, options)
+    except PoolError as error:
+        raise type(error)(f"{error}; if the pool was moved, say where it is with --pool") from None
+    try:
+        same_pool(selection, store)
+    except UsageError as error:
+        raise UsageError(f"{error}; say where that is now with --pool") from None
+    return store
+
+
+def _first_table(store: EmbeddingStore) -> tuple[str, str]:
+    table = store.layout.tables[0]
+    return table.protocol, table.path
+
+
+def heavy(store: EmbeddingStore, name: str) -> bool:
+    """Whether a column holds pictures or vectors."""
+    kind = parquet_types(*_first_table(store))[name]
+    return any(word in kind for word in ("struct<", "list<", "fixed_size_list", "binary", "map<"))

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from thresher.errors import PoolError
-from thresher.io.pieces import DeflatedPiece, NpyPiece, Piece, TablePiece
+from thresher.io.npy import DeflatedPiece, NpyPiece
+from thresher.io.parquet import TablePiece
+from thresher.io.pieces import Piece
 from thresher.pool.layout import Aside, Layout, aside_of
-from thresher.runtime.cache import writing
+from thresher.runtime.files import writing
 
 
 def without_damaged(layout: Layout, record: str) -> Layout:

@@ -42,7 +42,7 @@ from thresher.report.facts import (
     told_in_short,
 )
 from thresher.report.pages import rendered
-from thresher.runtime.cache import writing
+from thresher.runtime.files import writing
 from thresher.select.audit import Audit
 from thresher.select.covariance import CovarianceError, Deviation
 from thresher.selection import Selection, Step
@@ -237,9 +237,9 @@ def _cells(found: Clusters | None, chosen: Sequence[int], inside: Mapping[int, t
 
 def _purpose(method: str) -> str:
     """Say in one line what a method does, from its own docstring."""
-    from thresher.select.registry import methods
+    from thresher.select.registry import METHODS
 
-    cls: Any = Audit if method == Audit.name else methods().get(method)
+    cls: Any = Audit if method == Audit.name else METHODS.all().get(method)
     return str(cls.__doc__ or "").strip().split("\n")[0] if cls is not None else _PURPOSES.get(method, "")
 
 

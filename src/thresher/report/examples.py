@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from thresher.io.pieces import climbs
+from thresher.io.paths import climbs
 from thresher.pool.layout import Options
 from thresher.pool.store import EmbeddingStore, open_store
 from thresher.report.facts import Repeats, plain

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from thresher.errors import PoolError
 from thresher.ops.cut import top
 from thresher.select.audit import Audit
-from thresher.select.registry import methods
+from thresher.select.registry import METHODS
 from thresher.selection import Figure, Selection, Step
 
 Array = npt.NDArray[Any]
@@ -81,7 +81,7 @@ class Parameter:
 
 def parameters(method: str, given: Mapping[str, Any]) -> tuple[Parameter, ...]:
     """Return a step's parameters in the method's order, marked where they are the default."""
-    cls: Any = Audit if method == Audit.name else methods().get(method)
+    cls: Any = Audit if method == Audit.name else METHODS.all().get(method)
     known = {item.name: item for item in fields(cls)} if cls is not None else {}
     ordered = [name for name in known if name in given] + [name for name in given if name not in known]
     found = []

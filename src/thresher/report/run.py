@@ -20,7 +20,7 @@ from thresher.report.epochs import Epochs, Group, groups, settled
 from thresher.report.examples import Example, look_up
 from thresher.report.facts import number, percent, plain
 from thresher.report.pages import rendered
-from thresher.runtime.cache import writing
+from thresher.runtime.files import writing
 
 _OPEN = 60  # epochs up to which their table is shown open
 _COLUMNS = {

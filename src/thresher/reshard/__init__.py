@@ -11,7 +11,7 @@ from thresher.errors import UsageError
 if TYPE_CHECKING:
     from thresher.data import DataOptions
     from thresher.export.keys import Chosen
-    from thresher.select.run import Progress
+    from thresher.runtime.progress import Progress
 
 __all__ = ["PER_SHARD", "Form", "Resharded", "reshard"]
 

@@ -16,9 +16,9 @@ import numpy as np
 from thresher.data.layouts.csvs import CsvPart
 from thresher.data.layouts.folders import FolderPart
 from thresher.data.layouts.tables import TablePart
-from thresher.data.layouts.webdataset import BLOCK
 from thresher.data.samples import Sample
 from thresher.errors import PoolError
+from thresher.io.tar import BLOCK
 from thresher.reshard.plan import Ints, Plan, Scanned, Source
 from thresher.reshard.tars import RECORD, header
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from thresher.data.layouts.csvs import CsvPart, rows
 from thresher.errors import PoolError
-from thresher.io.pieces import open_file, trusting
+from thresher.io.open import open_file, trusting
 from thresher.reshard.plan import Plan, Scanned, Source
 
 _CHUNK = 100_000  # lines at a time

@@ -22,9 +22,9 @@ from thresher.data.layouts.csvs import CsvPart
 from thresher.data.layouts.tables import TablePart
 from thresher.data.layouts.webdataset import TarPart, tars_at
 from thresher.errors import OutputError, PoolError, UsageError
-from thresher.export.formats import reopen
 from thresher.export.keys import Chosen, KeySet, each_key, read_keys
-from thresher.io.pieces import open_file, trusting
+from thresher.io.open import open_file, trusting
+from thresher.pool.store import reopen
 from thresher.reshard import PER_SHARD, Form, Resharded, convert, csvs, tables, tars
 from thresher.reshard.plan import (
     NOTHING,
@@ -39,9 +39,9 @@ from thresher.reshard.plan import (
     places_of,
     planned,
 )
-from thresher.runtime.cache import only, probe, writing
 from thresher.runtime.engine import Engine, make_engine
-from thresher.select.run import Advance, Progress, Silent
+from thresher.runtime.files import only, probe, writing
+from thresher.runtime.progress import Advance, Progress, Silent
 from thresher.selection import Selection
 
 try:

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.errors import UsageError
-from thresher.export.formats import reopen
 from thresher.export.keys import Chosen, KeySet, hashes_of
+from thresher.pool.store import reopen
 from thresher.selection import Selection
 
 Ints = npt.NDArray[np.int64]

@@ -10,7 +10,7 @@ import numpy as np
 
 from thresher.data.layouts.tables import TablePart, arrow_batches
 from thresher.errors import PoolError
-from thresher.io.pieces import open_file, trusting
+from thresher.io.open import open_file, trusting
 from thresher.reshard.plan import Ints, Plan, Scanned, Source
 
 _GROUP_ROWS = 1_000  # of a row group that is written

@@ -11,10 +11,12 @@ from typing import IO, Any
 
 import numpy as np
 
-from thresher.data.layouts.webdataset import BLOCK, NOTES, Group, Member, TarPart, Window, groups, json_in
+from thresher.data.layouts.webdataset import TarPart
 from thresher.errors import PoolError
 from thresher.export.keys import hashes_of
-from thresher.io.pieces import climbs, open_file, trusting
+from thresher.io.open import open_file, trusting
+from thresher.io.paths import climbs
+from thresher.io.tar import BLOCK, NOTES, Group, Member, Window, groups, json_in
 from thresher.io.tar_fast import Skim, Stretch, stretch
 from thresher.reshard.plan import Ints, Matched, PlaceError, Places, Plan, Scanned, Source
 

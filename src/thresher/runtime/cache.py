@@ -7,19 +7,13 @@ bytes. Nothing is pickled; a damaged entry counts as absent.
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import glob
 import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
-import tokenize
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.errors import OutputError
+from thresher.runtime.files import (
+    DAMAGED,
+    write_errors,
+    writing,
+)
 
 try:
     import fcntl
@@ -36,8 +35,6 @@ except ImportError:  # Windows
 
 Array = npt.NDArray[Any]
 
-# What NumPy raises for a damaged array.
-DAMAGED = (ValueError, EOFError, TypeError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile)
 LIMIT = 20 * 10**9
 FORMAT = 1  # of the arrays: raised when what a key stands for changes
 _DAY = 86_400
@@ -142,7 +139,7 @@ class Cache:
         if all(array is not None for array in found.values()):
             return {column: array for column, array in found.items() if array is not None}
         folder = self.path(name, key, ".partial")
-        with _refusals(folder):
+        with write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             lock = open(folder / "lock", "w")  # noqa: SIM115
         with lock:
@@ -150,7 +147,7 @@ class Cache:
                 fcntl.flock(lock, fcntl.LOCK_EX)
             if not all(path.exists() for path in paths.values()):  # another run may have been faster
                 self._fill(folder, dtypes, rows, fill, width)
-                with _refusals(folder):
+                with write_errors(folder):
                     for column, path in paths.items():
                         os.replace(folder / f"{column}.npy", path)
         shutil.rmtree(folder, ignore_errors=True)
@@ -166,7 +163,7 @@ class Cache:
     ) -> None:
         counter = folder / "rows"
         with ExitStack() as stack:
-            with _refusals(folder):
+            with write_errors(folder):
                 text = counter.read_text() if counter.exists() else ""
                 done = int(text) if text.isdigit() else 0
                 files = [
@@ -183,7 +180,7 @@ class Cache:
                     file.truncate()
             flushed = time.monotonic()
             for batch in fill(done):
-                with _refusals(folder):
+                with write_errors(folder):
                     for file, array, dtype in zip(files, batch, dtypes.values(), strict=True):
                         file.write(np.ascontiguousarray(array, dtype).data)
                     done += len(batch[0])
@@ -193,7 +190,7 @@ class Cache:
                         with writing(counter) as scratch:
                             Path(scratch).write_text(str(done))
                         flushed = time.monotonic()
-            with _refusals(folder):
+            with write_errors(folder):
                 for file in files:
                     _sync(file)
         if done != rows:
@@ -247,149 +244,11 @@ class Cache:
         return entries
 
 
-class writing:  # noqa: N801 - reads as a verb: with writing(path) as scratch
-    """Give a scratch file beside ``path`` that takes its place when the block ends well, else vanishes."""
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Remember the target; nothing is touched before the block begins."""
-        self.path = Path(path)
-        self.scratch = ""
-
-    def __enter__(self) -> str:
-        """Create the scratch file; raises OutputError where that cannot be."""
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, self.scratch = tempfile.mkstemp(
-                dir=self.path.parent, prefix=f".{self.path.name}.", suffix=".tmp" + self.path.suffix
-            )
-            os.close(handle)
-            os.chmod(self.scratch, 0o666 & ~_umask())
-        except OSError as error:
-            raise _cannot_write(self.path, error) from None
-        return self.scratch
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        """Move into place, or remove; an operating system's refusal becomes an OutputError."""
-        try:
-            if kind is None:
-                os.replace(self.scratch, self.path)
-        except OSError as refused:
-            raise _cannot_write(self.path, refused) from None
-        finally:
-            if os.path.exists(self.scratch):
-                os.unlink(self.scratch)
-        if isinstance(error, OSError):
-            raise _cannot_write(self.path, error) from None
-
-
-@contextmanager
-def writing_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a scratch folder beside ``folder`` that takes its place when the block ends well, else vanishes."""
-    target = Path(folder)
-    if target.is_symlink():
-        target = target.resolve()  # what it points to is replaced, not the link
-    with _refusals(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(target)
-        scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.{os.getpid()}.", suffix=".tmp"))
-        try:
-            yield scratch
-            for path in scratch.rglob("*"):
-                if path.is_file():
-                    with open(path, "rb") as file:
-                        os.fsync(file.fileno())
-            scratch.chmod(0o777 & ~_umask())
-            if not target.exists():
-                scratch.rename(target)
-            elif not _exchange(scratch, target):
-                # Where the system cannot swap two folders there is a moment without the target.
-                was = scratch.with_suffix(".old")
-                target.rename(was)
-                try:
-                    scratch.rename(target)
-                except OSError:
-                    was.rename(target)
-                    raise
-                shutil.rmtree(was, ignore_errors=True)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _exchange(a: Path, b: Path) -> bool:
-    """Swap two paths in one step, where Linux and the file system can; says whether it was done."""
-    try:
-        swap = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError):
-        return False
-    here = -100  # AT_FDCWD; the last argument is RENAME_EXCHANGE
-    return bool(swap(here, os.fsencode(a.absolute()), here, os.fsencode(b.absolute()), 2) == 0)
-
-
-def _sweep(target: Path) -> None:
-    """Remove scratch folders of the same target whose writer was killed."""
-    for path in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
-        writer = path.name.removeprefix(f".{target.name}.").split(".")[0]
-        if writer.isdecimal() and not alive(int(writer)):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def alive(process: int) -> bool:
-    """Whether a process of this machine still runs."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
 def _last_use(folder: Path) -> float:
     try:
         return max((path.stat().st_mtime for path in folder.iterdir()), default=0.0)
     except OSError:  # just gone
         return time.time()
-
-
-def only(folder: Path, names: Iterable[str]) -> None:
-    """Refuse to replace a folder that holds anything but the results named: it would be lost.
-
-    Raises:
-        OutputError: Names what is in the way.
-    """
-    others = sorted(path.name for path in folder.iterdir() if path.name not in names) if folder.is_dir() else []
-    if others:
-        raise OutputError(f"{folder}: also holds {', '.join(others[:3])}; move that elsewhere, or choose another name")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def probe(folder: str | os.PathLike[str]) -> None:
-    """Raise an OutputError now if a folder could not be written later; leaves nothing behind."""
-    target = Path(folder)
-    with _refusals(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.rmdir(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
-        if target.is_symlink() and not target.exists():
-            raise FileNotFoundError(errno.ENOENT, "is a link to nothing")
-
-
-def _cannot_write(path: Path, error: OSError) -> OutputError:
-    hint = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "choose another place"
-    return OutputError(f"{path}: cannot be written ({error.strerror or error}); {hint}")
-
-
-@contextmanager
-def _refusals(path: Path) -> Iterator[None]:
-    """Turn the system's refusal to write (a full disk, a missing right) into an OutputError."""
-    try:
-        yield
-    except OSError as error:
-        raise _cannot_write(path, error) from None
 
 
 def _appendable(path: Path, dtype: np.dtype[Any], rows: int, width: int | None) -> Any:

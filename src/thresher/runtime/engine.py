@@ -26,7 +26,7 @@ from typing import Any, Protocol, TypeVar
 import threadpoolctl
 
 from thresher.errors import ThresherError, UsageError, suggest
-from thresher.runtime.cache import alive
+from thresher.runtime.locks import alive
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.errors import BadRowsError
-from thresher.io.pieces import trusting
+from thresher.io.open import trusting
 from thresher.ops.vectors import inverse_norms, to_float32
 from thresher.pool.store import Block, EmbeddingStore
 from thresher.select.run import Run

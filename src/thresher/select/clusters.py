@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.errors import MissingExtraError, PoolError, UsageError, installed
-from thresher.io.pieces import npy_piece
+from thresher.io.npy import npy_piece
 from thresher.ops import kmeans
 from thresher.ops.neighbors import MeanNearestDistance
 from thresher.ops.vectors import F32, to_float32
 from thresher.pool.store import BLOCK, Block, EmbeddingStore, given_vectors
-from thresher.runtime.cache import DAMAGED, only, writing_folder
 from thresher.runtime.engine import Engine
+from thresher.runtime.files import DAMAGED, only, writing_folder
 from thresher.select.audit import audited
 from thresher.select.run import Run, unit
 

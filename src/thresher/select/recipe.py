@@ -15,9 +15,11 @@ from thresher.errors import PoolError, UsageError, suggest
 from thresher.pool.store import EmbeddingStore, absolute, same_pool, whole_pool
 from thresher.runtime.cache import Cache
 from thresher.runtime.engine import Engine, make_engine
+from thresher.runtime.parameters import coerced
+from thresher.runtime.progress import Progress, Silent
 from thresher.select.audit import Audit
-from thresher.select.registry import Method, build, coerced
-from thresher.select.run import Progress, Run, Silent
+from thresher.select.registry import Method, build
+from thresher.select.run import Run
 from thresher.selection import Selection
 
 
@@ -116,7 +118,7 @@ def run_steps(
     whole_pool(store)
     if not isinstance(steps, Sequence):
         raise UsageError(f"steps are given as a list: [{steps!r}]")
-    steps = [coerced(step) for step in steps]
+    steps = [coerced(step, step.name) for step in steps]
     cache = cache or Cache.at()
     progress = progress or Silent()
     fingerprint = store.fingerprint()

@@ -5,48 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import threadpoolctl
 
-from thresher.io.pieces import NpyPiece, npy_piece
+from thresher.io.npy import NpyPiece, npy_piece
 from thresher.ops.vectors import F32
 from thresher.pool.store import BLOCK, Block, EmbeddingStore
 from thresher.runtime.cache import Cache
 from thresher.runtime.engine import Engine
-from thresher.selection import Keep, Selection, Step
+from thresher.runtime.parameters import recorded
+from thresher.runtime.progress import Progress, Silent
+from thresher.selection import Selection, Step
 
 R = TypeVar("R")
 Array = npt.NDArray[Any]
-Advance = Callable[[int], None]
-
-
-class Progress(Protocol):
-    """Where a run tells what it is doing."""
-
-    def task(self, label: str, total: int, unit: str = "rows") -> AbstractContextManager[Advance]:
-        """Open a bar of ``total`` rows, or what else is counted; the block is given a function that advances it."""
-        ...
-
-    def say(self, line: str) -> None:
-        """Print one line."""
-        ...
-
-
-class Silent:
-    """No progress."""
-
-    def task(self, label: str, total: int, unit: str = "rows") -> AbstractContextManager[Advance]:
-        """Say nothing."""
-        return nullcontext(lambda _: None)
-
-    def say(self, line: str) -> None:
-        """Say nothing."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +177,7 @@ class Run:
         """
         step = Step(
             method=method.name,
-            parameters=parameters_of(method),
+            parameters=recorded(method),
             seed=self.seed,
             rows_in=len(keep_n),
             rows_out=int(np.count_nonzero(keep_n)),
@@ -229,17 +206,6 @@ class _SameKeys(Run):
 
 def _raw(name: str, store: EmbeddingStore, block: Block) -> Array:
     return store.raw(name, block)
-
-
-def parameters_of(method: Any) -> dict[str, Any]:
-    """Return a method's fields as JSON values."""
-    if not is_dataclass(method):
-        raise TypeError(f"{method!r} is not a dataclass")
-    found = {}
-    for item in fields(method):
-        value = getattr(method, item.name)
-        found[item.name] = str(value) if isinstance(value, Keep) else value
-    return found
 
 
 def unit(name: str, store: EmbeddingStore, block: Block) -> F32:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +18,13 @@ from thresher.errors import PoolError, UsageError
 from thresher.export.formats import check_target
 from thresher.pool.layout import NO_KEY
 from thresher.pool.store import EmbeddingStore
-from thresher.runtime.cache import Cache, writing
+from thresher.runtime.cache import Cache
 from thresher.runtime.engine import Engine, make_engine
+from thresher.runtime.files import writing
+from thresher.runtime.parameters import coerced, recorded
+from thresher.runtime.progress import Progress, Silent
 from thresher.select.recipe import run_steps
-from thresher.select.registry import coerced
-from thresher.select.run import Progress, Run, Silent, parameters_of
+from thresher.select.run import Run
 from thresher.select.scores import MARK, Scored, scoring_methods
 from thresher.selection import Selection
 
@@ -71,7 +73,7 @@ def score(
     """
     if not isinstance(method, Scored):
         raise UsageError(f"{method!r} gives rows no number; the methods that do: {', '.join(scoring_methods())}")
-    method = cast(Scored, coerced(method))
+    method = coerced(method, method.name)
     engine, cache, progress = engine or make_engine(), cache or Cache.at(), progress or Silent()
     version = store.version()
     good = run_steps(store, (), seed=seed, within=within, engine=engine, cache=cache, progress=progress)
@@ -91,7 +93,7 @@ def score(
         values if values.dtype == np.float32 else values.astype(np.float64),
         {
             "method": method.name,
-            "parameters": {name: value for name, value in parameters_of(method).items() if name not in CUTS},
+            "parameters": {name: value for name, value in recorded(method).items() if name not in CUTS},
             "seed": seed,
             "version": __version__,
             "pool": good.pool,

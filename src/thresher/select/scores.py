@@ -7,19 +7,20 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from thresher.errors import BadRowsError, UsageError, suggest
-from thresher.io.pieces import parquet_metadata
+from thresher.io.parquet import parquet_metadata
 from thresher.ops.cut import top
 from thresher.pool.join import positions
 from thresher.pool.layout import Options
 from thresher.pool.store import EmbeddingStore, Rows, open_store
-from thresher.select.registry import build, methods, parameters_of
+from thresher.runtime.parameters import is_required, parameters_of
+from thresher.select.registry import METHODS, build
 from thresher.select.run import Run
 from thresher.selection import Figure, Keep, Selection
 
@@ -98,7 +99,7 @@ class Scored(ABC):
 
 def scoring_methods() -> dict[str, type[Scored]]:
     """Return the methods that give each row a number, by name."""
-    return {name: cls for name, cls in methods().items() if issubclass(cls, Scored)}
+    return {name: cls for name, cls in METHODS.all().items() if issubclass(cls, Scored)}
 
 
 def scorer(name: str, parameters: Mapping[str, Any] | None = None) -> Scored:
@@ -133,7 +134,7 @@ def column(run: Run, source: str, parameter: str, *, finite: bool = False) -> Sc
     if source in run.store.columns:
         found = _stored(run, source)
     elif source in known:
-        if needs := [item.name for item in parameters_of(known[source]) if item.default is MISSING]:
+        if needs := [item.name for item in parameters_of(known[source]) if is_required(item)]:
             raise UsageError(
                 f"{parameter}: {source} needs {', '.join(needs)}; write it with 'thresher score {source} ...' and name "
                 "that file"

@@ -16,7 +16,7 @@ from thresher.errors import MissingExtraError, UsageError
 from thresher.evaluate.retrieval import retrieval
 from thresher.evaluate.sets import EvalSet
 from thresher.evaluate.zero_shot import class_embeddings, zero_shot
-from thresher.select.run import Progress, Silent
+from thresher.runtime.progress import Progress, Silent
 from thresher.train.augment import Normalise, crops, to_device
 from thresher.train.loop import (
     Reduce,

@@ -22,12 +22,11 @@ import numpy.typing as npt
 from thresher.data import Data, DataOptions, Place, open_data
 from thresher.dynamic.run_folder import ROWS
 from thresher.errors import PoolError, UsageError
-from thresher.export.formats import heavy
 from thresher.export.keys import read_keys
 from thresher.io.pictures import Pixels, Resize, decode
-from thresher.pool.store import EmbeddingStore, absolute, open_store
-from thresher.runtime.cache import writing
-from thresher.select.run import Progress
+from thresher.pool.store import EmbeddingStore, absolute, heavy, open_store
+from thresher.runtime.files import writing
+from thresher.runtime.progress import Progress
 from thresher.selection import Selection
 
 Ints = npt.NDArray[np.int64]

@@ -25,8 +25,8 @@ from thresher.errors import MissingExtraError, OutputError, PoolError, ThresherE
 from thresher.evaluate.sets import EvalSet, read_eval
 from thresher.io.pictures import Resize, decode
 from thresher.pool.store import absolute
-from thresher.runtime.cache import writing
-from thresher.select.run import Progress
+from thresher.runtime.files import writing
+from thresher.runtime.progress import Progress
 from thresher.train.data import PICTURES, SET_ASIDE, Pairs, open_pairs, times_of
 
 try:

@@ -23,7 +23,7 @@ from thresher.evaluate.knn import knn
 from thresher.evaluate.linear_probe import linear_probe
 from thresher.evaluate.sets import EvalSet
 from thresher.evaluate.split import split
-from thresher.select.run import Progress, Silent
+from thresher.runtime.progress import Progress, Silent
 from thresher.train.augment import Normalise, views
 from thresher.train.data import Pairs
 from thresher.train.loop import (

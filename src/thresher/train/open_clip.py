@@ -39,16 +39,16 @@ from thresher.dynamic.ledger import Ints
 from thresher.dynamic.policies.d_pruning import DPruning
 from thresher.dynamic.policies.dynamic_random import DynamicRandom
 from thresher.dynamic.policies.full import Full
-from thresher.dynamic.policies.registry import ON_COMMAND_LINES, POLICIES, check_options, policy_named, share_of
+from thresher.dynamic.policies.registry import ON_COMMAND_LINES, POLICIES, check_options, policy_named
 from thresher.dynamic.policies.static import Static
 from thresher.dynamic.policy import Policy
 from thresher.dynamic.sampler import PruningSampler, as_array, describe, with_rows
 from thresher.dynamic.stream import ID, StaticKeys, StreamPruner, prune_stream
 from thresher.errors import MissingExtraError, ThresherError, UsageError, installed, suggest
-from thresher.export.formats import reopen
 from thresher.export.keys import each_key, read_keys
-from thresher.pool.store import EmbeddingStore
-from thresher.runtime.cache import writing
+from thresher.pool.store import EmbeddingStore, reopen
+from thresher.runtime.files import writing
+from thresher.runtime.parameters import share_of
 from thresher.selection import Selection
 
 SEAM = ("get_data", "create_loss", "cosine_lr", "const_lr", "const_lr_cooldown")

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 
 from tests.data.common import picture, sample_tar, tar_of, told
 from thresher.data import open_data
-from thresher.data.layouts.webdataset import Member, TarPart, Window, groups, json_of, members, tars_at
+from thresher.data.layouts.webdataset import TarPart, tars_at
 from thresher.data.samples import IMAGES
 from thresher.errors import PoolError
+from thresher.io.tar import Member, Window, groups, json_of, members
 
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
 OTHERS = (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)

@@ -18,11 +18,11 @@ from thresher.dynamic.policies.registry import (
     check_options,
     epochs_for,
     policy_named,
-    share_of,
 )
 from thresher.dynamic.policies.scan import Scan
 from thresher.dynamic.policies.static import Static
 from thresher.errors import UsageError
+from thresher.runtime.parameters import share_of
 
 EPOCHS = 20
 

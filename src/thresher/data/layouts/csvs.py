@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
-from thresher.data.samples import Data, Place, Sample, caption_of, shown
+from thresher.data.samples import Data, Place, Sample, caption_of
 from thresher.errors import PoolError, UsageError, suggest
-from thresher.io.pieces import open_file, trusting
-from thresher.pool.layout import CAPTIONS
+from thresher.io.columns import CAPTIONS
+from thresher.io.open import open_file, trusting
+from thresher.io.paths import shown
 
 _PATHS = ("filepath", "image_path", "path", "file_name", "filename", "image")
 _TITLES = ("title", *CAPTIONS)

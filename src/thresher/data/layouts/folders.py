@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from thresher.data.layouts.csvs import rows as rows_of
-from thresher.data.samples import IMAGES, Data, Place, Sample, caption_of, lies_in, shown, writable
+from thresher.data.samples import IMAGES, Data, Place, Sample, caption_of
 from thresher.errors import PoolError
-from thresher.io.pieces import trusting
-from thresher.pool.layout import CAPTIONS, natural
+from thresher.io.columns import CAPTIONS
+from thresher.io.listing import natural
+from thresher.io.open import trusting
+from thresher.io.paths import lies_in, shown, writable
 
 CAPTION_FILES = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.parquet", "captions.txt", "captions.csv",
                  "captions.tsv", "captions.json", "captions.jsonl")  # fmt: skip

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from thresher.data.samples import Data, Place, Sample, caption_of, named_picture, shown, writable
+from thresher.data.samples import Data, Place, Sample, caption_of, named_picture
 from thresher.errors import PoolError, UsageError, suggest
-from thresher.io.pieces import open_file, trusting
-from thresher.pool.layout import CAPTIONS, KEYS, Files
+from thresher.io.columns import CAPTIONS, KEYS
+from thresher.io.listing import Files
+from thresher.io.open import open_file, trusting
+from thresher.io.paths import shown, writable
 
 PICTURES = ("image", "img", "jpg", "png", "webp", "picture", "image_path", "filepath", "file_name", "path", "thumbnail")
 _BATCH = 64  # rows in memory at a time: a picture may have megabytes

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
-from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -29,26 +27,6 @@ _OPTIONS = {
 _SOLVED = ("rho", "threshold")  # by a share to prune: not given beside one
 
 ON_COMMAND_LINES = {"warmup": "full-epochs"}  # where "warmup" is that of the learning rate
-
-
-def share_of(text: str, *, whole: bool = False) -> float:
-    """Return a share given as ``30%`` or ``0.3``, strictly between 0 and 1.
-
-    Args:
-        text: What was typed.
-        whole: Whether everything, ``100%`` or ``1``, is a share too.
-
-    Raises:
-        UsageError: Anything else; says what is allowed.
-    """
-    number = text.strip().removesuffix("%").strip()
-    share = 0.0
-    if re.fullmatch(r"([0-9]{1,40}\.?[0-9]{0,40}|\.[0-9]{1,40})([eE][+-]?[0-9]{1,3})?", number):
-        share = float(Decimal(number).scaleb(-2 if text.strip().endswith("%") else 0))
-    if not (0 < share < 1 or whole and share == 1):
-        allowed = "above 0 and up to 1" if whole else "strictly between 0 and 1"
-        raise UsageError(f"cannot read {text!r} as a share; give a share {allowed}, like 30% or 0.3")
-    return share
 
 
 def check_options(

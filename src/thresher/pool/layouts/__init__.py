@@ -12,7 +12,8 @@ import pkgutil
 from types import ModuleType
 
 from thresher.errors import PoolError
-from thresher.pool.layout import Files, Layout, Options
+from thresher.io.listing import Files
+from thresher.pool.layout import Layout, Options
 
 __all__ = ["Files", "Layout", "Options", "read_layout", "readers"]
 

@@ -6,8 +6,12 @@ import json
 import re
 
 from thresher.errors import PoolError
-from thresher.io.pieces import Piece, TablePiece, npy_piece, open_file, table_piece, trusting
-from thresher.pool.layout import Files, Layout, Options, from_shards, natural
+from thresher.io.listing import Files, natural
+from thresher.io.npy import npy_piece
+from thresher.io.open import open_file, trusting
+from thresher.io.parquet import TablePiece, table_piece
+from thresher.io.pieces import Piece
+from thresher.pool.layout import Layout, Options, from_shards
 
 NAME = "clip-retrieval"
 LOOKS_LIKE = "img_emb/*.npy, text_emb/*.npy, metadata/*.parquet"

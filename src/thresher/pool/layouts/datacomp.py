@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from thresher.errors import PoolError, UsageError, suggest
-from thresher.io.pieces import Piece, TablePiece, npz_pieces, table_piece
-from thresher.pool.layout import Files, Layout, Options, aside_of, from_shards
+from thresher.io.listing import Files
+from thresher.io.npy import npz_pieces
+from thresher.io.parquet import TablePiece, table_piece
+from thresher.io.pieces import Piece
+from thresher.pool.layout import Layout, Options, aside_of, from_shards
 
 NAME = "datacomp"
 LOOKS_LIKE = "metadata/*.parquet + metadata/*.npz of the same stem"

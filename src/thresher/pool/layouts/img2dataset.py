@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from thresher.errors import PoolError
-from thresher.io.pieces import Piece, TablePiece, table_piece
-from thresher.pool.layout import Files, Layout, Options, from_shards
+from thresher.io.listing import Files
+from thresher.io.parquet import TablePiece, table_piece
+from thresher.io.pieces import Piece
+from thresher.pool.layout import Layout, Options, from_shards
 
 NAME = "img2dataset"
 LOOKS_LIKE = "{00000..}.parquet with columns key and status"

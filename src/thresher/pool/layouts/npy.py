@@ -13,8 +13,11 @@ from collections.abc import Sequence
 from typing import cast
 
 from thresher.errors import PoolError, UsageError, suggest
-from thresher.io.pieces import Piece, TablePiece, npy_piece, npz_pieces, table_piece
-from thresher.pool.layout import Files, Layout, Options, from_shards, with_roles
+from thresher.io.listing import Files
+from thresher.io.npy import npy_piece, npz_pieces
+from thresher.io.parquet import TablePiece, table_piece
+from thresher.io.pieces import Piece
+from thresher.pool.layout import Layout, Options, from_shards, with_roles
 
 NAME = "npy"
 LOOKS_LIKE = "image*.npy, text*.npy and *.parquet, or one .npy file"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from thresher.errors import UsageError, suggest
-from thresher.io.pieces import Piece, TablePiece, parquet_piece, parquet_types, table_piece
-from thresher.pool.layout import Files, Layout, Options, from_shards
+from thresher.io.listing import Files
+from thresher.io.parquet import TablePiece, parquet_piece, parquet_types, table_piece
+from thresher.io.pieces import Piece
+from thresher.pool.layout import Layout, Options, from_shards
 
 NAME = "parquet"
 LOOKS_LIKE = "*.parquet or data/*.parquet with a column of embeddings"

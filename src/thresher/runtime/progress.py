@@ -1,16 +1,38 @@
-"""How the command line talks: bars with an ETA on a terminal, plain lines in a log, or nothing."""
+"""Where a run tells what it is doing: bars with an ETA on a terminal, plain lines in a log, or nothing."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any
-
-from thresher.select.run import Advance, Progress, Silent
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol
 
 _EVERY = 10.0  # seconds between lines of a log
+Advance = Callable[[int], None]
+
+
+class Progress(Protocol):
+    """Where a run tells what it is doing."""
+
+    def task(self, label: str, total: int, unit: str = "rows") -> AbstractContextManager[Advance]:
+        """Open a bar of ``total`` rows, or what else is counted; the block is given a function that advances it."""
+        ...
+
+    def say(self, line: str) -> None:
+        """Print one line."""
+        ...
+
+
+class Silent:
+    """No progress."""
+
+    def task(self, label: str, total: int, unit: str = "rows") -> AbstractContextManager[Advance]:
+        """Say nothing."""
+        return nullcontext(lambda _: None)
+
+    def say(self, line: str) -> None:
+        """Say nothing."""
 
 
 def progress_for(quiet: bool) -> Progress:

@@ -1,0 +1,229 @@
+"""Arrays inside .npy and .npz files. Only headers are read at opening; nothing is unpickled."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+
+from thresher.errors import PoolError
+from thresher.io.open import open_file, trusting
+from thresher.io.paths import climbs
+from thresher.io.pieces import FLOATS, Array, Piece, stored_dtype
+
+_SPAN = 1024  # rows of a file elsewhere that are fetched at once, at most, to serve scattered ones
+
+
+@dataclass(frozen=True)
+class NpyPiece:
+    """Rows of an uncompressed array: a .npy file, or a stored member of an .npz."""
+
+    path: str
+    rows: int
+    dim: int
+    dtype: str
+    offset: int
+    protocol: str = "file"
+    array: str = ""
+
+    @property
+    def seekable(self) -> bool:
+        """True: rows are at known offsets."""
+        return True
+
+    @property
+    def mapped(self) -> bool:
+        """Whether scattered rows are cheap (local files)."""
+        return self.protocol == "file"
+
+    def read(self, start: int, stop: int) -> Array:
+        """Return rows start..stop."""
+        stored = stored_dtype(self.dtype)
+        width = self.dim * stored.itemsize
+        if self.mapped:
+            return np.asarray(self._map()[start:stop])
+
+        def fetch() -> bytes:
+            with open_file(self.protocol, self.path) as file:
+                file.seek(self.offset + start * width)
+                return _read_fully(file, (stop - start) * width)
+
+        return np.frombuffer(trusting(self.path, fetch), stored).reshape(stop - start, self.dim)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> Array:
+        """Return scattered rows; of a file elsewhere by fetching spans that hold some."""
+        if self.mapped:
+            return np.asarray(self._map()[rows])
+        out = np.empty((len(rows), self.dim), stored_dtype(self.dtype))
+        ends = np.flatnonzero(np.diff(rows // _SPAN, append=-1)) + 1
+        for lo, hi in zip([0, *ends[:-1]], ends, strict=True):
+            out[lo:hi] = self.read(int(rows[lo]), int(rows[hi - 1]) + 1)[rows[lo:hi] - rows[lo]]
+        return out
+
+    def stream(self, batch: int) -> Iterator[Array]:
+        """Yield all rows in order."""
+        for start in range(0, self.rows, batch):
+            yield self.read(start, min(start + batch, self.rows))
+
+    def _map(self) -> Array:
+        try:
+            return np.memmap(
+                self.path, stored_dtype(self.dtype), mode="r", offset=self.offset, shape=(self.rows, self.dim)
+            )
+        except (OSError, ValueError) as error:
+            raise PoolError(f"{self.path}: cannot be read any more ({error}); was it replaced?") from None
+
+
+def _read_fully(file: IO[bytes], size: int) -> bytes:
+    data = file.read(size)
+    while len(data) < size:
+        more = file.read(size - len(data))
+        if not more:
+            raise EOFError(f"ends {size - len(data):,} bytes early")
+        data += more
+    return data
+
+
+def npy_piece(protocol: str, path: str, dtype: str | None = None) -> NpyPiece:
+    """Read a .npy header.
+
+    Raises:
+        PoolError: Not an array of rows of floats, pickled, Fortran-ordered or shorter than it says.
+    """
+
+    def read() -> NpyPiece:
+        with open_file(protocol, path) as file:
+            size = file.seek(0, io.SEEK_END)
+            file.seek(0)
+            return _npy_header(file, path, path, size, dtype, protocol, base=0)
+
+    return trusting(path, read)
+
+
+def _npy_header(
+    file: IO[bytes], path: str, name: str, size: int, dtype: str | None, protocol: str, base: int, array: str = ""
+) -> NpyPiece:
+    """Read a header from ``file``, where the array with its header takes ``size`` bytes."""
+    shape, found = _header(file, name, dtype)
+    begin = file.tell()
+    need = shape[0] * shape[1] * stored_dtype(found).itemsize
+    if size - begin < need:
+        raise PoolError(
+            f"{name}: {size - begin:,} bytes of data where {shape[0]:,} x {shape[1]} {found} need {need:,}; "
+            "it is truncated: copy or make it again"
+        )
+    return NpyPiece(path, shape[0], shape[1], found, base + begin, protocol, array)
+
+
+def _header(file: IO[bytes], name: str, dtype: str | None) -> tuple[tuple[int, int], str]:
+    """Parse a .npy header; never unpickles."""
+    from numpy.lib import format as npy
+
+    if file.read(6) != npy.MAGIC_PREFIX:
+        raise PoolError(f"{name}: is no .npy file; save the array with np.save")
+    file.seek(-6, io.SEEK_CUR)
+    version = npy.read_magic(file)
+    reader = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, fortran, stored = reader(file)
+    if stored.hasobject:
+        raise PoolError(f"{name}: holds pickled Python objects, which are never read; save it as a plain float array")
+    if len(shape) != 2 or shape[0] < 0 or shape[1] < 1:
+        raise PoolError(f"{name}: has shape {shape}; embeddings are (rows, dimensions), save it so")
+    if fortran and shape[0] > 1:
+        raise PoolError(f"{name}: is in Fortran order; save it with np.save(path, np.ascontiguousarray(array))")
+    if stored.byteorder == ">":
+        raise PoolError(f"{name}: is big-endian {stored}; save it little-endian")
+    # ml_dtypes saves its bfloat16 as two opaque bytes; elsewhere uint16 needs a mark.
+    marked = dtype == "bfloat16" or any(mark in os.path.basename(name).lower() for mark in ("bf16", "bfloat16"))
+    if stored.str in ("|V2", "<V2") or (stored == np.uint16 and marked):
+        return (int(shape[0]), int(shape[1])), "bfloat16"
+    if stored.name not in FLOATS:
+        hint = "; for bfloat16 bits say --dtype bfloat16 or name the file *bf16*" if stored == np.uint16 else ""
+        raise PoolError(f"{name}: holds {stored.name}; embeddings are float16, float32, float64 or bfloat16{hint}")
+    return (int(shape[0]), int(shape[1])), stored.name
+
+
+@dataclass(frozen=True)
+class DeflatedPiece:
+    """Rows of a compressed member of an .npz: can only be streamed."""
+
+    path: str
+    array: str
+    rows: int
+    dim: int
+    dtype: str
+    protocol: str = "file"
+
+    seekable = False
+    mapped = False
+
+    def read(self, start: int, stop: int) -> Array:
+        """Return rows start..stop by streaming over the whole piece."""
+        return self.take(np.arange(start, stop))
+
+    def take(self, rows: npt.NDArray[np.int64]) -> Array:
+        """Return scattered rows by streaming over the whole piece: the checksum is known at its end."""
+        out = np.empty((len(rows), self.dim), stored_dtype(self.dtype))
+        start = 0
+        for part in self.stream(8192):
+            lo, hi = np.searchsorted(rows, [start, start + len(part)])
+            out[lo:hi] = part[rows[lo:hi] - start]
+            start += len(part)
+        return out
+
+    def stream(self, batch: int) -> Iterator[Array]:
+        """Yield all rows in order, inflating as it goes; the last only once the checksum is right."""
+        stored = stored_dtype(self.dtype)
+        with open_file(self.protocol, self.path) as raw, trusting(self.path, lambda: zipfile.ZipFile(raw)) as archive:
+            with trusting(self.path, lambda: archive.open(f"{self.array}.npy")) as file:
+                trusting(self.path, lambda: _header(file, f"{self.path} [{self.array}]", self.dtype))
+                for start in range(0, self.rows, batch):
+                    want = (min(start + batch, self.rows) - start) * self.dim * stored.itemsize
+                    data = trusting(self.path, partial(_read_fully, file, want))
+                    yield np.frombuffer(data, stored).reshape(-1, self.dim)
+
+
+def npz_pieces(protocol: str, path: str, dtype: str | None = None) -> dict[str, Piece]:
+    """Read the headers of all two-dimensional arrays of an .npz, by member name without ``.npy``.
+
+    Raises:
+        PoolError: Truncated, names that climb out, pickles, or members shorter than they say.
+    """
+
+    def read() -> dict[str, Piece]:
+        pieces: dict[str, Piece] = {}
+        with open_file(protocol, path) as raw, zipfile.ZipFile(raw) as archive:
+            for info in archive.infolist():
+                if climbs(info.filename) or "/" in info.filename:
+                    raise PoolError(f"{path}: has a member named {info.filename!r}; refused, it is not a plain name")
+                if not info.filename.endswith(".npy"):
+                    continue
+                name = info.filename[:-4]
+                told = f"{path} [{name}]"
+                with archive.open(info) as file:
+                    if info.compress_type != zipfile.ZIP_STORED:
+                        shape, found = _header(file, told, dtype)
+                        need = shape[0] * shape[1] * stored_dtype(found).itemsize
+                        if info.file_size - file.tell() != need:
+                            raise PoolError(f"{told}: is not as long as its header says")
+                        pieces[name] = DeflatedPiece(path, name, *shape, found, protocol)
+                        continue
+                    # A stored member lies as it is behind its local header, whose length is its own.
+                    raw.seek(info.header_offset + 26)
+                    lengths = raw.read(4)
+                    begin = info.header_offset + 30 + int.from_bytes(lengths[:2], "little")
+                    begin += int.from_bytes(lengths[2:], "little")
+                    raw.seek(0, io.SEEK_END)
+                    if begin + info.file_size > raw.tell():
+                        raise PoolError(f"{told}: is truncated; copy or make it again")
+                    pieces[name] = _npy_header(file, path, told, info.file_size, dtype, protocol, begin, name)
+        return pieces
+
+    return trusting(path, read)

@@ -1,0 +1,86 @@
+"""Opening files anywhere, and which of the errors that follow mean damage."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from typing import IO, Any, TypeVar
+
+from thresher.errors import PoolError, ThresherError, UnreachedError
+
+_T = TypeVar("_T")
+_DOWN = frozenset(
+    getattr(errno, name)
+    for name in ("ESTALE", "ENETDOWN", "ENETUNREACH", "EHOSTDOWN", "EHOSTUNREACH", "ENOTCONN", "EMFILE", "ENFILE")
+    if hasattr(errno, name)
+)
+_NO_CONNECTION = ("ClientConnectionError", "HTTPClientError", "EndpointConnectionError")  # of aiohttp and botocore
+
+
+def protocol_of(fs: Any) -> str:
+    """Return the name by which fsspec gives this file system again."""
+    name = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
+    return "file" if name == "local" else str(name)
+
+
+def open_file(protocol: str, path: str) -> IO[bytes]:
+    """Open for reading, anywhere; a PoolError names a file that cannot be opened."""
+
+    def opened() -> IO[bytes]:
+        if protocol == "file":
+            if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+                raise PoolError(f"{path}: is a pipe or a device, of which nobody knows when it ends; name a file")
+            return open(path, "rb")
+        import fsspec
+
+        return fsspec.filesystem(protocol).open(path, "rb")  # type: ignore[no-any-return]
+
+    return trusting(path, opened)
+
+
+def file_stamp(protocol: str, path: str) -> list[Any]:
+    """Return size and version of a file: what changes whenever it does."""
+    if protocol == "file":
+        stat = trusting(path, lambda: os.stat(path))
+        return [stat.st_size, stat.st_mtime_ns]
+    import fsspec
+
+    info = trusting(path, lambda: fsspec.filesystem(protocol).info(path))
+    version = next((str(info[k]) for k in ("ETag", "etag", "mtime", "LastModified", "created") if k in info), "")
+    return [info.get("size"), version]
+
+
+def trusting(path: str, what: Callable[[], _T]) -> _T:
+    """Call ``what``, turning whatever a damaged file makes it raise into a PoolError naming the file.
+
+    Raises:
+        PoolError: The file is not there, or damaged.
+        UnreachedError: Nobody knows: the network or the file system does not answer.
+    """
+    try:
+        return what()
+    except ThresherError:
+        raise
+    except FileNotFoundError:
+        raise PoolError(f"{path}: no such file; is it missing, or a link to nowhere?") from None
+    except IsADirectoryError:
+        raise PoolError(f"{path}: is a folder; name a file") from None
+    except Exception as error:
+        told = next(iter(str(error).splitlines()), "") or type(error).__name__
+        if _unreached(error):
+            raise UnreachedError(f"{path}: cannot be reached just now ({told}); try again when it can") from None
+        raise PoolError(
+            f"{path}: cannot be read, it may be truncated or damaged ({told}); replace or remove it"
+        ) from None
+
+
+def _unreached(error: Exception) -> bool:
+    """Whether an error tells of the way to a file rather than of the file."""
+    status = getattr(error, "status", 0)  # of HTTP
+    return (
+        isinstance(error, (ConnectionError, TimeoutError))
+        or (isinstance(error, OSError) and error.errno in _DOWN)
+        or any(kind.__name__ in _NO_CONNECTION for kind in type(error).__mro__)
+        or (isinstance(status, int) and (status in (408, 429) or 500 <= status < 600))
+    )

@@ -1,0 +1,223 @@
+"""Tars read by their headers: where every member's bytes are, without unpacking anything.
+
+The names of members are text and never lead to a file. What is not a plain file (links, devices, folders) is passed
+over."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import IO, Any, NamedTuple
+
+from thresher.errors import PoolError
+from thresher.io.open import trusting
+from thresher.io.paths import shown
+
+BLOCK = 512
+_SPAN = 1 << 20  # bytes fetched at a time
+_NAME = 1 << 20  # bytes of a name or of notes on a member, at most
+_REGULAR = frozenset((b"0", b"\0", b"7"))
+_META = re.compile(r"__[^/]*__($|/)")  # webdataset's own notes
+NOTES = 1 << 20  # bytes of a caption or a json, at most
+_MAGIC = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
+
+
+class Member(NamedTuple):
+    """A member of a tar.
+
+    Attributes:
+        name: As stored; bytes that are no UTF-8 stand as escapes.
+        regular: Whether it is a plain file.
+        start: Byte at which its headers begin.
+        offset: Byte at which its contents begin.
+        size: Bytes of its contents.
+    """
+
+    name: str
+    regular: bool
+    start: int
+    offset: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        """Byte after its padding."""
+        return self.offset + -(-self.size // BLOCK) * BLOCK
+
+
+class Window:
+    """A file read in long stretches, of which parts are asked for more or less in order."""
+
+    def __init__(self, file: IO[bytes], path: str, span: int = _SPAN) -> None:
+        """Read ``file``, called ``path`` in messages, ``span`` bytes at a time."""
+        self._file, self._path, self._span = file, path, span
+        self._at, self._held = 0, b""
+        self.size = trusting(path, lambda: file.seek(0, os.SEEK_END))
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return ``size`` bytes from ``offset`` on, fewer at the end of the file."""
+        lo = offset - self._at
+        if lo < 0 or lo + size > len(self._held):
+            self._held = trusting(self._path, lambda: self._fetch(offset, max(size, self._span)))
+            self._at, lo = offset, 0
+        return self._held[lo : lo + size]
+
+    def _fetch(self, offset: int, size: int) -> bytes:
+        self._file.seek(offset)
+        return self._file.read(max(0, min(size, self.size - offset)))
+
+
+def members(window: Window, path: str, at: int = 0) -> Iterator[Member]:
+    """Yield the members of a tar in order (ustar, GNU and pax names and sizes), from the one at byte ``at`` on.
+
+    Raises:
+        PoolError: The file is cut off or damaged; raised after the members before that place.
+    """
+    start = at
+    longer, notes = "", dict[str, str]()
+    read = window.read
+    while True:
+        header = read(at, BLOCK)
+        if len(header) < BLOCK:
+            if len(header) or start != at:
+                raise PoolError(f"{path}: is cut off at byte {window.size:,}, in the header of a member")
+            if not at:
+                raise PoolError(f"{path}: is empty, not a tar")
+            return
+        kind = header[156:157]
+        try:
+            told = _number(header[148:156])
+            size = _number(header[124:136])
+        except ValueError:
+            told = size = -1
+        # The sum of the header's bytes, its own eight taken as blanks; adler32's low half is the quickest to add up.
+        total = (zlib.adler32(header) & 0xFFFF) - 1 - sum(header[148:156]) + 8 * 32
+        if told < 0 or size < 0 or (total - told) % 65521:
+            if not header.strip(b"\0"):
+                return
+            raise PoolError(f"{path}: {_no_header(header, at)}")
+        offset = at + BLOCK
+        if kind in (b"L", b"K", b"x", b"g", b"X"):
+            if size > _NAME:
+                raise PoolError(f"{path}: is damaged at byte {at:,}: {size:,} bytes of notes on a member")
+            content = read(offset, size)
+            if len(content) < size:
+                raise PoolError(f"{path}: is cut off at byte {window.size:,}, in the notes on a member")
+            if kind == b"L":
+                longer = _text(content.split(b"\0", 1)[0])
+            elif kind in (b"x", b"X"):
+                notes = _notes(content, path, at)
+            at = offset + -(-size // BLOCK) * BLOCK
+            continue
+        name = notes.get("path") or longer
+        if not name:
+            name = _text(header[:100].split(b"\0", 1)[0])
+            if header[345] and header[257:263] == b"ustar\0":
+                prefix = _text(header[345:500].split(b"\0", 1)[0])
+                name = f"{prefix}/{name}"
+        if "size" in notes:
+            if not re.fullmatch(r"[0-9]{1,20}", notes["size"]):
+                raise PoolError(f"{path}: is damaged at byte {at:,}: a size of '{shown(notes['size'])}'")
+            size = int(notes["size"])
+        if kind in b"123456" or kind == b"\0" and name.endswith("/"):
+            size = 0  # links, devices and folders have no contents, whatever their headers say
+        sparse = kind == b"S" or notes and any(note.startswith("GNU.sparse") for note in notes)
+        if kind == b"S" and header[482]:
+            raise PoolError(f"{path}: holds a sparse file at byte {at:,}, which cannot be read")
+        found = Member(name, kind in _REGULAR and not sparse and not name.endswith("/"), start, offset, size)
+        if offset + size > window.size:
+            raise PoolError(f"{path}: is cut off at byte {window.size:,}, in the member '{shown(name)}'")
+        yield found
+        at = start = found.end
+        longer, notes = "", {}
+
+
+def _number(digits: bytes) -> int:
+    """Return a number of a header: octal digits, or GNU's binary of a leading 0x80."""
+    if digits[0] & 0x80:
+        return -1 if digits[0] & 0x7F else int.from_bytes(digits[1:], "big")
+    return int(digits.split(b"\0", 1)[0].strip() or b"0", 8)
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "backslashreplace")
+
+
+def _notes(content: bytes, path: str, at: int) -> dict[str, str]:
+    """Return pax's notes on a member: lines of length, name and value."""
+    found = {}
+    begin, stop = 0, len(content.rstrip(b"\0"))
+    while begin < stop:
+        length = content[begin : begin + 8].partition(b" ")[0]
+        end = begin + int(length) if length.isdigit() and len(length) < 8 else 0
+        name, equals, value = content[begin + len(length) + 1 : end].partition(b"=")
+        if not equals or end > len(content) or not value.endswith(b"\n"):
+            raise PoolError(f"{path}: is damaged at byte {at:,}: the notes on a member are no pax")
+        found[_text(name)] = _text(value[:-1])
+        begin = end
+    return found
+
+
+def _no_header(header: bytes, at: int) -> str:
+    packed = _MAGIC.get(header[:2])
+    if not at and packed:
+        return f"is compressed ({packed}), so that it cannot be read in any order; unpack it to a plain tar"
+    return f"is damaged at byte {at:,}: no header of a tar stands there" if at else "is not a tar"
+
+
+@dataclass(slots=True)
+class Group:
+    """Neighbouring members of one key: a sample as webdataset has it.
+
+    Attributes:
+        key: Folder and name up to the first dot.
+        members: By ending, in lower case, in the order of the tar.
+    """
+
+    key: str
+    members: dict[str, Member] = field(default_factory=dict)
+
+
+def groups(window: Window, path: str, at: int = 0) -> Iterator[Group]:
+    """Yield the samples of a tar, from the member at byte ``at`` on.
+
+    The rules are webdataset's, and open_clip's where an ending comes twice: there another sample begins.
+    A name that is nothing but an ending (``folder/.jpg``) is passed over.
+
+    Raises:
+        PoolError: As :func:`members`; the sample that the damage cuts is left out.
+    """
+    group = Group("")
+    for member in members(window, path, at):
+        folder, slash, base = member.name.rpartition("/")
+        stem, dot, ending = base.partition(".")
+        if not member.regular or not stem or not dot or member.name.startswith("__") and _META.match(member.name):
+            continue
+        key, ending = folder + slash + stem, ending.lower()
+        if key != group.key or ending in group.members:
+            if group.members:
+                yield group
+            group = Group(key)
+        group.members[ending] = member
+    if group.members:
+        yield group
+
+
+def json_of(window: Window, member: Member | None) -> dict[str, Any]:
+    """Return what the json of a sample tells, {} where there is none or it cannot be read."""
+    if member is None or member.size > NOTES:
+        return {}
+    return json_in(window.read(member.offset, member.size))
+
+
+def json_in(content: bytes) -> dict[str, Any]:
+    """Return what a json tells, {} where it cannot be read."""
+    try:
+        told = json.loads(content)
+    except (ValueError, RecursionError):
+        return {}
+    return told if isinstance(told, dict) else {}

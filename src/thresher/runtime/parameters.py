@@ -1,0 +1,175 @@
+"""The fields of a frozen dataclass as parameters: from flags and TOML to values, and back for the record.
+
+Strings become values here, at the border of the program (command line, recipe, notebook), and nowhere else.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
+from decimal import Decimal
+from functools import partial
+from typing import Annotated, Any, Literal, TypeVar, Union
+
+from thresher.errors import UsageError, suggest
+
+T = TypeVar("T")
+
+
+def build(cls: type[T], name: str, given: Mapping[str, Any]) -> T:
+    """Make a dataclass from loosely typed parameters (flags, TOML).
+
+    Args:
+        cls: The dataclass.
+        name: What it is called in messages.
+        given: Parameters by field name. A type with a classmethod ``parse`` reads its own values.
+
+    Raises:
+        UsageError: An unknown parameter (suggests the nearest), a missing one, or a value that is not allowed.
+    """
+    known = {item.name: item for item in parameters_of(cls)}
+    values = {}
+    for key, value in given.items():
+        if key not in known:
+            raise UsageError(f"{name} has no parameter {key!r}; it has {', '.join(known)}.{suggest(key, known)}")
+        values[key] = coerce(f"{name}: {key}", type_of(cls, key), value)
+    missing = [item for item in known.values() if is_required(item) and item.name not in values]
+    if missing:
+        needed = "; ".join(f"{item.name} ({item.metadata.get('help', 'no default')})" for item in missing)
+        raise UsageError(f"{name} needs {needed}")
+    return cls(**values)
+
+
+def coerced(made: T, name: str) -> T:
+    """Return a dataclass made in Python with its values checked as flags and recipes are: ``keep="30%"`` works."""
+    values = {
+        item.name: coerce(f"{name}: {item.name}", type_of(type(made), item.name), getattr(made, item.name))
+        for item in parameters_of(type(made))
+    }
+    return replace(made, **values)  # type: ignore[type-var]
+
+
+def recorded(made: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass as JSON values, for the record."""
+    if not is_dataclass(made):
+        raise TypeError(f"{made!r} is not a dataclass")
+    values = {item.name: getattr(made, item.name) for item in fields(made)}
+    return {name: str(value) if hasattr(type(value), "parse") else value for name, value in values.items()}
+
+
+def parameters_of(cls: type[Any]) -> tuple[Field[Any], ...]:
+    """Return the parameters of a dataclass; ``metadata["help"]`` describes each."""
+    return fields(cls)
+
+
+def is_required(item: Field[Any]) -> bool:
+    """Return whether a parameter has no default."""
+    return item.default is MISSING and item.default_factory is MISSING
+
+
+def type_of(cls: type[Any], name: str) -> Any:
+    """Return the resolved type of a parameter."""
+    return typing.get_type_hints(cls, include_extras=True)[name]
+
+
+def choices(kind: Any) -> tuple[str, ...]:
+    """Return the words a ``Literal`` parameter allows, else ()."""
+    return tuple(map(str, typing.get_args(kind))) if typing.get_origin(kind) is Literal else ()
+
+
+def without_none(kind: Any) -> Any:
+    """Return X for ``X | None``."""
+    if typing.get_origin(kind) in (Union, types.UnionType):
+        rest = [part for part in typing.get_args(kind) if part is not type(None)]
+        return rest[0] if len(rest) == 1 else kind
+    return kind
+
+
+def coerce(what: str, kind: Any, value: Any) -> Any:
+    """Return a loosely typed value as the type of a parameter.
+
+    Args:
+        what: What it is, for messages.
+        kind: The type, as :func:`type_of` returns it.
+        value: What was given.
+
+    Raises:
+        UsageError: The value is not allowed; says what is.
+    """
+    if value is None and kind != without_none(kind):
+        return None
+    kind = without_none(kind)
+    if typing.get_origin(kind) is Annotated:
+        kind, *notes = typing.get_args(kind)
+        reads = next((note for note in notes if isinstance(note, Reads)), None)
+        if reads and isinstance(value, str):
+            return _parsed(what, reads.parse, value)
+    if parse := getattr(kind, "parse", None):
+        return _parsed(what, parse, value)
+    if words := choices(kind):
+        if value not in words:
+            raise UsageError(f"{what} = {value!r}; allowed: {', '.join(words)}.{suggest(str(value), words)}")
+        return value
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        raise UsageError(f"{what} = {value!r}; allowed: true, false")
+    if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or isinstance(value, bool) or (kind is float and not math.isfinite(value)):
+        wanted = {int: "a whole number", float: "a finite number", str: "text"}
+        raise UsageError(f"{what} = {value!r}; expected {wanted.get(kind, kind.__name__)}")
+    return value
+
+
+def _parsed(what: str, parse: Callable[[Any], Any], value: Any) -> Any:
+    try:
+        return parse(value)
+    except UsageError as error:
+        raise UsageError(f"{what}: {error}") from None
+
+
+# --- shares ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reads:
+    """How text becomes a parameter of an annotated type.
+
+    Attributes:
+        parse: Reads the text; raises UsageError.
+        metavar: What help calls the value.
+    """
+
+    parse: Callable[[str], Any]
+    metavar: str
+
+
+def share_of(text: str, *, whole: bool = False) -> float:
+    """Return a share given as ``30%`` or ``0.3``, strictly between 0 and 1.
+
+    Args:
+        text: What was typed.
+        whole: Whether everything, ``100%`` or ``1``, is a share too.
+
+    Raises:
+        UsageError: Anything else; says what is allowed.
+    """
+    number = text.strip().removesuffix("%").strip()
+    share = 0.0
+    if re.fullmatch(r"([0-9]{1,40}\.?[0-9]{0,40}|\.[0-9]{1,40})([eE][+-]?[0-9]{1,3})?", number):
+        share = float(Decimal(number).scaleb(-2 if text.strip().endswith("%") else 0))
+    if not (0 < share < 1 or whole and share == 1):
+        allowed = "above 0 and up to 1" if whole else "strictly between 0 and 1"
+        raise UsageError(f"cannot read {text!r} as a share; give a share {allowed}, like 30% or 0.3")
+    return share
+
+
+Share = Annotated[float, Reads(share_of, "SHARE")]
+WholeShare = Annotated[float, Reads(partial(share_of, whole=True), "SHARE")]

@@ -1,0 +1,24 @@
+"""Contracts that every plug-in must hold, as test classes to inherit; for this package and for others.
+
+    from thresher.testing import MethodContract
+
+    class TestMine(MethodContract):
+        plugin = Mine
+
+Each contract lives in the module of its name and loads on first use; pytest is needed to run them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOMES: dict[str, str] = {}
+
+__all__ = sorted(_HOMES)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"thresher.testing.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'thresher.testing' has no attribute {name!r}")
