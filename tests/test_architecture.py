@@ -29,7 +29,6 @@ select
 embed
 check reshard train
 report
-
 cli testing
 __main__
 """
@@ -80,6 +79,14 @@ def test_the_rooms_are_those_on_disk() -> None:
     assert there - {"__init__"} == set(RANKS)
     loose = [path.stem for path in SOURCE.glob("*.py")]
     assert len(loose) <= 6, f"a module of its own at the top is an exception; there are {loose}"
+
+
+def test_the_docs_describe_every_room_in_this_order() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "nouns.md").read_text(encoding="utf-8")
+    tree = page[page.index("src/thresher/\n") :].partition("```")[0]
+    rooms = [line.split()[0].rstrip("/") for line in tree.splitlines()[1:]]
+    assert sorted(rooms) == sorted(set(RANKS) - {"__main__"})
+    assert [RANKS[room] for room in rooms] == sorted(RANKS[room] for room in rooms)
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name])
