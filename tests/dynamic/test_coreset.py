@@ -20,7 +20,7 @@ from thresher.cli.main import main
 from thresher.dynamic.coreset import coreset
 from thresher.dynamic.ledger import Ledger
 from thresher.dynamic.run_folder import Training
-from thresher.export.formats import export
+from thresher.export.write import export
 from thresher.pool.store import reopen
 from thresher.report.compare import compare
 from thresher.report.explain import explain, history

@@ -22,9 +22,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import thresher.export.keys
+import thresher.ops.key_hash
 from thresher import Selection, build, select_indices
 from thresher.errors import PoolError, UsageError
-from thresher.export.formats import export
+from thresher.export.write import export
 from thresher.export.keys import KeySet, each_key, hashes_of, read_keys
 
 UID = re.compile("[0-9a-fA-F]{32}")
@@ -170,7 +171,7 @@ def test_looking_up_takes_as_many_steps_in_a_large_set_as_in_a_small_one() -> No
 
 
 def test_hashes_that_crowd_into_one_bucket_are_bisected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(thresher.export.keys, "_digest", lambda key: int(key).to_bytes(8, "little"))
+    monkeypatch.setattr(thresher.ops.key_hash, "_digest", lambda key: int(key).to_bytes(8, "little"))
     names = [str(i) for i in range(0, 20_000, 2)]
     found = KeySet.from_keys(names)
     assert found.find_many(map(str, range(20_000))).tolist() == [-1 if i % 2 else i // 2 for i in range(20_000)]
@@ -325,7 +326,7 @@ def test_a_key_of_several_rows_is_refused(pool: Callable[..., Any], rows: Callab
 def test_keys_with_one_hash_are_not_taken_for_repeated_ones(
     drawn: Callable[..., Selection], monkeypatch: pytest.MonkeyPatch, repeats: bool
 ) -> None:
-    monkeypatch.setattr(thresher.export.keys, "_digest", lambda key: (int(key) // 2).to_bytes(8, "little"))
+    monkeypatch.setattr(thresher.ops.key_hash, "_digest", lambda key: (int(key) // 2).to_bytes(8, "little"))
     names = [f"{i:03d}" for i in range(60)]
     selection = drawn(names, repeats=repeats)
     wanted = counted(names, selection)

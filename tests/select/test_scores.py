@@ -222,7 +222,7 @@ def test_whole_numbers_as_keys(pool, rows, place, tmp_path) -> None:
 
 
 def test_an_export_is_a_table_of_scores_too(store, rows, place, tmp_path) -> None:
-    from thresher.export.formats import export
+    from thresher.export.write import export
 
     selection = run_steps(store, [build("clip-score", {"keep": "10%"})], **place)
     export(selection, "parquet", tmp_path / "rows.parquet", store=store)

@@ -11,6 +11,7 @@ import threading
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -831,28 +832,65 @@ def coreset(run: str, out: str, keep: str, pool: str | None, overwrite: bool, as
     _say(f"written to {target}")
 
 
-@thresher.command()
+class _Export(click.Command):
+    """``export``: the formats, and the options of each, are those of the plug-ins."""
+
+    @cached_property
+    def _offered(self) -> list[click.Parameter]:
+        from thresher.export.registry import EXPORTS
+
+        formats = EXPORTS.all()
+        found: dict[str, click.Option] = {}
+        for name, cls in formats.items():
+            for option in (made for flag in _flags(cls) for made in _made(flag)):
+                first = found.setdefault(str(option.name), option)
+                first.help = f"{name}: {option.help}" if first is option else f"{first.help} {name}: {option.help}"
+        taken = {parameter.name for parameter in self.params}
+        kind = click.Option(["--as", "kind"], required=True, type=click.Choice(list(formats)), help="Format.")
+        return [kind, *(option for name, option in found.items() if name not in taken)]
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        selection, *rest = super().get_params(ctx)
+        return [selection, *self._offered, *rest]
+
+
+def _made(flag: Any) -> list[click.Option]:
+    """Return the option that a decorator would put on a command."""
+
+    def command() -> None: ...
+
+    made: list[click.Option] = flag(command).__click_params__
+    return made
+
+
+@thresher.command(cls=_Export)
 @click.argument("selection")
-@click.option("--as", "kind", required=True, metavar="FORMAT", help="datacomp, parquet, keys, open_clip, img2dataset.")
 @click.option("-o", "--out", required=True, metavar="FILE", help="File to write.")
 @options(*_MOVED)
-@click.option("--manifest/--no-manifest", default=True, show_default=True, help="Write FILE.manifest.json with sha256.")
+@click.option("--manifest/--no-manifest", default=True, show_default=True, help="Write FILE.manifest.json.")
+@click.option("--hash-inputs", is_flag=True, help="With the sha256 of every file of the pool in it: reads them all.")
 @_OVERWRITE
+@QUIET
 @JSON
 def export(
-    selection: str, kind: str, out: str, pool: str | None, metadata: str | None, manifest: bool, overwrite: bool,
-    as_json: bool,
+    selection: str, kind: str, out: str, pool: str | None, metadata: str | None, manifest: bool, hash_inputs: bool,
+    overwrite: bool, quiet: bool, as_json: bool, **values: Any,
 ) -> None:  # fmt: skip
     """Write SELECTION for a training tool."""
-    from thresher.export.formats import export as write
-    from thresher.export.formats import formats
+    from thresher.export.registry import build
+    from thresher.export.write import export as write
     from thresher.pool.store import reopen
+    from thresher.runtime.progress import progress_for
     from thresher.selection import Selection
 
-    if kind not in formats():
-        raise UsageError(f"no format {kind!r}; there are {', '.join(formats())}.{suggest(kind, formats())}")
+    if hash_inputs and not manifest:
+        raise UsageError("--hash-inputs is for the manifest; leave out one of --hash-inputs and --no-manifest")
+    made = build(kind, {name: value for name, value in values.items() if value is not None})
     loaded = Selection.load(selection)
-    done = write(loaded, kind, out, store=reopen(loaded, pool, metadata), manifest=manifest, overwrite=overwrite)
+    done = write(
+        loaded, made, out, store=reopen(loaded, pool, metadata), manifest=manifest, hash_inputs=hash_inputs,
+        overwrite=overwrite, progress=progress_for(quiet or as_json),
+    )  # fmt: skip
     if as_json:
         _print_json(vars(done))
         return
@@ -877,7 +915,7 @@ def report(
     clusters: str | None, pool: str | None, metadata: str | None, overwrite: bool, **values: Any,
 ) -> None:  # fmt: skip
     """One HTML page on SELECTION, or on the folder of a training run, that needs no network."""
-    from thresher.export.formats import check_target
+    from thresher.export.write import check_target
     from thresher.pool.store import reopen
     from thresher.report import write_report
     from thresher.select.clusters import read_labels
@@ -910,7 +948,7 @@ def _report_run(
 ) -> None:
     """Write the page on a training run; ``pool`` None: without it, "": where it was."""
     from thresher.dynamic.run_folder import FILES, Training
-    from thresher.export.formats import check_target
+    from thresher.export.write import check_target
     from thresher.report.run import write_run_report
 
     training = Training.load(folder)

@@ -38,6 +38,7 @@ from thresher.dynamic.policies.static import Static
 from thresher.dynamic.policy import Plan, Policy
 from thresher.dynamic.sampler import as_array, describe, exchange, place, settle
 from thresher.errors import UsageError
+from thresher.ops.key_hash import id_of
 
 if TYPE_CHECKING:
     import torch  # noqa: TID253
@@ -49,12 +50,6 @@ _MOST_TIMES = int(np.iinfo(np.uint16).max)
 
 Key = str | Sequence[str] | Callable[[Any], str]
 Checks = npt.NDArray[np.uint32]
-
-
-def id_of(key: str) -> Ints:
-    """Return the id of a key, (2,) int64: a 64-bit hash, and 32 bits more to tell keys with one hash apart."""
-    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=12).digest()
-    return np.array([int.from_bytes(digest[:8], "little", signed=True), int.from_bytes(digest[8:], "little")], np.int64)
 
 
 def ids_of(keys: Iterable[str]) -> Ints:

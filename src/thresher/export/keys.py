@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from hashlib import blake2b
 from itertools import islice
 from typing import Any
 
@@ -22,19 +21,18 @@ import numpy.typing as npt
 from thresher.errors import PoolError, UsageError
 from thresher.io.columns import KEYS
 from thresher.io.parquet import TablePiece, table_piece
+from thresher.ops import key_hash
+from thresher.ops.key_hash import Hashes
 from thresher.pool.store import reopen
 from thresher.runtime.files import DAMAGED
 from thresher.selection import Selection
 
 Ints = npt.NDArray[np.int64]
-Hashes = npt.NDArray[np.uint64]
 Chosen = str | os.PathLike[str] | Selection
 
 _CHUNK = 65_536  # keys hashed at a time
 _BUCKET = 8  # hashes of a bucket, on average, at most: the table takes 4 bytes a bucket
 _MOST_TIMES = 2**31 - 1
-_MASK = 2**64 - 1
-_MIX = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # of SplitMix64
 
 
 class KeySet:
@@ -115,7 +113,7 @@ class KeySet:
         def hashed() -> Iterator[tuple[Hashes, Ints | None]]:
             nonlocal uids
             for keys, times in parts:
-                hashes, some_uids = _hashed(keys)
+                hashes, some_uids = key_hash.hash_many(keys)
                 uids |= some_uids
                 yield hashes, times
 
@@ -138,7 +136,7 @@ class KeySet:
 
     def find(self, key: str) -> int:
         """Return the number of a key, 0 to N-1, which is its own as long as the set is; -1 where it is not kept."""
-        found = _hash(key)
+        found = key_hash.hash_of(key)
         bucket = found >> self._shift
         end = self._begins[bucket + 1]
         at = bisect_left(self._hashes, found, self._begins[bucket], end)
@@ -161,7 +159,7 @@ class KeySet:
 
     def find_many(self, keys: Iterable[str]) -> Ints:
         """Return the numbers of keys, (M,) int64 with -1 where one is not kept, as :meth:`find` does one by one."""
-        found = [self._look_up(_hashed(part)[0]) for part in _parts(keys)]
+        found = [self._look_up(hashes_of(part)) for part in _parts(keys)]
         return np.concatenate(found) if found else np.empty(0, np.int64)
 
     def times_many(self, keys: Iterable[str]) -> Ints:
@@ -196,7 +194,7 @@ class KeySet:
 
 def hashes_of(keys: Sequence[str]) -> Hashes:
     """Return the hashes that :class:`KeySet` knows keys by, (M,) uint64."""
-    return _hashed(keys)[0]
+    return key_hash.hash_many(keys)[0]
 
 
 def read_keys(sel: Chosen) -> KeySet:
@@ -215,7 +213,7 @@ def read_keys(sel: Chosen) -> KeySet:
         UsageError: The pool has a key several times, so that keys do not say which rows were chosen.
     """
     if _kind(sel) == "npy":
-        hashes_N, times_N, _ = _merged((_of_halves(high, low), None) for high, low in _subset(_path(sel)))
+        hashes_N, times_N, _ = _merged((key_hash.of_halves(high, low), None) for high, low in _subset(_path(sel)))
         return KeySet(hashes_N, times_N, uids=True)
     return KeySet._of(_streamed(sel), rows_of=sel if _of_rows(sel) else None)
 
@@ -270,65 +268,7 @@ def select_indices(sel: Chosen | KeySet, dataset: Any = None, *, keys: Iterable[
     return np.repeat(np.arange(len(times_N)), times_N)
 
 
-# --- hashes ---------------------------------------------------------------------------------------
-#
-# Uids are random bits already. Their two halves are only mixed, which NumPy does for many at once: 100 million of them
-# take seconds, where a hash of text takes a minute. All other keys go through blake2b.
-
-
-def _hash(key: str) -> int:
-    """Return the hash of a key."""
-    if len(key) == 32 and (uid := _uid(key)) is not None:
-        return _mixed(uid >> 64 ^ _mixed((uid & _MASK) ^ _MIX[0]))
-    return int.from_bytes(_digest(key), "little")
-
-
-def _hashed(keys: Sequence[str]) -> tuple[Hashes, bool]:
-    """Return the hashes of keys, and whether some are uids."""
-    if keys and all(len(key) == 32 for key in keys):
-        try:
-            raw = bytes.fromhex("".join(keys))
-        except ValueError:
-            raw = b""
-        if len(raw) == 16 * len(keys):  # fromhex passes over white space
-            halves = np.frombuffer(raw, ">u8").astype(np.uint64).reshape(-1, 2)
-            return _of_halves(halves[:, 0], halves[:, 1]), True
-    elif not any(len(key) == 32 for key in keys):
-        joined = b"".join([_digest(key) for key in keys])
-        return np.frombuffer(joined, "<u8").astype(np.uint64), False
-    some = any(len(key) == 32 and _uid(key) is not None for key in keys)
-    return np.fromiter(map(_hash, keys), np.uint64, len(keys)), some
-
-
-def _digest(key: str) -> bytes:
-    return blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-
-
-def _uid(key: str) -> int | None:
-    """Return 32 hexadecimal digits as a number, None for other text."""
-    try:
-        raw = bytes.fromhex(key)
-    except ValueError:
-        return None
-    return int.from_bytes(raw, "big") if len(raw) == 16 else None
-
-
-def _mixed(bits: int) -> int:
-    """Return 64 bits of which each depends on all of those given; SplitMix64's."""
-    bits = (bits ^ bits >> 30) * _MIX[1] & _MASK
-    bits = (bits ^ bits >> 27) * _MIX[2] & _MASK
-    return bits ^ bits >> 31
-
-
-def _of_halves(high: Hashes, low: Hashes) -> Hashes:
-    """Return the hashes of uids by their halves, (M,) uint64 each."""
-
-    def mixed(bits: Hashes) -> Hashes:
-        bits = (bits ^ bits >> np.uint64(30)) * np.uint64(_MIX[1])
-        bits = (bits ^ bits >> np.uint64(27)) * np.uint64(_MIX[2])
-        return bits ^ bits >> np.uint64(31)
-
-    return mixed(high ^ mixed(low ^ np.uint64(_MIX[0])))
+# --- arrays ---------------------------------------------------------------------------------------
 
 
 def _merged(parts: Iterable[tuple[Hashes, Ints | None]]) -> tuple[Hashes, npt.NDArray[Any] | None, Hashes]:

@@ -15,7 +15,7 @@ import threadpoolctl
 
 from thresher import __version__
 from thresher.errors import PoolError, UsageError
-from thresher.export.formats import check_target
+from thresher.export.write import check_target
 from thresher.pool.layout import NO_KEY
 from thresher.pool.store import EmbeddingStore
 from thresher.runtime.cache import Cache

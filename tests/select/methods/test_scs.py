@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from thresher import BadRowsError, Selection, UsageError, build, open_store, run_steps
 from thresher.cli.main import main
-from thresher.export.formats import export
+from thresher.export.write import export
 from thresher.report import write_report
 from thresher.report.compare import compare
 from thresher.report.explain import explain

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from thresher import Cache, OutputError, Selection, Step, UsageError, build, open_store, run_steps
-from thresher.export.formats import evidence, export
+from thresher.export.formats.parquet import evidence
+from thresher.export.write import export
 from thresher.pool.store import reopen
 
 ROWS = 200

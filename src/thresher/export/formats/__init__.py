@@ -1,0 +1,1 @@
+"""Export formats, a file each; the folder is scanned, see :mod:`thresher.export.registry`."""

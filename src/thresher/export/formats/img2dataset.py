@@ -1,0 +1,64 @@
+"""The table of addresses that img2dataset downloads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from thresher.errors import UsageError
+from thresher.export.registry import Written, times_of
+from thresher.pool.store import EmbeddingStore, heavy
+from thresher.selection import Selection
+
+_URLS = ("url", "URL", "image_url")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Img2dataset:
+    """Parquet that img2dataset takes as its list: url, key, caption, and the other flat columns."""
+
+    name: ClassVar[str] = "img2dataset"
+
+    url_column: str | None = field(
+        default=None, metadata={"help": f"column of addresses; by default the first there is of {', '.join(_URLS)}"}
+    )
+
+    def write(self, selection: Selection, store: EmbeddingStore, path: str) -> Written:
+        """Write the table; rows without an address are missing.
+
+        Raises:
+            UsageError: The pool has no column of addresses.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        names = (self.url_column,) if self.url_column else _URLS
+        url = next((name for name in names if name in store.columns), None)
+        if url is None:
+            raise UsageError(
+                f"img2dataset needs a column of addresses ({', '.join(names)}); {store.layout.location} has "
+                f"{', '.join(store.columns) or 'no metadata'}"
+            )
+        light = [name for name in store.columns if not heavy(store, name)]
+        given = {"url": url, "key": store.layout.key, "caption": store.layout.caption}
+        sources = {name: source for name, source in given.items() if source}  # one column may serve as two
+        sources |= {name: name for name in light if name not in sources and name not in sources.values()}
+        columns = list(dict.fromkeys(sources.values()))
+        kinds = pa.unify_schemas([table.schema(columns) for table in store.layout.tables], promote_options="permissive")
+        schema = pa.schema([kinds.field(source).with_name(name) for name, source in sources.items()])
+        written = 0
+        missing: list[tuple[int, str]] = []
+        with pq.ParquetWriter(path, schema) as writer:
+            for ids, part in store.where(selection.mask()).scan(columns):
+                cells = [part.column(columns.index(source)) for source in sources.values()]
+                table = pa.table([c.cast(f.type) for c, f in zip(cells, schema, strict=True)], schema=schema)
+                found = np.asarray(table.column("url").is_valid())
+                keys = table.column("key") if "key" in sources else None
+                missing += [(int(ids[i]), str(keys[int(i)].as_py()) if keys else "") for i in np.flatnonzero(~found)]
+                counts = np.where(found, times_of(selection, ids), 0)
+                table = table.take(np.repeat(np.arange(len(ids)), counts))
+                writer.write_table(table)
+                written += len(table)
+        return Written(written, tuple(missing))

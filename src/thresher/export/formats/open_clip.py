@@ -1,0 +1,79 @@
+"""The csv that open_clip trains on."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from thresher.errors import UsageError
+from thresher.export.registry import Written, times_of
+from thresher.pool.store import EmbeddingStore
+from thresher.selection import Selection
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # line breaks too: some readers of csv know no quotes
+_PATHS = ("filepath", "image_path", "path", "file_name", "image")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenClip:
+    """open_clip's csv: tab separated, with the columns filepath and title."""
+
+    name: ClassVar[str] = "open_clip"
+
+    path_column: str | None = field(
+        default=None,
+        metadata={"help": f"column of picture paths; by default the first there is of {', '.join(_PATHS)}"},
+    )
+
+    def write(self, selection: Selection, store: EmbeddingStore, path: str) -> Written:
+        """Write the csv; rows without a caption or a usable path are missing.
+
+        Raises:
+            UsageError: The pool has no captions or no column of paths.
+        """
+        import csv
+
+        names = (self.path_column,) if self.path_column else _PATHS
+        column = next((found for found in (_path_column(store, name) for name in names) if found), None)
+        if column is None or store.layout.caption is None:
+            raise UsageError(
+                f"open_clip's csv needs a caption and a column of image paths ({', '.join(names)}); "
+                f"{store.layout.location} has {', '.join(store.columns) or 'no metadata'}"
+            )
+        written = 0
+        missing: list[tuple[int, str]] = []
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            lines = csv.writer(file, delimiter="\t", lineterminator="\n")
+            lines.writerow(["filepath", "title"])
+            for ids, part in store.where(selection.mask()).scan([column, store.layout.caption]):
+                cells = [cell.get("path") if isinstance(cell, dict) else cell for cell in part.column(0).to_pylist()]
+                titles, counts = part.column(1).to_pylist(), times_of(selection, ids).tolist()
+                for row, name, given, count in zip(ids.tolist(), cells, titles, counts, strict=True):
+                    title = " ".join(_CONTROL.sub(" ", str(given or "")).split())
+                    if not title or not _usable(name):
+                        missing.append((row, str(name or "")))
+                        continue
+                    lines.writerows([[name, title]] * count)
+                    written += count
+        return Written(written, tuple(missing))
+
+
+def _usable(name: Any) -> bool:
+    """Return whether a cell is the path of a picture, on one line, that leads out of no folder."""
+    if not isinstance(name, str) or not name or _CONTROL.search(name):
+        return False
+    return ".." not in name.replace("\\", "/").split("/")
+
+
+def _path_column(store: EmbeddingStore, name: str) -> str | None:
+    """Return the column to read for paths, ``name.path`` of structs, without their pictures; None if it has none."""
+    import pyarrow as pa
+
+    if name not in store.columns:
+        return None
+    kinds = [table.schema([name]).field(0).type for table in store.layout.tables]
+    if all(pa.types.is_struct(kind) and kind.get_field_index("path") >= 0 for kind in kinds):
+        return f"{name}.path"
+    words = [kind.value_type if pa.types.is_dictionary(kind) else kind for kind in kinds]
+    return name if all(pa.types.is_string(kind) or pa.types.is_large_string(kind) for kind in words) else None

@@ -1,0 +1,83 @@
+"""A table with what became of every row of the pool."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from thresher.export.registry import Rows, Written
+from thresher.pool.store import EmbeddingStore
+from thresher.selection import Selection
+
+
+@dataclass(frozen=True)
+class Parquet:
+    """A table of every row of the pool: kept or dropped, by which step, and why."""
+
+    name: ClassVar[str] = "parquet"
+
+    def write(self, selection: Selection, store: EmbeddingStore, path: str) -> Written:
+        """Write row, key, kept, step, reason, duplicate_of, score, and repeats where there are some."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        schema = pa.schema(
+            [
+                ("row", pa.int64()),
+                ("key", pa.string()),
+                ("kept", pa.bool_()),
+                ("step", pa.string()),
+                ("reason", pa.string()),
+                ("duplicate_of", pa.int64()),
+                ("score", pa.float32()),
+            ]
+        )
+        if selection.repeats is not None:
+            schema = schema.append(pa.field("repeats", pa.int32()))
+        score, twin = evidence(selection)
+        names = [step.method for step in selection.steps]
+        given = [0] * len(selection.steps)  # rows that each step was given, of those written
+        with pq.ParquetWriter(path, schema) as writer:
+            for ids, keys in store.keys():
+                by = np.asarray(selection.dropped_by[ids])
+                reasons = ["kept"] * len(ids)
+                for number, step in enumerate(selection.steps):
+                    mask = (by == -1) | (by >= number)  # as Selection.given, of these rows alone
+                    places = given[number] + np.cumsum(mask) - 1  # in the step's arrays; rows come in pool order
+                    for i in np.flatnonzero(by == number):
+                        reasons[i] = step.why(int(places[i]))
+                    given[number] += int(mask.sum())
+                columns = [
+                    ids,
+                    keys,
+                    by == -1,
+                    [names[b] if b >= 0 else "" for b in by],
+                    reasons,
+                    twin[ids],
+                    score[ids],
+                ]
+                columns += [] if selection.repeats is None else [selection.repeats[ids]]
+                writer.write_table(
+                    pa.table([pa.array(c, kind) for c, kind in zip(columns, schema.types, strict=True)], schema=schema)
+                )
+        return Written(selection.total)
+
+
+def evidence(selection: Selection) -> tuple[npt.NDArray[np.float32], Rows]:
+    """Return score and duplicate of every row of the pool, from the last step that judged it.
+
+    Returns:
+        (N,) float32, NaN where no step gave one, and (N,) int64, -1 where the row duplicates none.
+    """
+    score = np.full(selection.total, np.nan, np.float32)
+    twin = np.full(selection.total, -1, np.int64)
+    for number, step in enumerate(selection.steps):
+        ids = selection.given(number)
+        if "score" in step.rows:
+            score[ids] = step.rows["score"]
+        if "duplicate_of" in step.rows:
+            twin[ids] = step.rows["duplicate_of"]
+    return score, twin

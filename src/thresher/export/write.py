@@ -1,0 +1,162 @@
+"""From a selection to a file that a training tool reads; what could not be written is counted and listed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from thresher.errors import OutputError
+from thresher.export.registry import Export, build
+from thresher.io.open import file_stamp, open_file
+from thresher.pool.store import EmbeddingStore, reopen, same_pool, whole_pool
+from thresher.runtime import parameters
+from thresher.runtime.files import writing
+from thresher.runtime.plugins import origin_of
+from thresher.runtime.progress import Advance, Progress, Silent
+from thresher.selection import Selection
+
+_DATA = (".npy", ".npz", ".parquet", ".pq")
+_BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # would look like another line or column
+_CHUNK = 1 << 20  # bytes hashed at a time
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote.
+
+    Attributes:
+        path: The file.
+        rows: Rows written, repeats included.
+        missing: Rows of the selection that could not be written, listed in ``missing_file``.
+        missing_file: Where they are listed, "" when there are none.
+        manifest: The JSON manifest, "" when none was asked for.
+    """
+
+    path: str
+    rows: int
+    missing: int
+    missing_file: str
+    manifest: str
+
+
+def export(
+    selection: Selection,
+    kind: str | Export,
+    target: str | os.PathLike[str],
+    *,
+    store: EmbeddingStore | None = None,
+    manifest: bool = True,
+    hash_inputs: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Exported:
+    """Write a selection in one of the formats of :data:`thresher.export.registry.EXPORTS`.
+
+    Args:
+        selection: What to write.
+        kind: Name of the format, or one made with options of its own.
+        target: File to write, atomically.
+        store: The pool; opened again by default.
+        manifest: Also write ``<target>.manifest.json``: recipe, size and time of all inputs, sha256 of the outputs.
+        hash_inputs: Have the sha256 of the inputs in it too, which reads every file of the pool.
+        overwrite: Replace an existing file.
+        progress: Where to show how many bytes are hashed.
+
+    Raises:
+        UsageError: No such format, or the pool lacks what it needs.
+        OutputError: The file exists or cannot be written.
+    """
+    made = build(kind, {}) if isinstance(kind, str) else kind
+    path = Path(target)
+    if store is None:
+        store = reopen(selection)
+    else:
+        whole_pool(store)
+        same_pool(selection, store)
+    check_target(path, store, overwrite=overwrite, marked=manifest)
+    with writing(path) as scratch:
+        written = made.write(selection, store, scratch)
+    for ending in (".missing.txt", ".manifest.json"):  # those of an export that is replaced
+        path.with_name(path.name + ending).unlink(missing_ok=True)
+    outputs = [path]
+    if written.missing:
+        outputs.append(path.with_name(path.name + ".missing.txt"))
+        with writing(outputs[1]) as scratch:
+            text = "".join(f"{row}\t{_one_line(key)}\n" for row, key in written.missing)
+            Path(scratch).write_text(text, encoding="utf-8", errors="backslashreplace")
+    listed = ""
+    if manifest:
+        listed = str(path.with_name(path.name + ".manifest.json"))
+        content = {
+            "format": made.name,
+            "format_options": parameters.recorded(made),
+            "format_from": asdict(origin_of(type(made))),
+            "rows": written.rows,
+            "missing": len(written.missing),
+            "selection": selection.header(),
+            "options": asdict(store.options),
+            "inputs": _inputs(store, hash_inputs, progress or Silent()),
+            "outputs": [_entry("file", str(one)) | {"sha256": _sha256("file", str(one))} for one in outputs],
+        }
+        with writing(listed) as scratch:
+            Path(scratch).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    many = len(written.missing)
+    return Exported(str(path), written.rows, many, str(outputs[1]) if many else "", listed)
+
+
+def check_target(path: Path, store: EmbeddingStore | None, *, overwrite: bool, marked: bool = False) -> None:
+    """Refuse a file that is in the way: an earlier result, a file of the pool, a part of a selection.
+
+    Nor may it look like a new part of the pool, unless it will be ``marked`` by a manifest beside it.
+
+    Raises:
+        OutputError: Says which.
+    """
+    if store and str(path.resolve()) in {os.path.realpath(name) for kind, name in store.files() if kind == "file"}:
+        raise OutputError(f"{path}: is a file of the pool; it is never overwritten")
+    inside = store is not None and os.path.isdir(place := os.path.realpath(store.layout.location))
+    if inside and path.suffix in _DATA and str(path.resolve()).startswith(place + os.sep) and not marked:
+        raise OutputError(f"{path}: would be taken for a part of the pool it lies in; choose another place")
+    if any((folder / "selection.json").exists() for folder in path.resolve().parents):
+        raise OutputError(f"{path}: lies in a selection folder; choose another place")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path}: exists already; choose another name or pass --overwrite")
+
+
+# --- manifest -------------------------------------------------------------------------------------
+
+
+def _inputs(store: EmbeddingStore, hashed: bool, progress: Progress) -> list[dict[str, Any]]:
+    """Return an entry for every file of a pool, with its sha256 where that is wanted: it reads the whole pool."""
+    files = store.files()
+    entries = [_entry(protocol, path) for protocol, path in files]
+    if hashed:
+        with progress.task("hash the pool", sum(entry["bytes"] or 0 for entry in entries), "bytes") as advance:
+            for entry, (protocol, path) in zip(entries, files, strict=True):
+                entry["sha256"] = _sha256(protocol, path, advance)
+    return entries
+
+
+def _entry(protocol: str, path: str) -> dict[str, Any]:
+    """Return a file's path, its size, and what changes when it does: nanoseconds, or an ETag of a store of objects."""
+    size, version = file_stamp(protocol, path)
+    return {"path": path, "bytes": size, "version": version}
+
+
+def _sha256(protocol: str, path: str, advance: Advance = lambda _: None) -> str:
+    digest = hashlib.sha256()
+    with open_file(protocol, path) as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            advance(len(chunk))
+    return digest.hexdigest()
+
+
+def _one_line(key: str) -> str:
+    """Return a key as a line of a list can hold it: one with a line break or another control character is quoted."""
+    return repr(key) if _BREAKS.search(key) else key
