@@ -25,8 +25,8 @@ import thresher.export.keys
 import thresher.ops.key_hash
 from thresher import Selection, build, select_indices
 from thresher.errors import PoolError, UsageError
-from thresher.export.write import export
 from thresher.export.keys import KeySet, each_key, hashes_of, read_keys
+from thresher.export.write import export
 
 UID = re.compile("[0-9a-fA-F]{32}")
 

@@ -26,9 +26,9 @@ from PIL import Image
 
 from thresher import Selection, build
 from thresher.errors import PoolError, UsageError
-from thresher.export.write import export
 from thresher.export.keys import KeySet
 from thresher.export.webdataset import keep
+from thresher.export.write import export
 from thresher.train.open_clip import insert_stage, stages_of
 
 N, SHARDS = 48, 4

@@ -2,7 +2,8 @@
 
 Two kinds, both blake2b of the key in UTF-8, and both in files that must stay valid, so their values never change:
 
-- :func:`hash_of` and :func:`hash_many`, 64 bits: which keys a selection keeps (``export.keys``), and in the plan of a reshard;
+- :func:`hash_of` and :func:`hash_many`, 64 bits: the keys that a selection keeps
+  (``export.keys``), and the plan of a reshard;
 - :func:`id_of`, 64 bits and 32 more to tell two keys with one hash apart: the ledger of a stream (``dynamic.stream``).
 
 They differ in value: blake2b takes the length of the digest into what it hashes, and the 64 bits of a uid are mixed

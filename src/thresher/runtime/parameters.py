@@ -35,7 +35,9 @@ def build(cls: type[T], name: str, given: Mapping[str, Any]) -> T:
     values = {}
     for key, value in given.items():
         if key not in known:
-            raise UsageError(f"{name} has no parameter {key!r}; it has {', '.join(known) or 'none'}.{suggest(key, known)}")
+            raise UsageError(
+                f"{name} has no parameter {key!r}; it has {', '.join(known) or 'none'}.{suggest(key, known)}"
+            )
         values[key] = coerce(f"{name}: {key}", type_of(cls, key), value)
     missing = [item for item in known.values() if is_required(item) and item.name not in values]
     if missing:

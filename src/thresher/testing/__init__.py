@@ -13,7 +13,10 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_HOMES: dict[str, str] = {}
+_HOMES: dict[str, str] = {
+    "EncoderContract": "encoder",
+    "ExportContract": "export",
+}
 
 __all__ = sorted(_HOMES)  # noqa: PLE0605
 

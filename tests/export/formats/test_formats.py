@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,68 +10,40 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from thresher import Cache, OutputError, Selection, Step, UsageError, build, open_store, run_steps
+from thresher import Selection, Step, UsageError, open_store
 from thresher.export.formats.parquet import evidence
 from thresher.export.write import export
-from thresher.pool.store import reopen
 
 ROWS = 200
 
 
-@pytest.fixture
-def pool(tmp_path: Path) -> Path:
-    """A parquet pool with shuffled DataComp uids, captions, paths and addresses."""
-    rng = np.random.default_rng(3)
-    image = rng.standard_normal((ROWS, 8)).astype(np.float32)
-    image[100:] = image[:100] + 0.01  # near-duplicates
-    uids = [hashlib.md5(str(i).encode()).hexdigest() for i in range(ROWS)]
-    table = pa.table(
-        {
-            "uid": uids,
-            "text": [f"caption\t{i}\nof two lines" for i in range(ROWS)],
-            "filepath": [f"images/{i}.jpg" for i in range(ROWS)],
-            "url": [f"https://example.org/{i}" if i % 10 else None for i in range(ROWS)],
-            "image_embedding": pa.array(list(image), pa.list_(pa.float32(), 8)),
-        }
-    )
-    (tmp_path / "pool").mkdir()
-    pq.write_table(table, tmp_path / "pool" / "pool.parquet", row_group_size=64)
-    return tmp_path / "pool"
+def uids(uid_pool: Path) -> list[str]:
+    return pq.read_table(uid_pool / "pool.parquet").column("uid").to_pylist()
 
 
-@pytest.fixture
-def selection(pool: Path, tmp_path: Path) -> Selection:
-    steps = [build("semdedup", {"eps": 0.01, "clusters": 4}), build("random", {"keep": "50%"})]
-    return run_steps(open_store(str(pool)), steps, cache=Cache.at(tmp_path / "cache"))
-
-
-def uids(pool: Path) -> list[str]:
-    return pq.read_table(pool / "pool.parquet").column("uid").to_pylist()
-
-
-def test_datacomp_subset_is_sorted_and_complete(pool: Path, selection: Selection, tmp_path: Path) -> None:
+def test_datacomp_subset_is_sorted_and_complete(uid_pool: Path, selection: Selection, tmp_path: Path) -> None:
     done = export(selection, "datacomp", tmp_path / "subset.npy")
     found = np.load(tmp_path / "subset.npy", allow_pickle=False)
     assert found.dtype == np.dtype("u8,u8")
-    names = uids(pool)
+    names = uids(uid_pool)
     expected = sorted((int(names[i][:16], 16), int(names[i][16:32], 16)) for i in selection.rows())
     assert [tuple(map(int, entry)) for entry in found] == expected
     assert done.rows == len(selection)
     assert done.missing == 0
 
 
-def test_datacomp_subset_repeats_a_row_as_often_as_it_is_to_be_used(pool: Path, tmp_path: Path) -> None:
-    store = open_store(str(pool))
-    everything = Selection.everything(store.fingerprint(), str(pool), {}, ROWS)
+def test_datacomp_subset_repeats_a_row_as_often_as_it_is_to_be_used(uid_pool: Path, tmp_path: Path) -> None:
+    store = open_store(str(uid_pool))
+    everything = Selection.everything(store.fingerprint(), str(uid_pool), {}, ROWS)
     repeats = np.arange(ROWS, dtype=np.int32) % 4
     dropped_by = np.where(repeats > 0, -1, 0).astype(np.int16)
     step = Step(method="drawn", parameters={}, seed=0, rows_in=ROWS, rows_out=150, reasons=("not drawn",))
     drawn = Selection(
-        store=everything.store, pool=str(pool), options={}, dropped_by=dropped_by, steps=(step,), repeats=repeats
+        store=everything.store, pool=str(uid_pool), options={}, dropped_by=dropped_by, steps=(step,), repeats=repeats
     )
     drawn.save(tmp_path / "drawn")
     export(Selection.load(tmp_path / "drawn"), "datacomp", tmp_path / "subset.npy")
-    names = uids(pool)
+    names = uids(uid_pool)
     expected = sorted(
         (int(names[i][:16], 16), int(names[i][16:], 16)) for i in range(ROWS) for _ in range(int(repeats[i]))
     )
@@ -92,7 +62,7 @@ def test_keys_that_are_no_uids_are_counted_and_listed(tmp_path: Path) -> None:
     assert Path(done.missing_file).read_text() == f"3\tnot-a-uid\n7\t{'g' * 32}\n"
 
 
-def test_parquet_has_the_story_of_every_row(pool: Path, selection: Selection, tmp_path: Path) -> None:
+def test_parquet_has_the_story_of_every_row(uid_pool: Path, selection: Selection, tmp_path: Path) -> None:
     export(selection, "parquet", tmp_path / "rows.parquet")
     table = pq.read_table(tmp_path / "rows.parquet")
     assert table.schema.equals(
@@ -110,7 +80,7 @@ def test_parquet_has_the_story_of_every_row(pool: Path, selection: Selection, tm
     )
     rows = table.to_pylist()
     assert [row["row"] for row in rows] == list(range(ROWS))
-    assert [row["key"] for row in rows] == uids(pool)
+    assert [row["key"] for row in rows] == uids(uid_pool)
     assert [row["kept"] for row in rows] == selection.mask().tolist()
     names = ["semdedup", "random", ""]  # dropped_by -1 is the last
     assert [row["step"] for row in rows] == [names[by] for by in selection.dropped_by]
@@ -126,10 +96,10 @@ def test_parquet_has_the_story_of_every_row(pool: Path, selection: Selection, tm
             assert row["reason"] == ("kept" if row["kept"] else "not drawn")
 
 
-def test_keys_open_clip_and_img2dataset(pool: Path, selection: Selection, tmp_path: Path) -> None:
+def test_keys_open_clip_and_img2dataset(uid_pool: Path, selection: Selection, tmp_path: Path) -> None:
     kept = selection.rows().tolist()
     export(selection, "keys", tmp_path / "keys.txt")
-    assert (tmp_path / "keys.txt").read_text().splitlines() == [uids(pool)[i] for i in kept]
+    assert (tmp_path / "keys.txt").read_text().splitlines() == [uids(uid_pool)[i] for i in kept]
 
     export(selection, "open_clip", tmp_path / "train.csv")
     with open(tmp_path / "train.csv", newline="") as file:
@@ -145,7 +115,7 @@ def test_keys_open_clip_and_img2dataset(pool: Path, selection: Selection, tmp_pa
     assert table.column("url").to_pylist() == [f"https://example.org/{i}" for i in reachable]
     assert done.missing == len(kept) - len(reachable)
     listed = Path(done.missing_file).read_text().splitlines()
-    assert listed == [f"{i}\t{uids(pool)[i]}" for i in kept if i % 10 == 0]
+    assert listed == [f"{i}\t{uids(uid_pool)[i]}" for i in kept if i % 10 == 0]
 
 
 def test_paths_that_climb_are_not_exported(tmp_path: Path) -> None:
@@ -162,43 +132,6 @@ def test_paths_that_climb_are_not_exported(tmp_path: Path) -> None:
     done = export(everything, "open_clip", tmp_path / "train.csv", store=store)
     assert (done.rows, done.missing) == (1, 1)
     assert "passwd" not in (tmp_path / "train.csv").read_text()
-
-
-def test_manifest_has_the_hashes_of_inputs_and_outputs(pool: Path, selection: Selection, tmp_path: Path) -> None:
-    done = export(selection, "keys", tmp_path / "keys.txt")
-    manifest = json.loads(Path(done.manifest).read_text())
-    for entry, path in (
-        (manifest["inputs"][0], pool / "pool.parquet"),
-        (manifest["outputs"][0], tmp_path / "keys.txt"),
-    ):
-        assert entry["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
-        assert entry["bytes"] == path.stat().st_size
-    assert manifest["rows"] == len(selection)
-    assert [step["method"] for step in manifest["selection"]["steps"]] == ["semdedup", "random"]
-
-
-def test_refusals(pool: Path, selection: Selection, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="Did you mean 'parquet'"):
-        export(selection, "parquett", tmp_path / "x")
-    (tmp_path / "there").write_text("precious")
-    with pytest.raises(OutputError, match="exists already"):
-        export(selection, "keys", tmp_path / "there")
-    assert (tmp_path / "there").read_text() == "precious"
-    table = pq.read_table(pool / "pool.parquet")
-    pq.write_table(table.slice(1), pool / "pool.parquet")
-    with pytest.raises(UsageError, match="not the pool of this selection any more"):
-        reopen(selection)
-
-
-def test_only_the_own_pool_is_exported(pool: Path, selection: Selection, tmp_path: Path) -> None:
-    table = pq.read_table(pool / "pool.parquet")
-    pq.write_table(table.take(np.arange(ROWS)[::-1]), tmp_path / "other.parquet")
-    with pytest.raises(UsageError, match="not the pool of this selection"):
-        export(selection, "keys", tmp_path / "keys.txt", store=open_store(str(tmp_path / "other.parquet")))
-    store = open_store(str(pool))
-    with pytest.raises(UsageError, match="whole pool"):
-        export(selection, "keys", tmp_path / "keys.txt", store=store.where(selection.mask()))
-    assert not (tmp_path / "keys.txt").exists()
 
 
 def test_shards_whose_columns_have_other_types_are_exported_as_one(tmp_path: Path) -> None:
@@ -223,20 +156,6 @@ def test_shards_whose_columns_have_other_types_are_exported_as_one(tmp_path: Pat
     assert (tmp_path / "train.csv").read_text().splitlines()[1:3] == ["0/0.jpg\ta", "0/1.jpg\tb"]
 
 
-def test_what_an_earlier_export_left_beside_it_goes_with_it(tmp_path: Path) -> None:
-    names = [f"{i:032x}" for i in range(10)]
-    names[3] = "not-a-uid"
-    table = pa.table({"uid": names, "emb": pa.array(list(np.eye(10, dtype=np.float32)), pa.list_(pa.float32(), 10))})
-    pq.write_table(table, tmp_path / "pool.parquet")
-    store = open_store(str(tmp_path / "pool.parquet"))
-    everything = Selection.everything(store.fingerprint(), store.layout.location, {}, 10)
-    export(everything, "datacomp", tmp_path / "x", store=store)
-    assert (tmp_path / "x.missing.txt").exists()
-    export(everything, "keys", tmp_path / "x", store=store, overwrite=True, manifest=False)
-    assert not (tmp_path / "x.missing.txt").exists()
-    assert not (tmp_path / "x.manifest.json").exists()
-
-
 def test_pictures_without_paths_are_no_paths(tmp_path: Path) -> None:
     columns = {
         "image": pa.array([{"bytes": b"x"}] * 2, pa.struct([("bytes", pa.binary())])),
@@ -248,11 +167,3 @@ def test_pictures_without_paths_are_no_paths(tmp_path: Path) -> None:
     everything = Selection.everything(store.fingerprint(), store.layout.location, {}, 2)
     with pytest.raises(UsageError, match="column of image paths"):
         export(everything, "open_clip", tmp_path / "train.csv", store=store)
-
-
-def test_an_export_in_the_pools_folder_is_no_part_of_it(pool: Path, selection: Selection) -> None:
-    export(selection, "parquet", pool / "rows.parquet")
-    assert len(reopen(selection)) == ROWS
-    with pytest.raises(OutputError, match="part of the pool"):
-        export(selection, "parquet", pool / "more.parquet", manifest=False)
-    assert len(reopen(selection)) == ROWS
