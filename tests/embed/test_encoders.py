@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.error import URLError
 
 import numpy as np
@@ -18,11 +22,12 @@ from hypothesis import strategies as st
 
 import thresher.embed.encoders as encoders
 from tests.toy import Toy
-from thresher.embed.encoders import Spec, make_encoder, parse
+from thresher.embed.encoders import ENCODERS, Spec, form_of, make_encoder, parse
 from thresher.embed.encoders.base import TorchEncoder, Towers, loading, resolved, state_of
 from thresher.embed.encoders.joined import joined
 from thresher.embed.preprocess import Preprocess
 from thresher.errors import MissingExtraError, UsageError
+from thresher.runtime import plugins
 
 
 class Own:
@@ -100,7 +105,7 @@ def test_two_are_told_from_a_path_with_a_plus(parts: list[tuple[str, str]]) -> N
     ("given", "told"),
     [
         ("openclip:ViT-B-32/openai", "Did you mean 'open_clip'"),
-        ("", "no encoder ''; there are open_clip:ARCH/PRETRAINED"),
+        ("", "no encoder ''; there are conse, open_clip:ARCH/PRETRAINED"),
         ("ViT-B-32", "or your own as package.module:Name"),
         ("timm", "does not say which model; type timm:NAME"),
         ("timm:", "does not say which model"),
@@ -176,19 +181,90 @@ def test_ones_own() -> None:
     assert made.told == ("cpu", "float32")
 
 
-class _Point:
-    name = "ours"
-
-    @staticmethod
-    def load() -> type[Own]:
-        return Own
+def points(monkeypatch: pytest.MonkeyPatch, **offered: str) -> None:
+    """Offer encoders as an installed package would."""
+    every = [EntryPoint(name, value, "thresher.encoders") for name, value in offered.items()]
+    monkeypatch.setattr(plugins, "entry_points", lambda group: every if group == "thresher.encoders" else [])
 
 
 def test_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoders, "entry_points", lambda group: [_Point] if group == "thresher.encoders" else [])
+    points(monkeypatch, ours=f"{__name__}:Own")
     assert make_encoder("ours").told == ("auto", "auto")
     assert make_encoder("ours:a/b", device="cpu").told == ("a/b", "cpu", "auto")
     assert parse("ours:x+ours") == (Spec("ours", "x"), Spec("ours", ""))
+    assert form_of(ENCODERS.find("ours")) == "ours"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of encoder with options."""
+
+    name: ClassVar[str] = "kind"
+
+    model: str = field(metadata={"help": "which"})
+    times: int = field(default=1, metadata={"help": "how often"})
+
+    def load(self, device: str, precision: str) -> Own:
+        return Own(self.model, str(self.times), device=device, precision=precision)
+
+
+def test_entry_points_of_a_kind_with_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    points(monkeypatch, kind=f"{__name__}:Kind", other=f"{__name__}:Own")
+    assert make_encoder("kind:a").told == ("a", "1", "auto", "auto")
+    assert make_encoder("kind:a/3", device="cpu").told == ("a", "3", "cpu", "auto")
+    assert make_encoder("kind:a+other").name == "own+own"
+    for spec, told in (
+        ("kind", "does not say which model; type kind:MODEL/TIMES"),
+        ("kind:a/b", "times = 'b'; expected a whole number"),
+        ("knid:a", "Did you mean 'kind'"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            make_encoder(spec)
+
+
+def test_an_entry_point_that_cannot_be_used_is_named_and_breaks_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    points(monkeypatch, gone="no_such_module:Encoder", number="math:pi", ours=f"{__name__}:Own")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert make_encoder("ours").name == "own"  # the others are not looked at
+    with pytest.warns(plugins.PluginWarning) as said:
+        assert {"ours", "conse", "timm"} <= set(ENCODERS.all())
+    assert [str(one.message) for one in said] == [
+        "no_such_module offers 'gone', which cannot be used: ModuleNotFoundError: No module named 'no_such_module'",
+        "math offers 'number', which cannot be used: 3.141592653589793 makes no encoder: it is neither a class nor a "
+        "function",
+    ]
+    with (
+        pytest.warns(plugins.PluginWarning),
+        pytest.raises(UsageError, match="'gone' cannot be loaded: no_such_module"),
+    ):
+        make_encoder("gone:x")
+
+
+def test_listing_encoders_loads_no_library() -> None:
+    code = (
+        "from thresher.embed.encoders import ENCODERS, form_of; import sys; "
+        "print([form_of(cls) for cls in ENCODERS.all().values()]); "
+        "print({'torch', 'timm', 'open_clip', 'transformers', 'PIL', 'pyarrow'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert done[0].startswith("['conse', 'open_clip:ARCH/PRETRAINED', 'sentence-transformers:NAME_OR_FOLDER', 'timm:")
+    assert done[1] == "set()"
+
+
+def test_the_current_folder_is_importable_only_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "of_ones_own.py").write_text("from tests.embed.test_encoders import Own\nimport beside\n")
+    (tmp_path / "beside.py").touch()
+    (tmp_path / "broken_own.py").write_text("import nothing_of_the_kind\n")
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    assert make_encoder("of_ones_own:Own").name == "own"
+    with pytest.raises(UsageError, match="broken_own cannot be imported .*No module named 'nothing_of_the_kind'"):
+        make_encoder("broken_own:Own")
+    assert sys.path == before
+    with encoders.importable("of_ones_own:Own"):
+        assert sys.path == [*before, str(tmp_path)]
+    assert sys.path == before
 
 
 def test_two_as_one() -> None:

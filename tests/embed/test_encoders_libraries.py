@@ -27,7 +27,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from thresher.embed.encoders import make_encoder
 from thresher.embed.encoders.base import fingerprint
-from thresher.embed.encoders.timm import towers as timm_towers
+from thresher.embed.encoders.timm import Timm
 from thresher.embed.encoders.tokens import ClipTokens, FastTokens, Foreign
 from thresher.errors import UsageError
 
@@ -237,7 +237,7 @@ def test_weights_of_dinov2_as_they_were_published(tmp_path: Path) -> None:
     source = timm.create_model("vit_small_patch14_dinov2", num_classes=0)
     torch.save({**source.state_dict(), "mask_token": torch.zeros(1, 384)}, tmp_path / "published.pth")
     torch.save(source.state_dict(), tmp_path / "plain.pth")
-    found = [timm_towers(f"vit_small_patch14_dinov2/{tmp_path / name}.pth") for name in ("published", "plain")]
+    found = [Timm("vit_small_patch14_dinov2", f"{tmp_path / name}.pth").towers() for name in ("published", "plain")]
     assert fingerprint(found[0]) == fingerprint(found[1])
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.data import Data, DataOptions, Part, Place, Sample, open_data
-from thresher.embed.encoders import Encoder, make_encoder, shaped
+from thresher.embed.encoders import Encoder, importable, make_encoder, shaped
 from thresher.embed.pool import (
     FOLDERS,
     OWN,
@@ -399,6 +399,7 @@ def _embed(
     with (
         _slots(how, workers + 4 if workers else 0) as how,
         _decoding(workers) as engine,
+        importable(settings.encoder),  # decode workers import the module of one's own
         _Model(encoder, 2 if gpu else 1) as model,
     ):
         ready = _made_ready(engine, how, _chunks(plan, jobs))

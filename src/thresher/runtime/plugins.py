@@ -17,7 +17,7 @@ import inspect
 import pkgutil
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -74,12 +74,19 @@ class PluginPoint(Generic[T]):
         folder: The package whose modules are scanned, such as "thresher.select.methods".
         group: The group of entry points by which other packages offer more, such as "thresher.methods".
         needs: Attributes every plug-in must have.
+        adapt: Makes a plug-in of what an entry point of a name offers, where something else may be offered too.
     """
 
     noun: str
     folder: str
     group: str
     needs: tuple[str, ...] = ()
+    adapt: Callable[[str, Any], Any] | None = None
+
+    def names(self) -> set[str]:
+        """Return what can be asked for, without loading what other packages offer: of those, names of entry points."""
+        own = {cls.name for module in self._modules() for cls in self._classes(self._load(module))}
+        return own | {point.name for point in entry_points(group=self.group)}
 
     def all(self) -> dict[str, type[T]]:
         """Return every plug-in by name, sorted: those of this package, then those of others that can be loaded."""
@@ -103,6 +110,11 @@ class PluginPoint(Generic[T]):
             found: type[T] | None = next((c for c in self._classes(self._load(own)) if c.name == name), None)
             if found is not None:
                 return found
+        if not any(c.name == name for module in self._modules() for c in self._classes(self._load(module))):
+            for point in entry_points(group=self.group):  # the one of that name alone: others may take long to load
+                if point.name == name and (offered := self._offered(point)) is not None and offered.name == name:
+                    one: type[T] = offered
+                    return one
         known = self.all()
         if name in known:
             return known[name]
@@ -141,6 +153,8 @@ class PluginPoint(Generic[T]):
 
     def _checked(self, point: EntryPoint) -> Any:
         cls = point.load()
+        if self.adapt is not None:
+            cls = self.adapt(point.name, cls)
         if not (isinstance(cls, type) and _is_named(cls)):
             raise UsageError(f"{point.value} is not a dataclass with a class attribute 'name'")
         if missing := [name for name in self.needs if not hasattr(cls, name)]:

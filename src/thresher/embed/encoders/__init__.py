@@ -1,7 +1,10 @@
 """Encoders by name: what turns pictures and captions into vectors.
 
-``make_encoder("open_clip:ViT-B-32/laion2b_s34b_b79k")`` is all there is to call. Every library has a module here that
-is loaded when it is asked for; what they share is in :mod:`thresher.embed.encoders.base`.
+``make_encoder("open_clip:ViT-B-32/laion2b_s34b_b79k")`` is all there is to call. Every kind of encoder is a frozen
+dataclass in a module of its own here, with its name as the class attribute ``name``, what follows the colon as fields,
+and ``load(device, precision) -> Encoder``; what those of torch share is in :mod:`thresher.embed.encoders.base`. Another
+package offers one, or any class or function that makes an encoder, by an entry point of the group
+``thresher.encoders``. Importing these modules loads no library: that is done by ``load``.
 """
 
 from __future__ import annotations
@@ -13,10 +16,9 @@ import pickle
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, Protocol
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, is_dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,23 +26,15 @@ import numpy.typing as npt
 from thresher.embed.preprocess import Pixels
 from thresher.errors import ThresherError, UsageError, suggest
 from thresher.ops.vectors import F32
+from thresher.runtime.parameters import build, is_required, parameters_of, type_of, without_none
+from thresher.runtime.plugins import PluginPoint
 
 if TYPE_CHECKING:
     from PIL import Image
 
 Tokens = Mapping[str, npt.NDArray[np.integer[Any]]]
 
-# What may follow the kind, as errors and documentation show it.
-KINDS = {
-    "open_clip": "open_clip:ARCH/PRETRAINED",
-    "timm": "timm:NAME or timm:NAME/path/to/weights",
-    "torchvision": "torchvision:NAME/WEIGHTS",
-    "transformers": "transformers:NAME_OR_FOLDER",
-    "sentence-transformers": "sentence-transformers:NAME_OR_FOLDER",
-    "conse": "conse",
-}
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-GROUP = "thresher.encoders"  # of entry points
 
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
@@ -85,9 +79,53 @@ class Encoder(Protocol):
         ...
 
 
+class EncoderKind(Protocol):
+    """A frozen dataclass that says which encoder is meant, and loads it."""
+
+    name: ClassVar[str]
+
+    def load(self, device: str, precision: str) -> Encoder:
+        """Load the encoder; ``device`` and ``precision`` are as :func:`make_encoder` takes them."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Called:
+    """Any class or function that makes an encoder, as a kind: it is called with what follows the colon, if anything."""
+
+    rest: str = field(default="", metadata={"help": "handed on as it is"})
+
+    name: ClassVar[str]
+    make: ClassVar[Callable[..., Any]]
+
+    def load(self, device: str, precision: str) -> Encoder:
+        """Call it."""
+        made: Encoder = self.make(*((self.rest,) if self.rest else ()), device=device, precision=precision)
+        return made
+
+
+def as_kind(name: str, offered: Any) -> type[EncoderKind]:
+    """Return what another package or a user offers as a kind of encoder: as it is, or called where it is none yet.
+
+    Raises:
+        UsageError: It cannot be called.
+    """
+    if isinstance(offered, type) and is_dataclass(offered) and hasattr(offered, "load"):
+        return offered
+    if not callable(offered):
+        raise UsageError(f"{offered!r} makes no encoder: it is neither a class nor a function")
+    more = {"name": name, "make": staticmethod(offered), "__module__": getattr(offered, "__module__", __name__)}
+    return type(name, (_Called,), more)
+
+
+ENCODERS: PluginPoint[EncoderKind] = PluginPoint(
+    "encoder", "thresher.embed.encoders", "thresher.encoders", needs=("load",), adapt=as_kind
+)
+
+
 @dataclass(frozen=True)
 class Spec:
-    """An encoder asked for: ``kind`` is a library, an entry point or a module; ``rest`` is what follows its colon."""
+    """An encoder asked for: ``kind`` is a kind of encoder or a module; ``rest`` is what follows its colon."""
 
     kind: str
     rest: str
@@ -107,7 +145,7 @@ def parse(spec: str) -> tuple[Spec, ...]:
     Raises:
         UsageError: There is no such encoder; says what there is.
     """
-    known = {*KINDS, *(point.name for point in entry_points(group=GROUP))}
+    known = ENCODERS.names()
     starts = "|".join(re.escape(name) for name in sorted(known, key=len, reverse=True))
     parts = re.split(rf"\+(?=(?:{starts})(?::|\+|$)|{_DOTTED.pattern}:)", spec.strip())[:: 1 + _DOTTED.groups]
     if len(parts) > 2:
@@ -116,32 +154,95 @@ def parse(spec: str) -> tuple[Spec, ...]:
 
 
 def _one(text: str, known: set[str]) -> Spec:
-    kind, colon, rest = text.partition(":")
-    if kind in KINDS and not rest and kind != "conse":
-        raise UsageError(f"{text!r} does not say which model; type {KINDS[kind]}")
-    if kind == "conse" and colon:
-        raise UsageError(f"{text!r}: conse has no variants; type conse")
-    if kind in known or (rest and _DOTTED.fullmatch(kind) and _DOTTED.fullmatch(rest) and _importable(kind)):
+    kind, _, rest = text.partition(":")
+    named = rest and _DOTTED.fullmatch(kind) and _DOTTED.fullmatch(rest)
+    if kind in known or (named and _found(kind)):
         return Spec(kind, rest)
-    if rest and _DOTTED.fullmatch(kind) and _DOTTED.fullmatch(rest):
+    every = ENCODERS.all()
+    if kind in every:  # another package's, whose entry point has another name
+        return Spec(kind, rest)
+    if named:
         raise UsageError(
-            f"no encoder {text!r}: no module {kind} is found, in the current folder or installed.{suggest(kind, known)}"
+            f"no encoder {text!r}: no module {kind} is found, in the current folder or installed.{suggest(kind, every)}"
         )
     raise UsageError(
-        f"no encoder {text!r}; there are {', '.join(KINDS.values())}, two of them joined by +, or your own as "
-        f"package.module:Name.{suggest(kind, known)}"
+        f"no encoder {text!r}; there are {', '.join(form_of(cls) for cls in every.values())}, two of them joined by +, "
+        f"or your own as package.module:Name.{suggest(kind, every)}"
     )
 
 
-def _importable(module: str) -> bool:
-    """Whether a module can be found, in the current folder too, which is not on the path of an installed command."""
-    here, top = os.getcwd(), module.split(".")[0]
-    if here not in sys.path and any(os.path.exists(os.path.join(here, top + ending)) for ending in (".py", "")):
-        sys.path.append(here)  # for good: decode workers load the module too
+def form_of(cls: type[EncoderKind]) -> str:
+    """Return how a kind is typed, as errors and documentation show it: ``open_clip:ARCH/PRETRAINED``."""
+    names = [] if issubclass(cls, _Called) else [item.name.upper() for item in parameters_of(cls)]
+    return getattr(cls, "form", f"{cls.name}:{'/'.join(names)}" if names else cls.name)
+
+
+def kind_of(cls: type[EncoderKind], rest: str) -> EncoderKind:
+    """Make a kind of encoder from what follows its colon.
+
+    A class may read it by a classmethod ``parse(rest) -> dict`` of its fields. Otherwise it is cut at the first slashes
+    into as many parts as there are fields, and parts that are empty are left out.
+
+    Raises:
+        UsageError: A field that is missing, or a value that is not allowed; says how the kind is typed.
+    """
+    items = parameters_of(cls)
+    if not items and rest:
+        raise UsageError(f"'{cls.name}:{rest}': {cls.name} has no variants; type {cls.name}")
+    if not rest and any(is_required(item) for item in items):
+        raise UsageError(f"{cls.name!r} does not say which model; type {form_of(cls)}")
+    read = getattr(cls, "parse", None)
+    if read is not None:
+        given = read(rest)
+    else:
+        parts = rest.split("/", len(items) - 1) if items else []
+        given = {item.name: part for item, part in zip(items, parts, strict=False) if part}
+    return build(cls, f"{cls.name}:{rest}", {name: _typed(type_of(cls, name), text) for name, text in given.items()})
+
+
+def _typed(kind: Any, text: str) -> Any:
+    """Return text as the number that a field wants, or as it is, to be refused."""
+    kind = without_none(kind)
     try:
-        return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):  # a package above it is not there, or was hidden on purpose
-        return False
+        return kind(text) if kind in (int, float) else text
+    except ValueError:
+        return text
+
+
+def _found(module: str) -> bool:
+    """Return whether a module can be imported, perhaps from the current folder."""
+    with _current_folder(module):
+        try:
+            return importlib.util.find_spec(module) is not None
+        except (ImportError, ValueError):  # a package above it is not there, or was hidden on purpose
+            return False
+
+
+@contextmanager
+def importable(spec: str) -> Iterator[None]:
+    """Let the modules that ``spec`` names be imported from the current folder while the block runs.
+
+    An installed command does not look there. Processes that are started meanwhile find them too. Afterwards
+    ``sys.path`` is as it was.
+    """
+    with ExitStack() as stack:
+        for part in parse(spec):
+            stack.enter_context(_current_folder(part.kind))
+        yield
+
+
+@contextmanager
+def _current_folder(module: str) -> Iterator[None]:
+    here, top = os.getcwd(), module.split(".")[0]
+    if here in sys.path or not any(os.path.exists(os.path.join(here, top + ending)) for ending in (".py", "")):
+        yield
+        return
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # the module may have removed it itself
+            sys.path.remove(here)
 
 
 def make_encoder(spec: str, *, device: str = "auto", precision: str = "auto") -> Encoder:
@@ -162,36 +263,39 @@ def make_encoder(spec: str, *, device: str = "auto", precision: str = "auto") ->
     parts = parse(spec)
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r}; allowed: {', '.join(PRECISIONS)}.{suggest(precision, PRECISIONS)}")
-    if len(parts) == 2:
+    with importable(spec):
+        kinds = [_kind(part) for part in parts]
+        made = [_loaded(kind, part.name, device, precision) for kind, part in zip(kinds, parts, strict=True)]
+    if len(made) == 2:
         from thresher.embed.encoders.joined import joined
 
-        pictures, texts = (_made(part, device, precision) for part in parts)
-        return joined(pictures, texts)
-    return _made(parts[0], device, precision)
+        return joined(*made)
+    return made[0]
 
 
-def _made(spec: Spec, device: str, precision: str) -> Encoder:
-    if spec.kind in KINDS:
-        from thresher.embed.encoders.base import TorchEncoder, resolved
+def _kind(spec: Spec) -> EncoderKind:
+    if spec.kind in ENCODERS.names() or not spec.rest or not _found(spec.kind):
+        return kind_of(ENCODERS.find(spec.kind), spec.rest)
+    with _telling(f"{spec.name}: the module {spec.kind} cannot be imported"):
+        module = importlib.import_module(spec.kind)
+    try:
+        offered: Any = module
+        for name in spec.rest.split("."):
+            offered = getattr(offered, name)
+    except AttributeError:
+        close = suggest(spec.rest, (name for name in vars(module) if not name.startswith("_")))
+        raise UsageError(f"{spec.name}: {spec.kind} has no {spec.rest}.{close}") from None
+    return kind_of(as_kind(spec.name, offered), "")
 
-        place = resolved(device, precision, spec.name)
-        module = importlib.import_module(f"{__name__}.{spec.kind.replace('-', '_')}")
-        return TorchEncoder(spec.name, module.towers(spec.rest), *place)
-    points = {point.name: point for point in entry_points(group=GROUP)}
-    if spec.kind in points:
-        make, given = points[spec.kind].load(), ((spec.rest,) if spec.rest else ())
-    else:
-        module, given = importlib.import_module(spec.kind), ()
-        try:
-            make = module
-            for name in spec.rest.split("."):
-                make = getattr(make, name)
-        except AttributeError:
-            close = suggest(spec.rest, (name for name in vars(module) if not name.startswith("_")))
-            raise UsageError(f"{spec.name}: {spec.kind} has no {spec.rest}.{close}") from None
-    with _telling(f"{spec.name}: cannot be made"):
-        made = make(*given, device=device, precision=precision)
-    return checked(made, spec.name)
+
+def _loaded(kind: EncoderKind, name: str, device: str, precision: str) -> Encoder:
+    from thresher.embed.encoders.base import TorchEncoder, TorchKind
+
+    if isinstance(kind, TorchKind):  # its own errors say what is wrong
+        return kind.load(device, precision)
+    with _telling(f"{name}: cannot be made"):
+        made = kind.load(device, precision)
+    return made if isinstance(made, TorchEncoder) else checked(made, name)
 
 
 def checked(made: Any, name: str) -> Encoder:

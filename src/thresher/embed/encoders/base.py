@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Barrier, Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from thresher.embed.preprocess import Pixels, Preprocess
 from thresher.errors import MissingExtraError, ThresherError, UsageError
 from thresher.ops.vectors import F32
+from thresher.runtime.parameters import recorded
 
 if TYPE_CHECKING:
     import torch
@@ -215,14 +216,46 @@ class TorchEncoder:
         return found
 
 
-def resolved(device: str, precision: str, what: str = "embedding") -> tuple[str, str]:
-    """Return the device and precision that are meant.
+class TorchKind:
+    """What kinds of encoders made of torch modules have in common; a frozen dataclass of a library derives from it.
+
+    Attributes:
+        name: The kind, the part before the colon.
+        extra: The extra of thresher that installs the library.
+    """
+
+    name: ClassVar[str]
+    extra: ClassVar[str] = "embed"
+
+    @property
+    def spec(self) -> str:
+        """What is typed for it: the name, and after a colon the fields that are not empty."""
+        rest = "/".join(value for value in recorded(self).values() if value)
+        return f"{self.name}:{rest}" if rest else self.name
+
+    def towers(self) -> Towers:
+        """Load the model on the CPU, in float32.
+
+        Raises:
+            UsageError: There are no such weights, or they cannot be loaded.
+            MissingExtraError: The library is not installed.
+        """
+        raise NotImplementedError
+
+    def load(self, device: str = "auto", precision: str = "auto") -> TorchEncoder:
+        """Load the encoder; see :func:`thresher.embed.encoders.make_encoder`."""
+        place = resolved(device, precision, self.spec, self.extra)
+        return TorchEncoder(self.spec, self.towers(), *place)
+
+
+def resolved(device: str, precision: str, what: str = "embedding", extra: str = "embed") -> tuple[str, str]:
+    """Return the device and precision that are meant; ``what`` needs them, and ``extra`` of thresher installs torch.
 
     Raises:
         UsageError: There is no such device here.
         MissingExtraError: torch is not installed.
     """
-    torch = library("torch", what, "surrogate" if what == "conse" else "embed")
+    torch = library("torch", what, extra)
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if device == "auto":
         device = "cuda" if cuda else "mps" if mps else "cpu"

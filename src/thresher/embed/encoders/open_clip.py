@@ -5,67 +5,81 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from thresher.dynamic.run_folder import CHECKPOINT, MARK
-from thresher.embed.encoders.base import Towers, library, loading, state_of
+from thresher.embed.encoders.base import TorchKind, Towers, library, loading, state_of
 from thresher.embed.encoders.tokens import ClipTokens, FastTokens, Foreign, twin
 from thresher.embed.preprocess import of_open_clip
 from thresher.errors import UsageError, suggest
 
+_SOURCES = ("local-dir:", "hf-hub:")  # names that open_clip reads by itself
 _CLEAN = {"_clean_lower": "lower", "_clean_whitespace": "whitespace", "_clean_canonicalize": "canonicalize"}
 
 
-def towers(rest: str) -> Towers:
-    """Load ``ARCH/PRETRAINED``, ``local-dir:FOLDER`` or ``hf-hub:ORG/NAME``.
+@dataclass(frozen=True)
+class OpenClip(TorchKind):
+    """CLIP, SigLIP and whatever else open_clip can load."""
 
-    ARCH is a configuration of open_clip or the path of one (.json); PRETRAINED a tag, a file, or the folder of a
-    training run of that architecture.
-    """
-    name = f"open_clip:{rest}"
-    open_clip = library("open_clip", name)
-    if rest.startswith(("local-dir:", "hf-hub:")):
-        with loading(name):
-            model = open_clip.create_model(rest, require_pretrained=True)
-            return _towers(open_clip, model, open_clip.get_tokenizer(rest))
-    arch, pretrained = _parts(rest)
-    if arch.endswith(".json"):
-        if not os.path.isfile(arch):
-            raise UsageError(f"{name}: there is no configuration {arch}")
-        with loading(name):
-            open_clip.add_model_config(arch)
-        arch = Path(arch).stem
-    known = open_clip.list_models()
-    if arch not in known:
-        raise UsageError(
-            f"{name}: open_clip has no architecture {arch!r}; type open_clip:ARCH/PRETRAINED, such as "
-            f"open_clip:ViT-B-32/laion2b_s34b_b79k, or open_clip:CONFIG.json/PRETRAINED.{suggest(arch, known)}"
+    name: ClassVar[str] = "open_clip"
+
+    arch: str = field(
+        metadata={"help": "configuration of open_clip, path of one (.json), local-dir:FOLDER or hf-hub:ORG/NAME"}
+    )
+    pretrained: str = field(default="", metadata={"help": "a tag, a file of weights, or the folder of a training run"})
+
+    @classmethod
+    def parse(cls, rest: str) -> dict[str, str]:
+        """Split after the first path of a .json, or else at the first slash."""
+        if rest.startswith(_SOURCES):
+            return {"arch": rest}
+        config = re.match(r"(.*?\.json)(?:/(.*))?$", rest)
+        arch, _, pretrained = rest.partition("/")
+        return (
+            {"arch": config[1], "pretrained": config[2] or ""} if config else {"arch": arch, "pretrained": pretrained}
         )
-    tags = open_clip.list_pretrained_tags_by_model(arch)
-    told = f"give a file of weights, or a tag it knows for {arch}: {', '.join(tags) or 'there are none'}"
-    if not pretrained:
-        raise UsageError(f"{name}: without weights the embeddings would be random; {told}")
-    run = Path(pretrained) / MARK
-    if not os.path.isfile(pretrained) and not run.is_file() and not open_clip.get_pretrained_cfg(arch, pretrained):
-        raise UsageError(
-            f"{name}: there is neither a tag nor a file {pretrained!r}; {told}.{suggest(pretrained, tags)}"
-        )
-    with loading(name):
-        if run.is_file():
-            model = open_clip.create_model(arch, load_weights=False, pretrained_text=False)
-            model.load_state_dict(state_of(str(run.with_name(CHECKPOINT)), name))
-        else:
-            model = open_clip.create_model(arch, pretrained=pretrained, require_pretrained=True)
-        return _towers(open_clip, model, open_clip.get_tokenizer(arch))
 
+    def towers(self) -> Towers:
+        """Load ``ARCH/PRETRAINED``, ``local-dir:FOLDER`` or ``hf-hub:ORG/NAME``.
 
-def _parts(rest: str) -> tuple[str, str]:
-    """Split after the first path of a .json, or else at the first slash."""
-    config = re.match(r"(.*?\.json)(?:/(.*))?$", rest)
-    if config:
-        return config[1], config[2] or ""
-    arch, _, pretrained = rest.partition("/")
-    return arch, pretrained
+        ARCH is a configuration of open_clip or the path of one (.json); PRETRAINED a tag, a file, or the folder of a
+        training run of that architecture.
+        """
+        name, arch, pretrained = self.spec, self.arch, self.pretrained
+        open_clip = library("open_clip", name)
+        if arch.startswith(_SOURCES):
+            with loading(name):
+                model = open_clip.create_model(arch, require_pretrained=True)
+                return _towers(open_clip, model, open_clip.get_tokenizer(arch))
+        if arch.endswith(".json"):
+            if not os.path.isfile(arch):
+                raise UsageError(f"{name}: there is no configuration {arch}")
+            with loading(name):
+                open_clip.add_model_config(arch)
+            arch = Path(arch).stem
+        known = open_clip.list_models()
+        if arch not in known:
+            raise UsageError(
+                f"{name}: open_clip has no architecture {arch!r}; type open_clip:ARCH/PRETRAINED, such as "
+                f"open_clip:ViT-B-32/laion2b_s34b_b79k, or open_clip:CONFIG.json/PRETRAINED.{suggest(arch, known)}"
+            )
+        tags = open_clip.list_pretrained_tags_by_model(arch)
+        told = f"give a file of weights, or a tag it knows for {arch}: {', '.join(tags) or 'there are none'}"
+        if not pretrained:
+            raise UsageError(f"{name}: without weights the embeddings would be random; {told}")
+        run = Path(pretrained) / MARK
+        if not os.path.isfile(pretrained) and not run.is_file() and not open_clip.get_pretrained_cfg(arch, pretrained):
+            raise UsageError(
+                f"{name}: there is neither a tag nor a file {pretrained!r}; {told}.{suggest(pretrained, tags)}"
+            )
+        with loading(name):
+            if run.is_file():
+                model = open_clip.create_model(arch, load_weights=False, pretrained_text=False)
+                model.load_state_dict(state_of(str(run.with_name(CHECKPOINT)), name))
+            else:
+                model = open_clip.create_model(arch, pretrained=pretrained, require_pretrained=True)
+            return _towers(open_clip, model, open_clip.get_tokenizer(arch))
 
 
 def _towers(open_clip: Any, model: Any, tokenizer: Any) -> Towers:

@@ -3,43 +3,55 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
-from thresher.embed.encoders.base import Towers, library, loading, state_of
+from thresher.embed.encoders.base import TorchKind, Towers, library, loading, state_of
 from thresher.embed.preprocess import of_torchvision
 from thresher.errors import UsageError, suggest
 
 
-def towers(rest: str) -> Towers:
-    """Load ``NAME/WEIGHTS``; WEIGHTS is what torchvision calls them, or a file."""
-    name = f"torchvision:{rest}"
-    models = library("torchvision.models", name)
-    arch, _, given = rest.partition("/")
-    known = models.list_models(module=models)
-    if arch not in known:
-        raise UsageError(
-            f"{name}: torchvision has no classifier {arch!r}; type a name and its weights, such as "
-            f"torchvision:resnet50/IMAGENET1K_V2.{suggest(arch, known)}"
-        )
-    enum = models.get_model_weights(arch)
-    tags = sorted(enum.__members__)
-    weights = enum.__members__.get(given)
-    if weights is None and not os.path.isfile(given):
-        raise UsageError(
-            f"{name}: there is neither a file nor weights {given!r} of {arch}; type one of {', '.join(tags)}, or the "
-            f"path of a file.{suggest(given, tags)}"
-        )
-    with loading(name):
-        if weights is not None:
-            weights.get_state_dict(progress=False, check_hash=True, weights_only=True)  # below it would be unpickled
-        model = models.get_model(arch, weights=weights)
-        head, where = _head(name, model)
-        if weights is None:
-            _load(model, state_of(given, name), where, f"{name}: {given}")
-        parent = model.get_submodule(where.rpartition(".")[0])
-        setattr(parent, where.rpartition(".")[2], library("torch", name).nn.Identity())
-        preset = (weights or enum.DEFAULT).transforms()
-        return Towers(modules={"model": model}, image=model, preprocess=of_torchvision(preset))
+@dataclass(frozen=True)
+class Torchvision(TorchKind):
+    """What goes into the last layer of torchvision's classifiers."""
+
+    name: ClassVar[str] = "torchvision"
+    form: ClassVar[str] = "torchvision:NAME/WEIGHTS"
+
+    arch: str = field(metadata={"help": "name of a classifier"})
+    weights: str = field(default="", metadata={"help": "what torchvision calls them, or a file"})
+
+    def towers(self) -> Towers:
+        """Load ``NAME/WEIGHTS``; WEIGHTS is what torchvision calls them, or a file."""
+        name, arch, given = self.spec, self.arch, self.weights
+        models = library("torchvision.models", name)
+        known = models.list_models(module=models)
+        if arch not in known:
+            raise UsageError(
+                f"{name}: torchvision has no classifier {arch!r}; type a name and its weights, such as "
+                f"torchvision:resnet50/IMAGENET1K_V2.{suggest(arch, known)}"
+            )
+        enum = models.get_model_weights(arch)
+        tags = sorted(enum.__members__)
+        weights = enum.__members__.get(given)
+        if weights is None and not os.path.isfile(given):
+            raise UsageError(
+                f"{name}: there is neither a file nor weights {given!r} of {arch}; type one of {', '.join(tags)}, or the "
+                f"path of a file.{suggest(given, tags)}"
+            )
+        with loading(name):
+            if weights is not None:
+                weights.get_state_dict(
+                    progress=False, check_hash=True, weights_only=True
+                )  # below it would be unpickled
+            model = models.get_model(arch, weights=weights)
+            head, where = _head(name, model)
+            if weights is None:
+                _load(model, state_of(given, name), where, f"{name}: {given}")
+            parent = model.get_submodule(where.rpartition(".")[0])
+            setattr(parent, where.rpartition(".")[2], library("torch", name).nn.Identity())
+            preset = (weights or enum.DEFAULT).transforms()
+            return Towers(modules={"model": model}, image=model, preprocess=of_torchvision(preset))
 
 
 def _head(name: str, model: Any) -> tuple[Any, str]:
