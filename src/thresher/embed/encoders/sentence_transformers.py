@@ -22,7 +22,7 @@ class SentenceTransformers(TorchKind):
     model: str = field(metadata={"help": "name on the hub, or a folder"})
 
     def towers(self) -> Towers:
-        """Load a model by its name on the hub or from a folder; a prompt that is its default is put before every text."""
+        """Load the model; a prompt that is its default is put before every text."""
         name, rest = self.spec, self.model
         library("torch", name)
         package = library("sentence_transformers", name)

@@ -36,8 +36,8 @@ class Torchvision(TorchKind):
         weights = enum.__members__.get(given)
         if weights is None and not os.path.isfile(given):
             raise UsageError(
-                f"{name}: there is neither a file nor weights {given!r} of {arch}; type one of {', '.join(tags)}, or the "
-                f"path of a file.{suggest(given, tags)}"
+                f"{name}: there is neither a file nor weights {given!r} of {arch}; type one of {', '.join(tags)}, or "
+                f"the path of a file.{suggest(given, tags)}"
             )
         with loading(name):
             if weights is not None:

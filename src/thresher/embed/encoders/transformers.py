@@ -37,8 +37,8 @@ class Transformers(TorchKind):
             config = transformers.AutoConfig.from_pretrained(rest, **safe)
             if config.model_type == "siglip2":
                 raise UsageError(
-                    f"{name}: takes pictures of any shape (NaFlex), which cannot be done here; type one of a fixed size, "
-                    "such as transformers:google/siglip2-base-patch16-224"
+                    f"{name}: takes pictures of any shape (NaFlex), which cannot be done here; type one of a fixed "
+                    "size, such as transformers:google/siglip2-base-patch16-224"
                 )
             model, told = transformers.AutoModel.from_pretrained(
                 rest, dtype=torch.float32, output_loading_info=True, **safe
