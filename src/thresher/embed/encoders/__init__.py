@@ -111,7 +111,8 @@ def as_kind(name: str, offered: Any) -> type[EncoderKind]:
         UsageError: It cannot be called.
     """
     if isinstance(offered, type) and is_dataclass(offered) and hasattr(offered, "load"):
-        return offered
+        kind: Any = offered
+        return kind  # type: ignore[no-any-return]
     if not callable(offered):
         raise UsageError(f"{offered!r} makes no encoder: it is neither a class nor a function")
     more = {"name": name, "make": staticmethod(offered), "__module__": getattr(offered, "__module__", __name__)}
