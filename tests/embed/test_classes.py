@@ -12,7 +12,8 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thresher.embed.classes import TEMPLATES, embed_classes, embed_classes_command, read_names, read_templates
+from thresher.cli.embed import embed_classes as embed_classes_command
+from thresher.embed.classes import TEMPLATES, embed_classes, read_names, read_templates
 from thresher.errors import OutputError, PoolError, UsageError
 from thresher.select.clusters import read_names as names_beside
 

@@ -1,17 +1,27 @@
-"""``thresher embed``: what the command line asks, as settings."""
+"""``embed`` and ``embed-classes``: from images, captions and class names to embeddings."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import time
+from pathlib import Path
 from typing import Any
 
 import click
 
-from thresher.cli.options import DATA, JSON, QUIET, data_options, options
+from thresher.cli import text
+from thresher.cli.options import DATA, JSON, OVERWRITE, QUIET, Choice, data_options, options
+from thresher.cli.output import Output
+from thresher.errors import OutputError, UsageError
 
 _THUMBNAIL = 64  # pixels of the longer side
+_DEVICE = click.option(
+    "--device", default="auto", show_default=True, metavar="NAME",
+    help="Where the model runs: cpu, cuda, or several such as cuda:0,cuda:1.",
+)  # fmt: skip
+_PRECISION = click.option(
+    "--precision", type=Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", show_default=True,
+    help="Arithmetic of the model; auto: float16 on a GPU, else float32.",
+)  # fmt: skip
 
 
 @click.command()
@@ -22,59 +32,85 @@ _THUMBNAIL = 64  # pixels of the longer side
     help="open_clip:ARCH/PRETRAINED, timm:NAME, torchvision:NAME, transformers:NAME, sentence-transformers:NAME, "
     "conse, or your own package.module:Name.",
 )  # fmt: skip
-@click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1, cuda:0,cuda:1.")
+@options(_DEVICE, _PRECISION)
 @click.option(
-    "--precision", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", show_default=True
-)
-@click.option(
-    "--batch-size", type=click.IntRange(1), metavar="B", help="Samples at a time in the model (default: 64; GPU: 512)."
+    "--batch-size", type=click.IntRange(1), metavar="N", help="Samples per batch (default: 64; on a GPU: 512)."
 )
 @click.option(
     "--workers", type=click.IntRange(0), metavar="N",
-    help="Processes that decode (default: the cores, less one for the CPU's model; 0: none beside this one).",
+    help="Processes that decode images; 0: decode in this process (default: all cores, less one if the model runs on "
+    "the CPU).",
 )  # fmt: skip
-@click.option("--only", type=click.Choice(["image", "text"]), help="Embed no more than that.")
+@click.option("--only", type=Choice(["image", "text"]), help="Embed only images or only captions.")
+@click.option("--thumbnails", is_flag=True, help="Keep small copies of the images for reports.")
 @click.option(
-    "--thumbnails", is_flag=True, help="Keep small copies of the pictures, which reports show.",
-)  # fmt: skip
-@click.option(
-    "--pixel-limit", type=click.IntRange(1), metavar="N", help="Pixels a picture may have (default: 134,217,728)."
+    "--pixel-limit", type=click.IntRange(1), metavar="N", help="Most pixels an image may have (default: 134,217,728)."
 )
 @options(*DATA)
 @click.option(
     "--per-shard", type=click.IntRange(1), default=10_000, show_default=True, metavar="N",
-    help="Rows of a shard, of data that are not tars.",
+    help="Rows of a shard, for data that are not tars.",
 )  # fmt: skip
-@click.option("--overwrite", is_flag=True, help="Begin anew where there is a pool already.")
+@click.option("--overwrite", is_flag=True, help="Start again if the pool exists already.")
 @options(QUIET, JSON)
-def embed(data: str, out: str, overwrite: bool, quiet: bool, as_json: bool, **values: Any) -> None:
-    """Embed pictures and captions: DATA becomes a pool.
+def embed(data: str, out: str, overwrite: bool, quiet: bool, output: Output, **values: Any) -> None:
+    """Embed images and captions: raw data become a pool.
 
     DATA is webdataset tars, parquet or Arrow files, a Hugging Face dataset saved to disk, a csv of open_clip, or a
-    folder of pictures. The same command goes on after an interruption; with other DATA the pool grows.
+    folder of images. After an interruption the same command continues; with more DATA the pool grows.
     """
     from thresher.embed.pipeline import EmbedSettings
     from thresher.embed.pipeline import embed as run
-    from thresher.runtime.progress import progress_for
 
     reading = data_options(values, per_part=values.pop("per_shard"))
     given = {name: value for name, value in values.items() if value is not None}
     given["thumbnails"] = _THUMBNAIL if given["thumbnails"] else 0
     settings = EmbedSettings(data=reading, **given)
-    begin = time.monotonic()
-    found = run(data, out, settings, overwrite=overwrite, progress=progress_for(quiet or as_json))
-    seconds = time.monotonic() - begin
-    if as_json:
-        click.echo(json.dumps({**dataclasses.asdict(found), "seconds": round(seconds, 3)}, indent=1))
-        return
-    for note in found.notes:
-        click.echo(note)
-    if found.new:
-        rate = found.new / seconds
-        click.echo(f"{found.new:,} rows embedded in {seconds:.1f} s, {rate:,.0f} a second, loading the model included")
-    if found.set_aside or found.damaged:
-        files = f" and {found.damaged:,} damaged file{'s' if found.damaged > 1 else ''}" if found.damaged else ""
-        click.echo(f"{found.set_aside:,} samples{files} set aside, listed in {found.pool}/set_aside.txt")
-    shards = f"{found.shards:,} shard{'s' if found.shards > 1 else ''}"
-    already = "" if found.new else ", which were there already"
-    click.echo(f"{found.pool}: {found.rows:,} rows ({' and '.join(found.fields)}) in {shards}{already}")
+    found = run(data, out, settings, overwrite=overwrite, progress=output.progress(quiet))
+    output.result(dataclasses.asdict(found), text.embedded(found, output.seconds))
+
+
+@click.command("embed-classes")
+@click.argument("names", metavar="NAMES.txt")
+@click.option(
+    "-o", "--out", required=True, metavar="FILE.npy", help="File to write; the names are written to a .txt beside it."
+)
+@click.option("--encoder", required=True, metavar="NAME", help="Encoder of the captions, named as for embed.")
+@click.option(
+    "--templates", metavar="FILE", help="Sentences, one a line, {} for the name; or openai or simple for known ones."
+)
+@options(_DEVICE, _PRECISION)
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=256, show_default=True, metavar="N", help="Sentences per batch."
+)
+@options(OVERWRITE, JSON)
+def embed_classes(
+    names: str, out: str, encoder: str, templates: str | None, device: str, precision: str, batch_size: int,
+    overwrite: bool, output: Output,
+) -> None:  # fmt: skip
+    """Embed class names, for clipcov and for zero-shot evaluation.
+
+    NAMES.txt holds a class name a line.
+    """
+    from thresher.embed.classes import embed_classes as run
+    from thresher.embed.classes import read_names, read_templates, write_classes
+    from thresher.embed.encoders import make_encoder
+    from thresher.runtime.files import probe
+
+    target = Path(out)
+    if target.suffix != ".npy":
+        raise UsageError(f"{out}: the result is a .npy file; type {target.with_suffix('.npy')}")
+    classes, sentences = read_names(names), read_templates(templates)
+    beside = target.with_suffix(".txt")
+    for path in (target, beside):
+        given = path.exists() and path.samefile(names)
+        if path.is_dir() or (path.exists() and not given and not overwrite):
+            raise OutputError(f"{path}: exists already; choose another name or pass --overwrite")
+    probe(target)
+    made = make_encoder(encoder, device=device, precision=precision)
+    found = run(classes, made, sentences, batch=batch_size)
+    write_classes(found, classes, target, keep=names)
+    result = {
+        "out": out, "names": str(beside), "classes": len(classes), "templates": len(sentences), "dims": found.shape[1],
+    }  # fmt: skip
+    output.result(result, text.classes_embedded(result))

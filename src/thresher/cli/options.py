@@ -1,26 +1,84 @@
-"""Options that several commands have, and how they are put on one."""
+"""Options that several commands share, and options made from the fields of a dataclass."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import MISSING, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from thresher.data import DataOptions
+from thresher.cli.output import JSON_FLAG, Output
+from thresher.errors import OutputError, suggest
+
+if TYPE_CHECKING:
+    from thresher.data import DataOptions
+
+    _Choice = click.Choice[str]
+else:
+    _Choice = click.Choice
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# How to read raw data, where names do not say it.
-DATA = (
-    click.option("--image", metavar="NAME", help="Column of a table with the pictures."),
-    click.option("--caption", metavar="NAME", help="Column with the captions."),
-    click.option("--key", metavar="NAME", help="Column that identifies a row."),
-    click.option("--root", metavar="DIR", help="Folder of the pictures that a table names (default: the table's)."),
-    click.option("--captions", "captions_file", metavar="FILE", help="For a folder of pictures: their captions."),
-)
-QUIET = click.option("--quiet", is_flag=True, help="No progress.")
-JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+class Choice(_Choice):
+    """One of several names; suggests the nearest. Names given as a function are read when they are needed."""
+
+    def __init__(self, names: Iterable[str] | Callable[[], Iterable[str]]) -> None:
+        """Remember the names."""
+        self._names = names
+        self.case_sensitive = True
+
+    @cached_property
+    def choices(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The names."""
+        return tuple(self._names() if callable(self._names) else self._names)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name.
+
+        Raises:
+            click.BadParameter: It is not one of the names.
+        """
+        if value not in self.choices:
+            allowed = ", ".join(self.choices)
+            self.fail(f"{value!r}; choose from {allowed}.{suggest(str(value), self.choices)}", param, ctx)
+        return str(value)
+
+
+class Group(click.Group):
+    """A group of commands: suggests the nearest name, and lists each command with a whole sentence.
+
+    Attributes:
+        what: Goes before a name in the message that there is no such command.
+    """
+
+    what = ""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Find a command.
+
+        Raises:
+            click.UsageError: There is none; suggests the nearest.
+        """
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            names = self.list_commands(ctx)
+            known = f"no {self.what}{args[0]!r}; there are {', '.join(names)}.{suggest(args[0], names)}"
+            raise click.UsageError(known, ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands."""
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary_of(command)) for name, command in commands if command])
+
+
+def summary_of(command: click.Command) -> str:
+    """Return the first sentence of a command's help, whole."""
+    return command.get_short_help_str(limit=10_000)
 
 
 def options(*several: Any) -> Callable[[F], F]:
@@ -34,8 +92,187 @@ def options(*several: Any) -> Callable[[F], F]:
     return add
 
 
+def _once(ctx: click.Context, option: click.Parameter, values: tuple[str, ...]) -> str | None:
+    """Refuse an option that is repeated: click alone would take the last one silently."""
+    if len(values) > 1:
+        raise click.BadParameter("given more than once; give one", ctx, option)
+    return values[0] if values else None
+
+
+# --- options of most commands ---------------------------------------------------------------------
+
+QUIET = click.option("--quiet", is_flag=True, help="Show no progress.")
+JSON = click.option(
+    JSON_FLAG, "output", is_flag=True, callback=lambda ctx, option, on: Output(on), help="Print the result as JSON."
+)
+OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace an earlier result.")
+SEED = click.option("--seed", type=int, metavar="SEED", help="Seed of all randomness (default: 0).")
+WITHIN = click.option(
+    "--within", metavar="DIR", multiple=True, callback=_once, help="Use only the rows that an earlier selection kept."
+)
+
+# How to read a pool.
+POOL = (
+    click.option("--image", metavar="COLUMN", help="Array or column with the image embeddings."),
+    click.option("--text", metavar="COLUMN", help="Array or column with the text embeddings."),
+    click.option("--key", metavar="COLUMN", help="Metadata column that identifies a row; row: use row numbers."),
+    click.option("--caption", metavar="COLUMN", help="Metadata column with the captions."),
+    click.option(
+        "--dtype", type=Choice(["float16", "float32", "float64", "bfloat16"]), help="Type of vectors without a header."
+    ),
+    click.option(
+        "--metadata", metavar="PATH", multiple=True, callback=_once, help="img2dataset output or scores, joined by key."
+    ),
+    click.option("--skip-bad", is_flag=True, help="Skip bad files and rows, and list them, instead of stopping."),
+)
+
+# Where a pool is that was moved.
+MOVED = (
+    click.option("--pool", metavar="POOL", help="Where the pool is now, if it was moved."),
+    click.option("--metadata", metavar="PATH", help="Where the metadata joined to it is now, if it was moved."),
+)
+
+# How to run.
+RUN = (
+    click.option(
+        "--engine", type=Choice(["serial", "threads", "processes"]), default="threads", show_default=True,
+        help="Where work runs; the result is the same.",
+    ),
+    click.option("--workers", type=int, metavar="N", help="Tasks that run at once (default: all cores)."),
+    click.option("--cache", metavar="DIR", help="Cache folder (default: $XDG_CACHE_HOME/thresher)."),
+    QUIET,
+    JSON,
+)  # fmt: skip
+
+# How to read raw data.
+DATA = (
+    click.option("--image", metavar="COLUMN", help="Column of a table with the images."),
+    click.option("--caption", metavar="COLUMN", help="Column of a table with the captions."),
+    click.option("--key", metavar="COLUMN", help="Column of a table that identifies a row."),
+    click.option("--root", metavar="DIR", help="Folder of the images that a table names (default: the table's)."),
+    click.option("--captions", "captions_file", metavar="FILE", help="Captions of a folder of images."),
+)
+
+
 def data_options(values: dict[str, Any], **more: Any) -> DataOptions:
     """Take out of a command's values what :data:`DATA` asked for."""
+    from thresher.data import DataOptions
+
     return DataOptions(
         **{name: values.pop(name) for name in ("image", "caption", "key", "root", "captions_file")}, **more
     )
+
+
+@dataclass(frozen=True)
+class Common:
+    """The values of :data:`POOL`, :data:`RUN` and :data:`SEED`."""
+
+    image: str | None
+    text: str | None
+    key: str | None
+    caption: str | None
+    dtype: str | None
+    metadata: str | None
+    skip_bad: bool
+    engine: str
+    workers: int | None
+    seed: int | None
+    cache: str | None
+    quiet: bool
+    output: Output
+
+    @classmethod
+    def taken(cls, values: dict[str, Any]) -> Common:
+        """Take them out of a command's values; None for options that the command does not have."""
+        return cls(**{item.name: values.pop(item.name, None) for item in fields(cls)})
+
+    def open(self, pool: str) -> Any:
+        """Open the pool."""
+        from thresher.pool.layout import Options
+        from thresher.pool.store import open_store
+
+        given = {item.name: getattr(self, item.name) for item in fields(Options)}
+        return open_store(pool, Options(**given), scratch=self.cache)
+
+    def places(self) -> dict[str, Any]:
+        """Return engine, cache and progress for a run."""
+        from thresher.runtime.cache import Cache
+        from thresher.runtime.engine import make_engine
+
+        return {
+            "engine": make_engine(self.engine, self.workers),
+            "cache": Cache.at(self.cache),
+            "progress": self.output.progress(self.quiet),
+        }
+
+
+# --- options made from fields ---------------------------------------------------------------------
+
+
+def field_options(cls: Any, without: Sequence[str] = ()) -> list[Any]:
+    """Return an option for each field of a dataclass of parameters; all of them default to None, "not given".
+
+    Args:
+        cls: The dataclass. ``metadata["help"]`` of a field describes it, ``metadata["metavar"]`` says what it takes.
+        without: Fields to leave out.
+    """
+    from thresher.runtime.parameters import parameters_of
+
+    return [_field_option(cls, item) for item in parameters_of(cls) if item.name not in without]
+
+
+def _field_option(cls: Any, item: Any) -> Any:
+    from thresher.runtime.parameters import choices, is_required, type_of, without_none
+
+    kind = without_none(type_of(cls, item.name))
+    flag = "--" + item.name.replace("_", "-")
+    more: dict[str, Any] = {"help": item.metadata.get("help", ""), "default": None}
+    if kind is bool:
+        flag = f"{flag}/--no-{flag[2:]}"
+    elif words := choices(kind):
+        more["type"] = Choice(words)
+    else:
+        more["metavar"] = item.metadata.get("metavar") or _metavar(kind)
+        more["type"] = kind if kind in (int, float) else str
+    if is_required(item):
+        more["help"] += " (required)"
+    elif item.default is not MISSING and item.default is not None:
+        more["help"] += f" (default: {item.default})"
+    return click.option(flag, item.name, **more)
+
+
+def _metavar(kind: Any) -> str:
+    """Return what a type of values is called."""
+    for note in getattr(kind, "__metadata__", ()):
+        if hasattr(note, "metavar"):
+            return str(note.metavar)
+    return {"int": "N", "float": "X", "Keep": "N|SHARE"}.get(getattr(kind, "__name__", ""), "TEXT")
+
+
+# --- results that are folders ---------------------------------------------------------------------
+
+
+def free_folder(out: str, overwrite: bool, names: Sequence[str]) -> Path:
+    """Return the folder of a result; refuse one that is in the way before any work is done.
+
+    Args:
+        out: The folder.
+        overwrite: Whether an earlier result may be replaced.
+        names: Files of a result. The first one marks a folder as a result.
+
+    Raises:
+        OutputError: It cannot be written, or holds something that is not to be replaced.
+    """
+    from thresher.runtime.files import only, probe
+
+    target = Path(out)
+    if target.exists() and not target.is_dir():
+        raise OutputError(f"{target}: is a file; name a folder")
+    if target.exists() and any(target.iterdir()):
+        if not (target / names[0]).exists():
+            raise OutputError(f"{target}: exists and is not a result of thresher; choose another name")
+        if not overwrite:
+            raise OutputError(f"{target}: exists already; choose another name or pass --overwrite")
+        only(target, names)
+    probe(target)
+    return target

@@ -1,16 +1,21 @@
-"""``thresher train``: what the command line asks, as settings; torch is loaded when there is something to train."""
+"""``train`` and ``coreset``: training that prunes, and the rows it leaves; torch loads only to train."""
 
 from __future__ import annotations
 
-import json
+import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from thresher.cli.options import QUIET, options
+from thresher.cli import text
+from thresher.cli.options import JSON, OVERWRITE, QUIET, Choice, Group, free_folder, options
+from thresher.cli.output import Interrupted, Output
 from thresher.errors import UsageError
+
+if TYPE_CHECKING:
+    from thresher.runtime.progress import Progress
 
 
 def _share(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
@@ -49,15 +54,29 @@ _POLICY = [
 _RUN = [
     click.option("--epochs", type=click.IntRange(1), metavar="N", help="Length of the run in epochs (default: 10)."),
     click.option("--samples-seen", "samples", type=click.IntRange(1), metavar="N", help="Or its length in samples."),
-    click.option("--batch-size", type=click.IntRange(2), default=256, show_default=True, metavar="B"),
+    click.option(
+        "--batch-size", type=click.IntRange(2), default=256, show_default=True, metavar="N", help="Samples per batch."
+    ),
     click.option("--lr", type=float, metavar="X", help="Peak learning rate (default: 0.002 for tiny, else 0.0005)."),
-    click.option("--weight-decay", type=float, metavar="X"),
-    click.option("--warmup", type=float, default=0.05, show_default=True, help="Share of the run the rate rises for."),
-    click.option("--seed", type=int, default=0, show_default=True, metavar="N"),
-    click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True),
-    click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1 ..."),
-    click.option("--workers", type=click.IntRange(0), default=2, show_default=True, metavar="N", help="That decode."),
-    click.option("--eval", "evals", multiple=True, metavar="PARQUET", help="Evaluate on it; may be repeated."),
+    click.option("--weight-decay", type=float, metavar="X", help="Weight decay (default: 0.1)."),
+    click.option(
+        "--warmup", type=float, default=0.05, show_default=True, metavar="SHARE",
+        help="Share of the run in which the learning rate rises.",
+    ),
+    click.option("--seed", type=int, default=0, show_default=True, metavar="SEED", help="Seed of all randomness."),
+    click.option(
+        "--precision", type=Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True,
+        help="Arithmetic of the model; auto: bfloat16 on a GPU, else float32.",
+    ),
+    click.option(
+        "--device", default="auto", show_default=True, metavar="NAME", help="Where to train: cpu, cuda or cuda:1."
+    ),
+    click.option(
+        "--workers", type=click.IntRange(0), default=2, show_default=True, metavar="N", help="Workers that decode."
+    ),
+    click.option(
+        "--eval", "evals", multiple=True, metavar="FILE", help="Parquet file to evaluate on; may be repeated."
+    ),
     click.option(
         "--eval-every", type=click.IntRange(0), default=5, show_default=True, metavar="N",
         help="Epochs between evaluations; 0: only at the end.",
@@ -69,17 +88,20 @@ _RUN = [
     click.option(
         "--eval-group", metavar="COLUMN", help="What the evaluation sets hold several times (default: group)."
     ),
-    click.option("--checkpoint-minutes", type=float, default=5.0, show_default=True, help="Between checkpoints."),
-    click.option("--resume", is_flag=True, help="Go on with the run in RUN, if there is one."),
+    click.option(
+        "--checkpoint-minutes", type=float, default=5.0, show_default=True, metavar="X",
+        help="Minutes between checkpoints.",
+    ),
+    click.option("--resume", is_flag=True, help="Continue the run in DIR, if there is one."),
     QUIET,
-    click.option("--json", "as_json", is_flag=True, help="Print the log as JSON."),
+    JSON,
 ]  # fmt: skip
-_OUT = click.option("-o", "--out", required=True, metavar="RUN", help="Folder of the run.")
+_OUT = click.option("-o", "--out", required=True, metavar="DIR", help="Folder of the run.")
 
 
-@click.group()
+@click.group(cls=Group)
 def train() -> None:
-    """Train a small or an open_clip model, pruning while it trains."""
+    """Train a model and prune its data while it trains."""
 
 
 @train.command()
@@ -89,12 +111,21 @@ def train() -> None:
     "--model", default="tiny", show_default=True, metavar="NAME",
     help="tiny, small, a configuration of open_clip, or the path of one (.json).",
 )  # fmt: skip
-@click.option("--loss", type=click.Choice(["clip", "siglip"]), default="clip", show_default=True)
-@click.option("--chunk", type=click.IntRange(1), metavar="N", help="Rows at once: less memory, the same gradients.")
-@click.option("--template", "templates", multiple=True, metavar="TEXT", help="Prompt of a class; {} is its name.")
+@click.option("--loss", type=Choice(["clip", "siglip"]), default="clip", show_default=True, help="Loss of a batch.")
+@click.option(
+    "--chunk", type=click.IntRange(1), metavar="N",
+    help="Rows that go through the model at once: less memory, the same gradients.",
+)  # fmt: skip
+@click.option(
+    "--template", "templates", multiple=True, metavar="TEXT",
+    help="Prompt of a class, {} for its name; may be repeated.",
+)  # fmt: skip
 @options(*_POLICY, *_RUN)
 def clip(data: str, out: str, model: str, loss: Any, chunk: int | None, templates: tuple[str, ...], **v: Any) -> None:
-    """Train a CLIP model on DATA: parquet with image and text, tars, or a csv of open_clip."""
+    """Train a CLIP model.
+
+    DATA is parquet with image and text, tars, or a csv of open_clip.
+    """
     from thresher.train.clip import ClipSettings, train_clip
 
     _check_evaluation(v)
@@ -107,7 +138,7 @@ def clip(data: str, out: str, model: str, loss: Any, chunk: int | None, template
         **({"templates": templates} if templates else {}),
         schedule=_schedule(v),
     )
-    _told(lambda: train_clip(data, out, settings, resume=v["resume"], progress=_progress(v)), out, v)
+    _trained(lambda progress: train_clip(data, out, settings, resume=v["resume"], progress=progress), out, v)
 
 
 @train.command()
@@ -116,14 +147,20 @@ def clip(data: str, out: str, model: str, loss: Any, chunk: int | None, template
 @click.option(
     "--model", default="tiny", show_default=True, metavar="NAME", help="tiny, or a ResNet, ViT or other of timm."
 )
-@click.option("--version", type=click.Choice(["2", "3"]), default="2", show_default=True, help="MoCo v2 or v3.")
-@click.option("--image-size", "side", type=click.IntRange(16), default=48, show_default=True, metavar="N")
-@click.option("--queue", type=click.IntRange(1), metavar="K", help="v2: keys kept (default: fits the data).")
-@click.option("--momentum", type=float, metavar="X", help="Of the key encoder (default: 0.99).")
-@click.option("--temperature", type=float, default=0.2, show_default=True, metavar="X")
+@click.option("--version", type=Choice(["2", "3"]), default="2", show_default=True, help="MoCo v2 or v3.")
+@click.option(
+    "--image-size", "side", type=click.IntRange(16), default=48, show_default=True, metavar="N",
+    help="Side of the images in pixels.",
+)  # fmt: skip
+@click.option("--queue", type=click.IntRange(1), metavar="N", help="v2: keys in the queue (default: fits the data).")
+@click.option("--momentum", type=float, metavar="X", help="Momentum of the key encoder (default: 0.99).")
+@click.option("--temperature", type=float, default=0.2, show_default=True, metavar="X", help="Temperature of the loss.")
 @options(*_POLICY, *_RUN)
 def moco(data: str, out: str, version: Any, **v: Any) -> None:
-    """Train a picture encoder on DATA by MoCo; captions are not needed."""
+    """Train an image encoder by MoCo, without captions.
+
+    DATA is parquet with images, tars, or a csv of open_clip.
+    """
     from thresher.train.moco import MocoSettings, train_moco
 
     _check_evaluation(v)
@@ -135,7 +172,7 @@ def moco(data: str, out: str, version: Any, **v: Any) -> None:
         eval_group=v.pop("eval_group"),
         schedule=_schedule(v),
     )
-    _told(lambda: train_moco(data, out, settings, resume=v["resume"], progress=_progress(v)), out, v)
+    _trained(lambda progress: train_moco(data, out, settings, resume=v["resume"], progress=progress), out, v)
 
 
 def _check_evaluation(given: dict[str, Any]) -> None:
@@ -164,38 +201,40 @@ def _schedule(given: dict[str, Any]) -> Any:
     )
 
 
-def _progress(given: dict[str, Any]) -> Any:
-    from thresher.runtime.progress import progress_for
-
-    return progress_for(given["quiet"] or given["as_json"])
-
-
-def _told(run: Callable[[], list[dict[str, Any]]], out: str, given: dict[str, Any]) -> None:
-    """Train, and tell how it went."""
+def _trained(run: Callable[[Progress], list[dict[str, Any]]], out: str, given: dict[str, Any]) -> None:
+    """Train, and print how it went."""
     from thresher.dynamic.run_folder import CHECKPOINT
 
+    output: Output = given["output"]
     try:
-        log = run()
+        log = run(output.progress(given["quiet"]))
     except KeyboardInterrupt:
         there = Path(out, CHECKPOINT).exists()
         again = "goes on from the last checkpoint" if there else "begins anew: there is no checkpoint yet"
-        click.echo(f"interrupted; the same command with --resume {again}", err=True)
-        raise click.exceptions.Exit(130) from None
-    from thresher.train.data import SET_ASIDE
-    from thresher.train.loop import table_of
+        raise Interrupted(f"the same command with --resume {again}") from None
+    output.result({"out": out, "epochs": log}, text.trained(out, log, given["prune"]))
 
-    if given["as_json"]:
-        click.echo(json.dumps({"out": out, "epochs": log}, indent=1))
-        return
-    last = log[-1]
-    seen, seconds = sum(e["samples"] for e in log), sum(e["seconds"] for e in log)
-    pruned, asked = last["pruned_so_far"], given["prune"]
-    missed = f" ({asked:.1%} asked for)" if asked is not None and abs(asked - pruned) > 0.01 else ""
-    click.echo(f"{len(log)} epochs, {seen:,} samples in {seconds:,.0f} s, {pruned:.1%} of the rows pruned{missed}")
-    for name, found in last.get("eval", {}).items():
-        click.echo(f"{name}:\n" + "\n".join(table_of(found)))
-    aside = Path(out, SET_ASIDE)
-    if aside.exists():
-        rows = len(aside.read_text(encoding="utf-8").splitlines())
-        click.echo(f"{rows:,} rows could not be used; they are listed in {aside}")
-    click.echo(f"written to {out}")
+
+# --- coreset --------------------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("run")
+@click.option("-o", "--out", required=True, metavar="DIR", help="Selection folder to write.")
+@click.option("--keep", required=True, metavar="N|SHARE", help="How many rows to keep: a share like 70%, or a number.")
+@click.option("--pool", metavar="POOL", help="Where the pool is now, if it was moved.")
+@options(OVERWRITE, JSON)
+def coreset(run: str, out: str, keep: str, pool: str | None, overwrite: bool, output: Output) -> None:
+    """Select the rows that a training run found least redundant.
+
+    RUN is the folder of the run. Rows that were a candidate for pruning in the fewest epochs stay.
+    """
+    from thresher.dynamic.coreset import coreset as choose
+    from thresher.dynamic.run_folder import Training
+    from thresher.selection import FILES
+
+    target = free_folder(out, overwrite, FILES)
+    selection = choose(Training.load(run), keep, pool=pool)
+    selection.save(target, overwrite=overwrite)
+    lines = itertools.chain(selection.steps[-1].notes, text.kept(selection, target))
+    output.result({"out": str(target), **selection.header()}, lines)

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-import click
 import numpy as np
 
-from thresher.embed.encoders import PRECISIONS, Encoder, make_encoder
-from thresher.errors import MissingExtraError, OutputError, PoolError, UsageError
+from thresher.embed.encoders import Encoder
+from thresher.errors import MissingExtraError, PoolError, UsageError
 from thresher.ops.vectors import F32
-from thresher.runtime.files import probe, writing
+from thresher.runtime.files import writing
 
 TEMPLATES = ("a photo of a {}.",)
 _OPEN_CLIP = {"openai": "OPENAI_IMAGENET_TEMPLATES", "simple": "SIMPLE_IMAGENET_TEMPLATES"}
@@ -143,43 +142,3 @@ def write_classes(
         np.save(array, np.ascontiguousarray(found_CD, np.float32), allow_pickle=False)
         if table is not None:
             Path(table).write_text("\n".join(names) + "\n", encoding="utf-8")
-
-
-@click.command("embed-classes")
-@click.argument("names", metavar="NAMES.txt")
-@click.option("-o", "--out", required=True, metavar="FILE.npy", help="Where to; the names go into a .txt beside it.")
-@click.option("--encoder", required=True, metavar="NAME", help="The encoder of the captions; see docs/encoders.md.")
-@click.option(
-    "--templates", metavar="FILE", help="Sentences, one a line, {} for the name; openai or simple for known ones."
-)
-@click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1 ...")
-@click.option("--precision", type=click.Choice(list(PRECISIONS)), default="auto", show_default=True)
-@click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, metavar="B", help="Sentences.")
-@click.option("--overwrite", is_flag=True, help="Replace an earlier result.")
-def embed_classes_command(
-    names: str,
-    out: str,
-    encoder: str,
-    templates: str | None,
-    device: str,
-    precision: str,
-    batch_size: int,
-    overwrite: bool,
-) -> None:
-    """Embed names of classes, one a line, for clipcov and for zero-shot evaluation."""
-    target = Path(out)
-    if target.suffix != ".npy":
-        raise UsageError(f"{out}: the result is a .npy file; type {target.with_suffix('.npy')}")
-    classes, sentences = read_names(names), read_templates(templates)
-    beside = target.with_suffix(".txt")
-    for path in (target, beside):
-        given = path.exists() and path.samefile(names)
-        if path.is_dir() or (path.exists() and not given and not overwrite):
-            raise OutputError(f"{path}: exists already; choose another name or pass --overwrite")
-    probe(target)
-    made = make_encoder(encoder, device=device, precision=precision)
-    found = embed_classes(classes, made, sentences, batch=batch_size)
-    write_classes(found, classes, target, keep=names)
-    many = "a sentence" if len(sentences) == 1 else f"{len(sentences):,} sentences"
-    click.echo(f"{len(classes):,} classes, {many} each, {found.shape[1]:,} dimensions")
-    click.echo(f"written to {target} and {beside}")

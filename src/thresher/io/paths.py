@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 
 _SHOWN = 400  # characters of a name in a message
+_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # controls, zero-width and bidirectional, lone surrogates, line separators
 
 
 def climbs(name: str) -> bool:
@@ -26,3 +28,18 @@ def writable(text: str) -> str:
 def shown(text: str) -> str:
     """Return a name from a file as a message shows it: in one line, cut where it is long."""
     return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")[1:-1]
+
+
+def visible(text: str) -> str:
+    """Return text for a terminal: what a terminal would obey, or not show, becomes an escape such as ``\\x1b``.
+
+    That is control characters (escape sequences, line breaks, tabs), zero-width and bidirectional formatting, line and
+    paragraph separators, and lone surrogates. The result is one line.
+    """
+    if text.isprintable():
+        return text
+    return "".join(_escaped(one) if unicodedata.category(one) in _HIDDEN else one for one in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

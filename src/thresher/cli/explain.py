@@ -1,0 +1,177 @@
+"""``explain``, ``compare`` and ``report``: why rows were kept, and what a selection is like."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import click
+
+from thresher.cli import text
+from thresher.cli.options import JSON, MOVED, OVERWRITE, RUN, Common, options
+from thresher.cli.output import Output
+from thresher.errors import OutputError, UsageError
+
+
+def _is_run(folder: str) -> bool:
+    """Return whether a folder is that of a training run, not a selection."""
+    from thresher.dynamic.run_folder import MARK
+
+    return (Path(folder) / MARK).exists() and not (Path(folder) / "selection.json").exists()
+
+
+# --- explain --------------------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("selection")
+@click.argument("key")
+@options(*MOVED, JSON)
+def explain(selection: str, key: str, pool: str | None, metadata: str | None, output: Output) -> None:
+    """Explain why one row was kept or dropped.
+
+    SELECTION is a selection folder, or the folder of a training run. KEY is the row's key, or row:NUMBER.
+    """
+    from thresher.pool.store import reopen
+    from thresher.report.explain import explain as story
+    from thresher.selection import Selection
+
+    if _is_run(selection):
+        _explain_run(selection, key, pool, metadata, output)
+        return
+    loaded = Selection.load(selection)
+    found = story(loaded, reopen(loaded, pool, metadata), key)
+    output.result(found, text.explanation(found), cost=False)
+
+
+def _explain_run(folder: str, key: str, pool: str | None, metadata: str | None, output: Output) -> None:
+    """Show what a training run recorded about a row."""
+    from thresher.dynamic.run_folder import Training
+    from thresher.report.explain import history
+
+    if metadata:
+        raise UsageError("--metadata is for selections: nothing is joined to the pool of a training run")
+    training = Training.load(folder)
+    found = history(training, training.open_pool(pool), key)
+    output.result(found, text.run_explanation(found), cost=False)
+
+
+# --- compare --------------------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("selections", nargs=-1, required=True, metavar="SEL [SEL]...")
+@click.option("--clusters", metavar="DIR", help="Folder of 'thresher cluster' to compare within.")
+@click.option(
+    "--worst", type=click.IntRange(0), default=10, show_default=True, metavar="N", help="How many clusters to list."
+)
+@click.option(
+    "--covariance", is_flag=True, help="Also measure how well each preserves the image-text cross-covariance."
+)
+@options(*MOVED, *RUN)
+def compare(
+    selections: tuple[str, ...], clusters: str | None, worst: int, covariance: bool, pool: str | None,
+    metadata: str | None, **values: Any,
+) -> None:  # fmt: skip
+    """Compare selections of one pool with each other.
+
+    SEL is a selection folder. With --covariance one is enough: it is compared with its pool.
+    """
+    from thresher.pool.store import reopen
+    from thresher.report.compare import compare as side_by_side
+    from thresher.select.clusters import read_labels
+    from thresher.selection import Selection
+
+    common = Common.taken(values)
+    if len(set(selections)) != len(selections):
+        raise UsageError("a selection is named twice")
+    if len(selections) < 2 and not covariance:
+        raise UsageError("compare needs at least two selections, or --covariance to compare one with its pool")
+    loaded = {name: Selection.load(name) for name in selections}
+    labels = read_labels(clusters) if clusters else None
+    found = side_by_side(loaded, labels, worst)
+    lines = text.comparison(found)
+    if covariance:
+        errors = _covariance(common, loaded, labels, reopen(next(iter(loaded.values())), pool, metadata))
+        found["covariance"] = {name: error.header(worst) for name, error in errors.items()}
+        lines = itertools.chain(lines, text.covariance_table(errors))
+    common.output.result(found, lines)
+
+
+def _covariance(common: Common, selections: dict[str, Any], labels: Any, store: Any) -> dict[str, Any]:
+    """Compare the cross-covariance of selections with their pool's, in given clusters or those of their steps."""
+    from thresher.report.compare import clusters_of
+    from thresher.select.covariance import covariance_errors
+    from thresher.select.run import Run
+
+    found = list(selections.values())
+    run = Run(store, found[0], **common.places())
+    return covariance_errors(run, selections, clusters_of(found) if labels is None else labels)
+
+
+# --- report ---------------------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("selection")
+@click.option("-o", "--out", required=True, metavar="FILE", help="HTML file to write.")
+@click.option("--title", metavar="TEXT", help="Heading of the page.")
+@click.option(
+    "--examples", type=click.IntRange(0), default=6, show_default=True, metavar="N", help="Sample rows a cluster."
+)
+@click.option("--without-pool", is_flag=True, help="Leave out captions and images: the pool is not read.")
+@click.option("--covariance", is_flag=True, help="Also measure how well the image-text cross-covariance is preserved.")
+@click.option("--clusters", metavar="DIR", help="Folder of 'thresher cluster' for --covariance.")
+@options(*MOVED, OVERWRITE, *RUN)
+def report(
+    selection: str, out: str, title: str | None, examples: int, without_pool: bool, covariance: bool,
+    clusters: str | None, pool: str | None, metadata: str | None, overwrite: bool, **values: Any,
+) -> None:  # fmt: skip
+    """Write an HTML report on a selection or a training run.
+
+    SELECTION is a selection folder, or the folder of a training run. The page loads nothing from the network.
+    """
+    from thresher.export.formats import check_target
+    from thresher.pool.store import reopen
+    from thresher.report import write_report
+    from thresher.select.clusters import read_labels
+    from thresher.selection import Selection
+
+    common = Common.taken(values)
+    if _is_run(selection):
+        if covariance or clusters or metadata:
+            raise UsageError("--covariance, --clusters and --metadata are for selections, not for a training run")
+        _report_run(common, selection, Path(out), title, examples, None if without_pool else pool or "", overwrite)
+        return
+    if covariance and without_pool:
+        raise UsageError("--covariance reads the pool; leave --without-pool out")
+    if clusters and not covariance:
+        raise UsageError("--clusters is for --covariance; pass both")
+    loaded = Selection.load(selection)
+    labels = read_labels(clusters) if clusters else None
+    store = None if without_pool else reopen(loaded, pool, metadata)
+    check_target(Path(out), store, overwrite=overwrite)
+    error = _covariance(common, {selection: loaded}, labels, store)[selection] if covariance else None
+    _written(common, write_report(loaded, out, store=store, title=title, examples=examples, covariance=error))
+
+
+def _report_run(
+    common: Common, folder: str, out: Path, title: str | None, examples: int, pool: str | None, overwrite: bool
+) -> None:
+    """Write the page on a training run; ``pool`` None: without it, "": where it was."""
+    from thresher.dynamic.run_folder import FILES, Training
+    from thresher.export.formats import check_target
+    from thresher.report.run import write_run_report
+
+    training = Training.load(folder)
+    if out.resolve() in {(training.folder / name).resolve() for name in FILES}:
+        raise OutputError(f"{out}: is a file of the run; choose another name")
+    store = None if pool is None else training.open_pool(pool or None)
+    check_target(out, store, overwrite=overwrite)
+    _written(common, write_run_report(training, out, store=store, title=title, examples=examples))
+
+
+def _written(common: Common, path: Path) -> None:
+    found = {"report": str(path), "bytes": path.stat().st_size}
+    common.output.result(found, text.reported(found))

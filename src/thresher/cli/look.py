@@ -1,0 +1,122 @@
+"""``inspect``, ``doctor``, ``methods`` and ``recipes``: look at what there is before anything is run."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import MISSING
+from typing import Any
+
+import click
+
+from thresher.cli import text
+from thresher.cli.options import DATA, JSON, POOL, QUIET, RUN, Common, data_options, options
+from thresher.cli.output import Output
+from thresher.errors import UsageError, suggest
+
+_TYPES = {"int": "whole number", "float": "number", "str": "text", "bool": "true | false", "Keep": "share or count"}
+
+
+@click.command()
+@click.argument("pool")
+@click.option("--quick", is_flag=True, help="Look at about 100,000 rows only.")
+@options(*POOL, *RUN)
+def inspect(pool: str, quick: bool, **values: Any) -> None:
+    """Show what a pool holds, what looks wrong and what a run will cost.
+
+    POOL is a folder or file of embeddings with their metadata.
+    """
+    from thresher.check.pool import inspect as look
+    from thresher.select.run import Run
+    from thresher.selection import Selection
+
+    common = Common.taken(values)
+    store = common.open(pool)
+    start = Selection.everything("", pool, {}, store.total)
+    found = look(Run(store, start, **common.places()), quick=quick)
+    common.output.result(found, text.inspection(found, common.engine))
+
+
+@click.command()
+@click.argument("data")
+@click.option("--sample", type=int, default=1000, show_default=True, metavar="N", help="Images to decode.")
+@click.option("--encoder", metavar="NAME", help="Try this encoder, named as for embed, and say how long it will take.")
+@options(*DATA)
+@click.option("--workers", type=click.IntRange(1), metavar="N", help="Threads that decode (default: all cores).")
+@click.option("--strict", is_flag=True, help="Exit with code 1 if something looks wrong.")
+@options(QUIET, JSON)
+def doctor(
+    data: str, sample: int, encoder: str | None, workers: int | None, strict: bool, quiet: bool, output: Output,
+    **values: Any,
+) -> int:  # fmt: skip
+    """Show what raw data hold, what looks wrong and what embedding will cost.
+
+    DATA is what embed and train take: tars, parquet, Arrow, a csv, or a folder of images.
+    """
+    from thresher.check.data import doctor as look
+
+    reading = data_options(values)
+    found = look(data, reading, sample=sample, encoder=encoder, workers=workers, progress=output.progress(quiet))
+    output.result(found, text.diagnosis(found))
+    return 1 if strict and found["warnings"] else 0
+
+
+@click.command()
+@click.argument("name", required=False)
+@JSON
+def methods(name: str | None, output: Output) -> None:
+    """List the pruning methods, or describe one of them.
+
+    NAME is a method; it is described with its parameters.
+    """
+    from thresher.select.registry import METHODS
+
+    if name is None:
+        summaries = {key: (cls.__doc__ or "").strip().splitlines()[0] for key, cls in METHODS.all().items()}
+        output.result(summaries, text.method_list(summaries), cost=False)
+        return
+    cls: Any = METHODS.find(name)
+    parameters = _parameters(cls)
+    about = (sys.modules[cls.__module__].__doc__ or "").strip()
+    found = {"name": name, "about": about, "parameters": parameters}
+    output.result(found, text.method_page(name, (cls.__doc__ or "").strip(), about, parameters), cost=False)
+
+
+def _parameters(cls: Any) -> list[dict[str, Any]]:
+    """Return name, type, default and help of each parameter of a method."""
+    from thresher.runtime.parameters import choices, parameters_of, type_of, without_none
+
+    found = []
+    for item in parameters_of(cls):
+        kind = without_none(type_of(cls, item.name))
+        found.append(
+            {
+                "name": item.name,
+                "type": " | ".join(choices(kind)) or _TYPES.get(kind.__name__, kind.__name__),
+                "default": None if item.default is MISSING else item.default,
+                "required": item.default is MISSING,
+                "help": item.metadata.get("help", ""),
+            }
+        )
+    return found
+
+
+@click.command()
+@click.argument("name", required=False)
+@JSON
+def recipes(name: str | None, output: Output) -> None:
+    """List the recipes that come with thresher, or print one of them.
+
+    NAME is a recipe; it is printed as TOML.
+    """
+    from thresher.select.recipe import Recipe, shipped_recipes
+
+    shipped = shipped_recipes()
+    if name is None:
+        found = {key: " ".join(Recipe.load(key).description.split()) for key in shipped}
+        lines = (line for key, about in found.items() for line in (f"{key}: {about}", ""))
+        output.result(found, lines, cost=False)
+        return
+    if name not in shipped:
+        raise UsageError(f"no shipped recipe {name!r}; there are {', '.join(shipped)}.{suggest(name, shipped)}")
+    toml = shipped[name].rstrip()
+    output.result({"name": name, "toml": toml}, toml.split("\n"), cost=False)

@@ -1,0 +1,194 @@
+"""What the command line prints: results as text or JSON, errors, warnings and progress.
+
+All text goes through :func:`say`, a line at a time, so that nothing that comes from data can control the terminal or
+look like a line of its own. JSON keeps the values as they are and escapes them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+
+from thresher.io.paths import visible
+
+if TYPE_CHECKING:
+    from thresher.runtime.progress import Advance, Progress
+
+JSON_FLAG = "--json"
+
+
+class Interrupted(Exception):
+    """A command was interrupted; the message says how to continue."""
+
+
+# --- results --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a command puts its result.
+
+    Attributes:
+        as_json: Whether the result is printed as one JSON object and progress is off.
+        begin: When the command started, on the monotonic clock.
+    """
+
+    as_json: bool = False
+    begin: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the command started."""
+        return time.monotonic() - self.begin
+
+    def result(self, value: dict[str, Any], lines: Iterable[str], *, cost: bool = True) -> None:
+        """Print a result.
+
+        Args:
+            value: The JSON object.
+            lines: The same as text. Not consumed for JSON.
+            cost: Whether the JSON object ends with ``seconds`` and ``peak_memory_bytes``.
+        """
+        if self.as_json:
+            spent = {"seconds": round(self.seconds, 3), "peak_memory_bytes": peak_memory()} if cost else {}
+            print_json({**value, **spent})
+        else:
+            say(*lines)
+
+    def progress(self, quiet: bool = False) -> Progress:
+        """Return where the command reports its progress: standard error, or nowhere with JSON or ``quiet``."""
+        from thresher.runtime.progress import progress_for
+
+        return _VisibleProgress(progress_for(quiet or self.as_json))
+
+
+def say(*lines: str) -> None:
+    """Print lines to standard output, each of them visible and one line."""
+    for line in lines:
+        click.echo(visible(line))
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON in ASCII; numbers that JSON does not have are null."""
+    click.echo(json.dumps(_plain(value), indent=1, default=str, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    """Return a value with null for each number that is not finite."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# --- errors and warnings --------------------------------------------------------------------------
+
+
+def wants_json(arguments: Sequence[str]) -> bool:
+    """Return whether a command line asks for JSON, even where it cannot be parsed."""
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    return JSON_FLAG in options
+
+
+def show_error(kind: str, message: str, *, as_json: bool, ctx: click.Context | None = None) -> None:
+    """Print an error: a JSON object on standard output, or text on standard error.
+
+    Args:
+        kind: Its type, for JSON.
+        message: What is wrong.
+        as_json: Which of the two.
+        ctx: Of a wrong command line: the command whose usage is shown.
+    """
+    if as_json:
+        print_json({"error": {"type": kind, "message": message}})
+    else:
+        click.UsageError(visible(message), ctx).show()
+
+
+def show_interruption(message: str, *, as_json: bool) -> None:
+    """Print that a command was interrupted, and how to continue."""
+    line = f"interrupted; {message}"
+    if as_json:
+        show_error("Interrupted", line, as_json=True)
+    else:
+        click.echo(visible(line), err=True)
+
+
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Show each warning once, in one line on standard error, without the source line that raised it."""
+    shown: set[str] = set()
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        text = visible(" ".join(str(message).split()))
+        if text not in shown:
+            shown.add(text)
+            click.echo(f"Warning: {text}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show  # the hook that Python documents for this; restored on exit
+        yield
+
+
+# --- progress -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _VisibleProgress:
+    """Progress whose labels and lines cannot control the terminal."""
+
+    inner: Progress
+
+    def task(self, label: str, total: int, unit: str = "rows") -> AbstractContextManager[Advance]:
+        """Open a bar."""
+        return self.inner.task(visible(label), total, unit)
+
+    def say(self, line: str) -> None:
+        """Print one line."""
+        self.inner.say(visible(line))
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def peak_memory() -> int:
+    """Return the most memory that one process held, in bytes: this one or a worker of it; 0 where unknown."""
+    peaks = [_peak_of("self")]
+    if multiprocessing := sys.modules.get("multiprocessing"):
+        peaks += [_peak_of(str(child.pid)) for child in multiprocessing.active_children()]
+    try:
+        import resource
+    except ImportError:  # Windows
+        return max(peaks)
+    unit = 1 if sys.platform == "darwin" else 1024
+    peaks.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit)
+    if not peaks[0]:
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    return max(peaks)
+
+
+def _peak_of(process: str) -> int:
+    """Return the peak of a process as Linux records it, else 0; getrusage would count the program that started it."""
+    try:
+        status = Path("/proc", process, "status").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")), 0)

@@ -1,0 +1,237 @@
+"""``select``, ``run``, ``score`` and ``cluster``: what prunes a pool, and what that is computed from."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+
+from thresher.cli import text
+from thresher.cli.options import (
+    OVERWRITE,
+    POOL,
+    RUN,
+    SEED,
+    WITHIN,
+    Choice,
+    Common,
+    Group,
+    field_options,
+    free_folder,
+    options,
+)
+from thresher.errors import OutputError, UsageError
+
+_OUT = click.option("-o", "--out", required=True, metavar="DIR", help="Selection folder to write.")
+
+
+# --- select, run ----------------------------------------------------------------------------------
+
+
+class _Methods(Group):
+    """One subcommand a method, its options from the method's fields."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        from thresher.select.registry import METHODS
+
+        return list(METHODS.all())
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        from thresher.select.registry import METHODS
+
+        cls = METHODS.all().get(cmd_name)
+        return _method_command(cmd_name, cls) if cls else None
+
+
+@click.group(cls=_Methods)
+def select() -> None:
+    """Prune a pool with one method."""
+
+
+def _method_command(name: str, cls: Any) -> click.Command:
+    @click.argument("pool")
+    @options(_OUT, *field_options(cls), WITHIN, SEED, OVERWRITE, *POOL, *RUN)
+    def command(pool: str, out: str, within: str | None, overwrite: bool, **values: Any) -> None:
+        from thresher.select.registry import build
+
+        common = Common.taken(values)
+        method = build(name, {key: value for key, value in values.items() if value is not None})
+        _run(common, pool, [method], common.seed or 0, out, within, overwrite)
+
+    return click.command(name, help=(cls.__doc__ or "").strip() + f"\n\n\x08\nSee: thresher methods {name}")(command)
+
+
+@click.command()
+@click.argument("recipe")
+@click.argument("pool")
+@options(_OUT, WITHIN, SEED, OVERWRITE, *POOL, *RUN)
+def run(recipe: str, pool: str, out: str, within: str | None, overwrite: bool, **values: Any) -> None:
+    """Prune a pool with a recipe of several steps.
+
+    RECIPE is a TOML file, or the name of a recipe that comes with thresher; see thresher recipes.
+    """
+    from thresher.select.recipe import Recipe
+
+    common = Common.taken(values)
+    found = Recipe.load(recipe)
+    seed = found.seed if common.seed is None else common.seed
+    _run(common, pool, list(found.steps), seed, out, within, overwrite)
+
+
+def _run(common: Common, pool: str, steps: list[Any], seed: int, out: str, within: str | None, overwrite: bool) -> None:
+    """Run steps on a pool and write the selection; the result of the same steps may be there already."""
+    from thresher.runtime.parameters import recorded
+    from thresher.select.recipe import run_steps
+    from thresher.selection import FILES, Selection
+
+    earlier = Selection.load(within) if within else None
+    target, again = Path(out), None
+    if (target / "selection.json").exists() and not overwrite:
+        known = [(s.method, dict(s.parameters), s.seed) for s in Selection.load(target).steps]
+        asked = [(s.method, dict(s.parameters), s.seed) for s in (earlier.steps if earlier is not None else ())]
+        asked += [(s.name, recorded(s), seed) for s in steps]
+        if [s for s in known if s[0] != "skip-bad"] != [s for s in asked if s[0] != "skip-bad"]:
+            raise OutputError(f"{out}: holds the result of other steps; choose another name or pass --overwrite")
+        again = Selection.load(target).store
+        overwrite = True
+    target = free_folder(out, overwrite, FILES)
+    store = common.open(pool)
+    if again not in (None, store.fingerprint()):
+        raise OutputError(f"{out}: holds the result of another pool; choose another name or pass --overwrite")
+    selection = run_steps(store, steps, seed=seed, within=earlier, **common.places())
+    selection.save(target, overwrite=overwrite)
+    common.output.result({"out": str(target), **selection.header()}, text.kept(selection, target))
+
+
+# --- score ----------------------------------------------------------------------------------------
+
+
+class _Scorers(Group):
+    """One subcommand a scoring method, without the options that cut."""
+
+    what = "method that gives each row a number is called "
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        from thresher.select.scores import scoring_methods
+
+        return list(scoring_methods())
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        from thresher.select.scores import scoring_methods
+
+        cls = scoring_methods().get(cmd_name)
+        return _score_command(cmd_name, cls) if cls else None
+
+
+@click.group(cls=_Scorers)
+def score() -> None:
+    """Write a method's score of every row to a parquet file."""
+
+
+def _score_command(name: str, cls: Any) -> click.Command:
+    from thresher.select.score import CUTS
+
+    @click.argument("pool")
+    @click.option("-o", "--out", required=True, metavar="FILE", help="Parquet file to write.")
+    @options(*field_options(cls, without=CUTS), WITHIN)
+    @click.option("--name", "score_column", metavar="COLUMN", help="Column of the scores (default: the method's name).")
+    @options(SEED, OVERWRITE, *POOL, *RUN)
+    def command(
+        pool: str, out: str, within: str | None, score_column: str | None, overwrite: bool, **values: Any
+    ) -> None:
+        from thresher.select.score import write_scores
+        from thresher.select.scores import scorer
+        from thresher.selection import Selection
+
+        common = Common.taken(values)
+        method = scorer(name, {key: value for key, value in values.items() if value is not None})
+        earlier = Selection.load(within) if within else None
+        how = {"seed": common.seed or 0, "within": earlier, **common.places()}
+        scores = write_scores(common.open(pool), method, out, name=score_column, overwrite=overwrite, **how)
+        numbers = scores.values_n
+        found = {
+            "out": out,
+            "least": float(numbers.min()),
+            "mean": float(numbers.mean(dtype="float64")),
+            "most": float(numbers.max()),
+            **scores.told,
+        }
+        common.output.result(found, text.scored(found))
+
+    about = f"Write the {cls.meaning} of every row of a pool."
+    return click.command(name, help=f"{about}\n\n\x08\nSee: thresher methods {name}")(command)
+
+
+# --- cluster --------------------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("pool")
+@click.option("-o", "--out", required=True, metavar="DIR", help="Folder to write.")
+@click.option("--clusters", type=int, metavar="K", help="Number of clusters (default: chosen from the rows).")
+@click.option("--centroids", metavar="FILE", help="A .npy of (K, D) centroids; rows are only assigned to them.")
+@click.option("--grow", metavar="DIR", help="Clusters made before POOL grew: keep them and assign the new rows.")
+@click.option("--iterations", type=int, default=20, show_default=True, metavar="N", help="Iterations of k-means.")
+@click.option("--sample", default="auto", show_default=True, metavar="all|auto|N", help="Rows to train on.")
+@click.option(
+    "--embedding",
+    type=Choice(["image", "text", "joint"]),
+    default="image",
+    show_default=True,
+    help="Embeddings to cluster by.",
+)
+@click.option(
+    "--precision",
+    type=Choice(["auto", "float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Products of the k-means iterations; bfloat16 needs torch.",
+)
+@options(SEED, OVERWRITE, *POOL, *RUN)
+def cluster(pool: str, out: str, grow: str | None, overwrite: bool, **values: Any) -> None:  # fmt: skip
+    """Cluster a pool with spherical k-means.
+
+    Writes centroids.npy, labels.npy, distances.npy and cluster.json.
+    """
+    from click.core import ParameterSource
+
+    from thresher.select.audit import Audit
+    from thresher.select.clusters import FILES, Clustered, read_groups, write_groups
+    from thresher.select.clusters import grow as grown
+    from thresher.select.run import Run
+    from thresher.selection import Selection
+
+    common = Common.taken(values)
+    source = click.get_current_context().get_parameter_source
+    given = [f"--{name}" for name in (*values, "seed") if source(name) is ParameterSource.COMMANDLINE]
+    if grow and given:
+        raise UsageError(
+            f"--grow keeps the clusters of {grow} as they are; leave out {', '.join(given)}, or leave out --grow to "
+            "cluster anew"
+        )
+    how, old = Clustered(**values), read_groups(grow) if grow else None
+    target = free_folder(out, overwrite, FILES)
+    store = common.open(pool)
+    start = Selection.everything("", pool, {}, store.total)
+    run = Run(store, start, seed=common.seed or 0, **common.places())
+    checked = Audit.of(store).select(run)
+    run = dataclasses.replace(run, store=store.where(checked.mask()), so_far=checked)
+    groups = how.groups(run) if old is None else grown(run, old)
+    told = {"pool": pool, "seed": run.seed, **values, "kernels": run.key()["kernels"]}
+    if old is not None:
+        told |= {name: old.told.get(name) for name in ("seed", *values)} | {"grown": len(old.labels_N)}
+    write_groups(groups, target, told, within=checked.mask())
+    sizes = groups.sizes_K
+    found = {
+        "out": str(target),
+        "rows": len(groups.labels_N),
+        "clusters": len(sizes),
+        "empty": int((sizes == 0).sum()),
+        "smallest": int(sizes.min()),
+        "largest": int(sizes.max()),
+        "mean_cosine": 1.0 - float(groups.distances_N.mean(dtype="float64")),
+        "notes": [*(note for step in checked.steps for note in step.notes), *groups.notes],
+    }
+    common.output.result(found, text.clustered(found))
