@@ -49,7 +49,7 @@ _PRECISION = click.option(
 @options(*DATA)
 @click.option(
     "--per-shard", type=click.IntRange(1), default=10_000, show_default=True, metavar="N",
-    help="Rows of a shard, for data that are not tars.",
+    help="Rows per shard, for data that are not tars.",
 )  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Start again if the pool exists already.")
 @options(QUIET, JSON)
@@ -77,7 +77,7 @@ def embed(data: str, out: str, overwrite: bool, quiet: bool, output: Output, **v
 )
 @click.option("--encoder", required=True, metavar="NAME", help="Encoder of the captions, named as for embed.")
 @click.option(
-    "--templates", metavar="FILE", help="Sentences, one a line, {} for the name; or openai or simple for known ones."
+    "--templates", metavar="FILE", help="Sentences, one per line, {} for the name; or openai or simple for known ones."
 )
 @options(_DEVICE, _PRECISION)
 @click.option(
@@ -90,7 +90,7 @@ def embed_classes(
 ) -> None:  # fmt: skip
     """Embed class names, for clipcov and for zero-shot evaluation.
 
-    NAMES.txt holds a class name a line.
+    NAMES.txt holds one class name per line.
     """
     from thresher.embed.classes import embed_classes as run
     from thresher.embed.classes import read_names, read_templates, write_classes

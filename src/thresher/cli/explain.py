@@ -118,7 +118,7 @@ def _covariance(common: Common, selections: dict[str, Any], labels: Any, store: 
 @click.option("-o", "--out", required=True, metavar="FILE", help="HTML file to write.")
 @click.option("--title", metavar="TEXT", help="Heading of the page.")
 @click.option(
-    "--examples", type=click.IntRange(0), default=6, show_default=True, metavar="N", help="Sample rows a cluster."
+    "--examples", type=click.IntRange(0), default=6, show_default=True, metavar="N", help="Sample rows per cluster."
 )
 @click.option("--without-pool", is_flag=True, help="Leave out captions and images: the pool is not read.")
 @click.option("--covariance", is_flag=True, help="Also measure how well the image-text cross-covariance is preserved.")

@@ -222,11 +222,11 @@ def field_options(cls: Any, without: Sequence[str] = ()) -> list[Any]:
 
 
 def _field_option(cls: Any, item: Any) -> Any:
-    from thresher.runtime.parameters import choices, is_required, type_of, without_none
+    from thresher.runtime.parameters import choices, type_of, without_none
 
     kind = without_none(type_of(cls, item.name))
     flag = "--" + item.name.replace("_", "-")
-    more: dict[str, Any] = {"help": item.metadata.get("help", ""), "default": None}
+    more: dict[str, Any] = {"help": _sentence(item), "default": None}
     if kind is bool:
         flag = f"{flag}/--no-{flag[2:]}"
     elif words := choices(kind):
@@ -234,11 +234,17 @@ def _field_option(cls: Any, item: Any) -> Any:
     else:
         more["metavar"] = item.metadata.get("metavar") or _metavar(kind)
         more["type"] = kind if kind in (int, float) else str
-    if is_required(item):
-        more["help"] += " (required)"
-    elif item.default is not MISSING and item.default is not None:
-        more["help"] += f" (default: {item.default})"
     return click.option(flag, item.name, **more)
+
+
+def _sentence(item: Any) -> str:
+    """Return the help of a field's option: what it is, and its default."""
+    from thresher.runtime.parameters import is_required
+
+    about = str(item.metadata.get("help", ""))
+    plain = any(item.default is value for value in (None, False, MISSING))
+    default = "" if plain else f" (default: {item.default})"
+    return f"{about[:1].upper()}{about[1:]}{' (required)' if is_required(item) else default}."
 
 
 def _metavar(kind: Any) -> str:

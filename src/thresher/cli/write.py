@@ -50,7 +50,7 @@ def export(
     "--as", "form", type=Choice(["webdataset", "parquet", "csv"]), help="Format to write (default: that of DATA)."
 )
 @click.option(
-    "--per-shard", type=click.IntRange(1), default=10_000, show_default=True, metavar="N", help="Samples of a shard."
+    "--per-shard", type=click.IntRange(1), default=10_000, show_default=True, metavar="N", help="Samples per shard."
 )
 @click.option(
     "--shuffle", type=click.IntRange(0), metavar="SEED", help="Shuffle all samples (default: the order of DATA)."
@@ -63,8 +63,9 @@ def export(
 def reshard(data: str, sel: str, out: str, quiet: bool, output: Output, **given: Any) -> None:
     """Copy the selected samples of raw data into new shards.
 
-    DATA is tars (a folder, or a path with {00000..00099}), parquet, a csv of open_clip, or a folder of images. SEL is
-    a selection folder, a file with a key a line, or a subset file of DataComp. The shards are tars, parquet or a csv.
+    The shards are tars, parquet or a csv. DATA is tars (a folder, or a path with {00000..00099}), parquet, a csv of
+    open_clip, or a folder of images. SEL is a selection folder, a file with one key per line, or a subset file of
+    DataComp.
     """
     from thresher.reshard import reshard as run
 

@@ -49,7 +49,7 @@ class Bars:
         """Write to standard error."""
         from rich.console import Console
 
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(stderr=True, highlight=False, emoji=False)
 
     @contextmanager
     def task(self, label: str, total: int, unit: str = "rows") -> Iterator[Advance]:
@@ -57,7 +57,7 @@ class Bars:
         from rich import progress as bars
 
         columns: list[Any] = [
-            bars.TextColumn("{task.description}"),
+            bars.TextColumn("{task.description}", markup=False),  # labels hold names from data
             bars.BarColumn(bar_width=20),
             bars.TaskProgressColumn(),
             bars.TextColumn("{task.fields[rate]}"),

@@ -80,12 +80,15 @@ class Clustered:
     clusters: int | None = field(
         default=None, metadata={"help": "number of clusters (default: chosen, with the reason)"}
     )
-    centroids: str | None = field(default=None, metadata={"help": ".npy of (K, D) centroids to use as they are"})
+    centroids: str | None = field(
+        default=None, metadata={"metavar": "FILE", "help": ".npy of (K, D) centroids to use as they are"}
+    )
     iterations: int = field(
         default=20, metadata={"help": "k-means iterations (on many rows the first half sees 512 a cluster)"}
     )
     sample: str = field(
-        default="auto", metadata={"help": "rows to train k-means on: all, a number, or auto (256 a cluster)"}
+        default="auto",
+        metadata={"metavar": "all|auto|N", "help": "rows to train k-means on: all, a number, or auto (256 a cluster)"},
     )
     fit: Literal["given", "pool"] = field(
         default="given",

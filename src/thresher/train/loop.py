@@ -319,7 +319,8 @@ def fit(
             log = settled
             keeper.save(log, seconds)
             training.record(log, sampler.ledger)
-        progress.say(_told(log, sampler))
+        for line in _told(log, sampler):
+            progress.say(line)
     return log
 
 
@@ -351,8 +352,8 @@ def _number(*what: int) -> int:
     return int.from_bytes(hashlib.sha256(repr(what).encode()).digest()[:8], "little") >> 1
 
 
-def _told(log: Sequence[Mapping[str, Any]], sampler: PruningSampler) -> str:
-    """Return the line about an epoch: what it did, and what is left."""
+def _told(log: Sequence[Mapping[str, Any]], sampler: PruningSampler) -> list[str]:
+    """Return the lines about an epoch: what it did, what is left, and its evaluation."""
     entry = log[-1]
     spent, seen = sum(e["seconds"] for e in log), sum(e["samples"] for e in log)
     loss = "no finite loss" if entry["loss"] is None else f"loss {entry['loss']:.4f}"
@@ -365,9 +366,9 @@ def _told(log: Sequence[Mapping[str, Any]], sampler: PruningSampler) -> str:
         line += f"; {entry['pruned_so_far']:.1%} pruned so far, about {_time(pruned * spent / seen)} saved"
     if sampler.plan is not None:
         line += f"; ETA {_time(sampler.steps_left() * sampler.batch_size * spent / seen)}"
-        for name, found in entry.get("eval", {}).items():
-            line += f"\n{name}:\n" + "\n".join(table_of(found))
-    return line
+        evaluations = entry.get("eval", {})
+        return [line, *(each for name, found in evaluations.items() for each in (f"{name}:", *table_of(found)))]
+    return [line]
 
 
 def table_of(found: Mapping[str, float]) -> list[str]:

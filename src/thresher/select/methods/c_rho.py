@@ -29,11 +29,15 @@ class CRho(Scored):
     reference: str = field(
         default="clip-score",
         metadata={
-            "help": "CLIP score by a trained model: column, 'clip-score', scores.parquet, or the folder of a pool"
+            "metavar": "COLUMN",
+            "help": "CLIP score by a trained model: column, 'clip-score', scores.parquet, or the folder of a pool",
         },
     )
     proxy: str = field(
-        metadata={"help": "CLIP score by a model at an early stage: column, 'clip-score', scores.parquet, or a pool"}
+        metadata={
+            "metavar": "COLUMN",
+            "help": "CLIP score by a model at an early stage: column, 'clip-score', scores.parquet, or a pool",
+        }
     )
 
     def __post_init__(self) -> None:

@@ -27,7 +27,10 @@ class ClipScore(Scored):
 
     column: str = field(
         default="auto",
-        metadata={"help": "stored score column; 'embeddings' to compute; 'auto': computed where both embeddings are"},
+        metadata={
+            "metavar": "COLUMN",
+            "help": "stored score column; 'embeddings' to compute; 'auto': computed where both embeddings are",
+        },
     )
 
     def score(self, run: Run) -> Score:

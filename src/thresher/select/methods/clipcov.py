@@ -39,9 +39,14 @@ class ClipCov(Clustered):
     keep: Keep = field(metadata={"help": "share or number of rows to keep"})
     classes: str | None = field(
         default=None,
-        metadata={"help": ".npy of (K, D) text embeddings of class prompts; names in a .txt beside it, one a line"},
+        metadata={
+            "metavar": "FILE",
+            "help": ".npy of (K, D) text embeddings of class prompts; names in a .txt beside it, one a line",
+        },
     )
-    clamp: str = field(default="0", metadata={"help": "similarities below this count as 0, or none"})
+    clamp: str = field(
+        default="0", metadata={"metavar": "X|none", "help": "similarities below this count as 0, or none"}
+    )
     refresh: int | None = field(
         default=None,
         metadata={"help": "rows of a class after which its gains are brought up to date (1; released: 200)"},

@@ -31,7 +31,8 @@ class Combine(Scored):
 
     columns: str = field(
         metadata={
-            "help": "scores and weights: 'clip-score=1, scores.parquet:aesthetic=0.5, width=-1'; weight 1 if none"
+            "metavar": "COLUMN=X,COLUMN=X",
+            "help": "scores and weights: 'clip-score=1, scores.parquet:aesthetic=0.5, width=-1'; weight 1 if none",
         }
     )
     by: Literal["rank", "zscore"] = field(

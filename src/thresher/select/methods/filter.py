@@ -44,7 +44,10 @@ class Filter:
     """Keep rows whose metadata satisfy a condition."""
 
     where: str = field(
-        metadata={"help": "SQL condition on metadata columns; also words(t), characters(t), aspect(w, h)"}
+        metadata={
+            "metavar": "SQL",
+            "help": "SQL condition on metadata columns; also words(t), characters(t), aspect(w, h)",
+        }
     )
 
     def __post_init__(self) -> None:

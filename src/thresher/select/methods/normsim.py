@@ -37,7 +37,8 @@ class NormSim(Scored):
     meaning: ClassVar[str] = "similarity to the target"
 
     target: str | None = field(
-        default=None, metadata={"help": ".npy of (M, D) image embeddings; by default the pool's own best subset"}
+        default=None,
+        metadata={"metavar": "FILE", "help": ".npy of (M, D) image embeddings; by default the pool's own best subset"},
     )
     norm: Literal["max", "rms", "mean"] | None = field(
         default=None,

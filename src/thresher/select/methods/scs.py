@@ -36,7 +36,8 @@ class SoftCapSampling:
 
     draws: Keep = field(metadata={"help": "rows to train on, repeats counted: a share of the rows, or any number"})
     column: str = field(
-        default="clip-score", metadata={"help": "score to draw by: column, scoring method or scores.parquet:column"}
+        default="clip-score",
+        metadata={"metavar": "COLUMN", "help": "score to draw by: column, scoring method or scores.parquet:column"},
     )
     temperature: float = field(
         default=1.0, metadata={"help": "probabilities are softmax(score / temperature); higher is more even"}

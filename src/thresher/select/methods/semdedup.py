@@ -58,7 +58,10 @@ class SemDeDup(Clustered):
 
     reference: str | None = field(
         default=None,
-        metadata={"help": "another pool, such as an evaluation set: drop rows that nearly repeat any of its rows"},
+        metadata={
+            "metavar": "POOL",
+            "help": "another pool, such as an evaluation set: drop rows that nearly repeat any of its rows",
+        },
     )
     reference_eps: float | None = field(
         default=None,
