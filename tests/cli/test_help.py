@@ -36,7 +36,8 @@ def test_the_summary_is_a_whole_sentence(names: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("names", TREE, ids=IDS)
 def test_every_option_says_what_it_is_and_takes(names: tuple[str, ...]) -> None:
-    for option in TREE[names].params:
+    command = TREE[names]
+    for option in command.get_params(click.Context(command)):
         if not isinstance(option, click.Option):
             continue
         name = f"{' '.join(names)} {option.opts[-1]}"

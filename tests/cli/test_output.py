@@ -52,6 +52,8 @@ def test_visible() -> None:
     assert visible(EVIL) == ESCAPED
     assert visible("\ud800 \udcff") == "\\ud800 \\udcff"
     assert visible("\U000e0041") == "\\U000e0041"
+    assert visible("a" * 999) == "a" * 400 + "..."
+    assert visible("a" * 999, limit=None) == "a" * 999
     for code in (*range(0x20), *range(0x7F, 0xA0), 0x061C, 0x200D, 0x2029, 0x2066, 0xFFF9):
         assert visible(chr(code)).isascii()
         assert visible(chr(code)).isprintable()
@@ -157,8 +159,8 @@ def test_raw_data_cannot_control_the_terminal(run: Run, tmp_path: Path) -> None:
 
 def test_progress_shows_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     shown = output._VisibleProgress(Lines())
-    shown.say(EVIL)
-    assert capsys.readouterr().err == ESCAPED + "\n"
+    shown.say(EVIL + "a" * 999)
+    assert capsys.readouterr().err == ESCAPED + "a" * 999 + "\n"
     labels: list[str] = []
 
     class Labels(Lines):
@@ -199,6 +201,25 @@ def test_json_of_long_commands_ends_with_their_cost(run: Run, tmp_path: Path) ->
         assert 10_000_000 < found["peak_memory_bytes"] < 100_000_000_000
     found = json.loads(run("explain", sel, "row:3", "--json")[1])
     assert "seconds" not in found
+
+
+def test_json_of_embedding_ends_with_its_cost(run: Run, tmp_path: Path) -> None:
+    from PIL import Image
+
+    (tmp_path / "data").mkdir()
+    for row in range(3):
+        Image.new("RGB", (16, 16), (row, 9, 3)).save(tmp_path / "data" / f"{row}.png")
+    (tmp_path / "names.txt").write_text("dog\ncat\n")
+    encoder = ["--encoder", "tests.toy:Toy", "--json"]
+    words = ["embed", tmp_path / "data", "-o", tmp_path / "pool", "--workers", "0", "--only", "image", *encoder]
+    code, out, _ = run(*words)
+    assert code == 0, out
+    assert list(json.loads(out))[-2:] == ["seconds", "peak_memory_bytes"]
+    code, out, _ = run("embed-classes", tmp_path / "names.txt", "-o", tmp_path / "c.npy", *encoder)
+    assert code == 0, out
+    found = json.loads(out)
+    assert (found["classes"], found["dims"]) == np.load(tmp_path / "c.npy").shape
+    assert list(found)[-2:] == ["seconds", "peak_memory_bytes"]
 
 
 def test_json_of_short_commands(run: Run, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ class Choice(_Choice):
         """
         if value not in self.choices:
             allowed = ", ".join(self.choices)
-            self.fail(f"{value!r}; choose from {allowed}.{suggest(str(value), self.choices)}", param, ctx)
+            self.fail(f"{value!r} is not one of {allowed}.{suggest(str(value), self.choices)}", param, ctx)
         return str(value)
 
 

@@ -75,7 +75,7 @@ class Output:
 def say(*lines: str) -> None:
     """Print lines to standard output, each of them visible and one line."""
     for line in lines:
-        click.echo(visible(line))
+        click.echo(visible(line, limit=None))
 
 
 def print_json(value: Any) -> None:
@@ -113,7 +113,7 @@ def show_error(kind: str, message: str, *, as_json: bool, ctx: click.Context | N
     if as_json:
         print_json({"error": {"type": kind, "message": message}})
     else:
-        click.UsageError(visible(message), ctx).show()
+        click.UsageError(visible(message, limit=None), ctx).show()
 
 
 def show_interruption(message: str, *, as_json: bool) -> None:
@@ -122,7 +122,7 @@ def show_interruption(message: str, *, as_json: bool) -> None:
     if as_json:
         show_error("Interrupted", line, as_json=True)
     else:
-        click.echo(visible(line), err=True)
+        click.echo(visible(line, limit=None), err=True)
 
 
 @contextmanager
@@ -138,7 +138,7 @@ def warnings_as_lines() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        text = visible(" ".join(str(message).split()))
+        text = visible(" ".join(str(message).split()), limit=None)
         if text not in shown:
             shown.add(text)
             click.echo(f"Warning: {text}", err=True)
@@ -163,7 +163,7 @@ class _VisibleProgress:
 
     def say(self, line: str) -> None:
         """Print one line."""
-        self.inner.say(visible(line))
+        self.inner.say(visible(line, limit=None))
 
 
 # --- memory ---------------------------------------------------------------------------------------

@@ -253,7 +253,7 @@ def comparison(found: Mapping[str, Any]) -> Iterator[str]:
 
 def covariance_table(errors: Mapping[str, Any]) -> Iterator[str]:
     """Yield the table of covariance errors of selections, by name."""
-    errors = {visible(name): error for name, error in errors.items()}  # the width counts what is shown
+    errors = {visible(name, limit=None): error for name, error in errors.items()}  # the width counts what is shown
     first = next(iter(errors.values()))
     inside = f"within {first.classes:,} clusters of {first.classed:,} rows"
     if first.within is None:

@@ -30,12 +30,17 @@ def shown(text: str) -> str:
     return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")[1:-1]
 
 
-def visible(text: str) -> str:
-    """Return text for a terminal: what a terminal would obey, or not show, becomes an escape such as ``\\x1b``.
+def visible(text: str, limit: int | None = _SHOWN) -> str:
+    r"""Return text from a file as a terminal or a message may show it: in one line, nothing in it hidden or obeyed.
 
-    That is control characters (escape sequences, line breaks, tabs), zero-width and bidirectional formatting, line and
-    paragraph separators, and lone surrogates. The result is one line.
+    Control characters (escape sequences, line breaks, tabs), zero-width and bidirectional formatting, line and
+    paragraph separators, and lone surrogates are written as escapes: ``\x1b``, ``\n``, ``\u202e``, ``\udc80``.
+
+    Args:
+        text: Keys, captions, names of columns and files.
+        limit: Characters after which it is cut; None for all.
     """
+    text = text if limit is None or len(text) <= limit else f"{text[:limit]}..."
     if text.isprintable():
         return text
     return "".join(_escaped(one) if unicodedata.category(one) in _HIDDEN else one for one in text)
