@@ -157,6 +157,16 @@ def test_raw_data_cannot_control_the_terminal(run: Run, tmp_path: Path) -> None:
     assert json.loads(run("doctor", folder, "--json")[1])["columns"]["others"] == [f"x{EVIL}"]
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_what_an_old_terminal_cannot_show_is_escaped(tmp_path: Path, encoding: str) -> None:
+    code = "from thresher.cli.output import say; say('\u00e9 \u4f60 \u202e')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=True, env={**os.environ, "PYTHONIOENCODING": encoding}
+    )
+    first = b"\xe9" if encoding == "latin-1" else b"\\xe9"
+    assert done.stdout == first + b" \\u4f60 \\u202e\n"
+
+
 def test_progress_shows_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     shown = output._VisibleProgress(Lines())
     shown.say(EVIL + "a" * 999)

@@ -73,9 +73,10 @@ class Output:
 
 
 def say(*lines: str) -> None:
-    """Print lines to standard output, each of them visible and one line."""
+    """Print lines to standard output: nothing in them controls the terminal, or is more than one line."""
+    encoding = sys.stdout.encoding or "utf-8"
     for line in lines:
-        click.echo(visible(line, limit=None))
+        click.echo(visible(line, limit=None).encode(encoding, "backslashreplace").decode(encoding))
 
 
 def print_json(value: Any) -> None:

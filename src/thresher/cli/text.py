@@ -92,7 +92,7 @@ def diagnosis(found: Mapping[str, Any]) -> Iterator[str]:
         spent, dims = f"{_seconds(cost['decode_seconds'])} to decode", "512 dimensions each"
     yield f"  in all: {spent}, {_bytes(cost['pool_bytes'])} of vectors in {dims}"
     if "embed_seconds" not in cost:
-        yield "  --encoder NAME tries an encoder and says how long embedding takes"
+        yield "  --encoder NAME tries an encoder and tells how long embedding takes"
     yield f"  next: {found['next']}"
 
 
