@@ -383,7 +383,9 @@ def _train(bench: Bench, arguments: list[str]) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "thresher", "train", *arguments, "--device", str(bench.device), "--json"]
     ended = subprocess.run(command, capture_output=True, text=True)
     if ended.returncode:
-        raise Failed(f"{' '.join(arguments[:2])} ended with {ended.returncode}: {ended.stderr[-2000:]}")
+        raise Failed(
+            f"{' '.join(arguments[:2])} ended with {ended.returncode}: {(ended.stdout + ended.stderr)[-2000:]}"
+        )
     log: list[dict[str, Any]] = json.loads(ended.stdout)["epochs"]
     return log
 

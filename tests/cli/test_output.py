@@ -22,7 +22,7 @@ import pytest
 from thresher.cli import output, write
 from thresher.cli.main import main
 from thresher.io.paths import visible
-from thresher.runtime.progress import Lines
+from thresher.runtime.progress import Bars, Lines
 
 POOL = str(Path(__file__).parents[2] / "examples" / "twemoji")
 EVIL = "a\x1b[2Jb\rc\nError: forged\x85d\u2028e\u202ef\u200bg\th\x00\x9b\ufeff"
@@ -181,6 +181,18 @@ def test_progress_shows_names_as_they_are(capsys: pytest.CaptureFixture[str]) ->
     with output._VisibleProgress(Labels()).task(EVIL, 3) as advance:
         advance(3)
     assert labels == [ESCAPED]
+
+
+def test_names_are_no_markup(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    monkeypatch.setenv("COLUMNS", "200")
+    bars = Bars()
+    with bars.task("[/nope] [red]x :smile:", 3) as advance:
+        advance(3)
+    bars.say("[/nope] [red]x :smile:")
+    err = capsys.readouterr().err
+    assert err.endswith("[/nope] [red]x :smile:\n")
+    assert err.count("[/nope] [red]x :smile:") >= 2
 
 
 # --- JSON -----------------------------------------------------------------------------------------

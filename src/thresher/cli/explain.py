@@ -25,13 +25,13 @@ def _is_run(folder: str) -> bool:
 
 
 @click.command()
-@click.argument("selection")
+@click.argument("selection", metavar="SEL")
 @click.argument("key")
 @options(*MOVED, JSON)
 def explain(selection: str, key: str, pool: str | None, metadata: str | None, output: Output) -> None:
     """Explain why one row was kept or dropped.
 
-    SELECTION is a selection folder, or the folder of a training run. KEY is the row's key, or row:NUMBER.
+    SEL is a selection folder, or the folder of a training run. KEY is the row's key, or row:NUMBER.
     """
     from thresher.pool.store import reopen
     from thresher.report.explain import explain as story
@@ -114,7 +114,7 @@ def _covariance(common: Common, selections: dict[str, Any], labels: Any, store: 
 
 
 @click.command()
-@click.argument("selection")
+@click.argument("selection", metavar="SEL")
 @click.option("-o", "--out", required=True, metavar="FILE", help="HTML file to write.")
 @click.option("--title", metavar="TEXT", help="Heading of the page.")
 @click.option(
@@ -130,7 +130,7 @@ def report(
 ) -> None:  # fmt: skip
     """Write an HTML report on a selection or a training run.
 
-    SELECTION is a selection folder, or the folder of a training run. The page loads nothing from the network.
+    SEL is a selection folder, or the folder of a training run. The page loads nothing from the network.
     """
     from thresher.export.formats import check_target
     from thresher.pool.store import reopen

@@ -108,7 +108,7 @@ JSON = click.option(
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace an earlier result.")
 SEED = click.option("--seed", type=int, metavar="SEED", help="Seed of all randomness (default: 0).")
 WITHIN = click.option(
-    "--within", metavar="DIR", multiple=True, callback=_once, help="Use only the rows that an earlier selection kept."
+    "--within", metavar="SEL", multiple=True, callback=_once, help="Use only the rows that an earlier selection kept."
 )
 
 # How to read a pool.

@@ -19,7 +19,7 @@ def _formats() -> list[str]:
 
 
 @click.command()
-@click.argument("selection")
+@click.argument("selection", metavar="SEL")
 @click.option("--as", "kind", required=True, type=Choice(_formats), help="Format to write.")
 @click.option("-o", "--out", required=True, metavar="FILE", help="File to write.")
 @options(*MOVED)
@@ -31,7 +31,7 @@ def export(
 ) -> None:  # fmt: skip
     """Write a selection in a format that training tools read.
 
-    SELECTION is a selection folder.
+    SEL is a selection folder.
     """
     from thresher.export.formats import export as write
     from thresher.pool.store import reopen
