@@ -132,7 +132,7 @@ def report(
 
     SEL is a selection folder, or the folder of a training run. The page loads nothing from the network.
     """
-    from thresher.export.formats import check_target
+    from thresher.export.write import check_target
     from thresher.pool.store import reopen
     from thresher.report import write_report
     from thresher.select.clusters import read_labels
@@ -161,7 +161,7 @@ def _report_run(
 ) -> None:
     """Write the page on a training run; ``pool`` None: without it, "": where it was."""
     from thresher.dynamic.run_folder import FILES, Training
-    from thresher.export.formats import check_target
+    from thresher.export.write import check_target
     from thresher.report.run import write_run_report
 
     training = Training.load(folder)

@@ -221,6 +221,15 @@ def field_options(cls: Any, without: Sequence[str] = ()) -> list[Any]:
     return [_field_option(cls, item) for item in parameters_of(cls) if item.name not in without]
 
 
+def made_options(decorators: Sequence[Any]) -> list[click.Option]:
+    """Return the options that decorators would put on a command, in the order given."""
+
+    def command() -> None: ...
+
+    options(*decorators)(command)
+    return list(reversed(getattr(command, "__click_params__", [])))
+
+
 def _field_option(cls: Any, item: Any) -> Any:
     from thresher.runtime.parameters import choices, type_of, without_none
 

@@ -310,7 +310,7 @@ def trained(out: str, log: Sequence[Mapping[str, Any]], asked: float | None) -> 
 
 
 def exported(done: Any) -> Iterator[str]:
-    """Yield lines on an :class:`thresher.export.formats.Exported`."""
+    """Yield lines on an :class:`thresher.export.write.Exported`."""
     yield f"{done.rows:,} rows written to {done.path}"
     if done.missing:
         yield f"{done.missing:,} rows asked for were not found; they are listed in {done.missing_file}"

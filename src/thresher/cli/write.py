@@ -3,42 +3,78 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any
 
 import click
 
 from thresher.cli import text
-from thresher.cli.options import DATA, JSON, MOVED, OVERWRITE, QUIET, Choice, data_options, options
+from thresher.cli.options import (
+    DATA,
+    JSON,
+    MOVED,
+    OVERWRITE,
+    QUIET,
+    Choice,
+    data_options,
+    field_options,
+    made_options,
+    options,
+)
 from thresher.cli.output import Output
+from thresher.errors import UsageError
 
 
-def _formats() -> list[str]:
-    from thresher.export.formats import formats
+class _Export(click.Command):
+    """``export``: the formats, and the options of each, are those of the plug-ins."""
 
-    return list(formats())
+    @cached_property
+    def _offered(self) -> list[click.Parameter]:
+        from thresher.export.registry import EXPORTS
+
+        formats = EXPORTS.all()
+        found: dict[str, click.Option] = {}
+        for name, cls in formats.items():
+            for option in made_options(field_options(cls)):
+                first = found.setdefault(str(option.name), option)
+                first.help = f"{name}: {option.help}" if first is option else f"{first.help} {name}: {option.help}"
+        taken = {parameter.name for parameter in self.params}
+        kind = click.Option(["--as", "kind"], required=True, type=Choice(list(formats)), help="Format to write.")
+        return [kind, *(option for name, option in found.items() if name not in taken)]
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        selection, *rest = super().get_params(ctx)
+        return [selection, *self._offered, *rest]
 
 
-@click.command()
+@click.command(cls=_Export)
 @click.argument("selection", metavar="SEL")
-@click.option("--as", "kind", required=True, type=Choice(_formats), help="Format to write.")
 @click.option("-o", "--out", required=True, metavar="FILE", help="File to write.")
 @options(*MOVED)
-@click.option("--manifest/--no-manifest", default=True, show_default=True, help="Write FILE.manifest.json with sha256.")
-@options(OVERWRITE, JSON)
+@click.option("--manifest/--no-manifest", default=True, show_default=True, help="Write FILE.manifest.json.")
+@click.option("--hash-inputs", is_flag=True, help="Add the sha256 of the pool's files to the manifest; reads them all.")
+@options(OVERWRITE, QUIET, JSON)
 def export(
-    selection: str, kind: str, out: str, pool: str | None, metadata: str | None, manifest: bool, overwrite: bool,
-    output: Output,
+    selection: str, kind: str, out: str, pool: str | None, metadata: str | None, manifest: bool, hash_inputs: bool,
+    overwrite: bool, quiet: bool, output: Output, **values: Any,
 ) -> None:  # fmt: skip
     """Write a selection in a format that training tools read.
 
     SEL is a selection folder.
     """
-    from thresher.export.formats import export as write
+    from thresher.export.registry import build
+    from thresher.export.write import export as write
     from thresher.pool.store import reopen
     from thresher.selection import Selection
 
+    if hash_inputs and not manifest:
+        raise UsageError("--hash-inputs is for the manifest; leave out one of --hash-inputs and --no-manifest")
+    made = build(kind, {name: value for name, value in values.items() if value is not None})
     loaded = Selection.load(selection)
-    done = write(loaded, kind, out, store=reopen(loaded, pool, metadata), manifest=manifest, overwrite=overwrite)
+    done = write(
+        loaded, made, out, store=reopen(loaded, pool, metadata), manifest=manifest, hash_inputs=hash_inputs,
+        overwrite=overwrite, progress=output.progress(quiet),
+    )  # fmt: skip
     output.result(asdict(done), text.exported(done))
 
 

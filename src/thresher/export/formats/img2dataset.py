@@ -22,7 +22,11 @@ class Img2dataset:
     name: ClassVar[str] = "img2dataset"
 
     url_column: str | None = field(
-        default=None, metadata={"help": f"column of addresses; by default the first there is of {', '.join(_URLS)}"}
+        default=None,
+        metadata={
+            "metavar": "COLUMN",
+            "help": f"column of addresses; by default the first there is of {', '.join(_URLS)}",
+        },
     )
 
     def write(self, selection: Selection, store: EmbeddingStore, path: str) -> Written:

@@ -23,7 +23,10 @@ class OpenClip:
 
     path_column: str | None = field(
         default=None,
-        metadata={"help": f"column of picture paths; by default the first there is of {', '.join(_PATHS)}"},
+        metadata={
+            "metavar": "COLUMN",
+            "help": f"column of picture paths; by default the first there is of {', '.join(_PATHS)}",
+        },
     )
 
     def write(self, selection: Selection, store: EmbeddingStore, path: str) -> Written:
