@@ -36,7 +36,7 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 from thresher.dynamic import loss as losses
-from thresher.dynamic.policies.registry import policy_named
+from thresher.dynamic.registry import policy_named
 from thresher.dynamic.run_folder import CHECKPOINT, LEDGER, LOG
 from thresher.dynamic.sampler import PruningSampler
 from thresher.dynamic.stream import StreamPruner, prune_stream

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from thresher import EmbeddingStore, __version__
-from thresher.dynamic.policies.registry import policy_named
+from thresher.dynamic.registry import policy_named
 from thresher.dynamic.run_folder import Training
 from thresher.dynamic.sampler import PruningSampler
 from thresher.pool.store import absolute

@@ -165,7 +165,7 @@ def test_d_pruning_ranks_by_how_often_rows_were_left_out(store: EmbeddingStore, 
 @pytest.mark.parametrize("policy", ["full", "infobatch", "dynamic-random", "static"])
 def test_policies_that_mark_nothing_rank_nothing(policy: str, store: EmbeddingStore, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", store, policy=policy, epochs=4)
-    with pytest.raises(UsageError, match=f"the policy {policy} marks no candidates.*--policy scan or d-pruning"):
+    with pytest.raises(UsageError, match=f"the policy {policy} marks no candidates.*--policy d-pruning or scan"):
         coreset(run, "50%")
 
 

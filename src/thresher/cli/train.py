@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,44 +14,71 @@ from thresher.cli import text
 from thresher.cli.options import JSON, OVERWRITE, QUIET, Choice, Group, free_folder, options
 from thresher.cli.output import Interrupted, Output
 from thresher.errors import UsageError
+from thresher.runtime.parameters import Share, choices, read
 
 if TYPE_CHECKING:
     from thresher.runtime.progress import Progress
 
 
-def _share(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
-    """Return a share given as 30% or 0.3; of the epochs that prune, 100% too."""
-    from thresher.runtime.parameters import share_of
-
+def _value(kind: Any, ctx: click.Context, param: click.Parameter, text: str | None) -> Any:
+    """Return text as a value of the type of a policy's option."""
     try:
-        return None if text is None else share_of(text, whole=param.name == "delta")
+        return None if text is None else read(kind, text)
     except UsageError as error:
         raise click.BadParameter(str(error), ctx, param) from None
 
 
-_POLICY = [
-    click.option(
-        "--policy", default="full", show_default=True, metavar="NAME",
-        help="full, scan, infobatch, dynamic-random, d-pruning or static: what is left out.",
-    ),
-    click.option(
-        "--prune", callback=_share, metavar="SHARE",
-        help="Share of the run's samples to leave out, such as 30% (default: as the policy is published).",
-    ),
-    click.option("--selection", metavar="SEL", help="For --policy static: a selection folder, or a file of keys."),
-    click.option("--rho", callback=_share, metavar="SHARE", help="scan: share of candidates a side (default: 0.3)."),
-    click.option("--cycle", type=int, metavar="T", help="scan: mutation epochs of a cycle (default: 3)."),
-    click.option("--mode", type=click.Choice(["both", "redundant", "ill-matched"]), help="scan: which candidates."),
-    click.option("--scope", type=click.Choice(["batch", "epoch"]), help="scan: what losses are ranked within."),
-    click.option("--threshold", callback=_share, metavar="SHARE", help="scan: fall of the loss that ends the warm-up."),
-    click.option(
-        "--full-epochs", type=click.IntRange(0), metavar="N", help="scan, d-pruning: epochs on everything at first."
-    ),
-    click.option("--rule", type=click.Choice(["uncertainty", "epsilon-greedy"]), help="d-pruning: what ranks rows."),
-    click.option(
-        "--delta", callback=_share, metavar="SHARE", help="infobatch: share of the epochs that prune."
-    ),
-]  # fmt: skip
+_OF_POLICY = "of_policy_"
+
+
+class _Trainer(click.Command):
+    """A command with the options of every policy, which are looked up when it is parsed or its help is shown."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return its parameters, those of policies before the length of the run."""
+        own = super().get_params(ctx)
+        at = next(i for i, param in enumerate(own) if param.name == "epochs")
+        return [
+            *own[:at],
+            *_policy_options(frozenset(flag.lstrip("-") for param in own for flag in param.opts)),
+            *own[at:],
+        ]
+
+
+@cache
+def _policy_options(taken: frozenset[str]) -> list[click.Option]:
+    """Return ``--policy``, what every policy has, and the flags of all policies; ``taken`` are the command's own."""
+    from thresher.dynamic.registry import POLICIES, flags
+
+    policies = POLICIES.all()
+    need = " or ".join(name for name, cls in policies.items() if cls.needs_selection)
+    prune = "Share of the run's samples to leave out, such as 30% (default: as the policy is published)."
+    chosen = f"For --policy {need}: a selection folder, or a file of keys."
+    return [
+        click.Option(
+            ["--policy"], type=Choice(list(policies)), default="full", show_default=True, help="What to leave out."
+        ),
+        click.Option(["--prune"], callback=partial(_value, Share), metavar="SHARE", help=prune),
+        click.Option(["--selection"], metavar="SEL", help=chosen),
+        *map(_option, flags(taken | {"policy", "prune", "selection"})),
+    ]
+
+
+def _option(flag: Any) -> click.Option:
+    """Return the click option of a policy's flag."""
+    how: dict[str, Any] = {"help": flag.help, "default": None}
+    declared = f"--{flag.flag}"
+    if flag.kind is bool:
+        declared = f"--{flag.flag}/--no-{flag.flag}"
+    elif words := choices(flag.kind):
+        how["type"] = Choice(words)
+    elif flag.kind is int:
+        how |= {"type": click.INT if flag.least is None else click.IntRange(flag.least), "metavar": flag.metavar}
+    else:
+        how |= {"callback": partial(_value, flag.kind), "metavar": flag.metavar}
+    return click.Option([declared, _OF_POLICY + flag.flag.replace("-", "_")], **how)
+
+
 _RUN = [
     click.option("--epochs", type=click.IntRange(1), metavar="N", help="Length of the run in epochs (default: 10)."),
     click.option("--samples-seen", "samples", type=click.IntRange(1), metavar="N", help="Or its length in samples."),
@@ -104,7 +132,7 @@ def train() -> None:
     """Train a model and prune its data while it trains."""
 
 
-@train.command()
+@train.command(cls=_Trainer)
 @click.argument("data")
 @_OUT
 @click.option(
@@ -120,7 +148,7 @@ def train() -> None:
     "--template", "templates", multiple=True, metavar="TEXT",
     help="Prompt of a class, {} for its name; may be repeated.",
 )  # fmt: skip
-@options(*_POLICY, *_RUN)
+@options(*_RUN)
 def clip(data: str, out: str, model: str, loss: Any, chunk: int | None, templates: tuple[str, ...], **v: Any) -> None:
     """Train a CLIP model.
 
@@ -141,7 +169,7 @@ def clip(data: str, out: str, model: str, loss: Any, chunk: int | None, template
     _trained(lambda progress: train_clip(data, out, settings, resume=v["resume"], progress=progress), out, v)
 
 
-@train.command()
+@train.command(cls=_Trainer)
 @click.argument("data")
 @_OUT
 @click.option(
@@ -155,7 +183,7 @@ def clip(data: str, out: str, model: str, loss: Any, chunk: int | None, template
 @click.option("--queue", type=click.IntRange(1), metavar="N", help="v2: keys in the queue (default: fits the data).")
 @click.option("--momentum", type=float, metavar="X", help="Momentum of the key encoder (default: 0.99).")
 @click.option("--temperature", type=float, default=0.2, show_default=True, metavar="X", help="Temperature of the loss.")
-@options(*_POLICY, *_RUN)
+@options(*_RUN)
 def moco(data: str, out: str, version: Any, **v: Any) -> None:
     """Train an image encoder by MoCo, without captions.
 
@@ -181,22 +209,25 @@ def _check_evaluation(given: dict[str, Any]) -> None:
 
 
 def _schedule(given: dict[str, Any]) -> Any:
-    from thresher.dynamic.policies.registry import ON_COMMAND_LINES, check_options
+    from thresher.dynamic.registry import check_options
     from thresher.train.loop import Schedule
 
     epochs, samples = given["epochs"], given["samples"]
     if epochs is not None and samples is not None:
         raise UsageError("--epochs and --samples-seen both say how long the run is; give one")
-    options = {name: given[name] for name in ("rho", "cycle", "mode", "scope", "threshold", "rule", "delta")}
-    options["warmup"] = given["full_epochs"]
-    check_options(given["policy"], options, prune=given["prune"], called=ON_COMMAND_LINES)
+    said = {
+        name.removeprefix(_OF_POLICY).replace("_", "-"): value
+        for name, value in given.items()
+        if name.startswith(_OF_POLICY)
+    }
+    options = check_options(given["policy"], said, prune=given["prune"], flags=True)
     names = ("batch_size", "policy", "selection", "seed", "lr", "weight_decay", "warmup", "precision", "device")
     more = ("workers", "evals", "eval_every", "checkpoint_minutes")
     return Schedule(
         epochs=10 if epochs is None and samples is None else epochs,
         samples=samples,
         prune=given["prune"],
-        options={name: value for name, value in options.items() if value is not None},
+        options=options,
         **{name: given[name] for name in (*names, *more) if given[name] is not None},
     )
 

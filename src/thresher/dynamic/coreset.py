@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.dynamic.ledger import Bools, Ledger, coreset_ranks
+from thresher.dynamic.registry import POLICIES
 from thresher.dynamic.run_folder import Training
 from thresher.errors import UsageError
 from thresher.pool.layout import Options
@@ -23,7 +24,6 @@ from thresher.pool.store import absolute
 from thresher.selection import Keep, Selection, Step
 
 NAME = "coreset"
-MARKING = ("scan", "d-pruning")  # policies that mark candidates
 SCORE = "epochs in which the row was a candidate"
 
 _WHEN = "a candidate {score:.0f}\u00d7, last in epoch {marked}; last loss {loss:.4f}, in epoch {seen}"
@@ -99,14 +99,15 @@ def coreset(training: Training, keep: str | int | float | Keep, *, pool: str | N
 def _refuse_without_candidates(training: Training, ledger: Ledger, epochs: int) -> None:
     if ledger.times_N.any():
         return
-    if training.policy in MARKING:
+    marking = [name for name, cls in POLICIES.all().items() if cls.marks_candidates]
+    if training.policy in marking:
         raise UsageError(
             f"{training.folder}: in {epochs} epochs no row was a candidate for pruning yet, so there is nothing to "
             "rank rows by; train on, past the warm-up and the first epoch that looks for candidates"
         )
     raise UsageError(
         f"{training.folder}: the policy {training.policy} marks no candidates for pruning, so there is nothing to rank "
-        f"rows by; train with --policy {' or '.join(MARKING)}"
+        f"rows by; train with --policy {' or '.join(marking)}"
     )
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, ClassVar, Literal, Protocol, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ Ints = npt.NDArray[np.int64]
 
 Phase = Literal["everything", "warm-up", "preparation", "mutation", "pruned"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
+PRUNE = 0.3  # what a policy leaves out that was published with several shares, where none is given
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,7 +111,44 @@ class Policy(Protocol):
     """A rule for what to train on next: frozen parameters and pure methods, all state in the ledger.
 
     The same ledger, epoch and generator state give the same answer.
+
+    A policy is a frozen dataclass in a file of its own. Its fields are its options, and flags of the same names. Their
+    ``metadata`` may have: ``help``, one line without a full stop; ``flag``, what it is called on command lines if not
+    its name; ``least``, the least whole number allowed; ``follows``, True where it follows from a share to prune, and
+    so is not given beside one; ``option``, False for a field that is no option, such as the length of the run.
+
+    Attributes:
+        name: What it is called on command lines.
+        marks_candidates: Whether it marks rows as candidates for pruning, by which a coreset is ranked.
+        needs_selection: Whether it is made of a selection, by :meth:`for_selection`.
     """
+
+    name: ClassVar[str] = ""
+    marks_candidates: ClassVar[bool] = False
+    needs_selection: ClassVar[bool] = False
+
+    @classmethod
+    def for_run(cls, epochs: int, *args: Any, **options: Any) -> Self:
+        """Return the policy for a run of ``epochs`` epochs as it is published: no share to prune was given."""
+        return cls(**options)
+
+    @classmethod
+    def for_budget(cls, pruned: float, epochs: int, *args: Any, **options: Any) -> Self:
+        """Return the policy that leaves out ``pruned`` of the samples of a run of ``epochs`` epochs.
+
+        Raises:
+            UsageError: The policy cannot reach the share, or takes none.
+        """
+        raise UsageError(f"policy {cls.name} takes no share to prune; for a share give a policy such as scan")
+
+    @classmethod
+    def for_selection(cls, times_N: Array, *args: Any, **options: Any) -> Self:
+        """Return the policy that trains on a selection, ``times_N`` (N,) how often each row comes."""
+        raise UsageError(f"policy {cls.name} takes no selection")
+
+    def weighs(self) -> bool:
+        """Return whether its plans may multiply losses by weights."""
+        return False
 
     def ledger(self, rows: int) -> Ledger:
         """Return an empty ledger over ``rows`` rows that holds what this policy needs."""

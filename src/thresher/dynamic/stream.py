@@ -96,6 +96,10 @@ class StaticKeys(Policy):
         """Return the samples of an epoch, repeats counted."""
         return len(self.ids_M) if self.weigh else int(self.times_M.sum(dtype=np.int64))
 
+    def weighs(self) -> bool:
+        """Return whether losses are weighed."""
+        return self.weigh
+
     def plan(self, ledger: Ledger, epoch: int, rng: np.random.Generator) -> Plan:
         """Keep everything that was let through: that is the selection."""
         return Plan(epoch=epoch, phase="pruned", total=len(ledger))

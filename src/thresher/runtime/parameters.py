@@ -64,8 +64,8 @@ def recorded(made: Any) -> dict[str, Any]:
 
 
 def parameters_of(cls: type[Any]) -> tuple[Field[Any], ...]:
-    """Return the parameters of a dataclass; ``metadata["help"]`` describes each."""
-    return fields(cls)
+    """Return the parameters of a dataclass, the fields it is made from; ``metadata["help"]`` describes each."""
+    return tuple(item for item in fields(cls) if item.init)
 
 
 def is_required(item: Field[Any]) -> bool:
@@ -128,6 +128,42 @@ def coerce(what: str, kind: Any, value: Any) -> Any:
         wanted = {int: "a whole number", float: "a finite number", str: "text"}
         raise UsageError(f"{what} = {value!r}; expected {wanted.get(kind, kind.__name__)}")
     return value
+
+
+def read(kind: Any, text: str) -> Any:
+    """Return text, as a command line gives it, as a value of the type of a parameter.
+
+    Args:
+        kind: The type, as :func:`type_of` returns it.
+        text: What was typed.
+
+    Raises:
+        UsageError: The text is no such value; says what is allowed.
+    """
+    kind = without_none(kind)
+    if typing.get_origin(kind) is Annotated:
+        kind, *notes = typing.get_args(kind)
+        if reads := next((note for note in notes if isinstance(note, Reads)), None):
+            return reads.parse(text)
+    if parse := getattr(kind, "parse", None):
+        return parse(text)
+    if words := choices(kind):
+        if text not in words:
+            raise UsageError(f"{text!r}; give one of {', '.join(words)}.{suggest(text, words)}")
+        return text
+    if kind is bool:
+        if text not in ("true", "false"):
+            raise UsageError(f"{text!r}; give true or false")
+        return text == "true"
+    if kind in (int, float):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise UsageError(f"{text!r}; give a {'whole' if kind is int else 'finite'} number")
+        return value
+    return text
 
 
 def _parsed(what: str, parse: Callable[[Any], Any], value: Any) -> Any:

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher import __version__
-from thresher.dynamic.policies.registry import epochs_for, policy_named
 from thresher.dynamic.policy import Policy
+from thresher.dynamic.registry import check_selection, epochs_for, policy_named
 from thresher.dynamic.run_folder import CHECKPOINT, MARK, ROWS, Training
 from thresher.dynamic.sampler import CosineByProgress, PruningSampler, describe
 from thresher.errors import MissingExtraError, OutputError, PoolError, ThresherError, UsageError
@@ -53,8 +53,8 @@ class Schedule:
         batch_size: Rows of a batch.
         policy: Name of the pruning policy.
         prune: Share of the run's samples to leave out, None for the policy as published.
-        options: Other parameters of the policy.
-        selection: For "static": a selection folder, or a file of keys.
+        options: Options of the policy, by field.
+        selection: For a policy that needs one: a selection folder, or a file of keys.
         seed: Of weights, orders, draws and augmentations.
         lr: Peak learning rate, None for the model's usual one (:func:`prepared`); it rises for ``warmup`` and falls in
             half a cosine to 0, by samples seen.
@@ -95,8 +95,7 @@ class Schedule:
                 f"batch size {self.batch_size}, seed {self.seed}, warm-up {self.warmup}, {self.checkpoint_minutes} "
                 "minutes; give 2 rows or more, 0 to 2^63 - 1, 0 or more and below 1, 0 or more"
             )
-        if (self.selection is None) == (self.policy == "static"):
-            raise UsageError("policy static needs a selection, and no other policy takes one")
+        check_selection(self.policy, self.selection is not None)
         if (
             (self.lr is not None and not self.lr > 0)
             or self.weight_decay < 0

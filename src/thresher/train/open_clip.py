@@ -29,6 +29,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,24 +37,23 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.dynamic.ledger import Ints
-from thresher.dynamic.policies.d_pruning import DPruning
-from thresher.dynamic.policies.dynamic_random import DynamicRandom
 from thresher.dynamic.policies.full import Full
-from thresher.dynamic.policies.registry import ON_COMMAND_LINES, POLICIES, check_options, policy_named
-from thresher.dynamic.policies.static import Static
 from thresher.dynamic.policy import Policy
+from thresher.dynamic.registry import POLICIES, Flag, check_options, flags, policy_named
 from thresher.dynamic.sampler import PruningSampler, as_array, describe, with_rows
 from thresher.dynamic.stream import ID, StaticKeys, StreamPruner, prune_stream
 from thresher.errors import MissingExtraError, ThresherError, UsageError, installed, suggest
 from thresher.export.keys import each_key, read_keys
 from thresher.pool.store import EmbeddingStore, reopen
 from thresher.runtime.files import writing
-from thresher.runtime.parameters import share_of
+from thresher.runtime.parameters import Share, read
 from thresher.selection import Selection
 
 SEAM = ("get_data", "create_loss", "cosine_lr", "const_lr", "const_lr_cooldown")
 KEYS = {"key": "__key__", "url+key": ("__url__", "__key__")}
 
+_OWN = ("share", "selection", "seed", "key", "fresh")  # of --prune-..., the rest are options of policies
+_OF_POLICY = "of policy: "
 _LOG = "pruning.jsonl"
 _LEDGER = "pruning-ledger.npz"
 
@@ -65,10 +65,8 @@ class Options:
     Attributes:
         policy: The policy.
         share: Share of the samples of the run to leave out, warm-up included.
-        keep: Share of an epoch to keep, for ``dynamic-random`` and ``d-pruning``.
-        parameters: Parameters of the policy.
-        selection: For ``static``, a selection folder or a text file of keys.
-        weigh: Weigh the losses of samples chosen several times rather than repeat them.
+        parameters: Options of the policy, by field.
+        selection: For a policy that needs one, a selection folder or a text file of keys.
         seed: Of draws and orders; open_clip's own seed if None.
         key: What a sample of a webdataset is known by.
         fresh: Begin pruning anew where a checkpoint has no state of it.
@@ -76,22 +74,17 @@ class Options:
 
     policy: str = "full"
     share: float | None = None
-    keep: float | None = None
     parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     selection: str | None = None
-    weigh: bool = False
     seed: int | None = None
     key: str = "key"
     fresh: bool = False
 
     def make(self, epochs: int) -> Policy:
-        """Return the policy for a run of ``epochs`` epochs; for ``static``, which needs the data, everything."""
-        if self.policy == "static":
+        """Return the policy for a run of ``epochs`` epochs; where it needs a selection, and so the data, everything."""
+        if POLICIES.find(self.policy).needs_selection:
             return Full()
-        policy = policy_named(self.policy, epochs, prune=self.share, options=self.parameters)
-        if self.keep is not None and isinstance(policy, DynamicRandom | DPruning):
-            return dataclasses.replace(policy, keep=self.keep)
-        return policy
+        return policy_named(self.policy, epochs, prune=self.share, options=self.parameters)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -116,23 +109,24 @@ def parse(arguments: Sequence[str]) -> tuple[Options, list[str]]:
         SystemExit: Help was asked for, or an argument is none of open_clip's either.
         MissingExtraError: open_clip is not installed.
     """
-    given, rest = _parser().parse_known_args(list(arguments))
+    offered = flags(_OWN)
+    given, rest = _parser(offered).parse_known_args(list(arguments))
     named = dict(vars(given))
-    flags = {"--prune", *(f"--prune-{name.replace('_', '-')}" for name in named if name != "policy")}
+    said = {flag.flag: named.pop(_OF_POLICY + flag.flag) for flag in offered}
+    known = {"--prune", *(f"--prune-{name.replace('_', '-')}" for name in (*named, *said) if name != "policy")}
     for argument in rest:
         flag = argument.partition("=")[0]
-        if flag.startswith("--prune") and flag not in flags:
-            raise UsageError(f"no option {flag}; --help lists those that begin with --prune.{suggest(flag, flags)}")
-    if given.policy not in POLICIES:
-        raise UsageError(f"--prune {given.policy}; give one of {', '.join(POLICIES)}.{suggest(given.policy, POLICIES)}")
+        if flag.startswith("--prune") and flag not in known:
+            raise UsageError(f"no option {flag}; --help lists those that begin with --prune.{suggest(flag, known)}")
+    try:
+        POLICIES.find(given.policy)
+    except UsageError as error:
+        raise UsageError(f"--prune {given.policy}: {error}") from None
     if not installed("open_clip_train"):
         raise MissingExtraError("training with open_clip", "train")
-    own = {item.name for item in dataclasses.fields(Options)}
-    named["warmup"] = named.pop("full_epochs")
-    parameters = {name: value for name, value in named.items() if name not in own and value is not None}
-    options = Options(**{name: value for name, value in named.items() if name in own}, parameters=parameters)
+    parameters = check_options(given.policy, said, prune=given.share, flags=True)
+    options = Options(**named, parameters=parameters)
     _check(options)
-    check_options(options.policy, parameters, prune=options.share, called=ON_COMMAND_LINES)
     from open_clip_train.params import parse_args
 
     theirs = parse_args(rest)
@@ -287,24 +281,37 @@ class _Run:
         return of_ranks
 
     def _policy(self, loader: Any) -> Policy:
-        options, args = self.options, self.args
-        weighs = options.policy == "infobatch" or options.weigh
-        if weighs and args.world_size > 1 and not args.siglip and not (args.local_loss and args.gather_with_grad):
+        policy, args = self._made(loader), self.args
+        if (
+            policy.weighs()
+            and args.world_size > 1
+            and not args.siglip
+            and not (args.local_loss and args.gather_with_grad)
+        ):
             raise UsageError(
                 "on several processes weighed losses are contrasted across them with gradients; give open_clip "
                 "--local-loss --gather-with-grad as well"
             )
-        if options.policy != "static":
+        return policy
+
+    def _made(self, loader: Any) -> Policy:
+        options, args = self.options, self.args
+        if not POLICIES.find(options.policy).needs_selection:
             return options.make(args.epochs - self.start)
         path = Path(options.selection or "")
         dataset = getattr(loader, "dataset", None)
         if dataset is None:
             read_keys(path)  # refuses keys that stand for several rows
             keys = (key for key, often in each_key(path) for _ in range(often))
-            return StaticKeys.of_keys(keys, loader.num_samples, weigh=options.weigh)
+            return StaticKeys.of_keys(keys, loader.num_samples, **options.parameters)
         if getattr(dataset, "images", None) is None:
             raise UsageError("a synthetic dataset has no keys; give --prune-selection to csv or webdataset")
-        return Static(times_N=self._times_of(path, dataset), weigh=options.weigh)
+        return policy_named(
+            options.policy,
+            args.epochs - self.start,
+            times_N=self._times_of(path, dataset),
+            options=options.parameters,
+        )
 
     def _times_of(self, path: Path, dataset: Any) -> npt.NDArray[Any]:
         """Return how often a selection has each row of a csv: by key, else by row number where rows are the same."""
@@ -608,17 +615,12 @@ def _save(path: Path, arrays: Mapping[str, Any]) -> None:
 
 def _check(options: Options) -> None:
     """Refuse what does not go together."""
-    if (options.policy == "static") != (options.selection is not None):
-        raise UsageError("--prune static goes with --prune-selection, and neither without the other")
-    if options.weigh and options.policy != "static":
-        raise UsageError("--prune-weigh is for --prune static")
-    if options.keep is not None:
-        if options.policy not in ("dynamic-random", "d-pruning"):
-            raise UsageError(f"--prune {options.policy} has no --prune-keep; dynamic-random and d-pruning have")
-        if options.share is not None:
-            raise UsageError("--prune-keep says what an epoch keeps, --prune-share what the run leaves out; give one")
-    if options.policy == "static" and (options.share is not None or options.parameters):
-        raise UsageError("--prune static takes what --prune-selection says; give no share and no parameters")
+    needs = POLICIES.find(options.policy).needs_selection
+    if needs != (options.selection is not None):
+        need = " or ".join(name for name, cls in POLICIES.all().items() if cls.needs_selection)
+        raise UsageError(f"--prune {need} goes with --prune-selection, and neither without the other")
+    if needs and options.share is not None:
+        raise UsageError(f"--prune {options.policy} takes what --prune-selection says; give no share")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -628,24 +630,15 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
-def _share(text: str, whole: bool = False) -> float:
+def _value(kind: Any, text: str) -> Any:
+    """Return text as a value of a type."""
     try:
-        return share_of(text, whole=whole)
+        return read(kind, text)
     except UsageError as error:
         raise argparse.ArgumentTypeError(str(error)) from None  # argparse says of which argument
 
 
-def _share_or_all(text: str) -> float:
-    return _share(text, whole=True)
-
-
-def _epochs(text: str) -> int:
-    if not re.fullmatch(r"\d{1,9}", text.strip()):
-        raise argparse.ArgumentTypeError(f"{text!r}; give 0 epochs or more")
-    return int(text)
-
-
-def _parser() -> argparse.ArgumentParser:
+def _parser(offered: Sequence[Flag]) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m thresher.train.open_clip",
         usage="%(prog)s [arguments of open_clip_train.main] [--prune POLICY] [--prune-... ...]",
@@ -654,24 +647,24 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--prune", dest="policy", metavar="POLICY", default="full", help=f"one of {', '.join(POLICIES)} (full)")
-    add("--prune-share", dest="share", type=_share, help="share of the run's samples to leave out, such as 30%%")
-    add("--prune-rho", dest="rho", type=_share, help="scan: share of a batch marked on each side")
-    add("--prune-cycle", dest="cycle", type=int, help="scan: mutation epochs of a cycle")
-    add("--prune-full-epochs", dest="full_epochs", type=_epochs, help="scan, d-pruning: epochs on everything first")
-    add("--prune-threshold", dest="threshold", type=_share, help="scan: fall of the loss that ends the warm-up")
-    add("--prune-mode", dest="mode", help="scan: both, redundant or ill-matched")
-    add("--prune-scope", dest="scope", help="scan: rank losses within a batch or an epoch")
+    policies = POLICIES.all()
+    need = ", ".join(name for name, cls in policies.items() if cls.needs_selection)
+    add("--prune", dest="policy", metavar="POLICY", default="full", help=f"one of {', '.join(policies)} (full)")
     add(
-        "--prune-delta",
-        dest="delta",
-        type=_share_or_all,
-        help="infobatch: share of the epochs before all is trained on again",
+        "--prune-share",
+        dest="share",
+        type=partial(_value, Share),
+        metavar="SHARE",
+        help="share of the run's samples to leave out, such as 30%%",
     )
-    add("--prune-rule", dest="rule", help="d-pruning: uncertainty or epsilon-greedy")
-    add("--prune-keep", dest="keep", type=_share, help="dynamic-random, d-pruning: share of an epoch to keep")
-    add("--prune-selection", dest="selection", help="static: a selection folder, or a text file with a key a line")
-    add("--prune-weigh", dest="weigh", action="store_true", help="static: weigh samples chosen repeatedly")
+    for flag in offered:
+        how: dict[str, Any] = {"dest": _OF_POLICY + flag.flag, "default": None, "help": flag.help.replace("%", "%%")}
+        if flag.kind is bool:
+            how["action"] = argparse.BooleanOptionalAction
+        else:
+            how |= {"type": partial(_value, flag.kind), "metavar": flag.metavar}
+        add(f"--prune-{flag.flag}", **how)
+    add("--prune-selection", dest="selection", help=f"{need}: a selection folder, or a text file with a key a line")
     add("--prune-seed", dest="seed", type=int, help="of draws and orders (open_clip's --seed)")
     add("--prune-key", dest="key", choices=tuple(KEYS), default="key", help="webdataset: what a sample is known by")
     add("--prune-fresh", dest="fresh", action="store_true", help="begin to prune at a checkpoint saved without")

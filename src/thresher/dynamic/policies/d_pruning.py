@@ -18,23 +18,24 @@ variance, is added, so that ``bound`` has no unit and does not depend on the sca
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 
 from thresher.dynamic.ledger import LEFT_OUT, Ledger, Losses, Marks
 from thresher.dynamic.pick import draw, lowest, whole
-from thresher.dynamic.policy import Plan, Policy, check_budget
+from thresher.dynamic.policy import PRUNE, Plan, Policy, check_budget
 from thresher.errors import UsageError, suggest
+from thresher.runtime.parameters import Share
 
 Rule = Literal["uncertainty", "epsilon-greedy"]
-RULES = ("uncertainty", "epsilon-greedy")
+RULES: tuple[Rule, ...] = get_args(Rule)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DPruning(Policy):
-    """Keep the rows with the highest upper bound, or mean, of the moving loss.
+    """Keep the rows whose moving loss is, or may yet be, the highest.
 
     Attributes:
         keep: Share of the rows to keep after the warm-up.
@@ -46,13 +47,18 @@ class DPruning(Policy):
         warmup: Epochs on everything before the first choice, at least 1.
     """
 
-    keep: float
-    rule: Rule = "uncertainty"
-    bound: float = 1.0
-    epsilon: float = 0.1
-    decay: float = 0.2
-    period: int = 1
-    warmup: int = 1
+    name: ClassVar[str] = "d-pruning"
+    marks_candidates: ClassVar[bool] = True
+
+    keep: Share = field(metadata={"help": "share of an epoch to keep", "follows": True})
+    rule: Rule = field(default="uncertainty", metadata={"help": "what ranks rows"})
+    bound: float = field(default=1.0, metadata={"option": False})
+    epsilon: float = field(default=0.1, metadata={"option": False})
+    decay: float = field(default=0.2, metadata={"option": False})
+    period: int = field(default=1, metadata={"option": False})
+    warmup: int = field(
+        default=1, metadata={"help": "epochs on everything at first", "flag": "full-epochs", "least": 1}
+    )
 
     def __post_init__(self) -> None:
         """Refuse what cannot be carried out."""
@@ -68,6 +74,11 @@ class DPruning(Policy):
             raise UsageError(f"decay = {self.decay}; give what the newest loss weighs, above 0 and at most 1")
         if self.period < 1 or self.warmup < 1:
             raise UsageError(f"period = {self.period}, warmup = {self.warmup}; give 1 epoch or more for each")
+
+    @classmethod
+    def for_run(cls, epochs: int, *, keep: float = 1 - PRUNE, rule: Rule = "uncertainty", warmup: int = 1) -> DPruning:
+        """Leave out 30% of every epoch after the warm-up, if nothing else is given."""
+        return cls(keep=keep, rule=rule, warmup=warmup)
 
     @classmethod
     def for_budget(cls, pruned: float, epochs: int, *, rule: Rule = "uncertainty", warmup: int = 1) -> DPruning:

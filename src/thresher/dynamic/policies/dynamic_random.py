@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
 from thresher.dynamic.ledger import Ledger
 from thresher.dynamic.pick import draw, whole
-from thresher.dynamic.policy import Plan, Policy
+from thresher.dynamic.policy import PRUNE, Plan, Policy, check_budget
 from thresher.errors import UsageError
+from thresher.runtime.parameters import Share
 
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicRandom(Policy):
-    """Train on a fresh random share of the rows in every epoch, the first included."""
+    """Train on a fresh random share of the rows in every epoch, the first included: the baseline to beat.
 
-    keep: float
+    Attributes:
+        keep: Share of the rows to keep.
+    """
+
+    name: ClassVar[str] = "dynamic-random"
+
+    keep: Share = field(metadata={"help": "share of an epoch to keep", "follows": True})
 
     def __post_init__(self) -> None:
         """Refuse what is no share."""
         if not 0 < self.keep < 1:
             raise UsageError(f"keep = {self.keep}; give a share strictly between 0 and 1, like 0.7")
+
+    @classmethod
+    def for_run(cls, epochs: int, *, keep: float = 1 - PRUNE) -> DynamicRandom:
+        """Leave out 30% of every epoch, if nothing else is given."""
+        return cls(keep=keep)
+
+    @classmethod
+    def for_budget(cls, pruned: float, epochs: int) -> DynamicRandom:
+        """Leave out ``pruned`` of every epoch."""
+        check_budget(pruned, epochs, 1, "give less")
+        return cls(keep=1 - pruned)
 
     def plan(self, ledger: Ledger, epoch: int, rng: np.random.Generator) -> Plan:
         """Keep a random share, rounded down to whole rows, but at least one."""

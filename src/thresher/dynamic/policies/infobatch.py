@@ -18,7 +18,8 @@ the number of rows to leave out is given in place of r, and the weights follow f
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from thresher.dynamic.ledger import Ledger
 from thresher.dynamic.pick import draw, whole
 from thresher.dynamic.policy import Plan, Policy, check_budget
 from thresher.errors import UsageError
+from thresher.runtime.parameters import WholeShare
 
 _BELOW = 0.5  # the share of rows below the mean loss that forecasts reckon with
 _MOST = 0.9  # of the rows below the mean that a share leaves out: the last would weigh without bound
@@ -43,10 +45,12 @@ class InfoBatch(Policy):
             them. None as published.
     """
 
-    epochs: int
-    r: float = 0.5
-    delta: float = 0.875
-    share: float | None = None
+    name: ClassVar[str] = "infobatch"
+
+    epochs: int = field(metadata={"option": False})
+    r: float = field(default=0.5, metadata={"option": False})
+    delta: WholeShare = field(default=0.875, metadata={"help": "share of the epochs that prune"})
+    share: float | None = field(default=None, metadata={"option": False})
 
     def __post_init__(self) -> None:
         """Refuse what cannot be carried out."""
@@ -58,6 +62,11 @@ class InfoBatch(Policy):
             raise UsageError(f"share = {self.share}; give a share of the rows strictly between 0 and 1")
         if not 0 <= self.delta <= 1:
             raise UsageError(f"delta = {self.delta}; give a share of the epochs from 0 to 1")
+
+    @classmethod
+    def for_run(cls, epochs: int, *, delta: float = 0.875) -> InfoBatch:
+        """Leave out half of the rows below the mean loss, as published."""
+        return cls(epochs=epochs, delta=delta)
 
     @classmethod
     def for_budget(cls, pruned: float, epochs: int, *, delta: float = 0.875) -> InfoBatch:
@@ -93,6 +102,10 @@ class InfoBatch(Policy):
         """Return the share expected to be left out; going by r, if half the rows lie below the mean."""
         share = self.r * _BELOW if self.share is None else self.share
         return share if self._prunes(epoch) else 0.0
+
+    def weighs(self) -> bool:
+        """Return True: the rows kept below the mean weigh more."""
+        return True
 
     def _prunes(self, epoch: int) -> bool:
         return 0 < epoch < math.floor(round(self.delta * self.epochs, 6))

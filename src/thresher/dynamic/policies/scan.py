@@ -19,8 +19,8 @@ over the whole preparation epoch at once (scope "epoch"), which does not depend 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 
@@ -28,11 +28,12 @@ from thresher.dynamic.ledger import ILL_MATCHED, REDUNDANT, Ledger, Losses, Mark
 from thresher.dynamic.pick import Bools, draw, lowest, whole
 from thresher.dynamic.policy import Plan, Policy, check_budget
 from thresher.errors import UsageError, suggest
+from thresher.runtime.parameters import Share
 
 Mode = Literal["both", "redundant", "ill-matched"]
 Scope = Literal["batch", "epoch"]
 SIDES = {"both": (REDUNDANT, ILL_MATCHED), "redundant": (REDUNDANT,), "ill-matched": (ILL_MATCHED,)}
-SCOPES = ("batch", "epoch")
+SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 _FEWEST = 2  # epochs the threshold can take: it compares two
 _USUAL = 0.35  # the rho up to which for_budget keeps to its first choice
@@ -58,13 +59,18 @@ class Scan(Policy):
         top_up: Share of the rho rows below which the intersection of the directions is topped up; 1 always.
     """
 
-    rho: float = 0.3
-    cycle: int = 3
-    warmup: int | None = None
-    threshold: float = 0.3
-    mode: Mode = "both"
-    scope: Scope = "batch"
-    top_up: float = 0.9
+    name: ClassVar[str] = "scan"
+    marks_candidates: ClassVar[bool] = True
+
+    rho: Share = field(default=0.3, metadata={"help": "share of candidates a side", "follows": True})
+    cycle: int = field(default=3, metadata={"help": "mutation epochs of a cycle", "least": 1})
+    warmup: int | None = field(
+        default=None, metadata={"help": "epochs on everything at first", "flag": "full-epochs", "least": 0}
+    )
+    threshold: Share = field(default=0.3, metadata={"help": "fall of the loss that ends the warm-up", "follows": True})
+    mode: Mode = field(default="both", metadata={"help": "which candidates"})
+    scope: Scope = field(default="batch", metadata={"help": "what losses are ranked within"})
+    top_up: float = field(default=0.9, metadata={"option": False})
 
     def __post_init__(self) -> None:
         """Refuse what cannot be carried out."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from thresher.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Static(Policy):
-    """The same rows in every epoch, some of them several times or with more weight.
+    """Train on a selection made before: the same rows in every epoch, with its repeats or as weights.
 
     With ``weigh`` a row that is to come c times comes once and its loss counts c times: over an epoch the
     gradients add up to the same, but for the rows beside it in a batch, in fewer steps.
@@ -25,8 +25,11 @@ class Static(Policy):
         weigh: Weigh losses rather than repeat rows.
     """
 
-    times_N: npt.NDArray[Any]
-    weigh: bool = False
+    name: ClassVar[str] = "static"
+    needs_selection: ClassVar[bool] = True
+
+    times_N: npt.NDArray[Any] = field(metadata={"option": False})
+    weigh: bool = field(default=False, metadata={"help": "weigh losses rather than repeat rows chosen several times"})
 
     def __post_init__(self) -> None:
         """Refuse what does not say how often each row comes."""
@@ -39,6 +42,18 @@ class Static(Policy):
             raise UsageError("no row is kept; keep at least one")
         if times_N.min() < 0 or times_N.max() > np.iinfo(np.int32).max:
             raise UsageError(f"rows that come {times_N.min()} to {times_N.max()} times; give 0 or more, below 2^31")
+
+    @classmethod
+    def for_selection(cls, times_N: npt.NDArray[Any], *, weigh: bool = False) -> Static:
+        """Train on the rows chosen, as often as they are; a mask where none comes several times."""
+        return cls(times_N=times_N if np.max(times_N) > 1 else np.asarray(times_N, np.bool_), weigh=weigh)
+
+    @classmethod
+    def for_budget(cls, pruned: float, epochs: int, *args: Any, **options: Any) -> NoReturn:
+        """Refuse a share."""
+        raise UsageError(
+            "policy static leaves out what the selection does, not a share; for a share give a policy such as scan"
+        )
 
     @classmethod
     def of_rows(cls, rows_M: npt.ArrayLike, total: int, *, weigh: bool = False) -> Static:
@@ -64,6 +79,10 @@ class Static(Policy):
             weights_N=self.times_N.astype(np.float32) if repeats and self.weigh else None,
             repeats_N=self.times_N.astype(np.int32) if repeats and not self.weigh else None,
         )
+
+    def weighs(self) -> bool:
+        """Return whether losses are weighed."""
+        return self.weigh
 
     def forecast(self, epoch: int) -> float:
         """Return the share left out, the same in every epoch; below 0 where repeats make epochs longer."""

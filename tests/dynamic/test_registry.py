@@ -12,8 +12,7 @@ from thresher.dynamic.policies.d_pruning import DPruning
 from thresher.dynamic.policies.dynamic_random import DynamicRandom
 from thresher.dynamic.policies.full import Full
 from thresher.dynamic.policies.infobatch import InfoBatch
-from thresher.dynamic.policies.registry import (
-    ON_COMMAND_LINES,
+from thresher.dynamic.registry import (
     POLICIES,
     check_options,
     epochs_for,
@@ -63,7 +62,7 @@ def test_selections_keep_their_repeats() -> None:
 @pytest.mark.parametrize(
     ("name", "given", "told"),
     [
-        ("skan", {}, "no policy 'skan'; there are full, scan.* Did you mean 'scan'"),
+        ("skan", {}, "no policy 'skan'; there are d-pruning, .*scan.* Did you mean 'scan'"),
         ("full", {"prune": 0.3}, "not a share"),
         ("full", {"options": {"rho": 0.3}}, "policy full has no rho; it has no options"),
         ("infobatch", {"options": {"cycle": 3}}, "policy infobatch has no cycle; it has delta"),
@@ -80,14 +79,17 @@ def test_what_cannot_be_is_refused(name: str, given: dict[str, Any], told: str) 
 
 def test_messages_name_options_as_they_were_given() -> None:
     with pytest.raises(UsageError, match="policy infobatch has no full-epochs; it has delta"):
-        check_options("infobatch", {"warmup": 1}, called=ON_COMMAND_LINES)
-    with pytest.raises(UsageError, match="policy d-pruning has no rho; it has rule, full-epochs"):
-        check_options("d-pruning", {"rho": 0.1, "warmup": 2}, called=ON_COMMAND_LINES)
-    with pytest.raises(UsageError, match="full-epochs = 0; give 1 epoch or more"):
-        check_options("d-pruning", {"warmup": 0}, called=ON_COMMAND_LINES)
+        check_options("infobatch", {"full-epochs": 1}, flags=True)
+    with pytest.raises(UsageError, match="policy d-pruning has no rho; it has keep, rule, full-epochs"):
+        check_options("d-pruning", {"rho": 0.1, "full-epochs": 2}, flags=True)
+    with pytest.raises(UsageError, match="full-epochs = 0; give 1 or more"):
+        check_options("d-pruning", {"full-epochs": 0}, flags=True)
     with pytest.raises(UsageError, match="policy infobatch has no warmup; it has delta"):
         policy_named("infobatch", EPOCHS, options={"warmup": 1})
-    check_options("scan", {"warmup": 1, "rho": None}, prune=0.2, called=ON_COMMAND_LINES)
+    with pytest.raises(UsageError, match="policy scan: mode: 'low'; give one of both, redundant, ill-matched"):
+        policy_named("scan", EPOCHS, options={"mode": "low"})
+    assert check_options("scan", {"full-epochs": "1", "rho": None}, prune=0.2, flags=True) == {"warmup": 1}
+    assert check_options("d-pruning", {"keep": "60%"}) == {"keep": 0.6}
 
 
 @pytest.mark.parametrize(
@@ -111,7 +113,7 @@ def test_what_is_no_share_is_refused(text: str) -> None:
             share_of(text, whole=True)
 
 
-@pytest.mark.parametrize("name", [name for name in POLICIES if name != "static"])
+@pytest.mark.parametrize("name", [name for name in POLICIES.all() if name != "static"])
 @pytest.mark.parametrize("prune", [None, 0.2])
 @pytest.mark.parametrize("epochs", [6, 17, 40])
 def test_as_many_epochs_as_the_samples_last(name: str, prune: float | None, epochs: int) -> None:
