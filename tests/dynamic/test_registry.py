@@ -12,14 +12,14 @@ from thresher.dynamic.policies.d_pruning import DPruning
 from thresher.dynamic.policies.dynamic_random import DynamicRandom
 from thresher.dynamic.policies.full import Full
 from thresher.dynamic.policies.infobatch import InfoBatch
+from thresher.dynamic.policies.scan import Scan
+from thresher.dynamic.policies.static import Static
 from thresher.dynamic.registry import (
     POLICIES,
     check_options,
     epochs_for,
     policy_named,
 )
-from thresher.dynamic.policies.scan import Scan
-from thresher.dynamic.policies.static import Static
 from thresher.errors import UsageError
 from thresher.runtime.parameters import share_of
 

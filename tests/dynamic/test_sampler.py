@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
+from thresher.dynamic.loop import describe
 from thresher.dynamic.policies.d_pruning import DPruning
 from thresher.dynamic.policies.dynamic_random import DynamicRandom
 from thresher.dynamic.policies.full import Full
@@ -23,7 +25,8 @@ from thresher.dynamic.policies.infobatch import InfoBatch
 from thresher.dynamic.policies.scan import Scan
 from thresher.dynamic.policies.static import Static
 from thresher.dynamic.policy import Policy
-from thresher.dynamic.sampler import CosineByProgress, PruningSampler, describe, with_rows
+from thresher.dynamic.sampler import PruningSampler, with_rows
+from thresher.dynamic.schedule import cosine_by_progress
 from thresher.errors import UsageError
 
 N, B, EPOCHS = 210, 20, 8
@@ -282,7 +285,7 @@ def test_cosine_by_progress_fits_shrinking_epochs() -> None:
     sampler, losses = make("scan"), table()
     weight = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([{"params": [weight], "lr": 0.2}], lr=1.0)
-    schedule = CosineByProgress(optimizer, sampler, warmup=0.1, final=0.01)
+    schedule = LambdaLR(optimizer, cosine_by_progress(sampler, warmup=0.1, final=0.01))
     rates, before = [optimizer.param_groups[0]["lr"]], 0.0
     for epoch in range(EPOCHS):
         for rows in sampler:
@@ -303,22 +306,25 @@ def test_cosine_by_progress_fits_shrinking_epochs() -> None:
     assert rates[-1] == pytest.approx(0.002)
     peak = int(np.argmax(rates))
     assert (np.diff(rates[peak:]) < 0).all()
-    resumed = torch.optim.SGD([{"params": [weight], "lr": 9.0}], lr=1.0)
-    after = CosineByProgress(resumed, sampler, warmup=0.1, final=0.01)
+    resumed = torch.optim.SGD([{"params": [weight], "lr": 0.2}], lr=1.0)
+    after = LambdaLR(resumed, cosine_by_progress(sampler, warmup=0.1, final=0.01))
     resumed.load_state_dict(optimizer.state_dict())  # before or after, it keeps the rates that are scaled
+    resumed.step()
     after.step()
     assert resumed.param_groups[0]["lr"] == rates[-1]
+    assert after.state_dict()["lr_lambdas"] == [None]  # nothing of the sampler is saved with it
 
 
 def test_every_step_changes_something() -> None:
     """Warm-up counts as open_clip's does: (step + 1) / warmup; only what comes after the last step is 0."""
     sampler = PruningSampler(100, policy=Full(), batch_size=10, epochs=4)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule, rates = CosineByProgress(optimizer, sampler, warmup=0.125), []
+    schedule, rates = LambdaLR(optimizer, cosine_by_progress(sampler, warmup=0.125)), []
     for _ in range(4):
         for rows in sampler:
             rates.append(optimizer.param_groups[0]["lr"])
             sampler.reduce(rows, torch.ones(10, 1))
+            optimizer.step()
             schedule.step()
     expected = [0.2, 0.4, 0.6, 0.8, 1.0, *(0.5 * (1 + np.cos(np.pi * np.arange(35) / 35)))]
     np.testing.assert_allclose(rates, expected, rtol=1e-9)
@@ -698,6 +704,5 @@ def test_arguments_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("wrong", [{"warmup": 1.0}, {"warmup": -0.1}, {"final": 2.0}])
 def test_schedules_out_of_range_are_refused(wrong: dict[str, float]) -> None:
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
     with pytest.raises(UsageError, match="give shares, the warm-up below 1"):
-        CosineByProgress(optimizer, make("full"), **wrong)
+        cosine_by_progress(make("full"), **wrong)

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from thresher.dynamic import stream
@@ -28,7 +29,7 @@ from thresher.dynamic.policies.infobatch import InfoBatch
 from thresher.dynamic.policies.scan import Scan
 from thresher.dynamic.policies.static import Static
 from thresher.dynamic.policy import Policy
-from thresher.dynamic.sampler import CosineByProgress
+from thresher.dynamic.schedule import cosine_by_progress
 from thresher.dynamic.stream import ID, StaticKeys, StreamPruner, id_of, ids_of, prune_stream
 from thresher.errors import UsageError
 
@@ -321,7 +322,7 @@ def test_progress_is_steady_and_ends_at_one(name: str) -> None:
     pruner, losses, stage = make(name), table(), None
     stage = prune_stream(pruner)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = CosineByProgress(optimizer, pruner, warmup=0.1)
+    schedule = LambdaLR(optimizer, cosine_by_progress(pruner, warmup=0.1))
     seen, steps = [pruner.progress], 0
     for epoch in range(EPOCHS):
         for ids, rows in pruner.batches(batched(stage, shuffled(epoch))):
@@ -416,7 +417,7 @@ def test_resumed_in_mid_epoch_it_passes_over_what_was_trained_on(name: str, tmp_
 )
 def test_the_state_of_another_run_is_refused(options: dict[str, Any], message: str) -> None:
     other = make("scan", **options)
-    with pytest.raises(UsageError, match="the state of a stream with " + message):
+    with pytest.raises(UsageError, match="the state of a pruner with " + message):
         other.load_state_dict(make("scan").state_dict())
     with pytest.raises(UsageError, match="not the state of a StreamPruner"):
         other.load_state_dict({"model": torch.ones(1)})

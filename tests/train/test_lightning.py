@@ -21,6 +21,7 @@ from lightly.models.modules import MoCoProjectionHead, SimCLRProjectionHead
 from lightly.models.modules.memory_bank import MemoryBankModule
 from lightly.models.utils import deactivate_requires_grad, update_momentum
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from thresher.dynamic.loss import moco_v2_losses, simclr_losses
@@ -28,7 +29,8 @@ from thresher.dynamic.policies.dynamic_random import DynamicRandom
 from thresher.dynamic.policies.full import Full
 from thresher.dynamic.policies.scan import Scan
 from thresher.dynamic.policy import Policy
-from thresher.dynamic.sampler import CosineByProgress, PruningSampler, with_rows
+from thresher.dynamic.sampler import PruningSampler, with_rows
+from thresher.dynamic.schedule import cosine_by_progress
 from thresher.errors import UsageError
 from thresher.train.lightning import PruningCallback, PruningLoader
 
@@ -394,7 +396,7 @@ def test_a_finished_run_has_nothing_to_resume_and_can_be_made_longer(tmp_path: P
 
 
 def test_rates_by_progress_fall_to_the_end_and_resume(tmp_path: Path) -> None:
-    """CosineByProgress is no scheduler of torch, and needs to be none: the module steps it."""
+    """The schedule is torch's own, so Lightning steps it, saves it and resumes it."""
 
     def run(ckpt: Path | None, *callbacks: Any) -> list[float]:
         module, sampler, rates = make_module("simclr"), make_sampler(), []
@@ -402,11 +404,10 @@ def test_rates_by_progress_fall_to_the_end_and_resume(tmp_path: Path) -> None:
         plain = module.configure_optimizers
 
         def configure_optimizers() -> Any:
-            module.schedule = CosineByProgress(optimizer := plain(), sampler, warmup=0.2)
-            return optimizer
+            schedule = LambdaLR(optimizer := plain(), cosine_by_progress(sampler, warmup=0.2))
+            return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
         def on_train_batch_start(batch: Any, batch_idx: int) -> None:
-            module.schedule.step()
             rates.append(module.optimizers().param_groups[0]["lr"])
 
         module.configure_optimizers, module.on_train_batch_start = configure_optimizers, on_train_batch_start

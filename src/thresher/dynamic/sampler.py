@@ -8,27 +8,27 @@ recorded batch by batch in step order, so ledgers do not depend on the number of
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from thresher.dynamic.histogram import LossHistogram
-from thresher.dynamic.ledger import ILL_MATCHED, LEFT_OUT, REDUNDANT, Bools, Ints, Ledger, Losses
+from thresher.dynamic.ledger import Ints, Ledger, Losses
+from thresher.dynamic.loop import (
+    PruningLoop,
+    all_gather,
+    as_array,
+    rank_and_world_size,
+    record_epoch,
+    refuse_shorter,
+)
 from thresher.dynamic.policy import Plan, Policy
 from thresher.errors import UsageError
 
 if TYPE_CHECKING:
     import torch  # noqa: TID253
-
-_VERSION = 1
-_ANY = REDUNDANT | ILL_MATCHED | LEFT_OUT
 
 
 class with_rows:  # noqa: N801 - reads as the verb it is
@@ -52,7 +52,7 @@ class with_rows:  # noqa: N801 - reads as the verb it is
         return list(zip(rows, many(rows) if many else (self.dataset[row] for row in rows), strict=True))
 
 
-class PruningSampler:
+class PruningSampler(PruningLoop):
     """Batches of the rows that a policy keeps, epoch by epoch, and the record of their losses.
 
     Give it to a DataLoader as ``batch_sampler``. A step is one batch, done when its losses come back through
@@ -73,11 +73,10 @@ class PruningSampler:
         plan: The plan in force; None when all epochs are done.
     """
 
-    step: int
-    plan: Plan | None
+    ledger: Ledger
+    _kind = "sampler"
     _order: Ints  # the self._samples rows of the epoch, batch after batch
     _samples: int
-    _steps: int
     _later: tuple[int, int]  # steps and samples forecast for the epochs to come
     _since: int
     _filled: int
@@ -116,14 +115,10 @@ class PruningSampler:
         self._steps_before, self._samples_before, self._progress_before = 0, 0, 0.0  # at the start of the epoch
         self._begin(0)
 
-    def __len__(self) -> int:
-        """Return the batches of the epoch that are still to come."""
-        return self._steps - self.step
-
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the row ids of this rank's slice of every batch that is still to come in the epoch."""
         self._in_force()
-        order, (rank, ranks) = self._order, place()
+        order, (rank, ranks) = self._order, rank_and_world_size()
         if self._samples // self._steps < ranks:
             raise UsageError(f"batches of {self._samples // self._steps} rows for {ranks} ranks; give each a row")
         spans = [self._span(step, rank, ranks) for step in range(self.step, self._steps)]
@@ -174,7 +169,7 @@ class PruningSampler:
 
         from thresher.dynamic.loss import reduce
 
-        plan, (rank, ranks) = self._in_force(), place()
+        plan, (rank, ranks) = self._in_force(), rank_and_world_size()
         lo, hi = self._span(self.step, rank, ranks)
         rows, shape = as_array(rows_B), tuple(losses_BR.shape)
         if rows.dtype.kind not in "iu" or not np.array_equal(rows, self._order[lo:hi]):
@@ -210,51 +205,10 @@ class PruningSampler:
         plan, losses_MR = self._in_force(), self._gathered()
         bounds = [self._bound(step) for step in range(self.step + 1)]
         batches = ((self._order[lo:hi], losses_MR[lo:hi]) for lo, hi in zip(bounds, bounds[1:], strict=False))
-        told = settle(self.policy, self.ledger, plan, batches, self._rng)
+        recorded = record_epoch(self.policy, self.ledger, plan, batches, self._rng)
         planned = [*(entry["rows"] for entry in self._log), len(plan)]
-        entry = {
-            "epoch": self.epoch,
-            "phase": plan.phase,
-            "rows": len(plan),
-            "total": self.rows,
-            "pruned_so_far": 1 - sum(planned) / (self.rows * len(planned)),
-            "steps": self.step,
-            **told,
-        }
-        self._log.append(entry)
-        self._progress_before, self._steps_before = self.progress, self._steps_before + self.step
         self._samples_before += len(losses_MR)
-        self._begin(self.epoch + 1)
-
-    def log(self) -> list[dict[str, Any]]:
-        """Return what happened, one entry per finished epoch, of plain values that go into JSON.
-
-        ``rows`` the plan kept of ``total``; ``pruned_so_far`` is the share the plans left out since epoch 0.
-        ``samples`` were trained on, of which ``not_finite`` had no finite loss and were not recorded. ``overlap`` is
-        the share of the ``candidates`` that the last epoch to find any had found as well. ``histogram`` counts the
-        losses in bins that all epochs share, see :func:`thresher.dynamic.histogram.LossHistogram`.
-        """
-        return [dict(entry) for entry in self._log]
-
-    @property
-    def progress(self) -> float:
-        """The share of the run that is done, 0 to 1, by samples.
-
-        An epoch moves it by its samples out of those left when it began: what the forecasts had wrong is spread
-        over what is left, so that progress never jumps, never falls, and ends at 1.
-        """
-        if self.plan is None:
-            return 1.0
-        done = self._bound(self.step) / (self._samples + self._later[1])
-        return self._progress_before + (1 - self._progress_before) * done
-
-    def steps_left(self) -> int:
-        """Return the steps to come: exact for this epoch, for later ones by the forecast of the policy."""
-        return len(self) + self._later[0]
-
-    def total_steps(self) -> int:
-        """Return the steps of the whole run: those done, and :meth:`steps_left`."""
-        return self._steps_before + self.step + self.steps_left()
+        self._next(plan, len(plan), self.rows, 1 - sum(planned) / (self.rows * len(planned)), recorded)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, in mid-epoch too: tensors on the CPU and text, for ``torch.save`` or ``numpy.savez``.
@@ -262,21 +216,9 @@ class PruningSampler:
         On several ranks all must call it; each gets the same, complete state, and one of them may save it. It has
         the ledger, the plan in force, the order of this epoch and the losses recorded in it.
         """
-        import torch
-
-        same = [_VERSION, self.rows, self.batch_size, self.drop_last, self.seed]
         where = [self.epoch, self.step, self._steps_before, self._samples_before]
-        arrays = {
-            "numbers": np.array([*same, *where], np.int64),
-            "progress": np.array(self._progress_before),
-            "order": self._order.astype(np.int32),
-            "losses": self._gathered(),
-            **{f"ledger.{name}": array for name, array in self.ledger.state().items()},
-            **{f"plan.{name}": array for name, array in (self.plan.state() if self.plan else {}).items()},
-        }
-        arrays["ledger.times"] = arrays["ledger.times"].view(np.int16)  # not every torch knows uint16
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        return {**tensors, "policy": describe(self.policy), "log": json.dumps(self._log)}
+        arrays = {"order": self._order.astype(np.int32), "losses": self._gathered()}
+        return self._state([*self._same().values(), *where], arrays, self.ledger)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where :meth:`state_dict` was called, on any number of ranks; every rank loads the same state.
@@ -288,28 +230,39 @@ class PruningSampler:
             UsageError: The state of another dataset, policy, batch size or seed, or one that is further than this run
                 goes.
         """
-        arrays = {name: as_array(state[name]) for name in state}
-        needed = {"numbers", "progress", "order", "losses", "policy", "log", "ledger.times"}
-        if not needed <= set(arrays) or arrays["numbers"].shape != (9,) or arrays["numbers"][0] != _VERSION:
-            raise UsageError(f"not the state of a PruningSampler of version {_VERSION}")
-        *same, epoch, step, steps_before, samples_before = arrays["numbers"].tolist()[1:]
-        here = (self.rows, self.batch_size, int(self.drop_last), self.seed, describe(self.policy))
-        names = ("rows", "batch_size", "drop_last", "seed", "policy")
-        for name, mine, theirs in zip(names, here, (*same, str(arrays["policy"])), strict=True):
-            if mine != theirs:
-                raise UsageError(f"the state of a sampler with {name} = {theirs}; this one has {mine}")
-        self._check_length(epoch + bool(step), samples_before + (len(arrays["order"]) if step else 0))
-        arrays["ledger.times"] = arrays["ledger.times"].view(np.uint16)
-        ledger = Ledger.from_state({name[7:]: a for name, a in arrays.items() if name.startswith("ledger.")})
-        of_plan = {name[5:]: array for name, array in arrays.items() if name.startswith("plan.")}
-        plan = Plan.from_state(of_plan) if of_plan else None
-        self.ledger, self._log = ledger, json.loads(str(arrays["log"]))
+        found = self._opened(state, {"order", "losses", "ledger.times"}, self._same(), more=4)
+        epoch, step, steps_before, samples_before = found.numbers
+        order, losses = found.arrays["order"], found.arrays["losses"]
+        if self._epochs is not None:
+            refuse_shorter(epoch + bool(step), self._epochs, "epochs")
+        else:
+            refuse_shorter(samples_before + (len(order) if step else 0), self.samples, "samples")
+        if found.ledger is not None:
+            self.ledger = found.ledger
+        self._log, self._progress_before = found.log, found.progress
         self._steps_before, self._samples_before = steps_before, samples_before
-        self._progress_before = float(arrays["progress"])
-        self._begin(epoch, plan, arrays["order"].astype(np.int64))
+        self._begin(epoch, found.plan, order.astype(np.int64))
         if step:
             self.step = self._since = step
-            self._known, self._directions = [arrays["losses"].copy()], arrays["losses"].shape[1]
+            self._known, self._directions = [losses.copy()], losses.shape[1]
+
+    def _same(self) -> dict[str, int]:
+        """Return what a state must have as it is here."""
+        return {
+            "rows": self.rows,
+            "batch_size": self.batch_size,
+            "drop_last": int(self.drop_last),
+            "seed": self.seed,
+        }
+
+    def _share_done(self) -> float:
+        return self._bound(self.step) / (self._samples + self._later[1])
+
+    def _steps_later(self) -> int:
+        return self._later[0]
+
+    def _length(self) -> str:
+        return f"{self.epochs} epochs" if self.samples is None else f"{self.samples:,} samples"
 
     def _begin(self, epoch: int, plan: Plan | None = None, order: Ints | None = None) -> None:
         """Start an epoch: by the plan and in the order given, or by new ones."""
@@ -336,26 +289,11 @@ class PruningSampler:
             steps, seen, self.epochs = steps + more[0], seen + more[1], self.epochs + 1
         self._later = steps - self._steps, seen - self._samples_before - self._samples
 
-    def _check_length(self, epochs: int, seen: int) -> None:
-        """Refuse a state whose epochs, with the one in progress, are more than this run has, or whose samples are."""
-        length, needed, unit = (self._epochs, epochs, "epochs") if self._epochs else (self.samples, seen, "samples")
-        if length is not None and needed > length:
-            raise UsageError(
-                f"the state of a run of {needed:,} {unit}, with the epoch it is in, and this one ends after "
-                f"{length:,}; give {unit}={needed} or more"
-            )
-
     def _over(self, epoch: int, seen: int) -> bool:
         """Whether the run is over before ``epoch``, after ``seen`` samples."""
         if self._epochs is not None:
             return epoch >= self._epochs
         return self.samples is None or self.samples - seen < (self.batch_size if self.drop_last and seen else 1)
-
-    def _in_force(self) -> Plan:
-        if self.plan is None:
-            length = f"{self.epochs} epochs" if self.samples is None else f"{self.samples:,} samples"
-            raise UsageError(f"all {length} are done; make the sampler for more to go on")
-        return self.plan
 
     def _cut(self, samples: int, seen: int) -> tuple[int, int]:
         """Return the batches of an epoch of ``samples``, after ``seen``, and the samples in them."""
@@ -375,170 +313,23 @@ class PruningSampler:
         lo, rows = self._bound(step), self._bound(step + 1) - self._bound(step)
         return lo + rank * rows // ranks, lo + (rank + 1) * rows // ranks
 
-    def _rng(self, *purpose: str | int) -> np.random.Generator:
-        digest = hashlib.sha256(json.dumps([self.seed, *purpose]).encode()).digest()
-        return np.random.Generator(np.random.Philox(key=np.frombuffer(digest[:16], "<u8")))
-
     def _agree(self, device: torch.device) -> None:
         """Refuse to go on where the ranks are not in the same place of the same order."""
         import torch
 
         here = torch.tensor([self.epoch, self.step, zlib.crc32(self._order.tobytes())], device=device)
-        first, *others = exchange(here)
+        first, *others = all_gather(here)
         if not all(torch.equal(first, other) for other in others):
             raise UsageError("the ranks go by different orders; give all the same arguments, seed and state")
 
     def _gathered(self) -> Losses:
         """Return all ranks' losses of the epoch so far, in the order of its rows; exchanges what is new."""
         if self._own_BR is not None and self.step > self._since:
-            ranks, start, end = place()[1], self._bound(self._since), self._bound(self.step)
+            ranks, start, end = rank_and_world_size()[1], self._bound(self._since), self._bound(self.step)
             spans = [[self._span(s, rank, ranks) for s in range(self._since, self.step)] for rank in range(ranks)]
             at_ranks = [np.concatenate([np.arange(*span) for span in of_rank]) - start for of_rank in spans]
             losses_MR = np.empty((end - start, self._directions), np.float32)
-            for at, part in zip(at_ranks, exchange(self._own_BR[: max(map(len, at_ranks))]), strict=True):
+            for at, part in zip(at_ranks, all_gather(self._own_BR[: max(map(len, at_ranks))]), strict=True):
                 losses_MR[at] = part[: len(at)].cpu().numpy()
             self._known, self._since, self._filled = [*self._known, losses_MR], self.step, 0
         return np.concatenate(self._known) if self._known else np.empty((0, 1), np.float32)
-
-
-class HasProgress(Protocol):
-    """What schedules go by."""
-
-    @property
-    def progress(self) -> float:
-        """The share of the run that is done, 0 to 1."""
-        ...
-
-    def steps_left(self) -> int:
-        """Return the steps to come, 0 when all are done."""
-        ...
-
-
-class CosineByProgress:
-    """Warm-up, then half a cosine down, by the progress of the sampler: epochs may shrink as they like.
-
-    While rates rise, the batch at hand counts as done: the first step is taken at a rate above 0. They start to fall
-    from their peak at the first batch after, and reach their end with the last: no step is taken at a rate of 0.
-
-    It holds no state: the rates it scales are kept in the optimizer, as ``initial_lr``. Call :meth:`step` after
-    every ``optimizer.step()``.
-    """
-
-    def __init__(self, optimizer: Any, sampler: HasProgress, *, warmup: float = 0.05, final: float = 0.0) -> None:
-        """Set the rates for the next step.
-
-        Args:
-            optimizer: A torch optimizer; each of its groups keeps its own rate.
-            sampler: Whose progress counts: a :class:`PruningSampler`, or a ``StreamPruner``.
-            warmup: Share of the run's samples over which rates rise, below 1.
-            final: What the rates end at, as a share of where they start.
-        """
-        if not 0 <= warmup < 1 or not 0 <= final <= 1:
-            raise UsageError(f"warmup = {warmup}, final = {final}; give shares, the warm-up below 1")
-        self.optimizer, self.sampler, self.warmup, self.final = optimizer, sampler, warmup, final
-        self.step()
-
-    def factor(self) -> float:
-        """Return what rates are multiplied by now."""
-        progress = self.sampler.progress
-        if progress < self.warmup:
-            ahead = progress + (1 - progress) / self.sampler.steps_left()  # with the batch at hand
-            return min(1.0, ahead / self.warmup)
-        down = (progress - self.warmup) / (1 - self.warmup)
-        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * down))
-
-    def step(self) -> None:
-        """Set the rates for the next step."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = group.setdefault("initial_lr", group["lr"]) * self.factor()
-
-
-def settle(
-    policy: Policy,
-    ledger: Ledger,
-    plan: Plan,
-    batches: Iterable[tuple[Ints, Losses]],
-    rng: Callable[..., np.random.Generator],
-) -> dict[str, Any]:
-    """Record an epoch in the ledger, batch by batch, with the candidates found in it; return what the log tells.
-
-    Args:
-        policy: What planned the epoch.
-        ledger: Changed in place.
-        plan: The plan of the epoch.
-        batches: The rows of every global batch and their losses (B, R), in step order.
-        rng: Makes the generator for a purpose, from words and numbers.
-    """
-    epoch = plan.epoch
-    last = int(ledger.marked_N.max())
-    before_N = ledger.candidates(last, _ANY) if last >= 0 else None
-    samples, finite, total, histogram = 0, 0, 0.0, LossHistogram()
-    for step, (rows_B, losses_BR) in enumerate(batches):
-        finite_B: Bools = np.logical_and.reduce(np.isfinite(losses_BR), axis=1)
-        samples += len(rows_B)
-        rows_B, losses_BR = rows_B[finite_B], losses_BR[finite_B]
-        marks_B = policy.marks(losses_BR, rng("marks", epoch, step)) if plan.collects and len(rows_B) else None
-        ledger.record(rows_B, losses_BR, epoch, marks_B)
-        loss_B = losses_BR.mean(axis=1)
-        histogram.add(loss_B)
-        finite, total = finite + len(rows_B), total + float(loss_B.sum(dtype=np.float64))
-    marks_N = policy.finish(ledger, plan, rng("finish", epoch))
-    if marks_N is not None:
-        ledger.mark(marks_N, epoch)
-    now_N = ledger.candidates(epoch, _ANY)
-    found = int(np.count_nonzero(now_N))
-    return {
-        "samples": samples,
-        "loss": total / finite if finite else None,
-        "histogram": histogram.told(),
-        "not_finite": samples - finite,
-        "redundant": int(np.count_nonzero(ledger.candidates(epoch, REDUNDANT))),
-        "ill_matched": int(np.count_nonzero(ledger.candidates(epoch, ILL_MATCHED))),
-        "candidates": found,
-        "overlap": int((now_N & before_N).sum()) / found if found and before_N is not None else None,
-    }
-
-
-def place() -> tuple[int, int]:
-    """Return this process's rank, and how many there are."""
-    import torch.distributed as dist
-
-    together = dist.is_available() and dist.is_initialized()
-    return (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
-
-
-def exchange(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """Return the tensors of all ranks, which have one shape."""
-    import torch
-    import torch.distributed as dist
-
-    if place()[1] == 1:
-        return [tensor]
-    tensor = tensor.cpu() if dist.get_backend() == "gloo" else tensor
-    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, tensor)
-    return parts
-
-
-def as_array(values: Any) -> npt.NDArray[Any]:
-    """Return a tensor, an array or numbers as an array on the CPU."""
-    return np.asarray(values.cpu() if hasattr(values, "cpu") else values)
-
-
-def describe(policy: Any, *, defaults: bool = False) -> str:
-    """Return the policy with the parameters that are not their defaults, an array by its digest.
-
-    Args:
-        policy: A dataclass.
-        defaults: Tell every parameter, for people: fractions to four digits.
-    """
-    told = []
-    for item in dataclasses.fields(policy):
-        value = getattr(policy, item.name)
-        if isinstance(value, np.ndarray):
-            told.append(f"{item.name}={value.dtype}{value.shape}:{hashlib.sha256(value.tobytes()).hexdigest()[:16]}")
-        elif defaults and isinstance(value, float):
-            told.append(f"{item.name}={value:.4g}")
-        elif defaults or value != item.default:
-            told.append(f"{item.name}={value!r}")
-    return f"{type(policy).__name__}({', '.join(told)})"

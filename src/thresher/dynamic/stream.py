@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -33,10 +32,17 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.dynamic.ledger import Ints, Ledger, Losses
+from thresher.dynamic.loop import (
+    PruningLoop,
+    all_gather,
+    as_array,
+    rank_and_world_size,
+    record_epoch,
+    refuse_shorter,
+)
 from thresher.dynamic.pick import whole
 from thresher.dynamic.policies.static import Static
 from thresher.dynamic.policy import Plan, Policy
-from thresher.dynamic.sampler import as_array, describe, exchange, place, settle
 from thresher.errors import UsageError
 from thresher.ops.key_hash import id_of
 
@@ -45,7 +51,6 @@ if TYPE_CHECKING:
 
 ID = "__id__"  # the field of a sample that prune_stream adds
 
-_VERSION = 1
 _MOST_TIMES = int(np.iinfo(np.uint16).max)
 
 Key = str | Sequence[str] | Callable[[Any], str]
@@ -152,7 +157,7 @@ class prune_stream:  # noqa: N801 - reads as the verb it is
         return "/".join(str(sample[field]) for field in fields)
 
 
-class StreamPruner:
+class StreamPruner(PruningLoop):
     """What the policy keeps of a stream, epoch by epoch, and the record of its losses.
 
     A step is one batch on every rank, done when its losses come back through :meth:`reduce`. An epoch has a number of
@@ -176,9 +181,8 @@ class StreamPruner:
         plan: The plan in force, over the known rows; None when all epochs are done.
     """
 
-    plan: Plan | None
-    step: int
-    _steps: int
+    ledger: Ledger | None
+    _kind = "pruner"
     _later: int  # steps forecast for the epochs to come
     _own: list[tuple[Ints, torch.Tensor]]  # this rank's batches that were not exchanged yet
     _known: list[tuple[Ints, Losses]]  # the global batches before those
@@ -213,14 +217,10 @@ class StreamPruner:
         self._now = np.lib.format.open_memmap(self.folder / "now.npy", mode="w+", dtype=np.int64, shape=(2,))
         self.hashes_N: Ints = np.empty(0, np.int64)
         self.checks_N: Checks = np.empty(0, np.uint32)
-        self.ledger: Ledger | None = None
+        self.ledger = None
         self._log: list[dict[str, Any]] = []
         self._steps_before, self._progress_before = 0, 0.0  # at the start of the epoch
         self._begin(0)
-
-    def __len__(self) -> int:
-        """Return the batches of the epoch that are still to come."""
-        return self._steps - self.step
 
     def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
         """Yield the batches of a loader until the epoch ends, and end it if the loader ends before.
@@ -300,26 +300,17 @@ class StreamPruner:
         came_N[at_M[hit_M]] = True
         edges = np.cumsum([0, *(len(ids) for ids, _ in batches)])
         mine = [slice(lo, hi) for lo, hi in zip(edges, edges[1:], strict=False)]
-        recorded = [(at_M[s][hit_M[s]], losses[hit_M[s]]) for s, (_, losses) in zip(mine, batches, strict=True)]
+        in_rows = [(at_M[s][hit_M[s]], losses[hit_M[s]]) for s, (_, losses) in zip(mine, batches, strict=True)]
         ledger = self.policy.ledger(1) if self.ledger is None else self.ledger
-        told = settle(self.policy, ledger, self._in_force(), recorded, self._rng)
-        shares = [*(entry["rows"] / entry["total"] for entry in self._log), kept[0] / kept[1]]
-        entry = {
-            "epoch": self.epoch,
-            "phase": plan.phase,
-            "rows": kept[0],
-            "total": kept[1],
-            "pruned_so_far": 1 - sum(shares) / len(shares),
-            "steps": self.step,
-            **told,
+        recorded = record_epoch(self.policy, ledger, self._in_force(), in_rows, self._rng)
+        recorded |= {
             "samples": len(ids_M2),
             "again": int(np.count_nonzero(hit_M) - np.count_nonzero(came_N)),
             "new": len(self.hashes_N) - known,
             "collisions": int(np.count_nonzero(~hit_M)),
         }
-        self._log.append(entry)
-        self._progress_before, self._steps_before = self.progress, self._steps_before + self.step
-        self._begin(self.epoch + 1)
+        shares = [*(entry["rows"] / entry["total"] for entry in self._log), kept[0] / kept[1]]
+        self._next(plan, *kept, 1 - sum(shares) / len(shares), recorded)
 
     def log(self) -> list[dict[str, Any]]:
         """Return what happened, one entry per finished epoch, of plain values that go into JSON.
@@ -328,51 +319,23 @@ class StreamPruner:
         in the first). ``new`` rows were first seen, ``again`` counts samples that had come before in the epoch, and
         ``collisions`` those of a key whose hash is another key's: they are trained on, never pruned nor recorded.
         """
-        return [dict(entry) for entry in self._log]
-
-    @property
-    def progress(self) -> float:
-        """The share of the run that is done, 0 to 1, by steps; it never jumps, never falls, and ends at 1.
-
-        An epoch that ends before its last step leaves the rest of its share to the epochs after it.
-        """
-        if self.plan is None:
-            return 1.0
-        done = self.step / (self._steps + self._later)
-        return self._progress_before + (1 - self._progress_before) * done
-
-    def steps_left(self) -> int:
-        """Return the steps to come: those of this epoch, and what the policy forecasts for later ones."""
-        return len(self) + self._later
-
-    def total_steps(self) -> int:
-        """Return the steps of the whole run: those done, and :meth:`steps_left`."""
-        return self._steps_before + self.step + self.steps_left()
+        return super().log()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, in mid-epoch too: tensors on the CPU and text, for ``torch.save`` or ``numpy.savez``.
 
         On several ranks all must call it; each gets the same, complete state, and one of them may save it.
         """
-        import torch
-
         batches = self._gathered()
-        numbers = [_VERSION, self.batch_size, self.samples, self.seed, self.epoch, self.step, self._steps_before]
         arrays: dict[str, npt.NDArray[Any]] = {
-            "numbers": np.array(numbers, np.int64),
-            "progress": np.array(self._progress_before),
             "hashes": self.hashes_N.copy(),
             "checks": self.checks_N.copy().view(np.int32),  # not every torch knows uint32
             "sizes": np.array([len(ids) for ids, _ in batches], np.int64),
             "ids": np.concatenate([ids for ids, _ in batches]) if batches else np.empty((0, 2), np.int64),
             "losses": np.concatenate([part for _, part in batches]) if batches else np.empty((0, 1), np.float32),
-            **{f"ledger.{name}": array for name, array in (self.ledger.state() if self.ledger else {}).items()},
-            **{f"plan.{name}": array for name, array in (self.plan.state() if self.plan else {}).items()},
         }
-        if self.ledger is not None:
-            arrays["ledger.times"] = arrays["ledger.times"].view(np.int16)
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        return {**tensors, "policy": describe(self.policy), "log": json.dumps(self._log)}
+        numbers = [*self._same().values(), self.epoch, self.step, self._steps_before]
+        return self._state(numbers, arrays, self.ledger)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where :meth:`state_dict` was called, on any number of ranks; every rank loads the same state.
@@ -387,34 +350,30 @@ class StreamPruner:
             UsageError: The state of another policy, batch size, seed or number of samples, or one that is further than
                 this run goes.
         """
-        arrays = {name: as_array(state[name]) for name in state}
-        needed = {"numbers", "progress", "hashes", "checks", "sizes", "ids", "losses", "policy", "log"}
-        if not needed <= set(arrays) or arrays["numbers"].shape != (7,) or arrays["numbers"][0] != _VERSION:
-            raise UsageError(f"not the state of a StreamPruner of version {_VERSION}")
-        *same, epoch, step, steps_before = arrays["numbers"].tolist()[1:]
-        here = (self.batch_size, self.samples, self.seed, describe(self.policy))
-        names = ("batch_size", "samples", "seed", "policy")
-        for name, mine, theirs in zip(names, here, (*same, str(arrays["policy"])), strict=True):
-            if mine != theirs:
-                raise UsageError(f"the state of a stream with {name} = {theirs}; this one has {mine}")
-        if (needed_epochs := epoch + bool(step)) > self.epochs:
-            raise UsageError(
-                f"the state of a run of {needed_epochs:,} epochs, with the epoch it is in, and this one ends after "
-                f"{self.epochs:,}; give epochs={needed_epochs} or more"
-            )
-        of_ledger = {name[7:]: array for name, array in arrays.items() if name.startswith("ledger.")}
-        if of_ledger:
-            of_ledger["times"] = of_ledger["times"].view(np.uint16)
-        ledger = Ledger.from_state(of_ledger) if of_ledger else None
-        of_plan = {name[5:]: array for name, array in arrays.items() if name.startswith("plan.")}
-        plan = Plan.from_state(of_plan) if of_plan else None
-        self.ledger, self._log = ledger, json.loads(str(arrays["log"]))
+        found = self._opened(state, {"hashes", "checks", "sizes", "ids", "losses"}, self._same(), more=3)
+        epoch, step, steps_before = found.numbers
+        arrays = found.arrays
+        refuse_shorter(epoch + bool(step), self.epochs, "epochs")
+        self.ledger, self._log = found.ledger, found.log
         self.hashes_N, self.checks_N = arrays["hashes"].copy(), arrays["checks"].copy().view(np.uint32)
-        self._steps_before, self._progress_before = steps_before, float(arrays["progress"])
+        self._steps_before, self._progress_before = steps_before, found.progress
         edges = np.cumsum([0, *arrays["sizes"].tolist()])
         ids, losses = arrays["ids"].copy(), arrays["losses"].copy()
         known = [(ids[lo:hi], losses[lo:hi]) for lo, hi in zip(edges, edges[1:], strict=False)]
-        self._begin(epoch, plan, known if step else None)
+        self._begin(epoch, found.plan, known if step else None)
+
+    def _same(self) -> dict[str, int]:
+        """Return what a state must have as it is here."""
+        return {"batch_size": self.batch_size, "samples": self.samples, "seed": self.seed}
+
+    def _share_done(self) -> float:
+        return self.step / (self._steps + self._later)
+
+    def _steps_later(self) -> int:
+        return self._later
+
+    def _length(self) -> str:
+        return f"{self.epochs} epochs"
 
     def rows_of(self, keys: Iterable[str]) -> Ints:
         """Return the rows of the ledger that these keys have, (M,) int64; -1 for those never seen."""
@@ -505,7 +464,7 @@ class StreamPruner:
         import torch
 
         own, self._own = self._own, []
-        ranks = place()[1]
+        ranks = rank_and_world_size()[1]
         if not own:
             return self._known
         if ranks == 1:
@@ -515,16 +474,16 @@ class StreamPruner:
         sizes = torch.tensor([len(ids) for ids, _ in own], device=device)
         ids = torch.from_numpy(np.concatenate([ids for ids, _ in own])).to(device)
         here = torch.tensor([self.epoch, self.step, len(own), losses.shape[1], len(losses)], device=device)
-        there = torch.stack(exchange(here)).cpu().numpy()
+        there = torch.stack(all_gather(here)).cpu().numpy()
         if (there[:, :4] != there[0, :4]).any():
             raise UsageError(
                 f"the ranks are at epoch, step {there[:, :2].tolist()}; give all the same batches and arguments"
             )
         pad = int(there[:, 4].max()) - len(losses)
         parts = zip(
-            exchange(sizes),
-            exchange(torch.nn.functional.pad(ids, (0, 0, 0, pad))),
-            exchange(torch.nn.functional.pad(losses, (0, 0, 0, pad))),
+            all_gather(sizes),
+            all_gather(torch.nn.functional.pad(ids, (0, 0, 0, pad))),
+            all_gather(torch.nn.functional.pad(losses, (0, 0, 0, pad))),
             strict=True,
         )
         of_ranks = []
@@ -536,15 +495,6 @@ class StreamPruner:
             batch = [(of_ids[step], of_losses[step]) for of_ids, of_losses in of_ranks]
             self._known.append((np.concatenate([b[0] for b in batch]), np.concatenate([b[1] for b in batch])))
         return self._known
-
-    def _in_force(self) -> Plan:
-        if self.plan is None:
-            raise UsageError(f"all {self.epochs} epochs are done; make the pruner with more epochs to go on")
-        return self.plan
-
-    def _rng(self, *purpose: str | int) -> np.random.Generator:
-        digest = hashlib.sha256(json.dumps([self.seed, *purpose]).encode()).digest()
-        return np.random.Generator(np.random.Philox(key=np.frombuffer(digest[:16], "<u8")))
 
 
 class _Table:

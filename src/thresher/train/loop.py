@@ -17,10 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher import __version__
+from thresher.dynamic.loop import describe
 from thresher.dynamic.policy import Policy
 from thresher.dynamic.registry import check_selection, epochs_for, policy_named
 from thresher.dynamic.run_folder import CHECKPOINT, MARK, ROWS, Training
-from thresher.dynamic.sampler import CosineByProgress, PruningSampler, describe
+from thresher.dynamic.sampler import PruningSampler
+from thresher.dynamic.schedule import cosine_by_progress
 from thresher.errors import MissingExtraError, OutputError, PoolError, ThresherError, UsageError
 from thresher.evaluate.sets import EvalSet, read_eval
 from thresher.io.pictures import Resize, decode
@@ -275,7 +277,7 @@ def fit(
         seed=schedule.seed,
     )
     optimizer = _adamw(task.model, schedule)
-    rates = CosineByProgress(optimizer, sampler, warmup=schedule.warmup)
+    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine_by_progress(sampler, warmup=schedule.warmup))
     keeper = _Keeper(training.folder / CHECKPOINT, task.model, optimizer, sampler, schedule.checkpoint_minutes)
     log, seconds = keeper.load()
     training.save()  # only now: what was asked for can be done

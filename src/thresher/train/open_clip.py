@@ -37,10 +37,11 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.dynamic.ledger import Ints
+from thresher.dynamic.loop import as_array, describe
 from thresher.dynamic.policies.full import Full
 from thresher.dynamic.policy import Policy
 from thresher.dynamic.registry import POLICIES, Flag, check_options, flags, policy_named
-from thresher.dynamic.sampler import PruningSampler, as_array, describe, with_rows
+from thresher.dynamic.sampler import PruningSampler, with_rows
 from thresher.dynamic.stream import ID, StaticKeys, StreamPruner, prune_stream
 from thresher.errors import MissingExtraError, ThresherError, UsageError, installed, suggest
 from thresher.export.keys import each_key, read_keys

@@ -1,0 +1,301 @@
+"""What the loops that prune share, for datasets with row numbers and for streams.
+
+:class:`PruningLoop` knows where a run is: the epoch, the plan in force, the steps done and to come, the log, and the
+part of the state that any loop saves. :func:`record_epoch` enters an epoch into the ledger.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thresher.dynamic.histogram import LossHistogram
+from thresher.dynamic.ledger import ILL_MATCHED, LEFT_OUT, REDUNDANT, Bools, Ints, Ledger, Losses
+from thresher.dynamic.policy import Plan, Policy
+from thresher.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch  # noqa: TID253
+
+_VERSION = 1
+_ANY = REDUNDANT | ILL_MATCHED | LEFT_OUT
+
+
+class PruningLoop(ABC):
+    """Where a run that prunes is, epoch by epoch; not for use by itself.
+
+    Attributes:
+        policy: What says which rows to train on.
+        batch_size: Rows of a batch over all ranks.
+        epochs: Length of the run.
+        seed: Of orders, draws and ties; the same on all ranks.
+        epoch: The epoch in progress; the one after the last when the run is done.
+        step: Batches of it that are done.
+        plan: The plan in force; None when all epochs are done.
+    """
+
+    policy: Policy
+    batch_size: int
+    epochs: int
+    seed: int
+    epoch: int
+    step: int
+    plan: Plan | None
+    _kind: str  # what messages call it
+    _steps: int  # of the epoch in progress
+    _steps_before: int  # at the start of the epoch, as the next
+    _progress_before: float
+    _log: list[dict[str, Any]]
+
+    @abstractmethod
+    def end_epoch(self) -> None:
+        """Cut the epoch short, all ranks together: record what was trained on and plan the next.
+
+        The last step of an epoch does this by itself.
+        """
+
+    @abstractmethod
+    def _begin(self, epoch: int) -> None:
+        """Plan an epoch."""
+
+    @abstractmethod
+    def _share_done(self) -> float:
+        """Return the share that is done of what was left when the epoch began, 0 to 1."""
+
+    @abstractmethod
+    def _steps_later(self) -> int:
+        """Return the steps that are forecast for the epochs to come."""
+
+    @abstractmethod
+    def _length(self) -> str:
+        """Return the length of the run in words, such as "9 epochs"."""
+
+    def __len__(self) -> int:
+        """Return the batches of the epoch that are still to come."""
+        return self._steps - self.step
+
+    def log(self) -> list[dict[str, Any]]:
+        """Return what happened, one entry per finished epoch, of plain values that go into JSON.
+
+        ``rows`` the plan kept of ``total``; ``pruned_so_far`` is the share the plans left out since epoch 0.
+        ``samples`` were trained on, of which ``not_finite`` had no finite loss and were not recorded. ``overlap`` is
+        the share of the ``candidates`` that the last epoch to find any had found as well. ``histogram`` counts the
+        losses in bins that all epochs share, see :func:`thresher.dynamic.histogram.LossHistogram`.
+        """
+        return [dict(entry) for entry in self._log]
+
+    @property
+    def progress(self) -> float:
+        """The share of the run that is done, 0 to 1.
+
+        An epoch moves it by its part of what was left when it began: what the forecasts had wrong is spread over what
+        is left, so that progress never jumps, never falls, and ends at 1.
+        """
+        if self.plan is None:
+            return 1.0
+        return self._progress_before + (1 - self._progress_before) * self._share_done()
+
+    def steps_left(self) -> int:
+        """Return the steps to come: exact for this epoch, for later ones by the forecast of the policy."""
+        return len(self) + self._steps_later()
+
+    def total_steps(self) -> int:
+        """Return the steps of the whole run: those done, and :meth:`steps_left`."""
+        return self._steps_before + self.step + self.steps_left()
+
+    def _in_force(self) -> Plan:
+        if self.plan is None:
+            raise UsageError(f"all {self._length()} are done; make the {self._kind} for more to go on")
+        return self.plan
+
+    def _rng(self, *purpose: str | int) -> np.random.Generator:
+        digest = hashlib.sha256(json.dumps([self.seed, *purpose]).encode()).digest()
+        return np.random.Generator(np.random.Philox(key=np.frombuffer(digest[:16], "<u8")))
+
+    def _next(self, plan: Plan, rows: int, total: int, pruned_so_far: float, recorded: Mapping[str, Any]) -> None:
+        """Enter the epoch into the log, and begin the one after it."""
+        self._log.append(
+            {
+                "epoch": self.epoch,
+                "phase": plan.phase,
+                "rows": rows,
+                "total": total,
+                "pruned_so_far": pruned_so_far,
+                "steps": self.step,
+                **recorded,
+            }
+        )
+        self._progress_before, self._steps_before = self.progress, self._steps_before + self.step
+        self._begin(self.epoch + 1)
+
+    # Checkpoints
+
+    def _state(
+        self, numbers: list[int], arrays: Mapping[str, npt.NDArray[Any]], ledger: Ledger | None
+    ) -> dict[str, Any]:
+        """Return a state: the version and ``numbers``, ``arrays``, progress, ledger, plan, policy and log."""
+        import torch
+
+        arrays = {
+            "numbers": np.array([_VERSION, *numbers], np.int64),
+            "progress": np.array(self._progress_before),
+            **arrays,
+            **{f"ledger.{name}": array for name, array in (ledger.state() if ledger is not None else {}).items()},
+            **{f"plan.{name}": array for name, array in (self.plan.state() if self.plan is not None else {}).items()},
+        }
+        if ledger is not None:
+            arrays["ledger.times"] = arrays["ledger.times"].view(np.int16)  # not every torch knows uint16
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return {**tensors, "policy": describe(self.policy), "log": json.dumps(self._log)}
+
+    def _opened(self, state: Mapping[str, Any], needed: set[str], same: Mapping[str, Any], more: int) -> Opened:
+        """Return what a state has; refuse that of another run.
+
+        Args:
+            state: As :meth:`_state` returned it.
+            needed: Names of arrays it must have, beside those that every state has.
+            same: What must be as it is here, by name, in the order of the numbers; the policy is compared too.
+            more: How many numbers come after these.
+        """
+        arrays = {name: as_array(state[name]) for name in state}
+        needed = needed | {"numbers", "progress", "policy", "log"}
+        count = 1 + len(same) + more
+        if not needed <= set(arrays) or arrays["numbers"].shape != (count,) or arrays["numbers"][0] != _VERSION:
+            raise UsageError(f"not the state of a {type(self).__name__} of version {_VERSION}")
+        numbers = arrays["numbers"].tolist()[1:]
+        here = {**same, "policy": describe(self.policy)}
+        there = (*numbers[: len(same)], str(arrays["policy"]))
+        for (name, mine), theirs in zip(here.items(), there, strict=True):
+            if mine != theirs:
+                raise UsageError(f"the state of a {self._kind} with {name} = {theirs}; this one has {mine}")
+        of_ledger = {name[7:]: array for name, array in arrays.items() if name.startswith("ledger.")}
+        if "times" in of_ledger:
+            of_ledger["times"] = of_ledger["times"].view(np.uint16)
+        of_plan = {name[5:]: array for name, array in arrays.items() if name.startswith("plan.")}
+        return Opened(
+            numbers=numbers[len(same) :],
+            arrays=arrays,
+            ledger=Ledger.from_state(of_ledger) if of_ledger else None,
+            plan=Plan.from_state(of_plan) if of_plan else None,
+            log=json.loads(str(arrays["log"])),
+            progress=float(arrays["progress"]),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A state that was checked; see :meth:`PruningLoop._opened`."""
+
+    numbers: list[int]
+    arrays: Mapping[str, npt.NDArray[Any]]
+    ledger: Ledger | None
+    plan: Plan | None
+    log: list[dict[str, Any]]
+    progress: float
+
+
+def refuse_shorter(needed: int, length: int | None, unit: str) -> None:
+    """Refuse the state of a run that is longer than this one, its epoch in progress included."""
+    if length is not None and needed > length:
+        raise UsageError(
+            f"the state of a run of {needed:,} {unit}, with the epoch it is in, and this one ends after "
+            f"{length:,}; give {unit}={needed} or more"
+        )
+
+
+def record_epoch(
+    policy: Policy,
+    ledger: Ledger,
+    plan: Plan,
+    batches: Iterable[tuple[Ints, Losses]],
+    rng: Callable[..., np.random.Generator],
+) -> dict[str, Any]:
+    """Record an epoch in the ledger, batch by batch, with the candidates found in it; return what the log tells.
+
+    Args:
+        policy: What planned the epoch.
+        ledger: Changed in place.
+        plan: The plan of the epoch.
+        batches: The rows of every global batch and their losses (B, R), in step order.
+        rng: Makes the generator for a purpose, from words and numbers.
+    """
+    epoch = plan.epoch
+    last = int(ledger.marked_N.max())
+    before_N = ledger.candidates(last, _ANY) if last >= 0 else None
+    samples, finite, total, histogram = 0, 0, 0.0, LossHistogram()
+    for step, (rows_B, losses_BR) in enumerate(batches):
+        finite_B: Bools = np.logical_and.reduce(np.isfinite(losses_BR), axis=1)
+        samples += len(rows_B)
+        rows_B, losses_BR = rows_B[finite_B], losses_BR[finite_B]
+        marks_B = policy.marks(losses_BR, rng("marks", epoch, step)) if plan.collects and len(rows_B) else None
+        ledger.record(rows_B, losses_BR, epoch, marks_B)
+        loss_B = losses_BR.mean(axis=1)
+        histogram.add(loss_B)
+        finite, total = finite + len(rows_B), total + float(loss_B.sum(dtype=np.float64))
+    marks_N = policy.finish(ledger, plan, rng("finish", epoch))
+    if marks_N is not None:
+        ledger.mark(marks_N, epoch)
+    now_N = ledger.candidates(epoch, _ANY)
+    found = int(np.count_nonzero(now_N))
+    return {
+        "samples": samples,
+        "loss": total / finite if finite else None,
+        "histogram": histogram.told(),
+        "not_finite": samples - finite,
+        "redundant": int(np.count_nonzero(ledger.candidates(epoch, REDUNDANT))),
+        "ill_matched": int(np.count_nonzero(ledger.candidates(epoch, ILL_MATCHED))),
+        "candidates": found,
+        "overlap": int((now_N & before_N).sum()) / found if found and before_N is not None else None,
+    }
+
+
+def rank_and_world_size() -> tuple[int, int]:
+    """Return this process's rank, and how many there are."""
+    import torch.distributed as dist
+
+    together = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+
+
+def all_gather(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """Return the tensors of all ranks, which have one shape."""
+    import torch
+    import torch.distributed as dist
+
+    if rank_and_world_size()[1] == 1:
+        return [tensor]
+    tensor = tensor.cpu() if dist.get_backend() == "gloo" else tensor
+    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, tensor)
+    return parts
+
+
+def as_array(values: Any) -> npt.NDArray[Any]:
+    """Return a tensor, an array or numbers as an array on the CPU."""
+    return np.asarray(values.cpu() if hasattr(values, "cpu") else values)
+
+
+def describe(policy: Any, *, defaults: bool = False) -> str:
+    """Return the policy with the parameters that are not their defaults, an array by its digest.
+
+    Args:
+        policy: A dataclass.
+        defaults: Tell every parameter, for people: fractions to four digits.
+    """
+    told = []
+    for item in dataclasses.fields(policy):
+        value = getattr(policy, item.name)
+        if isinstance(value, np.ndarray):
+            told.append(f"{item.name}={value.dtype}{value.shape}:{hashlib.sha256(value.tobytes()).hexdigest()[:16]}")
+        elif defaults and isinstance(value, float):
+            told.append(f"{item.name}={value:.4g}")
+        elif defaults or value != item.default:
+            told.append(f"{item.name}={value!r}")
+    return f"{type(policy).__name__}({', '.join(told)})"
