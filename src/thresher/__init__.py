@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from thresher.pool.layout import Options
     from thresher.pool.store import EmbeddingStore, open_store
     from thresher.runtime.cache import Cache
-    from thresher.runtime.engine import Engine, Processes, Serial, Threads, make_engine
+    from thresher.runtime.engine import Engine, make_engine
+    from thresher.runtime.engines.processes import Processes
+    from thresher.runtime.engines.serial import Serial
+    from thresher.runtime.engines.threads import Threads
     from thresher.select.clusters import Clustered, Groups
     from thresher.select.recipe import Recipe, run_steps
     from thresher.select.registry import build, method
@@ -36,7 +39,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "runtime.cache": ("Cache",),
-    "runtime.engine": ("Engine", "Processes", "Serial", "Threads", "make_engine"),
+    "runtime.engine": ("Engine", "make_engine"),
+    "runtime.engines.processes": ("Processes",),
+    "runtime.engines.serial": ("Serial",),
+    "runtime.engines.threads": ("Threads",),
     "errors": (
         "BadRowsError", "BudgetError", "MissingExtraError", "OutputError", "PoolError", "ThresherError",
         "UnreachedError", "UsageError",

@@ -129,7 +129,11 @@ class Policy(Protocol):
 
     @classmethod
     def for_run(cls, epochs: int, *args: Any, **options: Any) -> Self:
-        """Return the policy for a run of ``epochs`` epochs as it is published: no share to prune was given."""
+        """Return the policy for a run of ``epochs`` epochs as it is published: no share to prune was given.
+
+        A policy overrides this where it needs the length of the run, or has an option without a default. Options come
+        by name; ``*args`` is only there so that an override may list its own.
+        """
         return cls(**options)
 
     @classmethod

@@ -44,7 +44,9 @@ from thresher.errors import OutputError, PoolError, ThresherError, UsageError
 from thresher.export.keys import hashes_of
 from thresher.io.paths import shown, writable
 from thresher.io.pictures import PIXELS
-from thresher.runtime.engine import Engine, Processes, Serial, cores
+from thresher.runtime.engine import Engine, cores
+from thresher.runtime.engines.processes import Processes
+from thresher.runtime.engines.serial import Serial
 from thresher.runtime.files import only, writing
 from thresher.runtime.progress import Advance, Progress, Silent
 

@@ -11,11 +11,14 @@ Each contract lives in the module of its name and loads on first use; pytest is 
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
 
 _HOMES: dict[str, str] = {
     "EncoderContract": "encoder",
+    "EngineContract": "engine",
     "ExportContract": "export",
+    "PolicyContract": "policy",
 }
 
 __all__ = sorted(_HOMES)  # noqa: PLE0605
@@ -23,5 +26,10 @@ __all__ = sorted(_HOMES)  # noqa: PLE0605
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(importlib.import_module(f"thresher.testing.{_HOMES[name]}"), name)
+        home = f"thresher.testing.{_HOMES[name]}"
+        if home not in sys.modules:
+            import pytest
+
+            pytest.register_assert_rewrite(home)  # so that a failure shows both sides of a comparison
+        return getattr(importlib.import_module(home), name)
     raise AttributeError(f"module 'thresher.testing' has no attribute {name!r}")

@@ -53,7 +53,7 @@ from thresher.selection import Selection
 SEAM = ("get_data", "create_loss", "cosine_lr", "const_lr", "const_lr_cooldown")
 KEYS = {"key": "__key__", "url+key": ("__url__", "__key__")}
 
-_OWN = ("share", "selection", "seed", "key", "fresh")  # of --prune-..., the rest are options of policies
+OWN = ("share", "selection", "seed", "key", "fresh")  # of --prune-..., the rest are options of policies
 _OF_POLICY = "of policy: "
 _LOG = "pruning.jsonl"
 _LEDGER = "pruning-ledger.npz"
@@ -110,7 +110,7 @@ def parse(arguments: Sequence[str]) -> tuple[Options, list[str]]:
         SystemExit: Help was asked for, or an argument is none of open_clip's either.
         MissingExtraError: open_clip is not installed.
     """
-    offered = flags(_OWN)
+    offered = flags(OWN)
     given, rest = _parser(offered).parse_known_args(list(arguments))
     named = dict(vars(given))
     said = {flag.flag: named.pop(_OF_POLICY + flag.flag) for flag in offered}

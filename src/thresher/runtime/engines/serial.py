@@ -1,0 +1,27 @@
+"""No workers: tasks run in the calling thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar, TypeVar
+
+import threadpoolctl
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Serial:
+    """One task after the other, in this thread."""
+
+    name: ClassVar[str] = "serial"
+
+    workers: int = field(default=1, init=False)
+
+    def map(self, fn: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
+        """Yield ``fn(task)`` for every task, in order."""
+        with threadpoolctl.threadpool_limits(1):
+            for task in tasks:
+                yield fn(task)

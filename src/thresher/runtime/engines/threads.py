@@ -1,0 +1,29 @@
+"""Threads of this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
+
+import threadpoolctl
+
+from thresher.runtime.engine import windowed
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Threads:
+    """Threads of this process: NumPy and BLAS release the interpreter lock, nothing is copied."""
+
+    name: ClassVar[str] = "threads"
+
+    workers: int
+
+    def map(self, fn: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
+        """Yield ``fn(task)`` for every task, in order."""
+        with threadpoolctl.threadpool_limits(1), ThreadPoolExecutor(self.workers) as pool:
+            yield from windowed(pool, fn, tasks, self.workers + 2)
