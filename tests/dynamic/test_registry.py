@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.dynamic.policies import table
 from thresher.dynamic.policies.d_pruning import DPruning
 from thresher.dynamic.policies.dynamic_random import DynamicRandom
 from thresher.dynamic.policies.full import Full
@@ -18,10 +19,12 @@ from thresher.dynamic.registry import (
     POLICIES,
     check_options,
     epochs_for,
+    flags,
     policy_named,
 )
 from thresher.errors import UsageError
 from thresher.runtime.parameters import share_of
+from thresher.runtime.plugins import PluginWarning
 
 EPOCHS = 20
 
@@ -125,3 +128,22 @@ def test_as_many_epochs_as_the_samples_last(name: str, prune: float | None, epoc
     samples = round(rows * epochs * (1 - policy.expected_pruned(epochs)))
     assert abs(epochs_for(samples, rows, name, prune=prune) - epochs) <= 1
     assert epochs_for(1, rows, name, prune=prune if name != "full" else None) == 1
+
+
+def test_the_table_of_policies_is_that_of_the_fields() -> None:
+    """Write it with ``python -m tests.dynamic.policies.table``."""
+    assert table.written() == table.rows()
+
+
+def test_flags_are_those_of_all_policies() -> None:
+    known = {flag.flag: flag for flag in flags()}
+    assert {"rho", "cycle", "mode", "scope", "threshold", "full-epochs", "rule", "delta", "keep", "weigh"} == set(known)
+    assert known["full-epochs"].help == (
+        "d-pruning: epochs on everything at first (default: 1); scan: epochs on everything at first."
+    )
+    assert (known["full-epochs"].kind, known["full-epochs"].least) == (int, 0)
+    assert (known["mode"].metavar, known["rho"].metavar, known["cycle"].metavar) == (
+        "both|redundant|ill-matched", "SHARE", "N",
+    )  # fmt: skip
+    with pytest.warns(PluginWarning, match="policy scan: the option cycle is not offered"):
+        assert "cycle" not in {flag.flag for flag in flags({"cycle"})}

@@ -99,6 +99,12 @@ def _once(ctx: click.Context, option: click.Parameter, values: tuple[str, ...]) 
     return values[0] if values else None
 
 
+def _engines() -> list[str]:
+    from thresher.runtime.engine import ENGINES
+
+    return list(ENGINES.all())
+
+
 # --- options of most commands ---------------------------------------------------------------------
 
 QUIET = click.option("--quiet", is_flag=True, help="Show no progress.")
@@ -135,7 +141,7 @@ MOVED = (
 # How to run.
 RUN = (
     click.option(
-        "--engine", type=Choice(["serial", "threads", "processes"]), default="threads", show_default=True,
+        "--engine", type=Choice(_engines), default="threads", show_default=True,
         help="Where work runs; the result is the same.",
     ),
     click.option("--workers", type=int, metavar="N", help="Tasks that run at once (default: all cores)."),
