@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
 
 from tests.dynamic.policies import table
+from thresher.dynamic import registry
 from thresher.dynamic.policies.d_pruning import DPruning
 from thresher.dynamic.policies.dynamic_random import DynamicRandom
 from thresher.dynamic.policies.full import Full
@@ -60,6 +62,9 @@ def test_selections_keep_their_repeats() -> None:
     assert isinstance(mask, Static)
     assert mask.times_N.dtype == np.bool_
     assert repeated.expected_pruned(1) == pytest.approx(1 - 4 / 3)
+    weighed = policy_named("static", 1, times_N=np.array([1, 0, 3], np.int32), options={"weigh": True})
+    assert weighed.expected_pruned(1) == pytest.approx(1 / 3)
+    assert (weighed.weighs(), repeated.weighs()) == (True, False)
 
 
 @pytest.mark.parametrize(
@@ -147,3 +152,39 @@ def test_flags_are_those_of_all_policies() -> None:
     )  # fmt: skip
     with pytest.warns(PluginWarning, match="policy scan: the option cycle is not offered"):
         assert "cycle" not in {flag.flag for flag in flags({"cycle"})}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clashing(DynamicRandom):
+    """Have options that others have otherwise, or that cannot be offered."""
+
+    name: ClassVar[str] = "clashing"
+    mode: Literal["fast", "slow"] = field(default="fast", metadata={"help": "how fast"})
+    cycle: int = field(default=5, metadata={"help": "of what", "flag": "my_cycle"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nowhere(DynamicRandom):
+    """Have an option whose type nobody knows."""
+
+    name: ClassVar[str] = "nowhere"
+    size: Unknown = field(default=None, metadata={"help": "of no type"})  # noqa: F821
+
+
+def test_options_of_one_name_and_two_types_are_read_by_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {**POLICIES.all(), "clashing": Clashing, "nowhere": Nowhere}
+
+    class Point:
+        """Found: these."""
+
+        all = staticmethod(lambda: known)
+        find = staticmethod(known.__getitem__)
+
+    monkeypatch.setattr(registry, "POLICIES", Point)
+    with pytest.warns(PluginWarning, match="policy nowhere: its options are not offered: NameError: name 'Unknown'"):
+        found = {flag.flag: flag for flag in flags()}
+    assert (found["mode"].kind, found["mode"].metavar, set(found["mode"].of)) == (str, "TEXT", {"scan", "clashing"})
+    assert found["my-cycle"].kind is int
+    assert check_options("scan", {"mode": "redundant"}, flags=True) == {"mode": "redundant"}
+    with pytest.raises(UsageError, match="policy scan: mode: 'fast'; give one of both, redundant, ill-matched"):
+        check_options("scan", {"mode": "fast"}, flags=True)

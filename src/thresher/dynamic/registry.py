@@ -35,7 +35,7 @@ def options_of(cls: type[Policy]) -> list[Field[Any]]:
 
 def flag_of(item: Field[Any]) -> str:
     """Return what an option is called on command lines, without dashes before it."""
-    return str(item.metadata.get("flag", item.name.replace("_", "-")))
+    return str(item.metadata.get("flag", item.name)).replace("_", "-")
 
 
 @dataclass(frozen=True)
@@ -77,31 +77,40 @@ def flags(taken: Collection[str] = ()) -> list[Flag]:
     """Return the flags of all policies, those of one policy side by side.
 
     Args:
-        taken: Flags that the command has already. A policy of another package whose option is called the same gives a
-            :class:`~thresher.runtime.plugins.PluginWarning`, and keeps the default.
+        taken: Flags that the command has already. An option of another package's policy that is called the same is
+            not offered, nor are those of a policy whose types cannot be found; a
+            :class:`~thresher.runtime.plugins.PluginWarning` says so.
     """
     found: dict[str, dict[str, tuple[Field[Any], Any]]] = {}
     for name, cls in POLICIES.all().items():
-        for item in options_of(cls):
-            kind = parameters.without_none(parameters.type_of(cls, item.name))
-            found.setdefault(flag_of(item), {})[name] = item, kind
+        options = options_of(cls)
+        try:
+            kinds = {item.name: parameters.without_none(parameters.type_of(cls, item.name)) for item in options}
+        except Exception as error:  # a name that is imported for type checkers alone, for one
+            _warn(f"policy {name}: its options are not offered: {type(error).__name__}: {error}")
+            continue
+        for item in options:
+            if (flag := flag_of(item)) in taken:
+                _warn(f"policy {name}: the option {flag} is not offered, as the command has one; name it by 'flag'")
+                continue
+            found.setdefault(flag, {})[name] = item, kinds[item.name]
     result = []
     for flag, of in found.items():
-        if flag in taken:
-            told = f"policy {', '.join(of)}: the option {flag} is not offered, as this command has one of that name"
-            warnings.warn(f"{told}; give the field another by metadata={{'flag': ...}}", PluginWarning, stacklevel=2)
-            continue
-        kinds = [kind for _, kind in of.values()]
+        of_all = [kind for _, kind in of.values()]
         least = [item.metadata["least"] for item, _ in of.values() if "least" in item.metadata]
         result.append(
             Flag(
                 flag=flag,
                 of={name: item for name, (item, _) in of.items()},
-                kind=kinds[0] if all(kind == kinds[0] for kind in kinds) else str,
+                kind=of_all[0] if all(kind == of_all[0] for kind in of_all) else str,
                 least=min(least) if len(least) == len(of) else None,
             )
         )
     return result
+
+
+def _warn(what: str) -> None:
+    warnings.warn(what, PluginWarning, stacklevel=3)
 
 
 def check_options(

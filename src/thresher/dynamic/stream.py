@@ -41,7 +41,6 @@ from thresher.dynamic.loop import (
     refuse_shorter,
 )
 from thresher.dynamic.pick import whole
-from thresher.dynamic.policies.static import Static
 from thresher.dynamic.policy import Plan, Policy
 from thresher.errors import UsageError
 from thresher.ops.key_hash import id_of
@@ -200,7 +199,7 @@ class StreamPruner(PruningLoop):
         """Plan and publish epoch 0; see the attributes.
 
         Args:
-            policy: Any but ``Static``, which goes by row numbers: take :class:`StaticKeys`.
+            policy: Any but one of a selection, which goes by row numbers: take :class:`StaticKeys`.
             batch_size: Rows of a batch over all ranks.
             epochs: Length of the run.
             samples: How many samples an epoch on everything has, about: lengths and schedules go by it.
@@ -209,8 +208,11 @@ class StreamPruner(PruningLoop):
         """
         if batch_size < 1 or epochs < 1 or samples < 1 or not 0 <= seed < 2**63:
             raise UsageError(f"{batch_size=}, {epochs=}, {samples=}, {seed=}; give 1 or more, and a seed below 2^63")
-        if isinstance(policy, Static):
-            raise UsageError("Static goes by row numbers, which a stream has not; give StaticKeys.of_keys(keys, total)")
+        if policy.needs_selection:
+            name = type(policy).__name__
+            raise UsageError(
+                f"{name} goes by row numbers, which a stream has not; give StaticKeys.of_keys(keys, total)"
+            )
         self.policy, self.batch_size, self.epochs, self.samples, self.seed = policy, batch_size, epochs, samples, seed
         self.folder = Path(tempfile.mkdtemp(prefix="thresher-stream-", dir=scratch))
         weakref.finalize(self, _remove, self.folder, os.getpid())

@@ -39,6 +39,7 @@ import numpy.typing as npt
 from thresher.dynamic.ledger import Ints
 from thresher.dynamic.loop import as_array, describe
 from thresher.dynamic.policies.full import Full
+from thresher.dynamic.policies.static import Static
 from thresher.dynamic.policy import Policy
 from thresher.dynamic.registry import POLICIES, Flag, check_options, flags, policy_named
 from thresher.dynamic.sampler import PruningSampler, with_rows
@@ -302,6 +303,8 @@ class _Run:
         path = Path(options.selection or "")
         dataset = getattr(loader, "dataset", None)
         if dataset is None:
+            if POLICIES.find(options.policy) is not Static:
+                raise UsageError(f"--prune {options.policy} goes by row numbers, which a stream has not; give static")
             read_keys(path)  # refuses keys that stand for several rows
             keys = (key for key, often in each_key(path) for _ in range(often))
             return StaticKeys.of_keys(keys, loader.num_samples, **options.parameters)

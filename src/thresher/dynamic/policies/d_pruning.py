@@ -19,7 +19,7 @@ variance, is added, so that ``bound`` has no unit and does not depend on the sca
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 
@@ -76,9 +76,9 @@ class DPruning(Policy):
             raise UsageError(f"period = {self.period}, warmup = {self.warmup}; give 1 epoch or more for each")
 
     @classmethod
-    def for_run(cls, epochs: int, *, keep: float = 1 - PRUNE, rule: Rule = "uncertainty", warmup: int = 1) -> DPruning:
+    def for_run(cls, epochs: int, **options: Any) -> DPruning:
         """Leave out 30% of every epoch after the warm-up, if nothing else is given."""
-        return cls(keep=keep, rule=rule, warmup=warmup)
+        return cls(**{"keep": 1 - PRUNE, **options})
 
     @classmethod
     def for_budget(cls, pruned: float, epochs: int, *, rule: Rule = "uncertainty", warmup: int = 1) -> DPruning:

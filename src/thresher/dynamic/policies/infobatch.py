@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -64,9 +64,9 @@ class InfoBatch(Policy):
             raise UsageError(f"delta = {self.delta}; give a share of the epochs from 0 to 1")
 
     @classmethod
-    def for_run(cls, epochs: int, *, delta: float = 0.875) -> InfoBatch:
+    def for_run(cls, epochs: int, **options: Any) -> InfoBatch:
         """Leave out half of the rows below the mean loss, as published."""
-        return cls(epochs=epochs, delta=delta)
+        return cls(epochs=epochs, **options)
 
     @classmethod
     def for_budget(cls, pruned: float, epochs: int, *, delta: float = 0.875) -> InfoBatch:
