@@ -1,15 +1,16 @@
 # make demo   runs a recipe on the example pool with the light core only
-# make test   style, types and all tests
+# make test   style, types and tests
+# make test-all   the same, and the tests marked slow: full sizes, kills at random, more examples (what CI runs)
 # make bench  the benchmarks of docs/performance.md (minutes; needs 8 GB of disk)
 # make fix    formats the code
 
 PYTHON ?= python3
 DEMO = .venv-demo/bin
 TEST = .venv/bin
-OUT = demo-output
+OUT = out/demo
 NEEDS = import sys; sys.version_info >= (3, 11) or sys.exit("thresher needs Python 3.11 or newer: make PYTHON=python3.11")
 
-.PHONY: demo test check fix bench clean
+.PHONY: demo test test-all check fix bench clean
 
 demo: .venv-demo/ready
 	@rm -rf $(OUT)
@@ -25,7 +26,10 @@ demo: .venv-demo/ready
 	@echo "Open $(CURDIR)/$(OUT)/report.html in a browser."
 
 test: .venv/ready check
-	$(TEST)/pytest -q -n auto
+	$(TEST)/pytest -q -n auto --dist worksteal
+
+test-all: .venv/ready check
+	$(TEST)/pytest -q -n auto --dist worksteal -m "" --hypothesis-profile full
 
 check: .venv/ready
 	$(TEST)/ruff format --check src tests benchmarks examples lab

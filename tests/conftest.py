@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
+# Before NumPy and torch load, and for every process a test starts: test processes with a thread a core each would
+# wait for each other at every product.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+# isort: split
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,19 +21,25 @@ from hypothesis import HealthCheck, settings
 from thresher import Cache, EmbeddingStore, Selection, Serial, open_store, run_steps
 
 settings.register_profile(
-    "tests",
+    "full",
     deadline=None,
-    max_examples=60,
+    max_examples=100,
     database=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
-settings.load_profile("tests")
+settings.register_profile("quick", settings.get_profile("full"), max_examples=25)
+settings.load_profile("quick")  # --hypothesis-profile full: make test-all
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked ``early`` come first; the others keep their order."""
+    items.sort(key=lambda item: item.get_closest_marker("early") is None)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> Iterator[None]:
-    """As in every engine: several test processes with a thread a core each would wait for each other."""
+    """One thread for products, as in every engine, also of libraries that do not read ``OMP_NUM_THREADS``."""
     with threadpoolctl.threadpool_limits(1):
         yield
 

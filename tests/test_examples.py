@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
+import runpy
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
+Told = tuple[list[tuple[str, int, int, float]], float, str]
 
-def run(name: str, folder: Path) -> tuple[list[tuple[str, int, int, float]], float, str]:
-    """Every epoch's phase, rows, all rows and loss; the share pruned; all that was printed."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / name], capture_output=True, text=True, cwd=folder, env=environment, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    lines = re.findall(r"^\d+ (\S+) +([\d,]+) of ([\d,]+) rows, loss ([\d.]+)$", done.stdout, re.MULTILINE)
-    epochs = [(a, int(b.replace(",", "")), int(c.replace(",", "")), float(d)) for a, b, c, d in lines]
-    pruned = re.search(r"^([\d.]+)% of the samples pruned", done.stdout, re.MULTILINE)
-    assert pruned, done.stdout
-    return epochs, float(pruned[1]) / 100, done.stdout
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries that examples use
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[[str], Told]]:
+    """Run an example: every epoch's phase, rows, all rows and loss; the share pruned; all that was printed."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):  # which Lightning sets
+        monkeypatch.setenv(name, "0")
+    random, threads = torch.get_rng_state(), torch.get_num_threads()
+
+    def run(name: str) -> Told:
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        printed = capsys.readouterr().out
+        lines = re.findall(r"^\d+ (\S+) +([\d,]+) of ([\d,]+) rows, loss ([\d.]+)$", printed, re.MULTILINE)
+        epochs = [(a, int(b.replace(",", "")), int(c.replace(",", "")), float(d)) for a, b, c, d in lines]
+        pruned = re.search(r"^([\d.]+)% of the samples pruned", printed, re.MULTILINE)
+        assert pruned, printed
+        return epochs, float(pruned[1]) / 100, printed
+
+    yield run
+    torch.set_rng_state(random)
+    torch.set_num_threads(threads)
 
 
 def check_share(epochs: list[tuple[str, int, int, float]], pruned: float, promised: float) -> None:
@@ -34,8 +48,8 @@ def check_share(epochs: list[tuple[str, int, int, float]], pruned: float, promis
     assert all((rows < total) == (phase == "mutation") for phase, rows, total, _ in epochs)
 
 
-def test_the_plain_loop_learns_and_prunes(tmp_path: Path) -> None:
-    epochs, pruned, printed = run("plain_loop.py", tmp_path)
+def test_the_plain_loop_learns_and_prunes(run: Callable[[str], Told]) -> None:
+    epochs, pruned, printed = run("plain_loop.py")
     assert len(epochs) == 10
     check_share(epochs, pruned, 0.25)
     whole = [loss for _, rows, total, loss in epochs if rows == total]  # of one make-up: these compare
@@ -46,8 +60,8 @@ def test_the_plain_loop_learns_and_prunes(tmp_path: Path) -> None:
     assert float(found[1]) > 30
 
 
-def test_moco_of_lightly_prunes(tmp_path: Path) -> None:
-    epochs, pruned, _ = run("lightly_moco.py", tmp_path)
+def test_moco_of_lightly_prunes(run: Callable[[str], Told], tmp_path: Path) -> None:
+    epochs, pruned, _ = run("lightly_moco.py")
     assert len(epochs) == 6
     check_share(epochs, pruned, 0.2)
     losses = [loss for *_, loss in epochs]

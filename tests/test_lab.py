@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-import subprocess
+import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,14 +26,23 @@ def sets(tmp_path: Path) -> tuple[str, str]:
     return str(tmp_path / "train.parquet"), str(tmp_path / "held.parquet")
 
 
-def table_of(script: str, *arguments: str) -> list[list[str]]:
-    command = [sys.executable, str(LAB / script), *arguments, "--threads", "1"]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines() if line[:1] == "|"]
-    return rows[2:]
+Table = Callable[..., list[list[str]]]
 
 
-def test_policies_are_compared_at_equal_samples(sets: tuple[str, str], tmp_path: Path) -> None:
+@pytest.fixture
+def table_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Table:
+    """Run a script and return the cells of the table it prints."""
+
+    def run(script: str, *arguments: str) -> list[list[str]]:
+        monkeypatch.setattr(sys, "argv", [script, *arguments, "--threads", "1"])
+        runpy.run_path(str(LAB / script), run_name="__main__")
+        lines = [line for line in capsys.readouterr().out.splitlines() if line[:1] == "|"]
+        return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines][2:]
+
+    return run
+
+
+def test_policies_are_compared_at_equal_samples(sets: tuple[str, str], tmp_path: Path, table_of: Table) -> None:
     arguments = [*sets, "-o", str(tmp_path / "runs"), "--epochs", "4", "--seeds", "0", "1", "--batch-size", "20"]
     arms = ["--arms", "full", "scan", "full, the samples of scan", "dynamic random"]
     found = {row[0]: row[1:] for row in table_of("dynamic.py", *arguments, *arms, "--quiet")}
@@ -46,7 +56,7 @@ def test_policies_are_compared_at_equal_samples(sets: tuple[str, str], tmp_path:
     assert again == found  # nothing was run again
 
 
-def test_moco_is_compared_with_the_net_untrained(sets: tuple[str, str], tmp_path: Path) -> None:
+def test_moco_is_compared_with_the_net_untrained(sets: tuple[str, str], tmp_path: Path, table_of: Table) -> None:
     arguments = [*sets, "-o", str(tmp_path / "runs"), "--epochs", "2", "--batch-size", "20", "--arms", "full"]
     found = table_of("moco.py", *arguments)
     assert [row[0] for row in found] == ["untrained", "full"]

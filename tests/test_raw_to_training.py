@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +18,15 @@ from tests.embed.raw import write_tar
 from thresher import Selection, open_store
 from thresher.cli.main import main
 from thresher.data import Sample, open_data
+from thresher.embed import pipeline
 
 EMOJI = Path(__file__).parents[1] / "examples" / "twemoji"
-ROWS = 240
+ROWS = 120
 
 
 @pytest.fixture(scope="module")
 def emoji() -> list[Sample]:
-    return [sample for i, sample in enumerate(open_data(str(EMOJI)).samples()) if i % 16 == 0][:ROWS]
+    return [sample for i, sample in enumerate(open_data(str(EMOJI)).samples()) if i % 32 == 0][:ROWS]
 
 
 def webdataset(folder: Path, emoji: list[Sample]) -> str:
@@ -87,6 +89,15 @@ def loaded(shards: Path) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(np.asarray(image[0]), np.asarray(tokens[0])) for image, tokens in info.dataloader]
 
 
+@pytest.fixture(scope="module")
+def _loaded_once() -> Iterator[None]:
+    """The encoder is loaded for the first kind of data and used for all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "make_encoder", functools.cache(pipeline.make_encoder))
+        yield
+
+
+@pytest.mark.usefixtures("_loaded_once")
 @pytest.mark.parametrize("made", [webdataset, open_clip_csv, parquet, pictures])
 @pytest.mark.filterwarnings("ignore")  # open_clip's and webdataset's own
 def test_raw_pictures_become_a_pruned_webdataset(
@@ -102,7 +113,7 @@ def test_raw_pictures_become_a_pruned_webdataset(
         ["doctor", data],
         ["embed", data, "-o", pool, "--encoder", "conse", "--workers", "1", "--quiet"],
         ["select", "semdedup", pool, "-o", dedup, "--eps", "0.1", "--clusters", "4", "--quiet"],
-        ["reshard", data, dedup, "-o", shards, "--as", "webdataset", "--per-shard", "100", "--quiet"],
+        ["reshard", data, dedup, "-o", shards, "--as", "webdataset", "--per-shard", "50", "--quiet"],
     ):
         assert main(command) == 0, f"{command}\n{capsys.readouterr().err}"
     kept = Selection.load(dedup)
