@@ -5,10 +5,11 @@ The checks run here on sizes for a CPU, so that none fails on a GPU for a reason
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
-import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -44,7 +45,6 @@ def load(path: str) -> ModuleType:
     height=st.integers(2, 40), width=st.integers(2, 40), side=st.integers(2, 40),
     x=st.tuples(st.floats(0, 1), st.floats(0, 1)), y=st.tuples(st.floats(0, 1), st.floats(0, 1)),
 )  # fmt: skip
-@settings(deadline=None, max_examples=60)
 def test_parts_sampled_at_once_are_those_cut_out_and_resized(
     height: int, width: int, side: int, x: tuple[float, float], y: tuple[float, float]
 ) -> None:
@@ -80,44 +80,72 @@ def test_what_is_on_the_device_stays_itself() -> None:
 # --- checks ---------------------------------------------------------------------------------------
 
 
-def checks(tmp_path: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
-    command = [sys.executable, str(REPOSITORY / "benchmarks" / "gpu.py"), "--device", "cpu", "--toy"]
-    ended = subprocess.run([*command, "-o", str(tmp_path), *arguments], capture_output=True, text=True)
-    return ended, json.loads((tmp_path / "cuda.json").read_text(encoding="utf-8"))
+Checks = Callable[..., tuple[int, str, dict[str, Any]]]
 
 
-def test_the_checks_hold_on_a_cpu(tmp_path: Path) -> None:
-    names = ["losses", "crops", "books", "first-batch", "chunks", "gathered", "kmeans", "nccl"]
-    ended, told = checks(tmp_path, "--only", *names)
-    assert ended.returncode == 0, ended.stdout
+@pytest.fixture(scope="module")
+def gpu() -> Iterator[ModuleType]:
+    """``benchmarks/gpu.py``, loaded as when it is run from its folder."""
+    names = ("gpu", "common", "kmeans")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENBLAS_CORETYPE", "")  # which loading it changes
+        patch.syspath_prepend(REPOSITORY / "benchmarks")
+        yield importlib.import_module("gpu")
+        for name in names:
+            sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def checks(
+    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Checks:
+    """Run checks: the exit code, what was printed, and what ``cuda.json`` says."""
+
+    def run(*arguments: str) -> tuple[int, str, dict[str, Any]]:
+        monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu", "--toy", "-o", str(tmp_path), *arguments])
+        code = 0
+        try:
+            gpu.main()
+        except SystemExit as ended:
+            code = int(str(ended.code))
+        return code, capsys.readouterr().out, json.loads((tmp_path / "cuda.json").read_text(encoding="utf-8"))
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["losses", "crops", "books", "first-batch", "chunks", "kmeans"],
+        pytest.param(["gathered", "nccl"], marks=pytest.mark.slow),  # which start processes
+    ],
+    ids=["one process", "two processes"],
+)
+def test_the_checks_hold_on_a_cpu(checks: Checks, names: list[str]) -> None:
+    code, printed, told = checks("--only", *names)
+    assert code == 0, printed
     assert list(told["checks"]) == names
     assert all(found["held"] and found["figures"] for found in told["checks"].values())
-    assert told["checks"]["first-batch"]["figures"]["tiny, float32"] == 0
-    assert "| **losses** | held |" in ended.stdout
+    if "first-batch" in names:
+        assert told["checks"]["first-batch"]["figures"]["tiny, float32"] == 0
+    assert f"| **{names[0]}** | held |" in printed
 
 
-def test_a_check_that_fails_stops_no_other_and_is_told_by_the_status(tmp_path: Path) -> None:
-    ended, told = checks(tmp_path, "--only", "clip", "crops", "--pool", str(tmp_path / "nowhere"))
-    assert ended.returncode == 1
+def test_a_check_that_fails_stops_no_other_and_is_told_by_the_status(checks: Checks, tmp_path: Path) -> None:
+    code, printed, told = checks("--only", "clip", "crops", "--pool", str(tmp_path / "nowhere"))
+    assert code == 1
     assert [found["held"] for found in told["checks"].values()] == [False, True]
-    assert "| **clip** | FAILED |" in ended.stdout
-    ended, told = checks(tmp_path, "--only", "crops", "--seconds", "-1")
-    assert ended.returncode == 1
+    assert "| **clip** | FAILED |" in printed
+    code, printed, told = checks("--only", "crops", "--seconds", "-1")
+    assert code == 1
     assert "seconds were over" in told["checks"]["crops"]["why"]
 
 
-def test_figures_that_are_no_numbers_are_not_held() -> None:
-    code = """
-from gpu import Failed, held
-assert held("it", 1.0, 1.0) == 1.0
-for value in (1.1, float("nan"), float("inf")):
-    try:
-        held("it", value, 1.0)
-    except Failed:
-        continue
-    raise SystemExit(f"{value} was held")
-"""
-    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY / "benchmarks", check=True)
+def test_figures_that_are_no_numbers_are_not_held(gpu: ModuleType) -> None:
+    assert gpu.held("it", 1.0, 1.0) == 1.0
+    for value in (1.1, float("nan"), float("inf")):
+        with pytest.raises(gpu.Failed):
+            gpu.held("it", value, 1.0)
 
 
 # --- runs side by side ----------------------------------------------------------------------------
@@ -180,16 +208,17 @@ def test_a_log_that_is_being_written_is_read_as_far_as_it_goes(lab: ModuleType, 
     assert job.log() == [{"epoch": 0, "loss": 1.5}]
 
 
-def test_policies_run_side_by_side(tmp_path: Path) -> None:
+@pytest.mark.early
+def test_policies_run_side_by_side(
+    lab: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = str(tmp_path / "pool.parquet")
     pq.write_table(emoji(160), data)
-    command = [sys.executable, str(REPOSITORY / "lab" / "gpu.py"), "clip", data, data, "-o", str(tmp_path / "runs")]
     arms = ["--arms", "scan", "full, the samples of scan", "--seeds", "3", "--prune", "20%", "--at-once", "1"]
     rest = ["--epochs", "3", "--batch-size", "40", "--workers", "1"]
-    ended = subprocess.run(
-        [*command, "--json", str(tmp_path / "told.json"), *arms, "--", *rest], capture_output=True, text=True
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    given = ["clip", data, data, "-o", str(tmp_path / "runs"), "--json", str(tmp_path / "told.json"), *arms]
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *given, "--", *rest])
+    lab.main()
     runs = json.loads((tmp_path / "told.json").read_text(encoding="utf-8"))["runs"]
     assert [(run["arm"], run["seed"], run["state"]) for run in runs] == [(arm, 3, "done") for arm in arms[1:3]]
     seen = [sum(entry["samples"] for entry in run["log"]) for run in runs]
@@ -197,7 +226,6 @@ def test_policies_run_side_by_side(tmp_path: Path) -> None:
     assert "--samples-seen" in runs[1]["arguments"]
     assert "--epochs" not in runs[1]["arguments"]
     assert np.isfinite(runs[0]["log"][-1]["eval"]["pool"]["text_to_image_R@1"])
-    assert "| scan | 3 |" in ended.stdout
-    again = subprocess.run([*command, "--json", str(tmp_path / "x.json"), *arms], capture_output=True, text=True)
-    assert again.returncode != 0
-    assert "holds runs already" in again.stderr
+    assert "| scan | 3 |" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="holds runs already"):
+        lab.main()
