@@ -211,21 +211,20 @@ def test_a_run_that_is_cut_off_goes_on_to_the_identical_result(data: Data, tmp_p
 
 
 def test_a_killed_process_goes_on_to_the_identical_result(data: Data, tmp_path: Path) -> None:
-    command = [
-        *(sys.executable, "-m", "thresher", "train", "clip", str(data.parquet), "--epochs", "12", "--batch-size", "32"),
-        *("--policy", "scan", "--prune", "20%", "--quiet"),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, "-o", str(tmp_path / "whole")], check=True, env=environment, capture_output=True)
+    usual = ["train", "clip", str(data.parquet), "--epochs", "8", "--batch-size", "32", "--policy", "scan"]
+    usual += ["--prune", "15%", "--quiet", "-o"]
+    assert main([*usual, str(tmp_path / "whole")]) == 0
     cut = tmp_path / "cut"
-    often = [*command, "-o", str(cut), "--checkpoint-minutes", "0"]
-    with subprocess.Popen(often, env=environment, stdout=subprocess.DEVNULL) as process:
+    often = [*usual, str(cut), "--checkpoint-minutes", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "thresher", *often]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
         while not (cut / LOG).exists() or len((cut / LOG).read_text().splitlines()) < 3:
             assert process.poll() is None
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
-    assert len((cut / LOG).read_text().splitlines()) < 12
-    subprocess.run([*often, "--resume"], check=True, env=environment, capture_output=True)
+    assert len((cut / LOG).read_text().splitlines()) < 8
+    assert main([*often, "--resume"]) == 0
     assert outcome(cut) == outcome(tmp_path / "whole")
 
 
@@ -395,26 +394,39 @@ def test_evaluation_sets_have_names_and_something_to_evaluate(data: Data, tmp_pa
 
 
 @pytest.fixture(scope="module")
-def folds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The emoji pool but for every tenth group, and these."""
+def folds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The emoji pool but for every tenth group (train.parquet), a quarter of that (some.parquet), and the tenth."""
     folder = tmp_path_factory.mktemp("folds")
     table = emoji()
     groups = {name: i for i, name in enumerate(dict.fromkeys(table["group"].to_pylist()))}
-    held = np.array([groups[name] % 10 == 0 for name in table["group"].to_pylist()])
+    group_N = np.array([groups[name] for name in table["group"].to_pylist()])
+    held = group_N % 10 == 0
     pq.write_table(table.filter(~held), folder / "train.parquet")
+    pq.write_table(table.filter(~held & (group_N % 4 == 1)), folder / "some.parquet")
     pq.write_table(table.filter(held), folder / "held.parquet")
-    return folder / "train.parquet", folder / "held.parquet"
+    return folder
 
 
+@pytest.mark.early
 @pytest.mark.parametrize("policy", ["full", "scan"])
+@pytest.mark.parametrize(
+    ("train", "epochs", "batch"),
+    [("some", "8", "64"), pytest.param("train", "10", "128", marks=pytest.mark.slow)],
+    ids=["some rows", "all rows"],
+)
 def test_real_training_learns_what_held_out_pictures_are_called(
-    folds: tuple[Path, Path], tmp_path: Path, policy: str, capsys: pytest.CaptureFixture[str]
+    folds: Path,
+    tmp_path: Path,
+    train: str,
+    epochs: str,
+    batch: str,
+    policy: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     prune = ["--prune", "25%"] if policy == "scan" else []
-    arguments = ["--epochs", "10", "--batch-size", "128", "--eval", str(folds[1]), "--eval-every", "0", "--quiet"]
-    assert (
-        main(["train", "clip", str(folds[0]), "-o", str(tmp_path / "r"), "--policy", policy, *prune, *arguments]) == 0
-    )
+    arguments = ["--epochs", epochs, "--batch-size", batch, "--eval", str(folds / "held.parquet")]
+    arguments += ["--eval-every", "0", "--quiet", "--policy", policy, *prune]
+    assert main(["train", "clip", str(folds / f"{train}.parquet"), "-o", str(tmp_path / "r"), *arguments]) == 0
     log = Training.load(tmp_path / "r").log()
     seen, whole = sum(entry["samples"] for entry in log), sum(entry["total"] for entry in log)
     assert 1 - seen / whole == pytest.approx(0.25 if prune else 0.0, abs=0.04)  # less what fills no batch
