@@ -499,32 +499,74 @@ def command(data: Path, pool: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "thresher", "embed", str(data), "-o", str(pool), *asked, *more]
 
 
-@pytest.mark.parametrize(("layout", "workers"), [("tars", "0"), ("parquet", "1")])
-def test_killed_at_any_moment_the_result_is_the_same_bytes(tmp_path: Path, layout: str, workers: str) -> None:
+class Killed(BaseException):
+    """Stands for a kill: no file changes after it."""
+
+
+@pytest.mark.parametrize("layout", ["webdataset", "parquet"])
+def test_killed_at_every_file_that_is_put_in_place(
+    tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = str(LAYOUTS[layout](tmp_path))
+    how = dataclasses.replace(TOY, thumbnails=8, data=DataOptions(per_part=15))
+    embed(data, tmp_path / "undisturbed", how)
+    replace, unlink, kills = os.replace, os.unlink, 0
+    while True:
+        left, pool = kills, tmp_path / f"pool-{kills}"
+
+        def put(source: Any, target: Any) -> None:
+            nonlocal left
+            if left == 0:
+                left = -1
+                raise Killed
+            left -= 1
+            replace(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", put)
+            patch.setattr(os, "unlink", lambda path: None if left < 0 else unlink(path))
+            try:
+                embed(data, pool, how)
+                break
+            except Killed:
+                kills += 1
+        embed(data, pool, how)
+        assert digests(pool) == digests(tmp_path / "undisturbed")
+    assert kills >= 2 + 3 * len(list((tmp_path / "undisturbed" / "metadata").iterdir()))  # pool.json, and the shards
+
+
+@pytest.mark.parametrize(
+    ("layout", "workers", "kills"),
+    [
+        ("parquet", "1", 3),
+        pytest.param("parquet", "1", 12, marks=pytest.mark.slow),
+        pytest.param("tars", "0", 12, marks=pytest.mark.slow),
+    ],
+)
+def test_killed_at_any_moment_the_result_is_the_same_bytes(
+    tmp_path: Path, layout: str, workers: str, kills: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = tars(tmp_path / "tars", 300, 15) if layout == "tars" else parquet(tmp_path / "rows.parquet", 300)
-    more = ("--workers", workers, "--thumbnails")
-    begin = time.monotonic()
-    subprocess.run(command(data, tmp_path / "undisturbed", *more), check=True, cwd=ROOT)
-    usual = time.monotonic() - begin
-    chance = random.Random(layout)
-    kills = 0
-    for attempt in range(40):
-        process = subprocess.Popen(command(data, tmp_path / "pool", *more), cwd=ROOT, start_new_session=True)
-        # Killed at first where the work is, later and later, so that the end is reached on a busy machine too.
+    typed = [command(data, tmp_path / name, "--workers", workers, "--thumbnails") for name in ("whole", "pool")]
+    assert main(typed[0][3:]) == 0
+    tables, chance, killed = tmp_path / "pool" / "metadata", random.Random(layout), 0
+    for attempt in range(kills):
+        process = subprocess.Popen(typed[1], cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL)
+        before = len(list(tables.glob("*.parquet")))
+        # Where it goes on with the work, or for every fourth while it starts.
+        while attempt % 4 < 3 and process.poll() is None and len(list(tables.glob("*.parquet"))) <= before:
+            time.sleep(0.002)
         try:
-            process.wait(usual * (0.4 + 0.6 * chance.random()) * (1 + attempt / 10))
+            process.wait(0.03 * chance.random() if attempt % 4 < 3 else 1.5 * chance.random())
+            for path in list((tmp_path / "pool").glob("*/*_0001*")):  # done too soon: as if killed half-way
+                path.unlink()
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            kills += 1
-            continue
-        assert process.returncode == 0
-        if kills >= 3 or attempt > 20:
-            break
-        for path in list((tmp_path / "pool").glob("*/*_0001*")):  # done too soon: as if killed half-way
-            path.unlink()
-    assert kills
-    assert digests(tmp_path / "pool") == digests(tmp_path / "undisturbed")
+            killed += 1
+    assert killed
+    assert main(typed[1][3:]) == 0, capsys.readouterr().err
+    assert digests(tmp_path / "pool") == digests(tmp_path / "whole")
 
 
 def test_pixels_go_where_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
