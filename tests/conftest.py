@@ -23,7 +23,7 @@ from thresher import Cache, EmbeddingStore, Selection, Serial, open_store, run_s
 settings.register_profile(
     "full",
     deadline=None,
-    max_examples=100,
+    max_examples=60,
     database=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import hashlib
 import io
+import itertools
 import json
 import os
 import random
@@ -15,7 +16,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -510,26 +511,27 @@ def test_killed_at_every_file_that_is_put_in_place(
     data = str(LAYOUTS[layout](tmp_path))
     how = dataclasses.replace(TOY, thumbnails=8, data=DataOptions(per_part=15))
     embed(data, tmp_path / "undisturbed", how)
-    replace, unlink, kills = os.replace, os.unlink, 0
-    while True:
-        left, pool = kills, tmp_path / f"pool-{kills}"
+    replace, unlink, left = os.replace, os.unlink, 0
 
-        def put(source: Any, target: Any) -> None:
-            nonlocal left
-            if left == 0:
-                left = -1
-                raise Killed
-            left -= 1
-            replace(source, target)
+    def put(source: Any, target: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Killed
+        replace(source, target)
 
-        with monkeypatch.context() as patch:
+    def remove(path: Any) -> None:
+        if left >= 0:
+            unlink(path)
+
+    for kills in itertools.count():  # one file further every time, until it gets to the end
+        pool, left = tmp_path / f"pool-{kills}", kills
+        with monkeypatch.context() as patch, suppress(Killed):
             patch.setattr(os, "replace", put)
-            patch.setattr(os, "unlink", lambda path: None if left < 0 else unlink(path))
-            try:
-                embed(data, pool, how)
-                break
-            except Killed:
-                kills += 1
+            patch.setattr(os, "unlink", remove)
+            embed(data, pool, how)
+        if left >= 0:
+            break
         embed(data, pool, how)
         assert digests(pool) == digests(tmp_path / "undisturbed")
     assert kills >= 2 + 3 * len(list((tmp_path / "undisturbed" / "metadata").iterdir()))  # pool.json, and the shards

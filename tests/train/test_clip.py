@@ -210,6 +210,7 @@ def test_a_run_that_is_cut_off_goes_on_to_the_identical_result(data: Data, tmp_p
     assert again == Training.load(tmp_path / "cut").log()
 
 
+@pytest.mark.early
 def test_a_killed_process_goes_on_to_the_identical_result(data: Data, tmp_path: Path) -> None:
     usual = ["train", "clip", str(data.parquet), "--epochs", "8", "--batch-size", "32", "--policy", "scan"]
     usual += ["--prune", "15%", "--quiet", "-o"]
