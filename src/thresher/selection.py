@@ -124,6 +124,7 @@ class Step:
         score: What the score is, in words; "" where there is none.
         cut: The score at which rows were cut, where one number says it.
         version: Of thresher, when the step was made.
+        package: Which package the method came from, {"name", "version"}.
         notes: What the user should know, such as why a number was chosen.
         rows: Evidence per row given, (rows_in,): "score" float32, "duplicate_of" int64, "cluster" int32,
             "code" uint8, "reference" int64 (the row of a reference pool that a dropped row repeats, else -1).
@@ -146,6 +147,13 @@ class Step:
     rows: Mapping[str, Array] = field(default_factory=dict)
     groups: Mapping[str, Array] = field(default_factory=dict)
     reference: Mapping[str, Array] = field(default_factory=dict)
+    package: Mapping[str, str] = field(default_factory=lambda: {"name": "thresher", "version": __version__})
+
+    @property
+    def foreign(self) -> str:
+        """Name and version of the package that the method came from, "" for thresher itself."""
+        name, version = self.package["name"], self.package["version"]
+        return "" if name == "thresher" else f"{name} {version}".strip()
 
     def why(self, i: int) -> str:
         """Say why row number ``i`` of those given was dropped."""
@@ -191,6 +199,7 @@ class Step:
             "score": self.score,
             "cut": self.cut,
             "version": self.version,
+            "package": dict(self.package),
             "reasons": list(self.reasons),
             "notes": list(self.notes),
             "rows": sorted(self.rows),
@@ -408,6 +417,7 @@ class Selection:
                     if name not in {"cut", *rows, *groups, *(f"reference_{name}" for name in reference)}:
                         raise PoolError(f"{path}: a reason names {name!r}, which its step does not know")
                 told = {"notes": tuple(head["notes"]), "reasons": tuple(head["reasons"])}
+                told["package"] = _package(head)
                 steps.append(Step(**{**head, **told, "rows": rows, "groups": groups, "reference": reference}))
             found = cls(
                 store=header["store"],
@@ -440,6 +450,14 @@ def _load(folder: Path, name: str, rows: int | None = None) -> Array:
     if rows is not None and len(found) != rows:
         raise PoolError(f"{folder / name}: has {len(found):,} rows where {rows:,} are due")
     return found
+
+
+def _package(head: Mapping[str, Any]) -> dict[str, str]:
+    """Return which package a step's method came from; selections of old do not say it."""
+    found = head.get("package", {"name": "thresher", "version": head["version"]})
+    if not (set(found) == {"name", "version"} and all(isinstance(word, str) for word in found.values())):
+        raise ValueError(f"{found!r} is not the name and version of a package")
+    return dict(found)
 
 
 def packed(texts: Sequence[str]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:

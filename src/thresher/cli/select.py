@@ -219,7 +219,7 @@ def cluster(pool: str, out: str, grow: str | None, overwrite: bool, **values: An
     checked = Audit.of(store).select(run)
     run = dataclasses.replace(run, store=store.where(checked.mask()), so_far=checked)
     groups = how.groups(run) if old is None else grown(run, old)
-    told = {"pool": pool, "seed": run.seed, **values, "kernels": run.key()["kernels"]}
+    told = {"pool": pool, "seed": run.seed, **values, "kernels": run.kernels}
     if old is not None:
         told |= {name: old.told.get(name) for name in ("seed", *values)} | {"grown": len(old.labels_N)}
     write_groups(groups, target, told, within=checked.mask())

@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from thresher.errors import PoolError
-from thresher.io.open import protocol_of
+from thresher.io.open import file_stamp, protocol_of, trusting, version_in
 
 
 @dataclass(frozen=True)
 class Files:
-    """The files below a location, by sorted relative name; any fsspec location."""
+    """The files below a location, by sorted relative name; any fsspec location.
+
+    Attributes:
+        location: As given.
+        protocol: Of the file system.
+        root: Path of the folder.
+        names: Of the files, below the root.
+        stamps: Path -> size and version, as :func:`stamp_of` returns them, where the listing says both: to ask file
+            by file would be a request each.
+    """
 
     location: str
     protocol: str
     root: str
     names: tuple[str, ...]
+    stamps: Mapping[str, list[Any]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def at(cls, location: str) -> Files:
+    def at(cls, location: str, *, again: bool = False) -> Files:
         """List a folder (two levels down) or a single file.
+
+        Args:
+            location: Of any file system that fsspec knows.
+            again: Ask for what is there now, not for what an earlier listing found.
 
         Raises:
             PoolError: Nothing is there.
@@ -32,6 +49,8 @@ class Files:
             raise PoolError("no pool is named; give a folder or file of embeddings")
         try:
             fs, root = fsspec.core.url_to_fs(location)
+            if again:
+                fs.invalidate_cache()
             listed = fs.find(root, maxdepth=2, withdirs=True, detail=True)
         except (OSError, ValueError, ImportError) as error:
             raise PoolError(f"{location}: cannot be listed ({error})") from None
@@ -62,7 +81,9 @@ class Files:
             and name not in exports
             and not any(part.startswith(".") for part in name.split("/"))
         ]
-        return cls(location, protocol_of(fs), root, tuple(sorted(visible, key=natural)))
+        protocol = protocol_of(fs)
+        stamps = {path: stamp for path, info in listed.items() if (stamp := _listed(info, protocol))}
+        return cls(location, protocol, root, tuple(sorted(visible, key=natural)), stamps)
 
     def path(self, name: str) -> str:
         """Return the full path of a listed name."""
@@ -71,6 +92,22 @@ class Files:
     def matching(self, pattern: str) -> list[str]:
         """Return the names that match a regular expression entirely, in natural order."""
         return [name for name in self.names if re.fullmatch(pattern, name)]
+
+
+def stamp_of(protocol: str, path: str) -> list[Any]:
+    """Return size and version of a file, what changes whenever it does, as a listing has them."""
+    if protocol != "file":
+        return file_stamp(protocol, path)
+    stat = trusting(path, lambda: os.stat(path))
+    return [stat.st_size, stat.st_mtime]
+
+
+def _listed(info: Mapping[str, Any], protocol: str) -> list[Any]:
+    """Return the stamp of a file from its entry in a listing, [] where that does not say it."""
+    if protocol == "file":  # of a link, a listing has the time of the link itself
+        return [] if info.get("islink", True) else [info["size"], info["mtime"]]
+    version = version_in(dict(info))
+    return [info["size"], version] if version and info.get("size") is not None else []
 
 
 _RESULTS = ("/selection.json", "/cluster.json")

@@ -47,8 +47,12 @@ def file_stamp(protocol: str, path: str) -> list[Any]:
     import fsspec
 
     info = trusting(path, lambda: fsspec.filesystem(protocol).info(path))
-    version = next((str(info[k]) for k in ("ETag", "etag", "mtime", "LastModified", "created") if k in info), "")
-    return [info.get("size"), version]
+    return [info.get("size"), version_in(info)]
+
+
+def version_in(info: dict[str, Any]) -> str:
+    """Return what changes with a file, from what fsspec says of it; "" where it says nothing."""
+    return next((str(info[k]) for k in ("ETag", "etag", "mtime", "LastModified", "created") if k in info), "")
 
 
 def trusting(path: str, what: Callable[[], _T]) -> _T:

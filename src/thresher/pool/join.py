@@ -46,7 +46,8 @@ def join_by_key(layout: Layout, metadata: Layout, target: str, options: Options)
     except (PoolError, OSError):  # not there, or damaged
         _write(layout, metadata, key, target)
         table = table_piece("file", target)
-    joined = replace(layout, tables=(table,))
+    # Its name says what it was made from: however often it is written, it is the same.
+    joined = replace(layout, tables=(table,), stamps={**layout.stamps, target: []})
     caption = options.caption or layout.caption
     return with_roles(joined, replace(options, key=layout.key, caption=caption, metadata=None))
 

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from thresher.errors import PoolError, UsageError, suggest
 from thresher.io.columns import CAPTIONS, IMAGES, KEYS, SCORES
-from thresher.io.listing import Files
-from thresher.io.open import file_stamp
-from thresher.io.parquet import (
-    TablePiece,
-)
-from thresher.io.pieces import FLOATS, Piece
+from thresher.io.listing import Files, stamp_of
+from thresher.io.parquet import TablePiece
+from thresher.io.pieces import FLOATS, Array, Piece
+from thresher.ops.vectors import to_float32
+
+Rows = npt.NDArray[np.int64]
+
+_SAMPLED = 1_000  # rows behind a fingerprint: their keys, or their vectors where there are none
+_DECODED = 64  # rows whose vectors are behind it in any case; reaching one may mean decoding its row group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +66,20 @@ class Aside:
 
 @dataclass(frozen=True)
 class Layout:
-    """N rows over files. Row order is file order; cuts of one field need not match another's."""
+    """N rows over files. Row order is file order; cuts of one field need not match another's.
+
+    Attributes:
+        kind: Name of the layout.
+        location: As given.
+        vectors: Field -> arrays, in row order.
+        tables: Of metadata, in row order.
+        key: Metadata column that identifies a row; None: rows go by their numbers.
+        caption: Metadata column with the caption.
+        image: Metadata column with the picture.
+        scores: Metadata columns with known scores.
+        aside: What ``skip_bad`` left out.
+        stamps: Path -> size and version of the files when the pool was opened, [] for one that cannot change.
+    """
 
     kind: str
     location: str
@@ -68,6 +90,7 @@ class Layout:
     image: str | None = None
     scores: tuple[str, ...] = ()
     aside: tuple[Aside, ...] = ()
+    stamps: Mapping[str, list[Any]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def rows(self) -> int:
@@ -83,6 +106,78 @@ class Layout:
             return ()
         common = set(self.tables[0].columns).intersection(*(piece.columns for piece in self.tables))
         return tuple(name for name in self.tables[0].columns if name in common)
+
+    # --- rows -----------------------------------------------------------------------------------
+
+    def raw_at(self, name: str, ids: Rows) -> Array:
+        """Return the stored vectors of some rows of a field, by ascending number, (n, D)."""
+        parts, start = [], 0
+        for piece in self.vectors[name]:
+            lo, hi = np.searchsorted(ids, [start, start + piece.rows])
+            if hi > lo:
+                parts.append(piece.take(ids[lo:hi] - start))
+            start += piece.rows
+        if not parts:
+            return np.empty((0, self.vectors[name][0].dim), np.float32)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def lookup(self, columns: Sequence[str], ids: Rows) -> Iterator[Any]:
+        """Yield Arrow record batches with some rows by ascending number, touching only their row groups."""
+        start = 0
+        for table in self.tables:
+            lo, hi = np.searchsorted(ids, [start, start + table.rows])
+            if hi > lo:
+                yield from table.take(columns, ids[lo:hi] - start)
+            start += table.rows
+
+    # --- identity -------------------------------------------------------------------------------
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of N, fields and widths, and the values of evenly spaced rows; the same after re-sharding."""
+        digest = hashlib.sha256(json.dumps([self.rows, sorted(self.vectors)]).encode())
+        few, many = (np.unique(np.linspace(0, self.rows - 1, n).astype(np.int64)) for n in (_DECODED, _SAMPLED))
+        for name in sorted(self.vectors):
+            digest.update(np.ascontiguousarray(to_float32(self.raw_at(name, few))))
+        if not self.key:
+            for name in sorted(self.vectors):
+                digest.update(np.ascontiguousarray(to_float32(self.raw_at(name, many))))
+        else:
+            keys = [key for part in self.lookup([self.key], many) for key in texts(part.column(0))]
+            digest.update("\0".join(keys).encode())
+        return digest.hexdigest()[:32]
+
+    @cached_property
+    def version(self) -> str:
+        """Hash of the files' names, sizes and times, as they were when the pool was opened."""
+        pieces = [list(found) for _, found in sorted(self.vectors.items())]
+        stamps = [self.stamps_of(some) for some in (*pieces, self.tables)]
+        return hashlib.sha256(json.dumps([*stamps, [self.key, self.caption]]).encode()).hexdigest()[:32]
+
+    def stamps_of(self, pieces: Sequence[Piece | TablePiece]) -> list[list[Any]]:
+        """Return how each piece is read, and its file's size and version when the pool was opened."""
+        return [[dict(vars(piece)), *self._stamp(piece.protocol, piece.path)] for piece in pieces]
+
+    def _stamp(self, protocol: str, path: str) -> list[Any]:
+        return self.stamps[path] if path in self.stamps else stamp_of(protocol, path)
+
+    def changed(self) -> bool:
+        """Whether a file is another than when the pool was opened.
+
+        Asks every local file once; elsewhere lists the pool again, and asks for what the listing does not say.
+
+        Raises:
+            PoolError: A file is gone.
+        """
+        files = [(protocol, path) for protocol, path in self.files() if self.stamps.get(path)]
+        elsewhere = any(protocol != "file" for protocol, _ in files)
+        now = Files.at(self.location, again=True).stamps if elsewhere else {}
+        return any((now.get(path) or stamp_of(protocol, path)) != self.stamps[path] for protocol, path in files)
+
+    def files(self) -> list[tuple[str, str]]:
+        """(protocol, path) of every file, each once, in order."""
+        pieces: list[Any] = [p for ps in self.vectors.values() for p in ps] + list(self.tables)
+        return list(dict.fromkeys((piece.protocol, piece.path) for piece in pieces))
 
     def check(self) -> None:
         """Refuse fields of different lengths, widths or types, and pools without rows."""
@@ -217,6 +312,6 @@ def with_roles(layout: Layout, options: Options) -> Layout:
     )
 
 
-def stamp_of(piece: Piece | TablePiece) -> list[Any]:
-    """Return what changes whenever the values may have: how a piece is read, and its file's stamp."""
-    return [dict(vars(piece)), *file_stamp(piece.protocol, piece.path)]
+def texts(column: Any) -> list[str]:
+    """Return the values of an Arrow column as text, "" for nulls."""
+    return ["" if value is None else str(value) for value in column.to_pylist()]

@@ -24,19 +24,17 @@ from thresher.io.pieces import Piece
 from thresher.ops.kmeans import STRIPE
 from thresher.ops.vectors import F32, to_float32, unit_rows
 from thresher.pool.join import join_by_key
-from thresher.pool.layout import Options, stamp_of
+from thresher.pool.layout import Options, Rows, texts
 from thresher.pool.layouts import Layout, read_layout
 from thresher.pool.verify import without_damaged
 from thresher.runtime.cache import default_folder
+from thresher.runtime.plugins import code_version
 from thresher.selection import Selection
 
-Rows = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
 
 BLOCK = 16_384  # rows of a block
 _CHUNK = 4_096  # given rows held at a time
-_SAMPLED = 1_000  # rows behind a fingerprint: their keys, or their vectors where there are none
-_DECODED = 64  # rows whose vectors are behind it in any case; reaching one may mean decoding its row group
 
 
 @dataclass(frozen=True)
@@ -54,11 +52,19 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingStore:
-    """Image and text embeddings, captions, keys and scores of N rows, wherever they lie."""
+    """Image and text embeddings, captions, keys and scores of N rows, wherever they lie.
+
+    Attributes:
+        layout: The files.
+        options: How it was opened.
+        rows: Global ids of the view's rows, ascending; None for all.
+        block: Rows of a block.
+    """
 
     layout: Layout
     options: Options
     rows: Rows | None = None
+    block: int = BLOCK
 
     # --- shape --------------------------------------------------------------------------------
 
@@ -121,30 +127,23 @@ class EmbeddingStore:
 
     def fingerprint(self) -> str:
         """Hash of N, fields and widths, and the values of evenly spaced rows; the same after re-sharding."""
-        base = replace(self, rows=None)
-        digest = hashlib.sha256(json.dumps([base.total, sorted(self.layout.vectors)]).encode())
-        few, many = (np.unique(np.linspace(0, self.total - 1, n).astype(np.int64)) for n in (_DECODED, _SAMPLED))
-        for name in sorted(self.layout.vectors):
-            digest.update(np.ascontiguousarray(to_float32(base.raw_at(name, few))).tobytes())
-        if not self.layout.key:
-            for name in sorted(self.layout.vectors):
-                digest.update(np.ascontiguousarray(to_float32(base.raw_at(name, many))).tobytes())
-        else:
-            keys = [key for part in base.lookup([self.layout.key], many) for key in _text(part.column(0))]
-            digest.update("\0".join(keys).encode())
-        return digest.hexdigest()[:32]
+        return self.layout.fingerprint
 
     def version(self) -> str:
-        """Hash of the files' names, sizes and times: keys cached arrays. Changes when a file does."""
-        stamps: list[Any] = [[stamp_of(p) for p in pieces] for _, pieces in sorted(self.layout.vectors.items())]
-        stamps.append([stamp_of(table) for table in self.layout.tables])
-        stamps.append([self.layout.key, self.layout.caption])
-        return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:32]
+        """Hash of the files' names, sizes and times when the store was opened: keys cached arrays."""
+        return self.layout.version
+
+    def changed(self) -> bool:
+        """Whether a file is another than when the store was opened.
+
+        Raises:
+            PoolError: A file is gone.
+        """
+        return self.layout.changed()
 
     def files(self) -> list[tuple[str, str]]:
         """(protocol, path) of every file the store reads, each once, in order."""
-        pieces: list[Any] = [p for ps in self.layout.vectors.values() for p in ps] + list(self.layout.tables)
-        return list(dict.fromkeys((piece.protocol, piece.path) for piece in pieces))
+        return self.layout.files()
 
     def whereabouts(self, name: str, row: int) -> str:
         """Say in which file a row of a field lies, and where in it: for messages."""
@@ -170,11 +169,12 @@ class EmbeddingStore:
         pieces = [self.layout.vectors[part][0] for part in self.parts(name)]
         return sum(len(self) * p.dim * _itemsize(p) for p in pieces)
 
-    def blocks(self, name: str, start: int = 0, size: int = BLOCK) -> Iterator[Block]:
+    def blocks(self, name: str, start: int = 0, size: int | None = None) -> Iterator[Block]:
         """Cut the view into blocks; lazily read ones where files allow, else streamed ones with data.
 
         Blocks before row ``start`` of the view, a block boundary, are left out.
         """
+        size = size or self.block
         if self.seekable(name):
             for lo in range(start, len(self), size):
                 yield Block(lo, min(lo + size, len(self)))
@@ -235,13 +235,7 @@ class EmbeddingStore:
 
     def raw_at(self, name: str, ids: Rows) -> Array:
         """Return stored vectors of ascending global ids."""
-        parts, start = [], 0
-        for piece in self.layout.vectors[name]:
-            lo, hi = np.searchsorted(ids, [start, start + piece.rows])
-            if hi > lo:
-                parts.append(piece.take(ids[lo:hi] - start))
-            start += piece.rows
-        return parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else self._range(name, 0, 0)
+        return self.layout.raw_at(name, ids)
 
     def local(self, name: str, files: dict[str, NpyPiece]) -> EmbeddingStore:
         """Return the same store with some fields read from local copies in base row order."""
@@ -331,12 +325,7 @@ class EmbeddingStore:
 
     def lookup(self, columns: Sequence[str], ids: Rows) -> Iterator[Any]:
         """Yield Arrow record batches with some rows by ascending global id, touching only their row groups."""
-        start = 0
-        for table in self.layout.tables:
-            lo, hi = np.searchsorted(ids, [start, start + table.rows])
-            if hi > lo:
-                yield from table.take(columns, ids[lo:hi] - start)
-            start += table.rows
+        return self.layout.lookup(columns, ids)
 
     def column(self, name: str) -> Array:
         """Return one numeric metadata column of the view as an array; nulls become NaN."""
@@ -356,7 +345,7 @@ class EmbeddingStore:
                 yield ids, [str(i) for i in ids]
             return
         for ids, part in self.scan([self.layout.key]):
-            yield ids, _text(part.column(0))
+            yield ids, texts(part.column(0))
 
 
 def given_vectors(path: str, what: str, store: EmbeddingStore, name: str) -> Iterator[F32]:
@@ -413,10 +402,6 @@ def absolute(location: str) -> str:
     return location if "://" in location or "::" in location else os.path.abspath(location)
 
 
-def _text(column: Any) -> list[str]:
-    return ["" if value is None else str(value) for value in column.to_pylist()]
-
-
 def _itemsize(piece: Piece) -> int:
     return 2 if piece.dtype == "bfloat16" else np.dtype(piece.dtype).itemsize
 
@@ -441,12 +426,14 @@ def open_store(location: str, options: Options | None = None, *, scratch: str | 
 
     if options.skip_bad:
         pieces: list[Piece | TablePiece] = [piece for found in layout.vectors.values() for piece in found]
-        stamps = [stamp_of(piece) for piece in (*pieces, *layout.tables)]
-        layout = without_damaged(layout, made_from(["damage", layout.key, stamps]) + ".json")
+        code, stamps = code_version("thresher.pool.verify"), layout.stamps_of([*pieces, *layout.tables])
+        layout = without_damaged(layout, made_from(["damage", code, layout.key, stamps]) + ".json")
     if options.metadata:
         metadata = read_layout(options.metadata, Options(skip_bad=options.skip_bad))
-        stamps = [stamp_of(table) for table in (*layout.tables, *metadata.tables)]
-        layout = join_by_key(layout, metadata, made_from([layout.key, metadata.key, stamps]) + ".parquet", options)
+        code = code_version("thresher.pool.join")
+        stamps = [*layout.stamps_of(layout.tables), *metadata.stamps_of(metadata.tables)]
+        target = made_from([code, layout.key, metadata.key, stamps]) + ".parquet"
+        layout = join_by_key(layout, metadata, target, options)
     return EmbeddingStore(layout, options)
 
 

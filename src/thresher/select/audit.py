@@ -104,7 +104,7 @@ def key_codes(run: Run) -> npt.NDArray[np.uint8]:
     store = run.store
     if store.layout.key is None:
         return np.zeros(len(store), np.uint8)
-    made = run.cache.array("keys", run.key(column=store.layout.key), lambda: _key_codes(run))
+    made = run.cache.array("keys", run.key(_key_codes, column=store.layout.key), lambda: _key_codes(run))
     return np.array(made)
 
 

@@ -88,12 +88,12 @@ class Similarities:
 def similarities(run: Run, groups: Groups, classes: Classes, clamp: float | None) -> Similarities:
     """Compute what rows are judged by, cached: two passes over the rows, and the class products if clamped."""
     labels = np.asarray(groups.labels_N)
-    what = {"labels": hashlib.sha256(labels.tobytes()).hexdigest(), "classes": len(classes.sizes_K)}
-    means = run.cache.array("class-means", run.key(**what), lambda: _means(run, labels, classes.sizes_K))
+    what = {"labels": hashlib.sha256(np.ascontiguousarray(labels)).hexdigest(), "classes": len(classes.sizes_K)}
+    means = run.cache.array("class-means", run.key(_means, **what), lambda: _means(run, labels, classes.sizes_K))
     dtypes = {"own": "float32", "mean": "float32", "inter": "float32"}
     found = run.column("similarities", "joint", partial(_judge, labels, np.asarray(means)), dtypes, **what)
     own, mean, inter = (found[name][classes.order_N].astype(np.float64) for name in dtypes)
-    cross = mean if clamp is None else _cross(run, classes, run.key(clamp=clamp, held=_HELD, **what), clamp)
+    cross = mean if clamp is None else _cross(run, classes, run.key(_cross, clamp=clamp, **what), clamp)
     return Similarities(own, cross, mean, inter, np.asarray(means)[0])
 
 

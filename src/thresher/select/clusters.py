@@ -20,7 +20,7 @@ from thresher.io.npy import npy_piece
 from thresher.ops import kmeans
 from thresher.ops.neighbors import MeanNearestDistance
 from thresher.ops.vectors import F32, to_float32
-from thresher.pool.store import BLOCK, Block, EmbeddingStore, given_vectors
+from thresher.pool.store import Block, EmbeddingStore, given_vectors
 from thresher.runtime.engine import Engine
 from thresher.runtime.files import DAMAGED, only, writing_folder
 from thresher.select.audit import audited
@@ -244,18 +244,19 @@ def grow(run: Run, old: Written) -> Groups:
         )
     labels, distances = old.labels_N[good], old.distances_N[good]
     _check_rows(run, old, labels, distances)
-    edge = known if known == len(run.store) else known // BLOCK * BLOCK  # a row's last bit may go by its place
+    block = run.store.block
+    edge = known if known == len(run.store) else known // block * block  # a row's last bit may go by its place
 
     def fill(start: int) -> Iterator[tuple[Any, ...]]:
-        for lo in range(start, edge, BLOCK):
-            yield labels[lo : min(lo + BLOCK, edge)], distances[lo : min(lo + BLOCK, edge)]
+        for lo in range(start, edge, block):
+            yield labels[lo : min(lo + block, edge)], distances[lo : min(lo + block, edge)]
         if edge < len(run.store):
             rule = partial(_assign, name, kmeans.Assign(old.centroids_KD))
             yield from run.over_blocks("assign", name, rule, max(start, edge))
 
-    key = run.key(of=name, centroids=_token(old.centroids_KD))
+    key = run.key(_assign, of=name, centroids=_token(old.centroids_KD))
     if old.told.get("kernels") != key["kernels"]:
-        digests = (hashlib.sha256(np.ascontiguousarray(part).tobytes()).hexdigest() for part in (labels, distances))
+        digests = (hashlib.sha256(np.ascontiguousarray(part)).hexdigest() for part in (labels, distances))
         key["grown"] = list(digests)
     found = run.cache.columns("assign", key, _ASSIGNED, len(run.store), fill)
     notes = [f"centroids, and labels of {known:,} rows, kept from {old.folder}"]
@@ -344,7 +345,7 @@ _ASSIGNED = {"labels": "int32", "distances": "float32"}
 
 
 def _token(centroids_KD: F32) -> str:
-    return hashlib.sha256(np.ascontiguousarray(centroids_KD).tobytes()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(centroids_KD)).hexdigest()
 
 
 def _assign(name: str, rule: kmeans.Assign, store: EmbeddingStore, block: Block) -> tuple[Any, Any]:
@@ -403,7 +404,7 @@ def _train(run: Run, how: Clustered, k: int, sample: int, iterations: int) -> F3
     """
     name, n = how.embedding, len(run.store)
     precision, nearest, slack = _precision(how.precision)
-    key = run.key(of=name, k=k, iterations=iterations, sample=sample, seed=run.seed, precision=precision)
+    key = run.key(_train, of=name, k=k, iterations=iterations, sample=sample, seed=run.seed, precision=precision)
     path = run.cache.path("kmeans", key)
     known = run.cache.load(path)
     if known is not None:
@@ -454,7 +455,8 @@ def _train(run: Run, how: Clustered, k: int, sample: int, iterations: int) -> F3
 
 
 def _each_held(run: Run, held: F32, rule: kmeans.Rule, state: kmeans.State) -> Iterator[kmeans.Moves]:
-    tasks = ((held[lo : lo + BLOCK], state.bounds(lo, lo + BLOCK)) for lo in range(0, len(held), BLOCK))
+    size = run.store.block
+    tasks = ((held[lo : lo + size], state.bounds(lo, lo + size)) for lo in range(0, len(held), size))
     return run.engine.map(partial(_on_held, rule), tasks)
 
 

@@ -232,8 +232,8 @@ def _tables(
 ) -> tuple[Floats, dict[str, Floats]]:
     """Return the pool's spread (G, 4) and every selection's deviations (G, 2), from the cache or one pass."""
     about = {"of": "joint", "classes": _digest(groups_n)}
-    paths = {name: run.cache.path("covariance", run.key(**about, rows=_digest(w))) for name, w in weights.items()}
-    pool = run.cache.path("covariance", run.key(**about, rows="pool"))
+    paths = {name: run.cache.path("covariance", run.key(_pass, **about, rows=_digest(w))) for name, w in weights.items()}
+    pool = run.cache.path("covariance", run.key(_pass, **about, rows="pool"))
     found = {name: known for name, path in paths.items() if (known := run.cache.load(path)) is not None}
     missing = [name for name in weights if name not in found]
     spread = run.cache.load(pool)
@@ -246,7 +246,7 @@ def _tables(
 
 
 def _digest(array: Array) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
 
 
 def _pass(run: Run, groups_n: npt.NDArray[np.int32], weights: list[Array]) -> tuple[Floats, list[Floats]]:

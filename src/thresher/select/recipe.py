@@ -133,7 +133,6 @@ def run_steps(
         if not len(within):
             raise UsageError("the earlier selection keeps no row: there is nothing to choose from")
         start = replace(within, pool=pool, options=options)  # where the pool is now
-    version = store.version()
     cache.trim()
     run = Run(store, start, engine or make_engine(), cache, seed, progress)
     selection = start
@@ -146,7 +145,7 @@ def run_steps(
                 selection = step.select(run)
         except UsageError as error:
             raise type(error)(f"{step.name}: {error}") from None
-        if store.version() != version:
+        if (step is not checked or not steps) and store.changed():
             raise PoolError(f"{pool}: a file of the pool changed while {step.name} ran; run again when it is at rest")
         if isinstance(step, Audit) and len(selection.steps) == len(run.so_far.steps):
             continue

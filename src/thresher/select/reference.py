@@ -20,7 +20,7 @@ from thresher.errors import PoolError, UsageError
 from thresher.ops.neighbors import nearest_other
 from thresher.ops.vectors import F32, inverse_norms, to_float32
 from thresher.pool.layout import Options
-from thresher.pool.store import BLOCK, Block, EmbeddingStore, open_store
+from thresher.pool.store import Block, EmbeddingStore, open_store
 from thresher.select.run import Run
 from thresher.selection import Selection, packed
 
@@ -111,6 +111,7 @@ def open_reference(run: Run, location: str, name: str) -> Reference:
     fingerprint, version = store.fingerprint(), store.version()
     if fingerprint == run.store.fingerprint():
         raise UsageError(f"reference: {location} is the pool itself: every row repeats one of it")
+    store = replace(store, block=run.store.block)
     start = Selection.everything(fingerprint, location, {}, store.total)
     own = replace(run, store=store, so_far=start).local(name)
     if run.store.options.skip_bad:
@@ -138,7 +139,8 @@ def nearest(run: Run, reference: Reference, name: str) -> tuple[F32, Rows]:
     """
     n, other = len(run.store), reference.run
     m = len(other.store)
-    starts = range(0, m, BLOCK)
+    size, step = run.store.block, other.store.block
+    starts = range(0, m, step)
     if len(starts) > 1:  # each block of the pool is read as often
         run = run.local(name)
 
@@ -147,26 +149,25 @@ def nearest(run: Run, reference: Reference, name: str) -> tuple[F32, Rows]:
         if work > _MUCH:
             left = _told(work / _speed(run.store.dim(name), run.engine.workers))
             run.progress.say(f"comparing {n - start:,} rows with {m:,} of {reference.location}: about {left}")
-        tasks = ((block, lo, min(lo + BLOCK, m)) for block in run.store.blocks(name, start) for lo in starts)
+        tasks = ((block, lo, min(lo + step, m)) for block in run.store.blocks(name, start) for lo in starts)
         found = run.engine.map(partial(_compare, run.store, other.store, name), tasks)
         with run.progress.task(f"compare with {reference.location}", n) as advance:
             advance(start)
-            for lo in range(start, n, BLOCK):
-                size, done = min(BLOCK, n - lo), 0
-                best, where = np.full(size, -np.inf, np.float32), np.full(size, -1, np.int64)
+            for lo in range(start, n, size):
+                rows, done = min(size, n - lo), 0
+                best, where = np.full(rows, -np.inf, np.float32), np.full(rows, -1, np.int64)
                 for number, first in enumerate(starts, 1):
                     cosines, at = next(found)
                     better = cosines > best
                     best[better], where[better] = cosines[better], first + at[better]
-                    advance(size * number // len(starts) - done)
-                    done = size * number // len(starts)
+                    advance(rows * number // len(starts) - done)
+                    done = rows * number // len(starts)
                 yield best, where
         next(found, None)
 
-    key = run.key(of=name, reference=reference.fingerprint, files=reference.version, rows=other.view)
+    key = run.key(_compare, of=name, reference=reference.fingerprint, files=reference.version, rows=other.view)
     found = run.cache.columns("reference", key, {"cosine": "float32", "row": "int64"}, n, fill)
-    whole = replace(reference.store, rows=None)
-    if whole.version() != reference.version:
+    if reference.store.changed():
         raise PoolError(
             f"{reference.location}: a file of the reference changed meanwhile; run again when it is at rest"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
@@ -15,10 +15,11 @@ import threadpoolctl
 
 from thresher.io.npy import NpyPiece, npy_piece
 from thresher.ops.vectors import F32
-from thresher.pool.store import BLOCK, Block, EmbeddingStore
+from thresher.pool.store import Block, EmbeddingStore
 from thresher.runtime.cache import Cache
 from thresher.runtime.engine import Engine
 from thresher.runtime.parameters import recorded
+from thresher.runtime.plugins import code_version, origin_of
 from thresher.runtime.progress import Progress, Silent
 from thresher.selection import Selection, Step
 
@@ -70,12 +71,29 @@ class Run:
         """Hash of which rows the view holds."""
         if self.store.rows is None:
             return "all"
-        return hashlib.sha256(np.ascontiguousarray(self.store.rows).tobytes()).hexdigest()
+        return hashlib.sha256(np.ascontiguousarray(self.store.rows)).hexdigest()
 
-    def key(self, **what: Any) -> dict[str, Any]:
-        """Return the cache key of something computed from these rows, with these matrix kernels."""
-        kernels = sorted({info.get("architecture", "") for info in threadpoolctl.threadpool_info()} - {""})
-        return {"store": self.version, "view": self.view, "kernels": kernels, **what}
+    @cached_property
+    def kernels(self) -> list[str]:
+        """Names of the matrix kernels at work here: the last bits of a product depend on them."""
+        return sorted({info.get("architecture", "") for info in threadpoolctl.threadpool_info()} - {""})
+
+    def key(self, made_by: Callable[..., Any], **what: Any) -> dict[str, Any]:
+        """Return the cache key of something computed from these rows, with these matrix kernels and this code.
+
+        Args:
+            made_by: The function that computes it; its module's code is part of the key, see
+                :func:`~thresher.runtime.plugins.code_version`.
+            **what: Whatever else the values depend on.
+        """
+        return {
+            "store": self.version,
+            "view": self.view,
+            "block": self.store.block,
+            "kernels": self.kernels,
+            "code": code_version(made_by),
+            **what,
+        }
 
     def over_blocks(
         self, label: str, name: str, fn: Callable[[EmbeddingStore, Block], R], start: int = 0
@@ -85,7 +103,7 @@ class Run:
             advance(start)
             done = start
             for result in self.engine.map(partial(fn, self.store), self.store.blocks(name, start)):
-                after = min(done + BLOCK, len(self.store))
+                after = min(done + self.store.block, len(self.store))
                 advance(after - done)
                 done = after
                 yield result
@@ -103,13 +121,13 @@ class Run:
         Args:
             name: Of the computation, for messages and the cache.
             of: Field whose blocks are passed to ``fn``.
-            fn: Picklable; returns one array per column.
+            fn: Picklable; returns one array per column. The values are computed again once its code changes.
             dtypes: Column name -> dtype.
             **what: Whatever else the values depend on.
         """
         return self.cache.columns(
             name,
-            self.key(of=of, **what),
+            self.key(fn, of=of, **what),
             dtypes,
             len(self.store),
             lambda start: self.over_blocks(name, of, fn, start),
@@ -178,6 +196,7 @@ class Run:
         step = Step(
             method=method.name,
             parameters=recorded(method),
+            package=asdict(origin_of(type(method))),
             seed=self.seed,
             rows_in=len(keep_n),
             rows_out=int(np.count_nonzero(keep_n)),

@@ -75,7 +75,6 @@ def score(
         raise UsageError(f"{method!r} gives rows no number; the methods that do: {', '.join(scoring_methods())}")
     method = coerced(method, method.name)
     engine, cache, progress = engine or make_engine(), cache or Cache.at(), progress or Silent()
-    version = store.version()
     good = run_steps(store, (), seed=seed, within=within, engine=engine, cache=cache, progress=progress)
     run = Run(store.where(good.mask()), good, engine, cache, seed, progress)
     try:
@@ -83,7 +82,7 @@ def score(
             found = method.score(run)
     except UsageError as error:
         raise type(error)(f"{method.name}: {error}") from None
-    if store.version() != version:
+    if store.changed():
         raise PoolError(
             f"{good.pool}: a file of the pool changed while {method.name} ran; run again when it is at rest"
         )

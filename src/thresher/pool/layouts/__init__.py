@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from dataclasses import replace
 from types import ModuleType
 
 from thresher.errors import PoolError
-from thresher.io.listing import Files
+from thresher.io.listing import Files, stamp_of
 from thresher.pool.layout import Layout, Options
 
 __all__ = ["Files", "Layout", "Options", "read_layout", "readers"]
@@ -46,4 +47,5 @@ def read_layout(location: str, options: Options) -> Layout:
             + "; ".join(f"{module.NAME} ({module.LOOKS_LIKE})" for module in readers())
         )
     layout.check()
-    return layout
+    stamps = {path: files.stamps.get(path) or stamp_of(protocol, path) for protocol, path in layout.files()}
+    return replace(layout, stamps=stamps)

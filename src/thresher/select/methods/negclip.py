@@ -69,7 +69,7 @@ class NegClip(Scored):
             ends = [n * i // batches for i in range(batches + 1)]
             for lo, hi in zip(ends[:-1], ends[1:], strict=True):
                 order[lo:hi].sort()  # the same batch, read in file order
-            key = here.key(repeat=repeat, seed=run.seed, batches=batches, temperature=self.temperature)
+            key = here.key(_panel, repeat=repeat, seed=run.seed, batches=batches, temperature=self.temperature)
             label = f"negclip: repeat {repeat + 1} of {repeats}"
             fill = partial(_fill, here, label, self.temperature, order, ends)
             total[order] += here.cache.columns("negclip", key, {"score": "float32"}, n, fill)["score"]

@@ -74,13 +74,13 @@ class NormSim(Scored):
             note = f"target: the pool's own best {size:,} of {len(run.store):,} rows, in {self.rounds} rounds"
         else:
             for rows in given_vectors(self.target, "target images", run.store, "image"):
-                digest.update(rows.tobytes())
+                digest.update(np.ascontiguousarray(rows))
                 size += len(rows)
                 if norm != "max":
                     moment = moment + _moment(norm, rows)
             moment /= size
             note = f"target: {size:,} rows of {self.target}"
-        digest.update(moment.tobytes())
+        digest.update(np.ascontiguousarray(moment))
         measure = partial(_similar, norm, moment.astype(np.float32))
         if self.target is not None and norm == "max":
             measure = partial(_nearest, self.target)
@@ -120,7 +120,7 @@ def _own_subset(run: Run, norm: str, size: int, rounds: int) -> F64:
     The rows left after a round are saved every few seconds, so that a killed run goes on.
     """
     n = len(run.store)
-    path = run.cache.path("normsim.target", run.key(norm=norm, size=size, rounds=rounds))
+    path = run.cache.path("normsim.target", run.key(_own_subset, norm=norm, size=size, rounds=rounds))
     known = run.cache.load(path)
     if known is not None:
         return np.asarray(known)

@@ -139,6 +139,7 @@ class SemDeDup(Clustered):
                     yield cosine, twin
 
         key = run.key(
+            _judge,
             of=self.embedding,
             order=_digest(order_N),
             clusters=_digest(sizes_K),
@@ -229,7 +230,7 @@ class _Repeats:
 
 
 def _digest(order: Rows) -> str:
-    return hashlib.sha256(np.ascontiguousarray(order).tobytes()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(order)).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
