@@ -41,6 +41,8 @@ class _Methods(Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         from thresher.select.registry import METHODS
 
+        if METHODS.broken(cmd_name):
+            METHODS.find(cmd_name)  # says why it cannot be loaded
         cls = METHODS.all().get(cmd_name)
         return _method_command(cmd_name, cls) if cls else None
 

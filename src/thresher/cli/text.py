@@ -185,7 +185,8 @@ def explanation(found: Mapping[str, Any]) -> Iterator[str]:
     fate = "dropped" if not found["kept"] else "kept" if found["uses"] == 1 else f"kept, used {found['uses']:,} times"
     yield f"row {found['row']:,}, key {found['key']}{_caption(found)}: {fate}"
     for number, step in enumerate(found["steps"], 1):
-        yield f"  {number}. {step['method']}: {step['verdict']} - {step['reason'] or 'passes'}"
+        package = f" ({step['package']})" if step["package"] else ""
+        yield f"  {number}. {step['method']}{package}: {step['verdict']} - {step['reason'] or 'passes'}"
         if "score" in step and "history" not in step:
             cut = "" if step["cut"] is None else f" (cut at {Figure(step['cut']):.4f})"
             yield f"     {step['meaning']}: {Figure(step['score']):.4f}{cut}"

@@ -10,6 +10,7 @@ from thresher.dynamic.ledger import ILL_MATCHED, LEFT_OUT, REDUNDANT
 from thresher.dynamic.run_folder import Training
 from thresher.errors import UsageError
 from thresher.pool.store import EmbeddingStore
+from thresher.report.facts import plain
 from thresher.selection import Selection
 
 _KINDS = {REDUNDANT: "redundant", ILL_MATCHED: "ill-matched", LEFT_OUT: "left out"}
@@ -25,7 +26,7 @@ def explain(selection: Selection, store: EmbeddingStore, key: str) -> dict[str, 
 
     Returns:
         row, key, caption, kept, uses (how often the row is to be used), and for each step it met: method,
-        verdict, reason, score, cut, cluster with size, quota and kept, the duplicate's row and key, the reference's
+        package (name and version; "" for thresher's own), verdict, reason, score, cut, cluster with size, quota and kept, the duplicate's row and key, the reference's
         pool, row, key and caption where the row repeats one of its rows, and, of a coreset, the row's history in
         training, as :func:`history` has it.
 
@@ -48,6 +49,7 @@ def explain(selection: Selection, store: EmbeddingStore, key: str) -> dict[str, 
         dropped = by == number
         part: dict[str, Any] = {
             "method": step.method,
+            "package": plain(step.foreign, 80),
             "verdict": "dropped" if dropped else "kept",
             "reason": step.why(place) if dropped else "",
         }

@@ -47,12 +47,17 @@ def build(cls: type[T], name: str, given: Mapping[str, Any]) -> T:
 
 
 def coerced(made: T, name: str) -> T:
-    """Return a dataclass made in Python with its values checked as flags and recipes are: ``keep="30%"`` works."""
-    values = {
-        item.name: coerce(f"{name}: {item.name}", type_of(type(made), item.name), getattr(made, item.name))
-        for item in parameters_of(type(made))
-    }
-    return replace(made, **values)  # type: ignore[type-var]
+    """Return a dataclass made in Python with its values checked as flags and recipes are: ``keep="30%"`` works.
+
+    One whose values are as they should be is returned as it is: nothing is parsed or checked twice.
+    """
+    values = {}
+    for item in parameters_of(type(made)):
+        given = getattr(made, item.name)
+        value = coerce(f"{name}: {item.name}", type_of(type(made), item.name), given)
+        if value is not given:
+            values[item.name] = value
+    return replace(made, **values) if values else made  # type: ignore[type-var]
 
 
 def recorded(made: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from thresher.errors import BadRowsError
 from thresher.io.open import trusting
 from thresher.ops.vectors import inverse_norms, to_float32
 from thresher.pool.store import Block, EmbeddingStore
+from thresher.select.database import cursor
 from thresher.select.run import Run
 from thresher.selection import Selection
 
@@ -138,10 +139,9 @@ def _key_codes(run: Run) -> npt.NDArray[np.uint8]:
 
 def _hashed(store: EmbeddingStore, name: str) -> Iterator[tuple[Any, npt.NDArray[np.uint64]]]:
     """Yield the keys as text, and 64 bits of hash for each."""
-    import duckdb
     import pyarrow as pa
 
-    with duckdb.connect(config={"threads": 1}) as db:
+    with cursor() as db:
         for _, part in store.scan([name]):
             text = trusting(f"{store.layout.location} [{name}]", partial(part.column(0).cast, pa.large_string()))
             db.register("part", pa.table({"k": text}))

@@ -11,24 +11,17 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from thresher.errors import UsageError, suggest
+from thresher.select.database import MACROS, cursor
 from thresher.select.registry import method
 from thresher.select.run import Run
 from thresher.selection import Selection
-
-# DuckDB's own least and greatest pass over missing values: a row without a width would count as wide.
-_MACROS = """
-CREATE MACRO words(t) AS len(regexp_extract_all(t, '[^\\s\\p{Z}]+'));
-CREATE MACRO characters(t) AS length(t);
-CREATE MACRO least(a, b) AS CASE WHEN a < b THEN a WHEN b <= a THEN b END;
-CREATE MACRO greatest(a, b) AS CASE WHEN a > b THEN a WHEN b >= a THEN b END;
-CREATE MACRO aspect(w, h) AS greatest(w, h)::DOUBLE / nullif(least(w, h), 0);
-"""
 
 # DuckDB's macros that look at one row; its others look at many, at the session or at the clock.
 _ROW_MACROS = re.compile(
@@ -52,11 +45,18 @@ class Filter:
 
     def __post_init__(self) -> None:
         """Refuse what does not parse or reaches beyond a row."""
-        _clauses(self.where)
+        _ = self._parsed
+
+    @cached_property
+    def _parsed(self) -> list[tuple[str, list[str]]]:
+        """Each clause's text and columns."""
+        return _clauses(self.where)
 
     def select(self, run: Run) -> Selection:
         """Evaluate clause by clause, so that every dropped row knows which one it failed."""
-        clauses = _clauses(self.where)
+        import duckdb
+
+        clauses = self._parsed
         columns = sorted({name for _, names in clauses for name in names})
         known = {name.lower(): name for name in run.store.columns}
         if not known:
@@ -72,7 +72,7 @@ class Filter:
                 )
         found = run.cache.columns(
             "filter",
-            run.key(clauses=[text for text, _ in clauses], macros=_MACROS),
+            run.key(_failed, clauses=[text for text, _ in clauses], duckdb=duckdb.__version__),
             {"failed": "uint8"},
             len(run.store),
             lambda start: _failed(run, clauses, [known[name.lower()] for name in columns], start),
@@ -98,7 +98,7 @@ def _failed(
 
     cases = " ".join(f"WHEN NOT coalesce(({text}), false) THEN {i + 1}" for i, (text, _) in enumerate(clauses))
     done = 0
-    with _database() as db, run.progress.task("filter", len(run.store)) as advance:
+    with cursor() as db, run.progress.task("filter", len(run.store)) as advance:
         for _, part in run.store.scan(columns or list(run.store.columns[:1])):
             advance(len(part))
             done += len(part)
@@ -115,25 +115,13 @@ def _failed(
             yield (np.asarray(result["failed"], np.uint8),)
 
 
-def _database() -> Any:
-    """A DuckDB that cannot touch files, with this module's macros."""
-    import duckdb
-
-    db = duckdb.connect(config={"threads": 1})
-    db.execute(_MACROS)
-    db.execute("SET TimeZone = 'UTC'")  # times with a zone mean the same on every machine
-    db.execute("SET enable_external_access = false")
-    db.execute("SET lock_configuration = true")
-    return db
-
-
 def _clauses(where: str) -> list[tuple[str, list[str]]]:
     """Split a condition at its outermost ANDs; returns each clause's text and columns.
 
     Raises:
         UsageError: Not one plain condition.
     """
-    with _database() as db:
+    with cursor() as db:
         tree = _tree(db, f"SELECT {where}" if where.strip() else "")
         if tree.get("error"):
             raise UsageError(
@@ -198,7 +186,7 @@ def _plain(db: Any, where: str, function: str, arguments: int) -> None:
         WHERE function_name = ? AND NOT regexp_matches(parameter_types::VARCHAR, 'TIME ZONE|TIMESTAMPTZ')
     """
     kinds = db.execute(known, [function]).fetchall()
-    own = function in re.findall(r"CREATE MACRO (\w+)", _MACROS)
+    own = function in re.findall(r"CREATE MACRO (\w+)", MACROS)
     plain = bool(kinds) and all(
         stability == "CONSISTENT" and (kind == "scalar" or (kind == "macro" and _ROW_MACROS.fullmatch(function)))
         for kind, stability in kinds
