@@ -9,7 +9,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 # isort: split
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import pytest
 import threadpoolctl
 from hypothesis import HealthCheck, settings
 
-from thresher import Cache, EmbeddingStore, Selection, Serial, open_store, run_steps
+from thresher import Cache, EmbeddingStore, Selection, Serial, run_steps
+from thresher.testing.pools import clustered, write_pool
 
 settings.register_profile(
     "full",
@@ -58,44 +59,6 @@ def _strict_arithmetic(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     with np.errstate(all="raise", under="ignore"):
         yield
-
-
-def clustered(n: int, dim: int = 8, groups: int = 5, spread: float = 0.6, seed: int = 0) -> np.ndarray:
-    """Unit rows around random centres, float32; row i belongs to centre i % groups."""
-    rng = np.random.Generator(np.random.Philox(seed))
-    centres = rng.normal(size=(groups, dim))
-    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
-    rows = centres[np.arange(n) % groups] + spread / np.sqrt(dim) * rng.normal(size=(n, dim))
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-
-
-def write_pool(
-    folder: Path,
-    image: np.ndarray | None,
-    text: np.ndarray | None = None,
-    table: Mapping[str, Sequence[Any]] | None = None,
-    *,
-    files: int = 1,
-    parquet: bool = False,
-) -> EmbeddingStore:
-    """Write a pool of .npy files, or of parquet files with list columns, cut into ``files``, and open it."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    folder.mkdir(parents=True)
-    arrays = {name: array for name, array in (("image", image), ("text", text)) if array is not None}
-    n = len(next(iter(arrays.values()))) if arrays else len(next(iter((table or {}).values())))
-    cuts = np.linspace(0, n, files + 1).astype(int)
-    for i, (lo, hi) in enumerate(zip(cuts[:-1], cuts[1:], strict=True)):
-        columns = {name: values[lo:hi] for name, values in (table or {}).items()}
-        if parquet:
-            columns |= {f"{name}_embedding": list(array[lo:hi]) for name, array in arrays.items()}
-        else:
-            for name, array in arrays.items():
-                np.save(folder / f"{name}_{i}.npy", array[lo:hi])
-        if columns:
-            pq.write_table(pa.table(columns), folder / f"part_{i}.parquet")
-    return open_store(str(folder))
 
 
 @pytest.fixture

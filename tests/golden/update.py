@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from tests.conftest import clustered, write_pool
-from tests.contract.test_contract import example
+from thresher.testing.method import example_of
 from thresher import Cache, EmbeddingStore, Recipe, Selection, Serial, UsageError, build, run_steps
 from thresher.runtime.parameters import parameters_of
 from thresher.select.recipe import shipped_recipes
@@ -73,7 +73,7 @@ def chains() -> dict[str, Any]:
     """Name -> steps and seed: every method with the contract's parameters, every shipped recipe."""
     found: dict[str, Any] = {}
     for name, cls in METHODS.all().items():
-        given = example(name)
+        given = example_of(cls)
         if "clusters" in {field.name for field in parameters_of(cls)}:
             given["clusters"] = 5
         found[f"method {name}"] = ([build(name, given)], 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
@@ -193,10 +193,11 @@ class Run:
             repeats: (n,) how often to use each row of the view, 0 where dropped; by default once.
             reference: Evidence per row of a reference pool that dropped rows repeat, see :class:`Step`.
         """
+        origin = origin_of(type(method))
         step = Step(
             method=method.name,
             parameters=recorded(method),
-            package=asdict(origin_of(type(method))),
+            package={"name": origin.package, "version": origin.version},
             seed=self.seed,
             rows_in=len(keep_n),
             rows_out=int(np.count_nonzero(keep_n)),

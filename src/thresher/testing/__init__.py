@@ -18,6 +18,7 @@ _HOMES: dict[str, str] = {
     "EncoderContract": "encoder",
     "EngineContract": "engine",
     "ExportContract": "export",
+    "MethodContract": "method",
     "PolicyContract": "policy",
 }
 
