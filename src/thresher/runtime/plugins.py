@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache, partial
 from importlib.machinery import ModuleSpec
-from importlib.metadata import EntryPoint, entry_points, version
+from importlib.metadata import EntryPoint, entry_points
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, Generic, TypeVar
 
@@ -177,13 +177,10 @@ def origin_of(cls: type[Any]) -> Origin:
         from thresher import __version__
 
         return Origin("thresher", __version__)
-    package = _distribution(module)
-    if package is not None:
-        return Origin(package, version(package))
-    return Origin(top, str(getattr(sys.modules.get(top), "__version__", "")))
+    return _distribution(module) or Origin(top, str(getattr(sys.modules.get(top), "__version__", "")))
 
 
-def _distribution(module: str) -> str | None:
+def _distribution(module: str) -> Origin | None:
     """Return the distribution that offers plug-ins from a module or from the nearest package around it."""
     known = _distributions()
     while module and module not in known:
@@ -192,14 +189,15 @@ def _distribution(module: str) -> str | None:
 
 
 @cache
-def _distributions() -> dict[str, str]:
+def _distributions() -> dict[str, Origin]:
     """Return the distribution of every module that offers plug-ins, and of the packages around it."""
     every = entry_points()
-    found: dict[str, str] = {}
+    found: dict[str, Origin] = {}
     for point in (one for group in every.groups if group.startswith("thresher.") for one in every.select(group=group)):
-        parts = point.module.split(".") if point.dist is not None else []
-        for length in range(len(parts), 0, -1):
-            found.setdefault(".".join(parts[:length]), point.dist.name)
+        if point.dist is not None:
+            parts = point.module.split(".")
+            for length in range(len(parts), 0, -1):
+                found.setdefault(".".join(parts[:length]), Origin(point.dist.name, point.dist.version))
     return found
 
 
@@ -243,7 +241,7 @@ def code_version(made_by: Callable[..., Any] | str) -> str:
             found[name] = source.digest
             left += [one for one in source.imports if _counts(one, module) and _is_module(one)]
     package = None if module.startswith("thresher.") else _distribution(module)
-    return _hashed([*sorted(found.items()), *([(package, version(package))] if package else [])])
+    return _hashed([*sorted(found.items()), *([(package.package, package.version)] if package else [])])
 
 
 def _hashed(parts: list[tuple[str, str]]) -> str:
