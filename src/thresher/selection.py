@@ -416,8 +416,7 @@ class Selection:
                 for name in (name for reason in head["reasons"] for name in _names(reason)):
                     if name not in {"cut", *rows, *groups, *(f"reference_{name}" for name in reference)}:
                         raise PoolError(f"{path}: a reason names {name!r}, which its step does not know")
-                told = {"notes": tuple(head["notes"]), "reasons": tuple(head["reasons"])}
-                told["package"] = _package(head)
+                told = {"notes": tuple(head["notes"]), "reasons": tuple(head["reasons"]), "package": _package(head)}
                 steps.append(Step(**{**head, **told, "rows": rows, "groups": groups, "reference": reference}))
             found = cls(
                 store=header["store"],

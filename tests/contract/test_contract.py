@@ -23,7 +23,6 @@ from thresher.testing import MethodContract
 from thresher.testing.method import FEW
 from thresher.testing.pools import clustered, write_pool
 
-
 # Of the solver behind density's released = true.
 pytestmark = pytest.mark.filterwarnings("ignore:The default value of raise_error:PendingDeprecationWarning")
 
@@ -61,7 +60,9 @@ class Contract(MethodContract):
 
 
 for _cls in METHODS.all().values():
-    globals()[f"Test{_cls.__name__}"] = type(f"Test{_cls.__name__}", (Contract,), {"plugin": _cls, "__module__": __name__})
+    globals()[f"Test{_cls.__name__}"] = type(
+        f"Test{_cls.__name__}", (Contract,), {"plugin": _cls, "__module__": __name__}
+    )
 
 
 # --- methods with a fault -------------------------------------------------------------------------------

@@ -139,7 +139,9 @@ def test_imports_are_found_as_the_parser_finds_them() -> None:
             elif isinstance(node, ast.ImportFrom):
                 names |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
         assert names <= set(imported(text, "")), path
-    text = "from . import (a,  # (one)\n    b as c)\nfrom ..d import e, \\\n    f\nimport g.h as i, j\n  import k; x = 1\n"
+    text = (
+        "from . import (a,  # (one)\n    b as c)\nfrom ..d import e, \\\n    f\nimport g.h as i, j\n  import k; x = 1\n"
+    )
     assert imported(text, "p.q") == ["g.h", "j", "k", "p.d", "p.d.e", "p.d.f", "p.q", "p.q.a", "p.q.b"]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,6 +16,7 @@ from thresher.io.listing import Files, stamp_of
 from thresher.io.parquet import TablePiece
 from thresher.io.pieces import FLOATS, Array, Piece
 from thresher.ops.vectors import to_float32
+from thresher.runtime.random import digest
 
 Rows = npt.NDArray[np.int64]
 
@@ -135,24 +134,23 @@ class Layout:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of N, fields and widths, and the values of evenly spaced rows; the same after re-sharding."""
-        digest = hashlib.sha256(json.dumps([self.rows, sorted(self.vectors)]).encode())
+        parts: list[Any] = [[self.rows, sorted(self.vectors)]]
         few, many = (np.unique(np.linspace(0, self.rows - 1, n).astype(np.int64)) for n in (_DECODED, _SAMPLED))
         for name in sorted(self.vectors):
-            digest.update(np.ascontiguousarray(to_float32(self.raw_at(name, few))))
+            parts.append(to_float32(self.raw_at(name, few)))
         if not self.key:
             for name in sorted(self.vectors):
-                digest.update(np.ascontiguousarray(to_float32(self.raw_at(name, many))))
+                parts.append(to_float32(self.raw_at(name, many)))
         else:
             keys = [key for part in self.lookup([self.key], many) for key in texts(part.column(0))]
-            digest.update("\0".join(keys).encode())
-        return digest.hexdigest()[:32]
+            parts.append("\0".join(keys))
+        return digest(*parts)[:32]
 
     @cached_property
     def version(self) -> str:
         """Hash of the files' names, sizes and times, as they were when the pool was opened."""
-        pieces = [list(found) for _, found in sorted(self.vectors.items())]
-        stamps = [self.stamps_of(some) for some in (*pieces, self.tables)]
-        return hashlib.sha256(json.dumps([*stamps, [self.key, self.caption]]).encode()).hexdigest()[:32]
+        stamps = [self.stamps_of(pieces) for _, pieces in sorted(self.vectors.items())]
+        return digest([*stamps, self.stamps_of(self.tables), [self.key, self.caption]])[:32]
 
     def stamps_of(self, pieces: Sequence[Piece | TablePiece]) -> list[list[Any]]:
         """Return how each piece is read, and its file's size and version when the pool was opened."""

@@ -7,8 +7,6 @@ files otherwise cannot change an answer.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -29,6 +27,7 @@ from thresher.pool.layouts import Layout, read_layout
 from thresher.pool.verify import without_damaged
 from thresher.runtime.cache import default_folder
 from thresher.runtime.plugins import code_version
+from thresher.runtime.random import digest
 from thresher.selection import Selection
 
 Array = npt.NDArray[Any]
@@ -422,7 +421,7 @@ def open_store(location: str, options: Options | None = None, *, scratch: str | 
     folder = os.path.join(scratch or default_folder(), "joined")
 
     def made_from(what: Any) -> str:
-        return os.path.join(folder, hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32])
+        return os.path.join(folder, digest(what)[:32])
 
     if options.skip_bad:
         pieces: list[Piece | TablePiece] = [piece for found in layout.vectors.values() for piece in found]

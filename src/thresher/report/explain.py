@@ -26,9 +26,9 @@ def explain(selection: Selection, store: EmbeddingStore, key: str) -> dict[str, 
 
     Returns:
         row, key, caption, kept, uses (how often the row is to be used), and for each step it met: method,
-        package (name and version; "" for thresher's own), verdict, reason, score, cut, cluster with size, quota and kept, the duplicate's row and key, the reference's
-        pool, row, key and caption where the row repeats one of its rows, and, of a coreset, the row's history in
-        training, as :func:`history` has it.
+        package (name and version; "" for thresher's own), verdict, reason, score, cut, cluster with size, quota and
+        kept, the duplicate's row and key, the reference's pool, row, key and caption where the row repeats one of its
+        rows, and, of a coreset, the row's history in training, as :func:`history` has it.
 
     Raises:
         UsageError: No such row.

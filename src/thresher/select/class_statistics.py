@@ -5,7 +5,6 @@ The passes over vectors behind ClipCov; what they compute is in :mod:`thresher.o
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from thresher.ops.cut import pack
 from thresher.ops.kmeans import sums_by_group
 from thresher.ops.vectors import F32
 from thresher.pool.store import Block, EmbeddingStore
+from thresher.runtime.random import digest
 from thresher.select.clusters import Groups
 from thresher.select.run import Run
 
@@ -88,7 +88,7 @@ class Similarities:
 def similarities(run: Run, groups: Groups, classes: Classes, clamp: float | None) -> Similarities:
     """Compute what rows are judged by, cached: two passes over the rows, and the class products if clamped."""
     labels = np.asarray(groups.labels_N)
-    what = {"labels": hashlib.sha256(np.ascontiguousarray(labels)).hexdigest(), "classes": len(classes.sizes_K)}
+    what = {"labels": digest(labels), "classes": len(classes.sizes_K)}
     means = run.cache.array("class-means", run.key(_means, **what), lambda: _means(run, labels, classes.sizes_K))
     dtypes = {"own": "float32", "mean": "float32", "inter": "float32"}
     found = run.column("similarities", "joint", partial(_judge, labels, np.asarray(means)), dtypes, **what)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -23,6 +22,7 @@ from thresher.ops.vectors import F32, to_float32
 from thresher.pool.store import Block, EmbeddingStore, given_vectors
 from thresher.runtime.engine import Engine
 from thresher.runtime.files import DAMAGED, only, writing_folder
+from thresher.runtime.random import digest
 from thresher.select.audit import audited
 from thresher.select.run import Run, unit
 
@@ -256,8 +256,7 @@ def grow(run: Run, old: Written) -> Groups:
 
     key = run.key(_assign, of=name, centroids=_token(old.centroids_KD))
     if old.told.get("kernels") != key["kernels"]:
-        digests = (hashlib.sha256(np.ascontiguousarray(part)).hexdigest() for part in (labels, distances))
-        key["grown"] = list(digests)
+        key["grown"] = [digest(labels), digest(distances)]
     found = run.cache.columns("assign", key, _ASSIGNED, len(run.store), fill)
     notes = [f"centroids, and labels of {known:,} rows, kept from {old.folder}"]
     if known < len(run.store):
@@ -345,7 +344,7 @@ _ASSIGNED = {"labels": "int32", "distances": "float32"}
 
 
 def _token(centroids_KD: F32) -> str:
-    return hashlib.sha256(np.ascontiguousarray(centroids_KD)).hexdigest()
+    return digest(centroids_KD)
 
 
 def _assign(name: str, rule: kmeans.Assign, store: EmbeddingStore, block: Block) -> tuple[Any, Any]:

@@ -6,7 +6,6 @@ inside the classes and, as the moments of all rows are the sum of those of the c
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -20,6 +19,7 @@ from thresher.errors import UsageError
 from thresher.ops.covariance import Moments, Spread, Sum, deviations, moments
 from thresher.ops.cut import pack
 from thresher.pool.store import EmbeddingStore, same_pool
+from thresher.runtime.random import digest
 from thresher.select.audit import audited
 from thresher.select.run import Run
 from thresher.selection import Selection
@@ -231,8 +231,8 @@ def _tables(
     run: Run, groups_n: npt.NDArray[np.int32], weights: Mapping[str, Array]
 ) -> tuple[Floats, dict[str, Floats]]:
     """Return the pool's spread (G, 4) and every selection's deviations (G, 2), from the cache or one pass."""
-    about = {"of": "joint", "classes": _digest(groups_n)}
-    paths = {name: run.cache.path("covariance", run.key(_pass, **about, rows=_digest(w))) for name, w in weights.items()}
+    about = {"of": "joint", "classes": digest(groups_n)}
+    paths = {name: run.cache.path("covariance", run.key(_pass, **about, rows=digest(w))) for name, w in weights.items()}
     pool = run.cache.path("covariance", run.key(_pass, **about, rows="pool"))
     found = {name: known for name, path in paths.items() if (known := run.cache.load(path)) is not None}
     missing = [name for name in weights if name not in found]
@@ -243,10 +243,6 @@ def _tables(
         spread = run.cache.save(pool, made)
         found |= {name: run.cache.save(paths[name], table) for name, table in zip(missing, rest, strict=True)}
     return np.asarray(spread), {name: np.asarray(found[name]) for name in weights}
-
-
-def _digest(array: Array) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
 
 
 def _pass(run: Run, groups_n: npt.NDArray[np.int32], weights: list[Array]) -> tuple[Floats, list[Floats]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -21,6 +19,7 @@ from thresher.runtime.engine import Engine
 from thresher.runtime.parameters import recorded
 from thresher.runtime.plugins import code_version, origin_of
 from thresher.runtime.progress import Progress, Silent
+from thresher.runtime.random import digest, generator
 from thresher.selection import Selection, Step
 
 R = TypeVar("R")
@@ -49,9 +48,7 @@ class Run:
 
     def rng(self, *purpose: str | int) -> np.random.Generator:
         """Return a generator keyed by the seed and a purpose: adding a step never reseeds another."""
-        text = json.dumps([self.seed, *purpose])
-        words = np.frombuffer(hashlib.sha256(text.encode()).digest()[:16], np.uint64)
-        return np.random.Generator(np.random.Philox(key=words))
+        return generator(self.seed, *purpose)
 
     def random_ranks(self, *purpose: str | int) -> npt.NDArray[np.uint32]:
         """Return distinct random numbers for the view's rows, (n,) uint32, tied to global row ids.
@@ -71,7 +68,7 @@ class Run:
         """Hash of which rows the view holds."""
         if self.store.rows is None:
             return "all"
-        return hashlib.sha256(np.ascontiguousarray(self.store.rows)).hexdigest()
+        return digest(self.store.rows)
 
     @cached_property
     def kernels(self) -> list[str]:

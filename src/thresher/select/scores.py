@@ -17,8 +17,8 @@ from thresher.errors import BadRowsError, UsageError, suggest
 from thresher.io.parquet import parquet_metadata
 from thresher.ops.cut import top
 from thresher.pool.join import positions
-from thresher.pool.layout import Options
-from thresher.pool.store import EmbeddingStore, Rows, open_store
+from thresher.pool.layout import Options, Rows
+from thresher.pool.store import EmbeddingStore, open_store
 from thresher.runtime.parameters import is_required, parameters_of
 from thresher.select.registry import METHODS, build
 from thresher.select.run import Run

@@ -111,7 +111,8 @@ class MethodContract:
     @pytest.fixture
     def bench(self, tmp_path_factory: pytest.TempPathFactory) -> Bench:
         """Pools and selections that several tests use, made once a session."""
-        return _bench(type(self), tmp_path_factory.getbasetemp() / "contract")
+        contract: Any = type(self)
+        return _bench(contract, tmp_path_factory.getbasetemp() / "contract")
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Try every word that a field allows."""
@@ -228,6 +229,8 @@ class MethodContract:
             assert bench.first.repeats is not None
             return
         check_chain(found)
+        assert found.repeats is not None
+        assert drawn.repeats is not None
         np.testing.assert_array_equal(found.repeats, np.where(found.mask(), drawn.repeats, 0))
 
     def test_methods_and_selections_survive_pickling_and_the_disk(self, bench: Bench, tmp_path: Path) -> None:
@@ -312,9 +315,7 @@ def _chosen(pool: Any, folder: Path, name: str, seed: int, *given: tuple[str, An
     return run(store, method_named(name, dict(given)), folder / name, seed=seed)
 
 
-def run(
-    store: EmbeddingStore, step: Any, cache: Path, *, seed: int = 0, within: Selection | None = None
-) -> Selection:
+def run(store: EmbeddingStore, step: Any, cache: Path, *, seed: int = 0, within: Selection | None = None) -> Selection:
     """Run a step serially."""
     return run_steps(store, [step], seed=seed, within=within, engine=Serial(), cache=Cache.at(cache))
 

@@ -12,9 +12,7 @@ import numpy.typing as npt
 from thresher.pool.store import EmbeddingStore, open_store
 
 
-def clustered(
-    n: int, dim: int = 8, groups: int = 5, spread: float = 0.6, seed: int = 0
-) -> npt.NDArray[np.float32]:
+def clustered(n: int, dim: int = 8, groups: int = 5, spread: float = 0.6, seed: int = 0) -> npt.NDArray[np.float32]:
     """Return unit rows around random centres, (n, dim) float32; row i belongs to centre i % groups."""
     rng = np.random.Generator(np.random.Philox(seed))
     centres = rng.normal(size=(groups, dim))

@@ -74,13 +74,13 @@ class NormSim(Scored):
             note = f"target: the pool's own best {size:,} of {len(run.store):,} rows, in {self.rounds} rounds"
         else:
             for rows in given_vectors(self.target, "target images", run.store, "image"):
-                digest.update(np.ascontiguousarray(rows))
+                digest.update(np.ascontiguousarray(rows).data)
                 size += len(rows)
                 if norm != "max":
                     moment = moment + _moment(norm, rows)
             moment /= size
             note = f"target: {size:,} rows of {self.target}"
-        digest.update(np.ascontiguousarray(moment))
+        digest.update(np.ascontiguousarray(moment).data)
         measure = partial(_similar, norm, moment.astype(np.float32))
         if self.target is not None and norm == "max":
             measure = partial(_nearest, self.target)

@@ -12,7 +12,6 @@ unless neither eps nor keep is given.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -26,6 +25,7 @@ from thresher.ops.cut import order_by_group, top
 from thresher.ops.neighbors import CHUNK, duplicates_of_kept, nearest_earlier
 from thresher.ops.vectors import F32
 from thresher.pool.store import EmbeddingStore
+from thresher.runtime.random import digest
 from thresher.select.clusters import Clustered
 from thresher.select.reference import nearest, open_reference
 from thresher.select.registry import method
@@ -141,8 +141,8 @@ class SemDeDup(Clustered):
         key = run.key(
             _judge,
             of=self.embedding,
-            order=_digest(order_N),
-            clusters=_digest(sizes_K),
+            order=digest(order_N),
+            clusters=digest(sizes_K),
             against=self.against,
             threshold=float(threshold) if self.against == "kept" else None,
         )
@@ -227,10 +227,6 @@ class _Repeats:
     notes: tuple[str, ...]
     rows: dict[str, npt.NDArray[Any]]
     told: dict[str, npt.NDArray[Any]]
-
-
-def _digest(order: Rows) -> str:
-    return hashlib.sha256(np.ascontiguousarray(order)).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
