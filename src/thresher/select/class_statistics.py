@@ -27,7 +27,6 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-_HELD = 8_192  # rows of classes whose vectors a task holds; a larger class is worked on in parts of up to as many
 _IN_MEMORY = 512 * 2**20  # bytes of vectors of a larger class that are held while its losses are cheap sums
 _STRIPE = 1_024  # rows read at a time where they are used once: they stay in cache
 
@@ -160,7 +159,7 @@ def _cross(run: Run, classes: Classes, key: dict[str, Any], clamp: float) -> Flo
     if known is not None:
         return np.asarray(known)
     n = len(classes.order_N)
-    tiles = list(_tiles(classes.sizes_K))
+    tiles = list(_tiles(classes.sizes_K, _held(run.store)))
     saved = path.with_suffix(".state.npz")
     state = run.cache.load_all(saved)
     sums, done = (state["sums"], int(state["done"])) if state and "done" in state else (np.zeros(n), 0)
@@ -182,19 +181,24 @@ def _cross(run: Run, classes: Classes, key: dict[str, Any], clamp: float) -> Flo
     return np.asarray(found)
 
 
-def _tiles(sizes_K: Ints) -> Iterator[_Tile]:
+def _held(store: EmbeddingStore) -> int:
+    """Return how many rows' vectors a task holds; a larger class is worked on in parts of up to as many."""
+    return max(store.block // 2, 1)
+
+
+def _tiles(sizes_K: Ints, held: int) -> Iterator[_Tile]:
     ends = np.cumsum(sizes_K)
-    for first, last in pack(sizes_K, _HELD):
+    for first, last in pack(sizes_K, held):
         lo, hi = int(ends[first] - sizes_K[first]), int(ends[last - 1])
-        if hi - lo <= _HELD:
+        if hi - lo <= held:
             yield _Tile(lo, hi, tuple(sizes_K[first:last].tolist()))
         else:
-            yield from (_Tile(lo + start, lo + end, (), lo, hi) for start, end in _parts(hi - lo))
+            yield from (_Tile(lo + start, lo + end, (), lo, hi) for start, end in _parts(hi - lo, held))
 
 
-def _parts(size: int) -> list[tuple[int, int]]:
+def _parts(size: int, held: int) -> list[tuple[int, int]]:
     """Cut a large class into equal parts, a multiple of four of them, so that few workers end together."""
-    count = 4 * -(-size // (4 * _HELD))
+    count = 4 * -(-size // (4 * held))
     return [(size * i // count, size * (i + 1) // count) for i in range(count)]
 
 
@@ -243,13 +247,14 @@ def greedy(
         np.concatenate([getattr(walk, name) for walk in walks]) for name in ("gains_n", "drift_n", "balance_n")
     )
     least_K = crosscov.forecast(score, cross, balance, classes.starts_K, budget)
-    small_K = classes.sizes_K <= _HELD
+    held = _held(run.store)
+    small_K = classes.sizes_K <= held
     least_K += np.where(small_K, least_K // 16 + 4, 0)  # to read their vectors once
     floor, told = -np.inf, 0
     with run.progress.task("greedy", budget) as advance:
         while True:
             small = np.flatnonzero((least_K > 0) & small_K)
-            together = [small[lo:hi] for lo, hi in pack(classes.sizes_K[small], _HELD)]
+            together = [small[lo:hi] for lo, hi in pack(classes.sizes_K[small], held)]
             tasks = ([(own[k], walks[k], int(least_K[k])) for k in some] for some in together)
             rule = partial(_advance, store, clamp, refresh, floor)
             for some, done in zip(together, run.engine.map(rule, tasks), strict=True):
@@ -307,7 +312,7 @@ def _advance_large(
     floor: float,
 ) -> None:
     """Go on in a class whose losses are worked out part by part, on the engine; held if they are cheap sums."""
-    parts = [(own[lo:hi], walk.clamped_n[lo:hi]) for lo, hi in _parts(len(own))]
+    parts = [(own[lo:hi], walk.clamped_n[lo:hi]) for lo, hi in _parts(len(own), _held(run.store))]
     fits = len(own) * store.dim("joint") * 4 <= _IN_MEMORY
     held = _hold(run, store, own) if clamp is None and fits else None
 

@@ -93,7 +93,7 @@ def chosen(pool, centroid_file, select):
 @pytest.mark.parametrize("seed", range(4))
 def test_it_is_the_brute_force_greedy(chosen, monkeypatch, seed, clamp, parts) -> None:
     if parts == "in parts":
-        monkeypatch.setattr(class_statistics, "_HELD", 20)
+        monkeypatch.setattr(class_statistics, "_held", lambda store: 20)
     image, text, prompts = make(seed, n=100)
     reference = Reference(image, text, prompts, None if clamp == "none" else float(clamp))
     order = reference.greedy(60)
@@ -287,7 +287,7 @@ def test_pools_it_cannot_judge(pool, rows, select, centroid_file) -> None:
 
 def test_a_killed_pass_over_the_class_products_goes_on(pool, tmp_path, monkeypatch) -> None:
     """Only the products not yet done are computed again, and the result is the same."""
-    monkeypatch.setattr(class_statistics, "_HELD", 50)
+    monkeypatch.setattr(class_statistics, "_held", lambda store: 50)
     image, text, prompts = make(8, n=280, k=6)
     np.save(tmp_path / "prompts.npy", prompts)
     store = pool(image, text)
@@ -312,7 +312,7 @@ def test_a_killed_pass_over_the_class_products_goes_on(pool, tmp_path, monkeypat
     assert (
         len(calls) - 1
         == tiles
-        == len(list(class_statistics._tiles(np.bincount(whole.steps[0].rows["cluster"], minlength=6))))
+        == len(list(class_statistics._tiles(np.bincount(whole.steps[0].rows["cluster"], minlength=6), 50)))
     )
     assert found.rows().tolist() == whole.rows().tolist()
     assert found.steps[0].rows["score"].tobytes() == whole.steps[0].rows["score"].tobytes()

@@ -47,7 +47,7 @@ def scores(selection) -> np.ndarray:
 def small(monkeypatch) -> None:
     """Tiles and tasks so small that a test has many."""
     monkeypatch.setattr(module, "_TILE", 16)
-    monkeypatch.setattr(module, "_PANEL", 32)
+    monkeypatch.setattr(module, "_panel_rows", lambda store: 32)
 
 
 @pytest.mark.parametrize("batch", [10_000, 101, 64, 2])

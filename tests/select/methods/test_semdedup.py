@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -139,9 +140,8 @@ def test_clusters_larger_than_a_task_are_judged_in_parts(pool, rows, select, mon
     image = twins(rows, 700, 3)
     step = build("semdedup", {"eps": 0.05, "clusters": 2})
     whole = select(pool(image), step)
-    monkeypatch.setattr(module, "_TASK", 64)
     monkeypatch.setattr(module, "_HELD", 128)
-    parts = select(pool(image, name="again"), step)
+    parts = select(replace(pool(image, name="again"), block=128), step)  # tasks of 64 rows
     assert parts.dropped_by.tolist() == whole.dropped_by.tolist()
     assert parts.steps[0].rows["duplicate_of"].tolist() == whole.steps[0].rows["duplicate_of"].tolist()
 

@@ -29,7 +29,6 @@ F64 = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 
 _TILE = 1024  # rows and columns of a product: it stays in cache
-_PANEL = 8 * _TILE  # images of a task
 _DEEP, _HIGH = 65, 75  # exp(-_DEEP) and the sum of _TILE times exp(_HIGH) are normal float32
 
 
@@ -69,7 +68,7 @@ class NegClip(Scored):
             ends = [n * i // batches for i in range(batches + 1)]
             for lo, hi in zip(ends[:-1], ends[1:], strict=True):
                 order[lo:hi].sort()  # the same batch, read in file order
-            key = here.key(_panel, repeat=repeat, seed=run.seed, batches=batches, temperature=self.temperature)
+            key = here.key(_fill, repeat=repeat, seed=run.seed, batches=batches, temperature=self.temperature)
             label = f"negclip: repeat {repeat + 1} of {repeats}"
             fill = partial(_fill, here, label, self.temperature, order, ends)
             total[order] += here.cache.columns("negclip", key, {"score": "float32"}, n, fill)["score"]
@@ -83,7 +82,8 @@ class NegClip(Scored):
 def _fill(run: Run, label: str, temperature: float, order: Rows, ends: list[int], start: int) -> Iterator[tuple[F64]]:
     """Yield the scores of one batch after the other, from the batch that begins at ``start`` on."""
     batches = [order[lo:hi] for lo, hi in zip(ends[:-1], ends[1:], strict=True) if lo >= start]
-    tasks = [(batch, lo) for batch in batches for lo in range(0, len(batch), _PANEL)]
+    size = _panel_rows(run.store)
+    tasks = [(batch, lo) for batch in batches for lo in range(0, len(batch), size)]
     with run.progress.task(label, len(order)) as advance:
         advance(start)
         done = zip(tasks, run.engine.map(partial(_panel, run.store, temperature), tasks), strict=True)
@@ -98,6 +98,11 @@ def _fill(run: Run, label: str, temperature: float, order: Rows, ends: list[int]
                 yield (temperature * (scores - sums / 2),)
 
 
+def _panel_rows(store: EmbeddingStore) -> int:
+    """Return the images of a task: half a block of them, in whole tiles."""
+    return max(store.block // 2 // _TILE, 1) * _TILE
+
+
 def _panel(store: EmbeddingStore, temperature: float, task: tuple[Rows, int]) -> tuple[F64, F64, F64]:
     """Compare the images of a part of a batch with all its captions.
 
@@ -106,7 +111,7 @@ def _panel(store: EmbeddingStore, temperature: float, task: tuple[Rows, int]) ->
         (B,); all of cosines / temperature.
     """
     batch, lo = task
-    part = batch[lo : lo + _PANEL]
+    part = batch[lo : lo + _panel_rows(store)]
     images = store.vectors_at("image", part)
     images /= np.float32(temperature)
     own, rows, columns = np.empty(len(part)), np.full(len(part), -np.inf), np.full(len(batch), -np.inf)

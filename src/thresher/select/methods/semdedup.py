@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from thresher.errors import BudgetError, UsageError
 from thresher.ops.cut import order_by_group, top
-from thresher.ops.neighbors import CHUNK, duplicates_of_kept, nearest_earlier
+from thresher.ops.neighbors import duplicates_of_kept, nearest_earlier
 from thresher.ops.vectors import F32
 from thresher.pool.store import EmbeddingStore
 from thresher.runtime.random import digest
@@ -35,7 +35,6 @@ from thresher.selection import Keep, Selection
 Rows = npt.NDArray[np.int64]
 
 _HELD = 65_536  # rows of a cluster held at a time; those of a larger one are read again in chunks
-_TASK = 2 * CHUNK  # rows of a task, and of a part of a large cluster
 
 
 @method("semdedup")
@@ -129,7 +128,7 @@ class SemDeDup(Clustered):
         threshold = np.float32(1 - self.eps) if self.eps is not None else np.float32(np.inf)
         here = run.local(self.embedding)
         judge = partial(_judge, here.store, self.embedding, self.against, float(threshold))
-        tasks = list(_tasks(sizes_K, order_N, self.against))
+        tasks = list(_tasks(sizes_K, order_N, self.against, max(run.store.block // 2, 1)))
 
         def fill(start: int) -> Iterator[tuple[Any, ...]]:
             with run.progress.task("semdedup: compare", len(at)) as advance:
@@ -246,23 +245,26 @@ class _Task:
     skip: int = 0
 
 
-def _tasks(sizes_K: Rows, order_N: Rows, against: str) -> Iterator[_Task]:
-    """Cut the ordered rows into tasks of about equal work; a walk against kept rows cannot be split."""
+def _tasks(sizes_K: Rows, order_N: Rows, against: str, most: int) -> Iterator[_Task]:
+    """Cut the ordered rows into tasks of up to ``most`` rows, but for a walk against kept rows, which cannot be split.
+
+    A larger cluster is cut into parts of as many.
+    """
     small: list[int] = []
     end = 0
     for size in sizes_K.tolist():
         start, end = end, end + size
         held = sum(small)
-        if small and held + size > _TASK:
+        if small and held + size > most:
             yield _Task(start - held, order_N[start - held : start], tuple(small))
             small = []
-        if size <= _TASK:
+        if size <= most:
             small.append(size)
         elif against == "kept":
             yield _Task(start, order_N[start:end], (size,))
         else:
-            for part in range(start, end, _TASK):
-                stop = min(part + _TASK, end)
+            for part in range(start, end, most):
+                stop = min(part + most, end)
                 yield _Task(part, order_N[start:stop], (stop - start,), part - start)
     if sum(small):
         yield _Task(end - sum(small), order_N[end - sum(small) : end], tuple(small))
