@@ -19,7 +19,6 @@ the hash and the check.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import shutil
 import tempfile
