@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from thresher.embed.encoders import Encoder, Tokens, as_kind, checked, kind_of
-from thresher.runtime.engine import Processes
+from thresher.runtime.engines.processes import Processes
 from thresher.runtime.parameters import build
 
 if TYPE_CHECKING:
