@@ -31,7 +31,7 @@ from thresher.errors import PoolError, UsageError
 from thresher.export.keys import hashes_of
 from thresher.io.open import file_stamp, open_file, trusting
 from thresher.io.parquet import table_piece
-from thresher.io.paths import climbs, shown
+from thresher.io.paths import is_unsafe, visible
 from thresher.io.pictures import FORMATS, NARROW, PIXELS, open_rgb
 from thresher.io.tar import BLOCK, Window, groups, members
 from thresher.runtime.engine import cores
@@ -199,7 +199,7 @@ class _Read:
         limit = self._kept[-1][0] if len(self._kept) == self.wanted else 1.0
         for i, (number, sample) in enumerate(zip(self._rng.random(len(samples)).tolist(), samples, strict=True)):
             if sample.picture is None:
-                self.first_missing = self.first_missing or f"{shown(sample.key)} {sample.why}"
+                self.first_missing = self.first_missing or f"{visible(sample.key)} {sample.why}"
                 self.missing += 1
             elif number < limit:
                 self._kept.append((number, self.samples + i, sample))
@@ -330,7 +330,7 @@ def _of_tables(data: Data, sample: int, read: _Read) -> Iterator[Sample]:
         for one in read.sound(part.path, part.samples()):
             if one.picture is None:
                 read.missing += 1
-                read.first_missing = read.first_missing or f"{shown(one.key)} {one.why}"
+                read.first_missing = read.first_missing or f"{visible(one.key)} {one.why}"
             else:
                 yield one
 
@@ -423,7 +423,7 @@ def _decoded(samples: Iterable[Sample], model: Any, count: int, workers: int, pr
             for sample, (picture, pixels) in zip(batch, looks, strict=True):
                 seen.pictures.append(picture)
                 if picture.why:
-                    seen.broken.append(f"{shown(sample.key)} {picture.why}")
+                    seen.broken.append(f"{visible(sample.key)} {picture.why}")
                 elif pixels is not None and len(seen.pixels) < _PIXELS:
                     seen.pixels.append(pixels)
             advance(len(batch))
@@ -513,7 +513,7 @@ def _members(data: Data, read: _Read) -> dict[str, float]:
             for group in read.sound(part.path, islice(groups(Window(file, part.path), part.path), _MEMBERS)):
                 counts.update(list(group.members))
                 total += 1
-    return {shown(name): round(count / total, 3) for name, count in counts.most_common(20)}
+    return {visible(name): round(count / total, 3) for name, count in counts.most_common(20)}
 
 
 def _stored(data: Data, seen: _Seen, total: int) -> int:

@@ -2,53 +2,63 @@
 
 from __future__ import annotations
 
-import glob
 import os
-from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
-from thresher.data.layouts.csvs import open_csv
-from thresher.data.layouts.folders import open_folder
-from thresher.data.layouts.tables import STATE, open_arrow, open_parquet
-from thresher.data.layouts.webdataset import TarPart, tars_at
-from thresher.data.samples import Data, Part, Place, Sample
-from thresher.errors import PoolError, UsageError
-from thresher.io.listing import Files
+from thresher.data.location import Location
+from thresher.data.options import PER_PART, DataOptions
+from thresher.data.parts import Data, Part, Scanned, Words
+from thresher.data.samples import Place, Sample
+from thresher.errors import PoolError
+from thresher.io.readers import readable, recognising
+from thresher.runtime.plugins import PluginPoint
 
-__all__ = ["Data", "DataOptions", "Part", "Place", "Sample", "open_data"]
+__all__ = [
+    "DATA_READERS",
+    "PER_PART",
+    "Data",
+    "DataOptions",
+    "DataReader",
+    "Location",
+    "Part",
+    "Place",
+    "Sample",
+    "Scanned",
+    "Words",
+    "open_data",
+]
 
-PER_PART = 10_000
 
-
-@dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """How to read raw data where names do not say it.
+class DataReader(Protocol):
+    """Turns a location into data: a frozen dataclass in a file of ``thresher.data.layouts``, or of another package.
 
     Attributes:
-        image: Column of a table with the pictures.
-        caption: Column with the captions.
-        key: Column that identifies a row.
-        root: Folder that pictures named by a table lie in (default: that of the table).
-        captions_file: For a folder of pictures: the file that has their captions.
-        captions: Whether captions are wanted at all.
-        per_part: Rows of a part, where a file is cut into several.
+        name: What it is called.
+        rank: Which is asked first, the lowest, where several would recognise a location.
+        looks_like: What it reads, in a few words, for messages.
     """
 
-    image: str | None = None
-    caption: str | None = None
-    key: str | None = None
-    root: str | None = None
-    captions_file: str | None = None
-    captions: bool = True
-    per_part: int = PER_PART
+    name: ClassVar[str]
+    rank: ClassVar[int]
+    looks_like: ClassVar[str]
 
-    def __post_init__(self) -> None:
-        """Refuse what cannot be."""
-        if self.per_part < 1:
-            raise UsageError(f"{self.per_part} rows a part: at least 1")
-        if self.root and not os.path.isdir(self.root):
-            raise UsageError(f"{self.root}: there is no such folder of pictures")
-        if self.captions_file and not os.path.isfile(self.captions_file):
-            raise UsageError(f"{self.captions_file}: there is no such file of captions")
+    def recognise(self, where: Location) -> bool:
+        """Return whether it reads what is there, by names and a header or two."""
+        ...
+
+    def open(self, where: Location, options: DataOptions) -> Data:
+        """Cut it into parts; reads headers only.
+
+        Raises:
+            PoolError: A file is damaged, or there is nothing in it.
+            UsageError: A column that was asked for is not there.
+        """
+        ...
+
+
+DATA_READERS: PluginPoint[DataReader] = PluginPoint(
+    "data reader", "thresher.data.layouts", "thresher.data_readers", needs=("recognise", "open", "rank", "looks_like")
+)
 
 
 def open_data(location: str, options: DataOptions | None = None) -> Data:
@@ -56,60 +66,25 @@ def open_data(location: str, options: DataOptions | None = None) -> Data:
 
     Args:
         location: Tars (a folder of them, a path with ``{00000..00099}``, ``*`` or ``::``), parquet or Arrow files or a
-            folder of them, a Hugging Face dataset saved to disk, a csv of open_clip, or a folder of pictures.
+            folder of them, a Hugging Face dataset saved to disk, a csv of open_clip, a folder of pictures, or what a
+            reader of another package recognises.
         options: How to read them.
 
     Raises:
         PoolError: Nothing there, or nothing that is known.
-        UsageError: A column that was asked for is not there.
+        UsageError: A column or a reader that was asked for is not there.
     """
-    options = options or DataOptions()
+    options, where = options or DataOptions(), Location(location)
+    if options.reader:
+        return DATA_READERS.build(options.reader).open(where, options)
+    if location and (reader := recognising(DATA_READERS, where)) is not None:
+        return reader.open(where, options)
     if not location:
-        raise PoolError("no data are named; give tars, parquet, a csv or a folder of pictures")
-    if tars := tars_at(location):
-        return Data(location, "webdataset", tuple(TarPart(path, protocol) for protocol, path in tars))
-    if "://" not in location:
-        kinds = "give tars, parquet, a csv or a folder of pictures"
-        if not os.path.exists(location):
-            raise PoolError(f"{location}: nothing is there; {kinds}")
-        if os.path.isdir(location) and not os.listdir(location):
-            raise PoolError(f"{location}: is an empty folder; {kinds}")
-        if os.path.isdir(location) and (below := _tars_below(location)):
-            raise PoolError(f"{location}: has its tars in {below}; name that")
-        if os.path.isdir(location) and not _tables(location):
-            return open_folder(location, options)
-    files = Files.at(location)
-    if len(files.names) == 1 and location.endswith((".csv", ".tsv")):
-        return open_csv(location, files.protocol, files.path(files.names[0]), options)
-    # state.json alone may be what a folder tells of the picture state.jpg.
-    if files.matching(r".*\.arrow") or files.matching(STATE) and files.matching(r"([^/]*/)?dataset_info\.json"):
-        return open_arrow(location, files, options)
-    # Hugging Face's folders of pictures have a table of captions among them.
-    tables = [name for name in files.matching(r".*\.(parquet|pq)") if not f"/{name}".endswith("/metadata.parquet")]
-    if tables or len(files.names) == 1 and location.endswith((".parquet", ".pq")):
-        return open_parquet(location, files, options)
-    if os.path.isdir(location):
-        return open_folder(location, options)
-    raise PoolError(f"{location}: no kind of data that is known; give tars, parquet, a csv or a folder of pictures")
-
-
-def _tars_below(folder: str) -> str:
-    """Return the folders in a folder that have tars, where it has no tables itself: DataComp's ``shards``."""
-    if any(name.endswith((".parquet", ".pq", ".arrow")) for name in os.listdir(folder)):
-        return ""
-    found = glob.glob(os.path.join(glob.escape(folder), "*", "*.tar"))
-    return "::".join(sorted({os.path.dirname(path) for path in found}))
-
-
-def _tables(folder: str) -> bool:
-    """Whether a folder may have tables: names alone tell, where a million pictures are not to be listed at length."""
-    endings = (".parquet", ".pq", ".arrow", "state.json")
-    if folder.endswith((*endings, ".csv", ".tsv")):
-        return True
-    for here, inner, names in os.walk(folder):
-        linked = any(os.path.islink(os.path.join(here, name)) for name in inner)
-        if linked or any(name.endswith(endings) for name in (*inner, *names)):
-            return True
-        if here != folder:
-            inner.clear()
-    return False
+        why = "no data are named"
+    elif where.local and not os.path.exists(location):
+        why = f"{location}: nothing is there"
+    elif where.is_folder and not os.listdir(location):
+        why = f"{location}: is an empty folder"
+    else:
+        why = f"{location}: no kind of data that is known"
+    raise PoolError(f"{why}; give {readable(DATA_READERS)}")

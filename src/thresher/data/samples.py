@@ -1,18 +1,17 @@
-"""Raw data: samples of a picture and a caption, in parts that can be read apart from each other."""
+"""A sample of raw data: a picture and its caption."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from thresher.errors import PoolError
 from thresher.io.open import open_file, trusting
-from thresher.io.paths import climbs, lies_in, writable
+from thresher.io.paths import inside, writable
 
 BYTES = 1 << 30  # of one picture: more is taken for something else
-IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")  # endings of files that hold pictures
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,62 +92,15 @@ class Sample:
         return self.picture.read() if isinstance(self.picture, Place) else self.picture
 
 
-class Part(Protocol):
-    """A run of samples that is read as one: a tar, or rows of a table, a csv or a folder.
+def picture_in(root: str, name: str) -> Place | None:
+    """Return where a picture is that a table names, or None: names that lead out of ``root`` are not followed.
 
-    Attributes:
-        path: The file or folder it lies in.
-        protocol: Of its file system.
-        first: Where in the file its samples begin: a row or line; 0 for a tar.
-        rows: How many samples it has; None where only reading it tells.
+    Args:
+        root: A folder without links, as :func:`thresher.io.paths.inside` takes it.
+        name: As the table has it.
     """
-
-    @property
-    def path(self) -> str: ...  # noqa: D102
-    @property
-    def protocol(self) -> str: ...  # noqa: D102
-    @property
-    def first(self) -> int: ...  # noqa: D102
-    @property
-    def rows(self) -> int | None: ...  # noqa: D102
-
-    def samples(self) -> Iterator[Sample]:
-        """Yield the samples in order, those without a picture too.
-
-        Raises:
-            PoolError: The file is damaged; raised after the samples before the damage.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class Data:
-    """Raw data at a location.
-
-    Attributes:
-        location: As it was given.
-        kind: "webdataset", "parquet", "arrow", "csv" or "folder".
-        parts: In the order of the samples.
-        columns: What tables tell of every sample besides, and its Arrow type.
-    """
-
-    location: str
-    kind: str
-    parts: tuple[Part, ...]
-    columns: Mapping[str, Any] = field(default_factory=dict)
-
-    def samples(self) -> Iterator[Sample]:
-        """Yield all samples, part by part."""
-        for part in self.parts:
-            yield from part.samples()
-
-
-def named_picture(name: str, root: str) -> Place | None:
-    """Return where a picture is that a table names, or None: names that lead out of ``root`` are not followed."""
-    if "\0" in name or climbs(name) and not os.path.isabs(name):
-        return None
-    path = os.path.realpath(os.path.join(root, name))
-    return Place(path) if lies_in(path, root) and os.path.isfile(path) else None
+    path = inside(root, name)
+    return Place(path) if path is not None and os.path.isfile(path) else None
 
 
 def caption_of(cell: Any) -> str:

@@ -42,7 +42,7 @@ from thresher.embed.pool import (
 from thresher.embed.prepare import Pixels, Preparing, Ready, Slots, Task, Tokens, prepare
 from thresher.errors import OutputError, PoolError, ThresherError, UsageError
 from thresher.export.keys import hashes_of
-from thresher.io.paths import shown, writable
+from thresher.io.paths import visible, writable
 from thresher.io.pictures import PIXELS
 from thresher.runtime.engine import Engine, cores
 from thresher.runtime.engines.processes import Processes
@@ -655,7 +655,7 @@ def _finished(folder: Path, plan: Plan, new: set[int], notes: Sequence[str], dat
                 raise PoolError(f"{folder}: shard {number} was removed while it was embedded; type the command again")
             rows += told["rows"]
             fresh += told["rows"] if number in new else 0
-            lines = [f"{shown(shard.name)}, {at}, key {shown(key)}: {why}" for key, at, why in told["set_aside"]]
+            lines = [f"{visible(shard.name)}, {at}, key {visible(key)}: {why}" for key, at, why in told["set_aside"]]
             lines += [told["damage"]] if told["damage"] else []
             aside, damaged = aside + len(told["set_aside"]), damaged + bool(told["damage"])
             first = first or next(iter(lines), "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,7 +14,7 @@ import numpy.typing as npt
 from thresher.data.samples import Place
 from thresher.errors import PoolError, UsageError
 from thresher.io.open import open_file
-from thresher.io.pictures import NARROW, open_rgb
+from thresher.io.pictures import NARROW, open_rgb, thumbnail
 
 Pixels = npt.NDArray[np.uint8]
 Tokens = Mapping[str, npt.NDArray[Any]]
@@ -112,7 +111,7 @@ def prepare(how: Preparing, task: Task) -> Ready:
                 pixels = np.empty((len(task.pictures), *one.shape), np.uint8)
             pixels[i] = one
             if how.thumbnail:
-                thumbnails[i] = _small(picture, how.thumbnail)
+                thumbnails[i] = thumbnail(picture, how.thumbnail)
         except (PoolError, ValueError) as error:  # ValueError: of the encoder's own preprocessing
             bad[i] = str(error)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # this process has one core to itself
@@ -136,11 +135,3 @@ def _read(pictures: Sequence[bytes | Place]) -> Iterator[bytes | PoolError]:
             except PoolError as error:
                 at, file = "", None
                 yield PoolError(str(error).removeprefix(f"{one.path}: "))
-
-
-def _small(picture: Any, side: int) -> bytes:
-    copy = picture.copy()
-    copy.thumbnail((side, side))
-    buffer = io.BytesIO()
-    copy.save(buffer, "webp", quality=80)
-    return buffer.getvalue()

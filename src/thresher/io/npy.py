@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from thresher.errors import PoolError
 from thresher.io.open import open_file, trusting
-from thresher.io.paths import climbs
+from thresher.io.paths import is_unsafe
 from thresher.io.pieces import FLOATS, Array, Piece, stored_dtype
 
 _SPAN = 1024  # rows of a file elsewhere that are fetched at once, at most, to serve scattered ones
@@ -201,7 +201,7 @@ def npz_pieces(protocol: str, path: str, dtype: str | None = None) -> dict[str, 
         pieces: dict[str, Piece] = {}
         with open_file(protocol, path) as raw, zipfile.ZipFile(raw) as archive:
             for info in archive.infolist():
-                if climbs(info.filename) or "/" in info.filename:
+                if is_unsafe(info.filename) or "/" in info.filename:
                     raise PoolError(f"{path}: has a member named {info.filename!r}; refused, it is not a plain name")
                 if not info.filename.endswith(".npy"):
                     continue

@@ -17,7 +17,32 @@ Resize = Literal["squash", "shortest"]
 
 NARROW = 200  # times as long as wide: such a picture is a line or a scroll, and enormous once its short side fits
 PIXELS = 2**27  # of one picture: more is taken for a decompression bomb
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # decoders of pictures only, none that runs programs
+ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")  # of files that hold pictures
+_MAGIC = (
+    (b"\xff\xd8\xff", "jpg"),
+    (b"\x89PNG\r\n\x1a\n", "png"),
+    (b"GIF8", "gif"),
+    (b"BM", "bmp"),
+    (b"II*\0", "tif"),
+    (b"MM\0*", "tif"),
+    (b"P5", "ppm"),
+    (b"P6", "ppm"),
+)
+
+
+def kind_of(data: bytes) -> str:
+    """Return the usual ending of a picture's name, by its first bytes: "jpg", "png" ...
+
+    Raises:
+        PoolError: It is no kind of picture that is known.
+    """
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    for begins, ending in _MAGIC:
+        if data.startswith(begins):
+            return ending
+    raise PoolError(f"is no kind of picture that is known (it begins with {data[:8]!r})")
 
 
 def open_rgb(data: bytes, *, limit: int = PIXELS, draft: int | None = None) -> Any:
@@ -86,6 +111,16 @@ def decode(data: bytes, side: int, resize: Resize = "shortest") -> Pixels:
         left, top = (picture.width - short) / 2, (picture.height - short) / 2
         box = (left, top, left + short, top + short)
     return np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0))
+
+
+def thumbnail(picture: Any, side: int) -> bytes:
+    """Return a small copy of a picture of :func:`open_rgb` as WebP, its longer side at most ``side`` pixels."""
+    copy = picture.copy()
+    copy.thumbnail((side, side))
+    copy.info.clear()  # no profile or comment of the original travels along
+    buffer = io.BytesIO()
+    copy.save(buffer, "webp", quality=80)
+    return buffer.getvalue()
 
 
 def _eight_bit(picture: Any) -> Any:

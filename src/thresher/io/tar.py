@@ -15,13 +15,14 @@ from typing import IO, Any, NamedTuple
 
 from thresher.errors import PoolError
 from thresher.io.open import trusting
-from thresher.io.paths import shown
+from thresher.io.paths import all_plain, is_unsafe, visible
 
 BLOCK = 512
 _SPAN = 1 << 20  # bytes fetched at a time
 _NAME = 1 << 20  # bytes of a name or of notes on a member, at most
 _REGULAR = frozenset((b"0", b"\0", b"7"))
 _META = re.compile(r"__[^/]*__($|/)")  # webdataset's own notes
+LONG = frozenset((b"L", b"x", b"X"))  # headers that belong to the member after them
 NOTES = 1 << 20  # bytes of a caption or a json, at most
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 
@@ -121,7 +122,7 @@ def members(window: Window, path: str, at: int = 0) -> Iterator[Member]:
                 name = f"{prefix}/{name}"
         if "size" in notes:
             if not re.fullmatch(r"[0-9]{1,20}", notes["size"]):
-                raise PoolError(f"{path}: is damaged at byte {at:,}: a size of '{shown(notes['size'])}'")
+                raise PoolError(f"{path}: is damaged at byte {at:,}: a size of '{visible(notes['size'])}'")
             size = int(notes["size"])
         if kind in b"123456" or kind == b"\0" and name.endswith("/"):
             size = 0  # links, devices and folders have no contents, whatever their headers say
@@ -130,7 +131,7 @@ def members(window: Window, path: str, at: int = 0) -> Iterator[Member]:
             raise PoolError(f"{path}: holds a sparse file at byte {at:,}, which cannot be read")
         found = Member(name, kind in _REGULAR and not sparse and not name.endswith("/"), start, offset, size)
         if offset + size > window.size:
-            raise PoolError(f"{path}: is cut off at byte {window.size:,}, in the member '{shown(name)}'")
+            raise PoolError(f"{path}: is cut off at byte {window.size:,}, in the member '{visible(name)}'")
         yield found
         at = start = found.end
         longer, notes = "", {}
@@ -205,6 +206,38 @@ def groups(window: Window, path: str, at: int = 0) -> Iterator[Group]:
         group.members[ending] = member
     if group.members:
         yield group
+
+
+def unsafe(group: Group) -> str:
+    """Return why a sample must not be copied, "" where it may: its names would lead whoever unpacks it elsewhere."""
+    told = ".".join((group.key, *group.members))
+    if "\0" not in told and all_plain(f"\0{told}"):
+        return ""
+    name = next((member.name for member in group.members.values() if is_unsafe(member.name)), None)
+    return "" if name is None else f"has the name {name!r}, which leads out of its folder"
+
+
+def extent(window: Window, group: Group) -> tuple[int, int]:
+    """Return where a sample begins and its bytes, below 0 where something lies between that is not its own."""
+    start = end = next(iter(group.members.values())).start
+    whole = True
+    for member in group.members.values():
+        whole &= member.start == end and (
+            member.offset == member.start + BLOCK or all(kind in LONG for kind, _, _ in notes_of(window, member))
+        )
+        end = member.end
+    length = min(end, window.size) - start
+    return start, length if whole else -length
+
+
+def notes_of(window: Window, member: Member) -> Iterator[tuple[bytes, int, int]]:
+    """Yield the kinds of the headers before a member's own, where they begin, and where what they say ends."""
+    at, own = member.start, member.offset - BLOCK
+    while at < own:
+        digits = window.read(at + 124, 12).strip(b"\0 ")
+        end = at + BLOCK + -(-int(digits or b"0", 8) // BLOCK) * BLOCK
+        yield window.read(at + 156, 1), at, end
+        at = end
 
 
 def json_of(window: Window, member: Member | None) -> dict[str, Any]:

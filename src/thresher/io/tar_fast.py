@@ -1,6 +1,6 @@
 """Headers of local tars, many at a time, where they are what almost all are: of plain files with short names.
 
-What a tar means is said in :mod:`thresher.data.layouts.webdataset`; what is not quickly seen to be ordinary is left
+What a tar means is said in :mod:`thresher.io.tar`; what is not quickly seen to be ordinary is left
 to it.
 
 Shape letters: H headers, M members, n samples.
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.io.open import trusting
+from thresher.io.paths import all_plain
 from thresher.io.tar import BLOCK, NOTES, Window
 
 _PEEK = 4096  # bytes read at a place
@@ -127,7 +128,7 @@ class Stretch:
 def stretch(window: Skim, at: int, most: int, *, jsons: bool = False) -> Stretch | None:
     """Return the whole samples among the next headers of a tar, up to the first that is not ordinary.
 
-    They are those that :func:`thresher.data.layouts.webdataset.groups` yields, and their names are safe.
+    They are those that :func:`thresher.io.tar.groups` yields, and their names are safe.
 
     Args:
         window: The tar.
@@ -188,7 +189,7 @@ def _grouped(name_M: Bytes) -> tuple[list[str], list[int], list[int]]:
         text = f"\0{joined.decode()}\0"
     except UnicodeDecodeError:
         return [], [], []
-    if ".." in text or "\\" in text or ":" in text or "\0/" in text or "\0__" in text:
+    if not all_plain(text) or "\0__" in text:
         return [], [], []
     found = _NAME.findall(text)
     if not len(found) == len(name_M) == text.count("\0") - 1:

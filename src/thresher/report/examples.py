@@ -7,16 +7,16 @@ encoded anew, and paths never lead out of the pool's folder.
 from __future__ import annotations
 
 import base64
-import io
 import os
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from thresher.io.paths import climbs
+from thresher.errors import PoolError
+from thresher.io.paths import inside
+from thresher.io.pictures import open_rgb, thumbnail
 from thresher.pool.layout import Options
 from thresher.pool.store import EmbeddingStore, open_store
 from thresher.report.facts import Repeats, plain
@@ -24,10 +24,8 @@ from thresher.select.reference import ways_to_open
 from thresher.selection import Step
 
 SIDE = 96  # pixels of a thumbnail's longer side, at most
-_PIXELS = 50_000_000
 _BYTES = 64 * 2**20
 _KEY, _CAPTION = 200, 140
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # decoders of pictures only, none that runs programs
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ def look_up(store: EmbeddingStore, rows: Iterable[int]) -> dict[int, Example]:
                 row=row,
                 key=_text(columns, layout.key, i, _KEY),
                 caption=_text(columns, layout.caption, i, _CAPTION),
-                picture=thumbnail(_bytes(columns[layout.image][i].as_py(), root)) if layout.image else "",
+                picture=data_uri(_bytes(columns[layout.image][i].as_py(), root)) if layout.image else "",
             )
     return found
 
@@ -127,44 +125,22 @@ def _bytes(value: Any, root: str) -> bytes:
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
         return value if len(value) <= _BYTES else b""
-    return _inside(value, root) if isinstance(value, str) and value and root else b""
-
-
-def _inside(name: str, root: str) -> bytes:
-    if climbs(name):
-        return b""
+    path = inside(root, value) if isinstance(value, str) and value and root else None
     try:
-        path = os.path.realpath(os.path.join(root, name))
-        if os.path.commonpath([path, root]) != root or not os.path.isfile(path) or os.path.getsize(path) > _BYTES:
+        if path is None or not os.path.isfile(path) or os.path.getsize(path) > _BYTES:
             return b""
         with open(path, "rb") as file:
             return file.read(_BYTES)
-    except (OSError, ValueError):
+    except OSError:
         return b""
 
 
-def thumbnail(data: bytes) -> str:
-    """Return a picture as a small WebP in a data URI; "" for anything that is not a sound, ordinary picture."""
+def data_uri(data: bytes) -> str:
+    """Return a small copy of a picture in a data URI; "" for anything that is not a sound, ordinary picture."""
     if not data:
         return ""
-    from PIL import Image, ImageOps, features
-
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's about sizes: they are checked here
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as probe:
-                if probe.width * probe.height > _PIXELS:
-                    return ""
-                probe.verify()
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as source:
-                source.draft("RGB", (2 * SIDE, 2 * SIDE))
-                image = ImageOps.exif_transpose(source)
-                image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-            image.thumbnail((SIDE, SIDE))
-            image.info.clear()  # no profile or comment of the original travels along
-            kind = "WEBP" if features.check("webp") else "PNG"
-            out = io.BytesIO()
-            image.save(out, kind, quality=78)
-    except Exception:  # decoders of damaged files raise whatever they like
+        small = thumbnail(open_rgb(data, draft=2 * SIDE), SIDE)
+    except PoolError:
         return ""
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(out.getvalue()).decode()}"
+    return f"data:image/webp;base64,{base64.b64encode(small).decode()}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -11,179 +10,14 @@ from typing import IO, Any
 
 import numpy as np
 
-from thresher.data.layouts.webdataset import TarPart
+from thresher.data.parts import Ints
 from thresher.errors import PoolError
-from thresher.export.keys import hashes_of
 from thresher.io.open import open_file, trusting
-from thresher.io.paths import climbs
-from thresher.io.tar import BLOCK, NOTES, Group, Member, Window, groups, json_in
-from thresher.io.tar_fast import Skim, Stretch, stretch
-from thresher.reshard.plan import Ints, Matched, PlaceError, Places, Plan, Scanned, Source
+from thresher.io.tar import BLOCK, LONG, Member, Window, groups, notes_of
+from thresher.reshard.plan import Plan, Source
 
 RECORD = tarfile.RECORDSIZE
-_AHEAD = 8 << 20  # bytes that the disk is asked for before they are needed
 _COPY = 1 << 20  # bytes copied at a time
-_FEW, _MANY = 512, 8192  # headers looked at at a time: at first, and once they were ordinary
-_APART = 64  # samples read one by one where they are not
-_UID = re.compile(rb'"uid"\s*:\s*"([0-9A-Fa-f]{32})"')
-_LONG = frozenset((b"L", b"x", b"X"))  # headers that belong to the member after them
-
-
-# --- finding --------------------------------------------------------------------------------------
-
-
-def scan(part: TarPart, *, uids: bool) -> Scanned:
-    """Read the headers of a tar.
-
-    Args:
-        part: The tar.
-        uids: Whether the samples' uids are wanted.
-    """
-    found = _Samples(uids)
-    damage = ""
-    try:
-        with open_file(part.protocol, part.path) as file:
-            window = _window(file, part.protocol, part.path, _AHEAD)
-            found.read(window, part.path)
-    except PoolError as error:
-        damage = str(error).removeprefix(f"{part.path}: ")
-    return found.scanned(damage)
-
-
-class _Samples:
-    """The samples of a tar, while it is read."""
-
-    def __init__(self, uids: bool) -> None:
-        """Begin with none; note uids where they are wanted."""
-        self._keys: list[str] = []
-        self._uids: list[str] | None = [] if uids else None
-        self._starts: list[int] = []
-        self._lengths: list[int] = []
-        self._aside: list[tuple[str, str]] = []
-
-    def read(self, window: Window, path: str) -> None:
-        """Add all, stretch by stretch where they are ordinary, else one by one.
-
-        Raises:
-            PoolError: As :func:`thresher.data.layouts.webdataset.groups`; the samples before the damage are there.
-        """
-        at, most, more = 0, _FEW, True
-        while more:
-            if isinstance(window, Skim) and (found := stretch(window, at, most, jsons=self._uids is not None)):
-                self._add(found)
-                at, most = found.end, min(2 * most, _MANY)
-                continue
-            most, more = _FEW, False
-            for number, group in enumerate(groups(window, path, at), 1):
-                self._add_one(window, group)
-                if number == _APART and isinstance(window, Skim):
-                    at, more = next(reversed(group.members.values())).end, True
-                    break
-
-    def _add(self, found: Stretch) -> None:
-        self._keys += found.keys
-        self._starts += found.start_n.tolist()
-        self._lengths += np.diff(found.start_n, append=found.end).tolist()
-        if self._uids is not None:
-            self._uids += map(_uid, found.jsons)
-
-    def _add_one(self, window: Window, group: Group) -> None:
-        uid = ""
-        if self._uids is not None and (json := group.members.get("json")) and json.size <= NOTES:
-            uid = _uid(window.read(json.offset, json.size))
-        if why := unsafe(group):
-            self._aside.append((uid or group.key, why))
-            return
-        start, length = extent(window, group)
-        self._keys.append(group.key)
-        self._starts.append(start)
-        self._lengths.append(length)
-        if self._uids is not None:
-            self._uids.append(uid)
-
-    def scanned(self, damage: str) -> Scanned:
-        """Return them."""
-        return Scanned(
-            keys=self._keys,
-            start_n=np.array(self._starts, np.int64),
-            length_n=np.array(self._lengths, np.int64),
-            uids=self._uids,
-            aside=tuple(self._aside),
-            damage=damage,
-        )
-
-
-def at_places(part: TarPart, places: Places) -> Matched:
-    """Read the headers of the samples at the places given, and nothing else.
-
-    Raises:
-        PlaceError: Another sample lies there, or none that may be copied.
-    """
-    found: list[int] = []
-    keys: list[str] = []
-    try:
-        with open_file(part.protocol, part.path) as file:
-            window = _window(file, part.protocol, part.path)
-            for at in places.at_c.tolist():
-                group = next(groups(window, part.path, at), None)
-                if group is None or next(iter(group.members.values())).start != at or unsafe(group):
-                    raise PlaceError
-                keys.append(group.key)
-                found += extent(window, group)
-    except PoolError:
-        raise PlaceError from None
-    if (hashes_of(keys) != places.names_c).any():
-        raise PlaceError
-    place_c2 = np.array(found, np.int64).reshape(-1, 2)
-    return Matched(place_c2[:, 0], place_c2[:, 1], places.times_c, places.names_c, np.full(len(keys), -1, np.int64))
-
-
-def _window(file: IO[bytes], protocol: str, path: str, ahead: int = 0) -> Window:
-    return Skim(file, path, ahead) if protocol == "file" and hasattr(os, "pread") else Window(file, path)
-
-
-def unsafe(group: Group) -> str:
-    """Return why the sample must not be copied, "" where it may: its names would lead whoever unpacks it elsewhere."""
-    told = "".join((group.key, *group.members))
-    if ".." not in told and "\\" not in told and "\0" not in told and told[0] != "/" and told[1:2] != ":":
-        return ""  # quickly, for almost all
-    name = next((member.name for member in group.members.values() if climbs(member.name)), None)
-    return "" if name is None else f"has the name {name!r}, which leads out of its folder"
-
-
-def extent(window: Window, group: Group) -> tuple[int, int]:
-    """Return where a sample begins and its bytes, below 0 where something lies between that is not its own."""
-    start = end = next(iter(group.members.values())).start
-    whole = True
-    for member in group.members.values():
-        whole &= member.start == end and (
-            member.offset == member.start + BLOCK or all(kind in _LONG for kind, _, _ in _notes(window, member))
-        )
-        end = member.end
-    length = min(end, window.size) - start
-    return start, length if whole else -length
-
-
-def _notes(window: Window, member: Member) -> Iterator[tuple[bytes, int, int]]:
-    """Yield the kinds of the headers before a member's own, where they begin, and where what they say ends."""
-    at, own = member.start, member.offset - BLOCK
-    while at < own:
-        digits = window.read(at + 124, 12).strip(b"\0 ")
-        end = at + BLOCK + -(-int(digits or b"0", 8) // BLOCK) * BLOCK
-        yield window.read(at + 156, 1), at, end
-        at = end
-
-
-def _uid(content: bytes) -> str:
-    """Return the uid that a json tells, "" where there is none."""
-    # One object, no other in it: its only uid is the one.
-    if content.count(b"{") == content.count(b'"uid"') == 1 and (told := _UID.search(content)):
-        return told[1].decode("ascii")
-    uid = json_in(content).get("uid")
-    return uid if isinstance(uid, str) else ""
-
-
-# --- writing --------------------------------------------------------------------------------------
 
 
 def write(plan: Plan, sources: Sequence[Source], path: str) -> int:
@@ -208,7 +42,7 @@ def write(plan: Plan, sources: Sequence[Source], path: str) -> int:
             source, positions = sources[number], positions[odd_M[positions]]
             if len(positions):
                 with open_file(source.protocol, source.path) as file:
-                    window = _window(file, source.protocol, source.path)
+                    window = source.part.window(file)
                     for i in positions.tolist():
                         made[i] = _pieces(window, source.path, plan, i)
                         length_M[i] = sum(len(one) if isinstance(one, bytes) else one[1] for one in made[i])
@@ -266,7 +100,7 @@ def _pieces(window: Window, path: str, plan: Plan, i: int) -> list[bytes | tuple
         if copy:
             pieces.append(_header(window, member, name + member.name[len(group.key) :]))
         else:
-            pieces += [(at, to - at) for kind, at, to in _notes(window, member) if kind in _LONG]
+            pieces += [(at, to - at) for kind, at, to in notes_of(window, member) if kind in LONG]
             pieces.append((member.offset - BLOCK, BLOCK))
         pieces.append((member.offset, member.end - member.offset))
     return pieces

@@ -46,6 +46,19 @@ def build(cls: type[T], name: str, given: Mapping[str, Any]) -> T:
     return cls(**values)
 
 
+def from_text(kind: Any, text: str) -> Any:
+    """Return text, as it is typed on a command line, as a value that :func:`coerce` takes for a type."""
+    kind = without_none(kind)
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            return text
+    return text
+
+
 def coerced(made: T, name: str) -> T:
     """Return a dataclass made in Python with its values checked as flags and recipes are: ``keep="30%"`` works.
 

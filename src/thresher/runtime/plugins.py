@@ -125,6 +125,24 @@ class PluginPoint(Generic[T]):
             return every[name]
         raise UsageError(f"no {self.noun} {name!r}; there are {', '.join(every)}.{suggest(name, every)}")
 
+    def build(self, text: str) -> T:
+        """Make a plug-in from its name, or from ``NAME:OPTION=VALUE,OPTION=VALUE``.
+
+        Raises:
+            UsageError: No such plug-in, no such option (suggests the nearest), or a value that is not allowed.
+        """
+        from thresher.runtime import parameters
+
+        name, _, rest = text.partition(":")
+        cls, given = self.find(name), {}
+        known = {item.name for item in parameters.parameters_of(cls)}
+        for one in filter(None, rest.split(",")):
+            option, equals, value = one.partition("=")
+            if not equals:
+                raise UsageError(f"the {self.noun} {text!r}: write options as OPTION=VALUE, with commas between them")
+            given[option] = parameters.from_text(parameters.type_of(cls, option), value) if option in known else value
+        return parameters.build(cls, f"the {self.noun} {name!r}", given)
+
     def broken(self, name: str | None = None) -> list[Broken]:
         """Return the plug-ins of other packages that cannot be used, all of them or those of a name, and why."""
         found = []

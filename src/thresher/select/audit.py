@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from thresher.errors import BadRowsError
 from thresher.io.open import trusting
+from thresher.io.paths import PARENT
 from thresher.ops.vectors import inverse_norms, to_float32
 from thresher.pool.store import Block, EmbeddingStore
 from thresher.select.database import cursor
@@ -120,7 +121,7 @@ def _key_codes(run: Run) -> npt.NDArray[np.uint8]:
         for text, hashed in _hashed(store, name):
             here = slice(done, done + len(text))
             hashes[here] = hashed
-            climbs = pc.match_substring_regex(text, r"(^|[/\\])\.\.([/\\]|$)")
+            climbs = pc.match_substring_regex(text, PARENT)
             codes[here][np.asarray(climbs.fill_null(False))] = CLIMBS
             codes[here][np.asarray(pc.equal(text, "").fill_null(True))] = EMPTY
             advance(len(text))

@@ -4,33 +4,67 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import IO, ClassVar
 
-from thresher.data.samples import IMAGES, Place, Sample, caption_of
+import numpy as np
+
+from thresher.data.location import Location
+from thresher.data.options import DataOptions
+from thresher.data.parts import Data, Form, Ints, Part, Scanned
+from thresher.data.samples import Place, Sample, caption_of
 from thresher.errors import PoolError
 from thresher.io.listing import natural
 from thresher.io.open import open_file, protocol_of, trusting
-from thresher.io.paths import shown, writable
-from thresher.io.tar import (
-    NOTES,
-    Group,
-    Window,
-    groups,
-    json_of,
-)
+from thresher.io.paths import visible, writable
+from thresher.io.pictures import ENDINGS
+from thresher.io.tar import BLOCK, NOTES, Group, Window, extent, groups, json_in, json_of, members, unsafe
+from thresher.io.tar_fast import Skim, Stretch, stretch
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+_AHEAD = 8 << 20  # bytes that the disk is asked for before they are needed
+_FEW, _MANY = 512, 8192  # headers looked at at a time: at first, and once they were ordinary
+_APART = 64  # samples read one by one where they are not
+_UID = re.compile(rb'"uid"\s*:\s*"([0-9A-Fa-f]{32})"')
 
 
 @dataclass(frozen=True)
-class TarPart:
+class Webdataset:
+    """Tars: a folder of them, or a path with ``{00000..00099}``, ``*`` or ``::``."""
+
+    name: ClassVar[str] = "webdataset"
+    rank: ClassVar[int] = 10
+    looks_like: ClassVar[str] = "*.tar, or a path such as {00000..00099}.tar"
+
+    def recognise(self, where: Location) -> bool:
+        """Names that end in .tar, folders of such, or a folder of such folders without tables."""
+        if where.text.endswith((".tar", *COMPRESSED)) and not where.is_folder or ".tar::" in where.text:
+            return True
+        return bool(tars_at(where.text) or _tars_below(where))
+
+    def open(self, where: Location, options: DataOptions) -> Data:
+        """List the tars.
+
+        Raises:
+            PoolError: Some of those that are named are not there, or they are compressed.
+        """
+        if below := _tars_below(where):
+            raise PoolError(f"{where.text}: has its tars in {below}; name that")
+        tars = tars_at(where.text)
+        if not tars:
+            raise PoolError(f"{where.text}: has no tars")
+        return Data(where.text, self.name, tuple(TarPart(path, protocol) for protocol, path in tars))
+
+
+@dataclass(frozen=True)
+class TarPart(Part):
     """The samples of one tar."""
 
-    path: str
-    protocol: str = "file"
-    first: int = 0
-    rows: int | None = None
+    unit: ClassVar[str] = "tar"
+    copied_as: ClassVar[Form | None] = "webdataset"
+    scanning_is_slow: ClassVar[bool] = True
 
     def samples(self) -> Iterator[Sample]:
         """Yield the samples, each with the place of its picture."""
@@ -48,18 +82,174 @@ class TarPart:
         else:
             caption = next(filter(None, (caption_of(told.get(name)) for name in ("caption", "text"))), "")
         uid = told.get("uid")
-        picture = next((found[kind] for kind in IMAGES if kind in found), None)
+        picture = next((found[kind] for kind in ENDINGS if kind in found), None)
         return Sample(
             key=group.key,
             text=caption,
             picture=Place(self.path, picture.offset, picture.size, self.protocol) if picture else None,
             at=next(iter(found.values())).start,
             uid=writable(uid) if isinstance(uid, str) else "",
-            why="" if picture else f"has no picture (members: {shown(', '.join(found))})",
+            why="" if picture else f"has no picture (members: {visible(', '.join(found))})",
+        )
+
+    def scan(self, *, uids: bool = False) -> Scanned:
+        """Read the headers, and the jsons where uids are wanted."""
+        found = Samples(uids=uids)
+        damage = ""
+        try:
+            with open_file(self.protocol, self.path) as file:
+                found.read(self.window(file, _AHEAD), self.path)
+        except PoolError as error:
+            damage = str(error).removeprefix(f"{self.path}: ")
+        return found.scanned(damage)
+
+    def scan_at(self, at_c: Ints) -> Scanned:
+        """Read the headers of the samples at some bytes, and nothing else.
+
+        Raises:
+            PoolError: No sample begins there, or none that may be copied.
+        """
+        keys: list[str] = []
+        places: list[tuple[int, int]] = []
+        for window, group in self._groups_at(at_c):
+            if unsafe(group):
+                raise PoolError(f"{self.path}: has a sample with an unsafe name")
+            keys.append(group.key)
+            places.append(extent(window, group))
+        place_c2 = np.array(places, np.int64).reshape(-1, 2)
+        return Scanned(keys, place_c2[:, 0], place_c2[:, 1])
+
+    def chosen(self, start_c: Ints) -> Iterator[Sample]:
+        """Yield the samples at some bytes."""
+        for window, group in self._groups_at(start_c):
+            yield self._sample(window, group)
+
+    def _groups_at(self, at_c: Ints) -> Iterator[tuple[Window, Group]]:
+        with open_file(self.protocol, self.path) as file:
+            window = self.window(file)
+            for at in at_c.tolist():
+                group = next(groups(window, self.path, at), None)
+                if group is None or next(iter(group.members.values())).start != at:
+                    raise PoolError(f"{self.path}: has no sample at byte {at:,}; it was changed, start again")
+                yield window, group
+
+    def window(self, file: IO[bytes], ahead: int = 0) -> Window:
+        """Return what reads the file, opened already: of one on this machine little more than its headers.
+
+        Args:
+            file: The file.
+            ahead: Bytes that the disk is asked for ahead; 0 where the places read are far apart.
+        """
+        local = self.protocol == "file" and hasattr(os, "pread")
+        return Skim(file, self.path, ahead) if local else Window(file, self.path)
+
+    def members(self) -> Iterator[Sequence[str]]:
+        """Yield the endings of the members of each sample."""
+        with open_file(self.protocol, self.path) as file:
+            for group in groups(Window(file, self.path), self.path):
+                yield list(group.members)
+
+    def cut_off(self) -> str:
+        """Return what is wrong with the tar, "" for nothing, by its ends alone where these are as they should be."""
+        try:
+            with open_file(self.protocol, self.path) as file:
+                window = Window(file, self.path, 2 * BLOCK)
+                next(members(window, self.path), None)
+                if window.size % BLOCK or window.read(window.size - 2 * BLOCK, 2 * BLOCK).strip(b"\0"):
+                    for _ in members(Window(file, self.path), self.path):
+                        pass
+                    return f"{self.path}: does not end in empty blocks, as tars do; it may be cut off"
+        except PoolError as error:
+            return str(error)
+        return ""
+
+
+# --- the headers of a tar ---------------------------------------------------------------------------
+
+
+class Samples:
+    """The samples of a tar, while it is read."""
+
+    def __init__(self, *, uids: bool) -> None:
+        """Begin with none; note uids where they are wanted."""
+        self._keys: list[str] = []
+        self._uids: list[str] | None = [] if uids else None
+        self._starts: list[int] = []
+        self._lengths: list[int] = []
+        self._aside: list[tuple[str, str]] = []
+
+    def read(self, window: Window, path: str) -> None:
+        """Add all, stretch by stretch where they are ordinary, else one by one.
+
+        Raises:
+            PoolError: As :func:`thresher.io.tar.groups`; the samples before the damage are there.
+        """
+        at, most, more = 0, _FEW, True
+        while more:
+            if isinstance(window, Skim) and (found := stretch(window, at, most, jsons=self._uids is not None)):
+                self._add(found)
+                at, most = found.end, min(2 * most, _MANY)
+                continue
+            most, more = _FEW, False
+            for number, group in enumerate(groups(window, path, at), 1):
+                self._add_one(window, group)
+                if number == _APART and isinstance(window, Skim):
+                    at, more = next(reversed(group.members.values())).end, True
+                    break
+
+    def _add(self, found: Stretch) -> None:
+        self._keys += found.keys
+        self._starts += found.start_n.tolist()
+        self._lengths += np.diff(found.start_n, append=found.end).tolist()
+        if self._uids is not None:
+            self._uids += map(_uid, found.jsons)
+
+    def _add_one(self, window: Window, group: Group) -> None:
+        uid = ""
+        if self._uids is not None and (json := group.members.get("json")) and json.size <= NOTES:
+            uid = _uid(window.read(json.offset, json.size))
+        if why := unsafe(group):
+            self._aside.append((uid or group.key, why))
+            return
+        start, length = extent(window, group)
+        self._keys.append(group.key)
+        self._starts.append(start)
+        self._lengths.append(length)
+        if self._uids is not None:
+            self._uids.append(uid)
+
+    def scanned(self, damage: str) -> Scanned:
+        """Return them."""
+        return Scanned(
+            keys=self._keys,
+            start_n=np.array(self._starts, np.int64),
+            length_n=np.array(self._lengths, np.int64),
+            uids=self._uids,
+            aside=tuple(self._aside),
+            damage=damage,
         )
 
 
+def _uid(content: bytes) -> str:
+    """Return the uid that a json tells, "" where there is none."""
+    # One object, no other in it: its only uid is the one.
+    if content.count(b"{") == content.count(b'"uid"') == 1 and (told := _UID.search(content)):
+        return told[1].decode("ascii")
+    uid = json_in(content).get("uid")
+    return uid if isinstance(uid, str) else ""
+
+
 # --- where tars are -------------------------------------------------------------------------------
+
+
+def _tars_below(where: Location) -> str:
+    """Return the folders in a folder that have tars, where it has none and no tables itself: DataComp's ``shards``."""
+    if not where.is_folder or tars_at(where.text):
+        return ""
+    if any(name.endswith((".parquet", ".pq", ".arrow")) for name in os.listdir(where.text)):
+        return ""
+    found = glob.glob(os.path.join(glob.escape(where.text), "*", "*.tar"))
+    return "::".join(sorted({os.path.dirname(path) for path in found}))
 
 
 def tars_at(location: str) -> list[tuple[str, str]]:

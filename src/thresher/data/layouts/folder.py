@@ -8,16 +8,22 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
-from thresher.data.layouts.csvs import rows as rows_of
-from thresher.data.samples import IMAGES, Data, Place, Sample, caption_of
+import numpy as np
+
+from thresher.data.location import Location
+from thresher.data.options import DataOptions
+from thresher.data.parts import Data, Ints, Part, Scanned
+from thresher.data.samples import Place, Sample, caption_of
 from thresher.errors import PoolError
 from thresher.io.columns import CAPTIONS
+from thresher.io.csv import rows as rows_of
 from thresher.io.listing import natural
 from thresher.io.open import trusting
-from thresher.io.paths import lies_in, shown, writable
+from thresher.io.paths import inside, visible, writable
+from thresher.io.pictures import ENDINGS
 
 CAPTION_FILES = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.parquet", "captions.txt", "captions.csv",
                  "captions.tsv", "captions.json", "captions.jsonl")  # fmt: skip
@@ -29,25 +35,83 @@ _NO_FILE = "is no file, or a link to nowhere or out of the folder"
 
 
 @dataclass(frozen=True)
-class FolderPart:
-    """Pictures ``first`` to ``first + len(names)`` of a folder, and their captions."""
+class Folder:
+    """A folder of pictures, at any depth; links to folders or out of it are not followed.
 
-    path: str
-    first: int
+    Captions come from ``--captions FILE``; else, in every folder, from the first there is of ``metadata.jsonl``
+    (Hugging Face), ``.csv``, ``.tsv``, ``.parquet``, ``captions.txt`` (picture and caption by tab or comma) and
+    ``captions.json`` (COCO); where no folder has one, from ``NAME.txt`` or ``NAME.json`` beside the picture.
+    """
+
+    name: ClassVar[str] = "folder"
+    rank: ClassVar[int] = 90
+    looks_like: ClassVar[str] = "a folder of pictures"
+
+    def recognise(self, where: Location) -> bool:
+        """A folder on this machine with a picture in it."""
+        return where.is_folder and any(_is_picture(name) for _, files in _walk(where.text) for name in files)
+
+    def open(self, where: Location, options: DataOptions) -> Data:
+        """List the pictures, and read the captions.
+
+        Raises:
+            PoolError: No picture there, or a file of captions that cannot be read or fits no picture.
+        """
+        names, tables = list[str](), [(options.captions_file, "")] if options.captions_file else []
+        root = os.path.realpath(where.text)
+        for folder, files in _walk(where.text):
+            below = "" if folder == where.text else os.path.relpath(folder, where.text)
+            names += [os.path.join(below, name) for name in files if _is_picture(name)]
+            if options.captions and not options.captions_file:
+                beside = (os.path.join(folder, name) for name in CAPTION_FILES if name in files)
+                tables += [(path, below) for path in beside if _there(path, root)][:1]
+        if not names:
+            raise PoolError(f"{where.text}: holds no pictures ({', '.join(ENDINGS)})")
+        place = os.path.abspath(where.text)
+        coco = os.path.join(os.path.dirname(place), "annotations", f"captions_{os.path.basename(place)}.json")
+        if options.captions and not tables and os.path.isfile(coco):
+            tables = [(coco, "")]
+        names.sort(key=natural)
+        captions = _captions(where.text, names, tables)
+        stems = [os.path.splitext(name)[0] for name in names]
+        often = Counter(stems)
+        often.update(names)  # the key of one picture may not be the name of another
+        keys = [writable(stem if often[stem] == 1 else name) for stem, name in zip(stems, names, strict=True)]
+        step = options.per_part
+        parts = [
+            FolderPart(
+                place,
+                first=lo,
+                rows=len(names[lo : lo + step]),
+                names=tuple(names[lo : lo + step]),
+                keys=tuple(keys[lo : lo + step]),
+                captions=tuple(captions.get(name) if captions else None for name in names[lo : lo + step]),
+            )
+            for lo in range(0, len(names), step)
+        ]
+        return Data(where.text, self.name, tuple(parts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderPart(Part):
+    """Pictures ``first`` to ``first + rows`` of a folder, and their captions."""
+
     names: tuple[str, ...]
     keys: tuple[str, ...]
     captions: tuple[str | None, ...]
-    protocol: str = "file"
+
+    unit: ClassVar[str] = "picture"
+    pictures_apart: ClassVar[bool] = True
 
     @property
-    def rows(self) -> int:
-        """How many pictures."""
-        return len(self.names)
+    def has_uids(self) -> bool:
+        """It has none."""
+        return False
 
-    def digest(self) -> str:
+    def stamp(self) -> list[Any]:
         """Return a hash of its names, keys and captions: the time of a folder says nothing of the folders in it."""
         told = json.dumps([self.names, self.keys, self.captions])
-        return hashlib.sha256(told.encode()).hexdigest()[:32]
+        return [hashlib.sha256(told.encode()).hexdigest()[:32]]
 
     def samples(self) -> Iterator[Sample]:
         """Yield the samples; a caption that no file of captions gave is looked for beside the picture."""
@@ -55,19 +119,43 @@ class FolderPart:
         for i, (name, key, caption) in enumerate(zip(self.names, self.keys, self.captions, strict=True)):
             path = os.path.join(self.path, name)
             text = _beside(os.path.splitext(path)[0], root) if caption is None else caption
-            good = _inside(path, root)
+            good = _there(path, root)
             yield Sample(key, text, Place(path) if good else None, self.first + i, why="" if good else _NO_FILE)
 
+    def scan(self, *, uids: bool = False) -> Scanned:
+        """Return the keys; reads nothing."""
+        count = len(self.keys)
+        return Scanned(self.keys, np.arange(self.first, self.first + count), np.ones(count, np.int64))
 
-def _inside(path: str, root: str) -> bool:
+    def chosen(self, start_c: Ints) -> Iterator[Sample]:
+        """Yield the samples of some numbers."""
+        for at in start_c.tolist():
+            i = slice(at - self.first, at - self.first + 1)
+            one = replace(self, first=at, rows=1, names=self.names[i], keys=self.keys[i], captions=self.captions[i])
+            yield from one.samples()
+
+
+def _walk(top: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield each folder at any depth, in order, and the names of its files."""
+    for folder, inner, files in os.walk(top):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        yield folder, files
+
+
+def _is_picture(name: str) -> bool:
+    ending = os.path.splitext(name)[1][1:].lower()
+    return (ending in ENDINGS or ending in _OTHERS) and not name.startswith(".")
+
+
+def _there(path: str, root: str) -> bool:
     """Return whether a file of a folder is one, and no link that leads out of the folder."""
-    return os.path.isfile(path) and (not os.path.islink(path) or lies_in(os.path.realpath(path), root))
+    return os.path.isfile(path) and inside(root, path) is not None
 
 
 def _beside(stem: str, root: str) -> str:
     """Return the caption of ``stem.txt`` or ``stem.json``."""
     for ending in (".txt", ".caption", ".json"):
-        if _inside(stem + ending, root):
+        if _there(stem + ending, root):
             try:
                 with open(stem + ending, "rb") as file:
                     found = file.read(_CAPTION)
@@ -76,62 +164,6 @@ def _beside(stem: str, root: str) -> str:
                 continue
             return _text(told) if isinstance(told, dict) else caption_of(told)
     return ""
-
-
-def open_folder(location: str, options: Any) -> Data:
-    """Open a folder of pictures, at any depth; links to folders or out of it are not followed.
-
-    Captions come from ``--captions FILE``; else, in every folder, from the first there is of ``metadata.jsonl``
-    (Hugging Face), ``.csv``, ``.tsv``, ``.parquet``, ``captions.txt`` (picture and caption by tab or comma) and
-    ``captions.json`` (COCO); where no folder has one, from ``NAME.txt`` or ``NAME.json`` beside the picture.
-
-    Args:
-        location: The folder.
-        options: Rows a part, and a file of captions, as :class:`thresher.data.DataOptions` has them.
-
-    Raises:
-        PoolError: No picture there, or a file of captions that cannot be read or fits no picture.
-    """
-    names, tables = list[str](), [(options.captions_file, "")] if options.captions_file else []
-    root = os.path.realpath(location)
-    for folder, inner, files in os.walk(location):
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        below = "" if folder == location else os.path.relpath(folder, location)
-        names += [
-            os.path.join(below, name)
-            for name in files
-            if os.path.splitext(name)[1][1:].lower() in (*IMAGES, *_OTHERS) and not name.startswith(".")
-        ]
-        if options.captions and not options.captions_file:
-            beside = (os.path.join(folder, name) for name in CAPTION_FILES if name in files)
-            tables += [(path, below) for path in beside if _inside(path, root)][:1]
-    if not names:
-        raise PoolError(
-            f"{location}: holds no pictures ({', '.join(IMAGES)}), tars, parquet or Arrow files; give one of these, or "
-            "a csv of open_clip"
-        )
-    place = os.path.abspath(location)
-    coco = os.path.join(os.path.dirname(place), "annotations", f"captions_{os.path.basename(place)}.json")
-    if options.captions and not tables and os.path.isfile(coco):
-        tables = [(coco, "")]
-    names.sort(key=natural)
-    captions = _captions(location, names, tables)
-    stems = [os.path.splitext(name)[0] for name in names]
-    often = Counter(stems)
-    often.update(names)  # the key of one picture may not be the name of another
-    keys = [writable(stem if often[stem] == 1 else name) for stem, name in zip(stems, names, strict=True)]
-    step = options.per_part
-    parts = [
-        FolderPart(
-            place,
-            lo,
-            tuple(names[lo : lo + step]),
-            tuple(keys[lo : lo + step]),
-            tuple(captions.get(name) if captions else None for name in names[lo : lo + step]),
-        )
-        for lo in range(0, len(names), step)
-    ]
-    return Data(location, "folder", tuple(parts))
 
 
 def _captions(location: str, names: Sequence[str], tables: Sequence[tuple[str, str]]) -> Mapping[str, str]:
@@ -209,7 +241,7 @@ def _named(row: Any, path: str) -> tuple[str, str]:
     name = next((row[one] for one in _NAMES if isinstance(row.get(one), str)), None)
     if name is None:
         raise PoolError(
-            f"{path}: a row names no picture ({', '.join(_NAMES)}); it has {shown(', '.join(map(str, row)))}"
+            f"{path}: a row names no picture ({', '.join(_NAMES)}); it has {visible(', '.join(map(str, row)))}"
         )
     return name, _text(row)
 

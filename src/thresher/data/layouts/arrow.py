@@ -1,0 +1,129 @@
+"""Arrow files, and Hugging Face datasets saved to disk."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from thresher.data.location import Location
+from thresher.data.options import DataOptions
+from thresher.data.parts import Data, Ints
+from thresher.data.tables import Table, TablePart, parts_of
+from thresher.errors import PoolError, UsageError
+from thresher.io.listing import Files
+from thresher.io.open import open_file, trusting
+from thresher.io.paths import visible
+
+_STATE = r"([^/]*/)?state\.json"  # a dataset that Hugging Face saved to disk, or one of its splits
+
+
+@dataclass(frozen=True)
+class Arrow:
+    """Arrow files, or a Hugging Face dataset saved to disk."""
+
+    name: ClassVar[str] = "arrow"
+    rank: ClassVar[int] = 30
+    looks_like: ClassVar[str] = "*.arrow, or a Hugging Face dataset saved to disk"
+
+    def recognise(self, where: Location) -> bool:
+        """Files named .arrow, or a dataset's state.json with its dataset_info.json."""
+        if not where.has(".arrow", "state.json"):
+            return False
+        # state.json alone may be what a folder tells of the picture state.jpg.
+        files = where.files
+        saved = files.matching(_STATE) and files.matching(r"([^/]*/)?dataset_info\.json")
+        return bool(files.matching(r".*\.arrow") or saved)
+
+    def open(self, where: Location, options: DataOptions) -> Data:
+        """Read the headers of all batches.
+
+        Raises:
+            UsageError: Several splits lie there, or a column that was asked for is not there.
+            PoolError: Files that the dataset names are missing, no column of pictures, or files of differing columns.
+        """
+        files = where.files
+        folders = [posixpath.dirname(name) for name in files.matching(_STATE)]
+        if "" in folders or len(folders) == 1:
+            names = _listed(files, "" if "" in folders else folders[0])
+        elif folders:
+            splits = visible(", ".join(folders))
+            raise UsageError(f"{where.text}: holds the splits {splits}; name one, as {where.text}/{folders[0]}")
+        else:  # those that datasets keeps of what it computed are no data
+            names = [name for name in files.matching(r".*\.arrow") if not posixpath.basename(name).startswith("cache-")]
+        found: list[Table] = []
+        for name in names:
+            sizes, schema = list[int](), None
+            for batch in _batches(files.protocol, files.path(name)):
+                sizes.append(len(batch))
+                schema = batch.schema
+            found.append(Table(name, sizes, schema))
+        return Data(where.text, self.name, parts_of(files, options, found, ArrowPart, 0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrowPart(TablePart):
+    """Rows of an Arrow file."""
+
+    def read_rows(self, columns: Sequence[str] | None, row_c: Ints, size: int) -> Iterator[tuple[int, Any]]:
+        """Yield slices of the batches, from the first on: they are mapped, not read."""
+        start, last = 0, int(row_c[-1]) if len(row_c) else -1
+        for whole in _batches(self.protocol, self.path):
+            for lo in range(0, len(whole), size):
+                batch = whole.slice(lo, size)
+                yield start + lo, batch.select(columns) if columns else batch
+            start += len(whole)
+            if start > last:
+                return
+
+    def schema(self) -> Any:
+        """Return the schema of the file, with what it tells besides (the features of ``datasets``)."""
+        return next(_batches(self.protocol, self.path)).schema
+
+
+def _batches(protocol: str, path: str) -> Iterator[Any]:
+    """Yield the record batches of an Arrow file, in the stream format that Hugging Face writes or the file format.
+
+    Raises:
+        PoolError: The file is damaged or cut off; raised after the batches before that.
+    """
+    import pyarrow as pa
+
+    raw: Any = open_file(protocol, path)
+    if protocol == "file":
+        raw.close()  # it is a file: no pipe that never ends
+        raw = trusting(path, lambda: pa.memory_map(path))
+    with raw:
+        if bytes(raw.read(6)) == b"ARROW1":
+            file = trusting(path, lambda: pa.ipc.open_file(raw))
+            batches = (file.get_batch(i) for i in range(file.num_record_batches))
+        else:
+            raw.seek(0)
+            batches = trusting(path, lambda: iter(pa.ipc.open_stream(raw)))
+        for batch in iter(lambda: trusting(path, lambda: next(batches, None)), None):
+            trusting(path, batch.validate)  # that its columns are as long as it says
+            if batch.num_rows < 0:  # of which validate says nothing
+                raise PoolError(f"{path}: is damaged: one of its batches has {batch.num_rows:,} rows")
+            yield batch
+
+
+def _listed(files: Files, folder: str) -> list[str]:
+    """Return the Arrow files of a dataset saved to disk, in its order."""
+    path = files.path(posixpath.join(folder, "state.json"))
+    with open_file(files.protocol, path) as raw:
+        told = trusting(path, lambda: json.load(raw))
+    listed = told.get("_data_files") if isinstance(told, dict) else None
+    bases = [one.get("filename") if isinstance(one, dict) else None for one in listed or () if isinstance(listed, list)]
+    if not bases or None in bases:
+        raise PoolError(f"{path}: does not say which files the dataset has; save it again")
+    names = [posixpath.join(folder, str(base)) for base in bases]
+    if lost := [name for name in names if name not in files.names]:
+        raise PoolError(f"{path}: names {visible(lost[0])}, which is not there; save the dataset again")
+    if told.get("_indices_files") or told.get("_indices_data_files"):
+        raise PoolError(
+            f"{path}: the dataset is saved with its rows in another order; load it with datasets and save it with "
+            "flatten_indices().save_to_disk(...)"
+        )
+    return names

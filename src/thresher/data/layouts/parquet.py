@@ -1,0 +1,93 @@
+"""Parquet files with pictures: Hugging Face datasets and the like."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+
+from thresher.data.location import Location
+from thresher.data.options import DataOptions
+from thresher.data.parts import Data, Ints
+from thresher.data.tables import Table, TablePart, parts_of
+from thresher.io.open import open_file, trusting
+
+_AGAIN = 8  # how often a row group is read again, at most, for the parts that it is cut into
+_SPAN = 1 << 20  # bytes of a column fetched at a time
+
+
+@dataclass(frozen=True)
+class Parquet:
+    """Parquet files."""
+
+    name: ClassVar[str] = "parquet"
+    rank: ClassVar[int] = 40
+    looks_like: ClassVar[str] = "*.parquet with a column of pictures"
+
+    def recognise(self, where: Location) -> bool:
+        """Files named .parquet or .pq, but for the table of captions that Hugging Face's folders of pictures have."""
+        return where.has(".parquet", ".pq") and bool(_tables(where))
+
+    def open(self, where: Location, options: DataOptions) -> Data:
+        """Read the footers.
+
+        Raises:
+            PoolError: No column of pictures, or files of differing columns.
+            UsageError: A column that was asked for is not there.
+        """
+        files = where.files
+        found = [_table(files.protocol, files.path(name), name) for name in files.matching(r".*\.(parquet|pq)")]
+        return Data(where.text, self.name, parts_of(files, options, found, ParquetPart, _AGAIN))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParquetPart(TablePart):
+    """Rows of a parquet file."""
+
+    def read_rows(self, columns: Sequence[str] | None, row_c: Ints, size: int) -> Iterator[tuple[int, Any]]:
+        """Yield batches of those row groups that hold some of the rows."""
+        with open_file(self.protocol, self.path) as raw:
+            file = trusting(self.path, lambda: _opened(raw))
+            start = 0
+            for group in range(file.metadata.num_row_groups):
+                end = start + file.metadata.row_group(group).num_rows
+                lo, hi = np.searchsorted(row_c, [start, end])
+                if hi > lo:
+                    batches = file.iter_batches(batch_size=size, columns=columns, row_groups=[group])
+                    for batch in iter(partial(trusting, self.path, partial(next, batches, None)), None):
+                        yield start, batch
+                        start += len(batch)
+                        if row_c[hi - 1] < start:
+                            break
+                start = end
+
+    def schema(self) -> Any:
+        """Return the schema of the file, with what it tells besides (the features of ``datasets``)."""
+        with open_file(self.protocol, self.path) as raw:
+            return trusting(self.path, lambda: _opened(raw).schema_arrow)
+
+
+def _tables(where: Location) -> list[str]:
+    names = where.files.matching(r".*\.(parquet|pq)")
+    if where.text.endswith((".parquet", ".pq")) and len(where.files.names) == 1:
+        return names
+    return [name for name in names if not f"/{name}".endswith("/metadata.parquet")]
+
+
+def _table(protocol: str, path: str, name: str) -> Table:
+    def look(raw: Any) -> Table:
+        file = _opened(raw)
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        return Table(name, sizes, file.schema_arrow)
+
+    with open_file(protocol, path) as raw:
+        return trusting(path, lambda: look(raw))
+
+
+def _opened(raw: Any) -> Any:
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(raw, pre_buffer=False, buffer_size=_SPAN, page_checksum_verification=True)
