@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.data.common import picture, told
 from thresher.errors import PoolError
-from thresher.io.pictures import PIXELS, decode, open_rgb
+from thresher.io.pictures import PIXELS, decode, kind_of, open_rgb
 
 SOFT = np.asarray(Image.open(io.BytesIO(picture(1, size=(40, 30)))).convert("RGB"))
 
@@ -348,3 +348,10 @@ def test_decoding_in_less_detail_is_close() -> None:
     large = picture(3, "JPEG", (400, 300), quality=95)
     exact = open_rgb(large).resize((32, 32), Image.Resampling.BICUBIC)
     assert np.abs(decode(large, 32, "squash").astype(int) - np.asarray(exact)).mean() < 3
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+def test_kinds_by_their_first_bytes(kind: str) -> None:
+    out = io.BytesIO()
+    Image.new("RGB", (3, 2)).save(out, kind)
+    assert kind_of(out.getvalue()) == {"JPEG": "jpg", "TIFF": "tif"}.get(kind, kind.lower())

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from tests.reshard.common import hashes, keys_file, plain, pool, tar
 from tests.reshard.test_tars import places
+from thresher.data.layouts import webdataset
+from thresher.data.layouts.webdataset import Samples
 from thresher.errors import PoolError
 from thresher.io.tar import Window
 from thresher.io.tar_fast import Skim, stretch
-from thresher.reshard import job, reshard, tars
-from thresher.reshard.tars import _Samples
+from thresher.reshard import job, reshard
 
 NAMES = (
     "a.jpg", "a.json", "a.txt", "a.JPG", "b.jpg", "b.seg.png", "b.json", "b.b/c.jpg", "d/e.f.jpg", "d/e.json",
@@ -51,7 +52,7 @@ def made(found: list[tuple[str, bytes, float, bytes]], form: int) -> bytes:
 
 
 def read(window: Window, *, uids: bool) -> tuple[object, ...]:
-    found, damage = _Samples(uids), ""
+    found, damage = Samples(uids=uids), ""
     try:
         found.read(window, "x.tar")
     except PoolError as error:
@@ -80,7 +81,7 @@ def test_skimming_is_reading(found, form, uids, harm, few, apart) -> None:
         with (
             open(file.name, "rb") as slow,
             open(file.name, "rb") as quick,
-            patch.multiple(tars, _FEW=few, _APART=apart),
+            patch.multiple(webdataset, _FEW=few, _APART=apart),
         ):
             assert read(Skim(quick, "x.tar"), uids=uids) == read(Window(slow, "x.tar"), uids=uids)
 
@@ -114,8 +115,8 @@ def test_almost_all_tars_are_skimmed_to_the_end(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(made([("folder", b"", 0, b"5"), *samples], tarfile.PAX_FORMAT))
     with open(tmp_path / "x.tar", "rb") as file:
         window, slowly = Skim(file, "x.tar"), []
-        found = _Samples(uids=False)
-        found._add_one = lambda window, group: slowly.append(group.key) or _Samples._add_one(found, window, group)  # type: ignore[method-assign]
+        found = Samples(uids=False)
+        found._add_one = lambda window, group: slowly.append(group.key) or Samples._add_one(found, window, group)  # type: ignore[method-assign]
         found.read(window, "x.tar")
     assert found.scanned("").keys == [str(i) for i in range(2_000)]
     assert len(slowly) <= 64 + 1

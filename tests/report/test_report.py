@@ -21,7 +21,7 @@ from thresher import Cache, EmbeddingStore, Selection, Step, build, open_store, 
 from thresher.errors import PoolError, UsageError
 from thresher.pool.layout import Options
 from thresher.report import write_report
-from thresher.report.examples import SIDE, look_up, thumbnail
+from thresher.report.examples import SIDE, data_uri, look_up
 from thresher.report.facts import (
     brief,
     clusters,
@@ -390,7 +390,7 @@ def pictures() -> Iterator[tuple[str, bytes, bool]]:
     flipped[len(flipped) // 2] ^= 0xFF
     yield "flipped bit", bytes(flipped), False
     bomb = io.BytesIO()
-    Image.new("1", (10_000, 10_000)).save(bomb, "PNG")
+    Image.new("1", (12_000, 12_000)).save(bomb, "PNG")
     yield "bomb", bomb.getvalue(), False
     yield "program", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n", False
     for mode in ("1", "L", "P", "RGBA", "LA", "I;16", "CMYK"):
@@ -401,7 +401,7 @@ def pictures() -> Iterator[tuple[str, bytes, bool]]:
 
 @pytest.mark.parametrize(("data", "good"), [pytest.param(d, g, id=n) for n, d, g in pictures()])
 def test_thumbnails(data: bytes, good: bool) -> None:
-    found = thumbnail(data)
+    found = data_uri(data)
     assert found.startswith("data:image/") is good
     if good:
         with Image.open(io.BytesIO(base64.b64decode(found.split(",")[1]))) as image:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections import Counter
 from pathlib import Path
@@ -12,12 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from thresher.data import open_data
 from thresher.errors import UsageError
 from thresher.reshard import reshard
-from thresher.reshard.convert import kind_of, safe_name
+from thresher.reshard.convert import safe_name
 
 from .common import hashes, keys_file, listed, picture
 
@@ -114,12 +112,19 @@ def test_from_csv_to_tars(tmp_path: Path) -> None:
     assert "4.png" in (tmp_path / "out" / "set-aside.txt").read_text()
 
 
-def test_tars_are_not_made_into_tables(tmp_path: Path) -> None:
+def test_tars_are_made_into_tables(tmp_path: Path) -> None:
     from .common import plain, tar
 
-    tar(tmp_path / "in" / "0.tar", plain(2))
-    with pytest.raises(UsageError, match=r"--as parquet: .* is webdataset, of which webdataset is made"):
-        reshard(str(tmp_path / "in"), keys_file(tmp_path / "k", ["000000"]), str(tmp_path / "out"), form="parquet")
+    tar(tmp_path / "in" / "0.tar", plain(5))
+    sel = keys_file(tmp_path / "k", ["000001", "000003", "000003"])
+    for name, more in (("out", {}), ("mixed", {"shuffle": 1})):
+        done = reshard(str(tmp_path / "in"), sel, str(tmp_path / name), form="parquet", **more)
+        assert (done.samples, done.form) == (3, "parquet")
+        found = [(sample.key, sample.text, sample.stored()) for sample in open_data(str(tmp_path / name)).samples()]
+        wanted = [(f"00000{key}", f"picture {int(key[0])}", picture(int(key[0]))) for key in ("1", "3", "3-1")]
+        assert sorted(found) == wanted
+    with pytest.raises(UsageError, match=r"--as csv: .* is webdataset, of which webdataset or parquet is made"):
+        reshard(str(tmp_path / "in"), sel, str(tmp_path / "csv"), form="csv")
 
 
 @given(st.lists(st.text(max_size=300), unique=True, max_size=20))
@@ -127,10 +132,3 @@ def test_safe_names_are_safe_and_their_own(keys: list[str]) -> None:
     names = [safe_name(key) for key in keys]
     assert len(set(names)) == len(names)
     assert all(len(name) <= 180 and not set(name) & set("./\\\0\n\t ") for name in names)
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
-def test_kinds_by_their_first_bytes(kind: str) -> None:
-    out = io.BytesIO()
-    Image.new("RGB", (3, 2)).save(out, kind)
-    assert kind_of(out.getvalue()) == {"JPEG": "jpg", "TIFF": "tif"}.get(kind, kind.lower())

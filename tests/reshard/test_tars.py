@@ -20,7 +20,6 @@ from thresher.data.layouts.webdataset import TarPart
 from thresher.errors import OutputError, PoolError, UsageError
 from thresher.io.tar import Window, groups
 from thresher.reshard import reshard
-from thresher.reshard.tars import scan
 
 from .common import hashes, keys_file, listed, plain, pool, tar
 
@@ -94,9 +93,7 @@ def test_like_copying_members_one_by_one(samples, form, cuts, per_shard, data) -
             stats = json.loads((root / "out" / name.replace(".tar", "_stats.json")).read_text())
             assert stats["successes"] == count
         # Ours read it, too, as the samples that were put in.
-        again = [
-            key for path in sorted((root / "out").glob("*.tar")) for key in scan(TarPart(str(path)), uids=False).keys
-        ]
+        again = [key for path in sorted((root / "out").glob("*.tar")) for key in TarPart(str(path)).scan().keys]
         assert Counter(again) == Counter(dict.fromkeys(again, 1))
         assert len(again) == times.total()
 
@@ -352,7 +349,7 @@ def test_a_source_that_shrinks_is_noticed(tmp_path: Path) -> None:
     source = tar(tmp_path / "0.tar", plain(3))
     wanted = KeySet.from_keys(["000002"])
     sources = [_source(TarPart(str(source)))]
-    plan, _ = planned(sources, [match(scan(sources[0].part, uids=False), wanted)], wanted)
+    plan, _ = planned(sources, [match(sources[0].part.scan(), wanted)], wanted)
     source.write_bytes(source.read_bytes()[:3_000])
     (tmp_path / "out.tar").touch()
     with pytest.raises(PoolError, match="was changed, start again"):

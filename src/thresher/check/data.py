@@ -25,15 +25,11 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.data import Data, DataOptions, Part, Sample, open_data
-from thresher.data.layouts.tables import TablePart, arrow_batches
-from thresher.data.samples import caption_of
 from thresher.errors import PoolError, UsageError
 from thresher.export.keys import hashes_of
 from thresher.io.open import file_stamp, open_file, trusting
-from thresher.io.parquet import table_piece
-from thresher.io.paths import is_unsafe, visible
+from thresher.io.paths import has_parent, visible
 from thresher.io.pictures import FORMATS, NARROW, PIXELS, open_rgb
-from thresher.io.tar import BLOCK, Window, groups, members
 from thresher.runtime.engine import cores
 from thresher.runtime.progress import Progress, Silent
 
@@ -111,10 +107,10 @@ def doctor(
 
         model = make_encoder(encoder)
     read = _Read(sample)
-    tables = data.kind in ("parquet", "arrow")
-    if tables:
-        _read_tables(data, read, progress)
-        samples = _of_tables(data, sample, read)
+    light = data.parts[0].words() is not None  # keys and captions can be had without the pictures
+    if light:
+        _read_words(data, read, progress)
+        samples = _spread_over(data, sample, read)
     else:
         _read_parts(data, read, progress)
         samples = read.chosen()
@@ -128,13 +124,15 @@ def doctor(
         "samples": total,
         "exact": exact,
         "looked_at": read.samples,
-        "files": total if data.kind == "folder" else len({part.path for part in data.parts}),
+        "unit": data.parts[0].unit,
+        "files": total if data.parts[0].unit == "picture" else len({part.path for part in data.parts}),
         "bytes": _stored(data, seen, total),
+        "bytes_estimated": data.parts[0].pictures_apart,
         "columns": _columns(data),
         "members": _members(data, read),
         "missing": {
             "count": read.missing,
-            "of": len(seen.pictures) + read.missing if tables else read.samples,
+            "of": len(seen.pictures) + read.missing if light else read.samples,
             "first": read.first_missing,
         },
         "keys": read.keys(),
@@ -142,7 +140,7 @@ def doctor(
         "pictures": seen.told(),
         "tars": _tars(data, read),
         "damaged": [
-            {"path": path, "why": why, "samples": None if tables else read.counts.get(path)}
+            {"path": path, "why": why, "samples": None if light else read.counts.get(path)}
             for path, why in read.why.items()
         ],
     }
@@ -184,7 +182,7 @@ class _Read:
         self.samples += len(texts)
         self.counts[path] += len(texts)
         self.uids += uids
-        self.climbing += sum(climbs(key.lstrip("/")) for key in keys)
+        self.climbing += sum(map(has_parent, keys))
         there = [text for text in texts if text]
         self.empty += len(texts) - len(there)
         self.nothing += sum(_NOTHING.fullmatch(text) is not None for text in there)
@@ -244,11 +242,12 @@ class _Read:
 
 
 def _read_parts(data: Data, read: _Read, progress: Progress) -> None:
-    """Read the samples of tars, of a csv or of a folder, but for their pictures; of all tars the two ends."""
-    tars = data.kind == "webdataset"
-    budget = _BYTES if tars else _ROWS
-    chosen = _some([(part, _size(part) if tars else part.rows or 0) for part in data.parts], budget)
-    with progress.task("read tars" if tars else "read", sum(part.rows or 1 for part in chosen)) as advance:
+    """Read the samples of parts, but for their pictures; of files that are not read, the ends."""
+    counted = all(part.rows is not None for part in data.parts)
+    sized = [(part, part.rows or 0 if counted else _size(part)) for part in data.parts]
+    chosen = _some(sized, _ROWS if counted else _BYTES)
+    unit = data.parts[0].unit
+    with progress.task(f"read {unit}s", sum(part.rows or 1 for part in chosen)) as advance:
         for part in chosen:
             them = read.sound(part.path, part.samples())
             while batch := list(islice(them, _CHUNK)):
@@ -256,63 +255,32 @@ def _read_parts(data: Data, read: _Read, progress: Progress) -> None:
                 uids = sum(bool(sample.uid) for sample in batch)
                 read.add(part.path, [sample.key for sample in batch], [sample.text for sample in batch], uids)
             advance(part.rows or 1)
-    rest = [part for part in data.parts if part.path not in read.why] if tars else []
-    with ThreadPoolExecutor(8) as threads, progress.task("look at the ends of tars", len(rest)) as advance:
-        for part, why in zip(rest, threads.map(_cut_off, rest), strict=True):
+    rest = [] if counted else [part for part in data.parts if part.path not in read.why]
+    with ThreadPoolExecutor(8) as threads, progress.task(f"look at the ends of {unit}s", len(rest)) as advance:
+        for part, why in zip(rest, threads.map(lambda part: part.cut_off(), rest), strict=True):
             if why:
                 read.why[part.path] = why
             advance(1)
 
 
-def _cut_off(part: Part) -> str:
-    """Return what is wrong with a tar, "" for nothing, by its ends alone where these are as they should be."""
-    try:
-        with open_file(part.protocol, part.path) as file:
-            window = Window(file, part.path, 2 * BLOCK)
-            next(members(window, part.path), None)
-            if window.size % BLOCK or window.read(window.size - 2 * BLOCK, 2 * BLOCK).strip(b"\0"):
-                for _ in members(Window(file, part.path), part.path):
-                    pass
-                return f"{part.path}: does not end in empty blocks, as tars do; it may be cut off"
-    except PoolError as error:
-        return str(error)
-    return ""
-
-
-def _read_tables(data: Data, read: _Read, progress: Progress) -> None:
-    """Read keys and captions of parquet or Arrow files, and no other columns."""
-    files = {part.path: part for part in data.parts if isinstance(part, TablePart)}
+def _read_words(data: Data, read: _Read, progress: Progress) -> None:
+    """Read keys and captions of whole files, and nothing else."""
     rows = Counter[str]()
     for part in data.parts:
         rows[part.path] += part.rows or 0
-    chosen = _some([(part, rows[path]) for path, part in files.items()], _ROWS)
-    with progress.task("read", sum(rows[part.path] for part in chosen)) as advance:
+    whole = [part.slice(0, rows[part.path]) for part in {part.path: part for part in data.parts}.values()]
+    chosen = _some([(part, part.rows or 0) for part in whole], _ROWS)
+    with progress.task("read", sum(part.rows or 0 for part in chosen)) as advance:
         for part in chosen:
-            key, caption, uid = (getattr(part.columns, name) for name in ("key", "caption", "uid"))
-            names = list(dict.fromkeys(name for name in (key, caption, uid) if name))
-            for batch in read.sound(part.path, _columns_of(part, names) if names else ()):
-                cells = {name: batch.column(name).to_pylist() for name in names}
-                keys = [str(cell) for cell in cells.get(key, ()) if cell not in (None, "")]  # the others are numbered
-                texts = [caption_of(cell) for cell in cells.get(caption, [None] * len(batch))]
-                read.add(part.path, keys, texts, sum(map(bool, cells.get(uid, ()))))
-            if not names:
-                for lo in range(0, rows[part.path], _CHUNK):
-                    read.add(part.path, [], [""] * min(_CHUNK, rows[part.path] - lo), 0)
-            advance(rows[part.path])
+            for words in read.sound(part.path, part.words() or ()):
+                read.add(part.path, words.keys, words.texts, words.uids)
+            advance(part.rows or 0)
 
 
-def _columns_of(part: TablePart, names: list[str]) -> Iterator[Any]:
-    if not part.arrow:
-        yield from table_piece(part.protocol, part.path).stream(names, 8 * _CHUNK)
-        return
-    for batch in arrow_batches(part.protocol, part.path):
-        yield from (batch.select(names).slice(lo, 8 * _CHUNK) for lo in range(0, len(batch), 8 * _CHUNK))
-
-
-def _of_tables(data: Data, sample: int, read: _Read) -> Iterator[Sample]:
-    """Yield a random sample of tables: runs of rows, evenly spread, for rows come by row groups."""
-    parts = [part for part in data.parts if isinstance(part, TablePart)]
-    ends = np.cumsum([part.rows for part in parts])
+def _spread_over(data: Data, sample: int, read: _Read) -> Iterator[Sample]:
+    """Yield a random sample: runs of rows, evenly spread, for rows of tables come by row groups."""
+    parts = list(data.parts)
+    ends = np.cumsum([part.rows or 0 for part in parts])
     total = int(ends[-1])
     rng = np.random.Generator(np.random.Philox(0))
     if sample < total:
@@ -324,7 +292,7 @@ def _of_tables(data: Data, sample: int, read: _Read) -> Iterator[Sample]:
             while first < stop:  # a run may begin in one part and end in another
                 i = int(np.searchsorted(ends, first, "right"))
                 rows = min(stop, int(ends[i])) - first
-                parts.append(replace(whole[i], first=whole[i].first + whole[i].rows - int(ends[i]) + first, rows=rows))
+                parts.append(whole[i].slice(whole[i].first + (whole[i].rows or 0) - int(ends[i]) + first, rows))
                 first += rows
     for part in parts:
         for one in read.sound(part.path, part.samples()):
@@ -469,7 +437,7 @@ def _spread(values: npt.NDArray[Any]) -> list[Any]:
 
 def _counted(data: Data, read: _Read) -> tuple[int, bool]:
     """Return the number of samples, and whether it was counted rather than worked out of the tars' sizes."""
-    if data.kind != "webdataset":
+    if all(part.rows is not None for part in data.parts):
         return sum(part.rows or 0 for part in data.parts), True
     if len(read.counts) == len(data.parts):
         return read.samples, True
@@ -479,7 +447,7 @@ def _counted(data: Data, read: _Read) -> tuple[int, bool]:
 
 def _tars(data: Data, read: _Read) -> dict[str, Any] | None:
     """Return what is to be said of tars and of the ``sizes.json`` beside them, None where there are none."""
-    if data.kind != "webdataset":
+    if data.parts[0].unit != "tar":
         return None
     counts = {posixpath.basename(path): count for path, count in read.counts.items() if path not in read.why}
     listed = _listed(data.parts[0])
@@ -508,28 +476,24 @@ def _listed(part: Part) -> dict[str, Any] | None:
 def _members(data: Data, read: _Read) -> dict[str, float]:
     """Return which endings the members of tars have, and the share of samples that have one, by a few samples."""
     counts, total = Counter[str](), 0
-    for part in [part for part in data.parts if part.path in read.counts][:3] if data.kind == "webdataset" else ():
-        with open_file(part.protocol, part.path) as file:
-            for group in read.sound(part.path, islice(groups(Window(file, part.path), part.path), _MEMBERS)):
-                counts.update(list(group.members))
-                total += 1
+    for part in [part for part in data.parts if part.path in read.counts][:3]:
+        for endings in read.sound(part.path, islice(part.members(), _MEMBERS)):
+            counts.update(endings)
+            total += 1
     return {visible(name): round(count / total, 3) for name, count in counts.most_common(20)}
 
 
 def _stored(data: Data, seen: _Seen, total: int) -> int:
     """Return the bytes of tars and tables; of pictures that are files by themselves, what the sample comes to."""
-    if data.kind in ("csv", "folder"):
+    if data.parts[0].pictures_apart:
         return round(total * float(np.mean([one.size for one in seen.good] or [0])))
     return sum(_size(part) for part in {part.path: part for part in data.parts}.values())
 
 
 def _columns(data: Data) -> dict[str, Any]:
     """Return which columns of a table are what, {} where the data are none."""
-    part = data.parts[0]
-    if not isinstance(part, TablePart):
-        return {}
-    told = {name: getattr(part.columns, name) for name in ("picture", "caption", "key", "uid")}
-    return {**told, "others": list(data.columns)}
+    roles = data.parts[0].roles()
+    return {**roles, "others": list(data.columns)} if roles else {}
 
 
 def _warnings(found: dict[str, Any]) -> list[str]:

@@ -117,6 +117,10 @@ WITHIN = click.option(
     "--within", metavar="SEL", multiple=True, callback=_once, help="Use only the rows that an earlier selection kept."
 )
 
+READER = click.option(
+    "--reader", metavar="NAME[:OPTION=VALUE,...]", help="Reader to use (default: the first that recognises the files)."
+)
+
 # How to read a pool.
 POOL = (
     click.option("--image", metavar="COLUMN", help="Array or column with the image embeddings."),
@@ -130,6 +134,7 @@ POOL = (
         "--metadata", metavar="PATH", multiple=True, callback=_once, help="img2dataset output or scores, joined by key."
     ),
     click.option("--skip-bad", is_flag=True, help="Skip bad files and rows, and list them, instead of stopping."),
+    READER,
 )
 
 # Where a pool is that was moved.
@@ -157,16 +162,17 @@ DATA = (
     click.option("--key", metavar="COLUMN", help="Column of a table that identifies a row."),
     click.option("--root", metavar="DIR", help="Folder of the images that a table names (default: the table's)."),
     click.option("--captions", "captions_file", metavar="FILE", help="Captions of a folder of images."),
+    click.option("--allow-outside", is_flag=True, help="Read images that a csv names outside its folder."),
+    READER,
 )
+_DATA = ("image", "caption", "key", "root", "captions_file", "allow_outside", "reader")
 
 
 def data_options(values: dict[str, Any], **more: Any) -> DataOptions:
     """Take out of a command's values what :data:`DATA` asked for."""
     from thresher.data import DataOptions
 
-    return DataOptions(
-        **{name: values.pop(name) for name in ("image", "caption", "key", "root", "captions_file")}, **more
-    )
+    return DataOptions(**{name: values.pop(name) for name in _DATA}, **more)
 
 
 @dataclass(frozen=True)
@@ -180,6 +186,7 @@ class Common:
     dtype: str | None
     metadata: str | None
     skip_bad: bool
+    reader: str | None
     engine: str
     workers: int | None
     seed: int | None

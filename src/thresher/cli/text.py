@@ -38,8 +38,8 @@ def inspection(found: Mapping[str, Any], engine: str) -> Iterator[str]:
 def diagnosis(found: Mapping[str, Any]) -> Iterator[str]:
     """Yield lines on raw data, as ``doctor`` describes them."""
     about, read = "" if found["exact"] else "about ", found["looked_at"]
-    files = {"webdataset": "tar", "folder": "picture"}.get(found["kind"], "file")
-    size = f"{'about ' if found['kind'] in ('csv', 'folder') else ''}{_bytes(found['bytes'])}"
+    files = found["unit"]
+    size = f"{'about ' if found['bytes_estimated'] else ''}{_bytes(found['bytes'])}"
     yield (
         f"{found['location']}: {about}{found['samples']:,} samples, {found['kind']}, "
         f"{found['files']:,} {files}{'s' * (found['files'] != 1)}, {size}"

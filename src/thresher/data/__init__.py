@@ -75,13 +75,15 @@ def open_data(location: str, options: DataOptions | None = None) -> Data:
         UsageError: A column or a reader that was asked for is not there.
     """
     options, where = options or DataOptions(), Location(location)
-    if options.reader:
-        return DATA_READERS.build(options.reader).open(where, options)
-    if location and (reader := recognising(DATA_READERS, where)) is not None:
-        return reader.open(where, options)
+    reader = DATA_READERS.build(options.reader) if options.reader else None
+    if location and (reader := reader or recognising(DATA_READERS, where)) is not None:
+        data = reader.open(where, options)
+        if not data.parts:
+            raise PoolError(f"{location}: has no samples")
+        return data
     if not location:
         why = "no data are named"
-    elif where.local and not os.path.exists(location):
+    elif not where.exists:
         why = f"{location}: nothing is there"
     elif where.is_folder and not os.listdir(location):
         why = f"{location}: is an empty folder"

@@ -30,9 +30,9 @@ class Location:
         return self.local and os.path.isdir(self.text)
 
     @property
-    def is_file(self) -> bool:
-        """Whether it is a file on this machine, or may be one elsewhere."""
-        return not self.local or os.path.isfile(self.text)
+    def exists(self) -> bool:
+        """Whether it is there; of what is elsewhere, that it may be."""
+        return not self.local or os.path.exists(self.text)
 
     @cached_property
     def files(self) -> Files:
@@ -45,7 +45,7 @@ class Location:
 
     def has(self, *endings: str) -> bool:
         """Return whether names end in one of ``endings``, two levels down; by names alone, which is quick."""
-        if self.local and not os.path.exists(self.text):
+        if not self.exists:
             return False
         if not self.is_folder:
             return any(name.endswith(endings) for name in self.files.names)
@@ -58,7 +58,7 @@ class Location:
         for here, inner, names in os.walk(self.text):
             if any(os.path.islink(os.path.join(here, name)) for name in inner):
                 return None
-            found += names
+            found += [*inner, *names]
             if here != self.text:
                 inner.clear()
         return found

@@ -179,12 +179,14 @@ class Part(ABC):
     # --- as a table ---
 
     def schema(self) -> Any:
-        """Return the Arrow schema of :meth:`batches`: by default image, text, key, uid, and :meth:`light`."""
+        """Return the Arrow schema of :meth:`batches`: by default image, text, key, and :meth:`light`."""
         import pyarrow as pa
 
         picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
         light = [(name, kind) for name, kind in self.light().items() if name not in ("image", "text", "key", "uid")]
-        return pa.schema([("image", picture), ("text", pa.string()), ("key", pa.string()), ("uid", pa.string()), *light])
+        return pa.schema(
+            [("image", picture), ("text", pa.string()), ("key", pa.string()), ("uid", pa.string()), *light]
+        )
 
     def light(self) -> Mapping[str, Any]:
         """Return the names and Arrow types of ``Sample.columns``: numbers and texts that go along."""
@@ -216,7 +218,7 @@ class Part(ABC):
                     picture = {"bytes": data, "path": f"{sample.key}.{kind_of(data)}"}
                 except PoolError:
                     picture = None
-                told = {"image": picture, "text": sample.text, "key": sample.key, "uid": sample.uid or None}
+                told = {"image": picture, "text": sample.text, "key": sample.key}
                 rows += [{**sample.columns, **told}] * often
             whole = pa.RecordBatch.from_pylist(rows, schema)
             yield from (whole.slice(lo, size) for lo in range(0, len(whole), size))

@@ -1,4 +1,4 @@
-"""Tables: pictures as bytes or as paths, captions and keys in columns. Parquet and Arrow differ in how rows are read."""
+"""Tables: pictures as bytes or as paths, captions and keys in columns, however their rows are read."""
 
 from __future__ import annotations
 
@@ -217,7 +217,9 @@ class Table(NamedTuple):
     schema: Any
 
 
-def parts_of(files: Files, options: DataOptions, found: Sequence[Table], make: type[TablePart], again: int) -> tuple[Part, ...]:
+def parts_of(
+    files: Files, options: DataOptions, found: Sequence[Table], make: type[TablePart], again: int
+) -> tuple[Part, ...]:
     """Cut tables into parts; columns besides that only some of them have, or of another type, do not go along.
 
     Args:

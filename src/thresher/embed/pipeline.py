@@ -251,12 +251,12 @@ def _planned(source: Data, encoder: Encoder, settings: EmbedSettings) -> tuple[P
         notes.append("the data have no captions: only the pictures are embedded")
     columns = {"key": "string", "text": "string"}
     uids = bool(first) and all(sample.uid for sample in first)
-    if source.kind == "webdataset":  # whose json may call anything so
+    if not source.parts[0].roles():  # then no column says so: a tar's json may call anything a uid
         uids &= all(_UID.fullmatch(sample.uid) for sample in first)
     columns |= {"uid": "string"} if uids else {}
     columns |= {"width": "int32", "height": "int32"} if "image" in fields else {}
     columns |= {"shard": "string", "offset": "int64"}
-    columns |= {"filepath": "string"} if source.kind in ("csv", "folder") else {}
+    columns |= {"filepath": "string"} if source.parts[0].pictures_apart else {}
     columns |= {name: str(kind) for name, kind in source.columns.items() if name not in OWN}
     columns |= {"thumbnail": "picture"} if settings.thumbnails and "image" in fields else {}
     dims = {"image": encoder.image_dim, "text": encoder.text_dim}
@@ -275,6 +275,8 @@ def _planned(source: Data, encoder: Encoder, settings: EmbedSettings) -> tuple[P
         "captions": how.captions_file and os.path.abspath(how.captions_file),
         "pixel-limit": settings.pixel_limit,
         "thumbnails": settings.thumbnails,
+        **({"allow-outside": True} if how.allow_outside else {}),
+        **({"reader": how.reader} if how.reader else {}),
     }
     return Plan(about, tuple(fields), columns, options, shards_of(source.parts)), tuple(notes)
 

@@ -20,10 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thresher.data.layouts.folders import FolderPart
-from thresher.data.samples import Part
+from thresher.data import Part
 from thresher.errors import OutputError, PoolError, UsageError
-from thresher.io.open import file_stamp
 from thresher.io.paths import writable
 from thresher.runtime.files import writing
 
@@ -190,16 +188,10 @@ def shards_of(parts: Sequence[Part]) -> tuple[Shard, ...]:
     paths = {place_of(part) for part in parts}
     deepest = max((path.count("/") for path in paths), default=0) + 1
     long = next((n for n in range(2, deepest) if len({_end(path, n) for path in paths}) == len(paths)), deepest)
-    stamps: dict[str, tuple[Any, ...]] = {}
     found: dict[tuple[str, int], Shard] = {}
     for part in parts:
         path = place_of(part)
-        if isinstance(part, FolderPart):
-            stamp: tuple[Any, ...] = (part.digest(),)
-        else:
-            if path not in stamps:
-                stamps[path] = tuple(file_stamp(part.protocol, part.path))
-            stamp = stamps[path]
+        stamp = tuple(part.stamp())
         shard = Shard(path, writable(_end(path, long)), part.first, part.rows, stamp)
         if found.setdefault(shard.part, shard) is not shard:
             raise UsageError(f"{part.path}: is named twice; name it once")

@@ -16,10 +16,12 @@ class Lines:
     """The lines of a file as text; knows how many bytes it has handed out, and whether there are no more."""
 
     def __init__(self, file: IO[bytes], path: str, at: int = 0) -> None:
+        """Begin at byte ``at`` of ``file``, called ``path`` in messages."""
         self._file, self._path, self.at, self.ended = file, path, at, False
         file.seek(at)
 
     def __iter__(self) -> Iterator[str]:
+        """Yield the lines."""
         for line in iter(lambda: self._file.readline(LINE + 1), b""):
             if len(line) > LINE:
                 raise PoolError(f"{self._path}: is no csv: a line of more than {LINE:,} bytes begins at {self.at:,}")

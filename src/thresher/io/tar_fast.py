@@ -107,6 +107,18 @@ class Skim(Window):
         return starts, found, contents
 
 
+def window_of(file: IO[bytes], protocol: str, path: str, ahead: int = 0) -> Window:
+    """Return what reads a tar, opened already: of one on this machine little more than the headers.
+
+    Args:
+        file: The tar.
+        protocol: Of its file system.
+        path: What messages call it.
+        ahead: Bytes that the disk is asked for ahead; 0 where the places read are far apart.
+    """
+    return Skim(file, path, ahead) if protocol == "file" and hasattr(os, "pread") else Window(file, path)
+
+
 @dataclass(frozen=True, eq=False)
 class Stretch:
     """Samples that stand one after the other, n of them, with nothing between.

@@ -36,6 +36,8 @@ class Options:
         dtype: "bfloat16" where uint16 arrays hold bfloat16 bits; "float16" or "float32" for binary columns.
         metadata: Location of an img2dataset output joined by key.
         skip_bad: Set unusable files and rows aside, counted and listed, instead of stopping.
+        reader: The reader to use, and its options: ``NAME`` or ``NAME:OPTION=VALUE,...`` (default: the first that
+            recognises the pool).
     """
 
     image: str | None = None
@@ -45,6 +47,7 @@ class Options:
     dtype: str | None = None
     metadata: str | None = None
     skip_bad: bool = False
+    reader: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse a dtype that no file could have."""
@@ -53,6 +56,10 @@ class Options:
             raise UsageError(
                 f"--dtype {self.dtype}: allowed are {', '.join(allowed)}.{suggest(str(self.dtype), allowed)}"
             )
+
+    def recorded(self) -> dict[str, Any]:
+        """Return the options as JSON values, for the record of a selection; without a reader where none was named."""
+        return {name: value for name, value in vars(self).items() if name != "reader" or value is not None}
 
 
 @dataclass(frozen=True)

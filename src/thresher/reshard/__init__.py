@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from thresher.data.parts import Form
 from thresher.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["PER_SHARD", "Form", "Resharded", "reshard"]
 
 PER_SHARD = 10_000
-Form = Literal["webdataset", "parquet", "csv"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,30 +5,21 @@ from __future__ import annotations
 import json
 import math
 import tarfile
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import IO, Any
 from urllib.parse import quote
 
 import numpy as np
 
-from thresher.data.layouts.csvs import CsvPart
-from thresher.data.layouts.folders import FolderPart
-from thresher.data.layouts.tables import TablePart
 from thresher.data.samples import Sample
 from thresher.errors import PoolError
+from thresher.io.pictures import kind_of
 from thresher.io.tar import BLOCK
-from thresher.reshard.plan import Ints, Plan, Scanned, Source
+from thresher.reshard.plan import Plan, Source
 from thresher.reshard.tars import RECORD, header
 
 _LONGEST = 180  # characters of a member's name before its ending
-
-
-def scan(part: FolderPart) -> Scanned:
-    """Return the keys of a part of a folder."""
-    n = len(part.keys)
-    return Scanned(part.keys, np.arange(part.first, part.first + n), np.ones(n, np.int64))
 
 
 def write(plan: Plan, sources: Sequence[Source], path: str) -> tuple[int, list[tuple[str, str]]]:
@@ -48,7 +39,7 @@ def write(plan: Plan, sources: Sequence[Source], path: str) -> tuple[int, list[t
             copies = plan.copy_M[positions]
             rows, begins = np.unique(plan.start_M[positions], return_index=True)
             ends = np.r_[begins[1:], len(positions)]
-            samples = _samples(sources[number].part, rows)
+            samples = sources[number].part.chosen(rows)
             for sample, lo, hi in zip(samples, begins.tolist(), ends.tolist(), strict=True):
                 try:
                     picture = sample.stored()
@@ -61,23 +52,6 @@ def write(plan: Plan, sources: Sequence[Source], path: str) -> tuple[int, list[t
                     written += 1
         out.write(bytes(-(-(out.tell() + 2 * BLOCK) // RECORD) * RECORD - out.tell()))
     return written, aside
-
-
-def _samples(part: Any, rows: Ints) -> Iterator[Sample]:
-    """Yield the samples of some rows of a part, without making the others where that can be."""
-    if isinstance(part, FolderPart):
-        at = [row - part.first for row in rows.tolist()]
-        names, keys, texts = (tuple(column[i] for i in at) for column in (part.names, part.keys, part.captions))
-        yield from replace(part, names=names, keys=keys, captions=texts).samples()
-        return
-    if isinstance(part, TablePart):
-        part = replace(part, first=int(rows[0]), rows=int(rows[-1] - rows[0]) + 1)
-        wanted = set(rows.tolist())
-        yield from (sample for sample in part.samples() if sample.at in wanted)
-        return
-    csv: CsvPart = part
-    for at in rows.tolist():
-        yield from replace(csv, at=at, rows=1).samples()
 
 
 def _add(out: IO[bytes], key: str, sample: Sample, picture: bytes, ending: str) -> None:
@@ -108,29 +82,3 @@ def safe_name(key: str) -> str:
     if len(name) <= _LONGEST:
         return name
     return f"{name[: _LONGEST - 33]}~{blake2b(name.encode(), digest_size=16).hexdigest()}"
-
-
-def kind_of(picture: bytes) -> str:
-    """Return the ending of a picture by its first bytes.
-
-    Raises:
-        PoolError: None that is known.
-    """
-    if picture[:4] == b"RIFF" and picture[8:12] == b"WEBP":
-        return "webp"
-    for begins, ending in _MAGIC:
-        if picture.startswith(begins):
-            return ending
-    raise PoolError(f"is no kind of picture that is known (it begins with {picture[:8]!r})")
-
-
-_MAGIC = (
-    (b"\xff\xd8\xff", "jpg"),
-    (b"\x89PNG\r\n\x1a\n", "png"),
-    (b"GIF8", "gif"),
-    (b"BM", "bmp"),
-    (b"II*\0", "tif"),
-    (b"MM\0*", "tif"),
-    (b"P5", "ppm"),
-    (b"P6", "ppm"),
-)

@@ -17,10 +17,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from thresher import __version__
-from thresher.data import Data, DataOptions, open_data
-from thresher.data.layouts.csvs import CsvPart
-from thresher.data.layouts.tables import TablePart
-from thresher.data.layouts.webdataset import TarPart, tars_at
+from thresher.data import Data, DataOptions, Part, open_data
+from thresher.data.layouts.webdataset import TarPart
 from thresher.errors import OutputError, PoolError, UsageError
 from thresher.export.keys import Chosen, KeySet, each_key, read_keys
 from thresher.io.open import open_file, trusting
@@ -32,7 +30,6 @@ from thresher.reshard.plan import (
     PlaceError,
     Places,
     Plan,
-    Scanned,
     Source,
     match,
     match_places,
@@ -55,9 +52,7 @@ CSV, WORK, PLAN = "train.csv", ".reshard", "plan.json"
 _LONG = 2.0  # seconds of reading headers that are worth starting processes for
 _SCRATCH = re.compile(r"\..*\.tmp(\.\w+)?")
 _OWN = re.compile(rf"\d{{8,}}\.tar|\d{{8,}}_stats\.json|train-\d{{5,}}-of-\d{{5,}}\.parquet|{_SCRATCH.pattern}")
-_NATURAL: dict[str, Form] = {
-    "webdataset": "webdataset", "parquet": "parquet", "arrow": "parquet", "csv": "csv", "folder": "webdataset",
-}  # fmt: skip
+_PLAN = 2  # format of plans: another number where the same plan would make other files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +102,7 @@ def carry_out(job: Job, sel: Chosen, workers: int | None, progress: Progress | N
     sources = [_source(part) for part in data.parts]
     found = _find(data, sources, sel, engine, progress, processes=job.processes)
     asked = {"as": form, "per_shard": job.per_shard, "shuffle": job.shuffle}
-    digest = found.plan.digest(asked, data.kind, [source.size for source in sources], __version__)
+    digest = found.plan.digest(_PLAN, asked, data.kind, [source.stamp for source in sources])
     with _holding(out, digest, overwrite=job.overwrite):
         if (done := _finished(out, digest)) is None:
             told = _Writing(job, data, form, sources, found.plan, digest, out, engine, progress).carry_out()
@@ -116,16 +111,14 @@ def carry_out(job: Job, sel: Chosen, workers: int | None, progress: Progress | N
 
 
 def _opened(job: Job) -> Data:
-    """Open the data; of tars no more than their names is asked, as columns have no meaning there."""
     if os.path.isfile(os.path.join(job.data, "selection.json")):
         raise UsageError(f"{job.data}: is a selection, where data are to be; type thresher reshard DATA SEL -o DIR")
-    found = tars_at(job.data) if job.data else []
-    return open_data(job.data, None if found else job.options)
+    return open_data(job.data, job.options)
 
 
 def _form(asked: Form | None, data: Data) -> Form:
-    natural = _NATURAL[data.kind]
-    allowed = [natural] if natural == "webdataset" else [natural, "webdataset"]
+    natural = data.parts[0].copied_as or "webdataset"
+    allowed: list[Form] = list(dict.fromkeys([natural, "webdataset", "parquet"]))
     if asked is not None and asked not in allowed:
         raise UsageError(f"--as {asked}: {data.location} is {data.kind}, of which {' or '.join(allowed)} is made")
     return asked or natural
@@ -141,16 +134,23 @@ def _apart(out: Path, data: Data) -> None:
         raise OutputError(f"{out}: lies in the data, or they lie in it; choose a folder elsewhere")
 
 
-def _source(part: Any) -> Source:
+def _source(part: Part) -> Source:
     if part.protocol == "file":
         size = os.path.getsize(part.path) if os.path.isfile(part.path) else 0
-        return Source(part.path, part.protocol, size, part)
+        return Source(part.path, part.protocol, size, part, _stamp(part))
     try:
         with open_file(part.protocol, part.path) as file:
             size = trusting(part.path, lambda: file.seek(0, os.SEEK_END))
     except PoolError:
         size = -1  # told as damage when it is read
-    return Source(part.path, part.protocol, size, part)
+    return Source(part.path, part.protocol, size, part, _stamp(part))
+
+
+def _stamp(part: Part) -> tuple[Any, ...]:
+    try:
+        return tuple(part.stamp())
+    except PoolError:  # told as damage when it is read
+        return ()
 
 
 # --- finding --------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def _find(
     if not len(plan):
         damaged = f"; {aside[0][0]}: {aside[0][2]}" if aside else ""
         raise PoolError(f"{data.location}: has none of the {len(wanted):,} keys chosen{damaged}; are they other data?")
-    return _Found(plan, "uid" if _uids(wanted, data) else "key", wanted.total, aside, wanted, seen)
+    return _Found(plan, "uid" if wanted.uids and data.parts[0].has_uids else "key", wanted.total, aside, wanted, seen)
 
 
 def _read(
@@ -208,7 +208,7 @@ def _read(
         engine: Where other files are read.
         processes: Whether processes may be started.
     """
-    if not all(isinstance(source.part, TarPart) and source.protocol == "file" for source in sources):
+    if not all(source.part.scanning_is_slow and source.protocol == "file" for source in sources):
         yield from engine.map(read, tasks)
         return
     begin, done, left = time.monotonic(), 0, sum(source.size for source in sources)
@@ -218,13 +218,6 @@ def _read(
             return
         yield read(task)
         done, left = done + source.size, left - source.size
-
-
-def _uids(wanted: KeySet, data: Data) -> bool:
-    if not wanted.uids:
-        return False
-    part = data.parts[0]
-    return isinstance(part, TarPart) or isinstance(part, TablePart) and part.columns.uid is not None
 
 
 def _noted(
@@ -238,26 +231,18 @@ def _noted(
         yield part
 
 
-def _scanned(source: Source, *, uids: bool) -> Scanned:
-    part = source.part
-    if isinstance(part, TarPart):
-        return tars.scan(part, uids=uids)
-    if isinstance(part, TablePart):
-        return tables.scan(part, uids=uids)
-    return csvs.scan(part) if isinstance(part, CsvPart) else convert.scan(part)
-
-
 def _matched(wanted: KeySet, source: Source) -> Matched:
-    return match(_scanned(source, uids=wanted.uids), wanted)
+    return match(source.part.scan(uids=wanted.uids), wanted)
 
 
 def _placed(task: tuple[Source, Places | None]) -> Matched:
     source, places = task
     if places is None:
         return NOTHING
-    if isinstance(source.part, TarPart):
-        return tars.at_places(source.part, places)
-    return match_places(_scanned(source, uids=False), places)
+    try:
+        return match_places(source.part.scan_at(places.at_c), places)
+    except PoolError:
+        raise PlaceError from None
 
 
 # --- the folder -----------------------------------------------------------------------------------
@@ -339,7 +324,7 @@ class _Writing:
 
     def carry_out(self) -> list[dict[str, Any]]:
         """Write all shards; returns what is told of each."""
-        if self.form == "webdataset" and self.data.kind != "webdataset":
+        if self.form == "webdataset" and self.data.parts[0].copied_as != "webdataset":
             return self._converted()
         plan = self._ordered(self.plan)
         if self.form == "webdataset":
@@ -373,7 +358,7 @@ class _Writing:
         told = self._all(self.plan, self.out / WORK, _tar_names, write, "convert")
         paths = [str(self.out / WORK / name) for name in _tar_names(len(told))]
         sources = [_source(TarPart(path)) for path in paths]
-        found = [tars.scan(source.part, uids=False) for source in sources]
+        found = [source.part.scan() for source in sources]
         counts = [len(part.keys) for part in found]
         plan = Plan(
             np.repeat(np.arange(len(found), dtype=np.uint32), counts),

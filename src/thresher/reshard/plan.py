@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from thresher.data.parts import Ints, Part, Scanned
 from thresher.errors import UsageError
 from thresher.export.keys import Chosen, KeySet, hashes_of
 from thresher.pool.store import reopen
 from thresher.selection import Selection
 
-Ints = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
 
 _UID = 32  # hexadecimal digits
@@ -35,36 +35,15 @@ class Source:
         path: The file, or the folder of pictures.
         protocol: Of its file system.
         size: Bytes; 0 for a folder.
-        part: What reads it; its kind depends on the data.
+        part: What reads it.
+        stamp: What changes whenever its samples may have, such as its size and time.
     """
 
     path: str
     protocol: str
     size: int
-    part: Any
-
-
-@dataclass(frozen=True, eq=False)
-class Scanned:
-    """The samples of a source, n of them.
-
-    Attributes:
-        keys: Of each.
-        start_n: Where each begins: a byte of a tar or csv, else a row.
-        length_n: How many bytes it has, else 1; below 0 where not all of them are its own.
-        at_n: What a pool calls its place, where that is not ``start_n``: a row of a csv.
-        uids: Of each; None where they were not asked for.
-        aside: (key, why) of samples that cannot be copied.
-        damage: Why the source was not read to its end, "" where it was.
-    """
-
-    keys: Sequence[str]
-    start_n: Ints
-    length_n: Ints
-    at_n: Ints | None = None
-    uids: Sequence[str] | None = None
-    aside: tuple[tuple[str, str], ...] = ()
-    damage: str = ""
+    part: Part
+    stamp: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,20 +176,16 @@ def match(found: Scanned, wanted: KeySet) -> Matched:
 
 
 def match_places(found: Scanned, places: Places) -> Matched:
-    """Return the samples of a source at the places given.
+    """Return the samples of a source that were looked up at the places given.
 
     Raises:
-        PlaceError: Another sample lies there, or none.
+        PlaceError: Another sample lies there.
     """
-    at_n = found.start_n if found.at_n is None else found.at_n
-    where_c = np.searchsorted(at_n, places.at_c)
-    if not len(at_n) or (at_n[np.minimum(where_c, len(at_n) - 1)] != places.at_c).any():
-        raise PlaceError
-    names_c = hashes_of([found.keys[i] for i in where_c.tolist()])
+    names_c = hashes_of(found.keys)
     if (names_c != places.names_c).any():
         raise PlaceError
-    numbers_c = np.full(len(where_c), -1, np.int64)
-    return Matched(found.start_n[where_c], found.length_n[where_c], places.times_c, names_c, numbers_c)
+    numbers_c = np.full(len(names_c), -1, np.int64)
+    return Matched(found.start_n, found.length_n, places.times_c, names_c, numbers_c)
 
 
 def planned(sources: Sequence[Source], found: Iterable[Matched], wanted: KeySet | None) -> tuple[Plan, Any]:

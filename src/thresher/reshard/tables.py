@@ -8,51 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from thresher.data.layouts.tables import TablePart, arrow_batches
+from thresher.data.parts import Ints
 from thresher.errors import PoolError
-from thresher.io.open import open_file, trusting
-from thresher.reshard.plan import Ints, Plan, Scanned, Source
+from thresher.reshard.plan import Plan, Source
 
 _GROUP_ROWS = 1_000  # of a row group that is written
 _GROUP_BYTES = 64 << 20
 _BATCH = 256  # rows in memory at a time
 _SPOOLED = 512  # rows of a batch of a spool
-
-
-# --- finding --------------------------------------------------------------------------------------
-
-
-def scan(part: TablePart, *, uids: bool) -> Scanned:
-    """Read the keys of a part of a table, as :meth:`TablePart.samples` makes them.
-
-    Args:
-        part: The part.
-        uids: Whether the rows' uids are wanted.
-    """
-    keys: list[str] = []
-    found_uids: list[str] = []
-    columns, damage = part.columns, ""
-    wanted = [name for name in (columns.key, columns.uid if uids else None) if name]
-    at = part.first
-    if wanted:
-        try:
-            for batch in _batches(part, wanted, np.arange(part.first, part.first + part.rows)):
-                names = batch.column(columns.key).to_pylist() if columns.key else [None] * len(batch)
-                keys += [f"{part.stem}-{at + i}" if key in (None, "") else str(key) for i, key in enumerate(names)]
-                if uids and columns.uid:
-                    found_uids += [str(uid or "") for uid in batch.column(columns.uid).to_pylist()]
-                at += len(batch)
-        except PoolError as error:
-            damage = str(error).removeprefix(f"{part.path}: ")
-    else:
-        keys = [f"{part.stem}-{at + i}" for i in range(part.rows)]
-    return Scanned(
-        keys=keys,
-        start_n=np.arange(part.first, part.first + len(keys)),
-        length_n=np.ones(len(keys), np.int64),
-        uids=found_uids if uids and columns.uid else None,
-        damage=damage,
-    )
 
 
 def schema_of(sources: Sequence[Source]) -> Any:
@@ -64,74 +27,13 @@ def schema_of(sources: Sequence[Source]) -> Any:
     first = None
     for path, same in groupby(sources, key=lambda source: source.path):
         part = next(same).part
-        schema = _schema(part)
+        schema = part.schema()
         if first is None:
             first = schema
         elif not schema.equals(first):
             odd = next((field for field in schema if field not in first), "their order")
             raise PoolError(f"{path}: has other columns than {sources[0].path} ({odd}); reshard them apart")
     return first
-
-
-def _schema(part: TablePart) -> Any:
-    import pyarrow.parquet as pq
-
-    if part.arrow:
-        return next(arrow_batches(part.protocol, part.path)).schema
-    with open_file(part.protocol, part.path) as raw:
-        return trusting(part.path, lambda: pq.read_schema(raw))
-
-
-# --- reading rows ---------------------------------------------------------------------------------
-
-
-def _batches(part: TablePart, columns: list[str] | None, rows: Ints) -> Iterator[Any]:
-    """Yield the rows asked for, ascending and any number of times each, in record batches; of all columns for None."""
-    lo = 0
-    for start, batch in (_arrow if part.arrow else _parquet)(part, columns, rows):
-        hi = int(np.searchsorted(rows, start + len(batch)))
-        if hi > lo:
-            batch = trusting(part.path, lambda batch=batch: (batch.validate(full=True), batch)[1])  # type: ignore[misc]
-            whole = hi - lo == len(batch) and rows[hi - 1] - rows[lo] == hi - lo - 1
-            yield batch if whole else batch.take(rows[lo:hi] - start)
-        lo = hi
-        if lo == len(rows):
-            return
-    raise PoolError(f"{part.path}: has fewer rows than when it was opened; it was changed since, start again")
-
-
-def _parquet(part: TablePart, columns: list[str] | None, rows: Ints) -> Iterator[tuple[int, Any]]:
-    """Yield the first row's number and a batch of those row groups that hold some of the rows."""
-    import pyarrow.parquet as pq
-
-    with open_file(part.protocol, part.path) as raw:
-        file = trusting(
-            part.path,
-            lambda: pq.ParquetFile(raw, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True),
-        )
-        start = 0
-        for group in range(file.metadata.num_row_groups):
-            end = start + file.metadata.row_group(group).num_rows
-            lo, hi = np.searchsorted(rows, [start, end])
-            if hi > lo:
-                batches = file.iter_batches(batch_size=_BATCH, columns=columns, row_groups=[group])
-                for batch in iter(lambda: trusting(part.path, lambda: next(batches, None)), None):  # noqa: B023
-                    yield start, batch
-                    start += len(batch)
-                    if rows[hi - 1] < start:
-                        break
-            start = end
-
-
-def _arrow(part: TablePart, columns: list[str] | None, rows: Ints) -> Iterator[tuple[int, Any]]:
-    start, last = 0, int(rows[-1]) if len(rows) else -1
-    for whole in arrow_batches(part.protocol, part.path):
-        for lo in range(0, len(whole), _BATCH):
-            batch = whole.slice(lo, _BATCH)
-            yield start + lo, batch.select(columns) if columns else batch
-        start += len(whole)
-        if start > last:
-            return
 
 
 # --- spools: the chosen rows of a source, in Arrow, where any of them can be read quickly ---------
@@ -142,7 +44,7 @@ def spool(source: Source, rows: Ints, schema: Any, path: str) -> None:
     import pyarrow as pa
 
     with pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, schema) as writer:
-        for table in _regular(_batches(source.part, None, rows), schema, _SPOOLED):
+        for table in _regular(source.part.batches(None, rows, _BATCH), schema, _SPOOLED):
             writer.write_table(table, max_chunksize=_SPOOLED)
 
 
@@ -216,20 +118,21 @@ def write(
     """
     import pyarrow.parquet as pq
 
-    key = sources[0].part.columns.key
-    renaming = bool(plan.copy_M.any()) and key is not None and "string" in str(schema.field(key).type)
+    key = sources[0].part.key_column
+    if key is not None and not (plan.copy_M.any() and "string" in str(schema.field(key).type)):
+        key = None
     with pq.ParquetWriter(path, schema) as writer:
         at = 0
         for table in _in_order(plan, sources, schema, group) if spools is None else _gathered(plan, group, spools):
             copies = plan.copy_M[at : at + len(table)]
-            writer.write_table(_renamed(table, key, plan, copies) if renaming and copies.any() else table, group)
+            writer.write_table(_renamed(table, key, plan, copies) if key and copies.any() else table, group)
             at += len(table)
 
 
 def _in_order(plan: Plan, sources: Sequence[Source], schema: Any, group: int) -> Iterator[Any]:
     def batches() -> Iterator[Any]:
         for number, positions in plan.by_source():
-            yield from _batches(sources[number].part, None, plan.start_M[positions])
+            yield from sources[number].part.batches(None, plan.start_M[positions], _BATCH)
 
     yield from _regular(batches(), schema, group)
 
@@ -253,5 +156,5 @@ def _renamed(table: Any, key: str, plan: Plan, copies: np.ndarray[Any, Any]) -> 
 def group_rows(sources: Sequence[Source]) -> int:
     """Return how many rows a row group is to have: 1,000, fewer where they are large."""
     sizes = {source.path: source.size for source in sources}
-    rows = sum(int(source.part.rows) for source in sources)
-    return max(1, min(_GROUP_ROWS, _GROUP_BYTES * rows // max(sum(sizes.values()), 1)))
+    rows = sum(source.part.rows or 0 for source in sources)
+    return max(1, min(_GROUP_ROWS, _GROUP_BYTES * rows // max(sum(sizes.values()), 1))) if rows else _GROUP_ROWS

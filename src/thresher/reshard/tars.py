@@ -14,6 +14,7 @@ from thresher.data.parts import Ints
 from thresher.errors import PoolError
 from thresher.io.open import open_file, trusting
 from thresher.io.tar import BLOCK, LONG, Member, Window, groups, notes_of
+from thresher.io.tar_fast import window_of
 from thresher.reshard.plan import Plan, Source
 
 RECORD = tarfile.RECORDSIZE
@@ -42,7 +43,7 @@ def write(plan: Plan, sources: Sequence[Source], path: str) -> int:
             source, positions = sources[number], positions[odd_M[positions]]
             if len(positions):
                 with open_file(source.protocol, source.path) as file:
-                    window = source.part.window(file)
+                    window = window_of(file, source.protocol, source.path)
                     for i in positions.tolist():
                         made[i] = _pieces(window, source.path, plan, i)
                         length_M[i] = sum(len(one) if isinstance(one, bytes) else one[1] for one in made[i])

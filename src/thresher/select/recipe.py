@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,7 @@ def run_steps(
     cache = cache or Cache.at()
     progress = progress or Silent()
     fingerprint = store.fingerprint()
-    options: dict[str, Any] = asdict(store.options)
+    options: dict[str, Any] = store.options.recorded()
     if options["metadata"]:
         options["metadata"] = absolute(options["metadata"])
     pool = absolute(store.layout.location)

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from tests.data.common import picture, sample_tar, tar_of, told
 from thresher.data import open_data
 from thresher.data.layouts.webdataset import TarPart, tars_at
-from thresher.data.samples import IMAGES
 from thresher.errors import PoolError
+from thresher.io.pictures import ENDINGS
 from thresher.io.tar import Member, Window, groups, json_of, members
 
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
@@ -139,7 +139,7 @@ def test_names_that_are_no_utf8_can_be_written() -> None:
     assert key == "caf\\xe9"
 
 
-@pytest.mark.parametrize("ending", IMAGES)
+@pytest.mark.parametrize("ending", ENDINGS)
 def test_samples_have_place_caption_and_uid(tmp_path: Path, ending: str) -> None:
     path = tmp_path / "x.tar"
     path.write_bytes(

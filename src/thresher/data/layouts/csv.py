@@ -40,7 +40,7 @@ class Csv:
 
     def recognise(self, where: Location) -> bool:
         """A file that is named .csv or .tsv."""
-        return where.is_file and where.text.endswith((".csv", ".tsv"))
+        return where.text.endswith((".csv", ".tsv")) and where.exists and len(where.files.names) == 1
 
     def open(self, where: Location, options: DataOptions) -> Data:
         """Read every line, for where it begins.

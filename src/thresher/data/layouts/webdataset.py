@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from thresher.io.open import open_file, protocol_of, trusting
 from thresher.io.paths import visible, writable
 from thresher.io.pictures import ENDINGS
 from thresher.io.tar import BLOCK, NOTES, Group, Window, extent, groups, json_in, json_of, members, unsafe
-from thresher.io.tar_fast import Skim, Stretch, stretch
+from thresher.io.tar_fast import Skim, Stretch, stretch, window_of
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 _AHEAD = 8 << 20  # bytes that the disk is asked for before they are needed
@@ -98,7 +98,7 @@ class TarPart(Part):
         damage = ""
         try:
             with open_file(self.protocol, self.path) as file:
-                found.read(self.window(file, _AHEAD), self.path)
+                found.read(window_of(file, self.protocol, self.path, _AHEAD), self.path)
         except PoolError as error:
             damage = str(error).removeprefix(f"{self.path}: ")
         return found.scanned(damage)
@@ -126,22 +126,12 @@ class TarPart(Part):
 
     def _groups_at(self, at_c: Ints) -> Iterator[tuple[Window, Group]]:
         with open_file(self.protocol, self.path) as file:
-            window = self.window(file)
+            window = window_of(file, self.protocol, self.path)
             for at in at_c.tolist():
                 group = next(groups(window, self.path, at), None)
                 if group is None or next(iter(group.members.values())).start != at:
                     raise PoolError(f"{self.path}: has no sample at byte {at:,}; it was changed, start again")
                 yield window, group
-
-    def window(self, file: IO[bytes], ahead: int = 0) -> Window:
-        """Return what reads the file, opened already: of one on this machine little more than its headers.
-
-        Args:
-            file: The file.
-            ahead: Bytes that the disk is asked for ahead; 0 where the places read are far apart.
-        """
-        local = self.protocol == "file" and hasattr(os, "pread")
-        return Skim(file, self.path, ahead) if local else Window(file, self.path)
 
     def members(self) -> Iterator[Sequence[str]]:
         """Yield the endings of the members of each sample."""

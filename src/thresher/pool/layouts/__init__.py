@@ -1,32 +1,51 @@
-"""One file per layout. A reader turns a location into a :class:`Layout` by reading headers only.
-
-A reader module has ``NAME``, ``recognise(files) -> bool`` (cheap: names and a header or two) and
-``read(files, options) -> Layout``; the folder is scanned, so there is no list to edit. ``RANK`` breaks
-ties: the lowest recognising reader wins.
-"""
+"""One file per layout of pools; the folder is scanned, so there is no list to edit."""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from dataclasses import replace
-from types import ModuleType
+from typing import ClassVar, Protocol
 
 from thresher.errors import PoolError
 from thresher.io.listing import Files, stamp_of
+from thresher.io.paths import visible
+from thresher.io.readers import readable, recognising
 from thresher.pool.layout import Layout, Options
+from thresher.runtime.plugins import PluginPoint
 
-__all__ = ["Files", "Layout", "Options", "read_layout", "readers"]
+__all__ = ["POOL_READERS", "Files", "Layout", "Options", "PoolReader", "read_layout"]
 
 
-def readers() -> list[ModuleType]:
-    """Return every reader module, most specific first."""
-    found = [
-        importlib.import_module(f"{__name__}.{info.name}")
-        for info in pkgutil.iter_modules(__path__)
-        if info.name not in ("join", "layout", "pieces", "verify")
-    ]
-    return sorted(found, key=lambda module: (module.RANK, module.NAME))
+class PoolReader(Protocol):
+    """Turns files into a layout: a frozen dataclass in a file of ``thresher.pool.layouts``, or of another package.
+
+    Attributes:
+        name: What it is called; of its layouts, the ``kind``.
+        rank: Which is asked first, the lowest, where several would recognise a pool.
+        looks_like: What it reads, in a few words, for messages.
+    """
+
+    name: ClassVar[str]
+    rank: ClassVar[int]
+    looks_like: ClassVar[str]
+
+    def recognise(self, files: Files) -> bool:
+        """Return whether it reads these files, by names and a header or two."""
+        ...
+
+    def read(self, files: Files, options: Options) -> Layout:
+        """Return the pieces of vectors and tables; reads headers only.
+
+        Raises:
+            PoolError: A file is damaged, or files do not belong together; with ``options.skip_bad`` such files are
+                listed in ``Layout.aside`` instead. :func:`thresher.pool.layout.from_shards` does that.
+            UsageError: An array or column that was asked for is not there.
+        """
+        ...
+
+
+POOL_READERS: PluginPoint[PoolReader] = PluginPoint(
+    "pool reader", "thresher.pool.layouts", "thresher.pool_readers", needs=("recognise", "read", "rank", "looks_like")
+)
 
 
 def read_layout(location: str, options: Options) -> Layout:
@@ -34,18 +53,16 @@ def read_layout(location: str, options: Options) -> Layout:
 
     Raises:
         PoolError: Nothing there, no layout recognised, or a file that cannot be trusted.
+        UsageError: ``options`` name a reader that is not there.
     """
     files = Files.at(location)
-    for module in readers():
-        if module.recognise(files):
-            layout: Layout = module.read(files, options)
-            break
-    else:
-        seen = ", ".join(files.names[:5]) + (", ..." if len(files.names) > 5 else "")
+    reader = POOL_READERS.build(options.reader) if options.reader else recognising(POOL_READERS, files)
+    if reader is None:
+        seen = visible(", ".join(files.names[:5])) + (", ..." if len(files.names) > 5 else "")
         raise PoolError(
-            f"{location}: no known layout of embeddings (found: {seen or 'nothing'}). Known: "
-            + "; ".join(f"{module.NAME} ({module.LOOKS_LIKE})" for module in readers())
+            f"{location}: no known layout of embeddings (found: {seen or 'nothing'}). Known: {readable(POOL_READERS)}"
         )
+    layout = reader.read(files, options)
     layout.check()
     stamps = {path: files.stamps.get(path) or stamp_of(protocol, path) for protocol, path in layout.files()}
     return replace(layout, stamps=stamps)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
+from typing import ClassVar
 
 from thresher.errors import PoolError
 from thresher.io.listing import Files, natural
@@ -13,50 +15,57 @@ from thresher.io.parquet import TablePiece, table_piece
 from thresher.io.pieces import Piece
 from thresher.pool.layout import Layout, Options, from_shards
 
-NAME = "clip-retrieval"
-LOOKS_LIKE = "img_emb/*.npy, text_emb/*.npy, metadata/*.parquet"
-RANK = 20
-
 _PLAN = "pool.json"  # of thresher embed: tells the number of rows when all are there
 _FOLDERS = {"image": ("img_emb", "npy"), "text": ("text_emb", "npy"), "metadata": ("metadata", "parquet")}
 
 
-def recognise(files: Files) -> bool:
-    """An img_emb or text_emb folder of .npy files."""
-    return bool(files.matching(r"(img_emb|text_emb)/.+\.npy"))
+@dataclass(frozen=True)
+class ClipRetrieval:
+    """What clip-retrieval and ``thresher embed`` write."""
 
+    name: ClassVar[str] = "clip-retrieval"
+    rank: ClassVar[int] = 20
+    looks_like: ClassVar[str] = "img_emb/*.npy, text_emb/*.npy, metadata/*.parquet"
 
-def read(files: Files, options: Options) -> Layout:
-    """Join the files of one number, the last in their name; row r of each belongs together.
+    def recognise(self, files: Files) -> bool:
+        """An img_emb or text_emb folder of .npy files."""
+        return bool(files.matching(r"(img_emb|text_emb)/.+\.npy"))
 
-    Raises:
-        PoolError: Files of a number are missing, or ``thresher embed`` has not finished the pool.
-    """
-    if _PLAN in files.names and not options.skip_bad:
-        with open_file(files.protocol, files.path(_PLAN)) as raw:
-            told = trusting(files.path(_PLAN), lambda: json.load(raw))
-        if isinstance(told, dict) and "shards" in told and "rows" not in told:
-            raise PoolError(
-                f"{files.location}: is not finished; type the thresher embed command that began it again, or pass "
-                "--skip-bad to take what is there"
-            )
-    parts: dict[str, dict[str, str]] = {}
-    for role, (folder, ending) in _FOLDERS.items():
-        for name in files.matching(rf"{folder}/.+\.{ending}"):
-            number = str(int((re.findall(r"\d+", name) or ["0"])[-1]))
-            twin = parts.setdefault(role, {}).setdefault(number, name)
-            if twin != name:
-                raise PoolError(f"{files.path(name)}: has the same number as {files.path(twin)}; remove one of them")
-    numbers = sorted(set().union(*parts.values()), key=natural)
+    def read(self, files: Files, options: Options) -> Layout:
+        """Join the files of one number, the last in their name; row r of each belongs together.
 
-    def shard(number: str) -> tuple[dict[str, Piece], TablePiece | None]:
-        there = {role: files.path(names[number]) for role, names in parts.items() if number in names}
-        if len(there) < len(parts):
-            folders = ", ".join(_FOLDERS[role][0] for role in parts if role not in there)
-            raise PoolError(f"{next(iter(there.values()))}: has no file of the same number in {folders}; remove it")
-        vectors: dict[str, Piece] = {
-            role: npy_piece(files.protocol, path, options.dtype) for role, path in there.items() if role != "metadata"
-        }
-        return vectors, table_piece(files.protocol, there["metadata"]) if "metadata" in there else None
+        Raises:
+            PoolError: Files of a number are missing, or ``thresher embed`` has not finished the pool.
+        """
+        if _PLAN in files.names and not options.skip_bad:
+            with open_file(files.protocol, files.path(_PLAN)) as raw:
+                told = trusting(files.path(_PLAN), lambda: json.load(raw))
+            if isinstance(told, dict) and "shards" in told and "rows" not in told:
+                raise PoolError(
+                    f"{files.location}: is not finished; type the thresher embed command that began it again, or pass "
+                    "--skip-bad to take what is there"
+                )
+        parts: dict[str, dict[str, str]] = {}
+        for role, (folder, ending) in _FOLDERS.items():
+            for name in files.matching(rf"{folder}/.+\.{ending}"):
+                number = str(int((re.findall(r"\d+", name) or ["0"])[-1]))
+                twin = parts.setdefault(role, {}).setdefault(number, name)
+                if twin != name:
+                    raise PoolError(
+                        f"{files.path(name)}: has the same number as {files.path(twin)}; remove one of them"
+                    )
+        numbers = sorted(set().union(*parts.values()), key=natural)
 
-    return from_shards(NAME, files, numbers, shard, options)
+        def shard(number: str) -> tuple[dict[str, Piece], TablePiece | None]:
+            there = {role: files.path(names[number]) for role, names in parts.items() if number in names}
+            if len(there) < len(parts):
+                folders = ", ".join(_FOLDERS[role][0] for role in parts if role not in there)
+                raise PoolError(f"{next(iter(there.values()))}: has no file of the same number in {folders}; remove it")
+            vectors: dict[str, Piece] = {
+                role: npy_piece(files.protocol, path, options.dtype)
+                for role, path in there.items()
+                if role != "metadata"
+            }
+            return vectors, table_piece(files.protocol, there["metadata"]) if "metadata" in there else None
+
+        return from_shards(self.name, files, numbers, shard, options)

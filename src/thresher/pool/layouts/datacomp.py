@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 from thresher.errors import PoolError, UsageError, suggest
 from thresher.io.listing import Files
 from thresher.io.npy import npz_pieces
@@ -9,38 +12,41 @@ from thresher.io.parquet import TablePiece, table_piece
 from thresher.io.pieces import Piece
 from thresher.pool.layout import Layout, Options, aside_of, from_shards
 
-NAME = "datacomp"
-LOOKS_LIKE = "metadata/*.parquet + metadata/*.npz of the same stem"
-RANK = 10
-
 _PAIRS = (("l14_img", "l14_txt"), ("b32_img", "b32_txt"), ("img", "txt"), ("image", "text"))
 
 
-def recognise(files: Files) -> bool:
-    """At least one .npz has a .parquet of the same stem."""
-    tables = {name[:-8] for name in files.matching(r"(metadata/)?[^/]+\.parquet")}
-    return any(name[:-4] in tables for name in files.matching(r"(metadata/)?[^/]+\.npz"))
+@dataclass(frozen=True)
+class DataComp:
+    """DataComp's metadata."""
 
+    name: ClassVar[str] = "datacomp"
+    rank: ClassVar[int] = 10
+    looks_like: ClassVar[str] = "metadata/*.parquet + metadata/*.npz of the same stem"
 
-def read(files: Files, options: Options) -> Layout:
-    """Pair every parquet with its npz; L/14 arrays are preferred to B/32."""
-    stems = [name[:-8] for name in files.matching(r"(metadata/)?[^/]+\.parquet")]
-    arrays = set(files.matching(r"(metadata/)?[^/]+\.npz"))
-    orphans = [
-        PoolError(f"{files.path(name)}: has no parquet of the same stem beside it; remove it or fetch the other")
-        for name in sorted(arrays - {f"{stem}.npz" for stem in stems})
-    ]
-    if orphans and not options.skip_bad:
-        raise orphans[0]
+    def recognise(self, files: Files) -> bool:
+        """At least one .npz has a .parquet of the same stem."""
+        tables = {name[:-8] for name in files.matching(r"(metadata/)?[^/]+\.parquet")}
+        return any(name[:-4] in tables for name in files.matching(r"(metadata/)?[^/]+\.npz"))
 
-    def shard(stem: str) -> tuple[dict[str, Piece], TablePiece]:
-        path = files.path(f"{stem}.npz")
-        if f"{stem}.npz" not in arrays:
-            raise PoolError(f"{path}: is missing, but its parquet is there; fetch it or remove the other")
-        found = npz_pieces(files.protocol, path, options.dtype)
-        return _choose(found, path, options), table_piece(files.protocol, files.path(f"{stem}.parquet"))
+    def read(self, files: Files, options: Options) -> Layout:
+        """Pair every parquet with its npz; L/14 arrays are preferred to B/32."""
+        stems = [name[:-8] for name in files.matching(r"(metadata/)?[^/]+\.parquet")]
+        arrays = set(files.matching(r"(metadata/)?[^/]+\.npz"))
+        orphans = [
+            PoolError(f"{files.path(name)}: has no parquet of the same stem beside it; remove it or fetch the other")
+            for name in sorted(arrays - {f"{stem}.npz" for stem in stems})
+        ]
+        if orphans and not options.skip_bad:
+            raise orphans[0]
 
-    return from_shards(NAME, files, stems, shard, options, [aside_of(error) for error in orphans])
+        def shard(stem: str) -> tuple[dict[str, Piece], TablePiece]:
+            path = files.path(f"{stem}.npz")
+            if f"{stem}.npz" not in arrays:
+                raise PoolError(f"{path}: is missing, but its parquet is there; fetch it or remove the other")
+            found = npz_pieces(files.protocol, path, options.dtype)
+            return _choose(found, path, options), table_piece(files.protocol, files.path(f"{stem}.parquet"))
+
+        return from_shards(self.name, files, stems, shard, options, [aside_of(error) for error in orphans])
 
 
 def _choose(found: dict[str, Piece], path: str, options: Options) -> dict[str, Piece]:

@@ -6,7 +6,8 @@ There are no vectors here; a pool of vectors takes its metadata from one with ``
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from thresher.errors import PoolError
 from thresher.io.listing import Files
@@ -14,33 +15,36 @@ from thresher.io.parquet import TablePiece, table_piece
 from thresher.io.pieces import Piece
 from thresher.pool.layout import Layout, Options, from_shards
 
-NAME = "img2dataset"
-LOOKS_LIKE = "{00000..}.parquet with columns key and status"
-RANK = 30
-
 _PATTERN = r"\d+\.parquet"
 
 
-def recognise(files: Files) -> bool:
-    """Numbered parquet files with the columns key, status and error_message."""
-    for name in files.matching(_PATTERN):
-        try:
-            return {"key", "status"} <= set(table_piece(files.protocol, files.path(name)).columns)
-        except PoolError:  # a damaged shard; the next one tells
-            continue
-    return False
+@dataclass(frozen=True)
+class Img2dataset:
+    """What img2dataset writes: metadata, and no vectors."""
 
+    name: ClassVar[str] = "img2dataset"
+    rank: ClassVar[int] = 30
+    looks_like: ClassVar[str] = "{00000..}.parquet with columns key and status"
 
-def read(files: Files, options: Options) -> Layout:
-    """Count the successes of every shard (reads the status column, nothing else)."""
+    def recognise(self, files: Files) -> bool:
+        """Numbered parquet files with the columns key, status and error_message."""
+        for name in files.matching(_PATTERN):
+            try:
+                return {"key", "status"} <= set(table_piece(files.protocol, files.path(name)).columns)
+            except PoolError:  # a damaged shard; the next one tells
+                continue
+        return False
 
-    def shard(name: str) -> tuple[dict[str, Piece], TablePiece]:
-        table = table_piece(files.protocol, files.path(name))
-        missing = {"key", "status"} - set(table.columns)
-        if missing:
-            raise PoolError(f"{table.path}: has no column {', '.join(sorted(missing))}; remove it")
-        good = sum(part.column(0).to_pylist().count("success") for part in table.stream(["status"]))
-        return {}, replace(table, rows=good, success_only=True)
+    def read(self, files: Files, options: Options) -> Layout:
+        """Count the successes of every shard (reads the status column, nothing else)."""
 
-    names = files.matching(_PATTERN)
-    return from_shards(NAME, files, names, shard, replace(options, key=options.key or "key"))
+        def shard(name: str) -> tuple[dict[str, Piece], TablePiece]:
+            table = table_piece(files.protocol, files.path(name))
+            missing = {"key", "status"} - set(table.columns)
+            if missing:
+                raise PoolError(f"{table.path}: has no column {', '.join(sorted(missing))}; remove it")
+            good = sum(part.column(0).to_pylist().count("success") for part in table.stream(["status"]))
+            return {}, replace(table, rows=good, success_only=True)
+
+        names = files.matching(_PATTERN)
+        return from_shards(self.name, files, names, shard, replace(options, key=options.key or "key"))

@@ -10,7 +10,8 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Sequence
-from typing import cast
+from dataclasses import dataclass
+from typing import ClassVar, cast
 
 from thresher.errors import PoolError, UsageError, suggest
 from thresher.io.listing import Files
@@ -19,54 +20,57 @@ from thresher.io.parquet import TablePiece, table_piece
 from thresher.io.pieces import Piece
 from thresher.pool.layout import Layout, Options, from_shards, with_roles
 
-NAME = "npy"
-LOOKS_LIKE = "image*.npy, text*.npy and *.parquet, or one .npy file"
-RANK = 60
-
 _ROLES = {"image": ("image", "img", "vision", "visual"), "text": ("text", "txt", "caption")}
 
 
-def recognise(files: Files) -> bool:
-    """Any .npy or .npz file."""
-    return bool(_arrays(files))
+@dataclass(frozen=True)
+class Npy:
+    """A folder of .npy or .npz files, or one of them."""
 
+    name: ClassVar[str] = "npy"
+    rank: ClassVar[int] = 60
+    looks_like: ClassVar[str] = "image*.npy, text*.npy and *.parquet, or one .npy file"
 
-def read(files: Files, options: Options) -> Layout:
-    """Sort the arrays into image and text by name."""
-    lists = _by_role(files, options)
-    lists |= {"metadata": tables} if (tables := files.matching(r"([^/]+/)?[^/]+\.(parquet|pq)")) else {}
-    # Files that correspond one to one, unless cut differently, can be set aside together.
-    aligned = len({len(names) for names in lists.values()}) == 1
-    if aligned:
-        _same_numbers(files, lists)
+    def recognise(self, files: Files) -> bool:
+        """Any .npy or .npz file."""
+        return bool(_arrays(files))
 
-    def piece(role: str, name: str) -> Piece | TablePiece:
-        path = files.path(name)
-        if role == "metadata":
-            return table_piece(files.protocol, path)
-        if name.endswith(".npy"):
-            return npy_piece(files.protocol, path, options.dtype)
-        found = npz_pieces(files.protocol, path, options.dtype)
-        if len(found) != 1:
-            raise PoolError(f"{path}: holds {', '.join(found) or 'no arrays'}; save one array to a file")
-        return next(iter(found.values()))
+    def read(self, files: Files, options: Options) -> Layout:
+        """Sort the arrays into image and text by name."""
+        lists = _by_role(files, options)
+        lists |= {"metadata": tables} if (tables := files.matching(r"([^/]+/)?[^/]+\.(parquet|pq)")) else {}
+        # Files that correspond one to one, unless cut differently, can be set aside together.
+        aligned = len({len(names) for names in lists.values()}) == 1
+        if aligned:
+            _same_numbers(files, lists)
 
-    def shard(i: str) -> tuple[dict[str, Piece], TablePiece | None]:
-        pieces = {role: piece(role, names[int(i)]) for role, names in lists.items()}
-        table = cast(TablePiece | None, pieces.pop("metadata", None))
-        return cast(dict[str, Piece], pieces), table
+        def piece(role: str, name: str) -> Piece | TablePiece:
+            path = files.path(name)
+            if role == "metadata":
+                return table_piece(files.protocol, path)
+            if name.endswith(".npy"):
+                return npy_piece(files.protocol, path, options.dtype)
+            found = npz_pieces(files.protocol, path, options.dtype)
+            if len(found) != 1:
+                raise PoolError(f"{path}: holds {', '.join(found) or 'no arrays'}; save one array to a file")
+            return next(iter(found.values()))
 
-    try:
-        pieces = {role: tuple(piece(role, name) for name in names) for role, names in lists.items()}
-        found_tables = cast(tuple[TablePiece, ...], pieces.pop("metadata", ()))
-        vectors = cast(dict[str, tuple[Piece, ...]], pieces)
-        layout = Layout(kind=NAME, location=files.location, vectors=vectors, tables=found_tables)
-        layout.check()
-    except PoolError:
-        if not (options.skip_bad and aligned):
-            raise
-        return from_shards(NAME, files, map(str, range(len(next(iter(lists.values()))))), shard, options)
-    return with_roles(layout, options)
+        def shard(i: str) -> tuple[dict[str, Piece], TablePiece | None]:
+            pieces = {role: piece(role, names[int(i)]) for role, names in lists.items()}
+            table = cast(TablePiece | None, pieces.pop("metadata", None))
+            return cast(dict[str, Piece], pieces), table
+
+        try:
+            pieces = {role: tuple(piece(role, name) for name in names) for role, names in lists.items()}
+            found_tables = cast(tuple[TablePiece, ...], pieces.pop("metadata", ()))
+            vectors = cast(dict[str, tuple[Piece, ...]], pieces)
+            layout = Layout(kind=self.name, location=files.location, vectors=vectors, tables=found_tables)
+            layout.check()
+        except PoolError:
+            if not (options.skip_bad and aligned):
+                raise
+            return from_shards(self.name, files, map(str, range(len(next(iter(lists.values()))))), shard, options)
+        return with_roles(layout, options)
 
 
 def _arrays(files: Files) -> list[str]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 from thresher.errors import UsageError, suggest
 from thresher.io.listing import Files
 from thresher.io.parquet import TablePiece, parquet_piece, parquet_types, table_piece
 from thresher.io.pieces import Piece
 from thresher.pool.layout import Layout, Options, from_shards
-
-NAME = "parquet"
-LOOKS_LIKE = "*.parquet or data/*.parquet with a column of embeddings"
-RANK = 50
 
 _IMAGES = (
     "image_embedding", "image_embeddings", "img_embedding", "img_emb", "image_emb", "image_features",
@@ -22,28 +21,37 @@ _TEXTS = (
 )  # fmt: skip
 
 
-def recognise(files: Files) -> bool:
-    """Only parquet files carry rows here; .npy files would make it a plain folder."""
-    return bool(_tables(files)) and not files.matching(r".*\.np[yz]")
+@dataclass(frozen=True)
+class Parquet:
+    """Parquet with columns of embeddings."""
 
+    name: ClassVar[str] = "parquet"
+    rank: ClassVar[int] = 50
+    looks_like: ClassVar[str] = "*.parquet or data/*.parquet with a column of embeddings"
 
-def read(files: Files, options: Options) -> Layout:
-    """Find the embedding columns of every file."""
+    def recognise(self, files: Files) -> bool:
+        """Only parquet files carry rows here; .npy files would make it a plain folder."""
+        return bool(_tables(files)) and not files.matching(r".*\.np[yz]")
 
-    def shard(name: str) -> tuple[dict[str, Piece], TablePiece]:
-        path = files.path(name)
-        types = parquet_types(files.protocol, path)
-        pieces: dict[str, Piece] = {}
-        for role, wanted, usual in (("image", options.image, _IMAGES), ("text", options.text, _TEXTS)):
-            if wanted and wanted not in types:
-                raise UsageError(f"{path}: no column {wanted!r}; it has {', '.join(types)}.{suggest(wanted, types)}")
-            vectors = [name for name in usual if name in types and _vector(types[name])]
-            column = wanted or next(iter(vectors), None)
-            if column:
-                pieces[role] = parquet_piece(files.protocol, path, column, options.dtype)
-        return pieces, table_piece(files.protocol, path)
+    def read(self, files: Files, options: Options) -> Layout:
+        """Find the embedding columns of every file."""
 
-    return from_shards(NAME, files, _tables(files), shard, options)
+        def shard(name: str) -> tuple[dict[str, Piece], TablePiece]:
+            path = files.path(name)
+            types = parquet_types(files.protocol, path)
+            pieces: dict[str, Piece] = {}
+            for role, wanted, usual in (("image", options.image, _IMAGES), ("text", options.text, _TEXTS)):
+                if wanted and wanted not in types:
+                    raise UsageError(
+                        f"{path}: no column {wanted!r}; it has {', '.join(types)}.{suggest(wanted, types)}"
+                    )
+                vectors = [name for name in usual if name in types and _vector(types[name])]
+                column = wanted or next(iter(vectors), None)
+                if column:
+                    pieces[role] = parquet_piece(files.protocol, path, column, options.dtype)
+            return pieces, table_piece(files.protocol, path)
+
+        return from_shards(self.name, files, _tables(files), shard, options)
 
 
 def _tables(files: Files) -> list[str]:

@@ -185,8 +185,14 @@ def test_options_that_cannot_be(tmp_path: Path) -> None:
     ("make", "says"),
     [
         (lambda folder: None, "is an empty folder"),
-        (lambda folder: (folder / "readme.md").write_text("x"), "holds no pictures"),
-        (lambda folder: (folder / "x.tar.gz").write_text("x"), "holds no pictures"),
+        (
+            lambda folder: (folder / "readme.md").write_text("x"),
+            "no kind of data that is known; give .*folder of pictures",
+        ),
+        (
+            lambda folder: (folder / "x.tar.gz").write_text("x"),
+            "no kind of data that is known; give .*folder of pictures",
+        ),
     ],
 )
 def test_folders_without_pictures(tmp_path: Path, make: Callable[[Path], None], says: str) -> None:
@@ -201,11 +207,11 @@ def test_folders_without_pictures(tmp_path: Path, make: Callable[[Path], None], 
 
 def test_a_digest_tells_names_and_captions_from_others(folder: Path) -> None:
     (part,) = open_data(str(folder)).parts
-    before = part.digest()
-    assert open_data(str(folder)).parts[0].digest() == before
+    before = part.stamp()
+    assert open_data(str(folder)).parts[0].stamp() == before
     (folder / "deeper").mkdir(exist_ok=True)
     (folder / "deeper" / "one-more.png").write_bytes(b"x")
-    assert open_data(str(folder)).parts[0].digest() != before
+    assert open_data(str(folder)).parts[0].stamp() != before
 
 
 def test_pictures_of_kinds_that_are_not_read_are_there_to_be_told_of(tmp_path: Path) -> None:

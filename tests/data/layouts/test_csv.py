@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -93,15 +95,19 @@ def test_where_pictures_are_looked_for(tmp_path: Path, monkeypatch: pytest.Monke
     path.write_text("filepath\ttitle\n" + "".join(f"{name}\tx\n" for name in names))
     monkeypatch.chdir(here)
 
-    def seen(**how: str) -> list[bytes | None]:
+    def seen(**how: Any) -> list[bytes | None]:
         data = open_data(str(path), DataOptions(**how))
         with monkeypatch.context() as patch:
             patch.chdir("/")
             return [s.stored() if s.picture else None for s in data.samples()]
 
     out = picture(9)
-    assert seen() == [picture(0), picture(0), picture(1), None, out, out]
-    assert seen(root=os.path.relpath(root)) == [picture(2), None, None, picture(2), out, out]
+    assert seen() == [picture(0), picture(0), picture(1), None, None, None]
+    assert seen(root=os.path.relpath(root)) == [picture(2), None, None, picture(2), None, None]
+    assert seen(allow_outside=True) == [picture(0), picture(0), picture(1), None, out, out]
+    assert seen(root=os.path.relpath(root), allow_outside=True) == [picture(2), None, None, picture(2), out, out]
+    why = [s.why for s in open_data(str(path)).samples()][-1]
+    assert re.fullmatch(r"names a picture outside .*here and .*beside: .*out.png; if that is yours, pass .*", why)
 
 
 def test_columns_may_be_told(tmp_path: Path) -> None:
@@ -159,7 +165,7 @@ def test_keys_do_not_climb(tmp_path: Path) -> None:
     (tmp_path / "in" / "a.png").write_bytes(b"x")
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists" / "a.csv").write_text("filepath\ttitle\n../in/a.png\tone\n")
-    (sample,) = open_data(str(tmp_path / "lists" / "a.csv")).samples()
+    (sample,) = open_data(str(tmp_path / "lists" / "a.csv"), DataOptions(allow_outside=True)).samples()
     assert sample.key == "%2E%2E/in/a.png"
     assert sample.stored() == b"x"
     (tmp_path / "lists" / "a.csv").write_text(
