@@ -183,10 +183,8 @@ class Part(ABC):
         import pyarrow as pa
 
         picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-        light = [(name, kind) for name, kind in self.light().items() if name not in ("image", "text", "key", "uid")]
-        return pa.schema(
-            [("image", picture), ("text", pa.string()), ("key", pa.string()), ("uid", pa.string()), *light]
-        )
+        own = {"image": picture, "text": pa.string(), "key": pa.string()}
+        return pa.schema([*own.items(), *((name, kind) for name, kind in self.light().items() if name not in own)])
 
     def light(self) -> Mapping[str, Any]:
         """Return the names and Arrow types of ``Sample.columns``: numbers and texts that go along."""

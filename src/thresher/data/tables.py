@@ -125,8 +125,10 @@ class TablePart(Part):
             hi = int(np.searchsorted(start_c, start + len(batch)))
             if hi > lo:
                 trusting(self.path, lambda batch=batch: batch.validate(full=True))  # type: ignore[misc]
-                neighbours = start_c[hi - 1] - start_c[lo] == hi - lo - 1 and (np.diff(start_c[lo:hi]) == 1).all()
-                yield batch.slice(start_c[lo] - start, hi - lo) if neighbours else batch.take(start_c[lo:hi] - start)
+            for at in range(lo, hi, size):  # a row may be wanted many times
+                row_c = start_c[at : min(at + size, hi)] - start
+                run = (np.diff(row_c) == 1).all()
+                yield batch.slice(row_c[0], len(row_c)) if run else batch.take(row_c)
             lo = hi
             if lo == len(start_c):
                 return

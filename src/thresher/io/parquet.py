@@ -18,6 +18,7 @@ from thresher.io.open import open_file, trusting
 from thresher.io.pieces import FLOATS, Array, stored_dtype
 
 _NAN = 0x7FC0  # as bfloat16 bits
+_SPAN = 1 << 16  # bytes fetched at a time where little is wanted
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def _batches(
         parts = file.iter_batches(batch_size=batch, columns=list(columns), row_groups=groups)
         found = iter(lambda: trusting(path, lambda: next(parts, None)), None)
         for part in found if rows is None else picked(found, rows):
+            trusting(path, partial(part.validate, full=True))  # what it says of lengths and texts may be wrong
             held = part.schema.names  # a field of a struct, "image.path", comes as a struct of that field alone
             yield part.select([name if name in held else name.split(".")[0] for name in columns])
 
@@ -93,10 +95,11 @@ def _exactly(piece: ParquetPiece | TablePiece, parts: Iterable[Any]) -> Iterator
         raise PoolError(f"{piece.path}: had {piece.rows:,} rows when it was opened; it was changed since, start again")
 
 
-def _parquet(raw: IO[bytes]) -> Any:
+def _parquet(raw: IO[bytes], *, ahead: bool = True) -> Any:
+    """Open a parquet file; ``ahead`` for reading whole row groups, else no more than is asked for."""
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(raw, pre_buffer=True, page_checksum_verification=True)
+    return pq.ParquetFile(raw, pre_buffer=ahead, buffer_size=0 if ahead else _SPAN, page_checksum_verification=True)
 
 
 def vectors_of(column: Any, dim: int, dtype: str) -> Array:
@@ -146,7 +149,8 @@ def parquet_piece(protocol: str, path: str, column: str, dtype: str | None = Non
             binary = any(f(kind) for f in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary))
             if not (binary or pa.types.is_list(kind) or pa.types.is_large_list(kind)):
                 raise PoolError(f"{told}: holds {kind}; embeddings are lists of floats, or binary")
-            parts = (part.column(0).drop_null() for part in file.iter_batches(batch_size=64, columns=[column]))
+            found = _parquet(raw, ahead=False).iter_batches(batch_size=64, columns=[column])
+            parts = (part.column(0).drop_null() for part in found)
             first = next((part[0].as_py() for part in parts if len(part)), None)
             if first is None and rows:
                 raise PoolError(f"{told}: no row has an embedding; remove the file")

@@ -15,11 +15,13 @@ import sys
 from typing import Any
 
 _HOMES: dict[str, str] = {
+    "DataReaderContract": "data_reader",
     "EncoderContract": "encoder",
     "EngineContract": "engine",
     "ExportContract": "export",
     "MethodContract": "method",
     "PolicyContract": "policy",
+    "PoolReaderContract": "pool_reader",
 }
 
 __all__ = sorted(_HOMES)  # noqa: PLE0605
