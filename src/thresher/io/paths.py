@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 
 _LONG = 400  # characters of a text that are shown
+_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # controls, zero-width and bidirectional, lone surrogates, line separators
 _PARENT_PART = r"\.\.[. \t\r\n]*"  # dots and blanks at the end of a name do not count on Windows
 PARENT = rf"(?:^|[/\\]){_PARENT_PART}(?:[/\\]|$)"  # has_parent as a regular expression, for columns of an Arrow table
 _PARENT = re.compile(rf"(?<![^/\\]){_PARENT_PART}(?![^/\\])")
@@ -70,8 +72,8 @@ def writable(text: str) -> str:
 def visible(text: str, limit: int | None = _LONG) -> str:
     r"""Return text from a file as a terminal or a message may show it: in one line, nothing in it hidden or obeyed.
 
-    Control characters, escape sequences, line breaks, zero-width characters, bidirectional overrides and halves of
-    pairs are written as escapes: ``\x1b``, ``\n``, ``\u202e``, ``\udc80``.
+    Control characters (escape sequences, line breaks, tabs), zero-width and bidirectional formatting, line and
+    paragraph separators, and lone surrogates are written as escapes: ``\x1b``, ``\n``, ``\u202e``, ``\udc80``.
 
     Args:
         text: Keys, captions, names of columns and files.
@@ -80,4 +82,8 @@ def visible(text: str, limit: int | None = _LONG) -> str:
     text = text if limit is None or len(text) <= limit else f"{text[:limit]}..."
     if text.isprintable():
         return text
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+    return "".join(_escaped(one) if unicodedata.category(one) in _HIDDEN else one for one in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
