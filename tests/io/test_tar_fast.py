@@ -116,7 +116,7 @@ def test_almost_all_tars_are_skimmed_to_the_end(tmp_path: Path) -> None:
     with open(tmp_path / "x.tar", "rb") as file:
         window, slowly = Skim(file, "x.tar"), []
         found = Samples(uids=False)
-        found._add_one = lambda window, group: slowly.append(group.key) or Samples._add_one(found, window, group)  # type: ignore[method-assign]
+        found.add_one = lambda window, group: slowly.append(group.key) or Samples.add_one(found, window, group)  # type: ignore[method-assign]
         found.read(window, "x.tar")
     assert found.scanned("").keys == [str(i) for i in range(2_000)]
     assert len(slowly) <= 64 + 1

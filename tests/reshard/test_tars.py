@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from thresher.data.layouts.webdataset import TarPart
 from thresher.errors import OutputError, PoolError, UsageError
+from thresher.io.open import open_file
 from thresher.io.tar import Window, groups
 from thresher.reshard import reshard
 
@@ -412,3 +413,64 @@ def test_shards_are_not_put_among_the_data(tmp_path: Path, where: str) -> None:
     with pytest.raises(OutputError, match="data"):
         reshard(str(tmp_path / "in"), keys_file(tmp_path / "k", ["000000"]), str(tmp_path / where))
     assert [path.name for path in (tmp_path / "in").iterdir()] == ["0.tar"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("way", ["key", "place", "resumed"])
+def test_the_headers_of_a_tar_are_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, workers: int
+) -> None:
+    """By finding; writing opens a tar once a shard, for what it copies, also where samples get other names."""
+    for i in range(3):
+        tar(tmp_path / "in" / f"{i}.tar", plain(20, 20 * i))
+    chosen = [*range(0, 60, 3), *range(0, 60, 12)]
+    sel: str = keys_file(tmp_path / "k", [f"{i:06d}" for i in chosen])
+    if way == "place":
+        rows = places(sorted((tmp_path / "in").iterdir()))
+        sel = pool(tmp_path, rows, range(0, 60, 3), dict.fromkeys(range(0, 60, 12), 2))
+    whole = reshard(str(tmp_path / "in"), sel, str(tmp_path / "whole"), per_shard=10_000, shuffle=1)
+    assert (whole.samples, whole.by) == (25, "place" if way == "place" else "key")
+    opened: dict[str, list[str]] = {"scan": [], "write": []}
+
+    def counting(into: str):
+        def opening(protocol: str, path: str):
+            opened[into].append(Path(path).name)
+            return open_file(protocol, path)
+
+        return opening
+
+    monkeypatch.setattr("thresher.data.layouts.webdataset.open_file", counting("scan"))
+    monkeypatch.setattr("thresher.reshard.tars.open_file", counting("write"))
+    out = tmp_path / "out"
+    if way == "resumed":
+        with monkeypatch.context() as patch:
+            patch.setattr("thresher.reshard.tars.write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                reshard(str(tmp_path / "in"), sel, str(out), per_shard=10_000, shuffle=1, workers=workers)
+        assert sorted(opened["scan"]) == ["0.tar", "1.tar", "2.tar"]
+    reshard(str(tmp_path / "in"), sel, str(out), per_shard=10_000, shuffle=1, workers=workers)
+    assert sorted(opened["scan"]) == sorted(opened["write"]) == ["0.tar", "1.tar", "2.tar"]
+    assert hashes(out) == hashes(tmp_path / "whole")
+
+
+def test_what_was_found_counts_only_for_the_same_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tar of the same size that was written since is another; a damaged memory is none."""
+    path = tar(tmp_path / "in" / "0.tar", plain(6))
+    sel = keys_file(tmp_path / "k", ["000001", "000004"])
+
+    def killed() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr("thresher.reshard.tars.write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                reshard(str(tmp_path / "in"), sel, str(tmp_path / "out"))
+
+    killed()
+    found = tmp_path / "out" / ".reshard" / "found.npz"
+    found.write_bytes(found.read_bytes()[:-100])
+    killed()
+    size = path.stat().st_size
+    tar(tmp_path / "in" / "0.tar", [*plain(3), *plain(3, 6)])
+    assert path.stat().st_size == size
+    with pytest.raises(OutputError, match="other data or options"):
+        reshard(str(tmp_path / "in"), sel, str(tmp_path / "out"))
+    assert reshard(str(tmp_path / "in"), sel, str(tmp_path / "out"), overwrite=True).missing == 1

@@ -9,7 +9,7 @@ Shape letters: n samples of a part, c some of them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
@@ -22,6 +22,7 @@ from thresher.io.open import file_stamp
 
 if TYPE_CHECKING:
     from thresher.data.samples import Sample
+    from thresher.io.tar import Headers
 
 Ints = npt.NDArray[np.int64]
 Form = Literal["webdataset", "parquet", "csv"]
@@ -41,6 +42,7 @@ class Scanned:
         uids: Of each; None where they were not asked for, or there are none.
         aside: (key, why) of samples that cannot be copied.
         damage: Why the part was not read to its end, "" where it was.
+        headers: Gives the headers of some of the samples of a tar, by number; None where it is none.
     """
 
     keys: Sequence[str]
@@ -50,6 +52,7 @@ class Scanned:
     uids: Sequence[str] | None = None
     aside: tuple[tuple[str, str], ...] = ()
     damage: str = ""
+    headers: Callable[[Ints], Headers] | None = None
 
 
 class Words(NamedTuple):

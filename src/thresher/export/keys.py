@@ -122,6 +122,12 @@ class KeySet:
             times_N = _told_apart(rows_of, hashes_N, times_N, repeated)
         return cls(hashes_N, times_N, uids=uids)
 
+    @property
+    def hashes_N(self) -> Hashes:
+        """The hashes it was made of."""
+        found: Hashes = self._hashes_N
+        return found
+
     def __len__(self) -> int:
         """Return N."""
         return len(self._hashes_N)

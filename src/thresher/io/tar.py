@@ -9,9 +9,12 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from thresher.errors import PoolError
 from thresher.io.open import trusting
@@ -238,6 +241,95 @@ def notes_of(window: Window, member: Member) -> Iterator[tuple[bytes, int, int]]
         end = at + BLOCK + -(-int(digits or b"0", 8) // BLOCK) * BLOCK
         yield window.read(at + 156, 1), at, end
         at = end
+
+
+class Row(NamedTuple):
+    """A header and what follows it.
+
+    Attributes:
+        offset: Byte at which the contents begin; the header is the block before.
+        size: Bytes of the contents.
+        name: Of the member; "" where the header belongs to the member after it.
+    """
+
+    offset: int
+    size: int
+    name: str
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """Where the header begins, and the bytes from there to the end of the padding."""
+        return self.offset - BLOCK, BLOCK + -(-self.size // BLOCK) * BLOCK
+
+
+def rows_of(window: Window, group: Group) -> list[Row]:
+    """Return the headers of a sample that are copied with it."""
+    found: list[Row] = []
+    for member in group.members.values():
+        notes = ((at, to) for kind, at, to in notes_of(window, member) if kind in LONG)
+        found += [Row(at + BLOCK, to - at - BLOCK, "") for at, to in notes]
+        found.append(Row(member.offset, member.size, member.name))
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Headers:
+    """Where the headers of n samples of a tar are, m of them, as arrays: what was read once need not be read again.
+
+    Attributes:
+        begin_n: Which header is the first of each sample, and m at the end, (n + 1,).
+        offset_m: As :class:`Row` has it.
+        size_m: As :class:`Row` has it.
+        name_m: As :class:`Row` has it, an Arrow array of texts.
+    """
+
+    begin_n: npt.NDArray[np.int64]
+    offset_m: npt.NDArray[np.int64]
+    size_m: npt.NDArray[np.int64]
+    name_m: Any
+
+    @classmethod
+    def of(cls, samples: Iterable[Sequence[Row]]) -> Headers:
+        """Make arrays of headers, those of each sample."""
+        import pyarrow as pa
+
+        whole, rows = [0], list[Row]()
+        for sample in samples:
+            rows += sample
+            whole.append(len(rows))
+        place_m2 = np.array([(row.offset, row.size) for row in rows], np.int64).reshape(-1, 2)
+        names = pa.array([row.name for row in rows], pa.large_string())
+        return cls(np.array(whole, np.int64), place_m2[:, 0], place_m2[:, 1], names)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Headers]) -> Headers:
+        """Put several together."""
+        import pyarrow as pa
+
+        lengths = np.cumsum([0, *(len(part.offset_m) for part in parts)])
+        begins = [part.begin_n[:-1] + first for part, first in zip(parts, lengths.tolist(), strict=False)]
+        return cls(
+            np.concatenate([*begins, lengths[-1:]]),
+            np.concatenate([np.empty(0, np.int64), *(part.offset_m for part in parts)]),
+            np.concatenate([np.empty(0, np.int64), *(part.size_m for part in parts)]),
+            pa.concat_arrays([pa.array([], pa.large_string()), *(part.name_m for part in parts)]),
+        )
+
+    def __len__(self) -> int:
+        """Return n."""
+        return len(self.begin_n) - 1
+
+    def rows(self, sample: int) -> list[Row]:
+        """Return the headers of a sample."""
+        lo, hi = self.begin_n[sample : sample + 2].tolist()
+        columns = (self.offset_m[lo:hi].tolist(), self.size_m[lo:hi].tolist(), self.name_m[lo:hi].to_pylist())
+        return [Row(*row) for row in zip(*columns, strict=True)]
+
+
+def key_of(name: str) -> str:
+    """Return the key of a member: its folder, and its name up to the first dot."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.partition(".")[0]
 
 
 def json_of(window: Window, member: Member | None) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from thresher.io.open import trusting
 from thresher.io.paths import all_plain
-from thresher.io.tar import BLOCK, NOTES, Window
+from thresher.io.tar import BLOCK, NOTES, Row, Window
 
 _PEEK = 4096  # bytes read at a place
 _STEP = 1 << 20  # and at most where reading goes on
@@ -129,12 +129,26 @@ class Stretch:
         end: Where the last ends.
         jsons: The contents of their jsons, b"" where a sample has none or a very long one; empty where they were not
             asked for.
+        begins: Which member is the first of each, and of the sample after them.
+        offset_M: Where the contents of the members begin.
+        size_M: Their bytes.
+        names: Their keys and endings.
     """
 
     keys: Sequence[str]
     start_n: Ints
     end: int
     jsons: Sequence[bytes]
+    begins: Sequence[int]
+    offset_M: Ints
+    size_M: Ints
+    names: Sequence[tuple[str, str]]
+
+    def rows(self, sample: int) -> list[Row]:
+        """Return the headers of a sample."""
+        lo, hi = self.begins[sample], self.begins[sample + 1]
+        columns = (self.offset_M[lo:hi].tolist(), self.size_M[lo:hi].tolist(), self.names[lo:hi])
+        return [Row(offset, size, ".".join(name)) for offset, size, name in zip(*columns, strict=True)]
 
 
 def stretch(window: Skim, at: int, most: int, *, jsons: bool = False) -> Stretch | None:
@@ -161,7 +175,7 @@ def stretch(window: Skim, at: int, most: int, *, jsons: bool = False) -> Stretch
         good_H[i] &= times is not None and int(times[1]) == size_H[i]
     good_H[1:] &= ~(notes_H[:-1] & notes_H[1:])
     own_M = np.flatnonzero(~notes_H[: len(good_H) if good_H.all() else int(good_H.argmin())])
-    keys, firsts, which = _grouped(head_H[own_M, :100])
+    keys, firsts, which, names = _grouped(head_H[own_M, :100])
     if len(keys) < 2:
         return None
     noted_M = (own_M > 0) & notes_H[own_M - 1]
@@ -173,7 +187,9 @@ def stretch(window: Skim, at: int, most: int, *, jsons: bool = False) -> Stretch
             at, much = (starts[own[i]], size[own[i]]) if i >= 0 else (0, 0)
             content = contents.get(at, b"") if much else b""
             told.append(content if len(content) == much else window.read(at + BLOCK, much) if much <= NOTES else b"")
-    return Stretch(keys[:-1], start_n[:-1], int(start_n[-1]), told)  # the last sample may go on
+    offset_M, size_M = start_H[own_M] + BLOCK, size_H[own_M]
+    # The last sample may go on.
+    return Stretch(keys[:-1], start_n[:-1], int(start_n[-1]), told, firsts, offset_M, size_M, names)
 
 
 def _ordinary(head_H: Bytes) -> tuple[Ints, Flags]:
@@ -189,23 +205,23 @@ def _ordinary(head_H: Bytes) -> tuple[Ints, Flags]:
     return size @ _OCTAL, good_H
 
 
-def _grouped(name_M: Bytes) -> tuple[list[str], list[int], list[int]]:
+def _grouped(name_M: Bytes) -> tuple[list[str], list[int], list[int], list[tuple[str, str]]]:
     """Put neighbours of one key together.
 
     Returns:
-        The keys, which name is the first of each, and which is its json, -1 where it has none; nothing where a name
-        is no text, not safe, or not a key with an ending.
+        The keys, which name is the first of each, which is its json, -1 where it has none, and all names as key and
+        ending; nothing where a name is no text, not safe, or not a key with an ending.
     """
     joined = b"\0".join(np.ascontiguousarray(name_M).view("S100").ravel().tolist())
     try:
         text = f"\0{joined.decode()}\0"
     except UnicodeDecodeError:
-        return [], [], []
+        return [], [], [], []
     if not all_plain(text) or "\0__" in text:
-        return [], [], []
+        return [], [], [], []
     found = _NAME.findall(text)
     if not len(found) == len(name_M) == text.count("\0") - 1:
-        return [], [], []
+        return [], [], [], []
     keys: list[str] = []
     firsts: list[int] = []
     jsons: list[int] = []
@@ -221,4 +237,4 @@ def _grouped(name_M: Bytes) -> tuple[list[str], list[int], list[int]]:
             jsons.append(-1)
         if ending == "json":
             jsons[-1] = i
-    return keys, firsts, jsons
+    return keys, firsts, jsons, found

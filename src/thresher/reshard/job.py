@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
@@ -37,7 +39,7 @@ from thresher.reshard.plan import (
     planned,
 )
 from thresher.runtime.engine import Engine, make_engine
-from thresher.runtime.files import only, probe, writing
+from thresher.runtime.files import DAMAGED, only, probe, writing
 from thresher.runtime.progress import Advance, Progress, Silent
 from thresher.selection import Selection
 
@@ -48,7 +50,7 @@ except ImportError:  # Windows
 
 T = TypeVar("T")
 RESULT, SIZES, MISSING, ASIDE = "reshard.json", "sizes.json", "missing.txt", "set-aside.txt"
-CSV, WORK, PLAN = "train.csv", ".reshard", "plan.json"
+CSV, WORK, PLAN, FOUND = "train.csv", ".reshard", "plan.json", "found.npz"
 _LONG = 2.0  # seconds of reading headers that are worth starting processes for
 _SCRATCH = re.compile(r"\..*\.tmp(\.\w+)?")
 _OWN = re.compile(rf"\d{{8,}}\.tar|\d{{8,}}_stats\.json|train-\d{{5,}}-of-\d{{5,}}\.parquet|{_SCRATCH.pattern}")
@@ -100,14 +102,58 @@ def carry_out(job: Job, sel: Chosen, workers: int | None, progress: Progress | N
     _apart(out, data)
     probe(out)
     sources = [_source(part) for part in data.parts]
-    found = _find(data, sources, sel, engine, progress, processes=job.processes)
+    inputs = _inputs(data, sources, sel)
+    found = _remembered(out / WORK / FOUND, inputs, sel)
+    if found is None:
+        found = _find(data, sources, sel, engine, progress, processes=job.processes)
     asked = {"as": form, "per_shard": job.per_shard, "shuffle": job.shuffle}
     digest = found.plan.digest(_PLAN, asked, data.kind, [source.stamp for source in sources])
     with _holding(out, digest, overwrite=job.overwrite):
         if (done := _finished(out, digest)) is None:
+            if not (out / WORK / FOUND).exists():
+                _remember(out / WORK / FOUND, inputs, found)
             told = _Writing(job, data, form, sources, found.plan, digest, out, engine, progress).carry_out()
             done = _finish(job, sel, sources, found, form, digest, told)
     return done
+
+
+def _inputs(data: Data, sources: list[Source], sel: Chosen) -> str:
+    """Return a hash of all that decides which samples are found where."""
+    found = hashlib.sha256(json.dumps([_PLAN, data.kind, [(source.path, source.stamp) for source in sources]]).encode())
+    if not isinstance(sel, Selection) and os.path.isdir(sel):
+        sel = Selection.load(sel)
+    if isinstance(sel, Selection):
+        found.update(json.dumps(sel.header(), default=str).encode())
+        for array in (sel.dropped_by, sel.repeats):
+            found.update(b"" if array is None else np.ascontiguousarray(array).data)
+    elif os.path.isfile(sel):
+        with open(sel, "rb") as file:
+            found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()
+
+
+def _remembered(path: Path, inputs: str, sel: Chosen) -> _Found | None:
+    """Return what an earlier call found in the same data for the same selection: headers are read once."""
+    try:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        told = json.loads(arrays.pop("told").tobytes())
+        if told.pop("inputs") != inputs:
+            return None
+        aside = [tuple(entry) for entry in told.pop("aside")]
+        seen_N, plan = arrays.pop("seen_N", None), Plan.of(arrays)
+    except (*DAMAGED, OSError, KeyError, zlib.error):  # or not there
+        return None
+    return _Found(plan, aside=aside, wanted=None if seen_N is None else read_keys(sel), seen_N=seen_N, **told)
+
+
+def _remember(path: Path, inputs: str, found: _Found) -> None:
+    told = {"inputs": inputs, "by": found.by, "chosen": found.chosen, "aside": found.aside}
+    arrays: dict[str, Any] = {"told": np.frombuffer(json.dumps(told).encode(), np.uint8), **found.plan.arrays()}
+    if found.seen_N is not None:
+        arrays["seen_N"] = found.seen_N
+    with writing(path) as scratch, open(scratch, "wb") as file:
+        np.savez(file, **arrays)
 
 
 def _opened(job: Job) -> Data:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from thresher.data.parts import Ints, Part, Scanned
 from thresher.errors import UsageError
 from thresher.export.keys import Chosen, KeySet, hashes_of
+from thresher.io.tar import Headers, Row
 from thresher.pool.store import reopen
 from thresher.selection import Selection
 
@@ -58,6 +59,7 @@ class Matched:
         numbers_c: Which key of the selection each is, ascending by place; -1 where it was found by place.
         damage: As scanned.
         aside: As scanned, of those that are chosen.
+        headers: Of a tar, those of the samples that cannot be copied as they are: see :func:`_odd`.
     """
 
     start_c: Ints
@@ -67,6 +69,7 @@ class Matched:
     numbers_c: Ints
     damage: str = ""
     aside: tuple[tuple[str, str], ...] = ()
+    headers: Headers | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +92,31 @@ class PlaceError(Exception):
 
 
 @dataclass(frozen=True, eq=False)
+class Index:
+    """The headers of the samples of a plan that cannot be copied from tars as they are, k of them, by place.
+
+    Attributes:
+        source_k: Which source each is in, ascending.
+        start_k: Where it begins there, ascending in each source.
+        headers: Of each.
+    """
+
+    source_k: npt.NDArray[np.uint32]
+    start_k: Ints
+    headers: Headers
+
+    def find(self, source: int, start: int) -> int:
+        """Return the number of a sample, -1 where it is not here."""
+        lo, hi = np.searchsorted(self.source_k, [source, source + 1])
+        at = int(lo + np.searchsorted(self.start_k[lo:hi], start))
+        return at if at < hi and self.start_k[at] == start else -1
+
+    def rows(self, source: int, start: int) -> list[Row]:
+        """Return the headers of a sample that is here."""
+        return self.headers.rows(self.find(source, start))
+
+
+@dataclass(frozen=True, eq=False)
 class Plan:
     """What to write, M samples in their final order.
 
@@ -97,7 +125,8 @@ class Plan:
         start_M: Where it begins there.
         length_M: As :class:`Scanned` has it.
         copy_M: 0 for a sample under its own name, j for the j-th to be named otherwise.
-        names: All names there are, where some have to be made; None where not.
+        names: Hashes of all names there are, where some have to be made; None where not.
+        index: Headers of those that cannot be copied as they are; None where the data are not tars.
     """
 
     source_M: npt.NDArray[np.uint32]
@@ -105,6 +134,7 @@ class Plan:
     length_M: Ints
     copy_M: npt.NDArray[np.int32]
     names: KeySet | None
+    index: Index | None = None
 
     def __len__(self) -> int:
         """Return M."""
@@ -113,6 +143,36 @@ class Plan:
     def part(self, lo: int, hi: int) -> Plan:
         """Return samples lo to hi."""
         return self._taken(slice(lo, hi))
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the plan as arrays by name, for :meth:`of`."""
+        found: dict[str, Any] = {name: getattr(self, name) for name in ("source_M", "start_M", "length_M", "copy_M")}
+        if self.names is not None:
+            found["names"] = self.names.hashes_N
+        if self.index is not None:
+            headers = self.index.headers
+            _, ends, text = headers.name_m.buffers()
+            found |= {"source_k": self.index.source_k, "start_k": self.index.start_k, "begin_n": headers.begin_n}
+            found |= {"offset_m": headers.offset_m, "size_m": headers.size_m}
+            found |= {
+                "name_ends": np.frombuffer(ends or bytes(8), np.int64),
+                "name_text": np.frombuffer(text or b"", np.uint8),
+            }
+        return found
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> Plan:
+        """Make a plan of its arrays."""
+        import pyarrow as pa
+
+        index = None
+        if "source_k" in arrays:
+            buffers = [pa.py_buffer(arrays[name]) for name in ("name_ends", "name_text")]
+            names = pa.LargeStringArray.from_buffers(len(arrays["name_ends"]) - 1, *buffers)
+            headers = Headers(arrays["begin_n"], arrays["offset_m"], arrays["size_m"], names)
+            index = Index(arrays["source_k"], arrays["start_k"], headers)
+        names_N = KeySet(arrays["names"]) if "names" in arrays else None
+        return cls(arrays["source_M"], arrays["start_M"], arrays["length_M"], arrays["copy_M"], names_N, index)
 
     def shuffled(self, seed: int) -> Plan:
         """Return the same samples in an order that the seed and their number say."""
@@ -164,15 +224,22 @@ def match(found: Scanned, wanted: KeySet) -> Matched:
         number_n[rest] = wanted.find_many([found.keys[i] for i in rest])
     chosen = np.flatnonzero(number_n >= 0)
     number_c = number_n[chosen]
+    times_c: npt.NDArray[Any] = np.fromiter(map(wanted.times_at, number_c.tolist()), np.int32, len(chosen))
     return Matched(
         start_c=found.start_n[chosen],
         length_c=found.length_n[chosen],
-        times_c=np.fromiter(map(wanted.times_at, number_c.tolist()), np.int32, len(chosen)),
+        times_c=times_c,
         names_c=hashes_of([found.keys[i] for i in chosen.tolist()]),
         numbers_c=number_c,
         damage=found.damage,
         aside=tuple((key, why) for key, why in found.aside if wanted.find(key) >= 0),
+        headers=found.headers and found.headers(chosen[_odd(found.length_n[chosen], times_c)]),
     )
+
+
+def _odd(length_c: Ints, times_c: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Return which samples are known to be copied otherwise than in one piece: under other names, or with gaps."""
+    return (length_c < 0) | (times_c > 1)
 
 
 def match_places(found: Scanned, places: Places) -> Matched:
@@ -184,8 +251,14 @@ def match_places(found: Scanned, places: Places) -> Matched:
     names_c = hashes_of(found.keys)
     if (names_c != places.names_c).any():
         raise PlaceError
-    numbers_c = np.full(len(names_c), -1, np.int64)
-    return Matched(found.start_n, found.length_n, places.times_c, names_c, numbers_c)
+    return Matched(
+        start_c=found.start_n,
+        length_c=found.length_n,
+        times_c=places.times_c,
+        names_c=names_c,
+        numbers_c=np.full(len(names_c), -1, np.int64),
+        headers=found.headers and found.headers(np.flatnonzero(_odd(found.length_n, places.times_c))),
+    )
 
 
 def planned(sources: Sequence[Source], found: Iterable[Matched], wanted: KeySet | None) -> tuple[Plan, Any]:
@@ -203,6 +276,7 @@ def planned(sources: Sequence[Source], found: Iterable[Matched], wanted: KeySet 
         UsageError: A key stands for two samples.
     """
     columns: list[list[Any]] = [[] for _ in range(5)]
+    index = list[tuple[int, Ints, Headers]]()
     seen_N = None if wanted is None else np.zeros(len(wanted), np.bool_)
     for i, (source, part) in enumerate(zip(sources, found, strict=True)):
         if seen_N is not None:
@@ -215,13 +289,48 @@ def planned(sources: Sequence[Source], found: Iterable[Matched], wanted: KeySet 
         of = np.full(len(part.start_c), i, np.uint32)
         for column, array in zip(columns, (of, part.start_c, part.length_c, part.times_c, part.names_c), strict=True):
             column.append(array)
+        if part.headers is not None:
+            index.append((i, part.start_c[_odd(part.length_c, part.times_c)], part.headers))
     source_C, start_C, length_C, times_C, names_C = (_joined(column) for column in columns)
     different = np.unique(names_C)
     if len(different) == len(names_C) and not (times_C > 1).any():
-        return Plan(source_C, start_C, length_C, np.zeros(len(start_C), np.int32), None), seen_N
+        return Plan(source_C, start_C, length_C, np.zeros(len(start_C), np.int32), None, _indexed(index)), seen_N
     index_M = np.repeat(np.arange(len(times_C)), times_C)
     copy_M = _occurrence(names_C[index_M])
-    return Plan(source_C[index_M], start_C[index_M], length_C[index_M], copy_M, KeySet(different)), seen_N
+    plan = Plan(source_C[index_M], start_C[index_M], length_C[index_M], copy_M, KeySet(different), _indexed(index))
+    return replace(plan, index=_completed(plan, sources, index)), seen_N
+
+
+def _indexed(parts: Sequence[tuple[int, Ints, Headers]]) -> Index | None:
+    if not parts:
+        return None
+    source_k = np.repeat(np.array([i for i, _, _ in parts], np.uint32), [len(start_k) for _, start_k, _ in parts])
+    start_k = np.concatenate([start_k for _, start_k, _ in parts])
+    return Index(source_k, start_k, Headers.joined([headers for _, _, headers in parts]))
+
+
+def _completed(plan: Plan, sources: Sequence[Source], parts: Sequence[tuple[int, Ints, Headers]]) -> Index | None:
+    """Return the index with the headers of samples that get other names since others, found by place, have the same."""
+    if plan.index is None:
+        return None
+    renamed = np.flatnonzero(plan.copy_M > 0)
+    lacking: dict[int, list[int]] = {}
+    for source, start in zip(plan.source_M[renamed].tolist(), plan.start_M[renamed].tolist(), strict=True):
+        if plan.index.find(source, start) < 0:
+            lacking.setdefault(source, []).append(start)
+    if not lacking:
+        return plan.index
+    found = {i: (start_k, headers) for i, start_k, headers in parts}
+    for i, starts in lacking.items():
+        new_k = np.unique(starts)
+        more = sources[i].part.scan_at(new_k).headers
+        assert more is not None  # noqa: S101 - the others of these tars were there
+        start_k, headers = found.get(i, (new_k[:0], Headers.of(())))
+        both_k = np.concatenate([start_k, new_k])
+        order = np.argsort(both_k)
+        joined = Headers.joined([headers, more(np.arange(len(new_k)))])
+        found[i] = both_k[order], Headers.of([joined.rows(k) for k in order.tolist()])
+    return _indexed([(i, *found[i]) for i in sorted(found)])
 
 
 def _joined(parts: list[Any]) -> Any:

@@ -6,15 +6,14 @@ import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from thresher.data.parts import Ints
 from thresher.errors import PoolError
 from thresher.io.open import open_file, trusting
-from thresher.io.tar import BLOCK, LONG, Member, Window, groups, notes_of
-from thresher.io.tar_fast import window_of
+from thresher.io.tar import BLOCK, key_of
 from thresher.reshard.plan import Plan, Source
 
 RECORD = tarfile.RECORDSIZE
@@ -36,17 +35,11 @@ def write(plan: Plan, sources: Sequence[Source], path: str) -> int:
         PoolError: A source is not what it was.
     """
     length_M = -(-np.abs(plan.length_M) // BLOCK) * BLOCK
-    made: dict[int, list[bytes | tuple[int, int]]] = {}
+    made: dict[int, list[_Piece]] = {}
     odd_M = (plan.copy_M > 0) | (plan.length_M < 0)
-    if odd_M.any():
-        for number, positions in plan.by_source():
-            source, positions = sources[number], positions[odd_M[positions]]
-            if len(positions):
-                with open_file(source.protocol, source.path) as file:
-                    window = window_of(file, source.protocol, source.path)
-                    for i in positions.tolist():
-                        made[i] = _pieces(window, source.path, plan, i)
-                        length_M[i] = sum(len(one) if isinstance(one, bytes) else one[1] for one in made[i])
+    for i in np.flatnonzero(odd_M).tolist():
+        made[i] = _pieces(plan, i)
+        length_M[i] = sum(piece.to_size for piece in made[i])
     begin_M = np.cumsum(length_M) - length_M
     total = -(-(int(length_M.sum()) + 2 * BLOCK) // RECORD) * RECORD
     with open(path, "r+b", buffering=0) as out:
@@ -59,16 +52,58 @@ def write(plan: Plan, sources: Sequence[Source], path: str) -> int:
                     copying.copy(file, source.path, start, to, size)
                 for i in positions[odd_M[positions]].tolist():
                     to = int(begin_M[i])
-                    for piece in made[i]:
-                        if isinstance(piece, bytes):
-                            copying.put(piece, to)
-                            to += len(piece)
+                    for piece in made.pop(i):
+                        if piece.name:
+                            copying.put(_renamed(file, source.path, piece), to)
                         else:
-                            start, size = piece
-                            copying.copy(file, source.path, start, to, min(size, source.size - start))
-                            to += size
+                            copying.copy(file, source.path, piece.start, to, min(piece.size, source.size - piece.start))
+                        to += piece.to_size
         copying.flush()
     return total
+
+
+class _Piece(NamedTuple):
+    """Bytes of a source that are copied, or a header that is written under another name.
+
+    Attributes:
+        start: Byte of the source.
+        size: Bytes of the source; of a header, of the contents that it stands for.
+        to_size: Bytes that are written.
+        name: The other name; "" to copy.
+    """
+
+    start: int
+    size: int
+    to_size: int
+    name: str = ""
+
+
+def _pieces(plan: Plan, i: int) -> list[_Piece]:
+    """Return what a sample is made of that cannot be copied in one."""
+    assert plan.index is not None  # noqa: S101 - the plan is of tars
+    rows, copy = plan.index.rows(int(plan.source_M[i]), int(plan.start_M[i])), int(plan.copy_M[i])
+    if not copy:
+        return [_Piece(*row.span, row.span[1]) for row in rows]
+    key = key_of(rows[-1].name)
+    name, pieces = plan.renamed(key, copy), list[_Piece]()
+    for row in rows:
+        start, size = row.span
+        if row.name:
+            renamed = name + row.name[len(key) :]
+            pieces.append(_Piece(start, row.size, len(header(renamed, row.size)), renamed))
+            pieces.append(_Piece(row.offset, size - BLOCK, size - BLOCK))
+    return pieces
+
+
+def _renamed(file: IO[bytes], path: str, piece: _Piece) -> bytes:
+    """Return a header of a source under another name."""
+    trusting(path, partial(file.seek, piece.start))
+    content = trusting(path, partial(file.read, BLOCK))
+    try:
+        info = tarfile.TarInfo.frombuf(content, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        info = tarfile.TarInfo()
+    return header(piece.name, piece.size, info)
 
 
 def _runs(
@@ -85,35 +120,6 @@ def _runs(
     last = plan.length_M[plain]  # without the padding that a file cut short lacks
     total = start[hi] + last[hi] - start[lo]
     yield from zip(start[lo].tolist(), to[lo].tolist(), total.tolist(), strict=True)
-
-
-def _pieces(window: Window, path: str, plan: Plan, i: int) -> list[bytes | tuple[int, int]]:
-    """Return what a sample is made of that cannot be copied in one: bytes, or (where from, bytes) padded."""
-    start, end = int(plan.start_M[i]), int(plan.start_M[i] + abs(plan.length_M[i]))
-    copy, pieces = int(plan.copy_M[i]), list[bytes | tuple[int, int]]()
-    group = next(groups(window, path, start), None)
-    if group is None:
-        raise PoolError(f"{path}: has no sample at byte {start:,} any more; it was changed, start again")
-    name = plan.renamed(group.key, copy)
-    for member in group.members.values():
-        if member.end > -(-end // BLOCK) * BLOCK:
-            raise PoolError(f"{path}: has another sample at byte {start:,}; it was changed, start again")
-        if copy:
-            pieces.append(_header(window, member, name + member.name[len(group.key) :]))
-        else:
-            pieces += [(at, to - at) for kind, at, to in notes_of(window, member) if kind in LONG]
-            pieces.append((member.offset - BLOCK, BLOCK))
-        pieces.append((member.offset, member.end - member.offset))
-    return pieces
-
-
-def _header(window: Window, member: Member, name: str) -> bytes:
-    """Return the headers of a member under another name."""
-    try:
-        info = tarfile.TarInfo.frombuf(window.read(member.offset - BLOCK, BLOCK), "utf-8", "surrogateescape")
-    except tarfile.HeaderError:
-        info = tarfile.TarInfo()
-    return header(name, member.size, info)
 
 
 def header(name: str, size: int, like: tarfile.TarInfo | None = None) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -20,7 +21,21 @@ from thresher.io.listing import natural
 from thresher.io.open import open_file, protocol_of, trusting
 from thresher.io.paths import visible, writable
 from thresher.io.pictures import ENDINGS
-from thresher.io.tar import BLOCK, NOTES, Group, Window, extent, groups, json_in, json_of, members, unsafe
+from thresher.io.tar import (
+    BLOCK,
+    NOTES,
+    Group,
+    Headers,
+    Row,
+    Window,
+    extent,
+    groups,
+    json_in,
+    json_of,
+    members,
+    rows_of,
+    unsafe,
+)
 from thresher.io.tar_fast import Skim, Stretch, stretch, window_of
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
@@ -109,15 +124,13 @@ class TarPart(Part):
         Raises:
             PoolError: No sample begins there, or none that may be copied.
         """
-        keys: list[str] = []
-        places: list[tuple[int, int]] = []
+        found = Samples(uids=False)
         for window, group in self._groups_at(at_c):
-            if unsafe(group):
-                raise PoolError(f"{self.path}: has a sample with an unsafe name")
-            keys.append(group.key)
-            places.append(extent(window, group))
-        place_c2 = np.array(places, np.int64).reshape(-1, 2)
-        return Scanned(keys, place_c2[:, 0], place_c2[:, 1])
+            found.add_one(window, group)
+        scanned = found.scanned("")
+        if scanned.aside:
+            raise PoolError(f"{self.path}: has a sample that {scanned.aside[0][1]}")
+        return scanned
 
     def chosen(self, start_c: Ints) -> Iterator[Sample]:
         """Yield the samples at some bytes."""
@@ -167,6 +180,8 @@ class Samples:
         self._starts: list[int] = []
         self._lengths: list[int] = []
         self._aside: list[tuple[str, str]] = []
+        self._found: list[Stretch | list[Row]] = []  # the headers of some, and how many samples are before them
+        self._before: list[int] = []
 
     def read(self, window: Window, path: str) -> None:
         """Add all, stretch by stretch where they are ordinary, else one by one.
@@ -182,19 +197,22 @@ class Samples:
                 continue
             most, more = _FEW, False
             for number, group in enumerate(groups(window, path, at), 1):
-                self._add_one(window, group)
+                self.add_one(window, group)
                 if number == _APART and isinstance(window, Skim):
                     at, more = next(reversed(group.members.values())).end, True
                     break
 
     def _add(self, found: Stretch) -> None:
+        self._before.append(len(self._keys))
+        self._found.append(found)
         self._keys += found.keys
         self._starts += found.start_n.tolist()
         self._lengths += np.diff(found.start_n, append=found.end).tolist()
         if self._uids is not None:
             self._uids += map(_uid, found.jsons)
 
-    def _add_one(self, window: Window, group: Group) -> None:
+    def add_one(self, window: Window, group: Group) -> None:
+        """Add a sample, or note why it must not be copied."""
         uid = ""
         if self._uids is not None and (json := group.members.get("json")) and json.size <= NOTES:
             uid = _uid(window.read(json.offset, json.size))
@@ -202,6 +220,8 @@ class Samples:
             self._aside.append((uid or group.key, why))
             return
         start, length = extent(window, group)
+        self._before.append(len(self._keys))
+        self._found.append(rows_of(window, group))
         self._keys.append(group.key)
         self._starts.append(start)
         self._lengths.append(length)
@@ -217,7 +237,16 @@ class Samples:
             uids=self._uids,
             aside=tuple(self._aside),
             damage=damage,
+            headers=self._headers,
         )
+
+    def _headers(self, which: Ints) -> Headers:
+        return Headers.of(map(self._rows, which.tolist()))
+
+    def _rows(self, sample: int) -> list[Row]:
+        i = bisect_right(self._before, sample) - 1
+        found = self._found[i]
+        return found.rows(sample - self._before[i]) if isinstance(found, Stretch) else found
 
 
 def _uid(content: bytes) -> str:
