@@ -152,7 +152,8 @@ def open_pairs(
 
 def _indexed(data: str, folder: Path, captions: bool) -> tuple[Pairs, dict[int, str]]:
     """Go over the data once; return all rows, and of those without a picture the reasons."""
-    opened = open_data(data, DataOptions(captions=captions))
+    # A csv of open_clip may name pictures anywhere: training copies none of them to where others see them.
+    opened = open_data(data, DataOptions(captions=captions, allow_outside=True))
     store = _pool_of(opened)
     own: dict[str, list[Any]] = {name: [] for name in ("key", "text", "uid")}
     light: dict[str, list[Any]] = {name: [] for name in opened.columns}
