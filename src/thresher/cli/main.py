@@ -15,7 +15,7 @@ from thresher import __version__
 from thresher.cli.options import Group
 from thresher.cli.output import Interrupted, show_error, show_interruption, wants_json, warnings_as_lines
 from thresher.errors import ThresherError
-from thresher.io.paths import shown
+from thresher.io.paths import visible
 
 
 class Section(NamedTuple):
@@ -121,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             where = f"{error.filename}: " if error.filename else ""
             show_error(type(error).__name__, f"{where}{error.strerror or error}", as_json=as_json)
         except UnicodeEncodeError as error:  # bytes of the command line or of a file's name
-            message = f"{shown(error.object)}: is not text in UTF-8"
+            message = f"{visible(error.object)}: is not text in UTF-8"
             show_error("UsageError", message, as_json=as_json)
         except MemoryError:
             message = "out of memory; use fewer --workers or a smaller --sample"
