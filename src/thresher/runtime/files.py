@@ -6,87 +6,117 @@ import ctypes
 import errno
 import glob
 import os
-import shutil
+import re
 import tempfile
 import tokenize
 import zipfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from thresher.errors import OutputError
-from thresher.runtime.locks import alive
+from thresher.runtime.locks import create_locked, create_locked_folder, remove_unused, unused
 
 # What NumPy raises for a damaged array.
 DAMAGED = (ValueError, EOFError, TypeError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile)
 
+ELSEWHERE = "choose another place"
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_WRITE_ONLY = _FULL | {errno.EROFS}  # no read fails with these
+_NUMPY_FULL = re.compile(r"\d+ requested and \d+ written|Not enough free space to write")  # it gives no error number
+
 
 class writing:  # noqa: N801 - reads as a verb: with writing(path) as scratch
-    """Give a scratch file beside ``path`` that takes its place when the block ends well, else vanishes."""
+    """Give a scratch file beside ``path`` that takes its place when the block ends well, else vanishes.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Remember the target; nothing is touched before the block begins."""
+    The scratch file is locked until then: see :func:`thresher.runtime.locks.unused`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], hint: str = ELSEWHERE) -> None:
+        """Remember the target; nothing is touched before the block begins.
+
+        Args:
+            path: The target.
+            hint: What to do where it cannot be written.
+        """
         self.path = Path(path)
         self.scratch = ""
+        self._hint = hint
+        self._file = -1
 
     def __enter__(self) -> str:
         """Create the scratch file; raises OutputError where that cannot be."""
-        try:
+        with write_errors(self.path, self._hint):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, self.scratch = tempfile.mkstemp(
-                dir=self.path.parent, prefix=f".{self.path.name}.", suffix=".tmp" + self.path.suffix
-            )
-            os.close(handle)
-            os.chmod(self.scratch, 0o666 & ~_umask())
-        except OSError as error:
-            raise _cannot_write(self.path, error) from None
+            self._file, self.scratch = create_locked(self.path.parent, f".{self.path.name}.", ".tmp" + self.path.suffix)
+        if os.name == "nt":  # where an open file cannot be moved, and there are no locks
+            self._close()
         return self.scratch
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        """Move into place, or remove; an operating system's refusal becomes an OutputError."""
+        """Move into place, or remove.
+
+        An operating system's refusal to write becomes an OutputError; an error in reading something else does not.
+        """
         try:
             if kind is None:
-                os.replace(self.scratch, self.path)
-        except OSError as refused:
-            raise _cannot_write(self.path, refused) from None
+                with write_errors(self.path, self._hint):
+                    os.replace(self.scratch, self.path)
         finally:
-            if os.path.exists(self.scratch):
+            with suppress(OSError):
                 os.unlink(self.scratch)
-        if isinstance(error, OSError):
-            raise _cannot_write(self.path, error) from None
+            self._close()
+        if isinstance(error, OSError) and _of_writing(error, self.path, self.scratch):
+            raise _cannot_write(self.path, error, self._hint) from error
+
+    def _close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
 
 
 @contextmanager
-def writing_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a scratch folder beside ``folder`` that takes its place when the block ends well, else vanishes."""
+def writing_folder(folder: str | os.PathLike[str], hint: str = ELSEWHERE) -> Iterator[Path]:
+    """Give a scratch folder that takes the place of ``folder`` when the block ends well, else vanishes."""
     target = Path(folder)
     if target.is_symlink():
         target = target.resolve()  # what it points to is replaced, not the link
-    with write_errors(target):
+    with write_errors(target, hint):
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target)
-        scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.{os.getpid()}.", suffix=".tmp"))
+        around = create_locked_folder(target.parent, f".{target.name}.", ".tmp")
+    try:
+        with write_errors(target, hint):
+            new = around.path / "new"
+            new.mkdir()
         try:
-            yield scratch
-            for path in scratch.rglob("*"):
+            yield new
+        except OSError as error:
+            if _of_writing(error, target, new):
+                raise _cannot_write(target, error, hint) from error
+            raise
+        with write_errors(target, hint):
+            for path in new.rglob("*"):
                 if path.is_file():
                     with open(path, "rb") as file:
                         os.fsync(file.fileno())
-            scratch.chmod(0o777 & ~_umask())
             if not target.exists():
-                scratch.rename(target)
-            elif not _exchange(scratch, target):
+                new.rename(target)
+            elif not _exchange(new, target):
                 # Where the system cannot swap two folders there is a moment without the target.
-                was = scratch.with_suffix(".old")
+                was = around.path / _WAS
                 target.rename(was)
                 try:
-                    scratch.rename(target)
+                    new.rename(target)
                 except OSError:
                     was.rename(target)
                     raise
-                shutil.rmtree(was, ignore_errors=True)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+    finally:
+        around.remove()
+
+
+_WAS = "old"  # a target while another takes its place
 
 
 def _exchange(a: Path, b: Path) -> bool:
@@ -100,11 +130,14 @@ def _exchange(a: Path, b: Path) -> bool:
 
 
 def _sweep(target: Path) -> None:
-    """Remove scratch folders of the same target whose writer was killed."""
+    """Remove scratch folders of the same target whose writer was killed; a target on its way out comes back."""
     for path in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
-        writer = path.name.removeprefix(f".{target.name}.").split(".")[0]
-        if writer.isdecimal() and not alive(int(writer)):
-            shutil.rmtree(path, ignore_errors=True)
+        if (path / _WAS).is_dir():
+            with unused(path) as free, suppress(OSError):
+                if free and not target.exists():
+                    (path / _WAS).rename(target)
+        if path.is_dir():
+            remove_unused(path)
 
 
 def only(folder: Path, names: Iterable[str]) -> None:
@@ -118,12 +151,6 @@ def only(folder: Path, names: Iterable[str]) -> None:
         raise OutputError(f"{folder}: also holds {', '.join(others[:3])}; move that elsewhere, or choose another name")
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def probe(folder: str | os.PathLike[str]) -> None:
     """Raise an OutputError now if a folder could not be written later; leaves nothing behind."""
     target = Path(folder)
@@ -134,15 +161,35 @@ def probe(folder: str | os.PathLike[str]) -> None:
             raise FileNotFoundError(errno.ENOENT, "is a link to nothing")
 
 
-def _cannot_write(path: Path, error: OSError) -> OutputError:
-    hint = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "choose another place"
-    return OutputError(f"{path}: cannot be written ({error.strerror or error}); {hint}")
+def _of_writing(error: OSError, target: Path, scratch: str | os.PathLike[str]) -> bool:
+    """Whether an error in a block that writes is one of writing, not of reading something else.
+
+    An error that names a file is one of writing if that is the scratch file or the target, or lies in one of them. One
+    that names none is, if only writing can fail so.
+    """
+    named = [os.path.abspath(os.fsdecode(name)) for name in (error.filename, error.filename2) if _is_path(name)]
+    if named:
+        own = [os.path.abspath(target), os.path.abspath(scratch)]
+        return any(name == place or name.startswith(place + os.sep) for name in named for place in own)
+    return error.errno in _WRITE_ONLY or (error.errno is None and bool(_NUMPY_FULL.match(str(error))))
+
+
+def _is_path(name: object) -> bool:
+    return isinstance(name, (str, bytes, os.PathLike))
+
+
+def _cannot_write(path: Path, error: OSError, hint: str) -> OutputError:
+    full = error.errno in _FULL or _NUMPY_FULL.match(str(error))
+    return OutputError(f"{path}: cannot be written ({error.strerror or error}); {'free some space' if full else hint}")
 
 
 @contextmanager
-def write_errors(path: Path) -> Iterator[None]:
-    """Turn the system's refusal to write (a full disk, a missing right) into an OutputError."""
+def write_errors(path: Path, hint: str = ELSEWHERE) -> Iterator[None]:
+    """Turn every refusal of the system (a full disk, a missing right) into an OutputError about ``path``.
+
+    For blocks that read nothing but what belongs to ``path``.
+    """
     try:
         yield
     except OSError as error:
-        raise _cannot_write(path, error) from None
+        raise _cannot_write(path, error, hint) from None

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
+from thresher.runtime.format import duration, pace, share
+
 _EVERY = 10.0  # seconds between lines of a log
 Advance = Callable[[int], None]
 
@@ -22,6 +24,28 @@ class Progress(Protocol):
     def say(self, line: str) -> None:
         """Print one line."""
         ...
+
+
+class _Count:
+    """How far a task is, and how fast it goes."""
+
+    def __init__(self, total: int, unit: str) -> None:
+        self.total, self.unit = total, unit
+        self.done = 0
+        self._begin = time.monotonic()
+        self._first: tuple[float, int] | None = None
+
+    def add(self, rows: int) -> None:
+        self.done += rows
+        if self._first is None:  # what an earlier run had done comes with the first step: it says nothing of the rate
+            self._first = time.monotonic(), self.done
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._begin
+
+    def pace(self) -> str:
+        begin, before = self._first or (time.monotonic(), 0)
+        return pace(self.done - before, self.total - before, time.monotonic() - begin, self.unit)
 
 
 class Silent:
@@ -60,18 +84,16 @@ class Bars:
             bars.TextColumn("{task.description}", markup=False),  # labels hold names from data
             bars.BarColumn(bar_width=20),
             bars.TaskProgressColumn(),
-            bars.TextColumn("{task.fields[rate]}"),
             bars.TimeElapsedColumn(),
-            bars.TextColumn("ETA"),
-            bars.TimeRemainingColumn(),
+            bars.TextColumn("{task.fields[pace]}"),
         ]
+        counted = _Count(total, unit)
         with bars.Progress(*columns, console=self._console, transient=True) as shown:
-            task = shown.add_task(label, total=total, rate="")
+            task = shown.add_task(label, total=total, pace=counted.pace())
 
             def advance(rows: int) -> None:
-                shown.advance(task, rows)
-                if speed := shown.tasks[0].speed:
-                    shown.update(task, rate=f"{speed:,.0f} {unit} a second")
+                counted.add(rows)
+                shown.update(task, advance=rows, pace=counted.pace())
 
             yield advance
 
@@ -89,22 +111,19 @@ class Lines:
 
     @contextmanager
     def _task(self, label: str, total: int, unit: str) -> Iterator[Advance]:
-        begin = told = time.monotonic()
-        done = 0
+        counted, last = _Count(total, unit), 0.0
 
         def advance(rows: int) -> None:
-            nonlocal done, told
-            done += rows
-            now = time.monotonic()
-            if now - told >= _EVERY and done < total:
-                told = now
-                rate = done / (now - begin)
-                left = f"{rate:,.0f} a second, ETA {(total - done) / rate:,.0f} s" if done else "ETA unknown"
-                self.say(f"{label}: {done / total:.0%} ({done:,} of {total:,} {unit}), {left}")
+            nonlocal last
+            counted.add(rows)
+            if (spent := counted.seconds()) - last >= _EVERY and counted.done < total:
+                last = spent
+                shares = f"{share(counted.done / total)} ({counted.done:,} of {total:,} {unit})"
+                self.say(f"{label}: {shares}, {counted.pace()}")
 
         yield advance
-        if (spent := time.monotonic() - begin) >= 1:
-            self.say(f"{label}: {total:,} {unit} in {spent:.1f} s")
+        if (spent := counted.seconds()) >= 1:
+            self.say(f"{label}: {total:,} {unit} in {duration(spent)}")
 
     def say(self, line: str) -> None:
         """Print one line."""

@@ -1,0 +1,44 @@
+"""Sizes, times, rates and shares as people read them."""
+
+from __future__ import annotations
+
+
+def size(count: float) -> str:
+    """Return a number of bytes: "812 bytes", "1.5 MB", "20.0 GB"."""
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Return a time: "7.3 s" up to 100 seconds, "12 min" up to 100 minutes, then "5.6 h"."""
+    if seconds < 99.95:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5970 else f"{seconds / 3600:,.1f} h"
+
+
+def rate(count: float, seconds: float, unit: str = "rows") -> str:
+    """Return how fast it went: "1,234 rows/s", with a digit after the point below ten."""
+    value = count / seconds if seconds > 0 else 0.0
+    return f"{value:,.0f} {unit}/s" if value >= 9.95 or value == 0 else f"{value:.1f} {unit}/s"
+
+
+def share(value: float) -> str:
+    """Return a part of a whole: "12.5%"."""
+    return f"{value:.1%}"
+
+
+def pace(done: float, total: float, seconds: float, unit: str = "rows") -> str:
+    """Return how fast something goes and how long the rest takes: "1,234 rows/s, ETA 12 min".
+
+    Args:
+        done: How much of it was done in ``seconds``.
+        total: How much there is to do, ``done`` included.
+        seconds: Time spent so far.
+        unit: What is counted.
+    """
+    if done <= 0 or seconds <= 0:
+        return "ETA unknown"
+    return f"{rate(done, seconds, unit)}, ETA {duration(max(total - done, 0) * seconds / done)}"
