@@ -178,18 +178,23 @@ def test_a_folder_is_replaced_in_one_step_and_strays_are_swept(tmp_path: Path) -
     with pytest.raises(OutputError), writing_folder(out) as scratch:
         (scratch / "no such folder" / "file").write_text("half")
     assert (out / "file").read_text() == "second"
-    killed = subprocess.Popen([sys.executable, "-c", "pass"])
-    killed.wait()
-    (tmp_path / f".out.{killed.pid}.abc.tmp").mkdir()  # left by a process that is gone
-    (tmp_path / f".out.{os.getpid()}.abc.tmp").mkdir()  # of one that is at work
-    with writing_folder(out) as scratch:
-        (scratch / "file").write_text("third")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f".out.{os.getpid()}.abc.tmp", "out"]
+    code = "import os, sys; from thresher.runtime.files import writing_folder as w; c = w(sys.argv[1]); c.__enter__(); "
+    subprocess.run([sys.executable, "-c", code + "os._exit(9)", str(out)], check=False)  # killed while it wrote
+    (left,) = tmp_path.glob(".out.*.tmp")
+    with writing_folder(out) as other:  # one that is at work
+        assert not left.exists()
+        with writing_folder(out) as scratch:
+            (scratch / "file").write_text("third")
+        assert other.exists()
+        assert sorted(path.name for path in tmp_path.iterdir()) == [other.parent.name, "out"]
+        (other / "file").write_text("fourth")
+    assert (out / "file").read_text() == "fourth"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_killed_while_replacing_there_is_always_a_whole_result(tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom pathlib import Path\nfrom thresher.runtime.cache import writing_folder\n"
+        "import sys\nfrom pathlib import Path\nfrom thresher.runtime.files import writing_folder\n"
         "for i in range(10**6):\n"
         "    with writing_folder(sys.argv[1]) as scratch:\n"
         "        for name in 'ab': (scratch / name).write_text(str(i))\n"

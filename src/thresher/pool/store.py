@@ -26,6 +26,7 @@ from thresher.pool.layout import Options, Rows, texts
 from thresher.pool.layouts import Layout, read_layout
 from thresher.pool.verify import without_damaged
 from thresher.runtime.cache import default_folder
+from thresher.runtime.locks import Pin, pin
 from thresher.runtime.plugins import code_version
 from thresher.runtime.random import digest
 from thresher.selection import Selection
@@ -64,6 +65,7 @@ class EmbeddingStore:
     options: Options
     rows: Rows | None = None
     block: int = BLOCK
+    held: tuple[Pin, ...] = ()  # files of the cache that it reads
 
     # --- shape --------------------------------------------------------------------------------
 
@@ -239,7 +241,8 @@ class EmbeddingStore:
     def local(self, name: str, files: dict[str, NpyPiece]) -> EmbeddingStore:
         """Return the same store with some fields read from local copies in base row order."""
         vectors = {**self.layout.vectors, **{part: (piece,) for part, piece in files.items()}}
-        return replace(self, layout=replace(self.layout, vectors=vectors))
+        held = (*self.held, *filter(None, (pin(piece.path) for piece in files.values())))
+        return replace(self, layout=replace(self.layout, vectors=vectors), held=held)
 
     def _join(self, name: str, units: list[F32]) -> F32:
         if len(units) == 1:
@@ -432,7 +435,10 @@ def open_store(location: str, options: Options | None = None, *, scratch: str | 
         code = code_version("thresher.pool.join")
         stamps = [*layout.stamps_of(layout.tables), *metadata.stamps_of(metadata.tables)]
         target = made_from([code, layout.key, metadata.key, stamps]) + ".parquet"
-        layout = join_by_key(layout, metadata, target, options)
+        joined = join_by_key(layout, metadata, target, options)
+        while (held := pin(target)) is None:  # another run has just removed it
+            joined = join_by_key(layout, metadata, target, options)
+        return EmbeddingStore(joined, options, held=(held,))
     return EmbeddingStore(layout, options)
 
 

@@ -3,17 +3,18 @@
 Resuming is "the array exists". An array that is still being filled is an append-only file whose
 finished length is known from whole batches, so a killed run goes on where it stopped, to the same
 bytes. Nothing is pickled; a damaged entry counts as absent.
+
+A cache can be shared by runs, users and hosts: what one of them uses is locked, and is not removed by another.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,28 +23,26 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.errors import OutputError
-from thresher.runtime.files import (
-    DAMAGED,
-    write_errors,
-    writing,
-)
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from thresher.runtime.files import DAMAGED, write_errors, writing
+from thresher.runtime.locks import DAY, LOCK, holding, last_change, open_shared, remove_folder, remove_unused
+from thresher.runtime.random import digest
+from thresher.runtime.resumable import Resumable
 
 Array = npt.NDArray[Any]
 
 LIMIT = 20 * 10**9
 FORMAT = 1  # of the arrays: raised when what a key stands for changes
-_DAY = 86_400
+_HINT = "choose another cache folder with --cache"
+_HOUR = 3600.0
 
 
 def default_folder() -> str:
-    """Return ``$XDG_CACHE_HOME/thresher``, by default ``~/.cache/thresher``."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(base, "thresher")
+    """Return ``$XDG_CACHE_HOME/thresher``, by default the system's folder of caches: on Linux ``~/.cache/thresher``."""
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return os.path.join(base, "thresher")
+    import platformdirs
+
+    return str(platformdirs.user_cache_dir("thresher", appauthor=False))
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Cache:
 
     Attributes:
         folder: Where.
-        limit: Bytes it may hold; the least recently used arrays go first.
+        limit: Bytes it may hold; the least recently used arrays go first, those in use never.
         flush_seconds: How much work a kill may cost.
     """
 
@@ -62,51 +61,43 @@ class Cache:
 
     @classmethod
     def at(cls, folder: str | os.PathLike[str] | None = None, limit: int = LIMIT) -> Cache:
-        """Return the cache in ``folder``, by default ``$XDG_CACHE_HOME/thresher``."""
+        """Return the cache in ``folder``, by default that of :func:`default_folder`."""
         return cls(Path(folder or default_folder()), limit)
 
     def path(self, name: str, key: Mapping[str, Any], suffix: str = ".npy") -> Path:
         """Return where the array of a key lies."""
         text = json.dumps({"name": name, "format": FORMAT, **key}, sort_keys=True, default=str)
-        return self.folder / "arrays" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:40]}{suffix}"
+        return self.folder / "arrays" / f"{name}-{digest(text)[:40]}{suffix}"
 
     def load(self, path: Path) -> Array | None:
-        """Return an array, memory-mapped, or None where there is none that can be trusted."""
+        """Return an array, memory-mapped, or None where there is none that can be trusted.
+
+        No run removes the file as long as the array, or a view of it, lives.
+        """
         try:
-            found: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except FileNotFoundError:
-            return None
+            return mapped(path)
         except OSError:  # not the array's fault
             return None
         except DAMAGED:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # another user's
+                path.unlink()
             return None
-        os.utime(path)
-        return found
 
     def save(self, path: Path, array: Array) -> Array:
-        """Write an array atomically and return it as loaded."""
-        with writing(path) as scratch, open(scratch, "wb") as file:
+        """Write an array atomically and return it as loaded.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        with writing(path, _HINT) as scratch, open(scratch, "wb") as file:
             np.save(file, array, allow_pickle=False)
             _sync(file)
-        return self._reload(path)
+        found = self.load(path)
+        return np.asarray(array) if found is None else found
 
-    def save_all(self, path: Path, arrays: Mapping[str, Array]) -> None:
-        """Write several arrays that belong together, atomically."""
-        with writing(path) as scratch, open(scratch, "wb") as file:
-            np.savez(file, **dict(arrays))  # type: ignore[arg-type]
-            _sync(file)
-
-    def load_all(self, path: Path) -> dict[str, Array] | None:
-        """Return what :meth:`save_all` wrote, in memory, or None where there is nothing that can be trusted."""
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
-        except FileNotFoundError:
-            return None
-        except (OSError, KeyError, *DAMAGED):
-            path.unlink(missing_ok=True)
-            return None
+    def resumable(self, path: Path) -> Resumable:
+        """Return the state of the loop that computes the array at ``path``; remove it once the array is saved."""
+        return Resumable(path.with_suffix(".state.npz"), self.flush_seconds, _HINT)
 
     def array(self, name: str, key: Mapping[str, Any], make: Callable[[], Array]) -> Array:
         """Return the array of a key, making it when it is not there."""
@@ -122,8 +113,12 @@ class Cache:
         rows: int,
         fill: Callable[[int], Iterator[tuple[Array, ...]]],
         width: int | None = None,
+        say: Callable[[str], None] | None = None,
     ) -> dict[str, Array]:
         """Return parallel columns, filled batch by batch in row order and resumed after a kill.
+
+        One run fills them, others wait for it. Where the file system has no locks each fills its own, and what was
+        killed begins again.
 
         Args:
             name: What they are.
@@ -133,25 +128,51 @@ class Cache:
             fill: ``fill(start)`` yields batches of all columns from row ``start`` on. ``start`` is
                 the end of a batch yielded by an earlier, unfinished call.
             width: Columns are (rows, width) instead of (rows,).
+            say: Where it is reported that another run is waited for.
+
+        Raises:
+            OutputError: The folder cannot be written, or ``fill`` ended early.
         """
         paths = {column: self.path(f"{name}.{column}", key) for column in dtypes}
+        if found := self._all(paths):
+            return found
+        with self._filling(self.path(name, key, ".partial"), name, say) as folder:
+            if found := self._all(paths):  # another run has been faster
+                return found
+            self._fill(folder, dtypes, rows, fill, width)
+            for column, path in paths.items():
+                with write_errors(path, _HINT):
+                    found[column] = mapped(folder / f"{column}.npy")  # in use before another run could remove it
+                    os.replace(folder / f"{column}.npy", path)
+        return found
+
+    def _all(self, paths: Mapping[str, Path]) -> dict[str, Array]:
+        """Return all of some columns, or none."""
         found = {column: self.load(path) for column, path in paths.items()}
-        if all(array is not None for array in found.values()):
-            return {column: array for column, array in found.items() if array is not None}
-        folder = self.path(name, key, ".partial")
-        with write_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = open(folder / "lock", "w")  # noqa: SIM115
-        with lock:
-            if fcntl is not None:  # released by the system with the process
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            if not all(path.exists() for path in paths.values()):  # another run may have been faster
-                self._fill(folder, dtypes, rows, fill, width)
-                with write_errors(folder):
-                    for column, path in paths.items():
-                        os.replace(folder / f"{column}.npy", path)
-        shutil.rmtree(folder, ignore_errors=True)
-        return {column: self._reload(path) for column, path in paths.items()}
+        there = {column: array for column, array in found.items() if array is not None}
+        return there if len(there) == len(paths) else {}
+
+    @contextmanager
+    def _filling(self, folder: Path, name: str, say: Callable[[str], None] | None) -> Iterator[Path]:
+        """Give a folder to fill columns in that no other run fills."""
+        with write_errors(folder, _HINT):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            try:
+                locked = stack.enter_context(holding(folder / LOCK, f"{name} in the cache {self.folder}", say=say))
+            except OutputError:  # another user's
+                locked = False
+            locked = locked and _own(folder)
+            if not locked:
+                with write_errors(folder, _HINT):
+                    folder = Path(tempfile.mkdtemp(prefix=f".{name}-", suffix=".partial", dir=folder.parent))
+            try:
+                yield folder
+            except BaseException:
+                if not locked:
+                    _remove(folder)
+                raise
+            _remove(folder)
 
     def _fill(
         self,
@@ -161,94 +182,143 @@ class Cache:
         fill: Callable[[int], Iterator[tuple[Array, ...]]],
         width: int | None,
     ) -> None:
-        counter = folder / "rows"
+        saved = Resumable(folder / "rows.npz", self.flush_seconds, _HINT)
+        state = saved.load("rows")
+        done = int(state["rows"]) if state else 0
+        sizes = [np.dtype(dtype).itemsize * (width or 1) for dtype in dtypes.values()]
         with ExitStack() as stack:
-            with write_errors(folder):
-                text = counter.read_text() if counter.exists() else ""
-                done = int(text) if text.isdigit() else 0
+            with write_errors(folder, _HINT):
                 files = [
                     stack.enter_context(_appendable(folder / f"{column}.npy", np.dtype(dtype), rows, width))
                     for column, dtype in dtypes.items()
                 ]
-                sizes = [np.dtype(dtype).itemsize * (width or 1) for dtype in dtypes.values()]
                 begins = [_header_end(file) for file in files]
                 for file, begin, size in zip(files, begins, sizes, strict=True):
-                    if file.seek(0, os.SEEK_END) < begin + done * size:
-                        done = 0  # the counter outlived its data: start over
+                    if not 0 <= done <= rows or file.seek(0, os.SEEK_END) < begin + done * size:
+                        done = 0  # the count outlived its data: start over
                 for file, begin, size in zip(files, begins, sizes, strict=True):
                     file.seek(begin + done * size)
                     file.truncate()
-            flushed = time.monotonic()
+
+            def rows_on_disk() -> dict[str, int]:
+                for file in files:
+                    _sync(file)
+                return {"rows": done}
+
             for batch in fill(done):
-                with write_errors(folder):
+                with write_errors(folder, _HINT):
                     for file, array, dtype in zip(files, batch, dtypes.values(), strict=True):
                         file.write(np.ascontiguousarray(array, dtype).data)
                     done += len(batch[0])
-                    if time.monotonic() - flushed > self.flush_seconds:
-                        for file in files:
-                            _sync(file)
-                        with writing(counter) as scratch:
-                            Path(scratch).write_text(str(done))
-                        flushed = time.monotonic()
-            with write_errors(folder):
-                for file in files:
-                    _sync(file)
+                    saved.offer(rows_on_disk)
+            with write_errors(folder, _HINT):
+                rows_on_disk()
         if done != rows:
             raise OutputError(f"{folder}: {done:,} of {rows:,} rows were filled; the pool changed while it was read")
-
-    def _reload(self, path: Path) -> Array:
-        found = self.load(path)
-        if found is None:
-            raise OutputError(f"{path}: vanished from the cache; is another process clearing it?")
-        return found
 
     # --- size -----------------------------------------------------------------------------------
 
     def size(self) -> int:
         """Bytes in use."""
-        return sum(size for _, size, _ in self._entries())
+        return sum(entry.size for entry in self._entries())
 
     def clear(self) -> int:
-        """Remove everything; returns the bytes freed."""
-        freed = self.size()
+        """Remove everything that no run is using; returns the bytes freed."""
+        freed = sum(entry.size for entry in self._entries() if remove_unused(entry.path, _HOUR if entry.open else 0))
         for name in ("arrays", "joined"):
-            shutil.rmtree(self.folder / name, ignore_errors=True)
+            with suppress(OSError):
+                (self.folder / name).rmdir()
         return freed
 
     def trim(self) -> int:
-        """Remove least recently used entries until the limit holds; returns the bytes freed."""
-        entries = sorted(self._entries(), key=lambda entry: entry[2])
-        excess = sum(size for _, size, _ in entries) - self.limit
+        """Remove least recently used entries until the limit holds; returns the bytes freed.
+
+        What any run is using stays, what has been begun and not finished stays for a day; so does, where the file
+        system has no locks, what could be in use. So the limit can be exceeded.
+        """
+        entries = sorted(self._entries(), key=lambda entry: entry.used)
+        excess = sum(entry.size for entry in entries) - self.limit
         freed = 0
-        for path, size, used in entries:
+        for entry in entries:
             if freed >= excess:
                 break
-            # What is being filled or read by another run: its lock and parts, copies that are read all along.
-            age = time.time() - max(used, _last_use(path.parent) if path.parent.suffix == ".partial" else 0)
-            if age < _DAY and (path.parent.suffix == ".partial" or path.name.startswith(("local.", "."))):
+            if entry.unfinished and entry.used > time.time() - DAY:
                 continue
-            path.unlink(missing_ok=True)
-            freed += size
+            if remove_unused(entry.path, DAY if entry.open else 0):
+                freed += entry.size
         return freed
 
-    def _entries(self) -> list[tuple[Path, int, float]]:
-        entries = []
+    def _entries(self) -> list[_Entry]:
+        found = []
         for name in ("arrays", "joined"):
-            for path in (self.folder / name).rglob("*"):
-                try:
-                    stat = path.stat()
-                except FileNotFoundError:
-                    continue
-                if path.is_file():
-                    entries.append((path, stat.st_size, stat.st_mtime))
-        return entries
+            with suppress(OSError):
+                for path in (self.folder / name).iterdir():
+                    with suppress(OSError):
+                        found.append(_Entry.of(path))
+        return found
 
 
-def _last_use(folder: Path) -> float:
-    try:
-        return max((path.stat().st_mtime for path in folder.iterdir()), default=0.0)
-    except OSError:  # just gone
-        return time.time()
+@dataclass(frozen=True)
+class _Entry:
+    """A file or folder of the cache.
+
+    Attributes:
+        path: Where.
+        size: Bytes.
+        used: When it was used last, in seconds since 1970.
+        open: It may be in use without being mapped: only a lock tells.
+        unfinished: It is no entry yet, or belongs to something at work.
+    """
+
+    path: Path
+    size: int
+    used: float
+    open: bool
+    unfinished: bool
+
+    @classmethod
+    def of(cls, path: Path) -> _Entry:
+        stat = path.stat(follow_symlinks=False)
+        folder = path.is_dir()
+        unfinished = folder or path.name.startswith(".") or path.suffix not in (".npy", ".npz", ".parquet", ".json")
+        return cls(
+            path,
+            sum(one.stat().st_size for one in path.rglob("*") if one.is_file()) if folder else stat.st_size,
+            last_change(path),
+            unfinished or path.name.startswith("local.") or path.parent.name == "joined",
+            unfinished,
+        )
+
+
+def mapped(path: Path) -> Array:
+    """Map an array of a file, for reading; the file counts as in use as long as the array, or a view of it, lives.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is damaged, or holds objects; see :data:`thresher.runtime.files.DAMAGED`.
+    """
+    handle = open_shared(path)
+    if handle is None:
+        raise FileNotFoundError(path)
+    with os.fdopen(handle, "rb") as file:  # the mapping keeps the file open, and with it the lock
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"{path}: version {version} of NumPy's format")
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, by_column, dtype = read(file)
+        if dtype.hasobject:
+            raise ValueError(f"{path}: holds objects")
+        return np.memmap(file, dtype, "r", file.tell(), shape, "F" if by_column else "C")
+
+
+def _own(folder: Path) -> bool:
+    """Whether a folder is this user's: what another one began, and was killed at, cannot be gone on with."""
+    return not hasattr(os, "geteuid") or folder.stat().st_uid == os.geteuid()
+
+
+def _remove(folder: Path) -> None:
+    with suppress(OSError):
+        remove_folder(folder)
 
 
 def _appendable(path: Path, dtype: np.dtype[Any], rows: int, width: int | None) -> Any:

@@ -5,7 +5,6 @@ The passes over vectors behind ClipCov; what they compute is in :mod:`thresher.o
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -160,11 +159,10 @@ def _cross(run: Run, classes: Classes, key: dict[str, Any], clamp: float) -> Flo
         return np.asarray(known)
     n = len(classes.order_N)
     tiles = list(_tiles(classes.sizes_K, _held(run.store)))
-    saved = path.with_suffix(".state.npz")
-    state = run.cache.load_all(saved)
-    sums, done = (state["sums"], int(state["done"])) if state and "done" in state else (np.zeros(n), 0)
+    saved = run.cache.resumable(path)
+    state = saved.load("sums", "done")
+    sums, done = (state["sums"], int(state["done"])) if state else (np.zeros(n), 0)
     store = run.local("joint").store
-    flushed = time.monotonic()
     with run.progress.task("class products", n) as advance:
         advance(sum(tile.hi - tile.lo for tile in tiles[:done]))
         rule = partial(_products, store, classes.order_N, clamp)
@@ -173,11 +171,9 @@ def _cross(run: Run, classes: Classes, key: dict[str, Any], clamp: float) -> Flo
             sums[tile.first : tile.last] += columns
             done += 1
             advance(tile.hi - tile.lo)
-            if time.monotonic() - flushed > run.cache.flush_seconds:
-                run.cache.save_all(saved, {"sums": sums, "done": np.array(done)})
-                flushed = time.monotonic()
+            saved.offer(partial(dict, sums=sums, done=done))
     found = run.cache.save(path, sums / np.repeat(classes.sizes_K, classes.sizes_K))
-    saved.unlink(missing_ok=True)
+    saved.remove()
     return np.asarray(found)
 
 

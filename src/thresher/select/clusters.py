@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -428,28 +427,24 @@ def _train(run: Run, how: Clustered, k: int, sample: int, iterations: int) -> F3
         run = run.local(name)
         each = partial(_each_stored, run, name)
         take = partial(run.store.vectors_at, name)
-    saved = path.with_suffix(".state.npz")
-    state_arrays = run.cache.load_all(saved)
-    if state_arrays is not None and set(state_arrays) == {item.name for item in fields(kmeans.State)}:
+    saved = run.cache.resumable(path)
+    state_arrays = saved.load(*(item.name for item in fields(kmeans.State)))
+    if state_arrays is not None:
         state = kmeans.State(**state_arrays)
     else:
         if first is None:
             first = take(np.sort(run.rng("kmeans-init", name, k).choice(sample, k, replace=False, shuffle=False)))
         state = kmeans.State.start(first, sample)
-    flushed = time.monotonic()
     with run.progress.task(f"k-means: {k:,} clusters, {iterations} iterations", iterations * sample) as advance:
         advance(int(state.done) * sample)
 
         def after(state: kmeans.State) -> None:
-            nonlocal flushed
             advance(sample)
-            if time.monotonic() - flushed > run.cache.flush_seconds:
-                run.cache.save_all(saved, state.arrays())
-                flushed = time.monotonic()
+            saved.offer(state.arrays)
 
         found = kmeans.fit(each, take, state, iterations, nearest=nearest, slack=slack, after=after)
     run.cache.save(path, found)
-    saved.unlink(missing_ok=True)
+    saved.remove()
     return found
 
 

@@ -128,6 +128,7 @@ class Run:
             dtypes,
             len(self.store),
             lambda start: self.over_blocks(name, of, fn, start),
+            say=self.progress.say,
         )
 
     def local(self, name: str) -> Run:
@@ -135,12 +136,13 @@ class Run:
         if self.store.mapped(name):
             return self
         pieces: dict[str, NpyPiece] = {}
+        copies = []  # in use until the store holds them
         for part in self.store.parts(name):
             base = EmbeddingStore(self.store.layout, self.store.options)
             whole = Run(base, self.so_far, self.engine, self.cache, self.seed, self.progress)
             first = base.layout.vectors[part][0]
             stored = "<u2" if first.dtype == "bfloat16" else np.dtype(first.dtype).str
-            self.cache.columns(
+            copy = self.cache.columns(
                 f"local.{part}",
                 {"store": self.version},
                 {"vectors": stored},
@@ -149,7 +151,9 @@ class Run:
                     (raw,) for raw in whole.over_blocks(f"copy {part}", part, partial(_raw, part), start)
                 ),
                 width=first.dim,
+                say=self.progress.say,
             )
+            copies.append(copy)
             path = self.cache.path(f"local.{part}.vectors", {"store": self.version})
             pieces[part] = npy_piece("file", str(path), first.dtype)
         return _SameKeys(

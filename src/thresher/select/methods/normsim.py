@@ -9,7 +9,6 @@ the rows left are removed.
 from __future__ import annotations
 
 import hashlib
-import time
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -124,9 +123,8 @@ def _own_subset(run: Run, norm: str, size: int, rounds: int) -> F64:
     known = run.cache.load(path)
     if known is not None:
         return np.asarray(known)
-    saved = path.with_suffix(".state.npz")
-    state: dict[str, Any] = run.cache.load_all(saved) or {"rows": run.store.ids, "done": 0}
-    flushed = time.monotonic()
+    saved = run.cache.resumable(path)
+    state: dict[str, Any] = saved.load("rows", "done") or {"rows": run.store.ids, "done": 0}
     for done in range(int(state["done"]), rounds + 1):
         left = replace(run, store=replace(run.store, rows=state["rows"]))
         label = f"normsim: round {done} of {rounds}"
@@ -137,9 +135,7 @@ def _own_subset(run: Run, norm: str, size: int, rounds: int) -> F64:
         measure = partial(_similar, norm, moment.astype(np.float32))
         scores = np.concatenate([found for (found,) in left.over_blocks(f"{label}, rows", "image", measure)])
         state = {"rows": state["rows"][top(scores, n - (n - size) * (done + 1) // rounds)], "done": done + 1}
-        if time.monotonic() - flushed > run.cache.flush_seconds:
-            run.cache.save_all(saved, state)
-            flushed = time.monotonic()
+        saved.offer(state.copy)
     run.cache.save(path, moment)
-    saved.unlink(missing_ok=True)
+    saved.remove()
     return moment
