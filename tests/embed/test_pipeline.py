@@ -596,16 +596,17 @@ def test_pixels_go_where_there_is_room(tmp_path: Path, monkeypatch: pytest.Monke
 def test_pixels_of_the_killed_are_removed_and_of_the_living_are_not(tmp_path: Path) -> None:
     import fcntl
 
-    old, held, new = (tmp_path / f"thresher-{name}.pixels" for name in ("old", "held", "new"))
-    for path in (old, held, new):
-        path.write_bytes(b"x")
+    old, held = (tmp_path / f"thresher-{name}.pixels" for name in ("old", "held"))
     for path in (old, held):
+        path.write_bytes(b"x")
         os.utime(path, (1, 1))
     with open(held, "rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pipeline._reserved(tmp_path, 10) as path:
             assert os.path.getsize(path) == 10
-        assert (old.exists(), held.exists(), new.exists()) == (False, True, True)
+            with pipeline._reserved(tmp_path, 10):
+                assert os.path.exists(path)
+        assert (old.exists(), held.exists()) == (False, True)
     assert not os.path.exists(path)
 
 
@@ -628,8 +629,9 @@ def test_an_interruption_is_told_in_one_line_and_leaves_nothing_that_stays(
     assert process.returncode == 130
     assert len(told.strip().splitlines()) == 1
     assert "interrupted" in told
-    with pipeline.holding(pool):  # which the next command does; a file just made may have been left
-        assert not list(pool.rglob(".*"))
+    with pipeline.holding(pool, print):  # which the next command does; a file just made may have been left
+        assert [path.name for path in pool.rglob(".*")] == [".embed.lock"]
+    assert not list(pool.rglob(".*"))
     assert len(list(pool.glob("metadata/*.parquet"))) < 90
 
 
@@ -638,7 +640,8 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
 
     data = tars(tmp_path / "tars", 10)
     (tmp_path / "pool").mkdir()
-    with holding(tmp_path / "pool"), pytest.raises(OutputError, match="another process is embedding"):
+    at_work = rf"the pool .*: process {os.getpid()} on \S+ is at work there"
+    with holding(tmp_path / "pool", print), pytest.raises(OutputError, match=at_work):
         embed(str(data), tmp_path / "pool", TOY)
     assert embed(str(data), tmp_path / "pool", TOY).rows == 10
 

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import tempfile
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -48,17 +47,12 @@ from thresher.runtime.engine import Engine, cores
 from thresher.runtime.engines.processes import Processes
 from thresher.runtime.engines.serial import Serial
 from thresher.runtime.files import only, writing
+from thresher.runtime.locks import create_locked, sweep
 from thresher.runtime.progress import Advance, Progress, Silent
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 Vectors = dict[str, npt.NDArray[np.float16]]
 
 _CHUNK = 64  # samples made ready at a time
-_YOUNG = 60  # seconds in which a file in memory may not be locked yet
 _AHEAD = 2  # batches that wait for the model
 _LOOKED_AT, _PARTS = 64, 8  # samples of a part, and parts, that tell whether data have captions and uids
 _UID = re.compile("[0-9a-fA-F]{32}")  # DataComp's
@@ -170,7 +164,7 @@ def embed(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be made ({error.strerror}); choose another place") from None
-    with holding(folder):
+    with holding(folder, progress.say):
         if overwrite:
             _clear(folder)
         known = Plan.read(folder)  # again: another process may have been at work until now
@@ -326,18 +320,30 @@ def _on_many(
     tasks = [(device, list(jobs[i :: len(devices)])) for i, device in enumerate(devices)]
     ended = Event()
     with (
-        tempfile.NamedTemporaryFile(prefix=".embed.", suffix=".tmp", dir=folder) as running,
+        _running(folder) as running,
         progress.task("embed", len(jobs), "shards") as advance,
         ThreadPoolExecutor(1) as beside,
     ):
         watching = beside.submit(_watch, folder, [number for number, _ in jobs], advance, ended)
-        on_one = partial(_on_one, folder, plan, each, running.name)
+        on_one = partial(_on_one, folder, plan, each, running)
         try:
             for _ in engine.map(on_one, [task for task in tasks if task[1]]):
                 pass
         finally:
             ended.set()
         watching.result()
+
+
+@contextmanager
+def _running(folder: Path) -> Iterator[str]:
+    """Give a file that is there as long as all is well."""
+    file, path = create_locked(folder, ".embed.", ".tmp")
+    try:
+        yield path
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        os.close(file)
 
 
 def _watch(folder: Path, numbers: Sequence[int], advance: Advance, ended: Event) -> None:
@@ -505,26 +511,18 @@ def _slots(how: Preparing, count: int) -> Iterator[Preparing]:
 @contextmanager
 def _reserved(place: Path, size: int) -> Iterator[str]:
     """Give a file of so many bytes, all of which there are: writing to a mapped one that cannot grow would kill."""
-    with tempfile.NamedTemporaryFile(prefix="thresher-", suffix=".pixels", dir=place) as file:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)  # until the end of this process, however it ends
-            _sweep(place)
+    sweep(place.glob("thresher-*.pixels"))
+    file, path = create_locked(place, "thresher-", ".pixels", 0o600)  # nobody else's to look at
+    try:
         if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
+            os.posix_fallocate(file, 0, size)
         else:
-            file.truncate(size)
-        yield file.name
-
-
-def _sweep(place: Path) -> None:
-    """Remove the files of processes that were killed: those that nobody holds, for processes of other containers, which
-    share memory but no numbers, hold theirs too.
-    """
-    for path in place.glob("thresher-*.pixels"):
-        with suppress(OSError), open(path, "rb") as file:
-            if time.time() - path.stat().st_mtime > _YOUNG:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
+            os.truncate(file, size)
+        yield path
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        os.close(file)
 
 
 class _Model:

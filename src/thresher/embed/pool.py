@@ -7,11 +7,10 @@ however many workers they are written, so that a killed run goes on to the same 
 from __future__ import annotations
 
 import base64
-import errno
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.data import Part
-from thresher.errors import OutputError, PoolError, UsageError
+from thresher.errors import PoolError, UsageError
 from thresher.io.paths import writable
+from thresher.runtime import locks
 from thresher.runtime.files import writing
 
 PLAN = "pool.json"
@@ -31,6 +31,7 @@ FOLDERS = {"image": "img_emb", "text": "text_emb"}
 TABLES = "metadata"
 OWN = ("key", "text", "uid", "width", "height", "shard", "offset", "thumbnail")  # columns that embedding makes itself
 
+_LOCK = ".embed.lock"
 _GROUP = 4_096  # rows of a row group, or a batch more
 _LONG = 2**20  # bytes of a note in a footer that are not packed
 _MARK = b"thresher"  # what a table says of the samples that are not in it
@@ -229,7 +230,7 @@ class ShardWriter:
         import pyarrow as pa
 
         for name, file in self.files.items():
-            np.ascontiguousarray(vectors[name], np.float16).tofile(file)
+            file.write(np.ascontiguousarray(vectors[name], np.float16).data)  # tofile() would not say why it failed
         self.held.append(pa.table([pa.array(columns[one.name], one.type) for one in self.schema], schema=self.schema))
         self.rows += len(self.held[-1])
         if sum(map(len, self.held)) >= _GROUP:
@@ -309,33 +310,21 @@ def written(folder: Path, number: int) -> dict[str, Any] | None:
 
 
 def unfinished(folder: Path) -> list[Path]:
-    """Return what a killed process left half-written in a folder itself."""
-    return list(folder.glob(".*.tmp*"))
+    """Return what a killed process left half-written in a folder itself, and its lock."""
+    return [*folder.glob(".*.tmp*"), *folder.glob(_LOCK)]
 
 
 @contextmanager
-def holding(folder: Path) -> Iterator[None]:
+def holding(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Hold a folder for this process, and remove what a killed one left unfinished in it.
+
+    Where the file system has no locks it goes on without, and says so.
 
     Raises:
         OutputError: Another process embeds into it.
     """
-    try:
-        import fcntl
-    except ImportError:  # a system without locks of files
+    with locks.holding(folder / _LOCK, f"the pool {folder}", wait=False) as locked:
+        if not locked:
+            say(f"{folder}: {locks.NO_LOCKS}")
+        locks.sweep([*folder.glob(".*.tmp*"), *folder.glob("*/.*.tmp*")])
         yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputError(f"{folder}: another process is embedding into it; wait for its end") from None
-        except OSError as error:
-            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):  # some file systems know no locks
-                raise
-        for path in [*unfinished(folder), *folder.glob("*/.*.tmp*")]:
-            path.unlink(missing_ok=True)
-        yield
-    finally:
-        os.close(handle)
