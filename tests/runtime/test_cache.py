@@ -135,7 +135,6 @@ def test_columns_killed_at_any_moment_go_on_to_the_same(tmp_path: Path) -> None:
 
         assert right(cache.columns("numbers", KEY, DTYPES, 100, noted))
         assert all(start in (0, 40, 80, 100) for start in begun)
-        gc.collect()
         cache.clear()
         assert [path for path in cache.folder.rglob("*") if path.is_file()] == []
         point += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from thresher.runtime.format import duration, pace, rate, share, size
+from thresher.runtime.format import duration, pace, percent, rate, size
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,15 @@ def test_rates_and_shares() -> None:
     assert rate(30, 20, "pictures") == "1.5 pictures/s"
     assert rate(9.96, 1) == "10 rows/s"
     assert rate(0, 5) == rate(5, 0) == "0 rows/s"
-    assert share(0.1256) == "12.6%"
+    shares = [percent(0.1256), percent(1, 8), percent(0, 9), percent(3, 3), percent(0, 0)]
+    assert shares == [
+        "12.6%",
+        "12.5%",
+        "0.0%",
+        "100.0%",
+        "-",
+    ]
+    assert [percent(1, 10**6), percent(10**6 - 1, 10**6)] == ["<0.1%", ">99.9%"]
     assert pace(250, 1000, 10) == "25 rows/s, ETA 30.0 s"
     assert pace(1, 1, 10, "shards") == "0.1 shards/s, ETA 0.0 s"
     assert pace(0, 10, 5) == "ETA unknown"

@@ -25,8 +25,15 @@ def rate(count: float, seconds: float, unit: str = "rows") -> str:
     return f"{value:,.0f} {unit}/s" if value >= 9.95 or value == 0 else f"{value:.1f} {unit}/s"
 
 
-def share(value: float) -> str:
-    """Return a part of a whole: "12.5%"."""
+def percent(part: float, whole: float = 1.0) -> str:
+    """Return a part of a whole: "12.5%", "-" of nothing; never rounds something to nothing, or almost all to all."""
+    if not whole:
+        return "-"
+    value = part / whole
+    if 0 < value < 0.001:
+        return "<0.1%"
+    if 0.999 < value < 1:
+        return ">99.9%"
     return f"{value:.1%}"
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
-from thresher.runtime.format import duration, pace, share
+from thresher.runtime.format import duration, pace, percent
 
 _EVERY = 10.0  # seconds between lines of a log
 Advance = Callable[[int], None]
@@ -118,7 +118,7 @@ class Lines:
             counted.add(rows)
             if (spent := counted.seconds()) - last >= _EVERY and counted.done < total:
                 last = spent
-                shares = f"{share(counted.done / total)} ({counted.done:,} of {total:,} {unit})"
+                shares = f"{percent(counted.done, total)} ({counted.done:,} of {total:,} {unit})"
                 self.say(f"{label}: {shares}, {counted.pace()}")
 
         yield advance
