@@ -30,7 +30,6 @@ from thresher.report.facts import (
     judged,
     legible,
     pairs,
-    percent,
     plain,
     repeats,
     seeds,
@@ -38,6 +37,7 @@ from thresher.report.facts import (
     worded,
     words,
 )
+from thresher.runtime.format import percent
 from thresher.select.registry import METHODS
 
 ROWS = 300

@@ -33,7 +33,6 @@ from thresher.report.facts import (
     origins,
     pairs,
     parameters,
-    percent,
     plain,
     reasons,
     repeats,
@@ -43,6 +42,7 @@ from thresher.report.facts import (
 )
 from thresher.report.pages import rendered
 from thresher.runtime.files import writing
+from thresher.runtime.format import percent
 from thresher.select.audit import Audit
 from thresher.select.covariance import CovarianceError, Deviation
 from thresher.selection import Selection, Step

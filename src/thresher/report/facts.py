@@ -36,18 +36,6 @@ _GROUP_ORDER = ("quota", "complexity", "d_intra", "d_inter")
 # --- numbers and words ----------------------------------------------------------------------------
 
 
-def percent(part: float, whole: float) -> str:
-    """Return a share as text that never rounds something to nothing, or almost all to all."""
-    if not whole:
-        return "-"
-    share = part / whole
-    if 0 < share < 0.001:
-        return "<0.1%"
-    if 0.999 < share < 1:
-        return ">99.9%"
-    return f"{share:.1%}"
-
-
 def number(value: Any) -> str:
     """Return a count with separators, another number with four digits behind the point."""
     if value is None or (isinstance(value, float) and np.isnan(value)):

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from thresher.report.facts import Clusters, Histogram, percent
+from thresher.report.facts import Clusters, Histogram
+from thresher.runtime.format import percent
 from thresher.selection import Selection
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from importlib import resources
 from typing import Any
 
 from thresher.report import figures
-from thresher.report.facts import brief, number, percent, plain
+from thresher.report.facts import brief, number, plain
+from thresher.runtime.format import percent
 
 
 def rendered(template: str, **values: Any) -> str:

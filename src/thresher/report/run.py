@@ -18,9 +18,10 @@ from thresher.pool.store import EmbeddingStore
 from thresher.report import curves
 from thresher.report.epochs import Epochs, Group, groups, settled
 from thresher.report.examples import Example, look_up
-from thresher.report.facts import number, percent, plain
+from thresher.report.facts import number, plain
 from thresher.report.pages import rendered
 from thresher.runtime.files import writing
+from thresher.runtime.format import duration, percent
 
 _OPEN = 60  # epochs up to which their table is shown open
 _COLUMNS = {
@@ -162,8 +163,8 @@ def _facts(training: Training, found: Epochs) -> list[tuple[str, str]]:
     told.append(("Left out", f"{number(int(left_out))} samples{share}{promised}"))
     seconds = float(found["seconds"].sum())
     if np.isfinite(seconds):
-        about = f"; about {_time(saved)} saved, at the speed of the rest" if saved > 0 else ""
-        told.append(("Training", f"{_time(seconds)}{about}"))
+        about = f"; about {duration(saved)} saved, at the speed of the rest" if saved > 0 else ""
+        told.append(("Training", f"{duration(seconds)}{about}"))
     return told
 
 
@@ -225,9 +226,3 @@ def _metrics(found: Epochs) -> list[_Metric]:
 
 def _value(value: Any) -> str:
     return plain(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str), 300)
-
-
-def _time(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
