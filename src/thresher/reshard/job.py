@@ -38,15 +38,11 @@ from thresher.reshard.plan import (
     places_of,
     planned,
 )
+from thresher.runtime import locks
 from thresher.runtime.engine import Engine, make_engine
 from thresher.runtime.files import DAMAGED, only, probe, writing
 from thresher.runtime.progress import Advance, Progress, Silent
 from thresher.selection import Selection
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 T = TypeVar("T")
 RESULT, SIZES, MISSING, ASIDE = "reshard.json", "sizes.json", "missing.txt", "set-aside.txt"
@@ -108,7 +104,7 @@ def carry_out(job: Job, sel: Chosen, workers: int | None, progress: Progress | N
         found = _find(data, sources, sel, engine, progress, processes=job.processes)
     asked = {"as": form, "per_shard": job.per_shard, "shuffle": job.shuffle}
     digest = found.plan.digest(_PLAN, asked, data.kind, [source.stamp for source in sources])
-    with _holding(out, digest, overwrite=job.overwrite):
+    with _holding(out, digest, progress.say, overwrite=job.overwrite):
         if (done := _finished(out, digest)) is None:
             if not (out / WORK / FOUND).exists():
                 _remember(out / WORK / FOUND, inputs, found)
@@ -295,7 +291,7 @@ def _placed(task: tuple[Source, Places | None]) -> Matched:
 
 
 @contextmanager
-def _holding(out: Path, digest: str, *, overwrite: bool) -> Iterator[None]:
+def _holding(out: Path, digest: str, say: Callable[[str], None], *, overwrite: bool) -> Iterator[None]:
     """Make the folder ready: go on with what was begun by the same plan, refuse or remove what others left.
 
     Raises:
@@ -314,21 +310,17 @@ def _holding(out: Path, digest: str, *, overwrite: bool) -> Iterator[None]:
         (out / WORK).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{out}: cannot be made ({error.strerror}); choose another place") from None
-    with open(out / WORK / "lock", "w") as lock:
-        if fcntl is not None:  # released by the system with the process
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise OutputError(f"{out}: another process is writing there; wait for it") from None
+    with locks.holding(out / WORK / locks.LOCK, f"the folder {out}", wait=False) as locked:
+        if not locked:
+            say(f"{out}: {locks.NO_LOCKS}")
         if begun != digest:
             for name in names & own - {RESULT, WORK}:
                 (out / name).unlink(missing_ok=True)
             for path in (out / WORK).iterdir():
-                if path.name != "lock":
+                if path.name != locks.LOCK:
                     path.unlink()
             (out / RESULT).unlink(missing_ok=True)
-        for name in filter(_SCRATCH.fullmatch, names):  # of a run that was killed
-            (out / name).unlink(missing_ok=True)
+        locks.sweep(out / name for name in filter(_SCRATCH.fullmatch, names))  # of a run that was killed
         _write_json(out / WORK / PLAN, {"plan": digest})
         yield
         shutil.rmtree(out / WORK, ignore_errors=True)

@@ -5,8 +5,6 @@ Shape letters: C samples chosen, M samples to write (a sample counts as often as
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +18,7 @@ from thresher.errors import UsageError
 from thresher.export.keys import Chosen, KeySet, hashes_of
 from thresher.io.tar import Headers, Row
 from thresher.pool.store import reopen
+from thresher.runtime.random import digest, generator
 from thresher.selection import Selection
 
 Hashes = npt.NDArray[np.uint64]
@@ -176,8 +175,7 @@ class Plan:
 
     def shuffled(self, seed: int) -> Plan:
         """Return the same samples in an order that the seed and their number say."""
-        words = np.frombuffer(hashlib.sha256(json.dumps([seed, "reshard"]).encode()).digest()[:16], np.uint64)
-        return self._taken(np.random.Generator(np.random.Philox(key=words)).permutation(len(self)))
+        return self._taken(generator(seed, "reshard").permutation(len(self)))
 
     def _taken(self, which: slice | Ints) -> Plan:
         return replace(
@@ -199,10 +197,7 @@ class Plan:
 
     def digest(self, *what: Any) -> str:
         """Hash what is to be written, and whatever else decides about the bytes."""
-        found = hashlib.sha256(json.dumps(what).encode())
-        for array in (self.source_M, self.start_M, self.length_M, self.copy_M):
-            found.update(np.ascontiguousarray(array).data)
-        return found.hexdigest()[:32]
+        return digest(what, self.source_M, self.start_M, self.length_M, self.copy_M)[:32]
 
     def renamed(self, key: str, copy: int) -> str:
         """Return the name of a sample: its key, or the ``copy``-th of KEY-1, KEY-2 ... that is no sample's own key."""
