@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import os
 from collections import Counter
@@ -24,6 +23,7 @@ from thresher.io.listing import natural
 from thresher.io.open import trusting
 from thresher.io.paths import inside, visible, writable
 from thresher.io.pictures import ENDINGS
+from thresher.runtime.random import digest
 
 CAPTION_FILES = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.parquet", "captions.txt", "captions.csv",
                  "captions.tsv", "captions.json", "captions.jsonl")  # fmt: skip
@@ -110,8 +110,7 @@ class FolderPart(Part):
 
     def stamp(self) -> list[Any]:
         """Return a hash of its names, keys and captions: the time of a folder says nothing of the folders in it."""
-        told = json.dumps([self.names, self.keys, self.captions])
-        return [hashlib.sha256(told.encode()).hexdigest()[:32]]
+        return [digest([self.names, self.keys, self.captions])[:32]]
 
     def samples(self) -> Iterator[Sample]:
         """Yield the samples; a caption that no file of captions gave is looked for beside the picture."""
