@@ -21,6 +21,7 @@ from thresher.ops.neighbors import nearest_other
 from thresher.ops.vectors import F32, inverse_norms, to_float32
 from thresher.pool.layout import Options
 from thresher.pool.store import Block, EmbeddingStore, open_store
+from thresher.runtime.format import duration
 from thresher.select.run import Run
 from thresher.selection import Selection, packed
 
@@ -147,7 +148,7 @@ def nearest(run: Run, reference: Reference, name: str) -> tuple[F32, Rows]:
     def fill(start: int) -> Iterator[tuple[Any, ...]]:
         work = float(n - start) * m * run.store.dim(name)
         if work > _MUCH:
-            left = _told(work / _speed(run.store.dim(name), run.engine.workers))
+            left = duration(work / _speed(run.store.dim(name), run.engine.workers))
             run.progress.say(f"comparing {n - start:,} rows with {m:,} of {reference.location}: about {left}")
         tasks = ((block, lo, min(lo + step, m)) for block in run.store.blocks(name, start) for lo in starts)
         found = run.engine.map(partial(_compare, run.store, other.store, name), tasks)
@@ -199,9 +200,3 @@ def _speed(dim: int, workers: int) -> float:
             turns += 1
         spent = time.perf_counter() - begin
     return turns * len(rows) * rows.size * workers / spent
-
-
-def _told(seconds: float) -> str:
-    if seconds < 5_400:
-        return f"{max(seconds / 60, 1):.0f} min"
-    return f"{seconds / 3_600:.1f} h"
