@@ -28,6 +28,8 @@ from thresher.evaluate.sets import EvalSet, read_eval
 from thresher.io.pictures import Resize, decode
 from thresher.pool.store import absolute
 from thresher.runtime.files import writing
+from thresher.runtime.format import duration
+from thresher.runtime.locks import sweep
 from thresher.runtime.progress import Progress
 from thresher.train.data import PICTURES, SET_ASIDE, Pairs, open_pairs, times_of
 
@@ -247,9 +249,8 @@ def _scratch(name: str) -> bool:
 
 
 def _sweep(folder: Path) -> None:
-    for path in folder.iterdir() if folder.exists() else ():
-        if _scratch(path.name) and path.is_file():
-            path.unlink()
+    if folder.exists():
+        sweep(path for path in folder.iterdir() if _scratch(path.name) and path.is_file())
 
 
 def fit(
@@ -364,9 +365,9 @@ def _told(log: Sequence[Mapping[str, Any]], sampler: PruningSampler) -> list[str
     )
     if entry["pruned_so_far"] > 0:
         pruned = sum(e["total"] - e["rows"] for e in log)
-        line += f"; {entry['pruned_so_far']:.1%} pruned so far, about {_time(pruned * spent / seen)} saved"
+        line += f"; {entry['pruned_so_far']:.1%} pruned so far, about {duration(pruned * spent / seen)} saved"
     if sampler.plan is not None:
-        line += f"; ETA {_time(sampler.steps_left() * sampler.batch_size * spent / seen)}"
+        line += f"; ETA {duration(sampler.steps_left() * sampler.batch_size * spent / seen)}"
         evaluations = entry.get("eval", {})
         return [line, *(each for name, found in evaluations.items() for each in (f"{name}:", *table_of(found)))]
     return [line]
@@ -381,12 +382,6 @@ def table_of(found: Mapping[str, float]) -> list[str]:
             chance = found.get(f"{name}_chance")
             lines.append(f"  {name:40} {told}" + ("" if chance is None else f"  (chance {chance:.3f})"))
     return lines
-
-
-def _time(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
 
 
 @dataclass
