@@ -32,6 +32,7 @@ from thresher.dynamic.policy import Policy
 from thresher.dynamic.schedule import cosine_by_progress
 from thresher.dynamic.stream import ID, StaticKeys, StreamPruner, id_of, ids_of, prune_stream
 from thresher.errors import UsageError
+from thresher.runtime.locks import Scratch
 
 N, B, EPOCHS = 200, 20, 8
 KEYS = [f"shard/{i:06d}" for i in range(N)]
@@ -474,17 +475,32 @@ def test_the_folder_has_two_versions_and_goes_with_its_pruner(tmp_path: Path) ->
     pruner = make("scan", scratch=tmp_path)
     train(pruner, until=5)
     (folder,) = tmp_path.iterdir()
-    assert sorted(path.name for path in folder.iterdir()) == ["5", "6", "now.npy"]
+    assert sorted(path.name for path in folder.iterdir()) == ["5", "6", "lock", "now.npy"]
     if hasattr(os, "fork"):
         child = os.fork()
         if child == 0:
-            stream._remove(folder, os.getppid())
+            stream._remove(Scratch(folder, os.open(folder / "lock", os.O_RDWR)), os.getppid())
             os._exit(0)
         os.waitpid(child, 0)
         assert folder.exists()
-    del pruner
+    other = make("scan", scratch=tmp_path)
+    assert folder.exists(), "what another pruner uses was swept"
+    del pruner, other
     gc.collect()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="is killed as a child process")
+def test_the_folder_of_a_killed_run_goes_with_the_next(tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        pruner = make("scan", scratch=tmp_path)
+        os._exit(0 if pruner.folder.exists() else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    (left,) = tmp_path.iterdir()
+    pruner = make("scan", scratch=tmp_path)
+    assert not left.exists()
+    assert pruner.folder.exists()
 
 
 # webdataset

@@ -43,6 +43,7 @@ from thresher.dynamic.pick import whole
 from thresher.dynamic.policy import Plan, Policy
 from thresher.errors import UsageError
 from thresher.ops.key_hash import id_of
+from thresher.runtime.locks import Scratch, create_locked_folder, sweep
 
 if TYPE_CHECKING:
     import torch  # noqa: TID253
@@ -213,8 +214,11 @@ class StreamPruner(PruningLoop):
                 f"{name} goes by row numbers, which a stream has not; give StaticKeys.of_keys(keys, total)"
             )
         self.policy, self.batch_size, self.epochs, self.samples, self.seed = policy, batch_size, epochs, samples, seed
-        self.folder = Path(tempfile.mkdtemp(prefix="thresher-stream-", dir=scratch))
-        weakref.finalize(self, _remove, self.folder, os.getpid())
+        place = Path(scratch or tempfile.gettempdir())
+        sweep(place.glob("thresher-stream-*"))  # of runs that were killed
+        held = create_locked_folder(place, "thresher-stream-", mode=0o700)
+        self.folder = held.path
+        weakref.finalize(self, _remove, held, os.getpid())
         self._now = np.lib.format.open_memmap(self.folder / "now.npy", mode="w+", dtype=np.int64, shape=(2,))
         self.hashes_N: Ints = np.empty(0, np.int64)
         self.checks_N: Checks = np.empty(0, np.uint32)
@@ -546,7 +550,7 @@ def _look_up(hashes_N: Ints, checks_N: npt.NDArray[Any], ids_M2: Ints) -> tuple[
     return at_M, (hashes_N[at_M] == ids_M2[:, 0]) & (checks_N[at_M] == ids_M2[:, 1])
 
 
-def _remove(folder: Path, owner: int) -> None:
+def _remove(held: Scratch, owner: int) -> None:
     """Remove the folder of a pruner that is gone, not that of its copy in a forked worker."""
     if os.getpid() == owner:
-        shutil.rmtree(folder, ignore_errors=True)
+        held.remove()
