@@ -34,6 +34,7 @@ LIMIT = 20 * 10**9
 FORMAT = 1  # of the arrays: raised when what a key stands for changes
 _HINT = "choose another cache folder with --cache"
 _HOUR = 3600.0
+_MOVABLE = os.name != "nt"  # whether a mapped file can be moved
 
 
 def default_folder() -> str:
@@ -141,9 +142,11 @@ class Cache:
                 return found
             self._fill(folder, dtypes, rows, fill, width)
             for column, path in paths.items():
+                made = folder / f"{column}.npy"
                 with write_errors(path, _HINT):
-                    found[column] = mapped(folder / f"{column}.npy")  # in use before another run could remove it
-                    os.replace(folder / f"{column}.npy", path)
+                    array = mapped(made) if _MOVABLE else None  # in use before another run could remove it
+                    os.replace(made, path)
+                    found[column] = mapped(path) if array is None else array
         return found
 
     def _all(self, paths: Mapping[str, Path]) -> dict[str, Array]:

@@ -105,9 +105,12 @@ def holding(
         yield state is Held.HERE
     finally:
         with suppress(OSError):
-            if state is Held.UNKNOWN or _is(file, path):  # only its holder removes a lock file
+            if state is Held.HERE and _is(file, path):  # only its holder removes a lock file
                 path.unlink()
         os.close(file)
+        with suppress(OSError):
+            if state is Held.UNKNOWN:
+                path.unlink()
 
 
 def _acquired(path: Path, what: str, wait: bool, say: Callable[[str], None] | None) -> tuple[int, Held]:
@@ -302,6 +305,8 @@ class Scratch:
 
     def remove(self) -> None:
         """Remove the folder, as far as that is possible."""
+        if sys.platform == "win32":  # where an open file cannot be removed, and there are no locks
+            self._close()
         with suppress(OSError):
             _remove_all(self.path)
         self._close()
