@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from thresher import __version__
 from thresher.errors import BudgetError, OutputError, PoolError, UsageError
-from thresher.runtime.files import DAMAGED, only, writing_folder
+from thresher.runtime.files import DAMAGED, refuse_foreign_files, writing_folder
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
@@ -100,7 +100,7 @@ class Keep:
         return f"{exact}%" if Fraction(Decimal(exact)) == percent else f"{float(percent)!r}%"
 
 
-class Figure(float):
+class RoundedFloat(float):
     """A number that is not rounded to nothing: fixed digits become significant ones where all would be 0."""
 
     def __format__(self, spec: str) -> str:
@@ -159,7 +159,7 @@ class Step:
         """Say why row number ``i`` of those given was dropped."""
         template = self.reasons[int(self.rows["code"][i]) if "code" in self.rows else 0]
         values = {name: self._value(name, i) for name in _names(template)}
-        return template.format(**{k: Figure(v) if isinstance(v, float) else v for k, v in values.items()})
+        return template.format(**{k: RoundedFloat(v) if isinstance(v, float) else v for k, v in values.items()})
 
     def _value(self, name: str, i: int) -> Any:
         if name == "cut":
@@ -366,7 +366,7 @@ class Selection:
             raise OutputError(f"{target}: exists already; choose another name or pass --overwrite")
         if target.exists() and not (target / "selection.json").exists() and any(target.iterdir()):
             raise OutputError(f"{target}: is not a selection folder; it is not overwritten")
-        only(target, FILES)
+        refuse_foreign_files(target, FILES)
         with writing_folder(target) as scratch:
             self._write(scratch)
         return target

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from thresher.errors import UsageError
 from thresher.export.keys import KeySet
-from thresher.reshard.plan import Matched, Plan, Scanned, Source, match, planned
+from thresher.reshard.plan import Matched, ReshardPlan, Scanned, Source, match, planned
 
 
 def scanned(keys: list[str]) -> Scanned:
@@ -48,7 +48,7 @@ def test_every_chosen_sample_as_often_as_it_is_used(files: list[list[str]], data
 
 @given(st.sets(st.sampled_from(["a", "a-1", "a-2", "a-1-1", "b"])), st.integers(1, 5))
 def test_names_of_copies_are_nobodys(keys: set[str], copies: int) -> None:
-    plan = Plan(*(np.empty(0, kind) for kind in ("u4", "i8", "i8", "i4")), KeySet.from_keys(keys))  # type: ignore[arg-type]
+    plan = ReshardPlan(*(np.empty(0, kind) for kind in ("u4", "i8", "i8", "i4")), KeySet.from_keys(keys))  # type: ignore[arg-type]
     made = [plan.renamed(key, copy) for key in sorted(keys) for copy in range(copies)]
     assert len(set(made)) == len(made)
     assert all(plan.renamed(key, 0) == key for key in keys)

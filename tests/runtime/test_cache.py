@@ -19,7 +19,7 @@ import pytest
 from tests.runtime.common import as_nobody, begin, end_of, killed_at, needs_root, no_locks, run, wait_for
 from thresher import Cache, OutputError, build, open_store, run_steps
 from thresher.runtime.cache import default_folder, mapped
-from thresher.runtime.engine import Serial
+from thresher.runtime.engines.serial import Serial
 
 pytest.importorskip("fcntl")
 

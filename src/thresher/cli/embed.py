@@ -95,7 +95,7 @@ def embed_classes(
     from thresher.embed.classes import embed_classes as run
     from thresher.embed.classes import read_names, read_templates, write_classes
     from thresher.embed.encoders import make_encoder
-    from thresher.runtime.files import probe
+    from thresher.runtime.files import check_writable
 
     target = Path(out)
     if target.suffix != ".npy":
@@ -106,7 +106,7 @@ def embed_classes(
         given = path.exists() and path.samefile(names)
         if path.is_dir() or (path.exists() and not given and not overwrite):
             raise OutputError(f"{path}: exists already; choose another name or pass --overwrite")
-    probe(target)
+    check_writable(target)
     made = make_encoder(encoder, device=device, precision=precision)
     found = run(classes, made, sentences, batch=batch_size)
     write_classes(found, classes, target, keep=names)

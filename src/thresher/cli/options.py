@@ -291,7 +291,7 @@ def free_folder(out: str, overwrite: bool, names: Sequence[str]) -> Path:
     Raises:
         OutputError: It cannot be written, or holds something that is not to be replaced.
     """
-    from thresher.runtime.files import only, probe
+    from thresher.runtime.files import check_writable, refuse_foreign_files
 
     target = Path(out)
     if target.exists() and not target.is_dir():
@@ -301,6 +301,6 @@ def free_folder(out: str, overwrite: bool, names: Sequence[str]) -> Path:
             raise OutputError(f"{target}: exists and is not a result of thresher; choose another name")
         if not overwrite:
             raise OutputError(f"{target}: exists already; choose another name or pass --overwrite")
-        only(target, names)
-    probe(target)
+        refuse_foreign_files(target, names)
+    check_writable(target)
     return target

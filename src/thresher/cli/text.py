@@ -180,7 +180,7 @@ def clustered(found: Mapping[str, Any]) -> Iterator[str]:
 
 def explanation(found: Mapping[str, Any]) -> Iterator[str]:
     """Yield lines on a row of a selection."""
-    from thresher.selection import Figure
+    from thresher.selection import RoundedFloat
 
     fate = "dropped" if not found["kept"] else "kept" if found["uses"] == 1 else f"kept, used {found['uses']:,} times"
     yield f"row {found['row']:,}, key {found['key']}{_caption(found)}: {fate}"
@@ -188,8 +188,8 @@ def explanation(found: Mapping[str, Any]) -> Iterator[str]:
         package = f" ({step['package']})" if step["package"] else ""
         yield f"  {number}. {step['method']}{package}: {step['verdict']} - {step['reason'] or 'passes'}"
         if "score" in step and "history" not in step:
-            cut = "" if step["cut"] is None else f" (cut at {Figure(step['cut']):.4f})"
-            yield f"     {step['meaning']}: {Figure(step['score']):.4f}{cut}"
+            cut = "" if step["cut"] is None else f" (cut at {RoundedFloat(step['cut']):.4f})"
+            yield f"     {step['meaning']}: {RoundedFloat(step['score']):.4f}{cut}"
         if "history" in step and not step["reason"]:  # the reason of a dropped row says it already
             yield f"     {_history(step['history'])}"
         if "cluster" in step:

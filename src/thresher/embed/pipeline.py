@@ -28,7 +28,7 @@ from thresher.embed.pool import (
     PLAN,
     SET_ASIDE,
     TABLES,
-    Plan,
+    PoolPlan,
     ShardWriter,
     holding,
     place_of,
@@ -46,7 +46,7 @@ from thresher.io.pictures import PIXELS
 from thresher.runtime.engine import Engine, cores
 from thresher.runtime.engines.processes import Processes
 from thresher.runtime.engines.serial import Serial
-from thresher.runtime.files import only, writing
+from thresher.runtime.files import refuse_foreign_files, writing
 from thresher.runtime.locks import create_locked, sweep
 from thresher.runtime.progress import Advance, Progress, Silent
 
@@ -154,9 +154,11 @@ def embed(
     folder = Path(pool)
     source = open_data(data, settings.data)
     _apart(data, folder)
-    known = None if overwrite else Plan.read(folder)
+    known = None if overwrite else PoolPlan.read(folder)
     if known is None:
-        only(folder, [PLAN, SET_ASIDE, TABLES, *FOLDERS.values(), *(path.name for path in unfinished(folder))])
+        refuse_foreign_files(
+            folder, [PLAN, SET_ASIDE, TABLES, *FOLDERS.values(), *(path.name for path in unfinished(folder))]
+        )
     devices = _devices(settings.device)
     encoder = make_encoder(settings.encoder, device=devices[0], precision=settings.precision)
     asked, notes = _planned(source, encoder, settings)
@@ -167,7 +169,7 @@ def embed(
     with holding(folder, progress.say):
         if overwrite:
             _clear(folder)
-        known = Plan.read(folder)  # again: another process may have been at work until now
+        known = PoolPlan.read(folder)  # again: another process may have been at work until now
         if known is None and (
             others := [path for name in (TABLES, *FOLDERS.values()) for path in _files(folder, name)]
         ):
@@ -230,7 +232,7 @@ def _devices(given: str) -> list[str]:
     return [f"cuda:{i}" for i in range(count)] if count > 1 else named
 
 
-def _planned(source: Data, encoder: Encoder, settings: EmbedSettings) -> tuple[Plan, tuple[str, ...]]:
+def _planned(source: Data, encoder: Encoder, settings: EmbedSettings) -> tuple[PoolPlan, tuple[str, ...]]:
     """Return what to write: which vectors, which columns, which shards."""
     offered = [name for name, dim in (("image", encoder.image_dim), ("text", encoder.text_dim)) if dim]
     if settings.only and settings.only not in offered:
@@ -272,7 +274,7 @@ def _planned(source: Data, encoder: Encoder, settings: EmbedSettings) -> tuple[P
         **({"allow-outside": True} if how.allow_outside else {}),
         **({"reader": how.reader} if how.reader else {}),
     }
-    return Plan(about, tuple(fields), columns, options, shards_of(source.parts)), tuple(notes)
+    return PoolPlan(about, tuple(fields), columns, options, shards_of(source.parts)), tuple(notes)
 
 
 def _some(source: Data) -> list[Sample]:
@@ -307,7 +309,7 @@ def _expected(source: Data, parts: Sequence[Part]) -> int:
 
 def _on_many(
     folder: Path,
-    plan: Plan,
+    plan: PoolPlan,
     settings: EmbedSettings,
     jobs: Sequence[tuple[int, Part]],
     devices: Sequence[str],
@@ -358,7 +360,7 @@ def _watch(folder: Path, numbers: Sequence[int], advance: Advance, ended: Event)
 
 
 def _on_one(
-    folder: Path, plan: Plan, settings: EmbedSettings, running: str, task: tuple[str, list[tuple[int, Part]]]
+    folder: Path, plan: PoolPlan, settings: EmbedSettings, running: str, task: tuple[str, list[tuple[int, Part]]]
 ) -> None:
     """Embed shards on one device until they are done, or until the file that says that all is well is gone."""
 
@@ -387,7 +389,7 @@ class _Chunk:
 
 def _embed(
     folder: Path,
-    plan: Plan,
+    plan: PoolPlan,
     encoder: Encoder,
     settings: EmbedSettings,
     jobs: Sequence[tuple[int, Part]],
@@ -435,7 +437,7 @@ def _decoding(workers: int) -> Iterator[Engine]:
         engine.close()
 
 
-def _schema(plan: Plan) -> Any:
+def _schema(plan: PoolPlan) -> Any:
     import pyarrow as pa
 
     thumbnail = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -443,7 +445,7 @@ def _schema(plan: Plan) -> Any:
     return pa.schema(list(kinds.items()))
 
 
-def _chunks(plan: Plan, jobs: Sequence[tuple[int, Part]]) -> Iterator[_Chunk]:
+def _chunks(plan: PoolPlan, jobs: Sequence[tuple[int, Part]]) -> Iterator[_Chunk]:
     """Yield the samples of some parts in chunks, at least one of every part."""
     for number, part in jobs:
         samples, last = part.samples(), False
@@ -463,7 +465,7 @@ def _chunks(plan: Plan, jobs: Sequence[tuple[int, Part]]) -> Iterator[_Chunk]:
             )
 
 
-def _unusable(plan: Plan, sample: Sample) -> str:
+def _unusable(plan: PoolPlan, sample: Sample) -> str:
     if "image" in plan.fields and sample.picture is None:
         return sample.why or "has no picture"
     return "has no caption" if "text" in plan.fields and not sample.text else ""
@@ -644,7 +646,7 @@ def joined(tokens: Sequence[Tokens]) -> Tokens:
 # --- the end --------------------------------------------------------------------------------------
 
 
-def _finished(folder: Path, plan: Plan, new: set[int], notes: Sequence[str], data: str) -> Embedded:
+def _finished(folder: Path, plan: PoolPlan, new: set[int], notes: Sequence[str], data: str) -> Embedded:
     """Mark the pool as finished, and list what is not in it."""
     rows, fresh, aside, damaged = 0, 0, 0, 0
     first = ""

@@ -67,7 +67,7 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PoolPlan:
     """What a pool is made of.
 
     Attributes:
@@ -98,7 +98,7 @@ class Plan:
             Path(scratch).write_text(json.dumps(told, indent=1) + "\n", encoding="ascii")
 
     @classmethod
-    def read(cls, folder: Path) -> Plan | None:
+    def read(cls, folder: Path) -> PoolPlan | None:
         """Return the plan of a folder, None where there is none.
 
         Raises:
@@ -118,7 +118,7 @@ class Plan:
                 f"{path}: cannot be read ({error}), damaged or of another version; pass --overwrite to begin anew"
             ) from None
 
-    def grown(self, folder: Path, asked: Plan) -> Plan:
+    def grown(self, folder: Path, asked: PoolPlan) -> PoolPlan:
         """Return this plan with those shards of another at its end that it does not have.
 
         Files that were moved since are known again by their names, sizes and times, where nothing is left at their old

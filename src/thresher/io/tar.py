@@ -20,7 +20,7 @@ from thresher.errors import PoolError
 from thresher.io.open import trusting
 from thresher.io.paths import all_plain, is_unsafe, visible
 
-BLOCK = 512
+TAR_BLOCK = 512
 _SPAN = 1 << 20  # bytes fetched at a time
 _NAME = 1 << 20  # bytes of a name or of notes on a member, at most
 _REGULAR = frozenset((b"0", b"\0", b"7"))
@@ -50,7 +50,7 @@ class Member(NamedTuple):
     @property
     def end(self) -> int:
         """Byte after its padding."""
-        return self.offset + -(-self.size // BLOCK) * BLOCK
+        return self.offset + -(-self.size // TAR_BLOCK) * TAR_BLOCK
 
 
 class Window:
@@ -85,8 +85,8 @@ def members(window: Window, path: str, at: int = 0) -> Iterator[Member]:
     longer, notes = "", dict[str, str]()
     read = window.read
     while True:
-        header = read(at, BLOCK)
-        if len(header) < BLOCK:
+        header = read(at, TAR_BLOCK)
+        if len(header) < TAR_BLOCK:
             if len(header) or start != at:
                 raise PoolError(f"{path}: is cut off at byte {window.size:,}, in the header of a member")
             if not at:
@@ -104,7 +104,7 @@ def members(window: Window, path: str, at: int = 0) -> Iterator[Member]:
             if not header.strip(b"\0"):
                 return
             raise PoolError(f"{path}: {_no_header(header, at)}")
-        offset = at + BLOCK
+        offset = at + TAR_BLOCK
         if kind in (b"L", b"K", b"x", b"g", b"X"):
             if size > _NAME:
                 raise PoolError(f"{path}: is damaged at byte {at:,}: {size:,} bytes of notes on a member")
@@ -115,7 +115,7 @@ def members(window: Window, path: str, at: int = 0) -> Iterator[Member]:
                 longer = _text(content.split(b"\0", 1)[0])
             elif kind in (b"x", b"X"):
                 notes = _notes(content, path, at)
-            at = offset + -(-size // BLOCK) * BLOCK
+            at = offset + -(-size // TAR_BLOCK) * TAR_BLOCK
             continue
         name = notes.get("path") or longer
         if not name:
@@ -226,7 +226,7 @@ def extent(window: Window, group: Group) -> tuple[int, int]:
     whole = True
     for member in group.members.values():
         whole &= member.start == end and (
-            member.offset == member.start + BLOCK or all(kind in LONG for kind, _, _ in notes_of(window, member))
+            member.offset == member.start + TAR_BLOCK or all(kind in LONG for kind, _, _ in notes_of(window, member))
         )
         end = member.end
     length = min(end, window.size) - start
@@ -235,10 +235,10 @@ def extent(window: Window, group: Group) -> tuple[int, int]:
 
 def notes_of(window: Window, member: Member) -> Iterator[tuple[bytes, int, int]]:
     """Yield the kinds of the headers before a member's own, where they begin, and where what they say ends."""
-    at, own = member.start, member.offset - BLOCK
+    at, own = member.start, member.offset - TAR_BLOCK
     while at < own:
         digits = window.read(at + 124, 12).strip(b"\0 ")
-        end = at + BLOCK + -(-int(digits or b"0", 8) // BLOCK) * BLOCK
+        end = at + TAR_BLOCK + -(-int(digits or b"0", 8) // TAR_BLOCK) * TAR_BLOCK
         yield window.read(at + 156, 1), at, end
         at = end
 
@@ -259,7 +259,7 @@ class Row(NamedTuple):
     @property
     def span(self) -> tuple[int, int]:
         """Where the header begins, and the bytes from there to the end of the padding."""
-        return self.offset - BLOCK, BLOCK + -(-self.size // BLOCK) * BLOCK
+        return self.offset - TAR_BLOCK, TAR_BLOCK + -(-self.size // TAR_BLOCK) * TAR_BLOCK
 
 
 def rows_of(window: Window, group: Group) -> list[Row]:
@@ -267,7 +267,7 @@ def rows_of(window: Window, group: Group) -> list[Row]:
     found: list[Row] = []
     for member in group.members.values():
         notes = ((at, to) for kind, at, to in notes_of(window, member) if kind in LONG)
-        found += [Row(at + BLOCK, to - at - BLOCK, "") for at, to in notes]
+        found += [Row(at + TAR_BLOCK, to - at - TAR_BLOCK, "") for at, to in notes]
         found.append(Row(member.offset, member.size, member.name))
     return found
 

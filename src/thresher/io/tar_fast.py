@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from thresher.io.open import trusting
 from thresher.io.paths import all_plain
-from thresher.io.tar import BLOCK, NOTES, Row, Window
+from thresher.io.tar import NOTES, TAR_BLOCK, Row, Window
 
 _PEEK = 4096  # bytes read at a place
 _STEP = 1 << 20  # and at most where reading goes on
@@ -83,11 +83,11 @@ class Skim(Window):
         held, lo, last = b"", 0, -1  # what was read, where in it the next header is, where the last one may be
         for _ in range(most):
             if lo > last:
-                held, lo = self._fetch(at, BLOCK), 0
-                self._held, self._at, last = held, at, len(held) - BLOCK
+                held, lo = self._fetch(at, TAR_BLOCK), 0
+                self._held, self._at, last = held, at, len(held) - TAR_BLOCK
                 if lo > last:
                     break
-            header = held[lo : lo + BLOCK]
+            header = held[lo : lo + TAR_BLOCK]
             try:
                 size = int(header[124:135], 8)
             except ValueError:
@@ -97,11 +97,11 @@ class Skim(Window):
             starts.append(at)
             found.append(header)
             if header[156] == _NOTES or ending and ending in header[:101]:
-                if lo + BLOCK + size > len(held) and size < _PEEK:
-                    held, lo = self._fetch(at, BLOCK + size), 0
-                    self._held, self._at, last = held, at, len(held) - BLOCK
-                contents[at] = held[lo + BLOCK : lo + BLOCK + size]
-            step = BLOCK + (size + BLOCK - 1 & -BLOCK)
+                if lo + TAR_BLOCK + size > len(held) and size < _PEEK:
+                    held, lo = self._fetch(at, TAR_BLOCK + size), 0
+                    self._held, self._at, last = held, at, len(held) - TAR_BLOCK
+                contents[at] = held[lo + TAR_BLOCK : lo + TAR_BLOCK + size]
+            step = TAR_BLOCK + (size + TAR_BLOCK - 1 & -TAR_BLOCK)
             at += step
             lo += step
         return starts, found, contents
@@ -166,10 +166,10 @@ def stretch(window: Skim, at: int, most: int, *, jsons: bool = False) -> Stretch
         At least one sample; None where there may be one that is not ordinary, or that may not be whole.
     """
     starts, found, contents = window.headers(at, most, b".json\0" if jsons else b"")
-    head_H = np.frombuffer(b"".join(found), np.uint8).reshape(-1, BLOCK)
+    head_H = np.frombuffer(b"".join(found), np.uint8).reshape(-1, TAR_BLOCK)
     start_H, notes_H = np.array(starts, np.int64), head_H[:, 156] == _NOTES
     size_H, good_H = _ordinary(head_H)
-    good_H &= start_H + BLOCK + size_H <= window.size
+    good_H &= start_H + TAR_BLOCK + size_H <= window.size
     for i in np.flatnonzero(notes_H).tolist():
         times = _TIMES.fullmatch(contents.pop(starts[i], b""))
         good_H[i] &= times is not None and int(times[1]) == size_H[i]
@@ -186,8 +186,10 @@ def stretch(window: Skim, at: int, most: int, *, jsons: bool = False) -> Stretch
         for i in which[:-1]:
             at, much = (starts[own[i]], size[own[i]]) if i >= 0 else (0, 0)
             content = contents.get(at, b"") if much else b""
-            told.append(content if len(content) == much else window.read(at + BLOCK, much) if much <= NOTES else b"")
-    offset_M, size_M = start_H[own_M] + BLOCK, size_H[own_M]
+            told.append(
+                content if len(content) == much else window.read(at + TAR_BLOCK, much) if much <= NOTES else b""
+            )
+    offset_M, size_M = start_H[own_M] + TAR_BLOCK, size_H[own_M]
     # The last sample may go on.
     return Stretch(keys[:-1], start_n[:-1], int(start_n[-1]), told, firsts, offset_M, size_M, names)
 

@@ -19,7 +19,7 @@ from thresher.errors import PoolError
 from thresher.ops.cut import top
 from thresher.select.audit import Audit
 from thresher.select.registry import METHODS
-from thresher.selection import Figure, Selection, Step
+from thresher.selection import RoundedFloat, Selection, Step
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
@@ -42,7 +42,7 @@ def number(value: Any) -> str:
         return "-"
     if isinstance(value, (int, np.integer)):
         return f"{value:,}"
-    return f"{Figure(value):.4f}" if abs(value) < 1e6 else f"{value:.4g}"
+    return f"{RoundedFloat(value):.4f}" if abs(value) < 1e6 else f"{value:.4g}"
 
 
 def plain(text: Any, limit: int = 0) -> str:
@@ -133,7 +133,7 @@ def words(template: str, cut: float | None) -> tuple[tuple[str, bool], ...]:
         if text:
             parts.append((text, False))
         if name == "cut" and cut is not None:
-            parts.append((format(Figure(cut), spec or ""), False))
+            parts.append((format(RoundedFloat(cut), spec or ""), False))
         elif name:
             parts.append((name.replace("_", " "), True))
     return tuple(parts)

@@ -15,14 +15,14 @@ import numpy as np
 from thresher.data.samples import Sample
 from thresher.errors import PoolError
 from thresher.io.pictures import kind_of
-from thresher.io.tar import BLOCK
-from thresher.reshard.plan import Plan, Source
+from thresher.io.tar import TAR_BLOCK
+from thresher.reshard.plan import ReshardPlan, Source
 from thresher.reshard.tars import RECORD, header
 
 _LONGEST = 180  # characters of a member's name before its ending
 
 
-def write(plan: Plan, sources: Sequence[Source], path: str) -> tuple[int, list[tuple[str, str]]]:
+def write(plan: ReshardPlan, sources: Sequence[Source], path: str) -> tuple[int, list[tuple[str, str]]]:
     """Write a tar of the samples of a plan, which are in the order of the data.
 
     Args:
@@ -50,7 +50,7 @@ def write(plan: Plan, sources: Sequence[Source], path: str) -> tuple[int, list[t
                 for copy in copies[lo:hi].tolist():
                     _add(out, plan.renamed(sample.key, copy), sample, picture, ending)
                     written += 1
-        out.write(bytes(-(-(out.tell() + 2 * BLOCK) // RECORD) * RECORD - out.tell()))
+        out.write(bytes(-(-(out.tell() + 2 * TAR_BLOCK) // RECORD) * RECORD - out.tell()))
     return written, aside
 
 
@@ -65,7 +65,7 @@ def _add(out: IO[bytes], key: str, sample: Sample, picture: bytes, ending: str) 
         info.mode = 0o644
         out.write(header(f"{name}.{kind}", len(data), info))
         out.write(data)
-        out.write(bytes(-len(data) % BLOCK))
+        out.write(bytes(-len(data) % TAR_BLOCK))
 
 
 def _plain(value: Any) -> Any:

@@ -10,12 +10,12 @@ import numpy as np
 from thresher.errors import PoolError
 from thresher.io.csv import LINE
 from thresher.io.open import open_file, trusting
-from thresher.reshard.plan import Plan, Source
+from thresher.reshard.plan import ReshardPlan, Source
 
 _CHUNK = 100_000  # lines at a time
 
 
-def write(plan: Plan, sources: Sequence[Source], path: str) -> None:
+def write(plan: ReshardPlan, sources: Sequence[Source], path: str) -> None:
     """Write a csv: the line of names, and the lines of a plan in its order.
 
     Raises:

@@ -31,7 +31,7 @@ from thresher.reshard.plan import (
     Matched,
     PlaceError,
     Places,
-    Plan,
+    ReshardPlan,
     Source,
     match,
     match_places,
@@ -40,7 +40,7 @@ from thresher.reshard.plan import (
 )
 from thresher.runtime import locks
 from thresher.runtime.engine import Engine, make_engine
-from thresher.runtime.files import DAMAGED, only, probe, writing
+from thresher.runtime.files import DAMAGED, check_writable, refuse_foreign_files, writing
 from thresher.runtime.progress import Advance, Progress, Silent
 from thresher.selection import Selection
 
@@ -80,7 +80,7 @@ class _Found:
         seen_N: Which of its keys were found.
     """
 
-    plan: Plan
+    plan: ReshardPlan
     by: str
     chosen: int
     aside: list[tuple[str, str, str]]
@@ -96,7 +96,7 @@ def carry_out(job: Job, sel: Chosen, workers: int | None, progress: Progress | N
     form = _form(job.form, data)
     out = Path(job.out)
     _apart(out, data)
-    probe(out)
+    check_writable(out)
     sources = [_source(part) for part in data.parts]
     inputs = _inputs(data, sources, sel)
     found = _remembered(out / WORK / FOUND, inputs, sel)
@@ -137,7 +137,7 @@ def _remembered(path: Path, inputs: str, sel: Chosen) -> _Found | None:
         if told.pop("inputs") != inputs:
             return None
         aside = [tuple(entry) for entry in told.pop("aside")]
-        seen_N, plan = arrays.pop("seen_N", None), Plan.of(arrays)
+        seen_N, plan = arrays.pop("seen_N", None), ReshardPlan.of(arrays)
     except (*DAMAGED, OSError, KeyError, zlib.error):  # or not there
         return None
     return _Found(plan, aside=aside, wanted=None if seen_N is None else read_keys(sel), seen_N=seen_N, **told)
@@ -301,7 +301,7 @@ def _holding(out: Path, digest: str, say: Callable[[str], None], *, overwrite: b
     own = {RESULT, SIZES, MISSING, ASIDE, CSV, WORK, *filter(_OWN.fullmatch, names)}
     begun = _plan_of(out / RESULT) or _plan_of(out / WORK / PLAN)
     if names - own or (names - {WORK} and not begun):
-        only(out, own if begun else (WORK,))
+        refuse_foreign_files(out, own if begun else (WORK,))
     if (out / WORK).is_symlink():
         raise OutputError(f"{out / WORK}: is a link, where a folder is to be made; remove it")
     if begun not in ("", digest) and not overwrite:
@@ -354,7 +354,7 @@ class _Writing:
     data: Data
     form: Form
     sources: list[Source]
-    plan: Plan
+    plan: ReshardPlan
     digest: str
     out: Path
     engine: Engine
@@ -371,10 +371,10 @@ class _Writing:
             return self._all(plan, self.out, lambda _: [CSV], partial(_csv, self.sources))
         return self._all(plan, self.out, _parquet_names, self._table(plan))
 
-    def _ordered(self, plan: Plan) -> Plan:
+    def _ordered(self, plan: ReshardPlan) -> ReshardPlan:
         return plan if self.job.shuffle is None else plan.shuffled(self.job.shuffle)
 
-    def _table(self, plan: Plan) -> Callable[[Plan, str], dict[str, Any]]:
+    def _table(self, plan: ReshardPlan) -> Callable[[ReshardPlan, str], dict[str, Any]]:
         """Return what writes a parquet file; to shuffle, the chosen rows are first gathered in Arrow files."""
         schema, group, spools = tables.schema_of(self.sources), tables.group_rows(self.sources), None
         if self.job.shuffle is not None:
@@ -398,7 +398,7 @@ class _Writing:
         sources = [_source(TarPart(path)) for path in paths]
         found = [source.part.scan() for source in sources]
         counts = [len(part.keys) for part in found]
-        plan = Plan(
+        plan = ReshardPlan(
             np.repeat(np.arange(len(found), dtype=np.uint32), counts),
             np.concatenate([part.start_n for part in found]),
             np.concatenate([part.length_n for part in found]),
@@ -411,10 +411,10 @@ class _Writing:
 
     def _all(
         self,
-        plan: Plan,
+        plan: ReshardPlan,
         folder: Path,
         names: Callable[[int], list[str]],
-        write: Callable[[Plan, str], dict[str, Any]],
+        write: Callable[[ReshardPlan, str], dict[str, Any]],
         label: str = "write",
     ) -> list[dict[str, Any]]:
         """Write each piece of a plan to a file, and what is told of it beside it; passes over those that are there."""
@@ -440,7 +440,7 @@ def _parquet_names(count: int) -> list[str]:
 
 
 def _shard(
-    folder: Path, digest: str, write: Callable[[Plan, str], dict[str, Any]], task: tuple[int, str, Plan]
+    folder: Path, digest: str, write: Callable[[ReshardPlan, str], dict[str, Any]], task: tuple[int, str, ReshardPlan]
 ) -> dict[str, Any]:
     """Write one file and what is told of it, unless both are there."""
     number, name, part = task
@@ -456,24 +456,24 @@ def _shard(
     return {**told, "name": name}
 
 
-def _tar(sources: list[Source], part: Plan, path: str) -> dict[str, Any]:
+def _tar(sources: list[Source], part: ReshardPlan, path: str) -> dict[str, Any]:
     tars.write(part, sources, path)
     return {"successes": len(part)}
 
 
-def _convert(sources: list[Source], part: Plan, path: str) -> dict[str, Any]:
+def _convert(sources: list[Source], part: ReshardPlan, path: str) -> dict[str, Any]:
     samples, aside = convert.write(part, sources, path)
     return {"successes": samples, "set_aside": aside} if aside else {"successes": samples}
 
 
 def _parquet(
-    sources: list[Source], schema: Any, group: int, spools: tables.Spools | None, part: Plan, path: str
+    sources: list[Source], schema: Any, group: int, spools: tables.Spools | None, part: ReshardPlan, path: str
 ) -> dict[str, Any]:
     tables.write(part, sources, schema, group, path, spools)
     return {"successes": len(part)}
 
 
-def _csv(sources: list[Source], part: Plan, path: str) -> dict[str, Any]:
+def _csv(sources: list[Source], part: ReshardPlan, path: str) -> dict[str, Any]:
     csvs.write(part, sources, path)
     return {"successes": len(part)}
 

@@ -116,7 +116,7 @@ class Index:
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class ReshardPlan:
     """What to write, M samples in their final order.
 
     Attributes:
@@ -139,7 +139,7 @@ class Plan:
         """Return M."""
         return len(self.start_M)
 
-    def part(self, lo: int, hi: int) -> Plan:
+    def part(self, lo: int, hi: int) -> ReshardPlan:
         """Return samples lo to hi."""
         return self._taken(slice(lo, hi))
 
@@ -160,7 +160,7 @@ class Plan:
         return found
 
     @classmethod
-    def of(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> Plan:
+    def of(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> ReshardPlan:
         """Make a plan of its arrays."""
         import pyarrow as pa
 
@@ -173,11 +173,11 @@ class Plan:
         names_N = KeySet(arrays["names"]) if "names" in arrays else None
         return cls(arrays["source_M"], arrays["start_M"], arrays["length_M"], arrays["copy_M"], names_N, index)
 
-    def shuffled(self, seed: int) -> Plan:
+    def shuffled(self, seed: int) -> ReshardPlan:
         """Return the same samples in an order that the seed and their number say."""
         return self._taken(generator(seed, "reshard").permutation(len(self)))
 
-    def _taken(self, which: slice | Ints) -> Plan:
+    def _taken(self, which: slice | Ints) -> ReshardPlan:
         return replace(
             self,
             source_M=self.source_M[which],
@@ -256,7 +256,7 @@ def match_places(found: Scanned, places: Places) -> Matched:
     )
 
 
-def planned(sources: Sequence[Source], found: Iterable[Matched], wanted: KeySet | None) -> tuple[Plan, Any]:
+def planned(sources: Sequence[Source], found: Iterable[Matched], wanted: KeySet | None) -> tuple[ReshardPlan, Any]:
     """Put together what was found.
 
     Args:
@@ -289,10 +289,12 @@ def planned(sources: Sequence[Source], found: Iterable[Matched], wanted: KeySet 
     source_C, start_C, length_C, times_C, names_C = (_joined(column) for column in columns)
     different = np.unique(names_C)
     if len(different) == len(names_C) and not (times_C > 1).any():
-        return Plan(source_C, start_C, length_C, np.zeros(len(start_C), np.int32), None, _indexed(index)), seen_N
+        return ReshardPlan(source_C, start_C, length_C, np.zeros(len(start_C), np.int32), None, _indexed(index)), seen_N
     index_M = np.repeat(np.arange(len(times_C)), times_C)
     copy_M = _occurrence(names_C[index_M])
-    plan = Plan(source_C[index_M], start_C[index_M], length_C[index_M], copy_M, KeySet(different), _indexed(index))
+    plan = ReshardPlan(
+        source_C[index_M], start_C[index_M], length_C[index_M], copy_M, KeySet(different), _indexed(index)
+    )
     return replace(plan, index=_completed(plan, sources, index)), seen_N
 
 
@@ -304,7 +306,9 @@ def _indexed(parts: Sequence[tuple[int, Ints, Headers]]) -> Index | None:
     return Index(source_k, start_k, Headers.joined([headers for _, _, headers in parts]))
 
 
-def _completed(plan: Plan, sources: Sequence[Source], parts: Sequence[tuple[int, Ints, Headers]]) -> Index | None:
+def _completed(
+    plan: ReshardPlan, sources: Sequence[Source], parts: Sequence[tuple[int, Ints, Headers]]
+) -> Index | None:
     """Return the index with the headers of samples that get other names since others, found by place, have the same."""
     if plan.index is None:
         return None

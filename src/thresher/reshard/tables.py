@@ -10,7 +10,7 @@ import numpy as np
 
 from thresher.data.parts import Ints
 from thresher.errors import PoolError
-from thresher.reshard.plan import Plan, Source
+from thresher.reshard.plan import ReshardPlan, Source
 
 _GROUP_ROWS = 1_000  # of a row group that is written
 _GROUP_BYTES = 64 << 20
@@ -74,7 +74,7 @@ class Spools:
         self._files: dict[int, Any] = {}
         self._batches: dict[tuple[int, int], Any] = {}
 
-    def take(self, plan: Plan) -> Any:
+    def take(self, plan: ReshardPlan) -> Any:
         """Return the rows of a piece of a plan, in its order, as a table."""
         import pyarrow as pa
 
@@ -104,7 +104,7 @@ class Spools:
 
 
 def write(
-    plan: Plan, sources: Sequence[Source], schema: Any, group: int, path: str, spools: Spools | None = None
+    plan: ReshardPlan, sources: Sequence[Source], schema: Any, group: int, path: str, spools: Spools | None = None
 ) -> None:
     """Write a parquet file of the rows of a plan.
 
@@ -129,7 +129,7 @@ def write(
             at += len(table)
 
 
-def _in_order(plan: Plan, sources: Sequence[Source], schema: Any, group: int) -> Iterator[Any]:
+def _in_order(plan: ReshardPlan, sources: Sequence[Source], schema: Any, group: int) -> Iterator[Any]:
     def batches() -> Iterator[Any]:
         for number, positions in plan.by_source():
             yield from sources[number].part.batches(None, plan.start_M[positions], _BATCH)
@@ -137,12 +137,12 @@ def _in_order(plan: Plan, sources: Sequence[Source], schema: Any, group: int) ->
     yield from _regular(batches(), schema, group)
 
 
-def _gathered(plan: Plan, group: int, spools: Spools) -> Iterator[Any]:
+def _gathered(plan: ReshardPlan, group: int, spools: Spools) -> Iterator[Any]:
     for lo in range(0, len(plan), group):
         yield spools.take(plan.part(lo, lo + group))
 
 
-def _renamed(table: Any, key: str, plan: Plan, copies: np.ndarray[Any, Any]) -> Any:
+def _renamed(table: Any, key: str, plan: ReshardPlan, copies: np.ndarray[Any, Any]) -> Any:
     import pyarrow as pa
 
     at = table.schema.get_field_index(key)

@@ -13,14 +13,14 @@ import numpy as np
 from thresher.data.parts import Ints
 from thresher.errors import PoolError
 from thresher.io.open import open_file, trusting
-from thresher.io.tar import BLOCK, key_of
-from thresher.reshard.plan import Plan, Source
+from thresher.io.tar import TAR_BLOCK, key_of
+from thresher.reshard.plan import ReshardPlan, Source
 
 RECORD = tarfile.RECORDSIZE
 _COPY = 1 << 20  # bytes copied at a time
 
 
-def write(plan: Plan, sources: Sequence[Source], path: str) -> int:
+def write(plan: ReshardPlan, sources: Sequence[Source], path: str) -> int:
     """Write a tar of the samples of a plan.
 
     Args:
@@ -34,14 +34,14 @@ def write(plan: Plan, sources: Sequence[Source], path: str) -> int:
     Raises:
         PoolError: A source is not what it was.
     """
-    length_M = -(-np.abs(plan.length_M) // BLOCK) * BLOCK
+    length_M = -(-np.abs(plan.length_M) // TAR_BLOCK) * TAR_BLOCK
     made: dict[int, list[_Piece]] = {}
     odd_M = (plan.copy_M > 0) | (plan.length_M < 0)
     for i in np.flatnonzero(odd_M).tolist():
         made[i] = _pieces(plan, i)
         length_M[i] = sum(piece.to_size for piece in made[i])
     begin_M = np.cumsum(length_M) - length_M
-    total = -(-(int(length_M.sum()) + 2 * BLOCK) // RECORD) * RECORD
+    total = -(-(int(length_M.sum()) + 2 * TAR_BLOCK) // RECORD) * RECORD
     with open(path, "r+b", buffering=0) as out:
         out.truncate(total)
         copying = _Copy(out)
@@ -78,7 +78,7 @@ class _Piece(NamedTuple):
     name: str = ""
 
 
-def _pieces(plan: Plan, i: int) -> list[_Piece]:
+def _pieces(plan: ReshardPlan, i: int) -> list[_Piece]:
     """Return what a sample is made of that cannot be copied in one."""
     assert plan.index is not None  # noqa: S101 - the plan is of tars
     rows, copy = plan.index.rows(int(plan.source_M[i]), int(plan.start_M[i])), int(plan.copy_M[i])
@@ -91,14 +91,14 @@ def _pieces(plan: Plan, i: int) -> list[_Piece]:
         if row.name:
             renamed = name + row.name[len(key) :]
             pieces.append(_Piece(start, row.size, len(header(renamed, row.size)), renamed))
-            pieces.append(_Piece(row.offset, size - BLOCK, size - BLOCK))
+            pieces.append(_Piece(row.offset, size - TAR_BLOCK, size - TAR_BLOCK))
     return pieces
 
 
 def _renamed(file: IO[bytes], path: str, piece: _Piece) -> bytes:
     """Return a header of a source under another name."""
     trusting(path, partial(file.seek, piece.start))
-    content = trusting(path, partial(file.read, BLOCK))
+    content = trusting(path, partial(file.read, TAR_BLOCK))
     try:
         info = tarfile.TarInfo.frombuf(content, "utf-8", "surrogateescape")
     except tarfile.HeaderError:
@@ -107,7 +107,7 @@ def _renamed(file: IO[bytes], path: str, piece: _Piece) -> bytes:
 
 
 def _runs(
-    plan: Plan, positions: Ints, begin_M: Ints, length_M: Ints, odd_M: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    plan: ReshardPlan, positions: Ints, begin_M: Ints, length_M: Ints, odd_M: np.ndarray[tuple[int], np.dtype[np.bool_]]
 ) -> Iterator[tuple[int, int, int]]:
     """Yield (where from, where to, bytes) of samples copied as they are, neighbours on both sides as one."""
     plain = positions[~odd_M[positions]]

@@ -140,7 +140,7 @@ def _sweep(target: Path) -> None:
             remove_unused(path)
 
 
-def only(folder: Path, names: Iterable[str]) -> None:
+def refuse_foreign_files(folder: Path, names: Iterable[str]) -> None:
     """Refuse to replace a folder that holds anything but the results named: it would be lost.
 
     Raises:
@@ -151,7 +151,7 @@ def only(folder: Path, names: Iterable[str]) -> None:
         raise OutputError(f"{folder}: also holds {', '.join(others[:3])}; move that elsewhere, or choose another name")
 
 
-def probe(folder: str | os.PathLike[str]) -> None:
+def check_writable(folder: str | os.PathLike[str]) -> None:
     """Raise an OutputError now if a folder could not be written later; leaves nothing behind."""
     target = Path(folder)
     with write_errors(target):

@@ -20,7 +20,7 @@ from thresher.ops.neighbors import MeanNearestDistance
 from thresher.ops.vectors import F32, to_float32
 from thresher.pool.store import Block, EmbeddingStore, given_vectors
 from thresher.runtime.engine import Engine
-from thresher.runtime.files import DAMAGED, only, writing_folder
+from thresher.runtime.files import DAMAGED, refuse_foreign_files, writing_folder
 from thresher.runtime.random import digest
 from thresher.select.audit import audited
 from thresher.select.run import Run, unit
@@ -150,7 +150,7 @@ def write_groups(
             some = arrays[name]
             arrays[name] = np.full(len(within), nothing, some.dtype)
             arrays[name][within] = some
-    only(Path(folder), FILES)
+    refuse_foreign_files(Path(folder), FILES)
     with writing_folder(folder) as scratch:
         for name, array in arrays.items():
             np.save(scratch / f"{name}.npy", array, allow_pickle=False)

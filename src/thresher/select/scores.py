@@ -22,7 +22,7 @@ from thresher.pool.store import EmbeddingStore, open_store
 from thresher.runtime.parameters import is_required, parameters_of
 from thresher.select.registry import METHODS, build
 from thresher.select.run import Run
-from thresher.selection import Figure, Keep, Selection
+from thresher.selection import Keep, RoundedFloat, Selection
 
 Array = npt.NDArray[Any]
 
@@ -82,8 +82,8 @@ class Scored(ABC):
             mask, cut = scores >= self.threshold, self.threshold
             if not mask.any() and len(scores):
                 raise UsageError(
-                    f"threshold = {self.threshold}: no row reaches it; they have {Figure(scores.min()):.4f} to "
-                    f"{Figure(scores.max()):.4f}"
+                    f"threshold = {self.threshold}: no row reaches it; they have {RoundedFloat(scores.min()):.4f} to "
+                    f"{RoundedFloat(scores.max()):.4f}"
                 )
             reason = f"{self.meaning} {{score:.4f}} is below the threshold {{cut}}"
         return run.selection(

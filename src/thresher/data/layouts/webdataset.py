@@ -22,8 +22,8 @@ from thresher.io.open import open_file, protocol_of, trusting
 from thresher.io.paths import visible, writable
 from thresher.io.pictures import ENDINGS
 from thresher.io.tar import (
-    BLOCK,
     NOTES,
+    TAR_BLOCK,
     Group,
     Headers,
     Row,
@@ -156,9 +156,9 @@ class TarPart(Part):
         """Return what is wrong with the tar, "" for nothing, by its ends alone where these are as they should be."""
         try:
             with open_file(self.protocol, self.path) as file:
-                window = Window(file, self.path, 2 * BLOCK)
+                window = Window(file, self.path, 2 * TAR_BLOCK)
                 next(members(window, self.path), None)
-                if window.size % BLOCK or window.read(window.size - 2 * BLOCK, 2 * BLOCK).strip(b"\0"):
+                if window.size % TAR_BLOCK or window.read(window.size - 2 * TAR_BLOCK, 2 * TAR_BLOCK).strip(b"\0"):
                     for _ in members(Window(file, self.path), self.path):
                         pass
                     return f"{self.path}: does not end in empty blocks, as tars do; it may be cut off"

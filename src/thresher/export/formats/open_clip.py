@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from thresher.errors import UsageError
 from thresher.export.registry import Written, times_of
+from thresher.io.paths import has_parent
 from thresher.pool.store import EmbeddingStore
 from thresher.selection import Selection
 
@@ -66,7 +67,7 @@ def _usable(name: Any) -> bool:
     """Return whether a cell is the path of a picture, on one line, that leads out of no folder."""
     if not isinstance(name, str) or not name or _CONTROL.search(name):
         return False
-    return ".." not in name.replace("\\", "/").split("/")
+    return not has_parent(name)
 
 
 def _path_column(store: EmbeddingStore, name: str) -> str | None:
