@@ -181,8 +181,11 @@ def test_another_seed_is_another_clustering(run) -> None:
 
 def test_a_changed_file_is_computed_anew(run, tmp_path, rows) -> None:
     before = Clustered(clusters=5).groups(run())
+    assert not run().store.changed()
     np.save(tmp_path / "pool" / "image_0.npy", rows(200, dim=8, groups=12, seed=77))
-    assert bits(Clustered(clusters=5).groups(run())) != bits(before)
+    assert run().store.changed()  # the store goes by its files as they were when it was opened
+    now = replace(run(), store=open_store(str(tmp_path / "pool")))
+    assert bits(Clustered(clusters=5).groups(now)) != bits(before)
 
 
 def test_centroids_fitted_on_the_pool_are_shared_by_its_parts(run, third) -> None:

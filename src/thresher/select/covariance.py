@@ -232,8 +232,10 @@ def _tables(
 ) -> tuple[Floats, dict[str, Floats]]:
     """Return the pool's spread (G, 4) and every selection's deviations (G, 2), from the cache or one pass."""
     about = {"of": "joint", "classes": digest(groups_n)}
-    paths = {name: run.cache.path("covariance", run.key(_pass, **about, rows=digest(w))) for name, w in weights.items()}
-    pool = run.cache.path("covariance", run.key(_pass, **about, rows="pool"))
+    paths = {
+        name: run.cache.path("covariance", run.key(_judge, **about, rows=digest(w))) for name, w in weights.items()
+    }
+    pool = run.cache.path("covariance", run.key(_judge, **about, rows="pool"))
     found = {name: known for name, path in paths.items() if (known := run.cache.load(path)) is not None}
     missing = [name for name in weights if name not in found]
     spread = run.cache.load(pool)
