@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from thresher.io.paths import visible
+from thresher.runtime.format import duration, size
 
 # --- look -----------------------------------------------------------------------------------------
 
@@ -18,7 +19,7 @@ def inspection(found: Mapping[str, Any], engine: str) -> Iterator[str]:
         norm = f"norms {field['norms']['min']:.3g} .. {field['norms']['max']:.3g}" if field["norms"] else "no good row"
         bad = sum(field[f"{kind}_rows"] for kind in ("nan", "infinite", "zero"))
         yield (
-            f"  {name}: {field['dim']} x {field['dtype']}, {_bytes(field['bytes'])}, {norm}, {bad:,} bad rows "
+            f"  {name}: {field['dim']} x {field['dtype']}, {size(field['bytes'])}, {norm}, {bad:,} bad rows "
             f"of {field['looked_at']:,} looked at"
         )
     yield f"  key: {found['key'] or 'none'}; caption: {found['caption'] or 'none'}"
@@ -30,19 +31,19 @@ def inspection(found: Mapping[str, Any], engine: str) -> Iterator[str]:
     for warning in found["warnings"]:
         yield f"  ! {warning}"
     if cost := found["cost"]:
-        spent = ", ".join(f"{name} {_seconds(value)}" for name, value in cost["seconds"].items())
+        spent = ", ".join(f"{name} {duration(value)}" for name, value in cost["seconds"].items())
         yield f"  about, with {cost['clusters']:,} clusters on {engine}: {spent}"
-        yield f"  memory up to {_bytes(cost['memory_bytes'])}, cache {_bytes(cost['cache_bytes'])}"
+        yield f"  memory up to {size(cost['memory_bytes'])}, cache {size(cost['cache_bytes'])}"
 
 
 def diagnosis(found: Mapping[str, Any]) -> Iterator[str]:
     """Yield lines on raw data, as ``doctor`` describes them."""
     about, read = "" if found["exact"] else "about ", found["looked_at"]
     files = found["unit"]
-    size = f"{'about ' if found['bytes_estimated'] else ''}{_bytes(found['bytes'])}"
+    on_disk = f"{'about ' if found['bytes_estimated'] else ''}{size(found['bytes'])}"
     yield (
         f"{found['location']}: {about}{found['samples']:,} samples, {found['kind']}, "
-        f"{found['files']:,} {files}{'s' * (found['files'] != 1)}, {size}"
+        f"{found['files']:,} {files}{'s' * (found['files'] != 1)}, {on_disk}"
     )
     if read < found["samples"]:
         yield f"  keys and captions of {read:,} samples were read, spread over the data"
@@ -68,8 +69,8 @@ def diagnosis(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"    {', '.join(counts)}"
         aspect = pictures["aspect"]
         long = "square" if aspect[2] == 1 else f"the longer {_range(aspect)} times that"
-        size = _bytes(pictures["bytes"][1])
-        yield f"    shorter side {_range(pictures['short_side'])} pixels, {long}; half have up to {size}"
+        middle = size(pictures["bytes"][1])
+        yield f"    shorter side {_range(pictures['short_side'])} pixels, {long}; half have up to {middle}"
         odd = {"animated": "animated", "transparent": "transparent", "cmyk": "CMYK", "sixteen_bit": "of 16 bits"}
         unusual = [f"{pictures[name]:,} {what}" for name, what in odd.items() if pictures[name]]
         if unusual:
@@ -87,10 +88,10 @@ def diagnosis(found: Mapping[str, Any]) -> Iterator[str]:
     measured = [f"{cost[name]:,.0f} {what}" for kind, what in rates.items() if (name := f"{kind}_per_second") in cost]
     yield f"  about, a second on {cost['workers']} cores: {', '.join(measured)}"
     if "embed_seconds" in cost:
-        spent, dims = f"{_seconds(cost['embed_seconds'])} to embed", f"{cost['dims']:,} dimensions"
+        spent, dims = f"{duration(cost['embed_seconds'])} to embed", f"{cost['dims']:,} dimensions"
     else:
-        spent, dims = f"{_seconds(cost['decode_seconds'])} to decode", "512 dimensions each"
-    yield f"  in all: {spent}, {_bytes(cost['pool_bytes'])} of vectors in {dims}"
+        spent, dims = f"{duration(cost['decode_seconds'])} to decode", "512 dimensions each"
+    yield f"  in all: {spent}, {size(cost['pool_bytes'])} of vectors in {dims}"
     if "embed_seconds" not in cost:
         yield "  --encoder NAME tries an encoder and tells how long embedding takes"
     yield f"  next: {found['next']}"
@@ -281,7 +282,7 @@ def _figure(value: float | None, width: int, digits: int) -> str:
 
 def reported(found: Mapping[str, Any]) -> Iterator[str]:
     """Yield the line on a report that was written."""
-    yield f"report: {found['report']} ({_bytes(found['bytes'])})"
+    yield f"report: {found['report']} ({size(found['bytes'])})"
 
 
 # --- train ----------------------------------------------------------------------------------------
@@ -336,26 +337,12 @@ def resharded(done: Any, data: str, out: str) -> Iterator[str]:
 
 def cache_size(found: Mapping[str, Any]) -> Iterator[str]:
     """Yield the line on the size of the cache."""
-    yield f"{found['folder']}: {_bytes(found['bytes'])} of at most {_bytes(found['limit_bytes'])}"
+    yield f"{found['folder']}: {size(found['bytes'])} of at most {size(found['limit_bytes'])}"
 
 
 def cache_cleared(found: Mapping[str, Any]) -> Iterator[str]:
     """Yield the line on a cache that was cleared."""
-    yield f"{_bytes(found['removed_bytes'])} removed from {found['folder']}"
+    yield f"{size(found['removed_bytes'])} removed from {found['folder']}"
 
 
 # --- figures --------------------------------------------------------------------------------------
-
-
-def _bytes(count: float) -> str:
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} TB"
-
-
-def _seconds(value: float) -> str:
-    if value < 100:
-        return f"{value:.1f} s"
-    return f"{value / 60:.0f} min" if value < 6000 else f"{value / 3600:.1f} h"

@@ -7,7 +7,6 @@ part of the state that any loop saves. :func:`record_epoch` enters an epoch into
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -20,6 +19,7 @@ from thresher.dynamic.histogram import LossHistogram
 from thresher.dynamic.ledger import ILL_MATCHED, LEFT_OUT, REDUNDANT, Bools, Ints, Ledger, Losses
 from thresher.dynamic.policy import Plan, Policy
 from thresher.errors import UsageError
+from thresher.runtime.random import digest, generator
 
 if TYPE_CHECKING:
     import torch  # noqa: TID253
@@ -116,8 +116,7 @@ class PruningLoop(ABC):
         return self.plan
 
     def _rng(self, *purpose: str | int) -> np.random.Generator:
-        digest = hashlib.sha256(json.dumps([self.seed, *purpose]).encode()).digest()
-        return np.random.Generator(np.random.Philox(key=np.frombuffer(digest[:16], "<u8")))
+        return generator(self.seed, *purpose)
 
     def _next(self, plan: Plan, rows: int, total: int, pruned_so_far: float, recorded: Mapping[str, Any]) -> None:
         """Enter the epoch into the log, and begin the one after it."""
@@ -293,7 +292,7 @@ def describe(policy: Any, *, defaults: bool = False) -> str:
     for item in dataclasses.fields(policy):
         value = getattr(policy, item.name)
         if isinstance(value, np.ndarray):
-            told.append(f"{item.name}={value.dtype}{value.shape}:{hashlib.sha256(value.tobytes()).hexdigest()[:16]}")
+            told.append(f"{item.name}={value.dtype}{value.shape}:{digest(value)[:16]}")
         elif defaults and isinstance(value, float):
             told.append(f"{item.name}={value:.4g}")
         elif defaults or value != item.default:

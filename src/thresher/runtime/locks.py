@@ -402,14 +402,3 @@ def sweep(paths: Iterable[Path], quiet: float = DAY) -> None:
     """Remove those files and folders that are not in use: what killed processes left."""
     for path in paths:
         remove_unused(path, quiet)
-
-
-def alive(process: int) -> bool:
-    """Whether a process of this machine still runs."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

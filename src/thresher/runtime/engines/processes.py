@@ -1,15 +1,13 @@
 """Processes of this machine.
 
 The function of a ``map`` is written to a file once, and read by every worker: sent with the tasks, it would be copied
-with each. The file is in a folder of this engine's own that no other user can read. A lock on the folder tells other
-processes that it is in use; the number of a process would not, as containers may share ``/tmp`` but no numbers.
+with each. The file is in a folder of this engine's own that no other user can read; a lock says that it is in use.
 """
 
 from __future__ import annotations
 
 import os
 import pickle
-import shutil
 import signal
 import tempfile
 import threading
@@ -18,7 +16,6 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from multiprocessing import get_context
@@ -29,17 +26,12 @@ import threadpoolctl
 
 from thresher.errors import ThresherError
 from thresher.runtime.engine import windowed
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from thresher.runtime.locks import Scratch, create_locked_folder, sweep
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 _PREFIX = "thresher-tasks-"
-_YOUNG = 60.0  # seconds in which a folder may not be locked yet
 
 
 class _Pool:
@@ -47,7 +39,7 @@ class _Pool:
 
     def __init__(self) -> None:
         self.executor: ProcessPoolExecutor | None = None
-        self.folder: Path | None = None
+        self.folder: Scratch | None = None
         self._remove: Callable[[], Any] | None = None
 
     def __reduce__(self) -> Any:
@@ -56,13 +48,13 @@ class _Pool:
     def open(self, workers: int) -> tuple[ProcessPoolExecutor, Path]:
         """Return the processes, and the folder for their functions; start them if there are none."""
         if self.folder is None:
-            _sweep()
-            self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX))  # for this user alone
-            lock = _locked(self.folder)
-            self._remove = weakref.finalize(self, _remove, self.folder, lock, os.getpid())  # at exit, too
+            shared = Path(tempfile.gettempdir())
+            sweep(shared.glob(f"{_PREFIX}*"))  # of runs that were killed
+            self.folder = create_locked_folder(shared, _PREFIX, mode=0o700)
+            self._remove = weakref.finalize(self, _remove, self.folder, os.getpid())  # at exit, too
         if self.executor is None:
             self.executor = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin_worker)
-        return self.executor, self.folder
+        return self.executor, self.folder.path
 
     def close(self) -> None:
         if self.executor is not None:
@@ -101,37 +93,9 @@ class Processes:
         self._pool.close()
 
 
-def _locked(folder: Path) -> int | None:
-    """Lock a folder until this process ends, however it ends; None where there are no such locks."""
-    descriptor = None
-    if fcntl is not None:
-        descriptor = os.open(folder, os.O_RDONLY)
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return descriptor
-
-
-def _remove(folder: Path, lock: int | None, owner: int) -> None:
-    if os.getpid() != owner:  # a forked copy of the process: the folder is not its own
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    if lock is not None:
-        os.close(lock)
-
-
-def _sweep() -> None:
-    """Remove the folders of this user whose processes were killed: those that nobody has locked."""
-    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*") if fcntl is not None else ():
-        with suppress(OSError):
-            about = path.lstat()
-            if about.st_uid != os.getuid() or time.time() - about.st_mtime < _YOUNG:
-                continue
-            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path, ignore_errors=True)
-            finally:
-                os.close(descriptor)
+def _remove(folder: Scratch, owner: int) -> None:
+    if os.getpid() == owner:  # not in a forked copy of the process
+        folder.remove()
 
 
 def _call(path: str, task: Any) -> Any:
