@@ -474,3 +474,13 @@ def test_what_was_found_counts_only_for_the_same_data(tmp_path: Path, monkeypatc
     with pytest.raises(OutputError, match="other data or options"):
         reshard(str(tmp_path / "in"), sel, str(tmp_path / "out"))
     assert reshard(str(tmp_path / "in"), sel, str(tmp_path / "out"), overwrite=True).missing == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jpg", *(f"{'é' * half}{'x' * rest}.j" for half in (48, 49, 255) for rest in range(3))]
+)
+@pytest.mark.parametrize("size", [0, 1, 8**11, 8**12])
+def test_the_size_of_a_header_is_known_before_it_is_made(name: str, size: int) -> None:
+    from thresher.reshard.tars import header, header_size
+
+    assert header_size(name) == len(header(name, size))

@@ -51,13 +51,7 @@ def write(plan: ReshardPlan, sources: Sequence[Source], path: str) -> int:
                 for start, to, size in _runs(plan, positions, begin_M, length_M, odd_M):
                     copying.copy(file, source.path, start, to, size)
                 for i in positions[odd_M[positions]].tolist():
-                    to = int(begin_M[i])
-                    for piece in made.pop(i):
-                        if piece.name:
-                            copying.put(_renamed(file, source.path, piece), to)
-                        else:
-                            copying.copy(file, source.path, piece.start, to, min(piece.size, source.size - piece.start))
-                        to += piece.to_size
+                    _put(copying, file, source, made.pop(i), int(begin_M[i]))
         copying.flush()
     return total
 
@@ -67,7 +61,7 @@ class _Piece(NamedTuple):
 
     Attributes:
         start: Byte of the source.
-        size: Bytes of the source; of a header, of the contents that it stands for.
+        size: Bytes of the source; of a header, the size that it tells.
         to_size: Bytes that are written.
         name: The other name; "" to copy.
     """
@@ -76,6 +70,11 @@ class _Piece(NamedTuple):
     size: int
     to_size: int
     name: str = ""
+
+    @property
+    def end(self) -> int:
+        """Byte of the source after it."""
+        return self.start + (TAR_BLOCK if self.name else self.size)
 
 
 def _pieces(plan: ReshardPlan, i: int) -> list[_Piece]:
@@ -90,17 +89,33 @@ def _pieces(plan: ReshardPlan, i: int) -> list[_Piece]:
         start, size = row.span
         if row.name:
             renamed = name + row.name[len(key) :]
-            pieces.append(_Piece(start, row.size, len(header(renamed, row.size)), renamed))
+            pieces.append(_Piece(start, row.size, header_size(renamed), renamed))
             pieces.append(_Piece(row.offset, size - TAR_BLOCK, size - TAR_BLOCK))
     return pieces
 
 
-def _renamed(file: IO[bytes], path: str, piece: _Piece) -> bytes:
+def _put(copying: _Copy, file: Any, source: Source, pieces: Sequence[_Piece], to: int) -> None:
+    """Write the pieces of a sample one after the other: of one that is not large, its bytes are read at once."""
+    first, end = pieces[0].start, min(max(piece.end for piece in pieces), source.size)
+    held = copying.read(file, source.path, first, end - first) if end - first <= _COPY else None
+    for piece in pieces:
+        lo, hi = piece.start - first, min(piece.end, end) - first
+        if piece.name:
+            block = (
+                copying.read(file, source.path, piece.start, TAR_BLOCK) if held is None else held[lo : lo + TAR_BLOCK]
+            )
+            copying.put(_renamed(block, piece), to)
+        elif held is None:
+            copying.copy(file, source.path, piece.start, to, hi - lo)
+        else:
+            copying.put(held[lo:hi], to)
+        to += piece.to_size
+
+
+def _renamed(block: bytes, piece: _Piece) -> bytes:
     """Return a header of a source under another name."""
-    trusting(path, partial(file.seek, piece.start))
-    content = trusting(path, partial(file.read, TAR_BLOCK))
     try:
-        info = tarfile.TarInfo.frombuf(content, "utf-8", "surrogateescape")
+        info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError:
         info = tarfile.TarInfo()
     return header(piece.name, piece.size, info)
@@ -129,6 +144,12 @@ def header(name: str, size: int, like: tarfile.TarInfo | None = None) -> bytes:
     return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
 
 
+def header_size(name: str) -> int:
+    """Return how many bytes :func:`header` makes of a name: of one over 100 bytes, a header and blocks for it more."""
+    length = len(name.encode("utf-8", "surrogateescape"))
+    return TAR_BLOCK if length <= tarfile.LENGTH_NAME else 2 * TAR_BLOCK + -(-(length + 1) // TAR_BLOCK) * TAR_BLOCK
+
+
 class _Copy:
     """Puts bytes to their places in a file, those that come to stand together in one.
 
@@ -155,6 +176,18 @@ class _Copy:
                 raise PoolError(f"{path}: ends before byte {start + size:,}; it was changed, start again")
             self._full += done
             to += done
+
+    def read(self, file: Any, path: str, start: int, size: int) -> bytes:
+        """Return bytes of another file, called ``path`` in messages.
+
+        Raises:
+            PoolError: It ends before.
+        """
+        trusting(path, partial(file.seek, start))
+        found: bytes = trusting(path, partial(file.read, size))
+        if len(found) < size:
+            raise PoolError(f"{path}: ends before byte {start + size:,}; it was changed, start again")
+        return found
 
     def put(self, content: bytes, to: int) -> None:
         """Write bytes that are at hand."""
