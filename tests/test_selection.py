@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -213,7 +214,7 @@ def test_nothing_is_overwritten_unasked(selection, tmp_path) -> None:
     assert (tmp_path / "photos" / "a.jpg").read_text() == "dear"
 
 
-@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt(), ValueError("bug")])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "disk full"), KeyboardInterrupt(), ValueError("bug")])
 def test_a_save_that_fails_leaves_what_was_there(selection, tmp_path, monkeypatch, error) -> None:
     folder = everything().save(tmp_path / "out")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import pickle
 import stat
 import subprocess
@@ -16,7 +15,6 @@ import pytest
 
 from thresher import Processes, Serial, Threads, UsageError, make_engine
 from thresher.runtime.engine import ENGINES, cores
-from thresher.runtime.engines import processes as of_processes
 
 
 def square(x: int) -> int:
@@ -62,7 +60,7 @@ def test_the_folder_of_processes_is_their_user_s_alone_and_goes_with_them(tempor
     assert list(engine.map(square, range(3))) == [0, 1, 4]
     (folder,) = folders(temporary)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert list(folder.iterdir()) == []  # a function's file goes with its map
+    assert [path.name for path in folder.iterdir()] == ["lock"]  # a function's file goes with its map
     engine.close()
     assert folders(temporary) == []
     assert list(engine.map(square, range(3))) == [0, 1, 4]
@@ -83,8 +81,8 @@ sys.stdin.read()
 """
 
 
-def test_only_what_killed_processes_left_is_swept(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder that a living process holds stays, whatever the numbers of processes say, and so does another user's."""
+def test_only_what_killed_processes_left_is_swept(temporary: Path) -> None:
+    """A folder that a living process holds stays, whatever the numbers of processes say."""
     command = [sys.executable, "-c", KILLED, str(temporary)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as living:
         assert living.stdout.readline() == "ready\n"
@@ -92,23 +90,15 @@ def test_only_what_killed_processes_left_is_swept(temporary: Path, monkeypatch: 
         left = temporary / "thresher-tasks-left"
         left.mkdir()
         (left / "x.task").write_bytes(b"")
+        (left / "lock").touch()
         (temporary / "thresher-tasks-link").symlink_to(held)
-        of_processes._sweep()
-        assert left.exists()  # so young that it may not be locked yet
-        monkeypatch.setattr(of_processes, "_YOUNG", -1.0)
-        if os.getuid() == 0:
-            others = temporary / "thresher-tasks-others"
-            others.mkdir()
-            os.chown(others, 12345, 12345)
-        of_processes._sweep()
+        assert list(Processes(1).map(square, [2])) == [4]
         assert held.exists()
         assert not left.exists()
         assert (temporary / "thresher-tasks-link").is_symlink()
-        if os.getuid() == 0:
-            assert others.exists()
         living.kill()
         living.wait()
-    of_processes._sweep()
+    assert list(Processes(1).map(square, [2])) == [4]
     assert not held.exists()
 
 

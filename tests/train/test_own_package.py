@@ -89,5 +89,5 @@ def test_a_policy_and_an_engine_of_another_package(data: Data, tmp_path: Path) -
     assert "Invalid value for '--rest': 0 is not in the range x>=1" in done.stderr
     why = "ModuleNotFoundError: No module named 'nothing_that_is_there'"
     assert f"my-package offers 'broken', which cannot be used: {why}" in done.stderr
-    assert f"Error: the engine 'broken' cannot be loaded: my-package: {why}" in done.stderr
+    assert f"the engine 'broken' cannot be loaded: my-package: {why}" in done.stderr
     assert re.search(r"\d+ passed", done.stdout)

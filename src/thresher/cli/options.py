@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from thresher.cli.output import JSON_FLAG, Output
-from thresher.errors import OutputError, suggest
+from thresher.errors import OutputError, UsageError, suggest
 
 if TYPE_CHECKING:
     from thresher.data import DataOptions
+    from thresher.runtime.plugins import PluginPoint
 
     _Choice = click.Choice[str]
 else:
@@ -45,6 +46,28 @@ class Choice(_Choice):
         if value not in self.choices:
             allowed = ", ".join(self.choices)
             self.fail(f"{value!r} is not one of {allowed}.{suggest(str(value), self.choices)}", param, ctx)
+        return str(value)
+
+
+class PluginChoice(Choice):
+    """The name of a plug-in; of one that cannot be loaded the message says why."""
+
+    def __init__(self, point: Callable[[], PluginPoint[Any]]) -> None:
+        """Remember where plug-ins of this kind are found; the function is called when the names are needed."""
+        super().__init__(lambda: point().all())
+        self._point = point
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name.
+
+        Raises:
+            click.BadParameter: There is no such plug-in, or it cannot be loaded.
+        """
+        if value not in self.choices:
+            try:
+                self._point().find(str(value))
+            except UsageError as error:
+                self.fail(str(error), param, ctx)
         return str(value)
 
 
@@ -99,10 +122,10 @@ def _once(ctx: click.Context, option: click.Parameter, values: tuple[str, ...]) 
     return values[0] if values else None
 
 
-def _engines() -> list[str]:
+def _engines() -> PluginPoint[Any]:
     from thresher.runtime.engine import ENGINES
 
-    return list(ENGINES.all())
+    return ENGINES
 
 
 # --- options of most commands ---------------------------------------------------------------------
@@ -118,7 +141,7 @@ WITHIN = click.option(
 )
 
 READER = click.option(
-    "--reader", metavar="NAME[:OPTION=VALUE,...]", help="Reader to use (default: the first that recognises the files)."
+    "--reader", metavar="NAME[:OPTION=VALUE]", help="Reader to use (default: the first that recognises the files)."
 )
 
 # How to read a pool.
@@ -146,7 +169,7 @@ MOVED = (
 # How to run.
 RUN = (
     click.option(
-        "--engine", type=Choice(_engines), default="threads", show_default=True,
+        "--engine", type=PluginChoice(_engines), default="threads", show_default=True,
         help="Where work runs; the result is the same.",
     ),
     click.option("--workers", type=int, metavar="N", help="Tasks that run at once (default: all cores)."),

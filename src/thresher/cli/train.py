@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from thresher.cli import text
-from thresher.cli.options import JSON, OVERWRITE, QUIET, Choice, Group, free_folder, options
+from thresher.cli.options import JSON, OVERWRITE, QUIET, Choice, Group, PluginChoice, free_folder, options
 from thresher.cli.output import Interrupted, Output
 from thresher.errors import UsageError
 from thresher.runtime.parameters import Share, choices, read
@@ -56,7 +56,11 @@ def _policy_options(taken: frozenset[str]) -> list[click.Option]:
     chosen = f"For --policy {need}: a selection folder, or a file of keys."
     return [
         click.Option(
-            ["--policy"], type=Choice(list(policies)), default="full", show_default=True, help="What to leave out."
+            ["--policy"],
+            type=PluginChoice(lambda: POLICIES),
+            default="full",
+            show_default=True,
+            help="What to leave out.",
         ),
         click.Option(["--prune"], callback=partial(_value, Share), metavar="SHARE", help=prune),
         click.Option(["--selection"], metavar="SEL", help=chosen),

@@ -16,6 +16,7 @@ from thresher.cli.options import (
     OVERWRITE,
     QUIET,
     Choice,
+    PluginChoice,
     data_options,
     field_options,
     made_options,
@@ -39,7 +40,9 @@ class _Export(click.Command):
                 first = found.setdefault(str(option.name), option)
                 first.help = f"{name}: {option.help}" if first is option else f"{first.help} {name}: {option.help}"
         taken = {parameter.name for parameter in self.params}
-        kind = click.Option(["--as", "kind"], required=True, type=Choice(list(formats)), help="Format to write.")
+        kind = click.Option(
+            ["--as", "kind"], required=True, type=PluginChoice(lambda: EXPORTS), help="Format to write."
+        )
         return [kind, *(option for name, option in found.items() if name not in taken)]
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:

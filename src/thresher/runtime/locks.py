@@ -146,10 +146,12 @@ def _acquired(path: Path, what: str, wait: bool, say: Callable[[str], None] | No
 def _lock_file(path: Path) -> int:
     try:
         for _ in range(_TRIES):
-            path.parent.mkdir(parents=True, exist_ok=True)
             try:
+                path.parent.mkdir(parents=True, exist_ok=True)
                 return os.open(path, os.O_RDWR | os.O_CREAT | _OPEN, 0o666)
-            except FileNotFoundError:  # its folder was removed by the last holder
+            except (FileNotFoundError, FileExistsError):  # its folder was removed by the last holder meanwhile
+                if path.parent.exists() and not path.parent.is_dir():
+                    raise
                 continue
             except PermissionError:
                 with suppress(OSError):  # left by another user who was killed, in a folder of both

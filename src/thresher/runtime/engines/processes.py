@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import secrets
 import signal
 import tempfile
 import threading
@@ -76,17 +77,19 @@ class Processes:
     def map(self, fn: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
         """Yield ``fn(task)`` for every task, in order. The function travels once, not with every task."""
         executor, folder = self._pool.open(self.workers)
-        with tempfile.NamedTemporaryFile(dir=folder, suffix=".task") as file:
-            pickle.dump(fn, file)
-            file.flush()
-            try:
-                yield from windowed(executor, partial(_call, file.name), tasks, self.workers + 2)
-            except BrokenProcessPool:
-                self._pool.executor = None
-                raise ThresherError(
-                    "a worker process was killed, perhaps for its memory; use fewer --workers, or, where there is that "
-                    "option, --engine threads"
-                ) from None
+        path = folder / f"{secrets.token_hex(8)}.task"
+        try:
+            with open(path, "xb") as file:
+                pickle.dump(fn, file)
+            yield from windowed(executor, partial(_call, str(path)), tasks, self.workers + 2)
+        except BrokenProcessPool:
+            self._pool.executor = None
+            raise ThresherError(
+                "a worker process was killed, perhaps for its memory; use fewer --workers, or, where there is that "
+                "option, --engine threads"
+            ) from None
+        finally:
+            path.unlink(missing_ok=True)  # close() may have removed the whole folder
 
     def close(self) -> None:
         """End the processes, as one has to that is itself a worker: it would end before it had told them to."""
