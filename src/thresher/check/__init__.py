@@ -1,1 +1,1 @@
-"""Looks at a pool or at raw data before any work is done with them."""
+"""Checks of a pool and of raw data before any work is done with them."""

@@ -1,7 +1,7 @@
-"""What raw data are like before hours are spent on them: what is there, what looks wrong, what embedding will cost.
+"""A check of raw data before it is embedded: what it holds, what looks wrong, what embedding will cost.
 
-Keys and captions are all read, where that takes reading a few gigabytes at most, else those of files that are spread
-over the data. Pictures are looked at in a random sample, the same for the same data, and decoded for real.
+All keys and captions are read if that means reading a few gigabytes at most; otherwise those of some files, spread
+evenly over the data. Images are checked on a random sample, the same for the same data, and fully decoded.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ from thresher.runtime.engine import cores
 from thresher.runtime.progress import Progress, Silent
 
 SAMPLE = 1_000
-_BYTES = 4 * 2**30  # of tars that are read; of more, as many as come to that, spread over all
-_ROWS = 5_000_000  # of tables, lines and pictures whose captions are read, at most
-_CHUNK = 1_024  # samples told together
-_AT_ONCE = 64  # pictures decoded together
-_RUNS = 50  # places of tables that a sample is read at
-_MEMBERS = 200  # samples of a tar whose endings are told
-_SECONDS = 5.0  # for which an encoder is tried
-_PIXELS = 64  # pictures that it is tried on, at most
-_DIM = 512  # of a pool, where no encoder says
-_TINY = 10  # pixels of the shorter side: what is smaller shows nothing
-_LOADERS = 4  # worker processes of open_clip, where nothing else is asked for
-_TEXTS = 512  # captions that are kept as they are
-_BATCH = 64  # pictures or captions that it encodes together on the CPU
-_MOST, _FEW = 100_000, 100  # samples of a tar that are too many and too few
+_BYTES = 4 * 2**30  # most bytes of tars to read; of larger data, tars of about this size are read, spread over all
+_ROWS = 5_000_000  # most rows of tables, lines or images whose captions are read
+_CHUNK = 1_024  # samples processed together
+_AT_ONCE = 64  # images decoded together
+_RUNS = 50  # runs of rows that a sample of tables is read from
+_MEMBERS = 200  # samples of a tar whose file extensions are reported
+_SECONDS = 5.0  # time spent on measuring an encoder
+_PIXELS = 64  # most images that it is measured with
+_DIM = 512  # dimensions of a pool if no encoder is given
+_TINY = 10  # pixels of the shorter side; smaller images show nothing
+_LOADERS = 4  # default number of loader processes of open_clip
+_TEXTS = 512  # captions that are kept as text
+_BATCH = 64  # images or captions that an encoder encodes together on the CPU
+_MOST, _FEW = 100_000, 100  # samples of a tar that are too many, too few
 _ENCODER = "open_clip:ViT-B-32/laion2b_s34b_b79k"
 
-_ENORMOUS = re.compile(r"is a picture of [\d,]+ x |exceeds limit")
+_ENORMOUS = re.compile(r"is an? (picture|image) of [\d,]+ x |exceeds limit")
 _NAME = re.compile(
     r"\S*\.(jpe?g|png|webp|gif|bmp|tiff?|heic)|(img|dscn?|dscf|image|photo|pict?|screenshot)[-_ ]?\d{2,}"
     r"|(https?://|www\.)\S+",
@@ -71,43 +71,44 @@ def doctor(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Look raw data over.
+    """Check raw data.
 
     Args:
         location: See :func:`thresher.data.open_data`.
-        options: How to read them.
-        sample: Pictures to decode.
-        encoder: What they are to be embedded with, as :func:`thresher.embed.encoders.make_encoder` takes it, to be
-            tried for a few seconds.
-        workers: Threads that decode (default: the cores).
-        progress: What to tell while it takes time.
+        options: How to read it.
+        sample: Number of images to decode.
+        encoder: The encoder to embed it with, as :func:`thresher.embed.encoders.make_encoder` takes it; its speed is
+            measured for a few seconds.
+        workers: Threads that decode (default: one per core).
+        progress: Receives progress updates.
 
     Returns:
-        location, kind, samples (with "exact": whether they were counted), files, bytes, looked_at (samples whose key
-        and caption were read), columns, members (endings in tars, and the share of samples that have them), missing
-        (samples without a picture), keys, captions, pictures (of the sample), tars, damaged files, "warnings" in plain
-        words, "cost" (rates measured here and now, seconds and bytes of embedding), and "next", what to type.
+        location, kind, samples ("exact": whether they were counted), files, bytes, looked_at (samples whose key and
+        caption were read), columns, members (file extensions in tars, and the share of samples that have them),
+        missing (samples without an image), keys, captions, pictures (the sampled images), tars, damaged files,
+        "warnings" as sentences, "cost" (rates measured on this machine, seconds and bytes of embedding), and "next",
+        the command to run next.
 
     Raises:
-        PoolError: Nothing is there that can be read.
-        UsageError: A column, or an encoder, that is not there; a sample of no pictures.
+        PoolError: There is nothing that can be read.
+        UsageError: A column or an encoder does not exist, or ``sample`` is below 1.
         MissingExtraError: The encoder's library is not installed.
     """
     if sample < 1:
         raise UsageError(f"--sample {sample}: at least 1")
     progress, workers = progress or Silent(), workers or cores()
-    options, refused = options or DataOptions(), ""
+    options, refusal = options or DataOptions(), ""
     try:
         data = open_data(location, options)
-    except PoolError as error:  # perhaps of captions: that there are none is told, not refused
-        data, refused = open_data(location, replace(options, captions=False)), str(error)
+    except PoolError as error:  # may be about captions: missing captions are a warning here, not an error
+        data, refusal = open_data(location, replace(options, captions=False)), str(error)
     model = None
     if encoder:
         from thresher.embed.encoders import make_encoder
 
         model = make_encoder(encoder)
     read = _Read(sample)
-    light = data.parts[0].words() is not None  # keys and captions can be had without the pictures
+    light = data.parts[0].words() is not None  # keys and captions can be read without the images
     if light:
         _read_words(data, read, progress)
         samples = _spread_over(data, sample, read)
@@ -115,10 +116,10 @@ def doctor(
         _read_parts(data, read, progress)
         samples = read.chosen()
     if not read.samples:
-        raise PoolError(next(iter(read.why.values()), f"{location}: has no samples; is it finished?"))
+        raise PoolError(next(iter(read.why.values()), f"{location}: has no samples; has writing it finished?"))
     seen = _decoded(samples, model, min(sample, read.samples), workers, progress)
     total, exact = _counted(data, read)
-    found: dict[str, Any] = {
+    report: dict[str, Any] = {
         "location": location,
         "kind": data.kind,
         "samples": total,
@@ -137,17 +138,17 @@ def doctor(
         },
         "keys": read.keys(),
         "captions": read.captions(),
-        "pictures": seen.told(),
+        "pictures": seen.summary(),
         "tars": _tars(data, read),
         "damaged": [
             {"path": path, "why": why, "samples": None if light else read.counts.get(path)}
             for path, why in read.why.items()
         ],
     }
-    found["warnings"] = [*([refused] if refused else []), *_warnings(found)]
-    found["cost"] = _cost(total, seen, model, read.texts, workers)
-    found["next"] = _next(location, options, encoder, found)
-    return found
+    report["warnings"] = [*([refusal] if refusal else []), *_warnings(report)]
+    report["cost"] = _cost(total, seen, model, read.texts, workers)
+    report["next"] = _next(location, options, encoder, report)
+    return report
 
 
 # --- keys and captions ----------------------------------------------------------------------------
@@ -155,7 +156,7 @@ def doctor(
 
 @dataclass
 class _Read:
-    """What has been read of samples: keys and captions as hashes, and a random ``wanted`` of the samples themselves."""
+    """What has been read so far: hashes of keys and captions, and a random sample of ``wanted`` samples."""
 
     wanted: int
     samples: int = 0
@@ -164,11 +165,11 @@ class _Read:
     empty: int = 0
     nothing: int = 0
     names: int = 0
-    climbing: int = 0
+    unsafe: int = 0
     uids: int = 0
-    texts: list[str] = field(default_factory=list)  # some of them, to be shown and tried
-    counts: dict[str, int] = field(default_factory=dict)  # samples by file
-    why: dict[str, str] = field(default_factory=dict)  # damage by file
+    texts: list[str] = field(default_factory=list)  # some captions, to show and to measure the encoder with
+    counts: dict[str, int] = field(default_factory=dict)  # samples of each file
+    why: dict[str, str] = field(default_factory=dict)  # what is wrong with each damaged file
 
     def __post_init__(self) -> None:
         self._rng = np.random.Generator(np.random.Philox(0))
@@ -178,22 +179,22 @@ class _Read:
         self._lengths: list[npt.NDArray[np.int32]] = []
 
     def add(self, path: str, keys: Sequence[str], texts: Sequence[str], uids: int) -> None:
-        """Take note of captions, and of keys, () where rows go by their numbers."""
+        """Add captions and keys; keys are () if rows are identified by their numbers."""
         self.samples += len(texts)
         self.counts[path] += len(texts)
         self.uids += uids
-        self.climbing += sum(map(has_parent, keys))
-        there = [text for text in texts if text]
-        self.empty += len(texts) - len(there)
-        self.nothing += sum(_NOTHING.fullmatch(text) is not None for text in there)
-        self.names += sum(_NAME.fullmatch(text) is not None for text in there)
-        self.texts += there[: max(0, _TEXTS - len(self.texts))]
+        self.unsafe += sum(map(has_parent, keys))
+        captions = [text for text in texts if text]
+        self.empty += len(texts) - len(captions)
+        self.nothing += sum(_NOTHING.fullmatch(text) is not None for text in captions)
+        self.names += sum(_NAME.fullmatch(text) is not None for text in captions)
+        self.texts += captions[: max(0, _TEXTS - len(self.texts))]
         self._keys.append(hashes_of(keys))
-        self._captions.append(hashes_of(there))
-        self._lengths.append(np.fromiter(map(len, there), np.int32, len(there)))
+        self._captions.append(hashes_of(captions))
+        self._lengths.append(np.fromiter(map(len, captions), np.int32, len(captions)))
 
     def offer(self, samples: Sequence[Sample]) -> None:
-        """Keep the samples whose random numbers are the lowest, and take note of those without a picture."""
+        """Keep the samples with the lowest random numbers, and count those without an image."""
         limit = self._kept[-1][0] if len(self._kept) == self.wanted else 1.0
         for i, (number, sample) in enumerate(zip(self._rng.random(len(samples)).tolist(), samples, strict=True)):
             if sample.picture is None:
@@ -208,8 +209,8 @@ class _Read:
         """Yield the random sample, in the order of the data."""
         return (sample for _, _, sample in sorted(self._kept, key=lambda one: one[1]))
 
-    def sound(self, path: str, what: Iterable[T]) -> Iterator[T]:
-        """Yield what a file holds until it is found to be damaged, and take note of that."""
+    def until_damage(self, path: str, what: Iterable[T]) -> Iterator[T]:
+        """Yield what a file holds up to the first damage, and record the damage."""
         self.counts.setdefault(path, 0)
         try:
             yield from what
@@ -217,23 +218,23 @@ class _Read:
             self.why.setdefault(path, str(error))
 
     def keys(self) -> dict[str, int] | None:
-        """Return what is to be said of keys, None where there are none."""
+        """Return counts about keys, None if there are no keys."""
         hashes = np.sort(np.concatenate(self._keys))
         if not len(hashes):
             return None
         repeated = int(np.count_nonzero(hashes[1:] == hashes[:-1]))
-        return {"repeated": repeated, "climbing": self.climbing, "uids": self.uids}
+        return {"repeated": repeated, "climbing": self.unsafe, "uids": self.uids}
 
     def captions(self) -> dict[str, Any]:
-        """Return what is to be said of captions."""
-        hashes, often = np.unique(np.concatenate(self._captions), return_counts=True)
-        most: dict[str, Any] = {"count": int(often.max(initial=0)), "text": ""}
+        """Return counts about captions, the most repeated one and the spread of their lengths."""
+        hashes, counts = np.unique(np.concatenate(self._captions), return_counts=True)
+        most: dict[str, Any] = {"count": int(counts.max(initial=0)), "text": ""}
         if most["count"] > 1:
-            same = np.flatnonzero(hashes_of(self.texts) == hashes[often.argmax()])
+            same = np.flatnonzero(hashes_of(self.texts) == hashes[counts.argmax()])
             most["text"] = self.texts[same[0]] if len(same) else ""
         return {
             "empty": self.empty,
-            "repeated": int(often.sum()) - len(hashes),
+            "repeated": int(counts.sum()) - len(hashes),
             "most_repeated": most if most["count"] > 1 else None,
             "say_nothing": self.nothing,
             "file_names": self.names,
@@ -242,21 +243,21 @@ class _Read:
 
 
 def _read_parts(data: Data, read: _Read, progress: Progress) -> None:
-    """Read the samples of parts, but for their pictures; of files that are not read, the ends."""
+    """Read the samples of parts without their images; of files that are not read, check the end."""
     counted = all(part.rows is not None for part in data.parts)
     sized = [(part, part.rows or 0 if counted else _size(part)) for part in data.parts]
-    chosen = _some(sized, _ROWS if counted else _BYTES)
+    chosen = _evenly(sized, _ROWS if counted else _BYTES)
     unit = data.parts[0].unit
     with progress.task(f"read {unit}s", sum(part.rows or 1 for part in chosen)) as advance:
         for part in chosen:
-            them = read.sound(part.path, part.samples())
-            while batch := list(islice(them, _CHUNK)):
+            samples = read.until_damage(part.path, part.samples())
+            while batch := list(islice(samples, _CHUNK)):
                 read.offer(batch)
                 uids = sum(bool(sample.uid) for sample in batch)
                 read.add(part.path, [sample.key for sample in batch], [sample.text for sample in batch], uids)
             advance(part.rows or 1)
     rest = [] if counted else [part for part in data.parts if part.path not in read.why]
-    with ThreadPoolExecutor(8) as threads, progress.task(f"look at the ends of {unit}s", len(rest)) as advance:
+    with ThreadPoolExecutor(8) as threads, progress.task(f"check the ends of {unit}s", len(rest)) as advance:
         for part, why in zip(rest, threads.map(lambda part: part.cut_off(), rest), strict=True):
             if why:
                 read.why[part.path] = why
@@ -264,21 +265,21 @@ def _read_parts(data: Data, read: _Read, progress: Progress) -> None:
 
 
 def _read_words(data: Data, read: _Read, progress: Progress) -> None:
-    """Read keys and captions of whole files, and nothing else."""
+    """Read only the keys and captions of whole files."""
     rows = Counter[str]()
     for part in data.parts:
         rows[part.path] += part.rows or 0
     whole = [part.slice(0, rows[part.path]) for part in {part.path: part for part in data.parts}.values()]
-    chosen = _some([(part, part.rows or 0) for part in whole], _ROWS)
+    chosen = _evenly([(part, part.rows or 0) for part in whole], _ROWS)
     with progress.task("read", sum(part.rows or 0 for part in chosen)) as advance:
         for part in chosen:
-            for words in read.sound(part.path, part.words() or ()):
+            for words in read.until_damage(part.path, part.words() or ()):
                 read.add(part.path, words.keys, words.texts, words.uids)
             advance(part.rows or 0)
 
 
 def _spread_over(data: Data, sample: int, read: _Read) -> Iterator[Sample]:
-    """Yield a random sample: runs of rows, evenly spread, for rows of tables come by row groups."""
+    """Yield a random sample as runs of rows, evenly spread, because tables are read by row groups."""
     parts = list(data.parts)
     ends = np.cumsum([part.rows or 0 for part in parts])
     total = int(ends[-1])
@@ -289,13 +290,13 @@ def _spread_over(data: Data, sample: int, read: _Read) -> Iterator[Sample]:
         for lo, hi, count in zip(edges, edges[1:], np.diff(counts), strict=False):
             first = int(rng.integers(lo, max(lo, hi - count) + 1))
             stop = min(first + int(count), int(hi))
-            while first < stop:  # a run may begin in one part and end in another
+            while first < stop:  # a run may span several parts
                 i = int(np.searchsorted(ends, first, "right"))
                 rows = min(stop, int(ends[i])) - first
                 parts.append(whole[i].slice(whole[i].first + (whole[i].rows or 0) - int(ends[i]) + first, rows))
                 first += rows
     for part in parts:
-        for one in read.sound(part.path, part.samples()):
+        for one in read.until_damage(part.path, part.samples()):
             if one.picture is None:
                 read.missing += 1
                 read.first_missing = read.first_missing or f"{visible(one.key)} {one.why}"
@@ -303,27 +304,27 @@ def _spread_over(data: Data, sample: int, read: _Read) -> Iterator[Sample]:
                 yield one
 
 
-def _some(sized: Sequence[tuple[P, int]], budget: int) -> list[P]:
-    """Return all parts, or as many as their sizes allow, one at least, evenly spread from the first to the last."""
+def _evenly(sized: Sequence[tuple[P, int]], budget: int) -> list[P]:
+    """Return all parts, or as many as the budget allows, at least one, evenly spread from the first to the last."""
     total = sum(size for _, size in sized)
     count = len(sized) if total <= budget else max(1, min(len(sized), len(sized) * budget // total))
     return [sized[i][0] for i in np.unique(np.linspace(0, len(sized) - 1, count).astype(int)).tolist()]
 
 
 def _size(part: Part) -> int:
-    """Return the bytes of a part's file, 0 where it is gone."""
+    """Return the size of a part's file in bytes, 0 if it does not exist."""
     try:
         return int(file_stamp(part.protocol, part.path)[0] or 0)
     except PoolError:
         return 0
 
 
-# --- pictures -------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Picture:
-    """What a picture of the sample is like; ``why`` it cannot be used, "" where it can."""
+    """An image of the sample; ``why`` says why it cannot be used, "" if it can."""
 
     why: str = ""
     size: int = 0
@@ -339,7 +340,7 @@ class _Picture:
 
 @dataclass
 class _Seen:
-    """The pictures of the sample, and some as an encoder takes them."""
+    """The images of the sample, and some of them preprocessed for the encoder."""
 
     pictures: list[_Picture] = field(default_factory=list)
     pixels: list[Any] = field(default_factory=list)
@@ -347,11 +348,11 @@ class _Seen:
 
     @property
     def good(self) -> list[_Picture]:
-        """Those that can be used."""
+        """The images that can be used."""
         return [one for one in self.pictures if not one.why]
 
-    def told(self) -> dict[str, Any]:
-        """Return what is to be said of them."""
+    def summary(self) -> dict[str, Any]:
+        """Return counts and spreads of the images."""
         good = self.good
         digests = {one.digest for one in good}
         sides = np.array([one.sides for one in good], np.int64).reshape(-1, 2)
@@ -379,10 +380,10 @@ class _Seen:
 
 
 def _decoded(samples: Iterable[Sample], model: Any, count: int, workers: int, progress: Progress) -> _Seen:
-    """Decode the pictures of a sample, some at a time, and prepare them for an encoder where there is one."""
+    """Decode the images of a sample, some at a time, and preprocess them if there is an encoder."""
     from PIL import Image
 
-    Image.preinit()  # which takes longer than decoding a few
+    Image.preinit()  # takes longer than decoding a few images: not to be part of the measured time
     seen, preprocess = _Seen(), getattr(model, "preprocess", None)
     samples = iter(samples)
     with ThreadPoolExecutor(workers) as threads, progress.task("decode", count) as advance:
@@ -399,7 +400,7 @@ def _decoded(samples: Iterable[Sample], model: Any, count: int, workers: int, pr
 
 
 def _look(sample: Sample, preprocess: Any) -> tuple[_Picture, Any]:
-    """Return what a picture is like, and what an encoder's preparation makes of it."""
+    """Return the properties of an image, and its pixels as the encoder takes them."""
     from PIL import Image
 
     try:
@@ -428,7 +429,7 @@ def _look(sample: Sample, preprocess: Any) -> tuple[_Picture, Any]:
 
 
 def _spread(values: npt.NDArray[Any]) -> list[Any]:
-    """Return the least, the middle and the greatest, [] of nothing."""
+    """Return the minimum, the median and the maximum, [] for no values."""
     return np.percentile(values, (0, 50, 100), method="nearest").tolist() if len(values) else []
 
 
@@ -436,7 +437,7 @@ def _spread(values: npt.NDArray[Any]) -> list[Any]:
 
 
 def _counted(data: Data, read: _Read) -> tuple[int, bool]:
-    """Return the number of samples, and whether it was counted rather than worked out of the tars' sizes."""
+    """Return the number of samples, and whether it is exact rather than estimated from the sizes of the tars."""
     if all(part.rows is not None for part in data.parts):
         return sum(part.rows or 0 for part in data.parts), True
     if len(read.counts) == len(data.parts):
@@ -446,7 +447,7 @@ def _counted(data: Data, read: _Read) -> tuple[int, bool]:
 
 
 def _tars(data: Data, read: _Read) -> dict[str, Any] | None:
-    """Return what is to be said of tars and of the ``sizes.json`` beside them, None where there are none."""
+    """Return a summary of the tars and of the ``sizes.json`` next to them, None if there are no tars."""
     if data.parts[0].unit != "tar":
         return None
     counts = {posixpath.basename(path): count for path, count in read.counts.items() if path not in read.why}
@@ -463,111 +464,117 @@ def _tars(data: Data, read: _Read) -> dict[str, Any] | None:
 
 
 def _listed(part: Part) -> dict[str, Any] | None:
-    """Return what ``sizes.json`` beside a tar says, None where there is none that can be read."""
+    """Return the content of ``sizes.json`` next to a tar, None if there is no readable one."""
     path = posixpath.join(posixpath.dirname(part.path), "sizes.json")
     try:
         with open_file(part.protocol, path) as file:
-            told = trusting(path, lambda: json.load(file))
+            sizes = trusting(path, lambda: json.load(file))
     except PoolError:
         return None
-    return told if isinstance(told, dict) else None
+    return sizes if isinstance(sizes, dict) else None
 
 
 def _members(data: Data, read: _Read) -> dict[str, float]:
-    """Return which endings the members of tars have, and the share of samples that have one, by a few samples."""
+    """Return the file extensions in tars, each with the share of samples that have it, from a few samples."""
     counts, total = Counter[str](), 0
     for part in [part for part in data.parts if part.path in read.counts][:3]:
-        for endings in read.sound(part.path, islice(part.members(), _MEMBERS)):
+        for endings in read.until_damage(part.path, islice(part.members(), _MEMBERS)):
             counts.update(endings)
             total += 1
     return {visible(name): round(count / total, 3) for name, count in counts.most_common(20)}
 
 
 def _stored(data: Data, seen: _Seen, total: int) -> int:
-    """Return the bytes of tars and tables; of pictures that are files by themselves, what the sample comes to."""
+    """Return the bytes of tars and tables; for images in files of their own, an estimate from the sample."""
     if data.parts[0].pictures_apart:
         return round(total * float(np.mean([one.size for one in seen.good] or [0])))
     return sum(_size(part) for part in {part.path: part for part in data.parts}.values())
 
 
 def _columns(data: Data) -> dict[str, Any]:
-    """Return which columns of a table are what, {} where the data are none."""
+    """Return the roles of a table's columns, {} if the data is not a table."""
     roles = data.parts[0].roles()
     return {**roles, "others": list(data.columns)} if roles else {}
 
 
-def _warnings(found: dict[str, Any]) -> list[str]:
-    """Say what looks wrong, the worst first."""
-    told = []
-    for one in found["damaged"][:5]:
-        before = "" if one["samples"] is None else f" ({one['samples']:,} samples before that)"
-        told.append(f"{one['path']}: {one['why'].removeprefix(one['path'] + ': ')}{before}")
-    if len(found["damaged"]) > 5:
-        told.append(f"{len(found['damaged']):,} files are damaged in all")
-    pictures, captions, keys, tars = found["pictures"], found["captions"], found["keys"], found["tars"]
-    looked_at, seen = found["looked_at"], pictures["looked_at"]
+def _warnings(report: dict[str, Any]) -> list[str]:
+    """Return what looks wrong, the worst first."""
+    texts = []
+    for one in report["damaged"][:5]:
+        before = "" if one["samples"] is None else f" ({one['samples']:,} samples before it)"
+        texts.append(f"{one['path']}: {one['why'].removeprefix(one['path'] + ': ')}{before}")
+    if len(report["damaged"]) > 5:
+        texts.append(f"{len(report['damaged']):,} files are damaged in total")
+    pictures, captions, keys, tars = report["pictures"], report["captions"], report["keys"], report["tars"]
+    looked_at, seen = report["looked_at"], pictures["looked_at"]
 
     def share(count: int, whole: int) -> str:
         return f"{count:,} of {whole:,} ({count / whole:.1%})"
 
-    if count := found["missing"]["count"]:
-        of = found["missing"]["of"]
-        told.append(f"{share(count, of)} samples have no picture; the first: {found['missing']['first']}")
+    if count := report["missing"]["count"]:
+        of = report["missing"]["of"]
+        texts.append(f"{share(count, of)} samples have no image; the first: {report['missing']['first']}")
     if count := pictures["broken"]:
-        told.append(f"{share(count, seen)} pictures cannot be decoded; the first: {pictures['first_broken'][0]}")
+        texts.append(f"{share(count, seen)} images cannot be decoded; the first: {pictures['first_broken'][0]}")
     if count := pictures["enormous"]:
-        told.append(f"{share(count, seen)} pictures have more than {PIXELS:,} pixels, and are not decoded")
+        texts.append(f"{share(count, seen)} images have more than {PIXELS:,} pixels and are not decoded")
     if count := pictures["tiny"]:
-        told.append(f"{share(count, seen)} pictures are less than {_TINY} pixels high or wide")
+        texts.append(f"{share(count, seen)} images are less than {_TINY} pixels high or wide")
     if count := pictures["narrow"]:
-        told.append(f"{share(count, seen)} pictures are over {NARROW} times as long as wide; embedding sets them aside")
+        texts.append(f"{share(count, seen)} images are over {NARROW} times as long as wide; embedding skips them")
     if 20 * (count := pictures["identical"]) >= seen > 0:
-        told.append(f"{share(count, seen)} pictures are the same, byte for byte, as one before")
+        texts.append(f"{share(count, seen)} images are byte-for-byte copies of an earlier one")
     if captions["empty"] == looked_at:
-        told.append("there are no captions that are known; if there are some, name them with --caption or --captions")
+        texts.append("no captions were found; if there are some, name them with --caption or --captions")
     elif count := captions["empty"]:
-        told.append(f"{share(count, looked_at)} samples have no caption")
-    kinds = {"say_nothing": "say nothing (nan, None, untitled)", "file_names": "are names of files or addresses"}
+        texts.append(f"{share(count, looked_at)} samples have no caption")
+    kinds = {"say_nothing": "say nothing (nan, None, untitled)", "file_names": "are file names or URLs"}
     for name, what in kinds.items():
         if 100 * (count := captions[name]) >= looked_at:
-            told.append(f"{share(count, looked_at)} captions {what}")
+            texts.append(f"{share(count, looked_at)} captions {what}")
     if 5 * (count := captions["repeated"]) >= looked_at:
         most = captions["most_repeated"]
-        often = f"; {most['count']:,} are {most['text'][:60]!r}" if most["text"] else ""
-        told.append(f"{share(count, looked_at)} captions repeat an earlier one{often}")
+        example = f"; {most['count']:,} are {most['text'][:60]!r}" if most["text"] else ""
+        texts.append(f"{share(count, looked_at)} captions repeat an earlier one{example}")
     if keys and (count := keys["repeated"]):
-        told.append(
+        texts.append(
             f"{share(count, looked_at)} keys repeat an earlier one; select drops such rows with --skip-bad, and keeps "
             "them with --key row"
         )
     if keys and (count := keys["climbing"]):
-        told.append(f"{share(count, looked_at)} keys climb out of the folder (..)")
+        texts.append(f"{share(count, looked_at)} keys are unsafe paths: they contain ..")
     if tars:
-        told += _warnings_of_tars(tars, found["files"])
-    return told
+        texts += _warnings_of_tars(tars, report["files"])
+    return texts
 
 
 def _warnings_of_tars(tars: dict[str, Any], count: int) -> list[str]:
-    told = []
+    texts = []
     if empty := tars["empty"]:
-        told.append(f"{_many(len(empty), 'tar')} without a sample; the first: {empty[0]}")
+        texts.append(f"{_many(len(empty), 'tar')} without a sample; the first: {empty[0]}")
     if count < _LOADERS:
-        told.append(
-            f"{_many(count, 'tar')} for {_LOADERS} loader processes, open_clip's --workers: it needs as many tars as "
-            "there are in all; thresher reshard makes more"
+        texts.append(
+            f"{_many(count, 'tar')} for {_LOADERS} loader processes (open_clip's --workers): each needs at least one "
+            "tar; thresher reshard makes more"
         )
     if not tars["samples"]:
-        return told
+        return texts
     if tars["samples"][1] > _MOST:
-        told.append(f"tars of {tars['samples'][1]:,} samples are shuffled badly; 10,000 are usual")
+        texts.append(f"tars of {tars['samples'][1]:,} samples are shuffled poorly; 10,000 are usual")
     if count > _LOADERS and tars["samples"][1] < _FEW:
-        told.append(f"tars of {tars['samples'][1]:,} samples are many small files, read slowly; 10,000 are usual")
+        texts.append(
+            f"tars of {tars['samples'][1]:,} samples are many small files, which are slow to read; 10,000 are usual"
+        )
     if sizes := tars["sizes_json"]:
         if sizes["wrong"]:
-            told.append(f"sizes.json is wrong on {_many(len(sizes['wrong']), 'tar')}; the first: {sizes['wrong'][0]}")
+            texts.append(
+                f"sizes.json is wrong about {_many(len(sizes['wrong']), 'tar')}; the first: {sizes['wrong'][0]}"
+            )
         if sizes["lacks"]:
-            told.append(f"sizes.json leaves out {_many(len(sizes['lacks']), 'tar')}; the first: {sizes['lacks'][0]}")
-    return told
+            texts.append(
+                f"sizes.json does not list {_many(len(sizes['lacks']), 'tar')}; the first: {sizes['lacks'][0]}"
+            )
+    return texts
 
 
 def _many(count: int, what: str) -> str:
@@ -575,41 +582,41 @@ def _many(count: int, what: str) -> str:
 
 
 def _cost(total: int, seen: _Seen, model: Any, texts: list[str], workers: int) -> dict[str, Any]:
-    """Work out what embedding takes: decoding, by the sample, and the encoder, where there is one, by trying it."""
+    """Estimate the cost of embedding: decoding from the sample, the encoder, if there is one, from a short run."""
     seconds = [one.seconds for one in seen.good]
     decoded = workers * len(seconds) / sum(seconds) if sum(seconds) else 0.0
-    found: dict[str, Any] = {"workers": workers, "decoded_per_second": decoded}
+    cost: dict[str, Any] = {"workers": workers, "decoded_per_second": decoded}
     dims = 2 * _DIM if texts else _DIM
     each = [decoded]
     if model is not None:
-        rates = _tried(model, seen.pixels, texts)
-        found |= rates
+        rates = _measured(model, seen.pixels, texts)
+        cost |= rates
         dims = (model.image_dim if seen.good else 0) + (model.text_dim if texts else 0)
         each += list(rates.values())
-    found |= {"dims": dims, "pool_bytes": 2 * total * dims, "decode_seconds": total / decoded if decoded else 0.0}
+    cost |= {"dims": dims, "pool_bytes": 2 * total * dims, "decode_seconds": total / decoded if decoded else 0.0}
     if model is not None:
         needed = [total / rate for rate in each if rate]
-        # A model on the CPU takes its time from the same cores; on another device it and they work side by side.
-        alone = str(getattr(model, "device", "cpu")) == "cpu"
-        found["embed_seconds"] = sum(needed) if alone else max(needed[0], sum(needed[1:]))
-    return found
+        # A model on the CPU shares the cores with decoding; on another device both run at the same time.
+        shared = str(getattr(model, "device", "cpu")) == "cpu"
+        cost["embed_seconds"] = sum(needed) if shared else max(needed[0], sum(needed[1:]))
+    return cost
 
 
-def _tried(model: Any, pixels: list[Any], texts: list[str]) -> dict[str, float]:
-    """Return how many pictures and captions a second an encoder encodes."""
-    found = {}
+def _measured(model: Any, pixels: list[Any], texts: list[str]) -> dict[str, float]:
+    """Return how many images and captions an encoder encodes per second."""
+    rates = {}
     size = _BATCH if str(getattr(model, "device", "cpu")) == "cpu" else 8 * _BATCH
     if model.image_dim and pixels:
         batch = np.stack([pixels[i % len(pixels)] for i in range(size)])
-        found["images_per_second"] = _rate(size, lambda: model.encode_images(batch))
+        rates["images_per_second"] = _rate(size, lambda: model.encode_images(batch))
     if model.text_dim and texts:
         some = [texts[i % len(texts)] for i in range(size)]
-        found["texts_per_second"] = _rate(size, lambda: model.encode_texts(model.tokenize(some)))
-    return found
+        rates["texts_per_second"] = _rate(size, lambda: model.encode_texts(model.tokenize(some)))
+    return rates
 
 
 def _rate(count: int, what: Callable[[], Any]) -> float:
-    """Return how often a second ``what`` does ``count`` things; the first time, which is slower, does not count."""
+    """Return how many items ``what`` processes per second, ``count`` per call; the first, slower call is left out."""
     what()
     begin, times = time.perf_counter(), 0
     while not times or time.perf_counter() - begin < _SECONDS / 2:
@@ -618,11 +625,11 @@ def _rate(count: int, what: Callable[[], Any]) -> float:
     return times * count / (time.perf_counter() - begin)
 
 
-def _next(location: str, options: DataOptions, encoder: str | None, found: dict[str, Any]) -> str:
-    """Return what to type next."""
+def _next(location: str, options: DataOptions, encoder: str | None, report: dict[str, Any]) -> str:
+    """Return the command to run next."""
     words = ["thresher", "embed", location, "-o", "POOL", "--encoder", encoder or _ENCODER]
     for flag, value in (("image", options.image), ("caption", options.caption), ("key", options.key),
                         ("root", options.root), ("captions", options.captions_file)):  # fmt: skip
         words += [f"--{flag}", value] if value else []
-    words += ["--only", "image"] if found["captions"]["empty"] == found["looked_at"] else []
+    words += ["--only", "image"] if report["captions"]["empty"] == report["looked_at"] else []
     return shlex.join(words)

@@ -1,4 +1,4 @@
-"""What is in a pool, what looks wrong, and what a run on it will cost."""
+"""A check of a pool: what it holds, what looks wrong, and what a run on it will cost."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ _QUICK = 100_000
 
 
 def inspect(run: Run, *, quick: bool = False) -> dict[str, Any]:
-    """Look a pool over.
+    """Check a pool.
 
     Args:
-        run: On the whole store.
-        quick: Look at evenly spaced blocks of about 100,000 vectors instead of all; keys are not compared.
+        run: A run on the whole store.
+        quick: Check about 100,000 vectors in evenly spaced blocks instead of all; keys are not compared.
 
     Returns:
-        rows, layout, fields (dims, dtype, norms, counts of NaN, infinite and zero rows with the first
-        few ids), columns, keys (repeated, climbing), set-aside files, "warnings" in plain words, and
-        "cost" (seconds and bytes of typical runs, from a product timed here and now).
+        rows, layout, fields (dim, dtype, norms, counts of NaN, infinite and zero rows with the first few ids),
+        columns, keys (counts of repeated, unsafe and empty ones as "repeated", "climbing", "empty"), "set_aside" (the
+        skipped files), "warnings" as sentences, and "cost" (seconds and bytes of typical runs, estimated from a
+        matrix product timed on this machine).
     """
     store = run.store
     fields = {part: _field(run, part, quick) for part in store.layout.vectors}
-    found: dict[str, Any] = {
+    report: dict[str, Any] = {
         "location": store.layout.location,
         "layout": store.layout.kind,
         "rows": store.total,
@@ -49,17 +50,17 @@ def inspect(run: Run, *, quick: bool = False) -> dict[str, Any]:
     }
     if store.layout.key and not quick:
         codes = key_codes(run)
-        found["keys"] = {
+        report["keys"] = {
             "repeated": int(np.count_nonzero(codes == REPEATED)),
             "climbing": int(np.count_nonzero(codes == CLIMBS)),
             "empty": int(np.count_nonzero(codes == EMPTY)),
             "first": run.store.ids[np.flatnonzero(codes)[:5]].tolist(),
         }
-    found["warnings"] = _warnings(found, store)
-    found["cost"] = _cost(store, run.engine.workers)
+    report["warnings"] = _warnings(report, store)
+    report["cost"] = _cost(store, run.engine.workers)
     if slow := _slow_kernel():
-        found["warnings"].append(slow)
-    return found
+        report["warnings"].append(slow)
+    return report
 
 
 def _field(run: Run, part: str, quick: bool) -> dict[str, Any]:
@@ -96,36 +97,36 @@ def norms(part: str, store: EmbeddingStore, block: Block) -> tuple[Any]:
         return (np.sqrt(np.einsum("ij,ij->i", rows, rows)).astype(np.float32),)
 
 
-def _warnings(found: dict[str, Any], store: EmbeddingStore) -> list[str]:
-    told = []
-    for name, field in found["fields"].items():
+def _warnings(report: dict[str, Any], store: EmbeddingStore) -> list[str]:
+    texts = []
+    for name, field in report["fields"].items():
         for kind in ("nan", "infinite", "zero"):
             if count := field[f"{kind}_rows"]:
-                told.append(f"{count:,} {name} rows are {kind}; --skip-bad sets them aside")
-    if len({field["dim"] for field in found["fields"].values()}) > 1:
-        told.append("image and text embeddings differ in width: no clip score can be computed from them")
-    if not found["fields"]:
-        told.append("there are no embeddings here: only filter, random and stored scores will work")
-    if found["keys"]:
+                texts.append(f"{count:,} {name} rows are {kind}; --skip-bad skips them")
+    if len({field["dim"] for field in report["fields"].values()}) > 1:
+        texts.append("image and text embeddings differ in width: no CLIP score can be computed from them")
+    if not report["fields"]:
+        texts.append("there are no embeddings here: only filter, random and stored scores will work")
+    if report["keys"]:
         for kind, what in (
-            ("repeated", "stand earlier in the pool"),
-            ("climbing", "climb out of the folder (..)"),
+            ("repeated", "repeat an earlier one"),
+            ("climbing", "are unsafe paths: they contain .."),
             ("empty", "are empty"),
         ):
-            if count := found["keys"][kind]:
-                told.append(f"{count:,} keys {what}; --skip-bad sets those rows aside")
-    for name, field in found["fields"].items():
+            if count := report["keys"][kind]:
+                texts.append(f"{count:,} keys {what}; --skip-bad skips those rows")
+    for name, field in report["fields"].items():
         if field["first_bad"]:
-            told.append(f"the first bad {name} row is {store.whereabouts(name, field['first_bad'][0])}")
-    if found["set_aside"]:
-        told.append(f"{len(found['set_aside'])} files were set aside")
-    if not found["key"]:
-        told.append("there is no key column: rows go by their number; name one with --key")
-    return told
+            texts.append(f"the first bad {name} row is {store.whereabouts(name, field['first_bad'][0])}")
+    if report["set_aside"]:
+        texts.append(f"{len(report['set_aside'])} files were skipped")
+    if not report["key"]:
+        texts.append("there is no key column: rows are identified by their number; name one with --key")
+    return texts
 
 
 def _slow_kernel() -> str:
-    """Say so when the matrix kernels in use are slower than the processor allows, else ''."""
+    """Return a warning if the matrix kernels in use are slower than the processor allows, else ''."""
     if not has_avx512():
         return ""
     kernels = {info.get("architecture", "") for info in threadpoolctl.threadpool_info()}
@@ -139,7 +140,7 @@ def _slow_kernel() -> str:
 
 
 def _cost(store: EmbeddingStore, workers: int) -> dict[str, Any]:
-    """Estimate runs from a product timed now: seconds for reading are not known before they are spent."""
+    """Estimate the cost of runs from a matrix product timed now; the time for reading is a guess of 1 GB a second."""
     name = next(iter(store.layout.vectors), None)
     if name is None:
         return {}
@@ -160,7 +161,9 @@ def _cost(store: EmbeddingStore, workers: int) -> dict[str, Any]:
     read = store.stored_bytes(name) / 1e9
     sample = min(n, max(256 * k, 65_536))
     scored = "joint" in store.fields and store.dim("image") == store.dim("text")
-    largest = min(max(4 * n // k, 16_384), 65_536, n)  # rows of a cluster held at a time, if it is four times the mean
+    largest = min(
+        max(4 * n // k, 16_384), 65_536, n
+    )  # rows of a cluster in memory at once, if it has four times the mean
     train = 20 * sample * k * dim / speed
     label = n * k * dim / speed + read
     pairs = n * (n / k) / 2 * dim / speed
