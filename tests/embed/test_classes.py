@@ -72,12 +72,12 @@ def test_a_brace_in_a_name_is_a_brace() -> None:
 
 
 def test_what_cannot_be_embedded() -> None:
-    with pytest.raises(UsageError, match="encodes no texts"):
+    with pytest.raises(UsageError, match="does not encode texts"):
         embed_classes(["a"], Pictures())
     for names, templates in (([], ["{}"]), (["a"], [])):
         with pytest.raises(UsageError, match="at least one of each"):
             embed_classes(names, Hashed(), templates)
-    with pytest.raises(UsageError, match="has 2 times"):
+    with pytest.raises(UsageError, match="the name, 2 times; write it once"):
         embed_classes(["a"], Hashed(), ["{} or {}"])
 
 
@@ -88,17 +88,17 @@ def test_names(tmp_path: Path) -> None:
     path = tmp_path / "names.txt"
     path.write_bytes("\ufeffdog\r\n t-shirt\t(blue) \n# 7\nétoile\n\n".encode())
     assert read_names(path) == ["dog", "t-shirt (blue)", "# 7", "étoile"]
-    for text, told in (
+    for text, message in (
         ("", "has no class names"),
         (" \n\n", "has no class names"),
         ("a\n\nb", "line 2 is empty"),
         ("a\nb\n a \n", "lines 1 and 3 are both 'a'"),
     ):
         path.write_text(text)
-        with pytest.raises(PoolError, match=f"names.txt: .*{told}"):
+        with pytest.raises(PoolError, match=f"names.txt: .*{message}"):
             read_names(path)
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(PoolError, match="not text in UTF-8"):
+    with pytest.raises(PoolError, match="not UTF-8 text"):
         read_names(path)
     with pytest.raises(PoolError, match="No such file"):
         read_names(tmp_path / "none")
@@ -116,13 +116,13 @@ def test_templates(tmp_path: Path) -> None:
     path = tmp_path / "templates.txt"
     path.write_text("a photo of {c}, a flower.\n\nthe {}\n")
     assert read_templates(str(path)) == ("a photo of {}, a flower.", "the {}")
-    for text, told in (
+    for text, message in (
         ("\n", "has no templates"),
-        ("{}\na photo", "line 2 has 0 times"),
-        ("{} {c}", "line 1 has 2 times"),
+        ("{}\na photo", "line 2 has {}, the place of the class name, 0 times"),
+        ("{} {c}", "line 1 has {}, the place of the class name, 2 times"),
     ):
         path.write_text(text)
-        with pytest.raises(PoolError, match=told):
+        with pytest.raises(PoolError, match=message):
             read_templates(str(path))
     with pytest.raises(PoolError, match=r"there are also openai and simple\) cannot be read: No such file"):
         read_templates("imagenet")
@@ -167,7 +167,7 @@ def test_the_command_refuses_before_it_loads_anything(tmp_path: Path) -> None:
     names = tmp_path / "names.txt"
     names.write_text("dog\n")
     (tmp_path / "taken.txt").write_text("mine")
-    for arguments, kind, told in (
+    for arguments, kind, message in (
         ((names, "-o", tmp_path / "classes"), UsageError, r"type .*classes.npy"),
         ((tmp_path / "none", "-o", tmp_path / "a.npy"), PoolError, "No such file"),
         ((names, "-o", tmp_path / "taken.npy"), OutputError, r"taken.txt: exists already"),
@@ -175,6 +175,6 @@ def test_the_command_refuses_before_it_loads_anything(tmp_path: Path) -> None:
     ):
         done = CliRunner().invoke(embed_classes_command, [*map(str, arguments), "--encoder", "no such"])
         assert isinstance(done.exception, kind)
-        with pytest.raises(kind, match=told):
+        with pytest.raises(kind, match=message):
             raise done.exception
     assert sorted(path.name for path in tmp_path.iterdir()) == ["names.txt", "taken.txt"]

@@ -84,7 +84,7 @@ def test_pixels_of_several_shapes_are_noticed() -> None:
 
     with pytest.raises(AssertionError):
         EncoderContract().test_pictures_of_any_size_become_pixels_of_one_shape(Shapes(), None)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="gives float32"):
+    with pytest.raises(UsageError, match="returns float32"):
         EncoderContract().test_it_has_the_eight_names(type("Narrow", (Toy,), {"image_dim": 3})())
     assert len({picture.size for picture in _pictures()}) == 7
     assert make_encoder("tests.toy:Toy").weights() == "toy"

@@ -34,7 +34,7 @@ class Own:
     """A complete encoder without torch."""
 
     def __init__(self, *given: str, device: str, precision: str) -> None:
-        self.name, self.told = "own", (*given, device, precision)
+        self.name, self.arguments = "own", (*given, device, precision)
         self.image_dim, self.text_dim = 3, 2
         self.preprocess, self.tokenize = mean_colour, letters
 
@@ -97,35 +97,35 @@ def test_names_are_taken_apart(given: str, wanted: list[tuple[str, str]]) -> Non
         st.tuples(st.sampled_from(["timm", "torchvision"]), st.text("ab./+-_", min_size=1)), max_size=2, min_size=1
     )
 )
-def test_two_are_told_from_a_path_with_a_plus(parts: list[tuple[str, str]]) -> None:
+def test_two_encoders_are_separated_from_a_path_with_a_plus(parts: list[tuple[str, str]]) -> None:
     assert parse("+".join(f"{kind}:{rest}" for kind, rest in parts)) == tuple(Spec(*part) for part in parts)
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ("openclip:ViT-B-32/openai", "Did you mean 'open_clip'"),
-        ("", "no encoder ''; there are conse, open_clip:ARCH/PRETRAINED"),
+        ("", "no encoder ''; allowed: conse, open_clip:ARCH/PRETRAINED"),
         ("ViT-B-32", "or your own as package.module:Name"),
-        ("timm", "does not say which model; type timm:NAME"),
-        ("timm:", "does not say which model"),
+        ("timm", "does not name a model; type timm:NAME"),
+        ("timm:", "does not name a model"),
         ("conse:10", "conse has no variants"),
         ("conse+conse+conse", "names 3 encoders"),
         ("no.such.module:Name", "no encoder 'no.such.module:Name'"),
         (f"{__name__}:Missing", "has no Missing"),
         (f"{__name__}:own", "Did you mean 'Own'"),
-        (f"{__name__}:Broken", "image_dim is 3, preprocess None"),
-        ("types:SimpleNamespace", "what it makes has no name, image_dim"),
+        (f"{__name__}:Broken", "image_dim is 3 and preprocess is None"),
+        ("types:SimpleNamespace", "the encoder has no name, image_dim"),
     ],
 )
-def test_what_is_no_encoder_is_refused(given: str, told: str) -> None:
+def test_what_is_no_encoder_is_refused(given: str, message: str) -> None:
     with pytest.raises(UsageError) as error:
         make_encoder(given)
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("device", "precision", "told"),
+    ("device", "precision", "message"),
     [
         ("gpu", "auto", "allowed: auto, cpu, cuda, cuda:N, mps"),
         ("cpu:1", "auto", "allowed: auto"),
@@ -137,8 +137,8 @@ def test_what_is_no_encoder_is_refused(given: str, told: str) -> None:
         ("cpu", "float_16", "Did you mean 'float16'"),
     ],
 )
-def test_devices_and_precisions(device: str, precision: str, told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_devices_and_precisions(device: str, precision: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         make_encoder("conse", device=device, precision=precision)
 
 
@@ -178,7 +178,7 @@ def test_a_missing_package(spec: str, package: str, extra: str, monkeypatch: pyt
 def test_ones_own() -> None:
     made = make_encoder(f"{__name__}:Own", device="cpu", precision="float32")
     assert isinstance(made, Own)
-    assert made.told == ("cpu", "float32")
+    assert made.arguments == ("cpu", "float32")
 
 
 def points(monkeypatch: pytest.MonkeyPatch, **offered: str) -> None:
@@ -189,8 +189,8 @@ def points(monkeypatch: pytest.MonkeyPatch, **offered: str) -> None:
 
 def test_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
     points(monkeypatch, ours=f"{__name__}:Own")
-    assert make_encoder("ours").told == ("auto", "auto")
-    assert make_encoder("ours:a/b", device="cpu").told == ("a/b", "cpu", "auto")
+    assert make_encoder("ours").arguments == ("auto", "auto")
+    assert make_encoder("ours:a/b", device="cpu").arguments == ("a/b", "cpu", "auto")
     assert parse("ours:x+ours") == (Spec("ours", "x"), Spec("ours", ""))
     assert form_of(ENCODERS.find("ours")) == "ours"
 
@@ -210,15 +210,15 @@ class Kind:
 
 def test_entry_points_of_a_kind_with_options(monkeypatch: pytest.MonkeyPatch) -> None:
     points(monkeypatch, kind=f"{__name__}:Kind", other=f"{__name__}:Own")
-    assert make_encoder("kind:a").told == ("a", "1", "auto", "auto")
-    assert make_encoder("kind:a/3", device="cpu").told == ("a", "3", "cpu", "auto")
+    assert make_encoder("kind:a").arguments == ("a", "1", "auto", "auto")
+    assert make_encoder("kind:a/3", device="cpu").arguments == ("a", "3", "cpu", "auto")
     assert make_encoder("kind:a+other").name == "own+own"
-    for spec, told in (
-        ("kind", "does not say which model; type kind:MODEL/TIMES"),
+    for spec, message in (
+        ("kind", "does not name a model; type kind:MODEL/TIMES"),
         ("kind:a/b", "times = 'b'; expected a whole number"),
         ("knid:a", "Did you mean 'kind'"),
     ):
-        with pytest.raises(UsageError, match=told):
+        with pytest.raises(UsageError, match=message):
             make_encoder(spec)
 
 
@@ -231,7 +231,7 @@ def test_an_entry_point_that_cannot_be_used_is_named_and_breaks_no_other(monkeyp
         assert {"ours", "conse", "timm"} <= set(ENCODERS.all())
     assert [str(one.message) for one in said] == [
         "no_such_module offers 'gone', which cannot be used: ModuleNotFoundError: No module named 'no_such_module'",
-        "math offers 'number', which cannot be used: 3.141592653589793 makes no encoder: it is neither a class nor a "
+        "math offers 'number', which cannot be used: 3.141592653589793 is not an encoder: it is neither a class nor a "
         "function",
     ]
     with (
@@ -273,7 +273,7 @@ def test_two_as_one() -> None:
     pixels = np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3)
     np.testing.assert_array_equal(made.encode_images(pixels), pixels.reshape(2, 4, 3).mean(1))
     np.testing.assert_array_equal(made.encode_texts(made.tokenize(["aab", ""])), [[2, 3], [0, 0]])
-    with pytest.raises(UsageError, match="encodes no pictures; name the encoder of pictures first"):
+    with pytest.raises(UsageError, match="does not encode images; name the encoder for images first"):
         make_encoder(f"{__name__}:OnlyTexts+{__name__}:Own")
 
 
@@ -413,16 +413,16 @@ def test_the_hash_tells_weights_and_preparation_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
-        (URLError("no name"), r"cannot be loaded \(.*no name.*; not in the local cache, nor to be fetched"),
+        (URLError("no name"), r"cannot be loaded \(.*no name.*; not in the local cache and cannot be downloaded"),
         (KeyError("vision_cfg"), r"cannot be loaded \('vision_cfg'\)$"),
         (ValueError(), r"cannot be loaded \(ValueError\)$"),
         (UsageError("as it is"), "^as it is$"),
     ],
 )
-def test_whatever_a_library_raises_is_one_error(error: Exception, told: str) -> None:
-    with pytest.raises(UsageError, match=told), loading("timm:x"):
+def test_whatever_a_library_raises_is_one_error(error: Exception, message: str) -> None:
+    with pytest.raises(UsageError, match=message), loading("timm:x"):
         raise error
 
 
@@ -468,7 +468,7 @@ def floats(picture: Any) -> np.ndarray:
 
 
 class Odd(Own):
-    """One's own that does something wrong, one thing at a time."""
+    """A user's encoder with one fault at a time."""
 
     def __init__(self, what: str = "", **options: str) -> None:
         super().__init__(**{"device": "cpu", "precision": "auto", **options})
@@ -494,26 +494,26 @@ class Odd(Own):
 
 
 @pytest.mark.parametrize(
-    ("what", "told"),
+    ("what", "message"),
     [
-        ("narrow", r"gives float32 \(2, 2\) for 2 of its images; an encoder gives float32 \(2, 3\)"),
-        ("fewer", r"gives float32 \(1, 3\) for 2 of its images"),
-        ("dict", r"gives object \(\) for 2 of its images"),
-        ("whole", r"gives int64 \(2, 3\)"),
-        ("lambda", "preprocess cannot be sent to another process"),
-        ("floats", r"preprocess gives float64 \(4, 4, 3\); give uint8"),
+        ("narrow", r"returns float32 \(2, 2\) for 2 images; it must return float32 \(2, 3\)"),
+        ("fewer", r"returns float32 \(1, 3\) for 2 images"),
+        ("dict", r"returns object \(\) for 2 images"),
+        ("whole", r"returns int64 \(2, 3\)"),
+        ("lambda", "preprocess cannot be pickled"),
+        ("floats", r"preprocess returns float64 \(4, 4, 3\); return uint8"),
         ("raises", r"x: fails on a text \(KeyError: 'ids'\)"),
-        ("weights", r"weights\(\) gives None"),
+        ("weights", r"weights\(\) returns None"),
     ],
 )
-def test_ones_own_is_tried_before_hours_are_spent(what: str, told: str) -> None:
+def test_a_users_encoder_is_checked_when_it_is_loaded(what: str, message: str) -> None:
     encoders.checked(Odd(), "x")
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         encoders.checked(Odd(what), "x")
 
 
-def test_what_ones_own_raises_is_told() -> None:
-    with pytest.raises(UsageError, match="cannot be made .*TypeError.*unexpected keyword argument"):
+def test_errors_of_a_users_encoder_are_reported() -> None:
+    with pytest.raises(UsageError, match="cannot be loaded .*TypeError.*unexpected keyword argument"):
         make_encoder("tests.toy:preprocess")
-    with pytest.raises(UsageError, match="no module coluors is found, in the current folder or installed"):
+    with pytest.raises(UsageError, match="no module coluors in the current folder or installed"):
         make_encoder("coluors:Colours")

@@ -158,10 +158,10 @@ def test_a_run_of_an_architecture_of_open_clip(arch: Path) -> None:
         ("ViT-B32/openai", "no architecture 'ViT-B32'.*Did you mean 'ViT-B-32"),
         ("ViT-B-32/laion2b_s34b", "Did you mean 'laion2b_s34b_b79k'"),
         ("ViT-B-32//no/such.pt", "neither a tag nor a file '/no/such.pt'"),
-        ("no.json/w.pt", "there is no configuration no.json"),
+        ("no.json/w.pt", "there is no configuration file no.json"),
         ("local-dir:/no/such", "cannot be loaded"),
-        ("hf-hub:no/such", "not in the local cache, nor to be fetched"),
-        ("ViT-B-32/laion2b_s34b_b79k", "not in the local cache, nor to be fetched"),
+        ("hf-hub:no/such", "not in the local cache and cannot be downloaded"),
+        ("ViT-B-32/laion2b_s34b_b79k", "not in the local cache and cannot be downloaded"),
     ],
 )
 def test_open_clip_says_what_is_wrong(rest: str, told: str) -> None:
@@ -229,7 +229,7 @@ def test_timm(name: str, ending: str, classes: int, tmp_path: Path) -> None:
     with torch.no_grad():
         image = torch.stack([transform(picture) for picture in pictures()])
         alike(encode_images(made), source.forward_head(source.forward_features(image), pre_logits=True))
-    with pytest.raises(UsageError, match="encodes no texts"):
+    with pytest.raises(UsageError, match="does not encode texts"):
         made.encode_texts({"tokens": np.zeros((1, 1), np.int32)})
 
 
@@ -248,9 +248,9 @@ def test_timm_says_what_is_wrong(tmp_path: Path) -> None:
         ("resnet10t//no/such.pth", "there is no file /no/such.pth"),
         (f"test_vit/{tmp_path / 'w.pth'}", "is of another model; it has no cls_token"),
         (f"resnet18/{tmp_path / 'w.pth'}", "cannot be loaded .*size mismatch"),
-        ("resnet18.a1_in1k", "not in the local cache, nor to be fetched"),
-        ("vit_base_patch16_18x2_224", "knows no weights for it.*vit_base_patch16_18x2_224/path/to/weights"),
-        ("hf-hub:no/such", "not in the local cache, nor to be fetched"),
+        ("resnet18.a1_in1k", "not in the local cache and cannot be downloaded"),
+        ("vit_base_patch16_18x2_224", "has no pretrained weights for it.*vit_base_patch16_18x2_224/path/to/weights"),
+        ("hf-hub:no/such", "not in the local cache and cannot be downloaded"),
     ):
         with pytest.raises(UsageError, match=told):
             make_encoder(f"timm:{rest}", device="cpu")
@@ -298,7 +298,7 @@ def test_torchvision_says_what_is_wrong(tmp_path: Path) -> None:
         ("resnet18", "neither a file nor weights ''.*DEFAULT, IMAGENET1K_V1"),
         ("resnet18/IMAGENET1K_V9", "Did you mean 'IMAGENET1K_V1'"),
         (f"resnet34/{tmp_path / 'w.pth'}", "is of another model; it has no "),
-        (f"squeezenet1_0/{tmp_path / 'w.pth'}", "classifies by no linear layer"),
+        (f"squeezenet1_0/{tmp_path / 'w.pth'}", "has no linear classifier layer"),
     ):
         with pytest.raises(UsageError, match=told):
             make_encoder(f"torchvision:{rest}", device="cpu")
@@ -397,8 +397,8 @@ def test_transformers_says_what_is_wrong(tmp_path: Path) -> None:
     for rest, told in (
         ("/no/such", "there is no folder /no/such"),
         (tmp_path / "empty", "cannot be loaded"),
-        (tmp_path / "clip", "its weights lack visual_projection.weight, which would be random"),
-        ("no/such", "not in the local cache, nor to be fetched"),
+        (tmp_path / "clip", "its weights do not contain visual_projection.weight, which would be random"),
+        ("no/such", "not in the local cache and cannot be downloaded"),
     ):
         with pytest.raises(UsageError, match=told):
             make_encoder(f"transformers:{rest}", device="cpu")
@@ -429,7 +429,10 @@ def test_a_prompt_of_sentence_transformers(tmp_path: Path) -> None:
 
 
 def test_sentence_transformers_says_what_is_wrong() -> None:
-    for rest, told in (("/no/such", "there is no folder"), ("no/such", "not in the local cache, nor to be fetched")):
+    for rest, told in (
+        ("/no/such", "there is no folder"),
+        ("no/such", "not in the local cache and cannot be downloaded"),
+    ):
         with pytest.raises(UsageError, match=told):
             make_encoder(f"sentence-transformers:{rest}", device="cpu")
 

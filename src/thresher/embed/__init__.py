@@ -1,1 +1,1 @@
-"""From pictures and captions to a pool of embeddings, with the encoder of your choice. Needs the extra embed."""
+"""From raw images and captions to a pool of embeddings, with the encoder of your choice; needs the extra ``embed``."""

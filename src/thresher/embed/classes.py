@@ -1,4 +1,4 @@
-"""Classes by name: sentences about each of them through a text encoder, for zero-shot evaluation and clipcov."""
+"""Embeddings of classes from their names, by prompts and a text encoder, for zero-shot evaluation and clipcov."""
 
 from __future__ import annotations
 
@@ -21,24 +21,25 @@ _OPEN_CLIP = {"openai": "OPENAI_IMAGENET_TEMPLATES", "simple": "SIMPLE_IMAGENET_
 def embed_classes(
     names: Sequence[str], encoder: Encoder, templates: Sequence[str] = TEMPLATES, *, batch: int = 256
 ) -> F32:
-    """Return an embedding of each class: the mean of those of sentences about it.
+    """Return an embedding of each class: the mean of the embeddings of its prompts.
 
     Args:
-        names: Of C classes.
-        encoder: Encodes texts, see :func:`thresher.embed.encoders.make_encoder`.
-        templates: Sentences; ``{}`` stands for the name.
-        batch: Sentences that go through the encoder at a time.
+        names: Names of C classes.
+        encoder: An encoder of texts, see :func:`thresher.embed.encoders.make_encoder`.
+        templates: Prompts, with ``{}`` in place of the name.
+        batch: Prompts to encode at a time.
 
     Returns:
         (C, D) float32 unit rows, in the order of the names; see :func:`thresher.evaluate.zero_shot.class_embeddings`.
 
     Raises:
-        UsageError: The encoder has no texts, there is no name, or no template with one ``{}``.
+        UsageError: The encoder does not encode texts, there are no names or templates, or a template does not have
+            exactly one ``{}``.
     """
     from thresher.evaluate.zero_shot import class_embeddings
 
     if encoder.tokenize is None or not encoder.text_dim:
-        raise UsageError(f"{encoder.name} encodes no texts; name an encoder that does")
+        raise UsageError(f"{encoder.name} does not encode texts; name an encoder that does")
     if not names or not templates or batch < 1:
         raise UsageError(
             f"{len(names)} names, {len(templates)} templates, {batch} at a time; give at least one of each"
@@ -46,99 +47,105 @@ def embed_classes(
     for template in templates:
         if template.count("{}") != 1:
             raise UsageError(
-                f"template {template!r}: has {template.count('{}')} times {{}}, for the name; write it once"
+                f"template {template!r}: has {{}}, the place of the name, {template.count('{}')} times; write it once"
             )
-    found = np.empty((len(names), encoder.text_dim), np.float32)
-    step = max(1, batch // len(templates))  # classes at a time: their sentences are not all held
+    embeddings_CD = np.empty((len(names), encoder.text_dim), np.float32)
+    step = max(1, batch // len(templates))  # classes at a time, so that not all prompts are in memory
     for lo in range(0, len(names), step):
         here = names[lo : lo + step]
         prompts = [template.replace("{}", name) for name in here for template in templates]
         parts = [
             encoder.encode_texts(encoder.tokenize(prompts[at : at + batch])) for at in range(0, len(prompts), batch)
         ]
-        found[lo : lo + step] = class_embeddings(np.concatenate(parts).reshape(len(here), len(templates), -1))
-    return found
+        embeddings_CD[lo : lo + step] = class_embeddings(np.concatenate(parts).reshape(len(here), len(templates), -1))
+    return embeddings_CD
 
 
 def read_names(path: str | os.PathLike[str]) -> list[str]:
-    """Return the names of classes, one a line; empty lines at the end do not count.
+    """Return the names of classes, one per line; empty lines at the end are ignored.
 
     Raises:
-        PoolError: The file cannot be read, has no name, an empty line among them, or a name twice; says which line.
+        PoolError: The file cannot be read, has no names, has an empty line between names, or a name twice; the
+            message says which line.
     """
     lines = _lines(path, "class names")
     if not lines:
-        raise PoolError(f"{path}: has no class names; write one a line")
+        raise PoolError(f"{path}: has no class names; write one per line")
     seen: dict[str, int] = {}
     for number, name in enumerate(lines, 1):
         if not name:
-            raise PoolError(f"{path}: line {number:,} is empty; the number of a line is that of its class, so fill it")
+            raise PoolError(f"{path}: line {number:,} is empty; line numbers are class numbers, so write a name there")
         if name in seen:
-            raise PoolError(f"{path}: lines {seen[name]:,} and {number:,} are both {name!r}; tell them apart")
+            raise PoolError(f"{path}: lines {seen[name]:,} and {number:,} are both {name!r}; make them different")
         seen[name] = number
     return lines
 
 
-def read_templates(given: str | None) -> tuple[str, ...]:
-    """Return sentences with ``{}`` for the name of a class.
+def read_templates(source: str | None) -> tuple[str, ...]:
+    """Return prompt templates with ``{}`` for the name of a class.
 
     Args:
-        given: "openai" (the 80 of the CLIP paper), "simple" (the 7 that do nearly as well), or a file with one a line,
+        source: "openai" (the 80 of the CLIP paper), "simple" (7 that do nearly as well), or a file with one per line,
             where ``{c}``, as CLIP_benchmark writes it, is the same as ``{}``; None for "a photo of a {}." alone.
 
     Raises:
-        PoolError: The file cannot be read, or a line has not exactly one ``{}``; says which.
-        MissingExtraError: open_clip is not there to say its templates.
+        PoolError: The file cannot be read, or a line does not have exactly one ``{}``; the message says which.
+        MissingExtraError: open_clip, which has these templates, is not installed.
     """
-    if given is None:
+    if source is None:
         return TEMPLATES
-    if given in _OPEN_CLIP:
+    if source in _OPEN_CLIP:
         try:
             import open_clip
         except ImportError:
-            raise MissingExtraError(f"--templates {given}", "embed") from None
-        return tuple(template("{}") for template in getattr(open_clip, _OPEN_CLIP[given]))
-    found = []
-    for number, line in enumerate(_lines(given, f"templates (there are also {' and '.join(_OPEN_CLIP)})"), 1):
+            raise MissingExtraError(f"--templates {source}", "embed") from None
+        return tuple(template("{}") for template in getattr(open_clip, _OPEN_CLIP[source]))
+    templates = []
+    for number, line in enumerate(_lines(source, f"templates (there are also {' and '.join(_OPEN_CLIP)})"), 1):
         template = line.replace("{c}", "{}")
         if line and template.count("{}") != 1:
             raise PoolError(
-                f"{given}: line {number:,} has {template.count('{}')} times {{}}, for the name of a class; write one"
+                f"{source}: line {number:,} has {{}}, the place of the class name, {template.count('{}')} times; "
+                "write it once"
             )
         if line:
-            found.append(template)
-    if not found:
-        raise PoolError(f"{given}: has no templates; write one a line, such as {TEMPLATES[0]}")
-    return tuple(found)
+            templates.append(template)
+    if not templates:
+        raise PoolError(f"{source}: has no templates; write one per line, such as {TEMPLATES[0]}")
+    return tuple(templates)
 
 
 def _lines(path: str | os.PathLike[str], what: str) -> list[str]:
-    """Return lines with their white space evened out, without empty ones at the end."""
+    """Return lines with runs of white space replaced by one space, without empty lines at the end."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        told = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
-        raise PoolError(f"{path}: these {what} cannot be read: {told}") from None
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise PoolError(f"{path}: these {what} cannot be read: {reason}") from None
     return [" ".join(line.split()) for line in text.rstrip().split("\n")] if text.strip() else []
 
 
 def write_classes(
-    found_CD: F32, names: Sequence[str], path: str | os.PathLike[str], *, keep: str | os.PathLike[str] | None = None
+    embeddings_CD: F32,
+    names: Sequence[str],
+    path: str | os.PathLike[str],
+    *,
+    keep: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Write embeddings of classes, and the names, one a line, in a .txt beside them.
+    """Write embeddings of classes to a .npy file, and the names, one per line, to a .txt file next to it.
 
     Args:
-        found_CD: (C, D) float32.
-        names: Of the C classes.
-        path: Of the .npy.
-        keep: The file that the names were read from; if it is the one beside, it is left as it is.
+        embeddings_CD: (C, D) float32.
+        names: Names of the C classes.
+        path: The .npy file.
+        keep: The file that the names were read from; if it is that .txt file, it is not written.
 
     Raises:
-        OutputError: They cannot be written; nothing is left half-written.
+        OutputError: The files cannot be written; no file is left half-written.
     """
-    beside = Path(path).with_suffix(".txt")
-    same = keep is not None and beside.exists() and beside.samefile(keep)
-    with writing(path) as array, nullcontext() if same else writing(beside) as table:
-        np.save(array, np.ascontiguousarray(found_CD, np.float32), allow_pickle=False)
+    names_path = Path(path).with_suffix(".txt")
+    same = keep is not None and names_path.exists() and names_path.samefile(keep)
+    with writing(path) as array, nullcontext() if same else writing(names_path) as table:
+        np.save(array, np.ascontiguousarray(embeddings_CD, np.float32), allow_pickle=False)
         if table is not None:
             Path(table).write_text("\n".join(names) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Embedding raw data into a pool: decode workers before the model, a shard at a time, resumable."""
+"""Embeds raw data into a pool: decode workers feed the model, one shard after the other, resumable."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from thresher.embed.pool import (
     writing_shard,
     written,
 )
-from thresher.embed.prepare import Pixels, Preparing, Ready, Slots, Task, Tokens, prepare
+from thresher.embed.prepare import Decoded, DecodeOptions, DecodeTask, Pixels, Slots, Tokens, prepare
 from thresher.errors import OutputError, PoolError, ThresherError, UsageError
 from thresher.export.keys import hashes_of
 from thresher.io.paths import visible, writable
@@ -52,26 +52,26 @@ from thresher.runtime.progress import Advance, Progress, Silent
 
 Vectors = dict[str, npt.NDArray[np.float16]]
 
-_CHUNK = 64  # samples made ready at a time
-_AHEAD = 2  # batches that wait for the model
-_LOOKED_AT, _PARTS = 64, 8  # samples of a part, and parts, that tell whether data have captions and uids
+_CHUNK = 64  # samples prepared together
+_AHEAD = 2  # batches queued for the model
+_LOOKED_AT, _PARTS = 64, 8  # samples of a part, and parts, that are read to see if the data has captions and uids
 _UID = re.compile("[0-9a-fA-F]{32}")  # DataComp's
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedSettings:
-    """How to embed.
+    """Options of :func:`embed`.
 
     Attributes:
         encoder: See :func:`thresher.embed.encoders.make_encoder`.
-        device: "auto", "cpu", "cuda" (every GPU there is), or several separated by commas, each with a process of its
-            own: "cuda:0,cuda:1".
-        precision: "auto", "float32", "bfloat16" or "float16" of the model's arithmetic.
-        batch_size: Samples at a time in the model (default: 64 on the CPU, 512 on a GPU).
-        workers: Processes that decode (default: one less than the cores; 0: decode in this one).
-        thumbnails: Pixels of the longer side of small copies that reports can show; 0 for none.
-        pixel_limit: Pixels a picture may have; more is taken for a decompression bomb.
-        only: "image" or "text" to embed no more than that.
+        device: "auto", "cpu", "cuda" (all GPUs), or several separated by commas, each with a process of its own:
+            "cuda:0,cuda:1".
+        precision: Precision of the model: "auto", "float32", "bfloat16" or "float16".
+        batch_size: Samples per batch of the model (default: 64 on the CPU, 512 on a GPU).
+        workers: Processes that decode (default: the number of cores, on the CPU one less; 0: decode in this process).
+        thumbnails: Pixels of the longer side of thumbnails, which reports can show; 0 for none.
+        pixel_limit: Most pixels of an image; a larger one counts as a decompression bomb.
+        only: "image" or "text" to embed only that.
         data: How to read the data.
     """
 
@@ -86,7 +86,7 @@ class EmbedSettings:
     data: DataOptions = field(default_factory=DataOptions)
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be."""
+        """Validate the options."""
         for name, value, least in (
             ("batch-size", self.batch_size, 1),
             ("workers", self.workers, 0),
@@ -94,24 +94,24 @@ class EmbedSettings:
             ("pixel-limit", self.pixel_limit, 1),
         ):
             if value is not None and value < least:
-                raise UsageError(f"--{name} {value}: at least {least}")
+                raise UsageError(f"--{name} {value}: must be at least {least}")
         if self.only not in (None, *FOLDERS):
-            raise UsageError(f"--only {self.only}: image or text")
+            raise UsageError(f"--only {self.only}: must be image or text")
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """What embedding found.
+    """Result of :func:`embed`.
 
     Attributes:
         pool: The folder.
         rows: Rows of the pool.
-        new: How many of them this call embedded.
-        set_aside: Samples that are not in the pool, listed in ``set_aside.txt``.
-        damaged: Files of the data that could be read in part only, or not at all.
-        shards: How many there are.
-        fields: Which vectors there are.
-        notes: What should be known besides.
+        new: Rows that this call embedded.
+        set_aside: Number of skipped samples, which are listed in ``set_aside.txt``.
+        damaged: Number of data files that could be read only in part, or not at all.
+        shards: Number of shards.
+        fields: The vectors in the pool: "image", "text" or both.
+        notes: Messages for the user.
     """
 
     pool: str
@@ -132,28 +132,27 @@ def embed(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Embedded:
-    """Embed pictures and captions into a pool that every other command opens.
+    """Embed images and captions into a pool that every other command opens.
 
-    Called again after it was killed, it goes on with the first shard that is not there; called with more data, it adds
-    their shards at the end. Samples that cannot be used are set aside, counted and listed. Memory does not grow with
-    the data.
+    Called again after it was killed, it resumes with the first missing shard; called with more data, it adds shards at
+    the end. Samples that cannot be used are skipped, counted and listed. Memory does not grow with the data.
 
     Args:
         data: See :func:`thresher.data.open_data`.
         pool: Folder to write: float16 vectors and parquet tables in clip-retrieval's layout, and ``pool.json``.
-        settings: How.
-        overwrite: Begin anew where there is a pool already.
-        progress: Where to tell how far it is.
+        settings: The options.
+        overwrite: Replace an existing pool.
+        progress: Receives progress updates.
 
     Raises:
-        PoolError: No data, or none that can be used.
-        UsageError: An encoder, device or column that is not there, or a pool that cannot grow with these data.
-        OutputError: The folder cannot be written, or holds something else.
+        PoolError: There is no data, or no sample can be used.
+        UsageError: An encoder, device or column does not exist, or the pool cannot grow with this data.
+        OutputError: The folder cannot be written, or holds other files.
     """
     progress = progress or Silent()
     folder = Path(pool)
     source = open_data(data, settings.data)
-    _apart(data, folder)
+    _refuse_inside(data, folder)
     known = None if overwrite else PoolPlan.read(folder)
     if known is None:
         refuse_foreign_files(
@@ -165,16 +164,16 @@ def embed(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be made ({error.strerror}); choose another place") from None
+        raise OutputError(f"{folder}: cannot be created ({error.strerror}); choose another folder") from None
     with holding(folder, progress.say):
         if overwrite:
             _clear(folder)
-        known = PoolPlan.read(folder)  # again: another process may have been at work until now
+        known = PoolPlan.read(folder)  # again: another process may have written to it before the lock was acquired
         if known is None and (
             others := [path for name in (TABLES, *FOLDERS.values()) for path in _files(folder, name)]
         ):
             raise OutputError(
-                f"{folder}: holds {others[0].relative_to(folder)}, and no {PLAN} says what that is of; choose another "
+                f"{folder}: holds {others[0].relative_to(folder)}, but no {PLAN} that describes it; choose another "
                 "folder, or pass --overwrite"
             )
         plan = known.grown(folder, asked) if known else asked
@@ -183,8 +182,8 @@ def embed(
         lost = [n for n in todo if plan.shards[n].part not in parts]
         if lost:
             raise UsageError(
-                f"{folder}: shard {lost[0]} of an earlier call is not there yet, and its data, "
-                f"{plan.shards[lost[0]].path}, are not among {data}; finish that call first"
+                f"{folder}: shard {lost[0]} of an earlier call is not written yet, and its data, "
+                f"{plan.shards[lost[0]].path}, is not in {data}; finish that call first"
             )
         if todo or known is None:
             plan.saved(folder)
@@ -197,11 +196,11 @@ def embed(
         return _finished(folder, plan, set(todo), notes, data)
 
 
-def _apart(data: str, folder: Path) -> None:
-    """Refuse a pool inside a folder of data: it would become data itself."""
+def _refuse_inside(data: str, folder: Path) -> None:
+    """Refuse a pool inside a folder of data: it would be read as data."""
     here, there = os.path.realpath(data), os.path.realpath(folder)
     if os.path.isdir(here) and (there + os.sep).startswith(here + os.sep):
-        raise OutputError(f"{folder}: lies in the data; choose a folder elsewhere")
+        raise OutputError(f"{folder}: is inside the data folder; choose a folder elsewhere")
 
 
 def _files(folder: Path, name: str) -> list[Path]:
@@ -209,7 +208,7 @@ def _files(folder: Path, name: str) -> list[Path]:
 
 
 def _clear(folder: Path) -> None:
-    """Remove a pool, which is not finished from the first moment on."""
+    """Remove a pool; it counts as unfinished from the start of the removal."""
     with writing(folder / PLAN) as scratch:
         Path(scratch).write_text('{"shards": []}\n', encoding="ascii")
     for name in (TABLES, *FOLDERS.values()):
@@ -219,9 +218,9 @@ def _clear(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _devices(given: str) -> list[str]:
-    """Return the devices that are meant: "cuda" and "auto" are every GPU there is."""
-    named = [name.strip() for name in given.split(",") if name.strip()]
+def _devices(text: str) -> list[str]:
+    """Return the devices of a list separated by commas; "cuda" and "auto" stand for all GPUs."""
+    named = [name.strip() for name in text.split(",") if name.strip()]
     if named not in (["auto"], ["cuda"]):
         return named or ["auto"]
     try:
@@ -233,10 +232,10 @@ def _devices(given: str) -> list[str]:
 
 
 def _planned(source: Data, encoder: Encoder, settings: EmbedSettings) -> tuple[PoolPlan, tuple[str, ...]]:
-    """Return what to write: which vectors, which columns, which shards."""
+    """Return the plan of the pool (vectors, columns, shards) and notes for the user."""
     offered = [name for name, dim in (("image", encoder.image_dim), ("text", encoder.text_dim)) if dim]
     if settings.only and settings.only not in offered:
-        raise UsageError(f"--only {settings.only}: {encoder.name} encodes {' and '.join(offered)} only")
+        raise UsageError(f"--only {settings.only}: {encoder.name} encodes only {' and '.join(offered)}")
     fields = [name for name in offered if settings.only in (None, name)]
     notes: list[str] = []
     first = _some(source)
@@ -244,10 +243,10 @@ def _planned(source: Data, encoder: Encoder, settings: EmbedSettings) -> tuple[P
         if fields == ["text"]:
             raise PoolError(f"{source.location}: has no captions; name their column with --caption")
         fields.remove("text")
-        notes.append("the data have no captions: only the pictures are embedded")
+        notes.append("the data has no captions: only the images are embedded")
     columns = {"key": "string", "text": "string"}
     uids = bool(first) and all(sample.uid for sample in first)
-    if not source.parts[0].roles():  # then no column says so: a tar's json may call anything a uid
+    if not source.parts[0].roles():  # no column with that role: in the json of a tar, "uid" may be anything
         uids &= all(_UID.fullmatch(sample.uid) for sample in first)
     columns |= {"uid": "string"} if uids else {}
     columns |= {"width": "int32", "height": "int32"} if "image" in fields else {}
@@ -256,41 +255,41 @@ def _planned(source: Data, encoder: Encoder, settings: EmbedSettings) -> tuple[P
     columns |= {name: str(kind) for name, kind in source.columns.items() if name not in OWN}
     columns |= {"thumbnail": "picture"} if settings.thumbnails and "image" in fields else {}
     dims = {"image": encoder.image_dim, "text": encoder.text_dim}
-    about = {
+    info = {
         "name": encoder.name,
         "weights": encoder.weights(),
         "precision": getattr(encoder, "precision", settings.precision),
         **{f"{name}_dim": dims[name] for name in fields},
     }
-    how = settings.data
+    reading = settings.data
     options = {
-        "image": how.image,
-        "caption": how.caption,
-        "key": how.key,
-        "root": how.root and os.path.abspath(how.root),
-        "captions": how.captions_file and os.path.abspath(how.captions_file),
+        "image": reading.image,
+        "caption": reading.caption,
+        "key": reading.key,
+        "root": reading.root and os.path.abspath(reading.root),
+        "captions": reading.captions_file and os.path.abspath(reading.captions_file),
         "pixel-limit": settings.pixel_limit,
         "thumbnails": settings.thumbnails,
-        **({"allow-outside": True} if how.allow_outside else {}),
-        **({"reader": how.reader} if how.reader else {}),
+        **({"allow-outside": True} if reading.allow_outside else {}),
+        **({"reader": reading.reader} if reading.reader else {}),
     }
-    return PoolPlan(about, tuple(fields), columns, options, shards_of(source.parts)), tuple(notes)
+    return PoolPlan(info, tuple(fields), columns, options, shards_of(source.parts)), tuple(notes)
 
 
 def _some(source: Data) -> list[Sample]:
-    """Return the first samples of some parts, spread over the data; of all, until there are some that can be read."""
-    found: list[Sample] = []
+    """Return the first samples of some parts spread over the data; of further parts, if none of those can be read."""
+    samples: list[Sample] = []
     places = np.linspace(0, len(source.parts) - 1, min(_PARTS, len(source.parts))).astype(int).tolist()
     for number in dict.fromkeys((*places, *range(len(source.parts)))):
-        if found and number not in places:
+        if samples and number not in places:
             break
-        with suppress(PoolError):  # damage is told when the part is embedded
-            found += islice(source.parts[number].samples(), _LOOKED_AT)
-    return found
+        with suppress(PoolError):  # damage is reported when the part is embedded
+            samples += islice(source.parts[number].samples(), _LOOKED_AT)
+    return samples
 
 
 def _expected(source: Data, parts: Sequence[Part]) -> int:
-    """Return how many samples parts have; of tars about, by what the first of them has for its size."""
+    """Return the number of samples of parts; for tars an estimate from the first tar and the sizes of all."""
     if all(part.rows is not None for part in parts):
         return sum(part.rows or 0 for part in parts)
     sizes = [shard.stamp[0] or 0 for shard in shards_of(parts)]
@@ -315,7 +314,7 @@ def _on_many(
     devices: Sequence[str],
     progress: Progress,
 ) -> None:
-    """Embed with a process a device, every shard by one of them."""
+    """Embed with one process per device; each shard is embedded by one of them."""
     workers = cores() if settings.workers is None else settings.workers
     each = replace(settings, workers=workers // len(devices))
     engine = Processes(len(devices))
@@ -324,9 +323,9 @@ def _on_many(
     with (
         _running(folder) as running,
         progress.task("embed", len(jobs), "shards") as advance,
-        ThreadPoolExecutor(1) as beside,
+        ThreadPoolExecutor(1) as background,
     ):
-        watching = beside.submit(_watch, folder, [number for number, _ in jobs], advance, ended)
+        watching = background.submit(_watch, folder, [number for number, _ in jobs], advance, ended)
         on_one = partial(_on_one, folder, plan, each, running)
         try:
             for _ in engine.map(on_one, [task for task in tasks if task[1]]):
@@ -338,7 +337,7 @@ def _on_many(
 
 @contextmanager
 def _running(folder: Path) -> Iterator[str]:
-    """Give a file that is there as long as all is well."""
+    """Yield the path of a file that exists until the block ends: processes stop when it is gone."""
     file, path = create_locked(folder, ".embed.", ".tmp")
     try:
         yield path
@@ -349,29 +348,31 @@ def _running(folder: Path) -> Iterator[str]:
 
 
 def _watch(folder: Path, numbers: Sequence[int], advance: Advance, ended: Event) -> None:
-    """Tell of shards as they appear, until all ends."""
+    """Report shards as they appear, until ``ended`` is set."""
     left, last = set(numbers), False
     while not last:
         last = ended.wait(1)
-        there = {number for number in left if shard_path(folder, "table", number).exists()}
-        if there:
-            advance(len(there))
-        left -= there
+        new = {number for number in left if shard_path(folder, "table", number).exists()}
+        if new:
+            advance(len(new))
+        left -= new
 
 
 def _on_one(
     folder: Path, plan: PoolPlan, settings: EmbedSettings, running: str, task: tuple[str, list[tuple[int, Part]]]
 ) -> None:
-    """Embed shards on one device until they are done, or until the file that says that all is well is gone."""
+    """Embed shards on one device until they are done, or until the file ``running`` is gone."""
 
-    def go_on(_: int) -> None:
+    def check_running(_: int) -> None:
         if not os.path.exists(running):
-            raise ThresherError(f"{folder}: embedding was ended")
+            raise ThresherError(f"{folder}: embedding was stopped")
 
     device, jobs = task
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # that file tells of it, and all is left as it should be
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # the parent removes that file instead, so that temporary files are cleaned up
     encoder = make_encoder(settings.encoder, device=device, precision=settings.precision)
-    _embed(folder, plan, encoder, settings, jobs, go_on)
+    _embed(folder, plan, encoder, settings, jobs, check_running)
 
 
 # --- one device -----------------------------------------------------------------------------------
@@ -379,11 +380,11 @@ def _on_one(
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Samples of one shard that are made ready together, those that cannot be, and what ended the reading."""
+    """Samples of one shard that are prepared together, skipped samples, and the damage that ended reading."""
 
     number: int
     samples: tuple[Sample, ...]
-    aside: tuple[tuple[str, int, str], ...] = ()
+    skipped: tuple[tuple[str, int, str], ...] = ()
     damage: str = ""
 
 
@@ -399,7 +400,7 @@ def _embed(
     gpu = str(getattr(encoder, "device", "cpu")).startswith(("cuda", "mps"))
     size = settings.batch_size or (512 if gpu else 64)
     workers = max(1, cores() - (not gpu)) if settings.workers is None else settings.workers
-    how = Preparing(
+    options = DecodeOptions(
         encoder.preprocess if "image" in plan.fields else None,
         encoder.tokenize if "text" in plan.fields else None,
         settings.pixel_limit,
@@ -407,26 +408,26 @@ def _embed(
     )
     widths = {name: int(plan.encoder[f"{name}_dim"]) for name in plan.fields}
     schema = _schema(plan)
-    # A slot is used again when as many tasks have followed as the engine has under way, and one is looked at.
+    # There are more slots than tasks in flight in the engine, plus the one in use here, before a slot is reused.
     with (
-        _slots(how, workers + 4 if workers else 0) as how,
+        _slots(options, workers + 4 if workers else 0) as options,
         _decoding(workers) as engine,
-        importable(settings.encoder),  # decode workers import the module of one's own
+        importable(settings.encoder),  # decode workers import the user's own module
         _Model(encoder, 2 if gpu else 1) as model,
     ):
-        ready = _made_ready(engine, how, _chunks(plan, jobs))
-        for number, chunks in groupby(ready, key=lambda made: made[0].number):
+        prepared = _prepared(engine, options, _chunks(plan, jobs))
+        for number, chunks in groupby(prepared, key=lambda item: item[0].number):
             with writing_shard(folder, number, widths, schema) as writer:
                 batches = _Batches(model, writer, plan.shards[number].name, size)
-                for chunk, made, pixels in chunks:
-                    batches.add(chunk, made, pixels)
-                    advance(len(chunk.samples) + len(chunk.aside))
+                for chunk, decoded, pixels in chunks:
+                    batches.add(chunk, decoded, pixels)
+                    advance(len(chunk.samples) + len(chunk.skipped))
                 batches.finish()
 
 
 @contextmanager
 def _decoding(workers: int) -> Iterator[Engine]:
-    """Give what decodes: processes, or none beside this one."""
+    """Yield an engine that decodes: in processes, or in this one if ``workers`` is 0."""
     if not workers:
         yield Serial()
         return
@@ -446,75 +447,75 @@ def _schema(plan: PoolPlan) -> Any:
 
 
 def _chunks(plan: PoolPlan, jobs: Sequence[tuple[int, Part]]) -> Iterator[_Chunk]:
-    """Yield the samples of some parts in chunks, at least one of every part."""
+    """Yield the samples of parts in chunks, at least one chunk per part."""
     for number, part in jobs:
         samples, last = part.samples(), False
         while not last:
-            found, damage = list[Sample](), ""
+            batch, damage = list[Sample](), ""
             try:
-                found += islice(samples, _CHUNK)
+                batch += islice(samples, _CHUNK)
             except PoolError as error:
                 damage = str(error)
-            last = len(found) < _CHUNK
-            why = [_unusable(plan, sample) for sample in found]
+            last = len(batch) < _CHUNK
+            reasons = [_unusable(plan, sample) for sample in batch]
             yield _Chunk(
                 number,
-                tuple(sample for sample, told in zip(found, why, strict=True) if not told),
-                tuple((sample.key, sample.at, told) for sample, told in zip(found, why, strict=True) if told),
+                tuple(sample for sample, why in zip(batch, reasons, strict=True) if not why),
+                tuple((sample.key, sample.at, why) for sample, why in zip(batch, reasons, strict=True) if why),
                 damage,
             )
 
 
 def _unusable(plan: PoolPlan, sample: Sample) -> str:
     if "image" in plan.fields and sample.picture is None:
-        return sample.why or "has no picture"
+        return sample.why or "has no image"
     return "has no caption" if "text" in plan.fields and not sample.text else ""
 
 
-def _made_ready(
-    engine: Engine, how: Preparing, chunks: Iterator[_Chunk]
-) -> Iterator[tuple[_Chunk, Ready, Pixels | None]]:
-    """Yield chunks with what the workers made of them, in order; pixels are there until the next is asked for."""
+def _prepared(
+    engine: Engine, options: DecodeOptions, chunks: Iterator[_Chunk]
+) -> Iterator[tuple[_Chunk, Decoded, Pixels | None]]:
+    """Yield chunks with their prepared samples, in order; pixels are valid until the next chunk is requested."""
     waiting: deque[tuple[_Chunk, int]] = deque()
 
-    def tasks() -> Iterator[Task]:
+    def tasks() -> Iterator[DecodeTask]:
         for i, chunk in enumerate(chunks):
-            slot = i % how.slots.count if how.slots else 0
+            slot = i % options.slots.count if options.slots else 0
             waiting.append((chunk, slot))
-            pictures = tuple(s.picture for s in chunk.samples if s.picture is not None) if how.preprocess else ()
-            yield Task(slot, pictures, tuple(s.text for s in chunk.samples) if how.tokenize else ())
+            pictures = tuple(s.picture for s in chunk.samples if s.picture is not None) if options.preprocess else ()
+            yield DecodeTask(slot, pictures, tuple(s.text for s in chunk.samples) if options.tokenize else ())
 
-    slots = how.slots.open() if how.slots else None
-    for ready in engine.map(partial(prepare, how), tasks()):
+    slots = options.slots.open() if options.slots else None
+    for decoded in engine.map(partial(prepare, options), tasks()):
         chunk, slot = waiting.popleft()
-        yield chunk, ready, ready.pixels if slots is None else slots[slot]
+        yield chunk, decoded, decoded.pixels if slots is None else slots[slot]
 
 
 @contextmanager
-def _slots(how: Preparing, count: int) -> Iterator[Preparing]:
-    """Give the same with a file in memory for the pixels of ``count`` tasks, which vanishes at the end."""
-    if how.preprocess is None or not count:
-        yield how
+def _slots(options: DecodeOptions, count: int) -> Iterator[DecodeOptions]:
+    """Yield the options with a file in shared memory for the pixels of ``count`` tasks, removed at the end."""
+    if options.preprocess is None or not count:
+        yield options
         return
     from PIL import Image
 
-    shape = (_CHUNK, *how.preprocess(Image.new("RGB", (32, 32))).shape)
+    shape = (_CHUNK, *options.preprocess(Image.new("RGB", (32, 32))).shape)
     with ExitStack() as after:
         for place in ("/dev/shm", tempfile.gettempdir()):  # noqa: S108
             try:
                 file = after.enter_context(_reserved(Path(place), count * int(np.prod(shape))))
-            except OSError:  # not there, not to be written, or too small, as in a container
+            except OSError:  # missing, not writable, or too small, as in a container
                 continue
-            how = replace(how, slots=Slots(file, count, shape))
+            options = replace(options, slots=Slots(file, count, shape))
             break
-        yield how  # without a place they are sent through a pipe
+        yield options  # without slots, pixels are sent through a pipe
 
 
 @contextmanager
 def _reserved(place: Path, size: int) -> Iterator[str]:
-    """Give a file of so many bytes, all of which there are: writing to a mapped one that cannot grow would kill."""
+    """Yield a file of ``size`` bytes, all allocated: writing to a mapped file on a full disk would kill the process."""
     sweep(place.glob("thresher-*.pixels"))
-    file, path = create_locked(place, "thresher-", ".pixels", 0o600)  # nobody else's to look at
+    file, path = create_locked(place, "thresher-", ".pixels", 0o600)  # private to this user
     try:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file, 0, size)
@@ -528,7 +529,7 @@ def _reserved(place: Path, size: int) -> Iterator[str]:
 
 
 class _Model:
-    """An encoder beside the thread that feeds it: batches wait for it and come back in order."""
+    """An encoder that runs in a thread pool: batches are queued, and their vectors come back in order."""
 
     def __init__(self, encoder: Encoder, threads: int) -> None:
         self._encoder = encoder
@@ -542,7 +543,7 @@ class _Model:
         self._pool.shutdown(cancel_futures=True)
 
     def buffer(self, shape: tuple[int, ...]) -> Pixels:
-        """Return an array for the pixels of a batch, used again after those that may be under way."""
+        """Return an array for the pixels of a batch; it is reused once the batches in flight are done."""
         if len(self._ring) <= _AHEAD + 1:
             self._ring.append(np.empty(shape, np.uint8))
         else:
@@ -550,24 +551,24 @@ class _Model:
         return self._ring[-1]
 
     def submit(self, pixels: Pixels | None, tokens: Tokens | None) -> Future[Vectors]:
-        """Encode a batch."""
+        """Encode a batch in the background."""
         return self._pool.submit(self._encode, pixels, tokens)
 
     def _encode(self, pixels: Pixels | None, tokens: Tokens | None) -> Vectors:
-        found: Vectors = {}
-        with np.errstate(over="ignore"):  # what float16 cannot hold is infinite, and set aside
+        vectors: Vectors = {}
+        with np.errstate(over="ignore"):  # values beyond float16 become infinite, and the row is skipped
             if pixels is not None:
                 images = shaped(self._encoder, "image", len(pixels), self._encoder.encode_images(pixels))
-                found["image"] = images.astype(np.float16)
+                vectors["image"] = images.astype(np.float16)
             if tokens is not None:
                 rows = len(next(iter(tokens.values())))
                 texts = shaped(self._encoder, "text", rows, self._encoder.encode_texts(tokens))
-                found["text"] = texts.astype(np.float16)
-        return found
+                vectors["text"] = texts.astype(np.float16)
+        return vectors
 
 
 class _Batches:
-    """Collects the usable samples of a shard into batches, and writes what the model makes of them."""
+    """Collects the usable samples of a shard into batches, and writes their vectors and columns."""
 
     def __init__(self, model: _Model, writer: ShardWriter, name: str, size: int) -> None:
         self._model, self._writer, self._name, self._size = model, writer, name, size
@@ -576,38 +577,40 @@ class _Batches:
         self._tokens: list[Tokens] = []
         self._pixels: Pixels | None = None
 
-    def add(self, chunk: _Chunk, ready: Ready, pixels: Pixels | None) -> None:
-        """Take samples in; pixels are copied."""
-        self._writer.aside += chunk.aside
+    def add(self, chunk: _Chunk, decoded: Decoded, pixels: Pixels | None) -> None:
+        """Add samples; pixels are copied."""
+        self._writer.skipped += chunk.skipped
         self._writer.damage = self._writer.damage or chunk.damage
-        self._writer.aside += [(chunk.samples[i].key, chunk.samples[i].at, why) for i, why in sorted(ready.bad.items())]
-        good = np.array([i for i in range(len(chunk.samples)) if i not in ready.bad], np.int64)
+        self._writer.skipped += [
+            (chunk.samples[i].key, chunk.samples[i].at, why) for i, why in sorted(decoded.bad.items())
+        ]
+        good = np.array([i for i in range(len(chunk.samples)) if i not in decoded.bad], np.int64)
         while len(good):
             taken, good = good[: self._size - len(self._rows)], good[self._size - len(self._rows) :]
-            if pixels is not None and ready.sizes.size:
+            if pixels is not None and decoded.sizes.size:
                 if self._pixels is None:
                     self._pixels = self._model.buffer((self._size, *pixels.shape[1:]))
-                place = self._pixels[len(self._rows) : len(self._rows) + len(taken)]
-                np.take(pixels, taken, axis=0, out=place, mode="clip")  # "raise" would copy twice
-            if ready.tokens is not None:
-                self._tokens.append({name: array[taken] for name, array in ready.tokens.items()})
-            self._rows += [self._row(chunk.samples[i], ready, int(i)) for i in taken]
+                target = self._pixels[len(self._rows) : len(self._rows) + len(taken)]
+                np.take(pixels, taken, axis=0, out=target, mode="clip")  # "raise" would copy twice
+            if decoded.tokens is not None:
+                self._tokens.append({name: array[taken] for name, array in decoded.tokens.items()})
+            self._rows += [self._row(chunk.samples[i], decoded, int(i)) for i in taken]
             if len(self._rows) == self._size:
                 self._submit()
 
     def finish(self) -> None:
-        """Encode the last batch, and write all."""
+        """Encode the last batch and write all waiting batches."""
         if self._rows:
             self._submit()
         while self._waiting:
             self._write()
 
-    def _row(self, sample: Sample, ready: Ready, i: int) -> dict[str, Any]:
+    def _row(self, sample: Sample, decoded: Decoded, i: int) -> dict[str, Any]:
         row = {**sample.columns, "key": sample.key, "text": sample.text, "uid": sample.uid or sample.key}
-        if len(ready.sizes):
-            row |= {"width": int(ready.sizes[i, 0]), "height": int(ready.sizes[i, 1])}
-        if ready.thumbnails:
-            row["thumbnail"] = {"bytes": ready.thumbnails[i], "path": f"{sample.key}.webp"}
+        if len(decoded.sizes):
+            row |= {"width": int(decoded.sizes[i, 0]), "height": int(decoded.sizes[i, 1])}
+        if decoded.thumbnails:
+            row["thumbnail"] = {"bytes": decoded.thumbnails[i], "path": f"{sample.key}.webp"}
         if "filepath" in self._writer.schema.names and isinstance(sample.picture, Place):
             row["filepath"] = writable(sample.picture.path)
         return row | {"shard": self._name, "offset": sample.at}
@@ -623,62 +626,61 @@ class _Batches:
         rows, future = self._waiting.popleft()
         vectors = future.result()
         good = np.ones(len(rows), np.bool_)
-        for found in vectors.values():
-            good &= np.isfinite(found).all(axis=1) & found.any(axis=1)
-        self._writer.aside += [
+        for array in vectors.values():
+            good &= np.isfinite(array).all(axis=1) & array.any(axis=1)
+        self._writer.skipped += [
             (rows[i]["key"], rows[i]["offset"], "its embedding is zero or not finite") for i in np.flatnonzero(~good)
         ]
         kept = [rows[i] for i in np.flatnonzero(good)]
         columns = {name: [row.get(name) for row in kept] for name in self._writer.schema.names}
-        self._writer.add({name: found[good] for name, found in vectors.items()}, columns)
+        self._writer.add({name: array[good] for name, array in vectors.items()}, columns)
 
 
 def joined(tokens: Sequence[Tokens]) -> Tokens:
-    """Return arrays one below the other, those of fewer columns filled up with zeros."""
-    found = {}
+    """Return the rows of several batches of tokens as one, padded with zeros to the widest."""
+    whole = {}
     for name in tokens[0]:
         arrays = [one[name] for one in tokens]
         width = max(array.shape[1] for array in arrays)
-        found[name] = np.concatenate([np.pad(array, ((0, 0), (0, width - array.shape[1]))) for array in arrays])
-    return found
+        whole[name] = np.concatenate([np.pad(array, ((0, 0), (0, width - array.shape[1]))) for array in arrays])
+    return whole
 
 
 # --- the end --------------------------------------------------------------------------------------
 
 
 def _finished(folder: Path, plan: PoolPlan, new: set[int], notes: Sequence[str], data: str) -> Embedded:
-    """Mark the pool as finished, and list what is not in it."""
-    rows, fresh, aside, damaged = 0, 0, 0, 0
+    """Mark the pool as finished, and list the samples that are not in it."""
+    rows, fresh, skipped, damaged = 0, 0, 0, 0
     first = ""
     with writing(folder / SET_ASIDE) as scratch, open(scratch, "w", encoding="utf-8", newline="\n") as file:
         for number, shard in enumerate(plan.shards):
-            told = written(folder, number)
-            if told is None:
-                raise PoolError(f"{folder}: shard {number} was removed while it was embedded; type the command again")
-            rows += told["rows"]
-            fresh += told["rows"] if number in new else 0
-            lines = [f"{visible(shard.name)}, {at}, key {visible(key)}: {why}" for key, at, why in told["set_aside"]]
-            lines += [told["damage"]] if told["damage"] else []
-            aside, damaged = aside + len(told["set_aside"]), damaged + bool(told["damage"])
+            info = written(folder, number)
+            if info is None:
+                raise PoolError(f"{folder}: shard {number} was removed during embedding; run the command again")
+            rows += info["rows"]
+            fresh += info["rows"] if number in new else 0
+            lines = [f"{visible(shard.name)}, {at}, key {visible(key)}: {why}" for key, at, why in info["set_aside"]]
+            lines += [info["damage"]] if info["damage"] else []
+            skipped, damaged = skipped + len(info["set_aside"]), damaged + bool(info["damage"])
             first = first or next(iter(lines), "")
             file.writelines(line.replace("\n", " ").replace("\r", " ") + "\n" for line in lines)
-    if not aside and not damaged:
+    if not skipped and not damaged:
         (folder / SET_ASIDE).unlink()
     if not rows:
-        _clear(folder)  # or the same command would find all done, whatever has been mended
-        raise PoolError(f"{data}: no sample of it can be used; {first or 'it has none'}")
+        _clear(folder)  # else the same command would find nothing to do after the data was fixed
+        raise PoolError(f"{data}: none of its samples can be used; {first or 'it has none'}")
     plan.saved(folder, rows)
     all_notes = (*notes, *_repeated(folder, len(plan.shards), "uid" if "uid" in plan.columns else "key"))
-    return Embedded(str(folder), rows, fresh, aside, damaged, len(plan.shards), plan.fields, all_notes)
+    return Embedded(str(folder), rows, fresh, skipped, damaged, len(plan.shards), plan.fields, all_notes)
 
 
 def _repeated(folder: Path, shards: int, column: str) -> list[str]:
-    """Say so where a key stands for several rows: whatever goes by keys will refuse them."""
+    """Return a note if several rows have the same key: methods that need unique keys will refuse the pool."""
     import pyarrow.parquet as pq
 
     paths = [shard_path(folder, "table", number) for number in range(shards)]
-    found = [hashes_of(pq.read_table(path, columns=[column]).column(0).to_pylist()) for path in paths]
-    hashes = np.concatenate(found)
-    if not (again := len(hashes) - len(np.unique(hashes))):
+    hashes = np.concatenate([hashes_of(pq.read_table(path, columns=[column]).column(0).to_pylist()) for path in paths])
+    if not (repeated := len(hashes) - len(np.unique(hashes))):
         return []
-    return [f"{again:,} rows have the {column} of an earlier row; select with --key row to tell them apart"]
+    return [f"{repeated:,} rows have the {column} of an earlier row; select with --key row to keep them separate"]

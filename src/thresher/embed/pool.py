@@ -1,7 +1,7 @@
-"""The pool that embedding writes: clip-retrieval's folders, a plan of which part of the data is which shard, and marks.
+"""The pool that embedding writes: folders in clip-retrieval's layout, and a plan of which data each shard holds.
 
-A shard is there when its table is: the vectors are put in place before it. Shards have the same bytes whenever and by
-however many workers they are written, so that a killed run goes on to the same pool.
+A shard is complete once its table exists: the vectors are moved into place before it. Shards have the same bytes for
+any number of workers and interruptions, so that a killed run resumes to the same pool.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ PLAN = "pool.json"
 SET_ASIDE = "set_aside.txt"
 FOLDERS = {"image": "img_emb", "text": "text_emb"}
 TABLES = "metadata"
-OWN = ("key", "text", "uid", "width", "height", "shard", "offset", "thumbnail")  # columns that embedding makes itself
+OWN = ("key", "text", "uid", "width", "height", "shard", "offset", "thumbnail")  # columns that embedding adds
 
 _LOCK = ".embed.lock"
-_GROUP = 4_096  # rows of a row group, or a batch more
-_LONG = 2**20  # bytes of a note in a footer that are not packed
-_MARK = b"thresher"  # what a table says of the samples that are not in it
+_GROUP = 4_096  # rows of a row group, plus less than a batch
+_LONG = 2**20  # bytes from which the metadata in a footer is compressed
+_MARK = b"thresher"  # key of the table's metadata that lists the samples that are not in it
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Which part of the data a shard holds.
+    """The part of the data that a shard holds.
 
     Attributes:
-        path: File or folder of the part, from the root or with its file system's name.
-        name: What the rows call it.
+        path: File or folder of the part, as an absolute path or a URL.
+        name: Its name in the column "shard" of the rows.
         first: Where in the file it begins.
-        rows: Samples, None where only reading tells.
-        stamp: Size and time of the file, by which a change is noticed.
+        rows: Number of samples, None if it is only known after reading.
+        stamp: Size and modification time of the file, to detect changes.
     """
 
     path: str
@@ -57,25 +57,25 @@ class Shard:
 
     @property
     def part(self) -> tuple[str, int]:
-        """What tells the part from others."""
+        """Identity of the part."""
         return self.path, self.first
 
     @property
     def moved(self) -> tuple[Any, ...]:
-        """What stays the same where the file is moved."""
+        """Identity of the part that does not change if the file is moved."""
         return os.path.basename(self.path), self.first, self.rows, self.stamp
 
 
 @dataclass(frozen=True)
 class PoolPlan:
-    """What a pool is made of.
+    """What a pool consists of.
 
     Attributes:
-        encoder: Its name, weights, dimensions and precision.
+        encoder: Name, weights, dimensions and precision of the encoder.
         fields: "image", "text" or both.
         columns: Columns of the tables and their Arrow types, as text, in order.
-        options: What else decides about the rows of shards that are still to be written.
-        shards: In the order of their numbers.
+        options: Other options that the rows of unwritten shards depend on.
+        shards: The shards, in the order of their numbers.
     """
 
     encoder: Mapping[str, Any]
@@ -85,8 +85,8 @@ class PoolPlan:
     shards: tuple[Shard, ...] = field(repr=False, default=())
 
     def saved(self, folder: Path, rows: int | None = None) -> None:
-        """Write it; with the number of rows where the pool is finished."""
-        told = {
+        """Write the plan to a folder; with the number of rows if the pool is finished."""
+        content = {
             "encoder": dict(self.encoder),
             "fields": list(self.fields),
             "columns": dict(self.columns),
@@ -95,11 +95,11 @@ class PoolPlan:
             "shards": [[s.path, s.name, s.first, s.rows, list(s.stamp)] for s in self.shards],
         }
         with writing(folder / PLAN) as scratch:
-            Path(scratch).write_text(json.dumps(told, indent=1) + "\n", encoding="ascii")
+            Path(scratch).write_text(json.dumps(content, indent=1) + "\n", encoding="ascii")
 
     @classmethod
     def read(cls, folder: Path) -> PoolPlan | None:
-        """Return the plan of a folder, None where there is none.
+        """Return the plan of a folder, None if it has none.
 
         Raises:
             PoolError: It is damaged.
@@ -108,39 +108,38 @@ class PoolPlan:
         if not path.exists():
             return None
         try:
-            told = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
             shards = tuple(
-                Shard(path, name, first, rows, tuple(stamp)) for path, name, first, rows, stamp in told["shards"]
+                Shard(path, name, first, rows, tuple(stamp)) for path, name, first, rows, stamp in content["shards"]
             )
-            return cls(told["encoder"], tuple(told["fields"]), told["columns"], told["options"], shards)
+            return cls(content["encoder"], tuple(content["fields"]), content["columns"], content["options"], shards)
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise PoolError(
-                f"{path}: cannot be read ({error}), damaged or of another version; pass --overwrite to begin anew"
+                f"{path}: cannot be read ({error}), is damaged or of another version; pass --overwrite to start again"
             ) from None
 
     def grown(self, folder: Path, asked: PoolPlan) -> PoolPlan:
-        """Return this plan with those shards of another at its end that it does not have.
+        """Return this plan with the new shards of another plan added at the end.
 
-        Files that were moved since are known again by their names, sizes and times, where nothing is left at their old
-        places.
+        A file that was moved is recognised by its name, size and time, if there is no file at its old path.
 
         Raises:
-            UsageError: They do not make one pool, data has changed since it was embedded, or shards that are still to
-                be written were begun with other options.
+            UsageError: The two plans cannot be one pool, data has changed since it was embedded, or unwritten shards
+                were planned with other options.
         """
         for what in ("fields", "encoder", "columns"):
             was, now = getattr(self, what), getattr(asked, what)
             if was != now:
                 raise UsageError(
-                    f"{folder}: is a pool with {what} {_told(was)}, which cannot grow with {what} {_told(now)}; embed "
+                    f"{folder}: is a pool with {what} {_text(was)}, which cannot grow with {what} {_text(now)}; embed "
                     "into another folder, or pass --overwrite"
                 )
         if self.options != asked.options and any(written(folder, n) is None for n in range(len(self.shards))):
             names = [name for name in asked.options if self.options.get(name) != asked.options[name]]
             was, now = (" ".join(f"--{name} {of.get(name)}" for name in names) for of in (self.options, asked.options))
             raise UsageError(
-                f"{folder}: was begun with {was} and is not finished, so that it cannot go on with {now}; type the "
-                "command that began it, or pass --overwrite"
+                f"{folder}: was started with {was} and is not finished, so it cannot be resumed with {now}; run the "
+                "original command again, or pass --overwrite"
             )
         shards = list(self.shards)
         known = {shard.part: number for number, shard in enumerate(shards)}
@@ -151,8 +150,8 @@ class PoolPlan:
             if number is None and os.path.isfile(shard.path):
                 number = moved.get(shard.moved)
             if number is None:
-                clear = named.setdefault(shard.name, shard.path) == shard.path
-                shards.append(shard if clear else replace(shard, name=writable(shard.path)))
+                unique = named.setdefault(shard.name, shard.path) == shard.path
+                shards.append(shard if unique else replace(shard, name=writable(shard.path)))
                 continue
             was = shards[number]
             if was.stamp != shard.stamp:
@@ -162,41 +161,41 @@ class PoolPlan:
                 )
             if was.rows != shard.rows:
                 raise UsageError(
-                    f"{shard.path}: was cut into shards otherwise when it was embedded into {folder}: {was.rows:,} "
+                    f"{shard.path}: was split into other shards when it was embedded into {folder}: {was.rows:,} "
                     f"rows from {was.first:,} on, now {shard.rows:,}; give the same --per-shard"
                 )
             shards[number] = replace(was, path=shard.path)
         return replace(self, options=asked.options, shards=tuple(shards))
 
 
-def _told(what: Any) -> str:
+def _text(what: Any) -> str:
     return ", ".join(f"{k} {v}" for k, v in what.items()) if isinstance(what, Mapping) else ", ".join(what)
 
 
 def place_of(part: Part) -> str:
-    """Return the path of a part, whatever folder it was named from."""
+    """Return the absolute path or URL of a part."""
     if part.protocol == "file":
         return os.path.abspath(part.path)
     return part.path if "://" in part.path else f"{part.protocol}://{part.path}"
 
 
 def shards_of(parts: Sequence[Part]) -> tuple[Shard, ...]:
-    """Return the shards of parts, named by file and folder, or by as much of their paths as tells them apart.
+    """Return the shards of parts, named by folder and file, or by as much of their paths as makes the names unique.
 
     Raises:
         UsageError: A file is named twice.
     """
     paths = {place_of(part) for part in parts}
     deepest = max((path.count("/") for path in paths), default=0) + 1
-    long = next((n for n in range(2, deepest) if len({_end(path, n) for path in paths}) == len(paths)), deepest)
-    found: dict[tuple[str, int], Shard] = {}
+    length = next((n for n in range(2, deepest) if len({_end(path, n) for path in paths}) == len(paths)), deepest)
+    shards: dict[tuple[str, int], Shard] = {}
     for part in parts:
         path = place_of(part)
         stamp = tuple(part.stamp())
-        shard = Shard(path, writable(_end(path, long)), part.first, part.rows, stamp)
-        if found.setdefault(shard.part, shard) is not shard:
+        shard = Shard(path, writable(_end(path, length)), part.first, part.rows, stamp)
+        if shards.setdefault(shard.part, shard) is not shard:
             raise UsageError(f"{part.path}: is named twice; name it once")
-    return tuple(found.values())
+    return tuple(shards.values())
 
 
 def _end(path: str, names: int) -> str:
@@ -207,14 +206,14 @@ def _end(path: str, names: int) -> str:
 
 
 def shard_path(folder: Path, kind: str, number: int) -> Path:
-    """Return the file of a shard: of vectors for a field, else of its table."""
+    """Return the path of a shard's file: the vectors if ``kind`` is a field, otherwise the table."""
     name = FOLDERS.get(kind, TABLES)
     return folder / name / f"{name}_{number:05d}.{'npy' if kind in FOLDERS else 'parquet'}"
 
 
 @dataclass
 class ShardWriter:
-    """Appends to the files of one shard, which take their places together."""
+    """Appends rows to the files of one shard."""
 
     files: Mapping[str, Any]
     widths: Mapping[str, int]
@@ -222,7 +221,7 @@ class ShardWriter:
     schema: Any
     rows: int = 0
     held: list[Any] = field(default_factory=list)
-    aside: list[tuple[str, int, str]] = field(default_factory=list)
+    skipped: list[tuple[str, int, str]] = field(default_factory=list)
     damage: str = ""
 
     def add(self, vectors: Mapping[str, npt.NDArray[np.float16]], columns: Mapping[str, Sequence[Any]]) -> None:
@@ -230,19 +229,19 @@ class ShardWriter:
         import pyarrow as pa
 
         for name, file in self.files.items():
-            file.write(np.ascontiguousarray(vectors[name], np.float16).data)  # tofile() would not say why it failed
+            file.write(np.ascontiguousarray(vectors[name], np.float16).data)  # tofile() does not report why it failed
         self.held.append(pa.table([pa.array(columns[one.name], one.type) for one in self.schema], schema=self.schema))
         self.rows += len(self.held[-1])
         if sum(map(len, self.held)) >= _GROUP:
             self._write()
 
     def finish(self) -> None:
-        """Write what is known at the end only."""
+        """Write the remaining rows, the final headers, and the list of skipped samples."""
         self._write()
         for name, file in self.files.items():
             _header(file, self.rows, self.widths[name])
-        told = {"rows": self.rows, "set_aside": self.aside, "damage": self.damage}
-        self.table.add_key_value_metadata({_MARK.decode(): _packed(json.dumps(told, ensure_ascii=False).encode())})
+        info = {"rows": self.rows, "set_aside": self.skipped, "damage": self.damage}
+        self.table.add_key_value_metadata({_MARK.decode(): _packed(json.dumps(info, ensure_ascii=False).encode())})
         self.table.close()
 
     def _write(self) -> None:
@@ -254,7 +253,7 @@ class ShardWriter:
 
 
 def _packed(note: bytes) -> bytes:
-    """Return what a footer can hold: readers refuse those of 100 MB, which a million samples come to."""
+    """Compress long metadata: readers refuse footers of 100 MB, which a million skipped samples would take."""
     return note if len(note) < _LONG else base64.b64encode(zlib.compress(note))
 
 
@@ -263,7 +262,7 @@ def _unpacked(note: bytes) -> bytes:
 
 
 def _header(file: Any, rows: int, width: int) -> None:
-    """Write the header of an array at the beginning of its file: NumPy's has the same length for any number of rows."""
+    """Write the .npy header at the beginning of a file; it has the same length for any number of rows."""
     file.seek(0)
     header = {"descr": np.dtype(np.float16).str, "fortran_order": False, "shape": (rows, width)}
     np.lib.format.write_array_header_1_0(file, header)
@@ -271,10 +270,10 @@ def _header(file: Any, rows: int, width: int) -> None:
 
 @contextmanager
 def writing_shard(folder: Path, number: int, widths: Mapping[str, int], schema: Any) -> Iterator[ShardWriter]:
-    """Give a writer whose files take their places when the block ends well, the table last."""
+    """Yield a writer whose files are moved into place, the table last, if the block ends without an error."""
     import pyarrow.parquet as pq
 
-    with ExitStack() as after:  # left in reverse: the table's file is moved last
+    with ExitStack() as after:  # exits in reverse order: the table's file is moved last
         scratch = {"table": after.enter_context(writing(shard_path(folder, "table", number)))}
         for name in reversed(list(widths)):
             scratch[name] = after.enter_context(writing(shard_path(folder, name, number)))
@@ -289,10 +288,10 @@ def writing_shard(folder: Path, number: int, widths: Mapping[str, int], schema: 
 
 
 def written(folder: Path, number: int) -> dict[str, Any] | None:
-    """Return what a shard says of itself, None where it is not there yet.
+    """Return the metadata in the table of a shard, None if the shard is not written yet.
 
     Raises:
-        PoolError: Its table is damaged, or not from embedding.
+        PoolError: The table is damaged, or was not written by embedding.
     """
     import pyarrow.parquet as pq
 
@@ -300,28 +299,28 @@ def written(folder: Path, number: int) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        told = json.loads(_unpacked((pq.read_metadata(path).metadata or {})[_MARK]))
-        return {"rows": int(told["rows"]), "set_aside": list(told["set_aside"]), "damage": str(told["damage"])}
+        info = json.loads(_unpacked((pq.read_metadata(path).metadata or {})[_MARK]))
+        return {"rows": int(info["rows"]), "set_aside": list(info["set_aside"]), "damage": str(info["damage"])}
     except (OSError, ValueError, KeyError, TypeError, zlib.error) as error:
-        raise PoolError(f"{path}: is damaged, or was not made by embedding ({error}); remove it") from None
+        raise PoolError(f"{path}: is damaged, or was not written by thresher embed ({error}); remove it") from None
 
 
 # --- the folder -----------------------------------------------------------------------------------
 
 
 def unfinished(folder: Path) -> list[Path]:
-    """Return what a killed process left half-written in a folder itself, and its lock."""
+    """Return temporary files that a killed process left directly in a folder, and its lock."""
     return [*folder.glob(".*.tmp*"), *folder.glob(_LOCK)]
 
 
 @contextmanager
 def holding(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold a folder for this process, and remove what a killed one left unfinished in it.
+    """Lock a folder for this process, and remove temporary files that a killed process left in it.
 
-    Where the file system has no locks it goes on without, and says so.
+    If the file system has no locks, it continues without one and says so.
 
     Raises:
-        OutputError: Another process embeds into it.
+        OutputError: Another process is embedding into the folder.
     """
     with locks.holding(folder / _LOCK, f"the pool {folder}", wait=False) as locked:
         if not locked:

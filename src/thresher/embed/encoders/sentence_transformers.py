@@ -1,4 +1,4 @@
-"""Texts by sentence-transformers."""
+"""Text encoders of sentence-transformers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from thresher.errors import UsageError
 
 @dataclass(frozen=True)
 class SentenceTransformers(TorchKind):
-    """Texts by sentence-transformers."""
+    """Text encoders of sentence-transformers."""
 
     name: ClassVar[str] = "sentence-transformers"
     form: ClassVar[str] = "sentence-transformers:NAME_OR_FOLDER"
@@ -22,7 +22,7 @@ class SentenceTransformers(TorchKind):
     model: str = field(metadata={"help": "name on the hub, or a folder"})
 
     def towers(self) -> Towers:
-        """Load the model; a prompt that is its default is put before every text."""
+        """Load the model; its default prompt, if it has one, is put before every text."""
         name, rest = self.spec, self.model
         library("torch", name)
         package = library("sentence_transformers", name)
@@ -33,20 +33,20 @@ class SentenceTransformers(TorchKind):
             prefix = (model.prompts or {}).get(model.default_prompt_name or "", "") or ""
             example = _own(model, ["a"], prefix)
             if prefix and not all(getattr(part, "include_prompt", True) for part in model):
-                raise UsageError(f"{name}: leaves its prompt {prefix!r} out of its mean, which cannot be done here")
-            names = {key: key for key in ("input_ids", "attention_mask", "token_type_ids") if key in example}
-            if "attention_mask" not in names or example.get("modality", "text") != "text":
-                raise UsageError(f"{name}: is not a model of plain text")
+                raise UsageError(f"{name}: excludes its prompt {prefix!r} from pooling, which is not supported")
+            keys = {key: key for key in ("input_ids", "attention_mask", "token_type_ids") if key in example}
+            if "attention_mask" not in keys or example.get("modality", "text") != "text":
+                raise UsageError(f"{name}: is not a model for plain text")
             length = model.max_seq_length
             slow = Slow(tokenizer, padding=True, truncation=length is not None, max_length=length)
-            original = Foreign(_Prefixed(slow, prefix), names)
+            original = Foreign(_Prefixed(slow, prefix), keys)
             tokenize = twin(
-                lambda: FastTokens(tokenizer, names=names, length=length, filled=False, prefix=prefix), original
+                lambda: FastTokens(tokenizer, names=keys, length=length, filled=False, prefix=prefix), original
             )
             for texts in (["a"], ["A Photo of two cats ", "x"]):
-                own, found = _own(model, texts, prefix), tokenize(texts)
-                if any((own[key].numpy() != found[key]).any() for key in names):
-                    raise UsageError(f"{name}: makes tokens in a way of its own, which cannot be done here")
+                own, ours = _own(model, texts, prefix), tokenize(texts)
+                if any((own[key].numpy() != ours[key]).any() for key in keys):
+                    raise UsageError(f"{name}: has a tokenizer of its own, which is not supported")
             dim = model.truncate_dim
 
             def text(tokens: Mapping[str, Any]) -> Any:
@@ -61,16 +61,16 @@ class SentenceTransformers(TorchKind):
 
 
 def _own(model: Any, texts: list[str], prefix: str) -> Mapping[str, Any]:
-    """Return what a model makes of texts before it encodes them."""
+    """Return the tokens that the model itself makes of texts."""
     if hasattr(model, "preprocess"):
-        found: Mapping[str, Any] = model.preprocess(texts, prompt=prefix or None)
+        tokens: Mapping[str, Any] = model.preprocess(texts, prompt=prefix or None)
     else:  # before version 6
-        found = model.tokenize([prefix + text for text in texts])
-    return found
+        tokens = model.tokenize([prefix + text for text in texts])
+    return tokens
 
 
 class _Prefixed:
-    """What calls a tokenizer with a prompt before every text."""
+    """Calls a tokenizer with a prompt before every text."""
 
     def __init__(self, call: Slow, prefix: str) -> None:
         self.call, self.prefix = call, prefix

@@ -1,4 +1,4 @@
-"""Pictures by the models of timm: DINOv2, ResNet, ConvNeXt ...; what they make before they classify."""
+"""Image models of timm (DINOv2, ResNet, ConvNeXt, ...): the features before the classifier."""
 
 from __future__ import annotations
 
@@ -22,50 +22,51 @@ class Timm(TorchKind):
     form: ClassVar[str] = "timm:NAME or timm:NAME/path/to/weights"
 
     model: str = field(metadata={"help": "name of a model, hf-hub:ORG/NAME or local-dir:FOLDER"})
-    weights: str = field(default="", metadata={"help": "file of weights; by default those that timm knows"})
+    weights: str = field(default="", metadata={"help": "file of weights; by default the pretrained ones of timm"})
 
     @classmethod
     def parse(cls, rest: str) -> dict[str, str]:
-        """Split at the first slash, but for names of other sources."""
+        """Split at the first slash, except for hf-hub: and local-dir: names."""
         model, _, weights = (rest, "", "") if rest.startswith(_SOURCES) else rest.partition("/")
         return {"model": model, "weights": weights}
 
     def towers(self) -> Towers:
-        """Load ``NAME``, ``NAME/path/to/weights``, ``hf-hub:ORG/NAME`` or ``local-dir:FOLDER``: pooled features."""
-        name, found, path = self.spec, self.model, self.weights
+        """Load ``NAME``, ``NAME/path/to/weights``, ``hf-hub:ORG/NAME`` or ``local-dir:FOLDER``."""
+        name, arch, path = self.spec, self.model, self.weights
         timm = library("timm", name)
-        if not found.startswith(_SOURCES) and not timm.is_model(found):
+        if not arch.startswith(_SOURCES) and not timm.is_model(arch):
             raise UsageError(
-                f"{name}: timm has no model {found!r}; type a name such as timm:vit_small_patch14_dinov2.lvd142m, "
-                f"timm:NAME/path/to/weights or timm:hf-hub:ORG/NAME.{suggest(found, timm.list_models(pretrained=True))}"
+                f"{name}: timm has no model {arch!r}; type a name such as timm:vit_small_patch14_dinov2.lvd142m, "
+                f"timm:NAME/path/to/weights or timm:hf-hub:ORG/NAME.{suggest(arch, timm.list_models(pretrained=True))}"
             )
-        if not path and not found.startswith(_SOURCES) and not timm.models.is_model_pretrained(found):
+        if not path and not arch.startswith(_SOURCES) and not timm.models.is_model_pretrained(arch):
             raise UsageError(
-                f"{name}: timm knows no weights for it, and random ones embed nothing; type {name}/path/to/weights"
+                f"{name}: timm has no pretrained weights for it, and random weights are useless; type "
+                f"{name}/path/to/weights"
             )
         with loading(name):
-            model = timm.create_model(found, pretrained=not path, num_classes=0)
+            model = timm.create_model(arch, pretrained=not path, num_classes=0)
             if path:
                 _load(timm, model, path, name)
-            found_config = timm.data.resolve_data_config({}, model=model)
-            return Towers(modules={"model": model}, image=model, preprocess=of_timm(found_config))
+            config = timm.data.resolve_data_config({}, model=model)
+            return Towers(modules={"model": model}, image=model, preprocess=of_timm(config))
 
 
 def _load(timm: Any, model: Any, path: str, name: str) -> None:
-    """Load a file into a model without a head; only those of heads may be left over."""
+    """Load a file of weights into a model without a head; only weights of a head may be unused."""
     try:
         state = timm.models.load_state_dict(path, weights_only=True)
     except FileNotFoundError:
         raise UsageError(f"{name}: there is no file {path}") from None
-    # Weights as they were first published (DINOv2's own, for one) go by other names.
+    # Weights as first published (DINOv2's, for example) have other names.
     rename = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if rename is not None:
         state = rename(state, model)
-    given = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
-    heads = (*_HEADS, *(f"{head}." for head in ([given] if isinstance(given, str) else given)))
+    classifier = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    heads = (*_HEADS, *(f"{head}." for head in ([classifier] if isinstance(classifier, str) else classifier)))
     wanted = set(model.state_dict())
-    left = model.load_state_dict({key: value for key, value in state.items() if key in wanted}, strict=False)
+    result = model.load_state_dict({key: value for key, value in state.items() if key in wanted}, strict=False)
     others = [key for key in state if key not in wanted and not key.startswith(heads)]
-    if left.missing_keys or others:
-        told = [f"no {key}" for key in left.missing_keys[:3]] + [f"an unknown {key}" for key in others[:3]]
-        raise UsageError(f"{name}: {path} is of another model; it has {', '.join(told)}")
+    if result.missing_keys or others:
+        wrong = [f"no {key}" for key in result.missing_keys[:3]] + [f"an unknown {key}" for key in others[:3]]
+        raise UsageError(f"{name}: {path} is of another model; it has {', '.join(wrong)}")

@@ -1,6 +1,6 @@
-"""Tokenizers that other processes can be given: they pickle, and do without torch.
+"""Tokenizers for decode processes: they can be pickled and do not need torch.
 
-Each is a twin of the tokenizer of a library, and :func:`twin` has tried on a few odd texts that it is one.
+Each is equivalent to the tokenizer of a library; :func:`twin` checks that on a few unusual texts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Clean = Literal["", "whitespace", "lower", "canonicalize"]
 _PUNCTUATION = str.maketrans("", "", "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
-_TRIED = (
+_TEST_TEXTS = (
     "a photo of a cat",
     "",
     " Don't  PANIC!!\n\tR&amp;B&lt;3 schÃ¶n 日本語 12345 ½ \u00a0 é\u0301 🦊-tail_end ",
@@ -27,10 +27,10 @@ _TRIED = (
 
 
 class ClipTokens:
-    """The byte-pair encoding of CLIP, as open_clip's ``SimpleTokenizer`` does it."""
+    """The byte-pair encoding of CLIP, equivalent to open_clip's ``SimpleTokenizer``."""
 
     def __init__(self, original: Any, clean: Clean) -> None:
-        """Take over the tables of a ``SimpleTokenizer``."""
+        """Copy the tables of a ``SimpleTokenizer``."""
         self.ids: Mapping[str, int] = original.encoder
         self.ranks: Mapping[tuple[str, str], int] = original.bpe_ranks
         self.letters: Mapping[int, str] = original.byte_encoder
@@ -47,19 +47,19 @@ class ClipTokens:
         self._known = dict(self.special)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what is made anew."""
+        """Leave out what ``_start`` makes again."""
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Go on elsewhere."""
+        """Restore the tokenizer in another process."""
         vars(self).update(state)
         self._start()
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
-        """Return {"tokens": (B, length) int32}, filled up with 0; texts that are too long end early."""
-        found = np.zeros((len(texts), self.length), np.int32)
+        """Return {"tokens": (B, length) int32}, padded with 0; texts that are too long are truncated."""
+        tokens = np.zeros((len(texts), self.length), np.int32)
         first, last = self.ends
-        for row, text in zip(found, texts, strict=True):
+        for row, text in zip(tokens, texts, strict=True):
             ids = [first]
             for word in self._find(cleaned(text, self.clean)):
                 ids += self._word(word)
@@ -67,7 +67,7 @@ class ClipTokens:
                     break
             ids = [*ids[: self.length - 1], last]
             row[: len(ids)] = ids
-        return {"tokens": found}
+        return {"tokens": tokens}
 
     def _word(self, word: str) -> list[int]:
         letters = "".join(self.letters[byte] for byte in word.encode("utf-8"))
@@ -87,13 +87,13 @@ class ClipTokens:
                     i += 2 if both else 1
                 parts = merged
             known = [self.ids[part] for part in parts]
-            if len(self._known) < 2**18:  # captions of a whole pool have millions of words
+            if len(self._known) < 2**18:  # the captions of a pool have millions of different words
                 self._known[letters] = known
         return known
 
 
 class FastTokens:
-    """A tokenizer of transformers that is written in Rust: arrays (B, T) int32 by name."""
+    """A fast (Rust) tokenizer of transformers: arrays (B, T) int32 by name."""
 
     def __init__(
         self,
@@ -105,15 +105,16 @@ class FastTokens:
         clean: Clean = "",
         prefix: str = "",
     ) -> None:
-        """Take over the tokenizer.
+        """Copy the tokenizer.
 
         Args:
-            original: Of transformers, with a ``backend_tokenizer``.
-            names: What to return, by what it is to be called: "input_ids", "attention_mask", "token_type_ids".
-            length: Most tokens of a text, None for any number.
-            filled: Fill texts up to ``length``; else to the longest of a call.
-            clean: What is done to texts before.
-            prefix: What they begin with.
+            original: A tokenizer of transformers with a ``backend_tokenizer``.
+            names: Which arrays to return, "input_ids", "attention_mask", "token_type_ids", by the name to return each
+                under.
+            length: Most tokens of a text, None for no limit.
+            filled: Pad texts to ``length``; otherwise to the longest text of a call.
+            clean: How texts are cleaned first, see :func:`cleaned`.
+            prefix: Text to put before every text.
         """
         tokenizers = library("tokenizers", "captions")
         self.names, self.clean, self.prefix = dict(names), clean, prefix
@@ -132,47 +133,47 @@ class FastTokens:
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
         """Return the arrays."""
-        found = self.tokenizer.encode_batch([self.prefix + cleaned(text, self.clean) for text in texts])
-        places = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+        encodings = self.tokenizer.encode_batch([self.prefix + cleaned(text, self.clean) for text in texts])
+        attributes = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
         return {
-            called: np.array([getattr(one, places[name]) for one in found], np.int32).reshape(len(found), -1)
-            for called, name in self.names.items()
+            key: np.array([getattr(one, attributes[name]) for one in encodings], np.int32).reshape(len(encodings), -1)
+            for key, name in self.names.items()
         }
 
 
 class Foreign:
-    """A tokenizer that can only be called as it is: picklable, but loads its library wherever it goes."""
+    """The tokenizer of a library itself: picklable, but loads the library in every process."""
 
     def __init__(self, call: Callable[[list[str]], Any], names: Mapping[str, str] | None = None) -> None:
-        """Take what returns tensors; ``names`` where it returns several by name, else it is called "tokens"."""
+        """Wrap a call that returns one tensor, which gets the name "tokens", or, with ``names``, several by name."""
         self.call, self.names = call, None if names is None else dict(names)
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
         """Return the arrays."""
-        found = self.call(list(texts))
+        result = self.call(list(texts))
         if self.names is None:
-            return {"tokens": np.asarray(found, np.int32)}
-        return {called: np.asarray(found[name], np.int32) for called, name in self.names.items()}
+            return {"tokens": np.asarray(result, np.int32)}
+        return {key: np.asarray(result[name], np.int32) for key, name in self.names.items()}
 
 
 class Slow:
-    """A call of a tokenizer of transformers with what it is to be told; see :class:`Foreign`."""
+    """A call of a slow tokenizer of transformers with fixed options; see :class:`Foreign`."""
 
-    def __init__(self, original: Any, **told: Any) -> None:
-        """Take both."""
-        self.original, self.told = original, told
+    def __init__(self, original: Any, **options: Any) -> None:
+        """Store the tokenizer and its options."""
+        self.original, self.options = original, options
 
     def __call__(self, texts: list[str]) -> Any:
         """Return NumPy arrays by name."""
-        return self.original(texts, return_tensors="np", **self.told)
+        return self.original(texts, return_tensors="np", **self.options)
 
 
 def twin(make: Callable[[], Callable[[Sequence[str]], Tokens]], original: Foreign) -> Callable[[Sequence[str]], Tokens]:
-    """Return what ``make`` makes if it does the same as the original on a few texts, else the original."""
+    """Return the tokenizer that ``make`` returns if it agrees with the original on a few texts, else the original."""
     try:
         made = make()
-        same = all(_alike(made(texts), original(texts)) for texts in (_TRIED, _TRIED[:1]))
-    except Exception:  # made for another tokenizer: there is always the original
+        same = all(_alike(made(texts), original(texts)) for texts in (_TEST_TEXTS, _TEST_TEXTS[:1]))
+    except Exception:  # this kind of tokenizer is not supported: the original always works
         return original
     return made if same else original
 
@@ -182,7 +183,7 @@ def _alike(a: Tokens, b: Tokens) -> bool:
 
 
 def cleaned(text: str, clean: Clean) -> str:
-    """Return a text as open_clip cleans it before it is cut into tokens."""
+    """Return a text as open_clip cleans it before tokenisation."""
     if not clean:
         return text
     text = library("ftfy", "captions for CLIP").fix_text(text)

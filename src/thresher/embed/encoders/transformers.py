@@ -1,4 +1,4 @@
-"""CLIP, SigLIP and DINOv2 from Hugging Face, by their name there or from a folder."""
+"""CLIP, SigLIP and DINOv2 of Hugging Face transformers, by their name on the hub or from a folder."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ class Transformers(TorchKind):
     model: str = field(metadata={"help": "name on the hub, or a folder"})
 
     def towers(self) -> Towers:
-        """Load a model with ``get_image_features`` and ``get_text_features``, or one of pictures alone.
+        """Load a model with ``get_image_features`` and ``get_text_features``, or a model for images only.
 
-        Of one of pictures alone (DINOv2) the vector is the first token, CLS, of the last hidden state.
+        For an image-only model (DINOv2) the vector is the first token, CLS, of the last hidden state.
         """
         name, rest = self.spec, self.model
         transformers = library("transformers", name)
         torch = library("torch", name)
         local(rest, name)
-        safe = {"trust_remote_code": False}  # else a terminal is asked whether to run what lies there
+        safe = {"trust_remote_code": False}  # else transformers asks on the terminal whether to run the model's code
         with loading(name), quiet(transformers):
             config = transformers.AutoConfig.from_pretrained(rest, **safe)
             if config.model_type == "siglip2":
                 raise UsageError(
-                    f"{name}: takes pictures of any shape (NaFlex), which cannot be done here; type one of a fixed "
-                    "size, such as transformers:google/siglip2-base-patch16-224"
+                    f"{name}: takes images of any shape (NaFlex), which is not supported; type a model with a "
+                    "fixed image size, such as transformers:google/siglip2-base-patch16-224"
                 )
-            model, told = transformers.AutoModel.from_pretrained(
+            model, info = transformers.AutoModel.from_pretrained(
                 rest, dtype=torch.float32, output_loading_info=True, **safe
             )
             joint = hasattr(model, "get_image_features") and hasattr(model, "get_text_features")
-            missing = sorted(key for key in told["missing_keys"] if joint or not key.startswith("pooler."))
+            missing = sorted(key for key in info["missing_keys"] if joint or not key.startswith("pooler."))
             if missing:
-                raise UsageError(f"{name}: its weights lack {', '.join(missing[:3])}, which would be random")
+                raise UsageError(f"{name}: its weights do not contain {', '.join(missing[:3])}, which would be random")
             processor = transformers.AutoImageProcessor.from_pretrained(rest, **safe)
             preprocess = of_transformers(processor.to_dict())
             if not joint:
@@ -57,7 +57,7 @@ class Transformers(TorchKind):
                 )
             tokenizer = transformers.AutoTokenizer.from_pretrained(rest, **safe)
             names = {key: key for key in tokenizer.model_input_names if key in ("input_ids", "attention_mask")}
-            filled = config.model_type.startswith("siglip")  # trained on texts that were filled up, without a mask
+            filled = config.model_type.startswith("siglip")  # trained on padded texts without an attention mask
             names = {"input_ids": "input_ids"} if filled else names
             length = int(config.text_config.max_position_embeddings)
             slow = Slow(tokenizer, padding="max_length" if filled else True, truncation=True, max_length=length)
@@ -73,20 +73,20 @@ class Transformers(TorchKind):
             )
 
 
-def pooled(found: Any) -> Any:
-    """Return the features, which newer versions return as a field of an output."""
-    return getattr(found, "pooler_output", found)
+def pooled(output: Any) -> Any:
+    """Return the features; newer versions return an object that has them as a field."""
+    return getattr(output, "pooler_output", output)
 
 
 def local(rest: str, name: str) -> None:
-    """Refuse what looks like a folder and is none: it would be looked for on the hub."""
+    """Raise UsageError for a path whose folder does not exist: transformers would look for it on the hub."""
     if rest.startswith(("/", "./", "../", "~")) and not os.path.isdir(rest):
         raise UsageError(f"{name}: there is no folder {rest}")
 
 
 @contextlib.contextmanager
 def quiet(transformers: Any) -> Iterator[None]:
-    """Show no bar while weights are loaded."""
+    """Hide the progress bar while weights are loaded."""
     logging = transformers.utils.logging
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
