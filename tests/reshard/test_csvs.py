@@ -54,5 +54,5 @@ def test_places_tell_apart_captions_of_one_picture(tmp_path: Path) -> None:
     sel = pool(tmp_path, [("a.jpg", "all.csv", i) for i in range(5)], [1, 4])
     assert reshard(str(tmp_path / "in" / "all.csv"), sel, str(tmp_path / "out")).by == "place"
     assert (tmp_path / "out" / "train.csv").read_text() == "filepath,title\na.jpg,title 1\na.jpg,title 4\n"
-    with pytest.raises(UsageError, match="a key that another chosen one has too"):
+    with pytest.raises(UsageError, match="the same key as another chosen sample"):
         reshard(str(tmp_path / "in" / "all.csv"), keys_file(tmp_path / "k", ["a.jpg"]), str(tmp_path / "out2"))

@@ -67,7 +67,7 @@ def test_numbers_of_rows_are_not_taken_for_keys(tmp_path: Path, capsys: pytest.C
     (tmp_path / "in" / "0.png").unlink()
     capsys.readouterr()
     assert main(["reshard", data, sel, "-o", str(tmp_path / "out"), "--quiet"]) == 2
-    assert "its rows go by their numbers, which are no keys" in capsys.readouterr().err
+    assert "its rows are identified by their numbers, which are not keys" in capsys.readouterr().err
     assert main(["select", "random", pool, "-o", sel, "--keep", "50%", "--quiet", "--overwrite"]) == 0
     assert reshard(data, sel, str(tmp_path / "out")).by == "key"
 
@@ -85,7 +85,7 @@ def test_a_pool_that_was_moved_is_named(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["reshard", data, sel, "-o", str(tmp_path / "out"), "--quiet", *moved]) == 0
     assert "found by place" in capsys.readouterr().out
     assert main(["reshard", sel, data, "-o", str(tmp_path / "again")]) == 2
-    assert "is a selection, where data are to be; type thresher reshard DATA SEL" in capsys.readouterr().err
+    assert "is a selection, not data; type thresher reshard DATA SEL" in capsys.readouterr().err
 
 
 def test_files_of_one_name_that_a_pool_grew_by(tmp_path: Path) -> None:

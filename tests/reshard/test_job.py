@@ -160,7 +160,7 @@ def test_finished_shards_are_not_written_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [{"per_shard": 7}, {"shuffle": 1}, {"sel": "other"}])
-def test_the_result_of_something_else_is_replaced_only_when_told(tmp_path: Path, change: dict) -> None:
+def test_the_result_of_something_else_is_replaced_only_with_overwrite(tmp_path: Path, change: dict) -> None:
     data = data_of(tmp_path / "in", "tars")
     sel = keys_file(tmp_path / "k", [f"{i:06d}" for i in range(60)])
     reshard(data, sel, str(tmp_path / "out"), per_shard=20)

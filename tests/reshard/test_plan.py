@@ -31,7 +31,7 @@ def test_every_chosen_sample_as_often_as_it_is_used(files: list[list[str]], data
     wanted = KeySet.from_counts(times.items())
     found = [match(scanned(file), wanted) for file in files]
     if any(often > 1 and times[key] for key, often in Counter(keys).items()):
-        with pytest.raises(UsageError, match="a key that another chosen one has too"):
+        with pytest.raises(UsageError, match="the same key as another chosen sample"):
             planned(sources(len(files)), found, wanted)
         return
     plan, seen = planned(sources(len(files)), found, wanted)

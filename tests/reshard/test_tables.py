@@ -153,7 +153,7 @@ def test_known_places_tell_apart_rows_of_one_key(tmp_path: Path) -> None:
     found = [(row["key"], row["text"]) for row in rows_of(tmp_path / "out")]
     assert found == [("same", "a1"), ("same-1", "a1"), ("same-2", "b1"), ("same-3", "b4")]
     assert done.by == "place"
-    with pytest.raises(UsageError, match="has a key that another chosen one has too"):
+    with pytest.raises(UsageError, match="has the same key as another chosen sample"):
         reshard(str(tmp_path / "in"), keys_file(tmp_path / "k", ["same"]), str(tmp_path / "out2"))
 
 

@@ -187,7 +187,7 @@ def test_the_uid_is_that_of_the_json_itself(tmp_path: Path, content: bytes) -> N
     good, bad = f"{1:032x}", f"{2:032x}"
     tar(tmp_path / "in" / "0.tar", [("a", {"json": content % (bad.encode(), good.encode())})])
     assert reshard(str(tmp_path / "in"), keys_file(tmp_path / "k", [good]), str(tmp_path / "out")).samples == 1
-    with pytest.raises(PoolError, match="none of the 1 keys"):
+    with pytest.raises(PoolError, match="none of the 1 selected keys"):
         reshard(str(tmp_path / "in"), keys_file(tmp_path / "k", [bad]), str(tmp_path / "out2"))
 
 
@@ -250,13 +250,13 @@ def test_places_that_do_not_hold_any_more_are_not_trusted(tmp_path: Path, change
 def test_a_key_of_two_samples_is_refused(tmp_path: Path) -> None:
     for i in range(2):
         tar(tmp_path / "in" / f"{i}.tar", [("same", {"txt": b"x"}), (f"other{i}", {"txt": b"y"})])
-    with pytest.raises(UsageError, match=r"1\.tar: the sample at 0 has a key that another chosen one has too"):
+    with pytest.raises(UsageError, match=r"1\.tar: the sample at 0 has the same key as another chosen sample"):
         reshard(str(tmp_path / "in"), keys_file(tmp_path / "k", ["same"]), str(tmp_path / "out"))
     done = reshard(str(tmp_path / "in"), keys_file(tmp_path / "k", ["other0", "other1"]), str(tmp_path / "out"))
     assert done.samples == 2
 
 
-def test_names_that_climb_and_links_are_not_written(tmp_path: Path) -> None:
+def test_unsafe_names_and_links_are_not_written(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     with tarfile.open(tmp_path / "in" / "0.tar", "w") as file:
         plain_files = ("../up.txt", "/root.txt", "good.txt")
@@ -284,7 +284,7 @@ def test_names_that_climb_and_links_are_not_written(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "k", "out"]
 
 
-def test_what_is_told_of_a_whole_tar_is_not_told_of_others(tmp_path: Path) -> None:
+def test_global_headers_of_a_tar_are_not_copied(tmp_path: Path) -> None:
     """A global header would go on to hold in the shard, for every sample after it."""
     (tmp_path / "in").mkdir()
     header = tarfile.TarInfo.create_pax_global_header({"path": "evil", "comment": "x"})
@@ -336,7 +336,9 @@ def test_padding_that_a_tar_lacks_at_its_end_is_made_up_for(tmp_path: Path) -> N
 def test_nothing_usable_says_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "0.tar").write_bytes(b"<html>no tar</html>" * 100)
-    with pytest.raises(PoolError, match=r"none of the 1 keys chosen; .*0\.tar: is not a tar; are they other data\?"):
+    with pytest.raises(
+        PoolError, match=r"none of the 1 selected keys; .*0\.tar: is not a tar; is the selection of other data\?"
+    ):
         reshard(str(tmp_path / "in"), keys_file(tmp_path / "k", ["a"]), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
@@ -353,7 +355,7 @@ def test_a_source_that_shrinks_is_noticed(tmp_path: Path) -> None:
     plan, _ = planned(sources, [match(sources[0].part.scan(), wanted)], wanted)
     source.write_bytes(source.read_bytes()[:3_000])
     (tmp_path / "out.tar").touch()
-    with pytest.raises(PoolError, match="was changed, start again"):
+    with pytest.raises(PoolError, match="was changed, run again"):
         tars.write(plan, sources, str(tmp_path / "out.tar"))
 
 

@@ -1,4 +1,4 @@
-"""A selection made into data to train on: the samples that it keeps, copied as they are into new shards."""
+"""Resharding: the samples that a selection keeps, copied unchanged into new shards to train on."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ PER_SHARD = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class Resharded:
-    """What was written.
+    """Result of :func:`reshard`.
 
     Attributes:
         out: The folder.
         form: "webdataset", "parquet" or "csv".
-        shards: Files of samples.
+        shards: Number of shards.
         samples: Samples written, repeats included.
-        chosen: Samples the selection asked for, repeats included.
-        missing: Keys of the selection that the data do not have, listed in ``missing.txt``.
-        aside: Files that are damaged and samples that could not be copied, listed in ``set-aside.txt``.
-        bytes: Of the shards.
+        chosen: Samples the selection asks for, repeats included.
+        missing: Number of keys of the selection that the data does not have; they are listed in ``missing.txt``.
+        aside: Number of damaged files and of samples that could not be copied; they are listed in ``set-aside.txt``.
+        bytes: Total size of the shards.
         by: How samples were found: "place", "key" or "uid".
     """
 
@@ -61,44 +61,43 @@ def reshard(
     pool: str | None = None,
     progress: Progress | None = None,
 ) -> Resharded:
-    """Copy the samples that a selection keeps into new shards, without decoding anything.
+    """Copy the samples that a selection keeps into new shards, without decoding them.
 
-    The files are the same for any number of workers, and after any number of kills: the same call goes on with the
-    shards that are not there yet.
+    The files are the same for any number of workers and interruptions: after it was killed, the same call resumes with
+    the missing shards.
 
     Args:
         data: Tars (a folder of them, or a path with ``{00000..00099}``, ``*`` or ``::``), parquet or Arrow files, a csv
-            of open_clip, or a folder of pictures; anywhere fsspec reaches.
-        sel: A selection folder, or a file of keys, as :func:`thresher.export.keys.read_keys` takes it. Where it is of
-            a pool that knows the places of its rows in ``data`` (columns key, shard and offset), and they are still
-            there, samples are found by these; else by uid where the keys are uids of DataComp and the samples have
-            some; else by key.
+            of open_clip, or a folder of images; local or anywhere fsspec reaches.
+        sel: A selection folder, or a file of keys, as :func:`thresher.export.keys.read_keys` takes it. If it belongs
+            to a pool that has the places of its rows in ``data`` (columns key, shard and offset), and the samples are
+            still there, they are found by place; else by uid if the keys are uids of DataComp and the samples have
+            uids; else by key.
         out: Folder to write, on this machine.
-        form: "webdataset", "parquet" or "csv"; by default that of ``data``, and webdataset for pictures in a folder.
-        per_shard: Samples of a shard; the last has what is left. A csv is one file.
+        form: "webdataset", "parquet" or "csv"; by default the form of ``data``, and webdataset for a folder of images.
+        per_shard: Samples per shard; the last shard has the rest. A csv is always one file.
         shuffle: Seed of a permutation of all samples; None for the order of ``data``.
-        workers: Shards written at once (default: the cores this process may use).
-        processes: Whether reading the headers of local tars may be shared among ``workers`` processes where it would
-            take more than 2 s. What is started anew then imports the script that calls this, which needs its
-            ``if __name__ == "__main__":``.
-        overwrite: Replace what an earlier call with other arguments wrote.
-        options: How to read ``data``: columns, root of pictures, captions.
+        workers: Shards written at the same time (default: the cores this process may use).
+        processes: Whether to read the headers of local tars in ``workers`` processes if that would take more than 2 s.
+            Each process imports the script that calls this, which therefore needs ``if __name__ == "__main__":``.
+        overwrite: Replace the result of an earlier call with other arguments.
+        options: How to read ``data``: columns, root of images, captions.
         pool: Where the pool of a selection folder is now, if it was moved.
-        progress: Where to tell.
+        progress: Receives progress updates.
 
     Raises:
-        UsageError: A form that cannot be made of the data, or keys that stand for several samples of it.
+        UsageError: The data cannot be written in this form, or a key belongs to several samples.
         PoolError: Data or selection cannot be read, or have no sample in common.
-        OutputError: ``out`` holds something else, lies in the data, or cannot be written.
+        OutputError: ``out`` holds other files, is inside the data, or cannot be written.
     """
-    from thresher.reshard.job import Job, carry_out
+    from thresher.reshard.job import Job, run_job
     from thresher.selection import Selection
 
     if per_shard < 1:
-        raise UsageError(f"--per-shard {per_shard}: at least 1")
+        raise UsageError(f"--per-shard {per_shard}: must be at least 1")
     if shuffle is not None and shuffle < 0:
-        raise UsageError(f"--shuffle {shuffle}: a seed is 0 or more")
-    more: dict[str, Any] = {} if options is None else {"options": options}
+        raise UsageError(f"--shuffle {shuffle}: must be at least 0")
+    reading: dict[str, Any] = {} if options is None else {"options": options}
     job = Job(
         data=data,
         out=out,
@@ -107,10 +106,10 @@ def reshard(
         shuffle=shuffle,
         overwrite=overwrite,
         processes=processes,
-        **more,
+        **reading,
     )
     if pool is not None:
         if isinstance(sel, str) and not os.path.isdir(sel):
-            raise UsageError(f"--pool: {sel} is no selection folder, and needs no pool")
+            raise UsageError(f"--pool: {sel} is not a selection folder, so it has no pool")
         sel = replace(sel if isinstance(sel, Selection) else Selection.load(sel), pool=pool)
-    return carry_out(job, sel, workers, progress)
+    return run_job(job, sel, workers, progress)

@@ -1,4 +1,4 @@
-"""Samples of any data as members of a tar: the picture's bytes as they are, its caption, and a json with the rest."""
+"""Samples of any data as members of a tar: the stored image, its caption, and a json with the other columns."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from thresher.io.tar import TAR_BLOCK
 from thresher.reshard.plan import ReshardPlan, Source
 from thresher.reshard.tars import RECORD, header
 
-_LONGEST = 180  # characters of a member's name before its ending
+_LONGEST = 180  # most characters of a member's name before its extension
 
 
 def write(plan: ReshardPlan, sources: Sequence[Source], path: str) -> tuple[int, list[tuple[str, str]]]:
     """Write a tar of the samples of a plan, which are in the order of the data.
 
     Args:
-        plan: A shard of it.
-        sources: What it numbers.
+        plan: The part of the plan for this shard.
+        sources: The sources that the plan refers to by number.
         path: File to write.
 
     Returns:
-        How many samples were written, and (key, why) of those that could not be.
+        The number of samples written, and (key, why) of those that were skipped.
     """
-    written, aside = 0, list[tuple[str, str]]()
+    written, skipped = 0, list[tuple[str, str]]()
     with open(path, "wb") as out:
         for number, positions in plan.by_source():
             copies = plan.copy_M[positions]
@@ -45,20 +45,20 @@ def write(plan: ReshardPlan, sources: Sequence[Source], path: str) -> tuple[int,
                     picture = sample.stored()
                     ending = kind_of(picture)
                 except PoolError as error:
-                    aside.append((sample.key, str(error)))
+                    skipped.append((sample.key, str(error)))
                     continue
                 for copy in copies[lo:hi].tolist():
                     _add(out, plan.renamed(sample.key, copy), sample, picture, ending)
                     written += 1
         out.write(bytes(-(-(out.tell() + 2 * TAR_BLOCK) // RECORD) * RECORD - out.tell()))
-    return written, aside
+    return written, skipped
 
 
 def _add(out: IO[bytes], key: str, sample: Sample, picture: bytes, ending: str) -> None:
     name = safe_name(key)
-    told = {"key": key, "caption": sample.text, **({"uid": sample.uid} if sample.uid else {})}
-    told |= {column: value for column, value in sample.columns.items() if column not in told}
-    content = json.dumps({k: _plain(v) for k, v in told.items()}, ensure_ascii=False, default=str)
+    meta = {"key": key, "caption": sample.text, **({"uid": sample.uid} if sample.uid else {})}
+    meta |= {column: value for column, value in sample.columns.items() if column not in meta}
+    content = json.dumps({k: _plain(v) for k, v in meta.items()}, ensure_ascii=False, default=str)
     for kind, data in ((ending, picture), ("json", content.encode("utf-8", "replace")),
                        ("txt", sample.text.encode("utf-8", "replace"))):  # fmt: skip
         info = tarfile.TarInfo()
@@ -73,10 +73,10 @@ def _plain(value: Any) -> Any:
 
 
 def safe_name(key: str) -> str:
-    """Return a key as the name of a member: other for other keys, one folder deep, and without dots.
+    """Return a name for the members of a sample: different for different keys, without slashes and dots.
 
-    Letters, digits, ``_``, ``-`` and ``~`` stay, all else is written ``%2F`` as in addresses on the web; of a very long
-    key what follows the first part is a hash.
+    Letters, digits, ``_``, ``-`` and ``~`` stay, everything else is percent-encoded as in URLs (``%2F``); the end of a
+    very long name is replaced by a hash.
     """
     name = quote(key, safe="", errors="surrogatepass").replace(".", "%2E")
     if len(name) <= _LONGEST:

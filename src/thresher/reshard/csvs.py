@@ -1,4 +1,4 @@
-"""Lines of a csv copied as they are, into one csv."""
+"""Lines of a csv, copied unchanged into one csv."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _CHUNK = 100_000  # lines at a time
 
 
 def write(plan: ReshardPlan, sources: Sequence[Source], path: str) -> None:
-    """Write a csv: the line of names, and the lines of a plan in its order.
+    """Write a csv: the header line, and the lines of a plan in its order.
 
     Raises:
-        PoolError: The csv is not what it was.
+        PoolError: The csv changed since it was read.
     """
     source = sources[0]
     with open_file(source.protocol, source.path) as file, open(path, "wb") as out:
@@ -34,10 +34,10 @@ def write(plan: ReshardPlan, sources: Sequence[Source], path: str) -> None:
 
 def _read(file: IO[bytes], path: str, start: int, end: int) -> bytes:
     trusting(path, lambda: file.seek(start))
-    found = trusting(path, lambda: file.read(end - start))
-    if len(found) < end - start:
-        raise PoolError(f"{path}: ends before byte {end:,}; it was changed, start again")
-    return found
+    lines = trusting(path, lambda: file.read(end - start))
+    if len(lines) < end - start:
+        raise PoolError(f"{path}: ends before byte {end:,}; the file was changed, run again")
+    return lines
 
 
 def _ended(lines: bytes) -> bytes:

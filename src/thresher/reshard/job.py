@@ -1,4 +1,4 @@
-"""Resharding from end to end: scan, plan, write what is not there yet, finish."""
+"""A reshard from end to end: scan the data, plan, write the missing shards, write the result."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ from thresher.runtime.progress import Advance, Progress, Silent
 from thresher.selection import Selection
 
 T = TypeVar("T")
-RESULT, SIZES, MISSING, ASIDE = "reshard.json", "sizes.json", "missing.txt", "set-aside.txt"
+RESULT, SIZES, MISSING, SKIPPED = "reshard.json", "sizes.json", "missing.txt", "set-aside.txt"
 CSV, WORK, PLAN, FOUND = "train.csv", ".reshard", "plan.json", "found.npz"
-_LONG = 2.0  # seconds of reading headers that are worth starting processes for
+_LONG = 2.0  # seconds of reading headers from which starting processes is worth it
 _SCRATCH = re.compile(r"\..*\.tmp(\.\w+)?")
 _OWN = re.compile(rf"\d{{8,}}\.tar|\d{{8,}}_stats\.json|train-\d{{5,}}-of-\d{{5,}}\.parquet|{_SCRATCH.pattern}")
-_PLAN = 2  # format of plans: another number where the same plan would make other files
+_PLAN = 2  # version of plans; changes whenever the same plan would write other files
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is asked; see :func:`thresher.reshard.reshard`."""
+    """The arguments of a reshard; see :func:`thresher.reshard.reshard`."""
 
     data: str
     out: str
@@ -68,112 +68,114 @@ class Job:
 
 
 @dataclass(frozen=True, eq=False)
-class _Found:
-    """What was found in the data.
+class _Matches:
+    """The chosen samples, as found in the data.
 
     Attributes:
-        plan: In the order of the data.
-        by: "place", "uid" or "key".
-        chosen: Samples the selection asked for.
-        aside: (file, key, why) of damaged files and of samples that are not copied.
-        wanted: The selection, N keys, where samples were found by uid or key.
-        seen_N: Which of its keys were found.
+        plan: Plan in the order of the data.
+        by: How they were found: "place", "uid" or "key".
+        chosen: Samples the selection asks for, repeats included.
+        skipped: (file, key, why) of damaged files and of samples that are not copied.
+        wanted: The selection, N keys, if samples were found by uid or key.
+        seen_N: Which of its keys were found, (N,) bool.
     """
 
     plan: ReshardPlan
     by: str
     chosen: int
-    aside: list[tuple[str, str, str]]
+    skipped: list[tuple[str, str, str]]
     wanted: KeySet | None = None
     seen_N: Any = None
 
 
-def carry_out(job: Job, sel: Chosen, workers: int | None, progress: Progress | None) -> Resharded:
-    """Do it."""
+def run_job(job: Job, sel: Chosen, workers: int | None, progress: Progress | None) -> Resharded:
+    """Run a reshard; see :func:`thresher.reshard.reshard`."""
     progress = progress or Silent()
     engine = make_engine("threads", workers)
     data = _opened(job)
     form = _form(job.form, data)
     out = Path(job.out)
-    _apart(out, data)
+    _refuse_overlap(out, data)
     check_writable(out)
     sources = [_source(part) for part in data.parts]
     inputs = _inputs(data, sources, sel)
-    found = _remembered(out / WORK / FOUND, inputs, sel)
-    if found is None:
-        found = _find(data, sources, sel, engine, progress, processes=job.processes)
-    asked = {"as": form, "per_shard": job.per_shard, "shuffle": job.shuffle}
-    digest = found.plan.digest(_PLAN, asked, data.kind, [source.stamp for source in sources])
+    matches = _load_matches(out / WORK / FOUND, inputs, sel)
+    if matches is None:
+        matches = _find(data, sources, sel, engine, progress, processes=job.processes)
+    options = {"as": form, "per_shard": job.per_shard, "shuffle": job.shuffle}
+    digest = matches.plan.digest(_PLAN, options, data.kind, [source.stamp for source in sources])
     with _holding(out, digest, progress.say, overwrite=job.overwrite):
         if (done := _finished(out, digest)) is None:
             if not (out / WORK / FOUND).exists():
-                _remember(out / WORK / FOUND, inputs, found)
-            told = _Writing(job, data, form, sources, found.plan, digest, out, engine, progress).carry_out()
-            done = _finish(job, sel, sources, found, form, digest, told)
+                _save_matches(out / WORK / FOUND, inputs, matches)
+            stats = _Writing(job, data, form, sources, matches.plan, digest, out, engine, progress).write()
+            done = _finish(job, sel, sources, matches, form, digest, stats)
     return done
 
 
 def _inputs(data: Data, sources: list[Source], sel: Chosen) -> str:
-    """Return a hash of all that decides which samples are found where."""
-    found = hashlib.sha256(json.dumps([_PLAN, data.kind, [(source.path, source.stamp) for source in sources]]).encode())
+    """Return a hash of everything that the matches depend on."""
+    hashed = hashlib.sha256(
+        json.dumps([_PLAN, data.kind, [(source.path, source.stamp) for source in sources]]).encode()
+    )
     if not isinstance(sel, Selection) and os.path.isdir(sel):
         sel = Selection.load(sel)
     if isinstance(sel, Selection):
-        found.update(json.dumps(sel.header(), default=str).encode())
+        hashed.update(json.dumps(sel.header(), default=str).encode())
         for array in (sel.dropped_by, sel.repeats):
-            found.update(b"" if array is None else np.ascontiguousarray(array).data)
+            hashed.update(b"" if array is None else np.ascontiguousarray(array).data)
     elif os.path.isfile(sel):
         with open(sel, "rb") as file:
-            found.update(hashlib.file_digest(file, "sha256").digest())
-    return found.hexdigest()
+            hashed.update(hashlib.file_digest(file, "sha256").digest())
+    return hashed.hexdigest()
 
 
-def _remembered(path: Path, inputs: str, sel: Chosen) -> _Found | None:
-    """Return what an earlier call found in the same data for the same selection: headers are read once."""
+def _load_matches(path: Path, inputs: str, sel: Chosen) -> _Matches | None:
+    """Return the matches of an earlier call with the same data and selection, so that headers are read only once."""
     try:
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        told = json.loads(arrays.pop("told").tobytes())
-        if told.pop("inputs") != inputs:
+        meta = json.loads(arrays.pop("told").tobytes())
+        if meta.pop("inputs") != inputs:
             return None
-        aside = [tuple(entry) for entry in told.pop("aside")]
+        skipped = [tuple(entry) for entry in meta.pop("aside")]
         seen_N, plan = arrays.pop("seen_N", None), ReshardPlan.of(arrays)
-    except (*DAMAGED, OSError, KeyError, zlib.error):  # or not there
+    except (*DAMAGED, OSError, KeyError, zlib.error):  # damaged, or there is no such file
         return None
-    return _Found(plan, aside=aside, wanted=None if seen_N is None else read_keys(sel), seen_N=seen_N, **told)
+    return _Matches(plan, skipped=skipped, wanted=None if seen_N is None else read_keys(sel), seen_N=seen_N, **meta)
 
 
-def _remember(path: Path, inputs: str, found: _Found) -> None:
-    told = {"inputs": inputs, "by": found.by, "chosen": found.chosen, "aside": found.aside}
-    arrays: dict[str, Any] = {"told": np.frombuffer(json.dumps(told).encode(), np.uint8), **found.plan.arrays()}
-    if found.seen_N is not None:
-        arrays["seen_N"] = found.seen_N
+def _save_matches(path: Path, inputs: str, matches: _Matches) -> None:
+    meta = {"inputs": inputs, "by": matches.by, "chosen": matches.chosen, "aside": matches.skipped}
+    arrays: dict[str, Any] = {"told": np.frombuffer(json.dumps(meta).encode(), np.uint8), **matches.plan.arrays()}
+    if matches.seen_N is not None:
+        arrays["seen_N"] = matches.seen_N
     with writing(path) as scratch, open(scratch, "wb") as file:
         np.savez(file, **arrays)
 
 
 def _opened(job: Job) -> Data:
     if os.path.isfile(os.path.join(job.data, "selection.json")):
-        raise UsageError(f"{job.data}: is a selection, where data are to be; type thresher reshard DATA SEL -o DIR")
+        raise UsageError(f"{job.data}: is a selection, not data; type thresher reshard DATA SEL -o DIR")
     return open_data(job.data, job.options)
 
 
-def _form(asked: Form | None, data: Data) -> Form:
+def _form(form: Form | None, data: Data) -> Form:
     natural = data.parts[0].copied_as or "webdataset"
     allowed: list[Form] = list(dict.fromkeys([natural, "webdataset", "parquet"]))
-    if asked is not None and asked not in allowed:
-        raise UsageError(f"--as {asked}: {data.location} is {data.kind}, of which {' or '.join(allowed)} is made")
-    return asked or natural
+    if form is not None and form not in allowed:
+        raise UsageError(f"--as {form}: {data.location} is {data.kind}; allowed: {', '.join(allowed)}")
+    return form or natural
 
 
-def _apart(out: Path, data: Data) -> None:
-    """Refuse to write into the data, or above them: shards would become data, or stand among them."""
+def _refuse_overlap(out: Path, data: Data) -> None:
+    """Refuse to write into or above the data: shards would become data, or be mixed with it."""
     there = os.path.realpath(out) + os.sep
     paths = {os.path.realpath(part.path) for part in data.parts if part.protocol == "file"}
     folders = {path if os.path.isdir(path) else os.path.dirname(path) for path in paths}
     inside = os.path.isdir(data.location) and there.startswith(os.path.realpath(data.location) + os.sep)
     if inside or any((folder + os.sep).startswith(there) for folder in folders):
-        raise OutputError(f"{out}: lies in the data, or they lie in it; choose a folder elsewhere")
+        raise OutputError(f"{out}: is inside the data folder, or contains it; choose a folder elsewhere")
 
 
 def _source(part: Part) -> Source:
@@ -184,14 +186,14 @@ def _source(part: Part) -> Source:
         with open_file(part.protocol, part.path) as file:
             size = trusting(part.path, lambda: file.seek(0, os.SEEK_END))
     except PoolError:
-        size = -1  # told as damage when it is read
+        size = -1  # reported as damage when it is read
     return Source(part.path, part.protocol, size, part, _stamp(part))
 
 
 def _stamp(part: Part) -> tuple[Any, ...]:
     try:
         return tuple(part.stamp())
-    except PoolError:  # told as damage when it is read
+    except PoolError:  # reported as damage when it is read
         return ()
 
 
@@ -200,8 +202,8 @@ def _stamp(part: Part) -> tuple[Any, ...]:
 
 def _find(
     data: Data, sources: list[Source], sel: Chosen, engine: Engine, progress: Progress, *, processes: bool
-) -> _Found:
-    """Find the chosen samples: by place where the pool of the selection knows them, else by uid or key."""
+) -> _Matches:
+    """Find the chosen samples: by place if the pool of the selection has the places, else by uid or key."""
     if not isinstance(sel, Selection) and os.path.isdir(sel):
         sel = Selection.load(sel)
     if isinstance(sel, Selection) and not len(sel):
@@ -211,43 +213,46 @@ def _find(
         try:
             with progress.task("look up", len(sources), "files") as advance:
                 tasks = list(zip(sources, places, strict=True))
-                found = _read(sources, _placed, tasks, engine, processes=processes)
-                plan, _ = planned(sources, _noted(found, sources, [], advance), None)
-            return _Found(plan, "place", len(plan), [])
+                results = _read(sources, _match_places, tasks, engine, processes=processes)
+                plan, _ = planned(sources, _collect(results, sources, [], advance), None)
+            return _Matches(plan, "place", len(plan), [])
         except PlaceError:
-            progress.say(f"{data.location}: has changed since it was embedded; samples are looked for by their keys")
+            progress.say(f"{data.location}: has changed since it was embedded; looking for samples by key instead")
     if isinstance(sel, Selection) and reopen(sel).layout.key is None:
         raise UsageError(
-            f"{sel.pool}: its rows go by their numbers, which are no keys of {data.location}, and it does not know "
-            "their places; select from a pool that `thresher embed` made of these data, or from one with keys"
+            f"{sel.pool}: its rows are identified by their numbers, which are not keys of {data.location}, and it does "
+            "not have their places; select from a pool that `thresher embed` made of this data, or from one with keys"
         )
     wanted = read_keys(sel)
     if not len(wanted):
         raise UsageError(f"{sel}: keeps nothing")
-    aside: list[tuple[str, str, str]] = []
+    skipped: list[tuple[str, str, str]] = []
     with progress.task("scan", len(sources), "files") as advance:
-        found = _read(sources, partial(_matched, wanted), sources, engine, processes=processes)
-        plan, seen = planned(sources, _noted(found, sources, aside, advance), wanted)
-    seen[[wanted.find(key) for _, key, _ in aside if key]] = True  # they were found
+        results = _read(sources, partial(_match_keys, wanted), sources, engine, processes=processes)
+        plan, seen = planned(sources, _collect(results, sources, skipped, advance), wanted)
+    seen[[wanted.find(key) for _, key, _ in skipped if key]] = True  # skipped samples were found too
     if not len(plan):
-        damaged = f"; {aside[0][0]}: {aside[0][2]}" if aside else ""
-        raise PoolError(f"{data.location}: has none of the {len(wanted):,} keys chosen{damaged}; are they other data?")
-    return _Found(plan, "uid" if wanted.uids and data.parts[0].has_uids else "key", wanted.total, aside, wanted, seen)
+        damaged = f"; {skipped[0][0]}: {skipped[0][2]}" if skipped else ""
+        raise PoolError(
+            f"{data.location}: has none of the {len(wanted):,} selected keys{damaged}; is the selection of other data?"
+        )
+    by = "uid" if wanted.uids and data.parts[0].has_uids else "key"
+    return _Matches(plan, by, wanted.total, skipped, wanted, seen)
 
 
 def _read(
     sources: list[Source], read: Callable[[T], Matched], tasks: list[T], engine: Engine, *, processes: bool
 ) -> Iterator[Matched]:
-    """Yield what is found in every source, in order.
+    """Yield the chosen samples of every source, in order.
 
-    With tars that are at hand it is Python that takes the time, and in one process one thread at a time: more would
-    only be in each other's way. So this thread reads, until it is seen that it would go on for long.
+    Reading headers of local tars is bound by Python's global lock, so more threads would only slow each other down.
+    This thread reads them, and processes take over if it would take long.
 
     Args:
-        sources: All of them.
-        read: What finds it; picklable.
-        tasks: What that is given for each source.
-        engine: Where other files are read.
+        sources: All sources.
+        read: Function that finds the chosen samples of a source; picklable.
+        tasks: Its argument for each source.
+        engine: Engine that reads all other files.
         processes: Whether processes may be started.
     """
     if not all(source.part.scanning_is_slow and source.protocol == "file" for source in sources):
@@ -262,22 +267,22 @@ def _read(
         done, left = done + source.size, left - source.size
 
 
-def _noted(
-    found: Iterator[Matched], sources: list[Source], aside: list[tuple[str, str, str]], advance: Advance
+def _collect(
+    results: Iterator[Matched], sources: list[Source], skipped: list[tuple[str, str, str]], advance: Advance
 ) -> Iterator[Matched]:
-    """Hand on what was found, and note what was not to be had."""
-    for source, part in zip(sources, found, strict=True):
-        aside += [(source.path, "", part.damage)] if part.damage else []
-        aside += [(source.path, key, why) for key, why in part.aside]
+    """Pass results on, and add damaged files and skipped samples to ``skipped``."""
+    for source, part in zip(sources, results, strict=True):
+        skipped += [(source.path, "", part.damage)] if part.damage else []
+        skipped += [(source.path, key, why) for key, why in part.skipped]
         advance(1)
         yield part
 
 
-def _matched(wanted: KeySet, source: Source) -> Matched:
+def _match_keys(wanted: KeySet, source: Source) -> Matched:
     return match(source.part.scan(uids=wanted.uids), wanted)
 
 
-def _placed(task: tuple[Source, Places | None]) -> Matched:
+def _match_places(task: tuple[Source, Places | None]) -> Matched:
     source, places = task
     if places is None:
         return NOTHING
@@ -292,35 +297,35 @@ def _placed(task: tuple[Source, Places | None]) -> Matched:
 
 @contextmanager
 def _holding(out: Path, digest: str, say: Callable[[str], None], *, overwrite: bool) -> Iterator[None]:
-    """Make the folder ready: go on with what was begun by the same plan, refuse or remove what others left.
+    """Lock and prepare the folder: resume the same plan, refuse the result of another, or remove it to overwrite.
 
     Raises:
-        OutputError: It holds something else, or another process is writing there.
+        OutputError: The folder holds other files, or another process is writing to it.
     """
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    own = {RESULT, SIZES, MISSING, ASIDE, CSV, WORK, *filter(_OWN.fullmatch, names)}
-    begun = _plan_of(out / RESULT) or _plan_of(out / WORK / PLAN)
-    if names - own or (names - {WORK} and not begun):
-        refuse_foreign_files(out, own if begun else (WORK,))
+    own = {RESULT, SIZES, MISSING, SKIPPED, CSV, WORK, *filter(_OWN.fullmatch, names)}
+    started = _plan_of(out / RESULT) or _plan_of(out / WORK / PLAN)
+    if names - own or (names - {WORK} and not started):
+        refuse_foreign_files(out, own if started else (WORK,))
     if (out / WORK).is_symlink():
-        raise OutputError(f"{out / WORK}: is a link, where a folder is to be made; remove it")
-    if begun not in ("", digest) and not overwrite:
+        raise OutputError(f"{out / WORK}: is a symlink where a folder must be created; remove it")
+    if started not in ("", digest) and not overwrite:
         raise OutputError(f"{out}: holds a reshard of other data or options; choose another folder or pass --overwrite")
     try:
         (out / WORK).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{out}: cannot be made ({error.strerror}); choose another place") from None
+        raise OutputError(f"{out}: cannot be created ({error.strerror}); choose another folder") from None
     with locks.holding(out / WORK / locks.LOCK, f"the folder {out}", wait=False) as locked:
         if not locked:
             say(f"{out}: {locks.NO_LOCKS}")
-        if begun != digest:
+        if started != digest:
             for name in names & own - {RESULT, WORK}:
                 (out / name).unlink(missing_ok=True)
             for path in (out / WORK).iterdir():
                 if path.name != locks.LOCK:
                     path.unlink()
             (out / RESULT).unlink(missing_ok=True)
-        locks.sweep(out / name for name in filter(_SCRATCH.fullmatch, names))  # of a run that was killed
+        locks.sweep(out / name for name in filter(_SCRATCH.fullmatch, names))  # left by a killed run
         _write_json(out / WORK / PLAN, {"plan": digest})
         yield
         shutil.rmtree(out / WORK, ignore_errors=True)
@@ -332,15 +337,15 @@ def _plan_of(path: Path) -> str:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return told if isinstance(told, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
-def _write_json(path: Path, told: Any) -> None:
+def _write_json(path: Path, content: Any) -> None:
     with writing(path) as scratch:
-        Path(scratch).write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        Path(scratch).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -348,7 +353,7 @@ def _write_json(path: Path, told: Any) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Writing:
-    """Writes the shards of a plan that are not there yet."""
+    """Writes the missing shards of a plan."""
 
     job: Job
     data: Data
@@ -360,8 +365,8 @@ class _Writing:
     engine: Engine
     progress: Progress
 
-    def carry_out(self) -> list[dict[str, Any]]:
-        """Write all shards; returns what is told of each."""
+    def write(self) -> list[dict[str, Any]]:
+        """Write all shards, and return the statistics of each."""
         if self.form == "webdataset" and self.data.parts[0].copied_as != "webdataset":
             return self._converted()
         plan = self._ordered(self.plan)
@@ -375,7 +380,7 @@ class _Writing:
         return plan if self.job.shuffle is None else plan.shuffled(self.job.shuffle)
 
     def _table(self, plan: ReshardPlan) -> Callable[[ReshardPlan, str], dict[str, Any]]:
-        """Return what writes a parquet file; to shuffle, the chosen rows are first gathered in Arrow files."""
+        """Return the function that writes a parquet file; to shuffle, the chosen rows are first spooled to Arrow."""
         schema, group, spools = tables.schema_of(self.sources), tables.group_rows(self.sources), None
         if self.job.shuffle is not None:
             rows = {number: np.unique(plan.start_M[at]) for number, at in plan.by_source()}
@@ -393,21 +398,21 @@ class _Writing:
         write = partial(_convert, self.sources)
         if self.job.shuffle is None:
             return self._all(self.plan, self.out, _tar_names, write)
-        told = self._all(self.plan, self.out / WORK, _tar_names, write, "convert")
-        paths = [str(self.out / WORK / name) for name in _tar_names(len(told))]
+        stats = self._all(self.plan, self.out / WORK, _tar_names, write, "convert")
+        paths = [str(self.out / WORK / name) for name in _tar_names(len(stats))]
         sources = [_source(TarPart(path)) for path in paths]
-        found = [source.part.scan() for source in sources]
-        counts = [len(part.keys) for part in found]
+        scans = [source.part.scan() for source in sources]
+        counts = [len(scanned.keys) for scanned in scans]
         plan = ReshardPlan(
-            np.repeat(np.arange(len(found), dtype=np.uint32), counts),
-            np.concatenate([part.start_n for part in found]),
-            np.concatenate([part.length_n for part in found]),
+            np.repeat(np.arange(len(scans), dtype=np.uint32), counts),
+            np.concatenate([scanned.start_n for scanned in scans]),
+            np.concatenate([scanned.length_n for scanned in scans]),
             np.zeros(sum(counts), np.int32),
             None,
         )
         done = self._all(self._ordered(plan), self.out, _tar_names, partial(_tar, sources))
-        aside = [entry for one in told for entry in one.get("set_aside", [])]
-        return [{**done[0], "set_aside": aside}, *done[1:]] if done else told
+        skipped = [entry for one in stats for entry in one.get("set_aside", [])]
+        return [{**done[0], "set_aside": skipped}, *done[1:]] if done else stats
 
     def _all(
         self,
@@ -417,18 +422,18 @@ class _Writing:
         write: Callable[[ReshardPlan, str], dict[str, Any]],
         label: str = "write",
     ) -> list[dict[str, Any]]:
-        """Write each piece of a plan to a file, and what is told of it beside it; passes over those that are there."""
+        """Write each part of a plan to a file, with a file of statistics next to it; existing files are kept."""
         step = len(plan) if self.form == "csv" else self.job.per_shard
         tasks = [
             (number, name, plan.part(number * step, (number + 1) * step))
             for number, name in enumerate(names(-(-len(plan) // step)) if len(plan) else [])
         ]
         with self.progress.task(label, len(plan), "samples") as advance:
-            told = []
+            stats = []
             for one in self.engine.map(partial(_shard, folder, self.digest, write), tasks):
-                told.append(one)
-                advance(len(tasks[len(told) - 1][2]))
-        return told
+                stats.append(one)
+                advance(len(tasks[len(stats) - 1][2]))
+        return stats
 
 
 def _tar_names(count: int) -> list[str]:
@@ -442,18 +447,18 @@ def _parquet_names(count: int) -> list[str]:
 def _shard(
     folder: Path, digest: str, write: Callable[[ReshardPlan, str], dict[str, Any]], task: tuple[int, str, ReshardPlan]
 ) -> dict[str, Any]:
-    """Write one file and what is told of it, unless both are there."""
+    """Write one file and its statistics, unless both exist."""
     number, name, part = task
     path = folder / name
-    stats = folder / f"{number:08d}_stats.json" if name.endswith(".tar") else folder / WORK / f"{name}.json"
-    told = _json(stats)
-    if told.get("plan") == digest and path.is_file() and path.stat().st_size == told.get("bytes"):
-        return {**told, "name": name}
+    stats_path = folder / f"{number:08d}_stats.json" if name.endswith(".tar") else folder / WORK / f"{name}.json"
+    stats = _json(stats_path)
+    if stats.get("plan") == digest and path.is_file() and path.stat().st_size == stats.get("bytes"):
+        return {**stats, "name": name}
     with writing(path) as scratch:
-        told = write(part, scratch)
-        told |= {"bytes": os.path.getsize(scratch), "plan": digest}
-    _write_json(stats, told)
-    return {**told, "name": name}
+        stats = write(part, scratch)
+        stats |= {"bytes": os.path.getsize(scratch), "plan": digest}
+    _write_json(stats_path, stats)
+    return {**stats, "name": name}
 
 
 def _tar(sources: list[Source], part: ReshardPlan, path: str) -> dict[str, Any]:
@@ -462,8 +467,8 @@ def _tar(sources: list[Source], part: ReshardPlan, path: str) -> dict[str, Any]:
 
 
 def _convert(sources: list[Source], part: ReshardPlan, path: str) -> dict[str, Any]:
-    samples, aside = convert.write(part, sources, path)
-    return {"successes": samples, "set_aside": aside} if aside else {"successes": samples}
+    samples, skipped = convert.write(part, sources, path)
+    return {"successes": samples, "set_aside": skipped} if skipped else {"successes": samples}
 
 
 def _parquet(
@@ -490,31 +495,31 @@ def _finish(
     job: Job,
     sel: Chosen,
     sources: list[Source],
-    found: _Found,
+    matches: _Matches,
     form: Form,
     digest: str,
-    told: list[dict[str, Any]],
+    stats: list[dict[str, Any]],
 ) -> Resharded:
-    """Write what belongs to the shards as a whole, and at last the result."""
+    """Write the files about all shards together, and the result last."""
     out = Path(job.out)
-    aside = [*found.aside, *(("", key, why) for one in told for key, why in one.get("set_aside", []))]
-    _write_lines(out / ASIDE, ("\t".join(map(_line, entry)) for entry in aside), bool(aside))
+    skipped = [*matches.skipped, *(("", key, why) for one in stats for key, why in one.get("set_aside", []))]
+    _write_lines(out / SKIPPED, ("\t".join(map(_line, entry)) for entry in skipped), bool(skipped))
     missing = 0
-    if found.wanted is not None:
-        missing = int((~found.seen_N).sum())
-        _write_lines(out / MISSING, map(_line, _missing(sel, found.wanted, found.seen_N)), bool(missing))
+    if matches.wanted is not None:
+        missing = int((~matches.seen_N).sum())
+        _write_lines(out / MISSING, map(_line, _missing(sel, matches.wanted, matches.seen_N)), bool(missing))
     if form == "webdataset":
-        _write_json(out / SIZES, {one["name"]: one["successes"] for one in told})
+        _write_json(out / SIZES, {one["name"]: one["successes"] for one in stats})
     done = Resharded(
         out=job.out,
         form=form,
-        shards=len(told),
-        samples=sum(one["successes"] for one in told),
-        chosen=found.chosen,
+        shards=len(stats),
+        samples=sum(one["successes"] for one in stats),
+        chosen=matches.chosen,
         missing=missing,
-        aside=len(aside),
-        bytes=sum(one["bytes"] for one in told),
-        by=found.by,
+        aside=len(skipped),
+        bytes=sum(one["bytes"] for one in stats),
+        by=matches.by,
     )
     counts = {name: value for name, value in asdict(done).items() if name not in ("out", "form")}
     files: dict[str, int] = {}
@@ -532,43 +537,43 @@ def _finish(
             "shuffle": job.shuffle,
             **counts,
             "inputs": [{"path": path, "bytes": size} for path, size in files.items()],
-            "outputs": [{"name": one["name"], "samples": one["successes"], "bytes": one["bytes"]} for one in told],
+            "outputs": [{"name": one["name"], "samples": one["successes"], "bytes": one["bytes"]} for one in stats],
         },
     )
     return done
 
 
 def _finished(out: Path, digest: str) -> Resharded | None:
-    """Return what an earlier call of the same finished, None where it did not, or files are gone."""
-    told = _json(out / RESULT)
-    if told.get("plan") != digest:
+    """Return the result of an earlier call with the same plan, None if it did not finish or files are missing."""
+    result = _json(out / RESULT)
+    if result.get("plan") != digest:
         return None
-    for one in told["outputs"]:
+    for one in result["outputs"]:
         path = out / one["name"]
         if not path.is_file() or path.stat().st_size != one["bytes"]:
             (out / RESULT).unlink()
             return None
     names = [item.name for item in fields(Resharded) if item.name not in ("out", "form")]
-    return Resharded(out=str(out), form=told["as"], **{name: told[name] for name in names})
+    return Resharded(out=str(out), form=result["as"], **{name: result[name] for name in names})
 
 
 def _missing(sel: Chosen, wanted: KeySet, seen_N: Any) -> Iterator[str]:
     """Yield the keys that were not found, each once."""
-    told_N = seen_N.copy()
+    reported_N = seen_N.copy()
     for key, _ in each_key(sel):
         number = wanted.find(key)
-        if not told_N[number]:
-            told_N[number] = True
+        if not reported_N[number]:
+            reported_N[number] = True
             yield key
 
 
 def _line(text: str) -> str:
-    """Return a text as part of a line: tabs and line breaks of its own would be taken for the list's."""
+    """Return a text as one field of a line: tabs and line breaks in it are escaped."""
     return text if text.isprintable() else repr(text)
 
 
-def _write_lines(path: Path, lines: Iterable[str], there: bool) -> None:
-    if not there:
+def _write_lines(path: Path, lines: Iterable[str], any_lines: bool) -> None:
+    if not any_lines:
         path.unlink(missing_ok=True)
         return
     with writing(path) as scratch, open(scratch, "w", encoding="utf-8", errors="backslashreplace") as file:

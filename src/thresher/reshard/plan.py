@@ -1,6 +1,6 @@
-"""Which samples go where: found in the data by place, uid or key, numbered, ordered, cut into shards.
+"""The plan of a reshard: samples found in the data by place, uid or key, then ordered and split into shards.
 
-Shape letters: C samples chosen, M samples to write (a sample counts as often as it is to be used), N different keys.
+Shape letters: C chosen samples, M samples to write (a sample that is used k times counts k times), N different keys.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _NO_INTS = np.empty(0, np.int64)
 
 @dataclass(frozen=True)
 class Source:
-    """A file or a run of rows of the data, and how many bytes it had.
+    """A file or a range of rows of the data.
 
     Attributes:
-        path: The file, or the folder of pictures.
-        protocol: Of its file system.
-        size: Bytes; 0 for a folder.
-        part: What reads it.
-        stamp: What changes whenever its samples may have, such as its size and time.
+        path: The file, or the folder of images.
+        protocol: Protocol of the file system, as fsspec names it.
+        size: Size of the file in bytes; 0 for a folder.
+        part: The part of the data that reads it.
+        stamp: A value that differs if the samples may have changed, such as size and modification time.
     """
 
     path: str
@@ -48,17 +48,17 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Matched:
-    """The samples of a source that are chosen, c of them, in order.
+    """The chosen samples of a source, c of them, in order.
 
     Attributes:
-        start_c: As scanned.
-        length_c: As scanned.
-        times_c: How often each is to be used.
+        start_c: Start of each, see :class:`thresher.data.parts.Scanned`.
+        length_c: Length of each, see :class:`thresher.data.parts.Scanned`.
+        times_c: How often each is used.
         names_c: Hashes of the keys.
-        numbers_c: Which key of the selection each is, ascending by place; -1 where it was found by place.
-        damage: As scanned.
-        aside: As scanned, of those that are chosen.
-        headers: Of a tar, those of the samples that cannot be copied as they are: see :func:`_odd`.
+        numbers_c: Number of each one's key in the selection; -1 for samples found by place.
+        damage: Why the source was not read to its end, "" if it was.
+        skipped: (key, why) of chosen samples that cannot be copied.
+        headers: For a tar, the headers of the samples that cannot be copied unchanged, see :func:`_odd`.
     """
 
     start_c: Ints
@@ -67,18 +67,18 @@ class Matched:
     names_c: Hashes
     numbers_c: Ints
     damage: str = ""
-    aside: tuple[tuple[str, str], ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
     headers: Headers | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Places:
-    """Where a pool says that the chosen samples lie in one source, in order.
+    """The places of the chosen samples in one source according to a pool, in order.
 
     Attributes:
-        at_c: Byte or row.
-        times_c: How often each is to be used.
-        names_c: Hashes of the keys they must have.
+        at_c: Byte or row of each.
+        times_c: How often each is used.
+        names_c: Hashes of the expected keys.
     """
 
     at_c: Ints
@@ -87,17 +87,17 @@ class Places:
 
 
 class PlaceError(Exception):
-    """A sample does not lie where the pool says."""
+    """A sample is not at the place that the pool has for it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """The headers of the samples of a plan that cannot be copied from tars as they are, k of them, by place.
+    """The headers of the samples of a plan that cannot be copied from tars unchanged, k of them, sorted by place.
 
     Attributes:
-        source_k: Which source each is in, ascending.
-        start_k: Where it begins there, ascending in each source.
-        headers: Of each.
+        source_k: Number of the source of each, ascending.
+        start_k: Start of each in its source, ascending in each source.
+        headers: Headers of each.
     """
 
     source_k: npt.NDArray[np.uint32]
@@ -105,27 +105,27 @@ class Index:
     headers: Headers
 
     def find(self, source: int, start: int) -> int:
-        """Return the number of a sample, -1 where it is not here."""
+        """Return the number of a sample in the index, -1 if it is not in the index."""
         lo, hi = np.searchsorted(self.source_k, [source, source + 1])
         at = int(lo + np.searchsorted(self.start_k[lo:hi], start))
         return at if at < hi and self.start_k[at] == start else -1
 
     def rows(self, source: int, start: int) -> list[Row]:
-        """Return the headers of a sample that is here."""
+        """Return the headers of a sample in the index."""
         return self.headers.rows(self.find(source, start))
 
 
 @dataclass(frozen=True, eq=False)
 class ReshardPlan:
-    """What to write, M samples in their final order.
+    """The samples to write, M of them in their final order.
 
     Attributes:
-        source_M: Which source each comes from.
-        start_M: Where it begins there.
-        length_M: As :class:`Scanned` has it.
-        copy_M: 0 for a sample under its own name, j for the j-th to be named otherwise.
-        names: Hashes of all names there are, where some have to be made; None where not.
-        index: Headers of those that cannot be copied as they are; None where the data are not tars.
+        source_M: Number of the source of each.
+        start_M: Start of each in its source.
+        length_M: Length of each, see :class:`thresher.data.parts.Scanned`.
+        copy_M: 0 for a sample that keeps its name, j for the j-th further sample with the same name.
+        names: Hashes of all names, if new names are needed; None otherwise.
+        index: Headers of the samples that cannot be copied unchanged; None if the data is not tars.
     """
 
     source_M: npt.NDArray[np.uint32]
@@ -145,23 +145,23 @@ class ReshardPlan:
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return the plan as arrays by name, for :meth:`of`."""
-        found: dict[str, Any] = {name: getattr(self, name) for name in ("source_M", "start_M", "length_M", "copy_M")}
+        arrays: dict[str, Any] = {name: getattr(self, name) for name in ("source_M", "start_M", "length_M", "copy_M")}
         if self.names is not None:
-            found["names"] = self.names.hashes_N
+            arrays["names"] = self.names.hashes_N
         if self.index is not None:
             headers = self.index.headers
             _, ends, text = headers.name_m.buffers()
-            found |= {"source_k": self.index.source_k, "start_k": self.index.start_k, "begin_n": headers.begin_n}
-            found |= {"offset_m": headers.offset_m, "size_m": headers.size_m}
-            found |= {
+            arrays |= {"source_k": self.index.source_k, "start_k": self.index.start_k, "begin_n": headers.begin_n}
+            arrays |= {"offset_m": headers.offset_m, "size_m": headers.size_m}
+            arrays |= {
                 "name_ends": np.frombuffer(ends or bytes(8), np.int64),
                 "name_text": np.frombuffer(text or b"", np.uint8),
             }
-        return found
+        return arrays
 
     @classmethod
     def of(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> ReshardPlan:
-        """Make a plan of its arrays."""
+        """Make a plan from the result of :meth:`arrays`."""
         import pyarrow as pa
 
         index = None
@@ -174,7 +174,7 @@ class ReshardPlan:
         return cls(arrays["source_M"], arrays["start_M"], arrays["length_M"], arrays["copy_M"], names_N, index)
 
     def shuffled(self, seed: int) -> ReshardPlan:
-        """Return the same samples in an order that the seed and their number say."""
+        """Return the same samples in an order that depends only on the seed and on M."""
         return self._taken(generator(seed, "reshard").permutation(len(self)))
 
     def _taken(self, which: slice | Ints) -> ReshardPlan:
@@ -187,7 +187,7 @@ class ReshardPlan:
         )
 
     def by_source(self) -> Iterator[tuple[int, Ints]]:
-        """Yield each source there is and the positions of its samples, by where they begin."""
+        """Yield each source number and the positions of its samples in the plan, sorted by start."""
         if not len(self):
             return
         order = np.lexsort((self.start_M, self.source_M))
@@ -196,11 +196,11 @@ class ReshardPlan:
             yield int(self.source_M[order[lo]]), order[lo:hi]
 
     def digest(self, *what: Any) -> str:
-        """Hash what is to be written, and whatever else decides about the bytes."""
+        """Return a hash of the plan and of ``what``, the other values that the written bytes depend on."""
         return digest(what, self.source_M, self.start_M, self.length_M, self.copy_M)[:32]
 
     def renamed(self, key: str, copy: int) -> str:
-        """Return the name of a sample: its key, or the ``copy``-th of KEY-1, KEY-2 ... that is no sample's own key."""
+        """Return the name of a sample: its key, or the ``copy``-th of KEY-1, KEY-2, ... that is not an existing key."""
         number = 0
         while copy:
             number += 1
@@ -211,76 +211,76 @@ class ReshardPlan:
 # --- by key ---------------------------------------------------------------------------------------
 
 
-def match(found: Scanned, wanted: KeySet) -> Matched:
+def match(scanned: Scanned, wanted: KeySet) -> Matched:
     """Return the samples of a source whose key or uid is wanted."""
-    number_n = wanted.find_many(found.keys if found.uids is None else found.uids)
-    if found.uids is not None:  # a sample without a wanted uid may have one for its key
-        rest = [i for i in np.flatnonzero(number_n < 0).tolist() if len(found.keys[i]) == _UID]
-        number_n[rest] = wanted.find_many([found.keys[i] for i in rest])
+    number_n = wanted.find_many(scanned.keys if scanned.uids is None else scanned.uids)
+    if scanned.uids is not None:  # the key of a sample may be a wanted uid too
+        rest = [i for i in np.flatnonzero(number_n < 0).tolist() if len(scanned.keys[i]) == _UID]
+        number_n[rest] = wanted.find_many([scanned.keys[i] for i in rest])
     chosen = np.flatnonzero(number_n >= 0)
     number_c = number_n[chosen]
     times_c: npt.NDArray[Any] = np.fromiter(map(wanted.times_at, number_c.tolist()), np.int32, len(chosen))
     return Matched(
-        start_c=found.start_n[chosen],
-        length_c=found.length_n[chosen],
+        start_c=scanned.start_n[chosen],
+        length_c=scanned.length_n[chosen],
         times_c=times_c,
-        names_c=hashes_of([found.keys[i] for i in chosen.tolist()]),
+        names_c=hashes_of([scanned.keys[i] for i in chosen.tolist()]),
         numbers_c=number_c,
-        damage=found.damage,
-        aside=tuple((key, why) for key, why in found.aside if wanted.find(key) >= 0),
-        headers=found.headers and found.headers(chosen[_odd(found.length_n[chosen], times_c)]),
+        damage=scanned.damage,
+        skipped=tuple((key, why) for key, why in scanned.aside if wanted.find(key) >= 0),
+        headers=scanned.headers and scanned.headers(chosen[_odd(scanned.length_n[chosen], times_c)]),
     )
 
 
 def _odd(length_c: Ints, times_c: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Return which samples are known to be copied otherwise than in one piece: under other names, or with gaps."""
+    """Return which samples cannot be copied unchanged: those that get new names or have gaps, as far as is known."""
     return (length_c < 0) | (times_c > 1)
 
 
-def match_places(found: Scanned, places: Places) -> Matched:
-    """Return the samples of a source that were looked up at the places given.
+def match_places(scanned: Scanned, places: Places) -> Matched:
+    """Return the samples of a source that were read at given places.
 
     Raises:
-        PlaceError: Another sample lies there.
+        PlaceError: Another sample is there.
     """
-    names_c = hashes_of(found.keys)
+    names_c = hashes_of(scanned.keys)
     if (names_c != places.names_c).any():
         raise PlaceError
     return Matched(
-        start_c=found.start_n,
-        length_c=found.length_n,
+        start_c=scanned.start_n,
+        length_c=scanned.length_n,
         times_c=places.times_c,
         names_c=names_c,
         numbers_c=np.full(len(names_c), -1, np.int64),
-        headers=found.headers and found.headers(np.flatnonzero(_odd(found.length_n, places.times_c))),
+        headers=scanned.headers and scanned.headers(np.flatnonzero(_odd(scanned.length_n, places.times_c))),
     )
 
 
-def planned(sources: Sequence[Source], found: Iterable[Matched], wanted: KeySet | None) -> tuple[ReshardPlan, Any]:
-    """Put together what was found.
+def planned(sources: Sequence[Source], matches: Iterable[Matched], wanted: KeySet | None) -> tuple[ReshardPlan, Any]:
+    """Make a plan of the chosen samples of all sources.
 
     Args:
-        sources: All of them.
-        found: What is chosen of each, in order.
-        wanted: The selection, where samples were found by key or uid.
+        sources: All sources.
+        matches: The chosen samples of each source, in order.
+        wanted: The selection, if samples were found by key or uid.
 
     Returns:
-        The plan in the order of the data, and (N,) bool which keys were found; None where ``wanted`` is.
+        The plan in the order of the data, and which keys were found, (N,) bool, or None if ``wanted`` is None.
 
     Raises:
-        UsageError: A key stands for two samples.
+        UsageError: A key belongs to two samples.
     """
     columns: list[list[Any]] = [[] for _ in range(5)]
     index = list[tuple[int, Ints, Headers]]()
     seen_N = None if wanted is None else np.zeros(len(wanted), np.bool_)
-    for i, (source, part) in enumerate(zip(sources, found, strict=True)):
+    for i, (source, part) in enumerate(zip(sources, matches, strict=True)):
         if seen_N is not None:
             again_c = seen_N[part.numbers_c]
-            alone, first = np.unique(part.numbers_c, return_index=True)
+            unique, first = np.unique(part.numbers_c, return_index=True)
             again_c |= ~np.isin(np.arange(len(again_c)), first)
             if again_c.any():
-                raise _twice(source, int(part.start_c[again_c.argmax()]))
-            seen_N[alone] = True
+                raise _ambiguous(source, int(part.start_c[again_c.argmax()]))
+            seen_N[unique] = True
         of = np.full(len(part.start_c), i, np.uint32)
         for column, array in zip(columns, (of, part.start_c, part.length_c, part.times_c, part.names_c), strict=True):
             column.append(array)
@@ -309,45 +309,45 @@ def _indexed(parts: Sequence[tuple[int, Ints, Headers]]) -> Index | None:
 def _completed(
     plan: ReshardPlan, sources: Sequence[Source], parts: Sequence[tuple[int, Ints, Headers]]
 ) -> Index | None:
-    """Return the index with the headers of samples that get other names since others, found by place, have the same."""
+    """Return the index with headers added for samples found by place that get new names, as another has their name."""
     if plan.index is None:
         return None
     renamed = np.flatnonzero(plan.copy_M > 0)
-    lacking: dict[int, list[int]] = {}
+    missing: dict[int, list[int]] = {}
     for source, start in zip(plan.source_M[renamed].tolist(), plan.start_M[renamed].tolist(), strict=True):
         if plan.index.find(source, start) < 0:
-            lacking.setdefault(source, []).append(start)
-    if not lacking:
+            missing.setdefault(source, []).append(start)
+    if not missing:
         return plan.index
-    found = {i: (start_k, headers) for i, start_k, headers in parts}
-    for i, starts in lacking.items():
+    complete = {i: (start_k, headers) for i, start_k, headers in parts}
+    for i, starts in missing.items():
         new_k = np.unique(starts)
         more = sources[i].part.scan_at(new_k).headers
-        assert more is not None  # noqa: S101 - the others of these tars were there
-        start_k, headers = found.get(i, (new_k[:0], Headers.of(())))
+        assert more is not None  # noqa: S101 - other samples of these tars have headers
+        start_k, headers = complete.get(i, (new_k[:0], Headers.of(())))
         both_k = np.concatenate([start_k, new_k])
         order = np.argsort(both_k)
         joined = Headers.joined([headers, more(np.arange(len(new_k)))])
-        found[i] = both_k[order], Headers.of([joined.rows(k) for k in order.tolist()])
-    return _indexed([(i, *found[i]) for i in sorted(found)])
+        complete[i] = both_k[order], Headers.of([joined.rows(k) for k in order.tolist()])
+    return _indexed([(i, *complete[i]) for i in sorted(complete)])
 
 
 def _joined(parts: list[Any]) -> Any:
-    """Return one array of several, which are let go."""
+    """Return the arrays as one, and empty the list to free their memory."""
     whole = np.concatenate(parts)
     parts.clear()
     return whole
 
 
-def _twice(source: Source, start: int) -> UsageError:
+def _ambiguous(source: Source, start: int) -> UsageError:
     return UsageError(
-        f"{source.path}: the sample at {start:,} has a key that another chosen one has too, so that keys do not say "
-        "which was chosen; embed these data and select from that pool with --key row: it knows their places"
+        f"{source.path}: the sample at {start:,} has the same key as another chosen sample, so keys do not identify "
+        "samples; embed this data and select from that pool with --key row: the pool has the place of every sample"
     )
 
 
 def _occurrence(names_M: Hashes) -> npt.NDArray[np.int32]:
-    """Return how many equal ones stand before each, (M,)."""
+    """Return the number of equal hashes before each, (M,) int32."""
     order = np.argsort(names_M, kind="stable")
     ranked = names_M[order]
     new = np.ones(len(ranked), np.bool_)
@@ -362,11 +362,14 @@ def _occurrence(names_M: Hashes) -> npt.NDArray[np.int32]:
 
 
 def places_of(sel: Chosen, sources: Sequence[Source]) -> list[Places | None] | None:
-    """Return where the chosen samples lie in every source, as the pool of a selection says; None where it does not.
+    """Return the places of the chosen samples in every source according to the pool of a selection.
 
     Args:
         sel: The selection.
-        sources: The data. A pool names the files of its rows by path or by the last part of it.
+        sources: The data. A pool has the file of each row as a path or the last part of one.
+
+    Returns:
+        Places in each source, None for a source without chosen samples; None if the pool does not have the places.
     """
     if not isinstance(sel, Selection) and not os.path.isdir(sel):
         return None
@@ -380,7 +383,7 @@ def places_of(sel: Chosen, sources: Sequence[Source]) -> list[Places | None] | N
     by_base: dict[str, list[str]] = {}
     for path in parts_of:
         by_base.setdefault(os.path.basename(path), []).append(path)
-    found: list[list[tuple[Ints, Ints, Hashes]]] = [[] for _ in sources]
+    places: list[list[tuple[Ints, Ints, Hashes]]] = [[] for _ in sources]
     for ids, batch in store.where(selection.mask()).scan(["key", "shard", "offset"]):
         shard, offset = batch.column("shard"), batch.column("offset")
         if any(column.null_count for column in batch.columns) or not str(offset.type).startswith(("int", "uint")):
@@ -390,18 +393,18 @@ def places_of(sel: Chosen, sources: Sequence[Source]) -> list[Places | None] | N
         times_b = np.ones(len(ids), np.int64) if selection.repeats is None else selection.repeats[ids].astype(np.int64)
         named = np.array([str(name) for name in shard.to_pylist()])
         for name in np.unique(named):
-            alike = by_base.get(os.path.basename(name), [])
-            if len(alike) > 1:  # a pool tells as much of the path as tells its files apart
-                alike = [path for path in alike if f"/{path}".endswith(f"/{name}") or os.path.abspath(path) == name]
-            if len(alike) != 1:
+            paths = by_base.get(os.path.basename(name), [])
+            if len(paths) > 1:  # a pool has as much of the path as makes its files unique
+                paths = [path for path in paths if f"/{path}".endswith(f"/{name}") or os.path.abspath(path) == name]
+            if len(paths) != 1:
                 return None
             here = np.flatnonzero(named == name)
-            firsts = np.array([sources[i].part.first for i in parts_of[alike[0]]])
+            firsts = np.array([sources[i].part.first for i in parts_of[paths[0]]])
             which = np.searchsorted(firsts, at_b[here], "right") - 1
             for one in np.unique(which):
                 rows = here[which == one]
-                found[parts_of[alike[0]][max(one, 0)]].append((at_b[rows], times_b[rows], names_b[rows]))
-    return [_sorted(parts) if parts else None for parts in found]
+                places[parts_of[paths[0]][max(one, 0)]].append((at_b[rows], times_b[rows], names_b[rows]))
+    return [_sorted(parts) if parts else None for parts in places]
 
 
 def _sorted(parts: list[tuple[Ints, Ints, Hashes]]) -> Places:

@@ -1,4 +1,4 @@
-"""Rows of parquet and Arrow files copied with all their columns, into parquet that ``datasets`` reads."""
+"""Rows of parquet and Arrow files, copied with all columns into parquet files that ``datasets`` reads."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from thresher.data.parts import Ints
 from thresher.errors import PoolError
 from thresher.reshard.plan import ReshardPlan, Source
 
-_GROUP_ROWS = 1_000  # of a row group that is written
+_GROUP_ROWS = 1_000  # rows of a row group that is written
 _GROUP_BYTES = 64 << 20
 _BATCH = 256  # rows in memory at a time
-_SPOOLED = 512  # rows of a batch of a spool
+_SPOOLED = 512  # rows of a batch in a spool
 
 
 def schema_of(sources: Sequence[Source]) -> Any:
-    """Return the one schema of all files, with what it tells besides (the features of ``datasets``).
+    """Return the schema that all files share, with its metadata (the features of ``datasets``).
 
     Raises:
-        PoolError: They have different columns.
+        PoolError: The files have different columns.
     """
     first = None
     for path, same in groupby(sources, key=lambda source: source.path):
@@ -32,15 +32,15 @@ def schema_of(sources: Sequence[Source]) -> Any:
             first = schema
         elif not schema.equals(first):
             odd = next((field for field in schema if field not in first), "their order")
-            raise PoolError(f"{path}: has other columns than {sources[0].path} ({odd}); reshard them apart")
+            raise PoolError(f"{path}: has other columns than {sources[0].path} ({odd}); reshard them separately")
     return first
 
 
-# --- spools: the chosen rows of a source, in Arrow, where any of them can be read quickly ---------
+# --- spools: Arrow files with the chosen rows of a source, for fast random access -----------------
 
 
 def spool(source: Source, rows: Ints, schema: Any, path: str) -> None:
-    """Copy rows of a source, ascending and each once, to an Arrow file."""
+    """Copy rows of a source to an Arrow file; row numbers are ascending and unique."""
     import pyarrow as pa
 
     with pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, schema) as writer:
@@ -49,7 +49,7 @@ def spool(source: Source, rows: Ints, schema: Any, path: str) -> None:
 
 
 def _regular(batches: Iterator[Any], schema: Any, rows: int) -> Iterator[Any]:
-    """Yield tables of exactly so many rows, each in one piece, the last shorter."""
+    """Yield tables of exactly ``rows`` rows, each contiguous; the last may be shorter."""
     import pyarrow as pa
 
     held: list[Any] = []
@@ -66,25 +66,25 @@ def _regular(batches: Iterator[Any], schema: Any, rows: int) -> Iterator[Any]:
 
 
 class Spools:
-    """The chosen rows of all sources, spooled; batches are mapped, not read, and each is opened once."""
+    """The spools of all sources; files are memory-mapped, and each batch is opened once."""
 
     def __init__(self, paths: Mapping[int, str], rows: Mapping[int, Ints]) -> None:
-        """Remember which file holds which rows of a source."""
+        """Store the path of the spool and the spooled rows of every source."""
         self._paths, self._rows = paths, rows
         self._files: dict[int, Any] = {}
         self._batches: dict[tuple[int, int], Any] = {}
 
     def take(self, plan: ReshardPlan) -> Any:
-        """Return the rows of a piece of a plan, in its order, as a table."""
+        """Return the rows of a part of a plan, in its order, as a table."""
         import pyarrow as pa
 
         parts, order = [], []
         for number, positions in plan.by_source():
-            place = np.searchsorted(self._rows[number], plan.start_M[positions])
-            ends = np.flatnonzero(np.diff(place // _SPOOLED, append=-1)) + 1
+            index = np.searchsorted(self._rows[number], plan.start_M[positions])
+            ends = np.flatnonzero(np.diff(index // _SPOOLED, append=-1)) + 1
             for lo, hi in zip([0, *ends[:-1]], ends, strict=True):
-                batch = self._batch(number, int(place[lo]) // _SPOOLED)
-                parts.append(batch.take(place[lo:hi] % _SPOOLED))
+                batch = self._batch(number, int(index[lo]) // _SPOOLED)
+                parts.append(batch.take(index[lo:hi] % _SPOOLED))
             order.append(positions)
         back = np.empty(len(plan), np.int64)
         back[np.concatenate(order)] = np.arange(len(plan))
@@ -109,12 +109,12 @@ def write(
     """Write a parquet file of the rows of a plan.
 
     Args:
-        plan: A shard of it; in the order of the data where there are no spools.
-        sources: What it numbers.
-        schema: Of the rows.
-        group: Rows of a row group.
+        plan: The part of the plan for this file; in the order of the data if there are no spools.
+        sources: The sources that the plan refers to by number.
+        schema: Schema of the rows.
+        group: Rows per row group.
         path: File to write.
-        spools: The chosen rows of all sources, where the plan is in another order.
+        spools: The spools of all sources, if the plan is in another order than the data.
     """
     import pyarrow.parquet as pq
 
@@ -154,7 +154,7 @@ def _renamed(table: Any, key: str, plan: ReshardPlan, copies: np.ndarray[Any, An
 
 
 def group_rows(sources: Sequence[Source]) -> int:
-    """Return how many rows a row group is to have: 1,000, fewer where they are large."""
+    """Return the number of rows per row group: 1,000, or fewer if rows are large."""
     sizes = {source.path: source.size for source in sources}
     rows = sum(source.part.rows or 0 for source in sources)
     return max(1, min(_GROUP_ROWS, _GROUP_BYTES * rows // max(sum(sizes.values()), 1))) if rows else _GROUP_ROWS

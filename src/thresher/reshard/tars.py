@@ -1,4 +1,4 @@
-"""Tars copied by byte ranges: nothing is decoded, and members that keep their names keep their headers."""
+"""Tars copied by byte ranges: nothing is decoded, and members that keep their name keep their header."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def write(plan: ReshardPlan, sources: Sequence[Source], path: str) -> int:
     """Write a tar of the samples of a plan.
 
     Args:
-        plan: A shard of it.
-        sources: What it numbers.
+        plan: The part of the plan for this shard.
+        sources: The sources that the plan refers to by number.
         path: File to write.
 
     Returns:
-        Its bytes.
+        The size of the tar in bytes.
 
     Raises:
-        PoolError: A source is not what it was.
+        PoolError: A source changed since it was read.
     """
     length_M = -(-np.abs(plan.length_M) // TAR_BLOCK) * TAR_BLOCK
     made: dict[int, list[_Piece]] = {}
@@ -57,13 +57,13 @@ def write(plan: ReshardPlan, sources: Sequence[Source], path: str) -> int:
 
 
 class _Piece(NamedTuple):
-    """Bytes of a source that are copied, or a header that is written under another name.
+    """Bytes of a source to copy, or a header to write with a new name.
 
     Attributes:
-        start: Byte of the source.
-        size: Bytes of the source; of a header, the size that it tells.
-        to_size: Bytes that are written.
-        name: The other name; "" to copy.
+        start: First byte in the source.
+        size: Number of bytes in the source; for a header, the size of the member's content.
+        to_size: Number of bytes to write.
+        name: The new name; "" to copy the bytes.
     """
 
     start: int
@@ -78,7 +78,7 @@ class _Piece(NamedTuple):
 
 
 def _pieces(plan: ReshardPlan, i: int) -> list[_Piece]:
-    """Return what a sample is made of that cannot be copied in one."""
+    """Return the pieces of a sample that cannot be copied as one range."""
     assert plan.index is not None  # noqa: S101 - the plan is of tars
     rows, copy = plan.index.rows(int(plan.source_M[i]), int(plan.start_M[i])), int(plan.copy_M[i])
     if not copy:
@@ -95,7 +95,7 @@ def _pieces(plan: ReshardPlan, i: int) -> list[_Piece]:
 
 
 def _put(copying: _Copy, file: Any, source: Source, pieces: Sequence[_Piece], to: int) -> None:
-    """Write the pieces of a sample one after the other: of one that is not large, its bytes are read at once."""
+    """Write the pieces of a sample one after the other; the bytes of a small sample are read in one call."""
     first, end = pieces[0].start, min(max(piece.end for piece in pieces), source.size)
     held = copying.read(file, source.path, first, end - first) if end - first <= _COPY else None
     for piece in pieces:
@@ -113,7 +113,7 @@ def _put(copying: _Copy, file: Any, source: Source, pieces: Sequence[_Piece], to
 
 
 def _renamed(block: bytes, piece: _Piece) -> bytes:
-    """Return a header of a source under another name."""
+    """Return a header of a source with a new name."""
     try:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError:
@@ -124,7 +124,7 @@ def _renamed(block: bytes, piece: _Piece) -> bytes:
 def _runs(
     plan: ReshardPlan, positions: Ints, begin_M: Ints, length_M: Ints, odd_M: np.ndarray[tuple[int], np.dtype[np.bool_]]
 ) -> Iterator[tuple[int, int, int]]:
-    """Yield (where from, where to, bytes) of samples copied as they are, neighbours on both sides as one."""
+    """Yield (from, to, bytes) of samples copied unchanged; samples adjacent in both files are one range."""
     plain = positions[~odd_M[positions]]
     if not len(plain):
         return
@@ -132,65 +132,65 @@ def _runs(
     breaks = (start[1:] != start[:-1] + size[:-1]) | (to[1:] != to[:-1] + size[:-1])
     lo = np.flatnonzero(np.r_[True, breaks])
     hi = np.r_[lo[1:], len(plain)] - 1
-    last = plan.length_M[plain]  # without the padding that a file cut short lacks
+    last = plan.length_M[plain]  # without padding, which a truncated file does not have
     total = start[hi] + last[hi] - start[lo]
     yield from zip(start[lo].tolist(), to[lo].tolist(), total.tolist(), strict=True)
 
 
 def header(name: str, size: int, like: tarfile.TarInfo | None = None) -> bytes:
-    """Return the headers of a plain file; what else they tell is that of another, or the same for all."""
+    """Return the headers of a regular file; the other metadata is taken from ``like``, or the default."""
     info = like or tarfile.TarInfo()
     info.name, info.size, info.type, info.linkname = name, size, tarfile.REGTYPE, ""
     return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
 
 
 def header_size(name: str) -> int:
-    """Return how many bytes :func:`header` makes of a name: of one over 100 bytes, a header and blocks for it more."""
+    """Return the size of what :func:`header` returns; a name over 100 bytes needs a header and blocks of its own."""
     length = len(name.encode("utf-8", "surrogateescape"))
     return TAR_BLOCK if length <= tarfile.LENGTH_NAME else 2 * TAR_BLOCK + -(-(length + 1) // TAR_BLOCK) * TAR_BLOCK
 
 
 class _Copy:
-    """Puts bytes to their places in a file, those that come to stand together in one.
+    """Writes bytes to given offsets of a file; adjacent bytes are buffered and written together.
 
-    Whole, aligned stretches take the system two thirds of the time that a write for every sample takes.
+    Whole, aligned blocks take two thirds of the time that one write per sample takes.
     """
 
     def __init__(self, out: IO[bytes]) -> None:
         """Write to ``out``."""
         self._out = out
         self._held = memoryview(bytearray(_COPY))
-        self._to, self._full = 0, 0  # where what is held is to stand, and how much that is
+        self._to, self._full = 0, 0  # offset of the buffered bytes in the file, and their number
 
     def copy(self, file: Any, path: str, start: int, to: int, size: int) -> None:
-        """Copy bytes of another file, called ``path`` in messages.
+        """Copy bytes of another file, which errors call ``path``.
 
         Raises:
-            PoolError: It ends before.
+            PoolError: The file ends before the last byte.
         """
         trusting(path, partial(file.seek, start))
         end = to + size
         while to < end:
             done = trusting(path, partial(file.readinto, self._room(to, end - to)))
             if not done:
-                raise PoolError(f"{path}: ends before byte {start + size:,}; it was changed, start again")
+                raise PoolError(f"{path}: ends before byte {start + size:,}; the file was changed, run again")
             self._full += done
             to += done
 
     def read(self, file: Any, path: str, start: int, size: int) -> bytes:
-        """Return bytes of another file, called ``path`` in messages.
+        """Return bytes of another file, which errors call ``path``.
 
         Raises:
-            PoolError: It ends before.
+            PoolError: The file ends before the last byte.
         """
         trusting(path, partial(file.seek, start))
         found: bytes = trusting(path, partial(file.read, size))
         if len(found) < size:
-            raise PoolError(f"{path}: ends before byte {start + size:,}; it was changed, start again")
+            raise PoolError(f"{path}: ends before byte {start + size:,}; the file was changed, run again")
         return found
 
     def put(self, content: bytes, to: int) -> None:
-        """Write bytes that are at hand."""
+        """Write bytes that are in memory."""
         rest = memoryview(content)
         while rest:
             room = self._room(to, len(rest))
@@ -199,14 +199,14 @@ class _Copy:
             to, rest = to + len(room), rest[len(room) :]
 
     def flush(self) -> None:
-        """Write what is held."""
+        """Write the buffered bytes."""
         rest, self._full = self._held[: self._full], 0
         while rest:
             done = os.pwrite(self._out.fileno(), rest, self._to)
             rest, self._to = rest[done:], self._to + done
 
     def _room(self, to: int, size: int) -> memoryview:
-        """Return memory for what is to stand at ``to`` and after: ``size`` bytes, or 1 and more."""
+        """Return buffer space for bytes at offset ``to``: ``size`` bytes, or at least 1."""
         if self._to + self._full != to or not to % _COPY:
             self.flush()
             self._to = to
