@@ -39,12 +39,12 @@ METRICS = ("image_to_text_R@1", "text_to_image_R@1", "zero_shot_{label}_top1")
 
 def train(arm: str, seed: int, args: argparse.Namespace, data: Path) -> list[dict[str, Any]]:
     """Run an arm, or go on with it; return its log."""
-    how = dict(ARMS[arm])
+    options = dict(ARMS[arm])
     if arm.startswith("full, the samples of"):
         rival = Training.load(folder(arm.rpartition(" ")[2], seed, args)).log()
-        how["samples"] = sum(entry["samples"] for entry in rival)
+        options["samples"] = sum(entry["samples"] for entry in rival)
     else:
-        how["epochs"] = args.epochs
+        options["epochs"] = args.epochs
     settings = ClipSettings(
         model=args.model,
         eval_labels=(args.label,),
@@ -56,7 +56,7 @@ def train(arm: str, seed: int, args: argparse.Namespace, data: Path) -> list[dic
             precision=args.precision,
             evals=(args.held_out,),
             eval_every=0,
-            **how,
+            **options,
         ),
     )
     out = folder(arm, seed, args)

@@ -60,13 +60,13 @@ class Job:
     def log(self) -> list[dict[str, Any]]:
         """What the run has told so far, but the histograms; a line that is being written is left out."""
         path = self.folder / "log.jsonl"
-        found = []
+        entries = []
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
             try:
-                found.append({name: value for name, value in json.loads(line).items() if name != "histogram"})
+                entries.append({name: value for name, value in json.loads(line).items() if name != "histogram"})
             except ValueError:
                 break
-        return found
+        return entries
 
 
 def jobs_of(arms: Sequence[str], seeds: Sequence[int], folder: Path) -> list[Job]:
@@ -93,7 +93,7 @@ def run_all(
 
     No job begins in what is less than the shortest finished run took.
     """
-    end, told = time.monotonic() + seconds, 0.0
+    end, written = time.monotonic() + seconds, 0.0
     env = {"OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1", **os.environ}
     try:
         while any(job.state in ("waiting", "running") for job in jobs) and time.monotonic() < end:
@@ -116,9 +116,9 @@ def run_all(
                 with open(_output(job), "wb") as file:
                     job.process = subprocess.Popen(job.command, stdout=file, stderr=subprocess.STDOUT, env=env)
                 job.state = "running"
-            if changed or time.monotonic() - told > 10:
+            if changed or time.monotonic() - written > 10:
                 write()
-                told = time.monotonic()
+                written = time.monotonic()
             time.sleep(0.2)
     finally:
         for job in jobs:
@@ -137,7 +137,7 @@ def _output(job: Job) -> Path:
     return job.folder.with_name(f"{job.folder.name}.txt")
 
 
-def told_of(job: Job) -> dict[str, Any]:
+def summary_of(job: Job) -> dict[str, Any]:
     """A job as it goes into the JSON."""
     printed = _output(job).read_text(encoding="utf-8", errors="replace") if _output(job).exists() else ""
     return {
@@ -155,7 +155,9 @@ def table_of(runs: Sequence[dict[str, Any]]) -> str:
     """A line for each arm: mean over its finished seeds, and the seeds."""
     ended = [run for run in runs if run["state"] == "done" and run["log"] and "eval" in run["log"][-1]]
     scores = {
-        id(run): {name: value for found in run["log"][-1]["eval"].values() for name, value in found.items()}
+        id(run): {
+            name: value for scores_of_set in run["log"][-1]["eval"].values() for name, value in scores_of_set.items()
+        }
         for run in ended
     }
     names = [name for name in (scores[id(ended[0])] if ended else ()) if name.endswith(("R@1", "top1"))]
@@ -191,14 +193,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=540.0, help="When to stop.")
     own = sys.argv[1:]
     at = own.index("--") if "--" in own else len(own)
-    given, rest = parser.parse_args(own[:at]), own[at + 1 :]
-    arms = list(given.arms)
-    for arm in given.arms:
+    args, rest = parser.parse_args(own[:at]), own[at + 1 :]
+    arms = list(args.arms)
+    for arm in args.arms:
         if arm.startswith(RIVAL) and arm.removeprefix(RIVAL) not in arms:
             arms.insert(0, arm.removeprefix(RIVAL))
-    jobs = jobs_of(arms, given.seeds, Path(given.out))
+    jobs = jobs_of(arms, args.seeds, Path(args.out))
     if any(job.folder.exists() for job in jobs):
-        raise SystemExit(f"{given.out}: holds runs already; name another folder")
+        raise SystemExit(f"{args.out}: holds runs already; name another folder")
 
     def command(job: Job) -> list[str]:
         more = list(rest)
@@ -208,18 +210,18 @@ def main() -> None:
             if "--epochs" in more:
                 del more[more.index("--epochs") : more.index("--epochs") + 2]
             more += ["--samples-seen", str(samples)]
-        how = [*ARMS[job.arm], *(["--prune", given.prune] if ARMS[job.arm] else [])]
-        usual = ["-o", str(job.folder), "--seed", str(job.seed), "--eval", given.held_out, "--eval-every", "0"]
-        words = ["train", given.task, given.data, *usual, *how, *more, "--checkpoint-minutes", "60", "--quiet"]
+        policy = [*ARMS[job.arm], *(["--prune", args.prune] if ARMS[job.arm] else [])]
+        usual = ["-o", str(job.folder), "--seed", str(job.seed), "--eval", args.held_out, "--eval-every", "0"]
+        words = ["train", args.task, args.data, *usual, *policy, *more, "--checkpoint-minutes", "60", "--quiet"]
         return [sys.executable, "-m", "thresher", *words]
 
     def write() -> None:
-        Path(given.json).parent.mkdir(parents=True, exist_ok=True)
-        with writing(Path(given.json)) as scratch:
-            Path(scratch).write_text(json.dumps({"runs": [told_of(job) for job in jobs]}) + "\n", encoding="utf-8")
+        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+        with writing(Path(args.json)) as scratch:
+            Path(scratch).write_text(json.dumps({"runs": [summary_of(job) for job in jobs]}) + "\n", encoding="utf-8")
 
-    run_all(jobs, command, write, at_once=given.at_once, seconds=given.seconds)
-    print(table_of([told_of(job) for job in jobs]))
+    run_all(jobs, command, write, at_once=args.at_once, seconds=args.seconds)
+    print(table_of([summary_of(job) for job in jobs]))
     if any(job.state == "failed" for job in jobs):
         raise SystemExit(1)
 

@@ -71,7 +71,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     Path(args.out).mkdir(parents=True, exist_ok=True)
-    found: dict[str, tuple[str, dict[str, float]]] = {}
+    results: dict[str, tuple[str, dict[str, float]]] = {}
     for arm in args.arms:
         schedule = Schedule(
             epochs=args.epochs, batch_size=args.batch_size, device=args.device, evals=(args.held_out,), eval_every=0,
@@ -80,23 +80,25 @@ def main() -> None:
         settings = MocoSettings(
             model=args.model, version=args.version, side=args.image_size, eval_labels=(args.label,), schedule=schedule
         )
-        if not found:
-            found["untrained"] = ("", untrained(args, settings))
+        if not results:
+            results["untrained"] = ("", untrained(args, settings))
         out = Path(args.out) / arm
         log = train_moco(args.data, out, settings, resume=(out / MARK).exists(), progress=progress_for(False))
         seconds = sum(entry["seconds"] for entry in log)
-        told = f"{sum(entry['samples'] for entry in log):,} samples, {seconds:.0f} s"
-        found[arm] = (f"{log[-1]['pruned_so_far']:.1%} pruned, {told}", log[-1]["eval"][Path(args.held_out).stem])
-    names = [f"{how}_{args.label}_{metric}" for how in ("knn", "linear") for metric in ("top1", "top5")]
-    rows = [scores[f"probe_{args.label}_{name}"] for _, scores in found.values() for name in ("rows_learnt", "halves")]
+        summary = f"{sum(entry['samples'] for entry in log):,} samples, {seconds:.0f} s"
+        results[arm] = (f"{log[-1]['pruned_so_far']:.1%} pruned, {summary}", log[-1]["eval"][Path(args.held_out).stem])
+    names = [f"{probe}_{args.label}_{metric}" for probe in ("knn", "linear") for metric in ("top1", "top5")]
+    rows = [
+        scores[f"probe_{args.label}_{name}"] for _, scores in results.values() for name in ("rows_learnt", "halves")
+    ]
     if len({*rows[::2]}) > 1 or len({*rows[1::2]}) > 1:
         raise SystemExit("the rows of the table learn from other rows: were TRAIN or EVAL changed? Begin other RUNS")
     source = "half of EVAL" if rows[1] else "TRAIN"
     print(f"learnt from {rows[0]:,.0f} rows of {source}\n")
     print("| policy | | 20 neighbours, top 1 | top 5 | linear probe, top 1 | top 5 |")
     print("|---|---|---|---|---|---|")
-    for arm, (told, scores) in found.items():
-        print(f"| {arm} | {told} | " + " | ".join(f"{100 * scores[name]:.1f}" for name in names) + " |")
+    for arm, (summary, scores) in results.items():
+        print(f"| {arm} | {summary} | " + " | ".join(f"{100 * scores[name]:.1f}" for name in names) + " |")
 
 
 if __name__ == "__main__":

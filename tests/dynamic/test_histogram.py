@@ -22,7 +22,7 @@ def test_bins_are_those_of_numpy(values: list[list[float]], edges: list[float]) 
     histogram, parts = LossHistogram(), [np.array(part, np.float32) for part in (*values, edges)]
     for part in parts:
         histogram.add(part)
-    found, everything = histogram.told(), np.concatenate(parts)
+    found, everything = histogram.as_dict(), np.concatenate(parts)
     if not len(everything):
         assert found is None
         return
@@ -38,10 +38,10 @@ def test_many_batches_are_counted_as_one(monkeypatch: pytest.MonkeyPatch) -> Non
     histogram = LossHistogram()
     for lo in range(0, 1000, 13):
         histogram.add(losses[lo : lo + 13])
-    found = histogram.told()
+    found = histogram.as_dict()
     assert found is not None
     assert on_all_bins(found).tolist() == expected(losses)
-    assert histogram.told() == found
+    assert histogram.as_dict() == found
 
 
 def test_edges_are_round_and_rise_by_a_fifth() -> None:

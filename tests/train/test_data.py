@@ -38,7 +38,7 @@ def test_every_kind_of_data_gives_the_same_rows(data: Data, tmp_path: Path, kind
     pairs = opened(getattr(data, kind), tmp_path)
     assert len(pairs) == len(pairs.store) == ROWS
     assert list(pairs.captions) == data.table["text"].to_pylist()
-    assert not pairs.aside
+    assert not pairs.skipped
     assert pairs.pixels_NHWC is not None
     for row in (0, 77, ROWS - 1):
         stored = data.table["image"][row].as_py()["bytes"]
@@ -109,7 +109,7 @@ def test_parquet_of_img2dataset_is_read_with_the_failures_set_aside(data: Data, 
     assert pairs.keys() == table["key"].to_pylist()[:8]
     assert [pairs.encoded(row) for row in range(8)] == pictures[:8]
     assert pairs.column("status") == ["success"] * 8
-    assert [why for _, why in pairs.aside] == ["has no picture"]
+    assert [why for _, why in pairs.skipped] == ["has no picture"]
 
 
 def test_uids_are_keys(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_samples_of_tars(tmp_path: Path) -> None:
     pairs = opened(tmp_path, tmp_path / "run")
     assert list(pairs.captions) == ["from json", "from text", "names lead nowhere"]
     assert pairs.keys() == ["x/1", "x/2", "../../4"]
-    assert pairs.aside == (("row 2, key x/3", "has no picture (members: txt)"),)
+    assert pairs.skipped == (("row 2, key x/3", "has no picture (members: txt)"),)
     assert pairs.column("row") == [0, 1, 3]
 
 
@@ -239,7 +239,7 @@ def test_pictures_that_are_gone_are_set_aside(tmp_path: Path) -> None:
     (tmp_path / "b.png").unlink()
     pairs = opened(tmp_path / "a.csv", tmp_path / "run")
     assert list(pairs.captions) == ["a", "c"]
-    assert pairs.aside == ((f"row 1, key {tmp_path}/b.png", f"names a picture that is not there: {tmp_path}/b.png"),)
+    assert pairs.skipped == ((f"row 1, key {tmp_path}/b.png", f"names a picture that is not there: {tmp_path}/b.png"),)
 
 
 def test_tars_are_told_by_their_ending(data: Data, tmp_path: Path) -> None:

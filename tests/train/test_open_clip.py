@@ -33,7 +33,7 @@ from thresher.dynamic.policies.static import Static
 from thresher.dynamic.sampler import PruningSampler
 from thresher.errors import PoolError, UsageError
 from thresher.train import open_clip
-from thresher.train.open_clip import Options, insert_stage, main, parse, pruning, samples_of_tars
+from thresher.train.open_clip import PruneOptions, insert_stage, main, parse, pruning, samples_of_tars
 
 N, B = 208, 16
 
@@ -349,7 +349,7 @@ def test_a_selection_folder(run: Run, pool: Callable[..., Any], tmp_path: Path, 
 
 def times_of(path: Path, images: list[str], captions: list[str]) -> list[int]:
     """How often a selection has the rows of a csv with these images and captions."""
-    found = open_clip._Run(Options(), {})
+    found = open_clip._Run(PruneOptions(), {})
     found.args = argparse.Namespace(csv_img_key="filepath", train_data="train.csv", rank=0)
     return found._times_of(path, argparse.Namespace(images=images, captions=captions)).tolist()
 
@@ -471,11 +471,11 @@ def test_two_processes(pairs: Path, tmp_path: Path, run: Run) -> None:
 
 def test_the_names_are_put_back() -> None:
     before = {name: getattr(trainer, name) for name in open_clip.SEAM}
-    with pruning(Options()) as module:
+    with pruning(PruneOptions()) as module:
         assert module is trainer
         assert all(getattr(trainer, name) is not before[name] for name in open_clip.SEAM)
     assert {name: getattr(trainer, name) for name in open_clip.SEAM} == before
-    with pytest.raises(ZeroDivisionError), pruning(Options()):
+    with pytest.raises(ZeroDivisionError), pruning(PruneOptions()):
         raise ZeroDivisionError
     assert {name: getattr(trainer, name) for name in open_clip.SEAM} == before
 
@@ -532,7 +532,7 @@ def test_arguments_are_shared_out() -> None:
     assert rest == [*OWN, "--epochs", "20"]
     assert options.make(20) == Scan.for_budget(0.15, 20, mode="redundant")
     assert options.make(20).expected_pruned(20) == pytest.approx(0.15)
-    assert parse(OWN)[0] == Options()
+    assert parse(OWN)[0] == PruneOptions()
     assert parse([*OWN, "--prune", "dynamic-random", "--prune-keep", "0.6"])[0].make(5).keep == 0.6
     assert parse([*OWN, "--prune", "d-pruning", "--prune-keep", "60%"])[0].make(5).keep == 0.6
 

@@ -137,10 +137,10 @@ def _notes(training: Training, ledger: Ledger, keep_N: Bools, log: Sequence[Mapp
     )
     last = next((entry for entry in reversed(log) if entry.get("overlap") is not None), None)
     if last is not None:
-        found, chance = last["overlap"], last["candidates"] / last["total"]
-        if found - chance < _LUCK * (1 - chance):
+        again, chance = last["overlap"], last["candidates"] / last["total"]
+        if again - chance < _LUCK * (1 - chance):
             notes.append(
-                f"of the candidates of epoch {last['epoch']}, {found:.1%} had been found before, where chance would "
+                f"of the candidates of epoch {last['epoch']}, {again:.1%} had been found before, where chance would "
                 f"find {chance:.1%}: this ranking is close to chance"
             )
     if unseen:

@@ -38,7 +38,7 @@ class LossHistogram:
         if self._rows >= _BLOCK:
             self._count()
 
-    def told(self) -> dict[str, Any] | None:
+    def as_dict(self) -> dict[str, Any] | None:
         """Return what was counted, ready for JSON.
 
         Returns:
@@ -66,6 +66,6 @@ def on_all_bins(histogram: Mapping[str, Any]) -> Ints:
     """Return the counts of a histogram on all bins, so that those of several epochs can stand side by side."""
     counts: Ints = np.zeros(len(LOSS_EDGES) - 1, np.int64)
     start = int(np.searchsorted(LOSS_EDGES, float(histogram["edges"][0])))
-    found = np.asarray(histogram["counts"], np.int64)
-    counts[start : start + len(found)] = found
+    values = np.asarray(histogram["counts"], np.int64)
+    counts[start : start + len(values)] = values
     return counts

@@ -185,10 +185,10 @@ class Ledger:
         for name, like in ledger.state().items():
             if name not in state:
                 raise UsageError(f"not the state of a ledger: {name} is missing")
-            given = np.asarray(state[name])
-            if given.dtype != like.dtype or (len(like.shape) and like.size and given.shape != like.shape):
+            array = np.asarray(state[name])
+            if array.dtype != like.dtype or (len(like.shape) and like.size and array.shape != like.shape):
                 raise UsageError(
-                    f"not the state of a ledger: {name} is {given.dtype} {given.shape}, not {like.dtype} {like.shape}"
+                    f"not the state of a ledger: {name} is {array.dtype} {array.shape}, not {like.dtype} {like.shape}"
                 )
         ledger.losses_NR = np.array(state["losses"])
         ledger.seen_N = np.array(state["seen"])

@@ -154,7 +154,7 @@ class PruningLoop(ABC):
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         return {**tensors, "policy": describe(self.policy), "log": json.dumps(self._log)}
 
-    def _opened(self, state: Mapping[str, Any], needed: set[str], same: Mapping[str, Any], more: int) -> Opened:
+    def _loaded(self, state: Mapping[str, Any], needed: set[str], same: Mapping[str, Any], more: int) -> LoadedState:
         """Return what a state has; refuse that of another run.
 
         Args:
@@ -178,7 +178,7 @@ class PruningLoop(ABC):
         if "times" in of_ledger:
             of_ledger["times"] = of_ledger["times"].view(np.uint16)
         of_plan = {name[5:]: array for name, array in arrays.items() if name.startswith("plan.")}
-        return Opened(
+        return LoadedState(
             numbers=numbers[len(same) :],
             arrays=arrays,
             ledger=Ledger.from_state(of_ledger) if of_ledger else None,
@@ -189,7 +189,7 @@ class PruningLoop(ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class Opened:
+class LoadedState:
     """A state that was checked; see :meth:`PruningLoop._opened`."""
 
     numbers: list[int]
@@ -242,16 +242,16 @@ def record_epoch(
     if marks_N is not None:
         ledger.mark(marks_N, epoch)
     now_N = ledger.candidates(epoch, _ANY)
-    found = int(np.count_nonzero(now_N))
+    candidates = int(np.count_nonzero(now_N))
     return {
         "samples": samples,
         "loss": total / finite if finite else None,
-        "histogram": histogram.told(),
+        "histogram": histogram.as_dict(),
         "not_finite": samples - finite,
         "redundant": int(np.count_nonzero(ledger.candidates(epoch, REDUNDANT))),
         "ill_matched": int(np.count_nonzero(ledger.candidates(epoch, ILL_MATCHED))),
-        "candidates": found,
-        "overlap": int((now_N & before_N).sum()) / found if found and before_N is not None else None,
+        "candidates": candidates,
+        "overlap": int((now_N & before_N).sum()) / candidates if candidates and before_N is not None else None,
     }
 
 
@@ -288,13 +288,13 @@ def describe(policy: Any, *, defaults: bool = False) -> str:
         policy: A dataclass.
         defaults: Tell every parameter, for people: fractions to four digits.
     """
-    told = []
+    parts = []
     for item in dataclasses.fields(policy):
         value = getattr(policy, item.name)
         if isinstance(value, np.ndarray):
-            told.append(f"{item.name}={value.dtype}{value.shape}:{digest(value)[:16]}")
+            parts.append(f"{item.name}={value.dtype}{value.shape}:{digest(value)[:16]}")
         elif defaults and isinstance(value, float):
-            told.append(f"{item.name}={value:.4g}")
+            parts.append(f"{item.name}={value:.4g}")
         elif defaults or value != item.default:
-            told.append(f"{item.name}={value!r}")
-    return f"{type(policy).__name__}({', '.join(told)})"
+            parts.append(f"{item.name}={value!r}")
+    return f"{type(policy).__name__}({', '.join(parts)})"

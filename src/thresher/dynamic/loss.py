@@ -199,8 +199,8 @@ def _unit(**rows: torch.Tensor) -> list[torch.Tensor]:
     """Return matrices of one shape as unit rows in float32."""
     shapes = {name: tuple(row.shape) for name, row in rows.items()}
     if len(set(shapes.values())) > 1 or any(len(shape) != 2 for shape in shapes.values()):
-        given = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise UsageError(f"{', '.join(rows)} must be (B, D), the same B and D; got {given}")
+        got = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise UsageError(f"{', '.join(rows)} must be (B, D), the same B and D; got {got}")
     return [F.normalize(row.float(), dim=1) for row in rows.values()]
 
 

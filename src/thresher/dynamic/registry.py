@@ -65,12 +65,12 @@ class Flag:
     @property
     def help(self) -> str:
         """Say which policies have it, what it does, and its default."""
-        said: dict[str, list[str]] = {}
+        policies: dict[str, list[str]] = {}
         for name, item in self.of.items():
             shown = isinstance(item.default, (int, float, str)) and not isinstance(item.default, bool)
             default = f" (default: {item.default})" if shown else ""
-            said.setdefault(f"{item.metadata.get('help', '')}{default}", []).append(name)
-        return "; ".join(f"{', '.join(names)}: {text}" for text, names in said.items()) + "."
+            policies.setdefault(f"{item.metadata.get('help', '')}{default}", []).append(name)
+        return "; ".join(f"{', '.join(names)}: {text}" for text, names in policies.items()) + "."
 
 
 def flags(taken: Collection[str] = ()) -> list[Flag]:
@@ -81,7 +81,7 @@ def flags(taken: Collection[str] = ()) -> list[Flag]:
             not offered, nor are those of a policy whose types cannot be found; a
             :class:`~thresher.runtime.plugins.PluginWarning` says so.
     """
-    found: dict[str, dict[str, tuple[Field[Any], Any]]] = {}
+    fields: dict[str, dict[str, tuple[Field[Any], Any]]] = {}
     for name, cls in POLICIES.all().items():
         options = options_of(cls)
         try:
@@ -93,9 +93,9 @@ def flags(taken: Collection[str] = ()) -> list[Flag]:
             if (flag := flag_of(item)) in taken:
                 _warn(f"policy {name}: the option {flag} is not offered, as the command has one; name it by 'flag'")
                 continue
-            found.setdefault(flag, {})[name] = item, kinds[item.name]
+            fields.setdefault(flag, {})[name] = item, kinds[item.name]
     result = []
-    for flag, of in found.items():
+    for flag, of in fields.items():
         of_all = [kind for _, kind in of.values()]
         least = [item.metadata["least"] for item, _ in of.values() if "least" in item.metadata]
         result.append(
@@ -130,12 +130,12 @@ def check_options(
     """
     cls = POLICIES.find(name)
     known = {flag_of(item) if flags else item.name: item for item in options_of(cls)}
-    given = {key: value for key, value in (options or {}).items() if value is not None}
-    if odd := sorted(given.keys() - known.keys()):
+    chosen = {key: value for key, value in (options or {}).items() if value is not None}
+    if odd := sorted(chosen.keys() - known.keys()):
         has = ", ".join(known) or "no options"
         raise UsageError(f"policy {name} has no {', '.join(odd)}; it has {has}.{suggest(odd[0], known)}")
     values = {}
-    for key, value in given.items():
+    for key, value in chosen.items():
         item = known[key]
         kind = parameters.type_of(cls, item.name)
         if isinstance(value, str):
@@ -146,18 +146,18 @@ def check_options(
         values[item.name] = value = parameters.coerce(f"policy {name}: {key}", kind, value)
         if (least := item.metadata.get("least")) is not None and value < least:
             raise UsageError(f"policy {name}: {key} = {value}; give {least} or more")
-    if prune is not None and (odd := [key for key in given if known[key].metadata.get("follows")]):
+    if prune is not None and (odd := [key for key in chosen if known[key].metadata.get("follows")]):
         raise UsageError(f"{', '.join(sorted(odd))} follow from the share to prune; give one or the other")
     return values
 
 
-def check_selection(name: str, given: bool) -> None:
+def check_selection(name: str, has_selection: bool) -> None:
     """Refuse a policy that needs a selection without one, and any other with one.
 
     Raises:
         UsageError: Says which policies need one.
     """
-    if given != POLICIES.find(name).needs_selection:
+    if has_selection != POLICIES.find(name).needs_selection:
         need = " or ".join(known for known, cls in POLICIES.all().items() if cls.needs_selection)
         raise UsageError(f"policy {need} needs a selection, and no other policy takes one")
 
@@ -183,12 +183,12 @@ def policy_named(
     Raises:
         UsageError: No such policy, an option it does not have, or a share it cannot reach.
     """
-    given = check_options(name, options, prune=prune)
+    values = check_options(name, options, prune=prune)
     check_selection(name, times_N is not None)
     cls = POLICIES.find(name)
     if prune is not None:
-        return cls.for_budget(prune, epochs, **given)
-    return cls.for_run(epochs, **given) if times_N is None else cls.for_selection(times_N, **given)
+        return cls.for_budget(prune, epochs, **values)
+    return cls.for_run(epochs, **values) if times_N is None else cls.for_selection(times_N, **values)
 
 
 def epochs_for(

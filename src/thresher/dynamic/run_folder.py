@@ -66,12 +66,12 @@ class Training:
         """
         path = Path(folder)
         try:
-            told = json.loads((path / MARK).read_text(encoding="utf-8"))
-            if told.pop("format") != FORMAT:
+            meta = json.loads((path / MARK).read_text(encoding="utf-8"))
+            if meta.pop("format") != FORMAT:
                 raise PoolError(f"{path}: written in another format than {FORMAT}, which this version reads")
-            found = cls(folder=path, **told)
-            texts = (found.task, found.data, found.pool, found.store, found.policy, found.version)
-            if _whole(found.rows) is None or found.rows < 1 or not isinstance(found.settings, dict):
+            training = cls(folder=path, **meta)
+            texts = (training.task, training.data, training.pool, training.store, training.policy, training.version)
+            if _whole(training.rows) is None or training.rows < 1 or not isinstance(training.settings, dict):
                 raise ValueError("its numbers are none")
             if not all(isinstance(text, str) for text in texts):
                 raise ValueError("its words are none")
@@ -79,7 +79,7 @@ class Training:
             raise PoolError(f"{path}: not the folder of a training run ({MARK} is missing)") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise PoolError(f"{path / MARK}: cannot be read, it may be damaged ({error})") from None
-        return found
+        return training
 
     @property
     def location(self) -> str:
@@ -111,8 +111,8 @@ class Training:
 
     def save(self) -> None:
         """Write ``training.json``."""
-        told = {name: value for name, value in vars(self).items() if name != "folder"}
-        _write(self.folder / MARK, json.dumps({"format": FORMAT, **told}, indent=1) + "\n")
+        meta = {name: value for name, value in vars(self).items() if name != "folder"}
+        _write(self.folder / MARK, json.dumps({"format": FORMAT, **meta}, indent=1) + "\n")
 
     def log(self) -> list[dict[str, Any]]:
         """Return the entries of the finished epochs, [] before the first is over.
@@ -122,11 +122,11 @@ class Training:
         """
         path = self.folder / LOG
         try:
-            found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            for entry in found:
+            entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            for entry in entries:
                 if not isinstance(entry, dict) or not {"epoch", "rows", "total"} <= set(entry):
                     raise ValueError("an entry is none of an epoch")
-            return found
+            return entries
         except FileNotFoundError:
             return []
         except ValueError as error:

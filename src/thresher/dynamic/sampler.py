@@ -230,18 +230,18 @@ class PruningSampler(PruningLoop):
             UsageError: The state of another dataset, policy, batch size or seed, or one that is further than this run
                 goes.
         """
-        found = self._opened(state, {"order", "losses", "ledger.times"}, self._same(), more=4)
-        epoch, step, steps_before, samples_before = found.numbers
-        order, losses = found.arrays["order"], found.arrays["losses"]
+        loaded = self._loaded(state, {"order", "losses", "ledger.times"}, self._same(), more=4)
+        epoch, step, steps_before, samples_before = loaded.numbers
+        order, losses = loaded.arrays["order"], loaded.arrays["losses"]
         if self._epochs is not None:
             refuse_shorter(epoch + bool(step), self._epochs, "epochs")
         else:
             refuse_shorter(samples_before + (len(order) if step else 0), self.samples, "samples")
-        if found.ledger is not None:
-            self.ledger = found.ledger
-        self._log, self._progress_before = found.log, found.progress
+        if loaded.ledger is not None:
+            self.ledger = loaded.ledger
+        self._log, self._progress_before = loaded.log, loaded.progress
         self._steps_before, self._samples_before = steps_before, samples_before
-        self._begin(epoch, found.plan, order.astype(np.int64))
+        self._begin(epoch, loaded.plan, order.astype(np.int64))
         if step:
             self.step = self._since = step
             self._known, self._directions = [losses.copy()], losses.shape[1]

@@ -58,8 +58,8 @@ Checks = npt.NDArray[np.uint32]
 
 def ids_of(keys: Iterable[str]) -> Ints:
     """Return the ids of keys, (M, 2) int64."""
-    found = [id_of(key) for key in keys]
-    return np.stack(found) if found else np.empty((0, 2), np.int64)
+    ids = [id_of(key) for key in keys]
+    return np.stack(ids) if ids else np.empty((0, 2), np.int64)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -142,9 +142,9 @@ class prune_stream:  # noqa: N801 - reads as the verb it is
         for sample in samples:
             if table is None or now[0] != version:
                 version, table = _Table.in_force(self.folder, now)
-            found = id_of(self._key(sample))
-            for _ in range(table.times(found)):
-                yield {**sample, ID: found} if isinstance(sample, Mapping) else (found, sample)
+            id_2 = id_of(self._key(sample))
+            for _ in range(table.times(id_2)):
+                yield {**sample, ID: id_2} if isinstance(sample, Mapping) else (id_2, sample)
 
     def _key(self, sample: Any) -> str:
         if callable(self.key):
@@ -355,17 +355,17 @@ class StreamPruner(PruningLoop):
             UsageError: The state of another policy, batch size, seed or number of samples, or one that is further than
                 this run goes.
         """
-        found = self._opened(state, {"hashes", "checks", "sizes", "ids", "losses"}, self._same(), more=3)
-        epoch, step, steps_before = found.numbers
-        arrays = found.arrays
+        loaded = self._loaded(state, {"hashes", "checks", "sizes", "ids", "losses"}, self._same(), more=3)
+        epoch, step, steps_before = loaded.numbers
+        arrays = loaded.arrays
         refuse_shorter(epoch + bool(step), self.epochs, "epochs")
-        self.ledger, self._log = found.ledger, found.log
+        self.ledger, self._log = loaded.ledger, loaded.log
         self.hashes_N, self.checks_N = arrays["hashes"].copy(), arrays["checks"].copy().view(np.uint32)
-        self._steps_before, self._progress_before = steps_before, found.progress
+        self._steps_before, self._progress_before = steps_before, loaded.progress
         edges = np.cumsum([0, *arrays["sizes"].tolist()])
         ids, losses = arrays["ids"].copy(), arrays["losses"].copy()
         known = [(ids[lo:hi], losses[lo:hi]) for lo, hi in zip(edges, edges[1:], strict=False)]
-        self._begin(epoch, found.plan, known if step else None)
+        self._begin(epoch, loaded.plan, known if step else None)
 
     def _same(self) -> dict[str, int]:
         """Return what a state must have as it is here."""

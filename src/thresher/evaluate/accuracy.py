@@ -51,7 +51,7 @@ class Tally:
         for i, k in enumerate(self.ks):
             self._hits_KC[i] += np.bincount(labels_B[ranks_B < k], minlength=classes)
 
-    def found(self) -> dict[str, float]:
+    def shares(self) -> dict[str, float]:
         """Return the shares.
 
         Returns:
@@ -95,10 +95,10 @@ def units(rows_ND: npt.ArrayLike, what: str) -> F32:
     rows = np.asarray(rows_ND)
     if rows.ndim != 2 or rows.dtype.kind != "f" or not rows.size:
         raise UsageError(f"{what} of shape {rows.shape} and type {rows.dtype}; give floats, (rows, dimensions)")
-    found, bad = unit_rows(to_float32(rows))
+    unit, bad = unit_rows(to_float32(rows))
     if len(bad):
         raise UsageError(f"row {int(bad[0]):,} of the {what} is zero or not finite; it has no direction")
-    return found
+    return unit
 
 
 def labels_for(labels_N: npt.ArrayLike, rows: int, what: str) -> Ints:

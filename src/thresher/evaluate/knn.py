@@ -68,7 +68,7 @@ def knn(
         cells = at_B * classes + of_train[at_N]
         votes = np.bincount(cells, weights, minlength=len(near_BN) * classes)
         tally.add(votes.reshape(-1, classes), labels[lo : lo + step])
-    return tally.found()
+    return tally.shares()
 
 
 def _nearest(near_BN: Array, k: int) -> Bools:

@@ -91,15 +91,15 @@ def linear_probe(
         for strength in sorted(strengths, reverse=True):
             probe = _Probe.fit(train[fit_N], of_train[fit_N], classes, strength, device, weights, _SOME)
             weights = probe.weights
-            found = probe.judge(train[~fit_N], of_train[~fit_N], (1,))["top1"]
-            if found > best:
-                best, chosen = found, strength
+            top1 = probe.judge(train[~fit_N], of_train[~fit_N], (1,))["top1"]
+            if top1 > best:
+                best, chosen = top1, strength
         held_out = best
     probe = _Probe.fit(train, of_train, classes, chosen, device)
-    told = {"l2": float(chosen), "slope": probe.slope, "converged": float(probe.slope <= _ENOUGH)}
+    details = {"l2": float(chosen), "slope": probe.slope, "converged": float(probe.slope <= _ENOUGH)}
     if len(strengths) > 1:
-        told["held_out_top1"] = held_out
-    return {**probe.judge(test, of_test, ks), **told}
+        details["held_out_top1"] = held_out
+    return {**probe.judge(test, of_test, ks), **details}
 
 
 class _Probe:
@@ -160,7 +160,7 @@ class _Probe:
         for lo in range(0, len(rows_MD), 4096):
             x = _scaled(rows_MD[lo : lo + 4096], self.mean_D, self.scale_D)
             tally.add(x @ weights[:-1] + weights[-1], labels_M[lo : lo + 4096])
-        return tally.found()
+        return tally.shares()
 
 
 def _scaled(rows_ND: F32, mean_D: Any, scale_D: Any) -> F32:

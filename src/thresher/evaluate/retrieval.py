@@ -50,7 +50,7 @@ def retrieval(
     if image.shape[1] != text.shape[1]:
         raise UsageError(f"images of {image.shape[1]} dimensions, texts of {text.shape[1]}; give those of one space")
     group_N, group_M = _groups(len(image), len(text), image_group_N, text_group_M)
-    found: dict[str, float] = {}
+    recalls: dict[str, float] = {}
     for name, queries, items, of_queries, of_items in (
         ("image_to_text", image, text, group_N, group_M),
         ("text_to_image", text, image, group_M, group_N),
@@ -61,10 +61,10 @@ def retrieval(
             raise UsageError(f"{name}: nothing is right for row {row:,}: no item on the other side has its group")
         ranks_Q = _ranks(queries, items, of_queries, of_items)
         for k in ks:
-            found[f"{name}_R@{k}"] = float(np.mean(ranks_Q < k))
+            recalls[f"{name}_R@{k}"] = float(np.mean(ranks_Q < k))
         for k in ks:
-            found[f"{name}_R@{k}_chance"] = _chance(right_Q, len(items), k)
-    return {**found, "images": len(image), "texts": len(text)}
+            recalls[f"{name}_R@{k}_chance"] = _chance(right_Q, len(items), k)
+    return {**recalls, "images": len(image), "texts": len(text)}
 
 
 def _groups(n: int, m: int, image: npt.ArrayLike | None, text: npt.ArrayLike | None) -> tuple[Ints, Ints]:

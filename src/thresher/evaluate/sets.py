@@ -79,10 +79,10 @@ class EvalSet:
         """
         ids = np.asarray(rows_B, np.int64)
         order = np.unique(ids)
-        found: list[bytes] = []
+        pictures: list[bytes] = []
         for part in self.store.lookup([self.image], order):
-            found += self._bytes(part, order[len(found) : len(found) + len(part)])
-        return [found[i] for i in np.searchsorted(order, ids).tolist()]
+            pictures += self._bytes(part, order[len(pictures) : len(pictures) + len(part)])
+        return [pictures[i] for i in np.searchsorted(order, ids).tolist()]
 
     def batches(self, size: int = 256) -> Iterator[tuple[Ints, list[bytes]]]:
         """Yield all pictures in row order, at most ``size`` at a time, as (row ids, pictures)."""
@@ -139,7 +139,7 @@ def read_eval(
 
     picture = one(image, ())
     caption, grouped = one(text, TEXTS), one(group, ("group",))
-    default = [found] if (found := one(None, LABELS)) else []
+    default = [column] if (column := one(None, LABELS)) else []
     named = default if labels is None else [str(one(name, ())) for name in labels]
     for what, there, usual in (("texts", caption, TEXTS), ("labels", named, LABELS)):
         if what in needs and not there:
@@ -189,11 +189,11 @@ def _texts(store: EmbeddingStore, name: str) -> tuple[tuple[str, ...], Ints]:
     texts: list[str] = []
     owners: list[int] = []
     for row, value in enumerate(_values(store, name)):
-        given = value if isinstance(value, list) else [value]
-        if not given or not all(isinstance(each, str) and each.strip() for each in given):
+        captions = value if isinstance(value, list) else [value]
+        if not captions or not all(isinstance(each, str) and each.strip() for each in captions):
             raise UsageError(f"{store.layout.location}: row {row:,} has no text in column {name!r} ({value!r})")
-        texts += given
-        owners += [row] * len(given)
+        texts += captions
+        owners += [row] * len(captions)
     return tuple(texts), np.array(owners, np.int64)
 
 

@@ -32,12 +32,12 @@ def split(rows: int, *, groups_N: npt.ArrayLike | None = None, share: float = 0.
     groups = np.arange(rows) if groups_N is None else np.asarray(groups_N)
     if groups.shape != (rows,):
         raise UsageError(f"groups of shape {groups.shape}; give one for each row, ({rows},)")
-    found, codes_N, sizes_G = np.unique(groups, return_inverse=True, return_counts=True)
-    if len(found) < 2:
-        raise UsageError(f"{rows:,} rows in {len(found)} groups cannot be split; give two groups or more")
-    order_G = np.random.Generator(np.random.Philox(seed)).permutation(len(found))
+    names_G, codes_N, sizes_G = np.unique(groups, return_inverse=True, return_counts=True)
+    if len(names_G) < 2:
+        raise UsageError(f"{rows:,} rows in {len(names_G)} groups cannot be split; give two groups or more")
+    order_G = np.random.Generator(np.random.Philox(seed)).permutation(len(names_G))
     upto_G = np.cumsum(sizes_G[order_G])
-    taken = int(np.clip(np.searchsorted(upto_G, share * rows, side="right"), 1, len(found) - 1))
-    first_G = np.zeros(len(found), np.bool_)
+    taken = int(np.clip(np.searchsorted(upto_G, share * rows, side="right"), 1, len(names_G) - 1))
+    first_G = np.zeros(len(names_G), np.bool_)
     first_G[order_G[:taken]] = True
     return np.asarray(first_G[codes_N], np.bool_)

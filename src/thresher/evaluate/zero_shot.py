@@ -65,4 +65,4 @@ def zero_shot(
     for lo in range(0, len(rows), step):
         here = rows[lo : lo + step]
         tally.add(image[here] @ classes.T, labels[here])
-    return tally.found()
+    return tally.shares()

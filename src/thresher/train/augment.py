@@ -119,7 +119,7 @@ def _view(side: int, blur: float, solarise: float, version: int) -> nn.Module:
 
 def _kornia() -> Any:
     try:
-        import kornia.augmentation as found
+        import kornia.augmentation as augmentation
     except ImportError:
         raise MissingExtraError("augmentation", "train") from None
-    return found
+    return augmentation

@@ -26,7 +26,7 @@ from thresher.train.loop import (
     eval_sets,
     features_of,
     fit,
-    opened,
+    open_run,
     prepared,
     stored_side,
 )
@@ -95,12 +95,15 @@ def train_clip(
     schedule, device = prepared(settings.schedule, settings.model)
     settings = replace(settings, schedule=schedule)
     clip = clip_model(settings.model, settings.loss)
-    sets = [_named_classes(found, settings) for found in eval_sets(schedule, settings.eval_group, settings.eval_labels)]
-    for found in sets:
-        if not found.texts and not found.labels:
-            raise UsageError(f"{found.path}: has neither captions nor names of classes; --eval-label names a column")
+    sets = [
+        _named_classes(eval_set, settings)
+        for eval_set in eval_sets(schedule, settings.eval_group, settings.eval_labels)
+    ]
+    for eval_set in sets:
+        if not eval_set.texts and not eval_set.labels:
+            raise UsageError(f"{eval_set.path}: has neither captions nor names of classes; --eval-label names a column")
     sizes: dict[str, Any] = {"side": stored_side(clip.side), "resize": clip.resize}
-    training, pairs = opened("clip", data, folder, settings, **sizes, captions=True, resume=resume, progress=progress)
+    training, pairs = open_run("clip", data, folder, settings, **sizes, captions=True, resume=resume, progress=progress)
     clip.model.to(device)
     chunks = (pairs.captions[lo : lo + _TEXTS] for lo in range(0, len(pairs), _TEXTS))
     tokens_NT = np.concatenate([clip.tokenize(chunk) for chunk in chunks])
@@ -108,14 +111,14 @@ def train_clip(
     return fit(task, pairs, schedule, training, progress)
 
 
-def _named_classes(found: EvalSet, settings: ClipSettings) -> EvalSet:
+def _named_classes(eval_set: EvalSet, settings: ClipSettings) -> EvalSet:
     """Leave out classes that are numbers, unless their column was named: a picture of a 3 says nothing."""
     labels = {
         column: labels
-        for column, labels in found.labels.items()
+        for column, labels in eval_set.labels.items()
         if column in settings.eval_labels or not all(name.lstrip("-").isdigit() for name in labels.names)
     }
-    return replace(found, labels=labels)
+    return replace(eval_set, labels=labels)
 
 
 class ClipTask:
@@ -178,22 +181,22 @@ class ClipTask:
 
     def evaluate(self) -> Scores:
         """Return retrieval and zero-shot figures by evaluation set."""
-        return {found.name: self._evaluate(found) for found in self.sets}
+        return {eval_set.name: self._evaluate(eval_set) for eval_set in self.sets}
 
-    def _evaluate(self, found: EvalSet) -> dict[str, float]:
-        image_ND = features_of(found, self.clip.side, self.clip.resize, self._pictures)
+    def _evaluate(self, eval_set: EvalSet) -> dict[str, float]:
+        image_ND = features_of(eval_set, self.clip.side, self.clip.resize, self._pictures)
         scores: dict[str, float] = {}
-        if found.texts:
-            groups = {"image_group_N": found.group_N, "text_group_M": found.text_group_M}
-            told = retrieval(image_ND, self._texts(found.texts), **groups, ks=(1, 5))
-            scores |= {name: value for name, value in told.items() if name not in ("images", "texts")}
-        for column, labels in found.labels.items():
+        if eval_set.texts:
+            groups = {"image_group_N": eval_set.group_N, "text_group_M": eval_set.text_group_M}
+            result = retrieval(image_ND, self._texts(eval_set.texts), **groups, ks=(1, 5))
+            scores |= {name: value for name, value in result.items() if name not in ("images", "texts")}
+        for column, labels in eval_set.labels.items():
             templates = self.settings.templates
             prompts = [template.replace("{}", name) for name in labels.names for template in templates]
             class_CD = class_embeddings(self._texts(prompts).reshape(len(labels.names), len(templates), -1))
-            told = zero_shot(image_ND, class_CD, labels.index_N)
+            result = zero_shot(image_ND, class_CD, labels.index_N)
             scores |= {
-                f"zero_shot_{column}_{name}": told[name] for name in ("top1", "top5", "mean_per_class", "majority")
+                f"zero_shot_{column}_{name}": result[name] for name in ("top1", "top5", "mean_per_class", "majority")
             }
         return scores
 
@@ -208,8 +211,8 @@ class ClipTask:
             tokens_BT = torch.from_numpy(self.clip.tokenize(texts[lo : lo + _TEXTS])).to(self.device)
             with torch.inference_mode(), self.autocast():
                 parts.append(self.model.encode_text(tokens_BT).float().cpu())
-        found: npt.NDArray[np.float32] = torch.cat(parts).numpy()
-        return found
+        features: npt.NDArray[np.float32] = torch.cat(parts).numpy()
+        return features
 
 
 def _draws(device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -62,7 +62,7 @@ class Pairs:
     captions: Sequence[str]
     side: int = 0
     resize: Resize = "shortest"
-    aside: tuple[tuple[str, str], ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
     pixels_NHWC: Pixels | None = None
 
     def __len__(self) -> int:
@@ -110,44 +110,44 @@ def open_pairs(
     Raises:
         PoolError: Nothing there, a damaged file, or hardly a row that can be used.
     """
-    found, bad = _indexed(data, folder, captions)
-    found = replace(found, side=side, resize=resize)
-    memory = len(found) * side * side * 3 <= IN_MEMORY
-    pixels = np.empty((len(found) if memory else 0, side, side, 3), np.uint8)
+    pairs, bad = _indexed(data, folder, captions)
+    pairs = replace(pairs, side=side, resize=resize)
+    memory = len(pairs) * side * side * 3 <= IN_MEMORY
+    pixels = np.empty((len(pairs) if memory else 0, side, side, 3), np.uint8)
 
     def look(row: int) -> None:
         if row in bad:
             return
-        if captions and not found.captions[row]:
+        if captions and not pairs.captions[row]:
             bad[row] = "has no caption"
             return
         try:
-            pixels_HWC = decode(found.encoded(row), side, resize)
+            pixels_HWC = decode(pairs.encoded(row), side, resize)
         except PoolError as error:
             bad[row] = str(error)
             return
         if memory:
             pixels[row] = pixels_HWC
 
-    with ThreadPoolExecutor(workers) as threads, progress.task("decode", len(found)) as advance:
-        for lo in range(0, len(found), _CHUNK):
-            rows = range(lo, min(lo + _CHUNK, len(found)))
+    with ThreadPoolExecutor(workers) as threads, progress.task("decode", len(pairs)) as advance:
+        for lo in range(0, len(pairs), _CHUNK):
+            rows = range(lo, min(lo + _CHUNK, len(pairs)))
             list(threads.map(look, rows))
             advance(len(rows))
-    if 2 * len(bad) > len(found):
+    if 2 * len(bad) > len(pairs):
         first = min(bad)
         raise PoolError(
-            f"{data}: {len(bad):,} of {len(found):,} rows cannot be used; row {first:,} {bad[first]}; "
+            f"{data}: {len(bad):,} of {len(pairs):,} rows cannot be used; row {first:,} {bad[first]}; "
             "does it hold pictures and captions?"
         )
     if bad:
-        keys, good_N = found.keys(), np.ones(len(found), np.bool_)
+        keys, good_N = pairs.keys(), np.ones(len(pairs), np.bool_)
         good_N[sorted(bad)] = False
-        aside = tuple((f"row {row}, key {keys[row]}", bad[row]) for row in sorted(bad))
-        found, pixels = replace(_without(found, good_N, folder), aside=aside), pixels[good_N] if memory else pixels
+        skipped = tuple((f"row {row}, key {keys[row]}", bad[row]) for row in sorted(bad))
+        pairs, pixels = replace(_without(pairs, good_N, folder), skipped=skipped), pixels[good_N] if memory else pixels
         with writing(folder / SET_ASIDE) as scratch:
-            Path(scratch).write_text("".join(f"{what}: {why}\n" for what, why in aside), encoding="utf-8")
-    return replace(found, pixels_NHWC=pixels if memory else None)
+            Path(scratch).write_text("".join(f"{what}: {why}\n" for what, why in skipped), encoding="utf-8")
+    return replace(pairs, pixels_NHWC=pixels if memory else None)
 
 
 def _indexed(data: str, folder: Path, captions: bool) -> tuple[Pairs, dict[int, str]]:
@@ -217,7 +217,7 @@ def times_of(selection: str, pairs: Pairs) -> tuple[npt.NDArray[np.int32], int]:
     """
     if os.path.isdir(selection):
         chosen = Selection.load(selection)
-        if not pairs.aside and (chosen.store, chosen.total) == (pairs.store.fingerprint(), len(pairs)):
+        if not pairs.skipped and (chosen.store, chosen.total) == (pairs.store.fingerprint(), len(pairs)):
             return np.asarray(chosen.mask() if chosen.repeats is None else chosen.repeats).astype(np.int32), 0
     wanted, keys = read_keys(selection), pairs.keys()
     times_N = wanted.times_many(keys).astype(np.int32)

@@ -121,7 +121,7 @@ class PruningCallback:
     def __init__(self, sampler: PruningSampler) -> None:
         """Keep ``sampler``."""
         self.sampler = sampler
-        self._told = 0
+        self._logged = 0
         self._before = (0, 0)
 
     def __reduce__(self) -> Any:
@@ -147,13 +147,13 @@ class PruningCallback:
             wanted["max_steps"] = (trainer.max_steps, -1)
         wrong = [(name, *values) for name, values in wanted.items() if values[0] != values[1]]
         if wrong:
-            given = ", ".join(f"{name}={value!r}" for name, value, _ in wrong)
+            current = ", ".join(f"{name}={value!r}" for name, value, _ in wrong)
             needed = ", ".join(f"{name}={value!r}" for name, _, value in wrong)
-            raise UsageError(f"a Trainer with {given}; to run the sampler's epochs to their end, give {needed}")
+            raise UsageError(f"a Trainer with {current}; to run the sampler's epochs to their end, give {needed}")
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Refuse a loader that is not one of this sampler."""
-        self._told = len(self.sampler.log())
+        self._logged = len(self.sampler.log())
         self._check_loader(trainer)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
@@ -181,12 +181,12 @@ class PruningCallback:
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Log the epoch, and stop the Trainer after the last."""
         log = self.sampler.log()
-        if len(log) > self._told:
-            told = {f"pruning/{name}": log[-1][name] for name in ("rows", "pruned_so_far", "loss")}
-            known = {name: float(value) for name, value in told.items() if value is not None}
+        if len(log) > self._logged:
+            metrics = {f"pruning/{name}": log[-1][name] for name in ("rows", "pruned_so_far", "loss")}
+            known = {name: float(value) for name, value in metrics.items() if value is not None}
             # the same on all ranks, and of no batch: both arguments only spare warnings of Lightning's
             pl_module.log_dict(known, sync_dist=True, batch_size=1)
-            self._told = len(log)
+            self._logged = len(log)
         if self.sampler.plan is None:
             trainer.should_stop = True
 

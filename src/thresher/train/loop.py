@@ -121,7 +121,7 @@ class Schedule:
         return policy_named(self.policy, length or 1, prune=self.prune, times_N=times_N, options=self.options)
 
 
-class Task(Protocol):
+class TrainingTask(Protocol):
     """What is trained: a model, the losses of a batch, and how good the model is."""
 
     model: nn.Module
@@ -140,7 +140,7 @@ class Task(Protocol):
         ...
 
 
-def opened(
+def open_run(
     task: str,
     data: str | os.PathLike[str],
     folder: str | os.PathLike[str],
@@ -178,18 +178,23 @@ def opened(
         )
     if schedule.epochs is not None and schedule.selection is None:
         schedule.policy_for(1, None)  # refused before pictures are decoded
-    told = json.loads(json.dumps({**asdict(schedule), **_flat(settings), "data": absolute(os.fspath(data))}))
-    earlier = _earlier(out, task, told, resume)
-    how: dict[str, Any] = {"side": side, "resize": resize, "captions": captions, "workers": max(schedule.workers, 1)}
+    requested = json.loads(json.dumps({**asdict(schedule), **_flat(settings), "data": absolute(os.fspath(data))}))
+    earlier = _earlier(out, task, requested, resume)
+    options: dict[str, Any] = {
+        "side": side,
+        "resize": resize,
+        "captions": captions,
+        "workers": max(schedule.workers, 1),
+    }
     try:
-        pairs = open_pairs(os.fspath(data), out, **how, progress=progress)
+        pairs = open_pairs(os.fspath(data), out, **options, progress=progress)
     except ThresherError:
         if earlier is None:  # nothing of it is of use
             for name in (ROWS, PICTURES, SET_ASIDE):
                 (out / name).unlink(missing_ok=True)
         raise
-    if pairs.aside:
-        progress.say(f"{len(pairs.aside):,} rows cannot be used; they are listed in {out / SET_ASIDE}")
+    if pairs.skipped:
+        progress.say(f"{len(pairs.skipped):,} rows cannot be used; they are listed in {out / SET_ASIDE}")
     digest = hashlib.sha256(pairs.size_N.tobytes())
     for caption in pairs.captions:
         digest.update(caption.encode("utf-8", "surrogatepass") + b"\0")
@@ -201,7 +206,7 @@ def opened(
         store=pairs.store.fingerprint(),
         rows=len(pairs),
         policy=schedule.policy,
-        settings={**told, "content": digest.hexdigest()[:32]},
+        settings={**requested, "content": digest.hexdigest()[:32]},
         version=__version__,
     )
     if earlier is not None and _content(earlier) != _content(training):
@@ -218,7 +223,7 @@ def _flat(settings: Any) -> dict[str, Any]:
     return {name: value for name, value in asdict(settings).items() if name != "schedule"}
 
 
-def _earlier(folder: Path, task: str, told: Mapping[str, Any], resume: bool) -> Training | None:
+def _earlier(folder: Path, task: str, requested: Mapping[str, Any], resume: bool) -> Training | None:
     """Return the run that lies in a folder, None where none does."""
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: is a file; name a folder")
@@ -233,7 +238,7 @@ def _earlier(folder: Path, task: str, told: Mapping[str, Any], resume: bool) -> 
         raise OutputError(f"{folder}: holds a training run already; pass --resume to go on, or choose another name")
     earlier = Training.load(folder)
     known = {**earlier.settings, "task": earlier.task}
-    for name, asked in {**told, "task": task}.items():
+    for name, asked in {**requested, "task": task}.items():
         if asked != known.get(name) and name not in _FREE:
             raise UsageError(
                 f"{folder}: was begun with {name.replace('_', ' ')} {known.get(name)}, not {asked}; "
@@ -254,7 +259,7 @@ def _sweep(folder: Path) -> None:
 
 
 def fit(
-    task: Task,
+    task: TrainingTask,
     pairs: Pairs,
     schedule: Schedule,
     training: Training,
@@ -279,8 +284,10 @@ def fit(
     )
     optimizer = _adamw(task.model, schedule)
     rates = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine_by_progress(sampler, warmup=schedule.warmup))
-    keeper = _Keeper(training.folder / CHECKPOINT, task.model, optimizer, sampler, schedule.checkpoint_minutes)
-    log, seconds = keeper.load()
+    checkpointer = _Checkpointer(
+        training.folder / CHECKPOINT, task.model, optimizer, sampler, schedule.checkpoint_minutes
+    )
+    log, seconds = checkpointer.load()
     training.save()  # only now: what was asked for can be done
     loader = _loader(pairs, sampler, schedule.workers, task.device)
     progress.say(f"policy: {describe(sampler.policy, defaults=True)}")
@@ -289,13 +296,13 @@ def fit(
     if log or sampler.step:
         where = f"going on in epoch {sampler.epoch + 1}, step {sampler.step}"
         progress.say("the run is over" if sampler.plan is None else where)
-        log = _settled(task, schedule, sampler, log, progress)
+        log = _evaluated(task, schedule, sampler, log, progress)
         training.record(log, sampler.ledger)  # the run may have been killed before it was
     while sampler.plan is not None:
         epoch, rate = sampler.epoch, 0.0
         label = f"epoch {epoch + 1} of {sampler.epochs}, {sampler.plan.phase}"
         task.model.train()
-        begun = time.monotonic() - seconds
+        started = time.monotonic() - seconds
         with progress.task(label, len(sampler) * sampler.batch_size) as advance:
             for rows_B, pixels_BHWC in loader:
                 torch.manual_seed(_number(schedule.seed, epoch, sampler.step))  # a resumed run draws the same
@@ -306,28 +313,28 @@ def fit(
                 task.after_step(sampler.progress)
                 rates.step()
                 advance(len(rows_B))
-                if sampler.epoch == epoch and keeper.due():
-                    keeper.save(log, time.monotonic() - begun)
+                if sampler.epoch == epoch and checkpointer.due():
+                    checkpointer.save(log, time.monotonic() - started)
         if task.device.type == "cuda":
             torch.cuda.synchronize(task.device)
-        seconds = time.monotonic() - begun
+        seconds = time.monotonic() - started
         entry = {**sampler.log()[-1], "seconds": round(seconds, 3), "lr": rate}
         entry["samples_per_second"] = round(entry["samples"] / seconds, 1)
         log, seconds = [*log, entry], 0.0
-        keeper.save(log, seconds)
+        checkpointer.save(log, seconds)
         training.record(log, sampler.ledger)
-        settled = _settled(task, schedule, sampler, log, progress)
-        if settled is not log:
-            log = settled
-            keeper.save(log, seconds)
+        evaluated = _evaluated(task, schedule, sampler, log, progress)
+        if evaluated is not log:
+            log = evaluated
+            checkpointer.save(log, seconds)
             training.record(log, sampler.ledger)
-        for line in _told(log, sampler):
+        for line in _epoch_lines(log, sampler):
             progress.say(line)
     return log
 
 
-def _settled(
-    task: Task, schedule: Schedule, sampler: PruningSampler, log: list[dict[str, Any]], progress: Progress
+def _evaluated(
+    task: TrainingTask, schedule: Schedule, sampler: PruningSampler, log: list[dict[str, Any]], progress: Progress
 ) -> list[dict[str, Any]]:
     """Return the log with the evaluation that its last epoch is due; the same log where it is due none.
 
@@ -354,7 +361,7 @@ def _number(*what: int) -> int:
     return int.from_bytes(hashlib.sha256(repr(what).encode()).digest()[:8], "little") >> 1
 
 
-def _told(log: Sequence[Mapping[str, Any]], sampler: PruningSampler) -> list[str]:
+def _epoch_lines(log: Sequence[Mapping[str, Any]], sampler: PruningSampler) -> list[str]:
     """Return the lines about an epoch: what it did, what is left, and its evaluation."""
     entry = log[-1]
     spent, seen = sum(e["seconds"] for e in log), sum(e["samples"] for e in log)
@@ -369,23 +376,23 @@ def _told(log: Sequence[Mapping[str, Any]], sampler: PruningSampler) -> list[str
     if sampler.plan is not None:
         line += f"; ETA {duration(sampler.steps_left() * sampler.batch_size * spent / seen)}"
         evaluations = entry.get("eval", {})
-        return [line, *(each for name, found in evaluations.items() for each in (f"{name}:", *table_of(found)))]
+        return [line, *(each for name, scores in evaluations.items() for each in (f"{name}:", *table_of(scores)))]
     return [line]
 
 
-def table_of(found: Mapping[str, float]) -> list[str]:
+def table_of(scores: Mapping[str, float]) -> list[str]:
     """Return the figures of an evaluation as lines, chance beside what it is the chance of."""
     lines = []
-    for name, value in found.items():
+    for name, value in scores.items():
         if not name.endswith("_chance"):
-            told = f"{value:,.0f}" if "_rows_" in name or name.endswith("_halves") else f"{value:.3f}"
-            chance = found.get(f"{name}_chance")
-            lines.append(f"  {name:40} {told}" + ("" if chance is None else f"  (chance {chance:.3f})"))
+            text = f"{value:,.0f}" if "_rows_" in name or name.endswith("_halves") else f"{value:.3f}"
+            chance = scores.get(f"{name}_chance")
+            lines.append(f"  {name:40} {text}" + ("" if chance is None else f"  (chance {chance:.3f})"))
     return lines
 
 
 @dataclass
-class _Keeper:
+class _Checkpointer:
     """Writes the run down, whole or not at all, and reads it back."""
 
     path: Path
@@ -450,8 +457,8 @@ def _loader(pairs: Pairs, sampler: PruningSampler, workers: int, device: torch.d
 
     workers = 0 if pairs.pixels_NHWC is not None else workers
     rows: Any = _Rows(replace(pairs, captions=()))  # workers may have to be sent it
-    how: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
-    return DataLoader(rows, batch_sampler=sampler, collate_fn=_same, pin_memory=device.type == "cuda", **how)
+    options: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
+    return DataLoader(rows, batch_sampler=sampler, collate_fn=_same, pin_memory=device.type == "cuda", **options)
 
 
 def device_named(name: str) -> torch.device:
@@ -505,32 +512,32 @@ def eval_sets(schedule: Schedule, group: str | None, labels: Sequence[str], need
         UsageError: A set lacks a column.
         PoolError: It cannot be read, or a picture cannot be decoded: an evaluation leaves out none.
     """
-    found: list[EvalSet] = []
+    sets: list[EvalSet] = []
     for path in schedule.evals:
         if not os.path.exists(path):
             raise PoolError(f"{path}: nothing is there; --eval takes parquet with image and text, or with labels")
         one = read_eval(path, group=group, labels=labels or None, needs=needs)
-        same = sum(other.name == one.name or other.name.startswith(f"{one.name}-") for other in found)
-        found.append(replace(one, name=f"{one.name}-{same + 1}") if same else one)
+        same = sum(other.name == one.name or other.name.startswith(f"{one.name}-") for other in sets)
+        sets.append(replace(one, name=f"{one.name}-{same + 1}") if same else one)
         for _ in _decoded(one, 8, "shortest"):
             pass
-    return found
+    return sets
 
 
-def _decoded(found: EvalSet, side: int, resize: Resize) -> Iterator[npt.NDArray[np.uint8]]:
+def _decoded(eval_set: EvalSet, side: int, resize: Resize) -> Iterator[npt.NDArray[np.uint8]]:
     """Yield the pictures of an evaluation set, (B, side, side, 3); names the row of one that cannot be decoded."""
-    for ids, pictures in found.batches():
+    for ids, pictures in eval_set.batches():
         pixels = []
         for row, data in zip(ids, pictures, strict=True):
             try:
                 pixels.append(decode(data, side, resize))
             except PoolError as error:
-                raise PoolError(f"{found.path}: row {row:,} {error}") from None
+                raise PoolError(f"{eval_set.path}: row {row:,} {error}") from None
         yield np.stack(pixels)
 
 
 def features_of(
-    found: EvalSet, side: int, resize: Resize, encode: Callable[[torch.Tensor], torch.Tensor]
+    eval_set: EvalSet, side: int, resize: Resize, encode: Callable[[torch.Tensor], torch.Tensor]
 ) -> npt.NDArray[np.float32]:
     """Return the features of all pictures of an evaluation set, (N, D).
 
@@ -544,6 +551,6 @@ def features_of(
         PoolError: A picture that cannot be decoded; an evaluation leaves out none.
     """
     with torch.inference_mode():
-        parts = [encode(torch.from_numpy(pixels)).cpu() for pixels in _decoded(found, side, resize)]
+        parts = [encode(torch.from_numpy(pixels)).cpu() for pixels in _decoded(eval_set, side, resize)]
     features: npt.NDArray[np.float32] = torch.cat(parts).numpy()
     return features

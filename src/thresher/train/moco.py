@@ -34,7 +34,7 @@ from thresher.train.loop import (
     eval_sets,
     features_of,
     fit,
-    opened,
+    open_run,
     prepared,
     stored_side,
 )
@@ -129,7 +129,7 @@ def train_moco(
     encoder, width = backbone(settings.model, settings.side)
     sets = eval_sets(schedule, settings.eval_group, settings.eval_labels, needs=("labels",))
     sizes: dict[str, Any] = {"side": stored_side(settings.side), "resize": "shortest", "captions": False}
-    training, pairs = opened("moco", data, folder, settings, **sizes, resume=resume, progress=progress)
+    training, pairs = open_run("moco", data, folder, settings, **sizes, resume=resume, progress=progress)
     if len(pairs) < 2:
         raise UsageError(f"{data}: has one row that can be used; MoCo tells pictures from each other, give 2 or more")
     queue = settings.queue or min(_QUEUE, max(len(pairs) // 4, 1))
@@ -241,10 +241,10 @@ def _mlp(width: int, hidden: int, dim: int, *, layers: int, norm: bool) -> nn.Se
     parts: list[nn.Module] = []
     for layer in range(layers):
         last = layer == layers - 1
-        given, out = width if layer == 0 else hidden, dim if last else hidden
-        parts.append(nn.Linear(given, out, bias=not norm))
+        inputs, outputs = width if layer == 0 else hidden, dim if last else hidden
+        parts.append(nn.Linear(inputs, outputs, bias=not norm))
         if norm:
-            parts.append(nn.BatchNorm1d(out, affine=not last))
+            parts.append(nn.BatchNorm1d(outputs, affine=not last))
         if not last:
             parts.append(nn.ReLU(inplace=True))
     return nn.Sequential(*parts)
@@ -293,7 +293,7 @@ class MocoTask:
         self.autocast = autocast(device, settings.schedule.precision)
         self.views = views(settings.side, settings.version)
         self.normalise = Normalise(_MEAN, _STD).to(device)
-        self._probes = [_probes(pairs, found) for found in sets]  # before training: they may be refused
+        self._probes = [_probes(pairs, eval_set) for eval_set in sets]  # before training: they may be refused
 
     def step(self, rows_B: npt.NDArray[np.int64], pixels_BHWC: torch.Tensor, reduce: Reduce) -> None:
         """Compute the losses of a batch and the gradients of what ``reduce`` makes of them."""
@@ -310,18 +310,19 @@ class MocoTask:
     def evaluate(self) -> Scores:
         """Return the accuracy of nearest neighbours and linear probes by evaluation set; see :func:`train_moco`."""
         return {
-            found.name: self._evaluate(found, probes) for found, probes in zip(self.sets, self._probes, strict=True)
+            eval_set.name: self._evaluate(eval_set, probes)
+            for eval_set, probes in zip(self.sets, self._probes, strict=True)
         }
 
-    def _evaluate(self, found: EvalSet, probes: dict[str, _Probe]) -> dict[str, float]:
-        eval_ND = features_of(found, self.pairs.side, self.pairs.resize, self.features)
+    def _evaluate(self, eval_set: EvalSet, probes: dict[str, _Probe]) -> dict[str, float]:
+        eval_ND = features_of(eval_set, self.pairs.side, self.pairs.resize, self.features)
         scores: dict[str, float] = {}
         for column, probe in probes.items():
             learnt = (eval_ND[probe.rows_N] if probe.halves else self._learnt(probe.rows_N)), probe.index_N
-            test = eval_ND[probe.test_M], found.labels[column].index_N[probe.test_M]
-            how: dict[str, Any] = {"train_group_N": probe.group_N, "device": str(self.device)}
-            for name, told in (("knn", knn(*learnt, *test)), ("linear", linear_probe(*learnt, *test, **how))):
-                scores |= {f"{name}_{column}_{metric}": told[metric] for metric in ("top1", "top5", "mean_per_class")}
+            test = eval_ND[probe.test_M], eval_set.labels[column].index_N[probe.test_M]
+            options: dict[str, Any] = {"train_group_N": probe.group_N, "device": str(self.device)}
+            for name, result in (("knn", knn(*learnt, *test)), ("linear", linear_probe(*learnt, *test, **options))):
+                scores |= {f"{name}_{column}_{metric}": result[metric] for metric in ("top1", "top5", "mean_per_class")}
             sizes = {"rows_learnt": len(probe.rows_N), "rows_tested": len(probe.test_M), "halves": probe.halves}
             scores |= {f"probe_{column}_{name}": float(value) for name, value in sizes.items()}
         return scores
@@ -357,26 +358,26 @@ def _bright(pixels_BHWC: torch.Tensor) -> torch.Tensor:
     return pixels_BHWC.permute(0, 3, 1, 2).float() / 255
 
 
-def _probes(pairs: Pairs, found: EvalSet) -> dict[str, _Probe]:
+def _probes(pairs: Pairs, eval_set: EvalSet) -> dict[str, _Probe]:
     """Return what is learnt from and tested by label column, nothing of the one in the other.
 
     Raises:
         UsageError: Neither the training data nor half of the set have two classes and two groups.
     """
-    by = found.group or "group"
+    by = eval_set.group or "group"
     cells = pairs.column(by) if by in pairs.store.columns else [None] * len(pairs)
     codes: dict[Any, int] = {}
     # A row without a group is one of its own: its number is no text.
     names = [row if cell is None else str(cell) for row, cell in enumerate(cells)]
     group_N = np.array([codes.setdefault(name, len(codes)) for name in names], np.int64)
-    theirs = set(map(str, found.column(found.group))) if found.group else set()
-    apart_N = np.array([name not in theirs for name in names], np.bool_)
+    eval_groups = set(map(str, eval_set.column(eval_set.group))) if eval_set.group else set()
+    apart_N = np.array([name not in eval_groups for name in names], np.bool_)
     pictures: set[bytes] = set()
     probes = {}
-    for column, labels in found.labels.items():
+    for column, labels in eval_set.labels.items():
         test_M = np.flatnonzero(labels.index_N >= 0)
         if column in pairs.store.columns:
-            pictures = pictures or {_hash(picture) for _, part in found.batches() for picture in part}
+            pictures = pictures or {_hash(picture) for _, part in eval_set.batches() for picture in part}
             number = {name: i for i, name in enumerate(labels.names)}
             values = pairs.column(column)
             index_N = np.array([-1 if value is None else number.get(str(value), -1) for value in values], np.int64)
@@ -387,13 +388,13 @@ def _probes(pairs: Pairs, found: EvalSet) -> dict[str, _Probe]:
             probes[column] = _Probe(rows_N, index_N[rows_N], group_N[rows_N], test_M, halves=False)
             if probes[column].learnable():
                 continue
-        groups_M = found.group_N[test_M]
+        groups_M = eval_set.group_N[test_M]
         first_M = split(len(test_M), groups_N=groups_M) if len(np.unique(groups_M)) > 1 else groups_M < 0
         rows_N = test_M[first_M]
-        probes[column] = _Probe(rows_N, labels.index_N[rows_N], found.group_N[rows_N], test_M[~first_M], halves=True)
+        probes[column] = _Probe(rows_N, labels.index_N[rows_N], eval_set.group_N[rows_N], test_M[~first_M], halves=True)
         if not probes[column].learnable():
             raise UsageError(
-                f"{found.path}: neither the training data, less what is in this set too, nor half of the set have rows "
+                f"{eval_set.path}: neither the training data without the rows of this set nor half of the set has rows "
                 f"of two classes of {column!r} in two groups to learn from; give a larger set, or data with {column!r}"
             )
     return probes

@@ -64,11 +64,11 @@ def clip_model(name: str, loss: Loss = "clip") -> Clip:
     Raises:
         UsageError: open_clip does not know the name.
     """
-    found = _tiny() if name == "tiny" else _of_open_clip(name)
+    clip = _tiny() if name == "tiny" else _of_open_clip(name)
     if loss == "siglip":
-        found.model.logit_bias = nn.Parameter(torch.tensor(-10.0))
-        found.model.logit_scale.data.fill_(math.log(10))
-    return found
+        clip.model.logit_bias = nn.Parameter(torch.tensor(-10.0))
+        clip.model.logit_scale.data.fill_(math.log(10))
+    return clip
 
 
 # --- tiny -----------------------------------------------------------------------------------------
@@ -138,13 +138,13 @@ class BagOfWords(nn.Module):
     @classmethod
     def tokenize(cls, texts: Sequence[str]) -> Tokens:
         """Return the hashes of each text, (N, longest) int32, filled up with 0."""
-        found = np.zeros((len(texts), cls.longest), np.int32)
+        tokens = np.zeros((len(texts), cls.longest), np.int32)
         for i, text in enumerate(texts):
             words = [f"<{word}>" for word in _WORD.findall(_JOINED.sub("", text.lower()))]
             pieces = [piece for word in words for piece in (word, *(word[j : j + 3] for j in range(len(word) - 2)))]
             hashed = [1 + zlib.crc32(piece.encode()) % (cls.hashes - 1) for piece in pieces[: cls.longest]]
-            found[i, : len(hashed)] = hashed
-        return found
+            tokens[i, : len(hashed)] = hashed
+        return tokens
 
 
 class TinyClip(nn.Module):
@@ -209,8 +209,8 @@ def _of_open_clip(name: str) -> Clip:
 
 def _tokens(tokenizer: Any) -> Callable[[Sequence[str]], Tokens]:
     def tokenize(texts: Sequence[str]) -> Tokens:
-        found: Tokens = tokenizer(list(texts)).numpy().astype(np.int32)
-        return found
+        tokens: Tokens = tokenizer(list(texts)).numpy().astype(np.int32)
+        return tokens
 
     return tokenize
 

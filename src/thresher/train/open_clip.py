@@ -61,7 +61,7 @@ _LEDGER = "pruning-ledger.npz"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class PruneOptions:
     """What the arguments that begin with ``--prune`` say; None where nothing was said.
 
     Attributes:
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
 
 
-def parse(arguments: Sequence[str]) -> tuple[Options, list[str]]:
+def parse(arguments: Sequence[str]) -> tuple[PruneOptions, list[str]]:
     """Return what the arguments say about pruning, and those that are open_clip's.
 
     Raises:
@@ -112,31 +112,31 @@ def parse(arguments: Sequence[str]) -> tuple[Options, list[str]]:
         MissingExtraError: open_clip is not installed.
     """
     offered = flags(OWN)
-    given, rest = _parser(offered).parse_known_args(list(arguments))
-    named = dict(vars(given))
-    said = {flag.flag: named.pop(_OF_POLICY + flag.flag) for flag in offered}
-    known = {"--prune", *(f"--prune-{name.replace('_', '-')}" for name in (*named, *said) if name != "policy")}
+    args, rest = _parser(offered).parse_known_args(list(arguments))
+    named = dict(vars(args))
+    of_policy = {flag.flag: named.pop(_OF_POLICY + flag.flag) for flag in offered}
+    known = {"--prune", *(f"--prune-{name.replace('_', '-')}" for name in (*named, *of_policy) if name != "policy")}
     for argument in rest:
         flag = argument.partition("=")[0]
         if flag.startswith("--prune") and flag not in known:
             raise UsageError(f"no option {flag}; --help lists those that begin with --prune.{suggest(flag, known)}")
     try:
-        POLICIES.find(given.policy)
+        POLICIES.find(args.policy)
     except UsageError as error:
-        raise UsageError(f"--prune {given.policy}: {error}") from None
+        raise UsageError(f"--prune {args.policy}: {error}") from None
     if not installed("open_clip_train"):
         raise MissingExtraError("training with open_clip", "train")
-    parameters = check_options(given.policy, said, prune=given.share, flags=True)
-    options = Options(**named, parameters=parameters)
+    parameters = check_options(args.policy, of_policy, prune=args.share, flags=True)
+    options = PruneOptions(**named, parameters=parameters)
     _check(options)
     from open_clip_train.params import parse_args
 
-    theirs = parse_args(rest)
-    options.make(theirs.epochs)
+    open_clip_args = parse_args(rest)
+    options.make(open_clip_args.epochs)
     refused = {
-        "--horovod": theirs.horovod,
-        "--distill-model": theirs.distill_model,
-        "--model coca...": "coca" in theirs.model.lower(),
+        "--horovod": open_clip_args.horovod,
+        "--distill-model": open_clip_args.distill_model,
+        "--model coca...": "coca" in open_clip_args.model.lower(),
     }
     for flag in (flag for flag, is_given in refused.items() if is_given):
         raise UsageError(
@@ -146,7 +146,7 @@ def parse(arguments: Sequence[str]) -> tuple[Options, list[str]]:
 
 
 @contextmanager
-def pruning(options: Options) -> Iterator[Any]:
+def pruning(options: PruneOptions) -> Iterator[Any]:
     """Give the module ``open_clip_train.main``, its names in :data:`SEAM` replaced until the block ends."""
     trainer = _trainer()
     own = {name: getattr(trainer, name) for name in SEAM}
@@ -174,7 +174,7 @@ def _trainer() -> Any:
 class _Run:
     """What a run's data, loss and schedule have in common: the pruner, and the batches it waits for."""
 
-    def __init__(self, options: Options, own: Mapping[str, Any]) -> None:
+    def __init__(self, options: PruneOptions, own: Mapping[str, Any]) -> None:
         self.options, self.own = options, own
         self.args: Any = None
         self.pruner: PruningSampler | StreamPruner | None = None
@@ -190,15 +190,15 @@ class _Run:
             self.args = args
             state = self._state_before(epoch)
             self.start = int(state["start"]) if state else epoch
-            theirs = data["train"]
-            streams = theirs.shared_epoch is not None
-            loader = (self._streamed if streams else self._mapped)(theirs)
+            info = data["train"]
+            streams = info.shared_epoch is not None
+            loader = (self._streamed if streams else self._mapped)(info)
             if state:
                 self.warmed = float(state["warmed"])
                 self.in_force.load_state_dict(state)
             if args.rank == 0:
                 logging.info(f"Pruning Policy: {describe(self.in_force.policy, defaults=True)}")
-            data["train"] = dataclasses.replace(theirs, dataloader=loader)
+            data["train"] = dataclasses.replace(info, dataloader=loader)
         return data
 
     def create_loss(self, args: Any) -> Any:
@@ -226,10 +226,10 @@ class _Run:
 
     # The two kinds of data
 
-    def _mapped(self, theirs: Any) -> _Loader:
+    def _mapped(self, info: Any) -> _Loader:
         from torch.utils.data import DataLoader
 
-        args, loader = self.args, theirs.dataloader
+        args, loader = self.args, info.dataloader
         batch = args.batch_size * args.accum_freq
         if loader.num_batches < args.accum_freq:
             raise UsageError(f"{loader.num_samples:,} rows fill no batch of {batch:,} a process; give a smaller one")
@@ -241,7 +241,7 @@ class _Run:
             epochs=args.epochs - self.start,
             seed=self._seed(),
         )
-        order = self._own_order(loader, theirs.sampler) if isinstance(policy, Full) else None
+        order = self._own_order(loader, info.sampler) if isinstance(policy, Full) else None
         self.pruner = sampler
         mine = DataLoader(
             with_rows(loader.dataset),
@@ -251,8 +251,8 @@ class _Run:
         )
         return _Loader(self, loader, _Unnested(mine))
 
-    def _streamed(self, theirs: Any) -> _Loader:
-        args, loader = self.args, theirs.dataloader
+    def _streamed(self, info: Any) -> _Loader:
+        args, loader = self.args, info.dataloader
         pruner = StreamPruner(
             policy=self._policy(loader),
             batch_size=args.batch_size * args.accum_freq * args.world_size,
@@ -271,14 +271,14 @@ class _Run:
         def of_ranks() -> list[Ints]:
             if distributed is None:
                 return [np.array(list(loader.sampler), np.int64)]
-            found = []
+            rows = []
             for rank in range(self.args.world_size):
                 like = DistributedSampler(
                     loader.dataset, self.args.world_size, rank, shuffle=distributed.shuffle, seed=distributed.seed
                 )
                 like.set_epoch(distributed.epoch)
-                found.append(np.array(list(like), np.int64))
-            return found
+                rows.append(np.array(list(like), np.int64))
+            return rows
 
         return of_ranks
 
@@ -361,11 +361,11 @@ class _Run:
 
         pruner = self.in_force
         if isinstance(pruner, StreamPruner):
-            found = pruner.weights(ids)
+            weights_B = pruner.weights(ids)
         else:
             of_plan = pruner.plan.weights_N if pruner.plan else None
-            found = None if of_plan is None else of_plan[ids]
-        return None if found is None else torch.from_numpy(found)
+            weights_B = None if of_plan is None else of_plan[ids]
+        return None if weights_B is None else torch.from_numpy(weights_B)
 
     def record(self, ids: npt.NDArray[Any], losses_BR: Any) -> None:
         """Give a step's losses to the pruner."""
@@ -408,8 +408,10 @@ class _Run:
                 arrays |= {"hashes": pruner.hashes_N, "checks": pruner.checks_N}
             _save(folder.parent / _LEDGER, arrays)
         if state is not None:
-            _save(folder / _beside(done), {**state, "start": np.array(self.start), "warmed": np.array(self.warmed)})
-            for path in folder.glob(_beside("*")):  # the last but one is open_clip's latest until it has saved this one
+            _save(folder / _state_name(done), {**state, "start": np.array(self.start), "warmed": np.array(self.warmed)})
+            for path in folder.glob(
+                _state_name("*")
+            ):  # the last but one is open_clip's latest until it has saved this one
                 of = int(re.sub(r"\D", "", path.name))
                 if of < done - 1 and not (folder / f"epoch_{of}.pt").exists():
                     path.unlink()
@@ -420,7 +422,7 @@ class _Run:
             return None
         import fsspec
 
-        path = os.path.join(os.path.dirname(self.args.resume), _beside(epoch))
+        path = os.path.join(os.path.dirname(self.args.resume), _state_name(epoch))
         try:
             with fsspec.open(path, "rb") as file, np.load(io.BytesIO(file.read()), allow_pickle=False) as arrays:
                 return dict(arrays)
@@ -482,9 +484,9 @@ class _Loader:
     them, and they are not to run backwards when an epoch shrinks.
     """
 
-    def __init__(self, run: _Run, theirs: Any, batches: Iterable[Any]) -> None:
+    def __init__(self, run: _Run, loader: Any, batches: Iterable[Any]) -> None:
         self.run, self.batches = run, batches
-        self.num_batches, self.num_samples = theirs.num_batches, theirs.num_samples
+        self.num_batches, self.num_samples = loader.num_batches, loader.num_samples
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         run, pruner = self.run, self.run.in_force
@@ -556,8 +558,8 @@ def insert_stage(stages: list[Any], stage: Any, *, ids: bool = True) -> None:
     import webdataset as wds
     from open_clip_train.data import tar_file_expander, tarfile_to_samples_nothrow
 
-    tars = [i for i, found in enumerate(stages) if found is tarfile_to_samples_nothrow]
-    tuples = [i for i, found in enumerate(stages) if getattr(found, "args", None) == ("image", "text")]
+    tars = [i for i, each in enumerate(stages) if each is tarfile_to_samples_nothrow]
+    tuples = [i for i, each in enumerate(stages) if getattr(each, "args", None) == ("image", "text")]
     if len(tars) != 1 or len(tuples) != 1 or tars[0] > tuples[0]:
         raise UsageError("the training pipeline of this open_clip is not known; install open_clip_torch 3.3.0")
     if ids:
@@ -606,7 +608,7 @@ def _same_rows(store: EmbeddingStore, column: Sequence[str], captions: Sequence[
     return all(alike) and len(set(captions)) > len(captions) / 2
 
 
-def _beside(epoch: int | str) -> str:
+def _state_name(epoch: int | str) -> str:
     """Return the name of the state that goes with a checkpoint; not ``.pt``, or open_clip would resume from it."""
     return f"epoch_{epoch}.pruning.npz"
 
@@ -617,7 +619,7 @@ def _save(path: Path, arrays: Mapping[str, Any]) -> None:
         np.savez(file, **plain)
 
 
-def _check(options: Options) -> None:
+def _check(options: PruneOptions) -> None:
     """Refuse what does not go together."""
     needs = POLICIES.find(options.policy).needs_selection
     if needs != (options.selection is not None):
@@ -662,12 +664,12 @@ def _parser(offered: Sequence[Flag]) -> argparse.ArgumentParser:
         help="share of the run's samples to leave out, such as 30%%",
     )
     for flag in offered:
-        how: dict[str, Any] = {"dest": _OF_POLICY + flag.flag, "default": None, "help": flag.help.replace("%", "%%")}
+        kwargs: dict[str, Any] = {"dest": _OF_POLICY + flag.flag, "default": None, "help": flag.help.replace("%", "%%")}
         if flag.kind is bool:
-            how["action"] = argparse.BooleanOptionalAction
+            kwargs["action"] = argparse.BooleanOptionalAction
         else:
-            how |= {"type": partial(_value, flag.kind), "metavar": flag.metavar}
-        add(f"--prune-{flag.flag}", **how)
+            kwargs |= {"type": partial(_value, flag.kind), "metavar": flag.metavar}
+        add(f"--prune-{flag.flag}", **kwargs)
     add("--prune-selection", dest="selection", help=f"{need}: a selection folder, or a text file with a key a line")
     add("--prune-seed", dest="seed", type=int, help="of draws and orders (open_clip's --seed)")
     add("--prune-key", dest="key", choices=tuple(KEYS), default="key", help="webdataset: what a sample is known by")

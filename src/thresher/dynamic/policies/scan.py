@@ -124,11 +124,13 @@ class Scan(Policy):
             for w in (range(_FEWEST, -1, -1) if warmup is None else (warmup,))
         ]
         reach = [0.5 * way.expected_pruned(epochs) / way.rho for way in ways]
-        told = "" if warmup is None else f", or warm up for fewer than {warmup}"
+        shorter = "" if warmup is None else f", or warm up for fewer than {warmup}"
         more = "" if mode == "both" else ", or prune both sides"
-        check_budget(pruned, epochs, max(reach), f"rho stays below 0.5; train for more epochs{told}{more}")
-        found = [replace(way, rho=0.5 * pruned / most) for way, most in zip(ways, reach, strict=True) if pruned < most]
-        return min(found, key=lambda way: (way.warmup == 0, _above(way.rho)))  # the first of equals
+        check_budget(pruned, epochs, max(reach), f"rho stays below 0.5; train for more epochs{shorter}{more}")
+        reaching = [
+            replace(way, rho=0.5 * pruned / most) for way, most in zip(ways, reach, strict=True) if pruned < most
+        ]
+        return min(reaching, key=lambda way: (way.warmup == 0, _above(way.rho)))  # the first of equals
 
     def ledger(self, rows: int) -> Ledger:
         """Return a ledger; one that keeps both directions where they are ranked after the epoch."""
