@@ -135,8 +135,8 @@ def test_reasons_of_rows_that_were_never_candidates(run: Training) -> None:
     assert never > 2
     found = coreset(run, never - 1)
     last = slow_order(ledger)[never - 1]
-    assert found.steps[0].why(last).startswith("never a candidate: but its last loss is high")
-    told = f"1 of the {never} rows that were a candidate 0 times went, and the {N - never} that were one more often"
+    assert found.steps[0].why(last).startswith("never a candidate, but its last loss is high")
+    told = f"1 of the {never} rows that were a candidate 0 times, and all {N - never} that were a candidate more often"
     assert told in found.steps[0].notes[0]
 
 
@@ -147,7 +147,7 @@ def test_rows_never_trained_on_come_last_and_are_told(run: Training, store: Embe
     run.record(run.log(), Ledger.from_state(state))
     found = coreset(run, N - 2)
     assert np.flatnonzero(~found.mask()).tolist() == [5, 9]
-    assert found.steps[0].why(5) == "never trained on: nothing is known about it"
+    assert found.steps[0].why(5) == "never trained on: there is no loss to rank it by"
     assert "2 rows were never trained on; they rank last" in found.steps[0].notes
     told = explain(found, store, "k9")["steps"][0]["history"]
     assert told == {"candidate": 0, "last": None, "kinds": [], "loss": None, "seen": None}
@@ -190,7 +190,7 @@ def test_budgets_that_cannot_be_met(run: Training, keep: str, error: type[Except
 
 def test_a_pool_that_was_moved(run: Training, store: EmbeddingStore, tmp_path: Path) -> None:
     moved = shutil.move(run.pool, tmp_path / "elsewhere")
-    with pytest.raises(PoolError, match="say where it is with --pool"):
+    with pytest.raises(PoolError, match="if the pool was moved, .* --pool"):
         reopen(coreset(run, "50%"))
     found = coreset(run, "50%", pool=str(moved))
     assert reopen(found).total == N

@@ -89,12 +89,12 @@ def test_a_plan_survives_a_checkpoint(policy: Policy) -> None:
         (lambda: Plan.from_state({}), "not the state of a plan"),
         (lambda: Static(times_N=np.array([0.5])), "type float64; give booleans or integers"),
         (lambda: Static(times_N=np.zeros(3, bool)), "no row is kept"),
-        (lambda: Static(times_N=np.array([1, -1])), "come -1 to 1 times"),
+        (lambda: Static(times_N=np.array([1, -1])), "used -1 to 1 times"),
         (lambda: Static.of_rows([], 4), "row ids of shape"),
         (lambda: Static.of_rows([4], 4), "row ids 4 to 4; there are rows 0 to 3"),
         (
             lambda: Static.of_rows([1], 4).plan(Ledger(5), 0, generator()),
-            "a selection out of 4 rows for a dataset of 5",
+            "the selection has 4 rows, but the dataset has 5",
         ),
     ],
 )

@@ -71,11 +71,11 @@ def test_selections_keep_their_repeats() -> None:
     ("name", "given", "told"),
     [
         ("skan", {}, "no policy 'skan'; there are d-pruning, .*scan.* Did you mean 'scan'"),
-        ("full", {"prune": 0.3}, "not a share"),
+        ("full", {"prune": 0.3}, "policy full does not prune"),
         ("full", {"options": {"rho": 0.3}}, "policy full has no rho; it has no options"),
         ("infobatch", {"options": {"cycle": 3}}, "policy infobatch has no cycle; it has delta"),
-        ("scan", {"prune": 0.3, "options": {"rho": 0.3}}, "rho follow from the share"),
-        ("scan", {"times_N": np.ones(3, np.int32)}, "no other policy takes one"),
+        ("scan", {"prune": 0.3, "options": {"rho": 0.3}}, "rho cannot be combined with a share"),
+        ("scan", {"times_N": np.ones(3, np.int32)}, "the other policies do not accept one"),
         ("static", {}, "policy static needs a selection"),
         ("scan", {"prune": 0.9}, "cannot prune 90.0% over 20 epochs"),
     ],
@@ -144,13 +144,13 @@ def test_flags_are_those_of_all_policies() -> None:
     known = {flag.flag: flag for flag in flags()}
     assert {"rho", "cycle", "mode", "scope", "threshold", "full-epochs", "rule", "delta", "keep", "weigh"} == set(known)
     assert known["full-epochs"].help == (
-        "d-pruning: epochs on everything at first (default: 1); scan: epochs on everything at first."
+        "d-pruning: epochs on all rows before pruning (default: 1); scan: epochs on all rows before pruning."
     )
     assert (known["full-epochs"].kind, known["full-epochs"].least) == (int, 0)
     assert (known["mode"].metavar, known["rho"].metavar, known["cycle"].metavar) == (
         "both|redundant|ill-matched", "SHARE", "N",
     )  # fmt: skip
-    with pytest.warns(PluginWarning, match="policy scan: the option cycle is not offered"):
+    with pytest.warns(PluginWarning, match="policy scan: the option cycle is not available"):
         assert "cycle" not in {flag.flag for flag in flags({"cycle"})}
 
 
@@ -181,7 +181,7 @@ def test_options_of_one_name_and_two_types_are_read_by_the_policy(monkeypatch: p
         find = staticmethod(known.__getitem__)
 
     monkeypatch.setattr(registry, "POLICIES", Point)
-    with pytest.warns(PluginWarning, match="policy nowhere: its options are not offered: NameError: name 'Unknown'"):
+    with pytest.warns(PluginWarning, match="policy nowhere: its options are not available: NameError: name 'Unknown'"):
         found = {flag.flag: flag for flag in flags()}
     assert (found["mode"].kind, found["mode"].metavar, set(found["mode"].of)) == (str, "TEXT", {"scan", "clashing"})
     assert found["my-cycle"].kind is int

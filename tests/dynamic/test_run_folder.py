@@ -62,14 +62,14 @@ def test_before_the_first_epoch(run: Training) -> None:
     (run.folder / LOG).unlink()
     (run.folder / LEDGER).unlink()
     assert run.log() == []
-    with pytest.raises(PoolError, match=r"ledger.npz: is not there; the run has not finished an epoch"):
+    with pytest.raises(PoolError, match=r"ledger.npz: no such file; the run has not finished an epoch"):
         run.ledger()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 9}, "written in another format than 1"),
+        ({"format": 9}, "is not in format 1"),
         ({"rows": "many"}, "may be damaged"),
         ({"rows": 0}, "may be damaged"),
         ({"settings": []}, "may be damaged"),
@@ -125,7 +125,7 @@ def test_a_damaged_ledger(run: Training) -> None:
 
 def test_another_pool(run: Training, tmp_path: Path) -> None:
     np.save(tmp_path / "other.npy", np.ones((N, 8), np.float32))
-    with pytest.raises(PoolError, match="is not the pool of 120 rows that .* was trained on; say where"):
+    with pytest.raises(PoolError, match="is not the pool of 120 rows that .* was trained on; give the location"):
         run.open_pool(str(tmp_path / "other.npy"))
-    with pytest.raises(PoolError, match="if the pool was moved, say where it is with --pool"):
+    with pytest.raises(PoolError, match="if the pool was moved, give its location with --pool"):
         run.open_pool(str(tmp_path / "nothing"))

@@ -458,9 +458,9 @@ def on_rank(rank: int, folder: str) -> None:
         dist.barrier()
         if ranks == 2:
             sampler = make("full", seed=rank)
-            with pytest.raises(UsageError, match="the ranks go by different orders; give all the same"):
+            with pytest.raises(UsageError, match="the ranks use different orders; give all of them the same"):
                 train(sampler)
-            with pytest.raises(UsageError, match="batches of 1 rows for 2 ranks; give each a row"):
+            with pytest.raises(UsageError, match="batches of 1 rows for 2 ranks; give 2 rows or more"):
                 iter(make("full", batch_size=1))
         dist.destroy_process_group()
 
@@ -508,12 +508,12 @@ def test_epochs_follow_one_another() -> None:
     train(sampler, until=(2, 1))
     sampler.set_epoch(2)
     for epoch in (1, 3):
-        with pytest.raises(UsageError, match=r"epoch 2 is at step 1 of 11.*end_epoch\(\) to cut"):
+        with pytest.raises(UsageError, match=r"epoch 2 is at step 1 of 11.*end_epoch\(\) to end"):
             sampler.set_epoch(epoch)
     train(sampler)
     rows = torch.arange(3)
     for call in (sampler.end_epoch, lambda: iter(sampler), lambda: sampler.set_epoch(8)):
-        with pytest.raises(UsageError, match="all 8 epochs are done; make the sampler for more"):
+        with pytest.raises(UsageError, match="all 8 epochs are done; to continue, create the sampler"):
             call()
     with pytest.raises(UsageError, match="all 8 epochs are done"):
         sampler.reduce(rows, torch.ones(3, 2))
@@ -524,7 +524,7 @@ def test_only_the_batch_that_is_next_is_taken() -> None:
     one, two = list(sampler)[:2]
     losses = torch.ones(len(one), 2)
     for rows in (two, one[:-1], one[::-1], torch.tensor(one).float(), [N] * len(one)):
-        with pytest.raises(UsageError, match="not those of step 0 of epoch 0, 19 from"):
+        with pytest.raises(UsageError, match="not those of step 0 of epoch 0, 19 ids"):
             sampler.reduce(rows, losses)
     for wrong in (losses[:-1], losses[:, 0], torch.ones(len(one), 3), torch.ones(len(one), 0)):
         with pytest.raises(UsageError, match=r"losses of shape .*; give \(19, 1\) or \(19, 2\)"):
@@ -533,7 +533,7 @@ def test_only_the_batch_that_is_next_is_taken() -> None:
     sampler.reduce(one, losses)
     with pytest.raises(UsageError, match="not those of step 1"):
         sampler.reduce(one, losses)
-    with pytest.raises(UsageError, match="the same all epoch"):
+    with pytest.raises(UsageError, match="the same for the whole epoch"):
         sampler.reduce(two, torch.ones(len(two), 1))
 
 
@@ -647,7 +647,7 @@ def test_a_state_in_mid_epoch_fits_runs_that_last_as_long(drop_last: bool) -> No
         assert seen <= length.get("samples", 10 * N)
         assert other.progress == 1
     with pytest.raises(
-        UsageError, match="of a run of 2 epochs, with the epoch it is in, and this one ends after 1; give"
+        UsageError, match="of a run of 2 epochs, including its current epoch, but this run ends after 1; give"
     ):
         made(epochs=1).load_state_dict(state)
 
@@ -698,11 +698,11 @@ def test_selections_are_told_apart_by_their_rows() -> None:
     ],
 )
 def test_arguments_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="give (1|one)"):
+    with pytest.raises(UsageError, match="give (1|exactly one)"):
         PruningSampler(N, **{"policy": Full(), "batch_size": B, "epochs": 1, **wrong})
 
 
 @pytest.mark.parametrize("wrong", [{"warmup": 1.0}, {"warmup": -0.1}, {"final": 2.0}])
 def test_schedules_out_of_range_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(UsageError, match="give shares, the warm-up below 1"):
+    with pytest.raises(UsageError, match="give shares from 0 to 1, the warm-up below 1"):
         cosine_by_progress(make("full"), **wrong)

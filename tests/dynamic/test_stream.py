@@ -308,7 +308,11 @@ def test_a_selection_by_key_can_weigh() -> None:
 
 @pytest.mark.parametrize(
     ("keys", "message"),
-    [([], "0 keys to keep of 200"), (map(str, range(201)), "201 keys to keep of 200"), (["a"] * 70000, "given 70,000")],
+    [
+        ([], "0 keys to keep of 200"),
+        (map(str, range(201)), "201 keys to keep of 200"),
+        (["a"] * 70000, "repeated 70,000"),
+    ],
 )
 def test_selections_that_cannot_be(keys: Iterable[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
@@ -434,7 +438,7 @@ def test_the_length_may_differ_but_not_end_before_the_epoch_in_progress() -> Non
     short = make("scan", epochs=1)
     before = data(short.state_dict())
     with pytest.raises(
-        UsageError, match="of a run of 2 epochs, with the epoch it is in, and this one ends after 1; give"
+        UsageError, match="of a run of 2 epochs, including its current epoch, but this run ends after 1; give"
     ):
         short.load_state_dict(state)
     assert data(short.state_dict()) == before
@@ -636,13 +640,13 @@ def test_several_processes_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_what_cannot_be_carried_out_says_why() -> None:
-    with pytest.raises(UsageError, match=r"Static goes by row numbers.*StaticKeys.of_keys"):
+    with pytest.raises(UsageError, match=r"Static uses row numbers.*StaticKeys.of_keys"):
         make("", policy=Static.of_rows([1], N))
     for wrong in ({"batch_size": 0}, {"epochs": 0}, {"samples": 0}, {"seed": -1}):
         with pytest.raises(UsageError, match="give 1 or more, and a seed below"):
             make("full", **wrong)
     pruner = make("full", epochs=1)
-    with pytest.raises(UsageError, match=r"without uid; it has __key__, row. Name its key with key="):
+    with pytest.raises(UsageError, match=r"without uid; it has __key__, row. Give the field with key="):
         next(prune_stream(pruner, key="uid")(samples([0])))
     with pytest.raises(UsageError, match="it has no fields"):
         next(prune_stream(pruner)(iter(["text"])))
@@ -658,7 +662,7 @@ def test_what_cannot_be_carried_out_says_why() -> None:
     with pytest.raises(UsageError, match="no batch of epoch 0 was trained on"):
         list(pruner.batches([]))
     pruner.reduce(ids, torch.ones(B, 2))
-    with pytest.raises(UsageError, match="the same all epoch"):
+    with pytest.raises(UsageError, match="the same for the whole epoch"):
         pruner.reduce(ids, torch.ones(B, 1))
     pruner.end_epoch()
     for call in (pruner.end_epoch, lambda: pruner.reduce(ids, torch.ones(B, 2)), lambda: next(pruner.batches([1]))):

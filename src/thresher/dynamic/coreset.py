@@ -1,9 +1,9 @@
-"""The coreset a training run leaves: the rows that training could least have done without, as a selection.
+"""The coreset of a training run: a selection that leaves out the rows which were most redundant in training.
 
-While it trained, the policy marked rows as candidates for pruning, in every cycle anew. Rows are ranked by how often
-they were (fewest first), then by how long ago, then by their last loss: see
-:func:`thresher.dynamic.ledger.coreset_ranks`. SCAN (arXiv 2411.09126) calls this its by-product; how the candidates
-of several cycles are joined is not published, and this order is ours.
+During training the policy marks rows as candidates for pruning, again in every cycle. Rows are ranked by how often
+they were candidates (fewest first), then by how long ago, then by their last loss: see
+:func:`thresher.dynamic.ledger.coreset_ranks`. SCAN (arXiv 2411.09126) calls the coreset its by-product. The paper does
+not say how to combine the candidates of several cycles; this order is ours.
 """
 
 from __future__ import annotations
@@ -27,39 +27,39 @@ NAME = "coreset"
 SCORE = "epochs in which the row was a candidate"
 
 _WHEN = "a candidate {score:.0f}\u00d7, last in epoch {marked}; last loss {loss:.4f}, in epoch {seen}"
-# By the bits of the ledger's marks, 1 redundant, 2 ill-matched, 4 left out; then what was never a candidate.
+# Indexed by the ledger's marks (bits: 1 redundant, 2 ill-matched, 4 left out); 0 for rows that were never a candidate.
 REASONS = (
-    "never a candidate: but its last loss is high ({loss:.4f}, in epoch {seen})",
+    "never a candidate, but its last loss is high ({loss:.4f}, in epoch {seen})",
     f"redundant: {_WHEN}",
     f"ill-matched: {_WHEN}",
     f"redundant in one direction and ill-matched in the other: {_WHEN}",
     f"left out: {_WHEN}",
-    "never trained on: nothing is known about it",
+    "never trained on: there is no loss to rank it by",
 )
-_LUCK = 0.1  # of the way from chance to the same candidates again: below it a ranking says little
+_LUCK = 0.1  # overlap of two searches, from 0 (chance) to 1 (the same candidates), below which a ranking says little
 _UNSEEN = len(REASONS) - 1
 
 
 def coreset(training: Training, keep: str | int | float | Keep, *, pool: str | None = None) -> Selection:
-    """Keep the rows of a run's pool that were candidates for pruning least.
+    """Keep the rows of a run's pool that were candidates for pruning least often.
 
-    Budgets are exact, and nested: a smaller one keeps a part of what a larger one keeps. The evidence of every row,
-    kept or not, is its history: "score" (epochs in which it was a candidate), "marked" (the last of them, -1 for
-    none), "marks" (as what, bits: 1 redundant, 2 ill-matched, 4 left out), "loss" (the last, NaN before the row was
-    trained on), "seen" (its epoch, -1 for never), and "code" (its reason).
+    Budgets are exact and nested: a smaller one keeps a subset of what a larger one keeps. The evidence of every row,
+    kept or not, is its history: "score" (number of epochs in which it was a candidate), "marked" (the last of them, -1
+    for none), "marks" (the kind, bits: 1 redundant, 2 ill-matched, 4 left out), "loss" (the last, NaN before the row
+    was trained on), "seen" (the epoch of this loss, -1 for never), and "code" (the number of its reason).
 
     Args:
-        training: A run, finished or not: the ledger is that of its last finished epoch.
-        keep: How many rows.
-        pool: Where the pool is now, if it was moved; checked to be the same.
+        training: A run, finished or not; the ledger is that of its last finished epoch.
+        keep: How many rows to keep.
+        pool: The current location of the pool, if it was moved; its fingerprint is checked.
 
     Returns:
         A selection of the pool with the step "coreset".
 
     Raises:
-        UsageError: The policy marks no candidates, or has not yet.
+        UsageError: The policy does not mark candidates, or has not marked any yet.
         BudgetError: More rows than there are, or less than one.
-        PoolError: Another pool, or a damaged folder.
+        PoolError: The pool is another one, or the folder is damaged.
     """
     budget = Keep.parse(keep)
     ledger, log = training.ledger(), training.log()
@@ -102,17 +102,17 @@ def _refuse_without_candidates(training: Training, ledger: Ledger, epochs: int) 
     marking = [name for name, cls in POLICIES.all().items() if cls.marks_candidates]
     if training.policy in marking:
         raise UsageError(
-            f"{training.folder}: in {epochs} epochs no row was a candidate for pruning yet, so there is nothing to "
-            "rank rows by; train on, past the warm-up and the first epoch that looks for candidates"
+            f"{training.folder}: in {epochs} epochs no row was a candidate for pruning yet, so rows cannot be ranked; "
+            "train for more epochs, past the warm-up and the first preparation epoch"
         )
     raise UsageError(
-        f"{training.folder}: the policy {training.policy} marks no candidates for pruning, so there is nothing to rank "
-        f"rows by; train with --policy {' or '.join(marking)}"
+        f"{training.folder}: the policy {training.policy} marks no candidates for pruning, so rows cannot be ranked; "
+        f"train with --policy {' or '.join(marking)}"
     )
 
 
 def _codes(ledger: Ledger) -> npt.NDArray[np.uint8]:
-    """Return the number of each row's reason; of several marks the highest but for the first two together."""
+    """Return the index of each row's reason, (N,) uint8; rows with mark 4 get reason 4 whatever their other marks."""
     codes_N = ledger.marks_N.copy()
     codes_N[ledger.marks_N > 3] = 4
     codes_N[ledger.times_N == 0] = 0
@@ -121,7 +121,7 @@ def _codes(ledger: Ledger) -> npt.NDArray[np.uint8]:
 
 
 def _notes(training: Training, ledger: Ledger, keep_N: Bools, log: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say where the cut lies, and what the ranking does not know."""
+    """Return notes on where the cut is, and on the limits of the ranking."""
     notes = []
     searches = sum(1 for entry in log if entry.get("candidates"))
     times_N = ledger.times_N
@@ -131,17 +131,17 @@ def _notes(training: Training, ledger: Ledger, keep_N: Bools, log: Sequence[Mapp
     unseen = int(np.count_nonzero(ledger.seen_N < 0))
     more = int(np.count_nonzero(times_N > most))
     notes.append(
-        f"candidates were found in {searches} of {len(log)} epochs; {went:,} of the {tied:,} rows that were a "
-        f"candidate {most} time{'s' * (most != 1)} went"
-        + (f", and the {more:,} that were one more often" if more else "")
+        f"candidates were found in {searches} of {len(log)} epochs; dropped {went:,} of the {tied:,} rows that were a "
+        f"candidate {most} time{'s' * (most != 1)}"
+        + (f", and all {more:,} that were a candidate more often" if more else "")
     )
     last = next((entry for entry in reversed(log) if entry.get("overlap") is not None), None)
     if last is not None:
         again, chance = last["overlap"], last["candidates"] / last["total"]
         if again - chance < _LUCK * (1 - chance):
             notes.append(
-                f"of the candidates of epoch {last['epoch']}, {again:.1%} had been found before, where chance would "
-                f"find {chance:.1%}: this ranking is close to chance"
+                f"of the candidates of epoch {last['epoch']}, {again:.1%} were candidates in the previous search too, "
+                f"{chance:.1%} would be by chance: this ranking is close to random"
             )
     if unseen:
         notes.append(f"{unseen:,} rows were never trained on; they rank last")

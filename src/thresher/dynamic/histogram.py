@@ -1,4 +1,4 @@
-"""Losses of an epoch in a few numbers, in bins that are the same for every epoch and every run."""
+"""A histogram of the losses of an epoch, with the same bins for every epoch and every run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from thresher.dynamic.ledger import Ints
 
 _LOWEST, _HIGHEST, _PARTS = -10, 6, 4  # bins lie from 2^-10 to 2^6, four to each doubling
-_FIRST = (_LOWEST + 127) * _PARTS  # of a float32's bits above the 21st: exponent, and two digits of the fraction
+_FIRST = (_LOWEST + 127) * _PARTS  # float32 bits above the 21st: the exponent and two bits of the fraction
 _BLOCK = 1 << 16
 _STEPS = np.arange((_HIGHEST - _LOWEST) * _PARTS + 1)
 
@@ -22,29 +22,29 @@ LOSS_EDGES: npt.NDArray[np.float64] = np.append(
 
 
 class LossHistogram:
-    """Counts losses by size, batch after batch; a bin is about a fifth wider than the one before."""
+    """Counts losses in bins, batch after batch; each bin is about a fifth wider than the one before."""
 
     def __init__(self) -> None:
-        """Start with none."""
+        """Start with empty bins."""
         self._counts: Ints = np.zeros(len(LOSS_EDGES) - 1, np.int64)
         self._held: list[npt.NDArray[np.float32]] = []
         self._rows = 0
 
     def add(self, losses_B: npt.NDArray[np.float32]) -> None:
-        """Count finite losses, (B,) float32; the array must not change before :meth:`told`."""
-        # Counted together: batches are small, and every call of NumPy costs as much as thousands of losses.
+        """Count finite losses, (B,) float32; the array must not change before :meth:`as_dict`."""
+        # Batches are small, and a NumPy call costs as much as counting thousands of losses: count many at once.
         self._held.append(losses_B)
         self._rows += len(losses_B)
         if self._rows >= _BLOCK:
             self._count()
 
     def as_dict(self) -> dict[str, Any] | None:
-        """Return what was counted, ready for JSON.
+        """Return the counts, ready for JSON.
 
         Returns:
-            "edges", B + 1 numbers of :data:`LOSS_EDGES` around all that is not empty, and "counts", B numbers of
-            losses. The first bin of all, from 0, also has negative ones, the last, to 64, also larger ones. None
-            where nothing was counted.
+            "edges", the B + 1 numbers of :data:`LOSS_EDGES` around the bins that are not empty, and "counts", the B
+            numbers of losses. The lowest bin, from 0, includes negative losses; the highest, up to 64, includes
+            larger ones. None if nothing was counted.
         """
         self._count()
         filled = np.flatnonzero(self._counts)
@@ -56,14 +56,14 @@ class LossHistogram:
     def _count(self) -> None:
         held, self._held, self._rows = self._held, [], 0
         if held:
-            # The upper bits of a positive float rise with it and name its bin; 0 is added as -0.0 would be negative.
+            # The upper bits of a positive float increase with it, and give its bin. Adding 0 turns -0.0 into 0.0.
             positive = np.maximum(np.concatenate(held), np.float32(0)) + np.float32(0)
             bins = np.clip((positive.view(np.int32) >> 21) - (_FIRST - 1), 0, len(self._counts) - 1)
             self._counts += np.bincount(bins, minlength=len(self._counts))
 
 
 def on_all_bins(histogram: Mapping[str, Any]) -> Ints:
-    """Return the counts of a histogram on all bins, so that those of several epochs can stand side by side."""
+    """Return the counts of a histogram over all bins, int64, so that epochs can be compared."""
     counts: Ints = np.zeros(len(LOSS_EDGES) - 1, np.int64)
     start = int(np.searchsorted(LOSS_EDGES, float(histogram["edges"][0])))
     values = np.asarray(histogram["counts"], np.int64)

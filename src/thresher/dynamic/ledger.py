@@ -1,4 +1,4 @@
-"""What training has told about every row: the only state of dynamic pruning."""
+"""The training history of every row: the only state of dynamic pruning."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Ints = npt.NDArray[np.int64]
 Marks = npt.NDArray[np.uint8]
 Losses = npt.NDArray[np.float32]
 
-# Why a row is a candidate for pruning; bits, as a row may be both of the first two (in one direction each).
+# Why a row is a candidate for pruning, as bits: a row may have both of the first two (in one direction each).
 REDUNDANT = 1
 ILL_MATCHED = 2
 LEFT_OUT = 4
@@ -26,35 +26,39 @@ LAST_EPOCH = int(np.iinfo(np.int16).max)
 
 
 class Ledger:
-    """What training has told about every row: plain arrays, 11 bytes a row (15 by direction, 8 more for moments).
+    """The training history of every row, as arrays: 11 bytes per row (15 with both directions, 8 more for moments).
 
     Attributes:
         losses_NR: (N, R) float32, the latest loss of each row in each direction; with R = 1 the mean of
             the directions; NaN before a row was seen.
-        seen_N: (N,) int16, the epoch a row was last seen in, -1 for never.
-        marks_N: (N,) uint8, what a row was marked as when it was last a candidate (bits, see above).
-        marked_N: (N,) int16, the epoch a row was last a candidate in, -1 for never.
-        times_N: (N,) uint16, in how many epochs a row was a candidate.
-        means_N: (N,) float32, exponentially moving mean of the loss, or None when no ``decay`` was given.
-        variances_N: (N,) float32, exponentially moving variance of the loss, or None likewise.
-        decay: What the newest loss weighs in these moments.
+        seen_N: (N,) int16, the epoch in which a row was last trained on, -1 for never.
+        marks_N: (N,) uint8, the marks a row got when it was last a candidate (bits: 1 redundant, 2 ill-matched, 4 left
+            out).
+        marked_N: (N,) int16, the epoch in which a row was last a candidate, -1 for never.
+        times_N: (N,) uint16, the number of epochs in which a row was a candidate.
+        means_N: (N,) float32, exponential moving mean of the loss, or None without ``decay``.
+        variances_N: (N,) float32, exponential moving variance of the loss, or None without ``decay``.
+        decay: Weight of the latest loss in these moments.
     """
 
     def __init__(self, rows: int, *, directions: int = 1, decay: float | None = None) -> None:
-        """Make an empty ledger; :meth:`Policy.ledger` knows what a policy needs.
+        """Create an empty ledger; use :meth:`Policy.ledger` to get what a policy needs.
 
         Args:
             rows: N, 1 to 10^9 - 1.
             directions: 1 to keep the mean of the directions, 2 to keep both.
-            decay: What the newest loss weighs in the moving mean and variance, above 0 and at most 1;
-                None keeps neither.
+            decay: Weight of the latest loss in the moving mean and variance, above 0 and at most 1;
+                None to keep neither.
+
+        Raises:
+            UsageError: A value is not allowed.
         """
         if not 0 < rows <= MOST_ROWS:
             raise UsageError(f"a ledger of {rows:,} rows; give 1 to {MOST_ROWS:,}")
         if directions not in (1, 2):
             raise UsageError(f"directions = {directions}; give 1 (their mean) or 2")
         if decay is not None and not 0 < decay <= 1:
-            raise UsageError(f"decay = {decay}; give what the newest loss weighs, above 0 and at most 1")
+            raise UsageError(f"decay = {decay}; give the weight of the latest loss, above 0 and at most 1")
         self.decay = decay
         self.losses_NR: Losses = np.full((rows, directions), np.nan, np.float32)
         self.seen_N = np.full(rows, -1, np.int16)
@@ -72,13 +76,13 @@ class Ledger:
 
     @property
     def loss_N(self) -> Losses:
-        """(N,) float32, the latest loss of each row, the mean of its directions; NaN before it was seen."""
+        """(N,) float32, the latest loss of each row, averaged over directions; NaN before it was seen."""
         return self.losses_NR[:, 0] if self.losses_NR.shape[1] == 1 else self.losses_NR.mean(axis=1)
 
     def epoch_losses(self) -> npt.NDArray[np.float64]:
-        """Return the mean loss of every epoch up to the last recorded one; NaN where nothing was recorded.
+        """Return the mean loss of every epoch up to the last recorded one, (E,); NaN where nothing was recorded.
 
-        Sums are float64 in the order of recording: the same batches in the same order give the same bits.
+        Sums are float64, in the order of recording: the same batches in the same order give identical results.
         """
         counts = np.array(self._counts, np.int64)
         means = np.full(len(counts), np.nan)
@@ -86,16 +90,16 @@ class Ledger:
         return means
 
     def record(self, rows_B: npt.ArrayLike, losses_BR: npt.ArrayLike, epoch: int, marks_B: Marks | None = None) -> None:
-        """Note the losses of a batch, and what the policy marked in it.
+        """Record the losses of a batch, and its candidates.
 
         Args:
-            rows_B: (B,) row ids, integers. A row given twice counts once, the last loss standing.
+            rows_B: (B,) row ids, integers. A repeated row counts once, with its last loss.
             losses_BR: (B, R) finite losses per row and direction, R = 1 or 2.
             epoch: The epoch the batch belongs to, 0 to 32,767.
-            marks_B: (B,) uint8 from :meth:`Policy.marks`, where the plan collects them.
+            marks_B: (B,) uint8 from :meth:`Policy.marks`, if the plan has ``collects=True``.
 
         Raises:
-            UsageError: Rows the ledger does not have, losses of another shape or not finite.
+            UsageError: The ledger does not have a row, or losses have another shape or are not finite.
         """
         rows = np.asarray(rows_B)
         losses = np.asarray(losses_BR, np.float32)
@@ -128,7 +132,7 @@ class Ledger:
             self._mark(rows[marks_B != 0], marks_B[marks_B != 0], epoch)
 
     def mark(self, marks_N: Marks, epoch: int) -> None:
-        """Note the candidates of a whole epoch, (N,) uint8 from :meth:`Policy.finish`."""
+        """Record the candidates of a whole epoch, (N,) uint8 from :meth:`Policy.finish`."""
         _check_epoch(epoch)
         rows = np.flatnonzero(marks_N)
         self._mark(rows, marks_N[rows], epoch)
@@ -140,13 +144,13 @@ class Ledger:
         self.marked_N[rows_M] = epoch
 
     def candidates(self, epoch: int, bits: int) -> Bools:
-        """(N,) bool: the rows marked in ``epoch``, and never since, as any of ``bits``."""
+        """Return the rows that were last marked in ``epoch``, with any of ``bits``; (N,) bool."""
         found_N: Bools = self.marks_N & np.uint8(bits) != 0
         found_N &= self.marked_N == epoch
         return found_N
 
     def grown(self, rows: int, at_N: Ints) -> Ledger:
-        """Return a ledger of ``rows`` rows in which this one's row i is row ``at_N[i]``; the others were never seen."""
+        """Return a larger ledger of ``rows`` rows: row i of this one becomes row ``at_N[i]``, the others are unseen."""
         ledger = Ledger(rows, directions=self.losses_NR.shape[1], decay=self.decay)
         for name in ("losses_NR", "seen_N", "marks_N", "marked_N", "times_N", "means_N", "variances_N"):
             array = getattr(self, name)
@@ -173,10 +177,10 @@ class Ledger:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Array]) -> Ledger:
-        """Make the ledger that :meth:`state` was taken of.
+        """Restore a ledger from :meth:`state`.
 
         Raises:
-            UsageError: Arrays missing, or of other shapes or types than a ledger has.
+            UsageError: Arrays are missing, or have shapes or types that a ledger does not have.
         """
         if "losses" not in state or np.ndim(state["losses"]) != 2:
             raise UsageError("not the state of a ledger: it has no losses of shape (rows, directions)")
@@ -204,11 +208,11 @@ class Ledger:
 
 
 def coreset_ranks(ledger: Ledger) -> Ints:
-    """Rank rows by how little training could have done without them: 0 is the row to keep first.
+    """Rank rows for a coreset: 0 is the row to keep first, the highest ranks were most redundant.
 
-    Fewest times a candidate first, then the longest ago, then the lowest loss, then the lower row id; rows
-    never seen come last. Ranks are nested: the rows ranked below k are a coreset of k rows, for any k.
-    The published code leaves open how the candidates of several cycles are joined; this order is ours.
+    Rows that were a candidate fewest times come first, then those for which it was longest ago, then the lowest loss,
+    then the lower row id; rows never seen come last. Ranks are nested: the rows ranked below k are a coreset of k rows,
+    for any k. The published code does not combine the candidates of several cycles; this order is ours.
 
     Returns:
         (N,) int64, a permutation of 0 .. N - 1.

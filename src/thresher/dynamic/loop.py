@@ -1,7 +1,7 @@
-"""What the loops that prune share, for datasets with row numbers and for streams.
+"""The code shared by the sampler (datasets with row numbers) and the stream pruner.
 
-:class:`PruningLoop` knows where a run is: the epoch, the plan in force, the steps done and to come, the log, and the
-part of the state that any loop saves. :func:`record_epoch` enters an epoch into the ledger.
+:class:`PruningLoop` keeps the position in a run: the epoch, the current plan, the steps done and left, the log, and the
+part of the state that both save. :func:`record_epoch` records an epoch in the ledger.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _ANY = REDUNDANT | ILL_MATCHED | LEFT_OUT
 
 
 class PruningLoop(ABC):
-    """Where a run that prunes is, epoch by epoch; not for use by itself.
+    """Base class that keeps the position in a run that prunes.
 
     Attributes:
-        policy: What says which rows to train on.
+        policy: The policy that chooses the rows of each epoch.
         batch_size: Rows of a batch over all ranks.
         epochs: Length of the run.
-        seed: Of orders, draws and ties; the same on all ranks.
-        epoch: The epoch in progress; the one after the last when the run is done.
-        step: Batches of it that are done.
-        plan: The plan in force; None when all epochs are done.
+        seed: Seed of orders, draws and ties; the same on all ranks.
+        epoch: The current epoch, from 0; ``epochs`` when the run is done.
+        step: Number of batches of this epoch that are done.
+        plan: The current plan; None when all epochs are done.
     """
 
     policy: Policy
@@ -48,17 +48,17 @@ class PruningLoop(ABC):
     epoch: int
     step: int
     plan: Plan | None
-    _kind: str  # what messages call it
-    _steps: int  # of the epoch in progress
-    _steps_before: int  # at the start of the epoch, as the next
-    _progress_before: float
+    _kind: str  # its name in messages
+    _steps: int  # steps of the current epoch
+    _steps_before: int  # steps of the run before the current epoch
+    _progress_before: float  # progress at the start of the current epoch
     _log: list[dict[str, Any]]
 
     @abstractmethod
     def end_epoch(self) -> None:
-        """Cut the epoch short, all ranks together: record what was trained on and plan the next.
+        """End the epoch early, on all ranks together: record the losses and plan the next epoch.
 
-        The last step of an epoch does this by itself.
+        The last step of an epoch calls this automatically.
         """
 
     @abstractmethod
@@ -67,27 +67,28 @@ class PruningLoop(ABC):
 
     @abstractmethod
     def _share_done(self) -> float:
-        """Return the share that is done of what was left when the epoch began, 0 to 1."""
+        """Return how much of what was left at the start of the epoch is done, 0 to 1."""
 
     @abstractmethod
     def _steps_later(self) -> int:
-        """Return the steps that are forecast for the epochs to come."""
+        """Return the number of steps forecast for the epochs after this one."""
 
     @abstractmethod
     def _length(self) -> str:
         """Return the length of the run in words, such as "9 epochs"."""
 
     def __len__(self) -> int:
-        """Return the batches of the epoch that are still to come."""
+        """Return the number of batches left in the epoch."""
         return self._steps - self.step
 
     def log(self) -> list[dict[str, Any]]:
-        """Return what happened, one entry per finished epoch, of plain values that go into JSON.
+        """Return one entry per finished epoch, of plain values that can be written as JSON.
 
-        ``rows`` the plan kept of ``total``; ``pruned_so_far`` is the share the plans left out since epoch 0.
-        ``samples`` were trained on, of which ``not_finite`` had no finite loss and were not recorded. ``overlap`` is
-        the share of the ``candidates`` that the last epoch to find any had found as well. ``histogram`` counts the
-        losses in bins that all epochs share, see :func:`thresher.dynamic.histogram.LossHistogram`.
+        The plan kept ``rows`` of ``total``; ``pruned_so_far`` is the share that the plans left out since epoch 0.
+        ``samples`` were trained on; ``not_finite`` of them had no finite loss and were not recorded. ``overlap`` is
+        the share of the ``candidates`` that were also candidates in the previous epoch with candidates. ``histogram``
+        counts losses in bins that are the same for all epochs, see
+        :class:`thresher.dynamic.histogram.LossHistogram`.
         """
         return [dict(entry) for entry in self._log]
 
@@ -95,31 +96,31 @@ class PruningLoop(ABC):
     def progress(self) -> float:
         """The share of the run that is done, 0 to 1.
 
-        An epoch moves it by its part of what was left when it began: what the forecasts had wrong is spread over what
-        is left, so that progress never jumps, never falls, and ends at 1.
+        Errors of the forecasts are spread over the rest of the run, so that progress never jumps, never decreases, and
+        ends at 1.
         """
         if self.plan is None:
             return 1.0
         return self._progress_before + (1 - self._progress_before) * self._share_done()
 
     def steps_left(self) -> int:
-        """Return the steps to come: exact for this epoch, for later ones by the forecast of the policy."""
+        """Return the number of steps left: exact for this epoch, forecast by the policy for later ones."""
         return len(self) + self._steps_later()
 
     def total_steps(self) -> int:
-        """Return the steps of the whole run: those done, and :meth:`steps_left`."""
+        """Return the number of steps of the whole run: those done plus :meth:`steps_left`."""
         return self._steps_before + self.step + self.steps_left()
 
     def _in_force(self) -> Plan:
         if self.plan is None:
-            raise UsageError(f"all {self._length()} are done; make the {self._kind} for more to go on")
+            raise UsageError(f"all {self._length()} are done; to continue, create the {self._kind} with a longer run")
         return self.plan
 
     def _rng(self, *purpose: str | int) -> np.random.Generator:
         return generator(self.seed, *purpose)
 
     def _next(self, plan: Plan, rows: int, total: int, pruned_so_far: float, recorded: Mapping[str, Any]) -> None:
-        """Enter the epoch into the log, and begin the one after it."""
+        """Add the epoch to the log, and begin the next one."""
         self._log.append(
             {
                 "epoch": self.epoch,
@@ -139,7 +140,7 @@ class PruningLoop(ABC):
     def _state(
         self, numbers: list[int], arrays: Mapping[str, npt.NDArray[Any]], ledger: Ledger | None
     ) -> dict[str, Any]:
-        """Return a state: the version and ``numbers``, ``arrays``, progress, ledger, plan, policy and log."""
+        """Return the state: the version and ``numbers``, ``arrays``, progress, ledger, plan, policy and log."""
         import torch
 
         arrays = {
@@ -150,18 +151,22 @@ class PruningLoop(ABC):
             **{f"plan.{name}": array for name, array in (self.plan.state() if self.plan is not None else {}).items()},
         }
         if ledger is not None:
-            arrays["ledger.times"] = arrays["ledger.times"].view(np.int16)  # not every torch knows uint16
+            arrays["ledger.times"] = arrays["ledger.times"].view(np.int16)  # some versions of torch have no uint16
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         return {**tensors, "policy": describe(self.policy), "log": json.dumps(self._log)}
 
     def _loaded(self, state: Mapping[str, Any], needed: set[str], same: Mapping[str, Any], more: int) -> LoadedState:
-        """Return what a state has; refuse that of another run.
+        """Check a state and return its contents.
 
         Args:
-            state: As :meth:`_state` returned it.
-            needed: Names of arrays it must have, beside those that every state has.
-            same: What must be as it is here, by name, in the order of the numbers; the policy is compared too.
-            more: How many numbers come after these.
+            state: The result of :meth:`_state`.
+            needed: Names of arrays it must have, in addition to those that every state has.
+            same: Values that must be equal in the state, by name, in the order of the numbers; the policy is compared
+                too.
+            more: How many numbers follow these.
+
+        Raises:
+            UsageError: The state is of another kind or of another run.
         """
         arrays = {name: as_array(state[name]) for name in state}
         needed = needed | {"numbers", "progress", "policy", "log"}
@@ -190,7 +195,7 @@ class PruningLoop(ABC):
 
 @dataclasses.dataclass(frozen=True)
 class LoadedState:
-    """A state that was checked; see :meth:`PruningLoop._opened`."""
+    """The contents of a checked state; see :meth:`PruningLoop._loaded`."""
 
     numbers: list[int]
     arrays: Mapping[str, npt.NDArray[Any]]
@@ -201,10 +206,10 @@ class LoadedState:
 
 
 def refuse_shorter(needed: int, length: int | None, unit: str) -> None:
-    """Refuse the state of a run that is longer than this one, its epoch in progress included."""
+    """Raise UsageError if this run is too short to finish the current epoch of a loaded state."""
     if length is not None and needed > length:
         raise UsageError(
-            f"the state of a run of {needed:,} {unit}, with the epoch it is in, and this one ends after "
+            f"the state is of a run of {needed:,} {unit}, including its current epoch, but this run ends after "
             f"{length:,}; give {unit}={needed} or more"
         )
 
@@ -216,14 +221,17 @@ def record_epoch(
     batches: Iterable[tuple[Ints, Losses]],
     rng: Callable[..., np.random.Generator],
 ) -> dict[str, Any]:
-    """Record an epoch in the ledger, batch by batch, with the candidates found in it; return what the log tells.
+    """Record the losses of an epoch in the ledger, and mark its candidates.
 
     Args:
-        policy: What planned the epoch.
-        ledger: Changed in place.
+        policy: The policy that planned the epoch.
+        ledger: The ledger; changed in place.
         plan: The plan of the epoch.
-        batches: The rows of every global batch and their losses (B, R), in step order.
-        rng: Makes the generator for a purpose, from words and numbers.
+        batches: The rows (B,) of every global batch and their losses (B, R), in step order.
+        rng: Returns the generator for a purpose, given as strings and integers.
+
+    Returns:
+        The entry of the log, as far as it depends on the losses; see :meth:`PruningLoop.log`.
     """
     epoch = plan.epoch
     last = int(ledger.marked_N.max())
@@ -256,7 +264,7 @@ def record_epoch(
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """Return this process's rank, and how many there are."""
+    """Return the rank of this process and the number of processes."""
     import torch.distributed as dist
 
     together = dist.is_available() and dist.is_initialized()
@@ -264,7 +272,7 @@ def rank_and_world_size() -> tuple[int, int]:
 
 
 def all_gather(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """Return the tensors of all ranks, which have one shape."""
+    """Return the tensors of all ranks, by rank; they must have the same shape."""
     import torch
     import torch.distributed as dist
 
@@ -277,16 +285,16 @@ def all_gather(tensor: torch.Tensor) -> list[torch.Tensor]:
 
 
 def as_array(values: Any) -> npt.NDArray[Any]:
-    """Return a tensor, an array or numbers as an array on the CPU."""
+    """Return a tensor, an array or a list of numbers as a NumPy array."""
     return np.asarray(values.cpu() if hasattr(values, "cpu") else values)
 
 
 def describe(policy: Any, *, defaults: bool = False) -> str:
-    """Return the policy with the parameters that are not their defaults, an array by its digest.
+    """Return the policy as text, with the parameters that differ from their defaults, and arrays by their digest.
 
     Args:
         policy: A dataclass.
-        defaults: Tell every parameter, for people: fractions to four digits.
+        defaults: Include every parameter, for people: floats to four digits.
     """
     parts = []
     for item in dataclasses.fields(policy):

@@ -1,18 +1,18 @@
-"""Contrastive losses of single samples, one per direction, for the loop that prunes while it trains.
+"""Contrastive losses per sample and direction, for pruning in the training loop.
 
 Shapes: B rows of this rank's batch, N rows over all ranks (N = B without ``gather``), D dimensions, K rows of a queue,
 R directions.
 
-Every loss returns (B, R) float32, differentiable; its mean over both axes is the usual training loss. Rows of features
-may have any length and any floating dtype: they are brought to float32 and unit length here, which changes nothing for
-a model that already does so. Products and softmax are float32 under autocast too. Losses of rows that are all but
-solved keep their digits (1e-20 is not rounded to 0), so they can still be ranked.
+Every loss returns (B, R) float32, differentiable; its mean over both axes is the usual training loss. Features may have
+any norm and any floating-point dtype: they are converted to float32 and normalized here, which has no effect if the
+model already does so. Products and softmax are float32 under autocast too. Very small losses keep their precision
+(1e-20 is not rounded to 0), so they can still be ranked.
 
-With ``gather=True`` (CLIP, SigLIP, MoCo v3, SimCLR) the features of all ranks of the default process group stand in
-the softmax; the losses returned are those of this rank's rows, and gradients flow back to the ranks that the features
+With ``gather=True`` (CLIP, SigLIP, MoCo v3, SimCLR) the softmax or sum is over the features of all ranks of the default
+process group. The losses returned are those of this rank's rows, and gradients flow back to the ranks that the features
 came from. Averaging gradients over ranks, as DistributedDataParallel does, gives the gradient of the mean over all N
-rows if every rank has the same B. Ranks may differ in B (each call exchanges the sizes first); then weigh every row
-by ``B * ranks / N`` in :func:`reduce` for that mean.
+rows if every rank has the same B. If B differs between ranks (each call gathers the sizes first), pass the weight
+``B * ranks / N`` for every row to :func:`reduce` to get that mean.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ try:
 except ImportError:
     raise MissingExtraError("pruning in the training loop", "torch") from None
 
-_STRUCK = torch.finfo(torch.float32).min  # a logit that counts for nothing, yet finite: a batch of one has gradients
+_MASKED = torch.finfo(torch.float32).min  # a logit without effect; finite, so that a batch of one has gradients
 
 
 def clip_losses(
@@ -39,7 +39,7 @@ def clip_losses(
     Args:
         image_BD: (B, D) features.
         text_BD: (B, D) features; row i belongs to image i.
-        scale: What cosines are multiplied by, one number: ``logit_scale.exp()``, not its logarithm.
+        scale: The factor of the cosines, one number: ``logit_scale.exp()``, not its logarithm.
         gather: Contrast with the rows of all ranks.
 
     Returns:
@@ -62,14 +62,14 @@ def siglip_losses(
 ) -> torch.Tensor:
     """Return the sigmoid losses of each row's pairs, summed over the row (Zhai et al., 2303.15343).
 
-    Direction 0 sums over image i with every text, direction 1 over text i with every image. Every pair is thus in
-    one row of either direction, and since SigLIP divides the sum over all pairs by the batch, the mean is its loss.
+    Direction 0 sums over image i with every text, direction 1 over text i with every image. So every pair is in one
+    row of each direction. SigLIP divides the sum over all pairs by the batch size, so the mean here is its loss.
 
     Args:
         image_BD: (B, D) features.
         text_BD: (B, D) features; row i belongs to image i.
-        scale: What cosines are multiplied by, one number: ``logit_scale.exp()``, not its logarithm.
-        bias: What is then added, one number (-10 at the start of published training).
+        scale: The factor of the cosines, one number: ``logit_scale.exp()``, not its logarithm.
+        bias: A number added to the scaled cosines (-10 at the start of training, as published).
         gather: Contrast with the rows of all ranks.
 
     Returns:
@@ -86,15 +86,15 @@ def siglip_losses(
 def moco_v2_losses(
     query_BD: torch.Tensor, key_BD: torch.Tensor, queue_KD: torch.Tensor, temperature: float
 ) -> torch.Tensor:
-    """Return InfoNCE of each query, its key against a queue (He et al., 1911.05722; Chen et al., 2003.04297).
+    """Return the InfoNCE loss of each query: its key against a queue (He et al., 1911.05722; Chen et al., 2003.04297).
 
     As published, no gradient flows to keys and queue. The queue may be overwritten before ``backward``.
 
     Args:
         query_BD: (B, D) features.
-        key_BD: (B, D) features of the other view by the momentum encoder.
-        queue_KD: (K, D) earlier keys, one a row.
-        temperature: What cosines are divided by, above 0 (0.2 in MoCo v2, 0.07 in MoCo).
+        key_BD: (B, D) features of the other view from the momentum encoder.
+        queue_KD: (K, D) earlier keys, one per row.
+        temperature: The divisor of the cosines, above 0 (0.2 in MoCo v2, 0.07 in MoCo).
 
     Returns:
         (B, 1). The mean equals MoCo's loss.
@@ -102,7 +102,7 @@ def moco_v2_losses(
     query_BD, key_BD = _unit(query=query_BD, key=key_BD.detach())
     if queue_KD.ndim != 2 or queue_KD.shape[1] != query_BD.shape[1]:
         hint = "; MoCo's own buffer is (D, K): pass queue.T" if queue_KD.shape[:1] == query_BD.shape[1:] else ""
-        expected = f"(K, {query_BD.shape[1]}), one key a row"
+        expected = f"(K, {query_BD.shape[1]}), one key per row"
         raise UsageError(f"queue must be {expected}; got {tuple(queue_KD.shape)}{hint}")
     query_BD = query_BD / _temperature(temperature)
     (queue_KD,) = _unit(queue=queue_KD.detach())
@@ -119,7 +119,7 @@ def moco_v3_losses(
     *,
     gather: bool = False,
 ) -> torch.Tensor:
-    """Return InfoNCE of each query against the other view's keys of the batch (Chen et al., 2104.02057).
+    """Return the InfoNCE loss of each query against the other view's keys of the batch (Chen et al., 2104.02057).
 
     The published loss is a sum over directions, ctr(q1, k2) + ctr(q2, k1), of cross-entropies scaled by
     2 * temperature. An entry here is twice its term, so that the mean equals that sum. As published, no gradient flows
@@ -128,9 +128,9 @@ def moco_v3_losses(
     Args:
         q1_BD: (B, D) predictions for view 1.
         q2_BD: (B, D) predictions for view 2.
-        k1_BD: (B, D) features of view 1 by the momentum encoder.
-        k2_BD: (B, D) features of view 2 by the momentum encoder.
-        temperature: What cosines are divided by, above 0 (0.2 for ViT-B, 1.0 for ResNet-50).
+        k1_BD: (B, D) features of view 1 from the momentum encoder.
+        k2_BD: (B, D) features of view 2 from the momentum encoder.
+        temperature: The divisor of the cosines, above 0 (0.2 for ViT-B, 1.0 for ResNet-50).
         gather: Contrast with the keys of all ranks.
 
     Returns:
@@ -149,12 +149,12 @@ def moco_v3_losses(
 def simclr_losses(
     z1_BD: torch.Tensor, z2_BD: torch.Tensor, temperature: float, *, gather: bool = False
 ) -> torch.Tensor:
-    """Return NT-Xent of each view: the other view against all other rows of both views (Chen et al., 2002.05709).
+    """Return the NT-Xent loss of each view: its other view against all other rows of both (Chen et al., 2002.05709).
 
     Args:
         z1_BD: (B, D) projections of view 1.
         z2_BD: (B, D) projections of view 2.
-        temperature: What cosines are divided by, above 0 (0.1 to 0.5 as published).
+        temperature: The divisor of the cosines, above 0 (0.1 to 0.5 as published).
         gather: Contrast with the rows of all ranks.
 
     Returns:
@@ -171,32 +171,35 @@ def simclr_losses(
 
 
 def reduce(losses_BR: torch.Tensor, weights_B: torch.Tensor | None = None) -> torch.Tensor:
-    """Return the number to call ``backward`` on: sum(weight * loss) / B, the loss being the mean over directions.
+    """Return a scalar to call ``backward`` on: sum(weight * loss) / B, where the loss is the mean over directions.
 
-    The divisor is the number of rows, never the sum of weights: a row of weight 1 / (1 - r) stands for itself and the
-    rows that were dropped in its place with probability r (InfoBatch, 2303.04947). For losses that do not depend on
-    each other that is unbiased. In a contrastive batch it is not exactly so: a loss depends on the negatives beside
-    it, and pruning changes those too.
+    The divisor is the number of rows, not the sum of weights: a row with weight 1 / (1 - r) also represents rows that
+    were left out with probability r (InfoBatch, 2303.04947). This is unbiased for losses that do not depend on each
+    other. In a contrastive batch it is only approximately unbiased: a loss depends on the negatives in the batch, and
+    pruning changes those too.
 
     Args:
-        losses_BR: (B, R) losses, of any function of this module.
-        weights_B: (B,) weights, by default all 1.
+        losses_BR: (B, R) losses, from any function of this module.
+        weights_B: (B,) weights; None for 1.
 
     Returns:
-        A number, differentiable in the losses; 0 for no rows.
+        A scalar, differentiable in the losses; 0 for no rows.
+
+    Raises:
+        UsageError: The shapes do not fit.
     """
     if losses_BR.ndim != 2 or not losses_BR.shape[1]:
         raise UsageError(f"losses must be (B, directions); got {tuple(losses_BR.shape)}")
     losses_B = losses_BR.mean(1)
     if weights_B is not None:
         if weights_B.shape != losses_B.shape:
-            raise UsageError(f"weights must be ({len(losses_B)},), one a row; got {tuple(weights_B.shape)}")
+            raise UsageError(f"weights must be ({len(losses_B)},), one per row; got {tuple(weights_B.shape)}")
         losses_B = losses_B * weights_B.detach().to(losses_B)
     return losses_B.sum() / max(len(losses_B), 1)
 
 
 def _unit(**rows: torch.Tensor) -> list[torch.Tensor]:
-    """Return matrices of one shape as unit rows in float32."""
+    """Return matrices of the same shape with unit rows in float32."""
     shapes = {name: tuple(row.shape) for name, row in rows.items()}
     if len(set(shapes.values())) > 1 or any(len(shape) != 2 for shape in shapes.values()):
         got = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
@@ -221,7 +224,7 @@ def _temperature(value: float) -> float:
 def _softmax_loss(positive_B: torch.Tensor, *others_BN: torch.Tensor) -> torch.Tensor:
     """Return -log(softmax) of the positive (B,) among itself and the others.
 
-    As log(1 + exp(others - positive)), which unlike log_softmax does not round small losses to 0.
+    Computed as log(1 + exp(others - positive)), which unlike log_softmax does not round small losses to 0.
     """
     total_B = others_BN[0].logsumexp(1)
     for more_BN in others_BN[1:]:
@@ -237,10 +240,10 @@ def _products(rows_BD: torch.Tensor, columns_ND: torch.Tensor) -> torch.Tensor:
 def _others(
     rows_BD: torch.Tensor, columns_ND: torch.Tensor, start: int, bias: float | torch.Tensor = 0.0
 ) -> torch.Tensor:
-    """Return the products (B, N) plus bias, with row i's own column, start + i, struck out."""
+    """Return the products (B, N) plus bias, with row i's own column, start + i, masked."""
     products_BN = _products(rows_BD, columns_ND)
-    products_BN += bias  # in place, as is the next line: a second (B, N) would be kept for backward
-    products_BN.diagonal(start).fill_(_STRUCK)
+    products_BN += bias  # in place, like the next line, so that backward does not keep a second (B, N) tensor
+    products_BN.diagonal(start).fill_(_MASKED)
     return products_BN
 
 
@@ -252,13 +255,13 @@ def _both_ways(
     start: int,
     bias: float | torch.Tensor = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return :func:`_others` of a with all b and of b with all a; one matrix and its transpose if that is all."""
+    """Return :func:`_others` of a with all b and of b with all a; one matrix and its transpose on a single rank."""
     a_BN = _others(a_BD, all_b_ND, start, bias)
     return a_BN, a_BN.T if all_b_ND is b_BD else _others(b_BD, all_a_ND, start, bias)
 
 
 def _everywhere(gather: bool, *rows_BD: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], int]:
-    """Return the rows of all ranks, by rank, and where among them this rank's begin."""
+    """Return the rows of all ranks, in rank order, and the position of this rank's first row."""
     if not gather:
         return rows_BD, 0
     if not (dist.is_available() and dist.is_initialized()):
@@ -269,7 +272,7 @@ def _everywhere(gather: bool, *rows_BD: torch.Tensor) -> tuple[tuple[torch.Tenso
     sizes = [torch.empty_like(size) for _ in range(dist.get_world_size())]
     dist.all_gather(sizes, size)
     counts = torch.cat(sizes).tolist()
-    gathered = _Gather.apply(torch.cat(rows_BD, dim=1), counts)  # together: one exchange forward, one backward
+    gathered = _Gather.apply(torch.cat(rows_BD, dim=1), counts)  # joined: one all_gather forward, one backward
     return gathered.chunk(len(rows_BD), dim=1), sum(counts[: dist.get_rank()])
 
 
@@ -279,7 +282,7 @@ class _Gather(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, rows_BD: torch.Tensor, counts: list[int]) -> torch.Tensor:
         ctx.start, ctx.size = sum(counts[: dist.get_rank()]), len(rows_BD)
-        padded = F.pad(rows_BD, (0, 0, 0, max(counts) - len(rows_BD)))  # ranks exchange equal shapes
+        padded = F.pad(rows_BD, (0, 0, 0, max(counts) - len(rows_BD)))  # all_gather needs equal shapes
         parts = [torch.empty_like(padded) for _ in counts]
         dist.all_gather(parts, padded)
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])

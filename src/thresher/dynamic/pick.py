@@ -1,4 +1,4 @@
-"""Exact numbers of rows, the lowest or at random, in little memory."""
+"""Choose an exact number of rows, the lowest or at random, with little memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BLOCK = 1 << 18
 
 
 def whole(number: float) -> int:
-    """Round down to a whole number of rows, but not for want of a float's last digits: 0.29 * 100 is 29."""
+    """Round down to a whole number of rows, tolerating floating-point error: 0.29 * 100 gives 29."""
     return math.floor(round(number, 6))
 
 
@@ -22,8 +22,11 @@ def lowest(scores_N: npt.NDArray[Any], k: int) -> Bools:
     """Mark the ``k`` lowest scores; among equal scores the lower row wins.
 
     Args:
-        scores_N: (N,) numbers without NaN.
-        k: How many, 0 to N.
+        scores_N: (N,) numbers, no NaN.
+        k: Number of rows to mark, 0 to N.
+
+    Returns:
+        (N,) bool.
     """
     if k == 0:
         return np.zeros(len(scores_N), np.bool_)
@@ -35,15 +38,18 @@ def lowest(scores_N: npt.NDArray[Any], k: int) -> Bools:
 
 
 def draw(marked_N: Bools, k: int, rng: np.random.Generator) -> Bools:
-    """Mark ``k`` of the rows marked, every set of ``k`` equally likely.
+    """Draw ``k`` of the marked rows without replacement, every set of ``k`` equally likely.
 
-    Block by block: how many fall into each block is one hypergeometric draw, which ones is drawn inside
-    it. So nothing larger than a block is permuted, and N may be anything below 10^9.
+    One hypergeometric draw gives the number of rows per block; the rows are then drawn block by block. So nothing
+    larger than a block is permuted, and N may be anything below 10^9.
 
     Args:
         marked_N: (N,) bool, the rows to draw from.
-        k: How many, 0 to the number of rows marked.
-        rng: Source of the draw; the same state gives the same rows.
+        k: Number of rows to draw, 0 to the number of marked rows.
+        rng: Random generator; the same state gives the same rows.
+
+    Returns:
+        (N,) bool.
     """
     starts = range(0, len(marked_N), _BLOCK)
     sizes = np.array([np.count_nonzero(marked_N[lo : lo + _BLOCK]) for lo in starts], np.int64)

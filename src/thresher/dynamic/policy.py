@@ -1,6 +1,6 @@
-"""What a policy is, and the plan it makes for an epoch.
+"""The interface of a policy, and the plan it makes for an epoch.
 
-An epoch, as a training loop goes through it::
+One epoch in a training loop::
 
     plan = policy.plan(ledger, epoch, rng)
     for rows_B in batches(plan.rows()):
@@ -30,23 +30,23 @@ Ints = npt.NDArray[np.int64]
 
 Phase = Literal["everything", "warm-up", "preparation", "mutation", "pruned"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
-PRUNE = 0.3  # what a policy leaves out that was published with several shares, where none is given
+PRUNE = 0.3  # the default share to leave out, for policies that were published with several shares
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Plan:
-    """Which rows to train on in one epoch, and what they weigh.
+    """The rows to train on in one epoch, and their weights.
 
-    A checkpoint in the middle of an epoch must carry the plan in force (:meth:`state`): by then the
-    ledger has moved on, and planning again would give other rows.
+    A checkpoint in the middle of an epoch must contain the current plan (:meth:`state`): the ledger may have changed
+    since, and planning again would choose other rows.
 
     Attributes:
-        epoch: The epoch planned.
-        phase: What the epoch is, in words.
-        total: N, the rows of the dataset.
+        epoch: The epoch of the plan.
+        phase: The kind of epoch, one of :data:`PHASES`.
+        total: N, the number of rows of the dataset.
         kept_N: (N,) bool, the rows to train on; None for all.
-        weights_N: (N,) float32, what the loss of each row is multiplied by; None for 1.
-        repeats_N: (N,) int32, how often each row comes, 0 where it is not kept; None for once.
+        weights_N: (N,) float32, the factor of each row's loss; None for 1.
+        repeats_N: (N,) int32, how often each row is used, 0 where it is not kept; None for once.
         collects: Whether the policy marks candidates in every batch of this epoch.
     """
 
@@ -59,18 +59,18 @@ class Plan:
     collects: bool = False
 
     def __len__(self) -> int:
-        """Return the number of samples of the epoch, repeats counted."""
+        """Return the number of samples of the epoch, including repeats."""
         if self.repeats_N is not None:
             return int(self.repeats_N.sum(dtype=np.int64))
         return self.total if self.kept_N is None else int(np.count_nonzero(self.kept_N))
 
     @property
     def pruned(self) -> float:
-        """The share of samples saved: 1 - samples / rows; below 0 where repeats make the epoch longer."""
+        """The share of samples saved: 1 - samples / rows; negative if repeats make the epoch longer."""
         return 1 - len(self) / self.total
 
     def rows(self) -> Ints:
-        """Return the ids of the samples of the epoch, int64, ascending; a row that repeats comes repeatedly."""
+        """Return the row ids of the samples of the epoch, int64, ascending; repeated rows are listed repeatedly."""
         if self.repeats_N is not None:
             return np.repeat(np.arange(self.total, dtype=np.int64), self.repeats_N)
         if self.kept_N is None:
@@ -78,7 +78,7 @@ class Plan:
         return np.flatnonzero(self.kept_N).astype(np.int64, copy=False)
 
     def state(self) -> dict[str, Array]:
-        """Return the plan as plain arrays, for a checkpoint; the mask takes one bit a row."""
+        """Return the plan as plain arrays, for a checkpoint; the mask takes one bit per row."""
         numbers = [self.epoch, PHASES.index(self.phase), self.total, self.collects]
         arrays: dict[str, Array] = {"numbers": np.array(numbers, np.int64)}
         if self.kept_N is not None:
@@ -91,9 +91,13 @@ class Plan:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Array]) -> Plan:
-        """Make the plan that :meth:`state` was taken of."""
+        """Restore a plan from :meth:`state`.
+
+        Raises:
+            UsageError: The arrays are not the state of a plan.
+        """
         if "numbers" not in state or np.shape(state["numbers"]) != (4,):
-            raise UsageError("not the state of a plan: it has no four numbers")
+            raise UsageError("not the state of a plan: 'numbers' is missing or does not have shape (4,)")
         epoch, phase, total, collects = (int(number) for number in state["numbers"])
         kept = np.unpackbits(np.asarray(state["kept"]), count=total).astype(np.bool_) if "kept" in state else None
         return cls(
@@ -108,19 +112,20 @@ class Plan:
 
 
 class Policy(Protocol):
-    """A rule for what to train on next: frozen parameters and pure methods, all state in the ledger.
+    """A rule that chooses the rows of each epoch: frozen parameters and pure methods, all state in the ledger.
 
-    The same ledger, epoch and generator state give the same answer.
+    The same ledger, epoch and generator state give the same result.
 
-    A policy is a frozen dataclass in a file of its own. Its fields are its options, and flags of the same names. Their
-    ``metadata`` may have: ``help``, one line without a full stop; ``flag``, what it is called on command lines if not
-    its name; ``least``, the least whole number allowed; ``follows``, True where it follows from a share to prune, and
-    so is not given beside one; ``option``, False for a field that is no option, such as the length of the run.
+    A policy is a frozen dataclass in its own file. Its fields are its options, and become command line flags of the
+    same names. Their ``metadata`` may have: ``help``, one line without a full stop; ``flag``, the name of the flag if
+    it differs from the field's; ``least``, the smallest integer allowed; ``follows``, True if the value is computed
+    from the share to prune, so that the two cannot be combined; ``option``, False for a field that is not an option,
+    such as the length of the run.
 
     Attributes:
-        name: What it is called on command lines.
-        marks_candidates: Whether it marks rows as candidates for pruning, by which a coreset is ranked.
-        needs_selection: Whether it is made of a selection, by :meth:`for_selection`.
+        name: The name on command lines.
+        marks_candidates: Whether it marks rows as candidates for pruning; a coreset is ranked by these marks.
+        needs_selection: Whether it is built from a selection, by :meth:`for_selection`.
     """
 
     name: ClassVar[str] = ""
@@ -129,10 +134,10 @@ class Policy(Protocol):
 
     @classmethod
     def for_run(cls, epochs: int, *args: Any, **options: Any) -> Self:
-        """Return the policy for a run of ``epochs`` epochs as it is published: no share to prune was given.
+        """Return the policy for a run of ``epochs`` epochs with its published defaults, without a share to prune.
 
-        A policy overrides this where it needs the length of the run, or has an option without a default. Options come
-        by name; ``*args`` is only there so that an override may list its own.
+        Override this if the policy needs the length of the run or has an option without a default. Options are passed
+        by name; ``*args`` is only there so that an override may declare its own parameters.
         """
         return cls(**options)
 
@@ -141,37 +146,37 @@ class Policy(Protocol):
         """Return the policy that leaves out ``pruned`` of the samples of a run of ``epochs`` epochs.
 
         Raises:
-            UsageError: The policy cannot reach the share, or takes none.
+            UsageError: The policy cannot reach the share, or does not accept one.
         """
-        raise UsageError(f"policy {cls.name} takes no share to prune; for a share give a policy such as scan")
+        raise UsageError(f"policy {cls.name} does not accept a share to prune; use a policy such as scan")
 
     @classmethod
     def for_selection(cls, times_N: Array, *args: Any, **options: Any) -> Self:
-        """Return the policy that trains on a selection, ``times_N`` (N,) how often each row comes."""
-        raise UsageError(f"policy {cls.name} takes no selection")
+        """Return the policy that trains on a selection; ``times_N`` (N,) is how often each row is used."""
+        raise UsageError(f"policy {cls.name} does not accept a selection")
 
     def weighs(self) -> bool:
         """Return whether its plans may multiply losses by weights."""
         return False
 
     def ledger(self, rows: int) -> Ledger:
-        """Return an empty ledger over ``rows`` rows that holds what this policy needs."""
+        """Return an empty ledger for ``rows`` rows with the arrays that this policy needs."""
         return Ledger(rows)
 
     def plan(self, ledger: Ledger, epoch: int, rng: np.random.Generator) -> Plan:
-        """Say what to train on in ``epoch``, from what was recorded before it."""
+        """Return the rows to train on in ``epoch``, given what was recorded before it."""
         ...
 
     def marks(self, losses_BR: npt.NDArray[np.float32], rng: np.random.Generator) -> Marks:
-        """Mark the candidates among the rows of a batch, (B,) uint8; asked for where the plan collects."""
+        """Mark the candidates among the rows of a batch, (B,) uint8; called if the plan has ``collects=True``."""
         return np.zeros(len(losses_BR), np.uint8)
 
     def finish(self, ledger: Ledger, plan: Plan, rng: np.random.Generator) -> Marks | None:
-        """Mark the candidates of a whole epoch once it is over, (N,) uint8; None for nothing to add."""
+        """Mark the candidates of a whole epoch at its end, (N,) uint8; None if there are none to add."""
         return None
 
     def forecast(self, epoch: int) -> float:
-        """Return the share of samples that ``epoch`` is expected to leave out, before any training."""
+        """Return the share of samples that ``epoch`` is expected to leave out, as known before training."""
         ...
 
     def expected_pruned(self, epochs: int) -> float:
@@ -182,7 +187,11 @@ class Policy(Protocol):
 
 
 def check_budget(pruned: float, epochs: int, most: float, hint: str) -> None:
-    """Refuse a share to prune that lies outside 0 .. ``most`` (exclusive)."""
+    """Raise if a share to prune is outside 0 .. ``most`` (both exclusive).
+
+    Raises:
+        UsageError: States the limit and ``hint``, how to raise it.
+    """
     if not 0 < pruned < 1:
         raise UsageError(f"cannot prune {pruned} of the samples; give a share strictly between 0 and 1, like 0.3")
     if pruned >= most:

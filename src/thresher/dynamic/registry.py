@@ -1,8 +1,8 @@
-"""Policies by name, and their options as command lines give them.
+"""Policies by name, and their command line options.
 
-A policy is a frozen dataclass derived from :class:`thresher.dynamic.policy.Policy`, in a file of its own in
-``dynamic/policies`` or in another package. Its fields are its options: the flags of ``thresher train`` and of
-``python -m thresher.train.open_clip`` are made from them.
+A policy is a frozen dataclass derived from :class:`thresher.dynamic.policy.Policy`, in its own file in
+``dynamic/policies`` or in another package. The flags of ``thresher train`` and of
+``python -m thresher.train.open_clip`` are generated from its fields.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ def options_of(cls: type[Policy]) -> list[Field[Any]]:
 
 
 def flag_of(item: Field[Any]) -> str:
-    """Return what an option is called on command lines, without dashes before it."""
+    """Return the command line name of an option, without leading dashes."""
     return str(item.metadata.get("flag", item.name)).replace("_", "-")
 
 
 @dataclass(frozen=True)
 class Flag:
-    """An option as command lines offer it: one flag for all policies that have it.
+    """A command line flag: one for all policies that have the option.
 
     Attributes:
-        flag: What it is called, without dashes before it, such as "full-epochs".
-        of: The field of each policy that has it, by the name of the policy.
-        kind: Its type; ``str`` where policies differ, then each reads the text itself.
-        least: The least whole number that any of them takes, or None.
+        flag: Its name without leading dashes, such as "full-epochs".
+        of: The fields it sets, by the name of the policy.
+        kind: Its type; ``str`` if the policies differ, then each parses the text itself.
+        least: The smallest integer that any of them accepts, or None.
     """
 
     flag: str
@@ -56,7 +56,7 @@ class Flag:
 
     @property
     def metavar(self) -> str:
-        """Return what help calls its value."""
+        """Return the placeholder for its value in help texts."""
         if words := parameters.choices(self.kind):
             return "|".join(words)
         reads = next((note for note in typing.get_args(self.kind)[1:] if isinstance(note, parameters.Reads)), None)
@@ -64,7 +64,7 @@ class Flag:
 
     @property
     def help(self) -> str:
-        """Say which policies have it, what it does, and its default."""
+        """Return the help text: which policies have the option, what it does, and its default."""
         policies: dict[str, list[str]] = {}
         for name, item in self.of.items():
             shown = isinstance(item.default, (int, float, str)) and not isinstance(item.default, bool)
@@ -74,24 +74,27 @@ class Flag:
 
 
 def flags(taken: Collection[str] = ()) -> list[Flag]:
-    """Return the flags of all policies, those of one policy side by side.
+    """Return the flags of all policies, grouped by policy.
 
     Args:
-        taken: Flags that the command has already. An option of another package's policy that is called the same is
-            not offered, nor are those of a policy whose types cannot be found; a
-            :class:`~thresher.runtime.plugins.PluginWarning` says so.
+        taken: Flags that the command already has. A policy option with the same name is skipped, as are all options
+            of a policy whose type hints cannot be resolved; both emit a
+            :class:`~thresher.runtime.plugins.PluginWarning`.
     """
     fields: dict[str, dict[str, tuple[Field[Any], Any]]] = {}
     for name, cls in POLICIES.all().items():
         options = options_of(cls)
         try:
             kinds = {item.name: parameters.without_none(parameters.type_of(cls, item.name)) for item in options}
-        except Exception as error:  # a name that is imported for type checkers alone, for one
-            _warn(f"policy {name}: its options are not offered: {type(error).__name__}: {error}")
+        except Exception as error:  # for example a name that is imported under TYPE_CHECKING only
+            _warn(f"policy {name}: its options are not available: {type(error).__name__}: {error}")
             continue
         for item in options:
             if (flag := flag_of(item)) in taken:
-                _warn(f"policy {name}: the option {flag} is not offered, as the command has one; name it by 'flag'")
+                _warn(
+                    f"policy {name}: the option {flag} is not available, because the command has a flag of that name; "
+                    "set another one with metadata 'flag'"
+                )
                 continue
             fields.setdefault(flag, {})[name] = item, kinds[item.name]
     result = []
@@ -116,17 +119,17 @@ def _warn(what: str) -> None:
 def check_options(
     name: str, options: Mapping[str, Any] | None, *, prune: float | None = None, flags: bool = False
 ) -> dict[str, Any]:
-    """Return the options of a policy by field, values of their types; refuse those that it cannot take.
+    """Validate the options of a policy, and return them by field, converted to the types of the fields.
 
     Args:
-        name: Of the policy.
-        options: By field, or by flag; None stands for the default, and text is read as the type of the field.
+        name: The name of the policy.
+        options: Options by field or by flag; None means the default, and text is parsed as the type of the field.
         prune: Share of the samples of the run to leave out, or None.
-        flags: Whether ``options`` has flags ("full-epochs"), not fields ("warmup"); messages say the same.
+        flags: Whether ``options`` has flags ("full-epochs") rather than fields ("warmup"); messages use the same.
 
     Raises:
-        UsageError: No such policy, an option that it does not have, that goes with no share, or whose value is not
-            allowed.
+        UsageError: The policy is unknown, it does not have an option, an option cannot be combined with ``prune``, or
+            a value is not allowed.
     """
     cls = POLICIES.find(name)
     known = {flag_of(item) if flags else item.name: item for item in options_of(cls)}
@@ -147,19 +150,21 @@ def check_options(
         if (least := item.metadata.get("least")) is not None and value < least:
             raise UsageError(f"policy {name}: {key} = {value}; give {least} or more")
     if prune is not None and (odd := [key for key in chosen if known[key].metadata.get("follows")]):
-        raise UsageError(f"{', '.join(sorted(odd))} follow from the share to prune; give one or the other")
+        raise UsageError(
+            f"{', '.join(sorted(odd))} cannot be combined with a share to prune, which sets it; give one or the other"
+        )
     return values
 
 
 def check_selection(name: str, has_selection: bool) -> None:
-    """Refuse a policy that needs a selection without one, and any other with one.
+    """Check that a selection is given if, and only if, the policy needs one.
 
     Raises:
-        UsageError: Says which policies need one.
+        UsageError: Names the policies that need one.
     """
     if has_selection != POLICIES.find(name).needs_selection:
         need = " or ".join(known for known, cls in POLICIES.all().items() if cls.needs_selection)
-        raise UsageError(f"policy {need} needs a selection, and no other policy takes one")
+        raise UsageError(f"policy {need} needs a selection; the other policies do not accept one")
 
 
 def policy_named(
@@ -170,18 +175,18 @@ def policy_named(
     times_N: npt.NDArray[Any] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Policy:
-    """Return the policy of a name for a run of ``epochs`` epochs.
+    """Return the policy with this name for a run of ``epochs`` epochs.
 
     Args:
-        name: Of the policy.
+        name: The name of the policy.
         epochs: Length of the run.
-        prune: Share of the samples of the run to leave out, warm-up included; None for the policy as published
-            (``dynamic-random`` and ``d-pruning``, published with several, leave out 30% of an epoch).
-        times_N: (N,) how often each row comes, for a policy that needs a selection.
-        options: Options of the policy by field; None stands for the default.
+        prune: Share of the samples of the run to leave out, including the warm-up; None for the published defaults
+            (``dynamic-random`` and ``d-pruning`` were published with several shares; they leave out 30% of an epoch).
+        times_N: (N,) how often each row is used, for a policy that needs a selection.
+        options: Options of the policy by field; None means the default.
 
     Raises:
-        UsageError: No such policy, an option it does not have, or a share it cannot reach.
+        UsageError: The policy is unknown, does not have an option, or cannot reach the share.
     """
     values = check_options(name, options, prune=prune)
     check_selection(name, times_N is not None)
@@ -194,15 +199,15 @@ def policy_named(
 def epochs_for(
     samples: int, rows: int, name: str, *, prune: float | None = None, options: Mapping[str, Any] | None = None
 ) -> int:
-    """Return about how many epochs of a policy take ``samples`` samples of ``rows`` rows, 1 or more.
+    """Return about how many epochs a policy needs for ``samples`` samples of a dataset of ``rows`` rows, 1 or more.
 
-    A policy plans by the length of the run, and the length follows from what it leaves out: found by iteration.
-    A run of so many samples ends where they do, not where its last epoch would: that may cut into a cycle of ``scan``,
-    or into the last epochs of ``infobatch``, which are on everything. So the share left out may miss ``prune`` by up to
-    2 points, more in runs of a few epochs; the number of samples is exact.
+    The policy depends on the length of the run, and the length on what the policy leaves out, so the number is found
+    by iteration. A run with a fixed number of samples may end in the middle of an epoch. That may cut a cycle of
+    ``scan``, or the last epochs of ``infobatch``, which are on all rows. So the share left out may differ from
+    ``prune`` by up to 2 percentage points, more in runs of a few epochs; the number of samples is exact.
     """
     if POLICIES.find(name).needs_selection:
-        raise UsageError("the epochs of a selection follow from its rows")
+        raise UsageError(f"policy {name} trains on a selection: its number of rows gives the number of epochs")
     epochs = max(1, round(samples / rows))
     for _ in range(100):
         pruned = policy_named(name, epochs, options=options).expected_pruned(epochs) if prune is None else prune

@@ -1,12 +1,12 @@
-"""The folder a training run leaves: what it was, what happened in every epoch, what it learnt about every row.
+"""The folder of a training run: its settings, the log of its epochs, and the history of every row.
 
-Nothing here needs torch: what comes after training (coreset, report, explain) reads the folder as it is.
+Nothing here needs torch: coreset, report and explain read the folder without it.
 
-    training.json    what was trained on what, by which policy
+    training.json    the settings, the data and the policy
     log.jsonl        one object per finished epoch
-    ledger.npz       the arrays of the ledger, as of the end of the last finished epoch
-    rows.parquet     key, caption and place of every row, where the data are no pool of parquet themselves
-    checkpoint.pt    the run itself, for --resume; only the trainers read it
+    ledger.npz       the arrays of the ledger at the end of the last finished epoch
+    rows.parquet     key, caption and location of every row, unless the data are a pool of parquet files
+    checkpoint.pt    the state of the run, for --resume; only the trainers read it
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """A training run, as its folder tells.
+    """A training run, as recorded in its folder.
 
     Attributes:
-        folder: Where it lies.
+        folder: The folder.
         task: "clip" or "moco".
-        data: What it was trained on, as it was given.
-        pool: The same as a pool of N rows: the data themselves, or the run's own ``rows.parquet``.
+        data: The training data, as given by the user.
+        pool: The pool of the N rows: the data, or the run's own ``rows.parquet``.
         store: Fingerprint of the pool.
         rows: N.
         policy: Name of the policy, as on the command line.
-        settings: Everything that was asked for, by name.
-        version: Of thresher.
+        settings: All settings of the run, by name.
+        version: Version of thresher.
     """
 
     folder: Path
@@ -62,19 +62,21 @@ class Training:
         """Read the folder of a run.
 
         Raises:
-            PoolError: Not such a folder, or a damaged one.
+            PoolError: It is not the folder of a run, or it is damaged.
         """
         path = Path(folder)
         try:
             meta = json.loads((path / MARK).read_text(encoding="utf-8"))
             if meta.pop("format") != FORMAT:
-                raise PoolError(f"{path}: written in another format than {FORMAT}, which this version reads")
+                raise PoolError(
+                    f"{path}: {MARK} is not in format {FORMAT}, the only one that this version of thresher reads"
+                )
             training = cls(folder=path, **meta)
             texts = (training.task, training.data, training.pool, training.store, training.policy, training.version)
             if _whole(training.rows) is None or training.rows < 1 or not isinstance(training.settings, dict):
-                raise ValueError("its numbers are none")
+                raise ValueError("rows is not a number, or settings is not an object")
             if not all(isinstance(text, str) for text in texts):
-                raise ValueError("its words are none")
+                raise ValueError("a value is not text")
         except (FileNotFoundError, NotADirectoryError):
             raise PoolError(f"{path}: not the folder of a training run ({MARK} is missing)") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -83,29 +85,29 @@ class Training:
 
     @property
     def location(self) -> str:
-        """Where the pool is: a run's own ``rows.parquet`` goes with its folder when that is moved."""
+        """The location of the pool; the run's own ``rows.parquet`` is looked up in its folder, which may be moved."""
         own = self.folder / ROWS
         return absolute(str(own)) if os.path.basename(self.pool) == ROWS and own.exists() else self.pool
 
     @property
     def seed(self) -> int:
-        """The seed of the run, 0 where none was told."""
+        """The seed of the run, 0 if it has none."""
         return int(_whole(self.settings.get("seed")) or 0)
 
     @property
     def promised(self) -> float | None:
-        """The share of the run's samples that the policy was to leave out, where one was asked for."""
+        """The share of the run's samples that was to be left out (``prune``), or None."""
         share = self.settings.get("prune")
         return float(share) if isinstance(share, (int, float)) and not isinstance(share, bool) else None
 
     def unfinished(self, log: Sequence[Mapping[str, Any]]) -> str:
-        """Say how far a run is that has not come to its end, "3 of 14 epochs"; "" where it has, or no end is told."""
+        """Return how far an unfinished run is, "3 of 14 epochs"; "" if it is finished, or its length is unknown."""
         epochs, samples = (_whole(self.settings.get(name)) for name in ("epochs", "samples"))
         if epochs is not None:
             return "" if len(log) >= epochs else f"{len(log):,} of {epochs:,} epochs"
         if samples is None:
             return ""
-        # The last samples may fill no batch.
+        # The last samples may not fill a batch.
         seen, batch = sum(int(entry["samples"]) for entry in log), _whole(self.settings.get("batch_size")) or 1
         return "" if seen > samples - batch else f"{seen:,} of {samples:,} samples"
 
@@ -115,17 +117,20 @@ class Training:
         _write(self.folder / MARK, json.dumps({"format": FORMAT, **meta}, indent=1) + "\n")
 
     def log(self) -> list[dict[str, Any]]:
-        """Return the entries of the finished epochs, [] before the first is over.
+        """Return the entries of the finished epochs; [] before the end of the first.
 
-        Each has what :meth:`thresher.dynamic.sampler.PruningSampler.log` tells, ``seconds`` of training, and,
-        where the epoch was followed by an evaluation, ``eval``.
+        Each has the fields of :meth:`thresher.dynamic.sampler.PruningSampler.log`, ``seconds`` of training, and,
+        if an evaluation followed the epoch, ``eval``.
+
+        Raises:
+            PoolError: The file is damaged.
         """
         path = self.folder / LOG
         try:
             entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
             for entry in entries:
                 if not isinstance(entry, dict) or not {"epoch", "rows", "total"} <= set(entry):
-                    raise ValueError("an entry is none of an epoch")
+                    raise ValueError("an entry lacks epoch, rows or total")
             return entries
         except FileNotFoundError:
             return []
@@ -133,18 +138,18 @@ class Training:
             raise PoolError(f"{path}: cannot be read, it may be damaged ({error})") from None
 
     def ledger(self) -> Ledger:
-        """Return the ledger as of the end of the last finished epoch.
+        """Return the ledger at the end of the last finished epoch.
 
         Raises:
             PoolError: No epoch is finished, or the file is damaged.
         """
         path = self.folder / LEDGER
         try:
-            # Opened here, as NumPy leaves a file open that is no archive.
+            # Opened here because NumPy does not close a file that is not an archive.
             with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
                 ledger = Ledger.from_state({name: file[name] for name in file.files})
         except FileNotFoundError:
-            raise PoolError(f"{path}: is not there; the run has not finished an epoch") from None
+            raise PoolError(f"{path}: no such file; the run has not finished an epoch") from None
         except (OSError, KeyError, UsageError, zipfile.BadZipFile, *DAMAGED) as error:
             raise PoolError(f"{path}: cannot be read, it may be damaged ({error})") from None
         if len(ledger) != self.rows:
@@ -152,26 +157,29 @@ class Training:
         return ledger
 
     def record(self, log: Sequence[Mapping[str, Any]], ledger: Ledger) -> None:
-        """Write log and ledger at the end of an epoch, each whole or not at all."""
+        """Write log and ledger at the end of an epoch, each atomically."""
         _write(self.folder / LOG, "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in log))
         with writing(self.folder / LEDGER) as scratch, open(scratch, "wb") as file:
             np.savez(file, **ledger.state())  # type: ignore[arg-type]
 
     def open_pool(self, pool: str | None = None) -> EmbeddingStore:
-        """Open the pool it was trained on, wherever that is now.
+        """Open the pool of the run.
+
+        Args:
+            pool: Its current location, if it was moved.
 
         Raises:
-            PoolError: It is not there, or another pool is.
+            PoolError: The pool is missing, or it is another one.
         """
         where = pool or self.location
         try:
             store = open_store(where)
         except PoolError as error:
-            raise type(error)(f"{error}; if the pool was moved, say where it is with --pool") from None
+            raise type(error)(f"{error}; if the pool was moved, give its location with --pool") from None
         if (store.total, store.fingerprint()) != (self.rows, self.store):
             raise PoolError(
                 f"{where}: is not the pool of {self.rows:,} rows that {self.folder} was trained on; "
-                "say where that is now with --pool"
+                "give the location of that pool with --pool"
             )
         return store
 

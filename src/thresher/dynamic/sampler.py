@@ -1,9 +1,9 @@
-"""The sampler that prunes in the training loop, for map-style datasets, on one process or on several.
+"""The sampler for pruning in the training loop, for map-style datasets, on one process or several.
 
-Every rank holds the same plan, the same order and the same ledger; no row id is ever sent. The order of an epoch is
-cut into global batches, and each rank takes its slice of every one: any number of ranks sees the same batches. Losses
-stay with the rank that computed them until the epoch ends (or a checkpoint is taken), are gathered once, and are
-recorded batch by batch in step order, so ledgers do not depend on the number of ranks either.
+Every rank holds the same plan, the same order and the same ledger, so row ids are never sent. The order of an epoch is
+cut into global batches, and each rank takes its slice of every batch: the batches do not depend on the number of ranks.
+Losses stay on the rank that computed them until the epoch ends (or a checkpoint is taken), are gathered once, and are
+recorded batch by batch in step order, so the ledger does not depend on the number of ranks either.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class with_rows:  # noqa: N801 - reads as the verb it is
     """A map-style dataset whose items come with their row ids: ``(row, item)``."""
 
     def __init__(self, dataset: Any) -> None:
-        """Wrap ``dataset``, anything with ``len`` and whole-number indices."""
+        """Wrap ``dataset``, any object with ``len`` and integer indices."""
         self.dataset = dataset
 
     def __len__(self) -> int:
-        """Return the rows of the dataset."""
+        """Return the number of rows of the dataset."""
         return len(self.dataset)
 
     def __getitem__(self, row: int) -> tuple[int, Any]:
@@ -47,42 +47,44 @@ class with_rows:  # noqa: N801 - reads as the verb it is
         return row, self.dataset[row]
 
     def __getitems__(self, rows: Sequence[int]) -> list[tuple[int, Any]]:
-        """Return a batch, read in one go where the dataset can do that."""
+        """Return a batch; it is read with one call if the dataset has ``__getitems__``."""
         many = getattr(self.dataset, "__getitems__", None)
         return list(zip(rows, many(rows) if many else (self.dataset[row] for row in rows), strict=True))
 
 
 class PruningSampler(PruningLoop):
-    """Batches of the rows that a policy keeps, epoch by epoch, and the record of their losses.
+    """A batch sampler of the rows that a policy keeps in each epoch, which also records their losses.
 
-    Give it to a DataLoader as ``batch_sampler``. A step is one batch, done when its losses come back through
-    :meth:`reduce`, however far ahead the loader has read; the last one ends the epoch and plans the next.
+    Pass it to a DataLoader as ``batch_sampler``. A step is one batch. It is done when its losses are passed to
+    :meth:`reduce`, however far ahead the loader has read; the last step ends the epoch and plans the next.
 
     Attributes:
-        rows: N, the rows of the dataset.
-        policy: What says which rows to train on.
+        rows: N, the number of rows of the dataset.
+        policy: The policy that chooses the rows of each epoch.
         batch_size: Rows of a batch over all ranks.
-        epochs: Length of the run, which schedules go by; with ``samples``, as many as these are expected to last.
-        samples: What the run is to see in all, or None; it ends with the last batch within them, in mid-epoch or not.
-        seed: Of orders, draws and ties; the same on all ranks.
-        drop_last: Whether the rows that fill no batch are left for another epoch. If not, the epoch has one batch
-            more and all its batches are the same size but for one row. (An epoch shorter than a batch is one batch.)
-        epoch: The epoch in progress; the one after the last when the run is done.
-        step: Batches of it that are done; iteration goes on from there.
-        ledger: What was recorded in the epochs before.
-        plan: The plan in force; None when all epochs are done.
+        epochs: Length of the run, used by schedules; with ``samples``, a forecast.
+        samples: Length of the run in samples, or None. The run ends with the last batch within this number, which may
+            be in the middle of an epoch.
+        seed: Seed of orders, draws and ties; the same on all ranks.
+        drop_last: Whether to leave out the last rows of an epoch if they do not fill a batch. If False, the epoch has
+            one batch more, and its batches differ in size by at most one row. (An epoch shorter than a batch is one
+            batch.)
+        epoch: The current epoch, from 0; ``epochs`` when the run is done.
+        step: Number of batches of this epoch that are done; iteration starts after them.
+        ledger: The record of the finished epochs.
+        plan: The current plan; None when all epochs are done.
     """
 
     ledger: Ledger
     _kind = "sampler"
     _order: Ints  # the self._samples rows of the epoch, batch after batch
     _samples: int
-    _later: tuple[int, int]  # steps and samples forecast for the epochs to come
+    _later: tuple[int, int]  # steps and samples forecast for the epochs after this one
     _since: int
     _filled: int
     _directions: int  # R, 0 before it is known
-    _known: list[Losses]  # all ranks' losses of the steps before self._since, in that order
-    _own_BR: torch.Tensor | None  # this rank's losses since; self._filled rows of it are
+    _known: list[Losses]  # losses of all ranks for the steps before self._since, in their order
+    _own_BR: torch.Tensor | None  # a buffer for this rank's losses since then; self._filled rows are used
 
     def __init__(
         self,
@@ -95,18 +97,21 @@ class PruningSampler(PruningLoop):
         seed: int = 0,
         drop_last: bool = True,
     ) -> None:
-        """Make the plan of epoch 0; see the attributes. Give the length either by ``epochs`` or by ``samples``.
+        """Plan epoch 0; see the attributes. Give the length of the run either as ``epochs`` or as ``samples``.
 
-        By samples, runs of any two policies can be made equally long: full training on the samples that a pruned
-        run saw is the fair rival of it.
+        With ``samples``, runs of different policies have the same length. The fair comparison for a pruned run is
+        full training on as many samples.
+
+        Raises:
+            UsageError: A value is not allowed.
         """
         if (epochs is None) == (samples is None):
-            raise UsageError(f"{epochs=}, {samples=}; give one of the two, the other is None")
+            raise UsageError(f"{epochs=}, {samples=}; give exactly one of the two")
         if batch_size < 1 or not 0 <= seed < 2**63:
             raise UsageError(f"{batch_size=}, {seed=}; give 1 or more, and 0 to 2^63 - 1")
         if epochs is not None and epochs < 1 or samples is not None and samples < min(batch_size, rows):
             length = f"{epochs} epochs" if samples is None else f"{samples:,} samples in batches of {batch_size:,}"
-            raise UsageError(f"a run of {length}; give 1 epoch or more, or samples for a batch or more")
+            raise UsageError(f"a run of {length}; give 1 epoch or more, or enough samples for a batch")
         self.rows, self.policy, self.batch_size = rows, policy, batch_size
         self.samples, self.seed, self.drop_last = samples, seed, drop_last
         self.epochs, self._epochs = epochs or 0, epochs
@@ -116,54 +121,67 @@ class PruningSampler(PruningLoop):
         self._begin(0)
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yield the row ids of this rank's slice of every batch that is still to come in the epoch."""
+        """Yield the row ids of this rank's slice of every batch left in the epoch."""
         self._in_force()
         order, (rank, ranks) = self._order, rank_and_world_size()
         if self._samples // self._steps < ranks:
-            raise UsageError(f"batches of {self._samples // self._steps} rows for {ranks} ranks; give each a row")
+            raise UsageError(
+                f"batches of {self._samples // self._steps} rows for {ranks} ranks; give {ranks} rows or more"
+            )
         spans = [self._span(step, rank, ranks) for step in range(self.step, self._steps)]
         return (order[lo:hi].tolist() for lo, hi in spans)
 
     def set_epoch(self, epoch: int) -> None:
-        """Check that ``epoch`` is the one in progress: epochs follow one another by themselves."""
+        """Check that ``epoch`` is the current one; the sampler starts new epochs by itself.
+
+        Raises:
+            UsageError: It is another epoch.
+        """
         self._in_force()
         if epoch != self.epoch:
             raise UsageError(
                 f"set_epoch({epoch}), but epoch {self.epoch} is at step {self.step} of {self._steps}; loop over "
-                "range(sampler.epoch, sampler.epochs), and call end_epoch() to cut an epoch short"
+                "range(sampler.epoch, sampler.epochs), and call end_epoch() to end an epoch early"
             )
 
     def reorder(self, rows_M: npt.ArrayLike) -> None:
-        """Train on the rows of this epoch in an order made elsewhere, before its first step; all ranks the same.
+        """Use another order of the rows of this epoch; call it before the first step, with the same order on all ranks.
 
         Args:
-            rows_M: (M,) rows of the plan, batch after batch; a few may be missing or come twice, as where a sampler
-                pads them. What fills no batch is left out as ever.
+            rows_M: (M,) rows of the plan, batch after batch; a few may be missing or repeated, for example if another
+                sampler pads them. Rows that do not fill a batch are left out, as usual.
+
+        Raises:
+            UsageError: A row is not in the plan, or the epoch has started.
         """
         plan, order = self._in_force(), np.asarray(rows_M)
         kept = order.ndim == 1 and order.dtype.kind in "iu" and len(order) and order.min() >= 0
         if not kept or order.max() >= self.rows or (plan.kept_N is not None and not plan.kept_N[order].all()):
             raise UsageError(
-                f"an order of shape {order.shape}, type {order.dtype}; give rows that the plan keeps, (M,)"
+                f"an order of shape {order.shape} and type {order.dtype}; give rows that the plan keeps, (M,) integers"
             )
         if self.step:
-            raise UsageError(f"epoch {self.epoch} is at step {self.step}; give its order before the first step")
+            raise UsageError(f"epoch {self.epoch} is at step {self.step}; set its order before the first step")
         self._steps, self._samples = self._cut(len(order), self._samples_before)
         self._order = order[: self._samples].astype(np.int64)
 
     def reduce(self, rows_B: Any, losses_BR: torch.Tensor) -> torch.Tensor:
-        """Record the losses of this rank's batch and return their weighed mean, to call ``backward`` on.
+        """Record the losses of this rank's batch and return their weighted mean, to call ``backward`` on.
 
-        Losses stay on their device until the epoch ends, so nothing waits for them. At the first step of an epoch
-        the ranks make sure that they go by the same order; at the last they exchange their losses.
+        Losses stay on their device until the epoch ends, so there is no synchronization. At the first step of an epoch
+        the ranks check that they use the same order; at the last they gather their losses.
 
         Args:
-            rows_B: (B,) the row ids, as the loader gave them; best left on the CPU.
+            rows_B: (B,) integer row ids, as the loader returned them; best left on the CPU.
             losses_BR: (B, R) losses, R = 1 or 2, of any function of :mod:`thresher.dynamic.loss`.
 
         Returns:
-            The mean over the batch, each row times its weight in the plan. Where the ranks' slices differ by a row
-            they are weighed so that gradients averaged over the ranks are those of the whole batch.
+            The mean over the batch, each row times its weight in the plan. If the slices of the ranks differ by a row,
+            they are weighted so that gradients averaged over the ranks are those of the whole batch.
+
+        Raises:
+            UsageError: The rows are not those of the next batch, the losses have another shape, or the ranks use
+                different orders.
         """
         import torch
 
@@ -174,11 +192,14 @@ class PruningSampler(PruningLoop):
         rows, shape = as_array(rows_B), tuple(losses_BR.shape)
         if rows.dtype.kind not in "iu" or not np.array_equal(rows, self._order[lo:hi]):
             raise UsageError(
-                f"row ids {rows.dtype} {rows.shape}: not those of step {self.step} of epoch {self.epoch}, {hi - lo} "
-                f"from {self._order[lo]:,} on; give every batch of the loader once, in its order, ids as they are"
+                f"row ids of type {rows.dtype} and shape {rows.shape} are not those of step {self.step} of epoch "
+                f"{self.epoch}, {hi - lo} ids, the first {self._order[lo]:,}; give every batch of the loader once, in "
+                "order, with unchanged ids"
             )
         if shape not in ((hi - lo, 1), (hi - lo, 2)) or self._directions not in (0, shape[1]):
-            raise UsageError(f"losses of shape {shape}; give ({hi - lo}, 1) or ({hi - lo}, 2), the same all epoch")
+            raise UsageError(
+                f"losses of shape {shape}; give ({hi - lo}, 1) or ({hi - lo}, 2), the same for the whole epoch"
+            )
         if self._own_BR is None:
             self._agree(losses_BR.device)
             most = len(self) * (-(-self._samples // self._steps) // ranks + 1)
@@ -198,9 +219,9 @@ class PruningSampler(PruningLoop):
         return reduce(losses_BR, weights_B)
 
     def end_epoch(self) -> None:
-        """Cut the epoch short, all ranks together: record what was trained on and plan the next.
+        """End the epoch early, on all ranks together: record the losses and plan the next epoch.
 
-        The last step of an epoch does this by itself.
+        The last step of an epoch calls this automatically.
         """
         plan, losses_MR = self._in_force(), self._gathered()
         bounds = [self._bound(step) for step in range(self.step + 1)]
@@ -211,24 +232,23 @@ class PruningSampler(PruningLoop):
         self._next(plan, len(plan), self.rows, 1 - sum(planned) / (self.rows * len(planned)), recorded)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state, in mid-epoch too: tensors on the CPU and text, for ``torch.save`` or ``numpy.savez``.
+        """Return the state, at any step of an epoch: CPU tensors and text, for ``torch.save`` or ``numpy.savez``.
 
-        On several ranks all must call it; each gets the same, complete state, and one of them may save it. It has
-        the ledger, the plan in force, the order of this epoch and the losses recorded in it.
+        All ranks must call it; each gets the same, complete state, so save it on one. It contains the ledger, the
+        current plan, the order of this epoch and the losses recorded in it.
         """
         where = [self.epoch, self.step, self._steps_before, self._samples_before]
         arrays = {"order": self._order.astype(np.int32), "losses": self._gathered()}
         return self._state([*self._same().values(), *where], arrays, self.ledger)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was called, on any number of ranks; every rank loads the same state.
+        """Continue from a state of :meth:`state_dict`, on any number of ranks; every rank loads the same state.
 
-        The length of the run may differ. An epoch in progress is finished as it was begun, with its steps and samples,
-        so the run has to last as long.
+        The length of the run may differ. The current epoch keeps its number of steps and samples, so the run must be
+        long enough to finish it.
 
         Raises:
-            UsageError: The state of another dataset, policy, batch size or seed, or one that is further than this run
-                goes.
+            UsageError: The state has another dataset, policy, batch size or seed, or this run is too short for it.
         """
         loaded = self._loaded(state, {"order", "losses", "ledger.times"}, self._same(), more=4)
         epoch, step, steps_before, samples_before = loaded.numbers
@@ -247,7 +267,7 @@ class PruningSampler(PruningLoop):
             self._known, self._directions = [losses.copy()], losses.shape[1]
 
     def _same(self) -> dict[str, int]:
-        """Return what a state must have as it is here."""
+        """Return the values that must be equal in a state, by name."""
         return {
             "rows": self.rows,
             "batch_size": self.batch_size,
@@ -265,7 +285,7 @@ class PruningSampler(PruningLoop):
         return f"{self.epochs} epochs" if self.samples is None else f"{self.samples:,} samples"
 
     def _begin(self, epoch: int, plan: Plan | None = None, order: Ints | None = None) -> None:
-        """Start an epoch: by the plan and in the order given, or by new ones."""
+        """Start an epoch, with this plan and order or with new ones."""
         self.epoch, self.step, self._since, self._filled, self._directions = epoch, 0, 0, 0, 0
         self._known, self._own_BR, self.plan = [], None, None
         self._order, self._steps, self._samples = np.empty(0, np.int64), 0, 0
@@ -296,7 +316,7 @@ class PruningSampler(PruningLoop):
         return self.samples is None or self.samples - seen < (self.batch_size if self.drop_last and seen else 1)
 
     def _cut(self, samples: int, seen: int) -> tuple[int, int]:
-        """Return the batches of an epoch of ``samples``, after ``seen``, and the samples in them."""
+        """Return the number of batches of an epoch of ``samples`` samples, after ``seen``, and of samples in them."""
         if self.samples is not None:
             samples = min(samples, self.samples - seen)
         if not self.drop_last:
@@ -305,25 +325,25 @@ class PruningSampler(PruningLoop):
         return steps, min(samples, steps * self.batch_size)
 
     def _bound(self, step: int) -> int:
-        """Where in the order batch ``step`` begins."""
+        """Return the position in the order where batch ``step`` starts."""
         return step * self._samples // self._steps if step else 0
 
     def _span(self, step: int, rank: int, ranks: int) -> tuple[int, int]:
-        """Where in the order a rank's slice of a batch begins and ends."""
+        """Return the positions in the order where a rank's slice of a batch starts and ends."""
         lo, rows = self._bound(step), self._bound(step + 1) - self._bound(step)
         return lo + rank * rows // ranks, lo + (rank + 1) * rows // ranks
 
     def _agree(self, device: torch.device) -> None:
-        """Refuse to go on where the ranks are not in the same place of the same order."""
+        """Raise UsageError if the ranks are not at the same position of the same order."""
         import torch
 
-        here = torch.tensor([self.epoch, self.step, zlib.crc32(self._order.tobytes())], device=device)
+        here = torch.tensor([self.epoch, self.step, zlib.crc32(np.ascontiguousarray(self._order).data)], device=device)
         first, *others = all_gather(here)
         if not all(torch.equal(first, other) for other in others):
-            raise UsageError("the ranks go by different orders; give all the same arguments, seed and state")
+            raise UsageError("the ranks use different orders; give all of them the same arguments, seed and state")
 
     def _gathered(self) -> Losses:
-        """Return all ranks' losses of the epoch so far, in the order of its rows; exchanges what is new."""
+        """Return the losses of all ranks for the epoch so far, in the order of its rows; gathers new ones."""
         if self._own_BR is not None and self.step > self._since:
             ranks, start, end = rank_and_world_size()[1], self._bound(self._since), self._bound(self.step)
             spans = [[self._span(s, rank, ranks) for s in range(self._since, self.step)] for rank in range(ranks)]

@@ -1,19 +1,19 @@
-"""Pruning for streams: iterable datasets whose samples have a key but no row number, such as webdataset's.
+"""Pruning for streams: iterable datasets whose samples have a key but no row number, such as webdataset.
 
-A sample is known by a 64-bit hash of its key; 32 bits more tell two keys with one hash apart. Two sides, which share
-nothing but a folder:
+A sample is identified by a 64-bit hash of its key and a 32-bit check, which separates two keys with the same hash. Two
+parts share only a folder:
 
-- where samples are read, often in several processes, :class:`prune_stream` looks every one up in a table of what the
-  plan in force leaves out, and passes those over before they are decoded. The table is memory-mapped; a counter beside
-  it says when there is a new one;
-- where the model is trained, :class:`StreamPruner` takes the losses back, as :class:`PruningSampler` does, records
-  them when the epoch ends, plans the next and publishes its table.
+- in the processes that read samples, :class:`prune_stream` looks up every sample in a table of what the current plan
+  leaves out, and skips those samples before they are decoded. The table is memory-mapped; a counter in the same folder
+  shows when there is a new one;
+- in the training process, :class:`StreamPruner` receives the losses, like :class:`PruningSampler`, records them at
+  the end of the epoch, plans the next epoch and publishes its table.
 
-Samples that were never seen are always kept, and enter the ledger at the end of the epoch they are first seen in. Rows
-of the ledger are in the order of their hashes, so neither the order of the stream nor the number of ranks matters.
+Samples that were never seen are always kept, and are added to the ledger at the end of the epoch in which they are
+first seen. Rows of the ledger are ordered by hash, so the order of the stream and the number of ranks do not matter.
 
-Shape letters: N rows known, M samples or rows listed, B rows of a batch, R directions of the loss. An id is two int64:
-the hash and the check.
+Shape letters: N known rows, M samples or rows in a list, B rows of a batch, R directions of the loss. An id is two
+int64: the hash and the check.
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ class StaticKeys(Policy):
     """A selection made before training, as keys: all other samples of the stream are left out, unknown ones too.
 
     Attributes:
-        ids_M: (M, 2) int64, ids of the keys kept, ascending.
-        times_M: (M,) uint16, how often each comes, 1 or more.
-        total: Samples of the stream, of which these were chosen; forecasts go by it.
-        weigh: Weigh losses rather than repeat samples.
+        ids_M: (M, 2) int64, ids of the keys to keep, ascending.
+        times_M: (M,) uint16, how often each sample is used, 1 or more.
+        total: Number of samples of the stream from which these were selected; forecasts use it.
+        weigh: Multiply losses by weights instead of repeating samples.
     """
 
     ids_M: Ints
@@ -80,63 +80,69 @@ class StaticKeys(Policy):
 
     @classmethod
     def of_keys(cls, keys: Iterable[str], total: int, *, weigh: bool = False) -> StaticKeys:
-        """Keep the samples with these keys, out of about ``total``; a key given several times comes as often.
+        """Keep the samples with these keys, out of about ``total``; a repeated key is used as often.
 
         Raises:
-            UsageError: No keys, more than ``total``, or two keys with one hash.
+            UsageError: No keys, more than ``total``, a key repeated too often, or two keys with the same hash.
         """
         ids_M, times_M = np.unique(ids_of(keys), axis=0, return_counts=True)
         if not 0 < len(ids_M) <= total:
             raise UsageError(
-                f"{len(ids_M):,} keys to keep of {total:,} samples; give 1 or more, and no more than these"
+                f"{len(ids_M):,} keys to keep of {total:,} samples; give 1 key or more, and at most as many as samples"
             )
         if times_M.max() > _MOST_TIMES:
-            raise UsageError(f"a key is given {times_M.max():,} times; give it {_MOST_TIMES:,} times or fewer")
+            raise UsageError(f"a key is repeated {times_M.max():,} times; give it {_MOST_TIMES:,} times or fewer")
         if (same := np.diff(ids_M[:, 0]) == 0).any():
-            raise UsageError(f"{np.count_nonzero(same)} pairs of keys have one 64-bit hash; leave one of each out")
+            raise UsageError(
+                f"{np.count_nonzero(same)} pairs of keys have the same 64-bit hash; leave out one key of each pair"
+            )
         return cls(ids_M=ids_M, times_M=times_M.astype(np.uint16), total=total, weigh=weigh)
 
     def __len__(self) -> int:
-        """Return the samples of an epoch, repeats counted."""
+        """Return the number of samples of an epoch, including repeats."""
         return len(self.ids_M) if self.weigh else int(self.times_M.sum(dtype=np.int64))
 
     def weighs(self) -> bool:
-        """Return whether losses are weighed."""
+        """Return whether losses are multiplied by weights."""
         return self.weigh
 
     def plan(self, ledger: Ledger, epoch: int, rng: np.random.Generator) -> Plan:
-        """Keep everything that was let through: that is the selection."""
+        """Keep all known rows: :class:`prune_stream` only passes samples of the selection."""
         return Plan(epoch=epoch, phase="pruned", total=len(ledger))
 
     def forecast(self, epoch: int) -> float:
-        """Return the share left out, the same in every epoch; below 0 where repeats make epochs longer."""
+        """Return the share left out, the same in every epoch; negative if repeats make epochs longer."""
         return 1 - len(self) / self.total
 
 
 class prune_stream:  # noqa: N801 - reads as the verb it is
-    """A stage of a stream that passes over what the plan in force leaves out.
+    """A pipeline stage that skips the samples which the current plan leaves out.
 
-    Put it after what makes samples of the bytes and before the shuffle buffer and the decoder, in a webdataset pipeline
-    or around any iterable: ``prune_stream(pruner)(samples)``. A sample that is a mapping gets a field ``__id__``, (2,)
-    int64, for :meth:`StreamPruner.reduce`; any other comes as ``(id, sample)``.
+    Put it after the stage that groups bytes into samples, and before the shuffle buffer and the decoder, in a
+    webdataset pipeline or around any iterable: ``prune_stream(pruner)(samples)``. A sample that is a mapping gets a
+    field ``__id__``, (2,) int64, for :meth:`StreamPruner.reduce`; any other sample is yielded as ``(id, sample)``.
 
-    It may be pickled, and run in any number of processes of the pruner's machine. They look at the plan in force with
-    every sample: what is already in buffers behind this stage when an epoch ends was let through by the plan before.
+    The stage can be pickled, and can run in any number of processes on the pruner's machine. It checks for a new plan
+    with every sample. Samples that are in later buffers when an epoch ends were passed by the previous plan.
     """
 
     def __init__(self, pruner: StreamPruner, key: Key = "__key__") -> None:
-        """Make the stage of ``pruner``.
+        """Create the stage for ``pruner``.
 
         Args:
-            pruner: What is to train on the samples.
-            key: What a sample is known by, the same in every epoch: the name of a field, several (joined by "/"), or a
-                function of the sample that returns text. img2dataset numbers the samples of every dataset from 0:
-                where several are mixed give ``("__url__", "__key__")``.
+            pruner: The pruner of the training loop that uses the samples.
+            key: How to get the key of a sample, which must be the same in every epoch: the name of a field, several
+                names (joined by "/"), or a function of the sample that returns text. img2dataset numbers the samples
+                of every dataset from 0: if you mix several, give ``("__url__", "__key__")``.
         """
         self.folder, self.key = pruner.folder, key
 
     def __call__(self, samples: Iterable[Any]) -> Iterator[Any]:
-        """Yield the samples to train on, with their ids."""
+        """Yield the samples to train on, with their ids.
+
+        Raises:
+            UsageError: A sample does not have the fields of the key.
+        """
         now = np.load(self.folder / "now.npy", mmap_mode="r", allow_pickle=False)
         version, table = -1, None
         for sample in samples:
@@ -151,39 +157,39 @@ class prune_stream:  # noqa: N801 - reads as the verb it is
             return self.key(sample)
         fields = (self.key,) if isinstance(self.key, str) else self.key
         if not isinstance(sample, Mapping) or any(field not in sample for field in fields):
-            there = ", ".join(map(str, sample)) if isinstance(sample, Mapping) else f"no fields, but {type(sample)}"
-            raise UsageError(f"a sample without {' and '.join(fields)}; it has {there}. Name its key with key=")
+            there = ", ".join(map(str, sample)) if isinstance(sample, Mapping) else f"no fields; it is a {type(sample)}"
+            raise UsageError(f"a sample without {' and '.join(fields)}; it has {there}. Give the field with key=")
         return "/".join(str(sample[field]) for field in fields)
 
 
 class StreamPruner(PruningLoop):
-    """What the policy keeps of a stream, epoch by epoch, and the record of its losses.
+    """Plans the epochs of a stream by a policy, and records its losses.
 
-    A step is one batch on every rank, done when its losses come back through :meth:`reduce`. An epoch has a number of
-    steps fixed when it begins: the share of the known rows that its plan keeps, of ``samples``. The last one ends it.
-    A shorter stream ends it before (:meth:`batches`); a longer one, such as one of shards drawn with replacement, is
-    cut. So in an epoch a sample may come several times or never; several times it is trained on as often, and counts
-    once in the ledger, its last loss standing.
+    A step is one batch on every rank. It is done when its losses are passed to :meth:`reduce`. The number of steps of
+    an epoch is fixed at its start: ``samples``, times the share of the known rows that the plan keeps. The last step
+    ends the epoch. If the stream is shorter, the epoch ends with it (:meth:`batches`); a longer one, for example with
+    shards drawn with replacement, is cut. So a sample may be missing in an epoch or appear several times. It is then
+    trained on as often, but counts once in the ledger, with its last loss.
 
     Attributes:
-        policy: What says which rows to train on.
-        batch_size: Rows of a batch over all ranks; every rank has the same.
+        policy: The policy that chooses the rows of each epoch.
+        batch_size: Rows of a batch over all ranks; every rank has the same number.
         epochs: Length of the run.
-        samples: How many samples an epoch on everything has, about.
-        seed: Of draws and ties; the same on all ranks.
-        folder: Where the plan in force is published, removed with the pruner.
-        epoch: The epoch in progress; ``epochs`` when all are done.
-        step: Batches of it that are done.
+        samples: The approximate number of samples in an epoch on all rows.
+        seed: Seed of draws and ties; the same on all ranks.
+        folder: The folder in which the current plan is published; removed with the pruner.
+        epoch: The current epoch, from 0; ``epochs`` when the run is done.
+        step: Number of batches of this epoch that are done.
         hashes_N: (N,) int64, the hashes of the known rows, ascending.
-        checks_N: (N,) uint32, what tells keys with one hash apart; the first key seen has the row.
-        ledger: What was recorded in the epochs before; None while no row is known.
-        plan: The plan in force, over the known rows; None when all epochs are done.
+        checks_N: (N,) uint32, separates keys with the same hash; the row belongs to the first key seen.
+        ledger: The record of the finished epochs; None while no row is known.
+        plan: The current plan for the known rows; None when all epochs are done.
     """
 
     ledger: Ledger | None
     _kind = "pruner"
-    _later: int  # steps forecast for the epochs to come
-    _own: list[tuple[Ints, torch.Tensor]]  # this rank's batches that were not exchanged yet
+    _later: int  # steps forecast for the epochs after this one
+    _own: list[tuple[Ints, torch.Tensor]]  # this rank's batches that were not gathered yet
     _known: list[tuple[Ints, Losses]]  # the global batches before those
 
     def __init__(
@@ -199,23 +205,27 @@ class StreamPruner(PruningLoop):
         """Plan and publish epoch 0; see the attributes.
 
         Args:
-            policy: Any but one of a selection, which goes by row numbers: take :class:`StaticKeys`.
+            policy: Any policy but ``Static``, which uses row numbers; for a selection give :class:`StaticKeys`.
             batch_size: Rows of a batch over all ranks.
             epochs: Length of the run.
-            samples: How many samples an epoch on everything has, about: lengths and schedules go by it.
-            seed: Of draws and ties.
-            scratch: Where to put the folder, on a disk of this machine; by default where temporary files go.
+            samples: The approximate number of samples in an epoch on all rows; it sets the length of epochs and
+                schedules.
+            seed: Seed of draws and ties.
+            scratch: Where to create the folder, on a local disk; by default in the folder for temporary files.
+
+        Raises:
+            UsageError: A value is not allowed, or the policy uses row numbers.
         """
         if batch_size < 1 or epochs < 1 or samples < 1 or not 0 <= seed < 2**63:
             raise UsageError(f"{batch_size=}, {epochs=}, {samples=}, {seed=}; give 1 or more, and a seed below 2^63")
         if policy.needs_selection:
             name = type(policy).__name__
             raise UsageError(
-                f"{name} goes by row numbers, which a stream has not; give StaticKeys.of_keys(keys, total)"
+                f"{name} uses row numbers, which a stream does not have; give StaticKeys.of_keys(keys, total)"
             )
         self.policy, self.batch_size, self.epochs, self.samples, self.seed = policy, batch_size, epochs, samples, seed
         place = Path(scratch or tempfile.gettempdir())
-        sweep(place.glob("thresher-stream-*"))  # of runs that were killed
+        sweep(place.glob("thresher-stream-*"))  # folders of runs that were killed
         held = create_locked_folder(place, "thresher-stream-", mode=0o700)
         self.folder = held.path
         weakref.finalize(self, _remove, held, os.getpid())
@@ -228,13 +238,13 @@ class StreamPruner(PruningLoop):
         self._begin(0)
 
     def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
-        """Yield the batches of a loader until the epoch ends, and end it if the loader ends before.
+        """Yield the batches of a loader until the epoch ends; end the epoch if the loader ends first.
 
-        Call it once an epoch, on a loader that :class:`prune_stream` feeds. On several ranks a loader must not end
-        before: let it repeat (webdataset: ``with_epoch`` of enough batches), or the other ranks wait for this one.
+        Call it once per epoch, on a loader with a :class:`prune_stream` stage. On several ranks the loader must not end
+        first, or the other ranks wait for this one: make it repeat (webdataset: ``with_epoch`` of enough batches).
 
         Raises:
-            UsageError: The loader had no batch that was trained on.
+            UsageError: No batch of the loader was trained on.
         """
         self._in_force()
         epoch = self.epoch
@@ -244,12 +254,12 @@ class StreamPruner(PruningLoop):
                 return
         if not self.step:
             raise UsageError(
-                f"no batch of epoch {epoch} was trained on; does the stream have samples, and prune_stream?"
+                f"no batch of epoch {epoch} was trained on; check that the stream has samples and a prune_stream stage"
             )
         self.end_epoch()
 
     def weights(self, ids_B2: Any) -> npt.NDArray[np.float32] | None:
-        """Return what the plan in force multiplies the losses of these samples by, (B,); None for 1."""
+        """Return the weights of these samples in the current plan, (B,) float32; None for 1."""
         plan, ids = self._in_force(), as_array(ids_B2)
         if isinstance(self.policy, StaticKeys):
             if not self.policy.weigh:
@@ -262,14 +272,17 @@ class StreamPruner(PruningLoop):
         return np.where(hit, plan.weights_N[at], np.float32(1)).astype(np.float32)
 
     def reduce(self, ids_B2: Any, losses_BR: torch.Tensor) -> torch.Tensor:
-        """Record the losses of this rank's batch and return their weighed mean, to call ``backward`` on.
+        """Record the losses of this rank's batch and return their weighted mean, to call ``backward`` on.
 
-        Losses stay on their device until the epoch ends, when the ranks exchange them. What the ranks give with their
-        first call is one global batch, and so on: candidates are ranked within these.
+        Losses stay on their device until the epoch ends, when the ranks gather them. The n-th calls on all ranks
+        together are one global batch, within which candidates are ranked.
 
         Args:
-            ids_B2: (B, 2) the ids that :class:`prune_stream` gave; best left on the CPU.
+            ids_B2: (B, 2) int64, the ids from :class:`prune_stream`; best left on the CPU.
             losses_BR: (B, R) losses, R = 1 or 2, of any function of :mod:`thresher.dynamic.loss`.
+
+        Raises:
+            UsageError: Ids or losses have another shape or type.
         """
         import torch
 
@@ -281,7 +294,9 @@ class StreamPruner(PruningLoop):
             raise UsageError(f"ids of shape {ids.shape} and type {ids.dtype}; give (B, 2) int64, {ID} of the samples")
         before = self._own[0][1].shape[1] if self._own else self._known[0][1].shape[1] if self._known else 0
         if shape not in ((len(ids), 1), (len(ids), 2)) or before not in (0, shape[1]):
-            raise UsageError(f"losses of shape {shape}; give ({len(ids)}, 1) or ({len(ids)}, 2), the same all epoch")
+            raise UsageError(
+                f"losses of shape {shape}; give ({len(ids)}, 1) or ({len(ids)}, 2), the same for the whole epoch"
+            )
         weights_B = self.weights(ids)
         weights = None if weights_B is None else torch.from_numpy(weights_B).to(losses_BR.device, non_blocking=True)
         self._own.append((ids.copy(), losses_BR.detach().to(torch.float32, copy=True)))
@@ -291,9 +306,9 @@ class StreamPruner(PruningLoop):
         return reduce(losses_BR, weights)
 
     def end_epoch(self) -> None:
-        """Cut the epoch short, all ranks together: record what was trained on, plan the next and publish it.
+        """End the epoch early, on all ranks together: record the losses, plan the next epoch and publish the plan.
 
-        The last step of an epoch does this by itself.
+        The last step of an epoch calls this automatically.
         """
         plan, batches = self._in_force(), self._gathered()
         ids_M2 = np.concatenate([ids for ids, _ in batches]) if batches else np.empty((0, 2), np.int64)
@@ -318,23 +333,24 @@ class StreamPruner(PruningLoop):
         self._next(plan, *kept, 1 - sum(shares) / len(shares), recorded)
 
     def log(self) -> list[dict[str, Any]]:
-        """Return what happened, one entry per finished epoch, of plain values that go into JSON.
+        """Return one entry per finished epoch, of plain values that can be written as JSON.
 
-        As :meth:`PruningSampler.log`; ``rows`` were kept of the ``total`` known when the epoch began (of ``samples``
-        in the first). ``new`` rows were first seen, ``again`` counts samples that had come before in the epoch, and
-        ``collisions`` those of a key whose hash is another key's: they are trained on, never pruned nor recorded.
+        As :meth:`PruningSampler.log`, but ``rows`` were kept of the ``total`` known when the epoch began (of
+        ``samples`` in the first). In addition ``new`` is the number of rows first seen, ``again`` that of samples seen
+        before in the same epoch, and ``collisions`` that of samples whose key has the hash of another key: they are
+        trained on, but never pruned or recorded.
         """
         return super().log()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state, in mid-epoch too: tensors on the CPU and text, for ``torch.save`` or ``numpy.savez``.
+        """Return the state, at any step of an epoch: CPU tensors and text, for ``torch.save`` or ``numpy.savez``.
 
-        On several ranks all must call it; each gets the same, complete state, and one of them may save it.
+        All ranks must call it; each gets the same, complete state, so save it on one.
         """
         batches = self._gathered()
         arrays: dict[str, npt.NDArray[Any]] = {
             "hashes": self.hashes_N.copy(),
-            "checks": self.checks_N.copy().view(np.int32),  # not every torch knows uint32
+            "checks": self.checks_N.copy().view(np.int32),  # some versions of torch have no uint32
             "sizes": np.array([len(ids) for ids, _ in batches], np.int64),
             "ids": np.concatenate([ids for ids, _ in batches]) if batches else np.empty((0, 2), np.int64),
             "losses": np.concatenate([part for _, part in batches]) if batches else np.empty((0, 1), np.float32),
@@ -343,17 +359,17 @@ class StreamPruner(PruningLoop):
         return self._state(numbers, arrays, self.ledger)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was called, on any number of ranks; every rank loads the same state.
+        """Continue from a state of :meth:`state_dict`, on any number of ranks; every rank loads the same state.
 
-        From the end of an epoch the plan, the ledger and all that follows from the same batches are those of an
-        undisturbed run. In mid-epoch the plan and the record are, too; which samples come is up to the stream, which
-        begins anew. What was trained on before in the epoch is passed over, unless repeats were asked for.
+        From the end of an epoch, the plan and the ledger are those of an uninterrupted run with the same batches. In
+        the middle of an epoch the plan and the record are restored too, but the stream starts from the beginning.
+        Samples already trained on in the epoch are skipped, unless the plan repeats samples.
 
-        ``epochs`` may differ, but an epoch in progress is finished as it was begun.
+        ``epochs`` may differ, but the current epoch keeps its plan.
 
         Raises:
-            UsageError: The state of another policy, batch size, seed or number of samples, or one that is further than
-                this run goes.
+            UsageError: The state has another policy, batch size, seed or number of samples, or this run is too short
+                for it.
         """
         loaded = self._loaded(state, {"hashes", "checks", "sizes", "ids", "losses"}, self._same(), more=3)
         epoch, step, steps_before = loaded.numbers
@@ -368,7 +384,7 @@ class StreamPruner(PruningLoop):
         self._begin(epoch, loaded.plan, known if step else None)
 
     def _same(self) -> dict[str, int]:
-        """Return what a state must have as it is here."""
+        """Return the values that must be equal in a state, by name."""
         return {"batch_size": self.batch_size, "samples": self.samples, "seed": self.seed}
 
     def _share_done(self) -> float:
@@ -381,12 +397,12 @@ class StreamPruner(PruningLoop):
         return f"{self.epochs} epochs"
 
     def rows_of(self, keys: Iterable[str]) -> Ints:
-        """Return the rows of the ledger that these keys have, (M,) int64; -1 for those never seen."""
+        """Return the rows of these keys in the ledger, (M,) int64; -1 for keys never seen."""
         at_M, hit_M = _look_up(self.hashes_N, self.checks_N, ids_of(keys))
         return np.where(hit_M, at_M, -1)
 
     def _begin(self, epoch: int, plan: Plan | None = None, known: list[tuple[Ints, Losses]] | None = None) -> None:
-        """Start an epoch: by the plan given, or by a new one."""
+        """Start an epoch, with this plan or with a new one."""
         self.epoch, self.step, self._steps, self._later = epoch, len(known or ()), 0, 0
         self._own, self._known, self.plan = [], known or [], None
         if epoch >= self.epochs:
@@ -403,22 +419,22 @@ class StreamPruner(PruningLoop):
         rng = self._rng("plan", epoch)
         if self.ledger is not None:
             return self.policy.plan(self.ledger, epoch, rng)
-        # no row is known, so all is kept; the policy still says what the epoch is, and whether it collects
+        # No row is known, so all are kept; the policy still gives the phase, and whether candidates are collected.
         like = self.policy.plan(self.policy.ledger(1), epoch, rng)
         return Plan(epoch=epoch, phase=like.phase, total=1, collects=like.collects)
 
     def _kept(self, plan: Plan) -> tuple[int, int]:
-        """Return how many samples are kept, of how many."""
+        """Return how many samples are kept, and of how many."""
         if isinstance(self.policy, StaticKeys):
             return len(self.policy), self.policy.total
         return (self.samples, self.samples) if self.ledger is None else (len(plan), plan.total)
 
     def _cut(self, share: float) -> int:
-        """Return the batches of an epoch on this share of the samples; the rest that fills none is left out."""
+        """Return the number of batches of an epoch with this share of the samples, rounded down, at least 1."""
         return max(1, whole(share * self.samples / self.batch_size))
 
     def _enter(self, ids_M2: Ints) -> bool:
-        """Give keys with new hashes their rows: the ledger and the plan in force grow, other rows move."""
+        """Add rows for keys with new hashes to the ledger and the current plan; return whether there were any."""
         plan = self._in_force()
         hashes, first = np.unique(ids_M2[:, 0], return_index=True)
         new = ~np.isin(hashes, self.hashes_N, assume_unique=True)
@@ -443,7 +459,7 @@ class StreamPruner(PruningLoop):
         return True
 
     def _publish(self, seen_M2: Ints) -> None:
-        """Let the reading processes know the plan in force; what was seen in the epoch is not to come again."""
+        """Write the current plan for the reading processes; samples seen in this epoch are skipped."""
         plan, others = self._in_force(), 1
         ids, times = np.empty((0, 2), np.int64), np.empty(0, np.uint16)
         if isinstance(self.policy, StaticKeys):
@@ -455,17 +471,17 @@ class StreamPruner(PruningLoop):
             times = np.zeros(len(ids), np.uint16)
         if len(seen_M2) and (times <= 1).all():
             ids = np.concatenate([seen_M2, ids])
-            hashes, at = np.unique(ids[:, 0], return_index=True)  # of the two, the first: seen
+            hashes, at = np.unique(ids[:, 0], return_index=True)  # keeps the first of equals, the one that was seen
             times = np.concatenate([np.zeros(len(seen_M2), np.uint16), times])[at]
             ids = np.stack([hashes, ids[at, 1]], axis=1)
         version = int(self._now[0]) + 1
         _Table.write(self.folder, version, ids, times)
         self._now[1] = others
         self._now[0] = version
-        shutil.rmtree(self.folder / str(version - 2), ignore_errors=True)  # the last one may still be being opened
+        shutil.rmtree(self.folder / str(version - 2), ignore_errors=True)  # a process may still open the previous one
 
     def _gathered(self) -> list[tuple[Ints, Losses]]:
-        """Return the global batches of the epoch so far; exchanges what is new."""
+        """Return the global batches of the epoch so far; gathers new ones."""
         import torch
 
         own, self._own = self._own, []
@@ -503,13 +519,13 @@ class StreamPruner(PruningLoop):
 
 
 class _Table:
-    """How often listed samples come, and all others: what the reading processes know of a plan."""
+    """A plan for the reading processes: how often listed samples are used, and how often all others."""
 
     def __init__(self, hashes_M: Ints, checks_M: Checks, times_M: npt.NDArray[np.uint16], others: int) -> None:
         self.hashes_M, self.checks_M, self.times_M, self.others = hashes_M, checks_M, times_M, others
 
     def times(self, id_2: Ints) -> int:
-        """Return how often the sample with this id is to come."""
+        """Return how often to use the sample with this id."""
         at = int(self.hashes_M.searchsorted(id_2[0]))
         if at == len(self.hashes_M) or self.hashes_M[at] != id_2[0] or self.checks_M[at] != id_2[1]:
             return self.others
@@ -517,7 +533,7 @@ class _Table:
 
     @staticmethod
     def write(folder: Path, version: int, ids_M2: Ints, times_M: npt.NDArray[np.uint16]) -> None:
-        """Write version ``version``, complete before it is there."""
+        """Write version ``version`` atomically."""
         hidden = folder / f"{version}.part"
         hidden.mkdir()
         np.save(hidden / "hashes.npy", np.ascontiguousarray(ids_M2[:, 0]))
@@ -527,7 +543,7 @@ class _Table:
 
     @classmethod
     def in_force(cls, folder: Path, now: npt.NDArray[np.int64]) -> tuple[int, _Table]:
-        """Return the number of the version in force, and its table."""
+        """Return the number of the current version, and its table."""
         while True:
             version = int(now[0])
             try:
@@ -538,12 +554,12 @@ class _Table:
             except FileNotFoundError:
                 if version == int(now[0]):
                     raise
-                continue  # two versions came while it was being opened
+                continue  # two newer versions were written while it was opened
             return version, cls(parts[0], parts[1], parts[2], int(now[1]))
 
 
 def _look_up(hashes_N: Ints, checks_N: npt.NDArray[Any], ids_M2: Ints) -> tuple[Ints, npt.NDArray[np.bool_]]:
-    """Return where ids stand among ascending hashes, and which of them are there."""
+    """Return the positions of ids among ascending hashes, and whether each is there."""
     if not len(hashes_N):
         return np.zeros(len(ids_M2), np.int64), np.zeros(len(ids_M2), np.bool_)
     at_M = np.minimum(np.searchsorted(hashes_N, ids_M2[:, 0]), len(hashes_N) - 1)
@@ -551,6 +567,6 @@ def _look_up(hashes_N: Ints, checks_N: npt.NDArray[Any], ids_M2: Ints) -> tuple[
 
 
 def _remove(held: Scratch, owner: int) -> None:
-    """Remove the folder of a pruner that is gone, not that of its copy in a forked worker."""
+    """Remove the folder of a deleted pruner; a copy in a forked worker must not remove it."""
     if os.getpid() == owner:
         held.remove()

@@ -2,7 +2,7 @@
 
     python -m tests.dynamic.policies.table
 
-writes it anew; a test compares it.
+updates it; a test compares it.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ def test_a_budget_is_met_exactly(play: Callable[..., Plan], losses: Callable[...
 
 
 def test_a_ledger_without_moments_is_refused() -> None:
-    with pytest.raises(UsageError, match="keeps no moving mean"):
+    with pytest.raises(UsageError, match="has no moving mean"):
         DPruning(keep=0.5).plan(Ledger(4), 1, generator())
 
 

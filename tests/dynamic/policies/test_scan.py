@@ -247,7 +247,7 @@ def test_a_budget_is_forecast_exactly_or_refused(
 
 
 def test_the_largest_budget_is_named() -> None:
-    with pytest.raises(UsageError, match=r"below 42\.9%; rho stays below 0.5; .* or warm up for fewer than 2$"):
+    with pytest.raises(UsageError, match=r"below 42\.9%; rho stays below 0.5; .* or use a warm-up of fewer than 2$"):
         Scan.for_budget(0.6, 14, warmup=2, cycle=3)
     with pytest.raises(UsageError, match=r"cannot prune 60\.0% over 14 epochs: it must stay below 50\.0%"):
         Scan.for_budget(0.6, 14)

@@ -1,1 +1,1 @@
-"""One file per policy: what an epoch of training is on."""
+"""One file per policy, a rule that chooses the rows of each training epoch."""

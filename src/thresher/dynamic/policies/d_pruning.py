@@ -1,18 +1,18 @@
-"""D-Pruning: keep the rows whose loss is, or may yet be, the highest.
+"""D-Pruning: keep the rows with the highest loss, or with the highest upper bound of it.
 
 After "Accelerating Deep Learning with Dynamic Data Pruning" (Raju, Daruwalla and Lipasti, arXiv 2111.12621),
-which treats the rows as arms of a bandit. What is done here, exactly:
+which treats the rows as arms of a bandit. The exact algorithm here:
 
-- After every batch the moving moments of a row's loss x follow, with ``decay`` d:
-  step = x - mean; mean += d * step; variance = (1 - d) * (variance + d * step^2). A first loss sets mean = x,
+- After every batch the moving mean and variance of a row's loss x are updated with ``decay`` d:
+  step = x - mean; mean += d * step; variance = (1 - d) * (variance + d * step^2). The first loss sets mean = x,
   variance = 0.
-- Everything is trained on for ``warmup`` epochs. Then, every ``period`` epochs, floor(keep * N) rows are chosen,
-  and held until the next choice. Rows left out keep their moments.
-- rule "uncertainty": those with the highest upper bound mean + bound * sqrt(variance).
-- rule "epsilon-greedy": a share ``epsilon`` of them at random, the others those with the highest mean.
+- The first ``warmup`` epochs train on all rows. Then, every ``period`` epochs, floor(keep * N) rows are chosen
+  and used until the next choice. Rows that are left out keep their moments.
+- rule "uncertainty": the rows with the highest upper bound mean + bound * sqrt(variance).
+- rule "epsilon-greedy": a share ``epsilon`` of the rows at random, the others by the highest mean.
 - Rows never seen count as highest; among equals the lower row id wins.
 
-The loss is that of the training task, here per pair and the mean of both directions. The deviation, not the
+The loss is that of the training task, per pair and averaged over both directions. The standard deviation, not the
 variance, is added, so that ``bound`` has no unit and does not depend on the scale of the loss.
 """
 
@@ -35,64 +35,64 @@ RULES: tuple[Rule, ...] = get_args(Rule)
 
 @dataclass(frozen=True, kw_only=True)
 class DPruning(Policy):
-    """Keep the rows whose moving loss is, or may yet be, the highest.
+    """Keep the rows with the highest moving mean of the loss, or with the highest upper bound of it.
 
     Attributes:
         keep: Share of the rows to keep after the warm-up.
         rule: How rows are chosen.
-        bound: With "uncertainty", how many deviations are added to the mean.
+        bound: With "uncertainty", the number of standard deviations added to the mean.
         epsilon: With "epsilon-greedy", the share of the kept rows that is drawn at random.
-        decay: What the newest loss weighs in the moving moments.
+        decay: Weight of the latest loss in the moving mean and variance.
         period: Epochs from one choice to the next.
-        warmup: Epochs on everything before the first choice, at least 1.
+        warmup: Epochs on all rows before the first choice, at least 1.
     """
 
     name: ClassVar[str] = "d-pruning"
     marks_candidates: ClassVar[bool] = True
 
     keep: Share = field(metadata={"help": "share of an epoch to keep", "follows": True})
-    rule: Rule = field(default="uncertainty", metadata={"help": "what ranks rows"})
+    rule: Rule = field(default="uncertainty", metadata={"help": "how rows are ranked"})
     bound: float = field(default=1.0, metadata={"option": False})
     epsilon: float = field(default=0.1, metadata={"option": False})
     decay: float = field(default=0.2, metadata={"option": False})
     period: int = field(default=1, metadata={"option": False})
     warmup: int = field(
-        default=1, metadata={"help": "epochs on everything at first", "flag": "full-epochs", "least": 1}
+        default=1, metadata={"help": "epochs on all rows before pruning", "flag": "full-epochs", "least": 1}
     )
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be carried out."""
+        """Validate the parameters."""
         if not 0 < self.keep < 1:
             raise UsageError(f"keep = {self.keep}; give a share strictly between 0 and 1, like 0.7")
         if self.rule not in RULES:
             raise UsageError(f"rule = {self.rule!r}; give one of {', '.join(RULES)}.{suggest(self.rule, RULES)}")
         if not self.bound >= 0:
-            raise UsageError(f"bound = {self.bound}; give 0 or more deviations")
+            raise UsageError(f"bound = {self.bound}; give 0 or more standard deviations")
         if not 0 <= self.epsilon <= 1:
             raise UsageError(f"epsilon = {self.epsilon}; give a share from 0 to 1")
         if not 0 < self.decay <= 1:
-            raise UsageError(f"decay = {self.decay}; give what the newest loss weighs, above 0 and at most 1")
+            raise UsageError(f"decay = {self.decay}; give the weight of the latest loss, above 0 and at most 1")
         if self.period < 1 or self.warmup < 1:
             raise UsageError(f"period = {self.period}, warmup = {self.warmup}; give 1 epoch or more for each")
 
     @classmethod
     def for_run(cls, epochs: int, **options: Any) -> DPruning:
-        """Leave out 30% of every epoch after the warm-up, if nothing else is given."""
+        """Leave out 30% of every epoch after the warm-up by default."""
         return cls(**{"keep": 1 - PRUNE, **options})
 
     @classmethod
     def for_budget(cls, pruned: float, epochs: int, *, rule: Rule = "uncertainty", warmup: int = 1) -> DPruning:
-        """Choose ``keep`` so that ``pruned`` of the samples of the run are left out, warm-up included."""
+        """Choose ``keep`` so that the run leaves out ``pruned`` of its samples, including the warm-up."""
         most = cls(keep=0.5, rule=rule, warmup=warmup).expected_pruned(epochs) / 0.5
-        check_budget(pruned, epochs, most, "train for more epochs, or warm up for fewer")
+        check_budget(pruned, epochs, most, "train for more epochs, or use a shorter warm-up")
         return cls(keep=1 - pruned / most, rule=rule, warmup=warmup)
 
     def ledger(self, rows: int) -> Ledger:
-        """Return a ledger that keeps the moving moments."""
+        """Return a ledger with the moving mean and variance of the loss."""
         return Ledger(rows, decay=self.decay)
 
     def plan(self, ledger: Ledger, epoch: int, rng: np.random.Generator) -> Plan:
-        """Choose rows at the start of a period, and hold them through it."""
+        """Choose rows at the start of a period, and keep them until its end."""
         if epoch < self.warmup:
             return Plan(epoch=epoch, phase="warm-up", total=len(ledger))
         start = self._start(epoch)
@@ -107,13 +107,13 @@ class DPruning(Policy):
         return Plan(epoch=epoch, phase="pruned", total=len(ledger), kept_N=kept_N)
 
     def finish(self, ledger: Ledger, plan: Plan, rng: np.random.Generator) -> Marks | None:
-        """Mark the rows left out by a choice: so it is held, and rows often left out are known."""
+        """Mark the rows that a choice leaves out: the next epochs reuse the marks, and a coreset is ranked by them."""
         if plan.kept_N is None or plan.epoch > self._start(plan.epoch):
             return None
         return np.where(plan.kept_N, np.uint8(0), np.uint8(LEFT_OUT))
 
     def forecast(self, epoch: int) -> float:
-        """Return the share left out, none in the warm-up."""
+        """Return the share left out; 0 in the warm-up."""
         return 0.0 if epoch < self.warmup else 1 - self.keep
 
     def _start(self, epoch: int) -> int:
@@ -121,7 +121,7 @@ class DPruning(Policy):
 
     def _negative_scores(self, ledger: Ledger) -> Losses:
         if ledger.means_N is None or ledger.variances_N is None:
-            raise UsageError("this ledger keeps no moving mean of the loss; take the one of DPruning(...).ledger(rows)")
+            raise UsageError("this ledger has no moving mean of the loss; create it with DPruning(...).ledger(rows)")
         if self.rule == "uncertainty":
             scores_N = np.sqrt(ledger.variances_N)
             scores_N *= -self.bound

@@ -1,4 +1,4 @@
-"""Train on everything: what pruning is measured against."""
+"""Train on all rows: the baseline without pruning."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Full(Policy):
 
     @classmethod
     def for_budget(cls, pruned: float, epochs: int, *args: Any, **options: Any) -> NoReturn:
-        """Refuse a share."""
-        raise UsageError("policy full leaves out nothing, not a share; for a share give a policy such as scan")
+        """Raise UsageError: this policy does not prune."""
+        raise UsageError("policy full does not prune; to leave out a share use a policy such as scan")
 
     def plan(self, ledger: Ledger, epoch: int, rng: np.random.Generator) -> Plan:
-        """Keep everything."""
+        """Keep all rows."""
         return Plan(epoch=epoch, phase="everything", total=len(ledger))
 
     def forecast(self, epoch: int) -> float:

@@ -1,18 +1,18 @@
-"""InfoBatch: leave out some of the rows with low loss, and let the others of them count for those.
+"""InfoBatch: leave out some of the rows with low loss, and increase the weight of the others.
 
 Published as "InfoBatch: Lossless Training Speed Up by Unbiased Dynamic Data Pruning" (arXiv 2303.04947,
-ICLR 2024). Before each epoch a share r of the rows whose latest loss lies below the mean is left out at
-random; the others below the mean weigh 1 / (1 - r). The last epochs train on everything.
+ICLR 2024). Before each epoch a random share r of the rows whose latest loss is below the mean is left out;
+the other rows below the mean get the weight 1 / (1 - r). The last epochs train on all rows.
 
-The weights keep the *sum* of the losses of an epoch, in expectation, what it would be on all rows, in fewer
-steps. That holds for losses that do not depend on the rows beside them. A contrastive loss does: pruning
-also changes the negatives, so there it is not exactly unbiased.
+With these weights the expected *sum* of the losses of an epoch equals that over all rows, in fewer steps.
+That holds if the loss of a row does not depend on the other rows of its batch. A contrastive loss does: pruning
+also changes the negatives, so it is not exactly unbiased.
 
-Where we differ from the released code: the weight is (rows below the mean) / (those of them kept), which
-is 1 / (1 - r) but for the rounding to whole rows, and exactly unbiased; rows never seen are kept and take
-no part in the mean, rather than having a made-up loss of 3; row ids are integers, not floats. How much that
-leaves out is known only by training, as losses skewed to the right have many rows below their mean: so for a budget
-the number of rows to leave out is given in place of r, and the weights follow from it.
+Differences from the released code: the weight is (rows below the mean) / (those of them kept), which equals
+1 / (1 - r) up to the rounding to whole rows and is exactly unbiased; rows never seen are kept and do not count in
+the mean, instead of having a made-up loss of 3; row ids are integers, not floats. How many rows r leaves out is known
+only during training, because skewed losses have many rows below their mean. So for a budget the number of rows to
+leave out replaces r, and the weights follow from it.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ from thresher.dynamic.policy import Plan, Policy, check_budget
 from thresher.errors import UsageError
 from thresher.runtime.parameters import WholeShare
 
-_BELOW = 0.5  # the share of rows below the mean loss that forecasts reckon with
-_MOST = 0.9  # of the rows below the mean that a share leaves out: the last would weigh without bound
+_BELOW = 0.5  # the share of rows below the mean loss that forecasts assume
+_MOST = 0.9  # the largest share of the rows below the mean to leave out, which limits the weights of the rest
 
 
 @dataclass(frozen=True, kw_only=True)
 class InfoBatch(Policy):
-    """Leave out a share of the rows with less than the mean loss, and let the rest of them weigh more.
+    """Leave out a share of the rows below the mean loss, and increase the weight of the others below it.
 
     Attributes:
         epochs: Length of the run.
         r: Share of the rows below the mean loss to leave out.
-        delta: Share of the epochs after which everything is trained on again.
-        share: Share of all rows to leave out, in place of r: those below the mean make it up, up to nine tenths of
-            them. None as published.
+        delta: Share of the epochs that prune; the epochs after it train on all rows.
+        share: Share of all rows to leave out, instead of r; taken from the rows below the mean, up to nine tenths of
+            them. None for r, as published.
     """
 
     name: ClassVar[str] = "infobatch"
 
     epochs: int = field(metadata={"option": False})
     r: float = field(default=0.5, metadata={"option": False})
-    delta: WholeShare = field(default=0.875, metadata={"help": "share of the epochs that prune"})
+    delta: WholeShare = field(default=0.875, metadata={"help": "share of the epochs that prune; the rest use all rows"})
     share: float | None = field(default=None, metadata={"option": False})
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be carried out."""
+        """Validate the parameters."""
         if self.epochs < 1:
             raise UsageError(f"epochs = {self.epochs}; give 1 or more")
         if not 0 < self.r < 1:
@@ -70,17 +70,17 @@ class InfoBatch(Policy):
 
     @classmethod
     def for_budget(cls, pruned: float, epochs: int, *, delta: float = 0.875) -> InfoBatch:
-        """Leave out ``pruned`` of the samples of the run, the epochs on everything included.
+        """Leave out ``pruned`` of the samples of the run, including the epochs on all rows.
 
-        Half of the rows are reckoned to lie below the mean loss, which bounds what can be asked for; should there be
-        fewer in an epoch, it leaves out nine tenths of them.
+        This assumes that half of the rows are below the mean loss, which limits the share; an epoch with fewer leaves
+        out nine tenths of them.
         """
         shares = cls(epochs=epochs, share=0.5, delta=delta).expected_pruned(epochs) / 0.5
         check_budget(pruned, epochs, _BELOW * _MOST * shares, "train for more epochs, or raise delta")
         return cls(epochs=epochs, share=pruned / shares, delta=delta)
 
     def plan(self, ledger: Ledger, epoch: int, rng: np.random.Generator) -> Plan:
-        """Leave out r of the rows below the mean, or the share of all, exactly, rounded down to whole rows."""
+        """Leave out exactly r of the rows below the mean, or ``share`` of all rows, rounded down to whole rows."""
         loss_N = ledger.loss_N
         seen_N = ledger.seen_N >= 0
         if not self._prunes(epoch) or not seen_N.any():
@@ -99,12 +99,12 @@ class InfoBatch(Policy):
         return Plan(epoch=epoch, phase="pruned", total=len(ledger), kept_N=kept_N, weights_N=weights_N)
 
     def forecast(self, epoch: int) -> float:
-        """Return the share expected to be left out; going by r, if half the rows lie below the mean."""
+        """Return the share expected to be left out; with r this assumes that half the rows are below the mean."""
         share = self.r * _BELOW if self.share is None else self.share
         return share if self._prunes(epoch) else 0.0
 
     def weighs(self) -> bool:
-        """Return True: the rows kept below the mean weigh more."""
+        """Return True: rows below the mean that are kept have larger weights."""
         return True
 
     def _prunes(self, epoch: int) -> bool:

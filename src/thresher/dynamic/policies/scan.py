@@ -1,19 +1,19 @@
-"""SCAN: prune the pairs training has no more use for, and those it cannot use yet, a little more each epoch.
+"""SCAN: leave out pairs with very low losses, already learned, and with very high losses, not learnable yet.
 
 Published as "SCAN: Bootstrapping Contrastive Pre-training for Data Efficiency" (arXiv 2411.09126, ICCV 2025).
 
-1. Warm-up: everything, until the epoch loss stops falling fast: (previous - current) / previous < threshold.
-2. Then cycles of T + 1 epochs. The first (preparation) trains on everything and collects candidates: per
-   direction of the loss, the rho lowest losses of a batch are redundant and the rho highest ill-matched; the
-   directions are intersected, and topped up at random from the rest of their union to the size of one
-   direction where fewer than 0.9 of that are left.
-3. Epoch e = 1 .. T of a cycle (mutation) leaves out a fresh random share 0.5 * (1 + cos(pi * (T - e) / T)) of
+1. Warm-up: all rows, until the epoch loss falls slowly: (previous - current) / previous < threshold.
+2. Then cycles of T + 1 epochs. The first (preparation) trains on all rows and collects candidates: in each
+   direction of the loss, the rho lowest losses of a batch are redundant and the rho highest are ill-matched. A
+   candidate is marked in both directions. If fewer than 0.9 of the size of one direction are left, rows marked in one
+   direction only are added at random, up to that size.
+3. Epoch e = 1 .. T of a cycle (mutation) leaves out a new random share 0.5 * (1 + cos(pi * (T - e) / T)) of
    the candidates: 0.25, 0.75, 1 for T = 3. The mean over a cycle is one half for every T.
 
-Where we differ from the released code: the modes "redundant" and "ill-matched" take effect; rows have integer
-ids; equal losses go to the lower row as redundant and to the higher as ill-matched, so that the two do not meet
-in one direction; a rho too small for one row of a batch marks none, not all; the candidates may also be ranked
-over the whole preparation epoch at once (scope "epoch"), which does not depend on the size of a batch.
+Differences from the released code: the modes "redundant" and "ill-matched" take effect; rows have integer
+ids; of equal losses the lower row is redundant first and the higher row ill-matched first, so that no row is both in
+one direction; if rho is less than one row of a batch, no row is marked, not all; the candidates may also be ranked
+over the whole preparation epoch (scope "epoch"), which does not depend on the batch size.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ Scope = Literal["batch", "epoch"]
 SIDES = {"both": (REDUNDANT, ILL_MATCHED), "redundant": (REDUNDANT,), "ill-matched": (ILL_MATCHED,)}
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
-_FEWEST = 2  # epochs the threshold can take: it compares two
-_USUAL = 0.35  # the rho up to which for_budget keeps to its first choice
+_FEWEST = 2  # the shortest warm-up by threshold: it compares two epochs
+_USUAL = 0.35  # the rho up to which for_budget keeps its first choice
 
 
 def _above(rho: float) -> int:
-    """Return how far rho is above the usual, in steps of 0.05: what is in the same step is as good."""
+    """Return how far rho is above the usual, in steps of 0.05; values within one step count as equally good."""
     return max(0, math.ceil((rho - _USUAL) / 0.05 - 1e-9))
 
 
@@ -49,31 +49,40 @@ class Scan(Policy):
     """Leave out a growing share of the pairs with the lowest and the highest losses, in cycles.
 
     Attributes:
-        rho: Share of the rows that are candidates on each side; above 0 and at most 0.5, below it with both sides.
-        cycle: T, the mutation epochs of a cycle; one of preparation comes before.
-        warmup: Epochs on everything before the first cycle; None to watch the loss.
-        threshold: With ``warmup=None``, the warm-up is over after the first epoch whose mean loss is lower than
+        rho: Share of the rows that are candidates on each side; above 0 and at most 0.5, below 0.5 with both sides.
+        cycle: T, the number of mutation epochs in a cycle, after one preparation epoch.
+        warmup: Epochs on all rows before the first cycle; None to decide by the loss.
+        threshold: With ``warmup=None``, the warm-up ends after the first epoch whose mean loss is lower than
             the one before by less than this share.
-        mode: Which sides are pruned.
-        scope: What losses are ranked within.
-        top_up: Share of the rho rows below which the intersection of the directions is topped up; 1 always.
+        mode: Which candidates to prune: redundant (lowest losses), ill-matched (highest losses) or both.
+        scope: Whether losses are ranked within a batch or within an epoch.
+        top_up: If fewer candidates than this share of rho are marked in both directions, others are added; 1 for
+            always.
     """
 
     name: ClassVar[str] = "scan"
     marks_candidates: ClassVar[bool] = True
 
-    rho: Share = field(default=0.3, metadata={"help": "share of candidates a side", "follows": True})
-    cycle: int = field(default=3, metadata={"help": "mutation epochs of a cycle", "least": 1})
-    warmup: int | None = field(
-        default=None, metadata={"help": "epochs on everything at first", "flag": "full-epochs", "least": 0}
+    rho: Share = field(
+        default=0.3, metadata={"help": "share of rows to mark as redundant, and as ill-matched", "follows": True}
     )
-    threshold: Share = field(default=0.3, metadata={"help": "fall of the loss that ends the warm-up", "follows": True})
-    mode: Mode = field(default="both", metadata={"help": "which candidates"})
-    scope: Scope = field(default="batch", metadata={"help": "what losses are ranked within"})
+    cycle: int = field(
+        default=3, metadata={"help": "epochs that leave rows out (mutation) after one on all rows", "least": 1}
+    )
+    warmup: int | None = field(
+        default=None, metadata={"help": "epochs on all rows before pruning", "flag": "full-epochs", "least": 0}
+    )
+    threshold: Share = field(
+        default=0.3, metadata={"help": "relative fall of the loss below which the warm-up ends", "follows": True}
+    )
+    mode: Mode = field(
+        default="both", metadata={"help": "prune redundant rows (lowest losses), ill-matched (highest losses) or both"}
+    )
+    scope: Scope = field(default="batch", metadata={"help": "rank losses within a batch or an epoch"})
     top_up: float = field(default=0.9, metadata={"option": False})
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be carried out."""
+        """Validate the parameters."""
         if self.mode not in SIDES:
             raise UsageError(f"mode = {self.mode!r}; give one of {', '.join(SIDES)}.{suggest(self.mode, SIDES)}")
         if self.scope not in SCOPES:
@@ -86,7 +95,7 @@ class Scan(Policy):
         if self.cycle < 1:
             raise UsageError(f"cycle = {self.cycle}; give 1 mutation epoch or more")
         if self.warmup is not None and self.warmup < 0:
-            raise UsageError(f"warmup = {self.warmup}; give 0 epochs or more, or None to watch the loss")
+            raise UsageError(f"warmup = {self.warmup}; give 0 epochs or more, or None to decide by the loss")
         if not 0 < self.threshold < 1:
             raise UsageError(f"threshold = {self.threshold}; give a share of the loss strictly between 0 and 1")
         if not 0 <= self.top_up <= 1:
@@ -103,20 +112,20 @@ class Scan(Policy):
         mode: Mode = "both",
         scope: Scope = "batch",
     ) -> Scan:
-        """Choose rho so that ``pruned`` of the samples of the run are left out, warm-up and preparation included.
+        """Choose rho so that the run leaves out ``pruned`` of its samples, including warm-up and preparation.
 
-        The warm-up is a number of epochs, as the end of one that watches the loss cannot be foreseen. As far as these
-        are not given, it is 2, with cycles of 3 mutation epochs, where rho is at most 0.35 so. Elsewhere it is 1, or
-        cycles are of 2 or 1: the first of these ways that keeps rho so low. If none does, the first with rho at most
-        0.4; then 0.45; then below 0.5. Candidates that an untrained net ranks mean little, so a run without warm-up
-        comes after all of these: only where no other reaches the share.
+        The warm-up has a fixed number of epochs, because the end of one that depends on the loss cannot be predicted.
+        Parameters that are not given are chosen: a warm-up of 2 epochs and cycles of 3 mutation epochs if rho is then
+        at most 0.35. Otherwise the warm-up is 1 epoch, or cycles have 2 or 1 mutation epochs: the first combination
+        with rho at most 0.35. If there is none, the first with rho at most 0.4; then 0.45; then below 0.5. Losses of
+        an untrained model rank rows poorly, so a run without warm-up is used only if nothing else reaches the share.
 
-        The intersection is always topped up: as published, up to a tenth of the candidates, and so of the pruning, may
-        be missing. What remains is the rounding of rho to whole rows of a batch, and rows that one direction puts on
-        the low side and the other on the high side, which count once.
+        Candidates are always topped up: as published, up to a tenth of them, and so of the pruning, may be missing.
+        Small differences remain: rho is rounded to whole rows of a batch, and a row that is low in one direction and
+        high in the other counts once.
 
         Raises:
-            UsageError: The share cannot be reached; says what can be, and how.
+            UsageError: The share cannot be reached; states the limit, and how to raise it.
         """
         ways = [
             cls(rho=0.25, cycle=c, warmup=w, mode=mode, scope=scope, top_up=1.0)
@@ -124,7 +133,7 @@ class Scan(Policy):
             for w in (range(_FEWEST, -1, -1) if warmup is None else (warmup,))
         ]
         reach = [0.5 * way.expected_pruned(epochs) / way.rho for way in ways]
-        shorter = "" if warmup is None else f", or warm up for fewer than {warmup}"
+        shorter = "" if warmup is None else f", or use a warm-up of fewer than {warmup}"
         more = "" if mode == "both" else ", or prune both sides"
         check_budget(pruned, epochs, max(reach), f"rho stays below 0.5; train for more epochs{shorter}{more}")
         reaching = [
@@ -133,11 +142,11 @@ class Scan(Policy):
         return min(reaching, key=lambda way: (way.warmup == 0, _above(way.rho)))  # the first of equals
 
     def ledger(self, rows: int) -> Ledger:
-        """Return a ledger; one that keeps both directions where they are ranked after the epoch."""
+        """Return a ledger; with scope "epoch" it keeps the losses of both directions."""
         return Ledger(rows, directions=2 if self.scope == "epoch" else 1)
 
     def plan(self, ledger: Ledger, epoch: int, rng: np.random.Generator) -> Plan:
-        """Train on everything, or leave out a fresh sample of the candidates of the cycle, rounded down."""
+        """Keep all rows, or leave out a new random sample of the candidates of the cycle, rounded down."""
         start = self._start(ledger)
         if start is None or epoch < start:
             return Plan(epoch=epoch, phase="warm-up", total=len(ledger))
@@ -150,7 +159,7 @@ class Scan(Policy):
         return Plan(epoch=epoch, phase="mutation", total=len(ledger), kept_N=kept_N)
 
     def marks(self, losses_BR: Losses, rng: np.random.Generator) -> Marks:
-        """Mark the redundant and the ill-matched of the rows given."""
+        """Mark redundant and ill-matched rows among the rows of a batch."""
         rows = len(losses_BR)
         marks_B = np.zeros(rows, np.uint8)
         for side in SIDES[self.mode]:
@@ -169,16 +178,16 @@ class Scan(Policy):
         return marks_N
 
     def share(self, e: int) -> float:
-        """Return the share of the candidates left out in epoch ``e`` of a cycle, 0 for the preparation."""
+        """Return the share of the candidates left out in epoch ``e`` of a cycle; 0 for the preparation epoch."""
         return 0.0 if e == 0 else 0.5 * (1 + math.cos(math.pi * (self.cycle - e) / self.cycle))
 
     def forecast(self, epoch: int) -> float:
-        """Return the share expected to be left out; a warm-up that watches the loss is reckoned at its shortest."""
+        """Return the share expected to be left out; assumes the shortest warm-up if it depends on the loss."""
         start = _FEWEST if self.warmup is None else self.warmup
         return len(SIDES[self.mode]) * self.rho * self.share(max(epoch - start, 0) % (self.cycle + 1))
 
     def _start(self, ledger: Ledger) -> int | None:
-        """Return the first preparation epoch, None while the loss falls fast."""
+        """Return the first preparation epoch; None during a warm-up whose end is not known yet."""
         if self.warmup is not None:
             return self.warmup
         losses_E = ledger.epoch_losses()

@@ -1,4 +1,4 @@
-"""A selection made before training, played in the loop: the same rows in every epoch."""
+"""Train on a selection made before training: the same rows in every epoch."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from thresher.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Static(Policy):
-    """Train on a selection made before: the same rows in every epoch, with its repeats or as weights.
+    """Train on a selection made before training: the same rows in every epoch, repeats as repeats or as weights.
 
-    With ``weigh`` a row that is to come c times comes once and its loss counts c times: over an epoch the
-    gradients add up to the same, but for the rows beside it in a batch, in fewer steps.
+    With ``weigh`` a row that the selection has c times is used once and its loss is multiplied by c. Over an epoch the
+    gradients have the same sum, except for the effect of the other rows in a batch, in fewer steps.
 
     Attributes:
-        times_N: (N,) how often each row comes: a boolean mask, or whole numbers.
-        weigh: Weigh losses rather than repeat rows.
+        times_N: (N,) how often each row is used: a boolean mask, or integers.
+        weigh: Multiply losses by weights instead of repeating rows.
     """
 
     name: ClassVar[str] = "static"
     needs_selection: ClassVar[bool] = True
 
     times_N: npt.NDArray[Any] = field(metadata={"option": False})
-    weigh: bool = field(default=False, metadata={"help": "weigh losses rather than repeat rows chosen several times"})
+    weigh: bool = field(default=False, metadata={"help": "use repeats as weights of the loss"})
 
     def __post_init__(self) -> None:
-        """Refuse what does not say how often each row comes."""
+        """Validate the parameters."""
         times_N = np.asarray(self.times_N)
         if times_N.ndim != 1 or times_N.dtype.kind not in "biu":
             raise UsageError(
@@ -41,23 +41,27 @@ class Static(Policy):
         if not times_N.any():
             raise UsageError("no row is kept; keep at least one")
         if times_N.min() < 0 or times_N.max() > np.iinfo(np.int32).max:
-            raise UsageError(f"rows that come {times_N.min()} to {times_N.max()} times; give 0 or more, below 2^31")
+            raise UsageError(f"rows used {times_N.min()} to {times_N.max()} times; give 0 or more, below 2^31")
 
     @classmethod
     def for_selection(cls, times_N: npt.NDArray[Any], *, weigh: bool = False) -> Static:
-        """Train on the rows chosen, as often as they are; a mask where none comes several times."""
+        """Train on the rows of a selection, as often as it has them."""
         return cls(times_N=times_N if np.max(times_N) > 1 else np.asarray(times_N, np.bool_), weigh=weigh)
 
     @classmethod
     def for_budget(cls, pruned: float, epochs: int, *args: Any, **options: Any) -> NoReturn:
-        """Refuse a share."""
+        """Raise UsageError: the selection decides what is left out."""
         raise UsageError(
-            "policy static leaves out what the selection does, not a share; for a share give a policy such as scan"
+            "policy static leaves out what the selection leaves out, not a share; for a share use a policy such as scan"
         )
 
     @classmethod
     def of_rows(cls, rows_M: npt.ArrayLike, total: int, *, weigh: bool = False) -> Static:
-        """Train on the rows listed by id, out of ``total``; an id listed several times comes as often."""
+        """Train on the rows with these ids, out of ``total``; an id listed several times is used as often.
+
+        Raises:
+            UsageError: The ids are not a list of integers, or not in 0 .. total - 1.
+        """
         rows = np.asarray(rows_M)
         if rows.ndim != 1 or rows.dtype.kind not in "iu" or len(rows) == 0:
             raise UsageError(f"row ids of shape {rows.shape} and type {rows.dtype}; give a list of integers")
@@ -66,9 +70,12 @@ class Static(Policy):
         return cls(times_N=np.bincount(rows, minlength=total).astype(np.int32), weigh=weigh)
 
     def plan(self, ledger: Ledger, epoch: int, rng: np.random.Generator) -> Plan:
-        """Keep the rows given."""
+        """Keep the rows of the selection."""
         if len(self.times_N) != len(ledger):
-            raise UsageError(f"a selection out of {len(self.times_N):,} rows for a dataset of {len(ledger):,}")
+            raise UsageError(
+                f"the selection has {len(self.times_N):,} rows, but the dataset has {len(ledger):,}; give a selection "
+                "of this dataset"
+            )
         kept_N = self.times_N > 0
         repeats = self.times_N.dtype.kind != "b" and self.times_N.max() > 1
         return Plan(
@@ -81,10 +88,10 @@ class Static(Policy):
         )
 
     def weighs(self) -> bool:
-        """Return whether losses are weighed."""
+        """Return whether losses are multiplied by weights."""
         return self.weigh
 
     def forecast(self, epoch: int) -> float:
-        """Return the share left out, the same in every epoch; below 0 where repeats make epochs longer."""
+        """Return the share left out, the same in every epoch; negative if repeats make epochs longer."""
         samples = np.count_nonzero(self.times_N) if self.weigh else self.times_N.sum(dtype=np.int64)
         return 1 - float(samples) / len(self.times_N)
