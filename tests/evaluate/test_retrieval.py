@@ -111,14 +111,17 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"text_MD": np.ones((4, 2))}, "say which belong together"),
+        ({"text_MD": np.ones((4, 2))}, "give image_group_N and text_group_M"),
         ({"text_MD": np.ones((3, 5))}, "2 dimensions, texts of 5"),
         ({"text_MD": np.ones(3)}, r"texts of shape \(3,\)"),
         ({"image_ND": np.zeros((3, 2))}, "row 0 of the images is zero"),
         ({"image_ND": np.full((3, 2), np.nan)}, "not finite"),
         ({"image_group_N": [0, 1]}, "image_group_N of shape"),
-        ({"image_group_N": [0, 1, 2], "text_group_M": [0, 1, 1]}, "image_to_text: nothing is right for row 2"),
-        ({"image_group_N": [0, 1, 2], "text_group_M": ["0", "1", "2"]}, "give both alike"),
+        (
+            {"image_group_N": [0, 1, 2], "text_group_M": [0, 1, 1]},
+            "image_to_text: no item on the other side has the group of row 2",
+        ),
+        ({"image_group_N": [0, 1, 2], "text_group_M": ["0", "1", "2"]}, "give both the same type"),
         ({"ks": ()}, "ks = "),
         ({"ks": (0,)}, "ks = "),
     ],

@@ -1,1 +1,1 @@
-"""How good a trained model is: pure functions of embeddings and labels, and a reader of evaluation sets."""
+"""Evaluate a trained model: pure functions of embeddings and labels, and a reader for evaluation sets."""

@@ -1,7 +1,7 @@
-"""Weighted nearest neighbours: how well features tell classes apart without any training.
+"""Weighted k-nearest-neighbor classification: how well features separate classes, without training.
 
-As in "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (arXiv 1805.01978), and in the
-evaluations of MoCo and DINO after it.
+As in "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (arXiv 1805.01978), and later in the
+evaluations of MoCo and DINO.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ def knn(
     temperature: float = 0.07,
     ks: Sequence[int] = KS,
 ) -> dict[str, float]:
-    """Let the ``k`` nearest training rows vote on the class of every test row, with weight exp(cosine / temperature).
+    """Classify every test row by the votes of its ``k`` nearest training rows, with weight exp(cosine / temperature).
 
-    Equally near rows: the lower one votes. Where classes get equal votes, or none, the right one counts as behind
-    the others. Rows with a negative label are left out. The similarities of all rows are never held at once.
+    Of equally near rows the lower one votes. If classes get equal votes, or none, the right one ranks behind the
+    others. Rows with a negative label are left out. Similarities are computed in blocks of rows.
 
     Args:
-        train_ND: (N, D) features, any float type and length.
+        train_ND: (N, D) features, any float type and norm.
         train_labels_N: (N,) integers.
-        test_MD: (M, D) features.
+        test_MD: (M, D) features, any float type and norm.
         test_labels_M: (M,) integers.
-        k: Neighbours that vote; all, where there are fewer.
-        temperature: Above 0; smaller lets the nearest decide.
-        ks: How many best classes to look among.
+        k: Number of neighbors that vote; all rows if there are fewer.
+        temperature: Above 0; a smaller value gives more weight to the nearest.
+        ks: The values of k for top-k accuracy.
 
     Returns:
         "top1", "top5" (one for each of ``ks``), "mean_per_class", "majority", "chance", "classes" (of both sets) and
-        "rows" (judged), as :func:`thresher.evaluate.zero_shot.zero_shot` has them.
+        "rows" (of the test set), as in :func:`thresher.evaluate.zero_shot.zero_shot`.
 
     Raises:
-        UsageError: Shapes that do not fit, no labelled row, rows without direction.
+        UsageError: Shapes do not fit, there is no labelled row, or a row is zero or not finite.
     """
     if k < 1 or not temperature > 0:
-        raise UsageError(f"k = {k}, temperature = {temperature}; give 1 neighbour or more, and a number above 0")
+        raise UsageError(f"k = {k}, temperature = {temperature}; give 1 neighbor or more, and a number above 0")
     train, test = units(train_ND, "training rows"), units(test_MD, "test rows")
     if train.shape[1] != test.shape[1]:
         raise UsageError(f"training rows of {train.shape[1]} dimensions, test rows of {test.shape[1]}")
@@ -63,7 +63,7 @@ def knn(
     for lo in range(0, len(rows), step):
         near_BN = test[rows[lo : lo + step]] @ train.T
         at_B, at_N = np.nonzero(_nearest(near_BN, k))
-        # Less the highest possible cosine, so that no weight is too large for a float.
+        # Minus the highest possible cosine, so that weights do not overflow.
         weights = np.exp((near_BN[at_B, at_N].astype(np.float64) - 1) / temperature)
         cells = at_B * classes + of_train[at_N]
         votes = np.bincount(cells, weights, minlength=len(near_BN) * classes)
@@ -72,7 +72,7 @@ def knn(
 
 
 def _nearest(near_BN: Array, k: int) -> Bools:
-    """Mark the k highest of every row; among equal ones those that stand first."""
+    """Mark the k highest values of every row; among equal ones the first."""
     n = near_BN.shape[1]
     if k >= n:
         return np.ones(near_BN.shape, np.bool_)

@@ -1,7 +1,7 @@
-"""The linear probe: how well a linear classifier does on features that stay as they are.
+"""The linear probe: the accuracy of a linear classifier on frozen features.
 
-Multinomial logistic regression with an L2 penalty, fitted by L-BFGS on the whole batch, its strength chosen on a
-held-out part of the training rows: the procedure of CLIP (arXiv 2103.00020, appendix A.3), with a shorter sweep.
+Multinomial logistic regression with an L2 penalty, fitted by full-batch L-BFGS. The strength of the penalty is chosen
+on a held-out part of the training rows: the procedure of CLIP (arXiv 2103.00020, appendix A.3), with a shorter sweep.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 STRENGTHS = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5)
 _HELD_OUT = 0.2
-_ENOUGH = 1e-5  # the largest slope of the penalised mean loss at which it counts as fitted
-_MOST, _SOME = 1000, 100  # steps of a fit; of one that only shows which strength to take
+_ENOUGH = 1e-5  # converged if no absolute gradient of the penalized mean loss is larger
+_MOST, _SOME = 1000, 100  # steps of the final fit; of a fit that only compares strengths
 
 
 def linear_probe(
@@ -38,32 +38,33 @@ def linear_probe(
     seed: int = 0,
     ks: Sequence[int] = KS,
 ) -> dict[str, float]:
-    """Fit a linear classifier on training rows and judge it on test rows.
+    """Fit a linear classifier on training rows and evaluate it on test rows.
 
-    Rows are scaled to length 1, then every dimension to mean 0 and deviation 1 over the training rows. The loss is
-    mean cross-entropy + strength / 2 * sum of squared weights; the intercept is free. Of the strengths the one with
-    the best top-1 on a fifth of the training rows is taken, the stronger of equals, and fitted again on all of them.
-    The problem is convex and starts from zero, so the same rows and device give the same answer. Rows with a
-    negative label are left out.
+    Rows are scaled to norm 1, then every dimension to mean 0 and standard deviation 1 over the training rows. The loss
+    is mean cross-entropy + strength / 2 * sum of squared weights; the intercept has no penalty. The strength with the
+    best top-1 on a fifth of the training rows is chosen (of equals the stronger one), and the classifier is fitted
+    again on all of them. The problem is convex and starts from zero, so the same rows and device give the same result.
+    Rows with a negative label are left out.
 
     Args:
-        train_ND: (N, D) features, any float type and length.
+        train_ND: (N, D) features, any float type and norm.
         train_labels_N: (N,) integers.
-        test_MD: (M, D) features.
-        test_labels_M: (M,) integers. A class that no training row has is never right.
-        train_group_N: (N,) groups that the held-out part must not cut, such as duplicates.
+        test_MD: (M, D) features, any float type and norm.
+        test_labels_M: (M,) integers. A class without training rows is never predicted.
+        train_group_N: (N,) groups, such as duplicates; rows of a group are all held out, or none.
         strengths: Strengths of the penalty to choose from, each above 0.
-        device: Where torch computes.
-        seed: Of which training rows are held out.
-        ks: How many best classes to look among.
+        device: The torch device.
+        seed: Seed of the choice of the held-out rows.
+        ks: The values of k for top-k accuracy.
 
     Returns:
-        "top1", "top5" (one for each of ``ks``), "mean_per_class", "majority", "chance", "classes" and "rows", as
-        :func:`thresher.evaluate.zero_shot.zero_shot` has them; "l2", the strength chosen, and "held_out_top1", what
-        it was chosen by; "slope", the largest left in the final fit, and "converged", 1 where it is below 1e-5.
+        "top1", "top5" (one for each of ``ks``), "mean_per_class", "majority", "chance", "classes" and "rows", as in
+        :func:`thresher.evaluate.zero_shot.zero_shot`; "l2", the chosen strength, and "held_out_top1", its top-1 on the
+        held-out rows; "slope", the largest absolute gradient of the final fit, and "converged", 1 if it is at most
+        1e-5, else 0.
 
     Raises:
-        UsageError: Shapes that do not fit, training rows of fewer than two classes, rows without direction.
+        UsageError: Shapes do not fit, the training rows have fewer than two classes, or a row is zero or not finite.
         MissingExtraError: torch is not installed.
     """
     if not strengths or any(not strength > 0 for strength in strengths):
@@ -77,11 +78,11 @@ def linear_probe(
     of_test = labels_for(test_labels_M, len(test), "test rows")
     groups = np.arange(len(train)) if train_group_N is None else np.asarray(train_group_N)
     if groups.shape != (len(train),):
-        raise UsageError(f"train_group_N of shape {groups.shape}; give one for each training row, ({len(train)},)")
+        raise UsageError(f"train_group_N of shape {groups.shape}; give one group per training row, ({len(train)},)")
     train, groups, of_train = train[of_train >= 0], groups[of_train >= 0], of_train[of_train >= 0]
     test, of_test = test[of_test >= 0], of_test[of_test >= 0]
     if len(np.unique(of_train)) < 2:
-        raise UsageError("training rows of fewer than two classes leave nothing to tell apart")
+        raise UsageError("the training rows have fewer than two classes; give rows of two classes or more")
     of_train, of_test, classes = as_classes(of_train, of_test)
     chosen, held_out = max(strengths), float("nan")
     if len(strengths) > 1:
@@ -123,11 +124,11 @@ class _Probe:
 
         mean_D = rows_ND.mean(axis=0, dtype=np.float64)
         deviation_D = rows_ND.std(axis=0, dtype=np.float64)
-        # A dimension that does not change tells nothing, and its rounding noise must not be blown up.
+        # A constant dimension has no information; scaling it would amplify rounding errors.
         scale_D = np.where(deviation_D > 1e-7, 1 / np.maximum(deviation_D, 1e-7), 0.0)
-        # Trainers evaluate where gradients are turned off.
+        # Trainers evaluate with gradients disabled.
         with torch.inference_mode(False), torch.enable_grad():
-            # In float32 the line search loses its way where the loss is nearly flat, and the fit ends early.
+            # In float32 the line search fails where the loss is nearly flat, and the fit ends early.
             x = torch.from_numpy(_scaled(rows_ND, mean_D, scale_D)).to(device).double()
             y = torch.from_numpy(labels_N).to(device)
             first = x.new_zeros(rows_ND.shape[1] + 1, classes) if start is None else start.clone()

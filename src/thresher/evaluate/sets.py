@@ -1,4 +1,4 @@
-"""Evaluation sets: parquet in the Hugging Face image layout, pictures read as they are needed."""
+"""Evaluation sets: parquet in the Hugging Face image layout; images are read when they are needed."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Labels:
     """The classes of a label column.
 
     Attributes:
-        names: C names: the sorted unique values, as text; whole numbers in their own order.
-        index_N: (N,) int64, the class of each row, -1 where it has none.
+        names: The C names: the unique values, sorted (integers by value), as text.
+        index_N: (N,) int64, the class of each row, -1 for none.
     """
 
     names: tuple[str, ...]
@@ -32,16 +32,19 @@ class Labels:
 
 @dataclass(frozen=True, eq=False)
 class EvalSet:
-    """Pictures with captions, labels or both.
+    """Images with captions, labels or both.
 
     Attributes:
-        name: What to call it: the file's name without its ending.
-        path: Where it lies.
-        texts: M captions, those of a row one after the other; () where there are none.
-        text_row_M: (M,) int64, the row each caption belongs to.
-        group_N: (N,) int64, rows of one group show or say the same; every row its own where no column says so.
+        name: The name in results: the name of the file without its extension.
+        path: The path as given.
+        texts: The M captions, grouped by row; () if there are none.
+        text_row_M: (M,) int64, the row of each caption.
+        group_N: (N,) int64, the group of each row; rows of a group count as the same. Without a column of groups every
+            row has its own.
         labels: Classes by label column.
-        group: The column that says which rows are of one group, None where none does.
+        store: The pool of the rows.
+        image: The column of the images.
+        group: The column of the groups, or None.
     """
 
     name: str
@@ -55,14 +58,14 @@ class EvalSet:
     group: str | None = None
 
     def __len__(self) -> int:
-        """Return N, the number of pictures."""
+        """Return N, the number of images."""
         return self.store.total
 
     def column(self, name: str) -> list[Any]:
         """Return a column, N values.
 
         Raises:
-            UsageError: There is none of this name.
+            UsageError: There is no column of this name.
         """
         return _values(self.store, name)
 
@@ -72,10 +75,10 @@ class EvalSet:
         return self.group_N[self.text_row_M]
 
     def pictures(self, rows_B: Sequence[int] | Ints) -> list[bytes]:
-        """Return the pictures of some rows as they are stored (JPEG, WebP, ...), in the order asked.
+        """Return the images of these rows as stored (JPEG, WebP, ...), in the given order.
 
         Raises:
-            PoolError: A row has none.
+            PoolError: A row has no image.
         """
         ids = np.asarray(rows_B, np.int64)
         order = np.unique(ids)
@@ -85,7 +88,7 @@ class EvalSet:
         return [pictures[i] for i in np.searchsorted(order, ids).tolist()]
 
     def batches(self, size: int = 256) -> Iterator[tuple[Ints, list[bytes]]]:
-        """Yield all pictures in row order, at most ``size`` at a time, as (row ids, pictures)."""
+        """Yield all images in row order, at most ``size`` at a time, as (row ids (B,), images)."""
         start = 0
         for table in self.store.layout.tables:
             for part in table.stream([self.image], size):
@@ -99,7 +102,7 @@ class EvalSet:
             cells.append((value.get("bytes") if isinstance(value, dict) else value) or b"")
             if not cells[-1]:
                 raise PoolError(
-                    f"{self.path}: row {row:,} has no bytes in column {self.image!r}; put the picture there"
+                    f"{self.path}: row {row:,} has no bytes in column {self.image!r}; store the image bytes there"
                 )
         return cells
 
@@ -113,20 +116,20 @@ def read_eval(
     labels: Sequence[str] | None = None,
     needs: Sequence[str] = (),
 ) -> EvalSet:
-    """Open an evaluation set; pictures are not read yet.
+    """Open an evaluation set, without reading its images.
 
     Args:
-        path: A parquet file, or a folder of them.
-        image: Column of the pictures: a struct with ``bytes`` (and ``path``), or binary.
-        text: Column of captions, text or lists of text; by default ``text``, ``texts``, ``caption`` or ``captions``
-            where there is one.
-        group: Column of what is duplicated, numbers or text; by default ``group`` where there is one.
-        labels: Label columns, numbers or text; by default ``label_name``, else ``label``, where there is one.
-        needs: What there must be, of "texts" and "labels".
+        path: A parquet file, or a folder of parquet files.
+        image: Column of the images: a struct with ``bytes`` (and ``path``), or binary.
+        text: Column of captions, text or lists of text; by default ``text``, ``texts``, ``caption`` or ``captions``,
+            if there is one.
+        group: Column of groups of duplicates, numbers or text; by default ``group``, if there is one.
+        labels: Label columns, integers or text; by default ``label_name``, else ``label``, if there is one.
+        needs: What the set must have: "texts", "labels" or both.
 
     Raises:
-        UsageError: A column named that is not there, or is of another type, or nothing of what is needed.
-        PoolError: The file is not there or cannot be trusted.
+        UsageError: A named column is missing or has another type, or the set lacks what it needs.
+        PoolError: The file is missing, damaged or unsafe.
     """
     store = open_store(path)
     columns = store.columns
@@ -144,7 +147,8 @@ def read_eval(
     for what, there, usual in (("texts", caption, TEXTS), ("labels", named, LABELS)):
         if what in needs and not there:
             raise UsageError(
-                f"{path}: has no column of {what} ({', '.join(usual)}); name one of {', '.join(columns) or 'none'}"
+                f"{path}: has no column of {what} ({', '.join(usual)}); name another column: it has "
+                f"{', '.join(columns) or 'none'}"
             )
     _check_pictures(store, str(picture))
     texts, owners = _texts(store, caption) if caption else ((), np.empty(0, np.int64))
@@ -176,7 +180,7 @@ def _check_pictures(store: EmbeddingStore, name: str) -> None:
         inner = kind.field("bytes").type
     if not (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)):
         raise UsageError(
-            f"{store.layout.location}: column {name!r} holds {kind}; pictures are structs of bytes and path, or binary"
+            f"{store.layout.location}: column {name!r} has type {kind}; images are structs of bytes and path, or binary"
         )
 
 
@@ -185,7 +189,7 @@ def _values(store: EmbeddingStore, name: str) -> list[Any]:
 
 
 def _texts(store: EmbeddingStore, name: str) -> tuple[tuple[str, ...], Ints]:
-    """Return the captions and the row each belongs to."""
+    """Return the captions and the row of each."""
     texts: list[str] = []
     owners: list[int] = []
     for row, value in enumerate(_values(store, name)):
@@ -201,7 +205,7 @@ def _labels(store: EmbeddingStore, name: str) -> Labels:
     values = _values(store, name)
     there = {value for value in values if value is not None}
     if not all(isinstance(value, str) for value in there) and not all(type(value) in (int, bool) for value in there):
-        raise UsageError(f"{store.layout.location}: column {name!r} holds neither text nor whole numbers: no labels")
+        raise UsageError(f"{store.layout.location}: column {name!r} has neither text nor integers; name a label column")
     if not there:
         raise UsageError(f"{store.layout.location}: no row has a label in column {name!r}")
     ordered = sorted(there)

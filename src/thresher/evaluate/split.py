@@ -1,4 +1,4 @@
-"""Two parts of one labelled set, for want of a training set of its own."""
+"""Split a labelled set into two parts, because there is no separate training set."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from thresher.evaluate.accuracy import Bools
 
 
 def split(rows: int, *, groups_N: npt.ArrayLike | None = None, share: float = 0.5, seed: int = 0) -> Bools:
-    """Mark about ``share`` of the rows, and of a group all or none: what is seen twice must not be on both sides.
+    """Choose about ``share`` of the rows; a group, such as duplicates, is never split.
 
-    The same groups, whatever their order, share and seed give the same parts.
+    The same groups (in any order), share and seed give the same parts.
 
     Args:
         rows: N.
-        groups_N: (N,) group of each row, integers or text; by default every row is its own.
-        share: Strictly between 0 and 1. Groups are taken in random order while they fit, so that large ones may
-            leave it short.
-        seed: Of the order.
+        groups_N: (N,) group of each row, integers or text; by default every row has its own.
+        share: Strictly between 0 and 1. Groups are taken in random order while they fit, so that large groups may
+            make the part smaller.
+        seed: Seed of the order.
 
     Returns:
-        (N,) bool, True for the first part; each part has a row.
+        (N,) bool, True for the first part; each part has at least one row.
 
     Raises:
-        UsageError: Fewer than two groups.
+        UsageError: There are fewer than two groups, or a value is not allowed.
     """
     if not 0 < share < 1:
         raise UsageError(f"share = {share}; give a share strictly between 0 and 1")
     groups = np.arange(rows) if groups_N is None else np.asarray(groups_N)
     if groups.shape != (rows,):
-        raise UsageError(f"groups of shape {groups.shape}; give one for each row, ({rows},)")
+        raise UsageError(f"groups of shape {groups.shape}; give one per row, ({rows},)")
     names_G, codes_N, sizes_G = np.unique(groups, return_inverse=True, return_counts=True)
     if len(names_G) < 2:
         raise UsageError(f"{rows:,} rows in {len(names_G)} groups cannot be split; give two groups or more")
