@@ -285,11 +285,11 @@ def test_what_is_in_the_way_is_not_touched(data: Data, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train_clip(data.parquet, run, settings(epochs=1))
     before = (run / CHECKPOINT).read_bytes()
-    with pytest.raises(OutputError, match="holds a training run already; pass --resume"):
+    with pytest.raises(OutputError, match="has a training run already; pass --resume"):
         train_clip(data.parquet, run, settings(epochs=1))
-    with pytest.raises(UsageError, match="was begun with lr 0.002, not 0.001; say the same to go on"):
+    with pytest.raises(UsageError, match="was started with lr 0.002, not 0.001; give the same value"):
         train_clip(data.parquet, run, settings(epochs=1, lr=1e-3), resume=True)
-    with pytest.raises(UsageError, match="was begun with data"):
+    with pytest.raises(UsageError, match="was started with data"):
         train_clip(data.csv, run, settings(epochs=1), resume=True)
     for damaged in (before[:1000], b"no checkpoint", b"", pickle.dumps({"model": 1})):
         (run / CHECKPOINT).write_bytes(damaged)
@@ -320,7 +320,7 @@ def test_data_that_changed_are_another_run(data: Data, tmp_path: Path) -> None:
 
 def test_several_processes_are_sent_to_open_clip(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="run on one process; on several, python -m thresher.train.open_clip"):
+    with pytest.raises(UsageError, match="run on one process; for several, use python -m thresher.train.open_clip"):
         train_clip(data.parquet, tmp_path / "run", settings())
 
 
@@ -338,11 +338,11 @@ def test_an_interrupted_run_says_how_to_go_on(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--policy", "scna"], "no policy 'scna'; there are d-pruning, dynamic-random, full, infobatch, scan"),
-        (["--prune", "30%"], "policy full leaves out nothing, not a share; for a share give a policy such as scan"),
+        (["--policy", "scna"], "d-pruning, dynamic-random, full, infobatch, scan"),
+        (["--prune", "30%"], "policy full does not prune; to leave out a share use a policy such as scan"),
         (["--policy", "scan", "--prune", "1.5"], "give a share strictly between 0 and 1, like 30% or 0.3"),
         (["--policy", "scan", "--prune", "60%", "--epochs", "4"], "cannot prune 60.0% over 4 epochs"),
-        (["--policy", "scan", "--prune", "20%", "--rho", "0.2"], "rho follow"),
+        (["--policy", "scan", "--prune", "20%", "--rho", "0.2"], "rho cannot be combined"),
         (["--policy", "infobatch", "--rho", "0.2"], "policy infobatch has no rho; it has delta"),
         (["--policy", "infobatch", "--full-epochs", "1"], "policy infobatch has no full-epochs; it has delta"),
         (["--policy", "scan", "--keep", "50%"], "policy scan has no keep; it has rho, cycle, full-epochs, threshold"),
@@ -356,11 +356,11 @@ def test_an_interrupted_run_says_how_to_go_on(
         (["--eval", "nothing.parquet"], "nothing.parquet"),
         (["--eval-label", "group"], "say what to do with --eval PARQUET, which is not given"),
         (["--template", "a photo"], "each with {} for the name of a class"),
-        (["--samples-seen", "10"], "give 1 epoch or more, or samples for a batch or more"),
-        (["--seed", "-1"], "seed -1"),
-        (["--warmup", "1.0"], "warm-up 1.0"),
+        (["--samples-seen", "10"], "give 1 epoch or more, or enough samples for a batch"),
+        (["--seed", "-1"], "seed = -1"),
+        (["--warmup", "1.0"], "warmup = 1.0"),
         (["--policy", "static", "--selection", "nothing"], "nothing: is neither a selection folder nor a file of keys"),
-        (["--selection", "nothing"], "policy static needs a selection, and no other policy takes one"),
+        (["--selection", "nothing"], "policy static needs a selection; the other policies do not accept one"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_anything_is_written(
@@ -382,7 +382,7 @@ def test_evaluation_sets_have_names_and_something_to_evaluate(data: Data, tmp_pa
     assert list(log[-1]["eval"]) == ["val", "val-2"]
     assert not any(name.startswith("zero_shot") for name in log[-1]["eval"]["val-2"])  # numbers are no names
     pq.write_table(few.drop_columns(["text"]), tmp_path / "bare.parquet")
-    with pytest.raises(UsageError, match="bare.parquet: has neither captions nor names of classes"):
+    with pytest.raises(UsageError, match="bare.parquet: has neither captions nor class names"):
         train_clip(data.parquet, tmp_path / "x", settings(evals=(str(tmp_path / "bare.parquet"),)))
     cells = few["image"].to_pylist()
     cells[7] = {"bytes": b"no picture", "path": None}

@@ -525,7 +525,7 @@ def test_other_loaders_and_samplers_are_refused(tmp_path: Path) -> None:
     for loader, message in (
         (DataLoader(with_rows(pictures()), batch_sampler=sampler), "trains on a DataLoader; give it one PruningLoader"),
         ([PruningLoader(pictures(), sampler)], "trains on a list"),
-        (PruningLoader(pictures(), other), "another sampler than the callback"),
+        (PruningLoader(pictures(), other), "the loader and the callback have different samplers"),
     ):
         with pytest.raises(UsageError, match=message):
             make_trainer(tmp_path, PruningCallback(sampler)).fit(module, loader)

@@ -345,4 +345,4 @@ def test_from_the_command_line(data: Data, tmp_path: Path, capsys: pytest.Captur
     assert main(["train", "moco", data.tars, "-o", str(tmp_path / "run"), *arguments, "--json", "--queue", "7"]) == 0
     assert '"phase": "everything"' in capsys.readouterr().out
     assert main(["train", "moco", data.tars, "-o", str(tmp_path / "b"), "--model", "resnet1"]) == 2
-    assert "no model 'resnet1'; give tiny or a model of timm" in capsys.readouterr().err
+    assert "no model 'resnet1'; give tiny or a timm model" in capsys.readouterr().err

@@ -1,1 +1,1 @@
-"""Training with pruning in the loop: reference trainers, and drop-ins for tools people use. Needs the extra train."""
+"""Training with pruning in the loop: reference trainers and integrations with other trainers. Needs the extra train."""

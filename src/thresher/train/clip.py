@@ -42,17 +42,17 @@ _TEXTS = 1024  # captions encoded at a time
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSettings:
-    """What is trained, and how.
+    """Settings of :func:`train_clip`.
 
     Attributes:
-        model: "tiny", "small", a configuration of open_clip, or the path of one.
+        model: "tiny", "small", the name of an open_clip configuration, or the path of one.
         loss: "clip" (softmax) or "siglip" (sigmoid).
-        chunk: Rows that go through the model at once, None for the whole batch. Fewer take less memory and give the
-            same gradients: features are computed twice (gradient caching, 2101.06983).
+        chunk: Number of rows to process at once, None for the whole batch. Fewer rows need less memory and give the
+            same gradients; features are computed twice (gradient caching, 2101.06983).
         eval_labels: Columns of the evaluation sets with class names, for zero-shot classification.
-        eval_group: Column that joins what counts as the same in retrieval.
-        templates: What class names are put into; "{}" stands for the name.
-        schedule: The rest.
+        eval_group: Column of groups; rows of a group count as the same in retrieval.
+        templates: Prompts for class names; "{}" stands for the name.
+        schedule: Length, batches, policy and optimization.
     """
 
     model: str = "tiny"
@@ -64,7 +64,7 @@ class ClipSettings:
     schedule: Schedule = field(default_factory=lambda: Schedule(epochs=10))
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be carried out."""
+        """Validate the parameters."""
         if self.chunk is not None and self.chunk < 1:
             raise UsageError(f"chunk = {self.chunk}; give 1 row or more")
         if not self.templates or any("{}" not in template for template in self.templates):
@@ -79,17 +79,20 @@ def train_clip(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
-    """Train a CLIP model on pairs, leave in ``folder`` what :mod:`thresher.dynamic.run_folder` reads; return the log.
+    """Train a CLIP model on image-text pairs.
 
     Args:
-        data: See :func:`thresher.train.data.open_pairs`.
-        folder: Of the run.
-        settings: What is trained, and how.
-        resume: Go on with the run that lies there, if one does.
-        progress: What to tell while it takes time.
+        data: The data, see :func:`thresher.train.data.open_pairs`.
+        folder: The folder of the run, see :mod:`thresher.dynamic.run_folder`.
+        settings: Model, loss, evaluation and schedule.
+        resume: Resume the run in the folder, if there is one.
+        progress: Where to report progress.
+
+    Returns:
+        The log, one entry per epoch.
 
     Raises:
-        UsageError, PoolError, OutputError: Before any training begins; says what to do.
+        UsageError, PoolError, OutputError: Settings, data or folder cannot be used; raised before training starts.
     """
     progress = progress or Silent()
     schedule, device = prepared(settings.schedule, settings.model)
@@ -101,7 +104,9 @@ def train_clip(
     ]
     for eval_set in sets:
         if not eval_set.texts and not eval_set.labels:
-            raise UsageError(f"{eval_set.path}: has neither captions nor names of classes; --eval-label names a column")
+            raise UsageError(
+                f"{eval_set.path}: has neither captions nor class names; give a label column with --eval-label"
+            )
     sizes: dict[str, Any] = {"side": stored_side(clip.side), "resize": clip.resize}
     training, pairs = open_run("clip", data, folder, settings, **sizes, captions=True, resume=resume, progress=progress)
     clip.model.to(device)
@@ -112,7 +117,7 @@ def train_clip(
 
 
 def _named_classes(eval_set: EvalSet, settings: ClipSettings) -> EvalSet:
-    """Leave out classes that are numbers, unless their column was named: a picture of a 3 says nothing."""
+    """Leave out label columns of numbers, unless the user named them: a number is not a useful prompt."""
     labels = {
         column: labels
         for column, labels in eval_set.labels.items()
@@ -122,7 +127,7 @@ def _named_classes(eval_set: EvalSet, settings: ClipSettings) -> EvalSet:
 
 
 class ClipTask:
-    """A CLIP model in training."""
+    """Trains a CLIP model; see :class:`thresher.train.loop.TrainingTask`."""
 
     name = "clip"
 
@@ -134,14 +139,22 @@ class ClipTask:
         settings: ClipSettings,
         sets: Sequence[EvalSet] = (),
     ) -> None:
-        """Take a model on its device, and the tokens of all rows."""
+        """Create the task.
+
+        Args:
+            clip: The model, already on ``device``.
+            tokens_NT: (N, T) the tokens of all rows.
+            device: The device.
+            settings: The settings of the run.
+            sets: The evaluation sets.
+        """
         self.clip, self.model, self.device, self.settings = clip, clip.model, device, settings
         self.tokens_NT, self.sets = tokens_NT, sets
         self.autocast = autocast(device, settings.schedule.precision)
         self.crop, self.normalise = crops(clip.side), Normalise(clip.mean, clip.std, white=255).to(device)
 
     def step(self, rows_B: npt.NDArray[np.int64], pixels_BHWC: torch.Tensor, reduce: Reduce) -> None:
-        """Compute the losses of a batch and the gradients of what ``reduce`` makes of them."""
+        """Compute the losses of a batch, and backpropagate their ``reduce``."""
         tokens_BT = to_device(torch.from_numpy(self.tokens_NT[rows_B]), self.device)
         image_BCHW = self.crop(self.normalise(pixels_BHWC.permute(0, 3, 1, 2)))
         chunk = self.settings.chunk
@@ -158,29 +171,29 @@ class ClipTask:
         reduce(self.losses(image_BD, text_BD)).backward()
         gradients = zip(image_BD.grad.split(chunk), text_BD.grad.split(chunk), strict=True)
         for part, state, gradient in zip(parts, states, gradients, strict=True):
-            _draw_again(self.device, state)  # what was dropped out the first time is dropped out again
+            _draw_again(self.device, state)  # dropout uses the same mask as in the first pass
             torch.autograd.backward(self.features(*part), gradient)
 
     def features(self, image_BCHW: torch.Tensor, tokens_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the features of pictures and captions, (B, D) each."""
+        """Return the features of images and captions, (B, D) each."""
         with self.autocast():
             image_BD, text_BD = self.model.encode_image(image_BCHW), self.model.encode_text(tokens_BT)
         return image_BD.float(), text_BD.float()
 
     def losses(self, image_BD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
-        """Return (B, 2) losses of features."""
+        """Return the losses of features, (B, 2)."""
         scale = self.model.logit_scale.exp()
         if self.settings.loss == "siglip":
             return siglip_losses(image_BD, text_BD, scale, self.model.logit_bias)
         return clip_losses(image_BD, text_BD, scale)
 
     def after_step(self, progress: float) -> None:
-        """Keep the temperature at 1/100 or more, as CLIP does."""
+        """Clamp the logit scale to at most 100, as CLIP does."""
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, math.log(100))
 
     def evaluate(self) -> Scores:
-        """Return retrieval and zero-shot figures by evaluation set."""
+        """Return retrieval and zero-shot metrics by evaluation set."""
         return {eval_set.name: self._evaluate(eval_set) for eval_set in self.sets}
 
     def _evaluate(self, eval_set: EvalSet) -> dict[str, float]:
@@ -216,7 +229,7 @@ class ClipTask:
 
 
 def _draws(device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return where the generators stand that dropout draws from."""
+    """Return the states of the random generators that dropout uses."""
     return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
 

@@ -1,9 +1,9 @@
-"""What a trainer reads: pictures and captions of N rows, of any kind of raw data that :mod:`thresher.data` opens.
+"""The data of a trainer: images and captions of N rows, from any kind of raw data that :mod:`thresher.data` opens.
 
-Rows are read in any order, so every picture has a place: a file, and where in it. Pictures are read where they lie;
-those of parquet and Arrow, which give them up by row groups only, are copied into the run's folder once. Every picture
-is decoded once before the training begins: rows that cannot be used are set aside, counted and listed, and small
-pictures stay in memory decoded.
+Rows are read in random order, so every image has a location: a file, an offset and a size. Images are read from their
+files. Those of parquet and Arrow can only be read by row group, so they are copied into the run's folder once. Every
+image is decoded once before training starts: rows that cannot be used are skipped, counted and listed, and small images
+are kept decoded in memory.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ from thresher.selection import Selection
 
 Ints = npt.NDArray[np.int64]
 
-IN_MEMORY = 4 * 2**30  # bytes of decoded pictures that are kept
+IN_MEMORY = 4 * 2**30  # the most bytes of decoded images to keep in memory
 SET_ASIDE = "set_aside.txt"
 PICTURES = "pictures.bin"
-_CHUNK = 1024  # pictures decoded at a time
+_CHUNK = 1024  # images decoded at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Pictures and captions of N rows.
+    """Images and captions of N rows.
 
     Attributes:
-        store: The pool that the rows are rows of, in the same order.
-        files: What the pictures lie in: protocol of the file system, and path.
-        file_N: Which of them, (N,) int64.
-        offset_N: Where in it, (N,) int64.
-        size_N: How many bytes, (N,) int64; -1 for the whole file.
-        captions: N texts; "" where there is none.
-        side: Pixels of a side of the pictures, decoded.
-        resize: How they are made square.
-        aside: Rows of the data that are not among these, and why.
-        pixels_NHWC: (N, side, side, 3) uint8 where they are kept in memory, else None.
+        store: The pool of the rows, in the same order.
+        files: The files of the images, as (protocol of the file system, path).
+        file_N: The index of each image's file, (N,) int64.
+        offset_N: Its offset in the file, (N,) int64.
+        size_N: Its size in bytes, (N,) int64; -1 for the whole file.
+        captions: The N captions; "" for none.
+        side: Height and width of the decoded images in pixels.
+        resize: How images are made square.
+        skipped: Rows of the data that were skipped, as (row and key, reason).
+        pixels_NHWC: (N, side, side, 3) uint8 if the images are kept in memory, else None.
     """
 
     store: EmbeddingStore
@@ -70,12 +70,12 @@ class Pairs:
         return len(self.file_N)
 
     def encoded(self, row: int) -> bytes:
-        """Return a picture as it is stored."""
+        """Return an image as stored, without decoding it."""
         protocol, path = self.files[self.file_N[row]]
         return Place(path, int(self.offset_N[row]), int(self.size_N[row]), protocol).read()
 
     def pixels(self, rows_B: Sequence[int]) -> Pixels:
-        """Return pictures, (B, side, side, 3) uint8, from memory or from where they lie."""
+        """Return decoded images, (B, side, side, 3) uint8, from memory or from their files."""
         if self.pixels_NHWC is not None:
             return self.pixels_NHWC[rows_B]
         return np.stack([decode(self.encoded(row), self.side, self.resize) for row in rows_B])
@@ -88,7 +88,7 @@ class Pairs:
         """Return a column of the pool, such as labels.
 
         Raises:
-            UsageError: There is none of this name.
+            UsageError: There is no column of this name.
         """
         return [cell for _, part in self.store.scan([name]) for cell in part.column(0).to_pylist()]
 
@@ -96,19 +96,19 @@ class Pairs:
 def open_pairs(
     data: str, folder: Path, *, side: int, resize: Resize, captions: bool, progress: Progress, workers: int = 2
 ) -> Pairs:
-    """Index the data, decode every picture once, and set aside what cannot be used.
+    """Index the data, decode every image once, and skip rows that cannot be used.
 
     Args:
-        data: Anything that :func:`thresher.data.open_data` opens: parquet, tars, Arrow, a csv, a folder of pictures.
-        folder: Of the run; what has to be written goes there.
-        side: Pixels of a side, as :func:`thresher.io.pictures.decode` makes them.
-        resize: How they are made square.
-        captions: Whether rows need one.
-        progress: What to tell while it takes time.
-        workers: Threads that decode.
+        data: Anything that :func:`thresher.data.open_data` opens: parquet, tars, Arrow, a csv, a folder of images.
+        folder: The folder of the run; indexes and copies are written there.
+        side: Height and width of the decoded images in pixels, see :func:`thresher.io.pictures.decode`.
+        resize: How images are made square.
+        captions: Whether every row needs a caption.
+        progress: Where to report progress.
+        workers: Number of threads that decode.
 
     Raises:
-        PoolError: Nothing there, a damaged file, or hardly a row that can be used.
+        PoolError: The data are missing or damaged, or more than half of the rows cannot be used.
     """
     pairs, bad = _indexed(data, folder, captions)
     pairs = replace(pairs, side=side, resize=resize)
@@ -138,7 +138,7 @@ def open_pairs(
         first = min(bad)
         raise PoolError(
             f"{data}: {len(bad):,} of {len(pairs):,} rows cannot be used; row {first:,} {bad[first]}; "
-            "does it hold pictures and captions?"
+            "give data with images and captions"
         )
     if bad:
         keys, good_N = pairs.keys(), np.ones(len(pairs), np.bool_)
@@ -151,8 +151,8 @@ def open_pairs(
 
 
 def _indexed(data: str, folder: Path, captions: bool) -> tuple[Pairs, dict[int, str]]:
-    """Go over the data once; return all rows, and of those without a picture the reasons."""
-    # A csv of open_clip may name pictures anywhere: training copies none of them to where others see them.
+    """Read the data once; return all rows, and the reasons for rows without an image."""
+    # A csv for open_clip may name images anywhere. That is safe here: training does not copy them elsewhere.
     opened = open_data(data, DataOptions(captions=captions, allow_outside=True))
     store = _pool_of(opened)
     own: dict[str, list[Any]] = {name: [] for name in ("key", "text", "uid")}
@@ -180,9 +180,9 @@ def _indexed(data: str, folder: Path, captions: bool) -> tuple[Pairs, dict[int, 
         copies.unlink()
     texts = own["text"]
     if not texts:
-        raise PoolError(f"{data}: has no samples; is it finished?")
+        raise PoolError(f"{data}: has no samples; give data with at least one")
     if captions and not any(texts):
-        raise PoolError(f"{data}: none of its {len(texts):,} samples has a caption; training on pairs needs them")
+        raise PoolError(f"{data}: none of its {len(texts):,} samples has a caption; CLIP training needs captions")
     file_N, offset_N, size_N = np.array(at_N3, np.int64).reshape(-1, 3).T
     names = tuple(files)
     if store is None:
@@ -196,7 +196,7 @@ def _indexed(data: str, folder: Path, captions: bool) -> tuple[Pairs, dict[int, 
 
 
 def _pool_of(opened: Data) -> EmbeddingStore | None:
-    """Return the pool that parquet is itself, with all its columns; None for data whose rows need an index."""
+    """Return parquet data as a pool, with all its columns; None for other data, whose rows need an index."""
     if opened.kind != "parquet":
         return None
     store = open_store(absolute(opened.location))
@@ -206,14 +206,15 @@ def _pool_of(opened: Data) -> EmbeddingStore | None:
 
 
 def times_of(selection: str, pairs: Pairs) -> tuple[npt.NDArray[np.int32], int]:
-    """Return how often a selection has each row, and how many of its keys the data do not have.
+    """Return how often a selection has each row, (N,) int32, and how many of its keys are missing in the data.
 
     Args:
-        selection: A selection folder, of this pool or of another with the same keys; or a file with a key a line.
+        selection: A selection folder, of this pool or of another with the same keys; or a text file with one key per
+            line.
         pairs: The rows.
 
     Raises:
-        UsageError: Most of it is not here.
+        UsageError: All or most of its keys are missing.
     """
     if os.path.isdir(selection):
         chosen = Selection.load(selection)
@@ -224,16 +225,16 @@ def times_of(selection: str, pairs: Pairs) -> tuple[npt.NDArray[np.int32], int]:
     missing = len(wanted) - len(np.unique(wanted.find_many(keys)[times_N > 0]))
     where = pairs.store.layout.location
     if not times_N.any():
-        raise UsageError(f"{selection}: none of its keys is in {where}; is it of other data?")
+        raise UsageError(f"{selection}: none of its keys is in {where}; give a selection of these data")
     if 2 * missing > len(wanted):
         raise UsageError(
-            f"{selection}: {missing:,} of its {len(wanted):,} keys are not in {where}; is it of other data?"
+            f"{selection}: {missing:,} of its {len(wanted):,} keys are not in {where}; give a selection of these data"
         )
     return times_N, missing
 
 
 def _without(pairs: Pairs, good_N: npt.NDArray[np.bool_], folder: Path) -> Pairs:
-    """Return the good rows, as a pool of their own with the columns that the data have."""
+    """Return the usable rows as a new pool, with the columns of the data."""
     light = [name for name in pairs.store.columns if not heavy(pairs.store, name)]
     columns: dict[str, list[Any]] = {name: [] for name in light}
     for _, part in pairs.store.where(good_N).scan(light) if light else ():

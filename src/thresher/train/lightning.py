@@ -1,13 +1,13 @@
-"""Pruning under a Lightning Trainer: the ``Trainer`` of ``lightning`` or of ``pytorch_lightning``.
+"""Pruning with a Lightning Trainer: the ``Trainer`` of ``lightning`` or of ``pytorch_lightning``.
 
-A sampler and Lightning each know where a run is, by their own count. Three things keep the two counts one:
+The sampler and Lightning each count epochs and batches. Three things keep the counts equal:
 
-- Lightning takes the length of a loader for that of the whole epoch, and of an epoch that it resumes it expects the
-  rest from the iterator. A :class:`PruningLoader` is like that; a DataLoader over the sampler tells what is left.
-- It measures the loader once and goes by that, unless it reloads the loader every epoch (which, for a loader given
-  to ``fit``, reads nothing again).
-- A checkpoint taken in the last step of an epoch has the sampler in the next epoch and Lightning in the old one. Which
-  of them is right is settled when it is loaded, by :func:`_reconcile`.
+- Lightning expects the length of a loader to be that of the whole epoch, and its iterator, in a resumed epoch, to yield
+  the rest. :class:`PruningLoader` does so; the length of a DataLoader over the sampler is the number of batches left.
+- Lightning reads the length once, unless it reloads the loader every epoch (which, for a loader given to ``fit``,
+  does not read data again).
+- In a checkpoint saved in the last step of an epoch, the sampler is in the next epoch and Lightning still in the old
+  one. :func:`_reconcile` corrects Lightning's count when the checkpoint is loaded.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from thresher.errors import MissingExtraError, UsageError, installed
 try:
     from torch.utils.data import DataLoader, default_collate  # noqa: TID253
 except ImportError:
-    raise MissingExtraError("pruning under Lightning", "lightning") from None
+    raise MissingExtraError("pruning with Lightning", "lightning") from None
 
 _FLAVOURS = ("lightning.pytorch", "pytorch_lightning")
 
 
 class PruningLoader(DataLoader):
-    """A DataLoader of ``(rows, items)`` over what the sampler keeps, as Lightning wants it.
+    """A DataLoader for Lightning that yields ``(rows, items)`` of the rows that the sampler keeps.
 
-    ``rows`` is a NumPy array (B,) int64, which Lightning leaves on the CPU; ``items`` is what ``collate_fn`` makes of
-    the items of the dataset, so a collate function of lightly or of your own stays as it is.
+    ``rows`` is a NumPy array (B,) int64, which Lightning leaves on the CPU; ``items`` is the result of ``collate_fn``
+    for the items of the dataset, so collate functions of lightly or your own work unchanged.
     """
 
     def __init__(
@@ -47,44 +47,47 @@ class PruningLoader(DataLoader):
         collate_fn: Callable[[list[Any]], Any] = default_collate,
         **options: Any,
     ) -> None:
-        """Make the loader.
+        """Create the loader.
 
         Args:
-            dataset: Anything with ``len`` and whole-number indices, a LightlyDataset for one; not ``with_rows`` of it.
-            sampler: Decides on the batches; the same object that the callback has.
-            collate_fn: Makes a batch of a list of items.
+            dataset: Any object with ``len`` and integer indices, such as a LightlyDataset; it need not be wrapped in
+                ``with_rows``.
+            sampler: The sampler; the same object that the callback has.
+            collate_fn: Combines a list of items into a batch.
             **options: Other arguments of a DataLoader: ``num_workers``, ``pin_memory``, ``persistent_workers``.
 
         Raises:
-            UsageError: The dataset has not the rows of the sampler.
+            UsageError: The dataset and the sampler have different numbers of rows.
         """
         if len(dataset) != sampler.rows:
-            raise UsageError(f"a dataset of {len(dataset):,} rows for a sampler of {sampler.rows:,}; give it all")
+            raise UsageError(
+                f"a dataset of {len(dataset):,} rows for a sampler of {sampler.rows:,}; give both the same number"
+            )
         dataset = dataset if isinstance(dataset, with_rows) else with_rows(dataset)
         super().__init__(dataset, batch_sampler=sampler, collate_fn=_Collate(collate_fn), **options)
 
     def __len__(self) -> int:
-        """Return the batches of the epoch in progress, those that are done included."""
+        """Return the number of batches of the current epoch, including those that are done."""
         return int(self.batch_sampler.step) + len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield the batches that are still to come in the epoch; none when all epochs are done.
+        """Yield the batches left in the epoch; none when all epochs are done.
 
-        Nothing is read before the first is asked for: Lightning makes two iterators for an epoch and drops one.
+        Reading starts with the first batch requested: Lightning creates two iterators per epoch and drops one.
         """
         if self.batch_sampler.plan is not None:
             yield from super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing: the callback keeps the state. That there is a method tells Lightning that we can resume."""
+        """Return an empty state: the callback saves it. Lightning checks that this method exists to allow resuming."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Do nothing, as there is nothing in the state."""
+        """Do nothing: the state is empty."""
 
 
 class _Collate:
-    """Row ids apart from the items; a class, for workers that are sent it."""
+    """Separates row ids from items; a class, so that it can be pickled for the workers."""
 
     def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
         self.collate = collate
@@ -94,47 +97,47 @@ class _Collate:
 
 
 class PruningCallback:
-    """A Lightning callback that keeps the Trainer and a sampler together.
+    """A Lightning callback that keeps the Trainer and a sampler in sync.
 
-    Made by ``PruningCallback(sampler)``, it is a ``Callback`` of the Lightning that is imported. It
+    ``PruningCallback(sampler)`` creates a ``Callback`` of the Lightning package that is imported. It
 
-    - refuses settings of the Trainer, and loaders, that would train on other batches than the sampler's;
-    - puts the sampler's state into every checkpoint (at ``["callbacks"]["PruningCallback"]``) and takes it from there
-      in ``fit(ckpt_path=...)``, in mid-epoch as well: the run goes on with the next batch;
-    - logs ``pruning/rows``, ``pruning/pruned_so_far`` and ``pruning/loss`` of every epoch through the module;
-    - stops the Trainer when the sampler's epochs are done.
+    - raises an error for settings of the Trainer, and for loaders, that would train on other batches;
+    - saves the sampler's state in every checkpoint (at ``["callbacks"]["PruningCallback"]``) and restores it in
+      ``fit(ckpt_path=...)``, also in the middle of an epoch: the run continues with the next batch;
+    - logs ``pruning/rows``, ``pruning/pruned_so_far`` and ``pruning/loss`` of every epoch with the module;
+    - stops the Trainer when all epochs of the sampler are done.
 
-    The Trainer needs ``reload_dataloaders_every_n_epochs=1`` and ``use_distributed_sampler=False``, and
-    ``max_epochs=-1`` as it cannot know better; the module calls ``sampler.reduce(rows, losses)`` once in every
-    ``training_step``, with automatic or manual optimisation.
+    The Trainer needs ``reload_dataloaders_every_n_epochs=1``, ``use_distributed_sampler=False`` and ``max_epochs=-1``,
+    because the sampler decides when the run ends. The module calls ``sampler.reduce(rows, losses)`` once in every
+    ``training_step``, with automatic or manual optimization.
 
     Attributes:
-        sampler: The sampler, of which the module and the loader have the same object.
+        sampler: The sampler; the same object that the module and the loader have.
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> PruningCallback:
-        """Make a callback that is one to the Lightning in use."""
-        plain: Any = cls  # a class is Hashable, but not to mypy
+        """Create a callback that derives from the ``Callback`` of the Lightning package in use."""
+        plain: Any = cls  # mypy does not know that a class is hashable
         new: PruningCallback = super().__new__(_callback_class(plain, _flavours()))
         return new
 
     def __init__(self, sampler: PruningSampler) -> None:
-        """Keep ``sampler``."""
+        """Create the callback for ``sampler``."""
         self.sampler = sampler
         self._logged = 0
         self._before = (0, 0)
 
     def __reduce__(self) -> Any:
-        """Pickle as the class that has a name, for processes that are spawned."""
+        """Pickle as the importable class, for spawned processes."""
         return _restore, (type(self).__mro__[1], vars(self))
 
     @property
     def state_key(self) -> str:
-        """Where checkpoints keep the state."""
+        """The key of the state in checkpoints."""
         return "PruningCallback"
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Refuse settings that would train on other batches than the sampler's."""
+        """Raise UsageError for settings that would train on other batches than the sampler's."""
         if stage != "fit":
             return
         wanted: dict[str, tuple[Any, Any]] = {
@@ -149,33 +152,33 @@ class PruningCallback:
         if wrong:
             current = ", ".join(f"{name}={value!r}" for name, value, _ in wrong)
             needed = ", ".join(f"{name}={value!r}" for name, _, value in wrong)
-            raise UsageError(f"a Trainer with {current}; to run the sampler's epochs to their end, give {needed}")
+            raise UsageError(f"a Trainer with {current}; to run all epochs of the sampler, give {needed}")
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Refuse a loader that is not one of this sampler."""
+        """Raise UsageError if the loader does not use this sampler."""
         self._logged = len(self.sampler.log())
         self._check_loader(trainer)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Refuse to begin an epoch in the middle of one of the sampler, or with another loader."""
+        """Raise UsageError if the sampler is in the middle of an epoch, or if the loader does not use it."""
         self._check_loader(trainer)
         if self.sampler.step:
             raise UsageError(
-                f"the Trainer begins an epoch, but epoch {self.sampler.epoch} of the sampler is at step "
-                f"{self.sampler.step} of {self.sampler.step + len(self.sampler)}; to cut an epoch short, call "
+                f"the Trainer starts an epoch, but epoch {self.sampler.epoch} of the sampler is at step "
+                f"{self.sampler.step} of {self.sampler.step + len(self.sampler)}; to end an epoch early, call "
                 "sampler.end_epoch() on all ranks"
             )
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Remember where the sampler is."""
+        """Remember the position of the sampler."""
         self._before = (self.sampler.epoch, self.sampler.step)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Refuse a step whose losses did not come back."""
+        """Raise UsageError if the step did not record its losses."""
         if self._before == (self.sampler.epoch, self.sampler.step):
             raise UsageError(
                 f"training_step did not record the losses of batch {batch_idx}; return sampler.reduce(rows, losses) "
-                "from it, of the sampler that the callback has"
+                "from it, with the sampler of the callback"
             )
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -184,28 +187,28 @@ class PruningCallback:
         if len(log) > self._logged:
             metrics = {f"pruning/{name}": log[-1][name] for name in ("rows", "pruned_so_far", "loss")}
             known = {name: float(value) for name, value in metrics.items() if value is not None}
-            # the same on all ranks, and of no batch: both arguments only spare warnings of Lightning's
+            # The values are the same on all ranks; both arguments only avoid warnings of Lightning.
             pl_module.log_dict(known, sync_dist=True, batch_size=1)
             self._logged = len(log)
         if self.sampler.plan is None:
             trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the sampler's state. Lightning asks all ranks, as it must: they exchange losses here."""
+        """Return the sampler's state. Lightning calls this on all ranks, which is required: they gather losses here."""
         return self.sampler.state_dict()
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Go on where the checkpoint was taken; nothing for a Trainer that only validates or tests.
+        """Restore the sampler from the checkpoint; does nothing if the Trainer only validates or tests.
 
         Raises:
-            UsageError: A checkpoint without a sampler's state, or with that of another run.
+            UsageError: The checkpoint has no state of a sampler, or that of another run.
         """
         if not trainer.training:
             return
         state = checkpoint["callbacks"].get(self.state_key)
         if state is None:
             raise UsageError(
-                "the checkpoint was saved without a PruningCallback; to start from its weights alone, load them with "
+                "the checkpoint was saved without a PruningCallback; to start from its weights only, load them with "
                 "load_from_checkpoint and call fit without ckpt_path"
             )
         self.sampler.load_state_dict(state)
@@ -218,20 +221,20 @@ class PruningCallback:
                 f"the Trainer trains on a {type(loader).__name__}; give it one PruningLoader(dataset, sampler)"
             )
         if loader.batch_sampler is not self.sampler:
-            raise UsageError("the loader has another sampler than the callback; give both the same object")
+            raise UsageError("the loader and the callback have different samplers; give both the same object")
 
 
 def _reconcile(loops: dict[str, Any], sampler: PruningSampler) -> None:
-    """Change Lightning's count of epochs and batches in a checkpoint where it is not the sampler's.
+    """Correct Lightning's count of epochs and batches in a checkpoint if it differs from the sampler's.
 
-    The two differ in what is saved in the last step of an epoch, in what is saved after the Trainer was stopped in
-    mid-epoch, which Lightning takes for the end of one, and in what is saved when a step fails. The sampler is right.
+    They differ if a checkpoint is saved in the last step of an epoch, after the Trainer was stopped in the middle of an
+    epoch (Lightning counts the epoch as done), or when a step fails. The sampler is right.
     """
     batches, epochs = loops["epoch_loop.batch_progress"], loops["epoch_progress"]
     batch, over = batches["current"], epochs["current"]["processed"] == epochs["current"]["ready"]
     last = batches["is_last_batch"] and batch["started"] == batch["ready"]
     if sampler.step == 0 and last and not over:
-        loops["epoch_loop.state_dict"]["_batches_that_stepped"] += 1  # the step that loggers go by
+        loops["epoch_loop.state_dict"]["_batches_that_stepped"] += 1  # the step number of loggers
         for scope in ("total", "current"):
             batches[scope]["processed"] = batches[scope]["completed"] = batches[scope]["ready"]
             epochs[scope]["processed"] += 1
@@ -239,17 +242,17 @@ def _reconcile(loops: dict[str, Any], sampler: PruningSampler) -> None:
         for scope in ("total", "current"):
             epochs[scope]["processed"] -= 1
             epochs[scope]["completed"] = min(epochs[scope]["completed"], epochs[scope]["processed"])
-    elif sampler.step > batch["processed"]:  # an exception between the losses and the optimizer
+    elif sampler.step > batch["processed"]:  # an exception after reduce, before the optimizer's step
         for scope in ("total", "current"):
             batches[scope]["processed"] = batches[scope]["completed"] = batches[scope]["ready"]
 
 
 def _flavours() -> tuple[type, ...]:
-    """Return the Callback class of the Lightning that is imported (both, if both are), else of an installed one."""
+    """Return the Callback class of the imported Lightning package (both, if both are), else of an installed one."""
     names = [name for name in _FLAVOURS if name in sys.modules]
     names = names or [name for name in _FLAVOURS if installed(name.partition(".")[0])][:1]
     if not names:
-        raise MissingExtraError("pruning under Lightning", "lightning")
+        raise MissingExtraError("pruning with Lightning", "lightning")
     return tuple(importlib.import_module(name).Callback for name in names)
 
 

@@ -1,4 +1,4 @@
-"""The loop that the reference trainers share: epochs, log, checkpoints, progress; what is trained is a task."""
+"""The loop of the reference trainers: epochs, log, checkpoints and progress; the model and its losses are a task."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from thresher.runtime.files import writing
 from thresher.runtime.format import duration
 from thresher.runtime.locks import sweep
 from thresher.runtime.progress import Progress
+from thresher.runtime.random import digest
 from thresher.train.data import PICTURES, SET_ASIDE, Pairs, open_pairs, times_of
 
 try:
@@ -43,33 +44,33 @@ Precision = Literal["auto", "float32", "bfloat16"]
 Reduce = Callable[[torch.Tensor], torch.Tensor]
 Scores = dict[str, dict[str, float]]
 
-# What may differ between a run and its resumption.
+# Settings that may change when a run is resumed.
 _FREE = ("evals", "eval_every", "eval_labels", "eval_group", "templates", "checkpoint_minutes", "workers", "device")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How long, in which batches, by which policy, with which rates: what every trainer is told.
+    """Settings that all trainers have: length, batches, policy and optimization.
 
     Attributes:
-        epochs: Length of the run, or None.
-        samples: Length of the run in samples seen, or None: one of the two is given.
+        epochs: Length of the run in epochs, or None.
+        samples: Length of the run in samples seen, or None. Give exactly one of the two.
         batch_size: Rows of a batch.
         policy: Name of the pruning policy.
-        prune: Share of the run's samples to leave out, None for the policy as published.
+        prune: Share of the run's samples to leave out, None for the published defaults of the policy.
         options: Options of the policy, by field.
         selection: For a policy that needs one: a selection folder, or a file of keys.
-        seed: Of weights, orders, draws and augmentations.
-        lr: Peak learning rate, None for the model's usual one (:func:`prepared`); it rises for ``warmup`` and falls in
-            half a cosine to 0, by samples seen.
-        weight_decay: Of the weights with two dimensions or more.
-        warmup: Share of the run over which the rate rises.
-        precision: Of products; auto is bfloat16 on a GPU and float32 on a CPU.
+        seed: Seed of weights, orders, draws and augmentations.
+        lr: Peak learning rate, None for the default of the model (:func:`prepared`). It rises during ``warmup`` and
+            then falls to 0 by half a cosine, by samples seen.
+        weight_decay: Weight decay of parameters with two dimensions or more.
+        warmup: Share of the run over which the learning rate rises.
+        precision: Precision of matrix products; "auto" is bfloat16 on a GPU and float32 on a CPU.
         device: "auto", "cpu", "cuda" and so on.
-        workers: Processes that read pictures which are not kept in memory.
+        workers: Processes that read images which are not kept in memory.
         evals: Parquet files to evaluate on.
-        eval_every: Epochs between evaluations; 0 for the end alone.
-        checkpoint_minutes: Between checkpoints within an epoch; there is one after every epoch too.
+        eval_every: Epochs between evaluations; 0 for only at the end.
+        checkpoint_minutes: Minutes between checkpoints within an epoch; there is one after every epoch too.
     """
 
     epochs: int | None = None
@@ -91,13 +92,14 @@ class Schedule:
     checkpoint_minutes: float = 5.0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be carried out."""
+        """Validate the parameters."""
         if (self.epochs is None) == (self.samples is None):
-            raise UsageError("give the length of the run either in epochs or in samples seen")
+            raise UsageError("give the length of the run either in epochs or in samples")
         if self.batch_size < 2 or not 0 <= self.seed < 2**63 or not 0 <= self.warmup < 1 or self.checkpoint_minutes < 0:
             raise UsageError(
-                f"batch size {self.batch_size}, seed {self.seed}, warm-up {self.warmup}, {self.checkpoint_minutes} "
-                "minutes; give 2 rows or more, 0 to 2^63 - 1, 0 or more and below 1, 0 or more"
+                f"batch size = {self.batch_size}, seed = {self.seed}, warmup = {self.warmup}, checkpoint minutes = "
+                f"{self.checkpoint_minutes}; give a batch size of 2 or more, a seed from 0 to 2^63 - 1, a warmup of 0 "
+                "or more and below 1, and 0 minutes or more"
             )
         check_selection(self.policy, self.selection is not None)
         if (
@@ -108,7 +110,7 @@ class Schedule:
         ):
             raise UsageError(
                 f"lr = {self.lr}, weight decay = {self.weight_decay}, workers = {self.workers}, evaluation every "
-                f"{self.eval_every} epochs; the rate is above 0, the others are 0 or more"
+                f"{self.eval_every} epochs; give a rate above 0, and 0 or more for the others"
             )
 
     def policy_for(self, rows: int, times_N: npt.NDArray[np.int32] | None) -> Policy:
@@ -122,17 +124,23 @@ class Schedule:
 
 
 class TrainingTask(Protocol):
-    """What is trained: a model, the losses of a batch, and how good the model is."""
+    """What a trainer trains: a model, the losses of a batch, and the evaluation of the model."""
 
     model: nn.Module
     device: torch.device
 
     def step(self, rows_B: npt.NDArray[np.int64], pixels_BHWC: torch.Tensor, reduce: Reduce) -> None:
-        """Compute the losses of a batch and the gradients of what ``reduce`` makes of them."""
+        """Compute the losses of a batch, and backpropagate their ``reduce``.
+
+        Args:
+            rows_B: (B,) row ids.
+            pixels_BHWC: (B, H, W, 3) uint8 images.
+            reduce: Turns losses (B, R) into a scalar, and records them.
+        """
         ...
 
     def after_step(self, progress: float) -> None:
-        """Do what is due after the optimizer's step; ``progress`` of the run is 0 to 1."""
+        """Update the model after the optimizer's step; ``progress`` is the share of the run that is done."""
         ...
 
     def evaluate(self) -> Scores:
@@ -152,32 +160,35 @@ def open_run(
     resume: bool,
     progress: Progress,
 ) -> tuple[Training, Pairs]:
-    """Look at a run's folder, read its data, and write down what the run is.
+    """Check the folder of a run, read its data, and describe the run.
 
     Args:
-        task: What is trained.
-        data: What on, see :func:`thresher.train.data.open_pairs`.
-        folder: Of the run.
-        settings: A dataclass with all that was asked for; its ``schedule`` is a Schedule.
-        side: Of the pictures as they are kept.
-        resize: How they are made square.
-        captions: Whether rows need one.
-        resume: Whether to go on with the run that lies there, if one does.
-        progress: What to tell.
+        task: "clip" or "moco".
+        data: The data, see :func:`thresher.train.data.open_pairs`.
+        folder: The folder of the run.
+        settings: A dataclass with all settings; its ``schedule`` is a :class:`Schedule`.
+        side: Height and width of the stored images in pixels.
+        resize: How images are made square.
+        captions: Whether every row needs a caption.
+        resume: Whether to resume the run in the folder, if there is one.
+        progress: Where to report progress.
+
+    Returns:
+        The run, not saved yet, and its data.
 
     Raises:
-        OutputError: Something is in the way.
-        UsageError: The run to resume was told otherwise, or its data have changed.
+        OutputError: The folder has a run already, or other files.
+        UsageError: The run to resume has other settings, or its data have changed.
         PoolError: The data cannot be read.
     """
     out, schedule = Path(folder), settings.schedule
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError(
-            "the reference trainers run on one process; on several, python -m thresher.train.open_clip prunes in "
-            "open_clip's own trainer"
+            "the reference trainers run on one process; for several, use python -m thresher.train.open_clip, which "
+            "prunes in the trainer of open_clip"
         )
     if schedule.epochs is not None and schedule.selection is None:
-        schedule.policy_for(1, None)  # refused before pictures are decoded
+        schedule.policy_for(1, None)  # validates options before images are decoded
     requested = json.loads(json.dumps({**asdict(schedule), **_flat(settings), "data": absolute(os.fspath(data))}))
     earlier = _earlier(out, task, requested, resume)
     options: dict[str, Any] = {
@@ -189,15 +200,13 @@ def open_run(
     try:
         pairs = open_pairs(os.fspath(data), out, **options, progress=progress)
     except ThresherError:
-        if earlier is None:  # nothing of it is of use
+        if earlier is None:  # remove the files of a run that did not start
             for name in (ROWS, PICTURES, SET_ASIDE):
                 (out / name).unlink(missing_ok=True)
         raise
     if pairs.skipped:
         progress.say(f"{len(pairs.skipped):,} rows cannot be used; they are listed in {out / SET_ASIDE}")
-    digest = hashlib.sha256(pairs.size_N.tobytes())
-    for caption in pairs.captions:
-        digest.update(caption.encode("utf-8", "surrogatepass") + b"\0")
+    content = digest(pairs.size_N, "".join(f"{caption}\0" for caption in pairs.captions))
     training = Training(
         folder=out,
         task=task,
@@ -206,16 +215,16 @@ def open_run(
         store=pairs.store.fingerprint(),
         rows=len(pairs),
         policy=schedule.policy,
-        settings={**requested, "content": digest.hexdigest()[:32]},
+        settings={**requested, "content": content[:32]},
         version=__version__,
     )
     if earlier is not None and _content(earlier) != _content(training):
-        raise UsageError(f"{data}: has changed since {out} was begun; train on the same data, or begin another run")
+        raise UsageError(f"{data}: has changed since {out} was started; use the same data, or start a new run")
     return training, pairs
 
 
 def _content(training: Training) -> tuple[str, int, Any]:
-    """What tells data apart: keys, rows, captions and the sizes of pictures."""
+    """Return what identifies the data: keys, number of rows, captions and sizes of images."""
     return training.store, training.rows, training.settings.get("content")
 
 
@@ -224,32 +233,32 @@ def _flat(settings: Any) -> dict[str, Any]:
 
 
 def _earlier(folder: Path, task: str, requested: Mapping[str, Any], resume: bool) -> Training | None:
-    """Return the run that lies in a folder, None where none does."""
+    """Return the run in a folder, or None; check that it may be resumed with these settings."""
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: is a file; name a folder")
     names = {path.name for path in folder.iterdir()} if folder.exists() else set()
     if MARK not in names:
-        # What a run leaves that was killed while it read the data, and nothing else, may lie there.
+        # A run that was killed while it read the data may have left these files; others are not allowed.
         if any(name not in (ROWS, PICTURES, SET_ASIDE) and not _scratch(name) for name in names):
             raise OutputError(f"{folder}: exists and is not a training run; choose another name")
         _sweep(folder)
         return None
     if not resume:
-        raise OutputError(f"{folder}: holds a training run already; pass --resume to go on, or choose another name")
+        raise OutputError(f"{folder}: has a training run already; pass --resume to continue it, or choose another name")
     earlier = Training.load(folder)
     known = {**earlier.settings, "task": earlier.task}
     for name, asked in {**requested, "task": task}.items():
         if asked != known.get(name) and name not in _FREE:
             raise UsageError(
-                f"{folder}: was begun with {name.replace('_', ' ')} {known.get(name)}, not {asked}; "
-                "say the same to go on, or choose another name for another run"
+                f"{folder}: was started with {name.replace('_', ' ')} {known.get(name)}, not {asked}; "
+                "give the same value to continue, or choose another name for a new run"
             )
     _sweep(folder)
     return earlier
 
 
 def _scratch(name: str) -> bool:
-    """Whether a file was being written when its process was killed."""
+    """Return whether a file is a temporary one, left by a process that was killed."""
     return name.startswith(".") and ".tmp" in name
 
 
@@ -267,7 +276,8 @@ def fit(
 ) -> list[dict[str, Any]]:
     """Train to the end of the schedule, from the run's checkpoint if there is one; return the log.
 
-    The same arguments give the same run, to the bit on a CPU with as many threads, however often it was cut off.
+    The same arguments give the same run, however often it was interrupted: bit for bit on a CPU with the same number
+    of threads.
     """
     times_N = None
     if schedule.selection is not None:
@@ -288,16 +298,16 @@ def fit(
         training.folder / CHECKPOINT, task.model, optimizer, sampler, schedule.checkpoint_minutes
     )
     log, seconds = checkpointer.load()
-    training.save()  # only now: what was asked for can be done
+    training.save()  # only now that all settings are validated
     loader = _loader(pairs, sampler, schedule.workers, task.device)
     progress.say(f"policy: {describe(sampler.policy, defaults=True)}")
     if len(pairs) < schedule.batch_size:
-        progress.say(f"{len(pairs):,} rows fill no batch of {schedule.batch_size:,}: all are in one")
+        progress.say(f"{len(pairs):,} rows do not fill a batch of {schedule.batch_size:,}; all rows are in one batch")
     if log or sampler.step:
-        where = f"going on in epoch {sampler.epoch + 1}, step {sampler.step}"
-        progress.say("the run is over" if sampler.plan is None else where)
+        where = f"resuming in epoch {sampler.epoch + 1}, after step {sampler.step}"
+        progress.say("the run is finished" if sampler.plan is None else where)
         log = _evaluated(task, schedule, sampler, log, progress)
-        training.record(log, sampler.ledger)  # the run may have been killed before it was
+        training.record(log, sampler.ledger)  # the run may have been killed before it recorded the epoch
     while sampler.plan is not None:
         epoch, rate = sampler.epoch, 0.0
         label = f"epoch {epoch + 1} of {sampler.epochs}, {sampler.plan.phase}"
@@ -305,7 +315,7 @@ def fit(
         started = time.monotonic() - seconds
         with progress.task(label, len(sampler) * sampler.batch_size) as advance:
             for rows_B, pixels_BHWC in loader:
-                torch.manual_seed(_number(schedule.seed, epoch, sampler.step))  # a resumed run draws the same
+                torch.manual_seed(_number(schedule.seed, epoch, sampler.step))  # the same draws in a resumed run
                 optimizer.zero_grad(set_to_none=True)
                 task.step(rows_B, pixels_BHWC.to(task.device, non_blocking=True), _reduce(sampler, rows_B))
                 rate = optimizer.param_groups[0]["lr"]
@@ -336,9 +346,9 @@ def fit(
 def _evaluated(
     task: TrainingTask, schedule: Schedule, sampler: PruningSampler, log: list[dict[str, Any]], progress: Progress
 ) -> list[dict[str, Any]]:
-    """Return the log with the evaluation that its last epoch is due; the same log where it is due none.
+    """Return the log with an evaluation of the last epoch; the same object if the epoch needs none.
 
-    An evaluation that fails, as that of a model that diverged does, costs no training: its reason is in the log.
+    If an evaluation fails, for example because the model diverged, training continues; the log has the reason.
     """
     if not log or not schedule.evals or sampler.step or {"eval", "eval_failed"} & set(log[-1]):
         return log
@@ -362,7 +372,7 @@ def _number(*what: int) -> int:
 
 
 def _epoch_lines(log: Sequence[Mapping[str, Any]], sampler: PruningSampler) -> list[str]:
-    """Return the lines about an epoch: what it did, what is left, and its evaluation."""
+    """Return the lines to print after an epoch: its summary, the remaining time and its evaluation."""
     entry = log[-1]
     spent, seen = sum(e["seconds"] for e in log), sum(e["samples"] for e in log)
     loss = "no finite loss" if entry["loss"] is None else f"loss {entry['loss']:.4f}"
@@ -381,7 +391,7 @@ def _epoch_lines(log: Sequence[Mapping[str, Any]], sampler: PruningSampler) -> l
 
 
 def table_of(scores: Mapping[str, float]) -> list[str]:
-    """Return the figures of an evaluation as lines, chance beside what it is the chance of."""
+    """Return the metrics of an evaluation as lines, with the chance level next to the metric."""
     lines = []
     for name, value in scores.items():
         if not name.endswith("_chance"):
@@ -393,7 +403,7 @@ def table_of(scores: Mapping[str, float]) -> list[str]:
 
 @dataclass
 class _Checkpointer:
-    """Writes the run down, whole or not at all, and reads it back."""
+    """Saves the state of the run atomically, and loads it."""
 
     path: Path
     model: nn.Module
@@ -408,7 +418,7 @@ class _Checkpointer:
         return time.monotonic() - self._last >= 60 * self.minutes
 
     def save(self, log: Sequence[Mapping[str, Any]], seconds: float) -> None:
-        """Save all that a resumed run needs; ``seconds`` were spent in the epoch so far."""
+        """Save the state that a resumed run needs; ``seconds`` is the time spent in the current epoch."""
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -421,23 +431,23 @@ class _Checkpointer:
         self._last = time.monotonic()
 
     def load(self) -> tuple[list[dict[str, Any]], float]:
-        """Go on from the checkpoint, if there is one; return the log, and the seconds spent in the epoch."""
+        """Load the checkpoint, if there is one; return the log, and the seconds spent in the current epoch."""
         if not self.path.exists():
             return [], 0.0
         try:
-            # To the CPU: the optimizer's counts of steps are read there, and stay where they were loaded to.
+            # To the CPU: the optimizer reads its step counts there, and they stay on the device they are loaded to.
             state = torch.load(self.path, map_location="cpu", weights_only=True)
             self.sampler.load_state_dict(state["sampler"])
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             return json.loads(state["log"]), float(state["seconds"])
         except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, UnpicklingError):
-            raise PoolError(f"{self.path}: cannot be read, it may be damaged; begin the run anew") from None
+            raise PoolError(f"{self.path}: cannot be read, it may be damaged; start the run again") from None
 
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """Rows with their pictures, a batch at a time."""
+    """A dataset of (row ids, images), read a batch at a time."""
 
     pairs: Pairs
 
@@ -456,34 +466,38 @@ def _loader(pairs: Pairs, sampler: PruningSampler, workers: int, device: torch.d
     from torch.utils.data import DataLoader
 
     workers = 0 if pairs.pixels_NHWC is not None else workers
-    rows: Any = _Rows(replace(pairs, captions=()))  # workers may have to be sent it
+    rows: Any = _Rows(replace(pairs, captions=()))  # it may be pickled for the workers
     options: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
     return DataLoader(rows, batch_sampler=sampler, collate_fn=_same, pin_memory=device.type == "cuda", **options)
 
 
 def device_named(name: str) -> torch.device:
-    """Return the device of a name; "auto" is the first GPU where there is one."""
+    """Return the device of this name; "auto" is the first GPU if there is one, else the CPU.
+
+    Raises:
+        UsageError: The device cannot be used.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {name!r} cannot be used ({str(error).splitlines()[0]}); say cpu") from None
+        raise UsageError(f"device {name!r} cannot be used ({str(error).splitlines()[0]}); try cpu") from None
     return device
 
 
 def autocast(device: torch.device, precision: Precision) -> Callable[[], AbstractContextManager[Any]]:
-    """Return what makes the context in which products are of this precision."""
+    """Return a function that creates the autocast context for this precision."""
     if precision == "bfloat16" or precision == "auto" and device.type == "cuda":
         return lambda: torch.autocast(device.type, torch.bfloat16)
     return nullcontext
 
 
 def prepared(schedule: Schedule, model: str) -> tuple[Schedule, torch.device]:
-    """Return the schedule with a rate, where none was given the usual one for the model, and the device; seed torch.
+    """Seed torch; return the schedule with a learning rate, and the device.
 
-    Small nets take higher rates of AdamW than transformers.
+    The default rate is 2e-3 for "tiny" and 5e-4 for other models: small nets train with higher rates than transformers.
     """
     device = device_named(schedule.device)
     torch.manual_seed(schedule.seed)
@@ -491,7 +505,7 @@ def prepared(schedule: Schedule, model: str) -> tuple[Schedule, torch.device]:
 
 
 def _adamw(model: nn.Module, schedule: Schedule) -> torch.optim.AdamW:
-    """Return AdamW that decays weights of two dimensions or more alone, as open_clip does."""
+    """Return AdamW with weight decay only for parameters with two dimensions or more, like open_clip."""
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -501,21 +515,21 @@ def _adamw(model: nn.Module, schedule: Schedule) -> torch.optim.AdamW:
 
 
 def stored_side(side: int) -> int:
-    """Return how large pictures are kept from which squares of ``side`` are cut."""
+    """Return the side of stored images from which crops of ``side`` pixels are taken: an eighth larger."""
     return side + max(side // 8, 1)
 
 
 def eval_sets(schedule: Schedule, group: str | None, labels: Sequence[str], needs: Sequence[str] = ()) -> list[EvalSet]:
-    """Open the evaluation sets of a run under names of their own, and make sure that their pictures can be read.
+    """Open the evaluation sets of a run under unique names, and check that all their images can be decoded.
 
     Raises:
         UsageError: A set lacks a column.
-        PoolError: It cannot be read, or a picture cannot be decoded: an evaluation leaves out none.
+        PoolError: A set cannot be read, or an image cannot be decoded: evaluations do not skip rows.
     """
     sets: list[EvalSet] = []
     for path in schedule.evals:
         if not os.path.exists(path):
-            raise PoolError(f"{path}: nothing is there; --eval takes parquet with image and text, or with labels")
+            raise PoolError(f"{path}: no such file; give --eval a parquet file with image and text, or with labels")
         one = read_eval(path, group=group, labels=labels or None, needs=needs)
         same = sum(other.name == one.name or other.name.startswith(f"{one.name}-") for other in sets)
         sets.append(replace(one, name=f"{one.name}-{same + 1}") if same else one)
@@ -525,7 +539,7 @@ def eval_sets(schedule: Schedule, group: str | None, labels: Sequence[str], need
 
 
 def _decoded(eval_set: EvalSet, side: int, resize: Resize) -> Iterator[npt.NDArray[np.uint8]]:
-    """Yield the pictures of an evaluation set, (B, side, side, 3); names the row of one that cannot be decoded."""
+    """Yield the images of an evaluation set, (B, side, side, 3) uint8; an error names the row."""
     for ids, pictures in eval_set.batches():
         pixels = []
         for row, data in zip(ids, pictures, strict=True):
@@ -539,16 +553,16 @@ def _decoded(eval_set: EvalSet, side: int, resize: Resize) -> Iterator[npt.NDArr
 def features_of(
     eval_set: EvalSet, side: int, resize: Resize, encode: Callable[[torch.Tensor], torch.Tensor]
 ) -> npt.NDArray[np.float32]:
-    """Return the features of all pictures of an evaluation set, (N, D).
+    """Return the features of all images of an evaluation set, (N, D) float32.
 
     Args:
-        found: The set.
-        side: Pixels of a side, as ``encode`` takes them.
-        resize: How pictures are made square.
-        encode: From (B, side, side, 3) uint8 to features.
+        eval_set: The evaluation set.
+        side: Height and width of the images for ``encode`` in pixels.
+        resize: How images are made square.
+        encode: Maps images (B, side, side, 3) uint8 to features (B, D).
 
     Raises:
-        PoolError: A picture that cannot be decoded; an evaluation leaves out none.
+        PoolError: An image cannot be decoded; evaluations do not skip rows.
     """
     with torch.inference_mode():
         parts = [encode(torch.from_numpy(pixels)).cpu() for pixels in _decoded(eval_set, side, resize)]

@@ -1,7 +1,7 @@
-"""``thresher train moco``: momentum contrast of pictures with themselves, with pruning in the loop.
+"""``thresher train moco``: momentum contrast (MoCo) of images without labels or captions, with pruning in the loop.
 
 Version 2 (He et al., 1911.05722; Chen et al., 2003.04297) contrasts with a queue of earlier keys; version 3 (Chen et
-al., 2104.02057) with the batch, both ways, through a predictor.
+al., 2104.02057) with the batch, in both directions, through a predictor.
 """
 
 from __future__ import annotations
@@ -48,29 +48,29 @@ except ImportError:
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _QUEUE = 65_536  # keys, as published
-_PROBED = 20_000  # rows of the training data that neighbours and probes learn from, where it has labels
-_ENCODED = 256  # pictures at a time
+_PROBED = 20_000  # the most rows of the training data to fit kNN and probes on
+_ENCODED = 256  # images encoded at a time
 
 
 @dataclass(frozen=True, kw_only=True)
 class MocoSettings:
-    """What is trained, and how.
+    """Settings of :func:`train_moco`.
 
     Attributes:
-        model: "tiny", or a model of timm.
+        model: "tiny", or a timm model.
         version: 2 or 3.
-        side: Pixels of a side of the pictures the model is given.
-        queue: Version 2: keys to contrast with; None for 65,536, but at most a quarter of the rows.
-        momentum: Of the encoder of keys: 0.999 as published for long runs, less for short ones. Version 3 raises it
-            to 1 along the run.
-        temperature: What cosines are divided by.
-        dim: Dimensions in which views are compared.
-        groups: Version 2: parts of a batch that batch norm sees apart, keys shuffled among them, as on that many
-            GPUs: else the model can tell the right key by its batch's statistics. A part has 2 rows or more, so that
-            small batches have fewer; 1 for models without batch norm.
+        side: Height and width of the model's input images in pixels.
+        queue: Version 2: number of keys to contrast with; None for 65,536, but at most a quarter of the rows.
+        momentum: Momentum of the key encoder: 0.999 as published for long runs, less for short ones. Version 3 raises
+            it to 1 during the run.
+        temperature: The divisor of the cosines.
+        dim: Dimension of the embeddings that are compared.
+        groups: Version 2: number of parts of a batch for batch norm, with the keys shuffled among them, as on that
+            many GPUs (shuffling BN). Otherwise the model can recognize the right key by its batch statistics. A part
+            has 2 rows or more, so small batches have fewer parts; 1 for models without batch norm.
         eval_labels: Columns of the evaluation sets with classes.
-        eval_group: Column that joins what must not be on both sides of a split.
-        schedule: The rest.
+        eval_group: Column of groups; rows of a group are not both learned from and tested.
+        schedule: Length, batches, policy and optimization.
     """
 
     model: str = "tiny"
@@ -86,13 +86,14 @@ class MocoSettings:
     schedule: Schedule = field(default_factory=lambda: Schedule(epochs=10))
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be carried out."""
+        """Validate the parameters."""
         if self.version not in (2, 3):
             raise UsageError(f"MoCo version {self.version}; give 2 or 3")
         if not 0 <= self.momentum < 1 or not self.temperature > 0 or self.groups < 1 or self.side < 16:
             raise UsageError(
                 f"momentum = {self.momentum}, temperature = {self.temperature}, groups = {self.groups}, side = "
-                f"{self.side}; give 0 or more and below 1, above 0, 1 or more, and 16 or more"
+                f"{self.side}; give a momentum of 0 or more and below 1, a temperature above 0, 1 group or more, and a "
+                "side of 16 or more"
             )
 
 
@@ -104,24 +105,27 @@ def train_moco(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
-    """Train a picture encoder, and leave in ``folder`` what :mod:`thresher.dynamic.run_folder` reads; return the log.
+    """Train an image encoder with MoCo.
 
-    Neighbours and probes learn from up to 20,000 rows of the data that have the label, and are tested on all of an
-    evaluation set. Not learnt from are rows that share a group with the set, where both have the column, and those
-    whose stored picture is one of the set's, byte for byte; a picture stored anew is only known by its group. Where
-    that leaves nothing to learn from they learn from half of the set, and are tested on the other, no group in both.
-    For each label column the log has, beside what was reached, ``probe_COLUMN_rows_learnt``,
-    ``probe_COLUMN_rows_tested``, and ``probe_COLUMN_halves``: 1 where the set was halved, else 0.
+    The evaluation fits kNN and a linear probe on up to 20,000 labelled rows of the training data, and tests them on all
+    of an evaluation set. Rows that share a group with the set (if both have the column) are not used for fitting, nor
+    are rows whose stored image is byte for byte in the set; an image that was encoded again is only recognized by its
+    group. If this leaves too few rows, they are fitted on half of the set and tested on the other half, no group in
+    both. For each label column the log has the metrics, ``probe_COLUMN_rows_learnt``, ``probe_COLUMN_rows_tested`` and
+    ``probe_COLUMN_halves``: 1 if the set was halved, else 0.
 
     Args:
-        data: See :func:`thresher.train.data.open_pairs`; captions are not needed.
-        folder: Of the run.
-        settings: What is trained, and how.
-        resume: Go on with the run that lies there, if one does.
-        progress: What to tell while it takes time.
+        data: The data, see :func:`thresher.train.data.open_pairs`; captions are not needed.
+        folder: The folder of the run, see :mod:`thresher.dynamic.run_folder`.
+        settings: Model, loss, evaluation and schedule.
+        resume: Resume the run in the folder, if there is one.
+        progress: Where to report progress.
+
+    Returns:
+        The log, one entry per epoch.
 
     Raises:
-        UsageError, PoolError, OutputError: Before any training begins; says what to do.
+        UsageError, PoolError, OutputError: Settings, data or folder cannot be used; raised before training starts.
     """
     progress = progress or Silent()
     schedule, device = prepared(settings.schedule, settings.model)
@@ -131,7 +135,7 @@ def train_moco(
     sizes: dict[str, Any] = {"side": stored_side(settings.side), "resize": "shortest", "captions": False}
     training, pairs = open_run("moco", data, folder, settings, **sizes, resume=resume, progress=progress)
     if len(pairs) < 2:
-        raise UsageError(f"{data}: has one row that can be used; MoCo tells pictures from each other, give 2 or more")
+        raise UsageError(f"{data}: has one row that can be used; MoCo contrasts images, give 2 rows or more")
     queue = settings.queue or min(_QUEUE, max(len(pairs) // 4, 1))
     model = (MocoV2(encoder, width, settings, queue) if settings.version == 2 else MocoV3(encoder, width, settings)).to(
         device
@@ -141,7 +145,7 @@ def train_moco(
 
 
 class _Moco(nn.Module):
-    """An encoder, and one that follows it."""
+    """An encoder and its momentum encoder (``follower``, as it is named in checkpoints)."""
 
     def __init__(self, encoder: nn.Module, projector: nn.Module, settings: MocoSettings) -> None:
         super().__init__()
@@ -150,19 +154,19 @@ class _Moco(nn.Module):
         self.follower = copy.deepcopy(self.encoder).requires_grad_(False)
 
     def follow(self, momentum: float) -> None:
-        """Bring the follower nearer to the encoder."""
+        """Update the momentum encoder: an exponential moving average of the encoder."""
         with torch.no_grad():
             torch._foreach_lerp_(list(self.follower.parameters()), list(self.encoder.parameters()), 1 - momentum)
 
 
 class MocoV2(_Moco):
-    """MoCo v2: queries against their keys and a queue of earlier ones."""
+    """MoCo v2: contrasts queries with their keys and with a queue of earlier keys."""
 
     queue_KD: torch.Tensor
     at: torch.Tensor
 
     def __init__(self, encoder: nn.Module, width: int, settings: MocoSettings, queue: int) -> None:
-        """Fill the queue with keys of nothing, unit rows at random."""
+        """Create projector and queue; the queue starts with random unit rows."""
         super().__init__(encoder, _mlp(width, width, settings.dim, layers=2, norm=False), settings)
         self.register_buffer("queue_KD", nn.functional.normalize(torch.randn(queue, settings.dim), dim=1))
         self.register_buffer("at", torch.zeros((), dtype=torch.int64))
@@ -170,17 +174,17 @@ class MocoV2(_Moco):
         self.groups = settings.groups if norms else 1
 
     def losses(self, view1: torch.Tensor, view2: torch.Tensor) -> torch.Tensor:
-        """Return (B, 1) losses, and put the keys into the queue.
+        """Return (B, 1) losses, and add the keys to the queue.
 
         Args:
-            view1: (B, 3, H, W), views whose queries learn.
-            view2: (B, 3, H, W), views of the same pictures for keys.
+            view1: (B, 3, H, W), views for the queries.
+            view2: (B, 3, H, W), views of the same images for the keys.
 
         Raises:
-            UsageError: Fewer than 2 rows.
+            UsageError: There are fewer than 2 rows.
         """
         _check_rows(view1)
-        groups = min(self.groups, len(view1) // 2)  # a part of one row has no statistics
+        groups = min(self.groups, len(view1) // 2)  # batch norm needs 2 rows or more
         query_BD = torch.cat([self.encoder(part) for part in view1.tensor_split(groups)]).float()
         with torch.no_grad():
             order = torch.randperm(len(view2), device=view2.device)
@@ -195,15 +199,15 @@ class MocoV2(_Moco):
         return losses_B1
 
     def after_step(self, progress: float) -> None:
-        """Let the follower follow."""
+        """Update the momentum encoder."""
         self.follow(self.settings.momentum)
 
 
 class MocoV3(_Moco):
-    """MoCo v3: predictions of either view against the other's keys in the batch."""
+    """MoCo v3: contrasts the predictions of each view with the keys of the other view in the batch."""
 
     def __init__(self, encoder: nn.Module, width: int, settings: MocoSettings) -> None:
-        """Add projector and predictor."""
+        """Create projector and predictor."""
         super().__init__(encoder, _mlp(width, 4 * width, settings.dim, layers=3, norm=True), settings)
         self.predictor = _mlp(settings.dim, 4 * width, settings.dim, layers=2, norm=True)
 
@@ -212,10 +216,10 @@ class MocoV3(_Moco):
 
         Args:
             view1: (B, 3, H, W).
-            view2: (B, 3, H, W), other views of the same pictures.
+            view2: (B, 3, H, W), other views of the same images.
 
         Raises:
-            UsageError: Fewer than 2 rows.
+            UsageError: There are fewer than 2 rows.
         """
         _check_rows(view1)
         q1_BD, q2_BD = (self.predictor(self.encoder(view)).float() for view in (view1, view2))
@@ -224,20 +228,20 @@ class MocoV3(_Moco):
         return moco_v3_losses(q1_BD, q2_BD, k1_BD, k2_BD, self.settings.temperature)
 
     def after_step(self, progress: float) -> None:
-        """Let the follower follow, less and less."""
+        """Update the momentum encoder; its momentum rises to 1 during the run."""
         self.follow(1 - (1 - self.settings.momentum) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def _check_rows(view_BCHW: torch.Tensor) -> None:
     if len(view_BCHW) < 2:
         raise UsageError(
-            f"a batch of {len(view_BCHW)} row: MoCo contrasts the rows of a batch and takes their statistics; give "
+            f"a batch of {len(view_BCHW)} row: MoCo contrasts the rows of a batch and normalizes over them; give "
             "batches of 2 rows or more, or prune less"
         )
 
 
 def _mlp(width: int, hidden: int, dim: int, *, layers: int, norm: bool) -> nn.Sequential:
-    """Return a head: linear layers, with batch norm (after the last without scale) in MoCo v3."""
+    """Return a projection head: linear layers, with batch norm in MoCo v3 (the last one without scale and bias)."""
     parts: list[nn.Module] = []
     for layer in range(layers):
         last = layer == layers - 1
@@ -252,13 +256,13 @@ def _mlp(width: int, hidden: int, dim: int, *, layers: int, norm: bool) -> nn.Se
 
 @dataclass(frozen=True, eq=False)
 class _Probe:
-    """What the classes of a label column are learnt from, and tested on.
+    """The rows on which classifiers for a label column are fitted and tested.
 
     Attributes:
-        rows_N: Rows learnt from: of the evaluation set where it is halved, else of the training data.
+        rows_N: (N,) int64, rows to fit on: of the evaluation set if it is halved, else of the training data.
         index_N: (N,) int64, their classes.
         group_N: (N,) int64, their groups.
-        test_M: Rows of the evaluation set that are tested.
+        test_M: (M,) int64, rows of the evaluation set to test on.
         halves: Whether the evaluation set is halved.
     """
 
@@ -269,12 +273,12 @@ class _Probe:
     halves: bool
 
     def learnable(self) -> bool:
-        """Whether there are classes to tell apart, and groups of which some can be held out."""
+        """Return whether there are two classes or more, and two groups or more, so that some can be held out."""
         return len(np.unique(self.index_N)) > 1 and len(np.unique(self.group_N)) > 1
 
 
 class MocoTask:
-    """A picture encoder in training."""
+    """Trains an image encoder with MoCo; see :class:`thresher.train.loop.TrainingTask`."""
 
     def __init__(
         self,
@@ -284,31 +288,31 @@ class MocoTask:
         pairs: Pairs,
         sets: Sequence[EvalSet] = (),
     ) -> None:
-        """Take a model on its device.
+        """Create the task for a model that is already on ``device``.
 
         Raises:
-            UsageError: There is nothing to learn the classes of an evaluation set from.
+            UsageError: There are no rows to fit the classes of an evaluation set on.
         """
         self.model, self.device, self.settings, self.pairs, self.sets = model, device, settings, pairs, sets
         self.autocast = autocast(device, settings.schedule.precision)
         self.views = views(settings.side, settings.version)
         self.normalise = Normalise(_MEAN, _STD).to(device)
-        self._probes = [_probes(pairs, eval_set) for eval_set in sets]  # before training: they may be refused
+        self._probes = [_probes(pairs, eval_set) for eval_set in sets]  # before training, because it may raise
 
     def step(self, rows_B: npt.NDArray[np.int64], pixels_BHWC: torch.Tensor, reduce: Reduce) -> None:
-        """Compute the losses of a batch and the gradients of what ``reduce`` makes of them."""
-        image_BCHW = _bright(pixels_BHWC)
+        """Compute the losses of a batch, and backpropagate their ``reduce``."""
+        image_BCHW = _scaled(pixels_BHWC)
         view1, view2 = (self.normalise(view(image_BCHW)) for view in self.views)
         with self.autocast():
             losses_BR = self.model.losses(view1, view2)
         reduce(losses_BR).backward()
 
     def after_step(self, progress: float) -> None:
-        """Let the follower follow."""
+        """Update the momentum encoder."""
         self.model.after_step(progress)
 
     def evaluate(self) -> Scores:
-        """Return the accuracy of nearest neighbours and linear probes by evaluation set; see :func:`train_moco`."""
+        """Return the accuracy of kNN and linear probes by evaluation set; see :func:`train_moco`."""
         return {
             eval_set.name: self._evaluate(eval_set, probes)
             for eval_set, probes in zip(self.sets, self._probes, strict=True)
@@ -337,37 +341,37 @@ class MocoTask:
         return features
 
     def features(self, pixels_BHWC: torch.Tensor) -> torch.Tensor:
-        """Return the features of the middle of pictures, (B, D).
+        """Return the features of center crops, (B, D) float32.
 
-        What is trained on and what is evaluated on come at the same scale: pictures of the size that is stored, of
-        which the middle is cut out, as is usual for models that learn from random crops.
+        Training and evaluation images have the same scale: a center crop of the stored image, as usual for models
+        that are trained on random crops.
 
         Args:
-            pixels_BHWC: (B, H, W, 3) uint8, of the stored side.
+            pixels_BHWC: (B, H, W, 3) uint8, stored images.
         """
         side = self.settings.side
         top, left = ((size - side) // 2 for size in pixels_BHWC.shape[1:3])
         middle_BHWC = pixels_BHWC[:, top : top + side, left : left + side].to(self.device)
         with torch.inference_mode(), self.autocast():
-            features: torch.Tensor = self.model.encoder[0](self.normalise(_bright(middle_BHWC))).float()
+            features: torch.Tensor = self.model.encoder[0](self.normalise(_scaled(middle_BHWC))).float()
         return features
 
 
-def _bright(pixels_BHWC: torch.Tensor) -> torch.Tensor:
-    """Return (B, 3, H, W) float32 from 0 to 1, of (B, H, W, 3) uint8."""
+def _scaled(pixels_BHWC: torch.Tensor) -> torch.Tensor:
+    """Convert (B, H, W, 3) uint8 to (B, 3, H, W) float32 from 0 to 1."""
     return pixels_BHWC.permute(0, 3, 1, 2).float() / 255
 
 
 def _probes(pairs: Pairs, eval_set: EvalSet) -> dict[str, _Probe]:
-    """Return what is learnt from and tested by label column, nothing of the one in the other.
+    """Return the rows to fit and test on by label column, without overlap.
 
     Raises:
-        UsageError: Neither the training data nor half of the set have two classes and two groups.
+        UsageError: Neither the training data nor half of the set has two classes and two groups.
     """
     by = eval_set.group or "group"
     cells = pairs.column(by) if by in pairs.store.columns else [None] * len(pairs)
     codes: dict[Any, int] = {}
-    # A row without a group is one of its own: its number is no text.
+    # A row without a group has its own: its number, which is not text, so it differs from all names.
     names = [row if cell is None else str(cell) for row, cell in enumerate(cells)]
     group_N = np.array([codes.setdefault(name, len(codes)) for name in names], np.int64)
     eval_groups = set(map(str, eval_set.column(eval_set.group))) if eval_set.group else set()

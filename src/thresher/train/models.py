@@ -1,4 +1,4 @@
-"""The models that trainers train: small ones made here, open_clip's by their configuration, timm's by name."""
+"""The models of the trainers: small ones defined here, open_clip models by configuration, timm models by name."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ Tokens = npt.NDArray[np.int32]
 
 _OWN = ("tiny", "small")
 _MEAN, _STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-_JOINED = re.compile(r"(?<=\w)[-'’](?=\w)")  # t-shirt and tshirt, men's and mens are one word
+_JOINED = re.compile(r"(?<=\w)[-'’](?=\w)")  # t-shirt equals tshirt, men's equals mens
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """A CLIP model and what its inputs look like.
+    """A CLIP model and the format of its inputs.
 
     Attributes:
-        model: Has ``encode_image``, ``encode_text``, ``logit_scale`` and ``logit_bias``, as open_clip's do.
-        tokenize: Texts to (N, T) int32.
-        side: Pixels of a side of its pictures.
-        resize: How pictures are made square.
-        mean: Of its pixels, 0 to 1, by colour.
-        std: Likewise.
+        model: Has ``encode_image``, ``encode_text``, ``logit_scale`` and ``logit_bias``, like open_clip models.
+        tokenize: Converts texts to (N, T) int32.
+        side: Height and width of its images in pixels.
+        resize: How images are made square.
+        mean: Mean of each channel, for pixels from 0 to 1.
+        std: Standard deviation of each channel, for pixels from 0 to 1.
     """
 
     model: nn.Module
@@ -54,15 +54,17 @@ class Clip:
 
 
 def clip_model(name: str, loss: Loss = "clip") -> Clip:
-    """Make an untrained CLIP model; draws from torch's generator.
+    """Create an untrained CLIP model; uses torch's global random generator.
 
     Args:
-        name: "tiny" (a convolutional net at 32 pixels, captions as bags of words, for the CPU; needs no open_clip),
-            "small" (ViT-S/8 at 64 pixels), the name of an open_clip configuration, or the path of a .json with one.
+        name: "tiny" (a convolutional net at 32 pixels, captions as bags of words, for the CPU; does not need
+            open_clip), "small" (ViT-S/8 at 64 pixels), the name of an open_clip configuration, or the path of a .json
+            file with one.
         loss: With "siglip" scale and bias start as in SigLIP (2303.15343).
 
     Raises:
-        UsageError: open_clip does not know the name.
+        UsageError: The name is not a model, or the file is missing.
+        MissingExtraError: open_clip is needed but not installed.
     """
     clip = _tiny() if name == "tiny" else _of_open_clip(name)
     if loss == "siglip":
@@ -75,13 +77,13 @@ def clip_model(name: str, loss: Loss = "clip") -> Clip:
 
 
 class ConvNet(nn.Module):
-    """A residual net of ten 3 x 3 convolutions with batch norm, for small pictures.
+    """A residual net of ten 3 x 3 convolutions with batch norm, for small images.
 
-    Pictures (B, 3, H, W) become features (B, 8 width).
+    It maps images (B, 3, H, W) to features (B, 8 * width).
     """
 
     def __init__(self, width: int = 32) -> None:
-        """Make the net; ``width`` is the channels of its first stage."""
+        """Create the net; ``width`` is the number of channels of its first stage."""
         super().__init__()
         self.num_features = 8 * width
         stages: list[nn.Module] = []
@@ -92,7 +94,7 @@ class ConvNet(nn.Module):
         self.stages = nn.Sequential(*stages, _conv(channels, self.num_features, 2))
 
     def forward(self, image_BCHW: torch.Tensor) -> torch.Tensor:
-        """Return the features."""
+        """Return the features, (B, 8 * width)."""
         return self.stages(image_BCHW.contiguous(memory_format=torch.channels_last)).mean((2, 3))
 
 
@@ -112,9 +114,9 @@ def _conv(channels: int, wider: int, stride: int) -> nn.Sequential:
 
 
 class BagOfWords(nn.Module):
-    """Captions as the mean of embeddings of their words and of the words' runs of three letters.
+    """Embeds a caption as the mean over its words and their character trigrams.
 
-    Both are hashed, so that no vocabulary is needed, and words never seen are like those that are written alike
+    Both are hashed, so there is no vocabulary, and unknown words are similar to words with similar spelling
     (Bojanowski et al., 1607.04606).
     """
 
@@ -122,7 +124,7 @@ class BagOfWords(nn.Module):
     longest = 96
 
     def __init__(self, width: int) -> None:
-        """Make the embeddings; hash 0 fills up."""
+        """Create the embeddings; hash 0 is padding."""
         super().__init__()
         self.embedding = nn.Embedding(self.hashes, width, padding_idx=0)
         nn.init.normal_(self.embedding.weight, std=0.05)
@@ -137,7 +139,7 @@ class BagOfWords(nn.Module):
 
     @classmethod
     def tokenize(cls, texts: Sequence[str]) -> Tokens:
-        """Return the hashes of each text, (N, longest) int32, filled up with 0."""
+        """Return the hashes of each text, (N, longest) int32, padded with 0."""
         tokens = np.zeros((len(texts), cls.longest), np.int32)
         for i, text in enumerate(texts):
             words = [f"<{word}>" for word in _WORD.findall(_JOINED.sub("", text.lower()))]
@@ -148,10 +150,10 @@ class BagOfWords(nn.Module):
 
 
 class TinyClip(nn.Module):
-    """:class:`ConvNet` and :class:`BagOfWords`, side by side, with the names that open_clip's models have."""
+    """A two-tower model of :class:`ConvNet` and :class:`BagOfWords`, with the interface of open_clip models."""
 
     def __init__(self, width: int = 32, dim: int = 128) -> None:
-        """Make both towers, ``dim`` wide where they meet."""
+        """Create both towers; ``dim`` is the dimension of the joint embedding space."""
         super().__init__()
         self.visual, self.text = ConvNet(width), BagOfWords(dim)
         self.image_projection = nn.Linear(self.visual.num_features, dim)
@@ -172,7 +174,7 @@ def _tiny() -> Clip:
     return Clip(TinyClip(), BagOfWords.tokenize, 32, "squash", _MEAN, _STD)
 
 
-# --- others' --------------------------------------------------------------------------------------
+# --- open_clip and timm ---------------------------------------------------------------------------
 
 
 def _of_open_clip(name: str) -> Clip:
@@ -189,14 +191,14 @@ def _of_open_clip(name: str) -> Clip:
         return Clip(model, _tokens(open_clip.SimpleTokenizer(context_length=32)), 64, "squash", _MEAN, _STD)
     if name.endswith(".json"):
         if not os.path.isfile(name):
-            raise UsageError(f"{name}: there is no such configuration")
+            raise UsageError(f"{name}: no such file; give the path of an open_clip configuration")
         open_clip.add_model_config(name)
         name = os.path.basename(name).removesuffix(".json")
     known = open_clip.list_models()
     if name not in known:
         raise UsageError(
-            f"no model {name!r}; give tiny, small, a configuration of open_clip such as ViT-B-32, or the path of a "
-            f".json with one.{suggest(name, (*_OWN, *known))}"
+            f"no model {name!r}; give tiny, small, an open_clip configuration such as ViT-B-32, or the path of a "
+            f".json file with one.{suggest(name, (*_OWN, *known))}"
         )
     model = open_clip.create_model(name, load_weights=False, pretrained_text=False)
     size = model.visual.image_size
@@ -216,15 +218,19 @@ def _tokens(tokenizer: Any) -> Callable[[Sequence[str]], Tokens]:
 
 
 def backbone(name: str, side: int) -> tuple[nn.Module, int]:
-    """Make an untrained picture encoder for MoCo, and tell the width of its features; draws from torch's generator.
+    """Create an untrained image encoder for MoCo; uses torch's global random generator.
 
     Args:
-        name: "tiny", or a ResNet, ViT or other model of timm.
-        side: Pixels of a side. ResNets for up to 64 of them begin with a 3 x 3 convolution and no pooling, as is
-            usual for small pictures: else little would be left of these.
+        name: "tiny", or the name of a timm model such as a ResNet or ViT.
+        side: Height and width of the images in pixels. For up to 64 pixels a ResNet starts with a 3 x 3 convolution
+            without pooling, as usual for small images, so that it does not shrink them too much.
+
+    Returns:
+        The encoder, and the dimension of its features.
 
     Raises:
-        UsageError: timm does not know the name.
+        UsageError: The name is not a model.
+        MissingExtraError: timm is needed but not installed.
     """
     if name == "tiny":
         net = ConvNet()
@@ -235,7 +241,7 @@ def backbone(name: str, side: int) -> tuple[nn.Module, int]:
         raise MissingExtraError(f"the model {name}", "train") from None
     if not timm.is_model(name):
         raise UsageError(
-            f"no model {name!r}; give tiny or a model of timm such as resnet50 or vit_small_patch16_224."
+            f"no model {name!r}; give tiny or a timm model such as resnet50 or vit_small_patch16_224."
             f"{suggest(name, ('tiny', *timm.list_models()))}"
         )
     sized: dict[str, Any] = {"img_size": side} if name.startswith(("vit_", "deit", "swin")) else {}

@@ -1,18 +1,19 @@
-"""open_clip's own trainer with pruning in its loop: ``python -m thresher.train.open_clip ... --prune scan``.
+"""The trainer of open_clip with pruning in its loop: ``python -m thresher.train.open_clip ... --prune scan``.
 
-All arguments but those that begin with ``--prune`` go to ``open_clip_train.main`` as they are, and its loop runs as it
-is. While it does, five names in that module's namespace stand for ours (:data:`SEAM`), for it has no other way to be
-given them; nothing else of open_clip or torch is touched:
+All arguments except those that start with ``--prune`` are passed to ``open_clip_train.main``. Its loop runs unchanged.
+While it runs, five names in that module are replaced (:data:`SEAM`), because it has no other interface for them.
+Nothing else of open_clip or torch is changed:
 
-- ``get_data`` returns open_clip's own data, but the training loader leaves out what the plan in force does, and keeps
-  the ids of every batch it hands out. Map-style sets (csv, synthetic) are read through a :class:`PruningSampler`,
-  webdataset through a :class:`prune_stream` stage put into open_clip's own pipeline, before its shuffle buffer.
-- ``create_loss`` returns open_clip's own loss, called as it is; beside it the losses of the single samples are worked
-  out and recorded. Where the plan weighs samples (InfoBatch), the loss is their weighed mean instead.
-- ``cosine_lr``, ``const_lr`` and ``const_lr_cooldown`` return open_clip's own schedules. Where epochs shrink they are
-  asked for the step of a full run that is as far as this one is, so that they end when it ends.
+- ``get_data`` returns the data of open_clip, but the training loader leaves out the rows that the current plan leaves
+  out, and remembers the ids of every batch it yields. Map-style datasets (csv, synthetic) are read through a
+  :class:`PruningSampler`, webdataset through a :class:`prune_stream` stage in open_clip's pipeline, before its shuffle
+  buffer.
+- ``create_loss`` returns the loss of open_clip; in addition the losses per sample are computed and recorded. If the
+  plan has weights (InfoBatch), the loss is the weighted mean of the losses per sample instead.
+- ``cosine_lr``, ``const_lr`` and ``const_lr_cooldown`` return the schedules of open_clip. If epochs are shorter, they
+  get the step of a full run with the same progress, so that they end with the run.
 
-With ``--prune full`` the batches are open_clip's own as well, and so is every loss.
+With ``--prune full`` batches and losses are exactly those of open_clip.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ from thresher.selection import Selection
 SEAM = ("get_data", "create_loss", "cosine_lr", "const_lr", "const_lr_cooldown")
 KEYS = {"key": "__key__", "url+key": ("__url__", "__key__")}
 
-OWN = ("share", "selection", "seed", "key", "fresh")  # of --prune-..., the rest are options of policies
+OWN = ("share", "selection", "seed", "key", "fresh")  # flags --prune-share and so on; others are options of policies
 _OF_POLICY = "of policy: "
 _LOG = "pruning.jsonl"
 _LEDGER = "pruning-ledger.npz"
@@ -62,16 +63,16 @@ _LEDGER = "pruning-ledger.npz"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PruneOptions:
-    """What the arguments that begin with ``--prune`` say; None where nothing was said.
+    """The values of the arguments that start with ``--prune``.
 
     Attributes:
-        policy: The policy.
-        share: Share of the samples of the run to leave out, warm-up included.
+        policy: Name of the policy.
+        share: Share of the samples of the run to leave out, including the warm-up; None for the published defaults.
         parameters: Options of the policy, by field.
         selection: For a policy that needs one, a selection folder or a text file of keys.
-        seed: Of draws and orders; open_clip's own seed if None.
-        key: What a sample of a webdataset is known by.
-        fresh: Begin pruning anew where a checkpoint has no state of it.
+        seed: Seed of draws and orders; None for open_clip's seed.
+        key: What identifies a sample of a webdataset, one of :data:`KEYS`.
+        fresh: Start to prune from a checkpoint without a pruning state.
     """
 
     policy: str = "full"
@@ -83,16 +84,17 @@ class PruneOptions:
     fresh: bool = False
 
     def make(self, epochs: int) -> Policy:
-        """Return the policy for a run of ``epochs`` epochs; where it needs a selection, and so the data, everything."""
+        """Return the policy for a run of ``epochs`` epochs; ``Full`` for one that needs a selection (and the data)."""
         if POLICIES.find(self.policy).needs_selection:
             return Full()
         return policy_named(self.policy, epochs, prune=self.share, options=self.parameters)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run open_clip's trainer with these arguments, its own and those that begin with ``--prune``; return 0 or 1.
+    """Run the trainer of open_clip with these arguments, including those that start with ``--prune``.
 
-    What cannot be carried out is told on standard error and exits with 2.
+    Returns:
+        0, or 1 if the trainer failed; 2 for invalid arguments or data, after a message on standard error.
     """
     try:
         options, rest = parse(arguments)
@@ -104,11 +106,12 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def parse(arguments: Sequence[str]) -> tuple[PruneOptions, list[str]]:
-    """Return what the arguments say about pruning, and those that are open_clip's.
+    """Return the pruning options, and the arguments for open_clip.
 
     Raises:
-        UsageError: A policy, option or combination that cannot be carried out, open_clip's own options included.
-        SystemExit: Help was asked for, or an argument is none of open_clip's either.
+        UsageError: A policy, an option or a combination is not valid, including options of open_clip that cannot be
+            combined with pruning.
+        SystemExit: For ``--help``, or for an argument that open_clip does not have.
         MissingExtraError: open_clip is not installed.
     """
     offered = flags(OWN)
@@ -119,7 +122,7 @@ def parse(arguments: Sequence[str]) -> tuple[PruneOptions, list[str]]:
     for argument in rest:
         flag = argument.partition("=")[0]
         if flag.startswith("--prune") and flag not in known:
-            raise UsageError(f"no option {flag}; --help lists those that begin with --prune.{suggest(flag, known)}")
+            raise UsageError(f"no option {flag}; --help lists those that start with --prune.{suggest(flag, known)}")
     try:
         POLICIES.find(args.policy)
     except UsageError as error:
@@ -140,14 +143,14 @@ def parse(arguments: Sequence[str]) -> tuple[PruneOptions, list[str]]:
     }
     for flag in (flag for flag, is_given in refused.items() if is_given):
         raise UsageError(
-            f"{flag} cannot be pruned: its loss is not one of single pairs; run open_clip_train.main alone"
+            f"{flag} cannot be combined with pruning, which needs the loss of every pair; use open_clip_train.main"
         )
     return options, rest
 
 
 @contextmanager
 def pruning(options: PruneOptions) -> Iterator[Any]:
-    """Give the module ``open_clip_train.main``, its names in :data:`SEAM` replaced until the block ends."""
+    """Yield the module ``open_clip_train.main``, with the names in :data:`SEAM` replaced until the block ends."""
     trainer = _trainer()
     own = {name: getattr(trainer, name) for name in SEAM}
     run = _Run(options, own)
@@ -161,7 +164,11 @@ def pruning(options: PruneOptions) -> Iterator[Any]:
 
 
 def _trainer() -> Any:
-    """Return the module, or say what it wants."""
+    """Return the module ``open_clip_train.main``.
+
+    Raises:
+        UsageError: It cannot be imported.
+    """
     try:
         from open_clip_train import main as trainer
     except ImportError as error:
@@ -172,17 +179,17 @@ def _trainer() -> Any:
 
 
 class _Run:
-    """What a run's data, loss and schedule have in common: the pruner, and the batches it waits for."""
+    """The state shared by data, loss and schedule of a run: the pruner, and the batches without losses yet."""
 
     def __init__(self, options: PruneOptions, own: Mapping[str, Any]) -> None:
         self.options, self.own = options, own
         self.args: Any = None
         self.pruner: PruningSampler | StreamPruner | None = None
-        self.start = 0  # open_clip's epoch in which pruning began
+        self.start = 0  # the epoch of open_clip in which pruning started
         self.warmed = 0.0  # progress at the end of the schedule's warm-up
-        self.handed: list[npt.NDArray[Any]] = []  # ids of the batches whose losses are still to come
+        self.handed: list[npt.NDArray[Any]] = []  # ids of the batches without losses yet
 
-    # What open_clip's trainer calls
+    # Called by open_clip's trainer
 
     def get_data(self, args: Any, preprocess_fns: Any, epoch: int = 0, tokenizer: Any = None) -> dict[str, Any]:
         data: dict[str, Any] = self.own["get_data"](args, preprocess_fns, epoch=epoch, tokenizer=tokenizer)
@@ -211,7 +218,7 @@ class _Run:
 
             def adjust(step: int) -> Any:
                 done = pruner.total_steps() - pruner.steps_left()
-                if self.start:  # pruning began later, with what a full run had left
+                if self.start:  # pruning started later: add the steps of the full epochs before
                     done += self.start * (steps // self.args.epochs)
                 if done < warmup or warmup >= steps:
                     self.warmed = pruner.progress
@@ -232,7 +239,9 @@ class _Run:
         args, loader = self.args, info.dataloader
         batch = args.batch_size * args.accum_freq
         if loader.num_batches < args.accum_freq:
-            raise UsageError(f"{loader.num_samples:,} rows fill no batch of {batch:,} a process; give a smaller one")
+            raise UsageError(
+                f"{loader.num_samples:,} rows do not fill a batch of {batch:,} on each process; give a smaller batch"
+            )
         policy = self._policy(loader)
         sampler = PruningSampler(
             len(loader.dataset),
@@ -265,7 +274,7 @@ class _Run:
         return _Loader(self, loader, loader)
 
     def _own_order(self, loader: Any, distributed: Any) -> Callable[[], list[Ints]]:
-        """Return what gives the rows of every rank as open_clip's own sampler of the epoch has them."""
+        """Return a function that returns the rows of every rank in the order of open_clip's sampler."""
         from torch.utils.data.distributed import DistributedSampler
 
         def of_ranks() -> list[Ints]:
@@ -291,8 +300,8 @@ class _Run:
             and not (args.local_loss and args.gather_with_grad)
         ):
             raise UsageError(
-                "on several processes weighed losses are contrasted across them with gradients; give open_clip "
-                "--local-loss --gather-with-grad as well"
+                f"policy {self.options.policy} uses weights, which on several processes need --local-loss and "
+                "--gather-with-grad of open_clip; give both"
             )
         return policy
 
@@ -304,12 +313,14 @@ class _Run:
         dataset = getattr(loader, "dataset", None)
         if dataset is None:
             if POLICIES.find(options.policy) is not Static:
-                raise UsageError(f"--prune {options.policy} goes by row numbers, which a stream has not; give static")
-            read_keys(path)  # refuses keys that stand for several rows
+                raise UsageError(
+                    f"--prune {options.policy} uses row numbers, which a stream does not have; use --prune static"
+                )
+            read_keys(path)  # raises for keys that stand for several rows
             keys = (key for key, often in each_key(path) for _ in range(often))
             return StaticKeys.of_keys(keys, loader.num_samples, **options.parameters)
         if getattr(dataset, "images", None) is None:
-            raise UsageError("a synthetic dataset has no keys; give --prune-selection to csv or webdataset")
+            raise UsageError("a synthetic dataset has no keys; use --prune-selection with csv or webdataset")
         return policy_named(
             options.policy,
             args.epochs - self.start,
@@ -318,7 +329,7 @@ class _Run:
         )
 
     def _times_of(self, path: Path, dataset: Any) -> npt.NDArray[Any]:
-        """Return how often a selection has each row of a csv: by key, else by row number where rows are the same."""
+        """Return how often a selection has each row of a csv: by key, or by row number if the rows are the same."""
         name, column = self.args.csv_img_key, list(map(str, dataset.images))
         wanted = read_keys(path)
         times_N = wanted.times_many(column)
@@ -340,23 +351,23 @@ class _Run:
         rows = ", and the rows of its pool are not those of the csv by key or caption" if path.is_dir() else ""
         raise UsageError(
             f"{path}: none of its keys{like} is in the column {name} of {self.args.train_data}, such as "
-            f"{column[0]!r}{rows}; give a text file with values of that column, one a line"
+            f"{column[0]!r}{rows}; give a text file with values of that column, one per line"
         )
 
-    # Losses, as they come
+    # Losses
 
     @property
     def in_force(self) -> PruningSampler | StreamPruner:
         if self.pruner is None:
-            raise UsageError("there is nothing to train on, and so nothing to prune")
+            raise UsageError("there are no training data; give --train-data, or --dataset-type synthetic")
         return self.pruner
 
     def take(self) -> npt.NDArray[Any]:
-        """Return the ids of the batches of a step: those that wait."""
+        """Return the ids of the batches without losses yet, which are those of one step."""
         return np.concatenate(self.handed)
 
     def weights(self, ids: npt.NDArray[Any]) -> Any:
-        """Return what losses are multiplied by, a tensor (B,), or None."""
+        """Return the weights of the losses, a tensor (B,), or None."""
         import torch
 
         pruner = self.in_force
@@ -368,19 +379,21 @@ class _Run:
         return None if weights_B is None else torch.from_numpy(weights_B)
 
     def record(self, ids: npt.NDArray[Any], losses_BR: Any) -> None:
-        """Give a step's losses to the pruner."""
+        """Pass the losses of a step to the pruner."""
         self.handed.clear()
         self.in_force.reduce(ids, losses_BR)
 
-    # Epochs, as they end
+    # The end of an epoch
 
     def end(self, epoch: int) -> None:
-        """End the pruner's epoch if it has not, tell what happened, and save what a checkpoint of open_clip needs."""
+        """End the pruner's epoch unless it has ended, log it, and save the state for a checkpoint of open_clip."""
         pruner, args = self.in_force, self.args
         self.handed.clear()
         if pruner.epoch == epoch:
             if not pruner.step:
-                raise UsageError(f"epoch {epoch + self.start} had no batch; are there batches of what is kept?")
+                raise UsageError(
+                    f"epoch {epoch + self.start} had no batch; prune less, or give a smaller batch or fewer workers"
+                )
             pruner.end_epoch()
         done = pruner.epoch + self.start
         due = (
@@ -409,15 +422,14 @@ class _Run:
             _save(folder.parent / _LEDGER, arrays)
         if state is not None:
             _save(folder / _state_name(done), {**state, "start": np.array(self.start), "warmed": np.array(self.warmed)})
-            for path in folder.glob(
-                _state_name("*")
-            ):  # the last but one is open_clip's latest until it has saved this one
+            # Older states go, but not the last: its checkpoint is open_clip's latest until this one is saved.
+            for path in folder.glob(_state_name("*")):
                 of = int(re.sub(r"\D", "", path.name))
                 if of < done - 1 and not (folder / f"epoch_{of}.pt").exists():
                     path.unlink()
 
     def _state_before(self, epoch: int) -> dict[str, Any] | None:
-        """Return the state saved with the checkpoint that open_clip resumes from, None to begin."""
+        """Return the pruning state of the checkpoint that open_clip resumes from; None for a new start."""
         if not epoch:
             return None
         import fsspec
@@ -430,8 +442,8 @@ class _Run:
             if self.options.fresh:
                 return None
             raise UsageError(
-                f"{path} is missing: the checkpoint was saved without pruning; give --prune-fresh to begin to prune "
-                f"with epoch {epoch}"
+                f"{path}: no such file; the checkpoint was saved without pruning. Give --prune-fresh to start pruning "
+                f"in epoch {epoch}"
             ) from None
 
     def _seed(self) -> int:
@@ -439,7 +451,7 @@ class _Run:
 
 
 class _Batches:
-    """A sampler's batches of one rank in open_clip's size: a step is ``accum`` of them."""
+    """The batches of a sampler on one rank, split into batches of open_clip: ``accum`` of them are one step."""
 
     def __init__(
         self,
@@ -459,7 +471,8 @@ class _Batches:
             edges = range(0, self.most // self.accum * size + 1, size)
             steps = [rows[lo:hi] for lo, hi in zip(edges, edges[1:], strict=False) for rows in of_ranks]
             self.sampler.reorder(np.concatenate(steps))
-            ends = range(edges[-1], self.most * self.size, self.size)  # open_clip reads these, and trains on none
+            # open_clip reads the batches after the last full step, but does not train on them.
+            ends = range(edges[-1], self.most * self.size, self.size)
             rest = [of_ranks[self.rank][lo : lo + self.size].tolist() for lo in ends]
         for rows in self.sampler:
             for i in range(self.accum):
@@ -468,7 +481,7 @@ class _Batches:
 
 
 class _Unnested:
-    """A loader of ``(rows, (image, text))`` as one of ``(rows, image, text)``."""
+    """Converts a loader of ``(rows, (image, text))`` to one of ``(rows, image, text)``."""
 
     def __init__(self, loader: Any) -> None:
         self.loader = loader
@@ -478,10 +491,10 @@ class _Unnested:
 
 
 class _Loader:
-    """What open_clip takes for its loader: batches without their ids, which wait for their losses.
+    """The loader for open_clip: yields batches without ids, and keeps the ids until the losses are known.
 
-    ``num_batches`` and ``num_samples`` are those of a full epoch, always: open_clip numbers the steps in its logs by
-    them, and they are not to run backwards when an epoch shrinks.
+    ``num_batches`` and ``num_samples`` are always those of a full epoch: open_clip computes step numbers in its logs
+    from them, and these must not decrease when an epoch is shorter.
     """
 
     def __init__(self, run: _Run, loader: Any, batches: Iterable[Any]) -> None:
@@ -502,12 +515,12 @@ class _Loader:
                 if number == most:
                     break
             if number == before or isinstance(pruner, PruningSampler):
-                break  # a stream is read again until the epoch has its steps, as open_clip does; it must give something
+                break  # a stream is read again until the epoch has its steps, as in open_clip, unless it is empty
         run.end(epoch)
 
 
 class _Loss:
-    """open_clip's own loss, which also gives the pruner the losses of single samples."""
+    """The loss of open_clip, which also passes the losses per sample to the pruner."""
 
     def __init__(self, run: _Run, own: Any) -> None:
         self.run, self.own, self.calls = run, own, 0
@@ -526,7 +539,7 @@ class _Loss:
             loss = reduce(losses_BR, weights_B.to(losses_BR.device, non_blocking=True))
             result = {"contrastive_loss": loss} if output_dict else loss
         self.calls += 1
-        if self.calls % run.args.accum_freq == 0:  # with accumulation it is called once for each part of a step
+        if self.calls % run.args.accum_freq == 0:  # with accumulation it is called once per part of a step
             with torch.no_grad():
                 run.record(ids, self._losses({name: value.detach() for name, value in outputs.items()}))
         return result
@@ -542,18 +555,18 @@ class _Loss:
 
 
 def insert_stage(stages: list[Any], stage: Any, *, ids: bool = True) -> None:
-    """Put a :class:`prune_stream` or a :class:`thresher.export.webdataset.keep` into open_clip's pipeline, in place.
+    """Insert a :class:`prune_stream` or a :class:`thresher.export.webdataset.keep` into open_clip's pipeline, in place.
 
-    It comes after the stage that makes samples of tar files and before the shuffle buffer.
+    It is inserted after the stage that reads samples from tar files, before the shuffle buffer.
 
     Args:
-        stages: As :func:`stages_of` gives them.
-        stage: What takes samples and yields samples.
-        ids: Whether the last stage but one, which makes tuples of image and text, gives the id of a
-            :class:`prune_stream` before them; False for a stage that gives none.
+        stages: The stages of the pipeline, see :func:`stages_of`.
+        stage: A function from samples to samples.
+        ids: Whether the stage that makes tuples of image and text also adds the id from :class:`prune_stream`; False
+            for a stage without ids.
 
     Raises:
-        UsageError: A pipeline of other stages, as another version of open_clip may have.
+        UsageError: The pipeline has other stages, for example in another version of open_clip.
     """
     import webdataset as wds
     from open_clip_train.data import tar_file_expander, tarfile_to_samples_nothrow
@@ -561,7 +574,9 @@ def insert_stage(stages: list[Any], stage: Any, *, ids: bool = True) -> None:
     tars = [i for i, each in enumerate(stages) if each is tarfile_to_samples_nothrow]
     tuples = [i for i, each in enumerate(stages) if getattr(each, "args", None) == ("image", "text")]
     if len(tars) != 1 or len(tuples) != 1 or tars[0] > tuples[0]:
-        raise UsageError("the training pipeline of this open_clip is not known; install open_clip_torch 3.3.0")
+        raise UsageError(
+            "the training pipeline of this version of open_clip is not supported; install open_clip_torch 3.3.0"
+        )
     if ids:
         stages[tuples[0]] = wds.to_tuple(ID, "image", "text")
     if "eof_value" in inspect.signature(tar_file_expander).parameters:
@@ -570,10 +585,10 @@ def insert_stage(stages: list[Any], stage: Any, *, ids: bool = True) -> None:
 
 
 def samples_of_tars(shards: Iterable[Any]) -> Iterator[Any]:
-    """Yield the samples of tar files as open_clip's own stage does, ``tarfile_to_samples_nothrow``.
+    """Yield the samples of tar files, like open_clip's stage ``tarfile_to_samples_nothrow``.
 
-    Since 0.2.90 webdataset marks where a tar ends, at which that of open_clip 3.3 stops with ``KeyError: 'fname'``.
-    This one asks for no marks, and so open_clip reads what it does with the versions it was made for.
+    Since 0.2.90 webdataset yields a marker at the end of a tar, and the stage of open_clip 3.3 then stops with
+    ``KeyError: 'fname'``. This one turns the markers off, so open_clip reads the same as with older versions.
     """
     from open_clip_train import data
 
@@ -583,16 +598,16 @@ def samples_of_tars(shards: Iterable[Any]) -> Iterator[Any]:
 
 
 def stages_of(loader: Any) -> list[Any]:
-    """Return the stages of the pipeline that a loader of open_clip reads, to change in place before the first batch."""
+    """Return the pipeline stages of an open_clip loader, to change in place before the first batch."""
     stages: list[Any] = loader.pipeline[0].dataset.pipeline
     return stages
 
 
 def _same_rows(store: EmbeddingStore, column: Sequence[str], captions: Sequence[str]) -> bool:
-    """Whether every row of a pool is the row of the csv with its number.
+    """Return whether every row of a pool is the row of the csv with the same number.
 
-    Its key has to be the name of the file, with or without its ending, or its caption the same. More than half of the
-    names or captions have to differ, or a pool in another order might pass by chance.
+    Its key must be the name of the file, with or without extension, or its caption must be equal. More than half of the
+    names or captions must be distinct, so that a pool in another order does not match by chance.
     """
     if len(store) != len(column):
         return False
@@ -603,13 +618,14 @@ def _same_rows(store: EmbeddingStore, column: Sequence[str], captions: Sequence[
             return len(set(names)) > len(names) / 2
     if not store.layout.caption:
         return False
-    spoken = (text for _, part in store.scan([store.layout.caption]) for text in part.column(0).to_pylist())
-    alike = (str(one).split() == two.split() for one, two in zip(spoken, captions, strict=True))  # csv is on one line
+    texts = (text for _, part in store.scan([store.layout.caption]) for text in part.column(0).to_pylist())
+    # A csv has captions on one line, so white space may differ.
+    alike = (str(one).split() == two.split() for one, two in zip(texts, captions, strict=True))
     return all(alike) and len(set(captions)) > len(captions) / 2
 
 
 def _state_name(epoch: int | str) -> str:
-    """Return the name of the state that goes with a checkpoint; not ``.pt``, or open_clip would resume from it."""
+    """Return the file name of the pruning state of a checkpoint; not ``.pt``, or open_clip would resume from it."""
     return f"epoch_{epoch}.pruning.npz"
 
 
@@ -620,36 +636,36 @@ def _save(path: Path, arrays: Mapping[str, Any]) -> None:
 
 
 def _check(options: PruneOptions) -> None:
-    """Refuse what does not go together."""
+    """Raise UsageError for options that cannot be combined."""
     needs = POLICIES.find(options.policy).needs_selection
     if needs != (options.selection is not None):
         need = " or ".join(name for name, cls in POLICIES.all().items() if cls.needs_selection)
-        raise UsageError(f"--prune {need} goes with --prune-selection, and neither without the other")
+        raise UsageError(f"--prune {need} and --prune-selection need each other; give both or neither")
     if needs and options.share is not None:
-        raise UsageError(f"--prune {options.policy} takes what --prune-selection says; give no share")
+        raise UsageError(f"--prune {options.policy} trains on the selection; leave out --prune-share")
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are ours: one line, without all the usage before it."""
+    """A parser that reports errors in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
 
 
 def _value(kind: Any, text: str) -> Any:
-    """Return text as a value of a type."""
+    """Parse text as a value of a type."""
     try:
         return read(kind, text)
     except UsageError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None  # argparse says of which argument
+        raise argparse.ArgumentTypeError(str(error)) from None  # argparse adds the name of the argument
 
 
 def _parser(offered: Sequence[Flag]) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m thresher.train.open_clip",
         usage="%(prog)s [arguments of open_clip_train.main] [--prune POLICY] [--prune-... ...]",
-        description="Train with open_clip's own trainer, and prune while it trains. What begins with --prune is said "
-        "below; everything else is open_clip's own: python -m open_clip_train.main --help.",
+        description="Train with the trainer of open_clip, with pruning in its loop. Arguments that start with --prune "
+        "are listed below; all others are those of open_clip: python -m open_clip_train.main --help.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -661,7 +677,7 @@ def _parser(offered: Sequence[Flag]) -> argparse.ArgumentParser:
         dest="share",
         type=partial(_value, Share),
         metavar="SHARE",
-        help="share of the run's samples to leave out, such as 30%%",
+        help="share of the run's samples to leave out, like 30%% or 0.3",
     )
     for flag in offered:
         kwargs: dict[str, Any] = {"dest": _OF_POLICY + flag.flag, "default": None, "help": flag.help.replace("%", "%%")}
@@ -670,10 +686,12 @@ def _parser(offered: Sequence[Flag]) -> argparse.ArgumentParser:
         else:
             kwargs |= {"type": partial(_value, flag.kind), "metavar": flag.metavar}
         add(f"--prune-{flag.flag}", **kwargs)
-    add("--prune-selection", dest="selection", help=f"{need}: a selection folder, or a text file with a key a line")
-    add("--prune-seed", dest="seed", type=int, help="of draws and orders (open_clip's --seed)")
-    add("--prune-key", dest="key", choices=tuple(KEYS), default="key", help="webdataset: what a sample is known by")
-    add("--prune-fresh", dest="fresh", action="store_true", help="begin to prune at a checkpoint saved without")
+    add("--prune-selection", dest="selection", help=f"{need}: a selection folder, or a text file with one key per line")
+    add("--prune-seed", dest="seed", type=int, help="seed of draws and orders (default: --seed of open_clip)")
+    add("--prune-key", dest="key", choices=tuple(KEYS), default="key", help="webdataset: what identifies a sample")
+    add(
+        "--prune-fresh", dest="fresh", action="store_true", help="start pruning from a checkpoint saved without pruning"
+    )
     return parser
 
 
