@@ -1,4 +1,4 @@
-"""MoCo v2 of lightly under Lightning, on some of the emoji pictures; what pruning adds is marked ``# new``."""
+"""MoCo v2 of lightly with Lightning, on some of the emoji images; lines for pruning are marked ``# new``."""
 
 import copy
 import io
@@ -15,7 +15,7 @@ from pyarrow import parquet
 from torch import nn
 from torch.utils.data import default_collate
 
-from thresher.dynamic.loss import moco_v2_losses  # new: lightly's NTXentLoss returns the mean alone
+from thresher.dynamic.loss import moco_v2_losses  # new: lightly's NTXentLoss returns only the mean
 from thresher.dynamic.policies.scan import Scan  # new
 from thresher.dynamic.sampler import PruningSampler  # new
 from thresher.train.lightning import PruningCallback, PruningLoader  # new

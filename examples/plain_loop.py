@@ -1,4 +1,4 @@
-"""A plain PyTorch loop over the emoji pool, pictures and captions; what pruning adds to it is marked ``# new``.
+"""A plain PyTorch loop over the images and captions of the emoji pool; lines for pruning are marked ``# new``.
 
 Type: python examples/plain_loop.py
 """
@@ -23,7 +23,7 @@ images = parquet.read_table(files, columns=["image"])["image"].to_pylist()
 pictures = [Image.open(io.BytesIO(image["bytes"])).convert("RGB").resize((16, 16)) for image in images]
 pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous() / 255
 store = open_store(str(files[0].parent))
-captions = torch.from_numpy(store.vectors_at("text", np.arange(len(store))))  # of a language model
+captions = torch.from_numpy(store.vectors_at("text", np.arange(len(store))))  # text embeddings
 dataset = TensorDataset(pixels, captions)
 
 torch.manual_seed(0)
@@ -38,7 +38,7 @@ sampler = PruningSampler(len(dataset), policy=policy, batch_size=256, epochs=epo
 loader = DataLoader(with_rows(dataset), batch_sampler=sampler)  # was DataLoader(dataset, batch_size=256, shuffle=True)
 for _ in range(sampler.epoch, sampler.epochs):  # was range(epochs)
     for rows, (image, text) in loader:  # was for image, text in loader
-        losses = clip_losses(towers[0](image), towers[1](text), 20.0)  # (B, 2): one a sample and direction
+        losses = clip_losses(towers[0](image), towers[1](text), 20.0)  # (B, 2): one per sample and direction
         loss = sampler.reduce(rows, losses)  # was losses.mean()
         optimizer.zero_grad()
         loss.backward()

@@ -1,10 +1,10 @@
-"""What pruning in the loop costs and saves: the same model under several policies, some seeds each, as a table.
+"""Compare policies: train the same model with several policies and seeds, and print a table.
 
     python lab/dynamic.py TRAIN.parquet EVAL.parquet -o RUNS --label article_type --epochs 14 --seeds 0 1
 
-Every run is a folder of ``thresher train clip`` below RUNS; those that are there and finished are not run again, a
-run that was cut off goes on. ``--shuffled 0.3`` trains on data in which this share of the captions is given to other
-pictures (written below RUNS; the evaluation set stays as it is).
+Every run is a folder of ``thresher train clip`` below RUNS. Finished runs are not repeated; interrupted runs are
+resumed. ``--shuffled 0.3`` trains on data in which this share of the captions is assigned to other images (written
+below RUNS; the evaluation set does not change).
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ METRICS = ("image_to_text_R@1", "text_to_image_R@1", "zero_shot_{label}_top1")
 
 
 def train(arm: str, seed: int, args: argparse.Namespace, data: Path) -> list[dict[str, Any]]:
-    """Run an arm, or go on with it; return its log."""
+    """Run or resume an arm; return its log."""
     options = dict(ARMS[arm])
     if arm.startswith("full, the samples of"):
-        rival = Training.load(folder(arm.rpartition(" ")[2], seed, args)).log()
-        options["samples"] = sum(entry["samples"] for entry in rival)
+        baseline = Training.load(folder(arm.rpartition(" ")[2], seed, args)).log()
+        options["samples"] = sum(entry["samples"] for entry in baseline)
     else:
         options["epochs"] = args.epochs
     settings = ClipSettings(
@@ -68,7 +68,7 @@ def folder(arm: str, seed: int, args: argparse.Namespace) -> Path:
 
 
 def shuffled(source: str, share: float, target: Path) -> Path:
-    """Write the data with ``share`` of the captions passed on among their rows."""
+    """Write the data with ``share`` of the captions exchanged between rows."""
     if not target.exists():
         table = pq.read_table(source)
         texts = np.array(table["text"].to_pylist(), object)
@@ -81,7 +81,7 @@ def shuffled(source: str, share: float, target: Path) -> Path:
 
 
 def row(arm: str, logs: list[list[dict[str, Any]]], full: list[list[dict[str, Any]]], args: argparse.Namespace) -> str:
-    """Return a line of the table; figures of several seeds stand one behind the other."""
+    """Return a line of the table, with the values of all seeds."""
     name = Path(args.held_out).stem
     samples = [sum(entry["samples"] for entry in log) for log in logs]
     seconds = [sum(entry["seconds"] for entry in log) for log in logs]
@@ -113,8 +113,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16"])
-    parser.add_argument("--shuffled", type=float, default=0.0, metavar="SHARE", help="Of the captions.")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="Of torch.")
+    parser.add_argument("--shuffled", type=float, default=0.0, metavar="SHARE", help="Share of captions to shuffle.")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="Threads of torch.")
     parser.add_argument("--quiet", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -122,7 +122,7 @@ def main() -> None:
     Path(args.out).mkdir(parents=True, exist_ok=True)
     if args.shuffled:
         data = shuffled(args.data, args.shuffled, Path(args.out) / "shuffled.parquet")
-    arms = [arm for arm in ARMS if arm in {"full", *args.arms}]  # what others are measured by comes first
+    arms = [arm for arm in ARMS if arm in {"full", *args.arms}]  # the baseline comes first
     if "full, the samples of scan" in arms and "scan" not in arms:
         arms.insert(1, "scan")
     logs: dict[str, list[list[dict[str, Any]]]] = {arm: [] for arm in arms}

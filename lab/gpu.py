@@ -1,13 +1,13 @@
-"""Many runs of ``thresher train`` side by side on one GPU, for as long as there is: policies, some seeds each.
+"""Run ``thresher train`` many times side by side on one GPU, with several policies and seeds and a time limit.
 
     python lab/gpu.py clip TRAIN.parquet EVAL.parquet -o RUNS --json clip.json --seconds 540 --at-once 4 \\
         --arms scan full "full, the samples of scan" dynamic-random --seeds 0 1 -- \\
         --model small --epochs 30 --batch-size 512 --eval-label article_type --template {} --workers 3
 
-What stands behind ``--`` goes to every run. Runs of the first seed begin first; the rival of SCAN, full training of as
-many samples, when that run is over. The JSON is written anew whenever a run ends and every few seconds between, so that
-nothing is lost when time is up: runs that are not over then are ended, and their logs are in it as far as they got.
-Seconds of runs side by side say nothing about policies; compare accuracy at equal samples.
+Arguments after ``--`` are passed to every run. Runs of the first seed start first. The baseline of SCAN, full training
+on as many samples, starts when the SCAN run is done. The JSON file is written whenever a run ends and every few
+seconds, so that nothing is lost at the time limit: the remaining runs are then stopped, and the file has their logs so
+far. Runs side by side do not measure the speed of policies; compare accuracy at equal samples.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 
 from thresher.runtime.files import writing
 
-RIVAL = "full, the samples of "
+BASELINE = "full, the samples of "
 ARMS: dict[str, list[str]] = {
     "scan": ["--policy", "scan"],
     "full": [],
@@ -51,14 +51,14 @@ class Job:
     error: str = ""
     command: list[str] = field(default_factory=list)
     process: subprocess.Popen[bytes] | None = None
-    begun: float = 0.0
+    started: float = 0.0
 
     @property
-    def rival_of(self) -> str | None:
-        return self.arm.removeprefix(RIVAL) if self.arm.startswith(RIVAL) else None
+    def baseline_of(self) -> str | None:
+        return self.arm.removeprefix(BASELINE) if self.arm.startswith(BASELINE) else None
 
     def log(self) -> list[dict[str, Any]]:
-        """What the run has told so far, but the histograms; a line that is being written is left out."""
+        """Return the log so far, without histograms; skips a line that is not complete yet."""
         path = self.folder / "log.jsonl"
         entries = []
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
@@ -70,28 +70,28 @@ class Job:
 
 
 def jobs_of(arms: Sequence[str], seeds: Sequence[int], folder: Path) -> list[Job]:
-    """All runs, the first seed's first."""
+    """Return all runs, ordered by seed."""
     return [
         Job(arm, seed, folder / f"{arm.replace(', ', '-').replace(' ', '-')}-{seed}") for seed in seeds for arm in arms
     ]
 
 
 def ready(job: Job, jobs: Sequence[Job]) -> bool:
-    """Whether a job may begin; one whose rival came to nothing never may, and is told so."""
-    if job.state != "waiting" or job.rival_of is None:
+    """Return whether a job may start; if the run it depends on failed, mark it as not begun."""
+    if job.state != "waiting" or job.baseline_of is None:
         return job.state == "waiting"
-    rival = next(other for other in jobs if (other.arm, other.seed) == (job.rival_of, job.seed))
-    if rival.state in ("failed", "cut off", "not begun"):
-        job.state, job.error = "not begun", f"{rival.arm} came to nothing"
-    return rival.state == "done"
+    baseline = next(other for other in jobs if (other.arm, other.seed) == (job.baseline_of, job.seed))
+    if baseline.state in ("failed", "cut off", "not begun"):
+        job.state, job.error = "not begun", f"{baseline.arm} failed"
+    return baseline.state == "done"
 
 
 def run_all(
     jobs: list[Job], command: Callable[[Job], list[str]], write: Callable[[], None], *, at_once: int, seconds: float
 ) -> None:
-    """Run jobs side by side until all are over or time is up; no child outlives this.
+    """Run jobs side by side until all are done or time is up; all child processes have ended when it returns.
 
-    No job begins in what is less than the shortest finished run took.
+    No job starts if less time is left than the shortest finished run took.
     """
     end, written = time.monotonic() + seconds, 0.0
     env = {"OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1", **os.environ}
@@ -100,7 +100,7 @@ def run_all(
             changed = False
             for job in (job for job in jobs if job.state == "running"):
                 if job.process is not None and job.process.poll() is not None:
-                    job.seconds, changed = time.monotonic() - job.begun, True
+                    job.seconds, changed = time.monotonic() - job.started, True
                     job.state = "failed" if job.process.returncode else "done"
                     print(f"{job.arm}, seed {job.seed}: {job.state} after {job.seconds:.0f} s", flush=True)
             spent = [job.seconds for job in jobs if job.state == "done"]
@@ -111,7 +111,7 @@ def run_all(
                 if spent and end - time.monotonic() < min(spent):
                     job.state, job.error, changed = "not begun", "too little time was left", True
                     continue
-                job.command, job.begun, changed = command(job), time.monotonic(), True
+                job.command, job.started, changed = command(job), time.monotonic(), True
                 job.folder.parent.mkdir(parents=True, exist_ok=True)
                 with open(_output(job), "wb") as file:
                     job.process = subprocess.Popen(job.command, stdout=file, stderr=subprocess.STDOUT, env=env)
@@ -125,7 +125,7 @@ def run_all(
             if job.process is not None and job.process.poll() is None:
                 job.process.kill()
                 job.process.wait()
-                job.state, job.seconds = "cut off", time.monotonic() - job.begun
+                job.state, job.seconds = "cut off", time.monotonic() - job.started
             elif job.state == "waiting":
                 job.state, job.error = "not begun", job.error or "time was up"
             elif job.state == "running":
@@ -138,7 +138,7 @@ def _output(job: Job) -> Path:
 
 
 def summary_of(job: Job) -> dict[str, Any]:
-    """A job as it goes into the JSON."""
+    """Return a job as it is written to the JSON file."""
     printed = _output(job).read_text(encoding="utf-8", errors="replace") if _output(job).exists() else ""
     return {
         "arm": job.arm,
@@ -152,7 +152,7 @@ def summary_of(job: Job) -> dict[str, Any]:
 
 
 def table_of(runs: Sequence[dict[str, Any]]) -> str:
-    """A line for each arm: mean over its finished seeds, and the seeds."""
+    """Return a table with a line per arm: the mean over its finished seeds, and the values of the seeds."""
     ended = [run for run in runs if run["state"] == "done" and run["log"] and "eval" in run["log"][-1]]
     scores = {
         id(run): {
@@ -185,28 +185,28 @@ def main() -> None:
     parser.add_argument("data", help="Parquet to train on.")
     parser.add_argument("held_out", help="Parquet to evaluate on, at the end.")
     parser.add_argument("-o", "--out", required=True, help="Folder of the runs.")
-    parser.add_argument("--json", required=True, help="File for what all of them told.")
+    parser.add_argument("--json", required=True, help="File to write the results of all runs to.")
     parser.add_argument("--arms", nargs="+", default=list(ARMS)[:5], choices=list(ARMS), metavar="ARM")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--prune", default="30%", help="Share that is left out.")
+    parser.add_argument("--prune", default="30%", help="Share to leave out.")
     parser.add_argument("--at-once", type=int, default=4, help="Runs side by side.")
-    parser.add_argument("--seconds", type=float, default=540.0, help="When to stop.")
+    parser.add_argument("--seconds", type=float, default=540.0, help="Time limit in seconds.")
     own = sys.argv[1:]
     at = own.index("--") if "--" in own else len(own)
     args, rest = parser.parse_args(own[:at]), own[at + 1 :]
     arms = list(args.arms)
     for arm in args.arms:
-        if arm.startswith(RIVAL) and arm.removeprefix(RIVAL) not in arms:
-            arms.insert(0, arm.removeprefix(RIVAL))
+        if arm.startswith(BASELINE) and arm.removeprefix(BASELINE) not in arms:
+            arms.insert(0, arm.removeprefix(BASELINE))
     jobs = jobs_of(arms, args.seeds, Path(args.out))
     if any(job.folder.exists() for job in jobs):
-        raise SystemExit(f"{args.out}: holds runs already; name another folder")
+        raise SystemExit(f"{args.out}: has runs already; name another folder")
 
     def command(job: Job) -> list[str]:
         more = list(rest)
-        if job.rival_of is not None:
-            rival = next(other for other in jobs if (other.arm, other.seed) == (job.rival_of, job.seed))
-            samples = sum(entry["samples"] for entry in rival.log())
+        if job.baseline_of is not None:
+            baseline = next(other for other in jobs if (other.arm, other.seed) == (job.baseline_of, job.seed))
+            samples = sum(entry["samples"] for entry in baseline.log())
             if "--epochs" in more:
                 del more[more.index("--epochs") : more.index("--epochs") + 2]
             more += ["--samples-seen", str(samples)]

@@ -1,10 +1,10 @@
-"""What MoCo learns under a policy, beside what the same net knows untrained.
+"""Compare MoCo under several policies with the same net untrained, and print a table.
 
     python lab/moco.py TRAIN EVAL.parquet -o RUNS --label label_name --epochs 5 --arms full scan
 
-Neighbours and probes learn from up to 20,000 labelled rows of TRAIN that are not in EVAL, else from half of EVAL,
-on features of the frozen net; all rows of the table by the same protocol, of which a line tells. Runs are folders of
-``thresher train moco`` below RUNS; those that are finished are not run again.
+kNN and linear probe are fitted on features of the frozen net, of up to 20,000 labelled rows of TRAIN that are not in
+EVAL, or else of half of EVAL. All rows of the table use the same protocol, which is printed above it. Runs are folders
+of ``thresher train moco`` below RUNS; finished runs are not repeated.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ARMS: dict[str, dict[str, Any]] = {
 
 
 def untrained(args: argparse.Namespace, settings: MocoSettings) -> dict[str, float]:
-    """Return the figures of the net as it begins, by the evaluation that its training has."""
+    """Return the metrics of the untrained net, with the same evaluation as in training."""
     device = device_named(settings.schedule.device)
     torch.manual_seed(settings.schedule.seed)
     encoder, width = backbone(settings.model, settings.side)
@@ -42,7 +42,7 @@ def untrained(args: argparse.Namespace, settings: MocoSettings) -> dict[str, flo
     pairs = open_pairs(args.data, out, side=side, resize="shortest", captions=False, progress=progress_for(False))
     model = MocoV2(encoder, width, settings, 1).to(device)
     held_out = read_eval(args.held_out, labels=(args.label,))
-    # Batch norm has seen nothing yet: a pass over some rows gives it its statistics, the mean of all batches.
+    # Batch norm has no statistics yet: a pass over some rows sets them to the mean over all batches.
     model.train()
     for module in model.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
@@ -92,10 +92,10 @@ def main() -> None:
         scores[f"probe_{args.label}_{name}"] for _, scores in results.values() for name in ("rows_learnt", "halves")
     ]
     if len({*rows[::2]}) > 1 or len({*rows[1::2]}) > 1:
-        raise SystemExit("the rows of the table learn from other rows: were TRAIN or EVAL changed? Begin other RUNS")
+        raise SystemExit("the runs were evaluated on different rows because TRAIN or EVAL changed; use another RUNS")
     source = "half of EVAL" if rows[1] else "TRAIN"
-    print(f"learnt from {rows[0]:,.0f} rows of {source}\n")
-    print("| policy | | 20 neighbours, top 1 | top 5 | linear probe, top 1 | top 5 |")
+    print(f"fitted on {rows[0]:,.0f} rows of {source}\n")
+    print("| policy | | 20 neighbors, top 1 | top 5 | linear probe, top 1 | top 5 |")
     print("|---|---|---|---|---|---|")
     for arm, (summary, scores) in results.items():
         print(f"| {arm} | {summary} | " + " | ".join(f"{100 * scores[name]:.1f}" for name in names) + " |")

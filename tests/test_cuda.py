@@ -170,7 +170,7 @@ def test_rivals_wait_and_runs_that_fail_are_told(lab: ModuleType, tmp_path: Path
 
     def command(job: Any) -> list[str]:
         begun.append(f"{job.arm} {job.seed}")
-        if job.rival_of:
+        if job.baseline_of:
             rival = next(other for other in jobs if (other.arm, other.seed) == ("scan", job.seed))
             assert sum(entry["samples"] for entry in rival.log()) == 5
         return saying(job, "raise SystemExit('broken')" if (job.arm, job.seed) == ("scan", 1) else "pass")
