@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from common import median, table
 
-from thresher.io.tar import Window, groups
+from thresher.io.tar import Window, tar_samples
 from thresher.reshard import reshard
 from thresher.selection import Selection
 
@@ -64,7 +64,7 @@ def pool_of(folder: Path, tars: Path, keys: list[str]) -> None:
     places = []
     for path in sorted(tars.glob("*.tar")):
         with open(path, "rb") as file:
-            for group in groups(Window(file, str(path)), str(path)):
+            for group in tar_samples(Window(file, str(path)), str(path)):
                 places.append((group.key, path.name, next(iter(group.members.values())).start))
     if [key for key, _, _ in places] != keys:
         raise SystemExit("the tars do not hold what was put in")

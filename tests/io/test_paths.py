@@ -22,8 +22,8 @@ from thresher.errors import PoolError
 from thresher.export.write import export
 from thresher.io.npy import npz_pieces
 from thresher.io.paths import PARENT, all_plain, has_parent, inside, is_unsafe, visible, without_parent, writable
-from thresher.io.tar import Window, groups, unsafe
-from thresher.io.tar_fast import Skim, stretch
+from thresher.io.tar import Window, tar_samples, why_unsafe
+from thresher.io.tar_fast import FastWindow, stretch
 from thresher.pool.store import open_store
 from thresher.report.examples import look_up
 from thresher.reshard import reshard
@@ -148,11 +148,11 @@ def test_members_of_tars(tmp_path: Path, name: str, leads_out: bool, parent: boo
         pytest.skip("tarfile writes no such names")
     path = tar(tmp_path / "x.tar", ["first.png", f"{name}.png", "last.png"])
     with open(path, "rb") as file:
-        found = list(groups(Window(file, str(path)), str(path)))
-        quick = stretch(Skim(file, str(path)), 0, 100)
+        found = list(tar_samples(Window(file, str(path)), str(path)))
+        quick = stretch(FastWindow(file, str(path)), 0, 100)
     for group in found:
         names = [member.name for member in group.members.values()]
-        assert bool(unsafe(group)) is any(map(is_unsafe, names))
+        assert bool(why_unsafe(group)) is any(map(is_unsafe, names))
     assert quick is None or not any(map(is_unsafe, quick.keys))
     (tmp_path / "keys").write_text("first\nlast\n", encoding="utf-8")
     reshard(str(path), str(tmp_path / "keys"), str(tmp_path / "out"))

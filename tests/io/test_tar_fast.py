@@ -19,7 +19,7 @@ from thresher.data.layouts import webdataset
 from thresher.data.layouts.webdataset import Samples
 from thresher.errors import PoolError
 from thresher.io.tar import Window
-from thresher.io.tar_fast import Skim, stretch
+from thresher.io.tar_fast import FastWindow, stretch
 from thresher.reshard import job, reshard
 
 NAMES = (
@@ -58,7 +58,7 @@ def read(window: Window, *, uids: bool) -> tuple[object, ...]:
     except PoolError as error:
         damage = str(error)
     told = found.scanned(damage)
-    return told.keys, told.start_n.tolist(), told.length_n.tolist(), told.uids, told.aside, told.damage
+    return told.keys, told.start_n.tolist(), told.length_n.tolist(), told.uids, told.skipped, told.damage
 
 
 @settings(max_examples=400, deadline=None)
@@ -83,7 +83,7 @@ def test_skimming_is_reading(found, form, uids, harm, few, apart) -> None:
             open(file.name, "rb") as quick,
             patch.multiple(webdataset, _FEW=few, _APART=apart),
         ):
-            assert read(Skim(quick, "x.tar"), uids=uids) == read(Window(slow, "x.tar"), uids=uids)
+            assert read(FastWindow(quick, "x.tar"), uids=uids) == read(Window(slow, "x.tar"), uids=uids)
 
 
 @pytest.mark.parametrize("time", [7, 7.5])
@@ -95,7 +95,7 @@ def test_a_stretch_has_the_whole_samples_among_some_headers(tmp_path: Path, most
     ]
     (tmp_path / "x.tar").write_bytes(made(samples, tarfile.PAX_FORMAT))
     with open(tmp_path / "x.tar", "rb") as file:
-        found = stretch(Skim(file, "x.tar"), 0, most, jsons=True)
+        found = stretch(FastWindow(file, "x.tar"), 0, most, jsons=True)
         seen = most if time == 7 else most // 2
         whole = min((seen - 1) // 3, 8)  # the last of a stretch may go on
         if not whole:
@@ -114,7 +114,7 @@ def test_almost_all_tars_are_skimmed_to_the_end(tmp_path: Path) -> None:
     samples = [(f"{i}.{ending}", b"x", 1.5, b"0") for i in range(2_000) for ending in ("jpg", "txt")]
     (tmp_path / "x.tar").write_bytes(made([("folder", b"", 0, b"5"), *samples], tarfile.PAX_FORMAT))
     with open(tmp_path / "x.tar", "rb") as file:
-        window, slowly = Skim(file, "x.tar"), []
+        window, slowly = FastWindow(file, "x.tar"), []
         found = Samples(uids=False)
         found.add_one = lambda window, group: slowly.append(group.key) or Samples.add_one(found, window, group)  # type: ignore[method-assign]
         found.read(window, "x.tar")

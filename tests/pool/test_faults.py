@@ -99,8 +99,8 @@ def left_out(place: str, path: Path) -> None:
     good = [*range(20), *range(40, ROWS)]
     for field in ("image", "text"):
         assert store.raw_at(field, np.arange(40)).tobytes() == getattr(POOL, field)[good].tobytes()
-    assert [aside.path for aside in store.layout.aside] == [str(path)]
-    assert store.layout.aside[0].why
+    assert [aside.path for aside in store.layout.skipped] == [str(path)]
+    assert store.layout.skipped[0].why
 
 
 @pytest.fixture(autouse=True)
@@ -353,7 +353,7 @@ def test_files_cut_differently_are_no_fault(tmp_path: Path) -> None:
         np.save(tmp_path / "pool" / f"text_{i}.npy", POOL.text[rows])
     for options in (None, SKIP):
         store = open_store(str(tmp_path / "pool"), options)
-        assert (len(store), store.layout.aside) == (ROWS, ())
+        assert (len(store), store.layout.skipped) == (ROWS, ())
         assert store.raw_at("text", np.arange(ROWS)).tobytes() == POOL.text.tobytes()
 
 

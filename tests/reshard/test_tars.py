@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from thresher.data.layouts.webdataset import TarPart
 from thresher.errors import OutputError, PoolError, UsageError
 from thresher.io.open import open_file
-from thresher.io.tar import Window, groups
+from thresher.io.tar import Window, tar_samples
 from thresher.reshard import reshard
 
 from .common import hashes, keys_file, listed, plain, pool, tar
@@ -195,7 +195,7 @@ def places(paths: list[Path]) -> list[tuple[str, str, int]]:
     rows = []
     for path in paths:
         with open(path, "rb") as file:
-            for group in groups(Window(file, str(path)), str(path)):
+            for group in tar_samples(Window(file, str(path)), str(path)):
                 rows.append((group.key, path.name, next(iter(group.members.values())).start))
     return rows
 

@@ -45,7 +45,7 @@ def inspect(run: Run, *, quick: bool = False) -> dict[str, Any]:
         "key": store.layout.key,
         "caption": store.layout.caption,
         "scores": list(store.layout.scores),
-        "set_aside": [{"path": aside.path, "why": aside.why} for aside in store.layout.aside],
+        "set_aside": [{"path": aside.path, "why": aside.why} for aside in store.layout.skipped],
         "keys": None,
     }
     if store.layout.key and not quick:

@@ -40,7 +40,7 @@ class Scanned:
         length_n: How many bytes it has, else 1; below 0 where not all of them are its own.
         at_n: What :attr:`thresher.data.Sample.at` says of each, where that is not ``start_n``: a row of a csv.
         uids: Of each; None where they were not asked for, or there are none.
-        aside: (key, why) of samples that cannot be copied.
+        skipped: (key, why) of samples that cannot be copied.
         damage: Why the part was not read to its end, "" where it was.
         headers: Gives the headers of some of the samples of a tar, by number; None where it is none.
     """
@@ -50,7 +50,7 @@ class Scanned:
     length_n: Ints
     at_n: Ints | None = None
     uids: Sequence[str] | None = None
-    aside: tuple[tuple[str, str], ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
     damage: str = ""
     headers: Callable[[Ints], Headers] | None = None
 

@@ -174,7 +174,7 @@ def _no_header(header: bytes, at: int) -> str:
 
 
 @dataclass(slots=True)
-class Group:
+class TarSample:
     """Neighbouring members of one key: a sample as webdataset has it.
 
     Attributes:
@@ -186,7 +186,7 @@ class Group:
     members: dict[str, Member] = field(default_factory=dict)
 
 
-def groups(window: Window, path: str, at: int = 0) -> Iterator[Group]:
+def tar_samples(window: Window, path: str, at: int = 0) -> Iterator[TarSample]:
     """Yield the samples of a tar, from the member at byte ``at`` on.
 
     The rules are webdataset's, and open_clip's where an ending comes twice: there another sample begins.
@@ -195,36 +195,36 @@ def groups(window: Window, path: str, at: int = 0) -> Iterator[Group]:
     Raises:
         PoolError: As :func:`members`; the sample that the damage cuts is left out.
     """
-    group = Group("")
+    sample = TarSample("")
     for member in members(window, path, at):
         folder, slash, base = member.name.rpartition("/")
         stem, dot, ending = base.partition(".")
         if not member.regular or not stem or not dot or member.name.startswith("__") and _META.match(member.name):
             continue
         key, ending = folder + slash + stem, ending.lower()
-        if key != group.key or ending in group.members:
-            if group.members:
-                yield group
-            group = Group(key)
-        group.members[ending] = member
-    if group.members:
-        yield group
+        if key != sample.key or ending in sample.members:
+            if sample.members:
+                yield sample
+            sample = TarSample(key)
+        sample.members[ending] = member
+    if sample.members:
+        yield sample
 
 
-def unsafe(group: Group) -> str:
+def why_unsafe(sample: TarSample) -> str:
     """Return why a sample must not be copied, "" where it may: its names would lead whoever unpacks it elsewhere."""
-    told = ".".join((group.key, *group.members))
+    told = ".".join((sample.key, *sample.members))
     if "\0" not in told and all_plain(f"\0{told}"):
         return ""
-    name = next((member.name for member in group.members.values() if is_unsafe(member.name)), None)
+    name = next((member.name for member in sample.members.values() if is_unsafe(member.name)), None)
     return "" if name is None else f"has the name {name!r}, which leads out of its folder"
 
 
-def extent(window: Window, group: Group) -> tuple[int, int]:
+def extent(window: Window, sample: TarSample) -> tuple[int, int]:
     """Return where a sample begins and its bytes, below 0 where something lies between that is not its own."""
-    start = end = next(iter(group.members.values())).start
+    start = end = next(iter(sample.members.values())).start
     whole = True
-    for member in group.members.values():
+    for member in sample.members.values():
         whole &= member.start == end and (
             member.offset == member.start + TAR_BLOCK or all(kind in LONG for kind, _, _ in notes_of(window, member))
         )
@@ -262,10 +262,10 @@ class Row(NamedTuple):
         return self.offset - TAR_BLOCK, TAR_BLOCK + -(-self.size // TAR_BLOCK) * TAR_BLOCK
 
 
-def rows_of(window: Window, group: Group) -> list[Row]:
+def rows_of(window: Window, sample: TarSample) -> list[Row]:
     """Return the headers of a sample that are copied with it."""
     found: list[Row] = []
-    for member in group.members.values():
+    for member in sample.members.values():
         notes = ((at, to) for kind, at, to in notes_of(window, member) if kind in LONG)
         found += [Row(at + TAR_BLOCK, to - at - TAR_BLOCK, "") for at, to in notes]
         found.append(Row(member.offset, member.size, member.name))

@@ -35,7 +35,7 @@ Bytes = npt.NDArray[np.uint8]
 Flags = npt.NDArray[np.bool_]
 
 
-class Skim(Window):
+class FastWindow(Window):
     """A local file of which little is read: headers, while the disk is asked for what comes, ahead of time."""
 
     def __init__(self, file: IO[bytes], path: str, ahead: int = 0) -> None:
@@ -116,7 +116,7 @@ def window_of(file: IO[bytes], protocol: str, path: str, ahead: int = 0) -> Wind
         path: What messages call it.
         ahead: Bytes that the disk is asked for ahead; 0 where the places read are far apart.
     """
-    return Skim(file, path, ahead) if protocol == "file" and hasattr(os, "pread") else Window(file, path)
+    return FastWindow(file, path, ahead) if protocol == "file" and hasattr(os, "pread") else Window(file, path)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,10 +151,10 @@ class Stretch:
         return [Row(offset, size, ".".join(name)) for offset, size, name in zip(*columns, strict=True)]
 
 
-def stretch(window: Skim, at: int, most: int, *, jsons: bool = False) -> Stretch | None:
+def stretch(window: FastWindow, at: int, most: int, *, jsons: bool = False) -> Stretch | None:
     """Return the whole samples among the next headers of a tar, up to the first that is not ordinary.
 
-    They are those that :func:`thresher.io.tar.groups` yields, and their names are safe.
+    They are those that :func:`thresher.io.tar.tar_samples` yields, and their names are safe.
 
     Args:
         window: The tar.

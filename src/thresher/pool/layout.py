@@ -63,7 +63,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Aside:
+class Skipped:
     """A file, or the rows of one, that ``skip_bad`` left out."""
 
     path: str
@@ -83,7 +83,7 @@ class Layout:
         caption: Metadata column with the caption.
         image: Metadata column with the picture.
         scores: Metadata columns with known scores.
-        aside: What ``skip_bad`` left out.
+        skipped: What ``skip_bad`` left out.
         stamps: Path -> size and version of the files when the pool was opened, [] for one that cannot change.
     """
 
@@ -95,7 +95,7 @@ class Layout:
     caption: str | None = None
     image: str | None = None
     scores: tuple[str, ...] = ()
-    aside: tuple[Aside, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
     stamps: Mapping[str, list[Any]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -187,8 +187,8 @@ class Layout:
     def check(self) -> None:
         """Refuse fields of different lengths, widths or types, and pools without rows."""
         if not self.vectors and not self.tables:
-            why = f"; the first: {self.aside[0].path}: {self.aside[0].why}" if self.aside else ""
-            raise PoolError(f"{self.location}: no usable file is left of the {len(self.aside)} found{why}")
+            why = f"; the first: {self.skipped[0].path}: {self.skipped[0].why}" if self.skipped else ""
+            raise PoolError(f"{self.location}: no usable file is left of the {len(self.skipped)} found{why}")
         counts = {name: sum(p.rows for p in pieces) for name, pieces in self.vectors.items()}
         if self.tables:
             counts["metadata"] = sum(piece.rows for piece in self.tables)
@@ -215,15 +215,15 @@ def from_shards(
     names: Iterable[str],
     read: Callable[[str], tuple[Mapping[str, Piece], TablePiece | None]],
     options: Options,
-    aside: Sequence[Aside] = (),
+    skipped: Sequence[Skipped] = (),
 ) -> Layout:
     """Return the layout of files that belong together shard by shard.
 
     ``read(name)`` gives the vectors and the table of one shard. Whatever is wrong with a shard raises,
-    or with ``skip_bad`` sets that shard aside: unreadable, of differing row counts, or of other
+    or with ``skip_bad`` sets that shard skipped: unreadable, of differing row counts, or of other
     fields, widths or types than most.
     """
-    bad = list(aside)
+    bad = list(skipped)
     shards = []
     for name in names:
         try:
@@ -233,7 +233,7 @@ def from_shards(
         except PoolError as error:
             if not options.skip_bad:
                 raise
-            bad.append(aside_of(error))
+            bad.append(skipped_file(error))
     # An empty file says nothing about types; where all are empty, they stay to be refused.
     shards = [(vectors, table) for vectors, table in shards if _first(vectors, table).rows] or shards
     kinds = [_kind(vectors, table, options) for vectors, table in shards]
@@ -243,7 +243,7 @@ def from_shards(
             odd = PoolError(f"{_first(*shard).path}: has {found}, most files have {usual}; convert or remove this one")
             if not options.skip_bad:
                 raise odd
-            bad.append(aside_of(odd))
+            bad.append(skipped_file(odd))
     good = [shard for shard, found in zip(shards, kinds, strict=True) if found == usual]
     return with_roles(
         Layout(
@@ -251,19 +251,19 @@ def from_shards(
             location=files.location,
             vectors={name: tuple(vectors[name] for vectors, _ in good) for name in (good[0][0] if good else ())},
             tables=tuple(table for _, table in good if table),
-            aside=tuple(bad),
+            skipped=tuple(bad),
         ),
         options,
     )
 
 
-def aside_of(error: PoolError) -> Aside:
+def skipped_file(error: PoolError) -> Skipped:
     """Return the file that an error names, and what it says of it."""
     path, _, why = str(error).partition(": ")
     if path.endswith("]"):  # an array in the file
         path, _, array = path.rpartition(" [")
         why = f"{array[:-1]} {why}"
-    return Aside(path, why)
+    return Skipped(path, why)
 
 
 def _first(vectors: Mapping[str, Piece], table: TablePiece | None) -> Piece | TablePiece:

@@ -350,7 +350,7 @@ class EmbeddingStore:
             yield ids, texts(part.column(0))
 
 
-def given_vectors(path: str, what: str, store: EmbeddingStore, name: str) -> Iterator[F32]:
+def vectors_from_npy(path: str, what: str, store: EmbeddingStore, name: str) -> Iterator[F32]:
     """Yield the unit rows of a .npy that a user gives, to compare with a field of the store; some at a time.
 
     Args:

@@ -13,7 +13,7 @@ from thresher.errors import PoolError
 from thresher.io.npy import DeflatedPiece, NpyPiece
 from thresher.io.parquet import TablePiece
 from thresher.io.pieces import Piece
-from thresher.pool.layout import Aside, Layout, aside_of
+from thresher.pool.layout import Layout, Skipped, skipped_file
 from thresher.runtime.files import writing
 
 
@@ -32,16 +32,16 @@ def without_damaged(layout: Layout, record: str) -> Layout:
         suspects = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # none yet, or damaged itself
         suspects = None
-    damaged = [Aside(*entry) for entry in dict(_damage(layout, suspects)).items()]
+    damaged = [Skipped(*entry) for entry in dict(_damage(layout, suspects)).items()]
     if suspects is None:
         with writing(path) as scratch:
-            Path(scratch).write_text(json.dumps([aside.path for aside in damaged]), encoding="utf-8")
+            Path(scratch).write_text(json.dumps([file.path for file in damaged]), encoding="utf-8")
     if not damaged:
         return layout
     lists: list[tuple[Piece | TablePiece, ...]] = [*layout.vectors.values(), *filter(None, [layout.tables])]
     if len({tuple(piece.rows for piece in pieces) for pieces in lists}) > 1:
         raise PoolError(f"{damaged[0].path}: {damaged[0].why}; it cannot be set aside, others are cut differently")
-    paths = {aside.path for aside in damaged}
+    paths = {file.path for file in damaged}
     good = [paths.isdisjoint(piece.path for piece in shard) for shard in zip(*lists, strict=True)]
 
     def left(pieces: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -49,7 +49,7 @@ def without_damaged(layout: Layout, record: str) -> Layout:
 
     vectors = {role: left(pieces) for role, pieces in layout.vectors.items() if any(good)}
     tables = left(layout.tables) if layout.tables else ()
-    rest = replace(layout, vectors=vectors, tables=tables, aside=(*layout.aside, *damaged))
+    rest = replace(layout, vectors=vectors, tables=tables, skipped=(*layout.skipped, *damaged))
     rest.check()
     return rest
 
@@ -62,7 +62,7 @@ def _damage(layout: Layout, suspects: list[str] | None) -> Iterator[tuple[str, s
         try:
             deque(parts, maxlen=0)
         except PoolError as error:
-            yield path, aside_of(error).why
+            yield path, skipped_file(error).why
 
 
 def _readings(layout: Layout) -> Iterator[tuple[str, Iterator[Any]]]:

@@ -227,7 +227,7 @@ def match(scanned: Scanned, wanted: KeySet) -> Matched:
         names_c=hashes_of([scanned.keys[i] for i in chosen.tolist()]),
         numbers_c=number_c,
         damage=scanned.damage,
-        skipped=tuple((key, why) for key, why in scanned.aside if wanted.find(key) >= 0),
+        skipped=tuple((key, why) for key, why in scanned.skipped if wanted.find(key) >= 0),
         headers=scanned.headers and scanned.headers(chosen[_odd(scanned.length_n[chosen], times_c)]),
     )
 

@@ -48,7 +48,7 @@ class Audit:
         """Return the audit of a store, by its options."""
         return cls(
             skip_bad=store.options.skip_bad,
-            files_set_aside=[f"{aside.path}: {aside.why}" for aside in store.layout.aside],
+            files_set_aside=[f"{aside.path}: {aside.why}" for aside in store.layout.skipped],
         )
 
     def select(self, run: Run) -> Selection:

@@ -18,7 +18,7 @@ from thresher.io.npy import npy_piece
 from thresher.ops import kmeans
 from thresher.ops.neighbors import MeanNearestDistance
 from thresher.ops.vectors import F32, to_float32
-from thresher.pool.store import Block, EmbeddingStore, given_vectors
+from thresher.pool.store import Block, EmbeddingStore, vectors_from_npy
 from thresher.runtime.engine import Engine
 from thresher.runtime.files import DAMAGED, refuse_foreign_files, writing_folder
 from thresher.runtime.random import digest
@@ -352,7 +352,7 @@ def _assign(name: str, rule: kmeans.Assign, store: EmbeddingStore, block: Block)
 
 def _given(run: Run, how: Clustered) -> tuple[F32, tuple[str, ...]]:
     path = str(how.centroids)
-    centroids = np.concatenate(list(given_vectors(path, "centroids", run.store, how.embedding)))
+    centroids = np.concatenate(list(vectors_from_npy(path, "centroids", run.store, how.embedding)))
     # Unit rows stay as they are, to the last bit: labels are then those of the run that made the centroids.
     stored = to_float32(npy_piece("file", path).read(0, len(centroids)))
     lengths = np.sqrt(np.einsum("ij,ij->i", stored, stored, dtype=np.float64))

@@ -209,7 +209,7 @@ class PoolReaderContract:
         path = max((path for path in (tmp_path / "pool").rglob("*") if path.is_file()), key=lambda one: str(one))
         path.write_bytes(path.read_bytes()[:20])
         layout = read_layout(location, Options(skip_bad=True))
-        assert [Path(aside.path).name for aside in layout.aside] == [path.name]
+        assert [Path(aside.path).name for aside in layout.skipped] == [path.name]
         assert 0 < layout.rows < len(rows.keys)
 
 

@@ -24,19 +24,19 @@ from thresher.io.pictures import ENDINGS
 from thresher.io.tar import (
     NOTES,
     TAR_BLOCK,
-    Group,
     Headers,
     Row,
+    TarSample,
     Window,
     extent,
-    groups,
     json_in,
     json_of,
     members,
     rows_of,
-    unsafe,
+    tar_samples,
+    why_unsafe,
 )
-from thresher.io.tar_fast import Skim, Stretch, stretch, window_of
+from thresher.io.tar_fast import FastWindow, Stretch, stretch, window_of
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 _AHEAD = 8 << 20  # bytes that the disk is asked for before they are needed
@@ -85,11 +85,11 @@ class TarPart(Part):
         """Yield the samples, each with the place of its picture."""
         with open_file(self.protocol, self.path) as file:
             window = Window(file, self.path)
-            for group in groups(window, self.path):
-                yield self._sample(window, group)
+            for sample in tar_samples(window, self.path):
+                yield self._sample(window, sample)
 
-    def _sample(self, window: Window, group: Group) -> Sample:
-        found = group.members
+    def _sample(self, window: Window, sample: TarSample) -> Sample:
+        found = sample.members
         told = json_of(window, found.get("json"))
         text = found.get("txt") or found.get("text") or found.get("caption")
         if text:
@@ -99,7 +99,7 @@ class TarPart(Part):
         uid = told.get("uid")
         picture = next((found[kind] for kind in ENDINGS if kind in found), None)
         return Sample(
-            key=group.key,
+            key=sample.key,
             text=caption,
             picture=Place(self.path, picture.offset, picture.size, self.protocol) if picture else None,
             at=next(iter(found.values())).start,
@@ -125,32 +125,32 @@ class TarPart(Part):
             PoolError: No sample begins there, or none that may be copied.
         """
         found = Samples(uids=False)
-        for window, group in self._groups_at(at_c):
-            found.add_one(window, group)
+        for window, sample in self._samples_at(at_c):
+            found.add_one(window, sample)
         scanned = found.scanned("")
-        if scanned.aside:
-            raise PoolError(f"{self.path}: has a sample that {scanned.aside[0][1]}")
+        if scanned.skipped:
+            raise PoolError(f"{self.path}: has a sample that {scanned.skipped[0][1]}")
         return scanned
 
     def chosen(self, start_c: Ints) -> Iterator[Sample]:
         """Yield the samples at some bytes."""
-        for window, group in self._groups_at(start_c):
-            yield self._sample(window, group)
+        for window, sample in self._samples_at(start_c):
+            yield self._sample(window, sample)
 
-    def _groups_at(self, at_c: Ints) -> Iterator[tuple[Window, Group]]:
+    def _samples_at(self, at_c: Ints) -> Iterator[tuple[Window, TarSample]]:
         with open_file(self.protocol, self.path) as file:
             window = window_of(file, self.protocol, self.path)
             for at in at_c.tolist():
-                group = next(groups(window, self.path, at), None)
-                if group is None or next(iter(group.members.values())).start != at:
+                sample = next(tar_samples(window, self.path, at), None)
+                if sample is None or next(iter(sample.members.values())).start != at:
                     raise PoolError(f"{self.path}: has no sample at byte {at:,}; it was changed, start again")
-                yield window, group
+                yield window, sample
 
     def members(self) -> Iterator[Sequence[str]]:
         """Yield the endings of the members of each sample."""
         with open_file(self.protocol, self.path) as file:
-            for group in groups(Window(file, self.path), self.path):
-                yield list(group.members)
+            for sample in tar_samples(Window(file, self.path), self.path):
+                yield list(sample.members)
 
     def cut_off(self) -> str:
         """Return what is wrong with the tar, "" for nothing, by its ends alone where these are as they should be."""
@@ -179,7 +179,7 @@ class Samples:
         self._uids: list[str] | None = [] if uids else None
         self._starts: list[int] = []
         self._lengths: list[int] = []
-        self._aside: list[tuple[str, str]] = []
+        self._skipped: list[tuple[str, str]] = []
         self._found: list[Stretch | list[Row]] = []  # the headers of some, and how many samples are before them
         self._before: list[int] = []
 
@@ -187,19 +187,19 @@ class Samples:
         """Add all, stretch by stretch where they are ordinary, else one by one.
 
         Raises:
-            PoolError: As :func:`thresher.io.tar.groups`; the samples before the damage are there.
+            PoolError: As :func:`thresher.io.tar.tar_samples`; the samples before the damage are there.
         """
         at, most, more = 0, _FEW, True
         while more:
-            if isinstance(window, Skim) and (found := stretch(window, at, most, jsons=self._uids is not None)):
+            if isinstance(window, FastWindow) and (found := stretch(window, at, most, jsons=self._uids is not None)):
                 self._add(found)
                 at, most = found.end, min(2 * most, _MANY)
                 continue
             most, more = _FEW, False
-            for number, group in enumerate(groups(window, path, at), 1):
-                self.add_one(window, group)
-                if number == _APART and isinstance(window, Skim):
-                    at, more = next(reversed(group.members.values())).end, True
+            for number, sample in enumerate(tar_samples(window, path, at), 1):
+                self.add_one(window, sample)
+                if number == _APART and isinstance(window, FastWindow):
+                    at, more = next(reversed(sample.members.values())).end, True
                     break
 
     def _add(self, found: Stretch) -> None:
@@ -211,18 +211,18 @@ class Samples:
         if self._uids is not None:
             self._uids += map(_uid, found.jsons)
 
-    def add_one(self, window: Window, group: Group) -> None:
+    def add_one(self, window: Window, sample: TarSample) -> None:
         """Add a sample, or note why it must not be copied."""
         uid = ""
-        if self._uids is not None and (json := group.members.get("json")) and json.size <= NOTES:
+        if self._uids is not None and (json := sample.members.get("json")) and json.size <= NOTES:
             uid = _uid(window.read(json.offset, json.size))
-        if why := unsafe(group):
-            self._aside.append((uid or group.key, why))
+        if why := why_unsafe(sample):
+            self._skipped.append((uid or sample.key, why))
             return
-        start, length = extent(window, group)
+        start, length = extent(window, sample)
         self._before.append(len(self._keys))
-        self._found.append(rows_of(window, group))
-        self._keys.append(group.key)
+        self._found.append(rows_of(window, sample))
+        self._keys.append(sample.key)
         self._starts.append(start)
         self._lengths.append(length)
         if self._uids is not None:
@@ -235,7 +235,7 @@ class Samples:
             start_n=np.array(self._starts, np.int64),
             length_n=np.array(self._lengths, np.int64),
             uids=self._uids,
-            aside=tuple(self._aside),
+            skipped=tuple(self._skipped),
             damage=damage,
             headers=self._headers,
         )

@@ -37,7 +37,7 @@ class PoolReader(Protocol):
 
         Raises:
             PoolError: A file is damaged, or files do not belong together; with ``options.skip_bad`` such files are
-                listed in ``Layout.aside`` instead. :func:`thresher.pool.layout.from_shards` does that.
+                listed in ``Layout.skipped`` instead. :func:`thresher.pool.layout.from_shards` does that.
             UsageError: An array or column that was asked for is not there.
         """
         ...

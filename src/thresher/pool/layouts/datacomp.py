@@ -10,7 +10,7 @@ from thresher.io.listing import Files
 from thresher.io.npy import npz_pieces
 from thresher.io.parquet import TablePiece, table_piece
 from thresher.io.pieces import Piece
-from thresher.pool.layout import Layout, Options, aside_of, from_shards
+from thresher.pool.layout import Layout, Options, from_shards, skipped_file
 
 _PAIRS = (("l14_img", "l14_txt"), ("b32_img", "b32_txt"), ("img", "txt"), ("image", "text"))
 
@@ -46,7 +46,7 @@ class DataComp:
             found = npz_pieces(files.protocol, path, options.dtype)
             return _choose(found, path, options), table_piece(files.protocol, files.path(f"{stem}.parquet"))
 
-        return from_shards(self.name, files, stems, shard, options, [aside_of(error) for error in orphans])
+        return from_shards(self.name, files, stems, shard, options, [skipped_file(error) for error in orphans])
 
 
 def _choose(found: dict[str, Piece], path: str, options: Options) -> dict[str, Piece]:

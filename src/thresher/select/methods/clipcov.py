@@ -21,7 +21,7 @@ import numpy as np
 
 from thresher.errors import UsageError
 from thresher.ops.crosscov import Walk, where_clamped
-from thresher.pool.store import given_vectors
+from thresher.pool.store import vectors_from_npy
 from thresher.select.class_statistics import Classes, Similarities, greedy, similarities
 from thresher.select.clusters import Clustered, Groups, assign, read_names
 from thresher.select.registry import method
@@ -123,7 +123,7 @@ class ClipCov(Clustered):
         """Return the latent classes, and their names where there are any."""
         if self.classes is None:
             return self.groups(run), []
-        prompts = np.concatenate(list(given_vectors(self.classes, "class prompts", run.store, "image")))
+        prompts = np.concatenate(list(vectors_from_npy(self.classes, "class prompts", run.store, "image")))
         names = read_names(self.classes, len(prompts))
         return replace(assign(run, "image", prompts), notes=(f"{len(prompts):,} classes given: {self.classes}",)), names
 

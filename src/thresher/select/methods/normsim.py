@@ -20,7 +20,7 @@ from thresher.errors import UsageError
 from thresher.ops.cut import top
 from thresher.ops.kmeans import nearest_centroid
 from thresher.ops.vectors import F32
-from thresher.pool.store import Block, EmbeddingStore, given_vectors
+from thresher.pool.store import Block, EmbeddingStore, vectors_from_npy
 from thresher.select.registry import method
 from thresher.select.run import Run
 from thresher.select.scores import Score, Scored
@@ -72,7 +72,7 @@ class NormSim(Scored):
             moment = _own_subset(run, norm, size, self.rounds)
             note = f"target: the pool's own best {size:,} of {len(run.store):,} rows, in {self.rounds} rounds"
         else:
-            for rows in given_vectors(self.target, "target images", run.store, "image"):
+            for rows in vectors_from_npy(self.target, "target images", run.store, "image"):
                 digest.update(np.ascontiguousarray(rows).data)
                 size += len(rows)
                 if norm != "max":
@@ -90,7 +90,7 @@ class NormSim(Scored):
 def _nearest(path: str, store: EmbeddingStore, block: Block) -> tuple[F32]:
     """Return each row's largest cosine with the target, (B,) float32."""
     rows, best = store.vectors("image", block), np.full(len(block), -np.inf, np.float32)
-    for units in given_vectors(path, "target images", store, "image"):
+    for units in vectors_from_npy(path, "target images", store, "image"):
         np.maximum(best, nearest_centroid(rows, units)[1], out=best)
     return (best,)
 
