@@ -144,7 +144,7 @@ def test_selections_of_different_pools_do_not_mix() -> None:
 
 
 def test_a_step_judges_the_rows_it_was_given() -> None:
-    with pytest.raises(UsageError, match="judged 6 rows, but was given 3"):
+    with pytest.raises(UsageError, match="returned a mask of 6 rows for 3 input rows"):
         of([True, False] * 3).then(step("two", [True] * 6), np.ones(6, bool))
 
 

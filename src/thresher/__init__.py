@@ -1,7 +1,7 @@
 """Thresher: choose the image-text pairs worth training on.
 
-The public names; everything else is private. They load on first use, so that ``import thresher`` is
-instant and the command line can set up the machine before NumPy starts.
+These are the public names; everything else is private. Names load on first use, so ``import thresher`` is fast and
+the command line can configure the machine before NumPy loads.
 """
 
 from __future__ import annotations

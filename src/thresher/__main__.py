@@ -8,7 +8,7 @@ from thresher.runtime.kernels import prefer_avx512
 
 
 def main() -> None:
-    """Choose the machine's best matrix kernels, then hand over to the command line."""
+    """Choose the fastest matrix kernels for this machine, then run the command line."""
     prefer_avx512()
     from thresher.cli.main import main as command
 

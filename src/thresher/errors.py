@@ -1,13 +1,13 @@
-"""Everything thresher raises on purpose.
+"""All errors that thresher raises on purpose.
 
     ThresherError
-    ├── UsageError          a flag, parameter or recipe that cannot be carried out
-    │   └── BudgetError     a budget that the rows at hand cannot meet
-    ├── PoolError           a file of the pool that cannot be trusted; names the file
+    ├── UsageError          an invalid flag, parameter or recipe
+    │   └── BudgetError     a budget that the available rows cannot meet
+    ├── PoolError           a file of the pool that is missing, damaged or unsupported; names the file
     │   └── BadRowsError    rows in a good file that cannot be used (NaN, zero, repeated key)
-    ├── UnreachedError      data that cannot be reached just now, as when a network is down; nothing is known of it
-    ├── OutputError         a result that could not be written; nothing half-written is left
-    └── MissingExtraError   an optional dependency is absent; says what to type
+    ├── UnreachedError      data that is temporarily unreachable, for example during a network failure
+    ├── OutputError         a result that could not be written; no partial file is left behind
+    └── MissingExtraError   an optional dependency is not installed; says what to type
 
 Messages say what was given, what is allowed and what to type next.
 """
@@ -24,15 +24,15 @@ class ThresherError(Exception):
 
 
 class UsageError(ThresherError):
-    """A flag, parameter or recipe that cannot be carried out."""
+    """An invalid flag, parameter or recipe."""
 
 
 class BudgetError(UsageError):
-    """A budget that the rows at hand cannot meet."""
+    """A budget that the available rows cannot meet."""
 
 
 class PoolError(ThresherError):
-    """A file of the pool that cannot be trusted."""
+    """A file of the pool that is missing, damaged or unsupported."""
 
 
 class BadRowsError(PoolError):
@@ -40,7 +40,7 @@ class BadRowsError(PoolError):
 
 
 class UnreachedError(ThresherError):
-    """Data that cannot be reached just now: unlike a damaged file it is not set aside, for it may be good."""
+    """Data that is temporarily unreachable. Unlike a damaged file it is never skipped, because it may be good."""
 
 
 class OutputError(ThresherError):
@@ -56,14 +56,14 @@ class MissingExtraError(ThresherError):
 
 
 def installed(package: str) -> bool:
-    """Whether a package can be imported, without importing it."""
+    """Return whether a package can be imported, without importing it."""
     try:
         return importlib.util.find_spec(package) is not None
-    except ValueError:  # hidden on purpose
+    except ValueError:  # hidden on purpose, as tests do
         return False
 
 
-def suggest(given: str, allowed: Iterable[str]) -> str:
-    """Return ' Did you mean ...?' when something close to ``given`` is allowed, else ''."""
-    close = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.5)
+def suggest(value: str, allowed: Iterable[str]) -> str:
+    """Return ' Did you mean ...?' when an allowed value is close to ``value``, else ''."""
+    close = difflib.get_close_matches(value, list(allowed), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""

@@ -1,7 +1,7 @@
-"""What comes out: which rows, and why every other row went.
+"""Selections: which rows are kept, and why each of the others was dropped.
 
-A selection is a mask over the rows of a store (or a repeat count), the store's fingerprint, and the
-chain of steps that led there, each with its parameters, counts and evidence.
+A selection is a mask over the rows of a store (or a repeat count per row), the fingerprint of the store, and the
+chain of steps that produced it, each with its parameters, counts and evidence.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ FILES = ("selection.json", "mask.npy", "dropped_by.npy", "repeats.npy", "steps")
 
 @dataclass(frozen=True)
 class Keep:
-    """A budget: a share of the rows given, or a count.
+    """A budget: a share of the input rows, or a number of rows.
 
-    ``Keep.parse`` accepts ``"30%"``, ``"0.3"`` / ``0.3`` (strictly between 0 and 1) and whole numbers
-    (``3_000_000``). ``1.0`` is refused: nobody should guess between one row and all of them.
+    ``Keep.parse`` accepts ``"30%"``, ``"0.3"`` / ``0.3`` (strictly between 0 and 1) and integers (``3_000_000``).
+    ``1.0`` is rejected because it is ambiguous: it could mean one row or all rows.
     """
 
     share: Fraction | None = None
@@ -44,10 +44,10 @@ class Keep:
 
     @classmethod
     def parse(cls, value: str | int | float | Keep) -> Keep:
-        """Read a budget.
+        """Parse a budget.
 
         Raises:
-            UsageError: Anything else; says what is allowed.
+            UsageError: The value is not a valid budget; the message says what is allowed.
         """
         if isinstance(value, Keep):
             return value
@@ -70,29 +70,29 @@ class Keep:
             if not 0 < share <= 1:
                 raise UsageError(f"cannot keep {text}; {hint}")
         elif not 0 < share < 1:
-            ends = "for all rows say 100%, for one row say 1; " if share == 1 else ""
+            ends = "for all rows write 100%, for one row write 1; " if share == 1 else ""
             raise UsageError(f"cannot keep {text}: {ends}{hint}")
         return cls(share=share)
 
     def of(self, rows: int, *, repeats: bool = False) -> int:
-        """Return the exact number of rows out of ``rows``; shares are rounded down.
+        """Return the exact number of rows to keep out of ``rows``; shares are rounded down.
 
         Args:
-            rows: How many there are.
-            repeats: Whether a row may count more than once, so that there may be more than there are.
+            rows: Number of available rows.
+            repeats: Whether a row may count more than once, so that the result may exceed ``rows``.
 
         Raises:
-            BudgetError: More than there are, or a share that is less than one row.
+            BudgetError: The budget exceeds ``rows``, or a share comes to less than one row.
         """
         count = self.count if self.count is not None else int(self.share * rows) if self.share else 0
         if count > rows and not repeats:
-            raise BudgetError(f"cannot keep {count:,} rows of the {rows:,} there are")
+            raise BudgetError(f"cannot keep {count:,} rows of the {rows:,} available")
         if count == 0:
             raise BudgetError(f"{self} of {rows:,} rows is less than one row; keep more")
         return count
 
     def __str__(self) -> str:
-        """As the user would write it."""
+        """Return the budget as a user would write it."""
         if self.share is None:
             return str(self.count)
         percent = self.share * 100
@@ -101,10 +101,10 @@ class Keep:
 
 
 class RoundedFloat(float):
-    """A number that is not rounded to nothing: fixed digits become significant ones where all would be 0."""
+    """A float whose fixed-point format never shows a small value as 0: it switches to significant digits instead."""
 
     def __format__(self, spec: str) -> str:
-        """As a float, but for small numbers and a specification such as ``.4f``."""
+        """Format like a float, except for small values with a specification such as ``.4f``."""
         return format(float(self), ".3g" if spec.endswith("f") and 0 < abs(self) < 5e-4 else spec)
 
 
@@ -114,24 +114,24 @@ class Step:
 
     Attributes:
         method: Name of the method.
-        parameters: As given, with defaults, readable from JSON.
-        seed: Seed of its randomness.
-        rows_in: Rows it was given.
-        rows_out: Rows it kept.
-        reasons: Templates of a dropped row's reason, filled from its evidence by name
+        parameters: Parameters including defaults, as JSON values.
+        seed: Random seed.
+        rows_in: Number of input rows.
+        rows_out: Number of kept rows.
+        reasons: Templates for the reason why a row was dropped, filled from its evidence by name
             (``{score}``, ``{cut}``, ``{duplicate_of}``, ``{cluster}``, ``{quota}``, ``{size}``,
-            ``{reference_key}``). Where there are several, the row's evidence "code" says which holds.
-        score: What the score is, in words; "" where there is none.
-        cut: The score at which rows were cut, where one number says it.
-        version: Of thresher, when the step was made.
-        package: Which package the method came from, {"name", "version"}.
-        notes: What the user should know, such as why a number was chosen.
-        rows: Evidence per row given, (rows_in,): "score" float32, "duplicate_of" int64, "cluster" int32,
+            ``{reference_key}``). If there are several, the row's evidence "code" is the index of the one that applies.
+        score: Description of the score; "" if the method has none.
+        cut: The score threshold, if there is a single one.
+        version: Version of thresher that made the step.
+        package: The package that provides the method, {"name", "version"}.
+        notes: Information for the user, such as why a number was chosen.
+        rows: Evidence per input row, (rows_in,): "score" float32, "duplicate_of" int64, "cluster" int32,
             "code" uint8, "reference" int64 (the row of a reference pool that a dropped row repeats, else -1).
         groups: Evidence per cluster, (K,): "size", "quota", "kept", "complexity", "d_intra", "d_inter",
             "name" (text).
-        reference: Evidence per row of a reference pool that some dropped row repeats: "row" (H,) int64, its
-            number there, ascending; "key" and "caption", text as :func:`packed` with "key_ends" and "caption_ends".
+        reference: Evidence per row of a reference pool that a dropped row repeats: "row" (H,) int64, its row number
+            there, ascending; "key" and "caption", text as :func:`packed` with "key_ends" and "caption_ends".
     """
 
     method: str
@@ -151,12 +151,12 @@ class Step:
 
     @property
     def foreign(self) -> str:
-        """Name and version of the package that the method came from, "" for thresher itself."""
+        """Name and version of the package that provides the method, "" for thresher itself."""
         name, version = self.package["name"], self.package["version"]
         return "" if name == "thresher" else f"{name} {version}".strip()
 
     def why(self, i: int) -> str:
-        """Say why row number ``i`` of those given was dropped."""
+        """Return why row ``i`` of the input rows was dropped."""
         template = self.reasons[int(self.rows["code"][i]) if "code" in self.rows else 0]
         values = {name: self._value(name, i) for name in _names(template)}
         return template.format(**{k: RoundedFloat(v) if isinstance(v, float) else v for k, v in values.items()})
@@ -171,25 +171,25 @@ class Step:
         return self.groups[name][int(self.rows["cluster"][i])].item()
 
     def repeated(self, i: int) -> dict[str, Any] | None:
-        """Return the row of a reference pool that row number ``i`` of those given repeats.
+        """Return the row of a reference pool that row ``i`` of the input rows repeats.
 
         Returns:
-            "row", its number there, and "key" and "caption" where the reference has them; None where the row was
-            not dropped for repeating one.
+            A dictionary with "row", the row number in the reference pool, and "key" and "caption" if the reference
+            pool has them; None if the row was not dropped as a repeat of a reference row.
         """
         row = int(self.rows["reference"][i]) if "reference" in self.rows else -1
         if row < 0:
             return None
         at = int(np.searchsorted(self.reference["row"], row))
-        told = {
+        texts = {
             name: _unpacked(self.reference[name], self.reference[f"{name}_ends"], at)
             for name in ("key", "caption")
             if name in self.reference
         }
-        return {"row": row, **told}
+        return {"row": row, **texts}
 
     def header(self) -> dict[str, Any]:
-        """Everything but the arrays, for JSON."""
+        """Return everything except the arrays, as JSON values."""
         return {
             "method": self.method,
             "parameters": dict(self.parameters),
@@ -210,15 +210,15 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Selection:
-    """One bit per row of a store, and the story behind each.
+    """Which rows of a store are kept, and which step dropped each of the others.
 
     Attributes:
-        store: Fingerprint of the store; selections of different stores do not mix.
-        pool: Where the store was opened, to find keys and captions again.
-        options: How it was opened.
-        dropped_by: (N,) int16: number of the step that dropped the row, -1 for kept rows.
-        steps: The chain.
-        repeats: (N,) int32, how often a kept row is to be used, 0 for the others; None for once.
+        store: Fingerprint of the store; selections of different stores cannot be combined.
+        pool: Location of the pool, to look up keys and captions later.
+        options: Options with which the pool was opened.
+        dropped_by: (N,) int16: index of the step that dropped the row, -1 for kept rows.
+        steps: The chain of steps.
+        repeats: (N,) int32, how often each kept row is used, 0 for dropped rows; None if each is used once.
     """
 
     store: str
@@ -230,15 +230,15 @@ class Selection:
 
     @classmethod
     def everything(cls, store: str, pool: str, options: Mapping[str, Any], rows: int) -> Selection:
-        """The selection of all rows, before any step."""
+        """Return the selection of all rows, before any step."""
         return cls(store=store, pool=pool, options=options, dropped_by=np.full(rows, -1, np.int16))
 
     def mask(self) -> Bools:
-        """(N,) bool, True where kept."""
+        """Return (N,) bool, True for kept rows."""
         return np.asarray(self.dropped_by == -1, np.bool_)
 
     def rows(self) -> npt.NDArray[np.int64]:
-        """Global ids of the kept rows, ascending."""
+        """Return the global ids of the kept rows, ascending."""
         return np.flatnonzero(self.dropped_by == -1)
 
     def __len__(self) -> int:
@@ -247,38 +247,38 @@ class Selection:
 
     @property
     def total(self) -> int:
-        """N."""
+        """N, the number of rows of the store."""
         return len(self.dropped_by)
 
     @property
     def uses(self) -> int:
-        """Number of kept rows, each counted as often as it is to be used."""
+        """Number of kept rows, each counted as often as it is used."""
         return len(self) if self.repeats is None else int(self.repeats.sum(dtype=np.int64))
 
     def given(self, step: int) -> npt.NDArray[np.int64]:
-        """Global ids of the rows that step number ``step`` was given."""
+        """Return the global ids of the input rows of step number ``step``."""
         return np.flatnonzero((self.dropped_by == -1) | (self.dropped_by >= step))
 
     def then(self, step: Step, keep_n: Bools, repeats_n: npt.NDArray[np.int32] | None = None) -> Selection:
         """Return the selection after one more step.
 
         Args:
-            step: What it was.
-            keep_n: (n,) over the rows kept so far.
-            repeats_n: (n,) how often to use each, 0 where dropped; by default as often as before.
+            step: The step.
+            keep_n: (n,) bool, which of the rows kept so far to keep.
+            repeats_n: (n,) int32, how often to use each row, 0 for dropped rows; by default as often as before.
 
         Raises:
-            UsageError: Arrays of other rows, or repeats for rows that are repeated already.
+            UsageError: An array has the wrong length, or an earlier step repeats rows already.
         """
         kept = self.rows()
         if keep_n.shape != kept.shape:
-            raise UsageError(f"{step.method} judged {len(keep_n):,} rows, but was given {len(kept):,}")
+            raise UsageError(f"{step.method} returned a mask of {len(keep_n):,} rows for {len(kept):,} input rows")
         dropped_by = np.array(self.dropped_by)
         dropped_by[kept[~keep_n]] = len(self.steps)
         repeats = self.repeats
         if repeats_n is not None:
             if repeats is not None:
-                raise UsageError("an earlier step repeats rows already; draw once, and filter before or after")
+                raise UsageError("an earlier step repeats rows already; draw only once, and filter before or after")
             if not np.array_equal(repeats_n > 0, keep_n):
                 raise UsageError(f"{step.method} must repeat the rows it keeps at least once, and no other row")
             repeats = np.zeros(self.total, np.int32)
@@ -297,33 +297,33 @@ class Selection:
     # --- set algebra --------------------------------------------------------------------------
 
     def __and__(self, other: Selection) -> Selection:
-        """Rows kept by both."""
+        """Return the rows kept by both."""
         return self._combined("intersection", other, self.mask() & self.same_store(other).mask())
 
     def __or__(self, other: Selection) -> Selection:
-        """Rows kept by either."""
+        """Return the rows kept by either."""
         return self._combined("union", other, self.mask() | self.same_store(other).mask())
 
     def __sub__(self, other: Selection) -> Selection:
-        """Rows kept here and not there."""
+        """Return the rows kept by this selection and not by ``other``."""
         return self._combined("difference", other, self.mask() & ~self.same_store(other).mask())
 
     def same_store(self, other: Selection) -> Selection:
-        """Return ``other``, which has to be of the same store.
+        """Return ``other`` after checking that it belongs to the same store.
 
         Raises:
-            UsageError: It is of another.
+            UsageError: It belongs to a different store.
         """
         if (other.store, other.total) != (self.store, self.total):
             raise UsageError(
-                f"these selections are of different pools: {self.pool} ({self.total:,} rows, {self.store[:12]}) "
+                f"these selections belong to different pools: {self.pool} ({self.total:,} rows, {self.store[:12]}) "
                 f"and {other.pool} ({other.total:,} rows, {other.store[:12]})"
             )
         return other
 
     def _combined(self, name: str, other: Selection, mask: Bools) -> Selection:
         if self.repeats is not None or other.repeats is not None:
-            raise UsageError(f"no {name} of selections that repeat rows: they are no sets")
+            raise UsageError(f"cannot take the {name} of selections that repeat rows: they are not sets")
         origins = [[step.header() for step in part.steps] for part in (self, other)]
         step = Step(
             method=name,
@@ -339,7 +339,7 @@ class Selection:
     # --- on disk ------------------------------------------------------------------------------
 
     def header(self) -> dict[str, Any]:
-        """What ``selection.json`` holds."""
+        """Return the content of ``selection.json``."""
         return {
             "format": FORMAT,
             "store": self.store,
@@ -353,19 +353,19 @@ class Selection:
         }
 
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-        """Write a selection folder, whole or not at all.
+        """Write a selection folder atomically.
 
-        The folder holds ``selection.json``, ``mask.npy`` (N,) bool, ``dropped_by.npy`` (N,) int16,
-        ``repeats.npy`` where there is one, and evidence in ``steps/<number>-<method>/*.npy``.
+        The folder contains ``selection.json``, ``mask.npy`` (N,) bool, ``dropped_by.npy`` (N,) int16,
+        ``repeats.npy`` if rows are repeated, and evidence in ``steps/<number>-<method>/*.npy``.
 
         Raises:
-            OutputError: The folder exists and is not to be overwritten, or cannot be written.
+            OutputError: The folder exists and ``overwrite`` is false, or it cannot be written.
         """
         target = Path(folder)
         if target.exists() and not overwrite and not (target.is_dir() and not any(target.iterdir())):
             raise OutputError(f"{target}: exists already; choose another name or pass --overwrite")
         if target.exists() and not (target / "selection.json").exists() and any(target.iterdir()):
-            raise OutputError(f"{target}: is not a selection folder; it is not overwritten")
+            raise OutputError(f"{target}: is not a selection folder, so it is not overwritten")
         refuse_foreign_files(target, FILES)
         with writing_folder(target) as scratch:
             self._write(scratch)
@@ -394,16 +394,16 @@ class Selection:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Selection:
-        """Open a selection folder; arrays are memory-mapped.
+        """Load a selection folder; arrays are memory-mapped.
 
         Raises:
-            PoolError: Not a selection folder, or a damaged one.
+            PoolError: The folder is not a selection folder, or it is damaged.
         """
         path = Path(folder)
         try:
             header = json.loads((path / "selection.json").read_text(encoding="utf-8"))
             if header["format"] != FORMAT:
-                raise PoolError(f"{path}: written in format {header['format']}, this version reads {FORMAT}")
+                raise PoolError(f"{path}: has format {header['format']}, but this version reads format {FORMAT}")
             total = int(header["rows"])
             steps = []
             for number, head in enumerate(header["steps"]):
@@ -415,10 +415,10 @@ class Selection:
                 _check_reference(path, rows, reference)
                 for name in (name for reason in head["reasons"] for name in _names(reason)):
                     if name not in {"cut", *rows, *groups, *(f"reference_{name}" for name in reference)}:
-                        raise PoolError(f"{path}: a reason names {name!r}, which its step does not know")
-                told = {"notes": tuple(head["notes"]), "reasons": tuple(head["reasons"]), "package": _package(head)}
-                steps.append(Step(**{**head, **told, "rows": rows, "groups": groups, "reference": reference}))
-            found = cls(
+                        raise PoolError(f"{path}: a reason template uses {name!r}, which its step does not have")
+                info = {"notes": tuple(head["notes"]), "reasons": tuple(head["reasons"]), "package": _package(head)}
+                steps.append(Step(**{**head, **info, "rows": rows, "groups": groups, "reference": reference}))
+            selection = cls(
                 store=header["store"],
                 pool=header["pool"],
                 options=header["options"],
@@ -426,41 +426,41 @@ class Selection:
                 steps=tuple(steps),
                 repeats=_load(path, "repeats.npy", total) if header["repeats"] else None,
             )
-            if not np.array_equal(_load(path, "mask.npy", total), found.mask()):
-                raise PoolError(f"{path}: mask.npy is not the mask of dropped_by.npy; the selection is damaged")
-            if found.repeats is not None and not np.array_equal(found.repeats > 0, found.mask()):
-                raise PoolError(f"{path}: repeats.npy repeats other rows than were kept; the selection is damaged")
+            if not np.array_equal(_load(path, "mask.npy", total), selection.mask()):
+                raise PoolError(f"{path}: mask.npy does not match dropped_by.npy; the selection is damaged")
+            if selection.repeats is not None and not np.array_equal(selection.repeats > 0, selection.mask()):
+                raise PoolError(f"{path}: repeats.npy does not match the kept rows; the selection is damaged")
         except (FileNotFoundError, NotADirectoryError) as error:
             raise PoolError(f"{path}: not a selection folder ({Path(error.filename or '').name} is missing)") from None
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
             raise PoolError(f"{path}: the selection cannot be read, it may be damaged ({error})") from None
-        if len(found) != header["kept"]:
-            raise PoolError(f"{path}: {len(found):,} rows are kept where selection.json says {header['kept']:,}")
-        return found
+        if len(selection) != header["kept"]:
+            raise PoolError(f"{path}: {len(selection):,} rows are kept, but selection.json says {header['kept']:,}")
+        return selection
 
 
 def _load(folder: Path, name: str, rows: int | None = None) -> Array:
     if not re.fullmatch(r"(steps/[a-z0-9-]+/(rows|groups|reference)\.)?[a-z_]+\.npy", name):
-        raise PoolError(f"{folder}: names an array {name!r}, which no selection holds")
+        raise PoolError(f"{folder}: names an array {name!r}, which is not allowed in a selection")
     try:
-        found: Array = np.load(folder / name, mmap_mode="r", allow_pickle=False)
+        array: Array = np.load(folder / name, mmap_mode="r", allow_pickle=False)
     except DAMAGED as error:
         raise PoolError(f"{folder / name}: cannot be read, it may be damaged ({error})") from None
-    if rows is not None and len(found) != rows:
-        raise PoolError(f"{folder / name}: has {len(found):,} rows where {rows:,} are due")
-    return found
+    if rows is not None and len(array) != rows:
+        raise PoolError(f"{folder / name}: has {len(array):,} rows, expected {rows:,}")
+    return array
 
 
 def _package(head: Mapping[str, Any]) -> dict[str, str]:
-    """Return which package a step's method came from; selections of old do not say it."""
-    found = head.get("package", {"name": "thresher", "version": head["version"]})
-    if not (set(found) == {"name", "version"} and all(isinstance(word, str) for word in found.values())):
-        raise ValueError(f"{found!r} is not the name and version of a package")
-    return dict(found)
+    """Return the package that provides a step's method; older selections do not record it."""
+    package = head.get("package", {"name": "thresher", "version": head["version"]})
+    if not (set(package) == {"name", "version"} and all(isinstance(word, str) for word in package.values())):
+        raise ValueError(f"{package!r} is not the name and version of a package")
+    return dict(package)
 
 
 def packed(texts: Sequence[str]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """Return texts as UTF-8 bytes (B,) uint8 in one run and the end of each, (H,) int64: the longest sets no width."""
+    """Return texts as concatenated UTF-8 bytes, (B,) uint8, and the end offset of each text, (H,) int64."""
     parts = [text.encode("utf-8", "replace") for text in texts]
     return np.frombuffer(b"".join(parts), np.uint8), np.cumsum([len(part) for part in parts], dtype=np.int64)
 
@@ -471,17 +471,17 @@ def _unpacked(bytes_B: Array, ends_H: Array, at: int) -> str:
 
 
 def _check_reference(path: Path, rows: Mapping[str, Array], reference: Mapping[str, Array]) -> None:
-    """Refuse reference rows that are not among those told of, and texts without ends."""
+    """Check that all repeated reference rows are described, and that their texts have end offsets."""
     known = np.asarray(reference.get("row", np.empty(0, np.int64)))
     wanted = np.asarray(rows.get("reference", np.empty(0, np.int64)))
     ends = all(len(reference.get(f"{name}_ends", ())) == len(known) for name in ("key", "caption") if name in reference)
     if not ends or (np.diff(known) <= 0).any() or not np.isin(wanted[wanted >= 0], known).all():
-        raise PoolError(f"{path}: tells of other rows of a reference than were repeated; the selection is damaged")
+        raise PoolError(f"{path}: does not describe the reference rows that were repeated; the selection is damaged")
 
 
 def _step_folder(number: int, method: str) -> str:
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", method):
-        raise PoolError(f"{method!r} is no method's name")
+        raise PoolError(f"{method!r} is not a valid method name")
     return f"steps/{number:02d}-{method}"
 
 

@@ -638,7 +638,7 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
 
     data = tars(tmp_path / "tars", 10)
     (tmp_path / "pool").mkdir()
-    at_work = rf"the pool .*: process {os.getpid()} on \S+ is at work there"
+    at_work = rf"the pool .*: process {os.getpid()} on \S+ is using it"
     with holding(tmp_path / "pool", print), pytest.raises(OutputError, match=at_work):
         embed(str(data), tmp_path / "pool", TOY)
     assert embed(str(data), tmp_path / "pool", TOY).rows == 10

@@ -126,7 +126,7 @@ def test_two_at_once_do_not_mix(tmp_path: Path) -> None:
     (tmp_path / "out" / ".reshard").mkdir(parents=True)
     with open(tmp_path / "out" / ".reshard" / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(OutputError, match="another process is at work there"):
+        with pytest.raises(OutputError, match="another process is using it"):
             reshard(data, sel, str(tmp_path / "out"))
     assert reshard(data, sel, str(tmp_path / "out")).samples == 1
 

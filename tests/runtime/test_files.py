@@ -48,7 +48,7 @@ def test_a_folder_killed_at_any_moment_is_the_old_or_the_new(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swap: bool
 ) -> None:
     if not swap:
-        monkeypatch.setattr(files, "_exchange", lambda *_: False)
+        monkeypatch.setattr(files, "_swap", lambda *_: False)
 
     def write(text: str) -> None:
         with writing_folder(tmp_path / "out") as folder:

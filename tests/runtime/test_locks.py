@@ -31,7 +31,7 @@ def test_one_holds_and_the_other_is_refused_or_waits_and_says_for_whom(
     path, sign = tmp_path / "deep" / "lock", tmp_path / "held"
     other = begin(lambda: hold(path, sign, 0.6))
     wait_for(sign)
-    with pytest.raises(OutputError, match=rf"the pool: process {other} on \S+ is at work there; wait until"):
+    with pytest.raises(OutputError, match=rf"the pool: process {other} on \S+ is using it; wait until"):
         holding(path, "the pool", wait=False).__enter__()
     monkeypatch.setattr(locks, "_FIRST_WORD", 0.1)
     said: list[str] = []
@@ -50,7 +50,7 @@ def test_what_somebody_else_wrote_into_a_lock_file_is_not_repeated(tmp_path: Pat
         file.write("\x1b[31mprocess of evil\n")
         file.flush()
         assert locks.try_lock(file.fileno()) is Held.HERE
-        with pytest.raises(OutputError, match="it: another process is at work there"):
+        with pytest.raises(OutputError, match="it: another process is using it"):
             holding(path, "it", wait=False).__enter__()
 
 

@@ -1,1 +1,1 @@
-"""The machine: engines, cache, locks, atomic files, progress."""
+"""Infrastructure: engines, cache, locks, atomic files, progress."""

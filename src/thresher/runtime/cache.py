@@ -1,10 +1,10 @@
-"""Arrays on disk, keyed by what they are: function, parameters, store, rows kept so far.
+"""Arrays on disk, keyed by their content: function, parameters, store, rows kept so far.
 
-Resuming is "the array exists". An array that is still being filled is an append-only file whose
-finished length is known from whole batches, so a killed run goes on where it stopped, to the same
-bytes. Nothing is pickled; a damaged entry counts as absent.
+A result is reused if its array exists. An array that is still being filled is an append-only file whose finished
+length is a number of whole batches, so a killed run resumes where it stopped and produces the same bytes. Nothing is
+pickled; a damaged entry is treated as missing.
 
-A cache can be shared by runs, users and hosts: what one of them uses is locked, and is not removed by another.
+A cache can be shared by runs, users and hosts: entries in use are locked, and no other process removes them.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from thresher.runtime.resumable import Resumable
 Array = npt.NDArray[Any]
 
 LIMIT = 20 * 10**9
-FORMAT = 1  # of the arrays: raised when what a key stands for changes
+FORMAT = 1  # of the arrays: increased when the meaning of a key changes
 _HINT = "choose another cache folder with --cache"
 _HOUR = 3600.0
-_MOVABLE = os.name != "nt"  # whether a mapped file can be moved
+_MOVABLE = os.name != "nt"  # whether a memory-mapped file can be moved
 
 
 def default_folder() -> str:
-    """Return ``$XDG_CACHE_HOME/thresher``, by default the system's folder of caches: on Linux ``~/.cache/thresher``."""
+    """Return ``$XDG_CACHE_HOME/thresher``, by default the system's cache folder: on Linux ``~/.cache/thresher``."""
     if base := os.environ.get("XDG_CACHE_HOME"):
         return os.path.join(base, "thresher")
     import platformdirs
@@ -51,9 +51,9 @@ class Cache:
     """A folder of arrays by content key.
 
     Attributes:
-        folder: Where.
-        limit: Bytes it may hold; the least recently used arrays go first, those in use never.
-        flush_seconds: How much work a kill may cost.
+        folder: The folder.
+        limit: Maximum size in bytes; the least recently used arrays are removed first, arrays in use never.
+        flush_seconds: Seconds between saves: how much work is lost at most if the process is killed.
     """
 
     folder: Path
@@ -62,25 +62,25 @@ class Cache:
 
     @classmethod
     def at(cls, folder: str | os.PathLike[str] | None = None, limit: int = LIMIT) -> Cache:
-        """Return the cache in ``folder``, by default that of :func:`default_folder`."""
+        """Return the cache in ``folder``, by default :func:`default_folder`."""
         return cls(Path(folder or default_folder()), limit)
 
     def path(self, name: str, key: Mapping[str, Any], suffix: str = ".npy") -> Path:
-        """Return where the array of a key lies."""
+        """Return the path of the array of a key."""
         text = json.dumps({"name": name, "format": FORMAT, **key}, sort_keys=True, default=str)
         return self.folder / "arrays" / f"{name}-{digest(text)[:40]}{suffix}"
 
     def load(self, path: Path) -> Array | None:
-        """Return an array, memory-mapped, or None where there is none that can be trusted.
+        """Return an array, memory-mapped, or None if it is missing or damaged.
 
-        No run removes the file as long as the array, or a view of it, lives.
+        No run removes the file while the array, or a view of it, exists.
         """
         try:
             return mapped(path)
-        except OSError:  # not the array's fault
+        except OSError:  # a read error, not damage
             return None
         except DAMAGED:
-            with suppress(OSError):  # another user's
+            with suppress(OSError):  # the file of another user
                 path.unlink()
             return None
 
@@ -88,23 +88,23 @@ class Cache:
         """Write an array atomically and return it as loaded.
 
         Raises:
-            OutputError: It cannot be written.
+            OutputError: The array cannot be written.
         """
         with writing(path, _HINT) as scratch, open(scratch, "wb") as file:
             np.save(file, array, allow_pickle=False)
             _sync(file)
-        found = self.load(path)
-        return np.asarray(array) if found is None else found
+        loaded = self.load(path)
+        return np.asarray(array) if loaded is None else loaded
 
     def resumable(self, path: Path) -> Resumable:
         """Return the state of the loop that computes the array at ``path``; remove it once the array is saved."""
         return Resumable(path.with_suffix(".state.npz"), self.flush_seconds, _HINT)
 
     def array(self, name: str, key: Mapping[str, Any], make: Callable[[], Array]) -> Array:
-        """Return the array of a key, making it when it is not there."""
+        """Return the array of a key; compute and save it if it is missing."""
         path = self.path(name, key)
-        found = self.load(path)
-        return self.save(path, make()) if found is None else found
+        array = self.load(path)
+        return self.save(path, make()) if array is None else array
 
     def columns(
         self,
@@ -118,52 +118,52 @@ class Cache:
     ) -> dict[str, Array]:
         """Return parallel columns, filled batch by batch in row order and resumed after a kill.
 
-        One run fills them, others wait for it. Where the file system has no locks each fills its own, and what was
-        killed begins again.
+        One run fills them while others wait for it. If the file system has no locks, each run fills its own copy, and
+        a killed run starts again from the beginning.
 
         Args:
-            name: What they are.
-            key: What they depend on.
+            name: Name of the columns.
+            key: What the columns depend on.
             dtypes: Column name -> dtype, in the order of the batches' arrays.
             rows: Final length.
             fill: ``fill(start)`` yields batches of all columns from row ``start`` on. ``start`` is
                 the end of a batch yielded by an earlier, unfinished call.
             width: Columns are (rows, width) instead of (rows,).
-            say: Where it is reported that another run is waited for.
+            say: Called with a message while waiting for another run.
 
         Raises:
             OutputError: The folder cannot be written, or ``fill`` ended early.
         """
         paths = {column: self.path(f"{name}.{column}", key) for column in dtypes}
-        if found := self._all(paths):
-            return found
+        if arrays := self._all(paths):
+            return arrays
         with self._filling(self.path(name, key, ".partial"), name, say) as folder:
-            if found := self._all(paths):  # another run has been faster
-                return found
+            if arrays := self._all(paths):  # another run finished first
+                return arrays
             self._fill(folder, dtypes, rows, fill, width)
             for column, path in paths.items():
                 made = folder / f"{column}.npy"
                 with write_errors(path, _HINT):
-                    array = mapped(made) if _MOVABLE else None  # in use before another run could remove it
+                    array = mapped(made) if _MOVABLE else None  # mapped first, so that no other run can remove it
                     os.replace(made, path)
-                    found[column] = mapped(path) if array is None else array
-        return found
+                    arrays[column] = mapped(path) if array is None else array
+        return arrays
 
     def _all(self, paths: Mapping[str, Path]) -> dict[str, Array]:
-        """Return all of some columns, or none."""
-        found = {column: self.load(path) for column, path in paths.items()}
-        there = {column: array for column, array in found.items() if array is not None}
-        return there if len(there) == len(paths) else {}
+        """Return all columns, or {} if any is missing."""
+        loaded = {column: self.load(path) for column, path in paths.items()}
+        present = {column: array for column, array in loaded.items() if array is not None}
+        return present if len(present) == len(paths) else {}
 
     @contextmanager
     def _filling(self, folder: Path, name: str, say: Callable[[str], None] | None) -> Iterator[Path]:
-        """Give a folder to fill columns in that no other run fills."""
+        """Yield a folder for filling columns that no other run uses."""
         with write_errors(folder, _HINT):
             folder.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             try:
                 locked = stack.enter_context(holding(folder / LOCK, f"{name} in the cache {self.folder}", say=say))
-            except OutputError:  # another user's
+            except OutputError:  # the lock of another user
                 locked = False
             locked = locked and _own(folder)
             if not locked:
@@ -198,7 +198,7 @@ class Cache:
                 begins = [_header_end(file) for file in files]
                 for file, begin, size in zip(files, begins, sizes, strict=True):
                     if not 0 <= done <= rows or file.seek(0, os.SEEK_END) < begin + done * size:
-                        done = 0  # the count outlived its data: start over
+                        done = 0  # the count was saved but its data was lost: start over
                 for file, begin, size in zip(files, begins, sizes, strict=True):
                     file.seek(begin + done * size)
                     file.truncate()
@@ -217,16 +217,19 @@ class Cache:
             with write_errors(folder, _HINT):
                 rows_on_disk()
         if done != rows:
-            raise OutputError(f"{folder}: {done:,} of {rows:,} rows were filled; the pool changed while it was read")
+            raise OutputError(
+                f"{folder}: {done:,} of {rows:,} rows were filled; the pool changed while it was read; run again once "
+                "writing has finished"
+            )
 
     # --- size -----------------------------------------------------------------------------------
 
     def size(self) -> int:
-        """Bytes in use."""
+        """Return the size of all entries in bytes."""
         return sum(entry.size for entry in self._entries())
 
     def clear(self) -> int:
-        """Remove everything that no run is using; returns the bytes freed."""
+        """Remove all entries that no run is using; return the bytes freed."""
         freed = sum(entry.size for entry in self._entries() if remove_unused(entry.path, _HOUR if entry.open else 0))
         for name in ("arrays", "joined"):
             with suppress(OSError):
@@ -234,10 +237,10 @@ class Cache:
         return freed
 
     def trim(self) -> int:
-        """Remove least recently used entries until the limit holds; returns the bytes freed.
+        """Remove the least recently used entries until the size is within the limit; return the bytes freed.
 
-        What any run is using stays, what has been begun and not finished stays for a day; so does, where the file
-        system has no locks, what could be in use. So the limit can be exceeded.
+        Entries in use are kept. Unfinished entries are kept for a day, and so are entries that may be in use if the
+        file system has no locks. The limit can therefore be exceeded.
         """
         entries = sorted(self._entries(), key=lambda entry: entry.used)
         excess = sum(entry.size for entry in entries) - self.limit
@@ -252,13 +255,13 @@ class Cache:
         return freed
 
     def _entries(self) -> list[_Entry]:
-        found = []
+        entries = []
         for name in ("arrays", "joined"):
             with suppress(OSError):
                 for path in (self.folder / name).iterdir():
                     with suppress(OSError):
-                        found.append(_Entry.of(path))
-        return found
+                        entries.append(_Entry.of(path))
+        return entries
 
 
 @dataclass(frozen=True)
@@ -266,11 +269,11 @@ class _Entry:
     """A file or folder of the cache.
 
     Attributes:
-        path: Where.
+        path: The file or folder.
         size: Bytes.
-        used: When it was used last, in seconds since 1970.
-        open: It may be in use without being mapped: only a lock tells.
-        unfinished: It is no entry yet, or belongs to something at work.
+        used: Time of last use, in seconds since 1970.
+        open: Whether it may be in use without being memory-mapped: only a lock shows that.
+        unfinished: Whether it is not a finished entry yet, or belongs to a running process.
     """
 
     path: Path
@@ -294,11 +297,11 @@ class _Entry:
 
 
 def mapped(path: Path) -> Array:
-    """Map an array of a file, for reading; the file counts as in use as long as the array, or a view of it, lives.
+    """Memory-map an array file for reading; the file counts as in use while the array, or a view of it, exists.
 
     Raises:
-        OSError: It cannot be read.
-        ValueError: It is damaged, or holds objects; see :data:`thresher.runtime.files.DAMAGED`.
+        OSError: The file cannot be read.
+        ValueError: The file is damaged or contains objects; see :data:`thresher.runtime.files.DAMAGED`.
     """
     handle = open_shared(path)
     if handle is None:
@@ -306,16 +309,16 @@ def mapped(path: Path) -> Array:
     with os.fdopen(handle, "rb") as file:  # the mapping keeps the file open, and with it the lock
         version = np.lib.format.read_magic(file)
         if version not in ((1, 0), (2, 0)):
-            raise ValueError(f"{path}: version {version} of NumPy's format")
+            raise ValueError(f"{path}: unsupported version {version} of the NumPy format")
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, by_column, dtype = read(file)
         if dtype.hasobject:
-            raise ValueError(f"{path}: holds objects")
+            raise ValueError(f"{path}: contains Python objects")
         return np.memmap(file, dtype, "r", file.tell(), shape, "F" if by_column else "C")
 
 
 def _own(folder: Path) -> bool:
-    """Whether a folder is this user's: what another one began, and was killed at, cannot be gone on with."""
+    """Return whether this user owns a folder: the unfinished work of another user cannot be resumed."""
     return not hasattr(os, "geteuid") or folder.stat().st_uid == os.geteuid()
 
 
@@ -325,7 +328,7 @@ def _remove(folder: Path) -> None:
 
 
 def _appendable(path: Path, dtype: np.dtype[Any], rows: int, width: int | None) -> Any:
-    """Open an array file with the header of its final shape, keeping what it holds."""
+    """Open an array file with the header of its final shape, keeping its content."""
     file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115
     shape = (rows,) if width is None else (rows, width)
     np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": shape})

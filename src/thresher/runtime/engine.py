@@ -1,8 +1,8 @@
-"""Where work runs: one ordered ``map`` over blocks or groups.
+"""Engines run work in parallel: one ordered ``map`` over blocks or groups.
 
-Engines are plug-ins: a frozen dataclass in a file of its own in ``runtime/engines``, or in another package. BLAS runs
-single-threaded inside every engine: cache-sized products on one thread a core are faster than one product on all cores,
-and the bits of a result do not depend on how many workers there are.
+Engines are plug-ins: each is a frozen dataclass in its own file in ``runtime/engines``, or in another package. BLAS
+runs single-threaded inside every engine: cache-sized products on one thread per core are faster than one product on
+all cores, and the bits of a result do not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ R = TypeVar("R")
 
 
 class Engine(Protocol):
-    """Calls a function on every task; results come back in task order, few tasks in flight.
+    """Calls a function on every task; yields results in task order, with few tasks in flight.
 
-    How function and tasks reach the workers is up to the engine: they pickle, and a worker need not share a file system
-    or memory with this process.
+    The engine decides how the function and the tasks reach the workers: both can be pickled, and a worker need not
+    share a file system or memory with this process.
     """
 
     @property
     def workers(self) -> int:
-        """How many tasks run at once."""
+        """Number of tasks that run at once."""
         ...
 
     def map(self, fn: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
-        """Yield ``fn(task)`` for every task, in order. Functions and tasks must pickle."""
+        """Yield ``fn(task)`` for every task, in order. The function and the tasks must be picklable."""
         ...
 
 
@@ -47,25 +47,25 @@ def make_engine(name: str = "threads", workers: int | None = None, options: Mapp
     """Return an engine by name: serial, threads, processes, or one of another package.
 
     Args:
-        name: Which.
-        workers: How many tasks at once; by default the cores this process may use. An engine that has a number of its
-            own, as ``serial`` has 1, keeps it.
-        options: Other fields of the engine by name; text is read as the type of the field.
+        name: Name of the engine.
+        workers: Number of tasks that run at once; by default the number of cores this process may use. An engine with a
+            fixed number of workers, such as ``serial`` with 1, ignores it.
+        options: Other fields of the engine by name; strings are parsed as the type of the field.
 
     Raises:
-        UsageError: No such engine, no workers, or an option that the engine does not have.
+        UsageError: Unknown engine, fewer than one worker, or an option that the engine does not have.
     """
     cls = ENGINES.find(name)
     if workers is not None and workers < 1:
         raise UsageError(f"--workers {workers}: at least 1")
-    given = dict(options or {})
+    values = dict(options or {})
     kinds = {item.name: parameters.type_of(cls, item.name) for item in parameters.parameters_of(cls)}
-    given |= {
-        key: parameters.read(kinds[key], text) for key, text in given.items() if key in kinds and isinstance(text, str)
+    values |= {
+        key: parameters.read(kinds[key], text) for key, text in values.items() if key in kinds and isinstance(text, str)
     }
     if "workers" in kinds:
-        given["workers"] = workers or cores()
-    return parameters.build(cls, f"engine {name}", given)
+        values["workers"] = workers or cores()
+    return parameters.build(cls, f"engine {name}", values)
 
 
 def cores() -> int:
@@ -76,11 +76,11 @@ def cores() -> int:
 
 
 def windowed(pool: Executor, fn: Callable[[T], R], tasks: Iterable[T], window: int) -> Iterator[R]:
-    """Yield ``fn(task)`` for every task, in order, by an executor that has up to ``window`` of them at a time."""
+    """Yield ``fn(task)`` for every task, in order, using an executor with up to ``window`` tasks in flight."""
     waiting: deque[Future[R]] = deque()
     try:
         for task in tasks:
-            with _undisturbed():
+            with _sigint_blocked():
                 waiting.append(pool.submit(fn, task))
             if len(waiting) >= window:
                 yield waiting.popleft().result()
@@ -92,8 +92,8 @@ def windowed(pool: Executor, fn: Callable[[T], R], tasks: Iterable[T], window: i
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Hold Ctrl-C back, in the processes begun meanwhile too: one that is still loading modules would tell of it."""
+def _sigint_blocked() -> Iterator[None]:
+    """Block SIGINT, also in processes started inside: one still importing modules would print a traceback on Ctrl-C."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and what may stand in the way."""
+"""Atomic writes, and the errors that writing can raise."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from pathlib import Path
 from thresher.errors import OutputError
 from thresher.runtime.locks import create_locked, create_locked_folder, remove_unused, unused
 
-# What NumPy raises for a damaged array.
+# The errors that NumPy raises for a damaged array.
 DAMAGED = (ValueError, EOFError, TypeError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile)
 
 ELSEWHERE = "choose another place"
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_WRITE_ONLY = _FULL | {errno.EROFS}  # no read fails with these
-_NUMPY_FULL = re.compile(r"\d+ requested and \d+ written|Not enough free space to write")  # it gives no error number
+_WRITE_ONLY = _FULL | {errno.EROFS}  # reading never fails with these
+_NUMPY_FULL = re.compile(r"\d+ requested and \d+ written|Not enough free space to write")  # NumPy gives no error number
 
 
 class writing:  # noqa: N801 - reads as a verb: with writing(path) as scratch
-    """Give a scratch file beside ``path`` that takes its place when the block ends well, else vanishes.
+    """Yield a temporary file next to ``path`` that replaces it if the block succeeds and is removed otherwise.
 
-    The scratch file is locked until then: see :func:`thresher.runtime.locks.unused`.
+    The temporary file is locked until then: see :func:`thresher.runtime.locks.unused`.
     """
 
     def __init__(self, path: str | os.PathLike[str], hint: str = ELSEWHERE) -> None:
-        """Remember the target; nothing is touched before the block begins.
+        """Store the arguments; nothing is written before the block begins.
 
         Args:
             path: The target.
-            hint: What to do where it cannot be written.
+            hint: What the error message suggests if the target cannot be written.
         """
         self.path = Path(path)
         self.scratch = ""
@@ -46,18 +46,18 @@ class writing:  # noqa: N801 - reads as a verb: with writing(path) as scratch
         self._file = -1
 
     def __enter__(self) -> str:
-        """Create the scratch file; raises OutputError where that cannot be."""
+        """Create the temporary file; raises OutputError if that fails."""
         with write_errors(self.path, self._hint):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file, self.scratch = create_locked(self.path.parent, f".{self.path.name}.", ".tmp" + self.path.suffix)
-        if os.name == "nt":  # where an open file cannot be moved, and there are no locks
+        if os.name == "nt":  # Windows cannot move an open file and has no locks
             self._close()
         return self.scratch
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        """Move into place, or remove.
+        """Move the file into place, or remove it.
 
-        An operating system's refusal to write becomes an OutputError; an error in reading something else does not.
+        A write error of the operating system becomes an OutputError; an error in reading another file does not.
         """
         try:
             if kind is None:
@@ -78,7 +78,7 @@ class writing:  # noqa: N801 - reads as a verb: with writing(path) as scratch
 
 @contextmanager
 def writing_folder(folder: str | os.PathLike[str], hint: str = ELSEWHERE) -> Iterator[Path]:
-    """Give a scratch folder that takes the place of ``folder`` when the block ends well, else vanishes."""
+    """Yield a temporary folder that replaces ``folder`` if the block succeeds and is removed otherwise."""
     target = Path(folder)
     if target.is_symlink():
         target = target.resolve()  # what it points to is replaced, not the link
@@ -103,8 +103,8 @@ def writing_folder(folder: str | os.PathLike[str], hint: str = ELSEWHERE) -> Ite
                         os.fsync(file.fileno())
             if not target.exists():
                 new.rename(target)
-            elif not _exchange(new, target):
-                # Where the system cannot swap two folders there is a moment without the target.
+            elif not _swap(new, target):
+                # If the system cannot swap two folders, the target is missing for a moment.
                 was = around.path / _WAS
                 target.rename(was)
                 try:
@@ -116,11 +116,11 @@ def writing_folder(folder: str | os.PathLike[str], hint: str = ELSEWHERE) -> Ite
         around.remove()
 
 
-_WAS = "old"  # a target while another takes its place
+_WAS = "old"  # the name of a target while it is being replaced
 
 
-def _exchange(a: Path, b: Path) -> bool:
-    """Swap two paths in one step, where Linux and the file system can; says whether it was done."""
+def _swap(a: Path, b: Path) -> bool:
+    """Swap two paths atomically if Linux and the file system support it; return whether that worked."""
     try:
         swap = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError):
@@ -130,7 +130,7 @@ def _exchange(a: Path, b: Path) -> bool:
 
 
 def _sweep(target: Path) -> None:
-    """Remove scratch folders of the same target whose writer was killed; a target on its way out comes back."""
+    """Remove temporary folders of the same target whose writer was killed; restore a target that was being replaced."""
     for path in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
         if (path / _WAS).is_dir():
             with unused(path) as free, suppress(OSError):
@@ -141,31 +141,31 @@ def _sweep(target: Path) -> None:
 
 
 def refuse_foreign_files(folder: Path, names: Iterable[str]) -> None:
-    """Refuse to replace a folder that holds anything but the results named: it would be lost.
+    """Check that a folder contains nothing but the named results, so that replacing it loses nothing else.
 
     Raises:
-        OutputError: Names what is in the way.
+        OutputError: The folder contains other files; the message names them.
     """
     others = sorted(path.name for path in folder.iterdir() if path.name not in names) if folder.is_dir() else []
     if others:
-        raise OutputError(f"{folder}: also holds {', '.join(others[:3])}; move that elsewhere, or choose another name")
+        raise OutputError(f"{folder}: also contains {', '.join(others[:3])}; move that away or choose another name")
 
 
 def check_writable(folder: str | os.PathLike[str]) -> None:
-    """Raise an OutputError now if a folder could not be written later; leaves nothing behind."""
+    """Raise an OutputError if a folder cannot be written, before any work is done; leaves no files behind."""
     target = Path(folder)
     with write_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         os.rmdir(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
         if target.is_symlink() and not target.exists():
-            raise FileNotFoundError(errno.ENOENT, "is a link to nothing")
+            raise FileNotFoundError(errno.ENOENT, "is a broken symlink")
 
 
 def _of_writing(error: OSError, target: Path, scratch: str | os.PathLike[str]) -> bool:
-    """Whether an error in a block that writes is one of writing, not of reading something else.
+    """Return whether an error in a writing block is a write error, not an error in reading another file.
 
-    An error that names a file is one of writing if that is the scratch file or the target, or lies in one of them. One
-    that names none is, if only writing can fail so.
+    An error that names a file is a write error if that file is the temporary file or the target, or is inside one of
+    them. An error that names no file is a write error if only writing can fail with it.
     """
     named = [os.path.abspath(os.fsdecode(name)) for name in (error.filename, error.filename2) if _is_path(name)]
     if named:
@@ -185,9 +185,9 @@ def _cannot_write(path: Path, error: OSError, hint: str) -> OutputError:
 
 @contextmanager
 def write_errors(path: Path, hint: str = ELSEWHERE) -> Iterator[None]:
-    """Turn every refusal of the system (a full disk, a missing right) into an OutputError about ``path``.
+    """Turn every error of the system (a full disk, a missing permission) into an OutputError about ``path``.
 
-    For blocks that read nothing but what belongs to ``path``.
+    For blocks that read nothing except what belongs to ``path``.
     """
     try:
         yield

@@ -1,10 +1,10 @@
-"""Sizes, times, rates and shares as people read them."""
+"""Human-readable sizes, times, rates and shares."""
 
 from __future__ import annotations
 
 
 def size(count: float) -> str:
-    """Return a number of bytes: "812 bytes", "1.5 MB", "20.0 GB"."""
+    """Format a number of bytes: "812 bytes", "1.5 MB", "20.0 GB"."""
     for unit in ("bytes", "KB", "MB", "GB"):
         if count < 1000:
             return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
@@ -13,20 +13,20 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time: "7.3 s" up to 100 seconds, "12 min" up to 100 minutes, then "5.6 h"."""
+    """Format a time: "7.3 s" up to 100 seconds, "12 min" up to 100 minutes, then "5.6 h"."""
     if seconds < 99.95:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5970 else f"{seconds / 3600:,.1f} h"
 
 
 def rate(count: float, seconds: float, unit: str = "rows") -> str:
-    """Return how fast it went: "1,234 rows/s", with a digit after the point below ten."""
+    """Format a rate: "1,234 rows/s", with one decimal below ten."""
     value = count / seconds if seconds > 0 else 0.0
     return f"{value:,.0f} {unit}/s" if value >= 9.95 or value == 0 else f"{value:.1f} {unit}/s"
 
 
 def percent(part: float, whole: float = 1.0) -> str:
-    """Return a part of a whole: "12.5%", "-" of nothing; never rounds something to nothing, or almost all to all."""
+    """Format a share: "12.5%", "-" of a zero whole; never rounds a part to 0% or an incomplete part to 100%."""
     if not whole:
         return "-"
     value = part / whole
@@ -38,13 +38,13 @@ def percent(part: float, whole: float = 1.0) -> str:
 
 
 def pace(done: float, total: float, seconds: float, unit: str = "rows") -> str:
-    """Return how fast something goes and how long the rest takes: "1,234 rows/s, ETA 12 min".
+    """Format the rate and the remaining time: "1,234 rows/s, ETA 12 min".
 
     Args:
-        done: How much of it was done in ``seconds``.
-        total: How much there is to do, ``done`` included.
+        done: Units finished in ``seconds``.
+        total: Total units, including ``done``.
         seconds: Time spent so far.
-        unit: What is counted.
+        unit: Name of the units.
     """
     if done <= 0 or seconds <= 0:
         return "ETA unknown"

@@ -1,4 +1,4 @@
-"""Which matrix kernels OpenBLAS uses: it reads the environment once, when NumPy loads."""
+"""The matrix kernels of OpenBLAS, which reads the environment once, when NumPy loads."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import os
 
 
 def prefer_avx512() -> None:
-    """Have OpenBLAS use AVX-512 where the processor has it; takes effect before NumPy loads.
+    """Make OpenBLAS use AVX-512 if the processor supports it; must be called before NumPy loads.
 
-    On processors newer than itself OpenBLAS falls back to an AVX2 kernel, half as fast. Whoever sets
-    the variable is left alone.
+    On processors newer than itself OpenBLAS falls back to an AVX2 kernel, which is half as fast. A variable that is
+    already set is not changed.
     """
     if has_avx512():
         os.environ.setdefault("OPENBLAS_CORETYPE", "SkylakeX")
 
 
 def has_avx512() -> bool:
-    """Whether the processor has what OpenBLAS's AVX-512 kernels need, as far as Linux tells."""
+    """Return whether Linux reports the features that the AVX-512 kernels of OpenBLAS need."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             flags = next((line for line in file if line.startswith("flags")), "").split()

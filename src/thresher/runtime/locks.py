@@ -1,11 +1,11 @@
-"""Locks on files, and the removal of what a killed process left behind.
+"""File locks, and the removal of files that a killed process left behind.
 
-A lock is held by an open file: the system releases it with the process, however that ends. Whether somebody is at work
-is asked of a lock and never of a process number, because containers and hosts share folders but no process numbers.
+A lock belongs to an open file: the system releases it when the process ends, for whatever reason. Locks, not process
+numbers, show whether a file is in use, because containers and hosts share folders but not process numbers.
 
-The locks are those of ``flock``. They can be shared, and lie on any open file: on a scratch file while it is written,
-on an array as long as it is mapped. Libraries of lock files offer neither. NFS maps them to its own locks, which need a
-file open for writing and are not kept for folders: every exclusive lock here lies on a file opened for both.
+The locks are ``flock`` locks. They can be shared, and any open file can have one: a temporary file while it is written,
+an array while it is mapped. Lock-file libraries support neither. NFS maps ``flock`` to its own locks, which require a
+file open for writing and do not work on folders: every exclusive lock here is on a file opened for reading and writing.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from thresher.errors import OutputError
 if sys.platform != "win32":
     import fcntl
 
-LOCK = "lock"  # the file in a folder whose lock stands for the folder
+LOCK = "lock"  # the file whose lock protects the folder it is in
 DAY = 86_400.0
 NO_LOCKS = "the file system has no locks; make sure that no other process writes there"
 
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
-# EBADF: NFS, asked for an exclusive lock on what may only be read, so on somebody else's file.
+# EBADF: NFS, for an exclusive lock on a read-only file, so on the file of another user.
 _HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EBADF}
 _OPEN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _HOLDER = re.compile(rb"process \d+ on [\w.-]{1,255}")
-_FIRST_WORD, _NEXT_WORD = 5.0, 60.0  # seconds of waiting before it is said, and said again
-_TRIES = 50  # for a shared lock: others hold the file for as long as it takes to remove it
+_FIRST_WORD, _NEXT_WORD = 5.0, 60.0  # seconds of waiting before the first message, and between messages
+_TRIES = 50  # for a shared lock: other processes hold the file only while they remove it
 
 
 class Held(enum.Enum):
     """The outcome of trying to lock a file."""
 
     HERE = "this process holds the lock"
-    ELSEWHERE = "somebody else holds it"
+    ELSEWHERE = "another process holds the lock"
     UNKNOWN = "the file system has no locks"
 
 
@@ -54,11 +54,11 @@ def try_lock(file: int, *, shared: bool = False) -> Held:
     """Try to lock an open file, without waiting; closing the file releases the lock.
 
     Args:
-        file: Descriptor, open for writing unless ``shared``.
-        shared: Take a lock that others can share, but not hold exclusively.
+        file: File descriptor, open for writing unless ``shared``.
+        shared: Take a shared lock: other processes can share it, but not lock the file exclusively.
 
     Raises:
-        OSError: The file cannot be locked for another reason than a holder or a file system without locks.
+        OSError: Locking failed for a reason other than an existing lock or a file system without locks.
     """
     if sys.platform == "win32":
         return Held.UNKNOWN
@@ -81,19 +81,20 @@ def holding(
     wait: bool = True,
     say: Callable[[str], None] | None = None,
 ) -> Iterator[bool]:
-    """Hold a lock file for the time of the block; it is made, and removed at the end.
+    """Hold a lock file during the block; it is created at the start and removed at the end.
 
     Args:
-        path: The lock file. Its folder is made where it is missing.
-        what: What the lock is for, to be named in messages: "the pool out/".
-        wait: Wait for another holder, else refuse.
-        say: Where a wait of more than some seconds is reported.
+        path: The lock file. Its folder is created if it is missing.
+        what: What the lock protects, for messages: "the pool out/".
+        wait: Wait while another process holds the lock; otherwise raise.
+        say: Called with a message after some seconds of waiting.
 
     Yields:
-        True, or False where the file system has no locks: then nothing keeps others out (say :data:`NO_LOCKS`).
+        True, or False if the file system has no locks: then other processes are not kept out (report
+        :data:`NO_LOCKS`).
 
     Raises:
-        OutputError: Another process holds it and ``wait`` is false, or the lock file cannot be opened.
+        OutputError: Another process holds the lock and ``wait`` is false, or the lock file cannot be opened.
     """
     path = Path(path)
     file, state = _acquired(path, what, wait, say)
@@ -124,15 +125,15 @@ def _acquired(path: Path, what: str, wait: bool, say: Callable[[str], None] | No
                 if state is Held.UNKNOWN or (state is Held.HERE and _is(file, path)):
                     return file, state
                 if state is Held.HERE or not _is(file, path):
-                    break  # its holder removed it meanwhile
+                    break  # the previous holder removed it in the meantime
                 if not wait:
-                    raise OutputError(f"{what}: {_holder(file)} is at work there; wait until it has finished")
+                    raise OutputError(f"{what}: {_holder(file)} is using it; wait until it has finished")
             except BaseException:
                 os.close(file)
                 raise
             waited = time.monotonic() - begin
             if say and waited >= word:
-                say(f"waiting for {what}: {_holder(file)} is at work there ({waited:.0f} s so far)")
+                say(f"waiting for {what}: {_holder(file)} is using it ({waited:.0f} s so far)")
                 word = waited + _NEXT_WORD
             try:
                 time.sleep(pause)
@@ -154,25 +155,25 @@ def _lock_file(path: Path) -> int:
                     raise
                 continue
             except PermissionError:
-                with suppress(OSError):  # left by another user who was killed, in a folder of both
+                with suppress(OSError):  # left by a killed process of another user, in a shared folder
                     return os.open(path, os.O_RDONLY | _OPEN)
                 raise
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     except OSError as error:
-        raise OutputError(f"{path}: cannot be locked ({error.strerror or error}); choose another place") from error
+        raise OutputError(f"{path}: cannot be locked ({error.strerror or error}); choose another folder") from error
 
 
 def _holder(file: int) -> str:
-    """Return who says to hold a lock file; the text is somebody else's."""
+    """Return the holder that a lock file names; the text comes from another process, so its format is checked."""
     try:
-        found = _HOLDER.match(os.pread(file, 300, 0))
+        match = _HOLDER.match(os.pread(file, 300, 0))
     except OSError:
-        found = None
-    return found.group().decode("ascii", "replace") if found else "another process"
+        match = None
+    return match.group().decode("ascii", "replace") if match else "another process"
 
 
 def _is(file: int, path: str | os.PathLike[str]) -> bool:
-    """Whether an open file still lies at a path."""
+    """Return whether an open file is still the file at a path."""
     try:
         return os.path.samestat(os.fstat(file), os.stat(path, follow_symlinks=False))
     except FileNotFoundError:
@@ -183,23 +184,23 @@ def _is(file: int, path: str | os.PathLike[str]) -> bool:
 
 
 class Pin:
-    """Keeps a file from being removed by :func:`remove_unused` for as long as this object lives.
+    """Protects a file from removal by :func:`remove_unused` while this object exists.
 
-    A copy in another process (pickled) keeps nothing: the process it came from does.
+    A pickled copy in another process does not protect the file; the original object does.
     """
 
     def __init__(self, file: int | None = None) -> None:
-        """Own an open file that is locked."""
+        """Take ownership of an open, locked file."""
         if file is not None:
             weakref.finalize(self, os.close, file)
 
     def __reduce__(self) -> tuple[type[Pin], tuple[()]]:
-        """Travel without the file."""
+        """Pickle without the file."""
         return Pin, ()
 
 
 def pin(path: str | os.PathLike[str]) -> Pin | None:
-    """Mark a file as in use, and as just used; None where there is no such file."""
+    """Mark a file as in use and as just used; return None if there is no such file."""
     file = open_shared(path)
     return None if file is None else Pin(file)
 
@@ -207,14 +208,14 @@ def pin(path: str | os.PathLike[str]) -> Pin | None:
 def open_shared(path: str | os.PathLike[str]) -> int | None:
     """Open a file for reading with a shared lock, and mark it as just used.
 
-    Where the file system has no locks, or the lock cannot be had, it is open without. A mapping of the file keeps the
-    lock after the descriptor is closed.
+    If the file system has no locks, or the lock cannot be acquired, the file is opened without one. A memory mapping of
+    the file keeps the lock after the descriptor is closed.
 
     Returns:
-        The descriptor; None where there is no such file.
+        The file descriptor; None if there is no such file.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
     for _ in range(_TRIES):
         try:
@@ -225,7 +226,7 @@ def open_shared(path: str | os.PathLike[str]) -> int | None:
             state = try_lock(file, shared=True)
             if state is Held.UNKNOWN or (state is Held.HERE and _is(file, os.path.realpath(path))):
                 break
-        except OSError:  # pinned or not, it can be read
+        except OSError:  # it can be read even without a lock
             break
         os.close(file)
         time.sleep(0.002)
@@ -234,7 +235,7 @@ def open_shared(path: str | os.PathLike[str]) -> int | None:
             file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         except FileNotFoundError:
             return None
-    with suppress(OSError):  # another user's file
+    with suppress(OSError):  # the file of another user
         os.utime(path)
     return file
 
@@ -243,19 +244,19 @@ def open_shared(path: str | os.PathLike[str]) -> int | None:
 
 
 def create_locked(folder: str | os.PathLike[str], prefix: str, suffix: str, mode: int = 0o666) -> tuple[int, str]:
-    """Create a file with a name of its own, locked until its descriptor is closed.
+    """Create a file with a unique name, locked until its descriptor is closed.
 
     Args:
-        folder: Where.
-        prefix: Of its name.
-        suffix: Of its name.
-        mode: Its permissions, less what the process's umask takes away.
+        folder: Folder of the file.
+        prefix: Prefix of its name.
+        suffix: Suffix of its name.
+        mode: Its permissions, subject to the umask.
 
     Returns:
-        The descriptor, open for reading and writing, and the path.
+        The file descriptor, open for reading and writing, and the path.
 
     Raises:
-        OSError: It cannot be created.
+        OSError: The file cannot be created.
     """
     while True:
         path = os.path.join(folder, f"{prefix}{secrets.token_hex(4)}{suffix}")
@@ -270,14 +271,14 @@ def create_locked(folder: str | os.PathLike[str], prefix: str, suffix: str, mode
             os.close(file)
             os.unlink(path)
             raise
-        os.close(file)  # somebody swept it before it was locked
+        os.close(file)  # another process removed it before it was locked
 
 
 def create_locked_folder(folder: str | os.PathLike[str], prefix: str, suffix: str = "", mode: int = 0o777) -> Scratch:
-    """Create a folder with a name of its own, in use until :meth:`Scratch.remove` or the end of the process.
+    """Create a folder with a unique name, in use until :meth:`Scratch.remove` or the end of the process.
 
     Raises:
-        OSError: It cannot be created.
+        OSError: The folder cannot be created.
     """
     while True:
         path = Path(folder) / f"{prefix}{secrets.token_hex(4)}{suffix}"
@@ -297,17 +298,17 @@ class Scratch:
     """A folder in use.
 
     Attributes:
-        path: Where; a file named ``lock`` in it belongs to this module.
+        path: The folder; a file named ``lock`` in it belongs to this module.
     """
 
     def __init__(self, path: Path, file: int) -> None:
-        """Own the open lock file of a folder."""
+        """Take ownership of the open lock file of a folder."""
         self.path = path
         self._close = weakref.finalize(self, os.close, file)
 
     def remove(self) -> None:
-        """Remove the folder, as far as that is possible."""
-        if sys.platform == "win32":  # where an open file cannot be removed, and there are no locks
+        """Remove the folder, as far as possible."""
+        if sys.platform == "win32":  # Windows cannot remove an open file and has no locks
             self._close()
         with suppress(OSError):
             _remove_all(self.path)
@@ -316,14 +317,14 @@ class Scratch:
 
 @contextmanager
 def unused(path: Path, quiet: float = DAY) -> Iterator[bool]:
-    """Find out whether a file or folder is in use, and keep others from using it for the time of the block.
+    """Check whether a file or folder is in use, and prevent other processes from using it during the block.
 
     Args:
         path: A file that is locked while in use, or a folder with such a file ``lock``.
-        quiet: Where no lock can be asked, it counts as in use until nothing has changed for so many seconds.
+        quiet: If locks are not available, the path counts as in use until it has not changed for this many seconds.
 
     Yields:
-        Whether it is unused.
+        True if it is unused.
     """
     file = None
     try:
@@ -333,7 +334,7 @@ def unused(path: Path, quiet: float = DAY) -> Iterator[bool]:
             state = try_lock(file)
         except FileNotFoundError:
             pass
-        except OSError:  # another user's, or a link
+        except OSError:  # of another user, or a symlink
             state = Held.ELSEWHERE
         yield not path.is_symlink() and (
             state is Held.HERE or (state is Held.UNKNOWN and time.time() - last_change(path) >= quiet)
@@ -351,7 +352,7 @@ def _existing(path: Path) -> int:
 
 
 def last_change(path: Path) -> float:
-    """Return when a file, or any file in a folder, changed last, in seconds since 1970; now if it is just gone."""
+    """Return the time of the last change of a file or folder, in seconds since 1970; now if it was just removed."""
     try:
         inside = [one for one in path.rglob("*") if not one.is_dir()] if path.is_dir() else []
         return max(float(one.lstat().st_mtime) for one in inside or [path])
@@ -360,10 +361,10 @@ def last_change(path: Path) -> float:
 
 
 def remove_unused(path: Path, quiet: float = DAY) -> bool:
-    """Remove a file or folder unless it is in use, see :func:`unused`; returns whether that was done."""
+    """Remove a file or folder unless it is in use, see :func:`unused`; return whether it was removed."""
     with suppress(OSError):
         if path.is_dir() and not path.is_symlink():
-            path.rmdir()  # empty: nobody's, or so new that its maker makes another
+            path.rmdir()  # empty: unused, or so new that its creator makes another
             return True
     with unused(path, quiet) as free:
         if not free:
@@ -373,16 +374,16 @@ def remove_unused(path: Path, quiet: float = DAY) -> bool:
                 remove_folder(path)
             else:
                 path.unlink()
-        except OSError:  # another user's
+        except OSError:  # of another user
             return False
         return True
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder whose lock this process holds: whoever comes next finds none, not one that is half empty.
+    """Remove a folder whose lock this process holds. No other process sees a partly removed folder.
 
     Raises:
-        OSError: It cannot be removed.
+        OSError: The folder cannot be removed.
     """
     away = path.with_name(f"{path.stem}.{secrets.token_hex(4)}{path.suffix}")
     path.rename(away)
@@ -390,7 +391,7 @@ def remove_folder(path: Path) -> None:
 
 
 def _remove_all(folder: Path) -> None:
-    """Remove a folder, its lock file at last: until then a killed process leaves what the next one can remove."""
+    """Remove a folder, its lock file last: if this process is killed, the next one can still remove the rest."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -401,6 +402,6 @@ def _remove_all(folder: Path) -> None:
 
 
 def sweep(paths: Iterable[Path], quiet: float = DAY) -> None:
-    """Remove those files and folders that are not in use: what killed processes left."""
+    """Remove the files and folders that are not in use, which killed processes left behind."""
     for path in paths:
         remove_unused(path, quiet)

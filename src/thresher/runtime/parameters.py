@@ -1,6 +1,6 @@
-"""The fields of a frozen dataclass as parameters: from flags and TOML to values, and back for the record.
+"""The fields of a frozen dataclass as parameters: parsed from flags and TOML, and converted back to JSON values.
 
-Strings become values here, at the border of the program (command line, recipe, notebook), and nowhere else.
+Strings are parsed here, where they enter the program (command line, recipe, notebook), and nowhere else.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from thresher.errors import UsageError, suggest
 T = TypeVar("T")
 
 
-def build(cls: type[T], name: str, given: Mapping[str, Any]) -> T:
-    """Make a dataclass from loosely typed parameters (flags, TOML).
+def build(cls: type[T], name: str, options: Mapping[str, Any]) -> T:
+    """Create a dataclass instance from loosely typed parameters (flags, TOML).
 
     Args:
         cls: The dataclass.
-        name: What it is called in messages.
-        given: Parameters by field name. A type with a classmethod ``parse`` reads its own values.
+        name: Its name in messages.
+        options: Parameters by field name. A type with a classmethod ``parse`` parses its own values.
 
     Raises:
-        UsageError: An unknown parameter (suggests the nearest), a missing one, or a value that is not allowed.
+        UsageError: A parameter is unknown (the message suggests a similar name) or missing, or a value is not allowed.
     """
     known = {item.name: item for item in parameters_of(cls)}
     values = {}
-    for key, value in given.items():
+    for key, value in options.items():
         if key not in known:
             raise UsageError(
                 f"{name} has no parameter {key!r}; it has {', '.join(known) or 'none'}.{suggest(key, known)}"
@@ -47,7 +47,7 @@ def build(cls: type[T], name: str, given: Mapping[str, Any]) -> T:
 
 
 def from_text(kind: Any, text: str) -> Any:
-    """Return text, as it is typed on a command line, as a value that :func:`coerce` takes for a type."""
+    """Convert command-line text to a value that :func:`coerce` accepts for a type."""
     kind = without_none(kind)
     if kind is bool:
         return {"true": True, "false": False}.get(text.lower(), text)
@@ -60,21 +60,21 @@ def from_text(kind: Any, text: str) -> Any:
 
 
 def coerced(made: T, name: str) -> T:
-    """Return a dataclass made in Python with its values checked as flags and recipes are: ``keep="30%"`` works.
+    """Check and convert the values of a dataclass created in Python, so that for example ``keep="30%"`` works.
 
-    One whose values are as they should be is returned as it is: nothing is parsed or checked twice.
+    A dataclass whose values already have the right types is returned unchanged.
     """
     values = {}
     for item in parameters_of(type(made)):
-        given = getattr(made, item.name)
-        value = coerce(f"{name}: {item.name}", type_of(type(made), item.name), given)
-        if value is not given:
+        original = getattr(made, item.name)
+        value = coerce(f"{name}: {item.name}", type_of(type(made), item.name), original)
+        if value is not original:
             values[item.name] = value
     return replace(made, **values) if values else made  # type: ignore[type-var]
 
 
 def recorded(made: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass as JSON values, for the record."""
+    """Return the fields of a dataclass as JSON values, to be saved with a result."""
     if not is_dataclass(made):
         raise TypeError(f"{made!r} is not a dataclass")
     values = {item.name: getattr(made, item.name) for item in fields(made)}
@@ -82,7 +82,7 @@ def recorded(made: Any) -> dict[str, Any]:
 
 
 def parameters_of(cls: type[Any]) -> tuple[Field[Any], ...]:
-    """Return the parameters of a dataclass, the fields it is made from; ``metadata["help"]`` describes each."""
+    """Return the parameters of a dataclass: its ``init`` fields; ``metadata["help"]`` describes each."""
     return tuple(item for item in fields(cls) if item.init)
 
 
@@ -97,7 +97,7 @@ def type_of(cls: type[Any], name: str) -> Any:
 
 
 def choices(kind: Any) -> tuple[str, ...]:
-    """Return the words a ``Literal`` parameter allows, else ()."""
+    """Return the strings that a ``Literal`` parameter allows, else ()."""
     return tuple(map(str, typing.get_args(kind))) if typing.get_origin(kind) is Literal else ()
 
 
@@ -110,15 +110,15 @@ def without_none(kind: Any) -> Any:
 
 
 def coerce(what: str, kind: Any, value: Any) -> Any:
-    """Return a loosely typed value as the type of a parameter.
+    """Convert a loosely typed value to the type of a parameter.
 
     Args:
-        what: What it is, for messages.
+        what: Name of the parameter, for messages.
         kind: The type, as :func:`type_of` returns it.
-        value: What was given.
+        value: The value.
 
     Raises:
-        UsageError: The value is not allowed; says what is.
+        UsageError: The value is not allowed; the message says what is.
     """
     if value is None and kind != without_none(kind):
         return None
@@ -149,14 +149,14 @@ def coerce(what: str, kind: Any, value: Any) -> Any:
 
 
 def read(kind: Any, text: str) -> Any:
-    """Return text, as a command line gives it, as a value of the type of a parameter.
+    """Parse command-line text as the type of a parameter.
 
     Args:
         kind: The type, as :func:`type_of` returns it.
-        text: What was typed.
+        text: The text.
 
     Raises:
-        UsageError: The text is no such value; says what is allowed.
+        UsageError: The text is not a valid value; the message says what is allowed.
     """
     kind = without_none(kind)
     if typing.get_origin(kind) is Annotated:
@@ -196,11 +196,11 @@ def _parsed(what: str, parse: Callable[[Any], Any], value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Reads:
-    """How text becomes a parameter of an annotated type.
+    """How to parse text for an annotated type.
 
     Attributes:
-        parse: Reads the text; raises UsageError.
-        metavar: What help calls the value.
+        parse: Parses the text; raises UsageError.
+        metavar: Name of the value in the help text.
     """
 
     parse: Callable[[str], Any]
@@ -208,14 +208,14 @@ class Reads:
 
 
 def share_of(text: str, *, whole: bool = False) -> float:
-    """Return a share given as ``30%`` or ``0.3``, strictly between 0 and 1.
+    """Parse a share such as ``30%`` or ``0.3``, strictly between 0 and 1.
 
     Args:
-        text: What was typed.
-        whole: Whether everything, ``100%`` or ``1``, is a share too.
+        text: The text.
+        whole: Whether ``100%`` and ``1`` are allowed too.
 
     Raises:
-        UsageError: Anything else; says what is allowed.
+        UsageError: The text is not a valid share; the message says what is allowed.
     """
     number = text.strip().removesuffix("%").strip()
     share = 0.0

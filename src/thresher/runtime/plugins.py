@@ -1,10 +1,10 @@
-"""Plug-ins: classes found by name, in a folder of this package or offered by another package.
+"""Plug-ins: classes found by name, in a folder of this package or in another package.
 
 Methods, policies, engines, readers of pools and of raw data, encoders and exports are all plug-ins of the same kind: a
-frozen dataclass in a file of its own, with its name as the class attribute ``name`` and its options as fields. The
-folder is scanned, so there is no list to edit. Another package offers one by an entry point of the group.
+frozen dataclass in its own file, with its name as the class attribute ``name`` and its options as fields. The folder is
+scanned, so there is no list to edit. Another package registers a plug-in with an entry point of the group.
 
-A plug-in of another package that cannot be loaded is reported in one line and breaks nothing else.
+A plug-in of another package that cannot be loaded is reported in one line; everything else still works.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Origin:
     """Where a plug-in comes from.
 
     Attributes:
-        package: Name of the distribution, such as "thresher"; of a class of your own, its top module.
-        version: Version of the distribution, "" where it has none.
+        package: Name of the distribution, such as "thresher"; for a class outside a distribution, its top-level module.
+        version: Version of the distribution, "" if it has none.
     """
 
     package: str
@@ -54,7 +54,7 @@ class Broken:
 
     Attributes:
         name: Name of its entry point.
-        package: The distribution that offers it.
+        package: The distribution that provides it.
         why: The error, in one line.
     """
 
@@ -63,20 +63,20 @@ class Broken:
     why: str
 
     def __str__(self) -> str:
-        """Say it in one line."""
+        """Return the message in one line."""
         return f"{self.package} offers {self.name!r}, which cannot be used: {self.why}"
 
 
 @dataclass(frozen=True)
 class PluginPoint(Generic[T]):
-    """A place where plug-ins of one kind are found.
+    """All plug-ins of one kind.
 
     Attributes:
-        noun: What one is called in messages, such as "method".
+        noun: Name of the kind in messages, such as "method".
         folder: The package whose modules are scanned, such as "thresher.select.methods".
-        group: The group of entry points by which other packages offer more, such as "thresher.methods".
-        needs: Attributes every plug-in must have.
-        adapt: Makes a plug-in of what an entry point of a name offers, where something else may be offered too.
+        group: The entry point group for plug-ins of other packages, such as "thresher.methods".
+        needs: Attributes that every plug-in must have.
+        adapt: Turns the name and the object of an entry point into a plug-in class, if other objects are accepted too.
     """
 
     noun: str
@@ -86,35 +86,35 @@ class PluginPoint(Generic[T]):
     adapt: Callable[[str, Any], Any] | None = None
 
     def names(self) -> set[str]:
-        """Return what can be asked for, without loading what other packages offer: of those, names of entry points."""
+        """Return all names, without loading plug-ins of other packages: for those, the names of their entry points."""
         own = {cls.name for module in self._modules() for cls in self._classes(self._load(module))}
         return own | {point.name for point in entry_points(group=self.group)}
 
     def all(self) -> dict[str, type[T]]:
-        """Return every plug-in by name, sorted: those of this package, then those of others that can be loaded."""
-        found: dict[str, Any] = {}
+        """Return every plug-in by name, sorted; those of other packages only if they can be loaded."""
+        plugins: dict[str, Any] = {}
         for module in self._modules():
-            found |= {cls.name: cls for cls in self._classes(self._load(module))}
+            plugins |= {cls.name: cls for cls in self._classes(self._load(module))}
         for point in entry_points(group=self.group):
             cls = self._offered(point)
-            if cls is not None and found.setdefault(cls.name, cls) is not cls:
-                self._warn(point, f"the name {cls.name!r} is taken by {origin_of(found[cls.name]).package}")
-        return dict(sorted(found.items()))
+            if cls is not None and plugins.setdefault(cls.name, cls) is not cls:
+                self._warn(point, f"the name {cls.name!r} is taken by {origin_of(plugins[cls.name]).package}")
+        return dict(sorted(plugins.items()))
 
     def find(self, name: str) -> type[T]:
-        """Return the plug-in of a name; loads only its own module where the file is named like the plug-in.
+        """Return the plug-in with a name; loads only its own module if the file has the name of the plug-in.
 
         Raises:
-            UsageError: There is none, or it cannot be loaded; suggests the nearest.
+            UsageError: There is no such plug-in (the message suggests a similar name), or it cannot be loaded.
         """
-        own = name.replace("-", "_")
-        if own in self._modules():
-            found: type[T] | None = next((c for c in self._classes(self._load(own)) if c.name == name), None)
-            if found is not None:
-                return found
+        module = name.replace("-", "_")
+        if module in self._modules():
+            plugin: type[T] | None = next((c for c in self._classes(self._load(module)) if c.name == name), None)
+            if plugin is not None:
+                return plugin
         own_names = {cls.name for module in self._modules() for cls in self._classes(self._load(module))}
         if name not in own_names:
-            for point in entry_points(group=self.group):  # the one of that name alone: others may take long to load
+            for point in entry_points(group=self.group):  # only the one with that name: others may take long to load
                 if point.name == name and (offered := self._offered(point)) is not None and offered.name == name:
                     one: type[T] = offered
                     return one
@@ -126,33 +126,33 @@ class PluginPoint(Generic[T]):
         raise UsageError(f"no {self.noun} {name!r}; there are {', '.join(every)}.{suggest(name, every)}")
 
     def build(self, text: str) -> T:
-        """Make a plug-in from its name, or from ``NAME:OPTION=VALUE,OPTION=VALUE``.
+        """Create a plug-in from ``NAME`` or ``NAME:OPTION=VALUE,OPTION=VALUE``.
 
         Raises:
-            UsageError: No such plug-in, no such option (suggests the nearest), or a value that is not allowed.
+            UsageError: Unknown plug-in or option (the message suggests a similar name), or a value that is not allowed.
         """
         from thresher.runtime import parameters
 
         name, _, rest = text.partition(":")
-        cls, given = self.find(name), {}
+        cls, options = self.find(name), {}
         known = {item.name for item in parameters.parameters_of(cls)}
         for one in filter(None, rest.split(",")):
             option, equals, value = one.partition("=")
             if not equals:
-                raise UsageError(f"the {self.noun} {text!r}: write options as OPTION=VALUE, with commas between them")
-            given[option] = parameters.from_text(parameters.type_of(cls, option), value) if option in known else value
-        return parameters.build(cls, f"the {self.noun} {name!r}", given)
+                raise UsageError(f"the {self.noun} {text!r}: write options as OPTION=VALUE, separated by commas")
+            options[option] = parameters.from_text(parameters.type_of(cls, option), value) if option in known else value
+        return parameters.build(cls, f"the {self.noun} {name!r}", options)
 
     def broken(self, name: str | None = None) -> list[Broken]:
-        """Return the plug-ins of other packages that cannot be used, all of them or those of a name, and why."""
-        found = []
+        """Return the plug-ins of other packages that cannot be used, all or only those with a name, and why."""
+        result = []
         for point in entry_points(group=self.group):
             if name in (None, point.name):
                 try:
                     self._checked(point)
                 except (Exception, SystemExit) as error:
-                    found.append(Broken(point.name, _package(point), _line(error)))
-        return found
+                    result.append(Broken(point.name, _package(point), _line(error)))
+        return result
 
     def _modules(self) -> list[str]:
         return [info.name for info in pkgutil.iter_modules(importlib.import_module(self.folder).__path__)]
@@ -166,10 +166,10 @@ class PluginPoint(Generic[T]):
                 yield cls
 
     def _offered(self, point: EntryPoint) -> Any:
-        """Return what another package offers, or None where it cannot be used; that is told once."""
+        """Return the plug-in of another package, or None with a warning if it cannot be used."""
         try:
             return self._checked(point)
-        except (Exception, SystemExit) as error:  # whatever another package raises must not end this program
+        except (Exception, SystemExit) as error:  # no error of another package may end this program
             self._warn(point, _line(error))
             return None
 
@@ -188,7 +188,7 @@ class PluginPoint(Generic[T]):
 
 
 def origin_of(cls: type[Any]) -> Origin:
-    """Return which package a plug-in comes from, and its version."""
+    """Return the package of a plug-in, and its version."""
     module = cls.__module__
     top = module.partition(".")[0]
     if top == "thresher":
@@ -199,7 +199,7 @@ def origin_of(cls: type[Any]) -> Origin:
 
 
 def _distribution(module: str) -> Origin | None:
-    """Return the distribution that offers plug-ins from a module or from the nearest package around it."""
+    """Return the distribution that registers plug-ins from a module or from its nearest parent package."""
     known = _distributions()
     while module and module not in known:
         module = module.rpartition(".")[0]
@@ -208,20 +208,21 @@ def _distribution(module: str) -> Origin | None:
 
 @cache
 def _distributions() -> dict[str, Origin]:
-    """Return the distribution of every module that offers plug-ins, and of the packages around it."""
-    every = entry_points()
-    found: dict[str, Origin] = {}
-    for point in (one for group in every.groups if group.startswith("thresher.") for one in every.select(group=group)):
+    """Return the distribution of every module that registers plug-ins, and of its parent packages."""
+    points = entry_points()
+    distributions: dict[str, Origin] = {}
+    groups = [group for group in points.groups if group.startswith("thresher.")]
+    for point in (point for group in groups for point in points.select(group=group)):
         if point.dist is not None:
             parts = point.module.split(".")
             for length in range(len(parts), 0, -1):
-                found.setdefault(".".join(parts[:length]), Origin(point.dist.name, point.dist.version))
-    return found
+                distributions.setdefault(".".join(parts[:length]), Origin(point.dist.name, point.dist.version))
+    return distributions
 
 
 # --- the version of code ---------------------------------------------------------------------------
 
-# What thresher computes with: a change elsewhere, such as to messages or options, changes no number.
+# The modules that compute: a change elsewhere, such as to messages or options, changes no number.
 _COMPUTES = ("thresher.ops.", "thresher.select.", "thresher.pool.store")
 _IMPORT = re.compile(
     r"^[ \t]*(?:from[ \t]+([.\w]+)[ \t]+import[ \t]*(\((?:[^)#]|#[^\n]*)*\)|(?:[^\n\\]|\\.)*)"
@@ -231,12 +232,12 @@ _IMPORT = re.compile(
 
 
 def code_version(made_by: Callable[..., Any] | str) -> str:
-    """Return a hash of the code that computes something: part of the key under which the result is cached.
+    """Return a hash of the code that computes a result: part of the cache key of the result.
 
-    It covers the source of the function's module and of what that imports, directly or not: of thresher, the
-    modules that compute (``ops``, ``select``, the store); of another package, that package's own modules, and its
-    version. So a result is never answered from the cache once the code behind it has changed. It depends neither on
-    where a package is installed nor on compiled files. Code without a source file, as in a notebook, is known by
+    It covers the source of the function's module and of the modules that it imports, directly or not: in thresher,
+    the modules that compute (``ops``, ``select``, the store); in another package, all modules of that package, and
+    its version. A result is therefore never read from the cache once its code has changed. The hash does not depend
+    on where a package is installed or on compiled files. Code without a source file, as in a notebook, is hashed by
     its bytecode.
 
     Args:
@@ -251,15 +252,15 @@ def code_version(made_by: Callable[..., Any] | str) -> str:
     start = _source_of(module)
     if start is None and not isinstance(made_by, str):
         return _hashed([("", _bytecode(made_by, module))])
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     left = [module]
     while left:
         name = left.pop()
-        if name not in found and (source := _source_of(name)) is not None:
-            found[name] = source.digest
+        if name not in digests and (source := _source_of(name)) is not None:
+            digests[name] = source.digest
             left += [one for one in source.imports if _counts(one, module) and _is_module(one)]
     package = None if module.startswith("thresher.") else _distribution(module)
-    return _hashed([*sorted(found.items()), *([(package.package, package.version)] if package else [])])
+    return _hashed([*sorted(digests.items()), *([(package.package, package.version)] if package else [])])
 
 
 def _hashed(parts: list[tuple[str, str]]) -> str:
@@ -267,7 +268,7 @@ def _hashed(parts: list[tuple[str, str]]) -> str:
 
 
 def _counts(name: str, module: str) -> bool:
-    """Whether an imported module is part of the version of another."""
+    """Return whether an imported module is part of the code version of another."""
     return name.startswith((*_COMPUTES, module.partition(".")[0] + ".")) and (
         not name.startswith("thresher.") or name.startswith(_COMPUTES)
     )
@@ -282,25 +283,25 @@ class _Source:
 
 
 class _Loaded:
-    """A module as it was loaded, to remember its source by: reloading a module gives it another spec."""
+    """The cache key of a loaded module's source: reloading a module gives it another spec."""
 
     def __init__(self, spec: ModuleSpec) -> None:
-        """Keep the spec."""
+        """Store the spec."""
         self.spec = spec
 
     def __eq__(self, other: object) -> bool:
-        """Whether it is the same spec."""
+        """Return whether it is the same spec."""
         return isinstance(other, _Loaded) and other.spec is self.spec
 
     def __hash__(self) -> int:
-        """By identity."""
+        """Return a hash by identity."""
         return id(self.spec)
 
 
 def _source_of(module: str) -> _Source | None:
-    """Return the source of a module, which is read once for each time it is loaded; None where it has none."""
+    """Return the source of a module, read once each time it is loaded; None if it has no source."""
     loaded = sys.modules.get(module)
-    spec = _found(module) if loaded is None else getattr(loaded, "__spec__", None)
+    spec = _spec_of(module) if loaded is None else getattr(loaded, "__spec__", None)
     if spec is not None:
         return _read(_Loaded(spec))
     file = getattr(loaded, "__file__", None)  # a script
@@ -319,7 +320,7 @@ def _read(loaded: _Loaded) -> _Source | None:
         text = _text(str(spec.origin))
     if text is not None:
         return _parsed(text, spec.name if spec.submodule_search_locations is not None else spec.parent or "")
-    code = getattr(spec.loader, "get_code", lambda name: None)(spec.name)  # compiled, without its source
+    code = getattr(spec.loader, "get_code", lambda name: None)(spec.name)  # compiled, without source
     return None if code is None else _Source(_hashed([("", str(part)) for part in _instructions(code)]), ())
 
 
@@ -338,10 +339,10 @@ def _parsed(text: str | None, package: str) -> _Source | None:
 
 
 def imported(text: str, package: str) -> list[str]:
-    """Return the dotted names that a module's source imports, anywhere in it, sorted; of ``from a import b`` both.
+    """Return the dotted names that a module imports anywhere, sorted; for ``from a import b`` both ``a`` and ``a.b``.
 
     Args:
-        text: The source.
+        text: The source code.
         package: The package that relative imports start from.
     """
     names = set()
@@ -363,20 +364,20 @@ def _words(text: str) -> list[str]:
 
 
 @cache
-def _found(module: str) -> ModuleSpec | None:
+def _spec_of(module: str) -> ModuleSpec | None:
     """Return the spec of a module that is not loaded."""
     try:
         return importlib.util.find_spec(module)
-    except (ImportError, ValueError):  # its parent is no package
+    except (ImportError, ValueError):  # its parent is not a package
         return None
 
 
 def _is_module(name: str) -> bool:
-    return name in sys.modules or _found(name) is not None
+    return name in sys.modules or _spec_of(name) is not None
 
 
 def _bytecode(thing: Any, module: str) -> str:
-    """Return what a function or class does, and whatever of its module it reaches by name, as text."""
+    """Return the bytecode of a function or class, and of everything in its module that it refers to, as text."""
     seen: dict[int, Any] = {}
     parts: list[str] = []
     left = [thing]
@@ -401,7 +402,7 @@ def _bytecode(thing: Any, module: str) -> str:
 
 
 def _instructions(code: CodeType) -> Iterator[Any]:
-    """Yield what identifies compiled code: no file names and no line numbers."""
+    """Yield what identifies compiled code, without file names and line numbers."""
     yield from (code.co_code.hex(), code.co_names, code.co_varnames)
     for const in code.co_consts:
         if isinstance(const, CodeType):
@@ -431,5 +432,5 @@ def _package(point: EntryPoint) -> str:
 
 
 def _line(error: BaseException) -> str:
-    told = next(iter(str(error).splitlines()), "")
-    return told if isinstance(error, ThresherError) else f"{type(error).__name__}: {told}"
+    line = next(iter(str(error).splitlines()), "")
+    return line if isinstance(error, ThresherError) else f"{type(error).__name__}: {line}"

@@ -1,4 +1,4 @@
-"""Where a run tells what it is doing: bars with an ETA on a terminal, plain lines in a log, or nothing."""
+"""Progress reports: bars with an ETA on a terminal, plain lines in a log, or nothing."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Advance = Callable[[int], None]
 
 
 class Progress(Protocol):
-    """Where a run tells what it is doing."""
+    """Reports what a run is doing."""
 
     def task(self, label: str, total: int, unit: str = "rows") -> AbstractContextManager[Advance]:
-        """Open a bar of ``total`` rows, or what else is counted; the block is given a function that advances it."""
+        """Start a bar of ``total`` units; the context manager yields a function that advances it."""
         ...
 
     def say(self, line: str) -> None:
@@ -27,7 +27,7 @@ class Progress(Protocol):
 
 
 class _Count:
-    """How far a task is, and how fast it goes."""
+    """The progress and the rate of a task."""
 
     def __init__(self, total: int, unit: str) -> None:
         self.total, self.unit = total, unit
@@ -37,7 +37,7 @@ class _Count:
 
     def add(self, rows: int) -> None:
         self.done += rows
-        if self._first is None:  # what an earlier run had done comes with the first step: it says nothing of the rate
+        if self._first is None:  # the first step includes the work of an earlier run, so it does not count for the rate
             self._first = time.monotonic(), self.done
 
     def seconds(self) -> float:
@@ -60,14 +60,14 @@ class Silent:
 
 
 def progress_for(quiet: bool) -> Progress:
-    """Return what suits standard error."""
+    """Return the progress report that suits standard error."""
     if quiet:
         return Silent()
     return Bars() if sys.stderr.isatty() else Lines()
 
 
 class Bars:
-    """Bars on a terminal, one a task."""
+    """Bars on a terminal, one per task."""
 
     def __init__(self) -> None:
         """Write to standard error."""
@@ -77,11 +77,11 @@ class Bars:
 
     @contextmanager
     def task(self, label: str, total: int, unit: str = "rows") -> Iterator[Advance]:
-        """Show a bar, with the time gone and the time to go."""
+        """Show a bar with the elapsed and the remaining time."""
         from rich import progress as bars
 
         columns: list[Any] = [
-            bars.TextColumn("{task.description}", markup=False),  # labels hold names from data
+            bars.TextColumn("{task.description}", markup=False),  # labels contain names from data
             bars.BarColumn(bar_width=20),
             bars.TaskProgressColumn(),
             bars.TimeElapsedColumn(),
@@ -103,10 +103,10 @@ class Bars:
 
 
 class Lines:
-    """Lines for a log: a task's progress every ten seconds, and its end where it took a second or more."""
+    """Lines for a log: the progress of a task every ten seconds, and its end if it took a second or more."""
 
     def task(self, label: str, total: int, unit: str = "rows") -> AbstractContextManager[Advance]:
-        """Write lines about a task of ``total`` rows, or what else ``unit`` says."""
+        """Write lines about a task of ``total`` units."""
         return self._task(label, total, unit)
 
     @contextmanager

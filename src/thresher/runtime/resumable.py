@@ -1,4 +1,4 @@
-"""Long loops that go on after a kill: their state is saved every few seconds."""
+"""Long loops that resume after a kill: their state is saved every few seconds."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ State = Mapping[str, Array | np.generic | int | float]
 
 
 class Resumable:
-    """The state of a loop, named arrays in one file that is replaced whole.
+    """The state of a loop: named arrays in one file that is replaced atomically.
 
-    A loop reads the state once, offers the new one after every step, and removes it when its result is safe::
+    A loop loads the state once, offers the new state after every step, and removes it once the result is saved::
 
         saved = Resumable(path)
         state = saved.load("sums", "done") or {"sums": np.zeros(n), "done": 0}
@@ -32,30 +32,30 @@ class Resumable:
     """
 
     def __init__(self, path: str | os.PathLike[str], every: float = 2.0, hint: str = ELSEWHERE) -> None:
-        """Remember where; nothing is read or written yet.
+        """Store the arguments; nothing is read or written yet.
 
         Args:
             path: The file of the state, ``.npz``.
-            every: Seconds between saves: how much work a kill may cost. Below 0 every offer is saved.
-            hint: What to do where it cannot be written.
+            every: Seconds between saves: how much work is lost at most. Below 0 every offer is saved.
+            hint: What the error message suggests if the file cannot be written.
         """
         self.path = Path(path)
         self._every, self._hint = every, hint
         self._saved = time.monotonic()
 
     def load(self, *names: str) -> dict[str, Array] | None:
-        """Return the arrays last saved, in memory; None where there are none, or others than those named."""
+        """Return the last saved arrays, in memory; None if there are none or their names differ from ``names``."""
         try:
             with open(self.path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
                 return {name: file[name] for name in names} if set(file.files) == set(names) else None
-        except (OSError, KeyError, *DAMAGED):  # what cannot be read is computed again and replaced
+        except (OSError, KeyError, *DAMAGED):  # an unreadable state is computed again and replaced
             return None
 
     def offer(self, state: Callable[[], State]) -> bool:
-        """Save a state if it is time to; returns whether it was saved.
+        """Save a state if it is due; return whether it was saved.
 
         Raises:
-            OutputError: It cannot be written.
+            OutputError: The file cannot be written.
         """
         if time.monotonic() - self._saved <= self._every:
             return False
@@ -63,10 +63,10 @@ class Resumable:
         return True
 
     def save(self, state: State) -> None:
-        """Save a state now, on the disk before it counts.
+        """Save a state now; it is on disk when this returns.
 
         Raises:
-            OutputError: It cannot be written.
+            OutputError: The file cannot be written.
         """
         with writing(self.path, self._hint) as scratch, open(scratch, "wb") as file:
             np.savez(file, **{name: np.asarray(value) for name, value in state.items()})  # type: ignore[arg-type]
@@ -75,5 +75,5 @@ class Resumable:
         self._saved = time.monotonic()
 
     def remove(self) -> None:
-        """Remove what was saved: the result is there."""
+        """Remove the saved state, once the result is saved."""
         self.path.unlink(missing_ok=True)

@@ -1,1 +1,1 @@
-"""One file per engine: where tasks run."""
+"""One file per engine."""

@@ -1,7 +1,7 @@
-"""Processes of this machine.
+"""Worker processes on this machine.
 
-The function of a ``map`` is written to a file once, and read by every worker: sent with the tasks, it would be copied
-with each. The file is in a folder of this engine's own that no other user can read; a lock says that it is in use.
+The function of a ``map`` is written to a file once and read by every worker; sent with the tasks, it would be copied
+with each of them. The file is in a private folder that no other user can read; a lock marks the folder as in use.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PREFIX = "thresher-tasks-"
 
 
 class _Pool:
-    """The processes of an engine and their folder, None before the first task. A copy has none yet."""
+    """The processes of an engine and their folder, None before the first task. A copy starts without them."""
 
     def __init__(self) -> None:
         self.executor: ProcessPoolExecutor | None = None
@@ -47,12 +47,12 @@ class _Pool:
         return _Pool, ()
 
     def open(self, workers: int) -> tuple[ProcessPoolExecutor, Path]:
-        """Return the processes, and the folder for their functions; start them if there are none."""
+        """Return the processes and the folder for their functions; start them if they are not running."""
         if self.folder is None:
             shared = Path(tempfile.gettempdir())
-            sweep(shared.glob(f"{_PREFIX}*"))  # of runs that were killed
+            sweep(shared.glob(f"{_PREFIX}*"))  # left by killed runs
             self.folder = create_locked_folder(shared, _PREFIX, mode=0o700)
-            self._remove = weakref.finalize(self, _remove, self.folder, os.getpid())  # at exit, too
+            self._remove = weakref.finalize(self, _remove, self.folder, os.getpid())  # also at exit
         if self.executor is None:
             self.executor = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin_worker)
         return self.executor, self.folder.path
@@ -67,7 +67,7 @@ class _Pool:
 
 @dataclass(frozen=True)
 class Processes:
-    """Processes of this machine, started afresh (no forked locks) and kept; tasks and results are copied."""
+    """Worker processes on this machine, spawned (no forked locks) and kept; tasks and results are copied."""
 
     name: ClassVar[str] = "processes"
 
@@ -75,7 +75,7 @@ class Processes:
     _pool: _Pool = field(default_factory=_Pool, init=False, repr=False, compare=False)
 
     def map(self, fn: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
-        """Yield ``fn(task)`` for every task, in order. The function travels once, not with every task."""
+        """Yield ``fn(task)`` for every task, in order. The function is sent once, not with every task."""
         executor, folder = self._pool.open(self.workers)
         path = folder / f"{secrets.token_hex(8)}.task"
         try:
@@ -85,14 +85,14 @@ class Processes:
         except BrokenProcessPool:
             self._pool.executor = None
             raise ThresherError(
-                "a worker process was killed, perhaps for its memory; use fewer --workers, or, where there is that "
-                "option, --engine threads"
+                "a worker process was killed, perhaps because it ran out of memory; use fewer --workers or, if the "
+                "command has that option, --engine threads"
             ) from None
         finally:
             path.unlink(missing_ok=True)  # close() may have removed the whole folder
 
     def close(self) -> None:
-        """End the processes, as one has to that is itself a worker: it would end before it had told them to."""
+        """Stop the processes. A process that is itself a worker must call this: at its own exit it is too late."""
         self._pool.close()
 
 
@@ -107,17 +107,17 @@ def _call(path: str, task: Any) -> Any:
 
 @lru_cache(maxsize=2)
 def _function(path: str) -> Any:
-    """Load this program's own function from the file its parent process wrote; never a user's file."""
+    """Load the function from the file that the parent process wrote; never a file of a user."""
     with open(path, "rb") as file:
         return pickle.load(file)  # noqa: S301
 
 
 def _begin_worker() -> None:
-    """Limit BLAS to one thread and end with the parent, which may be killed without a word."""
+    """Limit BLAS to one thread and exit with the parent, even if the parent is killed."""
     import numpy  # noqa: F401 - BLAS must be loaded to be limited
 
     threadpoolctl.threadpool_limits(1)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches the workers too; its parent tells of it
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches the workers too; the parent reports it
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()

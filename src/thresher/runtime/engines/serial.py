@@ -1,4 +1,4 @@
-"""No workers: tasks run in the calling thread."""
+"""Tasks run in the calling thread, without workers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Serial:
-    """One task after the other, in this thread."""
+    """Runs one task after another in the calling thread."""
 
     name: ClassVar[str] = "serial"
 

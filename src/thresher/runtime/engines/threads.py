@@ -1,4 +1,4 @@
-"""Threads of this process."""
+"""Worker threads in this process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Threads:
-    """Threads of this process: NumPy and BLAS release the interpreter lock, nothing is copied."""
+    """Worker threads in this process: NumPy and BLAS release the GIL, and nothing is copied."""
 
     name: ClassVar[str] = "threads"
 
