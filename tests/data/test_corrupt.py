@@ -111,7 +111,7 @@ def whole(name: str, content: bytes) -> bytes:
 flipped = bytearray(THREE)
 flipped[THIRD + 3] ^= 1
 # Damage takes with it the sample before: nobody knows whether it had more members.
-NONE = {"c": "has no picture (members: txt)"}
+NONE = {"c": "has no image (members: txt)"}
 LONG = "l" * 300
 
 tar("empty", b"", None, "x.tar: is empty, not a tar")
@@ -125,11 +125,16 @@ tar("cut in a header", THREE[: THIRD + 100], {"a": GOOD["a"]}, "x.tar: is cut of
 tar("cut in contents", THREE[: THIRD + 600], {"a": GOOD["a"]}, "x.tar: is cut off at byte 6,744, in the member 'd.png'")
 tar("cut in padding", BARE[:-10], GOOD)
 tar("cut after a header", THREE[: THIRD + 512], {"a": GOOD["a"]}, "in the member 'd.png'")
-tar("cut in a long name", sample_tar([LONG], tarfile.GNU_FORMAT)[:700], None, "cut off at byte 700, in the notes")
+tar("cut in a long name", sample_tar([LONG], tarfile.GNU_FORMAT)[:700], None, "cut off at byte 700, in the metadata")
 tar("cut after a long name", sample_tar([LONG], tarfile.GNU_FORMAT)[:1024], None, "byte 1,024, in the header")
 tar("no end", BARE, GOOD)
 tar("zeros in between", TWO[:SECOND] + bytes(1024) + TWO[SECOND:], {"a": GOOD["a"]})
-tar("a bit of a header", bytes(flipped), {"a": GOOD["a"]}, "x.tar: is damaged at byte 6,144: no header of a tar")
+tar(
+    "a bit of a header",
+    bytes(flipped),
+    {"a": GOOD["a"]},
+    "x.tar: is damaged at byte 6,144: there is no valid",
+)
 tar("no number for a size", BARE + resized(b"12x4"), {"a": GOOD["a"]}, "damaged at byte 6,144")
 tar("negative size", BARE + resized(b"-0000000012"), {"a": GOOD["a"]}, "damaged at byte 6,144")
 tar("negative binary size", BARE + resized(b"\xff" * 12), {"a": GOOD["a"]}, "damaged at byte 6,144")
@@ -148,7 +153,7 @@ for told, notes in {
         f"pax, length {told}",
         BARE + pax(notes) + whole("c.png", b"x"),
         {"a": GOOD["a"]},
-        "notes on a member are no pax",
+        "metadata of a member is not valid pax",
     )
 for told, size in {"text": b"many", "negative": b"-1", "digits": b"9" * 5000, "others'": "\u0663".encode()}.items():
     line = b"size=" + size + b"\n"
@@ -159,7 +164,7 @@ for told, size in {"text": b"many", "negative": b"-1", "digits": b"9" * 5000, "o
         f"pax, size {told}",
         BARE + pax(note) + whole("c.png", b"x"),
         {"a": GOOD["a"]},
-        f"a size of '{size[:9].decode()}",
+        f"invalid size '{size[:9].decode()}",
     )
 tar(
     "pax, size beyond",
@@ -168,8 +173,8 @@ tar(
     "in the member 'c.png'",
 )
 tar("pax without an end", BARE + pax(b"14 path=c.png\n") * 50, {"a": GOOD["a"]}, "in the header of a member")
-tar("notes of gigabytes", BARE + header("x", 1 << 30, b"x"), {"a": GOOD["a"]}, "1,073,741,824 bytes of notes")
-tar("name of gigabytes", BARE + header("x", 1 << 30, b"L"), {"a": GOOD["a"]}, "1,073,741,824 bytes of notes")
+tar("notes of gigabytes", BARE + header("x", 1 << 30, b"x"), {"a": GOOD["a"]}, "1,073,741,824 bytes of metadata")
+tar("name of gigabytes", BARE + header("x", 1 << 30, b"L"), {"a": GOOD["a"]}, "1,073,741,824 bytes of metadata")
 tar("long name and no member", BARE + header("x", 4, b"L") + b"c.pn".ljust(512, b"\0") + bytes(1024), GOOD)
 tar("sparse", BARE + header("c.png", 512, tarfile.GNUTYPE_SPARSE) + bytes(512), GOOD)
 tar("symbolic link", BARE + header("c.png", 0, tarfile.SYMTYPE, linkname="/etc/passwd"), GOOD)
@@ -180,7 +185,7 @@ for told, kind in {"pipe": tarfile.FIFOTYPE, "device": tarfile.CHRTYPE, "disk": 
 tar(
     "folder like a picture",
     BARE + header("c.png", 0, tarfile.DIRTYPE) + whole("c.png/d.txt", b"x"),
-    GOOD | {"c.png/d": "no picture"},
+    GOOD | {"c.png/d": "no image"},
 )
 tar("name that climbs", BARE + whole("../../canary.png", picture()), GOOD | {"../../canary": "ok: "})
 tar("absolute name", BARE + whole("/etc/passwd.png", picture()), GOOD | {"/etc/passwd": "ok: "})
@@ -194,7 +199,7 @@ tar(
 tar("no name", BARE + whole("", picture()), GOOD)
 tar("a key twice", BARE + whole("b.png", picture()) + whole("b.txt", b"caption b"), GOOD)
 tar("only captions", tar_of([("c.txt", b"x")]), NONE)
-tar("only json", tar_of([("c.json", b'{"caption": "x"}')]), {"c": "has no picture (members: json)"})
+tar("only json", tar_of([("c.json", b'{"caption": "x"}')]), {"c": "has no image (members: json)"})
 tar("json of many levels", BARE + whole("c.png", picture()) + whole("c.json", b'{"a":' * 90_000), GOOD | {"c": "ok: "})
 tar(
     "json of megabytes",
@@ -207,12 +212,14 @@ tar(
     BARE + whole("c.png", picture()) + whole("c.txt", b"x" * (1 << 21)),
     GOOD | {"c": "ok: " + "x" * 50},
 )
-tar("empty picture", BARE + whole("c.png", b""), GOOD | {"c": "is no picture that can be read"})
-tar("text for a picture", BARE + whole("c.png", b"hello"), GOOD | {"c": "is no picture that can be read"})
-tar("half a picture", BARE + whole("c.png", picture()[:-40]), GOOD | {"c": "is no picture that can be read"})
-tar("two ways long", BARE + whole("c." + "e" * 90, b"") * 2000, GOOD | {"c": "has no picture (members: eee"})
+tar("empty picture", BARE + whole("c.png", b""), GOOD | {"c": "is not a readable image"})
+tar("text for a picture", BARE + whole("c.png", b"hello"), GOOD | {"c": "is not a readable image"})
+tar("half a picture", BARE + whole("c.png", picture()[:-40]), GOOD | {"c": "is not a readable image"})
+tar("two ways long", BARE + whole("c." + "e" * 90, b"") * 2000, GOOD | {"c": "has no image (members: eee"})
 bad("tars: no tar but a folder", tree(**{"x.tar/readme": b"x"}), None, "x.tar: is a folder")
-bad("tar: folder by name", lambda folder: tree(**{"x.tar/readme": b"x"})(folder) / "x.tar", None, "x.tar is not there")
+bad(
+    "tar: folder by name", lambda folder: tree(**{"x.tar/readme": b"x"})(folder) / "x.tar", None, "x.tar does not exist"
+)
 bad("tars: no tar but a pipe", tree(**{"1.tar": TWO, "2.tar": os.mkfifo}), GOOD, "2.tar: is a pipe or a device")
 bad("tar: link to nowhere", tree(**{"1.tar": TWO, "2.tar": link("nowhere")}), GOOD, "2.tar: no such file")
 bad("tar: link to a device", tree(**{"1.tar": TWO, "2.tar": link("/dev/zero")}), GOOD, "2.tar: is a pipe or a device")
@@ -268,55 +275,55 @@ bad(
     "parquet: no pictures",
     file("x.parquet", parquet_of(PAIR.drop_columns("image"))),
     None,
-    "x.parquet: has no column of pictures",
+    "x.parquet: has no column of images",
 )
-bad("parquet: nulls", file("x.parquet", cells(None, picture(), kind=pa.binary())), {"a": "has no picture", "b": "ok: "})
+bad("parquet: nulls", file("x.parquet", cells(None, picture(), kind=pa.binary())), {"a": "has no image", "b": "ok: "})
 bad(
     "parquet: only nulls",
     file("x.parquet", cells(None, None, kind=pa.binary())),
-    {"a": "has no picture", "b": "has no picture"},
+    {"a": "has no image", "b": "has no image"},
 )
-bad("parquet: column of no type", file("x.parquet", cells(None, None)), None, "x.parquet: has no column of pictures")
+bad("parquet: column of no type", file("x.parquet", cells(None, None)), None, "x.parquet: has no column of images")
 bad(
     "parquet: text for pictures",
     file("x.parquet", cells("hello", "x" * 5000)),
-    {"a": "names a picture that is not in", "b": "xxx..."},
+    {"a": "names an image that is not in", "b": "xxx..."},
 )
 bad(
     "parquet: struct of nothing",
     file("x.parquet", cells({"bytes": None, "path": None}, {"bytes": b"", "path": ""})),
-    {"a": "has no picture", "b": "has no picture"},
+    {"a": "has no image", "b": "has no image"},
 )
-bad("parquet: struct of others", file("x.parquet", cells({"url": "x"})), None, "x.parquet: has no column of pictures")
+bad("parquet: struct of others", file("x.parquet", cells({"url": "x"})), None, "x.parquet: has no column of images")
 bad(
     "parquet: broken pictures",
     file("x.parquet", cells(picture()[:50], picture())),
-    {"a": "is no picture that can be read", "b": "ok: "},
+    {"a": "is not a readable image", "b": "ok: "},
 )
 bad("parquet: text that is no UTF-8", file("x.parquet", not_text("parquet")), None, f"x.parquet: {CANNOT}")
 bad(
     "parquet: paths out of the folder",
     tree(**{"x.parquet": cells("../canary.png", "/etc/passwd", "a\0b.png", "l.png"), "l.png": link("../canary.png")}),
-    dict.fromkeys("abcd", "names a picture that is not in"),
+    dict.fromkeys("abcd", "names an image that is not in"),
 )
 bad(
     "parquet: paths to no files",
     tree(
         **{"x.parquet": cells("pipe.png", "folder", "x" * 5000, "\n\r\u2028"), "pipe.png": os.mkfifo, "folder/x": b""}
     ),
-    dict.fromkeys("abcd", "names a picture that is not in"),
+    dict.fromkeys("abcd", "names an image that is not in"),
 )
 bad(
     "parquet: a column twice",
     file("x.parquet", parquet_of(pa.Table.from_arrays([PAIR["image"]] * 2, ["image"] * 2))),
     None,
-    "x.parquet: has several columns of one name",
+    "x.parquet: has several columns with the same name",
 )
 bad(
     "parquet: other columns",
     tree(**{"1.parquet": parquet_of(PAIR), "2.parquet": cells(picture())}),
     None,
-    "2.parquet: has other columns than the files before: image, key, not image, text, key",
+    "2.parquet: has other columns than the previous files: image, key, not image, text, key",
 )
 bad(
     "parquet: one of several is damaged",
@@ -350,7 +357,7 @@ bad(
     "arrow: columns with breaks in their names",
     file("x.arrow", STREAM.replace(b"image", b"\r\n\x01ge").replace(b"text", b"te\nt")),
     None,
-    "it has \\r\\n\\x01ge, te\\nt, key; name one",
+    "it has \\r\\n\\x01ge, te\\nt, key; choose one",
 )
 bad(
     "arrow: less than no rows", file("x.arrow", less_than_none()), None, "x.arrow: is damaged: one of its batches has -"
@@ -364,7 +371,7 @@ for told, saved in {
     "files that are text": b'{"_data_files": "x.arrow"}',
     "many levels": b"[" * 100_000,
 }.items():
-    says = f"state.json: {CANNOT}" if told in ("no json", "many levels") else "state.json: does not say which files"
+    says = f"state.json: {CANNOT}" if told in ("no json", "many levels") else "state.json: does not list the files"
     bad(f"dataset: state is {told}", tree(**{"x.arrow": STREAM, "state.json": saved}), None, says)
 moved = json.dumps({"_data_files": [{"filename": "x.arrow"}], "_indices_files": [{"filename": "i.arrow"}]}).encode()
 bad("dataset: rows in another order", tree(**{"x.arrow": STREAM, "state.json": moved}), None, "flatten_indices()")
@@ -375,7 +382,7 @@ for told, name in {
     "long": "x" * 5000,
 }.items():
     saved = json.dumps({"_data_files": [{"filename": name}]}).encode()
-    bad(f"dataset: {told} file", tree(**{"x.arrow": STREAM, "state.json": saved}), None, "which is not there")
+    bad(f"dataset: {told} file", tree(**{"x.arrow": STREAM, "state.json": saved}), None, "which does not exist")
 
 # --- csv ------------------------------------------------------------------------------------------
 
@@ -396,24 +403,24 @@ bad("csv: empty", file("x.csv", b""), None, "x.csv: has no column filepath, titl
 bad("csv: no line of names", file("x.csv", b"a.png\tone\nb.png\ttwo\n"), None, "has no column filepath, title")
 bad("csv: no rows", file("x.csv", HEAD), None, "x.csv: has no rows")
 bad("csv: blank rows", file("x.csv", HEAD + b"\n \n\r\n"), None, "x.csv: has no rows")
-bad("csv: binary", file("x.csv", np.random.default_rng(0).bytes(5000)), None, "x.csv: is no UTF-8 text at byte")
+bad("csv: binary", file("x.csv", np.random.default_rng(0).bytes(5000)), None, "x.csv: is not valid UTF-8 at byte")
 bad(
     "csv: UTF-16",
     file("x.csv", "filepath\ttitle\na\tb\n".encode("utf-16")),
     None,
-    "x.csv: is no UTF-8 text at byte 0; save it",
+    "x.csv: is not valid UTF-8 at byte 0; save it",
 )
 bad(
     "csv: another code",
     file("x.csv", HEAD + "a.png\tcaf\u00e9\n".encode("latin-1")),
     None,
-    "is no UTF-8 text at byte 24",
+    "is not valid UTF-8 at byte 24",
 )
 bad(
     "csv: one line of megabytes",
     file("x.csv", HEAD + b"x" * (3 << 20)),
     None,
-    "a line of more than 1,048,576 bytes begins at 15",
+    "the line at byte 15 exceeds 1,048,576 bytes",
 )
 bad(
     "csv: a quote without an end",
@@ -430,15 +437,16 @@ bad(
 bad(
     "csv: missing picture",
     csv_at(lines(b"good.png\tx", b"no.png\ty")),
-    {"good.png": "ok: x", "no.png": "names a picture that is not there: no.png"},
+    {"good.png": "ok: x", "no.png": "names an image that is not a file: no.png"},
 )
-bad("csv: too few fields", csv_at(lines(b"good.png", b"\tx")), {"good.png": "ok: ", "line 1": "names no picture"})
+bad("csv: too few fields", csv_at(lines(b"good.png", b"\tx")), {"good.png": "ok: ", "line 1": "has no image path"})
 bad(
     "csv: no plain files",
     csv_at(lines(b"pipe.png\tx", b"/dev/zero\tx", b"folder\tx", b"/dev/stdin\tx", b"good.png\tx", b"a\0b\tx")),
     {
         **dict.fromkeys(
-            ["pipe.png", "/dev/zero", "folder", "/dev/stdin", "a\ufffdb"], "names a picture that is not there"
+            ["pipe.png", "/dev/zero", "folder", "/dev/stdin", "a\ufffdb"],
+            "names an image that is not a file",
         ),
         "good.png": "ok: x",
     },
@@ -448,8 +456,12 @@ bad(
     csv_at(lines(b"../canary.png\tx")),
     {"%2E%2E/canary.png": "ok: x"},
 )
-bad("csv: another file", csv_at(lines(b"/etc/passwd\tx")), {"/etc/passwd": "names a picture outside"})
-bad("csv: long name", csv_at(lines(b"x" * 9000 + b"\ty")), {"x" * 9000: "names a picture that is not there: xxx"})
+bad("csv: another file", csv_at(lines(b"/etc/passwd\tx")), {"/etc/passwd": "names an image outside"})
+bad(
+    "csv: long name",
+    csv_at(lines(b"x" * 9000 + b"\ty")),
+    {"x" * 9000: "names an image that is not a file: xxx"},
+)
 bad("csv: pipe", lambda folder: tree(**{"x.csv": os.mkfifo})(folder) / "x.csv", None, "x.csv: is a pipe or a device")
 bad(
     "csv: folder", lambda folder: tree(**{"x.csv/readme": b""})(folder) / "x.csv", None, "has no column filepath, title"
@@ -458,8 +470,8 @@ bad(
 # --- folders --------------------------------------------------------------------------------------
 
 FINE = {"a.png": picture(), "a.txt": b"caption a"}
-NO_FILE = "is no file, or a link to nowhere or out of the folder"
-bad("folder: empty file", tree(**FINE, **{"c.png": b""}), {"a": GOOD["a"], "c": "is no picture that can be read"})
+NO_FILE = "is not a regular file, is a broken symlink, or links outside the folder"
+bad("folder: empty file", tree(**FINE, **{"c.png": b""}), {"a": GOOD["a"], "c": "is not a readable image"})
 bad("folder: link to nowhere", tree(**FINE, **{"c.png": link("nowhere")}), {"a": GOOD["a"], "c": NO_FILE})
 bad("folder: link out of it", tree(**FINE, **{"c.png": link("../canary.png")}), {"a": GOOD["a"], "c": NO_FILE})
 bad("folder: link to a device", tree(**FINE, **{"c.png": link("/dev/zero")}), {"a": GOOD["a"], "c": NO_FILE})
@@ -471,7 +483,7 @@ bad("folder: folder like a picture", tree(**FINE, **{"c.png/d.jpg": picture()}),
 bad(
     "folder: page of the web",
     tree(**FINE, **{"c.jpg": b"<html>"}),
-    {"a": GOOD["a"], "c": "is no picture that can be read"},
+    {"a": GOOD["a"], "c": "is not a readable image"},
 )
 bad("folder: caption from elsewhere", tree(**{"a.png": picture(), "a.txt": link("/etc/passwd")}), {"a": "ok: "})
 bad("folder: caption from a pipe", tree(**{"a.png": picture(), "a.txt": os.mkfifo}), {"a": "ok: "})
@@ -486,7 +498,7 @@ bad(
     "folder: broken metadata.csv",
     tree(**FINE, **{"metadata.csv": b"file_name,text\na.png,caf\xe9\n"}),
     None,
-    "metadata.csv: is no UTF-8 text at byte 24",
+    "metadata.csv: is not valid UTF-8 at byte 24",
 )
 for told, content in {
     "a number": b"3",
@@ -494,13 +506,13 @@ for told, content in {
     "a text": b'"x"',
     "COCO of nothing": b'{"annotations": [{}]}',
 }.items():
-    says = "captions.json: a row of it is no object" if told == "a text" else f"captions.json: {CANNOT}"
+    says = "captions.json: a row is not an object" if told == "a text" else f"captions.json: {CANNOT}"
     bad(f"folder: captions are {told}", tree(**FINE, **{"captions.json": content}), None, says)
 bad(
     "folder: captions of others",
     tree(**FINE, **{"captions.json": b'{"z.png": "x"}'}),
     None,
-    "captions.json: names none of the 1 pictures",
+    "captions.json: names none of the 1 images",
 )
 bad(
     "folder: captions with breaks in their names",
@@ -512,15 +524,15 @@ bad(
     "folder: captions without names",
     tree(**FINE, **{"metadata.jsonl": b'{"text": "x"}'}),
     None,
-    "a row names no picture",
+    "a row names no image",
 )
 bad(
     "folder: pipe alone",
     lambda folder: (os.mkfifo(folder / "x"), folder / "x")[1],
     None,
-    "x: no kind of data that is known",
+    "x: no known kind of data",
 )
-bad("folder: device", lambda folder: Path("/dev/null"), None, "no kind of data that is known")
+bad("folder: device", lambda folder: Path("/dev/null"), None, "no known kind of data")
 
 
 # --- what happens ---------------------------------------------------------------------------------

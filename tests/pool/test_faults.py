@@ -40,7 +40,7 @@ from thresher import (
 ROWS, CUTS = 60, [20, 40]
 SECOND = range(20, 40)  # the rows of the second of three shards
 POOL = make(ROWS)
-ADVICE = "replace|remove|save|convert|copy|make|mend|name|give|fetch|say|finished|missing|number"  # what to do
+ADVICE = "replace|remove|save|convert|copy|create|name|give|fetch|say|finished|missing|number"  # what to do
 STEPS = [
     ("semdedup", {"eps": 0.3, "clusters": 3, "iterations": 2}),
     ("random", {"keep": "50%"}),
@@ -260,11 +260,11 @@ ARRAYS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no width": (lambda path: np.save(path, IMAGE[:, :0]), r"has shape \(20, 0\)"),
     "negative": (lambda path: header(path, shape=(-20, 8)), r"has shape \(-20, 8\)"),
     "huge": (lambda path: header(path, shape=(10**12, 10**6)), "it is truncated"),
-    "integers": (lambda path: np.save(path, np.ones((20, 8), int)), "holds int64; embeddings are float16"),
-    "uint16": (lambda path: np.save(path, IMAGE.view("u2")), "for bfloat16 bits say --dtype bfloat16"),
-    "complex": (lambda path: np.save(path, IMAGE.astype("c8")), "holds complex64"),
+    "integers": (lambda path: np.save(path, np.ones((20, 8), int)), "contains int64; embeddings are float16"),
+    "uint16": (lambda path: np.save(path, IMAGE.view("u2")), "for bfloat16 bits pass --dtype bfloat16"),
+    "complex": (lambda path: np.save(path, IMAGE.astype("c8")), "contains complex64"),
     "big-endian": (lambda path: np.save(path, IMAGE.astype(">f4")), "save it little-endian"),
-    "strings": (lambda path: np.save(path, np.full((20, 8), "a")), "holds str"),
+    "strings": (lambda path: np.save(path, np.full((20, 8), "a")), "contains str"),
     "records": (lambda path: np.save(path, np.ones((20, 8), "f2,f2")), "embeddings are float16"),
     "other type": (lambda path: np.save(path, IMAGE.astype("f4")), "8 x float32.*convert"),
     "other width": (lambda path: np.save(path, IMAGE[:, :6]), "6 x float16.*convert"),
@@ -296,7 +296,7 @@ def test_members_that_are_no_embeddings(tmp_path: Path, name: str, compressed: i
         np.savez(path, l14_txt=arrays["l14_txt"])
     with zipfile.ZipFile(path, "a", compressed) as archive:
         archive.write(member, "l14_img.npy")
-    with pytest.raises(PoolError, match=f"{path}.*({said}|is not as long as its header says)"):
+    with pytest.raises(PoolError, match=f"{path}.*({said}|does not have the length that its header says)"):
         open_store(place)
     left_out(place, path)
 
@@ -409,7 +409,7 @@ def test_rows_without_direction(tmp_path: Path, kind: str, field: str) -> None:
         place = WRITERS[kind](tmp_path / f"one {row}", POOL.with_rows(field, **{row: value}), CUTS)
         store = open_store(place)
         with pytest.raises(
-            BadRowsError, match=rf"\(row {row[1:]} of the pool\); mend the file, or pass --skip-bad"
+            BadRowsError, match=rf"\(row {row[1:]} of the pool\); fix the file, or pass --skip-bad"
         ) as error:
             select(store, tmp_path / "cache", STEPS[2])
         name, _, within = store.whereabouts(field, int(row[1:])).partition(" row ")
@@ -498,7 +498,7 @@ def test_cells_that_hold_no_vector(tmp_path: Path, name: str, dtype: str) -> Non
     cells = pa.array(change(found.column(at).to_pylist()), found.schema.field(at).type)
     pq.write_table(found.set_column(at, found.schema.field(at), cells), path, row_group_size=7)
     bad = [row for row in SECOND if cells[row - 20].as_py() != vectors(pool.image[[row]], kind)[0].as_py()]
-    assert "is missing or of another width" in refused(
+    assert "is missing or has another width" in refused(
         place, tmp_path, f"{path} row {bad[0] - 20}: the image embedding"
     )
     same_without(place, tmp_path, bad, f"set aside {len(bad)} rows because its image embedding", pool)
@@ -507,7 +507,7 @@ def test_cells_that_hold_no_vector(tmp_path: Path, name: str, dtype: str) -> Non
 def test_binary_of_odd_length_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"uid": ["a"], "embedding": [b"abc"]}), tmp_path / "a.parquet")
     with pytest.raises(
-        PoolError, match=r"a\.parquet \[embedding\]: 3 bytes a row are no whole number of float16; is --dt"
+        PoolError, match=r"a\.parquet \[embedding\]: 3 bytes a row is not a multiple of float16; is --dt"
     ):
         open_store(str(tmp_path), Options(dtype="float16"))
 
@@ -556,7 +556,7 @@ def test_a_pool_that_cannot_be_divided_is_not_guessed_at(tmp_path: Path) -> None
     pq.write_table(pa.table({"uid": POOL.keys}), tmp_path / "pool" / "all.parquet")
     path = tmp_path / "pool" / "image_1.npz"
     flip(path, "arr_0", 0.9)
-    with pytest.raises(PoolError, match=rf"{path}: .*it cannot be set aside, others are cut differently"):
+    with pytest.raises(PoolError, match=rf"{path}: .*it cannot be skipped, other files are cut differently"):
         open_store(str(tmp_path / "pool"), SKIP)
 
 

@@ -55,7 +55,7 @@ def test_from_raw_pictures_to_tars(pictures: Path, tmp_path: Path, shuffle: int 
     assert json.loads(found["%C3%A9-1"]["json"])["key"] == "é-1"
     assert found["a"]["txt"] == b"caption 0"
     assert (done.samples, done.missing, done.aside, done.form) == (5, 1, 1, "webdataset")
-    assert "\tz\tis no" in (tmp_path / "out" / "set-aside.txt").read_text()
+    assert "\tz\tis not in a supported image format" in (tmp_path / "out" / "set-aside.txt").read_text()
     assert sum(json.loads((tmp_path / "out" / "sizes.json").read_text()).values()) == 5
     again = [(sample.key, sample.text) for sample in open_data(str(tmp_path / "out")).samples()]
     assert dict(again)["b%2Fc%20d"] == "caption 1"

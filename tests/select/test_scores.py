@@ -254,7 +254,7 @@ def test_files_that_do_not_fit_are_told(store, bare, place, tmp_path) -> None:
     refused(UsageError, "has no column of numbers", {"uid": names, "v": names})
     refused(UsageError, "no column 'b'; it has uid, bb.*Did you mean 'bb'", {"uid": names, "bb": v}, column=":b")
     refused(UsageError, "'t' is not numeric", {"uid": names, "t": names}, column=":t")
-    refused(BadRowsError, "the uid 'k1' stands there more than once", {"uid": ["k1", *names], "v": [0, *v]})
+    refused(BadRowsError, "the uid 'k1' occurs more than once", {"uid": ["k1", *names], "v": [0, *v]})
     refused(BadRowsError, r"row 4: 'v' is empty or NaN \(1 such rows\)", {"uid": names, "v": nothing})
     refused(BadRowsError, rf"for the uid {names[0]} \(2 of {N} rows", {"uid": names[2:], "v": v[2:]})
     refused(UsageError, "no column 'row' to join by", {"uid": names, "v": v}, bare)

@@ -387,7 +387,7 @@ def test_evaluation_sets_have_names_and_something_to_evaluate(data: Data, tmp_pa
     cells = few["image"].to_pylist()
     cells[7] = {"bytes": b"no picture", "path": None}
     pq.write_table(few.set_column(2, "image", pa.array(cells)), tmp_path / "bad.parquet")
-    with pytest.raises(PoolError, match="bad.parquet: row 7 is no picture that can be read"):
+    with pytest.raises(PoolError, match="bad.parquet: row 7 is not a readable image"):
         train_clip(data.parquet, tmp_path / "x", settings(evals=(str(tmp_path / "bad.parquet"),)))
 
 

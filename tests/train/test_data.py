@@ -109,7 +109,7 @@ def test_parquet_of_img2dataset_is_read_with_the_failures_set_aside(data: Data, 
     assert pairs.keys() == table["key"].to_pylist()[:8]
     assert [pairs.encoded(row) for row in range(8)] == pictures[:8]
     assert pairs.column("status") == ["success"] * 8
-    assert [why for _, why in pairs.skipped] == ["has no picture"]
+    assert [why for _, why in pairs.skipped] == ["has no image"]
 
 
 def test_uids_are_keys(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_data_of_which_little_can_be_used_are_refused(data: Data, tmp_path: Path
     table = data.table.slice(0, 10)
     images = [{"bytes": b"no", "path": None}] * 6 + table["image"].to_pylist()[6:]
     pq.write_table(table.set_column(2, "image", pa.array(images)), tmp_path / "bad.parquet")
-    with pytest.raises(PoolError, match="6 of 10 rows cannot be used; row 0 is no picture"):
+    with pytest.raises(PoolError, match="6 of 10 rows cannot be used; row 0 is not a readable image"):
         opened(tmp_path / "bad.parquet", tmp_path / "run")
 
 
@@ -215,7 +215,7 @@ def test_samples_of_tars(tmp_path: Path) -> None:
     pairs = opened(tmp_path, tmp_path / "run")
     assert list(pairs.captions) == ["from json", "from text", "names lead nowhere"]
     assert pairs.keys() == ["x/1", "x/2", "../../4"]
-    assert pairs.skipped == (("row 2, key x/3", "has no picture (members: txt)"),)
+    assert pairs.skipped == (("row 2, key x/3", "has no image (members: txt)"),)
     assert pairs.column("row") == [0, 1, 3]
 
 
@@ -239,7 +239,7 @@ def test_pictures_that_are_gone_are_set_aside(tmp_path: Path) -> None:
     (tmp_path / "b.png").unlink()
     pairs = opened(tmp_path / "a.csv", tmp_path / "run")
     assert list(pairs.captions) == ["a", "c"]
-    assert pairs.skipped == ((f"row 1, key {tmp_path}/b.png", f"names a picture that is not there: {tmp_path}/b.png"),)
+    assert pairs.skipped == ((f"row 1, key {tmp_path}/b.png", f"names an image that is not a file: {tmp_path}/b.png"),)
 
 
 def test_tars_are_told_by_their_ending(data: Data, tmp_path: Path) -> None:
@@ -298,7 +298,7 @@ def test_pictures_may_be_files_below_the_data_and_nowhere_else(tmp_path: Path) -
 
 def test_parquet_without_pictures_or_captions_says_what_it_has(tmp_path: Path) -> None:
     pq.write_table(pa.table({"caption": ["a"], "size": [1]}), tmp_path / "a.parquet")
-    with pytest.raises(PoolError, match="has no column of pictures .* has caption, size"):
+    with pytest.raises(PoolError, match="has no column of images .* has caption, size"):
         opened(tmp_path / "a.parquet", tmp_path / "run")
 
 

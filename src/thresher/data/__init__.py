@@ -1,4 +1,4 @@
-"""Raw data, before there are embeddings: webdataset tars, parquet, Arrow, csv, folders of pictures."""
+"""Raw data, before it is embedded: webdataset tars, Parquet, Arrow, CSV, folders of images."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ __all__ = [
 
 
 class DataReader(Protocol):
-    """Turns a location into data: a frozen dataclass in a file of ``thresher.data.layouts``, or of another package.
+    """Opens raw data: a frozen dataclass in a file of ``thresher.data.layouts``, or in another package.
 
     Attributes:
-        name: What it is called.
-        rank: Which is asked first, the lowest, where several would recognise a location.
-        looks_like: What it reads, in a few words, for messages.
+        name: Name of the reader.
+        rank: Order in which readers are tried; if several recognise a location, the lowest rank is used.
+        looks_like: A short description of what it reads, for messages.
     """
 
     name: ClassVar[str]
@@ -43,15 +43,15 @@ class DataReader(Protocol):
     looks_like: ClassVar[str]
 
     def recognise(self, where: Location) -> bool:
-        """Return whether it reads what is there, by names and a header or two."""
+        """Return whether it reads this location, judged by names and a few headers."""
         ...
 
     def open(self, where: Location, options: DataOptions) -> Data:
-        """Cut it into parts; reads headers only.
+        """Split the data into parts; reads headers only.
 
         Raises:
-            PoolError: A file is damaged, or there is nothing in it.
-            UsageError: A column that was asked for is not there.
+            PoolError: A file is damaged or empty.
+            UsageError: A requested column does not exist.
         """
         ...
 
@@ -62,17 +62,17 @@ DATA_READERS: PluginPoint[DataReader] = PluginPoint(
 
 
 def open_data(location: str, options: DataOptions | None = None) -> Data:
-    """Recognise raw data and cut it into parts; reads headers only (of a csv every line).
+    """Recognise raw data and split it into parts; reads headers only (for CSV every line).
 
     Args:
-        location: Tars (a folder of them, a path with ``{00000..00099}``, ``*`` or ``::``), parquet or Arrow files or a
-            folder of them, a Hugging Face dataset saved to disk, a csv of open_clip, a folder of pictures, or what a
-            reader of another package recognises.
-        options: How to read them.
+        location: Tars (a folder of them, a path with ``{00000..00099}``, ``*`` or ``::``), Parquet or Arrow files or a
+            folder of them, a Hugging Face dataset saved to disk, a CSV file of open_clip, a folder of images, or data
+            that a reader of another package recognises.
+        options: How to read the data.
 
     Raises:
-        PoolError: Nothing there, or nothing that is known.
-        UsageError: A column or a reader that was asked for is not there.
+        PoolError: There is nothing at the location, or its format is not recognised.
+        UsageError: A requested column or reader does not exist.
     """
     options, where = options or DataOptions(), Location(location)
     reader = DATA_READERS.build(options.reader) if options.reader else None
@@ -82,11 +82,11 @@ def open_data(location: str, options: DataOptions | None = None) -> Data:
             raise PoolError(f"{location}: has no samples")
         return data
     if not location:
-        why = "no data are named"
+        why = "no data was given"
     elif not where.exists:
         why = f"{location}: nothing is there"
     elif where.is_folder and not os.listdir(location):
         why = f"{location}: is an empty folder"
     else:
-        why = f"{location}: no kind of data that is known"
+        why = f"{location}: no known kind of data"
     raise PoolError(f"{why}; give {readable(DATA_READERS)}")

@@ -1,4 +1,4 @@
-"""A place where raw data may be, looked at no further than a reader asks."""
+"""A location of raw data, which is listed only when a reader needs it."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from thresher.io.listing import Files
 
 @dataclass(frozen=True)
 class Location:
-    """A place where raw data may be.
+    """A location of raw data.
 
     Attributes:
-        text: As it was given: a folder, a file, a pattern of names, anywhere fsspec reaches.
+        text: The location as the user wrote it: a folder, a file or a pattern, on any file system that fsspec supports.
     """
 
     text: str
 
     @property
     def local(self) -> bool:
-        """Whether it is on this machine."""
+        """Whether it is on a local file system."""
         return "://" not in self.text
 
     @property
     def is_folder(self) -> bool:
-        """Whether it is a folder on this machine."""
+        """Whether it is a local folder."""
         return self.local and os.path.isdir(self.text)
 
     @property
     def exists(self) -> bool:
-        """Whether it is there; of what is elsewhere, that it may be."""
+        """Whether it exists; always True for remote locations."""
         return not self.local or os.path.exists(self.text)
 
     @cached_property
     def files(self) -> Files:
-        """The files there, two levels down; of a folder of a million pictures ask :meth:`has` first.
+        """The files, two levels deep; this is slow for a folder of a million images, so call :meth:`has` first.
 
         Raises:
-            PoolError: Nothing is there, or it cannot be listed.
+            PoolError: There is nothing at the location, or it cannot be listed.
         """
         return Files.at(self.text)
 
     def has(self, *endings: str) -> bool:
-        """Return whether names end in one of ``endings``, two levels down; by names alone, which is quick."""
+        """Return whether a name two levels deep may end in one of ``endings``; fast, because it only reads names."""
         if not self.exists:
             return False
         if not self.is_folder:
@@ -53,12 +53,12 @@ class Location:
 
     @cached_property
     def _names(self) -> list[str] | None:
-        """Names in the folder and in those in it; None where links to folders would have to be followed."""
-        found: list[str] = []
+        """The names in the folder and its subfolders; None if there are symlinks to folders."""
+        result: list[str] = []
         for here, inner, names in os.walk(self.text):
             if any(os.path.islink(os.path.join(here, name)) for name in inner):
                 return None
-            found += [*inner, *names]
+            result += [*inner, *names]
             if here != self.text:
                 inner.clear()
-        return found
+        return result

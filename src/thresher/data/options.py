@@ -1,4 +1,4 @@
-"""How to read raw data where names do not say it."""
+"""Options for reading raw data."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ PER_PART = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """How to read raw data where names do not say it.
+    """How to read raw data if the names in it are not sufficient.
 
     Attributes:
-        image: Column of a table with the pictures.
+        image: Column of a table with the images.
         caption: Column with the captions.
         key: Column that identifies a row.
-        root: Folder that pictures named by a table lie in (default: that of the table).
-        captions_file: For a folder of pictures: the file that has their captions.
-        captions: Whether captions are wanted at all.
-        per_part: Rows of a part, where a file is cut into several.
-        allow_outside: Whether pictures may be read that a csv names by absolute paths elsewhere.
+        root: Folder with the images that a table names by path (default: the folder of the table).
+        captions_file: For a folder of images: the file with their captions.
+        captions: Whether captions are needed.
+        per_part: Rows per part, if a file is split into several.
+        allow_outside: Whether images outside the root may be read if a CSV file names them.
         reader: The reader to use, and its options: ``NAME`` or ``NAME:OPTION=VALUE,...`` (default: the first that
             recognises the data).
     """
@@ -38,10 +38,10 @@ class DataOptions:
     reader: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be."""
+        """Validate the parameters."""
         if self.per_part < 1:
             raise UsageError(f"{self.per_part} rows a part: at least 1")
         if self.root and not os.path.isdir(self.root):
-            raise UsageError(f"{self.root}: there is no such folder of pictures")
+            raise UsageError(f"{self.root}: there is no such folder of images")
         if self.captions_file and not os.path.isfile(self.captions_file):
             raise UsageError(f"{self.captions_file}: there is no such file of captions")

@@ -1,7 +1,7 @@
-"""Parts: runs of samples that are read apart from each other, and what embedding, checking and resharding ask of them.
+"""Parts: consecutive samples that are read independently, and the operations of embedding, checking and resharding.
 
-A reader of raw data makes parts. One that yields samples is enough; everything else has a default made of these, to be
-replaced where a format can answer without reading pictures.
+A reader of raw data creates parts. A part only has to yield samples; all other methods have a default based on them.
+Override these if a format can do better, for example without reading images.
 
 Shape letters: n samples of a part, c some of them.
 """
@@ -27,22 +27,22 @@ if TYPE_CHECKING:
 Ints = npt.NDArray[np.int64]
 Form = Literal["webdataset", "parquet", "csv"]
 P = TypeVar("P", bound="Part")
-_ROWS = 64  # in memory at a time: a picture may have megabytes
+_ROWS = 64  # in memory at a time: an image may have megabytes
 
 
 @dataclass(frozen=True, eq=False)
 class Scanned:
-    """The samples of a part, n of them, without their pictures.
+    """The samples of a part, n of them, without their images.
 
     Attributes:
-        keys: Of each.
-        start_n: Where each begins, ascending: a byte of a tar or csv, else a row.
-        length_n: How many bytes it has, else 1; below 0 where not all of them are its own.
-        at_n: What :attr:`thresher.data.Sample.at` says of each, where that is not ``start_n``: a row of a csv.
-        uids: Of each; None where they were not asked for, or there are none.
+        keys: Key of each sample.
+        start_n: Start of each sample, ascending: a byte offset in a tar or CSV file, else a row.
+        length_n: Length in bytes, else 1; negative if other data is in between.
+        at_n: :attr:`thresher.data.Sample.at` of each sample, if it differs from ``start_n``: a row of a CSV file.
+        uids: uid of each sample; None if they were not requested, or there are none.
         skipped: (key, why) of samples that cannot be copied.
-        damage: Why the part was not read to its end, "" where it was.
-        headers: Gives the headers of some of the samples of a tar, by number; None where it is none.
+        damage: Why the part was not read to its end, "" if it was.
+        headers: Returns the headers of some samples of a tar, by index; None for other formats.
     """
 
     keys: Sequence[str]
@@ -56,12 +56,12 @@ class Scanned:
 
 
 class Words(NamedTuple):
-    """Keys and captions of a run of samples.
+    """Keys and captions of consecutive samples.
 
     Attributes:
-        keys: Those there are; samples that go by their number have none.
-        texts: Captions, "" for none, one a sample.
-        uids: How many samples have a uid.
+        keys: Keys of the samples that have one.
+        texts: Captions, one per sample, "" for none.
+        uids: Number of samples with a uid.
     """
 
     keys: Sequence[str]
@@ -71,13 +71,13 @@ class Words(NamedTuple):
 
 @dataclass(frozen=True)
 class Part(ABC):
-    """A run of samples that is read as one: a tar, or rows of a table, a csv or a folder. Parts can be pickled.
+    """Consecutive samples that are read together: a tar, or rows of a table, a CSV file or a folder. Picklable.
 
     Attributes:
-        path: The file or folder it lies in.
-        protocol: Of its file system, as fsspec names it.
-        first: Where in the file its samples begin, as ``Sample.at`` counts; 0 where the part is the whole file.
-        rows: How many samples it has; None where only reading it tells.
+        path: The file or folder.
+        protocol: fsspec protocol of its file system.
+        first: ``Sample.at`` of its first sample; 0 if the part is the whole file.
+        rows: Number of samples; None if that is known only after reading it.
     """
 
     path: str
@@ -86,17 +86,17 @@ class Part(ABC):
     rows: int | None = None
 
     unit: ClassVar[str] = "file"
-    """What one of the files is called: "tar", "picture"."""
+    """Name of one of its files: "tar", "picture"."""
     pictures_apart: ClassVar[bool] = False
-    """Whether pictures are files of their own, so that their paths are worth keeping."""
+    """Whether images are separate files, so that their paths are worth keeping."""
     copied_as: ClassVar[Form | None] = None
-    """The format that resharding makes by copying what is stored; None where it is made from samples."""
+    """The format to which resharding copies stored data unchanged; None if it must convert samples."""
     scanning_is_slow: ClassVar[bool] = False
-    """Whether :meth:`scan` of a file on this machine keeps Python busy, so that threads do not help."""
+    """Whether :meth:`scan` of a local file is CPU-bound in Python, so that threads do not help."""
 
     @abstractmethod
     def samples(self) -> Iterator[Sample]:
-        """Yield the samples in order, those without a picture too.
+        """Yield the samples in order, including those without an image.
 
         Raises:
             PoolError: The file is damaged; raised after the samples before the damage.
@@ -104,80 +104,80 @@ class Part(ABC):
 
     @property
     def has_uids(self) -> bool:
-        """Whether its samples may have uids of DataComp."""
+        """Whether its samples may have DataComp uids."""
         return True
 
     @property
     def key_column(self) -> str | None:
-        """The column of :meth:`schema` with the keys; None where rows go by their number."""
+        """The column of :meth:`schema` with the keys; None if the key is the row number."""
         return "key"
 
     def stamp(self) -> list[Any]:
-        """Return what changes whenever its samples may have: by default size and time of the file.
+        """Return a value that changes whenever the samples may have changed: by default file size and time.
 
         Raises:
-            PoolError: The file is gone.
+            PoolError: The file no longer exists.
         """
         return file_stamp(self.protocol, self.path)
 
     # --- some of the samples ---
 
     def slice(self: P, first: int, rows: int) -> P:
-        """Return the part of ``rows`` samples from ``first`` on; only asked of parts that have :meth:`words`."""
+        """Return the part with ``rows`` samples from ``first`` on; only called for parts that have :meth:`words`."""
         return replace(self, first=first, rows=rows)
 
     def scan(self, *, uids: bool = False) -> Scanned:
-        """Return the keys and places of the samples; damage is noted, not raised.
+        """Return the keys and positions of the samples; damage is recorded, not raised.
 
         Args:
-            uids: Whether uids are wanted.
+            uids: Whether to return uids.
         """
-        keys, at, found, damage = list[str](), list[int](), list[str](), ""
+        keys, at, found_uids, damage = list[str](), list[int](), list[str](), ""
         try:
             for sample in self.samples():
                 keys.append(sample.key)
                 at.append(sample.at)
-                found.append(sample.uid)
+                found_uids.append(sample.uid)
         except PoolError as error:
             damage = str(error).removeprefix(f"{self.path}: ")
         return Scanned(
             keys=keys,
             start_n=np.array(at, np.int64),
             length_n=np.ones(len(at), np.int64),
-            uids=found if uids and self.has_uids else None,
+            uids=found_uids if uids and self.has_uids else None,
             damage=damage,
         )
 
     def scan_at(self, at_c: Ints) -> Scanned:
-        """Return the keys and places of some samples, by what ``Sample.at`` says of them, ascending.
+        """Return the keys and positions of the samples with some values of ``Sample.at``, ascending.
 
         Raises:
-            PoolError: No sample begins there.
+            PoolError: There is no sample at a position.
         """
-        found = self.scan()
-        at_n = found.start_n if found.at_n is None else found.at_n
+        scanned = self.scan()
+        at_n = scanned.start_n if scanned.at_n is None else scanned.at_n
         where_c = np.searchsorted(at_n, at_c)
         if not len(at_n) or (at_n[np.minimum(where_c, len(at_n) - 1)] != at_c).any():
-            raise PoolError(f"{self.path}: has no sample there")
-        return Scanned([found.keys[i] for i in where_c.tolist()], found.start_n[where_c], found.length_n[where_c])
+            raise PoolError(f"{self.path}: has no sample at a requested position")
+        return Scanned([scanned.keys[i] for i in where_c.tolist()], scanned.start_n[where_c], scanned.length_n[where_c])
 
     def chosen(self, start_c: Ints) -> Iterator[Sample]:
-        """Yield some samples with their pictures.
+        """Yield some samples with their images.
 
         Args:
-            start_c: Where they begin, as :meth:`scan` says; ascending, each once.
+            start_c: Their starts from :meth:`scan`; ascending, each once.
 
         Raises:
-            PoolError: The file is damaged, or no sample begins there.
+            PoolError: The file is damaged, or there is no sample at a position.
         """
         wanted = set(start_c.tolist())
-        found = (sample for sample in self.samples() if sample.at in wanted)
+        matches = (sample for sample in self.samples() if sample.at in wanted)
         count = 0
-        for sample in islice(found, len(wanted)):
+        for sample in islice(matches, len(wanted)):
             count += 1
             yield sample
         if count < len(wanted):
-            raise PoolError(f"{self.path}: has fewer samples than before; it was changed, start again")
+            raise PoolError(f"{self.path}: has fewer samples than before; it has changed, start again")
 
     # --- as a table ---
 
@@ -190,19 +190,19 @@ class Part(ABC):
         return pa.schema([*own.items(), *((name, kind) for name, kind in self.light().items() if name not in own)])
 
     def light(self) -> Mapping[str, Any]:
-        """Return the names and Arrow types of ``Sample.columns``: numbers and texts that go along."""
+        """Return the names and Arrow types of ``Sample.columns``: extra numbers and texts that are kept."""
         return {}
 
     def batches(self, columns: Sequence[str] | None, start_c: Ints, size: int = _ROWS) -> Iterator[Any]:
-        """Yield some samples as Arrow record batches; a picture that is not there is null.
+        """Yield some samples as Arrow record batches; a missing image is null.
 
         Args:
-            columns: Of :meth:`schema`; None for all.
-            start_c: Where the samples begin, as :meth:`scan` says; ascending, any number of times each.
-            size: Rows of a batch, at most.
+            columns: Columns of :meth:`schema`; None for all.
+            start_c: Starts of the samples from :meth:`scan`; ascending, repeats are allowed.
+            size: Maximum rows of a batch.
 
         Raises:
-            PoolError: The file is damaged, or no sample begins there.
+            PoolError: The file is damaged, or there is no sample at a position.
         """
         import pyarrow as pa
 
@@ -219,27 +219,27 @@ class Part(ABC):
                     picture = {"bytes": data, "path": f"{sample.key}.{kind_of(data)}"}
                 except PoolError:
                     picture = None
-                told = {"image": picture, "text": sample.text, "key": sample.key}
-                rows += [{**sample.columns, **told}] * often
+                row = {"image": picture, "text": sample.text, "key": sample.key}
+                rows += [{**sample.columns, **row}] * often
             whole = pa.RecordBatch.from_pylist(rows, schema)
             yield from (whole.slice(lo, size) for lo in range(0, len(whole), size))
 
-    # --- for looking them over ---
+    # --- for inspection ---
 
     def words(self) -> Iterator[Words] | None:
-        """Return keys and captions, read without pictures; None where :meth:`samples` reads no pictures either."""
+        """Return keys and captions without reading images; None if :meth:`samples` does not read images either."""
         return None
 
     def roles(self) -> Mapping[str, str | None]:
-        """Return which column is the picture, caption, key and uid; {} where there are no columns."""
+        """Return the columns of image ("picture"), caption, key and uid; {} if there are no columns."""
         return {}
 
     def members(self) -> Iterator[Sequence[str]]:
-        """Yield the endings of the files that make up each sample; nothing where samples are no files."""
+        """Yield the file extensions of the members of each sample; nothing if samples are not made of files."""
         return iter(())
 
     def cut_off(self) -> str:
-        """Return what is wrong with the end of the file, "" for nothing, without reading all of it."""
+        """Return what is wrong with the end of the file, "" if nothing, without reading all of it."""
         return ""
 
 
@@ -248,9 +248,9 @@ class Data:
     """Raw data at a location.
 
     Attributes:
-        location: As it was given.
-        kind: The name of the reader: "webdataset", "parquet", "arrow", "csv", "folder".
-        parts: In the order of the samples.
+        location: The location as the user wrote it.
+        kind: Name of the reader: "webdataset", "parquet", "arrow", "csv", "folder".
+        parts: The parts, in the order of the samples.
     """
 
     location: str
@@ -259,10 +259,10 @@ class Data:
 
     @property
     def columns(self) -> Mapping[str, Any]:
-        """What tables tell of every sample besides, and its Arrow type."""
+        """Extra columns of every sample, and their Arrow types."""
         return self.parts[0].light() if self.parts else {}
 
     def samples(self) -> Iterator[Sample]:
-        """Yield all samples, part by part."""
+        """Yield all samples, one part after another."""
         for part in self.parts:
             yield from part.samples()

@@ -1,4 +1,4 @@
-"""A sample of raw data: a picture and its caption."""
+"""A sample of raw data: an image and its caption."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from thresher.errors import PoolError
 from thresher.io.open import open_file, trusting
 from thresher.io.paths import inside, writable
 
-BYTES = 1 << 30  # of one picture: more is taken for something else
+BYTES = 1 << 30  # maximum of one image: a larger file is not an image
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the bytes of a picture are: in a file, from ``offset`` on.
+    """The position of the bytes of an image: in a file, from ``offset`` on.
 
     Attributes:
         path: The file.
-        offset: Of the first byte.
-        size: Bytes; -1 for the whole file.
-        protocol: Of the file system, as fsspec names it.
+        offset: Offset of the first byte.
+        size: Number of bytes; -1 for the whole file.
+        protocol: fsspec protocol of the file system.
     """
 
     path: str
@@ -34,43 +34,43 @@ class Place:
         """Return the bytes.
 
         Raises:
-            PoolError: The file is gone, shorter than it was, or no plain file; or more than ``BYTES``.
+            PoolError: The file is missing, shorter than before, or not a regular file; or the image exceeds ``BYTES``.
         """
         with open_file(self.protocol, self.path) as file:
             return self.read_from(file)
 
     def read_from(self, file: IO[bytes]) -> bytes:
-        """Return the bytes from the file, opened already.
+        """Return the bytes from the open file.
 
         Raises:
-            PoolError: The file is shorter than it was, or cannot be read; or more than ``BYTES``.
+            PoolError: The file is shorter than before or cannot be read, or the image exceeds ``BYTES``.
         """
 
         def read() -> bytes:
             size = self.size if self.size >= 0 else file.seek(0, os.SEEK_END) - self.offset
             if size > BYTES:
-                raise PoolError(f"{self.path}: has a picture of {size:,} bytes; at most {BYTES:,} are read")
+                raise PoolError(f"{self.path}: has an image of {size:,} bytes; the limit is {BYTES:,}")
             file.seek(self.offset)
             return file.read(size)
 
-        found = trusting(self.path, read)
-        if 0 <= self.size != len(found):
+        data = trusting(self.path, read)
+        if 0 <= self.size != len(data):
             raise PoolError(f"{self.path}: ends before byte {self.offset + self.size:,}; it was longer before")
-        return found
+        return data
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A picture and its caption.
+    """An image and its caption.
 
     Attributes:
-        key: What identifies it; "" where nothing does.
-        text: The caption, stripped; "" where there is none.
-        picture: Its bytes as stored, or where they are; None where there is none.
-        at: Where the sample begins in its part's file: a byte of a tar, a row of a table, a line of a csv.
-        uid: DataComp's name of it, 32 hexadecimal characters; "" where it has none.
-        why: Why it has no picture, "" where it has one.
-        columns: What else a table tells of it.
+        key: Identifier of the sample; "" if it has none.
+        text: The caption, stripped; "" if there is none.
+        picture: The encoded image, or the position of its bytes; None if there is none.
+        at: Start of the sample in the file of its part: a byte offset in a tar, a row of a table or CSV file.
+        uid: DataComp uid, 32 hexadecimal characters; "" if it has none.
+        why: Why it has no image, "" if it has one.
+        columns: Values of other columns of a table.
     """
 
     key: str
@@ -82,29 +82,29 @@ class Sample:
     columns: Mapping[str, Any] = field(default_factory=dict)
 
     def stored(self) -> bytes:
-        """Return the picture's bytes.
+        """Return the bytes of the encoded image.
 
         Raises:
-            PoolError: There is none, or its file cannot be read.
+            PoolError: There is no image, or its file cannot be read.
         """
         if self.picture is None:
-            raise PoolError(self.why or "has no picture")
+            raise PoolError(self.why or "has no image")
         return self.picture.read() if isinstance(self.picture, Place) else self.picture
 
 
 def picture_in(root: str, name: str) -> Place | None:
-    """Return where a picture is that a table names, or None: names that lead out of ``root`` are not followed.
+    """Return the position of an image that a table names, or None if it does not exist or is outside ``root``.
 
     Args:
-        root: A folder without links, as :func:`thresher.io.paths.inside` takes it.
-        name: As the table has it.
+        root: A folder without symlinks, as for :func:`thresher.io.paths.inside`.
+        name: The name in the table.
     """
     path = inside(root, name)
     return Place(path) if path is not None and os.path.isfile(path) else None
 
 
 def caption_of(cell: Any) -> str:
-    """Return a caption as stripped text that can be written as UTF-8: the first of several, "" for none."""
+    """Return a caption as stripped text that UTF-8 can encode: the first of several, "" for none."""
     if isinstance(cell, (list, tuple)):
         cell = next((one for one in cell if isinstance(one, str) and one.strip()), "")
     if isinstance(cell, bytes):

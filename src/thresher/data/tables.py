@@ -1,4 +1,4 @@
-"""Tables: pictures as bytes or as paths, captions and keys in columns, however their rows are read."""
+"""Tables: images as bytes or paths, captions and keys in columns; shared by all tabular formats."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from thresher.io.open import trusting
 from thresher.io.paths import visible, writable
 
 PICTURES = ("image", "img", "jpg", "png", "webp", "picture", "image_path", "filepath", "file_name", "path", "thumbnail")
-_BATCH = 64  # rows in memory at a time: a picture may have megabytes
-_TEXTS = 8_192  # rows at a time without pictures
+_BATCH = 64  # rows in memory at a time: an image may have megabytes
+_TEXTS = 8_192  # rows at a time without images
 _CELLS = ("binary", "large_binary", "fixed_size_binary", "string", "large_string", "dictionary<values=string")
-# Types of columns that go along; not those of time: Arrow's reach further than Python's, one such cell would stop all.
+# Types of extra columns that are kept. Not times: Arrow allows times that Python cannot represent.
 _LIGHT = ("string", "large_string", "bool", "int", "uint", "float", "double", "halffloat")
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table are what.
+    """The roles of the columns of a table.
 
     Attributes:
-        picture: Bytes, a struct of bytes and path, or paths.
-        caption: A text or a list of them; None for none.
-        key: What identifies a row; None for its file and number.
-        uid: DataComp's name of the row; None for none.
-        light: Others that go along, and their Arrow types.
+        picture: Column of images: bytes, a struct of bytes and path, or paths.
+        caption: Column of captions, texts or lists of texts; None for none.
+        key: Column that identifies a row; None for its file and row number.
+        uid: Column of DataComp uids; None for none.
+        light: Other columns that are kept, and their Arrow types.
     """
 
     picture: str
@@ -47,7 +47,7 @@ class Columns:
 
     @property
     def named(self) -> list[str]:
-        """The columns that have a meaning, each once."""
+        """The columns with a role, each once."""
         return list(dict.fromkeys(name for name in (self.picture, self.caption, self.key, self.uid) if name))
 
     def wanted(self) -> list[str]:
@@ -60,9 +60,9 @@ class TablePart(Part):
     """Rows ``first`` to ``first + rows`` of a table.
 
     Attributes:
-        stem: What rows without a key are named after.
-        root: Folder that pictures named by paths must lie in, without links; "" where none may be followed.
-        columns: Which are what.
+        stem: Prefix of the keys of rows without a key.
+        root: Folder, without symlinks, in which images named by path must be; "" if paths are not followed.
+        columns: The roles of the columns.
     """
 
     stem: str
@@ -73,37 +73,37 @@ class TablePart(Part):
 
     @abstractmethod
     def read_rows(self, columns: Sequence[str] | None, row_c: Ints, size: int) -> Iterator[tuple[int, Any]]:
-        """Yield record batches that hold some rows of the file, and perhaps others, with the number of their first.
+        """Yield record batches that contain some rows of the file, and possibly others, with their first row number.
 
         Args:
-            columns: To read; None for all.
-            row_c: Rows of the file that are wanted, ascending.
-            size: Rows of a batch, at most.
+            columns: Columns to read; None for all.
+            row_c: Rows of the file to read, ascending.
+            size: Maximum rows of a batch.
 
         Raises:
-            PoolError: The file is damaged; raised after the batches before that.
+            PoolError: The file is damaged; raised after the batches before the damage.
         """
 
     @property
     def has_uids(self) -> bool:
-        """Whether there is a column of uids."""
+        """Whether there is a uid column."""
         return self.columns.uid is not None
 
     @property
     def key_column(self) -> str | None:
-        """The column of keys; None where rows go by their number."""
+        """The key column; None if the key is the row number."""
         return self.columns.key
 
     def light(self) -> Mapping[str, Any]:
-        """Return the columns that go along."""
+        """Return the extra columns that are kept."""
         return self.columns.light
 
     def roles(self) -> Mapping[str, str | None]:
-        """Return which column is what."""
+        """Return the column of each role."""
         return {name: getattr(self.columns, name) for name in ("picture", "caption", "key", "uid")}
 
     def samples(self) -> Iterator[Sample]:
-        """Yield the samples, pictures as bytes where the table holds them."""
+        """Yield the samples, with images as bytes if the table contains them."""
         yield from self.chosen(self._all())
 
     def chosen(self, start_c: Ints) -> Iterator[Sample]:
@@ -115,7 +115,7 @@ class TablePart(Part):
                 yield self._sample({name: column[i] for name, column in cells.items()}, next(rows))
 
     def batches(self, columns: Sequence[str] | None, start_c: Ints, size: int = _BATCH) -> Iterator[Any]:
-        """Yield some rows as they are, checked: what the file says of lengths and texts may be wrong, and crash Arrow.
+        """Yield some rows, unchanged but validated: invalid lengths and texts in the file could crash Arrow.
 
         Raises:
             PoolError: The file is damaged, or has fewer rows than when it was opened.
@@ -125,7 +125,7 @@ class TablePart(Part):
             hi = int(np.searchsorted(start_c, start + len(batch)))
             if hi > lo:
                 trusting(self.path, lambda batch=batch: batch.validate(full=True))  # type: ignore[misc]
-            for at in range(lo, hi, size):  # a row may be wanted many times
+            for at in range(lo, hi, size):  # a row may be requested many times
                 row_c = start_c[at : min(at + size, hi)] - start
                 run = (np.diff(row_c) == 1).all()
                 yield batch.slice(row_c[0], len(row_c)) if run else batch.take(row_c)
@@ -133,18 +133,18 @@ class TablePart(Part):
             if lo == len(start_c):
                 return
         if lo < len(start_c):
-            raise PoolError(f"{self.path}: has fewer rows than when it was opened; it was changed since, start again")
+            raise PoolError(f"{self.path}: has fewer rows than when it was opened; it has changed since, start again")
 
     def scan(self, *, uids: bool = False) -> Scanned:
-        """Read the keys, and the uids where they are wanted."""
-        keys, found, damage = list[str](), list[str](), ""
+        """Read the keys, and the uids if requested."""
+        keys, uids_found, damage = list[str](), list[str](), ""
         key, uid = self.columns.key, self.columns.uid if uids else None
         if names := [name for name in (key, uid) if name]:
             try:
                 for batch in self.batches(names, self._all(), _TEXTS):
                     cells = batch.column(key).to_pylist() if key else [None] * len(batch)
                     keys += [self._key(cell, self.first + len(keys) + i) for i, cell in enumerate(cells)]
-                    found += [str(cell or "") for cell in batch.column(uid).to_pylist()] if uid else []
+                    uids_found += [str(cell or "") for cell in batch.column(uid).to_pylist()] if uid else []
             except PoolError as error:
                 damage = str(error).removeprefix(f"{self.path}: ")
         else:
@@ -153,12 +153,12 @@ class TablePart(Part):
             keys=keys,
             start_n=np.arange(self.first, self.first + len(keys)),
             length_n=np.ones(len(keys), np.int64),
-            uids=found if uid else None,
+            uids=uids_found if uid else None,
             damage=damage,
         )
 
     def words(self) -> Iterator[Words]:
-        """Return keys and captions, and read no other columns."""
+        """Return keys and captions without reading other columns."""
         key, caption, uid = self.columns.key, self.columns.caption, self.columns.uid
         names = list(dict.fromkeys(name for name in (key, caption, uid) if name))
         if not names:
@@ -191,15 +191,15 @@ class TablePart(Part):
 
 
 def _picture(cell: Any, root: str) -> tuple[bytes | Place | None, str]:
-    """Return a picture from a cell, or why there is none."""
+    """Return the image in a cell, or why there is none."""
     if isinstance(cell, dict):
         cell = cell.get("bytes") or cell.get("path")
     if isinstance(cell, bytes) and cell:
         return cell, ""
     if isinstance(cell, str) and cell:
-        found = picture_in(root, cell) if root else None
-        return found, "" if found else f"names a picture that is not in {root or 'a folder here'}: {visible(cell)}"
-    return None, "has no picture"
+        place = picture_in(root, cell) if root else None
+        return place, "" if place else f"names an image that is not in {root or 'a local folder'}: {visible(cell)}"
+    return None, "has no image"
 
 
 # --- opening --------------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ class Table(NamedTuple):
     """A file of rows.
 
     Attributes:
-        name: As it is listed.
+        name: Its name in the listing.
         sizes: Rows of its row groups or batches.
         schema: Its Arrow schema.
     """
@@ -220,43 +220,43 @@ class Table(NamedTuple):
 
 
 def parts_of(
-    files: Files, options: DataOptions, found: Sequence[Table], make: type[TablePart], again: int
+    files: Files, options: DataOptions, tables: Sequence[Table], make: type[TablePart], again: int
 ) -> tuple[Part, ...]:
-    """Cut tables into parts; columns besides that only some of them have, or of another type, do not go along.
+    """Split tables into parts. Extra columns are kept only if all tables have them with the same type.
 
     Args:
-        files: Where they lie.
-        options: Names of columns, root of pictures and rows a part.
-        found: The tables, in order.
-        make: What reads them.
-        again: How often a run of rows that is read as one may be read again, at most, for the parts it is cut into; 0
-            for any number.
+        files: The listing with the tables.
+        options: Names of columns, root of images and rows per part.
+        tables: The tables, in order.
+        make: The class of the parts.
+        again: Maximum number of times that one row group or batch is read again for the parts it is split into; 0 for
+            no limit.
 
     Raises:
-        PoolError: No rows, no column of pictures, or files of differing columns.
-        UsageError: A column that was asked for is not there.
+        PoolError: There are no rows, there is no image column, or the files have different columns.
+        UsageError: A requested column does not exist.
     """
-    found = [table for table in found if any(table.sizes)]
-    if not found:
+    tables = [table for table in tables if any(table.sizes)]
+    if not tables:
         raise PoolError(f"{files.location}: its tables have no rows")
     shapes: list[Columns] = []
-    for name, sizes, schema in found:
+    for name, sizes, schema in tables:
         path = files.path(name)
         if min(sizes) < 0:
             raise PoolError(f"{path}: is damaged: a row group has {min(sizes)} rows")
         shapes.append(trusting(path, lambda path=path, schema=schema: _columns(path, schema, options)))  # type: ignore[misc]
         if shapes[0].named != shapes[-1].named:
             raise PoolError(
-                f"{path}: has other columns than the files before: {visible(', '.join(shapes[-1].named))}, not "
+                f"{path}: has other columns than the previous files: {visible(', '.join(shapes[-1].named))}, not "
                 f"{visible(', '.join(shapes[0].named))}; give files of one kind"
             )
     first = shapes[0]
     light = {name: of for name, of in first.light.items() if all(shape.light.get(name) == of for shape in shapes)}
     columns = replace(first, light=light)
     below = options.root or (files.root if files.protocol == "file" else "")
-    root = os.path.realpath(below) if below else ""  # a table elsewhere is not believed about files here
+    root = os.path.realpath(below) if below else ""  # a remote table must not name local files
     parts: list[Part] = []
-    for name, sizes, _ in found:
+    for name, sizes, _ in tables:
         longest = max(-(-size // again) for size in sizes) if again else 0
         step = max(options.per_part, longest)
         for lo in range(0, sum(sizes), step):
@@ -277,7 +277,7 @@ def parts_of(
 def _columns(path: str, schema: Any, options: DataOptions) -> Columns:
     names: list[str] = schema.names
     if len(set(names)) < len(names):
-        raise PoolError(f"{path}: has several columns of one name; rename them")
+        raise PoolError(f"{path}: has several columns with the same name; rename them")
 
     def asked(what: str, name: str | None, usual: Sequence[str], fits: Callable[[Any], bool]) -> str | None:
         if name and name not in names:
@@ -289,11 +289,11 @@ def _columns(path: str, schema: Any, options: DataOptions) -> Columns:
     picture = asked("--image", options.image, PICTURES, _pictorial)
     if picture is None:
         raise PoolError(
-            f"{path}: has no column of pictures (bytes, or {{bytes, path}}, or paths); it has "
-            f"{visible(', '.join(names)) or 'no columns'}; name one with --image"
+            f"{path}: has no column of images (bytes, or {{bytes, path}}, or paths); it has "
+            f"{visible(', '.join(names)) or 'no columns'}; choose one with --image"
         )
     caption = asked("--caption", options.caption, CAPTIONS, _textual)
-    # A column that is asked for as the key is the key; a pool with uids would be known by these.
+    # A column requested as the key is the key; otherwise a uid column would become the key of the pool.
     usual = () if options.key not in (None, "uid") else ("uid",)
     uid = asked("--key", None, usual, lambda kind: str(kind) in ("string", "large_string"))
     key = asked("--key", options.key, KEYS, lambda kind: _light(kind))
@@ -303,10 +303,10 @@ def _columns(path: str, schema: Any, options: DataOptions) -> Columns:
 
 
 def _pictorial(kind: Any) -> bool:
-    told = str(kind)
-    if told.startswith("struct<"):
+    text = str(kind)
+    if text.startswith("struct<"):
         return any(kind.get_field_index(name) >= 0 for name in ("bytes", "path"))
-    return told.startswith(_CELLS)
+    return text.startswith(_CELLS)
 
 
 def _textual(kind: Any) -> bool:

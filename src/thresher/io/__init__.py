@@ -1,1 +1,1 @@
-"""Files: opening, names, formats. Headers first, damage named."""
+"""Files: opening them, checking names in them, and the formats. Headers are read first; errors name the file."""

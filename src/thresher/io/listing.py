@@ -1,4 +1,4 @@
-"""The files below a location, by sorted name; any fsspec location."""
+"""The files below a location, sorted by name; any fsspec location."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from thresher.io.open import file_stamp, protocol_of, trusting, version_in
 
 @dataclass(frozen=True)
 class Files:
-    """The files below a location, by sorted relative name; any fsspec location.
+    """The files below a location, sorted by relative name; any fsspec location.
 
     Attributes:
-        location: As given.
-        protocol: Of the file system.
+        location: The location as the user wrote it.
+        protocol: Protocol of the file system.
         root: Path of the folder.
-        names: Of the files, below the root.
-        stamps: Path -> size and version, as :func:`stamp_of` returns them, where the listing says both: to ask file
-            by file would be a request each.
+        names: Names of the files, relative to the root.
+        stamps: Path -> size and version, as :func:`stamp_of` returns them, if the listing contains both; this avoids
+            one request per file.
     """
 
     location: str
@@ -34,19 +34,19 @@ class Files:
 
     @classmethod
     def at(cls, location: str, *, again: bool = False) -> Files:
-        """List a folder (two levels down) or a single file.
+        """List a folder (two levels deep) or a single file.
 
         Args:
-            location: Of any file system that fsspec knows.
-            again: Ask for what is there now, not for what an earlier listing found.
+            location: A location on any file system that fsspec supports.
+            again: List again instead of using a cached listing.
 
         Raises:
-            PoolError: Nothing is there.
+            PoolError: There is nothing at the location, or it cannot be listed.
         """
         import fsspec
 
         if not location:
-            raise PoolError("no pool is named; give a folder or file of embeddings")
+            raise PoolError("no pool was given; give a folder or file of embeddings")
         try:
             fs, root = fsspec.core.url_to_fs(location)
             if again:
@@ -55,8 +55,8 @@ class Files:
         except (OSError, ValueError, ImportError) as error:
             raise PoolError(f"{location}: cannot be listed ({error})") from None
         root = root.rstrip("/") or root
-        # A folder named like a file of data stands for one that cannot be read, unless it holds such files.
-        found = [
+        # A folder with the name of a data file counts as an unreadable file, unless it contains such files.
+        paths = [
             path
             for path, info in listed.items()
             if info["type"] != "directory"
@@ -64,14 +64,14 @@ class Files:
             and path != root
             and not any(other.startswith(f"{path}/") and other.endswith(ending[0]) for other in listed)
         ]
-        if not found:
-            there = "it is an empty folder" if fs.exists(root) else "nothing is there"
-            raise PoolError(f"{location}: {there}; give a folder or file of embeddings")
-        if found == [root]:
+        if not paths:
+            reason = "it is an empty folder" if fs.exists(root) else "nothing is there"
+            raise PoolError(f"{location}: {reason}; give a folder or file of embeddings")
+        if paths == [root]:
             root, names = posixpath.dirname(root), [posixpath.basename(root)]
         else:
-            names = [posixpath.relpath(path, root) for path in found]
-        # Results of earlier commands may lie in the pool's folder; their arrays are not the pool's.
+            names = [posixpath.relpath(path, root) for path in paths]
+        # The pool's folder may contain results of earlier commands; their arrays are not part of the pool.
         exports = {name.removesuffix(".manifest.json") for name in names if name.endswith(".manifest.json")}
         results = {posixpath.dirname(name) for name in names if name.endswith(_RESULTS)} - {""}
         visible = [
@@ -95,7 +95,7 @@ class Files:
 
 
 def stamp_of(protocol: str, path: str) -> list[Any]:
-    """Return size and version of a file, what changes whenever it does, as a listing has them."""
+    """Return the size and version of a file, which change with the file, in the form that a listing has."""
     if protocol != "file":
         return file_stamp(protocol, path)
     stat = trusting(path, lambda: os.stat(path))
@@ -103,8 +103,8 @@ def stamp_of(protocol: str, path: str) -> list[Any]:
 
 
 def _listed(info: Mapping[str, Any], protocol: str) -> list[Any]:
-    """Return the stamp of a file from its entry in a listing, [] where that does not say it."""
-    if protocol == "file":  # of a link, a listing has the time of the link itself
+    """Return the stamp of a file from its entry in a listing, [] if the entry is incomplete."""
+    if protocol == "file":  # for a symlink, a listing has the time of the link itself
         return [] if info.get("islink", True) else [info["size"], info["mtime"]]
     version = version_in(dict(info))
     return [info["size"], version] if version and info.get("size") is not None else []
@@ -114,6 +114,6 @@ _RESULTS = ("/selection.json", "/cluster.json")
 
 
 def natural(name: str) -> tuple[tuple[int, str], ...]:
-    """Sort key under which ``a2`` comes before ``a10``; no two names have the same."""
+    """Return a sort key under which ``a2`` comes before ``a10``; it is unique for each name."""
     parts = ((int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name) if part)
     return (*parts, (-2, name))

@@ -1,4 +1,4 @@
-"""Arrays inside .npy and .npz files. Only headers are read at opening; nothing is unpickled."""
+"""Arrays in .npy and .npz files. Opening reads only headers; nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from thresher.io.open import open_file, trusting
 from thresher.io.paths import is_unsafe
 from thresher.io.pieces import FLOATS, Array, Piece, stored_dtype
 
-_SPAN = 1024  # rows of a file elsewhere that are fetched at once, at most, to serve scattered ones
+_SPAN = 1024  # maximum rows of a remote file fetched at once to read scattered rows
 
 
 @dataclass(frozen=True)
 class NpyPiece:
-    """Rows of an uncompressed array: a .npy file, or a stored member of an .npz."""
+    """Rows of an uncompressed array: a .npy file, or an uncompressed member of an .npz file."""
 
     path: str
     rows: int
@@ -35,12 +35,12 @@ class NpyPiece:
 
     @property
     def seekable(self) -> bool:
-        """True: rows are at known offsets."""
+        """True: the offset of every row is known."""
         return True
 
     @property
     def mapped(self) -> bool:
-        """Whether scattered rows are cheap (local files)."""
+        """Whether reading scattered rows is cheap (local files)."""
         return self.protocol == "file"
 
     def read(self, start: int, stop: int) -> Array:
@@ -58,7 +58,7 @@ class NpyPiece:
         return np.frombuffer(trusting(self.path, fetch), stored).reshape(stop - start, self.dim)
 
     def take(self, rows: npt.NDArray[np.int64]) -> Array:
-        """Return scattered rows; of a file elsewhere by fetching spans that hold some."""
+        """Return scattered rows; for a remote file, fetch the spans that contain them."""
         if self.mapped:
             return np.asarray(self._map()[rows])
         out = np.empty((len(rows), self.dim), stored_dtype(self.dtype))
@@ -78,7 +78,7 @@ class NpyPiece:
                 self.path, stored_dtype(self.dtype), mode="r", offset=self.offset, shape=(self.rows, self.dim)
             )
         except (OSError, ValueError) as error:
-            raise PoolError(f"{self.path}: cannot be read any more ({error}); was it replaced?") from None
+            raise PoolError(f"{self.path}: can no longer be read ({error}); was it replaced?") from None
 
 
 def _read_fully(file: IO[bytes], size: int) -> bytes:
@@ -95,7 +95,7 @@ def npy_piece(protocol: str, path: str, dtype: str | None = None) -> NpyPiece:
     """Read a .npy header.
 
     Raises:
-        PoolError: Not an array of rows of floats, pickled, Fortran-ordered or shorter than it says.
+        PoolError: The array is not two-dimensional, not floats, pickled, Fortran-ordered, or truncated.
     """
 
     def read() -> NpyPiece:
@@ -110,16 +110,16 @@ def npy_piece(protocol: str, path: str, dtype: str | None = None) -> NpyPiece:
 def _npy_header(
     file: IO[bytes], path: str, name: str, size: int, dtype: str | None, protocol: str, base: int, array: str = ""
 ) -> NpyPiece:
-    """Read a header from ``file``, where the array with its header takes ``size`` bytes."""
-    shape, found = _header(file, name, dtype)
+    """Read a header from ``file``, in which the array and its header take ``size`` bytes."""
+    shape, kind = _header(file, name, dtype)
     begin = file.tell()
-    need = shape[0] * shape[1] * stored_dtype(found).itemsize
+    need = shape[0] * shape[1] * stored_dtype(kind).itemsize
     if size - begin < need:
         raise PoolError(
-            f"{name}: {size - begin:,} bytes of data where {shape[0]:,} x {shape[1]} {found} need {need:,}; "
-            "it is truncated: copy or make it again"
+            f"{name}: {size - begin:,} bytes of data where {shape[0]:,} x {shape[1]} {kind} need {need:,}; "
+            "it is truncated: copy or create it again"
         )
-    return NpyPiece(path, shape[0], shape[1], found, base + begin, protocol, array)
+    return NpyPiece(path, shape[0], shape[1], kind, base + begin, protocol, array)
 
 
 def _header(file: IO[bytes], name: str, dtype: str | None) -> tuple[tuple[int, int], str]:
@@ -127,32 +127,32 @@ def _header(file: IO[bytes], name: str, dtype: str | None) -> tuple[tuple[int, i
     from numpy.lib import format as npy
 
     if file.read(6) != npy.MAGIC_PREFIX:
-        raise PoolError(f"{name}: is no .npy file; save the array with np.save")
+        raise PoolError(f"{name}: is not a .npy file; save the array with np.save")
     file.seek(-6, io.SEEK_CUR)
     version = npy.read_magic(file)
     reader = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     shape, fortran, stored = reader(file)
     if stored.hasobject:
-        raise PoolError(f"{name}: holds pickled Python objects, which are never read; save it as a plain float array")
+        raise PoolError(f"{name}: contains pickled Python objects, which are never read; save a float array")
     if len(shape) != 2 or shape[0] < 0 or shape[1] < 1:
-        raise PoolError(f"{name}: has shape {shape}; embeddings are (rows, dimensions), save it so")
+        raise PoolError(f"{name}: has shape {shape}; save embeddings as (rows, dimensions)")
     if fortran and shape[0] > 1:
         raise PoolError(f"{name}: is in Fortran order; save it with np.save(path, np.ascontiguousarray(array))")
     if stored.byteorder == ">":
         raise PoolError(f"{name}: is big-endian {stored}; save it little-endian")
-    # ml_dtypes saves its bfloat16 as two opaque bytes; elsewhere uint16 needs a mark.
+    # ml_dtypes saves bfloat16 as two opaque bytes; uint16 needs a hint in the file name or an option.
     marked = dtype == "bfloat16" or any(mark in os.path.basename(name).lower() for mark in ("bf16", "bfloat16"))
     if stored.str in ("|V2", "<V2") or (stored == np.uint16 and marked):
         return (int(shape[0]), int(shape[1])), "bfloat16"
     if stored.name not in FLOATS:
-        hint = "; for bfloat16 bits say --dtype bfloat16 or name the file *bf16*" if stored == np.uint16 else ""
-        raise PoolError(f"{name}: holds {stored.name}; embeddings are float16, float32, float64 or bfloat16{hint}")
+        hint = "; for bfloat16 bits pass --dtype bfloat16 or name the file *bf16*" if stored == np.uint16 else ""
+        raise PoolError(f"{name}: contains {stored.name}; embeddings are float16, float32, float64 or bfloat16{hint}")
     return (int(shape[0]), int(shape[1])), stored.name
 
 
 @dataclass(frozen=True)
 class DeflatedPiece:
-    """Rows of a compressed member of an .npz: can only be streamed."""
+    """Rows of a compressed member of an .npz file, which can only be streamed."""
 
     path: str
     array: str
@@ -165,11 +165,11 @@ class DeflatedPiece:
     mapped = False
 
     def read(self, start: int, stop: int) -> Array:
-        """Return rows start..stop by streaming over the whole piece."""
+        """Return rows start..stop by streaming the whole piece."""
         return self.take(np.arange(start, stop))
 
     def take(self, rows: npt.NDArray[np.int64]) -> Array:
-        """Return scattered rows by streaming over the whole piece: the checksum is known at its end."""
+        """Return scattered rows by streaming the whole piece: the checksum is verified at its end."""
         out = np.empty((len(rows), self.dim), stored_dtype(self.dtype))
         start = 0
         for part in self.stream(8192):
@@ -179,7 +179,7 @@ class DeflatedPiece:
         return out
 
     def stream(self, batch: int) -> Iterator[Array]:
-        """Yield all rows in order, inflating as it goes; the last only once the checksum is right."""
+        """Yield all rows in order while decompressing; the last ones only after the checksum is verified."""
         stored = stored_dtype(self.dtype)
         with open_file(self.protocol, self.path) as raw, trusting(self.path, lambda: zipfile.ZipFile(raw)) as archive:
             with trusting(self.path, lambda: archive.open(f"{self.array}.npy")) as file:
@@ -191,10 +191,10 @@ class DeflatedPiece:
 
 
 def npz_pieces(protocol: str, path: str, dtype: str | None = None) -> dict[str, Piece]:
-    """Read the headers of all two-dimensional arrays of an .npz, by member name without ``.npy``.
+    """Read the headers of all two-dimensional arrays of an .npz file, by member name without ``.npy``.
 
     Raises:
-        PoolError: Truncated, names that climb out, pickles, or members shorter than they say.
+        PoolError: The file is truncated, or a member is pickled, too short for its header, or has an unsafe name.
     """
 
     def read() -> dict[str, Piece]:
@@ -206,24 +206,24 @@ def npz_pieces(protocol: str, path: str, dtype: str | None = None) -> dict[str, 
                 if not info.filename.endswith(".npy"):
                     continue
                 name = info.filename[:-4]
-                told = f"{path} [{name}]"
+                label = f"{path} [{name}]"
                 with archive.open(info) as file:
                     if info.compress_type != zipfile.ZIP_STORED:
-                        shape, found = _header(file, told, dtype)
-                        need = shape[0] * shape[1] * stored_dtype(found).itemsize
+                        shape, kind = _header(file, label, dtype)
+                        need = shape[0] * shape[1] * stored_dtype(kind).itemsize
                         if info.file_size - file.tell() != need:
-                            raise PoolError(f"{told}: is not as long as its header says")
-                        pieces[name] = DeflatedPiece(path, name, *shape, found, protocol)
+                            raise PoolError(f"{label}: does not have the length that its header says")
+                        pieces[name] = DeflatedPiece(path, name, *shape, kind, protocol)
                         continue
-                    # A stored member lies as it is behind its local header, whose length is its own.
+                    # The data of an uncompressed member follows its local header, whose length varies.
                     raw.seek(info.header_offset + 26)
                     lengths = raw.read(4)
                     begin = info.header_offset + 30 + int.from_bytes(lengths[:2], "little")
                     begin += int.from_bytes(lengths[2:], "little")
                     raw.seek(0, io.SEEK_END)
                     if begin + info.file_size > raw.tell():
-                        raise PoolError(f"{told}: is truncated; copy or make it again")
-                    pieces[name] = _npy_header(file, path, told, info.file_size, dtype, protocol, begin, name)
+                        raise PoolError(f"{label}: is truncated; copy or create it again")
+                    pieces[name] = _npy_header(file, path, label, info.file_size, dtype, protocol, begin, name)
         return pieces
 
     return trusting(path, read)

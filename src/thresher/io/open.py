@@ -1,4 +1,4 @@
-"""Opening files anywhere, and which of the errors that follow mean damage."""
+"""Opening local and remote files, and telling damaged files from unreachable ones."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _NO_CONNECTION = ("ClientConnectionError", "HTTPClientError", "EndpointConnectio
 
 
 def protocol_of(fs: Any) -> str:
-    """Return the name by which fsspec gives this file system again."""
+    """Return the protocol name of a file system, as fsspec accepts it."""
     name = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
     return "file" if name == "local" else str(name)
 
 
 def open_file(protocol: str, path: str) -> IO[bytes]:
-    """Open for reading, anywhere; a PoolError names a file that cannot be opened."""
+    """Open a local or remote file for reading; raises a PoolError that names the file if it cannot be opened."""
 
     def opened() -> IO[bytes]:
         if protocol == "file":
             if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
-                raise PoolError(f"{path}: is a pipe or a device, of which nobody knows when it ends; name a file")
+                raise PoolError(f"{path}: is a pipe or a device, not a regular file; give a file")
             return open(path, "rb")
         import fsspec
 
@@ -40,7 +40,7 @@ def open_file(protocol: str, path: str) -> IO[bytes]:
 
 
 def file_stamp(protocol: str, path: str) -> list[Any]:
-    """Return size and version of a file: what changes whenever it does."""
+    """Return the size and version of a file, which change with the file."""
     if protocol == "file":
         stat = trusting(path, lambda: os.stat(path))
         return [stat.st_size, stat.st_mtime_ns]
@@ -51,36 +51,36 @@ def file_stamp(protocol: str, path: str) -> list[Any]:
 
 
 def version_in(info: dict[str, Any]) -> str:
-    """Return what changes with a file, from what fsspec says of it; "" where it says nothing."""
+    """Return the version of a file (ETag or time) from its fsspec info, "" if it has none."""
     return next((str(info[k]) for k in ("ETag", "etag", "mtime", "LastModified", "created") if k in info), "")
 
 
 def trusting(path: str, what: Callable[[], _T]) -> _T:
-    """Call ``what``, turning whatever a damaged file makes it raise into a PoolError naming the file.
+    """Call ``what`` and turn any error that a damaged file causes into a PoolError that names the file.
 
     Raises:
-        PoolError: The file is not there, or damaged.
-        UnreachedError: Nobody knows: the network or the file system does not answer.
+        PoolError: The file is missing or damaged.
+        UnreachedError: The network or the file system does not respond.
     """
     try:
         return what()
     except ThresherError:
         raise
     except FileNotFoundError:
-        raise PoolError(f"{path}: no such file; is it missing, or a link to nowhere?") from None
+        raise PoolError(f"{path}: no such file (or a broken symlink); check the name") from None
     except IsADirectoryError:
-        raise PoolError(f"{path}: is a folder; name a file") from None
+        raise PoolError(f"{path}: is a folder; give a file") from None
     except Exception as error:
-        told = next(iter(str(error).splitlines()), "") or type(error).__name__
+        text = next(iter(str(error).splitlines()), "") or type(error).__name__
         if _unreached(error):
-            raise UnreachedError(f"{path}: cannot be reached just now ({told}); try again when it can") from None
+            raise UnreachedError(f"{path}: network or system error ({text}); retry later") from None
         raise PoolError(
-            f"{path}: cannot be read, it may be truncated or damaged ({told}); replace or remove it"
+            f"{path}: cannot be read, it may be truncated or damaged ({text}); replace or remove it"
         ) from None
 
 
 def _unreached(error: Exception) -> bool:
-    """Whether an error tells of the way to a file rather than of the file."""
+    """Return whether an error is about the access to a file rather than the file itself."""
     status = getattr(error, "status", 0)  # of HTTP
     return (
         isinstance(error, (ConnectionError, TimeoutError))

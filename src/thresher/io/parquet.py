@@ -1,6 +1,6 @@
-"""Vectors and tables inside parquet files. Only footers are read at opening.
+"""Vectors and tables in Parquet files. Opening reads only footers.
 
-A row of a vector column that holds no vector of the right width is read as NaN: a bad row like others.
+A row of a vector column without a vector of the right width is read as NaN, like any other bad row.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from thresher.io.open import open_file, trusting
 from thresher.io.pieces import FLOATS, Array, stored_dtype
 
 _NAN = 0x7FC0  # as bfloat16 bits
-_SPAN = 1 << 16  # bytes fetched at a time where little is wanted
+_SPAN = 1 << 16  # bytes fetched at a time when only a few rows are needed
 
 
 @dataclass(frozen=True)
 class ParquetPiece:
-    """A column of vectors in a parquet file (fixed-size list, list or binary): can only be streamed."""
+    """A column of vectors in a Parquet file (fixed-size list, list or binary), which can only be streamed."""
 
     path: str
     array: str
@@ -36,11 +36,11 @@ class ParquetPiece:
     mapped = False
 
     def read(self, start: int, stop: int) -> Array:
-        """Return rows start..stop, reading only the row groups that hold them."""
+        """Return rows start..stop, reading only the row groups that contain them."""
         return self.take(np.arange(start, stop))
 
     def take(self, rows: npt.NDArray[np.int64]) -> Array:
-        """Return scattered rows, reading only the row groups that hold them."""
+        """Return scattered rows, reading only the row groups that contain them."""
         return np.concatenate([np.empty((0, self.dim), stored_dtype(self.dtype)), *self._vectors(8192, rows)])
 
     def stream(self, batch: int) -> Iterator[Array]:
@@ -55,7 +55,7 @@ class ParquetPiece:
 def _batches(
     protocol: str, path: str, columns: Sequence[str], batch: int, rows: npt.NDArray[np.int64] | None = None
 ) -> Iterator[Any]:
-    """Yield record batches of a parquet file: all rows, or some (ascending) from the row groups that hold them."""
+    """Yield record batches of a Parquet file: all rows, or the given ascending ones, reading only their row groups."""
     with open_file(protocol, path) as raw:
         file = trusting(path, lambda: _parquet(raw))
         groups = None
@@ -66,15 +66,15 @@ def _batches(
             left_out = (ends - sizes)[groups] - (np.cumsum(sizes[groups]) - sizes[groups])
             rows, groups = rows - left_out[which], groups.tolist()
         parts = file.iter_batches(batch_size=batch, columns=list(columns), row_groups=groups)
-        found = iter(lambda: trusting(path, lambda: next(parts, None)), None)
-        for part in found if rows is None else picked(found, rows):
-            trusting(path, partial(part.validate, full=True))  # what it says of lengths and texts may be wrong
-            held = part.schema.names  # a field of a struct, "image.path", comes as a struct of that field alone
-            yield part.select([name if name in held else name.split(".")[0] for name in columns])
+        batches = iter(lambda: trusting(path, lambda: next(parts, None)), None)
+        for part in batches if rows is None else picked(batches, rows):
+            trusting(path, partial(part.validate, full=True))  # lengths and texts in the file may be invalid
+            present = part.schema.names  # a field of a struct, "image.path", is read as a struct with only that field
+            yield part.select([name if name in present else name.split(".")[0] for name in columns])
 
 
 def picked(parts: Iterable[Any], rows: npt.NDArray[np.int64]) -> Iterator[Any]:
-    """Yield the given rows (ascending, counted from the first part) of a run of record batches."""
+    """Yield the given rows (ascending, counted from the first batch) of a sequence of record batches."""
     start = 0
     for part in parts:
         lo, hi = np.searchsorted(rows, [start, start + len(part)])
@@ -84,7 +84,7 @@ def picked(parts: Iterable[Any], rows: npt.NDArray[np.int64]) -> Iterator[Any]:
 
 
 def _exactly(piece: ParquetPiece | TablePiece, parts: Iterable[Any]) -> Iterator[Any]:
-    """Pass the parts on; refuse a file that has other rows than when it was opened."""
+    """Yield the parts unchanged; raise if the file has a different number of rows than when it was opened."""
     rows = 0
     for part in parts:
         rows += len(part)
@@ -92,18 +92,18 @@ def _exactly(piece: ParquetPiece | TablePiece, parts: Iterable[Any]) -> Iterator
             break
         yield part
     if rows != piece.rows:
-        raise PoolError(f"{piece.path}: had {piece.rows:,} rows when it was opened; it was changed since, start again")
+        raise PoolError(f"{piece.path}: had {piece.rows:,} rows when it was opened; it has changed since, start again")
 
 
 def _parquet(raw: IO[bytes], *, ahead: bool = True) -> Any:
-    """Open a parquet file; ``ahead`` for reading whole row groups, else no more than is asked for."""
+    """Open a Parquet file; with ``ahead`` for reading whole row groups, else for reading only what is needed."""
     import pyarrow.parquet as pq
 
     return pq.ParquetFile(raw, pre_buffer=ahead, buffer_size=0 if ahead else _SPAN, page_checksum_verification=True)
 
 
 def vectors_of(column: Any, dim: int, dtype: str) -> Array:
-    """Turn an Arrow column into (rows, dim) as stored; rows that are null or of another width become NaN."""
+    """Convert an Arrow column to (rows, dim) as stored; rows that are null or have another width become NaN."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -135,7 +135,7 @@ def vectors_of(column: Any, dim: int, dtype: str) -> Array:
 
 
 def parquet_piece(protocol: str, path: str, column: str, dtype: str | None = None) -> ParquetPiece:
-    """Read a parquet footer (and, where the type does not tell the width, the first vector) to describe a column."""
+    """Describe a column from the Parquet footer and, if its type does not have the width, its first vector."""
 
     def read() -> ParquetPiece:
         import pyarrow as pa
@@ -143,51 +143,51 @@ def parquet_piece(protocol: str, path: str, column: str, dtype: str | None = Non
         with open_file(protocol, path) as raw:
             file = _parquet(raw)
             field, rows = file.schema_arrow.field(column), file.metadata.num_rows
-            kind, mark, told = field.type, _mark(field) or dtype, f"{path} [{column}]"
+            kind, mark, label = field.type, _mark(field) or dtype, f"{path} [{column}]"
             if pa.types.is_fixed_size_list(kind):
-                return ParquetPiece(path, column, rows, kind.list_size, _float(kind.value_type, mark, told), protocol)
+                return ParquetPiece(path, column, rows, kind.list_size, _float(kind.value_type, mark, label), protocol)
             binary = any(f(kind) for f in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary))
             if not (binary or pa.types.is_list(kind) or pa.types.is_large_list(kind)):
-                raise PoolError(f"{told}: holds {kind}; embeddings are lists of floats, or binary")
-            found = _parquet(raw, ahead=False).iter_batches(batch_size=64, columns=[column])
-            parts = (part.column(0).drop_null() for part in found)
+                raise PoolError(f"{label}: contains {kind}; embeddings are lists of floats, or binary")
+            batches = _parquet(raw, ahead=False).iter_batches(batch_size=64, columns=[column])
+            parts = (part.column(0).drop_null() for part in batches)
             first = next((part[0].as_py() for part in parts if len(part)), None)
             if first is None and rows:
-                raise PoolError(f"{told}: no row has an embedding; remove the file")
+                raise PoolError(f"{label}: no row has an embedding; remove the file")
             width = len(first or ())
             if not binary:
-                return ParquetPiece(path, column, rows, width, _float(kind.value_type, mark, told), protocol)
+                return ParquetPiece(path, column, rows, width, _float(kind.value_type, mark, label), protocol)
             if mark not in (*FLOATS, "bfloat16"):
                 raise PoolError(
-                    f"{told}: binary embeddings of {width} bytes a row; say what they are with "
+                    f"{label}: binary embeddings of {width} bytes a row; give their type with "
                     "--dtype float16, float32 or bfloat16"
                 )
             if width % stored_dtype(mark).itemsize:
-                raise PoolError(f"{told}: {width} bytes a row are no whole number of {mark}; is --dtype right?")
+                raise PoolError(f"{label}: {width} bytes a row is not a multiple of {mark}; is --dtype right?")
             return ParquetPiece(path, column, rows, width // stored_dtype(mark).itemsize, mark, protocol)
 
     return trusting(path, read)
 
 
-def _float(kind: Any, mark: str | None, told: str) -> str:
+def _float(kind: Any, mark: str | None, label: str) -> str:
     import pyarrow as pa
 
     name = {pa.float16(): "float16", pa.float32(): "float32", pa.float64(): "float64"}.get(kind)
     if kind == pa.uint16() and mark == "bfloat16":
         return "bfloat16"
     if name is None:
-        raise PoolError(f"{told}: holds lists of {kind}; embeddings are float16, float32, float64 or bfloat16")
+        raise PoolError(f"{label}: contains lists of {kind}; embeddings are float16, float32, float64 or bfloat16")
     return name
 
 
 def _mark(field: Any) -> str | None:
-    found = (field.metadata or {}).get(b"dtype")
-    return found.decode() if found else None
+    mark = (field.metadata or {}).get(b"dtype")
+    return mark.decode() if mark else None
 
 
 @dataclass(frozen=True)
 class TablePiece:
-    """Metadata rows of one parquet file; ``success_only`` leaves out img2dataset's failed downloads."""
+    """Metadata rows of one Parquet file; ``success_only`` skips the failed downloads of img2dataset."""
 
     path: str
     rows: int
@@ -206,22 +206,22 @@ class TablePiece:
         return _exactly(self, parts)
 
     def take(self, columns: Sequence[str], rows: npt.NDArray[np.int64]) -> Iterator[Any]:
-        """Yield record batches holding the given rows (ascending)."""
+        """Yield record batches of the given rows (ascending)."""
         if self.success_only:
             return picked(self.stream(columns), rows)
         return _batches(self.protocol, self.path, columns, 8192, rows)
 
     def schema(self, columns: Sequence[str]) -> Any:
-        """Return the Arrow schema of some columns, in the order given."""
+        """Return the Arrow schema of some columns, in the order of ``columns``."""
         import pyarrow as pa
 
         with open_file(self.protocol, self.path) as raw:
-            found = trusting(self.path, lambda: _parquet(raw).schema_arrow)
-        return pa.schema([found.field(name) for name in columns])
+            schema = trusting(self.path, lambda: _parquet(raw).schema_arrow)
+        return pa.schema([schema.field(name) for name in columns])
 
 
 def table_piece(protocol: str, path: str) -> TablePiece:
-    """Read a parquet footer."""
+    """Read a Parquet footer."""
 
     def read() -> TablePiece:
         with open_file(protocol, path) as raw:
@@ -232,7 +232,7 @@ def table_piece(protocol: str, path: str) -> TablePiece:
 
 
 def parquet_metadata(protocol: str, path: str) -> dict[bytes, bytes]:
-    """Return the notes in a parquet footer, by name."""
+    """Return the key-value metadata of a Parquet footer."""
 
     def read() -> dict[bytes, bytes]:
         with open_file(protocol, path) as raw:
@@ -242,7 +242,7 @@ def parquet_metadata(protocol: str, path: str) -> dict[bytes, bytes]:
 
 
 def parquet_types(protocol: str, path: str) -> dict[str, str]:
-    """Return the Arrow type of every column, as text, from the footer."""
+    """Return the Arrow type of every column as text, from the footer."""
 
     def read() -> dict[str, str]:
         with open_file(protocol, path) as raw:

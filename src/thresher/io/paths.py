@@ -1,7 +1,7 @@
-"""Every rule about names that come from files: which are safe to follow, to write, and to show.
+"""All rules about names that come from files: which are safe to follow, to write and to show.
 
-Names of members of archives, paths in tables and keys are written by strangers. Nothing in this package joins one to a
-folder, writes it into an archive or prints it without asking here.
+Names of archive members, paths in tables and keys are untrusted input. All code in this package uses the functions
+here before it joins such a name to a folder, writes it into an archive or prints it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import re
 import unicodedata
 
-_LONG = 400  # characters of a text that are shown
+_LONG = 400  # maximum characters of a text that are shown
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # controls, zero-width and bidirectional, lone surrogates, line separators
 _PARENT_PART = r"\.\.[. \t\r\n]*"  # dots and blanks at the end of a name do not count on Windows
 PARENT = rf"(?:^|[/\\]){_PARENT_PART}(?:[/\\]|$)"  # has_parent as a regular expression, for columns of an Arrow table
@@ -18,66 +18,66 @@ _PARENT = re.compile(rf"(?<![^/\\]){_PARENT_PART}(?![^/\\])")
 
 
 def has_parent(name: str) -> bool:
-    """Return whether one of the parts of a name, between slashes or backslashes, is ``..``: no key may have one."""
+    """Return whether a part of a name, between slashes or backslashes, is ``..``, which is not allowed in a key."""
     return ".." in name and _PARENT.search(name) is not None
 
 
 def without_parent(name: str) -> str:
-    """Return a name as a key: parts that are ``..`` are written ``%2E%2E``, as in addresses on the web."""
+    """Convert a name to a key: parts that are ``..`` are written as ``%2E%2E``, as in URLs."""
     return _PARENT.sub(lambda part: part[0].replace(".", "%2E"), name) if ".." in name else name
 
 
 def is_unsafe(name: str) -> bool:
-    """Return whether a name, joined to a folder, may mean something outside it, here or on Windows.
+    """Return whether a name, joined to a folder, may point outside that folder, on this system or on Windows.
 
-    So do names with a part ``..``, absolute ones, those that begin with a drive (``C:``), and those with a zero byte.
-    Names that Windows reserves (``NUL.jpg``) do not lead anywhere and are safe.
+    Unsafe are names with a part ``..``, absolute names, names that begin with a drive (``C:``), and names with a zero
+    byte. Names that Windows reserves (``NUL.jpg``) do not point to another folder and are safe.
     """
     return name.startswith(("/", "\\")) or name[1:2] == ":" or "\0" in name or has_parent(name)
 
 
 def all_plain(names: str) -> bool:
-    """Return whether none of many names can be unsafe, by a quick look at all; False does not say that one is.
+    """Return True if none of many names can be unsafe. This is a fast check: False does not mean that one is unsafe.
 
     Args:
-        names: The names, each with a zero byte before it.
+        names: The names, each preceded by a zero byte.
     """
     return not (".." in names or "\\" in names or ":" in names or "\0/" in names)
 
 
 def inside(root: str, name: str) -> str | None:
-    """Return the path of what a name means below a folder, or None where it leads out of it, by itself or by a link.
+    """Return the path of a name below a folder, or None if it points outside, by itself or through a symlink.
 
     Args:
-        root: The folder, without links (``os.path.realpath``).
-        name: A relative name, or an absolute path, which counts where it lies below the folder.
+        root: The folder, without symlinks (``os.path.realpath``).
+        name: A relative name, or an absolute path, which is allowed if it is below the folder.
 
     Returns:
-        The path without links. Whether a file is there is not looked at.
+        The path without symlinks. It may not exist.
     """
     if "\0" in name or is_unsafe(name) and not os.path.isabs(name):
         return None
     try:
         path = os.path.realpath(os.path.join(root, name))
-    except (OSError, ValueError):  # no name that this file system could have
+    except (OSError, ValueError):  # not a valid name on this file system
         return None
     return path if path.startswith(os.path.join(root, "")) else None
 
 
 def writable(text: str) -> str:
-    """Return text as it is, with an escape for what no UTF-8 can say: half of a pair, a byte of a name that is none."""
+    """Return text with an escape for every character that UTF-8 cannot encode, such as a lone surrogate."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def visible(text: str, limit: int | None = _LONG) -> str:
-    r"""Return text from a file as a terminal or a message may show it: in one line, nothing in it hidden or obeyed.
+    r"""Return text from a file in a form that is safe to print: in one line, without hidden or control characters.
 
     Control characters (escape sequences, line breaks, tabs), zero-width and bidirectional formatting, line and
     paragraph separators, and lone surrogates are written as escapes: ``\x1b``, ``\n``, ``\u202e``, ``\udc80``.
 
     Args:
-        text: Keys, captions, names of columns and files.
-        limit: Characters after which it is cut; None for all.
+        text: A key, a caption, or the name of a column or file.
+        limit: Number of characters after which the text is cut; None for no limit.
     """
     text = text if limit is None or len(text) <= limit else f"{text[:limit]}..."
     if text.isprintable():

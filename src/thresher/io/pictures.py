@@ -1,4 +1,4 @@
-"""Pictures decoded as a person would see them, whatever they are stored as."""
+"""Decoding of images in all supported formats, as a person would see them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from thresher.errors import PoolError
 Pixels = npt.NDArray[np.uint8]
 Resize = Literal["squash", "shortest"]
 
-NARROW = 200  # times as long as wide: such a picture is a line or a scroll, and enormous once its short side fits
-PIXELS = 2**27  # of one picture: more is taken for a decompression bomb
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # decoders of pictures only, none that runs programs
-ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")  # of files that hold pictures
+NARROW = 200  # maximum aspect ratio: a longer image is a line or a scroll, and huge once its short side fits
+PIXELS = 2**27  # maximum per image: more counts as a decompression bomb
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # image decoders only, none that runs programs
+ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")  # of image files
 _MAGIC = (
     (b"\xff\xd8\xff", "jpg"),
     (b"\x89PNG\r\n\x1a\n", "png"),
@@ -32,40 +32,40 @@ _MAGIC = (
 
 
 def kind_of(data: bytes) -> str:
-    """Return the usual ending of a picture's name, by its first bytes: "jpg", "png" ...
+    """Return the usual file extension of an image, from its first bytes: "jpg", "png" ...
 
     Raises:
-        PoolError: It is no kind of picture that is known.
+        PoolError: The format is not supported.
     """
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
     for begins, ending in _MAGIC:
         if data.startswith(begins):
             return ending
-    raise PoolError(f"is no kind of picture that is known (it begins with {data[:8]!r})")
+    raise PoolError(f"is not in a supported image format (it begins with {data[:8]!r})")
 
 
 def open_rgb(data: bytes, *, limit: int = PIXELS, draft: int | None = None) -> Any:
-    """Return a picture as a PIL image of mode RGB: upright, transparent parts white, 16 bits scaled to 8.
+    """Decode an image as a PIL image of mode RGB: upright, transparent parts white, 16 bits scaled to 8.
 
-    Of animations it is the first picture.
+    For animations it is the first frame.
 
     Args:
-        data: The picture as stored: JPEG, PNG, WebP, GIF, BMP, TIFF or PPM.
-        limit: Pixels it may have; above Pillow's own limit, 178,956,970, none may.
-        draft: Decode JPEG at a lower size where sides stay this long: quicker, and slightly other pixels.
+        data: The encoded image: JPEG, PNG, WebP, GIF, BMP, TIFF or PPM.
+        limit: Maximum number of pixels; Pillow's own limit of 178,956,970 always applies.
+        draft: Decode JPEG at a lower size whose sides are at least this long: faster, with slightly different pixels.
 
     Raises:
-        PoolError: Not a picture, a damaged or an enormous one; says which.
+        PoolError: The data is not an image, is damaged, or has too many pixels; the message says which.
     """
     from PIL import Image
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's about sizes: they are checked here
+            warnings.simplefilter("ignore")  # Pillow warns about sizes, which are checked here
             with Image.open(io.BytesIO(data), formats=FORMATS) as source:
                 if not 0 < source.width * source.height <= limit:
-                    raise PoolError(f"is a picture of {source.width:,} x {source.height:,} pixels")
+                    raise PoolError(f"is an image of {source.width:,} x {source.height:,} pixels")
                 if draft:
                     source.draft("RGB", (draft, draft))
                 source.load()
@@ -76,31 +76,31 @@ def open_rgb(data: bytes, *, limit: int = PIXELS, draft: int | None = None) -> A
                 return picture if picture.mode == "RGB" else picture.convert("RGB")
     except PoolError:
         raise
-    except Exception as error:  # whatever Pillow's many parsers come upon
-        told = next(iter(str(error).splitlines()), "") or type(error).__name__
-        told = "no kind that is known" if "BytesIO" in told else told
-        raise PoolError(f"is no picture that can be read ({told})") from None
+    except Exception as error:  # Pillow's parsers raise many kinds of errors
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        reason = "unsupported format" if "BytesIO" in reason else reason
+        raise PoolError(f"is not a readable image ({reason})") from None
 
 
 def _upright(picture: Any) -> Any:
-    """Turn a picture as its camera was held; it stays as it is where what it says of that is damaged."""
+    """Rotate an image by its EXIF orientation; unchanged if that is damaged."""
     from PIL import ImageOps
 
-    with contextlib.suppress(Exception):  # Pillow has no one error for notes that make no sense
-        ImageOps.exif_transpose(picture, in_place=True)  # else it would copy those that stand upright
+    with contextlib.suppress(Exception):  # Pillow raises many kinds of errors for invalid EXIF data
+        ImageOps.exif_transpose(picture, in_place=True)  # otherwise it copies upright images
     return picture
 
 
 def decode(data: bytes, side: int, resize: Resize = "shortest") -> Pixels:
-    """Return a picture for training, (side, side, 3) uint8, as :func:`open_rgb` shows it.
+    """Decode an image for training, (side, side, 3) uint8, with :func:`open_rgb`.
 
     Args:
-        data: The picture as stored.
-        side: Pixels of a side.
-        resize: "shortest": the shorter side becomes ``side`` and the middle is cut out; "squash": both do.
+        data: The encoded image.
+        side: Side length in pixels.
+        resize: "shortest" resizes the shorter side to ``side`` and crops the centre; "squash" resizes both sides.
 
     Raises:
-        PoolError: Not a picture, a damaged or an enormous one; says which.
+        PoolError: The data is not an image, is damaged, or has too many pixels; the message says which.
     """
     from PIL import Image
 
@@ -114,24 +114,24 @@ def decode(data: bytes, side: int, resize: Resize = "shortest") -> Pixels:
 
 
 def thumbnail(picture: Any, side: int) -> bytes:
-    """Return a small copy of a picture of :func:`open_rgb` as WebP, its longer side at most ``side`` pixels."""
+    """Return a small WebP copy of an image from :func:`open_rgb`, its longer side at most ``side`` pixels."""
     copy = picture.copy()
     copy.thumbnail((side, side))
-    copy.info.clear()  # no profile or comment of the original travels along
+    copy.info.clear()  # do not copy profiles or comments of the original
     buffer = io.BytesIO()
     copy.save(buffer, "webp", quality=80)
     return buffer.getvalue()
 
 
 def _eight_bit(picture: Any) -> Any:
-    """Return a picture of 16 bits a pixel as one of 8; others as they are."""
+    """Convert an image with 16 bits per channel to 8; return others unchanged."""
     from PIL import Image
 
     if picture.mode == "F":
-        raise PoolError("is a picture of floating-point pixels, of which nobody can tell what is white")
+        raise PoolError("is an image with floating-point pixels, whose value range is unknown")
     if not picture.mode.startswith("I"):
         return picture
     pixels = np.asarray(picture)
     if pixels.min() < 0 or pixels.max() > 65_535:
-        raise PoolError("is a picture of more than 16 bits a pixel")
+        raise PoolError("is an image with more than 16 bits a pixel")
     return Image.fromarray((pixels // 257).astype(np.uint8))

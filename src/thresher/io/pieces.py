@@ -1,8 +1,7 @@
-"""A piece: a run of rows of one field in one file, of whatever format.
+"""A piece: consecutive rows of one field in one file, in any format.
 
-Pieces are frozen and picklable and hold no data; only headers are read to make one. A *seekable* piece serves any
-range of rows; a
-*mapped* one serves scattered rows as well. The rest can only be streamed from the start.
+Pieces are frozen and picklable and contain no data; creating one reads only headers. A *seekable* piece can read any
+range of rows; a *mapped* piece can also read scattered rows cheaply. Other pieces can only be streamed from the start.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ FLOATS = ("float16", "float32", "float64")
 
 
 class Piece(Protocol):
-    """A run of rows of one field in one file."""
+    """Consecutive rows of one field in one file."""
 
     @property
     def path(self) -> str: ...  # noqa: D102
@@ -50,15 +49,6 @@ class Piece(Protocol):
         ...
 
 
-# --- .npy -----------------------------------------------------------------------------------------
-
-
 def stored_dtype(dtype: str) -> np.dtype[Any]:
     """Return the NumPy type of stored values; bfloat16 is read as uint16 bits."""
     return np.dtype("<u2" if dtype == "bfloat16" else dtype)
-
-
-# --- .npz -----------------------------------------------------------------------------------------
-
-
-# --- parquet --------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Readers of pools and of raw data: plug-ins that recognise what they read; the lowest rank wins."""
+"""Readers of pools and of raw data: plug-ins that recognise their own format; the lowest rank wins."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from thresher.runtime.plugins import PluginPoint, PluginWarning, origin_of
 
 
 class Reader(Protocol):
-    """What readers of both kinds have; see :class:`thresher.data.DataReader`."""
+    """The common interface of both kinds of readers; see :class:`thresher.data.DataReader`."""
 
     name: ClassVar[str]
     rank: ClassVar[int]
@@ -24,15 +24,15 @@ R = TypeVar("R", bound=Reader)
 
 
 def readers(point: PluginPoint[R]) -> list[R]:
-    """Return all readers that need no options, by rank."""
+    """Return all readers without required options, by rank."""
     made = [cls() for cls in point.all().values() if not any(map(is_required, parameters_of(cls)))]
     return sorted(made, key=lambda reader: (reader.rank, reader.name))
 
 
 def recognising(point: PluginPoint[R], where: Any) -> R | None:
-    """Return the reader of the lowest rank that recognises a place, None where none does.
+    """Return the reader of the lowest rank that recognises a location, None if none does.
 
-    A reader of another package that raises is passed over, with a warning.
+    A reader of another package that raises an error is skipped with a warning.
     """
     for reader in readers(point):
         try:
@@ -49,5 +49,5 @@ def recognising(point: PluginPoint[R], where: Any) -> R | None:
 
 
 def readable(point: PluginPoint[R]) -> str:
-    """Return what all readers read, for messages."""
+    """Return a description of what all readers read, for messages."""
     return "; ".join(f"{reader.name} ({reader.looks_like})" for reader in readers(point))

@@ -1,7 +1,7 @@
-"""Tars read by their headers: where every member's bytes are, without unpacking anything.
+"""Tar files read by their headers: the byte range of every member, without unpacking.
 
-The names of members are text and never lead to a file. What is not a plain file (links, devices, folders) is passed
-over."""
+Member names are treated as text and never as paths. Members that are not regular files (links, devices, folders) are
+skipped."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from thresher.io.paths import all_plain, is_unsafe, visible
 
 TAR_BLOCK = 512
 _SPAN = 1 << 20  # bytes fetched at a time
-_NAME = 1 << 20  # bytes of a name or of notes on a member, at most
+_NAME = 1 << 20  # maximum bytes of a long name or of the pax metadata of a member
 _REGULAR = frozenset((b"0", b"\0", b"7"))
-_META = re.compile(r"__[^/]*__($|/)")  # webdataset's own notes
-LONG = frozenset((b"L", b"x", b"X"))  # headers that belong to the member after them
-NOTES = 1 << 20  # bytes of a caption or a json, at most
+_META = re.compile(r"__[^/]*__($|/)")  # metadata of webdataset itself
+LONG = frozenset((b"L", b"x", b"X"))  # headers that describe the next member
+NOTES = 1 << 20  # maximum bytes of a caption or a JSON member
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 
 
@@ -34,11 +34,11 @@ class Member(NamedTuple):
     """A member of a tar.
 
     Attributes:
-        name: As stored; bytes that are no UTF-8 stand as escapes.
-        regular: Whether it is a plain file.
-        start: Byte at which its headers begin.
-        offset: Byte at which its contents begin.
-        size: Bytes of its contents.
+        name: The stored name; bytes that are not valid UTF-8 are escaped.
+        regular: Whether it is a regular file.
+        start: Byte offset of its first header.
+        offset: Byte offset of its content.
+        size: Bytes of its content.
     """
 
     name: str
@@ -49,15 +49,15 @@ class Member(NamedTuple):
 
     @property
     def end(self) -> int:
-        """Byte after its padding."""
+        """Byte offset after its padding."""
         return self.offset + -(-self.size // TAR_BLOCK) * TAR_BLOCK
 
 
 class Window:
-    """A file read in long stretches, of which parts are asked for more or less in order."""
+    """Buffered reads of a file whose parts are requested roughly in order."""
 
     def __init__(self, file: IO[bytes], path: str, span: int = _SPAN) -> None:
-        """Read ``file``, called ``path`` in messages, ``span`` bytes at a time."""
+        """Read ``file``, named ``path`` in messages, ``span`` bytes at a time."""
         self._file, self._path, self._span = file, path, span
         self._at, self._held = 0, b""
         self.size = trusting(path, lambda: file.seek(0, os.SEEK_END))
@@ -79,7 +79,7 @@ def members(window: Window, path: str, at: int = 0) -> Iterator[Member]:
     """Yield the members of a tar in order (ustar, GNU and pax names and sizes), from the one at byte ``at`` on.
 
     Raises:
-        PoolError: The file is cut off or damaged; raised after the members before that place.
+        PoolError: The file is truncated or damaged; raised after the members before the damage.
     """
     start = at
     longer, notes = "", dict[str, str]()
@@ -94,23 +94,23 @@ def members(window: Window, path: str, at: int = 0) -> Iterator[Member]:
             return
         kind = header[156:157]
         try:
-            told = _number(header[148:156])
+            checksum = _number(header[148:156])
             size = _number(header[124:136])
         except ValueError:
-            told = size = -1
-        # The sum of the header's bytes, its own eight taken as blanks; adler32's low half is the quickest to add up.
+            checksum = size = -1
+        # The sum of the header's bytes, with blanks as its checksum; the low half of adler32 is the fastest way to sum.
         total = (zlib.adler32(header) & 0xFFFF) - 1 - sum(header[148:156]) + 8 * 32
-        if told < 0 or size < 0 or (total - told) % 65521:
+        if checksum < 0 or size < 0 or (total - checksum) % 65521:
             if not header.strip(b"\0"):
                 return
             raise PoolError(f"{path}: {_no_header(header, at)}")
         offset = at + TAR_BLOCK
         if kind in (b"L", b"K", b"x", b"g", b"X"):
             if size > _NAME:
-                raise PoolError(f"{path}: is damaged at byte {at:,}: {size:,} bytes of notes on a member")
+                raise PoolError(f"{path}: is damaged at byte {at:,}: {size:,} bytes of metadata for one member")
             content = read(offset, size)
             if len(content) < size:
-                raise PoolError(f"{path}: is cut off at byte {window.size:,}, in the notes on a member")
+                raise PoolError(f"{path}: is cut off at byte {window.size:,}, in the metadata of a member")
             if kind == b"L":
                 longer = _text(content.split(b"\0", 1)[0])
             elif kind in (b"x", b"X"):
@@ -125,23 +125,23 @@ def members(window: Window, path: str, at: int = 0) -> Iterator[Member]:
                 name = f"{prefix}/{name}"
         if "size" in notes:
             if not re.fullmatch(r"[0-9]{1,20}", notes["size"]):
-                raise PoolError(f"{path}: is damaged at byte {at:,}: a size of '{visible(notes['size'])}'")
+                raise PoolError(f"{path}: is damaged at byte {at:,}: invalid size '{visible(notes['size'])}'")
             size = int(notes["size"])
         if kind in b"123456" or kind == b"\0" and name.endswith("/"):
-            size = 0  # links, devices and folders have no contents, whatever their headers say
+            size = 0  # links, devices and folders have no content, whatever their headers say
         sparse = kind == b"S" or notes and any(note.startswith("GNU.sparse") for note in notes)
         if kind == b"S" and header[482]:
-            raise PoolError(f"{path}: holds a sparse file at byte {at:,}, which cannot be read")
-        found = Member(name, kind in _REGULAR and not sparse and not name.endswith("/"), start, offset, size)
+            raise PoolError(f"{path}: contains a sparse file at byte {at:,}, which is not supported")
+        member = Member(name, kind in _REGULAR and not sparse and not name.endswith("/"), start, offset, size)
         if offset + size > window.size:
             raise PoolError(f"{path}: is cut off at byte {window.size:,}, in the member '{visible(name)}'")
-        yield found
-        at = start = found.end
+        yield member
+        at = start = member.end
         longer, notes = "", {}
 
 
 def _number(digits: bytes) -> int:
-    """Return a number of a header: octal digits, or GNU's binary of a leading 0x80."""
+    """Parse a number of a header: octal digits, or the GNU binary format that begins with 0x80."""
     if digits[0] & 0x80:
         return -1 if digits[0] & 0x7F else int.from_bytes(digits[1:], "big")
     return int(digits.split(b"\0", 1)[0].strip() or b"0", 8)
@@ -152,34 +152,34 @@ def _text(name: bytes) -> str:
 
 
 def _notes(content: bytes, path: str, at: int) -> dict[str, str]:
-    """Return pax's notes on a member: lines of length, name and value."""
-    found = {}
+    """Parse the pax metadata of a member: records of length, name and value."""
+    notes = {}
     begin, stop = 0, len(content.rstrip(b"\0"))
     while begin < stop:
         length = content[begin : begin + 8].partition(b" ")[0]
         end = begin + int(length) if length.isdigit() and len(length) < 8 else 0
         name, equals, value = content[begin + len(length) + 1 : end].partition(b"=")
         if not equals or end > len(content) or not value.endswith(b"\n"):
-            raise PoolError(f"{path}: is damaged at byte {at:,}: the notes on a member are no pax")
-        found[_text(name)] = _text(value[:-1])
+            raise PoolError(f"{path}: is damaged at byte {at:,}: the metadata of a member is not valid pax")
+        notes[_text(name)] = _text(value[:-1])
         begin = end
-    return found
+    return notes
 
 
 def _no_header(header: bytes, at: int) -> str:
     packed = _MAGIC.get(header[:2])
     if not at and packed:
-        return f"is compressed ({packed}), so that it cannot be read in any order; unpack it to a plain tar"
-    return f"is damaged at byte {at:,}: no header of a tar stands there" if at else "is not a tar"
+        return f"is compressed ({packed}), which has no random access; decompress it to a plain tar"
+    return f"is damaged at byte {at:,}: there is no valid tar header" if at else "is not a tar"
 
 
 @dataclass(slots=True)
 class TarSample:
-    """Neighbouring members of one key: a sample as webdataset has it.
+    """Consecutive members with the same key: a sample in the sense of webdataset.
 
     Attributes:
         key: Folder and name up to the first dot.
-        members: By ending, in lower case, in the order of the tar.
+        members: Members by file extension, in lower case, in the order of the tar.
     """
 
     key: str
@@ -189,11 +189,11 @@ class TarSample:
 def tar_samples(window: Window, path: str, at: int = 0) -> Iterator[TarSample]:
     """Yield the samples of a tar, from the member at byte ``at`` on.
 
-    The rules are webdataset's, and open_clip's where an ending comes twice: there another sample begins.
-    A name that is nothing but an ending (``folder/.jpg``) is passed over.
+    The rules are those of webdataset. If an extension occurs twice, a new sample begins, as in open_clip. A name that
+    consists only of an extension (``folder/.jpg``) is skipped.
 
     Raises:
-        PoolError: As :func:`members`; the sample that the damage cuts is left out.
+        PoolError: As in :func:`members`; the sample at the damage is not yielded.
     """
     sample = TarSample("")
     for member in members(window, path, at):
@@ -212,16 +212,16 @@ def tar_samples(window: Window, path: str, at: int = 0) -> Iterator[TarSample]:
 
 
 def why_unsafe(sample: TarSample) -> str:
-    """Return why a sample must not be copied, "" where it may: its names would lead whoever unpacks it elsewhere."""
-    told = ".".join((sample.key, *sample.members))
-    if "\0" not in told and all_plain(f"\0{told}"):
+    """Return why a sample must not be copied, "" if it may: unpacking unsafe names would write to other folders."""
+    names = ".".join((sample.key, *sample.members))
+    if "\0" not in names and all_plain(f"\0{names}"):
         return ""
     name = next((member.name for member in sample.members.values() if is_unsafe(member.name)), None)
-    return "" if name is None else f"has the name {name!r}, which leads out of its folder"
+    return "" if name is None else f"has the name {name!r}, which points outside its folder"
 
 
 def extent(window: Window, sample: TarSample) -> tuple[int, int]:
-    """Return where a sample begins and its bytes, below 0 where something lies between that is not its own."""
+    """Return the start and the length of a sample in bytes; the length is negative if other data is in between."""
     start = end = next(iter(sample.members.values())).start
     whole = True
     for member in sample.members.values():
@@ -234,7 +234,7 @@ def extent(window: Window, sample: TarSample) -> tuple[int, int]:
 
 
 def notes_of(window: Window, member: Member) -> Iterator[tuple[bytes, int, int]]:
-    """Yield the kinds of the headers before a member's own, where they begin, and where what they say ends."""
+    """Yield the kind, the start and the end of each extra header before the header of a member."""
     at, own = member.start, member.offset - TAR_BLOCK
     while at < own:
         digits = window.read(at + 124, 12).strip(b"\0 ")
@@ -244,12 +244,12 @@ def notes_of(window: Window, member: Member) -> Iterator[tuple[bytes, int, int]]
 
 
 class Row(NamedTuple):
-    """A header and what follows it.
+    """A header and its content.
 
     Attributes:
-        offset: Byte at which the contents begin; the header is the block before.
-        size: Bytes of the contents.
-        name: Of the member; "" where the header belongs to the member after it.
+        offset: Byte offset of the content; the header is the block before.
+        size: Bytes of the content.
+        name: Name of the member; "" if the header describes the next member.
     """
 
     offset: int
@@ -258,29 +258,29 @@ class Row(NamedTuple):
 
     @property
     def span(self) -> tuple[int, int]:
-        """Where the header begins, and the bytes from there to the end of the padding."""
+        """Start of the header, and the number of bytes from there to the end of the padding."""
         return self.offset - TAR_BLOCK, TAR_BLOCK + -(-self.size // TAR_BLOCK) * TAR_BLOCK
 
 
 def rows_of(window: Window, sample: TarSample) -> list[Row]:
-    """Return the headers of a sample that are copied with it."""
-    found: list[Row] = []
+    """Return all headers of a sample that are copied."""
+    rows: list[Row] = []
     for member in sample.members.values():
         notes = ((at, to) for kind, at, to in notes_of(window, member) if kind in LONG)
-        found += [Row(at + TAR_BLOCK, to - at - TAR_BLOCK, "") for at, to in notes]
-        found.append(Row(member.offset, member.size, member.name))
-    return found
+        rows += [Row(at + TAR_BLOCK, to - at - TAR_BLOCK, "") for at, to in notes]
+        rows.append(Row(member.offset, member.size, member.name))
+    return rows
 
 
 @dataclass(frozen=True, eq=False)
 class Headers:
-    """Where the headers of n samples of a tar are, m of them, as arrays: what was read once need not be read again.
+    """The positions of m headers of n samples of a tar, as arrays, so that they are read only once.
 
     Attributes:
-        begin_n: Which header is the first of each sample, and m at the end, (n + 1,).
-        offset_m: As :class:`Row` has it.
-        size_m: As :class:`Row` has it.
-        name_m: As :class:`Row` has it, an Arrow array of texts.
+        begin_n: (n + 1,) index of the first header of each sample, and m at the end.
+        offset_m: (m,) int64, see :class:`Row`.
+        size_m: (m,) int64, see :class:`Row`.
+        name_m: Arrow array of m strings, see :class:`Row`.
     """
 
     begin_n: npt.NDArray[np.int64]
@@ -290,7 +290,7 @@ class Headers:
 
     @classmethod
     def of(cls, samples: Iterable[Sequence[Row]]) -> Headers:
-        """Make arrays of headers, those of each sample."""
+        """Create the arrays from the headers of each sample."""
         import pyarrow as pa
 
         whole, rows = [0], list[Row]()
@@ -303,7 +303,7 @@ class Headers:
 
     @classmethod
     def joined(cls, parts: Sequence[Headers]) -> Headers:
-        """Put several together."""
+        """Concatenate several."""
         import pyarrow as pa
 
         lengths = np.cumsum([0, *(len(part.offset_m) for part in parts)])
@@ -327,22 +327,22 @@ class Headers:
 
 
 def key_of(name: str) -> str:
-    """Return the key of a member: its folder, and its name up to the first dot."""
+    """Return the key of a member: its folder and its name up to the first dot."""
     folder, slash, base = name.rpartition("/")
     return folder + slash + base.partition(".")[0]
 
 
 def json_of(window: Window, member: Member | None) -> dict[str, Any]:
-    """Return what the json of a sample tells, {} where there is none or it cannot be read."""
+    """Return the JSON object of a sample, {} if there is none or it cannot be parsed."""
     if member is None or member.size > NOTES:
         return {}
     return json_in(window.read(member.offset, member.size))
 
 
 def json_in(content: bytes) -> dict[str, Any]:
-    """Return what a json tells, {} where it cannot be read."""
+    """Return a JSON object, {} if it cannot be parsed."""
     try:
-        told = json.loads(content)
+        value = json.loads(content)
     except (ValueError, RecursionError):
         return {}
-    return told if isinstance(told, dict) else {}
+    return value if isinstance(value, dict) else {}

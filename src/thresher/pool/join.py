@@ -1,4 +1,4 @@
-"""Tables from elsewhere joined to a pool by key: metadata, written once as parquet in row order; positions."""
+"""Joins of other tables to a pool by key: metadata, written once as Parquet in row order, and row positions."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ from thresher.runtime.files import writing
 
 
 def join_by_key(layout: Layout, metadata: Layout, target: str, options: Options) -> Layout:
-    """Left-join ``metadata`` to the pool's rows and return the pool with the joined table.
+    """Left-join ``metadata`` to the rows of a pool and return the pool with the joined table.
 
-    Out of core: both sides stream through DuckDB, once; after that the file at ``target`` is there. The
-    keys are the pool's key column and the one of that name in the metadata, else the metadata's own.
-    Columns that the pool has already and lists of floats are left out; rows without a match get nulls. Adds
-    ``joined`` (bool).
+    Out of core: both sides are streamed through DuckDB, once; later calls reuse the file at ``target``. The keys are
+    the key column of the pool and the column with the same name in the metadata, or else the metadata's own key
+    column. Columns that the pool already has and lists of floats are not joined; rows without a match get nulls. Adds
+    the column ``joined`` (bool).
 
     Args:
         layout: The pool; needs a key column.
         metadata: Tables with a unique key.
         target: Parquet file to write, atomically.
-        options: Of the pool.
+        options: Options of the pool.
 
     Raises:
         UsageError: A side has no key column, or no key of the pool is in the metadata.
-        BadRowsError: A key stands more than once in ``metadata``.
+        BadRowsError: A key occurs more than once in ``metadata``.
     """
     if layout.key is None:
-        raise UsageError(f"{layout.location} has no key column to join metadata by; name one with --key")
+        raise UsageError(f"{layout.location} has no key column to join metadata by; give one with --key")
     key = layout.key if layout.key in metadata.columns else metadata.key
     if key is None:
         raise UsageError(f"{metadata.location} has no key column to join by; it has {', '.join(metadata.columns)}")
     try:
         table = table_piece("file", target)
-    except (PoolError, OSError):  # not there, or damaged
+    except (PoolError, OSError):  # missing or damaged
         _write(layout, metadata, key, target)
         table = table_piece("file", target)
-    # Its name says what it was made from: however often it is written, it is the same.
+    # The file name is a hash of its inputs, so the content never changes.
     joined = replace(layout, tables=(table,), stamps={**layout.stamps, target: []})
     caption = options.caption or layout.caption
     return with_roles(joined, replace(options, key=layout.key, caption=caption, metadata=None))
@@ -55,30 +55,30 @@ def join_by_key(layout: Layout, metadata: Layout, target: str, options: Options)
 def _write(layout: Layout, metadata: Layout, key: str, target: str) -> None:
     import duckdb
 
-    # DuckDB's names ignore case and parquet's do not: inside, columns go by number.
+    # Column names ignore case in DuckDB but not in Parquet, so columns are numbered in DuckDB.
     own_columns = _flat(layout)
     known = {name.lower() for name in (*layout.columns, "joined")}
     extra = [name for name in _flat(metadata) if name.lower() not in known]
     chosen = [f"k.c{i} AS {_quoted(name)}" for i, name in enumerate(own_columns)]
-    found = list(dict.fromkeys([key, *extra]))
-    chosen += [f"m.c{found.index(name)} AS {_quoted(name)}" for name in extra]
+    selected = list(dict.fromkeys([key, *extra]))
+    chosen += [f"m.c{selected.index(name)} AS {_quoted(name)}" for name in extra]
     own = f"k.c{own_columns.index(str(layout.key))}::VARCHAR"
     with writing(target) as scratch:
         with duckdb.connect(config={"temp_directory": os.path.dirname(target)}) as db:
             try:
                 db.register("pool", _reader(layout.tables, own_columns))
                 db.execute("CREATE TEMP TABLE k AS SELECT * FROM pool")
-                db.register("found", _reader(metadata.tables, found))
+                db.register("metadata", _reader(metadata.tables, selected))
                 db.execute(
-                    "CREATE TEMP TABLE m AS SELECT * REPLACE (c0::VARCHAR AS c0) FROM found WHERE c0 IS NOT NULL"
+                    "CREATE TEMP TABLE m AS SELECT * REPLACE (c0::VARCHAR AS c0) FROM metadata WHERE c0 IS NOT NULL"
                 )
                 twice = db.execute("SELECT c0 FROM m GROUP BY 1 HAVING count(*) > 1 LIMIT 1").fetchone()
                 if twice:
-                    raise BadRowsError(f"{metadata.location}: the {key} {twice[0]!r} stands there more than once")
+                    raise BadRowsError(f"{metadata.location}: the {key} {twice[0]!r} occurs more than once")
                 if not db.execute(f"SELECT count(*) FROM k SEMI JOIN m ON {own} = m.c0").fetchall()[0][0]:
                     raise UsageError(
                         f"no {layout.key} of {layout.location} is among the {key} of {metadata.location}; "
-                        "name the column that is with --key"
+                        "give the matching column with --key"
                     )
                 db.execute(
                     f"COPY (SELECT {', '.join(chosen)}, m.c0 IS NOT NULL AS joined FROM k LEFT JOIN m ON {own} = m.c0 "
@@ -90,13 +90,13 @@ def _write(layout: Layout, metadata: Layout, key: str, target: str) -> None:
 
 
 def positions(layout: Layout, key: str, other: Layout, other_key: str, scratch: str) -> npt.NDArray[np.int64]:
-    """Return, for every row of a pool, the row of another layout that has its key, -1 where none has; (N,).
+    """Return for every row of a pool the row of another layout with the same key, -1 if there is none; (N,) int64.
 
-    Where both have the same keys in the same order, one pass over each; else DuckDB joins them out of core,
-    below the folder ``scratch``.
+    If both have the same keys in the same order, this takes one pass over each; otherwise DuckDB joins them out of
+    core, in the folder ``scratch``.
 
     Raises:
-        BadRowsError: A key stands more than once in ``other``.
+        BadRowsError: A key occurs more than once in ``other``.
     """
     import duckdb
 
@@ -110,8 +110,8 @@ def positions(layout: Layout, key: str, other: Layout, other_key: str, scratch: 
                 db.execute(f"CREATE TEMP TABLE {name} AS SELECT * REPLACE (c0::VARCHAR AS c0) FROM part")
                 db.unregister("part")
             twice = db.execute("SELECT c0 FROM m WHERE c0 IS NOT NULL GROUP BY 1 HAVING count(*) > 1 LIMIT 1")
-            if found := twice.fetchone():
-                raise BadRowsError(f"{other.location}: the {other_key} {found[0]!r} stands there more than once")
+            if repeated := twice.fetchone():
+                raise BadRowsError(f"{other.location}: the {other_key} {repeated[0]!r} occurs more than once")
             pairs = db.execute("SELECT k.at AS here, m.at AS there FROM k JOIN m ON k.c0 = m.c0").fetchnumpy()
         except duckdb.Error as error:
             raise OutputError(f"{scratch}: keys could not be joined there ({error})") from None
@@ -129,7 +129,7 @@ def _texts(tables: Sequence[TablePiece], key: str) -> Iterator[Any]:
 
 
 def _same_keys(ours: Iterator[Any], theirs: Iterator[Any]) -> bool:
-    """Whether two runs of arrays of text, cut differently, hold the same."""
+    """Return whether two sequences of text arrays have the same content, regardless of where they are split."""
     left = right = None
     while True:
         left = left if left is not None and len(left) else next(ours, None)
@@ -143,7 +143,7 @@ def _same_keys(ours: Iterator[Any], theirs: Iterator[Any]) -> bool:
 
 
 def _flat(layout: Layout) -> list[str]:
-    """Return the columns but for embeddings, which are read where they are."""
+    """Return all columns except embeddings, which are not joined."""
     import pyarrow as pa
 
     kinds = pa.unify_schemas([table.schema(layout.columns) for table in layout.tables], promote_options="permissive")

@@ -1,4 +1,4 @@
-"""What a reader finds: fields of vectors and tables of metadata, as lists of pieces of files."""
+"""The result of a reader: fields of vectors and tables of metadata, as lists of pieces of files."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from thresher.runtime.random import digest
 
 Rows = npt.NDArray[np.int64]
 
-_SAMPLED = 1_000  # rows behind a fingerprint: their keys, or their vectors where there are none
-_DECODED = 64  # rows whose vectors are behind it in any case; reaching one may mean decoding its row group
+_SAMPLED = 1_000  # rows in a fingerprint: their keys, or their vectors if there are no keys
+_DECODED = 64  # rows whose vectors are always in it; reading one may require decoding its row group
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to read a pool where names or marks do not say it.
+    """How to read a pool if the names and types in its files are not sufficient.
 
     Attributes:
-        image: Stored array or column that holds the image embeddings (default: by usual names).
-        text: The same for the captions' embeddings.
-        key: Metadata column that identifies a row; "row" for none: rows go by their numbers.
+        image: Array or column with the image embeddings (default: by usual names).
+        text: Array or column with the caption embeddings (default: by usual names).
+        key: Metadata column that identifies a row; "row" for the row number.
         caption: Metadata column with the caption.
-        dtype: "bfloat16" where uint16 arrays hold bfloat16 bits; "float16" or "float32" for binary columns.
-        metadata: Location of an img2dataset output joined by key.
-        skip_bad: Set unusable files and rows aside, counted and listed, instead of stopping.
+        dtype: "bfloat16" if uint16 arrays contain bfloat16 bits; "float16" or "float32" for binary columns.
+        metadata: Location of an img2dataset output to join by key.
+        skip_bad: Skip unusable files and rows, and count and list them, instead of stopping.
         reader: The reader to use, and its options: ``NAME`` or ``NAME:OPTION=VALUE,...`` (default: the first that
             recognises the pool).
     """
@@ -50,7 +50,7 @@ class Options:
     reader: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a dtype that no file could have."""
+        """Validate the parameters."""
         allowed = (*FLOATS, "bfloat16")
         if self.dtype not in (None, *allowed):
             raise UsageError(
@@ -58,13 +58,13 @@ class Options:
             )
 
     def recorded(self) -> dict[str, Any]:
-        """Return the options as JSON values, for the record of a selection; without a reader where none was named."""
+        """Return the options as JSON values, to be saved in a selection; without ``reader`` if none was given."""
         return {name: value for name, value in vars(self).items() if name != "reader" or value is not None}
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file, or the rows of one, that ``skip_bad`` left out."""
+    """A file that ``skip_bad`` skipped, and why."""
 
     path: str
     why: str
@@ -72,19 +72,19 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Layout:
-    """N rows over files. Row order is file order; cuts of one field need not match another's.
+    """N rows over files. Row order is file order; different fields may be split into files differently.
 
     Attributes:
         kind: Name of the layout.
-        location: As given.
-        vectors: Field -> arrays, in row order.
-        tables: Of metadata, in row order.
-        key: Metadata column that identifies a row; None: rows go by their numbers.
+        location: The location as the user wrote it.
+        vectors: Field -> pieces, in row order.
+        tables: Metadata tables, in row order.
+        key: Metadata column that identifies a row; None for the row number.
         caption: Metadata column with the caption.
-        image: Metadata column with the picture.
+        image: Metadata column with the image.
         scores: Metadata columns with known scores.
-        skipped: What ``skip_bad`` left out.
-        stamps: Path -> size and version of the files when the pool was opened, [] for one that cannot change.
+        skipped: Files that ``skip_bad`` skipped.
+        stamps: Path -> size and version of the files when the pool was opened, [] for a file that cannot change.
     """
 
     kind: str
@@ -100,14 +100,14 @@ class Layout:
 
     @property
     def rows(self) -> int:
-        """N."""
+        """N, the number of rows."""
         for pieces in self.vectors.values():
             return sum(piece.rows for piece in pieces)
         return sum(piece.rows for piece in self.tables)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Metadata columns found in every table."""
+        """Metadata columns that every table has."""
         if not self.tables:
             return ()
         common = set(self.tables[0].columns).intersection(*(piece.columns for piece in self.tables))
@@ -116,7 +116,7 @@ class Layout:
     # --- rows -----------------------------------------------------------------------------------
 
     def raw_at(self, name: str, ids: Rows) -> Array:
-        """Return the stored vectors of some rows of a field, by ascending number, (n, D)."""
+        """Return the stored vectors of some rows of a field, by ascending row number, (n, D)."""
         parts, start = [], 0
         for piece in self.vectors[name]:
             lo, hi = np.searchsorted(ids, [start, start + piece.rows])
@@ -128,7 +128,7 @@ class Layout:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def lookup(self, columns: Sequence[str], ids: Rows) -> Iterator[Any]:
-        """Yield Arrow record batches with some rows by ascending number, touching only their row groups."""
+        """Yield Arrow record batches of some rows, by ascending row number, reading only their row groups."""
         start = 0
         for table in self.tables:
             lo, hi = np.searchsorted(ids, [start, start + table.rows])
@@ -155,24 +155,24 @@ class Layout:
 
     @cached_property
     def version(self) -> str:
-        """Hash of the files' names, sizes and times, as they were when the pool was opened."""
+        """Hash of the names, sizes and times of the files when the pool was opened."""
         stamps = [self.stamps_of(pieces) for _, pieces in sorted(self.vectors.items())]
         return digest([*stamps, self.stamps_of(self.tables), [self.key, self.caption]])[:32]
 
     def stamps_of(self, pieces: Sequence[Piece | TablePiece]) -> list[list[Any]]:
-        """Return how each piece is read, and its file's size and version when the pool was opened."""
+        """Return how each piece is read, and the size and version of its file when the pool was opened."""
         return [[dict(vars(piece)), *self._stamp(piece.protocol, piece.path)] for piece in pieces]
 
     def _stamp(self, protocol: str, path: str) -> list[Any]:
         return self.stamps[path] if path in self.stamps else stamp_of(protocol, path)
 
     def changed(self) -> bool:
-        """Whether a file is another than when the pool was opened.
+        """Return whether a file has changed since the pool was opened.
 
-        Asks every local file once; elsewhere lists the pool again, and asks for what the listing does not say.
+        Checks every local file once; for remote pools lists the files again, and requests what the listing lacks.
 
         Raises:
-            PoolError: A file is gone.
+            PoolError: A file no longer exists.
         """
         files = [(protocol, path) for protocol, path in self.files() if self.stamps.get(path)]
         elsewhere = any(protocol != "file" for protocol, _ in files)
@@ -180,12 +180,12 @@ class Layout:
         return any((now.get(path) or stamp_of(protocol, path)) != self.stamps[path] for protocol, path in files)
 
     def files(self) -> list[tuple[str, str]]:
-        """(protocol, path) of every file, each once, in order."""
+        """Return (protocol, path) of every file, each once, in order."""
         pieces: list[Any] = [p for ps in self.vectors.values() for p in ps] + list(self.tables)
         return list(dict.fromkeys((piece.protocol, piece.path) for piece in pieces))
 
     def check(self) -> None:
-        """Refuse fields of different lengths, widths or types, and pools without rows."""
+        """Raise a PoolError if fields differ in length, width or type, or if there are no rows."""
         if not self.vectors and not self.tables:
             why = f"; the first: {self.skipped[0].path}: {self.skipped[0].why}" if self.skipped else ""
             raise PoolError(f"{self.location}: no usable file is left of the {len(self.skipped)} found{why}")
@@ -196,8 +196,8 @@ class Layout:
             first = {n: p[0].path for n, p in self.vectors.items()} | (
                 {"metadata": self.tables[0].path} if self.tables else {}
             )
-            told = ", ".join(f"{name} has {count:,} rows (from {first[name]})" for name, count in counts.items())
-            raise PoolError(f"{self.location}: row counts differ: {told}; is a file missing, or one too many?")
+            counts_text = ", ".join(f"{name} has {count:,} rows (from {first[name]})" for name, count in counts.items())
+            raise PoolError(f"{self.location}: row counts differ: {counts_text}; is a file missing, or one too many?")
         if self.rows == 0:
             raise PoolError(f"{self.location}: the pool has no rows; is it finished?")
         for name, pieces in self.vectors.items():
@@ -219,9 +219,8 @@ def from_shards(
 ) -> Layout:
     """Return the layout of files that belong together shard by shard.
 
-    ``read(name)`` gives the vectors and the table of one shard. Whatever is wrong with a shard raises,
-    or with ``skip_bad`` sets that shard skipped: unreadable, of differing row counts, or of other
-    fields, widths or types than most.
+    ``read(name)`` returns the vectors and the table of one shard. A bad shard raises an error or, with ``skip_bad``,
+    is skipped: one that is unreadable, has differing row counts, or has other fields, widths or types than most.
     """
     bad = list(skipped)
     shards = []
@@ -234,17 +233,17 @@ def from_shards(
             if not options.skip_bad:
                 raise
             bad.append(skipped_file(error))
-    # An empty file says nothing about types; where all are empty, they stay to be refused.
+    # An empty file has no reliable types; if all files are empty, they are kept, so that the check below rejects them.
     shards = [(vectors, table) for vectors, table in shards if _first(vectors, table).rows] or shards
     kinds = [_kind(vectors, table, options) for vectors, table in shards]
     usual = max(dict.fromkeys(kinds), key=kinds.count, default=None)
-    for shard, found in zip(shards, kinds, strict=True):
-        if found != usual:
-            odd = PoolError(f"{_first(*shard).path}: has {found}, most files have {usual}; convert or remove this one")
+    for shard, shape in zip(shards, kinds, strict=True):
+        if shape != usual:
+            odd = PoolError(f"{_first(*shard).path}: has {shape}, most files have {usual}; convert or remove this one")
             if not options.skip_bad:
                 raise odd
             bad.append(skipped_file(odd))
-    good = [shard for shard, found in zip(shards, kinds, strict=True) if found == usual]
+    good = [shard for shard, shape in zip(shards, kinds, strict=True) if shape == usual]
     return with_roles(
         Layout(
             kind=kind,
@@ -258,7 +257,7 @@ def from_shards(
 
 
 def skipped_file(error: PoolError) -> Skipped:
-    """Return the file that an error names, and what it says of it."""
+    """Return the file that an error names, and the reason that it gives."""
     path, _, why = str(error).partition(": ")
     if path.endswith("]"):  # an array in the file
         path, _, array = path.rpartition(" [")
@@ -276,26 +275,26 @@ def _same_rows(what: Mapping[str, Piece | TablePiece]) -> None:
         if piece.rows != first.rows:
             raise PoolError(
                 f"{piece.path}: has {piece.rows:,} rows, but {first.path}, which belongs to it, has {first.rows:,}; "
-                "make them again together"
+                "create both again together"
             )
 
 
 def _kind(vectors: Mapping[str, Piece], table: TablePiece | None, options: Options) -> str:
-    """Tell what has to be alike in all shards: arrays, widths, types and the column of keys."""
-    told = [" ".join(f"{name} {p.array} {p.dim} x {p.dtype}".split()) for name, p in sorted(vectors.items())]
+    """Describe what must be the same in all shards: arrays, widths, types and the key column."""
+    parts = [" ".join(f"{name} {p.array} {p.dim} x {p.dtype}".split()) for name, p in sorted(vectors.items())]
     if table:
-        told.append(f"metadata by {next((name for name in (options.key, *KEYS) if name in table.columns), 'row')}")
-    return ", ".join(told)
+        parts.append(f"metadata by {next((name for name in (options.key, *KEYS) if name in table.columns), 'row')}")
+    return ", ".join(parts)
 
 
-NO_KEY = "row"  # asks for row numbers in place of keys, unless a column is called so
+NO_KEY = "row"  # requests row numbers as keys, unless a column has this name
 
 
 def with_roles(layout: Layout, options: Options) -> Layout:
-    """Name the key, caption, image and score columns of a layout's tables.
+    """Set the key, caption, image and score columns of a layout.
 
     Raises:
-        UsageError: A column that was asked for is not there (a caption may come with ``metadata``).
+        UsageError: A requested column does not exist (a caption may come from ``metadata``).
     """
     columns = layout.columns
 
@@ -318,5 +317,5 @@ def with_roles(layout: Layout, options: Options) -> Layout:
 
 
 def texts(column: Any) -> list[str]:
-    """Return the values of an Arrow column as text, "" for nulls."""
+    """Return the values of an Arrow column as strings, "" for nulls."""
     return ["" if value is None else str(value) for value in column.to_pylist()]

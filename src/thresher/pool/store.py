@@ -1,8 +1,8 @@
-"""The store: N rows over files. Immutable, picklable, holds no vectors.
+"""The store: N rows over files. Immutable, picklable, and without vectors in memory.
 
-Rows have global ids 0..N-1 in file order. A *view* (:meth:`EmbeddingStore.where`) sees some of them
-under the same ids. Vectors come in *blocks*, runs of rows of the view, never of a file: cutting the
-files otherwise cannot change an answer.
+Rows have global ids 0..N-1 in file order. A *view* (:meth:`EmbeddingStore.where`) contains some of them with the same
+ids. Vectors are read in *blocks*, which are consecutive rows of the view, not of a file: splitting the files
+differently cannot change a result.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from thresher.selection import Selection
 Array = npt.NDArray[Any]
 
 BLOCK = 16_384  # rows of a block
-_CHUNK = 4_096  # given rows held at a time
+_CHUNK = 4_096  # rows of a user file in memory at a time
 
 
 @dataclass(frozen=True)
 class Block:
-    """Rows lo..hi of a view. ``data`` is filled where the files can only be streamed."""
+    """Rows lo..hi of a view. ``data`` has their vectors if the files can only be streamed."""
 
     lo: int
     hi: int
@@ -52,12 +52,12 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingStore:
-    """Image and text embeddings, captions, keys and scores of N rows, wherever they lie.
+    """Image and text embeddings, captions, keys and scores of N rows, in local or remote files.
 
     Attributes:
         layout: The files.
-        options: How it was opened.
-        rows: Global ids of the view's rows, ascending; None for all.
+        options: Options with which it was opened.
+        rows: Global ids of the rows of the view, ascending; None for all.
         block: Rows of a block.
     """
 
@@ -65,34 +65,34 @@ class EmbeddingStore:
     options: Options
     rows: Rows | None = None
     block: int = BLOCK
-    held: tuple[Pin, ...] = ()  # files of the cache that it reads
+    held: tuple[Pin, ...] = ()  # cache files that it reads
 
     # --- shape --------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        """Rows of the view."""
+        """Number of rows of the view."""
         return self.layout.rows if self.rows is None else len(self.rows)
 
     @property
     def total(self) -> int:
-        """N: rows of the whole store."""
+        """N, the number of rows of the whole store."""
         return self.layout.rows
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Which embeddings there are: "image", "text", and "joint" where both are."""
+        """Names of the embeddings: "image", "text", and "joint" if there are both."""
         names = tuple(self.layout.vectors)
         return (*names, "joint") if {"image", "text"} <= set(names) else names
 
     def dim(self, name: str) -> int:
-        """D of a field; the joint field is image and text side by side."""
+        """Return D of a field; the joint field is the concatenation of image and text."""
         return sum(self.layout.vectors[part][0].dim for part in self.parts(name))
 
     def require_joint(self, why: str) -> None:
-        """Refuse image and text embeddings that cannot be from one joint space: of different widths, or not both there.
+        """Check that image and text embeddings both exist and have the same width, as those of a joint space do.
 
         Raises:
-            UsageError: Says which widths they have.
+            UsageError: One of them is missing, or the widths differ; the message gives the widths.
         """
         image, text = self.dim("image"), self.dim("text")
         if image != text:
@@ -102,7 +102,7 @@ class EmbeddingStore:
             )
 
     def parts(self, name: str) -> tuple[str, ...]:
-        """Stored fields behind a field.
+        """Return the stored fields that make up a field.
 
         Raises:
             UsageError: The pool has no such embeddings.
@@ -119,7 +119,7 @@ class EmbeddingStore:
         return np.arange(self.total) if self.rows is None else self.rows
 
     def where(self, kept_N: npt.NDArray[np.bool_]) -> EmbeddingStore:
-        """Return the view of the rows marked in a mask over the whole store."""
+        """Return a view of the rows that are True in a mask over the whole store, (N,) bool."""
         if kept_N.shape != (self.total,):
             raise UsageError(f"a mask of {kept_N.shape} rows for a store of {self.total:,}")
         return replace(self, rows=None if kept_N.all() else np.flatnonzero(kept_N))
@@ -127,53 +127,53 @@ class EmbeddingStore:
     # --- identity -----------------------------------------------------------------------------
 
     def fingerprint(self) -> str:
-        """Hash of N, fields and widths, and the values of evenly spaced rows; the same after re-sharding."""
+        """Return a hash of N, fields and widths, and the values of evenly spaced rows; the same after re-sharding."""
         return self.layout.fingerprint
 
     def version(self) -> str:
-        """Hash of the files' names, sizes and times when the store was opened: keys cached arrays."""
+        """Return a hash of the names, sizes and times of the files when the store was opened; part of cache keys."""
         return self.layout.version
 
     def changed(self) -> bool:
-        """Whether a file is another than when the store was opened.
+        """Return whether a file has changed since the store was opened.
 
         Raises:
-            PoolError: A file is gone.
+            PoolError: A file no longer exists.
         """
         return self.layout.changed()
 
     def files(self) -> list[tuple[str, str]]:
-        """(protocol, path) of every file the store reads, each once, in order."""
+        """Return (protocol, path) of every file that the store reads, each once, in order."""
         return self.layout.files()
 
     def whereabouts(self, name: str, row: int) -> str:
-        """Say in which file a row of a field lies, and where in it: for messages."""
+        """Return the file and the row in it of a row of a field, for messages."""
         pieces: Sequence[Piece | TablePiece] = self.layout.tables if name == "metadata" else self.layout.vectors[name]
         for piece in pieces:
             if row < piece.rows:
                 return f"{piece.path} row {row:,}"
             row -= piece.rows
-        raise UsageError(f"row {row:,} lies beyond the store")
+        raise UsageError(f"row {row:,} is beyond the end of the store")
 
     # --- vectors ------------------------------------------------------------------------------
 
     def seekable(self, name: str) -> bool:
-        """Whether blocks can be read apart from each other."""
+        """Return whether blocks can be read independently."""
         return all(p.seekable for part in self.parts(name) for p in self.layout.vectors[part])
 
     def mapped(self, name: str) -> bool:
-        """Whether scattered rows are cheap."""
+        """Return whether reading scattered rows is cheap."""
         return all(p.mapped for part in self.parts(name) for p in self.layout.vectors[part])
 
     def stored_bytes(self, name: str) -> int:
-        """Bytes of the view's vectors as stored."""
+        """Return the size in bytes of the stored vectors of the view."""
         pieces = [self.layout.vectors[part][0] for part in self.parts(name)]
         return sum(len(self) * p.dim * _itemsize(p) for p in pieces)
 
     def blocks(self, name: str, start: int = 0, size: int | None = None) -> Iterator[Block]:
-        """Cut the view into blocks; lazily read ones where files allow, else streamed ones with data.
+        """Split the view into blocks, without data if the files are seekable, else with streamed data.
 
-        Blocks before row ``start`` of the view, a block boundary, are left out.
+        Blocks before row ``start`` of the view, which must be a block boundary, are not yielded.
         """
         size = size or self.block
         if self.seekable(name):
@@ -185,11 +185,11 @@ class EmbeddingStore:
             data = {part: next(stream) for part, stream in streams.items()}
             if lo >= start:
                 yield Block(lo, min(lo + size, len(self)), data)
-        for stream in streams.values():  # to the end, where a file's checksum and number of rows are known
+        for stream in streams.values():  # to the end, where a file's checksum and row count are checked
             next(stream, None)
 
     def stripes(self, name: str, block: Block) -> Iterator[F32]:
-        """Yield the unit vectors of a block a cache-sized stripe at a time; each is valid until the next."""
+        """Yield the unit vectors of a block in cache-sized stripes; each is valid until the next one."""
         whole = {part: self.raw(part, block) for part in self.parts(name)}
         ids = self.ids_of(block)
         buffers = {part: np.empty((min(STRIPE, len(block)), raw.shape[1]), np.float32) for part, raw in whole.items()}
@@ -220,7 +220,7 @@ class EmbeddingStore:
         return self._join(name, [self._unit(part, self.raw(part, block), ids) for part in self.parts(name)])
 
     def vectors_at(self, name: str, positions: Rows) -> F32:
-        """Return unit vectors of scattered rows by position in the view, in the order asked."""
+        """Return unit vectors of scattered rows by position in the view, in the order of ``positions``."""
         ids = positions if self.rows is None else self.rows[positions]
         if (ids[1:] >= ids[:-1]).all():
             return self._join(name, [self._unit(part, self.raw_at(part, ids), ids) for part in self.parts(name)])
@@ -231,15 +231,15 @@ class EmbeddingStore:
         return self._join(name, units)
 
     def ids_of(self, block: Block) -> Rows:
-        """Global ids of a block's rows."""
+        """Return the global ids of the rows of a block."""
         return np.arange(block.lo, block.hi) if self.rows is None else self.rows[block.lo : block.hi]
 
     def raw_at(self, name: str, ids: Rows) -> Array:
-        """Return stored vectors of ascending global ids."""
+        """Return the stored vectors of ascending global ids."""
         return self.layout.raw_at(name, ids)
 
     def local(self, name: str, files: dict[str, NpyPiece]) -> EmbeddingStore:
-        """Return the same store with some fields read from local copies in base row order."""
+        """Return the same store with some fields read from local copies in the row order of the whole store."""
         vectors = {**self.layout.vectors, **{part: (piece,) for part, piece in files.items()}}
         held = (*self.held, *filter(None, (pin(piece.path) for piece in files.values())))
         return replace(self, layout=replace(self.layout, vectors=vectors), held=held)
@@ -256,10 +256,10 @@ class EmbeddingStore:
         if len(bad):
             row = int(ids[bad[0]])
             zero = not raw[bad[0]].any()
-            kind = "is all zeros" if zero else "holds NaN or infinite values, is missing or of another width"
+            kind = "is all zeros" if zero else "has NaN or infinite values, is missing or has another width"
             raise BadRowsError(
                 f"{self.whereabouts(part, row)}: the {part} embedding {kind} (row {row:,} of the pool); "
-                "mend the file, or pass --skip-bad to set such rows aside"
+                "fix the file, or pass --skip-bad to skip such rows"
             )
         return units
 
@@ -276,7 +276,7 @@ class EmbeddingStore:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _stream(self, name: str, size: int) -> Iterator[Array]:
-        """Yield the view's stored vectors in runs of exactly ``size`` rows (the last may be shorter)."""
+        """Yield the stored vectors of the view in runs of exactly ``size`` rows (the last may be shorter)."""
         held: list[Array] = []
         count, start = 0, 0
         for piece in self.layout.vectors[name]:
@@ -311,7 +311,7 @@ class EmbeddingStore:
             )
 
     def scan(self, columns: Sequence[str]) -> Iterator[tuple[Rows, Any]]:
-        """Yield (global ids, Arrow record batch of ``columns``) over the view's rows, in order."""
+        """Yield (global ids, Arrow record batch of ``columns``) of the rows of the view, in order."""
         self.require(columns, "this")
         start = 0
         for table in self.layout.tables:
@@ -326,7 +326,7 @@ class EmbeddingStore:
                     yield ids, part
 
     def lookup(self, columns: Sequence[str], ids: Rows) -> Iterator[Any]:
-        """Yield Arrow record batches with some rows by ascending global id, touching only their row groups."""
+        """Yield Arrow record batches of some rows, by ascending global id, reading only their row groups."""
         return self.layout.lookup(columns, ids)
 
     def column(self, name: str) -> Array:
@@ -334,13 +334,13 @@ class EmbeddingStore:
         parts = []
         for _, part in self.scan([name]):
             parts.append(part.column(0).to_numpy(zero_copy_only=False))
-        found = np.concatenate(parts) if parts else np.empty(0, np.float32)
-        if found.dtype.kind not in "fiub":
+        values = np.concatenate(parts) if parts else np.empty(0, np.float32)
+        if values.dtype.kind not in "fiub":
             raise UsageError(f"the metadata column {name!r} is not numeric")
-        return found
+        return values
 
     def keys(self) -> Iterator[tuple[Rows, list[str]]]:
-        """Yield (global ids, keys as text) over the view; without a key column the key is the row id."""
+        """Yield (global ids, keys as strings) of the view; without a key column the key is the row id."""
         if not self.layout.key:
             for lo in range(0, len(self), 65536):
                 ids = self.ids_of(Block(lo, min(lo + 65536, len(self))))
@@ -351,23 +351,23 @@ class EmbeddingStore:
 
 
 def vectors_from_npy(path: str, what: str, store: EmbeddingStore, name: str) -> Iterator[F32]:
-    """Yield the unit rows of a .npy that a user gives, to compare with a field of the store; some at a time.
+    """Yield the unit rows of a .npy file of the user, some at a time, to compare them with a field of the store.
 
     Args:
-        path: The file, (M, D) with the field's D.
-        what: What they are, in the plural, for messages.
+        path: The file, (M, D) with the D of the field.
+        what: Name of the rows in messages, in the plural.
         store: The store.
         name: The field.
 
     Raises:
-        PoolError: A file that cannot be trusted, no rows, or a row without direction.
-        UsageError: Another width.
+        PoolError: The file is damaged or empty, or a row is zero or not finite.
+        UsageError: The rows have another width than the field.
     """
     piece = npy_piece("file", path)
     if piece.dim != store.dim(name):
         raise UsageError(f"{path}: {what} of {piece.dim} dimensions for {name} embeddings of {store.dim(name)}")
     if not piece.rows:
-        raise PoolError(f"{path}: holds no {what}")
+        raise PoolError(f"{path}: contains no {what}")
     for lo in range(0, piece.rows, _CHUNK):
         units, bad = unit_rows(to_float32(piece.read(lo, min(lo + _CHUNK, piece.rows))))
         if len(bad):
@@ -376,31 +376,31 @@ def vectors_from_npy(path: str, what: str, store: EmbeddingStore, name: str) -> 
 
 
 def same_pool(selection: Selection, store: EmbeddingStore, fingerprint: str | None = None) -> None:
-    """Refuse a selection of other rows than the store's; a view counts as its whole store.
+    """Check that a selection belongs to the rows of a store; a view counts as its whole store.
 
     Raises:
-        UsageError: Says what each is.
+        UsageError: It belongs to another pool; the message describes both.
     """
     if selection.total != store.total or selection.store != (fingerprint or store.fingerprint()):
-        grown = "; if it has grown since, select anew" if store.total > selection.total else ""
+        grown = "; if the pool has grown since, select again" if store.total > selection.total else ""
         raise UsageError(
-            f"{store.layout.location} ({store.total:,} rows) is another pool, or not the pool of this selection any "
-            f"more: that was {selection.pool} ({selection.total:,} rows){grown}"
+            f"{store.layout.location} ({store.total:,} rows) is another pool, or no longer the pool of this selection, "
+            f"which is {selection.pool} ({selection.total:,} rows){grown}"
         )
 
 
 def whole_pool(store: EmbeddingStore) -> None:
-    """Refuse a view where its rows would be overlooked.
+    """Check that a store is not a view, for code that always works on all rows.
 
     Raises:
-        UsageError: It sees only some rows.
+        UsageError: The store is a view.
     """
     if store.rows is not None:
-        raise UsageError("this needs the whole pool, not a view of it; say which rows by a selection")
+        raise UsageError("this needs the whole pool, not a view of it; pass a selection to choose rows")
 
 
 def absolute(location: str) -> str:
-    """Return a location that means the same from any folder; addresses with a protocol are left alone."""
+    """Return a location that is independent of the current folder; URLs are returned unchanged."""
     return location if "://" in location or "::" in location else os.path.abspath(location)
 
 
@@ -409,15 +409,15 @@ def _itemsize(piece: Piece) -> int:
 
 
 def open_store(location: str, options: Options | None = None, *, scratch: str | None = None) -> EmbeddingStore:
-    """Open a pool of embeddings: a folder or file of a known layout, local or any fsspec location.
+    """Open a pool of embeddings: a folder or file with a known layout, local or at any fsspec location.
 
-    Reads headers only, but for two things that are done once for the same files, with a record below
-    ``scratch`` (default: the cache folder): ``options.metadata`` is joined by key, and ``options.skip_bad``
-    looks for damaged shards by reading compressed files and parquet to their end.
+    Reads headers only, with two exceptions, which are done once for the same files and saved below ``scratch``
+    (default: the cache folder): ``options.metadata`` is joined by key, and ``options.skip_bad`` reads compressed files
+    and Parquet to their end to find damaged shards.
 
     Raises:
-        PoolError: No layout recognised, or a file that cannot be trusted (truncated, pickled, odd
-            shape or type, row counts that differ).
+        PoolError: No layout is recognised, or a file is not usable (truncated, pickled, unsupported shape or type,
+            differing row counts).
     """
     options = options or Options()
     layout = read_layout(str(location), options)
@@ -427,7 +427,7 @@ def open_store(location: str, options: Options | None = None, *, scratch: str | 
         return os.path.join(folder, digest(what)[:32])
 
     if options.skip_bad:
-        pieces: list[Piece | TablePiece] = [piece for found in layout.vectors.values() for piece in found]
+        pieces: list[Piece | TablePiece] = [piece for part in layout.vectors.values() for piece in part]
         code, stamps = code_version("thresher.pool.verify"), layout.stamps_of([*pieces, *layout.tables])
         layout = without_damaged(layout, made_from(["damage", code, layout.key, stamps]) + ".json")
     if options.metadata:
@@ -436,30 +436,30 @@ def open_store(location: str, options: Options | None = None, *, scratch: str | 
         stamps = [*layout.stamps_of(layout.tables), *metadata.stamps_of(metadata.tables)]
         target = made_from([code, layout.key, metadata.key, stamps]) + ".parquet"
         joined = join_by_key(layout, metadata, target, options)
-        while (held := pin(target)) is None:  # another run has just removed it
+        while (held := pin(target)) is None:  # another run removed it in the meantime
             joined = join_by_key(layout, metadata, target, options)
         return EmbeddingStore(joined, options, held=(held,))
     return EmbeddingStore(layout, options)
 
 
 def reopen(selection: Selection, pool: str | None = None, metadata: str | None = None) -> EmbeddingStore:
-    """Open the pool of a selection again, checking that it is the same rows.
+    """Open the pool of a selection again and check that it has the same rows.
 
     Args:
-        selection: Remembers where its pool was and how it was opened.
-        pool: Where the pool is now, if it was moved.
+        selection: The selection; it records the location of its pool and the options with which it was opened.
+        pool: The location of the pool, if it was moved.
         metadata: An img2dataset output to join by key.
 
     Raises:
-        UsageError: Another pool stands there.
+        UsageError: There is another pool at the location.
     """
     known = {item.name for item in fields(Options)}
     if unknown := set(selection.options) - known:
-        raise PoolError(f"the selection was made with options this version does not know: {', '.join(unknown)}")
+        raise PoolError(f"the selection was made with options that this version does not know: {', '.join(unknown)}")
     options = Options(**{**selection.options, **({"metadata": metadata} if metadata else {})})
     joined = options.metadata
     if joined and "://" not in joined and not os.path.exists(joined):
-        raise PoolError(f"{joined}: was joined to the pool and is gone; say where it is now with --metadata")
+        raise PoolError(f"{joined}: was joined to the pool but no longer exists; give its location with --metadata")
     try:
         store = open_store(pool or selection.pool, options)
     except PoolError as error:
@@ -467,7 +467,7 @@ def reopen(selection: Selection, pool: str | None = None, metadata: str | None =
     try:
         same_pool(selection, store)
     except UsageError as error:
-        raise UsageError(f"{error}; say where that is now with --pool") from None
+        raise UsageError(f"{error}; say where that is with --pool") from None
     return store
 
 
@@ -477,6 +477,6 @@ def _first_table(store: EmbeddingStore) -> tuple[str, str]:
 
 
 def heavy(store: EmbeddingStore, name: str) -> bool:
-    """Whether a column holds pictures or vectors."""
+    """Return whether a column contains images or vectors."""
     kind = parquet_types(*_first_table(store))[name]
     return any(word in kind for word in ("struct<", "list<", "fixed_size_list", "binary", "map<"))

@@ -1,4 +1,4 @@
-"""Damage that no header shows, such as a flipped bit: found by reading everything once."""
+"""Finds damage that no header shows, such as a flipped bit, by reading everything once."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from thresher.runtime.files import writing
 def without_damaged(layout: Layout, record: str) -> Layout:
     """Return the layout without the shards whose vectors or keys cannot be read to their end.
 
-    Reads what has a checksum or an encoding: .npz members and parquet columns. A plain .npy file has
-    neither. The damaged paths are kept in the file ``record``, whose name should depend on the files; the
-    next time only those are read again, lest a disk's or network's bad moment counts for ever.
+    Reads what has a checksum or an encoding: .npz members and Parquet columns. A plain .npy file has neither. The
+    damaged paths are saved in the file ``record``, whose name should depend on the files. The next call reads only
+    these again, so that a temporary read error does not exclude a file forever.
 
     Raises:
-        PoolError: A file is damaged, but what belongs to it cannot be told: files are cut differently.
+        PoolError: A file is damaged, but fields are split into files differently, so its partners are unknown.
     """
     path = Path(record)
     try:
         suspects = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none yet, or damaged itself
+    except (OSError, ValueError):  # missing, or itself damaged
         suspects = None
     damaged = [Skipped(*entry) for entry in dict(_damage(layout, suspects)).items()]
     if suspects is None:
@@ -40,7 +40,7 @@ def without_damaged(layout: Layout, record: str) -> Layout:
         return layout
     lists: list[tuple[Piece | TablePiece, ...]] = [*layout.vectors.values(), *filter(None, [layout.tables])]
     if len({tuple(piece.rows for piece in pieces) for pieces in lists}) > 1:
-        raise PoolError(f"{damaged[0].path}: {damaged[0].why}; it cannot be set aside, others are cut differently")
+        raise PoolError(f"{damaged[0].path}: {damaged[0].why}; it cannot be skipped, other files are cut differently")
     paths = {file.path for file in damaged}
     good = [paths.isdisjoint(piece.path for piece in shard) for shard in zip(*lists, strict=True)]
 
@@ -55,7 +55,7 @@ def without_damaged(layout: Layout, record: str) -> Layout:
 
 
 def _damage(layout: Layout, suspects: list[str] | None) -> Iterator[tuple[str, str]]:
-    """Yield the path of a file that cannot be read, and why; looks at the suspects, by default at all."""
+    """Yield the path of each file that cannot be read, and why; reads only the suspects, by default all files."""
     for path, parts in _readings(layout):
         if suspects is not None and path not in suspects:
             continue
@@ -68,7 +68,7 @@ def _damage(layout: Layout, suspects: list[str] | None) -> Iterator[tuple[str, s
 def _readings(layout: Layout) -> Iterator[tuple[str, Iterator[Any]]]:
     for pieces in layout.vectors.values():
         for piece in pieces:
-            if isinstance(piece, NpyPiece) and piece.array:  # a stored member, read with its checksum
+            if isinstance(piece, NpyPiece) and piece.array:  # an uncompressed member, read with its checksum
                 piece = DeflatedPiece(piece.path, piece.array, piece.rows, piece.dim, piece.dtype, piece.protocol)
             if not piece.seekable:
                 yield piece.path, piece.stream(8192)

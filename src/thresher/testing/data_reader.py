@@ -214,7 +214,7 @@ class DataReaderContract:
             try:
                 found = _read(open_data(location))
             except PoolError as error:
-                assert path.name in str(error) or "picture" in str(error), f"{path.name}, {what}: {error}"
+                assert path.name in str(error) or "image" in str(error), f"{path.name}, {what}: {error}"
             except ThresherError:
                 pass
             else:

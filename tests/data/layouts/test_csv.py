@@ -75,10 +75,10 @@ def test_a_caption_may_be_one_that_pandas_takes_for_nothing(tmp_path: Path) -> N
     path = tmp_path / "x.csv"
     path.write_text("filepath\ttitle\na\tNone\nb\tNA\nc\n\td\n")
     assert [(s.key, s.text, s.why) for s in open_data(str(path)).samples()] == [
-        ("a", "None", "names a picture that is not there: a"),
-        ("b", "NA", "names a picture that is not there: b"),
-        ("c", "", "names a picture that is not there: c"),
-        ("line 3", "d", "names no picture"),
+        ("a", "None", "names an image that is not a file: a"),
+        ("b", "NA", "names an image that is not a file: b"),
+        ("c", "", "names an image that is not a file: c"),
+        ("line 3", "d", "has no image path"),
     ]
 
 
@@ -107,7 +107,7 @@ def test_where_pictures_are_looked_for(tmp_path: Path, monkeypatch: pytest.Monke
     assert seen(allow_outside=True) == [picture(0), picture(0), picture(1), None, out, out]
     assert seen(root=os.path.relpath(root), allow_outside=True) == [picture(2), None, None, picture(2), out, out]
     why = [s.why for s in open_data(str(path)).samples()][-1]
-    assert re.fullmatch(r"names a picture outside .*here and .*beside: .*out.png; if that is yours, pass .*", why)
+    assert re.fullmatch(r"names an image outside .*here and .*beside: .*out.png; if you trust the file, pass .*", why)
 
 
 def test_columns_may_be_told(tmp_path: Path) -> None:

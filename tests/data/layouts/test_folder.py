@@ -187,11 +187,11 @@ def test_options_that_cannot_be(tmp_path: Path) -> None:
         (lambda folder: None, "is an empty folder"),
         (
             lambda folder: (folder / "readme.md").write_text("x"),
-            "no kind of data that is known; give .*folder of pictures",
+            "no known kind of data; give .*folder of images",
         ),
         (
             lambda folder: (folder / "x.tar.gz").write_text("x"),
-            "no kind of data that is known; give .*folder of pictures",
+            "no known kind of data; give .*folder of images",
         ),
     ],
 )
@@ -201,7 +201,7 @@ def test_folders_without_pictures(tmp_path: Path, make: Callable[[Path], None], 
         open_data(str(tmp_path))
     with pytest.raises(PoolError, match="nothing is there"):
         open_data(str(tmp_path / "no"))
-    with pytest.raises(PoolError, match="no data are named"):
+    with pytest.raises(PoolError, match="no data was given"):
         open_data("")
 
 

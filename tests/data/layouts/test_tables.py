@@ -122,7 +122,7 @@ def test_columns_are_found_by_their_names_or_as_told(tmp_path: Path) -> None:
 def test_a_column_of_lists_is_no_column_of_pictures(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     path.write_bytes(parquet_of(pa.table({"image": [[picture()]], "path": [["x"]], "text": ["one"]})))
-    with pytest.raises(PoolError, match="no column of pictures .* has image, path, text"):
+    with pytest.raises(PoolError, match="no column of images .* has image, path, text"):
         open_data(str(path))
 
 
@@ -157,7 +157,7 @@ def test_a_dataset_saved_to_disk_is_read_as_datasets_reads_it(tmp_path: Path) ->
 
     both = datasets.DatasetDict({"train": made, "test": made.select(range(2), keep_in_memory=True)})
     both.save_to_disk(tmp_path / "two")
-    with pytest.raises(UsageError, match=r"holds the splits test, train; name one, as .*two/test"):
+    with pytest.raises(UsageError, match=r"contains the splits test, train; give one, such as .*two/test"):
         open_data(str(tmp_path / "two"))
     assert [text for _, text, _ in read(tmp_path / "two" / "test")] == ["t0", "t1"]
     assert len(read(tmp_path / "two" / "train")) == 7
@@ -220,7 +220,7 @@ def test_tables_elsewhere_are_read_and_not_believed_about_files_here(tmp_path: P
     memory.pipe("/x.parquet", parquet_of(named))
     first, second = open_data("memory://x.parquet").samples()
     assert first.picture is None
-    assert second.why == "names a picture that is not in a folder here: a.png"
+    assert second.why == "names an image that is not in a local folder: a.png"
     first, second = open_data("memory://x.parquet", DataOptions(root=str(tmp_path))).samples()
     assert first.stored() == second.stored() == picture()
 

@@ -156,7 +156,7 @@ def move(folder: Path) -> Path:
         (
             lambda p: p.at([*range(ROWS), 3]),
             BadRowsError,
-            rf"meta: the key '{POOL.keys[3]}' stands there more than once",
+            rf"meta: the key '{POOL.keys[3]}' occurs more than once",
         ),
         (lambda p: make(5, seed=9), UsageError, "no image_path of .*pool is among the key of .*meta"),
     ],

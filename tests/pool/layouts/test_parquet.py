@@ -62,7 +62,7 @@ def test_columns_named_in_the_options(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=said):
             open_store(str(tmp_path), options)
-    with pytest.raises(PoolError, match=r"a\.parquet \[words\]: holds string; embeddings are"):
+    with pytest.raises(PoolError, match=r"a\.parquet \[words\]: contains string; embeddings are"):
         open_store(str(tmp_path), Options(image="words"))
 
 
@@ -93,5 +93,5 @@ def test_shards_keyed_by_different_columns_are_refused(tmp_path: Path) -> None:
 
 def test_an_embedding_column_of_text_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"uid": ["a"], "embedding": [["x"]]}), tmp_path / "a.parquet")
-    with pytest.raises(PoolError, match=r"a\.parquet \[embedding\]: holds lists of string"):
+    with pytest.raises(PoolError, match=r"a\.parquet \[embedding\]: contains lists of string"):
         open_store(str(tmp_path))

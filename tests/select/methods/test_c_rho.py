@@ -96,7 +96,7 @@ def test_another_pool_that_does_not_fit_is_told(pool, rows, pairs, select, tmp_p
         proxy("keyless")
     with pytest.raises(UsageError, match="others has keys and .*bare has none"):
         proxy("others", bare)
-    with pytest.raises(BadRowsError, match="twice: the uid 'k0' stands there more than once"):
+    with pytest.raises(BadRowsError, match="twice: the uid 'k0' occurs more than once"):
         proxy("twice")
     with pytest.raises(BadRowsError, match="image_0.npy row 7"):
         proxy("nan")

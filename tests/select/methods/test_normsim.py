@@ -192,14 +192,14 @@ def test_what_is_for_the_own_subset_is_refused_with_a_target() -> None:
     ("wrong", "error", "text"),
     [
         (np.ones((3, 5)), UsageError, "target images of 5 dimensions for image embeddings of 8"),
-        (np.ones((0, 8)), PoolError, "holds no target images"),
-        (np.ones(8), PoolError, r"has shape \(8,\); embeddings are \(rows, dimensions\)"),
-        (np.ones((3, 8), np.int32), PoolError, "holds int32"),
+        (np.ones((0, 8)), PoolError, "contains no target images"),
+        (np.ones(8), PoolError, r"has shape \(8,\); save embeddings as \(rows, dimensions\)"),
+        (np.ones((3, 8), np.int32), PoolError, "contains int32"),
         (np.eye(8)[[0, 1, 1]] * [[1], [1], [0]], PoolError, "row 2 of the target images is zero or not finite"),
         (np.where(np.eye(8) > 0, np.nan, 1.0), PoolError, "row 0 of the target images is zero or not finite"),
         (np.array([{"pickled": 1}], object), PoolError, "never read"),
-        (b"embeddings", PoolError, "no .npy file"),
-        (b"", PoolError, "no .npy file"),
+        (b"embeddings", PoolError, "not a .npy file"),
+        (b"", PoolError, "not a .npy file"),
         (None, PoolError, "no such file"),
     ],
 )
@@ -221,7 +221,7 @@ def test_a_target_that_is_none_is_refused_before_any_work(
 
 def test_an_archive_is_no_target(pool, rows, select, tmp_path) -> None:
     np.savez(tmp_path / "target.npz", rows(4))
-    with pytest.raises(PoolError, match=r"target.npz: is no .npy file"):
+    with pytest.raises(PoolError, match=r"target.npz: is not a .npy file"):
         select(pool(rows(4)), build("normsim", {"keep": "50%", "target": str(tmp_path / "target.npz")}))
 
 

@@ -29,10 +29,10 @@ class Arrow:
     looks_like: ClassVar[str] = "*.arrow, or a Hugging Face dataset saved to disk"
 
     def recognise(self, where: Location) -> bool:
-        """Files named .arrow, or a dataset's state.json with its dataset_info.json."""
+        """Recognise .arrow files, or a dataset's state.json with its dataset_info.json."""
         if not where.has(".arrow", "state.json"):
             return False
-        # state.json alone may be what a folder tells of the picture state.jpg.
+        # state.json alone may be the metadata of an image state.jpg in a folder.
         files = where.files
         saved = files.matching(_STATE) and files.matching(r"([^/]*/)?dataset_info\.json")
         return bool(files.matching(r".*\.arrow") or saved)
@@ -41,8 +41,8 @@ class Arrow:
         """Read the headers of all batches.
 
         Raises:
-            UsageError: Several splits lie there, or a column that was asked for is not there.
-            PoolError: Files that the dataset names are missing, no column of pictures, or files of differing columns.
+            UsageError: There are several splits, or a requested column does not exist.
+            PoolError: Files of the dataset are missing, there is no image column, or the files have different columns.
         """
         files = where.files
         folders = [posixpath.dirname(name) for name in files.matching(_STATE)]
@@ -50,17 +50,17 @@ class Arrow:
             names = _listed(files, "" if "" in folders else folders[0])
         elif folders:
             splits = visible(", ".join(folders))
-            raise UsageError(f"{where.text}: holds the splits {splits}; name one, as {where.text}/{folders[0]}")
-        else:  # those that datasets keeps of what it computed are no data
+            raise UsageError(f"{where.text}: contains the splits {splits}; give one, such as {where.text}/{folders[0]}")
+        else:  # ignore the cache files of datasets
             names = [name for name in files.matching(r".*\.arrow") if not posixpath.basename(name).startswith("cache-")]
-        found: list[Table] = []
+        tables: list[Table] = []
         for name in names:
             sizes, schema = list[int](), None
             for batch in _batches(files.protocol, files.path(name)):
                 sizes.append(len(batch))
                 schema = batch.schema
-            found.append(Table(name, sizes, schema))
-        return Data(where.text, self.name, parts_of(files, options, found, ArrowPart, 0))
+            tables.append(Table(name, sizes, schema))
+        return Data(where.text, self.name, parts_of(files, options, tables, ArrowPart, 0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class ArrowPart(TablePart):
     """Rows of an Arrow file."""
 
     def read_rows(self, columns: Sequence[str] | None, row_c: Ints, size: int) -> Iterator[tuple[int, Any]]:
-        """Yield slices of the batches, from the first on: they are mapped, not read."""
+        """Yield slices of the batches, from the first on; they are memory-mapped, not read."""
         start, last = 0, int(row_c[-1]) if len(row_c) else -1
         for whole in _batches(self.protocol, self.path):
             for lo in range(0, len(whole), size):
@@ -79,7 +79,7 @@ class ArrowPart(TablePart):
                 return
 
     def schema(self) -> Any:
-        """Return the schema of the file, with what it tells besides (the features of ``datasets``)."""
+        """Return the schema of the file, including its metadata (the features of ``datasets``)."""
         return next(_batches(self.protocol, self.path)).schema
 
 
@@ -87,13 +87,13 @@ def _batches(protocol: str, path: str) -> Iterator[Any]:
     """Yield the record batches of an Arrow file, in the stream format that Hugging Face writes or the file format.
 
     Raises:
-        PoolError: The file is damaged or cut off; raised after the batches before that.
+        PoolError: The file is damaged or cut off; raised after the batches before the damage.
     """
     import pyarrow as pa
 
     raw: Any = open_file(protocol, path)
     if protocol == "file":
-        raw.close()  # it is a file: no pipe that never ends
+        raw.close()  # open_file has checked that it is a regular file
         raw = trusting(path, lambda: pa.memory_map(path))
     with raw:
         if bytes(raw.read(6)) == b"ARROW1":
@@ -103,8 +103,8 @@ def _batches(protocol: str, path: str) -> Iterator[Any]:
             raw.seek(0)
             batches = trusting(path, lambda: iter(pa.ipc.open_stream(raw)))
         for batch in iter(lambda: trusting(path, lambda: next(batches, None)), None):
-            trusting(path, batch.validate)  # that its columns are as long as it says
-            if batch.num_rows < 0:  # of which validate says nothing
+            trusting(path, batch.validate)  # checks the lengths of its columns
+            if batch.num_rows < 0:  # validate does not check this
                 raise PoolError(f"{path}: is damaged: one of its batches has {batch.num_rows:,} rows")
             yield batch
 
@@ -113,17 +113,17 @@ def _listed(files: Files, folder: str) -> list[str]:
     """Return the Arrow files of a dataset saved to disk, in its order."""
     path = files.path(posixpath.join(folder, "state.json"))
     with open_file(files.protocol, path) as raw:
-        told = trusting(path, lambda: json.load(raw))
-    listed = told.get("_data_files") if isinstance(told, dict) else None
+        state = trusting(path, lambda: json.load(raw))
+    listed = state.get("_data_files") if isinstance(state, dict) else None
     bases = [one.get("filename") if isinstance(one, dict) else None for one in listed or () if isinstance(listed, list)]
     if not bases or None in bases:
-        raise PoolError(f"{path}: does not say which files the dataset has; save it again")
+        raise PoolError(f"{path}: does not list the files of the dataset; save it again")
     names = [posixpath.join(folder, str(base)) for base in bases]
     if lost := [name for name in names if name not in files.names]:
-        raise PoolError(f"{path}: names {visible(lost[0])}, which is not there; save the dataset again")
-    if told.get("_indices_files") or told.get("_indices_data_files"):
+        raise PoolError(f"{path}: names {visible(lost[0])}, which does not exist; save the dataset again")
+    if state.get("_indices_files") or state.get("_indices_data_files"):
         raise PoolError(
-            f"{path}: the dataset is saved with its rows in another order; load it with datasets and save it with "
+            f"{path}: the dataset is saved with an indices mapping; load it with datasets and save it with "
             "flatten_indices().save_to_disk(...)"
         )
     return names

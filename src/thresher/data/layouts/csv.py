@@ -1,4 +1,4 @@
-"""A csv as open_clip reads it: a picture's path and its title on every line."""
+"""CSV files as open_clip reads them: the path and the title of an image on every line."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _TITLES = ("title", *CAPTIONS)
 
 @dataclass(frozen=True)
 class Csv:
-    """A csv with a line of names: filepath and title, separated by tabs, or by commas.
+    """A CSV file with a header line, filepath and title, separated by tabs or commas.
 
-    Pictures are looked for below the root that is given; without one from the current folder, as open_clip does, and
-    below the folder of the csv, for one that was moved with its pictures. Paths that lead out of these folders are
-    followed only with ``allow_outside``: who wrote the csv need not be who reads it.
+    Image paths are relative to ``root``. Without a root they are relative to the current folder, as in open_clip, or to
+    the folder of the CSV file, which may have been moved together with its images. Paths outside these folders are
+    followed only with ``allow_outside``, because a CSV file is untrusted input.
     """
 
     name: ClassVar[str] = "csv"
@@ -39,15 +39,15 @@ class Csv:
     looks_like: ClassVar[str] = "a .csv or .tsv of open_clip, with filepath and title"
 
     def recognise(self, where: Location) -> bool:
-        """A file that is named .csv or .tsv."""
+        """Recognise a .csv or .tsv file."""
         return where.text.endswith((".csv", ".tsv")) and where.exists and len(where.files.names) == 1
 
     def open(self, where: Location, options: DataOptions) -> Data:
-        """Read every line, for where it begins.
+        """Read every line, to find where the rows begin.
 
         Raises:
-            PoolError: No such columns, no rows, or a line that is no csv.
-            UsageError: A column that was asked for is not there.
+            PoolError: A column is missing, there are no rows, or a line is not valid CSV.
+            UsageError: A requested column does not exist.
         """
         protocol, path = where.files.protocol, where.files.path(where.files.names[0])
         roots = [options.root] if options.root else [".", os.path.dirname(path)] if protocol == "file" else ["."]
@@ -60,8 +60,8 @@ class Csv:
             if picture is None or title is None and options.captions:
                 lacks = [usual for usual, at in (("filepath", picture), ("title", title)) if at is None]
                 raise PoolError(
-                    f"{path}: has no column {', '.join(lacks)}; its first line is {first.strip()[:80]!r}. Give a tab "
-                    "separated file with a first line of filepath and title, as open_clip reads it"
+                    f"{path}: has no column {', '.join(lacks)}; its first line is {first.strip()[:80]!r}. Give a "
+                    "tab-separated file whose first line is filepath and title, as open_clip reads it"
                 )
             starts, count = [], 0
             trusting(path, lambda: file.seek(0))
@@ -92,7 +92,7 @@ class Csv:
 
 @dataclass(frozen=True, kw_only=True)
 class CsvPart(Part):
-    """Rows ``first`` to ``first + rows`` of a csv, which begin at byte ``at``."""
+    """Rows ``first`` to ``first + rows`` of a CSV file, which begin at byte ``at``."""
 
     at: int
     delimiter: str
@@ -106,29 +106,29 @@ class CsvPart(Part):
 
     @property
     def has_uids(self) -> bool:
-        """It has none."""
+        """False: CSV files have no uids."""
         return False
 
     def samples(self) -> Iterator[Sample]:
-        """Yield the samples, with the places of the pictures.
+        """Yield the samples, with the positions of the images.
 
         Raises:
-            PoolError: The csv has changed, or cannot be read.
+            PoolError: The CSV file has changed or cannot be read.
         """
         with open_file(self.protocol, self.path) as file:
-            found = rows(file, self.path, self.at, self.delimiter)
+            all_rows = rows(file, self.path, self.at, self.delimiter)
             allowed = [os.path.realpath(root) for root in self.roots]
             for at in range(self.first, self.first + (self.rows or 0)):
-                _, _, row = next(found, (0, 0, None))
+                _, _, row = next(all_rows, (0, 0, None))
                 if row is None:
-                    raise PoolError(f"{self.path}: has fewer rows than when it was opened; it was changed, start again")
+                    raise PoolError(f"{self.path}: has fewer rows than when it was opened; it has changed, start again")
                 name = row[self.picture] if len(row) > self.picture else ""
                 title = row[self.title] if self.title is not None and len(row) > self.title else ""
                 place, why = self._place(name, allowed)
                 yield Sample(self._key(row, at), caption_of(title), place, at, why=why)
 
     def scan(self, *, uids: bool = False) -> Scanned:
-        """Find the lines of the rows; a row may have line breaks in quotes, and so several lines."""
+        """Find the bytes of each row; a row may have several lines, because quoted cells can contain line breaks."""
         keys: list[str] = []
         places: list[tuple[int, int]] = []
         with open_file(self.protocol, self.path) as file:
@@ -144,18 +144,18 @@ class CsvPart(Part):
         )
 
     def chosen(self, start_c: Ints) -> Iterator[Sample]:
-        """Yield the samples of the lines that begin at some bytes."""
+        """Yield the samples of the rows that begin at some bytes."""
         for at in start_c.tolist():
             yield from replace(self, at=at, rows=1).samples()
 
     def _key(self, row: Sequence[str], at: int) -> str:
-        """Return what identifies a row: the path as it is written, but for ``..``, of which no key may have any."""
+        """Return the key of a row: its path, with each part ``..`` escaped, because keys must not have one."""
         return without_parent(row[self.picture] if len(row) > self.picture else "") or f"line {at}"
 
     def _place(self, name: str, allowed: Sequence[str]) -> tuple[Place | None, str]:
-        """Return where a picture is, below the first of the roots that has it; or why there is none."""
+        """Return the position of an image below the first root that has it, or why there is none."""
         if not name:
-            return None, "names no picture"
+            return None, "has no image path"
         hidden = False
         for root in self.roots:
             path = os.path.join(root, name)
@@ -165,10 +165,10 @@ class CsvPart(Part):
                 hidden = True
         if hidden:
             return None, (
-                f"names a picture outside {' and '.join(dict.fromkeys(self.roots))}: {visible(name)}; "
-                "if that is yours, pass --root with its folder, or --allow-outside"
+                f"names an image outside {' and '.join(dict.fromkeys(self.roots))}: {visible(name)}; "
+                "if you trust the file, pass --root with the folder of the image, or --allow-outside"
             )
-        return None, f"names a picture that is not there: {visible(name)}"
+        return None, f"names an image that is not a file: {visible(name)}"
 
 
 def _column(path: str, flag: str, asked: str | None, usual: Sequence[str], names: Sequence[str]) -> int | None:

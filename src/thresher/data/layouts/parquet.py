@@ -1,4 +1,4 @@
-"""Parquet files with pictures: Hugging Face datasets and the like."""
+"""Parquet files with images: Hugging Face datasets and similar files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from thresher.data.parts import Data, Ints
 from thresher.data.tables import Table, TablePart, parts_of
 from thresher.io.open import open_file, trusting
 
-_AGAIN = 8  # how often a row group is read again, at most, for the parts that it is cut into
+_AGAIN = 8  # maximum number of times that a row group is read again for the parts it is split into
 _SPAN = 1 << 20  # bytes of a column fetched at a time
 
 
@@ -25,22 +25,22 @@ class Parquet:
 
     name: ClassVar[str] = "parquet"
     rank: ClassVar[int] = 40
-    looks_like: ClassVar[str] = "*.parquet with a column of pictures"
+    looks_like: ClassVar[str] = "*.parquet with a column of images"
 
     def recognise(self, where: Location) -> bool:
-        """Files named .parquet or .pq, but for the table of captions that Hugging Face's folders of pictures have."""
+        """Recognise .parquet and .pq files, except the metadata.parquet of a Hugging Face image folder."""
         return where.has(".parquet", ".pq") and bool(_tables(where))
 
     def open(self, where: Location, options: DataOptions) -> Data:
         """Read the footers.
 
         Raises:
-            PoolError: No column of pictures, or files of differing columns.
-            UsageError: A column that was asked for is not there.
+            PoolError: There is no image column, or the files have different columns.
+            UsageError: A requested column does not exist.
         """
         files = where.files
-        found = [_table(files.protocol, files.path(name), name) for name in files.matching(r".*\.(parquet|pq)")]
-        return Data(where.text, self.name, parts_of(files, options, found, ParquetPart, _AGAIN))
+        tables = [_table(files.protocol, files.path(name), name) for name in files.matching(r".*\.(parquet|pq)")]
+        return Data(where.text, self.name, parts_of(files, options, tables, ParquetPart, _AGAIN))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class ParquetPart(TablePart):
     """Rows of a parquet file."""
 
     def read_rows(self, columns: Sequence[str] | None, row_c: Ints, size: int) -> Iterator[tuple[int, Any]]:
-        """Yield batches of those row groups that hold some of the rows."""
+        """Yield batches of the row groups that contain some of the rows."""
         with open_file(self.protocol, self.path) as raw:
             file = trusting(self.path, lambda: _opened(raw))
             start = 0
@@ -65,7 +65,7 @@ class ParquetPart(TablePart):
                 start = end
 
     def schema(self) -> Any:
-        """Return the schema of the file, with what it tells besides (the features of ``datasets``)."""
+        """Return the schema of the file, including its metadata (the features of ``datasets``)."""
         with open_file(self.protocol, self.path) as raw:
             return trusting(self.path, lambda: _opened(raw).schema_arrow)
 

@@ -1,4 +1,4 @@
-"""Webdataset: tars whose neighbouring members of one key are a sample."""
+"""Webdataset: tars in which consecutive members with the same key are a sample."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ from thresher.io.tar import (
 from thresher.io.tar_fast import FastWindow, Stretch, stretch, window_of
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
-_AHEAD = 8 << 20  # bytes that the disk is asked for before they are needed
-_FEW, _MANY = 512, 8192  # headers looked at at a time: at first, and once they were ordinary
-_APART = 64  # samples read one by one where they are not
+_AHEAD = 8 << 20  # bytes of read-ahead
+_FEW, _MANY = 512, 8192  # headers read at a time: at first, and once the previous ones were ordinary
+_APART = 64  # samples read one by one if they are not ordinary
 _UID = re.compile(rb'"uid"\s*:\s*"([0-9A-Fa-f]{32})"')
 
 
@@ -54,7 +54,7 @@ class Webdataset:
     looks_like: ClassVar[str] = "*.tar, or a path such as {00000..00099}.tar"
 
     def recognise(self, where: Location) -> bool:
-        """Names that end in .tar, folders of such, or a folder of such folders without tables."""
+        """Recognise .tar files, folders with them, or a folder of such folders without tables."""
         if where.text.endswith((".tar", *COMPRESSED)) and not where.is_folder or ".tar::" in where.text:
             return True
         return bool(tars_at(where.text) or _tars_below(where))
@@ -63,10 +63,10 @@ class Webdataset:
         """List the tars.
 
         Raises:
-            PoolError: Some of those that are named are not there, or they are compressed.
+            PoolError: Some of the tars do not exist, or they are compressed.
         """
         if below := _tars_below(where):
-            raise PoolError(f"{where.text}: has its tars in {below}; name that")
+            raise PoolError(f"{where.text}: has its tars in {below}; give that instead")
         tars = tars_at(where.text)
         if not tars:
             raise PoolError(f"{where.text}: has no tars")
@@ -82,52 +82,52 @@ class TarPart(Part):
     scanning_is_slow: ClassVar[bool] = True
 
     def samples(self) -> Iterator[Sample]:
-        """Yield the samples, each with the place of its picture."""
+        """Yield the samples, each with the position of its image."""
         with open_file(self.protocol, self.path) as file:
             window = Window(file, self.path)
             for sample in tar_samples(window, self.path):
                 yield self._sample(window, sample)
 
     def _sample(self, window: Window, sample: TarSample) -> Sample:
-        found = sample.members
-        told = json_of(window, found.get("json"))
-        text = found.get("txt") or found.get("text") or found.get("caption")
+        members = sample.members
+        info = json_of(window, members.get("json"))
+        text = members.get("txt") or members.get("text") or members.get("caption")
         if text:
             caption = caption_of(window.read(text.offset, min(text.size, NOTES)))
         else:
-            caption = next(filter(None, (caption_of(told.get(name)) for name in ("caption", "text"))), "")
-        uid = told.get("uid")
-        picture = next((found[kind] for kind in ENDINGS if kind in found), None)
+            caption = next(filter(None, (caption_of(info.get(name)) for name in ("caption", "text"))), "")
+        uid = info.get("uid")
+        picture = next((members[kind] for kind in ENDINGS if kind in members), None)
         return Sample(
             key=sample.key,
             text=caption,
             picture=Place(self.path, picture.offset, picture.size, self.protocol) if picture else None,
-            at=next(iter(found.values())).start,
+            at=next(iter(members.values())).start,
             uid=writable(uid) if isinstance(uid, str) else "",
-            why="" if picture else f"has no picture (members: {visible(', '.join(found))})",
+            why="" if picture else f"has no image (members: {visible(', '.join(members))})",
         )
 
     def scan(self, *, uids: bool = False) -> Scanned:
-        """Read the headers, and the jsons where uids are wanted."""
-        found = Samples(uids=uids)
+        """Read the headers, and the JSON members if uids are requested."""
+        samples = Samples(uids=uids)
         damage = ""
         try:
             with open_file(self.protocol, self.path) as file:
-                found.read(window_of(file, self.protocol, self.path, _AHEAD), self.path)
+                samples.read(window_of(file, self.protocol, self.path, _AHEAD), self.path)
         except PoolError as error:
             damage = str(error).removeprefix(f"{self.path}: ")
-        return found.scanned(damage)
+        return samples.scanned(damage)
 
     def scan_at(self, at_c: Ints) -> Scanned:
-        """Read the headers of the samples at some bytes, and nothing else.
+        """Read only the headers of the samples at some bytes.
 
         Raises:
-            PoolError: No sample begins there, or none that may be copied.
+            PoolError: There is no sample at a position, or it must not be copied.
         """
-        found = Samples(uids=False)
+        samples = Samples(uids=False)
         for window, sample in self._samples_at(at_c):
-            found.add_one(window, sample)
-        scanned = found.scanned("")
+            samples.add_one(window, sample)
+        scanned = samples.scanned("")
         if scanned.skipped:
             raise PoolError(f"{self.path}: has a sample that {scanned.skipped[0][1]}")
         return scanned
@@ -143,17 +143,17 @@ class TarPart(Part):
             for at in at_c.tolist():
                 sample = next(tar_samples(window, self.path, at), None)
                 if sample is None or next(iter(sample.members.values())).start != at:
-                    raise PoolError(f"{self.path}: has no sample at byte {at:,}; it was changed, start again")
+                    raise PoolError(f"{self.path}: has no sample at byte {at:,}; it has changed, start again")
                 yield window, sample
 
     def members(self) -> Iterator[Sequence[str]]:
-        """Yield the endings of the members of each sample."""
+        """Yield the file extensions of the members of each sample."""
         with open_file(self.protocol, self.path) as file:
             for sample in tar_samples(Window(file, self.path), self.path):
                 yield list(sample.members)
 
     def cut_off(self) -> str:
-        """Return what is wrong with the tar, "" for nothing, by its ends alone where these are as they should be."""
+        """Return what is wrong with the tar, "" if nothing; if both ends are valid, only these are read."""
         try:
             with open_file(self.protocol, self.path) as file:
                 window = Window(file, self.path, 2 * TAR_BLOCK)
@@ -171,29 +171,29 @@ class TarPart(Part):
 
 
 class Samples:
-    """The samples of a tar, while it is read."""
+    """Collects the samples of a tar while it is read."""
 
     def __init__(self, *, uids: bool) -> None:
-        """Begin with none; note uids where they are wanted."""
+        """Start without samples; collect uids if requested."""
         self._keys: list[str] = []
         self._uids: list[str] | None = [] if uids else None
         self._starts: list[int] = []
         self._lengths: list[int] = []
         self._skipped: list[tuple[str, str]] = []
-        self._found: list[Stretch | list[Row]] = []  # the headers of some, and how many samples are before them
+        self._runs: list[Stretch | list[Row]] = []  # headers of consecutive samples, and how many samples precede them
         self._before: list[int] = []
 
     def read(self, window: Window, path: str) -> None:
-        """Add all, stretch by stretch where they are ordinary, else one by one.
+        """Add all samples, many at a time if they are ordinary, else one by one.
 
         Raises:
-            PoolError: As :func:`thresher.io.tar.tar_samples`; the samples before the damage are there.
+            PoolError: As in :func:`thresher.io.tar.tar_samples`; the samples before the damage are added.
         """
         at, most, more = 0, _FEW, True
         while more:
-            if isinstance(window, FastWindow) and (found := stretch(window, at, most, jsons=self._uids is not None)):
-                self._add(found)
-                at, most = found.end, min(2 * most, _MANY)
+            if isinstance(window, FastWindow) and (run := stretch(window, at, most, jsons=self._uids is not None)):
+                self._add(run)
+                at, most = run.end, min(2 * most, _MANY)
                 continue
             most, more = _FEW, False
             for number, sample in enumerate(tar_samples(window, path, at), 1):
@@ -202,17 +202,17 @@ class Samples:
                     at, more = next(reversed(sample.members.values())).end, True
                     break
 
-    def _add(self, found: Stretch) -> None:
+    def _add(self, run: Stretch) -> None:
         self._before.append(len(self._keys))
-        self._found.append(found)
-        self._keys += found.keys
-        self._starts += found.start_n.tolist()
-        self._lengths += np.diff(found.start_n, append=found.end).tolist()
+        self._runs.append(run)
+        self._keys += run.keys
+        self._starts += run.start_n.tolist()
+        self._lengths += np.diff(run.start_n, append=run.end).tolist()
         if self._uids is not None:
-            self._uids += map(_uid, found.jsons)
+            self._uids += map(_uid, run.jsons)
 
     def add_one(self, window: Window, sample: TarSample) -> None:
-        """Add a sample, or note why it must not be copied."""
+        """Add a sample, or record why it must not be copied."""
         uid = ""
         if self._uids is not None and (json := sample.members.get("json")) and json.size <= NOTES:
             uid = _uid(window.read(json.offset, json.size))
@@ -221,7 +221,7 @@ class Samples:
             return
         start, length = extent(window, sample)
         self._before.append(len(self._keys))
-        self._found.append(rows_of(window, sample))
+        self._runs.append(rows_of(window, sample))
         self._keys.append(sample.key)
         self._starts.append(start)
         self._lengths.append(length)
@@ -229,7 +229,7 @@ class Samples:
             self._uids.append(uid)
 
     def scanned(self, damage: str) -> Scanned:
-        """Return them."""
+        """Return the samples."""
         return Scanned(
             keys=self._keys,
             start_n=np.array(self._starts, np.int64),
@@ -245,15 +245,15 @@ class Samples:
 
     def _rows(self, sample: int) -> list[Row]:
         i = bisect_right(self._before, sample) - 1
-        found = self._found[i]
-        return found.rows(sample - self._before[i]) if isinstance(found, Stretch) else found
+        run = self._runs[i]
+        return run.rows(sample - self._before[i]) if isinstance(run, Stretch) else run
 
 
 def _uid(content: bytes) -> str:
-    """Return the uid that a json tells, "" where there is none."""
-    # One object, no other in it: its only uid is the one.
-    if content.count(b"{") == content.count(b'"uid"') == 1 and (told := _UID.search(content)):
-        return told[1].decode("ascii")
+    """Return the uid in a JSON member, "" if there is none."""
+    # A single object without nested objects: its only uid is the right one.
+    if content.count(b"{") == content.count(b'"uid"') == 1 and (match := _UID.search(content)):
+        return match[1].decode("ascii")
     uid = json_in(content).get("uid")
     return uid if isinstance(uid, str) else ""
 
@@ -262,35 +262,35 @@ def _uid(content: bytes) -> str:
 
 
 def _tars_below(where: Location) -> str:
-    """Return the folders in a folder that have tars, where it has none and no tables itself: DataComp's ``shards``."""
+    """Return the subfolders with tars of a folder without tars and tables of its own, such as DataComp's ``shards``."""
     if not where.is_folder or tars_at(where.text):
         return ""
     if any(name.endswith((".parquet", ".pq", ".arrow")) for name in os.listdir(where.text)):
         return ""
-    found = glob.glob(os.path.join(glob.escape(where.text), "*", "*.tar"))
-    return "::".join(sorted({os.path.dirname(path) for path in found}))
+    paths = glob.glob(os.path.join(glob.escape(where.text), "*", "*.tar"))
+    return "::".join(sorted({os.path.dirname(path) for path in paths}))
 
 
 def tars_at(location: str) -> list[tuple[str, str]]:
-    """Return (protocol, path) of the tars that a location names, in order; [] where it names none.
+    """Return (protocol, path) of the tars at a location, in order; [] if there are none.
 
     Args:
-        location: Folders with tars, or paths with ``{00000..00099}`` or ``*``, several with ``::`` between them;
-            anywhere fsspec reaches.
+        location: Folders with tars, or paths with ``{00000..00099}`` or ``*``, several separated by ``::``; on any
+            file system that fsspec supports.
 
     Raises:
-        PoolError: Some of those it names are not there, or they are compressed.
+        PoolError: Some of the tars do not exist, or they are compressed.
     """
     if location.endswith(COMPRESSED):
-        raise PoolError(f"{location}: is a compressed tar, which cannot be read in any order; unpack it to a plain one")
+        raise PoolError(f"{location}: is a compressed tar, which has no random access; decompress it to a plain tar")
     folders = location.split("::")
     if all(os.path.isdir(folder) and not folder.endswith(".tar") for folder in folders):
         return [tar for folder in folders for tar in _in_folder(folder)]
     if not location.endswith(".tar") and ".tar::" not in location:
         return _in_folder(location)
-    if os.path.isfile(location):  # whatever its name has of braces and stars
+    if os.path.isfile(location):  # even if its name contains braces or stars
         return [("file", location)]
-    found: list[tuple[str, str]] = []
+    tars: list[tuple[str, str]] = []
     missing: list[str] = []
     for name in (one for part in _parts(location) for one in _expanded(part)):
         if "://" in name:
@@ -298,19 +298,19 @@ def tars_at(location: str) -> list[tuple[str, str]]:
 
             fs, path = trusting(name, lambda name=name: fsspec.core.url_to_fs(name))  # type: ignore[misc]
             paths = trusting(name, lambda fs=fs, path=path: fs.glob(path) if glob.has_magic(path) else [path])  # type: ignore[misc]
-            found += [(protocol_of(fs), str(one)) for one in sorted(paths, key=natural)]
+            tars += [(protocol_of(fs), str(one)) for one in sorted(paths, key=natural)]
             continue
         paths = sorted(glob.glob(name), key=natural) if glob.has_magic(name) else [name]
         missing += [path for path in paths if not os.path.isfile(path)] or ([] if paths else [name])
-        found += [("file", path) for path in paths]
-    if missing or not found:
+        tars += [("file", path) for path in paths]
+    if missing or not tars:
         raise PoolError(
-            f"{location}: {missing[0] if missing else 'no file'} is not there, {len(found) - len(missing):,} tars are; "
-            "name those you have"
+            f"{location}: {missing[0] if missing else 'no file'} does not exist, {len(tars) - len(missing):,} tars do; "
+            "give only those that exist"
         )
-    if len(set(found)) < len(found):
-        raise PoolError(f"{location}: names {next(path for one, path in found if found.count((one, path)) > 1)} twice")
-    return found
+    if len(set(tars)) < len(tars):
+        raise PoolError(f"{location}: names {next(path for one, path in tars if tars.count((one, path)) > 1)} twice")
+    return tars
 
 
 def _expanded(name: str) -> list[str]:
@@ -319,13 +319,13 @@ def _expanded(name: str) -> list[str]:
     try:
         return list(braceexpand(name))
     except ValueError:
-        raise PoolError(f"{name}: a brace has no other; give a range such as {{00000..00099}}") from None
+        raise PoolError(f"{name}: a brace is not closed; give a range such as {{00000..00099}}") from None
 
 
 def _parts(location: str) -> list[str]:
     parts = location.split("::")
     if odd := [part for part in parts if not part.endswith(".tar")]:
-        raise PoolError(f"{location}: {odd[0] or 'an empty name'} is no .tar; give tars between ::")
+        raise PoolError(f"{location}: {odd[0] or 'an empty name'} is not a .tar; separate tars by ::")
     return parts
 
 

@@ -16,12 +16,12 @@ __all__ = ["POOL_READERS", "Files", "Layout", "Options", "PoolReader", "read_lay
 
 
 class PoolReader(Protocol):
-    """Turns files into a layout: a frozen dataclass in a file of ``thresher.pool.layouts``, or of another package.
+    """Converts files to a layout: a frozen dataclass in a file of ``thresher.pool.layouts``, or in another package.
 
     Attributes:
-        name: What it is called; of its layouts, the ``kind``.
-        rank: Which is asked first, the lowest, where several would recognise a pool.
-        looks_like: What it reads, in a few words, for messages.
+        name: Name of the reader, and the ``kind`` of its layouts.
+        rank: Order in which readers are tried; if several recognise a pool, the lowest rank is used.
+        looks_like: A short description of what it reads, for messages.
     """
 
     name: ClassVar[str]
@@ -29,7 +29,7 @@ class PoolReader(Protocol):
     looks_like: ClassVar[str]
 
     def recognise(self, files: Files) -> bool:
-        """Return whether it reads these files, by names and a header or two."""
+        """Return whether it reads these files, judged by names and a few headers."""
         ...
 
     def read(self, files: Files, options: Options) -> Layout:
@@ -38,7 +38,7 @@ class PoolReader(Protocol):
         Raises:
             PoolError: A file is damaged, or files do not belong together; with ``options.skip_bad`` such files are
                 listed in ``Layout.skipped`` instead. :func:`thresher.pool.layout.from_shards` does that.
-            UsageError: An array or column that was asked for is not there.
+            UsageError: A requested array or column does not exist.
         """
         ...
 
@@ -52,8 +52,8 @@ def read_layout(location: str, options: Options) -> Layout:
     """Recognise the layout at ``location`` and read its headers.
 
     Raises:
-        PoolError: Nothing there, no layout recognised, or a file that cannot be trusted.
-        UsageError: ``options`` name a reader that is not there.
+        PoolError: There is nothing at the location, no layout is recognised, or a file is not usable.
+        UsageError: ``options`` name an unknown reader.
     """
     files = Files.at(location)
     reader = POOL_READERS.build(options.reader) if options.reader else recognising(POOL_READERS, files)

@@ -15,35 +15,35 @@ from thresher.io.parquet import TablePiece, table_piece
 from thresher.io.pieces import Piece
 from thresher.pool.layout import Layout, Options, from_shards
 
-_PLAN = "pool.json"  # of thresher embed: tells the number of rows when all are there
+_PLAN = "pool.json"  # of thresher embed: has the number of rows once the pool is finished
 _FOLDERS = {"image": ("img_emb", "npy"), "text": ("text_emb", "npy"), "metadata": ("metadata", "parquet")}
 
 
 @dataclass(frozen=True)
 class ClipRetrieval:
-    """What clip-retrieval and ``thresher embed`` write."""
+    """The output of clip-retrieval and ``thresher embed``."""
 
     name: ClassVar[str] = "clip-retrieval"
     rank: ClassVar[int] = 20
     looks_like: ClassVar[str] = "img_emb/*.npy, text_emb/*.npy, metadata/*.parquet"
 
     def recognise(self, files: Files) -> bool:
-        """An img_emb or text_emb folder of .npy files."""
+        """Recognise an img_emb or text_emb folder of .npy files."""
         return bool(files.matching(r"(img_emb|text_emb)/.+\.npy"))
 
     def read(self, files: Files, options: Options) -> Layout:
-        """Join the files of one number, the last in their name; row r of each belongs together.
+        """Combine files by the last number in their names; row r of each file belongs together.
 
         Raises:
-            PoolError: Files of a number are missing, or ``thresher embed`` has not finished the pool.
+            PoolError: A file of a number is missing, or ``thresher embed`` has not finished the pool.
         """
         if _PLAN in files.names and not options.skip_bad:
             with open_file(files.protocol, files.path(_PLAN)) as raw:
-                told = trusting(files.path(_PLAN), lambda: json.load(raw))
-            if isinstance(told, dict) and "shards" in told and "rows" not in told:
+                plan = trusting(files.path(_PLAN), lambda: json.load(raw))
+            if isinstance(plan, dict) and "shards" in plan and "rows" not in plan:
                 raise PoolError(
-                    f"{files.location}: is not finished; type the thresher embed command that began it again, or pass "
-                    "--skip-bad to take what is there"
+                    f"{files.location}: is not finished; run the thresher embed command that started it again, or pass "
+                    "--skip-bad to use the rows written so far"
                 )
         parts: dict[str, dict[str, str]] = {}
         for role, (folder, ending) in _FOLDERS.items():

@@ -1,4 +1,4 @@
-"""DataComp pools: ``metadata/*.parquet`` beside ``*.npz`` of the same stem."""
+"""DataComp pools: ``metadata/*.parquet`` next to ``*.npz`` with the same stem."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ _PAIRS = (("l14_img", "l14_txt"), ("b32_img", "b32_txt"), ("img", "txt"), ("imag
 
 @dataclass(frozen=True)
 class DataComp:
-    """DataComp's metadata."""
+    """The metadata of DataComp."""
 
     name: ClassVar[str] = "datacomp"
     rank: ClassVar[int] = 10
     looks_like: ClassVar[str] = "metadata/*.parquet + metadata/*.npz of the same stem"
 
     def recognise(self, files: Files) -> bool:
-        """At least one .npz has a .parquet of the same stem."""
+        """Recognise at least one .npz with a .parquet of the same stem."""
         tables = {name[:-8] for name in files.matching(r"(metadata/)?[^/]+\.parquet")}
         return any(name[:-4] in tables for name in files.matching(r"(metadata/)?[^/]+\.npz"))
 
     def read(self, files: Files, options: Options) -> Layout:
-        """Pair every parquet with its npz; L/14 arrays are preferred to B/32."""
+        """Pair every .parquet with its .npz; L/14 arrays are preferred to B/32."""
         stems = [name[:-8] for name in files.matching(r"(metadata/)?[^/]+\.parquet")]
         arrays = set(files.matching(r"(metadata/)?[^/]+\.npz"))
         orphans = [
-            PoolError(f"{files.path(name)}: has no parquet of the same stem beside it; remove it or fetch the other")
+            PoolError(f"{files.path(name)}: has no .parquet of the same stem; remove it or fetch the other")
             for name in sorted(arrays - {f"{stem}.npz" for stem in stems})
         ]
         if orphans and not options.skip_bad:
@@ -42,25 +42,25 @@ class DataComp:
         def shard(stem: str) -> tuple[dict[str, Piece], TablePiece]:
             path = files.path(f"{stem}.npz")
             if f"{stem}.npz" not in arrays:
-                raise PoolError(f"{path}: is missing, but its parquet is there; fetch it or remove the other")
-            found = npz_pieces(files.protocol, path, options.dtype)
-            return _choose(found, path, options), table_piece(files.protocol, files.path(f"{stem}.parquet"))
+                raise PoolError(f"{path}: is missing, but its .parquet exists; fetch it or remove the other")
+            found_arrays = npz_pieces(files.protocol, path, options.dtype)
+            return _choose(found_arrays, path, options), table_piece(files.protocol, files.path(f"{stem}.parquet"))
 
         return from_shards(self.name, files, stems, shard, options, [skipped_file(error) for error in orphans])
 
 
-def _choose(found: dict[str, Piece], path: str, options: Options) -> dict[str, Piece]:
+def _choose(arrays: dict[str, Piece], path: str, options: Options) -> dict[str, Piece]:
     """Pick image and text arrays of one model."""
     for wanted in (options.image, options.text):
-        if wanted and wanted not in found:
-            raise UsageError(f"{path}: no array {wanted!r}; it has {', '.join(found)}.{suggest(wanted, found)}")
+        if wanted and wanted not in arrays:
+            raise UsageError(f"{path}: no array {wanted!r}; it has {', '.join(arrays)}.{suggest(wanted, arrays)}")
     fitting = [
         pair
         for pair in _PAIRS
-        if options.image in (None, pair[0]) and options.text in (None, pair[1]) and not found.keys().isdisjoint(pair)
+        if options.image in (None, pair[0]) and options.text in (None, pair[1]) and not arrays.keys().isdisjoint(pair)
     ]
     names = zip(("image", "text"), fitting[0] if fitting else (options.image, options.text), strict=True)
-    chosen = {role: found[name] for role, name in names if name in found}
+    chosen = {role: arrays[name] for role, name in names if name in arrays}
     if not chosen:
-        raise PoolError(f"{path}: none of its arrays ({', '.join(found)}) is known; name one with --image")
+        raise PoolError(f"{path}: none of its arrays ({', '.join(arrays)}) has a known name; choose one with --image")
     return chosen

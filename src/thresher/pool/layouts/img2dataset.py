@@ -1,7 +1,7 @@
-"""img2dataset output: ``{shard}.parquet`` with a row per attempt, failed ones included.
+"""img2dataset output: ``{shard}.parquet`` with a row per attempt, including failed ones.
 
-Rows are the successes, in file order: the order of the tars is another, so everything joins by key.
-There are no vectors here; a pool of vectors takes its metadata from one with ``--metadata``.
+Rows are the successes, in file order. The tars have another order, so everything is joined by key. There are no
+vectors; a pool with vectors can join this metadata with ``--metadata``.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ _PATTERN = r"\d+\.parquet"
 
 @dataclass(frozen=True)
 class Img2dataset:
-    """What img2dataset writes: metadata, and no vectors."""
+    """The output of img2dataset: metadata without vectors."""
 
     name: ClassVar[str] = "img2dataset"
     rank: ClassVar[int] = 30
     looks_like: ClassVar[str] = "{00000..}.parquet with columns key and status"
 
     def recognise(self, files: Files) -> bool:
-        """Numbered parquet files with the columns key, status and error_message."""
+        """Recognise numbered Parquet files with the columns key and status."""
         for name in files.matching(_PATTERN):
             try:
                 return {"key", "status"} <= set(table_piece(files.protocol, files.path(name)).columns)
-            except PoolError:  # a damaged shard; the next one tells
+            except PoolError:  # a damaged shard; try the next one
                 continue
         return False
 
     def read(self, files: Files, options: Options) -> Layout:
-        """Count the successes of every shard (reads the status column, nothing else)."""
+        """Count the successes of every shard (reads only the status column)."""
 
         def shard(name: str) -> tuple[dict[str, Piece], TablePiece]:
             table = table_piece(files.protocol, files.path(name))

@@ -1,8 +1,8 @@
 """A plain folder of .npy files (and parquet metadata), or one .npy file.
 
-Names or folders with a word like image, img or visual hold the image embeddings, with text, txt or
-caption those of the captions; where no name says image, the others do. Parquet files, in natural
-order, hold the metadata. Files need not be cut alike; their totals must agree.
+Image embeddings are in files or folders whose names contain a word like image, img or visual; caption embeddings in
+those with text, txt or caption. If no name says image, the remaining files are the image embeddings. Parquet files, in
+natural order, contain the metadata. Files may be split differently; the total row counts must agree.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ _ROLES = {"image": ("image", "img", "vision", "visual"), "text": ("text", "txt",
 
 @dataclass(frozen=True)
 class Npy:
-    """A folder of .npy or .npz files, or one of them."""
+    """A folder of .npy or .npz files, or one such file."""
 
     name: ClassVar[str] = "npy"
     rank: ClassVar[int] = 60
     looks_like: ClassVar[str] = "image*.npy, text*.npy and *.parquet, or one .npy file"
 
     def recognise(self, files: Files) -> bool:
-        """Any .npy or .npz file."""
+        """Recognise any .npy or .npz file."""
         return bool(_arrays(files))
 
     def read(self, files: Files, options: Options) -> Layout:
-        """Sort the arrays into image and text by name."""
+        """Assign the arrays to image and text by name."""
         lists = _by_role(files, options)
         lists |= {"metadata": tables} if (tables := files.matching(r"([^/]+/)?[^/]+\.(parquet|pq)")) else {}
-        # Files that correspond one to one, unless cut differently, can be set aside together.
+        # Files that correspond one to one can be skipped together, unless they are split differently.
         aligned = len({len(names) for names in lists.values()}) == 1
         if aligned:
             _same_numbers(files, lists)
@@ -50,10 +50,10 @@ class Npy:
                 return table_piece(files.protocol, path)
             if name.endswith(".npy"):
                 return npy_piece(files.protocol, path, options.dtype)
-            found = npz_pieces(files.protocol, path, options.dtype)
-            if len(found) != 1:
-                raise PoolError(f"{path}: holds {', '.join(found) or 'no arrays'}; save one array to a file")
-            return next(iter(found.values()))
+            arrays = npz_pieces(files.protocol, path, options.dtype)
+            if len(arrays) != 1:
+                raise PoolError(f"{path}: contains {', '.join(arrays) or 'no arrays'}; save one array per file")
+            return next(iter(arrays.values()))
 
         def shard(i: str) -> tuple[dict[str, Piece], TablePiece | None]:
             pieces = {role: piece(role, names[int(i)]) for role, names in lists.items()}
@@ -78,7 +78,7 @@ def _arrays(files: Files) -> list[str]:
 
 
 def _by_role(files: Files, options: Options) -> dict[str, list[str]]:
-    """Return the names of image and text arrays; a name given in the options stands alone for its role."""
+    """Return the names of image and text arrays; if the options name one, only that is used for its role."""
     lists: dict[str, list[str]] = {}
     arrays = _arrays(files)
     for role, wanted in (("image", options.image), ("text", options.text)):
@@ -97,7 +97,7 @@ def _by_role(files: Files, options: Options) -> dict[str, list[str]]:
         rest.setdefault(_role(files, name), []).append(name)
     if "image" not in lists and "image" not in rest and "other" in rest:
         rest["image"] = rest["other"]
-    return {role: found for role in ("image", "text") if (found := lists.get(role) or rest.get(role))}
+    return {role: names for role in ("image", "text") if (names := lists.get(role) or rest.get(role))}
 
 
 def _role(files: Files, name: str) -> str:
@@ -105,26 +105,26 @@ def _role(files: Files, name: str) -> str:
         words = re.findall(r"[a-z]+", part.lower())
         roles = [role for role, known in _ROLES.items() if any(word.startswith(known) for word in words)]
         if len(roles) > 1:
-            raise PoolError(f"{files.path(name)}: image or text? rename it, or name the arrays with --image and --text")
+            raise PoolError(f"{files.path(name)}: image or text? rename it, or give the arrays with --image and --text")
         if roles:
             return roles[0]
     return "other"
 
 
 def _same_numbers(files: Files, lists: dict[str, list[str]]) -> None:
-    """Refuse to pair image 1 with text 2 because text 1 is missing."""
+    """Check that paired files have the same numbers: image 1 must not be paired with text 2."""
     (first, *_), numbers = lists, {role: _numbers(names) for role, names in lists.items()}
-    for role, found in numbers.items():
-        for i, (number, other) in enumerate(zip(found, numbers[first], strict=False)):
+    for role, own in numbers.items():
+        for i, (number, other) in enumerate(zip(own, numbers[first], strict=False)):
             if number != other:
                 raise PoolError(
                     f"{files.path(lists[role][i])}: would belong to {files.path(lists[first][i])}, but has another "
-                    "number; is a file missing? otherwise number them alike"
+                    "number; is a file missing? otherwise give them the same numbers"
                 )
 
 
 def _numbers(names: Sequence[str]) -> tuple[int, ...]:
-    """Return the last number in the names that is not the same in all of them; () if there is none."""
-    found = [[int(digits) for digits in re.findall(r"\d+", posixpath.basename(name))] for name in names]
-    varying = [numbers for numbers in zip(*found, strict=False) if len(set(numbers)) > 1]
+    """Return the last number of each name that differs between names; () if there is none."""
+    digits_by_name = [[int(digits) for digits in re.findall(r"\d+", posixpath.basename(name))] for name in names]
+    varying = [numbers for numbers in zip(*digits_by_name, strict=False) if len(set(numbers)) > 1]
     return varying[-1] if varying else ()

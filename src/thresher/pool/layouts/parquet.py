@@ -1,4 +1,4 @@
-"""Parquet with embedding columns: Hugging Face datasets and the like, lists or binary."""
+"""Parquet with embedding columns, as lists or binary: Hugging Face datasets and similar files."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _TEXTS = (
 
 @dataclass(frozen=True)
 class Parquet:
-    """Parquet with columns of embeddings."""
+    """Parquet files with embedding columns."""
 
     name: ClassVar[str] = "parquet"
     rank: ClassVar[int] = 50
     looks_like: ClassVar[str] = "*.parquet or data/*.parquet with a column of embeddings"
 
     def recognise(self, files: Files) -> bool:
-        """Only parquet files carry rows here; .npy files would make it a plain folder."""
+        """Recognise Parquet files without .npy or .npz files, which the ``npy`` reader reads."""
         return bool(_tables(files)) and not files.matching(r".*\.np[yz]")
 
     def read(self, files: Files, options: Options) -> Layout:
