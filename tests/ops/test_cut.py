@@ -81,12 +81,24 @@ def test_order_by_group_is_a_stable_sort(case: tuple[np.ndarray, np.ndarray, np.
             lambda: top_per_group(np.zeros(1, np.float32), np.array([1]), np.array([0, 2])),
         ),
         (BudgetError, "-1 rows", lambda: top_per_group(np.zeros(1, np.float32), np.array([0]), np.array([-1]))),
-        (UsageError, "label of 3", lambda: top_per_group(np.zeros(1, np.float32), np.array([3]), np.array([0]))),
+        (
+            UsageError,
+            "label 3 is out of range",
+            lambda: top_per_group(np.zeros(1, np.float32), np.array([3]), np.array([0])),
+        ),
         (UsageError, "finite", lambda: allocate(np.array([np.nan]), np.array([0]), np.array([5]), 3)),
         (UsageError, "finite", lambda: allocate(np.array([np.inf]), np.array([0]), np.array([5]), 3)),
         (BudgetError, "than the group has", lambda: allocate(np.zeros(1), np.array([6]), np.array([5]), 3)),
-        (BudgetError, "6 rows between 0 and 5", lambda: allocate(np.zeros(1), np.array([0]), np.array([5]), 6)),
-        (BudgetError, "1 rows between 2 and 5", lambda: allocate(np.zeros(1), np.array([2]), np.array([5]), 1)),
+        (
+            BudgetError,
+            "6 rows: the bounds allow 0 to 5",
+            lambda: allocate(np.zeros(1), np.array([0]), np.array([5]), 6),
+        ),
+        (
+            BudgetError,
+            "1 rows: the bounds allow 2 to 5",
+            lambda: allocate(np.zeros(1), np.array([2]), np.array([5]), 1),
+        ),
     ],
 )
 def test_what_cannot_be_done_is_refused(error: type[Exception], text: str, call: object) -> None:

@@ -1,4 +1,4 @@
-"""Cross-covariance of image and text: moments of rows, how far two lie apart, and how far chance would put them.
+"""Cross-covariance of image and text: moments of rows, their deviation, and the deviation expected by chance.
 
 N rows of unit vectors, D and E the widths of image and text, S a subset of m rows. The centred
 cross-covariance of rows with weights w is C = 1/W sum_i w_i (v_i - v)(t_i - t)^T, W = sum w, v and t the
@@ -42,7 +42,7 @@ class Moments:
 
 
 def moments(image_ND: F32, text_NE: F32, weights_N: Array | None = None) -> Moments:
-    """Return the moments of unit rows, each counted as often as its weight says (by default once)."""
+    """Return the moments of unit rows with integer weights (default: 1 each)."""
     if weights_N is not None:
         kept = np.flatnonzero(weights_N)
         if len(kept) < len(weights_N):
@@ -67,17 +67,17 @@ def _mean(rows_ND: F32, weights_N: Array | None) -> Floats:
 
 
 class Sum:
-    """Moments of rows that come in groups: the scatter inside the groups and that of their means, in float64."""
+    """Accumulates moments of groups of rows: the scatter within groups and the scatter of their means, in float64."""
 
     def __init__(self) -> None:
-        """Start with no group."""
+        """Start without groups."""
         self._weights: list[float] = []
         self._images: list[Floats] = []
         self._texts: list[Floats] = []
         self._scatter_DE: Floats | None = None
 
     def add(self, group: Moments) -> None:
-        """Count a group in. Its means are kept, its scatter only in the sum."""
+        """Add a group. Its means are stored; its scatter is only added to the sum."""
         self._weights.append(group.weight)
         self._images.append(group.image_D)
         self._texts.append(group.text_E)
@@ -87,7 +87,7 @@ class Sum:
             self._scatter_DE += group.scatter_DE
 
     def moments(self) -> Moments:
-        """Return the moments of all rows of the groups added, one at least."""
+        """Return the moments of all rows of the added groups; requires at least one group."""
         weights_K, image_KD, text_KE = np.array(self._weights), np.array(self._images), np.array(self._texts)
         weight = float(weights_K.sum())
         image_D, text_E = weights_K @ image_KD / max(weight, 1.0), weights_K @ text_KE / max(weight, 1.0)
@@ -98,7 +98,7 @@ class Sum:
 def deviations(pool: Moments, subset: Moments) -> tuple[float, float]:
     """Return ||C - C_S|| and ||M - M_S||, Frobenius norms; a subset without rows has C_S = M_S = 0."""
     apart_DE = pool.centred_DE - subset.centred_DE
-    # v t^T - v_S t_S^T, written so that equal means give exact zeros.
+    # v t^T - v_S t_S^T, in a form that gives exact zeros for equal means.
     left = np.stack([pool.image_D - subset.image_D, subset.image_D])
     right = np.stack([pool.text_E, pool.text_E - subset.text_E])
     centred = float(np.linalg.norm(apart_DE))
@@ -111,7 +111,7 @@ def deviations(pool: Moments, subset: Moments) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Spread:
-    """What the error of a random subset of unit rows depends on.
+    """The quantities that determine the error of a random subset of unit rows.
 
     Attributes:
         rows: n.
@@ -129,7 +129,7 @@ class Spread:
 
     @classmethod
     def of(cls, pool: Moments) -> Spread:
-        """Return the spread of unit rows, each counted once; it follows from their moments.
+        """Return the spread of unit rows, each with weight 1, computed from their moments.
 
         With ||v_i|| = ||t_i|| = 1: ||v_i - v||^2 = 1 + |v|^2 - 2 v_i.v, so that q = p + 4 v^T C t.
         """
@@ -146,8 +146,8 @@ class Spread:
 
         Exact for a draw without replacement, with the subset centred by its own means. With x_i = v_i - v
         and y_i = t_i - t, C_S = a A - b B, where A sums x_i y_i^T over S and B sums x_i y_j^T over its
-        pairs i != j. The squares are sums over up to four rows, each term weighed by the chance that all
-        its different rows are drawn; as the x_i and y_i sum to zero, all of them reduce to ||C||, p and q.
+        pairs i != j. The squares are sums over up to four rows, each term weighted by the probability that all
+        its different rows are drawn; because the x_i and y_i sum to zero, all terms reduce to ||C||, p and q.
         """
         n, m = float(self.rows), np.asarray(kept_M, np.float64)
         c, u, p, q = self.centred**2, self.uncentred**2, self.separate, self.paired
@@ -170,9 +170,9 @@ class Spread:
         return np.sqrt(centred), np.sqrt(uncentred)
 
     def by_chance(self, total: int, kept: int) -> tuple[float, float]:
-        """Return the expected errors of a class of this spread when ``kept`` of a pool's ``total`` rows are drawn.
+        """Return the expected errors of a class with this spread if ``kept`` of the ``total`` rows of a pool are drawn.
 
-        How many of the class are among them is hypergeometric.
+        The number of rows of the class among them has a hypergeometric distribution.
         """
         counts_M, chances_M = hypergeometric(total, self.rows, kept)
         centred, uncentred = self.expected(counts_M)
@@ -180,9 +180,9 @@ class Spread:
 
 
 def hypergeometric(total: int, marked: int, drawn: int) -> tuple[npt.NDArray[np.int64], Floats]:
-    """Return how many marked rows of ``total`` may be among those drawn, (M,), and how likely each count is, (M,).
+    """Return the possible counts of marked rows among those drawn, (M,) int64, and their probabilities, (M,) float64.
 
-    Counts more than ten standard deviations from the mean are left out.
+    Counts more than ten standard deviations from the mean are omitted.
     """
     share = marked / total
     mean, width = drawn * share, 10 * (drawn * share * (1 - share)) ** 0.5 + 10

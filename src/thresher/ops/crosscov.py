@@ -1,13 +1,13 @@
-"""ClipCov's arithmetic: cross-modal similarities inside a class, and the greedy walk through one class.
+"""The computations of ClipCov: cross-modal similarities within a class, and the greedy selection from one class.
 
-What a row loses when another of its class is taken depends on that class alone, so every class has an
-order of its own and classes are only merged. In a class, similarities s(a, b) = <v_a, t_b> are either
-taken as they are, and sums of them are products with a summed vector; or values below a clamp are
-zeroed first, and sums are blocked products. No matrix of a class is kept either way.
+What a row loses when another row of its class is taken depends only on that class. Every class therefore has its own
+order, and classes only have to be merged. In a class, similarities s(a, b) = <v_a, t_b> are either used unchanged, and
+sums of them are products with a summed vector; or values below a clamp are set to 0 first, and sums are blocked
+products. No matrix of a class is stored in either case.
 
-The walk is exact. It looks at the best few rows of a class, takes the best of them again and again, and
-stops where a row it does not look at might be better. How far such a row can have come is bounded by what
-it loses to the mean of the rows taken just before, and how far the rows taken now differ from that mean.
+The greedy selection is exact. It considers the best few rows of a class, repeatedly takes the best of them, and stops
+when a row outside these candidates could be better. The gain of such a row is bounded by what it loses to the mean of
+the previously taken rows, and by how far the rows taken now differ from that mean.
 
 n rows of a class, C candidates, S rows taken, D dimensions.
 """
@@ -28,16 +28,16 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 _TILE = 1024  # rows of a product, both ways: it stays in cache
-_MOST = 2048  # candidates looked at together
+_MOST = 2048  # maximum number of candidates
 _ROUNDING = 1e-6  # of a mean of float32 similarities
-_SLACK = 1e-5  # what a float32 cosine may err by, and to spare
+_SLACK = 1e-5  # bound on the error of a float32 cosine, with a margin
 
 
 # --- sums of similarities -------------------------------------------------------------------------
 
 
 def clamped(products: F32, clamp: float | None) -> F32:
-    """Zero similarities below ``clamp`` in place; None leaves them all."""
+    """Set similarities below ``clamp`` to 0 in place; None changes nothing."""
     if clamp == 0:
         np.maximum(products, 0, out=products)
     elif clamp is not None:
@@ -46,7 +46,7 @@ def clamped(products: F32, clamp: float | None) -> F32:
 
 
 def similarity_sums(image_PD: F32, text_QD: F32, clamp: float | None) -> tuple[Floats, Floats]:
-    """Return sum_q s(p, q) (P,) and sum_p s(p, q) (Q,), tile by tile: float32 inside a tile, float64 across."""
+    """Return sum_q s(p, q) (P,) and sum_p s(p, q) (Q,), tile by tile: float32 within a tile, float64 across tiles."""
     by_row, by_column = np.zeros(len(image_PD)), np.zeros(len(text_QD))
     buffer = np.empty(min(_TILE, len(image_PD)) * min(_TILE, len(text_QD)), np.float32)
     ones = np.ones(_TILE, np.float32)
@@ -63,13 +63,13 @@ def similarity_sums(image_PD: F32, text_QD: F32, clamp: float | None) -> tuple[F
 
 @dataclass(frozen=True, eq=False)
 class Taken:
-    """Rows of a class that were taken, as its other rows see them.
+    """Rows that were taken from a class, in the form needed to update its other rows.
 
     Attributes:
         image_SD: (S, D) float32 unit rows.
         text_SD: (S, D) float32 unit rows.
         sums: (2, D) float32, sum of the texts and sum of the images.
-        toward: (2, D) float32, a direction of interest, or None for the mean of these rows.
+        toward: (2, D) float32, the direction for the drift, or None for the mean of these rows.
     """
 
     image_SD: F32
@@ -90,9 +90,9 @@ def losses(image_RD: F32, text_RD: F32, clamped_R: Bools, taken: Taken, clamp: f
     Args:
         image_RD: (R, D) float32 unit rows.
         text_RD: (R, D) float32 unit rows.
-        clamped_R: (R,) for which of them the clamp changes a similarity; see :func:`where_clamped`.
+        clamped_R: (R,) bool, for which rows the clamp changes a similarity; see :func:`where_clamped`.
         taken: Rows S.
-        clamp: Similarities below it count as 0; None: all count as they are.
+        clamp: Similarities below it count as 0; None for no clamp.
 
     Returns:
         sum_s s(r, s) + s(s, r) (R,), and :func:`drifts` toward the direction (R,).
@@ -109,10 +109,10 @@ def losses(image_RD: F32, text_RD: F32, clamped_R: Bools, taken: Taken, clamp: f
 
 
 def where_clamped(cross_n: Floats, mean_n: Floats, clamp: float | None) -> Bools:
-    """Tell for which rows the clamp changes a similarity with their class, (n,).
+    """Return for which rows the clamp changes a similarity with their class, (n,) bool.
 
-    A clamp at 0 or below only adds: the mean similarity with it is above that without by what all zeroed ones
-    come to. Where that is within rounding, no sum over a part of the class can differ by more either.
+    A clamp of 0 or below can only increase sums: the clamped mean similarity exceeds the unclamped one by the total of
+    the zeroed values. If that difference is within rounding, no sum over a part of the class can differ by more.
 
     Args:
         cross_n: Mean similarity with the class, clamped.
@@ -129,25 +129,25 @@ def drifts(image_RD: F32, text_RD: F32, toward: F32) -> Floats:
     return np.asarray(image_RD @ toward[0] + text_RD @ toward[1], np.float64)
 
 
-# --- the walk through one class -------------------------------------------------------------------
+# --- greedy selection from one class -------------------------------------------------------------------
 
 
 @dataclass(eq=False)
 class Walk:
-    """Where the greedy walk through one class stands; all that goes on from there, to the same bits.
+    """The state of the greedy selection from one class; it can be resumed from here with the same bits.
 
     Attributes:
-        gains_n: (n,) float64, gain of every row by the last refresh, without the class-wide balance;
+        gains_n: (n,) float64, gain of every row at the last refresh, without the class-wide balance;
             -inf for rows taken.
-        drift_n: (n,) float64, n times what a row is expected to lose to one more taken.
-        toward: (2, D) float32, the direction that expectation comes from.
+        drift_n: (n,) float64, n times the expected loss of a row when one more row is taken.
+        toward: (2, D) float32, the direction from which the expected loss is computed.
         clamped_n: (n,) bool, see :func:`where_clamped`.
-        balance_n: (n,) float64, n times what all rows of the class lose once this one is taken.
-        again_n: (n,) float64, n times what they lose at every refresh from then on (released code); or None.
+        balance_n: (n,) float64, n times the loss of all rows of the class once this row is taken.
+        again_n: (n,) float64, n times their loss at every later refresh (as in the released code); or None.
         order: (m,) int64 rows taken, in order.
-        gains: (m,) float64, their gains when they were taken, balance included.
-        lost: (m + 1,) float64, what the class had lost to balance when 0, 1, 2, ... rows were taken.
-        stride: Rows of the last batch; 0 before the first.
+        gains: (m,) float64, their gains when they were taken, including the balance.
+        lost: (m + 1,) float64, the loss of the class to balance after 0, 1, 2, ... rows were taken.
+        stride: Number of rows of the last batch; 0 before the first.
     """
 
     gains_n: Floats
@@ -162,7 +162,7 @@ class Walk:
     stride: int = 0
 
     def note(self, batch: Ints, gains: Floats, lost: Floats) -> None:
-        """Put a batch down, with the gains and the loss to balance after each of its rows."""
+        """Record a batch, with the gains and the loss to balance after each of its rows."""
         self.order = np.concatenate([self.order, batch])
         self.gains = np.concatenate([self.gains, gains])
         self.lost = np.concatenate([self.lost, lost])
@@ -175,21 +175,21 @@ Spend = Callable[[Ints, F32 | None], tuple[Floats, Floats]]
 
 
 def advance(walk: Walk, clamp: float | None, refresh: int, least: int, floor: float, take: Take, spend: Spend) -> None:
-    """Take more rows of a class, in batches that depend on nothing but the class.
+    """Take more rows of a class, in batches that depend only on the class.
 
     Args:
-        walk: Where it stands; brought forward by a batch or more.
-        clamp: Similarities below it count as 0; None: all count as they are.
-        refresh: Gains are brought up to date when refresh - 1, 2 refresh - 1, ... rows of the class are taken.
-        least: Go on until this many rows are taken,
-        floor: or until the gain has fallen to this. A batch is not cut short.
+        walk: The state; updated by one batch or more.
+        clamp: Similarities below it count as 0; None for no clamp.
+        refresh: Gains are updated after refresh - 1, 2 refresh - 1, ... rows of the class are taken.
+        least: Continue until this many rows are taken,
+        floor: or until the gain has fallen to this value. Batches are never cut.
         take: Rows of the class -> their image and text vectors.
         spend: (rows taken, toward) -> :func:`losses` of all n rows.
     """
     n = len(walk.gains_n)
     while len(walk.order) < n:
         batch, toward = _certain(walk, clamp, take) if refresh == 1 else (_segment(walk, refresh), None)
-        if len(walk.order) < n:  # a shorter segment than to the next refresh ends the class
+        if len(walk.order) < n:  # a segment that ends before the next refresh is the end of the class
             loss, drift = spend(batch, toward)
             walk.gains_n -= loss / n
             if toward is not None:
@@ -199,7 +199,7 @@ def advance(walk: Walk, clamp: float | None, refresh: int, least: int, floor: fl
 
 
 def _segment(walk: Walk, refresh: int) -> Ints:
-    """Take the best rows up to the next refresh; none of them changes the others."""
+    """Take the best rows up to the next refresh; until then gains do not change."""
     n = len(walk.gains_n)
     room = refresh - 1 - len(walk.order) % refresh or refresh
     left = np.flatnonzero(walk.gains_n > -np.inf)
@@ -215,14 +215,14 @@ def _segment(walk: Walk, refresh: int) -> Ints:
 
 
 def _certain(walk: Walk, clamp: float | None, take: Take) -> tuple[Ints, F32 | None]:
-    """Take rows that are next for certain, in order; and return their mean texts and images, if that is needed.
+    """Take the rows that are certain to be next, in order; also return their mean texts and images, if needed.
 
-    Rows whose gains differ by less than rounding count as equal: else copies could only be taken one by one.
+    Rows whose gains differ by less than rounding count as equal; otherwise copies could only be taken one by one.
     """
     n = len(walk.gains_n)
     most = max(n // 32, 16)
     count = min(max(2 * most, 256), _MOST, n)
-    if walk.stride:  # where little could be certain, look at little
+    if walk.stride:  # if the last batch was small, consider fewer candidates
         count = min(count, max(16 * walk.stride, 256))
     chosen, ceiling = _candidates(walk, clamp, count)
     image_CD, text_CD = take(chosen)
@@ -254,27 +254,27 @@ def _certain(walk: Walk, clamp: float | None, take: Take) -> tuple[Ints, F32 | N
 
 
 def _candidates(walk: Walk, clamp: float | None, count: int) -> tuple[Ints, Callable[[int, float], float] | None]:
-    """The rows to look at, ascending, and a bound on the gain of all others.
+    """Return the candidate rows, ascending, and a bound on the gain of all other rows.
 
-    The bound takes how many rows were taken since, and the length of the sum of their differences from
-    ``toward``; None where no row is left out.
+    The arguments of the bound are the number of rows taken since, and the norm of the sum of their differences from
+    ``toward``; it is None if all rows are candidates.
     """
     n = len(walk.gains_n)
     left = np.flatnonzero(walk.gains_n > -np.inf)
     if len(left) <= count:
         return left, None
     gains, drift = walk.gains_n[left], walk.drift_n[left] / n
-    # The best now, and the best after as many rows as may be taken.
+    # The best rows now, and the best rows after the maximum number of rows is taken.
     hopeful = top(gains, count // 2) | top(gains - (count / 2) * drift, count // 2)
     gains, drift = gains[~hopeful], drift[~hopeful]
-    # The largest of n falling lines is convex in the number taken: between two points it is below their chord.
+    # The maximum of n decreasing lines is convex in the number taken: between two points it is below their chord.
     points = np.linspace(0, count + 1, 17)
     lines = np.array([float((gains - p * drift).max()) for p in points])
 
     def ceiling(taken: int, apart: float) -> float:
-        if clamp is not None and clamp > 0:  # less than the similarity may be lost, but nothing is won back
+        if clamp is not None and clamp > 0:  # the loss may be less than the similarity, but gains never increase
             return float(lines[0])
-        # Rows (v, t) have length sqrt(2), and what is lost is no less than the unclamped similarities.
+        # Rows (v, t) have norm sqrt(2), and the loss is at least the unclamped similarities.
         bound = float(np.interp(taken, points, lines)) + (2**0.5 * apart + _SLACK * taken) / n
         return bound if clamp is None or clamp < 0 else min(bound, float(lines[0]))
 
@@ -285,17 +285,17 @@ def _candidates(walk: Walk, clamp: float | None, count: int) -> tuple[Ints, Call
 
 
 def merge(gains: list[Floats], rows: list[Ints], budget: int) -> tuple[Ints, float]:
-    """Take the class whose next row is best, until the budget is spent.
+    """Repeatedly take the next row of the class where it has the highest gain, until the budget is used.
 
-    A row waits for those before it in its class, so it comes when the worst of them does.
+    A row is taken only after all rows before it in its class, so its rank is that of the worst of them.
 
     Args:
-        gains: Of every class, in its own order.
-        rows: Row ids of the same; equal gains go to the lower one.
-        budget: How many rows to take at most.
+        gains: Gains of the rows of every class, in its order.
+        rows: Row ids of the same; of equal gains the lower id is taken first.
+        budget: Maximum number of rows to take.
 
     Returns:
-        (K,) how many rows of each class, and the gain of the worst row taken (-inf if fewer than the budget).
+        (K,) int64 number of rows of each class, and the gain of the worst row taken (-inf if fewer than the budget).
     """
     sizes = np.array([len(own) for own in gains], np.int64)
     values, ids = np.concatenate(gains), np.concatenate(rows)
@@ -312,14 +312,14 @@ def merge(gains: list[Floats], rows: list[Ints], budget: int) -> tuple[Ints, flo
 
 
 def forecast(score_n: Floats, cross_n: Floats, balance_n: Floats, starts_K: Ints, budget: int) -> Ints:
-    """Guess how many rows each class will keep, (K,), as if the rows of a class were alike.
+    """Estimate how many rows each class will keep, (K,) int64, as if all rows of a class were alike.
 
     Args:
         score_n: Scores of all rows, class by class.
-        cross_n: Their mean similarity with the class, both ways.
+        cross_n: Their mean similarity with the class, in both directions.
         balance_n: Their balance.
-        starts_K: Where each class begins.
-        budget: How many rows are kept in all.
+        starts_K: Start of each class.
+        budget: Total number of rows to keep.
     """
     sizes = np.diff(np.append(starts_K, len(score_n)))
     classes = np.repeat(np.arange(len(sizes)), sizes)

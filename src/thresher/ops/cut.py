@@ -1,4 +1,4 @@
-"""From scores to decisions: which rows, how many of each group. Exact budgets, ties by row id."""
+"""Selection by score: which rows, and how many of each group. Budgets are exact, ties go to the lower row id."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def top(scores_N: Scores, k: int) -> Bools:
 
     Args:
         scores_N: (N,) numbers without NaN.
-        k: How many, 0 to N.
+        k: Number of rows to mark, 0 to N.
 
     Returns:
         (N,) bool with exactly ``k`` True.
@@ -49,7 +49,7 @@ def top_per_group(scores_N: Scores, labels_N: npt.NDArray[Any], counts_K: npt.ND
     Args:
         scores_N: (N,) float32 or uint32 without NaN.
         labels_N: (N,) group of each row, 0 <= label < K.
-        counts_K: (K,) how many to keep, 0 <= count <= size of the group.
+        counts_K: (K,) number of rows to keep, 0 <= count <= size of the group.
 
     Returns:
         (N,) bool with exactly ``counts_K.sum()`` True.
@@ -57,7 +57,7 @@ def top_per_group(scores_N: Scores, labels_N: npt.NDArray[Any], counts_K: npt.ND
     _refuse_nan(scores_N)
     sizes_K = np.bincount(labels_N, minlength=len(counts_K))
     if len(sizes_K) > len(counts_K):
-        raise UsageError(f"a label of {len(sizes_K) - 1} for {len(counts_K)} groups")
+        raise UsageError(f"label {len(sizes_K) - 1} is out of range for {len(counts_K)} groups")
     over = np.flatnonzero((counts_K > sizes_K) | (counts_K < 0))
     if len(over):
         j = int(over[0])
@@ -97,18 +97,18 @@ def order_by_group(scores_N: Scores, labels_N: npt.NDArray[Any]) -> Ints:
 
 
 def allocate(target_K: npt.NDArray[Any], low_K: npt.NDArray[Any], high_K: npt.NDArray[Any], total: int) -> Ints:
-    """Hand out ``total`` rows to K groups, as near ``target_K`` in the squared sense as bounds allow.
+    """Allocate ``total`` rows to K groups, as close to ``target_K`` in the least-squares sense as the bounds allow.
 
-    The minimiser of ``||x - target||^2`` over whole numbers with ``sum(x) == total`` and
-    ``low <= x <= high``: ``clip(target + shift, low, high)`` for the one shift that meets the total,
-    found exactly by a sort of the break points, then whole rows by largest remainder (ties to the
-    lower group). The sum is the total and no bound is broken, unlike a solver followed by rounding.
+    The minimiser of ``||x - target||^2`` over integers with ``sum(x) == total`` and ``low <= x <= high``:
+    ``clip(target + shift, low, high)`` for the one shift that meets the total, found exactly by sorting the break
+    points, then rounded to integers by largest remainder (ties to the lower group). The sum is exact and all bounds
+    hold, unlike with a solver followed by rounding.
 
     Args:
-        target_K: (K,) wished-for rows, any finite numbers.
-        low_K: (K,) least rows, whole numbers.
-        high_K: (K,) most rows, whole numbers >= ``low_K``.
-        total: Rows to hand out.
+        target_K: (K,) target rows, any finite numbers.
+        low_K: (K,) minimum rows, integers.
+        high_K: (K,) maximum rows, integers >= ``low_K``.
+        total: Number of rows to allocate.
 
     Raises:
         BudgetError: ``total`` lies outside ``sum(low_K) .. sum(high_K)``.
@@ -121,7 +121,7 @@ def allocate(target_K: npt.NDArray[Any], low_K: npt.NDArray[Any], high_K: npt.ND
     if (low > high).any():
         raise BudgetError("an allocation asks for more rows of a group than the group has")
     if not int(low.sum()) <= total <= int(high.sum()):
-        raise BudgetError(f"cannot hand out {total:,} rows between {low.sum():,} and {high.sum():,}")
+        raise BudgetError(f"cannot allocate {total:,} rows: the bounds allow {low.sum():,} to {high.sum():,}")
     # sum(clip(target + shift)) is piecewise linear in the shift: a group starts to grow at
     # low - target and stops at high - target.
     points = np.concatenate([low - target, high - target])
@@ -135,7 +135,7 @@ def allocate(target_K: npt.NDArray[Any], low_K: npt.NDArray[Any], high_K: npt.ND
     counts: Ints = np.floor(ideal).astype(np.int64)
     remainder = ideal - counts
     spare = total - int(counts.sum())
-    # Rounding noise of the shift can leave `spare` outside 0..K by a row or two: hence the loops.
+    # Rounding errors of the shift can move `spare` outside 0..K by a row or two, hence the loops.
     while spare > 0:
         room = np.flatnonzero(counts < high)
         take = room[np.argsort(-remainder[room], kind="stable")][:spare]
@@ -150,7 +150,7 @@ def allocate(target_K: npt.NDArray[Any], low_K: npt.NDArray[Any], high_K: npt.ND
 
 
 def pack(sizes: Ints, room: int) -> Iterator[tuple[int, int]]:
-    """Cut groups into runs lo..hi of up to ``room`` rows; a larger one is a run of its own, empty ones aside."""
+    """Split consecutive groups lo..hi into runs of up to ``room`` rows; a larger non-empty group is a run by itself."""
     lo = held = 0
     for k, size in enumerate(sizes.tolist()):
         if held and held + size > room:
@@ -171,15 +171,15 @@ def softmax(values_K: npt.NDArray[Any], temperature: float) -> Floats:
 def _refuse_nan(scores: Scores) -> None:
     if scores.dtype.kind == "f" and np.isnan(scores).any():
         row = int(np.flatnonzero(np.isnan(scores))[0])
-        raise UsageError(f"the score of row {row:,} is NaN; rows cannot be ranked by it")
+        raise UsageError(f"the score of row {row:,} is NaN, so rows cannot be ranked by it")
 
 
 def _descending_bits(scores_N: Scores) -> npt.NDArray[np.uint32]:
-    """Map scores to uint32 such that a higher score has a lower code."""
+    """Map scores to uint32 so that a higher score has a lower code."""
     if scores_N.dtype == np.uint32:
         return np.asarray(~scores_N, np.uint32)
     if scores_N.dtype != np.float32:
-        raise UsageError(f"scores within groups are float32 or uint32, not {scores_N.dtype}")
+        raise UsageError(f"scores within groups must be float32 or uint32, not {scores_N.dtype}")
     bits = (scores_N + np.float32(0)).view(np.uint32)  # + 0 makes -0.0 equal to 0.0
     negative = bits >> 31 != 0
     # Ascending code: flip all bits of negatives, set the sign bit of the others; then reverse.

@@ -1,14 +1,15 @@
-"""Hashes of keys: one place for every number that stands for the text of a key.
+"""Hashes of keys: all functions that map the text of a key to a number.
 
-Two kinds, both blake2b of the key in UTF-8, and both in files that must stay valid, so their values never change:
+There are two kinds, both blake2b of the key in UTF-8. Both are saved in files, so their values never change:
 
 - :func:`hash_of` and :func:`hash_many`, 64 bits: the keys that a selection keeps
   (``export.keys``), and the plan of a reshard;
-- :func:`id_of`, 64 bits and 32 more to tell two keys with one hash apart: the ledger of a stream (``dynamic.stream``).
+- :func:`id_of`, 64 bits and 32 more to distinguish keys with the same hash: the ledger of a stream
+  (``dynamic.stream``).
 
-They differ in value: blake2b takes the length of the digest into what it hashes, and the 64 bits of a uid are mixed
-rather than hashed. Uids are random bits already, and mixing their two halves is done by NumPy for many at once: 100
-million of them take seconds, where a hash of text takes a minute.
+Their values differ: blake2b also hashes the length of the digest, and the 64 bits of a uid are mixed rather than
+hashed. Uids are already random bits, and NumPy mixes their halves for many uids at once: 100 million uids take seconds,
+while hashing text takes a minute.
 
 Shape letters: M keys.
 """
@@ -28,26 +29,26 @@ _MIX = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # of SplitM
 
 
 def id_of(key: str) -> npt.NDArray[np.int64]:
-    """Return the id of a key, (2,) int64: a 64-bit hash, and 32 bits more to tell keys with one hash apart."""
+    """Return the id of a key, (2,) int64: a 64-bit hash, and 32 bits more to distinguish keys with the same hash."""
     digest = _digest(key, 12)
     return np.array([int.from_bytes(digest[:8], "little", signed=True), int.from_bytes(digest[8:], "little")], np.int64)
 
 
 def hash_of(key: str) -> int:
-    """Return the hash of a key, 64 bits, the same as :func:`hash_many` gives."""
+    """Return the 64-bit hash of a key, the same as :func:`hash_many`."""
     if len(key) == 32 and (uid := _uid(key)) is not None:
         return _mixed(uid >> 64 ^ _mixed((uid & _MASK) ^ _MIX[0]))
     return int.from_bytes(_digest(key), "little")
 
 
 def hash_many(keys: Sequence[str]) -> tuple[Hashes, bool]:
-    """Return the hashes of keys, (M,) uint64, and whether some are uids: 32 hexadecimal digits."""
+    """Return the hashes of keys, (M,) uint64, and whether any of them is a uid: 32 hexadecimal digits."""
     if keys and all(len(key) == 32 for key in keys):
         try:
             raw = bytes.fromhex("".join(keys))
         except ValueError:
             raw = b""
-        if len(raw) == 16 * len(keys):  # fromhex passes over white space
+        if len(raw) == 16 * len(keys):  # fromhex ignores white space
             halves = np.frombuffer(raw, ">u8").astype(np.uint64).reshape(-1, 2)
             return of_halves(halves[:, 0], halves[:, 1]), True
     elif not any(len(key) == 32 for key in keys):
@@ -71,14 +72,14 @@ def _uid(key: str) -> int | None:
 
 
 def _mixed(bits: int) -> int:
-    """Return 64 bits of which each depends on all of those given; SplitMix64's."""
+    """Mix 64 bits so that every output bit depends on every input bit (SplitMix64)."""
     bits = (bits ^ bits >> 30) * _MIX[1] & _MASK
     bits = (bits ^ bits >> 27) * _MIX[2] & _MASK
     return bits ^ bits >> 31
 
 
 def of_halves(high: Hashes, low: Hashes) -> Hashes:
-    """Return the hashes of uids by their halves, (M,) uint64 each."""
+    """Return the hashes of uids, (M,) uint64, from their halves, (M,) uint64 each."""
 
     def mixed(bits: Hashes) -> Hashes:
         bits = (bits ^ bits >> np.uint64(30)) * np.uint64(_MIX[1])

@@ -1,12 +1,11 @@
 """Spherical k-means: assignment by largest cosine, centroids are normalised sums.
 
-Work goes in cache-sized stripes - product, argmax, accumulate, next - so that the N x K matrix of
-similarities never exists. Each row carries two angles: an upper bound of the one to its centroid and
-a lower bound of the one to any other (Hamerly 2010, on the sphere). Centroids move less and less, and
-rows whose bounds cannot cross are not looked at again, which changes no label. (Only which row an
-empty group takes over goes by the bound, not the angle.) Sums move with the rows that change their
-group. Everything is done in row order, in float64 above a stripe, so that the
-number of workers cannot change a bit.
+Rows are processed in cache-sized stripes - product, argmax, accumulate - so that the N x K matrix of similarities is
+never stored. Each row has two angles: an upper bound on the angle to its own centroid and a lower bound on the angle to
+any other (Hamerly 2010, on the sphere). Centroids move less and less, and rows whose bounds cannot cross are skipped,
+which changes no label. (Only the choice of the row that an empty group takes over uses the bound, not the angle.) Sums
+are updated with the rows that change their group. All sums are taken in row order, in float64 across stripes, so that
+the number of workers cannot change a bit.
 """
 
 from __future__ import annotations
@@ -24,21 +23,21 @@ Labels = npt.NDArray[np.int32]
 
 STRIPE = 1024  # rows per product
 TILE = 1024  # centroids per product
-SLACK = 4e-3  # radians by which bounds must clear each other: float32 cosines near 1 err by as much
-_SIDE_BY_SIDE = 16  # rows of a group up to which groups are summed together
-_MOSTLY = 0.9  # share of a stripe from which on all of it is multiplied, without a copy
+SLACK = 4e-3  # minimum gap of bounds in radians: the error of float32 cosines near 1
+_SIDE_BY_SIDE = 16  # maximum rows of a group that is summed with others
+_MOSTLY = 0.9  # share of a stripe above which all of it is multiplied, without a copy
 
 
 class Nearest(Protocol):
-    """Finds each row's centroid. Rows need not be normalised, centroids are."""
+    """Finds the nearest centroid of each row. Rows need not be normalised; centroids are."""
 
     def __call__(self, rows_BD: F32, centroids_KD: F32) -> tuple[Labels, F32, F32]:
-        """Return labels (B,), products with the winning centroid (B,) and with the second (B,)."""
+        """Return labels (B,) int32, and products with the nearest and the second centroid, (B,) float32 each."""
         ...
 
 
 def nearest_two(rows_BD: F32, centroids_KD: F32) -> tuple[Labels, F32, F32]:
-    """Find the nearest and the second nearest centroid of every row, in float32, through NumPy.
+    """Find the nearest and the second nearest centroid of every row, in float32, with NumPy.
 
     Args:
         rows_BD: (B, D) float32, any length.
@@ -80,7 +79,7 @@ def nearest_centroid(rows_BD: F32, centroids_KD: F32) -> tuple[Labels, F32]:
 
 @dataclass(eq=False)
 class State:
-    """Where k-means stands after an iteration; all that another needs, to the same bits.
+    """The state of k-means after an iteration; it can be resumed from here with the same bits.
 
     Attributes:
         centroids_KD: (K, D) float32 unit rows.
@@ -88,9 +87,9 @@ class State:
         sums_KD: (K, D) float64 sums of the groups' rows.
         sizes_K: (K,) int64.
         labels_N: (N,) int32, -1 before the first iteration.
-        upper_N: (N,) float32, radians to the own centroid at most.
-        lower_N: (N,) float32, radians to any other at least.
-        done: () int64, iterations done.
+        upper_N: (N,) float32, upper bound on the angle to the own centroid, in radians.
+        lower_N: (N,) float32, lower bound on the angle to any other centroid, in radians.
+        done: () int64, number of iterations done.
     """
 
     centroids_KD: F32
@@ -118,11 +117,11 @@ class State:
         )
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Return all arrays by name, to save and to pass to the constructor again."""
+        """Return all arrays by name, to save them and to pass them to the constructor later."""
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
     def bounds(self, lo: int, hi: int) -> Bounds:
-        """Return what is known of rows lo..hi."""
+        """Return a copy of the labels and bounds of rows lo..hi."""
         return Bounds(self.labels_N[lo:hi].copy(), self.upper_N[lo:hi].copy(), self.lower_N[lo:hi].copy())
 
 
@@ -137,7 +136,7 @@ class Bounds:
 
 @dataclass(frozen=True, eq=False)
 class Moves:
-    """What one block adds to an iteration: new bounds, and what its rows bring to and take from groups."""
+    """The result of one block in an iteration: new bounds, and the changes to the sums and counts of groups."""
 
     bounds: Bounds
     groups_J: npt.NDArray[np.int64]
@@ -152,8 +151,8 @@ class MoveRows:
     Attributes:
         centroids_KD: (K, D) float32 unit rows.
         moved_K: (K,) float32, radians each moved since the bounds were taken.
-        nearest: The assignment.
-        slack: Radians by which bounds must clear each other.
+        nearest: The assignment function.
+        slack: Minimum gap between bounds, in radians.
     """
 
     centroids_KD: F32
@@ -162,7 +161,7 @@ class MoveRows:
     slack: float = SLACK
 
     def __call__(self, stripes: Iterable[F32], bounds: Bounds) -> Moves:
-        """Relabel the rows that need it and sum what moves; float32 within a stripe, float64 across."""
+        """Relabel rows where necessary and sum the changes; float32 within a stripe, float64 across stripes."""
         parts: list[Sums] = []
         spare = np.empty((STRIPE, self.centroids_KD.shape[1]), np.float32)
         lo = 0
@@ -189,9 +188,9 @@ class MoveRows:
         return Moves(bounds, groups.astype(np.int64), sums, counts)
 
     def _stripe(self, rows_BD: F32, label: Labels, upper: F32, lower: F32, spare: F32) -> list[Sums]:
-        """Update labels and bounds in place; returns the sums of rows that come to and leave groups.
+        """Update labels and bounds in place; return the sums of rows that join and leave groups.
 
-        ``spare`` (B or more, D) is scratch: fresh memory for every copy would cost more than the copy.
+        ``spare`` (B or more, D) is a scratch buffer: allocating memory for every copy would cost more than the copy.
         """
         fresh = bool(label[0] < 0)
         if fresh:
@@ -199,7 +198,7 @@ class MoveRows:
         else:
             own = self.moved_K[label]
             upper += own
-            # Any other centroid came nearer by at most the largest move, the own one aside.
+            # Any other centroid came nearer by at most the largest move of the other centroids.
             order = np.argsort(self.moved_K)[-2:]
             largest, runner_up = self.moved_K[order[-1]], self.moved_K[order[0]]
             lower -= np.where(label == order[-1], runner_up, largest)
@@ -218,16 +217,16 @@ class MoveRows:
             some = rows_BD
         else:
             some = np.take(rows_BD, need, axis=0, out=spare[: len(need)], mode="clip")
-        found, best, second = self.nearest(some, self.centroids_KD)
+        labels, best, second = self.nearest(some, self.centroids_KD)
         before = label[need]
-        label[need], upper[need], lower[need] = found, _angles(best), _angles(second)
+        label[need], upper[need], lower[need] = labels, _angles(best), _angles(second)
         if fresh:
-            return [sums_by_group(rows_BD, found)]
-        changed = np.flatnonzero(found != before)
+            return [sums_by_group(rows_BD, labels)]
+        changed = np.flatnonzero(labels != before)
         if not len(changed):
             return []
         moving = some[changed]
-        return [sums_by_group(moving, found[changed]), sums_by_group(moving, before[changed], leaving=True)]
+        return [sums_by_group(moving, labels[changed]), sums_by_group(moving, before[changed], leaving=True)]
 
 
 def _angles(cosines: F32) -> F32:
@@ -246,8 +245,8 @@ class Sums(NamedTuple):
 def sums_by_group(rows_BD: F32, labels_B: Labels, *, leaving: bool = False) -> Sums:
     """Sum the rows of each group.
 
-    Groups of a few rows are summed side by side - the second rows of all groups, then the third -
-    and only larger ones one by one: four times faster than ``np.add.reduceat``.
+    Small groups are summed together - the second rows of all groups, then the third, and so on - and only larger groups
+    one by one: four times faster than ``np.add.reduceat``.
     """
     order = np.argsort(labels_B, kind="stable")
     ordered = labels_B[order]
@@ -279,19 +278,19 @@ def fit(
     slack: float = SLACK,
     after: Callable[[State], None] | None = None,
 ) -> F32:
-    """Run Lloyd's iterations on the sphere, skipping rows that cannot change their group; ends at a fixed point.
+    """Run Lloyd's iterations on the sphere, skipping rows that cannot change their group; stops at a fixed point.
 
-    A group left empty takes over the row that may lie farthest from its own centroid (each such row
-    once, farthest first), which then leaves no group empty unless rows are fewer than groups.
+    An empty group takes over the row that may be farthest from its own centroid (each such row once, farthest first).
+    No group then stays empty unless there are fewer rows than groups.
 
     Args:
         each_block: ``each_block(rule, state)`` calls the rule on the unit rows of every block and
             ``state.bounds`` of its rows, and yields the results in row order.
-        take: Fetches single unit rows by position, for empty groups.
-        state: Where to begin; brought up to date after every iteration.
-        iterations: Total number of updates, those in ``state`` included.
-        nearest: The assignment to use while iterating.
-        slack: Radians its angles may err by.
+        take: Returns single unit rows by position, for empty groups.
+        state: The initial state; updated after every iteration.
+        iterations: Total number of updates, including those in ``state``.
+        nearest: The assignment function for the iterations.
+        slack: Maximum error of its angles, in radians.
         after: Called after each update.
 
     Returns:
@@ -309,7 +308,7 @@ def fit(
             changed += len(moves.groups_J)
             lo = hi
         empty = np.flatnonzero(state.sizes_K == 0)
-        state.sums_KD[empty] = 0  # what rounding left
+        state.sums_KD[empty] = 0  # remove rounding errors
         centroids = _normalise(state.sums_KD, state.centroids_KD)
         if len(empty):
             far = np.argsort(-state.upper_N, kind="stable")[: len(empty)]
@@ -317,7 +316,7 @@ def fit(
         chords = np.sqrt(((centroids.astype(np.float64) - state.centroids_KD) ** 2).sum(axis=1))
         state.moved_K = (2 * np.arcsin(np.minimum(chords / 2, 1))).astype(np.float32)
         state.centroids_KD = centroids
-        # Where no row changed its group no later iteration will change one.
+        # If no row changed its group, no later iteration will change one.
         state.done = np.array(state.done + 1 if changed or len(empty) else iterations, np.int64)
         if after is not None:
             after(state)
@@ -325,7 +324,7 @@ def fit(
 
 
 def _normalise(sums_KD: npt.NDArray[np.float64], fallback_KD: F32) -> F32:
-    """Unit rows of the sums; a sum without direction (an empty or cancelling group) stays where it was."""
+    """Return unit rows of the sums; a group whose sum is zero (empty or cancelling) keeps its centroid."""
     norms = np.sqrt(np.einsum("ij,ij->i", sums_KD, sums_KD))
     ok = norms > 1e-6
     out = fallback_KD.copy()
@@ -341,6 +340,6 @@ class Assign:
 
     def __call__(self, stripes: Iterable[F32]) -> tuple[npt.NDArray[np.int32], F32]:
         """Return labels (B,) int32 and 1 - cosine (B,) float32."""
-        found = [nearest_centroid(rows, self.centroids_KD) for rows in stripes]
-        labels = np.concatenate([label for label, _ in found])
-        return labels, np.float32(1) - np.concatenate([product for _, product in found])
+        results = [nearest_centroid(rows, self.centroids_KD) for rows in stripes]
+        labels = np.concatenate([label for label, _ in results])
+        return labels, np.float32(1) - np.concatenate([product for _, product in results])

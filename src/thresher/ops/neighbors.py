@@ -18,18 +18,18 @@ _PANEL = 1024  # columns of a product at a time: the panel stays in cache
 
 @dataclass(frozen=True)
 class MeanNearestDistance:
-    """Callable for an engine: d_inter, the mean cosine distance of centroids to their nearest others.
+    """Callable for an engine: d_inter, the mean cosine distance of centroids to their nearest neighbours.
 
     Attributes:
         centroids_KD: (K, D) float32 unit rows.
-        neighbors: How many others; all K - 1 when there are fewer.
+        neighbors: Number of neighbours; all K - 1 if there are fewer.
     """
 
     centroids_KD: F32
     neighbors: int
 
     def panels(self) -> Iterator[tuple[int, int]]:
-        """Cut the centroids into tasks of 64 MB of products at most."""
+        """Split the centroids into tasks with at most 64 MB of products."""
         k = len(self.centroids_KD)
         size = min(_PANEL, max(2**24 // k, 1))
         return ((lo, min(lo + size, k)) for lo in range(0, k, size))
@@ -45,7 +45,7 @@ class MeanNearestDistance:
         at = np.arange(hi - lo)
         cosines[at, lo + at] = -np.inf
         nearest = np.partition(cosines, k - m, axis=1)[:, k - m :]
-        # Sorted before the sum: a partition leaves the order, and so the rounding, open.
+        # Sorted before the sum, because np.partition does not define the order and so the rounding.
         return np.asarray(1.0 - np.sort(nearest, axis=1).mean(axis=1, dtype=np.float64), np.float64)
 
 
@@ -53,13 +53,13 @@ def nearest_earlier(load: Load, start: int, stop: int) -> tuple[F32, npt.NDArray
     """Find, for rows start..stop of an ordered group, the most similar row before each.
 
     Args:
-        load: ``load(lo, hi)`` gives unit rows lo..hi of the group in order, (hi - lo, D) float32.
-        start: First row asked about.
+        load: ``load(lo, hi)`` returns unit rows lo..hi of the group in order, (hi - lo, D) float32.
+        start: First row of the query.
         stop: One past the last.
 
     Returns:
         The largest cosine with any earlier row (-inf for row 0) and that row's position in the group
-        (-1 for row 0), the earliest among equals.
+        (-1 for row 0), the earliest of equal ones.
     """
     best = np.full(stop - start, -np.inf, np.float32)
     where = np.full(stop - start, -1, np.int64)
@@ -73,15 +73,15 @@ def nearest_earlier(load: Load, start: int, stop: int) -> tuple[F32, npt.NDArray
 
 
 def nearest_other(rows_BD: F32, others: Iterable[F32]) -> tuple[F32, npt.NDArray[np.int64]]:
-    """Find the most similar of other rows for each row.
+    """Find for each row the most similar of some other rows.
 
     Args:
         rows_BD: (B, D) float32 unit rows.
-        others: (M_i, D) float32 unit rows, some at a time, each array used before the next is asked for.
+        others: (M_i, D) float32 unit rows, some at a time; each array is used before the next one is requested.
 
     Returns:
-        The largest cosine (B,) float32 and the number (B,) of the other row that has it, counted over all arrays,
-        the first among equals; -inf and -1 where there are no others.
+        The largest cosine (B,) float32 and the index (B,) int64 of that other row, counted over all arrays, the first
+        of equal ones; -inf and -1 if there are no other rows.
     """
     best = np.full(len(rows_BD), -np.inf, np.float32)
     where = np.full(len(rows_BD), -1, np.int64)
@@ -111,7 +111,7 @@ def _raise_maximum(rows: F32, others: F32, a: int, lo: int, best: F32, where: np
     """Update the running maximum of ``rows`` (at lo..) with ``others`` (at a..), earlier columns only."""
     for p in range(0, len(others), _PANEL):
         panel = others[p : p + _PANEL]
-        first = max(a + p - lo, 0)  # rows before the panel's first column gain nothing from it
+        first = max(a + p - lo, 0)  # rows before the first column of the panel have no earlier rows in it
         for r in range(first, len(rows), _PANEL):
             products = rows[r : r + _PANEL] @ panel.T
             if lo + r < a + p + len(panel):
@@ -121,16 +121,16 @@ def _raise_maximum(rows: F32, others: F32, a: int, lo: int, best: F32, where: np
 
 
 def duplicates_of_kept(load: Load, size: int, threshold: float) -> tuple[F32, npt.NDArray[np.int64]]:
-    """Walk an ordered group, dropping each row whose cosine with a KEPT earlier row exceeds ``threshold``.
+    """Go through an ordered group and drop each row whose cosine with a KEPT earlier row exceeds ``threshold``.
 
     Args:
         load: As for :func:`nearest_earlier`.
-        size: Rows of the group.
+        size: Number of rows of the group.
         threshold: Cosine above which a row is a duplicate.
 
     Returns:
         The largest cosine with an earlier kept row (-inf if there is none) and that row's position
-        (-1), so that a row is dropped exactly where the cosine exceeds the threshold.
+        (-1); a row is dropped exactly if its cosine exceeds the threshold.
     """
     best = np.full(size, -np.inf, np.float32)
     where = np.full(size, -1, np.int64)

@@ -1,4 +1,4 @@
-"""Casts and norms: from stored bytes to float32 unit rows."""
+"""Casts and norms: from stored values to float32 unit rows."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _STRIPE = 256  # rows cast at a time: the temporary stays in cache
 def to_float32(rows_BD: npt.NDArray[Any], out: F32 | None = None) -> F32:
     """Return float32 values of float16, float32, float64 or bfloat16-as-uint16 rows, exactly.
 
-    float16 goes through integer shifts and one multiply, which is three times NumPy's own cast;
-    stripes holding infinities or NaN take NumPy's way. ``out`` (B, D) float32 saves an allocation.
+    float16 is cast with integer shifts and one multiplication, three times as fast as NumPy; stripes with infinities
+    or NaN are cast by NumPy. ``out`` (B, D) float32 saves an allocation.
     """
     if out is None:
         if rows_BD.dtype == np.float32:
@@ -32,7 +32,7 @@ def to_float32(rows_BD: npt.NDArray[Any], out: F32 | None = None) -> F32:
             half = rows_BD[lo : lo + _STRIPE]
             _cast_half(half, out[lo : lo + _STRIPE], sign[: len(half)])
     else:
-        with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, and is told of as such
+        with np.errstate(over="ignore"):  # too large float64 values become infinite, and are reported as such
             np.copyto(out, rows_BD, casting="same_kind")
     return out
 
@@ -73,7 +73,7 @@ def inverse_norms(rows_BD: F32) -> F32:
 def unit_rows(rows_BD: F32, *, in_place: bool = False) -> tuple[F32, npt.NDArray[np.int64]]:
     """Return L2-normalised rows and the positions of rows that have no direction (zero, NaN, infinite).
 
-    With ``in_place`` the rows given are overwritten.
+    With ``in_place``, ``rows_BD`` is overwritten.
     """
     inverse = inverse_norms(rows_BD)
     bad = np.flatnonzero(np.isnan(inverse))
