@@ -183,7 +183,7 @@ def test_rivals_wait_and_runs_that_fail_are_told(lab: ModuleType, tmp_path: Path
     assert states["full, the samples of scan", 1] == "not begun"
     assert begun.index("scan 0") < begun.index("full, the samples of scan 0")
     assert written
-    runs = [lab.told_of(job) for job in jobs]
+    runs = [lab.summary_of(job) for job in jobs]
     assert "broken" in next(run["why"] for run in runs if run["state"] == "failed")
     assert all("histogram" not in entry for run in runs for entry in run["log"])
     table = lab.table_of(runs)
@@ -196,7 +196,7 @@ def test_when_time_is_up_runs_end_and_what_they_told_is_kept(lab: ModuleType, tm
     lab.run_all(jobs, lambda job: saying(job, "import time; time.sleep(600)"), lambda: None, at_once=3, seconds=3)
     assert [job.state for job in jobs] == ["cut off", "cut off", "cut off", "not begun"]
     assert all(job.process.poll() is not None for job in jobs if job.process is not None)
-    assert [len(lab.told_of(job)["log"]) for job in jobs] == [1, 1, 1, 0]
+    assert [len(lab.summary_of(job)["log"]) for job in jobs] == [1, 1, 1, 0]
 
 
 def test_a_log_that_is_being_written_is_read_as_far_as_it_goes(lab: ModuleType, tmp_path: Path) -> None:
@@ -227,5 +227,5 @@ def test_policies_run_side_by_side(
     assert "--epochs" not in runs[1]["arguments"]
     assert np.isfinite(runs[0]["log"][-1]["eval"]["pool"]["text_to_image_R@1"])
     assert "| scan | 3 |" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="holds runs already"):
+    with pytest.raises(SystemExit, match="has runs already"):
         lab.main()

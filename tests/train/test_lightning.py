@@ -529,7 +529,7 @@ def test_other_loaders_and_samplers_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=message):
             make_trainer(tmp_path, PruningCallback(sampler)).fit(module, loader)
-    with pytest.raises(UsageError, match=r"a dataset of 199 rows for a sampler of 200; give it all"):
+    with pytest.raises(UsageError, match=r"a dataset of 199 rows for a sampler of 200; give both the same number"):
         PruningLoader(pictures(199), sampler)
     assert sampler.step == 0
 

@@ -542,7 +542,7 @@ def test_help_lists_what_is_ours(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert end.value.code == 0
     told = capsys.readouterr().out
-    assert "everything else is open_clip's own" in re.sub(r"\s+", " ", told)
+    assert "all others are those of open_clip" in re.sub(r"\s+", " ", told)
     page = (Path(__file__).parents[2] / "docs" / "open_clip.md").read_text()
     for flag in set(re.findall(r"--prune[\w-]*", told)):
         assert f"`{flag}" in page, f"docs/open_clip.md does not have {flag}"
@@ -557,7 +557,7 @@ def test_an_order_made_elsewhere_is_taken() -> None:
             sampler.reorder(wrong)
     other = PruningSampler(10, policy=sampler.policy, batch_size=3, epochs=2)
     sampler.reduce([5, 1, 2], torch.ones(3, 2))
-    with pytest.raises(UsageError, match="give its order before the first step"):
+    with pytest.raises(UsageError, match="set its order before the first step"):
         sampler.reorder([1])
     other.load_state_dict(sampler.state_dict())
     assert list(other) == [[7, 0, 5]]

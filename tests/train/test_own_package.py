@@ -85,7 +85,7 @@ def test_a_policy_and_an_engine_of_another_package(data: Data, tmp_path: Path) -
     )
     assert done.returncode == 0, done.stdout + done.stderr
     told = re.sub(r"\s+", " ", done.stdout)
-    assert "--rest N drop-lowest: epochs on everything between two that prune (default: 1)." in told
+    assert "--rest N drop-lowest: epochs on all rows between two that prune (default: 1)." in told
     assert "Invalid value for '--rest': 0 is not in the range x>=1" in done.stderr
     why = "ModuleNotFoundError: No module named 'nothing_that_is_there'"
     assert f"my-package offers 'broken', which cannot be used: {why}" in done.stderr
