@@ -359,7 +359,7 @@ def assigned(folder: Path, cache: Path):
 def test_a_grown_clustering_is_that_of_assigning_all_rows_bit_for_bit(grown_pool, tmp_path, kernels) -> None:
     old = read_groups(grown_pool / "clusters")
     if not kernels:  # made by a version that did not say, or on another machine
-        old = replace(old, told={name: value for name, value in old.told.items() if name != "kernels"})
+        old = replace(old, info={name: value for name, value in old.info.items() if name != "kernels"})
     counting = Counting()
     store = open_store(str(grown_pool / "new"))
     groups = grow(on(store, tmp_path / "cache", counting), old)
@@ -425,7 +425,7 @@ def test_a_clustering_of_other_rows_is_refused(grown_pool, vectors, tmp_path) ->
     with pytest.raises(UsageError, match="not of the first"):
         grow(on(open_store(str(grown_pool / "new")), tmp_path / "cache"), replace(old, labels_N=labels))
     with pytest.raises(UsageError, match="no text embeddings"):
-        grow(on(open_store(str(tmp_path / "part")), tmp_path / "cache"), replace(old, told={"embedding": "text"}))
+        grow(on(open_store(str(tmp_path / "part")), tmp_path / "cache"), replace(old, info={"embedding": "text"}))
 
 
 def test_rows_set_aside_stay_so(tmp_path, capsys) -> None:

@@ -28,7 +28,7 @@ from thresher import (
     run_steps,
 )
 from thresher.cli.main import main
-from thresher.select.score import score, write_scores
+from thresher.select.score_table import score, write_scores
 from thresher.select.scores import scorer, scoring_methods
 
 POOL = str(Path(__file__).parents[2] / "examples" / "twemoji")
@@ -74,7 +74,7 @@ def test_a_number_for_every_row_by_key(store, rows, place, tmp_path) -> None:
     np.testing.assert_allclose(table.column("clip_score").to_numpy(), cosines(rows), atol=1e-6)
     np.testing.assert_array_equal(found.values_n, table.column("clip_score").to_numpy())
     told = json.loads(table.schema.metadata[b"thresher"])
-    assert told == found.told
+    assert told == found.info
     assert (told["method"], told["parameters"], told["seed"]) == ("clip-score", {"column": "auto"}, 0)
     assert (told["store"], told["rows"], told["of"]) == (store.fingerprint(), N, N)
     joined = duckdb.execute(
@@ -105,7 +105,7 @@ def test_only_rows_that_were_judged_are_in_it(store, rows, place, tmp_path) -> N
     table = pq.read_table(tmp_path / "s.parquet")
     assert table.column("uid").to_pylist() == [keys(store)[i] for i in some.rows()]
     assert found.ids_n.tolist() == some.rows().tolist()
-    assert [step["method"] for step in found.told["steps"]] == ["random"]
+    assert [step["method"] for step in found.info["steps"]] == ["random"]
 
     image = rows(N, seed=1)
     image[5] = 0

@@ -13,7 +13,7 @@ from thresher.ops.kmeans import nearest_centroid
 from thresher.ops.vectors import to_float32
 from thresher.pool.store import Block, EmbeddingStore
 from thresher.runtime.kernels import has_avx512
-from thresher.select.audit import CLIMBS, EMPTY, REPEATED, key_codes
+from thresher.select.audit import EMPTY, REPEATED, UNSAFE, key_codes
 from thresher.select.clusters import automatic
 from thresher.select.run import Run
 
@@ -52,7 +52,7 @@ def inspect(run: Run, *, quick: bool = False) -> dict[str, Any]:
         codes = key_codes(run)
         report["keys"] = {
             "repeated": int(np.count_nonzero(codes == REPEATED)),
-            "climbing": int(np.count_nonzero(codes == CLIMBS)),
+            "climbing": int(np.count_nonzero(codes == UNSAFE)),
             "empty": int(np.count_nonzero(codes == EMPTY)),
             "first": run.store.ids[np.flatnonzero(codes)[:5]].tolist(),
         }

@@ -133,7 +133,7 @@ def score() -> None:
 
 
 def _score_command(name: str, cls: Any) -> click.Command:
-    from thresher.select.score import CUTS
+    from thresher.select.score_table import CUTS
 
     @click.argument("pool")
     @click.option("-o", "--out", required=True, metavar="FILE", help="Parquet file to write.")
@@ -143,7 +143,7 @@ def _score_command(name: str, cls: Any) -> click.Command:
     def command(
         pool: str, out: str, within: str | None, score_column: str | None, overwrite: bool, **values: Any
     ) -> None:
-        from thresher.select.score import write_scores
+        from thresher.select.score_table import write_scores
         from thresher.select.scores import scorer
         from thresher.selection import Selection
 
@@ -158,7 +158,7 @@ def _score_command(name: str, cls: Any) -> click.Command:
             "least": float(numbers.min()),
             "mean": float(numbers.mean(dtype="float64")),
             "most": float(numbers.max()),
-            **scores.told,
+            **scores.info,
         }
         common.output.result(found, text.scored(found))
 
@@ -223,7 +223,7 @@ def cluster(pool: str, out: str, grow: str | None, overwrite: bool, **values: An
     groups = how.groups(run) if old is None else grown(run, old)
     told = {"pool": pool, "seed": run.seed, **values, "kernels": run.kernels}
     if old is not None:
-        told |= {name: old.told.get(name) for name in ("seed", *values)} | {"grown": len(old.labels_N)}
+        told |= {name: old.info.get(name) for name in ("seed", *values)} | {"grown": len(old.labels_N)}
     write_groups(groups, target, told, within=checked.mask())
     sizes = groups.sizes_K
     found = {

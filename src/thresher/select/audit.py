@@ -27,7 +27,7 @@ _CODES = (
     "its key climbs out of the folder (..)",
     "its key is empty",
 )
-REPEATED, CLIMBS, EMPTY = 3, 4, 5
+REPEATED, UNSAFE, EMPTY = 3, 4, 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ def audited(selection: Selection) -> npt.NDArray[np.bool_]:
 
 
 def key_codes(run: Run) -> npt.NDArray[np.uint8]:
-    """Return a code per row of the view: 0 for a good key, else REPEATED, CLIMBS or EMPTY.
+    """Return a code per row of the view: 0 for a good key, else REPEATED, UNSAFE or EMPTY.
 
     Hashes of 64 bits are compared first; only rows whose hash repeats have their keys compared, as text.
     """
@@ -122,7 +122,7 @@ def _key_codes(run: Run) -> npt.NDArray[np.uint8]:
             here = slice(done, done + len(text))
             hashes[here] = hashed
             climbs = pc.match_substring_regex(text, PARENT)
-            codes[here][np.asarray(climbs.fill_null(False))] = CLIMBS
+            codes[here][np.asarray(climbs.fill_null(False))] = UNSAFE
             codes[here][np.asarray(pc.equal(text, "").fill_null(True))] = EMPTY
             advance(len(text))
             done += len(text)

@@ -130,7 +130,7 @@ class Clustered:
 def write_groups(
     groups: Groups,
     folder: str | os.PathLike[str],
-    told: Mapping[str, Any],
+    info: Mapping[str, Any],
     within: npt.NDArray[np.bool_] | None = None,
 ) -> Path:
     """Write centroids.npy (K, D) float32, labels.npy (N,) int32, distances.npy (N,) float32 and cluster.json.
@@ -138,7 +138,7 @@ def write_groups(
     Args:
         groups: Of the rows marked in ``within``.
         folder: To write, whole or not at all.
-        told: What else cluster.json should say.
+        info: What else cluster.json should say.
         within: (N,) bool; rows not marked get the label -1 and a distance of NaN. All by default.
 
     Raises:
@@ -154,7 +154,7 @@ def write_groups(
     with writing_folder(folder) as scratch:
         for name, array in arrays.items():
             np.save(scratch / f"{name}.npy", array, allow_pickle=False)
-        header = {"rows": len(arrays["labels"]), "clusters": len(groups.centroids_KD), "notes": groups.notes, **told}
+        header = {"rows": len(arrays["labels"]), "clusters": len(groups.centroids_KD), "notes": groups.notes, **info}
         (scratch / "cluster.json").write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
     return Path(folder)
 
@@ -168,19 +168,19 @@ class Written:
         labels_N: (N,) whole numbers, -1 for rows that were set aside.
         distances_N: (N,) float32, NaN for rows that were set aside.
         centroids_KD: (K, D) float32 unit rows.
-        told: What cluster.json says.
+        info: What cluster.json says.
     """
 
     folder: Path
     labels_N: npt.NDArray[Any]
     distances_N: F32
     centroids_KD: F32
-    told: Mapping[str, Any]
+    info: Mapping[str, Any]
 
     @property
     def embedding(self) -> str:
         """Which embeddings were clustered."""
-        return str(self.told.get("embedding", "image"))
+        return str(self.info.get("embedding", "image"))
 
 
 def read_groups(folder: str | os.PathLike[str]) -> Written:
@@ -191,14 +191,14 @@ def read_groups(folder: str | os.PathLike[str]) -> Written:
     """
     path, labels = Path(folder), read_labels(folder)
     try:
-        told = json.loads((path / "cluster.json").read_text(encoding="utf-8"))
+        info = json.loads((path / "cluster.json").read_text(encoding="utf-8"))
         distances = np.load(path / "distances.npy", mmap_mode="r", allow_pickle=False)
         centroids = np.load(path / "centroids.npy", allow_pickle=False)
     except (OSError, *DAMAGED) as error:
         raise PoolError(f"{path}: the clustering cannot be read, it may be damaged ({error})") from None
     good = labels >= 0
     if not (
-        isinstance(told, dict)
+        isinstance(info, dict)
         and (distances.dtype, centroids.dtype, centroids.ndim) == (np.float32, np.float32, 2)
         and distances.shape == labels.shape
         and labels.min(initial=0) >= -1
@@ -207,7 +207,7 @@ def read_groups(folder: str | os.PathLike[str]) -> Written:
         and np.array_equal(np.isfinite(distances), good)
     ):
         raise PoolError(f"{path}: labels, distances and centroids do not belong together; make the folder again")
-    return Written(path, labels, distances, centroids, told)
+    return Written(path, labels, distances, centroids, info)
 
 
 def grow(run: Run, old: Written) -> Groups:
@@ -254,7 +254,7 @@ def grow(run: Run, old: Written) -> Groups:
             yield from run.over_blocks("assign", name, rule, max(start, edge))
 
     key = run.key(_assign, of=name, centroids=_token(old.centroids_KD))
-    if old.told.get("kernels") != key["kernels"]:
+    if old.info.get("kernels") != key["kernels"]:
         key["grown"] = [digest(labels), digest(distances)]
     found = run.cache.columns("assign", key, _ASSIGNED, len(run.store), fill)
     notes = [f"centroids, and labels of {known:,} rows, kept from {old.folder}"]

@@ -32,18 +32,18 @@ CUTS = tuple(item.name for item in fields(Scored))  # parameters that a number d
 
 
 @dataclass(frozen=True, eq=False)
-class Scores:
+class ScoreTable:
     """A method's numbers, and how they were made.
 
     Attributes:
         ids_n: Rows of the pool, ascending: those that were judged.
         values_n: The number of each, float32 or float64.
-        told: Method, parameters, seed, version, pool, fingerprint of the store, earlier steps, notes.
+        info: Method, parameters, seed, version, pool, fingerprint of the store, earlier steps, notes.
     """
 
     ids_n: npt.NDArray[np.int64]
     values_n: npt.NDArray[Any]
-    told: dict[str, Any]
+    info: dict[str, Any]
 
 
 def score(
@@ -55,7 +55,7 @@ def score(
     engine: Engine | None = None,
     cache: Cache | None = None,
     progress: Progress | None = None,
-) -> Scores:
+) -> ScoreTable:
     """Compute a method's number for the rows of a pool.
 
     Args:
@@ -87,7 +87,7 @@ def score(
             f"{good.pool}: a file of the pool changed while {method.name} ran; run again when it is at rest"
         )
     values = np.asarray(found.values_N)
-    return Scores(
+    return ScoreTable(
         run.store.ids,
         values if values.dtype == np.float32 else values.astype(np.float64),
         {
@@ -113,7 +113,7 @@ def write_scores(
     name: str | None = None,
     overwrite: bool = False,
     **how: Any,
-) -> Scores:
+) -> ScoreTable:
     """Compute a method's numbers as :func:`score` does, and write them as parquet, whole or not at all.
 
     The table has the pool's key column (``row``, the row number, where there is none) and one column of
@@ -148,7 +148,7 @@ def write_scores(
         schemas = [table.schema([key]) for table in store.layout.tables]
         kind = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
     numbers = pa.float32() if found.values_n.dtype == np.float32 else pa.float64()
-    schema = pa.schema([(key or NO_KEY, kind), (column, numbers)], {MARK: json.dumps(found.told)})
+    schema = pa.schema([(key or NO_KEY, kind), (column, numbers)], {MARK: json.dumps(found.info)})
     done = 0
     with writing(path) as scratch, pq.ParquetWriter(scratch, schema) as file:
         for keys in _keys(store, found.ids_n):
