@@ -175,7 +175,7 @@ def test_an_unreadable_shard_is_set_aside(tmp_path: Path, kind: str) -> None:
     place = write(tmp_path / "pool")
     (path,) = (tmp_path / "pool").rglob(pattern)
     cut(0.5)(path)
-    same_without(place, tmp_path, list(SECOND), f"set aside {path}: ", steps=STEPS)
+    same_without(place, tmp_path, list(SECOND), f"skipped {path}: ", steps=STEPS)
 
 
 WIDE = make(ROWS, 700)  # more than a header's read of zipfile takes in
@@ -197,7 +197,7 @@ def test_a_flipped_bit_in_compressed_data_is_found(tmp_path: Path, array: str, a
     (path,) = (tmp_path / "pool").rglob("b*.npz")
     flip(path, array, at)
     refused(place, tmp_path, str(path))
-    same_without(place, tmp_path, list(SECOND), f"set aside {path}: ", WIDE)
+    same_without(place, tmp_path, list(SECOND), f"skipped {path}: ", WIDE)
 
 
 @pytest.mark.parametrize("last", [39, 37])
@@ -379,7 +379,7 @@ def test_a_missing_file_of_a_shard(tmp_path: Path, write: Any, pattern: str) -> 
     (path,) = (tmp_path / "pool").rglob(pattern)
     path.unlink()
     refused(place, tmp_path, str(tmp_path / "pool"))
-    same_without(place, tmp_path, list(SECOND), "set aside ")
+    same_without(place, tmp_path, list(SECOND), "skipped ")
 
 
 @pytest.mark.parametrize("write", [write_datacomp, write_parquet])
@@ -394,7 +394,7 @@ def test_a_shard_without_texts(tmp_path: Path, write: Any) -> None:
         pq.write_table(pq.read_table(path).drop(["text_embedding"]), path)
     with pytest.raises(PoolError, match=f"{path}: has image .*most files have .*text .*; convert or remove"):
         open_store(place)
-    same_without(place, tmp_path, list(SECOND), f"set aside {path}: ")
+    same_without(place, tmp_path, list(SECOND), f"skipped {path}: ")
 
 
 # --- rows ------------------------------------------------------------------------------------------
@@ -416,7 +416,7 @@ def test_rows_without_direction(tmp_path: Path, kind: str, field: str) -> None:
         assert f"{name} row {within}: the {field} embedding" in str(error.value)
     place = WRITERS[kind](tmp_path / "pool", POOL.with_rows(field, **BAD), CUTS)
     selection = same_without(
-        place, tmp_path, [3, 25, 26, 59], f"set aside 4 rows because its {field} embedding is zero"
+        place, tmp_path, [3, 25, 26, 59], f"skipped 4 rows because its {field} embedding is zero"
     )
     assert "rows 3, 25, 26, 59" in " ".join(selection.steps[0].notes)
     assert [selection.steps[0].why(row) for row in (3, 59)] == [f"its {field} embedding is zero, NaN or infinite"] * 2
@@ -428,9 +428,9 @@ def rekeyed(**keys: Any) -> Pool:
 
 
 KEYS: dict[str, tuple[Pool, list[int], str]] = {
-    "repeated": (rekeyed(r30=POOL.keys[3], r31=POOL.keys[3]), [30, 31], "stands earlier in the pool"),
-    "repeated across shards": (rekeyed(r59=POOL.keys[0]), [59], "stands earlier in the pool"),
-    "climbing": (rekeyed(r30="../etc", r31="a/../../b", r32="..", r33="a\\..\\b"), [30, 31, 32, 33], "climbs out"),
+    "repeated": (rekeyed(r30=POOL.keys[3], r31=POOL.keys[3]), [30, 31], "also belongs to an earlier row"),
+    "repeated across shards": (rekeyed(r59=POOL.keys[0]), [59], "also belongs to an earlier row"),
+    "climbing": (rekeyed(r30="../etc", r31="a/../../b", r32="..", r33="a\\..\\b"), [30, 31, 32, 33], "contains '..' as a part of a path"),
     "empty": (rekeyed(r30="", r31=""), [30, 31], "is empty"),
 }
 
@@ -444,8 +444,8 @@ def test_keys_that_repeat_or_climb(tmp_path: Path, kind: str, name: str) -> None
     told = refused(place, tmp_path, store.whereabouts("metadata", rows[0]))
     assert f"the key {reason}" in told
     assert repr(pool.keys[rows[0]]) in told
-    assert f"({len(rows)} such rows in the pool); mend the file, pass --skip-bad" in told
-    said = f"set aside {len(rows)} rows because its key {reason}"
+    assert f"({len(rows)} such rows in the pool); fix the file, pass --skip-bad" in told
+    said = f"skipped {len(rows)} rows because its key {reason}"
     selection = same_without(place, tmp_path, rows, said, steps=STEPS[2:])
     assert selection.steps[0].why(rows[0]).startswith(f"its key {reason}")
 
@@ -458,7 +458,7 @@ def test_keys_of_other_types_are_looked_at_as_text(tmp_path: Path, keys: Any) ->
     for path in (tmp_path / "pool").rglob("*.parquet"):
         found = pq.read_table(path)
         pq.write_table(found.set_column(0, "uid", keys(found["uid"].combine_chunks())), path)
-    assert "the key climbs out" in refused(str(tmp_path / "pool"), tmp_path, "train-00001")
+    assert "the key contains '..'" in refused(str(tmp_path / "pool"), tmp_path, "train-00001")
 
 
 def test_keys_that_are_null(tmp_path: Path) -> None:
@@ -468,7 +468,7 @@ def test_keys_that_are_null(tmp_path: Path) -> None:
         lambda rows: [{**row, "image_path": None if i == 5 else row["image_path"]} for i, row in enumerate(rows)],
     )
     assert "the key is empty" in refused(place, tmp_path, "metadata_1.parquet row 5")
-    same_without(place, tmp_path, [25], "set aside 1 rows because its key is empty: rows 25")
+    same_without(place, tmp_path, [25], "skipped 1 rows because its key is empty: rows 25")
 
 
 CELLS: dict[str, tuple[str, Callable[[list[Any]], list[Any]]]] = {
@@ -501,7 +501,7 @@ def test_cells_that_hold_no_vector(tmp_path: Path, name: str, dtype: str) -> Non
     assert "is missing or has another width" in refused(
         place, tmp_path, f"{path} row {bad[0] - 20}: the image embedding"
     )
-    same_without(place, tmp_path, bad, f"set aside {len(bad)} rows because its image embedding", pool)
+    same_without(place, tmp_path, bad, f"skipped {len(bad)} rows because its image embedding", pool)
 
 
 def test_binary_of_odd_length_is_refused(tmp_path: Path) -> None:

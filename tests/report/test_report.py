@@ -258,7 +258,7 @@ def test_repeats_and_rows_set_aside(store: EmbeddingStore, cache: Cache, tmp_pat
     selection = run_steps(bad, [build("random", {"keep": "50%"})], cache=cache)
     repeats = np.where(selection.mask(), 3, 0).astype(np.int32)
     _, found = read(write_report(dataclasses.replace(selection, repeats=repeats), tmp_path / "r.html", store=bad))
-    assert "its key stands earlier in the pool" in found.text
+    assert "its key also belongs to an earlier row" in found.text
     assert "set aside" in found.text
     assert f"used {3 * len(selection)} times" in found.text
     assert "skip_bad = True" in found.text

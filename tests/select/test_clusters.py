@@ -101,9 +101,9 @@ def test_the_chosen_number_is_noted(run) -> None:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"clusters": 601}, "601 clusters of 600 rows"),
+        ({"clusters": 601}, "601 clusters from 600 rows"),
         ({"embedding": "text", "clusters": 900}, "900 clusters"),
-        ({"clusters": 20, "sample": "19"}, "at least as many rows as clusters"),
+        ({"clusters": 20, "sample": "19"}, "at least the number of clusters"),
     ],
 )
 def test_what_this_pool_cannot_give(run, given, told) -> None:
@@ -138,7 +138,7 @@ def test_given_centroids_are_used_as_they_are(run, centroid_file, rows) -> None:
     [
         (UsageError, "4 dimensions for image embeddings of 8", np.ones((3, 4)), {}),
         (UsageError, "8 dimensions for text embeddings of 4", np.ones((3, 8)), {"embedding": "text"}),
-        (UsageError, "holds 3 centroids, but clusters = 2", np.ones((3, 8)), {"clusters": 2}),
+        (UsageError, "has 3 centroids, but clusters = 2", np.ones((3, 8)), {"clusters": 2}),
         (PoolError, "row 1 of the centroids is zero or not finite", np.eye(3, 8) * [[1], [0], [1]], {}),
         (PoolError, "row 0 of the centroids is zero or not finite", np.full((2, 8), np.nan), {}),
         (PoolError, "centroids.npy", np.ones(8), {}),
@@ -234,7 +234,7 @@ def test_the_first_half_may_see_a_sample_only(run, monkeypatch) -> None:
     monkeypatch.setattr(module, "_WARM_ROWS", 20)
     how = Clustered(clusters=6, sample="all")
     warm = how.groups(run(cache="warm"))
-    assert warm.notes == ("the first 10 k-means iterations see 120 rows, the others all",)
+    assert warm.notes == ("the first 10 k-means iterations use 120 rows, the others all",)
     assert plain.notes == ()
     assert bits(warm)[2] != bits(plain)[2]
     assert warm.distances_N.mean() < 1.1 * plain.distances_N.mean()
@@ -259,7 +259,7 @@ def test_nothing_unfinished_is_left_in_the_cache(run, tmp_path) -> None:
 
 def test_a_sample_is_drawn_and_noted(run) -> None:
     groups = Clustered(clusters=4, sample="100").groups(run())
-    assert groups.notes == ("k-means trained on 100 of 600 rows; say sample = all for every row",)
+    assert groups.notes == ("k-means trained on 100 of 600 rows; use sample = all for all rows",)
     assert len(groups.labels_N) == 600
     everything = Clustered(clusters=4, sample="all").groups(run())
     assert everything.notes == ()
@@ -368,7 +368,7 @@ def test_a_grown_clustering_is_that_of_assigning_all_rows_bit_for_bit(grown_pool
     before, after = (1 - part.mean(dtype=np.float64) for part in (groups.distances_N[:OLD], groups.distances_N[OLD:]))
     assert groups.notes == (
         f"centroids, and labels of 17,900 rows, kept from {grown_pool / 'clusters'}",
-        f"mean cosine to the centroid: {after:.4f} of 15,600 new rows, {before:.4f} of the others",
+        f"mean cosine to the centroid: {after:.4f} for 15,600 new rows, {before:.4f} for the others",
     )
     # Methods that are given the centroids find the labels, where it is certain that they are the same bits.
     later = Counting()
@@ -412,17 +412,17 @@ def test_a_clustering_of_other_rows_is_refused(grown_pool, vectors, tmp_path) ->
     part = vectors.copy()
     part[3_000:3_300] = vectors[20_000:20_300]
     for name, rows, text in [
-        ("swapped", swapped, "not of the first 17,900 rows"),
-        ("part", part, "not of the first 17,900 rows"),
-        ("fewer", vectors[:100], "of 17,900 rows, and .* has 100"),
-        ("narrow", vectors[:, :5], "8 dimensions for image embeddings of 5"),
+        ("swapped", swapped, "not a clustering of the first 17,900 rows"),
+        ("part", part, "not a clustering of the first 17,900 rows"),
+        ("fewer", vectors[:100], "of 17,900 rows, but .* has only 100"),
+        ("narrow", vectors[:, :5], "of 8 dimensions, but the image embeddings have 5"),
     ]:
         store = write_pool(tmp_path / name, np.ascontiguousarray(rows))
         with pytest.raises(UsageError, match=text):
             grow(on(store, tmp_path / "cache"), old)
     labels = np.array(old.labels_N)
     labels[7_000:12_000] = (labels[7_000:12_000] + 1) % 13
-    with pytest.raises(UsageError, match="not of the first"):
+    with pytest.raises(UsageError, match="not a clustering of the first"):
         grow(on(open_store(str(grown_pool / "new")), tmp_path / "cache"), replace(old, labels_N=labels))
     with pytest.raises(UsageError, match="no text embeddings"):
         grow(on(open_store(str(tmp_path / "part")), tmp_path / "cache"), replace(old, info={"embedding": "text"}))

@@ -256,7 +256,7 @@ def test_a_reference_that_changes_while_it_is_read_stops_the_run(tmp_path, selec
             os.utime(path, (1, 1))
             return fn(task)
 
-    with pytest.raises(PoolError, match="changed meanwhile"):
+    with pytest.raises(PoolError, match="changed while it was read"):
         select(store, step(tmp_path / "other", reference_eps=0.05), engine=Meddling(None))
 
 
@@ -270,7 +270,7 @@ def test_the_time_of_a_long_comparison_is_told_before_it_begins(tmp_path, monkey
         def say(self, line: str) -> None:
             lines.append(line)
 
-    monkeypatch.setattr(module, "_MUCH", 1)
+    monkeypatch.setattr(module, "_SLOW", 1)
     for _ in range(2):  # the second time nothing is compared
         run_steps(
             store,
@@ -309,12 +309,12 @@ def test_what_cannot_be_compared(tmp_path, select) -> None:
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        ({"reference": "x"}, "what repeats the reference"),
-        ({"reference": "x", "keep": "50%"}, "what repeats the reference"),
-        ({"eps": 0.1, "reference_eps": 0.1}, "name one"),
+        ({"reference": "x"}, "reference needs a threshold"),
+        ({"reference": "x", "keep": "50%"}, "reference needs a threshold"),
+        ({"eps": 0.1, "reference_eps": 0.1}, "reference_eps needs reference"),
         ({"reference": "x", "reference_eps": -0.1}, "reference_eps = -0.1"),
-        ({"reference": "x", "reference_eps": 0.1, "clusters": 5}, "clusters: for the pool's own"),
-        ({"reference": "x", "reference_eps": 0.1, "order": "easy", "against": "kept"}, "against, order: for"),
+        ({"reference": "x", "reference_eps": 0.1, "clusters": 5}, "clusters: only for duplicates within the pool"),
+        ({"reference": "x", "reference_eps": 0.1, "order": "easy", "against": "kept"}, "against, order: only for"),
     ],
 )
 def test_parameters_that_make_no_sense(given, text) -> None:
@@ -334,7 +334,7 @@ def test_bad_rows_of_a_reference_are_left_out_with_skip_bad(tmp_path, select) ->
     expected = [i + (i >= 7) for i in good.steps[0].rows["reference"].tolist()]
     assert bad.steps[0].rows["reference"].tolist() == expected  # numbers are those of the files
     write_pool(tmp_path / "nothing", np.zeros((3, 6), np.float32))
-    with pytest.raises(PoolError, match="no row"):
+    with pytest.raises(PoolError, match="no row of the reference has a usable image"):
         select(store, step(tmp_path / "nothing", reference_eps=0.05))
 
 

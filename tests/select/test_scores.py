@@ -124,9 +124,9 @@ def test_a_scorer_made_in_python_cuts_nothing(store, place) -> None:
     cut = score(store, build("clip-score", {"keep": 3, "column": "similarity"}), **place)
     assert len(cut.values_n) == N
     assert cut.values_n.dtype == np.float64
-    with pytest.raises(UsageError, match="gives rows no number; the methods that do: .*clip-score"):
+    with pytest.raises(UsageError, match="does not score rows; the scoring methods: .*clip-score"):
         score(store, build("random", {"keep": 3}), **place)
-    with pytest.raises(UsageError, match="'clip-scor' is no method that gives each row a number.*Did you mean"):
+    with pytest.raises(UsageError, match="'clip-scor' is not a scoring method.*Did you mean"):
         scorer("clip-scor")
 
 
@@ -137,7 +137,7 @@ def test_where_scores_are_not_written(store, place, tmp_path) -> None:
         (inside / "scores.parquet", None, OutputError, "taken for a part of the pool"),
         (inside / "part_0.parquet", None, OutputError, "is a file of the pool"),
         (tmp_path / "scores.csv", None, UsageError, r"ends in .parquet"),
-        (tmp_path / "scores.parquet", "uid", UsageError, "column of keys"),
+        (tmp_path / "scores.parquet", "uid", UsageError, "key column"),
     ):
         with pytest.raises(error, match=message):
             write_scores(store, method, target, name=name, **place)
@@ -250,7 +250,7 @@ def test_files_that_do_not_fit_are_told(store, bare, place, tmp_path) -> None:
     v = np.arange(N, dtype=float)
     nothing = np.where(v == 4, np.nan, v)
     refused(UsageError, "no column 'uid' or 'key' to join by; it has row, v", {"row": np.arange(N), "v": v})
-    refused(UsageError, "s.parquet has a, b; say which to take, as in .*s.parquet:a", {"uid": names, "a": v, "b": v})
+    refused(UsageError, "s.parquet has a, b; choose one, as in .*s.parquet:a", {"uid": names, "a": v, "b": v})
     refused(UsageError, "has no column of numbers", {"uid": names, "v": names})
     refused(UsageError, "no column 'b'; it has uid, bb.*Did you mean 'bb'", {"uid": names, "bb": v}, column=":b")
     refused(UsageError, "'t' is not numeric", {"uid": names, "t": names}, column=":t")
@@ -258,9 +258,9 @@ def test_files_that_do_not_fit_are_told(store, bare, place, tmp_path) -> None:
     refused(BadRowsError, r"row 4: 'v' is empty or NaN \(1 such rows\)", {"uid": names, "v": nothing})
     refused(BadRowsError, rf"for the uid {names[0]} \(2 of {N} rows", {"uid": names[2:], "v": v[2:]})
     refused(UsageError, "no column 'row' to join by", {"uid": names, "v": v}, bare)
-    refused(BadRowsError, "other numbers than the rows 0 to 299", {"row": np.arange(N) + 1, "v": v}, bare)
-    refused(BadRowsError, "other numbers than the rows", {"row": v + 0.5, "v": v}, bare)
-    refused(BadRowsError, "the row 3 stands there more than once", {"row": [3, *range(N)], "v": [0, *v]}, bare)
+    refused(BadRowsError, "must hold row numbers from 0 to 299", {"row": np.arange(N) + 1, "v": v}, bare)
+    refused(BadRowsError, "must hold row numbers from 0", {"row": v + 0.5, "v": v}, bare)
+    refused(BadRowsError, "the row 3 appears more than once", {"row": [3, *range(N)], "v": [0, *v]}, bare)
     refused(BadRowsError, r"for the row 0 \(1 of 300 rows", {"row": np.arange(1, N), "v": v[1:]}, bare)
     with pytest.raises(UsageError, match="combine needs columns"):
         judged(store, "combine", place)
@@ -269,7 +269,7 @@ def test_files_that_do_not_fit_are_told(store, bare, place, tmp_path) -> None:
 def test_row_numbers_of_another_pool_are_refused(bare, pool, rows, place, tmp_path) -> None:
     write_scores(bare, scorer("clip-score"), tmp_path / "s.parquet", **place)
     other = pool(rows(N, seed=7), rows(N, seed=8), name="other")
-    with pytest.raises(UsageError, match="goes by row numbers of another pool .*bare.*score it again"):
+    with pytest.raises(UsageError, match="uses row numbers of another pool .*bare.*compute the scores again"):
         judged(other, tmp_path / "s.parquet", place)
 
 
@@ -331,7 +331,7 @@ def test_the_command(tmp_path, capsys) -> None:
         (["score", "clip-score", POOL, "-o", "x.npy"], "ends in .parquet"),
         (["score", "combine", POOL, "-o", "x.parquet"], "combine needs columns"),
         (["score", "clip-score", POOL, "-o", "x.parquet", "--column", "nothing"], "column = 'nothing'"),
-        (["score", "clip-score", POOL, "-o", "x.parquet", "--name", "key"], "column of keys"),
+        (["score", "clip-score", POOL, "-o", "x.parquet", "--name", "key"], "key column"),
     ],
 )
 def test_mistakes_leave_nothing_behind(words, message, tmp_path, monkeypatch, capsys) -> None:

@@ -1,1 +1,1 @@
-"""Methods, and what runs them: recipes, scores, clusters."""
+"""Selection methods and what they share: runs, recipes, scores, clusters."""

@@ -1,4 +1,4 @@
-"""The check before any method: keys that repeat or climb out of folders, vectors without direction."""
+"""The check before any method: keys that repeat or are unsafe as paths, vectors that are zero or not finite."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _CODES = (
     "",
     "its image embedding is zero, NaN or infinite",
     "its text embedding is zero, NaN or infinite",
-    "its key stands earlier in the pool",
-    "its key climbs out of the folder (..)",
+    "its key also belongs to an earlier row",
+    "its key contains '..' as a part of a path",
     "its key is empty",
 )
 REPEATED, UNSAFE, EMPTY = 3, 4, 5
@@ -32,10 +32,10 @@ REPEATED, UNSAFE, EMPTY = 3, 4, 5
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """Refuse a pool with bad rows, or with ``skip_bad`` set them aside.
+    """Refuse a pool with bad rows, or with ``skip_bad`` skip these rows.
 
-    Keys are always checked. Vectors are checked by whatever reads them; with ``skip_bad`` all are
-    read here first, so that the steps never meet a bad one.
+    Keys are always checked. Vectors are checked when they are read; with ``skip_bad`` all of them are
+    read here first, so that no step reads a bad one.
     """
 
     name: ClassVar[str] = "skip-bad"
@@ -45,17 +45,17 @@ class Audit:
 
     @classmethod
     def of(cls, store: EmbeddingStore) -> Audit:
-        """Return the audit of a store, by its options."""
+        """Return the audit for a store, according to its options."""
         return cls(
             skip_bad=store.options.skip_bad,
             files_set_aside=[f"{aside.path}: {aside.why}" for aside in store.layout.skipped],
         )
 
     def select(self, run: Run) -> Selection:
-        """Return the selection as it was when nothing is bad, else with one more step.
+        """Return the selection unchanged if no row is bad, else with one more step.
 
         Raises:
-            BadRowsError: A key is bad and ``skip_bad`` is off; names the file, row and key.
+            BadRowsError: A key is bad and ``skip_bad`` is off; the message names the file, row and key.
         """
         codes = key_codes(run)
         if not self.skip_bad:
@@ -64,18 +64,18 @@ class Audit:
                 self._refuse(run, bad, codes)
             return run.so_far
         for part in run.store.layout.vectors:
-            found = run.column(f"check {part}", part, partial(_no_direction, part), {"bad": "uint8"})["bad"]
-            wrong = (np.asarray(found) > 0) & (codes == 0)
+            bad_n = run.column(f"check {part}", part, partial(_no_direction, part), {"bad": "uint8"})["bad"]
+            wrong = (np.asarray(bad_n) > 0) & (codes == 0)
             codes[wrong] = _CODES.index(f"its {part} embedding is zero, NaN or infinite")
         if not codes.any() and not self.files_set_aside:
             return run.so_far
-        notes = [f"set aside {file}" for file in self.files_set_aside]
+        notes = [f"skipped {file}" for file in self.files_set_aside]
         for code, reason in enumerate(_CODES):
             count = int(np.count_nonzero(codes == code))
             if code and count:
                 rows = run.store.ids[codes == code][:5].tolist()
                 notes.append(
-                    f"set aside {count:,} rows because {reason}: rows {', '.join(map(str, rows))}"
+                    f"skipped {count:,} rows because {reason}: rows {', '.join(map(str, rows))}"
                     + (", ..." if count > 5 else "")
                 )
         return run.selection(self, codes == 0, reasons=_CODES, notes=notes, rows={"code": codes})
@@ -87,21 +87,21 @@ class Audit:
         count = int(np.count_nonzero(codes == codes[row_at]))
         raise BadRowsError(
             f"{run.store.whereabouts('metadata', row)}: {_CODES[codes[row_at]].replace('its', 'the', 1)}: {key!r} "
-            f"({count:,} such rows in the pool); mend the file, pass --skip-bad to set such rows aside, or name "
-            "another --key (--key row: row numbers)"
+            f"({count:,} such rows in the pool); fix the file, pass --skip-bad to skip such rows, or give another "
+            "--key (--key row: row numbers)"
         )
 
 
 def audited(selection: Selection) -> npt.NDArray[np.bool_]:
-    """Return the rows that the audit at the start of a chain left, (N,) bool: the pool as far as steps see it."""
+    """Return the rows that the audit at the start of a chain kept, (N,) bool: those that the steps can see."""
     bad = 0 if selection.steps and selection.steps[0].method == Audit.name else -2
     return np.asarray(selection.dropped_by != bad, np.bool_)
 
 
 def key_codes(run: Run) -> npt.NDArray[np.uint8]:
-    """Return a code per row of the view: 0 for a good key, else REPEATED, UNSAFE or EMPTY.
+    """Return a code per row of the view, (n,) uint8: 0 for a good key, else REPEATED, UNSAFE or EMPTY.
 
-    Hashes of 64 bits are compared first; only rows whose hash repeats have their keys compared, as text.
+    64-bit hashes are compared first; keys are compared as text only where hashes are equal.
     """
     store = run.store
     if store.layout.key is None:
@@ -121,8 +121,8 @@ def _key_codes(run: Run) -> npt.NDArray[np.uint8]:
         for text, hashed in _hashed(store, name):
             here = slice(done, done + len(text))
             hashes[here] = hashed
-            climbs = pc.match_substring_regex(text, PARENT)
-            codes[here][np.asarray(climbs.fill_null(False))] = UNSAFE
+            unsafe = pc.match_substring_regex(text, PARENT)
+            codes[here][np.asarray(unsafe.fill_null(False))] = UNSAFE
             codes[here][np.asarray(pc.equal(text, "").fill_null(True))] = EMPTY
             advance(len(text))
             done += len(text)
@@ -139,7 +139,7 @@ def _key_codes(run: Run) -> npt.NDArray[np.uint8]:
 
 
 def _hashed(store: EmbeddingStore, name: str) -> Iterator[tuple[Any, npt.NDArray[np.uint64]]]:
-    """Yield the keys as text, and 64 bits of hash for each."""
+    """Yield batches of keys as text, with a 64-bit hash of each key."""
     import pyarrow as pa
 
     with cursor() as db:
@@ -151,7 +151,7 @@ def _hashed(store: EmbeddingStore, name: str) -> Iterator[tuple[Any, npt.NDArray
 
 
 def _no_direction(part: str, store: EmbeddingStore, block: Block) -> tuple[npt.NDArray[np.uint8]]:
-    """Return 1 for the rows of a block that have no direction, else 0."""
+    """Return 1 for rows of a block whose vector is zero or not finite, else 0."""
     bad = np.zeros(len(block), np.uint8)
     with np.errstate(over="ignore", invalid="ignore"):
         bad[np.isnan(inverse_norms(to_float32(store.raw(part, block))))] = 1

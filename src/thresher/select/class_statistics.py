@@ -1,6 +1,6 @@
-"""Rows by latent class: how similar images and captions are inside and across, and greedy choice among classes.
+"""Statistics of classes for ClipCov: similarities within and between classes, and the greedy selection.
 
-The passes over vectors behind ClipCov; what they compute is in :mod:`thresher.ops.crosscov`.
+These are the passes over vectors; the arithmetic is in :mod:`thresher.ops.crosscov`.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-_IN_MEMORY = 512 * 2**20  # bytes of vectors of a larger class that are held while its losses are cheap sums
-_STRIPE = 1_024  # rows read at a time where they are used once: they stay in cache
+_IN_MEMORY = 512 * 2**20  # a large class is held in memory up to this many bytes, if its losses are cheap sums
+_STRIPE = 1_024  # rows read at a time where each is used once, so that they stay in the CPU cache
 
 
 @dataclass(frozen=True, eq=False)
 class Classes:
-    """Rows class by class.
+    """The rows of a view, sorted by class.
 
     Attributes:
-        order_N: (n,) positions in the view, by class, ascending inside a class.
-        sizes_K: (K,) rows of each class.
+        order_N: (n,) positions in the view, sorted by class, ascending within a class.
+        sizes_K: (K,) number of rows of each class.
     """
 
     order_N: Ints
@@ -49,15 +49,15 @@ class Classes:
 
     @property
     def starts_K(self) -> Ints:
-        """(K,) where each class begins in the order."""
+        """(K,) where each class begins in ``order_N``."""
         return np.asarray(np.cumsum(self.sizes_K) - self.sizes_K, np.int64)
 
     def slices(self) -> list[slice]:
-        """The places of each class in the order."""
+        """The slice of ``order_N`` that holds each class."""
         return [slice(lo, lo + n) for lo, n in zip(self.starts_K.tolist(), self.sizes_K.tolist(), strict=True)]
 
     def rows(self) -> list[Ints]:
-        """The positions of each class's rows, ascending."""
+        """The positions of the rows of each class, ascending."""
         return [self.order_N[own] for own in self.slices()]
 
 
@@ -66,13 +66,13 @@ class Classes:
 
 @dataclass(frozen=True, eq=False)
 class Similarities:
-    """What rows are judged by, (n,) float64 each, in the order of :class:`Classes`.
+    """Similarities of the rows, (n,) float64 each, in the order of :class:`Classes`.
 
     Attributes:
         own: s(i, i), the CLIP score.
-        cross: Mean similarity with the rows of the class, both ways, clamped.
+        cross: Mean similarity to the rows of the class, image to text plus text to image, clamped.
         mean: The same without a clamp.
-        inter: Mean similarity with the rows of all other classes, both ways; 0 where there are none.
+        inter: Mean similarity to the rows of all other classes, in both directions; 0 if there are none.
         toward_K2D: (K, 2, D) float32, mean text and mean image of each class.
     """
 
@@ -84,19 +84,19 @@ class Similarities:
 
 
 def similarities(run: Run, groups: Groups, classes: Classes, clamp: float | None) -> Similarities:
-    """Compute what rows are judged by, cached: two passes over the rows, and the class products if clamped."""
+    """Compute the similarities, cached: two passes over the rows, and products within classes if clamped."""
     labels = np.asarray(groups.labels_N)
     what = {"labels": digest(labels), "classes": len(classes.sizes_K)}
     means = run.cache.array("class-means", run.key(_means, **what), lambda: _means(run, labels, classes.sizes_K))
     dtypes = {"own": "float32", "mean": "float32", "inter": "float32"}
-    found = run.column("similarities", "joint", partial(_judge, labels, np.asarray(means)), dtypes, **what)
-    own, mean, inter = (found[name][classes.order_N].astype(np.float64) for name in dtypes)
+    columns = run.column("similarities", "joint", partial(_judge, labels, np.asarray(means)), dtypes, **what)
+    own, mean, inter = (columns[name][classes.order_N].astype(np.float64) for name in dtypes)
     cross = mean if clamp is None else _cross(run, classes, run.key(_cross, clamp=clamp, **what), clamp)
     return Similarities(own, cross, mean, inter, np.asarray(means)[0])
 
 
 def _means(run: Run, labels_N: npt.NDArray[np.int32], sizes_K: Ints) -> F32:
-    """Return the mean (text, image) of every class and of all rows outside it, (2, K, 2, D) float32."""
+    """Return the mean (text, image) of each class and of all rows outside it, (2, K, 2, D) float32."""
     k, d = len(sizes_K), run.store.dim("image")
     sums = np.zeros((k, 2, d))
     for present, part in run.over_blocks("class means", "joint", partial(_sums, np.asarray(labels_N))):
@@ -110,7 +110,7 @@ def _means(run: Run, labels_N: npt.NDArray[np.int32], sizes_K: Ints) -> F32:
 
 
 def _sums(labels_N: npt.NDArray[np.int32], store: EmbeddingStore, block: Block) -> tuple[Ints, Floats]:
-    """Return the classes present in a block and the sums of their texts and images, (J, 2, D) float64."""
+    """Return the J classes present in a block and the sums of their texts and images, (J, 2, D) float64."""
     labels = labels_N[block.lo : block.hi]
     present, at = np.unique(labels, return_inverse=True)
     sums = np.zeros((len(present), 2, store.dim("image")))
@@ -142,7 +142,7 @@ def _judge(
 
 @dataclass(frozen=True)
 class _Tile:
-    """Rows lo..hi class by class: whole classes of ``sizes``, or a part of the class first..last."""
+    """Rows lo to hi of the order: whole classes of ``sizes`` rows, or a part of the class that spans first to last."""
 
     lo: int
     hi: int
@@ -152,7 +152,7 @@ class _Tile:
 
 
 def _cross(run: Run, classes: Classes, key: dict[str, Any], clamp: float) -> Floats:
-    """Return clamped cross, (n,) float64; sums so far are saved every few seconds, so that a killed run goes on."""
+    """Return the clamped cross, (n,) float64; sums are saved every few seconds, so that a killed run can resume."""
     path = run.cache.path("class-products", key)
     known = run.cache.load(path)
     if known is not None:
@@ -172,13 +172,13 @@ def _cross(run: Run, classes: Classes, key: dict[str, Any], clamp: float) -> Flo
             done += 1
             advance(tile.hi - tile.lo)
             saved.offer(partial(dict, sums=sums, done=done))
-    found = run.cache.save(path, sums / np.repeat(classes.sizes_K, classes.sizes_K))
+    cross = run.cache.save(path, sums / np.repeat(classes.sizes_K, classes.sizes_K))
     saved.remove()
-    return np.asarray(found)
+    return np.asarray(cross)
 
 
 def _held(store: EmbeddingStore) -> int:
-    """Return how many rows' vectors a task holds; a larger class is worked on in parts of up to as many."""
+    """Return how many rows a task holds in memory; larger classes are processed in parts of at most this size."""
     return max(store.block // 2, 1)
 
 
@@ -193,13 +193,13 @@ def _tiles(sizes_K: Ints, held: int) -> Iterator[_Tile]:
 
 
 def _parts(size: int, held: int) -> list[tuple[int, int]]:
-    """Cut a large class into equal parts, a multiple of four of them, so that few workers end together."""
+    """Split a large class into equal parts, a multiple of four, so that a few workers finish together."""
     count = 4 * -(-size // (4 * held))
     return [(size * i // count, size * (i + 1) // count) for i in range(count)]
 
 
 def _products(store: EmbeddingStore, order_N: Ints, clamp: float, tile: _Tile) -> tuple[Floats, Floats]:
-    """Return what a tile adds to the sums of its own rows and, for a part of a class, to those of the class."""
+    """Return what a tile adds to the sums of its own rows and, for a part of a class, to the sums of the class."""
     image = store.vectors_at("image", order_N[tile.lo : tile.hi])
     if tile.sizes:
         text = store.vectors_at("text", order_N[tile.lo : tile.hi])
@@ -224,18 +224,19 @@ def _products(store: EmbeddingStore, order_N: Ints, clamp: float, tile: _Tile) -
 def greedy(
     run: Run, classes: Classes, walks: list[crosscov.Walk], budget: int, clamp: float | None, refresh: int
 ) -> tuple[Ints, float]:
-    """Take the best row of all classes again and again, as far as the budget reaches.
+    """Repeatedly take the row with the largest gain of all classes, until the budget is used.
 
     Args:
-        run: Whose rows.
-        classes: Which row is in which class.
-        walks: Of each class, before its first row; brought as far as the budget may need, or a little farther.
-        budget: Rows to take.
+        run: The run on these rows.
+        classes: The rows of each class.
+        walks: The walk of each class, before its first row. They are advanced as far as the budget may need, or a
+            little farther.
+        budget: Number of rows to take.
         clamp: See :func:`thresher.ops.crosscov.advance`.
-        refresh: The same.
+        refresh: See :func:`thresher.ops.crosscov.advance`.
 
     Returns:
-        (K,) how many rows each class keeps, and the gain of the worst row kept.
+        How many rows each class keeps, (K,), and the lowest gain of a kept row.
     """
     store = run.local("joint").store
     own = classes.rows()
@@ -245,8 +246,8 @@ def greedy(
     least_K = crosscov.forecast(score, cross, balance, classes.starts_K, budget)
     held = _held(run.store)
     small_K = classes.sizes_K <= held
-    least_K += np.where(small_K, least_K // 16 + 4, 0)  # to read their vectors once
-    floor, told = -np.inf, 0
+    least_K += np.where(small_K, least_K // 16 + 4, 0)  # a margin, so that their vectors are read only once
+    floor, reported = -np.inf, 0
     with run.progress.task("greedy", budget) as advance:
         while True:
             small = np.flatnonzero((least_K > 0) & small_K)
@@ -260,9 +261,9 @@ def greedy(
                 _advance_large(run, store, own[k], walks[k], clamp, refresh, int(least_K[k]), floor)
             taken = [rows[walk.order] for rows, walk in zip(own, walks, strict=True)]
             kept_K, floor = crosscov.merge([walk.gains for walk in walks], taken, budget)
-            advance(int(kept_K.sum()) - told)
-            told = int(kept_K.sum())
-            # A class of which all rows known so far are kept may have more to give.
+            advance(int(kept_K.sum()) - reported)
+            reported = int(kept_K.sum())
+            # If all rows that a walk has ordered so far are kept, the class may have more rows to keep.
             known_K = np.array([len(rows) for rows in taken])
             more = (kept_K == known_K) & (known_K < classes.sizes_K)
             if not more.any():
@@ -277,7 +278,7 @@ def _advance(
     floor: float,
     task: Sequence[tuple[Ints, crosscov.Walk, int]],
 ) -> list[crosscov.Walk]:
-    """Go on in some classes whose vectors fit in memory together."""
+    """Advance the walks of classes whose vectors fit in memory together."""
     rows = np.concatenate([own for own, _, _ in task])
     image, text = _vectors(store, rows)
     lo = 0
@@ -307,7 +308,7 @@ def _advance_large(
     least: int,
     floor: float,
 ) -> None:
-    """Go on in a class whose losses are worked out part by part, on the engine; held if they are cheap sums."""
+    """Advance the walk of a large class: part by part on the engine, or in memory if its losses are cheap sums."""
     parts = [(own[lo:hi], walk.clamped_n[lo:hi]) for lo, hi in _parts(len(own), _held(run.store))]
     fits = len(own) * store.dim("joint") * 4 <= _IN_MEMORY
     held = _hold(run, store, own) if clamp is None and fits else None
@@ -326,7 +327,7 @@ def _advance_large(
 
 
 def _hold(run: Run, store: EmbeddingStore, rows: Ints) -> tuple[F32, F32]:
-    """Read rows into memory, a stripe at a time."""
+    """Read rows into memory, one stripe at a time."""
     held = tuple(np.empty((len(rows), store.dim(name)), np.float32) for name in ("image", "text"))
     starts = range(0, len(rows), _STRIPE)
     stripes = run.engine.map(partial(_vectors, store), (rows[lo : lo + _STRIPE] for lo in starts))
@@ -344,9 +345,9 @@ def _losses(
     store: EmbeddingStore, taken: crosscov.Taken, clamp: float | None, part: tuple[Ints, Bools]
 ) -> tuple[Floats, Floats]:
     rows, clamped = part
-    found = np.empty((2, len(rows)))
+    losses = np.empty((2, len(rows)))
     for lo in range(0, len(rows), _STRIPE):
         here = slice(lo, lo + _STRIPE)
         image, text = _vectors(store, rows[here])
-        found[:, here] = crosscov.losses(image, text, clamped[here], taken, clamp)
-    return found[0], found[1]
+        losses[:, here] = crosscov.losses(image, text, clamped[here], taken, clamp)
+    return losses[0], losses[1]

@@ -1,4 +1,4 @@
-"""Concept clusters: computed by spherical k-means or given, cached, and shared between steps."""
+"""Concept clusters: computed by spherical k-means or given as centroids, cached, and shared between steps."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from thresher.runtime.random import digest
 from thresher.select.audit import audited
 from thresher.select.run import Run, unit
 
-FILES = ("cluster.json", "centroids.npy", "labels.npy", "distances.npy")  # of a clustering that is written
-_IN_MEMORY = 512 * 2**20  # training rows up to this many bytes of float32 are held, others streamed
-_ROWS_A_CLUSTER = 256  # of the training sample: more changes the objective by less than a part in a thousand
+FILES = ("cluster.json", "centroids.npy", "labels.npy", "distances.npy")  # what write_groups writes
+_IN_MEMORY = 512 * 2**20  # training rows are held in memory up to this many bytes of float32, else streamed
+_ROWS_A_CLUSTER = 256  # in the training sample; more change the objective by less than 0.1%
 _LEAST_SAMPLE = 65_536
-_WARM_ROWS = 512  # rows a cluster of the first half of the iterations
-_PROBED = 512  # rows that are computed again to see whether a clustering is of them
-_ALIKE = 1e-4  # what float32 distances of the same row may differ by, on any machine
-_UNIT = 2e-6  # what the length of a float32 unit row may differ from 1 by
+_WARM_ROWS = 512  # rows per cluster that the first half of the iterations uses
+_PROBED = 512  # rows that are checked against a clustering
+_ALIKE = 1e-4  # by how much float32 distances of one row may differ between machines
+_UNIT = 2e-6  # by how much the length of a float32 unit row may differ from 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +40,10 @@ class Groups:
     """A clustering of the rows of a view.
 
     Attributes:
-        labels_N: (n,) int32.
-        distances_N: (n,) float32 cosine distances to the own centroid.
+        labels_N: (n,) int32, the cluster of each row.
+        distances_N: (n,) float32 cosine distances of the rows to their centroids.
         centroids_KD: (K, D) float32 unit rows.
-        notes: How the number of clusters and the sample came about.
+        notes: How the number of clusters and the sample were chosen.
     """
 
     labels_N: npt.NDArray[np.int32]
@@ -53,18 +53,18 @@ class Groups:
 
     @property
     def sizes_K(self) -> npt.NDArray[np.int64]:
-        """(K,) rows of each cluster."""
+        """(K,) number of rows of each cluster."""
         return np.bincount(self.labels_N, minlength=len(self.centroids_KD))
 
     @property
     def d_intra_K(self) -> npt.NDArray[np.float64]:
-        """(K,) mean distance of a cluster's rows to their centroid; NaN for empty clusters."""
+        """(K,) mean distance of the rows of a cluster to its centroid; NaN for empty clusters."""
         sums = np.bincount(self.labels_N, self.distances_N, minlength=len(self.centroids_KD))
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray(sums / self.sizes_K, np.float64)
 
     def d_inter_K(self, engine: Engine, neighbors: int) -> npt.NDArray[np.float64]:
-        """(K,) mean distance of a centroid to its nearest other ones."""
+        """Return the mean distance of each centroid to its ``neighbors`` nearest other centroids, (K,)."""
         rule = MeanNearestDistance(self.centroids_KD, neighbors)
         return np.concatenate(list(engine.map(rule, rule.panels())))
 
@@ -80,51 +80,51 @@ class Clustered:
         default=None, metadata={"help": "number of clusters (default: chosen, with the reason)"}
     )
     centroids: str | None = field(
-        default=None, metadata={"metavar": "FILE", "help": ".npy of (K, D) centroids to use as they are"}
+        default=None, metadata={"metavar": "FILE", "help": ".npy of (K, D) centroids to use instead of k-means"}
     )
     iterations: int = field(
-        default=20, metadata={"help": "k-means iterations (on many rows the first half sees 512 a cluster)"}
+        default=20, metadata={"help": "k-means iterations (with many rows, the first half uses 512 per cluster)"}
     )
     sample: str = field(
         default="auto",
-        metadata={"metavar": "all|auto|N", "help": "rows to train k-means on: all, a number, or auto (256 a cluster)"},
+        metadata={"metavar": "all|auto|N", "help": "rows to train k-means: all, a number, or auto (256 per cluster)"},
     )
     fit: Literal["given", "pool"] = field(
         default="given",
-        metadata={"help": "cluster the rows given to the step, or the whole pool once, shared between steps"},
+        metadata={"help": "cluster the rows given to the step, or the whole pool once for all steps"},
     )
     precision: Literal["auto", "float32", "bfloat16"] = field(
         default="float32",
-        metadata={"help": "products of the k-means iterations; bfloat16 needs torch; distances are always float32"},
+        metadata={"help": "precision of the k-means iterations; bfloat16 needs torch; distances are always float32"},
     )
 
     def __post_init__(self) -> None:
-        """Refuse values that no data could make right."""
+        """Validate the parameters."""
         if self.clusters is not None and self.clusters < 1:
-            raise UsageError(f"clusters = {self.clusters}: at least 1")
+            raise UsageError(f"clusters = {self.clusters}: must be at least 1")
         if self.precision == "bfloat16" and not installed("torch"):
             raise MissingExtraError("bfloat16 k-means", "torch")
         if self.iterations < 0:
-            raise UsageError(f"iterations = {self.iterations}: at least 0")
+            raise UsageError(f"iterations = {self.iterations}: must be at least 0")
         if self.sample not in ("all", "auto") and not (str(self.sample).isdecimal() and int(self.sample) > 0):
-            raise UsageError(f"sample = {self.sample!r}: all, auto, or a number of rows")
+            raise UsageError(f"sample = {self.sample!r}: must be all, auto, or a number of rows")
 
     def groups(self, run: Run) -> Groups:
-        """Cluster the view's rows.
+        """Cluster the rows of a run's view.
 
         Raises:
-            UsageError: More clusters than rows, or centroids of another width.
-            PoolError: A centroids file that cannot be trusted.
+            UsageError: There are more clusters than rows, or the centroids have another dimension.
+            PoolError: The file of centroids is damaged or missing.
         """
         ids = run.store.ids if self.fit == "pool" else None
         if ids is not None:
             run = replace(run, store=run.store.where(audited(run.so_far)))
         centroids, notes = _computed(run, self) if self.centroids is None else _given(run, self)
-        found = replace(assign(run, self.embedding, centroids), notes=notes)
+        groups = replace(assign(run, self.embedding, centroids), notes=notes)
         if ids is None:
-            return found
+            return groups
         at = np.searchsorted(run.store.ids, ids)
-        return replace(found, labels_N=found.labels_N[at], distances_N=found.distances_N[at])
+        return replace(groups, labels_N=groups.labels_N[at], distances_N=groups.distances_N[at])
 
 
 def write_groups(
@@ -136,10 +136,10 @@ def write_groups(
     """Write centroids.npy (K, D) float32, labels.npy (N,) int32, distances.npy (N,) float32 and cluster.json.
 
     Args:
-        groups: Of the rows marked in ``within``.
-        folder: To write, whole or not at all.
-        info: What else cluster.json should say.
-        within: (N,) bool; rows not marked get the label -1 and a distance of NaN. All by default.
+        groups: The clustering of the rows marked in ``within``.
+        folder: Folder to write atomically.
+        info: Further entries of cluster.json.
+        within: (N,) bool; rows not marked get the label -1 and a distance of NaN. All rows by default.
 
     Raises:
         OutputError: The folder cannot be written; nothing is left half-written.
@@ -164,11 +164,11 @@ class Written:
     """A clustering that :func:`write_groups` wrote.
 
     Attributes:
-        folder: Where.
-        labels_N: (N,) whole numbers, -1 for rows that were set aside.
-        distances_N: (N,) float32, NaN for rows that were set aside.
+        folder: Where it was read from.
+        labels_N: (N,) integers, -1 for rows that were skipped.
+        distances_N: (N,) float32, NaN for rows that were skipped.
         centroids_KD: (K, D) float32 unit rows.
-        info: What cluster.json says.
+        info: The entries of cluster.json.
     """
 
     folder: Path
@@ -184,10 +184,10 @@ class Written:
 
 
 def read_groups(folder: str | os.PathLike[str]) -> Written:
-    """Read what :func:`write_groups` wrote; arrays of rows are memory-mapped.
+    """Read what :func:`write_groups` wrote; labels and distances are memory-mapped.
 
     Raises:
-        PoolError: There is nothing that can be trusted.
+        PoolError: The folder is missing, damaged or inconsistent.
     """
     path, labels = Path(folder), read_labels(folder)
     try:
@@ -195,7 +195,7 @@ def read_groups(folder: str | os.PathLike[str]) -> Written:
         distances = np.load(path / "distances.npy", mmap_mode="r", allow_pickle=False)
         centroids = np.load(path / "centroids.npy", allow_pickle=False)
     except (OSError, *DAMAGED) as error:
-        raise PoolError(f"{path}: the clustering cannot be read, it may be damaged ({error})") from None
+        raise PoolError(f"{path}: cannot read the clustering; it may be damaged ({error})") from None
     good = labels >= 0
     if not (
         isinstance(info, dict)
@@ -206,45 +206,47 @@ def read_groups(folder: str | os.PathLike[str]) -> Written:
         and np.isfinite(centroids).all()
         and np.array_equal(np.isfinite(distances), good)
     ):
-        raise PoolError(f"{path}: labels, distances and centroids do not belong together; make the folder again")
+        raise PoolError(f"{path}: labels, distances and centroids do not match; run clustering again")
     return Written(path, labels, distances, centroids, info)
 
 
 def grow(run: Run, old: Written) -> Groups:
-    """Cluster a pool that grew by rows at its end: the old centroids, the old rows' labels, and the new rows' own.
+    """Cluster a pool that has new rows at its end: keep the centroids and the labels of old rows, assign the new rows.
 
-    The result is that of assigning all rows to the old centroids, bit for bit where the same kernels are at work, and
-    is cached as that, so that methods given these centroids find it. Old vectors are read for a check of a
-    few hundred, and in the block where the new rows begin.
+    The result is the same as assigning all rows to the old centroids, bit for bit if the same matrix kernels are in
+    use. It is cached as such, so methods that are given these centroids use it. Of the old vectors, only a few
+    hundred are read for a check, and those in the block where the new rows begin.
 
     Args:
-        run: On the rows of the grown pool that are not set aside.
-        old: Made from the pool before it grew.
+        run: A run on the rows of the grown pool that are not skipped.
+        old: The clustering of the pool before it grew.
 
     Raises:
-        UsageError: It is not of the pool's first rows, or set others of them aside.
+        UsageError: ``old`` is not a clustering of the first rows of the pool, or skipped other rows.
     """
     name, n, pool = old.embedding, len(old.labels_N), run.store.layout.location
     if n > run.store.total:
         raise UsageError(
-            f"{old.folder}: is of {n:,} rows, and {pool} has {run.store.total:,}; a pool grows by rows at its end"
+            f"{old.folder}: is a clustering of {n:,} rows, but {pool} has only {run.store.total:,}; new rows must be "
+            "at the end of the pool"
         )
     if old.centroids_KD.shape[1] != run.store.dim(name):
         raise UsageError(
-            f"{old.folder}: centroids of {old.centroids_KD.shape[1]} dimensions for {name} embeddings of "
+            f"{old.folder}: has centroids of {old.centroids_KD.shape[1]} dimensions, but the {name} embeddings have "
             f"{run.store.dim(name)}"
         )
     good = np.flatnonzero(old.labels_N >= 0)
-    known = int(np.searchsorted(run.store.ids, n))  # rows of the view that are old
+    known = int(np.searchsorted(run.store.ids, n))  # number of old rows in the view
     if not np.array_equal(good, run.store.ids[:known]):
         raise UsageError(
-            f"{old.folder}: {n - len(good):,} of its {n:,} rows were set aside, now {n - known:,} of them are, or "
-            "others; open the pool with the same --skip-bad and --key as then"
+            f"{old.folder}: {n - len(good):,} of its {n:,} rows were skipped, but now other rows are ({n - known:,}); "
+            "open the pool with the same --skip-bad and --key as before"
         )
     labels, distances = old.labels_N[good], old.distances_N[good]
     _check_rows(run, old, labels, distances)
     block = run.store.block
-    edge = known if known == len(run.store) else known // block * block  # a row's last bit may go by its place
+    # The last bits of a row may depend on its place in the block, so that a block is computed as a whole.
+    edge = known if known == len(run.store) else known // block * block
 
     def fill(start: int) -> Iterator[tuple[Any, ...]]:
         for lo in range(start, edge, block):
@@ -256,58 +258,59 @@ def grow(run: Run, old: Written) -> Groups:
     key = run.key(_assign, of=name, centroids=_token(old.centroids_KD))
     if old.info.get("kernels") != key["kernels"]:
         key["grown"] = [digest(labels), digest(distances)]
-    found = run.cache.columns("assign", key, _ASSIGNED, len(run.store), fill)
+    columns = run.cache.columns("assign", key, _ASSIGNED, len(run.store), fill)
     notes = [f"centroids, and labels of {known:,} rows, kept from {old.folder}"]
     if known < len(run.store):
         new = len(run.store) - known
         before, after = (
-            1 - float(part.mean(dtype=np.float64)) for part in (found["distances"][:known], found["distances"][known:])
+            1 - float(part.mean(dtype=np.float64))
+            for part in (columns["distances"][:known], columns["distances"][known:])
         )
-        notes.append(f"mean cosine to the centroid: {after:.4f} of {new:,} new rows, {before:.4f} of the others")
-    return Groups(found["labels"], found["distances"], old.centroids_KD, tuple(notes))
+        notes.append(f"mean cosine to the centroid: {after:.4f} for {new:,} new rows, {before:.4f} for the others")
+    return Groups(columns["labels"], columns["distances"], old.centroids_KD, tuple(notes))
 
 
 def _check_rows(run: Run, old: Written, labels: npt.NDArray[Any], distances: F32) -> None:
-    """Refuse a clustering of other rows: some, evenly spread, have to lie where it says."""
+    """Refuse a clustering of other rows: check evenly spaced rows against their labels and distances."""
     at = np.unique(np.linspace(0, len(labels) - 1, min(_PROBED, len(labels))).astype(np.int64))
     if not len(at):
-        raise UsageError(f"{old.folder}: labels no row; cluster the pool anew")
+        raise UsageError(f"{old.folder}: has no labels; run clustering again")
     _, best = kmeans.nearest_centroid(rows := run.store.vectors_at(old.embedding, at), old.centroids_KD)
     own = np.einsum("ij,ij->i", rows, old.centroids_KD[labels[at]])
     wrong = np.flatnonzero(~((np.abs(1 - own - distances[at]) <= _ALIKE) & (best - own <= _ALIKE)))
     if len(wrong):
         row, i, pool = int(run.store.ids[at[wrong[0]]]), wrong[0], run.store.layout.location
         raise UsageError(
-            f"{old.folder}: is not of the first {len(old.labels_N):,} rows of {pool}: row {row:,} is "
-            f"{1 - own[i]:.4f} from the centroid of cluster {labels[at[i]]} and {1 - best[i]:.4f} from its nearest, "
-            f"the folder says {distances[at[i]]:.4f} ({len(wrong):,} of {len(at):,} rows looked at differ); name the "
-            "folder made before the pool grew, or cluster anew"
+            f"{old.folder}: is not a clustering of the first {len(old.labels_N):,} rows of {pool}: row {row:,} is "
+            f"{1 - own[i]:.4f} from the centroid of cluster {labels[at[i]]} and {1 - best[i]:.4f} from the nearest "
+            f"one, but the folder says {distances[at[i]]:.4f} ({len(wrong):,} of {len(at):,} checked rows differ); "
+            "pass the folder made before the pool grew, or run clustering again"
         )
 
 
 def read_labels(folder: str | os.PathLike[str]) -> npt.NDArray[Any]:
-    """Return the labels that :func:`write_groups` wrote.
+    """Return the labels that :func:`write_groups` wrote, (N,) integers.
 
     Raises:
-        PoolError: There are none that can be read.
+        PoolError: The labels are missing or cannot be read.
     """
     path = Path(folder) / "labels.npy"
     try:
         labels: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, *DAMAGED) as error:
         raise PoolError(
-            f"{path}: no labels ({error}); make a folder of them with 'thresher cluster POOL -o DIR'"
+            f"{path}: cannot read labels ({error}); write them with 'thresher cluster POOL -o DIR'"
         ) from None
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise PoolError(f"{path}: labels are whole numbers, one a row, not {labels.dtype} {labels.shape}")
+        raise PoolError(f"{path}: labels must be whole numbers, one per row, not {labels.dtype} {labels.shape}")
     return labels
 
 
 def read_names(centroids: str, count: int) -> list[str]:
-    """Return the names of given classes: the lines of a .txt beside their .npy, [] where there is none.
+    """Return the names of given classes: the lines of the .txt file next to their .npy, [] if there is no such file.
 
     Raises:
-        PoolError: They cannot be read, or are more or fewer than ``count``.
+        PoolError: The file cannot be read, or does not have ``count`` lines.
     """
     path = Path(centroids).with_suffix(".txt")
     try:
@@ -315,28 +318,28 @@ def read_names(centroids: str, count: int) -> list[str]:
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:
-        raise PoolError(f"{path}: the class names cannot be read ({error})") from None
+        raise PoolError(f"{path}: cannot read the class names ({error})") from None
     if len(names) != count:
-        raise PoolError(f"{path}: {len(names):,} class names, one a line, for the {count:,} rows of {centroids}")
+        raise PoolError(f"{path}: {len(names):,} class names, one per line, for the {count:,} rows of {centroids}")
     return [" ".join(name.split()) for name in names]
 
 
 def automatic(rows: int) -> tuple[int, str]:
-    """Choose a number of clusters, and say why.
+    """Choose a number of clusters; return it and the reason.
 
-    Assigning n rows to K clusters costs n K products and comparing all pairs inside clusters about
-    n^2 / 2K, which balance at K = sqrt(n / 2). At least 50 rows a cluster, at most 50,000 clusters as
-    SemDeDup used on 440 million rows.
+    Assigning n rows to K clusters costs n K products, and comparing all pairs within clusters about
+    n^2 / 2K; the two are equal at K = sqrt(n / 2). There are at least 50 rows per cluster, and at most 50,000
+    clusters, as SemDeDup used for 440 million rows.
     """
     k = int(min(max(round((rows / 2) ** 0.5), 1), 50_000, max(rows // 50, 1)))
     return k, f"{k:,} clusters chosen for {rows:,} rows (about sqrt(rows / 2): assignment and comparison cost the same)"
 
 
 def assign(run: Run, embedding: str, centroids_KD: F32) -> Groups:
-    """Label the view's rows with their nearest centroid, in float32; cached, resumable."""
+    """Assign each row of the view to its nearest centroid, in float32; cached, resumable."""
     rule = partial(_assign, embedding, kmeans.Assign(centroids_KD))
-    found = run.column("assign", embedding, rule, _ASSIGNED, centroids=_token(centroids_KD))
-    return Groups(found["labels"], found["distances"], centroids_KD)
+    columns = run.column("assign", embedding, rule, _ASSIGNED, centroids=_token(centroids_KD))
+    return Groups(columns["labels"], columns["distances"], centroids_KD)
 
 
 _ASSIGNED = {"labels": "int32", "distances": "float32"}
@@ -353,12 +356,12 @@ def _assign(name: str, rule: kmeans.Assign, store: EmbeddingStore, block: Block)
 def _given(run: Run, how: Clustered) -> tuple[F32, tuple[str, ...]]:
     path = str(how.centroids)
     centroids = np.concatenate(list(vectors_from_npy(path, "centroids", run.store, how.embedding)))
-    # Unit rows stay as they are, to the last bit: labels are then those of the run that made the centroids.
+    # Unit rows are not normalised again, so that labels are the same as in the run that computed the centroids.
     stored = to_float32(npy_piece("file", path).read(0, len(centroids)))
     lengths = np.sqrt(np.einsum("ij,ij->i", stored, stored, dtype=np.float64))
     np.copyto(centroids, stored, where=(np.abs(lengths - 1) <= _UNIT)[:, None])
     if how.clusters not in (None, len(centroids)):
-        raise UsageError(f"{path}: holds {len(centroids):,} centroids, but clusters = {how.clusters:,}; leave one out")
+        raise UsageError(f"{path}: has {len(centroids):,} centroids, but clusters = {how.clusters:,}; omit clusters")
     return centroids, (f"centroids given: {path}",)
 
 
@@ -370,17 +373,17 @@ def _computed(run: Run, how: Clustered) -> tuple[F32, tuple[str, ...]]:
         k, why = automatic(n)
         notes.append(why)
     if k > n:
-        raise UsageError(f"cannot make {k:,} clusters of {n:,} rows; ask for at most {n:,}")
+        raise UsageError(f"cannot make {k:,} clusters from {n:,} rows; use at most {n:,}")
     sample = n if how.sample == "all" else max(_ROWS_A_CLUSTER * k, _LEAST_SAMPLE)
     if how.sample not in ("all", "auto"):
         sample = int(how.sample)
         if sample < k:
-            raise UsageError(f"sample = {sample:,}: at least as many rows as clusters ({k:,})")
+            raise UsageError(f"sample = {sample:,}: must be at least the number of clusters ({k:,})")
     sample = min(sample, n)
     if sample < n:
-        notes.append(f"k-means trained on {sample:,} of {n:,} rows; say sample = all for every row")
+        notes.append(f"k-means trained on {sample:,} of {n:,} rows; use sample = all for all rows")
     if sample > 2 * _WARM_ROWS * k and how.iterations > 1:
-        notes.append(f"the first {how.iterations // 2} k-means iterations see {_WARM_ROWS * k:,} rows, the others all")
+        notes.append(f"the first {how.iterations // 2} k-means iterations use {_WARM_ROWS * k:,} rows, the others all")
     return _train(run, how, k, sample, how.iterations), tuple(notes)
 
 
@@ -395,10 +398,10 @@ def _precision(wanted: str) -> tuple[str, kmeans.Nearest, float]:
 
 
 def _train(run: Run, how: Clustered, k: int, sample: int, iterations: int) -> F32:
-    """Run k-means, cached; the state is saved every few seconds, so that a killed run goes on.
+    """Run k-means, cached; the state is saved every few seconds, so that a killed run can resume.
 
-    Where rows are many, the first half of the iterations sees a sample of 512 a cluster: centroids that
-    are still far from anywhere need no more rows to move. The second half sees them all.
+    With many rows, the first half of the iterations uses a sample of 512 per cluster, which is enough while
+    centroids are still far from their final places. The second half uses all rows.
     """
     name, n = how.embedding, len(run.store)
     precision, nearest, slack = _precision(how.precision)
@@ -406,7 +409,7 @@ def _train(run: Run, how: Clustered, k: int, sample: int, iterations: int) -> F3
     path = run.cache.path("kmeans", key)
     known = run.cache.load(path)
     if known is not None:
-        run.progress.say(f"k-means: {k:,} centroids found in the cache")
+        run.progress.say(f"k-means: {k:,} centroids read from the cache")
         return np.asarray(known)
     first = None
     if sample > 2 * _WARM_ROWS * k and iterations > 1:
@@ -442,10 +445,10 @@ def _train(run: Run, how: Clustered, k: int, sample: int, iterations: int) -> F3
             advance(sample)
             saved.offer(state.arrays)
 
-        found = kmeans.fit(each, take, state, iterations, nearest=nearest, slack=slack, after=after)
-    run.cache.save(path, found)
+        centroids = kmeans.fit(each, take, state, iterations, nearest=nearest, slack=slack, after=after)
+    run.cache.save(path, centroids)
     saved.remove()
-    return found
+    return centroids
 
 
 def _each_held(run: Run, held: F32, rule: kmeans.Rule, state: kmeans.State) -> Iterator[kmeans.Moves]:

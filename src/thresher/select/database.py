@@ -1,11 +1,11 @@
-"""The DuckDB that conditions and keys are evaluated by: opened once a process, without access to files."""
+"""The DuckDB database that evaluates conditions and hashes keys: one per process, without access to files."""
 
 from __future__ import annotations
 
 from functools import cache
 from typing import Any
 
-# DuckDB's own least and greatest pass over missing values: a row without a width would count as wide.
+# DuckDB's own least and greatest ignore missing values: a row without a width would count as wide.
 MACROS = """
 CREATE MACRO words(t) AS len(regexp_extract_all(t, '[^\\s\\p{Z}]+'));
 CREATE MACRO characters(t) AS length(t);
@@ -16,7 +16,7 @@ CREATE MACRO aspect(w, h) AS greatest(w, h)::DOUBLE / nullif(least(w, h), 0);
 
 
 def cursor() -> Any:
-    """Return a connection of its own to the one database, to be used as a context manager."""
+    """Return a new connection to the database; use it as a context manager."""
     return _database().cursor()
 
 

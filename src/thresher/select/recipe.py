@@ -1,4 +1,4 @@
-"""Recipes: a list of steps, each of which sees what the last one kept. And the running of one."""
+"""Recipes: lists of steps in which each step gets the rows that the previous one kept; and how to run them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from thresher.selection import Selection
 
 @dataclass(frozen=True)
 class Recipe:
-    """Steps and a seed. Percentages refer to what a step was given."""
+    """Steps and a seed. A percentage refers to the rows its step is given."""
 
     steps: tuple[Method, ...]
     seed: int = 0
@@ -33,10 +33,10 @@ class Recipe:
 
     @classmethod
     def load(cls, name: str) -> Recipe:
-        """Read a TOML file, or a recipe that is shipped, by name.
+        """Read a TOML file, or a shipped recipe by its name.
 
         Raises:
-            UsageError: No such recipe, not TOML, or unknown keys; suggests the nearest.
+            UsageError: There is no such recipe, it is not valid TOML, or it has unknown keys.
         """
         shipped = shipped_recipes()
         path = Path(name)
@@ -70,21 +70,21 @@ class Recipe:
         seed = data.get("seed", 0)
         if not isinstance(seed, int) or isinstance(seed, bool):
             raise UsageError(f"{origin}: seed = {seed!r}; expected a whole number")
-        found = []
+        methods = []
         for number, table in enumerate(steps, 1):
             if not isinstance(table, dict) or not isinstance(table.get("method", ""), str):
-                raise UsageError(f'{origin}: step {number} is no step; write [[step]] and method = "..."')
+                raise UsageError(f'{origin}: step {number} is not a table; write [[step]] and method = "..."')
             if "method" not in table:
                 raise UsageError(f'{origin}: step {number} names no method; write method = "..."')
             try:
-                found.append(build(table["method"], {k: v for k, v in table.items() if k != "method"}))
+                methods.append(build(table["method"], {k: v for k, v in table.items() if k != "method"}))
             except UsageError as error:
                 raise UsageError(f"{origin}: step {number}: {error}") from None
-        return cls(tuple(found), seed, str(data.get("description", "")))
+        return cls(tuple(methods), seed, str(data.get("description", "")))
 
 
 def shipped_recipes() -> dict[str, str]:
-    """Return the text of every shipped recipe by name."""
+    """Return the text of every shipped recipe, by name."""
     folder = resources.files("thresher.select") / "recipes"
     files = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
     return {file.name[:-5]: file.read_text(encoding="utf-8") for file in files}
@@ -100,24 +100,24 @@ def run_steps(
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Selection:
-    """Run steps on a pool, each on what the last one kept, and return the selection.
+    """Run steps on a pool, each on the rows that the previous one kept, and return the selection.
 
     Args:
         store: The pool.
-        steps: Methods; without any, only bad rows are refused or set aside.
-        seed: Of all randomness.
+        steps: Methods; without any, only bad rows are refused or skipped.
+        seed: Seed of all randomness.
         within: Start from an earlier selection of the same pool.
         engine: Where work runs; threads on all cores by default.
-        cache: Arrays already computed; the default cache folder by default.
-        progress: Where to tell.
+        cache: Where computed arrays are kept; the default cache folder by default.
+        progress: Where progress and notes are reported; nowhere by default.
 
     Raises:
-        UsageError: ``within`` belongs to another pool, or a step cannot be carried out.
-        PoolError: The pool cannot be trusted.
+        UsageError: ``within`` is a selection of another pool, or a step cannot run.
+        PoolError: The pool is damaged, has bad rows, or changed during the run.
     """
     whole_pool(store)
     if not isinstance(steps, Sequence):
-        raise UsageError(f"steps are given as a list: [{steps!r}]")
+        raise UsageError(f"steps must be given as a list: [{steps!r}]")
     steps = [coerced(step, step.name) for step in steps]
     cache = cache or Cache.at()
     progress = progress or Silent()
@@ -131,8 +131,8 @@ def run_steps(
     else:
         same_pool(within, store, fingerprint)
         if not len(within):
-            raise UsageError("the earlier selection keeps no row: there is nothing to choose from")
-        start = replace(within, pool=pool, options=options)  # where the pool is now
+            raise UsageError("the earlier selection keeps no row, so there is nothing to select from")
+        start = replace(within, pool=pool, options=options)  # the pool may have moved
     cache.trim()
     run = Run(store, start, engine or make_engine(), cache, seed, progress)
     selection = start
@@ -141,20 +141,21 @@ def run_steps(
         run = replace(run, store=store.where(selection.mask()), so_far=selection)
         before = len(selection)
         try:
-            with threadpoolctl.threadpool_limits(1):  # as in engines: bits must not depend on the cores
+            with threadpoolctl.threadpool_limits(1):  # as in engines: results must not depend on the number of cores
                 selection = step.select(run)
         except UsageError as error:
             raise type(error)(f"{step.name}: {error}") from None
         if (step is not checked or not steps) and store.changed():
-            raise PoolError(f"{pool}: a file of the pool changed while {step.name} ran; run again when it is at rest")
+            raise PoolError(
+                f"{pool}: a file of the pool changed while {step.name} ran; run again once writing has finished"
+            )
         if isinstance(step, Audit) and len(selection.steps) == len(run.so_far.steps):
             continue
         if not len(selection):
             raise UsageError(
-                f"{step.name} keeps none of the {before:,} rows it was given; nothing would be left to train on"
+                f"{step.name} keeps none of the {before:,} rows it was given; no rows would be left to train on"
             )
-        told = selection.steps[-1]
-        for note in told.notes:
+        for note in selection.steps[-1].notes:
             progress.say(f"{step.name}: {note}")
         repeated = f", {selection.uses:,} with repeats" if selection.repeats is not None else ""
         progress.say(

@@ -1,7 +1,7 @@
 """A reference: another pool to compare rows with, such as an evaluation set or an older release.
 
-Every row of the reference counts. Rows meet it in blocks: one block of the pool and one of the reference at a
-time, with a running maximum, so that memory grows with neither.
+All rows of the reference are compared. The comparison works in blocks, one of the pool and one of the reference at a
+time, and keeps a running maximum, so memory use depends on the size of neither.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from thresher.select.run import Run
 from thresher.selection import Selection, packed
 
 Rows = npt.NDArray[np.int64]
-_Task = tuple[Block, int, int]
+_BlockPair = tuple[Block, int, int]  # a block of the pool, and the bounds of a block of the reference
 
-_CAPTION = 200  # characters of a reference row's caption that a selection keeps
-_MUCH = 2e13  # multiply-adds from which on the time is told in advance: a minute or more on two cores
+_CAPTION = 200  # characters of a reference row's caption that a selection stores
+_SLOW = 2e13  # multiply-adds above which the time is estimated first: a minute or more on two cores
 _NAMES = ("image", "text", "key", "caption")
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """A pool that others are compared with, opened.
+    """An open pool that other pools are compared with.
 
     Attributes:
-        location: As given.
-        store: Its rows, those set aside not among them.
-        run: To work on it, with its vectors where they can be read anywhere.
-        fingerprint: Of its store.
-        version: Of its files, when it was opened.
+        location: Where it is, as the user wrote it.
+        store: Its rows, without skipped ones.
+        run: A run on these rows; its vectors can be read in any order.
+        fingerprint: Fingerprint of its store.
+        version: Version of its files when it was opened.
     """
 
     location: str
@@ -51,11 +51,13 @@ class Reference:
     fingerprint: str
     version: str
 
-    def told(self, rows: Rows) -> dict[str, npt.NDArray[Any]]:
-        """Return what a selection keeps of some rows, as :class:`~thresher.selection.Step` has it.
+    def evidence(self, rows: Rows) -> dict[str, npt.NDArray[Any]]:
+        """Return what a selection stores about some rows, in the form of ``reference`` of a step.
+
+        See :class:`~thresher.selection.Step`.
 
         Args:
-            rows: Their global ids, ascending, each once.
+            rows: Their global ids, sorted and unique.
         """
         roles = {"key": self.store.layout.key, "caption": self.store.layout.caption}
         names = list(dict.fromkeys(name for name in roles.values() if name in self.store.columns))
@@ -63,18 +65,18 @@ class Reference:
         for part in self.store.lookup(names, rows) if names else ():
             for name, column in zip(names, part.columns, strict=True):
                 cells[name] += ["" if cell is None else str(cell) for cell in column.to_pylist()]
-        found: dict[str, npt.NDArray[Any]] = {"row": rows}
+        arrays: dict[str, npt.NDArray[Any]] = {"row": rows}
         for role, named in roles.items():
             if named in cells:
                 texts = cells[named] if role == "key" else [text[:_CAPTION] for text in cells[named]]
-                found[role], found[f"{role}_ends"] = packed(texts)
-        return found
+                arrays[role], arrays[f"{role}_ends"] = packed(texts)
+        return arrays
 
 
-def ways_to_open(given: Options) -> list[Options]:
-    """Return how to open a reference of a pool opened with ``given``: by the names it has, and by the usual ones."""
-    plain = Options(dtype=given.dtype, skip_bad=given.skip_bad)
-    ways = (replace(plain, **{role: getattr(given, role) for role in roles}) for roles in (_NAMES, _NAMES[:2], ()))
+def ways_to_open(options: Options) -> list[Options]:
+    """Return the options to open a reference with, in order: the names of the pool's ``options``, then the defaults."""
+    plain = Options(dtype=options.dtype, skip_bad=options.skip_bad)
+    ways = (replace(plain, **{role: getattr(options, role) for role in roles}) for roles in (_NAMES, _NAMES[:2], ()))
     return list(dict.fromkeys(ways))
 
 
@@ -82,20 +84,20 @@ def open_reference(run: Run, location: str, name: str) -> Reference:
     """Open a pool to compare a run's rows with.
 
     Args:
-        run: Whose rows are to be compared; its pool's names of arrays and columns are tried first, then the usual ones.
+        run: The run whose rows are compared; the names of arrays and columns of its pool are tried first.
         location: The other pool, in any known layout.
         name: Field to compare by.
 
     Raises:
-        UsageError: It lacks the field, has another width, or is the run's pool itself.
-        PoolError: It cannot be trusted, or no row of it has a direction.
+        UsageError: The reference does not have the field, has a different dimension, or is the run's own pool.
+        PoolError: Its files are damaged, or all its embeddings are zero or not finite.
     """
     scratch, tries = str(run.cache.folder), ways_to_open(run.store.options)
     for options in tries:
         try:
             store = open_store(location, options, scratch=scratch)
             break
-        except UsageError:  # nothing there is called as it is in the pool
+        except UsageError:  # the pool's names do not exist there
             if options == tries[-1]:
                 raise
     for part in run.store.parts(name):
@@ -107,20 +109,22 @@ def open_reference(run: Run, location: str, name: str) -> Reference:
         if store.dim(part) != run.store.dim(part):
             raise UsageError(
                 f"reference: {location} has {part} embeddings of {store.dim(part)} dimensions, "
-                f"{run.store.layout.location} of {run.store.dim(part)}; both are to be from one encoder"
+                f"{run.store.layout.location} of {run.store.dim(part)}; both must come from the same encoder"
             )
     fingerprint, version = store.fingerprint(), store.version()
     if fingerprint == run.store.fingerprint():
-        raise UsageError(f"reference: {location} is the pool itself: every row repeats one of it")
+        raise UsageError(f"reference: {location} is the pool itself, so every row would be a duplicate")
     store = replace(store, block=run.store.block)
     start = Selection.everything(fingerprint, location, {}, store.total)
     own = replace(run, store=store, so_far=start).local(name)
     if run.store.options.skip_bad:
-        found = own.column("reference check", name, partial(_no_direction, name), {"bad": "uint8"})["bad"]
-        if np.all(found):
-            raise PoolError(f"{location}: no row of the reference has a {name} embedding with a direction")
-        own = replace(own, store=own.store.where(np.asarray(found) == 0))
-        store = store.where(np.asarray(found) == 0)
+        bad = own.column("reference check", name, partial(_no_direction, name), {"bad": "uint8"})["bad"]
+        if np.all(bad):
+            raise PoolError(
+                f"{location}: no row of the reference has a usable {name} embedding; all are zero, NaN or infinite"
+            )
+        own = replace(own, store=own.store.where(np.asarray(bad) == 0))
+        store = store.where(np.asarray(bad) == 0)
     return Reference(location, store, own, fingerprint, version)
 
 
@@ -128,60 +132,61 @@ def nearest(run: Run, reference: Reference, name: str) -> tuple[F32, Rows]:
     """Return each row's largest cosine with any row of a reference, and which row that is; cached, resumable.
 
     Args:
-        run: Whose rows.
-        reference: What they are compared with, all of it.
+        run: The run whose rows are compared.
+        reference: The reference; all of its rows are compared.
         name: Field to compare by.
 
     Returns:
-        (n,) float32, and (n,) int64 global ids of the reference, the lowest among equals.
+        Cosines, (n,) float32, and global ids in the reference, (n,) int64; the lowest id where several are equal.
 
     Raises:
-        PoolError: A file of the reference changed meanwhile.
+        PoolError: A file of the reference changed during the comparison.
     """
     n, other = len(run.store), reference.run
     m = len(other.store)
     size, step = run.store.block, other.store.block
     starts = range(0, m, step)
-    if len(starts) > 1:  # each block of the pool is read as often
+    if len(starts) > 1:  # each block of the pool is then read several times
         run = run.local(name)
 
     def fill(start: int) -> Iterator[tuple[Any, ...]]:
         work = float(n - start) * m * run.store.dim(name)
-        if work > _MUCH:
+        if work > _SLOW:
             left = duration(work / _speed(run.store.dim(name), run.engine.workers))
             run.progress.say(f"comparing {n - start:,} rows with {m:,} of {reference.location}: about {left}")
         tasks = ((block, lo, min(lo + step, m)) for block in run.store.blocks(name, start) for lo in starts)
-        found = run.engine.map(partial(_compare, run.store, other.store, name), tasks)
+        results = run.engine.map(partial(_compare, run.store, other.store, name), tasks)
         with run.progress.task(f"compare with {reference.location}", n) as advance:
             advance(start)
             for lo in range(start, n, size):
                 rows, done = min(size, n - lo), 0
                 best, where = np.full(rows, -np.inf, np.float32), np.full(rows, -1, np.int64)
                 for number, first in enumerate(starts, 1):
-                    cosines, at = next(found)
+                    cosines, at = next(results)
                     better = cosines > best
                     best[better], where[better] = cosines[better], first + at[better]
                     advance(rows * number // len(starts) - done)
                     done = rows * number // len(starts)
                 yield best, where
-        next(found, None)
+        next(results, None)
 
     key = run.key(_compare, of=name, reference=reference.fingerprint, files=reference.version, rows=other.view)
-    found = run.cache.columns("reference", key, {"cosine": "float32", "row": "int64"}, n, fill)
+    result = run.cache.columns("reference", key, {"cosine": "float32", "row": "int64"}, n, fill)
     if reference.store.changed():
         raise PoolError(
-            f"{reference.location}: a file of the reference changed meanwhile; run again when it is at rest"
+            f"{reference.location}: a file of the reference changed while it was read; run again once writing has "
+            "finished"
         )
-    return np.asarray(found["cosine"]), other.store.ids[np.asarray(found["row"])]
+    return np.asarray(result["cosine"]), other.store.ids[np.asarray(result["row"])]
 
 
-def _compare(store: EmbeddingStore, other: EmbeddingStore, name: str, task: _Task) -> tuple[F32, Rows]:
-    block, lo, hi = task
+def _compare(store: EmbeddingStore, other: EmbeddingStore, name: str, pair: _BlockPair) -> tuple[F32, Rows]:
+    block, lo, hi = pair
     return nearest_other(store.vectors(name, block), other.stripes(name, Block(lo, hi)))
 
 
 def _no_direction(name: str, store: EmbeddingStore, block: Block) -> tuple[npt.NDArray[np.uint8]]:
-    """Return 1 for the rows of a block that have no direction in some part of a field, else 0."""
+    """Return 1 for rows of a block with a zero or non-finite vector in any part of a field, else 0."""
     bad = np.zeros(len(block), np.bool_)
     with np.errstate(over="ignore", invalid="ignore"):
         for part in store.parts(name):
@@ -190,7 +195,7 @@ def _no_direction(name: str, store: EmbeddingStore, block: Block) -> tuple[npt.N
 
 
 def _speed(dim: int, workers: int) -> float:
-    """Measure multiply-adds a second of the comparison, here and now."""
+    """Measure the multiply-adds per second of the comparison on this machine."""
     rows = np.random.default_rng(0).standard_normal((1024, dim), dtype=np.float32)
     with threadpoolctl.threadpool_limits(1):
         nearest_other(rows, [rows])

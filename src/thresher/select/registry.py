@@ -1,7 +1,7 @@
 """Methods by name.
 
-A method is a frozen dataclass of parameters, marked ``@method("name")``, with ``select(run) -> Selection``. Flags,
-recipe keys and documentation all come from its fields.
+A method is a frozen dataclass of parameters, marked ``@method("name")``, with ``select(run) -> Selection``. Its fields
+define the command line flags, the keys in recipes and the help.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ C = TypeVar("C", bound=type)
 
 
 class Method(Protocol):
-    """A frozen dataclass of parameters that can choose rows."""
+    """A frozen dataclass of parameters that selects rows."""
 
     name: ClassVar[str]
 
     def select(self, run: Run) -> Selection:
-        """Return the selection so far with one more step."""
+        """Return the selection so far, with one more step."""
         ...
 
 
@@ -31,7 +31,7 @@ METHODS: PluginPoint[Method] = PluginPoint("method", "thresher.select.methods", 
 
 
 def method(name: str) -> Callable[[C], C]:
-    """Mark a frozen dataclass as the method of a name."""
+    """Mark a frozen dataclass as the method with this name."""
 
     def mark(cls: C) -> C:
         cls.name = name  # type: ignore[attr-defined]
@@ -40,11 +40,10 @@ def method(name: str) -> Callable[[C], C]:
     return mark
 
 
-def build(name: str, given: Mapping[str, Any]) -> Method:
-    """Make a method from loosely typed parameters (flags, TOML).
+def build(name: str, values: Mapping[str, Any]) -> Method:
+    """Make a method from plain values (flags, TOML).
 
     Raises:
-        UsageError: No such method, an unknown parameter (suggests the nearest), a missing one, or a value that is not
-            allowed.
+        UsageError: There is no such method, a parameter is unknown or missing, or a value is not allowed.
     """
-    return parameters.build(METHODS.find(name), name, given)
+    return parameters.build(METHODS.find(name), name, values)

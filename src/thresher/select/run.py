@@ -1,4 +1,4 @@
-"""The run: all that a method is given."""
+"""The run: everything that a method is given."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Run:
-    """A view of a store, an engine, a seed and a cache; and the selection so far.
+    """A view of a store, the selection so far, an engine, a cache and a seed.
 
     Attributes:
-        store: The rows the method may look at.
-        so_far: The selection that left exactly those rows.
+        store: The rows that the method may select from.
+        so_far: The selection that kept exactly these rows.
         engine: Where work runs.
-        seed: Of all randomness, together with a purpose.
-        cache: Arrays already computed.
-        progress: Where to tell.
+        cache: Where computed arrays are kept.
+        seed: Seed of all randomness, together with a purpose.
+        progress: Where progress and notes are reported.
     """
 
     store: EmbeddingStore
@@ -47,13 +47,13 @@ class Run:
     progress: Progress = field(default_factory=Silent)
 
     def rng(self, *purpose: str | int) -> np.random.Generator:
-        """Return a generator keyed by the seed and a purpose: adding a step never reseeds another."""
+        """Return a generator keyed by the seed and a purpose, so that adding a step never changes another step."""
         return generator(self.seed, *purpose)
 
     def random_ranks(self, *purpose: str | int) -> npt.NDArray[np.uint32]:
         """Return distinct random numbers for the view's rows, (n,) uint32, tied to global row ids.
 
-        A row has the same number in every view, so that a smaller budget is a part of a larger one.
+        A row has the same number in every view, so the rows of a smaller budget are a subset of those of a larger one.
         """
         ranks = self.rng(*purpose).permutation(self.store.total).astype(np.uint32)
         return ranks if self.store.rows is None else ranks[self.store.rows]
@@ -65,23 +65,23 @@ class Run:
 
     @cached_property
     def view(self) -> str:
-        """Hash of which rows the view holds."""
+        """Hash of the rows in the view."""
         if self.store.rows is None:
             return "all"
         return digest(self.store.rows)
 
     @cached_property
     def kernels(self) -> list[str]:
-        """Names of the matrix kernels at work here: the last bits of a product depend on them."""
+        """Names of the matrix kernels in use; the last bits of a product depend on them."""
         return sorted({info.get("architecture", "") for info in threadpoolctl.threadpool_info()} - {""})
 
     def key(self, made_by: Callable[..., Any], **what: Any) -> dict[str, Any]:
         """Return the cache key of something computed from these rows, with these matrix kernels and this code.
 
         Args:
-            made_by: The function that computes it; its module's code is part of the key, see
+            made_by: The function that computes it; the code of its module is part of the key, see
                 :func:`~thresher.runtime.plugins.code_version`.
-            **what: Whatever else the values depend on.
+            **what: Everything else that the values depend on.
         """
         return {
             "store": self.version,
@@ -95,7 +95,7 @@ class Run:
     def over_blocks(
         self, label: str, name: str, fn: Callable[[EmbeddingStore, Block], R], start: int = 0
     ) -> Iterator[R]:
-        """Yield ``fn(store, block)`` for the view's blocks of a field, in order, on the engine."""
+        """Yield ``fn(store, block)`` for the blocks of a field, in order, computed on the engine."""
         with self.progress.task(label, len(self.store)) as advance:
             advance(start)
             done = start
@@ -113,14 +113,15 @@ class Run:
         dtypes: Mapping[str, str],
         **what: Any,
     ) -> dict[str, Array]:
-        """Return cached columns (n,) computed block by block; an interrupted pass is taken up again.
+        """Return columns (n,) that are computed block by block and cached; an interrupted pass resumes.
 
         Args:
-            name: Of the computation, for messages and the cache.
+            name: Name of the computation, for progress and the cache.
             of: Field whose blocks are passed to ``fn``.
-            fn: Picklable; returns one array per column. The values are computed again once its code changes.
+            fn: Picklable function that returns one array per column. If its code changes, the values are computed
+                again.
             dtypes: Column name -> dtype.
-            **what: Whatever else the values depend on.
+            **what: Everything else that the values depend on.
         """
         return self.cache.columns(
             name,
@@ -132,11 +133,11 @@ class Run:
         )
 
     def local(self, name: str) -> Run:
-        """Return a run whose vectors of a field can be read row by row, copying them once if need be."""
+        """Return a run in which single rows of a field can be read; copies the vectors to the cache once if needed."""
         if self.store.mapped(name):
             return self
         pieces: dict[str, NpyPiece] = {}
-        copies = []  # in use until the store holds them
+        copies = []  # keeps the files in use until the store holds them
         for part in self.store.parts(name):
             base = EmbeddingStore(self.store.layout, self.store.options)
             whole = Run(base, self.so_far, self.engine, self.cache, self.seed, self.progress)
@@ -180,19 +181,19 @@ class Run:
         repeats: npt.NDArray[np.int32] | None = None,
         reference: Mapping[str, Array] | None = None,
     ) -> Selection:
-        """Return the selection so far with one more step.
+        """Return the selection so far, with one more step.
 
         Args:
-            method: The frozen dataclass that judged; its fields are recorded.
-            keep_n: (n,) bool over the view.
+            method: The method that selected; its fields are recorded.
+            keep_n: (n,) bool, True for the rows of the view to keep.
             reasons: Templates of the reasons of dropped rows, see :class:`Step`.
             score: What the score means.
-            cut: Where it was cut.
+            cut: The score at which rows were cut.
             notes: What the user should know.
             rows: Evidence per row of the view.
             groups: Evidence per cluster.
-            repeats: (n,) how often to use each row of the view, 0 where dropped; by default once.
-            reference: Evidence per row of a reference pool that dropped rows repeat, see :class:`Step`.
+            repeats: (n,) how often to use each row of the view, 0 where dropped; once by default.
+            reference: Evidence per row of a reference pool that dropped rows duplicate, see :class:`Step`.
         """
         origin = origin_of(type(method))
         step = Step(
@@ -215,13 +216,13 @@ class Run:
 
 @dataclass(frozen=True)
 class _SameKeys(Run):
-    """A run over local copies: what it computes is cached under the original files' version."""
+    """A run on local copies, whose results are cached under the version of the original files."""
 
     origin: str = ""
 
     @cached_property
     def version(self) -> str:
-        """Version of the files the copies were made from."""
+        """Version of the files that were copied."""
         return self.origin
 
 
@@ -230,5 +231,5 @@ def _raw(name: str, store: EmbeddingStore, block: Block) -> Array:
 
 
 def unit(name: str, store: EmbeddingStore, block: Block) -> F32:
-    """Return the unit vectors of a block; a picklable function for engines."""
+    """Return the unit vectors of a block, (B, D) float32; a picklable function for engines."""
     return store.vectors(name, block)

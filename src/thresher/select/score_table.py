@@ -1,4 +1,4 @@
-"""A method's number for every row, once, as a table that any tool reads and joins by key."""
+"""The scores of a method for every row, as a table that other tools can read and join by key."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from thresher.select.run import Run
 from thresher.select.scores import MARK, Scored, scoring_methods
 from thresher.selection import Selection
 
-CUTS = tuple(item.name for item in fields(Scored))  # parameters that a number does not depend on
+CUTS = tuple(item.name for item in fields(Scored))  # parameters that only cut, and do not change a score
 
 
 @dataclass(frozen=True, eq=False)
 class ScoreTable:
-    """A method's numbers, and how they were made.
+    """The scores of a method, and how they were computed.
 
     Attributes:
-        ids_n: Rows of the pool, ascending: those that were judged.
-        values_n: The number of each, float32 or float64.
+        ids_n: (n,) ids of the rows that were scored, ascending.
+        values_n: (n,) their scores, float32 or float64.
         info: Method, parameters, seed, version, pool, fingerprint of the store, earlier steps, notes.
     """
 
@@ -56,37 +56,37 @@ def score(
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> ScoreTable:
-    """Compute a method's number for the rows of a pool.
+    """Compute the scores of a method for the rows of a pool.
 
     Args:
         store: The pool.
-        method: A scoring method, as ``scorer("clip-score")`` makes one; it cuts nothing here.
-        seed: Of all randomness.
-        within: Judge only the rows that an earlier selection kept.
+        method: A scoring method, as made by ``scorer("clip-score")``; it drops no rows here.
+        seed: Seed of all randomness.
+        within: Score only the rows that an earlier selection kept.
         engine: Where work runs; threads on all cores by default.
-        cache: Arrays already computed; the default cache folder by default.
-        progress: Where to tell.
+        cache: Where computed arrays are kept; the default cache folder by default.
+        progress: Where progress and notes are reported; nowhere by default.
 
     Raises:
-        UsageError: The method gives rows no number, or cannot be carried out.
-        PoolError: The pool cannot be trusted.
+        UsageError: The method is not a scoring method, or cannot run.
+        PoolError: The pool is damaged, has bad rows, or changed during the run.
     """
     if not isinstance(method, Scored):
-        raise UsageError(f"{method!r} gives rows no number; the methods that do: {', '.join(scoring_methods())}")
+        raise UsageError(f"{method!r} does not score rows; the scoring methods: {', '.join(scoring_methods())}")
     method = coerced(method, method.name)
     engine, cache, progress = engine or make_engine(), cache or Cache.at(), progress or Silent()
     good = run_steps(store, (), seed=seed, within=within, engine=engine, cache=cache, progress=progress)
     run = Run(store.where(good.mask()), good, engine, cache, seed, progress)
     try:
-        with threadpoolctl.threadpool_limits(1):  # as in engines: bits must not depend on the cores
-            found = method.score(run)
+        with threadpoolctl.threadpool_limits(1):  # as in engines: results must not depend on the number of cores
+            result = method.score(run)
     except UsageError as error:
         raise type(error)(f"{method.name}: {error}") from None
     if store.changed():
         raise PoolError(
-            f"{good.pool}: a file of the pool changed while {method.name} ran; run again when it is at rest"
+            f"{good.pool}: a file of the pool changed while {method.name} ran; run again once writing has finished"
         )
-    values = np.asarray(found.values_N)
+    values = np.asarray(result.values_N)
     return ScoreTable(
         run.store.ids,
         values if values.dtype == np.float32 else values.astype(np.float64),
@@ -100,7 +100,7 @@ def score(
             "rows": len(values),
             "of": store.total,
             "steps": [step.header() for step in good.steps],
-            "notes": list(found.notes),
+            "notes": list(result.notes),
         },
     )
 
@@ -114,21 +114,22 @@ def write_scores(
     overwrite: bool = False,
     **how: Any,
 ) -> ScoreTable:
-    """Compute a method's numbers as :func:`score` does, and write them as parquet, whole or not at all.
+    """Compute the scores of a method as :func:`score` does, and write them to a parquet file atomically.
 
-    The table has the pool's key column (``row``, the row number, where there is none) and one column of
-    numbers; rows that were not judged are left out. How it was made is JSON under "thresher" in the schema's
-    metadata.
+    The table has the pool's key column (or ``row``, the row number, if the pool has no keys) and one column of
+    scores; rows that were not scored are left out. The metadata of the schema holds, under "thresher", how the table
+    was made, as JSON.
 
     Args:
         store: The pool.
         method: A scoring method.
-        target: File to write; an ending ``.parquet`` lets it be named as a column later.
-        name: Column of the numbers; by default the method's name with underscores.
+        target: File to write, ending in ``.parquet`` or ``.pq``.
+        name: Name of the column of scores; by default the method's name with underscores.
         overwrite: Replace an existing file.
         **how: seed, within, engine, cache and progress, as in :func:`score`.
 
     Raises:
+        UsageError: ``target`` or ``name`` is not allowed, or as in :func:`score`.
         OutputError: The file exists, belongs to the pool or cannot be written.
     """
     import pyarrow as pa
@@ -138,24 +139,24 @@ def write_scores(
     key = store.layout.key
     column = name or method.name.replace("-", "_")
     if column == (key or NO_KEY):
-        raise UsageError(f"the numbers cannot be called {column!r}: that is the column of keys; give another name")
+        raise UsageError(f"the column of scores cannot be named {column!r}: that is the key column; give another name")
     if path.suffix not in (".parquet", ".pq"):
-        raise UsageError(f"{path}: scores are written as parquet; give a name that ends in .parquet")
+        raise UsageError(f"{path}: scores are written as parquet; use a file name that ends in .parquet")
     check_target(path, store, overwrite=overwrite)
-    found = score(store, method, **how)
+    table = score(store, method, **how)
     kind = pa.int64()
     if key:
-        schemas = [table.schema([key]) for table in store.layout.tables]
+        schemas = [piece.schema([key]) for piece in store.layout.tables]
         kind = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
-    numbers = pa.float32() if found.values_n.dtype == np.float32 else pa.float64()
-    schema = pa.schema([(key or NO_KEY, kind), (column, numbers)], {MARK: json.dumps(found.info)})
+    numbers = pa.float32() if table.values_n.dtype == np.float32 else pa.float64()
+    schema = pa.schema([(key or NO_KEY, kind), (column, numbers)], {MARK: json.dumps(table.info)})
     done = 0
     with writing(path) as scratch, pq.ParquetWriter(scratch, schema) as file:
-        for keys in _keys(store, found.ids_n):
-            values = found.values_n[done : done + len(keys)]
+        for keys in _keys(store, table.ids_n):
+            values = table.values_n[done : done + len(keys)]
             file.write_table(pa.table([keys.cast(kind), pa.array(values)], schema=schema))
             done += len(keys)
-    return found
+    return table
 
 
 def _keys(store: EmbeddingStore, ids_n: npt.NDArray[np.int64]) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""Scores: one number a row, computed or stored, and cut by a budget or a threshold."""
+"""Scores: one number per row, computed or stored, that a budget or a threshold cuts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from thresher.selection import Keep, RoundedFloat, Selection
 
 Array = npt.NDArray[Any]
 
-MARK = b"thresher"  # under which a parquet file of scores says how they were made
+MARK = b"thresher"  # metadata key of a parquet file of scores that holds how they were made
 _FILE = re.compile(r"(.+?\.(?:parquet|pq))(?::(.+))?", re.DOTALL)
 
 
@@ -35,8 +35,8 @@ class Score:
     """One number for every row of a view; higher is better.
 
     Attributes:
-        values_N: (n,) numbers, none of them NaN.
-        notes: Where they come from.
+        values_N: (n,) numbers without NaN.
+        notes: Where the numbers come from.
     """
 
     values_N: Array
@@ -45,45 +45,45 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Scored(ABC):
-    """Parameters of every method that gives each row a number and cuts by it.
+    """Parameters of every method that scores rows and cuts by the score.
 
-    A method has ``meaning``, the name of its number in words, and ``score(run) -> Score``; parameters that
-    only cut are ``keep`` and ``threshold``.
+    A scoring method has ``meaning``, the name of its score in words, and ``score(run) -> Score``. Its parameters
+    ``keep`` and ``threshold`` only cut, and do not change the score.
     """
 
     name: ClassVar[str]
     meaning: ClassVar[str]
 
     keep: Keep | None = field(default=None, metadata={"help": "share or number of rows to keep"})
-    threshold: float | None = field(default=None, metadata={"help": "keep rows with a score of at least this"})
+    threshold: float | None = field(default=None, metadata={"help": "keep rows with at least this score"})
 
     def __post_init__(self) -> None:
-        """Exactly one of keep and threshold."""
+        """Validate the parameters: exactly one of ``keep`` and ``threshold``."""
         if (self.keep is None) == (self.threshold is None):
-            both = "; not both" if self.keep is not None else ""
+            both = ", not both" if self.keep is not None else ""
             raise UsageError(f"{self.name} needs either keep (such as 30%) or threshold (such as 0.28){both}")
 
     @abstractmethod
     def score(self, run: Run) -> Score:
-        """Return every row's number."""
+        """Return the score of every row."""
 
     def select(self, run: Run) -> Selection:
-        """Cut by the score; equal scores at a budget go to the lower row."""
-        found = self.score(run)
-        scores = found.values_N
+        """Cut by the score; if scores are equal at the budget, lower row ids are kept."""
+        scored = self.score(run)
+        scores = scored.values_N
         if self.keep is not None:
             mask = top(scores, self.keep.of(len(scores)))
             least = float(scores[mask].min())
             if not np.isfinite(least):
-                raise UsageError(f"keep = {self.keep}: that takes rows whose {self.meaning} is {least}; keep fewer")
+                raise UsageError(f"keep = {self.keep}: would keep rows whose {self.meaning} is {least}; keep fewer")
             cut: float | None = least
             reason = f"{self.meaning} {{score:.4f}} is below the cut at {{cut:.4f}}"
         else:
             mask, cut = scores >= self.threshold, self.threshold
             if not mask.any() and len(scores):
                 raise UsageError(
-                    f"threshold = {self.threshold}: no row reaches it; they have {RoundedFloat(scores.min()):.4f} to "
-                    f"{RoundedFloat(scores.max()):.4f}"
+                    f"threshold = {self.threshold}: no row reaches it; scores range from "
+                    f"{RoundedFloat(scores.min()):.4f} to {RoundedFloat(scores.max()):.4f}"
                 )
             reason = f"{self.meaning} {{score:.4f}} is below the threshold {{cut}}"
         return run.selection(
@@ -92,82 +92,83 @@ class Scored(ABC):
             reasons=(reason,),
             score=self.meaning,
             cut=cut,
-            notes=found.notes,
+            notes=scored.notes,
             rows={"score": scores.astype(np.float32)},
         )
 
 
 def scoring_methods() -> dict[str, type[Scored]]:
-    """Return the methods that give each row a number, by name."""
+    """Return the scoring methods, by name."""
     return {name: cls for name, cls in METHODS.all().items() if issubclass(cls, Scored)}
 
 
 def scorer(name: str, parameters: Mapping[str, Any] | None = None) -> Scored:
-    """Make a scoring method from loosely typed parameters, for its numbers alone: it cuts nothing.
+    """Make a scoring method from plain values, to compute scores without dropping rows.
 
     Raises:
-        UsageError: No scoring method of that name, or parameters it does not take.
+        UsageError: There is no scoring method with this name, or it does not take these parameters.
     """
     known = scoring_methods()
     if name not in known:
         raise UsageError(
-            f"{name!r} is no method that gives each row a number; those are {', '.join(known)}.{suggest(name, known)}"
+            f"{name!r} is not a scoring method; the scoring methods: {', '.join(known)}.{suggest(name, known)}"
         )
     return cast(Scored, build(name, {**(parameters or {}), "keep": "100%"}))
 
 
 def column(run: Run, source: str, parameter: str, *, finite: bool = False) -> Score:
-    """Return a column to judge by, wherever it is.
+    """Return a column of scores from the pool, a scoring method or a file.
 
     Args:
-        run: Whose rows.
+        run: The run whose rows are scored.
         source: A metadata column of the pool; else the name of a scoring method, which is then computed with
             its defaults; else ``file.parquet`` or ``file.parquet:column``, joined by key.
-        parameter: Which names it, for messages.
+        parameter: Name of the parameter that holds ``source``, for messages.
         finite: Refuse infinite numbers.
 
     Raises:
-        UsageError: No such column; says what there is.
-        BadRowsError: A row has no number; names the first.
+        UsageError: There is no such column; the message lists what there is.
+        BadRowsError: Some rows have no number; the message names the first.
     """
     known = scoring_methods()
     if source in run.store.columns:
-        found = _stored(run, source)
+        result = _stored(run, source)
     elif source in known:
         if needs := [item.name for item in parameters_of(known[source]) if is_required(item)]:
             raise UsageError(
-                f"{parameter}: {source} needs {', '.join(needs)}; write it with 'thresher score {source} ...' and name "
-                "that file"
+                f"{parameter}: {source} needs {', '.join(needs)}; compute it with 'thresher score {source} ...' and "
+                "use that file"
             )
         made = scorer(source).score(run)
-        found = Score(made.values_N, tuple(f"{source}: {note}" for note in made.notes))
+        result = Score(made.values_N, tuple(f"{source}: {note}" for note in made.notes))
     elif file := _FILE.fullmatch(source):
-        found = _from_file(run, file[1], file[2], parameter)
+        result = _from_file(run, file[1], file[2], parameter)
     elif os.path.isfile(source):
-        raise UsageError(f"{parameter} = {source!r}: scores are read from parquet files; write them as one")
+        raise UsageError(f"{parameter} = {source!r}: scores are read from parquet files; convert this file to parquet")
     else:
         raise UsageError(
-            f"{parameter} = {source!r}: there is no such column; give one of {run.store.layout.location} ("
+            f"{parameter} = {source!r}: there is no such column; use a column of {run.store.layout.location} ("
             f"{', '.join(run.store.columns) or 'none'}), a method ({', '.join(known)}) or a file (scores.parquet or "
             f"scores.parquet:column).{suggest(source, [*run.store.columns, *known])}"
         )
-    if finite and found.values_N.dtype.kind == "f" and np.isinf(found.values_N).any():
-        row = int(run.store.ids[np.flatnonzero(np.isinf(found.values_N))[0]])
+    if finite and result.values_N.dtype.kind == "f" and np.isinf(result.values_N).any():
+        row = int(run.store.ids[np.flatnonzero(np.isinf(result.values_N))[0]])
         raise BadRowsError(f"{parameter}: {source} is infinite in row {row:,} of the pool; filter such rows out first")
-    return found
+    return result
 
 
 def clip_scores(run: Run, source: str, parameter: str) -> Score:
     """Return a column as :func:`column` does, or the CLIP scores of another pool of the same rows.
 
     Args:
-        run: Whose rows.
-        source: As for :func:`column`, or the folder of a pool, such as one embedded by another model. Its rows
-            are found by key, or by number where neither pool has keys.
-        parameter: Which names it, for messages.
+        run: The run whose rows are scored.
+        source: As for :func:`column`, or the folder of a pool, such as one embedded by another model. Rows are
+            matched by key, or by number if neither pool has keys.
+        parameter: Name of the parameter that holds ``source``, for messages.
 
     Raises:
-        UsageError: The pool has other rows.
+        UsageError: The other pool does not have the same rows, or as for :func:`column`.
+        BadRowsError: As for :func:`column`.
     """
     named = source in run.store.columns or source in scoring_methods() or _FILE.fullmatch(source)
     if named or not (os.path.isdir(source) or "://" in source):
@@ -176,19 +177,19 @@ def clip_scores(run: Run, source: str, parameter: str) -> Score:
     other = open_store(source, Options(key=options.key, dtype=options.dtype), scratch=str(run.cache.folder))
     if other.total != mine.total:
         raise UsageError(
-            f"{parameter}: {source} has {other.total:,} rows and {mine.layout.location} {mine.total:,}; give a pool of "
-            "the same rows"
+            f"{parameter}: {source} has {other.total:,} rows and {mine.layout.location} {mine.total:,}; give a pool "
+            "with the same rows"
         )
     key = mine.layout.key if mine.layout.key in other.columns else other.layout.key
     if (key is None) != (mine.layout.key is None):
         keyed, bare = (mine.layout.location, source) if key is None else (source, mine.layout.location)
         raise UsageError(
             f"{parameter}: {keyed} has keys and {bare} has none, so their rows cannot be matched; if both have "
-            "the same order, say so with --key row"
+            "the same order, pass --key row"
         )
     places = _places(run, other, key)
     if (places < 0).any():
-        raise UsageError(f"{parameter}: {_missing(run, source, key, places)}; give a pool of the same rows")
+        raise UsageError(f"{parameter}: {_missing(run, source, key, places)}; give a pool with the same rows")
     mask = np.zeros(other.total, np.bool_)
     mask[places] = True
     view = other.where(mask)
@@ -204,7 +205,7 @@ def _stored(run: Run, name: str) -> Score:
         row = int(run.store.ids[missing[0]])
         raise BadRowsError(
             f"{run.store.whereabouts('metadata', row)}: the score column {name!r} is empty or NaN "
-            f"({len(missing):,} such rows); filter them out first, with where = 'NOT isnan({name})'"
+            f"({len(missing):,} such rows); filter them out first with where = 'NOT isnan({name})'"
         )
     return Score(values, (f"taken from the column {name}",))
 
@@ -227,12 +228,10 @@ def _from_file(run: Run, location: str, name: str | None, parameter: str) -> Sco
     numbers = [f.name for f in kinds if pa.types.is_integer(f.type) or pa.types.is_floating(f.type)]
     numbers = [number for number in numbers if number not in (key, "row")]
     if name is None and not numbers:
-        told = ", ".join(f"{field.name} ({field.type})" for field in kinds)
-        raise UsageError(f"{parameter}: {location} has no column of numbers but keys; it has {told}")
+        types = ", ".join(f"{field.name} ({field.type})" for field in kinds)
+        raise UsageError(f"{parameter}: {location} has no column of numbers except keys; it has {types}")
     if name is None and len(numbers) > 1:
-        raise UsageError(
-            f"{parameter}: {location} has {', '.join(numbers)}; say which to take, as in {location}:{numbers[0]}"
-        )
+        raise UsageError(f"{parameter}: {location} has {', '.join(numbers)}; choose one, as in {location}:{numbers[0]}")
     name = name or numbers[0]
     if name not in other.columns:
         raise UsageError(
@@ -248,7 +247,7 @@ def _from_file(run: Run, location: str, name: str | None, parameter: str) -> Sco
             + (
                 "are these scores of another pool?"
                 if (places < 0).all()
-                else "score all rows, or judge only those that have one, by --within a selection of them"
+                else "score all rows, or use only rows with a score: pass a selection of them as --within"
             )
         )
     values = other.column(name)[places]
@@ -256,27 +255,27 @@ def _from_file(run: Run, location: str, name: str | None, parameter: str) -> Sco
     if len(missing):
         raise BadRowsError(
             f"{other.whereabouts('metadata', int(places[missing[0]]))}: {name!r} is empty or NaN "
-            f"({len(missing):,} such rows); judge only the others: --within the result of thresher select filter "
+            f"({len(missing):,} such rows); to use only the others, pass --within the result of thresher select filter "
             f"--metadata {location} --where 'NOT isnan({name})'"
         )
     return Score(values, (f"{name} taken from {location} by {key}",))
 
 
 def _same_store(run: Run, other: EmbeddingStore) -> None:
-    """Refuse row numbers of another pool, where the file says which it was made from."""
+    """Refuse row numbers of another pool, if the file says which pool it was made from."""
     try:
-        told = json.loads(parquet_metadata(*other.files()[0]).get(MARK, b"{}"))
+        info = json.loads(parquet_metadata(*other.files()[0]).get(MARK, b"{}"))
     except ValueError:
-        told = {}
-    if isinstance(told, dict) and told.get("store", run.store.fingerprint()) != run.store.fingerprint():
+        info = {}
+    if isinstance(info, dict) and info.get("store", run.store.fingerprint()) != run.store.fingerprint():
         raise UsageError(
-            f"{other.layout.location} goes by row numbers of another pool ({told.get('pool')}), or of an earlier "
-            "state of this one; score it again"
+            f"{other.layout.location} uses row numbers of another pool ({info.get('pool')}), or of an earlier "
+            "state of this one; compute the scores again"
         )
 
 
 def _places(run: Run, other: EmbeddingStore, key: str | None) -> Rows:
-    """Return which row of another store belongs to each of the view's, (n,), -1 where none does."""
+    """Return the row of another store that matches each row of the view, (n,), -1 if there is none."""
     mine = run.store.layout.key
     if mine is not None:
         scratch = str(run.cache.folder / "joined")
@@ -286,9 +285,9 @@ def _places(run: Run, other: EmbeddingStore, key: str | None) -> Rows:
     rows = other.column(key)
     location = other.layout.location
     if rows.dtype.kind not in "iu" or (rows < 0).any() or (rows >= run.store.total).any():
-        raise BadRowsError(f"{location}: {key!r} holds other numbers than the rows 0 to {run.store.total - 1:,}")
+        raise BadRowsError(f"{location}: {key!r} must hold row numbers from 0 to {run.store.total - 1:,}")
     if (twice := np.flatnonzero(np.bincount(rows.astype(np.int64)) > 1)).size:
-        raise BadRowsError(f"{location}: the {key} {twice[0]:,} stands there more than once")
+        raise BadRowsError(f"{location}: the {key} {twice[0]:,} appears more than once")
     places = np.full(run.store.total, -1, np.int64)
     places[rows] = np.arange(len(rows))
     return places[run.store.ids]

@@ -88,7 +88,7 @@ def test_another_pool_that_does_not_fit_is_told(pool, rows, pairs, select, tmp_p
     def proxy(name, on=store):
         select(on, build("c-rho", {"proxy": str(tmp_path / name), "keep": 10}))
 
-    with pytest.raises(UsageError, match="short has 119 rows and .*pool 120; give a pool of the same rows"):
+    with pytest.raises(UsageError, match="short has 119 rows and .*pool 120; give a pool with the same rows"):
         proxy("short")
     with pytest.raises(UsageError, match=r"others has no row for the uid k118 \(2 of 120 rows are missing\)"):
         proxy("others")

@@ -248,18 +248,18 @@ def test_the_classes_names_are_told(chosen, tmp_path) -> None:
     name = ["a cat", "a dog", "a bird"][step.rows["cluster"][i]]
     assert f"({name}) keeps" in step.why(i)
     (tmp_path / "other.txt").write_text("a cat\na dog\n", encoding="utf-8")
-    with pytest.raises(PoolError, match="2 class names, one a line, for the 3 rows"):
+    with pytest.raises(PoolError, match="2 class names, one per line, for the 3 rows"):
         chosen(image, text, prompts, name="other", keep=8)
 
 
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        ({"classes": "p.npy", "clusters": 5}, "classes and clusters: classes come from one of them"),
+        ({"classes": "p.npy", "clusters": 5}, "classes and clusters: give only one of them"),
         ({"classes": "p.npy", "centroids": "c.npy"}, "classes and centroids"),
         ({"classes": "p.npy", "embedding": "text"}, "compared with images"),
-        ({"refresh": 0}, "refresh = 0: at least 1"),
-        ({"clamp": "off"}, "clamp = 'off': a similarity from -1 to 1, such as 0, or none"),
+        ({"refresh": 0}, "refresh = 0: must be at least 1"),
+        ({"clamp": "off"}, "clamp = 'off': must be a similarity from -1 to 1, such as 0, or none"),
         ({"clamp": "nan"}, "clamp"),
         ({"clamp": 7}, "clamp"),
         ({"balance": "maybe"}, "allowed: on, off"),

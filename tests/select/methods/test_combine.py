@@ -58,7 +58,7 @@ def test_the_syntax() -> None:
         ("", "names no column"),
         ("a,,b", "names no column"),
         ("=1", "names no column"),
-        ("a=much", "weight 'much' of a is no finite number"),
+        ("a=much", "weight 'much' of a is not a finite number"),
         ("a=", "weight '' of a"),
         ("a=nan", "weight 'nan'"),
         ("a=inf, b", "weight 'inf'"),

@@ -139,7 +139,7 @@ def test_fewer_rows_than_clusters(pool, rows, centroid_file, select) -> None:
     image, centroids = make(1)
     selection = select(pool(image), build("density", {"keep": 3, "centroids": centroid_file(centroids)}))
     assert len(selection) == 3
-    assert "none is promised any" in selection.steps[0].notes[-1]
+    assert "no minimum is applied" in selection.steps[0].notes[-1]
 
 
 @pytest.mark.parametrize("keep", [1, 2, 299, 300])

@@ -120,7 +120,7 @@ def test_one_batch_is_done_once_and_any_seed_gives_the_same(pool, rows, select) 
     store = pool(rows(50), rows(50, seed=1))
     one, five = (select(store, build("negclip", {"keep": 20, "repeats": r}), seed=r) for r in (1, 5))
     assert scores(one).tobytes() == scores(five).tobytes()
-    assert five.steps[0].notes == ("one batch of 50 pairs, all there are: repeats would change nothing",)
+    assert five.steps[0].notes == ("one batch of all 50 pairs, so that repeats would change nothing",)
 
 
 def test_a_single_row_and_rows_that_repeat(pool, rows, select) -> None:
@@ -200,11 +200,11 @@ def test_a_killed_run_goes_on_with_the_batch_it_had_come_to(pool, rows, select, 
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        ({"temperature": 0.0}, "temperature = 0.0: from"),
+        ({"temperature": 0.0}, "temperature = 0.0: must be from"),
         ({"temperature": -1.0}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
-        ({"batch_size": 1}, "batch_size = 1: at least 2"),
-        ({"repeats": 0}, "repeats = 0: at least 1"),
+        ({"batch_size": 1}, "batch_size = 1: must be at least 2"),
+        ({"repeats": 0}, "repeats = 0: must be at least 1"),
         ({"threshold": 0.1}, "either keep"),
     ],
 )

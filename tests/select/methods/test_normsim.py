@@ -171,9 +171,9 @@ def test_a_killed_search_goes_on_with_the_round_it_had_come_to(pool, rows, selec
     [
         ({"norm": "max"}, "'max' needs a target"),
         ({"norm": "2"}, "allowed: max, rms, mean"),
-        ({"target_share": 0.0}, "target_share = 0.0: above 0"),
+        ({"target_share": 0.0}, "target_share = 0.0: must be above 0"),
         ({"target_share": 1.5}, "target_share = 1.5"),
-        ({"rounds": 0}, "rounds = 0: at least 1"),
+        ({"rounds": 0}, "rounds = 0: must be at least 1"),
         ({"threshold": 0.1}, "either keep"),
     ],
 )

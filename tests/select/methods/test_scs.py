@@ -160,7 +160,7 @@ def test_steps_after_it_carry_the_repeats_and_a_second_draw_is_refused(store, se
     assert [step.method for step in later.steps] == ["scs", "filter"]
     np.testing.assert_array_equal(later.repeats, np.where(later.mask(), drawn.repeats, 0))
     assert 0 < later.uses < drawn.uses
-    with pytest.raises(UsageError, match="repeated by an earlier step already"):
+    with pytest.raises(UsageError, match="already repeated by an earlier step"):
         select(store, draw(), within=drawn)
     with pytest.raises(UsageError, match="earlier step repeats rows already"):
         drawn.then(drawn.steps[0], np.ones(len(drawn), bool), np.ones(len(drawn), np.int32))
@@ -241,9 +241,9 @@ def test_a_damaged_count_is_noticed(store, select, tmp_path) -> None:
     [
         ({"temperature": 0.0}, "above 0"),
         ({"temperature": 1e-310}, "infinite"),
-        ({"penalty": -0.1}, "0 or more"),
+        ({"penalty": -0.1}, "must be at least 0"),
         ({"batch": 0}, "at least 1"),
-        ({"batch": 401}, "batch = 401 of 400 rows"),
+        ({"batch": 401}, "batch = 401: must be at most 400"),
         ({"draws": "0.1%"}, "less than one row"),
         ({"draws": 0}, "cannot keep 0"),
         ({"column": "nothing"}, "column = 'nothing'"),

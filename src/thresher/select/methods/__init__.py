@@ -1,1 +1,1 @@
-"""The methods: one file each, found by the registry. Score, group, allocate, pick."""
+"""The selection methods, one file each; the registry finds them."""

@@ -1,8 +1,8 @@
-"""C-RHO: what a trained CLIP matches well and an early one does not yet: the reducible loss, for pairs.
+"""C-RHO: keep pairs that a trained CLIP model matches well and an early one does not: reducible loss for pairs.
 
-RHO-loss (arXiv 2206.07137) trains on rows whose loss is still high though a reference model shows that it can
-be low. Its counterpart for image-caption pairs is a baseline in the ClipCov paper (arXiv 2403.12267): the CLIP
-score by a trained reference model minus the CLIP score by a proxy at an early stage.
+RHO-loss (arXiv 2206.07137) trains on rows whose loss is still high although a reference model shows that it can
+be low. A version for image-caption pairs is a baseline in the ClipCov paper (arXiv 2403.12267): the CLIP
+score of a trained reference model minus the CLIP score of a proxy model early in training.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ class CRho(Scored):
         default="clip-score",
         metadata={
             "metavar": "COLUMN",
-            "help": "CLIP score by a trained model: column, 'clip-score', scores.parquet, or the folder of a pool",
+            "help": "CLIP score of a trained model: column, 'clip-score', scores.parquet, or the folder of a pool",
         },
     )
     proxy: str = field(
         metadata={
             "metavar": "COLUMN",
-            "help": "CLIP score by a model at an early stage: column, 'clip-score', scores.parquet, or a pool",
+            "help": "CLIP score of a model early in training: column, 'clip-score', scores.parquet, or a pool",
         }
     )
 
     def __post_init__(self) -> None:
-        """Refuse to take a score from itself."""
+        """Validate the parameters."""
         super().__post_init__()
         if self.reference == self.proxy:
-            raise UsageError(f"reference and proxy are both {self.proxy!r}; give scores by two models")
+            raise UsageError(f"reference and proxy are both {self.proxy!r}; use the scores of two models")
 
     def score(self, run: Run) -> Score:
-        """Return the reference's score minus the proxy's."""
+        """Return the score of the reference minus that of the proxy."""
         reference, proxy = (clip_scores(run, getattr(self, name), name) for name in ("reference", "proxy"))
         notes = [f"reference: {note}" for note in reference.notes] + [f"proxy: {note}" for note in proxy.notes]
         return Score(np.subtract(reference.values_N, proxy.values_N, dtype=np.float64), tuple(notes))

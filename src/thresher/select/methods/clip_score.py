@@ -1,6 +1,6 @@
-"""CLIP score: cosine of image and caption; the top share, or all above a threshold.
+"""CLIP score: the cosine of image and caption; keeps the top share, or all rows above a threshold.
 
-DataComp keeps the top 30% by L/14; LAION kept everything at or above 0.28 by B/32.
+DataComp keeps the top 30% by ViT-L/14; LAION kept all pairs with a ViT-B/32 score of at least 0.28.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from thresher.select.scores import Score, Scored, column
 @method("clip-score")
 @dataclass(frozen=True, kw_only=True)
 class ClipScore(Scored):
-    """Keep the pairs whose image and caption agree best."""
+    """Keep the pairs whose image and caption match best."""
 
     meaning: ClassVar[str] = "clip score"
 
@@ -29,12 +29,12 @@ class ClipScore(Scored):
         default="auto",
         metadata={
             "metavar": "COLUMN",
-            "help": "stored score column; 'embeddings' to compute; 'auto': computed where both embeddings are",
+            "help": "score column; 'embeddings' to compute it; 'auto': compute if both embeddings exist",
         },
     )
 
     def score(self, run: Run) -> Score:
-        """Return the cosine of image and text embedding, or a stored score."""
+        """Return the cosine of the image and text embedding, or a stored score."""
         stored = run.store.layout.scores
         source = self.column
         if source == "auto":
@@ -46,16 +46,16 @@ class ClipScore(Scored):
                 columns = ", ".join(run.store.columns)
                 raise UsageError(
                     f"{run.store.layout.location} has neither both embeddings nor a known score column; "
-                    + (f"name one of its columns with column: {columns}" if columns else "nor any other column")
+                    + (f"set column to one of its columns: {columns}" if columns else "it has no other columns")
                 )
         if source != "embeddings":
             return column(run, source, "column")
         run.store.require_joint("a clip score")
-        found = run.column("clip score", "joint", cosines, {"score": "float32"})
-        return Score(np.asarray(found["score"]), ("computed from the image and text embeddings",))
+        scores = run.column("clip score", "joint", cosines, {"score": "float32"})
+        return Score(np.asarray(scores["score"]), ("computed from the image and text embeddings",))
 
 
 def cosines(store: EmbeddingStore, block: Block) -> tuple[npt.NDArray[np.float32]]:
-    """Return the cosine of image and text embedding of a block's rows, (B,) float32."""
+    """Return the cosines of the image and text embeddings of a block, (B,) float32."""
     image, text = store.vectors("image", block), store.vectors("text", block)
     return (np.einsum("ij,ij->i", image, text),)

@@ -1,7 +1,7 @@
-"""Several scores as one: a weighted sum of their ranks, or of their distances to the mean in standard deviations.
+"""Combine several scores into one: a weighted sum of their ranks or z-scores.
 
-A pool has more than one number that says something. Scales differ, so that each is first brought to a common
-one: ranks, which outliers cannot move, or z-scores, which keep how far apart rows are.
+Scores have different scales, so each is first converted to a common scale: ranks, which are robust to outliers, or
+z-scores, which preserve distances between rows.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Floats = npt.NDArray[np.float64]
 @method("combine")
 @dataclass(frozen=True, kw_only=True)
 class Combine(Scored):
-    """Keep the rows that several weighted scores together rate highest."""
+    """Keep the rows with the highest weighted sum of several scores."""
 
     meaning: ClassVar[str] = "combined score"
     example: ClassVar[dict[str, Any]] = {"columns": "clip-score, width=-0.5", "keep": "30%"}
@@ -32,15 +32,15 @@ class Combine(Scored):
     columns: str = field(
         metadata={
             "metavar": "COLUMN=X,COLUMN=X",
-            "help": "scores and weights: 'clip-score=1, scores.parquet:aesthetic=0.5, width=-1'; weight 1 if none",
+            "help": "scores and weights: 'clip-score=1, scores.parquet:aesthetic=0.5, width=-1'; default weight 1",
         }
     )
     by: Literal["rank", "zscore"] = field(
-        default="rank", metadata={"help": "common scale: ranks from 0 to 1, or standard deviations from the mean"}
+        default="rank", metadata={"help": "common scale: ranks from 0 to 1, or z-scores"}
     )
 
     def __post_init__(self) -> None:
-        """Refuse columns and weights that make no score."""
+        """Validate the parameters."""
         super().__post_init__()
         weighted(self.columns)
 
@@ -49,20 +49,20 @@ class Combine(Scored):
         total = np.zeros(len(run.store))
         notes = []
         for source, weight in weighted(self.columns).items():
-            found = column(run, source, "columns", finite=self.by == "zscore")
-            total += weight * (ranks(found.values_N) if self.by == "rank" else zscores(found.values_N))
-            notes += [f"weight {weight:g}: {note}" for note in found.notes]
+            scored = column(run, source, "columns", finite=self.by == "zscore")
+            total += weight * (ranks(scored.values_N) if self.by == "rank" else zscores(scored.values_N))
+            notes += [f"weight {weight:g}: {note}" for note in scored.notes]
         return Score(total, tuple(notes))
 
 
 def weighted(columns: str) -> dict[str, float]:
-    """Read ``source=weight, source, ...``: the weight stands after the last ``=`` and is 1 where there is none.
+    """Read ``source=weight, source, ...``: the weight follows the last ``=``; it is 1 if there is none.
 
     Raises:
-        UsageError: No sources, one that stands twice, a weight that is no number, or nothing but zeros.
+        UsageError: A source is missing or appears twice, a weight is not a finite number, or all weights are zero.
     """
-    hint = "write them like 'clip-score=1, scores.parquet:aesthetic=0.5, width=-1'"
-    found: dict[str, float] = {}
+    hint = "use the form 'clip-score=1, scores.parquet:aesthetic=0.5, width=-1'"
+    weights: dict[str, float] = {}
     for part in columns.split(","):
         source, equals, text = (
             (word.strip() for word in part.rpartition("=")) if "=" in part else (part.strip(), "", "")
@@ -74,13 +74,13 @@ def weighted(columns: str) -> dict[str, float]:
         except ValueError:
             weight = math.nan
         if not math.isfinite(weight):
-            raise UsageError(f"columns = {columns!r}: the weight {text!r} of {source} is no finite number; {hint}")
-        if source in found:
+            raise UsageError(f"columns = {columns!r}: the weight {text!r} of {source} is not a finite number; {hint}")
+        if source in weights:
             raise UsageError(f"columns = {columns!r} names {source} twice; give it one weight")
-        found[source] = weight
-    if not any(found.values()):
-        raise UsageError(f"columns = {columns!r}: all weights are zero, so that no row is better than another")
-    return found
+        weights[source] = weight
+    if not any(weights.values()):
+        raise UsageError(f"columns = {columns!r}: all weights are zero; at least one must not be")
+    return weights
 
 
 def ranks(values_N: npt.NDArray[Any]) -> Floats:
@@ -91,7 +91,7 @@ def ranks(values_N: npt.NDArray[Any]) -> Floats:
 
 
 def zscores(values_N: npt.NDArray[Any]) -> Floats:
-    """Return standard deviations from the mean, (N,); 0 where all values are equal."""
+    """Return z-scores, (N,); 0 if all values are equal."""
     values = np.asarray(values_N, np.float64)
     if values.min() == values.max():
         return np.zeros(len(values))

@@ -1,13 +1,13 @@
-"""Density-based pruning, DBP (arXiv 2401.04578): fewer rows from tight, crowded clusters.
+"""Density-based pruning, DBP (arXiv 2401.04578): keep fewer rows from dense clusters.
 
-The complexity of a cluster is d_inter * d_intra; its wished-for share is a softmax of complexity over
-``temperature``; quotas are the nearest whole numbers to it that the cluster sizes allow and that sum
-to the budget exactly; in each cluster the rows farthest from the centroid stay ("hard").
+The complexity of a cluster is d_inter * d_intra. Its target share is the softmax of complexity / ``temperature``.
+Quotas are the integers closest to the targets that the cluster sizes allow and that sum exactly to the budget.
+In each cluster the rows farthest from the centroid are kept ("hard").
 
-``released=True`` reproduces the released code instead: temperature 0.5 unless given, at least
-min(m, size - 1) rows of a cluster with m half an equal share, the mean complexity for clusters whose
-own is undefined, quotas by OSQP rounded to the nearest number - which misses the budget and can
-exceed a cluster, as published. Needs the extra ``released``.
+``released=True`` reproduces the released code instead: temperature 0.5 unless given; at least
+min(m, size - 1) rows of each cluster, with m half of an equal share; the mean complexity for clusters whose
+own is undefined; quotas from OSQP, rounded to the nearest integer. As published, these quotas miss the budget and can
+exceed the size of a cluster. Needs the extra ``released``.
 """
 
 from __future__ import annotations
@@ -32,35 +32,35 @@ Ints = npt.NDArray[np.int64]
 @method("density")
 @dataclass(frozen=True, kw_only=True)
 class Density(Clustered):
-    """Prune every concept cluster by its complexity."""
+    """Prune each concept cluster according to its complexity."""
 
     keep: Keep = field(metadata={"help": "share or number of rows to keep"})
     temperature: float | None = field(
         default=None, metadata={"help": "of the softmax over complexity; higher is more even (0.1; released: 0.5)"}
     )
-    neighbors: int = field(default=20, metadata={"help": "nearest centroids behind d_inter"})
+    neighbors: int = field(default=20, metadata={"help": "number of nearest centroids for d_inter"})
     order: Literal["hard", "easy", "random"] = field(
-        default="hard", metadata={"help": "which rows of a cluster stay: farthest from the centroid, nearest, any"}
+        default="hard", metadata={"help": "rows of a cluster to keep: farthest from the centroid, nearest, or random"}
     )
-    min_per_cluster: int = field(default=1, metadata={"help": "rows every cluster keeps at least, if it has them"})
+    min_per_cluster: int = field(default=1, metadata={"help": "rows to keep of each cluster at least, if it has them"})
     released: bool = field(
-        default=False, metadata={"help": "reproduce the released code, missed budget included (extra: released)"}
+        default=False, metadata={"help": "reproduce the released code, which can miss the budget (extra: released)"}
     )
 
     def __post_init__(self) -> None:
-        """Refuse values that no data could make right."""
+        """Validate the parameters."""
         super().__post_init__()
         if self.temperature is not None and not self.temperature > 0:
-            raise UsageError(f"temperature = {self.temperature}: above 0")
+            raise UsageError(f"temperature = {self.temperature}: must be above 0")
         if self.released and not (installed("qpsolvers") and installed("osqp")):
             raise MissingExtraError("density with released = true", "released")
         if self.neighbors < 1:
-            raise UsageError(f"neighbors = {self.neighbors}: at least 1")
+            raise UsageError(f"neighbors = {self.neighbors}: must be at least 1")
         if self.min_per_cluster < 0:
-            raise UsageError(f"min_per_cluster = {self.min_per_cluster}: at least 0")
+            raise UsageError(f"min_per_cluster = {self.min_per_cluster}: must be at least 0")
 
     def select(self, run: Run) -> Selection:
-        """Score (complexity), group, allocate (quotas), pick."""
+        """Compute the complexity and quota of each cluster, and keep that many rows of each."""
         groups = self.groups(run)
         sizes = groups.sizes_K
         budget = self.keep.of(len(groups.labels_N))
@@ -69,12 +69,12 @@ class Density(Clustered):
         if self.released:
             complexity = d_inter * d_intra
             quotas = _released_quotas(complexity, sizes, budget, self.temperature or 0.5)
-            given = int(np.minimum(quotas, sizes).sum())
-            if given != budget:
-                notes.append(f"as released: {given - budget:+,} rows off the budget of {budget:,}")
+            kept = int(np.minimum(quotas, sizes).sum())
+            if kept != budget:
+                notes.append(f"as released: {kept - budget:+,} rows off the budget of {budget:,}")
             counts = np.clip(quotas, 0, sizes)
             if self.order == "easy":
-                counts = np.where(quotas == 0, sizes, counts)  # the released [-0:] keeps the whole cluster
+                counts = np.where(quotas == 0, sizes, counts)  # [-0:] in the released code keeps the whole cluster
         else:
             complexity = d_inter * np.nan_to_num(d_intra)
             counts, note = _quotas(complexity, sizes, budget, self.temperature or 0.1, self.min_per_cluster)
@@ -106,7 +106,7 @@ def _priority(how: Density, run: Run, groups: Groups) -> npt.NDArray[Any]:
 
 
 def _quotas(complexity: Floats, sizes: Ints, budget: int, temperature: float, least: int) -> tuple[Ints, list[str]]:
-    """Hand out the budget; empty clusters take no part in the softmax."""
+    """Return the quotas, (K,), and notes; empty clusters are not part of the softmax."""
     filled = sizes > 0
     target = np.zeros(len(sizes), np.float64)
     target[filled] = softmax(complexity[filled], temperature) * budget
@@ -114,14 +114,14 @@ def _quotas(complexity: Floats, sizes: Ints, budget: int, temperature: float, le
     notes = []
     if low.sum() > budget:
         notes.append(
-            f"{budget:,} rows cannot give {least} to each of {int(filled.sum()):,} clusters: none is promised any"
+            f"{budget:,} rows are too few for {least} of each of {int(filled.sum()):,} clusters: no minimum is applied"
         )
         low = np.zeros_like(sizes)
     return allocate(target, low, sizes, budget), notes
 
 
 def _released_quotas(complexity: Floats, sizes: Ints, budget: int, temperature: float) -> Ints:
-    """Quotas as the released code finds them: float32 softmax, OSQP, nearest whole number."""
+    """Return the quotas of the released code, (K,): float32 softmax, OSQP, rounded to the nearest integer."""
     from qpsolvers import solve_qp
     from scipy.sparse import csc_matrix, identity
 
@@ -143,5 +143,5 @@ def _released_quotas(complexity: Floats, sizes: Ints, budget: int, temperature: 
         solver="osqp",
     )
     if solution is None:
-        raise UsageError("the released solver finds no solution for these clusters; leave released out")
+        raise UsageError("the solver of the released code finds no solution for these clusters; leave out released")
     return np.asarray(np.rint(solution), np.int64)

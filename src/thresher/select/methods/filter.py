@@ -1,8 +1,8 @@
 """Filter by an SQL condition on the metadata columns, evaluated by DuckDB.
 
 ``words(text) > 2 AND characters(text) > 5 AND least(original_width, original_height) >= 200 AND
-aspect(original_width, original_height) <= 3`` is DataComp's basic filter, its English test aside. A
-condition that is NULL, because a value is missing, drops the row.
+aspect(original_width, original_height) <= 3`` is DataComp's basic filter without its test for English. A
+condition that is NULL because a value is missing drops the row.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from thresher.select.registry import method
 from thresher.select.run import Run
 from thresher.selection import Selection
 
-# DuckDB's macros that look at one row; its others look at many, at the session or at the clock.
+# DuckDB's macros that depend on one row only; its others depend on several rows, the session or the clock.
 _ROW_MACROS = re.compile(
     r"(list|array|map)_\w+|if|nullif|split_part|fmod|fdiv|date_add|days_in_month|json|md5_number_\w+"
 )
-# What its list of functions does not tell of: several rows of one, the environment.
+# Functions that DuckDB's list does not mark: they make several rows of one, or read the environment.
 _FOREIGN = {"unnest", "unlist", "getenv", "getvariable", "current_setting"}
 
 
 @method("filter")
 @dataclass(frozen=True, kw_only=True)
 class Filter:
-    """Keep rows whose metadata satisfy a condition."""
+    """Keep rows whose metadata satisfies an SQL condition."""
 
     where: str = field(
         metadata={
@@ -44,16 +44,16 @@ class Filter:
     )
 
     def __post_init__(self) -> None:
-        """Refuse what does not parse or reaches beyond a row."""
+        """Validate the condition: it must parse, and depend on the row alone."""
         _ = self._parsed
 
     @cached_property
     def _parsed(self) -> list[tuple[str, list[str]]]:
-        """Each clause's text and columns."""
+        """The text and the columns of each clause."""
         return _clauses(self.where)
 
     def select(self, run: Run) -> Selection:
-        """Evaluate clause by clause, so that every dropped row knows which one it failed."""
+        """Evaluate clause by clause, so that each dropped row records the clause that it fails."""
         import duckdb
 
         clauses = self._parsed
@@ -70,14 +70,14 @@ class Filter:
                     f"where = {self.where!r}: no metadata column {name!r}; {run.store.layout.location} has "
                     f"{', '.join(run.store.columns) or 'no metadata'}.{suggest(name, run.store.columns)}"
                 )
-        found = run.cache.columns(
+        failed = run.cache.columns(
             "filter",
             run.key(_failed, clauses=[text for text, _ in clauses], duckdb=duckdb.__version__),
             {"failed": "uint8"},
             len(run.store),
             lambda start: _failed(run, clauses, [known[name.lower()] for name in columns], start),
         )["failed"]
-        mask = np.asarray(found) == 0
+        mask = np.asarray(failed) == 0
         notes = []
         if run.store.options.metadata and (alone := int(np.count_nonzero(run.store.column("joined") == 0))):
             notes.append(f"{alone:,} rows have no match in {run.store.options.metadata}: its columns are empty there")
@@ -86,14 +86,14 @@ class Filter:
             mask,
             notes=notes,
             reasons=("", *("fails: " + text.replace("{", "{{").replace("}", "}}") for text, _ in clauses)),
-            rows={"code": found},
+            rows={"code": failed},
         )
 
 
 def _failed(
     run: Run, clauses: list[tuple[str, list[str]]], columns: list[str], start: int
 ) -> Iterator[tuple[npt.NDArray[np.uint8]]]:
-    """Yield, batch by batch, the number (from 1) of the first clause a row fails, 0 if none."""
+    """Yield, batch by batch, the number (from 1) of the first clause that each row fails, 0 if none."""
     import duckdb
 
     cases = " ".join(f"WHEN NOT coalesce(({text}), false) THEN {i + 1}" for i, (text, _) in enumerate(clauses))
@@ -108,25 +108,25 @@ def _failed(
             try:
                 result = db.execute(f"SELECT (CASE {cases} ELSE 0 END)::UTINYINT AS failed FROM part").fetchnumpy()
             except duckdb.Error as error:
-                raise UsageError(f"the condition cannot be evaluated: {str(error).splitlines()[0]}") from None
+                raise UsageError(f"cannot evaluate the condition: {str(error).splitlines()[0]}") from None
             db.unregister("part")
             if len(result["failed"]) != len(part):
-                raise UsageError("the condition makes several rows of one, or one of several; judge single rows")
+                raise UsageError("the condition changes the number of rows; it must give one value per row")
             yield (np.asarray(result["failed"], np.uint8),)
 
 
 def _clauses(where: str) -> list[tuple[str, list[str]]]:
-    """Split a condition at its outermost ANDs; returns each clause's text and columns.
+    """Split a condition at its outermost ANDs; return the text and columns of each clause.
 
     Raises:
-        UsageError: Not one plain condition.
+        UsageError: It is not a single condition on the columns of one row.
     """
     with cursor() as db:
         tree = _tree(db, f"SELECT {where}" if where.strip() else "")
         if tree.get("error"):
             raise UsageError(
-                f"where = {where!r} is no SQL condition: {tree.get('error_message')}. Columns named like SQL words "
-                'go in double quotes: "group"'
+                f"where = {where!r} is not an SQL condition: {tree.get('error_message')}. Put columns that are named "
+                'like SQL keywords in double quotes: "group"'
             )
         nodes = [statement["node"] for statement in tree["statements"]]
         bare = _tree(db, "SELECT 1")["statements"][0]["node"]
@@ -156,10 +156,10 @@ def _tree(db: Any, query: str) -> dict[str, Any]:
     import duckdb
 
     try:
-        found: dict[str, Any] = json.loads(db.execute("SELECT json_serialize_sql(?)", [query]).fetchone()[0])
+        tree: dict[str, Any] = json.loads(db.execute("SELECT json_serialize_sql(?)", [query]).fetchone()[0])
     except duckdb.Error as error:
         return {"error": True, "error_message": str(error).splitlines()[0]}
-    return found
+    return tree
 
 
 def _parts(node: dict[str, Any]) -> list[dict[str, Any]]:
@@ -179,8 +179,8 @@ def _walk(node: Any) -> Iterator[dict[str, Any]]:
 
 
 def _plain(db: Any, where: str, function: str, arguments: int) -> None:
-    """Refuse functions of many rows, and those whose value is not fixed by the row."""
-    # DuckDB 2 counts the session's time zone among what a function depends on; here it is fixed.
+    """Refuse functions of several rows, and functions whose value depends on more than the row."""
+    # DuckDB 2 treats functions of the session's time zone as not constant; here the time zone is fixed.
     known = """
         SELECT function_type, coalesce(stability, 'CONSISTENT') FROM duckdb_functions()
         WHERE function_name = ? AND NOT regexp_matches(parameter_types::VARCHAR, 'TIME ZONE|TIMESTAMPTZ')
@@ -191,9 +191,11 @@ def _plain(db: Any, where: str, function: str, arguments: int) -> None:
         stability == "CONSISTENT" and (kind == "scalar" or (kind == "macro" and _ROW_MACROS.fullmatch(function)))
         for kind, stability in kinds
     )
-    clock = function == "age" and arguments == 1  # the age of one time is that until now
+    clock = function == "age" and arguments == 1  # age(t) counts up to now
     if function in _FOREIGN or clock or not (own or plain):
-        raise UsageError(f"where = {where!r}: {function} is not allowed in a filter; a row's own columns decide")
+        raise UsageError(
+            f"where = {where!r}: {function} is not allowed in a filter; a condition may only use columns of the row"
+        )
 
 
 def _functions(node: dict[str, Any]) -> Iterator[tuple[str, int]]:

@@ -1,11 +1,11 @@
-"""negCLIPLoss (arXiv 2405.19547): the CLIP score, less how well image and caption fit anything else.
+"""negCLIPLoss (arXiv 2405.19547): the CLIP score, minus how well image and caption match other pairs.
 
-A row's score is its cosine minus half of temperature x logsumexp(cosines / temperature) of its image with
-every caption of a random batch, and half of that of its caption with every image: the negative of CLIP's own
-loss, times the temperature. A picture or caption that fits everything no longer scores high for that.
+The score of a row is its cosine, minus half of temperature x logsumexp(cosines / temperature) of its image with
+all captions of a random batch, minus half of the same for its caption with all images. This is the negative of the
+CLIP loss, times the temperature. Images and captions that match everything do not get a high score.
 
-Batches are near-equal parts of random partitions of the rows. Work goes in tiles: one product gives the
-sums of its rows and of its columns, and no B x B matrix ever exists.
+Batches are near-equal parts of random partitions of the rows. The work is done in tiles: one matrix product gives the
+sums over its rows and over its columns, so a B x B matrix is never needed.
 """
 
 from __future__ import annotations
@@ -28,35 +28,35 @@ from thresher.select.scores import Score, Scored
 F64 = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 
-_TILE = 1024  # rows and columns of a product: it stays in cache
+_TILE = 1024  # rows and columns of a product, so that it stays in the CPU cache
 _DEEP, _HIGH = 65, 75  # exp(-_DEEP) and the sum of _TILE times exp(_HIGH) are normal float32
 
 
 @method("negclip")
 @dataclass(frozen=True, kw_only=True)
 class NegClip(Scored):
-    """Keep the pairs that agree better than their images and captions agree with those of other pairs."""
+    """Keep the pairs whose image and caption match each other better than they match those of other pairs."""
 
     meaning: ClassVar[str] = "negCLIPLoss"
 
     temperature: float = field(
         default=0.01, metadata={"help": "of the softmax that the encoder was trained with; 0.01 for OpenAI's CLIP"}
     )
-    batch_size: int = field(default=32_768, metadata={"help": "pairs compared with each other, at most"})
-    repeats: int = field(default=5, metadata={"help": "random partitions into batches to average over"})
+    batch_size: int = field(default=32_768, metadata={"help": "maximum number of pairs compared with each other"})
+    repeats: int = field(default=5, metadata={"help": "number of random partitions into batches to average over"})
 
     def __post_init__(self) -> None:
-        """Numbers that make sense."""
+        """Validate the parameters."""
         super().__post_init__()
         if not 1e-6 <= self.temperature <= 1e6:
-            raise UsageError(f"temperature = {self.temperature}: from 0.000001 to 1,000,000; CLIP's own is 0.01")
+            raise UsageError(f"temperature = {self.temperature}: must be from 0.000001 to 1,000,000; CLIP used 0.01")
         if self.batch_size < 2:
-            raise UsageError(f"batch_size = {self.batch_size}: at least 2, or there is nothing to compare with")
+            raise UsageError(f"batch_size = {self.batch_size}: must be at least 2, to have a pair to compare with")
         if self.repeats < 1:
-            raise UsageError(f"repeats = {self.repeats}: at least 1")
+            raise UsageError(f"repeats = {self.repeats}: must be at least 1")
 
     def score(self, run: Run) -> Score:
-        """Average the scores of all partitions; each partition is cached by itself."""
+        """Return the mean score over all partitions; each partition is cached separately."""
         run.store.require_joint("negclip")
         n = len(run.store)
         batches = -(-n // self.batch_size)
@@ -75,12 +75,12 @@ class NegClip(Scored):
         size = f"{-(-n // batches):,} pairs"
         note = f"the mean of {repeats} random partitions into {batches:,} batches of {size} at most"
         if batches == 1:
-            note = f"one batch of {size}, all there are: repeats would change nothing"
+            note = f"one batch of all {size}, so that repeats would change nothing"
         return Score((total / repeats).astype(np.float32), (note,))
 
 
 def _fill(run: Run, label: str, temperature: float, order: Rows, ends: list[int], start: int) -> Iterator[tuple[F64]]:
-    """Yield the scores of one batch after the other, from the batch that begins at ``start`` on."""
+    """Yield the scores of each batch in turn, starting with the batch that begins at row ``start``."""
     batches = [order[lo:hi] for lo, hi in zip(ends[:-1], ends[1:], strict=True) if lo >= start]
     size = _panel_rows(run.store)
     tasks = [(batch, lo) for batch in batches for lo in range(0, len(batch), size)]
@@ -99,7 +99,7 @@ def _fill(run: Run, label: str, temperature: float, order: Rows, ends: list[int]
 
 
 def _panel_rows(store: EmbeddingStore) -> int:
-    """Return the images of a task: half a block of them, in whole tiles."""
+    """Return the number of images in a task: half a block, rounded to whole tiles."""
     return max(store.block // 2 // _TILE, 1) * _TILE
 
 
@@ -107,8 +107,8 @@ def _panel(store: EmbeddingStore, temperature: float, task: tuple[Rows, int]) ->
     """Compare the images of a part of a batch with all its captions.
 
     Returns:
-        Cosines of the part's own pairs (P,), logsumexp over captions (P,) and, over the part, over images
-        (B,); all of cosines / temperature.
+        Cosines of the part's own pairs, (P,), logsumexp over captions, (P,), and logsumexp over the images of the
+        part, (B,); all of cosines / temperature.
     """
     batch, lo = task
     part = batch[lo : lo + _panel_rows(store)]
@@ -128,22 +128,22 @@ def _panel(store: EmbeddingStore, temperature: float, task: tuple[Rows, int]) ->
 
 
 def log_sums(tile_RC: F32) -> tuple[F64, F64]:
-    """Return logsumexp over each row and over each column of a tile, which is overwritten.
+    """Return logsumexp over each row and over each column of a tile; overwrites the tile.
 
-    Where all entries lie within what float32 can tell apart, as cosines of CLIP / 0.01 do, one exponential
-    with one shift serves both; else rows and columns are shifted by their own maxima.
+    If the range of all entries fits into float32, as it does for CLIP cosines / 0.01, one exponential
+    with one shift is used for both. Otherwise each row and column is shifted by its own maximum.
     """
     low, high = tile_RC.min(), tile_RC.max()
     if high - low < _DEEP + _HIGH:
-        shift = min(high, low + np.float32(_DEEP))  # near high: large exponents are rounded more
+        shift = min(high, low + np.float32(_DEEP))  # close to high, because large exponents have larger rounding errors
         tile_RC -= shift
         np.exp(tile_RC, out=tile_RC)
         return _log(tile_RC.sum(axis=1), shift), _log(tile_RC.sum(axis=0), shift)
-    found: list[Any] = []
+    sums: list[Any] = []
     for axis in (1, 0):
         shifts = tile_RC.max(axis=axis, keepdims=True)
-        found.append(_log(np.exp(tile_RC - shifts).sum(axis=axis), shifts.ravel()))
-    return found[0], found[1]
+        sums.append(_log(np.exp(tile_RC - shifts).sum(axis=axis), shifts.ravel()))
+    return sums[0], sums[1]
 
 
 def _log(sums: F32, shift: Any) -> F64:

@@ -1,9 +1,9 @@
 """NormSim (arXiv 2405.19547): how similar a row's image is to the images of a target set.
 
-The norm of an image's cosines with all images of the target: their maximum, their root mean square (the
-paper's 2-norm over the square root of the target's size, which ranks alike) or their mean. Without a target
-it is the pool's own best subset (NormSim-D): from all rows, again and again those least similar to
-the rows left are removed.
+The score is a norm of the cosines of an image with all images of the target: their maximum, their root mean square
+(the paper's 2-norm divided by the square root of the target's size, which gives the same ranking) or their mean.
+Without a target, the pool's own best subset is the target (NormSim-D): starting from all rows, the rows least similar
+to the remaining rows are removed repeatedly.
 """
 
 from __future__ import annotations
@@ -41,29 +41,29 @@ class NormSim(Scored):
     )
     norm: Literal["max", "rms", "mean"] | None = field(
         default=None,
-        metadata={"help": "of the cosines: max, rms (the paper's 2-norm) or mean; default max, without target rms"},
+        metadata={"help": "of the cosines: max, rms (the paper's 2-norm) or mean; default: max, or rms without target"},
     )
     target_share: float = field(
-        default=0.2, metadata={"help": "without target: how much of the rows the own subset shrinks to"}
+        default=0.2, metadata={"help": "without target: share of the rows in the pool's own best subset"}
     )
-    rounds: int = field(default=20, metadata={"help": "without target: steps in which it shrinks"})
+    rounds: int = field(default=20, metadata={"help": "without target: number of steps in which the subset shrinks"})
 
     def __post_init__(self) -> None:
-        """A norm that tells rows apart, a subset and steps towards it."""
+        """Validate the parameters."""
         super().__post_init__()
         if self.target is None and self.norm == "max":
             raise UsageError(
-                "norm = 'max' needs a target: in the pool's own subset every row is the one most similar to itself"
+                "norm = 'max' needs a target: in the pool's own subset every row is most similar to itself"
             )
         if not 0 < self.target_share <= 1:
-            raise UsageError(f"target_share = {self.target_share}: above 0 and at most 1 (all rows, no rounds)")
+            raise UsageError(f"target_share = {self.target_share}: must be above 0 and at most 1 (all rows, no rounds)")
         if self.target is not None and (self.target_share, self.rounds) != (NormSim.target_share, NormSim.rounds):
-            raise UsageError("target_share and rounds are for finding the pool's own best subset; leave target out")
+            raise UsageError("target_share and rounds are for the pool's own best subset; leave target out")
         if self.rounds < 1:
-            raise UsageError(f"rounds = {self.rounds}: at least 1")
+            raise UsageError(f"rounds = {self.rounds}: must be at least 1")
 
     def score(self, run: Run) -> Score:
-        """Read or find the target, then measure every row against it."""
+        """Read or compute the target, then return the similarity of each row to it."""
         norm = self.norm or ("rms" if self.target is None else "max")
         digest, size, moment = hashlib.sha256(norm.encode()), 0, np.zeros(())
         if self.target is None:
@@ -83,8 +83,8 @@ class NormSim(Scored):
         measure = partial(_similar, norm, moment.astype(np.float32))
         if self.target is not None and norm == "max":
             measure = partial(_nearest, self.target)
-        found = run.column("normsim", "image", measure, {"score": "float32"}, target=digest.hexdigest())
-        return Score(np.asarray(found["score"]), (note,))
+        scores = run.column("normsim", "image", measure, {"score": "float32"}, target=digest.hexdigest())
+        return Score(np.asarray(scores["score"]), (note,))
 
 
 def _nearest(path: str, store: EmbeddingStore, block: Block) -> tuple[F32]:
@@ -96,7 +96,7 @@ def _nearest(path: str, store: EmbeddingStore, block: Block) -> tuple[F32]:
 
 
 def _similar(norm: str, moment: F32, store: EmbeddingStore, block: Block) -> tuple[F32]:
-    """Return the root mean square of each row's cosines from second moments (D, D), or their mean from (D,)."""
+    """Return the root mean square of each row's cosines, from (D, D) second moments, or their mean, from (D,)."""
     rows = store.vectors("image", block)
     if norm == "mean":
         return (rows @ moment,)
@@ -114,9 +114,9 @@ def _block_moment(norm: str, store: EmbeddingStore, block: Block) -> F64:
 
 
 def _own_subset(run: Run, norm: str, size: int, rounds: int) -> F64:
-    """Shrink the rows to the ``size`` most similar to each other; return that subset's moment, cached.
+    """Shrink the rows to the ``size`` rows most similar to each other; return the moment of this subset, cached.
 
-    The rows left after a round are saved every few seconds, so that a killed run goes on.
+    The remaining rows are saved every few seconds, so that a killed run can resume.
     """
     n = len(run.store)
     path = run.cache.path("normsim.target", run.key(_own_subset, norm=norm, size=size, rounds=rounds))
@@ -133,7 +133,7 @@ def _own_subset(run: Run, norm: str, size: int, rounds: int) -> F64:
         if done == rounds or size == n:
             break
         measure = partial(_similar, norm, moment.astype(np.float32))
-        scores = np.concatenate([found for (found,) in left.over_blocks(f"{label}, rows", "image", measure)])
+        scores = np.concatenate([part for (part,) in left.over_blocks(f"{label}, rows", "image", measure)])
         state = {"rows": state["rows"][top(scores, n - (n - size) * (done + 1) // rounds)], "done": done + 1}
         saved.offer(state.copy)
     run.cache.save(path, moment)

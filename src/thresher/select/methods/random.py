@@ -1,4 +1,4 @@
-"""Random subset: the baseline every other method must beat."""
+"""Random subset: the baseline for all other methods."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from thresher.selection import Keep, Selection
 @method("random")
 @dataclass(frozen=True, kw_only=True)
 class Random:
-    """Keep a uniformly random subset; with one seed, smaller ones are parts of larger ones."""
+    """Keep a uniformly random subset; with the same seed, a smaller subset is a part of a larger one."""
 
     keep: Keep = field(metadata={"help": "share or number of rows to keep"})
 
     def select(self, run: Run) -> Selection:
-        """Keep the rows with the highest random numbers, which are tied to global row ids."""
+        """Keep the rows with the highest random numbers, which depend on the seed and the row id."""
         ranks = run.random_ranks("random")
         mask = top(ranks, self.keep.of(len(ranks)))
         return run.selection(self, mask, reasons=("not drawn",))

@@ -1,8 +1,8 @@
-"""Soft-cap sampling, SCS: a training set with repeats, drawn by score, each draw making the next less likely.
+"""Soft-cap sampling, SCS: draws a training set with repeats by score; each draw makes the row less likely.
 
-From "Filter Like You Test" (arXiv 2503.08805): batches of rows are drawn without replacement with the
-probabilities softmax(score); after each batch the scores of its rows go down by a penalty. Good rows come
-more than once, none is cut off by a threshold, and none takes over.
+From "Filter Like You Test" (arXiv 2503.08805): batches of rows are drawn without replacement with probabilities
+softmax(score); after each batch the scores of its rows are reduced by a penalty. Good rows are drawn
+several times, no row is excluded by a threshold, and no row dominates.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _ROUNDS = 1280  # the released code draws 128 million rows 100,000 at a time
 @method("scs")
 @dataclass(frozen=True, kw_only=True)
 class SoftCapSampling:
-    """Draw rows by score, with repeats, each draw making the row less likely."""
+    """Draw rows by score, with repeats; each draw makes the row less likely."""
 
     name: ClassVar[str]
     example: ClassVar[dict[str, Any]] = {"draws": "30%", "temperature": 0.1}
 
-    draws: Keep = field(metadata={"help": "rows to train on, repeats counted: a share of the rows, or any number"})
+    draws: Keep = field(metadata={"help": "rows to train on, counting repeats: a share of the rows, or any number"})
     column: str = field(
         default="clip-score",
         metadata={"metavar": "COLUMN", "help": "score to draw by: column, scoring method or scores.parquet:column"},
@@ -43,35 +43,35 @@ class SoftCapSampling:
         default=1.0, metadata={"help": "probabilities are softmax(score / temperature); higher is more even"}
     )
     penalty: float = field(
-        default=0.15, metadata={"help": "what a draw takes off the row's score / temperature; 0 for nothing"}
+        default=0.15, metadata={"help": "how much a draw reduces the row's score / temperature; 0 for no effect"}
     )
     batch: int | None = field(
         default=None, metadata={"help": "rows drawn at a time, each at most once (default: 1/1280 of the draws)"}
     )
 
     def __post_init__(self) -> None:
-        """Refuse what would be no sampling."""
+        """Validate the parameters."""
         if self.temperature <= 0:
-            raise UsageError(f"temperature = {self.temperature}; give a number above 0")
+            raise UsageError(f"temperature = {self.temperature}: must be above 0")
         if self.penalty < 0:
-            raise UsageError(f"penalty = {self.penalty}; give 0 or more: a draw makes the next one less likely")
+            raise UsageError(f"penalty = {self.penalty}: must be at least 0")
         if self.batch is not None and self.batch < 1:
-            raise UsageError(f"batch = {self.batch}; draw at least 1 row at a time")
+            raise UsageError(f"batch = {self.batch}: must be at least 1")
 
     def select(self, run: Run) -> Selection:
-        """Draw, and keep the rows that were drawn at least once."""
+        """Draw rows, and keep those that were drawn at least once."""
         if run.so_far.repeats is not None:
-            raise UsageError("the rows given are repeated by an earlier step already; draw once")
-        found = column(run, self.column, "column", finite=True)
-        rows = len(found.values_N)
+            raise UsageError("rows are already repeated by an earlier step; use only one step that repeats rows")
+        scored = column(run, self.column, "column", finite=True)
+        rows = len(scored.values_N)
         draws = self.draws.of(rows, repeats=True)
         batch = min(-(-draws // _ROUNDS), rows) if self.batch is None else self.batch
         if batch > rows:
-            raise UsageError(f"batch = {batch:,} of {rows:,} rows: a row comes at most once a batch")
+            raise UsageError(f"batch = {batch:,}: must be at most {rows:,}, the number of rows; a batch has no repeats")
         with np.errstate(over="ignore"):
-            scaled = found.values_N.astype(np.float64) / self.temperature
+            scaled = scored.values_N.astype(np.float64) / self.temperature
         if np.isinf(scaled).any():
-            raise UsageError(f"temperature = {self.temperature} makes scores infinite; give a larger one")
+            raise UsageError(f"temperature = {self.temperature}: makes scores infinite; use a larger one")
         with run.progress.task("scs", draws) as advance:
             counts = sample(run.rng(self.name), scaled, draws, batch, self.penalty, advance)
         odds = np.exp(min(float(scaled.max() - np.median(scaled)), 700.0))
@@ -81,11 +81,11 @@ class SoftCapSampling:
             reasons=(f"never drawn in {draws:,} draws; its score is {{score:.4f}}",),
             score=f"score drawn by ({self.column})",
             notes=(
-                *found.notes,
+                *scored.notes,
                 f"{draws:,} draws, {batch:,} at a time; a row was drawn up to {counts.max():,} times; the best row was "
-                f"{odds:.3g} times as likely as the median row to come first",
+                f"{odds:.3g} times as likely as the median row to be drawn first",
             ),
-            rows={"score": found.values_N.astype(np.float32)},
+            rows={"score": scored.values_N.astype(np.float32)},
             repeats=counts,
         )
 
@@ -100,27 +100,27 @@ def sample(
 ) -> npt.NDArray[np.int32]:
     """Return how often each row is drawn, (N,); they sum to ``draws``.
 
-    The batches are drawn as a race: a row arrives after an exponential time of rate exp(score), and the first
-    ``batch`` to arrive are a draw without replacement from the softmax (the Gumbel-top-k trick, in logarithms).
-    What time is left to the others is exponential again, with the same rates: they run on, and only the rows
-    drawn start anew, from the time of the last arrival. That is the same as new times for all, at the cost of
-    the rows drawn.
+    A batch is drawn as a race: each row arrives after an exponential time with rate exp(score), and the first
+    ``batch`` rows to arrive are a draw without replacement from the softmax (the Gumbel-top-k trick, in logarithms).
+    The remaining times of the other rows are again exponential with the same rates. So the others keep their times,
+    and only drawn rows get new times, counted from the last arrival. The distribution is the same as with new times
+    for all rows, but the cost depends only on the rows drawn.
 
     Args:
-        rng: Of the arrivals.
-        scores_N: (N,) finite.
-        draws: Rows to draw, repeats counted.
-        batch: Rows at a time, at most N.
-        penalty: Taken off the score of a row that is drawn.
-        advance: Is told of every batch.
+        rng: Generator of the arrival times.
+        scores_N: (N,) float64, finite.
+        draws: Number of rows to draw, counting repeats.
+        batch: Rows to draw at a time, at most N.
+        penalty: How much a draw reduces the score of a row.
+        advance: Called with the number of rows after each batch.
     """
     counts_N = np.zeros(len(scores_N), np.int32)
     arrival_N = _waits(rng, len(scores_N)) - scores_N  # logarithms of times
     left = draws
     while left:
-        some = int(np.sqrt(len(scores_N) * batch)) - 1  # looking all through and looking again cost the same
+        some = int(np.sqrt(len(scores_N) * batch)) - 1  # balances the cost of scanning all rows and of scanning again
         horizon = np.partition(arrival_N, some)[some]
-        near = np.flatnonzero(arrival_N <= horizon)  # whoever is drawn next is among these
+        near = np.flatnonzero(arrival_N <= horizon)  # the next rows to be drawn are among these
         while left:
             size = min(batch, left)
             due = near[arrival_N[near] <= horizon]
@@ -137,5 +137,5 @@ def sample(
 
 
 def _waits(rng: np.random.Generator, n: int) -> Floats:
-    """Return logarithms of exponential times; minus a Gumbel variable each."""
+    """Return logarithms of exponential times, (n,): each is minus a Gumbel variable."""
     return np.log(np.maximum(rng.standard_exponential(n), np.finfo(np.float64).tiny))

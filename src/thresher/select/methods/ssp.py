@@ -1,7 +1,7 @@
 """SSP-Pruning (Sorscher et al. 2022, arXiv 2206.14486): keep the rows farthest from their prototypes.
 
-The baseline of density-based pruning: the same clusters, but the hardest rows of the whole pool stay,
-whatever their cluster. ``balance`` guarantees every cluster that fraction of an equal split first.
+The baseline of density-based pruning: the same clusters, but the hardest rows of the whole pool are kept,
+whatever their cluster. ``balance`` first guarantees each cluster a fraction of an equal split.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ class Ssp(Clustered):
 
     keep: Keep = field(metadata={"help": "share or number of rows to keep"})
     balance: float = field(
-        default=0.0, metadata={"help": "fraction of an equal split guaranteed to every cluster, 0 to 1"}
+        default=0.0, metadata={"help": "fraction of an equal split that each cluster is guaranteed, 0 to 1"}
     )
     order: Literal["hard", "easy"] = field(
-        default="hard", metadata={"help": "which rows stay: farthest from the centroid, or nearest"}
+        default="hard", metadata={"help": "rows to keep: farthest from the centroid, or nearest"}
     )
 
     def __post_init__(self) -> None:
-        """Refuse values that no data could make right."""
+        """Validate the parameters."""
         super().__post_init__()
         if not 0 <= self.balance <= 1:
-            raise UsageError(f"balance = {self.balance}: between 0 and 1")
+            raise UsageError(f"balance = {self.balance}: must be between 0 and 1")
 
     def select(self, run: Run) -> Selection:
-        """Give every cluster its guarantee, then the rest to the hardest rows anywhere."""
+        """Give each cluster its guaranteed rows, then fill the budget with the hardest rows of the pool."""
         groups = self.groups(run)
         sizes = groups.sizes_K
         budget = self.keep.of(len(groups.labels_N))
