@@ -409,7 +409,7 @@ def _train(run: Run, how: Clustered, k: int, sample: int, iterations: int) -> F3
     path = run.cache.path("kmeans", key)
     known = run.cache.load(path)
     if known is not None:
-        run.progress.say(f"k-means: {k:,} centroids read from the cache")
+        run.progress.say(f"k-means: {k:,} centroids found in the cache")
         return np.asarray(known)
     first = None
     if sample > 2 * _WARM_ROWS * k and iterations > 1:
