@@ -92,7 +92,7 @@ def test_a_parameter_that_is_missing_from_a_key_is_found(example, tmp_path, tmp_
         plugin = Forgetful
 
     Faulty.example = example
-    check = Faulty.test_what_is_cached_for_other_parameters_seeds_and_rows_is_not_taken_for_this
+    check = Faulty.test_cached_results_of_other_parameters_seeds_and_rows_are_not_used
     from thresher.testing.method import _bench
 
     with pytest.raises(AssertionError, match="power=1.0.* is answered with what the cache holds"):

@@ -73,9 +73,9 @@ class Wrong(Toy):
 
 @pytest.mark.parametrize("what", ["batch", "order", "random", "nan", "double", "changes"])
 def test_the_contract_notices(what: str) -> None:
-    EncoderContract().test_pictures(Wrong())
+    EncoderContract().test_images(Wrong())
     with pytest.raises(AssertionError):
-        EncoderContract().test_pictures(Wrong(what))
+        EncoderContract().test_images(Wrong(what))
 
 
 def test_pixels_of_several_shapes_are_noticed() -> None:
@@ -83,7 +83,7 @@ def test_pixels_of_several_shapes_are_noticed() -> None:
         preprocess = staticmethod(np.asarray)
 
     with pytest.raises(AssertionError):
-        EncoderContract().test_pictures_of_any_size_become_pixels_of_one_shape(Shapes(), None)  # type: ignore[arg-type]
+        EncoderContract().test_images_of_any_size_become_pixels_of_one_shape(Shapes(), None)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="returns float32"):
         EncoderContract().test_it_has_the_eight_names(type("Narrow", (Toy,), {"image_dim": 3})())
     assert len({picture.size for picture in _pictures()}) == 7

@@ -1,11 +1,11 @@
-"""Contracts that every plug-in must hold, as test classes to inherit; for this package and for others.
+"""Contracts for plug-ins, as pytest classes to inherit; for this package and for other packages.
 
     from thresher.testing import MethodContract
 
     class TestMine(MethodContract):
         plugin = Mine
 
-Each contract lives in the module of its name and loads on first use; pytest is needed to run them.
+Each contract is a module and is loaded on first use. Running them needs pytest.
 """
 
 from __future__ import annotations
@@ -33,6 +33,6 @@ def __getattr__(name: str) -> Any:
         if home not in sys.modules:
             import pytest
 
-            pytest.register_assert_rewrite(home)  # so that a failure shows both sides of a comparison
+            pytest.register_assert_rewrite(home)  # so that a failed comparison shows both sides
         return getattr(importlib.import_module(home), name)
     raise AttributeError(f"module 'thresher.testing' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""What every reader of raw data must do, as tests to inherit.
+"""The contract of readers of raw data, as tests to inherit.
 
 from thresher.testing import DataReaderContract
 
@@ -6,7 +6,7 @@ class TestMine(DataReaderContract):
     plugin = Mine
 
     def write(self, folder, pairs, files):
-        ...  # write the pairs as data of your format, in as many files
+        ...  # write the pairs as data in your format, in this many files
         return str(folder)
 """
 
@@ -30,12 +30,12 @@ from thresher.testing.readers import bytes_read, check_plugin, damaged
 
 
 class Pair(NamedTuple):
-    """A picture and its caption.
+    """An image and its caption.
 
     Attributes:
-        key: What identifies it.
+        key: Its key.
         text: The caption.
-        picture: A PNG.
+        picture: The image as a PNG file.
     """
 
     key: str
@@ -44,16 +44,16 @@ class Pair(NamedTuple):
 
 
 def pairs(count: int, side: int = 6) -> list[Pair]:
-    """Return pairs of random pictures, the same for the same numbers."""
+    """Return pairs with random images; the same arguments give the same pairs."""
     from PIL import Image
 
     rng = np.random.Generator(np.random.Philox(count))
-    found = []
+    result = []
     for i in range(count):
         out = io.BytesIO()
         Image.fromarray(rng.integers(0, 256, (side, side + 2, 3), np.uint8)).save(out, "PNG")
-        found.append(Pair(f"k{i:04d}", f"caption {i} é", out.getvalue()))
-    return found
+        result.append(Pair(f"k{i:04d}", f"caption {i} é", out.getvalue()))
+    return result
 
 
 def _cut(what: Sequence[Pair], files: int) -> list[Sequence[Pair]]:
@@ -104,8 +104,8 @@ def _folder(folder: Path, what: Sequence[Pair], files: int) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     for pair in what:
         (folder / f"{pair.key}.png").write_bytes(pair.picture)
-    told = [json.dumps({"file_name": f"{pair.key}.png", "text": pair.text}) for pair in what]
-    (folder / "metadata.jsonl").write_text("".join(f"{line}\n" for line in told), encoding="utf-8")
+    entries = [json.dumps({"file_name": f"{pair.key}.png", "text": pair.text}) for pair in what]
+    (folder / "metadata.jsonl").write_text("".join(f"{line}\n" for line in entries), encoding="utf-8")
     return str(folder)
 
 
@@ -125,16 +125,16 @@ DATA: Mapping[str, Callable[[Path, Sequence[Pair], int], str]] = {
     "folder": _folder,
     "csv": _csv,
 }
-"""What writes data of each kind that Thresher reads by itself: folder, pairs, number of files."""
+"""Kind -> function that writes data of it: (folder, pairs, number of files). These are Thresher's own kinds."""
 
 
 class DataReaderContract:
-    """What every reader of raw data must do.
+    """The contract of readers of raw data.
 
     Attributes:
         plugin: The reader.
         opening: The share of the bytes that opening may read.
-        marks_cuts: Whether a file that is cut off can be told from a whole one; not so for lines of text, say.
+        marks_cuts: Whether a truncated file can be detected; False for lines of text, for example.
     """
 
     plugin: ClassVar[type[DataReader]]
@@ -142,33 +142,33 @@ class DataReaderContract:
     marks_cuts: ClassVar[bool] = True
 
     def write(self, folder: Path, what: Sequence[Pair], files: int) -> str:
-        """Write pairs in so many files, or in one where there can be no more; returns the location."""
+        """Write pairs in ``files`` files, or in one if the format has only one; return the location."""
         raise NotImplementedError
 
     def test_it_is_a_plugin(self) -> None:
-        """Found by its name, and made of options that have defaults."""
+        """It is found by its name, and all its options have defaults."""
         check_plugin(DATA_READERS, self.plugin)
 
     def test_it_recognises_its_own_and_no_others(self, tmp_path: Path) -> None:
-        """Its own data are read by it, and those of the kinds that Thresher knows as they were."""
+        """It reads its own data, and leaves that of Thresher's own kinds to their readers."""
         own = Location(self.write(tmp_path / "own", pairs(5), 2))
         assert type(recognising(DATA_READERS, own)) is self.plugin
         assert self.plugin().recognise(own)
         for name, write in DATA.items():
-            found = recognising(DATA_READERS, Location(write(tmp_path / name, pairs(5), 2)))
-            assert found is not None
-            assert found.name == name, f"takes data of {name}"
+            reader = recognising(DATA_READERS, Location(write(tmp_path / name, pairs(5), 2)))
+            assert reader is not None
+            assert reader.name == name, f"takes data of {name}"
         assert not self.plugin().recognise(Location(str(tmp_path / "nothing")))
 
     @pytest.mark.parametrize("files", [1, 3])
     @pytest.mark.parametrize("per_part", [3, 10_000])
     def test_samples_are_those_written(self, tmp_path: Path, files: int, per_part: int) -> None:
-        """Keys, captions and pictures, in order, however they are cut; parts can be pickled."""
+        """Keys, captions and images are read in order, for any number of files; parts can be pickled."""
         wanted = pairs(11)
         data = open_data(self.write(tmp_path / "data", wanted, files), DataOptions(per_part=per_part))
         assert data.kind == self.plugin.name
         assert _read(data) == wanted
-        again: Data = pickle.loads(pickle.dumps(data))  # noqa: S301 - made here
+        again: Data = pickle.loads(pickle.dumps(data))  # noqa: S301 - pickled above
         assert again == data
         assert _read(again) == wanted
         for part in data.parts:
@@ -178,7 +178,7 @@ class DataReaderContract:
 
     @pytest.mark.parametrize("per_part", [3, 10_000])
     def test_some_samples_are_found_without_the_others(self, tmp_path: Path, per_part: int) -> None:
-        """What resharding asks: keys and places, samples at places, rows of a table."""
+        """What resharding uses: keys and places, samples at places, rows of a table."""
         data = open_data(self.write(tmp_path / "data", pairs(11), 2), DataOptions(per_part=per_part))
         for part in data.parts:
             samples, found = list(part.samples()), part.scan()
@@ -200,30 +200,30 @@ class DataReaderContract:
                 part.scan_at(at_n[-1:] + 10**9)
 
     def test_opening_reads_headers_only(self, tmp_path: Path) -> None:
-        """Bytes read are counted by the system."""
+        """Opening reads few bytes, as counted by the operating system."""
         location = self.write(tmp_path / "data", pairs(40, 160), 2)
         whole = sum(path.stat().st_size for path in (tmp_path / "data").rglob("*") if path.is_file())
         _, read = bytes_read(lambda: open_data(location))
         assert read < self.opening * whole + 300_000, f"opening reads {read:,} of {whole:,} bytes"
 
     def test_damaged_files_are_named(self, tmp_path: Path) -> None:
-        """Files cut off or with another byte give an error that names one, or are read; nothing else is raised."""
+        """Truncated files and files with a changed byte give an error that names the file, or are read correctly."""
         wanted = pairs(5)
         location = self.write(tmp_path / "data", wanted, 2)
         for path, what in damaged(tmp_path / "data"):
             try:
-                found = _read(open_data(location))
+                read = _read(open_data(location))
             except PoolError as error:
                 assert path.name in str(error) or "image" in str(error), f"{path.name}, {what}: {error}"
             except ThresherError:
                 pass
             else:
                 cut = what.startswith("cut") and self.marks_cuts
-                assert not cut or found == wanted, f"{path.name}, {what}: is read as if it were whole"
+                assert not cut or read == wanted, f"{path.name}, {what}: is read without an error"
 
     @pytest.mark.parametrize("form", ["webdataset", "parquet"])
     def test_it_can_be_resharded(self, tmp_path: Path, form: Any) -> None:
-        """Keys, captions and pictures are the same in the end."""
+        """Keys, captions and images stay the same."""
         from thresher.reshard import reshard
 
         wanted = pairs(7)
@@ -233,14 +233,14 @@ class DataReaderContract:
         assert (done.samples, done.missing, done.aside) == (5, 0, 0)
         assert sorted(_read(open_data(str(tmp_path / "out")))) == wanted[1:6]
 
-    def test_it_can_be_looked_over(self, tmp_path: Path) -> None:
-        """What ``thresher doctor`` tells."""
+    def test_doctor_reads_it(self, tmp_path: Path) -> None:
+        """``thresher doctor`` reports what is in the data."""
         from thresher.check.data import doctor
 
-        found = doctor(self.write(tmp_path / "data", pairs(9), 2), sample=9)
-        assert (found["kind"], found["samples"], found["exact"]) == (self.plugin.name, 9, True)
-        assert (found["pictures"]["looked_at"], found["pictures"]["broken"]) == (9, 0)
-        assert (found["captions"]["empty"], found["keys"]["repeated"], found["damaged"]) == (0, 0, [])
+        report = doctor(self.write(tmp_path / "data", pairs(9), 2), sample=9)
+        assert (report["kind"], report["samples"], report["exact"]) == (self.plugin.name, 9, True)
+        assert (report["pictures"]["looked_at"], report["pictures"]["broken"]) == (9, 0)
+        assert (report["captions"]["empty"], report["keys"]["repeated"], report["damaged"]) == (0, 0, [])
 
 
 def _read(data: Data) -> list[Pair]:

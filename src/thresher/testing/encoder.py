@@ -1,4 +1,4 @@
-"""What every encoder promises."""
+"""The contract of encoders, as tests to inherit."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ TEXTS = ("a dog", "", "A photo of TWO cats\non a mat", "日本語 🦊 \x00\u202
 
 
 class EncoderContract:
-    """Inherit it for an encoder of your own: ``class TestMine(EncoderContract): plugin = Mine``.
+    """Inherit it to test your own encoder: ``class TestMine(EncoderContract): plugin = Mine``.
 
-    Pictures and texts are both optional; what an encoder does not do is skipped.
+    Images and texts are both optional; tests of what an encoder does not encode are skipped.
 
     Attributes:
         plugin: A frozen dataclass with ``load``, or the class or function that makes the encoder.
-        example: Fields of the dataclass to make it with.
-        rest: What follows the colon of its name instead, where that is easier.
-        tolerance: By how much vectors may differ with the number of rows that are encoded together, as 1 - cosine.
+        example: Fields to make the dataclass with.
+        rest: Or what follows the colon of its name, if that is easier.
+        tolerance: How much vectors may depend on the rows that are encoded with them, as 1 - cosine.
     """
 
     plugin: ClassVar[Any]
@@ -53,7 +53,7 @@ class EncoderContract:
     @pytest.fixture(scope="class")
     @classmethod
     def process(cls) -> Iterator[Processes]:
-        """Return another process, as those that prepare pictures and texts are."""
+        """Return a worker process like those that prepare images and texts."""
         engine = Processes(1)
         yield engine
         engine.close()
@@ -66,34 +66,34 @@ class EncoderContract:
             assert isinstance(dim, int)
             assert dim >= 0
 
-    def test_its_weights_are_told_by_the_same_text_each_time(self, encoder: Encoder) -> None:
+    def test_its_weights_have_the_same_text_each_time(self, encoder: Encoder) -> None:
         assert encoder.weights()
         assert encoder.weights() == self.load().weights()
 
-    def test_pictures_of_any_size_become_pixels_of_one_shape(self, encoder: Encoder, process: Processes) -> None:
+    def test_images_of_any_size_become_pixels_of_one_shape(self, encoder: Encoder, process: Processes) -> None:
         if encoder.preprocess is None:
-            pytest.skip("it encodes no pictures")
+            pytest.skip("it does not encode images")
         found = [encoder.preprocess(picture) for picture in _pictures()]
         assert len({one.shape for one in found}) == 1
         assert all((one.dtype, one.ndim, one.shape[2]) == (np.dtype(np.uint8), 3, 3) for one in found)
         elsewhere = list(process.map(encoder.preprocess, _pictures()))
         np.testing.assert_array_equal(np.stack(elsewhere), np.stack(found))
 
-    def test_pictures(self, encoder: Encoder) -> None:
+    def test_images(self, encoder: Encoder) -> None:
         if encoder.preprocess is None:
-            pytest.skip("it encodes no pictures")
+            pytest.skip("it does not encode images")
         pixels = np.stack([encoder.preprocess(picture) for picture in _pictures()])
         before = pixels.copy()
         found = np.asarray(encoder.encode_images(pixels))
         self._check(found, encoder.image_dim)
-        np.testing.assert_array_equal(pixels, before, "it changes the pixels it is given")
-        np.testing.assert_array_equal(np.asarray(encoder.encode_images(pixels)), found, "it gives others the next time")
+        np.testing.assert_array_equal(pixels, before, "it changes its input pixels")
+        np.testing.assert_array_equal(np.asarray(encoder.encode_images(pixels)), found, "a second call differs")
         for rows in _orders():
             self._near(np.asarray(encoder.encode_images(pixels[rows])), found[rows])
 
-    def test_texts_become_arrays_of_whole_numbers(self, encoder: Encoder, process: Processes) -> None:
+    def test_texts_become_arrays_of_integers(self, encoder: Encoder, process: Processes) -> None:
         if encoder.tokenize is None:
-            pytest.skip("it encodes no texts")
+            pytest.skip("it does not encode texts")
         found = encoder.tokenize(TEXTS)
         assert found
         for name, array in found.items():
@@ -104,11 +104,11 @@ class EncoderContract:
 
     def test_texts(self, encoder: Encoder) -> None:
         if encoder.tokenize is None:
-            pytest.skip("it encodes no texts")
+            pytest.skip("it does not encode texts")
         found = np.asarray(encoder.encode_texts(encoder.tokenize(TEXTS)))
         self._check(found, encoder.text_dim)
         again = np.asarray(encoder.encode_texts(encoder.tokenize(TEXTS)))
-        np.testing.assert_array_equal(again, found, "it gives others the next time")
+        np.testing.assert_array_equal(again, found, "a second call differs")
         for rows in _orders():
             some = encoder.tokenize([TEXTS[row] for row in rows])
             self._near(np.asarray(encoder.encode_texts(some)), found[rows])
@@ -123,13 +123,13 @@ class EncoderContract:
         assert found.shape == wanted.shape
         scale = np.maximum(np.linalg.norm(wanted, axis=1), 1e-12)
         cosine = (found * wanted).sum(axis=1) / scale / np.maximum(np.linalg.norm(found, axis=1), 1e-12)
-        nothing = ~(found.any(axis=1) | wanted.any(axis=1))  # an empty text may have no words, and no direction
-        assert (nothing | (cosine > 1 - self.tolerance)).all(), "rows depend on those they are encoded with"
+        nothing = ~(found.any(axis=1) | wanted.any(axis=1))  # an empty text may have a zero vector
+        assert (nothing | (cosine > 1 - self.tolerance)).all(), "rows depend on the rows that are encoded with them"
         assert (np.abs(np.linalg.norm(found, axis=1) / scale - 1) < 0.01)[~nothing].all()
 
 
 def _orders() -> list[list[int]]:
-    """Rows to encode together: one by one, some, and in another order."""
+    """Return which rows to encode together: one by one, in groups, and in another order."""
     return [[row] for row in range(ROWS)] + [[0, 1, 2], [3, 4, 5, 6], list(range(ROWS))[::-1]]
 
 

@@ -1,4 +1,4 @@
-"""What every engine promises.
+"""The contract of engines, as tests to inherit.
 
 class TestMine(EngineContract):
     plugin = Mine
@@ -24,12 +24,12 @@ from thresher.runtime.parameters import parameters_of
 
 
 class EngineContract:
-    """Order, few tasks in flight, exceptions, the same bytes as in this thread, one BLAS thread, and an end.
+    """Order, few tasks in flight, exceptions, the same bytes as in this thread, one BLAS thread, and closing.
 
     Attributes:
         plugin: The engine, a frozen dataclass.
-        options: Fields it is made with, beside ``workers``.
-        ahead: How many more tasks than workers it may take before the first result is asked for.
+        options: Fields to make it with, next to ``workers``.
+        ahead: How many more tasks than workers it may take before the first result is requested.
     """
 
     plugin: ClassVar[type[Any]]
@@ -38,7 +38,7 @@ class EngineContract:
 
     @classmethod
     def make(cls) -> Engine:
-        """Return an engine of 2 workers, or of as many as it has."""
+        """Return an engine with 2 workers, or with its own number if that is fixed."""
         names = [item.name for item in parameters_of(cls.plugin)]
         made: Engine = cls.plugin(**({"workers": 2} if "workers" in names else {}), **cls.options)
         return made
@@ -46,14 +46,14 @@ class EngineContract:
     @pytest.fixture(scope="class")
     @classmethod
     def engine(cls) -> Iterator[Engine]:
-        """Give one engine to all tests of the class; close it where it can be closed."""
+        """Provide one engine for all tests of the class, and close it if it has ``close``."""
         made = cls.make()
         yield made
         if hasattr(made, "close"):
             made.close()
 
     def test_it_is_a_frozen_dataclass_whose_options_have_help(self) -> None:
-        """Its name is what ``--engine`` takes; fields other than ``workers`` are options."""
+        """Its name is the value of ``--engine``; fields other than ``workers`` are options."""
         plugin: Any = self.plugin
         assert is_dataclass(plugin)
         assert vars(plugin)["__dataclass_params__"].frozen
@@ -62,30 +62,30 @@ class EngineContract:
             assert item.name == "workers" or item.metadata.get("help"), f"the option {item.name} has no help"
 
     def test_it_has_workers(self, engine: Engine) -> None:
-        """One or more."""
+        """It has at least one worker."""
         assert engine.workers >= 1
 
     def test_results_come_in_the_order_of_tasks(self, engine: Engine) -> None:
-        """Though later tasks may finish first; of no tasks and of one, too."""
+        """Also when later tasks finish first, and for no task or one."""
         assert list(engine.map(_square, range(50))) == [x * x for x in range(50)]
         assert list(engine.map(_square, iter([]))) == []
         assert list(engine.map(_square, [7])) == [49]
 
-    def test_functions_bring_their_arguments(self, engine: Engine) -> None:
-        """A partial travels with what it holds, and one function is not taken for another."""
+    def test_functions_keep_their_arguments(self, engine: Engine) -> None:
+        """A partial keeps its arguments, and different partials are not confused."""
         assert list(engine.map(partial(_add, 5), range(4))) == [5, 6, 7, 8]
         assert list(engine.map(partial(_add, 6), range(4))) == [6, 7, 8, 9]
 
-    def test_an_exception_comes_through_in_its_place_and_the_engine_goes_on(self, engine: Engine) -> None:
-        """Results before it come first."""
+    def test_an_exception_is_raised_in_order_and_the_engine_still_works(self, engine: Engine) -> None:
+        """Results of earlier tasks are returned first."""
         results = engine.map(_fail_at_three, range(100))
         assert [next(results) for _ in range(3)] == [0, 1, 2]
         with pytest.raises(ValueError, match="three"):
             next(results)
         assert list(engine.map(_square, range(5))) == [0, 1, 4, 9, 16]
 
-    def test_an_exception_of_the_tasks_themselves_comes_through(self, engine: Engine) -> None:
-        """As of a file that cannot be read."""
+    def test_an_exception_of_the_iterator_of_tasks_is_raised(self, engine: Engine) -> None:
+        """For example, of a file that cannot be read."""
 
         def tasks() -> Iterator[int]:
             yield 1
@@ -95,7 +95,7 @@ class EngineContract:
             list(engine.map(_square, tasks()))
 
     def test_few_tasks_are_taken_ahead(self, engine: Engine) -> None:
-        """Tasks may be as large as memory allows for a few of them."""
+        """Tasks can be so large that only a few fit in memory."""
         taken, most = 0, 0
 
         def tasks() -> Iterator[int]:
@@ -110,8 +110,8 @@ class EngineContract:
         assert most <= engine.workers + self.ahead
 
     @pytest.mark.parametrize("after", [0, 1, 5])
-    def test_a_map_that_is_abandoned_ends_at_once(self, engine: Engine, after: int) -> None:
-        """Of tasks without end, for one; the engine goes on."""
+    def test_an_abandoned_map_ends_at_once(self, engine: Engine, after: int) -> None:
+        """Also with endless tasks; the engine still works afterwards."""
         started = time.monotonic()
         results = engine.map(_square, iter(int, 1))  # endless
         for _ in range(after):
@@ -121,13 +121,13 @@ class EngineContract:
         assert list(engine.map(_square, [2])) == [4]
 
     def test_the_bytes_are_those_of_this_thread(self, engine: Engine) -> None:
-        """Sums and products of float32."""
+        """Products of float32 matrices."""
         tasks = [np.random.default_rng(seed).normal(size=(60, 48)).astype(np.float32) for seed in range(7)]
-        here = [found.tobytes() for found in Serial().map(_product, tasks)]
-        assert [found.tobytes() for found in engine.map(_product, tasks)] == here
+        here = [product.tobytes() for product in Serial().map(_product, tasks)]
+        assert [product.tobytes() for product in engine.map(_product, tasks)] == here
 
     def test_blas_has_one_thread_inside_and_is_as_before_outside(self, engine: Engine) -> None:
-        """Several threads each would wait for one another, and might round otherwise."""
+        """More BLAS threads per worker would compete for cores, and could round differently."""
         before = _blas_threads(0)
         assert set(engine.map(_blas_threads, range(4))) == {1}
         next(abandoned := engine.map(_square, range(9)))
@@ -135,14 +135,14 @@ class EngineContract:
         assert _blas_threads(0) == before
 
     def test_it_pickles(self, engine: Engine) -> None:
-        """Before and after it was used; the copy starts what it needs itself."""
+        """Before and after use; the copy starts its own workers."""
         assert list(engine.map(_square, [3])) == [9]
         again = pickle.loads(pickle.dumps(engine))
         assert again == engine
         assert pickle.loads(pickle.dumps(self.make())) == self.make()
 
     def test_it_leaves_no_threads_and_can_be_closed(self) -> None:
-        """With ``close()``, where it has that; closing twice is fine, and a closed engine starts again."""
+        """After ``close()``, if it has that; closing twice is allowed, and a closed engine starts again."""
         before = threading.active_count()
         engine = self.make()
         next(results := engine.map(_square, range(100)))

@@ -1,4 +1,4 @@
-"""What every export format promises."""
+"""The contract of export formats, as tests to inherit."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ UNUSUAL = {  # row: its key
     17: "part\u2028para\u2029next\x85",
     20: "",
 }
-ESCAPES = "../../escapes.jpg"  # a path of a picture that leads out of its folder
+ESCAPES = "../../escapes.jpg"  # an image path that points outside its folder
 
 
 class ExportContract:
-    """Inherit it for a format of your own: ``class TestMine(ExportContract): plugin = Mine``.
+    """Inherit it to test your own format: ``class TestMine(ExportContract): plugin = Mine``.
 
-    The pool has 60 rows with keys (``uid``, most of them 32 hexadecimal digits), captions (``text``), paths of pictures
-    (``filepath``), addresses (``url``), ``width`` and image embeddings; some keys, captions and paths are as unusual as
-    a stranger could make them. A file that is neither parquet nor ``.npy`` is taken for lines of text.
+    The pool has 60 rows with keys (``uid``, most of them 32 hexadecimal digits), captions (``text``), image paths
+    (``filepath``), URLs (``url``), ``width`` and image embeddings. Some keys, captions and paths are malicious or
+    unusual. A file that is neither parquet nor ``.npy`` is read as lines of text.
 
     Attributes:
         plugin: The format.
-        example: Options to make it with, where it has ones that are required.
+        example: Options to make it with, if it has required ones.
     """
 
     plugin: ClassVar[type[Any]]
@@ -173,24 +173,24 @@ def _step(before: int, after: int) -> Step:
 
 
 def _selection(pool: EmbeddingStore) -> Selection:
-    """Keep three rows of four."""
+    """Return a selection of three of four rows."""
     dropped_by = np.where(np.arange(N) % 4 == 1, 0, -1).astype(np.int16)
     step = _step(N, int((dropped_by == -1).sum()))
     return dataclasses.replace(_everything(pool), dropped_by=dropped_by, steps=(step,))
 
 
 def _files(folder: Path) -> dict[str, bytes]:
-    found: Iterator[Path] = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+    paths: Iterator[Path] = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def _lines(content: bytes) -> list[str]:
-    """Return lines as most programs cut them."""
+    """Return the lines as most programs split them."""
     return content.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
 
 
 def _entries(path: Path, written: Written) -> int | None:
-    """Return how many entries a reader finds; None where a selection of nothing has a row for every row of the pool."""
+    """Return how many entries a reader finds; None if an empty selection has a row for every row of the pool."""
     content = path.read_bytes()
     if written.rows == N and content.startswith(b"PAR1"):
         return None

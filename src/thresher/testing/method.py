@@ -1,11 +1,11 @@
-"""What every method promises, as a test class to inherit.
+"""The contract of selection methods, as a test class to inherit.
 
     from thresher.testing import MethodContract
 
     class TestAtypical(MethodContract):
         plugin = Atypical
 
-The pool has image and text embeddings, captions, sizes and a score, in several blocks of rows.
+The pool has image and text embeddings, captions, sizes and a score, and spans several blocks.
 """
 
 from __future__ import annotations
@@ -36,44 +36,44 @@ from thresher.selection import Keep, Selection
 from thresher.testing.pools import clustered, write_pool
 
 N = 3_000  # rows of the pool
-FEW = 700  # rows of the pool on which every parameter is changed
-BLOCK = 1_280  # rows of a block, more than a stripe: there are several of both
+FEW = 700  # rows of the smaller pool, on which every parameter is changed
+BLOCK = 1_280  # rows of a block; more than a stripe, so that there are several of both
 CUTS = {"3 files": (3, False), "7 files": (7, False), "parquet": (2, True)}
 ENGINES: dict[str, Engine] = {"threads 1": Threads(1), "threads 3": Threads(3), "processes 2": Processes(2)}
 
-# Values of parameters by name: of required ones, and of others where a method cannot be made without one of several.
+# Values of parameters by name: for required ones, and for others if a method needs one of several.
 EXAMPLES: dict[str, Any] = {"keep": "30%", "eps": 0.2, "where": "width >= 300 AND words(text) > 1"}
 
-Given = dict[str, Any]
+Values = dict[str, Any]
 Table = dict[str, Sequence[Any]]
 
 
-def example_of(cls: type[Any]) -> Given:
-    """Return parameters under which a method can be made: its ``example``, else by the names of its fields."""
+def example_of(cls: type[Any]) -> Values:
+    """Return parameters that a method can be made with: its ``example``, else values by the names of its fields."""
     if hasattr(cls, "example"):
         return dict(cls.example)
     required = {item.name: is_required(item) for item in parameters_of(cls)}
     if unknown := [name for name, needed in required.items() if needed and name not in EXAMPLES]:
         pytest.fail(f"{cls.name}: give the class  example: ClassVar[dict[str, Any]] = ...  with a value for {unknown}")
-    given = {name: EXAMPLES[name] for name, needed in required.items() if needed}
-    for extra in ({}, *({name: EXAMPLES[name]} for name in EXAMPLES if name in required and name not in given)):
+    values = {name: EXAMPLES[name] for name, needed in required.items() if needed}
+    for extra in ({}, *({name: EXAMPLES[name]} for name in EXAMPLES if name in required and name not in values)):
         try:
-            build(cls, cls.name, given | extra)
+            build(cls, cls.name, values | extra)
         except UsageError:
             continue
-        return given | extra
+        return values | extra
     pytest.fail(f"{cls.name}: cannot be made from {EXAMPLES}; give the class  example: ClassVar[dict[str, Any]] = ...")
 
 
 class MethodContract:
-    """Every promise of a method, as tests.
+    """The contract of a method, as tests.
 
     Attributes:
         plugin: The method's class.
-        example: Parameters to make it with. By default its class variable ``example``, else values for fields called
+        example: Parameters to make it with. By default its class variable ``example``, else values for fields named
             ``keep``, ``eps`` and ``where``.
-        other: Field -> another value than the example's, or parameters to change together. By default its class
-            variable ``other``; what is not there is derived from the field's type.
+        other: Field -> a value other than in the example, or several parameters to change together. By default its
+            class variable ``other``; for other fields a value is derived from the type.
     """
 
     plugin: ClassVar[type[Any]]
@@ -82,7 +82,7 @@ class MethodContract:
 
     @staticmethod
     def pool(rows: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any], Table]:
-        """Return image and text embeddings (rows, D) and a table to test on; override it for other columns."""
+        """Return image and text embeddings, (rows, D), and a table to test with; override it for other columns."""
         rng = np.random.Generator(np.random.Philox(7))
         image, text = clustered(rows, 8, 40, 0.5, seed=1), clustered(rows, 8, 40, 0.7, seed=1)
         copies = rows // 30
@@ -97,28 +97,28 @@ class MethodContract:
         return image.astype(np.float16), text.astype(np.float16), table
 
     @classmethod
-    def given(cls) -> Given:
-        """Return the parameters it is made with."""
+    def parameters(cls) -> Values:
+        """Return the parameters to make the method with."""
         return dict(cls.example) if cls.example is not None else example_of(cls.plugin)
 
     @classmethod
-    def build(cls, given: Mapping[str, Any]) -> Any:
+    def build(cls, values: Mapping[str, Any]) -> Any:
         """Make the method."""
-        return build(cls.plugin, cls.plugin.name, given)
+        return build(cls.plugin, cls.plugin.name, values)
 
     @classmethod
     def others(cls, folder: Path) -> Mapping[str, Any]:
-        """Return other values of fields, see ``other``; files that they name may be written into a folder."""
+        """Return other values of fields, see ``other``; files they need can be written into ``folder``."""
         return {**getattr(cls.plugin, "other", {}), **cls.other}
 
     @pytest.fixture
     def bench(self, tmp_path_factory: pytest.TempPathFactory) -> Bench:
-        """Pools and selections that several tests use, made once a session."""
+        """Return pools and selections that several tests use, made once per session."""
         contract: Any = type(self)
         return _bench(contract, tmp_path_factory.getbasetemp() / "contract")
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """Try every word that a field allows."""
+        """Parametrize ``word`` with every word that a field allows."""
         if "word" in metafunc.fixturenames:
             words = [(item.name, word) for item in parameters_of(self.plugin) for word in _words(self.plugin, item)]
             metafunc.parametrize(("name", "word"), words)
@@ -127,44 +127,42 @@ class MethodContract:
 
     @pytest.mark.parametrize("engine", ENGINES)
     def test_every_engine_gives_the_same_bytes(self, engine: str, bench: Bench, tmp_path: Path) -> None:
-        """Whatever the number of workers."""
-        found = run_steps(bench.store("one"), [bench.step], engine=ENGINES[engine], cache=Cache.at(tmp_path))
-        same(found, bench.first)
+        """For any number of workers."""
+        selection = run_steps(bench.store("one"), [bench.step], engine=ENGINES[engine], cache=Cache.at(tmp_path))
+        same(selection, bench.first)
 
     @pytest.mark.parametrize("cut", CUTS)
-    def test_however_the_files_are_cut(self, cut: str, bench: Bench, tmp_path: Path) -> None:
-        """From .npy files and from parquet."""
+    def test_the_split_into_files_does_not_matter(self, cut: str, bench: Bench, tmp_path: Path) -> None:
+        """For .npy files and for parquet."""
         same(run(bench.store(cut), bench.step, tmp_path), bench.first)
 
     def test_a_warm_cache_gives_the_same_bytes(self, bench: Bench) -> None:
-        """All is in the cache."""
+        """Everything is in the cache."""
         same(bench.first, run(bench.store("one"), bench.step, bench.folder / "first"))
 
-    def test_what_was_computed_before_changes_nothing(self, bench: Bench, tmp_path: Path) -> None:
-        """In a part of the pool, with the whole pool's arrays in the cache or with none."""
+    def test_a_cache_of_the_whole_pool_gives_the_same_bytes(self, bench: Bench, tmp_path: Path) -> None:
+        """A part of the pool gives the same result with the arrays of the whole pool in the cache, and without."""
         run(bench.store("one"), bench.step, tmp_path)
         same(bench.part, run(bench.store("one"), bench.step, tmp_path, within=bench.earlier))
 
-    def test_what_is_cached_for_other_parameters_seeds_and_rows_is_not_taken_for_this(
-        self, bench: Bench, tmp_path: Path
-    ) -> None:
-        """Every parameter is changed: one cache for all, forth and back, against a cache for each."""
+    def test_cached_results_of_other_parameters_seeds_and_rows_are_not_used(self, bench: Bench, tmp_path: Path) -> None:
+        """Every parameter is changed: one shared cache, in both orders, gives the same results as a cache for each."""
         cases: list[tuple[Any, int, Selection | None]] = []
         alone: list[Selection] = []
-        base, others, part = self.given(), self.others(tmp_path), None
+        base, others, part = self.parameters(), self.others(tmp_path), None
         store = bench.few
 
-        def add(given: Given, seed: int = 0, within: Selection | None = None) -> bool:
+        def add(values: Values, seed: int = 0, within: Selection | None = None) -> bool:
             try:
-                step = self.build(given)
-                found = run(store, step, tmp_path / f"own {len(cases)}", seed=seed, within=within)
+                step = self.build(values)
+                selection = run(store, step, tmp_path / f"own {len(cases)}", seed=seed, within=within)
             except (UsageError, PoolError):
                 return False
             cases.append((step, seed, within))
-            alone.append(found)
+            alone.append(selection)
             return True
 
-        assert add(base), f"{self.plugin.name} cannot be carried out with {base}"
+        assert add(base), f"{self.plugin.name} cannot run with {base}"
         for item in parameters_of(self.plugin):
             changes = _changes(self.plugin, item, base, others)
             instead = [change | {name: None} for change in changes for name in base if name not in change]
@@ -178,16 +176,16 @@ class MethodContract:
         add(base, within=part)
         known = list(zip(cases, alone, strict=True))
         for (step, seed, within), wanted in (*known, *known[::-1]):
-            found = run(store, step, tmp_path / "shared", seed=seed, within=within)
-            same(found, wanted, f"after other parameters, {step} is answered with what the cache holds for them")
+            selection = run(store, step, tmp_path / "shared", seed=seed, within=within)
+            same(selection, wanted, f"after other parameters, {step} is answered with what the cache holds for them")
 
     def test_every_word_a_field_allows(self, name: str, word: str, bench: Bench, tmp_path: Path) -> None:
-        """Serial and one file against threads and three files, within a part of the pool; cold and warm."""
-        base, others = self.given(), self.others(tmp_path)
+        """Serial on one file and threads on three files agree on a part of the pool, with a cold and a warm cache."""
+        base, others = self.parameters(), self.others(tmp_path)
         more = [dict(one) if isinstance(one, Mapping) else {key: one} for key, one in others.items()]
-        for given in (base, *({extra: value} for extra, value in EXAMPLES.items()), *(base | one for one in more)):
+        for values in (base, *({extra: value} for extra, value in EXAMPLES.items()), *(base | one for one in more)):
             try:
-                step = self.build({**given, name: word})
+                step = self.build({**values, name: word})
                 break
             except UsageError:
                 continue
@@ -205,39 +203,40 @@ class MethodContract:
 
     @pytest.mark.parametrize("keep", [1, 777, "0.5", "12.5%", N])
     def test_a_budget_is_met_exactly(self, keep: Any, bench: Bench) -> None:
-        """From one row to all."""
+        """For budgets from one row to all rows."""
         if "keep" not in {item.name for item in parameters_of(self.plugin)}:
             pytest.skip("has no budget")
-        found = run(bench.store("one"), self.build({**self.given(), "keep": keep}), bench.folder / "first")
-        assert len(found) == {1: 1, 777: 777, "0.5": N // 2, "12.5%": N // 8, N: N}[keep]
-        check_chain(found)
+        method = self.build({**self.parameters(), "keep": keep})
+        selection = run(bench.store("one"), method, bench.folder / "first")
+        assert len(selection) == {1: 1, 777: 777, "0.5": N // 2, "12.5%": N // 8, N: N}[keep]
+        check_chain(selection)
 
-    def test_only_the_rows_given_and_a_chain_of_provenance(self, bench: Bench) -> None:
-        """Rows that an earlier step dropped stay dropped, and that selection is not changed."""
-        earlier, found = bench.earlier, bench.part
-        assert not (found.mask() & ~earlier.mask()).any()
-        assert 0 < len(found) < len(earlier)
-        assert [step.method for step in found.steps] == ["random", self.plugin.name]
-        assert found.dropped_by[~earlier.mask()].tolist() == earlier.dropped_by[~earlier.mask()].tolist()
-        check_chain(found)
+    def test_only_given_rows_are_kept_and_steps_form_a_chain(self, bench: Bench) -> None:
+        """Rows that an earlier step dropped stay dropped, and the earlier selection is not changed."""
+        earlier, selection = bench.earlier, bench.part
+        assert not (selection.mask() & ~earlier.mask()).any()
+        assert 0 < len(selection) < len(earlier)
+        assert [step.method for step in selection.steps] == ["random", self.plugin.name]
+        assert selection.dropped_by[~earlier.mask()].tolist() == earlier.dropped_by[~earlier.mask()].tolist()
+        check_chain(selection)
         assert len(earlier) == N * 4 // 10
 
-    def test_rows_that_are_repeated_stay_so(self, bench: Bench, tmp_path: Path) -> None:
-        """What comes after a step that repeats rows carries the repeats of those it keeps, or says that it cannot."""
+    def test_repeats_of_rows_are_preserved(self, bench: Bench, tmp_path: Path) -> None:
+        """After a step that repeats rows, the method keeps the repeats of the rows it keeps, or raises an error."""
         drawn = bench.drawn
         try:
-            found = run(bench.store("one"), bench.step, tmp_path, within=drawn)
+            selection = run(bench.store("one"), bench.step, tmp_path, within=drawn)
         except UsageError as error:
             assert "repeated" in str(error)  # noqa: PT017
             assert bench.first.repeats is not None
             return
-        check_chain(found)
-        assert found.repeats is not None
+        check_chain(selection)
+        assert selection.repeats is not None
         assert drawn.repeats is not None
-        np.testing.assert_array_equal(found.repeats, np.where(found.mask(), drawn.repeats, 0))
+        np.testing.assert_array_equal(selection.repeats, np.where(selection.mask(), drawn.repeats, 0))
 
     def test_methods_and_selections_survive_pickling_and_the_disk(self, bench: Bench, tmp_path: Path) -> None:
-        """To the bit."""
+        """Bit for bit."""
         again = pickle.loads(pickle.dumps(bench.step))
         assert again == bench.step
         assert type(again) is type(bench.step)
@@ -255,9 +254,9 @@ class Bench:
     """Pools and selections that the tests of a method share.
 
     Attributes:
-        contract: Whose they are.
-        folder: Where they lie.
-        pools: Folder of the pools, which methods share.
+        contract: The contract class of the method.
+        folder: Folder of its caches.
+        pools: Folder of the pools, shared by all methods.
     """
 
     contract: type[MethodContract]
@@ -265,27 +264,27 @@ class Bench:
     pools: Path
 
     def store(self, cut: str) -> EmbeddingStore:
-        """Return the pool: "one" file, or as in ``CUTS``."""
+        """Return the pool as "one" file, or split as in ``CUTS``."""
         return _store(self.contract.pool, self.pools, N, *CUTS.get(cut, (1, False)))
 
     @property
     def few(self) -> EmbeddingStore:
-        """A smaller pool of one file."""
+        """The smaller pool, as one file."""
         return _store(self.contract.pool, self.pools, FEW, 1, False)
 
     @cached_property
     def step(self) -> Any:
         """The method."""
-        return self.contract.build(self.contract.given())
+        return self.contract.build(self.contract.parameters())
 
     @cached_property
     def first(self) -> Selection:
-        """The method's selection: serial, one file, a cache of its own."""
+        """The method's selection: serial, one file, its own cache."""
         return run(self.store("one"), self.step, self.folder / "first")
 
     @cached_property
     def part(self) -> Selection:
-        """The method's selection of a part of the pool, with a cache of its own."""
+        """The method's selection of a part of the pool, with its own cache."""
         return run(self.store("one"), self.step, self.folder / "part", within=self.earlier)
 
     @property
@@ -313,9 +312,9 @@ def _store(pool: Any, folder: Path, rows: int, files: int, parquet: bool) -> Emb
 
 
 @cache
-def _chosen(pool: Any, folder: Path, name: str, seed: int, *given: tuple[str, Any]) -> Selection:
+def _chosen(pool: Any, folder: Path, name: str, seed: int, *values: tuple[str, Any]) -> Selection:
     store = _store(pool, folder, N, 1, False)
-    return run(store, method_named(name, dict(given)), folder / name, seed=seed)
+    return run(store, method_named(name, dict(values)), folder / name, seed=seed)
 
 
 def run(store: EmbeddingStore, step: Any, cache: Path, *, seed: int = 0, within: Selection | None = None) -> Selection:
@@ -330,11 +329,11 @@ def _words(cls: type[Any], item: Field[Any]) -> list[str]:
     return [word for word in choices(without_none(type_of(cls, item.name))) if word != item.default]
 
 
-def _changes(cls: type[Any], item: Field[Any], base: Given, others: Mapping[str, Any]) -> list[Given]:
-    """Return changes of the base's parameters that give a field another value; not all need to be allowed."""
+def _changes(cls: type[Any], item: Field[Any], base: Values, others: Mapping[str, Any]) -> list[Values]:
+    """Return changes of the base's parameters that give a field another value; some may not be allowed."""
     if item.name in others:
-        found = others[item.name]
-        return [dict(found) if isinstance(found, Mapping) else {item.name: found}]
+        other = others[item.name]
+        return [dict(other) if isinstance(other, Mapping) else {item.name: other}]
     default = None if item.default is MISSING else item.default
     value, kind = base.get(item.name, default), without_none(type_of(cls, item.name))
     return [{item.name: other} for other in _others(kind, value) if other != value]
@@ -359,26 +358,26 @@ def _others(kind: Any, value: Any) -> Iterator[Any]:
 
 
 def bytes_of(selection: Selection) -> dict[str, Any]:
-    """Return all that a selection says, to the bit, except where the pool lies."""
-    found: dict[str, Any] = {"header": json.dumps({**selection.header(), "pool": ""}, sort_keys=True)}
+    """Return the content of a selection, bit for bit, except the location of the pool."""
+    content: dict[str, Any] = {"header": json.dumps({**selection.header(), "pool": ""}, sort_keys=True)}
     arrays: dict[str, npt.NDArray[Any]] = {"dropped_by": selection.dropped_by}
     for i, step in enumerate(selection.steps):
         for kind in ("rows", "groups", "reference"):
             arrays |= {f"{i} {kind} {name}": array for name, array in getattr(step, kind).items()}
     if selection.repeats is not None:
         arrays["repeats"] = selection.repeats
-    return found | {name: (a.dtype.str, a.shape, np.ascontiguousarray(a).tobytes()) for name, a in arrays.items()}
+    return content | {name: (a.dtype.str, a.shape, np.ascontiguousarray(a).tobytes()) for name, a in arrays.items()}
 
 
 def same(one: Selection, other: Selection, why: str = "") -> None:
-    """Assert that two selections say the same, to the bit."""
+    """Assert that two selections are equal, bit for bit."""
     a, b = bytes_of(one), bytes_of(other)
     assert a.keys() == b.keys(), why
     assert [name for name in a if a[name] != b[name]] == [], why
 
 
 def check_chain(selection: Selection) -> None:
-    """Assert that steps follow on each other, dropped rows have a reason, and the header is JSON for any program."""
+    """Assert that steps form a chain, dropped rows have a reason, and the header is valid JSON."""
     rows = selection.total
     for number, step in enumerate(selection.steps):
         given = selection.given(number)
@@ -400,7 +399,7 @@ def check_chain(selection: Selection) -> None:
             assert np.bincount(clusters, minlength=len(step.groups["kept"])).tolist() == step.groups["kept"].tolist()
         if "duplicate_of" in step.rows:
             twins = step.rows["duplicate_of"][dropped]
-            assert np.isin(twins, [-1, *given]).all()  # -1: dropped, though it repeats nothing, for a small budget
+            assert np.isin(twins, [-1, *given]).all()  # -1: no duplicate, but dropped to meet the budget
     assert rows == len(selection) == selection.mask().sum() == len(selection.rows())
     if selection.repeats is None:
         assert selection.uses == len(selection)

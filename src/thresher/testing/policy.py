@@ -1,4 +1,4 @@
-"""What every policy promises; and a training loop without a model, to play policies on losses that are given.
+"""The contract of policies, as tests to inherit; and a training loop without a model, to run policies on given losses.
 
 class TestMine(PolicyContract):
     plugin = Mine
@@ -25,7 +25,7 @@ PARTS = ("kept_N", "weights_N", "repeats_N")
 
 
 def play_epoch(policy: Policy, ledger: Ledger, losses_NR: Losses, epoch: int, batch: int, seed: int = 0) -> Plan:
-    """Play one epoch: plan, record batches in an order of their own, finish; return the plan."""
+    """Run one epoch: plan, record batches in random order, finish; return the plan."""
     rng = np.random.Generator(np.random.Philox([seed, epoch, 1]))
     plan = policy.plan(ledger, epoch, rng)
     rows = np.random.Generator(np.random.Philox([seed, epoch, 2])).permutation(plan.rows())
@@ -40,7 +40,7 @@ def play_epoch(policy: Policy, ledger: Ledger, losses_NR: Losses, epoch: int, ba
 
 
 def simulated(rows: int, epochs: int, *, agree: float = 0.9, seed: int = 0) -> Losses:
-    """Return (epochs, rows, 2) float32 losses: falling, skewed, two directions that mostly agree."""
+    """Return simulated losses, (epochs, rows, 2) float32: decreasing, skewed, in two directions that mostly agree."""
     rng = np.random.Generator(np.random.Philox(seed))
     own = rng.gamma(2.0, 1.0, (rows, 1))
     noise = rng.gamma(2.0, 1.0, (epochs, rows, 2))
@@ -49,13 +49,13 @@ def simulated(rows: int, epochs: int, *, agree: float = 0.9, seed: int = 0) -> L
 
 
 class PolicyContract:
-    """Options from text, plans that follow from ledger and generator alone, budgets met, candidates as announced.
+    """Options from text, plans that depend only on ledger and generator, budgets met, candidates as declared.
 
     Attributes:
         plugin: The policy, a frozen dataclass.
-        options: Options it is made with where it has no default that will do.
-        budgets: Shares of a run of 20 epochs that it can leave out; () for a policy that takes no share.
-        slack: How far the share may be missed when it is played on losses.
+        options: Options to make it with, if it has required ones.
+        budgets: Shares of a run of 20 epochs that it can prune; () for a policy that takes no share.
+        slack: How far it may miss the share on simulated losses.
     """
 
     plugin: ClassVar[type[Policy]]
@@ -65,18 +65,18 @@ class PolicyContract:
 
     def make(self, **options: Any) -> Policy:
         """Return the policy for a run of 12 epochs on 600 rows."""
-        given = {**self.options, **options}
+        values = {**self.options, **options}
         if self.plugin.needs_selection:
-            return self.plugin.for_selection(np.arange(ROWS) % 3, **given)
-        return self.plugin.for_run(EPOCHS, **given)
+            return self.plugin.for_selection(np.arange(ROWS) % 3, **values)
+        return self.plugin.for_run(EPOCHS, **values)
 
     def played(self, policy: Policy, epochs: int) -> tuple[Ledger, list[Plan]]:
-        """Return the ledger and the plans of a run on losses that fall."""
+        """Return the ledger and the plans of a run on decreasing losses."""
         ledger, losses = policy.ledger(ROWS), simulated(ROWS, epochs)
         return ledger, [play_epoch(policy, ledger, losses[epoch], epoch, BATCH) for epoch in range(epochs)]
 
     def test_it_is_a_frozen_dataclass_with_a_name_and_a_summary(self) -> None:
-        """The name is what ``--policy`` takes; the first line of the docstring is the summary of tables."""
+        """The name is the value of ``--policy``; the first line of the docstring is the summary in tables."""
         plugin: Any = self.plugin
         assert is_dataclass(plugin)
         assert vars(plugin)["__dataclass_params__"].frozen
@@ -85,19 +85,19 @@ class PolicyContract:
         assert self.make() is not None
 
     def test_every_option_has_help_and_a_flag_of_its_own(self) -> None:
-        """No flag of the trainers has its name."""
+        """No flag of the trainers has the same name."""
         from thresher.cli.train import clip, moco
         from thresher.train.open_clip import OWN
 
         taken = {name.lstrip("-") for command in (clip, moco) for param in command.params for name in param.opts}
         for item in options_of(self.plugin):
             assert item.metadata.get("help"), f"the option {item.name} has no help"
-            assert not item.metadata["help"].endswith("."), f"the help of {item.name} ends with a full stop"
+            assert not item.metadata["help"].endswith("."), f"the help of {item.name} ends with a period"
             flag = flag_of(item)
             assert flag not in taken | {*OWN, "policy", "prune"}, f"{flag} is taken; give metadata={{'flag': ...}}"
 
     def test_options_are_made_from_text(self) -> None:
-        """Every word of a ``Literal``, and what stands for a default or an example, gives the value again."""
+        """Every word of a ``Literal``, and the text of a default or an example, gives the value again."""
         for item in options_of(self.plugin):
             kind = parameters.type_of(self.plugin, item.name)
             words: list[Any] = list(parameters.choices(parameters.without_none(kind)))
@@ -108,13 +108,13 @@ class PolicyContract:
                 assert parameters.read(kind, text) == word
                 assert getattr(self.make(**{item.name: word}), item.name) == word
 
-    def test_what_is_no_option_is_refused(self) -> None:
-        """By Python itself, or by a UsageError."""
+    def test_unknown_options_are_refused(self) -> None:
+        """With a TypeError or a UsageError."""
         with pytest.raises((TypeError, UsageError)):
             self.make(this_is_no_option=1)
 
     def test_plans_fit_the_data(self) -> None:
-        """Arrays of the right length and type; every epoch has a row."""
+        """Arrays have the right length and type; every epoch has a row."""
         _, plans = self.played(policy := self.make(), EPOCHS)
         for epoch, plan in enumerate(plans):
             assert (plan.epoch, plan.total, plan.phase in PHASES) == (epoch, ROWS, True)
@@ -123,7 +123,7 @@ class PolicyContract:
                 part = getattr(plan, name)
                 assert part is None or (part.shape, part.dtype) == ((ROWS,), np.dtype(dtype)), name
             if plan.weights_N is not None:
-                assert policy.weighs(), "a plan has weights, so weighs() must be True"
+                assert policy.weighs(), "a plan has weights, so weighs() must return True"
                 assert np.isfinite(plan.weights_N).all()
                 assert (plan.weights_N[plan.rows()] > 0).all()
             if plan.repeats_N is not None:
@@ -131,7 +131,7 @@ class PolicyContract:
                 np.testing.assert_array_equal(plan.repeats_N > 0, plan.kept_N)
 
     def test_plans_follow_from_ledger_epoch_and_generator_alone(self) -> None:
-        """The same again, from a copy of the policy and of the ledger; and planning changes no ledger."""
+        """Copies of the policy and the ledger give the same plan; planning does not change the ledger."""
         policy, losses = self.make(), simulated(ROWS, EPOCHS)
         ledger = policy.ledger(ROWS)
         for epoch in range(EPOCHS):
@@ -145,8 +145,8 @@ class PolicyContract:
             _unchanged(before, ledger)
             play_epoch(policy, ledger, losses[epoch], epoch, BATCH)
 
-    def test_a_run_goes_on_from_the_state_of_its_ledger(self) -> None:
-        """All that changes is in the ledger: from its state in mid-run the other plans are the same."""
+    def test_a_run_resumes_from_the_state_of_its_ledger(self) -> None:
+        """All state is in the ledger: resumed from it, a run has the same plans."""
         policy, losses = self.make(), simulated(ROWS, EPOCHS)
         ledger = policy.ledger(ROWS)
         for epoch in range(EPOCHS // 2):
@@ -157,49 +157,49 @@ class PolicyContract:
             _same(one, play_epoch(self.make(), again, losses[epoch], epoch, BATCH))
 
     def test_plans_come_back_from_their_state(self) -> None:
-        """As a checkpoint in mid-epoch has it."""
+        """As for a checkpoint within an epoch."""
         for plan in self.played(self.make(), EPOCHS)[1]:
             _same(Plan.from_state(plan.state()), plan)
 
     def test_marks_are_bits(self) -> None:
-        """(B,) uint8, the same for the same losses and generator."""
+        """Marks are (B,) uint8; the same losses and generator give the same marks."""
         policy, losses = self.make(), simulated(BATCH, 1)[0]
         marks = [policy.marks(losses, np.random.Generator(np.random.Philox(1))) for _ in range(2)]
         assert (marks[0].shape, marks[0].dtype) == ((BATCH,), np.dtype(np.uint8))
         assert marks[0].max(initial=0) <= 7
         np.testing.assert_array_equal(marks[0], marks[1])
 
-    def test_candidates_are_marked_where_that_is_said(self) -> None:
-        """By ``marks_candidates`` ``coreset`` knows whether a run can rank rows."""
+    def test_candidates_are_marked_as_declared(self) -> None:
+        """``coreset`` uses ``marks_candidates`` to know whether a run can rank rows."""
         ledger, _ = self.played(self.make(), EPOCHS)
         assert bool(ledger.times_N.any()) == self.plugin.marks_candidates
 
     def test_forecasts_are_shares(self) -> None:
-        """Their mean is what the run is expected to leave out; repeats make them negative."""
+        """Their mean is the share that the run is expected to prune; repeats make it negative."""
         policy = self.make()
         shares = [policy.forecast(epoch) for epoch in range(EPOCHS)]
         assert all(isinstance(share, float) and share < 1 for share in shares)
         assert policy.expected_pruned(EPOCHS) == pytest.approx(np.mean(shares))
 
     def test_a_share_to_prune_is_met(self) -> None:
-        """As it is forecast, and as it is played."""
+        """In the forecast, and on simulated losses."""
         epochs = 20
-        given = {
+        values = {
             item.name: self.options[item.name]
             for item in options_of(self.plugin)
             if item.name in self.options and not item.metadata.get("follows")
         }
         for share in self.budgets:
-            policy = self.plugin.for_budget(share, epochs, **given)
+            policy = self.plugin.for_budget(share, epochs, **values)
             assert policy.expected_pruned(epochs) == pytest.approx(share)
             _, plans = self.played(policy, epochs)
             assert np.mean([plan.pruned for plan in plans]) == pytest.approx(share, abs=self.slack)
         for share in (0.0, 1.0) if self.budgets else (0.3,):
             with pytest.raises(UsageError):
-                self.plugin.for_budget(share, epochs, **given)
+                self.plugin.for_budget(share, epochs, **values)
 
     def test_it_pickles(self) -> None:
-        """For data loaders and for processes that are sent it."""
+        """For data loaders and worker processes."""
         policy = self.make()
         again = pickle.loads(pickle.dumps(policy))
         assert type(again) is type(policy)

@@ -1,4 +1,4 @@
-"""What every reader of pools must do, as tests to inherit.
+"""The contract of pool readers, as tests to inherit.
 
 from thresher.testing import PoolReaderContract
 
@@ -6,7 +6,7 @@ class TestMine(PoolReaderContract):
     plugin = Mine
 
     def write(self, folder, rows, files):
-        ...  # write the rows as a pool of your format, in as many files
+        ...  # write the rows as a pool in your format, in this many files
         return str(folder)
 """
 
@@ -37,8 +37,8 @@ class Rows:
     Attributes:
         image: (N, D) float16, or None.
         text: (N, D) float16, or None.
-        keys: Of each.
-        captions: Of each.
+        keys: (N,) keys.
+        captions: (N,) captions.
     """
 
     image: Any
@@ -48,13 +48,13 @@ class Rows:
 
     @classmethod
     def some(cls, count: int, dim: int = 8) -> Rows:
-        """Return random rows, the same for the same numbers."""
+        """Return random rows; the same arguments give the same rows."""
         rng = np.random.Generator(np.random.Philox(count))
         image, text = rng.standard_normal((2, count, dim)).astype(np.float16)
         return cls(image, text, [f"{i:08x}" for i in rng.permutation(count)], [f"caption {i} é" for i in range(count)])
 
     def cut(self, files: int) -> list[Rows]:
-        """Return the rows in so many runs of different lengths, as they would stand in files."""
+        """Split the rows into parts of different lengths, one per file."""
         edges = [round(len(self.keys) * (i / files) ** 1.5) for i in range(files + 1)]
         return [
             Rows(self.image[lo:hi], self.text[lo:hi], self.keys[lo:hi], self.captions[lo:hi])
@@ -62,7 +62,7 @@ class Rows:
         ]
 
     def table(self, **more: Any) -> Any:
-        """Return keys and captions as an Arrow table, and other columns."""
+        """Return keys, captions and the columns ``more`` as an Arrow table."""
         import pyarrow as pa
 
         return pa.table({"key": list(self.keys), "caption": list(self.captions), **more})
@@ -120,15 +120,15 @@ POOLS: Mapping[str, Callable[[Path, Rows, int], str]] = {
     "img2dataset": _img2dataset,
     "parquet": _with_vectors,
 }
-"""What writes a pool of each layout that Thresher reads by itself: folder, rows, number of files."""
+"""Layout -> function that writes a pool in it: (folder, rows, number of files). These are Thresher's own layouts."""
 
 
 class PoolReaderContract:
-    """What every reader of pools must do.
+    """The contract of pool readers.
 
     Attributes:
         plugin: The reader.
-        fields: The fields of vectors that its format has.
+        fields: The embedding fields of its format.
         opening: The share of a pool's bytes that opening it may read.
     """
 
@@ -137,27 +137,27 @@ class PoolReaderContract:
     opening: ClassVar[float] = 0.2
 
     def write(self, folder: Path, rows: Rows, files: int) -> str:
-        """Write a pool in so many files; returns its location."""
+        """Write a pool in ``files`` files; return its location."""
         raise NotImplementedError
 
     def test_it_is_a_plugin(self) -> None:
-        """Found by its name, and made of options that have defaults."""
+        """It is found by its name, and all its options have defaults."""
         check_plugin(POOL_READERS, self.plugin)
 
     def test_it_recognises_its_own_and_no_others(self, tmp_path: Path) -> None:
-        """Its own pools are read by it, and those of the layouts that Thresher knows as they were."""
+        """It reads its own pools, and leaves those of Thresher's own layouts to their readers."""
         rows = Rows.some(7)
         own = Files.at(self.write(tmp_path / "own", rows, 2))
         assert type(recognising(POOL_READERS, own)) is self.plugin
         assert self.plugin().recognise(own)
         for name, write in POOLS.items():
-            found = recognising(POOL_READERS, Files.at(write(tmp_path / name, rows, 2)))
-            assert found is not None
-            assert found.name == name, f"takes pools of {name}"
+            reader = recognising(POOL_READERS, Files.at(write(tmp_path / name, rows, 2)))
+            assert reader is not None
+            assert reader.name == name, f"takes pools of {name}"
 
     @pytest.mark.parametrize("files", [1, 3])
     def test_rows_are_those_written(self, tmp_path: Path, files: int) -> None:
-        """Vectors, keys and captions, in order, however they are cut."""
+        """Vectors, keys and captions are read in order, for any number of files."""
         rows = Rows.some(41)
         store = open_store(self.write(tmp_path / "pool", rows, files))
         assert store.layout.kind == self.plugin.name
@@ -165,45 +165,45 @@ class PoolReaderContract:
         assert tuple(store.layout.vectors) == self.fields
         _same(store, rows, self.fields)
 
-    def test_the_same_rows_cut_otherwise_are_the_same_pool(self, tmp_path: Path) -> None:
-        """What selects the same rows: the fingerprint goes by what is in the files, not by how they are cut."""
+    def test_the_same_rows_in_other_files_are_the_same_pool(self, tmp_path: Path) -> None:
+        """The fingerprint depends on the rows, not on how they are split into files."""
         rows = Rows.some(41)
         one, other = (open_store(self.write(tmp_path / str(files), rows, files)) for files in (1, 4))
         assert one.fingerprint() == other.fingerprint()
         assert open_store(self.write(tmp_path / "less", rows.cut(2)[1], 1)).fingerprint() != one.fingerprint()
 
     def test_opening_reads_headers_only(self, tmp_path: Path) -> None:
-        """Bytes read are counted by the system."""
+        """Opening reads few bytes, as counted by the operating system."""
         location = self.write(tmp_path / "pool", Rows.some(6_000, 256), 2)
         whole = sum(path.stat().st_size for path in (tmp_path / "pool").rglob("*") if path.is_file())
         _, read = bytes_read(lambda: read_layout(location, Options()))
         assert read < self.opening * whole + 300_000, f"opening reads {read:,} of {whole:,} bytes"
 
     def test_pieces_can_be_pickled(self, tmp_path: Path) -> None:
-        """Other processes read them."""
+        """The layout can be pickled, because other processes read its pieces."""
         layout = read_layout(self.write(tmp_path / "pool", Rows.some(9), 2), Options())
-        again: Layout = pickle.loads(pickle.dumps(layout))  # noqa: S301 - made here
+        again: Layout = pickle.loads(pickle.dumps(layout))  # noqa: S301 - pickled above
         assert again == layout
 
     def test_damaged_files_are_named(self, tmp_path: Path) -> None:
-        """Files cut off or with another byte give an error that names one, or are read; nothing else is raised."""
+        """Truncated files and files with a changed byte give an error that names the file, or are read correctly."""
         rows = Rows.some(41)
         location = self.write(tmp_path / "pool", rows, 2)
-        noticed = 0
+        detected = 0
         for path, what in damaged(tmp_path / "pool"):
             try:
                 _same(open_store(location), rows, ())
             except PoolError as error:
-                assert path.name in str(error), f"{path.name}, {what}: the error names no file: {error}"
-                noticed += 1
+                assert path.name in str(error), f"{path.name}, {what}: the error does not name the file: {error}"
+                detected += 1
             except ThresherError:
-                noticed += 1
+                detected += 1
             except AssertionError:
-                assert not what.startswith("cut"), f"{path.name}, {what}: is read as if it were whole"
-        assert noticed
+                assert not what.startswith("cut"), f"{path.name}, {what}: is read without an error"
+        assert detected
 
-    def test_damaged_files_are_set_aside(self, tmp_path: Path) -> None:
-        """With ``skip_bad`` the rest of the pool is left, and what is not is listed."""
+    def test_damaged_files_are_skipped(self, tmp_path: Path) -> None:
+        """With ``skip_bad`` the rest of the pool is read, and skipped files are listed."""
         rows = Rows.some(41)
         location = self.write(tmp_path / "pool", rows, 3)
         path = max((path for path in (tmp_path / "pool").rglob("*") if path.is_file()), key=lambda one: str(one))
@@ -214,11 +214,11 @@ class PoolReaderContract:
 
 
 def _same(store: EmbeddingStore, rows: Rows, fields: Sequence[str]) -> None:
-    """Read everything, and compare the fields named, keys and captions."""
+    """Read everything, and compare keys, captions and the given fields."""
     for field in store.layout.vectors:
-        found = np.concatenate([np.asarray(store.raw(field, block)) for block in store.blocks(field)])
+        vectors = np.concatenate([np.asarray(store.raw(field, block)) for block in store.blocks(field)])
         if field in fields:
-            np.testing.assert_array_equal(found, getattr(rows, field))
+            np.testing.assert_array_equal(vectors, getattr(rows, field))
     assert store.layout.key == "key"
     assert store.layout.caption == "caption"
     keys, captions = list[str](), list[str]()

@@ -13,7 +13,7 @@ from thresher.pool.store import EmbeddingStore, open_store
 
 
 def clustered(n: int, dim: int = 8, groups: int = 5, spread: float = 0.6, seed: int = 0) -> npt.NDArray[np.float32]:
-    """Return unit rows around random centres, (n, dim) float32; row i belongs to centre i % groups."""
+    """Return unit vectors around random centres, (n, dim) float32; row i belongs to centre i % groups."""
     rng = np.random.Generator(np.random.Philox(seed))
     centres = rng.normal(size=(groups, dim))
     centres /= np.linalg.norm(centres, axis=1, keepdims=True)
@@ -30,7 +30,7 @@ def write_pool(
     files: int = 1,
     parquet: bool = False,
 ) -> EmbeddingStore:
-    """Write a pool of .npy files, or of parquet files with list columns, cut into ``files``, and open it."""
+    """Write a pool of ``files`` .npy files, or parquet files with list columns, and open it."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

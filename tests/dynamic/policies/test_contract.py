@@ -89,10 +89,10 @@ class Announces(DynamicRandom):
     [
         (Writes, "test_plans_follow_from_ledger_epoch_and_generator_alone"),
         (Wanders, "test_plans_follow_from_ledger_epoch_and_generator_alone"),
-        (Remembers, "test_a_run_goes_on_from_the_state_of_its_ledger"),
+        (Remembers, "test_a_run_resumes_from_the_state_of_its_ledger"),
         (Promises, "test_a_share_to_prune_is_met"),
         (Weighs, "test_plans_fit_the_data"),
-        (Announces, "test_candidates_are_marked_where_that_is_said"),
+        (Announces, "test_candidates_are_marked_as_declared"),
         (Announces, "test_every_option_has_help_and_a_flag_of_its_own"),
     ],
 )
