@@ -415,9 +415,7 @@ def test_rows_without_direction(tmp_path: Path, kind: str, field: str) -> None:
         name, _, within = store.whereabouts(field, int(row[1:])).partition(" row ")
         assert f"{name} row {within}: the {field} embedding" in str(error.value)
     place = WRITERS[kind](tmp_path / "pool", POOL.with_rows(field, **BAD), CUTS)
-    selection = same_without(
-        place, tmp_path, [3, 25, 26, 59], f"skipped 4 rows because its {field} embedding is zero"
-    )
+    selection = same_without(place, tmp_path, [3, 25, 26, 59], f"skipped 4 rows because its {field} embedding is zero")
     assert "rows 3, 25, 26, 59" in " ".join(selection.steps[0].notes)
     assert [selection.steps[0].why(row) for row in (3, 59)] == [f"its {field} embedding is zero, NaN or infinite"] * 2
     assert selection.dropped_by[[3, 25, 26, 59]].tolist() == [0] * 4
@@ -430,7 +428,11 @@ def rekeyed(**keys: Any) -> Pool:
 KEYS: dict[str, tuple[Pool, list[int], str]] = {
     "repeated": (rekeyed(r30=POOL.keys[3], r31=POOL.keys[3]), [30, 31], "also belongs to an earlier row"),
     "repeated across shards": (rekeyed(r59=POOL.keys[0]), [59], "also belongs to an earlier row"),
-    "climbing": (rekeyed(r30="../etc", r31="a/../../b", r32="..", r33="a\\..\\b"), [30, 31, 32, 33], "contains '..' as a part of a path"),
+    "climbing": (
+        rekeyed(r30="../etc", r31="a/../../b", r32="..", r33="a\\..\\b"),
+        [30, 31, 32, 33],
+        "contains '..' as a part of a path",
+    ),
     "empty": (rekeyed(r30="", r31=""), [30, 31], "is empty"),
 }
 

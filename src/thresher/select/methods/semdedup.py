@@ -43,7 +43,7 @@ class SemDeDup(Clustered):
     """Drop near-duplicates; every dropped row records which row it duplicates."""
 
     eps: float | None = field(
-        default=None, metadata={"help": "duplicates are pairs with a cosine similarity above 1 - eps; larger drops more"}
+        default=None, metadata={"help": "duplicates are pairs with cosine similarity above 1 - eps; larger drops more"}
     )
     keep: Keep | None = field(
         default=None, metadata={"help": "instead of eps: keep this share, dropping the closest duplicates first"}
