@@ -116,7 +116,7 @@ def test_every_method_has_a_page_with_its_parameters(name: str) -> None:
         if item.default is MISSING:
             fields[item.name] = "required"
     assert told == fields
-    assert "**Tells you.**" in text
+    assert "**Output.**" in text
 
 
 def test_every_page_of_a_method_has_one() -> None:
