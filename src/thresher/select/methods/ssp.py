@@ -55,7 +55,7 @@ class Ssp(Clustered):
             float(distances[chosen].min() if self.order == "hard" else distances[chosen].max()) if len(chosen) else None
         )
         reason = "distance to its centroid {score:.4f}, "
-        reason += "the cut lies at {cut:.4f}" if cut is not None else "cluster {cluster} keeps {quota:,} of {size:,}"
+        reason += "the cut is at {cut:.4f}" if cut is not None else "cluster {cluster} keeps {quota:,} of {size:,}"
         return run.selection(
             self,
             mask,
