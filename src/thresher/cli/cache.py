@@ -24,18 +24,18 @@ def cache(ctx: click.Context, folder: str | None, output: Output) -> None:
     ctx.obj = (folder, output)
     if ctx.invoked_subcommand is None:
         here = Cache.at(folder)
-        found = {"folder": str(here.folder), "bytes": here.size(), "limit_bytes": here.limit}
-        output.result(found, text.cache_size(found), cost=False)
+        result = {"folder": str(here.folder), "bytes": here.size(), "limit_bytes": here.limit}
+        output.result(result, text.cache_size(result), cost=False)
 
 
 @cache.command()
 @_FOLDER
 @JSON
 @click.pass_obj
-def clear(given: tuple[str | None, Output], folder: str | None, output: Output) -> None:
+def clear(outer: tuple[str | None, Output], folder: str | None, output: Output) -> None:
     """Remove everything in the cache."""
     from thresher.runtime.cache import Cache
 
-    here = Cache.at(folder or given[0])
-    found: dict[str, Any] = {"folder": str(here.folder), "removed_bytes": here.clear()}
-    (output if output.as_json else given[1]).result(found, text.cache_cleared(found), cost=False)
+    here = Cache.at(folder or outer[0])
+    result: dict[str, Any] = {"folder": str(here.folder), "removed_bytes": here.clear()}
+    (output if output.as_json else outer[1]).result(result, text.cache_cleared(result), cost=False)

@@ -1,4 +1,4 @@
-"""``embed`` and ``embed-classes``: from images, captions and class names to embeddings."""
+"""``embed`` and ``embed-classes``: embed images, captions and class names."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from thresher.cli.options import DATA, JSON, OVERWRITE, QUIET, Choice, data_opti
 from thresher.cli.output import Output
 from thresher.errors import OutputError, UsageError
 
-_THUMBNAIL = 64  # pixels of the longer side
+_THUMBNAIL = 64  # longer side in pixels
 _DEVICE = click.option(
     "--device", default="auto", show_default=True, metavar="NAME",
     help="Where the model runs: cpu, cuda, or several such as cuda:0,cuda:1.",
 )  # fmt: skip
 _PRECISION = click.option(
     "--precision", type=Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", show_default=True,
-    help="Arithmetic of the model; auto: float16 on a GPU, else float32.",
+    help="Precision of the model; auto: float16 on a GPU, else float32.",
 )  # fmt: skip
 
 
@@ -38,46 +38,51 @@ _PRECISION = click.option(
 )
 @click.option(
     "--workers", type=click.IntRange(0), metavar="N",
-    help="Processes that decode images; 0: decode in this process (default: all cores, less one if the model runs on "
-    "the CPU).",
+    help="Processes that decode images; 0: decode in this process (default: all cores; one fewer if the model runs "
+    "on the CPU).",
 )  # fmt: skip
 @click.option("--only", type=Choice(["image", "text"]), help="Embed only images or only captions.")
-@click.option("--thumbnails", is_flag=True, help="Keep small copies of the images for reports.")
+@click.option("--thumbnails", is_flag=True, help="Store thumbnails of the images for reports.")
 @click.option(
-    "--pixel-limit", type=click.IntRange(1), metavar="N", help="Most pixels an image may have (default: 134,217,728)."
+    "--pixel-limit",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Maximum number of pixels of an image (default: 134,217,728).",
 )
 @options(*DATA)
 @click.option(
     "--per-shard", type=click.IntRange(1), default=10_000, show_default=True, metavar="N",
-    help="Rows per shard, for data that are not tars.",
+    help="Rows per shard, for data other than tars.",
 )  # fmt: skip
-@click.option("--overwrite", is_flag=True, help="Start again if the pool exists already.")
+@click.option("--overwrite", is_flag=True, help="Start from the beginning if the pool exists.")
 @options(QUIET, JSON)
 def embed(data: str, out: str, overwrite: bool, quiet: bool, output: Output, **values: Any) -> None:
-    """Embed images and captions: raw data become a pool.
+    """Embed images and captions into a pool.
 
-    DATA is webdataset tars, parquet or Arrow files, a Hugging Face dataset saved to disk, a csv of open_clip, or a
-    folder of images. After an interruption the same command continues; with more DATA the pool grows.
+    DATA is webdataset tars, parquet or Arrow files, a Hugging Face dataset saved to disk, an open_clip csv, or a
+    folder of images. After an interruption, the same command resumes. With more DATA, the pool grows.
     """
     from thresher.embed.pipeline import EmbedSettings
     from thresher.embed.pipeline import embed as run
 
     reading = data_options(values, per_part=values.pop("per_shard"))
-    given = {name: value for name, value in values.items() if value is not None}
-    given["thumbnails"] = _THUMBNAIL if given["thumbnails"] else 0
-    settings = EmbedSettings(data=reading, **given)
-    found = run(data, out, settings, overwrite=overwrite, progress=output.progress(quiet))
-    output.result(dataclasses.asdict(found), text.embedded(found, output.seconds))
+    chosen = {name: value for name, value in values.items() if value is not None}
+    chosen["thumbnails"] = _THUMBNAIL if chosen["thumbnails"] else 0
+    settings = EmbedSettings(data=reading, **chosen)
+    result = run(data, out, settings, overwrite=overwrite, progress=output.progress(quiet))
+    output.result(dataclasses.asdict(result), text.embedded(result, output.seconds))
 
 
 @click.command("embed-classes")
 @click.argument("names", metavar="NAMES.txt")
 @click.option(
-    "-o", "--out", required=True, metavar="FILE.npy", help="File to write; the names are written to a .txt beside it."
+    "-o", "--out", required=True, metavar="FILE.npy", help="File to write; the names go to a .txt file next to it."
 )
 @click.option("--encoder", required=True, metavar="NAME", help="Encoder of the captions, named as for embed.")
 @click.option(
-    "--templates", metavar="FILE", help="Sentences, one per line, {} for the name; or openai or simple for known ones."
+    "--templates",
+    metavar="FILE",
+    help="File with one sentence per line, {} for the name; or a built-in set: openai or simple.",
 )
 @options(_DEVICE, _PRECISION)
 @click.option(
@@ -101,16 +106,17 @@ def embed_classes(
     if target.suffix != ".npy":
         raise UsageError(f"{out}: the result is a .npy file; type {target.with_suffix('.npy')}")
     classes, sentences = read_names(names), read_templates(templates)
-    beside = target.with_suffix(".txt")
-    for path in (target, beside):
-        given = path.exists() and path.samefile(names)
-        if path.is_dir() or (path.exists() and not given and not overwrite):
-            raise OutputError(f"{path}: exists already; choose another name or pass --overwrite")
+    names_file = target.with_suffix(".txt")
+    for path in (target, names_file):
+        is_input = path.exists() and path.samefile(names)
+        if path.is_dir() or (path.exists() and not is_input and not overwrite):
+            raise OutputError(f"{path}: already exists; choose another name or pass --overwrite")
     check_writable(target)
     made = make_encoder(encoder, device=device, precision=precision)
-    found = run(classes, made, sentences, batch=batch_size)
-    write_classes(found, classes, target, keep=names)
+    vectors = run(classes, made, sentences, batch=batch_size)
+    write_classes(vectors, classes, target, keep=names)
     result = {
-        "out": out, "names": str(beside), "classes": len(classes), "templates": len(sentences), "dims": found.shape[1],
+        "out": out, "names": str(names_file), "classes": len(classes), "templates": len(sentences),
+        "dims": vectors.shape[1],
     }  # fmt: skip
     output.result(result, text.classes_embedded(result))

@@ -1,4 +1,4 @@
-"""``explain``, ``compare`` and ``report``: why rows were kept, and what a selection is like."""
+"""``explain``, ``compare`` and ``report``: why rows were kept or dropped, and what a selection contains."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def explain(selection: str, key: str, pool: str | None, metadata: str | None, ou
     SEL is a selection folder, or the folder of a training run. KEY is the row's key, or row:NUMBER.
     """
     from thresher.pool.store import reopen
-    from thresher.report.explain import explain as story
+    from thresher.report.explain import explain as explain_row
     from thresher.selection import Selection
 
     if _is_run(selection):
         _explain_run(selection, key, pool, metadata, output)
         return
     loaded = Selection.load(selection)
-    found = story(loaded, reopen(loaded, pool, metadata), key)
-    output.result(found, text.explanation(found), cost=False)
+    result = explain_row(loaded, reopen(loaded, pool, metadata), key)
+    output.result(result, text.explanation(result), cost=False)
 
 
 def _explain_run(folder: str, key: str, pool: str | None, metadata: str | None, output: Output) -> None:
@@ -51,10 +51,10 @@ def _explain_run(folder: str, key: str, pool: str | None, metadata: str | None, 
     from thresher.report.explain import history
 
     if metadata:
-        raise UsageError("--metadata is for selections: nothing is joined to the pool of a training run")
+        raise UsageError("--metadata is for selections: a training run has no joined metadata")
     training = Training.load(folder)
-    found = history(training, training.open_pool(pool), key)
-    output.result(found, text.run_explanation(found), cost=False)
+    result = history(training, training.open_pool(pool), key)
+    output.result(result, text.run_explanation(result), cost=False)
 
 
 # --- compare --------------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ def _explain_run(folder: str, key: str, pool: str | None, metadata: str | None, 
 
 @click.command()
 @click.argument("selections", nargs=-1, required=True, metavar="SEL [SEL]...")
-@click.option("--clusters", metavar="DIR", help="Folder of 'thresher cluster' to compare within.")
+@click.option("--clusters", metavar="DIR", help="Compare within these clusters, a folder of 'thresher cluster'.")
 @click.option(
     "--worst", type=click.IntRange(0), default=10, show_default=True, metavar="N", help="How many clusters to list."
 )
@@ -76,38 +76,38 @@ def compare(
 ) -> None:  # fmt: skip
     """Compare selections of one pool with each other.
 
-    SEL is a selection folder. With --covariance one is enough: it is compared with its pool.
+    SEL is a selection folder. With --covariance, one is enough: it is compared with its pool.
     """
     from thresher.pool.store import reopen
-    from thresher.report.compare import compare as side_by_side
+    from thresher.report.compare import compare as compare_selections
     from thresher.select.clusters import read_labels
     from thresher.selection import Selection
 
     common = Common.taken(values)
     if len(set(selections)) != len(selections):
-        raise UsageError("a selection is named twice")
+        raise UsageError("a selection is given twice")
     if len(selections) < 2 and not covariance:
         raise UsageError("compare needs at least two selections, or --covariance to compare one with its pool")
     loaded = {name: Selection.load(name) for name in selections}
     labels = read_labels(clusters) if clusters else None
-    found = side_by_side(loaded, labels, worst)
-    lines = text.comparison(found)
+    result = compare_selections(loaded, labels, worst)
+    lines = text.comparison(result)
     if covariance:
         errors = _covariance(common, loaded, labels, reopen(next(iter(loaded.values())), pool, metadata))
-        found["covariance"] = {name: error.header(worst) for name, error in errors.items()}
+        result["covariance"] = {name: error.header(worst) for name, error in errors.items()}
         lines = itertools.chain(lines, text.covariance_table(errors))
-    common.output.result(found, lines)
+    common.output.result(result, lines)
 
 
 def _covariance(common: Common, selections: dict[str, Any], labels: Any, store: Any) -> dict[str, Any]:
-    """Compare the cross-covariance of selections with their pool's, in given clusters or those of their steps."""
+    """Compare the cross-covariance of selections with their pool, within given clusters or those of their steps."""
     from thresher.report.compare import clusters_of
     from thresher.select.covariance import covariance_errors
     from thresher.select.run import Run
 
-    found = list(selections.values())
-    run = Run(store, found[0], **common.places())
-    return covariance_errors(run, selections, clusters_of(found) if labels is None else labels)
+    chosen = list(selections.values())
+    run = Run(store, chosen[0], **common.places())
+    return covariance_errors(run, selections, clusters_of(chosen) if labels is None else labels)
 
 
 # --- report ---------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def _covariance(common: Common, selections: dict[str, Any], labels: Any, store: 
 @click.option(
     "--examples", type=click.IntRange(0), default=6, show_default=True, metavar="N", help="Sample rows per cluster."
 )
-@click.option("--without-pool", is_flag=True, help="Leave out captions and images: the pool is not read.")
+@click.option("--without-pool", is_flag=True, help="Do not read the pool; the report then has no captions and images.")
 @click.option("--covariance", is_flag=True, help="Also measure how well the image-text cross-covariance is preserved.")
 @click.option("--clusters", metavar="DIR", help="Folder of 'thresher cluster' for --covariance.")
 @options(*MOVED, OVERWRITE, *RUN)
@@ -145,9 +145,9 @@ def report(
         _report_run(common, selection, Path(out), title, examples, None if without_pool else pool or "", overwrite)
         return
     if covariance and without_pool:
-        raise UsageError("--covariance reads the pool; leave --without-pool out")
+        raise UsageError("--covariance reads the pool; remove --without-pool")
     if clusters and not covariance:
-        raise UsageError("--clusters is for --covariance; pass both")
+        raise UsageError("--clusters needs --covariance; pass both")
     loaded = Selection.load(selection)
     labels = read_labels(clusters) if clusters else None
     store = None if without_pool else reopen(loaded, pool, metadata)
@@ -159,7 +159,7 @@ def report(
 def _report_run(
     common: Common, folder: str, out: Path, title: str | None, examples: int, pool: str | None, overwrite: bool
 ) -> None:
-    """Write the page on a training run; ``pool`` None: without it, "": where it was."""
+    """Write the report on a training run. ``pool`` is a path, "" for the recorded path, or None for no pool."""
     from thresher.dynamic.run_folder import FILES, Training
     from thresher.export.write import check_target
     from thresher.report.run import write_run_report
@@ -173,5 +173,5 @@ def _report_run(
 
 
 def _written(common: Common, path: Path) -> None:
-    found = {"report": str(path), "bytes": path.stat().st_size}
-    common.output.result(found, text.reported(found))
+    result = {"report": str(path), "bytes": path.stat().st_size}
+    common.output.result(result, text.reported(result))

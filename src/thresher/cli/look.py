@@ -1,4 +1,4 @@
-"""``inspect``, ``doctor``, ``methods`` and ``recipes``: look at what there is before anything is run."""
+"""``inspect``, ``doctor``, ``methods`` and ``recipes``: describe pools, data, methods and recipes before a run."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from thresher.cli.options import DATA, JSON, POOL, QUIET, RUN, Common, data_opti
 from thresher.cli.output import Output
 from thresher.errors import UsageError, suggest
 
-_TYPES = {"int": "whole number", "float": "number", "str": "text", "bool": "true | false", "Keep": "share or count"}
+_TYPES = {"int": "integer", "float": "number", "str": "text", "bool": "true | false", "Keep": "share or count"}
 
 
 @click.command()
 @click.argument("pool")
-@click.option("--quick", is_flag=True, help="Look at about 100,000 rows only.")
+@click.option("--quick", is_flag=True, help="Check only about 100,000 rows.")
 @options(*POOL, *RUN)
 def inspect(pool: str, quick: bool, **values: Any) -> None:
-    """Show what a pool holds, what looks wrong and what a run will cost.
+    """Show what a pool contains, what looks wrong and what a run will cost.
 
     POOL is a folder or file of embeddings with their metadata.
     """
@@ -32,32 +32,32 @@ def inspect(pool: str, quick: bool, **values: Any) -> None:
     common = Common.taken(values)
     store = common.open(pool)
     start = Selection.everything("", pool, {}, store.total)
-    found = look(Run(store, start, **common.places()), quick=quick)
-    common.output.result(found, text.inspection(found, common.engine))
+    result = look(Run(store, start, **common.places()), quick=quick)
+    common.output.result(result, text.inspection(result, common.engine))
 
 
 @click.command()
 @click.argument("data")
-@click.option("--sample", type=int, default=1000, show_default=True, metavar="N", help="Images to decode.")
-@click.option("--encoder", metavar="NAME", help="Try this encoder, named as for embed, and say how long it will take.")
+@click.option("--sample", type=int, default=1000, show_default=True, metavar="N", help="Number of images to decode.")
+@click.option("--encoder", metavar="NAME", help="Also try this encoder, named as for embed, and estimate its time.")
 @options(*DATA)
-@click.option("--workers", type=click.IntRange(1), metavar="N", help="Threads that decode (default: all cores).")
+@click.option("--workers", type=click.IntRange(1), metavar="N", help="Decoding threads (default: all cores).")
 @click.option("--strict", is_flag=True, help="Exit with code 1 if something looks wrong.")
 @options(QUIET, JSON)
 def doctor(
     data: str, sample: int, encoder: str | None, workers: int | None, strict: bool, quiet: bool, output: Output,
     **values: Any,
 ) -> int:  # fmt: skip
-    """Show what raw data hold, what looks wrong and what embedding will cost.
+    """Show what raw data contain, what looks wrong and what embedding will cost.
 
-    DATA is what embed and train take: tars, parquet, Arrow, a csv, or a folder of images.
+    DATA is the input of embed and train: tars, parquet, Arrow, csv, or a folder of images.
     """
     from thresher.check.data import doctor as look
 
     reading = data_options(values)
-    found = look(data, reading, sample=sample, encoder=encoder, workers=workers, progress=output.progress(quiet))
-    output.result(found, text.diagnosis(found))
-    return 1 if strict and found["warnings"] else 0
+    result = look(data, reading, sample=sample, encoder=encoder, workers=workers, progress=output.progress(quiet))
+    output.result(result, text.diagnosis(result))
+    return 1 if strict and result["warnings"] else 0
 
 
 @click.command()
@@ -66,7 +66,7 @@ def doctor(
 def methods(name: str | None, output: Output) -> None:
     """List the pruning methods, or describe one of them.
 
-    NAME is a method; it is described with its parameters.
+    With NAME, describe that method and its parameters.
     """
     from thresher.select.registry import METHODS
 
@@ -77,18 +77,18 @@ def methods(name: str | None, output: Output) -> None:
     cls: Any = METHODS.find(name)
     parameters = _parameters(cls)
     about = (sys.modules[cls.__module__].__doc__ or "").strip()
-    found = {"name": name, "about": about, "parameters": parameters}
-    output.result(found, text.method_page(name, (cls.__doc__ or "").strip(), about, parameters), cost=False)
+    result = {"name": name, "about": about, "parameters": parameters}
+    output.result(result, text.method_page(name, (cls.__doc__ or "").strip(), about, parameters), cost=False)
 
 
 def _parameters(cls: Any) -> list[dict[str, Any]]:
     """Return name, type, default and help of each parameter of a method."""
     from thresher.runtime.parameters import choices, parameters_of, type_of, without_none
 
-    found = []
+    rows = []
     for item in parameters_of(cls):
         kind = without_none(type_of(cls, item.name))
-        found.append(
+        rows.append(
             {
                 "name": item.name,
                 "type": " | ".join(choices(kind)) or _TYPES.get(kind.__name__, kind.__name__),
@@ -97,7 +97,7 @@ def _parameters(cls: Any) -> list[dict[str, Any]]:
                 "help": item.metadata.get("help", ""),
             }
         )
-    return found
+    return rows
 
 
 @click.command()
@@ -106,15 +106,15 @@ def _parameters(cls: Any) -> list[dict[str, Any]]:
 def recipes(name: str | None, output: Output) -> None:
     """List the recipes that come with thresher, or print one of them.
 
-    NAME is a recipe; it is printed as TOML.
+    With NAME, print that recipe as TOML.
     """
     from thresher.select.recipe import Recipe, shipped_recipes
 
     shipped = shipped_recipes()
     if name is None:
-        found = {key: " ".join(Recipe.load(key).description.split()) for key in shipped}
-        lines = (line for key, about in found.items() for line in (f"{key}: {about}", ""))
-        output.result(found, lines, cost=False)
+        summaries = {key: " ".join(Recipe.load(key).description.split()) for key in shipped}
+        lines = (line for key, about in summaries.items() for line in (f"{key}: {about}", ""))
+        output.result(summaries, lines, cost=False)
         return
     if name not in shipped:
         raise UsageError(f"no shipped recipe {name!r}; there are {', '.join(shipped)}.{suggest(name, shipped)}")

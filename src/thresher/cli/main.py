@@ -1,4 +1,4 @@
-"""The command line: which commands there are, and how they end. A command's module loads when it is used."""
+"""The entry point: the list of commands and the exit codes. The module of a command loads when the command runs."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ SECTIONS = (
         "Look",
         "look",
         {
-            "inspect": "Show what a pool holds, what looks wrong and what a run will cost.",
-            "doctor": "Show what raw data hold, what looks wrong and what embedding will cost.",
+            "inspect": "Show what a pool contains, what looks wrong and what a run will cost.",
+            "doctor": "Show what raw data contain, what looks wrong and what embedding will cost.",
             "methods": "List the pruning methods, or describe one of them.",
             "recipes": "List the recipes that come with thresher, or print one of them.",
         },
@@ -47,7 +47,7 @@ SECTIONS = (
         "Embed",
         "embed",
         {
-            "embed": "Embed images and captions: raw data become a pool.",
+            "embed": "Embed images and captions into a pool.",
             "embed-classes": "Embed class names, for clipcov and for zero-shot evaluation.",
         },
     ),
@@ -100,19 +100,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     as_json = wants_json(words)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)  # SIGTERM ends a command as Ctrl-C does: workers end too
+        signal.signal(signal.SIGTERM, _interrupt)  # like Ctrl-C, so that workers stop too
     with warnings_as_lines():
         try:
             code = thresher.main(words, prog_name="thresher", standalone_mode=False)
         except (click.Abort, KeyboardInterrupt):
-            show_interruption("the same command goes on from what the cache holds", as_json=as_json)
+            show_interruption("run the same command again; it reuses what is in the cache", as_json=as_json)
             return 130
         except Interrupted as error:
             show_interruption(str(error), as_json=as_json)
             return 130
         except click.ClickException as error:
             message = error.format_message()
-            if isinstance(error, click.MissingParameter):  # lists choices in lines of its own
+            if isinstance(error, click.MissingParameter):  # click lists the choices on separate lines
                 message = " ".join(message.split())
             show_error("UsageError", message, as_json=as_json, ctx=getattr(error, "ctx", None))
         except ThresherError as error:
@@ -121,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             where = f"{error.filename}: " if error.filename else ""
             show_error(type(error).__name__, f"{where}{error.strerror or error}", as_json=as_json)
         except UnicodeEncodeError as error:  # bytes of the command line or of a file's name
-            message = f"{visible(error.object)}: is not text in UTF-8"
+            message = f"{visible(error.object)}: not valid UTF-8"
             show_error("UsageError", message, as_json=as_json)
         except MemoryError:
             message = "out of memory; use fewer --workers or a smaller --sample"
@@ -136,7 +136,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 class _Root(Group):
-    """All commands, under headings."""
+    """All commands, grouped under headings."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [name for section in SECTIONS for name in section.commands]

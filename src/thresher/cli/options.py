@@ -1,4 +1,4 @@
-"""Options that several commands share, and options made from the fields of a dataclass."""
+"""Options shared by several commands, and options generated from the fields of a dataclass."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Choice(_Choice):
-    """One of several names; suggests the nearest. Names given as a function are read when they are needed."""
+    """One of several names; suggests the nearest to an unknown one. A function of names is called on first use."""
 
     def __init__(self, names: Iterable[str] | Callable[[], Iterable[str]]) -> None:
-        """Remember the names."""
+        """Store the names."""
         self._names = names
         self.case_sensitive = True
 
@@ -72,10 +72,10 @@ class PluginChoice(Choice):
 
 
 class Group(click.Group):
-    """A group of commands: suggests the nearest name, and lists each command with a whole sentence.
+    """A group of commands that suggests the nearest name and lists each command with a full sentence.
 
     Attributes:
-        what: Goes before a name in the message that there is no such command.
+        what: What a command is, in the message that there is no such command.
     """
 
     what = ""
@@ -84,7 +84,7 @@ class Group(click.Group):
         """Find a command.
 
         Raises:
-            click.UsageError: There is none; suggests the nearest.
+            click.UsageError: No such command; the message suggests the nearest.
         """
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             names = self.list_commands(ctx)
@@ -100,12 +100,12 @@ class Group(click.Group):
 
 
 def summary_of(command: click.Command) -> str:
-    """Return the first sentence of a command's help, whole."""
+    """Return the full first sentence of a command's help."""
     return command.get_short_help_str(limit=10_000)
 
 
 def options(*several: Any) -> Callable[[F], F]:
-    """Put options on a command, in the order given."""
+    """Put options on a command, in the given order."""
 
     def add(function: F) -> F:
         for option in reversed(several):
@@ -116,9 +116,9 @@ def options(*several: Any) -> Callable[[F], F]:
 
 
 def _once(ctx: click.Context, option: click.Parameter, values: tuple[str, ...]) -> str | None:
-    """Refuse an option that is repeated: click alone would take the last one silently."""
+    """Raise if an option is repeated; click would silently use the last one."""
     if len(values) > 1:
-        raise click.BadParameter("given more than once; give one", ctx, option)
+        raise click.BadParameter("given more than once; give it once", ctx, option)
     return values[0] if values else None
 
 
@@ -130,49 +130,53 @@ def _engines() -> PluginPoint[Any]:
 
 # --- options of most commands ---------------------------------------------------------------------
 
-QUIET = click.option("--quiet", is_flag=True, help="Show no progress.")
+QUIET = click.option("--quiet", is_flag=True, help="Do not show progress.")
 JSON = click.option(
     JSON_FLAG, "output", is_flag=True, callback=lambda ctx, option, on: Output(on), help="Print the result as JSON."
 )
-OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace an earlier result.")
+OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace an existing result.")
 SEED = click.option("--seed", type=int, metavar="SEED", help="Seed of all randomness (default: 0).")
 WITHIN = click.option(
-    "--within", metavar="SEL", multiple=True, callback=_once, help="Use only the rows that an earlier selection kept."
+    "--within", metavar="SEL", multiple=True, callback=_once, help="Use only the rows kept by an earlier selection."
 )
 
 READER = click.option(
-    "--reader", metavar="NAME[:OPTION=VALUE]", help="Reader to use (default: the first that recognises the files)."
+    "--reader",
+    metavar="NAME[:OPTION=VALUE]",
+    help="Reader to use (default: the first one that recognises the files).",
 )
 
 # How to read a pool.
 POOL = (
-    click.option("--image", metavar="COLUMN", help="Array or column with the image embeddings."),
-    click.option("--text", metavar="COLUMN", help="Array or column with the text embeddings."),
-    click.option("--key", metavar="COLUMN", help="Metadata column that identifies a row; row: use row numbers."),
-    click.option("--caption", metavar="COLUMN", help="Metadata column with the captions."),
+    click.option("--image", metavar="COLUMN", help="Array or column of image embeddings."),
+    click.option("--text", metavar="COLUMN", help="Array or column of text embeddings."),
+    click.option("--key", metavar="COLUMN", help="Metadata column that identifies rows; 'row' uses row numbers."),
+    click.option("--caption", metavar="COLUMN", help="Metadata column of captions."),
     click.option(
-        "--dtype", type=Choice(["float16", "float32", "float64", "bfloat16"]), help="Type of vectors without a header."
+        "--dtype",
+        type=Choice(["float16", "float32", "float64", "bfloat16"]),
+        help="Data type of vector files without a header.",
     ),
     click.option(
-        "--metadata", metavar="PATH", multiple=True, callback=_once, help="img2dataset output or scores, joined by key."
+        "--metadata", metavar="PATH", multiple=True, callback=_once, help="img2dataset output or scores to join by key."
     ),
-    click.option("--skip-bad", is_flag=True, help="Skip bad files and rows, and list them, instead of stopping."),
+    click.option("--skip-bad", is_flag=True, help="Skip and list bad files and rows instead of stopping."),
     READER,
 )
 
-# Where a pool is that was moved.
+# The new location of a pool.
 MOVED = (
-    click.option("--pool", metavar="POOL", help="Where the pool is now, if it was moved."),
-    click.option("--metadata", metavar="PATH", help="Where the metadata joined to it is now, if it was moved."),
+    click.option("--pool", metavar="POOL", help="New location of the pool, if it was moved."),
+    click.option("--metadata", metavar="PATH", help="New location of the joined metadata, if it was moved."),
 )
 
 # How to run.
 RUN = (
     click.option(
         "--engine", type=PluginChoice(_engines), default="threads", show_default=True,
-        help="Where work runs; the result is the same.",
+        help="Where the work runs; the result does not depend on it.",
     ),
-    click.option("--workers", type=int, metavar="N", help="Tasks that run at once (default: all cores)."),
+    click.option("--workers", type=int, metavar="N", help="Number of parallel tasks (default: all cores)."),
     click.option("--cache", metavar="DIR", help="Cache folder (default: $XDG_CACHE_HOME/thresher)."),
     QUIET,
     JSON,
@@ -180,19 +184,21 @@ RUN = (
 
 # How to read raw data.
 DATA = (
-    click.option("--image", metavar="COLUMN", help="Column of a table with the images."),
-    click.option("--caption", metavar="COLUMN", help="Column of a table with the captions."),
-    click.option("--key", metavar="COLUMN", help="Column of a table that identifies a row."),
-    click.option("--root", metavar="DIR", help="Folder of the images that a table names (default: the table's)."),
-    click.option("--captions", "captions_file", metavar="FILE", help="Captions of a folder of images."),
-    click.option("--allow-outside", is_flag=True, help="Read images that a csv names outside its folder."),
+    click.option("--image", metavar="COLUMN", help="Table column of images."),
+    click.option("--caption", metavar="COLUMN", help="Table column of captions."),
+    click.option("--key", metavar="COLUMN", help="Table column that identifies rows."),
+    click.option(
+        "--root", metavar="DIR", help="Folder of image files named in a table (default: the folder of the table)."
+    ),
+    click.option("--captions", "captions_file", metavar="FILE", help="File of captions for a folder of images."),
+    click.option("--allow-outside", is_flag=True, help="Also read images outside the folder of a csv."),
     READER,
 )
 _DATA = ("image", "caption", "key", "root", "captions_file", "allow_outside", "reader")
 
 
 def data_options(values: dict[str, Any], **more: Any) -> DataOptions:
-    """Take out of a command's values what :data:`DATA` asked for."""
+    """Remove the values of :data:`DATA` from a command's values and return them as options."""
     from thresher.data import DataOptions
 
     return DataOptions(**{name: values.pop(name) for name in _DATA}, **more)
@@ -219,7 +225,7 @@ class Common:
 
     @classmethod
     def taken(cls, values: dict[str, Any]) -> Common:
-        """Take them out of a command's values; None for options that the command does not have."""
+        """Remove these values from a command's values; None for options that the command does not have."""
         return cls(**{item.name: values.pop(item.name, None) for item in fields(cls)})
 
     def open(self, pool: str) -> Any:
@@ -227,8 +233,8 @@ class Common:
         from thresher.pool.layout import Options
         from thresher.pool.store import open_store
 
-        given = {item.name: getattr(self, item.name) for item in fields(Options)}
-        return open_store(pool, Options(**given), scratch=self.cache)
+        values = {item.name: getattr(self, item.name) for item in fields(Options)}
+        return open_store(pool, Options(**values), scratch=self.cache)
 
     def places(self) -> dict[str, Any]:
         """Return engine, cache and progress for a run."""
@@ -242,15 +248,15 @@ class Common:
         }
 
 
-# --- options made from fields ---------------------------------------------------------------------
+# --- options from fields ---------------------------------------------------------------------
 
 
 def field_options(cls: Any, without: Sequence[str] = ()) -> list[Any]:
-    """Return an option for each field of a dataclass of parameters; all of them default to None, "not given".
+    """Return an option for each field of a dataclass of parameters; each defaults to None, which means not set.
 
     Args:
-        cls: The dataclass. ``metadata["help"]`` of a field describes it, ``metadata["metavar"]`` says what it takes.
-        without: Fields to leave out.
+        cls: The dataclass. ``metadata["help"]`` of a field describes it, ``metadata["metavar"]`` names its value.
+        without: Fields to exclude.
     """
     from thresher.runtime.parameters import parameters_of
 
@@ -258,7 +264,7 @@ def field_options(cls: Any, without: Sequence[str] = ()) -> list[Any]:
 
 
 def made_options(decorators: Sequence[Any]) -> list[click.Option]:
-    """Return the options that decorators would put on a command, in the order given."""
+    """Return the options that decorators would add to a command, in the given order."""
 
     def command() -> None: ...
 
@@ -283,7 +289,7 @@ def _field_option(cls: Any, item: Any) -> Any:
 
 
 def _sentence(item: Any) -> str:
-    """Return the help of a field's option: what it is, and its default."""
+    """Return the help of a field's option, with its default."""
     from thresher.runtime.parameters import is_required
 
     about = str(item.metadata.get("help", ""))
@@ -293,7 +299,7 @@ def _sentence(item: Any) -> str:
 
 
 def _metavar(kind: Any) -> str:
-    """Return what a type of values is called."""
+    """Return the placeholder for values of a type."""
     for note in getattr(kind, "__metadata__", ()):
         if hasattr(note, "metavar"):
             return str(note.metavar)
@@ -304,26 +310,26 @@ def _metavar(kind: Any) -> str:
 
 
 def free_folder(out: str, overwrite: bool, names: Sequence[str]) -> Path:
-    """Return the folder of a result; refuse one that is in the way before any work is done.
+    """Return the folder of a result after checking, before any work, that it may be written.
 
     Args:
         out: The folder.
-        overwrite: Whether an earlier result may be replaced.
-        names: Files of a result. The first one marks a folder as a result.
+        overwrite: Whether an existing result may be replaced.
+        names: File names of a result. The first one marks a folder as a result.
 
     Raises:
-        OutputError: It cannot be written, or holds something that is not to be replaced.
+        OutputError: It cannot be written, or contains files that must not be replaced.
     """
     from thresher.runtime.files import check_writable, refuse_foreign_files
 
     target = Path(out)
     if target.exists() and not target.is_dir():
-        raise OutputError(f"{target}: is a file; name a folder")
+        raise OutputError(f"{target}: is a file; give a folder")
     if target.exists() and any(target.iterdir()):
         if not (target / names[0]).exists():
             raise OutputError(f"{target}: exists and is not a result of thresher; choose another name")
         if not overwrite:
-            raise OutputError(f"{target}: exists already; choose another name or pass --overwrite")
+            raise OutputError(f"{target}: already exists; choose another name or pass --overwrite")
         refuse_foreign_files(target, names)
     check_writable(target)
     return target

@@ -1,7 +1,7 @@
 """What the command line prints: results as text or JSON, errors, warnings and progress.
 
-All text goes through :func:`say`, a line at a time, so that nothing that comes from data can control the terminal or
-look like a line of its own. JSON keeps the values as they are and escapes them.
+All text goes through :func:`say`, one line at a time, so that text from data can neither control the terminal nor
+start a new line. JSON keeps the values and escapes them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Output:
 
     Attributes:
         as_json: Whether the result is printed as one JSON object and progress is off.
-        begin: When the command started, on the monotonic clock.
+        begin: Start of the command, in seconds of the monotonic clock.
     """
 
     as_json: bool = False
@@ -56,7 +56,7 @@ class Output:
 
         Args:
             value: The JSON object.
-            lines: The same as text. Not consumed for JSON.
+            lines: The same result as text. Not consumed for JSON.
             cost: Whether the JSON object ends with ``seconds`` and ``peak_memory_bytes``.
         """
         if self.as_json:
@@ -73,19 +73,19 @@ class Output:
 
 
 def say(*lines: str) -> None:
-    """Print lines to standard output: nothing in them controls the terminal, or is more than one line."""
+    """Print lines to standard output; control characters and line breaks inside a line are escaped."""
     encoding = sys.stdout.encoding or "utf-8"
     for line in lines:
         click.echo(visible(line, limit=None).encode(encoding, "backslashreplace").decode(encoding))
 
 
 def print_json(value: Any) -> None:
-    """Print a value as JSON in ASCII; numbers that JSON does not have are null."""
+    """Print a value as ASCII JSON; NaN and infinities become null."""
     click.echo(json.dumps(_plain(value), indent=1, default=str, allow_nan=False))
 
 
 def _plain(value: Any) -> Any:
-    """Return a value with null for each number that is not finite."""
+    """Return a value with None for each number that is not finite."""
     if isinstance(value, dict):
         return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
@@ -97,7 +97,7 @@ def _plain(value: Any) -> Any:
 
 
 def wants_json(arguments: Sequence[str]) -> bool:
-    """Return whether a command line asks for JSON, even where it cannot be parsed."""
+    """Return whether a command line asks for JSON, even if it cannot be parsed."""
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
     return JSON_FLAG in options
 
@@ -106,10 +106,10 @@ def show_error(kind: str, message: str, *, as_json: bool, ctx: click.Context | N
     """Print an error: a JSON object on standard output, or text on standard error.
 
     Args:
-        kind: Its type, for JSON.
+        kind: Type of the error, for JSON.
         message: What is wrong.
-        as_json: Which of the two.
-        ctx: Of a wrong command line: the command whose usage is shown.
+        as_json: Whether to print JSON.
+        ctx: For a usage error: the command whose usage is shown.
     """
     if as_json:
         print_json({"error": {"type": kind, "message": message}})
@@ -128,7 +128,7 @@ def show_interruption(message: str, *, as_json: bool) -> None:
 
 @contextmanager
 def warnings_as_lines() -> Iterator[None]:
-    """Show each warning once, in one line on standard error, without the source line that raised it."""
+    """Show each warning once, as one line on standard error, without the source line that raised it."""
     shown: set[str] = set()
 
     def show(
@@ -145,7 +145,7 @@ def warnings_as_lines() -> Iterator[None]:
             click.echo(f"Warning: {text}", err=True)
 
     with warnings.catch_warnings():
-        warnings.showwarning = show  # the hook that Python documents for this; restored on exit
+        warnings.showwarning = show  # the documented hook; restored on exit
         yield
 
 
@@ -171,7 +171,7 @@ class _VisibleProgress:
 
 
 def peak_memory() -> int:
-    """Return the most memory that one process held, in bytes: this one or a worker of it; 0 where unknown."""
+    """Return the peak memory in bytes of the largest process, this one or a worker; 0 if unknown."""
     peaks = [_peak_of("self")]
     if multiprocessing := sys.modules.get("multiprocessing"):
         peaks += [_peak_of(str(child.pid)) for child in multiprocessing.active_children()]
@@ -187,7 +187,7 @@ def peak_memory() -> int:
 
 
 def _peak_of(process: str) -> int:
-    """Return the peak of a process as Linux records it, else 0; getrusage would count the program that started it."""
+    """Return the peak memory of a process from /proc, else 0; getrusage would include the program that started it."""
     try:
         status = Path("/proc", process, "status").read_text(encoding="utf-8", errors="replace")
     except OSError:

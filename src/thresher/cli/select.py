@@ -1,4 +1,4 @@
-"""``select``, ``run``, ``score`` and ``cluster``: what prunes a pool, and what that is computed from."""
+"""``select``, ``run``, ``score`` and ``cluster``: prune a pool, write scores, compute clusters."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _OUT = click.option("-o", "--out", required=True, metavar="DIR", help="Selection
 
 
 class _Methods(Group):
-    """One subcommand a method, its options from the method's fields."""
+    """One subcommand per method; its options are the fields of the method."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         from thresher.select.registry import METHODS
@@ -42,7 +42,7 @@ class _Methods(Group):
         from thresher.select.registry import METHODS
 
         if METHODS.broken(cmd_name):
-            METHODS.find(cmd_name)  # says why it cannot be loaded
+            METHODS.find(cmd_name)  # raises with the reason
         cls = METHODS.all().get(cmd_name)
         return _method_command(cmd_name, cls) if cls else None
 
@@ -77,31 +77,31 @@ def run(recipe: str, pool: str, out: str, within: str | None, overwrite: bool, *
     from thresher.select.recipe import Recipe
 
     common = Common.taken(values)
-    found = Recipe.load(recipe)
-    seed = found.seed if common.seed is None else common.seed
-    _run(common, pool, list(found.steps), seed, out, within, overwrite)
+    loaded = Recipe.load(recipe)
+    seed = loaded.seed if common.seed is None else common.seed
+    _run(common, pool, list(loaded.steps), seed, out, within, overwrite)
 
 
 def _run(common: Common, pool: str, steps: list[Any], seed: int, out: str, within: str | None, overwrite: bool) -> None:
-    """Run steps on a pool and write the selection; the result of the same steps may be there already."""
+    """Run steps on a pool and write the selection; an earlier result of the same steps may be replaced."""
     from thresher.runtime.parameters import recorded
     from thresher.select.recipe import run_steps
     from thresher.selection import FILES, Selection
 
     earlier = Selection.load(within) if within else None
-    target, again = Path(out), None
+    target, fingerprint = Path(out), None
     if (target / "selection.json").exists() and not overwrite:
         known = [(s.method, dict(s.parameters), s.seed) for s in Selection.load(target).steps]
-        asked = [(s.method, dict(s.parameters), s.seed) for s in (earlier.steps if earlier is not None else ())]
-        asked += [(s.name, recorded(s), seed) for s in steps]
-        if [s for s in known if s[0] != "skip-bad"] != [s for s in asked if s[0] != "skip-bad"]:
-            raise OutputError(f"{out}: holds the result of other steps; choose another name or pass --overwrite")
-        again = Selection.load(target).store
+        requested = [(s.method, dict(s.parameters), s.seed) for s in (earlier.steps if earlier is not None else ())]
+        requested += [(s.name, recorded(s), seed) for s in steps]
+        if [s for s in known if s[0] != "skip-bad"] != [s for s in requested if s[0] != "skip-bad"]:
+            raise OutputError(f"{out}: contains the result of other steps; choose another name or pass --overwrite")
+        fingerprint = Selection.load(target).store
         overwrite = True
     target = free_folder(out, overwrite, FILES)
     store = common.open(pool)
-    if again not in (None, store.fingerprint()):
-        raise OutputError(f"{out}: holds the result of another pool; choose another name or pass --overwrite")
+    if fingerprint not in (None, store.fingerprint()):
+        raise OutputError(f"{out}: contains the result of another pool; choose another name or pass --overwrite")
     selection = run_steps(store, steps, seed=seed, within=earlier, **common.places())
     selection.save(target, overwrite=overwrite)
     common.output.result({"out": str(target), **selection.header()}, text.kept(selection, target))
@@ -111,9 +111,9 @@ def _run(common: Common, pool: str, steps: list[Any], seed: int, out: str, withi
 
 
 class _Scorers(Group):
-    """One subcommand a scoring method, without the options that cut."""
+    """One subcommand per scoring method, without the options that set a cutoff."""
 
-    what = "method that gives each row a number is called "
+    what = "scoring method "
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         from thresher.select.scores import scoring_methods
@@ -153,14 +153,14 @@ def _score_command(name: str, cls: Any) -> click.Command:
         how = {"seed": common.seed or 0, "within": earlier, **common.places()}
         scores = write_scores(common.open(pool), method, out, name=score_column, overwrite=overwrite, **how)
         numbers = scores.values_n
-        found = {
+        result = {
             "out": out,
             "least": float(numbers.min()),
             "mean": float(numbers.mean(dtype="float64")),
             "most": float(numbers.max()),
             **scores.info,
         }
-        common.output.result(found, text.scored(found))
+        common.output.result(result, text.scored(result))
 
     about = f"Write the {cls.meaning} of every row of a pool."
     return click.command(name, help=f"{about}\n\n\x08\nSee: thresher methods {name}")(command)
@@ -173,10 +173,14 @@ def _score_command(name: str, cls: Any) -> click.Command:
 @click.argument("pool")
 @click.option("-o", "--out", required=True, metavar="DIR", help="Folder to write.")
 @click.option("--clusters", type=int, metavar="K", help="Number of clusters (default: chosen from the rows).")
-@click.option("--centroids", metavar="FILE", help="A .npy of (K, D) centroids; rows are only assigned to them.")
-@click.option("--grow", metavar="DIR", help="Clusters made before POOL grew: keep them and assign the new rows.")
+@click.option("--centroids", metavar="FILE", help=".npy file of (K, D) centroids; rows are only assigned to them.")
+@click.option(
+    "--grow", metavar="DIR", help="Folder of clusters made before POOL grew: keep them and assign the new rows."
+)
 @click.option("--iterations", type=int, default=20, show_default=True, metavar="N", help="Iterations of k-means.")
-@click.option("--sample", default="auto", show_default=True, metavar="all|auto|N", help="Rows to train on.")
+@click.option(
+    "--sample", default="auto", show_default=True, metavar="all|auto|N", help="Rows that train the centroids."
+)
 @click.option(
     "--embedding",
     type=Choice(["image", "text", "joint"]),
@@ -189,7 +193,7 @@ def _score_command(name: str, cls: Any) -> click.Command:
     type=Choice(["auto", "float32", "bfloat16"]),
     default="float32",
     show_default=True,
-    help="Products of the k-means iterations; bfloat16 needs torch.",
+    help="Precision of the k-means iterations; bfloat16 needs torch.",
 )
 @options(SEED, OVERWRITE, *POOL, *RUN)
 def cluster(pool: str, out: str, grow: str | None, overwrite: bool, **values: Any) -> None:  # fmt: skip
@@ -207,11 +211,11 @@ def cluster(pool: str, out: str, grow: str | None, overwrite: bool, **values: An
 
     common = Common.taken(values)
     source = click.get_current_context().get_parameter_source
-    given = [f"--{name}" for name in (*values, "seed") if source(name) is ParameterSource.COMMANDLINE]
-    if grow and given:
+    passed = [f"--{name}" for name in (*values, "seed") if source(name) is ParameterSource.COMMANDLINE]
+    if grow and passed:
         raise UsageError(
-            f"--grow keeps the clusters of {grow} as they are; leave out {', '.join(given)}, or leave out --grow to "
-            "cluster anew"
+            f"--grow keeps the clusters of {grow} as they are; remove {', '.join(passed)}, or remove --grow to "
+            "run clustering again"
         )
     how, old = Clustered(**values), read_groups(grow) if grow else None
     target = free_folder(out, overwrite, FILES)
@@ -221,12 +225,12 @@ def cluster(pool: str, out: str, grow: str | None, overwrite: bool, **values: An
     checked = Audit.of(store).select(run)
     run = dataclasses.replace(run, store=store.where(checked.mask()), so_far=checked)
     groups = how.groups(run) if old is None else grown(run, old)
-    told = {"pool": pool, "seed": run.seed, **values, "kernels": run.kernels}
+    settings = {"pool": pool, "seed": run.seed, **values, "kernels": run.kernels}
     if old is not None:
-        told |= {name: old.info.get(name) for name in ("seed", *values)} | {"grown": len(old.labels_N)}
-    write_groups(groups, target, told, within=checked.mask())
+        settings |= {name: old.info.get(name) for name in ("seed", *values)} | {"grown": len(old.labels_N)}
+    write_groups(groups, target, settings, within=checked.mask())
     sizes = groups.sizes_K
-    found = {
+    result = {
         "out": str(target),
         "rows": len(groups.labels_N),
         "clusters": len(sizes),
@@ -236,4 +240,4 @@ def cluster(pool: str, out: str, grow: str | None, overwrite: bool, **values: An
         "mean_cosine": 1.0 - float(groups.distances_N.mean(dtype="float64")),
         "notes": [*(note for step in checked.steps for note in step.notes), *groups.notes],
     }
-    common.output.result(found, text.clustered(found))
+    common.output.result(result, text.clustered(result))

@@ -12,98 +12,99 @@ from thresher.runtime.format import duration, size
 # --- look -----------------------------------------------------------------------------------------
 
 
-def inspection(found: Mapping[str, Any], engine: str) -> Iterator[str]:
-    """Yield lines on a pool, as ``inspect`` describes it."""
-    yield f"{found['location']}: {found['rows']:,} rows, layout {found['layout']}, files: {found['files']:,}"
-    for name, field in found["fields"].items():
-        norm = f"norms {field['norms']['min']:.3g} .. {field['norms']['max']:.3g}" if field["norms"] else "no good row"
+def inspection(pool: Mapping[str, Any], engine: str) -> Iterator[str]:
+    """Yield the output of ``inspect`` on a pool."""
+    yield f"{pool['location']}: {pool['rows']:,} rows, layout {pool['layout']}, files: {pool['files']:,}"
+    for name, field in pool["fields"].items():
+        norm = f"norms {field['norms']['min']:.3g} .. {field['norms']['max']:.3g}" if field["norms"] else "no valid row"
         bad = sum(field[f"{kind}_rows"] for kind in ("nan", "infinite", "zero"))
         yield (
             f"  {name}: {field['dim']} x {field['dtype']}, {size(field['bytes'])}, {norm}, {bad:,} bad rows "
-            f"of {field['looked_at']:,} looked at"
+            f"of {field['looked_at']:,} checked"
         )
-    yield f"  key: {found['key'] or 'none'}; caption: {found['caption'] or 'none'}"
-    yield f"  columns: {', '.join(found['columns']) or 'none'}"
-    if found["keys"]:
-        yield "  keys: " + ", ".join(f"{found['keys'][kind]:,} {kind}" for kind in ("repeated", "climbing", "empty"))
-    for aside in found["set_aside"]:
-        yield f"  set aside: {aside['path']}: {aside['why']}"
-    for warning in found["warnings"]:
+    yield f"  key: {pool['key'] or 'none'}; caption: {pool['caption'] or 'none'}"
+    yield f"  columns: {', '.join(pool['columns']) or 'none'}"
+    if keys := pool["keys"]:
+        yield f"  keys: {keys['repeated']:,} repeated, {keys['climbing']:,} unsafe, {keys['empty']:,} empty"
+    for skipped in pool["set_aside"]:
+        yield f"  skipped: {skipped['path']}: {skipped['why']}"
+    for warning in pool["warnings"]:
         yield f"  ! {warning}"
-    if cost := found["cost"]:
+    if cost := pool["cost"]:
         spent = ", ".join(f"{name} {duration(value)}" for name, value in cost["seconds"].items())
-        yield f"  about, with {cost['clusters']:,} clusters on {engine}: {spent}"
+        yield f"  estimate for {cost['clusters']:,} clusters on {engine}: {spent}"
         yield f"  memory up to {size(cost['memory_bytes'])}, cache {size(cost['cache_bytes'])}"
 
 
-def diagnosis(found: Mapping[str, Any]) -> Iterator[str]:
-    """Yield lines on raw data, as ``doctor`` describes them."""
-    about, read = "" if found["exact"] else "about ", found["looked_at"]
-    files = found["unit"]
-    on_disk = f"{'about ' if found['bytes_estimated'] else ''}{size(found['bytes'])}"
+def diagnosis(data: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the output of ``doctor`` on raw data."""
+    about, read = "" if data["exact"] else "about ", data["looked_at"]
+    files = data["unit"]
+    on_disk = f"{'about ' if data['bytes_estimated'] else ''}{size(data['bytes'])}"
     yield (
-        f"{found['location']}: {about}{found['samples']:,} samples, {found['kind']}, "
-        f"{found['files']:,} {files}{'s' * (found['files'] != 1)}, {on_disk}"
+        f"{data['location']}: {about}{data['samples']:,} samples, {data['kind']}, "
+        f"{data['files']:,} {files}{'s' * (data['files'] != 1)}, {on_disk}"
     )
-    if read < found["samples"]:
-        yield f"  keys and captions of {read:,} samples were read, spread over the data"
-    if columns := found["columns"]:
-        roles = ", ".join(f"{role}: {columns[role] or 'none'}" for role in ("picture", "caption", "key", "uid"))
+    if read < data["samples"]:
+        yield f"  keys and captions were read from {read:,} samples, spread over the data"
+    if columns := data["columns"]:
+        names = {"image": "picture", "caption": "caption", "key": "key", "uid": "uid"}
+        roles = ", ".join(f"{role}: {columns[name] or 'none'}" for role, name in names.items())
         yield f"  {roles}; other columns: {', '.join(columns['others']) or 'none'}"
-    if found["members"]:
-        shares = (name if share == 1 else f"{name} ({share:.1%})" for name, share in found["members"].items())
+    if data["members"]:
+        shares = (name if share == 1 else f"{name} ({share:.1%})" for name, share in data["members"].items())
         yield f"  members: {', '.join(shares)}"
-    if keys := found["keys"]:
-        yield f"  keys: {keys['repeated']:,} repeated, {keys['climbing']:,} climbing, {keys['uids']:,} with a uid"
-    captions = found["captions"]
+    if keys := data["keys"]:
+        yield f"  keys: {keys['repeated']:,} repeated, {keys['climbing']:,} unsafe, {keys['uids']:,} with a uid"
+    captions = data["captions"]
     if captions["characters"]:
         yield (
             f"  captions: {captions['empty']:,} missing, {captions['repeated']:,} repeated, "
-            f"{captions['file_names']:,} names of files, {_range(captions['characters'])} characters"
+            f"{captions['file_names']:,} file names, {_range(captions['characters'])} characters"
         )
-    pictures = found["pictures"]
-    bad = pictures["broken"] + pictures["enormous"]
-    yield f"  pictures: {pictures['looked_at']:,} at random were decoded, {bad:,} are broken or too large"
-    if pictures["formats"]:
-        counts = (f"{name} {count:,}" for kind in ("formats", "modes") for name, count in pictures[kind].items())
+    images = data["pictures"]
+    bad = images["broken"] + images["enormous"]
+    yield f"  images: {images['looked_at']:,} random images decoded, {bad:,} broken or too large"
+    if images["formats"]:
+        counts = (f"{name} {count:,}" for kind in ("formats", "modes") for name, count in images[kind].items())
         yield f"    {', '.join(counts)}"
-        aspect = pictures["aspect"]
-        long = "square" if aspect[2] == 1 else f"the longer {_range(aspect)} times that"
-        middle = size(pictures["bytes"][1])
-        yield f"    shorter side {_range(pictures['short_side'])} pixels, {long}; half have up to {middle}"
-        odd = {"animated": "animated", "transparent": "transparent", "cmyk": "CMYK", "sixteen_bit": "of 16 bits"}
-        unusual = [f"{pictures[name]:,} {what}" for name, what in odd.items() if pictures[name]]
+        aspect = images["aspect"]
+        long = "square" if aspect[2] == 1 else f"aspect ratio {_range(aspect)}"
+        median = size(images["bytes"][1])
+        yield f"    shorter side {_range(images['short_side'])} pixels, {long}; median size {median}"
+        odd = {"animated": "animated", "transparent": "transparent", "cmyk": "CMYK", "sixteen_bit": "16-bit"}
+        unusual = [f"{images[name]:,} {what}" for name, what in odd.items() if images[name]]
         if unusual:
-            yield f"    of which {', '.join(unusual)}"
-    if tars := found["tars"]:
+            yield f"    of these: {', '.join(unusual)}"
+    if tars := data["tars"]:
         sizes = "none" if tars["sizes_json"] is None else "agrees"
         if tars["sizes_json"] and any(tars["sizes_json"].values()):
             sizes = "does not agree"
-        each = f"{_range(tars['samples'])} samples each" if tars["samples"] else "none is sound"
+        each = f"{_range(tars['samples'])} samples each" if tars["samples"] else "none is intact"
         yield f"  tars: {each}; sizes.json: {sizes}"
-    for warning in found["warnings"]:
+    for warning in data["warnings"]:
         yield f"  ! {warning}"
-    cost = found["cost"]
-    rates = {"decoded": "pictures decoded", "images": "encoded", "texts": "captions encoded"}
+    cost = data["cost"]
+    rates = {"decoded": "images decoded", "images": "images encoded", "texts": "captions encoded"}
     measured = [f"{cost[name]:,.0f} {what}" for kind, what in rates.items() if (name := f"{kind}_per_second") in cost]
-    yield f"  about, a second on {cost['workers']} cores: {', '.join(measured)}"
+    yield f"  estimated rate per second on {cost['workers']} cores: {', '.join(measured)}"
     if "embed_seconds" in cost:
         spent, dims = f"{duration(cost['embed_seconds'])} to embed", f"{cost['dims']:,} dimensions"
     else:
         spent, dims = f"{duration(cost['decode_seconds'])} to decode", "512 dimensions each"
-    yield f"  in all: {spent}, {size(cost['pool_bytes'])} of vectors in {dims}"
+    yield f"  in total: {spent}, {size(cost['pool_bytes'])} of vectors in {dims}"
     if "embed_seconds" not in cost:
-        yield "  --encoder NAME tries an encoder and tells how long embedding takes"
-    yield f"  next: {found['next']}"
+        yield "  --encoder NAME tries an encoder and estimates how long embedding takes"
+    yield f"  next: {data['next']}"
 
 
 def _range(values: Sequence[float]) -> str:
-    """Return the smallest, the middle and the largest."""
+    """Return minimum, median and maximum as text."""
     return " .. ".join(f"{value:,}" for value in values)
 
 
 def method_list(summaries: Mapping[str, str]) -> Iterator[str]:
-    """Yield a line a method."""
+    """Yield one line per method."""
     width = max(map(len, summaries))
     for name, summary in summaries.items():
         yield f"{name:{width}}  {summary}"
@@ -125,73 +126,73 @@ def method_page(name: str, summary: str, about: str, parameters: Sequence[Mappin
 # --- embed ----------------------------------------------------------------------------------------
 
 
-def embedded(found: Any, seconds: float) -> Iterator[str]:
+def embedded(pool: Any, seconds: float) -> Iterator[str]:
     """Yield lines on an :class:`thresher.embed.pipeline.Embedded`."""
-    yield from found.notes
-    if found.new:
-        rate = found.new / seconds
-        yield f"{found.new:,} rows embedded in {seconds:.1f} s, {rate:,.0f} a second, loading the model included"
-    if found.set_aside or found.damaged:
-        files = f" and {found.damaged:,} damaged file{'s' if found.damaged > 1 else ''}" if found.damaged else ""
-        yield f"{found.set_aside:,} samples{files} set aside, listed in {found.pool}/set_aside.txt"
-    shards = f"{found.shards:,} shard{'s' if found.shards > 1 else ''}"
-    already = "" if found.new else ", which were there already"
-    yield f"{found.pool}: {found.rows:,} rows ({' and '.join(found.fields)}) in {shards}{already}"
+    yield from pool.notes
+    if pool.new:
+        rate = pool.new / seconds
+        yield f"{pool.new:,} rows embedded in {seconds:.1f} s, {rate:,.0f} per second including loading the model"
+    if pool.set_aside or pool.damaged:
+        files = f" and {pool.damaged:,} damaged file{'s' if pool.damaged > 1 else ''}" if pool.damaged else ""
+        yield f"{pool.set_aside:,} samples{files} skipped, listed in {pool.pool}/set_aside.txt"
+    shards = f"{pool.shards:,} shard{'s' if pool.shards > 1 else ''}"
+    already = "" if pool.new else ", all from an earlier run"
+    yield f"{pool.pool}: {pool.rows:,} rows ({' and '.join(pool.fields)}) in {shards}{already}"
 
 
-def classes_embedded(found: Mapping[str, Any]) -> Iterator[str]:
-    """Yield lines on class names that were embedded."""
-    many = "a sentence" if found["templates"] == 1 else f"{found['templates']:,} sentences"
-    yield f"{found['classes']:,} classes, {many} each, {found['dims']:,} dimensions"
-    yield f"written to {found['out']} and {found['names']}"
+def classes_embedded(classes: Mapping[str, Any]) -> Iterator[str]:
+    """Yield lines on embedded class names."""
+    many = "1 sentence" if classes["templates"] == 1 else f"{classes['templates']:,} sentences"
+    yield f"{classes['classes']:,} classes, {many} each, {classes['dims']:,} dimensions"
+    yield f"written to {classes['out']} and {classes['names']}"
 
 
 # --- select ---------------------------------------------------------------------------------------
 
 
 def kept(selection: Any, out: object) -> Iterator[str]:
-    """Yield lines on a selection that was written."""
+    """Yield lines on a written selection."""
     repeated = f", {selection.uses:,} with repeats" if selection.repeats is not None else ""
     yield f"kept {len(selection):,} of {selection.total:,} rows ({len(selection) / selection.total:.1%}){repeated}"
     yield f"written to {out}"
 
 
-def scored(found: Mapping[str, Any]) -> Iterator[str]:
-    """Yield lines on scores that were written."""
-    yield from found["notes"]
+def scored(scores: Mapping[str, Any]) -> Iterator[str]:
+    """Yield lines on written scores."""
+    yield from scores["notes"]
     yield (
-        f"{found['rows']:,} of {found['of']:,} rows scored, {found['least']:.4f} to {found['most']:.4f}, "
-        f"mean {found['mean']:.4f}"
+        f"{scores['rows']:,} of {scores['of']:,} rows scored, {scores['least']:.4f} to {scores['most']:.4f}, "
+        f"mean {scores['mean']:.4f}"
     )
-    yield f"written to {found['out']}"
+    yield f"written to {scores['out']}"
 
 
-def clustered(found: Mapping[str, Any]) -> Iterator[str]:
-    """Yield lines on clusters that were written."""
-    yield from found["notes"]
+def clustered(clusters: Mapping[str, Any]) -> Iterator[str]:
+    """Yield lines on written clusters."""
+    yield from clusters["notes"]
     yield (
-        f"{found['clusters']:,} clusters of {found['smallest']:,} to {found['largest']:,} rows "
-        f"({found['empty']:,} empty), mean cosine to the centroid {found['mean_cosine']:.4f}"
+        f"{clusters['clusters']:,} clusters of {clusters['smallest']:,} to {clusters['largest']:,} rows "
+        f"({clusters['empty']:,} empty), mean cosine to the centroid {clusters['mean_cosine']:.4f}"
     )
-    yield f"written to {found['out']}"
+    yield f"written to {clusters['out']}"
 
 
 # --- explain --------------------------------------------------------------------------------------
 
 
-def explanation(found: Mapping[str, Any]) -> Iterator[str]:
+def explanation(row: Mapping[str, Any]) -> Iterator[str]:
     """Yield lines on a row of a selection."""
     from thresher.selection import RoundedFloat
 
-    fate = "dropped" if not found["kept"] else "kept" if found["uses"] == 1 else f"kept, used {found['uses']:,} times"
-    yield f"row {found['row']:,}, key {found['key']}{_caption(found)}: {fate}"
-    for number, step in enumerate(found["steps"], 1):
+    fate = "dropped" if not row["kept"] else "kept" if row["uses"] == 1 else f"kept, used {row['uses']:,} times"
+    yield f"row {row['row']:,}, key {row['key']}{_caption(row)}: {fate}"
+    for number, step in enumerate(row["steps"], 1):
         package = f" ({step['package']})" if step["package"] else ""
         yield f"  {number}. {step['method']}{package}: {step['verdict']} - {step['reason'] or 'passes'}"
         if "score" in step and "history" not in step:
             cut = "" if step["cut"] is None else f" (cut at {RoundedFloat(step['cut']):.4f})"
             yield f"     {step['meaning']}: {RoundedFloat(step['score']):.4f}{cut}"
-        if "history" in step and not step["reason"]:  # the reason of a dropped row says it already
+        if "history" in step and not step["reason"]:  # the reason of a dropped row has the same numbers
             yield f"     {_history(step['history'])}"
         if "cluster" in step:
             cluster = step["cluster"]
@@ -212,50 +213,53 @@ def explanation(found: Mapping[str, Any]) -> Iterator[str]:
             yield f"     repeats row {known['row']:,} of {known['pool']}{key}{_caption(known)}"
 
 
-def run_explanation(found: Mapping[str, Any]) -> Iterator[str]:
+def run_explanation(row: Mapping[str, Any]) -> Iterator[str]:
     """Yield lines on a row of a training run."""
-    epochs = f"{found['epochs']:,} epochs of training, {found['policy']}"
-    yield f"row {found['row']:,}, key {found['key']}{_caption(found)}: {epochs}"
-    yield f"  {_history(found['history'])}"
-    yield f"  candidates were found in {found['searches']:,} of the epochs"
+    epochs = f"{row['epochs']:,} epochs of training, {row['policy']}"
+    yield f"row {row['row']:,}, key {row['key']}{_caption(row)}: {epochs}"
+    yield f"  {_history(row['history'])}"
+    yield f"  {row['searches']:,} of these epochs selected candidates"
 
 
 def _caption(row: Mapping[str, Any]) -> str:
     return f" \u201c{row['caption']}\u201d" if row.get("caption") else ""
 
 
-def _history(found: Mapping[str, Any]) -> str:
+def _history(history: Mapping[str, Any]) -> str:
     """Return what training recorded about a row, in one line."""
-    if found["seen"] is None:
+    if history["seen"] is None:
         seen = "never trained on"
     else:
-        seen = f"last trained on in epoch {found['seen']}, with a loss of {found['loss']:.4f}"
-    if not found["candidate"]:
+        seen = f"last trained on in epoch {history['seen']}, with a loss of {history['loss']:.4f}"
+    if not history["candidate"]:
         return f"never a candidate for pruning; {seen}"
-    times = "once" if found["candidate"] == 1 else f"{found['candidate']:,} times"
-    return f"a candidate for pruning {times}, last in epoch {found['last']} as {' and '.join(found['kinds'])}; {seen}"
+    times = "once" if history["candidate"] == 1 else f"{history['candidate']:,} times"
+    kinds = " and ".join(history["kinds"])
+    return f"a candidate for pruning {times}, last in epoch {history['last']} as {kinds}; {seen}"
 
 
-def comparison(found: Mapping[str, Any]) -> Iterator[str]:
-    """Yield lines on selections side by side."""
-    for name, count in found["kept"].items():
-        repeated = f", {found['uses'][name]:,} with repeats" if found["uses"][name] != count else ""
-        yield f"{name}: {count:,} of {found['rows']:,} rows ({count / found['rows']:.1%}){repeated}"
-    for pair in found["pairs"]:
+def comparison(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield lines that compare selections."""
+    for name, count in result["kept"].items():
+        repeated = f", {result['uses'][name]:,} with repeats" if result["uses"][name] != count else ""
+        yield f"{name}: {count:,} of {result['rows']:,} rows ({count / result['rows']:.1%}){repeated}"
+    for pair in result["pairs"]:
         yield (
-            f"{pair['a']} and {pair['b']}: {pair['both']:,} in both, {pair['only_a']:,} and {pair['only_b']:,} in one; "
-            f"overlap {pair['overlap']:.1%} of the smaller, Jaccard {pair['jaccard']:.3f}"
+            f"{pair['a']} and {pair['b']}: {pair['both']:,} in both, {pair['only_a']:,} and {pair['only_b']:,} in "
+            f"only one; overlap {pair['overlap']:.1%} of the smaller, Jaccard {pair['jaccard']:.3f}"
         )
-    if found["clusters"]:
-        yield "clusters whose kept shares differ most:"
-        for entry in found["clusters"]:
+    if result["clusters"]:
+        yield "clusters with the largest differences in the share kept:"
+        for entry in result["clusters"]:
             counts = ", ".join(f"{name} {count:,}" for name, count in entry["kept"].items())
             yield f"  cluster {entry['cluster']} of {entry['size']:,} rows: {counts}"
 
 
 def covariance_table(errors: Mapping[str, Any]) -> Iterator[str]:
     """Yield the table of covariance errors of selections, by name."""
-    errors = {visible(name, limit=None): error for name, error in errors.items()}  # the width counts what is shown
+    errors = {
+        visible(name, limit=None): error for name, error in errors.items()
+    }  # the width is that of the escaped names
     first = next(iter(errors.values()))
     inside = f"within {first.classes:,} clusters of {first.classed:,} rows"
     if first.within is None:
@@ -270,41 +274,43 @@ def covariance_table(errors: Mapping[str, Any]) -> Iterator[str]:
         heads = "".join(f"{name.split('_')[0]:>9}{'random':>9}{'ratio':>7}" for name in shown)
         yield f"  {title:{width}}{'rows':>14}{heads}" + ("" if first.within is None else f"{'lost':>7}")
         for name, error in errors.items():
-            found = [getattr(error, each) for each in shown]
-            cells = "".join(f"{_figure(d.error, 9, 4)}{_figure(d.random, 9, 4)}{_figure(d.ratio, 7, 2)}" for d in found)
+            deviations = [getattr(error, each) for each in shown]
+            cells = "".join(
+                f"{_number(d.error, 9, 4)}{_number(d.random, 9, 4)}{_number(d.ratio, 7, 2)}" for d in deviations
+            )
             lost = "" if error.within is None else f"{error.classes_lost:7,}"
             yield f"  {name:{width}}{error.kept:14,}{cells}{lost}"
 
 
-def _figure(value: float | None, width: int, digits: int) -> str:
+def _number(value: float | None, width: int, digits: int) -> str:
     return f"{'-':>{width}}" if value is None else f"{value:{width}.{digits}f}"
 
 
-def reported(found: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the line on a report that was written."""
-    yield f"report: {found['report']} ({size(found['bytes'])})"
+def reported(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the line on a written report."""
+    yield f"report: {result['report']} ({size(result['bytes'])})"
 
 
 # --- train ----------------------------------------------------------------------------------------
 
 
-def trained(out: str, log: Sequence[Mapping[str, Any]], asked: float | None) -> Iterator[str]:
-    """Yield lines on a training run: its folder, its log, and the share to prune or None."""
+def trained(out: str, log: Sequence[Mapping[str, Any]], requested: float | None) -> Iterator[str]:
+    """Yield lines on a finished training run, from its folder, its log and the requested share to prune, or None."""
     from thresher.train.data import SET_ASIDE
     from thresher.train.loop import table_of
 
     last = log[-1]
     seen, seconds = sum(e["samples"] for e in log), sum(e["seconds"] for e in log)
     pruned = last["pruned_so_far"]
-    missed = f" ({asked:.1%} asked for)" if asked is not None and abs(asked - pruned) > 0.01 else ""
+    missed = f" ({requested:.1%} requested)" if requested is not None and abs(requested - pruned) > 0.01 else ""
     yield f"{len(log)} epochs, {seen:,} samples in {seconds:,.0f} s, {pruned:.1%} of the rows pruned{missed}"
-    for name, found in last.get("eval", {}).items():
+    for name, metrics in last.get("eval", {}).items():
         yield f"{name}:"
-        yield from table_of(found)
-    aside = Path(out, SET_ASIDE)
-    if aside.exists():
-        rows = len(aside.read_text(encoding="utf-8").splitlines())
-        yield f"{rows:,} rows could not be used; they are listed in {aside}"
+        yield from table_of(metrics)
+    skipped = Path(out, SET_ASIDE)
+    if skipped.exists():
+        rows = len(skipped.read_text(encoding="utf-8").splitlines())
+        yield f"{rows:,} rows skipped, listed in {skipped}"
     yield f"written to {out}"
 
 
@@ -315,7 +321,7 @@ def exported(done: Any) -> Iterator[str]:
     """Yield lines on an :class:`thresher.export.write.Exported`."""
     yield f"{done.rows:,} rows written to {done.path}"
     if done.missing:
-        yield f"{done.missing:,} rows asked for were not found; they are listed in {done.missing_file}"
+        yield f"{done.missing:,} rows of the selection could not be written; they are listed in {done.missing_file}"
     if done.manifest:
         yield f"manifest: {done.manifest}"
 
@@ -328,21 +334,18 @@ def resharded(done: Any, data: str, out: str) -> Iterator[str]:
     if done.missing:
         yield f"{done.missing:,} keys are not in {data}; they are listed in {out}/missing.txt"
     if done.aside:
-        yield f"{done.aside:,} files or samples could not be used; they are listed in {out}/set-aside.txt"
+        yield f"{done.aside:,} files or samples skipped, listed in {out}/set-aside.txt"
     yield f"written to {out}"
 
 
 # --- cache ----------------------------------------------------------------------------------------
 
 
-def cache_size(found: Mapping[str, Any]) -> Iterator[str]:
+def cache_size(cache: Mapping[str, Any]) -> Iterator[str]:
     """Yield the line on the size of the cache."""
-    yield f"{found['folder']}: {size(found['bytes'])} of at most {size(found['limit_bytes'])}"
+    yield f"{cache['folder']}: {size(cache['bytes'])} of at most {size(cache['limit_bytes'])}"
 
 
-def cache_cleared(found: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the line on a cache that was cleared."""
-    yield f"{size(found['removed_bytes'])} removed from {found['folder']}"
-
-
-# --- figures --------------------------------------------------------------------------------------
+def cache_cleared(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the line on a cleared cache."""
+    yield f"{size(result['removed_bytes'])} removed from {result['folder']}"

@@ -1,4 +1,4 @@
-"""``train`` and ``coreset``: training that prunes, and the rows it leaves; torch loads only to train."""
+"""``train`` and ``coreset``: train with pruning, and select rows from a run. Only training imports torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def _value(kind: Any, ctx: click.Context, param: click.Parameter, text: str | None) -> Any:
-    """Return text as a value of the type of a policy's option."""
+    """Return the value of a policy's option, parsed from text."""
     try:
         return None if text is None else read(kind, text)
     except UsageError as error:
@@ -32,10 +32,10 @@ _OF_POLICY = "of_policy_"
 
 
 class _Trainer(click.Command):
-    """A command with the options of every policy, which are looked up when it is parsed or its help is shown."""
+    """A command with the options of every policy, which load when it is parsed or its help is shown."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """Return its parameters, those of policies before the length of the run."""
+        """Return the parameters; those of policies come before ``--epochs``."""
         own = super().get_params(ctx)
         at = next(i for i, param in enumerate(own) if param.name == "epochs")
         return [
@@ -47,12 +47,12 @@ class _Trainer(click.Command):
 
 @cache
 def _policy_options(taken: frozenset[str]) -> list[click.Option]:
-    """Return ``--policy``, what every policy has, and the flags of all policies; ``taken`` are the command's own."""
+    """Return ``--policy``, the shared options and the flags of all policies; ``taken`` are flags of the command."""
     from thresher.dynamic.registry import POLICIES, flags
 
     policies = POLICIES.all()
     need = " or ".join(name for name, cls in policies.items() if cls.needs_selection)
-    prune = "Share of the run's samples to leave out, such as 30% (default: as the policy is published)."
+    prune = "Share of the samples of the run to prune, such as 30% (default: as published for the policy)."
     chosen = f"For --policy {need}: a selection folder, or a file of keys."
     return [
         click.Option(
@@ -60,7 +60,7 @@ def _policy_options(taken: frozenset[str]) -> list[click.Option]:
             type=PluginChoice(lambda: POLICIES),
             default="full",
             show_default=True,
-            help="What to leave out.",
+            help="Pruning policy.",
         ),
         click.Option(["--prune"], callback=partial(_value, Share), metavar="SHARE", help=prune),
         click.Option(["--selection"], metavar="SEL", help=chosen),
@@ -93,21 +93,21 @@ _RUN = [
     click.option("--weight-decay", type=float, metavar="X", help="Weight decay (default: 0.1)."),
     click.option(
         "--warmup", type=float, default=0.05, show_default=True, metavar="SHARE",
-        help="Share of the run in which the learning rate rises.",
+        help="Share of the run with a rising learning rate.",
     ),
     click.option("--seed", type=int, default=0, show_default=True, metavar="SEED", help="Seed of all randomness."),
     click.option(
         "--precision", type=Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True,
-        help="Arithmetic of the model; auto: bfloat16 on a GPU, else float32.",
+        help="Precision of the model; auto: bfloat16 on a GPU, else float32.",
     ),
     click.option(
         "--device", default="auto", show_default=True, metavar="NAME", help="Where to train: cpu, cuda or cuda:1."
     ),
     click.option(
-        "--workers", type=click.IntRange(0), default=2, show_default=True, metavar="N", help="Workers that decode."
+        "--workers", type=click.IntRange(0), default=2, show_default=True, metavar="N", help="Decoding workers."
     ),
     click.option(
-        "--eval", "evals", multiple=True, metavar="FILE", help="Parquet file to evaluate on; may be repeated."
+        "--eval", "evals", multiple=True, metavar="FILE", help="Parquet file to evaluate on; can be repeated."
     ),
     click.option(
         "--eval-every", type=click.IntRange(0), default=5, show_default=True, metavar="N",
@@ -115,16 +115,17 @@ _RUN = [
     ),
     click.option(
         "--eval-label", "eval_labels", multiple=True, metavar="COLUMN",
-        help="Classes in the evaluation sets (default: label_name, label); may be repeated.",
+        help="Class column of the evaluation sets (default: label_name, label); can be repeated.",
     ),
     click.option(
-        "--eval-group", metavar="COLUMN", help="What the evaluation sets hold several times (default: group)."
+        "--eval-group", metavar="COLUMN",
+        help="Column that groups equivalent rows of the evaluation sets (default: group).",
     ),
     click.option(
         "--checkpoint-minutes", type=float, default=5.0, show_default=True, metavar="X",
         help="Minutes between checkpoints.",
     ),
-    click.option("--resume", is_flag=True, help="Continue the run in DIR, if there is one."),
+    click.option("--resume", is_flag=True, help="Resume the run in DIR, if there is one."),
     QUIET,
     JSON,
 ]  # fmt: skip
@@ -141,22 +142,22 @@ def train() -> None:
 @_OUT
 @click.option(
     "--model", default="tiny", show_default=True, metavar="NAME",
-    help="tiny, small, a configuration of open_clip, or the path of one (.json).",
+    help="tiny, small, an open_clip configuration, or the path of one (.json).",
 )  # fmt: skip
-@click.option("--loss", type=Choice(["clip", "siglip"]), default="clip", show_default=True, help="Loss of a batch.")
+@click.option("--loss", type=Choice(["clip", "siglip"]), default="clip", show_default=True, help="Contrastive loss.")
 @click.option(
     "--chunk", type=click.IntRange(1), metavar="N",
-    help="Rows that go through the model at once: less memory, the same gradients.",
+    help="Rows per forward pass: less memory, same gradients.",
 )  # fmt: skip
 @click.option(
     "--template", "templates", multiple=True, metavar="TEXT",
-    help="Prompt of a class, {} for its name; may be repeated.",
+    help="Prompt for a class, {} for its name; can be repeated.",
 )  # fmt: skip
 @options(*_RUN)
 def clip(data: str, out: str, model: str, loss: Any, chunk: int | None, templates: tuple[str, ...], **v: Any) -> None:
     """Train a CLIP model.
 
-    DATA is parquet with image and text, tars, or a csv of open_clip.
+    DATA is parquet with image and text, tars, or an open_clip csv.
     """
     from thresher.train.clip import ClipSettings, train_clip
 
@@ -177,21 +178,26 @@ def clip(data: str, out: str, model: str, loss: Any, chunk: int | None, template
 @click.argument("data")
 @_OUT
 @click.option(
-    "--model", default="tiny", show_default=True, metavar="NAME", help="tiny, or a ResNet, ViT or other of timm."
+    "--model", default="tiny", show_default=True, metavar="NAME", help="tiny, or a timm model such as a ResNet or ViT."
 )
 @click.option("--version", type=Choice(["2", "3"]), default="2", show_default=True, help="MoCo v2 or v3.")
 @click.option(
     "--image-size", "side", type=click.IntRange(16), default=48, show_default=True, metavar="N",
-    help="Side of the images in pixels.",
+    help="Image size in pixels.",
 )  # fmt: skip
-@click.option("--queue", type=click.IntRange(1), metavar="N", help="v2: keys in the queue (default: fits the data).")
+@click.option(
+    "--queue",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Keys in the queue of v2 (default: depends on the size of the data).",
+)
 @click.option("--momentum", type=float, metavar="X", help="Momentum of the key encoder (default: 0.99).")
 @click.option("--temperature", type=float, default=0.2, show_default=True, metavar="X", help="Temperature of the loss.")
 @options(*_RUN)
 def moco(data: str, out: str, version: Any, **v: Any) -> None:
-    """Train an image encoder by MoCo, without captions.
+    """Train an image encoder with MoCo, without captions.
 
-    DATA is parquet with images, tars, or a csv of open_clip.
+    DATA is parquet with images, tars, or an open_clip csv.
     """
     from thresher.train.moco import MocoSettings, train_moco
 
@@ -207,47 +213,47 @@ def moco(data: str, out: str, version: Any, **v: Any) -> None:
     _trained(lambda progress: train_moco(data, out, settings, resume=v["resume"], progress=progress), out, v)
 
 
-def _check_evaluation(given: dict[str, Any]) -> None:
-    if not given["evals"] and (given["eval_labels"] or given["eval_group"]):
-        raise UsageError("--eval-label and --eval-group say what to do with --eval PARQUET, which is not given")
+def _check_evaluation(values: dict[str, Any]) -> None:
+    if not values["evals"] and (values["eval_labels"] or values["eval_group"]):
+        raise UsageError("--eval-label and --eval-group need --eval FILE, which is not given")
 
 
-def _schedule(given: dict[str, Any]) -> Any:
+def _schedule(values: dict[str, Any]) -> Any:
     from thresher.dynamic.registry import check_options
     from thresher.train.loop import Schedule
 
-    epochs, samples = given["epochs"], given["samples"]
+    epochs, samples = values["epochs"], values["samples"]
     if epochs is not None and samples is not None:
-        raise UsageError("--epochs and --samples-seen both say how long the run is; give one")
-    said = {
+        raise UsageError("--epochs and --samples-seen both set the length of the run; give one")
+    policy_values = {
         name.removeprefix(_OF_POLICY).replace("_", "-"): value
-        for name, value in given.items()
+        for name, value in values.items()
         if name.startswith(_OF_POLICY)
     }
-    options = check_options(given["policy"], said, prune=given["prune"], flags=True)
+    options = check_options(values["policy"], policy_values, prune=values["prune"], flags=True)
     names = ("batch_size", "policy", "selection", "seed", "lr", "weight_decay", "warmup", "precision", "device")
     more = ("workers", "evals", "eval_every", "checkpoint_minutes")
     return Schedule(
         epochs=10 if epochs is None and samples is None else epochs,
         samples=samples,
-        prune=given["prune"],
+        prune=values["prune"],
         options=options,
-        **{name: given[name] for name in (*names, *more) if given[name] is not None},
+        **{name: values[name] for name in (*names, *more) if values[name] is not None},
     )
 
 
-def _trained(run: Callable[[Progress], list[dict[str, Any]]], out: str, given: dict[str, Any]) -> None:
-    """Train, and print how it went."""
+def _trained(run: Callable[[Progress], list[dict[str, Any]]], out: str, values: dict[str, Any]) -> None:
+    """Train and print the result."""
     from thresher.dynamic.run_folder import CHECKPOINT
 
-    output: Output = given["output"]
+    output: Output = values["output"]
     try:
-        log = run(output.progress(given["quiet"]))
+        log = run(output.progress(values["quiet"]))
     except KeyboardInterrupt:
-        there = Path(out, CHECKPOINT).exists()
-        again = "goes on from the last checkpoint" if there else "begins anew: there is no checkpoint yet"
-        raise Interrupted(f"the same command with --resume {again}") from None
-    output.result({"out": out, "epochs": log}, text.trained(out, log, given["prune"]))
+        saved = Path(out, CHECKPOINT).exists()
+        where = "resumes from the last checkpoint" if saved else "starts over: there is no checkpoint yet"
+        raise Interrupted(f"the same command with --resume {where}") from None
+    output.result({"out": out, "epochs": log}, text.trained(out, log, values["prune"]))
 
 
 # --- coreset --------------------------------------------------------------------------------------
@@ -256,13 +262,13 @@ def _trained(run: Callable[[Progress], list[dict[str, Any]]], out: str, given: d
 @click.command()
 @click.argument("run")
 @click.option("-o", "--out", required=True, metavar="DIR", help="Selection folder to write.")
-@click.option("--keep", required=True, metavar="N|SHARE", help="How many rows to keep: a share like 70%, or a number.")
+@click.option("--keep", required=True, metavar="N|SHARE", help="Rows to keep: a share such as 70%, or a number.")
 @click.option("--pool", metavar="POOL", help="Where the pool is now, if it was moved.")
 @options(OVERWRITE, JSON)
 def coreset(run: str, out: str, keep: str, pool: str | None, overwrite: bool, output: Output) -> None:
     """Select the rows that a training run found least redundant.
 
-    RUN is the folder of the run. Rows that were a candidate for pruning in the fewest epochs stay.
+    RUN is the folder of the run. The selection keeps the rows that were a candidate for pruning in the fewest epochs.
     """
     from thresher.dynamic.coreset import coreset as choose
     from thresher.dynamic.run_folder import Training

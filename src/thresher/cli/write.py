@@ -1,4 +1,4 @@
-"""``export`` and ``reshard``: a selection as files that training reads."""
+"""``export`` and ``reshard``: write a selection for training."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from thresher.errors import UsageError
 
 
 class _Export(click.Command):
-    """``export``: the formats, and the options of each, are those of the plug-ins."""
+    """``export``: formats and their options come from the plug-ins."""
 
     @cached_property
     def _offered(self) -> list[click.Parameter]:
         from thresher.export.registry import EXPORTS
 
         formats = EXPORTS.all()
-        found: dict[str, click.Option] = {}
+        merged: dict[str, click.Option] = {}
         for name, cls in formats.items():
             for option in made_options(field_options(cls)):
-                first = found.setdefault(str(option.name), option)
+                first = merged.setdefault(str(option.name), option)
                 first.help = f"{name}: {option.help}" if first is option else f"{first.help} {name}: {option.help}"
         taken = {parameter.name for parameter in self.params}
         kind = click.Option(
             ["--as", "kind"], required=True, type=PluginChoice(lambda: EXPORTS), help="Format to write."
         )
-        return [kind, *(option for name, option in found.items() if name not in taken)]
+        return [kind, *(option for name, option in merged.items() if name not in taken)]
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         selection, *rest = super().get_params(ctx)
@@ -55,7 +55,11 @@ class _Export(click.Command):
 @click.option("-o", "--out", required=True, metavar="FILE", help="File to write.")
 @options(*MOVED)
 @click.option("--manifest/--no-manifest", default=True, show_default=True, help="Write FILE.manifest.json.")
-@click.option("--hash-inputs", is_flag=True, help="Add the sha256 of the pool's files to the manifest; reads them all.")
+@click.option(
+    "--hash-inputs",
+    is_flag=True,
+    help="Add the SHA-256 of all files of the pool to the manifest; reads the whole pool.",
+)
 @options(OVERWRITE, QUIET, JSON)
 def export(
     selection: str, kind: str, out: str, pool: str | None, metadata: str | None, manifest: bool, hash_inputs: bool,
@@ -71,7 +75,7 @@ def export(
     from thresher.selection import Selection
 
     if hash_inputs and not manifest:
-        raise UsageError("--hash-inputs is for the manifest; leave out one of --hash-inputs and --no-manifest")
+        raise UsageError("--hash-inputs writes to the manifest; remove --hash-inputs or --no-manifest")
     made = build(kind, {name: value for name, value in values.items() if value is not None})
     loaded = Selection.load(selection)
     done = write(
@@ -92,22 +96,25 @@ def export(
     "--per-shard", type=click.IntRange(1), default=10_000, show_default=True, metavar="N", help="Samples per shard."
 )
 @click.option(
-    "--shuffle", type=click.IntRange(0), metavar="SEED", help="Shuffle all samples (default: the order of DATA)."
+    "--shuffle",
+    type=click.IntRange(0),
+    metavar="SEED",
+    help="Shuffle all samples with this seed (default: the order of DATA).",
 )
-@click.option("--workers", type=int, metavar="N", help="Shards written at once (default: all cores).")
+@click.option("--workers", type=int, metavar="N", help="Shards written in parallel (default: all cores).")
 @options(*DATA)
-@click.option("--pool", metavar="POOL", help="Where the pool of SEL is now, if it was moved.")
-@click.option("--overwrite", is_flag=True, help="Replace what an earlier call with other options wrote.")
+@click.option("--pool", metavar="POOL", help="New location of the pool of SEL, if it was moved.")
+@click.option("--overwrite", is_flag=True, help="Replace a result of other options.")
 @options(QUIET, JSON)
-def reshard(data: str, sel: str, out: str, quiet: bool, output: Output, **given: Any) -> None:
+def reshard(data: str, sel: str, out: str, quiet: bool, output: Output, **values: Any) -> None:
     """Copy the selected samples of raw data into new shards.
 
-    The shards are tars, parquet or a csv. DATA is tars (a folder, or a path with {00000..00099}), parquet, a csv of
-    open_clip, or a folder of images. SEL is a selection folder, a file with one key per line, or a subset file of
-    DataComp.
+    The shards are tars, parquet or a csv. DATA is tars (a folder, or a path with {00000..00099}), parquet, an
+    open_clip csv, or a folder of images. SEL is a selection folder, a file with one key per line, or a DataComp
+    subset file.
     """
     from thresher.reshard import reshard as run
 
-    reading = data_options(given)
-    done = run(data, sel, out, processes=True, options=reading, progress=output.progress(quiet), **given)
+    reading = data_options(values)
+    done = run(data, sel, out, processes=True, options=reading, progress=output.progress(quiet), **values)
     output.result(asdict(done), text.resharded(done, data, out))
