@@ -1,4 +1,4 @@
-"""The report: one page that loads nothing, escapes everything and tells the numbers."""
+"""The report: one page that loads nothing, escapes everything and shows the numbers."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def read(path: Path) -> tuple[str, Checker]:
     return page, found
 
 
-def test_page_tells_the_funnel(chain: Selection, store: EmbeddingStore, tmp_path: Path) -> None:
+def test_page_shows_the_funnel(chain: Selection, store: EmbeddingStore, tmp_path: Path) -> None:
     target = write_report(chain, tmp_path / "deep" / "report.html", store=store)
     page, found = read(target)
     assert target == tmp_path / "deep" / "report.html"
@@ -206,7 +206,7 @@ def test_examples_can_be_left_out(chain: Selection, store: EmbeddingStore, tmp_p
     page, found = read(write_report(chain, tmp_path / "r.html", store=store, examples=0, cells=0))
     assert "<img" not in page
     assert "Most pruned" not in found.text
-    with pytest.raises(UsageError, match="0 or more"):
+    with pytest.raises(UsageError, match="must be 0 or more"):
         write_report(chain, tmp_path / "r.html", examples=-1)
 
 
@@ -239,16 +239,16 @@ def test_every_method(name: str, store: EmbeddingStore, cache: Cache, tmp_path: 
 def test_no_steps_and_set_algebra(store: EmbeddingStore, cache: Cache, tmp_path: Path) -> None:
     everything = Selection.everything(store.fingerprint(), "s3://bucket/pool", {}, ROWS)
     _, found = read(write_report(everything, tmp_path / "r.html", store=store))
-    assert "No step was run" in found.text
+    assert "No steps" in found.text
     a = run_steps(store, [build("random", {"keep": "50%"})], cache=cache)
     b = run_steps(store, [build("clip-score", {"keep": "50%"})], cache=cache)
     for made in (a & b, a | b, a - b, a - a, (a | b) & a):
         _, found = read(write_report(made, tmp_path / "r.html", store=store))
-        assert "Of two selections" in found.text
+        assert "Combined from two selections" in found.text
         assert f"{len(made)} rows" in found.text
 
 
-def test_repeats_and_rows_set_aside(store: EmbeddingStore, cache: Cache, tmp_path: Path) -> None:
+def test_repeats_and_skipped_rows(store: EmbeddingStore, cache: Cache, tmp_path: Path) -> None:
     folder = tmp_path / "bad"
     folder.mkdir()
     table = pq.read_table(Path(store.layout.location) / "part-0.parquet").drop_columns(["image"])
@@ -259,7 +259,7 @@ def test_repeats_and_rows_set_aside(store: EmbeddingStore, cache: Cache, tmp_pat
     repeats = np.where(selection.mask(), 3, 0).astype(np.int32)
     _, found = read(write_report(dataclasses.replace(selection, repeats=repeats), tmp_path / "r.html", store=bad))
     assert "its key also belongs to an earlier row" in found.text
-    assert "set aside" in found.text
+    assert "bad rows" in found.text
     assert f"used {3 * len(selection)} times" in found.text
     assert "skip_bad = True" in found.text
 
@@ -319,7 +319,7 @@ def test_evidence_that_does_not_fit(tmp_path: Path) -> None:
         write_report(broken, tmp_path / "r.html")
 
 
-def test_pairs_tell_the_original_s_fate() -> None:
+def test_pairs_show_whether_the_original_was_kept() -> None:
     twins = np.array([-1, 0, 1, -1], np.int64)
     made = hand_made([-1, 0.9, 0.95, 0.1], [False, True, True, False], rows={"duplicate_of": twins}, cut=0.5)
     near, far = pairs(next(judged(made)), 1)
@@ -457,7 +457,7 @@ def test_repeats_of_a_reference_are_paired_with_its_rows() -> None:
     assert (found.count, found.rows, found.cut) == (3, 2, None)
     assert [(p.row, p.of, p.of_kept) for p in (*found.near, *found.far)] == [(3, 9, None), (1, 4, None), (2, 4, None)]
     assert [p.cosine for p in found.near] == pytest.approx([0.95, 0.9])
-    assert found.told == {9: {"row": 9, "key": "nine"}, 4: {"row": 4, "key": "four"}}
+    assert found.originals == {9: {"row": 9, "key": "nine"}, 4: {"row": 4, "key": "four"}}
     assert found.histogram is not None
     assert (found.histogram.kept.sum(), found.histogram.dropped.sum()) == (3, 3)
     own = histogram(next(judged(made)))
@@ -469,7 +469,7 @@ def test_repeats_of_a_reference_are_paired_with_its_rows() -> None:
         step = dataclasses.replace(made.steps[0], parameters=given)
         found = repeats(next(judged(dataclasses.replace(made, steps=(step,)))), 0)
         assert found is not None
-        assert (found.cut, found.near, found.far, found.told) == (cut, (), (), {})
+        assert (found.cut, found.near, found.far, found.originals) == (cut, (), (), {})
 
 
 def test_whole_numbers_stand_in_the_middle_of_their_bins() -> None:

@@ -1,4 +1,4 @@
-"""The page on a training run: what the log and the ledger say, nothing loaded, everything escaped."""
+"""The report on a training run: it shows the log and the ledger, loads nothing and escapes everything."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from thresher import EmbeddingStore, PoolError, UsageError, open_store
 from thresher.cli.main import main
 from thresher.dynamic.histogram import LOSS_EDGES
 from thresher.dynamic.run_folder import LEDGER, LOG, Training
-from thresher.report.epochs import Epochs, groups
+from thresher.report.epochs import Epochs, row_groups
 from thresher.report.run import write_run_report
 
 
@@ -35,14 +35,14 @@ def run(store: EmbeddingStore, tmp_path_factory: pytest.TempPathFactory) -> Trai
     return make_run(folder, store, epochs=10, prune=0.2, options={"warmup": 1}, note=ATTACK)
 
 
-def test_the_page_tells_the_log(run: Training, store: EmbeddingStore, tmp_path: Path) -> None:
+def test_the_page_shows_the_log(run: Training, store: EmbeddingStore, tmp_path: Path) -> None:
     page, found = read(write_run_report(run, tmp_path / "r.html", store=store))
     log, ledger = run.log(), run.ledger()
     assert "<script" not in page
     assert ATTACK in found.text
     assert "Training run my <i>run" in found.text
     assert f"{log[-1]['pruned_so_far']:.1%}" in found.text
-    assert "20.0% promised over the run" in found.text
+    assert "target for the run: 20.0%" in found.text
     left_out = sum(e["total"] - e["rows"] for e in log)
     assert f"{left_out:,} samples, {left_out / 3000:.1%}" in found.text
     saved = 20 * left_out / sum(e["samples"] for e in log)
@@ -73,7 +73,7 @@ def test_every_policy_has_a_page(policy: str, store: EmbeddingStore, tmp_path: P
     log = run.log()
     assert f"{log[-1]['pruned_so_far']:.1%}" in found.text
     assert ('id="chart-candidates"' in page) == (policy == "d-pruning")
-    assert "promised" not in found.text
+    assert "target" not in found.text
     assert ("Most often left out" in found.text) == (policy == "d-pruning")
 
 
@@ -88,7 +88,7 @@ def test_runs_that_are_not_done(store: EmbeddingStore, tmp_path: Path) -> None:
 
 
 def test_a_log_of_few_words(run: Training, store: EmbeddingStore, tmp_path: Path) -> None:
-    """A log that other tools wrote, without what is ours: no chart is drawn of nothing."""
+    """A log of another tool without our fields: charts without data are omitted."""
     bare = make_run(tmp_path / "run", store, epochs=2)
     kept = ("epoch", "rows", "total", "pruned_so_far")
     entries = [{name: entry[name] for name in kept} for entry in bare.log()]
@@ -118,8 +118,8 @@ def test_the_histogram_of_a_run_is_that_of_its_epochs(run: Training) -> None:
     lo = LOSS_EDGES.tolist().index(found.edges[0])
     assert LOSS_EDGES[lo : lo + len(found.edges)].tolist() == found.edges.tolist()
     for e, entry in enumerate(log):
-        told = dict(zip(entry["histogram"]["edges"], entry["histogram"]["counts"], strict=False))
-        assert [told.get(edge, 0) for edge in found.edges[:-1].tolist()] == found.counts_EB[e].tolist()
+        counts = dict(zip(entry["histogram"]["edges"], entry["histogram"]["counts"], strict=False))
+        assert [counts.get(edge, 0) for edge in found.edges[:-1].tolist()] == found.counts_EB[e].tolist()
 
 
 def test_chance_is_the_share_that_the_search_before_marked(run: Training) -> None:
@@ -133,7 +133,7 @@ def test_chance_is_the_share_that_the_search_before_marked(run: Training) -> Non
 
 def test_rows_shown_are_those_marked_most(run: Training) -> None:
     ledger = run.ledger()
-    shown = {group.title: group for group in groups(ledger, 5)}
+    shown = {group.title: group for group in row_groups(ledger, 5)}
     for title, bit, sign in (("redundant", 1, 1), ("ill-matched", 2, -1)):
         group = shown[f"Most often a candidate, last as {title}"]
         rows = [i for i in range(ROWS) if ledger.marks_N[i] == bit]
@@ -143,7 +143,7 @@ def test_rows_shown_are_those_marked_most(run: Training) -> None:
     never = [row.row for row in shown["Never a candidate"].rows]
     losses = ledger.loss_N[ledger.times_N == 0]
     assert (ledger.loss_N[never[0]], ledger.loss_N[never[-1]]) == (losses.min(), losses.max())
-    assert groups(ledger, 0) == ()
+    assert row_groups(ledger, 0) == ()
 
 
 def test_the_command(run: Training, store: EmbeddingStore, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -164,7 +164,7 @@ def test_the_command(run: Training, store: EmbeddingStore, tmp_path: Path, capsy
         assert "are for selections, not for a training run" in capsys.readouterr().err
 
 
-def test_what_cannot_be_told_is_refused(run: Training, store: EmbeddingStore, tmp_path: Path) -> None:
+def test_invalid_arguments_and_damaged_runs_raise(run: Training, store: EmbeddingStore, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="examples = -1"):
         write_run_report(run, tmp_path / "r.html", examples=-1)
     with pytest.raises(UsageError, match="a pool of 300 rows for a run on 301"):

@@ -1,4 +1,4 @@
-"""The report: what was kept, what went and why, on one page that needs nothing else."""
+"""The report on a selection: what was kept and dropped, and why, as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from thresher.report.facts import (
     extremes,
     histogram,
     in_clusters,
+    in_short,
     judged,
     legible,
     number,
@@ -38,7 +39,6 @@ from thresher.report.facts import (
     repeats,
     seeds,
     strips,
-    told_in_short,
 )
 from thresher.report.pages import rendered
 from thresher.runtime.files import writing
@@ -47,7 +47,7 @@ from thresher.select.audit import Audit
 from thresher.select.covariance import CovarianceError, Deviation
 from thresher.selection import Selection, Step
 
-_PURPOSES = {"coreset": "Keep the rows that a training run could least have done without."}  # of what is no method
+_PURPOSES = {"coreset": "Keep the rows that were least redundant in a training run."}  # steps that are not methods
 _EARLIER, _TO_REFERENCE = "cosine to the nearest earlier row", "cosine to the nearest row of the reference"
 _LABELS = {"d_intra": "d_intra (spread)", "d_inter": "d_inter (distance to others)"}
 
@@ -62,27 +62,27 @@ def write_report(
     cells: int = 6,
     covariance: CovarianceError | None = None,
 ) -> Path:
-    """Write a selection's story as one HTML file and return its path.
+    """Write a report on a selection as one HTML file and return its path.
 
-    The page loads nothing: charts and pictures are inside it. The same selection gives the same bytes, but for the
-    pictures of a reference, which are there as long as it can be opened and is unchanged.
+    The page is self-contained, with charts and images inside. The same selection gives the same bytes, except for
+    images of a reference, which are included only if it can still be opened and has not changed.
 
     Args:
-        selection: What to tell about.
-        target: The file; replaced as a whole or not at all.
-        store: The selection's pool, for captions and pictures; without it there are only numbers.
-        title: Heading; the pool's name by default.
-        examples: Rows shown side by side; 0 shows none.
-        cells: Clusters listed at either end, the most and the least pruned.
-        covariance: What :func:`thresher.select.covariance.covariance_errors` found for the selection.
+        selection: The selection.
+        target: The file; replaced atomically.
+        store: The pool of the selection, for captions and images; without it, the report has only numbers.
+        title: Heading; by default it names the pool.
+        examples: Example rows shown side by side; 0 for none.
+        cells: Number of most pruned and of least pruned clusters to list.
+        covariance: Result of :func:`thresher.select.covariance.covariance_errors` for the selection.
 
     Raises:
-        UsageError: The store is another pool than the selection's, or a negative number.
+        UsageError: The store is not the pool of the selection, or a number is negative.
         PoolError: The selection or the pool is damaged.
         OutputError: The file cannot be written.
     """
     if examples < 0 or cells < 0:
-        raise UsageError(f"examples = {examples}, cells = {cells}: 0 or more")
+        raise UsageError(f"examples = {examples}, cells = {cells}: must be 0 or more")
     if store is not None:
         same_pool(selection, store)
     views = tuple(_View.of(step, examples if store is not None else 0, cells) for step in judged(selection))
@@ -97,14 +97,14 @@ def write_report(
     paired = store is not None and "joint" in store.fields
     page = _render(selection, views, shown, others, title or f"What was kept of {_name(selection.pool)}", about, paired)
     with writing(target) as scratch:
-        # A path may hold bytes that are no text; the page must not fail for them.
+        # A path may contain bytes that are not valid UTF-8; the page must not fail on them.
         Path(scratch).write_text(page, encoding="utf-8", errors="replace", newline="\n")
     return Path(target)
 
 
 @dataclass(frozen=True)
 class _Cell:
-    """A cluster in the tables; strips of its rows where there is a store."""
+    """A cluster in the tables, with strips of its rows if there is a store."""
 
     cluster: int
     size: int
@@ -138,10 +138,10 @@ class _View:
 
     @classmethod
     def of(cls, judged: Judged, examples: int, cells: int) -> _View:
-        """Work out everything about one step that does not need the pool."""
+        """Compute everything about one step that does not need the pool."""
         step, anchor = judged.step, f"step-{judged.number + 1}"
-        scored, found = histogram(judged), clusters(judged)
-        most, least = extremes(found, cells) if found is not None else ([], [])
+        scored, groups = histogram(judged), clusters(judged)
+        most, least = extremes(groups, cells) if groups is not None else ([], [])
         inside = in_clusters(judged, [*most, *least], examples)
         near, far = pairs(judged, examples)
         again = repeats(judged, examples)
@@ -153,10 +153,10 @@ class _View:
             charts["reference"] = figures.scores(
                 f"{anchor}-reference", again.histogram, _TO_REFERENCE, again.cut, ("other", "repeating")
             )
-        if found is not None and found.difficulty:
-            charts["shares"] = figures.shares(f"{anchor}-shares", found)
-        if found is not None:
-            charts["sizes"] = figures.sizes(f"{anchor}-sizes", found)
+        if groups is not None and groups.difficulty:
+            charts["shares"] = figures.shares(f"{anchor}-shares", groups)
+        if groups is not None:
+            charts["sizes"] = figures.sizes(f"{anchor}-sizes", groups)
 
         return cls(
             number=judged.number + 1,
@@ -168,10 +168,10 @@ class _View:
             reasons=reasons(judged),
             histogram=scored,
             charts=charts,
-            clusters=found,
-            columns=tuple(_LABELS.get(name, name.replace("_", " ")) for name in found.more) if found else (),
-            most=_cells(found, most, inside),
-            least=_cells(found, least, inside),
+            clusters=groups,
+            columns=tuple(_LABELS.get(name, name.replace("_", " ")) for name in groups.more) if groups else (),
+            most=_cells(groups, most, inside),
+            least=_cells(groups, least, inside),
             near=near,
             far=far,
             repeats=again,
@@ -179,12 +179,12 @@ class _View:
         )
 
     @property
-    def set_aside(self) -> bool:
-        """Whether this is the audit, not a method."""
+    def is_audit(self) -> bool:
+        """Whether the step is the audit that skips bad rows, not a method."""
         return self.step.method == Audit.name
 
     def rows(self) -> Iterator[int]:
-        """Global ids of all rows shown."""
+        """Yield the global ids of all rows shown."""
         inside = [strip for cell in (*self.most, *self.least) for strip in cell.strips]
         for strip in (*self.strips, *inside):
             yield from (tile.row for tile in strip.tiles)
@@ -196,7 +196,7 @@ class _View:
 
 @dataclass(frozen=True)
 class _Covariance:
-    """The covariance error as the page shows it: lines of a table, and the classes with most of it."""
+    """The covariance error as the page shows it: table rows, and the clusters with the largest share."""
 
     error: CovarianceError
     lines: tuple[tuple[str, Deviation], ...]
@@ -204,7 +204,7 @@ class _Covariance:
 
     @classmethod
     def of(cls, error: CovarianceError, cells: int) -> _Covariance:
-        """Say in words what each figure is."""
+        """Name each number."""
         inside = f"within {error.classes:,} clusters"
         lines = {
             "overall": error.overall,
@@ -216,27 +216,29 @@ class _Covariance:
             _Cell(entry.label, entry.rows, entry.kept, (number(entry.error), percent(entry.share, 1)), ())
             for entry in error.worst(cells)
         )
-        return cls(error, tuple((name, found) for name, found in lines.items() if found is not None), worst)
+        return cls(error, tuple((name, deviation) for name, deviation in lines.items() if deviation is not None), worst)
 
 
-def _cells(found: Clusters | None, chosen: Sequence[int], inside: Mapping[int, tuple[Strip, ...]]) -> tuple[_Cell, ...]:
-    if found is None:
+def _cells(
+    groups: Clusters | None, chosen: Sequence[int], inside: Mapping[int, tuple[Strip, ...]]
+) -> tuple[_Cell, ...]:
+    if groups is None:
         return ()
     return tuple(
         _Cell(
             cluster=j,
-            size=int(found.size_K[j]),
-            kept=int(found.kept_K[j]),
-            more=tuple(number(values[j].item()) for values in found.more.values()),
+            size=int(groups.size_K[j]),
+            kept=int(groups.kept_K[j]),
+            more=tuple(number(values[j].item()) for values in groups.more.values()),
             strips=inside.get(j, ()),
-            name=plain(found.names[j], 60) if found.names else "",
+            name=plain(groups.names[j], 60) if groups.names else "",
         )
         for j in chosen
     )
 
 
 def _purpose(method: str) -> str:
-    """Say in one line what a method does, from its own docstring."""
+    """Return the first line of a method's docstring."""
     from thresher.select.registry import METHODS
 
     cls: Any = Audit if method == Audit.name else METHODS.all().get(method)
@@ -260,7 +262,7 @@ def _render(
 
     header = selection.header()
     uses = selection.repeats
-    examples = [*shown.values(), *(example for found, _ in others.values() for example in found.values())]
+    examples = [*shown.values(), *(example for rows, _ in others.values() for example in rows.values())]
     return rendered(
         "page.html.jinja",
         title=plain(title, 200),
@@ -268,15 +270,15 @@ def _render(
         kept=header["kept"],
         total=header["rows"],
         uses=None if uses is None else int(uses[selection.mask()].sum(dtype="int64")),
-        chain=[told_in_short(step) for step in header["steps"]],
+        chain=[in_short(step) for step in header["steps"]],
         views=views,
         shown=shown,
         others=others,
         pictures=any(example.picture for example in examples),
         covariance=covariance,
         paired=paired,
-        telling=any(example.picture or example.caption for example in shown.values()),
-        # Made here from numbers, with every word in it escaped by the drawing library.
+        illustrated=any(example.picture or example.caption for example in shown.values()),
+        # Markup is safe: matplotlib escapes all text in a chart.
         funnel=Markup(figures.funnel(selection)) if views else "",
         charts=[{name: Markup(svg) for name, svg in view.charts.items()} for view in views],
         version=__version__,

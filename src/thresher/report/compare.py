@@ -1,4 +1,4 @@
-"""Selections side by side: overlap, Jaccard, and where they differ by cluster."""
+"""Compare selections: overlap, Jaccard index, and differences by cluster."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def compare(
 
     Args:
         selections: Name -> selection, of the same store.
-        labels_N: Clusters of all rows, as ``thresher cluster`` writes them; by default those of the
-            step, in any of the selections, that clustered the most rows. -1 for rows in none.
-        worst: How many clusters to list, those that differ most.
+        labels_N: Cluster of every row, as ``thresher cluster`` writes them, -1 for rows in no cluster; by default those
+            of the step, in any of the selections, that clustered the most rows.
+        worst: How many clusters to list, largest differences first.
 
     Returns:
         "rows", "kept" and "uses" (repeats counted) by name, "pairs" (rows in both, overlap as a share of the
@@ -29,10 +29,10 @@ def compare(
         first; none for a single selection).
 
     Raises:
-        UsageError: None, or of different pools.
+        UsageError: No selections, or selections of different pools.
     """
     if not selections:
-        raise UsageError("nothing to compare: name selections")
+        raise UsageError("nothing to compare; give at least one selection")
     first = next(iter(selections.values()))
     masks = {}
     for name, selection in selections.items():
@@ -59,7 +59,7 @@ def compare(
         labels_N = clusters_of(list(selections.values()))
     elif len(labels_N) != first.total:
         raise UsageError(f"{len(labels_N):,} labels for a pool of {first.total:,} rows")
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "rows": first.total,
         "kept": {name: len(selection) for name, selection in selections.items()},
         "uses": {name: selection.uses for name, selection in selections.items()},
@@ -67,12 +67,12 @@ def compare(
         "clusters": [],
     }
     if labels_N is not None and len(selections) > 1:
-        found["clusters"] = _by_cluster(masks, labels_N, worst)
-    return found
+        result["clusters"] = _by_cluster(masks, labels_N, worst)
+    return result
 
 
 def clusters_of(selections: list[Selection]) -> npt.NDArray[np.int32] | None:
-    """Return the labels of the step that clustered the most rows, -1 elsewhere; None if none did."""
+    """Return the labels of the step that clustered the most rows, -1 for other rows; None if no step has clusters."""
     best: tuple[int, Selection, int] | None = None
     for selection in selections:
         for number, step in enumerate(selection.steps):

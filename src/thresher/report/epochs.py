@@ -1,6 +1,6 @@
-"""What a training run's log and ledger say, as arrays and rows to show: pure functions.
+"""The log and ledger of a training run as arrays and example rows: pure functions.
 
-E finished epochs, N rows of the pool, B bins of losses.
+Shape letters: E finished epochs, N rows of the pool, B bins of losses.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _NUMBERS = (
     "rows", "total", "pruned_so_far", "samples", "loss", "redundant", "ill_matched", "candidates", "overlap", "seconds",
     "samples_per_second", "lr",
 )  # fmt: skip
-_SETTLED = ("chance", "majority", "classes", "rows", "images", "texts", "l2", "slope", "converged")  # no curves
+_CONSTANT = ("chance", "majority", "classes", "rows", "images", "texts", "l2", "slope", "converged")  # not plotted
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """A metric over the epochs after which it was measured."""
+    """A metric, and the epochs after which it was measured."""
 
     metric: str
     epochs: tuple[int, ...]
@@ -36,20 +36,20 @@ class Curve:
 
     @property
     def best(self) -> int:
-        """Where its highest value stands, the first of equals."""
+        """Index of the highest value, the first on ties."""
         return int(np.argmax(self.values))
 
 
 @dataclass(frozen=True, eq=False)
 class Epochs:
-    """The log of a run, by column.
+    """The log of a run as columns.
 
     Attributes:
         number_E: Numbers of the epochs, ascending.
-        phases: What each was, in words.
-        columns: (E,) float64 by name, NaN where an entry has none.
-        edges: (B + 1,) of the bins of losses that were filled in any epoch; empty where there are no histograms.
-        counts_EB: Losses in each.
+        phases: Name of the phase of each epoch.
+        columns: (E,) float64 by name, NaN where an entry has no value.
+        edges: (B + 1,) edges of the bins that are filled in any epoch; empty without histograms.
+        counts_EB: Number of losses in each bin.
         evals: Curves by evaluation set.
     """
 
@@ -65,7 +65,7 @@ class Epochs:
         """Read a log.
 
         Raises:
-            PoolError: An entry is not one of a run.
+            PoolError: An entry is not a log entry of a run.
         """
         try:
             columns = {name: np.array([_number(entry.get(name)) for entry in log]) for name in _NUMBERS}
@@ -79,7 +79,7 @@ class Epochs:
                 evals=_evals(log),
             )
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise PoolError(f"the log of the run cannot be read, it may be damaged ({error})") from None
+            raise PoolError(f"the log of the run cannot be read; it may be damaged ({error})") from None
 
     def __len__(self) -> int:
         """Return E."""
@@ -91,23 +91,23 @@ class Epochs:
 
     @property
     def search_E(self) -> npt.NDArray[np.bool_]:
-        """(E,) bool, the epochs in which candidates were found."""
+        """(E,) bool, the epochs that selected candidates."""
         return np.asarray(self["candidates"] > 0, np.bool_)
 
     @property
     def chance_E(self) -> Floats:
-        """(E,) the overlap to expect of candidates that come by chance: the share the last search made candidates."""
-        found = np.full(len(self), np.nan)
+        """(E,) expected overlap of random candidates: the share of the rows that the previous search selected."""
+        chance = np.full(len(self), np.nan)
         at = np.flatnonzero(self.search_E)
-        found[at[1:]] = (self["candidates"] / self["total"])[at[:-1]]
-        return found
+        chance[at[1:]] = (self["candidates"] / self["total"])[at[:-1]]
+        return chance
 
     @property
     def saved(self) -> tuple[float, float]:
-        """Samples that were left out, and about how many seconds these would have taken; NaN where none were told."""
+        """Number of pruned samples, and the estimated seconds they would have taken; NaN if the log has no times."""
         left_out = float(np.nansum(self["total"] - self["rows"]))
         seen = float(np.nansum(self["samples"]))
-        seconds = float(self["seconds"].sum())  # NaN where an entry has none
+        seconds = float(self["seconds"].sum())  # NaN if an entry has none
         return left_out, left_out * seconds / seen if seen else float("nan")
 
 
@@ -126,24 +126,23 @@ def _heat(histograms: Sequence[Mapping[str, Any] | None]) -> tuple[Floats, Ints]
 
 
 def _evals(log: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Curve, ...]]:
-    found: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    points: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for entry in log:
         for name, metrics in (entry.get("eval") or {}).items():
             for metric, value in metrics.items():
                 if value is not None:
-                    found.setdefault(name, {}).setdefault(metric, []).append((int(entry["epoch"]), float(value)))
+                    points.setdefault(name, {}).setdefault(metric, []).append((int(entry["epoch"]), float(value)))
     return {
         name: tuple(
-            Curve(metric, tuple(e for e, _ in points), tuple(v for _, v in points))
-            for metric, points in metrics.items()
+            Curve(metric, tuple(e for e, _ in curve), tuple(v for _, v in curve)) for metric, curve in metrics.items()
         )
-        for name, metrics in found.items()
+        for name, metrics in points.items()
     }
 
 
-def settled(metric: str) -> bool:
-    """Whether a metric says what is to be evaluated, such as the level of chance, and not how good the model is."""
-    return metric.endswith(_SETTLED)
+def is_constant(metric: str) -> bool:
+    """Return whether a metric describes the evaluation set, such as the chance level, not the model."""
+    return metric.endswith(_CONSTANT)
 
 
 # --- rows to show ---------------------------------------------------------------------------------
@@ -151,21 +150,21 @@ def settled(metric: str) -> bool:
 
 @dataclass(frozen=True)
 class Row:
-    """A row to show, with what training has told about it."""
+    """A row to show, with its history in training as text."""
 
     row: int
-    told: str
+    text: str
 
 
 @dataclass(frozen=True)
-class Group:
-    """Rows that have something in common.
+class RowGroup:
+    """Rows with the same history.
 
     Attributes:
-        title: What.
-        count: How many rows have.
-        kept: Whether training needed them.
-        rows: Some of them.
+        title: Heading of the group.
+        count: Number of rows in the group.
+        kept: Whether these rows were never candidates.
+        rows: Examples.
     """
 
     title: str
@@ -174,18 +173,18 @@ class Group:
     rows: tuple[Row, ...]
 
 
-def groups(ledger: Ledger, count: int) -> tuple[Group, ...]:
-    """Return up to ``count`` rows each: most often redundant, ill-matched or left out, and never a candidate.
+def row_groups(ledger: Ledger, count: int) -> tuple[RowGroup, ...]:
+    """Return up to ``count`` rows of each group: most often redundant, ill-matched or left out, and never a candidate.
 
-    A ledger knows what a row was when it was last a candidate, and how often it was one, but not as what each time.
-    Among rows that were one equally often come first, of the redundant, those with the lowest loss, of the others
-    those with the highest; rows that never were one come evenly spaced by loss.
+    A ledger records how often a row was a candidate and its kind at the last time, not the kind each time. On equal
+    counts, redundant rows are sorted by ascending loss and the others by descending loss. Rows that were never a
+    candidate are evenly spaced by loss.
     """
     if not count:
         return ()
     times_N, marks_N, loss_N = ledger.times_N, ledger.marks_N, ledger.loss_N
     seen_N = ledger.seen_N >= 0
-    found = []
+    result = []
     for title, chosen_N, sign in (
         ("Most often a candidate, last as redundant", marks_N == REDUNDANT, 1),
         ("Most often a candidate, last as ill-matched", marks_N == ILL_MATCHED, -1),
@@ -194,23 +193,23 @@ def groups(ledger: Ledger, count: int) -> tuple[Group, ...]:
     ):
         rows = np.flatnonzero(chosen_N)
         first = rows[times_N[rows] == times_N[rows].max()] if len(rows) else rows
-        # Few rows are at the top of a pool: sort no more of it than is needed.
+        # Sort only the rows with the highest count if there are enough of them.
         first = rows if len(first) < count else first
         loss = np.nan_to_num(sign * loss_N[first].astype(np.float64), nan=np.inf)
         order = np.lexsort((first, loss, -times_N[first].astype(np.int64)))[:count]
-        found.append(Group(title, len(rows), False, _told(ledger, first[order])))
+        result.append(RowGroup(title, len(rows), False, _rows(ledger, first[order])))
     never = np.flatnonzero((times_N == 0) & seen_N)
     spread = never[np.argsort(loss_N[never], kind="stable")]
     spread = spread[np.unique(np.linspace(0, len(spread) - 1, min(count, len(spread))).round().astype(np.int64))]
     title = "Never a candidate" if times_N.any() else "From the lowest to the highest loss"
-    found.append(Group(title, len(never), True, _told(ledger, spread)))
-    return tuple(group for group in found if group.rows)
+    result.append(RowGroup(title, len(never), True, _rows(ledger, spread)))
+    return tuple(group for group in result if group.rows)
 
 
-def _told(ledger: Ledger, rows: npt.NDArray[np.int64]) -> tuple[Row, ...]:
-    told = []
+def _rows(ledger: Ledger, rows: npt.NDArray[np.int64]) -> tuple[Row, ...]:
+    shown = []
     for row in rows.tolist():
         words = [f"{ledger.times_N[row]}\u00d7"] if ledger.times_N[row] else []
         words += [f"loss {ledger.loss_N[row]:.3g}"] if ledger.seen_N[row] >= 0 else []
-        told.append(Row(row, ", ".join(words)))
-    return tuple(told)
+        shown.append(Row(row, ", ".join(words)))
+    return tuple(shown)

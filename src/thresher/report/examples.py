@@ -1,7 +1,7 @@
-"""Rows as a reader of the report sees them: key, caption and a small picture.
+"""Example rows of the report: key, caption and thumbnail.
 
-Captions and pictures come from strangers: captions are only ever text, pictures are decoded and
-encoded anew, and paths never lead out of the pool's folder.
+Captions and images are untrusted: captions are inserted as text only, images are decoded and encoded again, and paths
+outside the folder of the pool are not read.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from thresher.report.facts import Repeats, plain
 from thresher.select.reference import ways_to_open
 from thresher.selection import Step
 
-SIDE = 96  # pixels of a thumbnail's longer side, at most
+SIDE = 96  # maximum longer side of a thumbnail in pixels
 _BYTES = 64 * 2**20
 _KEY, _CAPTION = 200, 140
 
 
 @dataclass(frozen=True)
 class Example:
-    """A row to show; ``picture`` is a data URI, "" where there is none."""
+    """A row to show; ``picture`` is a data URI, "" if there is none."""
 
     row: int
     key: str
@@ -39,7 +39,7 @@ class Example:
 
 
 def look_up(store: EmbeddingStore, rows: Iterable[int]) -> dict[int, Example]:
-    """Read some rows of a pool, by global id, touching only where they lie."""
+    """Read some rows of a pool by global id, without reading the others."""
     layout = store.layout
     ids = np.array(sorted(set(rows)), np.int64)
     names = [name for name in (layout.key, layout.caption, layout.image) if name]
@@ -47,50 +47,51 @@ def look_up(store: EmbeddingStore, rows: Iterable[int]) -> dict[int, Example]:
     if not wanted:
         return {row: Example(row, "", "", "") for row in ids.tolist()}
     root = _folder(store) if layout.image else ""
-    found: dict[int, Example] = {}
+    examples: dict[int, Example] = {}
     for part in store.lookup(wanted, ids):
         columns = {name: part.column(wanted.index(name)) for name in wanted}
         for i in range(len(part)):
-            row = int(ids[len(found)])
-            found[row] = Example(
+            row = int(ids[len(examples)])
+            examples[row] = Example(
                 row=row,
                 key=_text(columns, layout.key, i, _KEY),
                 caption=_text(columns, layout.caption, i, _CAPTION),
                 picture=data_uri(_bytes(columns[layout.image][i].as_py(), root)) if layout.image else "",
             )
-    return found
+    return examples
 
 
 def look_up_repeated(step: Step, repeats: Repeats, options: Options) -> tuple[dict[int, Example], bool]:
-    """Return the rows of a reference that are to be shown: keys and captions as the selection keeps them.
+    """Return the rows of a reference to show, with keys and captions as recorded in the selection.
 
     Args:
-        step: That dropped what repeats them; its notes hold the reference's fingerprint.
+        step: The step that dropped their duplicates; its notes contain the fingerprint of the reference.
         repeats: Which rows to show.
         options: How the pool was opened.
 
     Returns:
-        The rows by number, with pictures where the reference can still be opened; and whether it can.
+        The rows by number, with images if the reference can still be opened, and whether it can.
     """
-    reference = _again(step, repeats.location, options) if repeats.told else None
+    reference = _reopened(step, repeats.location, options) if repeats.originals else None
     try:
-        seen = look_up(reference, repeats.told) if reference is not None and reference.layout.image else {}
-    except Exception:  # as in opening it: the page can do without
+        seen = look_up(reference, repeats.originals) if reference is not None and reference.layout.image else {}
+    except Exception:  # as for opening: the page works without images
         seen, reference = {}, None
-    found = {}
-    for row, told in repeats.told.items():
+    examples = {}
+    for row, known in repeats.originals.items():
         picture = seen[row].picture if row in seen else ""
-        found[row] = Example(row, plain(told.get("key", ""), _KEY), plain(told.get("caption", ""), _CAPTION), picture)
-    return found, reference is not None
+        key, caption = plain(known.get("key", ""), _KEY), plain(known.get("caption", ""), _CAPTION)
+        examples[row] = Example(row, key, caption, picture)
+    return examples, reference is not None
 
 
-def _again(step: Step, location: str, options: Options) -> EmbeddingStore | None:
-    """Open a reference as it was opened for the step; None where it is gone, or another by now."""
+def _reopened(step: Step, location: str, options: Options) -> EmbeddingStore | None:
+    """Open a reference as it was opened for the step; None if it is gone or has changed."""
     for tried in ways_to_open(options):
         try:
             store = open_store(location, tried)
             fingerprint = store.fingerprint()
-        except Exception:  # file systems out of reach and damaged files raise whatever they like
+        except Exception:  # remote file systems and damaged files raise any kind of error
             continue
         if any(fingerprint in note for note in step.notes):
             return store
@@ -107,20 +108,20 @@ def _text(columns: dict[str, Any], name: str | None, i: int, limit: int) -> str:
 
 
 def _folder(store: EmbeddingStore) -> str:
-    """Return the pool's local folder with links resolved; "" where it lies elsewhere."""
+    """Return the local folder of the pool with symlinks resolved; "" if it is remote."""
     import fsspec
 
     if any(table.protocol != "file" for table in store.layout.tables):
         return ""
-    fs, found = fsspec.core.url_to_fs(store.layout.location)
-    path = str(found)
+    fs, local = fsspec.core.url_to_fs(store.layout.location)
+    path = str(local)
     if "file" not in fs.protocol and "local" not in fs.protocol:
         return ""
     return os.path.realpath(path if os.path.isdir(path) else os.path.dirname(path))
 
 
 def _bytes(value: Any, root: str) -> bytes:
-    """Return a picture's bytes from a cell: bytes, a struct with them, or a path inside the pool."""
+    """Return the bytes of an image from a cell: bytes, a struct with bytes or path, or a path inside the pool."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
@@ -136,7 +137,7 @@ def _bytes(value: Any, root: str) -> bytes:
 
 
 def data_uri(data: bytes) -> str:
-    """Return a small copy of a picture in a data URI; "" for anything that is not a sound, ordinary picture."""
+    """Return a thumbnail as a data URI; "" for anything that is not a valid image."""
     if not data:
         return ""
     try:

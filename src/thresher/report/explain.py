@@ -1,4 +1,4 @@
-"""The story of one row: kept or dropped, by which step, and on what evidence; or what a training run made of it."""
+"""Explain one row: kept or dropped, by which step and why, or its history in a training run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _KINDS = {REDUNDANT: "redundant", ILL_MATCHED: "ill-matched", LEFT_OUT: "left ou
 
 
 def explain(selection: Selection, store: EmbeddingStore, key: str) -> dict[str, Any]:
-    """Tell what each step made of a row.
+    """Return what each step decided about a row.
 
     Args:
         selection: Any chain of steps.
@@ -25,18 +25,18 @@ def explain(selection: Selection, store: EmbeddingStore, key: str) -> dict[str, 
         key: The row's key; ``row:17`` names a row by number.
 
     Returns:
-        row, key, caption, kept, uses (how often the row is to be used), and for each step it met: method,
-        package (name and version; "" for thresher's own), verdict, reason, score, cut, cluster with size, quota and
-        kept, the duplicate's row and key, the reference's pool, row, key and caption where the row repeats one of its
-        rows, and, of a coreset, the row's history in training, as :func:`history` has it.
+        row, key, caption, kept, uses (how often the row is used), and for each step that saw it: method, package (name
+        and version; "" for methods of thresher), verdict, reason, score, cut, cluster with size, quota and kept, row
+        and key of the duplicate, pool, row, key and caption of the reference row that it repeats, and, for a coreset,
+        the history of the row in training, as in :func:`history`.
 
     Raises:
         UsageError: No such row.
     """
     row = find_row(store, key)
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "row": row,
-        **_told(store, row),
+        **_key_and_caption(store, row),
         "kept": bool(selection.dropped_by[row] == -1),
         "uses": int(selection.dropped_by[row] == -1 if selection.repeats is None else selection.repeats[row]),
         "steps": [],
@@ -45,33 +45,37 @@ def explain(selection: Selection, store: EmbeddingStore, key: str) -> dict[str, 
         by = int(selection.dropped_by[row])
         if 0 <= by < number:
             break
-        place = int(np.searchsorted(selection.given(number), row))
+        at = int(np.searchsorted(selection.given(number), row))
         dropped = by == number
         part: dict[str, Any] = {
             "method": step.method,
             "package": plain(step.foreign, 80),
             "verdict": "dropped" if dropped else "kept",
-            "reason": step.why(place) if dropped else "",
+            "reason": step.why(at) if dropped else "",
         }
-        known = step.repeated(place) if dropped else None
+        known = step.repeated(at) if dropped else None
         if known is not None:
             part["reference"] = {"pool": step.parameters.get("reference"), **known}
         elif "score" in step.rows:
-            part |= {"score": float(step.rows["score"][place]), "meaning": step.score, "cut": step.cut}
+            part |= {"score": float(step.rows["score"][at]), "meaning": step.score, "cut": step.cut}
         if "marks" in step.rows:
-            part["history"] = _history(*(step.rows[name][place].item() for name in _EVIDENCE))
+            part["history"] = _history(*(step.rows[name][at].item() for name in _EVIDENCE))
         if "cluster" in step.rows:
-            cluster = int(step.rows["cluster"][place])
+            cluster = int(step.rows["cluster"][at])
             part["cluster"] = {"number": cluster} | {k: v[cluster].item() for k, v in step.groups.items()}
-        twin = int(step.rows["duplicate_of"][place]) if dropped and "duplicate_of" in step.rows else -1
+        twin = int(step.rows["duplicate_of"][at]) if dropped and "duplicate_of" in step.rows else -1
         if twin >= 0:
-            part["duplicate"] = {"row": twin, **_told(store, twin), "kept": bool(selection.dropped_by[twin] == -1)}
-        found["steps"].append(part)
-    return found
+            part["duplicate"] = {
+                "row": twin,
+                **_key_and_caption(store, twin),
+                "kept": bool(selection.dropped_by[twin] == -1),
+            }
+        result["steps"].append(part)
+    return result
 
 
 def history(training: Training, store: EmbeddingStore, key: str) -> dict[str, Any]:
-    """Tell what a training run has learnt about a row of its pool.
+    """Return what a training run recorded about a row of its pool.
 
     Args:
         training: A run, finished or not.
@@ -79,9 +83,10 @@ def history(training: Training, store: EmbeddingStore, key: str) -> dict[str, An
         key: The row's key; ``row:17`` names a row by number.
 
     Returns:
-        row, key, caption, policy, epochs (finished), searches (those in which candidates were found), and history:
-        candidate (in how many epochs the row was one), last (the last of them, None for none), kinds (as what it was
-        one then), loss (the last, None before the row was trained on) and seen (its epoch, None for never).
+        row, key, caption, policy, epochs (finished), searches (epochs that selected candidates), and history: candidate
+        (number of epochs in which the row was a candidate for pruning), last (the last of these epochs, or None), kinds
+        (kinds of candidate in that epoch), loss (the last loss, None before the row was trained on) and seen (the
+        epoch of that loss, or None).
 
     Raises:
         UsageError: No such row.
@@ -91,7 +96,7 @@ def history(training: Training, store: EmbeddingStore, key: str) -> dict[str, An
     arrays = (ledger.times_N, ledger.marked_N, ledger.marks_N, ledger.loss_N, ledger.seen_N)
     return {
         "row": row,
-        **_told(store, row),
+        **_key_and_caption(store, row),
         "policy": training.policy,
         "epochs": len(log),
         "searches": sum(1 for entry in log if entry.get("candidates")),
@@ -99,7 +104,7 @@ def history(training: Training, store: EmbeddingStore, key: str) -> dict[str, An
     }
 
 
-_EVIDENCE = ("score", "marked", "marks", "loss", "seen")  # a row's history among the evidence of a coreset
+_EVIDENCE = ("score", "marked", "marks", "loss", "seen")  # the evidence of a coreset that is the history of a row
 
 
 def _history(times: float, marked: int, marks: int, loss: float, seen: int) -> dict[str, Any]:
@@ -116,7 +121,7 @@ def find_row(store: EmbeddingStore, key: str) -> int:
     """Return the row of a key, or of ``row:17``.
 
     Raises:
-        UsageError: No row has it.
+        UsageError: No such row.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -129,19 +134,19 @@ def find_row(store: EmbeddingStore, key: str) -> int:
             at = pc.index(pc.cast(part.column(0), pa.string()), key).as_py()
             if at >= 0:
                 return int(ids[at])
-    named = f"column {store.layout.key!r}" if store.layout.key else "no key column: rows go by number"
+    named = f"column {store.layout.key!r}" if store.layout.key else "no key column"
     raise UsageError(
         f"no row {key!r} in {store.layout.location} ({named}); "
-        f"rows can be named by number, row:0 to row:{store.total - 1}"
+        f"give a key, or a row number from row:0 to row:{store.total - 1}"
     )
 
 
-def _told(store: EmbeddingStore, row: int) -> dict[str, str]:
-    found = {"key": str(row), "caption": ""}
+def _key_and_caption(store: EmbeddingStore, row: int) -> dict[str, str]:
+    result = {"key": str(row), "caption": ""}
     columns = {"key": store.layout.key, "caption": store.layout.caption}
     names = [name for name in dict.fromkeys(columns.values()) if name]
     if names:
         part = next(iter(store.lookup(names, np.array([row]))))
         cells = {role: part.column(names.index(name))[0].as_py() for role, name in columns.items() if name}
-        found |= {role: "" if cell is None else str(cell) for role, cell in cells.items()}
-    return found
+        result |= {role: "" if cell is None else str(cell) for role, cell in cells.items()}
+    return result

@@ -1,6 +1,6 @@
-"""What a selection says, as numbers and words: pure functions of its arrays.
+"""Numbers and texts for the report on a selection: pure functions of its arrays.
 
-N rows of the pool, n rows a step was given, K clusters.
+Shape letters: N rows of the pool, n rows given to a step, K clusters.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{12,}\b")
 _GROUP_ORDER = ("quota", "complexity", "d_intra", "d_inter")
 
 
-# --- numbers and words ----------------------------------------------------------------------------
+# --- numbers and texts ----------------------------------------------------------------------------
 
 
 def number(value: Any) -> str:
-    """Return a count with separators, another number with four digits behind the point."""
+    """Return a count with thousands separators, or another number with four decimals."""
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return "-"
     if isinstance(value, (int, np.integer)):
@@ -46,20 +46,20 @@ def number(value: Any) -> str:
 
 
 def plain(text: Any, limit: int = 0) -> str:
-    """Return text on one line, without control or direction-changing characters, cut with an ellipsis."""
-    joiners = "\u200c\u200d"  # part of words and emoji, though not printable by themselves
+    """Return text on one line, without control and bidirectional characters; cut to ``limit`` with an ellipsis."""
+    joiners = "\u200c\u200d"  # parts of words and emoji, although not printable on their own
     line = " ".join("".join(c if c.isprintable() or c in joiners else " " for c in str(text)).split())
     return line if not limit or len(line) <= limit else line[: limit - 1].rstrip() + _ELLIPSIS
 
 
 def brief(text: str) -> str:
-    """Return text with long hashes cut to twelve digits, for where there is little room."""
+    """Return text with long hashes cut to twelve digits, for narrow columns."""
     return _HASH.sub(rf"\1{_ELLIPSIS}", text)
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter of a step; ``usual`` where it has its default."""
+    """A parameter of a step; ``usual`` if it has its default."""
 
     name: str
     value: str
@@ -67,21 +67,21 @@ class Parameter:
     usual: bool
 
 
-def parameters(method: str, given: Mapping[str, Any]) -> tuple[Parameter, ...]:
-    """Return a step's parameters in the method's order, marked where they are the default."""
+def parameters(method: str, values: Mapping[str, Any]) -> tuple[Parameter, ...]:
+    """Return a step's parameters in the method's order, with a mark on those that have their default."""
     cls: Any = Audit if method == Audit.name else METHODS.all().get(method)
     known = {item.name: item for item in fields(cls)} if cls is not None else {}
-    ordered = [name for name in known if name in given] + [name for name in given if name not in known]
-    found = []
+    ordered = [name for name in known if name in values] + [name for name in values if name not in known]
+    rows = []
     for name in ordered:
-        value, item = given[name], known.get(name)
+        value, item = values[name], known.get(name)
         default: Any = MISSING
         if item is not None:
             default = item.default_factory() if item.default_factory is not MISSING else item.default
         usual = value == default or (default is not MISSING and default is not None and value == str(default))
-        told = str(item.metadata.get("help", "")) if item is not None else ""
-        found.append(Parameter(name, _value(value), told, usual))
-    return tuple(found)
+        text = str(item.metadata.get("help", "")) if item is not None else ""
+        rows.append(Parameter(name, _value(value), text, usual))
+    return tuple(rows)
 
 
 def _value(value: Any) -> str:
@@ -94,8 +94,8 @@ def _value(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def told_in_short(head: Mapping[str, Any]) -> str:
-    """Return a step's method and the parameters that were set, on one line."""
+def in_short(head: Mapping[str, Any]) -> str:
+    """Return a step's method and its parameters other than defaults, on one line."""
     if "of" in head["parameters"]:
         return str(head["method"])
     chosen = (f"{p.name} = {plain(p.value, 48)}" for p in parameters(head["method"], head["parameters"]) if not p.usual)
@@ -103,7 +103,7 @@ def told_in_short(head: Mapping[str, Any]) -> str:
 
 
 def origins(step: Step) -> tuple[str, ...]:
-    """Return the chains behind a union, intersection or difference, one line each."""
+    """Return the step chains of a union, intersection or difference, one line each."""
     of = step.parameters.get("of")
     if not isinstance(of, Sequence) or isinstance(of, str):
         return ()
@@ -111,23 +111,23 @@ def origins(step: Step) -> tuple[str, ...]:
 
 
 def _with_counts(head: Mapping[str, Any]) -> str:
-    return f"{told_in_short(head)} ({head['rows_out']:,} of {head['rows_in']:,})"
+    return f"{in_short(head)} ({head['rows_out']:,} of {head['rows_in']:,})"
 
 
 def seeds(heads: Iterable[Mapping[str, Any]]) -> set[int]:
-    """Return the seeds of some steps, and of the steps behind unions, intersections and differences."""
-    found: set[int] = set()
+    """Return the seeds of some steps, including those inside unions, intersections and differences."""
+    numbers: set[int] = set()
     for head in heads:
         of = head["parameters"].get("of")
         if isinstance(of, Sequence) and not isinstance(of, str):
-            found.update(*(seeds(chain) for chain in of))
+            numbers.update(*(seeds(chain) for chain in of))
         else:
-            found.add(int(head["seed"]))
-    return found
+            numbers.add(int(head["seed"]))
+    return numbers
 
 
 def words(template: str, cut: float | None) -> tuple[tuple[str, bool], ...]:
-    """Split a reason's template into (text, is a name to be filled in from each row's evidence)."""
+    """Split a reason's template into pairs (text, whether it is a name to fill in for each row)."""
     parts: list[tuple[str, bool]] = []
     for text, name, spec, _ in string.Formatter().parse(template):
         if text:
@@ -140,16 +140,16 @@ def words(template: str, cut: float | None) -> tuple[tuple[str, bool], ...]:
 
 
 def worded(template: str, cut: float | None) -> str:
-    """Return a reason's template for many rows: an ellipsis stands for what differs from row to row."""
+    """Return a reason's template for many rows, with an ellipsis for each value that differs between rows."""
     return "".join(_ELLIPSIS if name else text for text, name in words(template, cut))
 
 
 def legible(head: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a step's header with its reasons in words, also those of the steps behind a union and the like."""
-    told, of = dict(head), head["parameters"].get("of")
+    """Return a step's header with readable reasons, also for steps inside unions, intersections and differences."""
+    readable, of = dict(head), head["parameters"].get("of")
     if isinstance(of, Sequence) and not isinstance(of, str):
-        told["parameters"] = {**head["parameters"], "of": [[legible(step) for step in chain] for chain in of]}
-    return {**told, "reasons": [worded(reason, head["cut"]) for reason in head["reasons"]]}
+        readable["parameters"] = {**head["parameters"], "of": [[legible(step) for step in chain] for chain in of]}
+    return {**readable, "reasons": [worded(reason, head["cut"]) for reason in head["reasons"]]}
 
 
 # --- steps ----------------------------------------------------------------------------------------
@@ -157,12 +157,12 @@ def legible(head: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """A step of a selection, with what became of the rows it was given.
+    """A step of a selection, and which of its input rows it kept.
 
     Attributes:
         number: From 0.
         step: The step and its evidence.
-        kept_n: (n,) bool over the rows it was given.
+        kept_n: (n,) bool over the rows given to the step.
         given_N: (N,) bool over the pool.
         dropped_by: (N,) of the selection.
     """
@@ -174,17 +174,17 @@ class Judged:
     dropped_by: npt.NDArray[np.int16] = field(repr=False)
 
     def ids(self, positions: Ints) -> Ints:
-        """Global ids of some of the rows it was given."""
+        """Return the global ids of some of the rows given to the step."""
         if len(self.kept_n) == len(self.given_N):
             return positions
         return np.asarray(np.flatnonzero(self.given_N)[positions], np.int64)
 
 
 def judged(selection: Selection) -> Iterator[Judged]:
-    """Yield the steps one at a time, so that only one's arrays are held.
+    """Yield the steps one at a time, so that only the arrays of one step are in memory.
 
     Raises:
-        PoolError: The evidence does not belong to the rows.
+        PoolError: The evidence does not match the rows.
     """
     dropped_by = np.asarray(selection.dropped_by)
     for i, step in enumerate(selection.steps):
@@ -194,14 +194,14 @@ def judged(selection: Selection) -> Iterator[Judged]:
         if lengths != {step.rows_in} or int(kept_n.sum()) != step.rows_out:
             raise PoolError(
                 f"the selection of {selection.pool} may be damaged: its step {i + 1} ({step.method}) says "
-                f"{step.rows_out:,} of {step.rows_in:,} rows, its arrays say otherwise"
+                f"{step.rows_out:,} of {step.rows_in:,} rows, but its arrays do not match"
             )
         yield Judged(i, step, kept_n, given_N, dropped_by)
 
 
 @dataclass(frozen=True)
 class Reason:
-    """Why rows went: a reason of a step, how many rows it took, and one of them."""
+    """Why rows were dropped: a reason of a step, its number of rows, and one example."""
 
     words: str
     count: int
@@ -210,40 +210,42 @@ class Reason:
 
 
 def reasons(of: Judged) -> tuple[Reason, ...]:
-    """Return the reasons that took rows, in the step's order."""
+    """Return the reasons that dropped rows, in the order of the step."""
     step = of.step
     if not step.reasons:
         return ()
     counts: dict[int, tuple[int, int]] = {}
     if "code" in step.rows:
         codes = np.asarray(step.rows["code"])
-        found = np.bincount(codes[~of.kept_n], minlength=len(step.reasons))
-        counts = {c: (int(found[c]), int(np.argmax(~of.kept_n & (codes == c)))) for c in np.flatnonzero(found).tolist()}
+        counted = np.bincount(codes[~of.kept_n], minlength=len(step.reasons))
+        counts = {
+            c: (int(counted[c]), int(np.argmax(~of.kept_n & (codes == c)))) for c in np.flatnonzero(counted).tolist()
+        }
     elif not of.kept_n.all():
         counts = {0: (int(np.count_nonzero(~of.kept_n)), int(np.argmin(of.kept_n)))}
-    told = []
+    rows = []
     for code, (count, first) in counts.items():
         template = step.reasons[code] if code < len(step.reasons) else ""
         try:
             example = step.why(first)
-        except (KeyError, IndexError, TypeError, ValueError):  # a template that asks for evidence the step lacks
+        except (KeyError, IndexError, TypeError, ValueError):  # the template needs evidence that the step does not have
             example = ""
-        told.append(Reason(worded(template, step.cut), count, int(of.ids(np.array([first]))[0]), example))
-    return tuple(told)
+        rows.append(Reason(worded(template, step.cut), count, int(of.ids(np.array([first]))[0]), example))
+    return tuple(rows)
 
 
 @dataclass(frozen=True, eq=False)
 class Histogram:
-    """Scores of the rows a step was given, counted apart for kept and dropped ones.
+    """Histogram of the scores of the rows given to a step, for kept and dropped rows.
 
     Attributes:
-        edges: (B + 1,) of the bins; the cut lies on an edge.
+        edges: (B + 1,) bin edges; the cut is one of them.
         kept: (B,) rows kept.
         dropped: (B,) rows dropped.
-        apart: Rows without a score that could be drawn.
-        apart_kept: How many of those were kept.
-        beyond: Rows outside the axis, which leaves out extremes that would flatten the rest.
-        elsewhere: Rows that repeat a reference, where these have a histogram of their own.
+        apart: Rows without a usable score.
+        apart_kept: How many of these were kept.
+        beyond: Rows outside the axis, which excludes extreme values.
+        elsewhere: Rows that repeat a reference, if they have a separate histogram.
     """
 
     edges: Floats
@@ -256,19 +258,19 @@ class Histogram:
 
 
 def histogram(of: Judged) -> Histogram | None:
-    """Count a step's scores; None where it has none that could be drawn."""
+    """Return the histogram of a step's scores; None if it has no usable score."""
     if "score" not in of.step.rows:
         return None
     scores, good = _scored(of.step)
     if not _apart(of.step):
         return _counted(scores, good, of.kept_n, of.step.cut)
     other = np.asarray(of.step.rows["reference"]) < 0
-    found = _counted(scores[other], good[other], of.kept_n[other], of.step.cut)
-    return None if found is None else replace(found, elsewhere=int(np.count_nonzero(~other)))
+    counted = _counted(scores[other], good[other], of.kept_n[other], of.step.cut)
+    return None if counted is None else replace(counted, elsewhere=int(np.count_nonzero(~other)))
 
 
 def _apart(step: Step) -> bool:
-    """Whether cosines to a reference are not the step's scores, but stand beside them."""
+    """Return whether the step has scores of its own in addition to the cosines with a reference."""
     return {"duplicate_of", "reference", "reference_cosine"} <= set(step.rows)
 
 
@@ -285,7 +287,7 @@ def _counted(scores: Array, good: Bools, kept_n: Bools, cut: float | None) -> Hi
         high = cut if cut - high < high - low else high
     bins = int(np.clip(np.sqrt(len(drawn)), 12, _BINS))
     if cut is None and 1 <= high - low < _BINS and (drawn == np.round(drawn)).all():
-        low, high, bins = low - 0.5, high + 0.5, int(high - low) + 1  # whole numbers, each in the middle of a bin
+        low, high, bins = low - 0.5, high + 0.5, int(high - low) + 1  # integers, each at the center of a bin
     width = (high - low) / bins
     start = low
     if cut is not None and low <= cut <= high:
@@ -326,8 +328,8 @@ class Clusters:
     Attributes:
         size_K: Rows the step was given.
         kept_K: Rows kept.
-        more: Further numbers of each cluster by name, such as quota and complexity.
-        names: What the clusters are called, if they have names.
+        more: Other values of each cluster by name, such as quota and complexity.
+        names: Names of the clusters, if they have any.
     """
 
     size_K: Ints
@@ -343,12 +345,12 @@ class Clusters:
 
     @property
     def difficulty(self) -> str:
-        """What to draw the share against: complexity, else d_intra, else ""."""
+        """Value to plot the share against: complexity, else d_intra, else ""."""
         return next((name for name in ("complexity", "d_intra") if name in self.more), "")
 
 
 def clusters(of: Judged) -> Clusters | None:
-    """Return a step's clusters; None where it has none."""
+    """Return a step's clusters; None if it has none."""
     groups = of.step.groups
     if not groups and "cluster" not in of.step.rows:
         return None
@@ -363,14 +365,14 @@ def clusters(of: Judged) -> Clusters | None:
     names = [name for name in _GROUP_ORDER if name in groups]
     names += sorted(set(groups) - {"size", "kept", "name", *names})
     more = {name: np.asarray(groups[name]) for name in names if np.asarray(groups[name]).ndim == 1}
-    called = tuple(map(str, groups.get("name", ())))
-    return Clusters(np.asarray(size, np.int64), np.asarray(kept, np.int64), more, called)
+    named = tuple(map(str, groups.get("name", ())))
+    return Clusters(np.asarray(size, np.int64), np.asarray(kept, np.int64), more, named)
 
 
-def extremes(found: Clusters, count: int) -> tuple[list[int], list[int]]:
-    """Return the most and the least pruned clusters, large ones first among equals; none in both."""
-    filled = np.flatnonzero(found.size_K > 0)
-    share, size = found.share_K[filled], found.size_K[filled]
+def extremes(groups: Clusters, count: int) -> tuple[list[int], list[int]]:
+    """Return the most and the least pruned clusters, larger ones first on ties; the lists do not overlap."""
+    filled = np.flatnonzero(groups.size_K > 0)
+    share, size = groups.share_K[filled], groups.size_K[filled]
     most = filled[np.lexsort((filled, -size, share))]
     least = filled[np.lexsort((filled, -size, -share))]
     count = min(count, (len(filled) + 1) // 2)
@@ -400,7 +402,10 @@ class Strip:
 
 @dataclass(frozen=True)
 class Pair:
-    """A dropped row and the row it repeats, which the step may have dropped as well; None: it is of a reference."""
+    """A dropped row and the row it repeats.
+
+    ``of_kept``: whether the step kept that row; None if it is a row of a reference.
+    """
 
     row: int
     of: int
@@ -409,11 +414,11 @@ class Pair:
 
 
 def _scored(step: Step, positions: Ints | slice = slice(None)) -> tuple[Array, Bools]:
-    """Return the scores of some rows, and which of them mean something."""
+    """Return the scores of some rows, and which of them are usable."""
     scores = np.asarray(step.rows["score"][positions])
     good = np.isfinite(scores)
     if "duplicate_of" in step.rows:
-        good &= scores > -1  # the first row of a cluster has no earlier row to be compared with
+        good &= scores > -1  # the first row of a cluster has no earlier row to compare with
     return scores, np.asarray(good, np.bool_)
 
 
@@ -421,35 +426,35 @@ def _tiles(of: Judged, positions: Ints) -> tuple[Tile, ...]:
     values: list[float | int | None] = [None] * len(positions)
     if "score" in of.step.rows:
         scores, good = _scored(of.step, positions)
-        kind = int if "marks" in of.step.rows else float  # of a coreset: a number of epochs
+        kind = int if "marks" in of.step.rows else float  # in a coreset: a number of epochs
         values = [kind(score) if fine else None for score, fine in zip(scores, good, strict=True)]
     return tuple(map(Tile, of.ids(positions).tolist(), values))
 
 
 def _spread(positions: Ints, count: int) -> Ints:
-    """Return ``count`` of the positions, evenly spaced, the ends among them."""
+    """Return ``count`` of the positions, evenly spaced, including both ends."""
     if len(positions) <= count:
         return positions
     return positions[np.unique(np.linspace(0, len(positions) - 1, count).round().astype(np.int64))]
 
 
 def _best(values: Array, candidates: Ints, count: int) -> Ints:
-    """Return the ``count`` candidates of highest value, in that order; ties go to the lower row."""
+    """Return the ``count`` candidates with the highest values, in descending order; ties go to the lower row."""
     if not len(candidates):
         return candidates
-    found = np.nan_to_num(np.asarray(values[candidates], np.float32), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
-    chosen = np.flatnonzero(top(found, min(count, len(found))))
-    return candidates[chosen[np.argsort(-found[chosen], kind="stable")]]
+    usable = np.nan_to_num(np.asarray(values[candidates], np.float32), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+    chosen = np.flatnonzero(top(usable, min(count, len(usable))))
+    return candidates[chosen[np.argsort(-usable[chosen], kind="stable")]]
 
 
 def _highest(values: Array, candidates: Ints, count: int) -> Ints:
-    """Return ``count`` candidates of highest value, evenly spaced over the rows where many have the very highest."""
+    """Return ``count`` candidates with the highest values; if more share the maximum, evenly spaced among those."""
     best = candidates[values[candidates] == values[candidates].max(initial=-np.inf)]
     return _spread(best, count) if len(best) >= count else _best(values, candidates, count)
 
 
 def in_clusters(of: Judged, wanted: Sequence[int], count: int) -> dict[int, tuple[Strip, Strip]]:
-    """Return kept and dropped rows of some clusters, evenly spaced over each cluster's scores."""
+    """Return kept and dropped rows of some clusters, evenly spaced over the scores of each cluster."""
     labels = of.step.rows.get("cluster")
     if labels is None or not wanted or not count:
         return {}
@@ -460,30 +465,30 @@ def in_clusters(of: Judged, wanted: Sequence[int], count: int) -> dict[int, tupl
     scores = of.step.rows.get("score")
     values = positions if scores is None else np.nan_to_num(-np.asarray(scores[positions], np.float64))
     positions = positions[np.lexsort((positions, values, labels[positions]))]
-    found = {}
+    by_cluster = {}
     for cluster in wanted:
         inside = positions[labels[positions] == cluster]
         kept = of.kept_n[inside]
-        found[cluster] = (
+        by_cluster[cluster] = (
             Strip("Kept", True, _tiles(of, _spread(inside[kept], count))),
             Strip("Dropped", False, _tiles(of, _spread(inside[~kept], count))),
         )
-    return found
+    return by_cluster
 
 
 def strips(of: Judged, count: int) -> tuple[Strip, ...]:
-    """Return rows of a step without clusters: the ends of its scores, or some for each reason."""
+    """Return example rows of a step without clusters: highest and lowest scores, or some for each reason."""
     if not count or "cluster" in of.step.rows:
         return ()
-    found = []
+    shown = []
     if {"score", "code", "marks"} <= set(of.step.rows):
         scores, codes = np.asarray(of.step.rows["score"]), np.asarray(of.step.rows["code"])
         for code, reason in enumerate(of.step.reasons):
             rows = np.flatnonzero(~of.kept_n & (codes == code))
             title = worded(reason, of.step.cut).partition(":")[0]
-            found.append(Strip(f"Dropped \u00b7 {title}", False, _tiles(of, _highest(scores, rows, count))))
+            shown.append(Strip(f"Dropped \u00b7 {title}", False, _tiles(of, _highest(scores, rows, count))))
         rows = np.flatnonzero(of.kept_n)
-        found.append(Strip("Kept, lowest scores", True, _tiles(of, _highest(-scores, rows, count))))
+        shown.append(Strip("Kept, lowest scores", True, _tiles(of, _highest(-scores, rows, count))))
     elif "score" in of.step.rows:
         scores = np.asarray(of.step.rows["score"])
         for kept in (True, False):
@@ -492,22 +497,22 @@ def strips(of: Judged, count: int) -> tuple[Strip, ...]:
             low = np.setdiff1d(_best(-scores, rows, count), high)
             low = low[np.argsort(scores[low], kind="stable")]
             word = "Kept" if kept else "Dropped"
-            found += [Strip(f"{word}, highest scores", kept, _tiles(of, high))]
-            found += [Strip(f"{word}, lowest scores", kept, _tiles(of, low))]
+            shown += [Strip(f"{word}, highest scores", kept, _tiles(of, high))]
+            shown += [Strip(f"{word}, lowest scores", kept, _tiles(of, low))]
     elif "code" in of.step.rows:
         codes = np.asarray(of.step.rows["code"])
         for code, reason in enumerate(of.step.reasons):
             rows = np.flatnonzero(~of.kept_n & (codes == code))
             title = worded(reason, of.step.cut)
-            found.append(Strip(f"Dropped \u00b7 {title}", False, _tiles(of, _spread(rows, count))))
-        found.append(Strip("Kept", True, _tiles(of, _spread(np.flatnonzero(of.kept_n), count))))
-    return tuple(strip for strip in found if strip.tiles)
+            shown.append(Strip(f"Dropped \u00b7 {title}", False, _tiles(of, _spread(rows, count))))
+        shown.append(Strip("Kept", True, _tiles(of, _spread(np.flatnonzero(of.kept_n), count))))
+    return tuple(strip for strip in shown if strip.tiles)
 
 
 def pairs(of: Judged, count: int) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
-    """Return the nearest duplicate pairs, and those nearest to the threshold; none in both.
+    """Return the nearest duplicate pairs, and those nearest to the threshold; the two do not overlap.
 
-    Pairs of one original are shown once where there are enough others.
+    Only one pair per original is shown if there are enough others.
     """
     if not count or "duplicate_of" not in of.step.rows:
         return (), ()
@@ -524,17 +529,17 @@ def pairs(of: Judged, count: int) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
 
 @dataclass(frozen=True, eq=False)
 class Repeats:
-    """What a step dropped because it repeats a row of a reference pool.
+    """The rows that a step dropped because they repeat rows of a reference pool.
 
     Attributes:
-        location: Of the reference, as given.
-        count: Rows that went for it.
-        rows: Rows of the reference that they repeat.
-        cut: The cosine above which they went; None where the parameters do not say it.
-        histogram: Of every row's largest cosine with the reference; None where the step's scores are just that.
-        near: The nearest pairs; the second row of each is of the reference.
-        far: Those nearest to the threshold.
-        told: What the selection keeps of the second rows, by number: "row", "key", "caption".
+        location: Location of the reference, as given.
+        count: Number of dropped rows.
+        rows: Number of reference rows that they repeat.
+        cut: Cosine above which rows were dropped; None if the parameters do not determine it.
+        histogram: Histogram of every row's largest cosine with the reference; None if these are the step's scores.
+        near: The nearest pairs; the second row of each is in the reference.
+        far: The pairs nearest to the threshold.
+        originals: What the selection recorded about the second rows, by number: "row", "key", "caption".
     """
 
     location: str
@@ -544,11 +549,11 @@ class Repeats:
     histogram: Histogram | None
     near: tuple[Pair, ...]
     far: tuple[Pair, ...]
-    told: Mapping[int, Mapping[str, Any]]
+    originals: Mapping[int, Mapping[str, Any]]
 
 
 def repeats(of: Judged, count: int) -> Repeats | None:
-    """Return what a step dropped for a reference, with ``count`` pairs at either end; None where it had none."""
+    """Return what a step dropped because of a reference, with ``count`` pairs at each end; None without a reference."""
     step = of.step
     if not {"reference", "reference_cosine"} <= set(step.rows):
         return None
@@ -564,18 +569,18 @@ def repeats(of: Judged, count: int) -> Repeats | None:
         histogram=_counted(cosines, np.isfinite(cosines), others < 0, cut) if _apart(step) else None,
         near=_paired(of, near, others, [None] * len(near), cosines),
         far=_paired(of, far, others, [None] * len(far), cosines),
-        told={int(others[i]): step.repeated(i) or {} for i in (*near.tolist(), *far.tolist())},
+        originals={int(others[i]): step.repeated(i) or {} for i in (*near.tolist(), *far.tolist())},
     )
 
 
-def _reference_cut(given: Mapping[str, Any]) -> float | None:
-    eps = given.get("reference_eps")
-    eps = given.get("eps") if eps is None else eps
+def _reference_cut(parameters: Mapping[str, Any]) -> float | None:
+    eps = parameters.get("reference_eps")
+    eps = parameters.get("eps") if eps is None else eps
     return float(np.float32(1 - float(eps))) if isinstance(eps, (int, float)) and 0 <= eps <= 2 else None
 
 
 def _ends(cosines: Array, rows: Ints, originals: Array, count: int) -> tuple[Ints, Ints]:
-    """Return the rows of highest cosine, and of the others those of lowest."""
+    """Return the rows with the highest cosines, and of the others those with the lowest."""
     near = _varied(_best(cosines, rows, 20 * count), originals, count)
     rows = rows[~np.isin(rows, near)]
     return near, _varied(_best(-cosines, rows, 20 * count), originals, count)
@@ -584,8 +589,8 @@ def _ends(cosines: Array, rows: Ints, originals: Array, count: int) -> tuple[Int
 def _paired(
     of: Judged, positions: Ints, originals: Array, kept: Sequence[bool | None], cosines: Array
 ) -> tuple[Pair, ...]:
-    told = [float(v) if np.isfinite(v) else None for v in cosines[positions]]
-    return tuple(map(Pair, of.ids(positions).tolist(), originals[positions].tolist(), kept, told))
+    values = [float(v) if np.isfinite(v) else None for v in cosines[positions]]
+    return tuple(map(Pair, of.ids(positions).tolist(), originals[positions].tolist(), kept, values))
 
 
 def _varied(positions: Ints, twins: Array, count: int) -> Ints:

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: the same numbers give the same bytes."""
+"""Charts as inline SVG; the same numbers give the same bytes."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ DROPPED = "#e8a35c"
 INK = "#2b3138"
 FAINT = "#8a939c"
 GRID = "#e6e9ec"
-_WIDTH = 5.5  # inches; about half a page, so that text stays readable on a phone
-_MANY = 1_500  # points from which on a scatter is drawn as pixels
+_WIDTH = 5.5  # inches, about half a page, so that text is readable on a phone
+_MANY = 1_500  # with more points, a scatter plot is drawn as pixels
 _LEFT_OUT = re.compile(r"<metadata>.*?</metadata>|<!--.*?-->|<defs>\s*<style.*?</style>\s*</defs>", re.DOTALL)
 _STYLE = {
     "svg.fonttype": "none",
@@ -49,7 +49,7 @@ _STYLE = {
 
 
 def funnel(selection: Selection) -> str:
-    """Draw the pool and what every step kept and dropped of it."""
+    """Draw the size of the pool, and the rows that every step kept and dropped."""
     steps, total = selection.steps, selection.total
 
     def draw(figure: Figure) -> None:
@@ -61,11 +61,11 @@ def funnel(selection: Selection) -> str:
         axes.barh(y, kept, color=KEPT, height=0.62)
         axes.barh(y, dropped, left=kept, color=DROPPED, height=0.62)
         for i in y.tolist():
-            told = f"{int(kept[i]):,}"
+            text = f"{int(kept[i]):,}"
             if i:
-                told += f" \u00b7 {percent(float(kept[i]), total)}"
+                text += f" \u00b7 {percent(float(kept[i]), total)}"
             x = float(kept[i] + dropped[i])
-            axes.annotate(told, (x, i), (5, 0), textcoords="offset points", va="center", fontweight="bold")
+            axes.annotate(text, (x, i), (5, 0), textcoords="offset points", va="center", fontweight="bold")
         axes.set_yticks(y, names)
         axes.invert_yaxis()
         axes.set_xlim(0, max(total, 1) * 1.36)
@@ -73,27 +73,27 @@ def funnel(selection: Selection) -> str:
         axes.tick_params(length=0)
         axes.spines["bottom"].set_visible(False)
 
-    told = f"Rows kept by each of {len(steps)} steps, from {total:,} to {len(selection):,}"
-    return svg("funnel", told, draw, height=0.55 + 0.42 * (len(steps) + 1))
+    text = f"Rows kept by each of {len(steps)} steps, from {total:,} to {len(selection):,}"
+    return svg("funnel", text, draw, height=0.55 + 0.42 * (len(steps) + 1))
 
 
 def scores(
-    name: str, found: Histogram, label: str, cut: float | None, named: tuple[str, str] = ("kept", "dropped")
+    name: str, histogram: Histogram, label: str, cut: float | None, named: tuple[str, str] = ("kept", "dropped")
 ) -> str:
-    """Draw a step's scores, kept and dropped rows stacked, with the cut; ``named`` says what these are."""
+    """Draw a histogram of a step's scores, kept and dropped rows stacked, with the cut; ``named`` are the labels."""
 
     def draw(figure: Figure) -> None:
         from matplotlib.ticker import MaxNLocator
 
         axes = figure.add_subplot()
-        both = found.kept + found.dropped
-        axes.stairs(both, found.edges, fill=True, color=DROPPED, label=named[1])
-        axes.stairs(found.kept, found.edges, fill=True, color=KEPT, label=named[0])
-        axes.set_xlim(found.edges[0], found.edges[-1])
+        both = histogram.kept + histogram.dropped
+        axes.stairs(both, histogram.edges, fill=True, color=DROPPED, label=named[1])
+        axes.stairs(histogram.kept, histogram.edges, fill=True, color=KEPT, label=named[0])
+        axes.set_xlim(histogram.edges[0], histogram.edges[-1])
         axes.set_ylim(0, max(int(both.max()), 1) * 1.16)
-        if cut is not None and found.edges[0] <= cut <= found.edges[-1]:
+        if cut is not None and histogram.edges[0] <= cut <= histogram.edges[-1]:
             axes.axvline(cut, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-            right = cut < (found.edges[0] + found.edges[-1]) / 2
+            right = cut < (histogram.edges[0] + histogram.edges[-1]) / 2
             axes.annotate(
                 f"cut {cut:.4g}",
                 (cut, 1),
@@ -103,7 +103,7 @@ def scores(
                 ha="left" if right else "right",
                 va="top",
             )
-        if np.array_equal(found.edges % 1, np.full(len(found.edges), 0.5)):  # a bin for each whole number
+        if np.array_equal(histogram.edges % 1, np.full(len(histogram.edges), 0.5)):  # a bin for each integer
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel(label)
         axes.set_ylabel("rows")
@@ -114,9 +114,9 @@ def scores(
     return svg(name, f"Histogram of the {label}: {named[0]} and {named[1]} rows", draw)
 
 
-def shares(name: str, found: Clusters) -> str:
-    """Draw each cluster's share kept against its complexity; areas are sizes."""
-    x, y = np.asarray(found.more[found.difficulty], np.float64), found.share_K
+def shares(name: str, clusters: Clusters) -> str:
+    """Draw the share kept of each cluster against its complexity; dot areas show cluster sizes."""
+    x, y = np.asarray(clusters.more[clusters.difficulty], np.float64), clusters.share_K
     good = np.isfinite(x) & np.isfinite(y)
     if not good.any():
         return ""
@@ -124,9 +124,9 @@ def shares(name: str, found: Clusters) -> str:
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        size = found.size_K[good]
+        size = clusters.size_K[good]
         many = len(size) > _MANY
-        # Few clusters get large dots, many get small ones: about the same ink.
+        # Few clusters get large dots and many get small ones, for about the same total area.
         area = 8 + size / size.max() * np.clip(9_000 / len(size), 24, 320)
         order = np.argsort(-size, kind="stable")
         axes.scatter(
@@ -140,7 +140,7 @@ def shares(name: str, found: Clusters) -> str:
             rasterized=many,
             clip_on=False,
         )
-        overall = float(found.kept_K.sum() / found.size_K.sum())
+        overall = float(clusters.kept_K.sum() / clusters.size_K.sum())
         axes.axhline(overall, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
         axes.annotate(
             f"all: {percent(overall, 1)}",
@@ -156,16 +156,16 @@ def shares(name: str, found: Clusters) -> str:
         axes.set_ylim(max(low - pad, -0.02), min(high + pad, 1.02))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}" if high - low > 0.05 else f"{value:.1%}")
         axes.grid(color=GRID, linewidth=0.7)
-        axes.set_xlabel(label[found.difficulty])
+        axes.set_xlabel(label[clusters.difficulty])
         axes.set_ylabel("share kept")
 
-    return svg(name, f"Share of every cluster kept, by {found.difficulty}", draw)
+    return svg(name, f"Share kept of every cluster, by {clusters.difficulty}", draw)
 
 
-def sizes(name: str, found: Clusters) -> str:
-    """Draw the clusters' sizes before and after, each sorted."""
-    before, after = -np.sort(-found.size_K), -np.sort(-found.kept_K)
-    # A step's outline of more points than pixels only makes the page larger.
+def sizes(name: str, clusters: Clusters) -> str:
+    """Draw the sizes of the clusters before and after, each sorted."""
+    before, after = -np.sort(-clusters.size_K), -np.sort(-clusters.kept_K)
+    # More points than pixels would only make the page larger.
     ranks = np.unique(np.linspace(0, len(before) - 1, min(len(before), 400)).round().astype(np.int64))
 
     def draw(figure: Figure) -> None:
@@ -187,13 +187,13 @@ def sizes(name: str, found: Clusters) -> str:
 
 
 def counts(axes: Axes) -> None:
-    """Label the vertical axis with whole numbers, and draw lines at them."""
+    """Label the vertical axis with integers, and draw grid lines."""
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value == int(value) else "")
     axes.grid(axis="y", color=GRID, linewidth=0.7)
 
 
-def svg(name: str, told: str, draw: Any, height: float = 2.7) -> str:
-    """Draw a figure and return it as an ``<svg>`` element fit to stand in a page beside others."""
+def svg(name: str, description: str, draw: Any, height: float = 2.7) -> str:
+    """Draw a figure and return it as an ``<svg>`` element that can share a page with others."""
     from matplotlib import style
     from matplotlib.figure import Figure
 
@@ -205,14 +205,14 @@ def svg(name: str, told: str, draw: Any, height: float = 2.7) -> str:
     text = out.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(_LEFT_OUT, "", text)
-    # Ids are unique in a page, and the page sets the fonts.
+    # Make ids unique within the page, and let the page set the fonts.
     text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
     text = re.sub(r'xlink:href="#', f'href="#{name}-', text).replace("xlink:href", "href")
     text = re.sub(r"url\(#", f"url(#{name}-", text)
     text = re.sub(r"\N{MINUS SIGN}(0\.?0*)<", r"\1<", text)  # a tick at -0.0
     text = re.sub(r"font: (?:(\d+|bold) )?([\d.]+px) [^;\"]+", lambda m: _font(m[1], m[2]), text)
     box = re.search(r'viewBox="[^"]+"', text)
-    head = f'<svg role="img" aria-label="{html.escape(told)}" {box[0] if box else ""}>'
+    head = f'<svg role="img" aria-label="{html.escape(description)}" {box[0] if box else ""}>'
     text = re.sub(r"^<svg[^>]*>", lambda _: head, text)
     return re.sub(r"\n\s*", "\n", text).strip()
 

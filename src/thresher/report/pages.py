@@ -1,4 +1,4 @@
-"""Pages from templates: everything is escaped but what is marked as safe, and nothing is loaded from elsewhere."""
+"""Render pages from templates: everything is escaped unless marked as safe, and nothing is loaded from the network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from thresher.runtime.format import percent
 
 
 def rendered(template: str, **values: Any) -> str:
-    """Return the page of a template of this folder; charts, values that end in ``</svg>``, come as ``Markup``."""
+    """Return the page of a template of this folder; pass charts (``<svg>`` elements) as ``Markup``."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     environment = Environment(

@@ -1,4 +1,4 @@
-"""The report on a training run: what was left out, epoch by epoch, and what it did to the model."""
+"""The report on a training run: what was pruned in each epoch, and how the model developed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from thresher.dynamic.run_folder import Training
 from thresher.errors import UsageError
 from thresher.pool.store import EmbeddingStore
 from thresher.report import curves
-from thresher.report.epochs import Epochs, Group, groups, settled
+from thresher.report.epochs import Epochs, RowGroup, is_constant, row_groups
 from thresher.report.examples import Example, look_up
 from thresher.report.facts import number, plain
 from thresher.report.pages import rendered
@@ -31,22 +31,23 @@ _COLUMNS = {
     "redundant": "redundant",
     "ill_matched": "ill-matched",
     "candidates": "candidates",
-    "overlap": "found again",
+    "overlap": "repeated",
     "seconds": "seconds",
     "samples_per_second": "samples/s",
-    "lr": "rate",
+    "lr": "learning rate",
 }
-_TOLD = {
-    "kept": "Rows trained on and left out.",
-    "pruned": "Share of the samples left out, from the first epoch on.",
-    "candidates": "Candidates for pruning, by the epoch that looked for them. A row may be redundant in one direction "
+_CAPTIONS = {
+    "kept": "Rows trained on and pruned.",
+    "pruned": "Share of the samples pruned so far.",
+    "candidates": "Candidates for pruning, by the epoch that selected them. A row can be redundant in one direction "
     "and ill-matched in the other.",
-    "overlap": "Candidates that the search before had found as well. Near the dashed line they come by chance.",
-    "loss": "Mean loss of the rows trained on. Epochs on everything do not compare with epochs on a part: that leaves "
-    "out the highest or lowest losses, and the rows of a batch are each other's negatives.",
-    "histogram": "Losses of the rows trained on: each column is an epoch, darker where more of its rows lie.",
-    "seconds": "Seconds of training, evaluations not counted.",
-    "speed": "Samples trained on in a second.",
+    "overlap": "Share of the candidates that were also candidates in the previous search. The dashed line is "
+    "the share expected by chance.",
+    "loss": "Mean loss of the rows trained on. Full epochs and pruned epochs are not comparable: pruning removes the "
+    "highest or lowest losses, and the rows of a batch are each other's negatives.",
+    "histogram": "Losses of the rows trained on: each column is an epoch; darker cells have more of its rows.",
+    "seconds": "Training time in seconds, without evaluations.",
+    "speed": "Training throughput in samples per second.",
 }
 
 
@@ -58,43 +59,43 @@ def write_run_report(
     title: str | None = None,
     examples: int = 6,
 ) -> Path:
-    """Write the story of a training run as one HTML file and return its path.
+    """Write a report on a training run as one HTML file and return its path.
 
-    The page loads nothing: charts and pictures are inside it. The same run gives the same bytes.
+    The page is self-contained, with charts and images inside. The same run gives the same bytes.
 
     Args:
         training: A run, finished or not.
-        target: The file; replaced as a whole or not at all.
-        store: The run's pool, see :meth:`Training.open_pool`, for captions and pictures; without it there are only
-            numbers.
-        title: Heading; the run's folder by default.
-        examples: Rows shown side by side; 0 shows none.
+        target: The file; replaced atomically.
+        store: The pool of the run, see :meth:`Training.open_pool`, for captions and images; without it, the report
+            has only numbers.
+        title: Heading; by default it names the folder of the run.
+        examples: Example rows shown side by side; 0 for none.
 
     Raises:
-        UsageError: The store has other rows than the run's pool, or a negative number.
-        PoolError: The run's folder or the pool is damaged.
+        UsageError: The store does not have as many rows as the pool of the run, or a number is negative.
+        PoolError: The folder of the run or the pool is damaged.
         OutputError: The file cannot be written.
     """
     if examples < 0:
-        raise UsageError(f"examples = {examples}: 0 or more")
+        raise UsageError(f"examples = {examples}: must be 0 or more")
     if store is not None and store.total != training.rows:
         raise UsageError(f"a pool of {store.total:,} rows for a run on {training.rows:,}; open it with open_pool()")
     log = training.log()
-    found = Epochs.of(log)
-    shown_groups: tuple[Group, ...] = ()
-    if len(found) and store is not None:
-        shown_groups = groups(training.ledger(), examples)
+    epochs = Epochs.of(log)
+    shown_groups: tuple[RowGroup, ...] = ()
+    if len(epochs) and store is not None:
+        shown_groups = row_groups(training.ledger(), examples)
     shown = look_up(store, [row.row for group in shown_groups for row in group.rows]) if store is not None else {}
-    page = _render(training, log, found, shown_groups, shown, title)
+    page = _render(training, log, epochs, shown_groups, shown, title)
     with writing(target) as scratch:
-        # A path may hold bytes that are no text; the page must not fail for them.
+        # A path may contain bytes that are not valid UTF-8; the page must not fail on them.
         Path(scratch).write_text(page, encoding="utf-8", errors="replace", newline="\n")
     return Path(target)
 
 
 @dataclass(frozen=True)
 class _Metric:
-    """A line of the table of evaluations."""
+    """A row of the table of evaluations."""
 
     of: str
     name: str
@@ -107,17 +108,17 @@ class _Metric:
 def _render(
     training: Training,
     log: Sequence[Mapping[str, Any]],
-    found: Epochs,
-    shown_groups: tuple[Group, ...],
+    epochs: Epochs,
+    shown_groups: tuple[RowGroup, ...],
     shown: Mapping[int, Example],
     title: str | None,
 ) -> str:
     from markupsafe import Markup
 
-    drawn = curves.charts(found, training.promised) if len(found) else {}
+    drawn = curves.charts(epochs, training.promised) if len(epochs) else {}
     evaluations = [
         (name, curves.evaluation(f"eval-{i}", plain(name, 80), measured))
-        for i, (name, measured) in enumerate(found.evals.items(), 1)
+        for i, (name, measured) in enumerate(epochs.evals.items(), 1)
     ]
     name = plain(os.path.basename(os.path.abspath(training.folder)), 80)
     return rendered(
@@ -125,17 +126,17 @@ def _render(
         title=plain(title or f"Training run {name}", 200),
         training=training,
         unfinished=training.unfinished(log),
-        facts=_facts(training, found),
-        pruned=float(found["pruned_so_far"][-1]) if len(found) else 0.0,
-        epochs=len(found),
+        facts=_facts(training, epochs),
+        pruned=float(epochs["pruned_so_far"][-1]) if len(epochs) else 0.0,
+        epochs=len(epochs),
         policy=_policy(training),
-        # Made here from numbers, with every word in them escaped by the drawing library.
-        charts=[(name, Markup(drawn[name]), _TOLD[name]) for name in _TOLD if name in drawn],
+        # Markup is safe: matplotlib escapes all text in a chart.
+        charts=[(name, Markup(drawn[name]), _CAPTIONS[name]) for name in _CAPTIONS if name in drawn],
         evaluations=[(name, Markup(drawing)) for name, drawing in evaluations if drawing],
-        metrics=_metrics(found),
-        columns=[title for name, title in _COLUMNS.items() if _has(found, name)],
-        table=_table(found),
-        opened=len(found) <= _OPEN,
+        metrics=_metrics(epochs),
+        columns=[title for name, title in _COLUMNS.items() if _has(epochs, name)],
+        table=_table(epochs),
+        opened=len(epochs) <= _OPEN,
         groups=shown_groups,
         shown=shown,
         pictures=any(example.picture for example in shown.values()),
@@ -147,50 +148,50 @@ def _render(
     )
 
 
-def _facts(training: Training, found: Epochs) -> list[tuple[str, str]]:
-    """Return the run in a few numbers."""
-    told = [("Policy", _policy(training)), ("Epochs", number(len(found)))]
-    asked = {"Model": "model", "Batch": "batch_size", "Peak rate": "lr", "Seed": "seed"}
-    told += [
-        (name, str(training.settings[key])) for name, key in asked.items() if training.settings.get(key) is not None
+def _facts(training: Training, epochs: Epochs) -> list[tuple[str, str]]:
+    """Return the main numbers of the run."""
+    facts = [("Policy", _policy(training)), ("Epochs", number(len(epochs)))]
+    settings = {"Model": "model", "Batch size": "batch_size", "Peak learning rate": "lr", "Seed": "seed"}
+    facts += [
+        (name, str(training.settings[key])) for name, key in settings.items() if training.settings.get(key) is not None
     ]
-    if not len(found):
-        return told
-    seen, (left_out, saved) = int(np.nansum(found["samples"])), found.saved
-    told.append(("Samples seen", number(seen)))
-    share = f", {percent(left_out, float(np.nansum(found['total'])))}" if left_out > 0 else ""
-    promised = "" if training.promised is None else f"; {training.promised:.1%} promised over the run"
-    told.append(("Left out", f"{number(int(left_out))} samples{share}{promised}"))
-    seconds = float(found["seconds"].sum())
+    if not len(epochs):
+        return facts
+    seen, (left_out, saved) = int(np.nansum(epochs["samples"])), epochs.saved
+    facts.append(("Samples seen", number(seen)))
+    share = f", {percent(left_out, float(np.nansum(epochs['total'])))}" if left_out > 0 else ""
+    target = "" if training.promised is None else f"; target for the run: {training.promised:.1%}"
+    facts.append(("Pruned", f"{number(int(left_out))} samples{share}{target}"))
+    seconds = float(epochs["seconds"].sum())
     if np.isfinite(seconds):
-        about = f"; about {duration(saved)} saved, at the speed of the rest" if saved > 0 else ""
-        told.append(("Training", f"{duration(seconds)}{about}"))
-    return told
+        about = f"; about {duration(saved)} saved, at the measured speed" if saved > 0 else ""
+        facts.append(("Training", f"{duration(seconds)}{about}"))
+    return facts
 
 
 def _policy(training: Training) -> str:
-    prune = "" if training.promised is None else f", {training.promised:.1%} to be pruned"
+    prune = "" if training.promised is None else f", target {training.promised:.1%}"
     return plain(f"{training.policy}{prune}", 160)
 
 
-def _has(found: Epochs, name: str) -> bool:
-    """Whether a column says anything."""
+def _has(epochs: Epochs, name: str) -> bool:
+    """Return whether a column has any values."""
     if name in ("redundant", "ill_matched", "candidates"):
-        return bool(np.nansum(found[name]))
-    return bool(np.isfinite(found[name]).any())
+        return bool(np.nansum(epochs[name]))
+    return bool(np.isfinite(epochs[name]).any())
 
 
-def _table(found: Epochs) -> list[tuple[int, str, list[str]]]:
-    """Return a line for each epoch: number, phase, cells."""
-    names = [name for name in _COLUMNS if _has(found, name)]
+def _table(epochs: Epochs) -> list[tuple[int, str, list[str]]]:
+    """Return a row for each epoch: number, phase, cells."""
+    names = [name for name in _COLUMNS if _has(epochs, name)]
     return [
-        (int(found.number_E[e]), plain(found.phases[e], 40), [_cell(name, found, e) for name in names])
-        for e in range(len(found))
+        (int(epochs.number_E[e]), plain(epochs.phases[e], 40), [_cell(name, epochs, e) for name in names])
+        for e in range(len(epochs))
     ]
 
 
-def _cell(name: str, found: Epochs, e: int) -> str:
-    value = float(found[name][e])
+def _cell(name: str, epochs: Epochs, e: int) -> str:
+    value = float(epochs[name][e])
     if np.isnan(value) or (name in ("redundant", "ill_matched", "candidates") and not value):
         return "-"
     if name in ("pruned_so_far", "overlap"):
@@ -202,16 +203,16 @@ def _cell(name: str, found: Epochs, e: int) -> str:
     return number(value) if name == "loss" else f"{value:,.0f}"
 
 
-def _metrics(found: Epochs) -> list[_Metric]:
-    told = []
-    for name, measured in found.evals.items():
+def _metrics(epochs: Epochs) -> list[_Metric]:
+    rows = []
+    for name, measured in epochs.evals.items():
         for curve in measured:
-            if settled(curve.metric):
+            if is_constant(curve.metric):
                 ends = (number(curve.values[-1]),) * 2
-                told.append(_Metric(plain(name, 60), plain(curve.metric, 60), "", ends[1], "", ""))
+                rows.append(_Metric(plain(name, 60), plain(curve.metric, 60), "", ends[1], "", ""))
                 continue
             best = curve.best
-            told.append(
+            rows.append(
                 _Metric(
                     plain(name, 60),
                     plain(curve.metric, 60),
@@ -221,7 +222,7 @@ def _metrics(found: Epochs) -> list[_Metric]:
                     f"epoch {curve.epochs[best]}",
                 )
             )
-    return told
+    return rows
 
 
 def _value(value: Any) -> str:
