@@ -82,7 +82,7 @@ def test_the_whole_way(run: Callable[..., tuple[int, str, str]], tmp_path: Path)
 
 def test_cluster_contract(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     out = tmp_path / "clusters"
-    code, told, _ = run(
+    code, printed, _ = run(
         "cluster", POOL, "--clusters", "20", "-o", str(out), "--iterations", "5", "--sample", "all", "--json"
     )
     assert code == 0
@@ -90,7 +90,7 @@ def test_cluster_contract(run: Callable[..., tuple[int, str, str]], tmp_path: Pa
     assert (centroids.shape, centroids.dtype) == ((20, 256), np.float32)
     assert (labels.shape, labels.dtype) == ((ROWS,), np.int32)
     assert (distances.shape, distances.dtype) == ((ROWS,), np.float32)
-    assert json.loads(told)["mean_cosine"] == pytest.approx(1 - distances.mean(), abs=1e-5)
+    assert json.loads(printed)["mean_cosine"] == pytest.approx(1 - distances.mean(), abs=1e-5)
     code, _, _ = run(
         "select", "density", POOL, "-o", str(tmp_path / "sel"), "--keep", "20%", "--clusters", "20",
         "--centroids", str(out / "centroids.npy"), "--temperature", "0.1", "--neighbors", "20", "--order", "hard",
@@ -167,7 +167,7 @@ def test_an_earlier_result_is_kept(run: Callable[..., tuple[int, str, str]], tmp
     assert (tmp_path / "mine" / "thesis.tex").exists()
 
 
-def test_telling(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+def test_what_commands_print(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     code, out, err = run("select", "random", POOL, "-o", str(tmp_path / "a"), "--keep", "10%", "--json")
     header = json.loads(out)
     assert (header["kept"], header["rows"]) == (ROWS // 10, ROWS)

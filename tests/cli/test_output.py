@@ -318,7 +318,12 @@ def test_after_two_dashes_json_is_a_name(run: Run) -> None:
 @pytest.mark.parametrize(
     ("error", "code", "kind", "message"),
     [
-        (KeyboardInterrupt(), 130, "Interrupted", "interrupted; the same command goes on from what the cache holds"),
+        (
+            KeyboardInterrupt(),
+            130,
+            "Interrupted",
+            "interrupted; run the same command again; it reuses what is in the cache",
+        ),
         (output.Interrupted("use --resume"), 130, "Interrupted", "interrupted; use --resume"),
         (PermissionError(13, "Permission denied", "a\x1b"), 2, "PermissionError", "a\x1b: Permission denied"),
         (OSError("torn"), 2, "OSError", "torn"),

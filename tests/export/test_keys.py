@@ -39,7 +39,7 @@ keys = st.one_of(anything, cased, nearly, near)
 
 
 def plain(key: str) -> str:
-    """A key as it is told from others: uids in lower case."""
+    """A key in canonical form: uids in lower case."""
     return key.lower() if UID.fullmatch(key) else key
 
 
@@ -275,18 +275,18 @@ def test_a_subset_file_of_datacomp(tmp_path: Path) -> None:
     assert len(read_keys(path)) == 0
     for wrong in (np.ones(4, np.bool_), np.ones((4, 2), np.uint64), np.zeros(3, "u8,u4"), np.zeros((1, 1), "u8,u8")):
         np.save(path, wrong)
-        with pytest.raises(PoolError, match=r"where a subset file of DataComp is \(rows,\) of u8,u8"):
+        with pytest.raises(PoolError, match=r"but a DataComp subset file is \(rows,\) of u8,u8"):
             read_keys(path)
     np.save(path, np.array([{"a": 1}], object), allow_pickle=True)
-    with pytest.raises(PoolError, match="cannot be read as a subset file of DataComp"):
+    with pytest.raises(PoolError, match="cannot be read as a DataComp subset file"):
         read_keys(path)
     with open(path, "wb") as file:
         np.savez(file, a=np.zeros(3, "u8,u8"))
-    with pytest.raises(PoolError, match="cannot be read as a subset file of DataComp"):
+    with pytest.raises(PoolError, match="cannot be read as a DataComp subset file"):
         read_keys(path)
     np.save(path, np.array(pairs * 9, "u8,u8"))
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(PoolError, match="cannot be read as a subset file of DataComp"):
+    with pytest.raises(PoolError, match="cannot be read as a DataComp subset file"):
         read_keys(path)
 
 
@@ -298,7 +298,7 @@ def test_a_table_of_keys(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": [7, 8, 7]}), path)
     assert streamed(path) == {"7": 2, "8": 1}
     pq.write_table(pa.table({"key": ["a", None]}), path)
-    with pytest.raises(PoolError, match="1 rows have no key; give one in every row"):
+    with pytest.raises(PoolError, match="1 rows have no key; every row needs one"):
         read_keys(path)
     pq.write_table(pa.table({"url": ["a"]}), path)
     with pytest.raises(PoolError, match=r"has no column of keys \(uid, key, .*\); it has url"):
@@ -315,7 +315,9 @@ def test_a_key_of_several_rows_is_refused(pool: Callable[..., Any], rows: Callab
     whole.save(tmp_path / "subset")
     export(whole, "parquet", tmp_path / "subset.parquet")
     for sel in (whole, tmp_path / "subset", tmp_path / "subset.parquet"):
-        with pytest.raises(UsageError, match="the key 'b' stands for several rows; select from a pool of unique keys"):
+        with pytest.raises(
+            UsageError, match="the key 'b' belongs to several rows; select from a pool with unique keys"
+        ):
             read_keys(sel)
     fewer = dataclasses.replace(whole, dropped_by=np.array([-1, -1, -1, 0, 0], np.int16))
     assert streamed(fewer) == {"a": 1, "b": 1, "c": 1}
@@ -368,19 +370,19 @@ def test_keys_that_are_no_text_are_written_as_text() -> None:
     assert select_indices(chosen, keys=[None, "8", "9"]).tolist() == [0, 2]
 
 
-def test_rows_that_cannot_be_told_are_refused(drawn: Callable[..., Selection], tmp_path: Path) -> None:
+def test_rows_that_cannot_be_identified_raise(drawn: Callable[..., Selection], tmp_path: Path) -> None:
     selection = drawn([f"{i:03d}" for i in range(50)])
     with pytest.raises(
-        UsageError, match=r"a dataset of 49 rows for a pool of 50 rows \(.*\); choose by key with keys="
+        UsageError, match=r"a dataset of 49 rows for a pool of 50 rows \(.*\); select by key with keys="
     ):
         select_indices(selection, range(49))
     with pytest.raises(UsageError, match=r"a dataset of 3 rows for 2 keys"):
         select_indices(selection, range(3), keys=["000", "001"] if selection.mask()[:2].any() else ["048", "049"])
-    with pytest.raises(UsageError, match="none of the 2 keys is among the 25 that are kept; is it other data"):
+    with pytest.raises(UsageError, match="none of the 2 keys is one of the 25 kept keys; is this other data"):
         select_indices(selection, keys=["a", "b"])
     export(selection, "keys", tmp_path / "keys.txt")
     for sel in (tmp_path / "keys.txt", read_keys(selection)):
-        with pytest.raises(UsageError, match="keys do not say which rows they are of; give the keys of the dataset"):
+        with pytest.raises(UsageError, match="a file of keys has no row numbers; give the keys of the dataset"):
             select_indices(sel)
 
 

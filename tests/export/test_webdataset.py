@@ -52,8 +52,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
             for i in range(shard * N // SHARDS, (shard + 1) * N // SHARDS):
                 picture = io.BytesIO()
                 Image.new("RGB", (8, 8), (i, i, i)).save(picture, "PNG")
-                told = json.dumps({"uid": uid(i).upper() if i % 2 else uid(i), "url": "x"}).encode()
-                for ending, content in (("png", picture.getvalue()), ("txt", b"the %d" % i), ("json", told)):
+                about = json.dumps({"uid": uid(i).upper() if i % 2 else uid(i), "url": "x"}).encode()
+                for ending, content in (("png", picture.getvalue()), ("txt", b"the %d" % i), ("json", about)):
                     info = tarfile.TarInfo(f"{i:09d}.{ending}")
                     info.size = len(content)
                     tar.addfile(info, io.BytesIO(content))
@@ -129,8 +129,8 @@ def test_what_comes_through_is_what_a_slow_filter_lets_through(
     given: list[tuple[str, bytes | None]], wanted: dict[str, int], by: Any
 ) -> None:
     samples = [
-        {"__key__": key, "png": bytes([i]), **({} if told is None else {"json": told})}
-        for i, (key, told) in enumerate(given)
+        {"__key__": key, "png": bytes([i]), **({} if contents is None else {"json": contents})}
+        for i, (key, contents) in enumerate(given)
     ]
     stage = keep(KeySet.from_counts(wanted.items()), by=by)
     expected = slow(samples, wanted, by)
@@ -150,8 +150,16 @@ def test_a_pool_may_know_some_samples_by_uids_and_others_by_keys() -> None:
 
 def test_a_json_is_read_decoded_or_not_and_may_be_anything() -> None:
     stage = keep(KeySet.from_keys([uid(1)]))
-    told = [{"uid": uid(1)}, {"uid": uid(2)}, json.dumps({"uid": uid(1)}), "[" * 100_000, b"[" * 100_000, 7, [uid(1)]]
-    samples = [{"__key__": str(i), "json": content} for i, content in enumerate(told)]
+    contents = [
+        {"uid": uid(1)},
+        {"uid": uid(2)},
+        json.dumps({"uid": uid(1)}),
+        "[" * 100_000,
+        b"[" * 100_000,
+        7,
+        [uid(1)],
+    ]
+    samples = [{"__key__": str(i), "json": content} for i, content in enumerate(contents)]
     assert [sample["__key__"] for sample in stage(samples)] == ["0", "2"]
 
 
@@ -172,20 +180,20 @@ def test_samples_are_taken_one_by_one() -> None:
 
 def test_a_stream_of_other_data_warns(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = keep(KeySet.from_keys(["x"]))
-    with pytest.warns(UserWarning, match="none of 2 samples is among the 1 keys that are kept; the first has 'a'"):
+    with pytest.warns(UserWarning, match="none of 2 samples has one of the 1 kept keys; the first has 'a'"):
         assert not list(stage([{"__key__": "a"}, {"__key__": "b"}]))
     with pytest.warns(UserWarning, match="none of 1 samples .*; the first has no uid"):
         assert not list(keep(KeySet.from_keys(["x"]), by="uid")([{"__key__": "x"}]))
     assert not list(stage([]))
     assert list(stage([{"__key__": "a"}, {"__key__": "x"}])) == [{"__key__": "x"}]
     monkeypatch.setattr("thresher.export.webdataset._LOOKED", 10)
-    with pytest.warns(UserWarning, match="none of 10 samples") as told:
+    with pytest.warns(UserWarning, match="none of 10 samples") as caught:
         next(itertools.islice(stage({"__key__": "a" if i < 50 else "x"} for i in itertools.count()), 1))
-    assert len(told) == 1
+    assert len(caught) == 1
     for n in (9, 10, 11):
-        with pytest.warns(UserWarning, match=f"none of {min(n, 10)} samples") as told:
+        with pytest.warns(UserWarning, match=f"none of {min(n, 10)} samples") as caught:
             assert not list(stage([{"__key__": "a"}] * n))
-        assert len(told) == 1
+        assert len(caught) == 1
 
 
 def test_what_cannot_be_kept_is_refused(tmp_path: Path) -> None:
@@ -193,11 +201,11 @@ def test_what_cannot_be_kept_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"by='uuid'; give one of auto, key, uid. Did you mean 'uid'\?"):
         keep(one, by="uuid")  # type: ignore[arg-type]
     (tmp_path / "keys.txt").write_text("\n")
-    with pytest.raises(UsageError, match="has no key, and would keep no sample"):
+    with pytest.raises(UsageError, match="has no keys, so no sample would be kept"):
         keep(tmp_path / "keys.txt")
     with pytest.raises(PoolError, match="neither a selection folder nor a file of keys"):
         keep("nothing.txt")
-    for sample, there in (({"png": b""}, "it has png"), ((1, 2), "no fields, but <class 'tuple'>")):
+    for sample, there in (({"png": b""}, "it has png"), ((1, 2), "no fields: it is <class 'tuple'>")):
         with pytest.raises(UsageError, match=f"a sample without __key__; it has .*{there.split('it has ')[-1]}"):
             list(keep(one)([sample]))
 

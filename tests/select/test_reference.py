@@ -423,7 +423,7 @@ def drawn(tmp_path, select) -> tuple[Selection, Any, list[list[float]]]:
 
 def galleries(page: str) -> list[tuple[str, float, int, int]]:
     """(the two tiles, cosine, row, row of the reference) of each pair of the section, in the page's order."""
-    section = page[page.index("<h3>Repeats of ") : page.index("<h3>Duplicate pairs")]
+    section = page[page.index("<h3>Duplicates of ") : page.index("<h3>Duplicate pairs")]
     found = []
     for part in section.split('<div class="pair reference">')[1:]:
         cosine = re.search(r"cosine <b>([\d.]+)</b>", part)
@@ -452,8 +452,8 @@ def test_the_report_shows_what_repeats_the_reference_beside_it(drawn, tmp_path) 
     assert [p[1] for p in pairs[4:]] == sorted(p[1] for p in pairs[4:])
     assert len({p[2] for p in pairs}) == 8
     count, others = len(best), len({other for _, other in best.values()})
-    assert f"{count} rows dropped, repeating {others} of the reference" in seen.text
-    assert "Repeats of" in seen.text
+    assert f"{count} rows dropped; they repeat {others} rows of the reference" in seen.text
+    assert "Duplicates of" in seen.text
     assert "cut 0.95" in seen.text
     assert "cut 0.8" in seen.text
     assert f"Scores of the {150 - count} rows that do not repeat the reference, cut at 0.8000" in seen.text
@@ -481,11 +481,11 @@ def test_the_report_needs_the_reference_for_its_pictures_only(drawn, tmp_path, f
         (tmp_path / "there").mkdir()
         monkeypatch.chdir(tmp_path / "there")
     page, seen = read(write_report(made, tmp_path / "r.html", store=store))
-    assert "cannot be opened from here, or has changed" in seen.text
+    assert "cannot be opened or has changed" in seen.text
     pairs = galleries(page)
     assert [pair[1:] for pair in pairs] == [pair[1:] for pair in whole]
     for tiles, _, row, other in pairs:
-        assert tiles.count("<img") == tiles.count("no picture") == 1
+        assert tiles.count("<img") == tiles.count("no image") == 1
         assert f"theirs caption {other} &lt;script" in tiles
         assert f"row {row} · mine-{row}" in tiles
     monkeypatch.chdir(tmp_path)
@@ -502,7 +502,7 @@ def test_the_reference_is_not_opened_where_nothing_of_it_is_shown(drawn, tmp_pat
     opened.clear()
     for more in ({"store": store, "examples": 0}, {}):
         page, seen = read(write_report(made, tmp_path / "r.html", **more))
-        assert "rows dropped, repeating" in seen.text
+        assert "rows dropped; they repeat" in seen.text
         assert "cannot be opened" not in seen.text
         assert "cut 0.95" in seen.text
         assert '<div class="pair' not in page
@@ -516,7 +516,7 @@ def test_the_report_where_nothing_repeats_the_reference(tmp_path, select) -> Non
     made = select(store, step(tmp_path / "other", reference_eps=1e-6))
     assert len(made) == 40
     page, seen = read(write_report(made, tmp_path / "r.html", store=store))
-    assert "No row repeats one of the reference." in seen.text
+    assert "No row repeats a row of the reference." in seen.text
     assert page.count("<svg") == 2  # the funnel; the cosines, which are the step's scores, once
     assert "cannot be opened" not in seen.text
 

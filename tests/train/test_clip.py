@@ -332,7 +332,7 @@ def test_an_interrupted_run_says_how_to_go_on(
 
     monkeypatch.setattr(ClipTask, "step", interrupted)
     assert main(["train", "clip", str(data.parquet), "-o", str(tmp_path / "run"), "--quiet"]) == 130
-    assert "the same command with --resume begins anew: there is no checkpoint yet" in capsys.readouterr().err
+    assert "the same command with --resume starts over: there is no checkpoint yet" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

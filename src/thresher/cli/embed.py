@@ -110,7 +110,7 @@ def embed_classes(
     for path in (target, names_file):
         is_input = path.exists() and path.samefile(names)
         if path.is_dir() or (path.exists() and not is_input and not overwrite):
-            raise OutputError(f"{path}: already exists; choose another name or pass --overwrite")
+            raise OutputError(f"{path}: exists already; choose another name or pass --overwrite")
     check_writable(target)
     made = make_encoder(encoder, device=device, precision=precision)
     vectors = run(classes, made, sentences, batch=batch_size)

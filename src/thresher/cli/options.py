@@ -143,7 +143,7 @@ WITHIN = click.option(
 READER = click.option(
     "--reader",
     metavar="NAME[:OPTION=VALUE]",
-    help="Reader to use (default: the first one that recognises the files).",
+    help="Reader, with its options separated by commas (default: the first one that recognises the files).",
 )
 
 # How to read a pool.
@@ -329,7 +329,7 @@ def free_folder(out: str, overwrite: bool, names: Sequence[str]) -> Path:
         if not (target / names[0]).exists():
             raise OutputError(f"{target}: exists and is not a result of thresher; choose another name")
         if not overwrite:
-            raise OutputError(f"{target}: already exists; choose another name or pass --overwrite")
+            raise OutputError(f"{target}: exists already; choose another name or pass --overwrite")
         refuse_foreign_files(target, names)
     check_writable(target)
     return target

@@ -1,1 +1,1 @@
-"""What a selection leaves for other tools: lists of keys, and filters while loading."""
+"""Exports of a selection for other tools: lists of keys, and filters at load time."""

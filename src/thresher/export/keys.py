@@ -1,8 +1,8 @@
-"""Which keys are kept and how often, small and quick enough to be asked for every sample of a stream.
+"""A compact set of keys with counts, fast enough to look up every sample of a stream.
 
-A :class:`KeySet` holds no text: a key is a 64-bit hash, the hashes lie sorted in one array, and a table of where the
-hashes begin that share their highest bits leads to the few among which a key has to be. That is 8.5 to 9 bytes a key,
-1 to 4 more where keys repeat, where a Python set of the same keys takes about a hundred.
+A :class:`KeySet` stores no text. Each key is a 64-bit hash. The hashes are sorted in one array, and a table of buckets,
+one for each value of the highest bits, gives the short range to search. A key takes 8.5 to 9 bytes, and 1 to 4 more if
+keys repeat; a Python set of the same keys takes about 100 bytes per key.
 
 Shape letters: N different keys, M keys looked up.
 """
@@ -31,34 +31,34 @@ Ints = npt.NDArray[np.int64]
 Chosen = str | os.PathLike[str] | Selection
 
 _CHUNK = 65_536  # keys hashed at a time
-_BUCKET = 8  # hashes of a bucket, on average, at most: the table takes 4 bytes a bucket
+_BUCKET = 8  # maximum average number of hashes in a bucket; a bucket takes 4 bytes
 _MOST_TIMES = 2**31 - 1
 
 
 class KeySet:
-    """A set of keys, each with the number of times it is to be used. Immutable; pickles as its arrays.
+    """A set of keys, each with the number of times it is used. Immutable; pickles as its arrays.
 
-    Two different keys with one hash cannot be told apart. Of N random hashes two are the same with a probability of
-    about N^2 / 2^65, one in 3,700 for 100 million keys; among M samples that are not kept, N * M / 2^64 are expected to
-    be taken for kept ones, which for 100 million keys and 10 billion samples is one in 18 times.
+    Different keys with the same hash are treated as one key. The probability that any two of N keys share a hash is
+    about N^2 / 2^65, which is 1 in 3,700 for 100 million keys. Of M samples that are not kept, about N * M / 2^64
+    are kept by mistake, which is 1 sample in 18 such runs for 100 million keys and 10 billion samples.
 
-    A key of 32 hexadecimal digits, such as a uid of DataComp, is the same key in upper and lower case.
+    A key of 32 hexadecimal digits, such as a DataComp uid, is the same key in upper and lower case.
 
     Attributes:
-        uids: Whether some key is 32 hexadecimal digits: samples may have to be looked for by their uids.
-        total: How often all keys are to be used, together.
+        uids: Whether any key is 32 hexadecimal digits, so that samples may have to be looked up by uid.
+        total: Sum of the counts of all keys.
     """
 
     uids: bool
     total: int
 
     def __init__(self, hashes_N: Hashes, times_N: npt.NDArray[Any] | None = None, *, uids: bool = False) -> None:
-        """Make a set of its arrays; :meth:`from_keys`, :meth:`from_counts` and :func:`read_keys` make those.
+        """Build a set from its arrays; use :meth:`from_keys`, :meth:`from_counts` or :func:`read_keys` instead.
 
         Args:
-            hashes_N: (N,) uint64, what :func:`hashes_of` gives, ascending, each once.
-            times_N: (N,) whole numbers, 1 or more; None for once each.
-            uids: Whether some are hashes of 32 hexadecimal digits.
+            hashes_N: (N,) uint64 from :func:`hashes_of`, ascending and unique.
+            times_N: (N,) integer counts, 1 or more; None for 1 each.
+            uids: Whether any key is 32 hexadecimal digits.
         """
         n = len(hashes_N)
         bits = max(1, (max(n - 1, 0) // _BUCKET).bit_length())
@@ -71,22 +71,22 @@ class KeySet:
         self.__setstate__((hashes_N, times_N, starts, uids and n > 0, total))
 
     def __getstate__(self) -> tuple[Any, ...]:
-        """Return what to pickle."""
+        """Return the pickled state."""
         return self._hashes_N, self._times_N, self._starts, self.uids, self.total
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        """Take what was pickled."""
+        """Restore the pickled state."""
         self._hashes_N, self._times_N, self._starts, self.uids, self.total = state
         for array in self._arrays():
             array.flags.writeable = False
-        # Views give single numbers as Python's own, several times faster than arrays do.
+        # Memoryviews return Python integers, several times faster than arrays.
         self._hashes, self._begins = memoryview(self._hashes_N), memoryview(self._starts)
         self._times = None if self._times_N is None else memoryview(self._times_N)
         self._shift = 64 - (len(self._starts) - 1).bit_length() + 1
 
     @classmethod
     def from_keys(cls, keys: Iterable[str]) -> KeySet:
-        """Return the set of some keys; one given several times is used as often. Takes no more than a part at a time.
+        """Build a set from keys; a key given k times has the count k. Reads the keys in batches.
 
         Raises:
             UsageError: A key is given more than 2^31 - 1 times.
@@ -95,19 +95,19 @@ class KeySet:
 
     @classmethod
     def from_counts(cls, counts: Iterable[tuple[str, int]]) -> KeySet:
-        """Return the set of some keys with their times; of a key given several times they add up.
+        """Build a set from keys with counts; the counts of repeated keys are added.
 
         Args:
-            counts: Keys and times; those of 0 times are left out.
+            counts: Keys and counts; keys with count 0 are ignored.
 
         Raises:
-            UsageError: Times below 0, or above 2^31 - 1.
+            UsageError: A count is below 0 or above 2^31 - 1.
         """
         return cls._of(_counted(counts))
 
     @classmethod
     def _of(cls, parts: Iterable[tuple[Sequence[str], Ints | None]], rows_of: Chosen | None = None) -> KeySet:
-        """Make a set of keys and their times, None for 1 each; those of ``rows_of`` are one row each."""
+        """Build a set from keys and counts, None for 1 each; with ``rows_of``, keys must be unique to a row."""
         uids = False
 
         def hashed() -> Iterator[tuple[Hashes, Ints | None]]:
@@ -119,57 +119,57 @@ class KeySet:
 
         hashes_N, times_N, repeated = _merged(hashed())
         if rows_of is not None and len(repeated):
-            times_N = _told_apart(rows_of, hashes_N, times_N, repeated)
+            times_N = _resolved(rows_of, hashes_N, times_N, repeated)
         return cls(hashes_N, times_N, uids=uids)
 
     @property
     def hashes_N(self) -> Hashes:
-        """The hashes it was made of."""
-        found: Hashes = self._hashes_N
-        return found
+        """The sorted hashes."""
+        hashes: Hashes = self._hashes_N
+        return hashes
 
     def __len__(self) -> int:
         """Return N."""
         return len(self._hashes_N)
 
     def __contains__(self, key: object) -> bool:
-        """Whether a key is kept."""
+        """Return whether a key is kept."""
         return isinstance(key, str) and self.find(key) >= 0
 
     def __repr__(self) -> str:
-        """Say how many there are."""
+        """Return the numbers of keys and uses."""
         return f"<{len(self):,} keys, {self.total:,} uses>"
 
     def find(self, key: str) -> int:
-        """Return the number of a key, 0 to N-1, which is its own as long as the set is; -1 where it is not kept."""
-        found = key_hash.hash_of(key)
-        bucket = found >> self._shift
+        """Return the index of a key, 0 to N-1, which is fixed for this set; -1 if the key is not kept."""
+        hashed = key_hash.hash_of(key)
+        bucket = hashed >> self._shift
         end = self._begins[bucket + 1]
-        at = bisect_left(self._hashes, found, self._begins[bucket], end)
-        return at if at < end and self._hashes[at] == found else -1
+        at = bisect_left(self._hashes, hashed, self._begins[bucket], end)
+        return at if at < end and self._hashes[at] == hashed else -1
 
     def times(self, key: str) -> int:
-        """Return how often a key is to be used, 0 where it is not kept."""
+        """Return how often a key is used, 0 if it is not kept."""
         at = self.find(key)
         return 0 if at < 0 else 1 if self._times is None else self._times[at]
 
     def times_at(self, number: int) -> int:
-        """Return how often the key with a number is to be used.
+        """Return how often the key at an index is used.
 
         Raises:
-            IndexError: No key has it.
+            IndexError: No such index.
         """
         if not 0 <= number < len(self):
             raise IndexError(f"no key number {number:,}; there are {len(self):,}")
         return 1 if self._times is None else self._times[number]
 
     def find_many(self, keys: Iterable[str]) -> Ints:
-        """Return the numbers of keys, (M,) int64 with -1 where one is not kept, as :meth:`find` does one by one."""
-        found = [self._look_up(hashes_of(part)) for part in _parts(keys)]
-        return np.concatenate(found) if found else np.empty(0, np.int64)
+        """Return the indices of keys, (M,) int64, -1 for keys that are not kept, as :meth:`find` does for one key."""
+        numbers = [self._look_up(hashes_of(part)) for part in _parts(keys)]
+        return np.concatenate(numbers) if numbers else np.empty(0, np.int64)
 
     def times_many(self, keys: Iterable[str]) -> Ints:
-        """Return how often keys are to be used, (M,) int64 with 0 where one is not kept."""
+        """Return how often keys are used, (M,) int64, 0 for keys that are not kept."""
         at_M = self.find_many(keys)
         times_M = (at_M >= 0).astype(np.int64)
         if self._times_N is not None:
@@ -178,14 +178,14 @@ class KeySet:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that the arrays take."""
+        """Size of the arrays in bytes."""
         return sum(array.nbytes for array in self._arrays())
 
     def _arrays(self) -> list[npt.NDArray[Any]]:
         return [array for array in (self._hashes_N, self._starts, self._times_N) if array is not None]
 
     def _look_up(self, hashes_M: Hashes) -> Ints:
-        """Return the numbers of hashes: bisect the bucket of each, all at once."""
+        """Return the indices of hashes by a vectorised binary search in their buckets."""
         if not len(self):
             return np.full(len(hashes_M), -1, np.int64)
         bucket_M = (hashes_M >> np.uint64(self._shift)).astype(np.int64)
@@ -193,30 +193,32 @@ class KeySet:
         last = len(self) - 1
         while (lo_M < hi_M).any():
             mid_M = (lo_M + hi_M) >> 1
-            less_M = self._hashes_N[np.minimum(mid_M, last)] < hashes_M  # never where lo and hi met, but past the last
+            less_M = (
+                self._hashes_N[np.minimum(mid_M, last)] < hashes_M
+            )  # no effect where lo == hi, except past the last hash
             lo_M, hi_M = np.where(less_M, mid_M + 1, lo_M), np.where(less_M, hi_M, mid_M)
         return np.where(self._hashes_N[np.minimum(lo_M, last)] == hashes_M, lo_M, -1)
 
 
 def hashes_of(keys: Sequence[str]) -> Hashes:
-    """Return the hashes that :class:`KeySet` knows keys by, (M,) uint64."""
+    """Return the hashes of keys in a :class:`KeySet`, (M,) uint64."""
     return key_hash.hash_many(keys)[0]
 
 
 def read_keys(sel: Chosen) -> KeySet:
-    """Return which keys a selection keeps, and how often.
+    """Return the keys that a selection keeps, with counts.
 
     Args:
-        sel: A selection folder, or the :class:`Selection` itself: its pool is opened again for the keys. Or a file:
+        sel: A selection folder or a :class:`Selection`, whose pool is opened for the keys, or a file:
 
-            - a text file, UTF-8, with a key a line: a key that stands twice counts twice, empty lines do not count;
-            - ``.npy``: a subset file of DataComp; its keys are the uids, 32 hexadecimal digits;
-            - ``.parquet``, ``.pq``: what ``export --as parquet`` writes, of which the rows that were kept count, with
-              their repeats; or a table with a column ``uid``, ``key``, ``id``, ``__key__`` or ``image_path``.
+            - a UTF-8 text file with one key per line: repeated keys count each time, empty lines are ignored;
+            - ``.npy``: a DataComp subset file; its keys are uids of 32 hexadecimal digits;
+            - ``.parquet``, ``.pq``: a file of ``export --as parquet``, of which only the kept rows count, with their
+              repeats; or a table with a column ``uid``, ``key``, ``id``, ``__key__`` or ``image_path``.
 
     Raises:
-        PoolError: None of these, a damaged file, or the pool is gone.
-        UsageError: The pool has a key several times, so that keys do not say which rows were chosen.
+        PoolError: It is none of these, the file is damaged, or the pool is gone.
+        UsageError: The pool has a key several times, so that the key does not identify one row.
     """
     if _kind(sel) == "npy":
         hashes_N, times_N, _ = _merged((key_hash.of_halves(high, low), None) for high, low in _subset(_path(sel)))
@@ -225,15 +227,15 @@ def read_keys(sel: Chosen) -> KeySet:
 
 
 def each_key(sel: Chosen) -> Iterator[tuple[str, int]]:
-    """Yield the keys that a selection keeps and how often, in its order, holding a part at a time.
+    """Yield the keys that a selection keeps with counts, in its order, with only a batch in memory.
 
-    Of a file that has a key several times it comes as often; times add up to those of :func:`read_keys`.
+    A key that is in a file several times is yielded each time; its counts add up to that of :func:`read_keys`.
 
     Args:
         sel: As for :func:`read_keys`.
 
     Raises:
-        PoolError: As :func:`read_keys` does.
+        PoolError: As for :func:`read_keys`.
     """
     for keys, times in _streamed(sel):
         yield from zip(keys, [1] * len(keys) if times is None else times.tolist(), strict=True)
@@ -243,17 +245,18 @@ def select_indices(sel: Chosen | KeySet, dataset: Any = None, *, keys: Iterable[
     """Return which rows of a dataset a selection keeps: for ``Subset(dataset, ...)`` or ``dataset.select(...)``.
 
     Args:
-        sel: A selection whose pool has the rows of the dataset, in the same order. With ``keys`` also anything else
-            that :func:`thresher.export.keys.read_keys` reads, or what it returned.
-        dataset: The dataset, to check that it has as many rows as the pool. Not looked into.
-        keys: The key of every row of the dataset, a sequence or column: rows are then chosen by key, and the pool may
-            have others, in another order. Keys that are no text are written as text. All rows with a key are chosen.
+        sel: A selection whose pool has the rows of the dataset in the same order. With ``keys``, also anything else
+            that :func:`thresher.export.keys.read_keys` reads, or the :class:`KeySet` it returns.
+        dataset: The dataset, only to check that its length is that of the pool.
+        keys: The key of every row of the dataset, as a sequence or column. Rows are then selected by key, and the pool
+            may have other rows in another order. Keys are converted to text. All rows with a kept key are selected.
 
     Returns:
-        (M,) int64, ascending, a row as often as the selection uses it.
+        (M,) int64, ascending, each row as often as the selection uses it.
 
     Raises:
-        UsageError: A dataset of another length, a file of keys without ``keys``, or none of the keys is kept.
+        UsageError: The dataset has another length, ``sel`` is a file of keys without ``keys``, or none of the keys is
+            kept.
         PoolError: The selection cannot be read.
     """
     if keys is not None:
@@ -261,15 +264,15 @@ def select_indices(sel: Chosen | KeySet, dataset: Any = None, *, keys: Iterable[
         times_N = chosen.times_many(_texts(keys))
         what = f"{len(times_N):,} keys"
         if not times_N.any():
-            raise UsageError(f"none of the {what} is among the {len(chosen):,} that are kept; is it other data?")
+            raise UsageError(f"none of the {what} is one of the {len(chosen):,} kept keys; is this other data?")
     else:
         if isinstance(sel, KeySet) or not (isinstance(sel, Selection) or os.path.isdir(sel)):
-            raise UsageError(f"{sel}: keys do not say which rows they are of; give the keys of the dataset with keys=")
+            raise UsageError(f"{sel}: a file of keys has no row numbers; give the keys of the dataset with keys=")
         selection = _selection(sel)
         kept_N = selection.mask() if selection.repeats is None else selection.repeats
         times_N, what = kept_N.astype(np.int64), f"a pool of {selection.total:,} rows ({selection.pool})"
     if dataset is not None and len(dataset) != len(times_N):
-        hint = "" if keys is not None else "; choose by key with keys="
+        hint = "" if keys is not None else "; select by key with keys="
         raise UsageError(f"a dataset of {len(dataset):,} rows for {what}{hint}")
     return np.repeat(np.arange(len(times_N)), times_N)
 
@@ -278,8 +281,8 @@ def select_indices(sel: Chosen | KeySet, dataset: Any = None, *, keys: Iterable[
 
 
 def _merged(parts: Iterable[tuple[Hashes, Ints | None]]) -> tuple[Hashes, npt.NDArray[Any] | None, Hashes]:
-    """Return hashes ascending, each once, their times, None for 1 each, and which came several times."""
-    held, often = bytearray(), None  # they grow in place, without a second copy
+    """Return unique ascending hashes, their counts, None for 1 each, and the hashes that occurred several times."""
+    held, often = bytearray(), None  # bytearrays grow in place, without a second copy
     for hashes, times in parts:
         if often is None and times is not None and (times != 1).any():
             often = bytearray(np.ones(len(held) // 8, np.int32).tobytes())
@@ -307,9 +310,9 @@ def _merged(parts: Iterable[tuple[Hashes, Ints | None]]) -> tuple[Hashes, npt.ND
 
 
 def _narrow(times_N: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return times in the smallest type that holds them."""
+    """Return counts in the smallest integer type that fits."""
     if (most := int(times_N.max())) > _MOST_TIMES:
-        raise UsageError(f"a key is to be used {most:,} times; use it {_MOST_TIMES:,} times or fewer")
+        raise UsageError(f"a key is used {most:,} times; use it {_MOST_TIMES:,} times or fewer")
     return times_N.astype(np.min_scalar_type(most))
 
 
@@ -317,24 +320,24 @@ def _narrow(times_N: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _parts(keys: Iterable[str]) -> Iterator[list[str]]:
-    them = iter(keys)
-    while part := list(islice(them, _CHUNK)):
+    rest = iter(keys)
+    while part := list(islice(rest, _CHUNK)):
         yield part
 
 
 def _counted(counts: Iterable[tuple[str, int]]) -> Iterator[tuple[list[str], Ints]]:
-    them = iter(counts)
-    while part := list(islice(them, _CHUNK)):
+    rest = iter(counts)
+    while part := list(islice(rest, _CHUNK)):
         for key, times in part:
             if not 0 <= times <= _MOST_TIMES:
-                raise UsageError(f"the key {key!r} {times:,} times; give 0 to {_MOST_TIMES:,}")
+                raise UsageError(f"the key {key!r} has the count {times:,}; give 0 to {_MOST_TIMES:,}")
         used = [(key, times) for key, times in part if times]
         yield [key for key, _ in used], np.array([times for _, times in used], np.int64)
 
 
 def _texts(keys: Any) -> Iterator[str]:
-    """Yield the keys of a column as text, as a pool gives its own; a missing one is empty."""
-    if hasattr(keys, "to_pylist"):  # Arrow gives its own scalars otherwise
+    """Yield the keys of a column as text, as a pool does; a missing key is empty."""
+    if hasattr(keys, "to_pylist"):  # otherwise Arrow yields its own scalars
         keys = keys.to_pylist()
     return (key if isinstance(key, str) else "" if key is None else str(key) for key in keys)
 
@@ -347,13 +350,13 @@ def _kind(sel: Chosen) -> str:
 
 
 def _of_rows(sel: Chosen) -> bool:
-    """Whether every key is that of one row of a pool, and so has to be its own."""
+    """Return whether the keys are those of single rows of a pool, so that they must be unique."""
     kind = _kind(sel)
     return kind == "selection" or (kind == "parquet" and _exported(table_piece("file", _path(sel))))
 
 
 def _streamed(sel: Chosen) -> Iterator[tuple[list[str], Ints | None]]:
-    """Yield keys, some at a time, and their times, None for 1 each."""
+    """Yield keys in batches with their counts, None for 1 each."""
     kind = _kind(sel)
     if kind == "selection":
         selection = _selection(sel)
@@ -388,28 +391,28 @@ def _lines(path: str) -> Iterator[str]:
 
 
 def _subset(path: str) -> Iterator[tuple[Hashes, Hashes]]:
-    """Yield the two halves of the uids of DataComp's subset file, some at a time."""
+    """Yield the two halves of the uids of a DataComp subset file, in batches."""
     try:
-        found = np.lib.format.open_memmap(path, mode="r")  # of no other kind of file, and no objects
+        subset = np.lib.format.open_memmap(path, mode="r")  # other files and object arrays raise
     except (OSError, *DAMAGED) as error:
-        raise PoolError(f"{path}: cannot be read as a subset file of DataComp ({error})") from None
-    if found.ndim != 1 or found.dtype.newbyteorder("=") != np.dtype("u8,u8"):
+        raise PoolError(f"{path}: cannot be read as a DataComp subset file ({error})") from None
+    if subset.ndim != 1 or subset.dtype.newbyteorder("=") != np.dtype("u8,u8"):
         raise PoolError(
-            f"{path}: is {found.dtype} of shape {found.shape}, where a subset file of DataComp is (rows,) of u8,u8; "
-            "give that, a selection folder or a file of keys"
+            f"{path}: is {subset.dtype} of shape {subset.shape}, but a DataComp subset file is (rows,) of u8,u8; "
+            "give such a file, a selection folder or a file of keys"
         )
-    for lo in range(0, len(found), _CHUNK):
-        part = found[lo : lo + _CHUNK]
+    for lo in range(0, len(subset), _CHUNK):
+        part = subset[lo : lo + _CHUNK]
         yield part["f0"].astype(np.uint64), part["f1"].astype(np.uint64)
 
 
 def _exported(piece: TablePiece) -> bool:
-    """Whether a table is an export of ours: a row of it for every row of a pool."""
+    """Return whether a table was written by ``export --as parquet``, with a row for every row of a pool."""
     return {"row", "key", "kept"} <= set(piece.columns)
 
 
 def _table(path: str) -> Iterator[tuple[list[str], Ints | None]]:
-    """Yield the keys of a parquet file; those of the rows kept where it is an export of ours."""
+    """Yield the keys of a parquet file; only the kept rows of one written by ``export --as parquet``."""
     piece = table_piece("file", path)
     exported = _exported(piece)
     key = "key" if exported else next((name for name in KEYS if name in piece.columns), None)
@@ -420,24 +423,24 @@ def _table(path: str) -> Iterator[tuple[list[str], Ints | None]]:
         if exported:
             part = part.filter(part.column("kept"))
         if part.column(key).null_count:
-            raise PoolError(f"{path}: {part.column(key).null_count:,} rows have no {key}; give one in every row")
+            raise PoolError(f"{path}: {part.column(key).null_count:,} rows have no {key}; every row needs one")
         yield list(_texts(part.column(key))), np.asarray(part.column("repeats"), np.int64) if repeats else None
 
 
-def _told_apart(
+def _resolved(
     sel: Chosen, hashes_N: Hashes, times_N: npt.NDArray[Any] | None, repeated: Hashes
 ) -> npt.NDArray[Any] | None:
-    """Refuse keys that stand for several rows. Different ones with one hash are each used as often as the most used."""
+    """Raise if a key belongs to several rows; different keys with one hash all get the highest of their counts."""
     seen: dict[int, dict[str, int]] = {int(hashed): {} for hashed in repeated}
     for keys, times in _streamed(sel):
         hashes = hashes_of(keys)
         for i in np.flatnonzero(np.isin(hashes, repeated)):
-            those = seen[int(hashes[i])]
-            if keys[i] in those:
+            times_by_key = seen[int(hashes[i])]
+            if keys[i] in times_by_key:
                 raise UsageError(
-                    f"{_path(sel)}: the key {keys[i]!r} stands for several rows; select from a pool of unique keys"
+                    f"{_path(sel)}: the key {keys[i]!r} belongs to several rows; select from a pool with unique keys"
                 )
-            those[keys[i]] = 1 if times is None else int(times[i])
+            times_by_key[keys[i]] = 1 if times is None else int(times[i])
     wide_N = np.ones(len(hashes_N), np.int64) if times_N is None else times_N.astype(np.int64)
     wide_N[np.searchsorted(hashes_N, repeated)] = [max(seen[int(hashed)].values()) for hashed in repeated]
     return _narrow(wide_N)

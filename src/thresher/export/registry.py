@@ -1,8 +1,8 @@
 """Export formats by name.
 
-A format is a frozen dataclass in a file of its own in ``export/formats``, with its name as the class attribute
-``name``, its options as fields, and ``write(selection, store, path) -> Written``. Another package offers one by an
-entry point of the group ``thresher.exports``. ``docs/adding-an-export.md`` shows a complete one.
+A format is a frozen dataclass in its own file in ``export/formats``, with its name as the class attribute ``name``, its
+options as fields, and ``write(selection, store, path) -> Written``. Other packages add formats through the entry point
+group ``thresher.exports``. ``docs/adding-an-export.md`` has a complete example.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Written:
-    """What a format has written.
+    """The result of writing a format.
 
     Attributes:
-        rows: Entries written, repeats included.
-        missing: The rows of the selection that could not be written, in pool order: their numbers in the pool, and
-            their keys or whatever else says which they are. Empty for a format that has an entry for every row.
+        rows: Entries written, including repeats.
+        missing: Rows of the selection that could not be written, in pool order: their row numbers in the pool, and
+            their keys or another name. Empty for a format that has an entry for every row.
     """
 
     rows: int
@@ -42,15 +42,15 @@ class Export(Protocol):
     name: ClassVar[str]
 
     def write(self, selection: Selection, store: EmbeddingStore, path: str) -> Written:
-        """Write the rows that a selection keeps, each as often as it is to be used.
+        """Write the rows that a selection keeps, each as often as the selection uses it.
 
         Args:
-            selection: What to write.
-            store: Its whole pool.
-            path: The file to write. It is moved to its place when this returns.
+            selection: The selection to write.
+            store: The whole pool of the selection.
+            path: The file to write. The caller moves it to the target afterwards.
 
         Raises:
-            UsageError: The pool lacks what the format needs; says what.
+            UsageError: The pool does not have what the format needs; the message names it.
             PoolError: The pool cannot be read.
         """
         ...
@@ -61,26 +61,26 @@ EXPORTS: PluginPoint[Export] = PluginPoint(
 )
 
 
-def build(name: str, given: Mapping[str, Any]) -> Export:
-    """Make a format from loosely typed options.
+def build(name: str, options: Mapping[str, Any]) -> Export:
+    """Build a format from loosely typed options.
 
     Raises:
-        UsageError: No such format, an unknown option (suggests the nearest), a missing one, or a value that is not
-            allowed.
+        UsageError: Unknown format, unknown option (the message suggests the nearest), missing option, or invalid
+            value.
     """
-    return parameters.build(EXPORTS.find(name), name, given)
+    return parameters.build(EXPORTS.find(name), name, options)
 
 
 def kept_rows(selection: Selection, store: EmbeddingStore) -> Iterator[tuple[Rows, list[str], Rows]]:
-    """Yield the rows that a selection keeps, some at a time, in pool order.
+    """Yield the rows that a selection keeps, in batches, in pool order.
 
     Yields:
-        Their numbers in the pool, their keys as text, and how often each is to be used.
+        Row numbers in the pool, keys as text, and how often the selection uses each row.
     """
     for ids, keys in store.where(selection.mask()).keys():
         yield ids, keys, times_of(selection, ids)
 
 
 def times_of(selection: Selection, ids: Rows) -> Rows:
-    """Return how often rows that are kept are to be used, 1 or more."""
+    """Return how often the selection uses each of some kept rows, 1 or more."""
     return np.ones(len(ids), np.int64) if selection.repeats is None else selection.repeats[ids].astype(np.int64)

@@ -1,4 +1,4 @@
-"""From a selection to a file that a training tool reads; what could not be written is counted and listed."""
+"""Write a selection as a file for a training tool; rows that cannot be written are counted and listed."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from thresher.runtime.progress import Advance, Progress, Silent
 from thresher.selection import Selection
 
 _DATA = (".npy", ".npz", ".parquet", ".pq")
-_BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # would look like another line or column
+_BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # could be read as a new line or column
 _CHUNK = 1 << 20  # bytes hashed at a time
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote.
+    """The result of an export.
 
     Attributes:
         path: The file.
-        rows: Rows written, repeats included.
+        rows: Rows written, including repeats.
         missing: Rows of the selection that could not be written, listed in ``missing_file``.
-        missing_file: Where they are listed, "" when there are none.
-        manifest: The JSON manifest, "" when none was asked for.
+        missing_file: The list of these rows, "" if there are none.
+        manifest: The JSON manifest, "" if it was not requested.
     """
 
     path: str
@@ -58,17 +58,17 @@ def export(
     """Write a selection in one of the formats of :data:`thresher.export.registry.EXPORTS`.
 
     Args:
-        selection: What to write.
-        kind: Name of the format, or one made with options of its own.
-        target: File to write, atomically.
-        store: The pool; opened again by default.
-        manifest: Also write ``<target>.manifest.json``: recipe, size and time of all inputs, sha256 of the outputs.
-        hash_inputs: Have the sha256 of the inputs in it too, which reads every file of the pool.
+        selection: The selection to write.
+        kind: Name of a format, or a format object with options.
+        target: File to write; replaced atomically.
+        store: The pool; by default it is opened from its recorded location.
+        manifest: Also write ``<target>.manifest.json``: recipe, size and time of all inputs, SHA-256 of the outputs.
+        hash_inputs: Add the SHA-256 of the inputs to the manifest; this reads every file of the pool.
         overwrite: Replace an existing file.
-        progress: Where to show how many bytes are hashed.
+        progress: Shows the number of bytes hashed.
 
     Raises:
-        UsageError: No such format, or the pool lacks what it needs.
+        UsageError: Unknown format, or the pool does not have what it needs.
         OutputError: The file exists or cannot be written.
     """
     made = build(kind, {}) if isinstance(kind, str) else kind
@@ -81,7 +81,7 @@ def export(
     check_target(path, store, overwrite=overwrite, marked=manifest)
     with writing(path) as scratch:
         written = made.write(selection, store, scratch)
-    for ending in (".missing.txt", ".manifest.json"):  # those of an export that is replaced
+    for ending in (".missing.txt", ".manifest.json"):  # of the export that is replaced
         path.with_name(path.name + ending).unlink(missing_ok=True)
     outputs = [path]
     if written.missing:
@@ -110,20 +110,20 @@ def export(
 
 
 def check_target(path: Path, store: EmbeddingStore | None, *, overwrite: bool, marked: bool = False) -> None:
-    """Refuse a file that is in the way: an earlier result, a file of the pool, a part of a selection.
+    """Check that a file may be written: it is not an earlier result, a file of the pool or a part of a selection.
 
-    Nor may it look like a new part of the pool, unless it will be ``marked`` by a manifest beside it.
+    It must also not look like a new part of the pool, unless a manifest next to it will mark it (``marked``).
 
     Raises:
-        OutputError: Says which.
+        OutputError: The file may not be written; the message says why.
     """
     if store and str(path.resolve()) in {os.path.realpath(name) for kind, name in store.files() if kind == "file"}:
-        raise OutputError(f"{path}: is a file of the pool; it is never overwritten")
+        raise OutputError(f"{path}: is a file of the pool, which is never overwritten; choose another name")
     inside = store is not None and os.path.isdir(place := os.path.realpath(store.layout.location))
     if inside and path.suffix in _DATA and str(path.resolve()).startswith(place + os.sep) and not marked:
-        raise OutputError(f"{path}: would be taken for a part of the pool it lies in; choose another place")
+        raise OutputError(f"{path}: would be read as part of the pool in this folder; choose another folder")
     if any((folder / "selection.json").exists() for folder in path.resolve().parents):
-        raise OutputError(f"{path}: lies in a selection folder; choose another place")
+        raise OutputError(f"{path}: is in a selection folder; choose another folder")
     if path.exists() and not overwrite:
         raise OutputError(f"{path}: exists already; choose another name or pass --overwrite")
 
@@ -132,7 +132,7 @@ def check_target(path: Path, store: EmbeddingStore | None, *, overwrite: bool, m
 
 
 def _inputs(store: EmbeddingStore, hashed: bool, progress: Progress) -> list[dict[str, Any]]:
-    """Return an entry for every file of a pool, with its sha256 where that is wanted: it reads the whole pool."""
+    """Return an entry for every file of a pool, if ``hashed`` with its SHA-256, which reads the whole pool."""
     files = store.files()
     entries = [_entry(protocol, path) for protocol, path in files]
     if hashed:
@@ -143,7 +143,7 @@ def _inputs(store: EmbeddingStore, hashed: bool, progress: Progress) -> list[dic
 
 
 def _entry(protocol: str, path: str) -> dict[str, Any]:
-    """Return a file's path, its size, and what changes when it does: nanoseconds, or an ETag of a store of objects."""
+    """Return path, size and version of a file: its modification time in nanoseconds, or the ETag in object storage."""
     size, version = file_stamp(protocol, path)
     return {"path": path, "bytes": size, "version": version}
 
@@ -158,5 +158,5 @@ def _sha256(protocol: str, path: str, advance: Advance = lambda _: None) -> str:
 
 
 def _one_line(key: str) -> str:
-    """Return a key as a line of a list can hold it: one with a line break or another control character is quoted."""
+    """Return a key on one line: a key with a line break or another control character is quoted."""
     return repr(key) if _BREAKS.search(key) else key

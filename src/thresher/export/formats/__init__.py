@@ -1,1 +1,1 @@
-"""Export formats, a file each; the folder is scanned, see :mod:`thresher.export.registry`."""
+"""Export formats, one per file; :mod:`thresher.export.registry` scans this folder."""

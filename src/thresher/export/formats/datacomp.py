@@ -1,4 +1,4 @@
-"""DataComp's subset file: the uids of the rows kept, as two unsigned numbers each, sorted."""
+"""DataComp subset file: the sorted uids of the rows kept, each as two unsigned integers."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from thresher.selection import Selection
 
 @dataclass(frozen=True)
 class DataComp:
-    """DataComp's subset file: uids as sorted pairs of u8, each as often as its row is to be used."""
+    """DataComp subset file: uids as sorted pairs of u8, each as often as the selection uses its row."""
 
     name: ClassVar[str] = "datacomp"
 
     def write(self, selection: Selection, store: EmbeddingStore, path: str) -> Written:
-        """Write a ``.npy`` of (rows,) u8,u8; rows whose key is no uid are missing.
+        """Write a ``.npy`` file of (rows,) u8,u8; rows whose key is not a uid are missing.
 
         Raises:
-            UsageError: No key is a uid.
+            UsageError: None of the keys is a uid.
         """
         parts: list[npt.NDArray[Any]] = []
         missing: list[tuple[int, str]] = []
@@ -32,20 +32,20 @@ class DataComp:
             uids, good = _uids(keys)
             missing += [(int(ids[i]), keys[i]) for i in np.flatnonzero(~good)]
             parts.append(np.repeat(uids[good], counts[good]))
-        found = np.concatenate(parts) if parts else np.empty(0, "u8,u8")
-        if missing and not len(found):
+        subset = np.concatenate(parts) if parts else np.empty(0, "u8,u8")
+        if missing and not len(subset):
             raise UsageError(
-                f"no key of {store.layout.location} is a DataComp uid (32 hexadecimal characters), such as "
-                f"{missing[0][1]!r}; name the column with --key, or export --as keys"
+                f"no key of {store.layout.location} is a DataComp uid (32 hexadecimal characters); the first is "
+                f"{missing[0][1]!r}. Name the column with --key, or export --as keys"
             )
-        found = found[np.lexsort((found["f1"], found["f0"]))]
+        subset = subset[np.lexsort((subset["f1"], subset["f0"]))]
         with open(path, "wb") as file:
-            np.save(file, found, allow_pickle=False)
-        return Written(len(found), tuple(missing))
+            np.save(file, subset, allow_pickle=False)
+        return Written(len(subset), tuple(missing))
 
 
 def _uids(keys: list[str]) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
-    """Decode uids, vectorised; marks which are 32 hexadecimal characters."""
+    """Return decoded uids, and which keys are 32 hexadecimal characters."""
     good = np.array([len(key) == 32 and key.isascii() for key in keys], np.bool_)
     text = "".join(key if ok else "0" * 32 for key, ok in zip(keys, good, strict=True)).encode()
     codes = np.frombuffer(text, np.uint8).reshape(-1, 32)

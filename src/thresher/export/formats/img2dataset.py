@@ -1,4 +1,4 @@
-"""The table of addresses that img2dataset downloads."""
+"""The list of URLs that img2dataset downloads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _URLS = ("url", "URL", "image_url")
 
 @dataclass(frozen=True, kw_only=True)
 class Img2dataset:
-    """Parquet that img2dataset takes as its list: url, key, caption, and the other flat columns."""
+    """Parquet URL list for img2dataset: url, key, caption, and the other flat columns."""
 
     name: ClassVar[str] = "img2dataset"
 
@@ -25,15 +25,15 @@ class Img2dataset:
         default=None,
         metadata={
             "metavar": "COLUMN",
-            "help": f"column of addresses; by default the first there is of {', '.join(_URLS)}",
+            "help": f"column of URLs (default: the first existing of {', '.join(_URLS)})",
         },
     )
 
     def write(self, selection: Selection, store: EmbeddingStore, path: str) -> Written:
-        """Write the table; rows without an address are missing.
+        """Write the table; rows without a URL are missing.
 
         Raises:
-            UsageError: The pool has no column of addresses.
+            UsageError: The pool has no column of URLs.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -42,12 +42,12 @@ class Img2dataset:
         url = next((name for name in names if name in store.columns), None)
         if url is None:
             raise UsageError(
-                f"img2dataset needs a column of addresses ({', '.join(names)}); {store.layout.location} has "
+                f"img2dataset needs a column of URLs ({', '.join(names)}); {store.layout.location} has "
                 f"{', '.join(store.columns) or 'no metadata'}"
             )
         light = [name for name in store.columns if not heavy(store, name)]
-        given = {"url": url, "key": store.layout.key, "caption": store.layout.caption}
-        sources = {name: source for name, source in given.items() if source}  # one column may serve as two
+        named = {"url": url, "key": store.layout.key, "caption": store.layout.caption}
+        sources = {name: source for name, source in named.items() if source}  # one column can have two roles
         sources |= {name: name for name in light if name not in sources and name not in sources.values()}
         columns = list(dict.fromkeys(sources.values()))
         kinds = pa.unify_schemas([table.schema(columns) for table in store.layout.tables], promote_options="permissive")
@@ -58,10 +58,10 @@ class Img2dataset:
             for ids, part in store.where(selection.mask()).scan(columns):
                 cells = [part.column(columns.index(source)) for source in sources.values()]
                 table = pa.table([c.cast(f.type) for c, f in zip(cells, schema, strict=True)], schema=schema)
-                found = np.asarray(table.column("url").is_valid())
+                has_url = np.asarray(table.column("url").is_valid())
                 keys = table.column("key") if "key" in sources else None
-                missing += [(int(ids[i]), str(keys[int(i)].as_py()) if keys else "") for i in np.flatnonzero(~found)]
-                counts = np.where(found, times_of(selection, ids), 0)
+                missing += [(int(ids[i]), str(keys[int(i)].as_py()) if keys else "") for i in np.flatnonzero(~has_url)]
+                counts = np.where(has_url, times_of(selection, ids), 0)
                 table = table.take(np.repeat(np.arange(len(ids)), counts))
                 writer.write_table(table)
                 written += len(table)

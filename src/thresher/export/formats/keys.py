@@ -1,4 +1,4 @@
-"""A list of keys, as training tools and scripts read it line by line."""
+"""A list of keys, one per line, for training tools and scripts."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from thresher.selection import Selection
 
 @dataclass(frozen=True)
 class Keys:
-    """A text file with a key a line, each as often as its row is to be used."""
+    """A text file with one key per line, each as often as the selection uses its row."""
 
     name: ClassVar[str] = "keys"
 
     def write(self, selection: Selection, store: EmbeddingStore, path: str) -> Written:
-        """Write the lines, UTF-8; a key that no line can hold is missing."""
+        """Write UTF-8 lines; empty keys and keys with line breaks are missing."""
         written = 0
         missing: list[tuple[int, str]] = []
         with open(path, "w", encoding="utf-8", newline="\n") as file:
             for ids, keys, counts in kept_rows(selection, store):
                 for row, key, count in zip(ids, keys, counts, strict=True):
-                    if not key or "\n" in key or "\r" in key:  # would read back as none, or as two
+                    if not key or "\n" in key or "\r" in key:  # would be read back as no key, or as two
                         missing.append((int(row), key))
                         continue
                     file.write(f"{key}\n" * int(count))

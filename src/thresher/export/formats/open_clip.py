@@ -1,4 +1,4 @@
-"""The csv that open_clip trains on."""
+"""The csv format of open_clip."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from thresher.io.paths import has_parent
 from thresher.pool.store import EmbeddingStore
 from thresher.selection import Selection
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # line breaks too: some readers of csv know no quotes
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # line breaks too: some csv readers do not support quotes
 _PATHS = ("filepath", "image_path", "path", "file_name", "image")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenClip:
-    """open_clip's csv: tab separated, with the columns filepath and title."""
+    """Tab-separated csv for open_clip, with the columns filepath and title."""
 
     name: ClassVar[str] = "open_clip"
 
@@ -26,7 +26,7 @@ class OpenClip:
         default=None,
         metadata={
             "metavar": "COLUMN",
-            "help": f"column of picture paths; by default the first there is of {', '.join(_PATHS)}",
+            "help": f"column of image paths (default: the first existing of {', '.join(_PATHS)})",
         },
     )
 
@@ -39,10 +39,10 @@ class OpenClip:
         import csv
 
         names = (self.path_column,) if self.path_column else _PATHS
-        column = next((found for found in (_path_column(store, name) for name in names) if found), None)
+        column = next((match for match in (_path_column(store, name) for name in names) if match), None)
         if column is None or store.layout.caption is None:
             raise UsageError(
-                f"open_clip's csv needs a caption and a column of image paths ({', '.join(names)}); "
+                f"the csv of open_clip needs captions and a column of image paths ({', '.join(names)}); "
                 f"{store.layout.location} has {', '.join(store.columns) or 'no metadata'}"
             )
         written = 0
@@ -53,8 +53,8 @@ class OpenClip:
             for ids, part in store.where(selection.mask()).scan([column, store.layout.caption]):
                 cells = [cell.get("path") if isinstance(cell, dict) else cell for cell in part.column(0).to_pylist()]
                 titles, counts = part.column(1).to_pylist(), times_of(selection, ids).tolist()
-                for row, name, given, count in zip(ids.tolist(), cells, titles, counts, strict=True):
-                    title = " ".join(_CONTROL.sub(" ", str(given or "")).split())
+                for row, name, caption, count in zip(ids.tolist(), cells, titles, counts, strict=True):
+                    title = " ".join(_CONTROL.sub(" ", str(caption or "")).split())
                     if not title or not _usable(name):
                         missing.append((row, str(name or "")))
                         continue
@@ -64,14 +64,14 @@ class OpenClip:
 
 
 def _usable(name: Any) -> bool:
-    """Return whether a cell is the path of a picture, on one line, that leads out of no folder."""
+    """Return whether a cell is a path on one line without a ".." component."""
     if not isinstance(name, str) or not name or _CONTROL.search(name):
         return False
     return not has_parent(name)
 
 
 def _path_column(store: EmbeddingStore, name: str) -> str | None:
-    """Return the column to read for paths, ``name.path`` of structs, without their pictures; None if it has none."""
+    """Return the column to read for paths: ``name.path`` for structs, to skip their images; None if it has no paths."""
     import pyarrow as pa
 
     if name not in store.columns:

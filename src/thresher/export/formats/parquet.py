@@ -1,4 +1,4 @@
-"""A table with what became of every row of the pool."""
+"""A table with the result for every row of the pool."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from thresher.selection import Selection
 
 @dataclass(frozen=True)
 class Parquet:
-    """A table of every row of the pool: kept or dropped, by which step, and why."""
+    """A table of all rows of the pool: kept or dropped, by which step, and why."""
 
     name: ClassVar[str] = "parquet"
 
     def write(self, selection: Selection, store: EmbeddingStore, path: str) -> Written:
-        """Write row, key, kept, step, reason, duplicate_of, score, and repeats where there are some."""
+        """Write row, key, kept, step, reason, duplicate_of, score, and repeats if the selection has them."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -39,17 +39,19 @@ class Parquet:
             schema = schema.append(pa.field("repeats", pa.int32()))
         score, twin = evidence(selection)
         names = [step.method for step in selection.steps]
-        given = [0] * len(selection.steps)  # rows that each step was given, of those written
+        seen = [0] * len(selection.steps)  # rows of each step's input that are written so far
         with pq.ParquetWriter(path, schema) as writer:
             for ids, keys in store.keys():
                 by = np.asarray(selection.dropped_by[ids])
                 reasons = ["kept"] * len(ids)
                 for number, step in enumerate(selection.steps):
-                    mask = (by == -1) | (by >= number)  # as Selection.given, of these rows alone
-                    places = given[number] + np.cumsum(mask) - 1  # in the step's arrays; rows come in pool order
+                    mask = (by == -1) | (by >= number)  # as Selection.given, for these rows only
+                    places = (
+                        seen[number] + np.cumsum(mask) - 1
+                    )  # positions in the step's arrays; rows are in pool order
                     for i in np.flatnonzero(by == number):
                         reasons[i] = step.why(int(places[i]))
-                    given[number] += int(mask.sum())
+                    seen[number] += int(mask.sum())
                 columns = [
                     ids,
                     keys,
@@ -67,10 +69,10 @@ class Parquet:
 
 
 def evidence(selection: Selection) -> tuple[npt.NDArray[np.float32], Rows]:
-    """Return score and duplicate of every row of the pool, from the last step that judged it.
+    """Return score and duplicate of every row of the pool, from the last step that saw it.
 
     Returns:
-        (N,) float32, NaN where no step gave one, and (N,) int64, -1 where the row duplicates none.
+        (N,) float32, NaN for rows without a score, and (N,) int64, -1 for rows that are not duplicates.
     """
     score = np.full(selection.total, np.nan, np.float32)
     twin = np.full(selection.total, -1, np.int64)
