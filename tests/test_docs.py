@@ -1,4 +1,4 @@
-"""The documentation says what is: its blocks run, its tables match the fields, its links lead somewhere."""
+"""The documentation is correct: its blocks run, its tables match the fields, its links work."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ def test_blocks_run(
             out, err = capsys.readouterr()
             assert code == 0, f"{page.name}: {command}\n{err}"
             found = err + out
-            if small:  # of few rows, no share comes out as it was asked for, which is said
-                found = re.sub(r" \([\d.]+% asked for\)$", "", found, flags=re.MULTILINE)
+            if small:  # few rows cannot give the exact share, which is noted
+                found = re.sub(r" \([\d.]+% requested\)$", "", found, flags=re.MULTILINE)
             assert not shown.strip() or shape(shown) == shape(found), f"{page.name}: {command}"
     for name, fn in list(vars(module).items()):
         if name.startswith("test_"):  # a page's own example of a test

@@ -604,7 +604,7 @@ def test_with_its_own_duplicates_in_a_recipe_and_told_by_every_command(split, ru
     assert run("select", "random", EXAMPLE, "-o", tmp_path / "random", "--keep", "50%")[0] == 0
     code, told, _ = run("compare", out, tmp_path / "random", cached=False)
     assert code == 0
-    assert "clusters whose kept shares differ most" in told
+    assert "clusters with the largest differences in the share kept" in told
 
 
 def test_an_older_release_as_reference_leaves_what_is_new(run, tmp_path) -> None:
