@@ -1,6 +1,6 @@
-# make demo   runs a recipe on the example pool with the light core only
+# make demo   runs a recipe on the example pool with the core package only
 # make test   style, types and tests
-# make test-all   the same, and the tests marked slow: full sizes, kills at random, more examples (what CI runs)
+# make test-all   the same, and the tests marked slow: full sizes, random kills, more examples (as in CI)
 # make bench  the benchmarks of docs/performance.md (minutes; needs 8 GB of disk)
 # make fix    formats the code
 
@@ -18,11 +18,11 @@ demo: .venv-demo/ready
 	@echo
 	@$(DEMO)/thresher run examples/demo.toml examples/twemoji -o $(OUT)/selection --cache $(OUT)/cache
 	@echo
-	@echo "The story of one picture:"
+	@echo "Explanation for one image:"
 	@$(DEMO)/thresher explain $(OUT)/selection 1f44b-1f3fd
 	@echo
 	@$(DEMO)/thresher export $(OUT)/selection --as open_clip -o $(OUT)/train.csv
-	@$(DEMO)/thresher report $(OUT)/selection -o $(OUT)/report.html --title "Twemoji, threshed"
+	@$(DEMO)/thresher report $(OUT)/selection -o $(OUT)/report.html --title "Twemoji, pruned"
 	@echo "Open $(CURDIR)/$(OUT)/report.html in a browser."
 
 test: .venv/ready check
@@ -47,7 +47,7 @@ bench: .venv/ready
 clean:
 	rm -rf .venv .venv-demo $(OUT)
 
-# A mark of an installation that finished: an interrupted one is begun anew.
+# Marks a finished installation; an interrupted one starts again from the beginning.
 .venv-demo/ready: pyproject.toml
 	@$(PYTHON) -c '$(NEEDS)'
 	$(PYTHON) -m venv --clear .venv-demo

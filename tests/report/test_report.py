@@ -165,7 +165,7 @@ def test_page_shows_the_funnel(chain: Selection, store: EmbeddingStore, tmp_path
         assert f"<td>{percent(step.rows_out, ROWS)}</td>" in page
     assert f"<b>{len(chain)}</b> <span>of {ROWS} rows kept, {percent(len(chain), ROWS)}" in page
     assert page.count("<svg") == 8  # funnel; scores of three steps; two of each of two clusterings
-    assert "What was kept of emoji & co" in found.text
+    assert "Selection from emoji & co" in found.text
     assert "fails: (width &gt;= 20)" in page
     assert chain.store in page
     assert '"method": "density"' in found.text

@@ -95,7 +95,7 @@ def write_report(
     }
     about = _Covariance.of(covariance, cells) if covariance is not None else None
     paired = store is not None and "joint" in store.fields
-    page = _render(selection, views, shown, others, title or f"What was kept of {_name(selection.pool)}", about, paired)
+    page = _render(selection, views, shown, others, title or f"Selection from {_name(selection.pool)}", about, paired)
     with writing(target) as scratch:
         # A path may contain bytes that are not valid UTF-8; the page must not fail on them.
         Path(scratch).write_text(page, encoding="utf-8", errors="replace", newline="\n")
