@@ -1,5 +1,6 @@
-"""ClipCov: the whole command beside the bare class products and the released notebook's way, on pools whose classes
-are even, follow a power law, a steep one, or are one; and the greedy in one class beside submodular libraries."""
+"""ClipCov: the whole command compared with the bare class products and with the released notebook, on pools with even
+classes, with two power laws, and with one class; and the greedy algorithm in one class compared with submodular
+libraries."""
 
 from __future__ import annotations
 
@@ -26,23 +27,23 @@ import threadpoolctl
 from thresher.ops import crosscov
 
 SHAPES = {"even": "even", "power": "power law (1/k)", "steep": "steep (1/k²)", "one": "one class"}
-PARTS = ("matrices", "greedy")  # of the notebook's time
+PARTS = ("matrices", "greedy")  # parts of the time of the notebook
 OF_POOLS = """\
-Bare class products: the squares of the classes' rows x dimensions, at the speed of bare products just before.
-thresher: the command from start to end, cache empty, class assignment included. Notebook: its process from start to
-end, classes given. Same rows: what the notebook and thresher, told to do as released, have in common.
+Bare class products: the sum over classes of rows² x dimensions, at the speed of bare products measured just before.
+thresher: the whole command with an empty cache, including class assignment. Notebook: its whole process, with given
+classes. Same rows: rows that both the notebook and thresher with `--released` select.
 """
 OF_ONE_CLASS = """\
-M = S + S^T of similarities clamped at 0. Graph cut: the sum of M over all i and picked j, less half of that over picked
-i and j. Facility location: the sum over all i of the largest M to a picked j. Until ready: from vectors in memory to
-sums (thresher), to M, or to what the library makes of M."""
+M = S + S^T of similarities clamped at 0. Graph cut: the sum of M over all i and picked j, minus half of the sum over
+picked i and j. Facility location: the sum over all i of the largest M to a picked j. Until ready: from vectors in
+memory to sums (thresher), to M, or to the data structure that the library builds from M."""
 
 
 # --- pools ----------------------------------------------------------------------------------------
 
 
 def sizes_of(shape: str, rows: int, classes: int) -> np.ndarray:
-    """Rows of each class (K,)."""
+    """Number of rows of each class (K,)."""
     exponent = {"even": 0.0, "power": 1.0, "steep": 2.0, "one": np.inf}[shape]
     weight = np.arange(1, classes + 1) ** -exponent
     sizes = np.floor(weight / weight.sum() * rows).astype(np.int64)
@@ -53,8 +54,8 @@ def sizes_of(shape: str, rows: int, classes: int) -> np.ndarray:
 
 
 class Pairs:
-    """Image and text rows of given classes: two cones apart, a shared class direction, a signal shared by a pair whose
-    variances fall as 1 / i, noise of each side's own; a tenth of the captions belong to another row."""
+    """Image and text rows of given classes: two separate cones, a class direction, a signal shared by image and text,
+    with variances that fall as 1 / i, and independent noise; a tenth of the captions belong to another row."""
 
     def __init__(self, dim: int, classes: int) -> None:
         self.rng = np.random.default_rng(0)
@@ -85,11 +86,11 @@ def normalised(rows: np.ndarray) -> np.ndarray:
 
 
 def pool_of(folder: Path, shape: str, rows: int, dim: int, classes: int) -> Path:
-    """A folder with a pool of float16 .npy files, class prompts, and the class of each row; made once."""
-    found = folder / f"clipcov-{shape}-{rows}x{dim}-{classes}"
-    if found.exists():
-        return found
-    scratch = found.with_suffix(".part")
+    """A folder with a pool of float16 .npy files, class prompts, and the class of each row; created once."""
+    folder_of_pool = folder / f"clipcov-{shape}-{rows}x{dim}-{classes}"
+    if folder_of_pool.exists():
+        return folder_of_pool
+    scratch = folder_of_pool.with_suffix(".part")
     shutil.rmtree(scratch, ignore_errors=True)
     (scratch / "pool").mkdir(parents=True)
     pairs = Pairs(dim, classes)
@@ -109,25 +110,24 @@ def pool_of(folder: Path, shape: str, rows: int, dim: int, classes: int) -> Path
         file.flush()
     np.save(scratch / "prompts.npy", pairs.prompts_KD)
     np.save(scratch / "nearest.npy", nearest)
-    scratch.rename(found)
-    return found
+    scratch.rename(folder_of_pool)
+    return folder_of_pool
 
 
 # --- the released notebook ------------------------------------------------------------------------
 
 
-def notebook(found: Path, budget: int, mask: Path) -> None:
-    """The way of the released notebook, written from its formulas, at its best.
+def notebook(data: Path, budget: int, mask: Path) -> None:
+    """The algorithm of the released notebook, written from its formulas, in a fast implementation.
 
-    As there: the clamped similarity matrix of every class is kept, all of them at once; a row after the other is taken
-    from one sorted list, and at every 199th, 399th, ... row of a class its scores are brought up to date and all rows
-    are sorted again; and which class a row is of is given. Better than there: classes are arrays and not looked up in
-    dictionaries of lists, the columns of the rows taken are picked by their positions and not by asking for every row
-    of the class whether it is in a list, matrices are made when they are needed instead of being read from files, and
-    products of small classes do not wait for other threads.
+    As in the notebook: the clamped similarity matrices of all classes are in memory at once; rows are taken one by one
+    from one sorted list, and at every 199th, 399th, ... row of a class its scores are updated and all rows are sorted
+    again; the class of each row is given. Faster than the notebook: classes are arrays, not dictionaries of lists; the
+    columns of the selected rows are indexed by position, not by a list lookup for every row of the class; matrices are
+    computed when they are needed, not read from files; products of small classes run on one thread.
     """
-    image, text = (np.load(found / "pool" / f"{name}.npy", mmap_mode="r") for name in ("image", "text"))
-    prompts, nearest = np.load(found / "prompts.npy"), np.load(found / "nearest.npy")
+    image, text = (np.load(data / "pool" / f"{name}.npy", mmap_mode="r") for name in ("image", "text"))
+    prompts, nearest = np.load(data / "prompts.npy"), np.load(data / "nearest.npy")
     n, k = len(nearest), len(prompts)
     partition = np.split(np.argsort(nearest, kind="stable"), np.cumsum(np.bincount(nearest, minlength=k))[:-1])
     matrices: dict[int, np.ndarray] = {}
@@ -142,7 +142,7 @@ def notebook(found: Path, budget: int, mask: Path) -> None:
         start = time.perf_counter()
         with blas.limit(limits=cores if len(own) > 500 else 1):
             similarity = v @ t.T
-        self_[own] = similarity.diagonal()  # never clamped
+        self_[own] = similarity.diagonal()  # not clamped
         similarity *= similarity > 0
         cross[own] = (similarity.sum(axis=1) + similarity.sum(axis=0)) / len(own)
         matrices[j] = similarity
@@ -201,13 +201,13 @@ def released_greedy(
 
 class Spent(NamedTuple):
     seconds: float
-    own: int  # bytes at the peak
-    told: dict[str, float]
+    own: int  # peak memory of the process in bytes
+    parts: dict[str, float]
     mask: np.ndarray
 
 
 def watched(command: list[str], mask: Path) -> Spent:
-    """Run a command that writes a mask, from process start to end."""
+    """Run a command that writes a mask, and measure the whole process."""
     import psutil
 
     begin, own = time.perf_counter(), 0
@@ -216,34 +216,34 @@ def watched(command: list[str], mask: Path) -> Spent:
         while process.poll() is None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 memory = seen.memory_info()
-                # Pages of mapped files count as shared: what is left is the process's own.
+                # Pages of mapped files count as shared; the rest is private memory of the process.
                 own = max(own, memory.rss - memory.shared)
             time.sleep(0.01)
         spent = time.perf_counter() - begin
-        told = process.stdout.read().decode() if process.stdout else ""
+        output = process.stdout.read().decode() if process.stdout else ""
         if process.returncode:
             raise SystemExit(f"the run failed: {' '.join(command)}")
-    return Spent(spent, own, json.loads(told) if told.startswith("{") else {}, np.load(mask))
+    return Spent(spent, own, json.loads(output) if output.startswith("{") else {}, np.load(mask))
 
 
-def select(found: Path, budget: int, options: Sequence[str], scratch: Path) -> Spent:
+def select(data: Path, budget: int, options: Sequence[str], scratch: Path) -> Spent:
     """`thresher select clipcov` with an empty cache."""
     for name in ("out", "cache"):
         shutil.rmtree(scratch / name, ignore_errors=True)
-    command = [sys.executable, "-m", "thresher", "select", "clipcov", str(found / "pool"), "-o", str(scratch / "out")]
-    command += ["--keep", str(budget), "--classes", str(found / "prompts.npy"), "--cache", str(scratch / "cache")]
+    command = [sys.executable, "-m", "thresher", "select", "clipcov", str(data / "pool"), "-o", str(scratch / "out")]
+    command += ["--keep", str(budget), "--classes", str(data / "prompts.npy"), "--cache", str(scratch / "cache")]
     return watched([*command, "--quiet", *options], scratch / "out" / "mask.npy")
 
 
-def run_notebook(found: Path, budget: int, scratch: Path) -> Spent:
+def run_notebook(data: Path, budget: int, scratch: Path) -> Spent:
     mask = scratch / "notebook.npy"
-    command = [sys.executable, __file__, "--notebook", str(found), "--budget", str(budget), "--mask", str(mask)]
+    command = [sys.executable, __file__, "--notebook", str(data), "--budget", str(budget), "--mask", str(mask)]
     return watched(command, mask)
 
 
-def warm(found: Path) -> None:
-    """Have the pool's files in the page cache."""
-    for path in (found / "pool").iterdir():
+def warm(data: Path) -> None:
+    """Read the files of the pool into the page cache."""
+    for path in (data / "pool").iterdir():
         with path.open("rb") as file:
             while file.read(2**24):
                 pass
@@ -252,9 +252,9 @@ def warm(found: Path) -> None:
 HEAD = ["classes", "", "seconds", "against bare products", "class matrices", "greedy", "own memory, peak", "same rows"]
 
 
-def whole(found: Path, shape: str, dim: int, keep: float, rounds: int, room: float) -> Iterator[list[str]]:
-    """Lines of the table for one pool, contestants in turn. There is no notebook without room for its matrices."""
-    nearest = np.load(found / "nearest.npy")
+def whole(data: Path, shape: str, dim: int, keep: float, rounds: int, room: float) -> Iterator[list[str]]:
+    """Rows of the table for one pool, contestants in turn. The notebook is skipped if its matrices exceed ``room``."""
+    nearest = np.load(data / "nearest.npy")
     sizes = np.bincount(nearest).astype(np.float64)
     pairs, budget = float((sizes**2).sum()), int(keep * len(nearest))
     ways = {
@@ -262,12 +262,12 @@ def whole(found: Path, shape: str, dim: int, keep: float, rounds: int, room: flo
         "thresher, `--clamp none`": ("--clamp", "none"),
         "thresher, `--released`": ("--released",),
     }
-    contestants = {name: partial(select, found, budget, options) for name, options in ways.items()}
+    contestants = {name: partial(select, data, budget, options) for name, options in ways.items()}
     if pairs * 4 <= room:
-        contestants["notebook"] = partial(run_notebook, found, budget)
+        contestants["notebook"] = partial(run_notebook, data, budget)
     times: dict[str, list[Spent]] = {name: [] for name in contestants}
     bare = []
-    warm(found)
+    warm(data)
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(rounds):
             bare.append(bare_products(65_536, dim, 1_024) / (65_536 * 1_024) * pairs)
@@ -277,7 +277,7 @@ def whole(found: Path, shape: str, dim: int, keep: float, rounds: int, room: flo
     yield [called, "bare class products", f"{median(bare):.2f}", "1.0x", "", "", "", ""]
     for name, runs in times.items():
         relative = median([run.seconds / each for run, each in zip(runs, bare, strict=True)])
-        parts = [f"{median([run.told[part] for run in runs]):.2f}" if runs[0].told else "" for part in PARTS]
+        parts = [f"{median([run.parts[part] for run in runs]):.2f}" if runs[0].parts else "" for part in PARTS]
         common = ""
         if name == "thresher, `--released`" and "notebook" in times:
             kept, released = runs[0].mask, times["notebook"][0].mask
@@ -299,7 +299,7 @@ class Contestant(NamedTuple):
 
 
 def by_walk(image: np.ndarray, text: np.ndarray) -> crosscov.Walk:
-    """What thresher walks on with, of a graph cut: gains are 1/n of the libraries'. No matrix is made."""
+    """State of the graph cut in thresher, without a matrix; gains are 1/n of those of the libraries."""
     n = len(image)
     sums = sum(crosscov.similarity_sums(image, text, 0.0))
     toward = np.stack([text.mean(axis=0), image.mean(axis=0)])
@@ -341,11 +341,11 @@ def plain(picks: int, matrix: np.ndarray) -> list[int]:
 
 def contestants_of(image: np.ndarray, text: np.ndarray, picks: int) -> list[Contestant]:
     n, matrix, cut = len(image), partial(matrix_of, image, text), "graph cut"
-    found = [
+    contestants = [
         Contestant("thresher", cut, partial(by_walk, image, text), partial(walk_on, image, text, picks)),
         Contestant("NumPy, whole matrix", cut, matrix, partial(plain, picks)),
     ]
-    os.environ.setdefault("NUMBA_NUM_THREADS", "1")  # apricot's; the others have one thread, too
+    os.environ.setdefault("NUMBA_NUM_THREADS", "1")  # for apricot; the others also use one thread
     try:
         from apricot import FacilityLocationSelection, GraphCutSelection
 
@@ -353,15 +353,15 @@ def contestants_of(image: np.ndarray, text: np.ndarray, picks: int) -> list[Cont
             return made().fit(matrix).ranking.tolist()
 
         def double() -> np.ndarray:
-            return matrix().astype(np.float64)  # what its kernels are compiled for
+            return matrix().astype(np.float64)  # the type its kernels are compiled for
 
-        given = {"n_samples": picks, "metric": "precomputed", "optimizer": "lazy"}
-        graph_cut = partial(rank, partial(GraphCutSelection, alpha=2, **given))
-        location = partial(rank, partial(FacilityLocationSelection, **given))
-        found.append(Contestant("apricot, lazy", cut, double, graph_cut))
-        found.append(Contestant("apricot, lazy", "facility location", double, location))
+        options = {"n_samples": picks, "metric": "precomputed", "optimizer": "lazy"}
+        graph_cut = partial(rank, partial(GraphCutSelection, alpha=2, **options))
+        location = partial(rank, partial(FacilityLocationSelection, **options))
+        contestants.append(Contestant("apricot, lazy", cut, double, graph_cut))
+        contestants.append(Contestant("apricot, lazy", "facility location", double, location))
     except ImportError:
-        print("apricot-select is not installed: left out\n")
+        print("apricot-select is not installed: skipped\n")
     try:
         from submodlib import GraphCutFunction
 
@@ -372,19 +372,19 @@ def contestants_of(image: np.ndarray, text: np.ndarray, picks: int) -> list[Cont
             stops = {"stopIfZeroGain": False, "stopIfNegativeGain": False, "show_progress": False}
             return [int(row) for row, _ in function.maximize(budget=picks, optimizer=optimizer, **stops)]
 
-        found.append(Contestant("submodlib, naive", cut, made, partial(greedy, "NaiveGreedy")))
-        found.append(Contestant("submodlib, lazy", cut, made, partial(greedy, "LazyGreedy")))
+        contestants.append(Contestant("submodlib, naive", cut, made, partial(greedy, "NaiveGreedy")))
+        contestants.append(Contestant("submodlib, lazy", cut, made, partial(greedy, "LazyGreedy")))
     except ImportError:
-        print("submodlib-py is not installed: left out\n")
-    return found
+        print("submodlib-py is not installed: skipped\n")
+    return contestants
 
 
 def one_class(rows: int, dim: int, picks: int, rounds: int) -> str:
-    """The table of the greedy in one class, one thread, contestants in turn."""
+    """The table of the greedy algorithm in one class, one thread, contestants in turn."""
     with threadpoolctl.threadpool_limits(1):
         image, text = Pairs(dim, 1).of(np.zeros(rows, np.int64))
         contestants = contestants_of(image, text, picks)
-        for each in contestants_of(image[:200], text[:200], 20):  # imports and compilers are done with after that
+        for each in contestants_of(image[:200], text[:200], 20):  # imports and compilation happen here, before timing
             each.pick(each.ready())
         times: list[list[tuple[float, float]]] = [[] for _ in contestants]
         orders: list[list[int]] = [[] for _ in contestants]
@@ -412,40 +412,49 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--classes", type=int, default=1_000)
-    parser.add_argument("--shapes", nargs="*", choices=SHAPES, default=list(SHAPES), help="how rows fall on classes")
-    parser.add_argument("--keep", type=float, default=0.1, help="share of the rows")
+    parser.add_argument(
+        "--shapes", nargs="*", choices=SHAPES, default=list(SHAPES), help="distribution of rows over classes"
+    )
+    parser.add_argument("--keep", type=float, default=0.1, help="share of the rows to keep")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
-        "--room", type=float, default=6, help="GB the notebook's matrices may take; else it is left out"
+        "--room",
+        type=float,
+        default=6,
+        help="maximum size of the notebook's matrices in GB; above it, the notebook is skipped",
     )
-    parser.add_argument("--one-class", type=int, default=5_000, help="rows of the class the libraries get; 0: none")
-    parser.add_argument("--picks", type=int, default=500, help="rows taken from it")
-    parser.add_argument("--large", type=int, default=0, help="rows of a power-law pool that is run once; 0: none")
-    parser.add_argument("--folder", type=Path, help="where pools are kept (default: a temporary folder)")
-    parser.add_argument("--notebook", type=Path, help=argparse.SUPPRESS)  # what a process of its own is given
+    parser.add_argument(
+        "--one-class", type=int, default=5_000, help="rows in the comparison with libraries; 0: skip it"
+    )
+    parser.add_argument("--picks", type=int, default=500, help="rows to select from that class")
+    parser.add_argument(
+        "--large", type=int, default=0, help="rows of an additional power-law pool, run once; 0: skip it"
+    )
+    parser.add_argument("--folder", type=Path, help="folder for pools (default: a temporary folder)")
+    parser.add_argument("--notebook", type=Path, help=argparse.SUPPRESS)  # for the subprocess
     parser.add_argument("--budget", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--mask", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.notebook:
-        notebook(given.notebook, given.budget, given.mask)
+    args = parser.parse_args()
+    if args.notebook:
+        notebook(args.notebook, args.budget, args.mask)
         return
-    pools = [(shape, given.rows, given.rounds, given.room * 1e9) for shape in given.shapes]
-    if given.large:
-        pools.append(("power", given.large, 1, 0.0))
+    pools = [(shape, args.rows, args.rounds, args.room * 1e9) for shape in args.shapes]
+    if args.large:
+        pools.append(("power", args.large, 1, 0.0))
     with tempfile.TemporaryDirectory() as scratch:
         for shape, rows, rounds, room in pools:
-            found = pool_of(given.folder or Path(scratch), shape, rows, given.dim, given.classes)
-            lines = list(whole(found, shape, given.dim, given.keep, rounds, room))
-            told = f"{rows:,} x {given.dim} float16, {given.classes:,} prompts, {given.keep:.0%} kept"
-            print(f"select clipcov, {told}, {rounds} rounds, {kernel()} kernels\n\n{table(HEAD, lines)}\n", flush=True)
-            if not given.folder:
-                shutil.rmtree(found)
+            data = pool_of(args.folder or Path(scratch), shape, rows, args.dim, args.classes)
+            lines = list(whole(data, shape, args.dim, args.keep, rounds, room))
+            sizes = f"{rows:,} x {args.dim} float16, {args.classes:,} prompts, {args.keep:.0%} kept"
+            print(f"select clipcov, {sizes}, {rounds} rounds, {kernel()} kernels\n\n{table(HEAD, lines)}\n", flush=True)
+            if not args.folder:
+                shutil.rmtree(data)
     if pools:
         print(OF_POOLS)
-    if given.one_class:
-        lines = one_class(given.one_class, given.dim, given.picks, given.rounds)
-        told = f"{given.one_class:,} rows of {given.dim} dimensions, {given.picks:,} picks, one thread"
-        print(f"The greedy in one class, {told}, {given.rounds} rounds, {kernel()} kernels\n\n{lines}\n")
+    if args.one_class:
+        lines = one_class(args.one_class, args.dim, args.picks, args.rounds)
+        sizes = f"{args.one_class:,} rows of {args.dim} dimensions, {args.picks:,} picks, one thread"
+        print(f"The greedy algorithm in one class, {sizes}, {args.rounds} rounds, {kernel()} kernels\n\n{lines}\n")
         print(OF_ONE_CLASS)
 
 

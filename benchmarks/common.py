@@ -1,4 +1,4 @@
-"""What all benchmarks share: pools, timing side by side, and the machine's product speed."""
+"""Shared by all benchmarks: pools, timing side by side, and the matrix product speed of the machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from thresher.runtime.kernels import prefer_avx512
 
-# A kernel pinned for reproducible bits would hide what the machine can do; faiss does not look at it.
+# Do not measure with a kernel pinned for reproducible results; faiss ignores it.
 os.environ.pop("OPENBLAS_CORETYPE", None)
 prefer_avx512()
 
@@ -20,9 +20,9 @@ import threadpoolctl  # noqa: E402
 
 
 def embeddings(rows: int, dim: int, groups: int, seed: int = 0) -> np.ndarray:
-    """Unit rows (rows, dim) float32 like those of encoders: overlapping groups, variances falling as 1 / i.
+    """Unit rows (rows, dim) float32, similar to encoder outputs: overlapping groups, variances that fall as 1 / i.
 
-    k-means on them goes on improving past 20 iterations; on well separated groups it would be over in ten.
+    k-means on them still improves after 20 iterations; on well separated groups it converges in ten.
     """
     rng = np.random.default_rng(0)
     scales = np.arange(1, dim + 1, dtype=np.float32) ** np.float32(-0.5)
@@ -38,7 +38,7 @@ def embeddings(rows: int, dim: int, groups: int, seed: int = 0) -> np.ndarray:
 
 
 def pool_of(rows: int, dim: int, folder: Path) -> Path:
-    """A pool of one float16 .npy file, made once."""
+    """A pool of one float16 .npy file, created once."""
     path = folder / f"pool-{rows}x{dim}" / "image.npy"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def seconds(fn: Callable[[], object]) -> float:
 
 
 def side_by_side(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Time contestants in turn, A B C A B C ..., so that a drifting machine hits all alike."""
+    """Time contestants in turn, A B C A B C ..., so that changes of the machine speed affect all alike."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, fn in contestants.items():
@@ -69,7 +69,7 @@ def side_by_side(contestants: dict[str, Callable[[], object]], rounds: int) -> d
 
 
 def ratio(times: dict[str, list[float]], a: str, b: str) -> float:
-    """Median over the rounds of a's time over b's."""
+    """Median over rounds of the time of a divided by that of b."""
     return statistics.median(x / y for x, y in zip(times[a], times[b], strict=True))
 
 
@@ -79,7 +79,7 @@ def median(values: list[float]) -> float:
 
 
 def bare_products(rows: int, dim: int, columns: int) -> float:
-    """Seconds for the bare float32 products of rows x dim by dim x columns on all cores, a stripe at a time."""
+    """Seconds for the bare float32 products of rows x dim by dim x columns on all cores, one stripe at a time."""
     cores = len(os.sched_getaffinity(0))
     rng = np.random.default_rng(0)
     stripes = [rng.standard_normal((1024, dim), dtype=np.float32) for _ in range(16 * cores)]
@@ -100,7 +100,7 @@ def bare_products(rows: int, dim: int, columns: int) -> float:
 def kernel() -> str:
     """The matrix kernels NumPy uses."""
     return ", ".join(
-        sorted({found["architecture"] for found in threadpoolctl.threadpool_info() if "architecture" in found})
+        sorted({library["architecture"] for library in threadpoolctl.threadpool_info() if "architecture" in library})
     )
 
 

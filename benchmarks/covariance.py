@@ -1,4 +1,4 @@
-"""Covariance errors of what methods keep: a synthetic pool of latent classes, and the example pool."""
+"""Covariance errors of the selections of all methods, on a synthetic pool with classes and on the example pool."""
 
 from __future__ import annotations
 
@@ -37,8 +37,9 @@ def pairs(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Image and text rows (rows, dim) float16, their classes, and which captions belong to another row.
 
-    Classes of uneven sizes share a mean between image and text, rows a signal whose variances fall as 1 / i;
-    every row adds noise of its own in each, of a strength of its own; image and text lie in two cones apart.
+    Classes have uneven sizes and a mean shared by image and text. Image and text of a row share a signal with variances
+    that fall as 1 / i, and add independent noise of a strength that differs by row. Images and texts are in two
+    separate cones.
     """
     rng = np.random.default_rng(0)
     sizes = rng.pareto(1.5, classes) + 0.5
@@ -56,21 +57,21 @@ def pairs(
 
 
 def chosen(store: EmbeddingStore, cache: Cache, keep: str, clusters: int) -> tuple[dict[str, Selection], set[str]]:
-    """What every method keeps that needs no more than a budget and a number of clusters; and what the others miss."""
-    found, missed = {}, set()
+    """Selections of all methods that need only a budget and a number of clusters, and the errors of the others."""
+    result, missed = {}, set()
     for name, cls in METHODS.all().items():
-        given = {"keep": keep, "clusters": clusters}
+        options = {"keep": keep, "clusters": clusters}
         known = {item.name for item in parameters_of(cls)}
         if "keep" in known:
             try:
-                method = build(name, {key: value for key, value in given.items() if key in known})
-                found[name] = run_steps(store, [method], cache=cache)
+                method = build(name, {key: value for key, value in options.items() if key in known})
+                result[name] = run_steps(store, [method], cache=cache)
             except ThresherError as error:
                 missed.add(f"{name} ({error})")
     for name, more in VARIANTS.items():
         method = build("clipcov", {"keep": keep, "clusters": clusters, **more})
-        found[name] = run_steps(store, [method], cache=cache)
-    return found, missed
+        result[name] = run_steps(store, [method], cache=cache)
+    return result, missed
 
 
 def errors_table(
@@ -85,8 +86,8 @@ def errors_table(
             share = [] if wrong is None else [f"{wrong[kept[name].mask()].mean():.1%}"]
             lines.append([keep, name, *shown(error.overall), *shown(error.within), f"{error.classes_lost}", *share])
     head = ["kept", "method", "overall", "random", "ratio", "within", "random", "ratio", "classes lost"]
-    found = table(head if wrong is None else [*head, "mismatched"], lines)
-    return f"{found}\n\nLeft out: {'; '.join(sorted(missed)) or 'none'}.\n"
+    result = table(head if wrong is None else [*head, "mismatched"], lines)
+    return f"{result}\n\nSkipped: {'; '.join(sorted(missed)) or 'none'}.\n"
 
 
 def shown(value: Deviation | None) -> list[str]:
@@ -102,23 +103,23 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--mismatched", type=float, default=0.15)
     parser.add_argument("--budgets", nargs="+", default=["5%", "10%", "30%"])
-    given = parser.parse_args()
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         cache = Cache.at(Path(folder) / "cache")
-        image, text, labels, wrong = pairs(given.rows, given.dim, given.classes, given.mismatched)
+        image, text, labels, wrong = pairs(args.rows, args.dim, args.classes, args.mismatched)
         np.save(Path(folder) / "image.npy", image)
         np.save(Path(folder) / "text.npy", text)
         print(
-            f"{given.rows:,} synthetic pairs of {given.dim} dimensions in {given.classes} latent classes, "
-            f"{wrong.mean():.1%} mismatched; errors within the latent classes\n"
+            f"{args.rows:,} synthetic pairs of {args.dim} dimensions in {args.classes} synthetic classes, "
+            f"{wrong.mean():.1%} mismatched; errors within these classes\n"
         )
-        print(errors_table(open_store(folder), cache, given.budgets, given.classes, labels, wrong))
+        print(errors_table(open_store(folder), cache, args.budgets, args.classes, labels, wrong))
 
         store = open_store(str(EXAMPLE))
         everything = Selection.everything(store.fingerprint(), str(EXAMPLE), {}, store.total)
         groups = Clustered(clusters=40).groups(Run(store, everything, make_engine(), cache))
         print(f"{len(store):,} pairs of examples/twemoji, errors within 40 k-means clusters\n")
-        print(errors_table(store, cache, given.budgets, 40, groups.labels_N, None))
+        print(errors_table(store, cache, args.budgets, 40, groups.labels_N, None))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`thresher select density` end to end, as a process: time against the bare products, memory against rows."""
+"""`thresher select density` as a whole process: time relative to the bare products, memory by number of rows."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def one_run(pool: Path, centroids: Path, scratch: Path) -> tuple[float, float, f
             memory = watched.memory_info()
         except psutil.NoSuchProcess:
             break
-        # Pages of mapped files count as shared: what is left is the process's own.
+        # Pages of mapped files count as shared; the rest is private memory of the process.
         private, resident = max(private, memory.rss - memory.shared), max(resident, memory.rss)
         time.sleep(0.01)
     spent = time.perf_counter() - begin
@@ -48,19 +48,19 @@ def main() -> None:
     parser.add_argument("--clusters", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pools", type=Path, default=Path(tempfile.gettempdir()) / "thresher-bench")
-    given = parser.parse_args()
+    args = parser.parse_args()
     lines, peaks = [], {}
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        for rows in given.rows:
-            pool = pool_of(rows, given.dim, given.pools)
-            sample = np.load(pool / "image.npy", mmap_mode="r")[:: rows // given.clusters][: given.clusters]
+        for rows in args.rows:
+            pool = pool_of(rows, args.dim, args.pools)
+            sample = np.load(pool / "image.npy", mmap_mode="r")[:: rows // args.clusters][: args.clusters]
             centroids = np.ascontiguousarray(sample, np.float32)
             np.save(scratch / "centroids.npy", centroids)
             one_run(pool, scratch / "centroids.npy", scratch)  # warms the page cache
             times, bare = [], []
-            for _ in range(given.rounds):
-                bare.append(bare_products(rows, given.dim, given.clusters))
+            for _ in range(args.rounds):
+                bare.append(bare_products(rows, args.dim, args.clusters))
                 spent, private, resident = one_run(pool, scratch / "centroids.npy", scratch)
                 times.append(spent)
                 peaks[rows] = max(peaks.get(rows, 0), private)
@@ -71,13 +71,13 @@ def main() -> None:
                     f"{peaks[rows] / 1e6:.0f} MB", f"{resident / 1e6:.0f} MB",
                 ]
             )  # fmt: skip
-    told = f"{given.clusters} given centroids, {given.rounds} rounds, {kernel()} kernels"
-    print(f"select density, x {given.dim} float16 .npy, {told}\n")
+    settings = f"{args.clusters} given centroids, {args.rounds} rounds, {kernel()} kernels"
+    print(f"select density, x {args.dim} float16 .npy, {settings}\n")
     head = ["rows", "seconds", "bare products", "ratio", "own memory, peak", "with mapped pages"]
     print(table(head, lines))
     if len(peaks) > 1:
         (small, a), *_, (large, b) = sorted(peaks.items())
-        print(f"\nMemory grows by {(b - a) / (large - small):.1f} bytes a row from {small:,} to {large:,} rows.")
+        print(f"\nMemory grows by {(b - a) / (large - small):.1f} bytes per row from {small:,} to {large:,} rows.")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Pruning in the loop without a model: what planning an epoch and keeping the record of a step cost.
+"""Pruning in the training loop without a model: the cost of planning an epoch and of recording a step.
 
-Losses are invented, everything else is as in a training loop: plans, orders, marks, ledgers, the tables of streams. A
-step of 512 pairs at 10,000 pairs a second lasts 51,200 microseconds. "Sets of keys" is SCAN as it is released, mended
-so that it runs: ids in Python sets, sampled from for every plan.
+Losses are random; everything else is as in a training loop: plans, orders, marks, ledgers, tables of streams. A step of
+512 pairs at 10,000 pairs per second takes 51,200 microseconds. "Sets of keys" is the released SCAN code, fixed so that
+it runs: ids in Python sets, sampled for every plan.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ POLICIES: dict[str, Policy] = {
 
 
 def planning(name: str, rows: int) -> list[str]:
-    """Time the plan and the order of a pruned epoch over a ledger in which everything was seen."""
+    """Time the plan and the order of a pruned epoch, with a ledger that has a loss for every row."""
     policy, rng = POLICIES[name], np.random.default_rng(0)
     ledger = policy.ledger(rows)
     for epoch in range(2):
@@ -57,8 +57,8 @@ def planning(name: str, rows: int) -> list[str]:
     return [name, f"{rows:,}", f"{min(plans):.3f}", f"{min(orders):.3f}", f"{held / rows:.0f}"]
 
 
-def mended_sets(rows: int) -> list[str]:
-    """Time the same of the released way: a set of keys in, a sample of it out, the rows that are not in it."""
+def released_sets(rows: int) -> list[str]:
+    """Time the same in the released code: take a sample of a set of keys, and keep the rows that are not in it."""
     keys = [(f"{row:012d}", row % 977, row % 31) for row in range(rows)]
     candidates = set(random.Random(0).sample(keys, int(0.6 * rows)))
     begin = time.perf_counter()
@@ -66,12 +66,12 @@ def mended_sets(rows: int) -> list[str]:
     kept = [row for row, key in enumerate(keys) if key not in left_out]
     middle = time.perf_counter()
     random.Random(2).shuffle(kept)
-    each = 64 + 56 + 8  # of a set's entry, a tuple and a reference; the text is not counted
+    each = 64 + 56 + 8  # bytes of a set entry, a tuple and a reference; without the text
     return ["sets of keys", f"{rows:,}", f"{middle - begin:.3f}", f"{time.perf_counter() - middle:.3f}", f"{each}"]
 
 
 def per_step(name: str, rows: int) -> list[str]:
-    """Time all that a run does beside the model, with the planning and marking at its epochs' ends."""
+    """Time all work of a run other than the model, including planning and marking between epochs."""
     sampler = PruningSampler(rows, policy=POLICIES[name], batch_size=BATCH, epochs=EPOCHS, seed=0)
     losses_B2 = torch.from_numpy(np.random.default_rng(0).gamma(2.0, 1.0, (BATCH, 2)).astype(np.float32))
     spent, most, steps = 0.0, 0.0, 0
@@ -86,7 +86,7 @@ def per_step(name: str, rows: int) -> list[str]:
 
 
 def per_step_of_streams(name: str, rows: int) -> list[str]:
-    """Time the same for a stream; the stage that looks samples up is a reader's work and told apart."""
+    """Time the same for a stream, without the stage that looks up samples, which runs in the reader."""
     pruner = StreamPruner(policy=POLICIES[name], batch_size=BATCH, epochs=4, samples=rows, seed=0)
     stage = prune_stream(pruner)
     losses_B2 = torch.from_numpy(np.random.default_rng(0).gamma(2.0, 1.0, (BATCH, 2)).astype(np.float32))
@@ -123,18 +123,18 @@ def _line(name: str, rows: int, mean: float, most: float) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000], help="Of plans.")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000], help="Rows of the plans.")
     parser.add_argument("--run", type=int, default=1_000_000, help="Rows of the runs.")
-    given = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    plans = [planning(name, rows) for rows in given.rows for name in POLICIES]
-    plans.insert(len(POLICIES), mended_sets(given.rows[0]))
+    plans = [planning(name, rows) for rows in args.rows for name in POLICIES]
+    plans.insert(len(POLICIES), released_sets(args.rows[0]))
     print("Planning an epoch, seconds; the best of 3\n")
-    print(table(["policy", "rows", "plan", "order", "bytes a row"], plans))
-    steps = [per_step(name, given.run) for name in POLICIES]
-    steps += [per_step_of_streams(name, given.run // 2) for name in ("scan", "infobatch")]
-    print(f"\nBookkeeping, batches of {BATCH}; share of a step at 10,000 pairs a second\n")
-    print(table(["", "rows", "microseconds a step", "share", "in the costliest epoch"], steps))
+    print(table(["policy", "rows", "plan", "order", "bytes per row"], plans))
+    steps = [per_step(name, args.run) for name in POLICIES]
+    steps += [per_step_of_streams(name, args.run // 2) for name in ("scan", "infobatch")]
+    print(f"\nBookkeeping, batches of {BATCH}; share of a step at 10,000 pairs per second\n")
+    print(table(["", "rows", "microseconds per step", "share", "in the most expensive epoch"], steps))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Embedding end to end against the bare model: the share of its speed that is left with reading, decoding and writing.
+"""Embedding end to end compared with the bare model: the share of its speed that remains with reading and writing.
 
     python benchmarks/embed.py --encoder conse --data fashion.parquet
-    python benchmarks/embed.py --arch ViT-L-14 --rows 20000 --workers 16      # random weights, JPEG made on the spot
+    python benchmarks/embed.py --arch ViT-L-14 --rows 20000 --workers 16      # random weights, generated JPEGs
 
-The bare model sees batches that are on its device already; every other figure is divided by its.
+The bare model gets batches that are already on its device; its speed is the baseline.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from thresher.runtime.engine import cores
 
 
 def write_tar(folder: Path, rows: int, side: int, number: int) -> None:
-    """Photo-like JPEGs: noise at all scales, about 25 KB at 256 pixels; captions of ten words."""
+    """Write photo-like JPEGs (noise at all scales, about 25 KB at 256 pixels) with captions of ten words."""
     rng = np.random.default_rng(number)
     words = [f"word{i}" for i in range(2000)]
     with tarfile.open(folder / f"{number:05d}.tar", "w") as archive:
@@ -50,11 +50,11 @@ def write_tar(folder: Path, rows: int, side: int, number: int) -> None:
 
 
 def bare(encoder: object, batch: int, seconds: float) -> dict[str, float]:
-    """Return samples a second of the model alone, by what it encodes."""
+    """Return samples per second of the model alone, for images, texts and both."""
     import torch
 
     model = encoder
-    found = {}
+    rates_by_kind = {}
     rng = np.random.default_rng(0)
     sync = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     for name in ("image", "text"):
@@ -80,9 +80,9 @@ def bare(encoder: object, batch: int, seconds: float) -> dict[str, float]:
                     sync()
             sync()
             rates.append(rounds * batch / (time.perf_counter() - begin))
-        found[name] = statistics.median(rates)
-    found["both"] = 1 / sum(1 / rate for rate in found.values())
-    return found
+        rates_by_kind[name] = statistics.median(rates)
+    rates_by_kind["both"] = 1 / sum(1 / rate for rate in rates_by_kind.values())
+    return rates_by_kind
 
 
 def random_weights(arch: str, folder: Path) -> str:
@@ -96,18 +96,18 @@ def random_weights(arch: str, folder: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--encoder", help="such as conse")
-    parser.add_argument("--arch", help="of open_clip, with random weights")
-    parser.add_argument("--data", help="(default: tars made here)")
+    parser.add_argument("--encoder", help="an encoder, such as conse")
+    parser.add_argument("--arch", help="an open_clip architecture, with random weights")
+    parser.add_argument("--data", help="data to embed (default: generated tars)")
     parser.add_argument("--rows", type=int, default=2_000)
     parser.add_argument("--side", type=int, default=256)
     parser.add_argument("--batch", type=int)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--workers", type=int)
-    parser.add_argument("--seconds", type=float, default=9.0, help="for the bare model")
+    parser.add_argument("--seconds", type=float, default=9.0, help="time to measure the bare model")
     parser.add_argument("--only", choices=["image", "text"])
-    parser.add_argument("--json", help="where to add a line of figures")
+    parser.add_argument("--json", help="file to append a JSON line with the results to")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -129,21 +129,23 @@ def main() -> None:
             only=args.only, data=DataOptions(),
         )  # fmt: skip
         begin = time.perf_counter()
-        found = embed(data, folder / "pool", settings)
+        pool_built = embed(data, folder / "pool", settings)
         whole = time.perf_counter() - begin
-        # Loading the model and starting the workers once is no part of the speed: measured by a pool of one part less.
+        # Exclude loading the model and starting the workers: measured with a pool of the first part.
         part = open_data(data).parts[0]
         first = folder / "first"
         begin = time.perf_counter()
         few = embed(data if part.rows else part.path, first, settings) if part.rows is None else None
         start = time.perf_counter() - begin
-        rate = found.rows / whole
-        steady = (found.rows - few.rows) / max(whole - start, 1e-9) if few and found.rows > few.rows else rate
-        limit = alone[args.only] if args.only else alone["both" if len(found.fields) == 2 else found.fields[0]]
+        rate = pool_built.rows / whole
+        steady = (pool_built.rows - few.rows) / max(whole - start, 1e-9) if few and pool_built.rows > few.rows else rate
+        limit = (
+            alone[args.only] if args.only else alone["both" if len(pool_built.fields) == 2 else pool_built.fields[0]]
+        )
         figures = {
             "encoder": args.encoder or args.arch,
             "device": device,
-            "rows": found.rows,
+            "rows": pool_built.rows,
             "workers": args.workers,
             "batch": batch,
             **{f"bare {name}/s": round(value, 1) for name, value in alone.items()},
@@ -151,7 +153,7 @@ def main() -> None:
             "end to end/s": round(steady, 1),
             "share of the bare model": round(steady / limit, 3),
             "peak memory of the main process, MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-            "set aside": found.set_aside,
+            "set aside": pool_built.set_aside,
         }
         print(json.dumps(figures, indent=1))
         if args.json:

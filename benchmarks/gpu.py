@@ -1,10 +1,10 @@
-"""Training and clustering on a GPU: that they give what a CPU gives, and how much of the GPU's time they use.
+"""Training and clustering on a GPU: check that results equal those of a CPU, and measure the utilisation of the GPU.
 
     python benchmarks/gpu.py -o FOLDER
 
-Every check is named; one that fails does not stop the others, and the exit status tells. FOLDER gets ``cuda.json``,
-written anew after each. ``--only`` names some, ``--device cpu --toy`` tries the checks themselves where there is no
-GPU. The pool is that of ``examples/``; for throughput it is repeated.
+A check that fails does not stop the others; the exit status is then 1. ``cuda.json`` in FOLDER is rewritten after every
+check. ``--only`` selects checks; ``--device cpu --toy`` tests the checks without a GPU. The pool is that of
+``examples/``, repeated for throughput.
 """
 
 from __future__ import annotations
@@ -56,18 +56,18 @@ Figures = dict[str, Any]
 
 
 class Failed(AssertionError):
-    """A check did not hold."""
+    """A check failed."""
 
 
 @dataclass
 class Bench:
-    """Where checks run, and how large they are.
+    """The device and the size of the checks.
 
     Attributes:
-        device: What is checked.
-        toy: Sizes for a CPU.
-        folder: For runs; none of it is kept.
-        pool: A parquet folder of pictures and captions.
+        device: The device to check.
+        toy: Whether to use small sizes for a CPU.
+        folder: Temporary folder for runs.
+        pool: A parquet folder of images and captions.
     """
 
     device: torch.device
@@ -83,7 +83,7 @@ class Bench:
             torch.cuda.synchronize(self.device)
 
     def rows(self, copies: int, most: int | None = None) -> Path:
-        """The pool so many times over, as one file; labels are the numbers of rows modulo 7."""
+        """Write ``copies`` of the pool to one file, with row numbers modulo 7 as labels, and return its path."""
         path = self.folder / f"pool-{copies}-{most}.parquet"
         if not path.exists():
             parts = [pq.read_table(part, columns=["text", "image"]) for part in sorted(self.pool.glob("*.parquet"))]
@@ -96,19 +96,19 @@ class Bench:
 
 
 def held(name: str, value: float, most: float) -> float:
-    """Return a value that is at most as large as it may be."""
+    """Return a value after checking its maximum."""
     if not value <= most:
-        raise Failed(f"{name} is {value:.3g}, and may be {most:.3g}")
+        raise Failed(f"{name} is {value:.3g}, above the maximum of {most:.3g}")
     return float(value)
 
 
-# --- what is computed -----------------------------------------------------------------------------
+# --- results --------------------------------------------------------------------------------------
 
 
 def features(rows: int, dim: int, *, seed: int, near: torch.Tensor | None = None) -> torch.Tensor:
     rng = torch.Generator().manual_seed(seed)
-    found = torch.randn(rows, dim, generator=rng, dtype=torch.float64)
-    return found if near is None else near + 1.5 * found
+    noise = torch.randn(rows, dim, generator=rng, dtype=torch.float64)
+    return noise if near is None else near + 1.5 * noise
 
 
 def wide(query: torch.Tensor, key: torch.Tensor, scale: float) -> torch.Tensor:
@@ -118,7 +118,7 @@ def wide(query: torch.Tensor, key: torch.Tensor, scale: float) -> torch.Tensor:
 
 
 def check_losses(bench: Bench) -> Figures:
-    """Losses under autocast against float64 from their definitions, values and gradients."""
+    """Compare losses and gradients under autocast with float64 from their definitions."""
     rows, dim = bench.size(1024, 64), 128
     a = features(rows, dim, seed=0)
     b = features(rows, dim, seed=1, near=a)
@@ -155,7 +155,7 @@ def check_losses(bench: Bench) -> Figures:
         ),
         "simclr": (simclr, lambda x, y: losses.simclr_losses(x, y, 0.2)),
     }
-    found: Figures = {}
+    figures: Figures = {}
     for name, (exact, ours) in pairs.items():
         x64, y64 = a.clone().requires_grad_(), b.clone()
         expected = exact(x64, y64)
@@ -165,35 +165,35 @@ def check_losses(bench: Bench) -> Figures:
         if got.dtype != torch.float32 or not got.isfinite().all():
             raise Failed(f"{name}: {got.dtype}, {int((~got.isfinite()).sum())} not finite")
         error = (got.detach().cpu().double() - expected.detach()).abs() / (1 + expected.detach().abs())
-        found[name] = held(f"the error of {name}", error.max().item(), 1e-4)
-        if name != "moco v3":  # whose keys give no gradient, and are x and y here
+        figures[name] = held(f"the error of {name}", error.max().item(), 1e-4)
+        if name != "moco v3":  # its keys, here x and y, have no gradient
             expected.mean().backward()
             losses.reduce(got).backward()
             slope = (x32.grad.cpu().double() - x64.grad).norm() / x64.grad.norm()
-            found[f"{name}, gradient"] = held(f"the error of the gradient of {name}", slope.item(), 1e-3)
+            figures[f"{name}, gradient"] = held(f"the error of the gradient of {name}", slope.item(), 1e-3)
     with torch.autocast(bench.device.type, torch.bfloat16):
         solved = losses.clip_losses(torch.eye(8, device=bench.device), torch.eye(8, device=bench.device), 60.0)
-    found["least loss of solved rows"] = solved.min().item()
+    figures["smallest loss of solved rows"] = solved.min().item()
     if not 0 < solved.min().item() < 1e-20:
         raise Failed(f"rows that are all but solved have losses of {solved.min().item()}")
-    return found
+    return figures
 
 
 def check_crops(bench: Bench) -> Figures:
-    """The same draws cut the same parts on both."""
-    pictures = torch.rand(64, 3, 72, 72)
+    """Check that the same random state gives the same crops on both devices."""
+    images = torch.rand(64, 3, 72, 72)
     crop = crops(64, 0.1)
     torch.manual_seed(5)
-    here = crop(pictures)
+    here = crop(images)
     torch.manual_seed(5)
-    there = crop(pictures.to(bench.device)).cpu()
+    there = crop(images.to(bench.device)).cpu()
     return {"largest difference": held("the difference of crops", (here - there).abs().max().item(), 1e-4)}
 
 
 def check_books(bench: Bench) -> Figures:
-    """Ledgers do not depend on where losses lie; states are of the CPU; streams keep book too."""
+    """Check that ledgers do not depend on the device of losses, that states are on the CPU, and that streams work."""
     rows, batch = 4096, 256
-    given = torch.from_numpy(np.random.default_rng(0).gamma(2.0, 1.0, (64, batch, 2)).astype(np.float32))
+    values = torch.from_numpy(np.random.default_rng(0).gamma(2.0, 1.0, (64, batch, 2)).astype(np.float32))
     ledgers = []
     for device in (torch.device("cpu"), bench.device):
         policy = policy_named("infobatch", 6)
@@ -201,10 +201,10 @@ def check_books(bench: Bench) -> Figures:
         step = 0
         while sampler.plan is not None:
             for ids in sampler:
-                found = sampler.reduce(np.array(ids), given[step % 64, : len(ids)].to(device))
+                loss = sampler.reduce(np.array(ids), values[step % 64, : len(ids)].to(device))
                 step += 1
-                if found.device.type != device.type:
-                    raise Failed(f"losses on {device} became a loss on {found.device}")
+                if loss.device.type != device.type:
+                    raise Failed(f"losses on {device} became a loss on {loss.device}")
         state = sampler.state_dict()
         if any(value.device.type != "cpu" for value in state.values() if isinstance(value, torch.Tensor)):
             raise Failed("a state has tensors that are not on the CPU")
@@ -215,20 +215,20 @@ def check_books(bench: Bench) -> Figures:
     stage = prune_stream(pruner)
     ids = np.stack([sample["__id__"] for sample in stage({"__key__": f"{row:05d}"} for row in range(512))])
     for lo in range(0, 512, 64):
-        pruner.reduce(ids[lo : lo + 64], given[lo // 64, :64].to(bench.device))
+        pruner.reduce(ids[lo : lo + 64], values[lo // 64, :64].to(bench.device))
     return {"steps": step}
 
 
 def check_gathered(bench: Bench) -> Figures:
-    """Two processes on one device, by gloo: losses and gradients of the whole batch."""
-    found = _two(bench, "gloo", 300)
-    return {name: held(name, value, 1e-4) for name, value in found.items()}
+    """Compare losses and gradients of two processes on one device (gloo) with those of the whole batch."""
+    figures = _two(bench, "gloo", 300)
+    return {name: held(name, value, 1e-4) for name, value in figures.items()}
 
 
 def check_nccl(bench: Bench) -> Figures:
-    """Only told: NCCL refuses two ranks on one GPU, as far as is known."""
+    """Report, without a check, whether NCCL supports two ranks on one GPU; it usually does not."""
     if bench.device.type != "cuda":
-        return {"two ranks on one device": "not tried"}
+        return {"two ranks on one device": "not tested"}
     try:
         return {"two ranks on one device": f"works: {_two(bench, 'nccl', 60)}"}
     except (Failed, subprocess.TimeoutExpired) as error:
@@ -237,10 +237,10 @@ def check_nccl(bench: Bench) -> Figures:
 
 def _two(bench: Bench, backend: str, seconds: float) -> dict[str, float]:
     meeting = Path(tempfile.mkdtemp(dir=bench.folder)) / "meeting"
-    told = ["--device", str(bench.device), "--backend", backend, "--meeting", str(meeting)]
+    options = ["--device", str(bench.device), "--backend", backend, "--meeting", str(meeting)]
     started = [
         subprocess.Popen(
-            [sys.executable, __file__, "--rank", str(rank), *told],
+            [sys.executable, __file__, "--rank", str(rank), *options],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         for rank in range(2)
@@ -254,15 +254,15 @@ def _two(bench: Bench, backend: str, seconds: float) -> dict[str, float]:
                 process.wait()
     for process, (_, errors) in zip(started, ends, strict=True):
         if process.returncode:
-            raise Failed(f"a rank by {backend} ended with {process.returncode}: {errors[-2000:]}")
+            raise Failed(f"a rank with {backend} exited with {process.returncode}: {errors[-2000:]}")
     both = [json.loads(out.strip().splitlines()[-1]) for out, _ in ends]
     return {name: max(one[name] for one in both) for name in both[0]}
 
 
 def rank_of_two(rank: int, backend: str, meeting: str, device: torch.device) -> None:
-    """Compare a rank's part with one process that has all rows; the ranks have 40 and 24."""
+    """Compare the part of a rank with a single process that has all rows; the ranks have 40 and 24."""
     dist.init_process_group(backend, init_method=f"file://{meeting}", rank=rank, world_size=2)
-    found = {}
+    figures = {}
     image, text = (features(64, 32, seed=seed).float().to(device) for seed in (0, 1))
     lo, hi = ((0, 40), (40, 64))[rank]
     for name, loss in (
@@ -276,61 +276,63 @@ def rank_of_two(rank: int, backend: str, meeting: str, device: torch.device) -> 
         part = image[lo:hi].clone().requires_grad_()
         got = loss(part, text[lo:hi], True)
         got.sum().backward()
-        found[f"{name}, two ranks"] = (got - expected[lo:hi]).abs().max().item()
-        found[f"{name}, gradient"] = (part.grad - whole.grad[lo:hi]).abs().max().item()
+        figures[f"{name}, two ranks"] = (got - expected[lo:hi]).abs().max().item()
+        figures[f"{name}, gradient"] = (part.grad - whole.grad[lo:hi]).abs().max().item()
     sampler = PruningSampler(64, policy=policy_named("full", 1), batch_size=16, epochs=1, seed=0)
     for ids in sampler:
         sampler.reduce(np.array(ids), torch.from_numpy(np.array(ids, np.float32))[:, None].to(device))
-    found["ledger, two ranks"] = float(np.abs(sampler.ledger.loss_N - np.arange(64)).max())
+    figures["ledger, two ranks"] = float(np.abs(sampler.ledger.loss_N - np.arange(64)).max())
     dist.destroy_process_group()
-    print(json.dumps(found))
+    print(json.dumps(figures))
 
 
 # --- trainers -------------------------------------------------------------------------------------
 
 
 def check_first_batch(bench: Bench) -> Figures:
-    """What the ledger has of a first batch: on the device as on the CPU, in float32 and nearly in bfloat16."""
+    """Compare the losses of the first batch on both devices, in float32 and with a larger tolerance in bfloat16."""
     data, batch = bench.rows(1, 600), bench.size(256, 64)
-    found: Figures = {}
-    torch.backends.cudnn.allow_tf32 = False  # else convolutions in float32 have ten bits
+    figures: Figures = {}
+    torch.backends.cudnn.allow_tf32 = False  # TF32 convolutions have only ten bits of mantissa
     models = ("tiny",) if bench.toy else ("tiny", "small")
     for model in models:
-        told = {}
+        first = {}
         for device, precision in (("cpu", "float32"), (str(bench.device), "float32"), (str(bench.device), "bfloat16")):
             out = Path(tempfile.mkdtemp(dir=bench.folder)) / "run"
             schedule = Schedule(samples=batch, batch_size=batch, device=device, precision=precision)
             train_clip(data, out, ClipSettings(model=model, schedule=schedule))
             with np.load(out / LEDGER) as file:
-                told[device, precision] = file["losses"][:, 0]
-        exact = told["cpu", "float32"]
+                first[device, precision] = file["losses"][:, 0]
+        exact = first["cpu", "float32"]
         for precision, most in (("float32", 0.005), ("bfloat16", 0.3)):
-            found[f"{model}, {precision}"] = _apart(told[str(bench.device), precision], exact, most)
-    told = {}
+            figures[f"{model}, {precision}"] = _difference(first[str(bench.device), precision], exact, most)
+    first = {}
     for device in ("cpu", str(bench.device)):
         out = Path(tempfile.mkdtemp(dir=bench.folder)) / "run"
         schedule = Schedule(samples=batch, batch_size=batch, device=device, precision="float32")
-        train_moco(data, out, MocoSettings(side=32, groups=1, schedule=schedule))  # parts are drawn on the device
+        train_moco(
+            data, out, MocoSettings(side=32, groups=1, schedule=schedule)
+        )  # random crops are drawn on the device
         with np.load(out / LEDGER) as file:
-            told[device] = file["losses"][:, 0]
-    found["moco, float32"] = _apart(told[str(bench.device)], told["cpu"], 0.02)
+            first[device] = file["losses"][:, 0]
+    figures["moco, float32"] = _difference(first[str(bench.device)], first["cpu"], 0.02)
     torch.backends.cudnn.allow_tf32 = True
-    return found
+    return figures
 
 
-def _apart(got: np.ndarray, exact: np.ndarray, most: float) -> float:
+def _difference(got: np.ndarray, exact: np.ndarray, most: float) -> float:
     seen = np.isfinite(exact)
     if not seen.any() or (np.isfinite(got) != seen).any():
-        raise Failed(f"{np.isfinite(got).sum()} rows were seen, not {seen.sum()}")
+        raise Failed(f"{np.isfinite(got).sum()} rows have a loss, not {seen.sum()}")
     return held("the difference of losses", float(np.abs(got[seen] - exact[seen]).max()), most)
 
 
 def check_chunks(bench: Bench) -> Figures:
-    """Gradients of a batch that goes through in parts are those of the whole."""
+    """Compare the gradients of a batch in chunks with those of the whole batch."""
     name = "tiny" if bench.toy else "small"
     clip = clip_model(name)
     if name == "tiny":
-        clip.model.eval()  # batch norm would see the parts
+        clip.model.eval()  # batch norm would depend on the chunks
     clip.model.to(bench.device)
     settings = ClipSettings(model=name, schedule=Schedule(epochs=1, precision="float32"))
     tokens = clip.tokenize([f"number {row}" for row in range(64)])
@@ -346,7 +348,7 @@ def check_chunks(bench: Bench) -> Figures:
 
 
 def check_runs(bench: Bench) -> Figures:
-    """``thresher train`` by its command line, bfloat16, pruning, evaluated; the loss falls and stays finite."""
+    """Run ``thresher train`` with bfloat16, pruning and evaluation; the loss must fall and stay finite."""
     data = str(bench.rows(1, bench.size(3900, 120)))
     batch, epochs = str(bench.size(256, 24)), str(bench.size(6, 3))
     usual = ["--batch-size", batch, "--epochs", epochs, "--eval", data, "--eval-every", "0", "--precision", "bfloat16"]
@@ -362,21 +364,21 @@ def check_runs(bench: Bench) -> Figures:
             "moco", "--model", "resnet18", "--image-size", "64", "--policy", "dynamic-random",
         ]  # fmt: skip
         runs["moco v3 vit"] = ["moco", "--version", "3", "--model", "vit_tiny_patch16_224", "--image-size", "64"]
-    found: Figures = {}
+    figures: Figures = {}
     for name, arguments in runs.items():
         out = Path(tempfile.mkdtemp(dir=bench.folder)) / "run"
         log = _train(bench, [arguments[0], data, "-o", str(out), *arguments[1:], *usual])
         first, last = log[0]["loss"], log[-1]["loss"]
-        # A queue begins with keys of nothing, which are easily told apart: MoCo's loss rises before it falls.
+        # The queue starts with random keys, which are easy negatives, so the loss of MoCo rises before it falls.
         rows = log[0]["total"]
         chance = math.log(1 + rows // 4) if "moco v2" in name else 0.8 * math.log(int(batch))
         most = first if "clip" in name else 1.02 * chance
         if last is None or not last < most or any(entry.get("not_finite") for entry in log):
-            raise Failed(f"{name}: losses {[entry['loss'] for entry in log]}, the last to be below {most:.3f}")
+            raise Failed(f"{name}: losses {[entry['loss'] for entry in log]}, the last must be below {most:.3f}")
         if "eval" not in log[-1]:
             raise Failed(f"{name}: was not evaluated: {log[-1].get('eval_failed')}")
-        found[name] = f"loss {first:.3f} to {last:.3f}, {log[-1]['samples_per_second']:,.0f} pairs/s"
-    return found
+        figures[name] = f"loss {first:.3f} to {last:.3f}, {log[-1]['samples_per_second']:,.0f} pairs/s"
+    return figures
 
 
 def _train(bench: Bench, arguments: list[str]) -> list[dict[str, Any]]:
@@ -384,14 +386,14 @@ def _train(bench: Bench, arguments: list[str]) -> list[dict[str, Any]]:
     ended = subprocess.run(command, capture_output=True, text=True)
     if ended.returncode:
         raise Failed(
-            f"{' '.join(arguments[:2])} ended with {ended.returncode}: {(ended.stdout + ended.stderr)[-2000:]}"
+            f"{' '.join(arguments[:2])} exited with {ended.returncode}: {(ended.stdout + ended.stderr)[-2000:]}"
         )
     log: list[dict[str, Any]] = json.loads(ended.stdout)["epochs"]
     return log
 
 
 def check_resume(bench: Bench) -> Figures:
-    """A run that is killed and goes on ends as near to a whole one as another whole one does, or nearly."""
+    """Check that a killed and resumed run differs from an uninterrupted one about as little as two of these differ."""
     data = str(bench.rows(1, bench.size(1536, 96)))
     usual = ["--batch-size", str(bench.size(128, 24)), "--epochs", "6", "--policy", "dynamic-random", "--prune", "20%"]
     runs = {name: Path(tempfile.mkdtemp(dir=bench.folder)) / "run" for name in ("whole", "again", "killed")}
@@ -408,22 +410,24 @@ def check_resume(bench: Bench) -> Figures:
     process.send_signal(signal.SIGKILL)
     process.communicate()
     if not (runs["killed"] / CHECKPOINT).exists():
-        raise Failed("the run to be killed left no checkpoint")
+        raise Failed("the killed run has no checkpoint")
     before = _lines(kept) if kept.exists() else 0
     logs["killed"] = _train(bench, [*arguments[:-2], "--resume"])
     for name, log in logs.items():
         if [entry["samples"] for entry in log] != [entry["samples"] for entry in logs["whole"]]:
             raise Failed(f"{name}: other samples {[entry['samples'] for entry in log]}")
     weights = {name: _weights(run) for name, run in runs.items()}
-    apart = {
+    differences = {
         name: float(np.linalg.norm(weights[name] - weights["whole"]) / np.linalg.norm(weights["whole"]))
         for name in ("again", "killed")
     }
     loss = abs(logs["killed"][-1]["loss"] / logs["whole"][-1]["loss"] - 1)
     return {
         "epochs before the kill": before,
-        "weights, whole against whole": apart["again"],
-        "weights, killed against whole": held("the difference of weights", apart["killed"], 3 * apart["again"] + 0.02),
+        "weights, whole against whole": differences["again"],
+        "weights, killed against whole": held(
+            "the difference of weights", differences["killed"], 3 * differences["again"] + 0.02
+        ),
         "last loss, relative": held("the difference of losses", loss, 0.05),
     }
 
@@ -438,13 +442,13 @@ def _weights(run: Path) -> np.ndarray:
 
 
 def check_probe(bench: Bench) -> Figures:
-    """Linear probes find the same on both."""
+    """Compare the accuracy of linear probes on both devices."""
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((10, 32))
     label = rng.integers(0, 10, 1500)
     rows = centres[label] + 1.5 * rng.standard_normal((1500, 32))
-    given = rows[:1000], label[:1000], rows[1000:], label[1000:]
-    here, there = (linear_probe(*given, device=device)["top1"] for device in ("cpu", str(bench.device)))
+    split = rows[:1000], label[:1000], rows[1000:], label[1000:]
+    here, there = (linear_probe(*split, device=device)["top1"] for device in ("cpu", str(bench.device)))
     return {"cpu": here, "device": there, "difference": held("the difference of top 1", abs(here - there), 0.02)}
 
 
@@ -452,7 +456,7 @@ def check_probe(bench: Bench) -> Figures:
 
 
 def check_kmeans(bench: Bench) -> Figures:
-    """Clusters by bfloat16 products are as good as those by float32; labels agree but where it is close."""
+    """Check that clusters from bfloat16 are as good as from float32, and that labels agree except on near ties."""
     from kmeans import objective, ours
 
     count, dim, clusters = bench.size(400_000, 6000), bench.size(512, 32), bench.size(500, 12)
@@ -464,8 +468,8 @@ def check_kmeans(bench: Bench) -> Figures:
     ordered = np.sort(products, axis=1)
     close = ordered[:, -1] - ordered[:, -2] < 2 * SLACK
     wrong = float(((label_B != products.argmax(1)) & ~close).mean())
-    found: Figures = {
-        "labels wrong though not close": held("the share of wrong labels", wrong, 0.0),
+    figures: Figures = {
+        "wrong labels, without near ties": held("the share of wrong labels", wrong, 0.0),
         "error of cosines": held("the error of cosines", float(np.abs(best_B - ordered[:, -1]).max()), SLACK),
     }
     held("the error of second cosines", float(np.abs(second_B - ordered[:, -2]).max()), SLACK)
@@ -473,20 +477,20 @@ def check_kmeans(bench: Bench) -> Figures:
         begin = time.perf_counter()
         centroids = ours(rows, start, 10, **how)
         bench.wait()
-        found[f"{name}, seconds"] = round(time.perf_counter() - begin, 2)
-        found[f"{name}, mean cosine"] = objective(rows, centroids)
-    worse = found["float32, mean cosine"] - found["bfloat16, mean cosine"]
+        figures[f"{name}, seconds"] = round(time.perf_counter() - begin, 2)
+        figures[f"{name}, mean cosine"] = objective(rows, centroids)
+    worse = figures["float32, mean cosine"] - figures["bfloat16, mean cosine"]
     held("how much worse clusters are", worse, 0.02 if bench.toy else 0.002)
-    return found
+    return figures
 
 
 # --- throughput -----------------------------------------------------------------------------------
 
 
 def measure_clip(bench: Bench) -> Figures:
-    """Pairs a second: the whole trainer, its steps alone on one batch, and the bare model."""
+    """Measure pairs per second of the whole trainer, of its steps on one batch, and of the bare model."""
     data = bench.rows(bench.size(10, 1), None if not bench.toy else 200)
-    found: Figures = {}
+    figures: Figures = {}
     for model, batch in (("tiny", 64),) if bench.toy else (("tiny", 256), ("small", 256), ("small", 1024)):
         out = Path(tempfile.mkdtemp(dir=bench.folder)) / "run"
         schedule = Schedule(epochs=3, batch_size=batch, device=str(bench.device), precision="bfloat16", workers=8)
@@ -494,16 +498,16 @@ def measure_clip(bench: Bench) -> Figures:
         whole = max(entry["samples_per_second"] for entry in log[1:])
         clip = clip_model(model)
         clip.model.to(bench.device).train()
-        tokens = np.tile(clip.tokenize(["a picture of a red heart and a waving hand"]), (batch, 1))
+        tokens = np.tile(clip.tokenize(["an image of a red heart and a waving hand"]), (batch, 1))
         task = ClipTask(clip, tokens, bench.device, ClipSettings(model=model, schedule=schedule))
-        found |= _speeds(f"clip {model}, {batch}", bench, task, batch, stored_side(clip.side), whole, _bare_clip)
-    return found
+        figures |= _speeds(f"clip {model}, {batch}", bench, task, batch, stored_side(clip.side), whole, _bare_clip)
+    return figures
 
 
 def measure_moco(bench: Bench) -> Figures:
-    """The same of MoCo v2."""
+    """Measure the same for MoCo v2."""
     data = bench.rows(bench.size(5, 1), None if not bench.toy else 200)
-    found: Figures = {}
+    figures: Figures = {}
     for model, side, batch in (("tiny", 32, 64),) if bench.toy else (("resnet18", 32, 256), ("resnet18", 32, 512)):
         out = Path(tempfile.mkdtemp(dir=bench.folder)) / "run"
         schedule = Schedule(epochs=3, batch_size=batch, device=str(bench.device), precision="bfloat16", workers=8)
@@ -516,8 +520,8 @@ def measure_moco(bench: Bench) -> Figures:
             str(bench.rows(1, 200)), out, side=stored_side(side), resize="shortest", captions=False, progress=Silent()
         )
         task = MocoTask(net, bench.device, settings, pairs)
-        found |= _speeds(f"moco {model}, {batch}", bench, task, batch, stored_side(side), whole, _bare_moco)
-    return found
+        figures |= _speeds(f"moco {model}, {batch}", bench, task, batch, stored_side(side), whole, _bare_moco)
+    return figures
 
 
 def _bare_clip(task: ClipTask, pixels: torch.Tensor) -> Callable[[], None]:
@@ -537,8 +541,8 @@ def _bare_moco(task: MocoTask, pixels: torch.Tensor) -> Callable[[], None]:
 
     def step() -> None:
         with task.autocast():
-            found = task.model.losses(image, image)
-        losses.reduce(found).backward()
+            loss = task.model.losses(image, image)
+        losses.reduce(loss).backward()
         task.after_step(0.5)
 
     return step
@@ -548,7 +552,7 @@ def _speeds(
     name: str, bench: Bench, task: Any, batch: int, side: int, whole: float, bare: Callable[..., Callable[[], None]]
 ) -> Figures:
     pixels = torch.randint(0, 256, (batch, side, side, 3), dtype=torch.uint8).to(bench.device)
-    rows, only = np.arange(batch), bare(task, pixels)
+    rows, bare_step = np.arange(batch), bare(task, pixels)
     optimizer = torch.optim.AdamW([p for p in task.model.parameters() if p.requires_grad], lr=1e-4)
 
     def stepping(work: Callable[[], None]) -> None:
@@ -561,7 +565,7 @@ def _speeds(
 
     speeds = {}
     turns = bench.size(40, 2)
-    for what, work in (("steps", full), ("model", only)):
+    for what, work in (("steps", full), ("model", bare_step)):
         for _ in range(3):
             stepping(work)
         best = float("inf")
@@ -573,7 +577,7 @@ def _speeds(
             bench.wait()
             best = min(best, time.perf_counter() - begin)
         speeds[what] = batch * turns / best
-    found: Figures = {
+    figures: Figures = {
         f"{name}: trainer, pairs/s": round(whole),
         f"{name}: steps, pairs/s": round(speeds["steps"]),
         f"{name}: model, pairs/s": round(speeds["model"]),
@@ -581,14 +585,14 @@ def _speeds(
     }
     if bench.device.type == "cuda":
         busy, waits = _busy(lambda: stepping(full)), _waits(lambda: stepping(full))
-        found[f"{name}: GPU busy in steps"] = round(busy, 3)
-        found[f"{name}: waits a step"] = waits
-        found[f"{name}: peak memory, GB"] = round(torch.cuda.max_memory_allocated(bench.device) / 1e9, 2)
-    return found
+        figures[f"{name}: GPU busy in steps"] = round(busy, 3)
+        figures[f"{name}: waits a step"] = waits
+        figures[f"{name}: peak memory, GB"] = round(torch.cuda.max_memory_allocated(bench.device) / 1e9, 2)
+    return figures
 
 
 def _busy(step: Callable[[], None]) -> float:
-    """The share of the time in which a kernel runs, from the profiler's spans; less than without it."""
+    """Return the share of the time in which a kernel runs, according to the profiler, which slows down the run."""
     from torch.profiler import ProfilerActivity, profile
 
     torch.cuda.synchronize()
@@ -602,29 +606,29 @@ def _busy(step: Callable[[], None]) -> float:
 
 
 def _waits(step: Callable[[], None]) -> dict[str, float]:
-    """Where a step makes the CPU wait for the GPU: file and line, times a step."""
-    found: dict[str, float] = {}
+    """Return where a step makes the CPU wait for the GPU: file and line, with the number of waits per step."""
+    waits: dict[str, float] = {}
 
-    def told(message: Any, category: Any, filename: str, lineno: int, *_: Any) -> None:
+    def count(message: Any, category: Any, filename: str, lineno: int, *_: Any) -> None:
         if "synchroniz" in str(message):
             place = f"{'/'.join(Path(filename).parts[-2:])}:{lineno}"
-            found[place] = found.get(place, 0.0) + 0.25
+            waits[place] = waits.get(place, 0.0) + 0.25
 
     before = warnings.showwarning
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always")
-            warnings.showwarning = told
+            warnings.showwarning = count
             for _ in range(4):
                 step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
         warnings.showwarning = before
-    return found
+    return waits
 
 
-# --- all of it ------------------------------------------------------------------------------------
+# --- all checks -----------------------------------------------------------------------------------
 
 CHECKS: dict[str, Callable[[Bench], Figures]] = {
     "losses": check_losses,
@@ -644,61 +648,61 @@ CHECKS: dict[str, Callable[[Bench], Figures]] = {
 
 
 def run(bench: Bench, names: list[str], out: Path, seconds: float) -> bool:
-    """Run checks, write down what they found after each, print a table; return whether all held.
+    """Run checks, record the results after each, print a table, and return whether all passed.
 
-    Those that would begin after ``seconds`` are left out, which counts as failing.
+    Checks that would start after ``seconds`` are skipped and count as failed.
     """
     begin = time.monotonic()
-    told: dict[str, Any] = {
+    report: dict[str, Any] = {
         "device": torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else bench.device.type,
         "torch": torch.__version__,
         "checks": {},
     }
     for name in names:
         since = time.monotonic()
-        found: dict[str, Any] = {"held": True, "figures": {}, "why": ""}
+        result: dict[str, Any] = {"held": True, "figures": {}, "why": ""}
         try:
             if since - begin > seconds:
-                raise Failed(f"{seconds:.0f} seconds were over")
-            found["figures"] = CHECKS[name](bench)
-        except Exception as error:  # whatever it is, the others are to run
-            found.update(held=False, why=f"{type(error).__name__}: {error}", where=traceback.format_exc()[-3000:])
-        found["seconds"] = round(time.monotonic() - since, 1)
-        told["checks"][name] = found
-        print(f"{name}: {'held' if found['held'] else found['where']} ({found['seconds']} s)", flush=True)
+                raise Failed(f"the time limit of {seconds:.0f} seconds was reached")
+            result["figures"] = CHECKS[name](bench)
+        except Exception as error:  # the other checks must run after any error
+            result.update(held=False, why=f"{type(error).__name__}: {error}", where=traceback.format_exc()[-3000:])
+        result["seconds"] = round(time.monotonic() - since, 1)
+        report["checks"][name] = result
+        print(f"{name}: {'held' if result['held'] else result['where']} ({result['seconds']} s)", flush=True)
         with writing(out / "cuda.json") as scratch:
-            Path(scratch).write_text(json.dumps(told, indent=1, default=str) + "\n", encoding="utf-8")
+            Path(scratch).write_text(json.dumps(report, indent=1, default=str) + "\n", encoding="utf-8")
     lines = []
-    for name, found in told["checks"].items():
-        lines.append([f"**{name}**", "held" if found["held"] else "FAILED", found["why"][:160].replace("\n", " ")])
-        for what, value in found["figures"].items():
+    for name, result in report["checks"].items():
+        lines.append([f"**{name}**", "held" if result["held"] else "FAILED", result["why"][:160].replace("\n", " ")])
+        for what, value in result["figures"].items():
             lines.append(["", what, f"{value:.4g}" if isinstance(value, float) and value < 1e4 else str(value)])
-    print(f"\n{told['device']}, torch {told['torch']}\n\n{table(['check', '', ''], lines)}")
-    return all(found["held"] for found in told["checks"].values())
+    print(f"\n{report['device']}, torch {report['torch']}\n\n{table(['check', '', ''], lines)}")
+    return all(result["held"] for result in report["checks"].values())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--out", default=".", help="Folder that gets cuda.json.")
+    parser.add_argument("-o", "--out", default=".", help="Folder for cuda.json.")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--toy", action="store_true", help="Sizes for a CPU.")
+    parser.add_argument("--toy", action="store_true", help="Use small sizes for a CPU.")
     parser.add_argument("--only", nargs="+", default=list(CHECKS), choices=list(CHECKS), metavar="CHECK")
-    parser.add_argument("--pool", default=str(REPOSITORY / "examples" / "twemoji"), help="Folder of parquet.")
-    parser.add_argument("--seconds", type=float, default=3600.0, help="After which no check begins.")
+    parser.add_argument("--pool", default=str(REPOSITORY / "examples" / "twemoji"), help="Folder of parquet files.")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="Time after which no check starts.")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--backend", help=argparse.SUPPRESS)
     parser.add_argument("--meeting", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    device = torch.device(given.device)
-    torch.empty(1, device=device)  # else everything below would say so
-    if given.rank is not None:
-        rank_of_two(given.rank, given.backend, given.meeting, device)
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    torch.empty(1, device=device)  # fail early if the device is not available
+    if args.rank is not None:
+        rank_of_two(args.rank, args.backend, args.meeting, device)
         return
-    out = Path(given.out)
+    out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(device, given.toy, Path(folder), Path(given.pool))
-        if not run(bench, given.only, out, given.seconds):
+        bench = Bench(device, args.toy, Path(folder), Path(args.pool))
+        if not run(bench, args.only, out, args.seconds):
             raise SystemExit(1)
 
 

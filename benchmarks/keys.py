@@ -1,4 +1,4 @@
-"""Sets of keys beside Python's own: memory, building, and lookups one by one and many at once."""
+"""Key sets compared with Python sets: memory, construction, and lookups one by one and in batches."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from thresher.export.keys import KeySet, read_keys
 
 
 def number(i: int) -> str:
-    """A key of img2dataset."""
+    """A key as in img2dataset."""
     return f"{i:09d}"
 
 
 def uid(i: int) -> str:
-    """A key of DataComp."""
+    """A key as in DataComp."""
     return hashlib.md5(str(i).encode()).hexdigest()
 
 
 def keys(name: Callable[[int], str], start: int, stop: int) -> Iterator[str]:
-    """Keys, none of which anyone else holds."""
+    """Yield new keys, without other references to them."""
     return (name(i) for i in range(start, stop))
 
 
 def grown(make: Callable[[], object]) -> tuple[float, float, object]:
-    """Bytes that stay, and bytes at the most, while something is made; and it."""
+    """Return final and peak memory in bytes of a construction, and the object."""
     tracemalloc.start()
     made = make()
     stays, most = tracemalloc.get_traced_memory()
@@ -43,12 +43,12 @@ def grown(make: Callable[[], object]) -> tuple[float, float, object]:
 
 
 def one_by_one(chosen: KeySet, asked: list[str]) -> int:
-    """Lookups as a stage of a stream does them."""
+    """Look up keys as a stage of a stream does."""
     return sum(chosen.find(key) >= 0 for key in asked)
 
 
 def in_a_set(chosen: set[str], asked: list[str]) -> int:
-    """The same in a Python set."""
+    """Look up keys in a Python set."""
     return sum(key in chosen for key in asked)
 
 
@@ -56,14 +56,16 @@ def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000])
-    parser.add_argument("--traced", type=int, default=1_000_000, help="most keys whose memory is traced, which is slow")
-    parser.add_argument("--asked", type=int, default=500_000, help="half of them kept")
+    parser.add_argument(
+        "--traced", type=int, default=1_000_000, help="maximum number of keys for memory tracing, which is slow"
+    )
+    parser.add_argument("--asked", type=int, default=500_000, help="keys to look up, half of which are kept")
     parser.add_argument("--rounds", type=int, default=3)
-    given = parser.parse_args()
+    args = parser.parse_args()
     sizes, speeds = [], []
-    for rows in given.rows:
+    for rows in args.rows:
         for name in (number, uid):
-            asked = [*keys(name, 0, given.asked // 2), *keys(name, rows, rows + given.asked // 2)]
+            asked = [*keys(name, 0, args.asked // 2), *keys(name, rows, rows + args.asked // 2)]
             np.random.default_rng(0).shuffle(asked)
             ours = KeySet.from_keys(keys(name, 0, rows))
             contestants = {
@@ -72,32 +74,32 @@ def main() -> None:
                 "build": lambda name=name, rows=rows: KeySet.from_keys(keys(name, 0, rows)),
                 "keys alone": lambda name=name, rows=rows: sum(1 for _ in keys(name, 0, rows)),
             }
-            told = [f"{name.__name__}s, {rows:,}", f"{ours.nbytes / rows:.2f}"]
-            if rows <= given.traced:
+            sizes_of_set = [f"{name.__name__}s, {rows:,}", f"{ours.nbytes / rows:.2f}"]
+            if rows <= args.traced:
                 _, most, _ = grown(lambda name=name, rows=rows: KeySet.from_keys(keys(name, 0, rows)))
                 stays, _, theirs = grown(lambda name=name, rows=rows: set(keys(name, 0, rows)))
                 contestants["set"] = partial(in_a_set, theirs, asked)
-                told += [f"{most / rows:.1f}", f"{stays / rows:.0f}"]
-            sizes.append([*told, *["-"] * (4 - len(told))])
-            times = {what: median(found) for what, found in side_by_side(contestants, given.rounds).items()}
+                sizes_of_set += [f"{most / rows:.1f}", f"{stays / rows:.0f}"]
+            sizes.append([*sizes_of_set, *["-"] * (4 - len(sizes_of_set))])
+            times = {what: median(spent) for what, spent in side_by_side(contestants, args.rounds).items()}
             building = times["build"] - times["keys alone"]
             rates = [
-                f"{given.asked / times[what] / 1e6:.2f}" if what in times else "-"
+                f"{args.asked / times[what] / 1e6:.2f}" if what in times else "-"
                 for what in ("find", "find_many", "set")
             ]
             speeds.append([f"{name.__name__}s, {rows:,}", *rates, f"{rows / building / 1e6:.2f}"])
             del ours, contestants
-    print("Bytes a key\n")
-    print(table(["keys", "KeySet", "at most, while it is made", "Python set"], sizes))
-    print("\nMillion keys a second\n")
+    print("Bytes per key\n")
+    print(table(["keys", "KeySet", "peak, while it is built", "Python set"], sizes))
+    print("\nMillion keys per second\n")
     print(table(["keys", "find", "find_many", "in a Python set", "building"], speeds))
     with tempfile.TemporaryDirectory() as folder:
-        rows = given.rows[0]
+        rows = args.rows[0]
         texts, subset = Path(folder, "keys.txt"), Path(folder, "subset.npy")
         texts.write_text("".join(f"{key}\n" for key in keys(number, 0, rows)))
         halves = np.random.default_rng(0).integers(0, 2**64, (rows, 2), np.uint64)
         np.save(subset, np.sort(halves.view("u8,u8").ravel()))
-        times = side_by_side({"txt": partial(read_keys, texts), "npy": partial(read_keys, subset)}, given.rounds)
+        times = side_by_side({"txt": partial(read_keys, texts), "npy": partial(read_keys, subset)}, args.rounds)
     print(
         f"\nRead from a file of {rows:,}: text {median(times['txt']):.2f} s, .npy of uids {median(times['npy']):.2f} s"
     )

@@ -1,4 +1,4 @@
-"""Spherical k-means on everything: thresher in float32 and bfloat16 beside faiss, objective included."""
+"""Spherical k-means on all rows: time and objective of thresher in float32 and bfloat16, compared with faiss."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def ours(
     rows: np.ndarray, start: np.ndarray, iterations: int, nearest: kmeans.Nearest = kmeans.nearest_two,
     slack: float = kmeans.SLACK, warm: bool = True,
 ) -> np.ndarray:  # fmt: skip
-    """What thresher does with rows held in memory."""
+    """The k-means of thresher on rows in memory."""
     engine = Threads(cores())
 
     def each_block(rule: kmeans.Rule, state: kmeans.State) -> Iterator[kmeans.Moves]:
@@ -70,30 +70,30 @@ def main() -> None:
     parser.add_argument("--clusters", type=int, default=500)
     parser.add_argument("--iterations", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
-    given = parser.parse_args()
-    rows = embeddings(given.rows, given.dim, 3 * given.clusters)
-    start = rows[np.sort(np.random.default_rng(1).choice(given.rows, given.clusters, replace=False))]
-    found: dict[str, np.ndarray] = {}
+    args = parser.parse_args()
+    rows = embeddings(args.rows, args.dim, 3 * args.clusters)
+    start = rows[np.sort(np.random.default_rng(1).choice(args.rows, args.clusters, replace=False))]
+    result: dict[str, np.ndarray] = {}
     bare: list[float] = []
 
     def keep(name: str, centroids: np.ndarray) -> None:
-        found[name] = centroids
+        result[name] = centroids
 
     contestants = {
-        "faiss-cpu": lambda: keep("faiss-cpu", faiss_kmeans(rows, start, given.iterations)),
-        "thresher float32": lambda: keep("thresher float32", ours(rows, start, given.iterations)),
-        "bare products": lambda: bare.append(bare_products(given.rows, given.dim, given.clusters) * given.iterations),
+        "faiss-cpu": lambda: keep("faiss-cpu", faiss_kmeans(rows, start, args.iterations)),
+        "thresher float32": lambda: keep("thresher float32", ours(rows, start, args.iterations)),
+        "bare products": lambda: bare.append(bare_products(args.rows, args.dim, args.clusters) * args.iterations),
     }
     try:
         from thresher.ops.torch_kmeans import SLACK, nearest_bfloat16
 
         nearest = nearest_bfloat16("cpu")
         contestants["thresher bfloat16"] = lambda: keep(
-            "thresher bfloat16", ours(rows, start, given.iterations, nearest, SLACK)
+            "thresher bfloat16", ours(rows, start, args.iterations, nearest, SLACK)
         )
     except ImportError:
         pass
-    times = side_by_side(contestants, given.rounds)
+    times = side_by_side(contestants, args.rounds)
     times["bare products"] = bare
     lines = []
     for name in contestants:
@@ -103,12 +103,12 @@ def main() -> None:
                 f"{median(times[name]):.1f}",
                 f"{ratio(times, 'faiss-cpu', name):.2f}x",
                 f"{ratio(times, 'bare products', name):.0%}",
-                f"{objective(rows, found[name]):.5f}" if name in found else "",
+                f"{objective(rows, result[name]):.5f}" if name in result else "",
             ]
         )
     print(
-        f"k-means, {given.rows:,} x {given.dim}, K = {given.clusters:,}, {given.iterations} iterations, all rows, "
-        f"{cores()} cores, {given.rounds} rounds, {kernel()} kernels\n"
+        f"k-means, {args.rows:,} x {args.dim}, K = {args.clusters:,}, {args.iterations} iterations, all rows, "
+        f"{cores()} cores, {args.rounds} rounds, {kernel()} kernels\n"
     )
     print(table(["", "seconds", "speed against faiss", "of the product peak", "mean cosine"], lines))
 

@@ -1,4 +1,4 @@
-"""negCLIPLoss of one batch: tiles that are summed both ways beside the plain way with the whole matrix."""
+"""negCLIPLoss of one batch: tiles summed by rows and columns, compared with the whole matrix."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ TEMPERATURE = 0.01
 
 
 def log_sum_exp(values: np.ndarray, axis: int) -> np.ndarray:
-    """As SciPy does it: maximum, difference, exponential, sum."""
+    """As in SciPy: maximum, difference, exponential, sum."""
     high = values.max(axis=axis, keepdims=True)
     return np.log(np.exp(values - high).sum(axis=axis)) + high.squeeze(axis)
 
 
 def dense(image: np.ndarray, text: np.ndarray) -> np.ndarray:
-    """The plain way: all cosines at once."""
+    """Dense computation: all cosines at once."""
     logits = image @ text.T / np.float32(TEMPERATURE)
     return TEMPERATURE * (logits.diagonal() - log_sum_exp(logits, 1) / 2 - log_sum_exp(logits, 0) / 2)
 
 
 def whole(pool: Path, engine: object, batch: int, repeats: int) -> np.ndarray:
-    """The method as it is used: files read, a cache written, a selection made."""
+    """The whole method: read files, write a cache, make a selection."""
     step = build("negclip", {"keep": "30%", "batch_size": batch, "repeats": repeats, "temperature": TEMPERATURE})
     with tempfile.TemporaryDirectory() as cache:
         return run_steps(open_store(str(pool)), [step], engine=engine, cache=Cache.at(cache)).steps[0].rows["score"]
 
 
 def pool_of(folder: Path, rows: int, dim: int) -> Path:
-    """A pool of pairs that fit each other more or less."""
+    """Write a pool of noisy pairs."""
     pool = folder / f"{rows}x{dim}"
     pool.mkdir()
     image = embeddings(rows, dim, 500)
@@ -54,14 +54,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[2_048, 8_192, 16_384])
     parser.add_argument("--large", type=int, default=98_304, help="rows of the pool for all cores")
-    parser.add_argument("--batch", type=int, default=32_768, help="of that pool")
+    parser.add_argument("--batch", type=int, default=32_768, help="batch size for that pool")
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
-    given = parser.parse_args()
+    args = parser.parse_args()
     lines = []
     with tempfile.TemporaryDirectory() as folder:
-        for n in given.rows:
-            pool = pool_of(Path(folder), n, given.dim)
+        for n in args.rows:
+            pool = pool_of(Path(folder), n, args.dim)
             store = open_store(str(pool))
             image, text = (store.vectors_at(name, np.arange(n)) for name in ("image", "text"))
             out = np.empty((min(n, 1_024), n), np.float32)
@@ -77,7 +77,7 @@ def main() -> None:
             }
             with threadpoolctl.threadpool_limits(1):
                 error = np.abs(whole(pool, Serial(), n, 1) - dense(image.astype(np.float64), text)).max()
-                times = side_by_side(contestants, given.rounds)
+                times = side_by_side(contestants, args.rounds)
             lines += [
                 [
                     f"{n:,}",
@@ -88,20 +88,20 @@ def main() -> None:
                 ]
                 for name in contestants
             ]
-        pool = pool_of(Path(folder), given.large, given.dim)
-        batches = -(-given.large // given.batch)
-        products = partial(bare_products, given.large, given.dim, given.large // batches)
-        times = side_by_side({"all": partial(whole, pool, make_engine(), given.batch, 1)}, given.rounds)["all"]
-        spent = [products() for _ in range(given.rounds)]
+        pool = pool_of(Path(folder), args.large, args.dim)
+        batches = -(-args.large // args.batch)
+        products = partial(bare_products, args.large, args.dim, args.large // batches)
+        times = side_by_side({"all": partial(whole, pool, make_engine(), args.batch, 1)}, args.rounds)["all"]
+        spent = [products() for _ in range(args.rounds)]
         tracemalloc.start()
-        whole(pool, make_engine(), given.batch, 1)
+        whole(pool, make_engine(), args.batch, 1)
         peak = tracemalloc.get_traced_memory()[1]
-    print(f"negCLIPLoss of one batch, {given.dim} dimensions, one thread, {given.rounds} rounds, {kernel()} kernels\n")
+    print(f"negCLIPLoss of one batch, {args.dim} dimensions, one thread, {args.rounds} rounds, {kernel()} kernels\n")
     print(table(["pairs", "", "seconds", "time against bare products", "largest error against float64"], lines))
     print(
-        f"\n{given.large:,} pairs in batches of {given.large // batches:,}, one repeat, all cores, files to selection: "
+        f"\n{args.large:,} pairs in batches of {args.large // batches:,}, one repeat, all cores, files to selection: "
         f"{median(times):.2f} s, bare products {median(spent):.2f} s, {median(times) / median(spent):.2f}x. "
-        f"At most {peak / 2**20:.0f} MB of arrays at a time, mapped files not counted."
+        f"Peak memory of arrays: {peak / 2**20:.0f} MB, without mapped files."
     )
 
 

@@ -1,4 +1,4 @@
-"""Quotas of density-based pruning: the exact allocation beside OSQP followed by rounding."""
+"""Quotas of density-based pruning: exact allocation compared with OSQP and rounding."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ def osqp_rounded(target: np.ndarray, low: np.ndarray, high: np.ndarray, total: i
     from scipy.sparse import csc_matrix, identity
 
     k = len(target)
-    found = solve_qp(
+    result = solve_qp(
         identity(k, format="csc"), -target, A=csc_matrix(np.ones((1, k))), b=np.array([float(total)]),
         lb=low.astype(float), ub=high.astype(float), solver="osqp",
     )  # fmt: skip
-    return np.rint(found).astype(np.int64)
+    return np.rint(result).astype(np.int64)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clusters", type=int, nargs="+", default=[500, 5_000, 50_000])
     parser.add_argument("--rounds", type=int, default=5)
-    given = parser.parse_args()
+    args = parser.parse_args()
     lines = []
-    for k in given.clusters:
+    for k in args.clusters:
         rng = np.random.default_rng(k)
         sizes = np.maximum((rng.pareto(1.2, k) * 200).astype(np.int64), 1)
         total = int(sizes.sum() * 0.3)
@@ -39,10 +39,10 @@ def main() -> None:
         low = np.minimum(1, sizes)
         for name, fn in (("thresher", allocate), ("OSQP, rounded", osqp_rounded)):
             counts = fn(target, low, sizes, total)
-            spent = median([seconds(partial(fn, target, low, sizes, total)) for _ in range(given.rounds)])
+            spent = median([seconds(partial(fn, target, low, sizes, total)) for _ in range(args.rounds)])
             broken = int(((counts < low) | (counts > sizes)).sum())
             lines.append([f"{k:,}", name, f"{spent * 1e3:.1f}", f"{counts.sum() - total:+,}", f"{broken:,}"])
-    print(f"Quotas, {given.rounds} rounds\n")
+    print(f"Quotas, {args.rounds} rounds\n")
     print(table(["clusters", "", "milliseconds", "off the budget", "bounds broken"], lines))
 
 

@@ -1,4 +1,4 @@
-"""Run all benchmarks and print their tables; each in a process of its own."""
+"""Run all benchmarks, each in its own process, and print their tables."""
 
 from __future__ import annotations
 

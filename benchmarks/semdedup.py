@@ -1,6 +1,6 @@
-"""SemDeDup inside one cluster: blocks with a running maximum beside the dense way of the released code.
+"""SemDeDup inside one cluster: blocks with a running maximum, compared with the dense computation of the released code.
 
-And rows against a reference: all cosines with a running maximum beside the bare products.
+Also rows against a reference: all cosines with a running maximum, compared with the bare products.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ def blocked(rows: np.ndarray) -> np.ndarray:
 
 
 def torch_dense(rows: np.ndarray) -> np.ndarray:
-    """The same through torch, as released."""
+    """The released procedure in torch."""
     import torch
 
     torch.set_num_threads(1)
-    found = torch.from_numpy(rows)
-    return torch.max(torch.triu(found @ found.T, diagonal=1), dim=0)[0].numpy()
+    tensor = torch.from_numpy(rows)
+    return torch.max(torch.triu(tensor @ tensor.T, diagonal=1), dim=0)[0].numpy()
 
 
 def against_reference(rows: int, others: int, dim: int, rounds: int, folder: Path) -> list[str]:
-    """Seconds of a whole step against a reference, files to selection, and what bare products of that size take."""
+    """Time a whole step with a reference, from files to selection, and bare products of the same size."""
     store = open_store(str(pool_of(rows, dim, folder)))
     step = build("semdedup", {"reference": str(pool_of(others, dim, folder)), "reference_eps": 0.05})
 
@@ -62,7 +62,7 @@ def against_reference(rows: int, others: int, dim: int, rounds: int, folder: Pat
         with tempfile.TemporaryDirectory(dir=folder) as cache:
             run_steps(store, [step], cache=Cache.at(cache))
 
-    run()  # the files are in memory from here on
+    run()  # reads the files into memory
     spent, bare = [], []
     for _ in range(rounds):
         spent.append(seconds(run))
@@ -79,7 +79,7 @@ def against_reference(rows: int, others: int, dim: int, rounds: int, folder: Pat
 
 
 def peak(rows: int, dim: int) -> str:
-    """Peak memory of one cluster beyond an idle process, in a process of its own."""
+    """Peak memory of one cluster above that of an idle process, in a separate process."""
     command = [sys.executable, __file__, "--peak", str(rows), "--dim", str(dim)]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
@@ -94,16 +94,16 @@ def main() -> None:
     parser.add_argument("--pool", type=int, default=100_000, help="rows compared with references")
     parser.add_argument("--pools", type=Path, default=Path(tempfile.gettempdir()) / "thresher-bench")
     parser.add_argument("--peak", type=int)
-    given = parser.parse_args()
-    if given.peak:
-        rows = np.empty((given.peak, given.dim), np.float32)
+    args = parser.parse_args()
+    if args.peak:
+        rows = np.empty((args.peak, args.dim), np.float32)
         for lo in range(0, len(rows), 1_000):
-            rows[lo : lo + 1_000] = embeddings(min(1_000, len(rows) - lo), given.dim, 10, seed=lo)
+            rows[lo : lo + 1_000] = embeddings(min(1_000, len(rows) - lo), args.dim, 10, seed=lo)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         with threadpoolctl.threadpool_limits(1):
             blocked(rows)
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(f"{(after - before) / 1024:.0f} MB beyond the cluster's own {rows.nbytes / 2**20:.0f} MB")
+        print(f"{(after - before) / 1024:.0f} MB in addition to the {rows.nbytes / 2**20:.0f} MB of its rows")
         return
     contestants = {"dense, NumPy": dense, "thresher": blocked}
     try:
@@ -114,20 +114,18 @@ def main() -> None:
         pass
     lines = []
     with threadpoolctl.threadpool_limits(1):
-        for n in given.rows:
-            rows = embeddings(n, given.dim, 10)
-            times = side_by_side({name: partial(fn, rows) for name, fn in contestants.items()}, given.rounds)
+        for n in args.rows:
+            rows = embeddings(n, args.dim, 10)
+            times = side_by_side({name: partial(fn, rows) for name, fn in contestants.items()}, args.rounds)
             lines += [
                 [f"{n:,}", name, f"{median(times[name]):.3f}", f"{ratio(times, name, 'thresher'):.1f}x"]
                 for name in contestants
             ]
-    print(
-        f"SemDeDup inside one cluster, {given.dim} dimensions, one thread, {given.rounds} rounds, {kernel()} kernels\n"
-    )
+    print(f"SemDeDup inside one cluster, {args.dim} dimensions, one thread, {args.rounds} rounds, {kernel()} kernels\n")
     print(table(["rows", "", "seconds", "time against thresher"], lines))
-    print(f"\nA cluster of {given.large:,} rows: {peak(given.large, given.dim)}.")
-    lines = [against_reference(given.pool, n, given.dim, given.rounds, given.pools) for n in given.reference]
-    print(f"\nAgainst a reference, {given.dim} dimensions, {cores()} threads\n")
+    print(f"\nA cluster of {args.large:,} rows: {peak(args.large, args.dim)}.")
+    lines = [against_reference(args.pool, n, args.dim, args.rounds, args.pools) for n in args.reference]
+    print(f"\nAgainst a reference, {args.dim} dimensions, {cores()} threads\n")
     print(table(["rows x reference rows", "seconds", "GFLOP/s", "of bare products", "share"], lines))
 
 

@@ -1,4 +1,4 @@
-"""What the sampled first half of k-means costs in the objective: against all iterations on everything, by seed."""
+"""Effect of the sampled first half of k-means on the objective, compared with all iterations on all rows, by seed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kmeans import objective, ours
 
 
 def timed(fn: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
-    """Seconds and result of one call."""
+    """Return time and result of one call."""
     begin = time.perf_counter()
     result = fn()
     return time.perf_counter() - begin, result
@@ -28,22 +28,22 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--iterations", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=4)
-    given = parser.parse_args()
+    args = parser.parse_args()
     lines, differences = [], []
     for clusters, groups in ((200, 600), (200, 200), (60, 600)):
-        rows = embeddings(given.rows, given.dim, groups)
-        found, faster = [], []
-        for seed in range(given.seeds):
-            start = rows[np.sort(np.random.default_rng(seed).choice(given.rows, clusters, replace=False))]
-            plain, warm = (partial(ours, rows, start, given.iterations, warm=flag) for flag in (False, True))
+        rows = embeddings(args.rows, args.dim, groups)
+        percent, faster = [], []
+        for seed in range(args.seeds):
+            start = rows[np.sort(np.random.default_rng(seed).choice(args.rows, clusters, replace=False))]
+            plain, warm = (partial(ours, rows, start, args.iterations, warm=flag) for flag in (False, True))
             (a, first), (b, second) = timed(plain), timed(warm)
             faster.append(a / b)
-            found.append(100 * (objective(rows, second) / objective(rows, first) - 1))
-        differences += found
-        told = ", ".join(f"{value:+.3f}%" for value in found)
-        lines.append([f"{clusters} of {groups} groups", told, f"{median(faster):.2f}x"])
-    print(f"{given.rows:,} x {given.dim}, {given.iterations} iterations, {given.seeds} starts each\n")
-    print(table(["clusters", "objective, warm against plain", "speed"], lines))
+            percent.append(100 * (objective(rows, second) / objective(rows, first) - 1))
+        differences += percent
+        changes = ", ".join(f"{value:+.3f}%" for value in percent)
+        lines.append([f"{clusters} of {groups} groups", changes, f"{median(faster):.2f}x"])
+    print(f"{args.rows:,} x {args.dim}, {args.iterations} iterations, {args.seeds} starts each\n")
+    print(table(["clusters", "objective, warm relative to plain", "speed"], lines))
     print(f"\nMean difference of the objective: {np.mean(differences):+.3f}%")
 
 

@@ -138,7 +138,7 @@ def test_a_check_that_fails_stops_no_other_and_is_told_by_the_status(checks: Che
     assert "| **clip** | FAILED |" in printed
     code, printed, told = checks("--only", "crops", "--seconds", "-1")
     assert code == 1
-    assert "seconds were over" in told["checks"]["crops"]["why"]
+    assert "time limit of -1 seconds was reached" in told["checks"]["crops"]["why"]
 
 
 def test_figures_that_are_no_numbers_are_not_held(gpu: ModuleType) -> None:
