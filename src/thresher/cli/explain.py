@@ -83,7 +83,7 @@ def compare(
     from thresher.select.clusters import read_labels
     from thresher.selection import Selection
 
-    common = Common.taken(values)
+    common = Common.from_values(values)
     if len(set(selections)) != len(selections):
         raise UsageError("a selection is given twice")
     if len(selections) < 2 and not covariance:
@@ -106,7 +106,7 @@ def _covariance(common: Common, selections: dict[str, Any], labels: Any, store: 
     from thresher.select.run import Run
 
     chosen = list(selections.values())
-    run = Run(store, chosen[0], **common.places())
+    run = Run(store, chosen[0], **common.resources())
     return covariance_errors(run, selections, clusters_of(chosen) if labels is None else labels)
 
 
@@ -138,7 +138,7 @@ def report(
     from thresher.select.clusters import read_labels
     from thresher.selection import Selection
 
-    common = Common.taken(values)
+    common = Common.from_values(values)
     if _is_run(selection):
         if covariance or clusters or metadata:
             raise UsageError("--covariance, --clusters and --metadata are for selections, not for a training run")

@@ -29,10 +29,10 @@ def inspect(pool: str, quick: bool, **values: Any) -> None:
     from thresher.select.run import Run
     from thresher.selection import Selection
 
-    common = Common.taken(values)
+    common = Common.from_values(values)
     store = common.open(pool)
     start = Selection.everything("", pool, {}, store.total)
-    result = look(Run(store, start, **common.places()), quick=quick)
+    result = look(Run(store, start, **common.resources()), quick=quick)
     common.output.result(result, text.inspection(result, common.engine))
 
 

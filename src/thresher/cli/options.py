@@ -224,7 +224,7 @@ class Common:
     output: Output
 
     @classmethod
-    def taken(cls, values: dict[str, Any]) -> Common:
+    def from_values(cls, values: dict[str, Any]) -> Common:
         """Remove these values from a command's values; None for options that the command does not have."""
         return cls(**{item.name: values.pop(item.name, None) for item in fields(cls)})
 
@@ -236,7 +236,7 @@ class Common:
         values = {item.name: getattr(self, item.name) for item in fields(Options)}
         return open_store(pool, Options(**values), scratch=self.cache)
 
-    def places(self) -> dict[str, Any]:
+    def resources(self) -> dict[str, Any]:
         """Return engine, cache and progress for a run."""
         from thresher.runtime.cache import Cache
         from thresher.runtime.engine import make_engine

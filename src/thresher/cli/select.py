@@ -58,7 +58,7 @@ def _method_command(name: str, cls: Any) -> click.Command:
     def command(pool: str, out: str, within: str | None, overwrite: bool, **values: Any) -> None:
         from thresher.select.registry import build
 
-        common = Common.taken(values)
+        common = Common.from_values(values)
         method = build(name, {key: value for key, value in values.items() if value is not None})
         _run(common, pool, [method], common.seed or 0, out, within, overwrite)
 
@@ -76,7 +76,7 @@ def run(recipe: str, pool: str, out: str, within: str | None, overwrite: bool, *
     """
     from thresher.select.recipe import Recipe
 
-    common = Common.taken(values)
+    common = Common.from_values(values)
     loaded = Recipe.load(recipe)
     seed = loaded.seed if common.seed is None else common.seed
     _run(common, pool, list(loaded.steps), seed, out, within, overwrite)
@@ -102,7 +102,7 @@ def _run(common: Common, pool: str, steps: list[Any], seed: int, out: str, withi
     store = common.open(pool)
     if fingerprint not in (None, store.fingerprint()):
         raise OutputError(f"{out}: contains the result of another pool; choose another name or pass --overwrite")
-    selection = run_steps(store, steps, seed=seed, within=earlier, **common.places())
+    selection = run_steps(store, steps, seed=seed, within=earlier, **common.resources())
     selection.save(target, overwrite=overwrite)
     common.output.result({"out": str(target), **selection.header()}, text.kept(selection, target))
 
@@ -147,10 +147,10 @@ def _score_command(name: str, cls: Any) -> click.Command:
         from thresher.select.scores import scorer
         from thresher.selection import Selection
 
-        common = Common.taken(values)
+        common = Common.from_values(values)
         method = scorer(name, {key: value for key, value in values.items() if value is not None})
         earlier = Selection.load(within) if within else None
-        how = {"seed": common.seed or 0, "within": earlier, **common.places()}
+        how = {"seed": common.seed or 0, "within": earlier, **common.resources()}
         scores = write_scores(common.open(pool), method, out, name=score_column, overwrite=overwrite, **how)
         numbers = scores.values_n
         result = {
@@ -209,7 +209,7 @@ def cluster(pool: str, out: str, grow: str | None, overwrite: bool, **values: An
     from thresher.select.run import Run
     from thresher.selection import Selection
 
-    common = Common.taken(values)
+    common = Common.from_values(values)
     source = click.get_current_context().get_parameter_source
     passed = [f"--{name}" for name in (*values, "seed") if source(name) is ParameterSource.COMMANDLINE]
     if grow and passed:
@@ -221,7 +221,7 @@ def cluster(pool: str, out: str, grow: str | None, overwrite: bool, **values: An
     target = free_folder(out, overwrite, FILES)
     store = common.open(pool)
     start = Selection.everything("", pool, {}, store.total)
-    run = Run(store, start, seed=common.seed or 0, **common.places())
+    run = Run(store, start, seed=common.seed or 0, **common.resources())
     checked = Audit.of(store).select(run)
     run = dataclasses.replace(run, store=store.where(checked.mask()), so_far=checked)
     groups = how.groups(run) if old is None else grown(run, old)
