@@ -50,7 +50,7 @@ _BATCH = 64  # images or captions that an encoder encodes together on the CPU
 _MOST, _FEW = 100_000, 100  # samples of a tar that are too many, too few
 _ENCODER = "open_clip:ViT-B-32/laion2b_s34b_b79k"
 
-_ENORMOUS = re.compile(r"is an? (picture|image) of [\d,]+ x |exceeds limit")
+_ENORMOUS = re.compile(r"is an image of [\d,]+ x |exceeds limit")
 _NAME = re.compile(
     r"\S*\.(jpe?g|png|webp|gif|bmp|tiff?|heic)|(img|dscn?|dscf|image|photo|pict?|screenshot)[-_ ]?\d{2,}"
     r"|(https?://|www\.)\S+",
@@ -85,7 +85,7 @@ def doctor(
     Returns:
         location, kind, samples ("exact": whether they were counted), files, bytes, looked_at (samples whose key and
         caption were read), columns, members (file extensions in tars, and the share of samples that have them),
-        missing (samples without an image), keys, captions, pictures (the sampled images), tars, damaged files,
+        missing (samples without an image), keys, captions, "pictures" (the sampled images), tars, damaged files,
         "warnings" as sentences, "cost" (rates measured on this machine, seconds and bytes of embedding), and "next",
         the command to run next.
 

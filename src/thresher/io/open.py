@@ -1,4 +1,4 @@
-"""Opening local and remote files, and telling damaged files from unreachable ones."""
+"""Opening local and remote files; which errors mean a damaged file, and which one that cannot be reached."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def recognising(point: PluginPoint[R], where: Any) -> R | None:
         except Exception as error:
             if (package := origin_of(type(reader)).package) == "thresher":
                 raise
-            why = f"the {point.noun} {reader.name!r} of {package} cannot tell whether it reads this: {error!r}"
+            why = f"the {point.noun} {reader.name!r} of {package} failed to check whether it reads this: {error!r}"
             warnings.warn(why, PluginWarning, stacklevel=3)
     return None
 

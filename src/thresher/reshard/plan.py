@@ -55,7 +55,7 @@ class Matched:
         length_c: Length of each, see :class:`thresher.data.parts.Scanned`.
         times_c: How often each is used.
         names_c: Hashes of the keys.
-        numbers_c: Number of each one's key in the selection; -1 for samples found by place.
+        numbers_c: Number of the key of each in the selection; -1 for samples found by place.
         damage: Why the source was not read to its end, "" if it was.
         skipped: (key, why) of chosen samples that cannot be copied.
         headers: For a tar, the headers of the samples that cannot be copied unchanged, see :func:`_odd`.
