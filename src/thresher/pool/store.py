@@ -26,8 +26,8 @@ from thresher.pool.layout import Options, Rows, texts
 from thresher.pool.layouts import Layout, read_layout
 from thresher.pool.verify import without_damaged
 from thresher.runtime.cache import default_folder
+from thresher.runtime.code import code_version
 from thresher.runtime.locks import Pin, pin
-from thresher.runtime.plugins import code_version
 from thresher.runtime.random import digest
 from thresher.selection import Selection
 

@@ -15,9 +15,10 @@ from thresher.io.npy import NpyPiece, npy_piece
 from thresher.ops.vectors import F32
 from thresher.pool.store import Block, EmbeddingStore
 from thresher.runtime.cache import Cache
+from thresher.runtime.code import code_version
 from thresher.runtime.engine import Engine
 from thresher.runtime.parameters import recorded
-from thresher.runtime.plugins import code_version, origin_of
+from thresher.runtime.plugins import origin_of
 from thresher.runtime.progress import Progress, Silent
 from thresher.runtime.random import digest, generator
 from thresher.selection import Selection, Step

@@ -13,7 +13,7 @@ import pytest
 
 import thresher
 from thresher import Cache, Serial, build, open_store, run_steps
-from thresher.runtime.plugins import code_version, imported
+from thresher.runtime.code import code_version, imported
 from thresher.select.clusters import _assign
 from thresher.select.methods.semdedup import _judge
 
