@@ -109,12 +109,15 @@ class PluginPoint(Generic[T]):
                 return plugin
         own_names = {cls.name for module in self._modules() for cls in self._classes(self._load(module))}
         if name not in own_names:
-            for point in entry_points(group=self.group):  # only the one with that name: others may take long to load
-                if point.name == name and (offered := self._offered(point)) is not None and offered.name == name:
-                    one: type[T] = offered
-                    return one
-        if name not in own_names and (broken := next(iter(self.broken(name)), None)) is not None:
-            raise UsageError(f"the {self.noun} {name!r} cannot be loaded: {broken.package}: {broken.why}")
+            named = [point for point in entry_points(group=self.group) if point.name == name]
+            for point in named:  # only those of that name: others may take long to load
+                try:
+                    offered: type[T] = self._checked(point)
+                except (Exception, SystemExit) as error:
+                    why = f"{_package(point)}: {_line(error)}"
+                    raise UsageError(f"the {self.noun} {name!r} cannot be loaded: {why}") from error
+                if offered.name == name:  # type: ignore[attr-defined]
+                    return offered
         every = self.all()
         if name in every:
             return every[name]
