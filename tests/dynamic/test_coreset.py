@@ -95,7 +95,7 @@ def test_it_is_a_selection_for_every_command(run: Training, store: EmbeddingStor
     assert len(Selection.load(tmp_path / "r")) == 90
     assert main(["report", str(path), "-o", str(tmp_path / "sel.html")]) == 0
     page = (tmp_path / "sel.html").read_text(encoding="utf-8")
-    assert "Keep the rows that a training run could least have done without." in page
+    assert "Keep the rows that were least redundant in a training run." in page
     assert "Dropped \u00b7 redundant" in page
 
 

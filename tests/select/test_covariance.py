@@ -307,13 +307,13 @@ def test_the_report_shows_it_when_asked(folders: dict[str, str], capsys: Any, tm
     for name in ("overall", "within", "overall_uncentred", "within_uncentred"):
         assert f"<td>{entry[name]['error']:.4f}</td><td>{entry[name]['random']:.4f}</td>" in section
     assert section.count('<th scope="row">') == min(6, len(entry["worst"]))
-    for extra, said in ((["--without-pool"], "leave --without-pool out"), ([], "")):
+    for extra, said in ((["--without-pool"], "remove --without-pool"), ([], "")):
         code, _, err = told(capsys, *words, *extra)
         assert (code == 0) == (not said)
         assert said in err
     code, _, err = told(capsys, "report", folders["density"], "-o", str(page), "--overwrite", "--clusters", "x")
     assert code == 2
-    assert "--clusters is for --covariance" in err
+    assert "--clusters needs --covariance" in err
 
 
 def test_the_report_from_python(pool: Callable[..., EmbeddingStore], two: Any, tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_where_scores_are_not_written(store, place, tmp_path) -> None:
     method = scorer("clip-score")
     inside = Path(store.layout.location)
     for target, name, error, message in (
-        (inside / "scores.parquet", None, OutputError, "taken for a part of the pool"),
+        (inside / "scores.parquet", None, OutputError, "read as part of the pool"),
         (inside / "part_0.parquet", None, OutputError, "is a file of the pool"),
         (tmp_path / "scores.csv", None, UsageError, r"ends in .parquet"),
         (tmp_path / "scores.parquet", "uid", UsageError, "key column"),

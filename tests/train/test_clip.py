@@ -354,7 +354,7 @@ def test_an_interrupted_run_says_how_to_go_on(
         (["--model", "ViT-B-33"], "no model 'ViT-B-33'"),
         (["--device", "tpu"], "device 'tpu' cannot be used"),
         (["--eval", "nothing.parquet"], "nothing.parquet"),
-        (["--eval-label", "group"], "say what to do with --eval PARQUET, which is not given"),
+        (["--eval-label", "group"], "need --eval FILE, which is not given"),
         (["--template", "a photo"], "each with {} for the name of a class"),
         (["--samples-seen", "10"], "give 1 epoch or more, or enough samples for a batch"),
         (["--seed", "-1"], "seed = -1"),

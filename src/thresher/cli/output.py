@@ -66,7 +66,7 @@ class Output:
             say(*lines)
 
     def progress(self, quiet: bool = False) -> Progress:
-        """Return where the command reports its progress: standard error, or nowhere with JSON or ``quiet``."""
+        """Return the progress display: standard error, or none with JSON or ``quiet``."""
         from thresher.runtime.progress import progress_for
 
         return _VisibleProgress(progress_for(quiet or self.as_json))

@@ -257,9 +257,8 @@ def comparison(result: Mapping[str, Any]) -> Iterator[str]:
 
 def covariance_table(errors: Mapping[str, Any]) -> Iterator[str]:
     """Yield the table of covariance errors of selections, by name."""
-    errors = {
-        visible(name, limit=None): error for name, error in errors.items()
-    }  # the width is that of the escaped names
+    # The width of the column is that of the escaped names.
+    errors = {visible(name, limit=None): error for name, error in errors.items()}
     first = next(iter(errors.values()))
     inside = f"within {first.classes:,} clusters of {first.classed:,} rows"
     if first.within is None:

@@ -193,9 +193,8 @@ class KeySet:
         last = len(self) - 1
         while (lo_M < hi_M).any():
             mid_M = (lo_M + hi_M) >> 1
-            less_M = (
-                self._hashes_N[np.minimum(mid_M, last)] < hashes_M
-            )  # no effect where lo == hi, except past the last hash
+            # Where lo == hi this changes nothing, except past the last hash.
+            less_M = self._hashes_N[np.minimum(mid_M, last)] < hashes_M
             lo_M, hi_M = np.where(less_M, mid_M + 1, lo_M), np.where(less_M, hi_M, mid_M)
         return np.where(self._hashes_N[np.minimum(lo_M, last)] == hashes_M, lo_M, -1)
 

@@ -27,7 +27,7 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 _BINS = 72
-_SAMPLED = 1_000_000  # scores behind the choice of an axis
+_SAMPLED = 1_000_000  # maximum number of scores to choose an axis from
 _ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 _HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{12,}\b")
 _GROUP_ORDER = ("quota", "complexity", "d_intra", "d_inter")

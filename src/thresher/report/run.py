@@ -23,7 +23,7 @@ from thresher.report.pages import rendered
 from thresher.runtime.files import writing
 from thresher.runtime.format import duration, percent
 
-_OPEN = 60  # epochs up to which their table is shown open
+_OPEN = 60  # with more epochs, their table is collapsed
 _COLUMNS = {
     "rows": "rows",
     "pruned_so_far": "pruned so far",

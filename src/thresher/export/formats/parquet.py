@@ -46,11 +46,10 @@ class Parquet:
                 reasons = ["kept"] * len(ids)
                 for number, step in enumerate(selection.steps):
                     mask = (by == -1) | (by >= number)  # as Selection.given, for these rows only
-                    places = (
-                        seen[number] + np.cumsum(mask) - 1
-                    )  # positions in the step's arrays; rows are in pool order
+                    # Positions in the arrays of the step; rows are in pool order.
+                    at = seen[number] + np.cumsum(mask) - 1
                     for i in np.flatnonzero(by == number):
-                        reasons[i] = step.why(int(places[i]))
+                        reasons[i] = step.why(int(at[i]))
                     seen[number] += int(mask.sum())
                 columns = [
                     ids,
