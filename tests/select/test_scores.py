@@ -325,7 +325,7 @@ def test_the_command(tmp_path, capsys) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["score", "semdedup", POOL, "-o", "x.parquet"], "no method that gives each row a number is called 'semdedup'"),
+        (["score", "semdedup", POOL, "-o", "x.parquet"], "no scoring method 'semdedup'"),
         (["score", "clip-scor", POOL, "-o", "x.parquet"], "Did you mean 'clip-score'"),
         (["score", "clip-score", POOL, "-o", "x.parquet", "--keep", "10%"], "--keep"),
         (["score", "clip-score", POOL, "-o", "x.npy"], "ends in .parquet"),
