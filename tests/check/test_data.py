@@ -482,4 +482,4 @@ def test_captions_in_a_file_of_their_own_are_seen(tmp_path: Path) -> None:
     (tmp_path / "captions.txt").write_text("image,caption\nanother.png,not here\n")
     found = doctor(str(tmp_path))
     assert found["captions"]["empty"] == 3
-    assert any("names none of the 3 pictures" in warning for warning in found["warnings"])
+    assert any("names none of the 3 images" in warning for warning in found["warnings"])

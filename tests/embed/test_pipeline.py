@@ -166,8 +166,8 @@ def test_bad_samples_are_counted_and_listed_and_harm_no_other(tmp_path: Path) ->
     assert len(lines) == 8
     assert not any("\x1b" in line for line in lines)  # control characters
     for i, why in [
-        (3, "that can be read"),
-        (5, "that can be read"),
+        (3, "is not a readable image"),
+        (5, "is not a readable image"),
         (7, "has no caption"),
         (9, "has no image"),
         (11, "too narrow"),
@@ -475,9 +475,9 @@ def test_places_that_must_not_be_written_to(tmp_path: Path) -> None:
         embed(str(data), data / "pool", TOY)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
-    with pytest.raises(OutputError, match="also holds thesis.tex"):
+    with pytest.raises(OutputError, match="also contains thesis.tex"):
         embed(str(data), tmp_path / "mine", TOY)
-    with pytest.raises(OutputError, match="also holds thesis.tex"):
+    with pytest.raises(OutputError, match="also contains thesis.tex"):
         embed(str(data), tmp_path / "mine", TOY, overwrite=True)
 
 
@@ -489,7 +489,7 @@ def test_an_unfinished_pool_says_so(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "pool" / PLAN).write_text(json.dumps(told))
     for path in (tmp_path / "pool").glob("*/*_00001.*"):
         path.unlink()
-    with pytest.raises(PoolError, match="is not finished; type the thresher embed command"):
+    with pytest.raises(PoolError, match="is not finished; run the thresher embed command"):
         open_store(str(tmp_path / "pool"))
     assert embed(str(data), tmp_path / "pool", TOY).new == 10
     assert open_store(str(tmp_path / "pool")).total == 20

@@ -384,8 +384,8 @@ def same_pool(selection: Selection, store: EmbeddingStore, fingerprint: str | No
     if selection.total != store.total or selection.store != (fingerprint or store.fingerprint()):
         grown = "; if the pool has grown since, select again" if store.total > selection.total else ""
         raise UsageError(
-            f"{store.layout.location} ({store.total:,} rows) is another pool, or no longer the pool of this selection, "
-            f"which is {selection.pool} ({selection.total:,} rows){grown}"
+            f"{store.layout.location} ({store.total:,} rows) is another pool or has changed: it is "
+            f"not the pool of this selection, which is {selection.pool} ({selection.total:,} rows){grown}"
         )
 
 
