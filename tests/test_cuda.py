@@ -208,7 +208,7 @@ def test_a_log_that_is_being_written_is_read_as_far_as_it_goes(lab: ModuleType, 
     assert job.log() == [{"epoch": 0, "loss": 1.5}]
 
 
-@pytest.mark.early
+@pytest.mark.slow
 def test_policies_run_side_by_side(
     lab: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

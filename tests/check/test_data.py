@@ -326,7 +326,7 @@ def test_a_single_tar_that_is_cut_off(tmp_path: Path, capsys: pytest.CaptureFixt
     cut(folder / "00000.tar")
     assert main(["doctor", str(folder / "00000.tar")]) == 0
     out = capsys.readouterr().out
-    assert "tars: none is sound; sizes.json: agrees" in out
+    assert "tars: none is intact; sizes.json: agrees" in out
     assert "is cut off at byte 20,800" in out
     assert r"the first: a\x1b[2J\nb has no image" in out
     assert "\x1b" not in out

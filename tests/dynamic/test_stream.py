@@ -612,6 +612,7 @@ def on_rank(rank: int, folder: str) -> None:
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_several_processes_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same plans, ledgers and logs as one process with the same global batches, to the bit."""
     alone, losses = {}, table()

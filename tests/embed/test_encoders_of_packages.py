@@ -24,6 +24,7 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_encoders_of_another_package(tmp_path: Path, data: Path) -> None:
     code = [
         block for block in blocks("encoders.md", "python") if "make_encoder" not in block and "checked(" not in block

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from tests.plugin_package import blocks, call, install
 
@@ -44,6 +45,7 @@ def test_a_reader_of_another_package(tmp_path: Path) -> None:
     assert "bare (*.vectors.json with" in call(tmp_path, "thresher", "inspect", "nothing").stderr
 
 
+@pytest.mark.slow
 def test_its_contract(tmp_path: Path) -> None:
     install(tmp_path, "my_package.bare", blocks(PAGE, "python")[0], blocks(PAGE, "toml")[0])
     (tmp_path / "test_bare.py").write_text(blocks(PAGE, "py")[0], encoding="utf-8")

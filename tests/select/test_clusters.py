@@ -474,7 +474,7 @@ def test_the_command_grows_a_folder_in_place_and_select_takes_it(grown_pool, tmp
     for given in (["--clusters", "13"], ["--embedding", "image"], ["--seed", "0"], ["--sample", "all"]):
         words = ["cluster", pool, "-o", str(tmp_path / "x"), "--grow", str(out), *given]
         assert main([*words, *places]) == 2
-        assert f"leave out {given[0]}" in capsys.readouterr().err
+        assert f"remove {given[0]}" in capsys.readouterr().err
 
 
 def test_a_text_clustering_grows_by_text(grown_pool, tmp_path) -> None:

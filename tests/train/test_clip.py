@@ -409,7 +409,7 @@ def folds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.early
-@pytest.mark.parametrize("policy", ["full", "scan"])
+@pytest.mark.parametrize("policy", [pytest.param("full", marks=pytest.mark.slow), "scan"])
 @pytest.mark.parametrize(
     ("train", "epochs", "batch"),
     [("some", "8", "64"), pytest.param("train", "10", "128", marks=pytest.mark.slow)],

@@ -194,7 +194,12 @@ def told_apart(model: MocoV2 | MocoV3, pixels: torch.Tensor) -> float:
 
 @pytest.mark.parametrize(
     ("version", "model", "epochs"),
-    [(2, "tiny", 12), (3, "tiny", 10), (2, "resnet10t", 8), (3, "vit_tiny_patch16_224", 5)],
+    [
+        (2, "tiny", 12),
+        (3, "tiny", 10),
+        pytest.param(2, "resnet10t", 8, marks=pytest.mark.slow),
+        pytest.param(3, "vit_tiny_patch16_224", 5, marks=pytest.mark.slow),
+    ],
 )
 def test_both_versions_train_and_learn(data: Data, tmp_path: Path, version: int, model: str, epochs: int) -> None:
     how = settings(version, model, epochs=epochs)

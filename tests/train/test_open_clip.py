@@ -427,7 +427,7 @@ torch.distributed.destroy_process_group()
 """
 
 
-@pytest.mark.early
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="gloo over the loopback device")
 def test_two_processes(pairs: Path, tmp_path: Path, run: Run) -> None:
     """By torchrun: full is open_clip's own; pruned, the batches are those of one process, twice as large."""

@@ -153,7 +153,7 @@ def _lock_file(path: Path) -> int:
             except (FileNotFoundError, FileExistsError):  # its folder was removed by the last holder meanwhile
                 if path.parent.exists() and not path.parent.is_dir():
                     raise
-                continue
+                time.sleep(0.002)
             except PermissionError:
                 with suppress(OSError):  # left by a killed process of another user, in a shared folder
                     return os.open(path, os.O_RDONLY | _OPEN)

@@ -36,7 +36,7 @@ from thresher.selection import Keep, Selection
 from thresher.testing.pools import clustered, write_pool
 
 N = 3_000  # rows of the pool
-FEW = 700  # rows of the smaller pool, on which every parameter is changed
+FEW = 400  # rows of the smaller pool, on which every parameter is changed
 BLOCK = 1_280  # rows of a block; more than a stripe, so that there are several of both
 CUTS = {"3 files": (3, False), "7 files": (7, False), "parquet": (2, True)}
 ENGINES: dict[str, Engine] = {"threads 1": Threads(1), "threads 3": Threads(3), "processes 2": Processes(2)}

@@ -73,7 +73,7 @@ def test_the_images_near_the_target_stay(pool, rows, select, target) -> None:
     assert set((found.rows() % 5).tolist()) == {1, 3}
 
 
-@pytest.mark.parametrize("norm", ["rms", "mean", None])
+@pytest.mark.parametrize("norm", ["rms", pytest.param("mean", marks=pytest.mark.slow), None])
 @pytest.mark.parametrize(("size", "rounds"), [(0.1, 7), (0.5, 1), (0.3, 400), (0.001, 5), (1.0, 3)])
 def test_without_a_target_it_is_the_pools_own_best_subset(pool, rows, select, norm, size, rounds) -> None:
     image = rows(151, spread=1.5) + np.float32([0.3, *[0] * 7])

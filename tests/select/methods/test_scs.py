@@ -164,7 +164,7 @@ def test_steps_after_it_carry_the_repeats_and_a_second_draw_is_refused(store, se
         select(store, draw(), within=drawn)
     with pytest.raises(UsageError, match="earlier step repeats rows already"):
         drawn.then(drawn.steps[0], np.ones(len(drawn), bool), np.ones(len(drawn), np.int32))
-    with pytest.raises(UsageError, match="no intersection of selections that repeat rows"):
+    with pytest.raises(UsageError, match="cannot take the intersection of selections that repeat rows"):
         _ = drawn & later
 
 
@@ -232,7 +232,7 @@ def test_the_command_line_tells_rows_and_draws(store, tmp_path, capsys) -> None:
 def test_a_damaged_count_is_noticed(store, select, tmp_path) -> None:
     folder = select(store, draw()).save(tmp_path / "drawn")
     np.save(folder / "repeats.npy", np.ones(400, np.int32))
-    with pytest.raises(Exception, match=r"repeats.npy repeats other rows"):
+    with pytest.raises(Exception, match=r"repeats.npy does not match the kept rows"):
         Selection.load(folder)
 
 
