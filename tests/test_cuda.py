@@ -191,6 +191,7 @@ def test_rivals_wait_and_runs_that_fail_are_told(lab: ModuleType, tmp_path: Path
     assert "scan, seed 1: failed. broken" in table
 
 
+@pytest.mark.slow
 def test_when_time_is_up_runs_end_and_what_they_told_is_kept(lab: ModuleType, tmp_path: Path) -> None:
     jobs = lab.jobs_of(["scan", "full"], [0, 1], tmp_path / "runs")
     lab.run_all(jobs, lambda job: saying(job, "import time; time.sleep(600)"), lambda: None, at_once=3, seconds=3)

@@ -42,7 +42,7 @@ def table_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     return run
 
 
-@pytest.mark.early
+@pytest.mark.slow
 def test_policies_are_compared_at_equal_samples(sets: tuple[str, str], tmp_path: Path, table_of: Table) -> None:
     arguments = [*sets, "-o", str(tmp_path / "runs"), "--epochs", "4", "--seeds", "0", "1", "--batch-size", "20"]
     arms = ["--arms", "full", "scan", "full, the samples of scan", "dynamic random"]

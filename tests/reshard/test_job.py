@@ -54,9 +54,9 @@ def data_of(folder: Path, kind: str) -> str:
     ("kind", "more"),
     [
         ("tars", ["--workers", "1"]),
-        ("tars", ["--workers", "2", "--shuffle", "1"]),
+        pytest.param("tars", ["--workers", "2", "--shuffle", "1"], marks=pytest.mark.slow),
         ("parquet", ["--workers", "1"]),
-        ("parquet", ["--workers", "2", "--shuffle", "1"]),
+        pytest.param("parquet", ["--workers", "2", "--shuffle", "1"], marks=pytest.mark.slow),
         ("parquet", ["--workers", "2", "--shuffle", "1", "--as", "webdataset"]),
     ],
 )

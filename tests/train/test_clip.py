@@ -198,7 +198,7 @@ def test_an_evaluation_that_fails_costs_no_training(
     assert Training.load(tmp_path / "run").log() == train_clip(data.parquet, tmp_path / "run", how, resume=True) == log
 
 
-@pytest.mark.parametrize("batches", [1, 7, 10, 13])
+@pytest.mark.parametrize("batches", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (7, 10)), 13])
 def test_a_run_that_is_cut_off_goes_on_to_the_identical_result(data: Data, tmp_path: Path, batches: int) -> None:
     how = settings(policy="scan", prune=0.15, options={"warmup": 0, "cycle": 1}, checkpoint_minutes=0.0)
     train_clip(data.parquet, tmp_path / "whole", how)

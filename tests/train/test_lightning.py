@@ -444,6 +444,7 @@ def test_a_callback_can_be_sent_to_other_processes() -> None:
         assert bits(again.state_dict()) == bits(callback.state_dict())
 
 
+@pytest.mark.slow
 def test_without_a_lightning_in_use_it_takes_an_installed_one() -> None:
     code = (
         "import sys; from thresher.train.lightning import PruningCallback\n"
