@@ -412,7 +412,7 @@ def test_rows_without_direction(tmp_path: Path, kind: str, field: str) -> None:
             BadRowsError, match=rf"\(row {row[1:]} of the pool\); fix the file, or pass --skip-bad"
         ) as error:
             select(store, tmp_path / "cache", STEPS[2])
-        name, _, within = store.whereabouts(field, int(row[1:])).partition(" row ")
+        name, _, within = store.location_of(field, int(row[1:])).partition(" row ")
         assert f"{name} row {within}: the {field} embedding" in str(error.value)
     place = WRITERS[kind](tmp_path / "pool", POOL.with_rows(field, **BAD), CUTS)
     selection = same_without(place, tmp_path, [3, 25, 26, 59], f"skipped 4 rows because its {field} embedding is zero")
@@ -443,7 +443,7 @@ def test_keys_that_repeat_or_climb(tmp_path: Path, kind: str, name: str) -> None
     pool, rows, reason = KEYS[name]
     place = WRITERS[kind](tmp_path / "pool", pool, CUTS)
     store = open_store(place)
-    told = refused(place, tmp_path, store.whereabouts("metadata", rows[0]))
+    told = refused(place, tmp_path, store.location_of("metadata", rows[0]))
     assert f"the key {reason}" in told
     assert repr(pool.keys[rows[0]]) in told
     assert f"({len(rows)} such rows in the pool); fix the file, pass --skip-bad" in told

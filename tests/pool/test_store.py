@@ -161,9 +161,9 @@ def test_long_pools_keep_their_order(tmp_path: Path, write: Any) -> None:
 
 def test_whereabouts_and_files(tmp_path: Path) -> None:
     store = open_store(write_npy(tmp_path, POOL, [13], [50]))
-    assert store.whereabouts("image", 12).endswith("image_0.npy row 12")
-    assert store.whereabouts("text", 13).endswith("text_1.npy row 0")
-    assert store.whereabouts("metadata", 60).endswith("metadata_1.parquet row 10")
+    assert store.location_of("image", 12).endswith("image_0.npy row 12")
+    assert store.location_of("text", 13).endswith("text_1.npy row 0")
+    assert store.location_of("metadata", 60).endswith("metadata_1.parquet row 10")
     names = [Path(path).name for _, path in store.files()]
     assert names == [
         "image_0.npy",

@@ -117,7 +117,7 @@ def _warnings(report: dict[str, Any], store: EmbeddingStore) -> list[str]:
                 texts.append(f"{count:,} keys {what}; --skip-bad skips those rows")
     for name, field in report["fields"].items():
         if field["first_bad"]:
-            texts.append(f"the first bad {name} row is {store.whereabouts(name, field['first_bad'][0])}")
+            texts.append(f"the first bad {name} row is {store.location_of(name, field['first_bad'][0])}")
     if report["set_aside"]:
         texts.append(f"{len(report['set_aside'])} files were skipped")
     if not report["key"]:

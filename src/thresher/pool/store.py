@@ -146,7 +146,7 @@ class EmbeddingStore:
         """Return (protocol, path) of every file that the store reads, each once, in order."""
         return self.layout.files()
 
-    def whereabouts(self, name: str, row: int) -> str:
+    def location_of(self, name: str, row: int) -> str:
         """Return the file and the row in it of a row of a field, for messages."""
         pieces: Sequence[Piece | TablePiece] = self.layout.tables if name == "metadata" else self.layout.vectors[name]
         for piece in pieces:
@@ -258,7 +258,7 @@ class EmbeddingStore:
             zero = not raw[bad[0]].any()
             kind = "is all zeros" if zero else "has NaN or infinite values, is missing or has another width"
             raise BadRowsError(
-                f"{self.whereabouts(part, row)}: the {part} embedding {kind} (row {row:,} of the pool); "
+                f"{self.location_of(part, row)}: the {part} embedding {kind} (row {row:,} of the pool); "
                 "fix the file, or pass --skip-bad to skip such rows"
             )
         return units

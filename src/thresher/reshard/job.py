@@ -135,7 +135,7 @@ def _load_matches(path: Path, inputs: str, sel: Chosen) -> _Matches | None:
     try:
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        meta = json.loads(arrays.pop("told").tobytes())
+        meta = json.loads(arrays.pop("meta").tobytes())
         if meta.pop("inputs") != inputs:
             return None
         skipped = [tuple(entry) for entry in meta.pop("aside")]
@@ -147,7 +147,7 @@ def _load_matches(path: Path, inputs: str, sel: Chosen) -> _Matches | None:
 
 def _save_matches(path: Path, inputs: str, matches: _Matches) -> None:
     meta = {"inputs": inputs, "by": matches.by, "chosen": matches.chosen, "aside": matches.skipped}
-    arrays: dict[str, Any] = {"told": np.frombuffer(json.dumps(meta).encode(), np.uint8), **matches.plan.arrays()}
+    arrays: dict[str, Any] = {"meta": np.frombuffer(json.dumps(meta).encode(), np.uint8), **matches.plan.arrays()}
     if matches.seen_N is not None:
         arrays["seen_N"] = matches.seen_N
     with writing(path) as scratch, open(scratch, "wb") as file:

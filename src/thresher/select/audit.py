@@ -86,7 +86,7 @@ class Audit:
         key = next(run.store.lookup([str(run.store.layout.key)], np.array([row]))).column(0)[0].as_py()
         count = int(np.count_nonzero(codes == codes[row_at]))
         raise BadRowsError(
-            f"{run.store.whereabouts('metadata', row)}: {_CODES[codes[row_at]].replace('its', 'the', 1)}: {key!r} "
+            f"{run.store.location_of('metadata', row)}: {_CODES[codes[row_at]].replace('its', 'the', 1)}: {key!r} "
             f"({count:,} such rows in the pool); fix the file, pass --skip-bad to skip such rows, or give another "
             "--key (--key row: row numbers)"
         )

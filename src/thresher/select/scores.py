@@ -204,7 +204,7 @@ def _stored(run: Run, name: str) -> Score:
     if len(missing):
         row = int(run.store.ids[missing[0]])
         raise BadRowsError(
-            f"{run.store.whereabouts('metadata', row)}: the score column {name!r} is empty or NaN "
+            f"{run.store.location_of('metadata', row)}: the score column {name!r} is empty or NaN "
             f"({len(missing):,} such rows); filter them out first with where = 'NOT isnan({name})'"
         )
     return Score(values, (f"taken from the column {name}",))
@@ -254,7 +254,7 @@ def _from_file(run: Run, location: str, name: str | None, parameter: str) -> Sco
     missing = np.flatnonzero(np.isnan(values)) if values.dtype.kind == "f" else np.empty(0, np.int64)
     if len(missing):
         raise BadRowsError(
-            f"{other.whereabouts('metadata', int(places[missing[0]]))}: {name!r} is empty or NaN "
+            f"{other.location_of('metadata', int(places[missing[0]]))}: {name!r} is empty or NaN "
             f"({len(missing):,} such rows); to use only the others, pass --within the result of thresher select filter "
             f"--metadata {location} --where 'NOT isnan({name})'"
         )
