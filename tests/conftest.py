@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 
 # Before NumPy and torch load, and for every process a test starts: test processes with a thread a core each would
 # wait for each other at every product.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# A shell ignores Ctrl-C for what it runs in the background, and programs inherit that: tests send it to theirs.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # isort: split
 from collections.abc import Callable, Iterator

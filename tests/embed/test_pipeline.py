@@ -624,7 +624,7 @@ def test_an_interruption_is_reported_in_one_line_and_leaves_nothing(tmp_path: Pa
     else:
         os.kill(process.pid, signal.SIGTERM)
     told = process.communicate(timeout=60)[1]
-    assert process.returncode == 130
+    assert process.returncode == 130, told
     assert len(told.strip().splitlines()) == 1
     assert "interrupted" in told
     with pipeline.holding(pool, print):  # which the next command does; a file just made may have been left
