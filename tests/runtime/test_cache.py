@@ -52,7 +52,6 @@ def open_path(tmp_path: Path) -> Iterator[Path]:
 def test_the_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_folder() == str(tmp_path / "thresher")
-    pytest.importorskip("platformdirs")
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     monkeypatch.setenv("HOME", str(tmp_path))
     if sys.platform == "linux":
@@ -221,7 +220,9 @@ def pool(folder: Path) -> Path:
 
 
 def joined_pool(folder: Path) -> tuple[Path, Path]:
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     rng = np.random.default_rng(0)
     folder.mkdir()
     keys = [f"k{i}" for i in range(200)]

@@ -57,7 +57,7 @@ def _batches(
 ) -> Iterator[Any]:
     """Yield record batches of a Parquet file: all rows, or the given ascending ones, reading only their row groups."""
     with open_file(protocol, path) as raw:
-        file = trusting(path, lambda: _parquet(raw))
+        file = trusting(path, lambda: open_parquet(raw))
         groups = None
         if rows is not None:
             sizes = np.array([file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)], int)
@@ -95,11 +95,16 @@ def _exactly(piece: ParquetPiece | TablePiece, parts: Iterable[Any]) -> Iterator
         raise PoolError(f"{piece.path}: had {piece.rows:,} rows when it was opened; it has changed since, start again")
 
 
-def _parquet(raw: IO[bytes], *, ahead: bool = True) -> Any:
-    """Open a Parquet file; with ``ahead`` for reading whole row groups, else for reading only what is needed."""
+def open_parquet(raw: IO[bytes], span: int | None = None) -> Any:
+    """Open a Parquet file as ``pyarrow.parquet.ParquetFile``; page checksums are verified.
+
+    Args:
+        raw: The file, open for reading.
+        span: Bytes of a column to fetch at a time, if only a few rows are needed; None to prefetch whole row groups.
+    """
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(raw, pre_buffer=ahead, buffer_size=0 if ahead else _SPAN, page_checksum_verification=True)
+    return pq.ParquetFile(raw, pre_buffer=span is None, buffer_size=span or 0, page_checksum_verification=True)
 
 
 def vectors_of(column: Any, dim: int, dtype: str) -> Array:
@@ -141,7 +146,7 @@ def parquet_piece(protocol: str, path: str, column: str, dtype: str | None = Non
         import pyarrow as pa
 
         with open_file(protocol, path) as raw:
-            file = _parquet(raw)
+            file = open_parquet(raw)
             field, rows = file.schema_arrow.field(column), file.metadata.num_rows
             kind, mark, label = field.type, _mark(field) or dtype, f"{path} [{column}]"
             if pa.types.is_fixed_size_list(kind):
@@ -149,7 +154,7 @@ def parquet_piece(protocol: str, path: str, column: str, dtype: str | None = Non
             binary = any(f(kind) for f in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary))
             if not (binary or pa.types.is_list(kind) or pa.types.is_large_list(kind)):
                 raise PoolError(f"{label}: contains {kind}; embeddings are lists of floats, or binary")
-            batches = _parquet(raw, ahead=False).iter_batches(batch_size=64, columns=[column])
+            batches = open_parquet(raw, _SPAN).iter_batches(batch_size=64, columns=[column])
             parts = (part.column(0).drop_null() for part in batches)
             first = next((part[0].as_py() for part in parts if len(part)), None)
             if first is None and rows:
@@ -216,7 +221,7 @@ class TablePiece:
         import pyarrow as pa
 
         with open_file(self.protocol, self.path) as raw:
-            schema = trusting(self.path, lambda: _parquet(raw).schema_arrow)
+            schema = trusting(self.path, lambda: open_parquet(raw).schema_arrow)
         return pa.schema([schema.field(name) for name in columns])
 
 
@@ -225,7 +230,7 @@ def table_piece(protocol: str, path: str) -> TablePiece:
 
     def read() -> TablePiece:
         with open_file(protocol, path) as raw:
-            file = _parquet(raw)
+            file = open_parquet(raw)
             return TablePiece(path, file.metadata.num_rows, tuple(file.schema_arrow.names), protocol)
 
     return trusting(path, read)
@@ -236,7 +241,7 @@ def parquet_metadata(protocol: str, path: str) -> dict[bytes, bytes]:
 
     def read() -> dict[bytes, bytes]:
         with open_file(protocol, path) as raw:
-            return dict(_parquet(raw).schema_arrow.metadata or {})
+            return dict(open_parquet(raw).schema_arrow.metadata or {})
 
     return trusting(path, read)
 
@@ -246,7 +251,7 @@ def parquet_types(protocol: str, path: str) -> dict[str, str]:
 
     def read() -> dict[str, str]:
         with open_file(protocol, path) as raw:
-            schema = _parquet(raw).schema_arrow
+            schema = open_parquet(raw).schema_arrow
             return {name: str(schema.field(name).type) for name in schema.names}
 
     return trusting(path, read)

@@ -21,6 +21,7 @@ from thresher.io.columns import CAPTIONS
 from thresher.io.csv import rows as rows_of
 from thresher.io.listing import natural
 from thresher.io.open import trusting
+from thresher.io.parquet import open_parquet
 from thresher.io.paths import inside, visible, writable
 from thresher.io.pictures import ENDINGS
 from thresher.runtime.random import digest
@@ -210,10 +211,9 @@ def _rows(path: str) -> Iterator[tuple[str, str]]:
         with open(path, encoding="utf-8-sig") as file:
             yield from (_named(json.loads(line), path) for line in file if line.strip())
     elif path.endswith(".parquet"):
-        import pyarrow.parquet as pq
-
-        for batch in pq.ParquetFile(path).iter_batches():
-            yield from (_named(row, path) for row in batch.to_pylist())
+        with open(path, "rb") as raw:
+            for batch in open_parquet(raw).iter_batches():
+                yield from (_named(row, path) for row in batch.to_pylist())
     else:
         yield from _lines(path)
 

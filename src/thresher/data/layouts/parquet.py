@@ -14,6 +14,7 @@ from thresher.data.options import DataOptions
 from thresher.data.parts import Data, Ints
 from thresher.data.tables import Table, TablePart, parts_of
 from thresher.io.open import open_file, trusting
+from thresher.io.parquet import open_parquet
 
 _AGAIN = 8  # maximum number of times that a row group is read again for the parts it is split into
 _SPAN = 1 << 20  # bytes of a column fetched at a time
@@ -50,7 +51,7 @@ class ParquetPart(TablePart):
     def read_rows(self, columns: Sequence[str] | None, row_c: Ints, size: int) -> Iterator[tuple[int, Any]]:
         """Yield batches of the row groups that contain some of the rows."""
         with open_file(self.protocol, self.path) as raw:
-            file = trusting(self.path, lambda: _opened(raw))
+            file = trusting(self.path, lambda: open_parquet(raw, _SPAN))
             start = 0
             for group in range(file.metadata.num_row_groups):
                 end = start + file.metadata.row_group(group).num_rows
@@ -67,7 +68,7 @@ class ParquetPart(TablePart):
     def schema(self) -> Any:
         """Return the schema of the file, including its metadata (the features of ``datasets``)."""
         with open_file(self.protocol, self.path) as raw:
-            return trusting(self.path, lambda: _opened(raw).schema_arrow)
+            return trusting(self.path, lambda: open_parquet(raw, _SPAN).schema_arrow)
 
 
 def _tables(where: Location) -> list[str]:
@@ -79,15 +80,9 @@ def _tables(where: Location) -> list[str]:
 
 def _table(protocol: str, path: str, name: str) -> Table:
     def look(raw: Any) -> Table:
-        file = _opened(raw)
+        file = open_parquet(raw, _SPAN)
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         return Table(name, sizes, file.schema_arrow)
 
     with open_file(protocol, path) as raw:
         return trusting(path, lambda: look(raw))
-
-
-def _opened(raw: Any) -> Any:
-    import pyarrow.parquet as pq
-
-    return pq.ParquetFile(raw, pre_buffer=False, buffer_size=_SPAN, page_checksum_verification=True)
