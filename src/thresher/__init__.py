@@ -13,9 +13,12 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from thresher.errors import (
+        AccessError,
         BadRowsError,
         BudgetError,
+        ChangedError,
         MissingExtraError,
+        MissingPackageError,
         OutputError,
         PoolError,
         ThresherError,
@@ -44,8 +47,8 @@ _HOMES = {
     "runtime.engines.serial": ("Serial",),
     "runtime.engines.threads": ("Threads",),
     "errors": (
-        "BadRowsError", "BudgetError", "MissingExtraError", "OutputError", "PoolError", "ThresherError",
-        "UnreachedError", "UsageError",
+        "AccessError", "BadRowsError", "BudgetError", "ChangedError", "MissingExtraError", "MissingPackageError",
+        "OutputError", "PoolError", "ThresherError", "UnreachedError", "UsageError",
     ),
     "select.clusters": ("Clustered", "Groups"),
     "export.keys": ("select_indices",),

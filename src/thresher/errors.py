@@ -5,9 +5,12 @@
     │   └── BudgetError     a budget that the available rows cannot meet
     ├── PoolError           a file of the pool that is missing, damaged or unsupported; names the file
     │   └── BadRowsError    rows in a good file that cannot be used (NaN, zero, repeated key)
-    ├── UnreachedError      data that is temporarily unreachable, for example during a network failure
+    ├── UnreachedError      data that may be good but was not reached, for example during a network failure
+    │   └── AccessError     access was denied: an expired token, a missing permission
+    ├── ChangedError        data that changed while a command read it
     ├── OutputError         a result that could not be written; no partial file is left behind
-    └── MissingExtraError   an optional dependency is not installed; says what to type
+    └── MissingPackageError a package is not installed
+        └── MissingExtraError   an extra of thresher is not installed; says what to type
 
 Messages say what was given, what is allowed and what to type next.
 """
@@ -40,15 +43,27 @@ class BadRowsError(PoolError):
 
 
 class UnreachedError(ThresherError):
-    """Data that is temporarily unreachable. Unlike a damaged file it is never skipped, because it may be good."""
+    """Data that was not reached. Unlike a damaged file it is never skipped, because it may be good."""
+
+
+class AccessError(UnreachedError):
+    """Access to data was denied: a permission is missing, or credentials are missing or have expired."""
+
+
+class ChangedError(ThresherError):
+    """Data changed while a command read it, so a result would mix two versions of the data."""
 
 
 class OutputError(ThresherError):
     """A result that could not be written."""
 
 
-class MissingExtraError(ThresherError):
-    """An optional dependency is not installed."""
+class MissingPackageError(ThresherError):
+    """A package that is needed to read something is not installed."""
+
+
+class MissingExtraError(MissingPackageError):
+    """An extra of thresher is not installed."""
 
     def __init__(self, what: str, extra: str) -> None:
         """Say that ``what`` needs ``pip install 'thresher[extra]'``."""

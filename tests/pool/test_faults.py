@@ -32,6 +32,7 @@ from thresher import (
     Selection,
     Serial,
     ThresherError,
+    UsageError,
     build,
     open_store,
     run_steps,
@@ -529,7 +530,7 @@ def test_places_without_a_pool(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(PoolError, match=said):
             open_store(str(tmp_path / name))
-    with pytest.raises(PoolError, match="nowhere://x: cannot be listed"):
+    with pytest.raises(UsageError, match="nowhere://x: cannot be opened"):
         open_store("nowhere://x")
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 from functools import cached_property
 
-from thresher.io.listing import Files
+from thresher.io.listing import Files, folders_below
+from thresher.io.open import status_of
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,13 @@ class Location:
     @property
     def is_folder(self) -> bool:
         """Whether it is a local folder."""
-        return self.local and os.path.isdir(self.text)
+        status = status_of(self.text) if self.local else None
+        return status is not None and stat.S_ISDIR(status.st_mode)
 
     @property
     def exists(self) -> bool:
         """Whether it exists; always True for remote locations."""
-        return not self.local or os.path.exists(self.text)
+        return not self.local or status_of(self.text) is not None
 
     @cached_property
     def files(self) -> Files:
@@ -55,7 +58,7 @@ class Location:
     def _names(self) -> list[str] | None:
         """The names in the folder and its subfolders; None if there are symlinks to folders."""
         result: list[str] = []
-        for here, inner, names in os.walk(self.text):
+        for here, inner, names in folders_below(self.text):
             if any(os.path.islink(os.path.join(here, name)) for name in inner):
                 return None
             result += [*inner, *names]

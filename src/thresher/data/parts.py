@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from thresher.errors import PoolError
+from thresher.errors import ChangedError, PoolError
 from thresher.io.open import file_stamp
 
 if TYPE_CHECKING:
@@ -168,7 +168,8 @@ class Part(ABC):
             start_c: Their starts from :meth:`scan`; ascending, each once.
 
         Raises:
-            PoolError: The file is damaged, or there is no sample at a position.
+            PoolError: The file is damaged.
+            ChangedError: There is no sample at a position.
         """
         wanted = set(start_c.tolist())
         matches = (sample for sample in self.samples() if sample.at in wanted)
@@ -177,7 +178,7 @@ class Part(ABC):
             count += 1
             yield sample
         if count < len(wanted):
-            raise PoolError(f"{self.path}: has fewer samples than before; it has changed, start again")
+            raise ChangedError(f"{self.path}: has fewer samples than before; run the command again")
 
     # --- as a table ---
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from thresher.errors import PoolError
-from thresher.io.open import open_file, trusting
+from thresher.errors import ChangedError, PoolError
+from thresher.io.open import open_file, regular_file, trusting
 from thresher.io.paths import inside, writable
 
 BYTES = 1 << 30  # maximum of one image: a larger file is not an image
@@ -23,18 +23,32 @@ class Place:
         offset: Offset of the first byte.
         size: Number of bytes; -1 for the whole file.
         protocol: fsspec protocol of the file system.
+        stamp: Size and time of the file when its sample was read, in bytes and nanoseconds; None if it is not checked.
     """
 
     path: str
     offset: int = 0
     size: int = -1
     protocol: str = "file"
+    stamp: tuple[int, int] | None = field(default=None, compare=False)
+
+    @classmethod
+    def of_file(cls, path: str) -> Place | None:
+        """Return the place of an image that is a local file of its own; None if there is no regular file.
+
+        Raises:
+            UnreachedError: The system does not say whether there is one, or denies access.
+        """
+        status = regular_file(path)
+        return None if status is None else cls(path, stamp=(status.st_size, status.st_mtime_ns))
 
     def read(self) -> bytes:
         """Return the bytes.
 
         Raises:
             PoolError: The file is missing, shorter than before, or not a regular file; or the image exceeds ``BYTES``.
+            ChangedError: It is no longer the file that was there when its sample was read.
+            UnreachedError: It was not reached.
         """
         with open_file(self.protocol, self.path) as file:
             return self.read_from(file)
@@ -43,7 +57,9 @@ class Place:
         """Return the bytes from the open file.
 
         Raises:
-            PoolError: The file is shorter than before or cannot be read, or the image exceeds ``BYTES``.
+            PoolError: The file is shorter than before or damaged, or the image exceeds ``BYTES``.
+            ChangedError: It is no longer the file that was there when its sample was read.
+            UnreachedError: It was not reached.
         """
 
         def read() -> bytes:
@@ -54,6 +70,10 @@ class Place:
             return file.read(size)
 
         data = trusting(self.path, read)
+        if self.stamp is not None:
+            status = os.fstat(file.fileno())
+            if (status.st_size, status.st_mtime_ns) != self.stamp:
+                raise ChangedError(f"{self.path}: changed while it was read; run again once writing has finished")
         if 0 <= self.size != len(data):
             raise PoolError(f"{self.path}: ends before byte {self.offset + self.size:,}; it was longer before")
         return data
@@ -71,6 +91,7 @@ class Sample:
         uid: DataComp uid, 32 hexadecimal characters; "" if it has none.
         why: Why it has no image, "" if it has one.
         columns: Values of other columns of a table.
+        missing: Whether it names an image file that does not exist.
     """
 
     key: str
@@ -80,6 +101,12 @@ class Sample:
     uid: str = ""
     why: str = ""
     columns: Mapping[str, Any] = field(default_factory=dict)
+    missing: bool = False
+
+    @property
+    def picture_apart(self) -> bool:
+        """Whether the image is, or should be, a file of its own."""
+        return self.picture.stamp is not None if isinstance(self.picture, Place) else self.missing
 
     def stored(self) -> bytes:
         """Return the bytes of the encoded image.
@@ -100,7 +127,7 @@ def picture_in(root: str, name: str) -> Place | None:
         name: The name in the table.
     """
     path = inside(root, name)
-    return Place(path) if path is not None and os.path.isfile(path) else None
+    return None if path is None else Place.of_file(path)
 
 
 def caption_of(cell: Any) -> str:

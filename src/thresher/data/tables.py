@@ -13,7 +13,7 @@ import numpy as np
 from thresher.data.options import DataOptions
 from thresher.data.parts import Form, Ints, Part, Scanned, Words
 from thresher.data.samples import Place, Sample, caption_of, picture_in
-from thresher.errors import PoolError, UsageError, suggest
+from thresher.errors import ChangedError, PoolError, UsageError, suggest
 from thresher.io.columns import CAPTIONS, KEYS
 from thresher.io.listing import Files
 from thresher.io.open import trusting
@@ -118,7 +118,8 @@ class TablePart(Part):
         """Yield some rows, unchanged but validated: invalid lengths and texts in the file could crash Arrow.
 
         Raises:
-            PoolError: The file is damaged, or has fewer rows than when it was opened.
+            PoolError: The file is damaged.
+            ChangedError: It has fewer rows than when it was opened.
         """
         lo = 0
         for start, batch in self.read_rows(columns, start_c, size):
@@ -133,7 +134,7 @@ class TablePart(Part):
             if lo == len(start_c):
                 return
         if lo < len(start_c):
-            raise PoolError(f"{self.path}: has fewer rows than when it was opened; it has changed since, start again")
+            raise ChangedError(f"{self.path}: has fewer rows than when it was opened; run the command again")
 
     def scan(self, *, uids: bool = False) -> Scanned:
         """Read the keys, and the uids if requested."""
@@ -186,6 +187,7 @@ class TablePart(Part):
             at=at,
             uid=str(row[self.columns.uid] or "") if self.columns.uid else "",
             why=why,
+            missing=why.startswith("names"),
             columns={name: row[name] for name in self.columns.light},
         )
 

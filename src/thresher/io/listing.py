@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from thresher.errors import PoolError
-from thresher.io.open import file_stamp, protocol_of, trusting, version_in
+from thresher.io.open import file_stamp, meaning_of, protocol_of, trusting, version_in
+from thresher.io.remote import file_system, requested
 
 
 @dataclass(frozen=True)
@@ -41,19 +42,16 @@ class Files:
             again: List again instead of using a cached listing.
 
         Raises:
-            PoolError: There is nothing at the location, or it cannot be listed.
+            PoolError: There is nothing at the location.
+            UsageError: The protocol of the location is unknown.
+            UnreachedError: The location, or a folder in it, was not reached.
         """
-        import fsspec
-
         if not location:
             raise PoolError("no pool was given; give a folder or file of embeddings")
-        try:
-            fs, root = fsspec.core.url_to_fs(location)
-            if again:
-                fs.invalidate_cache()
-            listed = fs.find(root, maxdepth=2, withdirs=True, detail=True)
-        except (OSError, ValueError, ImportError) as error:
-            raise PoolError(f"{location}: cannot be listed ({error})") from None
+        fs, root = file_system(location)
+        if again:
+            fs.invalidate_cache()
+        listed = _found(fs, root, location)
         root = root.rstrip("/") or root
         # A folder with the name of a data file counts as an unreadable file, unless it contains such files.
         paths = [
@@ -92,6 +90,39 @@ class Files:
     def matching(self, pattern: str) -> list[str]:
         """Return the names that match a regular expression entirely, in natural order."""
         return [name for name in self.names if re.fullmatch(pattern, name)]
+
+
+def folders_below(top: str) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yield a local folder and the folders below it like :func:`os.walk`, symlinks are not followed.
+
+    Raises:
+        UnreachedError: A folder was not reached. Without this it would count as empty.
+        AccessError: A folder cannot be listed for lack of permission.
+    """
+
+    def failed(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise meaning_of(str(error.filename), error) or error from error
+
+    return os.walk(top, onerror=failed)
+
+
+def _found(fs: Any, root: str, location: str) -> dict[str, Any]:
+    """Return the files and folders below a location by path, with what the file system knows about each."""
+    if protocol_of(fs) != "file":
+        return dict(requested(location, lambda: fs.find(root, maxdepth=2, withdirs=True, detail=True)))
+
+    def find() -> dict[str, Any]:  # unlike find() of fsspec, for which a folder that cannot be read is empty
+        if not os.path.lexists(root):
+            return {}
+        listed = {root: fs.info(root)}
+        for info in fs.ls(root, detail=True):
+            listed[info["name"]] = info
+            if info["type"] == "directory":
+                listed |= {inner["name"]: inner for inner in fs.ls(info["name"], detail=True)}
+        return listed
+
+    return trusting(location, find)
 
 
 def stamp_of(protocol: str, path: str) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import tokenize
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -131,7 +132,10 @@ def _header(file: IO[bytes], name: str, dtype: str | None) -> tuple[tuple[int, i
     file.seek(-6, io.SEEK_CUR)
     version = npy.read_magic(file)
     reader = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, fortran, stored = reader(file)
+    try:
+        shape, fortran, stored = reader(file)
+    except (SyntaxError, TypeError, tokenize.TokenError) as error:  # of NumPy's parser
+        raise ValueError(f"its header is not valid: {error}") from error
     if stored.hasobject:
         raise PoolError(f"{name}: contains pickled Python objects, which are never read; save a float array")
     if len(shape) != 2 or shape[0] < 0 or shape[1] < 1:

@@ -1,21 +1,71 @@
-"""Opening local and remote files; which errors mean a damaged file, and which one that cannot be reached."""
+"""Opening local and remote files, and what an error in reading one means.
+
+An error means one of three things, and only the first is about the file itself:
+
+- *damage*: an allow-list of the errors that parsers raise. Reading again does not help;
+- *not reached*: the network, the system or a permission. The file may be good, so it is never skipped;
+- anything else, such as too little memory or a missing package, is raised unchanged; a full disk, on which a file
+  system keeps copies, is an error of writing.
+"""
 
 from __future__ import annotations
 
+import csv
 import errno
+import gzip
+import io
+import lzma
 import os
-from collections.abc import Callable
+import socket
+import ssl
+import stat
+import struct
+import sys
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
 from typing import IO, Any, TypeVar
 
-from thresher.errors import PoolError, ThresherError, UnreachedError
+from thresher.errors import AccessError, OutputError, PoolError, ThresherError, UnreachedError
 
 _T = TypeVar("_T")
+_BUFFER = 1 << 18  # bytes of a remote file that are buffered, for readers that read lines
+
+# ValueError is the base of Arrow's invalid data, JSON, Unicode and NumPy header errors. EOFError: cut off.
+_DAMAGE = (
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    lzma.LZMAError,
+    gzip.BadGzipFile,
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    csv.Error,
+)
 _DOWN = frozenset(
     getattr(errno, name)
-    for name in ("ESTALE", "ENETDOWN", "ENETUNREACH", "EHOSTDOWN", "EHOSTUNREACH", "ENOTCONN", "EMFILE", "ENFILE")
+    for name in (
+        "EIO EREMOTEIO ESTALE ENODEV ENXIO EAGAIN EBUSY ENETDOWN ENETUNREACH ENETRESET EHOSTDOWN EHOSTUNREACH ENOTCONN "
+        "ETIMEDOUT"
+    ).split()
     if hasattr(errno, name)
 )
-_NO_CONNECTION = ("ClientConnectionError", "HTTPClientError", "EndpointConnectionError")  # of aiohttp and botocore
+_NO_NAME = frozenset((errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG))
+_FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
+_TOO_MANY = frozenset((errno.EMFILE, errno.ENFILE))
+# Names of classes in aiohttp, botocore, requests, httpx, http.client, Azure's and Google's libraries.
+_NO_CONNECTION = frozenset(
+    "ClientConnectionError ClientPayloadError HTTPClientError EndpointConnectionError ResponseStreamingError "
+    "IncompleteReadError ConnectionError Timeout ChunkedEncodingError TransportError IncompleteRead RemoteDisconnected "
+    "ServiceRequestError ServiceResponseError ServiceUnavailable".split()
+)
+_NO_ACCESS = frozenset(
+    "NoCredentialsError PartialCredentialsError CredentialRetrievalError TokenRetrievalError UnauthorizedSSOTokenError "
+    "SSOTokenLoadError NoAuthTokenError ClientAuthenticationError RefreshError DefaultCredentialsError".split()
+)
+_NO_ACCESS_CODES = frozenset(("ExpiredToken", "InvalidToken", "TokenRefreshRequired", "RequestExpired", "AccessDenied"))
 
 
 def protocol_of(fs: Any) -> str:
@@ -25,28 +75,53 @@ def protocol_of(fs: Any) -> str:
 
 
 def open_file(protocol: str, path: str) -> IO[bytes]:
-    """Open a local or remote file for reading; raises a PoolError that names the file if it cannot be opened."""
+    """Open a local or remote file for reading.
+
+    Raises:
+        PoolError: There is no such file, or it is not a regular file.
+        UnreachedError: It was not reached; a network error has been tried again.
+        AccessError: Access was denied.
+    """
+    if protocol != "file":
+        from thresher.io.remote import RemoteFile
+
+        return io.BufferedReader(RemoteFile(protocol, path), _BUFFER)
 
     def opened() -> IO[bytes]:
-        if protocol == "file":
-            if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
-                raise PoolError(f"{path}: is a pipe or a device, not a regular file; give a file")
-            return open(path, "rb")
-        import fsspec
-
-        return fsspec.filesystem(protocol).open(path, "rb")  # type: ignore[no-any-return]
+        if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+            raise PoolError(f"{path}: is a pipe or a device, not a regular file; give a file")
+        return open(path, "rb")
 
     return trusting(path, opened)
+
+
+def status_of(path: str) -> os.stat_result | None:
+    """Return the status of a local path, None if nothing is there. Unlike ``os.path.exists``, it tells errors apart.
+
+    Raises:
+        UnreachedError: The system does not say whether something is there.
+        AccessError: Access was denied.
+    """
+    try:
+        return trusting(path, lambda: os.stat(path))
+    except PoolError:  # there is nothing, or the name is not valid
+        return None
+
+
+def regular_file(path: str) -> os.stat_result | None:
+    """Return the status of a local file, None if there is no regular file at the path; see :func:`status_of`."""
+    status = status_of(path)
+    return status if status is not None and stat.S_ISREG(status.st_mode) else None
 
 
 def file_stamp(protocol: str, path: str) -> list[Any]:
     """Return the size and version of a file, which change with the file."""
     if protocol == "file":
-        stat = trusting(path, lambda: os.stat(path))
-        return [stat.st_size, stat.st_mtime_ns]
-    import fsspec
+        status = trusting(path, lambda: os.stat(path))
+        return [status.st_size, status.st_mtime_ns]
+    from thresher.io.remote import info_of
 
-    info = trusting(path, lambda: fsspec.filesystem(protocol).info(path))
+    info = info_of(protocol, path)
     return [info.get("size"), version_in(info)]
 
 
@@ -56,35 +131,125 @@ def version_in(info: dict[str, Any]) -> str:
 
 
 def trusting(path: str, what: Callable[[], _T]) -> _T:
-    """Call ``what`` and turn any error that a damaged file causes into a PoolError that names the file.
+    """Call ``what``, which reads a file, and raise what its errors mean; see :func:`meaning_of`.
 
     Raises:
         PoolError: The file is missing or damaged.
         UnreachedError: The network or the file system does not respond.
+        AccessError: Access was denied.
     """
     try:
         return what()
     except ThresherError:
         raise
-    except FileNotFoundError:
-        raise PoolError(f"{path}: no such file (or a broken symlink); check the name") from None
-    except IsADirectoryError:
-        raise PoolError(f"{path}: is a folder; give a file") from None
     except Exception as error:
+        if (meaning := meaning_of(path, error)) is None:
+            raise
+        raise meaning from error
+
+
+def meaning_of(path: str, error: Exception) -> ThresherError | None:
+    """Return what an error in reading a file means for the user.
+
+    Args:
+        path: The file, for the message.
+        error: Any error.
+
+    Returns:
+        A PoolError for a file that is missing or damaged, an UnreachedError for one that was not reached, an
+        AccessError if access was denied, an OutputError if a local copy of it does not fit on the disk; None for all
+        other errors, which are not about the file.
+    """
+    for one in _causes(error):  # fsspec reports any failed request as FileNotFoundError
+        text = next(iter(str(one).splitlines()), "") or type(one).__name__
+        if _denied(one):
+            return AccessError(
+                f"{path}: not reached: access was denied ({text}); get permission or renew the credentials, then run "
+                "the same command again"
+            )
+        if isinstance(one, OSError) and one.errno in _TOO_MANY:
+            return UnreachedError(
+                f"{path}: not reached: too many files are open; raise the limit, for example with ulimit -n 4096, then "
+                "run the same command again"
+            )
+        if isinstance(one, OSError) and one.errno in _FULL:
+            return OutputError(f"{path}: a copy of it cannot be written ({text}); free some space")
+        if _unreached(one):
+            return UnreachedError(f"{path}: network or system error ({text}); retry later")
+    if isinstance(error, FileNotFoundError) or _status(error) in (404, 410):
+        return PoolError(f"{path}: no such file (or a broken symlink); check the name")
+    if isinstance(error, IsADirectoryError):
+        return PoolError(f"{path}: is a folder; give a file")
+    if isinstance(error, OSError) and error.errno in _NO_NAME:
+        return PoolError(f"{path}: no such file ({error.strerror}); check the name")
+    if _damaged(error):
         text = next(iter(str(error).splitlines()), "") or type(error).__name__
-        if _unreached(error):
-            raise UnreachedError(f"{path}: network or system error ({text}); retry later") from None
-        raise PoolError(
-            f"{path}: cannot be read, it may be truncated or damaged ({text}); replace or remove it"
-        ) from None
+        return PoolError(f"{path}: cannot be read, it may be truncated or damaged ({text}); replace or remove it")
+    return None
 
 
-def _unreached(error: Exception) -> bool:
-    """Return whether an error is about the access to a file rather than the file itself."""
-    status = getattr(error, "status", 0)  # of HTTP
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and the errors that it was raised from."""
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        yield one
+        one = one.__cause__
+
+
+def _status(error: BaseException) -> int:
+    """Return the HTTP status that an error carries, 0 if none."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # of botocore
+        found = [response.get("ResponseMetadata", {}).get("HTTPStatusCode")]
+    else:
+        found = [getattr(error, name, None) for name in ("status", "status_code", "code")]
+        found += [getattr(response, name, None) for name in ("status_code", "status")]
+    return next((int(one) for one in found if isinstance(one, int) and 100 <= one < 600), 0)
+
+
+def _denied(error: BaseException) -> bool:
+    response = getattr(error, "response", None)
+    code = response.get("Error", {}).get("Code") if isinstance(response, dict) else ""
     return (
-        isinstance(error, (ConnectionError, TimeoutError))
-        or (isinstance(error, OSError) and error.errno in _DOWN)
-        or any(kind.__name__ in _NO_CONNECTION for kind in type(error).__mro__)
-        or (isinstance(status, int) and (status in (408, 429) or 500 <= status < 600))
+        isinstance(error, PermissionError)
+        or _status(error) in (401, 403, 407)
+        or code in _NO_ACCESS_CODES
+        or not _NO_ACCESS.isdisjoint(kind.__name__ for kind in type(error).__mro__)
     )
+
+
+def _unreached(error: BaseException) -> bool:
+    status = _status(error)
+    return (
+        isinstance(error, (ConnectionError, TimeoutError, socket.gaierror, ssl.SSLError))
+        or (isinstance(error, OSError) and error.errno in _DOWN)
+        or not _NO_CONNECTION.isdisjoint(kind.__name__ for kind in type(error).__mro__)
+        or status in (408, 425, 429)
+        or status >= 500
+    )
+
+
+def _damaged(error: BaseException) -> bool:
+    """Return whether an error is one that parsers raise for a damaged file."""
+    if isinstance(error, MemoryError):  # Arrow's is also an Arrow error
+        return False
+    if isinstance(error, _DAMAGE):
+        return True
+    if isinstance(error, OSError) and error.errno == errno.EINVAL:  # a position in the file that cannot be
+        return True
+    arrow = sys.modules.get("pyarrow")
+    if arrow is None:
+        return False
+    if isinstance(error, arrow.ArrowException):
+        return not isinstance(error, arrow.ArrowCancelled)
+    return isinstance(error, OSError) and error.errno is None and _raised_by_arrow(error)
+
+
+def _raised_by_arrow(error: BaseException) -> bool:
+    """Return whether Arrow itself raised an error, not the file it reads: for damage it raises a bare OSError."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_code.co_filename.startswith("pyarrow/")

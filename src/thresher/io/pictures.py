@@ -57,6 +57,7 @@ def open_rgb(data: bytes, *, limit: int = PIXELS, draft: int | None = None) -> A
 
     Raises:
         PoolError: The data is not an image, is damaged, or has too many pixels; the message says which.
+        MemoryError: There is too little memory to decode it.
     """
     from PIL import Image
 
@@ -74,9 +75,11 @@ def open_rgb(data: bytes, *, limit: int = PIXELS, draft: int | None = None) -> A
                     picture = picture.convert("RGBA")
                     picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
                 return picture if picture.mode == "RGB" else picture.convert("RGB")
-    except PoolError:
+    except (PoolError, MemoryError, ImportError):
         raise
     except Exception as error:  # Pillow's parsers raise many kinds of errors
+        if isinstance(error, OSError) and error.errno is not None:  # of the system: the data is in memory
+            raise
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         reason = "unsupported format" if "BytesIO" in reason else reason
         raise PoolError(f"is not a readable image ({reason})") from None

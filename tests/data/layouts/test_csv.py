@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.data.common import picture
 from thresher.data import DataOptions, open_data
-from thresher.errors import PoolError, UsageError
+from thresher.errors import ChangedError, PoolError, UsageError
 
 fields = st.text(st.sampled_from("ab \u00fc\u4e2d,;\t\n\"'\\"), max_size=8)
 
@@ -130,7 +130,7 @@ def test_a_csv_that_has_changed_is_noticed(tmp_path: Path) -> None:
     path.write_text("filepath\ttitle\n" + "a\tb\n" * 10)
     data = open_data(str(path))
     path.write_text("filepath\ttitle\n" + "a\tb\n" * 3)
-    with pytest.raises(PoolError, match="has fewer rows than when it was opened"):
+    with pytest.raises(ChangedError, match="has fewer rows than when it was opened"):
         list(data.samples())
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.data.common import arrow_of, outcome, parquet_of, picture, rows, table
 from thresher.data import DataOptions, open_data
 from thresher.data.samples import Place
-from thresher.errors import PoolError, UsageError
+from thresher.errors import ChangedError, PoolError, UsageError
 
 KEYS = [f"k{i}" for i in range(23)]
 WRITTEN = [(key, f"caption {key}", picture(i)) for i, key in enumerate(KEYS)]
@@ -185,7 +185,7 @@ def test_a_table_that_has_changed_is_noticed(tmp_path: Path) -> None:
         path = in_file(tmp_path, kind, table(KEYS))
         data = open_data(str(path))
         in_file(tmp_path, kind, table(KEYS[:5]))
-        with pytest.raises(PoolError, match="has fewer rows than when it was opened"):
+        with pytest.raises(ChangedError, match="has fewer rows than when it was opened"):
             list(data.samples())
 
 

@@ -15,7 +15,7 @@ from thresher.data.location import Location
 from thresher.data.options import DataOptions
 from thresher.data.parts import Data, Form, Ints, Part, Scanned
 from thresher.data.samples import Place, Sample, caption_of
-from thresher.errors import PoolError, UsageError, suggest
+from thresher.errors import ChangedError, PoolError, UsageError, suggest
 from thresher.io.columns import CAPTIONS
 from thresher.io.csv import LINE, Lines, rows
 from thresher.io.open import open_file, trusting
@@ -113,7 +113,8 @@ class CsvPart(Part):
         """Yield the samples, with the positions of the images.
 
         Raises:
-            PoolError: The CSV file has changed or cannot be read.
+            PoolError: The CSV file is damaged.
+            ChangedError: It has fewer rows than when it was opened.
         """
         with open_file(self.protocol, self.path) as file:
             all_rows = rows(file, self.path, self.at, self.delimiter)
@@ -121,11 +122,13 @@ class CsvPart(Part):
             for at in range(self.first, self.first + (self.rows or 0)):
                 _, _, row = next(all_rows, (0, 0, None))
                 if row is None:
-                    raise PoolError(f"{self.path}: has fewer rows than when it was opened; it has changed, start again")
+                    raise ChangedError(f"{self.path}: has fewer rows than when it was opened; run the command again")
                 name = row[self.picture] if len(row) > self.picture else ""
                 title = row[self.title] if self.title is not None and len(row) > self.title else ""
                 place, why = self._place(name, allowed)
-                yield Sample(self._key(row, at), caption_of(title), place, at, why=why)
+                yield Sample(
+                    self._key(row, at), caption_of(title), place, at, why=why, missing=bool(name) and not place
+                )
 
     def scan(self, *, uids: bool = False) -> Scanned:
         """Find the bytes of each row; a row may have several lines, because quoted cells can contain line breaks."""
@@ -159,9 +162,9 @@ class CsvPart(Part):
         hidden = False
         for root in self.roots:
             path = os.path.join(root, name)
-            if "\0" not in name and os.path.isfile(path):
+            if (place := Place.of_file(path)) is not None:
                 if self.outside or any(inside(below, path) for below in allowed):
-                    return Place(path), ""
+                    return place, ""
                 hidden = True
         if hidden:
             return None, (

@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,8 +20,8 @@ from thresher.data.samples import Place, Sample, caption_of
 from thresher.errors import PoolError
 from thresher.io.columns import CAPTIONS
 from thresher.io.csv import rows as rows_of
-from thresher.io.listing import natural
-from thresher.io.open import trusting
+from thresher.io.listing import folders_below, natural
+from thresher.io.open import file_stamp, regular_file, trusting
 from thresher.io.parquet import open_parquet
 from thresher.io.paths import inside, visible, writable
 from thresher.io.pictures import ENDINGS
@@ -88,6 +89,7 @@ class Folder:
                 names=tuple(names[lo : lo + step]),
                 keys=tuple(keys[lo : lo + step]),
                 captions=tuple(captions.get(name) if captions else None for name in names[lo : lo + step]),
+                tables=tuple(path for path, _ in tables),
             )
             for lo in range(0, len(names), step)
         ]
@@ -96,11 +98,19 @@ class Folder:
 
 @dataclass(frozen=True, kw_only=True)
 class FolderPart(Part):
-    """Images ``first`` to ``first + rows`` of a folder, and their captions."""
+    """Images ``first`` to ``first + rows`` of a folder, and their captions.
+
+    Attributes:
+        names: Their paths in the folder.
+        keys: Their keys.
+        captions: Their captions; None for a caption that is in a file next to the image.
+        tables: The files that the captions come from.
+    """
 
     names: tuple[str, ...]
     keys: tuple[str, ...]
     captions: tuple[str | None, ...]
+    tables: tuple[str, ...] = ()
 
     unit: ClassVar[str] = "picture"
     pictures_apart: ClassVar[bool] = True
@@ -111,17 +121,23 @@ class FolderPart(Part):
         return False
 
     def stamp(self) -> list[Any]:
-        """Return a hash of its names, keys and captions: the time of a folder does not cover its subfolders."""
-        return [digest([self.names, self.keys, self.captions])[:32]]
+        """Return a hash of its names, keys and captions, and one of the sizes and times of all its files.
+
+        The time of a folder does not cover its subfolders.
+        """
+        files = [regular_file(os.path.join(self.path, name)) for name in self.names]
+        sizes = [None if one is None else (one.st_size, one.st_mtime_ns) for one in files]
+        stamps = [sizes, [file_stamp("file", table) for table in self.tables]]
+        return [digest([self.names, self.keys, self.captions])[:32], digest(stamps)[:32]]
 
     def samples(self) -> Iterator[Sample]:
         """Yield the samples; a caption that is not in a caption file is read from a file next to the image."""
         root = os.path.realpath(self.path)
         for i, (name, key, caption) in enumerate(zip(self.names, self.keys, self.captions, strict=True)):
             path = os.path.join(self.path, name)
+            place = Place.of_file(path) if inside(root, path) is not None else None  # before its caption is read
             text = _caption_next_to(os.path.splitext(path)[0], root) if caption is None else caption
-            good = _there(path, root)
-            yield Sample(key, text, Place(path) if good else None, self.first + i, why="" if good else _NO_FILE)
+            yield Sample(key, text, place, self.first + i, why="" if place else _NO_FILE, missing=place is None)
 
     def scan(self, *, uids: bool = False) -> Scanned:
         """Return the keys; reads nothing."""
@@ -138,7 +154,7 @@ class FolderPart(Part):
 
 def _walk(top: str) -> Iterator[tuple[str, list[str]]]:
     """Yield every folder at any depth, in order, and the names of its files."""
-    for folder, inner, files in os.walk(top):
+    for folder, inner, files in folders_below(top):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         yield folder, files
 
@@ -150,21 +166,28 @@ def _is_picture(name: str) -> bool:
 
 def _there(path: str, root: str) -> bool:
     """Return whether a path is a file and not a symlink to outside the folder."""
-    return os.path.isfile(path) and inside(root, path) is not None
+    return regular_file(path) is not None and inside(root, path) is not None
 
 
 def _caption_next_to(stem: str, root: str) -> str:
     """Return the caption of ``stem.txt`` or ``stem.json``."""
     for ending in (".txt", ".caption", ".json"):
         if _there(stem + ending, root):
+            data = _start_of(stem + ending)
             try:
-                with open(stem + ending, "rb") as file:
-                    data = file.read(_CAPTION)
                 content = json.loads(data) if ending == ".json" else data
-            except (OSError, ValueError, RecursionError):
+            except (ValueError, RecursionError):
                 continue
             return _text(content) if isinstance(content, dict) else caption_of(content)
     return ""
+
+
+def _start_of(path: str) -> bytes:
+    def read() -> bytes:
+        with open(path, "rb") as file:
+            return file.read(_CAPTION)
+
+    return trusting(path, read)
 
 
 def _captions(location: str, names: Sequence[str], tables: Sequence[tuple[str, str]]) -> Mapping[str, str]:
@@ -173,7 +196,7 @@ def _captions(location: str, names: Sequence[str], tables: Sequence[tuple[str, s
         return {}
     by_name: dict[str, str] = {}
     for path, below in tables:
-        for name, text in trusting(path, lambda path=path: list(_rows(path))):  # type: ignore[misc]
+        for name, text in trusting(path, partial(_all_rows, path)):
             by_name.setdefault(os.path.normpath(os.path.join(below, name)), text)  # the first one is used
     # A table may name images without their folder or extension, or with an old folder. Such a name is used if it
     # belongs to only one image.
@@ -193,6 +216,13 @@ def _captions(location: str, names: Sequence[str], tables: Sequence[tuple[str, s
 def _bases(name: str) -> list[str]:
     base = os.path.basename(name)
     return [base, os.path.splitext(base)[0]]
+
+
+def _all_rows(path: str) -> list[tuple[str, str]]:
+    try:
+        return list(_rows(path))
+    except (KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise ValueError(f"its structure is not that of captions: {type(error).__name__}: {error}") from error
 
 
 def _rows(path: str) -> Iterator[tuple[str, str]]:

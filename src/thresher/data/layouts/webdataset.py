@@ -8,6 +8,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from thresher.io.listing import natural
 from thresher.io.open import open_file, protocol_of, trusting
 from thresher.io.paths import visible, writable
 from thresher.io.pictures import ENDINGS
+from thresher.io.remote import file_system, requested
 from thresher.io.tar import (
     NOTES,
     TAR_BLOCK,
@@ -294,10 +296,8 @@ def tars_at(location: str) -> list[tuple[str, str]]:
     missing: list[str] = []
     for name in (one for part in _parts(location) for one in _expanded(part)):
         if "://" in name:
-            import fsspec
-
-            fs, path = trusting(name, lambda name=name: fsspec.core.url_to_fs(name))  # type: ignore[misc]
-            paths = trusting(name, lambda fs=fs, path=path: fs.glob(path) if glob.has_magic(path) else [path])  # type: ignore[misc]
+            fs, path = file_system(name)
+            paths = requested(name, partial(fs.glob, path)) if glob.has_magic(path) else [path]
             tars += [(protocol_of(fs), str(one)) for one in sorted(paths, key=natural)]
             continue
         paths = sorted(glob.glob(name), key=natural) if glob.has_magic(name) else [name]
@@ -331,9 +331,9 @@ def _parts(location: str) -> list[str]:
 
 def _in_folder(location: str) -> list[tuple[str, str]]:
     if "://" not in location:
-        return [("file", path) for path in sorted(glob.glob(os.path.join(glob.escape(location), "*.tar")), key=natural)]
-    import fsspec
-
-    fs, root = trusting(location, lambda: fsspec.core.url_to_fs(location))
-    paths = trusting(location, lambda: fs.glob(f"{root}/*.tar"))
+        names = trusting(location, lambda: os.listdir(location)) if os.path.isdir(location) else []
+        names = [name for name in names if name.endswith(".tar") and not name.startswith(".")]
+        return [("file", os.path.join(location, name)) for name in sorted(names, key=natural)]
+    fs, root = file_system(location)
+    paths = requested(location, lambda: fs.glob(f"{root}/*.tar"))
     return [(protocol_of(fs), str(path)) for path in sorted(paths, key=natural)]

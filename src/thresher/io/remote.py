@@ -1,0 +1,183 @@
+"""Remote files: every request is tried again, with growing pauses, while the network or the server fails.
+
+Denied access, missing files and damage are not tried again: they would fail in the same way.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from thresher.errors import MissingPackageError, UnreachedError, UsageError
+from thresher.io.open import meaning_of, trusting
+
+_T = TypeVar("_T")
+_TRIES = 6  # with pauses of 0.5, 1, 2, 4 and 8 seconds
+_TRIES_NAME = "THRESHER_NETWORK_TRIES"
+
+
+def file_system(location: str) -> tuple[Any, str]:
+    """Return the fsspec file system of a location, and the path in it.
+
+    Raises:
+        UsageError: fsspec does not know the protocol.
+        MissingPackageError: The protocol needs a package that is not installed.
+        UnreachedError: The file system was not reached.
+    """
+    import fsspec
+
+    fs, path = _created(location, lambda: fsspec.core.url_to_fs(location))
+    return fs, str(path)
+
+
+def _created(location: str, what: Callable[[], _T]) -> _T:
+    """Call ``what``, which creates a file system: here a ValueError is an unknown protocol or an invalid address."""
+    try:
+        return what()
+    except ImportError as error:
+        raise MissingPackageError(f"{location}: a package is missing ({error}); install it with pip") from error
+    except ValueError as error:
+        raise UsageError(f"{location}: cannot be opened ({error}); give a folder, a file or an address") from error
+    except Exception as error:  # it may connect when it is created
+        raise meaning_of(location, error) or error from error
+
+
+def _of(protocol: str, path: str) -> Any:
+    import fsspec
+
+    return _created(path, lambda: fsspec.filesystem(protocol))
+
+
+def requested(path: str, what: Callable[[], _T]) -> _T:
+    """Call ``what``, which asks a remote file system, and call it again while the network or the server fails.
+
+    Args:
+        path: The file or location, for messages.
+        what: The request.
+
+    Raises:
+        UnreachedError: It still fails after 6 tries, or as many as the environment variable THRESHER_NETWORK_TRIES
+            says.
+        AccessError: Access was denied.
+        PoolError: There is no such file.
+    """
+    import tenacity
+
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception(lambda error: type(error) is UnreachedError),  # not its subclass AccessError
+        stop=tenacity.stop_after_attempt(_tries()),
+        wait=tenacity.wait_exponential(multiplier=0.5, max=30),
+        reraise=True,
+    )(lambda: trusting(path, what))
+
+
+def _tries() -> int:
+    text = os.environ.get(_TRIES_NAME, "")
+    if text and not (text.isdecimal() and 1 <= len(text) <= 3 and int(text)):
+        raise UsageError(f"{_TRIES_NAME}={text}: give a number of tries from 1 to 999")
+    return int(text or _TRIES)
+
+
+def info_of(protocol: str, path: str) -> dict[str, Any]:
+    """Return what a file system knows about a file: its size and version."""
+    return dict(requested(path, lambda: _of(protocol, path).info(path)))
+
+
+class RemoteFile(io.RawIOBase):
+    """A remote file for reading. A request that fails is tried again with a newly opened file."""
+
+    def __init__(self, protocol: str, path: str) -> None:
+        """Open the file.
+
+        Raises:
+            UnreachedError: The file was not reached.
+            AccessError: Access was denied.
+            PoolError: There is no such file.
+        """
+        self._protocol, self._path = protocol, path
+        self._file: Any = None
+        self._at = 0
+        requested(path, self._opened)
+
+    def _opened(self) -> Any:
+        if self._file is None:
+            self._file = _of(self._protocol, self._path).open(self._path, "rb")
+        return self._file
+
+    def _call(self, what: Callable[[Any], _T]) -> _T:
+        """Call ``what`` with the file at the current position; open the file again after an error."""
+
+        def once() -> _T:
+            try:
+                file = self._opened()
+                if file.tell() != self._at:
+                    file.seek(self._at)
+                return what(file)
+            except Exception:
+                self._drop()
+                raise
+
+        return requested(self._path, once)
+
+    def _drop(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            with suppress(Exception):  # the connection may be lost
+                file.close()
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Return up to ``size`` bytes, all of them if it is negative; fewer only at the end of the file."""
+        self._check()
+        data = bytes(self._call(lambda file: file.read(size)))
+        self._at += len(data)
+        return data
+
+    def readall(self) -> bytes:
+        """Return the rest of the file."""
+        return self.read()
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Read into a buffer; return the number of bytes."""
+        view = memoryview(buffer).cast("B")
+        data = self.read(len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Move to a position; return it."""
+        self._check()
+        if whence == os.SEEK_SET:
+            at = offset
+        elif whence == os.SEEK_CUR:
+            at = self._at + offset
+        else:
+            at = int(self._call(lambda file: file.seek(offset, whence)))
+        if at < 0:
+            raise ValueError(f"seek to {at}: a position is not negative")
+        self._at = at
+        return at
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._at
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def close(self) -> None:
+        """Close the file."""
+        if not self.closed:
+            self._drop()
+        super().close()
+
+    def _check(self) -> None:
+        if self.closed:
+            raise ValueError(f"{self._path}: is closed")
