@@ -55,12 +55,17 @@ _PRECISION = click.option(
     help="Rows per shard, for data other than tars.",
 )  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Start from the beginning if the pool exists.")
+@click.option("--retry-damaged", is_flag=True, help="Embed shards again whose data was damaged or lacked images.")
 @options(QUIET, JSON)
-def embed(data: str, out: str, overwrite: bool, quiet: bool, output: Output, **values: Any) -> None:
+def embed(
+    data: str, out: str, overwrite: bool, retry_damaged: bool, quiet: bool, output: Output, **values: Any
+) -> None:
     """Embed images and captions into a pool.
 
     DATA is webdataset tars, parquet or Arrow files, a Hugging Face dataset saved to disk, an open_clip csv, or a
-    folder of images. After an interruption, the same command resumes. With more DATA, the pool grows.
+    folder of images. After an interruption, the same command resumes. With more DATA, the pool grows. If some data
+    was not reached, such as after a network failure, the rest is embedded, the exit code is 2, and the same command
+    embeds what is missing.
     """
     from thresher.embed.pipeline import EmbedSettings
     from thresher.embed.pipeline import embed as run
@@ -69,7 +74,7 @@ def embed(data: str, out: str, overwrite: bool, quiet: bool, output: Output, **v
     chosen = {name: value for name, value in values.items() if value is not None}
     chosen["thumbnails"] = _THUMBNAIL if chosen["thumbnails"] else 0
     settings = EmbedSettings(data=reading, **chosen)
-    result = run(data, out, settings, overwrite=overwrite, progress=output.progress(quiet))
+    result = run(data, out, settings, overwrite=overwrite, retry_damaged=retry_damaged, progress=output.progress(quiet))
     output.result(dataclasses.asdict(result), text.embedded(result, output.seconds))
 
 

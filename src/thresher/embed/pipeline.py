@@ -29,8 +29,10 @@ from thresher.embed.pool import (
     SET_ASIDE,
     TABLES,
     PoolPlan,
+    Shard,
     ShardWriter,
     holding,
+    may_retry,
     place_of,
     shard_path,
     shards_of,
@@ -39,7 +41,7 @@ from thresher.embed.pool import (
     written,
 )
 from thresher.embed.prepare import Decoded, DecodeOptions, DecodeTask, Pixels, Slots, Tokens, prepare
-from thresher.errors import OutputError, PoolError, ThresherError, UsageError
+from thresher.errors import ChangedError, OutputError, PoolError, ThresherError, UnreachedError, UsageError
 from thresher.export.keys import hashes_of
 from thresher.io.paths import visible, writable
 from thresher.io.pictures import PIXELS
@@ -51,8 +53,10 @@ from thresher.runtime.locks import create_locked, sweep
 from thresher.runtime.progress import Advance, Progress, Silent
 
 Vectors = dict[str, npt.NDArray[np.float16]]
+Unreached = list[tuple[int, str]]  # shards that were not reached, and why
 
 _CHUNK = 64  # samples prepared together
+_MISSED = 3  # shards in a row that were not reached, after which the others are not tried
 _AHEAD = 2  # batches queued for the model
 _LOOKED_AT, _PARTS = 64, 8  # samples of a part, and parts, that are read to see if the data has captions and uids
 _UID = re.compile("[0-9a-fA-F]{32}")  # DataComp's
@@ -130,22 +134,28 @@ def embed(
     settings: EmbedSettings,
     *,
     overwrite: bool = False,
+    retry_damaged: bool = False,
     progress: Progress | None = None,
 ) -> Embedded:
     """Embed images and captions into a pool that every other command opens.
 
     Called again after it was killed, it resumes with the first missing shard; called with more data, it adds shards at
-    the end. Samples that cannot be used are skipped, counted and listed. Memory does not grow with the data.
+    the end. Samples that cannot be used are skipped, counted and listed. A shard is written once all of its data was
+    read: the shards of data that was not reached are missing, and the next call embeds them. Memory does not grow with
+    the data.
 
     Args:
         data: See :func:`thresher.data.open_data`.
         pool: Folder to write: float16 vectors and parquet tables in clip-retrieval's layout, and ``pool.json``.
         settings: The options.
         overwrite: Replace an existing pool.
+        retry_damaged: Embed the shards again whose data was damaged or lacked images.
         progress: Receives progress updates.
 
     Raises:
         PoolError: There is no data, or no sample can be used.
+        UnreachedError: Some data was not reached; all shards of other data are written.
+        ChangedError: The data changed while it was read; the shards of unchanged data are written.
         UsageError: An encoder, device or column does not exist, or the pool cannot grow with this data.
         OutputError: The folder cannot be written, or holds other files.
     """
@@ -158,9 +168,10 @@ def embed(
         refuse_foreign_files(
             folder, [PLAN, SET_ASIDE, TABLES, *FOLDERS.values(), *(path.name for path in unfinished(folder))]
         )
+    shards = shards_of(source.parts)  # before anything slow: from here on the data must not change
     devices = _devices(settings.device)
     encoder = make_encoder(settings.encoder, device=devices[0], precision=settings.precision)
-    asked, notes = _planned(source, encoder, settings)
+    asked, notes = _planned(source, shards, encoder, settings)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -176,9 +187,12 @@ def embed(
                 f"{folder}: holds {others[0].relative_to(folder)}, but no {PLAN} that describes it; choose another "
                 "folder, or pass --overwrite"
             )
-        plan = known.grown(folder, asked) if known else asked
+        infos = [written(folder, n) for n in range(len(known.shards))] if known else []
+        again = {n for n, info in enumerate(infos) if info and may_retry(info)} if retry_damaged else set()
+        plan = known.grown(folder, asked, again) if known else asked
         parts = {(place_of(part), part.first): part for part in source.parts}
-        todo = [n for n in range(len(plan.shards)) if written(folder, n) is None]
+        done = {n for n, info in enumerate(infos) if info and n not in again}
+        todo = [n for n in range(len(plan.shards)) if n not in done]
         lost = [n for n in todo if plan.shards[n].part not in parts]
         if lost:
             raise UsageError(
@@ -188,11 +202,18 @@ def embed(
         if todo or known is None:
             plan.saved(folder)
         jobs = [(n, parts[plan.shards[n].part]) for n in todo]
+        unreached: Unreached = []
         if len(devices) > 1 and len(jobs) > 1:
-            _on_many(folder, plan, settings, jobs, devices, progress)
+            unreached = _on_many(folder, plan, settings, jobs, devices, progress)
         elif jobs:
             with progress.task("embed", _expected(source, [part for _, part in jobs])) as advance:
-                _embed(folder, plan, encoder, settings, jobs, advance)
+                unreached = _embed(folder, plan, encoder, settings, jobs, advance)
+        if unreached:
+            raise UnreachedError(
+                f"{folder}: {len(unreached):,} of {len(plan.shards):,} shards are missing, because their data was not "
+                f"reached; run the same command again to embed them. The first: {min(unreached)[1]}"
+            )
+        _check_unchanged(plan, source.parts)
         return _finished(folder, plan, set(todo), notes, data)
 
 
@@ -231,7 +252,9 @@ def _devices(text: str) -> list[str]:
     return [f"cuda:{i}" for i in range(count)] if count > 1 else named
 
 
-def _planned(source: Data, encoder: Encoder, settings: EmbedSettings) -> tuple[PoolPlan, tuple[str, ...]]:
+def _planned(
+    source: Data, shards: tuple[Shard, ...], encoder: Encoder, settings: EmbedSettings
+) -> tuple[PoolPlan, tuple[str, ...]]:
     """Return the plan of the pool (vectors, columns, shards) and notes for the user."""
     offered = [name for name, dim in (("image", encoder.image_dim), ("text", encoder.text_dim)) if dim]
     if settings.only and settings.only not in offered:
@@ -273,18 +296,29 @@ def _planned(source: Data, encoder: Encoder, settings: EmbedSettings) -> tuple[P
         **({"allow-outside": True} if reading.allow_outside else {}),
         **({"reader": reading.reader} if reading.reader else {}),
     }
-    return PoolPlan(info, tuple(fields), columns, options, shards_of(source.parts)), tuple(notes)
+    return PoolPlan(info, tuple(fields), columns, options, shards), tuple(notes)
 
 
 def _some(source: Data) -> list[Sample]:
-    """Return the first samples of some parts spread over the data; of further parts, if none of those can be read."""
+    """Return the first samples of some parts spread over the data; of further parts, if none of those can be read.
+
+    Raises:
+        UnreachedError: No part was reached.
+    """
     samples: list[Sample] = []
+    missed: UnreachedError | None = None
     places = np.linspace(0, len(source.parts) - 1, min(_PARTS, len(source.parts))).astype(int).tolist()
     for number in dict.fromkeys((*places, *range(len(source.parts)))):
         if samples and number not in places:
             break
-        with suppress(PoolError):  # damage is reported when the part is embedded
+        try:  # problems are reported when the part is embedded
             samples += islice(source.parts[number].samples(), _LOOKED_AT)
+        except PoolError:
+            continue
+        except UnreachedError as error:
+            missed = missed or error
+    if missed and not samples:
+        raise missed
     return samples
 
 
@@ -296,7 +330,7 @@ def _expected(source: Data, parts: Sequence[Part]) -> int:
     for part, size in zip(parts, sizes, strict=True):
         try:
             rows = sum(1 for _ in part.samples())
-        except PoolError:
+        except (PoolError, UnreachedError):
             continue
         if rows and size:
             return max(rows, round(sum(sizes) * rows / size))
@@ -313,8 +347,8 @@ def _on_many(
     jobs: Sequence[tuple[int, Part]],
     devices: Sequence[str],
     progress: Progress,
-) -> None:
-    """Embed with one process per device; each shard is embedded by one of them."""
+) -> Unreached:
+    """Embed with one process per device; each shard is embedded by one of them. Return what was not reached."""
     workers = cores() if settings.workers is None else settings.workers
     each = replace(settings, workers=workers // len(devices))
     engine = Processes(len(devices))
@@ -328,11 +362,11 @@ def _on_many(
         watching = background.submit(_watch, folder, [number for number, _ in jobs], advance, ended)
         on_one = partial(_on_one, folder, plan, each, running)
         try:
-            for _ in engine.map(on_one, [task for task in tasks if task[1]]):
-                pass
+            found = list(engine.map(on_one, [task for task in tasks if task[1]]))
         finally:
             ended.set()
         watching.result()
+    return [one for unreached in found for one in unreached]
 
 
 @contextmanager
@@ -360,7 +394,7 @@ def _watch(folder: Path, numbers: Sequence[int], advance: Advance, ended: Event)
 
 def _on_one(
     folder: Path, plan: PoolPlan, settings: EmbedSettings, running: str, task: tuple[str, list[tuple[int, Part]]]
-) -> None:
+) -> Unreached:
     """Embed shards on one device until they are done, or until the file ``running`` is gone."""
 
     def check_running(_: int) -> None:
@@ -372,7 +406,7 @@ def _on_one(
         signal.SIGINT, signal.SIG_IGN
     )  # the parent removes that file instead, so that temporary files are cleaned up
     encoder = make_encoder(settings.encoder, device=device, precision=settings.precision)
-    _embed(folder, plan, encoder, settings, jobs, check_running)
+    return _embed(folder, plan, encoder, settings, jobs, check_running)
 
 
 # --- one device -----------------------------------------------------------------------------------
@@ -380,12 +414,18 @@ def _on_one(
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Samples of one shard that are prepared together, skipped samples, and the damage that ended reading."""
+    """Samples of one shard that are prepared together, skipped samples, and the damage that ended reading.
+
+    With ``unreached``, its samples and those before it must not be used. With ``retry``, the image of a skipped sample
+    is a file that may be there later.
+    """
 
     number: int
     samples: tuple[Sample, ...]
     skipped: tuple[tuple[str, int, str], ...] = ()
     damage: str = ""
+    unreached: str = ""
+    retry: bool = False
 
 
 def _embed(
@@ -395,8 +435,11 @@ def _embed(
     settings: EmbedSettings,
     jobs: Sequence[tuple[int, Part]],
     advance: Advance,
-) -> None:
-    """Write some shards with one model."""
+) -> Unreached:
+    """Write some shards with one model; return which were not reached, and why.
+
+    After a few shards in a row that were not reached, it stops: the network is down, or access has expired.
+    """
     gpu = str(getattr(encoder, "device", "cpu")).startswith(("cuda", "mps"))
     size = settings.batch_size or (512 if gpu else 64)
     workers = max(1, cores() - (not gpu)) if settings.workers is None else settings.workers
@@ -415,14 +458,53 @@ def _embed(
         importable(settings.encoder),  # decode workers import the user's own module
         _Model(encoder, 2 if gpu else 1) as model,
     ):
-        prepared = _prepared(engine, options, _chunks(plan, jobs))
+        unreached: Unreached = []
+        in_a_row = 0
+        parts = dict(jobs)
+        left = _Left()
+        prepared = _prepared(engine, options, _chunks(plan, jobs, left))
         for number, chunks in groupby(prepared, key=lambda item: item[0].number):
-            with writing_shard(folder, number, widths, schema) as writer:
-                batches = _Batches(model, writer, plan.shards[number].name, size)
-                for chunk, decoded, pixels in chunks:
-                    batches.add(chunk, decoded, pixels)
-                    advance(len(chunk.samples) + len(chunk.skipped))
-                batches.finish()
+            try:
+                with writing_shard(folder, number, widths, schema) as writer:
+                    batches = _Batches(model, writer, plan.shards[number].name, size)
+                    for chunk, decoded, pixels in chunks:
+                        if why := chunk.unreached or decoded.unreached:
+                            raise UnreachedError(why)
+                        batches.add(chunk, decoded, pixels)
+                        advance(len(chunk.samples) + len(chunk.skipped))
+                    batches.finish()
+                    _check_part(plan.shards[number], parts[number])
+                in_a_row = 0
+            except UnreachedError as error:
+                left.number = number
+                unreached.append((number, str(error)))
+                in_a_row += 1
+                if in_a_row == _MISSED:
+                    rest = list(parts)[list(parts).index(number) + 1 :]
+                    return unreached + [(n, f"{plan.shards[n].path}: was not tried") for n in rest]
+        return unreached
+
+
+def _check_unchanged(plan: PoolPlan, parts: Sequence[Part]) -> None:
+    """Check that no data changed while other data was embedded.
+
+    Raises:
+        ChangedError: A file changed, or is gone.
+    """
+    shards = {shard.part: shard for shard in plan.shards}
+    for part in parts:
+        _check_part(shards[place_of(part), part.first], part)
+
+
+def _check_part(shard: Shard, part: Part) -> None:
+    try:
+        same = shard.stamp == tuple(part.stamp())[: len(shard.stamp)]
+    except PoolError:  # the file is gone
+        same = False
+    if not same:
+        raise ChangedError(
+            f"{shard.path}: changed while it was embedded; run the command again once writing has finished"
+        )
 
 
 @contextmanager
@@ -446,16 +528,26 @@ def _schema(plan: PoolPlan) -> Any:
     return pa.schema(list(kinds.items()))
 
 
-def _chunks(plan: PoolPlan, jobs: Sequence[tuple[int, Part]]) -> Iterator[_Chunk]:
+@dataclass
+class _Left:
+    """The shard whose samples are no longer needed, because some of its data was not reached; -1 for none."""
+
+    number: int = -1
+
+
+def _chunks(plan: PoolPlan, jobs: Sequence[tuple[int, Part]], left: _Left) -> Iterator[_Chunk]:
     """Yield the samples of parts in chunks, at least one chunk per part."""
     for number, part in jobs:
         samples, last = part.samples(), False
-        while not last:
+        while not last and left.number != number:
             batch, damage = list[Sample](), ""
             try:
                 batch += islice(samples, _CHUNK)
             except PoolError as error:
                 damage = str(error)
+            except UnreachedError as error:
+                yield _Chunk(number, (), unreached=str(error))
+                break
             last = len(batch) < _CHUNK
             reasons = [_unusable(plan, sample) for sample in batch]
             yield _Chunk(
@@ -463,6 +555,7 @@ def _chunks(plan: PoolPlan, jobs: Sequence[tuple[int, Part]]) -> Iterator[_Chunk
                 tuple(sample for sample, why in zip(batch, reasons, strict=True) if not why),
                 tuple((sample.key, sample.at, why) for sample, why in zip(batch, reasons, strict=True) if why),
                 damage,
+                retry=any(sample.picture_apart for sample, why in zip(batch, reasons, strict=True) if why),
             )
 
 
@@ -581,6 +674,7 @@ class _Batches:
         """Add samples; pixels are copied."""
         self._writer.skipped += chunk.skipped
         self._writer.damage = self._writer.damage or chunk.damage
+        self._writer.retry |= chunk.retry or any(chunk.samples[i].picture_apart for i in decoded.bad)
         self._writer.skipped += [
             (chunk.samples[i].key, chunk.samples[i].at, why) for i, why in sorted(decoded.bad.items())
         ]

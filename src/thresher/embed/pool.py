@@ -10,7 +10,7 @@ import base64
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -59,6 +59,10 @@ class Shard:
     def part(self) -> tuple[str, int]:
         """Identity of the part."""
         return self.path, self.first
+
+    def same_data(self, other: Shard) -> bool:
+        """Return whether the data has not changed; pools of older versions have shorter stamps of folders."""
+        return self.stamp == other.stamp[: len(self.stamp)]
 
     @property
     def moved(self) -> tuple[Any, ...]:
@@ -118,10 +122,15 @@ class PoolPlan:
                 f"{path}: cannot be read ({error}), is damaged or of another version; pass --overwrite to start again"
             ) from None
 
-    def grown(self, folder: Path, asked: PoolPlan) -> PoolPlan:
+    def grown(self, folder: Path, asked: PoolPlan, again: Collection[int] = ()) -> PoolPlan:
         """Return this plan with the new shards of another plan added at the end.
 
         A file that was moved is recognised by its name, size and time, if there is no file at its old path.
+
+        Args:
+            folder: The folder of the pool.
+            asked: The plan of the data as it is now.
+            again: Shards that are written again, so that their data may have changed.
 
         Raises:
             UsageError: The two plans cannot be one pool, data has changed since it was embedded, or unwritten shards
@@ -154,10 +163,16 @@ class PoolPlan:
                 shards.append(shard if unique else replace(shard, name=writable(shard.path)))
                 continue
             was = shards[number]
-            if was.stamp != shard.stamp:
+            changed = not was.same_data(shard)
+            info = written(folder, number) if changed else None
+            if number in again or (changed and info is None):  # it is written from the data as it is now
+                shards[number] = replace(shard, name=was.name)
+                continue
+            if info is not None:
+                retry = "pass --retry-damaged to embed it again, " if may_retry(info) else ""
                 raise UsageError(
-                    f"{shard.path}: has changed since it was embedded into {folder}; embed into another folder, or "
-                    "pass --overwrite"
+                    f"{shard.path}: has changed since it was embedded into {folder}; {retry}embed into another folder, "
+                    "or pass --overwrite"
                 )
             if was.rows != shard.rows:
                 raise UsageError(
@@ -223,6 +238,7 @@ class ShardWriter:
     held: list[Any] = field(default_factory=list)
     skipped: list[tuple[str, int, str]] = field(default_factory=list)
     damage: str = ""
+    retry: bool = False  # whether the image of a skipped sample is a file that may be good by now
 
     def add(self, vectors: Mapping[str, npt.NDArray[np.float16]], columns: Mapping[str, Sequence[Any]]) -> None:
         """Append rows."""
@@ -241,6 +257,7 @@ class ShardWriter:
         for name, file in self.files.items():
             _header(file, self.rows, self.widths[name])
         info = {"rows": self.rows, "set_aside": self.skipped, "damage": self.damage}
+        info |= {"retry": True} if self.retry else {}
         self.table.add_key_value_metadata({_MARK.decode(): _packed(json.dumps(info, ensure_ascii=False).encode())})
         self.table.close()
 
@@ -285,6 +302,7 @@ def writing_shard(folder: Path, number: int, widths: Mapping[str, int], schema: 
             writer = ShardWriter(files, widths, table, schema)
             yield writer
             writer.finish()
+        shard_path(folder, "table", number).unlink(missing_ok=True)  # of a shard that is written again
 
 
 def written(folder: Path, number: int) -> dict[str, Any] | None:
@@ -300,9 +318,19 @@ def written(folder: Path, number: int) -> dict[str, Any] | None:
         return None
     try:
         info = json.loads(_unpacked((pq.read_metadata(path).metadata or {})[_MARK]))
-        return {"rows": int(info["rows"]), "set_aside": list(info["set_aside"]), "damage": str(info["damage"])}
+        return {
+            "rows": int(info["rows"]),
+            "set_aside": list(info["set_aside"]),
+            "damage": str(info["damage"]),
+            "retry": bool(info.get("retry")),
+        }
     except (OSError, ValueError, KeyError, TypeError, zlib.error) as error:
         raise PoolError(f"{path}: is damaged, or was not written by thresher embed ({error}); remove it") from None
+
+
+def may_retry(info: Mapping[str, Any]) -> bool:
+    """Return whether a shard lacks samples that it may have if it is written again."""
+    return bool(info["damage"] or info["retry"])
 
 
 # --- the folder -----------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.data.samples import Place
-from thresher.errors import PoolError, UsageError
+from thresher.errors import PoolError, UnreachedError, UsageError
 from thresher.io.open import open_file
 from thresher.io.pictures import NARROW, open_rgb, thumbnail
 
@@ -77,6 +77,7 @@ class Decoded:
         sizes: Width and height of every image, (rows, 2) int32.
         thumbnails: WebP thumbnails, one per row.
         bad: Rows whose image cannot be used, and why.
+        unreached: Why an image was not reached, "" if all were: then the samples must not be used.
     """
 
     pixels: Pixels | None
@@ -84,10 +85,23 @@ class Decoded:
     sizes: npt.NDArray[np.int32]
     thumbnails: list[bytes]
     bad: dict[int, str]
+    unreached: str = ""
 
 
 def prepare(options: DecodeOptions, task: DecodeTask) -> Decoded:
-    """Prepare samples for an encoder; ``bad`` of the result lists images that cannot be used."""
+    """Prepare samples for an encoder; ``bad`` of the result lists images that cannot be used.
+
+    Raises:
+        ChangedError: An image changed while it was read.
+        MemoryError: There is too little memory to decode an image.
+    """
+    try:
+        return _prepared(options, task)
+    except UnreachedError as error:
+        return Decoded(None, None, np.zeros((0, 2), np.int32), [], {}, str(error))
+
+
+def _prepared(options: DecodeOptions, task: DecodeTask) -> Decoded:
     sizes = np.zeros((len(task.pictures), 2), np.int32)
     thumbnails: list[bytes] = []
     bad: dict[int, str] = {}
