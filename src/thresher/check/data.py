@@ -24,8 +24,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from thresher.data import Data, DataOptions, Part, Sample, open_data
-from thresher.errors import PoolError, UsageError
+from thresher.data import Data, DataOptions, Part, Place, Sample, open_data
+from thresher.errors import PoolError, UnreachedError, UsageError
 from thresher.export.keys import hashes_of
 from thresher.io.open import file_stamp, open_file, trusting
 from thresher.io.paths import has_parent, visible
@@ -86,11 +86,12 @@ def doctor(
         location, kind, samples ("exact": whether they were counted), files, bytes, looked_at (samples whose key and
         caption were read), columns, members (file extensions in tars, and the share of samples that have them),
         missing (samples without an image), keys, captions, "pictures" (the sampled images), tars, damaged files,
-        "warnings" as sentences, "cost" (rates measured on this machine, seconds and bytes of embedding), and "next",
-        the command to run next.
+        unreached files, "warnings" as sentences, "cost" (rates measured on this machine, seconds and bytes of
+        embedding), and "next", the command to run next.
 
     Raises:
         PoolError: There is nothing that can be read.
+        UnreachedError: None of the data was reached.
         UsageError: A column or an encoder does not exist, or ``sample`` is below 1.
         MissingExtraError: The encoder's library is not installed.
     """
@@ -115,9 +116,12 @@ def doctor(
     else:
         _read_parts(data, read, progress)
         samples = read.chosen()
+    if not read.samples and read.unreached:
+        raise UnreachedError(next(iter(read.unreached.values())))
     if not read.samples:
         raise PoolError(next(iter(read.why.values()), f"{location}: has no samples; has writing it finished?"))
     seen = _decoded(samples, model, min(sample, read.samples), workers, progress)
+    unreached = {**read.unreached, **seen.unreached}
     total, exact = _counted(data, read)
     report: dict[str, Any] = {
         "location": location,
@@ -144,6 +148,7 @@ def doctor(
             {"path": path, "why": why, "samples": None if light else read.counts.get(path)}
             for path, why in read.why.items()
         ],
+        "unreached": [{"path": path, "why": why} for path, why in unreached.items()],
     }
     report["warnings"] = [*([refusal] if refusal else []), *_warnings(report)]
     report["cost"] = _cost(total, seen, model, read.texts, workers)
@@ -170,6 +175,7 @@ class _Read:
     texts: list[str] = field(default_factory=list)  # some captions, to show and to measure the encoder with
     counts: dict[str, int] = field(default_factory=dict)  # samples of each file
     why: dict[str, str] = field(default_factory=dict)  # what is wrong with each damaged file
+    unreached: dict[str, str] = field(default_factory=dict)  # why each file was not reached
 
     def __post_init__(self) -> None:
         self._rng = np.random.Generator(np.random.Philox(0))
@@ -210,12 +216,14 @@ class _Read:
         return (sample for _, _, sample in sorted(self._kept, key=lambda one: one[1]))
 
     def until_damage(self, path: str, what: Iterable[T]) -> Iterator[T]:
-        """Yield what a file holds up to the first damage, and record the damage."""
+        """Yield what a file holds up to the first damage, and record the damage, or why it was not reached."""
         self.counts.setdefault(path, 0)
         try:
             yield from what
         except PoolError as error:
             self.why.setdefault(path, str(error))
+        except UnreachedError as error:
+            self.unreached.setdefault(path, str(error))
 
     def keys(self) -> dict[str, int] | None:
         """Return counts about keys, None if there are no keys."""
@@ -256,12 +264,22 @@ def _read_parts(data: Data, read: _Read, progress: Progress) -> None:
                 uids = sum(bool(sample.uid) for sample in batch)
                 read.add(part.path, [sample.key for sample in batch], [sample.text for sample in batch], uids)
             advance(part.rows or 1)
-    rest = [] if counted else [part for part in data.parts if part.path not in read.why]
+    rest = [] if counted else [part for part in data.parts if part.path not in {**read.why, **read.unreached}]
     with ThreadPoolExecutor(8) as threads, progress.task(f"check the ends of {unit}s", len(rest)) as advance:
-        for part, why in zip(rest, threads.map(lambda part: part.cut_off(), rest), strict=True):
-            if why:
-                read.why[part.path] = why
+        for part, (damage, unreached) in zip(rest, threads.map(_wrong_end, rest), strict=True):
+            if damage:
+                read.why[part.path] = damage
+            if unreached:
+                read.unreached[part.path] = unreached
             advance(1)
+
+
+def _wrong_end(part: Part) -> tuple[str, str]:
+    """Return what is wrong with the end of a part, and why it was not reached."""
+    try:
+        return part.cut_off(), ""
+    except UnreachedError as error:
+        return "", str(error)
 
 
 def _read_words(data: Data, read: _Read, progress: Progress) -> None:
@@ -312,10 +330,10 @@ def _evenly(sized: Sequence[tuple[P, int]], budget: int) -> list[P]:
 
 
 def _size(part: Part) -> int:
-    """Return the size of a part's file in bytes, 0 if it does not exist."""
+    """Return the size of a part's file in bytes, 0 if it does not exist or was not reached."""
     try:
         return int(file_stamp(part.protocol, part.path)[0] or 0)
-    except PoolError:
+    except (PoolError, UnreachedError):
         return 0
 
 
@@ -324,9 +342,10 @@ def _size(part: Part) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class _Picture:
-    """An image of the sample; ``why`` says why it cannot be used, "" if it can."""
+    """An image of the sample; ``why`` says why it cannot be used, "" if it can, ``unreached`` why it was not read."""
 
     why: str = ""
+    unreached: str = ""
     size: int = 0
     digest: bytes = b""
     seconds: float = 0.0
@@ -345,6 +364,7 @@ class _Seen:
     pictures: list[_Picture] = field(default_factory=list)
     pixels: list[Any] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
+    unreached: dict[str, str] = field(default_factory=dict)
 
     @property
     def good(self) -> list[_Picture]:
@@ -390,6 +410,10 @@ def _decoded(samples: Iterable[Sample], model: Any, count: int, workers: int, pr
         while batch := list(islice(samples, _AT_ONCE)):
             looks = threads.map(lambda sample: _look(sample, preprocess), batch)
             for sample, (picture, pixels) in zip(batch, looks, strict=True):
+                if picture.unreached:
+                    place = sample.picture.path if isinstance(sample.picture, Place) else sample.key
+                    seen.unreached.setdefault(place, picture.unreached)
+                    continue
                 seen.pictures.append(picture)
                 if picture.why:
                     seen.broken.append(f"{visible(sample.key)} {picture.why}")
@@ -412,6 +436,8 @@ def _look(sample: Sample, preprocess: Any) -> tuple[_Picture, Any]:
         seconds = time.thread_time() - begin
     except PoolError as error:
         return _Picture(why=str(error)), None
+    except UnreachedError as error:
+        return _Picture(unreached=str(error)), None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(data), formats=FORMATS) as stored:
@@ -440,7 +466,7 @@ def _counted(data: Data, read: _Read) -> tuple[int, bool]:
     """Return the number of samples, and whether it is exact rather than estimated from the sizes of the tars."""
     if all(part.rows is not None for part in data.parts):
         return sum(part.rows or 0 for part in data.parts), True
-    if len(read.counts) == len(data.parts):
+    if len(read.counts) == len(data.parts) and not read.unreached:
         return read.samples, True
     sizes = {part.path: _size(part) for part in data.parts}
     return round(read.samples * sum(sizes.values()) / max(1, sum(sizes[path] for path in read.counts))), False
@@ -450,7 +476,11 @@ def _tars(data: Data, read: _Read) -> dict[str, Any] | None:
     """Return a summary of the tars and of the ``sizes.json`` next to them, None if there are no tars."""
     if data.parts[0].unit != "tar":
         return None
-    counts = {posixpath.basename(path): count for path, count in read.counts.items() if path not in read.why}
+    counts = {
+        posixpath.basename(path): count
+        for path, count in read.counts.items()
+        if path not in {**read.why, **read.unreached}
+    }
     listed = _listed(data.parts[0])
     return {
         "samples": _spread(np.array(list(counts.values()))),
@@ -469,7 +499,7 @@ def _listed(part: Part) -> dict[str, Any] | None:
     try:
         with open_file(part.protocol, path) as file:
             sizes = trusting(path, lambda: json.load(file))
-    except PoolError:
+    except (PoolError, UnreachedError):
         return None
     return sizes if isinstance(sizes, dict) else None
 
@@ -500,6 +530,10 @@ def _columns(data: Data) -> dict[str, Any]:
 def _warnings(report: dict[str, Any]) -> list[str]:
     """Return what looks wrong, the worst first."""
     texts = []
+    for one in report["unreached"][:5]:
+        texts.append(one["why"])
+    if len(report["unreached"]) > 5:
+        texts.append(f"{len(report['unreached']):,} files were not reached in total")
     for one in report["damaged"][:5]:
         before = "" if one["samples"] is None else f" ({one['samples']:,} samples before it)"
         texts.append(f"{one['path']}: {one['why'].removeprefix(one['path'] + ': ')}{before}")

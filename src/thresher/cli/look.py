@@ -50,13 +50,16 @@ def doctor(
 ) -> int:  # fmt: skip
     """Show what raw data contain, what looks wrong and what embedding will cost.
 
-    DATA is the input of embed and train: tars, parquet, Arrow, csv, or a folder of images.
+    DATA is the input of embed and train: tars, parquet, Arrow, csv, or a folder of images. The exit code is 2 if some
+    data was not reached, such as after a network failure.
     """
     from thresher.check.data import doctor as look
 
     reading = data_options(values)
     result = look(data, reading, sample=sample, encoder=encoder, workers=workers, progress=output.progress(quiet))
     output.result(result, text.diagnosis(result))
+    if result["unreached"]:
+        return 2
     return 1 if strict and result["warnings"] else 0
 
 
