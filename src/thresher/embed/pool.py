@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from thresher.data import Part
 from thresher.errors import PoolError, UsageError
+from thresher.io.open import trusting
 from thresher.io.paths import writable
 from thresher.runtime import locks
 from thresher.runtime.files import writing
@@ -111,13 +112,14 @@ class PoolPlan:
         path = folder / PLAN
         if not path.exists():
             return None
+        text = trusting(str(path), path.read_bytes)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(text)
             shards = tuple(
                 Shard(path, name, first, rows, tuple(stamp)) for path, name, first, rows, stamp in content["shards"]
             )
             return cls(content["encoder"], tuple(content["fields"]), content["columns"], content["options"], shards)
-        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, IndexError) as error:
             raise PoolError(
                 f"{path}: cannot be read ({error}), is damaged or of another version; pass --overwrite to start again"
             ) from None
@@ -316,16 +318,25 @@ def written(folder: Path, number: int) -> dict[str, Any] | None:
     path = shard_path(folder, "table", number)
     if not path.exists():
         return None
+
+    def read() -> dict[str, Any]:
+        footer = pq.read_metadata(path).metadata or {}
+        try:
+            info = json.loads(_unpacked(footer[_MARK]))
+            return {
+                "rows": int(info["rows"]),
+                "set_aside": list(info["set_aside"]),
+                "damage": str(info["damage"]),
+                "retry": bool(info.get("retry")),
+            }
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"it has no metadata of a shard: {error!r}") from error
+
     try:
-        info = json.loads(_unpacked((pq.read_metadata(path).metadata or {})[_MARK]))
-        return {
-            "rows": int(info["rows"]),
-            "set_aside": list(info["set_aside"]),
-            "damage": str(info["damage"]),
-            "retry": bool(info.get("retry")),
-        }
-    except (OSError, ValueError, KeyError, TypeError, zlib.error) as error:
-        raise PoolError(f"{path}: is damaged, or was not written by thresher embed ({error}); remove it") from None
+        return trusting(str(path), read)
+    except PoolError as error:
+        why = error.__cause__ or error
+        raise PoolError(f"{path}: is damaged, or was not written by thresher embed ({why}); remove it") from error
 
 
 def may_retry(info: Mapping[str, Any]) -> bool:
