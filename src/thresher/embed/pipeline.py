@@ -176,7 +176,7 @@ def embed(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be created ({error.strerror}); choose another folder") from None
-    with holding(folder, progress.say):
+    with holding(folder):
         if overwrite:
             _clear(folder)
         known = PoolPlan.read(folder)  # again: another process may have written to it before the lock was acquired

@@ -10,7 +10,7 @@ import base64
 import json
 import os
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -353,16 +353,12 @@ def unfinished(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def holding(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+def holding(folder: Path) -> Iterator[None]:
     """Lock a folder for this process, and remove temporary files that a killed process left in it.
-
-    If the file system has no locks, it continues without one and says so.
 
     Raises:
         OutputError: Another process is embedding into the folder.
     """
-    with locks.holding(folder / _LOCK, f"the pool {folder}", wait=False) as locked:
-        if not locked:
-            say(f"{folder}: {locks.NO_LOCKS}")
+    with locks.holding(folder / _LOCK, f"the pool {folder}", wait=False):
         locks.sweep([*folder.glob(".*.tmp*"), *folder.glob("*/.*.tmp*")])
         yield

@@ -104,7 +104,7 @@ def run_job(job: Job, sel: Chosen, workers: int | None, progress: Progress | Non
         matches = _find(data, sources, sel, engine, progress, processes=job.processes)
     options = {"as": form, "per_shard": job.per_shard, "shuffle": job.shuffle}
     digest = matches.plan.digest(_PLAN, options, data.kind, [source.stamp for source in sources])
-    with _holding(out, digest, progress.say, overwrite=job.overwrite):
+    with _holding(out, digest, overwrite=job.overwrite):
         if (done := _finished(out, digest)) is None:
             if not (out / WORK / FOUND).exists():
                 _save_matches(out / WORK / FOUND, inputs, matches)
@@ -296,7 +296,7 @@ def _match_places(task: tuple[Source, Places | None]) -> Matched:
 
 
 @contextmanager
-def _holding(out: Path, digest: str, say: Callable[[str], None], *, overwrite: bool) -> Iterator[None]:
+def _holding(out: Path, digest: str, *, overwrite: bool) -> Iterator[None]:
     """Lock and prepare the folder: resume the same plan, refuse the result of another, or remove it to overwrite.
 
     Raises:
@@ -315,9 +315,7 @@ def _holding(out: Path, digest: str, say: Callable[[str], None], *, overwrite: b
         (out / WORK).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{out}: cannot be created ({error.strerror}); choose another folder") from None
-    with locks.holding(out / WORK / locks.LOCK, f"the folder {out}", wait=False) as locked:
-        if not locked:
-            say(f"{out}: {locks.NO_LOCKS}")
+    with locks.holding(out / WORK / locks.LOCK, f"the folder {out}", wait=False):
         if started != digest:
             for name in names & own - {RESULT, WORK}:
                 (out / name).unlink(missing_ok=True)

@@ -24,7 +24,16 @@ import numpy.typing as npt
 
 from thresher.errors import OutputError
 from thresher.runtime.files import DAMAGED, write_errors, writing
-from thresher.runtime.locks import DAY, LOCK, holding, last_change, open_shared, remove_folder, remove_unused
+from thresher.runtime.locks import (
+    DAY,
+    LOCK,
+    holding,
+    keep_while,
+    last_change,
+    open_shared,
+    remove_folder,
+    remove_unused,
+)
 from thresher.runtime.random import digest
 from thresher.runtime.resumable import Resumable
 
@@ -118,8 +127,7 @@ class Cache:
     ) -> dict[str, Array]:
         """Return parallel columns, filled batch by batch in row order and resumed after a kill.
 
-        One run fills them while others wait for it. If the file system has no locks, each run fills its own copy, and
-        a killed run starts again from the beginning.
+        One run fills them while others wait for it.
 
         Args:
             name: Name of the columns.
@@ -162,10 +170,10 @@ class Cache:
             folder.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             try:
-                locked = stack.enter_context(holding(folder / LOCK, f"{name} in the cache {self.folder}", say=say))
+                stack.enter_context(holding(folder / LOCK, f"{name} in the cache {self.folder}", say=say))
+                locked = _own(folder)
             except OutputError:  # the lock of another user
                 locked = False
-            locked = locked and _own(folder)
             if not locked:
                 with write_errors(folder, _HINT):
                     folder = Path(tempfile.mkdtemp(prefix=f".{name}-", suffix=".partial", dir=folder.parent))
@@ -239,8 +247,7 @@ class Cache:
     def trim(self) -> int:
         """Remove the least recently used entries until the size is within the limit; return the bytes freed.
 
-        Entries in use are kept. Unfinished entries are kept for a day, and so are entries that may be in use if the
-        file system has no locks. The limit can therefore be exceeded.
+        Entries in use are kept, and unfinished entries for a day. The limit can therefore be exceeded.
         """
         entries = sorted(self._entries(), key=lambda entry: entry.used)
         excess = sum(entry.size for entry in entries) - self.limit
@@ -314,7 +321,9 @@ def mapped(path: Path) -> Array:
         shape, by_column, dtype = read(file)
         if dtype.hasobject:
             raise ValueError(f"{path}: contains Python objects")
-        return np.memmap(file, dtype, "r", file.tell(), shape, "F" if by_column else "C")
+        array = np.memmap(file, dtype, "r", file.tell(), shape, "F" if by_column else "C")
+        keep_while(getattr(array, "_mmap"), path, handle)  # noqa: B009 - the mapping, which views keep too
+        return array
 
 
 def _own(folder: Path) -> bool:

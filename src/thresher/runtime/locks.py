@@ -6,6 +6,9 @@ numbers, show whether a file is in use, because containers and hosts share folde
 The locks are ``flock`` locks. They can be shared, and any open file can have one: a temporary file while it is written,
 an array while it is mapped. Lock-file libraries support neither. NFS maps ``flock`` to its own locks, which require a
 file open for writing and do not work on folders: every exclusive lock here is on a file opened for reading and writing.
+
+Some file systems have no locks. There, the process that uses a file updates its modification time every few seconds,
+and other processes count the file as unused once that stops: see :mod:`thresher.runtime.leases`.
 """
 
 from __future__ import annotations
@@ -21,17 +24,18 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from hashlib import blake2b
 from pathlib import Path
 
 from thresher.errors import OutputError
+from thresher.runtime.leases import HEART, LEASE, Lease, age
 
 if sys.platform != "win32":
     import fcntl
 
 LOCK = "lock"  # the file whose lock protects the folder it is in
 DAY = 86_400.0
-NO_LOCKS = "the file system has no locks; make sure that no other process writes there"
 
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 # EBADF: NFS, for an exclusive lock on a read-only file, so on the file of another user.
@@ -39,6 +43,7 @@ _HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EBADF}
 _OPEN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _HOLDER = re.compile(rb"process \d+ on [\w.-]{1,255}")
 _FIRST_WORD, _NEXT_WORD = 5.0, 60.0  # seconds of waiting before the first message, and between messages
+_TEXT = 400  # bytes of a lock file that are read
 _TRIES = 50  # for a shared lock: other processes hold the file only while they remove it
 
 
@@ -47,7 +52,7 @@ class Held(enum.Enum):
 
     HERE = "this process holds the lock"
     ELSEWHERE = "another process holds the lock"
-    UNKNOWN = "the file system has no locks"
+    UNKNOWN = "the file system has no locks"  # a lease shows whether the file is in use
 
 
 def try_lock(file: int, *, shared: bool = False) -> Held:
@@ -80,96 +85,221 @@ def holding(
     *,
     wait: bool = True,
     say: Callable[[str], None] | None = None,
-) -> Iterator[bool]:
+    lease: Lease = LEASE,
+) -> Iterator[None]:
     """Hold a lock file during the block; it is created at the start and removed at the end.
+
+    If the file system has no locks, the holder has a lease: when it is killed, others can hold the file once the lease
+    has ended.
 
     Args:
         path: The lock file. Its folder is created if it is missing.
         what: What the lock protects, for messages: "the pool out/".
         wait: Wait while another process holds the lock; otherwise raise.
         say: Called with a message after some seconds of waiting.
-
-    Yields:
-        True, or False if the file system has no locks: then other processes are not kept out (report
-        :data:`NO_LOCKS`).
+        lease: For file systems without locks; the same for all processes.
 
     Raises:
         OutputError: Another process holds the lock and ``wait`` is false, or the lock file cannot be opened.
     """
-    path = Path(path)
-    file, state = _acquired(path, what, wait, say)
+    release = _acquired(Path(path), what, wait, say, lease)
     try:
-        if state is Held.HERE:
-            with suppress(OSError):  # for messages only
-                os.ftruncate(file, 0)
-                os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        yield state is Held.HERE
+        yield
     finally:
-        with suppress(OSError):
-            if state is Held.HERE and _is(file, path):  # only its holder removes a lock file
-                path.unlink()
-        os.close(file)
-        with suppress(OSError):
-            if state is Held.UNKNOWN:
-                path.unlink()
+        release()
 
 
-def _acquired(path: Path, what: str, wait: bool, say: Callable[[str], None] | None) -> tuple[int, Held]:
+def _acquired(path: Path, what: str, wait: bool, say: Callable[[str], None] | None, lease: Lease) -> Callable[[], None]:
+    """Return a function that releases the lock."""
     begin = time.monotonic()
-    pause, word = 0.01, _FIRST_WORD
+    pause, word, look = 0.01, _FIRST_WORD, 0.0
     while True:
-        file = _lock_file(path)
-        while True:
-            try:
-                state = try_lock(file)
-                if state is Held.UNKNOWN or (state is Held.HERE and _is(file, path)):
-                    return file, state
-                if state is Held.HERE or not _is(file, path):
-                    break  # the previous holder removed it in the meantime
-                if not wait:
-                    raise OutputError(f"{what}: {_holder(file)} is using it; wait until it has finished")
-            except BaseException:
-                os.close(file)
-                raise
-            waited = time.monotonic() - begin
-            if say and waited >= word:
-                say(f"waiting for {what}: {_holder(file)} is using it ({waited:.0f} s so far)")
-                word = waited + _NEXT_WORD
-            try:
-                time.sleep(pause)
-            except BaseException:
-                os.close(file)
-                raise
-            pause = min(2 * pause, 0.5)
+        file, is_new = _lock_file(path)
+        try:
+            state = try_lock(file)
+            if state is Held.HERE and _is(file, path):
+                return _locked(path, file)
+            if state is Held.UNKNOWN and is_new:
+                return _leased(path, file, lease)
+            again = state is Held.HERE or not _is(file, path)  # the previous holder removed it in the meantime
+            using = f"{what}: {_holder(file)} is using it"
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)
+        waited = time.monotonic() - begin
+        if state is Held.UNKNOWN:
+            using += f" (if it was killed, its lease ends after {lease.ends:.0f} s)"
+            if waited >= look:
+                look = waited + lease.heartbeat
+                again |= _take_over(path, what, lease)
+        if again:
+            continue
+        if not wait:
+            raise OutputError(f"{using}; wait until it has finished")
+        if say and waited >= word:
+            say(f"waiting for {using}, {waited:.0f} s so far")
+            word = waited + _NEXT_WORD
+        time.sleep(pause)
+        pause = min(2 * pause, 0.5)
+
+
+def _locked(path: Path, file: int) -> Callable[[], None]:
+    """Name the holder in a locked file; return a function that removes and unlocks it."""
+    with suppress(OSError):  # for messages only
+        os.ftruncate(file, 0)
+        os.pwrite(file, _own_name(), 0)
+
+    def release() -> None:
+        with suppress(OSError):
+            if _is(file, path):  # only its holder removes a lock file
+                path.unlink()
         os.close(file)
 
+    return release
 
-def _lock_file(path: Path) -> int:
+
+def _leased(path: Path, file: int, lease: Lease) -> Callable[[], None]:
+    """Keep the lease of a new file; return a function that ends it and removes the file."""
+    text = _own_name() + secrets.token_bytes(8).hex().encode()
+    try:
+        os.write(file, text)
+        end = HEART.keep(path, lease, file)
+    except OSError as error:
+        with suppress(OSError):
+            path.unlink()
+        raise _cannot_be_locked(path, error) from error
+
+    def release() -> None:
+        end()
+        os.close(file)
+        with suppress(OSError), _claimed(path, text) as claimed:
+            if claimed and _text(path) == text:
+                path.unlink()
+
+    return release
+
+
+def _own_name() -> bytes:
+    return f"process {os.getpid()} on {socket.gethostname()}\n".encode()
+
+
+def _take_over(path: Path, what: str, lease: Lease) -> bool:
+    """Remove a lock file whose lease has ended; return whether the file may be gone.
+
+    Raises:
+        OutputError: It belongs to another user, and only that user can remove it.
+    """
+    try:
+        with _stale(path, lease) as stale:
+            if stale:
+                path.unlink()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise OutputError(
+            f"{what}: a killed process of another user left {path}, which cannot be removed ({error.strerror}); ask "
+            "that user to remove it"
+        ) from error
+    return not path.exists()
+
+
+@contextmanager
+def _stale(path: Path, lease: Lease) -> Iterator[bool]:
+    """Check whether the lease of a lock file has ended; if so, no other process can remove the file during the block.
+
+    Yields:
+        True if the lease has ended.
+    """
+    try:
+        text = _text(path)
+        if age(path) < lease.ends:
+            yield False
+            return
+    except OSError:  # it was just removed, or it is a symlink
+        yield False
+        return
+    with _claimed(path, text, lease) as claimed:
+        try:  # again: the file may have been replaced before it was claimed
+            free = claimed and _text(path) == text and age(path) >= lease.ends
+        except OSError:
+            free = False
+        yield free
+
+
+@contextmanager
+def _claimed(path: Path, text: bytes, lease: Lease = LEASE) -> Iterator[bool]:
+    """Claim the right to remove the lock file with this text: of all processes, one at a time has it.
+
+    The text of a lock file is unique. So of several processes that want to take over the lock of one killed process,
+    none removes the file of the next holder.
+
+    Yields:
+        False if another process has the right.
+
+    Raises:
+        OSError: Nothing can be written in the folder.
+    """
+    name = blake2b(text, digest_size=8).hexdigest()
+    claim = path.with_name(f".{path.name.lstrip('.')}.{name}.tmp")
+    try:
+        file = os.open(claim, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _OPEN, 0o666)
+    except FileExistsError:
+        with _stale(claim, lease) as stale, suppress(OSError):  # of a process that was killed here
+            if stale:
+                claim.unlink()
+        yield False
+        return
+    try:
+        with suppress(OSError):
+            os.write(file, secrets.token_bytes(8))
+        yield True
+    finally:
+        os.close(file)
+        with suppress(OSError):
+            claim.unlink()
+
+
+def _lock_file(path: Path) -> tuple[int, bool]:
+    """Open a lock file; return its descriptor, and whether this process created it."""
     try:
         for _ in range(_TRIES):
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                return os.open(path, os.O_RDWR | os.O_CREAT | _OPEN, 0o666)
-            except (FileNotFoundError, FileExistsError):  # its folder was removed by the last holder meanwhile
+                return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _OPEN, 0o666), True
+            except FileExistsError:
                 if path.parent.exists() and not path.parent.is_dir():
                     raise
+            except FileNotFoundError:  # its folder was removed by the last holder meanwhile
                 time.sleep(0.002)
-            except PermissionError:
-                with suppress(OSError):  # left by a killed process of another user, in a shared folder
-                    return os.open(path, os.O_RDONLY | _OPEN)
-                raise
+                continue
+            with suppress(FileNotFoundError):  # removed meanwhile
+                return _existing(path), False
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     except OSError as error:
-        raise OutputError(f"{path}: cannot be locked ({error.strerror or error}); choose another folder") from error
+        raise _cannot_be_locked(path, error) from error
+
+
+def _cannot_be_locked(path: Path, error: OSError) -> OutputError:
+    return OutputError(f"{path}: cannot be locked ({error.strerror or error}); choose another folder")
 
 
 def _holder(file: int) -> str:
     """Return the holder that a lock file names; the text comes from another process, so its format is checked."""
     try:
-        match = _HOLDER.match(os.pread(file, 300, 0))
+        match = _HOLDER.match(os.read(file, _TEXT))
     except OSError:
         match = None
     return match.group().decode("ascii", "replace") if match else "another process"
+
+
+def _text(path: Path) -> bytes:
+    """Return the first bytes of a lock file."""
+    file = os.open(path, os.O_RDONLY | _OPEN)
+    try:
+        return os.read(file, _TEXT)
+    finally:
+        os.close(file)
 
 
 def _is(file: int, path: str | os.PathLike[str]) -> bool:
@@ -199,17 +329,18 @@ class Pin:
         return Pin, ()
 
 
-def pin(path: str | os.PathLike[str]) -> Pin | None:
+def pin(path: str | os.PathLike[str], lease: Lease = LEASE) -> Pin | None:
     """Mark a file as in use and as just used; return None if there is no such file."""
-    file = open_shared(path)
+    file = open_shared(path, lease)
     return None if file is None else Pin(file)
 
 
-def open_shared(path: str | os.PathLike[str]) -> int | None:
+def open_shared(path: str | os.PathLike[str], lease: Lease = LEASE) -> int | None:
     """Open a file for reading with a shared lock, and mark it as just used.
 
-    If the file system has no locks, or the lock cannot be acquired, the file is opened without one. A memory mapping of
-    the file keeps the lock after the descriptor is closed.
+    If the file system has no locks, the file has a lease until the descriptor is closed. If the lock cannot be
+    acquired, or the lease needs the permission of another user, the file is opened without. A memory mapping of the
+    file keeps the lock after the descriptor is closed; for the lease, call :func:`keep_while`.
 
     Returns:
         The file descriptor; None if there is no such file.
@@ -237,13 +368,32 @@ def open_shared(path: str | os.PathLike[str]) -> int | None:
             return None
     with suppress(OSError):  # the file of another user
         os.utime(path)
+        if _has_no_locks(file):
+            HEART.keep(path, lease, file)
     return file
+
+
+def keep_while(owner: object, path: str | os.PathLike[str], file: int, lease: Lease = LEASE) -> None:
+    """Count a file opened by :func:`open_shared` as in use while ``owner``, which maps it, exists."""
+    if _has_no_locks(file):
+        with suppress(OSError):
+            weakref.finalize(owner, HEART.keep(path, lease))
+
+
+def _has_no_locks(file: int) -> bool:
+    """Return whether an open, unlocked or shared file is on a file system without locks."""
+    try:
+        return try_lock(file, shared=True) is Held.UNKNOWN
+    except OSError:
+        return False
 
 
 # --- scratch files --------------------------------------------------------------------------------
 
 
-def create_locked(folder: str | os.PathLike[str], prefix: str, suffix: str, mode: int = 0o666) -> tuple[int, str]:
+def create_locked(
+    folder: str | os.PathLike[str], prefix: str, suffix: str, mode: int = 0o666, lease: Lease = LEASE
+) -> tuple[int, str]:
     """Create a file with a unique name, locked until its descriptor is closed.
 
     Args:
@@ -251,6 +401,7 @@ def create_locked(folder: str | os.PathLike[str], prefix: str, suffix: str, mode
         prefix: Prefix of its name.
         suffix: Suffix of its name.
         mode: Its permissions, subject to the umask.
+        lease: For file systems without locks.
 
     Returns:
         The file descriptor, open for reading and writing, and the path.
@@ -265,7 +416,10 @@ def create_locked(folder: str | os.PathLike[str], prefix: str, suffix: str, mode
         except FileExistsError:
             continue
         try:
-            if try_lock(file) is not Held.ELSEWHERE and os.path.exists(path):
+            state = try_lock(file)
+            if state is not Held.ELSEWHERE and os.path.exists(path):
+                if state is Held.UNKNOWN:
+                    HEART.keep(path, lease, file if os.name != "nt" else None)  # Windows closes it to move it
                 return file, path
         except OSError:
             os.close(file)
@@ -274,7 +428,9 @@ def create_locked(folder: str | os.PathLike[str], prefix: str, suffix: str, mode
         os.close(file)  # another process removed it before it was locked
 
 
-def create_locked_folder(folder: str | os.PathLike[str], prefix: str, suffix: str = "", mode: int = 0o777) -> Scratch:
+def create_locked_folder(
+    folder: str | os.PathLike[str], prefix: str, suffix: str = "", mode: int = 0o777, lease: Lease = LEASE
+) -> Scratch:
     """Create a folder with a unique name, in use until :meth:`Scratch.remove` or the end of the process.
 
     Raises:
@@ -289,7 +445,10 @@ def create_locked_folder(folder: str | os.PathLike[str], prefix: str, suffix: st
             if not os.path.isdir(folder):
                 raise
             continue
-        if try_lock(file) is not Held.ELSEWHERE and (path / LOCK).exists():
+        state = try_lock(file)
+        if state is not Held.ELSEWHERE and (path / LOCK).exists():
+            if state is Held.UNKNOWN:
+                HEART.keep(path / LOCK, lease, file)
             return Scratch(path, file)
         os.close(file)
 
@@ -316,32 +475,33 @@ class Scratch:
 
 
 @contextmanager
-def unused(path: Path, quiet: float = DAY) -> Iterator[bool]:
+def unused(path: Path, quiet: float = DAY, lease: Lease = LEASE) -> Iterator[bool]:
     """Check whether a file or folder is in use, and prevent other processes from using it during the block.
 
     Args:
         path: A file that is locked while in use, or a folder with such a file ``lock``.
-        quiet: If locks are not available, the path counts as in use until it has not changed for this many seconds.
+        quiet: A folder without a file ``lock`` counts as in use until it has not changed for this many seconds.
+        lease: For file systems without locks.
 
     Yields:
         True if it is unused.
     """
-    file = None
-    try:
-        state = Held.UNKNOWN
+    is_folder = path.is_dir()
+    with ExitStack() as stack:
+        free = False
         try:
-            file = _existing(path / LOCK if path.is_dir() else path)
+            file = _existing(path / LOCK if is_folder else path)
+            stack.callback(os.close, file)
             state = try_lock(file)
+            if state is Held.HERE:
+                free = True
+            elif state is Held.UNKNOWN and age(path, last_change(path)) >= lease.ends:
+                free = not is_folder or stack.enter_context(_stale(path / LOCK, lease))
         except FileNotFoundError:
-            pass
+            free = is_folder and time.time() - last_change(path) >= quiet
         except OSError:  # of another user, or a symlink
-            state = Held.ELSEWHERE
-        yield not path.is_symlink() and (
-            state is Held.HERE or (state is Held.UNKNOWN and time.time() - last_change(path) >= quiet)
-        )
-    finally:
-        if file is not None:
-            os.close(file)
+            pass
+        yield free and not path.is_symlink()
 
 
 def _existing(path: Path) -> int:
@@ -360,13 +520,13 @@ def last_change(path: Path) -> float:
         return time.time()
 
 
-def remove_unused(path: Path, quiet: float = DAY) -> bool:
+def remove_unused(path: Path, quiet: float = DAY, lease: Lease = LEASE) -> bool:
     """Remove a file or folder unless it is in use, see :func:`unused`; return whether it was removed."""
     with suppress(OSError):
         if path.is_dir() and not path.is_symlink():
             path.rmdir()  # empty: unused, or so new that its creator makes another
             return True
-    with unused(path, quiet) as free:
+    with unused(path, quiet, lease) as free:
         if not free:
             return False
         try:
@@ -401,7 +561,7 @@ def _remove_all(folder: Path) -> None:
     folder.rmdir()
 
 
-def sweep(paths: Iterable[Path], quiet: float = DAY) -> None:
+def sweep(paths: Iterable[Path], lease: Lease = LEASE) -> None:
     """Remove the files and folders that are not in use, which killed processes left behind."""
     for path in paths:
-        remove_unused(path, quiet)
+        remove_unused(path, lease=lease)
