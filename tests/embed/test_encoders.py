@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import pickle
 import subprocess
 import sys
@@ -259,9 +260,14 @@ def test_the_current_folder_is_importable_only_meanwhile(tmp_path: Path, monkeyp
     with pytest.raises(UsageError, match="broken_own cannot be imported .*No module named 'nothing_of_the_kind'"):
         make_encoder("broken_own:Own")
     assert sys.path == before
+    (tmp_path / "later.py").write_text("x = 7\n")
+    finders = list(sys.meta_path)
     with encoders.importable("of_ones_own:Own"):
-        assert sys.path == [*before, str(tmp_path)]
-    assert sys.path == before
+        assert importlib.import_module("later").x == 7
+        assert sys.path == before, "it belongs to the process of the user"
+    assert sys.meta_path == finders
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("later_still")
 
 
 def test_two_as_one() -> None:

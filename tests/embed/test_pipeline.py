@@ -628,7 +628,7 @@ def test_an_interruption_is_reported_in_one_line_and_leaves_nothing(tmp_path: Pa
     assert process.returncode == 130, told
     assert len(told.strip().splitlines()) == 1
     assert "interrupted" in told
-    with pipeline.holding(pool, print):  # which the next command does; a file just made may have been left
+    with pipeline.holding(pool):  # which the next command does; a file just made may have been left
         assert [path.name for path in pool.rglob(".*")] == [".embed.lock"]
     assert not list(pool.rglob(".*"))
     assert len(list(pool.glob("metadata/*.parquet"))) < 90
@@ -640,7 +640,7 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
     data = tars(tmp_path / "tars", 10)
     (tmp_path / "pool").mkdir()
     at_work = rf"the pool .*: process {os.getpid()} on \S+ is using it"
-    with holding(tmp_path / "pool", print), pytest.raises(OutputError, match=at_work):
+    with holding(tmp_path / "pool"), pytest.raises(OutputError, match=at_work):
         embed(str(data), tmp_path / "pool", TOY)
     assert embed(str(data), tmp_path / "pool", TOY).rows == 10
 

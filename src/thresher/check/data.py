@@ -13,7 +13,6 @@ import posixpath
 import re
 import shlex
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +30,7 @@ from thresher.io.open import file_stamp, open_file, trusting
 from thresher.io.paths import has_parent, visible
 from thresher.io.pictures import FORMATS, NARROW, PIXELS, open_rgb
 from thresher.runtime.engine import cores
+from thresher.runtime.process import no_warnings
 from thresher.runtime.progress import Progress, Silent
 
 SAMPLE = 1_000
@@ -438,20 +438,18 @@ def _look(sample: Sample, preprocess: Any) -> tuple[_Picture, Any]:
         return _Picture(why=str(error)), None
     except UnreachedError as error:
         return _Picture(unreached=str(error)), None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(data), formats=FORMATS) as stored:
-            return _Picture(
-                size=len(data),
-                digest=hashlib.blake2b(data, digest_size=16).digest(),
-                seconds=seconds,
-                kind=str(stored.format),
-                mode=stored.mode,
-                sides=picture.size,
-                animated=bool(getattr(stored, "is_animated", False)),
-                transparent=stored.has_transparency_data,
-                deep=stored.mode.startswith("I") or stored.format == "PNG" and data[24] == 16,
-            ), pixels
+    with no_warnings, Image.open(io.BytesIO(data), formats=FORMATS) as stored:
+        return _Picture(
+            size=len(data),
+            digest=hashlib.blake2b(data, digest_size=16).digest(),
+            seconds=seconds,
+            kind=str(stored.format),
+            mode=stored.mode,
+            sides=picture.size,
+            animated=bool(getattr(stored, "is_animated", False)),
+            transparent=stored.has_transparency_data,
+            deep=stored.mode.startswith("I") or stored.format == "PNG" and data[24] == 16,
+        ), pixels
 
 
 def _spread(values: npt.NDArray[Any]) -> list[Any]:

@@ -13,6 +13,7 @@ from thresher.ops.kmeans import nearest_centroid
 from thresher.ops.vectors import to_float32
 from thresher.pool.store import Block, EmbeddingStore
 from thresher.runtime.kernels import has_avx512
+from thresher.runtime.process import one_blas_thread
 from thresher.select.audit import EMPTY, REPEATED, UNSAFE, key_codes
 from thresher.select.clusters import automatic
 from thresher.select.run import Run
@@ -152,7 +153,7 @@ def _cost(store: EmbeddingStore, workers: int) -> dict[str, Any]:
     nearest_centroid(rows, centroids)
     begin = time.perf_counter()
     repeats = 0
-    with threadpoolctl.threadpool_limits(1):
+    with one_blas_thread:
         begin = time.perf_counter()
         while time.perf_counter() - begin < 0.2:
             nearest_centroid(rows, centroids)

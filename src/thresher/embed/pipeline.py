@@ -455,7 +455,7 @@ def _embed(
     with (
         _slots(options, workers + 4 if workers else 0) as options,
         _decoding(workers) as engine,
-        importable(settings.encoder),  # decode workers import the user's own module
+        importable(settings.encoder),  # it may import modules only when it encodes
         _Model(encoder, 2 if gpu else 1) as model,
     ):
         unreached: Unreached = []

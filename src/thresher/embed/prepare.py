@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -128,7 +129,8 @@ def _prepared(options: DecodeOptions, task: DecodeTask) -> Decoded:
                 thumbnails[i] = thumbnail(picture, options.thumbnail)
         except (PoolError, ValueError) as error:  # ValueError: from the encoder's preprocessing
             bad[i] = str(error)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each of these processes uses one core
+    if multiprocessing.parent_process() is not None:  # a worker: each uses one core. The user's process stays as it is
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
     tokens = options.tokenize(task.texts) if options.tokenize and task.texts else None
     return Decoded(None if options.slots else pixels, tokens, sizes, thumbnails, bad)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-import warnings
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from thresher.errors import PoolError
+from thresher.runtime.process import no_warnings
 
 Pixels = npt.NDArray[np.uint8]
 Resize = Literal["squash", "shortest"]
@@ -62,8 +62,7 @@ def open_rgb(data: bytes, *, limit: int = PIXELS, draft: int | None = None) -> A
     from PIL import Image
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns about sizes, which are checked here
+        with no_warnings:  # Pillow warns about sizes, which are checked here
             with Image.open(io.BytesIO(data), formats=FORMATS) as source:
                 if not 0 < source.width * source.height <= limit:
                     raise PoolError(f"is an image of {source.width:,} x {source.height:,} pixels")

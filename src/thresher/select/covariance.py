@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import threadpoolctl
 
 from thresher.errors import UsageError
 from thresher.ops.covariance import Moments, Spread, Sum, deviations, moments
 from thresher.ops.cut import pack
 from thresher.pool.store import EmbeddingStore, same_pool
+from thresher.runtime.process import one_blas_thread
 from thresher.runtime.random import digest
 from thresher.select.audit import audited
 from thresher.select.run import Run
@@ -240,7 +240,7 @@ def _tables(
     missing = [name for name in weights if name not in tables]
     spread = run.cache.load(pool)
     if missing or spread is None:
-        with threadpoolctl.threadpool_limits(1):  # as in engines: results must not depend on the number of cores
+        with one_blas_thread:  # as in engines: results must not depend on the number of cores
             made, rest = _pass(run, groups_n, [weights[name] for name in missing])
         spread = run.cache.save(pool, made)
         tables |= {name: run.cache.save(paths[name], table) for name, table in zip(missing, rest, strict=True)}

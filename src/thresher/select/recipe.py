@@ -9,13 +9,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import threadpoolctl
-
 from thresher.errors import PoolError, UsageError, suggest
 from thresher.pool.store import EmbeddingStore, absolute, same_pool, whole_pool
 from thresher.runtime.cache import Cache
 from thresher.runtime.engine import Engine, make_engine
 from thresher.runtime.parameters import coerced
+from thresher.runtime.process import one_blas_thread
 from thresher.runtime.progress import Progress, Silent
 from thresher.select.audit import Audit
 from thresher.select.registry import Method, build
@@ -141,7 +140,7 @@ def run_steps(
         run = replace(run, store=store.where(selection.mask()), so_far=selection)
         before = len(selection)
         try:
-            with threadpoolctl.threadpool_limits(1):  # as in engines: results must not depend on the number of cores
+            with one_blas_thread:  # as in engines: results must not depend on the number of cores
                 selection = step.select(run)
         except UsageError as error:
             raise type(error)(f"{step.name}: {error}") from None

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import threadpoolctl
 
 from thresher.errors import PoolError, UsageError
 from thresher.ops.neighbors import nearest_other
@@ -22,6 +21,7 @@ from thresher.ops.vectors import F32, inverse_norms, to_float32
 from thresher.pool.layout import Options
 from thresher.pool.store import Block, EmbeddingStore, open_store
 from thresher.runtime.format import duration
+from thresher.runtime.process import one_blas_thread
 from thresher.select.run import Run
 from thresher.selection import Selection, packed
 
@@ -197,7 +197,7 @@ def _no_direction(name: str, store: EmbeddingStore, block: Block) -> tuple[npt.N
 def _speed(dim: int, workers: int) -> float:
     """Measure the multiply-adds per second of the comparison on this machine."""
     rows = np.random.default_rng(0).standard_normal((1024, dim), dtype=np.float32)
-    with threadpoolctl.threadpool_limits(1):
+    with one_blas_thread:
         nearest_other(rows, [rows])
         begin, turns = time.perf_counter(), 0
         while time.perf_counter() - begin < 0.1:

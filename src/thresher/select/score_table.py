@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import threadpoolctl
 
 from thresher import __version__
 from thresher.errors import PoolError, UsageError
@@ -22,6 +21,7 @@ from thresher.runtime.cache import Cache
 from thresher.runtime.engine import Engine, make_engine
 from thresher.runtime.files import writing
 from thresher.runtime.parameters import coerced, recorded
+from thresher.runtime.process import one_blas_thread
 from thresher.runtime.progress import Progress, Silent
 from thresher.select.recipe import run_steps
 from thresher.select.run import Run
@@ -78,7 +78,7 @@ def score(
     good = run_steps(store, (), seed=seed, within=within, engine=engine, cache=cache, progress=progress)
     run = Run(store.where(good.mask()), good, engine, cache, seed, progress)
     try:
-        with threadpoolctl.threadpool_limits(1):  # as in engines: results must not depend on the number of cores
+        with one_blas_thread:  # as in engines: results must not depend on the number of cores
             result = method.score(run)
     except UsageError as error:
         raise type(error)(f"{method.name}: {error}") from None

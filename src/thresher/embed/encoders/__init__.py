@@ -16,8 +16,11 @@ import pickle
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, is_dataclass
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
@@ -224,8 +227,7 @@ def _importable(module: str) -> bool:
 def importable(spec: str) -> Iterator[None]:
     """Make modules that ``spec`` names importable from the current folder while the block runs.
 
-    An installed command does not have that folder in ``sys.path``. Processes started in the block can import them too.
-    Afterwards ``sys.path`` is restored.
+    An installed command does not have that folder in ``sys.path``, which stays as it is.
     """
     with ExitStack() as stack:
         for part in parse(spec):
@@ -239,12 +241,24 @@ def _current_folder(module: str) -> Iterator[None]:
     if here in sys.path or not any(os.path.exists(os.path.join(here, top + ending)) for ending in (".py", "")):
         yield
         return
-    sys.path.append(here)
+    finder = _Finder(here)
+    sys.meta_path.append(finder)
     try:
         yield
     finally:
-        with suppress(ValueError):  # the module may have removed it already
-            sys.path.remove(here)
+        sys.meta_path.remove(finder)
+
+
+class _Finder(MetaPathFinder):
+    """Finds the modules of a folder that are found nowhere else."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return PathFinder.find_spec(name, [self._folder]) if path is None else None
 
 
 def make_encoder(spec: str, *, device: str = "auto", precision: str = "auto") -> Encoder:

@@ -10,13 +10,13 @@ import os
 import pickle
 import secrets
 import signal
+import sys
 import tempfile
-import threading
-import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from multiprocessing import get_context
@@ -28,6 +28,7 @@ import threadpoolctl
 from thresher.errors import ThresherError
 from thresher.runtime.engine import windowed
 from thresher.runtime.locks import Scratch, create_locked_folder, sweep
+from thresher.runtime.process import end_with_parent
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -54,7 +55,8 @@ class _Pool:
             self.folder = create_locked_folder(shared, _PREFIX, mode=0o700)
             self._remove = weakref.finalize(self, _remove, self.folder, os.getpid())  # also at exit
         if self.executor is None:
-            self.executor = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin_worker)
+            context = get_context("spawn")
+            self.executor = ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=(os.getcwd(),))
         return self.executor, self.folder.path
 
     def close(self) -> None:
@@ -109,21 +111,24 @@ def _call(path: str, task: Any) -> Any:
 def _function(path: str) -> Any:
     """Load the function from the file that the parent process wrote; never a file of a user."""
     with open(path, "rb") as file:
-        return pickle.load(file)  # noqa: S301
+        try:
+            return pickle.load(file)  # noqa: S301
+        except ModuleNotFoundError:  # of the user's own module in the current folder, which the parent found there
+            if os.getcwd() in sys.path:
+                raise
+            sys.path.append(os.getcwd())
+            file.seek(0)
+            return pickle.load(file)  # noqa: S301
 
 
-def _begin_worker() -> None:
-    """Limit BLAS to one thread and exit with the parent, even if the parent is killed."""
+def _begin_worker(folder: str) -> None:
+    """Work in the current folder of the parent, with one BLAS thread, and end with the parent."""
+    end_with_parent()
     import numpy  # noqa: F401 - BLAS must be loaded to be limited
 
+    with suppress(OSError):
+        os.chdir(folder)
     threadpoolctl.threadpool_limits(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches the workers too; the parent reports it
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeVar
 
-import threadpoolctl
+from thresher.runtime.process import one_blas_thread
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -22,6 +22,6 @@ class Serial:
 
     def map(self, fn: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
         """Yield ``fn(task)`` for every task, in order."""
-        with threadpoolctl.threadpool_limits(1):
+        with one_blas_thread:
             for task in tasks:
                 yield fn(task)

@@ -7,9 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
-import threadpoolctl
-
 from thresher.runtime.engine import windowed
+from thresher.runtime.process import one_blas_thread
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -25,5 +24,5 @@ class Threads:
 
     def map(self, fn: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
         """Yield ``fn(task)`` for every task, in order."""
-        with threadpoolctl.threadpool_limits(1), ThreadPoolExecutor(self.workers) as pool:
+        with one_blas_thread, ThreadPoolExecutor(self.workers) as pool:
             yield from windowed(pool, fn, tasks, self.workers + 2)
