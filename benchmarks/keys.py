@@ -15,7 +15,8 @@ from common import median, side_by_side, table  # chooses the kernels before Num
 # isort: split
 import numpy as np
 
-from thresher.export.keys import KeySet, read_keys
+from thresher.dynamic.stream import StaticKeys
+from thresher.export.keys import KeySet, key_batches, read_keys
 
 
 def number(i: int) -> str:
@@ -99,10 +100,19 @@ def main() -> None:
         texts.write_text("".join(f"{key}\n" for key in keys(number, 0, rows)))
         halves = np.random.default_rng(0).integers(0, 2**64, (rows, 2), np.uint64)
         np.save(subset, np.sort(halves.view("u8,u8").ravel()))
-        times = side_by_side({"txt": partial(read_keys, texts), "npy": partial(read_keys, subset)}, args.rounds)
+        contestants = {
+            "text": partial(read_keys, texts),
+            ".npy of uids": partial(read_keys, subset),
+            "text as StaticKeys of a stream": lambda: StaticKeys.of_batches(key_batches(texts), rows),
+        }
+        times = side_by_side(contestants, args.rounds)
+        _, most, _ = grown(contestants["text as StaticKeys of a stream"]) if rows <= args.traced else (0, 0, None)
     print(
-        f"\nRead from a file of {rows:,}: text {median(times['txt']):.2f} s, .npy of uids {median(times['npy']):.2f} s"
+        f"\nRead from a file of {rows:,}: "
+        + ", ".join(f"{what} {median(spent):.2f} s" for what, spent in times.items())
     )
+    if most:
+        print(f"StaticKeys take {most / rows:.1f} bytes per key while they are built")
 
 
 if __name__ == "__main__":

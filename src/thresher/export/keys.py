@@ -22,7 +22,7 @@ from thresher.errors import PoolError, UsageError
 from thresher.io.columns import KEYS
 from thresher.io.parquet import TablePiece, table_piece
 from thresher.ops import key_hash
-from thresher.ops.key_hash import Hashes
+from thresher.ops.key_hash import BATCH, Hashes, batches_of
 from thresher.pool.store import reopen
 from thresher.runtime.files import DAMAGED
 from thresher.selection import Selection
@@ -30,7 +30,6 @@ from thresher.selection import Selection
 Ints = npt.NDArray[np.int64]
 Chosen = str | os.PathLike[str] | Selection
 
-_CHUNK = 65_536  # keys hashed at a time
 _BUCKET = 8  # maximum average number of hashes in a bucket; a bucket takes 4 bytes
 _MOST_TIMES = 2**31 - 1
 
@@ -63,8 +62,8 @@ class KeySet:
         n = len(hashes_N)
         bits = max(1, (max(n - 1, 0) // _BUCKET).bit_length())
         starts = np.empty(2**bits + 1, np.uint32 if n < 2**32 else np.uint64)
-        for lo in range(0, 2**bits, _CHUNK):
-            edges = np.arange(lo, min(lo + _CHUNK, 2**bits), dtype=np.uint64) << np.uint64(64 - bits)
+        for lo in range(0, 2**bits, BATCH):
+            edges = np.arange(lo, min(lo + BATCH, 2**bits), dtype=np.uint64) << np.uint64(64 - bits)
             starts[lo : lo + len(edges)] = np.searchsorted(hashes_N, edges)
         starts[-1] = n
         total = n if times_N is None else int(times_N.sum(dtype=np.int64))
@@ -91,7 +90,7 @@ class KeySet:
         Raises:
             UsageError: A key is given more than 2^31 - 1 times.
         """
-        return cls._of((part, None) for part in _parts(keys))
+        return cls._of((part, None) for part in batches_of(keys))
 
     @classmethod
     def from_counts(cls, counts: Iterable[tuple[str, int]]) -> KeySet:
@@ -165,7 +164,7 @@ class KeySet:
 
     def find_many(self, keys: Iterable[str]) -> Ints:
         """Return the indices of keys, (M,) int64, -1 for keys that are not kept, as :meth:`find` does for one key."""
-        numbers = [self._look_up(hashes_of(part)) for part in _parts(keys)]
+        numbers = [self._look_up(hashes_of(part)) for part in batches_of(keys)]
         return np.concatenate(numbers) if numbers else np.empty(0, np.int64)
 
     def times_many(self, keys: Iterable[str]) -> Ints:
@@ -222,7 +221,7 @@ def read_keys(sel: Chosen) -> KeySet:
     if _kind(sel) == "npy":
         hashes_N, times_N, _ = _merged((key_hash.of_halves(high, low), None) for high, low in _subset(_path(sel)))
         return KeySet(hashes_N, times_N, uids=True)
-    return KeySet._of(_streamed(sel), rows_of=sel if _of_rows(sel) else None)
+    return KeySet._of(key_batches(sel), rows_of=sel if keys_are_of_rows(sel) else None)
 
 
 def each_key(sel: Chosen) -> Iterator[tuple[str, int]]:
@@ -236,8 +235,31 @@ def each_key(sel: Chosen) -> Iterator[tuple[str, int]]:
     Raises:
         PoolError: As for :func:`read_keys`.
     """
-    for keys, times in _streamed(sel):
+    for keys, times in key_batches(sel):
         yield from zip(keys, [1] * len(keys) if times is None else times.tolist(), strict=True)
+
+
+def keys_are_of_rows(sel: Chosen) -> bool:
+    """Return whether the keys are those of single rows of a pool, so that :func:`read_keys` refuses repeated keys."""
+    kind = _kind(sel)
+    return kind == "selection" or (kind == "parquet" and _exported(table_piece("file", _path(sel))))
+
+
+def key_batches(sel: Chosen) -> Iterator[tuple[list[str], Ints | None]]:
+    """Yield the keys of :func:`each_key` in batches with their counts, (M,) int64; None for 1 each."""
+    kind = _kind(sel)
+    if kind == "selection":
+        selection = _selection(sel)
+        for ids, keys in reopen(selection).where(selection.mask()).keys():
+            yield keys, None if selection.repeats is None else selection.repeats[ids].astype(np.int64)
+    elif kind == "npy":
+        for high, low in _subset(_path(sel)):
+            text = np.stack([high, low], axis=1).astype(">u8").tobytes().hex()
+            yield [text[at : at + 32] for at in range(0, len(text), 32)], None
+    elif kind == "parquet":
+        yield from _table(_path(sel))
+    else:
+        yield from ((part, None) for part in batches_of(_lines(_path(sel))))
 
 
 def select_indices(sel: Chosen | KeySet, dataset: Any = None, *, keys: Iterable[Any] | None = None) -> Ints:
@@ -318,15 +340,9 @@ def _narrow(times_N: npt.NDArray[Any]) -> npt.NDArray[Any]:
 # --- sources --------------------------------------------------------------------------------------
 
 
-def _parts(keys: Iterable[str]) -> Iterator[list[str]]:
-    rest = iter(keys)
-    while part := list(islice(rest, _CHUNK)):
-        yield part
-
-
 def _counted(counts: Iterable[tuple[str, int]]) -> Iterator[tuple[list[str], Ints]]:
     rest = iter(counts)
-    while part := list(islice(rest, _CHUNK)):
+    while part := list(islice(rest, BATCH)):
         for key, times in part:
             if not 0 <= times <= _MOST_TIMES:
                 raise UsageError(f"the key {key!r} has the count {times:,}; give 0 to {_MOST_TIMES:,}")
@@ -346,29 +362,6 @@ def _kind(sel: Chosen) -> str:
         return "selection"
     ending = os.path.splitext(sel)[1].lower()
     return {".npy": "npy", ".parquet": "parquet", ".pq": "parquet"}.get(ending, "text")
-
-
-def _of_rows(sel: Chosen) -> bool:
-    """Return whether the keys are those of single rows of a pool, so that they must be unique."""
-    kind = _kind(sel)
-    return kind == "selection" or (kind == "parquet" and _exported(table_piece("file", _path(sel))))
-
-
-def _streamed(sel: Chosen) -> Iterator[tuple[list[str], Ints | None]]:
-    """Yield keys in batches with their counts, None for 1 each."""
-    kind = _kind(sel)
-    if kind == "selection":
-        selection = _selection(sel)
-        for ids, keys in reopen(selection).where(selection.mask()).keys():
-            yield keys, None if selection.repeats is None else selection.repeats[ids].astype(np.int64)
-    elif kind == "npy":
-        for high, low in _subset(_path(sel)):
-            text = np.stack([high, low], axis=1).astype(">u8").tobytes().hex()
-            yield [text[at : at + 32] for at in range(0, len(text), 32)], None
-    elif kind == "parquet":
-        yield from _table(_path(sel))
-    else:
-        yield from ((part, None) for part in _parts(_lines(_path(sel))))
 
 
 def _selection(sel: Chosen) -> Selection:
@@ -400,8 +393,8 @@ def _subset(path: str) -> Iterator[tuple[Hashes, Hashes]]:
             f"{path}: is {subset.dtype} of shape {subset.shape}, but a DataComp subset file is (rows,) of u8,u8; "
             "give such a file, a selection folder or a file of keys"
         )
-    for lo in range(0, len(subset), _CHUNK):
-        part = subset[lo : lo + _CHUNK]
+    for lo in range(0, len(subset), BATCH):
+        part = subset[lo : lo + BATCH]
         yield part["f0"].astype(np.uint64), part["f1"].astype(np.uint64)
 
 
@@ -431,7 +424,7 @@ def _resolved(
 ) -> npt.NDArray[Any] | None:
     """Raise if a key belongs to several rows; different keys with one hash all get the highest of their counts."""
     seen: dict[int, dict[str, int]] = {int(hashed): {} for hashed in repeated}
-    for keys, times in _streamed(sel):
+    for keys, times in key_batches(sel):
         hashes = hashes_of(keys)
         for i in np.flatnonzero(np.isin(hashes, repeated)):
             times_by_key = seen[int(hashes[i])]

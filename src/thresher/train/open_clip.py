@@ -46,7 +46,7 @@ from thresher.dynamic.registry import POLICIES, Flag, check_options, flags, poli
 from thresher.dynamic.sampler import PruningSampler, with_rows
 from thresher.dynamic.stream import ID, StaticKeys, StreamPruner, prune_stream
 from thresher.errors import MissingExtraError, ThresherError, UsageError, installed, suggest
-from thresher.export.keys import each_key, read_keys
+from thresher.export.keys import each_key, key_batches, keys_are_of_rows, read_keys
 from thresher.pool.store import EmbeddingStore, reopen
 from thresher.runtime.files import writing
 from thresher.runtime.parameters import Share, read
@@ -146,6 +146,32 @@ def parse(arguments: Sequence[str]) -> tuple[PruneOptions, list[str]]:
             f"{flag} cannot be combined with pruning, which needs the loss of every pair; use open_clip_train.main"
         )
     return options, rest
+
+
+def static_keys(sel: str | os.PathLike[str], total: int, *, weigh: bool = False) -> StaticKeys:
+    """Return the policy that keeps the samples of a stream which a selection keeps; reads its keys once.
+
+    Args:
+        sel: A selection folder or a file of keys, see :func:`thresher.export.keys.read_keys`.
+        total: Number of samples of the stream.
+        weigh: Multiply losses by weights instead of repeating samples.
+
+    Raises:
+        PoolError: The selection cannot be read.
+        UsageError: A key belongs to several rows, or :meth:`StaticKeys.of_keys` refuses the keys.
+    """
+    read = 0
+
+    def batches() -> Iterator[tuple[list[str], Ints | None]]:
+        nonlocal read
+        for keys, times in key_batches(sel):
+            read += len(keys)
+            yield keys, times
+
+    policy = StaticKeys.of_batches(batches(), total, weigh=weigh)
+    if read > len(policy.ids_M) and keys_are_of_rows(sel):
+        read_keys(sel)  # raises, and names the key
+    return policy
 
 
 @contextmanager
@@ -316,9 +342,7 @@ class _Run:
                 raise UsageError(
                     f"--prune {options.policy} uses row numbers, which a stream does not have; use --prune static"
                 )
-            read_keys(path)  # raises for keys that stand for several rows
-            keys = (key for key, often in each_key(path) for _ in range(often))
-            return StaticKeys.of_keys(keys, loader.num_samples, **options.parameters)
+            return static_keys(path, loader.num_samples, **options.parameters)
         if getattr(dataset, "images", None) is None:
             raise UsageError("a synthetic dataset has no keys; use --prune-selection with csv or webdataset")
         return policy_named(
