@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec  # noqa: F401 - another user may not be able to read the folder of this Python
 import pytest
 
 KILLED = 9
@@ -73,6 +74,17 @@ def killed_at(point: int, work: Callable[[], Any]) -> bool:
 
 def no_locks(*_: Any) -> None:
     raise OSError(errno.ENOSYS, "Function not implemented")
+
+
+def without_locks(work: Callable[[], Any]) -> Callable[[], None]:
+    """Work in a process where no file system has locks."""
+    import fcntl
+
+    def other() -> None:
+        fcntl.flock = no_locks  # type: ignore[assignment]
+        work()
+
+    return other
 
 
 def as_nobody(work: Callable[[], Any]) -> Callable[[], None]:
