@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+
+# Another user may not be able to read the folder of this Python: what is needed there is imported before.
+import mmap  # noqa: F401
 import os
 import time
 import traceback
@@ -11,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fsspec  # noqa: F401 - another user may not be able to read the folder of this Python
+import fsspec  # noqa: F401
 import pytest
 
 KILLED = 9

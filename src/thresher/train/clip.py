@@ -28,6 +28,7 @@ from thresher.train.loop import (
     fit,
     open_run,
     prepared,
+    random_state_kept,
     stored_side,
 )
 from thresher.train.models import Clip, Loss, Tokens, clip_model
@@ -71,6 +72,7 @@ class ClipSettings:
             raise UsageError(f"templates {self.templates}; give one or more, each with {{}} for the name of a class")
 
 
+@random_state_kept()
 def train_clip(
     data: str | os.PathLike[str],
     folder: str | os.PathLike[str],

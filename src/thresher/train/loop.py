@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -30,6 +30,7 @@ from thresher.pool.store import absolute
 from thresher.runtime.files import writing
 from thresher.runtime.format import duration
 from thresher.runtime.locks import sweep
+from thresher.runtime.process import end_with_parent
 from thresher.runtime.progress import Progress
 from thresher.runtime.random import digest
 from thresher.train.data import PICTURES, SET_ASIDE, Pairs, open_pairs, times_of
@@ -468,7 +469,8 @@ def _loader(pairs: Pairs, sampler: PruningSampler, workers: int, device: torch.d
     workers = 0 if pairs.pixels_NHWC is not None else workers
     rows: Any = _Rows(replace(pairs, captions=()))  # it may be pickled for the workers
     options: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
-    return DataLoader(rows, batch_sampler=sampler, collate_fn=_same, pin_memory=device.type == "cuda", **options)
+    options |= {"pin_memory": device.type == "cuda", "worker_init_fn": end_with_parent}
+    return DataLoader(rows, batch_sampler=sampler, collate_fn=_same, **options)
 
 
 def device_named(name: str) -> torch.device:
@@ -502,6 +504,14 @@ def prepared(schedule: Schedule, model: str) -> tuple[Schedule, torch.device]:
     device = device_named(schedule.device)
     torch.manual_seed(schedule.seed)
     return replace(schedule, lr=schedule.lr or (2e-3 if model == "tiny" else 5e-4)), device
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Restore torch's random state after a run: it belongs to the process of the caller."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        yield
 
 
 def _adamw(model: nn.Module, schedule: Schedule) -> torch.optim.AdamW:

@@ -36,6 +36,7 @@ from thresher.train.loop import (
     fit,
     open_run,
     prepared,
+    random_state_kept,
     stored_side,
 )
 from thresher.train.models import backbone
@@ -97,6 +98,7 @@ class MocoSettings:
             )
 
 
+@random_state_kept()
 def train_moco(
     data: str | os.PathLike[str],
     folder: str | os.PathLike[str],

@@ -50,6 +50,7 @@ from thresher.export.keys import each_key, key_batches, keys_are_of_rows, read_k
 from thresher.pool.store import EmbeddingStore, reopen
 from thresher.runtime.files import writing
 from thresher.runtime.parameters import Share, read
+from thresher.runtime.process import end_with_parent
 from thresher.selection import Selection
 
 SEAM = ("get_data", "create_loss", "cosine_lr", "const_lr", "const_lr_cooldown")
@@ -283,6 +284,7 @@ class _Run:
             batch_sampler=_Batches(sampler, args.batch_size, args.accum_freq, loader.num_batches, args.rank, order),
             num_workers=loader.num_workers,
             pin_memory=loader.pin_memory,
+            worker_init_fn=end_with_parent,
         )
         return _Loader(self, loader, _Unnested(mine))
 
