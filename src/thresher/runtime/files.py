@@ -132,7 +132,7 @@ def _swap(a: Path, b: Path) -> bool:
 def _sweep(target: Path) -> None:
     """Remove temporary folders of the same target whose writer was killed; restore a target that was being replaced."""
     for path in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
-        if (path / _WAS).is_dir():
+        if os.path.isdir(path / _WAS):  # not Path.is_dir: it raises for a folder of another user
             with unused(path) as free, suppress(OSError):
                 if free and not target.exists():
                     (path / _WAS).rename(target)
