@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import io
 import itertools
 import json
 import os
 import pickle
+import shutil
+import signal
 import sys
 import tarfile
+import tempfile
+import time
+import tracemalloc
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +25,14 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from tests.runtime.common import begin, end_of
 from thresher.dynamic import stream
+from thresher.dynamic.loop import describe
 from thresher.dynamic.policies.d_pruning import DPruning
 from thresher.dynamic.policies.dynamic_random import DynamicRandom
 from thresher.dynamic.policies.full import Full
@@ -32,7 +43,9 @@ from thresher.dynamic.policy import Policy
 from thresher.dynamic.schedule import cosine_by_progress
 from thresher.dynamic.stream import ID, StaticKeys, StreamPruner, id_of, ids_of, prune_stream
 from thresher.errors import UsageError
+from thresher.ops import key_hash
 from thresher.runtime.locks import Scratch
+from thresher.runtime.process import end_with_parent
 
 N, B, EPOCHS = 200, 20, 8
 KEYS = [f"shard/{i:06d}" for i in range(N)]
@@ -319,6 +332,74 @@ def test_selections_that_cannot_be(keys: Iterable[str], message: str) -> None:
         StaticKeys.of_keys(keys, N)
 
 
+WORDS = st.text(max_size=6) | st.sampled_from(["00000/000000001", "f" * 32, "F" * 32, "", "ü", "\ud800"])
+
+
+@given(st.lists(WORDS, max_size=40))
+def test_ids_are_those_of_single_keys(keys: list[str]) -> None:
+    """Saved in ledgers and checkpoints, so they must never change."""
+    found = ids_of(iter(keys))
+    assert (found.dtype, found.shape) == (np.int64, (len(keys), 2))
+    assert found.tolist() == [id_of(key).tolist() for key in keys]
+
+
+@given(st.lists(st.lists(st.tuples(WORDS, st.integers(0, 300)), max_size=9), max_size=5), st.booleans())
+def test_a_selection_by_key_in_batches_is_a_count_of_ids(batches: list[list[tuple[str, int]]], counted: bool) -> None:
+    counts: Counter[tuple[int, int]] = Counter()
+    parts = []
+    for batch in batches:
+        counts.update({tuple(id_of(key).tolist()): 0 for key, _ in batch})
+        for key, times in batch:
+            counts[tuple(id_of(key).tolist())] += times if counted else 1
+        times_M = np.array([times for _, times in batch], np.int64) if counted else None
+        parts.append(([key for key, _ in batch], times_M))
+    expected = sorted((key, times) for key, times in counts.items() if times)
+    if not expected:
+        with pytest.raises(UsageError, match="0 keys to keep"):
+            StaticKeys.of_batches(parts, 100)
+        return
+    made = StaticKeys.of_batches(parts, 100)
+    assert (made.ids_M.dtype, made.times_M.dtype) == (np.int64, np.uint16)
+    assert list(zip(map(tuple, made.ids_M.tolist()), made.times_M.tolist(), strict=True)) == expected
+    flat = [key for batch in batches for key, times in batch for _ in range(times if counted else 1)]
+    again = StaticKeys.of_keys(iter(flat), 100)
+    assert (again.ids_M.tobytes(), again.times_M.tobytes()) == (made.ids_M.tobytes(), made.times_M.tobytes())
+
+
+def test_the_table_of_a_selection_by_key_is_that_of_earlier_versions() -> None:
+    made = StaticKeys.of_keys([f"{i // 100:05d}/{i:09d}" for i in range(1000)] + ["f" * 32], 2000)
+    digest = hashlib.sha256(made.ids_M.tobytes() + made.times_M.tobytes()).hexdigest()
+    assert digest == "fae8a9f95b37a0d631bd48780b19f85956e1a8173182367126a7c71c3547d647"
+    assert (
+        describe(made)
+        == "StaticKeys(ids_M=int64(1001, 2):8c2a5a7e20bc0677, times_M=uint16(1001,):4b170658adcda1cc, total=2000)"
+    )
+
+
+def test_two_keys_of_a_selection_with_one_hash_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whatever order their ids come, and however often."""
+
+    def alike(keys: list[str]) -> np.ndarray:
+        records = key_hash.records_of(keys).copy()
+        records["hash"][[key[0] == "a" for key in keys]] = 7
+        return records
+
+    monkeypatch.setattr(stream, "records_of", alike)
+    with pytest.raises(UsageError, match="2 pairs of keys have the same 64-bit hash"):
+        StaticKeys.of_keys(["a1", "b", "a2", "a1", "a3", "a2", "c"], N)
+
+
+def test_a_selection_by_key_takes_few_bytes_per_key() -> None:
+    count = 50_000
+    tracemalloc.start()
+    made = StaticKeys.of_batches(((list(map(str, range(lo, lo + 5000))), None) for lo in range(0, count, 5000)), count)
+    stays, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(made) == count
+    assert stays / count < 20
+    assert most / count < 75
+
+
 # Schedules
 
 
@@ -505,6 +586,40 @@ def test_the_folder_of_a_killed_run_goes_with_the_next(tmp_path: Path) -> None:
     pruner = make("scan", scratch=tmp_path)
     assert not left.exists()
     assert pruner.folder.exists()
+
+
+def killed_with_its_workers(scratch: Path, sign: Path) -> None:
+    pruner = make("scan", scratch=scratch, samples=2 * N)
+    loader = DataLoader(Samples(pruner), batch_size=B, num_workers=2, worker_init_fn=end_with_parent)
+    batches = iter(loader)
+    next(batches)
+    sign.touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="is killed as a child process")
+@pytest.mark.parametrize("place", ["disk", "memory"])
+def test_the_folders_of_killed_ranks_and_their_workers_go_with_the_next(tmp_path: Path, place: str) -> None:
+    """The processes of a loader inherit the lock, and end with the one that started them."""
+    if place == "memory" and not os.access("/dev/shm", os.W_OK):  # noqa: S108
+        pytest.skip("no file system in memory")
+    scratch = tmp_path if place == "disk" else Path(tempfile.mkdtemp(dir="/dev/shm"))  # noqa: S108
+    try:
+        living = make("scan", scratch=scratch)
+        signs = [tmp_path / f"rank-{rank}.sign" for rank in range(2)]
+        ranks = [begin(lambda sign=sign: killed_with_its_workers(scratch, sign)) for sign in signs]
+        assert [end_of(rank) for rank in ranks] == [-signal.SIGKILL] * 2
+        assert all(sign.exists() for sign in signs)
+        assert len(list(scratch.glob("thresher-stream-*"))) == 3
+        deadline = time.monotonic() + 20
+        while len(list(scratch.glob("thresher-stream-*"))) > 1 and time.monotonic() < deadline:
+            gone = make("scan", scratch=scratch)
+            del gone
+            gc.collect()
+        assert list(scratch.glob("thresher-stream-*")) == [living.folder]
+    finally:
+        if place == "memory":
+            shutil.rmtree(scratch)
 
 
 # webdataset

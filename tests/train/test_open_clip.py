@@ -21,6 +21,8 @@ import numpy as np
 import open_clip_train.data as their_data
 import open_clip_train.main as trainer
 import open_clip_train.train as their_loop
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import webdataset as wds
@@ -31,7 +33,9 @@ from thresher.dynamic.loss import clip_losses
 from thresher.dynamic.policies.scan import Scan
 from thresher.dynamic.policies.static import Static
 from thresher.dynamic.sampler import PruningSampler
+from thresher.dynamic.stream import StaticKeys
 from thresher.errors import PoolError, UsageError
+from thresher.export.keys import key_batches
 from thresher.train import open_clip
 from thresher.train.open_clip import PruneOptions, insert_stage, main, parse, pruning, samples_of_tars
 
@@ -401,6 +405,31 @@ def test_a_file_of_keys(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
         times_of(tmp_path / "empty.txt", names, titles)
     with pytest.raises(PoolError, match="neither a selection folder nor a file of keys"):
         times_of(tmp_path / "nothing.txt", names, titles)
+
+
+def test_static_keys_of_a_stream_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def batches(sel: Any) -> Iterator[Any]:
+        read.append(os.fspath(sel))
+        yield from key_batches(sel)
+
+    monkeypatch.setattr(open_clip, "key_batches", batches)
+    (tmp_path / "keys.txt").write_text("c\na\nc\n\nd\n")
+    made = open_clip.static_keys(tmp_path / "keys.txt", 10)
+    slow = StaticKeys.of_keys(["c", "a", "c", "d"], 10)
+    assert (made.ids_M.tolist(), made.times_M.tolist()) == (slow.ids_M.tolist(), slow.times_M.tolist())
+    assert open_clip.static_keys(tmp_path / "keys.txt", 10, weigh=True).weigh
+    columns = {"row": range(5), "key": ["a", "b", "c", "d", "e"], "kept": [True, False, True, True, True]}
+    pq.write_table(pa.table({**columns, "repeats": [1, 0, 3, 1, 2]}), tmp_path / "rows.parquet")
+    made = open_clip.static_keys(tmp_path / "rows.parquet", 10)
+    slow = StaticKeys.of_keys(["a", *"ccc", "d", *"ee"], 10)
+    assert (made.ids_M.tolist(), made.times_M.tolist()) == (slow.ids_M.tolist(), slow.times_M.tolist())
+    assert read == [str(tmp_path / name) for name in ("keys.txt", "keys.txt", "rows.parquet")]
+    columns["key"][0] = "c"
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    with pytest.raises(UsageError, match="the key 'c' belongs to several rows"):
+        open_clip.static_keys(tmp_path / "rows.parquet", 10)
 
 
 # Several processes
