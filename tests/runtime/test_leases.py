@@ -30,6 +30,7 @@ from thresher.runtime.locks import (
     pin,
     remove_unused,
     sweep,
+    unused,
 )
 
 SHORT = Lease(heartbeat=0.05, ends=1.5)
@@ -263,6 +264,21 @@ def test_of_several_sweepers_none_disturbs_the_others(tmp_path: Path) -> None:
     assert [end_of(one) for one in sweepers] == [0] * 4
     sweep(sorted(tmp_path.glob("*.tmp")), LONG)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_error_in_a_block_about_an_unused_folder_is_passed_on(tmp_path: Path) -> None:
+    for number, seconds in enumerate((AGO, 0)):
+        folder = create_locked_folder(tmp_path, f"{number}.", ".tmp")
+        made_old(folder.path / "lock", seconds)
+        with pytest.raises(FileNotFoundError, match="mine"):
+            look_and_fail(folder.path, seconds == AGO)
+        folder.remove()
+
+
+def look_and_fail(path: Path, expected: bool) -> None:
+    with unused(path, lease=SHORT) as free:
+        assert free == expected
+        raise FileNotFoundError("mine")
 
 
 def test_readers_keep_what_they_use(tmp_path: Path) -> None:

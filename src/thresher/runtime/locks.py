@@ -173,7 +173,7 @@ def _leased(path: Path, file: int, lease: Lease) -> Callable[[], None]:
     def release() -> None:
         end()
         os.close(file)
-        with suppress(OSError), _claimed(path, text) as claimed:
+        with suppress(OSError), _claimed(path, text, lease) as claimed:
             if claimed and _text(path) == text:
                 path.unlink()
 
@@ -211,24 +211,26 @@ def _stale(path: Path, lease: Lease) -> Iterator[bool]:
     Yields:
         True if the lease has ended.
     """
-    try:
-        text = _text(path)
-        if age(path) < lease.ends:
-            yield False
-            return
-    except OSError:  # it was just removed, or it is a symlink
+    text = _text_if_stale(path, lease)
+    if text is None:
         yield False
         return
     with _claimed(path, text, lease) as claimed:
-        try:  # again: the file may have been replaced before it was claimed
-            free = claimed and _text(path) == text and age(path) >= lease.ends
-        except OSError:
-            free = False
-        yield free
+        # Again: the file may have been replaced before it was claimed.
+        yield claimed and _text_if_stale(path, lease) == text
+
+
+def _text_if_stale(path: Path, lease: Lease) -> bytes | None:
+    """Return the text of a lock file whose lease has ended; None if it has not, or there is no such file."""
+    try:
+        text = _text(path)
+        return text if age(path) >= lease.ends else None
+    except OSError:  # it was just removed, or it is a symlink
+        return None
 
 
 @contextmanager
-def _claimed(path: Path, text: bytes, lease: Lease = LEASE) -> Iterator[bool]:
+def _claimed(path: Path, text: bytes, lease: Lease) -> Iterator[bool]:
     """Claim the right to remove the lock file with this text: of all processes, one at a time has it.
 
     The text of a lock file is unique. So of several processes that want to take over the lock of one killed process,
