@@ -58,19 +58,19 @@ def age(path: str | os.PathLike[str], changed: float | None = None) -> float:
 
 def _now_in(folder: Path) -> float:
     """Return the time by the clock of a file system; by that of this host if nothing can be written there."""
-    probe = folder / f".{secrets.token_hex(8)}.tmp"
+    scratch = folder / f".{secrets.token_hex(8)}.tmp"
     try:
-        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        os.close(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     except OSError:
         return time.time()
     try:
-        os.utime(probe)
-        return os.stat(probe).st_mtime
+        os.utime(scratch)
+        return os.stat(scratch).st_mtime
     except OSError:
         return time.time()
     finally:
         with suppress(OSError):
-            os.unlink(probe)
+            os.unlink(scratch)
 
 
 @dataclass(eq=False)
