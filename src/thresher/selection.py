@@ -22,7 +22,8 @@ import numpy.typing as npt
 
 from thresher import __version__
 from thresher.errors import BudgetError, OutputError, PoolError, UsageError
-from thresher.runtime.files import DAMAGED, refuse_foreign_files, writing_folder
+from thresher.runtime.files import DAMAGED, refuse_foreign_files
+from thresher.runtime.results import Say, exists_already, result_folder
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
@@ -352,26 +353,35 @@ class Selection:
             "steps": [step.header() for step in self.steps],
         }
 
-    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-        """Write a selection folder atomically.
+    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False, say: Say | None = None) -> Path:
+        """Write a selection folder atomically; does nothing if it holds this selection already.
 
         The folder contains ``selection.json``, ``mask.npy`` (N,) bool, ``dropped_by.npy`` (N,) int16,
         ``repeats.npy`` if rows are repeated, and evidence in ``steps/<number>-<method>/*.npy``.
 
+        Args:
+            folder: The folder.
+            overwrite: Replace a different selection.
+            say: Called with one line if the folder holds this selection already.
+
         Raises:
-            OutputError: The folder exists and ``overwrite`` is false, or it cannot be written.
+            OutputError: The folder holds something else, and ``overwrite`` is false or it is no selection; or it
+                cannot be written.
         """
         target = Path(folder)
-        if target.exists() and not overwrite and not (target.is_dir() and not any(target.iterdir())):
-            raise OutputError(f"{target}: exists already; choose another name or pass --overwrite")
-        if target.exists() and not (target / "selection.json").exists() and any(target.iterdir()):
-            raise OutputError(f"{target}: is not a selection folder, so it is not overwritten")
+        header = json.dumps(self.header(), indent=1, allow_nan=False) + "\n"
+        if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+            known = target / "selection.json"
+            if not known.is_file():
+                raise OutputError(f"{target}: is not a selection folder, so it is not overwritten")
+            if not overwrite and known.read_text(encoding="utf-8", errors="replace") != header:
+                raise exists_already(target)
         refuse_foreign_files(target, FILES)
-        with writing_folder(target) as scratch:
-            self._write(scratch)
+        with result_folder(target, overwrite=overwrite, say=say) as scratch:
+            self._write(scratch, header)
         return target
 
-    def _write(self, folder: Path) -> None:
+    def _write(self, folder: Path, header: str) -> None:
         def put(name: str, array: Array) -> None:
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -389,8 +399,7 @@ class Selection:
                 put(f"{_step_folder(number, step.method)}/groups.{name}.npy", array)
             for name, array in step.reference.items():
                 put(f"{_step_folder(number, step.method)}/reference.{name}.npy", array)
-        text = json.dumps(self.header(), indent=1, allow_nan=False)
-        (folder / "selection.json").write_text(text + "\n", encoding="utf-8")
+        (folder / "selection.json").write_text(header, encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Selection:

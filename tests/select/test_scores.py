@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import duckdb
@@ -303,8 +304,13 @@ def test_the_command(tmp_path, capsys) -> None:
     assert "3,953 of 3,953 rows scored" in told
     assert f"written to {out}" in told
     assert pq.read_schema(out).names == ["key", "clip_score"]
-    assert main(["score", "clip-score", POOL, "-o", out]) == 2
-    assert "--overwrite" in capsys.readouterr().err
+    before = os.stat(out)
+    assert main(["score", "clip-score", POOL, "-o", out]) == 0
+    assert capsys.readouterr().err == f"{out}: already done; nothing was changed\n"
+    assert os.stat(out) == before
+    for other in (["score", "clip-score", POOL, "--name", "fit"], ["score", "negclip", POOL]):
+        assert main([*other, "-o", out]) == 2
+        assert "exists already; choose another name or pass --overwrite" in capsys.readouterr().err
     assert main(["score", "clip-score", POOL, "-o", out, "--overwrite", "--name", "fit", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["rows"] == 3953

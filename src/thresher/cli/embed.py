@@ -11,7 +11,7 @@ import click
 from thresher.cli import text
 from thresher.cli.options import DATA, JSON, OVERWRITE, QUIET, Choice, data_options, options
 from thresher.cli.output import Output
-from thresher.errors import OutputError, UsageError
+from thresher.errors import UsageError
 
 _THUMBNAIL = 64  # longer side in pixels
 _DEVICE = click.option(
@@ -103,9 +103,10 @@ def embed_classes(
     NAMES.txt holds one class name per line.
     """
     from thresher.embed.classes import embed_classes as run
-    from thresher.embed.classes import read_names, read_templates, write_classes
+    from thresher.embed.classes import names_text, read_names, read_templates, write_classes
     from thresher.embed.encoders import make_encoder
     from thresher.runtime.files import check_writable
+    from thresher.runtime.results import exists_already
 
     target = Path(out)
     if target.suffix != ".npy":
@@ -113,13 +114,17 @@ def embed_classes(
     classes, sentences = read_names(names), read_templates(templates)
     names_file = target.with_suffix(".txt")
     for path in (target, names_file):
-        is_input = path.exists() and path.samefile(names)
-        if path.is_dir() or (path.exists() and not is_input and not overwrite):
-            raise OutputError(f"{path}: exists already; choose another name or pass --overwrite")
+        if path.is_dir():
+            raise exists_already(path)
+    if names_file.exists() and not names_file.samefile(names) and not overwrite:
+        if names_file.read_bytes() != names_text(classes):
+            raise exists_already(names_file)
+    elif target.exists() and not names_file.exists() and not overwrite:
+        raise exists_already(target)
     check_writable(target)
     made = make_encoder(encoder, device=device, precision=precision)
     vectors = run(classes, made, sentences, batch=batch_size)
-    write_classes(vectors, classes, target, keep=names)
+    write_classes(vectors, classes, target, keep=names, overwrite=overwrite, say=output.progress().say)
     result = {
         "out": out, "names": str(names_file), "classes": len(classes), "templates": len(sentences),
         "dims": vectors.shape[1],

@@ -151,9 +151,10 @@ def report(
     loaded = Selection.load(selection)
     labels = read_labels(clusters) if clusters else None
     store = None if without_pool else reopen(loaded, pool, metadata)
-    check_target(Path(out), store, overwrite=overwrite)
+    check_target(Path(out), store)
     error = _covariance(common, {selection: loaded}, labels, store)[selection] if covariance else None
-    _written(common, write_report(loaded, out, store=store, title=title, examples=examples, covariance=error))
+    how: dict[str, Any] = {"title": title, "examples": examples, "covariance": error, "overwrite": overwrite}
+    _written(common, write_report(loaded, out, store=store, **how, say=common.output.progress(common.quiet).say))
 
 
 def _report_run(
@@ -168,8 +169,9 @@ def _report_run(
     if out.resolve() in {(training.folder / name).resolve() for name in FILES}:
         raise OutputError(f"{out}: is a file of the run; choose another name")
     store = None if pool is None else training.open_pool(pool or None)
-    check_target(out, store, overwrite=overwrite)
-    _written(common, write_run_report(training, out, store=store, title=title, examples=examples))
+    check_target(out, store)
+    how: dict[str, Any] = {"title": title, "examples": examples, "overwrite": overwrite}
+    _written(common, write_run_report(training, out, store=store, **how, say=common.output.progress(common.quiet).say))
 
 
 def _written(common: Common, path: Path) -> None:

@@ -309,18 +309,21 @@ def _metavar(kind: Any) -> str:
 # --- results that are folders ---------------------------------------------------------------------
 
 
-def free_folder(out: str, overwrite: bool, names: Sequence[str]) -> Path:
+def free_folder(out: str, overwrite: bool, names: Sequence[str], *, compared: bool = False) -> Path:
     """Return the folder of a result after checking, before any work, that it may be written.
 
     Args:
         out: The folder.
         overwrite: Whether an existing result may be replaced.
         names: File names of a result. The first one marks a folder as a result.
+        compared: Whether an existing result is compared with the new one when that is saved, and accepted if it is the
+            same.
 
     Raises:
         OutputError: It cannot be written, or contains files that must not be replaced.
     """
     from thresher.runtime.files import check_writable, refuse_foreign_files
+    from thresher.runtime.results import exists_already
 
     target = Path(out)
     if target.exists() and not target.is_dir():
@@ -328,8 +331,8 @@ def free_folder(out: str, overwrite: bool, names: Sequence[str]) -> Path:
     if target.exists() and any(target.iterdir()):
         if not (target / names[0]).exists():
             raise OutputError(f"{target}: exists and is not a result of thresher; choose another name")
-        if not overwrite:
-            raise OutputError(f"{target}: exists already; choose another name or pass --overwrite")
+        if not overwrite and not compared:
+            raise exists_already(target)
         refuse_foreign_files(target, names)
     check_writable(target)
     return target

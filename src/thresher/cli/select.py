@@ -203,6 +203,7 @@ def cluster(pool: str, out: str, grow: str | None, overwrite: bool, **values: An
     """
     from click.core import ParameterSource
 
+    from thresher.runtime.results import record_in, refuse_other
     from thresher.select.audit import Audit
     from thresher.select.clusters import FILES, Clustered, read_groups, write_groups
     from thresher.select.clusters import grow as grown
@@ -218,7 +219,9 @@ def cluster(pool: str, out: str, grow: str | None, overwrite: bool, **values: An
             "run clustering again"
         )
     how, old = Clustered(**values), read_groups(grow) if grow else None
-    target = free_folder(out, overwrite, FILES)
+    target = free_folder(out, overwrite, FILES, compared=True)
+    if target.joinpath(FILES[0]).exists() and not overwrite and not grow:
+        refuse_other(target, record_in(target / FILES[0]), {"pool": pool, "seed": common.seed or 0, **values})
     store = common.open(pool)
     start = Selection.everything("", pool, {}, store.total)
     run = Run(store, start, seed=common.seed or 0, **common.resources())
@@ -228,7 +231,7 @@ def cluster(pool: str, out: str, grow: str | None, overwrite: bool, **values: An
     settings = {"pool": pool, "seed": run.seed, **values, "kernels": run.kernels}
     if old is not None:
         settings |= {name: old.info.get(name) for name in ("seed", *values)} | {"grown": len(old.labels_N)}
-    write_groups(groups, target, settings, within=checked.mask())
+    write_groups(groups, target, settings, within=checked.mask(), overwrite=overwrite, say=run.progress.say)
     sizes = groups.sizes_K
     result = {
         "out": str(target),

@@ -274,8 +274,8 @@ def coreset(run: str, out: str, keep: str, pool: str | None, overwrite: bool, ou
     from thresher.dynamic.run_folder import Training
     from thresher.selection import FILES
 
-    target = free_folder(out, overwrite, FILES)
+    target = free_folder(out, overwrite, FILES, compared=True)
     selection = choose(Training.load(run), keep, pool=pool)
-    selection.save(target, overwrite=overwrite)
+    selection.save(target, overwrite=overwrite, say=output.progress().say)
     lines = itertools.chain(selection.steps[-1].notes, text.kept(selection, target))
     output.result({"out": str(target), **selection.header()}, lines)

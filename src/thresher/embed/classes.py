@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import numpy as np
 from thresher.embed.encoders import Encoder
 from thresher.errors import MissingExtraError, PoolError, UsageError
 from thresher.ops.vectors import F32
-from thresher.runtime.files import writing
+from thresher.runtime.results import Say, result_files
 
 TEMPLATES = ("a photo of a {}.",)
 _OPEN_CLIP = {"openai": "OPENAI_IMAGENET_TEMPLATES", "simple": "SIMPLE_IMAGENET_TEMPLATES"}
@@ -131,6 +130,8 @@ def write_classes(
     path: str | os.PathLike[str],
     *,
     keep: str | os.PathLike[str] | None = None,
+    overwrite: bool = True,
+    say: Say | None = None,
 ) -> None:
     """Write embeddings of classes to a .npy file, and the names, one per line, to a .txt file next to it.
 
@@ -139,13 +140,21 @@ def write_classes(
         names: Names of the C classes.
         path: The .npy file.
         keep: The file that the names were read from; if it is that .txt file, it is not written.
+        overwrite: Replace different files.
+        say: Called with one line if the files have this content already.
 
     Raises:
-        OutputError: The files cannot be written; no file is left half-written.
+        OutputError: A different file exists and ``overwrite`` is false, or the files cannot be written; no file is
+            left half-written.
     """
     names_path = Path(path).with_suffix(".txt")
     same = keep is not None and names_path.exists() and names_path.samefile(keep)
-    with writing(path) as array, nullcontext() if same else writing(names_path) as table:
-        np.save(array, np.ascontiguousarray(embeddings_CD, np.float32), allow_pickle=False)
-        if table is not None:
-            Path(table).write_text("\n".join(names) + "\n", encoding="utf-8")
+    with result_files(overwrite=overwrite, say=say) as new:
+        np.save(new(path), np.ascontiguousarray(embeddings_CD, np.float32), allow_pickle=False)
+        if not same:
+            new(names_path).write_bytes(names_text(names))
+
+
+def names_text(names: Sequence[str]) -> bytes:
+    """Return the content of the .txt file that :func:`write_classes` writes."""
+    return "".join(f"{name}\n" for name in names).encode()

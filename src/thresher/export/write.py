@@ -14,10 +14,10 @@ from thresher.errors import OutputError
 from thresher.export.registry import Export, build
 from thresher.io.open import file_stamp, open_file
 from thresher.pool.store import EmbeddingStore, reopen, same_pool, whole_pool
-from thresher.runtime import parameters
-from thresher.runtime.files import writing
+from thresher.runtime import locks, parameters
 from thresher.runtime.plugins import origin_of
 from thresher.runtime.progress import Advance, Progress, Silent
+from thresher.runtime.results import record_in, refuse_other, result_files
 from thresher.selection import Selection
 
 _DATA = (".npy", ".npz", ".parquet", ".pq")
@@ -60,16 +60,16 @@ def export(
     Args:
         selection: The selection to write.
         kind: Name of a format, or a format object with options.
-        target: File to write; replaced atomically.
+        target: File to write; replaced atomically. If the same export is there already, nothing is changed.
         store: The pool; by default it is opened from its recorded location.
         manifest: Also write ``<target>.manifest.json``: recipe, size and time of all inputs, SHA-256 of the outputs.
         hash_inputs: Add the SHA-256 of the inputs to the manifest; this reads every file of the pool.
-        overwrite: Replace an existing file.
+        overwrite: Replace a different file.
         progress: Shows the number of bytes hashed.
 
     Raises:
         UsageError: Unknown format, or the pool does not have what it needs.
-        OutputError: The file exists or cannot be written.
+        OutputError: A different file exists, another process is writing it, or it cannot be written.
     """
     made = build(kind, {}) if isinstance(kind, str) else kind
     path = Path(target)
@@ -78,39 +78,51 @@ def export(
     else:
         whole_pool(store)
         same_pool(selection, store)
-    check_target(path, store, overwrite=overwrite, marked=manifest)
-    with writing(path) as scratch:
-        written = made.write(selection, store, scratch)
-    for ending in (".missing.txt", ".manifest.json"):  # of the export that is replaced
-        path.with_name(path.name + ending).unlink(missing_ok=True)
-    outputs = [path]
-    if written.missing:
-        outputs.append(path.with_name(path.name + ".missing.txt"))
-        with writing(outputs[1]) as scratch:
-            text = "".join(f"{row}\t{_one_line(key)}\n" for row, key in written.missing)
-            Path(scratch).write_text(text, encoding="utf-8", errors="backslashreplace")
-    listed = ""
-    if manifest:
-        listed = str(path.with_name(path.name + ".manifest.json"))
-        content = {
-            "format": made.name,
-            "format_options": parameters.recorded(made),
-            "format_from": asdict(origin_of(type(made))),
-            "rows": written.rows,
-            "missing": len(written.missing),
-            "selection": selection.header(),
-            "options": asdict(store.options),
-            "inputs": _inputs(store, hash_inputs, progress or Silent()),
-            "outputs": [_entry("file", str(one)) | {"sha256": _sha256("file", str(one))} for one in outputs],
-        }
-        with writing(listed) as scratch:
-            Path(scratch).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    check_target(path, store, marked=manifest)
+    listed, missing_file = (path.with_name(path.name + ending) for ending in (".manifest.json", ".missing.txt"))
+    requested = _request(selection, made, store)
+    if manifest and not overwrite and path.exists() and listed.exists():
+        refuse_other(path, record_in(listed), requested)
+    progress = progress or Silent()
+    with locks.holding(path.with_name(f".{path.name}.lock"), os.fspath(path), wait=False) as locked:
+        if not locked:
+            progress.say(f"{path}: {locks.NO_LOCKS}")
+        # The file itself is moved into place last: it is never without its manifest.
+        beside = (listed, missing_file)
+        with result_files(overwrite=overwrite, say=progress.say, replaces=beside) as new:
+            made_files = {path: new(path)}
+            written = made.write(selection, store, str(made_files[path]))
+            if written.missing:
+                text = "".join(f"{row}\t{_one_line(key)}\n" for row, key in written.missing)
+                made_files[missing_file] = new(missing_file)
+                made_files[missing_file].write_text(text, encoding="utf-8", errors="backslashreplace")
+            if manifest:
+                content = {
+                    **requested,
+                    "rows": written.rows,
+                    "missing": len(written.missing),
+                    "inputs": _inputs(store, hash_inputs, progress),
+                    "outputs": [_output(target, scratch) for target, scratch in made_files.items()],
+                }
+                new(listed).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     many = len(written.missing)
-    return Exported(str(path), written.rows, many, str(outputs[1]) if many else "", listed)
+    return Exported(str(path), written.rows, many, str(missing_file) if many else "", str(listed) if manifest else "")
 
 
-def check_target(path: Path, store: EmbeddingStore | None, *, overwrite: bool, marked: bool = False) -> None:
-    """Check that a file may be written: it is not an earlier result, a file of the pool or a part of a selection.
+def _request(selection: Selection, made: Export, store: EmbeddingStore) -> dict[str, Any]:
+    """Return what an export depends on apart from files, as JSON values: the first entries of its manifest."""
+    request = {
+        "format": made.name,
+        "format_options": parameters.recorded(made),
+        "format_from": asdict(origin_of(type(made))),
+        "selection": selection.header(),
+        "options": asdict(store.options),
+    }
+    return dict(json.loads(json.dumps(request)))
+
+
+def check_target(path: Path, store: EmbeddingStore | None, *, marked: bool = False) -> None:
+    """Check that a file may be written: it is not a folder, a file of the pool or a part of a selection.
 
     It must also not look like a new part of the pool, unless a manifest next to it will mark it (``marked``).
 
@@ -124,8 +136,8 @@ def check_target(path: Path, store: EmbeddingStore | None, *, overwrite: bool, m
         raise OutputError(f"{path}: would be read as part of the pool in this folder; choose another folder")
     if any((folder / "selection.json").exists() for folder in path.resolve().parents):
         raise OutputError(f"{path}: is in a selection folder; choose another folder")
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path}: exists already; choose another name or pass --overwrite")
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder; give a file")
 
 
 # --- manifest -------------------------------------------------------------------------------------
@@ -146,6 +158,11 @@ def _entry(protocol: str, path: str) -> dict[str, Any]:
     """Return path, size and version of a file: its modification time in nanoseconds, or the ETag in object storage."""
     size, version = file_stamp(protocol, path)
     return {"path": path, "bytes": size, "version": version}
+
+
+def _output(path: Path, scratch: Path) -> dict[str, Any]:
+    """Return the entry of a file that is written, without its time: the same export has the same manifest."""
+    return {"path": str(path), "bytes": scratch.stat().st_size, "sha256": _sha256("file", str(scratch))}
 
 
 def _sha256(protocol: str, path: str, advance: Advance = lambda _: None) -> str:

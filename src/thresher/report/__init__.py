@@ -40,9 +40,9 @@ from thresher.report.facts import (
     seeds,
     strips,
 )
-from thresher.report.pages import rendered
-from thresher.runtime.files import writing
+from thresher.report.pages import rendered, write_page
 from thresher.runtime.format import percent
+from thresher.runtime.results import Say
 from thresher.select.audit import Audit
 from thresher.select.covariance import CovarianceError, Deviation
 from thresher.selection import Selection, Step
@@ -61,6 +61,8 @@ def write_report(
     examples: int = 6,
     cells: int = 6,
     covariance: CovarianceError | None = None,
+    overwrite: bool = True,
+    say: Say | None = None,
 ) -> Path:
     """Write a report on a selection as one HTML file and return its path.
 
@@ -75,11 +77,13 @@ def write_report(
         examples: Example rows shown side by side; 0 for none.
         cells: Number of most pruned and of least pruned clusters to list.
         covariance: Result of :func:`thresher.select.covariance.covariance_errors` for the selection.
+        overwrite: Replace a different file.
+        say: Called with one line if the file has this content already.
 
     Raises:
         UsageError: The store is not the pool of the selection, or a number is negative.
         PoolError: The selection or the pool is damaged.
-        OutputError: The file cannot be written.
+        OutputError: A different file exists and ``overwrite`` is false, or the file cannot be written.
     """
     if examples < 0 or cells < 0:
         raise UsageError(f"examples = {examples}, cells = {cells}: must be 0 or more")
@@ -96,10 +100,7 @@ def write_report(
     about = _Covariance.of(covariance, cells) if covariance is not None else None
     paired = store is not None and "joint" in store.fields
     page = _render(selection, views, shown, others, title or f"Selection from {_name(selection.pool)}", about, paired)
-    with writing(target) as scratch:
-        # A path may contain bytes that are not valid UTF-8; the page must not fail on them.
-        Path(scratch).write_text(page, encoding="utf-8", errors="replace", newline="\n")
-    return Path(target)
+    return write_page(page, target, overwrite=overwrite, say=say)
 
 
 @dataclass(frozen=True)

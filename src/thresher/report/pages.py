@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from thresher.report import figures
 from thresher.report.facts import brief, number, plain
 from thresher.runtime.format import percent
+from thresher.runtime.results import Say, result_file
 
 
 def rendered(template: str, **values: Any) -> str:
@@ -24,6 +27,14 @@ def rendered(template: str, **values: Any) -> str:
     environment.filters.update(brief=brief, number=number, percent=percent, plain=plain)
     colours = {"kept": figures.KEPT, "dropped": figures.DROPPED}
     return environment.get_template(template).render(colours=colours, **values)
+
+
+def write_page(page: str, target: str | os.PathLike[str], *, overwrite: bool, say: Say | None) -> Path:
+    """Write a page to a file and return its path, see :func:`thresher.runtime.results.result_file`."""
+    with result_file(target, overwrite=overwrite, say=say) as scratch:
+        # A path may contain bytes that are not valid UTF-8; the page must not fail on them.
+        Path(scratch).write_text(page, encoding="utf-8", errors="replace", newline="\n")
+    return Path(target)
 
 
 def _template(name: str) -> str:

@@ -19,9 +19,9 @@ from thresher.report import curves
 from thresher.report.epochs import Epochs, RowGroup, is_constant, row_groups
 from thresher.report.examples import Example, look_up
 from thresher.report.facts import number, plain
-from thresher.report.pages import rendered
-from thresher.runtime.files import writing
+from thresher.report.pages import rendered, write_page
 from thresher.runtime.format import duration, percent
+from thresher.runtime.results import Say
 
 _OPEN = 60  # with more epochs, their table is collapsed
 _COLUMNS = {
@@ -58,6 +58,8 @@ def write_run_report(
     store: EmbeddingStore | None = None,
     title: str | None = None,
     examples: int = 6,
+    overwrite: bool = True,
+    say: Say | None = None,
 ) -> Path:
     """Write a report on a training run as one HTML file and return its path.
 
@@ -70,11 +72,13 @@ def write_run_report(
             has only numbers.
         title: Heading; by default it names the folder of the run.
         examples: Example rows shown side by side; 0 for none.
+        overwrite: Replace a different file.
+        say: Called with one line if the file has this content already.
 
     Raises:
         UsageError: The store does not have as many rows as the pool of the run, or a number is negative.
         PoolError: The folder of the run or the pool is damaged.
-        OutputError: The file cannot be written.
+        OutputError: A different file exists and ``overwrite`` is false, or the file cannot be written.
     """
     if examples < 0:
         raise UsageError(f"examples = {examples}: must be 0 or more")
@@ -87,10 +91,7 @@ def write_run_report(
         shown_groups = row_groups(training.ledger(), examples)
     shown = look_up(store, [row.row for group in shown_groups for row in group.rows]) if store is not None else {}
     page = _render(training, log, epochs, shown_groups, shown, title)
-    with writing(target) as scratch:
-        # A path may contain bytes that are not valid UTF-8; the page must not fail on them.
-        Path(scratch).write_text(page, encoding="utf-8", errors="replace", newline="\n")
-    return Path(target)
+    return write_page(page, target, overwrite=overwrite, say=say)
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from thresher.ops.neighbors import MeanNearestDistance
 from thresher.ops.vectors import F32, to_float32
 from thresher.pool.store import Block, EmbeddingStore, vectors_from_npy
 from thresher.runtime.engine import Engine
-from thresher.runtime.files import DAMAGED, refuse_foreign_files, writing_folder
+from thresher.runtime.files import DAMAGED, refuse_foreign_files
 from thresher.runtime.random import digest
+from thresher.runtime.results import Say, result_folder
 from thresher.select.audit import audited
 from thresher.select.run import Run, unit
 
@@ -132,6 +133,9 @@ def write_groups(
     folder: str | os.PathLike[str],
     info: Mapping[str, Any],
     within: npt.NDArray[np.bool_] | None = None,
+    *,
+    overwrite: bool = True,
+    say: Say | None = None,
 ) -> Path:
     """Write centroids.npy (K, D) float32, labels.npy (N,) int32, distances.npy (N,) float32 and cluster.json.
 
@@ -140,9 +144,12 @@ def write_groups(
         folder: Folder to write atomically.
         info: Further entries of cluster.json.
         within: (N,) bool; rows not marked get the label -1 and a distance of NaN. All rows by default.
+        overwrite: Whether a different clustering in the folder may be replaced.
+        say: Called with one line if the folder holds this clustering already.
 
     Raises:
-        OutputError: The folder cannot be written; nothing is left half-written.
+        OutputError: The folder has other files or must not be overwritten, or it cannot be written; nothing is left
+            half-written.
     """
     arrays = {"centroids": groups.centroids_KD, "labels": groups.labels_N, "distances": groups.distances_N}
     if within is not None and not within.all():
@@ -151,7 +158,7 @@ def write_groups(
             arrays[name] = np.full(len(within), nothing, some.dtype)
             arrays[name][within] = some
     refuse_foreign_files(Path(folder), FILES)
-    with writing_folder(folder) as scratch:
+    with result_folder(folder, overwrite=overwrite, say=say) as scratch:
         for name, array in arrays.items():
             np.save(scratch / f"{name}.npy", array, allow_pickle=False)
         header = {"rows": len(arrays["labels"]), "clusters": len(groups.centroids_KD), "notes": groups.notes, **info}

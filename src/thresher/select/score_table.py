@@ -15,14 +15,15 @@ import numpy.typing as npt
 from thresher import __version__
 from thresher.errors import PoolError, UsageError
 from thresher.export.write import check_target
+from thresher.io.parquet import parquet_metadata
 from thresher.pool.layout import NO_KEY
 from thresher.pool.store import EmbeddingStore
 from thresher.runtime.cache import Cache
 from thresher.runtime.engine import Engine, make_engine
-from thresher.runtime.files import writing
 from thresher.runtime.parameters import coerced, recorded
 from thresher.runtime.process import one_blas_thread
 from thresher.runtime.progress import Progress, Silent
+from thresher.runtime.results import refuse_other, result_file
 from thresher.select.recipe import run_steps
 from thresher.select.run import Run
 from thresher.select.scores import MARK, Scored, scoring_methods
@@ -91,10 +92,7 @@ def score(
         run.store.ids,
         values if values.dtype == np.float32 else values.astype(np.float64),
         {
-            "method": method.name,
-            "parameters": {name: value for name, value in recorded(method).items() if name not in CUTS},
-            "seed": seed,
-            "version": __version__,
+            **_request(method, seed),
             "pool": good.pool,
             "store": good.store,
             "rows": len(values),
@@ -125,12 +123,12 @@ def write_scores(
         method: A scoring method.
         target: File to write, ending in ``.parquet`` or ``.pq``.
         name: Name of the column of scores; by default the method's name with underscores.
-        overwrite: Replace an existing file.
+        overwrite: Replace a different file.
         **how: seed, within, engine, cache and progress, as in :func:`score`.
 
     Raises:
         UsageError: ``target`` or ``name`` is not allowed, or as in :func:`score`.
-        OutputError: The file exists, belongs to the pool or cannot be written.
+        OutputError: A different file exists, or the file belongs to the pool or cannot be written.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -142,7 +140,10 @@ def write_scores(
         raise UsageError(f"the column of scores cannot be named {column!r}: that is the key column; give another name")
     if path.suffix not in (".parquet", ".pq"):
         raise UsageError(f"{path}: scores are written as parquet; use a file name that ends in .parquet")
-    check_target(path, store, overwrite=overwrite)
+    check_target(path, store)
+    if path.exists() and not overwrite:
+        requested = _request(coerced(method, method.name), how.get("seed", 0))
+        refuse_other(path, _info_in(path), {**requested, "store": store.fingerprint()})
     table = score(store, method, **how)
     kind = pa.int64()
     if key:
@@ -151,12 +152,27 @@ def write_scores(
     numbers = pa.float32() if table.values_n.dtype == np.float32 else pa.float64()
     schema = pa.schema([(key or NO_KEY, kind), (column, numbers)], {MARK: json.dumps(table.info)})
     done = 0
-    with writing(path) as scratch, pq.ParquetWriter(scratch, schema) as file:
+    say = None if how.get("progress") is None else how["progress"].say
+    with result_file(path, overwrite=overwrite, say=say) as scratch, pq.ParquetWriter(scratch, schema) as file:
         for keys in _keys(store, table.ids_n):
             values = table.values_n[done : done + len(keys)]
             file.write_table(pa.table([keys.cast(kind), pa.array(values)], schema=schema))
             done += len(keys)
     return table
+
+
+def _request(method: Scored, seed: int) -> dict[str, Any]:
+    parameters = {name: value for name, value in recorded(method).items() if name not in CUTS}
+    return {"method": method.name, "parameters": parameters, "seed": seed, "version": __version__}
+
+
+def _info_in(path: Path) -> dict[str, Any]:
+    """Return how the scores in a file were made, {} if it is no file of scores."""
+    try:
+        info = json.loads(parquet_metadata("file", str(path)).get(MARK, b"{}"))
+    except (PoolError, ValueError, RecursionError):
+        return {}
+    return info if isinstance(info, dict) else {}
 
 
 def _keys(store: EmbeddingStore, ids_n: npt.NDArray[np.int64]) -> Iterator[Any]:

@@ -1,0 +1,150 @@
+"""Results that exist already: the same command again finds its own result, and a different result is refused.
+
+A command that is given again, for example because it was killed after its result was complete, makes the result as
+before in a temporary place and compares. Nothing has to be recorded in a result for that, and a comparison of bytes
+also notices inputs that changed.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import glob
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from thresher.errors import OutputError
+from thresher.runtime.files import writing, writing_folder
+from thresher.runtime.locks import sweep
+
+Name = str | os.PathLike[str]
+Say = Callable[[str], None]
+
+
+class _Done(Exception):
+    """The result is there already."""
+
+
+@contextmanager
+def result_file(path: Name, *, overwrite: bool, say: Say | None = None) -> Iterator[str]:
+    """Yield a temporary file that becomes the result at ``path``, unless the same file is there already.
+
+    Args:
+        path: The target.
+        overwrite: Whether to replace a different file.
+        say: Called with one line if the file is there already.
+
+    Raises:
+        OutputError: A different file is there and ``overwrite`` is false, or the file cannot be written.
+    """
+    with result_files(overwrite=overwrite, say=say) as new:
+        yield str(new(path))
+
+
+@contextmanager
+def result_files(
+    *, overwrite: bool, say: Say | None = None, replaces: Iterable[Name] = ()
+) -> Iterator[Callable[[Name], Path]]:
+    """Yield a function that makes a temporary file for a target; at the end of the block all become one result.
+
+    They are moved into place in the opposite order: the last one first. Files that exist already and are the same are
+    no obstacle; if all are, nothing is changed.
+
+    Args:
+        overwrite: Whether to replace different files.
+        say: Called with one line if all files are there already.
+        replaces: Files of an earlier result, which are removed if they are not part of the new one.
+
+    Raises:
+        OutputError: A different file is there and ``overwrite`` is false, or a file cannot be written.
+    """
+    made: dict[Path, Path] = {}
+    with suppress(_Done), ExitStack() as stack:
+
+        def new(path: Name) -> Path:
+            target = Path(path)
+            # Left by a killed process; of folders, :func:`writing_folder` removes them.
+            sweep(target.parent.glob(f".{glob.escape(target.name)}.????????.tmp{glob.escape(target.suffix)}"))
+            made[target] = Path(stack.enter_context(writing(target)))
+            return made[target]
+
+        yield new
+        _settle(made, overwrite, say)
+        for old in {Path(path) for path in replaces} - made.keys():
+            old.unlink(missing_ok=True)
+
+
+@contextmanager
+def result_folder(folder: Name, *, overwrite: bool, say: Say | None = None) -> Iterator[Path]:
+    """Yield a temporary folder that becomes the result at ``folder``, as :func:`result_file` does for a file."""
+    with suppress(_Done), writing_folder(folder) as scratch:
+        yield scratch
+        _settle({Path(folder): scratch}, overwrite, say)
+
+
+def _settle(new: Mapping[Path, Path], overwrite: bool, say: Say | None) -> None:
+    """Compare new files or folders with their targets; raise _Done if all targets exist and are the same."""
+    if overwrite:
+        return
+    there = [target for target in new if os.path.lexists(target) and not _is_empty(target)]
+    for target in there:
+        if not _same(new[target], target):
+            raise exists_already(target)
+    if len(there) == len(new):
+        if say is not None:
+            say(f"{there[0]}: already done; nothing was changed")
+        raise _Done
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _same(new: Path, old: Path) -> bool:
+    """Return whether two files, or two folders with all their files, have the same content."""
+    try:
+        if not new.is_dir():
+            return filecmp.cmp(new, old, shallow=False)
+        names = _files(new)
+        return names == _files(old) and all(filecmp.cmp(new / name, old / name, shallow=False) for name in names)
+    except OSError:  # it cannot be read
+        return False
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
+
+
+# --- before the work ------------------------------------------------------------------------------
+
+
+def refuse_other(path: Name, known: Mapping[str, Any], requested: Mapping[str, Any]) -> None:
+    """Refuse an existing result of another request before any work is done.
+
+    Args:
+        path: The result.
+        known: What the result says about its request, by name.
+        requested: The request, by name.
+
+    Raises:
+        OutputError: A value of ``requested`` is missing in ``known`` or is another.
+    """
+    if any(name not in known or known[name] != value for name, value in requested.items()):
+        raise exists_already(path)
+
+
+def record_in(path: Name) -> dict[str, Any]:
+    """Return the JSON object in a file, {} if there is none."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def exists_already(path: Name) -> OutputError:
+    """Return the error for a result that must not be replaced."""
+    return OutputError(f"{os.fspath(path)}: exists already; choose another name or pass --overwrite")
