@@ -346,12 +346,12 @@ def test_nothing_usable_says_what_is_wrong(tmp_path: Path) -> None:
 def test_a_source_that_shrinks_is_noticed(tmp_path: Path) -> None:
     from thresher.export.keys import KeySet
     from thresher.reshard import tars
-    from thresher.reshard.job import _source
+    from thresher.reshard.originals import source_of
     from thresher.reshard.plan import match, planned
 
     source = tar(tmp_path / "0.tar", plain(3))
     wanted = KeySet.from_keys(["000002"])
-    sources = [_source(TarPart(str(source)))]
+    sources = [source_of(TarPart(str(source)))]
     plan, _ = planned(sources, [match(sources[0].part.scan(), wanted)], wanted)
     source.write_bytes(source.read_bytes()[:3_000])
     (tmp_path / "out.tar").touch()
@@ -430,6 +430,7 @@ def test_the_headers_of_a_tar_are_read_once(
     if way == "place":
         rows = places(sorted((tmp_path / "in").iterdir()))
         sel = pool(tmp_path, rows, range(0, 60, 3), dict.fromkeys(range(0, 60, 12), 2))
+    monkeypatch.setattr("thresher.reshard.job._KEPT", 0)
     whole = reshard(str(tmp_path / "in"), sel, str(tmp_path / "whole"), per_shard=10_000, shuffle=1)
     assert (whole.samples, whole.by) == (25, "place" if way == "place" else "key")
     opened: dict[str, list[str]] = {"scan": [], "write": []}
@@ -466,8 +467,11 @@ def test_what_was_found_counts_only_for_the_same_data(tmp_path: Path, monkeypatc
             with pytest.raises(KeyboardInterrupt):
                 reshard(str(tmp_path / "in"), sel, str(tmp_path / "out"))
 
-    killed()
     found = tmp_path / "out" / ".reshard" / "found.npz"
+    killed()
+    assert (found.with_name("plan.json").exists(), found.exists()) == (True, False), "finding it took no time"
+    monkeypatch.setattr("thresher.reshard.job._KEPT", 0)
+    killed()
     found.write_bytes(found.read_bytes()[:-100])
     killed()
     size = path.stat().st_size

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from tests.reshard.common import hashes
 from tests.train.conftest import ROWS, Data, emoji
 from thresher import build, open_store, run_steps
 from thresher.cli.main import main
@@ -29,7 +32,7 @@ from thresher.dynamic.run_folder import CHECKPOINT, LEDGER, LOG, MARK, Training
 from thresher.errors import OutputError, PoolError, UsageError
 from thresher.runtime.progress import Silent
 from thresher.train.clip import ClipSettings, ClipTask, train_clip
-from thresher.train.loop import Schedule
+from thresher.train.loop import LOCK, Schedule
 from thresher.train.models import clip_model
 
 B = 32
@@ -227,6 +230,61 @@ def test_a_killed_process_goes_on_to_the_identical_result(data: Data, tmp_path: 
     assert len((cut / LOG).read_text().splitlines()) < 8
     assert main([*often, "--resume"]) == 0
     assert outcome(cut) == outcome(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("task", ["clip", "moco"])
+def test_two_runs_never_share_a_folder(data: Data, tmp_path: Path, task: str, capsys: pytest.CaptureFixture) -> None:
+    """The second stops at once; a killed run does not stand in the way of the next."""
+    usual = ["train", task, str(data.parquet), "--epochs", "2", "--batch-size", "32", "--quiet", "-o"]
+    assert main([*usual, str(tmp_path / "whole")]) == 0
+    out = tmp_path / "run"
+    command = [sys.executable, "-c", FIRST, *usual, str(out), "--seed", "0"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        assert first.stdout.read(1) == b"."  # it waits in the middle of its first epoch
+        before = hashes(out)
+        capsys.readouterr()
+        for more in (["--seed", "1"], ["--seed", "1", "--resume"], ["--resume"]):
+            assert main([*usual, str(out), *more]) == 2
+            told = capsys.readouterr().err.splitlines()[-1]
+            assert re.search(rf"the run {out}: process {first.pid} on \S+ is using it; wait until", told), told
+        assert hashes(out) == before
+        first.kill()
+    assert main([*usual, str(out), "--resume"]) == 0
+    assert outcome(out) == outcome(tmp_path / "whole")
+    assert not (out / LOCK).exists()
+
+
+# Stops after some steps and waits.
+FIRST = """
+import sys
+from thresher.cli.main import main
+from thresher.train import loop
+
+ours = loop._reduce
+def reduce(sampler, rows):
+    if sampler.step == 2:
+        print(".", end="", flush=True)
+        sys.stdin.read()
+    return ours(sampler, rows)
+loop._reduce = reduce
+main(sys.argv[1:])
+"""
+
+
+def test_a_run_that_does_not_start_leaves_no_folder(data: Data, tmp_path: Path) -> None:
+    for place in (tmp_path / "run", tmp_path / "there"):
+        (tmp_path / "there").mkdir(exist_ok=True)
+        assert main(["train", "clip", str(tmp_path / "no-data"), "-o", str(place), "--epochs", "1"]) == 2
+    assert os.listdir(tmp_path) == ["there"]
+    assert os.listdir(tmp_path / "there") == []
+
+
+def test_the_content_of_the_data_has_the_hash_that_earlier_runs_recorded(data: Data, tmp_path: Path) -> None:
+    train_clip(data.parquet, tmp_path / "run", settings(epochs=1))
+    table = data.table.to_pylist()
+    sha = hashlib.sha256(np.array([len(row["image"]["bytes"]) for row in table], np.int64).tobytes())
+    sha.update("".join(row["text"] + "\0" for row in table).encode())
+    assert Training.load(tmp_path / "run").settings["content"] == sha.hexdigest()[:32]
 
 
 MINI = {

@@ -180,6 +180,14 @@ class Part(ABC):
         if count < len(wanted):
             raise ChangedError(f"{self.path}: has fewer samples than before; run the command again")
 
+    def separate_files(self, start_c: Ints) -> Iterator[Sequence[str]]:
+        """Yield the local files, besides that of the part, that each of some samples is read from: image, caption.
+
+        Args:
+            start_c: Starts of the samples from :meth:`scan`; ascending, each once.
+        """
+        yield from (() for _ in start_c)
+
     # --- as a table ---
 
     def schema(self) -> Any:

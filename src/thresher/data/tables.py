@@ -158,6 +158,17 @@ class TablePart(Part):
             damage=damage,
         )
 
+    def separate_files(self, start_c: Ints) -> Iterator[Sequence[str]]:
+        """Yield the images that a column of paths names; images are otherwise in the table."""
+        column = self.columns.picture
+        if not self.root or not str(self.schema().field(column).type).startswith(("string", "large_string", "dict")):
+            yield from super().separate_files(start_c)
+            return
+        for batch in self.batches([column], start_c, _TEXTS):
+            for cell in batch.column(column).to_pylist():
+                picture, _ = _picture(cell, self.root)
+                yield [picture.path] if isinstance(picture, Place) else []
+
     def words(self) -> Iterator[Words]:
         """Return keys and captions without reading other columns."""
         key, caption, uid = self.columns.key, self.columns.caption, self.columns.uid

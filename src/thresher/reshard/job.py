@@ -9,7 +9,7 @@ import re
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
@@ -19,13 +19,14 @@ from typing import Any, TypeVar
 import numpy as np
 
 from thresher import __version__
-from thresher.data import Data, DataOptions, Part, open_data
+from thresher.data import Data, DataOptions, open_data
 from thresher.data.layouts.webdataset import TarPart
 from thresher.errors import OutputError, PoolError, UsageError
 from thresher.export.keys import Chosen, KeySet, each_key, read_keys
-from thresher.io.open import open_file, trusting
+from thresher.io.open import file_stamp
 from thresher.pool.store import reopen
 from thresher.reshard import PER_SHARD, Form, Resharded, convert, csvs, tables, tars
+from thresher.reshard.originals import AGAIN, Originals, changed, source_of
 from thresher.reshard.plan import (
     NOTHING,
     Matched,
@@ -42,12 +43,15 @@ from thresher.runtime import locks
 from thresher.runtime.engine import Engine, make_engine
 from thresher.runtime.files import DAMAGED, check_writable, refuse_foreign_files, writing
 from thresher.runtime.progress import Advance, Progress, Silent
+from thresher.runtime.results import record_in
 from thresher.selection import Selection
 
 T = TypeVar("T")
 RESULT, SIZES, MISSING, SKIPPED = "reshard.json", "sizes.json", "missing.txt", "set-aside.txt"
 CSV, WORK, PLAN, FOUND = "train.csv", ".reshard", "plan.json", "found.npz"
 _LONG = 2.0  # seconds of reading headers from which starting processes is worth it
+_KEPT = 2.0  # seconds of finding samples from which what was found is kept for a call that resumes
+_AGAIN = f"{AGAIN} with --overwrite"
 _SCRATCH = re.compile(r"\..*\.tmp(\.\w+)?")
 _OWN = re.compile(rf"\d{{8,}}\.tar|\d{{8,}}_stats\.json|train-\d{{5,}}-of-\d{{5,}}\.parquet|{_SCRATCH.pattern}")
 _PLAN = 2  # version of plans; changes whenever the same plan would write other files
@@ -92,28 +96,33 @@ def run_job(job: Job, sel: Chosen, workers: int | None, progress: Progress | Non
     """Run a reshard; see :func:`thresher.reshard.reshard`."""
     progress = progress or Silent()
     engine = make_engine("threads", workers)
-    data = _opened(job)
+    data, originals = _opened(job, sel)
+    sources = originals.sources
     form = _form(job.form, data)
     out = Path(job.out)
     _refuse_overlap(out, data)
     check_writable(out)
-    sources = [_source(part) for part in data.parts]
     inputs = _inputs(data, sources, sel)
-    matches = _load_matches(out / WORK / FOUND, inputs, sel)
+    matches, begin = _load_matches(out / WORK / FOUND, inputs, sel), time.monotonic()
     if matches is None:
         matches = _find(data, sources, sel, engine, progress, processes=job.processes)
+        originals.check()
+    worth_keeping = time.monotonic() - begin >= _KEPT
+    if form != data.parts[0].copied_as:
+        originals.look_apart(matches.plan, engine, progress)
     options = {"as": form, "per_shard": job.per_shard, "shuffle": job.shuffle}
-    digest = matches.plan.digest(_PLAN, options, data.kind, [source.stamp for source in sources])
+    digest = matches.plan.digest(_PLAN, options, data.kind, originals.stamps())
     with _holding(out, digest, overwrite=job.overwrite):
         if (done := _finished(out, digest)) is None:
-            if not (out / WORK / FOUND).exists():
+            if worth_keeping and not (out / WORK / FOUND).exists():
                 _save_matches(out / WORK / FOUND, inputs, matches)
-            stats = _Writing(job, data, form, sources, matches.plan, digest, out, engine, progress).write()
+            stats = _Writing(job, data, form, originals, matches.plan, digest, out, engine, progress).write()
+            originals.check(_AGAIN)
             done = _finish(job, sel, sources, matches, form, digest, stats)
     return done
 
 
-def _inputs(data: Data, sources: list[Source], sel: Chosen) -> str:
+def _inputs(data: Data, sources: Sequence[Source], sel: Chosen) -> str:
     """Return a hash of everything that the matches depend on."""
     hashed = hashlib.sha256(
         json.dumps([_PLAN, data.kind, [(source.path, source.stamp) for source in sources]]).encode()
@@ -154,10 +163,16 @@ def _save_matches(path: Path, inputs: str, matches: _Matches) -> None:
         np.savez(file, **arrays)
 
 
-def _opened(job: Job) -> Data:
+def _opened(job: Job, sel: Chosen) -> tuple[Data, Originals]:
+    """Open the data and take their stamps; a single file must not change in between."""
     if os.path.isfile(os.path.join(job.data, "selection.json")):
         raise UsageError(f"{job.data}: is a selection, not data; type thresher reshard DATA SEL -o DIR")
-    return open_data(job.data, job.options)
+    before = file_stamp("file", job.data) if os.path.isfile(job.data) else None
+    data = open_data(job.data, job.options)
+    originals = Originals.of(data.parts, sel)
+    if before is not None and file_stamp("file", job.data) != before:
+        raise changed(job.data)
+    return data, originals
 
 
 def _form(form: Form | None, data: Data) -> Form:
@@ -178,30 +193,11 @@ def _refuse_overlap(out: Path, data: Data) -> None:
         raise OutputError(f"{out}: is inside the data folder, or contains it; choose a folder elsewhere")
 
 
-def _source(part: Part) -> Source:
-    if part.protocol == "file":
-        size = os.path.getsize(part.path) if os.path.isfile(part.path) else 0
-        return Source(part.path, part.protocol, size, part, _stamp(part))
-    try:
-        with open_file(part.protocol, part.path) as file:
-            size = trusting(part.path, lambda: file.seek(0, os.SEEK_END))
-    except PoolError:
-        size = -1  # reported as damage when it is read
-    return Source(part.path, part.protocol, size, part, _stamp(part))
-
-
-def _stamp(part: Part) -> tuple[Any, ...]:
-    try:
-        return tuple(part.stamp())
-    except PoolError:  # reported as damage when it is read
-        return ()
-
-
 # --- finding --------------------------------------------------------------------------------------
 
 
 def _find(
-    data: Data, sources: list[Source], sel: Chosen, engine: Engine, progress: Progress, *, processes: bool
+    data: Data, sources: Sequence[Source], sel: Chosen, engine: Engine, progress: Progress, *, processes: bool
 ) -> _Matches:
     """Find the chosen samples: by place if the pool of the selection has the places, else by uid or key."""
     if not isinstance(sel, Selection) and os.path.isdir(sel):
@@ -241,7 +237,7 @@ def _find(
 
 
 def _read(
-    sources: list[Source], read: Callable[[T], Matched], tasks: list[T], engine: Engine, *, processes: bool
+    sources: Sequence[Source], read: Callable[[T], Matched], tasks: Sequence[T], engine: Engine, *, processes: bool
 ) -> Iterator[Matched]:
     """Yield the chosen samples of every source, in order.
 
@@ -268,7 +264,7 @@ def _read(
 
 
 def _collect(
-    results: Iterator[Matched], sources: list[Source], skipped: list[tuple[str, str, str]], advance: Advance
+    results: Iterator[Matched], sources: Sequence[Source], skipped: list[tuple[str, str, str]], advance: Advance
 ) -> Iterator[Matched]:
     """Pass results on, and add damaged files and skipped samples to ``skipped``."""
     for source, part in zip(sources, results, strict=True):
@@ -330,15 +326,7 @@ def _holding(out: Path, digest: str, *, overwrite: bool) -> Iterator[None]:
 
 
 def _plan_of(path: Path) -> str:
-    return str(_json(path).get("plan", ""))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return str(record_in(path).get("plan", ""))
 
 
 def _write_json(path: Path, content: Any) -> None:
@@ -356,15 +344,23 @@ class _Writing:
     job: Job
     data: Data
     form: Form
-    sources: list[Source]
+    originals: Originals
     plan: ReshardPlan
     digest: str
     out: Path
     engine: Engine
     progress: Progress
 
+    @property
+    def sources(self) -> Sequence[Source]:
+        return self.originals.sources
+
     def write(self) -> list[dict[str, Any]]:
-        """Write all shards, and return the statistics of each."""
+        """Write all shards, and return the statistics of each.
+
+        Raises:
+            PoolError: The data have changed. No shard that may have been copied from changed data is kept.
+        """
         if self.form == "webdataset" and self.data.parts[0].copied_as != "webdataset":
             return self._converted()
         plan = self._ordered(self.plan)
@@ -385,7 +381,7 @@ class _Writing:
             paths = {number: str(self.out / WORK / f"{number:08d}.arrow") for number in rows}
             todo = [number for number in rows if not os.path.exists(paths[number])]
             with self.progress.task("gather", len(plan)) as advance:
-                spooled = self.engine.map(partial(_spooled, self.sources, rows, schema, paths), todo)
+                spooled = self.engine.map(partial(_spooled, self.originals, rows, schema, paths), todo)
                 for number, _ in zip(todo, spooled, strict=True):
                     advance(len(rows[number]))
             spools = tables.Spools(paths, rows)
@@ -398,7 +394,7 @@ class _Writing:
             return self._all(self.plan, self.out, _tar_names, write)
         stats = self._all(self.plan, self.out / WORK, _tar_names, write, "convert")
         paths = [str(self.out / WORK / name) for name in _tar_names(len(stats))]
-        sources = [_source(TarPart(path)) for path in paths]
+        sources = [source_of(TarPart(path)) for path in paths]
         scans = [source.part.scan() for source in sources]
         counts = [len(scanned.keys) for scanned in scans]
         plan = ReshardPlan(
@@ -408,7 +404,7 @@ class _Writing:
             np.zeros(sum(counts), np.int32),
             None,
         )
-        done = self._all(self._ordered(plan), self.out, _tar_names, partial(_tar, sources))
+        done = self._all(self._ordered(plan), self.out, _tar_names, partial(_tar, sources), original=False)
         skipped = [entry for one in stats for entry in one.get("set_aside", [])]
         return [{**done[0], "set_aside": skipped}, *done[1:]] if done else stats
 
@@ -419,8 +415,19 @@ class _Writing:
         names: Callable[[int], list[str]],
         write: Callable[[ReshardPlan, str], dict[str, Any]],
         label: str = "write",
+        *,
+        original: bool = True,
     ) -> list[dict[str, Any]]:
-        """Write each part of a plan to a file, with a file of statistics next to it; existing files are kept."""
+        """Write each part of a plan to a file, with a file of statistics next to it; existing files are kept.
+
+        Args:
+            plan: The plan.
+            folder: The folder.
+            names: Returns the names of a number of files.
+            write: Writes a part of the plan to a path, and returns its statistics.
+            label: What the progress says.
+            original: Whether the plan is of the original data, which are checked after each file.
+        """
         step = len(plan) if self.form == "csv" else self.job.per_shard
         tasks = [
             (number, name, plan.part(number * step, (number + 1) * step))
@@ -428,7 +435,8 @@ class _Writing:
         ]
         with self.progress.task(label, len(plan), "samples") as advance:
             stats = []
-            for one in self.engine.map(partial(_shard, folder, self.digest, write), tasks):
+            check = partial(self.originals.check_part, again=_AGAIN) if original else None
+            for one in self.engine.map(partial(_shard, folder, self.digest, write, check), tasks):
                 stats.append(one)
                 advance(len(tasks[len(stats) - 1][2]))
         return stats
@@ -443,47 +451,56 @@ def _parquet_names(count: int) -> list[str]:
 
 
 def _shard(
-    folder: Path, digest: str, write: Callable[[ReshardPlan, str], dict[str, Any]], task: tuple[int, str, ReshardPlan]
+    folder: Path,
+    digest: str,
+    write: Callable[[ReshardPlan, str], dict[str, Any]],
+    check: Callable[[ReshardPlan], None] | None,
+    task: tuple[int, str, ReshardPlan],
 ) -> dict[str, Any]:
-    """Write one file and its statistics, unless both exist."""
+    """Write one file and its statistics, unless both exist; ``check`` raises if the data have changed."""
     number, name, part = task
     path = folder / name
     stats_path = folder / f"{number:08d}_stats.json" if name.endswith(".tar") else folder / WORK / f"{name}.json"
-    stats = _json(stats_path)
+    stats = record_in(stats_path)
     if stats.get("plan") == digest and path.is_file() and path.stat().st_size == stats.get("bytes"):
         return {**stats, "name": name}
     with writing(path) as scratch:
-        stats = write(part, scratch)
+        try:
+            stats = write(part, scratch)
+        finally:
+            if check is not None:
+                check(part)  # also if it cannot be read: it may have changed
         stats |= {"bytes": os.path.getsize(scratch), "plan": digest}
     _write_json(stats_path, stats)
     return {**stats, "name": name}
 
 
-def _tar(sources: list[Source], part: ReshardPlan, path: str) -> dict[str, Any]:
+def _tar(sources: Sequence[Source], part: ReshardPlan, path: str) -> dict[str, Any]:
     tars.write(part, sources, path)
     return {"successes": len(part)}
 
 
-def _convert(sources: list[Source], part: ReshardPlan, path: str) -> dict[str, Any]:
+def _convert(sources: Sequence[Source], part: ReshardPlan, path: str) -> dict[str, Any]:
     samples, skipped = convert.write(part, sources, path)
     return {"successes": samples, "set_aside": skipped} if skipped else {"successes": samples}
 
 
 def _parquet(
-    sources: list[Source], schema: Any, group: int, spools: tables.Spools | None, part: ReshardPlan, path: str
+    sources: Sequence[Source], schema: Any, group: int, spools: tables.Spools | None, part: ReshardPlan, path: str
 ) -> dict[str, Any]:
     tables.write(part, sources, schema, group, path, spools)
     return {"successes": len(part)}
 
 
-def _csv(sources: list[Source], part: ReshardPlan, path: str) -> dict[str, Any]:
+def _csv(sources: Sequence[Source], part: ReshardPlan, path: str) -> dict[str, Any]:
     csvs.write(part, sources, path)
     return {"successes": len(part)}
 
 
-def _spooled(sources: list[Source], rows: Any, schema: Any, paths: Any, number: int) -> None:
+def _spooled(originals: Originals, rows: Any, schema: Any, paths: Any, number: int) -> None:
     with writing(paths[number]) as scratch:
-        tables.spool(sources[number], rows[number], schema, scratch)
+        tables.spool(originals.sources[number], rows[number], schema, scratch)
+        originals.check_sources([number], _AGAIN)
 
 
 # --- the end --------------------------------------------------------------------------------------
@@ -492,7 +509,7 @@ def _spooled(sources: list[Source], rows: Any, schema: Any, paths: Any, number: 
 def _finish(
     job: Job,
     sel: Chosen,
-    sources: list[Source],
+    sources: Sequence[Source],
     matches: _Matches,
     form: Form,
     digest: str,
@@ -543,7 +560,7 @@ def _finish(
 
 def _finished(out: Path, digest: str) -> Resharded | None:
     """Return the result of an earlier call with the same plan, None if it did not finish or files are missing."""
-    result = _json(out / RESULT)
+    result = record_in(out / RESULT)
     if result.get("plan") != digest:
         return None
     for one in result["outputs"]:

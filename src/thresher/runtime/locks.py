@@ -30,6 +30,7 @@ from pathlib import Path
 
 from thresher.errors import OutputError
 from thresher.runtime.leases import HEART, LEASE, Lease, age
+from thresher.runtime.process import end_with_parent
 
 if sys.platform != "win32":
     import fcntl
@@ -107,6 +108,27 @@ def holding(
         yield
     finally:
         release()
+
+
+def set_up_worker(lock: str | os.PathLike[str] | None, worker: int = 0) -> None:
+    """Set up a worker of a loader: it ends with its parent, and does not hold the lock of its parent.
+
+    A forked worker has a copy of every open file of its parent. The lock would last until the worker ends, which may be
+    seconds after a killed parent.
+
+    Args:
+        lock: The lock file of the parent; None for none.
+        worker: Ignored; torch gives the number of the worker.
+    """
+    end_with_parent()
+    if lock is None:
+        return
+    with suppress(OSError):
+        own = os.stat(lock, follow_symlinks=False)
+        for file in map(int, os.listdir("/dev/fd")):
+            with suppress(OSError):
+                if os.path.samestat(os.fstat(file), own):
+                    os.close(file)
 
 
 def _acquired(path: Path, what: str, wait: bool, say: Callable[[str], None] | None, lease: Lease) -> Callable[[], None]:

@@ -110,12 +110,13 @@ def train_clip(
                 f"{eval_set.path}: has neither captions nor class names; give a label column with --eval-label"
             )
     sizes: dict[str, Any] = {"side": stored_side(clip.side), "resize": clip.resize}
-    training, pairs = open_run("clip", data, folder, settings, **sizes, captions=True, resume=resume, progress=progress)
-    clip.model.to(device)
-    chunks = (pairs.captions[lo : lo + _TEXTS] for lo in range(0, len(pairs), _TEXTS))
-    tokens_NT = np.concatenate([clip.tokenize(chunk) for chunk in chunks])
-    task = ClipTask(clip, tokens_NT, device, settings, sets)
-    return fit(task, pairs, schedule, training, progress)
+    opened = open_run("clip", data, folder, settings, **sizes, captions=True, resume=resume, progress=progress)
+    with opened as (training, pairs):
+        clip.model.to(device)
+        chunks = (pairs.captions[lo : lo + _TEXTS] for lo in range(0, len(pairs), _TEXTS))
+        tokens_NT = np.concatenate([clip.tokenize(chunk) for chunk in chunks])
+        task = ClipTask(clip, tokens_NT, device, settings, sets)
+        return fit(task, pairs, schedule, training, progress)
 
 
 def _named_classes(eval_set: EvalSet, settings: ClipSettings) -> EvalSet:

@@ -7,8 +7,9 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal, Protocol
@@ -27,12 +28,10 @@ from thresher.errors import MissingExtraError, OutputError, PoolError, ThresherE
 from thresher.evaluate.sets import EvalSet, read_eval
 from thresher.io.pictures import Resize, decode
 from thresher.pool.store import absolute
+from thresher.runtime import locks
 from thresher.runtime.files import writing
 from thresher.runtime.format import duration
-from thresher.runtime.locks import sweep
-from thresher.runtime.process import end_with_parent
 from thresher.runtime.progress import Progress
-from thresher.runtime.random import digest
 from thresher.train.data import PICTURES, SET_ASIDE, Pairs, open_pairs, times_of
 
 try:
@@ -41,6 +40,7 @@ try:
 except ImportError:
     raise MissingExtraError("training", "train") from None
 
+LOCK = ".lock"  # in the folder of a run
 Precision = Literal["auto", "float32", "bfloat16"]
 Reduce = Callable[[torch.Tensor], torch.Tensor]
 Scores = dict[str, dict[str, float]]
@@ -149,6 +149,7 @@ class TrainingTask(Protocol):
         ...
 
 
+@contextmanager
 def open_run(
     task: str,
     data: str | os.PathLike[str],
@@ -160,8 +161,8 @@ def open_run(
     captions: bool,
     resume: bool,
     progress: Progress,
-) -> tuple[Training, Pairs]:
-    """Check the folder of a run, read its data, and describe the run.
+) -> Iterator[tuple[Training, Pairs]]:
+    """Lock and check the folder of a run, read its data, and describe the run; the lock ends with the block.
 
     Args:
         task: "clip" or "moco".
@@ -174,11 +175,11 @@ def open_run(
         resume: Whether to resume the run in the folder, if there is one.
         progress: Where to report progress.
 
-    Returns:
+    Yields:
         The run, not saved yet, and its data.
 
     Raises:
-        OutputError: The folder has a run already, or other files.
+        OutputError: The folder has a run already, or other files, or another process is training there.
         UsageError: The run to resume has other settings, or its data have changed.
         PoolError: The data cannot be read.
     """
@@ -191,37 +192,63 @@ def open_run(
     if schedule.epochs is not None and schedule.selection is None:
         schedule.policy_for(1, None)  # validates options before images are decoded
     requested = json.loads(json.dumps({**asdict(schedule), **_flat(settings), "data": absolute(os.fspath(data))}))
-    earlier = _earlier(out, task, requested, resume)
-    options: dict[str, Any] = {
-        "side": side,
-        "resize": resize,
-        "captions": captions,
-        "workers": max(schedule.workers, 1),
-    }
+    with _locked(out, progress):
+        earlier = _earlier(out, task, requested, resume)
+        options: dict[str, Any] = {
+            "side": side,
+            "resize": resize,
+            "captions": captions,
+            "workers": max(schedule.workers, 1),
+        }
+        try:
+            pairs = open_pairs(os.fspath(data), out, **options, progress=progress)
+        except ThresherError:
+            if earlier is None:  # remove the files of a run that did not start
+                for name in (ROWS, PICTURES, SET_ASIDE):
+                    (out / name).unlink(missing_ok=True)
+            raise
+        if pairs.skipped:
+            progress.say(f"{len(pairs.skipped):,} rows cannot be used; they are listed in {out / SET_ASIDE}")
+        content = _content_of(pairs)
+        training = Training(
+            folder=out,
+            task=task,
+            data=os.fspath(data),
+            pool=pairs.store.layout.location,
+            store=pairs.store.fingerprint(),
+            rows=len(pairs),
+            policy=schedule.policy,
+            settings={**requested, "content": content},
+            version=__version__,
+        )
+        if earlier is not None and _content(earlier) != _content(training):
+            raise UsageError(f"{data}: has changed since {out} was started; use the same data, or start a new run")
+        yield training, pairs
+
+
+@contextmanager
+def _locked(folder: Path, progress: Progress) -> Iterator[None]:
+    """Lock the folder of a run; a folder that did not exist is removed again if nothing was written to it."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder}: is a file; name a folder")
+    new = not folder.exists()
     try:
-        pairs = open_pairs(os.fspath(data), out, **options, progress=progress)
-    except ThresherError:
-        if earlier is None:  # remove the files of a run that did not start
-            for name in (ROWS, PICTURES, SET_ASIDE):
-                (out / name).unlink(missing_ok=True)
-        raise
-    if pairs.skipped:
-        progress.say(f"{len(pairs.skipped):,} rows cannot be used; they are listed in {out / SET_ASIDE}")
-    content = digest(pairs.size_N, "".join(f"{caption}\0" for caption in pairs.captions))
-    training = Training(
-        folder=out,
-        task=task,
-        data=os.fspath(data),
-        pool=pairs.store.layout.location,
-        store=pairs.store.fingerprint(),
-        rows=len(pairs),
-        policy=schedule.policy,
-        settings={**requested, "content": content[:32]},
-        version=__version__,
-    )
-    if earlier is not None and _content(earlier) != _content(training):
-        raise UsageError(f"{data}: has changed since {out} was started; use the same data, or start a new run")
-    return training, pairs
+        with locks.holding(folder / LOCK, f"the run {folder}", wait=False) as locked:
+            if not locked:
+                progress.say(f"{folder}: {locks.NO_LOCKS}")
+            yield
+    finally:
+        if new:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _content_of(pairs: Pairs) -> str:
+    """Return a hash of the sizes of the images and of the captions; nothing is copied."""
+    sha = hashlib.sha256(np.ascontiguousarray(pairs.size_N).data)
+    for caption in pairs.captions:
+        sha.update(f"{caption}\0".encode("utf-8", "surrogatepass"))
+    return sha.hexdigest()[:32]
 
 
 def _content(training: Training) -> tuple[str, int, Any]:
@@ -235,9 +262,7 @@ def _flat(settings: Any) -> dict[str, Any]:
 
 def _earlier(folder: Path, task: str, requested: Mapping[str, Any], resume: bool) -> Training | None:
     """Return the run in a folder, or None; check that it may be resumed with these settings."""
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder}: is a file; name a folder")
-    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    names = {path.name for path in folder.iterdir()} - {LOCK}
     if MARK not in names:
         # A run that was killed while it read the data may have left these files; others are not allowed.
         if any(name not in (ROWS, PICTURES, SET_ASIDE) and not _scratch(name) for name in names):
@@ -264,8 +289,7 @@ def _scratch(name: str) -> bool:
 
 
 def _sweep(folder: Path) -> None:
-    if folder.exists():
-        sweep(path for path in folder.iterdir() if _scratch(path.name) and path.is_file())
+    locks.sweep(path for path in folder.iterdir() if _scratch(path.name) and path.is_file())
 
 
 def fit(
@@ -300,7 +324,7 @@ def fit(
     )
     log, seconds = checkpointer.load()
     training.save()  # only now that all settings are validated
-    loader = _loader(pairs, sampler, schedule.workers, task.device)
+    loader = _loader(pairs, sampler, schedule.workers, task.device, training.folder / LOCK)
     progress.say(f"policy: {describe(sampler.policy, defaults=True)}")
     if len(pairs) < schedule.batch_size:
         progress.say(f"{len(pairs):,} rows do not fill a batch of {schedule.batch_size:,}; all rows are in one batch")
@@ -463,14 +487,14 @@ def _same(items: Any) -> Any:
     return items
 
 
-def _loader(pairs: Pairs, sampler: PruningSampler, workers: int, device: torch.device) -> Any:
+def _loader(pairs: Pairs, sampler: PruningSampler, workers: int, device: torch.device, lock: Path) -> Any:
     from torch.utils.data import DataLoader
 
     workers = 0 if pairs.pixels_NHWC is not None else workers
     rows: Any = _Rows(replace(pairs, captions=()))  # it may be pickled for the workers
     options: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
-    options |= {"pin_memory": device.type == "cuda", "worker_init_fn": end_with_parent}
-    return DataLoader(rows, batch_sampler=sampler, collate_fn=_same, **options)
+    options["worker_init_fn"] = partial(locks.set_up_worker, lock)
+    return DataLoader(rows, batch_sampler=sampler, collate_fn=_same, pin_memory=device.type == "cuda", **options)
 
 
 def device_named(name: str) -> torch.device:

@@ -135,15 +135,15 @@ def train_moco(
     encoder, width = backbone(settings.model, settings.side)
     sets = eval_sets(schedule, settings.eval_group, settings.eval_labels, needs=("labels",))
     sizes: dict[str, Any] = {"side": stored_side(settings.side), "resize": "shortest", "captions": False}
-    training, pairs = open_run("moco", data, folder, settings, **sizes, resume=resume, progress=progress)
-    if len(pairs) < 2:
-        raise UsageError(f"{data}: has one row that can be used; MoCo contrasts images, give 2 rows or more")
-    queue = settings.queue or min(_QUEUE, max(len(pairs) // 4, 1))
-    model = (MocoV2(encoder, width, settings, queue) if settings.version == 2 else MocoV3(encoder, width, settings)).to(
-        device
-    )
-    task = MocoTask(model, device, settings, pairs, sets)
-    return fit(task, pairs, schedule, training, progress)
+    with open_run("moco", data, folder, settings, **sizes, resume=resume, progress=progress) as (training, pairs):
+        if len(pairs) < 2:
+            raise UsageError(f"{data}: has one row that can be used; MoCo contrasts images, give 2 rows or more")
+        queue = settings.queue or min(_QUEUE, max(len(pairs) // 4, 1))
+        model = (
+            MocoV2(encoder, width, settings, queue) if settings.version == 2 else MocoV3(encoder, width, settings)
+        ).to(device)
+        task = MocoTask(model, device, settings, pairs, sets)
+        return fit(task, pairs, schedule, training, progress)
 
 
 class _Moco(nn.Module):

@@ -29,7 +29,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -48,9 +48,9 @@ from thresher.dynamic.stream import ID, StaticKeys, StreamPruner, prune_stream
 from thresher.errors import MissingExtraError, ThresherError, UsageError, installed, suggest
 from thresher.export.keys import each_key, key_batches, keys_are_of_rows, read_keys
 from thresher.pool.store import EmbeddingStore, reopen
+from thresher.runtime import locks
 from thresher.runtime.files import writing
 from thresher.runtime.parameters import Share, read
-from thresher.runtime.process import end_with_parent
 from thresher.selection import Selection
 
 SEAM = ("get_data", "create_loss", "cosine_lr", "const_lr", "const_lr_cooldown")
@@ -60,6 +60,7 @@ OWN = ("share", "selection", "seed", "key", "fresh")  # flags --prune-share and 
 _OF_POLICY = "of policy: "
 _LOG = "pruning.jsonl"
 _LEDGER = "pruning-ledger.npz"
+_LOCK = ".pruning.lock"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -188,6 +189,7 @@ def pruning(options: PruneOptions) -> Iterator[Any]:
     finally:
         for name in SEAM:
             setattr(trainer, name, own[name])
+        run.lock.close()
 
 
 def _trainer() -> Any:
@@ -215,6 +217,7 @@ class _Run:
         self.start = 0  # the epoch of open_clip in which pruning started
         self.warmed = 0.0  # progress at the end of the schedule's warm-up
         self.handed: list[npt.NDArray[Any]] = []  # ids of the batches without losses yet
+        self.lock = ExitStack()  # holds the lock of the folder of the run
 
     # Called by open_clip's trainer
 
@@ -222,6 +225,7 @@ class _Run:
         data: dict[str, Any] = self.own["get_data"](args, preprocess_fns, epoch=epoch, tokenizer=tokenizer)
         if "train" in data:
             self.args = args
+            self._hold()
             state = self._state_before(epoch)
             self.start = int(state["start"]) if state else epoch
             info = data["train"]
@@ -258,6 +262,26 @@ class _Run:
 
         return make
 
+    @property
+    def _saves(self) -> bool:
+        return bool(self.args.logs) and self.args.logs.lower() != "none"
+
+    def _hold(self) -> None:
+        """Lock the folder of the run, on the first rank.
+
+        Raises:
+            OutputError: Another process is training there.
+        """
+        if self._saves and self.args.rank == 0:
+            folder = Path(self.args.checkpoint_path).parent
+            self.lock.close()
+            self.lock.enter_context(locks.holding(folder / _LOCK, f"the run {folder}", wait=False))
+
+    @property
+    def _in_worker(self) -> Callable[[int], None]:
+        lock = Path(self.args.checkpoint_path).parent / _LOCK if self._saves else None
+        return partial(locks.set_up_worker, lock)
+
     # The two kinds of data
 
     def _mapped(self, info: Any) -> _Loader:
@@ -284,7 +308,7 @@ class _Run:
             batch_sampler=_Batches(sampler, args.batch_size, args.accum_freq, loader.num_batches, args.rank, order),
             num_workers=loader.num_workers,
             pin_memory=loader.pin_memory,
-            worker_init_fn=end_with_parent,
+            worker_init_fn=self._in_worker,
         )
         return _Loader(self, loader, _Unnested(mine))
 
@@ -299,6 +323,7 @@ class _Run:
         )
         self.pruner = pruner
         insert_stage(stages_of(loader), prune_stream(pruner, KEYS[self.options.key]))
+        loader.pipeline[0].worker_init_fn = self._in_worker
         return _Loader(self, loader, loader)
 
     def _own_order(self, loader: Any, distributed: Any) -> Callable[[], list[Ints]]:
@@ -425,8 +450,7 @@ class _Run:
         due = (
             args.save_most_recent or done == args.epochs or (args.save_frequency > 0 and not done % args.save_frequency)
         )
-        saves = args.logs and args.logs.lower() != "none"
-        state = pruner.state_dict() if due and saves else None  # all ranks together
+        state = pruner.state_dict() if due and self._saves else None  # all ranks together
         if args.rank != 0:
             return
         entry = {**pruner.log()[-1], "epoch": done - 1}
@@ -435,7 +459,7 @@ class _Run:
             f"Pruning Epoch: {done - 1} {entry['phase']}, {entry['rows']:,} of {entry['total']:,} rows kept, "
             f"{entry['samples']:,} samples, mean loss {loss}, {entry['pruned_so_far']:.1%} pruned so far"
         )
-        if not saves:
+        if not self._saves:
             return
         folder = Path(args.checkpoint_path)
         with writing(folder.parent / _LOG) as scratch:

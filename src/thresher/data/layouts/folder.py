@@ -32,6 +32,7 @@ CAPTION_FILES = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.par
 _OTHERS = ("avif", "cr2", "dng", "heic", "heif", "jp2", "jxl", "nef", "psd", "svg")  # unsupported: skipped and reported
 _NAMES = ("file_name", "filename", "filepath", "image_path", "image", "path", "image_name", "name")
 _TEXTS = (*CAPTIONS, "comment")
+_BESIDE = (".txt", ".caption", ".json")  # endings of a caption file next to an image
 _CAPTION = 1 << 20  # maximum bytes of a caption file
 _NO_FILE = "is not a regular file, is a broken symlink, or links outside the folder"
 
@@ -151,6 +152,13 @@ class FolderPart(Part):
             one = replace(self, first=at, rows=1, names=self.names[i], keys=self.keys[i], captions=self.captions[i])
             yield from one.samples()
 
+    def separate_files(self, start_c: Ints) -> Iterator[Sequence[str]]:
+        """Yield the image of each sample, and the files that may have its caption."""
+        for i in (start_c - self.first).tolist():
+            path = os.path.join(self.path, self.names[i])
+            stem = os.path.splitext(path)[0]
+            yield [path, *(stem + ending for ending in _BESIDE if self.captions[i] is None)]
+
 
 def _walk(top: str) -> Iterator[tuple[str, list[str]]]:
     """Yield every folder at any depth, in order, and the names of its files."""
@@ -171,7 +179,7 @@ def _there(path: str, root: str) -> bool:
 
 def _caption_next_to(stem: str, root: str) -> str:
     """Return the caption of ``stem.txt`` or ``stem.json``."""
-    for ending in (".txt", ".caption", ".json"):
+    for ending in _BESIDE:
         if _there(stem + ending, root):
             data = _start_of(stem + ending)
             try:
