@@ -306,10 +306,10 @@ def _merged(parts: Iterable[tuple[Hashes, Ints | None]]) -> tuple[Hashes, npt.ND
     held, often = bytearray(), None  # bytearrays grow in place, without a second copy
     for hashes, times in parts:
         if often is None and times is not None and (times != 1).any():
-            often = bytearray(np.ones(len(held) // 8, np.int32).tobytes())
-        held += hashes.tobytes()
+            often = bytearray(np.ones(len(held) // 8, np.int32).data)
+        held += hashes.data
         if often is not None:
-            often += (np.ones(len(hashes), np.int32) if times is None else times.astype(np.int32)).tobytes()
+            often += (np.ones(len(hashes), np.int32) if times is None else times.astype(np.int32)).data
     hashes_n = np.frombuffer(held, np.uint64)
     times_n = None if often is None else np.frombuffer(often, np.int32)
     if times_n is None:

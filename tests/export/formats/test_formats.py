@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from thresher import Selection, Step, UsageError, open_store
-from thresher.export.formats.parquet import evidence
 from thresher.export.write import export
+from thresher.testing.pools import write_pool
 
-ROWS = 200
+ROWS, N = 200, 1_000
 
 
 def uids(uid_pool: Path) -> list[str]:
@@ -60,6 +60,51 @@ def test_keys_that_are_no_uids_are_counted_and_listed(tmp_path: Path) -> None:
     done = export(everything, "datacomp", tmp_path / "subset.npy", store=store)
     assert (done.rows, done.missing) == (8, 2)
     assert Path(done.missing_file).read_text() == f"3\tnot-a-uid\n7\t{'g' * 32}\n"
+
+
+def evidence(selection: Selection) -> tuple[np.ndarray, np.ndarray]:
+    """Score and duplicate of every row, from the last step that saw it, one step after another."""
+    score, twin = np.full(selection.total, np.nan, np.float32), np.full(selection.total, -1, np.int64)
+    for number, step in enumerate(selection.steps):
+        given = selection.given(number)
+        if "score" in step.rows:
+            score[given] = step.rows["score"]
+        if "duplicate_of" in step.rows:
+            twin[given] = step.rows["duplicate_of"]
+    return score, twin
+
+
+def test_parquet_of_many_steps_and_files(tmp_path: Path) -> None:
+    """Rows are told step by step, whatever file they come from."""
+    rng = np.random.default_rng(5)
+    image, keys = rng.standard_normal((N, 3)).astype(np.float32), {"key": [f"k{i}" for i in range(N)]}
+    store = write_pool(tmp_path / "pool", image, table=keys, files=7)
+    chain = Selection.everything(store.fingerprint(), store.layout.location, {}, N)
+    for number, names in enumerate((["score"], ["duplicate_of"], ["score", "duplicate_of"], [])):
+        given = len(chain)
+        rows = {"score": rng.random(given, np.float32), "duplicate_of": rng.integers(-1, N, given)}
+        keep = rng.random(given) < 0.7
+        step = Step(
+            method=f"m{number}",
+            parameters={},
+            seed=0,
+            rows_in=given,
+            rows_out=int(keep.sum()),
+            reasons=(", ".join(f"{{{name}}}" for name in names) or "gone",),
+            rows={name: rows[name] for name in names},
+        )
+        chain = chain.then(step, keep)
+    chain.save(tmp_path / "sel")
+    export(Selection.load(tmp_path / "sel"), "parquet", tmp_path / "rows.parquet")
+    table = pq.read_table(tmp_path / "rows.parquet")
+    score, twin = evidence(chain)
+    np.testing.assert_array_equal(table["score"].to_numpy(), score)
+    assert table["duplicate_of"].to_pylist() == twin.tolist()
+    rank = {number: {row: i for i, row in enumerate(chain.given(number).tolist())} for number in range(4)}
+    told = [
+        "kept" if by < 0 else chain.steps[by].why(rank[by][row]) for row, by in enumerate(chain.dropped_by.tolist())
+    ]
+    assert table["reason"].to_pylist() == told
 
 
 def test_parquet_has_the_story_of_every_row(uid_pool: Path, selection: Selection, tmp_path: Path) -> None:

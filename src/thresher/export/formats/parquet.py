@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
-from thresher.export.registry import Rows, Written
+from thresher.export.registry import Written
 from thresher.pool.store import EmbeddingStore
 from thresher.selection import Selection
 
@@ -37,48 +36,35 @@ class Parquet:
         )
         if selection.repeats is not None:
             schema = schema.append(pa.field("repeats", pa.int32()))
-        score, twin = evidence(selection)
         names = [step.method for step in selection.steps]
         seen = [0] * len(selection.steps)  # rows of each step's input that are written so far
         with pq.ParquetWriter(path, schema) as writer:
             for ids, keys in store.keys():
                 by = np.asarray(selection.dropped_by[ids])
                 reasons = ["kept"] * len(ids)
+                score, twin = np.full(len(ids), np.nan, np.float32), np.full(len(ids), -1, np.int64)
                 for number, step in enumerate(selection.steps):
                     mask = (by == -1) | (by >= number)  # as Selection.given, for these rows only
                     # Positions in the arrays of the step; rows are in pool order.
                     at = seen[number] + np.cumsum(mask) - 1
+                    here = slice(seen[number], seen[number] + int(mask.sum()))
+                    seen[number] = here.stop
+                    for column, name in ((score, "score"), (twin, "duplicate_of")):  # of the last step that saw a row
+                        if name in step.rows:
+                            column[mask] = step.rows[name][here]
                     for i in np.flatnonzero(by == number):
                         reasons[i] = step.why(int(at[i]))
-                    seen[number] += int(mask.sum())
                 columns = [
                     ids,
                     keys,
                     by == -1,
                     [names[b] if b >= 0 else "" for b in by],
                     reasons,
-                    twin[ids],
-                    score[ids],
+                    twin,
+                    score,
                 ]
                 columns += [] if selection.repeats is None else [selection.repeats[ids]]
                 writer.write_table(
                     pa.table([pa.array(c, kind) for c, kind in zip(columns, schema.types, strict=True)], schema=schema)
                 )
         return Written(selection.total)
-
-
-def evidence(selection: Selection) -> tuple[npt.NDArray[np.float32], Rows]:
-    """Return score and duplicate of every row of the pool, from the last step that saw it.
-
-    Returns:
-        (N,) float32, NaN for rows without a score, and (N,) int64, -1 for rows that are not duplicates.
-    """
-    score = np.full(selection.total, np.nan, np.float32)
-    twin = np.full(selection.total, -1, np.int64)
-    for number, step in enumerate(selection.steps):
-        ids = selection.given(number)
-        if "score" in step.rows:
-            score[ids] = step.rows["score"]
-        if "duplicate_of" in step.rows:
-            twin[ids] = step.rows["duplicate_of"]
-    return score, twin
