@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,11 +17,14 @@ import pytest
 
 import thresher
 from thresher import OutputError, Selection, UsageError, open_store
+from thresher.cli.main import main
 from thresher.export import write
 from thresher.export.registry import build
 from thresher.export.write import export
 from thresher.pool.store import reopen
+from thresher.runtime.locks import holding
 from thresher.runtime.progress import Silent
+from thresher.testing.pools import write_pool
 
 ROWS = 200
 
@@ -84,6 +88,97 @@ def test_a_format_can_be_given_with_options_of_its_own(uid_pool: Path, selection
     assert json.loads(Path(done.manifest).read_text())["format_options"] == {"url_column": "filepath"}
     with pytest.raises(UsageError, match="column of image paths"):
         export(selection, build("open_clip", {"path_column": "width"}), tmp_path / "x")
+
+
+class Counted:
+    """Counts the bytes that are read from a file system."""
+
+    def __init__(self, file: Any, name: str, read: dict[str, int]) -> None:
+        self.file, self.name, self.bytes = file, name, read
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+    def __enter__(self) -> Counted:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def read(self, *size: int) -> bytes:
+        content: bytes = self.file.read(*size)
+        self.bytes[self.name] = self.bytes.get(self.name, 0) + len(content)
+        return content
+
+
+def test_the_manifest_of_a_remote_pool_reads_none_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    import fsspec
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    image, keys = np.random.default_rng(0).standard_normal((300, 64)).astype(np.float32), [f"k{i}" for i in range(300)]
+    store = write_pool(tmp_path / "pool", image, table={"key": keys})
+    place = "memory://export-pool"
+    remote = fsspec.filesystem("memory")
+    for path in (path for path in Path(store.layout.location).rglob("*") if path.is_file()):
+        remote.pipe(f"/export-pool/{path.relative_to(store.layout.location)}", path.read_bytes())
+    sizes = {str(name): remote.size(name) for name in remote.find("/export-pool")}
+    assert main(["select", "random", place, "--keep", "50%", "-o", str(tmp_path / "sel"), "--quiet"]) == 0
+    read: dict[str, int] = {}
+    usual = MemoryFileSystem.open
+
+    def opened(fs: Any, path: str, *args: Any, **more: Any) -> Counted:
+        return Counted(usual(fs, path, *args, **more), fs._strip_protocol(path), read)
+
+    monkeypatch.setattr(MemoryFileSystem, "open", opened)
+    counts: dict[str, dict[str, int]] = {}
+    ways = {"none": ["--no-manifest"], "default": [], "short": ["--manifest", "short"], "plain": ["--manifest"]}
+    for name, more in {**ways, "full": ["--manifest", "full"], "old": ["--hash-inputs"]}.items():
+        read.clear()
+        asked = ["export", *more, str(tmp_path / "sel"), "--as", "keys", "-o", str(tmp_path / name), "--quiet"]
+        assert main(asked) == 0
+        counts[name] = dict(read)
+        manifest = tmp_path / f"{name}.manifest.json"
+        assert manifest.exists() == (name != "none")
+        if manifest.exists():
+            inputs = json.loads(manifest.read_text())["inputs"]
+            assert {entry["path"]: entry["bytes"] for entry in inputs} == sizes
+            hashed = {entry["path"]: entry.get("sha256") for entry in inputs}
+            wanted = {path: hashlib.sha256(remote.cat(path)).hexdigest() for path in sizes}
+            assert hashed == (wanted if name in ("full", "old") else dict.fromkeys(sizes))
+    assert counts["default"] == counts["short"] == counts["plain"] == counts["none"]
+    for path, size in sizes.items():
+        assert counts["full"][path] == counts["old"][path] == counts["none"].get(path, 0) + size
+    for asked in (["--manifest", "full"], ["--hash-inputs"]):
+        words = ["export", str(tmp_path / "sel"), "--as", "keys", "-o", str(tmp_path / "x"), "--no-manifest", *asked]
+        assert main(words) == 2
+        assert f"{' '.join(asked)} writes to the manifest; remove" in capsys.readouterr().err
+    remote.rm("/export-pool", recursive=True)
+
+
+def test_two_exports_at_once_do_not_mix(uid_pool: Path, selection: Selection, tmp_path: Path) -> None:
+    with (
+        holding(tmp_path / ".keys.txt.lock", "it"),
+        pytest.raises(OutputError, match="keys.txt: process .* is using it"),
+    ):
+        export(selection, "keys", tmp_path / "keys.txt")
+    export(selection, "keys", tmp_path / "keys.txt")
+    assert sorted(path.name for path in tmp_path.glob("*keys.txt*")) == ["keys.txt", "keys.txt.manifest.json"]
+
+
+def test_a_changed_pool_is_another_export(uid_pool: Path, selection: Selection, tmp_path: Path) -> None:
+    """Though the file would be the same: its manifest would not."""
+    done = export(selection, "keys", tmp_path / "keys.txt")
+    before = Path(done.manifest).read_bytes()
+    assert export(selection, "keys", tmp_path / "keys.txt") == done
+    os.utime(uid_pool / "pool.parquet", (1e9, 1e9))
+    with pytest.raises(OutputError, match=r"keys.txt.manifest.json: exists already"):
+        export(selection, "keys", tmp_path / "keys.txt")
+    assert Path(done.manifest).read_bytes() == before
+    Path(done.manifest).unlink()  # as one that was killed before its manifest
+    export(selection, "keys", tmp_path / "keys.txt")
+    assert Path(done.manifest).read_bytes() != before
 
 
 def test_missing_rows_are_a_line_each_whatever_their_keys(tmp_path: Path) -> None:

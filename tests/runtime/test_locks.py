@@ -64,6 +64,32 @@ def test_a_lock_goes_with_its_process_however_that_ends(tmp_path: Path) -> None:
         assert path.exists()
 
 
+def test_a_forked_worker_does_not_keep_the_lock_of_a_killed_process(tmp_path: Path) -> None:
+    path, sign = tmp_path / "lock", tmp_path / "held"
+
+    def parent() -> None:
+        with holding(path, "it"):
+            begin(worker)
+            time.sleep(60)
+
+    def worker() -> None:
+        locks.set_up_worker(path)
+        sign.write_text(str(os.getpid()))
+        time.sleep(60)
+
+    other = begin(parent)
+    wait_for(sign)
+    with pytest.raises(OutputError, match="is using it"):
+        holding(path, "it", wait=False).__enter__()
+    os.kill(other, signal.SIGKILL)
+    end_of(other)
+    try:
+        with holding(path, "it", wait=False):
+            pass
+    finally:
+        os.kill(int(sign.read_text()), signal.SIGKILL)
+
+
 @pytest.mark.parametrize("code", [0, errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_never_two_at_once_though_the_file_comes_and_goes(tmp_path: Path, code: int) -> None:
     """Every holder removes the lock file, and every second the whole folder, while others wait for it."""

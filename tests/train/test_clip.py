@@ -30,6 +30,7 @@ from thresher.cli.main import main
 from thresher.dynamic.loss import clip_losses
 from thresher.dynamic.run_folder import CHECKPOINT, LEDGER, LOG, MARK, Training
 from thresher.errors import OutputError, PoolError, UsageError
+from thresher.runtime.locks import holding
 from thresher.runtime.progress import Silent
 from thresher.train.clip import ClipSettings, ClipTask, train_clip
 from thresher.train.loop import LOCK, Schedule
@@ -232,6 +233,7 @@ def test_a_killed_process_goes_on_to_the_identical_result(data: Data, tmp_path: 
     assert outcome(cut) == outcome(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["clip", "moco"])
 def test_two_runs_never_share_a_folder(data: Data, tmp_path: Path, task: str, capsys: pytest.CaptureFixture) -> None:
     """The second stops at once; a killed run does not stand in the way of the next."""
@@ -269,6 +271,14 @@ def reduce(sampler, rows):
 loop._reduce = reduce
 main(sys.argv[1:])
 """
+
+
+def test_a_folder_in_use_is_refused_at_once(data: Data, tmp_path: Path) -> None:
+    with holding(tmp_path / "run" / LOCK, "it"), pytest.raises(OutputError, match=rf"the run {tmp_path}/run: process"):
+        train_clip(data.parquet, tmp_path / "run", settings())
+    train_clip(data.parquet, tmp_path / "run", settings(epochs=1))
+    with holding(tmp_path / "run" / LOCK, "it"), pytest.raises(OutputError, match="is using it; wait until it has"):
+        train_clip(data.parquet, tmp_path / "run", settings(epochs=1), resume=True)
 
 
 def test_a_run_that_does_not_start_leaves_no_folder(data: Data, tmp_path: Path) -> None:

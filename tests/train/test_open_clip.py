@@ -28,6 +28,7 @@ import torch
 import webdataset as wds
 from PIL import Image
 
+from tests.reshard.common import hashes
 from thresher import build, open_store, run_steps
 from thresher.dynamic.loss import clip_losses
 from thresher.dynamic.policies.scan import Scan
@@ -242,6 +243,25 @@ def test_checkpoints_have_their_states_and_no_others(run: Run) -> None:
     assert found == ["epoch_4.pruning.npz", "epoch_5.pruning.npz", "epoch_5.pt", "epoch_latest.pt"]
     more = run("csv", *scan, "--save-most-recent", "--resume", "latest", "--epochs", "6", name="latest")
     assert [entry["epoch"] for entry in more.log] == list(range(6))
+
+
+def test_two_runs_never_share_a_folder(run: Run, pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import fcntl
+
+    first = run("csv", "--prune", "scan")
+    before = hashes(first.folder)
+    again = [*common(pairs, "csv"), "--logs", str(first.folder.parent), "--name", "run", "--resume", "latest"]
+    with open(first.folder / ".pruning.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with quiet():
+            assert main([*again, "--prune", "scan", "--epochs", "3"]) == 2
+    told = capsys.readouterr().err
+    assert f"Error: the run {first.folder}: another process is using it; wait until it has finished" in told
+    after = hashes(first.folder)
+    assert {name for name in before if after[name] != before[name]} <= {"out.log", "params.txt"}  # of open_clip
+    more = run("csv", "--prune", "scan", "--epochs", "3", "--resume", "latest")
+    assert [entry["epoch"] for entry in more.log] == [0, 1, 2]
+    assert not (first.folder / ".pruning.lock").exists()
 
 
 @pytest.mark.parametrize("kind", ["csv", "webdataset"])

@@ -45,6 +45,13 @@ class _Export(click.Command):
         )
         return [kind, *(option for name, option in merged.items() if name not in taken)]
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments; ``--manifest`` has an optional value, which must not be mistaken for the next word."""
+        for i, word in enumerate(args[: args.index("--")] if "--" in args else args):
+            if word == "--manifest" and args[i + 1 : i + 2] not in (["short"], ["full"]):
+                args[i] = "--manifest=short"
+        return super().parse_args(ctx, args)
+
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         selection, *rest = super().get_params(ctx)
         return [selection, *self._offered, *rest]
@@ -54,16 +61,20 @@ class _Export(click.Command):
 @click.argument("selection", metavar="SEL")
 @click.option("-o", "--out", required=True, metavar="FILE", help="File to write.")
 @options(*MOVED)
-@click.option("--manifest/--no-manifest", default=True, show_default=True, help="Write FILE.manifest.json.")
 @click.option(
-    "--hash-inputs",
-    is_flag=True,
-    help="Add the SHA-256 of all files of the pool to the manifest; reads the whole pool.",
+    "--manifest",
+    type=Choice(["short", "full"]),
+    default="short",
+    show_default=True,
+    help="Write FILE.manifest.json, with size and time of the files of the pool; full: also their SHA-256, which "
+    "reads the whole pool.",
 )
+@click.option("--no-manifest", is_flag=True, help="Do not write FILE.manifest.json.")
+@click.option("--hash-inputs", is_flag=True, hidden=True, help="The same as --manifest full.")
 @options(OVERWRITE, QUIET, JSON)
 def export(
-    selection: str, kind: str, out: str, pool: str | None, metadata: str | None, manifest: bool, hash_inputs: bool,
-    overwrite: bool, quiet: bool, output: Output, **values: Any,
+    selection: str, kind: str, out: str, pool: str | None, metadata: str | None, manifest: str, no_manifest: bool,
+    hash_inputs: bool, overwrite: bool, quiet: bool, output: Output, **values: Any,
 ) -> None:  # fmt: skip
     """Write a selection in a format that training tools read.
 
@@ -74,12 +85,14 @@ def export(
     from thresher.pool.store import reopen
     from thresher.selection import Selection
 
-    if hash_inputs and not manifest:
-        raise UsageError("--hash-inputs writes to the manifest; remove --hash-inputs or --no-manifest")
+    full = hash_inputs or manifest == "full"
+    if full and no_manifest:
+        asked = "--hash-inputs" if hash_inputs else "--manifest full"
+        raise UsageError(f"{asked} writes to the manifest; remove {asked} or --no-manifest")
     made = build(kind, {name: value for name, value in values.items() if value is not None})
     loaded = Selection.load(selection)
     done = write(
-        loaded, made, out, store=reopen(loaded, pool, metadata), manifest=manifest, hash_inputs=hash_inputs,
+        loaded, made, out, store=reopen(loaded, pool, metadata), manifest=not no_manifest, hash_inputs=full,
         overwrite=overwrite, progress=output.progress(quiet),
     )  # fmt: skip
     output.result(asdict(done), text.exported(done))

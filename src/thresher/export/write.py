@@ -84,9 +84,7 @@ def export(
     if manifest and not overwrite and path.exists() and listed.exists():
         refuse_other(path, record_in(listed), requested)
     progress = progress or Silent()
-    with locks.holding(path.with_name(f".{path.name}.lock"), os.fspath(path), wait=False) as locked:
-        if not locked:
-            progress.say(f"{path}: {locks.NO_LOCKS}")
+    with locks.holding(path.with_name(f".{path.name}.lock"), os.fspath(path), wait=False):
         # The file itself is moved into place last: it is never without its manifest.
         beside = (listed, missing_file)
         with result_files(overwrite=overwrite, say=progress.say, replaces=beside) as new:

@@ -233,9 +233,7 @@ def _locked(folder: Path, progress: Progress) -> Iterator[None]:
         raise OutputError(f"{folder}: is a file; name a folder")
     new = not folder.exists()
     try:
-        with locks.holding(folder / LOCK, f"the run {folder}", wait=False) as locked:
-            if not locked:
-                progress.say(f"{folder}: {locks.NO_LOCKS}")
+        with locks.holding(folder / LOCK, f"the run {folder}", wait=False):
             yield
     finally:
         if new:
