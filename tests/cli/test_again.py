@@ -13,6 +13,7 @@ import pytest
 from tests.kills import changes, forked
 from tests.reshard.common import hashes, keys_file, plain, tar
 from tests.runs import make_run
+from tests.runtime.common import begin, end_of, wait_for
 from thresher.cli.main import main
 from thresher.testing.pools import clustered, write_pool
 
@@ -111,3 +112,31 @@ def test_killed_once_the_result_is_there(commands: Any, tmp_path: Path, kind: st
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_at_every_change_of_a_file(commands: Any, tmp_path: Path, kind: str) -> None:
     check(kind, commands, tmp_path, lambda count: range(1, count + 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "reshard"])
+def test_two_at_once_never_mix(commands: Any, tmp_path: Path, kind: str) -> None:
+    """Whatever they are asked for: one result is there in the end, and who did not write it says so."""
+    asked, more = commands[kind]
+    out = tmp_path / "out" / f"result{ENDINGS.get(kind, '')}"
+    both = [[*asked, "-o", str(out)], [*other_of(kind, asked, more), "-o", str(out)]]
+    alone = []
+    for words in both:
+        assert main(words) == 0
+        alone.append(content(out.parent))
+        shutil.rmtree(out.parent)
+    for turn in range(4):
+        go = tmp_path / f"go-{turn}"
+
+        def at_once(words: list[str], go: Path = go) -> None:
+            wait_for(go)
+            os._exit(main(words))
+
+        pids = [begin(lambda words=words: at_once(words)) for words in both]  # type: ignore[misc]
+        go.touch()
+        codes = [end_of(pid) for pid in pids]
+        assert sorted(codes) in ([0, 0], [0, 2])
+        found = content(out.parent)
+        assert found in [one for one, code in zip(alone, codes, strict=True) if code == 0]
+        shutil.rmtree(out.parent)

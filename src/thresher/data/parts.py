@@ -181,7 +181,7 @@ class Part(ABC):
             raise ChangedError(f"{self.path}: has fewer samples than before; run the command again")
 
     def separate_files(self, start_c: Ints) -> Iterator[Sequence[str]]:
-        """Yield the local files, besides that of the part, that each of some samples is read from: image, caption.
+        """Yield the local files, besides that of the part, that each of some samples may be read from: image, caption.
 
         Args:
             start_c: Starts of the samples from :meth:`scan`; ascending, each once.

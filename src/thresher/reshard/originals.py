@@ -16,7 +16,7 @@ import numpy as np
 from thresher.data.parts import Ints, Part
 from thresher.errors import PoolError
 from thresher.export.keys import Chosen
-from thresher.io.open import file_stamp, open_file, trusting
+from thresher.io.open import open_file, trusting
 from thresher.reshard.plan import Hashes, ReshardPlan, Source
 from thresher.runtime.engine import Engine
 from thresher.runtime.progress import Progress
@@ -39,14 +39,14 @@ class Originals:
 
     sources: Sequence[Source]
     keys: str = ""
-    keys_stamp: tuple[Any, ...] = ()
+    keys_stamp: tuple[int, int] | None = None
     apart: dict[int, tuple[Ints, Hashes]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, parts: Iterable[Part], sel: Chosen) -> Originals:
         """Take the stamps of the data and of the file of keys."""
         keys = "" if isinstance(sel, Selection) or not os.path.isfile(sel) else os.fspath(sel)
-        return cls([source_of(part) for part in parts], keys, tuple(file_stamp("file", keys)) if keys else ())
+        return cls([source_of(part) for part in parts], keys, _size_and_time(keys) if keys else None)
 
     def look_apart(self, plan: ReshardPlan, engine: Engine, progress: Progress) -> None:
         """Take the stamps of the files that samples of a plan have of their own."""
@@ -74,7 +74,7 @@ class Originals:
         Raises:
             PoolError: A file has changed; the message names it.
         """
-        if self.keys and _stamp_of("file", self.keys) != self.keys_stamp:
+        if self.keys and _size_and_time(self.keys) != self.keys_stamp:
             raise changed(self.keys, again)
         self.check_sources(range(len(self.sources)), again)
         for number, (start_u, _) in self.apart.items():
@@ -109,7 +109,7 @@ class Originals:
         now_u = _apart(source.part, start_u)
         other = np.flatnonzero(now_u != hash_u[np.searchsorted(known_u, start_u)])
         if len(other):
-            paths = next(source.part.separate_files(start_u[other[:1]]))
+            paths = [path for path in next(source.part.separate_files(start_u[other[:1]])) if os.path.exists(path)]
             raise changed(paths[0] if paths else source.path, again)
 
 
@@ -132,8 +132,15 @@ def _apart(part: Part, start_u: Ints) -> Hashes:
 def _hash(paths: Sequence[str]) -> int:
     if not paths:
         return 0
-    stamps = repr([_stamp_of("file", path) for path in paths])
-    return int.from_bytes(blake2b(stamps.encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(blake2b(repr([*map(_size_and_time, paths)]).encode(), digest_size=8).digest(), "little")
+
+
+def _size_and_time(path: str) -> tuple[int, int] | None:
+    try:
+        stat = os.stat(path)
+    except (OSError, ValueError):  # there is no such file
+        return None
+    return stat.st_size, stat.st_mtime_ns
 
 
 def source_of(part: Part) -> Source:
@@ -153,13 +160,6 @@ def _stamp(part: Part) -> tuple[Any, ...]:
     try:
         return tuple(part.stamp())
     except PoolError:  # reported as damage when it is read
-        return ()
-
-
-def _stamp_of(protocol: str, path: str) -> tuple[Any, ...]:
-    try:
-        return tuple(file_stamp(protocol, path))
-    except PoolError:
         return ()
 
 

@@ -152,13 +152,12 @@ class CsvPart(Part):
             yield from replace(self, at=at, rows=1).samples()
 
     def separate_files(self, start_c: Ints) -> Iterator[Sequence[str]]:
-        """Yield the image of each row."""
-        allowed = [os.path.realpath(root) for root in self.roots]
+        """Yield the places where the image of each row may be, whether or not there is one."""
         with open_file(self.protocol, self.path) as file:
             for at in start_c.tolist():
                 _, _, row = next(rows(file, self.path, at, self.delimiter), (0, 0, []))
-                place, _ = self._place(row[self.picture] if len(row) > self.picture else "", allowed)
-                yield [place.path] if place else []
+                names = row[self.picture : self.picture + 1]
+                yield [os.path.join(root, name) for root in self.roots for name in names if name]
 
     def _key(self, row: Sequence[str], at: int) -> str:
         """Return the key of a row: its path, with each part ``..`` escaped, because keys must not have one."""
