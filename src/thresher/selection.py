@@ -365,7 +365,7 @@ class Selection:
             say: Called with one line if the folder holds this selection already.
 
         Raises:
-            OutputError: The folder holds something else, and ``overwrite`` is false or it is no selection; or it
+            OutputError: The folder holds something else, and ``overwrite`` is false or it is not a selection; or it
                 cannot be written.
         """
         target = Path(folder)

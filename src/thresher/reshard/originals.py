@@ -31,7 +31,7 @@ class Originals:
 
     Attributes:
         sources: The sources, each with its stamp.
-        keys: The file of keys, "" if the selection is none.
+        keys: The file of keys, "" if the selection is a folder.
         keys_stamp: The stamp of the file of keys.
         apart: For each source with files of its own for every sample, such as images: its samples of the plan (u,), and
             a hash of the stamps of the files of each (u,). Empty if these files are not copied.

@@ -51,7 +51,7 @@ def result_files(
     """Yield a function that makes a temporary file for a target; at the end of the block all become one result.
 
     They are moved into place in the opposite order: the last one first. Files that exist already and are the same are
-    no obstacle; if all are, nothing is changed.
+    accepted; if all are, nothing is changed.
 
     Args:
         overwrite: Whether to replace different files.

@@ -167,7 +167,7 @@ def _request(method: Scored, seed: int) -> dict[str, Any]:
 
 
 def _info_in(path: Path) -> dict[str, Any]:
-    """Return how the scores in a file were made, {} if it is no file of scores."""
+    """Return how the scores in a file were made, {} if it is not a file of scores."""
     try:
         info = json.loads(parquet_metadata("file", str(path)).get(MARK, b"{}"))
     except (PoolError, ValueError, RecursionError):
