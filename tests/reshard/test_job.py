@@ -15,27 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.kills import KILLED, forked
 from thresher.cli.main import main
 from thresher.errors import OutputError, PoolError, UsageError
 from thresher.reshard import reshard
 
 from .common import hashes, keys_file, picture, plain, tar
-
-# Killed at a point of its own choice: when so many of the calls that change files were made.
-KILLED = """
-import os, signal, sys
-from thresher.cli.main import main
-
-left, changes = int(sys.argv[1]), {"open", "os.rename", "os.remove", "os.truncate", "os.mkdir", "shutil.rmtree"}
-def hook(event, args):
-    global left
-    if event in changes and (event != "open" or isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)):
-        left -= 1
-        if not left:
-            os.kill(os.getpid(), signal.SIGKILL)
-sys.addaudithook(hook)
-sys.exit(main(sys.argv[2:]))
-"""
 
 
 def data_of(folder: Path, kind: str) -> str:
@@ -102,21 +87,6 @@ def test_killed_at_every_change_of_a_file(tmp_path: Path) -> None:
     reshard(data, sel, str(tmp_path / "whole"), per_shard=6)
     found, wanted = hashes(tmp_path / "killed"), hashes(tmp_path / "whole")
     assert found == wanted
-
-
-def forked(arguments: list[str], kill_at: int) -> int:
-    """Run a command in a process that is killed at the n-th change of a file; returns how it ended."""
-    process = os.fork()
-    if process:
-        return os.waitpid(process, 0)[1]
-    try:
-        sys.argv[1:] = [str(kill_at), *arguments]
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        exec(KILLED, {"__name__": "killed"})
-    except SystemExit as end:
-        os._exit(end.code or 0)
-    finally:
-        os._exit(1)
 
 
 def test_two_at_once_do_not_mix(tmp_path: Path) -> None:
