@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import thresher
-from thresher.errors import OutputError, PoolError
+from thresher.errors import ChangedError, OutputError
 from thresher.reshard import job, reshard
 from thresher.runtime.progress import Silent
 
@@ -146,7 +146,10 @@ def test_data_that_change_while_they_are_copied(
     wanted = hashes(tmp_path / "whole")
 
     meanwhile = Meanwhile(label, share, lambda: make(folder, list(range(N))[::-1]))
-    with pytest.raises(PoolError, match="was changed while it was copied; wait until nothing writes to it") as raised:
+    said = "was changed while it was copied; wait until nothing writes to it"
+    with pytest.raises(ChangedError, match=said) as raised:
+        ChangedError, match="was changed while it was copied; wait until nothing writes to it"
+    ) as raised:
         reshard(data, sel, str(out), **given, progress=meanwhile)
     assert meanwhile.done
     assert changed.stat().st_size == size
@@ -173,7 +176,7 @@ def test_data_that_change_while_they_are_scanned(tmp_path: Path, make: Callable[
     data = str(changed if make is csv else folder)
     sel = keys_file(tmp_path / "k", ["pictures/000004.png" if make is csv else "000004"])
     meanwhile = Meanwhile("scan", 1, lambda: make(folder, list(range(N))[::-1]))
-    with pytest.raises(PoolError, match=rf"^{folder}/.*: was changed while it was copied; wait .*, then run again$"):
+    with pytest.raises(ChangedError, match=rf"^{folder}/.*: was changed while it was copied; wait .*, then run again$"):
         reshard(data, sel, str(tmp_path / "out"), progress=meanwhile)
     assert not (tmp_path / "out").exists()
     assert reshard(data, sel, str(tmp_path / "out")).samples == 1
@@ -183,7 +186,7 @@ def test_a_file_of_keys_that_changes(tmp_path: Path) -> None:
     tars(tmp_path / "in", list(range(N)))
     sel = keys_file(tmp_path / "k", KEYS[:6])
     meanwhile = Meanwhile("write", 0.5, lambda: keys_file(tmp_path / "k", [*KEYS[:5], "another"]))
-    with pytest.raises(PoolError, match=rf"{sel}: was changed while it was copied"):
+    with pytest.raises(ChangedError, match=rf"{sel}: was changed while it was copied"):
         reshard(str(tmp_path / "in"), sel, str(tmp_path / "out"), per_shard=3, progress=meanwhile)
 
 
@@ -192,7 +195,7 @@ def test_a_file_that_is_gone_or_cut_off_has_changed(tmp_path: Path) -> None:
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
         path = tars(tmp_path / "in", list(range(N)))
         meanwhile = Meanwhile("write", 0, lambda change=change, path=path: change(path))
-        with pytest.raises(PoolError, match=rf"{path}: was changed while it was copied"):
+        with pytest.raises(ChangedError, match=rf"{path}: was changed while it was copied"):
             reshard(str(tmp_path / "in"), keys_file(tmp_path / "k", KEYS), str(tmp_path / "out"), progress=meanwhile)
         assert not list((tmp_path / "out").glob("*.tar"))
 
@@ -211,7 +214,7 @@ def test_a_remote_file_that_changes(tmp_path: Path) -> None:
     sel = keys_file(tmp_path / "k", KEYS[:10])
     try:
         meanwhile = Meanwhile("write", 0.5, lambda: put(list(range(N))[::-1]))
-        with pytest.raises(PoolError, match=r"/originals/1.tar: was changed while it was copied"):
+        with pytest.raises(ChangedError, match=r"/originals/1.tar: was changed while it was copied"):
             reshard("memory://originals", sel, str(tmp_path / "out"), per_shard=3, workers=1, progress=meanwhile)
         with pytest.raises(OutputError, match="other data or options"):
             reshard("memory://originals", sel, str(tmp_path / "out"), per_shard=3)

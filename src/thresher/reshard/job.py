@@ -359,7 +359,7 @@ class _Writing:
         """Write all shards, and return the statistics of each.
 
         Raises:
-            PoolError: The data have changed. No shard that may have been copied from changed data is kept.
+            ChangedError: The data have changed. No shard that may have been copied from changed data is kept.
         """
         if self.form == "webdataset" and self.data.parts[0].copied_as != "webdataset":
             return self._converted()

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from thresher.data.parts import Ints, Part
-from thresher.errors import PoolError
+from thresher.errors import ChangedError, PoolError
 from thresher.export.keys import Chosen
-from thresher.io.open import open_file, trusting
+from thresher.io.open import open_file, status_of, trusting
 from thresher.reshard.plan import Hashes, ReshardPlan, Source
 from thresher.runtime.engine import Engine
 from thresher.runtime.progress import Progress
@@ -72,7 +72,7 @@ class Originals:
             again: What to do if it has.
 
         Raises:
-            PoolError: A file has changed; the message names it.
+            ChangedError: A file has changed; the message names it.
         """
         if self.keys and _size_and_time(self.keys) != self.keys_stamp:
             raise changed(self.keys, again)
@@ -84,7 +84,7 @@ class Originals:
         """Check that nothing has changed that a part of a plan is copied from.
 
         Raises:
-            PoolError: A file has changed; the message names it.
+            ChangedError: A file has changed; the message names it.
         """
         self.check_sources(np.unique(plan.source_M).tolist(), again)
         if self.apart:
@@ -96,7 +96,7 @@ class Originals:
         """Check that the files of some sources have not changed.
 
         Raises:
-            PoolError: A file has changed; the message names it.
+            ChangedError: A file has changed; the message names it.
         """
         for number in numbers:
             source = self.sources[number]
@@ -136,11 +136,8 @@ def _hash(paths: Sequence[str]) -> int:
 
 
 def _size_and_time(path: str) -> tuple[int, int] | None:
-    try:
-        stat = os.stat(path)
-    except (OSError, ValueError):  # there is no such file
-        return None
-    return stat.st_size, stat.st_mtime_ns
+    status = status_of(path)
+    return None if status is None else (status.st_size, status.st_mtime_ns)
 
 
 def source_of(part: Part) -> Source:
@@ -171,6 +168,6 @@ def _forget(protocol: str) -> None:
         fsspec.filesystem(protocol).invalidate_cache()
 
 
-def changed(path: str, again: str = AGAIN) -> PoolError:
+def changed(path: str, again: str = AGAIN) -> ChangedError:
     """Return the error for a file that has changed."""
-    return PoolError(f"{path}: was changed while it was copied; {again}")
+    return ChangedError(f"{path}: was changed while it was copied; {again}")

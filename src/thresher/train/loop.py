@@ -192,7 +192,7 @@ def open_run(
     if schedule.epochs is not None and schedule.selection is None:
         schedule.policy_for(1, None)  # validates options before images are decoded
     requested = json.loads(json.dumps({**asdict(schedule), **_flat(settings), "data": absolute(os.fspath(data))}))
-    with _locked(out, progress):
+    with _locked(out):
         earlier = _earlier(out, task, requested, resume)
         options: dict[str, Any] = {
             "side": side,
@@ -227,7 +227,7 @@ def open_run(
 
 
 @contextmanager
-def _locked(folder: Path, progress: Progress) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     """Lock the folder of a run; a folder that did not exist is removed again if nothing was written to it."""
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: is a file; name a folder")
