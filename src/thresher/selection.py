@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from fractions import Fraction
@@ -22,14 +21,23 @@ import numpy.typing as npt
 
 from thresher import __version__
 from thresher.errors import BudgetError, OutputError, PoolError, UsageError
-from thresher.runtime.files import DAMAGED, refuse_foreign_files
+from thresher.runtime.files import refuse_foreign_files
 from thresher.runtime.results import Say, exists_already, result_folder
+from thresher.runtime.template import filled, formats, parts_of
+from thresher.runtime.untrusted import FLOATS, INTEGERS, SIGNED, TEXT, Fields, mapped_array, read_json
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
 
 FORMAT = 1
 FILES = ("selection.json", "mask.npy", "dropped_by.npy", "repeats.npy", "steps")
+COMBINED = ("intersection", "union", "difference")  # methods of steps that combine two selections
+
+# Limits on what a folder of someone else can make this machine do.
+_MOST_STEPS = 1_000
+_MOST_CLUSTERS = 2**20  # or the number of rows, if that is higher
+_MOST_REPEATS = 100_000  # per row of the pool, on average
+_BLOCK = 2**20  # rows checked at a time
 
 
 @dataclass(frozen=True)
@@ -101,14 +109,6 @@ class Keep:
         return f"{exact}%" if Fraction(Decimal(exact)) == percent else f"{float(percent)!r}%"
 
 
-class RoundedFloat(float):
-    """A float whose fixed-point format never shows a small value as 0: it switches to significant digits instead."""
-
-    def __format__(self, spec: str) -> str:
-        """Format like a float, except for small values with a specification such as ``.4f``."""
-        return format(float(self), ".3g" if spec.endswith("f") and 0 < abs(self) < 5e-4 else spec)
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Step:
     """One step of a chain.
@@ -120,8 +120,9 @@ class Step:
         rows_in: Number of input rows.
         rows_out: Number of kept rows.
         reasons: Templates for the reason why a row was dropped, filled from its evidence by name
-            (``{score}``, ``{cut}``, ``{duplicate_of}``, ``{cluster}``, ``{quota}``, ``{size}``,
-            ``{reference_key}``). If there are several, the row's evidence "code" is the index of the one that applies.
+            (``{score:.4f}``, ``{cut:.4f}``, ``{duplicate_of}``, ``{cluster}``, ``{quota:,}``, ``{size:,}``,
+            ``{reference_key}``), see :mod:`thresher.runtime.template`. If there are several, the row's evidence "code"
+            is the index of the one that applies.
         score: Description of the score; "" if the method has none.
         cut: The score threshold, if there is a single one.
         version: Version of thresher that made the step.
@@ -150,6 +151,35 @@ class Step:
     reference: Mapping[str, Array] = field(default_factory=dict)
     package: Mapping[str, str] = field(default_factory=lambda: {"name": "thresher", "version": __version__})
 
+    def __post_init__(self) -> None:
+        """Check the templates of the reasons.
+
+        Raises:
+            UsageError: One is not valid, names what is not evidence of the step, or has a format that does not fit it.
+        """
+        kinds = self._kinds()
+        for reason in self.reasons:
+            for _, name, spec in parts_of(reason):
+                if name and name not in kinds:
+                    raise UsageError(
+                        f"{self.method}: a reason uses {name!r}, which is not evidence of the step; it has "
+                        f"{', '.join(kinds)}"
+                    )
+                if name and not formats(spec, kinds[name]):
+                    raise UsageError(
+                        f"{self.method}: a reason has {{{name}:{spec}}}, but {name} is "
+                        f"{'text' if kinds[name] == 'U' else 'not an integer'}"
+                    )
+
+    def _kinds(self) -> dict[str, str]:
+        """Return the names that a reason may use, each with the NumPy kind of its values."""
+        known: dict[str, str] = {"cut": "f", **{name: array.dtype.kind for name, array in self.rows.items()}}
+        if "reference" in self.rows:
+            kinds = {"row": "i", "key": "U", "caption": "U"}
+            known |= {f"reference_{name}": kind for name, kind in kinds.items() if name in self.reference}
+        groups = self.groups if "cluster" in self.rows else {}
+        return {**{name: array.dtype.kind for name, array in groups.items()}, **known}
+
     @property
     def foreign(self) -> str:
         """Name and version of the package that provides the method, "" for thresher itself."""
@@ -158,17 +188,16 @@ class Step:
 
     def why(self, i: int) -> str:
         """Return why row ``i`` of the input rows was dropped."""
-        template = self.reasons[int(self.rows["code"][i]) if "code" in self.rows else 0]
-        values = {name: self._value(name, i) for name in _names(template)}
-        return template.format(**{k: RoundedFloat(v) if isinstance(v, float) else v for k, v in values.items()})
+        code = int(self.rows["code"][i]) if "code" in self.rows else 0
+        return filled(self.reasons[code], lambda name: self._value(name, i)) if code < len(self.reasons) else ""
 
     def _value(self, name: str, i: int) -> Any:
         if name == "cut":
-            return self.cut
+            return "unknown" if self.cut is None else self.cut
         if name in self.rows:
             return self.rows[name][i].item()
-        if name.startswith("reference_"):
-            return (self.repeated(i) or {}).get(name.removeprefix("reference_"))
+        if name.startswith("reference_") and name.removeprefix("reference_") in self.reference:
+            return (self.repeated(i) or {}).get(name.removeprefix("reference_"), "unknown")
         return self.groups[name][int(self.rows["cluster"][i])].item()
 
     def repeated(self, i: int) -> dict[str, Any] | None:
@@ -403,69 +432,194 @@ class Selection:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Selection:
-        """Load a selection folder; arrays are memory-mapped.
+        """Load a selection folder, also one made by others; arrays are memory-mapped.
 
         Raises:
-            PoolError: The folder is not a selection folder, or it is damaged.
+            PoolError: The folder is not a selection folder, or it is damaged; the message names the file.
         """
         path = Path(folder)
         try:
-            header = json.loads((path / "selection.json").read_text(encoding="utf-8"))
-            if header["format"] != FORMAT:
-                raise PoolError(f"{path}: has format {header['format']}, but this version reads format {FORMAT}")
-            total = int(header["rows"])
-            steps = []
-            for number, head in enumerate(header["steps"]):
-                base = _step_folder(number, head["method"])
-                rows = {name: _load(path, f"{base}/rows.{name}.npy", head["rows_in"]) for name in head["rows"]}
-                groups = {name: _load(path, f"{base}/groups.{name}.npy") for name in head["groups"]}
-                names = head.get("reference", ())
-                reference = {name: _load(path, f"{base}/reference.{name}.npy") for name in names}
-                _check_reference(path, rows, reference)
-                for name in (name for reason in head["reasons"] for name in _names(reason)):
-                    if name not in {"cut", *rows, *groups, *(f"reference_{name}" for name in reference)}:
-                        raise PoolError(f"{path}: a reason template uses {name!r}, which its step does not have")
-                info = {"notes": tuple(head["notes"]), "reasons": tuple(head["reasons"]), "package": _package(head)}
-                steps.append(Step(**{**head, **info, "rows": rows, "groups": groups, "reference": reference}))
-            selection = cls(
-                store=header["store"],
-                pool=header["pool"],
-                options=header["options"],
-                dropped_by=_load(path, "dropped_by.npy", total),
-                steps=tuple(steps),
-                repeats=_load(path, "repeats.npy", total) if header["repeats"] else None,
-            )
-            if not np.array_equal(_load(path, "mask.npy", total), selection.mask()):
-                raise PoolError(f"{path}: mask.npy does not match dropped_by.npy; the selection is damaged")
-            if selection.repeats is not None and not np.array_equal(selection.repeats > 0, selection.mask()):
-                raise PoolError(f"{path}: repeats.npy does not match the kept rows; the selection is damaged")
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise PoolError(f"{path}: not a selection folder ({Path(error.filename or '').name} is missing)") from None
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-            raise PoolError(f"{path}: the selection cannot be read, it may be damaged ({error})") from None
-        if len(selection) != header["kept"]:
-            raise PoolError(f"{path}: {len(selection):,} rows are kept, but selection.json says {header['kept']:,}")
-        return selection
+            head = Fields(read_json(path / "selection.json"), str(path / "selection.json"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise PoolError(f"{path}: not a selection folder (selection.json is missing)") from None
+        except (OSError, ValueError) as error:
+            raise PoolError(f"{path / 'selection.json'}: cannot be read, it may be damaged ({error})") from None
+        if (version := head.whole("format", 0, 10**9)) != FORMAT:
+            raise PoolError(f"{path}: has format {version}, but this version reads format {FORMAT}")
+        total = head.whole("rows", 0, 2**40)
+        heads = head.objects("steps", _MOST_STEPS)
+        dropped_by = _load(path, "dropped_by.npy", ("int16",), (total,), -1, len(heads) - 1)
+        repeats = _load(path, "repeats.npy", ("int32",), (total,), 0, 2**31 - 1) if head.flag("repeats") else None
+        dropped, uses = _counted(path, dropped_by, repeats)
+        kept = total - sum(dropped)
+        if kept != head.whole("kept"):
+            raise PoolError(f"{path}: {kept:,} rows are kept, but selection.json says {head.whole('kept'):,}")
+        if "uses" in head.values and uses != head.whole("uses"):
+            raise PoolError(f"{path}: rows are used {uses:,} times, but selection.json says {head.whole('uses'):,}")
+        steps, given = [], total
+        for number, (fields, out) in enumerate(zip(heads, dropped, strict=True)):
+            steps.append(_load_step(path, number, fields, total))
+            said = steps[-1].rows_in, steps[-1].rows_out
+            if said != (given, given - out):
+                raise PoolError(
+                    f"{path}: step {number + 1} ({steps[-1].method}) says that it kept {said[1]:,} of {said[0]:,} "
+                    f"rows, but dropped_by.npy says {given - out:,} of {given:,}; the selection is damaged"
+                )
+            given -= out
+        options = head.object("options")
+        for name, value in options.values.items():
+            if value is not None and not isinstance(value, bool):
+                options.text(name)
+        return cls(
+            store=head.text("store"),
+            pool=head.text("pool", empty=False),
+            options=options.values,
+            dropped_by=dropped_by,
+            steps=tuple(steps),
+            repeats=repeats,
+        )
 
 
-def _load(folder: Path, name: str, rows: int | None = None) -> Array:
-    if not re.fullmatch(r"(steps/[a-z0-9-]+/(rows|groups|reference)\.)?[a-z_]+\.npy", name):
-        raise PoolError(f"{folder}: names an array {name!r}, which is not allowed in a selection")
+# --- loading --------------------------------------------------------------------------------------
+# A folder may come from someone else: everything is checked before it is used.
+
+_NUMBERS = ("bool", *INTEGERS, *FLOATS)
+_SCORES = (*FLOATS, *INTEGERS)
+_OF_ROWS = {
+    "score": _SCORES, "duplicate_of": SIGNED, "cluster": INTEGERS, "code": INTEGERS, "reference": SIGNED,
+    "reference_cosine": FLOATS, "loss": FLOATS, "marks": ("uint8",), "marked": SIGNED, "seen": SIGNED,
+}  # fmt: skip
+_OF_GROUPS = {"size": INTEGERS, "kept": INTEGERS, "quota": INTEGERS, "name": (TEXT,)}
+_OF_REFERENCE = {
+    "row": ("int64",), "key": ("uint8",), "caption": ("uint8",), "key_ends": ("int64",), "caption_ends": ("int64",),
+}  # fmt: skip
+
+
+def _load(
+    folder: Path,
+    name: str,
+    dtypes: Sequence[str],
+    shape: tuple[int | None, ...],
+    low: int | None = None,
+    high: int | None = None,
+) -> Array:
     try:
-        array: Array = np.load(folder / name, mmap_mode="r", allow_pickle=False)
-    except DAMAGED as error:
-        raise PoolError(f"{folder / name}: cannot be read, it may be damaged ({error})") from None
-    if rows is not None and len(array) != rows:
-        raise PoolError(f"{folder / name}: has {len(array):,} rows, expected {rows:,}")
-    return array
+        return mapped_array(folder / name, dtypes, shape, low, high)
+    except FileNotFoundError:
+        raise PoolError(f"{folder}: not a selection folder ({Path(name).name} is missing)") from None
 
 
-def _package(head: Mapping[str, Any]) -> dict[str, str]:
-    """Return the package that provides a step's method; older selections do not record it."""
-    package = head.get("package", {"name": "thresher", "version": head["version"]})
-    if not (set(package) == {"name", "version"} and all(isinstance(word, str) for word in package.values())):
-        raise ValueError(f"{package!r} is not the name and version of a package")
-    return dict(package)
+def _counted(folder: Path, dropped_by: Array, repeats: Array | None) -> tuple[list[int], int]:
+    """Return how many rows each step dropped, and how often rows are used, after comparing the arrays of all rows."""
+    total = len(dropped_by)
+    mask = _load(folder, "mask.npy", ("bool",), (total,))
+    steps = 1 + int(dropped_by.max(initial=-1))
+    counts, uses = np.zeros(steps + 1, np.int64), 0
+    for lo in range(0, total, _BLOCK):
+        by, kept = dropped_by[lo : lo + _BLOCK], np.asarray(mask[lo : lo + _BLOCK])
+        counts += np.bincount(by + np.int16(1), minlength=steps + 1)
+        if not np.array_equal(kept.view(np.uint8), by == -1):  # a byte may have another value than 0 and 1
+            raise PoolError(f"{folder}: mask.npy does not match dropped_by.npy; the selection is damaged")
+        if repeats is None:
+            continue
+        times = repeats[lo : lo + _BLOCK]
+        if not np.array_equal(times > 0, kept):
+            raise PoolError(f"{folder}: repeats.npy does not match the kept rows; the selection is damaged")
+        uses += int(times.sum(dtype=np.int64))
+    if uses > _MOST_REPEATS * total:
+        raise PoolError(
+            f"{folder}: repeats.npy uses {total:,} rows {uses:,} times, more than {_MOST_REPEATS:,} times each; select "
+            "again with fewer repeats"
+        )
+    return counts[1:].tolist(), int(counts[0]) if repeats is None else uses
+
+
+def _load_step(folder: Path, number: int, fields: Fields, total: int) -> Step:
+    head = _head(fields)
+    n, base = head["rows_in"], _step_folder(number, head["method"])
+    if n > total:
+        raise fields.wrong("rows_in", f"at most {total:,}, the rows of the pool")
+    most = max(total, _MOST_CLUSTERS)
+    groups = {
+        name: _load(folder, f"{base}/groups.{name}.npy", _OF_GROUPS.get(name, _NUMBERS), (None,))
+        for name in _evidence(fields, "groups")
+    }
+    k = max((len(array) for array in groups.values()), default=most)
+    if k > most or any(len(array) != k for array in groups.values()):
+        raise PoolError(
+            f"{folder / base}: the arrays of its clusters have {', '.join(f'{len(a):,}' for a in groups.values())} "
+            f"entries, but must have one for each cluster, at most {most:,}; the selection is damaged"
+        )
+    highest = {
+        "cluster": (0, k - 1), "code": (0, max(len(head["reasons"]) - 1, 0)), "duplicate_of": (-1, total - 1),
+        "reference": (-1, 2**62),
+    }  # fmt: skip
+    rows = {
+        name: _load(
+            folder, f"{base}/rows.{name}.npy", _OF_ROWS.get(name, (*_NUMBERS, TEXT)), (n,), *highest.get(name, ())
+        )
+        for name in _evidence(fields, "rows")
+    }
+    _check_sizes(folder / base, groups, n)
+    reference = {
+        name: _load(folder, f"{base}/reference.{name}.npy", _OF_REFERENCE[name], (None,))
+        for name in _evidence(fields, "reference")
+    }
+    _check_reference(folder, rows, reference)
+    try:
+        return Step(**head, rows=rows, groups=groups, reference=reference)
+    except UsageError as error:
+        raise PoolError(f"{folder}: {error}; the selection is damaged") from None
+
+
+def _head(fields: Fields) -> dict[str, Any]:
+    """Return what a step says about itself, without its arrays."""
+    fields.refuse_others([item for item in Step.__dataclass_fields__])
+    method = fields.text("method")
+    if not _METHOD.fullmatch(method):
+        raise fields.wrong("method", "the name of a method")
+    parameters = fields.object("parameters")
+    if method in COMBINED:
+        for chain in parameters.lists("of", 2):
+            for step in chain:
+                _head(step)
+    # Older selections do not record the package.
+    package = fields.object("package") if "package" in fields.values else None
+    rows_in = fields.whole("rows_in", 0, 2**40)
+    return {
+        "method": method,
+        "parameters": parameters.values,
+        "seed": fields.whole("seed", -(2**200), 2**200),
+        "rows_in": rows_in,
+        "rows_out": fields.whole("rows_out", 0, rows_in),
+        "reasons": fields.texts("reasons"),
+        "score": fields.text("score"),
+        "cut": fields.number("cut"),
+        "version": fields.text("version"),
+        "notes": fields.texts("notes"),
+        "package": {
+            "name": package.text("name") if package else "thresher",
+            "version": package.text("version") if package else fields.text("version"),
+        },
+    }
+
+
+def _evidence(fields: Fields, kind: str) -> tuple[str, ...]:
+    """Return the names of a step's arrays, which are parts of file names."""
+    names = fields.texts(kind) if kind in fields.values or kind != "reference" else ()
+    if not all(_EVIDENCE.fullmatch(name) for name in names) or (kind == "reference" and {*names} - {*_OF_REFERENCE}):
+        raise fields.wrong(kind, "a list of names of arrays")
+    return names
+
+
+def _check_sizes(folder: Path, groups: Mapping[str, Array], n: int) -> None:
+    """Check that clusters have at most as many rows as there are, and keep at most those."""
+    size, kept = (np.asarray(groups.get(name, ())) for name in ("size", "kept"))
+    for name, array in (("size", size), ("kept", kept)):
+        if array.min(initial=0) < 0 or array.max(initial=0) > n:
+            raise PoolError(f"{folder}/groups.{name}.npy: has values that are not between 0 and {n:,}, the rows given")
+    if len(size) and len(kept) and (kept > size).any():
+        raise PoolError(f"{folder}: a cluster keeps more rows than it has; the selection is damaged")
 
 
 def packed(texts: Sequence[str]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
@@ -482,17 +636,22 @@ def _unpacked(bytes_B: Array, ends_H: Array, at: int) -> str:
 def _check_reference(path: Path, rows: Mapping[str, Array], reference: Mapping[str, Array]) -> None:
     """Check that all repeated reference rows are described, and that their texts have end offsets."""
     known = np.asarray(reference.get("row", np.empty(0, np.int64)))
-    wanted = np.asarray(rows.get("reference", np.empty(0, np.int64)))
-    ends = all(len(reference.get(f"{name}_ends", ())) == len(known) for name in ("key", "caption") if name in reference)
-    if not ends or (np.diff(known) <= 0).any() or not np.isin(wanted[wanted >= 0], known).all():
+    wanted = np.unique(np.asarray(rows.get("reference", np.empty(0, np.int64))))
+    good = bool((np.diff(known) > 0).all() and np.isin(wanted[wanted >= 0], known).all())
+    for name in ("key", "caption"):
+        if {name, f"{name}_ends"} & set(reference):
+            ends = np.asarray(reference.get(f"{name}_ends", np.empty(0, np.int64)))
+            size = len(reference.get(name, ()))
+            good &= len(ends) == len(known) and bool((np.diff(ends, prepend=0, append=size) >= 0).all())
+    if not good:
         raise PoolError(f"{path}: does not describe the reference rows that were repeated; the selection is damaged")
 
 
+_METHOD = re.compile(r"[a-z0-9][a-z0-9-]{0,99}")
+_EVIDENCE = re.compile(r"[a-z_]{1,99}")
+
+
 def _step_folder(number: int, method: str) -> str:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", method):
+    if not _METHOD.fullmatch(method):
         raise PoolError(f"{method!r} is not a valid method name")
     return f"steps/{number:02d}-{method}"
-
-
-def _names(template: str) -> Iterable[str]:
-    return [name for _, name, _, _ in string.Formatter().parse(template) if name]

@@ -271,7 +271,7 @@ def hand_made(scores: list[float], dropped: list[bool], **more: Any) -> Selectio
         seed=0,
         rows_in=len(scores),
         rows_out=len(scores) - sum(dropped),
-        reasons=("{score:.2f} of {nothing} at {cut}",),
+        reasons=("{score:.2f} at {cut}",),
         score='a "score" <b> of $5',
         rows={"score": np.array(scores, np.float32), **more.pop("rows", {})},
         **more,

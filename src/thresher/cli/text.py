@@ -182,7 +182,7 @@ def clustered(clusters: Mapping[str, Any]) -> Iterator[str]:
 
 def explanation(row: Mapping[str, Any]) -> Iterator[str]:
     """Yield lines on a row of a selection."""
-    from thresher.selection import RoundedFloat
+    from thresher.runtime.template import RoundedFloat
 
     fate = "dropped" if not row["kept"] else "kept" if row["uses"] == 1 else f"kept, used {row['uses']:,} times"
     yield f"row {row['row']:,}, key {row['key']}{_caption(row)}: {fate}"

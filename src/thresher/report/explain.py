@@ -58,7 +58,7 @@ def explain(selection: Selection, store: EmbeddingStore, key: str) -> dict[str, 
             part["reference"] = {"pool": step.parameters.get("reference"), **known}
         elif "score" in step.rows:
             part |= {"score": float(step.rows["score"][at]), "meaning": step.score, "cut": step.cut}
-        if "marks" in step.rows:
+        if set(_EVIDENCE) <= set(step.rows):
             part["history"] = _history(*(step.rows[name][at].item() for name in _EVIDENCE))
         if "cluster" in step.rows:
             cluster = int(step.rows["cluster"][at])

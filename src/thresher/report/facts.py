@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
@@ -17,9 +16,10 @@ import numpy.typing as npt
 
 from thresher.errors import PoolError
 from thresher.ops.cut import top
+from thresher.runtime.template import RoundedFloat, parts_of
 from thresher.select.audit import Audit
 from thresher.select.registry import METHODS
-from thresher.selection import RoundedFloat, Selection, Step
+from thresher.selection import COMBINED, Selection, Step
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
@@ -27,6 +27,7 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 _BINS = 72
+_DRAWABLE = 1e100
 _SAMPLED = 1_000_000  # maximum number of scores to choose an axis from
 _ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 _HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{12,}\b")
@@ -96,18 +97,21 @@ def _value(value: Any) -> str:
 
 def in_short(head: Mapping[str, Any]) -> str:
     """Return a step's method and its parameters other than defaults, on one line."""
-    if "of" in head["parameters"]:
+    if chains_of(head["method"], head["parameters"]):
         return str(head["method"])
     chosen = (f"{p.name} = {plain(p.value, 48)}" for p in parameters(head["method"], head["parameters"]) if not p.usual)
     return " ".join([str(head["method"]), ", ".join(chosen)]).strip()
 
 
+def chains_of(method: str, parameters: Mapping[str, Any]) -> Sequence[Sequence[Mapping[str, Any]]]:
+    """Return the headers of the steps of both selections of a union, intersection or difference, else nothing."""
+    return parameters.get("of", ()) if method in COMBINED else ()
+
+
 def origins(step: Step) -> tuple[str, ...]:
     """Return the step chains of a union, intersection or difference, one line each."""
-    of = step.parameters.get("of")
-    if not isinstance(of, Sequence) or isinstance(of, str):
-        return ()
-    return tuple(" \N{RIGHTWARDS ARROW} ".join(map(_with_counts, chain)) or "every row" for chain in of)
+    chains = chains_of(step.method, step.parameters)
+    return tuple(" \N{RIGHTWARDS ARROW} ".join(map(_with_counts, chain)) or "every row" for chain in chains)
 
 
 def _with_counts(head: Mapping[str, Any]) -> str:
@@ -118,9 +122,8 @@ def seeds(heads: Iterable[Mapping[str, Any]]) -> set[int]:
     """Return the seeds of some steps, including those inside unions, intersections and differences."""
     numbers: set[int] = set()
     for head in heads:
-        of = head["parameters"].get("of")
-        if isinstance(of, Sequence) and not isinstance(of, str):
-            numbers.update(*(seeds(chain) for chain in of))
+        if chains := chains_of(head["method"], head["parameters"]):
+            numbers.update(*(seeds(chain) for chain in chains))
         else:
             numbers.add(int(head["seed"]))
     return numbers
@@ -129,11 +132,11 @@ def seeds(heads: Iterable[Mapping[str, Any]]) -> set[int]:
 def words(template: str, cut: float | None) -> tuple[tuple[str, bool], ...]:
     """Split a reason's template into pairs (text, whether it is a name to fill in for each row)."""
     parts: list[tuple[str, bool]] = []
-    for text, name, spec, _ in string.Formatter().parse(template):
+    for text, name, spec in parts_of(template):
         if text:
             parts.append((text, False))
-        if name == "cut" and cut is not None:
-            parts.append((format(RoundedFloat(cut), spec or ""), False))
+        if name == "cut" and cut is not None and not spec.endswith("d"):
+            parts.append((format(RoundedFloat(cut), spec), False))
         elif name:
             parts.append((name.replace("_", " "), True))
     return tuple(parts)
@@ -146,9 +149,9 @@ def worded(template: str, cut: float | None) -> str:
 
 def legible(head: Mapping[str, Any]) -> dict[str, Any]:
     """Return a step's header with readable reasons, also for steps inside unions, intersections and differences."""
-    readable, of = dict(head), head["parameters"].get("of")
-    if isinstance(of, Sequence) and not isinstance(of, str):
-        readable["parameters"] = {**head["parameters"], "of": [[legible(step) for step in chain] for chain in of]}
+    readable = dict(head)
+    if chains := chains_of(head["method"], head["parameters"]):
+        readable["parameters"] = {**head["parameters"], "of": [[legible(step) for step in chain] for chain in chains]}
     return {**readable, "reasons": [worded(reason, head["cut"]) for reason in head["reasons"]]}
 
 
@@ -226,11 +229,7 @@ def reasons(of: Judged) -> tuple[Reason, ...]:
     rows = []
     for code, (count, first) in counts.items():
         template = step.reasons[code] if code < len(step.reasons) else ""
-        try:
-            example = step.why(first)
-        except (KeyError, IndexError, TypeError, ValueError):  # the template needs evidence that the step does not have
-            example = ""
-        rows.append(Reason(worded(template, step.cut), count, int(of.ids(np.array([first]))[0]), example))
+        rows.append(Reason(worded(template, step.cut), count, int(of.ids(np.array([first]))[0]), step.why(first)))
     return tuple(rows)
 
 
@@ -413,10 +412,18 @@ class Pair:
     cosine: float | None
 
 
+def _scores(step: Step) -> Array:
+    """Return the scores of a step, (n,) floats; integers, which some methods record, as float64."""
+    scores = np.asarray(step.rows["score"])
+    return scores if scores.dtype.kind == "f" else scores.astype(np.float64)
+
+
 def _scored(step: Step, positions: Ints | slice = slice(None)) -> tuple[Array, Bools]:
-    """Return the scores of some rows, and which of them are usable."""
-    scores = np.asarray(step.rows["score"][positions])
+    """Return the scores of some rows, and which of them are usable: finite, and not beyond what can be drawn."""
+    scores = _scores(step)[positions]
     good = np.isfinite(scores)
+    if scores.dtype == np.float64:
+        good &= np.abs(scores) < _DRAWABLE
     if "duplicate_of" in step.rows:
         good &= scores > -1  # the first row of a cluster has no earlier row to compare with
     return scores, np.asarray(good, np.bool_)
@@ -462,8 +469,7 @@ def in_clusters(of: Judged, wanted: Sequence[int], count: int) -> dict[int, tupl
     mark = np.zeros(max(int(labels.max(initial=0)), *wanted) + 1, np.bool_)
     mark[list(wanted)] = True
     positions = np.flatnonzero(mark[labels])
-    scores = of.step.rows.get("score")
-    values = positions if scores is None else np.nan_to_num(-np.asarray(scores[positions], np.float64))
+    values = np.nan_to_num(-_scores(of.step)[positions]) if "score" in of.step.rows else positions
     positions = positions[np.lexsort((positions, values, labels[positions]))]
     by_cluster = {}
     for cluster in wanted:
@@ -482,7 +488,7 @@ def strips(of: Judged, count: int) -> tuple[Strip, ...]:
         return ()
     shown = []
     if {"score", "code", "marks"} <= set(of.step.rows):
-        scores, codes = np.asarray(of.step.rows["score"]), np.asarray(of.step.rows["code"])
+        scores, codes = _scores(of.step), np.asarray(of.step.rows["code"])
         for code, reason in enumerate(of.step.reasons):
             rows = np.flatnonzero(~of.kept_n & (codes == code))
             title = worded(reason, of.step.cut).partition(":")[0]
@@ -490,7 +496,7 @@ def strips(of: Judged, count: int) -> tuple[Strip, ...]:
         rows = np.flatnonzero(of.kept_n)
         shown.append(Strip("Kept, lowest scores", True, _tiles(of, _highest(-scores, rows, count))))
     elif "score" in of.step.rows:
-        scores = np.asarray(of.step.rows["score"])
+        scores = _scores(of.step)
         for kept in (True, False):
             rows = np.flatnonzero(of.kept_n == kept)
             high = _best(scores, rows, count)
@@ -517,7 +523,7 @@ def pairs(of: Judged, count: int) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
     if not count or "duplicate_of" not in of.step.rows:
         return (), ()
     twins = np.asarray(of.step.rows["duplicate_of"])
-    scores = np.asarray(of.step.rows.get("score", np.zeros(len(twins), np.float32)))
+    scores = _scores(of.step) if "score" in of.step.rows else np.zeros(len(twins), np.float32)
     near, far = _ends(scores, np.flatnonzero(~of.kept_n & (twins >= 0)), twins, count)
 
     def made(positions: Ints) -> tuple[Pair, ...]:

@@ -20,9 +20,10 @@ from thresher.pool.join import positions
 from thresher.pool.layout import Options, Rows
 from thresher.pool.store import EmbeddingStore, open_store
 from thresher.runtime.parameters import is_required, parameters_of
+from thresher.runtime.template import RoundedFloat
 from thresher.select.registry import METHODS, build
 from thresher.select.run import Run
-from thresher.selection import Keep, RoundedFloat, Selection
+from thresher.selection import Keep, Selection
 
 Array = npt.NDArray[Any]
 
