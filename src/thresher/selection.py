@@ -448,16 +448,16 @@ class Selection:
             raise PoolError(f"{path}: has format {version}, but this version reads format {FORMAT}")
         total = head.whole("rows", 0, 2**40)
         heads = head.objects("steps", _MOST_STEPS)
-        dropped_by = _load(path, "dropped_by.npy", ("int16",), (total,), -1, len(heads) - 1)
+        dropped_by = _load(path, "dropped_by.npy", ("int16",), (total,), -1, max(len(heads) - 1, 0))
         repeats = _load(path, "repeats.npy", ("int32",), (total,), 0, 2**31 - 1) if head.flag("repeats") else None
-        dropped, uses = _counted(path, dropped_by, repeats)
+        dropped, uses = _counted(path, dropped_by, repeats, len(heads))
         kept = total - sum(dropped)
         if kept != head.whole("kept"):
             raise PoolError(f"{path}: {kept:,} rows are kept, but selection.json says {head.whole('kept'):,}")
         if "uses" in head.values and uses != head.whole("uses"):
             raise PoolError(f"{path}: rows are used {uses:,} times, but selection.json says {head.whole('uses'):,}")
         steps, given = [], total
-        for number, (fields, out) in enumerate(zip(heads, dropped, strict=True)):
+        for number, (fields, out) in enumerate(zip(heads, dropped, strict=False)):  # a mask alone has no steps
             steps.append(_load_step(path, number, fields, total))
             said = steps[-1].rows_in, steps[-1].rows_out
             if said != (given, given - out):
@@ -509,15 +509,14 @@ def _load(
         raise PoolError(f"{folder}: not a selection folder ({Path(name).name} is missing)") from None
 
 
-def _counted(folder: Path, dropped_by: Array, repeats: Array | None) -> tuple[list[int], int]:
+def _counted(folder: Path, dropped_by: Array, repeats: Array | None, steps: int) -> tuple[list[int], int]:
     """Return how many rows each step dropped, and how often rows are used, after comparing the arrays of all rows."""
     total = len(dropped_by)
     mask = _load(folder, "mask.npy", ("bool",), (total,))
-    steps = 1 + int(dropped_by.max(initial=-1))
-    counts, uses = np.zeros(steps + 1, np.int64), 0
+    counts, uses = np.zeros(2 + max(steps - 1, 0), np.int64), 0
     for lo in range(0, total, _BLOCK):
         by, kept = dropped_by[lo : lo + _BLOCK], np.asarray(mask[lo : lo + _BLOCK])
-        counts += np.bincount(by + np.int16(1), minlength=steps + 1)
+        counts += np.bincount(by + np.int16(1), minlength=len(counts))
         if not np.array_equal(kept.view(np.uint8), by == -1):  # a byte may have another value than 0 and 1
             raise PoolError(f"{folder}: mask.npy does not match dropped_by.npy; the selection is damaged")
         if repeats is None:

@@ -87,7 +87,7 @@ def test_a_damaged_description(run: Training, change: dict, message: str) -> Non
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"format": 1}', "\xff"])
 def test_a_description_that_is_none(run: Training, text: str) -> None:
     (run.folder / MARK).write_text(text, encoding="latin-1")
-    with pytest.raises(PoolError, match="training.json: cannot be read, it may be damaged"):
+    with pytest.raises(PoolError, match="training.json: .*it may be damaged"):
         Training.load(run.folder)
 
 
@@ -101,7 +101,7 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["{", "5\n", '{"epoch": 0}\n', "[1]\n"])
 def test_a_damaged_log(run: Training, text: str) -> None:
     (run.folder / LOG).write_text(text)
-    with pytest.raises(PoolError, match="log.jsonl: cannot be read, it may be damaged"):
+    with pytest.raises(PoolError, match="log.jsonl: .*it may be damaged"):
         run.log()
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import posixpath
 import re
 import shlex
@@ -32,6 +31,7 @@ from thresher.io.pictures import FORMATS, NARROW, PIXELS, open_rgb
 from thresher.runtime.engine import cores
 from thresher.runtime.process import no_warnings
 from thresher.runtime.progress import Progress, Silent
+from thresher.runtime.untrusted import load_json
 
 SAMPLE = 1_000
 _BYTES = 4 * 2**30  # most bytes of tars to read; of larger data, tars of about this size are read, spread over all
@@ -496,7 +496,7 @@ def _listed(part: Part) -> dict[str, Any] | None:
     path = posixpath.join(posixpath.dirname(part.path), "sizes.json")
     try:
         with open_file(part.protocol, path) as file:
-            sizes = trusting(path, lambda: json.load(file))
+            sizes = trusting(path, lambda: load_json(file))
     except (PoolError, UnreachedError):
         return None
     return sizes if isinstance(sizes, dict) else None

@@ -185,15 +185,26 @@ class Ledger:
         if "losses" not in state or np.ndim(state["losses"]) != 2:
             raise UsageError("not the state of a ledger: it has no losses of shape (rows, directions)")
         rows, directions = state["losses"].shape
-        ledger = cls(rows, directions=directions, decay=float(state["decay"]) if "decay" in state else None)
+        decay = state.get("decay")
+        if decay is not None and (np.shape(decay) or np.asarray(decay).dtype != np.float64):
+            raise UsageError("not the state of a ledger: decay is not a number")
+        ledger = cls(rows, directions=directions, decay=None if decay is None else float(decay))
         for name, like in ledger.state().items():
             if name not in state:
                 raise UsageError(f"not the state of a ledger: {name} is missing")
             array = np.asarray(state[name])
-            if array.dtype != like.dtype or (len(like.shape) and like.size and array.shape != like.shape):
+            if name in ("epoch_sums", "epoch_counts"):  # as long as the run, and each other
+                like = np.empty(np.size(state["epoch_sums"]), like.dtype)
+            if array.dtype != like.dtype or array.shape != like.shape:
                 raise UsageError(
                     f"not the state of a ledger: {name} is {array.dtype} {array.shape}, not {like.dtype} {like.shape}"
                 )
+        epochs, marks, counts = (-1, LAST_EPOCH), (0, REDUNDANT | ILL_MATCHED | LEFT_OUT), (0, 2**62)
+        limits = {"seen": epochs, "marked": epochs, "marks": marks, "epoch_counts": counts}
+        for name, (low, high) in limits.items():
+            least, most = int(state[name].min(initial=0)), int(state[name].max(initial=0))
+            if least < low or most > high:
+                raise UsageError(f"not the state of a ledger: {name} has values from {least:,} to {most:,}")
         ledger.losses_NR = np.array(state["losses"])
         ledger.seen_N = np.array(state["seen"])
         ledger.marks_N = np.array(state["marks"])

@@ -20,6 +20,7 @@ from thresher.dynamic.ledger import ILL_MATCHED, LEFT_OUT, REDUNDANT, Bools, Int
 from thresher.dynamic.policy import Plan, Policy
 from thresher.errors import UsageError
 from thresher.runtime.random import digest, generator
+from thresher.runtime.untrusted import parse_json
 
 if TYPE_CHECKING:
     import torch  # noqa: TID253
@@ -188,7 +189,7 @@ class PruningLoop(ABC):
             arrays=arrays,
             ledger=Ledger.from_state(of_ledger) if of_ledger else None,
             plan=Plan.from_state(of_plan) if of_plan else None,
-            log=json.loads(str(arrays["log"])),
+            log=parse_json(str(arrays["log"])),
             progress=float(arrays["progress"]),
         )
 

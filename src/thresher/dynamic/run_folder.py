@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +20,21 @@ from typing import Any
 
 import numpy as np
 
-from thresher.dynamic.ledger import Ledger
+from thresher.dynamic.histogram import LOSS_EDGES
+from thresher.dynamic.ledger import LAST_EPOCH, MOST_ROWS, Ledger
 from thresher.errors import PoolError, UsageError
 from thresher.pool.store import EmbeddingStore, absolute, open_store
-from thresher.runtime.files import DAMAGED, writing
+from thresher.runtime.files import writing
+from thresher.runtime.untrusted import Fields, open_regular, parse_json, read_json, read_npz
 
 MARK, LOG, LEDGER, ROWS, CHECKPOINT = "training.json", "log.jsonl", "ledger.npz", "rows.parquet", "checkpoint.pt"
 FILES = (MARK, LOG, LEDGER, ROWS, CHECKPOINT)
 FORMAT = 1
+
+_TEXTS = ("task", "data", "pool", "store", "policy", "version")
+_LOG_BYTES = 256 * 2**20
+_MOST_EVALS = 200
+_LEDGER_BYTES = 23  # of a row, with losses in both directions and moments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,22 +72,25 @@ class Training:
         """
         path = Path(folder)
         try:
-            meta = json.loads((path / MARK).read_text(encoding="utf-8"))
-            if meta.pop("format") != FORMAT:
-                raise PoolError(
-                    f"{path}: {MARK} is not in format {FORMAT}, the only one that this version of thresher reads"
-                )
-            training = cls(folder=path, **meta)
-            texts = (training.task, training.data, training.pool, training.store, training.policy, training.version)
-            if _whole(training.rows) is None or training.rows < 1 or not isinstance(training.settings, dict):
-                raise ValueError("rows is not a number, or settings is not an object")
-            if not all(isinstance(text, str) for text in texts):
-                raise ValueError("a value is not text")
+            head = Fields(read_json(path / MARK), str(path / MARK))
         except (FileNotFoundError, NotADirectoryError):
             raise PoolError(f"{path}: not the folder of a training run ({MARK} is missing)") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError) as error:
             raise PoolError(f"{path / MARK}: cannot be read, it may be damaged ({error})") from None
-        return training
+        if head.whole("format", 0, 10**9) != FORMAT:
+            raise PoolError(
+                f"{path}: {MARK} is not in format {FORMAT}, the only one that this version of thresher reads"
+            )
+        head.refuse_others(("format", "rows", "settings", *_TEXTS))
+        settings = head.object("settings")
+        settings.number("prune", 0, 1)
+        for name in ("epochs", "samples", "batch_size"):
+            if settings.values.get(name) is not None:
+                settings.whole(name, 1)
+        if settings.values.get("seed") is not None:
+            settings.whole("seed", -(2**200), 2**200)
+        texts = {name: head.text(name) for name in _TEXTS}
+        return cls(folder=path, rows=head.whole("rows", 1, MOST_ROWS), settings=settings.values, **texts)
 
     @property
     def location(self) -> str:
@@ -108,7 +117,7 @@ class Training:
         if samples is None:
             return ""
         # The last samples may not fill a batch.
-        seen, batch = sum(int(entry["samples"]) for entry in log), _whole(self.settings.get("batch_size")) or 1
+        seen, batch = sum(int(entry.get("samples") or 0) for entry in log), _whole(self.settings.get("batch_size")) or 1
         return "" if seen > samples - batch else f"{seen:,} of {samples:,} samples"
 
     def save(self) -> None:
@@ -127,15 +136,21 @@ class Training:
         """
         path = self.folder / LOG
         try:
-            entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            for entry in entries:
-                if not isinstance(entry, dict) or not {"epoch", "rows", "total"} <= set(entry):
-                    raise ValueError("an entry lacks epoch, rows or total")
-            return entries
+            with open_regular(path) as file:
+                text = file.read(_LOG_BYTES + 1).decode("utf-8")
+            if len(text) > _LOG_BYTES or text.count("\n") > LAST_EPOCH + 1:
+                raise ValueError(f"it has more than {LAST_EPOCH + 1:,} entries")
+            values = [parse_json(line) for line in text.split("\n") if line]
         except FileNotFoundError:
             return []
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise PoolError(f"{path}: cannot be read, it may be damaged ({error})") from None
+        entries = [Fields(value, f"{path}: line {number}") for number, value in enumerate(values, 1)]
+        before = -1
+        for entry in entries:
+            _check_entry(entry, self.rows, before + 1)
+            before = entry.whole("epoch")
+        return [entry.values for entry in entries]
 
     def ledger(self) -> Ledger:
         """Return the ledger at the end of the last finished epoch.
@@ -145,12 +160,10 @@ class Training:
         """
         path = self.folder / LEDGER
         try:
-            # Opened here because NumPy does not close a file that is not an archive.
-            with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-                ledger = Ledger.from_state({name: file[name] for name in file.files})
+            ledger = Ledger.from_state(read_npz(path, self.rows * _LEDGER_BYTES + 2**20))
         except FileNotFoundError:
             raise PoolError(f"{path}: no such file; the run has not finished an epoch") from None
-        except (OSError, KeyError, UsageError, zipfile.BadZipFile, *DAMAGED) as error:
+        except (OSError, ValueError, UsageError) as error:
             raise PoolError(f"{path}: cannot be read, it may be damaged ({error})") from None
         if len(ledger) != self.rows:
             raise PoolError(f"{path}: has {len(ledger):,} rows, but the run had {self.rows:,}")
@@ -191,3 +204,47 @@ def _whole(value: Any) -> int | None:
 def _write(path: Path, text: str) -> None:
     with writing(path) as scratch:
         Path(scratch).write_text(text, encoding="utf-8")
+
+
+# The fields of a log entry that are numbers, with their limits; those of :meth:`PruningSampler.log` and the trainers.
+_COUNTS = ("rows", "total", "samples", "steps", "not_finite", "redundant", "ill_matched", "candidates")
+_MEASURES = {
+    "pruned_so_far": (-1e6, 1), "overlap": (0, 1), "seconds": (0, 1e12), "samples_per_second": (0, 1e12),
+    "loss": (-1e30, 1e30), "lr": (-1e30, 1e30),
+}  # fmt: skip
+
+
+def _check_entry(entry: Fields, rows: int, first: int) -> None:
+    """Check an entry of the log of a run on ``rows`` rows; its epoch is ``first`` or later."""
+    entry.whole("epoch", first, LAST_EPOCH)
+    entry.whole("total", 1, rows)
+    entry.whole("rows", 0, 2**53)
+    for name in _COUNTS:
+        if entry.values.get(name) is not None:
+            entry.whole(name, 0, 2**53)
+    for name, (low, high) in _MEASURES.items():
+        entry.number(name, low, high)
+    if entry.values.get("overlap") is not None:
+        entry.whole("candidates", 0, 2**53)
+    if "phase" in entry.values:
+        entry.text("phase")
+    if entry.values.get("histogram") is not None:
+        _check_histogram(entry.object("histogram"))
+    if entry.values.get("eval") is not None:
+        results = entry.object("eval")
+        for name in results.values:
+            metrics = results.object(name)
+            for metric in metrics.values:
+                metrics.number(metric)
+            if len(results.values) > _MOST_EVALS or len(metrics.values) > _MOST_EVALS:
+                raise entry.wrong("eval", f"at most {_MOST_EVALS:,} evaluation sets with as many metrics each")
+
+
+def _check_histogram(histogram: Fields) -> None:
+    """Check that a histogram counts losses in some of the bins of all runs."""
+    edges, counts = histogram.numbers("edges", len(LOSS_EDGES)), histogram.numbers("counts", len(LOSS_EDGES) - 1)
+    at = int(np.searchsorted(LOSS_EDGES, edges[0])) if edges else 0
+    if not counts or edges != LOSS_EDGES[at : at + len(counts) + 1].tolist():
+        raise histogram.wrong("edges", "the edges of its bins, as thresher writes them")
+    if not all(0 <= count <= 2**53 and count == int(count) for count in counts):
+        raise histogram.wrong("counts", "whole numbers")

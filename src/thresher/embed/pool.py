@@ -21,10 +21,11 @@ import numpy.typing as npt
 
 from thresher.data import Part
 from thresher.errors import PoolError, UsageError
-from thresher.io.open import trusting
+from thresher.io.open import meaning_of, trusting
 from thresher.io.paths import writable
 from thresher.runtime import locks
 from thresher.runtime.files import writing
+from thresher.runtime.untrusted import Fields, parse_json, read_json
 
 PLAN = "pool.json"
 SET_ASIDE = "set_aside.txt"
@@ -35,6 +36,7 @@ OWN = ("key", "text", "uid", "width", "height", "shard", "offset", "thumbnail") 
 _LOCK = ".embed.lock"
 _GROUP = 4_096  # rows of a row group, plus less than a batch
 _LONG = 2**20  # bytes from which the metadata in a footer is compressed
+_NOTE = 256 * 2**20  # maximum bytes of that list
 _MARK = b"thresher"  # key of the table's metadata that lists the samples that are not in it
 
 
@@ -112,13 +114,13 @@ class PoolPlan:
         path = folder / PLAN
         if not path.exists():
             return None
-        text = trusting(str(path), path.read_bytes)
         try:
-            content = json.loads(text)
-            shards = tuple(
-                Shard(path, name, first, rows, tuple(stamp)) for path, name, first, rows, stamp in content["shards"]
-            )
-            return cls(content["encoder"], tuple(content["fields"]), content["columns"], content["options"], shards)
+            content = read_json(path)
+            head = Fields(content, str(path))
+            encoder, columns, options = (head.object(name).values for name in ("encoder", "columns", "options"))
+            return cls(encoder, head.texts("fields"), columns, options, tuple(map(_shard, content["shards"])))
+        except OSError as error:
+            raise meaning_of(str(path), error) or error from error
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise PoolError(
                 f"{path}: cannot be read ({error}), is damaged or of another version; pass --overwrite to start again"
@@ -277,7 +279,9 @@ def _packed(note: bytes) -> bytes:
 
 
 def _unpacked(note: bytes) -> bytes:
-    return note if note.startswith(b"{") else zlib.decompress(base64.b64decode(note))
+    if note.startswith(b"{"):
+        return note
+    return zlib.decompressobj().decompress(base64.b64decode(note), _NOTE)  # a longer one is cut, and no longer JSON
 
 
 def _header(file: Any, rows: int, width: int) -> None:
@@ -322,7 +326,7 @@ def written(folder: Path, number: int) -> dict[str, Any] | None:
     def read() -> dict[str, Any]:
         footer = pq.read_metadata(path).metadata or {}
         try:
-            info = json.loads(_unpacked(footer[_MARK]))
+            info = parse_json(_unpacked(footer[_MARK]))
             return {
                 "rows": int(info["rows"]),
                 "set_aside": list(info["set_aside"]),
@@ -342,6 +346,16 @@ def written(folder: Path, number: int) -> dict[str, Any] | None:
 def may_retry(info: Mapping[str, Any]) -> bool:
     """Return whether a shard lacks samples that it may have if it is written again."""
     return bool(info["damage"] or info["retry"])
+
+
+def _shard(entry: Any) -> Shard:
+    path, name, first, rows, stamp = entry
+    texts, numbers = (path, name), (first, *([] if rows is None else [rows]))
+    if not all(isinstance(text, str) for text in texts) or not isinstance(stamp, list):
+        raise ValueError("a shard has no path, name and stamp")
+    if not all(isinstance(number, int) and number >= 0 for number in numbers):
+        raise ValueError("a shard has no numbers of rows")
+    return Shard(path, name, first, rows, tuple(stamp))
 
 
 # --- the folder -----------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from thresher.io.parquet import TablePiece, table_piece
 from thresher.ops import key_hash
 from thresher.ops.key_hash import BATCH, Hashes, batches_of
 from thresher.pool.store import reopen
-from thresher.runtime.files import DAMAGED
+from thresher.runtime.untrusted import mapped_array
 from thresher.selection import Selection
 
 Ints = npt.NDArray[np.int64]
@@ -385,17 +385,16 @@ def _lines(path: str) -> Iterator[str]:
 def _subset(path: str) -> Iterator[tuple[Hashes, Hashes]]:
     """Yield the two halves of the uids of a DataComp subset file, in batches."""
     try:
-        subset = np.lib.format.open_memmap(path, mode="r")  # other files and object arrays raise
-    except (OSError, *DAMAGED) as error:
-        raise PoolError(f"{path}: cannot be read as a DataComp subset file ({error})") from None
-    if subset.ndim != 1 or subset.dtype.newbyteorder("=") != np.dtype("u8,u8"):
+        subset = mapped_array(path, ("uint64,uint64",), (None,), name="it")
+    except (OSError, PoolError) as error:
         raise PoolError(
-            f"{path}: is {subset.dtype} of shape {subset.shape}, but a DataComp subset file is (rows,) of u8,u8; "
-            "give such a file, a selection folder or a file of keys"
-        )
-    for lo in range(0, len(subset), BATCH):
-        part = subset[lo : lo + BATCH]
-        yield part["f0"].astype(np.uint64), part["f1"].astype(np.uint64)
+            f"{path}: cannot be read as a DataComp subset file, which is (rows,) of u8,u8 ({error}); give such a file, "
+            "a selection folder or a file of keys"
+        ) from None
+    high, low = subset.dtype.names or ()
+    for start in range(0, len(subset), BATCH):
+        part = subset[start : start + BATCH]
+        yield part[high].astype(np.uint64), part[low].astype(np.uint64)
 
 
 def _exported(piece: TablePiece) -> bool:

@@ -12,13 +12,13 @@ It does not need webdataset: it takes any iterable of mappings that have ``__key
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
 from thresher.errors import UsageError, suggest
 from thresher.export.keys import Chosen, KeySet, read_keys
+from thresher.runtime.untrusted import parse_json
 
 _LOOKED = 100_000  # samples without a match after which to warn
 
@@ -108,8 +108,8 @@ def _uid(content: Any) -> str | None:
     """Return the uid in the json of a sample, decoded or not; None if there is none."""
     if isinstance(content, bytes | bytearray | str):
         try:
-            content = json.loads(content)
-        except (ValueError, RecursionError):
+            content = parse_json(content)
+        except ValueError:
             return None
     uid = content.get("uid") if isinstance(content, Mapping) else None
     return uid if isinstance(uid, str) else None

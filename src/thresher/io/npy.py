@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import tokenize
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +17,10 @@ from thresher.errors import PoolError
 from thresher.io.open import open_file, trusting
 from thresher.io.paths import is_unsafe
 from thresher.io.pieces import FLOATS, Array, Piece, stored_dtype
+from thresher.runtime.untrusted import read_npy_header
 
+_BATCH = 8192  # rows decompressed at a time to find scattered rows
+_PART = 64 * 2**20  # and their bytes, at most; one row may take more
 _SPAN = 1024  # maximum rows of a remote file fetched at once to read scattered rows
 
 
@@ -125,22 +127,16 @@ def _npy_header(
 
 def _header(file: IO[bytes], name: str, dtype: str | None) -> tuple[tuple[int, int], str]:
     """Parse a .npy header; never unpickles."""
-    from numpy.lib import format as npy
-
-    if file.read(6) != npy.MAGIC_PREFIX:
-        raise PoolError(f"{name}: is not a .npy file; save the array with np.save")
-    file.seek(-6, io.SEEK_CUR)
-    version = npy.read_magic(file)
-    reader = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     try:
-        shape, fortran, stored = reader(file)
-    except (SyntaxError, TypeError, tokenize.TokenError) as error:  # of NumPy's parser
-        raise ValueError(f"its header is not valid: {error}") from error
+        header = read_npy_header(file)
+    except (ValueError, EOFError) as error:
+        raise PoolError(f"{name}: cannot be read ({error}); save the array again with np.save") from None
+    shape, stored = header.shape, header.dtype
     if stored.hasobject:
         raise PoolError(f"{name}: contains pickled Python objects, which are never read; save a float array")
-    if len(shape) != 2 or shape[0] < 0 or shape[1] < 1:
+    if len(shape) != 2 or shape[1] < 1:
         raise PoolError(f"{name}: has shape {shape}; save embeddings as (rows, dimensions)")
-    if fortran and shape[0] > 1:
+    if header.fortran and shape[0] > 1 and shape[1] > 1:
         raise PoolError(f"{name}: is in Fortran order; save it with np.save(path, np.ascontiguousarray(array))")
     if stored.byteorder == ">":
         raise PoolError(f"{name}: is big-endian {stored}; save it little-endian")
@@ -176,15 +172,19 @@ class DeflatedPiece:
         """Return scattered rows by streaming the whole piece: the checksum is verified at its end."""
         out = np.empty((len(rows), self.dim), stored_dtype(self.dtype))
         start = 0
-        for part in self.stream(8192):
+        for part in self.stream(_BATCH):
             lo, hi = np.searchsorted(rows, [start, start + len(part)])
             out[lo:hi] = part[rows[lo:hi] - start]
             start += len(part)
         return out
 
     def stream(self, batch: int) -> Iterator[Array]:
-        """Yield all rows in order while decompressing; the last ones only after the checksum is verified."""
+        """Yield all rows in order while decompressing; the last ones only after the checksum is verified.
+
+        A part has at most ``batch`` rows, and fewer if they take many bytes: a small file can unfold to long rows.
+        """
         stored = stored_dtype(self.dtype)
+        batch = max(min(batch, _PART // (self.dim * stored.itemsize)), 1)
         with open_file(self.protocol, self.path) as raw, trusting(self.path, lambda: zipfile.ZipFile(raw)) as archive:
             with trusting(self.path, lambda: archive.open(f"{self.array}.npy")) as file:
                 trusting(self.path, lambda: _header(file, f"{self.path} [{self.array}]", self.dtype))

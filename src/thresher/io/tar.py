@@ -5,7 +5,6 @@ skipped."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import zlib
@@ -19,6 +18,7 @@ import numpy.typing as npt
 from thresher.errors import PoolError
 from thresher.io.open import trusting
 from thresher.io.paths import all_plain, is_unsafe, visible
+from thresher.runtime.untrusted import parse_json
 
 TAR_BLOCK = 512
 _SPAN = 1 << 20  # bytes fetched at a time
@@ -342,7 +342,7 @@ def json_of(window: Window, member: Member | None) -> dict[str, Any]:
 def json_in(content: bytes) -> dict[str, Any]:
     """Return a JSON object, {} if it cannot be parsed."""
     try:
-        value = json.loads(content)
-    except (ValueError, RecursionError):
+        value = parse_json(content)
+    except ValueError:
         return {}
     return value if isinstance(value, dict) else {}

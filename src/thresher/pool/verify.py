@@ -15,6 +15,7 @@ from thresher.io.parquet import TablePiece
 from thresher.io.pieces import Piece
 from thresher.pool.layout import Layout, Skipped, skipped_file
 from thresher.runtime.files import writing
+from thresher.runtime.untrusted import read_json
 
 
 def without_damaged(layout: Layout, record: str) -> Layout:
@@ -29,7 +30,7 @@ def without_damaged(layout: Layout, record: str) -> Layout:
     """
     path = Path(record)
     try:
-        suspects = json.loads(path.read_text(encoding="utf-8"))
+        suspects = read_json(path)
     except (OSError, ValueError):  # missing, or itself damaged
         suspects = None
     damaged = [Skipped(*entry) for entry in dict(_damage(layout, suspects)).items()]

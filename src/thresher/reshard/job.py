@@ -44,6 +44,7 @@ from thresher.runtime.engine import Engine, make_engine
 from thresher.runtime.files import DAMAGED, check_writable, refuse_foreign_files, writing
 from thresher.runtime.progress import Advance, Progress, Silent
 from thresher.runtime.results import record_in
+from thresher.runtime.untrusted import parse_json, read_npz
 from thresher.selection import Selection
 
 T = TypeVar("T")
@@ -142,9 +143,8 @@ def _inputs(data: Data, sources: Sequence[Source], sel: Chosen) -> str:
 def _load_matches(path: Path, inputs: str, sel: Chosen) -> _Matches | None:
     """Return the matches of an earlier call with the same data and selection, so that headers are read only once."""
     try:
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        meta = json.loads(arrays.pop("meta").tobytes())
+        arrays = read_npz(path)
+        meta = parse_json(arrays.pop("meta").tobytes())
         if meta.pop("inputs") != inputs:
             return None
         skipped = [tuple(entry) for entry in meta.pop("aside")]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import filecmp
 import glob
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,6 +18,7 @@ from typing import Any
 from thresher.errors import OutputError
 from thresher.runtime.files import writing, writing_folder
 from thresher.runtime.locks import sweep
+from thresher.runtime.untrusted import read_json
 
 Name = str | os.PathLike[str]
 Say = Callable[[str], None]
@@ -139,8 +139,8 @@ def refuse_other(path: Name, known: Mapping[str, Any], requested: Mapping[str, A
 def record_in(path: Name) -> dict[str, Any]:
     """Return the JSON object in a file, {} if there is none."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = read_json(path)
+    except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thresher.runtime.files import DAMAGED, ELSEWHERE, writing
+from thresher.runtime.files import ELSEWHERE, writing
+from thresher.runtime.untrusted import read_npz
 
 Array = npt.NDArray[Any]
 State = Mapping[str, Array | np.generic | int | float]
@@ -46,9 +47,9 @@ class Resumable:
     def load(self, *names: str) -> dict[str, Array] | None:
         """Return the last saved arrays, in memory; None if there are none or their names differ from ``names``."""
         try:
-            with open(self.path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-                return {name: file[name] for name in names} if set(file.files) == set(names) else None
-        except (OSError, KeyError, *DAMAGED):  # an unreadable state is computed again and replaced
+            arrays = read_npz(self.path)
+            return {name: arrays[name] for name in names} if set(arrays) == set(names) else None
+        except (OSError, ValueError):  # an unreadable state is computed again and replaced
             return None
 
     def offer(self, state: Callable[[], State]) -> bool:

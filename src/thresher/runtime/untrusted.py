@@ -13,6 +13,7 @@ import math
 import os
 import re
 import stat
+import sys
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -35,6 +36,7 @@ TEXT = "text"  # a NumPy array of text
 _JSON_BYTES = 64 * 2**20
 _JSON_VALUES = 4_000_000  # about 400 MB of Python objects
 _JSON_DEPTH = 500  # of a union of a hundred unions; Python's own limit is 1,000
+_HIGHEST = sys.float_info.max
 _HEADER = 10_000  # characters of a .npy header, as in NumPy
 _TEXT_BYTES = 2**20  # of one item in an array of text
 _DTYPE = re.compile(r"[<>|=]?[a-zA-Z]\d{0,9}")
@@ -94,6 +96,22 @@ def parse_json(content: str | bytes | bytearray) -> Any:
         raise ValueError("it has an integer of too many digits") from None
 
 
+def load_json(file: IO[bytes], most: int = _JSON_BYTES) -> Any:
+    """Parse the JSON in an open file of any origin, as :func:`parse_json` does, if it has at most ``most`` bytes.
+
+    Raises:
+        ValueError: It is larger, or not valid.
+    """
+    return parse_json(_read(file, most))
+
+
+def _read(file: IO[bytes], most: int) -> bytes:
+    data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"it has more than {most:,} bytes")
+    return data
+
+
 def read_json(path: Location, most: int = _JSON_BYTES) -> Any:
     """Read a JSON file that thresher wrote, or that claims so: all its numbers are finite, and its size is bounded.
 
@@ -106,9 +124,7 @@ def read_json(path: Location, most: int = _JSON_BYTES) -> Any:
         ValueError: It is not such a file.
     """
     with open_regular(path) as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise ValueError(f"it has more than {most:,} bytes")
+        data = _read(file, most)
     if data.count(b",") + data.count(b"[") + data.count(b"{") > _JSON_VALUES:
         raise ValueError(f"it has more than {_JSON_VALUES:,} values")
     value = parse_json(data.decode("utf-8-sig"))
@@ -147,7 +163,7 @@ class Fields:
             where: What to call it in messages: the path of the file, and the place in it.
         """
         if not isinstance(value, dict):
-            raise PoolError(f"{where}: is {_shown(value)}, but must be an object; the file is damaged")
+            raise PoolError(f"{where}: is {_shown(value)}, but must be an object; it may be damaged")
         self.values: dict[str, Any] = value
         self.where = where
 
@@ -155,7 +171,7 @@ class Fields:
         """Refuse a field with another name."""
         for name in self.values:
             if name not in names:
-                raise PoolError(f"{self.where}: has an unknown field {_shown(name)}; the file is damaged")
+                raise PoolError(f"{self.where}: has an unknown field {_shown(name)}; it may be damaged")
 
     def text(self, name: str, *, empty: bool = True) -> str:
         """Return a text, without a NUL character, which no path or name has."""
@@ -183,11 +199,17 @@ class Fields:
         value = self.values.get(name)
         if value is None:
             return None
-        real = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1.7e308
-        if not real or not low <= value <= high:
+        if not _is_number(value) or not low <= value <= high:
             limits = "" if math.isinf(low) else f" from {low:,} to {high:,}" if high < math.inf else f" from {low:,}"
             raise self.wrong(name, f"a number{limits} or null")
         return float(value)
+
+    def numbers(self, name: str, most: int) -> list[float]:
+        """Return a list of at most ``most`` finite numbers."""
+        value = self._of(name)
+        if not isinstance(value, list) or len(value) > most or not all(map(_is_number, value)):
+            raise self.wrong(name, f"a list of at most {most:,} numbers")
+        return [float(each) for each in value]
 
     def texts(self, name: str) -> tuple[str, ...]:
         """Return a list of texts."""
@@ -220,13 +242,17 @@ class Fields:
     def wrong(self, name: str, allowed: str) -> PoolError:
         """Return the error for a field that is not what is allowed."""
         return PoolError(
-            f"{self.where}: {name} is {_shown(self.values.get(name))}, but must be {allowed}; the file is damaged"
+            f"{self.where}: {name} is {_shown(self.values.get(name))}, but must be {allowed}; it may be damaged"
         )
 
     def _of(self, name: str) -> Any:
         if name not in self.values:
-            raise PoolError(f"{self.where}: {name} is missing; the file is damaged")
+            raise PoolError(f"{self.where}: {name} is missing; it may be damaged")
         return self.values[name]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _HIGHEST
 
 
 def _shown(value: Any) -> str:
@@ -236,6 +262,10 @@ def _shown(value: Any) -> str:
     if isinstance(value, int) and abs(value) >= 10**30:
         return "an integer of more than 30 digits"
     text = repr(value) if isinstance(value, str) else json.dumps(value)
+    return _cut(text)
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -281,12 +311,12 @@ def read_npy_header(file: IO[bytes]) -> NpyHeader:
         raise ValueError("its header does not have exactly the fields descr, fortran_order and shape")
     shape, fortran = header["shape"], header["fortran_order"]
     if not isinstance(shape, tuple) or not all(type(side) is int and side >= 0 for side in shape) or len(shape) > 32:
-        raise ValueError(f"its header has the shape {_shown(str(shape))}")
+        raise ValueError(f"its header has shape {_cut(str(shape))}")
     if not isinstance(fortran, bool):
         raise ValueError("its header does not say whether it is in Fortran order")
     found = NpyHeader(shape, _dtype(header["descr"]), fortran)
     if found.bytes >= 2**63 or math.prod(side or 1 for side in shape) >= 2**63:
-        raise ValueError(f"its header has the shape {_shown(str(shape))}, which fits no file")
+        raise ValueError(f"its header has shape {_cut(str(shape))}, which fits no file")
     return found
 
 
@@ -299,7 +329,7 @@ def _dtype(descr: Any) -> np.dtype[Any]:
         dtype: np.dtype[Any] = np.dtype(descr)
         return dtype
     except _NO_TRUST:
-        raise ValueError(f"its header has the unknown type {_shown(str(descr))}") from None
+        raise ValueError(f"its header has the unknown type {_cut(str(descr))}") from None
 
 
 def _exactly(file: IO[bytes], size: int) -> bytes:
@@ -333,6 +363,7 @@ def mapped_array(
 
     Raises:
         FileNotFoundError: There is no such file.
+        NotADirectoryError: Its folder is a file.
         PoolError: The file cannot be read, or contains something else; the message says what.
     """
     name = name or os.fspath(path)
@@ -348,7 +379,7 @@ def mapped_array(
             if header.bytes:
                 order: Literal["C", "F"] = "F" if header.fortran else "C"
                 array = np.memmap(file, header.dtype, "r", begin, header.shape, order)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise
     except (OSError, ValueError, EOFError) as error:
         raise PoolError(f"{name}: cannot be read, it may be damaged ({_said(error)})") from None
@@ -369,7 +400,7 @@ def check_array(
     Args:
         array: The array, also memory-mapped: it is read once, some of it at a time.
         name: What to call it in messages.
-        dtypes: Names of NumPy types, in any byte order, or :data:`TEXT`.
+        dtypes: Names of NumPy types, in any byte order, "uint64,uint64" for records, or :data:`TEXT`.
         shape: The allowed shape; None for any length.
         low: Lowest allowed value of an integer array.
         high: Highest allowed value of an integer array.
@@ -385,13 +416,14 @@ def check_array(
 def _check_type(
     name: str, dtype: np.dtype[Any], shape: tuple[int, ...], dtypes: Sequence[str], wanted: Sequence[int | None]
 ) -> None:
-    kind = TEXT if dtype.kind == "U" and dtype.itemsize <= _TEXT_BYTES else dtype.name if dtype.names is None else ""
+    kind = dtype.name if dtype.names is None else ",".join(dtype[name].name for name in dtype.names)
+    kind = TEXT if dtype.kind == "U" and dtype.itemsize <= _TEXT_BYTES else kind
     fits = len(shape) == len(wanted) and all(side in (None, here) for side, here in zip(wanted, shape, strict=True))
     if kind not in dtypes or not fits:
         sides = ", ".join("any" if side is None else f"{side:,}" for side in wanted)
         raise PoolError(
-            f"{name}: is {_shown(str(dtype))} of shape {_shown(str(shape))}, but must be {' or '.join(dtypes)} "
-            f"of shape ({sides}{',' if len(wanted) == 1 else ''}); the file is damaged"
+            f"{name}: is {_cut(str(dtype))} of shape {_cut(str(shape))}, but must be {' or '.join(dtypes)} "
+            f"of shape ({sides}{',' if len(wanted) == 1 else ''}); it may be damaged"
         )
 
 
@@ -406,7 +438,7 @@ def _check_range(name: str, array: Array, low: int | None, high: int | None) -> 
     if least < low or most > high:
         raise PoolError(
             f"{name}: has values from {least:,} to {most:,}, but they must be from {low:,} to {high:,}; "
-            "the file is damaged"
+            "it may be damaged"
         )
 
 
@@ -444,7 +476,7 @@ def _members(archive: zipfile.ZipFile, size: int) -> dict[str, Array]:
         with file:
             header = read_npy_header(file)
             if header.dtype.hasobject or header.dtype.names is not None:
-                raise ValueError(f"its array {_shown(name)} is of type {_shown(str(header.dtype))}")
+                raise ValueError(f"its array {_shown(name)} is of type {_cut(str(header.dtype))}")
             size -= header.bytes
             if size < 0 or info.file_size - file.tell() != header.bytes:
                 raise ValueError(f"its array {_shown(name)} does not have the length that its header says")

@@ -20,19 +20,24 @@ from thresher.ops.neighbors import MeanNearestDistance
 from thresher.ops.vectors import F32, to_float32
 from thresher.pool.store import Block, EmbeddingStore, vectors_from_npy
 from thresher.runtime.engine import Engine
-from thresher.runtime.files import DAMAGED, refuse_foreign_files
+from thresher.runtime.files import refuse_foreign_files
 from thresher.runtime.random import digest
 from thresher.runtime.results import Say, result_folder
+from thresher.runtime.untrusted import INTEGERS, Fields, check_array, mapped_array, open_regular, read_json
 from thresher.select.audit import audited
 from thresher.select.run import Run, unit
 
 FILES = ("cluster.json", "centroids.npy", "labels.npy", "distances.npy")  # what write_groups writes
+FIELDS = ("image", "text", "joint")
 _IN_MEMORY = 512 * 2**20  # training rows are held in memory up to this many bytes of float32, else streamed
 _ROWS_A_CLUSTER = 256  # in the training sample; more change the objective by less than 0.1%
 _LEAST_SAMPLE = 65_536
 _WARM_ROWS = 512  # rows per cluster that the first half of the iterations uses
 _PROBED = 512  # rows that are checked against a clustering
 _ALIKE = 1e-4  # by how much float32 distances of one row may differ between machines
+_MOST_CLUSTERS = 2**20  # of labels without centroids, or the number of rows, if that is higher
+_CHECKED = 2**20  # rows of a folder checked at a time
+_NAMES = 256 * 2**20  # bytes of a file of class names
 _UNIT = 2e-6  # by how much the length of a float32 unit row may differ from 1
 
 
@@ -191,30 +196,36 @@ class Written:
 
 
 def read_groups(folder: str | os.PathLike[str]) -> Written:
-    """Read what :func:`write_groups` wrote; labels and distances are memory-mapped.
+    """Read what :func:`write_groups` wrote, also if others made it; the arrays are memory-mapped.
 
     Raises:
-        PoolError: The folder is missing, damaged or inconsistent.
+        PoolError: The folder is missing, damaged or inconsistent; the message names the file.
     """
-    path, labels = Path(folder), read_labels(folder)
+    path = Path(folder)
     try:
-        info = json.loads((path / "cluster.json").read_text(encoding="utf-8"))
-        distances = np.load(path / "distances.npy", mmap_mode="r", allow_pickle=False)
-        centroids = np.load(path / "centroids.npy", allow_pickle=False)
-    except (OSError, *DAMAGED) as error:
-        raise PoolError(f"{path}: cannot read the clustering; it may be damaged ({error})") from None
-    good = labels >= 0
-    if not (
-        isinstance(info, dict)
-        and (distances.dtype, centroids.dtype, centroids.ndim) == (np.float32, np.float32, 2)
-        and distances.shape == labels.shape
-        and labels.min(initial=0) >= -1
-        and labels.max(initial=-1) < len(centroids)
-        and np.isfinite(centroids).all()
-        and np.array_equal(np.isfinite(distances), good)
-    ):
-        raise PoolError(f"{path}: labels, distances and centroids do not match; run clustering again")
-    return Written(path, labels, distances, centroids, info)
+        head = Fields(read_json(path / "cluster.json"), str(path / "cluster.json"))
+        if "embedding" in head.values and head.text("embedding") not in FIELDS:
+            raise head.wrong("embedding", " or ".join(FIELDS))
+        centroids = mapped_array(path / "centroids.npy", ("float32",), (None, None))
+        labels = read_labels(path)
+        distances = mapped_array(path / "distances.npy", ("float32",), (len(labels),))
+    except (OSError, ValueError) as error:
+        raise PoolError(f"{path}: cannot read the clustering; it may be damaged ({_said(error)})") from None
+    step = max(_CHECKED // max(centroids.shape[1], 1), 1)
+    parts = (centroids[lo : lo + step] for lo in range(0, len(centroids), step))
+    if not centroids.size or not all(np.isfinite(part).all() for part in parts):
+        raise PoolError(f"{path}: centroids.npy is empty or has values that are not finite; run clustering again")
+    for lo in range(0, len(labels), _CHECKED):
+        if not np.array_equal(np.isfinite(distances[lo : lo + _CHECKED]), labels[lo : lo + _CHECKED] >= 0):
+            raise PoolError(f"{path}: labels and distances do not match; run clustering again")
+    return Written(path, labels, distances, centroids, head.values)
+
+
+def _said(error: Exception) -> str:
+    """Return what is wrong, and with which file."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{Path(os.fsdecode(error.filename)).name}: {error.strerror or error}"
+    return f"cluster.json: {error}"
 
 
 def grow(run: Run, old: Written) -> Groups:
@@ -242,6 +253,7 @@ def grow(run: Run, old: Written) -> Groups:
             f"{old.folder}: has centroids of {old.centroids_KD.shape[1]} dimensions, but the {name} embeddings have "
             f"{run.store.dim(name)}"
         )
+    old = replace(old, centroids_KD=np.array(old.centroids_KD))
     good = np.flatnonzero(old.labels_N >= 0)
     known = int(np.searchsorted(run.store.ids, n))  # number of old rows in the view
     if not np.array_equal(good, run.store.ids[:known]):
@@ -296,21 +308,21 @@ def _check_rows(run: Run, old: Written, labels: npt.NDArray[Any], distances: F32
 
 
 def read_labels(folder: str | os.PathLike[str]) -> npt.NDArray[Any]:
-    """Return the labels that :func:`write_groups` wrote, (N,) integers.
+    """Return the labels that :func:`write_groups` wrote, (N,) integers, memory-mapped.
 
     Raises:
-        PoolError: The labels are missing or cannot be read.
+        PoolError: The labels are missing, cannot be read, or are not below the number of centroids.
     """
     path = Path(folder) / "labels.npy"
     try:
-        labels: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, *DAMAGED) as error:
-        raise PoolError(
-            f"{path}: cannot read labels ({error}); write them with 'thresher cluster POOL -o DIR'"
-        ) from None
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise PoolError(f"{path}: labels must be whole numbers, one per row, not {labels.dtype} {labels.shape}")
-    return labels
+        labels = mapped_array(path, INTEGERS, (None,))
+        try:
+            k = len(mapped_array(path.with_name("centroids.npy"), ("float32",), (None, None)))
+        except FileNotFoundError:  # labels alone, of another tool
+            k = max(len(labels), _MOST_CLUSTERS)
+    except (FileNotFoundError, NotADirectoryError):
+        raise PoolError(f"{path}: no such file; write labels with 'thresher cluster POOL -o DIR'") from None
+    return check_array(labels, str(path), INTEGERS, (None,), -1, k - 1)
 
 
 def read_names(centroids: str, count: int) -> list[str]:
@@ -321,7 +333,8 @@ def read_names(centroids: str, count: int) -> list[str]:
     """
     path = Path(centroids).with_suffix(".txt")
     try:
-        names = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+        with open_regular(path) as file:
+            names = file.read(_NAMES).decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n").split("\n")
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:

@@ -21,6 +21,8 @@ from thresher.select.registry import Method, build
 from thresher.select.run import Run
 from thresher.selection import Selection
 
+_MOST_BYTES = 2**20  # of a recipe
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -42,7 +44,8 @@ class Recipe:
         if name in shipped:
             return cls.parse(shipped[name], name)
         try:
-            text = path.read_text(encoding="utf-8")
+            with path.open("rb") as file:
+                text = file.read(_MOST_BYTES).decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(
                 f"{name}: neither a readable file ({getattr(error, 'strerror', None) or error}) nor a shipped recipe; "
@@ -55,8 +58,11 @@ class Recipe:
         """Read TOML text: ``seed``, ``description`` and ``[[step]]`` tables with ``method`` and its parameters."""
         try:
             data = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise UsageError(f"{origin}: not valid TOML ({error})") from None
+        except RecursionError:
+            raise UsageError(f"{origin}: not a recipe: its values are nested too deeply") from None
+        except ValueError as error:  # also of an integer of thousands of digits
+            said = error if isinstance(error, tomllib.TOMLDecodeError) else "an integer has too many digits"
+            raise UsageError(f"{origin}: not valid TOML ({said})") from None
         allowed = ("seed", "description", "step")
         for key in data:
             if key not in allowed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from abc import ABC, abstractmethod
@@ -21,6 +20,7 @@ from thresher.pool.layout import Options, Rows
 from thresher.pool.store import EmbeddingStore, open_store
 from thresher.runtime.parameters import is_required, parameters_of
 from thresher.runtime.template import RoundedFloat
+from thresher.runtime.untrusted import parse_json
 from thresher.select.registry import METHODS, build
 from thresher.select.run import Run
 from thresher.selection import Keep, Selection
@@ -265,7 +265,7 @@ def _from_file(run: Run, location: str, name: str | None, parameter: str) -> Sco
 def _same_store(run: Run, other: EmbeddingStore) -> None:
     """Refuse row numbers of another pool, if the file says which pool it was made from."""
     try:
-        info = json.loads(parquet_metadata(*other.files()[0]).get(MARK, b"{}"))
+        info = parse_json(parquet_metadata(*other.files()[0]).get(MARK, b"{}"))
     except ValueError:
         info = {}
     if isinstance(info, dict) and info.get("store", run.store.fingerprint()) != run.store.fingerprint():

@@ -32,6 +32,7 @@ from thresher.runtime import locks
 from thresher.runtime.files import writing
 from thresher.runtime.format import duration
 from thresher.runtime.progress import Progress
+from thresher.runtime.untrusted import parse_json
 from thresher.train.data import PICTURES, SET_ASIDE, Pairs, open_pairs, times_of
 
 try:
@@ -463,7 +464,7 @@ class _Checkpointer:
             self.sampler.load_state_dict(state["sampler"])
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-            return json.loads(state["log"]), float(state["seconds"])
+            return parse_json(state["log"]), float(state["seconds"])
         except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, UnpicklingError):
             raise PoolError(f"{self.path}: cannot be read, it may be damaged; start the run again") from None
 

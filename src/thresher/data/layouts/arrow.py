@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import posixpath
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from thresher.errors import PoolError, UsageError
 from thresher.io.listing import Files
 from thresher.io.open import open_file, trusting
 from thresher.io.paths import visible
+from thresher.runtime.untrusted import load_json
 
 _STATE = r"([^/]*/)?state\.json"  # a dataset that Hugging Face saved to disk, or one of its splits
 
@@ -113,7 +113,7 @@ def _listed(files: Files, folder: str) -> list[str]:
     """Return the Arrow files of a dataset saved to disk, in its order."""
     path = files.path(posixpath.join(folder, "state.json"))
     with open_file(files.protocol, path) as raw:
-        state = trusting(path, lambda: json.load(raw))
+        state = trusting(path, lambda: load_json(raw))
     listed = state.get("_data_files") if isinstance(state, dict) else None
     bases = [one.get("filename") if isinstance(one, dict) else None for one in listed or () if isinstance(listed, list)]
     if not bases or None in bases:

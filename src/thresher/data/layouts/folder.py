@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from thresher.io.parquet import open_parquet
 from thresher.io.paths import inside, visible, writable
 from thresher.io.pictures import ENDINGS
 from thresher.runtime.random import digest
+from thresher.runtime.untrusted import load_json, parse_json
 
 CAPTION_FILES = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.parquet", "captions.txt", "captions.csv",
                  "captions.tsv", "captions.json", "captions.jsonl")  # fmt: skip
@@ -33,6 +33,7 @@ _OTHERS = ("avif", "cr2", "dng", "heic", "heif", "jp2", "jxl", "nef", "psd", "sv
 _NAMES = ("file_name", "filename", "filepath", "image_path", "image", "path", "image_name", "name")
 _TEXTS = (*CAPTIONS, "comment")
 _BESIDE = (".txt", ".caption", ".json")  # endings of a caption file next to an image
+_CAPTIONS = 1 << 32  # maximum bytes of a file with the captions of all images
 _CAPTION = 1 << 20  # maximum bytes of a caption file
 _NO_FILE = "is not a regular file, is a broken symlink, or links outside the folder"
 
@@ -183,8 +184,8 @@ def _caption_next_to(stem: str, root: str) -> str:
         if _there(stem + ending, root):
             data = _start_of(stem + ending)
             try:
-                content = json.loads(data) if ending == ".json" else data
-            except (ValueError, RecursionError):
+                content = parse_json(data) if ending == ".json" else data
+            except ValueError:
                 continue
             return _text(content) if isinstance(content, dict) else caption_of(content)
     return ""
@@ -229,15 +230,15 @@ def _bases(name: str) -> list[str]:
 def _all_rows(path: str) -> list[tuple[str, str]]:
     try:
         return list(_rows(path))
-    except (KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"its structure is not that of captions: {type(error).__name__}: {error}") from error
 
 
 def _rows(path: str) -> Iterator[tuple[str, str]]:
     """Yield (name of the image, caption) from a caption file."""
     if path.endswith(".json"):
-        with open(path, encoding="utf-8-sig") as file:
-            content = json.load(file)
+        with open(path, "rb") as file:
+            content = load_json(file, _CAPTIONS)
         if isinstance(content, dict) and "annotations" in content:  # COCO
             files = {one["id"]: str(one["file_name"]) for one in content["images"]}
             yield from ((files[one["image_id"]], caption_of(one["caption"])) for one in content["annotations"])
@@ -247,7 +248,7 @@ def _rows(path: str) -> Iterator[tuple[str, str]]:
             yield from (_named(row, path) for row in content)
     elif path.endswith(".jsonl"):
         with open(path, encoding="utf-8-sig") as file:
-            yield from (_named(json.loads(line), path) for line in file if line.strip())
+            yield from (_named(parse_json(line), path) for line in file if line.strip())
     elif path.endswith(".parquet"):
         with open(path, "rb") as raw:
             for batch in open_parquet(raw).iter_batches():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,6 +13,7 @@ from thresher.io.open import open_file, trusting
 from thresher.io.parquet import TablePiece, table_piece
 from thresher.io.pieces import Piece
 from thresher.pool.layout import Layout, Options, from_shards
+from thresher.runtime.untrusted import load_json
 
 _PLAN = "pool.json"  # of thresher embed: has the number of rows once the pool is finished
 _FOLDERS = {"image": ("img_emb", "npy"), "text": ("text_emb", "npy"), "metadata": ("metadata", "parquet")}
@@ -39,7 +39,7 @@ class ClipRetrieval:
         """
         if _PLAN in files.names and not options.skip_bad:
             with open_file(files.protocol, files.path(_PLAN)) as raw:
-                plan = trusting(files.path(_PLAN), lambda: json.load(raw))
+                plan = trusting(files.path(_PLAN), lambda: load_json(raw))
             if isinstance(plan, dict) and "shards" in plan and "rows" not in plan:
                 raise PoolError(
                     f"{files.location}: is not finished; run the thresher embed command that started it again, or pass "
