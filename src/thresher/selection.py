@@ -448,8 +448,8 @@ class Selection:
             raise PoolError(f"{path}: has format {version}, but this version reads format {FORMAT}")
         total = head.whole("rows", 0, 2**40)
         heads = head.objects("steps", _MOST_STEPS)
-        dropped_by = _load(path, "dropped_by.npy", ("int16",), (total,), -1, max(len(heads) - 1, 0))
-        repeats = _load(path, "repeats.npy", ("int32",), (total,), 0, 2**31 - 1) if head.flag("repeats") else None
+        dropped_by = _load(path, "dropped_by.npy", SIGNED, (total,), -1, max(len(heads) - 1, 0))
+        repeats = _load(path, "repeats.npy", INTEGERS, (total,), 0, 2**31 - 1) if head.flag("repeats") else None
         dropped, uses = _counted(path, dropped_by, repeats, len(heads))
         kept = total - sum(dropped)
         if kept != head.whole("kept"):
@@ -550,8 +550,8 @@ def _load_step(folder: Path, number: int, fields: Fields, total: int) -> Step:
             f"entries, but must have one for each cluster, at most {most:,}; the selection is damaged"
         )
     highest = {
-        "cluster": (0, k - 1), "code": (0, max(len(head["reasons"]) - 1, 0)), "duplicate_of": (-1, total - 1),
-        "reference": (-1, 2**62),
+        "cluster": (0, k - 1), "duplicate_of": (-1, total - 1), "reference": (-1, 2**62),
+        "code": (0, (len(head["reasons"]) or 2**32) - 1),
     }  # fmt: skip
     rows = {
         name: _load(
@@ -584,14 +584,19 @@ def _head(fields: Fields) -> dict[str, Any]:
                 _head(step)
     # Older selections do not record the package.
     package = fields.object("package") if "package" in fields.values else None
-    rows_in = fields.whole("rows_in", 0, 2**40)
+    rows_in, reasons = fields.whole("rows_in", 0, 2**40), fields.texts("reasons")
+    try:
+        for reason in reasons:
+            parts_of(reason)
+    except UsageError as error:
+        raise PoolError(f"{fields.where}: {error}") from None
     return {
         "method": method,
         "parameters": parameters.values,
         "seed": fields.whole("seed", -(2**200), 2**200),
         "rows_in": rows_in,
         "rows_out": fields.whole("rows_out", 0, rows_in),
-        "reasons": fields.texts("reasons"),
+        "reasons": reasons,
         "score": fields.text("score"),
         "cut": fields.number("cut"),
         "version": fields.text("version"),

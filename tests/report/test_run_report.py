@@ -97,7 +97,7 @@ def test_a_log_of_few_words(run: Training, store: EmbeddingStore, tmp_path: Path
     assert 'id="chart-kept"' in page
     assert not {name for name in ("loss", "histogram", "seconds", "speed") if f'id="chart-{name}"' in page}
     (bare.folder / LOG).write_text('{"epoch": 0, "rows": "many", "total": 3}\n')
-    with pytest.raises(PoolError, match='log.jsonl: line 1: rows is .many., but must be a whole number'):
+    with pytest.raises(PoolError, match="log.jsonl: line 1: rows is .many., but must be a whole number"):
         write_run_report(bare, tmp_path / "r.html")
 
 

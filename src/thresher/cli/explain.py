@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,7 @@ def _report_run(
     from thresher.report.run import write_run_report
 
     training = Training.load(folder)
-    if out.resolve() in {(training.folder / name).resolve() for name in FILES}:
+    if os.path.realpath(out) in {os.path.realpath(training.folder / name) for name in FILES}:
         raise OutputError(f"{out}: is a file of the run; choose another name")
     store = None if pool is None else training.open_pool(pool or None)
     check_target(out, store)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from thresher.report.epochs import Curve, Epochs, is_constant
+from thresher.report.facts import plain
 from thresher.report.figures import DROPPED, FAINT, GRID, INK, KEPT, counts, svg
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def evaluation(name: str, of: str, curves: tuple[Curve, ...]) -> str:
 
 
 def _words(metric: str) -> str:
-    return metric.replace("_", " ")
+    return plain(metric.replace("_", " "), 60)
 
 
 def _kept(log: Epochs) -> str:

@@ -58,7 +58,7 @@ def formats(spec: str, kind: str) -> bool:
 
 
 def filled(template: str, value_of: Callable[[str], Any]) -> str:
-    """Return the text of a template, with the value of each name.
+    """Return the text of a template, with the value of each name; text in place of a number is not formatted.
 
     Raises:
         UsageError: It is not a valid template.
@@ -68,7 +68,8 @@ def filled(template: str, value_of: Callable[[str], Any]) -> str:
         texts.append(text)
         if name:
             value = value_of(name)
-            texts.append(format(RoundedFloat(value) if isinstance(value, float) else value, spec))
+            value = RoundedFloat(value) if isinstance(value, float) else value
+            texts.append(value if isinstance(value, str) else format(value, spec))
     return "".join(texts)
 
 
