@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,8 @@ def inspect(run: Run, *, quick: bool = False) -> dict[str, Any]:
 
     Args:
         run: A run on the whole store.
-        quick: Check about 100,000 vectors in evenly spaced blocks instead of all; keys are not compared.
+        quick: Check about 100,000 vectors instead of all, in evenly spaced blocks, or the first ones of compressed
+            files; keys are not compared.
 
     Returns:
         rows, layout, fields (dim, dtype, norms, counts of NaN, infinite and zero rows with the first few ids),
@@ -73,6 +75,10 @@ def _field(run: Run, part: str, quick: bool) -> dict[str, Any]:
         seen = [norms(part, store, block)[0] for block in blocks]
         ids = np.concatenate([np.arange(b.lo, b.hi) for b in blocks])
         values = np.concatenate(seen)
+    elif quick and store.total > _QUICK:  # compressed: the first rows, without unfolding the others
+        first = islice(store.blocks(part), -(-_QUICK // store.block))
+        values = np.concatenate([norms(part, store, block)[0] for block in first])
+        ids = np.arange(len(values))
     else:
         values = np.asarray(run.column(f"norms {part}", part, partial(norms, part), {"norm": "float32"})["norm"])
         ids = store.ids

@@ -19,8 +19,10 @@ from thresher.io.paths import is_unsafe
 from thresher.io.pieces import FLOATS, Array, Piece, stored_dtype
 from thresher.runtime.untrusted import read_npy_header
 
+_DIMENSIONS = 2**20
+_DEFLATED = 1032  # bytes that one byte of a compressed member can unfold to
 _BATCH = 8192  # rows decompressed at a time to find scattered rows
-_PART = 64 * 2**20  # and their bytes, at most; one row may take more
+_PART = 32 * 2**20  # and their bytes, at most; one row may take more
 _SPAN = 1024  # maximum rows of a remote file fetched at once to read scattered rows
 
 
@@ -136,6 +138,8 @@ def _header(file: IO[bytes], name: str, dtype: str | None) -> tuple[tuple[int, i
         raise PoolError(f"{name}: contains pickled Python objects, which are never read; save a float array")
     if len(shape) != 2 or shape[1] < 1:
         raise PoolError(f"{name}: has shape {shape}; save embeddings as (rows, dimensions)")
+    if shape[1] > _DIMENSIONS:
+        raise PoolError(f"{name}: has {shape[1]:,} dimensions; embeddings have at most {_DIMENSIONS:,}")
     if header.fortran and shape[0] > 1 and shape[1] > 1:
         raise PoolError(f"{name}: is in Fortran order; save it with np.save(path, np.ascontiguousarray(array))")
     if stored.byteorder == ">":
@@ -211,6 +215,15 @@ def npz_pieces(protocol: str, path: str, dtype: str | None = None) -> dict[str, 
                     continue
                 name = info.filename[:-4]
                 label = f"{path} [{name}]"
+                if name in pieces:
+                    raise PoolError(f"{path}: has two arrays named {name!r}; save it again with np.savez")
+                if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & 1:
+                    raise PoolError(
+                        f"{label}: is encrypted or compressed in a way that NumPy does not write; save it again with "
+                        "np.savez_compressed"
+                    )
+                if info.file_size > _DEFLATED * (info.compress_size + 1):
+                    raise PoolError(f"{label}: does not have the length that its header says")
                 with archive.open(info) as file:
                     if info.compress_type != zipfile.ZIP_STORED:
                         shape, kind = _header(file, label, dtype)

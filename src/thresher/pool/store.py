@@ -34,6 +34,7 @@ from thresher.selection import Selection
 Array = npt.NDArray[Any]
 
 BLOCK = 16_384  # rows of a block
+_BLOCK_BYTES = 512 * 2**20  # of a block in float32, at most
 _CHUNK = 4_096  # rows of a user file in memory at a time
 
 
@@ -438,8 +439,14 @@ def open_store(location: str, options: Options | None = None, *, scratch: str | 
         joined = join_by_key(layout, metadata, target, options)
         while (held := pin(target)) is None:  # another run removed it in the meantime
             joined = join_by_key(layout, metadata, target, options)
-        return EmbeddingStore(joined, options, held=(held,))
-    return EmbeddingStore(layout, options)
+        return EmbeddingStore(joined, options, block=_block_of(layout), held=(held,))
+    return EmbeddingStore(layout, options, block=_block_of(layout))
+
+
+def _block_of(layout: Layout) -> int:
+    """Return the rows of a block: fewer than usual if they are very long, as a small compressed file may say."""
+    dim = sum(pieces[0].dim for pieces in layout.vectors.values() if pieces)
+    return max(min(BLOCK, _BLOCK_BYTES // (4 * max(dim, 1))), 1)
 
 
 def reopen(selection: Selection, pool: str | None = None, metadata: str | None = None) -> EmbeddingStore:
