@@ -49,11 +49,17 @@ RANDOM = '[[step]]\nmethod = "random"\nkeep = "50%"\n'
         (RANDOM + '[[step]]\nmethod = "semdedup"\neps = nan', "eps = nan"),
         ('[[step]]\nmethod = "filter"\nwhere = "w >"', "step 1: .*not an SQL condition"),
         ("[[step]\n", "not valid TOML"),
+        ("seed = " + "9" * 5_000, "not valid TOML .an integer has too many digits"),
+        ("seed = " + "[" * 100_000, "nested too deeply"),
+        ("x" * 100_000 + " = 1\n" + RANDOM, "unknown key 'x{1,60}\\.\\.\\."),
+        ('[[step]]\nmethod = "semdedup"\neps = 1' + "0" * 400, "eps = 1000.*expected a finite number"),
+        ('[[step]]\nmethod = "semdedup"\neps = 0.1\norder = "' + "x" * 100_000 + '"', "order = 'xxx.*\\.\\.\\.$"),
     ],
 )
 def test_what_a_recipe_may_not_say_is_refused_before_any_pool_is_near(text, told) -> None:
-    with pytest.raises(UsageError, match=f"(?s)^mine.toml: .*{told}"):
+    with pytest.raises(UsageError, match=f"(?s)^mine.toml: .*{told}") as error:
         Recipe.parse(text, "mine.toml")
+    assert len(str(error.value)) < 1_100
 
 
 def test_a_recipe_says_what_a_program_would() -> None:

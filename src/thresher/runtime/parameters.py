@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -140,7 +141,7 @@ def coerce(what: str, kind: Any, value: Any) -> Any:
         raise UsageError(f"{what} = {value!r}; allowed: true, false")
     if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
         return float(value)
     if not isinstance(value, kind) or isinstance(value, bool) or (kind is float and not math.isfinite(value)):
         wanted = {int: "a whole number", float: "a finite number", str: "text"}
@@ -178,7 +179,7 @@ def read(kind: Any, text: str) -> Any:
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise UsageError(f"{text!r}; give a {'whole' if kind is int else 'finite'} number")
         return value
     return text

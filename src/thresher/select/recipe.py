@@ -16,6 +16,7 @@ from thresher.runtime.engine import Engine, make_engine
 from thresher.runtime.parameters import coerced
 from thresher.runtime.process import one_blas_thread
 from thresher.runtime.progress import Progress, Silent
+from thresher.runtime.untrusted import cut
 from thresher.select.audit import Audit
 from thresher.select.registry import Method, build
 from thresher.select.run import Run
@@ -67,14 +68,14 @@ class Recipe:
         for key in data:
             if key not in allowed:
                 raise UsageError(
-                    f"{origin}: unknown key {key!r}; allowed: {', '.join(allowed)}.{suggest(key, allowed)}"
+                    f"{origin}: unknown key {cut(repr(key))}; allowed: {', '.join(allowed)}.{suggest(key, allowed)}"
                 )
         steps = data.get("step", [])
         if not isinstance(steps, list) or not steps:
             raise UsageError(f'{origin}: has no steps; write [[step]] and method = "..."')
         seed = data.get("seed", 0)
         if not isinstance(seed, int) or isinstance(seed, bool):
-            raise UsageError(f"{origin}: seed = {seed!r}; expected a whole number")
+            raise UsageError(f"{origin}: seed = {cut(repr(seed))}; expected a whole number")
         methods = []
         for number, table in enumerate(steps, 1):
             if not isinstance(table, dict) or not isinstance(table.get("method", ""), str):
@@ -84,7 +85,7 @@ class Recipe:
             try:
                 methods.append(build(table["method"], {k: v for k, v in table.items() if k != "method"}))
             except UsageError as error:
-                raise UsageError(f"{origin}: step {number}: {error}") from None
+                raise UsageError(f"{origin}: step {number}: {cut(str(error), 1_000)}") from None
         return cls(tuple(methods), seed, str(data.get("description", "")))
 
 
