@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 import torch
 
-from thresher.dynamic.loop import PruningLoop
+from thresher.dynamic.loop import PruningLoop, as_array
 from thresher.dynamic.policies.d_pruning import DPruning
 from thresher.dynamic.policies.infobatch import InfoBatch
 from thresher.dynamic.policies.scan import Scan
 from thresher.dynamic.policy import Policy
 from thresher.dynamic.sampler import PruningSampler
 from thresher.dynamic.stream import StreamPruner, ids_of
+from thresher.errors import UsageError
 
 STATES = Path(__file__).parent / "states"
 N, B, EPOCHS = 60, 10, 8
@@ -78,3 +79,38 @@ def test_states_of_streams_load(name: str) -> None:
         if pruner.epoch == epoch:
             pruner.end_epoch()
     check_log(pruner, f"stream-{name}")
+
+
+def spoiled() -> dict[str, tuple[str, object]]:
+    """Arrays of a state as someone else may have written them: a name, and other values."""
+    epoch = {"epoch": 0, "rows": 1, "total": 1}
+    logs = ("5", "{}", "[5]", "[{}]", json.dumps([{**epoch, "rows": "x"}]), json.dumps([{**epoch, "total": 0}]))
+    cases: list[tuple[str, object]] = [("log", text) for text in (*logs, "[" * 200_000, "9" * 5_000, "")]
+    cases += [("progress", np.zeros(2)), ("progress", np.array("x")), ("numbers", np.array(["x"] * 9))]
+    cases += [("order", value) for value in (np.array([-1]), np.array([10**6]), np.zeros((2, 2), int), np.array([0.5]))]
+    cases += [("losses", value) for value in (np.zeros(3, "f4"), np.zeros((3, 2), int), np.full((3, 2), "x"))]
+    cases += [
+        ("plan.numbers", np.array(value))
+        for value in ([0, 99, 120, 0], [0, -1, 120, 0], [-1, 0, 120, 0], [0, 0, 0, 0], [0, 0, 2**62, 0], [0, 0, 120, 5])
+    ]
+    cases += [("plan.kept", value) for value in (np.zeros(1, "u1"), np.zeros(15), np.zeros((15, 1), "u1"))]
+    cases += [("plan.weights", value) for value in (np.zeros(1, "f4"), np.full(120, np.nan), np.zeros(120, int))]
+    cases += [("plan.repeats", value) for value in (np.zeros(1, int), np.full(120, -1), np.zeros(120))]
+    cases += [("ledger.seen", np.full(120, -9, np.int16)), ("ledger.losses", np.zeros(3)), ("ledger.decay", np.ones(2))]
+    return {f"{name} {i}": (name, value) for i, (name, value) in enumerate(cases)}
+
+
+@pytest.mark.parametrize(("name", "value"), spoiled().values(), ids=spoiled())
+def test_a_state_made_by_others_is_refused_in_one_line(name: str, value: object) -> None:
+    def made() -> PruningSampler:
+        return PruningSampler(120, policy=Scan(warmup=1, cycle=2), batch_size=50, epochs=5, drop_last=False)
+
+    sampler = made()
+    for rows in sampler:
+        sampler.reduce(rows, torch.rand(len(rows), 2))
+    next(iter(sampler))
+    state = {key: as_array(each) for key, each in sampler.state_dict().items()}
+    made().load_state_dict(state)
+    with pytest.raises((UsageError, ValueError)) as error:
+        made().load_state_dict({**state, name: value})
+    assert "\n" not in str(error.value)

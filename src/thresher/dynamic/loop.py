@@ -174,6 +174,12 @@ class PruningLoop(ABC):
         count = 1 + len(same) + more
         if not needed <= set(arrays) or arrays["numbers"].shape != (count,) or arrays["numbers"][0] != _VERSION:
             raise UsageError(f"not the state of a {type(self).__name__} of version {_VERSION}")
+        if arrays["numbers"].dtype.kind != "i" or arrays["progress"].shape or arrays["progress"].dtype.kind not in "fi":
+            raise UsageError(f"not the state of a {type(self).__name__}: its numbers are not numbers")
+        log = parse_json(str(arrays["log"]))
+        entries = log if isinstance(log, list) else [None]
+        if not all(isinstance(one, dict) and _counts(one, "epoch", "rows", "total") for one in entries):
+            raise UsageError(f"not the state of a {type(self).__name__}: its log is not a list of epochs")
         numbers = arrays["numbers"].tolist()[1:]
         here = {**same, "policy": describe(self.policy)}
         there = (*numbers[: len(same)], str(arrays["policy"]))
@@ -189,9 +195,14 @@ class PruningLoop(ABC):
             arrays=arrays,
             ledger=Ledger.from_state(of_ledger) if of_ledger else None,
             plan=Plan.from_state(of_plan) if of_plan else None,
-            log=parse_json(str(arrays["log"])),
+            log=log,
             progress=float(arrays["progress"]),
         )
+
+
+def _counts(entry: Mapping[str, Any], *names: str) -> bool:
+    """Return whether the named fields of a log entry are integers of at least 0, and its total above 0."""
+    return all(type(entry.get(name)) is int and entry[name] >= 0 for name in names) and entry["total"] > 0
 
 
 @dataclasses.dataclass(frozen=True)

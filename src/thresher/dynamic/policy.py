@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal, Protocol, Self, get_args
 import numpy as np
 import numpy.typing as npt
 
-from thresher.dynamic.ledger import Ledger, Marks
+from thresher.dynamic.ledger import LAST_EPOCH, Ledger, Marks
 from thresher.errors import UsageError
 
 Array = npt.NDArray[Any]
@@ -99,6 +99,16 @@ class Plan:
         if "numbers" not in state or np.shape(state["numbers"]) != (4,):
             raise UsageError("not the state of a plan: 'numbers' is missing or does not have shape (4,)")
         epoch, phase, total, collects = (int(number) for number in state["numbers"])
+        if not (0 <= epoch <= LAST_EPOCH and 0 <= phase < len(PHASES) and 0 < total < 2**40 and collects in (0, 1)):
+            raise UsageError(f"not the state of a plan: its numbers are {(epoch, phase, total, collects)}")
+        for name, kind, length in (("kept", "u", -(-total // 8)), ("weights", "f", total), ("repeats", "i", total)):
+            if name not in state:
+                continue
+            array = np.asarray(state[name])
+            if array.dtype.kind != kind or array.shape != (length,):
+                raise UsageError(f"not the state of a plan: {name} is {array.dtype} {array.shape}")
+            if not np.isfinite(array).all() or array.min(initial=0) < 0:
+                raise UsageError(f"not the state of a plan: {name} has values that are negative or not finite")
         kept = np.unpackbits(np.asarray(state["kept"]), count=total).astype(np.bool_) if "kept" in state else None
         return cls(
             epoch=epoch,

@@ -253,6 +253,13 @@ class PruningSampler(PruningLoop):
         loaded = self._loaded(state, {"order", "losses", "ledger.times"}, self._same(), more=4)
         epoch, step, steps_before, samples_before = loaded.numbers
         order, losses = loaded.arrays["order"], loaded.arrays["losses"]
+        rows = (
+            order.dtype.kind == "i"
+            and order.ndim == 1
+            and 0 <= order.min(initial=0) <= order.max(initial=0) < self.rows
+        )
+        if not rows or losses.dtype.kind != "f" or losses.ndim != 2 or min(loaded.numbers) < 0:
+            raise UsageError("not the state of a PruningSampler: its order or its losses are not those of an epoch")
         if self._epochs is not None:
             refuse_shorter(epoch + bool(step), self._epochs, "epochs")
         else:

@@ -465,7 +465,10 @@ class _Checkpointer:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             return parse_json(state["log"]), float(state["seconds"])
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, UnpicklingError):
+        except (
+            OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, OverflowError,
+            UnpicklingError,
+        ):  # fmt: skip
             raise PoolError(f"{self.path}: cannot be read, it may be damaged; start the run again") from None
 
 
