@@ -159,18 +159,23 @@ class Step:
             UsageError: One is not valid, names what is not evidence of the step, or has a format that does not fit it.
         """
         kinds = self._kinds()
-        for reason in self.reasons:
-            for _, name, spec in parts_of(reason):
-                if name and name not in kinds:
-                    raise UsageError(
-                        f"{self.method}: a reason uses {name!r}, which is not evidence of the step; it has "
-                        f"{', '.join(kinds)}"
-                    )
-                if name and not formats(spec, kinds[name]):
-                    raise UsageError(
-                        f"{self.method}: a reason has {{{name}:{spec}}}, but {name} is "
-                        f"{'text' if kinds[name] == 'U' else 'not an integer'}"
-                    )
+        for _, name, spec in self._parts():
+            if name and name not in kinds:
+                raise UsageError(
+                    f"{self.method}: a reason uses {name!r}, which is not evidence of the step; it has "
+                    f"{', '.join(kinds)}"
+                )
+            if name and not formats(spec, kinds[name]):
+                raise UsageError(
+                    f"{self.method}: a reason has {{{name}:{spec}}}, but {name} is "
+                    f"{'text' if kinds[name] == 'U' else 'not an integer'}"
+                )
+
+    def _parts(self) -> list[tuple[str, str, str]]:
+        try:
+            return [part for reason in self.reasons for part in parts_of(reason)]
+        except UsageError as error:
+            raise UsageError(f"{self.method}: {error}") from None
 
     def _kinds(self) -> dict[str, str]:
         """Return the names that a reason may use, each with the NumPy kind of its values."""

@@ -1,4 +1,4 @@
-"""Templates of texts, such as ``"cosine {score:.4f} > {cut:.4f}"``: plain names and a short list of formats.
+"""Templates of reasons, such as ``"cosine {score:.4f} > {cut:.4f}"``: plain names and a short list of formats.
 
 A template may come from a file of someone else. Python's own format strings would give it access to the attributes of
 every value, and could ask for gigabytes of spaces.
@@ -38,11 +38,11 @@ def parts_of(template: str) -> list[tuple[str, str, str]]:
     try:
         parsed = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise UsageError(f"the template {_short(template)} cannot be read ({error}); {_RULE}") from None
+        raise UsageError(f"the reason {_short(template)} cannot be read ({error}); {_RULE}") from None
     parts = []
     for text, name, spec, conversion in parsed:
         if name is not None and not (_NAME.fullmatch(name) and _FORMAT.fullmatch(spec or "") and not conversion):
-            raise UsageError(f"the template {_short(template)} has {{{_short(name)}}} with more than a name; {_RULE}")
+            raise UsageError(f"the reason {_short(template)} has {{{_short(name)}}} with more than a name; {_RULE}")
         parts.append((text, name or "", spec or ""))
     return parts
 

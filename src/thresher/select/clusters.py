@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -314,15 +315,16 @@ def read_labels(folder: str | os.PathLike[str]) -> npt.NDArray[Any]:
         PoolError: The labels are missing, cannot be read, or are not below the number of centroids.
     """
     path = Path(folder) / "labels.npy"
+    rows = k = None
+    with suppress(FileNotFoundError, NotADirectoryError):  # another tool may write labels alone
+        rows = len(mapped_array(path.with_name("distances.npy"), ("float32",), (None,)))
+        k = len(mapped_array(path.with_name("centroids.npy"), ("float32",), (None, None)))
     try:
-        labels = mapped_array(path, INTEGERS, (None,))
-        try:
-            k = len(mapped_array(path.with_name("centroids.npy"), ("float32",), (None, None)))
-        except FileNotFoundError:  # labels alone, of another tool
-            k = max(len(labels), _MOST_CLUSTERS)
+        labels = mapped_array(path, INTEGERS, (rows,))
     except (FileNotFoundError, NotADirectoryError):
         raise PoolError(f"{path}: no such file; write labels with 'thresher cluster POOL -o DIR'") from None
-    return check_array(labels, str(path), INTEGERS, (None,), -1, k - 1)
+    most = max(len(labels), _MOST_CLUSTERS) if k is None else k
+    return check_array(labels, str(path), INTEGERS, (None,), -1, most - 1)
 
 
 def read_names(centroids: str, count: int) -> list[str]:
