@@ -12,7 +12,9 @@ CREATE MACRO characters(t) AS length(t);
 CREATE MACRO least(a, b) AS CASE WHEN a < b THEN a WHEN b <= a THEN b END;
 CREATE MACRO greatest(a, b) AS CASE WHEN a > b THEN a WHEN b >= a THEN b END;
 CREATE MACRO aspect(w, h) AS greatest(w, h)::DOUBLE / nullif(least(w, h), 0);
+CREATE MACRO number_or_null(x) AS CASE WHEN isnan(x) THEN NULL ELSE x END;
 """
+MEMORY = 2**30  # bytes that one query may use
 
 
 def cursor() -> Any:
@@ -27,6 +29,8 @@ def _database() -> Any:
     db = duckdb.connect(config={"threads": 1})
     db.execute(MACROS)
     db.execute("SET GLOBAL TimeZone = 'UTC'")  # times with a zone mean the same on every machine
+    db.execute(f"SET memory_limit = '{MEMORY}B'")
+    db.execute("SET temp_directory = ''")
     db.execute("SET enable_external_access = false")
     db.execute("SET lock_configuration = true")
     return db
