@@ -20,12 +20,13 @@ score_arrays = sizes.flatmap(
         hnp.arrays(np.float32, n, elements=st.sampled_from([np.float32(x) for x in SOME])),
         hnp.arrays(np.float32, n, elements=st.floats(width=32, allow_nan=False)),
         hnp.arrays(np.uint32, n, elements=st.sampled_from([0, 1, 2, 2**31, 2**32 - 1])),
+        hnp.arrays(np.uint64, n, elements=st.sampled_from([0, 1, 2**32 - 1, 2**32, 2**32 + 1, 2**53 + 1, 2**64 - 1])),
     )
 )
 
 
 def best_first(scores: np.ndarray, rows: list[int]) -> list[int]:
-    return sorted(rows, key=lambda i: (-float(scores[i]), i))
+    return sorted(rows, key=lambda i: (-scores[i].item(), i))
 
 
 @st.composite
@@ -62,7 +63,7 @@ def test_top_per_group_is_the_head_of_each_group(case: tuple[np.ndarray, np.ndar
 @given(grouped())
 def test_order_by_group_is_a_stable_sort(case: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
     scores, labels, _ = case
-    expected = sorted(range(len(scores)), key=lambda i: (labels[i], -float(scores[i]), i))
+    expected = sorted(range(len(scores)), key=lambda i: (labels[i], -scores[i].item(), i))
     assert order_by_group(scores, labels).tolist() == expected
 
 

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from thresher.runtime.random import digest, generator
+from thresher.runtime.random import digest, generator, permutation
 
 
 def test_the_numbers_are_those_of_ever() -> None:
@@ -22,6 +22,21 @@ def test_a_purpose_of_its_own() -> None:
     draws = [generator(*key).random() for key in [(0, "a"), (1, "a"), (0, "b"), (0, "a", 1), (0, "a", "1")]]
     assert len(set(draws)) == 5
     assert generator(0, "a").random() == draws[0]
+
+
+class Reversed:
+    """A generator whose permutations are the last and the first numbers only."""
+
+    def permutation(self, n):
+        return np.array([n - 1, n - 2, 1, 0])
+
+
+def test_permutations_hold_all_numbers_and_take_no_more_memory_than_they_need() -> None:
+    for n, dtype in [(4, np.uint32), (2**32, np.uint32), (2**32 + 1, np.uint64), (10**10, np.uint64)]:
+        order = permutation(Reversed(), n)
+        assert order.dtype == dtype
+        assert order.tolist() == [n - 1, n - 2, 1, 0]
+    assert permutation(generator(3, "order"), 50).tolist() == generator(3, "order").permutation(50).tolist()
 
 
 def test_digests_are_those_of_bytes_text_arrays_and_json() -> None:

@@ -47,7 +47,7 @@ def top_per_group(scores_N: Scores, labels_N: npt.NDArray[Any], counts_K: npt.ND
     One sort of 64-bit keys (group, score), whatever the number of groups.
 
     Args:
-        scores_N: (N,) float32 or uint32 without NaN.
+        scores_N: (N,) float32 or uint32 without NaN, or uint64, which takes more memory.
         labels_N: (N,) group of each row, 0 <= label < K.
         counts_K: (K,) number of rows to keep, 0 <= count <= size of the group.
 
@@ -62,10 +62,17 @@ def top_per_group(scores_N: Scores, labels_N: npt.NDArray[Any], counts_K: npt.ND
     if len(over):
         j = int(over[0])
         raise BudgetError(f"cannot keep {int(counts_K[j]):,} rows of group {j}, which has {int(sizes_K[j]):,}")
+    starts_K = np.cumsum(sizes_K) - sizes_K
+    if scores_N.dtype == np.uint64:
+        order_N = order_by_group(scores_N, labels_N)
+        ordered_N = labels_N[order_N]
+        first_N = np.arange(len(order_N)) - starts_K[ordered_N] < counts_K[ordered_N]
+        mask_N = np.zeros(len(order_N), np.bool_)
+        mask_N[order_N[first_N]] = True
+        return mask_N
     keys_N = _descending_bits(scores_N).astype(np.uint64)
     keys_N |= np.asarray(labels_N).astype(np.uint64) << np.uint64(32)
     ordered = np.sort(keys_N)
-    starts_K = np.cumsum(sizes_K) - sizes_K
     some_K = counts_K > 0
     # The key of the last row kept of each group; 0 where none is kept, so that no key lies below it.
     cuts_K = np.zeros(len(counts_K), np.uint64)
@@ -87,10 +94,12 @@ def order_by_group(scores_N: Scores, labels_N: npt.NDArray[Any]) -> Ints:
     """Return the rows group by group, the highest score first; ties go to the lower row.
 
     Args:
-        scores_N: (N,) float32 or uint32 without NaN.
+        scores_N: (N,) float32 or uint32 without NaN, or uint64, which takes more memory.
         labels_N: (N,) group of each row.
     """
     _refuse_nan(scores_N)
+    if scores_N.dtype == np.uint64:
+        return np.asarray(np.lexsort((~scores_N, labels_N)), np.int64)
     keys_N = _descending_bits(scores_N).astype(np.uint64)
     keys_N |= np.asarray(labels_N).astype(np.uint64) << np.uint64(32)
     return np.asarray(np.argsort(keys_N, kind="stable"), np.int64)
@@ -179,7 +188,7 @@ def _descending_bits(scores_N: Scores) -> npt.NDArray[np.uint32]:
     if scores_N.dtype == np.uint32:
         return np.asarray(~scores_N, np.uint32)
     if scores_N.dtype != np.float32:
-        raise UsageError(f"scores within groups must be float32 or uint32, not {scores_N.dtype}")
+        raise UsageError(f"scores within groups must be float32, uint32 or uint64, not {scores_N.dtype}")
     bits = (scores_N + np.float32(0)).view(np.uint32)  # + 0 makes -0.0 equal to 0.0
     negative = bits >> 31 != 0
     # Ascending code: flip all bits of negatives, set the sign bit of the others; then reverse.

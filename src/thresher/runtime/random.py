@@ -19,6 +19,12 @@ def generator(seed: int, *purpose: str | int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=words.astype(np.uint64)))
 
 
+def permutation(random: np.random.Generator, n: int) -> npt.NDArray[np.uint32] | npt.NDArray[np.uint64]:
+    """Return a random permutation of 0 .. n - 1, (n,): uint32 if that holds all numbers, else uint64."""
+    order = random.permutation(n)
+    return order.astype(np.uint32) if n <= 2**32 else order.astype(np.uint64)
+
+
 def digest(*parts: Any) -> str:
     """Return the SHA-256 of the concatenated parts as 64 hexadecimal digits.
 

@@ -25,12 +25,15 @@ from thresher.select.functions import (
     ABOUT_NAN,
     ALLOWED,
     COPIES,
+    CUT,
     FIXED,
     GROWTH,
     LIST,
     LIST_GROWTH,
     NAN_IN_NAN_OUT,
     PAIRWISE,
+    PARTS,
+    PATTERNS,
     REGULAR,
     SIZED,
     TEXT_TYPES,
@@ -41,17 +44,20 @@ Node = dict[str, Any]
 Slot = tuple[Any, Any]  # a dict or list, and the key or index of a node in it
 
 CHARACTERS = 100_000  # of a condition
-DEPTH = 200  # of nested expressions
+DEPTH = 60  # of nested expressions; DuckDB reads trees of up to 256 nested objects
 CLAUSES = 250  # with a number of their own; the others share the last one
 SECONDS = 60.0  # for up to a batch of rows
 _COPIED = 5_000  # expressions that DuckDB may add
-_CONSTANT = 10**6  # bytes that a condition may add to a row
-_ROW_MEMORY = 4 * MEMORY  # bytes for one row
+_CONSTANT = 10**5  # bytes that a condition may add to a row
+_ROW_MEMORY = 2 * MEMORY  # bytes for one row
 _STEPS = 2 * 10**9  # elementary steps in one query, about a second each
 _ROW_STEPS = 10 * _STEPS
 _QUICK = 2 * 10**7  # steps and bytes that take no longer than a thread takes to start: some milliseconds
+_WILDCARDS = 3  # in a pattern of LIKE or GLOB that DuckDB does not search from left to right
+_SLOW_PATTERN = 50  # steps for each byte
 _PROGRAM = 100_000  # the largest regular expression that DuckDB compiles, in instructions
 
+_DEEP = f"is nested too deeply; at most {DEPTH} levels are allowed"
 _TABLE = "pool rows"
 _FLOATS = ("FLOAT", "DOUBLE")
 _COMPARED = ("COMPARISON", "BETWEEN")
@@ -122,9 +128,9 @@ class Condition:
             if len(parts) > CLAUSES:
                 rest = {**root, "children": parts[CLAUSES - 1 :]}
                 parts = [*parts[: CLAUSES - 1], rest]
-            clauses = [Clause(_sql(db, tree, [part]), part) for part in parts]
+            clauses = [Clause(_sql(where, db, tree, [part]), part) for part in parts]
             stored = {_path(container[key]): container[key] for _, container, key in _uses(root)}
-            sources = [_sql(db, tree, [node]) for path, node in stored.items() if path is not None]
+            sources = [_sql(where, db, tree, [node]) for path, node in stored.items() if path is not None]
         columns = {str(node["column_names"][0]) for node in _walk(root) if node.get("class") == "COLUMN_REF"}
         return cls(where, tuple(clauses), tuple(sorted(columns)), tuple(sources))
 
@@ -236,7 +242,6 @@ def _tree(db: Any, where: str) -> Node:
     import duckdb
 
     hint = 'Put columns that are named like SQL keywords in double quotes: "group"'
-    deep = f"is nested too deeply; at most {DEPTH} levels are allowed"
     if "\0" in where:
         raise _refused(where, "contains a NUL character")
     try:
@@ -244,13 +249,13 @@ def _tree(db: Any, where: str) -> Node:
         tree: Node = json.loads(text)
         bare = json.loads(_scalar(db, "SELECT json_serialize_sql(?)", "SELECT 1"))
     except RecursionError:
-        raise _refused(where, deep) from None
+        raise _refused(where, _DEEP) from None
     except (duckdb.Error, UnicodeEncodeError) as error:
         raise _refused(where, f"is not an SQL condition: {_first_line(error)}. {hint}") from None
     if tree.get("error"):
         message = str(tree.get("error_message"))
         if "expression depth" in message:
-            raise _refused(where, deep)
+            raise _refused(where, _DEEP)
         raise _refused(where, f"is not an SQL condition: {_first_line(message)}. {hint}")
     nodes = [statement["node"] for statement in tree["statements"]]
     empty = bare["statements"][0]["node"]
@@ -265,11 +270,16 @@ def _root(tree: Node) -> Node:
     return node
 
 
-def _sql(db: Any, tree: Node, nodes: Sequence[Node]) -> str:
+def _sql(where: str, db: Any, tree: Node, nodes: Sequence[Node]) -> str:
     """Return expressions as SQL text, separated by commas."""
+    import duckdb
+
     select = {**tree["statements"][0]["node"], "select_list": list(nodes)}
     whole = {**tree, "statements": [{**tree["statements"][0], "node": select}]}
-    query = _scalar(db, "SELECT json_deserialize_sql(?)", json.dumps(whole))
+    try:
+        query = _scalar(db, "SELECT json_deserialize_sql(?)", json.dumps(whole))
+    except (duckdb.SerializationException, RecursionError):
+        raise _refused(where, _DEEP) from None
     return str(query).removeprefix("SELECT ").rstrip(";")
 
 
@@ -325,7 +335,7 @@ def _literal(node: Node) -> str | None:
 
 @dataclass(frozen=True)
 class Size:
-    """The bytes of a value: at most ``growth`` times the bytes of the row, plus ``constant``."""
+    """The bytes of a value: at most ``growth`` times those of the row, plus ``constant``; by default of a number."""
 
     growth: float = 0.0
     constant: float = 16.0
@@ -349,7 +359,7 @@ class Cost:
 
     def add(self, size: Size, times: float, *, steps: float = 0.0) -> None:
         """Add a value that is computed ``times`` times, with some steps for each of its bytes."""
-        self.memory[0] += times * size.constant
+        self.memory[0] += times * (size.constant + 16)
         self.memory[1] += times * size.growth
         self.steps[0] += times * (1 + steps * size.constant)
         self.steps[1] += times * steps * size.growth
@@ -375,7 +385,7 @@ def _check(where: str, root: Node) -> None:
         written += len(level)
         level = [child for node in level for child in _children(node)]
     if level:
-        raise _refused(where, f"is nested too deeply; at most {DEPTH} levels are allowed")
+        raise _refused(where, _DEEP)
     for node in _walk(root):
         _allowed(where, node)
     cost = _cost(where, root)
@@ -444,7 +454,7 @@ def _cost(where: str, root: Node) -> Cost:
     """
     cost = Cost()
     _size(where, root, cost, 1.0)
-    if cost.memory[0] > _CONSTANT * 16 or cost.steps[0] > _STEPS / 20:
+    if cost.memory[0] > 10 * _CONSTANT or cost.steps[0] > _STEPS / 20:
         raise _refused(where, "takes too much memory or time for each row; repeat, pad or compare shorter texts")
     return cost
 
@@ -457,7 +467,7 @@ def _size(where: str, node: Node, cost: Cost, times: float) -> Size:
         return Size(0, len(text.encode("utf-8", "replace")))
     if node["class"] == "COLUMN_REF":
         cost.steps[0] += times
-        return Size(1, 16)
+        return Size(1, 0)
     name = _name(node) if node["class"] == "FUNCTION" else ""
     children = _children(node)
     copies = times * COPIES.get(name, 1)
@@ -471,6 +481,8 @@ def _size(where: str, node: Node, cost: Cost, times: float) -> Size:
             cost.add_pairs(sizes[0], sizes[1], times, PAIRWISE[name])
         if name in REGULAR:
             cost.add(sizes[0], times, steps=_program(children[1] if len(children) > 1 else None))
+        if name in PATTERNS and _is_slow(where, name, children):
+            cost.add(sizes[0], times, steps=_SLOW_PATTERN)
         if name == "words":
             cost.add(sizes[0].times(9), times)
     elif node["class"] == "CAST":
@@ -503,8 +515,10 @@ def _size_of_call(where: str, name: str, arguments: list[Node], sizes: list[Size
         path = _literal(arguments[1]) if len(arguments) > 1 else ""
         if path is None or "*" in path or ".." in path:
             raise _refused(where, f"{name} needs a constant path without * and ..")
+    if name in CUT and len(arguments) > CUT[name] and (length := _literal(arguments[CUT[name]]) or "-").isdecimal():
+        return Size(0, 4 * float(length))
     if name not in SIZED:
-        return total.times(GROWTH)
+        return total if name in PARTS else total.times(GROWTH, 64)
 
     def constant(i: int, what: str) -> str:
         text = _literal(arguments[i]) if len(arguments) > i else ""
@@ -536,6 +550,26 @@ def _size_of_call(where: str, name: str, arguments: list[Node], sizes: list[Size
         raise _refused(where, f"{name} needs constant widths")
     widths = sum(float(digits) for digits in re.findall(r"\d+", layout))
     return total.times(GROWTH, 4 * widths + 512 * len(arguments))
+
+
+def _is_slow(where: str, name: str, arguments: list[Node]) -> bool:
+    """Return whether DuckDB matches a pattern of LIKE or GLOB by trying all places of its wildcards.
+
+    Raises:
+        UsageError: It has too many wildcards for that, or is not a constant.
+    """
+    pattern = _literal(arguments[1]) if len(arguments) > 1 else ""
+    if pattern is None:
+        raise _refused(where, "LIKE and GLOB need a constant pattern; use contains(text, other) or starts_with")
+    if name in ("~~", "!~~") and "_" not in pattern:
+        return False
+    if len(re.findall(re.escape(PATTERNS[name]) + "+", pattern)) > _WILDCARDS:
+        raise _refused(
+            where,
+            f"the pattern {_short(pattern)!r} has more than {_WILDCARDS} {PATTERNS[name]}, which only LIKE without _ "
+            "may have; use regexp_matches",
+        )
+    return True
 
 
 def _program(pattern: Node | None) -> float:
@@ -596,11 +630,11 @@ def _query(condition: Condition, db: Any, seconds: float) -> Query:
     for one in costs:
         cost.memory = [a + b for a, b in zip(cost.memory, one.memory, strict=True)]
         cost.steps = [a + b for a, b in zip(cost.steps, one.steps, strict=True)]
-    names = [_sql(db, tree, [node]) for node in sources.values()]
+    names = [_sql(condition.where, db, tree, [node]) for node in sources.values()]
     flags = "".join(f", isnan({name}) AS nan{i}" for i, name in enumerate(names))
     return Query(
         condition,
-        _cases([_sql(db, tree, [root]) for root in roots], flags),
+        _cases([_sql(condition.where, db, tree, [root]) for root in roots], flags),
         None if computed else _cases([clause.text for clause in condition.clauses]),
         tuple(names),
         cost,
@@ -629,7 +663,7 @@ def _types(condition: Condition, db: Any, nodes: list[Node]) -> list[str]:
     """Return the type of each expression, as DuckDB names it."""
     if sum(sum(1 for _ in _walk(node)) for node in nodes) > CHARACTERS:
         raise _refused(condition.where, "is too long and nested too deeply; make it shorter")
-    text = _sql(db, _tree(db, "true"), nodes)
+    text = _sql(condition.where, db, _tree(db, "true"), nodes)
     return [str(kind).strip('"') for kind in db.sql(f'SELECT {text} FROM "{_TABLE}"').types]
 
 
@@ -641,7 +675,7 @@ def _check_comparison(where: str, node: Node, kind_of: dict[int, str]) -> None:
     kinds = [kind_of.get(id(child), "") for child in children]
     ordered = node["type"] not in ("COMPARE_EQUAL", "COMPARE_NOTEQUAL", "COMPARE_IN", "COMPARE_NOT_IN")
     for kind in kinds:
-        if kind.endswith("]") or kind.startswith(("STRUCT", "MAP", "UNION", "VARIANT")):
+        if kind.endswith("]") or "(" in kind and not kind.startswith(("DECIMAL", "ENUM")) or kind == "VARIANT":
             if ordered or any(name in kind for name in _FLOATS):
                 raise _refused(where, f"compare single values, not {_short(kind)}: as in a > 1 AND b > 2, or l[1] > 2")
     if any(kind in _FLOATS for kind in kinds) and any(

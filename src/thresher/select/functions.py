@@ -40,37 +40,45 @@ FIXED = frozenset(
     json_array_length json_contains json_exists json_type json_valid
     """.split()
 )
-# The result is a text, or a part of an argument: up to GROWTH times as long as the arguments.
+# The result is a part of the arguments, or all of them together.
+PARTS = frozenset(
+    """
+    || ->> array_append array_cat array_concat array_distinct array_extract array_intersect array_pop_back
+    array_pop_front array_prepend array_push_back array_push_front array_reverse array_reverse_sort array_slice
+    array_sort array_value array_zip concat concat_ws element_at flatten if json_extract json_extract_path
+    json_extract_path_text json_extract_string json_value left left_grapheme list_any_value list_append list_cat
+    list_concat list_distinct list_element list_extract list_first list_intersect list_last list_max list_min list_mode
+    list_pack list_prepend list_reverse list_reverse_sort list_slice list_sort list_value list_zip ltrim map map_concat
+    map_entries map_extract map_extract_value map_from_entries map_keys map_values nullif parse_dirname
+    parse_dirpath parse_filename regexp_extract reverse right right_grapheme row rtrim split_part
+    struct_concat struct_extract struct_extract_at struct_keys struct_pack substr substring substring_grapheme trim
+    """.split()
+)
+# The result is a text that is up to GROWTH times as long as the arguments.
 TEXT = frozenset(
     """
-    || ->> array_extract base64 bin concat concat_ws decode element_at encode format_bytes formatReadableDecimalSize
-    formatReadableSize from_base64 from_binary from_hex hex if json_extract json_extract_path json_extract_path_text
-    json_extract_string json_quote json_value lcase left left_grapheme list_any_value list_element list_extract
-    list_first list_last list_max list_min list_mode lower ltrim map_extract_value md5 nfc_normalize nullif
-    parse_dirname parse_dirpath parse_filename regexp_escape regexp_extract reverse right right_grapheme rtrim sha1
-    sha256 split_part strftime strip_accents struct_extract struct_extract_at substr substring substring_grapheme
-    to_base64 to_binary to_hex to_json translate trim ucase unbin unhex upper url_decode url_encode
-    """.lower().split()
+    base64 bin decode encode format_bytes formatreadabledecimalsize formatreadablesize from_base64 from_binary from_hex
+    hex json_quote lcase lower md5 nfc_normalize regexp_escape sha1 sha256 strftime strip_accents to_base64 to_binary
+    to_hex to_json translate ucase unbin unhex upper url_decode url_encode
+    """.split()
 )
-# The result is a list, whose elements take more room than characters: up to LIST_GROWTH times as large.
+# The result is a list of pieces of a text, which take up to LIST_GROWTH times as much memory.
 LIST = frozenset(
     """
-    array_append array_cat array_concat array_distinct array_intersect array_pop_back array_pop_front array_prepend
-    array_push_back array_push_front array_reverse array_reverse_sort array_slice array_sort array_value array_zip
-    flatten json_keys list_append list_cat list_concat list_distinct list_intersect list_pack list_prepend list_reverse
-    list_reverse_sort list_slice list_sort list_value list_zip map map_concat map_entries map_extract map_from_entries
-    map_keys map_values parse_path regexp_extract_all regexp_split_to_array row split str_split str_split_regex
-    string_split string_split_regex string_to_array struct_concat struct_keys struct_pack
+    json_keys parse_path regexp_extract_all regexp_split_to_array split str_split str_split_regex string_split
+    string_split_regex string_to_array
     """.split()
 )
 # The size of the result is itself an argument, which must be a constant.
 SIZED = frozenset("array_to_string format lpad printf regexp_replace repeat replace rpad".split())
 
-ALLOWED = FIXED | TEXT | LIST | SIZED
+ALLOWED = FIXED | PARTS | TEXT | LIST | SIZED
 
 GROWTH = 8
 LIST_GROWTH = 20
 
+# Functions that shorten a text to as many characters as an argument says: the index of this argument.
+CUT = {"left": 1, "right": 1, "substr": 2, "substring": 2}
 # Functions that take time in proportion to the product of two lengths, and bytes per such step.
 PAIRWISE = {
     "levenshtein": 0,
@@ -81,6 +89,12 @@ PAIRWISE = {
 }
 # Functions that match a regular expression, their second argument.
 REGULAR = frozenset(name for name in ALLOWED if name.startswith("regexp_") or name.endswith("split_regex"))
+# Functions that match a pattern, their second argument, with these wildcards. In versions of DuckDB before 2, time is a
+# power of the length of the text, with the number of wildcards as the exponent.
+PATTERNS = {
+    "~~": "%", "!~~": "%", "~~*": "%", "!~~*": "%", "~~~": "*",
+    "like_escape": "%", "not_like_escape": "%", "ilike_escape": "%", "not_ilike_escape": "%",
+}  # fmt: skip
 # Functions that DuckDB replaces by an expression that has their arguments this many times, at most.
 COPIES = {"aspect": 6, "least": 3, "greatest": 3, "number_or_null": 2, "nullif": 2, "fmod": 3, "fdiv": 2}
 

@@ -20,7 +20,7 @@ from thresher.runtime.engine import Engine
 from thresher.runtime.parameters import recorded
 from thresher.runtime.plugins import origin_of
 from thresher.runtime.progress import Progress, Silent
-from thresher.runtime.random import digest, generator
+from thresher.runtime.random import digest, generator, permutation
 from thresher.selection import Selection, Step
 
 R = TypeVar("R")
@@ -51,12 +51,14 @@ class Run:
         """Return a generator keyed by the seed and a purpose, so that adding a step never changes another step."""
         return generator(self.seed, *purpose)
 
-    def random_ranks(self, *purpose: str | int) -> npt.NDArray[np.uint32]:
-        """Return distinct random numbers for the view's rows, (n,) uint32, tied to global row ids.
+    def random_ranks(self, *purpose: str | int) -> npt.NDArray[np.uint32] | npt.NDArray[np.uint64]:
+        """Return distinct random numbers for the view's rows, (n,), tied to global row ids.
+
+        They are uint32, or uint64 if the store has more than 2^32 rows.
 
         A row has the same number in every view, so the rows of a smaller budget are a subset of those of a larger one.
         """
-        ranks = self.rng(*purpose).permutation(self.store.total).astype(np.uint32)
+        ranks = permutation(self.rng(*purpose), self.store.total)
         return ranks if self.store.rows is None else ranks[self.store.rows]
 
     @cached_property

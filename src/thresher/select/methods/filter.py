@@ -61,8 +61,10 @@ class Filter:
         )["failed"]
         codes, nans = made[:n], np.frombuffer(made[n:].tobytes(), np.int64)
         notes = [
-            f"{count:,} rows have no number (NaN) in {source}, which counts as missing: no comparison with it is true"
-            for source, count in zip(condition.sources, nans.tolist(), strict=True)
+            f"{count:,} rows have no number (NaN) in {name}, which counts as missing: no comparison with it is true"
+            for name, count in zip(
+                (source.replace('"', "") for source in condition.sources), nans.tolist(), strict=True
+            )
             if count
         ]
         if run.store.options.metadata and (alone := int(np.count_nonzero(run.store.column("joined") == 0))):
