@@ -242,15 +242,14 @@ def _tree(db: Any, where: str) -> Node:
     import duckdb
 
     hint = 'Put columns that are named like SQL keywords in double quotes: "group"'
-    if "\0" in where:
-        raise _refused(where, "contains a NUL character")
+    if "\0" in where or any("\ud800" <= letter <= "\udfff" for letter in where):
+        raise _refused(where, "is not an SQL condition: it contains NUL or bytes that are not UTF-8")
     try:
         text = _scalar(db, "SELECT json_serialize_sql(?)", f"SELECT {where}" if where.strip() else "")
         tree: Node = json.loads(text)
-        bare = json.loads(_scalar(db, "SELECT json_serialize_sql(?)", "SELECT 1"))
     except RecursionError:
         raise _refused(where, _DEEP) from None
-    except (duckdb.Error, UnicodeEncodeError) as error:
+    except duckdb.Error as error:
         raise _refused(where, f"is not an SQL condition: {_first_line(error)}. {hint}") from None
     if tree.get("error"):
         message = str(tree.get("error_message"))
@@ -258,10 +257,18 @@ def _tree(db: Any, where: str) -> Node:
             raise _refused(where, _DEEP)
         raise _refused(where, f"is not an SQL condition: {_first_line(message)}. {hint}")
     nodes = [statement["node"] for statement in tree["statements"]]
-    empty = bare["statements"][0]["node"]
+    empty = _own_tree("true")["statements"][0]["node"]
     alone = len(nodes) == 1 and all(nodes[0].get(key) == empty[key] for key in empty if key != "select_list")
     if not alone or len(nodes[0]["select_list"]) != 1 or nodes[0]["select_list"][0].get("alias"):
         raise _refused(where, "give one condition on the columns of a row")
+    return tree
+
+
+@cache
+def _own_tree(expression: str) -> Node:
+    """Return the syntax tree of a query of our own; it must not be changed."""
+    with cursor() as db:
+        tree: Node = json.loads(_scalar(db, "SELECT json_serialize_sql(?)", f"SELECT {expression}"))
     return tree
 
 
@@ -406,7 +413,8 @@ def _allowed(where: str, node: Node) -> None:
     if kind != "FUNCTION":
         return
     name, arguments = _name(node), _children(node)
-    plain = not (node.get("schema") or node.get("catalog") or node.get("distinct") or node.get("filter"))
+    plain = node.get("schema") in (None, "", "main")  # DuckDB 1 writes [1, 2] as main.list_value(1, 2)
+    plain &= not (node.get("catalog") or node.get("distinct") or node.get("filter"))
     plain &= not (node.get("order_bys") or {}).get("orders") and not node.get("export_state")
     if not plain and name in ALLOWED:
         raise _refused(where, f"call {name} as {name}(...), without a prefix, DISTINCT, FILTER or ORDER BY")
@@ -607,7 +615,7 @@ def _query(condition: Condition, db: Any, seconds: float) -> Query:
             )
     for node in values:
         _check_comparison(condition.where, node, kind_of)
-    tree, wrapper = _tree(db, "true"), _root(_tree(db, "number_or_null(x)"))
+    tree, wrapper = _own_tree("true"), _root(_own_tree("number_or_null(x)"))
     sources: dict[Any, Node] = {}
     computed = False
     for parent, container, key in uses:
@@ -663,7 +671,7 @@ def _types(condition: Condition, db: Any, nodes: list[Node]) -> list[str]:
     """Return the type of each expression, as DuckDB names it."""
     if sum(sum(1 for _ in _walk(node)) for node in nodes) > CHARACTERS:
         raise _refused(condition.where, "is too long and nested too deeply; make it shorter")
-    text = _sql(condition.where, db, _tree(db, "true"), nodes)
+    text = _sql(condition.where, db, _own_tree("true"), nodes)
     return [str(kind).strip('"') for kind in db.sql(f'SELECT {text} FROM "{_TABLE}"').types]
 
 
