@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -17,9 +19,20 @@ CREATE MACRO number_or_null(x) AS CASE WHEN isnan(x) THEN NULL ELSE x END;
 MEMORY = 2**30  # bytes that one query may use
 
 
-def cursor() -> Any:
-    """Return a new connection to the database; use it as a context manager."""
-    return _database().cursor()
+@contextmanager
+def cursor() -> Iterator[Any]:
+    """Yield a new connection to the database, for short queries; for others see ``runtime.duckdb_query``.
+
+    Raises:
+        KeyboardInterrupt: A signal interrupted a query; DuckDB itself raises a RuntimeError.
+    """
+    with _database().cursor() as db:
+        try:
+            yield db
+        except RuntimeError as error:
+            if str(error) == "Query interrupted":
+                raise KeyboardInterrupt from None
+            raise
 
 
 @cache

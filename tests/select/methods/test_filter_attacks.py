@@ -340,6 +340,25 @@ def test_a_slow_condition_ends_at_the_time_limit() -> None:
         assert db.execute("SELECT 1").fetchall() == [(1,)]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no SIGALRM")
+def test_a_signal_in_a_short_query_is_an_interruption() -> None:
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    def ask() -> None:
+        with cursor() as db:
+            while True:
+                db.execute("SELECT sum(range) FROM range(100000)").fetchall()
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            ask()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="no SIGTERM")
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_slow_condition(pool, tmp_path, sent) -> None:
