@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 from thresher import Cache, OutputError
+from thresher.runtime.checksums import CacheWarning
 
 RECIPE = """
 [[step]]
@@ -148,7 +150,10 @@ def test_a_damaged_cache_entry_counts_as_absent(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for turn, damaged in enumerate((whole[:-3], b"", whole[:70] + b"(" + whole[71:], b"x" * len(whole)), 2):
         path.write_bytes(damaged)
-        assert cache.array("x", {}, make).tolist() == [0, 1, 2, 3, 4]
+        with pytest.warns(
+            CacheWarning, match=f"cache entry {re.escape(str(path))} is damaged .*; it is computed again"
+        ):
+            assert cache.array("x", {}, make).tolist() == [0, 1, 2, 3, 4]
         assert made == [turn]
 
 

@@ -2,46 +2,49 @@
 
 A result is reused if its array exists. An array that is still being filled is an append-only file whose finished
 length is a number of whole batches, so a killed run resumes where it stopped and produces the same bytes. Nothing is
-pickled; a damaged entry is treated as missing.
+pickled. Every file has a checksum, which is compared when the file is loaded: a damaged entry is reported, treated as
+missing and computed again.
 
 A cache can be shared by runs, users and hosts: entries in use are locked, and no other process removes them.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from thresher.errors import OutputError
-from thresher.runtime.files import DAMAGED, write_errors, writing
-from thresher.runtime.locks import (
-    DAY,
-    LOCK,
-    holding,
-    keep_while,
-    last_change,
-    open_shared,
-    remove_folder,
-    remove_unused,
+from thresher.runtime.checksums import (
+    ArraySpec,
+    Checksum,
+    append_checksum,
+    check,
+    mapped,
+    open_regular,
+    report_damage,
 )
+from thresher.runtime.files import DAMAGED, sync, write_errors, writing
+from thresher.runtime.locks import DAY, LOCK, holding, last_change, remove_folder, remove_unused
 from thresher.runtime.random import digest
 from thresher.runtime.resumable import Resumable
 
 Array = npt.NDArray[Any]
 
 LIMIT = 20 * 10**9
-FORMAT = 1  # of the arrays: increased when the meaning of a key changes
-_HINT = "choose another cache folder with --cache"
+FORMAT = 2  # of the files: increased when the meaning of a key changes; entries of another format count as missing
+HINT = "choose another cache folder with --cache"
 _HOUR = 3600.0
 _MOVABLE = os.name != "nt"  # whether a memory-mapped file can be moved
 
@@ -79,18 +82,23 @@ class Cache:
         text = json.dumps({"name": name, "format": FORMAT, **key}, sort_keys=True, default=str)
         return self.folder / "arrays" / f"{name}-{digest(text)[:40]}{suffix}"
 
-    def load(self, path: Path) -> Array | None:
-        """Return an array, memory-mapped, or None if it is missing or damaged.
+    def load(self, path: Path, spec: ArraySpec | None = None) -> Array | None:
+        """Return an array, memory-mapped, or None if it is missing or cannot be read.
 
-        No run removes the file while the array, or a view of it, exists.
+        The whole file is read once, to compare it with its checksum. An entry that is damaged, or is not as specified,
+        counts as missing, with a warning. No run removes the file while the array, or a view of it, exists.
+
+        Args:
+            path: Its path, see :meth:`path`.
+            spec: What the array must be.
         """
         try:
-            return mapped(path)
+            with open_regular(path) as file:
+                return mapped(file, spec, check(file))
         except OSError:  # a read error, not damage
             return None
-        except DAMAGED:
-            with suppress(OSError):  # the file of another user
-                path.unlink()
+        except DAMAGED as error:
+            report_damage(path, error)
             return None
 
     def save(self, path: Path, array: Array) -> Array:
@@ -99,27 +107,30 @@ class Cache:
         Raises:
             OutputError: The array cannot be written.
         """
-        with writing(path, _HINT) as scratch, open(scratch, "wb") as file:
+        with writing(path, HINT) as scratch, open(scratch, "w+b") as file:
             np.save(file, array, allow_pickle=False)
-            _sync(file)
-        loaded = self.load(path)
-        return np.asarray(array) if loaded is None else loaded
+            append_checksum(file)
+        with suppress(OSError, *DAMAGED), open_regular(path) as file:
+            return mapped(file)
+        return np.asarray(array)
 
     def resumable(self, path: Path) -> Resumable:
         """Return the state of the loop that computes the array at ``path``; remove it once the array is saved."""
-        return Resumable(path.with_suffix(".state.npz"), self.flush_seconds, _HINT)
+        return Resumable(path.with_suffix(".state.npz"), self.flush_seconds, HINT)
 
-    def array(self, name: str, key: Mapping[str, Any], make: Callable[[], Array]) -> Array:
-        """Return the array of a key; compute and save it if it is missing."""
+    def array(
+        self, name: str, key: Mapping[str, Any], make: Callable[[], Array], spec: ArraySpec | None = None
+    ) -> Array:
+        """Return the array of a key; compute and save it if it is missing or not as specified."""
         path = self.path(name, key)
-        array = self.load(path)
+        array = self.load(path, spec)
         return self.save(path, make()) if array is None else array
 
     def columns(
         self,
         name: str,
         key: Mapping[str, Any],
-        dtypes: Mapping[str, str],
+        dtypes: Mapping[str, str | ArraySpec],
         rows: int,
         fill: Callable[[int], Iterator[tuple[Array, ...]]],
         width: int | None = None,
@@ -132,7 +143,7 @@ class Cache:
         Args:
             name: Name of the columns.
             key: What the columns depend on.
-            dtypes: Column name -> dtype, in the order of the batches' arrays.
+            dtypes: Column name -> dtype, or dtype and range, in the order of the batches' arrays.
             rows: Final length.
             fill: ``fill(start)`` yields batches of all columns from row ``start`` on. ``start`` is
                 the end of a batch yielded by an earlier, unfinished call.
@@ -143,30 +154,35 @@ class Cache:
             OutputError: The folder cannot be written, or ``fill`` ended early.
         """
         paths = {column: self.path(f"{name}.{column}", key) for column in dtypes}
-        if arrays := self._all(paths):
+        specs = _specs(dtypes, rows, width)
+        if arrays := self._all(paths, specs):
             return arrays
         with self._filling(self.path(name, key, ".partial"), name, say) as folder:
-            if arrays := self._all(paths):  # another run finished first
+            if arrays := self._all(paths, specs):  # another run finished first
                 return arrays
-            self._fill(folder, dtypes, rows, fill, width)
+            self._fill(folder, specs, rows, fill)
             for column, path in paths.items():
                 made = folder / f"{column}.npy"
-                with write_errors(path, _HINT):
-                    array = mapped(made) if _MOVABLE else None  # mapped first, so that no other run can remove it
+                with write_errors(path, HINT):
+                    array = _mapped(made) if _MOVABLE else None  # mapped first, so that no other run can remove it
                     os.replace(made, path)
-                    arrays[column] = mapped(path) if array is None else array
+                    arrays[column] = _mapped(path) if array is None else array
         return arrays
 
-    def _all(self, paths: Mapping[str, Path]) -> dict[str, Array]:
+    def _all(self, paths: Mapping[str, Path], specs: Mapping[str, ArraySpec]) -> dict[str, Array]:
         """Return all columns, or {} if any is missing."""
-        loaded = {column: self.load(path) for column, path in paths.items()}
-        present = {column: array for column, array in loaded.items() if array is not None}
-        return present if len(present) == len(paths) else {}
+        arrays: dict[str, Array] = {}
+        for column, path in paths.items():
+            array = self.load(path, specs[column])
+            if array is None:
+                return {}
+            arrays[column] = array
+        return arrays
 
     @contextmanager
     def _filling(self, folder: Path, name: str, say: Callable[[str], None] | None) -> Iterator[Path]:
         """Yield a folder for filling columns that no other run uses."""
-        with write_errors(folder, _HINT):
+        with write_errors(folder, HINT):
             folder.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             try:
@@ -175,7 +191,7 @@ class Cache:
             except OutputError:  # the lock of another user
                 locked = False
             if not locked:
-                with write_errors(folder, _HINT):
+                with write_errors(folder, HINT):
                     folder = Path(tempfile.mkdtemp(prefix=f".{name}-", suffix=".partial", dir=folder.parent))
             try:
                 yield folder
@@ -188,42 +204,44 @@ class Cache:
     def _fill(
         self,
         folder: Path,
-        dtypes: Mapping[str, str],
+        specs: Mapping[str, ArraySpec],
         rows: int,
         fill: Callable[[int], Iterator[tuple[Array, ...]]],
-        width: int | None,
     ) -> None:
-        saved = Resumable(folder / "rows.npz", self.flush_seconds, _HINT)
-        state = saved.load("rows")
+        saved = Resumable(folder / "rows.npz", self.flush_seconds, HINT)
+        state = saved.load(
+            {"rows": ArraySpec("int64", (), 0, rows), "checksums": ArraySpec("int64", (len(specs),), 0, 2**32 - 1)}
+        )
         done = int(state["rows"]) if state else 0
-        sizes = [np.dtype(dtype).itemsize * (width or 1) for dtype in dtypes.values()]
         with ExitStack() as stack:
-            with write_errors(folder, _HINT):
-                files = [
-                    stack.enter_context(_appendable(folder / f"{column}.npy", np.dtype(dtype), rows, width))
-                    for column, dtype in dtypes.items()
-                ]
-                begins = [_header_end(file) for file in files]
-                for file, begin, size in zip(files, begins, sizes, strict=True):
-                    if not 0 <= done <= rows or file.seek(0, os.SEEK_END) < begin + done * size:
-                        done = 0  # the count was saved but its data was lost: start over
-                for file, begin, size in zip(files, begins, sizes, strict=True):
-                    file.seek(begin + done * size)
-                    file.truncate()
+            with write_errors(folder, HINT):
+                files = [stack.enter_context(_Growing(folder / f"{name}.npy", spec)) for name, spec in specs.items()]
+                if state and not all(
+                    file.resume(done, int(value)) for file, value in zip(files, state["checksums"], strict=True)
+                ):
+                    if not any(file.new for file in files):  # else killed while the columns were moved into place
+                        report_damage(folder, "its checksum is wrong")
+                    state = None
+                if not state:
+                    done = 0
+                    for file in files:
+                        file.restart()
 
-            def rows_on_disk() -> dict[str, int]:
+            def rows_on_disk() -> dict[str, Any]:
                 for file in files:
-                    _sync(file)
-                return {"rows": done}
+                    sync(file.raw)
+                return {"rows": done, "checksums": np.array([file.sums.value for file in files], np.int64)}
 
             for batch in fill(done):
-                with write_errors(folder, _HINT):
-                    for file, array, dtype in zip(files, batch, dtypes.values(), strict=True):
-                        file.write(np.ascontiguousarray(array, dtype).data)
+                with write_errors(folder, HINT):
+                    for file, array in zip(files, batch, strict=True):
+                        file.append(array)
                     done += len(batch[0])
                     saved.offer(rows_on_disk)
-            with write_errors(folder, _HINT):
-                rows_on_disk()
+            if done == rows:
+                with write_errors(folder, HINT):
+                    for file in files:
+                        file.finish()
         if done != rows:
             raise OutputError(
                 f"{folder}: {done:,} of {rows:,} rows were filled; the pool changed while it was read; run again once "
@@ -303,27 +321,18 @@ class _Entry:
         )
 
 
-def mapped(path: Path) -> Array:
-    """Memory-map an array file for reading; the file counts as in use while the array, or a view of it, exists.
+def _specs(dtypes: Mapping[str, str | ArraySpec], rows: int, width: int | None) -> dict[str, ArraySpec]:
+    shape = (rows,) if width is None else (rows, width)
+    return {
+        column: replace(spec if isinstance(spec, ArraySpec) else ArraySpec(spec), shape=shape)
+        for column, spec in dtypes.items()
+    }
 
-    Raises:
-        OSError: The file cannot be read.
-        ValueError: The file is damaged or contains objects; see :data:`thresher.runtime.files.DAMAGED`.
-    """
-    handle = open_shared(path)
-    if handle is None:
-        raise FileNotFoundError(path)
-    with os.fdopen(handle, "rb") as file:  # the mapping keeps the file open, and with it the lock
-        version = np.lib.format.read_magic(file)
-        if version not in ((1, 0), (2, 0)):
-            raise ValueError(f"{path}: unsupported version {version} of the NumPy format")
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, by_column, dtype = read(file)
-        if dtype.hasobject:
-            raise ValueError(f"{path}: contains Python objects")
-        array = np.memmap(file, dtype, "r", file.tell(), shape, "F" if by_column else "C")
-        keep_while(getattr(array, "_mmap"), path, handle)  # noqa: B009 - the mapping, which views keep too
-        return array
+
+def _mapped(path: Path) -> Array:
+    """Memory-map an array that this process has written."""
+    with open_regular(path) as file:
+        return mapped(file)
 
 
 def _own(folder: Path) -> bool:
@@ -336,21 +345,61 @@ def _remove(folder: Path) -> None:
         remove_folder(folder)
 
 
-def _appendable(path: Path, dtype: np.dtype[Any], rows: int, width: int | None) -> Any:
-    """Open an array file with the header of its final shape, keeping its content."""
-    file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115
-    shape = (rows,) if width is None else (rows, width)
-    np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": shape})
-    return file
+class _Growing:
+    """An array file that is filled from its start; its header has its final shape from the beginning.
 
+    Attributes:
+        new: Whether there was no such file.
+        raw: The open file.
+        sums: Checksum of the header and the rows so far.
+    """
 
-def _header_end(file: Any) -> int:
-    file.seek(0)
-    np.lib.format.read_magic(file)
-    np.lib.format.read_array_header_1_0(file)
-    return int(file.tell())
+    def __init__(self, path: Path, spec: ArraySpec) -> None:
+        """Open the file, keeping its content."""
+        shape = tuple(side or 0 for side in spec.shape or ())
+        header = io.BytesIO()
+        self._dtype = np.dtype(spec.dtype)
+        np.lib.format.write_array_header_1_0(header, {"descr": self._dtype.str, "fortran_order": False, "shape": shape})
+        self._header = header.getvalue()
+        self._row = self._dtype.itemsize * math.prod(shape[1:])
+        self.new = not path.exists()
+        self.raw: IO[bytes] = open(path, "w+b" if self.new else "r+b")  # noqa: SIM115
+        self.sums = Checksum()
 
+    def __enter__(self) -> _Growing:
+        """Return this file."""
+        return self
 
-def _sync(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+    def __exit__(self, *_: object) -> None:
+        """Close the file."""
+        self.raw.close()
+
+    def resume(self, rows: int, value: int) -> bool:
+        """Keep the first rows; return False if they, or the header, do not have this checksum."""
+        length = len(self._header) + rows * self._row
+        self.raw.seek(0)
+        self.sums = Checksum()
+        self.sums.read(self.raw, length)
+        self.raw.seek(length)
+        self.raw.truncate()
+        return (self.sums.length, self.sums.value) == (length, value)
+
+    def restart(self) -> None:
+        """Remove all rows."""
+        self.raw.seek(0)
+        self.raw.truncate()
+        self.sums = Checksum()
+        self._write(self._header)
+
+    def append(self, rows: Array) -> None:
+        """Append rows."""
+        self._write(np.ascontiguousarray(rows, self._dtype).reshape(-1).view(np.uint8).data)
+
+    def finish(self) -> None:
+        """Append the checksum and wait until everything is on disk."""
+        self.raw.write(self.sums.trailer())
+        sync(self.raw)
+
+    def _write(self, data: bytes | memoryview) -> None:
+        self.raw.write(data)
+        self.sums.update(data)

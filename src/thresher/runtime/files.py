@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
 
 from thresher.errors import OutputError
 from thresher.runtime.locks import create_locked, create_locked_folder, remove_unused, unused
@@ -193,3 +194,9 @@ def write_errors(path: Path, hint: str = ELSEWHERE) -> Iterator[None]:
         yield
     except OSError as error:
         raise _cannot_write(path, error, hint) from None
+
+
+def sync(file: IO[Any]) -> None:
+    """Wait until everything that was written to a file is on disk."""
+    file.flush()
+    os.fsync(file.fileno())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,29 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thresher.runtime.files import ELSEWHERE, writing
-from thresher.runtime.untrusted import read_npz
+from thresher.runtime.checksums import (
+    ArraySpec,
+    DamagedError,
+    append_checksum,
+    check,
+    open_regular,
+    read_header,
+    report_damage,
+)
+from thresher.runtime.files import DAMAGED, ELSEWHERE, writing
 
 Array = npt.NDArray[Any]
 State = Mapping[str, Array | np.generic | int | float]
 
 
 class Resumable:
-    """The state of a loop: named arrays in one file that is replaced atomically.
+    """The state of a loop: named arrays in one file with a checksum, which is replaced atomically.
 
     A loop loads the state once, offers the new state after every step, and removes it once the result is saved::
 
         saved = Resumable(path)
-        state = saved.load("sums", "done") or {"sums": np.zeros(n), "done": 0}
+        specs = {"sums": ArraySpec("float64", (n,)), "done": ArraySpec("int64", (), 0, steps)}
+        state = saved.load(specs) or {"sums": np.zeros(n), "done": 0}
         for step in range(int(state["done"]), steps):
             ...
             saved.offer(lambda: {"sums": sums, "done": step + 1})
@@ -44,12 +54,23 @@ class Resumable:
         self._every, self._hint = every, hint
         self._saved = time.monotonic()
 
-    def load(self, *names: str) -> dict[str, Array] | None:
-        """Return the last saved arrays, in memory; None if there are none or their names differ from ``names``."""
+    def load(self, specs: Mapping[str, ArraySpec]) -> dict[str, Array] | None:
+        """Return the last saved arrays, in memory; None if there are none or if they are not as specified.
+
+        Args:
+            specs: What each array must be, by name.
+        """
         try:
-            arrays = read_npz(self.path)
-            return {name: arrays[name] for name in names} if set(arrays) == set(names) else None
-        except (OSError, ValueError):  # an unreadable state is computed again and replaced
+            with open_regular(self.path) as file:
+                check(file)
+                with zipfile.ZipFile(file) as archive:
+                    if set(archive.namelist()) != {f"{name}.npy" for name in specs}:
+                        return None  # the state of another version
+                    return {name: _member(archive, f"{name}.npy", spec) for name, spec in specs.items()}
+        except OSError:
+            return None
+        except DAMAGED as error:
+            report_damage(self.path, error)
             return None
 
     def offer(self, state: Callable[[], State]) -> bool:
@@ -69,12 +90,24 @@ class Resumable:
         Raises:
             OutputError: The file cannot be written.
         """
-        with writing(self.path, self._hint) as scratch, open(scratch, "wb") as file:
+        with writing(self.path, self._hint) as scratch, open(scratch, "w+b") as file:
             np.savez(file, **{name: np.asarray(value) for name, value in state.items()})  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
+            append_checksum(file)
         self._saved = time.monotonic()
 
     def remove(self) -> None:
         """Remove the saved state, once the result is saved."""
         self.path.unlink(missing_ok=True)
+
+
+def _member(archive: zipfile.ZipFile, name: str, spec: ArraySpec) -> Array:
+    """Return an array of an archive after a check of its header: a wrong header must not take any memory."""
+    if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
+        raise DamagedError(f"{name} is compressed")
+    with archive.open(name) as file:
+        shape, _, dtype = read_header(file)
+        spec.check_header(dtype, shape)
+    with archive.open(name) as file:
+        array: Array = np.lib.format.read_array(file, allow_pickle=False)
+    spec.check_values(array)
+    return array

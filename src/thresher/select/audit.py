@@ -15,6 +15,7 @@ from thresher.io.open import trusting
 from thresher.io.paths import PARENT
 from thresher.ops.vectors import inverse_norms, to_float32
 from thresher.pool.store import Block, EmbeddingStore
+from thresher.runtime.checksums import ArraySpec
 from thresher.select.database import cursor
 from thresher.select.run import Run
 from thresher.selection import Selection
@@ -28,6 +29,7 @@ _CODES = (
     "its key is empty",
 )
 REPEATED, UNSAFE, EMPTY = 3, 4, 5
+BAD = ArraySpec("uint8", least=0, most=1)  # of a column that marks bad rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,7 @@ class Audit:
                 self._refuse(run, bad, codes)
             return run.so_far
         for part in run.store.layout.vectors:
-            bad_n = run.column(f"check {part}", part, partial(_no_direction, part), {"bad": "uint8"})["bad"]
+            bad_n = run.column(f"check {part}", part, partial(_no_direction, part), {"bad": BAD})["bad"]
             wrong = (np.asarray(bad_n) > 0) & (codes == 0)
             codes[wrong] = _CODES.index(f"its {part} embedding is zero, NaN or infinite")
         if not codes.any() and not self.files_set_aside:
@@ -106,7 +108,12 @@ def key_codes(run: Run) -> npt.NDArray[np.uint8]:
     store = run.store
     if store.layout.key is None:
         return np.zeros(len(store), np.uint8)
-    made = run.cache.array("keys", run.key(_key_codes, column=store.layout.key), lambda: _key_codes(run))
+    made = run.cache.array(
+        "keys",
+        run.key(_key_codes, column=store.layout.key),
+        lambda: _key_codes(run),
+        ArraySpec("uint8", (len(store),), least=0, most=EMPTY),
+    )
     return np.array(made)
 
 

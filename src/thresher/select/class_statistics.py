@@ -18,6 +18,7 @@ from thresher.ops.cut import pack
 from thresher.ops.kmeans import sums_by_group
 from thresher.ops.vectors import F32
 from thresher.pool.store import Block, EmbeddingStore
+from thresher.runtime.checksums import ArraySpec
 from thresher.runtime.random import digest
 from thresher.select.clusters import Groups
 from thresher.select.run import Run
@@ -87,10 +88,17 @@ def similarities(run: Run, groups: Groups, classes: Classes, clamp: float | None
     """Compute the similarities, cached: two passes over the rows, and products within classes if clamped."""
     labels = np.asarray(groups.labels_N)
     what = {"labels": digest(labels), "classes": len(classes.sizes_K)}
-    means = run.cache.array("class-means", run.key(_means, **what), lambda: _means(run, labels, classes.sizes_K))
-    dtypes = {"own": "float32", "mean": "float32", "inter": "float32"}
-    columns = run.column("similarities", "joint", partial(_judge, labels, np.asarray(means)), dtypes, **what)
-    own, mean, inter = (columns[name][classes.order_N].astype(np.float64) for name in dtypes)
+    shape = (2, len(classes.sizes_K), 2, run.store.dim("image"))
+    means = run.cache.array(
+        "class-means",
+        run.key(_means, **what),
+        lambda: _means(run, labels, classes.sizes_K),
+        ArraySpec("float32", shape, least=-2, most=2),
+    )
+    number = ArraySpec("float32", least=-5, most=5)
+    specs = {"own": number, "mean": number, "inter": number}
+    columns = run.column("similarities", "joint", partial(_judge, labels, np.asarray(means)), specs, **what)
+    own, mean, inter = (columns[name][classes.order_N].astype(np.float64) for name in specs)
     cross = mean if clamp is None else _cross(run, classes, run.key(_cross, clamp=clamp, **what), clamp)
     return Similarities(own, cross, mean, inter, np.asarray(means)[0])
 
@@ -154,13 +162,18 @@ class _Tile:
 def _cross(run: Run, classes: Classes, key: dict[str, Any], clamp: float) -> Floats:
     """Return the clamped cross, (n,) float64; sums are saved every few seconds, so that a killed run can resume."""
     path = run.cache.path("class-products", key)
-    known = run.cache.load(path)
+    n = len(classes.order_N)
+    known = run.cache.load(path, ArraySpec("float64", (n,), least=-5, most=5))
     if known is not None:
         return np.asarray(known)
-    n = len(classes.order_N)
     tiles = list(_tiles(classes.sizes_K, _held(run.store)))
     saved = run.cache.resumable(path)
-    state = saved.load("sums", "done")
+    state = saved.load(
+        {
+            "sums": ArraySpec("float64", (n,), least=-5 * n, most=5 * n),
+            "done": ArraySpec("int64", (), least=0, most=len(tiles)),
+        }
+    )
     sums, done = (state["sums"], int(state["done"])) if state else (np.zeros(n), 0)
     store = run.local("joint").store
     with run.progress.task("class products", n) as advance:

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from thresher.ops import kmeans
 from thresher.ops.neighbors import MeanNearestDistance
 from thresher.ops.vectors import F32, to_float32
 from thresher.pool.store import Block, EmbeddingStore, vectors_from_npy
+from thresher.runtime.checksums import ArraySpec
 from thresher.runtime.engine import Engine
 from thresher.runtime.files import refuse_foreign_files
 from thresher.runtime.random import digest
@@ -278,7 +279,7 @@ def grow(run: Run, old: Written) -> Groups:
     key = run.key(_assign, of=name, centroids=_token(old.centroids_KD))
     if old.info.get("kernels") != key["kernels"]:
         key["grown"] = [digest(labels), digest(distances)]
-    columns = run.cache.columns("assign", key, _ASSIGNED, len(run.store), fill)
+    columns = run.cache.columns("assign", key, _assigned(len(old.centroids_KD)), len(run.store), fill)
     notes = [f"centroids, and labels of {known:,} rows, kept from {old.folder}"]
     if known < len(run.store):
         new = len(run.store) - known
@@ -360,11 +361,13 @@ def automatic(rows: int) -> tuple[int, str]:
 def assign(run: Run, embedding: str, centroids_KD: F32) -> Groups:
     """Assign each row of the view to its nearest centroid, in float32; cached, resumable."""
     rule = partial(_assign, embedding, kmeans.Assign(centroids_KD))
-    columns = run.column("assign", embedding, rule, _ASSIGNED, centroids=_token(centroids_KD))
+    columns = run.column("assign", embedding, rule, _assigned(len(centroids_KD)), centroids=_token(centroids_KD))
     return Groups(columns["labels"], columns["distances"], centroids_KD)
 
 
-_ASSIGNED = {"labels": "int32", "distances": "float32"}
+def _assigned(k: int) -> dict[str, str | ArraySpec]:
+    """Return what the columns of an assignment to K centroids are; rounding may exceed a distance of 0 or 2."""
+    return {"labels": ArraySpec("int32", least=0, most=k - 1), "distances": ArraySpec("float32", least=-1, most=3)}
 
 
 def _token(centroids_KD: F32) -> str:
@@ -429,7 +432,9 @@ def _train(run: Run, how: Clustered, k: int, sample: int, iterations: int) -> F3
     precision, nearest, slack = _precision(how.precision)
     key = run.key(_train, of=name, k=k, iterations=iterations, sample=sample, seed=run.seed, precision=precision)
     path = run.cache.path("kmeans", key)
-    known = run.cache.load(path)
+    dim = run.store.dim(name)
+    unit_rows = ArraySpec("float32", (k, dim), least=-2, most=2)
+    known = run.cache.load(path, unit_rows)
     if known is not None:
         run.progress.say(f"k-means: {k:,} centroids found in the cache")
         return np.asarray(known)
@@ -440,8 +445,8 @@ def _train(run: Run, how: Clustered, k: int, sample: int, iterations: int) -> F3
     if sample < n:
         positions = np.sort(run.rng("kmeans-sample", name, sample).choice(n, sample, replace=False, shuffle=False))
         run = replace(run, store=replace(run.store, rows=run.store.ids[positions]))
-    if sample * run.store.dim(name) * 4 <= _IN_MEMORY:
-        held = np.empty((sample, run.store.dim(name)), np.float32)
+    if sample * dim * 4 <= _IN_MEMORY:
+        held = np.empty((sample, dim), np.float32)
         lo = 0
         for rows in run.over_blocks("k-means: read", name, partial(unit, name)):
             held[lo : lo + len(rows)] = rows
@@ -453,7 +458,18 @@ def _train(run: Run, how: Clustered, k: int, sample: int, iterations: int) -> F3
         each = partial(_each_stored, run, name)
         take = partial(run.store.vectors_at, name)
     saved = run.cache.resumable(path)
-    state_arrays = saved.load(*(item.name for item in fields(kmeans.State)))
+    state_arrays = saved.load(
+        {
+            "centroids_KD": unit_rows,
+            "moved_K": ArraySpec("float32", (k,), least=0),
+            "sums_KD": ArraySpec("float64", (k, dim), least=-2 * sample, most=2 * sample),
+            "sizes_K": ArraySpec("int64", (k,), least=0, most=sample),
+            "labels_N": ArraySpec("int32", (sample,), least=-1, most=k - 1),
+            "upper_N": ArraySpec("float32", (sample,)),
+            "lower_N": ArraySpec("float32", (sample,)),
+            "done": ArraySpec("int64", (), least=0, most=iterations),
+        }
+    )
     if state_arrays is not None:
         state = kmeans.State(**state_arrays)
     else:

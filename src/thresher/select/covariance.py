@@ -18,6 +18,7 @@ from thresher.errors import UsageError
 from thresher.ops.covariance import Moments, Spread, Sum, deviations, moments
 from thresher.ops.cut import pack
 from thresher.pool.store import EmbeddingStore, same_pool
+from thresher.runtime.checksums import ArraySpec
 from thresher.runtime.process import one_blas_thread
 from thresher.runtime.random import digest
 from thresher.select.audit import audited
@@ -236,9 +237,11 @@ def _tables(
         name: run.cache.path("covariance", run.key(_judge, **about, rows=digest(w))) for name, w in weights.items()
     }
     pool = run.cache.path("covariance", run.key(_judge, **about, rows="pool"))
-    tables = {name: known for name, path in paths.items() if (known := run.cache.load(path)) is not None}
+    groups = int(groups_n.max(initial=0)) + 1
+    pairs, fours = ArraySpec("float64", (groups, 2)), ArraySpec("float64", (groups, 4))
+    tables = {name: known for name, path in paths.items() if (known := run.cache.load(path, pairs)) is not None}
     missing = [name for name in weights if name not in tables]
-    spread = run.cache.load(pool)
+    spread = run.cache.load(pool, fours)
     if missing or spread is None:
         with one_blas_thread:  # as in engines: results must not depend on the number of cores
             made, rest = _pass(run, groups_n, [weights[name] for name in missing])

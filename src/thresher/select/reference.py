@@ -20,8 +20,10 @@ from thresher.ops.neighbors import nearest_other
 from thresher.ops.vectors import F32, inverse_norms, to_float32
 from thresher.pool.layout import Options
 from thresher.pool.store import Block, EmbeddingStore, open_store
+from thresher.runtime.checksums import ArraySpec
 from thresher.runtime.format import duration
 from thresher.runtime.process import one_blas_thread
+from thresher.select.audit import BAD
 from thresher.select.run import Run
 from thresher.selection import Selection, packed
 
@@ -118,7 +120,7 @@ def open_reference(run: Run, location: str, name: str) -> Reference:
     start = Selection.everything(fingerprint, location, {}, store.total)
     own = replace(run, store=store, so_far=start).local(name)
     if run.store.options.skip_bad:
-        bad = own.column("reference check", name, partial(_no_direction, name), {"bad": "uint8"})["bad"]
+        bad = own.column("reference check", name, partial(_no_direction, name), {"bad": BAD})["bad"]
         if np.all(bad):
             raise PoolError(
                 f"{location}: no row of the reference has a usable {name} embedding; all are zero, NaN or infinite"
@@ -146,16 +148,15 @@ def nearest(run: Run, reference: Reference, name: str) -> tuple[F32, Rows]:
     m = len(other.store)
     size, step = run.store.block, other.store.block
     starts = range(0, m, step)
-    if len(starts) > 1:  # each block of the pool is then read several times
-        run = run.local(name)
 
     def fill(start: int) -> Iterator[tuple[Any, ...]]:
+        store = run.local(name).store if len(starts) > 1 else run.store  # read once for each block of the reference
         work = float(n - start) * m * run.store.dim(name)
         if work > _SLOW:
             left = duration(work / _speed(run.store.dim(name), run.engine.workers))
             run.progress.say(f"comparing {n - start:,} rows with {m:,} of {reference.location}: about {left}")
-        tasks = ((block, lo, min(lo + step, m)) for block in run.store.blocks(name, start) for lo in starts)
-        results = run.engine.map(partial(_compare, run.store, other.store, name), tasks)
+        tasks = ((block, lo, min(lo + step, m)) for block in store.blocks(name, start) for lo in starts)
+        results = run.engine.map(partial(_compare, store, other.store, name), tasks)
         with run.progress.task(f"compare with {reference.location}", n) as advance:
             advance(start)
             for lo in range(start, n, size):
@@ -171,7 +172,8 @@ def nearest(run: Run, reference: Reference, name: str) -> tuple[F32, Rows]:
         next(results, None)
 
     key = run.key(_compare, of=name, reference=reference.fingerprint, files=reference.version, rows=other.view)
-    result = run.cache.columns("reference", key, {"cosine": "float32", "row": "int64"}, n, fill)
+    specs = {"cosine": ArraySpec("float32", least=-2, most=2), "row": ArraySpec("int64", least=0, most=m - 1)}
+    result = run.cache.columns("reference", key, specs, n, fill)
     if reference.store.changed():
         raise PoolError(
             f"{reference.location}: a file of the reference changed while it was read; run again once writing has "

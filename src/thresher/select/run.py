@@ -15,6 +15,7 @@ from thresher.io.npy import NpyPiece, npy_piece
 from thresher.ops.vectors import F32
 from thresher.pool.store import Block, EmbeddingStore
 from thresher.runtime.cache import Cache
+from thresher.runtime.checksums import ArraySpec
 from thresher.runtime.code import code_version
 from thresher.runtime.engine import Engine
 from thresher.runtime.parameters import recorded
@@ -113,7 +114,7 @@ class Run:
         name: str,
         of: str,
         fn: Callable[[EmbeddingStore, Block], tuple[Array, ...]],
-        dtypes: Mapping[str, str],
+        dtypes: Mapping[str, str | ArraySpec],
         **what: Any,
     ) -> dict[str, Array]:
         """Return columns (n,) that are computed block by block and cached; an interrupted pass resumes.
@@ -123,7 +124,7 @@ class Run:
             of: Field whose blocks are passed to ``fn``.
             fn: Picklable function that returns one array per column. If its code changes, the values are computed
                 again.
-            dtypes: Column name -> dtype.
+            dtypes: Column name -> dtype, or dtype and range: a cached column outside the range counts as missing.
             **what: Everything else that the values depend on.
         """
         return self.cache.columns(

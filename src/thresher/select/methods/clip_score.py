@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from thresher.errors import UsageError
 from thresher.pool.store import Block, EmbeddingStore
+from thresher.runtime.checksums import ArraySpec
 from thresher.select.registry import method
 from thresher.select.run import Run
 from thresher.select.scores import Score, Scored, column
@@ -51,7 +52,7 @@ class ClipScore(Scored):
         if source != "embeddings":
             return column(run, source, "column")
         run.store.require_joint("a clip score")
-        scores = run.column("clip score", "joint", cosines, {"score": "float32"})
+        scores = run.column("clip score", "joint", cosines, {"score": ArraySpec("float32", least=-2, most=2)})
         return Score(np.asarray(scores["score"]), ("computed from the image and text embeddings",))
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.errors import UsageError, suggest
+from thresher.runtime.checksums import ArraySpec
 from thresher.select.condition import Condition, Query
 from thresher.select.database import cursor
 from thresher.select.registry import method
@@ -50,16 +51,16 @@ class Filter:
         condition = self._condition
         columns = self._columns(run)
         key = run.key(_failed, clauses=[clause.text for clause in condition.clauses], duckdb=duckdb.__version__)
-        n, counts = len(run.store), 8 * len(condition.sources)
+        n, counts = len(run.store), 64 * len(condition.sources)
         made = run.cache.columns(
             "filter",
             key,
-            {"failed": "uint8"},
+            {"failed": ArraySpec("uint8", most=len(condition.clauses))},
             n + counts,  # the counts of NaN follow the rows, so that both are saved at once
             lambda start: _failed(run, condition, columns, start),
             say=run.progress.say,
         )["failed"]
-        codes, nans = made[:n], np.frombuffer(made[n:].tobytes(), np.int64)
+        codes, nans = made[:n], np.packbits(made[n:]).view(np.int64)
         notes = [
             f"{count:,} rows have no number (NaN) in {name}, which counts as missing: no comparison with it is true"
             for name, count in zip(
@@ -99,7 +100,7 @@ class Filter:
 def _failed(run: Run, condition: Condition, columns: list[str], start: int) -> Iterator[tuple[npt.NDArray[np.uint8]]]:
     """Yield, batch by batch, the number (from 1) of the first clause that each row fails, 0 if none.
 
-    A last batch has the number of rows that are NaN, by source, as the bytes of int64.
+    A last batch has the number of rows that are NaN, by source, as the bits of int64: no item is above the last number.
     """
     queries: dict[str, Query] = {}
     nans = dict.fromkeys(condition.sources, 0)
@@ -123,4 +124,4 @@ def _failed(run: Run, condition: Condition, columns: list[str], start: int) -> I
                     yield (codes,)
             advance(len(part))
     if nans:
-        yield (np.array(list(nans.values()), np.int64).view(np.uint8),)
+        yield (np.unpackbits(np.array(list(nans.values()), np.int64).view(np.uint8)),)

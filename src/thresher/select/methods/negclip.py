@@ -21,6 +21,7 @@ import numpy.typing as npt
 from thresher.errors import UsageError
 from thresher.ops.vectors import F32
 from thresher.pool.store import EmbeddingStore
+from thresher.runtime.checksums import ArraySpec
 from thresher.select.registry import method
 from thresher.select.run import Run
 from thresher.select.scores import Score, Scored
@@ -61,17 +62,17 @@ class NegClip(Scored):
         n = len(run.store)
         batches = -(-n // self.batch_size)
         repeats = self.repeats if batches > 1 else 1
-        here = run.local("joint")
         total = np.zeros(n)
         for repeat in range(repeats):
             order = run.rng("negclip", repeat).permutation(n)
             ends = [n * i // batches for i in range(batches + 1)]
             for lo, hi in zip(ends[:-1], ends[1:], strict=True):
                 order[lo:hi].sort()  # the same batch, read in file order
-            key = here.key(_fill, repeat=repeat, seed=run.seed, batches=batches, temperature=self.temperature)
+            key = run.key(_fill, repeat=repeat, seed=run.seed, batches=batches, temperature=self.temperature)
             label = f"negclip: repeat {repeat + 1} of {repeats}"
-            fill = partial(_fill, here, label, self.temperature, order, ends)
-            total[order] += here.cache.columns("negclip", key, {"score": "float32"}, n, fill)["score"]
+            fill = partial(_fill, run, label, self.temperature, order, ends)
+            spec = ArraySpec("float32", least=-np.inf)
+            total[order] += run.cache.columns("negclip", key, {"score": spec}, n, fill)["score"]
         size = f"{-(-n // batches):,} pairs"
         note = f"the mean of {repeats} random partitions into {batches:,} batches of {size} at most"
         if batches == 1:
@@ -81,6 +82,7 @@ class NegClip(Scored):
 
 def _fill(run: Run, label: str, temperature: float, order: Rows, ends: list[int], start: int) -> Iterator[tuple[F64]]:
     """Yield the scores of each batch in turn, starting with the batch that begins at row ``start``."""
+    run = run.local("joint")
     batches = [order[lo:hi] for lo, hi in zip(ends[:-1], ends[1:], strict=True) if lo >= start]
     size = _panel_rows(run.store)
     tasks = [(batch, lo) for batch in batches for lo in range(0, len(batch), size)]

@@ -21,6 +21,7 @@ from thresher.ops.cut import top
 from thresher.ops.kmeans import nearest_centroid
 from thresher.ops.vectors import F32
 from thresher.pool.store import Block, EmbeddingStore, vectors_from_npy
+from thresher.runtime.checksums import ArraySpec
 from thresher.select.registry import method
 from thresher.select.run import Run
 from thresher.select.scores import Score, Scored
@@ -67,7 +68,6 @@ class NormSim(Scored):
         norm = self.norm or ("rms" if self.target is None else "max")
         digest, size, moment = hashlib.sha256(norm.encode()), 0, np.zeros(())
         if self.target is None:
-            run = run.local("image")
             size = max(round(self.target_share * len(run.store)), 1)
             moment = _own_subset(run, norm, size, self.rounds)
             note = f"target: the pool's own best {size:,} of {len(run.store):,} rows, in {self.rounds} rounds"
@@ -83,7 +83,8 @@ class NormSim(Scored):
         measure = partial(_similar, norm, moment.astype(np.float32))
         if self.target is not None and norm == "max":
             measure = partial(_nearest, self.target)
-        scores = run.column("normsim", "image", measure, {"score": "float32"}, target=digest.hexdigest())
+        spec = ArraySpec("float32", least=-2, most=2)
+        scores = run.column("normsim", "image", measure, {"score": spec}, target=digest.hexdigest())
         return Score(np.asarray(scores["score"]), (note,))
 
 
@@ -118,13 +119,19 @@ def _own_subset(run: Run, norm: str, size: int, rounds: int) -> F64:
 
     The remaining rows are saved every few seconds, so that a killed run can resume.
     """
-    n = len(run.store)
+    n, dim = len(run.store), run.store.dim("image")
     path = run.cache.path("normsim.target", run.key(_own_subset, norm=norm, size=size, rounds=rounds))
-    known = run.cache.load(path)
+    known = run.cache.load(path, ArraySpec("float64", (dim,) if norm == "mean" else (dim, dim), least=-2, most=2))
     if known is not None:
         return np.asarray(known)
     saved = run.cache.resumable(path)
-    state: dict[str, Any] = saved.load("rows", "done") or {"rows": run.store.ids, "done": 0}
+    state: dict[str, Any] = saved.load(
+        {
+            "rows": ArraySpec("int64", (None,), least=0, most=run.store.total - 1),
+            "done": ArraySpec("int64", (), least=0, most=rounds),
+        }
+    ) or {"rows": run.store.ids, "done": 0}
+    run = run.local("image")
     for done in range(int(state["done"]), rounds + 1):
         left = replace(run, store=replace(run.store, rows=state["rows"]))
         label = f"normsim: round {done} of {rounds}"

@@ -25,6 +25,7 @@ from thresher.ops.cut import order_by_group, top
 from thresher.ops.neighbors import duplicates_of_kept, nearest_earlier
 from thresher.ops.vectors import F32
 from thresher.pool.store import EmbeddingStore
+from thresher.runtime.checksums import ArraySpec
 from thresher.runtime.random import digest
 from thresher.select.clusters import Clustered
 from thresher.select.reference import nearest, open_reference
@@ -126,11 +127,11 @@ class SemDeDup(Clustered):
         order_N = at[order_by_group(priority[at], labels)]  # positions of the rows to compare
         sizes_K = np.bincount(labels, minlength=len(groups.centroids_KD))
         threshold = np.float32(1 - self.eps) if self.eps is not None else np.float32(np.inf)
-        here = run.local(self.embedding)
-        judge = partial(_judge, here.store, self.embedding, self.against, float(threshold))
         tasks = list(_tasks(sizes_K, order_N, self.against, max(run.store.block // 2, 1)))
 
         def fill(start: int) -> Iterator[tuple[Any, ...]]:
+            store = run.local(self.embedding).store
+            judge = partial(_judge, store, self.embedding, self.against, float(threshold))
             with run.progress.task("semdedup: compare", len(at)) as advance:
                 advance(start)
                 for cosine, twin in run.engine.map(judge, (task for task in tasks if task.first >= start)):
@@ -145,7 +146,8 @@ class SemDeDup(Clustered):
             against=self.against,
             threshold=float(threshold) if self.against == "kept" else None,
         )
-        made = run.cache.columns("semdedup", key, {"cosine": "float32", "twin": "int64"}, len(at), fill)
+        specs = {"cosine": ArraySpec("float32", most=2), "twin": ArraySpec("int64", least=-1, most=n - 1)}
+        made = run.cache.columns("semdedup", key, specs, len(at), fill)
         cosine, twin = np.full(n, -1, np.float32), np.full(n, -1, np.int64)
         cosine[order_N], twin[order_N] = made["cosine"], made["twin"]
         cosine = np.maximum(cosine, np.float32(-1))  # rows without an earlier row
