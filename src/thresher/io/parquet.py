@@ -200,6 +200,11 @@ class TablePiece:
     protocol: str = "file"
     success_only: bool = False
 
+    @property
+    def parts(self) -> tuple[TablePiece, ...]:
+        """The files that are read: this one."""
+        return (self,)
+
     def stream(self, columns: Sequence[str], batch: int = 65536) -> Iterator[Any]:
         """Yield record batches of the columns, in row order."""
         import pyarrow.compute as pc

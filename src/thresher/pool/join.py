@@ -1,12 +1,15 @@
-"""Joins of other tables to a pool by key: metadata, written once as Parquet in row order, and row positions."""
+"""Joins of other tables to a pool by key: metadata as a table beside those of the pool, and row positions."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,16 +17,27 @@ import numpy.typing as npt
 from thresher.errors import BadRowsError, OutputError, PoolError, UsageError
 from thresher.io.open import trusting
 from thresher.io.parquet import TablePiece, table_piece
-from thresher.pool.layout import Layout, Options, with_roles
-from thresher.runtime.files import writing
+from thresher.pool.layout import Layout, Options, Rows, rows_of, with_roles
+from thresher.runtime.cache import HINT
+from thresher.runtime.checksums import DamagedError, open_regular, report_damage, stripes
+from thresher.runtime.files import sync, write_errors, writing
+from thresher.runtime.locks import create_locked_folder, sweep
+
+_MEMORY = "256MB"  # that DuckDB may use, for keys and row numbers; it writes the rest to disk
+_WINDOW = 1 << 20  # rows of metadata whose places in the pool are in memory at a time
+_GROUP = 1 << 16  # rows in a row group of the joined table
+_PARTS = 1_024  # maximum number of parts into which the rows are sorted before they are ordered
+_SUM = b"thresher-crc32:"  # in the footer of a joined table, before its checksum in hexadecimal
+_SPILL = ".spill."  # prefix of the folders of temporary files
 
 
 def join_by_key(layout: Layout, metadata: Layout, target: str, options: Options) -> Layout:
-    """Left-join ``metadata`` to the rows of a pool and return the pool with the joined table.
+    """Left-join ``metadata`` to the rows of a pool and return the pool with the joined table beside its own tables.
 
-    Out of core: both sides are streamed through DuckDB, once; later calls reuse the file at ``target``. The keys are
-    the key column of the pool and the column with the same name in the metadata, or else the metadata's own key
-    column. Columns that the pool already has and lists of floats are not joined; rows without a match get nulls. Adds
+    Later calls reuse the file at ``target``, if its checksum is right. The keys are the key column of the pool and the
+    column with the same name in the metadata, or else the metadata's own key column. Only keys are joined, out of core;
+    the columns of the metadata are then streamed into the row order of the pool. Columns that the pool already has,
+    columns that contain bytes (such as images) and lists of floats are not joined; rows without a match get nulls. Adds
     the column ``joined`` (bool).
 
     Args:
@@ -35,89 +49,339 @@ def join_by_key(layout: Layout, metadata: Layout, target: str, options: Options)
     Raises:
         UsageError: A side has no key column, or no key of the pool is in the metadata.
         BadRowsError: A key occurs more than once in ``metadata``.
+        OutputError: The file cannot be written.
     """
     if layout.key is None:
         raise UsageError(f"{layout.location} has no key column to join metadata by; give one with --key")
     key = layout.key if layout.key in metadata.columns else metadata.key
     if key is None:
         raise UsageError(f"{metadata.location} has no key column to join by; it has {', '.join(metadata.columns)}")
-    try:
-        table = table_piece("file", target)
-    except (PoolError, OSError):  # missing or damaged
+    table = _known(target, layout.rows, metadata)
+    if table is None:
         _write(layout, metadata, key, target)
         table = table_piece("file", target)
+    own = tuple(name for name in layout.columns if name not in table.columns)
+    beside = JoinedTable(table.path, table.rows, (*own, *table.columns), own=layout.tables, joined=table)
     # The file name is a hash of its inputs, so the content never changes.
-    joined = replace(layout, tables=(table,), stamps={**layout.stamps, target: []})
+    joined = replace(layout, tables=(beside,), stamps={**layout.stamps, target: []})
     caption = options.caption or layout.caption
     return with_roles(joined, replace(options, key=layout.key, caption=caption, metadata=None))
 
 
-def _write(layout: Layout, metadata: Layout, key: str, target: str) -> None:
-    import duckdb
+@dataclass(frozen=True)
+class JoinedTable(TablePiece):
+    """All tables of a pool, with the columns of a joined table beside them, as one table.
 
-    # Column names ignore case in DuckDB but not in Parquet, so columns are numbered in DuckDB.
-    own_columns = _flat(layout)
+    Attributes:
+        own: The tables of the pool, in row order.
+        joined: The joined table; it has the rows of all of them.
+    """
+
+    own: tuple[TablePiece, ...] = ()
+    joined: TablePiece | None = None
+
+    @property
+    def parts(self) -> tuple[TablePiece, ...]:
+        """The files that are read."""
+        return (*self.own, *filter(None, [self.joined]))
+
+    def stream(self, columns: Sequence[str], batch: int = _GROUP) -> Iterator[Any]:
+        """Yield record batches of the columns, in row order."""
+        mine, theirs = self._split(columns)
+        left = (part for table in self.own for part in table.stream(mine, batch))
+        right = (part for table in self._beside for part in table.stream(theirs, batch))
+        return _beside(columns, mine, left, theirs, right)
+
+    def take(self, columns: Sequence[str], rows: Rows) -> Iterator[Any]:
+        """Yield record batches of the given rows (ascending)."""
+        mine, theirs = self._split(columns)
+        left, right = rows_of(self.own, mine, rows), rows_of(self._beside, theirs, rows)
+        return _beside(columns, mine, left, theirs, right)
+
+    def schema(self, columns: Sequence[str]) -> Any:
+        """Return the Arrow schema of some columns, in the order of ``columns``."""
+        import pyarrow as pa
+
+        mine, theirs = self._split(columns)
+        kinds = [_schema(self.own, mine)] if mine else []
+        kinds += [one.schema(theirs) for one in self._beside] if theirs else []
+        fields = {field.name: field for kind in kinds for field in kind}
+        return pa.schema([fields[name] for name in columns])
+
+    @property
+    def _beside(self) -> tuple[TablePiece, ...]:
+        return self.parts[len(self.own) :]
+
+    def _split(self, columns: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Return which columns are in the tables of the pool, and which in the joined table."""
+        there = {name for one in self._beside for name in one.columns}
+        here = set(self.columns) - there
+        theirs = [name for name in columns if name not in here and (name in there or name.split(".")[0] in there)]
+        return [name for name in columns if name not in theirs], theirs
+
+
+def _beside(
+    columns: Sequence[str], mine: Sequence[str], left: Iterator[Any], theirs: Sequence[str], right: Iterator[Any]
+) -> Iterator[Any]:
+    """Yield the columns of two sequences of record batches of the same rows, split anywhere, as one sequence."""
+    import pyarrow as pa
+
+    if not theirs or not mine:
+        yield from (right if theirs else left)
+        return
+    for part, other in _in_step(left, right):
+        found = {**dict(zip(mine, _fields(part), strict=True)), **dict(zip(theirs, _fields(other), strict=True))}
+        cells = [found[name] for name in columns]
+        yield pa.RecordBatch.from_arrays([cell for cell, _ in cells], schema=pa.schema([field for _, field in cells]))
+
+
+def _fields(part: Any) -> list[tuple[Any, Any]]:
+    return list(zip(part.columns, part.schema, strict=True))
+
+
+def _in_step(ours: Iterator[Any], theirs: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
+    """Yield pairs of equally long slices of two sequences of arrays or batches; the rest of the longer with None."""
+    left = right = None
+    while True:
+        left = left if left is not None and len(left) else next((part for part in ours if len(part)), None)
+        right = right if right is not None and len(right) else next((part for part in theirs if len(part)), None)
+        if left is None or right is None:
+            if left is not right:
+                yield left, right
+            return
+        n = min(len(left), len(right))
+        yield left[:n], right[:n]
+        left, right = left[n:], right[n:]
+
+
+# --- the joined table -----------------------------------------------------------------------------
+
+
+def _known(target: str, rows: int, metadata: Layout) -> TablePiece | None:
+    """Return the table that an earlier call wrote; None, with a warning if it is damaged, if it cannot be used."""
+    import pyarrow as pa
+
+    try:
+        with open_regular(target) as file:
+            _check_sum(file)
+        table = table_piece("file", target)
+        *names, last = table.columns
+        good = table.rows == rows and last == "joined" and set(names) <= set(metadata.columns)
+        if not good or table.schema([last]).field(0).type != pa.bool_():
+            raise DamagedError("it is another table")
+    except OSError:
+        return None
+    except (DamagedError, PoolError, ValueError) as error:
+        report_damage(target, error)
+        return None
+    return table
+
+
+def _write(layout: Layout, metadata: Layout, key: str, target: str) -> None:
+    schema = _added(layout, metadata)
+    sides = (layout, str(layout.key)), (metadata, key)
+    with writing(target, HINT) as scratch, _database(Path(target).parent) as (db, folder):
+        _match(db, sides)
+        if not db.execute("SELECT count(*) FROM pairs").fetchall()[0][0]:
+            raise UsageError(
+                f"no {layout.key} of {layout.location} is among the {key} of {metadata.location}; "
+                "give the matching column with --key"
+            )
+        placed = _placed(db, metadata.tables, key, schema)
+        _write_table(scratch, schema, _ordered(placed, schema, layout.rows, folder / "rows.arrow"))
+        with open(scratch, "r+b") as file:
+            _set_sum(file)
+
+
+def _added(layout: Layout, metadata: Layout) -> Any:
+    """Return the schema of the columns to join."""
+    import pyarrow as pa
+
     known = {name.lower() for name in (*layout.columns, "joined")}
-    extra = [name for name in _flat(metadata) if name.lower() not in known]
-    chosen = [f"k.c{i} AS {_quoted(name)}" for i, name in enumerate(own_columns)]
-    selected = list(dict.fromkeys([key, *extra]))
-    chosen += [f"m.c{selected.index(name)} AS {_quoted(name)}" for name in extra]
-    own = f"k.c{own_columns.index(str(layout.key))}::VARCHAR"
-    with writing(target) as scratch:
-        with duckdb.connect(config={"temp_directory": os.path.dirname(target)}) as db:
-            try:
-                db.register("pool", _reader(layout.tables, own_columns))
-                db.execute("CREATE TEMP TABLE k AS SELECT * FROM pool")
-                db.register("metadata", _reader(metadata.tables, selected))
-                db.execute(
-                    "CREATE TEMP TABLE m AS SELECT * REPLACE (c0::VARCHAR AS c0) FROM metadata WHERE c0 IS NOT NULL"
-                )
-                twice = db.execute("SELECT c0 FROM m GROUP BY 1 HAVING count(*) > 1 LIMIT 1").fetchone()
-                if twice:
-                    raise BadRowsError(f"{metadata.location}: the {key} {twice[0]!r} occurs more than once")
-                if not db.execute(f"SELECT count(*) FROM k SEMI JOIN m ON {own} = m.c0").fetchall()[0][0]:
-                    raise UsageError(
-                        f"no {layout.key} of {layout.location} is among the {key} of {metadata.location}; "
-                        "give the matching column with --key"
-                    )
-                db.execute(
-                    f"COPY (SELECT {', '.join(chosen)}, m.c0 IS NOT NULL AS joined FROM k LEFT JOIN m ON {own} = m.c0 "
-                    "ORDER BY k.at) TO ? (FORMAT parquet, ROW_GROUP_SIZE 65536)",
-                    [scratch],
-                )
-            except duckdb.Error as error:
-                raise OutputError(f"{target}: the joined metadata could not be written ({error})") from None
+    names = [name for name in metadata.columns if name.lower() not in known]
+    return pa.schema([field for field in _schema(metadata.tables, names) if not _is_heavy(field.type)])
+
+
+def _is_heavy(kind: Any) -> bool:
+    """Return whether an Arrow type contains bytes, or is a list of floats."""
+    import pyarrow as pa
+
+    of_bytes = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
+    if any(is_a(kind) for is_a in of_bytes):
+        return True
+    inner = [kind.field(i).type for i in range(kind.num_fields)]
+    vectors = kind.num_fields == 1 and not pa.types.is_struct(kind) and pa.types.is_floating(inner[0])
+    return vectors or any(_is_heavy(one) for one in inner)
+
+
+def _placed(db: Any, tables: Sequence[TablePiece], key: str, schema: Any) -> Iterator[tuple[list[Any], Rows]]:
+    """Yield columns of the matched rows of the metadata, in its order, with the row of the pool of each, (n,)."""
+    import pyarrow as pa
+
+    stop = 0  # of the window
+    here = there = np.empty(0, np.int64)
+    read = schema if len(schema) else _schema(tables, [key])  # the rows are counted in any case
+    for start, part in _batches(tables, read.names, read):
+        end = start + len(part)
+        if end > stop:
+            stop = max(start + _WINDOW, end)
+            window = "SELECT here, there FROM pairs WHERE there >= ? AND there < ? ORDER BY there, here"
+            found = db.execute(window, [start, stop]).fetchnumpy()
+            here, there = np.asarray(found["here"]), np.asarray(found["there"])
+        some = slice(*np.searchsorted(there, [start, end]))
+        rows = pa.array(there[some] - start)
+        yield [cell.take(rows) for cell in part.columns[: len(schema)]], here[some]
+
+
+def _ordered(placed: Iterable[tuple[list[Any], Rows]], schema: Any, rows: int, spill: Path) -> Iterator[list[Any]]:
+    """Yield the columns of all rows of the pool, in order, and last ``joined``; nulls where no row was placed.
+
+    The placed rows are first sorted into parts of the pool, in a temporary file, and then within each part, so that
+    only one part is in memory.
+    """
+    import pyarrow as pa
+
+    size = _GROUP * max(-(-rows // (_GROUP * _PARTS)), 1)
+    batches: list[list[int]] = [[] for _ in range(0, rows, size)]
+    with_place = schema.append(pa.field("place", pa.int64()))
+    with pa.OSFile(str(spill), "wb") as file, pa.ipc.new_file(file, with_place) as writer:
+        count = 0
+        for cells, at in placed:
+            order = np.argsort(at // size, kind="stable")
+            at = at[order]
+            cells = [cell.take(pa.array(order)) for cell in cells]
+            part = pa.RecordBatch.from_arrays([*cells, pa.array(at)], schema=with_place)
+            for number in np.unique(at // size).tolist():
+                lo, hi = np.searchsorted(at // size, [number, number + 1])
+                writer.write_batch(part[lo:hi])
+                batches[number].append(count)
+                count += 1
+    with pa.OSFile(str(spill), "rb") as file, pa.ipc.open_file(file) as reader:
+        for number, some in enumerate(batches):
+            *cells, place = pa.Table.from_batches([reader.get_batch(i) for i in some], with_place).columns
+            where = np.full(min(size, rows - number * size), -1, np.int64)
+            where[place.to_numpy() - number * size] = np.arange(len(place))
+            order = pa.array(where, mask=where < 0)
+            yield [*(cell.take(order) for cell in cells), pa.array(where >= 0)]
+
+
+def _write_table(path: str, schema: Any, parts: Iterable[list[Any]]) -> None:
+    """Write a Parquet file with an empty checksum in its footer."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = schema.append(pa.field("joined", pa.bool_()))
+    with pq.ParquetWriter(path, schema, write_page_checksum=True) as writer:
+        for cells in parts:
+            writer.write_table(pa.table(cells, schema=schema), row_group_size=_GROUP)
+        writer.add_key_value_metadata({"checksum": _SUM.decode() + "0" * 8})
+
+
+def _set_sum(file: IO[bytes]) -> None:
+    """Fill in the checksum of a file that :func:`_write_table` wrote."""
+    at, _, found = _sum(file)
+    file.seek(at)
+    file.write(b"%08x" % found)
+    sync(file)
+
+
+def _check_sum(file: IO[bytes]) -> None:
+    """Raise a DamagedError unless a Parquet file has the right checksum in its footer."""
+    _, written, found = _sum(file)
+    if written != b"%08x" % found:
+        raise DamagedError("its checksum is wrong")
+
+
+def _sum(file: IO[bytes]) -> tuple[int, bytes, int]:
+    """Return where the checksum of a Parquet file is, its eight digits, and the CRC-32 of all other bytes."""
+    end = file.seek(0, os.SEEK_END)
+    file.seek(max(end - 8, 0))
+    size = int.from_bytes(file.read(4), "little")
+    if not 0 < size <= end - 12:
+        raise DamagedError("it ends early")
+    file.seek(end - 8 - size)
+    at = file.read(size).rfind(_SUM)
+    if at < 0:
+        raise DamagedError("it has no checksum")
+    at += end - 8 - size + len(_SUM)
+    file.seek(0)
+    found = 0
+    for stripe in stripes(file, at):
+        found = zlib.crc32(stripe, found)
+    written = file.read(8)
+    for stripe in stripes(file, end):
+        found = zlib.crc32(stripe, found)
+    return at, written, found
+
+
+# --- keys -----------------------------------------------------------------------------------------
 
 
 def positions(layout: Layout, key: str, other: Layout, other_key: str, scratch: str) -> npt.NDArray[np.int64]:
     """Return for every row of a pool the row of another layout with the same key, -1 if there is none; (N,) int64.
 
     If both have the same keys in the same order, this takes one pass over each; otherwise DuckDB joins them out of
-    core, in the folder ``scratch``.
+    core, in a folder of its own inside ``scratch``.
 
     Raises:
         BadRowsError: A key occurs more than once in ``other``.
     """
-    import duckdb
-
     sides = (layout, key), (other, other_key)
     if layout.rows == other.rows and _same_keys(*(_texts(side.tables, name) for side, name in sides)):
         return np.arange(layout.rows)
-    with duckdb.connect(config={"temp_directory": scratch}) as db:
-        try:
-            for name, (side, column) in zip("km", sides, strict=True):
-                db.register("part", _reader(side.tables, [column]))
-                db.execute(f"CREATE TEMP TABLE {name} AS SELECT * REPLACE (c0::VARCHAR AS c0) FROM part")
-                db.unregister("part")
-            twice = db.execute("SELECT c0 FROM m WHERE c0 IS NOT NULL GROUP BY 1 HAVING count(*) > 1 LIMIT 1")
-            if repeated := twice.fetchone():
-                raise BadRowsError(f"{other.location}: the {other_key} {repeated[0]!r} occurs more than once")
-            pairs = db.execute("SELECT k.at AS here, m.at AS there FROM k JOIN m ON k.c0 = m.c0").fetchnumpy()
-        except duckdb.Error as error:
-            raise OutputError(f"{scratch}: keys could not be joined there ({error})") from None
+    with _database(Path(scratch)) as (db, _):
+        _match(db, sides)
+        pairs = db.execute("SELECT here, there FROM pairs").fetchnumpy()
     places = np.full(layout.rows, -1, np.int64)
     places[pairs["here"]] = pairs["there"]
     return places
+
+
+@contextmanager
+def _database(folder: Path) -> Iterator[tuple[Any, Path]]:
+    """Yield a DuckDB connection and a folder for its temporary files that no other connection uses.
+
+    Raises:
+        OutputError: The folder cannot be written, or there is not enough memory or disk space.
+    """
+    import duckdb
+
+    with write_errors(folder, HINT):
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder.glob(f"{_SPILL}*"))
+        own = create_locked_folder(folder, _SPILL)
+    try:
+        threads = min(os.cpu_count() or 1, 4)  # each takes memory
+        config = {"temp_directory": str(own.path / "duckdb"), "memory_limit": _MEMORY, "threads": threads}
+        with duckdb.connect(config=config) as db:
+            yield db, own.path
+    except duckdb.Error as error:
+        first = next(iter(str(error).splitlines()), "")
+        raise OutputError(f"{folder}: keys could not be joined there ({first}); {HINT}") from None
+    finally:
+        own.remove()
+
+
+def _match(db: Any, sides: Sequence[tuple[Layout, str]]) -> None:
+    """Create the table ``pairs`` of the rows ``here`` and ``there`` of two layouts that have the same key, as text.
+
+    Raises:
+        BadRowsError: A key occurs more than once in the second layout.
+    """
+    for name, (side, column) in zip("km", sides, strict=True):
+        db.register("part", _reader(side.tables, column))
+        db.execute(f"CREATE TEMP TABLE {name} AS SELECT c0::VARCHAR AS c0, number FROM part WHERE c0 IS NOT NULL")
+        db.unregister("part")
+    other, key = sides[1]
+    twice = db.execute("SELECT c0 FROM m GROUP BY 1 HAVING count(*) > 1 LIMIT 1").fetchone()
+    if twice:
+        raise BadRowsError(f"{other.location}: the {key} {twice[0]!r} occurs more than once")
+    db.execute(
+        "CREATE TEMP TABLE pairs AS "
+        "SELECT k.number AS here, m.number AS there FROM k JOIN m ON k.c0 = m.c0 ORDER BY there, here"
+    )
+    db.execute("DROP TABLE k")
+    db.execute("DROP TABLE m")
 
 
 def _texts(tables: Sequence[TablePiece], key: str) -> Iterator[Any]:
@@ -130,50 +394,54 @@ def _texts(tables: Sequence[TablePiece], key: str) -> Iterator[Any]:
 
 def _same_keys(ours: Iterator[Any], theirs: Iterator[Any]) -> bool:
     """Return whether two sequences of text arrays have the same content, regardless of where they are split."""
-    left = right = None
-    while True:
-        left = left if left is not None and len(left) else next(ours, None)
-        right = right if right is not None and len(right) else next(theirs, None)
-        if left is None or right is None:
-            return left is right
-        n = min(len(left), len(right))
-        if not left[:n].equals(right[:n]):
-            return False
-        left, right = left[n:], right[n:]
+    return all(left is not None and right is not None and left.equals(right) for left, right in _in_step(ours, theirs))
 
 
-def _flat(layout: Layout) -> list[str]:
-    """Return all columns except embeddings, which are not joined."""
+def _schema(tables: Sequence[TablePiece], columns: Sequence[str]) -> Any:
+    """Return the schema of some columns, with types that can hold the values of all tables.
+
+    Raises:
+        PoolError: A column has types that do not go together.
+    """
     import pyarrow as pa
 
-    kinds = pa.unify_schemas([table.schema(layout.columns) for table in layout.tables], promote_options="permissive")
-    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    return [
-        kind.name
-        for kind in kinds
-        if not (any(is_a(kind.type) for is_a in lists) and pa.types.is_floating(kind.type.value_type))
-    ]
+    schemas = [pa.schema([_plain(field) for field in table.schema(columns)]) for table in tables]
+    try:
+        return pa.unify_schemas(schemas, promote_options="permissive")
+    except pa.ArrowException as error:
+        first = next(iter(str(error).splitlines()), "")
+        raise PoolError(f"{tables[0].path}: has other types than the files after it ({first}); convert one") from None
 
 
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _reader(tables: Sequence[TablePiece], columns: Sequence[str]) -> Any:
-    """Return the rows of the tables as a stream, columns c0, c1, ... and ``at``, the row number."""
+def _plain(field: Any) -> Any:
+    """Return a field without a dictionary, and with text of any total length."""
     import pyarrow as pa
 
-    schema = pa.unify_schemas([table.schema(columns) for table in tables], promote_options="permissive")
-    schema = pa.schema([field.with_name(f"c{i}") for i, field in enumerate(schema)]).append(pa.field("at", pa.int64()))
+    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    return pa.field(field.name, pa.large_string() if pa.types.is_string(kind) else kind)
 
-    def batches() -> Iterator[Any]:
-        start = 0
-        for table in tables:
-            for part in table.stream(columns):
-                at = pa.array(np.arange(start, start + len(part)))
-                yield pa.RecordBatch.from_arrays(
-                    [*(c.cast(f.type) for c, f in zip(part.columns, schema, strict=False)), at], schema=schema
-                )
-                start += len(part)
 
-    return pa.RecordBatchReader.from_batches(schema, batches())
+def _reader(tables: Sequence[TablePiece], column: str) -> Any:
+    """Return a column of the tables as a stream: column c0, and the row number."""
+    import pyarrow as pa
+
+    (field,) = _schema(tables, [column])
+    schema = pa.schema([field.with_name("c0"), pa.field("number", pa.int64())])
+    parts = (
+        pa.RecordBatch.from_arrays([part.column(0), pa.array(np.arange(start, start + len(part)))], schema=schema)
+        for start, part in _batches(tables, [column], pa.schema([field]))
+    )
+    return pa.RecordBatchReader.from_batches(schema, parts)
+
+
+def _batches(tables: Sequence[TablePiece], columns: Sequence[str], schema: Any) -> Iterator[tuple[int, Any]]:
+    """Yield the rows of the tables as batches of a schema, with the number of the first row of each."""
+    import pyarrow as pa
+
+    start = 0
+    for table in tables:
+        for part in table.stream(columns):
+            pairs = zip(part.columns, schema, strict=True)
+            cells = [trusting(table.path, partial(cell.cast, field.type)) for cell, field in pairs]
+            yield start, pa.RecordBatch.from_arrays(cells, schema=schema)
+            start += len(part)

@@ -129,12 +129,12 @@ class Layout:
 
     def lookup(self, columns: Sequence[str], ids: Rows) -> Iterator[Any]:
         """Yield Arrow record batches of some rows, by ascending row number, reading only their row groups."""
-        start = 0
-        for table in self.tables:
-            lo, hi = np.searchsorted(ids, [start, start + table.rows])
-            if hi > lo:
-                yield from table.take(columns, ids[lo:hi] - start)
-            start += table.rows
+        return rows_of(self.tables, columns, ids)
+
+    @property
+    def table_parts(self) -> tuple[TablePiece, ...]:
+        """The files of the metadata tables; a table that joins others has several."""
+        return tuple(part for table in self.tables for part in table.parts)
 
     # --- identity -------------------------------------------------------------------------------
 
@@ -157,7 +157,7 @@ class Layout:
     def version(self) -> str:
         """Hash of the names, sizes and times of the files when the pool was opened."""
         stamps = [self.stamps_of(pieces) for _, pieces in sorted(self.vectors.items())]
-        return digest([*stamps, self.stamps_of(self.tables), [self.key, self.caption]])[:32]
+        return digest([*stamps, self.stamps_of(self.table_parts), [self.key, self.caption]])[:32]
 
     def stamps_of(self, pieces: Sequence[Piece | TablePiece]) -> list[list[Any]]:
         """Return how each piece is read, and the size and version of its file when the pool was opened."""
@@ -181,7 +181,7 @@ class Layout:
 
     def files(self) -> list[tuple[str, str]]:
         """Return (protocol, path) of every file, each once, in order."""
-        pieces: list[Any] = [p for ps in self.vectors.values() for p in ps] + list(self.tables)
+        pieces: list[Any] = [p for ps in self.vectors.values() for p in ps] + list(self.table_parts)
         return list(dict.fromkeys((piece.protocol, piece.path) for piece in pieces))
 
     def check(self) -> None:
@@ -207,6 +207,16 @@ class Layout:
                         f"{piece.path}: {name} rows are {piece.dim} x {piece.dtype}, but those of "
                         f"{pieces[0].path} are {pieces[0].dim} x {pieces[0].dtype}; convert one of them"
                     )
+
+
+def rows_of(tables: Sequence[TablePiece], columns: Sequence[str], ids: Rows) -> Iterator[Any]:
+    """Yield Arrow record batches of some rows of consecutive tables, by ascending number of the row in all of them."""
+    start = 0
+    for table in tables:
+        lo, hi = np.searchsorted(ids, [start, start + table.rows])
+        if hi > lo:
+            yield from table.take(columns, ids[lo:hi] - start)
+        start += table.rows
 
 
 def from_shards(

@@ -149,7 +149,8 @@ class EmbeddingStore:
 
     def location_of(self, name: str, row: int) -> str:
         """Return the file and the row in it of a row of a field, for messages."""
-        pieces: Sequence[Piece | TablePiece] = self.layout.tables if name == "metadata" else self.layout.vectors[name]
+        metadata = name == "metadata"
+        pieces: Sequence[Piece | TablePiece] = self.layout.table_parts if metadata else self.layout.vectors[name]
         for piece in pieces:
             if row < piece.rows:
                 return f"{piece.path} row {row:,}"
@@ -478,12 +479,8 @@ def reopen(selection: Selection, pool: str | None = None, metadata: str | None =
     return store
 
 
-def _first_table(store: EmbeddingStore) -> tuple[str, str]:
-    table = store.layout.tables[0]
-    return table.protocol, table.path
-
-
 def heavy(store: EmbeddingStore, name: str) -> bool:
     """Return whether a column contains images or vectors."""
-    kind = parquet_types(*_first_table(store))[name]
+    table = next(part for part in store.layout.table_parts if name in part.columns)
+    kind = parquet_types(table.protocol, table.path)[name]
     return any(word in kind for word in ("struct<", "list<", "fixed_size_list", "binary", "map<"))

@@ -6,7 +6,6 @@ import json
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from thresher.errors import PoolError
@@ -14,8 +13,9 @@ from thresher.io.npy import DeflatedPiece, NpyPiece
 from thresher.io.parquet import TablePiece
 from thresher.io.pieces import Piece
 from thresher.pool.layout import Layout, Skipped, skipped_file
-from thresher.runtime.files import writing
-from thresher.runtime.untrusted import read_json
+from thresher.runtime.cache import HINT
+from thresher.runtime.checksums import read_checked, write_checked
+from thresher.runtime.untrusted import parse_json
 
 
 def without_damaged(layout: Layout, record: str) -> Layout:
@@ -28,15 +28,10 @@ def without_damaged(layout: Layout, record: str) -> Layout:
     Raises:
         PoolError: A file is damaged, but fields are split into files differently, so its partners are unknown.
     """
-    path = Path(record)
-    try:
-        suspects = read_json(path)
-    except (OSError, ValueError):  # missing, or itself damaged
-        suspects = None
+    suspects = _suspects(record)
     damaged = [Skipped(*entry) for entry in dict(_damage(layout, suspects)).items()]
     if suspects is None:
-        with writing(path) as scratch:
-            Path(scratch).write_text(json.dumps([file.path for file in damaged]), encoding="utf-8")
+        write_checked(record, json.dumps([file.path for file in damaged]).encode(), HINT)
     if not damaged:
         return layout
     lists: list[tuple[Piece | TablePiece, ...]] = [*layout.vectors.values(), *filter(None, [layout.tables])]
@@ -53,6 +48,16 @@ def without_damaged(layout: Layout, record: str) -> Layout:
     rest = replace(layout, vectors=vectors, tables=tables, skipped=(*layout.skipped, *damaged))
     rest.check()
     return rest
+
+
+def _suspects(record: str) -> list[str] | None:
+    """Return the paths in a record, None if it is missing or damaged."""
+    data = read_checked(record)
+    try:
+        paths = None if data is None else parse_json(data)
+    except ValueError:
+        paths = None
+    return paths if isinstance(paths, list) and all(isinstance(path, str) for path in paths) else None
 
 
 def _damage(layout: Layout, suspects: list[str] | None) -> Iterator[tuple[str, str]]:

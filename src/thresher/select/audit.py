@@ -108,12 +108,8 @@ def key_codes(run: Run) -> npt.NDArray[np.uint8]:
     store = run.store
     if store.layout.key is None:
         return np.zeros(len(store), np.uint8)
-    made = run.cache.array(
-        "keys",
-        run.key(_key_codes, column=store.layout.key),
-        lambda: _key_codes(run),
-        ArraySpec("uint8", (len(store),), least=0, most=EMPTY),
-    )
+    key, spec = run.key(_key_codes, column=store.layout.key), ArraySpec("uint8", (len(store),), most=EMPTY)
+    made = run.cache.array("keys", key, lambda: _key_codes(run), spec)
     return np.array(made)
 
 

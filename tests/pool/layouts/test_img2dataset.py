@@ -10,6 +10,7 @@ from tests.pool.layouts.common import CUTS, ROWS, metadata
 from tests.pools import Pool, make, write_clip_retrieval, write_datacomp, write_img2dataset
 from thresher import BadRowsError, OutputError, PoolError, UsageError, open_store
 from thresher import Options as Options_
+from thresher.runtime.checksums import CacheWarning
 
 POOL = make(ROWS)
 
@@ -93,6 +94,8 @@ def test_written_once_and_again_when_damaged(tmp_path: Path) -> None:
     first = opened()
     assert opened() == first
     next((tmp_path / "scratch" / "joined").iterdir()).write_bytes(b"half")
+    with pytest.warns(CacheWarning, match=r"\.parquet is damaged \(it ends early\); it is computed again"):
+        assert opened()
     assert opened()
     write_img2dataset(tmp_path / "meta", shuffled(POOL, 2))  # other files: joined anew, under another name
     with pytest.raises(ValueError, match="too many values"):
