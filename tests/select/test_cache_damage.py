@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import random
 import shutil
+import subprocess
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from thresher import Cache, Options, Serial, build, open_store, run_steps
+from tests.runtime.common import as_nobody, begin, end_of, needs_root, small_disk
+from thresher import Cache, Options, OutputError, Serial, build, open_store, run_steps
 from thresher.pool.store import EmbeddingStore
 from thresher.runtime.checksums import CacheWarning, append_checksum
 from thresher.runtime.progress import Advance, Silent
@@ -218,7 +223,8 @@ def copied(source: Path, target: Path) -> Path:
 def check(name: str, place: Path, tmp_path: Path, skip: bool, quick: bool) -> tuple[int, set[str]]:
     """Damage each file of a full cache, in one way or in all; returns how often, and the kinds that were reported."""
     full, cache = tmp_path / "full", tmp_path / "cache"
-    expected = work(name, place, full, skip)
+    expected = work(name, place, cache, skip)
+    copied(cache, full)  # keys depend on the place of the joined table, so that it is always the same
     count, told = 0, set[str]()
     for path in sorted(path for path in full.rglob("*") if path.is_file()):
         again = cache / path.relative_to(full)
@@ -284,17 +290,18 @@ def check_unfinished(name: str, place: Path, tmp_path: Path, moments: range, qui
     expected = work(name, place, tmp_path / "whole")
     count = 0
     for steps in moments:
-        left = tmp_path / "left"
-        for path in interrupted(name, place, left, steps):
-            again = tmp_path / "cache" / path.relative_to(left)
-            copied(left, tmp_path / "cache")
-            every = list(cases(again))
+        left, cache = tmp_path / "left", tmp_path / "cache"
+        unfinished = interrupted(name, place, cache, steps)
+        copied(cache, left)
+        for path in unfinished:
+            copied(left, cache)
+            every = list(cases(path))  # made before the first damage
             for what, damage in [every[5 * count % len(every)]] if quick else every:
-                copied(left, tmp_path / "cache")
+                copied(left, cache)
                 damage()
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", CacheWarning)
-                    found = work(name, place, tmp_path / "cache")
+                    found = work(name, place, cache)
                 assert found == expected, f"{name} after {steps} steps: {path.name}, {what}"
                 count += 1
     return count
@@ -310,3 +317,100 @@ def test_unfinished_files_that_are_damaged_in_every_way(name: str, place: Path, 
     count = check_unfinished(name, place, tmp_path, range(1, 60, 4), quick=False)
     assert count > 40
     print(f"{name}: {count} cases of unfinished files")
+
+
+# --- a disk that is full or read-only, file systems without locks, other users --------------------
+
+
+def no_temporary_files(cache: Path) -> bool:
+    return not [path for path in cache.rglob(".*") if path.is_file()]
+
+
+@needs_root
+@pytest.mark.parametrize("size", ["8k", "20k", "32k", "44k"])
+def test_a_full_disk_gives_one_line_and_no_damaged_entry(size: str, place: Path, tmp_path: Path) -> None:
+    expected = work("semdedup", place, tmp_path / "whole")
+    with small_disk(tmp_path / "cache", size) as disk:
+        with pytest.raises(OutputError, match=r"^[^\n]*(cannot be written|could not be joined)[^\n]*$"):
+            work("semdedup", place, disk)
+        assert no_temporary_files(disk)
+        copied(disk, tmp_path / "larger")
+    copied(tmp_path / "larger", tmp_path / "cache")
+    assert work("semdedup", place, tmp_path / "cache") == expected  # no warning: nothing is damaged
+
+
+@needs_root
+def test_a_read_only_disk(place: Path, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "cache", "4m") as disk:
+        expected = work("semdedup", place, disk, skip=True)
+        if subprocess.run(["mount", "-o", "remount,ro", str(disk)], capture_output=True).returncode:
+            pytest.skip("cannot be mounted read-only")
+        assert work("semdedup", place, disk, skip=True) == expected
+        said = r"^[^\n]*cannot be written \(Read-only file system\); choose another cache folder with --cache$"
+        for name in ("clip-score", "negclip"):
+            with pytest.raises(OutputError, match=said):
+                work(name, place, disk, skip=True)
+    with small_disk(tmp_path / "empty", "4m") as disk:
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        for skip in (False, True):
+            with pytest.raises(OutputError, match=said):
+                work("clip-score", place, disk, skip)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_without_locks(number: int, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [work(name, place, tmp_path / "whole", skip=True) for name in ("semdedup", "clip-score", "covariance")]
+
+    def none(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", none)
+    for _ in range(2):
+        found = [work(name, place, tmp_path / "new", skip=True) for name in ("semdedup", "clip-score", "covariance")]
+        assert found == expected
+    cache = Cache(tmp_path / "new", limit=1)
+    cache.trim()
+    assert work("semdedup", place, tmp_path / "new", skip=True) == expected[0]
+    cache.clear()
+    assert work("semdedup", place, tmp_path / "new", skip=True) == expected[0]
+
+
+@needs_root
+def test_a_run_of_another_user_uses_what_this_one_may_remove(place: Path) -> None:
+    """Neither a full cache nor a day removes what it reads: the joined table, local copies, arrays."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))  # noqa: S108 - that every user can reach
+    try:
+        folder.chmod(0o755)
+        for name in ("pool", "meta.parquet", "other"):
+            here, there = place / name, folder / name
+            shutil.copytree(here, there) if here.is_dir() else shutil.copy(here, there)
+        expected = work("semdedup", folder, folder / "cache")
+        entries = sorted(path for path in (folder / "cache").rglob("*.*") if path.is_file())
+
+        def use() -> None:
+            store, cache = opened(folder, folder / "cache", False), Cache(folder / "cache")
+            start = Selection.everything(store.fingerprint(), "", {}, store.total)
+            local = Run(store, start, Serial(), cache).local("image")
+            arrays = [cache.load(path) for path in entries if path.suffix == ".npy"]
+            os.write(ready[1], b"1")
+            os.read(go[0], 1)
+            assert len(local.store.vectors_at("image", np.arange(5))) == 5
+            assert len(list(local.store.scan(["aes", "width"]))) == 1
+            assert all(array is not None for array in arrays)
+            assert work("semdedup", folder, folder / "cache") == expected
+
+        ready, go = os.pipe(), os.pipe()
+        other = begin(as_nobody(use))
+        os.close(ready[1])
+        assert os.read(ready[0], 1)
+        for path in entries:
+            os.utime(path, (1, 1))
+        mine = Cache(folder / "cache", limit=1)
+        assert mine.trim() == mine.clear() == 0
+        assert all(path.exists() for path in entries)
+        os.write(go[1], b"1")
+        assert end_of(other) == 0
+        assert mine.trim() > 0
+        assert not any(path.exists() for path in entries)
+    finally:
+        shutil.rmtree(folder)

@@ -371,8 +371,9 @@ class _Growing:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close the file."""
-        self.raw.close()
+        """Close the file; what :meth:`finish` did not sync is not needed."""
+        with suppress(OSError):  # a full disk, again
+            self.raw.close()
 
     def resume(self, rows: int, value: int) -> bool:
         """Keep the first rows; return False if they, or the header, do not have this checksum."""
