@@ -49,7 +49,15 @@ WORK: dict[str, tuple[str, dict[str, Any]]] = {
 KINDS = {
     "arrays": {
         *("assign.labels", "assign.distances", "kmeans", "semdedup.cosine", "semdedup.twin", "negclip.score"),
-        *("normsim.score", "normsim.target", "class", "similarities.own", "similarities.mean", "similarities.inter"),
+        *(
+            "normsim.score",
+            "normsim.target",
+            "class-means",
+            "class-products",
+            "similarities.own",
+            "similarities.mean",
+            "similarities.inter",
+        ),
         *("filter.failed", "clip score.score", "reference.cosine", "reference.row", "reference check.bad"),
         *("check image.bad", "check text.bad", "covariance", "keys", "local.image.vectors", "local.text.vectors"),
     },
@@ -212,7 +220,7 @@ def cases(path: Path) -> Iterator[tuple[str, Callable[[], None]]]:
 
 def kind_of(path: Path) -> str:
     """The kind of a cached file: its name without what it depends on."""
-    return path.suffix if path.parent.name == "joined" else path.name.rpartition("-")[0].removesuffix("-means")
+    return path.suffix if path.parent.name == "joined" else path.name.rpartition("-")[0]
 
 
 def copied(source: Path, target: Path) -> Path:

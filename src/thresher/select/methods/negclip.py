@@ -71,7 +71,7 @@ class NegClip(Scored):
             key = run.key(_fill, repeat=repeat, seed=run.seed, batches=batches, temperature=self.temperature)
             label = f"negclip: repeat {repeat + 1} of {repeats}"
             fill = partial(_fill, run, label, self.temperature, order, ends)
-            spec = ArraySpec("float32", least=-np.inf)
+            spec = ArraySpec("float32", least=-1e9, most=1e9)
             total[order] += run.cache.columns("negclip", key, {"score": spec}, n, fill)["score"]
         size = f"{-(-n // batches):,} pairs"
         note = f"the mean of {repeats} random partitions into {batches:,} batches of {size} at most"
