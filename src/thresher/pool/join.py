@@ -1,4 +1,4 @@
-"""Joins of other tables to a pool by key: metadata as a table beside those of the pool, and row positions."""
+"""Joins of other tables to a pool by key: metadata as a table next to those of the pool, and row positions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SPILL = ".spill."  # prefix of the folders of temporary files
 
 
 def join_by_key(layout: Layout, metadata: Layout, target: str, options: Options) -> Layout:
-    """Left-join ``metadata`` to the rows of a pool and return the pool with the joined table beside its own tables.
+    """Left-join ``metadata`` to the rows of a pool and return the pool with the joined table next to its own tables.
 
     Later calls reuse the file at ``target``, if its checksum is right. The keys are the key column of the pool and the
     column with the same name in the metadata, or else the metadata's own key column. Only keys are joined, out of core;
@@ -61,16 +61,16 @@ def join_by_key(layout: Layout, metadata: Layout, target: str, options: Options)
         _write(layout, metadata, key, target)
         table = table_piece("file", target)
     own = tuple(name for name in layout.columns if name not in table.columns)
-    beside = JoinedTable(table.path, table.rows, (*own, *table.columns), own=layout.tables, joined=table)
+    both = JoinedTable(table.path, table.rows, (*own, *table.columns), own=layout.tables, joined=table)
     # The file name is a hash of its inputs, so the content never changes.
-    joined = replace(layout, tables=(beside,), stamps={**layout.stamps, target: []})
+    joined = replace(layout, tables=(both,), stamps={**layout.stamps, target: []})
     caption = options.caption or layout.caption
     return with_roles(joined, replace(options, key=layout.key, caption=caption, metadata=None))
 
 
 @dataclass(frozen=True)
 class JoinedTable(TablePiece):
-    """All tables of a pool, with the columns of a joined table beside them, as one table.
+    """All tables of a pool, together with the columns of a joined table, as one table.
 
     Attributes:
         own: The tables of the pool, in row order.
@@ -89,14 +89,14 @@ class JoinedTable(TablePiece):
         """Yield record batches of the columns, in row order."""
         mine, theirs = self._split(columns)
         left = (part for table in self.own for part in table.stream(mine, batch))
-        right = (part for table in self._beside for part in table.stream(theirs, batch))
-        return _beside(columns, mine, left, theirs, right)
+        right = (part for table in self._added for part in table.stream(theirs, batch))
+        return _side_by_side(columns, mine, left, theirs, right)
 
     def take(self, columns: Sequence[str], rows: Rows) -> Iterator[Any]:
         """Yield record batches of the given rows (ascending)."""
         mine, theirs = self._split(columns)
-        left, right = rows_of(self.own, mine, rows), rows_of(self._beside, theirs, rows)
-        return _beside(columns, mine, left, theirs, right)
+        left, right = rows_of(self.own, mine, rows), rows_of(self._added, theirs, rows)
+        return _side_by_side(columns, mine, left, theirs, right)
 
     def schema(self, columns: Sequence[str]) -> Any:
         """Return the Arrow schema of some columns, in the order of ``columns``."""
@@ -104,23 +104,23 @@ class JoinedTable(TablePiece):
 
         mine, theirs = self._split(columns)
         kinds = [_schema(self.own, mine)] if mine else []
-        kinds += [one.schema(theirs) for one in self._beside] if theirs else []
+        kinds += [one.schema(theirs) for one in self._added] if theirs else []
         fields = {field.name: field for kind in kinds for field in kind}
         return pa.schema([fields[name] for name in columns])
 
     @property
-    def _beside(self) -> tuple[TablePiece, ...]:
+    def _added(self) -> tuple[TablePiece, ...]:
         return self.parts[len(self.own) :]
 
     def _split(self, columns: Sequence[str]) -> tuple[list[str], list[str]]:
         """Return which columns are in the tables of the pool, and which in the joined table."""
-        there = {name for one in self._beside for name in one.columns}
+        there = {name for one in self._added for name in one.columns}
         here = set(self.columns) - there
         theirs = [name for name in columns if name not in here and (name in there or name.split(".")[0] in there)]
         return [name for name in columns if name not in theirs], theirs
 
 
-def _beside(
+def _side_by_side(
     columns: Sequence[str], mine: Sequence[str], left: Iterator[Any], theirs: Sequence[str], right: Iterator[Any]
 ) -> Iterator[Any]:
     """Yield the columns of two sequences of record batches of the same rows, split anywhere, as one sequence."""

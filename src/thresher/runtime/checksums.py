@@ -183,7 +183,7 @@ def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Read the header of an array: shape, whether it is in Fortran order, dtype.
 
     Raises:
-        ValueError: It is no such header, or the array contains Python objects.
+        ValueError: The header is damaged, or the array contains Python objects.
     """
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
