@@ -21,7 +21,7 @@ from thresher.ops.cut import top
 from thresher.ops.kmeans import nearest_centroid
 from thresher.ops.vectors import F32
 from thresher.pool.store import Block, EmbeddingStore, vectors_from_npy
-from thresher.runtime.checksums import ArraySpec
+from thresher.runtime.checksums import ArraySpec, report_damage
 from thresher.select.registry import method
 from thresher.select.run import Run
 from thresher.select.scores import Score, Scored
@@ -125,12 +125,16 @@ def _own_subset(run: Run, norm: str, size: int, rounds: int) -> F64:
     if known is not None:
         return np.asarray(known)
     saved = run.cache.resumable(path)
-    state: dict[str, Any] = saved.load(
+    before = saved.load(
         {
             "rows": ArraySpec("int64", (None,), least=0, most=run.store.total - 1),
             "done": ArraySpec("int64", (), least=0, most=rounds),
         }
-    ) or {"rows": run.store.ids, "done": 0}
+    )
+    if before and not _fits(before["rows"], run.store.ids, _left_after(int(before["done"]), n, size, rounds)):
+        report_damage(saved.path, "its rows are not those of this round")
+        before = None
+    state: dict[str, Any] = before or {"rows": run.store.ids, "done": 0}
     run = run.local("image")
     for done in range(int(state["done"]), rounds + 1):
         left = replace(run, store=replace(run.store, rows=state["rows"]))
@@ -141,8 +145,19 @@ def _own_subset(run: Run, norm: str, size: int, rounds: int) -> F64:
             break
         measure = partial(_similar, norm, moment.astype(np.float32))
         scores = np.concatenate([part for (part,) in left.over_blocks(f"{label}, rows", "image", measure)])
-        state = {"rows": state["rows"][top(scores, n - (n - size) * (done + 1) // rounds)], "done": done + 1}
+        state = {"rows": state["rows"][top(scores, _left_after(done + 1, n, size, rounds))], "done": done + 1}
         saved.offer(state.copy)
     run.cache.save(path, moment)
     saved.remove()
     return moment
+
+
+def _left_after(done: int, n: int, size: int, rounds: int) -> int:
+    """Return how many of n rows are left after some rounds."""
+    return n - (n - size) * done // rounds
+
+
+def _fits(rows: npt.NDArray[np.int64], ids: npt.NDArray[np.int64], count: int) -> bool:
+    """Return whether rows are ``count`` of the ids, each once and ascending."""
+    at = np.minimum(np.searchsorted(ids, rows), len(ids) - 1)
+    return len(rows) == count and bool((np.diff(rows) > 0).all()) and np.array_equal(ids[at], rows)
