@@ -133,3 +133,31 @@ def test_training_does_not_skip_what_was_not_reached(tmp_path: Path, plan: Plan)
     )
     assert len(pairs) == 20
     assert pairs.skipped == ()
+
+
+@pytest.mark.parametrize("side", ["pool", "metadata"])
+def test_a_join_reports_what_was_not_reached(tmp_path: Path, plan: Plan, side: str) -> None:
+    """DuckDB wraps an error in reading in one of its own, which is not about writing the result."""
+    names = pool(tmp_path / "pool", "parquet")
+    keys = [f"k{row}" for row in range(ROWS)][::-1]
+    pq.write_table(pa.table({"uid": keys, "score": list(range(ROWS))}), tmp_path / "more.parquet")
+    failing = names[1] if side == "pool" else "more.parquet"
+
+    def opened(cache: str) -> list[Any]:
+        options = Options(metadata=f"faulty://{tmp_path}/more.parquet")
+        store = open_store(f"faulty://{tmp_path}/pool", options, scratch=str(tmp_path / cache))
+        return [value for _, part in store.scan(["score"]) for value in part.column(0).to_pylist()]
+
+    plan({})
+    assert opened("clean") == list(range(ROWS))[::-1]
+    failed = 0
+    for after in range(60):
+        plan({failing: {"error": "expired", "after": after}})
+        try:
+            opened(f"cache-{after}")
+            break
+        except AccessError:
+            failed += 1
+    assert failed >= 2
+    plan({})
+    assert opened("cache-1") == list(range(ROWS))[::-1]

@@ -95,7 +95,7 @@ def write(path: Path, save: Any, **arrays: Any) -> None:
         ({"a": np.zeros(4, np.int64)}, "its shape is"),
         ({"a": np.array([0, 5, 10])}, "not within 0 to 9"),
         ({"a": np.array([0, -1, 9])}, "not within 0 to 9"),
-        ({"a": np.array([{}] * 3, object)}, "Python objects"),
+        ({"a": np.array([{}] * 3, object)}, "of type object"),
     ],
 )
 def test_a_state_of_other_arrays_counts_as_none(tmp_path: Path, state: Any, why: str) -> None:

@@ -63,11 +63,11 @@ def test_one_select_asks_each_file_once_and_opens_one_database(method, parquet, 
 
 
 def test_a_condition_is_parsed_once(monkeypatch, pool, tmp_path) -> None:
-    from thresher.select.methods import filter as module
+    from thresher.select.condition import Condition
 
     parsed = []
-    real = module._clauses
-    monkeypatch.setattr(module, "_clauses", lambda where: parsed.append(where) or real(where))
+    real = Condition.parse
+    monkeypatch.setattr(Condition, "parse", lambda where: parsed.append(where) or real(where))
     step = build("filter", {"where": "width > 300"})
     run_steps(pool(None, None, TABLE, parquet=True), [step], engine=Serial(), cache=Cache.at(tmp_path / "cache"))
     assert parsed == ["width > 300"]

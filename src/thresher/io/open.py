@@ -96,7 +96,7 @@ def open_file(protocol: str, path: str) -> IO[bytes]:
 
 
 def status_of(path: str) -> os.stat_result | None:
-    """Return the status of a local path, None if nothing is there. Unlike ``os.path.exists``, it tells errors apart.
+    """Return the status of a local path, None if nothing is there. For ``os.path.exists`` an error means nothing.
 
     Raises:
         UnreachedError: The system does not say whether something is there.

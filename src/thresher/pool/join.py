@@ -19,7 +19,8 @@ from thresher.io.open import trusting
 from thresher.io.parquet import TablePiece, table_piece
 from thresher.pool.layout import Layout, Options, Rows, rows_of, with_roles
 from thresher.runtime.cache import HINT
-from thresher.runtime.checksums import DamagedError, open_regular, report_damage, stripes
+from thresher.runtime.checksums import DamagedError, open_entry, report_damage, stripes
+from thresher.runtime.duckdb_query import interruptible
 from thresher.runtime.files import sync, write_errors, writing
 from thresher.runtime.locks import create_locked_folder, sweep
 
@@ -162,7 +163,7 @@ def _known(target: str, rows: int, metadata: Layout) -> TablePiece | None:
     import pyarrow as pa
 
     try:
-        with open_regular(target) as file:
+        with open_entry(target) as file:
             _check_sum(file)
         table = table_piece("file", target)
         *names, last = table.columns
@@ -182,7 +183,7 @@ def _write(layout: Layout, metadata: Layout, key: str, target: str) -> None:
     sides = (layout, str(layout.key)), (metadata, key)
     with writing(target, HINT) as scratch, _database(Path(target).parent) as (db, folder):
         _match(db, sides)
-        if not db.execute("SELECT count(*) FROM pairs").fetchall()[0][0]:
+        if not _query(db, "SELECT count(*) FROM pairs")[0][0]:
             raise UsageError(
                 f"no {layout.key} of {layout.location} is among the {key} of {metadata.location}; "
                 "give the matching column with --key"
@@ -226,7 +227,7 @@ def _placed(db: Any, tables: Sequence[TablePiece], key: str, schema: Any) -> Ite
         if end > stop:
             stop = max(start + _WINDOW, end)
             window = "SELECT here, there FROM pairs WHERE there >= ? AND there < ? ORDER BY there, here"
-            found = db.execute(window, [start, stop]).fetchnumpy()
+            found = interruptible(db, partial(_numpy, db, window, [start, stop]))
             here, there = np.asarray(found["here"]), np.asarray(found["there"])
         some = slice(*np.searchsorted(there, [start, end]))
         rows = pa.array(there[some] - start)
@@ -331,7 +332,7 @@ def positions(layout: Layout, key: str, other: Layout, other_key: str, scratch: 
         return np.arange(layout.rows)
     with _database(Path(scratch)) as (db, _):
         _match(db, sides)
-        pairs = db.execute("SELECT here, there FROM pairs").fetchnumpy()
+        pairs = interruptible(db, partial(_numpy, db, "SELECT here, there FROM pairs", []))
     places = np.full(layout.rows, -1, np.int64)
     places[pairs["here"]] = pairs["there"]
     return places
@@ -369,19 +370,42 @@ def _match(db: Any, sides: Sequence[tuple[Layout, str]]) -> None:
         BadRowsError: A key occurs more than once in the second layout.
     """
     for name, (side, column) in zip("km", sides, strict=True):
-        db.register("part", _reader(side.tables, column))
-        db.execute(f"CREATE TEMP TABLE {name} AS SELECT c0::VARCHAR AS c0, number FROM part WHERE c0 IS NOT NULL")
-        db.unregister("part")
+        _read(db, name, side, column)
     other, key = sides[1]
-    twice = db.execute("SELECT c0 FROM m GROUP BY 1 HAVING count(*) > 1 LIMIT 1").fetchone()
+    twice = _query(db, "SELECT c0 FROM m GROUP BY 1 HAVING count(*) > 1 LIMIT 1")
     if twice:
-        raise BadRowsError(f"{other.location}: the {key} {twice[0]!r} occurs more than once")
-    db.execute(
+        raise BadRowsError(f"{other.location}: the {key} {twice[0][0]!r} occurs more than once")
+    _query(
+        db,
         "CREATE TEMP TABLE pairs AS "
-        "SELECT k.number AS here, m.number AS there FROM k JOIN m ON k.c0 = m.c0 ORDER BY there, here"
+        "SELECT k.number AS here, m.number AS there FROM k JOIN m ON k.c0 = m.c0 ORDER BY there, here",
     )
-    db.execute("DROP TABLE k")
-    db.execute("DROP TABLE m")
+    _query(db, "DROP TABLE k")
+    _query(db, "DROP TABLE m")
+
+
+def _read(db: Any, name: str, side: Layout, column: str) -> None:
+    """Create a table of the values of a column that are not null, as text, with their row numbers."""
+    import duckdb
+
+    failed: list[Exception] = []
+    db.register("part", _reader(side.tables, column, failed))
+    try:
+        _query(db, f"CREATE TEMP TABLE {name} AS SELECT c0::VARCHAR AS c0, number FROM part WHERE c0 IS NOT NULL")
+    except duckdb.Error:
+        if failed:  # DuckDB reports an error in reading the data as one of its own
+            raise failed[0] from None
+        raise
+    db.unregister("part")
+
+
+def _query(db: Any, sql: str) -> list[tuple[Any, ...]]:
+    """Run a query, which Ctrl-C ends at once; return its rows."""
+    return interruptible(db, lambda: list(db.execute(sql).fetchall()))
+
+
+def _numpy(db: Any, sql: str, values: list[int]) -> Any:
+    return db.execute(sql, values).fetchnumpy()
 
 
 def _texts(tables: Sequence[TablePiece], key: str) -> Iterator[Any]:
@@ -421,17 +445,23 @@ def _plain(field: Any) -> Any:
     return pa.field(field.name, pa.large_string() if pa.types.is_string(kind) else kind)
 
 
-def _reader(tables: Sequence[TablePiece], column: str) -> Any:
-    """Return a column of the tables as a stream: column c0, and the row number."""
+def _reader(tables: Sequence[TablePiece], column: str, failed: list[Exception]) -> Any:
+    """Return a column of the tables as a stream: column c0, and the row number. An error is added to ``failed``."""
     import pyarrow as pa
 
     (field,) = _schema(tables, [column])
     schema = pa.schema([field.with_name("c0"), pa.field("number", pa.int64())])
-    parts = (
-        pa.RecordBatch.from_arrays([part.column(0), pa.array(np.arange(start, start + len(part)))], schema=schema)
-        for start, part in _batches(tables, [column], pa.schema([field]))
-    )
-    return pa.RecordBatchReader.from_batches(schema, parts)
+
+    def parts() -> Iterator[Any]:
+        try:
+            for start, part in _batches(tables, [column], pa.schema([field])):
+                numbers = pa.array(np.arange(start, start + len(part)))
+                yield pa.RecordBatch.from_arrays([part.column(0), numbers], schema=schema)
+        except Exception as error:
+            failed.append(error)
+            raise
+
+    return pa.RecordBatchReader.from_batches(schema, parts())
 
 
 def _batches(tables: Sequence[TablePiece], columns: Sequence[str], schema: Any) -> Iterator[tuple[int, Any]]:

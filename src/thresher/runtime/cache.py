@@ -32,7 +32,7 @@ from thresher.runtime.checksums import (
     append_checksum,
     check,
     mapped,
-    open_regular,
+    open_entry,
     report_damage,
 )
 from thresher.runtime.files import DAMAGED, sync, write_errors, writing
@@ -93,7 +93,7 @@ class Cache:
             spec: What the array must be.
         """
         try:
-            with open_regular(path) as file:
+            with open_entry(path) as file:
                 return mapped(file, spec, check(file))
         except OSError:  # a read error, not damage
             return None
@@ -110,7 +110,7 @@ class Cache:
         with writing(path, HINT) as scratch, open(scratch, "w+b") as file:
             np.save(file, array, allow_pickle=False)
             append_checksum(file)
-        with suppress(OSError, *DAMAGED), open_regular(path) as file:
+        with suppress(OSError, *DAMAGED), open_entry(path) as file:
             return mapped(file)
         return np.asarray(array)
 
@@ -331,7 +331,7 @@ def _specs(dtypes: Mapping[str, str | ArraySpec], rows: int, width: int | None) 
 
 def _mapped(path: Path) -> Array:
     """Memory-map an array that this process has written."""
-    with open_regular(path) as file:
+    with open_entry(path) as file:
         return mapped(file)
 
 

@@ -7,20 +7,20 @@ that is still being written can be summed as it grows.
 
 from __future__ import annotations
 
-import math
 import os
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from thresher.runtime.files import ELSEWHERE, sync, writing
 from thresher.runtime.locks import keep_while, open_shared
+from thresher.runtime.untrusted import read_npy_header
 
 _MARK = b"\x89crc32\r\n"
 _TRAILER = struct.Struct("<8sQI")  # mark, bytes before it, their CRC-32
@@ -120,7 +120,7 @@ def write_checked(path: str | os.PathLike[str], data: bytes, hint: str = ELSEWHE
 def read_checked(path: str | os.PathLike[str]) -> bytes | None:
     """Return what :func:`write_checked` wrote; None, with a warning if it is damaged, if it cannot be used."""
     try:
-        with open_regular(path) as file:
+        with open_entry(path) as file:
             return file.read(check(file))
     except OSError:
         return None
@@ -129,7 +129,7 @@ def read_checked(path: str | os.PathLike[str]) -> bytes | None:
         return None
 
 
-def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
+def open_entry(path: str | os.PathLike[str]) -> IO[bytes]:
     """Open a file for reading, with a shared lock; a pipe or a device counts as missing.
 
     Raises:
@@ -179,22 +179,6 @@ class ArraySpec:
             raise DamagedError(f"it has numbers that are not within {self.least} to {self.most}")
 
 
-def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Read the header of an array: shape, whether it is in Fortran order, dtype.
-
-    Raises:
-        ValueError: The header is damaged, or the array contains Python objects.
-    """
-    version = np.lib.format.read_magic(file)
-    if version not in ((1, 0), (2, 0)):
-        raise DamagedError(f"version {version} of the NumPy format is not supported")
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, by_column, dtype = read(file)
-    if dtype.hasobject:
-        raise DamagedError("it contains Python objects")
-    return shape, by_column, dtype
-
-
 def mapped(file: IO[bytes], spec: ArraySpec | None = None, end: int | None = None) -> npt.NDArray[Any]:
     """Memory-map the array in a file for reading; the mapping keeps the lock of the file.
 
@@ -207,13 +191,16 @@ def mapped(file: IO[bytes], spec: ArraySpec | None = None, end: int | None = Non
         OSError: The file cannot be read.
         ValueError: It contains no array, or another one.
     """
-    shape, by_column, dtype = read_header(file)
+    header = read_npy_header(file)
     begin = file.tell()
+    if header.dtype.hasobject:
+        raise DamagedError("it contains Python objects")
     if spec is not None:
-        spec.check_header(dtype, shape)
-    if end is not None and begin + math.prod(shape) * dtype.itemsize != end:
+        spec.check_header(header.dtype, header.shape)
+    if end is not None and begin + header.bytes != end:
         raise DamagedError("its length is not that of its header")
-    array: npt.NDArray[Any] = np.memmap(file, dtype, "r", begin, shape, "F" if by_column else "C")
+    order: Literal["F", "C"] = "F" if header.fortran else "C"
+    array: npt.NDArray[Any] = np.memmap(file, header.dtype, "r", begin, header.shape, order)
     keep_while(getattr(array, "_mmap"), file.name, file.fileno())  # noqa: B009 - the mapping, which views keep too
     if spec is not None:
         spec.check_values(array)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thresher.runtime.checksums import (
-    ArraySpec,
-    DamagedError,
-    append_checksum,
-    check,
-    open_regular,
-    read_header,
-    report_damage,
-)
-from thresher.runtime.files import DAMAGED, ELSEWHERE, writing
+from thresher.runtime.checksums import ArraySpec, append_checksum, check, open_entry, report_damage
+from thresher.runtime.files import ELSEWHERE, writing
+from thresher.runtime.untrusted import load_npz
 
 Array = npt.NDArray[Any]
 State = Mapping[str, Array | np.generic | int | float]
@@ -61,15 +53,18 @@ class Resumable:
             specs: What each array must be, by name.
         """
         try:
-            with open_regular(self.path) as file:
+            with open_entry(self.path) as file:
                 check(file)
-                with zipfile.ZipFile(file) as archive:
-                    if set(archive.namelist()) != {f"{name}.npy" for name in specs}:
-                        return None  # the state of another version
-                    return {name: _member(archive, f"{name}.npy", spec) for name, spec in specs.items()}
+                arrays = load_npz(file)
+            if set(arrays) != set(specs):
+                return None  # the state of another version
+            for name, spec in specs.items():
+                spec.check_header(arrays[name].dtype, arrays[name].shape)
+                spec.check_values(arrays[name])
+            return arrays
         except OSError:
             return None
-        except DAMAGED as error:
+        except ValueError as error:
             report_damage(self.path, error)
             return None
 
@@ -98,16 +93,3 @@ class Resumable:
     def remove(self) -> None:
         """Remove the saved state, once the result is saved."""
         self.path.unlink(missing_ok=True)
-
-
-def _member(archive: zipfile.ZipFile, name: str, spec: ArraySpec) -> Array:
-    """Return an array of an archive after a check of its header: a wrong header must not take any memory."""
-    if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
-        raise DamagedError(f"{name} is compressed")
-    with archive.open(name) as file:
-        shape, _, dtype = read_header(file)
-        spec.check_header(dtype, shape)
-    with archive.open(name) as file:
-        array: Array = np.lib.format.read_array(file, allow_pickle=False)
-    spec.check_values(array)
-    return array

@@ -444,9 +444,7 @@ def _check_range(name: str, array: Array, low: int | None, high: int | None) -> 
 
 
 def read_npz(path: Location, most: int | None = None) -> dict[str, Array]:
-    """Return the arrays of an .npz file that thresher wrote with ``np.savez``, in memory.
-
-    Compressed arrays are refused, so a small file cannot unfold to a large array. Checksums are verified.
+    """Return the arrays of an .npz file that thresher wrote with ``np.savez``, in memory; see :func:`load_npz`.
 
     Args:
         path: The file.
@@ -457,14 +455,26 @@ def read_npz(path: Location, most: int | None = None) -> dict[str, Array]:
         ValueError: It is not such a file.
     """
     with open_regular(path) as raw:
-        size = os.fstat(raw.fileno()).st_size
-        if most is not None and size > most + 2**20:
-            raise ValueError(f"it has {size:,} bytes, more than its rows can take")
-        try:
-            with zipfile.ZipFile(raw) as archive:
-                return _members(archive, size)
-        except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, zlib.error, OverflowError) as error:
-            raise ValueError(_said(error)) from None
+        return load_npz(raw, most)
+
+
+def load_npz(raw: IO[bytes], most: int | None = None) -> dict[str, Array]:
+    """Return the arrays of an open .npz file that thresher wrote with ``np.savez``, in memory.
+
+    Compressed arrays are refused, so a small file cannot unfold to a large array. Checksums are verified.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is not such a file, or has more than ``most`` bytes.
+    """
+    size = os.fstat(raw.fileno()).st_size
+    if most is not None and size > most + 2**20:
+        raise ValueError(f"it has {size:,} bytes, more than its rows can take")
+    try:
+        with zipfile.ZipFile(raw) as archive:
+            return _members(archive, size)
+    except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, zlib.error, OverflowError) as error:
+        raise ValueError(_said(error)) from None
 
 
 def _members(archive: zipfile.ZipFile, size: int) -> dict[str, Array]:

@@ -26,11 +26,13 @@ from thresher.dynamic.sampler import PruningSampler
 from thresher.dynamic.schedule import cosine_by_progress
 from thresher.errors import MissingExtraError, OutputError, PoolError, ThresherError, UsageError
 from thresher.evaluate.sets import EvalSet, read_eval
+from thresher.io.open import trusting
 from thresher.io.pictures import Resize, decode
 from thresher.pool.store import absolute
 from thresher.runtime import locks
 from thresher.runtime.files import writing
 from thresher.runtime.format import duration
+from thresher.runtime.process import no_warnings
 from thresher.runtime.progress import Progress
 from thresher.runtime.untrusted import parse_json
 from thresher.train.data import PICTURES, SET_ASIDE, Pairs, open_pairs, times_of
@@ -459,17 +461,23 @@ class _Checkpointer:
         if not self.path.exists():
             return [], 0.0
         try:
+            return trusting(str(self.path), self._loaded)
+        except PoolError as error:
+            raise PoolError(f"{self.path}: cannot be read, it may be damaged; start the run again") from error
+
+    def _loaded(self) -> tuple[list[dict[str, Any]], float]:
+        try:
             # To the CPU: the optimizer reads its step counts there, and they stay on the device they are loaded to.
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            with no_warnings:  # of torch, about files that are not its own
+                state = torch.load(self.path, map_location="cpu", weights_only=True)
             self.sampler.load_state_dict(state["sampler"])
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             return parse_json(state["log"]), float(state["seconds"])
-        except (
-            OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, OverflowError,
-            UnpicklingError,
-        ):  # fmt: skip
-            raise PoolError(f"{self.path}: cannot be read, it may be damaged; start the run again") from None
+        except (RuntimeError, LookupError, TypeError, AttributeError, OverflowError, UnpicklingError) as error:
+            if "allocate memory" in str(error):  # torch raises RuntimeError for it
+                raise MemoryError(str(error)) from error
+            raise ValueError(str(error)) from error
 
 
 @dataclass(frozen=True, eq=False)
