@@ -52,7 +52,7 @@ def test_visible() -> None:
     assert visible(EVIL) == ESCAPED
     assert visible("\ud800 \udcff") == "\\ud800 \\udcff"
     assert visible("\U000e0041") == "\\U000e0041"
-    assert visible("a" * 999) == "a" * 400 + "..."
+    assert visible("a" * 999) == "a" * 400 + "... (999 characters)"
     assert visible("a" * 999, limit=None) == "a" * 999
     for code in (*range(0x20), *range(0x7F, 0xA0), 0x061C, 0x200D, 0x2029, 0x2066, 0xFFF9):
         assert visible(chr(code)).isascii()

@@ -21,7 +21,18 @@ from thresher.data import DataOptions, open_data
 from thresher.errors import PoolError
 from thresher.export.write import export
 from thresher.io.npy import npz_pieces
-from thresher.io.paths import PARENT, all_plain, has_parent, inside, is_unsafe, visible, without_parent, writable
+from thresher.io.paths import (
+    PARENT,
+    all_plain,
+    cut,
+    has_parent,
+    inside,
+    is_unsafe,
+    shortened,
+    visible,
+    without_parent,
+    writable,
+)
 from thresher.io.tar import Window, tar_samples, why_unsafe
 from thresher.io.tar_fast import FastWindow, stretch
 from thresher.pool.store import open_store
@@ -257,7 +268,7 @@ def test_what_is_shown_is_one_line_of_what_is_there(name: str, leads_out: bool, 
         ("\x1b[2Jgone", "\\x1b[2Jgone"),
         ("a\r\nb\tc", "a\\r\\nb\\tc"),
         ("\u202etxt\u200b\u2028\ud800", "\\u202etxt\\u200b\\u2028\\ud800"),
-        ("x" * 401, "x" * 400 + "..."),
+        ("x" * 401, "x" * 400 + "... (401 characters)"),
     ],
 )
 def test_how_it_is_shown(text: str, seen: str) -> None:
@@ -266,4 +277,13 @@ def test_how_it_is_shown(text: str, seen: str) -> None:
 
 def test_all_of_it_may_be_shown() -> None:
     assert visible("x" * 1000, limit=None) == "x" * 1000
-    assert visible("abc", limit=2) == "ab..."
+    assert visible("abc", limit=2) == "ab... (3 characters)"
+
+
+def test_long_texts_are_cut_and_their_length_is_named() -> None:
+    assert cut("abc", 3) == "abc"
+    assert cut("abcd", 3) == "abc... (4 characters)"
+    assert cut("abc", 3, 200_000_000) == "abc... (200,000,000 characters)"
+    assert shortened("abc", 3) == "abc"
+    message = shortened("a" * 900_000 + "; type this", 400)
+    assert message == "a" * 300 + " [... 899,611 characters ...] " + "a" * 89 + "; type this"

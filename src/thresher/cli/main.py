@@ -110,6 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except Interrupted as error:
             show_interruption(str(error), as_json=as_json)
             return 130
+        except SystemExit:  # click ends so if the reader of the help has gone (``| head``), and after completion
+            return 0
         except click.ClickException as error:
             message = error.format_message()
             if isinstance(error, click.MissingParameter):  # click lists the choices on separate lines

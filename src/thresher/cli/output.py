@@ -1,13 +1,16 @@
 """What the command line prints: results as text or JSON, errors, warnings and progress.
 
 All text goes through :func:`say`, one line at a time, so that text from data can neither control the terminal nor
-start a new line. JSON keeps the values and escapes them.
+start a new line. JSON keeps the values and escapes them. Texts of any length are cut, with a note of their length.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
+import os
 import sys
 import time
 import warnings
@@ -19,12 +22,16 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from thresher.io.paths import visible
+from thresher.errors import OutputError
+from thresher.io.paths import shortened, visible
 
 if TYPE_CHECKING:
     from thresher.runtime.progress import Advance, Progress
 
 JSON_FLAG = "--json"
+_LINE = 10_000  # characters of a line of text, and of a message in it
+_MESSAGE = 2_000
+_JSON_TEXT = 100_000  # characters of a text in JSON
 
 
 class Interrupted(Exception):
@@ -73,23 +80,54 @@ class Output:
 
 
 def say(*lines: str) -> None:
-    """Print lines to standard output; control characters and line breaks inside a line are escaped."""
-    encoding = sys.stdout.encoding or "utf-8"
+    """Print lines to standard output; control characters and line breaks inside a line are escaped, long lines cut."""
     for line in lines:
-        click.echo(visible(line, limit=None).encode(encoding, "backslashreplace").decode(encoding))
+        _write(sys.stdout, visible(shortened(line, _LINE), limit=None))
 
 
 def print_json(value: Any) -> None:
-    """Print a value as ASCII JSON; NaN and infinities become null."""
-    click.echo(json.dumps(_plain(value), indent=1, default=str, allow_nan=False))
+    """Print a value as ASCII JSON; NaN and infinities become null, texts of more than 100,000 characters are cut."""
+    _write(sys.stdout, json.dumps(_plain(value), indent=1, default=str, allow_nan=False))
+
+
+def _write(stream: TextIO | None, line: str) -> None:
+    """Write a line, in which characters that the stream cannot encode are escaped.
+
+    A stream that is closed, or whose reader has gone, takes no lines: what a command has done stays done.
+
+    Raises:
+        OutputError: The stream cannot be written, for example because the disk is full.
+    """
+    if stream is None or stream.closed:
+        return
+    encoding = stream.encoding or "utf-8"
+    try:
+        stream.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+        stream.flush()
+    except BrokenPipeError:
+        _discard(stream)
+    except OSError as error:
+        _discard(stream)
+        if stream is sys.stdout:
+            raise OutputError(f"standard output: cannot be written ({error.strerror or error})") from None
+
+
+def _discard(stream: TextIO) -> None:
+    """Send what is still in the buffer of a stream, and all that follows, to nowhere; Python flushes it at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def _plain(value: Any) -> Any:
-    """Return a value with None for each number that is not finite."""
+    """Return a value with None for each number that is not finite, and with long texts cut."""
     if isinstance(value, dict):
         return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(each) for each in value]
+    if isinstance(value, str):
+        return value if len(value) <= _JSON_TEXT else visible(value, limit=_JSON_TEXT)
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -111,10 +149,14 @@ def show_error(kind: str, message: str, *, as_json: bool, ctx: click.Context | N
         as_json: Whether to print JSON.
         ctx: For a usage error: the command whose usage is shown.
     """
+    message = shortened(message, _MESSAGE)
     if as_json:
-        print_json({"error": {"type": kind, "message": message}})
-    else:
-        click.UsageError(visible(message, limit=None), ctx).show()
+        with contextlib.suppress(OutputError):
+            print_json({"error": {"type": kind, "message": message}})
+            return
+    text = io.StringIO()
+    click.UsageError(visible(message, limit=None), ctx).show(text)
+    _write(sys.stderr, text.getvalue().removesuffix("\n"))
 
 
 def show_interruption(message: str, *, as_json: bool) -> None:
@@ -123,7 +165,7 @@ def show_interruption(message: str, *, as_json: bool) -> None:
     if as_json:
         show_error("Interrupted", line, as_json=True)
     else:
-        click.echo(visible(line, limit=None), err=True)
+        _write(sys.stderr, visible(line, limit=None))
 
 
 @contextmanager
@@ -139,10 +181,10 @@ def warnings_as_lines() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        text = visible(" ".join(str(message).split()), limit=None)
+        text = visible(" ".join(shortened(str(message), _MESSAGE).split()), limit=None)
         if text not in shown:
             shown.add(text)
-            click.echo(f"Warning: {text}", err=True)
+            _write(sys.stderr, f"Warning: {text}")
 
     with warnings.catch_warnings():
         warnings.showwarning = show  # the documented hook; restored on exit
@@ -164,7 +206,7 @@ class _VisibleProgress:
 
     def say(self, line: str) -> None:
         """Print one line."""
-        self.inner.say(visible(line, limit=None))
+        self.inner.say(visible(shortened(line, _LINE), limit=None))
 
 
 # --- memory ---------------------------------------------------------------------------------------

@@ -19,6 +19,11 @@ from thresher.io.pieces import FLOATS, Array, stored_dtype
 
 _NAN = 0x7FC0  # as bfloat16 bits
 _SPAN = 1 << 16  # bytes fetched at a time when only a few rows are needed
+_BATCH = 256 * 2**20  # bytes of a record batch, unless a single row is larger
+# Columns with values that are long on average, or that may be, are read as dictionaries, in which a value that many
+# rows share is held once. It takes three times as long, so that it is not done for all columns.
+_LONG = 1 << 14  # bytes of a value
+_SMALL = 2 * 2**20  # bytes of a column; in a larger one, the average is known well enough
 
 
 @dataclass(frozen=True)
@@ -65,12 +70,71 @@ def _batches(
             groups, which = np.unique(np.searchsorted(ends, rows, side="right"), return_inverse=True)
             left_out = (ends - sizes)[groups] - (np.cumsum(sizes[groups]) - sizes[groups])
             rows, groups = rows - left_out[which], groups.tolist()
+        batch, repetitive = trusting(path, lambda: _within_memory(file.metadata, columns, batch))
+        if repetitive:
+            file = trusting(path, lambda: open_parquet(raw, dictionaries=repetitive))
         parts = file.iter_batches(batch_size=batch, columns=list(columns), row_groups=groups)
         batches = iter(lambda: trusting(path, lambda: next(parts, None)), None)
         for part in batches if rows is None else picked(batches, rows):
             trusting(path, partial(part.validate, full=True))  # lengths and texts in the file may be invalid
             present = part.schema.names  # a field of a struct, "image.path", is read as a struct with only that field
-            yield part.select([name if name in present else name.split(".")[0] for name in columns])
+            part = part.select([name if name in present else name.split(".")[0] for name in columns])
+            yield from _decoded(part, repetitive) if repetitive else (part,)
+
+
+def _within_memory(footer: Any, columns: Sequence[str], batch: int) -> tuple[int, list[str]]:
+    """Return how many rows to read at a time, and which columns to read as dictionaries, so that batches stay small.
+
+    A few kilobytes of a compressed file can hold a text of many megabytes, and a dictionary can repeat it in each row.
+
+    Args:
+        footer: The metadata of the file.
+        columns: The columns to read.
+        batch: Largest number of rows of a batch.
+    """
+    wanted, repetitive, widest = {name.split(".")[0] for name in columns}, set(), 1
+    for g in range(footer.num_row_groups):
+        group = footer.row_group(g)
+        for c in range(group.num_columns):
+            chunk = group.column(c)
+            if chunk.path_in_schema.split(".")[0] not in wanted:
+                continue
+            rows, size = max(group.num_rows, 1), chunk.total_uncompressed_size
+            widest = max(widest, size // rows)
+            can_repeat = chunk.physical_type == "BYTE_ARRAY" and chunk.has_dictionary_page
+            if can_repeat and size * min(batch, rows) > _BATCH:
+                if size > _LONG * rows or size <= _SMALL and not _has_short_values(chunk.statistics):
+                    repetitive.add(chunk.path_in_schema)
+    return min(batch, max(_BATCH // widest, 1)), sorted(repetitive)
+
+
+def _has_short_values(statistics: Any) -> bool:
+    """Return whether the smallest and the largest value are known and short, as writers note them for short values."""
+    return bool(statistics and statistics.has_min_max and max(len(statistics.min), len(statistics.max)) < _LONG)
+
+
+def _decoded(part: Any, columns: Sequence[str]) -> Iterator[Any]:
+    """Yield a record batch in runs of rows small enough to decode the dictionaries of some columns."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    sizes = np.zeros(len(part), np.int64)
+    for name in columns:
+        column = part.column(name) if name in part.schema.names else None
+        if column is not None and pa.types.is_dictionary(column.type):
+            lengths = pc.binary_length(column.dictionary).fill_null(0).take(column.indices).fill_null(0)
+            sizes += lengths.to_numpy(zero_copy_only=False).astype(np.int64)
+    ends, start = np.cumsum(sizes), 0
+    while start < len(part):
+        before = int(ends[start - 1]) if start else 0
+        stop = max(int(np.searchsorted(ends, before + _BATCH, side="right")), start + 1)
+        run = part.slice(start, stop - start)
+        plain = [
+            column.dictionary_decode() if name in columns and pa.types.is_dictionary(column.type) else column
+            for name, column in zip(run.schema.names, run.columns, strict=True)
+        ]
+        yield pa.RecordBatch.from_arrays(plain, names=run.schema.names)
+        start = stop
 
 
 def picked(parts: Iterable[Any], rows: npt.NDArray[np.int64]) -> Iterator[Any]:
@@ -95,16 +159,23 @@ def _exactly(piece: ParquetPiece | TablePiece, parts: Iterable[Any]) -> Iterator
         raise PoolError(f"{piece.path}: had {piece.rows:,} rows when it was opened; it has changed since, start again")
 
 
-def open_parquet(raw: IO[bytes], span: int | None = None) -> Any:
+def open_parquet(raw: IO[bytes], span: int | None = None, dictionaries: Sequence[str] = ()) -> Any:
     """Open a Parquet file as ``pyarrow.parquet.ParquetFile``; page checksums are verified.
 
     Args:
         raw: The file, open for reading.
         span: Bytes of a column to fetch at a time, if only a few rows are needed; None to prefetch whole row groups.
+        dictionaries: Columns to read as dictionaries.
     """
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(raw, pre_buffer=span is None, buffer_size=span or 0, page_checksum_verification=True)
+    return pq.ParquetFile(
+        raw,
+        pre_buffer=span is None,
+        buffer_size=span or 0,
+        read_dictionary=list(dictionaries),
+        page_checksum_verification=True,
+    )
 
 
 def vectors_of(column: Any, dim: int, dtype: str) -> Array:

@@ -77,12 +77,38 @@ def visible(text: str, limit: int | None = _LONG) -> str:
 
     Args:
         text: A key, a caption, or the name of a column or file.
-        limit: Number of characters after which the text is cut; None for no limit.
+        limit: Number of characters after which the text is cut, followed by its length; None for no limit.
     """
-    text = text if limit is None or len(text) <= limit else f"{text[:limit]}..."
+    text = text if limit is None else cut(text, limit)
     if text.isprintable():
         return text
     return "".join(_escaped(one) if unicodedata.category(one) in _HIDDEN else one for one in text)
+
+
+def cut(text: str, limit: int, length: int | None = None) -> str:
+    """Return a text of at most ``limit`` characters; a longer one is cut and followed by its length.
+
+    Args:
+        text: The text, or at least its first ``limit`` characters.
+        limit: Number of characters to keep.
+        length: Length of the whole text (default: that of ``text``).
+    """
+    length = len(text) if length is None else length
+    return text if length <= limit else f"{text[:limit]}... ({length:,} characters)"
+
+
+def shortened(text: str, limit: int) -> str:
+    """Return a message that contains a text of any length: if it is too long, its middle is replaced by a note.
+
+    The end of a message often says what to do, so it stays.
+
+    Args:
+        text: The message.
+        limit: Number of characters of the message that stay, three quarters of them at its start.
+    """
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit - limit // 4]} [... {len(text) - limit:,} characters ...] {text[-(limit // 4) :]}"
 
 
 def _escaped(character: str) -> str:

@@ -14,6 +14,7 @@ from thresher.errors import PoolError, UsageError, suggest
 from thresher.io.columns import CAPTIONS, IMAGES, KEYS, SCORES
 from thresher.io.listing import Files, stamp_of
 from thresher.io.parquet import TablePiece
+from thresher.io.paths import cut
 from thresher.io.pieces import FLOATS, Array, Piece
 from thresher.ops.vectors import to_float32
 from thresher.runtime.random import digest
@@ -326,6 +327,30 @@ def with_roles(layout: Layout, options: Options) -> Layout:
     )
 
 
-def texts(column: Any) -> list[str]:
-    """Return the values of an Arrow column as strings, "" for nulls."""
-    return ["" if value is None else str(value) for value in column.to_pylist()]
+def texts(column: Any, limit: int | None = None) -> list[str]:
+    """Return the values of an Arrow column as strings, "" for nulls.
+
+    Args:
+        column: The column.
+        limit: Number of characters after which texts are cut, before they are copied; None for no limit.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if limit is not None:
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            column = pc.utf8_slice_codeunits(column, 0, limit)
+    return ["" if value is None else str(value)[:limit] for value in column.to_pylist()]
+
+
+def shown(column: Any, limit: int) -> list[str]:
+    """Return the values of an Arrow column as strings to show: long ones are cut and followed by their length."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return [cut(text, limit) for text in texts(column)]
+    lengths = pc.utf8_length(column).fill_null(0).to_pylist()
+    return [cut(text, limit, length) for text, length in zip(texts(column, limit), lengths, strict=True)]

@@ -17,7 +17,7 @@ import numpy as np
 from thresher.errors import PoolError
 from thresher.io.paths import inside
 from thresher.io.pictures import open_rgb, thumbnail
-from thresher.pool.layout import Options
+from thresher.pool.layout import Options, texts
 from thresher.pool.store import EmbeddingStore, open_store
 from thresher.report.facts import Repeats, plain
 from thresher.select.reference import ways_to_open
@@ -99,7 +99,14 @@ def _reopened(step: Step, location: str, options: Options) -> EmbeddingStore | N
 
 
 def _text(columns: dict[str, Any], name: str | None, i: int, limit: int) -> str:
-    value = columns[name][i].as_py() if name else None
+    import pyarrow as pa
+
+    if name is None:
+        return ""
+    kind = columns[name].type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind):
+        return plain(texts(columns[name].slice(i, 1), 8 * limit)[0], limit)
+    value = columns[name][i].as_py()
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     if isinstance(value, list):

@@ -9,10 +9,13 @@ import numpy as np
 from thresher.dynamic.ledger import ILL_MATCHED, LEFT_OUT, REDUNDANT
 from thresher.dynamic.run_folder import Training
 from thresher.errors import UsageError
+from thresher.io.paths import cut
+from thresher.pool.layout import shown
 from thresher.pool.store import EmbeddingStore
 from thresher.report.facts import plain
 from thresher.selection import Selection
 
+_TEXT = 2_000  # characters of a key or a caption that are returned
 _KINDS = {REDUNDANT: "redundant", ILL_MATCHED: "ill-matched", LEFT_OUT: "left out"}
 
 
@@ -25,10 +28,11 @@ def explain(selection: Selection, store: EmbeddingStore, key: str) -> dict[str, 
         key: The row's key; ``row:17`` names a row by number.
 
     Returns:
-        row, key, caption, kept, uses (how often the row is used), and for each step that saw it: method, package (name
-        and version; "" for methods of thresher), verdict, reason, score, cut, cluster with size, quota and kept, row
-        and key of the duplicate, pool, row, key and caption of the reference row that it repeats, and, for a coreset,
-        the history of the row in training, as in :func:`history`.
+        row, key and caption (both cut after 2,000 characters, with a note of their length), kept, uses (how often the
+        row is used), and for each step that saw it: method, package (name and version; "" for methods of thresher),
+        verdict, reason, score, cut, cluster with size, quota and kept, row and key of the duplicate, pool, row, key
+        and caption of the reference row that it repeats, and, for a coreset, the history of the row in training, as in
+        :func:`history`.
 
     Raises:
         UsageError: No such row.
@@ -136,7 +140,7 @@ def find_row(store: EmbeddingStore, key: str) -> int:
                 return int(ids[at])
     named = f"column {store.layout.key!r}" if store.layout.key else "no key column"
     raise UsageError(
-        f"no row {key!r} in {store.layout.location} ({named}); "
+        f"no row {cut(key, 400)!r} in {store.layout.location} ({named}); "
         f"give a key, or a row number from row:0 to row:{store.total - 1}"
     )
 
@@ -147,6 +151,5 @@ def _key_and_caption(store: EmbeddingStore, row: int) -> dict[str, str]:
     names = [name for name in dict.fromkeys(columns.values()) if name]
     if names:
         part = next(iter(store.lookup(names, np.array([row]))))
-        cells = {role: part.column(names.index(name))[0].as_py() for role, name in columns.items() if name}
-        result |= {role: "" if cell is None else str(cell) for role, cell in cells.items()}
+        result |= {role: shown(part.column(names.index(name)), _TEXT)[0] for role, name in columns.items() if name}
     return result

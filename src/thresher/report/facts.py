@@ -49,7 +49,8 @@ def number(value: Any) -> str:
 def plain(text: Any, limit: int = 0) -> str:
     """Return text on one line, without control and bidirectional characters; cut to ``limit`` with an ellipsis."""
     joiners = "\u200c\u200d"  # parts of words and emoji, although not printable on their own
-    line = " ".join("".join(c if c.isprintable() or c in joiners else " " for c in str(text)).split())
+    text = str(text)[: 8 * limit or None]  # of a very long text only the start is looked at
+    line = " ".join("".join(c if c.isprintable() or c in joiners else " " for c in text).split())
     return line if not limit or len(line) <= limit else line[: limit - 1].rstrip() + _ELLIPSIS
 
 

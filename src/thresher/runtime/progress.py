@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from typing import IO, Any, Protocol, cast
 
 from thresher.runtime.format import duration, pace, percent
 
@@ -63,7 +64,41 @@ def progress_for(quiet: bool) -> Progress:
     """Return the progress report that suits standard error."""
     if quiet:
         return Silent()
+    if sys.stderr is None or sys.stderr.closed:
+        return Silent()
     return Bars() if sys.stderr.isatty() else Lines()
+
+
+class _Stderr(io.TextIOBase):
+    """Standard error, whose failures are ignored: a closed terminal or a log on a full disk must not end the work."""
+
+    def __init__(self) -> None:
+        """Keep the stream of now: while a bar is shown, rich puts its own in its place, which writes to this one."""
+        self._stream = sys.stderr
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """Encoding of the text."""
+        return self._stream.encoding or "utf-8"
+
+    def isatty(self) -> bool:
+        """Return whether it is a terminal."""
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        """Return the file descriptor, from which the width of the terminal is read."""
+        return self._stream.fileno()
+
+    def write(self, text: str) -> int:
+        """Write text; characters that the stream cannot encode are escaped."""
+        with suppress(OSError, ValueError):
+            self._stream.write(text.encode(self.encoding, "backslashreplace").decode(self.encoding))
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is in the buffer."""
+        with suppress(OSError, ValueError):
+            self._stream.flush()
 
 
 class Bars:
@@ -73,7 +108,7 @@ class Bars:
         """Write to standard error."""
         from rich.console import Console
 
-        self._console = Console(stderr=True, highlight=False, emoji=False)
+        self._console = Console(file=cast(IO[str], _Stderr()), highlight=False, emoji=False)
 
     @contextmanager
     def task(self, label: str, total: int, unit: str = "rows") -> Iterator[Advance]:
@@ -127,5 +162,6 @@ class Lines:
 
     def say(self, line: str) -> None:
         """Print one line."""
-        sys.stderr.write(line + "\n")
-        sys.stderr.flush()
+        stderr = _Stderr()
+        stderr.write(line + "\n")
+        stderr.flush()

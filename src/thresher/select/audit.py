@@ -14,6 +14,7 @@ from thresher.errors import BadRowsError
 from thresher.io.open import trusting
 from thresher.io.paths import PARENT
 from thresher.ops.vectors import inverse_norms, to_float32
+from thresher.pool.layout import shown
 from thresher.pool.store import Block, EmbeddingStore
 from thresher.runtime.checksums import ArraySpec
 from thresher.select.database import cursor
@@ -85,7 +86,7 @@ class Audit:
     def _refuse(self, run: Run, bad: npt.NDArray[np.int64], codes: npt.NDArray[np.uint8]) -> None:
         row_at = int(bad[0])
         row = int(run.store.ids[row_at])
-        key = next(run.store.lookup([str(run.store.layout.key)], np.array([row]))).column(0)[0].as_py()
+        key = shown(next(run.store.lookup([str(run.store.layout.key)], np.array([row]))).column(0), 400)[0]
         count = int(np.count_nonzero(codes == codes[row_at]))
         raise BadRowsError(
             f"{run.store.location_of('metadata', row)}: {_CODES[codes[row_at]].replace('its', 'the', 1)}: {key!r} "

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from thresher.errors import PoolError, UsageError
 from thresher.ops.neighbors import nearest_other
 from thresher.ops.vectors import F32, inverse_norms, to_float32
-from thresher.pool.layout import Options
+from thresher.pool.layout import Options, texts
 from thresher.pool.store import Block, EmbeddingStore, open_store
 from thresher.runtime.checksums import ArraySpec
 from thresher.runtime.format import duration
@@ -66,12 +66,12 @@ class Reference:
         cells: dict[str, list[str]] = {name: [] for name in names}
         for part in self.store.lookup(names, rows) if names else ():
             for name, column in zip(names, part.columns, strict=True):
-                cells[name] += ["" if cell is None else str(cell) for cell in column.to_pylist()]
+                cells[name] += texts(column, None if name == roles["key"] else _CAPTION)
         arrays: dict[str, npt.NDArray[Any]] = {"row": rows}
         for role, named in roles.items():
             if named in cells:
-                texts = cells[named] if role == "key" else [text[:_CAPTION] for text in cells[named]]
-                arrays[role], arrays[f"{role}_ends"] = packed(texts)
+                shown = cells[named] if role == "key" else [text[:_CAPTION] for text in cells[named]]
+                arrays[role], arrays[f"{role}_ends"] = packed(shown)
         return arrays
 
 
