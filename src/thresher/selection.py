@@ -65,10 +65,14 @@ class Keep:
         if isinstance(value, bool):
             raise UsageError(f"cannot keep {value!r}; {hint}")
         if isinstance(value, int):
+            if value >= 10**18:
+                raise UsageError(f"cannot keep so many rows, 10^18 or more; {hint}")
             if value < 1:
-                raise UsageError(f"cannot keep {value:,} rows; {hint}")
+                raise UsageError(f"cannot keep {max(value, -(10**18)):,} rows; {hint}")
             return cls(count=value)
         text = str(value).strip()
+        if len(text) > 100:
+            raise UsageError(f"cannot read {text[:100]!r}... ({len(text):,} characters) as an amount to keep; {hint}")
         if re.fullmatch(r"\d{1,18}|\d{1,3}(_\d{3})+", text):
             return cls.parse(int(text))
         number = text.removesuffix("%").strip()

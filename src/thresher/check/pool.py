@@ -11,7 +11,7 @@ import numpy as np
 import threadpoolctl
 
 from thresher.ops.kmeans import nearest_centroid
-from thresher.ops.vectors import to_float32
+from thresher.ops.vectors import norms_of
 from thresher.pool.store import Block, EmbeddingStore
 from thresher.runtime.kernels import has_avx512
 from thresher.runtime.process import one_blas_thread
@@ -80,7 +80,7 @@ def _field(run: Run, part: str, quick: bool) -> dict[str, Any]:
         values = np.concatenate([norms(part, store, block)[0] for block in first])
         ids = np.arange(len(values))
     else:
-        values = np.asarray(run.column(f"norms {part}", part, partial(norms, part), {"norm": "float32"})["norm"])
+        values = np.asarray(run.column(f"norms {part}", part, partial(norms, part), {"norm": "float64"})["norm"])
         ids = store.ids
     good = np.isfinite(values) & (values > 0)
     spread = np.percentile(values[good], [0, 5, 50, 95, 100]).tolist() if good.any() else []
@@ -98,10 +98,8 @@ def _field(run: Run, part: str, quick: bool) -> dict[str, Any]:
 
 
 def norms(part: str, store: EmbeddingStore, block: Block) -> tuple[Any]:
-    """Return the norms of a block's rows (B,) float32: 0 for zero rows, NaN or infinity where a value is."""
-    rows = to_float32(store.raw(part, block)).astype(np.float64)
-    with np.errstate(invalid="ignore", over="ignore"):
-        return (np.sqrt(np.einsum("ij,ij->i", rows, rows)).astype(np.float32),)
+    """Return the norms of a block's rows (B,) float64: 0 for zero rows, NaN or infinity where a value is."""
+    return (norms_of(store.raw(part, block)),)
 
 
 def _warnings(report: dict[str, Any], store: EmbeddingStore) -> list[str]:
@@ -154,8 +152,9 @@ def _cost(store: EmbeddingStore, workers: int) -> dict[str, Any]:
     n, dim = store.total, store.dim(name)
     k = automatic(n)[0]
     rng = np.random.default_rng(0)
-    rows = rng.standard_normal((2048, dim), dtype=np.float32)
-    centroids = rng.standard_normal((512, dim), dtype=np.float32)
+    narrow = min(1, 2048 / dim)  # with very wide rows, fewer tell the speed
+    rows = rng.standard_normal((max(int(2048 * narrow), 64), dim), dtype=np.float32)
+    centroids = rng.standard_normal((max(int(512 * narrow), 64), dim), dtype=np.float32)
     nearest_centroid(rows, centroids)
     begin = time.perf_counter()
     repeats = 0

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from thresher.cli import text
-from thresher.cli.options import DATA, JSON, OVERWRITE, QUIET, Choice, data_options, options
+from thresher.cli.options import DATA, JSON, MOST_WORKERS, OVERWRITE, QUIET, Choice, data_options, options
 from thresher.cli.output import Output
 from thresher.errors import UsageError
 
@@ -37,7 +37,7 @@ _PRECISION = click.option(
     "--batch-size", type=click.IntRange(1), metavar="N", help="Samples per batch (default: 64; on a GPU: 512)."
 )
 @click.option(
-    "--workers", type=click.IntRange(0), metavar="N",
+    "--workers", type=click.IntRange(0, MOST_WORKERS), metavar="N",
     help="Processes that decode images; 0: decode in this process (default: all cores; one fewer if the model runs "
     "on the CPU).",
 )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from thresher.cli import text
-from thresher.cli.options import DATA, JSON, POOL, QUIET, RUN, Common, data_options, options
+from thresher.cli.options import DATA, JSON, MOST_WORKERS, POOL, QUIET, RUN, Common, data_options, options
 from thresher.cli.output import Output
 from thresher.errors import UsageError, suggest
 
@@ -41,7 +41,9 @@ def inspect(pool: str, quick: bool, **values: Any) -> None:
 @click.option("--sample", type=int, default=1000, show_default=True, metavar="N", help="Number of images to decode.")
 @click.option("--encoder", metavar="NAME", help="Also try this encoder, named as for embed, and estimate its time.")
 @options(*DATA)
-@click.option("--workers", type=click.IntRange(1), metavar="N", help="Decoding threads (default: all cores).")
+@click.option(
+    "--workers", type=click.IntRange(1, MOST_WORKERS), metavar="N", help="Decoding threads (default: all cores)."
+)
 @click.option("--strict", is_flag=True, help="Exit with code 1 if something looks wrong.")
 @options(QUIET, JSON)
 def doctor(

@@ -23,6 +23,8 @@ else:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+MOST_WORKERS = 4_096  # tasks at a time; each takes memory
+
 
 class Choice(_Choice):
     """One of several names; suggests the nearest to an unknown one. A function of names is called on first use."""
@@ -176,7 +178,10 @@ RUN = (
         "--engine", type=PluginChoice(_engines), default="threads", show_default=True,
         help="Where the work runs; the result does not depend on it.",
     ),
-    click.option("--workers", type=int, metavar="N", help="Number of parallel tasks (default: all cores)."),
+    click.option(
+        "--workers", type=click.IntRange(max=MOST_WORKERS), metavar="N",
+        help="Number of parallel tasks (default: all cores).",
+    ),
     click.option("--cache", metavar="DIR", help="Cache folder (default: $XDG_CACHE_HOME/thresher)."),
     QUIET,
     JSON,

@@ -102,8 +102,7 @@ def export(
                     "inputs": _inputs(store, hash_inputs, progress),
                     "outputs": [_output(target, scratch) for target, scratch in made_files.items()],
                 }
-                text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-                new(listed).write_text(text, encoding="utf-8", errors="backslashreplace")  # as JSON escapes surrogates
+                new(listed).write_text(json.dumps(content, indent=1) + "\n", encoding="ascii")
     many = len(written.missing)
     return Exported(str(path), written.rows, many, str(missing_file) if many else "", str(listed) if manifest else "")
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from thresher.errors import MissingPackageError, UnreachedError, UsageError
+from thresher.errors import MissingPackageError, PoolError, UnreachedError, UsageError
 from thresher.io.open import meaning_of, trusting
 
 _T = TypeVar("_T")
@@ -22,13 +22,23 @@ _TRIES_NAME = "THRESHER_NETWORK_TRIES"
 def file_system(location: str) -> tuple[Any, str]:
     """Return the fsspec file system of a location, and the path in it.
 
+    A location without ``://`` is a local path, whatever its name contains; fsspec would take ``a::b`` for a chain and
+    ``file:a`` for a URL.
+
     Raises:
+        PoolError: The location is a chain of URLs, such as ``simplecache::s3://bucket/pool``.
         UsageError: fsspec does not know the protocol.
         MissingPackageError: The protocol needs a package that is not installed.
         UnreachedError: The file system was not reached.
     """
     import fsspec
 
+    if "://" not in location:
+        local = location if os.path.lexists(location) else os.path.expanduser(location)
+        return fsspec.filesystem("file"), os.path.abspath(local)
+    if "::" in location:
+        inner = location.rpartition("::")[2]
+        raise PoolError(f"{location}: chained URLs are not supported; give the location of the files, such as {inner}")
     fs, path = _created(location, lambda: fsspec.core.url_to_fs(location))
     return fs, str(path)
 

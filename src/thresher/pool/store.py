@@ -20,7 +20,7 @@ from thresher.io.npy import NpyPiece, npy_piece
 from thresher.io.parquet import TablePiece, parquet_types
 from thresher.io.pieces import Piece
 from thresher.ops.kmeans import STRIPE
-from thresher.ops.vectors import F32, to_float32, unit_rows
+from thresher.ops.vectors import F32, units_of
 from thresher.pool.join import join_by_key
 from thresher.pool.layout import Options, Rows, texts
 from thresher.pool.layouts import Layout, read_layout
@@ -253,12 +253,14 @@ class EmbeddingStore:
 
     def _unit(self, part: str, raw: Array, ids: Rows, buffer: F32 | None = None) -> F32:
         rows = np.empty(raw.shape, np.float32) if buffer is None else buffer[: len(raw)]
-        with np.errstate(over="ignore", invalid="ignore"):  # float64 beyond float32 becomes infinite: a bad row
-            units, bad = unit_rows(to_float32(raw, rows), in_place=True)
+        units, bad = units_of(raw, rows)
         if len(bad):
             row = int(ids[bad[0]])
-            zero = not raw[bad[0]].any()
-            kind = "is all zeros" if zero else "has NaN or infinite values, is missing or has another width"
+            kind = (
+                "is all zeros"
+                if not raw[bad[0]].any()
+                else "has NaN or infinite values, is missing or has another width"
+            )
             raise BadRowsError(
                 f"{self.location_of(part, row)}: the {part} embedding {kind} (row {row:,} of the pool); "
                 "fix the file, or pass --skip-bad to skip such rows"
@@ -370,8 +372,10 @@ def vectors_from_npy(path: str, what: str, store: EmbeddingStore, name: str) -> 
         raise UsageError(f"{path}: {what} of {piece.dim} dimensions for {name} embeddings of {store.dim(name)}")
     if not piece.rows:
         raise PoolError(f"{path}: contains no {what}")
-    for lo in range(0, piece.rows, _CHUNK):
-        units, bad = unit_rows(to_float32(piece.read(lo, min(lo + _CHUNK, piece.rows))))
+    chunk = max(min(_CHUNK, _CHUNK * 4_096 // piece.dim), 1)  # fewer of very wide rows
+    for lo in range(0, piece.rows, chunk):
+        raw = piece.read(lo, min(lo + chunk, piece.rows))
+        units, bad = units_of(raw, np.empty(raw.shape, np.float32))
         if len(bad):
             raise PoolError(f"{path}: row {lo + int(bad[0]):,} of the {what} is zero or not finite")
         yield units
@@ -403,7 +407,7 @@ def whole_pool(store: EmbeddingStore) -> None:
 
 def absolute(location: str) -> str:
     """Return a location that is independent of the current folder; URLs are returned unchanged."""
-    return location if "://" in location or "::" in location else os.path.abspath(location)
+    return location if "://" in location else os.path.abspath(location)
 
 
 def _itemsize(piece: Piece) -> int:

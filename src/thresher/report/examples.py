@@ -17,6 +17,7 @@ import numpy as np
 from thresher.errors import PoolError
 from thresher.io.paths import inside
 from thresher.io.pictures import open_rgb, thumbnail
+from thresher.io.remote import file_system
 from thresher.pool.layout import Options, texts
 from thresher.pool.store import EmbeddingStore, open_store
 from thresher.report.facts import Repeats, plain
@@ -116,12 +117,9 @@ def _text(columns: dict[str, Any], name: str | None, i: int, limit: int) -> str:
 
 def _folder(store: EmbeddingStore) -> str:
     """Return the local folder of the pool with symlinks resolved; "" if it is remote."""
-    import fsspec
-
     if any(table.protocol != "file" for table in store.layout.tables):
         return ""
-    fs, local = fsspec.core.url_to_fs(store.layout.location)
-    path = str(local)
+    fs, path = file_system(store.layout.location)
     if "file" not in fs.protocol and "local" not in fs.protocol:
         return ""
     return os.path.realpath(path if os.path.isdir(path) else os.path.dirname(path))

@@ -331,7 +331,7 @@ def _plan_of(path: Path) -> str:
 
 def _write_json(path: Path, content: Any) -> None:
     with writing(path) as scratch:
-        Path(scratch).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        Path(scratch).write_text(json.dumps(content, indent=1) + "\n", encoding="ascii")
 
 
 # --- writing --------------------------------------------------------------------------------------

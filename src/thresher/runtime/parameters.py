@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -19,6 +18,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union
 from thresher.errors import UsageError, suggest
 
 T = TypeVar("T")
+
+MOST = 2**63 - 1  # largest whole number as a parameter: arrays hold no larger one
 
 
 def build(cls: type[T], name: str, options: Mapping[str, Any]) -> T:
@@ -133,20 +134,33 @@ def coerce(what: str, kind: Any, value: Any) -> Any:
         return _parsed(what, parse, value)
     if words := choices(kind):
         if value not in words:
-            raise UsageError(f"{what} = {value!r}; allowed: {', '.join(words)}.{suggest(str(value), words)}")
+            hint = suggest(value[:100], words) if isinstance(value, str) else ""
+            raise UsageError(f"{what} = {_shown(value)}; allowed: {', '.join(words)}.{hint}")
         return value
     if kind is bool:
         if isinstance(value, bool):
             return value
-        raise UsageError(f"{what} = {value!r}; allowed: true, false")
+        raise UsageError(f"{what} = {_shown(value)}; allowed: true, false")
+    if isinstance(value, int) and not isinstance(value, bool) and not -MOST <= value <= MOST:
+        raise UsageError(f"{what} = {_shown(value)}; the largest number allowed is {MOST:,}")
     if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    kind = typing.get_origin(kind) or kind  # an array of floats is checked to be an array
     if not isinstance(value, kind) or isinstance(value, bool) or (kind is float and not math.isfinite(value)):
         wanted = {int: "a whole number", float: "a finite number", str: "text"}
-        raise UsageError(f"{what} = {value!r}; expected {wanted.get(kind, kind.__name__)}")
+        raise UsageError(f"{what} = {_shown(value)}; expected {wanted.get(kind, kind.__name__)}")
     return value
+
+
+def _shown(value: Any) -> str:
+    """Return a value for a message, at most about a hundred characters of it."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not write whole numbers of more than 4,300 digits
+        return f"a whole number of {value.bit_length():,} bits"
+    return text if len(text) <= 100 else f"{text[:100]}... ({len(text):,} characters)"
 
 
 def read(kind: Any, text: str) -> Any:
@@ -168,19 +182,19 @@ def read(kind: Any, text: str) -> Any:
         return parse(text)
     if words := choices(kind):
         if text not in words:
-            raise UsageError(f"{text!r}; give one of {', '.join(words)}.{suggest(text, words)}")
+            raise UsageError(f"{_shown(text)}; give one of {', '.join(words)}.{suggest(text[:100], words)}")
         return text
     if kind is bool:
         if text not in ("true", "false"):
-            raise UsageError(f"{text!r}; give true or false")
+            raise UsageError(f"{_shown(text)}; give true or false")
         return text == "true"
     if kind in (int, float):
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UsageError(f"{text!r}; give a {'whole' if kind is int else 'finite'} number")
+        if not -MOST <= value <= MOST if kind is int else not math.isfinite(value):
+            raise UsageError(f"{_shown(text)}; give a {'whole' if kind is int else 'finite'} number")
         return value
     return text
 
@@ -224,7 +238,7 @@ def share_of(text: str, *, whole: bool = False) -> float:
         share = float(Decimal(number).scaleb(-2 if text.strip().endswith("%") else 0))
     if not (0 < share < 1 or whole and share == 1):
         allowed = "above 0 and up to 1" if whole else "strictly between 0 and 1"
-        raise UsageError(f"cannot read {text!r} as a share; give a share {allowed}, like 30% or 0.3")
+        raise UsageError(f"cannot read {_shown(text)} as a share; give a share {allowed}, like 30% or 0.3")
     return share
 
 

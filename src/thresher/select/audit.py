@@ -13,7 +13,7 @@ import numpy.typing as npt
 from thresher.errors import BadRowsError
 from thresher.io.open import trusting
 from thresher.io.paths import PARENT
-from thresher.ops.vectors import inverse_norms, to_float32
+from thresher.ops.vectors import without_direction
 from thresher.pool.layout import shown
 from thresher.pool.store import Block, EmbeddingStore
 from thresher.runtime.checksums import ArraySpec
@@ -156,7 +156,4 @@ def _hashed(store: EmbeddingStore, name: str) -> Iterator[tuple[Any, npt.NDArray
 
 def _no_direction(part: str, store: EmbeddingStore, block: Block) -> tuple[npt.NDArray[np.uint8]]:
     """Return 1 for rows of a block whose vector is zero or not finite, else 0."""
-    bad = np.zeros(len(block), np.uint8)
-    with np.errstate(over="ignore", invalid="ignore"):
-        bad[np.isnan(inverse_norms(to_float32(store.raw(part, block))))] = 1
-    return (bad,)
+    return (without_direction(store.raw(part, block)).astype(np.uint8),)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from thresher.errors import MissingExtraError, PoolError, UsageError, installed
 from thresher.io.npy import npy_piece
+from thresher.io.paths import cut
 from thresher.ops import kmeans
 from thresher.ops.neighbors import MeanNearestDistance
 from thresher.ops.vectors import F32, to_float32
@@ -114,8 +115,10 @@ class Clustered:
             raise MissingExtraError("bfloat16 k-means", "torch")
         if self.iterations < 0:
             raise UsageError(f"iterations = {self.iterations}: must be at least 0")
-        if self.sample not in ("all", "auto") and not (str(self.sample).isdecimal() and int(self.sample) > 0):
-            raise UsageError(f"sample = {self.sample!r}: must be all, auto, or a number of rows")
+        if self.sample not in ("all", "auto") and not (
+            str(self.sample).isdecimal() and len(str(self.sample)) < 19 and int(self.sample) > 0
+        ):
+            raise UsageError(f"sample = {cut(str(self.sample), 100)!r}: must be all, auto, or a number of rows")
 
     def groups(self, run: Run) -> Groups:
         """Cluster the rows of a run's view.

@@ -19,6 +19,7 @@ from thresher.ops.covariance import Moments, Spread, Sum, deviations, moments
 from thresher.ops.cut import pack
 from thresher.pool.store import EmbeddingStore, same_pool
 from thresher.runtime.checksums import ArraySpec
+from thresher.runtime.memory import require
 from thresher.runtime.process import one_blas_thread
 from thresher.runtime.random import digest
 from thresher.select.audit import audited
@@ -243,6 +244,12 @@ def _tables(
     missing = [name for name in weights if name not in tables]
     spread = run.cache.load(pool, fours)
     if missing or spread is None:
+        matrix = 8 * run.store.dim("image") * run.store.dim("text")
+        require(
+            matrix * (2 * len(missing) + run.engine.workers + 6),
+            f"the cross-covariance of {run.store.dim('image'):,} by {run.store.dim('text'):,} dimensions",
+            "leave out the covariance, or reduce the dimensions of the embeddings",
+        )
         with one_blas_thread:  # as in engines: results must not depend on the number of cores
             made, rest = _pass(run, groups_n, [weights[name] for name in missing])
         spread = run.cache.save(pool, made)

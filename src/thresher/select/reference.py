@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from thresher.errors import PoolError, UsageError
 from thresher.ops.neighbors import nearest_other
-from thresher.ops.vectors import F32, inverse_norms, to_float32
+from thresher.ops.vectors import F32, without_direction
 from thresher.pool.layout import Options, texts
 from thresher.pool.store import Block, EmbeddingStore, open_store
 from thresher.runtime.checksums import ArraySpec
@@ -190,9 +190,8 @@ def _compare(store: EmbeddingStore, other: EmbeddingStore, name: str, pair: _Blo
 def _no_direction(name: str, store: EmbeddingStore, block: Block) -> tuple[npt.NDArray[np.uint8]]:
     """Return 1 for rows of a block with a zero or non-finite vector in any part of a field, else 0."""
     bad = np.zeros(len(block), np.bool_)
-    with np.errstate(over="ignore", invalid="ignore"):
-        for part in store.parts(name):
-            bad |= np.isnan(inverse_norms(to_float32(store.raw(part, block))))
+    for part in store.parts(name):
+        bad |= without_direction(store.raw(part, block))
     return (bad.astype(np.uint8),)
 
 

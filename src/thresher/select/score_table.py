@@ -153,7 +153,12 @@ def write_scores(
     schema = pa.schema([(key or NO_KEY, kind), (column, numbers)], {MARK: json.dumps(table.info)})
     done = 0
     say = None if how.get("progress") is None else how["progress"].say
-    with result_file(path, overwrite=overwrite, say=say) as scratch, pq.ParquetWriter(scratch, schema) as file:
+    # Arrow itself opens only names in UTF-8.
+    with (
+        result_file(path, overwrite=overwrite, say=say) as scratch,
+        open(scratch, "wb") as raw,
+        pq.ParquetWriter(raw, schema) as file,
+    ):
         for keys in _keys(store, table.ids_n):
             values = table.values_n[done : done + len(keys)]
             file.write_table(pa.table([keys.cast(kind), pa.array(values)], schema=schema))

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import thresher.select.methods.normsim as module
-from thresher import Cache, PoolError, Processes, Serial, Threads, UsageError, build
+from thresher import Cache, PoolError, Processes, Serial, Threads, UsageError, build, open_store, run_steps
 
 NORMS = ("max", "rms", "mean")
 
@@ -228,3 +233,37 @@ def test_an_archive_is_no_target(pool, rows, select, tmp_path) -> None:
 def test_a_pool_without_images_is_refused(pool, rows, select) -> None:
     with pytest.raises(UsageError, match="has no image embeddings"):
         select(pool(None, rows(4)), build("normsim", {"keep": "50%"}))
+
+
+@pytest.mark.parametrize("target", [False, True])
+def test_few_wide_rows_need_no_square_matrix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: bool) -> None:
+    """The same scores row by row as with second moments."""
+    rows = np.random.default_rng(0).standard_normal((40, 64)).astype(np.float32)
+    np.save(tmp_path / "image.npy", rows)
+    np.save(tmp_path / "target.npy", rows[5:12] * 3)
+    how = {"target": str(tmp_path / "target.npy"), "norm": "rms"} if target else {"rounds": 4}
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "image.npy").rename(tmp_path / "pool" / "image.npy")
+    store = replace(open_store(str(tmp_path / "pool"), scratch=str(tmp_path / "cache")), block=16)
+    found = []
+    for limit in (2**40, 0):
+        monkeypatch.setattr(module, "_MOMENT", limit)
+        selection = run_steps(
+            store,
+            [build("normsim", {"keep": "30%", **how})],
+            engine=Serial(),
+            cache=Cache.at(str(tmp_path / f"cache-{limit}")),
+        )
+        found.append(np.asarray(selection.steps[-1].rows["score"], np.float64))
+    np.testing.assert_allclose(found[0], found[1], rtol=2e-6)
+    if target:
+        units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        np.testing.assert_allclose(found[1], np.sqrt(np.mean((units @ units[5:12].T) ** 2, axis=1)), rtol=1e-5)
+
+
+def test_65536_dimensions_take_little_memory(tmp_path: Path) -> None:
+    (tmp_path / "pool").mkdir()
+    np.save(tmp_path / "pool" / "image.npy", np.random.default_rng(0).standard_normal((12, 65_536)).astype(np.float32))
+    words = ["select", "normsim", "pool", "-o", "sel", "--keep", "50%", "--cache", "cache", "--json"]
+    done = subprocess.run([sys.executable, "-m", "thresher", *words], cwd=tmp_path, capture_output=True, check=True)
+    assert json.loads(done.stdout)["peak_memory_bytes"] < 600e6

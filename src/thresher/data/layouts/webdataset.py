@@ -285,7 +285,7 @@ def tars_at(location: str) -> list[tuple[str, str]]:
     """
     if location.endswith(COMPRESSED):
         raise PoolError(f"{location}: is a compressed tar, which has no random access; decompress it to a plain tar")
-    folders = location.split("::")
+    folders = [location] if os.path.isdir(location) else location.split("::")
     if all(os.path.isdir(folder) and not folder.endswith(".tar") for folder in folders):
         return [tar for folder in folders for tar in _in_folder(folder)]
     if not location.endswith(".tar") and ".tar::" not in location:

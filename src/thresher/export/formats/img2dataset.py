@@ -54,7 +54,7 @@ class Img2dataset:
         schema = pa.schema([kinds.field(source).with_name(name) for name, source in sources.items()])
         written = 0
         missing: list[tuple[int, str]] = []
-        with pq.ParquetWriter(path, schema) as writer:
+        with open(path, "wb") as raw, pq.ParquetWriter(raw, schema) as writer:  # Arrow opens only names in UTF-8
             for ids, part in store.where(selection.mask()).scan(columns):
                 cells = [part.column(columns.index(source)) for source in sources.values()]
                 table = pa.table([c.cast(f.type) for c, f in zip(cells, schema, strict=True)], schema=schema)

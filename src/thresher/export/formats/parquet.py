@@ -38,7 +38,7 @@ class Parquet:
             schema = schema.append(pa.field("repeats", pa.int32()))
         names = [step.method for step in selection.steps]
         seen = [0] * len(selection.steps)  # rows of each step's input that are written so far
-        with pq.ParquetWriter(path, schema) as writer:
+        with open(path, "wb") as raw, pq.ParquetWriter(raw, schema) as writer:  # Arrow opens only names in UTF-8
             for ids, keys in store.keys():
                 by = np.asarray(selection.dropped_by[ids])
                 reasons = ["kept"] * len(ids)

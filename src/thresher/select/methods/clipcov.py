@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from thresher.errors import UsageError
+from thresher.io.paths import cut
 from thresher.ops.crosscov import Walk, where_clamped
 from thresher.pool.store import vectors_from_npy
 from thresher.select.class_statistics import Classes, Similarities, greedy, similarities
@@ -82,7 +83,7 @@ class ClipCov(Clustered):
         except ValueError:
             good = False
         if not good:
-            raise UsageError(f"clamp = {self.clamp!r}: must be a similarity from -1 to 1, such as 0, or none")
+            raise UsageError(f"clamp = {cut(self.clamp, 100)!r}: must be a similarity from -1 to 1, such as 0, or none")
 
     def select(self, run: Run) -> Selection:
         """Assign rows to classes, score them, and take rows greedily."""

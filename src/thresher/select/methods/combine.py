@@ -20,6 +20,8 @@ from thresher.select.scores import Score, Scored, column
 
 Floats = npt.NDArray[np.float64]
 
+_HEAVY = 1e30  # scores are stored as float32
+
 
 @method("combine")
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,11 @@ def weighted(columns: str) -> dict[str, float]:
             weight = math.nan
         if not math.isfinite(weight):
             raise UsageError(f"columns = {columns!r}: the weight {text!r} of {source} is not a finite number; {hint}")
+        if weight and not 1 / _HEAVY <= abs(weight) <= _HEAVY:
+            raise UsageError(
+                f"columns = {columns!r}: the weight {text} of {source} must be from {1 / _HEAVY:g} to {_HEAVY:g}; "
+                "only the ratios of weights matter"
+            )
         if source in weights:
             raise UsageError(f"columns = {columns!r} names {source} twice; give it one weight")
         weights[source] = weight

@@ -50,8 +50,8 @@ class Density(Clustered):
     def __post_init__(self) -> None:
         """Validate the parameters."""
         super().__post_init__()
-        if self.temperature is not None and not self.temperature > 0:
-            raise UsageError(f"temperature = {self.temperature}: must be above 0")
+        if self.temperature is not None and not 1e-6 <= self.temperature <= 1e6:
+            raise UsageError(f"temperature = {self.temperature}: must be from 0.000001 to 1,000,000")
         if self.released and not (installed("qpsolvers") and installed("osqp")):
             raise MissingExtraError("density with released = true", "released")
         if self.neighbors < 1:

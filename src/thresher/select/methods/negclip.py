@@ -29,6 +29,7 @@ from thresher.select.scores import Score, Scored
 F64 = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 
+_MOST_REPEATS = 10_000
 _TILE = 1024  # rows and columns of a product, so that it stays in the CPU cache
 _DEEP, _HIGH = 65, 75  # exp(-_DEEP) and the sum of _TILE times exp(_HIGH) are normal float32
 
@@ -53,8 +54,8 @@ class NegClip(Scored):
             raise UsageError(f"temperature = {self.temperature}: must be from 0.000001 to 1,000,000; CLIP used 0.01")
         if self.batch_size < 2:
             raise UsageError(f"batch_size = {self.batch_size}: must be at least 2, to have a pair to compare with")
-        if self.repeats < 1:
-            raise UsageError(f"repeats = {self.repeats}: must be at least 1")
+        if not 1 <= self.repeats <= _MOST_REPEATS:
+            raise UsageError(f"repeats = {self.repeats:,}: must be from 1 to {_MOST_REPEATS:,}; each compares all rows")
 
     def score(self, run: Run) -> Score:
         """Return the mean score over all partitions; each partition is cached separately."""

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from thresher.errors import UsageError
+from thresher.errors import BudgetError, UsageError
 from thresher.ops.cut import top
 from thresher.select.registry import method
 from thresher.select.run import Run
@@ -23,6 +23,8 @@ from thresher.selection import Keep, Selection
 
 Floats = npt.NDArray[np.float64]
 
+_MOST_USES = 1_000  # draws for each row, on average
+_HEAVY = 1e6  # a larger penalty has no other effect: no row is drawn twice before all are drawn once
 _ROUNDS = 1280  # the released code draws 128 million rows 100,000 at a time
 
 
@@ -51,10 +53,10 @@ class SoftCapSampling:
 
     def __post_init__(self) -> None:
         """Validate the parameters."""
-        if self.temperature <= 0:
+        if not self.temperature > 0:
             raise UsageError(f"temperature = {self.temperature}: must be above 0")
-        if self.penalty < 0:
-            raise UsageError(f"penalty = {self.penalty}: must be at least 0")
+        if not 0 <= self.penalty <= _HEAVY:
+            raise UsageError(f"penalty = {self.penalty}: must be from 0 to {_HEAVY:,.0f}")
         if self.batch is not None and self.batch < 1:
             raise UsageError(f"batch = {self.batch}: must be at least 1")
 
@@ -65,6 +67,10 @@ class SoftCapSampling:
         scored = column(run, self.column, "column", finite=True)
         rows = len(scored.values_N)
         draws = self.draws.of(rows, repeats=True)
+        if draws > _MOST_USES * rows:
+            raise BudgetError(
+                f"draws = {draws:,}: must be at most {_MOST_USES * rows:,}, {_MOST_USES:,} for each of {rows:,} rows"
+            )
         batch = min(-(-draws // _ROUNDS), rows) if self.batch is None else self.batch
         if batch > rows:
             raise UsageError(f"batch = {batch:,}: must be at most {rows:,}, the number of rows; a batch has no repeats")

@@ -1,0 +1,61 @@
+"""How much memory this process may still take, and a check before a large allocation."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from thresher.errors import UsageError
+from thresher.runtime.format import size
+
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
+
+
+def available() -> int:
+    """Return the bytes that this process may still take: of the machine, its container and its own limit.
+
+    A very large number if nothing is known.
+    """
+    return min(_of_machine(), *map(_of_container, _LIMITS), _of_process())
+
+
+def require(count: int, what: str, instead: str) -> None:
+    """Check that there is memory for something, before any of it is taken.
+
+    Args:
+        count: Bytes that it takes.
+        what: What takes them, as the start of the message.
+        instead: What the user can do.
+
+    Raises:
+        UsageError: There is not enough memory.
+    """
+    free = available()
+    if count > free:
+        raise UsageError(f"{what} takes about {size(count)} of memory, but only {size(free)} are free; {instead}")
+
+
+def _of_machine() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return sys.maxsize
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), sys.maxsize)
+
+
+def _of_container(path: str) -> int:
+    try:
+        return int(Path(path).read_text(encoding="ascii"))
+    except (OSError, ValueError):  # no such limit, or "max"
+        return sys.maxsize
+
+
+def _of_process() -> int:
+    try:
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    except (ImportError, OSError, ValueError):
+        return sys.maxsize
+    return sys.maxsize if limit == resource.RLIM_INFINITY else max(limit - pages * resource.getpagesize(), 0)
