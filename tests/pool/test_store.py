@@ -1,16 +1,21 @@
+import math
 import pickle
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.pools import WRITERS, Pool, float32, make, table, write_datacomp, write_npy, write_parquet
 from thresher import BadRowsError, EmbeddingStore, PoolError, UsageError, open_store
+from thresher.pool.store import missing
 
 ROWS = 61
 POOL = make(ROWS)
@@ -187,7 +192,7 @@ def test_wrong_questions_are_usage_errors(tmp_path: Path) -> None:
         open_store(write_parquet(tmp_path / "parquet", POOL)).column("uid")
 
 
-@pytest.mark.parametrize(("dtype", "value"), [("float64", 1e300), ("float32", np.inf), ("float16", np.nan)])
+@pytest.mark.parametrize(("dtype", "value"), [("float64", np.inf), ("float32", np.inf), ("float16", np.nan)])
 def test_a_row_without_direction_is_named_and_only_when_read(tmp_path: Path, dtype: str, value: float) -> None:
     pool = POOL.stored(dtype).with_rows("text", r20=value)
     store = open_store(write_npy(tmp_path, pool, [13]))
@@ -203,3 +208,46 @@ def test_a_file_that_changes_after_opening_is_noticed(tmp_path: Path, write: Any
     write(tmp_path, POOL.at(range(50)), [13])
     with pytest.raises(PoolError, match="_1.npy: can no longer be read|00001-of-00002.parquet: had 48 rows when"):
         [store.raw("image", block) for block in store.blocks("image", size=10)]
+
+
+BIG = 2**53 + 1  # float64 has no such number
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "wanted"),
+    [
+        ([BIG, 2, 3], pa.int64(), [BIG, 2, 3]),
+        ([2**64 - 1, 2, 3], pa.uint64(), [2**64 - 1, 2, 3]),
+        ([5, None, 3], pa.int64(), [5.0, math.nan, 3.0]),
+        ([BIG, None, -BIG], pa.int64(), [BIG, None, -BIG]),
+        ([2**64 - 1, None, 3], pa.uint64(), [2**64 - 1, None, 3]),
+        ([-(2**63), None, 3], pa.int64(), [-(2**63), None, 3]),
+        ([True, None, False], pa.bool_(), [1.0, math.nan, 0.0]),
+        ([True, True, False], pa.bool_(), [True, True, False]),
+        ([0.5, None, math.inf], pa.float32(), [0.5, math.nan, math.inf]),
+        ([0.5, None, 2.0], pa.float16(), [0.5, math.nan, 2.0]),
+        ([None, None, None], pa.null(), [math.nan] * 3),
+    ],
+)
+def test_numbers_keep_all_their_digits(tmp_path: Path, values: list[Any], kind: pa.DataType, wanted: list[Any]) -> None:
+    rows = np.ones((3, 2), np.float32)
+    pq.write_table(pa.table({"n": pa.array(values, kind), "embedding": list(rows)}), tmp_path / "a.parquet")
+    column = open_store(str(tmp_path)).column("n")
+    empty = [i for i, value in enumerate(values) if value is None]
+    assert missing(column).tolist() == empty
+    assert repr(column.tolist()) == repr(wanted)
+
+
+def test_numbers_of_files_of_several_types_keep_their_digits(tmp_path: Path) -> None:
+    rows = list(np.ones((2, 2), np.float32))
+    for name, column in (("a", pa.array([BIG, BIG])), ("b", pa.array([None, 1], pa.int32())), ("c", pa.nulls(2))):
+        pq.write_table(pa.table({"n": column, "embedding": rows}), tmp_path / f"{name}.parquet")
+    assert open_store(str(tmp_path)).column("n").tolist() == [BIG, BIG, None, 1, None, None]
+
+
+@pytest.mark.parametrize("kind", [pa.timestamp("ns"), pa.date32(), pa.decimal128(10, 2), pa.string()])
+def test_what_is_no_number_is_refused_with_its_type(tmp_path: Path, kind: pa.DataType) -> None:
+    column = pa.nulls(3, kind)
+    pq.write_table(pa.table({"n": column, "embedding": list(np.ones((3, 2), np.float32))}), tmp_path / "a.parquet")
+    with pytest.raises(UsageError, match=f"'n' is not numeric, it contains {re.escape(str(kind))}"):
+        open_store(str(tmp_path)).column("n")

@@ -5,6 +5,7 @@ Each is refused with a readable message, or accepted.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -52,11 +53,9 @@ def test_hostile_values_are_refused_or_accepted(cls: Any, name: str, parameter: 
             text = str(error)
             assert "\n" not in text
             assert len(text) < 2_000 or kind is str, "the value is cut; a free text is cut where it is shown"
-        try:
-            if isinstance(value, str):
+        if isinstance(value, str):
+            with contextlib.suppress(ThresherError):
                 read(kind, value)
-        except ThresherError as error:
-            assert len(str(error)) < 1_000
     assert refused, "at least a list of bytes is no value of any parameter"
 
 
@@ -85,10 +84,8 @@ def test_every_numeric_option_parses_or_refuses_hostile_text() -> None:
     assert commands <= {name for section in SECTIONS for name in section.commands}
     for words, option in options:
         for text in (*TEXTS, *map(str, [0, -1, 10**30, math.nan, math.inf, 1e308])):
-            try:
-                option.type.convert(text, option, ctx)
-            except click.UsageError as error:
-                assert error.format_message(), words
+            with contextlib.suppress(click.UsageError):
+                assert math.isfinite(option.type.convert(text, option, ctx)) or option.type is click.FLOAT, words
 
 
 @pytest.mark.parametrize("value", [10**400, -(10**400), 10**5000, MOST + 1], ids=["large", "negative", "huge", "next"])

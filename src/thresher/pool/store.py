@@ -35,6 +35,7 @@ Array = npt.NDArray[Any]
 
 BLOCK = 16_384  # rows of a block
 _BLOCK_BYTES = 512 * 2**20  # of a block in float32, at most
+_EXACT = 2**53  # float64 represents all whole numbers up to this
 _CHUNK = 4_096  # rows of a user file in memory at a time
 
 
@@ -334,13 +335,37 @@ class EmbeddingStore:
         return self.layout.lookup(columns, ids)
 
     def column(self, name: str) -> Array:
-        """Return one numeric metadata column of the view as an array; nulls become NaN."""
-        parts = []
+        """Return one column of numbers or booleans of the view as an array, (n,).
+
+        Nulls become NaN, and whole numbers then float64. If float64 cannot represent all of these numbers, the result
+        is a masked array of whole numbers instead; :func:`missing` handles both.
+
+        Raises:
+            UsageError: There is no such column, or it contains something else.
+        """
+        import pyarrow as pa
+
+        parts, masks = [], []
         for _, part in self.scan([name]):
-            parts.append(part.column(0).to_numpy(zero_copy_only=False))
+            cells = part.column(0)
+            kind = cells.type
+            whole = pa.types.is_integer(kind) or pa.types.is_boolean(kind)
+            if not (whole or pa.types.is_floating(kind) or pa.types.is_null(kind)):
+                raise UsageError(f"the metadata column {name!r} is not numeric, it contains {kind}")
+            masks.append(np.asarray(cells.is_null()) if cells.null_count else np.zeros(len(cells), np.bool_))
+            if pa.types.is_null(kind):
+                parts.append(np.zeros(len(cells), np.int8))
+            else:
+                cells = cells.fill_null(False if pa.types.is_boolean(kind) else 0) if whole else cells
+                parts.append(cells.to_numpy(zero_copy_only=False))
         values = np.concatenate(parts) if parts else np.empty(0, np.float32)
-        if values.dtype.kind not in "fiub":
-            raise UsageError(f"the metadata column {name!r} is not numeric")
+        nothing = np.concatenate(masks) if masks else np.empty(0, np.bool_)
+        if values.dtype.kind == "f":
+            values[nothing] = np.nan
+        elif nothing.any():
+            if max(int(values.max()), -int(values.min())) > _EXACT:
+                return np.ma.MaskedArray(values, nothing)
+            values = np.where(nothing, np.nan, values)
         return values
 
     def keys(self) -> Iterator[tuple[Rows, list[str]]]:
@@ -352,6 +377,13 @@ class EmbeddingStore:
             return
         for ids, part in self.scan([self.layout.key]):
             yield ids, texts(part.column(0))
+
+
+def missing(values_n: Array) -> Rows:
+    """Return the positions of nulls and NaN in a column, (m,); see :meth:`EmbeddingStore.column`."""
+    if isinstance(values_n, np.ma.MaskedArray):
+        return np.flatnonzero(np.ma.getmaskarray(values_n))
+    return np.flatnonzero(np.isnan(values_n)) if values_n.dtype.kind == "f" else np.empty(0, np.int64)
 
 
 def vectors_from_npy(path: str, what: str, store: EmbeddingStore, name: str) -> Iterator[F32]:

@@ -17,7 +17,7 @@ from thresher.io.parquet import parquet_metadata
 from thresher.ops.cut import top
 from thresher.pool.join import positions
 from thresher.pool.layout import Options, Rows
-from thresher.pool.store import EmbeddingStore, open_store
+from thresher.pool.store import EmbeddingStore, missing, open_store
 from thresher.runtime.parameters import is_required, parameters_of
 from thresher.runtime.template import RoundedFloat
 from thresher.runtime.untrusted import parse_json
@@ -201,12 +201,11 @@ def clip_scores(run: Run, source: str, parameter: str) -> Score:
 
 def _stored(run: Run, name: str) -> Score:
     values = run.store.column(name)
-    missing = np.flatnonzero(np.isnan(values)) if values.dtype.kind == "f" else np.empty(0, np.int64)
-    if len(missing):
-        row = int(run.store.ids[missing[0]])
+    if len(empty := missing(values)):
+        row = int(run.store.ids[empty[0]])
         raise BadRowsError(
             f"{run.store.location_of('metadata', row)}: the score column {name!r} is empty or NaN "
-            f"({len(missing):,} such rows); filter them out first with where = 'NOT isnan({name})'"
+            f"({len(empty):,} such rows); filter them out first with where = 'NOT isnan({name})'"
         )
     return Score(values, (f"taken from the column {name}",))
 
@@ -252,11 +251,10 @@ def _from_file(run: Run, location: str, name: str | None, parameter: str) -> Sco
             )
         )
     values = other.column(name)[places]
-    missing = np.flatnonzero(np.isnan(values)) if values.dtype.kind == "f" else np.empty(0, np.int64)
-    if len(missing):
+    if len(empty := missing(values)):
         raise BadRowsError(
-            f"{other.location_of('metadata', int(places[missing[0]]))}: {name!r} is empty or NaN "
-            f"({len(missing):,} such rows); to use only the others, pass --within the result of thresher select filter "
+            f"{other.location_of('metadata', int(places[empty[0]]))}: {name!r} is empty or NaN "
+            f"({len(empty):,} such rows); to use only the others, pass --within the result of thresher select filter "
             f"--metadata {location} --where 'NOT isnan({name})'"
         )
     return Score(values, (f"{name} taken from {location} by {key}",))

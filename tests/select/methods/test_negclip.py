@@ -204,7 +204,7 @@ def test_a_killed_run_goes_on_with_the_batch_it_had_come_to(pool, rows, select, 
         ({"temperature": -1.0}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"batch_size": 1}, "batch_size = 1: must be at least 2"),
-        ({"repeats": 0}, "repeats = 0: must be at least 1"),
+        ({"repeats": 0}, "repeats = 0: must be from 1 to 10,000"),
         ({"threshold": 0.1}, "either keep"),
     ],
 )

@@ -178,7 +178,7 @@ def test_a_killed_search_goes_on_with_the_round_it_had_come_to(pool, rows, selec
         ({"norm": "2"}, "allowed: max, rms, mean"),
         ({"target_share": 0.0}, "target_share = 0.0: must be above 0"),
         ({"target_share": 1.5}, "target_share = 1.5"),
-        ({"rounds": 0}, "rounds = 0: must be at least 1"),
+        ({"rounds": 0}, "rounds = 0: must be from 1 to 10,000"),
         ({"threshold": 0.1}, "either keep"),
     ],
 )

@@ -241,7 +241,7 @@ def test_a_damaged_count_is_noticed(store, select, tmp_path) -> None:
     [
         ({"temperature": 0.0}, "above 0"),
         ({"temperature": 1e-310}, "infinite"),
-        ({"penalty": -0.1}, "must be at least 0"),
+        ({"penalty": -0.1}, "must be from 0 to 1,000,000"),
         ({"batch": 0}, "at least 1"),
         ({"batch": 401}, "batch = 401: must be at most 400"),
         ({"draws": "0.1%"}, "less than one row"),

@@ -79,8 +79,8 @@ def weighted(columns: str) -> dict[str, float]:
             raise UsageError(f"columns = {columns!r}: the weight {text!r} of {source} is not a finite number; {hint}")
         if weight and not 1 / _HEAVY <= abs(weight) <= _HEAVY:
             raise UsageError(
-                f"columns = {columns!r}: the weight {text} of {source} must be from {1 / _HEAVY:g} to {_HEAVY:g}; "
-                "only the ratios of weights matter"
+                f"columns = {columns!r}: the weight {text} of {source} must be from {1 / _HEAVY:g} to {_HEAVY:g} in "
+                "size; only the ratios of weights matter"
             )
         if source in weights:
             raise UsageError(f"columns = {columns!r} names {source} twice; give it one weight")

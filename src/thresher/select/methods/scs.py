@@ -23,7 +23,7 @@ from thresher.selection import Keep, Selection
 
 Floats = npt.NDArray[np.float64]
 
-_MOST_USES = 1_000  # draws for each row, on average
+_MOST_USES = 10_000  # draws for each row, on average
 _HEAVY = 1e6  # a larger penalty has no other effect: no row is drawn twice before all are drawn once
 _ROUNDS = 1280  # the released code draws 128 million rows 100,000 at a time
 
@@ -69,7 +69,8 @@ class SoftCapSampling:
         draws = self.draws.of(rows, repeats=True)
         if draws > _MOST_USES * rows:
             raise BudgetError(
-                f"draws = {draws:,}: must be at most {_MOST_USES * rows:,}, {_MOST_USES:,} for each of {rows:,} rows"
+                f"draws = {draws:,}: must be at most {_MOST_USES * rows:,}, {_MOST_USES:,} for each of the {rows:,} "
+                "rows"
             )
         batch = min(-(-draws // _ROUNDS), rows) if self.batch is None else self.batch
         if batch > rows:
