@@ -51,8 +51,8 @@ class Location:
         if not self.exists:
             return False
         if not self.is_folder:
-            return any(name.endswith(endings) for name in self.files.names)
-        return self._names is None or any(name.endswith(endings) for name in self._names)
+            return any(name.lower().endswith(endings) for name in self.files.names)
+        return self._names is None or any(name.lower().endswith(endings) for name in self._names)
 
     @cached_property
     def _names(self) -> list[str] | None:

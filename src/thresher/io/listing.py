@@ -58,9 +58,9 @@ class Files:
             path
             for path, info in listed.items()
             if info["type"] != "directory"
-            or (ending := re.search(r"\.(np[yz]|parquet|pq)$", path))
+            or (ending := re.search(r"\.(np[yz]|parquet|pq)$", path.lower()))
             and path != root
-            and not any(other.startswith(f"{path}/") and other.endswith(ending[0]) for other in listed)
+            and not any(other.startswith(f"{path}/") and other.lower().endswith(ending[0]) for other in listed)
         ]
         if not paths:
             reason = "it is an empty folder" if fs.exists(root) else "nothing is there"
@@ -88,8 +88,8 @@ class Files:
         return posixpath.join(self.root, name)
 
     def matching(self, pattern: str) -> list[str]:
-        """Return the names that match a regular expression entirely, in natural order."""
-        return [name for name in self.names if re.fullmatch(pattern, name)]
+        """Return the names that match a regular expression entirely, in natural order; ``.NPY`` matches ``.npy``."""
+        return [name for name in self.names if re.fullmatch(pattern, name, re.IGNORECASE)]
 
 
 def folders_below(top: str) -> Iterator[tuple[str, list[str], list[str]]]:

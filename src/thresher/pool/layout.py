@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from thresher.io.columns import CAPTIONS, IMAGES, KEYS, SCORES
 from thresher.io.listing import Files, stamp_of
 from thresher.io.parquet import TablePiece
 from thresher.io.paths import cut
-from thresher.io.pieces import FLOATS, Array, Piece
+from thresher.io.pieces import FLOATS, Array, Piece, stored_dtype
 from thresher.ops.vectors import to_float32
 from thresher.runtime.random import digest
 
@@ -118,15 +118,13 @@ class Layout:
 
     def raw_at(self, name: str, ids: Rows) -> Array:
         """Return the stored vectors of some rows of a field, by ascending row number, (n, D)."""
-        parts, start = [], 0
+        spans, start = [], 0
         for piece in self.vectors[name]:
             lo, hi = np.searchsorted(ids, [start, start + piece.rows])
             if hi > lo:
-                parts.append(piece.take(ids[lo:hi] - start))
+                spans.append((piece, int(hi - lo), partial(piece.take, ids[lo:hi] - start)))
             start += piece.rows
-        if not parts:
-            return np.empty((0, self.vectors[name][0].dim), np.float32)
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return gathered(spans, self.vectors[name][0].dim)
 
     def lookup(self, columns: Sequence[str], ids: Rows) -> Iterator[Any]:
         """Yield Arrow record batches of some rows, by ascending row number, reading only their row groups."""
@@ -218,6 +216,25 @@ def rows_of(tables: Sequence[TablePiece], columns: Sequence[str], ids: Rows) -> 
         if hi > lo:
             yield from table.take(columns, ids[lo:hi] - start)
         start += table.rows
+
+
+def gathered(spans: Sequence[tuple[Piece, int, Callable[[], Array]]], dim: int) -> Array:
+    """Return rows of several pieces as one array, (n, D); no file stays open for it, unless it has all the rows.
+
+    Args:
+        spans: Piece, number of rows, and a function that reads them.
+        dim: D, if there are no rows.
+    """
+    if not spans:
+        return np.empty((0, dim), np.float32)
+    if len(spans) == 1:
+        return spans[0][2]()
+    out = np.empty((sum(rows for _, rows, _ in spans), spans[0][0].dim), stored_dtype(spans[0][0].dtype))
+    start = 0
+    for _, rows, read in spans:
+        out[start : start + rows] = read()
+        start += rows
+    return out
 
 
 def from_shards(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from thresher.io.pieces import Piece
 from thresher.ops.kmeans import STRIPE
 from thresher.ops.vectors import F32, units_of
 from thresher.pool.join import join_by_key
-from thresher.pool.layout import Options, Rows, texts
+from thresher.pool.layout import Options, Rows, gathered, texts
 from thresher.pool.layouts import Layout, read_layout
 from thresher.pool.verify import without_damaged
 from thresher.runtime.cache import default_folder
@@ -269,16 +270,13 @@ class EmbeddingStore:
         return units
 
     def _range(self, name: str, start: int, stop: int) -> Array:
-        parts, first = [], 0
+        spans, first = [], 0
         for piece in self.layout.vectors[name]:
             lo, hi = max(start - first, 0), min(stop - first, piece.rows)
             if hi > lo:
-                parts.append(piece.read(lo, hi))
+                spans.append((piece, hi - lo, partial(piece.read, lo, hi)))
             first += piece.rows
-        if not parts:
-            piece = self.layout.vectors[name][0]
-            return np.empty((0, piece.dim), np.float32)
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return gathered(spans, self.layout.vectors[name][0].dim)
 
     def _stream(self, name: str, size: int) -> Iterator[Array]:
         """Yield the stored vectors of the view in runs of exactly ``size`` rows (the last may be shorter)."""
@@ -290,6 +288,8 @@ class EmbeddingStore:
                     lo, hi = np.searchsorted(self.rows, [start, start + len(part)])
                     start += len(part)
                     part = part[self.rows[lo:hi] - (start - len(part))]
+                if len(part) < size and piece.mapped:
+                    part = part.copy()  # a view of a mapped file would keep the file open
                 held.append(part)
                 count += len(part)
                 while count >= size:

@@ -28,7 +28,7 @@ from thresher.selection import Keep, Selection
 Array = npt.NDArray[Any]
 
 MARK = b"thresher"  # metadata key of a parquet file of scores that holds how they were made
-_FILE = re.compile(r"(.+?\.(?:parquet|pq))(?::(.+))?", re.DOTALL)
+_FILE = re.compile(r"(.+?\.(?:parquet|pq))(?::(.+))?", re.DOTALL | re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,7 +40,7 @@ class Csv:
 
     def recognise(self, where: Location) -> bool:
         """Recognise a .csv or .tsv file."""
-        return where.text.endswith((".csv", ".tsv")) and where.exists and len(where.files.names) == 1
+        return where.text.lower().endswith((".csv", ".tsv")) and where.exists and len(where.files.names) == 1
 
     def open(self, where: Location, options: DataOptions) -> Data:
         """Read every line, to find where the rows begin.

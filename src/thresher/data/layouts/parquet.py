@@ -73,9 +73,9 @@ class ParquetPart(TablePart):
 
 def _tables(where: Location) -> list[str]:
     names = where.files.matching(r".*\.(parquet|pq)")
-    if where.text.endswith((".parquet", ".pq")) and len(where.files.names) == 1:
+    if where.text.lower().endswith((".parquet", ".pq")) and len(where.files.names) == 1:
         return names
-    return [name for name in names if not f"/{name}".endswith("/metadata.parquet")]
+    return [name for name in names if not f"/{name}".lower().endswith("/metadata.parquet")]
 
 
 def _table(protocol: str, path: str, name: str) -> Table:

@@ -57,7 +57,8 @@ class Webdataset:
 
     def recognise(self, where: Location) -> bool:
         """Recognise .tar files, folders with them, or a folder of such folders without tables."""
-        if where.text.endswith((".tar", *COMPRESSED)) and not where.is_folder or ".tar::" in where.text:
+        text = where.text.lower()
+        if text.endswith((".tar", *COMPRESSED)) and not where.is_folder or ".tar::" in text:
             return True
         return bool(tars_at(where.text) or _tars_below(where))
 
@@ -263,13 +264,16 @@ def _uid(content: bytes) -> str:
 # --- where tars are -------------------------------------------------------------------------------
 
 
+_TARS = "*.[tT][aA][rR]"
+
+
 def _tars_below(where: Location) -> str:
     """Return the subfolders with tars of a folder without tars and tables of its own, such as DataComp's ``shards``."""
     if not where.is_folder or tars_at(where.text):
         return ""
-    if any(name.endswith((".parquet", ".pq", ".arrow")) for name in os.listdir(where.text)):
+    if any(name.lower().endswith((".parquet", ".pq", ".arrow")) for name in os.listdir(where.text)):
         return ""
-    paths = glob.glob(os.path.join(glob.escape(where.text), "*", "*.tar"))
+    paths = glob.glob(os.path.join(glob.escape(where.text), "*", _TARS))
     return "::".join(sorted({os.path.dirname(path) for path in paths}))
 
 
@@ -283,12 +287,12 @@ def tars_at(location: str) -> list[tuple[str, str]]:
     Raises:
         PoolError: Some of the tars do not exist, or they are compressed.
     """
-    if location.endswith(COMPRESSED):
+    if location.lower().endswith(COMPRESSED):
         raise PoolError(f"{location}: is a compressed tar, which has no random access; decompress it to a plain tar")
     folders = [location] if os.path.isdir(location) else location.split("::")
-    if all(os.path.isdir(folder) and not folder.endswith(".tar") for folder in folders):
+    if all(os.path.isdir(folder) and not folder.lower().endswith(".tar") for folder in folders):
         return [tar for folder in folders for tar in _in_folder(folder)]
-    if not location.endswith(".tar") and ".tar::" not in location:
+    if not location.lower().endswith(".tar") and ".tar::" not in location.lower():
         return _in_folder(location)
     if os.path.isfile(location):  # even if its name contains braces or stars
         return [("file", location)]
@@ -324,7 +328,7 @@ def _expanded(name: str) -> list[str]:
 
 def _parts(location: str) -> list[str]:
     parts = location.split("::")
-    if odd := [part for part in parts if not part.endswith(".tar")]:
+    if odd := [part for part in parts if not part.lower().endswith(".tar")]:
         raise PoolError(f"{location}: {odd[0] or 'an empty name'} is not a .tar; separate tars by ::")
     return parts
 
@@ -332,8 +336,8 @@ def _parts(location: str) -> list[str]:
 def _in_folder(location: str) -> list[tuple[str, str]]:
     if "://" not in location:
         names = trusting(location, lambda: os.listdir(location)) if os.path.isdir(location) else []
-        names = [name for name in names if name.endswith(".tar") and not name.startswith(".")]
+        names = [name for name in names if name.lower().endswith(".tar") and not name.startswith(".")]
         return [("file", os.path.join(location, name)) for name in sorted(names, key=natural)]
     fs, root = file_system(location)
-    paths = requested(location, lambda: fs.glob(f"{root}/*.tar"))
+    paths = requested(location, lambda: fs.glob(f"{root}/{_TARS}"))
     return [(protocol_of(fs), str(path)) for path in sorted(paths, key=natural)]

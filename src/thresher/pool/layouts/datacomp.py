@@ -30,23 +30,23 @@ class DataComp:
 
     def read(self, files: Files, options: Options) -> Layout:
         """Pair every .parquet with its .npz; L/14 arrays are preferred to B/32."""
-        stems = [name[:-8] for name in files.matching(r"(metadata/)?[^/]+\.parquet")]
-        arrays = set(files.matching(r"(metadata/)?[^/]+\.npz"))
+        tables = {name[:-8]: name for name in files.matching(r"(metadata/)?[^/]+\.parquet")}
+        arrays = {name[:-4]: name for name in files.matching(r"(metadata/)?[^/]+\.npz")}
         orphans = [
-            PoolError(f"{files.path(name)}: has no .parquet of the same stem; remove it or fetch the other")
-            for name in sorted(arrays - {f"{stem}.npz" for stem in stems})
+            PoolError(f"{files.path(arrays[stem])}: has no .parquet of the same stem; remove it or fetch the other")
+            for stem in sorted(arrays.keys() - tables.keys())
         ]
         if orphans and not options.skip_bad:
             raise orphans[0]
 
         def shard(stem: str) -> tuple[dict[str, Piece], TablePiece]:
-            path = files.path(f"{stem}.npz")
-            if f"{stem}.npz" not in arrays:
+            path = files.path(arrays.get(stem, f"{stem}.npz"))
+            if stem not in arrays:
                 raise PoolError(f"{path}: is missing, but its .parquet exists; fetch it or remove the other")
             found_arrays = npz_pieces(files.protocol, path, options.dtype)
-            return _choose(found_arrays, path, options), table_piece(files.protocol, files.path(f"{stem}.parquet"))
+            return _choose(found_arrays, path, options), table_piece(files.protocol, files.path(tables[stem]))
 
-        return from_shards(self.name, files, stems, shard, options, [skipped_file(error) for error in orphans])
+        return from_shards(self.name, files, tables, shard, options, [skipped_file(error) for error in orphans])
 
 
 def _choose(arrays: dict[str, Piece], path: str, options: Options) -> dict[str, Piece]:

@@ -48,7 +48,7 @@ class Npy:
             path = files.path(name)
             if role == "metadata":
                 return table_piece(files.protocol, path)
-            if name.endswith(".npy"):
+            if name.lower().endswith(".npy"):
                 return npy_piece(files.protocol, path, options.dtype)
             arrays = npz_pieces(files.protocol, path, options.dtype)
             if len(arrays) != 1:
