@@ -16,6 +16,7 @@ from thresher.cli.options import Group
 from thresher.cli.output import Interrupted, show_error, show_interruption, wants_json, warnings_as_lines
 from thresher.errors import ThresherError
 from thresher.io.paths import visible
+from thresher.runtime.memory import OUT_OF_MEMORY, is_out_of_memory
 
 
 class Section(NamedTuple):
@@ -118,16 +119,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 message = " ".join(message.split())
             show_error("UsageError", message, as_json=as_json, ctx=getattr(error, "ctx", None))
         except ThresherError as error:
-            show_error(type(error).__name__, str(error), as_json=as_json)
-        except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            show_error(type(error).__name__, f"{where}{error.strerror or error}", as_json=as_json)
+            if is_out_of_memory(error):
+                show_error("MemoryError", OUT_OF_MEMORY, as_json=as_json)
+            else:
+                show_error(type(error).__name__, str(error), as_json=as_json)
         except UnicodeEncodeError as error:  # bytes of the command line or of a file's name
             message = f"{visible(error.object)}: not valid UTF-8"
             show_error("UsageError", message, as_json=as_json)
-        except MemoryError:
-            message = "out of memory; use fewer --workers or a smaller --sample"
-            show_error("MemoryError", message, as_json=as_json)
+        except Exception as error:
+            if is_out_of_memory(error):
+                show_error("MemoryError", OUT_OF_MEMORY, as_json=as_json)
+            elif isinstance(error, OSError):
+                where = f"{error.filename}: " if error.filename else ""
+                show_error(type(error).__name__, f"{where}{error.strerror or error}", as_json=as_json)
+            else:
+                raise
         else:
             return code if isinstance(code, int) else 0  # click returns the code of an Exit
     return 2

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 
 from thresher.errors import UsageError
 from thresher.runtime.format import size
 
+OUT_OF_MEMORY = "out of memory; use fewer --workers or a smaller --sample, or raise the memory limit (ulimit -v)"
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
 
 
@@ -59,3 +61,36 @@ def _of_process() -> int:
     except (ImportError, OSError, ValueError):
         return sys.maxsize
     return sys.maxsize if limit == resource.RLIM_INFINITY else max(limit - pages * resource.getpagesize(), 0)
+
+
+_SIGNS = (  # of libraries that say so in text only
+    "can't start new thread",
+    "failed to map segment",
+    "cannot allocate memory",
+    "failed to launch worker thread",
+    "bad_alloc",
+    "malloc of size",
+    "realloc of size",
+    "unable to allocate",
+    "allocation failure",
+    "memory allocation",
+)
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Return whether an error, or one that led to it, says that there is no memory for data, a library or a thread."""
+    seen = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+            return True
+        if isinstance(error, Exception) and has_signs(str(error)[:10_000]):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def has_signs(text: str) -> bool:
+    """Return whether a message of a library says that there is no memory."""
+    low = text.lower()
+    return any(sign in low for sign in _SIGNS)

@@ -1,0 +1,70 @@
+"""Commands in a process whose address space is limited (``ulimit -v``).
+
+There libraries written in C and C++ end the process when they find no memory, so that Python cannot report it. The
+command runs in a child process, and this one reports how the child ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import IO, Any
+
+from thresher.runtime.memory import has_signs
+
+_ENDED = {getattr(signal, name) for name in ("SIGABRT", "SIGSEGV", "SIGBUS") if hasattr(signal, name)}
+_NO_MEMORY = 127  # exit code of the C library if there is none for a thread
+
+
+def is_limited() -> bool:
+    """Return whether the address space of this process is limited, and a child process can be forked."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return False
+    return hasattr(os, "fork") and resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+
+
+def run_limited(command: Callable[[], int], out_of_memory: Callable[[], int]) -> int:
+    """Run a command in a child process and return its exit code.
+
+    Args:
+        command: The command; called in the child.
+        out_of_memory: Reports that there was too little memory, and returns the exit code for it.
+    """
+    with tempfile.TemporaryFile() as noise:
+        child = os.fork()
+        if child == 0:
+            _divert(noise)
+            return command()
+        code = _wait(child)
+        noise.seek(0)
+        said = noise.read(1 << 16).decode("utf-8", "replace")
+    if code in (-number for number in _ENDED) or code == _NO_MEMORY or (code not in (0, 2, 130) and has_signs(said)):
+        return out_of_memory()
+    if said and code not in (0, 2, 130) and sys.stderr is not None:
+        sys.stderr.write(said)
+    return code if code >= 0 else 128 - code
+
+
+def _divert(noise: IO[bytes]) -> None:
+    """Send what libraries write to standard error to a file; Python goes on writing to the real one."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        real = os.dup(2)
+        os.dup2(noise.fileno(), 2)
+        sys.stderr = open(real, "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
+
+
+def _wait(child: int) -> int:
+    """Return the exit code of a child, or minus the number of the signal that ended it. Signals are passed on."""
+
+    def forward(number: int, frame: Any) -> None:
+        os.kill(child, number)
+
+    signal.signal(signal.SIGTERM, forward)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the child too
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

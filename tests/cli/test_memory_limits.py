@@ -1,0 +1,128 @@
+"""Commands under a limit of their address space: one line, or the same result as without a limit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from thresher.runtime.memory import OUT_OF_MEMORY, is_out_of_memory
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ulimit -v has no effect elsewhere")
+
+COMMANDS = {
+    "select": "select semdedup pool -o new --eps 0.5 --clusters 5 --overwrite --quiet --cache {cache}",
+    "inspect": "inspect pool --quiet --cache {cache}",
+    "export": "export sel --as parquet -o new.parquet --overwrite",
+    "explain": "explain sel row:7",
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("limits")
+    pool = folder / "pool"
+    pool.mkdir()
+    np.save(pool / "image.npy", np.random.default_rng(0).standard_normal((3000, 32)).astype(np.float32))
+    pq.write_table(pa.table({"uid": [f"k{i}" for i in range(3000)]}), pool / "meta.parquet")
+    run = "select semdedup pool -o sel --eps 0.5 --clusters 5 --cache first"
+    subprocess.run([sys.executable, "-m", "thresher", *run.split()], cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+def limited(folder: Path, name: str, megabytes: int, more: str = "") -> subprocess.CompletedProcess[str]:
+    words = COMMANDS[name].format(cache=f"cache-{name}-{megabytes}")
+    line = f"ulimit -v {megabytes * 1024}; exec {sys.executable} -m thresher {words} {more}"
+    return subprocess.run(["bash", "-c", line], cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+def check(folder: Path, name: str, megabytes: int) -> bool:
+    """Check a command under a limit; return whether it had enough memory."""
+    done = limited(folder, name, megabytes)
+    if done.returncode != 0:
+        assert (done.returncode, done.stderr) == (2, f"Error: {OUT_OF_MEMORY}\n"), done.stdout
+        return False
+    if name == "select":
+        same = (folder / "sel" / "rows.parquet", folder / "new" / "rows.parquet")
+        assert not same[0].exists() or same[0].read_bytes() == same[1].read_bytes()
+        old, new = (json.loads((folder / sel / "selection.json").read_bytes()) for sel in ("sel", "new"))
+        assert old["steps"][-1]["rows_out"] == new["steps"][-1]["rows_out"]
+    return True
+
+
+@pytest.mark.parametrize(("name", "megabytes"), [("select", 60), ("select", 120), ("inspect", 320), ("explain", 260)])
+def test_too_little_memory_is_one_line(made: Path, name: str, megabytes: int) -> None:
+    assert not check(made, name, megabytes)
+
+
+def test_too_little_memory_as_json(made: Path) -> None:
+    done = limited(made, "inspect", 100, "--json")
+    assert (done.returncode, done.stderr) == (2, "")
+    assert json.loads(done.stdout) == {"error": {"type": "MemoryError", "message": OUT_OF_MEMORY}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_any_limit(made: Path, name: str) -> None:
+    sizes = (30, 45, 60, 90, 120, 160, 200, 240, 280, 320, 360, 400, 450, 500, 560, 640, 720, 800, 900, 1000, 1200)
+    enough = [megabytes for megabytes in (*sizes, 1400, 1700, 2000, 2500, 3000, 8000) if check(made, name, megabytes)]
+    assert 8000 in enough
+
+
+def test_a_command_that_is_not_short_of_memory_is_as_without_a_limit(made: Path) -> None:
+    done = limited(made, "explain", 8000)
+    free = subprocess.run(
+        [sys.executable, "-m", "thresher", *COMMANDS["explain"].split()], cwd=made, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (free.returncode, free.stdout, free.stderr)
+    line = f"ulimit -v 8000000; exec {sys.executable} -m thresher explain sel nothing"
+    done = subprocess.run(["bash", "-c", line], cwd=made, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: no row 'nothing'")
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("os.write(2, b'terminate called: std::bad_alloc\\n'); os.abort()", (2, "short\n")),
+        ("os.write(2, b'OpenBLAS error: Memory allocation still failed\\n'); os._exit(1)", (2, "short\n")),
+        ("os._exit(127)", (2, "short\n")),
+        ("os.write(2, b'something else\\n'); os._exit(1)", (1, "something else\n")),
+        ("sys.stderr.write('mine\\n'); sys.exit(2)", (2, "mine\n")),
+        ("os.kill(os.getpid(), 9)", (137, "")),
+    ],
+)
+def test_how_a_child_ended(code: str, expected: tuple[int, str]) -> None:
+    script = (
+        "import os, sys\nfrom thresher.runtime.limited import run_limited\n"
+        f"def command():\n    {code}\n"
+        "def short():\n    sys.stderr.write('short\\n')\n    return 2\n"
+        "sys.exit(run_limited(command, short))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ)
+    assert (done.returncode, done.stderr) == expected
+
+
+def test_which_errors_mean_that_there_is_no_memory() -> None:
+    for error in (
+        MemoryError(),
+        pa.ArrowMemoryError("x"),
+        np._core._exceptions._ArrayMemoryError((2**40,), np.dtype("f8")),
+        OSError(12, "Cannot allocate memory"),
+        RuntimeError("can't start new thread"),
+        ImportError("libarrow.so: failed to map segment from shared object"),
+        pa.ArrowException("Unknown error: Failed to launch worker thread: Resource temporarily unavailable"),
+    ):
+        assert is_out_of_memory(error)
+        outer = ValueError("the file is damaged")
+        outer.__context__ = error
+        assert is_out_of_memory(outer)
+    for error in (None, ValueError("x"), OSError(28, "No space left on device"), KeyboardInterrupt()):
+        assert not is_out_of_memory(error)
