@@ -415,3 +415,65 @@ def test_a_broken_plug_in_is_one_line(tmp_path: Path) -> None:
         )  # fmt: skip
         assert done.stderr.count("\n") == 1
         assert done.stderr.startswith("Warning: broken offers 'mine', which cannot be used: RuntimeError: first")
+
+
+# --- texts of any length --------------------------------------------------------------------------
+
+
+def test_long_texts_are_cut_where_they_are_shown(run: Run, tmp_path: Path) -> None:
+    """A caption of 3 MB and keys of 100 kB: each output is short and says how long the text is."""
+    rows = np.random.default_rng(0).standard_normal((40, 8)).astype(np.float32)
+    keys = pa.array([f"{'K' * 100_000}{row}" for row in range(40)])
+    captions = pa.DictionaryArray.from_arrays(pa.array([0] * 40, pa.int32()), ["é" * 3_000_000])
+    pool, sel = tmp_path / "pool", tmp_path / "sel"
+    pool.mkdir()
+    table = {"uid": keys, "text": captions, "embedding": list(rows), "short": [f"s{row // 2}" for row in range(40)]}
+    pq.write_table(pa.table(table), pool / "a.parquet", store_schema=False)
+    assert run("select", "semdedup", pool, "-o", sel, "--eps", "0.9", "--clusters", "2", cached=True)[0] == 0
+
+    code, out, _ = run("explain", sel, "row:3")
+    assert code == 0
+    assert "(3,000,000 characters)" in out
+    assert "(100,001 characters)" in out
+    assert len(out) < 20_000
+    code, out, _ = run("explain", sel, "row:3", "--json")
+    found = json.loads(out)
+    assert found["caption"] == "é" * 2_000 + "... (3,000,000 characters)"
+    assert found["key"] == "K" * 2_000 + "... (100,001 characters)"
+    code, out, err = run("explain", sel, "Z" * 100_000)
+    assert (code, out) == (2, "")
+    assert err.startswith("Error: no row 'ZZZ")
+    assert err.endswith("row:39\n")
+    assert len(err) < 1_000
+    assert json.loads(run("explain", sel, "Z" * 100_000, "--json")[1])["error"]["message"] in err
+    code, _, err = run("report", sel, "-o", tmp_path / "page.html")
+    assert (code, (tmp_path / "page.html").stat().st_size < 500_000) == (0, True), err
+    assert run("export", sel, "--as", "keys", "-o", tmp_path / "keys.txt")[0] == 0
+    assert all(len(line) > 100_000 for line in (tmp_path / "keys.txt").read_text().splitlines()), "nothing is lost"
+    wrong = run("select", "random", pool, "-o", tmp_path / "b", "--keep", "5", "--key", "short", cached=True)
+    assert wrong[0] == 2
+
+    twice = tmp_path / "twice"
+    twice.mkdir()
+    pq.write_table(pa.table({**table, "uid": ["K" * 100_000] * 40}), twice / "a.parquet")
+    code, _, err = run("select", "random", twice, "-o", tmp_path / "c", "--keep", "5", cached=True)
+    assert code == 2
+    assert "... (100,000 characters)" in err
+    assert "--skip-bad" in err
+    assert len(err) < 1_500
+
+
+def test_a_line_of_any_length_is_cut(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    output.say("a" * 500_000 + " end")
+    text = capsys.readouterr().out
+    assert len(text) < 11_000
+    assert text.endswith("a end\n")
+    output.print_json({"text": "a" * 500_000})
+    assert json.loads(capsys.readouterr().out)["text"] == "a" * 100_000 + "... (500,000 characters)"
+    output.show_error("UsageError", "b" * 300_000 + "; do this", as_json=False)
+    text = capsys.readouterr().err
+    assert len(text) < 2_200
+    assert text.endswith("; do this\n")
+    with output.warnings_as_lines():
+        warnings.warn("c" * 300_000, UserWarning, stacklevel=1)
+    assert len(capsys.readouterr().err) < 2_200

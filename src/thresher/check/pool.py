@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -20,6 +21,8 @@ from thresher.select.clusters import automatic
 from thresher.select.run import Run
 
 _QUICK = 100_000
+_PROGRAM = 195_000_000  # bytes of Python and its libraries
+_PAGE = 4_096
 
 
 def inspect(run: Run, *, quick: bool = False) -> dict[str, Any]:
@@ -33,8 +36,8 @@ def inspect(run: Run, *, quick: bool = False) -> dict[str, Any]:
     Returns:
         rows, layout, fields (dim, dtype, norms, counts of NaN, infinite and zero rows with the first few ids),
         columns, keys (counts of repeated, unsafe and empty ones as "repeated", "climbing", "empty"), "set_aside" (the
-        skipped files), "warnings" as sentences, and "cost" (seconds and bytes of typical runs, estimated from a
-        matrix product timed on this machine).
+        skipped files), "warnings" as sentences, and "cost" (seconds of typical runs, estimated from a matrix product
+        timed on this machine, the peak memory of each in bytes, and the largest of these).
     """
     store = run.store
     fields = {part: _field(run, part, quick) for part in store.layout.vectors}
@@ -152,7 +155,7 @@ def _cost(store: EmbeddingStore, workers: int) -> dict[str, Any]:
     n, dim = store.total, store.dim(name)
     k = automatic(n)[0]
     rng = np.random.default_rng(0)
-    narrow = min(1, 2048 / dim)  # with very wide rows, fewer tell the speed
+    narrow = min(1, 2048 / dim)  # fewer if they are very wide
     rows = rng.standard_normal((max(int(2048 * narrow), 64), dim), dtype=np.float32)
     centroids = rng.standard_normal((max(int(512 * narrow), 64), dim), dtype=np.float32)
     nearest_centroid(rows, centroids)
@@ -167,9 +170,6 @@ def _cost(store: EmbeddingStore, workers: int) -> dict[str, Any]:
     read = store.stored_bytes(name) / 1e9
     sample = min(n, max(256 * k, 65_536))
     scored = "joint" in store.fields and store.dim("image") == store.dim("text")
-    largest = min(
-        max(4 * n // k, 16_384), 65_536, n
-    )  # rows of a cluster in memory at once, if it has four times the mean
     train = 20 * sample * k * dim / speed
     label = n * k * dim / speed + read
     pairs = n * (n / k) / 2 * dim / speed
@@ -182,6 +182,33 @@ def _cost(store: EmbeddingStore, workers: int) -> dict[str, Any]:
             "density": round(train + label, 2),
             "semdedup": round(train + label + pairs + read, 2),
         },
-        "memory_bytes": int(48 * n + max(min(sample * dim * 4, 512 * 2**20), workers * 1.5 * largest * dim * 4)),
+        "memory": (memory := _memory(store, name, k, sample, workers)),
+        "memory_bytes": max(memory.values()),
         "cache_bytes": int(8 * n + (0 if store.mapped(name) else store.stored_bytes(name))),
     }
+
+
+def _memory(store: EmbeddingStore, name: str, k: int, sample: int, workers: int) -> dict[str, int]:
+    """Estimate the peak memory of runs in bytes; the bytes for each row were measured with 60 to 3,000,000 rows."""
+    n, joint = store.total, tuple(store.layout.vectors)
+    bytes_of = {part: store.stored_bytes(part) // max(len(store), 1) for part in joint}  # of a stored row
+    block = min(store.block, n)
+    # Clusters up to four times the mean size are compared in one task.
+    task = min(max(4 * n // k, block // 2), 65_536, n)
+
+    def blocks(parts: Sequence[str]) -> int:
+        """The blocks that are read at the same time: as stored, and as float32."""
+        return workers * block * sum(bytes_of[part] + 4 * store.dim(part) for part in parts)
+
+    def scattered(parts: Sequence[str]) -> int:
+        """The same for single rows: each is in a page of the file that is then in memory as a whole."""
+        pages = sum(min(task * (_PAGE + bytes_of[part]), n * bytes_of[part]) for part in parts)
+        return workers * (pages + task * sum(bytes_of[part] + 8 * store.dim(part) for part in parts))
+
+    start = _PROGRAM + 42 * n
+    clusters = start + 16 * n + min(sample * store.dim(name) * 4, 512 * 2**20) + blocks([name])
+    found = {"cluster": clusters, "density": clusters, "semdedup": clusters + 48 * n + scattered([name])}
+    if "joint" in store.fields and store.dim("image") == store.dim("text"):
+        scores = {"clip-score": start + blocks(joint)}
+        found = {**scores, **found, "clipcov": clusters + 116 * n + scattered(joint)}
+    return {method: int(size) for method, size in found.items()}

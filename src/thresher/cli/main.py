@@ -16,7 +16,6 @@ from thresher.cli.options import Group
 from thresher.cli.output import Interrupted, show_error, show_interruption, wants_json, warnings_as_lines
 from thresher.errors import ThresherError
 from thresher.io.paths import visible
-from thresher.runtime.memory import OUT_OF_MEMORY, is_out_of_memory
 
 
 class Section(NamedTuple):
@@ -118,17 +117,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if isinstance(error, click.MissingParameter):  # click lists the choices on separate lines
                 message = " ".join(message.split())
             show_error("UsageError", message, as_json=as_json, ctx=getattr(error, "ctx", None))
-        except ThresherError as error:
-            if is_out_of_memory(error):
-                show_error("MemoryError", OUT_OF_MEMORY, as_json=as_json)
-            else:
-                show_error(type(error).__name__, str(error), as_json=as_json)
         except UnicodeEncodeError as error:  # bytes of the command line or of a file's name
             message = f"{visible(error.object)}: not valid UTF-8"
             show_error("UsageError", message, as_json=as_json)
         except Exception as error:
+            from thresher.runtime.memory import OUT_OF_MEMORY, is_out_of_memory
+
             if is_out_of_memory(error):
                 show_error("MemoryError", OUT_OF_MEMORY, as_json=as_json)
+            elif isinstance(error, ThresherError):
+                show_error(type(error).__name__, str(error), as_json=as_json)
             elif isinstance(error, OSError):
                 where = f"{error.filename}: " if error.filename else ""
                 show_error(type(error).__name__, f"{where}{error.strerror or error}", as_json=as_json)

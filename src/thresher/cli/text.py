@@ -33,7 +33,8 @@ def inspection(pool: Mapping[str, Any], engine: str) -> Iterator[str]:
     if cost := pool["cost"]:
         spent = ", ".join(f"{name} {duration(value)}" for name, value in cost["seconds"].items())
         yield f"  estimate for {cost['clusters']:,} clusters on {engine}: {spent}"
-        yield f"  memory up to {size(cost['memory_bytes'])}, cache {size(cost['cache_bytes'])}"
+        peaks = ", ".join(f"{name} {size(value)}" for name, value in cost["memory"].items())
+        yield f"  memory up to {size(cost['memory_bytes'])} ({peaks}), cache {size(cost['cache_bytes'])}"
 
 
 def diagnosis(data: Mapping[str, Any]) -> Iterator[str]:
