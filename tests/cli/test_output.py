@@ -475,5 +475,6 @@ def test_a_line_of_any_length_is_cut(run: Run, capsys: pytest.CaptureFixture[str
     assert len(text) < 2_200
     assert text.endswith("; do this\n")
     with output.warnings_as_lines():
+        warnings.simplefilter("always")
         warnings.warn("c" * 300_000, UserWarning, stacklevel=1)
     assert len(capsys.readouterr().err) < 2_200
