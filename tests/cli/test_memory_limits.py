@@ -97,6 +97,8 @@ def test_a_command_that_is_not_short_of_memory_is_as_without_a_limit(made: Path)
         ("os.write(2, b'something else\\n'); os._exit(1)", (1, "something else\n")),
         ("sys.stderr.write('mine\\n'); sys.exit(2)", (2, "mine\n")),
         ("os.kill(os.getpid(), 9)", (137, "")),
+        ("import atexit; atexit.register(os.abort); return 2", (2, "")),
+        ("import atexit; atexit.register(os.abort); return 0", (0, "")),
     ],
 )
 def test_how_a_child_ended(code: str, expected: tuple[int, str]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from typing import IO, Any
 from thresher.runtime.memory import has_signs
 
 _ENDED = {getattr(signal, name) for name in ("SIGABRT", "SIGSEGV", "SIGBUS") if hasattr(signal, name)}
+_END = re.compile(r"\nended (\d+)\n")
 _NO_MEMORY = 127  # exit code of the C library if there is none for a thread
 
 
@@ -40,10 +42,14 @@ def run_limited(command: Callable[[], int], out_of_memory: Callable[[], int]) ->
         child = os.fork()
         if child == 0:
             _divert(noise)
-            return command()
+            code = command()
+            os.write(noise.fileno(), b"\nended %d\n" % code)
+            return code
         code = _wait(child)
-        noise.seek(0)
-        said = noise.read(1 << 16).decode("utf-8", "replace")
+        noise.seek(max(noise.seek(0, os.SEEK_END) - (1 << 16), 0))
+        said = noise.read().decode("utf-8", "replace")
+    if ended := _END.search(said):  # libraries may still fail while Python exits
+        return int(ended[1])
     if code in (-number for number in _ENDED) or code == _NO_MEMORY or (code not in (0, 2, 130) and has_signs(said)):
         return out_of_memory()
     if said and code not in (0, 2, 130) and sys.stderr is not None:
