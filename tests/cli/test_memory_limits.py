@@ -57,7 +57,7 @@ def check(folder: Path, name: str, megabytes: int) -> bool:
     return True
 
 
-@pytest.mark.parametrize(("name", "megabytes"), [("select", 60), ("select", 120), ("inspect", 320), ("explain", 260)])
+@pytest.mark.parametrize(("name", "megabytes"), [("select", 60), ("select", 120), ("inspect", 160), ("explain", 140)])
 def test_too_little_memory_is_one_line(made: Path, name: str, megabytes: int) -> None:
     assert not check(made, name, megabytes)
 
