@@ -74,6 +74,8 @@ _SIGNS = (  # of libraries that say so in text only
     "unable to allocate",
     "allocation failure",
     "memory allocation",
+    "without exception set",  # by Python, when an extension module finds no memory
+    "without setting an exception",
 )
 
 
