@@ -22,6 +22,7 @@ import pytest
 from thresher.cli import output, write
 from thresher.cli.main import main
 from thresher.io.paths import visible
+from thresher.runtime.memory import OUT_OF_MEMORY
 from thresher.runtime.progress import Bars, Lines
 
 POOL = str(Path(__file__).parents[2] / "examples" / "twemoji")
@@ -327,7 +328,7 @@ def test_after_two_dashes_json_is_a_name(run: Run) -> None:
         (output.Interrupted("use --resume"), 130, "Interrupted", "interrupted; use --resume"),
         (PermissionError(13, "Permission denied", "a\x1b"), 2, "PermissionError", "a\x1b: Permission denied"),
         (OSError("torn"), 2, "OSError", "torn"),
-        (MemoryError(), 2, "MemoryError", "out of memory; use fewer --workers or a smaller --sample"),
+        (MemoryError(), 2, "MemoryError", OUT_OF_MEMORY),
     ],
 )
 def test_trouble_of_the_machine_is_json_too(

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.errors import PoolError
-from thresher.io.open import open_file, trusting
+from thresher.io.open import meaning_of, open_file, trusting
 from thresher.io.paths import is_unsafe
 from thresher.io.pieces import FLOATS, Array, Piece, stored_dtype
 from thresher.runtime.untrusted import read_npy_header
@@ -82,7 +82,9 @@ class NpyPiece:
             return np.memmap(
                 self.path, stored_dtype(self.dtype), mode="r", offset=self.offset, shape=(self.rows, self.dim)
             )
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise meaning_of(self.path, error) or error from error
+        except ValueError as error:  # it is shorter than its header says
             raise PoolError(f"{self.path}: can no longer be read ({error}); was it replaced?") from None
 
 

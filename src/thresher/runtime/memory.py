@@ -6,7 +6,7 @@ import errno
 import sys
 from pathlib import Path
 
-from thresher.errors import UsageError
+from thresher.errors import ThresherError, UsageError
 from thresher.runtime.format import size
 
 OUT_OF_MEMORY = "out of memory; use fewer --workers or a smaller --sample, or raise the memory limit (ulimit -v)"
@@ -86,7 +86,9 @@ def is_out_of_memory(error: BaseException | None) -> bool:
         seen.add(id(error))
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
             return True
-        if isinstance(error, Exception) and has_signs(str(error)[:10_000]):
+        # Our own messages and those of the system may have names of files in them.
+        own = isinstance(error, ThresherError) or (isinstance(error, OSError) and error.errno is not None)
+        if isinstance(error, Exception) and not own and has_signs(str(error)[:10_000]):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -304,10 +304,9 @@ def read_npy_header(file: IO[bytes]) -> NpyHeader:
     if length > _HEADER:
         raise ValueError(f"its header has {length:,} bytes, more than {_HEADER:,}")
     text = _exactly(file, length).decode("utf-8" if version == (3, 0) else "latin-1")
-    try:
-        header = ast.literal_eval(_LONG.sub("", text.strip()))
-    except _NO_TRUST:
-        raise ValueError("its header is not a dictionary of literals") from None
+    header = _literal(_LONG.sub("", text.strip()))
+    if header is None:
+        raise ValueError("its header is not a dictionary of literals")
     if not isinstance(header, dict) or header.keys() != {"descr", "fortran_order", "shape"}:
         raise ValueError("its header does not have exactly the fields descr, fortran_order and shape")
     shape, fortran = header["shape"], header["fortran_order"]
@@ -319,6 +318,14 @@ def read_npy_header(file: IO[bytes]) -> NpyHeader:
     if found.bytes >= 2**63 or math.prod(side or 1 for side in shape) >= 2**63:
         raise ValueError(f"its header has shape {cut(str(shape))}, which fits no file")
     return found
+
+
+def _literal(text: str) -> Any:
+    """Return the value of a Python literal, None if it is not one. Deep nesting is a MemoryError for the parser."""
+    try:
+        return ast.literal_eval(text)
+    except _NO_TRUST:
+        return None
 
 
 def _dtype(descr: Any) -> np.dtype[Any]:
