@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -50,10 +51,8 @@ def check(folder: Path, name: str, megabytes: int) -> bool:
         assert (done.returncode, done.stderr) == (2, f"Error: {OUT_OF_MEMORY}\n"), done.stdout
         return False
     if name == "select":
-        same = (folder / "sel" / "rows.parquet", folder / "new" / "rows.parquet")
-        assert not same[0].exists() or same[0].read_bytes() == same[1].read_bytes()
-        old, new = (json.loads((folder / sel / "selection.json").read_bytes()) for sel in ("sel", "new"))
-        assert old["steps"][-1]["rows_out"] == new["steps"][-1]["rows_out"]
+        for array in ("mask.npy", "dropped_by.npy"):
+            assert (folder / "sel" / array).read_bytes() == (folder / "new" / array).read_bytes()
     return True
 
 
@@ -66,6 +65,34 @@ def test_too_little_memory_as_json(made: Path) -> None:
     done = limited(made, "inspect", 100, "--json")
     assert (done.returncode, done.stderr) == (2, "")
     assert json.loads(done.stdout) == {"error": {"type": "MemoryError", "message": OUT_OF_MEMORY}}
+
+
+def test_the_command_ends_when_its_process_is_killed(tmp_path: Path) -> None:
+    """It runs in a child of the process that a scheduler knows."""
+    script = (
+        "import os, time\nfrom thresher.runtime.limited import run_limited\n"
+        "def command():\n    open('started', 'w').write(str(os.getpid()))\n    time.sleep(60)\n    return 0\n"
+        "run_limited(command, lambda: 2)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path)
+    number = ""
+    while not number:
+        time.sleep(0.05)
+        number = (tmp_path / "started").read_text() if (tmp_path / "started").exists() else ""
+    parent.kill()
+    parent.wait()
+    end = time.monotonic() + 20
+    while is_running(number) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not is_running(number)
+
+
+def is_running(number: str) -> bool:
+    """Return whether a process exists and has not ended: one that nobody waits for stays as a zombie."""
+    try:
+        return Path("/proc", number, "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @pytest.mark.slow
