@@ -450,7 +450,8 @@ def _best(values: Array, candidates: Ints, count: int) -> Ints:
     """Return the ``count`` candidates with the highest values, in descending order; ties go to the lower row."""
     if not len(candidates):
         return candidates
-    usable = np.nan_to_num(np.asarray(values[candidates], np.float32), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+    with np.errstate(over="ignore"):  # values of others may be beyond the range of float32
+        usable = np.nan_to_num(np.asarray(values[candidates], np.float32), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
     chosen = np.flatnonzero(top(usable, min(count, len(usable))))
     return candidates[chosen[np.argsort(-usable[chosen], kind="stable")]]
 

@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from thresher.io.paths import visible
 from thresher.report import figures
 from thresher.report.facts import brief, number, plain
 from thresher.runtime.format import percent
@@ -23,6 +24,7 @@ def rendered(template: str, **values: Any) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_without_codes,
     )
     environment.filters.update(brief=brief, number=number, percent=percent, plain=plain)
     colours = {"kept": figures.KEPT, "dropped": figures.DROPPED}
@@ -35,6 +37,13 @@ def write_page(page: str, target: str | os.PathLike[str], *, overwrite: bool, sa
         # A path may contain bytes that are not valid UTF-8; the page must not fail on them.
         Path(scratch).write_text(page, encoding="utf-8", errors="replace", newline="\n")
     return Path(target)
+
+
+def _without_codes(value: Any) -> Any:
+    """Escape hidden and control characters in the text that a page shows: it comes from files of others."""
+    if not isinstance(value, str) or hasattr(value, "__html__"):
+        return value
+    return "\n".join(visible(line, limit=None) for line in value.split("\n"))
 
 
 def _template(name: str) -> str:
