@@ -11,7 +11,7 @@ import io
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from fsspec import AbstractFileSystem, register_implementation
 from fsspec.implementations.local import LocalFileSystem
@@ -79,16 +79,21 @@ def fail(path: Path) -> None:
 
 
 class FaultyFileSystem(AbstractFileSystem):  # type: ignore[misc]
-    """Local files, by absolute path: ``faulty:///folder/file``."""
+    """Local files, by absolute path: ``faulty:///folder/file``. What is known of a file is remembered, as for S3."""
 
     protocol = "faulty"
     cachable = False
+    known: ClassVar[dict[str, dict[str, Any]]] = {}
 
     def _local(self) -> LocalFileSystem:
         return LocalFileSystem()
 
     def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
-        return dict(self._local().info(self._strip_protocol(path)))
+        path = self._strip_protocol(path)
+        return dict(self.known.setdefault(path, self._local().info(path)))
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        self.known.clear()
 
     def ls(self, path: str, detail: bool = True, **kwargs: Any) -> Any:
         return self._local().ls(self._strip_protocol(path), detail=detail)

@@ -412,6 +412,17 @@ def test_a_part_embedded_before_the_change_counts_as_changed(tmp_path: Path) -> 
         embed(str(data), pool, TOY)
 
 
+def test_a_remote_tar_replaced_while_it_is_embedded(
+    tmp_path: Path, plan: Plan, at_first_batch: Callable[[Callable[[], None]], None]
+) -> None:
+    """Its file system remembers the size and time from the beginning, until it is told to forget them."""
+    data = tars(tmp_path / "tars", 30)
+    new = write_tar(tmp_path / "new.tar", [("new", {"png": picture(77), "txt": b"new"})]).read_bytes()
+    at_first_batch(lambda: (data / "00002.tar").write_bytes(new) and None)
+    with pytest.raises(ChangedError, match="00002.tar: changed while it was embedded"):
+        embed(f"faulty://{data}", tmp_path / "pool", TOY)
+
+
 def test_pictures_replaced_between_two_calls(tmp_path: Path) -> None:
     data, pool = files(tmp_path / "pictures", 20), tmp_path / "pool"
     embed(str(data), pool, TOY)

@@ -45,6 +45,7 @@ from thresher.errors import ChangedError, OutputError, PoolError, ThresherError,
 from thresher.export.keys import hashes_of
 from thresher.io.paths import visible, writable
 from thresher.io.pictures import PIXELS
+from thresher.io.remote import forget_listings
 from thresher.runtime.engine import Engine, cores
 from thresher.runtime.engines.processes import Processes
 from thresher.runtime.engines.serial import Serial
@@ -57,6 +58,7 @@ Unreached = list[tuple[int, str]]  # shards that were not reached, and why
 
 _CHUNK = 64  # samples prepared together
 _MISSED = 3  # shards in a row that were not reached, after which the others are not tried
+_REQUESTS = 16  # at once
 _AHEAD = 2  # batches queued for the model
 _LOOKED_AT, _PARTS = 64, 8  # samples of a part, and parts, that are read to see if the data has captions and uids
 _UID = re.compile("[0-9a-fA-F]{32}")  # DataComp's
@@ -492,11 +494,19 @@ def _check_unchanged(plan: PoolPlan, parts: Sequence[Part]) -> None:
         ChangedError: A file changed, or is gone.
     """
     shards = {shard.part: shard for shard in plan.shards}
-    for part in parts:
-        _check_part(shards[place_of(part), part.first], part)
+    for protocol in {part.protocol for part in parts}:
+        forget_listings(protocol)
+    with ThreadPoolExecutor(_REQUESTS) as threads:  # each is a request if the data is remote
+        for _ in threads.map(lambda part: _check_stamp(shards[place_of(part), part.first], part), parts):
+            pass
 
 
 def _check_part(shard: Shard, part: Part) -> None:
+    forget_listings(part.protocol)
+    _check_stamp(shard, part)
+
+
+def _check_stamp(shard: Shard, part: Part) -> None:
     try:
         same = shard.stamp == tuple(part.stamp())[: len(shard.stamp)]
     except PoolError:  # the file is gone

@@ -91,6 +91,12 @@ def _tries() -> int:
     return int(text or _TRIES)
 
 
+def forget_listings(protocol: str) -> None:
+    """Forget the listings that a remote file system keeps: they have the sizes and versions of an earlier time."""
+    if protocol != "file":
+        _of(protocol, f"{protocol}://").invalidate_cache()
+
+
 def info_of(protocol: str, path: str) -> dict[str, Any]:
     """Return what a file system knows about a file: its size and version."""
     return dict(requested(path, lambda: _of(protocol, path).info(path)))

@@ -17,6 +17,7 @@ from thresher.data.parts import Ints, Part
 from thresher.errors import ChangedError, PoolError
 from thresher.export.keys import Chosen
 from thresher.io.open import open_file, status_of, trusting
+from thresher.io.remote import forget_listings
 from thresher.reshard.plan import Hashes, ReshardPlan, Source
 from thresher.runtime.engine import Engine
 from thresher.runtime.progress import Progress
@@ -100,7 +101,7 @@ class Originals:
         """
         for number in numbers:
             source = self.sources[number]
-            _forget(source.protocol)
+            forget_listings(source.protocol)
             if _stamp(source.part) != source.stamp:
                 raise changed(source.path, again)
 
@@ -158,14 +159,6 @@ def _stamp(part: Part) -> tuple[Any, ...]:
         return tuple(part.stamp())
     except PoolError:  # reported as damage when it is read
         return ()
-
-
-def _forget(protocol: str) -> None:
-    """Forget the listings of a remote file system, which keep old sizes and versions."""
-    if protocol != "file":
-        import fsspec
-
-        fsspec.filesystem(protocol).invalidate_cache()
 
 
 def changed(path: str, again: str = AGAIN) -> ChangedError:
