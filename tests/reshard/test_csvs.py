@@ -56,3 +56,11 @@ def test_places_tell_apart_captions_of_one_picture(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "train.csv").read_text() == "filepath,title\na.jpg,title 1\na.jpg,title 4\n"
     with pytest.raises(UsageError, match="the same key as another chosen sample"):
         reshard(str(tmp_path / "in" / "all.csv"), keys_file(tmp_path / "k", ["a.jpg"]), str(tmp_path / "out2"))
+
+
+def test_old_line_ends_are_copied(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "all.csv").write_bytes(b"filepath\ttitle\ra.jpg\tone\rb.jpg\ttwo\rc.jpg\tthree")
+    reshard(str(tmp_path / "in" / "all.csv"), keys_file(tmp_path / "k", ["a.jpg", "c.jpg"]), str(tmp_path / "out"))
+    assert (tmp_path / "out" / "train.csv").read_bytes() == b"filepath\ttitle\ra.jpg\tone\rc.jpg\tthree\n"
+    assert pd.read_csv(tmp_path / "out" / "train.csv", sep="\t")["title"].tolist() == ["one", "three"]

@@ -15,14 +15,14 @@ class DataOptions:
     """How to read raw data if the names in it are not sufficient.
 
     Attributes:
-        image: Column of a table with the images.
-        caption: Column with the captions.
+        image: Column with the images, or with their paths.
+        caption: Column with the captions; for a folder also the attribute of ``NAME.json`` next to an image.
         key: Column that identifies a row.
         root: Folder with the images that a table names by path (default: the folder of the table).
         captions_file: For a folder of images: the file with their captions.
         captions: Whether captions are needed.
         per_part: Rows per part, if a file is split into several.
-        allow_outside: Whether images outside the root may be read if a CSV file names them.
+        allow_outside: Whether images outside the root may be read if a CSV or JSON Lines file names them.
         reader: The reader to use, and its options: ``NAME`` or ``NAME:OPTION=VALUE,...`` (default: the first that
             recognises the data).
     """
@@ -45,3 +45,19 @@ class DataOptions:
             raise UsageError(f"{self.root}: there is no such folder of images")
         if self.captions_file and not os.path.isfile(self.captions_file):
             raise UsageError(f"{self.captions_file}: there is no such file of captions")
+
+    def refuse(self, location: str, kind: str, **flags: str) -> None:
+        """Refuse options that have no meaning for a kind of data.
+
+        Args:
+            location: The data.
+            kind: What they are: "a folder of images".
+            flags: Name of an option, and what to do instead.
+
+        Raises:
+            UsageError: One of the options is given.
+        """
+        for name, instead in flags.items():
+            if value := getattr(self, name):
+                flag = name.removesuffix("_file").replace("_", "-")
+                raise UsageError(f"--{flag} {value}: {location} is {kind}, which does not use it; {instead}")

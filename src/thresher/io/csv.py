@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO
 
 from thresher.errors import PoolError
+from thresher.io.columns import CAPTIONS, FILES
 from thresher.io.open import trusting
 
 LINE = 1 << 20  # maximum bytes of a line
+_DELIMITERS = "\t,|;"
 
 
 class Lines:
-    """The lines of a file as text; tracks the byte offset and whether the file has ended."""
+    r"""The lines of a file as text; tracks the byte offset and whether the file has ended.
 
-    def __init__(self, file: IO[bytes], path: str, at: int = 0) -> None:
-        """Start at byte ``at`` of ``file``; messages name it ``path``."""
-        self._file, self._path, self.at, self.ended = file, path, at, False
+    Lines end in ``\n``, ``\r\n`` or ``\r``, as in pandas.
+    """
+
+    def __init__(self, file: IO[bytes], path: str, at: int = 0, most: int = LINE) -> None:
+        """Start at byte ``at`` of ``file``; messages name it ``path``. A line may have ``most`` bytes."""
+        self._file, self._path, self._most, self.at, self.ended = file, path, most, at, False
         file.seek(at)
 
     def __iter__(self) -> Iterator[str]:
         """Yield the lines."""
-        for line in iter(lambda: self._file.readline(LINE + 1), b""):
-            if len(line) > LINE:
-                raise PoolError(f"{self._path}: is not a CSV file: the line at byte {self.at:,} exceeds {LINE:,} bytes")
+        for line in self._lines():
+            if len(line) > self._most:
+                raise PoolError(f"{self._path}: the line at byte {self.at:,} exceeds {self._most:,} bytes")
             try:
                 text = line.decode("utf-8" if self.at else "utf-8-sig")
             except UnicodeDecodeError as error:
@@ -34,6 +39,40 @@ class Lines:
             yield text.replace("\0", "\ufffd")
         self.ended = True
 
+    def _lines(self) -> Iterator[bytes]:
+        r"""Yield the bytes of the lines. Only the end of a file with ``\r`` alone is not found by ``readline``."""
+        rest = b""
+        for data in iter(lambda: self._file.readline(self._most + 1), b""):
+            lines = (rest + data).splitlines(keepends=True)
+            rest = b"" if data.endswith(b"\n") else lines.pop()  # the line, or \r\n, may go on
+            yield from lines
+            if len(rest) > self._most:
+                break
+        if rest:
+            yield rest
+
+
+def header(file: IO[bytes], path: str, named: Sequence[str] = ()) -> tuple[list[str], str, int]:
+    """Return the cells of the first line of a CSV file without blanks around them, its delimiter, and its end.
+
+    The delimiter is the one of tab, comma, ``|`` and ``;`` that separates a column with a usual name, or one of those
+    that the user named, from others; if there is none, a tab if the line has one, else a comma.
+
+    Raises:
+        PoolError: The file is not UTF-8, or the line is too long.
+    """
+    lines = Lines(file, path)
+    first = trusting(path, lambda: next(iter(lines), ""))
+
+    def cells(delimiter: str) -> list[str]:
+        row = trusting(path, lambda: next(csv.reader([first], delimiter=delimiter), []))
+        return [cell.strip() for cell in row]
+
+    usual = {name.lower() for name in (*FILES, *CAPTIONS, *named)}
+    known = (one for one in _DELIMITERS if len(row := cells(one)) > 1 and usual & {cell.lower() for cell in row})
+    delimiter = next(known, "\t" if "\t" in first else ",")
+    return cells(delimiter), delimiter, lines.at
+
 
 def rows(file: IO[bytes], path: str, at: int, delimiter: str) -> Iterator[tuple[int, int, list[str]]]:
     """Yield the start byte, the end byte and the cells of each row of a CSV file, from byte ``at`` on.
@@ -41,13 +80,21 @@ def rows(file: IO[bytes], path: str, at: int, delimiter: str) -> Iterator[tuple[
     Blank lines are not rows, as in pandas. A quoted cell may span several lines.
 
     Raises:
-        PoolError: The file is not UTF-8, a line is too long, or a quote is never closed.
+        PoolError: The file is not UTF-8, a line or a cell is too long, or a quote is never closed.
     """
     lines = Lines(file, path, at)
     reader = csv.reader(lines, delimiter=delimiter)
     while True:
         begin = lines.at
-        row = trusting(path, lambda: next(reader, None))
+        try:
+            row = trusting(path, lambda: next(reader, None))
+        except PoolError as error:
+            if not isinstance(error.__cause__, csv.Error):
+                raise
+            raise PoolError(
+                f"{path}: the row at byte {begin:,} has a cell of more than {csv.field_size_limit():,} characters, or "
+                "a quote that is never closed; shorten the cell or fix that row"
+            ) from None
         if row is None:
             return
         if lines.ended:  # the reader looked for more lines than there are

@@ -8,7 +8,7 @@ from typing import IO
 import numpy as np
 
 from thresher.errors import PoolError
-from thresher.io.csv import LINE
+from thresher.io.csv import header
 from thresher.io.open import open_file, trusting
 from thresher.reshard.plan import ReshardPlan, Source
 
@@ -23,7 +23,7 @@ def write(plan: ReshardPlan, sources: Sequence[Source], path: str) -> None:
     """
     source = sources[0]
     with open_file(source.protocol, source.path) as file, open(path, "wb") as out:
-        out.write(_ended(trusting(source.path, lambda: file.readline(LINE))))
+        out.write(_ended(_read(file, source.path, 0, header(file, source.path)[-1])))
         for lo in range(0, len(plan), _CHUNK):
             part = plan.part(lo, lo + _CHUNK)
             start, end = part.start_M, part.start_M + part.length_M
@@ -41,4 +41,4 @@ def _read(file: IO[bytes], path: str, start: int, end: int) -> bytes:
 
 
 def _ended(lines: bytes) -> bytes:
-    return lines if lines.endswith(b"\n") else lines + b"\n"
+    return lines if lines.endswith((b"\n", b"\r")) else lines + b"\n"

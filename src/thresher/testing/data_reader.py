@@ -118,12 +118,22 @@ def _csv(folder: Path, what: Sequence[Pair], files: int) -> str:
     return str(folder / "list.csv")
 
 
+def _jsonl(folder: Path, what: Sequence[Pair], files: int) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    for pair in what:
+        (folder / pair.key).write_bytes(pair.picture)
+    lines = [json.dumps({"image": pair.key, "caption": pair.text}) for pair in what]
+    (folder / "list.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return str(folder / "list.jsonl")
+
+
 DATA: Mapping[str, Callable[[Path, Sequence[Pair], int], str]] = {
     "webdataset": _webdataset,
     "parquet": _parquet,
     "arrow": _arrow,
     "folder": _folder,
     "csv": _csv,
+    "jsonl": _jsonl,
 }
 """Kind -> function that writes data of it: (folder, pairs, number of files). These are Thresher's own kinds."""
 

@@ -10,7 +10,7 @@ from thresher.testing import DataReaderContract
 from thresher.testing.data_reader import DATA, Pair
 
 # A line less, a picture cut off (found where it is decoded), a tar that ends between two members (found by doctor).
-UNMARKED = ("csv", "folder", "webdataset")
+UNMARKED = ("csv", "folder", "jsonl", "webdataset")
 
 
 def contract(name: str, reader: type) -> type:

@@ -113,14 +113,19 @@ def test_where_pictures_are_looked_for(tmp_path: Path, monkeypatch: pytest.Monke
 def test_columns_may_be_told(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("url,title,words\nu,t,w\n")
-    with pytest.raises(PoolError, match=r"has no column filepath; its first line is 'url,title,words'"):
+    with pytest.raises(
+        PoolError,
+        match=r"has no column of image paths \(filepath, .*\); it has url, title, words; name one with --image COLUMN",
+    ):
         open_data(str(path))
     (sample,) = open_data(str(path), DataOptions(image="url", caption="words")).samples()
     assert (sample.key, sample.text) == ("u", "w")
     with pytest.raises(UsageError, match=r"no column 'word' for --caption.*Did you mean 'words'"):
         open_data(str(path), DataOptions(image="url", caption="word"))
     path.write_text("filepath\na\n")
-    with pytest.raises(PoolError, match="has no column title"):
+    with pytest.raises(
+        PoolError, match=r"has no column of captions \(title, .*\); it has filepath; name one with --caption COLUMN"
+    ):
         open_data(str(path))
     assert [s.text for s in open_data(str(path), DataOptions(captions=False)).samples()] == [""]
 
@@ -173,3 +178,47 @@ def test_keys_do_not_climb(tmp_path: Path) -> None:
     )
     keys = [sample.key for sample in open_data(str(tmp_path / "lists" / "a.csv")).samples()]
     assert keys == ["a..b/..c/d...png", "/x/%2E%2E/y.png", "%2E%2E\\z"]
+
+
+def test_a_column_is_never_guessed_and_may_be_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("file_name,width,height,prompt\na.png,512,512,a dog\n")
+    with pytest.raises(
+        PoolError, match=r"no column of captions .*; it has file_name, width, height, prompt; .*--caption"
+    ):
+        open_data(str(path))
+    (sample,) = open_data(str(path), DataOptions(caption="prompt")).samples()
+    assert (sample.key, sample.text) == ("a.png", "a dog")
+    path.write_text("a.png,a dog\nb.png,a cat\n")
+    with pytest.raises(PoolError, match="it has a.png, a dog; name one with --image COLUMN, or write a first line"):
+        open_data(str(path))
+
+
+def test_keys_may_be_a_column(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("filepath,title,id\na.png,a dog,7\nb.png,a cat,\nc.png,a cow,../x\n")
+    opened = open_data(str(path), DataOptions(key="id"))
+    assert [s.key for s in opened.samples()] == ["7", "b.png", "%2E%2E/x"]
+    assert list(opened.parts[0].scan().keys) == ["7", "b.png", "%2E%2E/x"]
+    with pytest.raises(UsageError, match="no column 'ids' for --key; it has filepath, title, id.*Did you mean 'id'"):
+        open_data(str(path), DataOptions(key="ids"))
+    with pytest.raises(
+        UsageError, match="--captions .* is a csv, which does not use it; name the column with --caption"
+    ):
+        open_data(str(path), DataOptions(captions_file=str(path)))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "image_name| comment_number| comment\na.png| 0| a dog , running .\n",  # Flickr30k
+        "filepath;title\na.png;a dog , running .\n",
+        "filepath|title\na.png|a dog , running .\n",
+        "Filepath\tTitle\ra.png\ta dog , running .\r",
+    ],
+)
+def test_other_delimiters_and_line_ends(tmp_path: Path, content: str) -> None:
+    """open_clip#789: which delimiter a csv has."""
+    path = tmp_path / "x.csv"
+    path.write_text(content, newline="")
+    assert [(s.key, s.text) for s in open_data(str(path)).samples()] == [("a.png", "a dog , running .")]

@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 
+from thresher.data.captions import captions_in_files
 from thresher.data.location import Location
 from thresher.data.options import DataOptions
 from thresher.data.parts import Data, Ints, Part, Scanned
+from thresher.data.rows import TEXTS, caption_in
 from thresher.data.samples import Place, Sample, caption_of
 from thresher.errors import PoolError
-from thresher.io.columns import CAPTIONS
-from thresher.io.csv import rows as rows_of
 from thresher.io.listing import folders_below, natural
 from thresher.io.open import file_stamp, regular_file, trusting
-from thresher.io.parquet import open_parquet
-from thresher.io.paths import inside, visible, writable
+from thresher.io.paths import inside, writable
 from thresher.io.pictures import ENDINGS
 from thresher.runtime.random import digest
-from thresher.runtime.untrusted import load_json, parse_json
+from thresher.runtime.untrusted import parse_json
 
 CAPTION_FILES = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.parquet", "captions.txt", "captions.csv",
                  "captions.tsv", "captions.json", "captions.jsonl")  # fmt: skip
 _OTHERS = ("avif", "cr2", "dng", "heic", "heif", "jp2", "jxl", "nef", "psd", "svg")  # unsupported: skipped and reported
-_NAMES = ("file_name", "filename", "filepath", "image_path", "image", "path", "image_name", "name")
-_TEXTS = (*CAPTIONS, "comment")
 _BESIDE = (".txt", ".caption", ".json")  # endings of a caption file next to an image
-_CAPTIONS = 1 << 32  # maximum bytes of a file with the captions of all images
 _CAPTION = 1 << 20  # maximum bytes of a caption file
 _NO_FILE = "is not a regular file, is a broken symlink, or links outside the folder"
 
@@ -45,7 +39,7 @@ class Folder:
     Captions come from ``--captions FILE``; else, in every folder, from the first of these files that exists:
     ``metadata.jsonl`` (Hugging Face), ``.csv``, ``.tsv``, ``.parquet``, ``captions.txt`` (image and caption separated
     by a tab or a comma) and ``captions.json`` (COCO); if no folder has such a file, from ``NAME.txt`` or ``NAME.json``
-    next to the image.
+    next to the image. ``--image`` and ``--caption`` name columns of these files, if their names are not known.
     """
 
     name: ClassVar[str] = "folder"
@@ -60,13 +54,24 @@ class Folder:
         """List the images and read the captions.
 
         Raises:
-            PoolError: There is no image, or a caption file cannot be read or matches no image.
+            PoolError: There is no image, or a caption file cannot be read, has no column of captions or matches no
+                image.
+            UsageError: An option is given that a folder does not use, or a requested column does not exist.
         """
+        options.refuse(
+            where.text,
+            self.looks_like,
+            key="the key of an image is its path without the extension",
+            root="give the folder of the images as DATA",
+        )
         names, tables = list[str](), [(options.captions_file, "")] if options.captions_file else []
-        root = os.path.realpath(where.text)
+        root, json = os.path.realpath(where.text), False
         for folder, files in _walk(where.text):
             below = "" if folder == where.text else os.path.relpath(folder, where.text)
-            names += [os.path.join(below, name) for name in files if _is_picture(name)]
+            pictures = [name for name in files if _is_picture(name)]
+            names += [os.path.join(below, name) for name in pictures]
+            if options.caption and not json:
+                json = not {os.path.splitext(name)[0] + ".json" for name in pictures}.isdisjoint(files)
             if options.captions and not options.captions_file:
                 candidates = (os.path.join(folder, name) for name in CAPTION_FILES if name in files)
                 tables += [(path, below) for path in candidates if _there(path, root)][:1]
@@ -76,8 +81,13 @@ class Folder:
         coco = os.path.join(os.path.dirname(place), "annotations", f"captions_{os.path.basename(place)}.json")
         if options.captions and not tables and os.path.isfile(coco):
             tables = [(coco, "")]
+        if options.captions and not tables:
+            without = "it has no file of captions with columns; give one with --captions FILE"
+            options.refuse(where.text, self.looks_like, image=without)
+            if not json:
+                options.refuse(where.text, self.looks_like, caption=f"{without}, or NAME.json next to each image")
         names.sort(key=natural)
-        captions = _captions(where.text, names, tables)
+        captions = captions_in_files(where.text, names, tables, options)
         stems = [os.path.splitext(name)[0] for name in names]
         often = Counter(stems)
         often.update(names)  # the key of one image must not be the name of another
@@ -92,6 +102,7 @@ class Folder:
                 keys=tuple(keys[lo : lo + step]),
                 captions=tuple(captions.get(name) if captions else None for name in names[lo : lo + step]),
                 tables=tuple(path for path, _ in tables),
+                attribute=options.caption,
             )
             for lo in range(0, len(names), step)
         ]
@@ -107,12 +118,14 @@ class FolderPart(Part):
         keys: Their keys.
         captions: Their captions; None for a caption that is in a file next to the image.
         tables: The files that the captions come from.
+        attribute: The attribute with the caption in a json file next to an image; None for one with a usual name.
     """
 
     names: tuple[str, ...]
     keys: tuple[str, ...]
     captions: tuple[str | None, ...]
     tables: tuple[str, ...] = ()
+    attribute: str | None = None
 
     unit: ClassVar[str] = "picture"
     pictures_apart: ClassVar[bool] = True
@@ -138,7 +151,7 @@ class FolderPart(Part):
         for i, (name, key, caption) in enumerate(zip(self.names, self.keys, self.captions, strict=True)):
             path = os.path.join(self.path, name)
             place = Place.of_file(path) if inside(root, path) is not None else None  # before its caption is read
-            text = _caption_next_to(os.path.splitext(path)[0], root) if caption is None else caption
+            text = _caption_next_to(os.path.splitext(path)[0], root, self.attribute) if caption is None else caption
             yield Sample(key, text, place, self.first + i, why="" if place else _NO_FILE, missing=place is None)
 
     def scan(self, *, uids: bool = False) -> Scanned:
@@ -178,16 +191,18 @@ def _there(path: str, root: str) -> bool:
     return regular_file(path) is not None and inside(root, path) is not None
 
 
-def _caption_next_to(stem: str, root: str) -> str:
-    """Return the caption of ``stem.txt`` or ``stem.json``."""
-    for ending in _BESIDE:
+def _caption_next_to(stem: str, root: str, attribute: str | None) -> str:
+    """Return the caption of ``stem.txt`` or ``stem.json``, or only this attribute of ``stem.json``."""
+    for ending in (".json",) if attribute else _BESIDE:
         if _there(stem + ending, root):
             data = _start_of(stem + ending)
             try:
                 content = parse_json(data) if ending == ".json" else data
             except ValueError:
                 continue
-            return _text(content) if isinstance(content, dict) else caption_of(content)
+            if isinstance(content, dict):
+                return caption_in(content, (attribute,) if attribute else TEXTS)
+            return "" if attribute else caption_of(content)
     return ""
 
 
@@ -197,93 +212,3 @@ def _start_of(path: str) -> bytes:
             return file.read(_CAPTION)
 
     return trusting(path, read)
-
-
-def _captions(location: str, names: Sequence[str], tables: Sequence[tuple[str, str]]) -> Mapping[str, str]:
-    """Return captions by image, {} if there is no caption file; ``tables`` are files and the folders they describe."""
-    if not tables:
-        return {}
-    by_name: dict[str, str] = {}
-    for path, below in tables:
-        for name, text in trusting(path, partial(_all_rows, path)):
-            by_name.setdefault(os.path.normpath(os.path.join(below, name)), text)  # the first one is used
-    # A table may name images without their folder or extension, or with an old folder. Such a name is used if it
-    # belongs to only one image.
-    bases = Counter(map(os.path.basename, by_name))
-    own = Counter(base for name in names for base in _bases(name))
-    by_base = {os.path.basename(name): text for name, text in by_name.items() if bases[os.path.basename(name)] == 1}
-    captions = {}
-    for name in names:
-        tried = [by_name.get(name), by_name.get(os.path.splitext(name)[0])]
-        tried += [by_base.get(base) for base in _bases(name) if own[base] == 1]
-        captions[name] = next((text for text in tried if text is not None), None)
-    if not any(text is not None for text in captions.values()):
-        raise PoolError(f"{tables[0][0]}: names none of the {len(names):,} images in {location}")
-    return {name: text or "" for name, text in captions.items()}
-
-
-def _bases(name: str) -> list[str]:
-    base = os.path.basename(name)
-    return [base, os.path.splitext(base)[0]]
-
-
-def _all_rows(path: str) -> list[tuple[str, str]]:
-    try:
-        return list(_rows(path))
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(f"its structure is not that of captions: {type(error).__name__}: {error}") from error
-
-
-def _rows(path: str) -> Iterator[tuple[str, str]]:
-    """Yield (name of the image, caption) from a caption file."""
-    if path.endswith(".json"):
-        with open(path, "rb") as file:
-            content = load_json(file, _CAPTIONS)
-        if isinstance(content, dict) and "annotations" in content:  # COCO
-            files = {one["id"]: str(one["file_name"]) for one in content["images"]}
-            yield from ((files[one["image_id"]], caption_of(one["caption"])) for one in content["annotations"])
-        elif isinstance(content, dict):
-            yield from ((str(name), caption_of(text)) for name, text in content.items())
-        else:
-            yield from (_named(row, path) for row in content)
-    elif path.endswith(".jsonl"):
-        with open(path, encoding="utf-8-sig") as file:
-            yield from (_named(parse_json(line), path) for line in file if line.strip())
-    elif path.endswith(".parquet"):
-        with open(path, "rb") as raw:
-            for batch in open_parquet(raw).iter_batches():
-                yield from (_named(row, path) for row in batch.to_pylist())
-    else:
-        yield from _lines(path)
-
-
-def _lines(path: str) -> Iterator[tuple[str, str]]:
-    with open(path, "rb") as file:
-        first = file.readline(1 << 20)
-        delimiter = "\t" if b"\t" in first else ","
-        names = next(csv.reader([first.decode("utf-8-sig", "replace")], delimiter=delimiter), [])
-        at = next((i for i, name in enumerate(names) if name.strip().lower() in _NAMES), None)
-        text = next((i for i, name in enumerate(names) if name.strip().lower() in _TEXTS), None)
-        named = at is not None and text is not None
-        if at is None or text is None:
-            at, text = 0, 1
-        for _, _, row in rows_of(file, path, len(first) if named else 0, delimiter):
-            if len(row) > max(at, text):
-                # In a line without quotes the caption may contain commas.
-                whole = row[text:] if text == len(names) - 1 and text > at else [row[text]]
-                yield row[at].strip(), caption_of((" " if delimiter == "\t" else ",").join(whole))
-
-
-def _named(row: Any, path: str) -> tuple[str, str]:
-    if not isinstance(row, dict):
-        raise PoolError(f"{path}: a row is not an object with file_name and text")
-    name = next((row[one] for one in _NAMES if isinstance(row.get(one), str)), None)
-    if name is None:
-        raise PoolError(
-            f"{path}: a row names no image ({', '.join(_NAMES)}); it has {visible(', '.join(map(str, row)))}"
-        )
-    return name, _text(row)
-
-
-def _text(row: Mapping[str, Any]) -> str:
-    return next(filter(None, (caption_of(row.get(name)) for name in _TEXTS)), "")

@@ -1,0 +1,153 @@
+"""Files with the captions of a folder of images: csv, jsonl, Parquet, and json in several structures."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import IO, Any
+
+from thresher.data.options import DataOptions
+from thresher.data.rows import RowReader
+from thresher.errors import PoolError
+from thresher.io.columns import FILES, known
+from thresher.io.csv import Lines, header, rows
+from thresher.io.open import open_file, trusting
+from thresher.io.parquet import open_parquet
+from thresher.io.paths import visible
+from thresher.runtime.untrusted import load_json, parse_json
+
+JSONL = (".jsonl", ".ndjson")
+JSON_LINE = 1 << 24  # maximum bytes of a line of jsonl
+_JSON = 1 << 32  # maximum bytes of a json file
+_TOKEN = re.compile(r"#\d+$")  # the number of a caption, behind the name of its image, in Flickr8k.token.txt
+
+
+def captions_in_files(
+    location: str, names: Sequence[str], tables: Sequence[tuple[str, str]], options: DataOptions
+) -> Mapping[str, str]:
+    """Return the captions of images; "" for an image without one, and {} if there are no files.
+
+    Args:
+        location: The folder, for messages.
+        names: Paths of the images in it.
+        tables: Files of captions, and the folders that they describe.
+        options: Columns of the image and the caption, and whether the user named the file.
+
+    Raises:
+        PoolError: A file cannot be read, has no column of images or captions, or no image is named.
+        UsageError: There is no column that the user named.
+    """
+    if not tables:
+        return {}
+    by_name: dict[str, str] = {}
+    for path, below in tables:
+        for name, text in trusting(path, partial(_pairs, path, names, options)):
+            by_name.setdefault(os.path.normpath(os.path.join(below, name)), text)  # the first one is used
+    # A table may name images without their folder or extension, or with an old folder. Such a name is used if it
+    # belongs to only one image.
+    bases = Counter(map(os.path.basename, by_name))
+    own = Counter(base for name in names for base in _bases(name))
+    by_base = {os.path.basename(name): text for name, text in by_name.items() if bases[os.path.basename(name)] == 1}
+    captions = {}
+    for name in names:
+        tried = [by_name.get(name), by_name.get(os.path.splitext(name)[0])]
+        tried += [by_base.get(base) for base in _bases(name) if own[base] == 1]
+        captions[name] = next((text for text in tried if text is not None), None)
+    if not any(text is not None for text in captions.values()):
+        one = f"it names {visible(next(iter(by_name)), 80)}" if by_name else "it has no rows"
+        raise PoolError(
+            f"{tables[0][0]}: names none of the {len(names):,} images in {location}: {one}, an image of the folder is "
+            f"{visible(names[0], 80)}"
+        )
+    return {name: text or "" for name, text in captions.items()}
+
+
+def _bases(name: str) -> list[str]:
+    base = os.path.basename(name)
+    return [base, os.path.splitext(base)[0]]
+
+
+def _pairs(path: str, names: Sequence[str], options: DataOptions) -> list[tuple[str, str]]:
+    """Return (name of the image, caption) of each row that names an image."""
+    reader = RowReader(options)
+    try:
+        pairs = [pair for row in _rows(path, names, options) if (pair := reader.of(row))[0]]
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"its structure is not that of captions: {type(error).__name__}: {error}") from error
+    reader.check_images(path)
+    reader.check_captions(path, needed=options.captions_file is not None)
+    return pairs
+
+
+def _rows(path: str, names: Sequence[str], options: DataOptions) -> Iterator[Mapping[str, Any]]:
+    ending = os.path.splitext(path)[1].lower()
+    with open_file("file", path) as file:
+        if ending == ".json":
+            found = _rows_of_json(load_json(file, _JSON), names)
+        elif ending in JSONL:
+            found = (parse_json(line) for line in Lines(file, path, most=JSON_LINE) if line.strip())
+        elif ending == ".parquet":
+            found = (row for batch in open_parquet(file).iter_batches() for row in batch.to_pylist())
+        else:
+            found = _rows_of_lines(file, path, names, options)
+        for row in found:
+            if not isinstance(row, dict):
+                raise PoolError(f"{path}: a row is not an object with file_name and text")
+            yield row
+
+
+def _rows_of_json(content: Any, names: Sequence[str]) -> Iterator[Any]:
+    """Yield the rows of a list, of COCO's or Karpathy's json, of ``{"data": [...]}``, or of an object by image."""
+    if isinstance(content, dict) and {"images", "annotations"} <= content.keys():  # COCO
+        files = {one["id"]: str(one["file_name"]) for one in content["images"]}
+        content = ({**one, "file_name": files[one["image_id"]]} for one in content["annotations"])
+    elif isinstance(content, dict):
+        lists = {
+            name: value for name, value in content.items() if isinstance(value, list) and value and
+            isinstance(value[0], dict) and not _is_picture(name, names)
+        }  # fmt: skip
+        single = next(iter(lists.values())) if len(lists) == 1 else None
+        content = lists.get("images", lists.get("data", single)) or map(_named, content, content.values())
+    for row in content:
+        if isinstance(row, dict) and "sentences" in row and isinstance(row.get("filepath"), str):  # Karpathy
+            row = {**row, "file_name": posixpath.join(row["filepath"], row["filename"])}
+        yield row
+
+
+def _named(name: str, value: Any) -> Mapping[str, Any]:
+    """Return the row of a value in an object by image: a caption, several, or an object."""
+    first = value[0] if isinstance(value, list) and value else value
+    if isinstance(first, dict):
+        return first if known(first, FILES) else {"file_name": name, **first}
+    return {"file_name": name, "caption": value}
+
+
+def _rows_of_lines(
+    file: IO[bytes], path: str, names: Sequence[str], options: DataOptions
+) -> Iterator[Mapping[str, Any]]:
+    """Yield the rows of a csv; the first line may be a row if it has an image of the folder and a caption."""
+    columns, delimiter, end = header(file, path, [name for name in (options.image, options.caption) if name])
+    first = columns[0] if len(columns) == 2 and delimiter in "\t," and not known(columns[:1], FILES) else ""
+    if first and delimiter == "\t" and _TOKEN.search(first) and _is_picture(_TOKEN.sub("", first), names):
+        for line in Lines(file, path):  # Flickr8k; quotes are not special
+            name, _, text = line.partition("\t")
+            yield {"image": _TOKEN.sub("", name.strip()), "caption": text}
+        return
+    if first and _is_picture(first, names):
+        columns, end = ["image", "caption"], 0
+    joint = " " if delimiter == "\t" else delimiter
+    last = len(columns) - 1
+    for _, _, row in rows(file, path, end, delimiter):
+        # In a line without quotes the caption, if it is the last column, may contain delimiters.
+        row[last:] = [joint.join(row[last:])] if len(row) > last else []
+        yield dict(zip(columns, row, strict=False))
+
+
+def _is_picture(name: str, names: Sequence[str]) -> bool:
+    """Return whether a cell is the name of an image of the folder, with its extension."""
+    base = os.path.basename(name)
+    return any(os.path.basename(one) == base for one in names)

@@ -1,0 +1,128 @@
+"""Rows that name an image and its caption, from csv, jsonl, json and Parquet files of other people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from thresher.data.options import DataOptions
+from thresher.data.samples import caption_of
+from thresher.errors import PoolError, UsageError, suggest
+from thresher.io.columns import CAPTIONS, FILES, known
+from thresher.io.paths import visible
+
+TEXTS = (*CAPTIONS, "comment", "sentences", "conversations")
+_ANSWERS = ("gpt", "assistant")  # who speaks a caption in a conversation
+_MOST = 100  # columns that are remembered for a message
+
+
+def text_of(cell: Any) -> str:
+    """Return the caption in a cell, "" for none.
+
+    It is a text, the first text of a list, the first ``raw`` sentence of Karpathy's json, or the first answer of a
+    conversation of LLaVA.
+    """
+    if not isinstance(cell, (list, tuple)) or not any(isinstance(one, dict) for one in cell):
+        return caption_of(cell)
+    for one in cell:
+        if not isinstance(one, dict):
+            continue
+        speaker = one.get("from", one.get("role"))
+        if speaker is None:
+            text = caption_of(one.get("raw"))
+        else:
+            text = caption_of(one.get("value", one.get("content"))) if speaker in _ANSWERS else ""
+        if text:
+            return text
+    return ""
+
+
+def caption_in(row: Mapping[str, Any], texts: Sequence[str] = TEXTS) -> str:
+    """Return the caption in the first of these columns that has one, "" for none."""
+    return next(filter(None, (text_of(row[one]) for one in known(row, texts))), "")
+
+
+class RowReader:
+    """Finds the image and the caption of each row, in columns with usual names or those that the user named.
+
+    Captions are never guessed: after the last row, :meth:`check_captions` says which columns there were.
+    """
+
+    def __init__(self, options: DataOptions, files: Sequence[str] = FILES, texts: Sequence[str] = TEXTS) -> None:
+        """Use ``--image`` and ``--caption``, else the usual names ``files`` and ``texts``."""
+        self._asked, self._usual = (options.image, options.caption), (files, texts)
+        self._columns: dict[str, None] = {}
+        self._keys: tuple[str, ...] | None = None
+        self._image: list[str] = []
+        self._text: list[str] = []
+        self._found = [False, False]
+        self._other_text = False
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns of the rows so far, at least the first hundred."""
+        return list(self._columns)
+
+    def of(self, row: Mapping[str, Any]) -> tuple[str, str]:
+        """Return the name of the image and the caption, "" for none."""
+        if (keys := tuple(row)) != self._keys:
+            self._keys = keys
+            self._image, self._text = (
+                ([asked] if asked in row else []) if asked else known(keys, usual)
+                for asked, usual in zip(self._asked, self._usual, strict=True)
+            )
+            if len(self._columns) < _MOST:
+                self._columns.update(dict.fromkeys(keys))
+            self._found = [self._found[0] or bool(self._image), self._found[1] or bool(self._text)]
+        names = (row[one] for one in self._image)
+        name = next((one.strip() for one in names if isinstance(one, str) and one.strip()), "")
+        if not self._found[1] and not self._other_text:
+            self._other_text = any(_is_text(cell) for one, cell in row.items() if one not in self._image)
+        return name, next(filter(None, (text_of(row[one]) for one in self._text)), "")
+
+    def check_images(self, path: str) -> None:
+        """Raise if there are rows, but none had a column of images.
+
+        Raises:
+            PoolError: There is none with a usual name; the message lists the columns.
+            UsageError: There is none with the name that the user gave.
+        """
+        if not self._found[0] and self._keys is not None:
+            raise missing_column(path, "--image", "image paths", self._asked[0], self._usual[0], self.columns)
+
+    def check_captions(self, path: str, *, needed: bool = True) -> None:
+        """Raise if there are rows, but none had a column of captions.
+
+        Args:
+            path: The file, for messages.
+            needed: Whether there must be captions; if not, there may also be no column that could have them, because
+                all others have numbers.
+
+        Raises:
+            PoolError: There is none with a usual name; the message lists the columns.
+            UsageError: There is none with the name that the user gave.
+        """
+        if not self._found[1] and self._keys is not None and (needed or self._other_text or self._asked[1]):
+            raise missing_column(path, "--caption", "captions", self._asked[1], self._usual[1], self.columns)
+
+
+def missing_column(
+    path: str, flag: str, what: str, asked: str | None, usual: Sequence[str], columns: Sequence[str], more: str = ""
+) -> UsageError | PoolError:
+    """Return the error for a file without a column: the columns it has, and the flag that names one, and ``more``."""
+    has = visible(", ".join(columns)) or "no columns"
+    if asked:
+        return UsageError(f"{path}: no column {asked!r} for {flag}; it has {has}.{suggest(asked, columns)}")
+    return PoolError(
+        f"{path}: has no column of {what} ({', '.join(usual)}); it has {has}; name one with {flag} COLUMN{more}"
+    )
+
+
+def _is_text(cell: Any) -> bool:
+    """Return whether a cell may hold a caption: it has text that is not a number."""
+    text = text_of(cell)
+    try:
+        float(text)
+    except ValueError:
+        return bool(text)
+    return False
