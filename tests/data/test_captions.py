@@ -80,6 +80,7 @@ FILES: dict[str, tuple[str, str]] = {
     "LLaVA, CLIP-KD#18": ("chat.json", json.dumps([*rows(conversations=chat), {"conversations": []}])),
     "LLaVA, datasets#7337": ("chat.jsonl", "\n".join(map(json.dumps, rows(conversations=chat)))),
     "data": ("x.json", json.dumps({"version": 1, "data": rows(caption=str)})),
+    "data-juicer#600": ("x.jsonl", "\n".join(json.dumps({"text": t, "images": [f"{k}.jpg"]}) for k, t in SAID.items())),
     "another list": ("x.json", json.dumps({"info": {"a": 1}, "samples": rows(caption=str)})),
     "CLIP-fine-tune#1": ("x.json", json.dumps({f"{key}.jpg": [text, "b"] for key, text in SAID.items()})),
     "objects by name": ("x.json", json.dumps({f"{key}.jpg": {"caption": text, "n": 1} for key, text in SAID.items()})),
@@ -181,7 +182,7 @@ def test_a_captions_file_for_other_images_is_an_error_with_both_sides(
     ):
         read(folder, captions_file=str(tmp_path / "x.json"))
     (tmp_path / "x.json").write_text("[]")
-    with pytest.raises(PoolError, match=r"x.json: names none of the 2 images in .*: it has no rows, an image"):
+    with pytest.raises(PoolError, match=r"x.json: names none of the 2 images in .*: it names no image, an image"):
         read(folder, captions_file=str(tmp_path / "x.json"))
 
 

@@ -521,7 +521,7 @@ bad(
     "folder: captions without names",
     tree(**FINE, **{"metadata.jsonl": b'{"text": "x"}'}),
     None,
-    "image_path, image, path, image_name, name); it has text; name one with --image COLUMN",
+    "image_path, image, path, image_name, images, name); it has text; name one with --image COLUMN",
 )
 bad(
     "folder: pipe alone",

@@ -58,7 +58,7 @@ def captions_in_files(
         tried += [by_base.get(base) for base in _bases(name) if own[base] == 1]
         captions[name] = next((text for text in tried if text is not None), None)
     if not any(text is not None for text in captions.values()):
-        one = f"it names {visible(next(iter(by_name)), 80)}" if by_name else "it has no rows"
+        one = f"it names {visible(next(iter(by_name)), 80)}" if by_name else "it names no image"
         raise PoolError(
             f"{tables[0][0]}: names none of the {len(names):,} images in {location}: {one}, an image of the folder is "
             f"{visible(names[0], 80)}"
@@ -106,16 +106,21 @@ def _rows_of_json(content: Any, names: Sequence[str]) -> Iterator[Any]:
         files = {one["id"]: str(one["file_name"]) for one in content["images"]}
         content = ({**one, "file_name": files[one["image_id"]]} for one in content["annotations"])
     elif isinstance(content, dict):
-        lists = {
-            name: value for name, value in content.items() if isinstance(value, list) and value and
-            isinstance(value[0], dict) and not _is_picture(name, names)
-        }  # fmt: skip
-        single = next(iter(lists.values())) if len(lists) == 1 else None
-        content = lists.get("images", lists.get("data", single)) or map(_named, content, content.values())
+        content = _list_in(content, names) or map(_named, content, content.values())
     for row in content:
         if isinstance(row, dict) and "sentences" in row and isinstance(row.get("filepath"), str):  # Karpathy
             row = {**row, "file_name": posixpath.join(row["filepath"], row["filename"])}
         yield row
+
+
+def _list_in(content: Mapping[str, Any], names: Sequence[str]) -> Any:
+    """Return the rows in an object: those of "images" or "data", else of its single list of objects; None if none."""
+    lists = {name: value for name, value in content.items() if isinstance(value, list) and value[:1] and
+             isinstance(value[0], dict)}  # fmt: skip
+    for name in ("images", "data"):
+        if name in lists:
+            return lists[name]
+    return next((value for name, value in lists.items() if len(lists) == 1 and not _is_picture(name, names)), None)
 
 
 def _named(name: str, value: Any) -> Mapping[str, Any]:

@@ -20,7 +20,7 @@ from thresher.io.open import open_file
 from thresher.io.paths import inside, visible, without_parent, writable
 
 # Usual columns; open_clip's come first.
-PATHS = ("filepath", "image_path", "path", "file_name", "filename", "image", "image_name")
+PATHS = ("filepath", "image_path", "path", "file_name", "filename", "image", "image_name", "images")
 
 
 class Entry(NamedTuple):
@@ -119,7 +119,7 @@ class ListPart(Part):
     def _place(self, name: str, allowed: Sequence[str]) -> tuple[Place | None, str]:
         """Return the position of an image below the first root that has it, or why there is none."""
         if not name:
-            return None, "has no image path"
+            return None, "has no image path, or several"
         hidden = False
         for root in self.roots:
             path = os.path.join(root, name)

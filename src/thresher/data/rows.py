@@ -74,8 +74,7 @@ class RowReader:
             if len(self._columns) < _MOST:
                 self._columns.update(dict.fromkeys(keys))
             self._found = [self._found[0] or bool(self._image), self._found[1] or bool(self._text)]
-        names = (row[one] for one in self._image)
-        name = next((one.strip() for one in names if isinstance(one, str) and one.strip()), "")
+        name = next(filter(None, (_name_in(row[one]) for one in self._image)), "")
         if not self._found[1] and not self._other_text:
             self._other_text = any(_is_text(cell) for one, cell in row.items() if one not in self._image)
         return name, next(filter(None, (text_of(row[one]) for one in self._text)), "")
@@ -116,6 +115,12 @@ def missing_column(
     return PoolError(
         f"{path}: has no column of {what} ({', '.join(usual)}); it has {has}; name one with {flag} COLUMN{more}"
     )
+
+
+def _name_in(cell: Any) -> str:
+    """Return the name of an image in a cell, also in a list of one; "" for none or several."""
+    cell = cell[0] if isinstance(cell, (list, tuple)) and len(cell) == 1 else cell
+    return cell.strip() if isinstance(cell, str) else ""
 
 
 def _is_text(cell: Any) -> bool:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 
 KEYS = ("uid", "key", "id", "__key__", "image_path")  # not URLs: pools repeat them
 CAPTIONS = ("text", "texts", "caption", "captions", "title", "TEXT", "alt_text")
-FILES = ("file_name", "filename", "filepath", "image_path", "image", "path", "image_name", "name")  # of image files
+# Of the names of image files.
+FILES = ("file_name", "filename", "filepath", "image_path", "image", "path", "image_name", "images", "name")
 IMAGES = ("image", "thumbnail", "jpg", "png", "image_path", "path", "filepath")
 SCORES = ("clip_l14_similarity_score", "clip_b32_similarity_score", "similarity", "clip_score", "clip_similarity")
 

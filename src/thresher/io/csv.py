@@ -11,7 +11,7 @@ from thresher.io.columns import CAPTIONS, FILES
 from thresher.io.open import trusting
 
 LINE = 1 << 20  # maximum bytes of a line
-_DELIMITERS = "\t,|;"
+_DELIMITERS = ",|;"  # and tab
 
 
 class Lines:
@@ -55,8 +55,8 @@ class Lines:
 def header(file: IO[bytes], path: str, named: Sequence[str] = ()) -> tuple[list[str], str, int]:
     """Return the cells of the first line of a CSV file without blanks around them, its delimiter, and its end.
 
-    The delimiter is the one of tab, comma, ``|`` and ``;`` that separates a column with a usual name, or one of those
-    that the user named, from others; if there is none, a tab if the line has one, else a comma.
+    The delimiter is a tab if the line has one; else that of comma, ``|`` and ``;`` which separates a column with a
+    usual name, or one that the user named, from others; else a comma.
 
     Raises:
         PoolError: The file is not UTF-8, or the line is too long.
@@ -70,7 +70,7 @@ def header(file: IO[bytes], path: str, named: Sequence[str] = ()) -> tuple[list[
 
     usual = {name.lower() for name in (*FILES, *CAPTIONS, *named)}
     known = (one for one in _DELIMITERS if len(row := cells(one)) > 1 and usual & {cell.lower() for cell in row})
-    delimiter = next(known, "\t" if "\t" in first else ",")
+    delimiter = "\t" if "\t" in first else next(known, ",")
     return cells(delimiter), delimiter, lines.at
 
 

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from tests.data.common import picture
+from tests.reshard.common import keys_file
 from thresher.data import DataOptions, open_data
 from thresher.errors import ChangedError, PoolError, UsageError
+from thresher.reshard import reshard
 
 
 def jsonl(folder: Path, *rows: Any) -> Path:
@@ -49,7 +51,7 @@ def test_rows_of_paths_and_captions(tmp_path: Path, per_part: int) -> None:
         ("line 3", "no image"),
     ]
     assert [s.stored() for s in samples[:3]] == [picture(i) for i in range(3)]
-    assert samples[3].why == "has no image path"
+    assert samples[3].why == "has no image path, or several"
     scanned = [part.scan() for part in data.parts]
     assert [key for one in scanned for key in one.keys] == [s.key for s in samples]
     chosen = [s for part, one in zip(data.parts, scanned, strict=True) for s in part.chosen(one.start_n)]
@@ -125,3 +127,20 @@ def test_many_rows_take_little_memory(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert len(data.parts) == 3
     assert peak < 1 << 20
+
+
+def test_a_list_of_one_image_is_that_image(tmp_path: Path) -> None:
+    """data-juicer#600: ``images`` is a list; a row with several images has no one caption of each."""
+    path = jsonl(tmp_path, *({"images": [f"images/{i}.jpg" for i in range(n)], "text": f"t{n}"} for n in range(3)))
+    why = "has no image path, or several"
+    assert read(path) == [("line 0", "t0", why), ("images/0.jpg", "t1", ""), ("line 2", "t2", why)]
+
+
+def test_shards_from_lines_of_json(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    path = jsonl(tmp_path / "in", *({"image": f"images/{i}.jpg", "text": f"t{i}", "id": f"k{i}"} for i in range(3)))
+    sel = keys_file(tmp_path / "k", ["k0", "k2"])
+    done = reshard(str(path), sel, str(tmp_path / "out"), options=DataOptions(key="id"))
+    assert (done.form, done.samples) == ("webdataset", 2)
+    made = list(open_data(str(tmp_path / "out")).samples())
+    assert [(s.key, s.text, s.stored()) for s in made] == [("k0", "t0", picture(0)), ("k2", "t2", picture(2))]
