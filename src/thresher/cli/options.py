@@ -196,7 +196,7 @@ DATA = (
         "--root", metavar="DIR", help="Folder of image files named in a table (default: the folder of the table)."
     ),
     click.option("--captions", "captions_file", metavar="FILE", help="File of captions for a folder of images."),
-    click.option("--allow-outside", is_flag=True, help="Also read images outside the folder of a csv."),
+    click.option("--allow-outside", is_flag=True, help="Also read images outside the folder of a csv or jsonl."),
     READER,
 )
 _DATA = ("image", "caption", "key", "root", "captions_file", "allow_outside", "reader")

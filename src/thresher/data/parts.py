@@ -71,7 +71,7 @@ class Words(NamedTuple):
 
 @dataclass(frozen=True)
 class Part(ABC):
-    """Consecutive samples that are read together: a tar, or rows of a table, a CSV file or a folder. Picklable.
+    """Consecutive samples that are read together: a tar, or rows of a table, a list or a folder. Picklable.
 
     Attributes:
         path: The file or folder.
@@ -258,7 +258,7 @@ class Data:
 
     Attributes:
         location: The location as the user wrote it.
-        kind: Name of the reader: "webdataset", "parquet", "arrow", "csv", "folder".
+        kind: Name of the reader: "webdataset", "parquet", "arrow", "csv", "jsonl", "folder".
         parts: The parts, in the order of the samples.
     """
 
