@@ -165,11 +165,20 @@ def test_the_column_of_images_may_be_named(folder: Path) -> None:
         read(folder)
 
 
-@pytest.mark.parametrize("first", ["a.jpg,512,a dog", "000,a dog", "caption,000.jpg", "other.jpg,a dog"])
+@pytest.mark.parametrize("first", ["a.jpg,512,a dog", "000,a dog", "caption,000.jpg", "000.jpg,0", "000.jpg\t1"])
 def test_a_first_line_without_names_must_be_an_image_and_a_caption(folder: Path, first: str) -> None:
     (folder / "captions.csv").write_text(f"{first}\n{first}\n")
     with pytest.raises(PoolError, match=r"no column of image paths \(.*\); it has "):
         read(folder)
+
+
+def test_lines_without_names_for_other_images(folder: Path, tmp_path: Path) -> None:
+    for line in ("z.jpg,a dog", "z.jpg\ta dog", "z.jpg#0\ta dog"):
+        (tmp_path / "x.txt").write_text(f"{line}\n")
+        with pytest.raises(PoolError, match=r"names none of the 2 images in .*: it names z.jpg, an image .* 000.jpg"):
+            read(folder, captions_file=str(tmp_path / "x.txt"))
+        (tmp_path / "x.txt").write_text(f"{line}\n{line.replace('z', '001')}\n")  # the first image was removed
+        assert read(folder, captions_file=str(tmp_path / "x.txt")) == {"000": "", "001": "a dog"}
 
 
 @pytest.mark.parametrize("content", ['{"z/one.jpg": "x"}', '[{"image": "z/one.jpg", "caption": "x"}]'])

@@ -11,13 +11,14 @@ from functools import partial
 from typing import IO, Any
 
 from thresher.data.options import DataOptions
-from thresher.data.rows import RowReader
+from thresher.data.rows import RowReader, is_text
 from thresher.errors import PoolError
 from thresher.io.columns import FILES, known
 from thresher.io.csv import Lines, header, rows
 from thresher.io.open import open_file, trusting
 from thresher.io.parquet import open_parquet
 from thresher.io.paths import visible
+from thresher.io.pictures import ENDINGS
 from thresher.runtime.untrusted import load_json, parse_json
 
 JSONL = (".jsonl", ".ndjson")
@@ -45,7 +46,7 @@ def captions_in_files(
         return {}
     by_name: dict[str, str] = {}
     for path, below in tables:
-        for name, text in trusting(path, partial(_pairs, path, names, options)):
+        for name, text in trusting(path, partial(_pairs, path, options)):
             by_name.setdefault(os.path.normpath(os.path.join(below, name)), text)  # the first one is used
     # A table may name images without their folder or extension, or with an old folder. Such a name is used if it
     # belongs to only one image.
@@ -71,11 +72,11 @@ def _bases(name: str) -> list[str]:
     return [base, os.path.splitext(base)[0]]
 
 
-def _pairs(path: str, names: Sequence[str], options: DataOptions) -> list[tuple[str, str]]:
+def _pairs(path: str, options: DataOptions) -> list[tuple[str, str]]:
     """Return (name of the image, caption) of each row that names an image."""
     reader = RowReader(options)
     try:
-        pairs = [pair for row in _rows(path, names, options) if (pair := reader.of(row))[0]]
+        pairs = [pair for row in _rows(path, options) if (pair := reader.of(row))[0]]
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"its structure is not that of captions: {type(error).__name__}: {error}") from error
     reader.check_images(path)
@@ -83,44 +84,44 @@ def _pairs(path: str, names: Sequence[str], options: DataOptions) -> list[tuple[
     return pairs
 
 
-def _rows(path: str, names: Sequence[str], options: DataOptions) -> Iterator[Mapping[str, Any]]:
+def _rows(path: str, options: DataOptions) -> Iterator[Mapping[str, Any]]:
     ending = os.path.splitext(path)[1].lower()
     with open_file("file", path) as file:
         if ending == ".json":
-            found = _rows_of_json(load_json(file, _JSON), names)
+            found = _rows_of_json(load_json(file, _JSON))
         elif ending in JSONL:
             found = (parse_json(line) for line in Lines(file, path, most=JSON_LINE) if line.strip())
         elif ending == ".parquet":
             found = (row for batch in open_parquet(file).iter_batches() for row in batch.to_pylist())
         else:
-            found = _rows_of_lines(file, path, names, options)
+            found = _rows_of_lines(file, path, options)
         for row in found:
             if not isinstance(row, dict):
                 raise PoolError(f"{path}: a row is not an object with file_name and text")
             yield row
 
 
-def _rows_of_json(content: Any, names: Sequence[str]) -> Iterator[Any]:
+def _rows_of_json(content: Any) -> Iterator[Any]:
     """Yield the rows of a list, of COCO's or Karpathy's json, of ``{"data": [...]}``, or of an object by image."""
     if isinstance(content, dict) and {"images", "annotations"} <= content.keys():  # COCO
         files = {one["id"]: str(one["file_name"]) for one in content["images"]}
         content = ({**one, "file_name": files[one["image_id"]]} for one in content["annotations"])
     elif isinstance(content, dict):
-        content = _list_in(content, names) or map(_named, content, content.values())
+        content = _list_in(content) or map(_named, content, content.values())
     for row in content:
         if isinstance(row, dict) and "sentences" in row and isinstance(row.get("filepath"), str):  # Karpathy
             row = {**row, "file_name": posixpath.join(row["filepath"], row["filename"])}
         yield row
 
 
-def _list_in(content: Mapping[str, Any], names: Sequence[str]) -> Any:
+def _list_in(content: Mapping[str, Any]) -> Any:
     """Return the rows in an object: those of "images" or "data", else of its single list of objects; None if none."""
     lists = {name: value for name, value in content.items() if isinstance(value, list) and value[:1] and
              isinstance(value[0], dict)}  # fmt: skip
     for name in ("images", "data"):
         if name in lists:
             return lists[name]
-    return next((value for name, value in lists.items() if len(lists) == 1 and not _is_picture(name, names)), None)
+    return next((value for name, value in lists.items() if len(lists) == 1 and not _is_picture(name)), None)
 
 
 def _named(name: str, value: Any) -> Mapping[str, Any]:
@@ -131,18 +132,15 @@ def _named(name: str, value: Any) -> Mapping[str, Any]:
     return {"file_name": name, "caption": value}
 
 
-def _rows_of_lines(
-    file: IO[bytes], path: str, names: Sequence[str], options: DataOptions
-) -> Iterator[Mapping[str, Any]]:
-    """Yield the rows of a csv; the first line may be a row if it has an image of the folder and a caption."""
+def _rows_of_lines(file: IO[bytes], path: str, options: DataOptions) -> Iterator[Mapping[str, Any]]:
+    """Yield the rows of a csv; the first line may be a row if it is an image and a caption."""
     columns, delimiter, end = header(file, path, [name for name in (options.image, options.caption) if name])
-    first = columns[0] if len(columns) == 2 and delimiter in "\t," and not known(columns[:1], FILES) else ""
-    if first and delimiter == "\t" and _TOKEN.search(first) and _is_picture(_TOKEN.sub("", first), names):
-        for line in Lines(file, path):  # Flickr8k; quotes are not special
-            name, _, text = line.partition("\t")
-            yield {"image": _TOKEN.sub("", name.strip()), "caption": text}
-        return
-    if first and _is_picture(first, names):
+    if len(columns) == 2 and delimiter in "\t," and _is_picture(_TOKEN.sub("", columns[0])) and is_text(columns[1]):
+        if delimiter == "\t" and _TOKEN.search(columns[0]):  # Flickr8k; quotes are not special
+            for line in Lines(file, path):
+                name, _, text = line.partition("\t")
+                yield {"image": _TOKEN.sub("", name.strip()), "caption": text}
+            return
         columns, end = ["image", "caption"], 0
     joint = " " if delimiter == "\t" else delimiter
     last = len(columns) - 1
@@ -152,7 +150,6 @@ def _rows_of_lines(
         yield dict(zip(columns, row, strict=False))
 
 
-def _is_picture(name: str, names: Sequence[str]) -> bool:
-    """Return whether a cell is the name of an image of the folder, with its extension."""
-    base = os.path.basename(name)
-    return any(os.path.basename(one) == base for one in names)
+def _is_picture(name: str) -> bool:
+    """Return whether a name is clearly that of an image, and not that of a column."""
+    return os.path.splitext(name)[1][1:].lower() in ENDINGS

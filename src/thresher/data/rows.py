@@ -76,7 +76,7 @@ class RowReader:
             self._found = [self._found[0] or bool(self._image), self._found[1] or bool(self._text)]
         name = next(filter(None, (_name_in(row[one]) for one in self._image)), "")
         if not self._found[1] and not self._other_text:
-            self._other_text = any(_is_text(cell) for one, cell in row.items() if one not in self._image)
+            self._other_text = any(is_text(cell) for one, cell in row.items() if one not in self._image)
         return name, next(filter(None, (text_of(row[one]) for one in self._text)), "")
 
     def check_images(self, path: str) -> None:
@@ -123,7 +123,7 @@ def _name_in(cell: Any) -> str:
     return cell.strip() if isinstance(cell, str) else ""
 
 
-def _is_text(cell: Any) -> bool:
+def is_text(cell: Any) -> bool:
     """Return whether a cell may hold a caption: it has text that is not a number."""
     text = text_of(cell)
     try:
