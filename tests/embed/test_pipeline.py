@@ -741,3 +741,20 @@ def test_rows_of_a_grown_pool_tell_files_of_one_name_apart(tmp_path: Path) -> No
     embed(f"{tmp_path}/{{x,y,z}}/*/0.tar", tmp_path / "once", TOY)
     named = [row["shard"] for row in rows_of(tmp_path / "once")]
     assert named == ["x/data/0.tar", "y/data/0.tar", "z/other/0.tar"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "csv"])
+def test_images_alone_need_no_column_of_captions(tmp_path: Path, kind: str) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for i in range(3):
+        (data / f"{i}.jpg").write_bytes(picture(i))
+    (data / "metadata.csv").write_text("file_name,width,prompt\n" + "".join(f"{i}.jpg,512,a dog\n" for i in range(3)))
+    where = str(data if kind == "folder" else data / "metadata.csv")
+    with pytest.raises(PoolError, match="has no column of captions .*; it has file_name, width, prompt; name one with"):
+        pipeline.embed(where, str(tmp_path / "pool"), TOY)
+    assert not (tmp_path / "pool").exists()
+    done = pipeline.embed(where, str(tmp_path / "pool"), dataclasses.replace(TOY, only="image"))
+    assert (done.rows, done.fields) == (3, ("image",))
+    assert done.notes[0].startswith("without captions: ")
+    assert "it has file_name, width, prompt; name one with --caption COLUMN" in done.notes[0]

@@ -163,7 +163,7 @@ def embed(
     """
     progress = progress or Silent()
     folder = Path(pool)
-    source = open_data(data, settings.data)
+    source, refusal = _opened(data, settings)
     _refuse_inside(data, folder)
     known = None if overwrite else PoolPlan.read(folder)
     if known is None:
@@ -174,6 +174,7 @@ def embed(
     devices = _devices(settings.device)
     encoder = make_encoder(settings.encoder, device=devices[0], precision=settings.precision)
     asked, notes = _planned(source, shards, encoder, settings)
+    notes = (*refusal, *notes)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -252,6 +253,16 @@ def _devices(text: str) -> list[str]:
         return named
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return [f"cuda:{i}" for i in range(count)] if count > 1 else named
+
+
+def _opened(data: str, settings: EmbedSettings) -> tuple[Data, tuple[str, ...]]:
+    """Open the data. If only images are embedded, captions that cannot be read are a note and not an error."""
+    try:
+        return open_data(data, settings.data), ()
+    except PoolError as error:
+        if settings.only != "image":
+            raise
+        return open_data(data, replace(settings.data, captions=False)), (f"without captions: {error}",)
 
 
 def _planned(
