@@ -78,7 +78,7 @@ def test_a_caption_may_be_one_that_pandas_takes_for_nothing(tmp_path: Path) -> N
         ("a", "None", "names an image that is not a file: a"),
         ("b", "NA", "names an image that is not a file: b"),
         ("c", "", "names an image that is not a file: c"),
-        ("line 3", "d", "has no image path"),
+        ("line 3", "d", "has no image path, or several"),
     ]
 
 
