@@ -319,6 +319,110 @@ def test_a_selection_by_key_can_weigh() -> None:
     assert loss == pytest.approx((1 + 2 * 10) / 2)
 
 
+def uid(i: int) -> str:
+    return f"{i:05d}" + "ab" * 13 + "c"
+
+
+def with_uids(rows: Iterable[int]) -> Iterator[dict[str, Any]]:
+    """Samples as those of DataComp shards: numbers as keys, uids in the json, some in upper case."""
+    for i in rows:
+        about = json.dumps({"uid": uid(i).upper() if i % 2 else uid(i)}).encode()
+        yield {"__key__": f"{i:09d}", "__url__": "0.tar", "jpg": b"no image", "json": about, "row": i}
+
+
+@pytest.mark.parametrize("key", ["auto", "uid"])
+def test_a_selection_of_uids_is_looked_up_in_the_json(key: str) -> None:
+    pruner = make("", policy=StaticKeys.of_keys([uid(i) for i in (3, 5, 5, 8)] + [uid(9).upper()], N))
+    stage = prune_stream(pruner, key)
+    passed = list(stage(with_uids(range(12))))
+    assert [sample["row"] for sample in passed] == [3, 5, 5, 8, 9]
+    assert [tuple(sample[ID]) for sample in passed] == [
+        tuple(id_of(name)) for name in (uid(3), uid(5), uid(5), uid(8), uid(9).upper())
+    ]
+    assert (stage.seen, stage.passed, stage.without_uid) == (12, 5, 0)
+
+
+def test_a_selection_of_uids_may_name_samples_without_one_by_key() -> None:
+    """As that of a pool of tars in which a json is damaged; the sample is counted, and others are not lost."""
+    given = list(with_uids(range(4)))
+    given[1]["json"], given[2]["json"] = b"{", b"[]"
+    pruner = make("", policy=StaticKeys.of_keys([uid(0), "000000002"], N))
+    stage = prune_stream(pruner)
+    with pytest.warns(UserWarning, match="2 of 4 samples have no uid in their json; they are left out unless"):
+        assert [sample["row"] for sample in stage(given)] == [0, 2]
+    assert stage.without_uid == 2
+
+
+def test_a_ledger_may_go_by_uid() -> None:
+    pruner = make("full", samples=20, epochs=1)
+    stage = prune_stream(pruner, "uid")
+    given = list(with_uids(range(20)))
+    given[7]["json"] = b"\xff"
+    with pytest.warns(UserWarning, match="1 of 20 samples have no uid in their json; their __key__ is used"):
+        ids = np.stack([sample[ID] for sample in stage(given)])
+    pruner.reduce(ids, torch.ones(20, 1))
+    assert (pruner.rows_of([uid(0), uid(1).upper(), "000000007"]) >= 0).all()
+    with pytest.raises(
+        UsageError, match=r"no uid in the json of 30 samples \(members: txt; the first has the key '0'\)"
+    ):
+        list(
+            prune_stream(pruner, "uid", patience=30)({"__key__": str(i), "__url__": "", "txt": b""} for i in range(99))
+        )
+
+
+def endless(rows: int = 50, shards: int = 1) -> Iterator[dict[str, Any]]:
+    """Samples of shards that are drawn for ever."""
+    for i in itertools.count():
+        shard, row = i // rows % shards, i % rows
+        yield {"__key__": f"{shard}/{row:04d}", "__url__": f"{shard}.tar", "jpg": b"", "txt": b""}
+
+
+def test_an_endless_stream_of_other_data_is_refused() -> None:
+    """It was read for ever, without a word."""
+    pruner = make("", policy=StaticKeys.of_keys(["a/x", "a/y"], 4))
+    stage = prune_stream(pruner)
+    with pytest.raises(UsageError) as caught:
+        next(stage(endless()))
+    assert str(caught.value) == (
+        "the selection has none of 10,000 samples (members: jpg, txt; the first has the key '0/0000'), looked up by "
+        "__key__; it has 2 keys, such as 'a/x'. Give a selection of these data. If its samples come later, raise "
+        "--prune-patience (in Python: patience=)"
+    )
+    pruner = make("", policy=StaticKeys.of_keys([uid(1)], 4))
+    stage = prune_stream(pruner, "__key__", patience=5)
+    with pytest.raises(UsageError, match=r"none of 5 samples .* type --prune-key uid \(in Python: key="):
+        next(stage(endless()))
+    assert stage.seen == 5
+    stage = prune_stream(pruner, ("__url__", "__key__"), patience=1)
+    with pytest.raises(UsageError, match="the key '0.tar/0/0000'.*looked up by __url__/__key__"):
+        next(stage(endless()))
+    with pytest.raises(UsageError, match="patience=0; give 1 or more samples"):
+        prune_stream(pruner, patience=0)
+
+
+def test_the_samples_of_all_passes_count() -> None:
+    """webdataset's ``with_epoch`` reads a finite stream again and again."""
+    pruner = make("", policy=StaticKeys.of_keys(["x"], 4))
+    stage = prune_stream(pruner, patience=10)
+    given = [{"__key__": str(i)} for i in range(4)]
+    assert [list(stage(given)) for _ in range(2)] == [[], []]
+    with pytest.raises(UsageError, match="none of 10 samples"):
+        list(stage(given))
+
+
+@pytest.mark.parametrize(
+    ("rows", "shards", "chosen"), [(25_000, 1, ["0/24999"]), (1000, 30, [f"29/{i:04d}" for i in range(1000)])]
+)
+def test_a_selection_that_matches_rarely_is_not_refused(rows: int, shards: int, chosen: list[str]) -> None:
+    """One sample of 25,000, or one shard of 30: not even if it comes last."""
+    pruner = make("", policy=StaticKeys.of_keys(chosen, rows * shards))
+    stage = prune_stream(pruner)
+    assert next(stage(endless(rows, shards)))["__key__"] == chosen[0]
+    pruner = make("", policy=StaticKeys.of_keys(["0/0001"], 25_000))
+    one = prune_stream(pruner, patience=30)
+    assert len(list(one(itertools.islice(endless(5_000), 15_000)))) == 3
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

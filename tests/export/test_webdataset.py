@@ -196,6 +196,30 @@ def test_a_stream_of_other_data_warns(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(caught) == 1
 
 
+def test_an_endless_stream_of_other_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "keys.txt").write_text("x1\nx2\n")
+    about = json.dumps({"uid": uid(7)})
+    endless = ({"__key__": f"{i:09d}", "jpg": b"", "json": about} for i in itertools.count())
+    with pytest.raises(UsageError) as caught:
+        next(keep(tmp_path / "keys.txt", patience=30)(endless))
+    assert str(caught.value) == (
+        f"none of 30 samples has one of the 2 kept keys; the first has '000000000' and the uid '{uid(7)}'; members: "
+        'jpg, json; the selection has keys such as \'x1\'. Give a selection of these data, or by="key" or by="uid". '
+        "If its samples come later, raise patience="
+    )
+    stage = keep(KeySet.from_keys(["x", "1"]), patience=30)
+    assert sum(1 for _ in itertools.islice(stage({"__key__": str(i % 20)} for i in itertools.count()), 9)) == 9
+    monkeypatch.setattr("thresher.export.webdataset._PASSES", 2)
+    monkeypatch.setattr("thresher.export.webdataset.PATIENCE", 7)
+    stage = keep(KeySet.from_keys(["x"]))  # as webdataset's with_epoch does
+    with pytest.warns(UserWarning, match="none of 3 samples"):
+        assert [list(stage([{"__key__": "a"}] * 3)) for _ in range(2)] == [[], []]
+    with pytest.raises(UsageError, match="none of 1 samples has one of"):
+        list(stage([{"__key__": "a"}] * 3))
+    with pytest.raises(UsageError, match="patience=0; give 1 or more"):
+        keep(KeySet.from_keys(["x"]), patience=0)
+
+
 def test_what_cannot_be_kept_is_refused(tmp_path: Path) -> None:
     one = KeySet.from_keys(["a"])
     with pytest.raises(UsageError, match=r"by='uuid'; give one of auto, key, uid. Did you mean 'uid'\?"):

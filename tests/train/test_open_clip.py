@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from thresher.dynamic.loss import clip_losses
 from thresher.dynamic.policies.scan import Scan
 from thresher.dynamic.policies.static import Static
 from thresher.dynamic.sampler import PruningSampler
-from thresher.dynamic.stream import StaticKeys
+from thresher.dynamic.stream import StaticKeys, ids_of
 from thresher.errors import PoolError, UsageError
 from thresher.export.keys import key_batches
 from thresher.train import open_clip
@@ -452,6 +452,179 @@ def test_static_keys_of_a_stream_are_read_once(tmp_path: Path, monkeypatch: pyte
         open_clip.static_keys(tmp_path / "rows.parquet", 10)
 
 
+# Training that would never start
+
+
+def tars(folder: Path, *of_tars: list[tuple[str, bytes]]) -> str:
+    """Write tars with these members, and return their pattern."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard, members in enumerate(of_tars):
+        with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
+            for name, content in members:
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return str(folder / f"{{00000..{len(of_tars) - 1:05d}}}.tar")
+
+
+def uid(i: int) -> str:
+    return f"{i:05d}" + "ab" * 13 + "c"
+
+
+def sample(pairs: Path, i: int) -> dict[str, bytes]:
+    """A sample of DataComp."""
+    image = (pairs / f"{i:05d}.png").read_bytes()
+    return {"png": image, "txt": b"the %d" % i, "json": json.dumps({"uid": uid(i)}).encode()}
+
+
+@pytest.fixture
+def datacomp(pairs: Path, tmp_path: Path) -> list[str]:
+    """Arguments for two tars of 32 samples as those of DataComp: numbers as keys, the uid in the json."""
+    members = [
+        [(f"{i:09d}.{kind}", content) for i in range(lo, lo + 32) for kind, content in sample(pairs, i).items()]
+        for lo in (0, 32)
+    ]
+    return ["--train-data", tars(tmp_path / "datacomp", *members), "--train-num-samples", "64"]
+
+
+def subset(path: Path, rows: Iterable[int]) -> str:
+    """A uid subset file of DataComp."""
+    halves = [(int(uid(i)[:16], 16), int(uid(i)[16:], 16)) for i in rows]
+    np.save(path, np.sort(np.array(halves, np.dtype("u8,u8"))))
+    return str(path)
+
+
+@pytest.mark.parametrize("more", ["", "--prune-key uid", "--dataset-resampled --workers 2"])
+def test_a_uid_subset_of_datacomp_shards_trains(run: Run, datacomp: list[str], tmp_path: Path, more: str) -> None:
+    """datacomp#92: it was read for ever, as the keys of the shards are numbers."""
+    half = subset(tmp_path / "half.npy", range(0, 64, 2))
+    ran = run("webdataset", *datacomp, "--prune", "static", "--prune-selection", half, *more.split())
+    assert [(entry["rows"], entry["samples"]) for entry in ran.log] == [(32, 32)] * 2
+    chosen = {int(hashed) for hashed, _ in ids_of([uid(i) for i in range(0, 64, 2)])}
+    assert set(ran.ledger["hashes"].tolist()) <= chosen
+
+
+def test_a_selection_of_a_pool_with_uids_trains(
+    run: Run, datacomp: list[str], tmp_path: Path, pool: Callable[..., Any], rows: Callable[..., Any]
+) -> None:
+    """The pool that embed makes of these shards has their uids as keys."""
+    store = pool(
+        rows(64), rows(64, seed=1), {"uid": [uid(i) for i in range(64)], "key": [f"{i:09d}" for i in range(64)]}
+    )
+    run_steps(store, [build("clip-score", {"keep": "50%"})]).save(tmp_path / "half")
+    ran = run("webdataset", *datacomp, "--prune", "static", "--prune-selection", str(tmp_path / "half"))
+    assert [(entry["rows"], entry["samples"]) for entry in ran.log] == [(32, 32)] * 2
+
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(pairs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Refused:
+    """Run the trainer on webdataset, and return the line with its error."""
+
+    def train(*arguments: str) -> str:
+        with quiet():
+            given = [*common(pairs, "webdataset"), "--logs", str(tmp_path), "--name", "refused", *arguments]
+            assert main(given) == 2
+        lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("Error: ")]
+        assert len(lines) == 1
+        return lines[0]
+
+    return train
+
+
+@pytest.mark.parametrize(
+    ("more", "number"), [("", 64), ("--workers 2", 32), ("--workers 1 --dataset-resampled --prune-patience 100", 100)]
+)
+def test_a_selection_of_other_data_stops_the_run(
+    refused: Refused, datacomp: list[str], tmp_path: Path, more: str, number: int
+) -> None:
+    (tmp_path / "keys.txt").write_text("x1\nx2\n")
+    given = [*datacomp, "--prune", "static", "--prune-selection", str(tmp_path / "keys.txt"), *more.split()]
+    error = refused(*given)
+    assert error.startswith(
+        f"Error: the selection has none of {number} samples (members: json, png, txt; the first has"
+    )
+    assert "ab" * 13 in error
+    assert (
+        "looked up by __key__; it has 2 keys, such as 'x1'. Give a selection of these data, or type --prune-key"
+        in error
+    )
+    assert ("fewer --workers" in error) == (more == "--workers 2")
+
+
+def test_a_csv_has_no_uids(pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with quiet():
+        assert main([*common(pairs, "csv"), "--logs", str(tmp_path), "--prune", "full", "--prune-key", "uid"]) == 2
+    assert "--prune-key uid is for webdataset; the key of a csv is its column --csv-img-key" in capsys.readouterr().err
+
+
+def test_uids_that_are_looked_up_by_key_say_what_to_type(refused: Refused, datacomp: list[str], tmp_path: Path) -> None:
+    half = subset(tmp_path / "half.npy", range(32))
+    error = refused(*datacomp, "--prune", "static", "--prune-selection", half, "--prune-key", "key")
+    assert "none of 64 samples" in error
+    assert "type --prune-key uid" in error
+
+
+@pytest.mark.parametrize(
+    ("kinds", "more", "message"),
+    [
+        (("png", "cls"), "", "can train on none of 16 samples (members: cls, png; the first has the key"),
+        (("png", "json"), "--workers 2", "can train on none of 8 samples (members: json, png; the first has the key"),
+        (("gif", "txt"), "", "can train on none of 16 samples (members: gif, txt; the first has the key"),
+        (
+            ("png", "cls"),
+            "--dataset-resampled --workers 2 --prune-patience 90",
+            "can train on none of 90 samples (members: cls, png; the first has the key",
+        ),
+    ],
+)
+def test_samples_that_open_clip_drops_stop_the_run(
+    refused: Refused, pairs: Path, tmp_path: Path, kinds: list[str], more: str, message: str
+) -> None:
+    """open_clip drops samples without an image or a caption, and then reads its shards for ever."""
+    contents = {**sample(pairs, 0), "cls": b"3", "gif": b"GIF"}
+    members = [[(f"{i:04d}.{kind}", contents[kind]) for i in range(8) for kind in kinds] for _ in range(2)]
+    error = refused("--train-data", tars(tmp_path / "data", *members), "--train-num-samples", "16", *more.split())
+    assert message in error
+    assert "a sample needs an image (jpg, png, jpeg or webp) and a caption (txt); doctor shows" in error
+
+
+def test_members_that_lie_apart_stop_the_run(refused: Refused, pairs: Path, tmp_path: Path) -> None:
+    """webdataset#407: first all images, then all captions."""
+    given = sample(pairs, 0)
+    members = [(f"{i:04d}.{kind}", given[kind]) for kind in ("png", "txt") for i in range(8)]
+    error = refused("--train-data", tars(tmp_path / "data", members), "--train-num-samples", "8")
+    assert "can train on none of 16 samples (members: png, txt;" in error
+    assert error.endswith("members of a sample must lie next to each other: sort the tars by name")
+
+
+@pytest.mark.parametrize(
+    ("image", "more", "message"),
+    [
+        (b"no image", "", "none of 8 samples can be decoded; the warnings above say why"),
+        (None, "", "8 of 8 samples in 1 tars can be trained on, which do not fill a batch of 16; give a smaller"),
+        (None, "--train-data nothing.tar", "no sample in 1 tars of --train-data; the warnings above say why"),
+        (None, "--train-data nothing.tar --dataset-resampled", "no sample in 1,000 tars of --train-data"),
+        (None, "--workers 3", "fewer tars than the 3 workers of all processes; give fewer --workers"),
+    ],
+)
+def test_a_run_without_a_batch_stops(
+    refused: Refused, pairs: Path, tmp_path: Path, image: bytes | None, more: str, message: str
+) -> None:
+    given = sample(pairs, 0) | ({} if image is None else {"png": image})
+    members = [(f"{i:04d}.{kind}", given[kind]) for i in range(8) for kind in ("png", "txt")]
+    error = refused("--train-data", tars(tmp_path / "data", members), "--train-num-samples", "16", *more.split())
+    assert message in error
+
+
+def test_a_selection_that_matches_rarely_trains(run: Run, datacomp: list[str], tmp_path: Path) -> None:
+    given = ("--prune", "static", "--prune-selection", subset(tmp_path / "two.npy", [3, 40]), "--batch-size", "2")
+    ran = run("webdataset", *datacomp, *given, "--prune-patience", "62")
+    assert [(entry["rows"], entry["samples"]) for entry in ran.log] == [(2, 2)] * 2
+
+
 # Several processes
 
 
@@ -566,6 +739,8 @@ OWN = ["--train-data", "pairs.csv", "--model", "ViT-B-32"]
         (["--prune", "scan", "--prune-weigh"], "policy scan has no weigh; it has rho, "),
         (["--distill-model", "RN50"], "--distill-model cannot be combined with pruning"),
         (["--model", "coca_ViT-B-32"], "--model coca... cannot be combined with pruning"),
+        (["--prune-patience", "0"], "--prune-patience 0; give 1 or more samples"),
+        (["--prune-key", "uuid"], "argument --prune-key: invalid choice: 'uuid'"),
         (["--horovod"], "--horovod cannot be combined with pruning"),
     ],
 )

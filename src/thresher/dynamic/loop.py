@@ -305,11 +305,11 @@ def describe(policy: Any, *, defaults: bool = False) -> str:
     """Return the policy as text, with the parameters that differ from their defaults, and arrays by their digest.
 
     Args:
-        policy: A dataclass.
+        policy: A dataclass; fields with ``repr=False`` are left out.
         defaults: Include every parameter, for people: floats to four digits.
     """
     parts = []
-    for item in dataclasses.fields(policy):
+    for item in (each for each in dataclasses.fields(policy) if each.repr):
         value = getattr(policy, item.name)
         if isinstance(value, np.ndarray):
             parts.append(f"{item.name}={value.dtype}{value.shape}:{digest(value)[:16]}")

@@ -22,6 +22,7 @@ import dataclasses
 import os
 import shutil
 import tempfile
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -31,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from thresher.data.streams import PATIENCE, Seen, uid_of
 from thresher.dynamic.ledger import Ints, Ledger, Losses
 from thresher.dynamic.loop import (
     PruningLoop,
@@ -43,15 +45,19 @@ from thresher.dynamic.loop import (
 from thresher.dynamic.pick import whole
 from thresher.dynamic.policy import Plan, Policy
 from thresher.errors import UsageError
-from thresher.ops.key_hash import BATCH, RECORD, batches_of, id_of, records_of
+from thresher.ops.key_hash import BATCH, RECORD, batches_of, id_of, is_uid, records_of
 from thresher.runtime.locks import Scratch, create_locked_folder, sweep
+from thresher.runtime.untrusted import cut
 
 if TYPE_CHECKING:
     import torch  # noqa: TID253
 
 ID = "__id__"  # the field of a sample that prune_stream adds
 
+AUTO, UID, KEY = "auto", "uid", "__key__"  # how prune_stream identifies samples
+
 _MOST_TIMES = int(np.iinfo(np.uint16).max)
+_SURE = 30  # with a share 1/k of the samples kept, none of 30 k is kept with a probability of e^-30
 
 Key = str | Sequence[str] | Callable[[Any], str]
 Checks = npt.NDArray[np.uint32]
@@ -73,12 +79,16 @@ class StaticKeys(Policy):
         times_M: (M,) uint16, how often each sample is used, 1 or more.
         total: Number of samples of the stream from which these were selected; forecasts use it.
         weigh: Multiply losses by weights instead of repeating samples.
+        uids: Whether any key is a uid of 32 hexadecimal digits, so that samples have to be looked up by uid.
+        example: One of the keys, for messages.
     """
 
     ids_M: Ints
     times_M: npt.NDArray[np.uint16]
     total: int
     weigh: bool = False
+    uids: bool = dataclasses.field(default=False, repr=False)
+    example: str = dataclasses.field(default="", repr=False)
 
     @classmethod
     def of_keys(cls, keys: Iterable[str], total: int, *, weigh: bool = False) -> StaticKeys:
@@ -104,9 +114,11 @@ class StaticKeys(Policy):
             UsageError: As for :meth:`of_keys`.
         """
         held, often = bytearray(), None  # bytearrays grow in place, without a second copy
+        uids, example = False, ""
         for keys, times in batches:
             if times is not None and (times < 1).any():
                 keys, times = [key for key, n in zip(keys, times, strict=True) if n > 0], times[times > 0]
+            uids, example = uids or any(map(is_uid, keys)), example or next(iter(keys), "")
             if often is None and times is not None and (times != 1).any():
                 often = bytearray(np.ones(len(held) // RECORD.itemsize, np.int32).tobytes())
             held += records_of(keys).data
@@ -125,7 +137,8 @@ class StaticKeys(Policy):
             raise UsageError(
                 f"{np.count_nonzero(same)} pairs of keys have the same 64-bit hash; leave out one key of each pair"
             )
-        return cls(ids_M=ids_M, times_M=times_M.astype(np.uint16), total=total, weigh=weigh)
+        times_M = times_M.astype(np.uint16)
+        return cls(ids_M=ids_M, times_M=times_M, total=total, weigh=weigh, uids=uids, example=example)
 
     @cached_property
     def hashes_M(self) -> Ints:
@@ -158,42 +171,139 @@ class prune_stream:  # noqa: N801 - reads as the verb it is
 
     The stage can be pickled, and can run in any number of processes on the pruner's machine. It checks for a new plan
     with every sample. Samples that are in later buffers when an epoch ends were passed by the previous plan.
+
+    Attributes:
+        seen: Samples read by this stage in this process.
+        passed: Samples yielded by this stage in this process, including repeats.
+        without_uid: Samples in which no uid was found, of those looked up by uid. They are identified by ``__key__``.
     """
 
-    def __init__(self, pruner: StreamPruner, key: Key = "__key__") -> None:
+    def __init__(self, pruner: StreamPruner, key: Key = AUTO, *, patience: int | None = None) -> None:
         """Create the stage for ``pruner``.
 
         Args:
             pruner: The pruner of the training loop that uses the samples.
             key: How to get the key of a sample, which must be the same in every epoch: the name of a field, several
                 names (joined by "/"), or a function of the sample that returns text. img2dataset numbers the samples
-                of every dataset from 0: if you mix several, give ``("__url__", "__key__")``.
+                of every dataset from 0: if you mix several, give ``("__url__", "__key__")``. "uid" is the field
+                ``uid``, or that in the ``json`` of the sample, as in DataComp shards; samples without one are
+                identified by their ``__key__``. "auto" is "uid" for a :class:`StaticKeys` with uids, else
+                ``"__key__"``.
+            patience: For a selection, the number of samples after which the stream is refused if none of those read in
+                this process is selected. By default 10,000, and more for a small selection or large shards: as many
+                samples, and as many shards, that a selection of the same data would have had some of them.
+
+        Raises:
+            UsageError: ``patience`` is below 1.
         """
-        self.folder, self.key = pruner.folder, key
+        if patience is not None and patience < 1:
+            raise UsageError(f"{patience=}; give 1 or more samples")
+        self.folder, self.patience = pruner.folder, patience
+        policy = pruner.policy
+        self._of: tuple[int, int, str] | None = None  # keys of the selection, samples of the stream, a key
+        uids = False
+        if isinstance(policy, StaticKeys):
+            self._of, uids = (len(policy.ids_M), policy.total, policy.example), policy.uids
+        self.key: Key = key if key != AUTO else UID if uids else KEY
+        self._by_request = key == UID
+        self.seen, self.passed, self.without_uid = 0, 0, 0
+        self._none: Seen | None = Seen()  # what was seen while none was known by its key; None afterwards
 
     def __call__(self, samples: Iterable[Any]) -> Iterator[Any]:
         """Yield the samples to train on, with their ids.
 
+        Warns if some samples have no uid but are looked up by uid.
+
         Raises:
-            UsageError: A sample does not have the fields of the key.
+            UsageError: A sample does not have the fields of the key, or none of many samples is in the selection or has
+                the uid that was requested.
         """
         now = np.load(self.folder / "now.npy", mmap_mode="r", allow_pickle=False)
         version, table = -1, None
+        before, without = self.seen, self.without_uid
         for sample in samples:
             if table is None or now[0] != version:
                 version, table = _Table.in_force(self.folder, now)
-            id_2 = id_of(self._key(sample))
-            for _ in range(table.times(id_2)):
+            self.seen += 1
+            id_2, times = self._find(sample, table)
+            self.passed += times
+            for _ in range(times):
                 yield {**sample, ID: id_2} if isinstance(sample, Mapping) else (id_2, sample)
+        if self.without_uid > without:
+            what = "they are left out unless their __key__ is selected" if self._of else "their __key__ is used"
+            warnings.warn(
+                f"{self.without_uid - without:,} of {self.seen - before:,} samples have no uid in their json; {what}",
+                stacklevel=2,
+            )
 
-    def _key(self, sample: Any) -> str:
+    def nothing(self) -> str | None:
+        """Return what to say if no sample that this process has read is in the selection; None if there is one."""
+        if self._none is None or self._of is None:
+            return None
+        kept, _, example = self._of
+        like = f", such as {cut(example)!r}" if example else ""
+        by = self.key if isinstance(self.key, str) else "key" if callable(self.key) else "/".join(self.key)
+        hint = ""
+        if self.key != UID and (is_uid(example) or self._none.uid):
+            hint = ', or type --prune-key uid (in Python: key="uid") if its keys are uids'
+        return (
+            f"the selection has none of {self._none}, looked up by {by}; it has {kept:,} keys{like}. Give a selection "
+            f"of these data{hint}"
+        )
+
+    def _find(self, sample: Any, table: _Table) -> tuple[Ints, int]:
+        """Return the id of a sample, and how often to use it."""
+        keys = self._keys(sample)
+        ids = map(id_of, keys)
+        first = id_2 = next(ids)
+        times = table.find(id_2)
+        if not table.others:
+            while times is None and (other := next(ids, None)) is not None:
+                id_2, times = other, table.find(other)
+        if self._none is not None:
+            if times is None if self._of else self._by_request and uid_of(sample) is None:
+                self._none.add(sample, keys[0])
+                self._check(self._none)
+            else:
+                self._none = None
+        return (first, table.others) if times is None else (id_2, times)
+
+    def _check(self, none: Seen) -> None:
+        """Raise if so many samples are not in the selection, or have no uid, that others will not either."""
+        if self._of is None:
+            if none.samples >= (self.patience or PATIENCE):
+                raise UsageError(
+                    f"no uid in the json of {none}; leave out --prune-key uid (in Python: key=) to use __key__"
+                )
+            return
+        if self.patience is None:
+            kept, total, _ = self._of
+            # Selected samples may lie in few shards, so as many shards are needed as samples, or the whole stream.
+            sure = _SURE * total / kept
+            whole = none.samples >= (_SURE * total if none.shards else total)
+            if none.samples < max(PATIENCE, sure) or not (whole or none.shards >= sure):
+                return
+        elif none.samples < self.patience:
+            return
+        raise UsageError(f"{self.nothing()}. If its samples come later, raise --prune-patience (in Python: patience=)")
+
+    def _keys(self, sample: Any) -> list[str]:
+        """Return the key of a sample, and the other keys by which a selection may know it."""
         if callable(self.key):
-            return self.key(sample)
+            return [self.key(sample)]
         fields = (self.key,) if isinstance(self.key, str) else self.key
+        if self.key == UID:
+            if (uid := uid_of(sample)) is not None:
+                key = sample.get(KEY)
+                return list(dict.fromkeys([uid, uid.lower(), uid.upper(), *([key] if isinstance(key, str) else [])]))
+            has_key = isinstance(sample, Mapping) and isinstance(sample.get(KEY), str)
+            if has_key and (not self._by_request or "json" in sample or "__url__" in sample):
+                self.without_uid += self._by_request or "json" in sample
+                return [sample[KEY]]
         if not isinstance(sample, Mapping) or any(field not in sample for field in fields):
             there = ", ".join(map(str, sample)) if isinstance(sample, Mapping) else f"no fields; it is a {type(sample)}"
             raise UsageError(f"a sample without {' and '.join(fields)}; it has {there}. Give the field with key=")
-        return "/".join(str(sample[field]) for field in fields)
+        return ["/".join(str(sample[field]) for field in fields)]
 
 
 class StreamPruner(PruningLoop):
@@ -558,11 +668,11 @@ class _Table:
     def __init__(self, hashes_M: Ints, checks_M: Checks, times_M: npt.NDArray[np.uint16], others: int) -> None:
         self.hashes_M, self.checks_M, self.times_M, self.others = hashes_M, checks_M, times_M, others
 
-    def times(self, id_2: Ints) -> int:
-        """Return how often to use the sample with this id."""
+    def find(self, id_2: Ints) -> int | None:
+        """Return how often to use the sample with this id; None if it is not listed."""
         at = int(self.hashes_M.searchsorted(id_2[0]))
         if at == len(self.hashes_M) or self.hashes_M[at] != id_2[0] or self.checks_M[at] != id_2[1]:
-            return self.others
+            return None
         return int(self.times_M[at])
 
     @staticmethod

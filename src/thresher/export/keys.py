@@ -271,6 +271,7 @@ def select_indices(sel: Chosen | KeySet, dataset: Any = None, *, keys: Iterable[
         dataset: The dataset, only to check that its length is that of the pool.
         keys: The key of every row of the dataset, as a sequence or column. Rows are then selected by key, and the pool
             may have other rows in another order. Keys are converted to text. All rows with a kept key are selected.
+            For a selection of uids, give the uid of every row, in upper or lower case.
 
     Returns:
         (M,) int64, ascending, each row as often as the selection uses it.

@@ -16,11 +16,14 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
+from thresher.data.streams import PATIENCE, Seen, uid_of
 from thresher.errors import UsageError, suggest
-from thresher.export.keys import Chosen, KeySet, read_keys
-from thresher.runtime.untrusted import parse_json
+from thresher.export.keys import Chosen, KeySet, each_key, read_keys
+from thresher.runtime.untrusted import cut
 
 _LOOKED = 100_000  # samples without a match after which to warn
+_MOST = 1_000_000  # and after which to stop
+_PASSES = 100  # that often the same shards were read without a match; then PATIENCE samples are enough to stop
 
 By = Literal["auto", "key", "uid"]
 
@@ -41,7 +44,7 @@ class keep:  # noqa: N801 - reads as the verb it is
         kept: Samples yielded by this stage, including repeats.
     """
 
-    def __init__(self, sel: Chosen | KeySet, *, by: By = "auto") -> None:
+    def __init__(self, sel: Chosen | KeySet, *, by: By = "auto", patience: int | None = None) -> None:
         """Read the keys of a selection.
 
         Args:
@@ -51,17 +54,24 @@ class keep:  # noqa: N801 - reads as the verb it is
                 DataComp shards, in upper or lower case; samples without one are skipped. "auto": by uid if keys of the
                 selection are uids (32 hexadecimal digits) and the uid of the sample is one of them, else by
                 ``__key__``, which pools use for samples without a uid.
+            patience: Number of samples after which the stream is refused if none of those read in this process is
+                kept. By default 1,000,000, or 10,000 if the shards were read 100 times.
 
         Raises:
-            UsageError: It has no keys, its pool has a key several times, or ``by`` is not one of these.
+            UsageError: It has no keys, its pool has a key several times, ``by`` is not one of these, or ``patience``
+                is below 1.
             PoolError: It cannot be read.
         """
         if by not in get_args(By):
             raise UsageError(f"by={by!r}; give one of {', '.join(get_args(By))}.{suggest(str(by), get_args(By))}")
+        if patience is not None and patience < 1:
+            raise UsageError(f"{patience=}; give 1 or more samples")
         self.keys = sel if isinstance(sel, KeySet) else read_keys(sel)
         if not len(self.keys):
             raise UsageError(f"{sel}: has no keys, so no sample would be kept; give a selection that keeps some")
-        self.by, self.seen, self.kept = by, 0, 0
+        self.by, self.patience, self.seen, self.kept = by, patience, 0, 0
+        self._like = "" if isinstance(sel, KeySet) else next((key for key, _ in each_key(sel)), "")
+        self._passes = 0
 
     def __call__(self, samples: Iterable[Any]) -> Iterator[Any]:
         """Yield the kept samples, each as often as the selection uses it.
@@ -69,28 +79,42 @@ class keep:  # noqa: N801 - reads as the verb it is
         Warns if none of the first 100,000 samples, or of all samples, is kept: the keys are then of other data.
 
         Raises:
-            UsageError: A sample without a ``__key__``.
+            UsageError: A sample without a ``__key__``, or none of ``patience`` samples is kept.
         """
-        first, seen, kept = "", self.seen, self.kept
+        none: Seen | None = Seen()
+        seen = self.seen
+        self._passes += 1
         for sample in samples:
             key = self._key(sample)
-            if self.seen == seen:
-                first = f"the first has {'no uid' if key is None else repr(key)}"
             times = 0 if key is None else self.keys.times(key)
             self.seen += 1
             self.kept += times
+            if times:
+                none = None
+            elif none is not None:
+                none.add(sample, "" if key is None else key)
+                if none.samples == _LOOKED:  # streams with resampling have no end
+                    warnings.warn(self._nothing(none), stacklevel=2)
+                if not self.kept and self.seen >= self._most():
+                    raise UsageError(f"{self._nothing(none)}. If its samples come later, raise patience=")
             if times == 1:
                 yield sample
             elif times:  # copies, because later stages may modify them
                 yield from (dict(one) for one in [dict(sample)] * times)
-            elif self.seen - seen == _LOOKED and self.kept == kept:  # streams with resampling have no end
-                self._warn(_LOOKED, first)
-        if 0 < self.seen - seen < _LOOKED and self.kept == kept:
-            self._warn(self.seen - seen, first)
+        if none is not None and 0 < self.seen - seen < _LOOKED:
+            warnings.warn(self._nothing(none), stacklevel=2)
 
-    def _warn(self, seen: int, first: str) -> None:
-        message = f"none of {seen:,} samples has one of the {len(self.keys):,} kept keys; {first}"
-        warnings.warn(message, stacklevel=3)
+    def _most(self) -> int:
+        return self.patience or (PATIENCE if self._passes > _PASSES else _MOST)
+
+    def _nothing(self, none: Seen) -> str:
+        first = repr(cut(none.key)) if none.key or self.by == "key" else "no uid"
+        uid = f" and the uid {cut(none.uid)!r}" if none.uid not in ("", none.key) else ""
+        like = f"; the selection has keys such as {cut(self._like)!r}" if self._like else ""
+        return (
+            f"none of {none.samples:,} samples has one of the {len(self.keys):,} kept keys; the first has {first}"
+            f'{uid}; members: {none.listed()}{like}. Give a selection of these data, or by="key" or by="uid"'
+        )
 
     def _key(self, sample: Any) -> str | None:
         """Return the key or uid of a sample; None if it has no uid but needs one."""
@@ -98,18 +122,7 @@ class keep:  # noqa: N801 - reads as the verb it is
             there = ", ".join(map(str, sample)) if isinstance(sample, Mapping) else f"no fields: it is {type(sample)}"
             raise UsageError(f"a sample without __key__; it has {there}. Put the stage after tarfile_to_samples")
         if self.by == "uid" or (self.by == "auto" and self.keys.uids):
-            uid = _uid(sample.get("json"))
+            uid = uid_of(sample)
             if self.by == "uid" or uid in self.keys:
                 return uid
         return str(sample["__key__"])
-
-
-def _uid(content: Any) -> str | None:
-    """Return the uid in the json of a sample, decoded or not; None if there is none."""
-    if isinstance(content, bytes | bytearray | str):
-        try:
-            content = parse_json(content)
-        except ValueError:
-            return None
-    uid = content.get("uid") if isinstance(content, Mapping) else None
-    return uid if isinstance(uid, str) else None

@@ -71,12 +71,17 @@ def hash_many(keys: Sequence[str]) -> tuple[Hashes, bool]:
     elif not any(len(key) == 32 for key in keys):
         joined = b"".join([_digest(key) for key in keys])
         return np.frombuffer(joined, "<u8").astype(np.uint64), False
-    some = any(len(key) == 32 and _uid(key) is not None for key in keys)
+    some = any(map(is_uid, keys))
     return np.fromiter(map(hash_of, keys), np.uint64, len(keys)), some
 
 
 def _digest(key: str, size: int = 8) -> bytes:
     return blake2b(key.encode("utf-8", "surrogatepass"), digest_size=size).digest()
+
+
+def is_uid(key: str) -> bool:
+    """Return whether a key is 32 hexadecimal digits, as the uids of DataComp are."""
+    return len(key) == 32 and _uid(key) is not None
 
 
 def _uid(key: str) -> int | None:

@@ -37,6 +37,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from thresher.data.streams import PATIENCE, Seen
 from thresher.dynamic.ledger import Ints
 from thresher.dynamic.loop import as_array, describe
 from thresher.dynamic.policies.full import Full
@@ -44,7 +45,7 @@ from thresher.dynamic.policies.static import Static
 from thresher.dynamic.policy import Policy
 from thresher.dynamic.registry import POLICIES, Flag, check_options, flags, policy_named
 from thresher.dynamic.sampler import PruningSampler, with_rows
-from thresher.dynamic.stream import ID, StaticKeys, StreamPruner, prune_stream
+from thresher.dynamic.stream import AUTO, ID, KEY, UID, StaticKeys, StreamPruner, prune_stream
 from thresher.errors import MissingExtraError, ThresherError, UsageError, installed, suggest
 from thresher.export.keys import each_key, key_batches, keys_are_of_rows, read_keys
 from thresher.pool.store import EmbeddingStore, reopen
@@ -54,13 +55,22 @@ from thresher.runtime.parameters import Share, read
 from thresher.selection import Selection
 
 SEAM = ("get_data", "create_loss", "cosine_lr", "const_lr", "const_lr_cooldown")
-KEYS = {"key": "__key__", "url+key": ("__url__", "__key__")}
+KEYS = {"auto": AUTO, "key": KEY, "uid": UID, "url+key": ("__url__", KEY)}
 
-OWN = ("share", "selection", "seed", "key", "fresh")  # flags --prune-share and so on; others are options of policies
+OWN = (
+    "share",
+    "selection",
+    "seed",
+    "key",
+    "patience",
+    "fresh",
+)  # flags --prune-share and so on; others are options of policies
 _OF_POLICY = "of policy: "
 _LOG = "pruning.jsonl"
 _LEDGER = "pruning-ledger.npz"
 _LOCK = ".pruning.lock"
+_BUFFER = 5_000  # samples in open_clip's shuffle buffer
+_SHARDS = 1_000  # opened without a sample, after which to stop
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +84,7 @@ class PruneOptions:
         selection: For a policy that needs one, a selection folder or a text file of keys.
         seed: Seed of draws and orders; None for open_clip's seed.
         key: What identifies a sample of a webdataset, one of :data:`KEYS`.
+        patience: Samples of a webdataset of which none is trained on, after which the run stops; None for the default.
         fresh: Start to prune from a checkpoint without a pruning state.
     """
 
@@ -82,7 +93,8 @@ class PruneOptions:
     parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     selection: str | None = None
     seed: int | None = None
-    key: str = "key"
+    key: str = "auto"
+    patience: int | None = None
     fresh: bool = False
 
     def make(self, epochs: int) -> Policy:
@@ -103,8 +115,16 @@ def main(arguments: Sequence[str]) -> int:
         with pruning(options) as trainer:
             return 0 if trainer.main(rest) is None else 1
     except ThresherError as error:
-        sys.stderr.write(f"Error: {error}\n")
+        sys.stderr.write(f"Error: {_message(error)}\n")
         return 2
+
+
+def _message(error: ThresherError) -> str:
+    """Return the message of an error; that of a worker of a DataLoader is the last line of a traceback."""
+    text = str(error)
+    if not text.startswith("Caught ") or "Traceback" not in text:
+        return text
+    return text.rstrip().rpartition("\n")[2].partition(": ")[2]
 
 
 def parse(arguments: Sequence[str]) -> tuple[PruneOptions, list[str]]:
@@ -222,7 +242,15 @@ class _Run:
     # Called by open_clip's trainer
 
     def get_data(self, args: Any, preprocess_fns: Any, epoch: int = 0, tokenizer: Any = None) -> dict[str, Any]:
-        data: dict[str, Any] = self.own["get_data"](args, preprocess_fns, epoch=epoch, tokenizer=tokenizer)
+        try:
+            data: dict[str, Any] = self.own["get_data"](args, preprocess_fns, epoch=epoch, tokenizer=tokenizer)
+        except AssertionError as error:
+            if "number of shards" not in str(error):
+                raise
+            raise UsageError(
+                f"{args.train_data}: fewer tars than the {max(1, args.workers) * args.world_size} workers of all "
+                "processes; give fewer --workers, or write more tars"
+            ) from None
         if "train" in data:
             self.args = args
             self._hold()
@@ -293,6 +321,10 @@ class _Run:
             raise UsageError(
                 f"{loader.num_samples:,} rows do not fill a batch of {batch:,} on each process; give a smaller batch"
             )
+        if self.options.key not in ("auto", "key"):
+            raise UsageError(
+                f"--prune-key {self.options.key} is for webdataset; the key of a csv is its column --csv-img-key"
+            )
         policy = self._policy(loader)
         sampler = PruningSampler(
             len(loader.dataset),
@@ -322,7 +354,10 @@ class _Run:
             seed=self._seed(),
         )
         self.pruner = pruner
-        insert_stage(stages_of(loader), prune_stream(pruner, KEYS[self.options.key]))
+        stage = prune_stream(pruner, KEYS[self.options.key], patience=self.options.patience)
+        stages = stages_of(loader)
+        insert_stage(stages, stage)
+        _Watch(stage, args.batch_size, args.workers).insert(stages)
         loader.pipeline[0].worker_init_fn = self._in_worker
         return _Loader(self, loader, loader)
 
@@ -569,6 +604,108 @@ class _Loader:
         run.end(epoch)
 
 
+class _Watch:
+    """Stages in open_clip's pipeline that stop a run for which no batch will come, and say what they saw.
+
+    Without them open_clip reads for ever: a worker reads its shards again until the epoch has its batches. Each worker
+    has its own copy, whose counts are those of its process.
+    """
+
+    def __init__(self, stage: prune_stream, batch: int, workers: int) -> None:
+        self.stage, self.batch, self.workers = stage, batch, workers
+        self.patience = stage.patience or PATIENCE
+        self._begin()
+
+    def _begin(self) -> None:
+        """Count from 0."""
+        self.shards = self.trainable = self.decoded = 0
+        self.seen = Seen()  # samples that the pruning stage passed, up to the first one to train on
+        self.before = self.stage.seen, self.stage.passed
+
+    def insert(self, stages: list[Any]) -> None:
+        """Insert the stages into the pipeline of open_clip, which has the pruning stage."""
+        at = next(i for i, each in enumerate(stages) if each is self.stage)
+        tuples = next(i for i, each in enumerate(stages) if getattr(each, "args", None) == (ID, "image", "text"))
+        stages.append(self.of_batches)
+        stages.insert(tuples + 1, self.of_decoded)
+        stages.insert(at + 1, self.of_passed)
+        stages.insert(at - 1, self.of_shards)
+
+    def of_shards(self, shards: Iterable[Any]) -> Iterator[Any]:
+        for shard in shards:
+            if self.shards >= _SHARDS and self.stage.seen == self.before[0]:
+                raise UsageError(self._no_sample())
+            self.shards += 1
+            yield shard
+
+    def of_passed(self, samples: Iterable[Any]) -> Iterator[Any]:
+        from open_clip_train.data import filter_no_caption_or_no_image
+
+        for sample in samples:
+            if filter_no_caption_or_no_image(sample):
+                self.trainable += 1
+                if not self.decoded and self.trainable >= self.patience + _BUFFER:
+                    raise UsageError(self._no_image())
+            elif not self.trainable:
+                self.seen.add(sample, str(sample["__key__"]))
+                if self.seen.samples >= self.patience:
+                    raise UsageError(self._no_pair())
+            yield sample
+
+    def of_decoded(self, samples: Iterable[Any]) -> Iterator[Any]:
+        for sample in samples:
+            self.decoded += 1
+            yield sample
+
+    def of_batches(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Yield the batches of a pass over the shards of a worker; raise if there is none.
+
+        The worker would read the same shards again, while the trainer waits for its batches.
+        """
+        self._begin()
+        count = 0
+        for batch in batches:
+            count += 1
+            yield batch
+        if not count:
+            raise UsageError(self._no_batch())
+
+    def _no_batch(self) -> str:
+        seen, passed = self.stage.seen - self.before[0], self.stage.passed - self.before[1]
+        if not seen:
+            return self._no_sample()
+        fewer = ". If tars of other workers have samples to train on, give fewer --workers" if self.workers > 1 else ""
+        if not passed:
+            nothing = self.stage.nothing() or f"the plan has none of the {seen:,} samples of all tars; prune less"
+            return f"{nothing}{fewer}"
+        if not self.trainable:
+            return self._no_pair()
+        if not self.decoded:
+            return self._no_image()
+        return (
+            f"{self.decoded:,} of {seen:,} samples in {self.shards:,} tars can be trained on, which do not fill a "
+            f"batch of {self.batch:,}; give a smaller --batch-size or keep more samples{fewer}"
+        )
+
+    def _no_sample(self) -> str:
+        return f"no sample in {self.shards:,} tars of --train-data; the warnings above say why"
+
+    def _no_pair(self) -> str:
+        images, captions = {"jpg", "png", "jpeg", "webp"} & self.seen.members.keys(), "txt" in self.seen.members
+        hint = (
+            "members of a sample must lie next to each other: sort the tars by name"
+            if images and captions
+            else "doctor shows what the data have: thresher doctor DATA"
+        )
+        return (
+            f"open_clip can train on none of {self.seen}; a sample needs an image (jpg, png, jpeg or webp) and a "
+            f"caption (txt); {hint}"
+        )
+
+    def _no_image(self) -> str:
+        return f"none of {self.trainable:,} samples can be decoded; the warnings above say why"
+
+
 class _Loss:
     """The loss of open_clip, which also passes the losses per sample to the pruner."""
 
@@ -691,6 +828,8 @@ def _check(options: PruneOptions) -> None:
     if needs != (options.selection is not None):
         need = " or ".join(name for name, cls in POLICIES.all().items() if cls.needs_selection)
         raise UsageError(f"--prune {need} and --prune-selection need each other; give both or neither")
+    if options.patience is not None and options.patience < 1:
+        raise UsageError(f"--prune-patience {options.patience}; give 1 or more samples")
     if needs and options.share is not None:
         raise UsageError(f"--prune {options.policy} trains on the selection; leave out --prune-share")
 
@@ -738,7 +877,20 @@ def _parser(offered: Sequence[Flag]) -> argparse.ArgumentParser:
         add(f"--prune-{flag.flag}", **kwargs)
     add("--prune-selection", dest="selection", help=f"{need}: a selection folder, or a text file with one key per line")
     add("--prune-seed", dest="seed", type=int, help="seed of draws and orders (default: --seed of open_clip)")
-    add("--prune-key", dest="key", choices=tuple(KEYS), default="key", help="webdataset: what identifies a sample")
+    add(
+        "--prune-key",
+        dest="key",
+        choices=tuple(KEYS),
+        default="auto",
+        help="webdataset: what identifies a sample; uid is that in its json (auto: uid if the selection has uids)",
+    )
+    add(
+        "--prune-patience",
+        dest="patience",
+        type=int,
+        metavar="SAMPLES",
+        help="webdataset: stop if none of this number of samples can be used (10000, or more for a small selection)",
+    )
     add(
         "--prune-fresh", dest="fresh", action="store_true", help="start pruning from a checkpoint saved without pruning"
     )
