@@ -351,6 +351,8 @@ def test_a_selection_of_uids_may_name_samples_without_one_by_key() -> None:
     with pytest.warns(UserWarning, match="2 of 4 samples have no uid in their json; they are left out unless"):
         assert [sample["row"] for sample in stage(given)] == [0, 2]
     assert stage.without_uid == 2
+    with pytest.warns(UserWarning, match="2 of 3 samples have no uid"):  # not read to its end
+        assert [sample["row"] for sample in itertools.islice(stage(given), 2)] == [0, 2]
 
 
 def test_a_ledger_may_go_by_uid() -> None:
@@ -796,6 +798,29 @@ def test_shards_drawn_with_replacement(tmp_path: Path) -> None:
     assert any(entry["again"] for entry in log)
     assert [entry["steps"] for entry in log[:2]] == [10, 10]
     assert log[4]["steps"] < 9  # rows that did not come in the preparation epoch are no candidates
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("resampled", [False, True])
+def test_no_handler_of_webdataset_hides_that_a_stream_is_refused(tmp_path: Path, workers: int, resampled: bool) -> None:
+    import webdataset as wds
+
+    pruner, urls = make("", policy=StaticKeys.of_keys(["x"], N)), shards(tmp_path)
+    first = [wds.ResampledShards(urls)] if resampled else [wds.SimpleShardList(urls), wds.split_by_worker]
+    dataset = wds.DataPipeline(
+        *first,
+        wds.tarfile_to_samples(handler=wds.warn_and_continue),
+        prune_stream(pruner, patience=300),
+        wds.shuffle(100),
+        wds.decode(handler=wds.warn_and_continue),
+        wds.to_tuple(ID, "cls", handler=wds.warn_and_continue),
+        wds.batched(B),
+    ).with_epoch(10)
+    with pytest.raises(
+        UsageError, match=r"the selection has none of 300 samples \(members: cls; the first has the key"
+    ):
+        next(iter(wds.WebLoader(dataset, batch_size=None, num_workers=workers)))
 
 
 # Several processes: gloo, on this machine only.

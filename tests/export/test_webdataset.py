@@ -293,6 +293,20 @@ def test_damaged_pictures_do_no_harm_where_they_are_not_kept(subset: Callable[..
     assert numbers(pipeline(shards, keep(folder), wds.map(damage))) == times
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_no_handler_of_webdataset_hides_that_a_stream_is_refused(shards: list[str], workers: int) -> None:
+    dataset = wds.DataPipeline(
+        wds.ResampledShards(shards),
+        wds.tarfile_to_samples(handler=wds.warn_and_continue),
+        keep(KeySet.from_keys(["x"]), patience=100),
+        wds.shuffle(10),
+        wds.decode("pil", handler=wds.warn_and_continue),
+        wds.to_tuple("png", "txt", handler=wds.warn_and_continue),
+    )
+    with pytest.raises(UsageError, match="none of 100 samples has one of the 1 kept keys; .* raise patience="):
+        next(iter(torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=workers)))
+
+
 # In open_clip's
 
 

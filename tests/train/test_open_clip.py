@@ -588,7 +588,7 @@ def test_samples_that_open_clip_drops_stop_the_run(
     members = [[(f"{i:04d}.{kind}", contents[kind]) for i in range(8) for kind in kinds] for _ in range(2)]
     error = refused("--train-data", tars(tmp_path / "data", *members), "--train-num-samples", "16", *more.split())
     assert message in error
-    assert "a sample needs an image (jpg, png, jpeg or webp) and a caption (txt); doctor shows" in error
+    assert "a sample needs an image (jpg, png, jpeg or webp) and a caption (txt); to see what" in error
 
 
 def test_members_that_lie_apart_stop_the_run(refused: Refused, pairs: Path, tmp_path: Path) -> None:

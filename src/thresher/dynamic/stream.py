@@ -221,19 +221,27 @@ class prune_stream:  # noqa: N801 - reads as the verb it is
         now = np.load(self.folder / "now.npy", mmap_mode="r", allow_pickle=False)
         version, table = -1, None
         before, without = self.seen, self.without_uid
-        for sample in samples:
-            if table is None or now[0] != version:
-                version, table = _Table.in_force(self.folder, now)
-            self.seen += 1
-            id_2, times = self._find(sample, table)
-            self.passed += times
-            for _ in range(times):
-                yield {**sample, ID: id_2} if isinstance(sample, Mapping) else (id_2, sample)
+        try:
+            for sample in samples:
+                if table is None or now[0] != version:
+                    version, table = _Table.in_force(self.folder, now)
+                self.seen += 1
+                id_2, times = self._find(sample, table)
+                self.passed += times
+                for _ in range(times):
+                    yield {**sample, ID: id_2} if isinstance(sample, Mapping) else (id_2, sample)
+        except GeneratorExit:  # not read to its end, as with webdataset's ``with_epoch``
+            self._count_without_uid(before, without)
+            raise
+        self._count_without_uid(before, without)
+
+    def _count_without_uid(self, seen: int, without: int) -> None:
+        """Warn if samples were read without a uid, since these counts."""
         if self.without_uid > without:
             what = "they are left out unless their __key__ is selected" if self._of else "their __key__ is used"
             warnings.warn(
-                f"{self.without_uid - without:,} of {self.seen - before:,} samples have no uid in their json; {what}",
-                stacklevel=2,
+                f"{self.without_uid - without:,} of {self.seen - seen:,} samples have no uid in their json; {what}",
+                stacklevel=3,
             )
 
     def nothing(self) -> str | None:

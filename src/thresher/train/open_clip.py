@@ -695,7 +695,7 @@ class _Watch:
         hint = (
             "members of a sample must lie next to each other: sort the tars by name"
             if images and captions
-            else "doctor shows what the data have: thresher doctor DATA"
+            else "to see what there is, type: thresher doctor DATA"
         )
         return (
             f"open_clip can train on none of {self.seen}; a sample needs an image (jpg, png, jpeg or webp) and a "
