@@ -133,7 +133,7 @@ def picture_in(root: str, name: str) -> Place | None:
 def caption_of(cell: Any) -> str:
     """Return a caption as stripped text that UTF-8 can encode: the first of several, "" for none."""
     if isinstance(cell, (list, tuple)):
-        cell = next((one for one in cell if isinstance(one, str) and one.strip()), "")
+        cell = next((one for one in cell if isinstance(one, (str, bytes)) and one.strip()), "")
     if isinstance(cell, bytes):
         cell = cell.decode("utf-8-sig", "replace")
     return writable(cell.strip()) if isinstance(cell, str) else ""

@@ -14,7 +14,21 @@ from thresher.data.options import DataOptions
 from thresher.data.parts import Form, Ints, Part, Scanned, Words
 from thresher.data.samples import Place, Sample, caption_of, picture_in
 from thresher.errors import ChangedError, PoolError, UsageError, suggest
-from thresher.io.columns import CAPTIONS, KEYS
+from thresher.io.columns import (
+    CAPTIONS,
+    KEYS,
+    NO_KEY,
+    as_text,
+    captions_in,
+    check_key,
+    is_caption,
+    is_text,
+    is_uuid,
+    is_words,
+    plain_batch,
+    plain_schema,
+    stored_type,
+)
 from thresher.io.listing import Files
 from thresher.io.open import trusting
 from thresher.io.paths import visible, writable
@@ -22,9 +36,9 @@ from thresher.io.paths import visible, writable
 PICTURES = ("image", "img", "jpg", "png", "webp", "picture", "image_path", "filepath", "file_name", "path", "thumbnail")
 _BATCH = 64  # rows in memory at a time: an image may have megabytes
 _TEXTS = 8_192  # rows at a time without images
-_CELLS = ("binary", "large_binary", "fixed_size_binary", "string", "large_string", "dictionary<values=string")
-# Types of extra columns that are kept. Not times: Arrow allows times that Python cannot represent.
-_LIGHT = ("string", "large_string", "bool", "int", "uint", "float", "double", "halffloat")
+# Types of extra columns that are kept, of the values if they are in a dictionary. Not times: Arrow allows times that
+# Python cannot represent.
+_LIGHT = ("string", "large_string", "bool", "int", "uint", "float", "double", "halffloat", "decimal128")
 
 
 @dataclass(frozen=True)
@@ -110,7 +124,7 @@ class TablePart(Part):
         """Yield the samples of some rows."""
         rows, names = iter(start_c.tolist()), self.columns.wanted()
         for batch in self.batches(names, start_c):
-            cells = trusting(self.path, lambda batch=batch: {n: batch.column(n).to_pylist() for n in names})  # type: ignore[misc]
+            cells = trusting(self.path, lambda batch=batch: self._cells(batch, names))  # type: ignore[misc]
             for i in range(len(batch)):
                 yield self._sample({name: column[i] for name, column in cells.items()}, next(rows))
 
@@ -126,6 +140,7 @@ class TablePart(Part):
             hi = int(np.searchsorted(start_c, start + len(batch)))
             if hi > lo:
                 trusting(self.path, lambda batch=batch: batch.validate(full=True))  # type: ignore[misc]
+                batch = trusting(self.path, lambda batch=batch: plain_batch(batch))  # type: ignore[misc]
             for at in range(lo, hi, size):  # a row may be requested many times
                 row_c = start_c[at : min(at + size, hi)] - start
                 run = (np.diff(row_c) == 1).all()
@@ -143,9 +158,10 @@ class TablePart(Part):
         if names := [name for name in (key, uid) if name]:
             try:
                 for batch in self.batches(names, self._all(), _TEXTS):
-                    cells = batch.column(key).to_pylist() if key else [None] * len(batch)
-                    keys += [self._key(cell, self.first + len(keys) + i) for i, cell in enumerate(cells)]
-                    uids_found += [str(cell or "") for cell in batch.column(uid).to_pylist()] if uid else []
+                    cells = self._cells(batch, names)
+                    found = cells[key] if key else [None] * len(batch)
+                    keys += [self._key(cell, self.first + len(keys) + i) for i, cell in enumerate(found)]
+                    uids_found += [cell or "" for cell in cells[uid]] if uid else []
             except PoolError as error:
                 damage = str(error).removeprefix(f"{self.path}: ")
         else:
@@ -161,7 +177,7 @@ class TablePart(Part):
     def separate_files(self, start_c: Ints) -> Iterator[Sequence[str]]:
         """Yield the images that a column of paths names; images are otherwise in the table."""
         column = self.columns.picture
-        if not self.root or not str(self.schema().field(column).type).startswith(("string", "large_string", "dict")):
+        if not self.root or not is_text(self.schema().field(column).type):
             yield from super().separate_files(start_c)
             return
         for batch in self.batches([column], start_c, _TEXTS):
@@ -178,16 +194,29 @@ class TablePart(Part):
             yield from (Words((), [""] * min(_TEXTS, rows - lo), 0) for lo in range(0, rows, _TEXTS))
             return
         for batch in self.batches(names, self._all(), _TEXTS):
-            cells = {name: batch.column(name).to_pylist() for name in names}
-            keys = [str(cell) for cell in cells[key] if cell not in (None, "")] if key else []
+            cells = self._cells(batch, names)
+            keys = [cell for cell in cells[key] if cell] if key else []
             texts = [caption_of(cell) for cell in (cells[caption] if caption else [None] * len(batch))]
             yield Words(keys, texts, sum(map(bool, cells[uid])) if uid else 0)
+
+    def _cells(self, batch: Any, names: Sequence[str]) -> dict[str, list[Any]]:
+        """Return columns of a batch as lists: keys and uids as text, captions as a text or a list of texts."""
+        roles, cells = self.columns, dict[str, list[Any]]()
+        for name in names:
+            column = batch.column(name)
+            if name in (roles.key, roles.uid) or (name in roles.light and is_uuid(column.type)):
+                cells[name] = as_text(column, self.path, name).to_pylist()
+            elif name == roles.caption and name != roles.picture:
+                cells[name] = captions_in(column)
+            else:
+                cells[name] = column.to_pylist()
+        return cells
 
     def _all(self) -> Ints:
         return np.arange(self.first, self.first + (self.rows or 0))
 
-    def _key(self, cell: Any, at: int) -> str:
-        return writable(f"{self.stem}-{at}" if cell in (None, "") else str(cell))
+    def _key(self, cell: str | None, at: int) -> str:
+        return writable(cell or f"{self.stem}-{at}")
 
     def _sample(self, row: Mapping[str, Any], at: int) -> Sample:
         picture, why = _picture(row[self.columns.picture], self.root)
@@ -196,7 +225,7 @@ class TablePart(Part):
             text=caption_of(row[self.columns.caption]) if self.columns.caption else "",
             picture=picture,
             at=at,
-            uid=str(row[self.columns.uid] or "") if self.columns.uid else "",
+            uid=row[self.columns.uid] or "" if self.columns.uid else "",
             why=why,
             missing=why.startswith("names"),
             columns={name: row[name] for name in self.columns.light},
@@ -288,6 +317,7 @@ def parts_of(
 
 
 def _columns(path: str, schema: Any, options: DataOptions) -> Columns:
+    schema = plain_schema(schema)
     names: list[str] = schema.names
     if len(set(names)) < len(names):
         raise PoolError(f"{path}: has several columns with the same name; rename them")
@@ -305,13 +335,17 @@ def _columns(path: str, schema: Any, options: DataOptions) -> Columns:
             f"{path}: has no column of images (bytes, or {{bytes, path}}, or paths); it has "
             f"{visible(', '.join(names)) or 'no columns'}; choose one with --image"
         )
-    caption = asked("--caption", options.caption, CAPTIONS, _textual)
+    caption = asked("--caption", options.caption, CAPTIONS, is_caption)
     # A column requested as the key is the key; otherwise a uid column would become the key of the pool.
     usual = () if options.key not in (None, "uid") else ("uid",)
-    uid = asked("--key", None, usual, lambda kind: str(kind) in ("string", "large_string"))
-    key = asked("--key", options.key, KEYS, lambda kind: _light(kind))
+    uid = asked("--key", None, usual, lambda kind: is_words(kind) or is_uuid(kind))
+    rows = options.key == NO_KEY and NO_KEY not in names
+    key = None if rows else asked("--key", options.key, KEYS, lambda kind: True)
+    if key not in (None, picture):
+        check_key(path, key, schema.field(key).type)
     taken = {picture, caption, key, uid, "key", "text", "width", "height", "shard", "offset"}
-    light = {name: schema.field(name).type for name in names if name not in taken and _light(schema.field(name).type)}
+    types = {name: _light(schema.field(name).type) for name in names if name not in taken}
+    light = {name: kind for name, kind in types.items() if kind is not None}
     return Columns(picture, caption, None if key == picture else key, uid, light)
 
 
@@ -319,12 +353,14 @@ def _pictorial(kind: Any) -> bool:
     text = str(kind)
     if text.startswith("struct<"):
         return any(kind.get_field_index(name) >= 0 for name in ("bytes", "path"))
-    return text.startswith(_CELLS)
+    return is_words(kind) or text.startswith("fixed_size_binary")
 
 
-def _textual(kind: Any) -> bool:
-    return "string" in str(kind) and not str(kind).startswith(("struct", "map"))
+def _light(kind: Any) -> Any:
+    """Return the type with which an extra column is kept; None if it is not kept."""
+    import pyarrow as pa
 
-
-def _light(kind: Any) -> bool:
-    return str(kind).startswith(_LIGHT)
+    if is_uuid(kind) and not pa.types.is_fixed_size_binary(kind):
+        return pa.large_string()
+    kind = stored_type(kind)
+    return kind if str(kind).startswith(_LIGHT) else None

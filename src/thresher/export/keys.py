@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.errors import PoolError, UsageError
-from thresher.io.columns import KEYS
+from thresher.io.columns import KEYS, as_text
 from thresher.io.parquet import TablePiece, table_piece
 from thresher.ops import key_hash
 from thresher.ops.key_hash import BATCH, Hashes, batches_of
@@ -353,9 +353,20 @@ def _counted(counts: Iterable[tuple[str, int]]) -> Iterator[tuple[list[str], Int
 
 def _texts(keys: Any) -> Iterator[str]:
     """Yield the keys of a column as text, as a pool does; a missing key is empty."""
-    if hasattr(keys, "to_pylist"):  # otherwise Arrow yields its own scalars
-        keys = keys.to_pylist()
-    return (key if isinstance(key, str) else "" if key is None else str(key) for key in keys)
+    if hasattr(keys, "to_pylist"):  # Arrow
+        keys = as_text(keys, "keys=", "keys").to_pylist()
+    return (key if isinstance(key, str) else _text(key) for key in keys)
+
+
+def _text(key: Any) -> str:
+    if isinstance(key, bytes):
+        try:
+            return key.decode()
+        except UnicodeDecodeError:
+            raise UsageError(f"keys=: the key {key!r} is not UTF-8 text; give keys as text") from None
+    if isinstance(key, float):
+        raise UsageError(f"keys=: floats are not keys: {key!r}; give keys as text or whole numbers")
+    return "" if key is None else str(key).lower() if isinstance(key, bool) else str(key)
 
 
 def _kind(sel: Chosen) -> str:
@@ -416,7 +427,10 @@ def _table(path: str) -> Iterator[tuple[list[str], Ints | None]]:
             part = part.filter(part.column("kept"))
         if part.column(key).null_count:
             raise PoolError(f"{path}: {part.column(key).null_count:,} rows have no {key}; every row needs one")
-        yield list(_texts(part.column(key))), np.asarray(part.column("repeats"), np.int64) if repeats else None
+        yield (
+            as_text(part.column(key), path, key).to_pylist(),
+            np.asarray(part.column("repeats"), np.int64) if repeats else None,
+        )
 
 
 def _resolved(

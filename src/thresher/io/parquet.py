@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.errors import PoolError
+from thresher.io.columns import plain_batch, plain_schema
 from thresher.io.open import open_file, trusting
 from thresher.io.pieces import FLOATS, Array, stored_dtype
 
@@ -74,7 +75,7 @@ def _batches(
         if repetitive:
             file = trusting(path, lambda: open_parquet(raw, dictionaries=repetitive))
         parts = file.iter_batches(batch_size=batch, columns=list(columns), row_groups=groups)
-        batches = iter(lambda: trusting(path, lambda: next(parts, None)), None)
+        batches = iter(lambda: trusting(path, lambda: next(map(plain_batch, parts), None)), None)
         for part in batches if rows is None else picked(batches, rows):
             trusting(path, partial(part.validate, full=True))  # lengths and texts in the file may be invalid
             present = part.schema.names  # a field of a struct, "image.path", is read as a struct with only that field
@@ -218,7 +219,7 @@ def parquet_piece(protocol: str, path: str, column: str, dtype: str | None = Non
 
         with open_file(protocol, path) as raw:
             file = open_parquet(raw)
-            field, rows = file.schema_arrow.field(column), file.metadata.num_rows
+            field, rows = plain_schema(file.schema_arrow).field(column), file.metadata.num_rows
             kind, mark, label = field.type, _mark(field) or dtype, f"{path} [{column}]"
             if pa.types.is_fixed_size_list(kind):
                 return ParquetPiece(path, column, rows, kind.list_size, _float(kind.value_type, mark, label), protocol)
@@ -226,7 +227,7 @@ def parquet_piece(protocol: str, path: str, column: str, dtype: str | None = Non
             if not (binary or pa.types.is_list(kind) or pa.types.is_large_list(kind)):
                 raise PoolError(f"{label}: contains {kind}; embeddings are lists of floats, or binary")
             batches = open_parquet(raw, _SPAN).iter_batches(batch_size=64, columns=[column])
-            parts = (part.column(0).drop_null() for part in batches)
+            parts = (plain_batch(part).column(0).drop_null() for part in batches)
             first = next((part[0].as_py() for part in parts if len(part)), None)
             if first is None and rows:
                 raise PoolError(f"{label}: no row has an embedding; remove the file")
@@ -297,7 +298,7 @@ class TablePiece:
         import pyarrow as pa
 
         with open_file(self.protocol, self.path) as raw:
-            schema = trusting(self.path, lambda: open_parquet(raw).schema_arrow)
+            schema = trusting(self.path, lambda: plain_schema(open_parquet(raw).schema_arrow))
         return pa.schema([schema.field(name) for name in columns])
 
 
@@ -327,7 +328,7 @@ def parquet_types(protocol: str, path: str) -> dict[str, str]:
 
     def read() -> dict[str, str]:
         with open_file(protocol, path) as raw:
-            schema = open_parquet(raw).schema_arrow
+            schema = plain_schema(open_parquet(raw).schema_arrow)
             return {name: str(schema.field(name).type) for name in schema.names}
 
     return trusting(path, read)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.errors import BadRowsError, OutputError, PoolError, UsageError
+from thresher.io.columns import as_text
 from thresher.io.open import trusting
 from thresher.io.parquet import TablePiece, table_piece
 from thresher.pool.layout import Layout, Options, Rows, rows_of, with_roles
@@ -391,7 +392,7 @@ def _read(db: Any, name: str, side: Layout, column: str) -> None:
     failed: list[Exception] = []
     db.register("part", _reader(side.tables, column, failed))
     try:
-        _query(db, f"CREATE TEMP TABLE {name} AS SELECT c0::VARCHAR AS c0, number FROM part WHERE c0 IS NOT NULL")
+        _query(db, f"CREATE TEMP TABLE {name} AS SELECT c0, number FROM part WHERE c0 IS NOT NULL")
     except duckdb.Error:
         if failed:  # DuckDB reports an error in reading the data as one of its own
             raise failed[0] from None
@@ -409,11 +410,10 @@ def _numpy(db: Any, sql: str, values: list[int]) -> Any:
 
 
 def _texts(tables: Sequence[TablePiece], key: str) -> Iterator[Any]:
-    import pyarrow as pa
-
+    """Yield a column of the tables as text."""
     for table in tables:
         for part in table.stream([key]):
-            yield trusting(f"{table.path} [{key}]", partial(part.column(0).cast, pa.large_string()))
+            yield trusting(table.path, partial(as_text, part.column(0), table.path, key))
 
 
 def _same_keys(ours: Iterator[Any], theirs: Iterator[Any]) -> bool:
@@ -446,17 +446,18 @@ def _plain(field: Any) -> Any:
 
 
 def _reader(tables: Sequence[TablePiece], column: str, failed: list[Exception]) -> Any:
-    """Return a column of the tables as a stream: column c0, and the row number. An error is added to ``failed``."""
+    """Return a column of the tables as a stream: its text as c0, and the row number. An error goes to ``failed``."""
     import pyarrow as pa
 
-    (field,) = _schema(tables, [column])
-    schema = pa.schema([field.with_name("c0"), pa.field("number", pa.int64())])
+    schema = pa.schema([("c0", pa.large_string()), ("number", pa.int64())])
 
     def parts() -> Iterator[Any]:
         try:
-            for start, part in _batches(tables, [column], pa.schema([field])):
-                numbers = pa.array(np.arange(start, start + len(part)))
-                yield pa.RecordBatch.from_arrays([part.column(0), numbers], schema=schema)
+            start = 0
+            for text in _texts(tables, column):
+                numbers = pa.array(np.arange(start, start + len(text)))
+                yield pa.RecordBatch.from_arrays([text, numbers], schema=schema)
+                start += len(text)
         except Exception as error:
             failed.append(error)
             raise

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.errors import PoolError, UsageError, suggest
-from thresher.io.columns import CAPTIONS, IMAGES, KEYS, SCORES
+from thresher.io.columns import CAPTIONS, IMAGES, KEYS, NO_KEY, SCORES, as_text, captions_in
 from thresher.io.listing import Files, stamp_of
 from thresher.io.parquet import TablePiece
 from thresher.io.paths import cut
@@ -130,6 +130,14 @@ class Layout:
         """Yield Arrow record batches of some rows, by ascending row number, reading only their row groups."""
         return rows_of(self.tables, columns, ids)
 
+    def keys_in(self, column: Any) -> list[str]:
+        """Return the keys in a part of the key column as strings, "" for nulls.
+
+        Raises:
+            UsageError: The values cannot be keys, see :mod:`thresher.io.columns`.
+        """
+        return ["" if key is None else key for key in as_text(column, self.location, str(self.key)).to_pylist()]
+
     @property
     def table_parts(self) -> tuple[TablePiece, ...]:
         """The files of the metadata tables; a table that joins others has several."""
@@ -148,7 +156,7 @@ class Layout:
             for name in sorted(self.vectors):
                 parts.append(to_float32(self.raw_at(name, many)))
         else:
-            keys = [key for part in self.lookup([self.key], many) for key in texts(part.column(0))]
+            keys = [key for part in self.lookup([self.key], many) for key in self.keys_in(part.column(0))]
             parts.append("\0".join(keys))
         return digest(*parts)[:32]
 
@@ -315,9 +323,6 @@ def _kind(vectors: Mapping[str, Piece], table: TablePiece | None, options: Optio
     return ", ".join(parts)
 
 
-NO_KEY = "row"  # requests row numbers as keys, unless a column has this name
-
-
 def with_roles(layout: Layout, options: Options) -> Layout:
     """Set the key, caption, image and score columns of a layout.
 
@@ -345,7 +350,7 @@ def with_roles(layout: Layout, options: Options) -> Layout:
 
 
 def texts(column: Any, limit: int | None = None) -> list[str]:
-    """Return the values of an Arrow column as strings, "" for nulls.
+    """Return the values of an Arrow column as strings to show, "" for nulls; several captions of a row are joined.
 
     Args:
         column: The column.
@@ -359,7 +364,11 @@ def texts(column: Any, limit: int | None = None) -> list[str]:
             column = column.dictionary_decode()
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
             column = pc.utf8_slice_codeunits(column, 0, limit)
-    return ["" if value is None else str(value)[:limit] for value in column.to_pylist()]
+    return ["" if value is None else _one(value)[:limit] for value in captions_in(column)]
+
+
+def _one(value: str | list[str]) -> str:
+    return value if isinstance(value, str) else " / ".join(value)
 
 
 def shown(column: Any, limit: int) -> list[str]:

@@ -23,7 +23,7 @@ from thresher.io.pieces import Piece
 from thresher.ops.kmeans import STRIPE
 from thresher.ops.vectors import F32, units_of
 from thresher.pool.join import join_by_key
-from thresher.pool.layout import Options, Rows, gathered, texts
+from thresher.pool.layout import Options, Rows, gathered
 from thresher.pool.layouts import Layout, read_layout
 from thresher.pool.verify import without_damaged
 from thresher.runtime.cache import default_folder
@@ -376,7 +376,7 @@ class EmbeddingStore:
                 yield ids, [str(i) for i in ids]
             return
         for ids, part in self.scan([self.layout.key]):
-            yield ids, texts(part.column(0))
+            yield ids, self.layout.keys_in(part.column(0))
 
 
 def missing(values_n: Array) -> Rows:

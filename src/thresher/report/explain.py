@@ -9,6 +9,7 @@ import numpy as np
 from thresher.dynamic.ledger import ILL_MATCHED, LEFT_OUT, REDUNDANT
 from thresher.dynamic.run_folder import Training
 from thresher.errors import UsageError
+from thresher.io.columns import as_text
 from thresher.io.paths import cut
 from thresher.pool.layout import shown
 from thresher.pool.store import EmbeddingStore
@@ -135,7 +136,8 @@ def find_row(store: EmbeddingStore, key: str) -> int:
         return int(number)
     if store.layout.key is not None and not key.startswith("row:"):
         for ids, part in store.scan([store.layout.key]):
-            at = pc.index(pc.cast(part.column(0), pa.string()), key).as_py()
+            text = as_text(part.column(0), store.layout.location, store.layout.key)
+            at = pc.index(text, pa.scalar(key, text.type)).as_py()
             if at >= 0:
                 return int(ids[at])
     named = f"column {store.layout.key!r}" if store.layout.key else "no key column"

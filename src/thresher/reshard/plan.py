@@ -16,6 +16,7 @@ import numpy.typing as npt
 from thresher.data.parts import Ints, Part, Scanned
 from thresher.errors import UsageError
 from thresher.export.keys import Chosen, KeySet, hashes_of
+from thresher.io.columns import as_text
 from thresher.io.tar import Headers, Row
 from thresher.pool.store import reopen
 from thresher.runtime.random import digest, generator
@@ -389,7 +390,7 @@ def places_of(sel: Chosen, sources: Sequence[Source]) -> list[Places | None] | N
         if any(column.null_count for column in batch.columns) or not str(offset.type).startswith(("int", "uint")):
             return None
         at_b = np.asarray(offset, np.int64)
-        names_b = hashes_of([str(key) for key in batch.column("key").to_pylist()])
+        names_b = hashes_of(as_text(batch.column("key"), store.layout.location, "key").to_pylist())
         times_b = np.ones(len(ids), np.int64) if selection.repeats is None else selection.repeats[ids].astype(np.int64)
         named = np.array([str(name) for name in shard.to_pylist()])
         for name in np.unique(named):

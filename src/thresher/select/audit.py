@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.errors import BadRowsError
+from thresher.io.columns import as_text
 from thresher.io.open import trusting
 from thresher.io.paths import PARENT
 from thresher.ops.vectors import without_direction
@@ -133,7 +134,8 @@ def _key_codes(run: Run) -> npt.NDArray[np.uint8]:
     ordered = np.sort(hashes)
     repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     suspects = np.flatnonzero(np.isin(hashes, repeated, kind="sort") & (codes == 0))
-    keys = [str(k) for part in store.lookup([name], store.ids[suspects]) for k in part.column(0).to_pylist()]
+    parts = store.lookup([name], store.ids[suspects])
+    keys = [key for part in parts for key in store.layout.keys_in(part.column(0))]
     seen: set[str] = set()
     for position, key in zip(suspects, keys, strict=True):
         if key in seen:
@@ -148,7 +150,9 @@ def _hashed(store: EmbeddingStore, name: str) -> Iterator[tuple[Any, npt.NDArray
 
     with cursor() as db:
         for _, part in store.scan([name]):
-            text = trusting(f"{store.layout.location} [{name}]", partial(part.column(0).cast, pa.large_string()))
+            text = trusting(
+                f"{store.layout.location} [{name}]", partial(as_text, part.column(0), store.layout.location, name)
+            )
             db.register("part", pa.table({"k": text}))
             yield text, np.asarray(db.execute("SELECT hash(k) AS h FROM part").fetchnumpy()["h"], np.uint64)
             db.unregister("part")

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from thresher import __version__
 from thresher.errors import PoolError, UsageError
 from thresher.export.write import check_target
+from thresher.io.columns import NO_KEY
 from thresher.io.parquet import parquet_metadata
-from thresher.pool.layout import NO_KEY
 from thresher.pool.store import EmbeddingStore
 from thresher.runtime.cache import Cache
 from thresher.runtime.engine import Engine, make_engine

@@ -12,6 +12,7 @@ from thresher.data.options import DataOptions
 from thresher.data.parts import Data, Ints
 from thresher.data.tables import Table, TablePart, parts_of
 from thresher.errors import PoolError, UsageError
+from thresher.io.columns import plain_schema
 from thresher.io.listing import Files
 from thresher.io.open import open_file, trusting
 from thresher.io.paths import visible
@@ -80,7 +81,7 @@ class ArrowPart(TablePart):
 
     def schema(self) -> Any:
         """Return the schema of the file, including its metadata (the features of ``datasets``)."""
-        return next(_batches(self.protocol, self.path)).schema
+        return plain_schema(next(_batches(self.protocol, self.path)).schema)
 
 
 def _batches(protocol: str, path: str) -> Iterator[Any]:

@@ -13,6 +13,7 @@ from thresher.data.location import Location
 from thresher.data.options import DataOptions
 from thresher.data.parts import Data, Ints
 from thresher.data.tables import Table, TablePart, parts_of
+from thresher.io.columns import plain_schema
 from thresher.io.open import open_file, trusting
 from thresher.io.parquet import open_parquet
 
@@ -68,7 +69,7 @@ class ParquetPart(TablePart):
     def schema(self) -> Any:
         """Return the schema of the file, including its metadata (the features of ``datasets``)."""
         with open_file(self.protocol, self.path) as raw:
-            return trusting(self.path, lambda: open_parquet(raw, _SPAN).schema_arrow)
+            return trusting(self.path, lambda: plain_schema(open_parquet(raw, _SPAN).schema_arrow))
 
 
 def _tables(where: Location) -> list[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from thresher.errors import UsageError
 from thresher.export.registry import Written, times_of
+from thresher.io.columns import as_text, captions_in, is_uuid, is_words
 from thresher.pool.store import EmbeddingStore, heavy
 from thresher.selection import Selection
 
@@ -51,18 +52,39 @@ class Img2dataset:
         sources |= {name: name for name in light if name not in sources and name not in sources.values()}
         columns = list(dict.fromkeys(sources.values()))
         kinds = pa.unify_schemas([table.schema(columns) for table in store.layout.tables], promote_options="permissive")
-        schema = pa.schema([kinds.field(source).with_name(name) for name, source in sources.items()])
+        schema = pa.schema([_field(kinds.field(source), name) for name, source in sources.items()])
         written = 0
         missing: list[tuple[int, str]] = []
         with open(path, "wb") as raw, pq.ParquetWriter(raw, schema) as writer:  # Arrow opens only names in UTF-8
             for ids, part in store.where(selection.mask()).scan(columns):
                 cells = [part.column(columns.index(source)) for source in sources.values()]
-                table = pa.table([c.cast(f.type) for c, f in zip(cells, schema, strict=True)], schema=schema)
+                table = pa.table(
+                    [_cast(c, f, store.layout.location) for c, f in zip(cells, schema, strict=True)], schema=schema
+                )
                 has_url = np.asarray(table.column("url").is_valid())
-                keys = table.column("key") if "key" in sources else None
-                missing += [(int(ids[i]), str(keys[int(i)].as_py()) if keys else "") for i in np.flatnonzero(~has_url)]
+                keys = store.layout.keys_in(table.column("key")) if "key" in sources else None
+                missing += [(int(ids[i]), keys[int(i)] if keys else "") for i in np.flatnonzero(~has_url)]
                 counts = np.where(has_url, times_of(selection, ids), 0)
                 table = table.take(np.repeat(np.arange(len(ids)), counts))
                 writer.write_table(table)
                 written += len(table)
         return Written(written, tuple(missing))
+
+
+def _field(field: Any, name: str) -> Any:
+    """Return the field to write: bytes, UUIDs and dictionaries with a role become text."""
+    import pyarrow as pa
+
+    if name in ("url", "key", "caption") and (is_words(field.type) or is_uuid(field.type)):
+        return pa.field(name, field.type if pa.types.is_string(field.type) else pa.large_string())
+    return field.with_name(name)
+
+
+def _cast(column: Any, field: Any, location: str) -> Any:
+    import pyarrow as pa
+
+    if column.type == field.type or field.type != pa.large_string():
+        return column.cast(field.type)
+    if field.name == "caption":
+        return pa.array(captions_in(column), field.type)
+    return as_text(column, location, field.name)

@@ -6,8 +6,10 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from thresher.data.samples import caption_of
 from thresher.errors import UsageError
 from thresher.export.registry import Written, times_of
+from thresher.io.columns import captions_in, is_text
 from thresher.io.paths import has_parent
 from thresher.pool.store import EmbeddingStore
 from thresher.selection import Selection
@@ -38,6 +40,9 @@ class OpenClip:
         """
         import csv
 
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
         names = (self.path_column,) if self.path_column else _PATHS
         column = next((match for match in (_path_column(store, name) for name in names) if match), None)
         if column is None or store.layout.caption is None:
@@ -51,10 +56,12 @@ class OpenClip:
             lines = csv.writer(file, delimiter="\t", lineterminator="\n")
             lines.writerow(["filepath", "title"])
             for ids, part in store.where(selection.mask()).scan([column, store.layout.caption]):
-                cells = [cell.get("path") if isinstance(cell, dict) else cell for cell in part.column(0).to_pylist()]
-                titles, counts = part.column(1).to_pylist(), times_of(selection, ids).tolist()
-                for row, name, caption, count in zip(ids.tolist(), cells, titles, counts, strict=True):
-                    title = " ".join(_CONTROL.sub(" ", str(caption or "")).split())
+                cells = part.column(0)
+                paths = pc.struct_field(cells, "path") if pa.types.is_struct(cells.type) else cells
+                names_b = captions_in(paths)
+                titles, counts = captions_in(part.column(1)), times_of(selection, ids).tolist()
+                for row, name, caption, count in zip(ids.tolist(), names_b, titles, counts, strict=True):
+                    title = " ".join(_CONTROL.sub(" ", caption_of(caption)).split())
                     if not title or not _usable(name):
                         missing.append((row, str(name or "")))
                         continue
@@ -79,5 +86,4 @@ def _path_column(store: EmbeddingStore, name: str) -> str | None:
     kinds = [table.schema([name]).field(0).type for table in store.layout.tables]
     if all(pa.types.is_struct(kind) and kind.get_field_index("path") >= 0 for kind in kinds):
         return f"{name}.path"
-    words = [kind.value_type if pa.types.is_dictionary(kind) else kind for kind in kinds]
-    return name if all(pa.types.is_string(kind) or pa.types.is_large_string(kind) for kind in words) else None
+    return name if all(map(is_text, kinds)) else None
