@@ -56,23 +56,28 @@ def plain_type(kind: Any) -> Any:
     return _without_views(pa.field("", kind)).type
 
 
-def _without_views(field: Any) -> Any:
-    """Return a field with large text and bytes instead of views, which Arrow can cast to; lists of views stay."""
+def _without_views(field: Any, decode: bool = False) -> Any:
+    """Return a field with large text and bytes instead of views, which Arrow can cast to; lists of views stay.
+
+    With ``decode``, also with the values of dictionaries instead of them.
+    """
     import pyarrow as pa
 
     kind, of = field.type, pa.types
+    if of.is_dictionary(kind) and decode:
+        return _without_views(field.with_type(kind.value_type))
     if of.is_string_view(kind):
         return field.with_type(pa.large_string())
     if of.is_binary_view(kind):
         return field.with_type(pa.large_binary())
     if of.is_list(kind):
-        return field.with_type(pa.list_(_without_views(kind.value_field)))
+        return field.with_type(pa.list_(_without_views(kind.value_field, decode)))
     if of.is_large_list(kind):
-        return field.with_type(pa.large_list(_without_views(kind.value_field)))
+        return field.with_type(pa.large_list(_without_views(kind.value_field, decode)))
     if of.is_fixed_size_list(kind):
-        return field.with_type(pa.list_(_without_views(kind.value_field), kind.list_size))
+        return field.with_type(pa.list_(_without_views(kind.value_field, decode), kind.list_size))
     if of.is_struct(kind):
-        return field.with_type(pa.struct([_without_views(kind.field(i)) for i in range(kind.num_fields)]))
+        return field.with_type(pa.struct([_without_views(kind.field(i), decode) for i in range(kind.num_fields)]))
     return field
 
 
@@ -83,29 +88,47 @@ def plain_schema(schema: Any) -> Any:
     return pa.schema([field.with_type(plain_type(field.type)) for field in schema], schema.metadata)
 
 
-def plain_batch(batch: Any) -> Any:
-    """Return a record batch with plain types, see :func:`plain_type`; the same batch if it has no others."""
+def decoded_schema(schema: Any) -> Any:
+    """Return a schema of plain types with the values of dictionaries instead of them; batches can be cast to it."""
     import pyarrow as pa
 
-    schema = plain_schema(batch.schema)
+    return pa.schema([_without_views(field, True) for field in plain_schema(schema)], schema.metadata)
+
+
+def plain_batch(batch: Any) -> Any:
+    """Return a record batch with plain types, see :func:`plain_type`; the same batch if it has no others."""
+    return cast_batch(batch, plain_schema(batch.schema))
+
+
+def cast_batch(batch: Any, schema: Any) -> Any:
+    """Return a record batch cast to the types of a schema; columns of the same type are not touched."""
+    import pyarrow as pa
+
     if schema.equals(batch.schema):
         return batch
-    cells = [_plain(column).cast(field.type) for column, field in zip(batch.columns, schema, strict=True)]
+    cells = [_cast(column, field.type) for column, field in zip(batch.columns, schema, strict=True)]
     return pa.RecordBatch.from_arrays(cells, schema=schema)
 
 
-def _plain(column: Any) -> Any:
+def _cast(column: Any, kind: Any) -> Any:
+    """Cast an array, also where Arrow's own cast makes invalid arrays: list views, and slices of structs with nulls."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    kind = column.type
-    if pa.types.is_run_end_encoded(kind):
-        return _plain(pc.run_end_decode(column))
-    if pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):  # Arrow's cast makes invalid lists
+    own, of = column.type, pa.types
+    if own.equals(kind):
+        return column
+    if of.is_run_end_encoded(own):
+        return _cast(pc.run_end_decode(column), kind)
+    if of.is_list_view(own) or of.is_large_list_view(own):
         lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
         ends = pa.array(np.append(0, np.cumsum(lengths, dtype=np.int64)))
-        return pa.LargeListArray.from_arrays(ends, column.flatten(), mask=column.is_null())
-    return column
+        return pa.LargeListArray.from_arrays(ends, column.flatten(), mask=column.is_null()).cast(kind)
+    if of.is_struct(own) and of.is_struct(kind) and own.num_fields == kind.num_fields:
+        fields = [kind.field(i) for i in range(kind.num_fields)]
+        cells = [_cast(column.field(i), field.type) for i, field in enumerate(fields)]
+        return pa.StructArray.from_arrays(cells, fields=fields, mask=column.is_null())
+    return column.cast(kind)
 
 
 def stored_type(kind: Any) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 
 from thresher.data.parts import Ints
 from thresher.errors import PoolError
+from thresher.io.columns import as_text, cast_batch, decoded_schema, is_words
 from thresher.reshard.plan import ReshardPlan, Source
 
 _GROUP_ROWS = 1_000  # rows of a row group that is written
@@ -21,13 +22,15 @@ _SPOOLED = 512  # rows of a batch in a spool
 def schema_of(sources: Sequence[Source]) -> Any:
     """Return the schema that all files share, with its metadata (the features of ``datasets``).
 
+    Dictionaries become their values: each batch can have another dictionary, and an Arrow or Parquet file has one.
+
     Raises:
         PoolError: The files have different columns.
     """
     first = None
     for path, same in groupby(sources, key=lambda source: source.path):
         part = next(same).part
-        schema = part.schema()
+        schema = decoded_schema(part.schema())
         if first is None:
             first = schema
         elif not schema.equals(first):
@@ -58,11 +61,11 @@ def _regular(batches: Iterator[Any], schema: Any, rows: int) -> Iterator[Any]:
         held.append(batch)
         count += len(batch)
         while count >= rows:
-            table = pa.Table.from_batches([one.cast(schema) for one in held], schema)
+            table = pa.Table.from_batches([cast_batch(one, schema) for one in held], schema)
             yield table.slice(0, rows).combine_chunks()
             held, count = table.slice(rows).to_batches(), count - rows
     if count:
-        yield pa.Table.from_batches([one.cast(schema) for one in held], schema).combine_chunks()
+        yield pa.Table.from_batches([cast_batch(one, schema) for one in held], schema).combine_chunks()
 
 
 class Spools:
@@ -119,7 +122,7 @@ def write(
     import pyarrow.parquet as pq
 
     key = sources[0].part.key_column
-    if key is not None and not (plan.copy_M.any() and "string" in str(schema.field(key).type)):
+    if key is not None and not (plan.copy_M.any() and is_words(schema.field(key).type)):
         key = None
     with pq.ParquetWriter(path, schema) as writer:
         at = 0
@@ -147,10 +150,11 @@ def _renamed(table: Any, key: str, plan: ReshardPlan, copies: np.ndarray[Any, An
 
     at = table.schema.get_field_index(key)
     named = [
-        name if name in (None, "") or not copy else plan.renamed(name, copy)
-        for name, copy in zip(table.column(at).to_pylist(), copies.tolist(), strict=True)
+        plan.renamed(name, copy) if name and copy else name
+        for name, copy in zip(as_text(table.column(at), "", key).to_pylist(), copies.tolist(), strict=True)
     ]
-    return table.set_column(at, table.schema.field(at), pa.array(named, table.schema.field(at).type))
+    field = table.schema.field(at)
+    return table.set_column(at, field, pa.array(named, pa.large_string()).cast(field.type))
 
 
 def group_rows(sources: Sequence[Source]) -> int:
