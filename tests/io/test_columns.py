@@ -93,7 +93,7 @@ def test_the_usual_text_is_not_copied() -> None:
         (pa.array(["a", None]).dictionary_encode(), ["a", None]),
         (pa.array([b"\xef\xbb\xbfa", b"\xff", None]), ["a", "\ufffd", None]),
         (pa.array(["a", None], pa.string_view()), ["a", None]),
-        (pa.array([["a", None, "b"], None, []], pa.list_(pa.string_view())), [["a", "b"], None, []]),
+        (pa.array([["a", None, "b"], None, []], pa.list_(pa.string_view())), [["a", None, "b"], None, []]),
         (pa.array([[b"a"]], pa.large_list(pa.binary())), [["a"]]),
         (pa.array([["a"]], pa.list_view(pa.string())), [["a"]]),
         (pa.array([["a", "b"]], pa.list_(pa.string(), 2)), [["a", "b"]]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import PurePath
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from thresher.errors import PoolError, UsageError, suggest
 from thresher.evaluate.accuracy import Ints
+from thresher.io.columns import captions_in, is_caption
 from thresher.pool.store import EmbeddingStore, open_store
 
 TEXTS = ("text", "texts", "caption", "captions")
@@ -192,7 +194,9 @@ def _texts(store: EmbeddingStore, name: str) -> tuple[tuple[str, ...], Ints]:
     """Return the captions and the row of each."""
     texts: list[str] = []
     owners: list[int] = []
-    for row, value in enumerate(_values(store, name)):
+    columns = (part.column(0) for _, part in store.scan([name]))
+    cells = (captions_in(column) if is_caption(column.type) else column.to_pylist() for column in columns)
+    for row, value in enumerate(chain.from_iterable(cells)):
         captions = value if isinstance(value, list) else [value]
         if not captions or not all(isinstance(each, str) and each.strip() for each in captions):
             raise UsageError(f"{store.layout.location}: row {row:,} has no text in column {name!r} ({value!r})")

@@ -280,7 +280,7 @@ def _map(column: Any, text_of: Any) -> Any:
 
 
 def captions_in(column: Any) -> list[Any]:
-    """Return the captions of a column: a text, a list of texts, or None for each row.
+    """Return the captions of a column: a text, a list of texts and None, or None for each row.
 
     Bytes are read as UTF-8, with U+FFFD for what is not; other values are written as :func:`as_text` does, or, if they
     have no text, as Python does.
@@ -292,7 +292,7 @@ def captions_in(column: Any) -> list[Any]:
     if inner is None and not_text(column.type) is None:
         return list(as_text(column, "", "").to_pylist())
     return [
-        None if value is None else [str(one) for one in value if one is not None] if inner else str(value)
+        None if value is None else [None if one is None else str(one) for one in value] if inner else str(value)
         for value in column.to_pylist()
     ]
 
@@ -300,4 +300,4 @@ def captions_in(column: Any) -> list[Any]:
 def _decoded(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode("utf-8-sig", "replace")
-    return [_decoded(one) for one in value if one is not None] if isinstance(value, list) else value
+    return [_decoded(one) for one in value] if isinstance(value, list) else value

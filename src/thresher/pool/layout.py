@@ -367,8 +367,8 @@ def texts(column: Any, limit: int | None = None) -> list[str]:
     return ["" if value is None else _one(value)[:limit] for value in captions_in(column)]
 
 
-def _one(value: str | list[str]) -> str:
-    return value if isinstance(value, str) else " / ".join(value)
+def _one(value: str | list[str | None]) -> str:
+    return value if isinstance(value, str) else " / ".join(one for one in value if one is not None)
 
 
 def shown(column: Any, limit: int) -> list[str]:

@@ -102,17 +102,9 @@ def _reopened(step: Step, location: str, options: Options) -> EmbeddingStore | N
 def _text(columns: dict[str, Any], name: str | None, i: int, limit: int) -> str:
     import pyarrow as pa
 
-    if name is None:
+    if name is None or pa.types.is_struct(columns[name].type):
         return ""
-    kind = columns[name].type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind):
-        return plain(texts(columns[name].slice(i, 1), 8 * limit)[0], limit)
-    value = columns[name][i].as_py()
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
-    if isinstance(value, list):
-        value = " / ".join(map(str, value))
-    return "" if value is None or isinstance(value, dict) else plain(value, limit)
+    return plain(texts(columns[name].slice(i, 1), 8 * limit)[0], limit)
 
 
 def _folder(store: EmbeddingStore) -> str:

@@ -48,6 +48,7 @@ from thresher.dynamic.sampler import PruningSampler, with_rows
 from thresher.dynamic.stream import AUTO, ID, KEY, UID, StaticKeys, StreamPruner, prune_stream
 from thresher.errors import MissingExtraError, ThresherError, UsageError, installed, suggest
 from thresher.export.keys import each_key, key_batches, keys_are_of_rows, read_keys
+from thresher.pool.layout import texts
 from thresher.pool.store import EmbeddingStore, reopen
 from thresher.runtime import locks
 from thresher.runtime.files import writing
@@ -805,9 +806,9 @@ def _same_rows(store: EmbeddingStore, column: Sequence[str], captions: Sequence[
             return len(set(names)) > len(names) / 2
     if not store.layout.caption:
         return False
-    texts = (text for _, part in store.scan([store.layout.caption]) for text in part.column(0).to_pylist())
+    shown = (text for _, part in store.scan([store.layout.caption]) for text in texts(part.column(0)))
     # A csv has captions on one line, so white space may differ.
-    alike = (str(one).split() == two.split() for one, two in zip(texts, captions, strict=True))
+    alike = (one.split() == two.split() for one, two in zip(shown, captions, strict=True))
     return all(alike) and len(set(captions)) > len(captions) / 2
 
 
