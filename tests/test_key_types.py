@@ -276,3 +276,10 @@ def test_other_columns_of_such_types_are_kept_or_left_out(tmp_path: Path) -> Non
     everything = Selection.everything(store.fingerprint(), str(tmp_path / "urls"), store.options.recorded(), N)
     export(everything, "img2dataset", tmp_path / "list.parquet", store=store)
     assert set(more) <= set(pq.read_schema(tmp_path / "list.parquet").names)
+
+
+def test_a_condition_names_a_column_that_is_too_wide(tmp_path: Path) -> None:
+    wide = pa.array([decimal.Decimal(10**40)] * N, pa.decimal256(50, 0))
+    store = open_store(str(pool(tmp_path / "pool", pa.array(WORDS), wide=wide)))
+    with pytest.raises(UsageError, match=r"the column 'wide' contains decimal256\(50, 0\); convert it to decimal128"):
+        chosen_by(tmp_path, store, "filter", where="wide > 5")

@@ -117,6 +117,7 @@ VIEWS: dict[str, tuple[pa.DataType, Any]] = {
     "fixed list": (pa.list_(pa.string_view(), 2), ["x", "y"]),
     "list view": (pa.list_view(pa.string_view()), ["x", "y"]),
     "large list view": (pa.large_list_view(pa.float32()), [1.0, 2.0, 3.0]),
+    "map": (pa.map_(pa.string_view(), pa.binary_view()), [("a", b"x"), ("b", None)]),
     "struct": (pa.struct([("a", pa.list_(pa.string_view())), ("b", pa.int8())]), {"a": ["x"], "b": 1}),
 }
 

@@ -76,6 +76,9 @@ def _without_views(field: Any, decode: bool = False) -> Any:
         return field.with_type(pa.large_list(_without_views(kind.value_field, decode)))
     if of.is_fixed_size_list(kind):
         return field.with_type(pa.list_(_without_views(kind.value_field, decode), kind.list_size))
+    if of.is_map(kind):
+        key, item = (_without_views(one, decode) for one in (kind.key_field, kind.item_field))
+        return field.with_type(pa.map_(key, item, keys_sorted=kind.keys_sorted))
     if of.is_struct(kind):
         return field.with_type(pa.struct([_without_views(kind.field(i), decode) for i in range(kind.num_fields)]))
     return field

@@ -150,6 +150,10 @@ class Condition:
         import duckdb
         import pyarrow as pa
 
+        if wide := next((one for one in schema if pa.types.is_decimal256(one.type)), None):
+            raise _refused(
+                self.where, f"the column {wide.name!r} contains {wide.type}; convert it to decimal128 or text"
+            )
         db.register(_TABLE, pa.Table.from_batches([], _readable(schema)))
         try:
             query = _query(self, db, seconds)
