@@ -370,6 +370,22 @@ def test_keys_that_are_no_text_are_written_as_text() -> None:
     assert select_indices(chosen, keys=[None, "8", "9"]).tolist() == [0, 2]
 
 
+def test_keys_of_python_are_the_text_of_a_pool() -> None:
+    """Bytes were compared as ``b'7'``, and booleans as ``True``."""
+    chosen = KeySet.from_keys(["7", "true", "é"])
+    assert select_indices(chosen, keys=[b"7", b"8", "é".encode(), True, False]).tolist() == [0, 2, 3]
+    with pytest.raises(UsageError, match=r"keys=: the key b'\\xff' is not UTF-8 text; give keys as text"):
+        select_indices(chosen, keys=[b"\xff"])
+    with pytest.raises(UsageError, match=r"keys=: floats are not keys: 7\.0; give keys as text or whole numbers"):
+        select_indices(chosen, keys=[7.0])
+
+
+def test_a_table_of_keys_that_are_floats_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": [1.0, 2.0]}), tmp_path / "k.parquet")
+    with pytest.raises(UsageError, match=r"k\.parquet: the column 'id' contains double .*floats are not keys"):
+        read_keys(str(tmp_path / "k.parquet"))
+
+
 def test_rows_that_cannot_be_identified_raise(drawn: Callable[..., Selection], tmp_path: Path) -> None:
     selection = drawn([f"{i:03d}" for i in range(50)])
     with pytest.raises(
