@@ -20,7 +20,6 @@ import numpy as np
 from thresher.errors import UsageError
 from thresher.io.paths import visible
 
-
 KEYS = ("uid", "key", "id", "__key__", "image_path")  # not URLs: pools repeat them
 NO_KEY = "row"  # requests row numbers as keys, unless a column has this name
 CAPTIONS = ("text", "texts", "caption", "captions", "title", "TEXT", "alt_text")
