@@ -34,10 +34,11 @@ from thresher.data import DataOptions
 from thresher.data.samples import Place
 from thresher.embed import pipeline
 from thresher.embed.pipeline import Embedded, EmbedSettings, embed
-from thresher.embed.pool import PLAN, SET_ASIDE, writing_shard, written
+from thresher.embed.pool import SET_ASIDE, writing_shard, written
 from thresher.errors import OutputError, PoolError, UnreachedError, UsageError
 from thresher.io.open import trusting
 from thresher.io.pictures import open_rgb
+from thresher.io.plan import PLAN
 from thresher.runtime.progress import Advance, Silent
 
 ROOT = Path(__file__).parents[2]

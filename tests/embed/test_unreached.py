@@ -24,8 +24,9 @@ from thresher import ChangedError
 from thresher.cli.main import main
 from thresher.data import DataOptions
 from thresher.embed.pipeline import embed
-from thresher.embed.pool import PLAN, SET_ASIDE, shard_path
+from thresher.embed.pool import SET_ASIDE, shard_path
 from thresher.errors import AccessError, OutputError, PoolError, UnreachedError, UsageError
+from thresher.io.plan import PLAN
 
 Plan = Callable[..., None]
 SOURCES = [str(Path(thresher.__file__).parents[1]), str(Path(__file__).parents[2])]

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thresher.embed.pool import PLAN, PoolPlan
+from thresher.embed.pool import PoolPlan
 from thresher.errors import PoolError
+from thresher.io.plan import PLAN
 from thresher.runtime.untrusted import (
     FLOATS,
     INTEGERS,

@@ -663,5 +663,6 @@ def _next(location: str, options: DataOptions, encoder: str | None, report: dict
     for flag, value in (("image", options.image), ("caption", options.caption), ("key", options.key),
                         ("root", options.root), ("captions", options.captions_file)):  # fmt: skip
         words += [f"--{flag}", value] if value else []
+    words += ["--thumbnails-as-data"] if options.thumbnails_as_data else []
     words += ["--only", "image"] if report["captions"]["empty"] == report["looked_at"] else []
     return shlex.join(words)

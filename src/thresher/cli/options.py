@@ -187,6 +187,10 @@ RUN = (
     JSON,
 )  # fmt: skip
 
+THUMBNAILS = click.option(
+    "--thumbnails-as-data", is_flag=True, help="Read a pool as data, with its thumbnails as images."
+)
+
 # How to read raw data.
 DATA = (
     click.option("--image", metavar="COLUMN", help="Table column of images."),
@@ -197,9 +201,10 @@ DATA = (
     ),
     click.option("--captions", "captions_file", metavar="FILE", help="File of captions for a folder of images."),
     click.option("--allow-outside", is_flag=True, help="Also read images outside the folder of a csv or jsonl."),
+    THUMBNAILS,
     READER,
 )
-_DATA = ("image", "caption", "key", "root", "captions_file", "allow_outside", "reader")
+_DATA = ("image", "caption", "key", "root", "captions_file", "allow_outside", "thumbnails_as_data", "reader")
 
 
 def data_options(values: dict[str, Any], **more: Any) -> DataOptions:

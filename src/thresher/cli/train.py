@@ -6,18 +6,25 @@ import itertools
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from thresher.cli import text
-from thresher.cli.options import JSON, OVERWRITE, QUIET, Choice, Group, PluginChoice, free_folder, options
+from thresher.cli.options import (
+    JSON,
+    OVERWRITE,
+    QUIET,
+    THUMBNAILS,
+    Choice,
+    Group,
+    PluginChoice,
+    free_folder,
+    options,
+)
 from thresher.cli.output import Interrupted, Output
 from thresher.errors import UsageError
 from thresher.runtime.parameters import Share, choices, read
-
-if TYPE_CHECKING:
-    from thresher.runtime.progress import Progress
 
 
 def _value(kind: Any, ctx: click.Context, param: click.Parameter, text: str | None) -> Any:
@@ -125,6 +132,7 @@ _RUN = [
         "--checkpoint-minutes", type=float, default=5.0, show_default=True, metavar="X",
         help="Minutes between checkpoints.",
     ),
+    THUMBNAILS,
     click.option("--resume", is_flag=True, help="Resume the run in DIR, if there is one."),
     QUIET,
     JSON,
@@ -171,7 +179,7 @@ def clip(data: str, out: str, model: str, loss: Any, chunk: int | None, template
         **({"templates": templates} if templates else {}),
         schedule=_schedule(v),
     )
-    _trained(lambda progress: train_clip(data, out, settings, resume=v["resume"], progress=progress), out, v)
+    _trained(partial(train_clip, data, out, settings), out, v)
 
 
 @train.command(cls=_Trainer)
@@ -210,7 +218,7 @@ def moco(data: str, out: str, version: Any, **v: Any) -> None:
         eval_group=v.pop("eval_group"),
         schedule=_schedule(v),
     )
-    _trained(lambda progress: train_moco(data, out, settings, resume=v["resume"], progress=progress), out, v)
+    _trained(partial(train_moco, data, out, settings), out, v)
 
 
 def _check_evaluation(values: dict[str, Any]) -> None:
@@ -242,13 +250,18 @@ def _schedule(values: dict[str, Any]) -> Any:
     )
 
 
-def _trained(run: Callable[[Progress], list[dict[str, Any]]], out: str, values: dict[str, Any]) -> None:
+def _trained(run: Callable[..., list[dict[str, Any]]], out: str, values: dict[str, Any]) -> None:
     """Train and print the result."""
+    from thresher.data import DataOptions
     from thresher.dynamic.run_folder import CHECKPOINT
 
     output: Output = values["output"]
     try:
-        log = run(output.progress(values["quiet"]))
+        log = run(
+            resume=values["resume"],
+            progress=output.progress(values["quiet"]),
+            reading=DataOptions(thumbnails_as_data=values["thumbnails_as_data"]),
+        )
     except KeyboardInterrupt:
         saved = Path(out, CHECKPOINT).exists()
         where = "resumes from the last checkpoint" if saved else "starts over: there is no checkpoint yet"

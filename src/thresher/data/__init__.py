@@ -8,6 +8,7 @@ from typing import ClassVar, Protocol
 from thresher.data.location import Location
 from thresher.data.options import PER_PART, DataOptions
 from thresher.data.parts import Data, Part, Scanned, Words
+from thresher.data.pools import refuse_pool, refuse_thumbnails
 from thresher.data.samples import Place, Sample
 from thresher.errors import PoolError
 from thresher.io.readers import readable, recognising
@@ -72,14 +73,18 @@ def open_data(location: str, options: DataOptions | None = None) -> Data:
 
     Raises:
         PoolError: There is nothing at the location, or its format is not recognised.
-        UsageError: A requested column or reader does not exist.
+        UsageError: A requested column or reader does not exist, or the location is a pool.
     """
     options, where = options or DataOptions(), Location(location)
+    if location and not options.thumbnails_as_data:
+        refuse_pool(where)
     reader = DATA_READERS.build(options.reader) if options.reader else None
     if location and (reader := reader or recognising(DATA_READERS, where)) is not None:
         data = reader.open(where, options)
         if not data.parts:
             raise PoolError(f"{location}: has no samples")
+        if not options.image and not options.thumbnails_as_data:
+            refuse_thumbnails(data)
         return data
     if not location:
         why = "no data was given"

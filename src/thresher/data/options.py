@@ -25,6 +25,7 @@ class DataOptions:
         allow_outside: Whether images outside the root may be read if a CSV or JSON Lines file names them.
         reader: The reader to use, and its options: ``NAME`` or ``NAME:OPTION=VALUE,...`` (default: the first that
             recognises the data).
+        thumbnails_as_data: Whether a pool may be read as data: its thumbnails as images.
     """
 
     image: str | None = None
@@ -36,6 +37,7 @@ class DataOptions:
     per_part: int = PER_PART
     allow_outside: bool = False
     reader: str | None = None
+    thumbnails_as_data: bool = False
 
     def __post_init__(self) -> None:
         """Validate the parameters."""

@@ -25,7 +25,6 @@ from thresher.embed.encoders import Encoder, importable, make_encoder, shaped
 from thresher.embed.pool import (
     FOLDERS,
     OWN,
-    PLAN,
     SET_ASIDE,
     TABLES,
     PoolPlan,
@@ -45,6 +44,7 @@ from thresher.errors import ChangedError, OutputError, PoolError, ThresherError,
 from thresher.export.keys import hashes_of
 from thresher.io.paths import visible, writable
 from thresher.io.pictures import PIXELS
+from thresher.io.plan import PLAN
 from thresher.io.remote import forget_listings
 from thresher.runtime.engine import Engine, cores
 from thresher.runtime.engines.processes import Processes

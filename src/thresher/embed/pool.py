@@ -23,11 +23,11 @@ from thresher.data import Part
 from thresher.errors import PoolError, UsageError
 from thresher.io.open import meaning_of, trusting
 from thresher.io.paths import writable
+from thresher.io.plan import PLAN
 from thresher.runtime import locks
 from thresher.runtime.files import writing
 from thresher.runtime.untrusted import Fields, parse_json, read_json
 
-PLAN = "pool.json"
 SET_ASIDE = "set_aside.txt"
 FOLDERS = {"image": "img_emb", "text": "text_emb"}
 TABLES = "metadata"

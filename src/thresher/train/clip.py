@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from thresher.data import DataOptions
 from thresher.dynamic.loss import clip_losses, siglip_losses
 from thresher.errors import MissingExtraError, UsageError
 from thresher.evaluate.retrieval import retrieval
@@ -80,6 +81,7 @@ def train_clip(
     *,
     resume: bool = False,
     progress: Progress | None = None,
+    reading: DataOptions | None = None,
 ) -> list[dict[str, Any]]:
     """Train a CLIP model on image-text pairs.
 
@@ -89,6 +91,7 @@ def train_clip(
         settings: Model, loss, evaluation and schedule.
         resume: Resume the run in the folder, if there is one.
         progress: Where to report progress.
+        reading: How to read the data.
 
     Returns:
         The log, one entry per epoch.
@@ -109,8 +112,8 @@ def train_clip(
             raise UsageError(
                 f"{eval_set.path}: has neither captions nor class names; give a label column with --eval-label"
             )
-    sizes: dict[str, Any] = {"side": stored_side(clip.side), "resize": clip.resize}
-    opened = open_run("clip", data, folder, settings, **sizes, captions=True, resume=resume, progress=progress)
+    sizes: dict[str, Any] = {"side": stored_side(clip.side), "resize": clip.resize, "captions": True}
+    opened = open_run("clip", data, folder, settings, **sizes, resume=resume, progress=progress, reading=reading)
     with opened as (training, pairs):
         clip.model.to(device)
         chunks = (pairs.captions[lo : lo + _TEXTS] for lo in range(0, len(pairs), _TEXTS))

@@ -94,7 +94,15 @@ class Pairs:
 
 
 def open_pairs(
-    data: str, folder: Path, *, side: int, resize: Resize, captions: bool, progress: Progress, workers: int = 2
+    data: str,
+    folder: Path,
+    *,
+    side: int,
+    resize: Resize,
+    captions: bool,
+    progress: Progress,
+    workers: int = 2,
+    options: DataOptions | None = None,
 ) -> Pairs:
     """Index the data, decode every image once, and skip rows that cannot be used.
 
@@ -106,11 +114,12 @@ def open_pairs(
         captions: Whether every row needs a caption.
         progress: Where to report progress.
         workers: Number of threads that decode.
+        options: How to read the data.
 
     Raises:
         PoolError: The data are missing or damaged, or more than half of the rows cannot be used.
     """
-    pairs, bad = _indexed(data, folder, captions)
+    pairs, bad = _indexed(data, folder, replace(options or DataOptions(), captions=captions))
     pairs = replace(pairs, side=side, resize=resize)
     memory = len(pairs) * side * side * 3 <= IN_MEMORY
     pixels = np.empty((len(pairs) if memory else 0, side, side, 3), np.uint8)
@@ -150,10 +159,10 @@ def open_pairs(
     return replace(pairs, pixels_NHWC=pixels if memory else None)
 
 
-def _indexed(data: str, folder: Path, captions: bool) -> tuple[Pairs, dict[int, str]]:
+def _indexed(data: str, folder: Path, options: DataOptions) -> tuple[Pairs, dict[int, str]]:
     """Read the data once; return all rows, and the reasons for rows without an image."""
     # A csv for open_clip may name images anywhere. That is safe here: training does not copy them elsewhere.
-    opened = open_data(data, DataOptions(captions=captions, allow_outside=True))
+    opened = open_data(data, replace(options, allow_outside=True))
     store = _pool_of(opened)
     own: dict[str, list[Any]] = {name: [] for name in ("key", "text", "uid")}
     light: dict[str, list[Any]] = {name: [] for name in opened.columns}
@@ -181,7 +190,7 @@ def _indexed(data: str, folder: Path, captions: bool) -> tuple[Pairs, dict[int, 
     texts = own["text"]
     if not texts:
         raise PoolError(f"{data}: has no samples; give data with at least one")
-    if captions and not any(texts):
+    if options.captions and not any(texts):
         raise PoolError(f"{data}: none of its {len(texts):,} samples has a caption; CLIP training needs captions")
     file_N, offset_N, size_N = np.array(at_N3, np.int64).reshape(-1, 3).T
     names = tuple(files)

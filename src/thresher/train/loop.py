@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher import __version__
+from thresher.data import DataOptions
 from thresher.dynamic.loop import describe
 from thresher.dynamic.policy import Policy
 from thresher.dynamic.registry import check_selection, epochs_for, policy_named
@@ -164,6 +165,7 @@ def open_run(
     captions: bool,
     resume: bool,
     progress: Progress,
+    reading: DataOptions | None = None,
 ) -> Iterator[tuple[Training, Pairs]]:
     """Lock and check the folder of a run, read its data, and describe the run; the lock ends with the block.
 
@@ -177,6 +179,7 @@ def open_run(
         captions: Whether every row needs a caption.
         resume: Whether to resume the run in the folder, if there is one.
         progress: Where to report progress.
+        reading: How to read the data.
 
     Yields:
         The run, not saved yet, and its data.
@@ -202,6 +205,7 @@ def open_run(
             "resize": resize,
             "captions": captions,
             "workers": max(schedule.workers, 1),
+            "options": reading,
         }
         try:
             pairs = open_pairs(os.fspath(data), out, **options, progress=progress)

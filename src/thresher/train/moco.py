@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from thresher.data import DataOptions
 from thresher.dynamic.loss import moco_v2_losses, moco_v3_losses
 from thresher.errors import MissingExtraError, UsageError
 from thresher.evaluate.knn import knn
@@ -106,6 +107,7 @@ def train_moco(
     *,
     resume: bool = False,
     progress: Progress | None = None,
+    reading: DataOptions | None = None,
 ) -> list[dict[str, Any]]:
     """Train an image encoder with MoCo.
 
@@ -122,6 +124,7 @@ def train_moco(
         settings: Model, loss, evaluation and schedule.
         resume: Resume the run in the folder, if there is one.
         progress: Where to report progress.
+        reading: How to read the data.
 
     Returns:
         The log, one entry per epoch.
@@ -135,7 +138,8 @@ def train_moco(
     encoder, width = backbone(settings.model, settings.side)
     sets = eval_sets(schedule, settings.eval_group, settings.eval_labels, needs=("labels",))
     sizes: dict[str, Any] = {"side": stored_side(settings.side), "resize": "shortest", "captions": False}
-    with open_run("moco", data, folder, settings, **sizes, resume=resume, progress=progress) as (training, pairs):
+    opened = open_run("moco", data, folder, settings, **sizes, resume=resume, progress=progress, reading=reading)
+    with opened as (training, pairs):
         if len(pairs) < 2:
             raise UsageError(f"{data}: has one row that can be used; MoCo contrasts images, give 2 rows or more")
         queue = settings.queue or min(_QUEUE, max(len(pairs) // 4, 1))

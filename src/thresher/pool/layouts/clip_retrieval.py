@@ -9,13 +9,11 @@ from typing import ClassVar
 from thresher.errors import PoolError
 from thresher.io.listing import Files, natural
 from thresher.io.npy import npy_piece
-from thresher.io.open import open_file, trusting
 from thresher.io.parquet import TablePiece, table_piece
 from thresher.io.pieces import Piece
+from thresher.io.plan import PLAN, plan_of_pool
 from thresher.pool.layout import Layout, Options, from_shards
-from thresher.runtime.untrusted import load_json
 
-_PLAN = "pool.json"  # of thresher embed: has the number of rows once the pool is finished
 _FOLDERS = {"image": ("img_emb", "npy"), "text": ("text_emb", "npy"), "metadata": ("metadata", "parquet")}
 
 
@@ -37,10 +35,9 @@ class ClipRetrieval:
         Raises:
             PoolError: A file of a number is missing, or ``thresher embed`` has not finished the pool.
         """
-        if _PLAN in files.names and not options.skip_bad:
-            with open_file(files.protocol, files.path(_PLAN)) as raw:
-                plan = trusting(files.path(_PLAN), lambda: load_json(raw))
-            if isinstance(plan, dict) and "shards" in plan and "rows" not in plan:
+        if PLAN in files.names and not options.skip_bad:
+            plan = plan_of_pool(files.protocol, files.path(PLAN))
+            if plan is not None and "rows" not in plan:
                 raise PoolError(
                     f"{files.location}: is not finished; run the thresher embed command that started it again, or pass "
                     "--skip-bad to use the rows written so far"

@@ -1,0 +1,81 @@
+"""Pools given where raw data are wanted: their thumbnails must not pass for the images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from thresher.data.location import Location
+from thresher.data.parts import Data
+from thresher.errors import PoolError, UnreachedError, UsageError
+from thresher.io.paths import visible
+from thresher.io.plan import PLAN, plan_of_pool
+
+_FOLDERS = ("metadata", "img_emb", "text_emb")  # of a pool
+_THUMBNAIL = "thumbnail"
+_PLACES = {"shard", "offset"}  # columns of the tables of pools
+
+
+def refuse_pool(where: Location) -> None:
+    """Refuse the folder of a pool, or a part of it, that ``thresher embed`` made on this machine.
+
+    Raises:
+        UsageError: It is one; the message has the data it was made from.
+    """
+    if not where.local:
+        return
+    for folder in _pools_of(os.path.abspath(os.path.expanduser(where.text))):
+        if (plan := _plan(folder)) is not None:
+            thumbnails = _THUMBNAIL in plan.get("columns", ())
+            raise _refusal(where.text, folder, _made_from(plan), thumbnails=thumbnails)
+
+
+def refuse_thumbnails(data: Data) -> None:
+    """Refuse tables of a pool whose ``pool.json`` is not there, in which thumbnails are the only images.
+
+    Raises:
+        UsageError: They are such tables.
+    """
+    first = data.parts[0]
+    if first.roles().get("picture") == _THUMBNAIL and set(first.schema().names) >= _PLACES:
+        raise _refusal(data.location, data.location, "", thumbnails=True)
+
+
+def _pools_of(path: str) -> list[str]:
+    """Return the folders that a path is in, or is, if it belongs to a pool."""
+    above, name = os.path.split(path)
+    top, folder = os.path.split(above)
+    return [
+        *([path] if os.path.isdir(path) else []),
+        *([above] if name in (*_FOLDERS, PLAN) else []),
+        *([top] if folder in _FOLDERS else []),
+    ]
+
+
+def _plan(folder: str) -> Mapping[str, Any] | None:
+    path = os.path.join(folder, PLAN)
+    if not os.path.isfile(path):
+        return None
+    try:
+        return plan_of_pool("file", path)
+    except (PoolError, UnreachedError):  # other data may have a file of this name
+        return None
+
+
+def _made_from(plan: Mapping[str, Any]) -> str:
+    """Return where the data of a pool are: the one file or folder that all its shards are from, "" if unknown."""
+    paths = {shard[0] for shard in plan["shards"] if isinstance(shard, list) and shard and isinstance(shard[0], str)}
+    if len(paths) <= 1:
+        return next(iter(paths), "")
+    folders = {path.rpartition("/")[0] for path in paths}
+    return folders.pop() if len(folders) == 1 else f"{min(paths)} and {len(paths) - 1:,} more"
+
+
+def _refusal(location: str, pool: str, origin: str, *, thumbnails: bool) -> UsageError:
+    source = f"{visible(origin)}, which it was made from" if origin else "the data it was made from"
+    insist = "; to use its thumbnails as images pass --thumbnails-as-data" if thumbnails else ""
+    return UsageError(
+        f"{location}: is a pool, not raw data; give {source}{insist}; to look at the pool type "
+        f"thresher inspect {visible(pool)}"
+    )
