@@ -7,6 +7,7 @@ import pytest
 from tests.pool.layouts.common import CUTS, ROWS, check
 from tests.pools import make, write_clip_retrieval
 from thresher import PoolError, open_store
+from thresher.pool.layout import Options
 
 POOL = make(ROWS)
 
@@ -56,3 +57,23 @@ def test_a_missing_number_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text_emb/text_emb_1.npy").unlink()
     with pytest.raises(PoolError, match=r"img_emb_1\.npy: has no file of the same number in text_emb"):
         open_store(str(tmp_path))
+
+
+@pytest.mark.parametrize("written", [[], ["img_emb/img_emb_0.npy"], ["set_aside.txt"]])
+def test_a_pool_of_which_no_shard_is_written_is_not_finished(tmp_path: Path, written: list[str]) -> None:
+    for name in ("pool.json", *written):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "pool.json").write_text('{"shards": [["/data/0.tar", "0.tar", 0, null, [1, 2]]]}')
+    said = "is not finished; run the thresher embed command that started it again; no shard is written yet"
+    for options in ({}, {"skip_bad": True}):
+        with pytest.raises(PoolError, match=said):
+            open_store(str(tmp_path), Options(**options))
+
+
+def test_of_an_unfinished_pool_the_rows_written_so_far_can_be_used(tmp_path: Path) -> None:
+    location = write_clip_retrieval(tmp_path, POOL, [20])
+    (tmp_path / "pool.json").write_text('{"shards": []}')
+    with pytest.raises(PoolError, match="again, or pass --skip-bad to use the rows written so far"):
+        open_store(location)
+    assert open_store(location, Options(skip_bad=True)).total == ROWS

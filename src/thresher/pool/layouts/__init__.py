@@ -8,6 +8,7 @@ from typing import ClassVar, Protocol
 from thresher.errors import PoolError
 from thresher.io.listing import Files, stamp_of
 from thresher.io.paths import visible
+from thresher.io.plan import PLAN, plan_of_pool
 from thresher.io.readers import readable, recognising
 from thresher.pool.layout import Layout, Options
 from thresher.runtime.plugins import PluginPoint
@@ -52,10 +53,12 @@ def read_layout(location: str, options: Options) -> Layout:
     """Recognise the layout at ``location`` and read its headers.
 
     Raises:
-        PoolError: There is nothing at the location, no layout is recognised, or a file is not usable.
+        PoolError: There is nothing at the location, no layout is recognised, a file is not usable, or
+            ``thresher embed`` has not finished the pool.
         UsageError: ``options`` name an unknown reader.
     """
     files = Files.at(location)
+    _refuse_unfinished(files, options)
     reader = POOL_READERS.build(options.reader) if options.reader else recognising(POOL_READERS, files)
     if reader is None:
         seen = visible(", ".join(files.names[:5])) + (", ..." if len(files.names) > 5 else "")
@@ -66,3 +69,15 @@ def read_layout(location: str, options: Options) -> Layout:
     layout.check()
     stamps = {path: files.stamps.get(path) or stamp_of(protocol, path) for protocol, path in layout.files()}
     return replace(layout, stamps=stamps)
+
+
+def _refuse_unfinished(files: Files, options: Options) -> None:
+    """Refuse a pool that ``thresher embed`` has begun; with ``skip_bad``, one of which no shard is written yet."""
+    shards = bool(files.matching(r"metadata/.+\.parquet"))  # a shard is complete once its table exists
+    if PLAN not in files.names or (options.skip_bad and shards):
+        return
+    plan = plan_of_pool(files.protocol, files.path(PLAN))
+    if plan is None or "rows" in plan:
+        return
+    use = ", or pass --skip-bad to use the rows written so far" if shards else "; no shard is written yet"
+    raise PoolError(f"{files.location}: is not finished; run the thresher embed command that started it again{use}")

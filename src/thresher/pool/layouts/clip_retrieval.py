@@ -11,7 +11,6 @@ from thresher.io.listing import Files, natural
 from thresher.io.npy import npy_piece
 from thresher.io.parquet import TablePiece, table_piece
 from thresher.io.pieces import Piece
-from thresher.io.plan import PLAN, plan_of_pool
 from thresher.pool.layout import Layout, Options, from_shards
 
 _FOLDERS = {"image": ("img_emb", "npy"), "text": ("text_emb", "npy"), "metadata": ("metadata", "parquet")}
@@ -33,15 +32,8 @@ class ClipRetrieval:
         """Combine files by the last number in their names; row r of each file belongs together.
 
         Raises:
-            PoolError: A file of a number is missing, or ``thresher embed`` has not finished the pool.
+            PoolError: A file of a number is missing.
         """
-        if PLAN in files.names and not options.skip_bad:
-            plan = plan_of_pool(files.protocol, files.path(PLAN))
-            if plan is not None and "rows" not in plan:
-                raise PoolError(
-                    f"{files.location}: is not finished; run the thresher embed command that started it again, or pass "
-                    "--skip-bad to use the rows written so far"
-                )
         parts: dict[str, dict[str, str]] = {}
         for role, (folder, ending) in _FOLDERS.items():
             for name in files.matching(rf"{folder}/.+\.{ending}"):
