@@ -39,6 +39,7 @@ _MOST_CLUSTERS = 2**20  # or the number of rows, if that is higher
 _MOST_REPEATS = 100_000  # per row of the pool, on average
 _BLOCK = 2**18  # rows checked at a time, so that they stay in the CPU cache
 _FEW = 16
+_EPOCHS = ("marked", "seen")  # evidence that counts epochs from 0, as the log of a run does; texts count from 1
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,10 @@ class Step:
         if name == "cut":
             return "unknown" if self.cut is None else self.cut
         if name in self.rows:
-            return self.rows[name][i].item()
+            value = self.rows[name][i].item()
+            if name not in _EPOCHS:
+                return value
+            return value + 1 if value >= 0 else "unknown"
         if name.startswith("reference_") and name.removeprefix("reference_") in self.reference:
             return (self.repeated(i) or {}).get(name.removeprefix("reference_"), "unknown")
         return self.groups[name][int(self.rows["cluster"][i])].item()

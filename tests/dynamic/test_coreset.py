@@ -100,15 +100,16 @@ def test_it_is_a_selection_for_every_command(run: Training, store: EmbeddingStor
 
 
 def expected_history(ledger: Ledger, row: int) -> dict:
+    """For people epochs count from 1; the ledger counts from 0."""
     bits = int(ledger.marks_N[row])
     kinds = [name for i, name in enumerate(("redundant", "ill-matched", "left out")) if bits >> i & 1]
     times, marked, seen = int(ledger.times_N[row]), int(ledger.marked_N[row]), int(ledger.seen_N[row])
     return {
         "candidate": times,
-        "last": marked if times else None,
+        "last": marked + 1 if times else None,
         "kinds": kinds,
         "loss": float(ledger.loss_N[row]),
-        "seen": seen,
+        "seen": seen + 1,
     }
 
 
@@ -126,7 +127,7 @@ def test_explain_knows_the_history_of_every_row(run: Training, store: EmbeddingS
         if reason and ledger.times_N[row]:
             kinds = told["steps"][0]["history"]["kinds"]
             assert reason.startswith(kinds[0])
-            assert f"a candidate {ledger.times_N[row]}\u00d7, last in epoch {ledger.marked_N[row]};" in reason
+            assert f"a candidate {ledger.times_N[row]}\u00d7, last in epoch {ledger.marked_N[row] + 1};" in reason
 
 
 def test_reasons_of_rows_that_were_never_candidates(run: Training) -> None:
@@ -229,21 +230,21 @@ def test_explain_commands(run: Training, tmp_path: Path, capsys: pytest.CaptureF
     out = str(tmp_path / "sel")
     assert main(["coreset", str(run.folder), "-o", out, "--keep", "50%"]) == 0
     capsys.readouterr()
-    line = f"a candidate for pruning 3 times, last in epoch {ledger.marked_N[row]} as "
+    line = f"a candidate for pruning 3 times, last in epoch {ledger.marked_N[row] + 1} as "
     assert main(["explain", str(run.folder), f"k{row}"]) == 0
     told = capsys.readouterr().out
     assert line in told
-    assert f"last trained on in epoch {ledger.seen_N[row]}, with a loss of {ledger.loss_N[row]:.4f}" in told
+    assert f"last trained on in epoch {ledger.seen_N[row] + 1}, with a loss of {ledger.loss_N[row]:.4f}" in told
     assert "10 epochs of training, scan" in told
     assert main(["explain", out, f"k{row}"]) == 0
-    assert f"dropped - {'redundant' if ledger.marks_N[row] == 1 else 'ill-matched'}: a candidate 3\u00d7" in (
-        capsys.readouterr().out
-    )
+    why = "redundant" if ledger.marks_N[row] == 1 else "ill-matched"
+    when = f"last in epoch {ledger.marked_N[row] + 1}; last loss {ledger.loss_N[row]:.4f}, in epoch"
+    assert f"dropped - {why}: a candidate 3\u00d7, {when} {ledger.seen_N[row] + 1}" in capsys.readouterr().out
     kept = int(np.flatnonzero(Selection.load(out).mask() & (ledger.times_N == 1))[0])
     assert main(["explain", out, f"k{kept}"]) == 0
     told = capsys.readouterr().out
     assert "coreset: kept - passes" in told
-    assert f"a candidate for pruning once, last in epoch {ledger.marked_N[kept]} as " in told
+    assert f"a candidate for pruning once, last in epoch {ledger.marked_N[kept] + 1} as " in told
     assert main(["explain", str(run.folder), f"row:{row}", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["history"]["candidate"] == 3
     assert main(["explain", str(run.folder), "nothing"]) == 2

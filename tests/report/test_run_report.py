@@ -48,10 +48,10 @@ def test_the_page_shows_the_log(run: Training, store: EmbeddingStore, tmp_path: 
     saved = 20 * left_out / sum(e["samples"] for e in log)
     assert f"20.0 s; about {saved:.1f} s saved" in found.text
     for entry in log:
-        cells = [str(entry["epoch"]), entry["phase"], f"{entry['rows']:,}", f"{entry['pruned_so_far']:.1%}"]
+        cells = [str(entry["epoch"] + 1), entry["phase"], f"{entry['rows']:,}", f"{entry['pruned_so_far']:.1%}"]
         pattern = "".join(rf"<t[hd][^>]*>{re.escape(cell)}</t[hd]>" for cell in [*cells, f"{entry['loss']:.4f}"])
         assert re.search(pattern, page), pattern
-    assert re.search(r"<td>0\.1000</td><td>0\.9000</td><td>0\.9000</td><td>epoch 9</td>", page)  # of R@1
+    assert re.search(r"<td>0\.1000</td><td>0\.9000</td><td>0\.9000</td><td>epoch 10</td>", page)  # of R@1
     names = ("kept", "pruned", "candidates", "overlap", "loss", "histogram", "seconds", "speed")
     assert [name for name in names if f'id="chart-{name}"' in page] == list(names)
     assert page.count("data:image/") >= 18

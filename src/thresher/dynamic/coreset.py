@@ -140,8 +140,8 @@ def _notes(training: Training, ledger: Ledger, keep_N: Bools, log: Sequence[Mapp
         again, chance = last["overlap"], last["candidates"] / last["total"]
         if again - chance < _LUCK * (1 - chance):
             notes.append(
-                f"of the candidates of epoch {last['epoch']}, {again:.1%} were candidates in the previous search too, "
-                f"{chance:.1%} would be by chance: this ranking is close to random"
+                f"of the candidates of epoch {last['epoch'] + 1}, {again:.1%} were candidates in the previous search "
+                f"too, {chance:.1%} would be by chance: this ranking is close to random"
             )
     if unseen:
         notes.append(f"{unseen:,} rows were never trained on; they rank last")

@@ -28,7 +28,7 @@ _CONSTANT = ("chance", "majority", "classes", "rows", "images", "texts", "l2", "
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """A metric, and the epochs after which it was measured."""
+    """A metric, and the epochs, from 1, after which it was measured."""
 
     metric: str
     epochs: tuple[int, ...]
@@ -45,7 +45,7 @@ class Epochs:
     """The log of a run as columns.
 
     Attributes:
-        number_E: Numbers of the epochs, ascending.
+        number_E: Numbers of the epochs from 1, ascending; the log counts from 0.
         phases: Name of the phase of each epoch.
         columns: (E,) float64 by name, NaN where an entry has no value.
         edges: (B + 1,) edges of the bins that are filled in any epoch; empty without histograms.
@@ -71,7 +71,7 @@ class Epochs:
             columns = {name: np.array([_number(entry.get(name)) for entry in log]) for name in _NUMBERS}
             edges, counts_EB = _heat([entry.get("histogram") for entry in log])
             return cls(
-                number_E=np.array([int(entry["epoch"]) for entry in log], np.int64),
+                number_E=np.array([int(entry["epoch"]) + 1 for entry in log], np.int64),
                 phases=tuple(str(entry.get("phase", "")) for entry in log),
                 columns=columns,
                 edges=edges,
@@ -131,7 +131,7 @@ def _evals(log: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Curve, ...]]:
         for name, metrics in (entry.get("eval") or {}).items():
             for metric, value in metrics.items():
                 if value is not None:
-                    points.setdefault(name, {}).setdefault(metric, []).append((int(entry["epoch"]), float(value)))
+                    points.setdefault(name, {}).setdefault(metric, []).append((int(entry["epoch"]) + 1, float(value)))
     return {
         name: tuple(
             Curve(metric, tuple(e for e, _ in curve), tuple(v for _, v in curve)) for metric, curve in metrics.items()

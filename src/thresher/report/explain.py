@@ -91,7 +91,7 @@ def history(training: Training, store: EmbeddingStore, key: str) -> dict[str, An
         row, key, caption, policy, epochs (finished), searches (epochs that selected candidates), and history: candidate
         (number of epochs in which the row was a candidate for pruning), last (the last of these epochs, or None), kinds
         (kinds of candidate in that epoch), loss (the last loss, None before the row was trained on) and seen (the
-        epoch of that loss, or None).
+        epoch of that loss, or None). Epochs count from 1; the log and the ledger of the run count from 0.
 
     Raises:
         UsageError: No such row.
@@ -115,10 +115,10 @@ _EVIDENCE = ("score", "marked", "marks", "loss", "seen")  # the evidence of a co
 def _history(times: float, marked: int, marks: int, loss: float, seen: int) -> dict[str, Any]:
     return {
         "candidate": int(times),
-        "last": marked if marked >= 0 else None,
+        "last": marked + 1 if marked >= 0 else None,
         "kinds": [name for bit, name in _KINDS.items() if marks & bit],
         "loss": loss if seen >= 0 else None,
-        "seen": seen if seen >= 0 else None,
+        "seen": seen + 1 if seen >= 0 else None,
     }
 
 
