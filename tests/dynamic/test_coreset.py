@@ -172,7 +172,7 @@ def test_policies_that_mark_nothing_rank_nothing(policy: str, store: EmbeddingSt
 
 def test_a_run_that_has_not_come_to_candidates(store: EmbeddingStore, tmp_path: Path) -> None:
     run = make_run(tmp_path / "a", store, stop=1, options={"warmup": 2})
-    with pytest.raises(UsageError, match="in 1 epochs no row was a candidate for pruning yet"):
+    with pytest.raises(UsageError, match="in 1 epoch no row was a candidate for pruning yet"):
         coreset(run, "50%")
     with pytest.raises(PoolError, match="has not finished an epoch"):
         coreset(make_run(tmp_path / "b", store, stop=0), "50%")

@@ -185,7 +185,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = str(tmp_path / "out")
     assert main(["reshard", data, sel, "-o", out]) == 0
     assert capsys.readouterr().out == (
-        f"2 of 3 samples in 1 tar, found by key\n1 keys are not in {data}; they are listed in {out}/missing.txt\n"
+        f"2 of 3 samples in 1 tar, found by key\n1 key not found in {data}, listed in {out}/missing.txt\n"
         f"written to {out}\n"
     )
     assert main(["reshard", data, sel, "-o", out, "--json"]) == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from thresher.runtime.format import duration, pace, percent, rate, size
+from thresher.runtime.format import counted, duration, pace, percent, rate, size
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,12 @@ def test_rates_and_shares() -> None:
     assert pace(250, 1000, 10) == "25 rows/s, ETA 30.0 s"
     assert pace(1, 1, 10, "shards") == "0.1 shards/s, ETA 0.0 s"
     assert pace(0, 10, 5) == "ETA unknown"
+
+
+@pytest.mark.parametrize(
+    ("count", "noun", "text"),
+    [(0, ("row",), "0 rows"), (1, ("row",), "1 row"), (2000, ("row",), "2,000 rows"),
+     (1, ("class", "classes"), "1 class"), (2, ("class", "classes"), "2 classes")],
+)  # fmt: skip
+def test_counts(count: int, noun: tuple[str, ...], text: str) -> None:
+    assert counted(count, *noun) == text

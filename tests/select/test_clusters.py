@@ -25,6 +25,7 @@ from thresher import (
     run_steps,
 )
 from thresher.cli.main import main
+from thresher.runtime.format import counted
 from thresher.select.clusters import automatic, grow, read_groups, read_labels, write_groups
 
 
@@ -89,7 +90,7 @@ def test_labels_and_distances_are_those_of_the_nearest_centroid(run, embedding) 
 def test_a_number_of_clusters_is_chosen_with_a_reason(rows) -> None:
     k, why = automatic(rows)
     assert 1 <= k <= min(50_000, max(rows // 50, 1))
-    assert f"{k:,} clusters chosen for {rows:,} rows" in why
+    assert f"{counted(k, 'cluster')} chosen for {counted(rows, 'row')}" in why
 
 
 def test_the_chosen_number_is_noted(run) -> None:

@@ -29,6 +29,7 @@ from thresher.io.open import file_stamp, open_file, trusting
 from thresher.io.paths import has_parent, visible
 from thresher.io.pictures import FORMATS, NARROW, PIXELS, open_rgb
 from thresher.runtime.engine import cores
+from thresher.runtime.format import counted
 from thresher.runtime.process import no_warnings
 from thresher.runtime.progress import Progress, Silent
 from thresher.runtime.untrusted import load_json
@@ -252,11 +253,12 @@ class _Read:
 
 def _read_parts(data: Data, read: _Read, progress: Progress) -> None:
     """Read the samples of parts without their images; of files that are not read, check the end."""
-    counted = all(part.rows is not None for part in data.parts)
-    sized = [(part, part.rows or 0 if counted else _size(part)) for part in data.parts]
-    chosen = _evenly(sized, _ROWS if counted else _BYTES)
+    counted_rows = all(part.rows is not None for part in data.parts)
+    sized = [(part, part.rows or 0 if counted_rows else _size(part)) for part in data.parts]
+    chosen = _evenly(sized, _ROWS if counted_rows else _BYTES)
     unit = data.parts[0].unit
-    with progress.task(f"read {unit}s", sum(part.rows or 1 for part in chosen)) as advance:
+    units = "rows" if counted_rows else f"{unit}s"
+    with progress.task(f"read {unit}s", sum(part.rows or 1 for part in chosen), units) as advance:
         for part in chosen:
             samples = read.until_damage(part.path, part.samples())
             while batch := list(islice(samples, _CHUNK)):
@@ -264,8 +266,11 @@ def _read_parts(data: Data, read: _Read, progress: Progress) -> None:
                 uids = sum(bool(sample.uid) for sample in batch)
                 read.add(part.path, [sample.key for sample in batch], [sample.text for sample in batch], uids)
             advance(part.rows or 1)
-    rest = [] if counted else [part for part in data.parts if part.path not in {**read.why, **read.unreached}]
-    with ThreadPoolExecutor(8) as threads, progress.task(f"check the ends of {unit}s", len(rest)) as advance:
+    rest = [] if counted_rows else [part for part in data.parts if part.path not in {**read.why, **read.unreached}]
+    with (
+        ThreadPoolExecutor(8) as threads,
+        progress.task(f"check the ends of {unit}s", len(rest), f"{unit}s") as advance,
+    ):
         for part, (damage, unreached) in zip(rest, threads.map(_wrong_end, rest), strict=True):
             if damage:
                 read.why[part.path] = damage
@@ -406,7 +411,7 @@ def _decoded(samples: Iterable[Sample], model: Any, count: int, workers: int, pr
     Image.preinit()  # takes longer than decoding a few images: not to be part of the measured time
     seen, preprocess = _Seen(), getattr(model, "preprocess", None)
     samples = iter(samples)
-    with ThreadPoolExecutor(workers) as threads, progress.task("decode", count) as advance:
+    with ThreadPoolExecutor(workers) as threads, progress.task("decode", count, "images") as advance:
         while batch := list(islice(samples, _AT_ONCE)):
             looks = threads.map(lambda sample: _look(sample, preprocess), batch)
             for sample, (picture, pixels) in zip(batch, looks, strict=True):
@@ -533,7 +538,7 @@ def _warnings(report: dict[str, Any]) -> list[str]:
     if len(report["unreached"]) > 5:
         texts.append(f"{len(report['unreached']):,} files were not reached in total")
     for one in report["damaged"][:5]:
-        before = "" if one["samples"] is None else f" ({one['samples']:,} samples before it)"
+        before = "" if one["samples"] is None else f" ({counted(one['samples'], 'sample')} before it)"
         texts.append(f"{one['path']}: {one['why'].removeprefix(one['path'] + ': ')}{before}")
     if len(report["damaged"]) > 5:
         texts.append(f"{len(report['damaged']):,} files are damaged in total")
@@ -583,34 +588,31 @@ def _warnings(report: dict[str, Any]) -> list[str]:
 def _warnings_of_tars(tars: dict[str, Any], count: int) -> list[str]:
     texts = []
     if empty := tars["empty"]:
-        texts.append(f"{_many(len(empty), 'tar')} without a sample; the first: {empty[0]}")
+        texts.append(f"{counted(len(empty), 'tar')} without a sample; the first: {empty[0]}")
     if count < _LOADERS:
         texts.append(
-            f"{_many(count, 'tar')} for {_LOADERS} loader processes (open_clip's --workers): each needs at least one "
+            f"{counted(count, 'tar')} for {_LOADERS} loader processes (open_clip's --workers): each needs at least one "
             "tar; thresher reshard makes more"
         )
     if not tars["samples"]:
         return texts
     if tars["samples"][1] > _MOST:
-        texts.append(f"tars of {tars['samples'][1]:,} samples are shuffled poorly; 10,000 are usual")
+        texts.append(f"tars of {counted(tars['samples'][1], 'sample')} are shuffled poorly; 10,000 are usual")
     if count > _LOADERS and tars["samples"][1] < _FEW:
         texts.append(
-            f"tars of {tars['samples'][1]:,} samples are many small files, which are slow to read; 10,000 are usual"
+            f"tars of {counted(tars['samples'][1], 'sample')} are many small files, which are slow to "
+            "read; 10,000 are usual"
         )
     if sizes := tars["sizes_json"]:
         if sizes["wrong"]:
             texts.append(
-                f"sizes.json is wrong about {_many(len(sizes['wrong']), 'tar')}; the first: {sizes['wrong'][0]}"
+                f"sizes.json is wrong about {counted(len(sizes['wrong']), 'tar')}; the first: {sizes['wrong'][0]}"
             )
         if sizes["lacks"]:
             texts.append(
-                f"sizes.json does not list {_many(len(sizes['lacks']), 'tar')}; the first: {sizes['lacks'][0]}"
+                f"sizes.json does not list {counted(len(sizes['lacks']), 'tar')}; the first: {sizes['lacks'][0]}"
             )
     return texts
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def _cost(total: int, seen: _Seen, model: Any, texts: list[str], workers: int) -> dict[str, Any]:

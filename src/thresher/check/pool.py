@@ -14,6 +14,7 @@ import threadpoolctl
 from thresher.ops.kmeans import nearest_centroid
 from thresher.ops.vectors import norms_of
 from thresher.pool.store import Block, EmbeddingStore
+from thresher.runtime.format import counted
 from thresher.runtime.kernels import has_avx512
 from thresher.runtime.process import one_blas_thread
 from thresher.select.audit import EMPTY, REPEATED, UNSAFE, key_codes
@@ -110,24 +111,25 @@ def _warnings(report: dict[str, Any], store: EmbeddingStore) -> list[str]:
     for name, field in report["fields"].items():
         for kind in ("nan", "infinite", "zero"):
             if count := field[f"{kind}_rows"]:
-                texts.append(f"{count:,} {name} rows are {kind}; --skip-bad skips them")
+                rows = counted(count, f"{name} row is", f"{name} rows are")
+                texts.append(f"{rows} {kind}; --skip-bad skips {'it' if count == 1 else 'them'}")
     if len({field["dim"] for field in report["fields"].values()}) > 1:
         texts.append("image and text embeddings differ in width: no CLIP score can be computed from them")
     if not report["fields"]:
         texts.append("there are no embeddings here: only filter, random and stored scores will work")
     if report["keys"]:
         for kind, what in (
-            ("repeated", "repeat an earlier one"),
-            ("climbing", "are unsafe paths: they contain .."),
-            ("empty", "are empty"),
+            ("repeated", ("key repeats an earlier one", "keys repeat an earlier one")),
+            ("climbing", ("key is an unsafe path: it contains ..", "keys are unsafe paths: they contain ..")),
+            ("empty", ("key is empty", "keys are empty")),
         ):
             if count := report["keys"][kind]:
-                texts.append(f"{count:,} keys {what}; --skip-bad skips those rows")
+                texts.append(f"{counted(count, *what)}; --skip-bad skips {'that row' if count == 1 else 'those rows'}")
     for name, field in report["fields"].items():
         if field["first_bad"]:
             texts.append(f"the first bad {name} row is {store.location_of(name, field['first_bad'][0])}")
     if report["set_aside"]:
-        texts.append(f"{len(report['set_aside'])} files were skipped")
+        texts.append(f"{counted(len(report['set_aside']), 'file was', 'files were')} skipped")
     if not report["key"]:
         texts.append("there is no key column: rows are identified by their number; name one with --key")
     return texts

@@ -7,19 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from thresher.io.paths import visible
-from thresher.runtime.format import duration, size
+from thresher.runtime.format import counted, duration, size
 
 # --- look -----------------------------------------------------------------------------------------
 
 
 def inspection(pool: Mapping[str, Any], engine: str) -> Iterator[str]:
     """Yield the output of ``inspect`` on a pool."""
-    yield f"{pool['location']}: {pool['rows']:,} rows, layout {pool['layout']}, files: {pool['files']:,}"
+    yield (
+        f"{pool['location']}: {counted(pool['rows'], 'row')}, layout {pool['layout']}, {counted(pool['files'], 'file')}"
+    )
     for name, field in pool["fields"].items():
         norm = f"norms {field['norms']['min']:.3g} .. {field['norms']['max']:.3g}" if field["norms"] else "no valid row"
         bad = sum(field[f"{kind}_rows"] for kind in ("nan", "infinite", "zero"))
         yield (
-            f"  {name}: {field['dim']} x {field['dtype']}, {size(field['bytes'])}, {norm}, {bad:,} bad rows "
+            f"  {name}: {field['dim']} x {field['dtype']}, {size(field['bytes'])}, {norm}, {counted(bad, 'bad row')} "
             f"of {field['looked_at']:,} checked"
         )
     yield f"  key: {pool['key'] or 'none'}; caption: {pool['caption'] or 'none'}"
@@ -32,7 +34,7 @@ def inspection(pool: Mapping[str, Any], engine: str) -> Iterator[str]:
         yield f"  ! {warning}"
     if cost := pool["cost"]:
         spent = ", ".join(f"{name} {duration(value)}" for name, value in cost["seconds"].items())
-        yield f"  estimate for {cost['clusters']:,} clusters on {engine}: {spent}"
+        yield f"  estimate for {counted(cost['clusters'], 'cluster')} on {engine}: {spent}"
         peaks = ", ".join(f"{name} {size(value)}" for name, value in cost["memory"].items())
         yield f"  memory up to {size(cost['memory_bytes'])} ({peaks}), cache {size(cost['cache_bytes'])}"
 
@@ -40,14 +42,13 @@ def inspection(pool: Mapping[str, Any], engine: str) -> Iterator[str]:
 def diagnosis(data: Mapping[str, Any]) -> Iterator[str]:
     """Yield the output of ``doctor`` on raw data."""
     about, read = "" if data["exact"] else "about ", data["looked_at"]
-    files = data["unit"]
     on_disk = f"{'about ' if data['bytes_estimated'] else ''}{size(data['bytes'])}"
     yield (
-        f"{data['location']}: {about}{data['samples']:,} samples, {data['kind']}, "
-        f"{data['files']:,} {files}{'s' * (data['files'] != 1)}, {on_disk}"
+        f"{data['location']}: {about}{counted(data['samples'], 'sample')}, {data['kind']}, "
+        f"{counted(data['files'], data['unit'])}, {on_disk}"
     )
     if read < data["samples"]:
-        yield f"  keys and captions were read from {read:,} samples, spread over the data"
+        yield f"  keys and captions were read from {counted(read, 'sample')}, spread over the data"
     if columns := data["columns"]:
         names = {"image": "picture", "caption": "caption", "key": "key", "uid": "uid"}
         roles = ", ".join(f"{role}: {columns[name] or 'none'}" for role, name in names.items())
@@ -65,7 +66,7 @@ def diagnosis(data: Mapping[str, Any]) -> Iterator[str]:
         )
     images = data["pictures"]
     bad = images["broken"] + images["enormous"]
-    yield f"  images: {images['looked_at']:,} random images decoded, {bad:,} broken or too large"
+    yield f"  images: {counted(images['looked_at'], 'random image')} decoded, {bad:,} broken or too large"
     if images["formats"]:
         counts = (f"{name} {count:,}" for kind in ("formats", "modes") for name, count in images[kind].items())
         yield f"    {', '.join(counts)}"
@@ -81,16 +82,16 @@ def diagnosis(data: Mapping[str, Any]) -> Iterator[str]:
         sizes = "none" if tars["sizes_json"] is None else "agrees"
         if tars["sizes_json"] and any(tars["sizes_json"].values()):
             sizes = "does not agree"
-        each = f"{_range(tars['samples'])} samples each" if tars["samples"] else "none is intact"
+        each = f"samples in each {_range(tars['samples'])}" if tars["samples"] else "none is intact"
         yield f"  tars: {each}; sizes.json: {sizes}"
     for warning in data["warnings"]:
         yield f"  ! {warning}"
     cost = data["cost"]
     rates = {"decoded": "images decoded", "images": "images encoded", "texts": "captions encoded"}
     measured = [f"{cost[name]:,.0f} {what}" for kind, what in rates.items() if (name := f"{kind}_per_second") in cost]
-    yield f"  estimated rate per second on {cost['workers']} cores: {', '.join(measured)}"
+    yield f"  estimated rate per second on {counted(cost['workers'], 'core')}: {', '.join(measured)}"
     if "embed_seconds" in cost:
-        spent, dims = f"{duration(cost['embed_seconds'])} to embed", f"{cost['dims']:,} dimensions"
+        spent, dims = f"{duration(cost['embed_seconds'])} to embed", counted(cost["dims"], "dimension")
     else:
         spent, dims = f"{duration(cost['decode_seconds'])} to decode", "512 dimensions each"
     yield f"  in total: {spent}, {size(cost['pool_bytes'])} of vectors in {dims}"
@@ -132,19 +133,24 @@ def embedded(pool: Any, seconds: float) -> Iterator[str]:
     yield from pool.notes
     if pool.new:
         rate = pool.new / seconds
-        yield f"{pool.new:,} rows embedded in {seconds:.1f} s, {rate:,.0f} per second including loading the model"
+        yield (
+            f"{counted(pool.new, 'row')} embedded in {seconds:.1f} s, {rate:,.0f} per second including "
+            "loading the model"
+        )
     if pool.set_aside or pool.damaged:
-        files = f" and {pool.damaged:,} damaged file{'s' if pool.damaged > 1 else ''}" if pool.damaged else ""
-        yield f"{pool.set_aside:,} samples{files} skipped, listed in {pool.pool}/set_aside.txt"
-    shards = f"{pool.shards:,} shard{'s' if pool.shards > 1 else ''}"
+        files = f" and {counted(pool.damaged, 'damaged file')}" if pool.damaged else ""
+        yield f"{counted(pool.set_aside, 'sample')}{files} skipped, listed in {pool.pool}/set_aside.txt"
     already = "" if pool.new else ", all from an earlier run"
-    yield f"{pool.pool}: {pool.rows:,} rows ({' and '.join(pool.fields)}) in {shards}{already}"
+    yield (
+        f"{pool.pool}: {counted(pool.rows, 'row')} ({' and '.join(pool.fields)}) in "
+        f"{counted(pool.shards, 'shard')}{already}"
+    )
 
 
 def classes_embedded(classes: Mapping[str, Any]) -> Iterator[str]:
     """Yield lines on embedded class names."""
-    many = "1 sentence" if classes["templates"] == 1 else f"{classes['templates']:,} sentences"
-    yield f"{classes['classes']:,} classes, {many} each, {classes['dims']:,} dimensions"
+    many = counted(classes["templates"], "sentence")
+    yield f"{counted(classes['classes'], 'class', 'classes')}, {many} each, {counted(classes['dims'], 'dimension')}"
     yield f"written to {classes['out']} and {classes['names']}"
 
 
@@ -154,7 +160,10 @@ def classes_embedded(classes: Mapping[str, Any]) -> Iterator[str]:
 def kept(selection: Any, out: object) -> Iterator[str]:
     """Yield lines on a written selection."""
     repeated = f", {selection.uses:,} with repeats" if selection.repeats is not None else ""
-    yield f"kept {len(selection):,} of {selection.total:,} rows ({len(selection) / selection.total:.1%}){repeated}"
+    yield (
+        f"kept {len(selection):,} of {counted(selection.total, 'row')} "
+        f"({len(selection) / selection.total:.1%}){repeated}"
+    )
     yield f"written to {out}"
 
 
@@ -162,7 +171,7 @@ def scored(scores: Mapping[str, Any]) -> Iterator[str]:
     """Yield lines on written scores."""
     yield from scores["notes"]
     yield (
-        f"{scores['rows']:,} of {scores['of']:,} rows scored, {scores['least']:.4f} to {scores['most']:.4f}, "
+        f"{scores['rows']:,} of {counted(scores['of'], 'row')} scored, {scores['least']:.4f} to {scores['most']:.4f}, "
         f"mean {scores['mean']:.4f}"
     )
     yield f"written to {scores['out']}"
@@ -172,7 +181,8 @@ def clustered(clusters: Mapping[str, Any]) -> Iterator[str]:
     """Yield lines on written clusters."""
     yield from clusters["notes"]
     yield (
-        f"{clusters['clusters']:,} clusters of {clusters['smallest']:,} to {clusters['largest']:,} rows "
+        f"{counted(clusters['clusters'], 'cluster')} of {clusters['smallest']:,} to "
+        f"{counted(clusters['largest'], 'row')} "
         f"({clusters['empty']:,} empty), mean cosine to the centroid {clusters['mean_cosine']:.4f}"
     )
     yield f"written to {clusters['out']}"
@@ -216,10 +226,10 @@ def explanation(row: Mapping[str, Any]) -> Iterator[str]:
 
 def run_explanation(row: Mapping[str, Any]) -> Iterator[str]:
     """Yield lines on a row of a training run."""
-    epochs = f"{row['epochs']:,} epochs of training, {row['policy']}"
+    epochs = f"{counted(row['epochs'], 'epoch')} of training, {row['policy']}"
     yield f"row {row['row']:,}, key {row['key']}{_caption(row)}: {epochs}"
     yield f"  {_history(row['history'])}"
-    yield f"  {row['searches']:,} of these epochs selected candidates"
+    yield f"  epochs that selected candidates: {row['searches']:,}"
 
 
 def _caption(row: Mapping[str, Any]) -> str:
@@ -243,7 +253,7 @@ def comparison(result: Mapping[str, Any]) -> Iterator[str]:
     """Yield lines that compare selections."""
     for name, count in result["kept"].items():
         repeated = f", {result['uses'][name]:,} with repeats" if result["uses"][name] != count else ""
-        yield f"{name}: {count:,} of {result['rows']:,} rows ({count / result['rows']:.1%}){repeated}"
+        yield f"{name}: {count:,} of {counted(result['rows'], 'row')} ({count / result['rows']:.1%}){repeated}"
     for pair in result["pairs"]:
         yield (
             f"{pair['a']} and {pair['b']}: {pair['both']:,} in both, {pair['only_a']:,} and {pair['only_b']:,} in "
@@ -253,7 +263,7 @@ def comparison(result: Mapping[str, Any]) -> Iterator[str]:
         yield "clusters with the largest differences in the share kept:"
         for entry in result["clusters"]:
             counts = ", ".join(f"{name} {count:,}" for name, count in entry["kept"].items())
-            yield f"  cluster {entry['cluster']} of {entry['size']:,} rows: {counts}"
+            yield f"  cluster {entry['cluster']} of {counted(entry['size'], 'row')}: {counts}"
 
 
 def covariance_table(errors: Mapping[str, Any]) -> Iterator[str]:
@@ -261,10 +271,12 @@ def covariance_table(errors: Mapping[str, Any]) -> Iterator[str]:
     # The width of the column is that of the escaped names.
     errors = {visible(name, limit=None): error for name, error in errors.items()}
     first = next(iter(errors.values()))
-    inside = f"within {first.classes:,} clusters of {first.classed:,} rows"
+    inside = f"within {counted(first.classes, 'cluster')} of {counted(first.classed, 'row')}"
     if first.within is None:
         inside = "pass --clusters DIR for the error within clusters"
-    yield f"cross-covariance of image and text, relative error to the {first.rows:,} rows of the pool; {inside}:"
+    yield (
+        f"cross-covariance of image and text, relative error to the {counted(first.rows, 'row')} of the pool; {inside}:"
+    )
     width = max(map(len, ["not centred", *errors]))
     for title, names in (
         ("centred", ("overall", "within")),
@@ -303,14 +315,17 @@ def trained(out: str, log: Sequence[Mapping[str, Any]], requested: float | None)
     seen, seconds = sum(e["samples"] for e in log), sum(e["seconds"] for e in log)
     pruned = last["pruned_so_far"]
     missed = f" ({requested:.1%} requested)" if requested is not None and abs(requested - pruned) > 0.01 else ""
-    yield f"{len(log)} epochs, {seen:,} samples in {seconds:,.0f} s, {pruned:.1%} of the rows pruned{missed}"
+    yield (
+        f"{counted(len(log), 'epoch')}, {counted(seen, 'sample')} in {seconds:,.0f} s, {pruned:.1%} of the "
+        f"rows pruned{missed}"
+    )
     for name, metrics in last.get("eval", {}).items():
         yield f"{name}:"
         yield from table_of(metrics)
     skipped = Path(out, SET_ASIDE)
     if skipped.exists():
         rows = len(skipped.read_text(encoding="utf-8").splitlines())
-        yield f"{rows:,} rows skipped, listed in {skipped}"
+        yield f"{counted(rows, 'row')} skipped, listed in {skipped}"
     yield f"written to {out}"
 
 
@@ -319,22 +334,21 @@ def trained(out: str, log: Sequence[Mapping[str, Any]], requested: float | None)
 
 def exported(done: Any) -> Iterator[str]:
     """Yield lines on an :class:`thresher.export.write.Exported`."""
-    yield f"{done.rows:,} rows written to {done.path}"
+    yield f"{counted(done.rows, 'row')} written to {done.path}"
     if done.missing:
-        yield f"{done.missing:,} rows of the selection could not be written; they are listed in {done.missing_file}"
+        yield f"{counted(done.missing, 'row')} of the selection could not be written, listed in {done.missing_file}"
     if done.manifest:
         yield f"manifest: {done.manifest}"
 
 
 def resharded(done: Any, data: str, out: str) -> Iterator[str]:
     """Yield lines on new shards."""
-    files = {"webdataset": "tar", "parquet": "parquet file", "csv": "csv"}[done.form]
-    files += "s" if done.shards > 1 else ""
-    yield f"{done.samples:,} of {done.chosen:,} samples in {done.shards:,} {files}, found by {done.by}"
+    files = counted(done.shards, {"webdataset": "tar", "parquet": "parquet file", "csv": "csv"}[done.form])
+    yield f"{done.samples:,} of {counted(done.chosen, 'sample')} in {files}, found by {done.by}"
     if done.missing:
-        yield f"{done.missing:,} keys are not in {data}; they are listed in {out}/missing.txt"
+        yield f"{counted(done.missing, 'key')} not found in {data}, listed in {out}/missing.txt"
     if done.aside:
-        yield f"{done.aside:,} files or samples skipped, listed in {out}/set-aside.txt"
+        yield f"{counted(done.aside, 'file or sample', 'files or samples')} skipped, listed in {out}/set-aside.txt"
     yield f"written to {out}"
 
 

@@ -21,6 +21,7 @@ from thresher.dynamic.run_folder import Training
 from thresher.errors import UsageError
 from thresher.pool.layout import Options
 from thresher.pool.store import absolute
+from thresher.runtime.format import counted
 from thresher.selection import Keep, Selection, Step
 
 NAME = "coreset"
@@ -102,7 +103,8 @@ def _refuse_without_candidates(training: Training, ledger: Ledger, epochs: int) 
     marking = [name for name, cls in POLICIES.all().items() if cls.marks_candidates]
     if training.policy in marking:
         raise UsageError(
-            f"{training.folder}: in {epochs} epochs no row was a candidate for pruning yet, so rows cannot be ranked; "
+            f"{training.folder}: in {counted(epochs, 'epoch')} no row was a candidate for pruning yet, so "
+            "rows cannot be ranked; "
             "train for more epochs, past the warm-up and the first preparation epoch"
         )
     raise UsageError(
@@ -131,9 +133,9 @@ def _notes(training: Training, ledger: Ledger, keep_N: Bools, log: Sequence[Mapp
     unseen = int(np.count_nonzero(ledger.seen_N < 0))
     more = int(np.count_nonzero(times_N > most))
     notes.append(
-        f"candidates were found in {searches} of {len(log)} epochs; dropped {went:,} of the {tied:,} rows that were a "
-        f"candidate {most} time{'s' * (most != 1)}"
-        + (f", and all {more:,} that were a candidate more often" if more else "")
+        f"candidates were found in {searches} of {counted(len(log), 'epoch')}; dropped {went:,} of the "
+        f"{counted(tied, 'row that was', 'rows that were')} a "
+        f"candidate {counted(most, 'time')}" + (f", and all {more:,} that were a candidate more often" if more else "")
     )
     last = next((entry for entry in reversed(log) if entry.get("overlap") is not None), None)
     if last is not None:
@@ -144,7 +146,7 @@ def _notes(training: Training, ledger: Ledger, keep_N: Bools, log: Sequence[Mapp
                 f"too, {chance:.1%} would be by chance: this ranking is close to random"
             )
     if unseen:
-        notes.append(f"{unseen:,} rows were never trained on; they rank last")
+        notes.append(f"{counted(unseen, 'row was', 'rows were')} never trained on; they rank last")
     if far := training.unfinished(log):
         notes.append(f"the run has finished {far}; the ranking may still change")
     return notes

@@ -25,6 +25,7 @@ from thresher.dynamic.ledger import LAST_EPOCH, MOST_ROWS, Ledger
 from thresher.errors import PoolError, UsageError
 from thresher.pool.store import EmbeddingStore, absolute, open_store
 from thresher.runtime.files import writing
+from thresher.runtime.format import counted
 from thresher.runtime.untrusted import Fields, open_regular, parse_json, read_json, read_npz
 
 MARK, LOG, LEDGER, ROWS, CHECKPOINT = "training.json", "log.jsonl", "ledger.npz", "rows.parquet", "checkpoint.pt"
@@ -113,12 +114,12 @@ class Training:
         """Return how far an unfinished run is, "3 of 14 epochs"; "" if it is finished, or its length is unknown."""
         epochs, samples = (_whole(self.settings.get(name)) for name in ("epochs", "samples"))
         if epochs is not None:
-            return "" if len(log) >= epochs else f"{len(log):,} of {epochs:,} epochs"
+            return "" if len(log) >= epochs else f"{len(log):,} of {counted(epochs, 'epoch')}"
         if samples is None:
             return ""
         # The last samples may not fill a batch.
         seen, batch = sum(int(entry.get("samples") or 0) for entry in log), _whole(self.settings.get("batch_size")) or 1
-        return "" if seen > samples - batch else f"{seen:,} of {samples:,} samples"
+        return "" if seen > samples - batch else f"{seen:,} of {counted(samples, 'sample')}"
 
     def save(self) -> None:
         """Write ``training.json``."""
@@ -166,7 +167,7 @@ class Training:
         except (OSError, ValueError, UsageError) as error:
             raise PoolError(f"{path}: cannot be read, it may be damaged ({error})") from None
         if len(ledger) != self.rows:
-            raise PoolError(f"{path}: has {len(ledger):,} rows, but the run had {self.rows:,}")
+            raise PoolError(f"{path}: has {counted(len(ledger), 'row')}, but the run had {self.rows:,}")
         return ledger
 
     def record(self, log: Sequence[Mapping[str, Any]], ledger: Ledger) -> None:
@@ -191,7 +192,7 @@ class Training:
             raise type(error)(f"{error}; if the pool was moved, give its location with --pool") from None
         if (store.total, store.fingerprint()) != (self.rows, self.store):
             raise PoolError(
-                f"{where}: is not the pool of {self.rows:,} rows that {self.folder} was trained on; "
+                f"{where}: is not the pool of {counted(self.rows, 'row')} that {self.folder} was trained on; "
                 "give the location of that pool with --pool"
             )
         return store

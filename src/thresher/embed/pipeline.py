@@ -50,6 +50,7 @@ from thresher.runtime.engine import Engine, cores
 from thresher.runtime.engines.processes import Processes
 from thresher.runtime.engines.serial import Serial
 from thresher.runtime.files import refuse_foreign_files, writing
+from thresher.runtime.format import counted
 from thresher.runtime.locks import create_locked, sweep
 from thresher.runtime.progress import Advance, Progress, Silent
 
@@ -213,7 +214,8 @@ def embed(
                 unreached = _embed(folder, plan, encoder, settings, jobs, advance)
         if unreached:
             raise UnreachedError(
-                f"{folder}: {len(unreached):,} of {len(plan.shards):,} shards are missing, because their data was not "
+                f"{folder}: {len(unreached):,} of {counted(len(plan.shards), 'shard')} are missing, "
+                "because their data was not "
                 f"reached; run the same command again to embed them. The first: {min(unreached)[1]}"
             )
         _check_unchanged(plan, source.parts)
@@ -798,4 +800,7 @@ def _repeated(folder: Path, shards: int, column: str) -> list[str]:
     hashes = np.concatenate([hashes_of(pq.read_table(path, columns=[column]).column(0).to_pylist()) for path in paths])
     if not (repeated := len(hashes) - len(np.unique(hashes))):
         return []
-    return [f"{repeated:,} rows have the {column} of an earlier row; select with --key row to keep them separate"]
+    return [
+        f"{counted(repeated, 'row has', 'rows have')} the {column} of an earlier row; select with --key "
+        "row to keep them separate"
+    ]

@@ -42,7 +42,7 @@ from thresher.report.facts import (
     strips,
 )
 from thresher.report.pages import rendered, write_page
-from thresher.runtime.format import percent
+from thresher.runtime.format import counted, percent
 from thresher.runtime.results import Say
 from thresher.select.audit import Audit
 from thresher.select.covariance import CovarianceError, Deviation
@@ -207,7 +207,7 @@ class _Covariance:
     @classmethod
     def of(cls, error: CovarianceError, cells: int) -> _Covariance:
         """Name each number."""
-        inside = f"within {error.classes:,} clusters"
+        inside = f"within {counted(error.classes, 'cluster')}"
         lines = {
             "overall": error.overall,
             inside: error.within,

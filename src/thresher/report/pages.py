@@ -10,7 +10,7 @@ from typing import Any
 from thresher.io.paths import visible
 from thresher.report import figures
 from thresher.report.facts import brief, number, plain
-from thresher.runtime.format import percent
+from thresher.runtime.format import counted, percent
 from thresher.runtime.results import Say, result_file
 
 
@@ -26,7 +26,7 @@ def rendered(template: str, **values: Any) -> str:
         lstrip_blocks=True,
         finalize=_without_codes,
     )
-    environment.filters.update(brief=brief, number=number, percent=percent, plain=plain)
+    environment.filters.update(brief=brief, counted=counted, number=number, percent=percent, plain=plain)
     colours = {"kept": figures.KEPT, "dropped": figures.DROPPED}
     return environment.get_template(template).render(colours=colours, **values)
 

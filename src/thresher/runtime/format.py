@@ -1,6 +1,11 @@
-"""Human-readable sizes, times, rates and shares."""
+"""Human-readable counts, sizes, times, rates and shares."""
 
 from __future__ import annotations
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """Format a number of things: "1 row", "2,000 rows"; ``plural`` is for nouns that do not just take an s."""
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
 
 
 def size(count: float) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import IO, Any, Protocol, cast
 
-from thresher.runtime.format import duration, pace, percent
+from thresher.runtime.format import counted, duration, pace, percent
 
 _EVERY = 10.0  # seconds between lines of a log
 Advance = Callable[[int], None]
@@ -146,19 +146,19 @@ class Lines:
 
     @contextmanager
     def _task(self, label: str, total: int, unit: str) -> Iterator[Advance]:
-        counted, last = _Count(total, unit), 0.0
+        done, last = _Count(total, unit), 0.0
 
         def advance(rows: int) -> None:
             nonlocal last
-            counted.add(rows)
-            if (spent := counted.seconds()) - last >= _EVERY and counted.done < total:
+            done.add(rows)
+            if (spent := done.seconds()) - last >= _EVERY and done.done < total:
                 last = spent
-                shares = f"{percent(counted.done, total)} ({counted.done:,} of {total:,} {unit})"
-                self.say(f"{label}: {shares}, {counted.pace()}")
+                shares = f"{percent(done.done, total)} ({done.done:,} of {total:,} {unit})"
+                self.say(f"{label}: {shares}, {done.pace()}")
 
         yield advance
-        if (spent := counted.seconds()) >= 1:
-            self.say(f"{label}: {total:,} {unit} in {duration(spent)}")
+        if (spent := done.seconds()) >= 1:
+            self.say(f"{label}: {counted(total, unit.removesuffix('s'))} in {duration(spent)}")
 
     def say(self, line: str) -> None:
         """Print one line."""

@@ -24,6 +24,7 @@ from thresher.pool.store import Block, EmbeddingStore, vectors_from_npy
 from thresher.runtime.checksums import ArraySpec
 from thresher.runtime.engine import Engine
 from thresher.runtime.files import refuse_foreign_files
+from thresher.runtime.format import counted
 from thresher.runtime.random import digest
 from thresher.runtime.results import Say, result_folder
 from thresher.runtime.untrusted import INTEGERS, Fields, check_array, mapped_array, open_regular, read_json
@@ -358,7 +359,11 @@ def automatic(rows: int) -> tuple[int, str]:
     clusters, as SemDeDup used for 440 million rows.
     """
     k = int(min(max(round((rows / 2) ** 0.5), 1), 50_000, max(rows // 50, 1)))
-    return k, f"{k:,} clusters chosen for {rows:,} rows (about sqrt(rows / 2): assignment and comparison cost the same)"
+    return (
+        k,
+        f"{counted(k, 'cluster')} chosen for {counted(rows, 'row')} (about sqrt(rows / 2): assignment and "
+        "comparison cost the same)",
+    )
 
 
 def assign(run: Run, embedding: str, centroids_KD: F32) -> Groups:

@@ -13,6 +13,7 @@ from thresher.errors import PoolError, UsageError, suggest
 from thresher.pool.store import EmbeddingStore, absolute, same_pool, whole_pool
 from thresher.runtime.cache import Cache
 from thresher.runtime.engine import Engine, make_engine
+from thresher.runtime.format import counted
 from thresher.runtime.parameters import coerced
 from thresher.runtime.process import one_blas_thread
 from thresher.runtime.progress import Progress, Silent
@@ -159,13 +160,15 @@ def run_steps(
             continue
         if not len(selection):
             raise UsageError(
-                f"{step.name} keeps none of the {before:,} rows it was given; no rows would be left to train on"
+                f"{step.name} keeps none of the {counted(before, 'row')} it was given; no rows would be "
+                "left to train on"
             )
         for note in selection.steps[-1].notes:
             progress.say(f"{step.name}: {note}")
         repeated = f", {selection.uses:,} with repeats" if selection.repeats is not None else ""
         progress.say(
-            f"{step.name}: kept {len(selection):,} of {before:,} rows ({len(selection) / before:.1%}){repeated}"
+            f"{step.name}: kept {len(selection):,} of {counted(before, 'row')} "
+            f"({len(selection) / before:.1%}){repeated}"
         )
     return selection
 

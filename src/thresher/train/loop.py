@@ -32,7 +32,7 @@ from thresher.io.pictures import Resize, decode
 from thresher.pool.store import absolute
 from thresher.runtime import locks
 from thresher.runtime.files import writing
-from thresher.runtime.format import duration
+from thresher.runtime.format import counted, duration
 from thresher.runtime.process import no_warnings
 from thresher.runtime.progress import Progress
 from thresher.runtime.untrusted import parse_json
@@ -215,7 +215,7 @@ def open_run(
                     (out / name).unlink(missing_ok=True)
             raise
         if pairs.skipped:
-            progress.say(f"{len(pairs.skipped):,} rows cannot be used; they are listed in {out / SET_ASIDE}")
+            progress.say(f"{counted(len(pairs.skipped), 'row')} cannot be used, listed in {out / SET_ASIDE}")
         content = _content_of(pairs)
         training = Training(
             folder=out,
@@ -313,7 +313,7 @@ def fit(
     if schedule.selection is not None:
         times_N, missing = times_of(schedule.selection, pairs)
         if missing:
-            progress.say(f"{missing:,} keys of {schedule.selection} are not in the data")
+            progress.say(f"{counted(missing, 'key')} of {schedule.selection} not found in the data")
     sampler = PruningSampler(
         len(pairs),
         policy=schedule.policy_for(len(pairs), times_N),
@@ -332,7 +332,10 @@ def fit(
     loader = _loader(pairs, sampler, schedule.workers, task.device, training.folder / LOCK)
     progress.say(f"policy: {describe(sampler.policy, defaults=True)}")
     if len(pairs) < schedule.batch_size:
-        progress.say(f"{len(pairs):,} rows do not fill a batch of {schedule.batch_size:,}; all rows are in one batch")
+        progress.say(
+            f"{counted(len(pairs), 'row does', 'rows do')} not fill a batch of {schedule.batch_size:,}; "
+            "all rows are in one batch"
+        )
     if log or sampler.step:
         where = f"resuming in epoch {sampler.epoch + 1}, after step {sampler.step}"
         progress.say("the run is finished" if sampler.plan is None else where)
@@ -407,7 +410,7 @@ def _epoch_lines(log: Sequence[Mapping[str, Any]], sampler: PruningSampler) -> l
     spent, seen = sum(e["seconds"] for e in log), sum(e["samples"] for e in log)
     loss = "no finite loss" if entry["loss"] is None else f"loss {entry['loss']:.4f}"
     line = (
-        f"epoch {entry['epoch'] + 1}: {entry['phase']}, {entry['rows']:,} of {entry['total']:,} rows, {loss}, "
+        f"epoch {entry['epoch'] + 1}: {entry['phase']}, {entry['rows']:,} of {counted(entry['total'], 'row')}, {loss}, "
         f"{entry['samples_per_second']:,.0f} samples/s"
     )
     if entry["pruned_so_far"] > 0:

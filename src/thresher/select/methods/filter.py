@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from thresher.errors import UsageError, suggest
 from thresher.runtime.checksums import ArraySpec
+from thresher.runtime.format import counted
 from thresher.select.condition import Condition, Query
 from thresher.select.database import cursor
 from thresher.select.registry import method
@@ -62,14 +63,18 @@ class Filter:
         )["failed"]
         codes, nans = made[:n], np.packbits(made[n:]).view(np.int64)
         notes = [
-            f"{count:,} rows have no number (NaN) in {name}, which counts as missing: no comparison with it is true"
+            f"{counted(count, 'row has', 'rows have')} no number (NaN) in {name}, which counts as "
+            "missing: no comparison with it is true"
             for name, count in zip(
                 (source.replace('"', "") for source in condition.sources), nans.tolist(), strict=True
             )
             if count
         ]
         if run.store.options.metadata and (alone := int(np.count_nonzero(run.store.column("joined") == 0))):
-            notes.append(f"{alone:,} rows have no match in {run.store.options.metadata}: its columns are empty there")
+            notes.append(
+                f"{counted(alone, 'row has', 'rows have')} no match in {run.store.options.metadata}: its "
+                "columns are empty there"
+            )
         return run.selection(
             self, np.asarray(codes) == 0, notes=notes, reasons=condition.reasons(), rows={"code": codes}
         )
