@@ -304,3 +304,13 @@ def test_a_damaged_array_is_told_of(tmp_path: Path, name: str, harm: str) -> Non
         path.write_bytes(damaged[harm])
     with pytest.raises(PoolError, match="damaged|missing"):
         Selection.load(tmp_path / "sel")
+
+
+@pytest.mark.parametrize("name", ["duplicate_of", "reference"])
+def test_why_of_a_row_that_was_kept_names_no_row(name: str) -> None:
+    step = Step(
+        method="near", parameters={}, seed=0, rows_in=2, rows_out=1,
+        reasons=(f"duplicate of row {{{name}}}",), rows={name: np.array([-1, 0], np.int64)},
+    )  # fmt: skip
+    assert step.why(1) == "duplicate of row 0"
+    assert step.why(0) == "does not repeat another row"

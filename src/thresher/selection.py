@@ -39,6 +39,7 @@ _MOST_CLUSTERS = 2**20  # or the number of rows, if that is higher
 _MOST_REPEATS = 100_000  # per row of the pool, on average
 _BLOCK = 2**18  # rows checked at a time, so that they stay in the CPU cache
 _FEW = 16
+_REPEATED = ("duplicate_of", "reference")  # evidence that is the number of another row, -1 for none
 _EPOCHS = ("marked", "seen")  # evidence that counts epochs from 0, as the log of a run does; texts count from 1
 
 
@@ -198,9 +199,14 @@ class Step:
         return "" if name == "thresher" else f"{name} {version}".strip()
 
     def why(self, i: int) -> str:
-        """Return why row ``i`` of the input rows was dropped."""
+        """Return why row ``i`` of the input rows was dropped; a step does not know which rows it kept."""
         code = int(self.rows["code"][i]) if "code" in self.rows else 0
-        return filled(self.reasons[code], lambda name: self._value(name, i)) if code < len(self.reasons) else ""
+        if code >= len(self.reasons):
+            return ""
+        named = {name for _, name, _ in parts_of(self.reasons[code])}
+        if any(self.rows[name][i] < 0 for name in _REPEATED if name in named and name in self.rows):
+            return "does not repeat another row"  # a kept row
+        return filled(self.reasons[code], lambda name: self._value(name, i))
 
     def _value(self, name: str, i: int) -> Any:
         if name == "cut":

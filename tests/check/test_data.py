@@ -483,3 +483,17 @@ def test_captions_in_a_file_of_their_own_are_seen(tmp_path: Path) -> None:
     found = doctor(str(tmp_path))
     assert found["captions"]["empty"] == 3
     assert any("names none of the 3 images" in warning for warning in found["warnings"])
+
+
+def test_the_most_repeated_caption_may_be_unknown_but_is_never_empty(tmp_path: Path) -> None:
+    count = 560  # more than the captions that are kept as text
+    texts = [f"caption {i}" for i in range(count)] + ["again", "again"]
+    buffer = io.BytesIO()
+    Image.new("RGB", (12, 12)).save(buffer, "png")
+    picture = {"bytes": buffer.getvalue(), "path": None}
+    path = tmp_path / "data.parquet"
+    pq.write_table(pa.table({"image": [picture] * len(texts), "text": texts}), path)
+    assert doctor(str(path), sample=3)["captions"]["most_repeated"] == {"count": 2, "text": None}
+    pq.write_table(pa.table({"image": [picture] * len(texts), "text": texts[::-1]}), path)
+    assert doctor(str(path), sample=3)["captions"]["most_repeated"] == {"count": 2, "text": "again"}
+    assert doctor(str(path), sample=3)["captions"]["empty"] == 0

@@ -18,10 +18,12 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from thresher import Cache, EmbeddingStore, Selection, Step, build, open_store, run_steps
+from thresher.cli.text import explanation
 from thresher.errors import PoolError, UsageError
 from thresher.pool.layout import Options
 from thresher.report import write_report
 from thresher.report.examples import SIDE, data_uri, look_up
+from thresher.report.explain import explain
 from thresher.report.facts import (
     brief,
     clusters,
@@ -493,3 +495,27 @@ def test_rows_of_a_coreset_are_shown_by_what_they_were() -> None:
         ("Dropped \u00b7 ill-matched", False, [(2, 3)]),
         ("Kept, lowest scores", True, [(0, 0), (5, 0)]),
     ]
+
+
+@pytest.mark.parametrize(
+    ("twins", "row", "told"),
+    [
+        ([-1, 0, 1, 2], 1, "duplicates row 0, key k0, which was kept"),
+        ([-1, 0, 1, 2], 2, "duplicates row 1, key k1, which duplicates row 0, key k0, which was kept"),
+        (
+            [-1, 0, 1, 2],
+            3,
+            "key k2, which duplicates, over 1 further duplicate, row 0, key k0, which was kept",
+        ),
+        ([-1, 2, 3, 1], 1, "duplicates row 2, key k2, which duplicates row 3, key k3, which was dropped"),  # damaged
+    ],
+)
+def test_explain_follows_duplicates_to_the_row_that_stayed(
+    twins: list[int], row: int, told: str, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "img_emb.npy", np.eye(4, dtype=np.float32))
+    pq.write_table(pa.table({"key": [f"k{i}" for i in range(4)]}), tmp_path / "meta.parquet")
+    store = open_store(str(tmp_path))
+    chain = hand_made([0.9] * 4, [twin >= 0 for twin in twins], rows={"duplicate_of": np.array(twins)}, cut=0.5)
+    found = explain(chain, store, f"row:{row}")
+    assert any(told in line for line in explanation(found))

@@ -235,12 +235,12 @@ class _Read:
         return {"repeated": repeated, "climbing": self.unsafe, "uids": self.uids}
 
     def captions(self) -> dict[str, Any]:
-        """Return counts about captions, the most repeated one and the spread of their lengths."""
+        """Return counts about captions, the most repeated one (its text is None if unknown) and their lengths."""
         hashes, counts = np.unique(np.concatenate(self._captions), return_counts=True)
-        most: dict[str, Any] = {"count": int(counts.max(initial=0)), "text": ""}
-        if most["count"] > 1:
+        most: dict[str, Any] = {"count": int(counts.max(initial=0)), "text": None}
+        if most["count"] > 1:  # its text is known only if it is among the captions that are kept
             same = np.flatnonzero(hashes_of(self.texts) == hashes[counts.argmax()])
-            most["text"] = self.texts[same[0]] if len(same) else ""
+            most["text"] = self.texts[same[0]] if len(same) else None
         return {
             "empty": self.empty,
             "repeated": int(counts.sum()) - len(hashes),

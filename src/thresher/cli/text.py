@@ -215,13 +215,21 @@ def explanation(row: Mapping[str, Any]) -> Iterator[str]:
             called = f" ({cluster['name']})" if "name" in cluster else ""
             yield f"     cluster {cluster['number']}{called}: {facts}"
         if "duplicate" in step:
-            twin = step["duplicate"]
-            fate = "kept" if twin["kept"] else "dropped"
-            yield f"     duplicates row {twin['row']:,}, key {twin['key']}{_caption(twin)}, which was {fate}"
+            yield f"     {_duplicate(step['duplicate'])}"
         if "reference" in step:
             known = step["reference"]
             key = f", key {known['key']}" if "key" in known else ""
             yield f"     repeats row {known['row']:,} of {known['pool']}{key}{_caption(known)}"
+
+
+def _duplicate(twin: Mapping[str, Any]) -> str:
+    """Return which row a row duplicates, and the row at the end of a chain of duplicates."""
+    text, last = f"duplicates row {twin['row']:,}, key {twin['key']}{_caption(twin)}", twin
+    if "last" in twin:
+        last, between = twin["last"], twin["links"] - 2
+        over = f", over {counted(between, 'further duplicate')}," if between else ""
+        text += f", which duplicates{over} row {last['row']:,}, key {last['key']}{_caption(last)}"
+    return f"{text}, which was {'kept' if last['kept'] else 'dropped'}"
 
 
 def run_explanation(row: Mapping[str, Any]) -> Iterator[str]:

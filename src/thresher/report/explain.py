@@ -31,7 +31,8 @@ def explain(selection: Selection, store: EmbeddingStore, key: str) -> dict[str, 
     Returns:
         row, key and caption (both cut after 2,000 characters, with a note of their length), kept, uses (how often the
         row is used), and for each step that saw it: method, package (name and version; "" for methods of thresher),
-        verdict, reason, score, cut, cluster with size, quota and kept, row and key of the duplicate, pool, row, key
+        verdict, reason, score, cut, cluster with size, quota and kept, duplicate (row, key, caption, kept; if it was
+        dropped as a duplicate too, "last" is the row at the end of the chain and "links" its length), pool, row, key
         and caption of the reference row that it repeats, and, for a coreset, the history of the row in training, as in
         :func:`history`.
 
@@ -68,13 +69,16 @@ def explain(selection: Selection, store: EmbeddingStore, key: str) -> dict[str, 
         if "cluster" in step.rows:
             cluster = int(step.rows["cluster"][at])
             part["cluster"] = {"number": cluster} | {k: v[cluster].item() for k, v in step.groups.items()}
-        twin = int(step.rows["duplicate_of"][at]) if dropped and "duplicate_of" in step.rows else -1
-        if twin >= 0:
-            part["duplicate"] = {
-                "row": twin,
-                **_key_and_caption(store, twin),
-                "kept": bool(selection.dropped_by[twin] == -1),
-            }
+        if dropped and "duplicate_of" in step.rows:
+            chain = _duplicates(selection, number, row)
+            found = [
+                {"row": twin, **_key_and_caption(store, twin), "kept": bool(selection.dropped_by[twin] == -1)}
+                for twin in (*chain[:1], *chain[1:][-1:])
+            ]
+            if found:
+                part["duplicate"] = found[0]
+            if len(found) > 1:
+                part["duplicate"] |= {"links": len(chain), "last": found[1]}
         result["steps"].append(part)
     return result
 
@@ -107,6 +111,18 @@ def history(training: Training, store: EmbeddingStore, key: str) -> dict[str, An
         "searches": sum(1 for entry in log if entry.get("candidates")),
         "history": _history(*(array[row].item() for array in arrays)),
     }
+
+
+def _duplicates(selection: Selection, number: int, row: int) -> list[int]:
+    """Return the row that a row duplicates, the row that this one duplicates, and so on within one step."""
+    given, twin_n = selection.given(number), selection.steps[number].rows["duplicate_of"]
+    chain: dict[int, None] = {row: None}  # in order; a damaged selection may lead back to an earlier row
+    while selection.dropped_by[row] == number:
+        row = int(twin_n[np.searchsorted(given, row)])
+        if row < 0 or row in chain:
+            break
+        chain[row] = None
+    return list(chain)[1:]
 
 
 _EVIDENCE = ("score", "marked", "marks", "loss", "seen")  # the evidence of a coreset that is the history of a row
