@@ -48,7 +48,7 @@ def data_of(folder: Path, kind: str) -> str:
 def test_killed_again_and_again_it_ends_with_the_same_files(tmp_path: Path, kind: str, more: list[str]) -> None:
     data = data_of(tmp_path / "in", kind)
     sel = keys_file(tmp_path / "k", [f"{i:06d}" for i in range(0, 60, 2)] + ["000004", "nowhere"])
-    asked = ["reshard", data, sel, "--per-shard", "6", "--quiet", "-o"]
+    asked = ["reshard", data, sel, "--per-shard", "6", "--max-missing", "1", "--quiet", "-o"]
     assert main([*asked, str(tmp_path / "whole"), *more]) == 0
     dice = random.Random(str(more))
     killed = 0
@@ -183,13 +183,23 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     data = data_of(tmp_path / "in", "tars")
     sel = keys_file(tmp_path / "k", ["000001", "000001", "nowhere"])
     out = str(tmp_path / "out")
-    assert main(["reshard", data, sel, "-o", out]) == 0
-    assert capsys.readouterr().out == (
+    assert main(["reshard", data, sel, "-o", out]) == 2
+    said = capsys.readouterr()
+    assert f"1 of 2 keys (50.0%) not found in {data}, more than --max-missing 1%" in said.err
+    assert said.err.endswith("pass --max-missing 50%\n")
+    assert said.out == (
         f"2 of 3 samples in 1 tar, found by key\n1 key not found in {data}, listed in {out}/missing.txt\n"
         f"written to {out}\n"
     )
-    assert main(["reshard", data, sel, "-o", out, "--json"]) == 0
+    for allowed in ("50%", "0.5", "1", "100%"):
+        assert main(["reshard", data, sel, "-o", out, "--max-missing", allowed]) == 0
+    for allowed in ("49%", "0"):
+        assert main(["reshard", data, sel, "-o", out, "--max-missing", allowed]) == 2
+    assert main(["reshard", data, sel, "-o", out, "--max-missing", "101%"]) == 2
+    capsys.readouterr()
+    assert main(["reshard", data, sel, "-o", out, "--json"]) == 2
     told = json.loads(capsys.readouterr().out)
+    assert ["--max-missing" in problem for problem in told["problems"]] == [True]
     assert (told["samples"], told["missing"], told["chosen"]) == (2, 1, 3)
     result = json.loads((tmp_path / "out" / "reshard.json").read_text())
     assert result["data"] == data
@@ -223,3 +233,18 @@ def test_python_refuses_the_same(tmp_path: Path) -> None:
         reshard(data, keys_file(tmp_path / "empty", []), str(tmp_path / "out"))
     with pytest.raises(PoolError):
         reshard(str(tmp_path / "nothing"), sel, str(tmp_path / "out"))
+
+
+def test_a_damaged_tar_is_told_by_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = data_of(tmp_path / "in", "tars")
+    sel = keys_file(tmp_path / "k", [f"{i:06d}" for i in range(2)])
+    out = str(tmp_path / "out")
+    last = max((tmp_path / "in").glob("*.tar"))
+    os.truncate(last, last.stat().st_size // 2 // 512 * 512 + 100)
+    assert main(["reshard", data, sel, "-o", out]) == 2
+    said = capsys.readouterr()
+    assert "2 of 2 samples in 1 tar" in said.out
+    assert f"1 file of {data} damaged, listed in {out}/set-aside.txt: samples after the damage are missing" in said.err
+    assert main(["reshard", data, sel, "-o", out, "--allow-damaged"]) == 0
+    assert "damaged" not in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "reshard.json").read_text())["damaged"] == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -22,8 +22,33 @@ from thresher.cli.options import (
     made_options,
     options,
 )
-from thresher.cli.output import Output
+from thresher.cli.output import Output, show_error
 from thresher.errors import UsageError
+from thresher.runtime.format import counted, percent
+from thresher.runtime.parameters import share_of
+
+
+@dataclass(frozen=True)
+class _Most:
+    """The most of something that is allowed: a number, or a share if that is None."""
+
+    text: str
+    number: int | None
+    share: float = 0.0
+
+    def exceeded(self, count: int, of: int) -> bool:
+        """Return whether ``count`` of ``of`` things are more than allowed."""
+        return count > (self.share * of if self.number is None else self.number)
+
+
+def _most_missing(ctx: click.Context, option: click.Parameter, text: str) -> _Most:
+    """Parse a number, 0 included, or a share."""
+    if text.isdecimal() and len(text) < 19:
+        return _Most(text, int(text))
+    try:
+        return _Most(text, None, share_of(text, whole=True))
+    except UsageError as error:
+        raise click.BadParameter(f"{error}; or a number of keys, like 0 or 20", ctx, option) from None
 
 
 class _Export(click.Command):
@@ -118,16 +143,43 @@ def export(
 @options(*DATA)
 @click.option("--pool", metavar="POOL", help="New location of the pool of SEL, if it was moved.")
 @click.option("--overwrite", is_flag=True, help="Replace a result of other options.")
+@click.option(
+    "--max-missing",
+    callback=_most_missing,
+    default="1%",
+    show_default=True,
+    metavar="N|SHARE",
+    help="Keys of SEL that DATA may lack before the exit code is 2: a share, or a number.",
+)
+@click.option("--allow-damaged", is_flag=True, help="Exit with code 0 although files of DATA are damaged.")
 @options(QUIET, JSON)
-def reshard(data: str, sel: str, out: str, quiet: bool, output: Output, **values: Any) -> None:
+def reshard(
+    data: str, sel: str, out: str, max_missing: _Most, allow_damaged: bool, quiet: bool, output: Output, **values: Any
+) -> int:  # fmt: skip
     """Copy the selected samples of raw data into new shards.
 
     The shards are tars, parquet or a csv. DATA is tars (a folder, or a path with {00000..00099}), parquet, an
     open_clip csv, or a folder of images. SEL is a selection folder, a file with one key per line, or a DataComp
-    subset file.
+    subset file. If DATA lacks more than --max-missing of the keys, or a file of DATA is damaged, what there is is
+    written, and the exit code is 2.
     """
     from thresher.reshard import reshard as run
 
     reading = data_options(values)
     done = run(data, sel, out, processes=True, options=reading, progress=output.progress(quiet), **values)
-    output.result(asdict(done), text.resharded(done, data, out))
+    problems = []
+    if max_missing.exceeded(done.missing, done.keys):
+        problems.append(
+            f"{done.missing:,} of {counted(done.keys, 'key')} ({percent(done.missing, done.keys)}) not found in "
+            f"{data}, more than --max-missing {max_missing.text}; give the data that {sel} was made from, or, if "
+            f"{data} is only a part of it, pass --max-missing {-(-100 * done.missing // done.keys)}%"
+        )
+    if done.damaged and not allow_damaged:
+        problems.append(
+            f"{counted(done.damaged, 'file')} of {data} damaged, listed in {out}/set-aside.txt: samples after the "
+            "damage are missing; repair the data, or pass --allow-damaged"
+        )
+    output.result({**asdict(done), "problems": problems}, text.resharded(done, data, out))
+    if problems:
+        show_error("PoolError", "; ".join(problems), as_json=False)
+    return 2 if problems else 0

@@ -29,8 +29,10 @@ class Resharded:
         shards: Number of shards.
         samples: Samples written, repeats included.
         chosen: Samples the selection asks for, repeats included.
-        missing: Number of keys of the selection that the data does not have; they are listed in ``missing.txt``.
+        keys: Number of different keys of the selection; 0 if samples were found by place.
+        missing: How many of these the data does not have; they are listed in ``missing.txt``.
         aside: Number of damaged files and of samples that could not be copied; they are listed in ``set-aside.txt``.
+        damaged: How many of these are damaged files, whose samples after the damage are missing.
         bytes: Total size of the shards.
         by: How samples were found: "place", "key" or "uid".
     """
@@ -40,8 +42,10 @@ class Resharded:
     shards: int
     samples: int
     chosen: int
+    keys: int
     missing: int
     aside: int
+    damaged: int
     bytes: int
     by: str
 

@@ -531,8 +531,10 @@ def _finish(
         shards=len(stats),
         samples=sum(one["successes"] for one in stats),
         chosen=matches.chosen,
+        keys=0 if matches.wanted is None else len(matches.wanted),
         missing=missing,
         aside=len(skipped),
+        damaged=sum(1 for path, key, _ in matches.skipped if path and not key),
         bytes=sum(one["bytes"] for one in stats),
         by=matches.by,
     )
@@ -569,6 +571,8 @@ def _finished(out: Path, digest: str) -> Resharded | None:
             (out / RESULT).unlink()
             return None
     names = [item.name for item in fields(Resharded) if item.name not in ("out", "form")]
+    if not result.keys() >= set(names):  # of an older version
+        return None
     return Resharded(out=str(out), form=result["as"], **{name: result[name] for name in names})
 
 
