@@ -62,12 +62,18 @@ class MissingPackageError(ThresherError):
     """A package that is needed to read something is not installed."""
 
 
+INSTALL_EXTRA = "pip install '.[{extra}]'"  # in a checkout: there is no release on a registry yet
+
+
 class MissingExtraError(MissingPackageError):
     """An extra of thresher is not installed."""
 
     def __init__(self, what: str, extra: str) -> None:
-        """Say that ``what`` needs ``pip install 'thresher[extra]'``."""
-        super().__init__(f"{what} needs an extra that is not installed; type: pip install 'thresher[{extra}]'")
+        """Say that ``what`` needs an extra, and how to install it."""
+        super().__init__(
+            f"{what} needs an extra that is not installed; in a checkout of thresher type: "
+            f"{INSTALL_EXTRA.format(extra=extra)}"
+        )
 
 
 def installed(package: str) -> bool:

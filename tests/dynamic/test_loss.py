@@ -361,7 +361,7 @@ def test_without_torch_it_says_what_to_type() -> None:
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert "MissingExtraError" in last
-    assert "pip install 'thresher[torch]'" in last
+    assert "in a checkout of thresher type: pip install '.[torch]'" in last
 
 
 # Several processes: gloo, on this machine only.

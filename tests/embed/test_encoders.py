@@ -169,7 +169,7 @@ def test_what_automatic_means(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_missing_package(spec: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MissingExtraError, match=rf"{spec.split(':')[0]}.*thresher\[{extra}\]"):
+    with pytest.raises(MissingExtraError, match=rf"{spec.split(':')[0]}.*'\.\[{extra}\]'"):
         make_encoder(spec, device="cpu")
 
 

@@ -270,7 +270,7 @@ def test_a_sample_is_drawn_and_noted(run) -> None:
 
 def test_bfloat16_without_torch_says_what_to_type(run, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'thresher\[torch\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install '\.\[torch\]'"):
         Clustered(clusters=3, precision="bfloat16").groups(run())
     auto = Clustered(clusters=3, precision="auto").groups(run())
     assert bits(auto) == bits(Clustered(clusters=3).groups(run(cache="fresh")))

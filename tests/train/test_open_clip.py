@@ -796,4 +796,4 @@ def test_a_trainer_that_lacks_something_says_what(
     assert "type: pip install 'open_clip_torch[training]'" in capsys.readouterr().err
     monkeypatch.setattr(open_clip, "installed", lambda package: False)
     assert main(OWN) == 2
-    assert "type: pip install 'thresher[train]'" in capsys.readouterr().err
+    assert "in a checkout of thresher type: pip install '.[train]'" in capsys.readouterr().err

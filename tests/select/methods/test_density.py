@@ -231,7 +231,7 @@ def test_released_without_its_extra_says_what_to_type(pool, rows, select, monkey
     from thresher import MissingExtraError
 
     monkeypatch.setitem(sys.modules, "qpsolvers", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'thresher\[released\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install '\.\[released\]'"):
         select(pool(rows(60)), build("density", {"keep": 5, "clusters": 3, "released": True}))
 
 
