@@ -140,13 +140,15 @@ def test_open_clip_from_a_folder(tmp_path: Path, mode: str) -> None:
         alike(encode_images(made), model.encode_image(torch.stack([transform(picture) for picture in pictures()])))
 
 
-def test_a_run_of_an_architecture_of_open_clip(arch: Path) -> None:
+def test_a_run_of_an_architecture_of_open_clip(arch: Path, caplog: pytest.LogCaptureFixture) -> None:
     model, path = weights_of(arch)
     run = arch.with_name("run")
     run.mkdir()
     (run / "training.json").write_text("{}")
     torch.save({"model": model.state_dict(), "log": ["an epoch"], "seconds": 3.0}, run / "checkpoint.pt")
+    caplog.clear()
     of_run = make_encoder(f"open_clip:{arch}/{run}", device="cpu")
+    assert "randomly" not in caplog.text  # its weights are loaded
     assert of_run.weights() == make_encoder(f"open_clip:{arch}/{path}", device="cpu").weights()
 
 

@@ -518,3 +518,52 @@ def test_losses_are_those_of_clip() -> None:
     clip.model.logit_scale.data.fill_(7.0)
     task.after_step(0.5)
     assert clip.model.logit_scale.exp().item() == pytest.approx(100)
+
+
+@pytest.mark.parametrize("task", ["clip", "moco"])
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--policy", "full", "--prune", "30%"], "policy full"),
+        (["--policy", "scan", "--prune", "99%"], "cannot prune 99.0%"),
+        (["--policy", "scan", "--prune", "99%", "--samples-seen", "200"], "cannot prune 99.0%"),
+        (["--policy", "static", "--selection", "KEYS", "--prune", "30%"], "policy static leaves out what the"),
+            ["--policy", "static", "--selection", "KEYS", "--prune", "30%"],
+            "policy static leaves out what the selection",
+        ),
+        (["--policy", "static", "--selection", "nowhere.txt"], "nowhere.txt"),
+        (["--model", "no-such-model"], "no model 'no-such-model'"),
+        (["KORNIA"], "augmentation needs an extra that is not installed"),
+    ],
+)
+def test_what_is_wrong_with_a_command_is_found_before_images_are_decoded(
+    task: str, arguments: list[str], told: str, data: Data, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    keys = tmp_path / "keys.txt"
+    keys.write_text("a\n", encoding="ascii")
+    if arguments == ["KORNIA"]:
+        monkeypatch.setitem(sys.modules, "kornia", None)
+        arguments = []
+    monkeypatch.setattr("thresher.train.data.decode", lambda *_: pytest.fail("an image was decoded"))
+    words = [str(keys) if word == "KEYS" else word for word in arguments]
+    assert main(["train", task, str(data.parquet), "-o", str(tmp_path / "run"), *words]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_whose_selection_is_of_other_data_leaves_no_folder(
+    data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = tmp_path / "keys.txt"
+    keys.write_text("a\n", encoding="ascii")
+    command = ["train", "clip", str(data.parquet), "--policy", "static", "--selection", str(keys), "-o"]
+    assert main([*command, str(tmp_path / "run")]) == 2
+    assert "none of its keys is in" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    own = tmp_path / "own"
+    own.mkdir()
+    for name in ("rows.parquet", "notes.txt"):
+        (own / name).write_text("mine")
+    assert main([*command, str(own)]) == 2
+    assert sorted(path.name for path in own.iterdir()) == ["notes.txt", "rows.parquet"]

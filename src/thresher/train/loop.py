@@ -25,8 +25,9 @@ from thresher.dynamic.registry import check_selection, epochs_for, policy_named
 from thresher.dynamic.run_folder import CHECKPOINT, MARK, ROWS, Training
 from thresher.dynamic.sampler import PruningSampler
 from thresher.dynamic.schedule import cosine_by_progress
-from thresher.errors import MissingExtraError, OutputError, PoolError, ThresherError, UsageError
+from thresher.errors import MissingExtraError, OutputError, PoolError, ThresherError, UsageError, installed
 from thresher.evaluate.sets import EvalSet, read_eval
+from thresher.export.keys import read_keys
 from thresher.io.open import trusting
 from thresher.io.pictures import Resize, decode
 from thresher.pool.store import absolute
@@ -36,6 +37,7 @@ from thresher.runtime.format import counted, duration
 from thresher.runtime.process import no_warnings
 from thresher.runtime.progress import Progress
 from thresher.runtime.untrusted import parse_json
+from thresher.selection import Selection
 from thresher.train.data import PICTURES, SET_ASIDE, Pairs, open_pairs, times_of
 
 try:
@@ -48,6 +50,8 @@ LOCK = ".lock"  # in the folder of a run
 Precision = Literal["auto", "float32", "bfloat16"]
 Reduce = Callable[[torch.Tensor], torch.Tensor]
 Scores = dict[str, dict[str, float]]
+
+_LONG_RUN = 1_000  # epochs
 
 # Settings that may change when a run is resumed.
 _FREE = ("evals", "eval_every", "eval_labels", "eval_group", "templates", "checkpoint_minutes", "workers", "device")
@@ -117,6 +121,23 @@ class Schedule:
                 f"lr = {self.lr}, weight decay = {self.weight_decay}, workers = {self.workers}, evaluation every "
                 f"{self.eval_every} epochs; give a rate above 0, and 0 or more for the others"
             )
+
+    def check(self) -> None:
+        """Check policy and selection, as far as that is possible without the data.
+
+        Raises:
+            UsageError: Policy, options and share to prune do not fit together, or the selection has no keys.
+            PoolError: The selection cannot be read.
+        """
+        # A longer run can reach more, so that what is refused for this one is refused for any number of samples.
+        length = self.epochs or _LONG_RUN
+        times_N = None if self.selection is None else np.ones(1, np.int32)
+        policy_named(self.policy, length, prune=self.prune, times_N=times_N, options=self.options)
+        if self.selection is not None:
+            if os.path.isdir(self.selection):
+                Selection.load(self.selection)
+            else:
+                read_keys(self.selection)
 
     def policy_for(self, rows: int, times_N: npt.NDArray[np.int32] | None) -> Policy:
         """Return the policy for data of ``rows`` rows."""
@@ -195,42 +216,36 @@ def open_run(
             "the reference trainers run on one process; for several, use python -m thresher.train.open_clip, which "
             "prunes in the trainer of open_clip"
         )
-    if schedule.epochs is not None and schedule.selection is None:
-        schedule.policy_for(1, None)  # validates options before images are decoded
+    schedule.check()
     requested = json.loads(json.dumps({**asdict(schedule), **_flat(settings), "data": absolute(os.fspath(data))}))
     with _locked(out):
         earlier = _earlier(out, task, requested, resume)
-        options: dict[str, Any] = {
-            "side": side,
-            "resize": resize,
-            "captions": captions,
-            "workers": max(schedule.workers, 1),
-            "options": reading,
-        }
-        try:
+        with _removed_unless_started(out):
+            options: dict[str, Any] = {
+                "side": side,
+                "resize": resize,
+                "captions": captions,
+                "workers": max(schedule.workers, 1),
+                "options": reading,
+            }
             pairs = open_pairs(os.fspath(data), out, **options, progress=progress)
-        except ThresherError:
-            if earlier is None:  # remove the files of a run that did not start
-                for name in (ROWS, PICTURES, SET_ASIDE):
-                    (out / name).unlink(missing_ok=True)
-            raise
-        if pairs.skipped:
-            progress.say(f"{counted(len(pairs.skipped), 'row')} cannot be used, listed in {out / SET_ASIDE}")
-        content = _content_of(pairs)
-        training = Training(
-            folder=out,
-            task=task,
-            data=os.fspath(data),
-            pool=pairs.store.layout.location,
-            store=pairs.store.fingerprint(),
-            rows=len(pairs),
-            policy=schedule.policy,
-            settings={**requested, "content": content},
-            version=__version__,
-        )
-        if earlier is not None and _content(earlier) != _content(training):
-            raise UsageError(f"{data}: has changed since {out} was started; use the same data, or start a new run")
-        yield training, pairs
+            if pairs.skipped:
+                progress.say(f"{counted(len(pairs.skipped), 'row')} cannot be used, listed in {out / SET_ASIDE}")
+            content = _content_of(pairs)
+            training = Training(
+                folder=out,
+                task=task,
+                data=os.fspath(data),
+                pool=pairs.store.layout.location,
+                store=pairs.store.fingerprint(),
+                rows=len(pairs),
+                policy=schedule.policy,
+                settings={**requested, "content": content},
+                version=__version__,
+            )
+            if earlier is not None and _content(earlier) != _content(training):
+                raise UsageError(f"{data}: has changed since {out} was started; use the same data, or start a new run")
+            yield training, pairs
 
 
 @contextmanager
@@ -246,6 +261,18 @@ def _locked(folder: Path) -> Iterator[None]:
         if new:
             with suppress(OSError):
                 folder.rmdir()
+
+
+@contextmanager
+def _removed_unless_started(folder: Path) -> Iterator[None]:
+    """Remove the files of a run that did not start because of an error."""
+    try:
+        yield
+    except ThresherError:
+        if not (folder / MARK).exists():
+            for name in (ROWS, PICTURES, SET_ASIDE):
+                (folder / name).unlink(missing_ok=True)
+        raise
 
 
 def _content_of(pairs: Pairs) -> str:
@@ -543,6 +570,8 @@ def prepared(schedule: Schedule, model: str) -> tuple[Schedule, torch.device]:
     The default rate is 2e-3 for "tiny" and 5e-4 for other models: small nets train with higher rates than transformers.
     """
     device = device_named(schedule.device)
+    if not installed("kornia"):
+        raise MissingExtraError("augmentation", "train")
     torch.manual_seed(schedule.seed)
     return replace(schedule, lr=schedule.lr or (2e-3 if model == "tiny" else 5e-4)), device
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -75,11 +78,27 @@ class OpenClip(TorchKind):
             )
         with loading(name):
             if run.is_file():
-                model = open_clip.create_model(arch, load_weights=False, pretrained_text=False)
+                with _loaded_below():
+                    model = open_clip.create_model(arch, load_weights=False, pretrained_text=False)
                 model.load_state_dict(state_of(str(run.with_name(CHECKPOINT)), name))
             else:
                 model = open_clip.create_model(arch, pretrained=pretrained, require_pretrained=True)
             return _towers(open_clip, model, open_clip.get_tokenizer(arch))
+
+
+@contextmanager
+def _loaded_below() -> Iterator[None]:
+    """Drop the warning of open_clip that a model has random weights: they are loaded right after it is made."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "initialized randomly" not in str(record.msg)
+
+    root = logging.getLogger()
+    root.addFilter(keep)
+    try:
+        yield
+    finally:
+        root.removeFilter(keep)
 
 
 def _towers(open_clip: Any, model: Any, tokenizer: Any) -> Towers:
