@@ -13,6 +13,7 @@ from thresher.cli.main import main
 WRONG = re.compile(r"(?<![\d.,-])1 (?!of )((?:[a-z-]+ )?(?!this|always|less)[a-z]+(?<!s)s)\b")
 
 
+@pytest.mark.slow
 def test_one_of_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     raw, pool, out = str(tars(tmp_path / "raw", 1)), str(tmp_path / "pool"), str(tmp_path / "out")
     pair = str(tars(tmp_path / "pair", 2))

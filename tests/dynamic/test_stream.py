@@ -800,6 +800,7 @@ def test_shards_drawn_with_replacement(tmp_path: Path) -> None:
     assert log[4]["steps"] < 9  # rows that did not come in the preparation epoch are no candidates
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("resampled", [False, True])

@@ -127,6 +127,7 @@ def test_nothing_was_reached(tmp_path: Path, plan: Plan) -> None:
     assert embed(f"faulty://{data}", tmp_path / "pool", TOY).rows == 20
 
 
+@pytest.mark.slow
 def test_a_token_that_expires_on_the_command_line(tmp_path: Path) -> None:
     """Exit code 2, the rest embedded, and the same command with a new token gives the pool of an undisturbed run."""
     tars(tmp_path / "tars", 40)
@@ -169,6 +170,7 @@ def test_a_token_that_expires_on_the_command_line(tmp_path: Path) -> None:
     assert "Traceback" not in third.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become another user")
 def test_a_picture_that_may_not_be_read_is_not_damaged(public: Path) -> None:
     """As another user: a caption, a picture and a tar without the permission to read them."""

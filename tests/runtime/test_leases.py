@@ -101,6 +101,7 @@ def test_the_lease_of_a_killed_holder_ends(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [sign]
 
 
+@pytest.mark.slow
 def test_a_living_holder_is_never_robbed_whatever_the_clocks_say(tmp_path: Path) -> None:
     """It holds for longer than the lease, while others try all the time, on hosts with other clocks."""
     path, sign = tmp_path / "lock", tmp_path / "held"
@@ -210,6 +211,7 @@ def dying_at(point: int, path: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_a_holder_that_was_asleep_for_longer_than_the_lease_takes_nothing_from_the_next(tmp_path: Path) -> None:
     path, sign = tmp_path / "lock", tmp_path / "held"
     first = begin(lambda: hold(path, sign, SHORT, 0.2))
@@ -224,6 +226,7 @@ def test_a_holder_that_was_asleep_for_longer_than_the_lease_takes_nothing_from_t
     assert list(tmp_path.iterdir()) == [sign]
 
 
+@pytest.mark.slow
 def test_scratch_of_the_living_stays_and_of_the_killed_goes(tmp_path: Path) -> None:
     def scratch(name: str) -> None:
         file, _ = create_locked(tmp_path, f"{name}.", ".tmp", lease=SHORT)
@@ -282,6 +285,7 @@ def look_and_fail(path: Path, expected: bool) -> None:
         raise FileNotFoundError("mine")
 
 
+@pytest.mark.slow
 def test_readers_keep_what_they_use(tmp_path: Path) -> None:
     pinned, mapped_, free = (tmp_path / name for name in ("pinned", "mapped", "free"))
     for path in (pinned, mapped_, free):
@@ -379,6 +383,7 @@ def in_worker(path: str) -> bool:
         return Path(path).read_text() == own
 
 
+@pytest.mark.slow
 def test_it_works_in_worker_processes(tmp_path: Path) -> None:
     engine = Processes(1)
     found: list[bool] = []

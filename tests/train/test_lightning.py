@@ -480,6 +480,7 @@ torch.save([module.seen, state], folder / f"{trainer.global_rank}.pt")
 SPREAD = DynamicRandom(keep=0.7)  # plans that do not depend on the last digits of losses
 
 
+@pytest.mark.slow
 @pytest.mark.early
 def test_two_processes_are_one_and_resume_on_one(tmp_path: Path) -> None:
     whole, sampler, _ = fit(tmp_path, "spread", SPREAD)

@@ -20,6 +20,7 @@ import re
 import secrets
 import shutil
 import socket
+import stat
 import sys
 import time
 import weakref
@@ -292,8 +293,9 @@ def _lock_file(path: Path) -> tuple[int, bool]:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _OPEN, 0o666), True
             except FileExistsError:
-                if path.parent.exists() and not path.parent.is_dir():
-                    raise
+                with suppress(FileNotFoundError):  # one call: the folder may be removed at any time
+                    if not stat.S_ISDIR(os.stat(path.parent).st_mode):
+                        raise
             except FileNotFoundError:  # its folder was removed by the last holder meanwhile
                 time.sleep(0.002)
                 continue

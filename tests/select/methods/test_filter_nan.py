@@ -225,4 +225,4 @@ def test_files_of_one_pool_may_have_other_types(tmp_path, select) -> None:
         pq.write_table(table, tmp_path / "pool" / f"{i}.parquet")
     step = select(open_store(str(tmp_path / "pool")), build("filter", {"where": "score > 2"})).steps[0]
     assert step.rows["code"].tolist() == [1, 0, 1, 0, 1, 1]
-    assert step.notes[0].startswith("1 rows have no number (NaN) in score")
+    assert step.notes[0].startswith("1 row has no number (NaN) in score")
