@@ -519,3 +519,14 @@ def test_explain_follows_duplicates_to_the_row_that_stayed(
     chain = hand_made([0.9] * 4, [twin >= 0 for twin in twins], rows={"duplicate_of": np.array(twins)}, cut=0.5)
     found = explain(chain, store, f"row:{row}")
     assert any(told in line for line in explanation(found))
+
+
+def test_joiners_of_words_and_emoji_stay_and_control_characters_are_escaped(tmp_path, chain, store) -> None:
+    joined = "\U0001f469\u200d\U0001f467 \u0645\u06cc\u200c\u062e"
+    step = dataclasses.replace(chain.steps[0], notes=(f"{joined} \x1b[31m \u202e",))
+    noted = dataclasses.replace(chain, steps=(step, *chain.steps[1:]))
+    page = write_report(noted, tmp_path / "page.html", store=store).read_text(encoding="utf-8")
+    assert joined in page
+    assert "\\u202e" in page
+    assert "\x1b" not in page
+    assert "\u202e" not in page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from thresher.report import figures
 from thresher.report.facts import brief, number, plain
 from thresher.runtime.format import counted, percent
 from thresher.runtime.results import Say, result_file
+
+_KEPT = re.compile("([\n\u200c\u200d])")  # line breaks, and joiners, which are parts of words and emoji
 
 
 def rendered(template: str, **values: Any) -> str:
@@ -43,7 +46,7 @@ def _without_codes(value: Any) -> Any:
     """Escape hidden and control characters in the text that a page shows: it comes from files of others."""
     if not isinstance(value, str) or hasattr(value, "__html__"):
         return value
-    return "\n".join(visible(line, limit=None) for line in value.split("\n"))
+    return "".join(part if _KEPT.fullmatch(part) else visible(part, limit=None) for part in _KEPT.split(value))
 
 
 def _template(name: str) -> str:
