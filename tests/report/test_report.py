@@ -527,6 +527,7 @@ def test_joiners_of_words_and_emoji_stay_and_control_characters_are_escaped(tmp_
     noted = dataclasses.replace(chain, steps=(step, *chain.steps[1:]))
     page = write_report(noted, tmp_path / "page.html", store=store).read_text(encoding="utf-8")
     assert joined in page
+    assert "\\u200d" not in page
     assert "\\u202e" in page
     assert "\x1b" not in page
     assert "\u202e" not in page
