@@ -34,7 +34,7 @@ from thresher.data import DataOptions
 from thresher.data.samples import Place
 from thresher.embed import pipeline
 from thresher.embed.pipeline import Embedded, EmbedSettings, embed
-from thresher.embed.pool import SET_ASIDE, writing_shard, written
+from thresher.embed.pool import SET_ASIDE, PoolPlan, Shard, writing_shard, written
 from thresher.errors import OutputError, PoolError, UnreachedError, UsageError
 from thresher.io.open import trusting
 from thresher.io.pictures import open_rgb
@@ -759,3 +759,11 @@ def test_images_alone_need_no_column_of_captions(tmp_path: Path, kind: str) -> N
     assert (done.rows, done.fields) == (3, ("image",))
     assert done.notes[0].startswith("without captions: ")
     assert "it has file_name, width, prompt; name one with --caption COLUMN" in done.notes[0]
+
+
+def test_a_plan_of_very_many_shards_is_read(tmp_path: Path) -> None:
+    """JSON made by others is bounded by 64 MiB and 4 million values; a plan may be larger."""
+    shards = tuple(Shard(f"/data/{i:08d}.tar", f"{i}.tar", 0, None, (1, 2, 3, 4, 5)) for i in range(400_000))
+    plan = PoolPlan({"name": "toy"}, ("image",), {"key": "string"}, {}, shards)
+    plan.saved(tmp_path)
+    assert PoolPlan.read(tmp_path) == plan

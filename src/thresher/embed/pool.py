@@ -23,7 +23,7 @@ from thresher.data import Part
 from thresher.errors import PoolError, UsageError
 from thresher.io.open import meaning_of, trusting
 from thresher.io.paths import writable
-from thresher.io.plan import PLAN
+from thresher.io.plan import BYTES, PLAN
 from thresher.runtime import locks
 from thresher.runtime.files import writing
 from thresher.runtime.untrusted import Fields, parse_json, read_json
@@ -37,6 +37,7 @@ _LOCK = ".embed.lock"
 _GROUP = 4_096  # rows of a row group, plus less than a batch
 _LONG = 2**20  # bytes from which the metadata in a footer is compressed
 _NOTE = 256 * 2**20  # maximum bytes of that list
+_VALUES = 1 << 25  # of a plan
 _MARK = b"thresher"  # key of the table's metadata that lists the samples that are not in it
 
 
@@ -115,7 +116,7 @@ class PoolPlan:
         if not path.exists():
             return None
         try:
-            content = read_json(path)
+            content = read_json(path, BYTES, _VALUES)
             head = Fields(content, str(path))
             encoder, columns, options = (head.object(name).values for name in ("encoder", "columns", "options"))
             return cls(encoder, head.texts("fields"), columns, options, tuple(map(_shard, content["shards"])))

@@ -9,6 +9,7 @@ from thresher.io.open import open_file, trusting
 from thresher.runtime.untrusted import load_json
 
 PLAN = "pool.json"
+BYTES = 1 << 30  # maximum size: a million shards and more
 
 
 def plan_of_pool(protocol: str, path: str) -> Mapping[str, Any] | None:
@@ -20,5 +21,5 @@ def plan_of_pool(protocol: str, path: str) -> Mapping[str, Any] | None:
         PoolError: The file is damaged.
     """
     with open_file(protocol, path) as raw:
-        plan = trusting(path, lambda: load_json(raw))
+        plan = trusting(path, lambda: load_json(raw, BYTES))
     return plan if isinstance(plan, dict) and isinstance(plan.get("shards"), list) else None

@@ -112,12 +112,13 @@ def _read(file: IO[bytes], most: int) -> bytes:
     return data
 
 
-def read_json(path: Location, most: int = _JSON_BYTES) -> Any:
+def read_json(path: Location, most: int = _JSON_BYTES, values: int = _JSON_VALUES) -> Any:
     """Read a JSON file that thresher wrote, or that claims so: all its numbers are finite, and its size is bounded.
 
     Args:
         path: The file.
         most: Maximum size in bytes.
+        values: Maximum number of values.
 
     Raises:
         OSError: It cannot be read, or is not a regular file.
@@ -125,8 +126,8 @@ def read_json(path: Location, most: int = _JSON_BYTES) -> Any:
     """
     with open_regular(path) as file:
         data = _read(file, most)
-    if data.count(b",") + data.count(b"[") + data.count(b"{") > _JSON_VALUES:
-        raise ValueError(f"it has more than {_JSON_VALUES:,} values")
+    if data.count(b",") + data.count(b"[") + data.count(b"{") > values:
+        raise ValueError(f"it has more than {values:,} values")
     value = parse_json(data.decode("utf-8-sig"))
     _check_values(value)
     return value
