@@ -17,7 +17,7 @@ from thresher.errors import PoolError
 from thresher.io.open import meaning_of, open_file, trusting
 from thresher.io.paths import is_unsafe
 from thresher.io.pieces import FLOATS, Array, Piece, stored_dtype
-from thresher.runtime.untrusted import read_npy_header
+from thresher.runtime.untrusted import read_exactly, read_npy_header
 
 _DIMENSIONS = 2**20
 _DEFLATED = 1032  # bytes that one byte of a compressed member can unfold to
@@ -58,7 +58,7 @@ class NpyPiece:
         def fetch() -> bytes:
             with open_file(self.protocol, self.path) as file:
                 file.seek(self.offset + start * width)
-                return _read_fully(file, (stop - start) * width)
+                return read_exactly(file, (stop - start) * width)
 
         return np.frombuffer(trusting(self.path, fetch), stored).reshape(stop - start, self.dim)
 
@@ -86,16 +86,6 @@ class NpyPiece:
             raise meaning_of(self.path, error) or error from error
         except ValueError as error:  # it is shorter than its header says
             raise PoolError(f"{self.path}: can no longer be read ({error}); was it replaced?") from None
-
-
-def _read_fully(file: IO[bytes], size: int) -> bytes:
-    data = file.read(size)
-    while len(data) < size:
-        more = file.read(size - len(data))
-        if not more:
-            raise EOFError(f"ends {size - len(data):,} bytes early")
-        data += more
-    return data
 
 
 def npy_piece(protocol: str, path: str, dtype: str | None = None) -> NpyPiece:
@@ -196,7 +186,7 @@ class DeflatedPiece:
                 trusting(self.path, lambda: _header(file, f"{self.path} [{self.array}]", self.dtype))
                 for start in range(0, self.rows, batch):
                     want = (min(start + batch, self.rows) - start) * self.dim * stored.itemsize
-                    data = trusting(self.path, partial(_read_fully, file, want))
+                    data = trusting(self.path, partial(read_exactly, file, want))
                     yield np.frombuffer(data, stored).reshape(-1, self.dim)
 
 

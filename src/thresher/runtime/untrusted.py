@@ -342,11 +342,19 @@ def _dtype(descr: Any) -> np.dtype[Any]:
 
 
 def _exactly(file: IO[bytes], size: int) -> bytes:
+    try:
+        return read_exactly(file, size)
+    except EOFError:
+        raise EOFError("it ends within its header") from None
+
+
+def read_exactly(file: IO[bytes], size: int) -> bytes:
+    """Read ``size`` bytes of a file, which may return fewer at a time; raises an EOFError if it has fewer."""
     data = file.read(size)
     while len(data) < size:
         more = file.read(size - len(data))
         if not more:
-            raise EOFError("it ends within its header")
+            raise EOFError(f"ends {size - len(data):,} bytes early")
         data += more
     return data
 

@@ -93,7 +93,6 @@ class Condition:
         clauses: Its clauses, at most :data:`CLAUSES`.
         columns: The columns that it names, sorted.
         sources: The columns, and parts of columns, that may be NaN where it uses them, as SQL.
-        cost: Bounds of what it costs.
     """
 
     where: str
