@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -139,6 +140,27 @@ def test_how_a_child_ended(code: str, expected: tuple[int, str]) -> None:
     assert (done.returncode, done.stderr) == expected
 
 
+def test_a_child_that_can_get_no_memory_gets_the_reserve(tmp_path: Path) -> None:
+    """Python loops forever if it finds no memory for a number while it raises an exception."""
+    script = (
+        "import mmap, os, resource, time\nfrom thresher.runtime.limited import run_limited\n"
+        "def command():\n"
+        "    first = resource.getrlimit(resource.RLIMIT_AS)[0]\n"
+        "    kept = []\n"
+        "    for size in (1 << 20, 4096):\n"
+        "        try:\n            while True: kept.append(mmap.mmap(-1, size))\n"
+        "        except (OSError, MemoryError): pass\n"
+        "    while resource.getrlimit(resource.RLIMIT_AS)[0] == first: pass\n"
+        "    os.write(1, b'%d' % (resource.getrlimit(resource.RLIMIT_AS)[0] - first))\n"
+        "    os._exit(0)\n"
+        "run_limited(command, lambda: 2)\n"
+    )
+    line = f'ulimit -v 200000; exec {sys.executable} -c "$0"'
+    done = subprocess.run(["bash", "-c", line, script], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert int(done.stdout) == 2 << 20
+
+
 def test_which_errors_mean_that_there_is_no_memory() -> None:
     for error in (
         MemoryError(),
@@ -148,6 +170,7 @@ def test_which_errors_mean_that_there_is_no_memory() -> None:
         RuntimeError("can't start new thread"),
         ImportError("libarrow.so: failed to map segment from shared object"),
         pa.ArrowException("Unknown error: Failed to launch worker thread: Resource temporarily unavailable"),
+        duckdb.OutOfMemoryException("Out of Memory Error: Failed to allocate block of 16 bytes (bad allocation)"),
     ):
         assert is_out_of_memory(error)
         outer = ValueError("the file is damaged")

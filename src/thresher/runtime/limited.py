@@ -2,6 +2,9 @@
 
 There libraries written in C and C++ end the process when they find no memory, so that Python cannot report it. The
 command runs in a child process, and this one reports how the child ended.
+
+Python itself may loop forever when it raises an exception and finds no memory for a small number (``exception_unwind``
+in its ``ceval.c``). So the child starts with a slightly lower limit, and gets the rest in steps when it needs it.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import re
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from typing import IO, Any
 
@@ -20,6 +24,9 @@ from thresher.runtime.memory import has_signs
 _ENDED = {getattr(signal, name) for name in ("SIGABRT", "SIGSEGV", "SIGBUS") if hasattr(signal, name)}
 _END = re.compile(r"\nended (\d+)\n")
 _NO_MEMORY = 127  # exit code of the C library if there is none for a thread
+_RESERVE = 16 << 20  # bytes that the child does not get at first
+_STEP = 2 << 20  # bytes that it gets at once, if it has less than this
+_PAUSE = 0.5  # seconds between two looks at it
 
 
 def is_limited() -> bool:
@@ -43,6 +50,7 @@ def run_limited(command: Callable[[], int], out_of_memory: Callable[[], int]) ->
         child = os.fork()
         if child == 0:
             _end_with(parent)
+            _keep_reserve()
             _divert(noise)
             code = command()
             os.write(noise.fileno(), b"\nended %d\n" % code)
@@ -85,4 +93,31 @@ def _wait(child: int) -> int:
 
     signal.signal(signal.SIGTERM, forward)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the child too
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    pause = 0.01
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
+        time.sleep(pause)
+        pause = min(2 * pause, _PAUSE)
+        _give_reserve(child)
+    return os.waitstatus_to_exitcode(ended[1])
+
+
+def _keep_reserve() -> None:
+    """Lower the limit of this process by the reserve. The hard limit stays, so that the parent can give it back."""
+    import resource
+
+    limit, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if hasattr(resource, "prlimit") and limit > 2 * _RESERVE:
+        resource.setrlimit(resource.RLIMIT_AS, (limit - _RESERVE, hard))
+
+
+def _give_reserve(child: int) -> None:
+    """Raise the limit of a child by a step, up to that of this process, if its address space is nearly full."""
+    import resource
+
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # it has ended, or this is not Linux
+        most = resource.getrlimit(resource.RLIMIT_AS)[0]
+        limit, hard = resource.prlimit(child, resource.RLIMIT_AS)
+        with open(f"/proc/{child}/statm", encoding="ascii") as file:
+            used = int(file.read().split()[0]) * resource.getpagesize()
+        if limit < most and limit - used < _STEP:
+            resource.prlimit(child, resource.RLIMIT_AS, (min(limit + _STEP, most), hard))

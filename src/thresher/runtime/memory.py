@@ -69,6 +69,7 @@ _SIGNS = (  # of libraries that say so in text only
     "cannot allocate memory",
     "failed to launch worker thread",
     "bad_alloc",
+    "bad allocation",
     "malloc of size",
     "realloc of size",
     "unable to allocate",
