@@ -55,7 +55,7 @@ def shape(text: str) -> list[str]:
     lines = [
         line.rstrip()
         for line in text.strip().splitlines()
-        if not re.search(r" (rows|samples|files) in [\d.]+ s$|ETA|matrix products use", line)
+        if not re.search(r": [\d,]+ \w+ in [\d.]+ (s|min.*)$|ETA|matrix products use", line)
     ]
     return [re.sub(r"\d[\d,.]*|\b(kept|dropped)\b", "#", line) for line in lines]
 

@@ -36,15 +36,15 @@ def by_the_paper(rng, scores, draws, batch, penalty) -> np.ndarray:
     return counts
 
 
-def chances(scores, draws, batch, penalty) -> dict[tuple[int, ...], float]:
+def chances(scores, draws, batch, penalty, cap=99) -> dict[tuple[int, ...], float]:
     """Exact probability of every outcome, by going through all of them."""
     outcomes = {(0,) * len(scores): 1.0}
     while sum(next(iter(outcomes))) < draws:
         after: dict[tuple[int, ...], float] = {}
-        size = min(batch, draws - sum(next(iter(outcomes))))
         for counts, chance in outcomes.items():
-            weights = np.exp(np.array(scores) - penalty * np.array(counts))
-            for order in itertools.permutations(range(len(scores)), size):
+            weights = np.exp(np.array(scores) - penalty * np.array(counts)) * (np.array(counts) < cap)
+            able = np.flatnonzero(weights)
+            for order in itertools.permutations(able, min(batch, draws - sum(counts), len(able))):
                 this, left = chance, weights.sum()
                 for row in order:
                     this *= weights[row] / left
@@ -56,25 +56,51 @@ def chances(scores, draws, batch, penalty) -> dict[tuple[int, ...], float]:
 
 
 @pytest.mark.parametrize(
-    ("scores", "draws", "batch", "penalty"),
+    ("scores", "draws", "batch", "penalty", "cap"),
     [
-        ([1.0, 0.0, -0.5, 0.3, 2.0], 2, 2, 0.0),  # the first batch alone
-        ([1.0, 0.0, -0.5], 6, 2, 0.7),
-        ([1.5, 0.0, -0.5, 0.2], 5, 2, 0.4),  # a last batch of one
-        ([2.0, 0.0], 4, 1, 0.9),
+        ([1.0, 0.0, -0.5, 0.3, 2.0], 2, 2, 0.0, None),  # the first batch alone
+        ([1.0, 0.0, -0.5], 6, 2, 0.7, None),
+        ([1.5, 0.0, -0.5, 0.2], 5, 2, 0.4, None),  # a last batch of one
+        ([2.0, 0.0], 4, 1, 0.9, None),
+        ([1.5, 0.0, -0.5, 0.2], 5, 1, 0.4, 2),
+        ([2.0, 0.0, 0.5], 4, 1, 0.0, 2),
+        ([1.0, 0.0, 0.7], 3, 3, 0.2, 1),  # all rows once
     ],
 )
-def test_outcomes_have_their_exact_probabilities(scores, draws, batch, penalty) -> None:
+def test_outcomes_have_their_exact_probabilities(scores, draws, batch, penalty, cap) -> None:
     turns, rng = 20_000, philox(3)
-    expected = chances(scores, draws, batch, penalty)
+    expected = chances(scores, draws, batch, penalty, cap or 99)
     seen: dict[tuple[int, ...], int] = {}
     for _ in range(turns):
-        outcome = tuple(sample(rng, np.array(scores), draws, batch, penalty).tolist())
+        outcome = tuple(sample(rng, np.array(scores), draws, batch, penalty, cap=cap).tolist())
         seen[outcome] = seen.get(outcome, 0) + 1
     assert set(seen) <= set(expected)
     for outcome, chance in expected.items():
         error = 5 * np.sqrt(chance * (1 - chance) / turns) + 1e-9
         assert seen.get(outcome, 0) / turns == pytest.approx(chance, abs=error)
+
+
+@pytest.mark.parametrize(
+    ("draws", "batch", "cap"), [(300, 7, 3), (300, 100, 3), (299, 100, 3), (90, 100, 1), (500, 9, 5)]
+)
+def test_no_row_is_drawn_more_often_than_the_cap(draws, batch, cap) -> None:
+    counts = sample(philox(0), philox(1).normal(0, 3, 100), draws, batch, 0.0, cap=cap)
+    assert counts.sum() == draws
+    assert counts.max() == cap
+
+
+def test_a_cap_that_no_row_reaches_changes_nothing() -> None:
+    scores = philox(2).normal(0, 1, 200)
+    free = sample(philox(5), scores, 300, 10, 0.3)
+    assert np.array_equal(sample(philox(5), scores, 300, 10, 0.3, cap=int(free.max()) + 1), free)
+
+
+def test_a_cap_leaves_enough_draws(pool, rows, select) -> None:
+    store = pool(rows(20), table={"similarity": np.linspace(0, 1, 20).tolist()})
+    method = {"draws": "300", "column": "similarity", "cap": 10, "temperature": 0.1}
+    with pytest.raises(UsageError, match=r"draws = 300: must be at most 200, 10 for each of the 20 rows \(cap\)"):
+        select(store, build("scs", method))
+    assert select(store, build("scs", method | {"cap": 15})).repeats.tolist() == [15] * 20
 
 
 def test_repeats_are_those_of_the_paper() -> None:

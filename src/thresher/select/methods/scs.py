@@ -2,7 +2,8 @@
 
 From "Filter Like You Test" (arXiv 2503.08805): batches of rows are drawn without replacement with probabilities
 softmax(score); after each batch the scores of its rows are reduced by a penalty. Good rows are drawn
-several times, no row is excluded by a threshold, and no row dominates.
+several times, no row is excluded by a threshold, and no row dominates. ``cap`` is the hard cap of the same paper (HCS):
+a row that was drawn so often is not drawn again.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class SoftCapSampling:
     penalty: float = field(
         default=0.15, metadata={"help": "how much a draw reduces the row's score / temperature; 0 for no effect"}
     )
+    cap: int | None = field(default=None, metadata={"help": "most draws of a row (hard cap; 15 in the paper's HCS)"})
     batch: int | None = field(
         default=None, metadata={"help": "rows drawn at a time, each at most once (default: 1/1280 of the draws)"}
     )
@@ -57,6 +59,8 @@ class SoftCapSampling:
             raise UsageError(f"temperature = {self.temperature}: must be above 0")
         if not 0 <= self.penalty <= _HEAVY:
             raise UsageError(f"penalty = {self.penalty}: must be from 0 to {_HEAVY:,.0f}")
+        if self.cap is not None and self.cap < 1:
+            raise UsageError(f"cap = {self.cap}: must be at least 1")
         if self.batch is not None and self.batch < 1:
             raise UsageError(f"batch = {self.batch}: must be at least 1")
 
@@ -72,6 +76,11 @@ class SoftCapSampling:
                 f"draws = {draws:,}: must be at most {_MOST_USES * rows:,}, {_MOST_USES:,} for each of the {rows:,} "
                 "rows"
             )
+        if self.cap is not None and draws > self.cap * rows:
+            raise BudgetError(
+                f"draws = {draws:,}: must be at most {self.cap * rows:,}, {self.cap:,} for each of the {rows:,} rows "
+                "(cap)"
+            )
         batch = min(-(-draws // _ROUNDS), rows) if self.batch is None else self.batch
         if batch > rows:
             raise UsageError(f"batch = {batch:,}: must be at most {rows:,}, the number of rows; a batch has no repeats")
@@ -80,7 +89,7 @@ class SoftCapSampling:
         if np.isinf(scaled).any():
             raise UsageError(f"temperature = {self.temperature}: makes scores infinite; use a larger one")
         with run.progress.task("scs", draws) as advance:
-            counts = sample(run.rng(self.name), scaled, draws, batch, self.penalty, advance)
+            counts = sample(run.rng(self.name), scaled, draws, batch, self.penalty, advance, self.cap)
         odds = np.exp(min(float(scaled.max() - np.median(scaled)), 700.0))
         return run.selection(
             self,
@@ -104,6 +113,7 @@ def sample(
     batch: int,
     penalty: float,
     advance: Callable[[int], None] = lambda _: None,
+    cap: int | None = None,
 ) -> npt.NDArray[np.int32]:
     """Return how often each row is drawn, (N,); they sum to ``draws``.
 
@@ -120,16 +130,17 @@ def sample(
         batch: Rows to draw at a time, at most N.
         penalty: How much a draw reduces the score of a row.
         advance: Called with the number of rows after each batch.
+        cap: Most draws of a row; ``draws`` is at most cap * N. A batch has fewer rows if fewer can be drawn again.
     """
     counts_N = np.zeros(len(scores_N), np.int32)
     arrival_N = _waits(rng, len(scores_N)) - scores_N  # logarithms of times
-    left = draws
+    left, room = draws, len(scores_N)  # rows that can be drawn again
     while left:
         some = int(np.sqrt(len(scores_N) * batch)) - 1  # balances the cost of scanning all rows and of scanning again
         horizon = np.partition(arrival_N, some)[some]
         near = np.flatnonzero(arrival_N <= horizon)  # the next rows to be drawn are among these
         while left:
-            size = min(batch, left)
+            size = min(batch, left, room)
             due = near[arrival_N[near] <= horizon]
             if len(due) < size:
                 break
@@ -138,6 +149,10 @@ def sample(
             counts_N[drawn] += 1
             again = _waits(rng, size) - (scores_N[drawn] - penalty * counts_N[drawn])
             arrival_N[drawn] = np.logaddexp(now, again)
+            if cap is not None:
+                full = drawn[counts_N[drawn] == cap]
+                arrival_N[full] = np.inf
+                room -= len(full)
             left -= size
             advance(size)
     return counts_N
