@@ -287,14 +287,14 @@ bad("parquet: column of no type", file("x.parquet", cells(None, None)), None, "x
 bad(
     "parquet: text for pictures",
     file("x.parquet", cells("hello", "x" * 5000)),
-    {"a": "names an image that is not in", "b": "xxx..."},
+    {"a": "names an image that is not a file: hello", "b": "xxx..."},
 )
 bad(
     "parquet: struct of nothing",
     file("x.parquet", cells({"bytes": None, "path": None}, {"bytes": b"", "path": ""})),
     {"a": "has no image", "b": "has no image"},
 )
-bad("parquet: struct of others", file("x.parquet", cells({"url": "x"})), None, "x.parquet: has no column of images")
+bad("parquet: struct of others", file("x.parquet", cells({"url": "x"})), None, "'image' for --image has struct<url: string>")
 bad(
     "parquet: broken pictures",
     file("x.parquet", cells(picture()[:50], picture())),
@@ -304,14 +304,14 @@ bad("parquet: text that is no UTF-8", file("x.parquet", not_text("parquet")), No
 bad(
     "parquet: paths out of the folder",
     tree(**{"x.parquet": cells("../canary.png", "/etc/passwd", "a\0b.png", "l.png"), "l.png": link("../canary.png")}),
-    dict.fromkeys("abcd", "names an image that is not in"),
+    dict.fromkeys("abd", "names an image outside ") | {"c": "names an image that is not a file"},
 )
 bad(
     "parquet: paths to no files",
     tree(
         **{"x.parquet": cells("pipe.png", "folder", "x" * 5000, "\n\r\u2028"), "pipe.png": os.mkfifo, "folder/x": b""}
     ),
-    dict.fromkeys("abcd", "names an image that is not in"),
+    dict.fromkeys("abcd", "names an image that is not a file"),
 )
 bad(
     "parquet: a column twice",
@@ -357,7 +357,7 @@ bad(
     "arrow: columns with breaks in their names",
     file("x.arrow", STREAM.replace(b"image", b"\r\n\x01ge").replace(b"text", b"te\nt")),
     None,
-    "it has \\r\\n\\x01ge, te\\nt, key; choose one",
+    "it has \\r\\n\\x01ge, te\\nt, key; name one with --image",
 )
 bad(
     "arrow: less than no rows", file("x.arrow", less_than_none()), None, "x.arrow: is damaged: one of its batches has -"
@@ -400,7 +400,7 @@ def csv_at(make: Callable[[Path], Path]) -> Callable[[Path], Path]:
 
 
 bad("csv: empty", file("x.csv", b""), None, "x.csv: has no rows")
-bad("csv: no line of names", file("x.csv", b"a.png\tone\nb.png\ttwo\n"), None, "it has a.png, one; name one")
+bad("csv: no line of names", file("x.csv", b"a.png\tone\nb.png\ttwo\n"), None, "--columns filepath,title")
 bad("csv: no rows", file("x.csv", HEAD), None, "x.csv: has no rows")
 bad("csv: blank rows", file("x.csv", HEAD + b"\n \n\r\n"), None, "x.csv: has no rows")
 bad("csv: binary", file("x.csv", np.random.default_rng(0).bytes(5000)), None, "x.csv: is not valid UTF-8 at byte")
@@ -408,7 +408,7 @@ bad(
     "csv: UTF-16",
     file("x.csv", "filepath\ttitle\na\tb\n".encode("utf-16")),
     None,
-    "x.csv: is not valid UTF-8 at byte 0; save it",
+    "x.csv: is UTF-16, not UTF-8; save it as UTF-8: iconv -f UTF-16",
 )
 bad(
     "csv: another code",
@@ -418,15 +418,15 @@ bad(
 )
 bad(
     "csv: one line of megabytes",
-    file("x.csv", HEAD + b"x" * (3 << 20)),
+    file("x.csv", HEAD + b"x" * (17 << 20)),
     None,
-    "the line at byte 15 exceeds 1,048,576 bytes",
+    "the line at byte 15 exceeds 16,777,216 bytes",
 )
 bad(
     "csv: a quote without an end",
-    file("x.csv", HEAD + b'a\t"' + b"x\n" * 100_000),
+    file("x.csv", HEAD + b'a\t"' + (b"x" * 99_999 + b"\n") * 170),
     None,
-    "x.csv: the row at byte 15 has a cell of more than 131,072 characters, or a quote that is never closed",
+    "x.csv: the row at byte 15 exceeds 16,777,216 bytes, or has a quote that is never closed",
 )
 bad(
     "csv: old line ends",
@@ -438,7 +438,7 @@ bad(
     csv_at(lines(b"good.png\tx", b"no.png\ty")),
     {"good.png": "ok: x", "no.png": "names an image that is not a file: no.png"},
 )
-bad("csv: too few fields", csv_at(lines(b"good.png", b"\tx")), {"good.png": "ok: ", "line 1": "has no image path"})
+bad("csv: too few fields", csv_at(lines(b"good.png", b"\tx")), {"good.png": "ok: ", "line 1": "has no image"})
 bad(
     "csv: no plain files",
     csv_at(lines(b"pipe.png\tx", b"/dev/zero\tx", b"folder\tx", b"/dev/stdin\tx", b"good.png\tx", b"a\0b\tx")),

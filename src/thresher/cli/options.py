@@ -197,14 +197,19 @@ DATA = (
     click.option("--caption", metavar="COLUMN", help="Table column of captions."),
     click.option("--key", metavar="COLUMN", help="Table column that identifies rows."),
     click.option(
+        "--columns",
+        metavar="NAMES",
+        help="Names of the columns of a csv without a first line of names, such as filepath,title.",
+    ),
+    click.option(
         "--root", metavar="DIR", help="Folder of image files named in a table (default: the folder of the table)."
     ),
     click.option("--captions", "captions_file", metavar="FILE", help="File of captions for a folder of images."),
-    click.option("--allow-outside", is_flag=True, help="Also read images outside the folder of a csv or jsonl."),
+    click.option("--allow-outside", is_flag=True, help="Also read images outside the folder, if DATA names them."),
     THUMBNAILS,
     READER,
 )
-_DATA = ("image", "caption", "key", "root", "captions_file", "allow_outside", "thumbnails_as_data", "reader")
+_DATA = ("image", "caption", "key", "columns", "root", "captions_file", "allow_outside", "thumbnails_as_data", "reader")
 
 
 def data_options(values: dict[str, Any], **more: Any) -> DataOptions:

@@ -80,6 +80,8 @@ def open_data(location: str, options: DataOptions | None = None) -> Data:
         refuse_pool(where)
     reader = DATA_READERS.build(options.reader) if options.reader else None
     if location and (reader := reader or recognising(DATA_READERS, where)) is not None:
+        if reader.name != "csv":
+            options.refuse(where.text, f"data of the reader {reader.name}", columns="only a csv lacks names of columns")
         data = reader.open(where, options)
         if not data.parts:
             raise PoolError(f"{location}: has no samples")

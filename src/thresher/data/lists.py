@@ -7,20 +7,23 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import IO, ClassVar, NamedTuple
+from typing import IO, Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from thresher.data.cells import Roots, name_in, paths_in, picture_of
 from thresher.data.location import Location
 from thresher.data.options import DataOptions
 from thresher.data.parts import Ints, Part, Scanned
-from thresher.data.samples import Place, Sample
-from thresher.errors import ChangedError
+from thresher.data.samples import Sample
+from thresher.errors import ChangedError, PoolError
 from thresher.io.open import open_file
-from thresher.io.paths import inside, visible, without_parent, writable
+from thresher.io.paths import without_parent, writable
 
 # Usual columns; open_clip's come first.
 PATHS = ("filepath", "image_path", "path", "file_name", "filename", "image", "image_name", "images")
+# Endings of compressed files, and how they are unpacked.
+_UNPACK = {".gz": "gunzip -k", ".zst": "zstd -d", ".bz2": "bunzip2 -k", ".xz": "unxz -k", ".zip": "unzip"}
 
 
 class Entry(NamedTuple):
@@ -29,16 +32,18 @@ class Entry(NamedTuple):
     Attributes:
         begin: Its first byte.
         end: Its end.
-        image: The path of the image, "" for none.
+        image: The cell of the image, see :func:`thresher.data.cells.picture_of`.
         text: The caption, "" for none.
         key: The cell of the key column, "" for none.
+        why: Why the row cannot be used, "" if it can.
     """
 
     begin: int
     end: int
-    image: str
+    image: Any
     text: str
     key: str
+    why: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +52,11 @@ class ListPart(Part):
 
     Attributes:
         at: The first byte of its first row.
-        roots: Folders that paths may be relative to, in the order in which they are tried.
-        outside: Whether images outside the roots may be read.
+        roots: Folders with the images that are named by path.
     """
 
     at: int
-    roots: tuple[str, ...]
-    outside: bool = False
+    roots: Roots
 
     pictures_apart: ClassVar[bool] = True
 
@@ -79,14 +82,14 @@ class ListPart(Part):
         """
         with open_file(self.protocol, self.path) as file:
             entries = self.entries(file, self.at)
-            allowed = [os.path.realpath(root) for root in self.roots]
             for at in range(self.first, self.first + (self.rows or 0)):
                 if (entry := next(entries, None)) is None:
                     raise ChangedError(f"{self.path}: has fewer rows than when it was opened; run the command again")
-                place, why = self._place(entry.image, allowed)
-                yield Sample(
-                    _key(entry, at), entry.text, place, at, why=why, missing=bool(entry.image) and place is None
-                )
+                if entry.why:
+                    yield Sample(_key(entry, at), "", None, at, why=entry.why)
+                    continue
+                stored, why, missing, several = picture_of(entry.image, self.roots)
+                yield Sample(_key(entry, at), entry.text, stored, at, why=why, missing=missing, several=several)
 
     def scan(self, *, uids: bool = False) -> Scanned:
         """Find the bytes of each row; a row of a csv may have several lines."""
@@ -114,35 +117,32 @@ class ListPart(Part):
         with open_file(self.protocol, self.path) as file:
             for at in start_c.tolist():
                 entry = next(self.entries(file, at), None)
-                yield [os.path.join(root, entry.image) for root in self.roots] if entry and entry.image else []
-
-    def _place(self, name: str, allowed: Sequence[str]) -> tuple[Place | None, str]:
-        """Return the position of an image below the first root that has it, or why there is none."""
-        if not name:
-            return None, "has no image path, or several"
-        hidden = False
-        for root in self.roots:
-            path = os.path.join(root, name)
-            if (place := Place.of_file(path)) is not None:
-                if self.outside or any(inside(below, path) for below in allowed):
-                    return place, ""
-                hidden = True
-        if hidden:
-            return None, (
-                f"names an image outside {' and '.join(dict.fromkeys(self.roots))}: {visible(name)}; "
-                "if you trust the file, pass --root with the folder of the image, or --allow-outside"
-            )
-        return None, f"names an image that is not a file: {visible(name)}"
+                yield paths_in(entry.image, self.roots) if entry else []
 
 
-def roots_of(where: Location, options: DataOptions) -> tuple[str, ...]:
+def roots_of(where: Location, options: DataOptions) -> Roots:
     """Return the folders that paths in a list may be relative to: ``--root``, else the current folder and its own."""
     path = where.files.path(where.files.names[0])
-    local = where.files.protocol == "file"
-    roots = [options.root] if options.root else [".", os.path.dirname(path)] if local else ["."]
-    return tuple(os.path.abspath(root) for root in roots)
+    return Roots.of(options, [".", os.path.dirname(path)] if where.files.protocol == "file" else ["."])
+
+
+def refuse_packed(path: str) -> None:
+    """Refuse a compressed list: its rows are read in any order.
+
+    Raises:
+        PoolError: The name has the ending of a compressed file.
+    """
+    for ending, unpack in _UNPACK.items():
+        if path.lower().endswith(ending):
+            raise PoolError(f"{path}: is compressed, and its rows are read in any order; unpack it: {unpack} {path}")
+
+
+def listed(text: str, endings: tuple[str, ...]) -> bool:
+    """Return whether a location is named like a list with one of these endings, compressed or not."""
+    name = text.lower()
+    return name.endswith((*endings, *(ending + packed for ending in endings for packed in _UNPACK)))
 
 
 def _key(entry: Entry, at: int) -> str:
     """Return the key of a row, by default its path; each part ``..`` is escaped, because keys must not have one."""
-    return writable(without_parent(entry.key or entry.image)) or f"line {at}"
+    return writable(without_parent(entry.key or name_in(entry.image))) or f"line {at}"

@@ -18,11 +18,13 @@ class DataOptions:
         image: Column with the images, or with their paths.
         caption: Column with the captions; for a folder also the attribute of ``NAME.json`` next to an image.
         key: Column that identifies a row.
-        root: Folder with the images that a table names by path (default: the folder of the table).
+        root: Folder with the images that a file names by path (default: the folder of the file).
         captions_file: For a folder of images: the file with their captions.
         captions: Whether captions are needed.
+        pictures: Whether images are needed.
+        columns: For a CSV file without a first line of names: the names of its columns, separated by commas.
         per_part: Rows per part, if a file is split into several.
-        allow_outside: Whether images outside the root may be read if a CSV or JSON Lines file names them.
+        allow_outside: Whether images outside the root may be read if a file names them.
         reader: The reader to use, and its options: ``NAME`` or ``NAME:OPTION=VALUE,...`` (default: the first that
             recognises the data).
         thumbnails_as_data: Whether a pool may be read as data: its thumbnails as images.
@@ -34,6 +36,8 @@ class DataOptions:
     root: str | None = None
     captions_file: str | None = None
     captions: bool = True
+    pictures: bool = True
+    columns: str | None = None
     per_part: int = PER_PART
     allow_outside: bool = False
     reader: str | None = None
@@ -47,6 +51,16 @@ class DataOptions:
             raise UsageError(f"{self.root}: there is no such folder of images")
         if self.captions_file and not os.path.isfile(self.captions_file):
             raise UsageError(f"{self.captions_file}: there is no such file of captions")
+        if self.columns is not None and ("" in self.names or len(set(self.names)) < len(self.names)):
+            raise UsageError(
+                f"--columns {self.columns!r}: give a different name for each column, separated by commas, such as "
+                "filepath,title"
+            )
+
+    @property
+    def names(self) -> list[str]:
+        """The names of ``columns``, [] for none."""
+        return [] if self.columns is None else [name.strip() for name in self.columns.split(",")]
 
     def refuse(self, location: str, kind: str, **flags: str) -> None:
         """Refuse options that have no meaning for a kind of data.

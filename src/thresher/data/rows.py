@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from thresher.data.cells import is_address, name_in
 from thresher.data.options import DataOptions
 from thresher.data.samples import caption_of
 from thresher.errors import PoolError, UsageError, suggest
-from thresher.io.columns import CAPTIONS, FILES, known
+from thresher.io.columns import ADDRESSES, CAPTIONS, FILES, known
 from thresher.io.paths import visible
 
 TEXTS = (*CAPTIONS, "comment", "sentences", "conversations")
 _ANSWERS = ("gpt", "assistant")  # who speaks a caption in a conversation
 _MOST = 100  # columns that are remembered for a message
+FIRST = 64  # rows that are looked at to tell what a column has
+_SHORT = 200  # characters of a cell that are looked at
+ONLY_TEXT = ", or embed only the captions with --only text"
+ONLY_IMAGE = ", or embed only the images with --only image"
+_FORMS = {".csv": "csv", ".tsv": "tsv", ".txt": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json"}
 
 
 def text_of(cell: Any) -> str:
@@ -57,6 +65,7 @@ class RowReader:
         self._text: list[str] = []
         self._found = [False, False]
         self._other_text = False
+        self._first: list[dict[str, str]] = []
 
     @property
     def columns(self) -> list[str]:
@@ -65,6 +74,11 @@ class RowReader:
 
     def of(self, row: Mapping[str, Any]) -> tuple[str, str]:
         """Return the name of the image and the caption, "" for none."""
+        cell, text = self.cells(row)
+        return name_in(cell).strip(), text
+
+    def cells(self, row: Mapping[str, Any]) -> tuple[Any, str]:
+        """Return the cell of the image, None for none, and the caption, "" for none."""
         if (keys := tuple(row)) != self._keys:
             self._keys = keys
             self._image, self._text = (
@@ -74,20 +88,31 @@ class RowReader:
             if len(self._columns) < _MOST:
                 self._columns.update(dict.fromkeys(keys))
             self._found = [self._found[0] or bool(self._image), self._found[1] or bool(self._text)]
-        name = next(filter(None, (_name_in(row[one]) for one in self._image)), "")
+        cell = next((row[one] for one in self._image if row[one]), None)
+        if len(self._first) < FIRST:
+            self._first.append(shortened({**row, **({self._image[0]: name_in(cell)} if self._image else {})}))
         if not self._found[1] and not self._other_text:
             self._other_text = any(is_text(cell) for one, cell in row.items() if one not in self._image)
-        return name, next(filter(None, (text_of(row[one]) for one in self._text)), "")
+        return cell, next(filter(None, (text_of(row[one]) for one in self._text)), "")
 
-    def check_images(self, path: str) -> None:
-        """Raise if there are rows, but none had a column of images.
+    def check_images(self, path: str, *, needed: bool = True) -> None:
+        """Raise if there are rows, but none had a column of images, or the images are addresses.
+
+        Args:
+            path: The file, for messages.
+            needed: Whether there must be images.
 
         Raises:
             PoolError: There is none with a usual name; the message lists the columns.
-            UsageError: There is none with the name that the user gave.
+            UsageError: There is none with the name that the user gave, or it has addresses.
         """
-        if not self._found[0] and self._keys is not None:
-            raise missing_column(path, "--image", "image paths", self._asked[0], self._usual[0], self.columns)
+        if needed:
+            form = _FORMS.get(os.path.splitext(path)[1].lower(), "")
+            refuse_addresses(path, form, self._first, self._image[:1], self._text[:1])
+        if not self._found[0] and self._keys is not None and (needed or self._asked[0]):
+            raise missing_column(
+                path, "--image", "image paths", self._asked[0], self._usual[0], self.columns, ONLY_TEXT
+            )
 
     def check_captions(self, path: str, *, needed: bool = True) -> None:
         """Raise if there are rows, but none had a column of captions.
@@ -102,7 +127,9 @@ class RowReader:
             UsageError: There is none with the name that the user gave.
         """
         if not self._found[1] and self._keys is not None and (needed or self._other_text or self._asked[1]):
-            raise missing_column(path, "--caption", "captions", self._asked[1], self._usual[1], self.columns)
+            raise missing_column(
+                path, "--caption", "captions", self._asked[1], self._usual[1], self.columns, ONLY_IMAGE
+            )
 
 
 def missing_column(
@@ -117,10 +144,43 @@ def missing_column(
     )
 
 
-def _name_in(cell: Any) -> str:
-    """Return the name of an image in a cell, also in a list of one; "" for none or several."""
-    cell = cell[0] if isinstance(cell, (list, tuple)) and len(cell) == 1 else cell
-    return cell.strip() if isinstance(cell, str) else ""
+def shortened(row: Mapping[str, Any]) -> dict[str, str]:
+    """Return the beginnings of the texts in a row."""
+    return {name: cell[:_SHORT] for name, cell in row.items() if isinstance(cell, str)}
+
+
+def refuse_addresses(
+    path: str, form: str, rows: Sequence[Mapping[str, str]], image: Sequence[str], caption: Sequence[str]
+) -> None:
+    """Refuse data whose images are addresses, which nothing here downloads.
+
+    Args:
+        path: The file, or the folder of files.
+        form: What img2dataset calls its format, "" for one that img2dataset does not read.
+        rows: Its first rows, shortened.
+        image: The column of images; () to look at all columns.
+        caption: The column of captions, () for none.
+
+    Raises:
+        UsageError: The column of images, or some column if there is none, has addresses in all rows that have a text;
+            the message has the command that downloads them.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = {name: [row[name] for row in rows if row.get(name, "").strip()] for name in names}
+    addresses = [name for name, cells in columns.items() if cells and all(map(is_address, cells))]
+    if not (found := [*known(addresses, ADDRESSES), *addresses] if not image else [*{*image} & {*addresses}]):
+        return
+    others = [name for name, cells in columns.items() if name not in addresses and any(map(is_text, cells))]
+    texts = list(caption) or others
+    words = ["img2dataset", "--url_list", path, "--input_format", form or "parquet", "--url_col", found[0]]
+    words += ["--caption_col", texts[0] if len(texts) == 1 else "COLUMN"] if texts else []
+    command = shlex.join([*words, "--output_format", "webdataset", "--output_folder", "OUT"])
+    more = f" (COLUMN: one of {', '.join(texts)})" if len(texts) > 1 else ""
+    more += "" if form else "; write the rows as Parquet before"
+    raise UsageError(
+        f"{path}: has the addresses of images in the column {visible(found[0])!r}, not images; download them, and give "
+        f"the folder OUT: {visible(command + more, None)}{ONLY_TEXT}"
+    )
 
 
 def is_text(cell: Any) -> bool:

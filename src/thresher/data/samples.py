@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from thresher.errors import ChangedError, PoolError
 from thresher.io.open import open_file, regular_file, trusting
-from thresher.io.paths import inside, writable
+from thresher.io.paths import writable
 
 BYTES = 1 << 30  # maximum of one image: a larger file is not an image
 
@@ -92,6 +92,7 @@ class Sample:
         why: Why it has no image, "" if it has one.
         columns: Values of other columns of a table.
         missing: Whether it names an image file that does not exist.
+        several: Whether its row has several images, of which the first is used.
     """
 
     key: str
@@ -102,6 +103,7 @@ class Sample:
     why: str = ""
     columns: Mapping[str, Any] = field(default_factory=dict)
     missing: bool = False
+    several: bool = False
 
     @property
     def picture_apart(self) -> bool:
@@ -117,17 +119,6 @@ class Sample:
         if self.picture is None:
             raise PoolError(self.why or "has no image")
         return self.picture.read() if isinstance(self.picture, Place) else self.picture
-
-
-def picture_in(root: str, name: str) -> Place | None:
-    """Return the position of an image that a table names, or None if it does not exist or is outside ``root``.
-
-    Args:
-        root: A folder without symlinks, as for :func:`thresher.io.paths.inside`.
-        name: The name in the table.
-    """
-    path = inside(root, name)
-    return None if path is None else Place.of_file(path)
 
 
 def caption_of(cell: Any) -> str:

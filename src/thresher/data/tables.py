@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import posixpath
+import re
+import shlex
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from thresher.data.cells import Roots, name_in, paths_in, picture_of
 from thresher.data.options import DataOptions
 from thresher.data.parts import Form, Ints, Part, Scanned, Words
-from thresher.data.samples import Place, Sample, caption_of, picture_in
+from thresher.data.rows import FIRST, ONLY_IMAGE, ONLY_TEXT, missing_column, refuse_addresses, shortened
+from thresher.data.samples import Sample, caption_of
 from thresher.errors import ChangedError, PoolError, UsageError, suggest
 from thresher.io.columns import (
     CAPTIONS,
@@ -21,10 +27,13 @@ from thresher.io.columns import (
     as_text,
     captions_in,
     check_key,
+    element_of,
+    is_bytes_list,
     is_caption,
     is_text,
     is_uuid,
     is_words,
+    known,
     plain_batch,
     plain_schema,
     stored_type,
@@ -32,10 +41,18 @@ from thresher.io.columns import (
 from thresher.io.listing import Files
 from thresher.io.open import trusting
 from thresher.io.paths import visible, writable
+from thresher.runtime.untrusted import parse_json
 
 PICTURES = ("image", "img", "jpg", "png", "webp", "picture", "image_path", "filepath", "file_name", "path", "thumbnail")
 _BATCH = 64  # rows in memory at a time: an image may have megabytes
 _TEXTS = 8_192  # rows at a time without images
+# Words in the names of files and folders that ``datasets`` takes for splits.
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+_SPLIT = re.compile(rf"(?<![a-zA-Z])({'|'.join(_SPLITS)})(?![a-zA-Z])", re.IGNORECASE)
 # Types of extra columns that are kept, of the values if they are in a dictionary. Not times: Arrow allows times that
 # Python cannot represent.
 _LIGHT = ("string", "large_string", "bool", "int", "uint", "float", "double", "halffloat", "decimal128")
@@ -46,14 +63,14 @@ class Columns:
     """The roles of the columns of a table.
 
     Attributes:
-        picture: Column of images: bytes, a struct of bytes and path, or paths.
+        picture: Column of images: bytes, a struct of bytes and path, paths, base64, or lists of these; None for none.
         caption: Column of captions, texts or lists of texts; None for none.
         key: Column that identifies a row; None for its file and row number.
         uid: Column of DataComp uids; None for none.
         light: Other columns that are kept, and their Arrow types.
     """
 
-    picture: str
+    picture: str | None
     caption: str | None
     key: str | None
     uid: str | None
@@ -75,12 +92,12 @@ class TablePart(Part):
 
     Attributes:
         stem: Prefix of the keys of rows without a key.
-        root: Folder, without symlinks, in which images named by path must be; "" if paths are not followed.
+        roots: The folder with the images that are named by path; none if paths are not followed.
         columns: The roles of the columns.
     """
 
     stem: str
-    root: str
+    roots: Roots
     columns: Columns
 
     copied_as: ClassVar[Form | None] = "parquet"
@@ -175,15 +192,30 @@ class TablePart(Part):
         )
 
     def separate_files(self, start_c: Ints) -> Iterator[Sequence[str]]:
-        """Yield the images that a column of paths names; images are otherwise in the table."""
+        """Yield the paths where the image of each row may be, if the row only names it."""
         column = self.columns.picture
-        if not self.root or not is_text(self.schema().field(column).type):
+        kind = None if column is None else element_of(self.schema().field(column).type)
+        if column is None or not self.roots.folders or not (is_text(kind) or _has(kind, "path")):
             yield from super().separate_files(start_c)
             return
-        for batch in self.batches([column], start_c, _TEXTS):
-            for cell in batch.column(column).to_pylist():
-                picture, _ = _picture(cell, self.root)
-                yield [picture.path] if isinstance(picture, Place) else []
+        if is_text(kind):
+            for batch in self.batches([column], start_c):
+                yield from (paths_in(cell, self.roots) for cell in batch.column(column).to_pylist())
+            return
+        # Images are read only of the few rows whose path is that of a file, to see if they are in the table too.
+        lo, size = 0, _TEXTS if kind == self.schema().field(column).type else _BATCH
+        for batch in self.batches([f"{column}.path"], start_c, size):
+            paths = [paths_in(name, self.roots) for name in _names_in(batch.column(column))]
+            row_c = start_c[lo : lo + len(batch)]
+            there = [i for i, tried in enumerate(paths) if any(map(os.path.lexists, tried))]
+            if there and _has(kind, "bytes"):
+                parts = self.batches([column], row_c[there])
+                for i, cell in zip(
+                    there, (cell for part in parts for cell in part.column(column).to_pylist()), strict=True
+                ):
+                    paths[i] = paths_in(cell, self.roots)
+            yield from paths
+            lo += len(batch)
 
     def words(self) -> Iterator[Words]:
         """Return keys and captions without reading other columns."""
@@ -208,6 +240,9 @@ class TablePart(Part):
                 cells[name] = as_text(column, self.path, name).to_pylist()
             elif name == roles.caption and name != roles.picture:
                 cells[name] = captions_in(column)
+            elif name == roles.picture and is_bytes_list(column.type):
+                lists = (cell.values for cell in column)
+                cells[name] = [None if one is None or one.null_count else one.to_numpy().tobytes() for one in lists]
             else:
                 cells[name] = column.to_pylist()
         return cells
@@ -219,29 +254,28 @@ class TablePart(Part):
         return writable(cell or f"{self.stem}-{at}")
 
     def _sample(self, row: Mapping[str, Any], at: int) -> Sample:
-        picture, why = _picture(row[self.columns.picture], self.root)
+        cell = row[self.columns.picture] if self.columns.picture else None
+        stored, why, missing, several = picture_of(cell, self.roots)
         return Sample(
             key=self._key(row[self.columns.key] if self.columns.key else None, at),
             text=caption_of(row[self.columns.caption]) if self.columns.caption else "",
-            picture=picture,
+            picture=stored,
             at=at,
             uid=row[self.columns.uid] or "" if self.columns.uid else "",
             why=why,
-            missing=why.startswith("names"),
+            missing=missing,
+            several=several,
             columns={name: row[name] for name in self.columns.light},
         )
 
 
-def _picture(cell: Any, root: str) -> tuple[bytes | Place | None, str]:
-    """Return the image in a cell, or why there is none."""
-    if isinstance(cell, dict):
-        cell = cell.get("bytes") or cell.get("path")
-    if isinstance(cell, bytes) and cell:
-        return cell, ""
-    if isinstance(cell, str) and cell:
-        place = picture_in(root, cell) if root else None
-        return place, "" if place else f"names an image that is not in {root or 'a local folder'}: {visible(cell)}"
-    return None, "has no image"
+def _names_in(column: Any) -> list[str]:
+    """Return the paths in a column of structs with a path, or of the first struct of each list."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    cells = pc.struct_field(column, "path") if pa.types.is_struct(column.type) else column
+    return [name_in(cell) for cell in cells.to_pylist()]
 
 
 # --- opening --------------------------------------------------------------------------------------
@@ -276,8 +310,9 @@ def parts_of(
 
     Raises:
         PoolError: There are no rows, there is no image column, or the files have different columns.
-        UsageError: A requested column does not exist.
+        UsageError: A requested column does not exist, the images are addresses, or a folder has several splits.
     """
+    _refuse_splits(files, [table.name for table in tables])
     tables = [table for table in tables if any(table.sizes)]
     if not tables:
         raise PoolError(f"{files.location}: its tables have no rows")
@@ -295,9 +330,8 @@ def parts_of(
     first = shapes[0]
     light = {name: of for name, of in first.light.items() if all(shape.light.get(name) == of for shape in shapes)}
     columns = replace(first, light=light)
-    below = options.root or (files.root if files.protocol == "file" else "")
-    root = os.path.realpath(below) if below else ""  # a remote table must not name local files
-    parts: list[Part] = []
+    roots = Roots.of(options, [files.root] if files.protocol == "file" else [])  # a remote table names no local files
+    parts: list[TablePart] = []
     for name, sizes, _ in tables:
         longest = max(-(-size // again) for size in sizes) if again else 0
         step = max(options.per_part, longest)
@@ -309,11 +343,54 @@ def parts_of(
                     first=lo,
                     rows=min(step, sum(sizes) - lo),
                     stem=name.rpartition(".")[0],
-                    root=root,
+                    roots=roots,
                     columns=columns,
                 )
             )
+    if options.pictures:
+        _refuse_addresses(files, parts[0])
+        if columns.picture is None:
+            raise PoolError(
+                f"{parts[0].path}: has no column of images (bytes, {{bytes, path}}, paths, base64, or lists of these); "
+                f"it has {visible(', '.join(tables[0].schema.names))}; name one with --image COLUMN{ONLY_TEXT}"
+            )
     return tuple(parts)
+
+
+def _refuse_splits(files: Files, names: Sequence[str]) -> None:
+    """Refuse a folder with several splits of a dataset; a pattern or a file chooses them.
+
+    Raises:
+        UsageError: There are several; the message has a pattern for each.
+    """
+    if files.location.rstrip("/").endswith(posixpath.basename(names[0] if names else "")) or "*" in files.location:
+        return
+    splits: dict[str, str] = {}
+    for name in names:
+        if found := [*_SPLIT.finditer(name)]:
+            last = found[-1]  # the name of the file, else that of its folder
+            end = name[: last.end()] + ("" if "/" in name[last.end() :] else "*" + posixpath.splitext(name)[1])
+            splits.setdefault(_SPLITS[last[0].lower()], end)
+    if len(splits) > 1:
+        given = " or ".join(shlex.quote(posixpath.join(files.location, end)) for end in splits.values())
+        raise UsageError(f"{files.location}: contains the splits {', '.join(splits)}; give one: {given}")
+
+
+def _refuse_addresses(files: Files, part: TablePart) -> None:
+    """Refuse tables of addresses, judged by the first rows of the first; only texts are read."""
+    schema, picture = part.schema(), part.columns.picture
+    if picture and not is_text(element_of(schema.field(picture).type)):
+        return
+    names = [field.name for field in schema if is_text(element_of(field.type))]
+    rows = min(FIRST, part.rows or 0)
+    found: list[Mapping[str, str]] = []
+    with suppress(PoolError):  # damage is reported when the part is read
+        for batch in part.batches(names, np.arange(part.first, part.first + rows)) if names else ():
+            for row in batch.to_pylist():
+                found.append(shortened({**row, **({picture: name_in(row[picture])} if picture else {})}))
+    form = "parquet" if part.path.lower().endswith((".parquet", ".pq")) else ""
+    caption = [part.columns.caption] if part.columns.caption else []
+    refuse_addresses(files.location, form, found, [picture] if picture else [], caption)
 
 
 def _columns(path: str, schema: Any, options: DataOptions) -> Columns:
@@ -324,18 +401,35 @@ def _columns(path: str, schema: Any, options: DataOptions) -> Columns:
 
     def asked(what: str, name: str | None, usual: Sequence[str], fits: Callable[[Any], bool]) -> str | None:
         if name and name not in names:
+            inside = "; a column inside a struct is not read, write it as a column of its own" if "." in name else ""
             raise UsageError(
-                f"{path}: no column {name!r} for {what}; it has {visible(', '.join(names))}.{suggest(name, names)}"
+                f"{path}: no column {name!r} for {what}; it has {visible(', '.join(names))}{inside}."
+                f"{suggest(name, names)}"
             )
         return name or next((one for one in usual if one in names and fits(schema.field(one).type)), None)
 
-    picture = asked("--image", options.image, PICTURES, _pictorial)
-    if picture is None:
-        raise PoolError(
-            f"{path}: has no column of images (bytes, or {{bytes, path}}, or paths); it has "
-            f"{visible(', '.join(names)) or 'no columns'}; choose one with --image"
+    pictures = [*_usual(names, PICTURES), *(name for name in _image_features(schema) if name in names)]
+    picture = asked("--image", options.image, pictures, _pictorial)
+    if picture is None and options.pictures:
+        picture = _unfit(schema, pictures)
+    if picture is not None and not _pictorial(schema.field(picture).type):
+        raise _refused(
+            path,
+            schema,
+            "--image",
+            picture,
+            "bytes, {bytes, path}, paths, base64, or a list of these",
+            _pictorial,
+            ONLY_TEXT,
         )
-    caption = asked("--caption", options.caption, CAPTIONS, is_caption)
+    captions = _usual(names, CAPTIONS)
+    caption = asked("--caption", options.caption, captions, is_caption)
+    if caption is None and options.captions:
+        caption = _unfit(schema, captions)
+    if caption is not None and schema.field(caption).type.num_fields and not is_caption(schema.field(caption).type):
+        raise _refused(path, schema, "--caption", caption, "a text or a list of texts", is_caption, ONLY_IMAGE)
+    if caption is None and options.captions and not options.pictures:
+        raise missing_column(path, "--caption", "captions", None, CAPTIONS, names)
     # A column requested as the key is the key; otherwise a uid column would become the key of the pool.
     usual = () if options.key not in (None, "uid") else ("uid",)
     uid = asked("--key", None, usual, lambda kind: is_words(kind) or is_uuid(kind))
@@ -343,17 +437,56 @@ def _columns(path: str, schema: Any, options: DataOptions) -> Columns:
     key = None if rows else asked("--key", options.key, KEYS, lambda kind: True)
     if key not in (None, picture):
         check_key(path, key, schema.field(key).type)
+    if key == picture:
+        key = None
     taken = {picture, caption, key, uid, "key", "text", "width", "height", "shard", "offset"}
     types = {name: _light(schema.field(name).type) for name in names if name not in taken}
     light = {name: kind for name, kind in types.items() if kind is not None}
-    return Columns(picture, caption, None if key == picture else key, uid, light)
+    return Columns(picture if options.pictures else None, caption, key, uid, light)
+
+
+def _usual(names: Sequence[str], usual: Sequence[str]) -> list[str]:
+    """Return the columns with usual names; case counts only if another column has the usual name itself."""
+    return list(dict.fromkeys([*(name for name in usual if name in names), *known(names, usual)]))
+
+
+def _unfit(schema: Any, names: Sequence[str]) -> str | None:
+    """Return a column whose name promises what its type does not hold: a struct or a list. Labels are often numbers."""
+    return next((name for name in names if schema.field(name).type.num_fields), None)
+
+
+def _refused(
+    path: str, schema: Any, flag: str, name: str, what: str, fits: Callable[[Any], bool], more: str
+) -> PoolError:
+    """Return the error for a column whose type is not that of its role: what is allowed, and what could be named."""
+    others = ", ".join(field.name for field in schema if fits(field.type)) or "no such column"
+    return PoolError(
+        f"{path}: the column {visible(name)!r} for {flag} has {visible(str(schema.field(name).type), 120)}; allowed: "
+        f"{what} ({visible(others)}); write it as a column of its own and name it with {flag} COLUMN{more}"
+    )
+
+
+def _image_features(schema: Any) -> list[str]:
+    """Return the columns that ``datasets`` declares as images, or lists of images, in the metadata of a schema."""
+    try:
+        features = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return [
+            name
+            for name, feature in features.items()
+            if "Image" in (feature.get("_type"), (feature.get("feature") or {}).get("_type"))
+        ]
+    except (KeyError, TypeError, AttributeError, ValueError):  # there is none, or it is not what datasets writes
+        return []
 
 
 def _pictorial(kind: Any) -> bool:
-    text = str(kind)
-    if text.startswith("struct<"):
-        return any(kind.get_field_index(name) >= 0 for name in ("bytes", "path"))
-    return is_words(kind) or text.startswith("fixed_size_binary")
+    kind = kind if is_bytes_list(kind) else element_of(kind)
+    fixed = str(kind).startswith("fixed_size_binary")
+    return fixed or is_bytes_list(kind) or is_words(kind) or _has(kind, "bytes") or _has(kind, "path")
+
+
+def _has(kind: Any, name: str) -> bool:
+    return str(kind).startswith("struct<") and kind.get_field_index(name) >= 0
 
 
 def _light(kind: Any) -> Any:

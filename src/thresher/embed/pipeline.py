@@ -260,7 +260,7 @@ def _devices(text: str) -> list[str]:
 def _opened(data: str, settings: EmbedSettings) -> tuple[Data, tuple[str, ...]]:
     """Open the data. If only images are embedded, captions that cannot be read are a note and not an error."""
     try:
-        return open_data(data, settings.data), ()
+        return open_data(data, replace(settings.data, pictures=settings.only != "text")), ()
     except PoolError as error:
         if settings.only != "image":
             raise
@@ -308,6 +308,7 @@ def _planned(
         "captions": reading.captions_file and os.path.abspath(reading.captions_file),
         "pixel-limit": settings.pixel_limit,
         "thumbnails": settings.thumbnails,
+        **({"columns": reading.columns} if reading.columns else {}),
         **({"allow-outside": True} if reading.allow_outside else {}),
         **({"reader": reading.reader} if reading.reader else {}),
     }

@@ -26,6 +26,7 @@ CAPTIONS = ("text", "texts", "caption", "captions", "title", "TEXT", "alt_text")
 # Of the names of image files.
 FILES = ("file_name", "filename", "filepath", "image_path", "image", "path", "image_name", "images", "name")
 IMAGES = ("image", "thumbnail", "jpg", "png", "image_path", "path", "filepath")
+ADDRESSES = ("url", "urls", "image_url", "img_url", "image_link")  # of images on the internet
 SCORES = ("clip_l14_similarity_score", "clip_b32_similarity_score", "similarity", "clip_score", "clip_similarity")
 
 _UUID = 16  # bytes
@@ -174,6 +175,21 @@ def is_caption(kind: Any) -> bool:
     """Return whether values of an Arrow type are captions: text or bytes, or lists of them."""
     inner = _element(stored_type(kind))
     return is_words(kind) if inner is None else is_words(inner)
+
+
+def element_of(kind: Any) -> Any:
+    """Return the type of the elements of a list type, without dictionaries; of other types the type itself."""
+    kind = stored_type(kind)
+    inner = _element(kind)
+    return kind if inner is None else stored_type(inner)
+
+
+def is_bytes_list(kind: Any) -> bool:
+    """Return whether values of an Arrow type are bytes as lists of numbers."""
+    import pyarrow as pa
+
+    inner = _element(stored_type(kind))
+    return inner is not None and bool(pa.types.is_uint8(inner))
 
 
 def _element(kind: Any) -> Any:

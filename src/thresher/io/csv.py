@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO
 
-from thresher.errors import PoolError
+from thresher.errors import PoolError, UsageError
 from thresher.io.columns import CAPTIONS, FILES
 from thresher.io.open import trusting
+from thresher.io.paths import visible
 
-LINE = 1 << 20  # maximum bytes of a line
+LINE = 1 << 24  # maximum bytes of a line, and of a row, which may have an image in base64
+_STEP = 1 << 20  # maximum bytes read at a time
 _DELIMITERS = ",|;"  # and tab
+_SHOWN = 80  # characters of a line in a message
+_MARK = b"\xef\xbb\xbf"  # of UTF-8, which some programs write at the beginning of a file
 
 
 class Lines:
@@ -30,6 +34,9 @@ class Lines:
         for line in self._lines():
             if len(line) > self._most:
                 raise PoolError(f"{self._path}: the line at byte {self.at:,} exceeds {self._most:,} bytes")
+            if not self.at and (name := _other_code(line)):
+                to = f"iconv -f {name} -t UTF-8 {self._path} > NEW"
+                raise PoolError(f"{self._path}: is {name}, not UTF-8; save it as UTF-8: {to}")
             try:
                 text = line.decode("utf-8" if self.at else "utf-8-sig")
             except UnicodeDecodeError as error:
@@ -42,7 +49,8 @@ class Lines:
     def _lines(self) -> Iterator[bytes]:
         r"""Yield the bytes of the lines. Only the end of a file with ``\r`` alone is not found by ``readline``."""
         rest = b""
-        for data in iter(lambda: self._file.readline(self._most + 1), b""):
+        step = min(self._most, _STEP) + 1
+        for data in iter(lambda: self._file.readline(step), b""):
             lines = (rest + data).splitlines(keepends=True)
             rest = b"" if data.endswith(b"\n") else lines.pop()  # the line, or \r\n, may go on
             yield from lines
@@ -52,26 +60,50 @@ class Lines:
             yield rest
 
 
-def header(file: IO[bytes], path: str, named: Sequence[str] = ()) -> tuple[list[str], str, int]:
-    """Return the cells of the first line of a CSV file without blanks around them, its delimiter, and its end.
+def header(
+    file: IO[bytes], path: str, named: Sequence[str] = (), columns: Sequence[str] = ()
+) -> tuple[list[str], str, int]:
+    """Return the names of the columns of a CSV file without blanks around them, its delimiter, and its first row.
 
-    The delimiter is a tab if the line has one; else that of comma, ``|`` and ``;`` which separates a column with a
-    usual name, or one that the user named, from others; else a comma.
+    The delimiter is a tab if the first line has one; else that of comma, ``|`` and ``;`` which separates a column with
+    a usual name, or one that the user named, from others; else a comma.
+
+    Args:
+        file: The open file.
+        path: Its name, for messages.
+        named: Columns that the user named.
+        columns: The names of all columns of a file whose first line is a row; () for one with names in its first line.
 
     Raises:
-        PoolError: The file is not UTF-8, or the line is too long.
+        PoolError: The file is not UTF-8, the line is too long, or two columns have the same name.
+        UsageError: ``columns`` are not as many as the first row has cells.
     """
     lines = Lines(file, path)
     first = trusting(path, lambda: next(iter(lines), ""))
 
     def cells(delimiter: str) -> list[str]:
-        row = trusting(path, lambda: next(csv.reader([first], delimiter=delimiter), []))
+        row = trusting(path, lambda: next(_reader([first], delimiter), []))
         return [cell.strip() for cell in row]
 
     usual = {name.lower() for name in (*FILES, *CAPTIONS, *named)}
-    known = (one for one in _DELIMITERS if len(row := cells(one)) > 1 and usual & {cell.lower() for cell in row})
-    delimiter = "\t" if "\t" in first else next(known, ",")
-    return cells(delimiter), delimiter, lines.at
+
+    def fits(delimiter: str) -> bool:
+        row = cells(delimiter)
+        return len(row) == len(columns) if columns else len(row) > 1 and not usual.isdisjoint(map(str.lower, row))
+
+    delimiter = "\t" if "\t" in first else next(filter(fits, _DELIMITERS), ",")
+    if columns:
+        if first and len(row := cells(delimiter)) != len(columns):
+            raise UsageError(
+                f"{path}: --columns names {len(columns)} columns ({', '.join(columns)}), but the first line has "
+                f"{len(row)}: {visible(first.strip(), _SHOWN)}"
+            )
+        file.seek(0)
+        return list(columns), delimiter, len(_MARK) if file.read(len(_MARK)) == _MARK else 0
+    names = cells(delimiter)
+    if twice := next((name for i, name in enumerate(names) if name and name in names[:i]), ""):
+        raise PoolError(f"{path}: has several columns with the name {visible(twice)}; rename all but one")
+    return names, delimiter, lines.at
 
 
 def rows(file: IO[bytes], path: str, at: int, delimiter: str) -> Iterator[tuple[int, int, list[str]]]:
@@ -80,24 +112,42 @@ def rows(file: IO[bytes], path: str, at: int, delimiter: str) -> Iterator[tuple[
     Blank lines are not rows, as in pandas. A quoted cell may span several lines.
 
     Raises:
-        PoolError: The file is not UTF-8, a line or a cell is too long, or a quote is never closed.
+        PoolError: The file is not UTF-8, a row is too long, or a quote is never closed.
     """
-    lines = Lines(file, path, at)
-    reader = csv.reader(lines, delimiter=delimiter)
+    lines, begin = Lines(file, path, at), at
+
+    def of_one_row() -> Iterator[str]:
+        for line in lines:
+            if lines.at - begin > LINE:
+                raise PoolError(
+                    f"{path}: the row at byte {begin:,} exceeds {LINE:,} bytes, or has a quote that is never closed; "
+                    "shorten it or fix that row"
+                )
+            yield line
+
+    reader = _reader(of_one_row(), delimiter)
     while True:
         begin = lines.at
-        try:
-            row = trusting(path, lambda: next(reader, None))
-        except PoolError as error:
-            if not isinstance(error.__cause__, csv.Error):
-                raise
-            raise PoolError(
-                f"{path}: the row at byte {begin:,} has a cell of more than {csv.field_size_limit():,} characters, or "
-                "a quote that is never closed; shorten the cell or fix that row"
-            ) from None
+        row = trusting(path, lambda: next(reader, None))
         if row is None:
             return
         if lines.ended:  # the reader looked for more lines than there are
             raise PoolError(f"{path}: the quote that opens in the row at byte {begin:,} is never closed; fix that row")
         if len(row) > 1 or row and row[0].strip():
             yield begin, lines.at, row
+
+
+def _reader(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
+    """Return a reader of rows. Python's limit on cells holds for the process: it is only ever raised, never lowered."""
+    if csv.field_size_limit() < LINE:
+        csv.field_size_limit(LINE)
+    return csv.reader(lines, delimiter=delimiter)
+
+
+def _other_code(line: bytes) -> str:
+    """Return the name of the code of a file that begins with a line, "" for UTF-8 and codes without a mark."""
+    if line.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        return "UTF-32"
+    if line.startswith(b"\xff\xfe") or line[:1] != b"\0" == line[1:2]:
+        return "UTF-16LE" if line[:1] != b"\xff" else "UTF-16"
+    return "UTF-16" if line.startswith(b"\xfe\xff") else "UTF-16BE" if line[:1] == b"\0" != line[1:2] else ""

@@ -51,7 +51,7 @@ def test_rows_of_paths_and_captions(tmp_path: Path, per_part: int) -> None:
         ("line 3", "no image"),
     ]
     assert [s.stored() for s in samples[:3]] == [picture(i) for i in range(3)]
-    assert samples[3].why == "has no image path, or several"
+    assert samples[3].why == "has no image"
     scanned = [part.scan() for part in data.parts]
     assert [key for one in scanned for key in one.keys] == [s.key for s in samples]
     chosen = [s for part, one in zip(data.parts, scanned, strict=True) for s in part.chosen(one.start_n)]
@@ -129,11 +129,15 @@ def test_many_rows_take_little_memory(tmp_path: Path) -> None:
     assert peak < 1 << 20
 
 
-def test_a_list_of_one_image_is_that_image(tmp_path: Path) -> None:
-    """data-juicer#600: ``images`` is a list; a row with several images has no one caption of each."""
+def test_of_a_list_of_images_the_first_is_used(tmp_path: Path) -> None:
+    """data-juicer#600: ``images`` is a list."""
     path = jsonl(tmp_path, *({"images": [f"images/{i}.jpg" for i in range(n)], "text": f"t{n}"} for n in range(3)))
-    why = "has no image path, or several"
-    assert read(path) == [("line 0", "t0", why), ("images/0.jpg", "t1", ""), ("line 2", "t2", why)]
+    assert read(path) == [
+        ("line 0", "t0", "has no image"),
+        ("images/0.jpg", "t1", ""),
+        ("images/0.jpg", "t2", ""),
+    ]
+    assert [sample.several for sample in open_data(str(path)).samples()] == [False, False, True]
 
 
 def test_shards_from_lines_of_json(tmp_path: Path) -> None:

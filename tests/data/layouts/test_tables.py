@@ -119,13 +119,6 @@ def test_columns_are_found_by_their_names_or_as_told(tmp_path: Path) -> None:
         assert "Did you mean" in str(error.value)
 
 
-def test_a_column_of_lists_is_no_column_of_pictures(tmp_path: Path) -> None:
-    path = tmp_path / "x.parquet"
-    path.write_bytes(parquet_of(pa.table({"image": [[picture()]], "path": [["x"]], "text": ["one"]})))
-    with pytest.raises(PoolError, match="no column of images .* has image, path, text"):
-        open_data(str(path))
-
-
 @pytest.mark.parametrize("way", ["names", "struct", "absolute", "root"])
 def test_pictures_may_be_files_below_the_table_or_the_root(tmp_path: Path, way: str) -> None:
     below = tmp_path / "else" if way == "root" else tmp_path
@@ -220,7 +213,7 @@ def test_tables_elsewhere_are_read_and_not_believed_about_files_here(tmp_path: P
     memory.pipe("/x.parquet", parquet_of(named))
     first, second = open_data("memory://x.parquet").samples()
     assert first.picture is None
-    assert second.why == "names an image that is not in a local folder: a.png"
+    assert second.why == "names an image by path, which is read only with --root: a.png"
     first, second = open_data("memory://x.parquet", DataOptions(root=str(tmp_path))).samples()
     assert first.stored() == second.stored() == picture()
 

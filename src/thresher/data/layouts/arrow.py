@@ -74,7 +74,7 @@ class ArrowPart(TablePart):
         for whole in _batches(self.protocol, self.path):
             for lo in range(0, len(whole), size):
                 batch = whole.slice(lo, size)
-                yield start + lo, batch.select(columns) if columns else batch
+                yield start + lo, batch.select(_whole(batch, columns)) if columns else batch
             start += len(whole)
             if start > last:
                 return
@@ -82,6 +82,12 @@ class ArrowPart(TablePart):
     def schema(self) -> Any:
         """Return the schema of the file, including its metadata (the features of ``datasets``)."""
         return plain_schema(next(_batches(self.protocol, self.path)).schema)
+
+
+def _whole(batch: Any, columns: Sequence[str]) -> list[str]:
+    """Return the columns of a batch that contain some columns, of which ``a.b`` may be the field ``b`` of ``a``."""
+    own = set(batch.schema.names)
+    return [name if name in own else name.rpartition(".")[0] for name in columns]
 
 
 def _batches(protocol: str, path: str) -> Iterator[Any]:

@@ -6,18 +6,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, ClassVar
 
-from thresher.data.lists import PATHS, Entry, ListPart, roots_of
+from thresher.data.cells import Roots, is_address, is_base64, is_file_name
+from thresher.data.lists import PATHS, Entry, ListPart, listed, refuse_packed, roots_of
 from thresher.data.location import Location
 from thresher.data.options import DataOptions
 from thresher.data.parts import Data, Form
-from thresher.data.rows import missing_column
+from thresher.data.rows import FIRST, ONLY_IMAGE, ONLY_TEXT, missing_column, refuse_addresses, shortened
 from thresher.data.samples import caption_of
 from thresher.errors import PoolError
 from thresher.io.columns import CAPTIONS, known
 from thresher.io.csv import header, rows
 from thresher.io.open import open_file
+from thresher.io.paths import visible
 
-_FIRST_LINE = ", or write a first line with the names of the columns if there is none"
+_ENDINGS = (".csv", ".tsv", ".txt")
+_FIRST_LINE = "; if its first line is a row, name the columns with --columns NAME,NAME"
 _TITLES = ("title", *CAPTIONS, "comment")
 
 
@@ -27,7 +30,8 @@ class Csv:
 
     Image paths are relative to ``root``. Without a root they are relative to the current folder, as in open_clip, or to
     the folder of the CSV file, which may have been moved together with its images. Paths outside these folders are
-    followed only with ``allow_outside``, because a CSV file is untrusted input.
+    followed only with ``allow_outside``, because a CSV file is untrusted input. An image may also be in its cell, in
+    base64. Without a header line, ``columns`` has the names.
     """
 
     name: ClassVar[str] = "csv"
@@ -35,8 +39,8 @@ class Csv:
     looks_like: ClassVar[str] = "a .csv or .tsv of open_clip, with filepath and title"
 
     def recognise(self, where: Location) -> bool:
-        """Recognise a .csv or .tsv file."""
-        return where.text.lower().endswith((".csv", ".tsv")) and where.exists and len(where.files.names) == 1
+        """Recognise a .csv, .tsv or .txt file, also a compressed one, which is refused."""
+        return listed(where.text, _ENDINGS) and where.exists and len(where.files.names) == 1
 
     def open(self, where: Location, options: DataOptions) -> Data:
         """Read every line, to find where the rows begin.
@@ -47,26 +51,34 @@ class Csv:
         """
         options.refuse(where.text, "a csv", captions_file="name the column with --caption COLUMN")
         protocol, path = where.files.protocol, where.files.path(where.files.names[0])
+        refuse_packed(path)
+        roots = roots_of(where, options)
         asked = [name for name in (options.image, options.caption, options.key) if name]
         with open_file(protocol, path) as file:
-            names, delimiter, end = header(file, path, asked)
-            if not end:
+            names, delimiter, end = header(file, path, asked, options.names)
+            if not end and not options.columns:
                 raise PoolError(f"{path}: has no rows")
-            picture = _column(path, "--image", "image paths", options.image, PATHS, names)
-            if picture is None:
-                raise missing_column(path, "--image", "image paths", None, PATHS, names, _FIRST_LINE)
-            title = _column(path, "--caption", "captions", options.caption, _TITLES, names)
-            if title is None and options.captions:
-                raise missing_column(path, "--caption", "captions", None, _TITLES, names)
+            if not options.columns:
+                _refuse_data(path, names, delimiter, roots)
             key = _column(path, "--key", "keys", options.key, (), names)
-            starts, count = [], 0
-            for begin, _, _ in rows(file, path, end, delimiter):
+            picture = _column(path, "--image", "image paths", options.image, PATHS, names)
+            title = _column(path, "--caption", "captions", options.caption, _TITLES, names)
+            starts, count, first = [], 0, list[dict[str, str]]()
+            for begin, _, row in rows(file, path, end, delimiter):
                 if count % options.per_part == 0:
                     starts.append((count, begin))
+                if count < FIRST:
+                    first.append(shortened(dict(zip(names, row, strict=False))))
                 count += 1
+        if options.pictures:
+            named = [[] if at is None else [names[at]] for at in (picture, title)]
+            refuse_addresses(path, "tsv" if delimiter == "\t" else "csv", first, *named)
+            if picture is None:
+                raise missing_column(path, "--image", "image paths", None, PATHS, names, f"{ONLY_TEXT}{_FIRST_LINE}")
+        if title is None and options.captions:
+            raise missing_column(path, "--caption", "captions", None, _TITLES, names, ONLY_IMAGE)
         if not count:
             raise PoolError(f"{path}: has no rows")
-        roots = roots_of(where, options)
         parts = [
             CsvPart(
                 path,
@@ -75,11 +87,12 @@ class Csv:
                 rows=min(options.per_part, count - row),
                 at=byte,
                 delimiter=delimiter,
+                width=len(names),
                 picture=picture,
                 title=title,
                 key=key,
+                names=tuple(options.names),
                 roots=roots,
-                outside=options.allow_outside,
             )
             for row, byte in starts
         ]
@@ -92,26 +105,60 @@ class CsvPart(ListPart):
 
     Attributes:
         delimiter: Character between cells.
-        picture: Index of the column of image paths.
+        width: Number of columns.
+        picture: Index of the column of images; None for none.
         title: Index of the column of captions; None for none.
         key: Index of the column of keys; None for the image path.
+        names: Names of the columns, if the first line of the file is a row; () if it has the names.
     """
 
     delimiter: str
-    picture: int
+    width: int
+    picture: int | None
     title: int | None
     key: int | None = None
+    names: tuple[str, ...] = ()
 
     copied_as: ClassVar[Form | None] = "csv"
 
     def entries(self, file: IO[bytes], at: int) -> Iterator[Entry]:
         """Yield the rows from byte ``at`` on; a quoted cell may have several lines."""
         for begin, end, row in rows(file, self.path, at, self.delimiter):
-            image = row[self.picture] if len(row) > self.picture else ""
-            text = row[self.title] if self.title is not None and len(row) > self.title else ""
+            image, text, key = (
+                row[one] if one is not None and one < len(row) else "" for one in (self.picture, self.title, self.key)
+            )
             image = image.strip() if self.delimiter == "|" else image  # Flickr30k: "| "
-            key = row[self.key].strip() if self.key is not None and len(row) > self.key else ""
-            yield Entry(begin, end, image, caption_of(text), key)
+            why = ""
+            if any(row[self.width :]):  # a caption with the delimiter would be cut off without a word
+                why = f"has {len(row)} cells, but there are {self.width} columns; put quotes around a cell with "
+                why += "the delimiter"
+            yield Entry(begin, end, image, caption_of(text), key.strip(), why)
+
+
+def _refuse_data(path: str, first: Sequence[str], delimiter: str, roots: Roots) -> None:
+    """Refuse a file whose first line is a row, because one of its cells is an image.
+
+    Raises:
+        PoolError: It is; the message has the line, and what to type.
+    """
+
+    named = bool(known(first, PATHS))  # there may be a file with the name of a column
+
+    def is_image(cell: str) -> bool:
+        clear = is_file_name(cell) or is_address(cell) or is_base64(cell)
+        return clear or bool(cell) and not named and roots.find(cell)[0] is not None
+
+    if not (images := [is_image(cell) for cell in first]).count(True):
+        return
+    at = images.index(True)
+    long = max((i for i in range(len(first)) if i != at), key=lambda i: len(first[i]), default=None)
+    rest = (f"column{i + 1}" for i in range(len(first)))
+    names = ["filepath" if i == at else "title" if i == long else name for i, name in enumerate(rest)]
+    line = visible(delimiter.join(visible(cell, 60) for cell in first), 300)
+    raise PoolError(
+        f"{path}: its first line is a row, not the names of its columns: {line}; name the columns, for example "
+        f"--columns {','.join(names)}"
+    )
 
 
 def _column(

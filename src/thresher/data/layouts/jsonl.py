@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import IO, Any, ClassVar
 
 from thresher.data.captions import JSON_LINE, JSONL
-from thresher.data.lists import PATHS, Entry, ListPart, roots_of
+from thresher.data.lists import PATHS, Entry, ListPart, listed, refuse_packed, roots_of
 from thresher.data.location import Location
 from thresher.data.options import DataOptions
 from thresher.data.parts import Data
@@ -30,8 +30,8 @@ class Jsonl:
     looks_like: ClassVar[str] = "a .jsonl of objects with an image path and a caption"
 
     def recognise(self, where: Location) -> bool:
-        """Recognise a .jsonl or .ndjson file."""
-        return where.text.lower().endswith(JSONL) and where.exists and len(where.files.names) == 1
+        """Recognise a .jsonl or .ndjson file, also a compressed one, which is refused."""
+        return listed(where.text, JSONL) and where.exists and len(where.files.names) == 1
 
     def open(self, where: Location, options: DataOptions) -> Data:
         """Read every line, to find where the rows begin.
@@ -42,18 +42,19 @@ class Jsonl:
         """
         options.refuse(where.text, "a jsonl", captions_file="name the column with --caption COLUMN")
         protocol, path = where.files.protocol, where.files.path(where.files.names[0])
+        refuse_packed(path)
         reader, keyed = RowReader(options, PATHS), False
         starts, count = [], 0
         with open_file(protocol, path) as file:
             for begin, _, row in _objects(file, path, 0):
-                reader.of(row)
+                reader.cells(row)
                 keyed = keyed or options.key in row
                 if count % options.per_part == 0:
                     starts.append((count, begin))
                 count += 1
         if not count:
             raise PoolError(f"{path}: has no rows")
-        reader.check_images(path)
+        reader.check_images(path, needed=options.pictures)
         if options.captions or options.caption:
             reader.check_captions(path)
         if options.key and not keyed:
@@ -68,7 +69,6 @@ class Jsonl:
                 at=byte,
                 options=DataOptions(image=options.image, caption=options.caption, key=options.key),
                 roots=roots,
-                outside=options.allow_outside,
             )
             for row, byte in starts
         ]
@@ -89,7 +89,8 @@ class JsonlPart(ListPart):
         """Yield the rows from byte ``at`` on."""
         reader = RowReader(self.options, PATHS)
         for begin, end, row in _objects(file, self.path, at):
-            image, text = reader.of(row)
+            image, text = reader.cells(row)
+            image = image.strip() if isinstance(image, str) else image
             key = row.get(self.options.key) if self.options.key else None
             yield Entry(begin, end, image, text, str(key) if isinstance(key, (str, int, float)) else "")
 

@@ -53,12 +53,13 @@ class ParquetPart(TablePart):
         """Yield batches of the row groups that contain some of the rows."""
         with open_file(self.protocol, self.path) as raw:
             file = trusting(self.path, lambda: open_parquet(raw, _SPAN))
+            leaves = None if columns is None else _leaves(file, columns)
             start = 0
             for group in range(file.metadata.num_row_groups):
                 end = start + file.metadata.row_group(group).num_rows
                 lo, hi = np.searchsorted(row_c, [start, end])
                 if hi > lo:
-                    batches = file.iter_batches(batch_size=size, columns=columns, row_groups=[group])
+                    batches = file.iter_batches(batch_size=size, columns=leaves, row_groups=[group])
                     for batch in iter(partial(trusting, self.path, partial(next, batches, None)), None):
                         yield start, batch
                         start += len(batch)
@@ -70,6 +71,17 @@ class ParquetPart(TablePart):
         """Return the schema of the file, including its metadata (the features of ``datasets``)."""
         with open_file(self.protocol, self.path) as raw:
             return trusting(self.path, lambda: plain_schema(open_parquet(raw, _SPAN).schema_arrow))
+
+
+def _leaves(file: Any, columns: Sequence[str]) -> list[str]:
+    """Return columns as the file names them: ``a.b`` is the field ``b`` of ``a``, also of the structs in a list."""
+    own, paths = set(file.schema_arrow.names), [file.schema.column(i).path for i in range(len(file.schema))]
+    leaves: list[str] = []
+    for name in columns:
+        whole, _, field = name.rpartition(".")
+        inner = [path for path in paths if path.startswith(f"{whole}.") and path.endswith(f".{field}")]
+        leaves += [name] if name in own else inner
+    return leaves
 
 
 def _tables(where: Location) -> list[str]:
