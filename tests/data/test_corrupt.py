@@ -294,7 +294,12 @@ bad(
     file("x.parquet", cells({"bytes": None, "path": None}, {"bytes": b"", "path": ""})),
     {"a": "has no image", "b": "has no image"},
 )
-bad("parquet: struct of others", file("x.parquet", cells({"url": "x"})), None, "'image' for --image has struct<url: string>")
+bad(
+    "parquet: struct of others",
+    file("x.parquet", cells({"url": "x"})),
+    None,
+    "'image' for --image has struct<url: string>",
+)
 bad(
     "parquet: broken pictures",
     file("x.parquet", cells(picture()[:50], picture())),

@@ -76,6 +76,30 @@ def paths(folder: Path, order: list[int]) -> Path:
     return changed
 
 
+def structs(folder: Path, order: list[int], *, kind: str = "parquet", several: bool = False) -> Path:
+    """A table as ``datasets`` has it, with paths of images instead of their bytes, or lists of such images."""
+    changed = pictures(folder / "pictures", order)
+    if not (folder / f"0.{kind}").exists():
+        cells: list[Any] = [{"bytes": None, "path": f"pictures/{key}.png"} for key in KEYS]
+        cells = [[cell, cell] for cell in cells] if several else cells
+        inner = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        content = pa.table({"key": KEYS, "image": pa.array(cells, pa.list_(inner) if several else inner), "text": KEYS})
+        if kind == "parquet":
+            pq.write_table(content, folder / "0.parquet")
+        else:
+            with pa.OSFile(str(folder / "0.arrow"), "wb") as file, pa.ipc.new_stream(file, content.schema) as writer:
+                writer.write_table(content, max_chunksize=5)
+    return changed
+
+
+def structs_in_arrow(folder: Path, order: list[int]) -> Path:
+    return structs(folder, order, kind="arrow")
+
+
+def lists_of_structs(folder: Path, order: list[int]) -> Path:
+    return structs(folder, order, several=True)
+
+
 def arrow(folder: Path, order: list[int]) -> Path:
     content = table(order)
     with pa.OSFile(str(folder / "0.arrow"), "wb") as file, pa.ipc.new_stream(file, content.schema) as writer:
@@ -120,6 +144,9 @@ KINDS: list[tuple[Any, dict[str, Any], str]] = [
     (parquet, {"shuffle": 1}, "gather"),
     (parquet, {"form": "webdataset"}, "write"),
     (paths, {"form": "webdataset"}, "write"),
+    (structs, {"form": "webdataset"}, "write"),
+    (structs_in_arrow, {"form": "webdataset"}, "write"),
+    (lists_of_structs, {"form": "webdataset"}, "write"),
     (arrow, {}, "write"),
 ]
 

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from thresher.data import DataOptions
+from thresher.data import DataOptions, open_data
 from thresher.errors import PoolError, UsageError
 from thresher.reshard import reshard
+from thresher.testing.readers import bytes_read
 
 from .common import hashes, keys_file, picture, pool
 
@@ -193,3 +195,19 @@ def test_row_groups_are_modest_and_the_same_however_rows_were_cut(tmp_path: Path
         reshard(str(tmp_path / "one"), sel, str(out), shuffle=shuffle)
         found = Counter(row["key"] for row in rows_of(out))
         assert found == Counter([f"k{i}" for i in range(2_500)] + ["k7-1", "k2400-1"])
+
+
+def test_images_in_a_table_are_not_read_to_look_for_files(tmp_path: Path) -> None:
+    """Their paths are read; only where there is such a file, the cell shows if the image is in the table."""
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "in" / name).write_bytes(picture(0))
+    names = ["a.png", "b.png", "c.png", "../x.png"]
+    cells = [{"bytes": None if i in (1, 2) else picture(i), "path": name} for i, name in enumerate(names)]
+    more = [{"bytes": picture(0) * 1000, "path": f"{i}.png"} for i in range(200)]
+    path = tmp_path / "in" / "x.parquet"
+    pq.write_table(pa.table({"image": cells + more}), path, compression="none", row_group_size=50, use_dictionary=False)
+    (part,) = open_data(str(path)).parts
+    found, read = bytes_read(lambda: list(part.separate_files(np.arange(204))))
+    assert list(map(list, found)) == [[], [str(tmp_path / "in" / "b.png")], *[[]] * 202]
+    assert read < path.stat().st_size / 3

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, TypeVar
@@ -22,7 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from thresher.data import Data, DataOptions, Part, Place, Sample, open_data
+from thresher.data import SEVERAL, Data, DataOptions, Part, Place, Sample, open_data
 from thresher.errors import PoolError, UnreachedError, UsageError
 from thresher.export.keys import hashes_of
 from thresher.io.open import file_stamp, open_file, trusting
@@ -86,7 +87,8 @@ def doctor(
     Returns:
         location, kind, samples ("exact": whether they were counted), files, bytes, looked_at (samples whose key and
         caption were read), columns, members (file extensions in tars, and the share of samples that have them),
-        missing (samples without an image), keys, captions, "pictures" (the sampled images), tars, damaged files,
+        missing (samples without an image), several (samples with more than one), keys, captions, "pictures" (the
+        sampled images), tars, damaged files,
         unreached files, "warnings" as sentences, "cost" (rates measured on this machine, seconds and bytes of
         embedding), and "next", the command to run next.
 
@@ -102,8 +104,8 @@ def doctor(
     options, refusal = options or DataOptions(), ""
     try:
         data = open_data(location, options)
-    except PoolError as error:  # may be about captions: missing captions are a warning here, not an error
-        data, refusal = open_data(location, replace(options, captions=False)), str(error)
+    except PoolError as error:  # may be about captions or images: that one is missing is a warning here, not an error
+        data, refusal = _without(location, options, error), str(error)
     model = None
     if encoder:
         from thresher.embed.encoders import make_encoder
@@ -141,6 +143,7 @@ def doctor(
             "of": len(seen.pictures) + read.missing if light else read.samples,
             "first": read.first_missing,
         },
+        "several": read.several,
         "keys": read.keys(),
         "captions": read.captions(),
         "pictures": seen.summary(),
@@ -157,6 +160,14 @@ def doctor(
     return report
 
 
+def _without(location: str, options: DataOptions, refusal: PoolError) -> Data:
+    """Open data that was refused without captions, else without images; if that is refused too, raise the refusal."""
+    for fewer in (replace(options, captions=False), replace(options, pictures=False)):
+        with suppress(PoolError):
+            return open_data(location, fewer)
+    raise refusal
+
+
 # --- keys and captions ----------------------------------------------------------------------------
 
 
@@ -167,6 +178,7 @@ class _Read:
     wanted: int
     samples: int = 0
     missing: int = 0
+    several: int = 0
     first_missing: str = ""
     empty: int = 0
     nothing: int = 0
@@ -207,7 +219,9 @@ class _Read:
             if sample.picture is None:
                 self.first_missing = self.first_missing or f"{visible(sample.key)} {sample.why}"
                 self.missing += 1
-            elif number < limit:
+                continue
+            self.several += sample.several
+            if number < limit:
                 self._kept.append((number, self.samples + i, sample))
         self._kept.sort(key=lambda one: one[0])
         del self._kept[self.wanted :]
@@ -324,6 +338,7 @@ def _spread_over(data: Data, sample: int, read: _Read) -> Iterator[Sample]:
                 read.missing += 1
                 read.first_missing = read.first_missing or f"{visible(one.key)} {one.why}"
             else:
+                read.several += one.several
                 yield one
 
 
@@ -551,6 +566,8 @@ def _warnings(report: dict[str, Any]) -> list[str]:
     if count := report["missing"]["count"]:
         of = report["missing"]["of"]
         texts.append(f"{share(count, of)} samples have no image; the first: {report['missing']['first']}")
+    if count := report["several"]:
+        texts.append(f"{share(count, report['missing']['of'])} samples have {SEVERAL}")
     if count := pictures["broken"]:
         texts.append(f"{share(count, seen)} images cannot be decoded; the first: {pictures['first_broken'][0]}")
     if count := pictures["enormous"]:
@@ -663,8 +680,11 @@ def _next(location: str, options: DataOptions, encoder: str | None, report: dict
     """Return the command to run next."""
     words = ["thresher", "embed", location, "-o", "POOL", "--encoder", encoder or _ENCODER]
     for flag, value in (("image", options.image), ("caption", options.caption), ("key", options.key),
-                        ("root", options.root), ("captions", options.captions_file)):  # fmt: skip
+                        ("columns", options.columns), ("root", options.root), ("captions", options.captions_file),
+                        ("reader", options.reader)):  # fmt: skip
         words += [f"--{flag}", value] if value else []
+    words += ["--allow-outside"] if options.allow_outside else []
     words += ["--thumbnails-as-data"] if options.thumbnails_as_data else []
     words += ["--only", "image"] if report["captions"]["empty"] == report["looked_at"] else []
+    words += ["--only", "text"] if report["missing"]["count"] == report["missing"]["of"] > 0 else []
     return shlex.join(words)

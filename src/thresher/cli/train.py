@@ -12,13 +12,14 @@ import click
 
 from thresher.cli import text
 from thresher.cli.options import (
+    DATA,
     JSON,
     OVERWRITE,
     QUIET,
-    THUMBNAILS,
     Choice,
     Group,
     PluginChoice,
+    data_options,
     free_folder,
     options,
 )
@@ -132,7 +133,7 @@ _RUN = [
         "--checkpoint-minutes", type=float, default=5.0, show_default=True, metavar="X",
         help="Minutes between checkpoints.",
     ),
-    THUMBNAILS,
+    *DATA,
     click.option("--resume", is_flag=True, help="Resume the run in DIR, if there is one."),
     QUIET,
     JSON,
@@ -252,7 +253,6 @@ def _schedule(values: dict[str, Any]) -> Any:
 
 def _trained(run: Callable[..., list[dict[str, Any]]], out: str, values: dict[str, Any]) -> None:
     """Train and print the result."""
-    from thresher.data import DataOptions
     from thresher.dynamic.run_folder import CHECKPOINT
 
     output: Output = values["output"]
@@ -260,7 +260,7 @@ def _trained(run: Callable[..., list[dict[str, Any]]], out: str, values: dict[st
         log = run(
             resume=values["resume"],
             progress=output.progress(values["quiet"]),
-            reading=DataOptions(thumbnails_as_data=values["thumbnails_as_data"]),
+            reading=data_options(values),
         )
     except KeyboardInterrupt:
         saved = Path(out, CHECKPOINT).exists()

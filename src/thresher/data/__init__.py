@@ -9,7 +9,7 @@ from thresher.data.location import Location
 from thresher.data.options import PER_PART, DataOptions
 from thresher.data.parts import Data, Part, Scanned, Words
 from thresher.data.pools import refuse_pool, refuse_thumbnails
-from thresher.data.samples import Place, Sample
+from thresher.data.samples import SEVERAL, Place, Sample
 from thresher.errors import PoolError
 from thresher.io.readers import readable, recognising
 from thresher.runtime.plugins import PluginPoint
@@ -17,6 +17,7 @@ from thresher.runtime.plugins import PluginPoint
 __all__ = [
     "DATA_READERS",
     "PER_PART",
+    "SEVERAL",
     "Data",
     "DataOptions",
     "DataReader",

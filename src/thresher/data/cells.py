@@ -180,6 +180,8 @@ def _decoded(text: str) -> bytes:
     body = "".join(text.lstrip()[head.end() if head else 0 :].split())
     if ("-" in body or "_" in body) and "+" not in body and "/" not in body:
         body = body.translate(_FOR_URLS)
+    if len(body) % 4:
+        raise ValueError(f"it has {len(body):,} characters, not a multiple of 4")
     data = binascii.a2b_base64(body.encode("ascii"), strict_mode=True)
     if not data:
         raise ValueError("it is empty")

@@ -11,6 +11,7 @@ from thresher.errors import ChangedError, PoolError
 from thresher.io.open import open_file, regular_file, trusting
 from thresher.io.paths import writable
 
+SEVERAL = "several images; the first is used"
 BYTES = 1 << 30  # maximum of one image: a larger file is not an image
 
 

@@ -202,19 +202,17 @@ class TablePart(Part):
             for batch in self.batches([column], start_c):
                 yield from (paths_in(cell, self.roots) for cell in batch.column(column).to_pylist())
             return
-        # Images are read only of the few rows whose path is that of a file, to see if they are in the table too.
+        # Most tables have images and their former paths: images are read only of rows whose path is that of a file.
         lo, size = 0, _TEXTS if kind == self.schema().field(column).type else _BATCH
         for batch in self.batches([f"{column}.path"], start_c, size):
-            paths = [paths_in(name, self.roots) for name in _names_in(batch.column(column))]
-            row_c = start_c[lo : lo + len(batch)]
-            there = [i for i, tried in enumerate(paths) if any(map(os.path.lexists, tried))]
-            if there and _has(kind, "bytes"):
-                parts = self.batches([column], row_c[there])
-                for i, cell in zip(
-                    there, (cell for part in parts for cell in part.column(column).to_pylist()), strict=True
-                ):
-                    paths[i] = paths_in(cell, self.roots)
-            yield from paths
+            tried = [paths_in(name, self.roots) for name in _names_in(batch.column(column))]
+            there = [i for i, paths in enumerate(tried) if any(map(os.path.lexists, paths))]
+            apart: dict[int, Sequence[str]] = {}
+            if there:
+                parts = self.batches([column], start_c[lo : lo + len(batch)][there])
+                cells = (cell for part in parts for cell in part.column(column).to_pylist())
+                apart = {i: paths_in(cell, self.roots) for i, cell in zip(there, cells, strict=True)}
+            yield from (apart.get(i, ()) for i in range(len(batch)))
             lo += len(batch)
 
     def words(self) -> Iterator[Words]:

@@ -244,6 +244,7 @@ class ShardWriter:
     skipped: list[tuple[str, int, str]] = field(default_factory=list)
     damage: str = ""
     retry: bool = False  # whether the image of a skipped sample is a file that may be good by now
+    several: int = 0  # rows that have several images in the data, of which the first is used
 
     def add(self, vectors: Mapping[str, npt.NDArray[np.float16]], columns: Mapping[str, Sequence[Any]]) -> None:
         """Append rows."""
@@ -263,6 +264,7 @@ class ShardWriter:
             _header(file, self.rows, self.widths[name])
         info = {"rows": self.rows, "set_aside": self.skipped, "damage": self.damage}
         info |= {"retry": True} if self.retry else {}
+        info |= {"several": self.several} if self.several else {}
         self.table.add_key_value_metadata({_MARK.decode(): _packed(json.dumps(info, ensure_ascii=False).encode())})
         self.table.close()
 
@@ -333,6 +335,7 @@ def written(folder: Path, number: int) -> dict[str, Any] | None:
                 "set_aside": list(info["set_aside"]),
                 "damage": str(info["damage"]),
                 "retry": bool(info.get("retry")),
+                "several": int(info.get("several", 0)),
             }
         except (KeyError, TypeError) as error:
             raise ValueError(f"it has no metadata of a shard: {error!r}") from error

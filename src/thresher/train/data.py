@@ -19,13 +19,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thresher.data import Data, DataOptions, Place, open_data
+from thresher.data import SEVERAL, Data, DataOptions, Place, open_data
 from thresher.dynamic.run_folder import ROWS
 from thresher.errors import PoolError, UsageError
 from thresher.export.keys import read_keys
 from thresher.io.pictures import Pixels, Resize, decode
+from thresher.pool.layout import Options
 from thresher.pool.store import EmbeddingStore, absolute, heavy, open_store
 from thresher.runtime.files import writing
+from thresher.runtime.format import counted
 from thresher.runtime.progress import Progress
 from thresher.selection import Selection
 
@@ -119,7 +121,7 @@ def open_pairs(
     Raises:
         PoolError: The data are missing or damaged, or more than half of the rows cannot be used.
     """
-    pairs, bad = _indexed(data, folder, replace(options or DataOptions(), captions=captions))
+    pairs, bad = _indexed(data, folder, replace(options or DataOptions(), captions=captions), progress)
     pairs = replace(pairs, side=side, resize=resize)
     memory = len(pairs) * side * side * 3 <= IN_MEMORY
     pixels = np.empty((len(pairs) if memory else 0, side, side, 3), np.uint8)
@@ -159,11 +161,10 @@ def open_pairs(
     return replace(pairs, pixels_NHWC=pixels if memory else None)
 
 
-def _indexed(data: str, folder: Path, options: DataOptions) -> tuple[Pairs, dict[int, str]]:
+def _indexed(data: str, folder: Path, options: DataOptions, progress: Progress) -> tuple[Pairs, dict[int, str]]:
     """Read the data once; return all rows, and the reasons for rows without an image."""
-    # A csv for open_clip may name images anywhere. That is safe here: training does not copy them elsewhere.
-    opened = open_data(data, replace(options, allow_outside=True))
-    store = _pool_of(opened)
+    opened = open_data(data, options)
+    store, several = _pool_of(opened, options), 0
     own: dict[str, list[Any]] = {name: [] for name in ("key", "text", "uid")}
     light: dict[str, list[Any]] = {name: [] for name in opened.columns}
     files: dict[tuple[str, str], int] = {}
@@ -173,6 +174,7 @@ def _indexed(data: str, folder: Path, options: DataOptions) -> tuple[Pairs, dict
     with writing(copies) as scratch, open(scratch, "wb") as file:
         for row, sample in enumerate(opened.samples()):
             place = sample.picture
+            several += sample.several
             if isinstance(place, bytes):
                 place = Place(str(copies), file.tell(), file.write(place))
             elif place is None:
@@ -185,6 +187,8 @@ def _indexed(data: str, folder: Path, options: DataOptions) -> tuple[Pairs, dict
                 for name, column in light.items():
                     column.append(sample.columns.get(name))
         copied = file.tell()
+    if several:
+        progress.say(f"{data}: {counted(several, 'row has', 'rows have')} {SEVERAL}")
     if not copied:
         copies.unlink()
     texts = own["text"]
@@ -204,11 +208,11 @@ def _indexed(data: str, folder: Path, options: DataOptions) -> tuple[Pairs, dict
     return Pairs(store, names, file_N, offset_N, size_N, texts), bad
 
 
-def _pool_of(opened: Data) -> EmbeddingStore | None:
+def _pool_of(opened: Data, options: DataOptions) -> EmbeddingStore | None:
     """Return parquet data as a pool, with all its columns; None for other data, whose rows need an index."""
     if opened.kind != "parquet":
         return None
-    store = open_store(absolute(opened.location))
+    store = open_store(absolute(opened.location), Options(key=options.key, caption=options.caption))
     tables, read = store.layout.tables, dict.fromkeys(part.path for part in opened.parts)
     same = [table.path for table in tables] == list(read) and not any(table.success_only for table in tables)
     return store if same else None

@@ -190,7 +190,10 @@ def test_a_column_is_never_guessed_and_may_be_named(tmp_path: Path) -> None:
     (sample,) = open_data(str(path), DataOptions(caption="prompt")).samples()
     assert (sample.key, sample.text) == ("a.png", "a dog")
     path.write_text("a.png,a dog\nb.png,a cat\n")
-    with pytest.raises(PoolError, match="first line is a row, not the names of its columns: a.png,a dog; name the columns, .*--columns filepath,"):
+    with pytest.raises(
+        PoolError,
+        match="first line is a row, not the names of its columns: a.png,a dog; name the columns, .*--columns filepath,",
+    ):
         open_data(str(path))
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.data.common import arrow_of, outcome, parquet_of, picture, rows, table
 from thresher.data import DataOptions, open_data
 from thresher.data.samples import Place
-from thresher.errors import ChangedError, PoolError, UsageError
+from thresher.errors import ChangedError, UsageError
 
 KEYS = [f"k{i}" for i in range(23)]
 WRITTEN = [(key, f"caption {key}", picture(i)) for i, key in enumerate(KEYS)]

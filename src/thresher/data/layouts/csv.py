@@ -72,7 +72,10 @@ class Csv:
                 count += 1
         if options.pictures:
             named = [[] if at is None else [names[at]] for at in (picture, title)]
-            refuse_addresses(path, "tsv" if delimiter == "\t" else "csv", first, *named)
+            form = "tsv" if delimiter == "\t" else "csv"
+            if options.columns:  # img2dataset needs the names of columns in the file, or a list of addresses alone
+                form = "txt" if len(names) == 1 else ""
+            refuse_addresses(path, form, first, *named)
             if picture is None:
                 raise missing_column(path, "--image", "image paths", None, PATHS, names, f"{ONLY_TEXT}{_FIRST_LINE}")
         if title is None and options.captions:
@@ -153,7 +156,10 @@ def _refuse_data(path: str, first: Sequence[str], delimiter: str, roots: Roots) 
     at = images.index(True)
     long = max((i for i in range(len(first)) if i != at), key=lambda i: len(first[i]), default=None)
     rest = (f"column{i + 1}" for i in range(len(first)))
-    names = ["filepath" if i == at else "title" if i == long else name for i, name in enumerate(rest)]
+    names = [
+        ("url" if is_address(first[i]) else "filepath") if i == at else "title" if i == long else name
+        for i, name in enumerate(rest)
+    ]
     line = visible(delimiter.join(visible(cell, 60) for cell in first), 300)
     raise PoolError(
         f"{path}: its first line is a row, not the names of its columns: {line}; name the columns, for example "
