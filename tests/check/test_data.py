@@ -440,6 +440,46 @@ def test_what_to_type_next_has_the_options(tmp_path: Path) -> None:
     words = shlex.split(found["next"])
     assert words[2] == str(folder)
     assert words[-6:] == ["--image", "see", "--caption", "words", "--key", "name"]
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(picture(i))
+    (tmp_path / "x.csv").write_text("".join(f"{i}.png,caption {i}\n" for i in range(3)))
+    given = DataOptions(columns="filepath,title", root=str(tmp_path), allow_outside=True, reader="csv")
+    words = shlex.split(doctor(str(tmp_path / "x.csv"), given)["next"])
+    more = ["--columns", "filepath,title", "--root", str(tmp_path), "--reader", "csv", "--allow-outside"]
+    assert words[-7:] == more
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
+def test_data_without_images_are_captions(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"x.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.table({"text": ["one", "two"]}), path)
+    else:
+        path.write_text("text\none\ntwo\n" if kind == "csv" else '{"text": "one"}\n{"text": "two"}\n')
+    found = doctor(str(path))
+    assert re.search(r"has no column of image.*--only text", found["warnings"][0])
+    assert (found["captions"]["empty"], found["pictures"]["looked_at"]) == (0, 0)
+    assert found["next"].endswith("--only text")
+    for text, error in (("https://a/b.jpg", UsageError), ("", PoolError)):
+        if kind == "parquet":
+            pq.write_table(pa.table({"n": [1], **({"url": [text]} if text else {})}), path)
+        else:
+            row = {"n": 1, **({"url": text} if text else {})}
+            path.write_text(
+                json.dumps(row)
+                if kind == "jsonl"
+                else "\n".join(map(",".join, zip(*[(k, str(v)) for k, v in row.items()], strict=True)))
+            )
+        with pytest.raises(error, match="img2dataset --url_list" if text else "no column of image"):
+            doctor(str(path))
+
+
+def test_several_images_are_counted(tmp_path: Path) -> None:
+    cells = [[{"bytes": picture(i), "path": None}] * (1 + i % 2) for i in range(8)]
+    pq.write_table(pa.table({"image": cells, "text": [f"caption {i}" for i in range(8)]}), tmp_path / "x.parquet")
+    found = doctor(str(tmp_path))
+    assert found["several"] == 4
+    assert "4 of 8 (50.0%) samples have several images; the first is used" in found["warnings"]
 
 
 # --- the command ----------------------------------------------------------------------------------

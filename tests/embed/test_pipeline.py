@@ -223,6 +223,42 @@ def test_one_field_alone(tmp_path: Path) -> None:
         embed(data, tmp_path / "none", dataclasses.replace(TOY, encoder="tests.toy:Words", only="image"))
 
 
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "csv", "jsonl"])
+def test_captions_alone(tmp_path: Path, kind: str) -> None:
+    """img2dataset's tables without --output_format of images, and lists of captions."""
+    cells = {"caption": [caption(i) for i in range(9)], "width": [i for i in range(9)]}
+    path = tmp_path / f"x.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.table(cells), path)
+    elif kind == "arrow":
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, pa.table(cells).schema) as writer:
+            writer.write_table(pa.table(cells))
+    elif kind == "csv":
+        path.write_text("caption,width\n" + "".join(f"{text},1\n" for text in cells["caption"]))
+    else:
+        path.write_text("".join(json.dumps({"caption": text, "width": 1}) + "\n" for text in cells["caption"]))
+    with pytest.raises(PoolError, match=r"no column of image.*; name one with --image COLUMN, or .*--only text"):
+        embed(str(path), tmp_path / "pool", TOY)
+    found = embed(str(path), tmp_path / "pool", dataclasses.replace(TOY, only="text"))
+    assert (found.rows, found.set_aside, found.fields) == (9, 0, ("text",))
+    np.testing.assert_array_equal(vectors(tmp_path / "pool")["text_emb"], one_by_one(list(range(9)))["text_emb"])
+    store = open_store(str(tmp_path / "pool"))
+    assert len({key for _, keys in store.keys() for key in keys}) == 9
+
+
+def test_rows_with_several_images_are_counted(tmp_path: Path) -> None:
+    """Hugging Face's Sequence(Image()): the first image of each row is embedded."""
+    cells = [[{"bytes": picture(i + j), "path": None} for j in range(i % 3)] for i in range(9)]
+    texts = [caption(i) for i in range(9)]
+    pq.write_table(pa.table({"images": cells, "image": cells, "text": texts}), tmp_path / "x.parquet")
+    found = embed(str(tmp_path / "x.parquet"), tmp_path / "pool", TOY)
+    assert (found.rows, found.set_aside) == (6, 3)
+    assert found.notes == ("3 rows have several images; the first is used",)
+    assert embed(str(tmp_path / "x.parquet"), tmp_path / "pool", TOY).notes == found.notes
+    expected = one_by_one([i for i in range(9) if i % 3])
+    np.testing.assert_array_equal(vectors(tmp_path / "pool")["img_emb"], expected["img_emb"])
+
+
 def test_data_without_captions_give_pictures_alone(tmp_path: Path) -> None:
     bare = table(range(7)).drop_columns(["text"])
     pq.write_table(bare, tmp_path / "bare.parquet")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from thresher.data import DataOptions
 from thresher.errors import UsageError
 from thresher.reshard import reshard
 
@@ -25,8 +26,6 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("per_part", [1, 2, 100])
 def test_lines_are_copied_as_they_are(data: Path, tmp_path: Path, per_part: int) -> None:
-    from thresher.data import DataOptions
-
     sel = keys_file(tmp_path / "k", ["d.jpg", "d.jpg", "a.jpg", "nowhere"])
     done = reshard(str(data), sel, str(tmp_path / "out"), options=DataOptions(per_part=per_part))
     made = (tmp_path / "out" / "train.csv").read_bytes()
@@ -64,3 +63,19 @@ def test_old_line_ends_are_copied(tmp_path: Path) -> None:
     reshard(str(tmp_path / "in" / "all.csv"), keys_file(tmp_path / "k", ["a.jpg", "c.jpg"]), str(tmp_path / "out"))
     assert (tmp_path / "out" / "train.csv").read_bytes() == b"filepath\ttitle\ra.jpg\tone\rc.jpg\tthree\n"
     assert pd.read_csv(tmp_path / "out" / "train.csv", sep="\t")["title"].tolist() == ["one", "three"]
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_csv_without_names_of_columns_gets_them(tmp_path: Path, mark: bytes) -> None:
+    """Else the csv that is written could not be read without the option."""
+    (tmp_path / "in").mkdir()
+    lines = [b"%d.jpg,caption %d\n" % (i, i) for i in range(4)]
+    (tmp_path / "in" / "all.csv").write_bytes(mark + b"".join(lines))
+    for name, how in (("out", {}), ("shuffled", {"shuffle": 0})):
+        sel = keys_file(tmp_path / "k", ["0.jpg", "2.jpg"])
+        options = DataOptions(columns="filepath,my title", caption="my title")
+        done = reshard(str(tmp_path / "in" / "all.csv"), sel, str(tmp_path / name), options=options, **how)
+        assert (done.form, done.samples) == ("csv", 2)
+        head, *rest = (tmp_path / name / "train.csv").read_bytes().splitlines(keepends=True)
+        assert head == b"filepath,my title\n"
+        assert sorted(rest) == [lines[0], lines[2]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from PIL import Image
 
 from tests.train.conftest import ROWS, Data, add
 from thresher import build, open_store, run_steps
+from thresher.cli.main import main
+from thresher.data import DataOptions
+from thresher.dynamic.run_folder import Training
 from thresher.errors import PoolError, UsageError
 from thresher.io.pictures import decode
 from thresher.runtime.progress import Silent
@@ -94,6 +98,42 @@ def test_parquet_of_paths_is_its_own_pool_and_nothing_is_copied(data: Data, tmp_
     assert pairs.store.fingerprint() == open_store(str(path)).fingerprint()
     assert pairs.encoded(77) == data.table["image"][77].as_py()["bytes"]
     assert {path.name for path in tmp_path.iterdir()} == set()
+
+
+def test_options_of_raw_data_are_those_of_every_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Images outside the folder of a csv need --allow-outside, as in embed, doctor and reshard."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
+    for i in range(4):
+        (tmp_path / "out" / f"{i}.png").write_bytes(picture())
+    path = tmp_path / "in" / "x.csv"
+    path.write_text("".join(f"k{i},{tmp_path}/out/{i}.png,caption {i}\n" for i in range(4)))
+    monkeypatch.chdir(tmp_path / "in")
+    command = ["train", "clip", "x.csv", "-o", str(tmp_path / "run"), "--columns", "id,photo,words", "--image", "photo"]
+    command += ["--caption", "words", "--key", "id", "--epochs", "1", "--batch-size", "2", "--quiet"]
+    assert main(command) == 2
+    assert re.search(
+        r"names an image outside .*; if you trust the file, pass --root .*--allow-outside", capsys.readouterr().err
+    )
+    assert main([*command, "--allow-outside"]) == 0
+    assert Training.load(tmp_path / "run").rows == 4
+    options = DataOptions(columns="id,photo,words", image="photo", caption="words", key="id", allow_outside=True)
+    (tmp_path / "again").mkdir()
+    pairs = open_pairs(
+        "x.csv", tmp_path / "again", side=8, resize="squash", captions=True, progress=Silent(), options=options
+    )
+    assert (pairs.keys(), list(pairs.captions)) == ([f"k{i}" for i in range(4)], [f"caption {i}" for i in range(4)])
+
+
+def test_a_key_that_is_named_is_that_of_the_rows(tmp_path: Path) -> None:
+    cells = {"image": [picture()] * 3, "text": ["a", "b", "c"], "key": list("xyz"), "other": list("uvw")}
+    pq.write_table(pa.table(cells), tmp_path / "x.parquet")
+    (tmp_path / "run").mkdir()
+    how = {"side": 8, "resize": "squash", "captions": True, "progress": Silent()}
+    pairs = open_pairs(str(tmp_path / "x.parquet"), tmp_path / "run", **how, options=DataOptions(key="other"))
+    assert pairs.keys() == list("uvw")
 
 
 def test_parquet_of_img2dataset_is_read_with_the_failures_set_aside(data: Data, tmp_path: Path) -> None:

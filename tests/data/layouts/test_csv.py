@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import os
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from tests.data.common import picture
 from thresher.data import DataOptions, open_data
 from thresher.errors import ChangedError, PoolError, UsageError
+from thresher.testing.data_reader import DATA, pairs
 
 fields = st.text(st.sampled_from("ab \u00fc\u4e2d,;\t\n\"'\\"), max_size=8)
 
@@ -225,3 +227,87 @@ def test_other_delimiters_and_line_ends(tmp_path: Path, content: str) -> None:
     path = tmp_path / "x.csv"
     path.write_text(content, newline="")
     assert [(s.key, s.text) for s in open_data(str(path)).samples()] == [("a.png", "a dog , running .")]
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("per_part", [1, 10])
+def test_names_of_columns_may_be_given(tmp_path: Path, mark: bytes, per_part: int) -> None:
+    """OFA's and Wukong's tsv have no first line of names: uid, image in base64, caption."""
+    image = base64.b64encode(picture(0)).decode()
+    path = tmp_path / "x.tsv"
+    path.write_bytes(mark + f"7\t{image}\ta dog\n8\t{image}\ta cat\n".encode())
+    shown = rf"x.tsv: its first line is a row, .*: 7.t{re.escape(image[:20])}.*a dog; .* --columns column1,image,title"
+    with pytest.raises(PoolError, match=shown):
+        open_data(str(path))
+    told = DataOptions(columns="id, image, caption", key="id", per_part=per_part)
+    data = open_data(str(path), told)
+    assert [(s.key, s.text, s.stored()) for s in data.samples()] == [
+        ("7", "a dog", picture(0)),
+        ("8", "a cat", picture(0)),
+    ]
+    assert data.parts[0].scan().start_n[0] == len(mark)
+    with pytest.raises(UsageError, match="--columns names 2 columns .image, caption., but the first line has 3"):
+        open_data(str(path), DataOptions(columns="image,caption"))
+    with pytest.raises(UsageError, match="no column 'title' for --caption; it has id, image, caption"):
+        open_data(str(path), DataOptions(columns="id,image,caption", caption="title"))
+    for wrong in ("", "a,", "a,b,a"):
+        with pytest.raises(UsageError, match="give a different name for each column"):
+            DataOptions(columns=wrong)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "webdataset", "folder", "arrow"])
+def test_names_of_columns_are_for_a_csv(tmp_path: Path, kind: str) -> None:
+    location = DATA[kind](tmp_path / "data", pairs(3), 1)
+    with pytest.raises(UsageError, match=f"--columns a,b: .* is data of the reader {kind}, which does not use it"):
+        open_data(location, DataOptions(columns="a,b"))
+
+
+@pytest.mark.parametrize(
+    ("first", "columns"),
+    [
+        ("in/a.png", "filepath"),
+        ("in/noending", "filepath"),
+        ("https://example.org/a,one two", "url,title"),
+        ("one two\tin/noending", "title,filepath"),
+        ("1\timage\tin/a.png\ta caption that is long", "column1,column2,filepath,title"),
+    ],
+)
+def test_a_first_line_that_is_a_row_is_shown(tmp_path: Path, first: str, columns: str) -> None:
+    """A file without names of columns would lose its first row."""
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "noending"):
+        (tmp_path / "in" / name).write_bytes(picture())
+    for name in ("x.csv", "x.txt"):
+        (tmp_path / name).write_text(f"{first}\n{first}\n")
+        with pytest.raises(PoolError) as error:
+            open_data(str(tmp_path / name))
+        shown = first.replace("\t", "\\t")
+        assert f"first line is a row, not the names of its columns: {shown}; name" in str(error.value)
+        assert str(error.value).endswith(f"--columns {columns}")
+
+
+def test_a_file_with_the_name_of_a_column_is_not_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("filepath", "title"):
+        (tmp_path / name).write_bytes(picture())
+    (tmp_path / "x.csv").write_text("filepath,title\ntitle,one\n")
+    assert [s.text for s in open_data("x.csv").samples()] == ["one"]
+
+
+def test_rows_with_more_cells_than_columns_are_not_cut_off(tmp_path: Path) -> None:
+    """Without quotes, "a dog, running" would become "a dog"."""
+    (tmp_path / "a.png").write_bytes(picture())
+    path = tmp_path / "x.csv"
+    path.write_text('filepath,title\na.png,a dog, running\na.png,"a dog, running"\na.png,a cat,,\na.png\n')
+    found = [(s.text, s.picture is not None, s.why) for s in open_data(str(path)).samples()]
+    why = "has 3 cells, but there are 2 columns; put quotes around a cell with the delimiter"
+    assert found == [("", False, why), ("a dog, running", True, ""), ("a cat", True, ""), ("", True, "")]
+
+
+@pytest.mark.parametrize("ending", [".csv.gz", ".tsv.zst", ".jsonl.gz", ".ndjson.bz2", ".csv.zip", ".txt.xz"])
+def test_compressed_lists_are_refused_by_name(tmp_path: Path, ending: str) -> None:
+    (tmp_path / f"x{ending}").write_bytes(b"\x1f\x8b")
+    with pytest.raises(
+        PoolError, match=rf"x{ending}: is compressed, .*; unpack it: (gunzip -k|zstd -d|bunzip2 -k|unxz -k|unzip) /"
+    ):
+        open_data(str(tmp_path / f"x{ending}"))

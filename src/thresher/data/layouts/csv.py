@@ -151,15 +151,13 @@ def _refuse_data(path: str, first: Sequence[str], delimiter: str, roots: Roots) 
         clear = is_file_name(cell) or is_address(cell) or is_base64(cell)
         return clear or bool(cell) and not named and roots.find(cell)[0] is not None
 
-    if not (images := [is_image(cell) for cell in first]).count(True):
+    at = next((i for i, cell in enumerate(first) if is_image(cell)), None)
+    if at is None:
         return
-    at = images.index(True)
-    long = max((i for i in range(len(first)) if i != at), key=lambda i: len(first[i]), default=None)
-    rest = (f"column{i + 1}" for i in range(len(first)))
-    names = [
-        ("url" if is_address(first[i]) else "filepath") if i == at else "title" if i == long else name
-        for i, name in enumerate(rest)
-    ]
+    names = [f"column{i + 1}" for i in range(len(first))]
+    names[at] = "url" if is_address(first[at]) else "image" if is_base64(first[at]) else "filepath"
+    if others := [i for i in range(len(first)) if i != at]:
+        names[max(others, key=lambda i: len(first[i]))] = "title"
     line = visible(delimiter.join(visible(cell, 60) for cell in first), 300)
     raise PoolError(
         f"{path}: its first line is a row, not the names of its columns: {line}; name the columns, for example "
