@@ -241,8 +241,10 @@ def test_lists_of_addresses_are_refused_with_the_command_that_downloads(tmp_path
         f"img2dataset --url_list {given} --input_format {kind} --url_col {column} --caption_col text --output_format "
         "webdataset --output_folder OUT"
     )
-    with pytest.raises(UsageError) as error:
+    with pytest.raises(PoolError if form == "folder" else UsageError) as error:
         open_data(location)
+    only = "images with --only image" if form == "folder" else "captions with --only text"
+    assert str(error.value).endswith(f", or embed only the {only}")
     assert f"has the addresses of images in the column '{column}', not images" in str(error.value)
     assert command in str(error.value)
     assert ("write the rows as Parquet" in str(error.value)) == (form in ("arrow", "dataset"))

@@ -67,9 +67,9 @@ def open_data(location: str, options: DataOptions | None = None) -> Data:
     """Recognise raw data and split it into parts; reads headers only (for CSV and JSON Lines every line).
 
     Args:
-        location: Tars (a folder of them, a path with ``{00000..00099}``, ``*`` or ``::``), Parquet or Arrow files or a
-            folder of them, a Hugging Face dataset saved to disk, a CSV file of open_clip, a JSON Lines file, a folder
-            of images, or data that a reader of another package recognises.
+        location: Tars (a folder of them, a path with ``{00000..00099}``, ``*`` or ``::``), Parquet or Arrow files, a
+            folder of them or a pattern with ``*``, a Hugging Face dataset saved to disk, a CSV file of open_clip, a
+            JSON Lines file, a folder of images, or data that a reader of another package recognises.
         options: How to read the data.
 
     Raises:

@@ -126,15 +126,19 @@ def roots_of(where: Location, options: DataOptions) -> Roots:
     return Roots.of(options, [".", os.path.dirname(path)] if where.files.protocol == "file" else ["."])
 
 
-def refuse_packed(path: str) -> None:
-    """Refuse a compressed list: its rows are read in any order.
+def file_of(where: Location) -> tuple[str, str]:
+    """Return the protocol and the path of a list.
 
     Raises:
-        PoolError: The name has the ending of a compressed file.
+        PoolError: It is several files, or compressed: its rows are read in any order.
     """
+    if len(names := where.files.names) > 1:
+        raise PoolError(f"{where.text}: is {len(names):,} files; give one of them, or join them into one file")
+    path = where.files.path(names[0])
     for ending, unpack in _UNPACK.items():
         if path.lower().endswith(ending):
             raise PoolError(f"{path}: is compressed, and its rows are read in any order; unpack it: {unpack} {path}")
+    return where.files.protocol, path
 
 
 def listed(text: str, endings: tuple[str, ...]) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from thresher.io.listing import Files, folders_below
@@ -16,7 +17,8 @@ class Location:
     """A location of raw data.
 
     Attributes:
-        text: The location as the user wrote it: a folder, a file or a pattern, on any file system that fsspec supports.
+        text: The location as the user wrote it: a folder, a file, or a pattern of files with ``*``, on any file system
+            that fsspec supports.
     """
 
     text: str
@@ -33,18 +35,33 @@ class Location:
         return status is not None and stat.S_ISDIR(status.st_mode)
 
     @property
+    def is_pattern(self) -> bool:
+        """Whether it is a pattern of files: it has a ``*``, and there is no local file of this name."""
+        return "*" in self.text and (not self.local or status_of(self.text) is None)
+
+    @property
     def exists(self) -> bool:
-        """Whether it exists; always True for remote locations."""
+        """Whether it exists; always True for remote locations, except patterns that match nothing."""
+        if self.is_pattern:
+            folder = self.text.partition("*")[0].rpartition("/")[0]
+            return (not self.local or status_of(folder or ".") is not None) and bool(self.files.names)
         return not self.local or status_of(self.text) is not None
 
     @cached_property
     def files(self) -> Files:
         """The files, two levels deep; this is slow for a folder of a million images, so call :meth:`has` first.
 
+        Those of a pattern are listed two levels below the folder before its first ``*``, which does not match ``/``.
+
         Raises:
             PoolError: There is nothing at the location, or it cannot be listed.
         """
-        return Files.at(self.text)
+        if not self.is_pattern:
+            return Files.at(self.text)
+        folder, slash, _ = self.text.partition("*")[0].rpartition("/")
+        names = re.compile("[^/]*".join(map(re.escape, self.text[len(folder + slash) :].split("*"))))
+        files = Files.at(folder or slash or ".")
+        return replace(files, location=self.text, names=tuple(filter(names.fullmatch, files.names)))
 
     def has(self, *endings: str) -> bool:
         """Return whether a name two levels deep may end in one of ``endings``; fast, because it only reads names."""

@@ -21,7 +21,7 @@ FIRST = 64  # rows that are looked at to tell what a column has
 _SHORT = 200  # characters of a cell that are looked at
 ONLY_TEXT = ", or embed only the captions with --only text"
 ONLY_IMAGE = ", or embed only the images with --only image"
-_FORMS = {".csv": "csv", ".tsv": "tsv", ".txt": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json"}
+_FORMS = {".csv": "csv", ".tsv": "tsv", ".txt": "csv", ".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 
 
 def text_of(cell: Any) -> str:
@@ -95,24 +95,24 @@ class RowReader:
             self._other_text = any(is_text(cell) for one, cell in row.items() if one not in self._image)
         return cell, next(filter(None, (text_of(row[one]) for one in self._text)), "")
 
-    def check_images(self, path: str, *, needed: bool = True) -> None:
+    def check_images(self, path: str, *, needed: bool = True, beside: bool = False) -> None:
         """Raise if there are rows, but none had a column of images, or the images are addresses.
 
         Args:
             path: The file, for messages.
             needed: Whether there must be images.
+            beside: Whether the images are in a folder, and the file is about their captions.
 
         Raises:
-            PoolError: There is none with a usual name; the message lists the columns.
+            PoolError: There is none with a usual name; the message lists the columns. Or the images beside the file
+                are not named, but addresses.
             UsageError: There is none with the name that the user gave, or it has addresses.
         """
-        if needed:
-            form = _FORMS.get(os.path.splitext(path)[1].lower(), "")
-            refuse_addresses(path, form, self._first, self._image[:1], self._text[:1])
+        only = ONLY_IMAGE if beside else ONLY_TEXT
+        if needed and (addresses := addresses_in(path, _form_of(path), self._first, self._image[:1], self._text[:1])):
+            raise (PoolError if beside else UsageError)(f"{addresses}{only}")
         if not self._found[0] and self._keys is not None and (needed or self._asked[0]):
-            raise missing_column(
-                path, "--image", "image paths", self._asked[0], self._usual[0], self.columns, ONLY_TEXT
-            )
+            raise missing_column(path, "--image", "image paths", self._asked[0], self._usual[0], self.columns, only)
 
     def check_captions(self, path: str, *, needed: bool = True) -> None:
         """Raise if there are rows, but none had a column of captions.
@@ -149,10 +149,10 @@ def shortened(row: Mapping[str, Any]) -> dict[str, str]:
     return {name: cell[:_SHORT] for name, cell in row.items() if isinstance(cell, str)}
 
 
-def refuse_addresses(
+def addresses_in(
     path: str, form: str, rows: Sequence[Mapping[str, str]], image: Sequence[str], caption: Sequence[str]
-) -> None:
-    """Refuse data whose images are addresses, which nothing here downloads.
+) -> str:
+    """Return the message for data whose images are addresses, which nothing here downloads; "" for other data.
 
     Args:
         path: The file, or the folder of files.
@@ -161,15 +161,15 @@ def refuse_addresses(
         image: The column of images; () to look at all columns.
         caption: The column of captions, () for none.
 
-    Raises:
-        UsageError: The column of images, or some column if there is none, has addresses in all rows that have a text;
-            the message has the command that downloads them.
+    Returns:
+        What the data are, and the command that downloads the images, if the column of images, or some column if there
+        is none, has addresses in all rows that have a text.
     """
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {name: [row[name] for row in rows if row.get(name, "").strip()] for name in names}
     addresses = [name for name, cells in columns.items() if cells and all(map(is_address, cells))]
     if not (found := [*known(addresses, ADDRESSES), *addresses] if not image else [*{*image} & {*addresses}]):
-        return
+        return ""
     others = [name for name, cells in columns.items() if name not in addresses and any(map(is_text, cells))]
     texts = list(caption) or others
     words = ["img2dataset", "--url_list", path, "--input_format", form or "parquet", "--url_col", found[0]]
@@ -177,10 +177,14 @@ def refuse_addresses(
     command = shlex.join([*words, "--output_format", "webdataset", "--output_folder", "OUT"])
     more = f" (COLUMN: one of {', '.join(texts)})" if len(texts) > 1 else ""
     more += "" if form else "; write the rows as Parquet before"
-    raise UsageError(
+    return (
         f"{path}: has the addresses of images in the column {visible(found[0])!r}, not images; download them, and give "
-        f"the folder OUT: {visible(command + more, None)}{ONLY_TEXT}"
+        f"the folder OUT: {visible(command + more, None)}"
     )
+
+
+def _form_of(path: str) -> str:
+    return _FORMS.get(os.path.splitext(path)[1].lower(), "")
 
 
 def is_text(cell: Any) -> bool:

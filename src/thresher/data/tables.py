@@ -17,7 +17,7 @@ import numpy as np
 from thresher.data.cells import Roots, name_in, paths_in, picture_of
 from thresher.data.options import DataOptions
 from thresher.data.parts import Form, Ints, Part, Scanned, Words
-from thresher.data.rows import FIRST, ONLY_IMAGE, ONLY_TEXT, missing_column, refuse_addresses, shortened
+from thresher.data.rows import FIRST, ONLY_IMAGE, ONLY_TEXT, addresses_in, missing_column, shortened
 from thresher.data.samples import Sample, caption_of
 from thresher.errors import ChangedError, PoolError, UsageError, suggest
 from thresher.io.columns import (
@@ -361,7 +361,7 @@ def _refuse_splits(files: Files, names: Sequence[str]) -> None:
     Raises:
         UsageError: There are several; the message has a pattern for each.
     """
-    if files.location.rstrip("/").endswith(posixpath.basename(names[0] if names else "")) or "*" in files.location:
+    if "*" in files.location:
         return
     splits: dict[str, str] = {}
     for name in names:
@@ -388,7 +388,8 @@ def _refuse_addresses(files: Files, part: TablePart) -> None:
                 found.append(shortened({**row, **({picture: name_in(row[picture])} if picture else {})}))
     form = "parquet" if part.path.lower().endswith((".parquet", ".pq")) else ""
     caption = [part.columns.caption] if part.columns.caption else []
-    refuse_addresses(files.location, form, found, [picture] if picture else [], caption)
+    if addresses := addresses_in(files.location, form, found, [picture] if picture else [], caption):
+        raise UsageError(f"{addresses}{ONLY_TEXT}")
 
 
 def _columns(path: str, schema: Any, options: DataOptions) -> Columns:

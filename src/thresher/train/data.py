@@ -210,7 +210,7 @@ def _indexed(data: str, folder: Path, options: DataOptions, progress: Progress) 
 
 def _pool_of(opened: Data, options: DataOptions) -> EmbeddingStore | None:
     """Return parquet data as a pool, with all its columns; None for other data, whose rows need an index."""
-    if opened.kind != "parquet":
+    if opened.kind != "parquet" or "*" in opened.location:
         return None
     store = open_store(absolute(opened.location), Options(key=options.key, caption=options.caption))
     tables, read = store.layout.tables, dict.fromkeys(part.path for part in opened.parts)

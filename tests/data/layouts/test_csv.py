@@ -311,3 +311,14 @@ def test_compressed_lists_are_refused_by_name(tmp_path: Path, ending: str) -> No
         PoolError, match=rf"x{ending}: is compressed, .*; unpack it: (gunzip -k|zstd -d|bunzip2 -k|unxz -k|unzip) /"
     ):
         open_data(str(tmp_path / f"x{ending}"))
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_several_lists_are_refused_by_name(tmp_path: Path, ending: str) -> None:
+    """Spark writes a folder of files with the name of one."""
+    (tmp_path / f"all.{ending}").mkdir()
+    for i in range(3):
+        (tmp_path / f"all.{ending}" / f"{i}.{ending}").write_text("filepath,title\na,b\n")
+    for where in (tmp_path / f"all.{ending}", tmp_path / f"all.{ending}" / f"*.{ending}"):
+        with pytest.raises(PoolError, match=f"{ending}: is 3 files; give one of them, or join them into one file"):
+            open_data(str(where))

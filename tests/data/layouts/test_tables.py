@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.data.common import arrow_of, outcome, parquet_of, picture, rows, table
 from thresher.data import DataOptions, open_data
 from thresher.data.samples import Place
-from thresher.errors import ChangedError, UsageError
+from thresher.errors import ChangedError, PoolError, UsageError
 
 KEYS = [f"k{i}" for i in range(23)]
 WRITTEN = [(key, f"caption {key}", picture(i)) for i, key in enumerate(KEYS)]
@@ -117,6 +117,131 @@ def test_columns_are_found_by_their_names_or_as_told(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="no column 'o|no column 'u|no column 'c") as error:
             open_data(str(path), DataOptions(**wrong))
         assert "Did you mean" in str(error.value)
+
+
+def test_names_of_columns_without_regard_to_case(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    path.write_bytes(parquet_of(pa.table({"Image": [picture(0)], "IMAGE_PATH": ["x"], "Title": ["one"]})))
+    assert [(s.text, s.stored()) for s in open_data(str(path)).samples()] == [("one", picture(0))]
+    path.write_bytes(parquet_of(pa.table({"TEXT": ["upper"], "text": ["lower"], "Image": [b""], "image": [picture()]})))
+    assert [(s.text, s.stored()) for s in open_data(str(path)).samples()] == [("lower", picture())]
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_columns_that_datasets_declares_as_images(tmp_path: Path, several: bool) -> None:
+    import datasets
+
+    image = datasets.Sequence(datasets.Image()) if several else datasets.Image()
+    features = datasets.Features({"photo": image, "text": datasets.Value("string"), "sound": datasets.Audio()})
+    cells = [{"bytes": picture(i), "path": None} for i in range(3)]
+    told = {
+        "photo": [[cell, cell] for cell in cells] if several else cells,
+        "text": ["a", "b", "c"],
+        "sound": [None] * 3,
+    }
+    made = datasets.Dataset.from_dict(told, features=features)
+    made.to_parquet(tmp_path / "x.parquet")
+    made.save_to_disk(tmp_path / "saved")
+    for name in ("x.parquet", "saved"):
+        data = open_data(str(tmp_path / name))
+        assert [s.stored() for s in data.samples()] == [picture(i) for i in range(3)]
+        assert {s.several for s in data.samples()} == {several}
+        assert data.parts[0].roles()["picture"] == "photo"
+        assert not data.columns
+
+
+@pytest.mark.parametrize("kind", ["parquet", "stream"])
+@pytest.mark.parametrize(
+    ("cell", "says"),
+    [
+        ({"text": "a"}, r"column 'caption' for --caption has struct<text: string>; allowed: a text or a list of texts "
+                        r"\(image, other, key\); .*--caption COLUMN, or embed only the images with --only image"),
+        ([{"raw": "a"}], r"column 'caption' for --caption has list<.*struct<raw: string>>"),
+        ([["a"]], r"column 'caption' for --caption has list<.*list<.*string>>"),
+    ],
+)  # fmt: skip
+def test_captions_inside_structs_are_refused(tmp_path: Path, kind: str, cell: Any, says: str) -> None:
+    what = pa.table({"image": [picture()], "caption": [cell], "other": ["b"], "key": ["k"]})
+    path = in_file(tmp_path, kind, what)
+    for options in (DataOptions(), DataOptions(caption="caption")):
+        with pytest.raises(PoolError, match=says):
+            open_data(str(path), options)
+    with pytest.raises(
+        UsageError, match=r"no column 'caption.text' for --caption; .*; a column inside a struct is not"
+    ):
+        open_data(str(path), DataOptions(caption="caption.text"))
+    for options in (DataOptions(caption="other"), DataOptions(captions=False)):
+        (sample,) = open_data(str(path), options).samples()
+        assert (sample.text, sample.stored()) == ("b" if options.caption else "", picture())
+
+
+@pytest.mark.parametrize("cell", [{"url": "a"}, [[[1, 2, 3]]], [{"height": 3}]])
+def test_images_of_other_types_are_refused(tmp_path: Path, cell: Any) -> None:
+    """Pixels as nested lists, and structs without an image."""
+    path = tmp_path / "x.parquet"
+    path.write_bytes(parquet_of(pa.table({"image": [cell], "photo": [picture()], "text": ["a"]})))
+    for options in (DataOptions(), DataOptions(image="image")):
+        with pytest.raises(PoolError, match=r"column 'image' for --image has .*; allowed: bytes, .* \(photo, text\); "):
+            open_data(str(path), options)
+    assert [s.stored() for s in open_data(str(path), DataOptions(image="photo")).samples()] == [picture()]
+
+
+def test_captions_of_every_type_of_text(tmp_path: Path) -> None:
+    texts = ["one", "", None, "nan"]
+    kinds = {
+        "large": pa.array(texts, pa.large_string()),
+        "view": pa.array(texts, pa.string_view()),
+        "dictionary": pa.array(texts).dictionary_encode(),
+        "bytes": pa.array([None if text is None else text.encode() for text in texts]),
+        "lists": pa.array([["one", "two"], [], None, ["", "nan"]]),
+    }
+    for name, column in kinds.items():
+        path = tmp_path / f"{name}.parquet"
+        path.write_bytes(parquet_of(pa.table({"image": [picture()] * 4, "text": column})))
+        assert [s.text for s in open_data(str(path)).samples()] == ["one", "", "", "nan"], name
+
+
+SPLIT_NAMES = [
+    (["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet", "data/test-00000-of-00001.parquet"],
+     {"train": "data/train*.parquet", "test": "data/test*.parquet"}),
+    (["train/0000.parquet", "validation/0000.parquet"], {"train": "train", "validation": "validation"}),
+    (["my_train.parquet", "my_dev.parquet"], {"train": "my_train*.parquet", "validation": "my_dev*.parquet"}),
+    (["cc-train.arrow", "cc-eval.arrow"], {"train": "cc-train*.arrow", "test": "cc-eval*.arrow"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("names", "splits"), SPLIT_NAMES)
+def test_splits_are_not_mixed_without_a_word(tmp_path: Path, names: list[str], splits: dict[str, str]) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        what = table([name])
+        (tmp_path / name).write_bytes(arrow_of(what) if name.endswith("arrow") else parquet_of(what))
+    with pytest.raises(UsageError) as error:
+        open_data(str(tmp_path))
+    assert f"contains the splits {', '.join(sorted(splits, key=str(error.value).index))}; give one: " in str(
+        error.value
+    )
+    for split, pattern in splits.items():
+        assert f"{tmp_path}/{pattern}" in str(error.value)
+        keys = [s.key for s in open_data(str(tmp_path / pattern)).samples()]
+        assert keys == [name for name in names if split[:2] in name or split == "validation" and "dev" in name or
+                        split == "test" and "eval" in name]  # fmt: skip
+    both = f"{tmp_path}/{'*' if '/' not in names[0] else '*/*'}"
+    assert sorted(s.key for s in open_data(both).samples()) == sorted(names)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["train-0.parquet", "train-1.parquet"], ["trains-0.parquet", "latest-0.parquet"], ["a.parquet", "test.parquet"]],
+)
+def test_one_split_or_other_names(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        (tmp_path / name).write_bytes(parquet_of(table([name])))
+    assert len(list(open_data(str(tmp_path)).samples())) == 2
+    with pytest.raises(PoolError, match=r"nothing-\*.parquet: nothing is there"):
+        open_data(f"{tmp_path}/nothing-*.parquet")
+    with pytest.raises(PoolError, match=r"none/\*.parquet: nothing is there"):
+        open_data(f"{tmp_path}/none/*.parquet")
 
 
 @pytest.mark.parametrize("way", ["names", "struct", "absolute", "root"])

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import IO, ClassVar
 
 from thresher.data.cells import Roots, is_address, is_base64, is_file_name
-from thresher.data.lists import PATHS, Entry, ListPart, listed, refuse_packed, roots_of
+from thresher.data.lists import PATHS, Entry, ListPart, file_of, listed, roots_of
 from thresher.data.location import Location
 from thresher.data.options import DataOptions
 from thresher.data.parts import Data, Form
-from thresher.data.rows import FIRST, ONLY_IMAGE, ONLY_TEXT, missing_column, refuse_addresses, shortened
+from thresher.data.rows import FIRST, ONLY_IMAGE, ONLY_TEXT, addresses_in, missing_column, shortened
 from thresher.data.samples import caption_of
-from thresher.errors import PoolError
+from thresher.errors import PoolError, UsageError
 from thresher.io.columns import CAPTIONS, known
 from thresher.io.csv import header, rows
 from thresher.io.open import open_file
@@ -40,7 +40,7 @@ class Csv:
 
     def recognise(self, where: Location) -> bool:
         """Recognise a .csv, .tsv or .txt file, also a compressed one, which is refused."""
-        return listed(where.text, _ENDINGS) and where.exists and len(where.files.names) == 1
+        return listed(where.text, _ENDINGS) and where.exists
 
     def open(self, where: Location, options: DataOptions) -> Data:
         """Read every line, to find where the rows begin.
@@ -50,8 +50,7 @@ class Csv:
             UsageError: A requested column does not exist, or an option is given that a CSV file does not use.
         """
         options.refuse(where.text, "a csv", captions_file="name the column with --caption COLUMN")
-        protocol, path = where.files.protocol, where.files.path(where.files.names[0])
-        refuse_packed(path)
+        protocol, path = file_of(where)
         roots = roots_of(where, options)
         asked = [name for name in (options.image, options.caption, options.key) if name]
         with open_file(protocol, path) as file:
@@ -75,7 +74,8 @@ class Csv:
             form = "tsv" if delimiter == "\t" else "csv"
             if options.columns:  # img2dataset needs the names of columns in the file, or a list of addresses alone
                 form = "txt" if len(names) == 1 else ""
-            refuse_addresses(path, form, first, *named)
+            if addresses := addresses_in(path, form, first, *named):
+                raise UsageError(f"{addresses}{ONLY_TEXT}")
             if picture is None:
                 raise missing_column(path, "--image", "image paths", None, PATHS, names, f"{ONLY_TEXT}{_FIRST_LINE}")
         if title is None and options.captions:

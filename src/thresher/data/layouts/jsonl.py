@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import IO, Any, ClassVar
 
 from thresher.data.captions import JSON_LINE, JSONL
-from thresher.data.lists import PATHS, Entry, ListPart, listed, refuse_packed, roots_of
+from thresher.data.lists import PATHS, Entry, ListPart, file_of, listed, roots_of
 from thresher.data.location import Location
 from thresher.data.options import DataOptions
 from thresher.data.parts import Data
@@ -31,7 +31,7 @@ class Jsonl:
 
     def recognise(self, where: Location) -> bool:
         """Recognise a .jsonl or .ndjson file, also a compressed one, which is refused."""
-        return listed(where.text, JSONL) and where.exists and len(where.files.names) == 1
+        return listed(where.text, JSONL) and where.exists
 
     def open(self, where: Location, options: DataOptions) -> Data:
         """Read every line, to find where the rows begin.
@@ -41,8 +41,7 @@ class Jsonl:
             UsageError: No row has a requested column, or an option is given that a JSON Lines file does not use.
         """
         options.refuse(where.text, "a jsonl", captions_file="name the column with --caption COLUMN")
-        protocol, path = where.files.protocol, where.files.path(where.files.names[0])
-        refuse_packed(path)
+        protocol, path = file_of(where)
         reader, keyed = RowReader(options, PATHS), False
         starts, count = [], 0
         with open_file(protocol, path) as file:
