@@ -79,7 +79,7 @@ def _pairs(path: str, options: DataOptions) -> list[tuple[str, str]]:
         pairs = [pair for row in _rows(path, options) if (pair := reader.of(row))[0]]
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"its structure is not that of captions: {type(error).__name__}: {error}") from error
-    reader.check_images(path, beside=True)
+    reader.check_images(path, in_folder=True)
     reader.check_captions(path, needed=options.captions_file is not None)
     return pairs
 

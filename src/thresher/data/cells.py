@@ -37,7 +37,7 @@ _BEGINS = (
     "UDYK",
 )
 _SMALLEST = 32  # characters of base64 that a path cannot be taken for: no image has fewer
-_LONG = 1_024  # characters of a text that is no path if it has only the alphabet of base64
+_LONG = 1_024  # characters of a text that is not a path if all are in the alphabet of base64
 _ALPHABET = re.compile(r"(?=.*[A-Z])(?=.*[a-z])(?=.*\d)[A-Za-z0-9+/_\-\r\n]+", re.DOTALL)
 _FOR_URLS = str.maketrans("-_", "+/")
 

@@ -17,7 +17,7 @@ from thresher.io.paths import visible
 TEXTS = (*CAPTIONS, "comment", "sentences", "conversations")
 _ANSWERS = ("gpt", "assistant")  # who speaks a caption in a conversation
 _MOST = 100  # columns that are remembered for a message
-FIRST = 64  # rows that are looked at to tell what a column has
+FIRST = 64  # first rows, in which columns are looked at
 _SHORT = 200  # characters of a cell that are looked at
 ONLY_TEXT = ", or embed only the captions with --only text"
 ONLY_IMAGE = ", or embed only the images with --only image"
@@ -95,24 +95,24 @@ class RowReader:
             self._other_text = any(is_text(cell) for one, cell in row.items() if one not in self._image)
         return cell, next(filter(None, (text_of(row[one]) for one in self._text)), "")
 
-    def check_images(self, path: str, *, needed: bool = True, beside: bool = False) -> None:
+    def check_images(self, path: str, *, needed: bool = True, in_folder: bool = False) -> None:
         """Raise if there are rows, but none had a column of images, or the images are addresses.
 
         Args:
             path: The file, for messages.
             needed: Whether there must be images.
-            beside: Whether the images are in a folder, and the file is about their captions.
+            in_folder: Whether the images are in a folder, and the file has their captions.
 
         Raises:
-            PoolError: There is none with a usual name; the message lists the columns. Or the images beside the file
-                are not named, but addresses.
+            PoolError: There is none with a usual name; the message lists the columns. Or it has addresses instead of
+                the names of the images in a folder.
             UsageError: There is none with the name that the user gave, or it has addresses.
         """
-        only = ONLY_IMAGE if beside else ONLY_TEXT
+        instead = ONLY_IMAGE if in_folder else ONLY_TEXT
         if needed and (addresses := addresses_in(path, _form_of(path), self._first, self._image[:1], self._text[:1])):
-            raise (PoolError if beside else UsageError)(f"{addresses}{only}")
+            raise (PoolError if in_folder else UsageError)(f"{addresses}{instead}")
         if not self._found[0] and self._keys is not None and (needed or self._asked[0]):
-            raise missing_column(path, "--image", "image paths", self._asked[0], self._usual[0], self.columns, only)
+            raise missing_column(path, "--image", "image paths", self._asked[0], self._usual[0], self.columns, instead)
 
     def check_captions(self, path: str, *, needed: bool = True) -> None:
         """Raise if there are rows, but none had a column of captions.
