@@ -211,3 +211,6 @@ def test_images_in_a_table_are_not_read_to_look_for_files(tmp_path: Path) -> Non
     found, read = bytes_read(lambda: list(part.separate_files(np.arange(204))))
     assert list(map(list, found)) == [[], [str(tmp_path / "in" / "b.png")], *[[]] * 202]
     assert read < path.stat().st_size / 3
+    pq.write_table(pa.table({"image": cells, "image.path": ["x"] * 4}), path)
+    (part,) = open_data(str(path)).parts
+    assert [len(found) for found in part.separate_files(np.arange(4))] == [0, 1, 1, 0]

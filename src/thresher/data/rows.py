@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +18,8 @@ from thresher.io.paths import visible
 TEXTS = (*CAPTIONS, "comment", "sentences", "conversations")
 _ANSWERS = ("gpt", "assistant")  # who speaks a caption in a conversation
 _MOST = 100  # columns that are remembered for a message
-FIRST = 64  # first rows, in which columns are looked at
+FIRST = 64  # first rows, whose cells show what a column has
+_WEB = re.compile(r"\s*https?://", re.IGNORECASE)
 _SHORT = 200  # characters of a cell that are looked at
 ONLY_TEXT = ", or embed only the captions with --only text"
 ONLY_IMAGE = ", or embed only the images with --only image"
@@ -167,7 +169,10 @@ def addresses_in(
     """
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {name: [row[name] for row in rows if row.get(name, "").strip()] for name in names}
-    addresses = [name for name, cells in columns.items() if cells and all(map(is_address, cells))]
+    # img2dataset downloads from the web; other addresses are counted row by row.
+    addresses = [
+        name for name, cells in columns.items() if cells and all(map(is_address, cells)) and _WEB.match(cells[0])
+    ]
     if not (found := [*known(addresses, ADDRESSES), *addresses] if not image else [*{*image} & {*addresses}]):
         return ""
     others = [name for name, cells in columns.items() if name not in addresses and any(map(is_text, cells))]

@@ -198,7 +198,7 @@ class TablePart(Part):
         if column is None or not self.roots.folders or not (is_text(kind) or _has(kind, "path")):
             yield from super().separate_files(start_c)
             return
-        if is_text(kind):
+        if is_text(kind) or f"{column}.path" in self.schema().names:
             for batch in self.batches([column], start_c):
                 yield from (paths_in(cell, self.roots) for cell in batch.column(column).to_pylist())
             return
