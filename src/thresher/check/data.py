@@ -6,6 +6,7 @@ evenly over the data. Images are checked on a random sample, the same for the sa
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import posixpath
@@ -23,7 +24,9 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from thresher.check.loader import Loader
 from thresher.data import SEVERAL, Data, DataOptions, Part, Place, Sample, open_data
+from thresher.data.trainable import PILLOW, described
 from thresher.errors import PoolError, UnreachedError, UsageError
 from thresher.export.keys import hashes_of
 from thresher.io.open import file_stamp, open_file, trusting
@@ -88,7 +91,8 @@ def doctor(
         location, kind, samples ("exact": whether they were counted), files, bytes, looked_at (samples whose key and
         caption were read), columns, members (file extensions in tars, and the share of samples that have them),
         missing (samples without an image), several (samples with more than one), keys, captions, "pictures" (the
-        sampled images), tars, damaged files,
+        sampled images), tars, "open_clip" (for tars, what its loader trains on, and what it leaves out by reason),
+        "reshard" (for other data, what `reshard --as webdataset` does to the sampled images), damaged files,
         unreached files, "warnings" as sentences, "cost" (rates measured on this machine, seconds and bytes of
         embedding), and "next", the command to run next.
 
@@ -148,6 +152,8 @@ def doctor(
         "captions": read.captions(),
         "pictures": seen.summary(),
         "tars": _tars(data, read),
+        "open_clip": _left_out(data, read, progress),
+        "reshard": _converted(data, seen),
         "damaged": [
             {"path": path, "why": why, "samples": None if light else read.counts.get(path)}
             for path, why in read.why.items()
@@ -522,6 +528,30 @@ def _listed(part: Part) -> dict[str, Any] | None:
     return sizes if isinstance(sizes, dict) else None
 
 
+def _left_out(data: Data, read: _Read, progress: Progress) -> dict[str, Any] | None:
+    """Return what the loader of open_clip makes of the tars that were read, None if there are no tars."""
+    if data.parts[0].unit != "tar":
+        return None
+    loader, parts = Loader(), [part for part in data.parts if part.path in read.counts]
+    with progress.task("read headers", len(parts), "tars") as advance:
+        for part in parts:
+            with contextlib.suppress(PoolError, UnreachedError):  # reported as damaged or unreached
+                loader.read(part)
+            advance(1)
+    return {
+        "trained": loader.trained,
+        "left_out": {why: {"count": count, "first": loader.first[why]} for why, count in loader.left_out.most_common()},
+    }
+
+
+def _converted(data: Data, seen: _Seen) -> dict[str, Any] | None:
+    """Return what resharding to webdataset does to the sampled images, None for tars, which it copies."""
+    if data.parts[0].unit == "tar":
+        return None
+    formats = Counter(one.kind for one in seen.good if one.kind not in PILLOW)
+    return {"images": len(seen.good), "converted": dict(formats.most_common())}
+
+
 def _members(data: Data, read: _Read) -> dict[str, float]:
     """Return the file extensions in tars, each with the share of samples that have it, from a few samples."""
     counts, total = Counter[str](), 0
@@ -597,6 +627,15 @@ def _warnings(report: dict[str, Any]) -> list[str]:
         )
     if keys and (count := keys["climbing"]):
         texts.append(f"{share(count, looked_at)} keys are unsafe paths: they contain ..")
+    if report["open_clip"] and set(left_out := report["open_clip"]["left_out"]) - {"no_image"}:  # see above
+        counts = [(why, one["count"]) for why, one in left_out.items()]
+        total = report["open_clip"]["trained"] + sum(count for _, count in counts)
+        first = next(iter(left_out.values()))["first"]
+        command = shlex.join(["thresher", "reshard", report["location"]])
+        texts.append(
+            f"open_clip trains on {report['open_clip']['trained']:,} of {counted(total, 'sample')}: "
+            f"{described(counts)} (the first: {first}); to fix what can be fixed, type {command} SEL -o DIR --trainable"
+        )
     if tars:
         texts += _warnings_of_tars(tars, report["files"])
     return texts

@@ -84,6 +84,9 @@ def diagnosis(data: Mapping[str, Any]) -> Iterator[str]:
             sizes = "does not agree"
         each = f"samples in each {_range(tars['samples'])}" if tars["samples"] else "none is intact"
         yield f"  tars: {each}; sizes.json: {sizes}"
+    if (changes := data["reshard"]) and (formats := changes["converted"]):
+        counts = ", ".join(f"{name} {count:,}" for name, count in formats.items())
+        yield f"  open_clip does not take all formats: reshard --as webdataset writes PNG for {counts}"
     for warning in data["warnings"]:
         yield f"  ! {warning}"
     cost = data["cost"]
