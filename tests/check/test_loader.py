@@ -105,7 +105,10 @@ def test_the_report_names_a_key_and_the_command(tmp_path: Path, capsys: pytest.C
     assert f"thresher reshard '{tmp_path / 'in put'}' SEL -o DIR --trainable" in out
     assert main(["doctor", str(tmp_path / "in put"), "--quiet", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert shown["open_clip"]["left_out"]["format.gif"] == {"count": 1, "first": f"d in {tmp_path / 'in put' / '0.tar'}"}
+    assert shown["open_clip"]["left_out"]["format.gif"] == {
+        "count": 1,
+        "first": f"d in {tmp_path / 'in put' / '0.tar'}",
+    }
     assert shown["reshard"] is None
 
 

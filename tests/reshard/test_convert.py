@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from thresher.data import open_data
 from thresher.errors import UsageError
+from thresher.io.pictures import as_png
 from thresher.reshard import reshard
 from thresher.reshard.convert import safe_name
 
@@ -50,11 +51,12 @@ def test_from_raw_pictures_to_tars(pictures: Path, tmp_path: Path, shuffle: int 
     assert set(found) == {"a", "b%2Fc%20d", "b%2Fc%2Ee", "%C3%A9", "%C3%A9-1"}
     assert found["b%2Fc%20d"]["jpg"] == (pictures / "b" / "c d.jpg").read_bytes()
     assert found["b%2Fc%2Ee"]["webp"] == (pictures / "b" / "c.e.webp").read_bytes()
-    assert found["%C3%A9-1"]["gif"] == (pictures / "é.gif").read_bytes()
+    assert found["%C3%A9-1"]["png"] == as_png((pictures / "é.gif").read_bytes())
     assert json.loads(found["b%2Fc%2Ee"]["json"]) == {"key": "b/c.e", "caption": "caption 2"}
     assert json.loads(found["%C3%A9-1"]["json"])["key"] == "é-1"
     assert found["a"]["txt"] == b"caption 0"
     assert (done.samples, done.missing, done.aside, done.form) == (5, 1, 1, "webdataset")
+    assert (done.converted, done.renamed, done.captioned, done.blank, done.left_out) == (2, 0, 0, 0, {})
     assert "\tz\tis not in a supported image format" in (tmp_path / "out" / "set-aside.txt").read_text()
     assert sum(json.loads((tmp_path / "out" / "sizes.json").read_text()).values()) == 5
     again = [(sample.key, sample.text) for sample in open_data(str(tmp_path / "out")).samples()]

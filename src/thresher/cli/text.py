@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from thresher.data.trainable import described
 from thresher.io.paths import visible
 from thresher.runtime.format import counted, duration, size
 
@@ -85,8 +86,8 @@ def diagnosis(data: Mapping[str, Any]) -> Iterator[str]:
         each = f"samples in each {_range(tars['samples'])}" if tars["samples"] else "none is intact"
         yield f"  tars: {each}; sizes.json: {sizes}"
     if (changes := data["reshard"]) and (formats := changes["converted"]):
-        counts = ", ".join(f"{name} {count:,}" for name, count in formats.items())
-        yield f"  open_clip does not take all formats: reshard --as webdataset writes PNG for {counts}"
+        listed = ", ".join(f"{name} {count:,}" for name, count in formats.items())
+        yield f"  open_clip does not take all formats: reshard --as webdataset writes PNG for {listed}"
     for warning in data["warnings"]:
         yield f"  ! {warning}"
     cost = data["cost"]
@@ -360,6 +361,20 @@ def resharded(done: Any, data: str, out: str) -> Iterator[str]:
         yield f"{counted(done.missing, 'key')} not found in {data}, listed in {out}/missing.txt"
     if done.aside:
         yield f"{counted(done.aside, 'file or sample', 'files or samples')} skipped, listed in {out}/set-aside.txt"
+    changes = {
+        "converted to PNG": counted(done.converted, "image"),
+        "renamed": counted(done.renamed, "image"),
+        "written to .txt": counted(done.captioned, "caption"),
+    }
+    if done.converted or done.renamed or done.captioned:
+        yield ", ".join(f"{what} {how}" for how, what in changes.items() if not what.startswith("0 "))
+    if done.blank:
+        yield f"! {counted(done.blank, 'sample')} without a caption: with an empty .txt"
+    if done.left_out:
+        yield (
+            f"! open_clip will leave out {counted(sum(done.left_out.values()), 'sample')}: "
+            f"{described(list(done.left_out.items()))}; --trainable fixes what can be fixed"
+        )
     yield f"written to {out}"
 
 

@@ -139,6 +139,12 @@ def export(
     metavar="SEED",
     help="Shuffle all samples with this seed (default: the order of DATA).",
 )
+@click.option(
+    "--trainable/--no-trainable",
+    default=None,
+    help="Write tars of which open_clip trains on every sample: images in other formats than JPEG, PNG and WebP become "
+    "PNG, captions .txt (default: if DATA is not tars).",
+)
 @click.option("--workers", type=int, metavar="N", help="Shards written in parallel (default: all cores).")
 @options(*DATA)
 @click.option("--pool", metavar="POOL", help="New location of the pool of SEL, if it was moved.")

@@ -43,6 +43,8 @@ class Scanned:
         skipped: (key, why) of samples that cannot be copied.
         damage: Why the part was not read to its end, "" if it was.
         headers: Returns the headers of some samples of a tar, by index; None for other formats.
+        endings: Yields the file extensions of the members of some samples of a tar, in lower case, by index; None for
+            other formats.
     """
 
     keys: Sequence[str]
@@ -53,6 +55,7 @@ class Scanned:
     skipped: tuple[tuple[str, str], ...] = ()
     damage: str = ""
     headers: Callable[[Ints], Headers] | None = None
+    endings: Callable[[Ints], Iterator[tuple[str, ...]]] | None = None
 
 
 class Words(NamedTuple):

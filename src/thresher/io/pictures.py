@@ -84,6 +84,19 @@ def open_rgb(data: bytes, *, limit: int = PIXELS, draft: int | None = None) -> A
         raise PoolError(f"is not a readable image ({reason})") from None
 
 
+def as_png(data: bytes) -> bytes:
+    """Return an image as a PNG with the pixels of :func:`open_rgb`, without profiles and comments.
+
+    Raises:
+        PoolError: As for :func:`open_rgb`.
+    """
+    picture = open_rgb(data)
+    picture.info.clear()
+    buffer = io.BytesIO()
+    picture.save(buffer, "png")
+    return buffer.getvalue()
+
+
 def _upright(picture: Any) -> Any:
     """Rotate an image by its EXIF orientation; unchanged if that is damaged."""
     from PIL import ImageOps

@@ -332,6 +332,11 @@ def key_of(name: str) -> str:
     return folder + slash + base.partition(".")[0]
 
 
+def ending_of(name: str) -> str:
+    """Return the extension of a member, in lower case: what follows the first dot of its name."""
+    return name.rpartition("/")[2].partition(".")[2].lower()
+
+
 def json_of(window: Window, member: Member | None) -> dict[str, Any]:
     """Return the JSON object of a sample, {} if there is none or it cannot be parsed."""
     if member is None or member.size > NOTES:

@@ -1,9 +1,10 @@
-"""Resharding: the samples that a selection keeps, copied unchanged into new shards to train on."""
+"""Resharding: the samples that a selection keeps, copied into new shards to train on."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from thresher.data.parts import Form
@@ -35,6 +36,12 @@ class Resharded:
         damaged: How many of these are damaged files, whose samples after the damage are missing.
         bytes: Total size of the shards.
         by: How samples were found: "place", "key" or "uid".
+        converted: Samples whose image was converted to PNG, repeats included.
+        renamed: Samples of tars whose image got another extension, with the same bytes, repeats included.
+        captioned: Samples of tars whose caption was written to a ``.txt``, repeats included.
+        blank: Samples with an empty ``.txt``, because they have no caption, repeats included; 0 from tars.
+        left_out: Samples of tars that were copied and that open_clip will leave out, repeats included, by reason, see
+            :func:`thresher.data.trainable.why_left_out`.
     """
 
     out: str
@@ -48,6 +55,11 @@ class Resharded:
     damaged: int
     bytes: int
     by: str
+    converted: int = 0
+    renamed: int = 0
+    captioned: int = 0
+    blank: int = 0
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 def reshard(
@@ -58,6 +70,7 @@ def reshard(
     form: Form | None = None,
     per_shard: int = PER_SHARD,
     shuffle: int | None = None,
+    trainable: bool | None = None,
     workers: int | None = None,
     processes: bool = False,
     overwrite: bool = False,
@@ -65,10 +78,10 @@ def reshard(
     pool: str | None = None,
     progress: Progress | None = None,
 ) -> Resharded:
-    """Copy the samples that a selection keeps into new shards, without decoding them.
+    """Copy the samples that a selection keeps into new shards.
 
-    The files are the same for any number of workers and interruptions: after it was killed, the same call resumes with
-    the missing shards.
+    Images are decoded only to convert them, see ``trainable``. The files are the same for any number of workers and
+    interruptions: after it was killed, the same call resumes with the missing shards.
 
     Args:
         data: Tars (a folder of them, or a path with ``{00000..00099}``, ``*`` or ``::``), parquet or Arrow files, a csv
@@ -81,6 +94,10 @@ def reshard(
         form: "webdataset", "parquet" or "csv"; by default the form of ``data``, and webdataset for a folder of images.
         per_shard: Samples per shard; the last shard has the rest. A csv is always one file.
         shuffle: Seed of a permutation of all samples; None for the order of ``data``.
+        trainable: Whether to write tars of which open_clip trains on every sample, if its image can be decoded: images
+            in other formats than JPEG, PNG and WebP are converted to PNG, and captions of tars are written to ``.txt``.
+            Samples that cannot be changed like that are skipped and counted. By default True if ``data`` is not tars
+            and they are written as tars, else False.
         workers: Shards written at the same time (default: the cores this process may use).
         processes: Whether to read the headers of local tars in ``workers`` processes if that would take more than 2 s.
             Each process imports the script that calls this, which therefore needs ``if __name__ == "__main__":``.
@@ -108,6 +125,7 @@ def reshard(
         form=form,
         per_shard=per_shard,
         shuffle=shuffle,
+        trainable=trainable,
         overwrite=overwrite,
         processes=processes,
         **reading,

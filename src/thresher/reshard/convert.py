@@ -1,4 +1,4 @@
-"""Samples of any data as members of a tar: the stored image, its caption, and a json with the other columns."""
+"""Samples of any data as members of a tar: the image, its caption, and a json with the other columns."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import math
 import tarfile
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import IO, Any
 from urllib.parse import quote
@@ -13,8 +14,9 @@ from urllib.parse import quote
 import numpy as np
 
 from thresher.data.samples import Sample
+from thresher.data.trainable import KINDS
 from thresher.errors import PoolError
-from thresher.io.pictures import kind_of
+from thresher.io.pictures import as_png, kind_of
 from thresher.io.tar import TAR_BLOCK
 from thresher.reshard.plan import ReshardPlan, Source
 from thresher.reshard.tars import RECORD, header
@@ -22,18 +24,33 @@ from thresher.reshard.tars import RECORD, header
 _LONGEST = 180  # most characters of a member's name before its extension
 
 
-def write(plan: ReshardPlan, sources: Sequence[Source], path: str) -> tuple[int, list[tuple[str, str]]]:
+@dataclass
+class Written:
+    """What a tar was made of.
+
+    Attributes:
+        samples: Samples written, repeats included.
+        converted: How many of these have an image that was converted to PNG.
+        blank: How many of these have no caption, so that their ``.txt`` is empty.
+        skipped: (key, why) of the samples that were skipped.
+    """
+
+    samples: int = 0
+    converted: int = 0
+    blank: int = 0
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+
+def write(plan: ReshardPlan, sources: Sequence[Source], path: str, *, trainable: bool = True) -> Written:
     """Write a tar of the samples of a plan, which are in the order of the data.
 
     Args:
         plan: The part of the plan for this shard.
         sources: The sources that the plan refers to by number.
         path: File to write.
-
-    Returns:
-        The number of samples written, and (key, why) of those that were skipped.
+        trainable: Whether to convert images in formats that the loader of open_clip does not take to PNG.
     """
-    written, skipped = 0, list[tuple[str, str]]()
+    done = Written()
     with open(path, "wb") as out:
         for number, positions in plan.by_source():
             copies = plan.copy_M[positions]
@@ -44,14 +61,18 @@ def write(plan: ReshardPlan, sources: Sequence[Source], path: str) -> tuple[int,
                 try:
                     picture = sample.stored()
                     ending = kind_of(picture)
+                    if converted := trainable and ending not in KINDS:
+                        picture, ending = as_png(picture), "png"
                 except PoolError as error:
-                    skipped.append((sample.key, str(error)))
+                    done.skipped.append((sample.key, str(error)))
                     continue
                 for copy in copies[lo:hi].tolist():
                     _add(out, plan.renamed(sample.key, copy), sample, picture, ending)
-                    written += 1
+                done.samples += hi - lo
+                done.converted += converted * (hi - lo)
+                done.blank += (not sample.text) * (hi - lo)
         out.write(bytes(-(-(out.tell() + 2 * TAR_BLOCK) // RECORD) * RECORD - out.tell()))
-    return written, skipped
+    return done
 
 
 def _add(out: IO[bytes], key: str, sample: Sample, picture: bytes, ending: str) -> None:

@@ -9,8 +9,9 @@ import re
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -21,14 +22,18 @@ import numpy as np
 from thresher import __version__
 from thresher.data import Data, DataOptions, open_data
 from thresher.data.layouts.webdataset import TarPart
+from thresher.data.parts import Ints
 from thresher.errors import OutputError, PoolError, UsageError
 from thresher.export.keys import Chosen, KeySet, each_key, read_keys
 from thresher.io.open import file_stamp
+from thresher.io.paths import visible
 from thresher.pool.store import reopen
-from thresher.reshard import PER_SHARD, Form, Resharded, convert, csvs, tables, tars
+from thresher.reshard import PER_SHARD, Form, Resharded, convert, csvs, fixed, tables, tars
+from thresher.reshard.fixed import Fixed
 from thresher.reshard.originals import AGAIN, Originals, changed, source_of
 from thresher.reshard.plan import (
     NOTHING,
+    Change,
     Matched,
     PlaceError,
     Places,
@@ -42,6 +47,7 @@ from thresher.reshard.plan import (
 from thresher.runtime import locks
 from thresher.runtime.engine import Engine, make_engine
 from thresher.runtime.files import DAMAGED, check_writable, refuse_foreign_files, writing
+from thresher.runtime.format import counted
 from thresher.runtime.progress import Advance, Progress, Silent
 from thresher.runtime.results import record_in
 from thresher.runtime.untrusted import parse_json, read_npz
@@ -56,6 +62,7 @@ _AGAIN = f"{AGAIN} with --overwrite"
 _SCRATCH = re.compile(r"\..*\.tmp(\.\w+)?")
 _OWN = re.compile(rf"\d{{8,}}\.tar|\d{{8,}}_stats\.json|train-\d{{5,}}-of-\d{{5,}}\.parquet|{_SCRATCH.pattern}")
 _PLAN = 2  # version of plans; changes whenever the same plan would write other files
+_MATCHES = 1  # version of the file of what was found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +74,7 @@ class Job:
     form: Form | None = None
     per_shard: int = PER_SHARD
     shuffle: int | None = None
+    trainable: bool | None = None
     overwrite: bool = False
     processes: bool = False
     options: DataOptions = field(default_factory=DataOptions)
@@ -83,6 +91,7 @@ class _Matches:
         skipped: (file, key, why) of damaged files and of samples that are not copied.
         wanted: The selection, N keys, if samples were found by uid or key.
         seen_N: Which of its keys were found, (N,) bool.
+        left_out: Samples of tars that the loader of open_clip leaves out, repeats included, by reason.
     """
 
     plan: ReshardPlan
@@ -91,6 +100,7 @@ class _Matches:
     skipped: list[tuple[str, str, str]]
     wanted: KeySet | None = None
     seen_N: Any = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 def run_job(job: Job, sel: Chosen, workers: int | None, progress: Progress | None) -> Resharded:
@@ -100,6 +110,7 @@ def run_job(job: Job, sel: Chosen, workers: int | None, progress: Progress | Non
     data, originals = _opened(job, sel)
     sources = originals.sources
     form = _form(job.form, data)
+    trainable = _trainable(job.trainable, form, data)
     out = Path(job.out)
     _refuse_overlap(out, data)
     check_writable(out)
@@ -111,22 +122,25 @@ def run_job(job: Job, sel: Chosen, workers: int | None, progress: Progress | Non
     worth_keeping = time.monotonic() - begin >= _KEPT
     if form != data.parts[0].copied_as:
         originals.look_apart(matches.plan, engine, progress)
-    options = {"as": form, "per_shard": job.per_shard, "shuffle": job.shuffle}
+    options: dict[str, Any] = {"as": form, "per_shard": job.per_shard, "shuffle": job.shuffle}
+    if trainable:
+        options |= {"trainable": True, "caption": job.options.caption, "captions": job.options.captions_file}
     digest = matches.plan.digest(_PLAN, options, data.kind, originals.stamps())
     with _holding(out, digest, overwrite=job.overwrite):
         if (done := _finished(out, digest)) is None:
             if worth_keeping and not (out / WORK / FOUND).exists():
                 _save_matches(out / WORK / FOUND, inputs, matches)
-            stats = _Writing(job, data, form, originals, matches.plan, digest, out, engine, progress).write()
+            shards = _Writing(job, data, form, trainable, originals, matches.plan, digest, out, engine, progress)
+            written = shards.write()
             originals.check(_AGAIN)
-            done = _finish(job, sel, sources, matches, form, digest, stats)
+            done = _finish(job, sel, sources, matches, form, trainable, digest, written)
     return done
 
 
 def _inputs(data: Data, sources: Sequence[Source], sel: Chosen) -> str:
     """Return a hash of everything that the matches depend on."""
     hashed = hashlib.sha256(
-        json.dumps([_PLAN, data.kind, [(source.path, source.stamp) for source in sources]]).encode()
+        json.dumps([_PLAN, _MATCHES, data.kind, [(source.path, source.stamp) for source in sources]]).encode()
     )
     if not isinstance(sel, Selection) and os.path.isdir(sel):
         sel = Selection.load(sel)
@@ -156,6 +170,7 @@ def _load_matches(path: Path, inputs: str, sel: Chosen) -> _Matches | None:
 
 def _save_matches(path: Path, inputs: str, matches: _Matches) -> None:
     meta = {"inputs": inputs, "by": matches.by, "chosen": matches.chosen, "aside": matches.skipped}
+    meta["left_out"] = dict(matches.left_out)
     arrays: dict[str, Any] = {"meta": np.frombuffer(json.dumps(meta).encode(), np.uint8), **matches.plan.arrays()}
     if matches.seen_N is not None:
         arrays["seen_N"] = matches.seen_N
@@ -183,6 +198,12 @@ def _form(form: Form | None, data: Data) -> Form:
     return form or natural
 
 
+def _trainable(trainable: bool | None, form: Form, data: Data) -> bool:
+    if trainable and form != "webdataset":
+        raise UsageError(f"--trainable is for tars: add --as webdataset, or remove it to write {form}")
+    return form != data.parts[0].copied_as if trainable is None and form == "webdataset" else bool(trainable)
+
+
 def _refuse_overlap(out: Path, data: Data) -> None:
     """Refuse to write into or above the data: shards would become data, or be mixed with it."""
     there = os.path.realpath(out) + os.sep
@@ -204,14 +225,15 @@ def _find(
         sel = Selection.load(sel)
     if isinstance(sel, Selection) and not len(sel):
         raise UsageError("the selection keeps nothing")
+    left_out = Counter[str]()
     places = places_of(sel, sources)
     if places is not None:
         try:
             with progress.task("look up", len(sources), "files") as advance:
                 tasks = list(zip(sources, places, strict=True))
                 results = _read(sources, _match_places, tasks, engine, processes=processes)
-                plan, _ = planned(sources, _collect(results, sources, [], advance), None)
-            return _Matches(plan, "place", len(plan), [])
+                plan, _ = planned(sources, _collect(results, sources, [], left_out, advance), None)
+            return _Matches(plan, "place", len(plan), [], left_out=left_out)
         except PlaceError:
             progress.say(f"{data.location}: has changed since it was embedded; looking for samples by key instead")
     if isinstance(sel, Selection) and reopen(sel).layout.key is None:
@@ -225,7 +247,7 @@ def _find(
     skipped: list[tuple[str, str, str]] = []
     with progress.task("scan", len(sources), "files") as advance:
         results = _read(sources, partial(_match_keys, wanted), sources, engine, processes=processes)
-        plan, seen = planned(sources, _collect(results, sources, skipped, advance), wanted)
+        plan, seen = planned(sources, _collect(results, sources, skipped, left_out, advance), wanted)
     seen[[wanted.find(key) for _, key, _ in skipped if key]] = True  # skipped samples were found too
     if not len(plan):
         damaged = f"; {skipped[0][0]}: {skipped[0][2]}" if skipped else ""
@@ -233,7 +255,7 @@ def _find(
             f"{data.location}: has none of the {len(wanted):,} selected keys{damaged}; is the selection of other data?"
         )
     by = "uid" if wanted.uids and data.parts[0].has_uids else "key"
-    return _Matches(plan, by, wanted.total, skipped, wanted, seen)
+    return _Matches(plan, by, wanted.total, skipped, wanted, seen, left_out)
 
 
 def _read(
@@ -264,12 +286,17 @@ def _read(
 
 
 def _collect(
-    results: Iterator[Matched], sources: Sequence[Source], skipped: list[tuple[str, str, str]], advance: Advance
+    results: Iterator[Matched],
+    sources: Sequence[Source],
+    skipped: list[tuple[str, str, str]],
+    left_out: Counter[str],
+    advance: Advance,
 ) -> Iterator[Matched]:
-    """Pass results on, and add damaged files and skipped samples to ``skipped``."""
+    """Pass results on; add damaged files and skipped samples to ``skipped``, and count what open_clip leaves out."""
     for source, part in zip(sources, results, strict=True):
         skipped += [(source.path, "", part.damage)] if part.damage else []
         skipped += [(source.path, key, why) for key, why in part.skipped]
+        left_out.update(part.left_out)
         advance(1)
         yield part
 
@@ -338,12 +365,28 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 @dataclass(frozen=True, eq=False)
+class _Written:
+    """What was written.
+
+    Attributes:
+        shards: Statistics of each shard.
+        changes: How many samples were changed: "converted", "renamed", "captioned" and "blank" of :class:`Resharded`.
+        skipped: (file, key, why) of samples that were skipped.
+    """
+
+    shards: list[dict[str, Any]]
+    changes: Mapping[str, int] = field(default_factory=dict)
+    skipped: Sequence[tuple[str, str, str]] = ()
+
+
+@dataclass(frozen=True, eq=False)
 class _Writing:
     """Writes the missing shards of a plan."""
 
     job: Job
     data: Data
     form: Form
+    trainable: bool
     originals: Originals
     plan: ReshardPlan
     digest: str
@@ -355,20 +398,49 @@ class _Writing:
     def sources(self) -> Sequence[Source]:
         return self.originals.sources
 
-    def write(self) -> list[dict[str, Any]]:
-        """Write all shards, and return the statistics of each.
+    def write(self) -> _Written:
+        """Write all shards.
 
         Raises:
             ChangedError: The data have changed. No shard that may have been copied from changed data is kept.
         """
         if self.form == "webdataset" and self.data.parts[0].copied_as != "webdataset":
             return self._converted()
+        if self.trainable:
+            return self._fixed()
         plan = self._ordered(self.plan)
         if self.form == "webdataset":
-            return self._all(plan, self.out, _tar_names, partial(_tar, self.sources))
+            return _Written(self._all(plan, self.out, _tar_names, partial(_tar, self.sources)))
         if self.form == "csv":
-            return self._all(plan, self.out, lambda _: [CSV], partial(_csv, self.sources))
-        return self._all(plan, self.out, _parquet_names, self._table(plan))
+            return _Written(self._all(plan, self.out, lambda _: [CSV], partial(_csv, self.sources)))
+        return _Written(self._all(plan, self.out, _parquet_names, self._table(plan)))
+
+    def _fixed(self) -> _Written:
+        """Write tars of which the loader of open_clip takes every sample: first those that have to be changed.
+
+        Raises:
+            PoolError: It would take none of them.
+        """
+        samples = {number: np.unique(self.plan.start_M[at]) for number, at in self.plan.by_source()}
+        paths = {number: str(self.out / WORK / f"{number:08d}.fixed.tar") for number in samples}
+        changes, sources = dict[int, Change](), list(self.sources)
+        counts, skipped = Counter[str](), list[tuple[str, str, str]]()
+        with self.progress.task("check samples", len(self.plan), "samples") as advance:
+            done = self.engine.map(partial(_fix, self.originals, samples, paths), list(samples))
+            for (number, at), one in zip(self.plan.by_source(), done, strict=True):
+                changes[number] = Change(one.start_k, len(sources), one.to_k, one.length_k)
+                sources.append(source_of(TarPart(paths[number])))
+                counts.update(one.counts(self.plan.start_M[at]))
+                skipped += [(self.sources[number].path, key, why) for key, why in one.skipped]
+                advance(len(at))
+        plan = self._ordered(self.plan.changed(changes, sources))
+        if not len(plan):
+            path, key, why = skipped[0]
+            raise PoolError(
+                f"{path}: the sample {visible(key)} {why}, and open_clip can train on none of the "
+                f"{counted(len(skipped), 'chosen sample')}; thresher doctor shows what the data contain"
+            )
+        return _Written(self._all(plan, self.out, _tar_names, partial(_tar, sources)), counts, skipped)
 
     def _ordered(self, plan: ReshardPlan) -> ReshardPlan:
         return plan if self.job.shuffle is None else plan.shuffled(self.job.shuffle)
@@ -387,11 +459,12 @@ class _Writing:
             spools = tables.Spools(paths, rows)
         return partial(_parquet, self.sources, schema, group, spools)
 
-    def _converted(self) -> list[dict[str, Any]]:
+    def _converted(self) -> _Written:
         """Write tars of samples; to shuffle, first in the order of the data, so that tables are read only once."""
-        write = partial(_convert, self.sources)
+        write = partial(_convert, self.sources, self.trainable)
         if self.job.shuffle is None:
-            return self._all(self.plan, self.out, _tar_names, write)
+            stats = self._all(self.plan, self.out, _tar_names, write)
+            return _Written(stats, *_changes(stats))
         stats = self._all(self.plan, self.out / WORK, _tar_names, write, "convert")
         paths = [str(self.out / WORK / name) for name in _tar_names(len(stats))]
         sources = [source_of(TarPart(path)) for path in paths]
@@ -405,8 +478,7 @@ class _Writing:
             None,
         )
         done = self._all(self._ordered(plan), self.out, _tar_names, partial(_tar, sources), original=False)
-        skipped = [entry for one in stats for entry in one.get("set_aside", [])]
-        return [{**done[0], "set_aside": skipped}, *done[1:]] if done else stats
+        return _Written(done, *_changes(stats))
 
     def _all(
         self,
@@ -480,9 +552,32 @@ def _tar(sources: Sequence[Source], part: ReshardPlan, path: str) -> dict[str, A
     return {"successes": len(part)}
 
 
-def _convert(sources: Sequence[Source], part: ReshardPlan, path: str) -> dict[str, Any]:
-    samples, skipped = convert.write(part, sources, path)
-    return {"successes": samples, "set_aside": skipped} if skipped else {"successes": samples}
+def _convert(sources: Sequence[Source], trainable: bool, part: ReshardPlan, path: str) -> dict[str, Any]:
+    done = convert.write(part, sources, path, trainable=trainable)
+    stats = {"successes": done.samples, "set_aside": done.skipped, "converted": done.converted, "blank": done.blank}
+    return {name: value for name, value in stats.items() if value or name == "successes"}
+
+
+def _changes(stats: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, int], list[tuple[str, str, str]]]:
+    """Return what the statistics of converted shards say about changes and skipped samples."""
+    counts = {name: sum(one.get(name, 0) for one in stats) for name in ("converted", "blank")}
+    return counts, [("", key, why) for one in stats for key, why in one.get("set_aside", [])]
+
+
+def _fix(originals: Originals, samples: Mapping[int, Ints], paths: Mapping[int, str], number: int) -> Fixed:
+    """Write the samples of a tar that have to be changed, and what was changed, unless both exist."""
+    path, source = paths[number], originals.sources[number]
+    result = f"{path}.npz"
+    with suppress(*DAMAGED, OSError, KeyError, zlib.error):
+        return Fixed.load(result)
+    assert isinstance(source.part, TarPart)  # noqa: S101 - only tars are fixed
+    with writing(path) as scratch:
+        try:
+            done = fixed.write(source.part, samples[number], scratch)
+        finally:
+            originals.check_sources([number], _AGAIN)  # also if it cannot be read: it may have changed
+    done.save(result)
+    return done
 
 
 def _parquet(
@@ -512,12 +607,13 @@ def _finish(
     sources: Sequence[Source],
     matches: _Matches,
     form: Form,
+    trainable: bool,
     digest: str,
-    stats: list[dict[str, Any]],
+    written: _Written,
 ) -> Resharded:
     """Write the files about all shards together, and the result last."""
-    out = Path(job.out)
-    skipped = [*matches.skipped, *(("", key, why) for one in stats for key, why in one.get("set_aside", []))]
+    out, stats = Path(job.out), written.shards
+    skipped = [*matches.skipped, *written.skipped]
     _write_lines(out / SKIPPED, ("\t".join(map(_line, entry)) for entry in skipped), bool(skipped))
     missing = 0
     if matches.wanted is not None:
@@ -537,6 +633,8 @@ def _finish(
         damaged=sum(1 for path, key, _ in matches.skipped if path and not key),
         bytes=sum(one["bytes"] for one in stats),
         by=matches.by,
+        left_out={} if trainable or form != "webdataset" else dict(matches.left_out),
+        **written.changes,
     )
     counts = {name: value for name, value in asdict(done).items() if name not in ("out", "form")}
     files: dict[str, int] = {}
@@ -552,6 +650,7 @@ def _finish(
             "as": form,
             "per_shard": job.per_shard,
             "shuffle": job.shuffle,
+            "trainable": trainable,
             **counts,
             "inputs": [{"path": path, "bytes": size} for path, size in files.items()],
             "outputs": [{"name": one["name"], "samples": one["successes"], "bytes": one["bytes"]} for one in stats],

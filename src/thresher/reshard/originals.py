@@ -87,7 +87,8 @@ class Originals:
         Raises:
             ChangedError: A file has changed; the message names it.
         """
-        self.check_sources(np.unique(plan.source_M).tolist(), again)
+        own = plan.source_M[plan.source_M < len(self.sources)]  # others are files that this reshard wrote
+        self.check_sources(np.unique(own).tolist(), again)
         if self.apart:
             for number, at in plan.by_source():
                 if number in self.apart:

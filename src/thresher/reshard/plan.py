@@ -6,14 +6,16 @@ Shape letters: C chosen samples, M samples to write (a sample that is used k tim
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from thresher.data.parts import Ints, Part, Scanned
+from thresher.data.trainable import why_left_out
 from thresher.errors import UsageError
 from thresher.export.keys import Chosen, KeySet, hashes_of
 from thresher.io.columns import as_text
@@ -60,6 +62,8 @@ class Matched:
         damage: Why the source was not read to its end, "" if it was.
         skipped: (key, why) of chosen samples that cannot be copied.
         headers: For a tar, the headers of the samples that cannot be copied unchanged, see :func:`_odd`.
+        left_out: For a tar, how many samples the loader of open_clip leaves out, repeats included, by reason, see
+            :func:`thresher.data.trainable.why_left_out`.
     """
 
     start_c: Ints
@@ -70,6 +74,7 @@ class Matched:
     damage: str = ""
     skipped: tuple[tuple[str, str], ...] = ()
     headers: Headers | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +90,23 @@ class Places:
     at_c: Ints
     times_c: Ints
     names_c: Hashes
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """Samples of a tar that are taken from another one, or left out: k of them.
+
+    Attributes:
+        start_k: Start of each in the tar, ascending.
+        to: Number of the source of the other tar.
+        to_k: Start of each in the other tar; -1 for a sample that is left out.
+        length_k: Length of each there, with nothing in between.
+    """
+
+    start_k: Ints
+    to: int
+    to_k: Ints
+    length_k: Ints
 
 
 class PlaceError(Exception):
@@ -110,6 +132,14 @@ class Index:
         lo, hi = np.searchsorted(self.source_k, [source, source + 1])
         at = int(lo + np.searchsorted(self.start_k[lo:hi], start))
         return at if at < hi and self.start_k[at] == start else -1
+
+    def extended(self, other: Index) -> Index:
+        """Return the index with that of later sources added."""
+        return Index(
+            np.concatenate([self.source_k, other.source_k]),
+            np.concatenate([self.start_k, other.start_k]),
+            Headers.joined([self.headers, other.headers]),
+        )
 
     def rows(self, source: int, start: int) -> list[Row]:
         """Return the headers of a sample in the index."""
@@ -174,6 +204,32 @@ class ReshardPlan:
         names_N = KeySet(arrays["names"]) if "names" in arrays else None
         return cls(arrays["source_M"], arrays["start_M"], arrays["length_M"], arrays["copy_M"], names_N, index)
 
+    def changed(self, changes: Mapping[int, Change], sources: Sequence[Source]) -> ReshardPlan:
+        """Return the plan with some samples of tars taken from other tars, or left out.
+
+        Args:
+            changes: The changes to the samples of each source, by its number.
+            sources: All sources; the new ones are at the end.
+        """
+        source_M, start_M, length_M = self.source_M.copy(), self.start_M.copy(), self.length_M.copy()
+        renamed = list[tuple[int, Ints]]()
+        for number, positions in self.by_source():
+            if (change := changes.get(number)) is None or not len(change.start_k):
+                continue
+            which = np.minimum(np.searchsorted(change.start_k, self.start_M[positions]), len(change.start_k) - 1)
+            hit = change.start_k[which] == self.start_M[positions]
+            here, which = positions[hit], which[hit]
+            source_M[here], start_M[here], length_M[here] = change.to, change.to_k[which], change.length_k[which]
+            starts = np.unique(start_M[here[(self.copy_M[here] > 0) & (start_M[here] >= 0)]])
+            renamed += [(change.to, starts)] if len(starts) else []
+        plan = replace(self, source_M=source_M, start_M=start_M, length_M=length_M)
+        if self.index is not None and renamed:
+            more = [
+                (to, starts, _headers(sources[to], starts)) for to, starts in sorted(renamed, key=lambda one: one[0])
+            ]
+            plan = replace(plan, index=self.index.extended(_indexed(more)))
+        return plan._taken(np.flatnonzero(start_M >= 0))
+
     def shuffled(self, seed: int) -> ReshardPlan:
         """Return the same samples in an order that depends only on the seed and on M."""
         return self._taken(generator(seed, "reshard").permutation(len(self)))
@@ -230,7 +286,17 @@ def match(scanned: Scanned, wanted: KeySet) -> Matched:
         damage=scanned.damage,
         skipped=tuple((key, why) for key, why in scanned.skipped if wanted.find(key) >= 0),
         headers=scanned.headers and scanned.headers(chosen[_odd(scanned.length_n[chosen], times_c)]),
+        left_out=_left_out(scanned, chosen, times_c),
     )
+
+
+def _left_out(scanned: Scanned, chosen: Ints, times_c: Ints) -> Mapping[str, int]:
+    counts = Counter[str]()
+    if scanned.endings is not None:
+        for endings, times in zip(scanned.endings(chosen), times_c.tolist(), strict=True):
+            counts[why_left_out(endings)] += times
+    del counts[""]
+    return counts
 
 
 def _odd(length_c: Ints, times_c: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
@@ -254,6 +320,7 @@ def match_places(scanned: Scanned, places: Places) -> Matched:
         names_c=names_c,
         numbers_c=np.full(len(names_c), -1, np.int64),
         headers=scanned.headers and scanned.headers(np.flatnonzero(_odd(scanned.length_n, places.times_c))),
+        left_out=_left_out(scanned, np.arange(len(names_c)), places.times_c),
     )
 
 
@@ -288,20 +355,23 @@ def planned(sources: Sequence[Source], matches: Iterable[Matched], wanted: KeySe
         if part.headers is not None:
             index.append((i, part.start_c[_odd(part.length_c, part.times_c)], part.headers))
     source_C, start_C, length_C, times_C, names_C = (_joined(column) for column in columns)
-    different = np.unique(names_C)
+    different, headers = np.unique(names_C), _indexed(index) if index else None
     if len(different) == len(names_C) and not (times_C > 1).any():
-        return ReshardPlan(source_C, start_C, length_C, np.zeros(len(start_C), np.int32), None, _indexed(index)), seen_N
+        return ReshardPlan(source_C, start_C, length_C, np.zeros(len(start_C), np.int32), None, headers), seen_N
     index_M = np.repeat(np.arange(len(times_C)), times_C)
     copy_M = _occurrence(names_C[index_M])
-    plan = ReshardPlan(
-        source_C[index_M], start_C[index_M], length_C[index_M], copy_M, KeySet(different), _indexed(index)
-    )
+    plan = ReshardPlan(source_C[index_M], start_C[index_M], length_C[index_M], copy_M, KeySet(different), headers)
     return replace(plan, index=_completed(plan, sources, index)), seen_N
 
 
-def _indexed(parts: Sequence[tuple[int, Ints, Headers]]) -> Index | None:
-    if not parts:
-        return None
+def _headers(source: Source, start_k: Ints) -> Headers:
+    """Return the headers of some samples of a tar."""
+    headers = source.part.scan_at(start_k).headers
+    assert headers is not None  # noqa: S101 - the source is a tar
+    return headers(np.arange(len(start_k)))
+
+
+def _indexed(parts: Sequence[tuple[int, Ints, Headers]]) -> Index:
     source_k = np.repeat(np.array([i for i, _, _ in parts], np.uint32), [len(start_k) for _, start_k, _ in parts])
     start_k = np.concatenate([start_k for _, start_k, _ in parts])
     return Index(source_k, start_k, Headers.joined([headers for _, _, headers in parts]))
@@ -323,12 +393,10 @@ def _completed(
     complete = {i: (start_k, headers) for i, start_k, headers in parts}
     for i, starts in missing.items():
         new_k = np.unique(starts)
-        more = sources[i].part.scan_at(new_k).headers
-        assert more is not None  # noqa: S101 - other samples of these tars have headers
         start_k, headers = complete.get(i, (new_k[:0], Headers.of(())))
         both_k = np.concatenate([start_k, new_k])
         order = np.argsort(both_k)
-        joined = Headers.joined([headers, more(np.arange(len(new_k)))])
+        joined = Headers.joined([headers, _headers(sources[i], new_k)])
         complete[i] = both_k[order], Headers.of([joined.rows(k) for k in order.tolist()])
     return _indexed([(i, *complete[i]) for i in sorted(complete)])
 

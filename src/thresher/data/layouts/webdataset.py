@@ -30,6 +30,7 @@ from thresher.io.tar import (
     Row,
     TarSample,
     Window,
+    ending_of,
     extent,
     json_in,
     json_of,
@@ -137,8 +138,12 @@ class TarPart(Part):
 
     def chosen(self, start_c: Ints) -> Iterator[Sample]:
         """Yield the samples at some bytes."""
+        yield from (sample for _, _, sample in self.opened(start_c))
+
+    def opened(self, start_c: Ints) -> Iterator[tuple[Window, TarSample, Sample]]:
+        """Yield the samples at some bytes, each with its members and a window on the tar."""
         for window, sample in self._samples_at(start_c):
-            yield self._sample(window, sample)
+            yield window, sample, self._sample(window, sample)
 
     def _samples_at(self, at_c: Ints) -> Iterator[tuple[Window, TarSample]]:
         with open_file(self.protocol, self.path) as file:
@@ -241,15 +246,28 @@ class Samples:
             skipped=tuple(self._skipped),
             damage=damage,
             headers=self._headers,
+            endings=self._endings,
         )
 
     def _headers(self, which: Ints) -> Headers:
         return Headers.of(map(self._rows, which.tolist()))
 
+    def _endings(self, which: Ints) -> Iterator[tuple[str, ...]]:
+        for sample in which.tolist():
+            run, at = self._run(sample)
+            if isinstance(run, Stretch):
+                yield run.endings(at)
+            else:
+                yield tuple(ending_of(row.name) for row in run if row.name)
+
     def _rows(self, sample: int) -> list[Row]:
+        run, at = self._run(sample)
+        return run.rows(at) if isinstance(run, Stretch) else run
+
+    def _run(self, sample: int) -> tuple[Stretch | list[Row], int]:
+        """Return the run that a sample is in, and its number there."""
         i = bisect_right(self._before, sample) - 1
-        run = self._runs[i]
-        return run.rows(sample - self._before[i]) if isinstance(run, Stretch) else run
+        return self._runs[i], sample - self._before[i]
 
 
 def _uid(content: bytes) -> str:
