@@ -6,14 +6,12 @@ import argparse
 import inspect
 import io
 import json
-import logging
 import os
 import re
 import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ import torch
 import webdataset as wds
 from PIL import Image
 
+from tests.loaded import quiet, tiny_model
 from tests.reshard.common import hashes
 from thresher import build, open_store, run_steps
 from thresher.dynamic.loss import clip_losses
@@ -73,26 +72,8 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 tar.addfile(info, io.BytesIO(content))
     sizes = {f"{shard:05d}.tar": N // 4 for shard in range(4)}
     (folder / "sizes.json").write_text(json.dumps(sizes))
-    vision = {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 16}
-    text = {"context_length": 12, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1}
-    config = {"model_cfg": {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": {}}
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    tiny_model(folder)
     return folder
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """open_clip adds handlers to the root logger and sets the level of all: put back what was."""
-    loggers = [logging.root, *map(logging.getLogger, list(logging.root.manager.loggerDict))]
-    levels, handlers = [logger.level for logger in loggers], list(logging.root.handlers)
-    try:
-        yield
-    finally:
-        for handler in [handler for handler in logging.root.handlers if handler not in handlers]:
-            logging.root.removeHandler(handler)
-            handler.close()
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 class Ran:
@@ -588,7 +569,21 @@ def test_samples_that_open_clip_drops_stop_the_run(
     members = [[(f"{i:04d}.{kind}", contents[kind]) for i in range(8) for kind in kinds] for _ in range(2)]
     error = refused("--train-data", tars(tmp_path / "data", *members), "--train-num-samples", "16", *more.split())
     assert message in error
-    assert "a sample needs an image (jpg, png, jpeg or webp) and a caption (txt); to see what" in error
+    assert "a sample needs an image (jpg, png, jpeg or webp) and a caption (txt); thresher doctor DATA shows" in error
+
+
+def test_a_sample_that_open_clip_drops_is_named(run: Run, pairs: Path, tmp_path: Path) -> None:
+    """Once, while the others are trained on."""
+    members = [
+        (f"{i:04d}.{kind if i % 3 else 'gif' if kind == 'png' else kind}", sample(pairs, i)[kind])
+        for i in range(48)
+        for kind in ("png", "txt")
+    ]
+    ran = run("webdataset", "--train-data", tars(tmp_path / "data", members), "--train-num-samples", "32")
+    assert [entry["samples"] for entry in ran.log] == [32, 32]
+    warnings = [line for line in (ran.folder / "out.log").read_text().splitlines() if "leaves out" in line]
+    assert len(warnings) == 1
+    assert "leaves out samples, such as '0000', which has its image as .gif; thresher doctor DATA counts" in warnings[0]
 
 
 def test_members_that_lie_apart_stop_the_run(refused: Refused, pairs: Path, tmp_path: Path) -> None:

@@ -67,12 +67,11 @@ def can_decode(ending: str, content: bytes) -> bool:
 
 def described(counts: Sequence[tuple[str, int]]) -> str:
     """Return reasons with their numbers of samples as text: "12 have no .txt, 1 has its image as .gif"."""
-    return ", ".join(f"{count:,} {_phrase(why)[count != 1]}" for why, count in counts)
+    return ", ".join(f"{count:,} {phrase(why, count)}" for why, count in counts)
 
 
-def _phrase(why: str) -> tuple[str, str]:
-    """Return a reason, about one sample and about several."""
+def phrase(why: str, count: int = 1) -> str:
+    """Return a reason as a phrase about a number of samples: "has no .txt", "have no .txt"."""
     if why.startswith(_FORMAT):
-        ending = why.removeprefix(_FORMAT)
-        return f"has its image as .{ending}", f"have their image as .{ending}"
-    return _PHRASES[why]
+        return f"{'has its' if count == 1 else 'have their'} image as .{why.removeprefix(_FORMAT)}"
+    return _PHRASES[why][count != 1]

@@ -38,6 +38,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.data.streams import PATIENCE, Seen
+from thresher.data.trainable import phrase, why_left_out
 from thresher.dynamic.ledger import Ints
 from thresher.dynamic.loop import as_array, describe
 from thresher.dynamic.policies.full import Full
@@ -53,6 +54,7 @@ from thresher.pool.store import EmbeddingStore, reopen
 from thresher.runtime import locks
 from thresher.runtime.files import writing
 from thresher.runtime.parameters import Share, read
+from thresher.runtime.untrusted import cut
 from thresher.selection import Selection
 
 SEAM = ("get_data", "create_loss", "cosine_lr", "const_lr", "const_lr_cooldown")
@@ -615,6 +617,7 @@ class _Watch:
     def __init__(self, stage: prune_stream, batch: int, workers: int) -> None:
         self.stage, self.batch, self.workers = stage, batch, workers
         self.patience = stage.patience or PATIENCE
+        self.warned = False
         self._begin()
 
     def _begin(self) -> None:
@@ -647,11 +650,23 @@ class _Watch:
                 self.trainable += 1
                 if not self.decoded and self.trainable >= self.patience + _BUFFER:
                     raise UsageError(self._no_image())
-            elif not self.trainable:
-                self.seen.add(sample, str(sample["__key__"]))
-                if self.seen.samples >= self.patience:
-                    raise UsageError(self._no_pair())
+            else:
+                self._warn(sample)
+                if not self.trainable:
+                    self.seen.add(sample, str(sample["__key__"]))
+                    if self.seen.samples >= self.patience:
+                        raise UsageError(self._no_pair())
             yield sample
+
+    def _warn(self, sample: Mapping[str, Any]) -> None:
+        """Log a warning about the first sample that open_clip leaves out."""
+        why = why_left_out(tuple(name for name in sample if not name.startswith("__")))
+        if why and not self.warned:
+            self.warned = True
+            logging.warning(
+                f"Pruning Data: open_clip leaves out samples, such as {cut(str(sample['__key__']))!r}, which "
+                f"{phrase(why)}; thresher doctor DATA counts them, thresher reshard --trainable fixes them"
+            )
 
     def of_decoded(self, samples: Iterable[Any]) -> Iterator[Any]:
         for sample in samples:
@@ -696,7 +711,7 @@ class _Watch:
         hint = (
             "members of a sample must lie next to each other: sort the tars by name"
             if images and captions
-            else "to see what there is, type: thresher doctor DATA"
+            else "thresher doctor DATA shows what there is, thresher reshard --trainable writes tars to train on"
         )
         return (
             f"open_clip can train on none of {self.seen}; a sample needs an image (jpg, png, jpeg or webp) and a "
