@@ -1,4 +1,4 @@
-"""Why the loader of open_clip leaves samples out; that it does is compared with its own in tests/check/test_loader.py."""
+"""Why the loader of open_clip leaves samples out; tests/check/test_loader.py compares it with its own pipeline."""
 
 from __future__ import annotations
 
