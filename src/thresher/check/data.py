@@ -540,7 +540,10 @@ def _left_out(data: Data, read: _Read, progress: Progress) -> dict[str, Any] | N
             advance(1)
     return {
         "trained": loader.trained,
-        "left_out": {why: {"count": count, "first": loader.first[why]} for why, count in loader.left_out.most_common()},
+        "left_out": {
+            why: {"count": count, **dict(zip(("key", "path"), loader.first[why], strict=True))}
+            for why, count in loader.left_out.most_common()
+        },
     }
 
 
@@ -628,13 +631,13 @@ def _warnings(report: dict[str, Any]) -> list[str]:
     if keys and (count := keys["climbing"]):
         texts.append(f"{share(count, looked_at)} keys are unsafe paths: they contain ..")
     if report["open_clip"] and set(left_out := report["open_clip"]["left_out"]) - {"no_image"}:  # see above
-        counts = [(why, one["count"]) for why, one in left_out.items()]
-        total = report["open_clip"]["trained"] + sum(count for _, count in counts)
-        first = next(iter(left_out.values()))["first"]
+        trained = report["open_clip"]["trained"]
+        total = trained + sum(one["count"] for one in left_out.values())
+        reasons = (f"{described([(why, one['count'])])}, such as {one['key']}" for why, one in left_out.items())
         command = shlex.join(["thresher", "reshard", report["location"]])
         texts.append(
-            f"open_clip trains on {report['open_clip']['trained']:,} of {counted(total, 'sample')}: "
-            f"{described(counts)} (the first: {first}); to fix what can be fixed, type {command} SEL -o DIR --trainable"
+            f"open_clip trains on {trained:,} of {counted(total, 'sample')}: {'; '.join(reasons)}. To fix what can be "
+            f"fixed, type {command} SEL -o DIR --trainable"
         )
     if tars:
         texts += _warnings_of_tars(tars, report["files"])

@@ -29,7 +29,7 @@ class Loader:
 
     trained: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
-    first: dict[str, str] = field(default_factory=dict)
+    first: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def read(self, part: Part) -> None:
         """Add the samples of a tar.
@@ -71,4 +71,4 @@ class Loader:
 
     def _leave_out(self, why: str, key: str, path: str, times: int = 1) -> None:
         self.left_out[why] += times
-        self.first.setdefault(why, f"{visible(key)} in {path}")
+        self.first.setdefault(why, (visible(key), path))

@@ -148,10 +148,6 @@ class Stretch:
         columns = (self.offset_M[lo:hi].tolist(), self.size_M[lo:hi].tolist(), self.names[lo:hi])
         return [Row(offset, size, ".".join(name)) for offset, size, name in zip(*columns, strict=True)]
 
-    def endings(self, sample: int) -> tuple[str, ...]:
-        """Return the extensions of the members of a sample, in lower case."""
-        return tuple(ending.lower() for _, ending in self.names[self.begins[sample] : self.begins[sample + 1]])
-
 
 def stretch(window: FastWindow, at: int, most: int, *, jsons: bool = False) -> Stretch | None:
     """Return the complete samples among the next headers of a tar, up to the first that is not ordinary.

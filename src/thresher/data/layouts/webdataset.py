@@ -246,28 +246,20 @@ class Samples:
             skipped=tuple(self._skipped),
             damage=damage,
             headers=self._headers,
-            endings=self._endings,
+            endings=self._endings_of,
         )
 
     def _headers(self, which: Ints) -> Headers:
         return Headers.of(map(self._rows, which.tolist()))
 
-    def _endings(self, which: Ints) -> Iterator[tuple[str, ...]]:
+    def _endings_of(self, which: Ints) -> Iterator[tuple[str, ...]]:
         for sample in which.tolist():
-            run, at = self._run(sample)
-            if isinstance(run, Stretch):
-                yield run.endings(at)
-            else:
-                yield tuple(ending_of(row.name) for row in run if row.name)
+            yield tuple(ending_of(row.name) for row in self._rows(sample) if row.name)
 
     def _rows(self, sample: int) -> list[Row]:
-        run, at = self._run(sample)
-        return run.rows(at) if isinstance(run, Stretch) else run
-
-    def _run(self, sample: int) -> tuple[Stretch | list[Row], int]:
-        """Return the run that a sample is in, and its number there."""
         i = bisect_right(self._before, sample) - 1
-        return self._runs[i], sample - self._before[i]
+        run = self._runs[i]
+        return run.rows(sample - self._before[i]) if isinstance(run, Stretch) else run
 
 
 def _uid(content: bytes) -> str:
