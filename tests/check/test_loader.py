@@ -101,14 +101,15 @@ def test_the_report_names_a_key_and_the_command(tmp_path: Path, capsys: pytest.C
     tar(tmp_path / "in put" / "0.tar", [*LEFT_OUT["no_txt"], *LEFT_OUT["format.gif"], *TRAINED["plain"]])
     assert main(["doctor", str(tmp_path / "in put"), "--quiet"]) == 0
     out = capsys.readouterr().out
-    assert "open_clip trains on 1 of 5 samples: 3 have no .txt, 1 has its image as .gif (the first: a in" in out
+    assert (
+        "open_clip trains on 1 of 5 samples: 3 have no .txt, such as a; 1 has its image as .gif, such as d. To" in out
+    )
     assert f"thresher reshard '{tmp_path / 'in put'}' SEL -o DIR --trainable" in out
     assert main(["doctor", str(tmp_path / "in put"), "--quiet", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["open_clip"]["left_out"]["format.gif"] == {
-        "count": 1,
-        "first": f"d in {tmp_path / 'in put' / '0.tar'}",
-    }
+        "count": 1, "key": "d", "path": str(tmp_path / "in put" / "0.tar"),
+    }  # fmt: skip
     assert shown["reshard"] is None
 
 
