@@ -167,10 +167,11 @@ def test_repeats_keep_their_names(data: Path, tmp_path: Path) -> None:
 
 
 def test_samples_found_by_place(tmp_path: Path) -> None:
-    """Two samples with one key; only one of them has to be changed."""
-    rows = [("a", {"jpg": JPG, **META}), ("b", {"jpg": JPG, **TEXT}), ("a", {"gif": image(2, "GIF"), **TEXT})]
-    path = tar(tmp_path / "in" / "0.tar", rows)
-    places = [(sample.key, "0.tar", sample.at) for sample in open_data(str(path)).samples()]
+    """Two samples with one key, in two tars; only one of them has to be changed."""
+    tar(tmp_path / "in" / "0.tar", [("a", {"jpg": JPG, **META}), ("b", {"jpg": JPG, **TEXT})])
+    tar(tmp_path / "in" / "1.tar", [("a", {"gif": image(2, "GIF"), **TEXT})])
+    parts = open_data(str(tmp_path / "in")).parts
+    places = [(sample.key, Path(part.path).name, sample.at) for part in parts for sample in part.samples()]
     sel = pool(tmp_path, places, [0, 1, 2])
     done = reshard(str(tmp_path / "in"), sel, str(tmp_path / "out"), trainable=True)
     assert done.by == "place"
