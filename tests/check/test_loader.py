@@ -118,5 +118,5 @@ def test_of_a_folder_it_says_what_reshard_does(tmp_path: Path, capsys: pytest.Ca
         (tmp_path / f"{i}.{ending}").write_bytes(picture(kind))
         (tmp_path / f"{i}.txt").write_text("x")
     assert main(["doctor", str(tmp_path), "--quiet"]) == 0
-    assert "reshard --as webdataset writes PNG for GIF 2, BMP 1\n" in capsys.readouterr().out
+    assert "reshard --as webdataset converts to PNG: GIF 2, BMP 1\n" in capsys.readouterr().out
     assert doctor(str(tmp_path))["reshard"] == {"images": 4, "converted": {"GIF": 2, "BMP": 1}}

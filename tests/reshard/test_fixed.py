@@ -7,6 +7,7 @@ import json
 import os
 import tarfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from thresher.cli.main import main
 from thresher.data import open_data
 from thresher.errors import OutputError, PoolError, UsageError
 from thresher.io.pictures import open_rgb
-from thresher.reshard import reshard
+from thresher.reshard import job, reshard
 
 from .common import hashes, keys_file, listed, picture, plain, pool, tar
 
@@ -214,6 +215,28 @@ def test_by_default_tars_are_copied_and_what_will_not_train_is_counted(
     assert counts == {why: one["count"] for why, one in told.items() if why not in named_only}
 
 
+def test_what_was_found_is_kept_with_its_counts(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = reshard(str(data), keys(tmp_path), str(tmp_path / "whole"))
+    monkeypatch.setattr(job, "_KEPT", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "_tar", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            reshard(str(data), keys(tmp_path), str(tmp_path / "out"))
+    monkeypatch.setattr(job, "_find", lambda *_, **__: 1 / 0)
+    assert replace(reshard(str(data), keys(tmp_path), str(tmp_path / "out")), out=whole.out) == whole
+    assert whole.left_out["no_txt"] == 4
+
+
+def test_samples_that_moved_are_counted_once(tmp_path: Path) -> None:
+    """They are looked up by place first, then by key."""
+    rows = [("a", {"gif": JPG, **TEXT}), ("b", {"jpg": JPG, **TEXT}), ("c", {"jpg": JPG, **TEXT})]
+    path = tar(tmp_path / "in" / "0.tar", rows)
+    sel = pool(tmp_path, [(sample.key, "0.tar", sample.at) for sample in open_data(str(path)).samples()], [0, 1])
+    tar(tmp_path / "in" / "0.tar", [rows[0], rows[2], rows[1]])
+    done = reshard(str(tmp_path / "in"), sel, str(tmp_path / "out"))
+    assert (done.by, done.samples, done.left_out) == ("key", 2, {"format.gif": 1})
+
+
 def test_the_summary(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sel = keys(tmp_path, "gif", "jfif", "caption in json", "json first", "no caption", "jpg")
     assert main(["reshard", str(data), sel, "-o", str(tmp_path / "out"), "--trainable", "--quiet"]) == 0
@@ -315,6 +338,14 @@ def test_another_caption_is_another_result(tmp_path: Path) -> None:
     reshard(str(tmp_path / "in"), sel, out, form="webdataset")
     with pytest.raises(OutputError, match="other data or options"):
         reshard(str(tmp_path / "in"), sel, out, form="webdataset", options=DataOptions(caption="alt"))
+
+
+def test_captions_in_utf_16(tmp_path: Path) -> None:
+    """As they are read, whatever that is."""
+    path = tar(tmp_path / "in" / "0.tar", [("a", {"jpg": JPG, "txt": "café".encode("utf-16")})])
+    reshard(str(path), keys_file(tmp_path / "k", ["a"]), str(tmp_path / "out"), trainable=True)
+    (sample,) = open_data(str(path)).samples()
+    assert members_of(tmp_path / "out")["a"] == {"jpg": JPG, "txt": sample.text.encode()}
 
 
 def test_good_tars_are_copied_as_without_it(tmp_path: Path) -> None:

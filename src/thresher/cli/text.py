@@ -87,7 +87,7 @@ def diagnosis(data: Mapping[str, Any]) -> Iterator[str]:
         yield f"  tars: {each}; sizes.json: {sizes}"
     if (changes := data["reshard"]) and (formats := changes["converted"]):
         listed = ", ".join(f"{name} {count:,}" for name, count in formats.items())
-        yield f"  open_clip does not take all formats: reshard --as webdataset writes PNG for {listed}"
+        yield f"  for tars that open_clip trains on, reshard --as webdataset converts to PNG: {listed}"
     for warning in data["warnings"]:
         yield f"  ! {warning}"
     cost = data["cost"]
@@ -369,7 +369,7 @@ def resharded(done: Any, data: str, out: str) -> Iterator[str]:
     if done.converted or done.renamed or done.captioned:
         yield ", ".join(f"{what} {how}" for how, what in changes.items() if not what.startswith("0 "))
     if done.blank:
-        yield f"! {counted(done.blank, 'sample')} without a caption: with an empty .txt"
+        yield f"! {counted(done.blank, 'sample has', 'samples have')} no caption, only an empty .txt"
     if done.left_out:
         yield (
             f"! open_clip will leave out {counted(sum(done.left_out.values()), 'sample')}: "

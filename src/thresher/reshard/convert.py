@@ -41,7 +41,7 @@ class Written:
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
 
-def write(plan: ReshardPlan, sources: Sequence[Source], path: str, *, trainable: bool = True) -> Written:
+def write(plan: ReshardPlan, sources: Sequence[Source], path: str, *, trainable: bool) -> Written:
     """Write a tar of the samples of a plan, which are in the order of the data.
 
     Args:

@@ -21,6 +21,7 @@ from thresher.data.parts import Ints
 from thresher.data.samples import BYTES, Sample
 from thresher.data.trainable import CAPTION, KINDS, PICTURES, TAKEN, can_decode, is_decoded, why_left_out
 from thresher.errors import PoolError
+from thresher.io.paths import visible
 from thresher.io.pictures import as_png, kind_of
 from thresher.io.tar import NOTES, TAR_BLOCK, Member, TarSample, Window, key_of
 from thresher.reshard.tars import RECORD, header
@@ -128,12 +129,11 @@ def _contents(window: Window, found: TarSample, sample: Sample) -> tuple[list[_C
     contents = {ending: _Content(member.name, member) for ending, member in members.items()}
     for ending, member in members.items():
         if is_decoded(ending) and member.size <= NOTES:
-            content = window.read(member.offset, member.size)
-            if can_decode(ending, content):
+            if can_decode(ending, window.read(member.offset, member.size)):
                 continue
             if ending != CAPTION:
-                raise PoolError(f"has a .{ending} that webdataset cannot decode")
-            contents[ending] = _Content(member.name, member, content.decode("utf-8", "replace").encode())
+                raise PoolError(f"has a .{visible(ending)} that webdataset cannot decode")
+            contents[ending] = _Content(member.name, member, sample.text.encode())
             what |= CAPTIONED
     if not why_left_out(tuple(members)):
         return list(contents.values()), what

@@ -62,6 +62,7 @@ _AGAIN = f"{AGAIN} with --overwrite"
 _SCRATCH = re.compile(r"\..*\.tmp(\.\w+)?")
 _OWN = re.compile(rf"\d{{8,}}\.tar|\d{{8,}}_stats\.json|train-\d{{5,}}-of-\d{{5,}}\.parquet|{_SCRATCH.pattern}")
 _PLAN = 2  # version of plans; changes whenever the same plan would write other files
+_READING = ("image", "caption", "key", "root", "captions_file", "reader")  # options that written bytes depend on
 _MATCHES = 1  # version of the file of what was found
 
 
@@ -123,8 +124,8 @@ def run_job(job: Job, sel: Chosen, workers: int | None, progress: Progress | Non
     if form != data.parts[0].copied_as:
         originals.look_apart(matches.plan, engine, progress)
     options: dict[str, Any] = {"as": form, "per_shard": job.per_shard, "shuffle": job.shuffle}
-    if trainable:
-        options |= {"trainable": True, "caption": job.options.caption, "captions": job.options.captions_file}
+    options |= {"trainable": True} if trainable else {}
+    options |= {name: value for name in _READING if (value := getattr(job.options, name)) is not None}
     digest = matches.plan.digest(_PLAN, options, data.kind, originals.stamps())
     with _holding(out, digest, overwrite=job.overwrite):
         if (done := _finished(out, digest)) is None:
@@ -225,9 +226,9 @@ def _find(
         sel = Selection.load(sel)
     if isinstance(sel, Selection) and not len(sel):
         raise UsageError("the selection keeps nothing")
-    left_out = Counter[str]()
     places = places_of(sel, sources)
     if places is not None:
+        left_out = Counter[str]()
         try:
             with progress.task("look up", len(sources), "files") as advance:
                 tasks = list(zip(sources, places, strict=True))
@@ -245,6 +246,7 @@ def _find(
     if not len(wanted):
         raise UsageError(f"{sel}: keeps nothing")
     skipped: list[tuple[str, str, str]] = []
+    left_out = Counter()
     with progress.task("scan", len(sources), "files") as advance:
         results = _read(sources, partial(_match_keys, wanted), sources, engine, processes=processes)
         plan, seen = planned(sources, _collect(results, sources, skipped, left_out, advance), wanted)
