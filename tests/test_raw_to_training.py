@@ -286,11 +286,7 @@ def trained(run: Path, keys: Sequence[str]) -> set[str]:
 @pytest.mark.parametrize(
     ("title", "made"),
     [
-        pytest.param(
-            "img2dataset, `--output_format files`",
-            img2dataset_files,
-            marks=pytest.mark.xfail(reason="its parquet files are taken for the data"),
-        ),
+        ("img2dataset, `--output_format files`", img2dataset_files),
         ("img2dataset, tars", img2dataset_tars),
         ("DataComp shards and a subset of uids", datacomp),
         ("Hugging Face parquet", hub),

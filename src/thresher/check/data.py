@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import posixpath
 import re
 import shlex
@@ -31,7 +30,7 @@ from thresher.errors import PoolError, UnreachedError, UsageError
 from thresher.export.keys import hashes_of
 from thresher.io.open import file_stamp, open_file, trusting
 from thresher.io.paths import has_parent, visible
-from thresher.io.pictures import FORMATS, NARROW, PIXELS, open_rgb
+from thresher.io.pictures import NARROW, PIXELS, open_encoded, open_rgb
 from thresher.runtime.engine import cores
 from thresher.runtime.format import counted
 from thresher.runtime.process import no_warnings
@@ -160,7 +159,7 @@ def doctor(
         ],
         "unreached": [{"path": path, "why": why} for path, why in unreached.items()],
     }
-    report["warnings"] = [*([refusal] if refusal else []), *_warnings(report)]
+    report["warnings"] = [*([refusal] if refusal else []), *data.notes, *_warnings(report)]
     report["cost"] = _cost(total, seen, model, read.texts, workers)
     report["next"] = _next(location, options, encoder, report)
     return report
@@ -451,8 +450,6 @@ def _decoded(samples: Iterable[Sample], model: Any, count: int, workers: int, pr
 
 def _look(sample: Sample, preprocess: Any) -> tuple[_Picture, Any]:
     """Return the properties of an image, and its pixels as the encoder takes them."""
-    from PIL import Image
-
     try:
         data = sample.stored()
         begin = time.thread_time()
@@ -464,7 +461,7 @@ def _look(sample: Sample, preprocess: Any) -> tuple[_Picture, Any]:
         return _Picture(why=str(error)), None
     except UnreachedError as error:
         return _Picture(unreached=str(error)), None
-    with no_warnings, Image.open(io.BytesIO(data), formats=FORMATS) as stored:
+    with no_warnings, open_encoded(data) as stored:
         return _Picture(
             size=len(data),
             digest=hashlib.blake2b(data, digest_size=16).digest(),

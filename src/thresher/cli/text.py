@@ -355,6 +355,7 @@ def exported(done: Any) -> Iterator[str]:
 
 def resharded(done: Any, data: str, out: str) -> Iterator[str]:
     """Yield lines on new shards."""
+    yield from done.notes
     files = counted(done.shards, {"webdataset": "tar", "parquet": "parquet file", "csv": "csv"}[done.form])
     yield f"{done.samples:,} of {counted(done.chosen, 'sample')} in {files}, found by {done.by}"
     if done.missing:

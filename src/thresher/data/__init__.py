@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import ClassVar, Protocol
 
+from thresher.data.files import ARCHIVES, Contents, ending_of, is_about_pictures, named, pictures_in
 from thresher.data.location import Location
 from thresher.data.options import PER_PART, DataOptions
 from thresher.data.parts import Data, Part, Scanned, Words
 from thresher.data.pools import refuse_pool, refuse_thumbnails
 from thresher.data.samples import SEVERAL, Place, Sample
 from thresher.errors import PoolError
+from thresher.io.columns import is_text
+from thresher.io.paths import visible
+from thresher.io.pictures import BY_ENDING
 from thresher.io.readers import readable, recognising
+from thresher.runtime.format import counted
 from thresher.runtime.plugins import PluginPoint
 
 __all__ = [
@@ -80,7 +87,7 @@ def open_data(location: str, options: DataOptions | None = None) -> Data:
     if location and not options.thumbnails_as_data:
         refuse_pool(where)
     reader = DATA_READERS.build(options.reader) if options.reader else None
-    if location and (reader := reader or recognising(DATA_READERS, where)) is not None:
+    if location and (reader := reader or _reader_of(where, options)) is not None:
         if reader.name != "csv":
             options.refuse(where.text, f"data of the reader {reader.name}", columns="only a csv lacks names of columns")
         data = reader.open(where, options)
@@ -88,13 +95,42 @@ def open_data(location: str, options: DataOptions | None = None) -> Data:
             raise PoolError(f"{location}: has no samples")
         if not options.image and not options.thumbnails_as_data:
             refuse_thumbnails(data)
-        return data
+        return replace(data, notes=(*data.notes, *_notes(where, data)))
     if not location:
         why = "no data was given"
     elif not where.exists:
         why = f"{location}: nothing is there"
     elif where.is_folder and not os.listdir(location):
         why = f"{location}: is an empty folder"
+    elif where.is_folder:
+        why = f"{location}: no known kind of data{Contents.of(location).instead()}"
+    elif ending_of(location) in BY_ENDING:
+        why = f"{location}: is a single image; give the folder that it is in"
+    elif ending_of(location) in ARCHIVES:
+        why = f"{location}: is an archive; unpack it and give the folder"
     else:
         why = f"{location}: no known kind of data"
     raise PoolError(f"{why}; give {readable(DATA_READERS)}")
+
+
+def _reader_of(where: Location, options: DataOptions) -> DataReader | None:
+    """Return the reader that recognises a location; of tables without images next to image files, that of a folder."""
+    reader = recognising(DATA_READERS, where)
+    if reader is not None and reader.name == "parquet" and not options.image and is_about_pictures(where):
+        return DATA_READERS.build("folder")
+    return reader
+
+
+def _notes(where: Location, data: Data) -> Iterator[str]:
+    """Yield what is not read, if a folder with images was recognised as something else."""
+    if data.kind not in ("webdataset", "arrow", "parquet") or not where.is_folder:
+        return
+    first = data.parts[0]
+    picture = first.roles().get("picture")
+    if picture and is_text(first.schema().field(picture).type):  # the table names image files
+        return
+    if images := list(pictures_in(where.text)):
+        yield (
+            f"not read: {counted(len(images), 'image file')} next to the {first.unit}s of {visible(where.text)} "
+            f"({named(images)}); to read only these, pass --reader folder"
+        )

@@ -263,11 +263,13 @@ class Data:
         location: The location as the user wrote it.
         kind: Name of the reader: "webdataset", "parquet", "arrow", "csv", "jsonl", "folder".
         parts: The parts, in the order of the samples.
+        notes: What the user should know, as sentences: files that are not read, and choices that were made.
     """
 
     location: str
     kind: str
     parts: tuple[Part, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def columns(self) -> Mapping[str, Any]:

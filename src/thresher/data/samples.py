@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -123,9 +124,12 @@ class Sample:
 
 
 def caption_of(cell: Any) -> str:
-    """Return a caption as stripped text that UTF-8 can encode: the first of several, "" for none."""
+    """Return a caption as stripped text that UTF-8 can encode: the first of several, "" for none.
+
+    Bytes are UTF-8, or UTF-16 if they begin with its byte order mark. Invalid bytes become U+FFFD.
+    """
     if isinstance(cell, (list, tuple)):
         cell = next((one for one in cell if isinstance(one, (str, bytes)) and one.strip()), "")
     if isinstance(cell, bytes):
-        cell = cell.decode("utf-8-sig", "replace")
+        cell = cell.decode("utf-16" if cell.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig", "replace")
     return writable(cell.strip()) if isinstance(cell, str) else ""

@@ -16,9 +16,7 @@ from thresher.io.pictures import ENDINGS
 TAKEN = ("jpg", "png", "jpeg", "webp")  # endings of images, of which the loader uses the first
 KINDS = ("jpg", "png", "webp")  # formats with these endings, as thresher.io.pictures.kind_of names them
 PILLOW = ("JPEG", "MPO", "PNG", "WEBP")  # the same, as Pillow names them
-PICTURES = tuple(
-    dict.fromkeys((*TAKEN, *ENDINGS, "jfif", "jpe", "avif", "heic", "heif", "jp2", "jxl", "dib", "pgm", "pbm", "pnm"))
-)
+PICTURES = tuple(dict.fromkeys((*TAKEN, *ENDINGS)))  # in the order in which one of several is chosen
 CAPTION = "txt"
 _TEXTS, _JSONS = {"txt", "text", "transcript"}, {"json", "jsn"}
 _NUMBERS = {"cls", "cls2", "index", "inx", "id"}

@@ -175,7 +175,7 @@ def embed(
     devices = _devices(settings.device)
     encoder = make_encoder(settings.encoder, device=devices[0], precision=settings.precision)
     asked, notes = _planned(source, shards, encoder, settings)
-    notes = (*refusal, *notes)
+    notes = (*source.notes, *refusal, *notes)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

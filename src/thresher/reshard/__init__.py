@@ -42,6 +42,7 @@ class Resharded:
         blank: Samples with an empty ``.txt``, because they have no caption, repeats included; 0 from tars.
         left_out: Samples of tars that were copied and that open_clip will leave out, repeats included, by reason, see
             :func:`thresher.data.trainable.why_left_out`.
+        notes: What is not read of the data, see :attr:`thresher.data.Data.notes`.
     """
 
     out: str
@@ -60,6 +61,7 @@ class Resharded:
     captioned: int = 0
     blank: int = 0
     left_out: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def reshard(

@@ -12,7 +12,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -135,7 +135,7 @@ def run_job(job: Job, sel: Chosen, workers: int | None, progress: Progress | Non
             written = shards.write()
             originals.check(_AGAIN)
             done = _finish(job, sel, sources, matches, form, trainable, digest, written)
-    return done
+    return replace(done, notes=data.notes)
 
 
 def _inputs(data: Data, sources: Sequence[Source], sel: Chosen) -> str:
@@ -377,7 +377,7 @@ class _Written:
     """
 
     shards: list[dict[str, Any]]
-    changes: Mapping[str, int] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict)
     skipped: Sequence[tuple[str, str, str]] = ()
 
 
@@ -638,7 +638,7 @@ def _finish(
         left_out={} if trainable or form != "webdataset" else dict(matches.left_out),
         **written.changes,
     )
-    counts = {name: value for name, value in asdict(done).items() if name not in ("out", "form")}
+    counts = {name: value for name, value in asdict(done).items() if name not in ("out", "form", "notes")}
     files: dict[str, int] = {}
     for source in sources:
         files[source.path] = source.size
@@ -671,7 +671,7 @@ def _finished(out: Path, digest: str) -> Resharded | None:
         if not path.is_file() or path.stat().st_size != one["bytes"]:
             (out / RESULT).unlink()
             return None
-    names = [item.name for item in fields(Resharded) if item.name not in ("out", "form")]
+    names = [item.name for item in fields(Resharded) if item.name not in ("out", "form", "notes")]
     if not result.keys() >= set(names):  # of an older version
         return None
     return Resharded(out=str(out), form=result["as"], **{name: result[name] for name in names})

@@ -164,6 +164,8 @@ def open_pairs(
 def _indexed(data: str, folder: Path, options: DataOptions, progress: Progress) -> tuple[Pairs, dict[int, str]]:
     """Read the data once; return all rows, and the reasons for rows without an image."""
     opened = open_data(data, options)
+    for note in opened.notes:
+        progress.say(note)
     store, several = _pool_of(opened, options), 0
     own: dict[str, list[Any]] = {name: [] for name in ("key", "text", "uid")}
     light: dict[str, list[Any]] = {name: [] for name in opened.columns}
