@@ -104,10 +104,10 @@ def open_data(location: str, options: DataOptions | None = None) -> Data:
         why = f"{location}: is an empty folder"
     elif where.is_folder:
         why = f"{location}: no known kind of data{Contents.of(location).instead()}"
-    elif ending_of(location) in BY_ENDING:
-        why = f"{location}: is a single image; give the folder that it is in"
+    elif where.local and ending_of(location) in BY_ENDING:
+        raise PoolError(f"{location}: is a single image; give the folder that it is in")
     elif ending_of(location) in ARCHIVES:
-        why = f"{location}: is an archive; unpack it and give the folder"
+        raise PoolError(f"{location}: is an archive; unpack it and give the folder")
     else:
         why = f"{location}: no known kind of data"
     raise PoolError(f"{why}; give {readable(DATA_READERS)}")

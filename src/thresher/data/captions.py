@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import IO, Any
 
+from thresher.data.files import stem_of
 from thresher.data.options import DataOptions
 from thresher.data.rows import RowReader, is_text
 from thresher.errors import PoolError
@@ -17,7 +18,7 @@ from thresher.io.columns import FILES, known
 from thresher.io.csv import Lines, header, rows
 from thresher.io.open import open_file, trusting
 from thresher.io.parquet import open_parquet
-from thresher.io.paths import visible
+from thresher.io.paths import composed, visible
 from thresher.io.pictures import ENDINGS
 from thresher.runtime.untrusted import load_json, parse_json
 
@@ -29,13 +30,13 @@ _TOKEN = re.compile(r"#\d+$")  # the number of a caption, behind the name of its
 
 def captions_in_files(
     location: str, names: Sequence[str], tables: Sequence[tuple[str, str]], options: DataOptions
-) -> Mapping[str, str]:
-    """Return the captions of images; "" for an image without one, and {} if there are no files.
+) -> tuple[Mapping[str, str], int]:
+    """Return the captions of images, "" for an image without one, and how many names in the files match no image.
 
     Args:
         location: The folder, for messages.
         names: Paths of the images in it.
-        tables: Files of captions, and the folders that they describe.
+        tables: Files of captions, and the folders that they describe. If there are none, the captions are {}.
         options: Columns of the image and the caption, and whether the user named the file.
 
     Raises:
@@ -43,33 +44,39 @@ def captions_in_files(
         UsageError: There is no column that the user named.
     """
     if not tables:
-        return {}
+        return {}, 0
     by_name: dict[str, str] = {}
     for path, below in tables:
         for name, text in trusting(path, partial(_pairs, path, options)):
             by_name.setdefault(os.path.normpath(os.path.join(below, name)), text)  # the first one is used
-    # A table may name images without their folder or extension, or with an old folder. Such a name is used if it
-    # belongs to only one image.
-    bases = Counter(map(os.path.basename, by_name))
-    own = Counter(base for name in names for base in _bases(name))
-    by_base = {os.path.basename(name): text for name, text in by_name.items() if bases[os.path.basename(name)] == 1}
-    captions = {}
+    # A table may name images without their folder or extension, with an old folder, or with letters that are composed
+    # of others than on the disk. Such a name is used if it belongs to only one image.
+    own = Counter(other for name in names for other in _others(name))
+    by_other: dict[str, str] = {}  # of names that are the same, none
+    for name in by_name:
+        for other in {composed(name), composed(os.path.basename(name))}:
+            by_other[other] = "" if other in by_other else name
+    captions: dict[str, str] = {}
+    used = set[str]()
     for name in names:
-        tried = [by_name.get(name), by_name.get(os.path.splitext(name)[0])]
-        tried += [by_base.get(base) for base in _bases(name) if own[base] == 1]
-        captions[name] = next((text for text in tried if text is not None), None)
-    if not any(text is not None for text in captions.values()):
+        tried = [name, stem_of(name), *(by_other.get(other, "") for other in _others(name) if own[other] == 1)]
+        if found := next((one for one in tried if one in by_name), ""):
+            captions[name] = by_name[found]
+            used.add(found)
+    if not used:
         one = f"it names {visible(next(iter(by_name)), 80)}" if by_name else "it names no image"
         raise PoolError(
             f"{tables[0][0]}: names none of the {len(names):,} images in {location}: {one}, an image of the folder is "
             f"{visible(names[0], 80)}"
         )
-    return {name: text or "" for name, text in captions.items()}
+    return {name: captions.get(name, "") for name in names}, len(by_name) - len(used)
 
 
-def _bases(name: str) -> list[str]:
-    base = os.path.basename(name)
-    return [base, os.path.splitext(base)[0]]
+def _others(name: str) -> list[str]:
+    """Return other names that a table may have for an image, each once."""
+    whole = composed(name)
+    base = os.path.basename(whole)
+    return list(dict.fromkeys((whole, stem_of(whole), base, stem_of(base))))
 
 
 def _pairs(path: str, options: DataOptions) -> list[tuple[str, str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,16 +11,16 @@ from dataclasses import dataclass, field
 from thresher.data.location import Location
 from thresher.data.tables import PICTURES
 from thresher.errors import PoolError
-from thresher.io.listing import folders_below
+from thresher.io.listing import folders_below, natural
 from thresher.io.open import regular_file, trusting
 from thresher.io.parquet import table_piece
-from thresher.io.paths import inside, visible
+from thresher.io.paths import composed, inside, visible
 from thresher.io.pictures import BY_ENDING, Format, format_of
 from thresher.runtime.format import counted
 
 BESIDE = (".txt", ".caption", ".json")  # extensions of a caption file next to an image, in order
 TABLES = ("csv", "tsv", "jsonl", "ndjson", "parquet", "pq", "json", "txt")  # that may be files of captions
-ARCHIVES = ("zip", "rar", "7z", "tar", "gz", "tgz", "bz2", "tbz2", "xz", "txz", "zst")  # without a reader
+ARCHIVES = ("zip", "rar", "7z", "gz", "tgz", "bz2", "tbz2", "xz", "txz", "zst")  # without a reader
 _SYSTEM = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")
 _ABOUT = ("readme", "license", "licence")  # beginnings of names of files about the data
 _LOOKED_AT = 1024  # bytes from which the format of an image is recognised
@@ -47,6 +46,11 @@ def stem_of(name: str) -> str:
     """Return a name without its extension, see :func:`ending_of`."""
     ending = ending_of(name)
     return name[: -len(ending) - 1] if ending else name
+
+
+def is_about(name: str) -> bool:
+    """Return whether a file is about the data and not part of it, such as README.md."""
+    return name.lower().startswith(_ABOUT)
 
 
 def format_in(path: str, root: str) -> Format | None:
@@ -133,22 +137,19 @@ def captions_beside(
     if others:
         loose: dict[str, str] = {}  # of names that are the same, none
         for name in left:
-            plain = _composed(f"{stem_of(name)}.{ending_of(name)}")
+            plain = composed(f"{stem_of(name)}.{ending_of(name)}")
             loose[plain] = "" if plain in loose else name
-        stems, names = (Counter(map(_composed, of)) for of in (map(stem_of, pictures), pictures))
+        stems, names = (Counter(map(composed, of)) for of in (map(stem_of, pictures), pictures))
         for name in others:
-            stem, whole = _composed(stem_of(name)), _composed(name)
+            stem, whole = composed(stem_of(name)), composed(name)
             tried = [stem] if stems[stem] == 1 or stem.isascii() else []
-            shorter = os.path.splitext(whole)[0]  # of photo.jpg_large
-            tried += [one for one in (whole, shorter) if one not in stems and names[whole] == 1]
+            shorter = whole if ending_of(whole) else os.path.splitext(whole)[0]  # of photo.jpg_large, photo.jpg.1
+            shortest = stem_of(shorter) if ending_of(shorter) in BY_ENDING else shorter
+            tried += [one for one in (whole, shorter, shortest) if one not in stems and names[whole] == 1]
             if one := next(filter(None, (loose.get(one + ending) for one in tried for ending in endings)), ""):
                 found[name] = one
                 used.add(one)
     return found, [name for name in left if name not in used]
-
-
-def _composed(text: str) -> str:
-    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def downloads_in(folder: str, names: Sequence[str]) -> set[str]:
@@ -186,15 +187,13 @@ class Contents:
         contents = cls()
         for folder, inner, files in walk(top):
             contents.add_links(folder, inner)
-            contents.add(folder, files)
+            contents.add(folder, (name for name in files if not is_about(name)))
         return contents
 
     def add(self, folder: str, names: Iterable[str]) -> None:
         """Add files of a folder that are not read."""
         for name in names:
             ending = ending_of(name)
-            if name.lower().startswith(_ABOUT):
-                continue
             self.others[ending] += 1
             for endings, some in ((TABLES, self.tables), (ARCHIVES, self.archives)):
                 if ending in endings:
@@ -245,4 +244,4 @@ def _by_ending(counts: Counter[str]) -> str:
 def named(paths: Sequence[str]) -> str:
     """Return the first paths as text, and how many more there are, for a message."""
     more = f" and {len(paths) - _NAMED:,} more" if len(paths) > _NAMED else ""
-    return ", ".join(map(visible, paths[:_NAMED])) + more
+    return ", ".join(map(visible, sorted(paths, key=natural)[:_NAMED])) + more

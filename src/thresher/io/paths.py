@@ -69,6 +69,11 @@ def writable(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
+def composed(name: str) -> str:
+    """Return a name with composed letters (Unicode NFC); macOS, and zip files made there, decompose them."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
 def visible(text: str, limit: int | None = _LONG) -> str:
     r"""Return text from a file in a form that is safe to print: in one line, without hidden or control characters.
 

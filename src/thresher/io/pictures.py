@@ -20,10 +20,6 @@ NARROW = 200  # maximum aspect ratio: a longer image is a line or a scroll, and 
 PIXELS = 2**27  # maximum per image: more counts as a decompression bomb
 
 
-UNSUPPORTED = "convert to JPEG or PNG"
-"""What to do with an image in a format that no package reads."""
-
-
 @dataclass(frozen=True)
 class Format:
     """A format of image files.
@@ -33,6 +29,7 @@ class Format:
         endings: Usual extensions of its files, the first one for files that are written.
         reader: Name of the reader in Pillow, "" if there is none.
         feature: Name in ``PIL.features`` of the library that the reader needs, "" for none.
+        package: Another package that reads it, "" for none.
         instead: What to do if it cannot be read.
     """
 
@@ -40,13 +37,19 @@ class Format:
     endings: tuple[str, ...]
     reader: str = ""
     feature: str = ""
-    instead: str = UNSUPPORTED
+    package: str = ""
+    instead: str = "convert to JPEG or PNG"
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it can be read, perhaps after something is installed."""
+        return bool(self.reader or self.package)
 
     @property
     def is_read(self) -> bool:
         """Whether it can be read with the installed packages."""
-        if self is _HEIC:
-            return installed("pillow_heif")
+        if self.package:
+            return installed(self.package)
         if not self.feature:
             return bool(self.reader)
         from PIL import features
@@ -63,10 +66,14 @@ _GIF = Format("GIF", ("gif",), "GIF")
 _BMP = Format("BMP", ("bmp", "dib"), "BMP")
 _TIFF = Format("TIFF", ("tif", "tiff"), "TIFF")
 _PPM = Format("PPM", ("ppm", "pgm", "pbm", "pnm"), "PPM")
-_AVIF = Format("AVIF", ("avif",), "AVIF", "avif", "type pip install 'pillow>=11.3'")
-_JPEG_2000 = Format("JPEG 2000", ("jp2", "j2k", "jpf", "jpx", "j2c"), "JPEG2000", "jpg_2000", "type pip install pillow")
+_AVIF = Format("AVIF", ("avif",), "AVIF", "avif", instead="type pip install 'pillow>=11.3'")
+_JPEG_2000 = Format(
+    "JPEG 2000", ("jp2", "j2k", "jpf", "jpx", "j2c"), "JPEG2000", "jpg_2000", instead="type pip install pillow"
+)
 _ICO = Format("ICO", ("ico",), "ICO")
-_HEIC = Format("HEIC", ("heic", "heif", "hif", "heics", "heifs"), instead="type pip install pillow-heif")
+_HEIC = Format(
+    "HEIC", ("heic", "heif", "hif", "heics", "heifs"), package="pillow_heif", instead="type pip install pillow-heif"
+)
 _JPEG_XL = Format("JPEG XL", ("jxl",))
 _RAW = Format(
     "camera raw",
@@ -160,7 +167,7 @@ def kind_of(data: bytes) -> str:
     one = format_of(data)
     if one is None:
         raise PoolError(f"is not in a supported image format (it begins with {data[:8]!r})")
-    if one.instead == UNSUPPORTED and not one.reader:
+    if not one.is_known:
         raise PoolError(f"is not in a supported image format ({one.name}: {one.instead})")
     return one.endings[0]
 

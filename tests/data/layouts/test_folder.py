@@ -128,6 +128,13 @@ def test_a_caption_is_never_another_pictures(tmp_path: Path) -> None:
     [
         ("txt", b"\xef\xbb\xbf one \n", "one"),
         ("txt", b"caf\xe9", "caf\ufffd"),
+        ("txt", "\ufeffcaf\xe9 \u304c \n".encode("utf-16-le"), "caf\xe9 \u304c"),
+        ("txt", "\ufeffcaf\xe9\r\n".encode("utf-16-be"), "caf\xe9"),
+        ("txt", b"one\r\ntwo\n\n", "one\r\ntwo"),  # the whole file is one caption
+        ("TXT", b"one", "one"),
+        ("Json", b'{"caption": "one"}', "one"),
+        ("png.txt", b"one", "one"),
+        ("png.json", b'{"caption": "one"}', "one"),
         ("caption", b"one", "one"),
         ("json", b'{"caption": "one"}', "one"),
         ("json", b'{"text": ["", "one"], "caption": "two"}', "one"),
@@ -152,9 +159,9 @@ def test_keys_are_names_without_endings_where_that_tells_them_apart(tmp_path: Pa
     (tmp_path / "state.json").write_text("{}")  # what it tells of state.png
     (tmp_path / "state.png").write_bytes(picture())
     data = open_data(str(tmp_path), DataOptions(per_part=3))
-    assert [s.key for s in data.samples()] == ["a.jpg", "a.png", "b", "caf\\udce9", "state", "9", "10"]
-    assert [s.stored() for s in data.samples()] == [picture()] * 7
-    assert [(part.first, part.rows) for part in data.parts] == [(0, 3), (3, 3), (6, 1)]
+    assert [s.key for s in data.samples()] == ["a.jpg", "a.png", "b", "caf\\udce9", "jpg", "state", "9", "10"]
+    assert [s.stored() for s in data.samples()] == [picture()] * 8
+    assert [(part.first, part.rows) for part in data.parts] == [(0, 3), (3, 3), (6, 2)]
 
 
 def test_no_two_pictures_have_one_key(tmp_path: Path) -> None:
@@ -191,7 +198,7 @@ def test_options_that_cannot_be(tmp_path: Path) -> None:
         ),
         (
             lambda folder: (folder / "x.tar.gz").write_text("x"),
-            "no known kind of data; give .*folder of images",
+            "no known kind of data; it has 1 file .*unpack .*x.tar.gz; give .*folder of images",
         ),
     ],
 )

@@ -18,6 +18,7 @@ from thresher.data.files import (
     downloads_in,
     ending_of,
     format_in,
+    is_about,
     is_file_in,
     named,
     pictures_in,
@@ -33,7 +34,7 @@ from thresher.errors import PoolError
 from thresher.io.listing import natural
 from thresher.io.open import file_stamp, regular_file, trusting
 from thresher.io.paths import inside, visible, writable
-from thresher.io.pictures import BY_ENDING, UNSUPPORTED
+from thresher.io.pictures import BY_ENDING
 from thresher.runtime.format import counted
 from thresher.runtime.random import digest
 from thresher.runtime.untrusted import parse_json
@@ -87,12 +88,17 @@ class Folder:
             options.refuse(where.text, self.looks_like, image=without)
             if not found.beside:
                 options.refuse(where.text, self.looks_like, caption=f"{without}, or NAME.json next to each image")
-        captions = captions_in_files(where.text, names, tables, options)
+        captions, unmatched = captions_in_files(where.text, names, tables, options)
         place, step = os.path.abspath(where.text), options.per_part
         keys, same = _keys(names)
         notes = list(found.notes())
+        if unmatched:
+            notes.append(f"{counted(unmatched, 'name')} in {named([path for path, _ in tables])} without an image")
         if same:
-            notes.append(f"{counted(same, 'image')} with the name of another but for the extension: keys include it")
+            notes.append(
+                f"{counted(same, 'image')} with the name of another but for the extension: their keys include it, and "
+                "they have the same NAME.txt"
+            )
         parts = [
             FolderPart(
                 place,
@@ -160,23 +166,23 @@ class _Listing:
         pictures, texts, others = list[str](), list[str](), list[str]()
         known = {name.lower(): name for name in files}
         tables = [known[name] for name in CAPTION_FILES if name in known]
-        downloads = downloads_in(folder, files)
+        tables = [name for name in tables if is_file_in(os.path.join(folder, name), root)]
+        read = {*tables, *downloads_in(folder, files), *_file_in(folder, options.captions_file)}
         for name in files:
             if not (ending := ending_of(name)) and (one := format_in(os.path.join(folder, name), root)):
                 ending = one.endings[0]
             if ending in BY_ENDING:
                 pictures.append(name)
                 self.contents.formats[ending] += 1
-            elif name not in tables and name not in downloads:
+            elif name not in read and not is_about(name):
                 (texts if f".{ending}" in BESIDE else others).append(name)
         below = "" if folder == self.top else os.path.relpath(folder, self.top)
         self.pictures += [os.path.join(below, name) for name in pictures]
         self.contents.add(folder, others)
         if not self.captions:
             return
-        paths = [path for name in tables if is_file_in(path := os.path.join(folder, name), root)]
-        self.tables += [(path, below) for path in paths[:1]]
-        self.passed += paths[1:]
+        self.tables += [(os.path.join(folder, name), below) for name in tables[:1]]
+        self.passed += [os.path.join(folder, name) for name in tables[1:]]
         found, left = captions_beside(pictures, texts, [".json"] if options.caption else BESIDE)
         self.beside |= {os.path.join(below, name): text for name, text in found.items()}
         stems = set(map(stem_of, pictures)) if left else set()
@@ -207,8 +213,14 @@ class _Listing:
                 )
 
 
+def _file_in(folder: str, path: str | None) -> list[str]:
+    """Return the name of a file if it is in a folder."""
+    here = path is not None and os.path.realpath(os.path.dirname(path)) == os.path.realpath(folder)
+    return [os.path.basename(path)] if path and here else []
+
+
 def _keys(names: Sequence[str]) -> tuple[list[str], int]:
-    """Return the key of each image, and how many images have their extension in the key to differ from another.
+    """Return the key of each image, and how many images that are read have the name of another but for the extension.
 
     It is the path without the extension, if no other image has that. Images in formats that are never read, such as
     the raw file of a camera next to its JPEG, do not change the keys of others.
@@ -216,17 +228,19 @@ def _keys(names: Sequence[str]) -> tuple[list[str], int]:
     stems = list(map(stem_of, names))
     often = Counter(stems)
     often.update(names)  # the key of one image must not be the name of another
-    never = Counter(stem for stem, name in zip(stems, names, strict=True) if _is_never_read(name))
-    keys = []
+    unread = Counter(stem for stem, name in zip(stems, names, strict=True) if _is_never_read(name))
+    keys, same = [], 0
     for stem, name in zip(stems, names, strict=True):
-        others = often[stem] - 1 - (0 if _is_never_read(name) else never[stem])
+        never = _is_never_read(name)
+        others = often[stem] - (1 if never else 1 + unread[stem])
         keys.append(writable(name if others else stem))
-    return keys, sum(key == name != stem for key, name, stem in zip(keys, names, stems, strict=True))
+        same += bool(others) and name != stem and not never
+    return keys, same
 
 
 def _is_never_read(name: str) -> bool:
     one = BY_ENDING.get(ending_of(name))
-    return one is not None and one.instead == UNSUPPORTED
+    return one is not None and not one.is_known
 
 
 @dataclass(frozen=True, kw_only=True)
