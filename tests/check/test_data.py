@@ -220,6 +220,10 @@ FAULTS: dict[str, tuple[list[Row], str]] = {
         r"2 of 120 .* captions are file names or URLs",
     ),
     "addresses": (put(ALL, {7: {"text": "https://a.b/c"}, 8: {"text": "www.a.b"}}), r"2 of 120 .* file names or URLs"),
+    "undecoded": (
+        put(ALL, {7: {"text": "a caf\ufffd"}}),
+        r"1 of 120 \(0.8%\) captions are not UTF-8: they have U\+FFFD",
+    ),
     "repeated": (put(ALL, SAME), r"39 of 120 \(32.5%\) captions repeat an earlier one; 40 are 'all the same'"),
     "keys": (put(ALL, {99: {"key": "00007"}}), r"1 of 120 \(0.8%\) keys repeat an earlier one"),
     "climbing": (put(ALL, {7: {"key": "../../7"}}), r"1 of 120 \(0.8%\) keys are unsafe paths: they contain \.\."),

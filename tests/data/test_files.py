@@ -250,7 +250,7 @@ def test_what_img2dataset_writes_as_files(tmp_path: Path) -> None:
     ("columns", "kind", "note"),
     [
         ({"x": [1]}, "folder", "not read: 1 file (.parquet 1)"),
-        ({"image": [picture()], "text": ["a"]}, "parquet", "not read: 1 image file next to the files of {top}"),
+        ({"image": [picture()], "text": ["a"]}, "parquet", "not read: 1 image file next to the parquet files of {top}"),
         ({"image": ["a.png"], "text": ["a"]}, "parquet", ""),
     ],
 )

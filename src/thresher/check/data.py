@@ -30,7 +30,7 @@ from thresher.errors import PoolError, UnreachedError, UsageError
 from thresher.export.keys import hashes_of
 from thresher.io.open import file_stamp, open_file, trusting
 from thresher.io.paths import has_parent, visible
-from thresher.io.pictures import NARROW, PIXELS, open_encoded, open_rgb
+from thresher.io.pictures import ENDINGS, NARROW, PIXELS, open_encoded, open_rgb
 from thresher.runtime.engine import cores
 from thresher.runtime.format import counted
 from thresher.runtime.process import no_warnings
@@ -56,7 +56,7 @@ _ENCODER = "open_clip:ViT-B-32/laion2b_s34b_b79k"
 
 _ENORMOUS = re.compile(r"is an image of [\d,]+ x |exceeds limit")
 _NAME = re.compile(
-    r"\S*\.(jpe?g|png|webp|gif|bmp|tiff?|heic)|(img|dscn?|dscf|image|photo|pict?|screenshot)[-_ ]?\d{2,}"
+    rf"\S*\.({'|'.join(ENDINGS)})|(img|dscn?|dscf|image|photo|pict?|screenshot)[-_ ]?\d{{2,}}"
     r"|(https?://|www\.)\S+",
     re.IGNORECASE,
 )
@@ -188,6 +188,7 @@ class _Read:
     empty: int = 0
     nothing: int = 0
     names: int = 0
+    undecoded: int = 0
     unsafe: int = 0
     uids: int = 0
     texts: list[str] = field(default_factory=list)  # some captions, to show and to measure the encoder with
@@ -212,6 +213,7 @@ class _Read:
         self.empty += len(texts) - len(captions)
         self.nothing += sum(_NOTHING.fullmatch(text) is not None for text in captions)
         self.names += sum(_NAME.fullmatch(text) is not None for text in captions)
+        self.undecoded += sum("\ufffd" in text for text in captions)
         self.texts += captions[: max(0, _TEXTS - len(self.texts))]
         self._keys.append(hashes_of(keys))
         self._captions.append(hashes_of(captions))
@@ -266,6 +268,7 @@ class _Read:
             "most_repeated": most if most["count"] > 1 else None,
             "say_nothing": self.nothing,
             "file_names": self.names,
+            "undecoded": self.undecoded,
             "characters": _spread(np.concatenate(self._lengths)),
         }
 
@@ -612,6 +615,8 @@ def _warnings(report: dict[str, Any]) -> list[str]:
         texts.append("no captions were found; if there are some, name them with --caption or --captions")
     elif count := captions["empty"]:
         texts.append(f"{share(count, looked_at)} samples have no caption")
+    if count := captions["undecoded"]:
+        texts.append(f"{share(count, looked_at)} captions are not UTF-8: they have U+FFFD in place of invalid bytes")
     kinds = {"say_nothing": "say nothing (nan, None, untitled)", "file_names": "are file names or URLs"}
     for name, what in kinds.items():
         if 100 * (count := captions[name]) >= looked_at:

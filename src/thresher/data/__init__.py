@@ -130,7 +130,8 @@ def _notes(where: Location, data: Data) -> Iterator[str]:
     if picture and is_text(first.schema().field(picture).type):  # the table names image files
         return
     if images := list(pictures_in(where.text)):
+        files = "tars" if first.unit == "tar" else f"{data.kind} files"
         yield (
-            f"not read: {counted(len(images), 'image file')} next to the {first.unit}s of {visible(where.text)} "
+            f"not read: {counted(len(images), 'image file')} next to the {files} of {visible(where.text)} "
             f"({named(images)}); to read only these, pass --reader folder"
         )

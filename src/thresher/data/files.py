@@ -54,7 +54,7 @@ def is_about(name: str) -> bool:
 
 
 def format_in(path: str, root: str) -> Format | None:
-    """Return the format of an image by its extension, or if it has none by its first bytes; None if it is no image.
+    """Return the format of an image by its extension, or if it has none by its first bytes; None for other files.
 
     Args:
         path: The file.

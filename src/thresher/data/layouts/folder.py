@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from typing import Any, ClassVar
 
 import numpy as np
@@ -225,16 +226,15 @@ def _keys(names: Sequence[str]) -> tuple[list[str], int]:
     It is the path without the extension, if no other image has that. Images in formats that are never read, such as
     the raw file of a camera next to its JPEG, do not change the keys of others.
     """
-    stems = list(map(stem_of, names))
+    stems, never = list(map(stem_of, names)), list(map(_is_never_read, names))
     often = Counter(stems)
     often.update(names)  # the key of one image must not be the name of another
-    unread = Counter(stem for stem, name in zip(stems, names, strict=True) if _is_never_read(name))
+    unread = Counter(compress(stems, never))
     keys, same = [], 0
-    for stem, name in zip(stems, names, strict=True):
-        never = _is_never_read(name)
-        others = often[stem] - (1 if never else 1 + unread[stem])
+    for stem, name, skipped in zip(stems, names, never, strict=True):
+        others = often[stem] - (1 if skipped else 1 + unread[stem])
         keys.append(writable(name if others else stem))
-        same += bool(others) and name != stem and not never
+        same += bool(others) and name != stem and not skipped
     return keys, same
 
 
