@@ -136,6 +136,15 @@ NOTES: dict[str, tuple[tuple[str, ...], list[str]]] = {
 }
 
 
+def test_pictures_with_another_ending_are_told_of(tmp_path: Path) -> None:
+    fill(tmp_path, *SMALL, "b.dat", "c.dat", "d.mp4")
+    (tmp_path / "b.dat").write_bytes(picture(1, "JPEG"))
+    (tmp_path / "c.dat").write_bytes(picture(1, "JPEG"))
+    (tmp_path / "e.lnk").symlink_to(tmp_path / "b.dat")
+    told = "not read: 4 files (.dat 2, .lnk 1, .mp4 1); .dat may be images: rename them to .jpg"
+    assert list(open_data(str(tmp_path)).notes) == [told]
+
+
 @pytest.mark.parametrize("case", NOTES)
 def test_what_is_not_read_is_told(tmp_path: Path, case: str) -> None:
     names, notes = NOTES[case]

@@ -219,6 +219,12 @@ def icon(inner: bytes) -> bytes:
     return struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(inner), 22) + inner
 
 
+def avif(width: int, height: int) -> bytes:
+    data = saved(Image.fromarray(SOFT), "AVIF")
+    at = data.index(b"ispe") + 8
+    return data[:at] + struct.pack(">II", width, height) + data[at + 8 :]
+
+
 BIG = 50_000
 BOMBS = {
     "jpeg": jpeg(BIG, BIG),
@@ -231,6 +237,7 @@ BOMBS = {
     "png, more than there can be": png(2**31 - 1, 2**31 - 1, 8, 2, b""),
     "png in an icon": icon(png(BIG, BIG, 1, 0, bytes(99))),
     "png in an icon, just within Pillow's limit": icon(png(12_000, 12_000, 1, 0, bytes(99))),
+    "avif": avif(BIG, BIG),
     "jpeg 2000": b"\xff\x4f\xff\x51\x00\x29\x00\x00"
     + struct.pack(">8I", BIG, BIG, 0, 0, BIG, BIG, 0, 0)
     + b"\0\1\7\1\1",

@@ -95,7 +95,8 @@ def open_data(location: str, options: DataOptions | None = None) -> Data:
             raise PoolError(f"{location}: has no samples")
         if not options.image and not options.thumbnails_as_data:
             refuse_thumbnails(data)
-        return replace(data, notes=(*data.notes, *_notes(where, data)))
+        notes = tuple(_notes(where, data))
+        return replace(data, notes=(*data.notes, *notes)) if notes else data
     if not location:
         why = "no data was given"
     elif not where.exists:

@@ -63,9 +63,10 @@ def format_in(path: str, root: str) -> Format | None:
     ending = ending_of(os.path.basename(path))
     if ending:
         return BY_ENDING.get(ending)
-    if not is_file_in(path, root):
-        return None
+    return _format_by_content(path) if is_file_in(path, root) else None
 
+
+def _format_by_content(path: str) -> Format | None:
     def read() -> bytes:
         with open(path, "rb") as file:
             return file.read(_LOOKED_AT)
@@ -171,6 +172,7 @@ class Contents:
         others: Number of files that are not read, by extension.
         tables: Some of these that may be files of captions.
         archives: Some of these that are archives.
+        disguised: By extension, the usual extension of the image that the first such file is.
         links: Symlinks to folders, which are not followed.
         formats: Number of images, by extension.
     """
@@ -178,6 +180,7 @@ class Contents:
     others: Counter[str] = field(default_factory=Counter)
     tables: list[str] = field(default_factory=list)
     archives: list[str] = field(default_factory=list)
+    disguised: dict[str, str] = field(default_factory=dict)
     links: list[str] = field(default_factory=list)
     formats: Counter[str] = field(default_factory=Counter)
 
@@ -193,11 +196,14 @@ class Contents:
     def add(self, folder: str, names: Iterable[str]) -> None:
         """Add files of a folder that are not read."""
         for name in names:
-            ending = ending_of(name)
+            ending, path = ending_of(name), os.path.join(folder, name)
+            if ending and ending not in self.others and regular_file(path) and not os.path.islink(path):
+                one = _format_by_content(path)
+                self.disguised |= {ending: one.endings[0]} if one else {}
             self.others[ending] += 1
             for endings, some in ((TABLES, self.tables), (ARCHIVES, self.archives)):
                 if ending in endings:
-                    some.append(os.path.join(folder, name))
+                    some.append(path)
 
     def add_links(self, folder: str, inner: Iterable[str]) -> None:
         """Add the symlinks among the subfolders of a folder."""
@@ -210,6 +216,8 @@ class Contents:
         text = f"{counted(self.others.total(), 'file')} ({_by_ending(self.others)})"
         if self.archives:
             text += f"; unpack {named(self.archives)}"
+        for ending, usual in self.disguised.items():
+            text += f"; {visible('.' + ending)} may be images: rename them to .{usual}"
         return text
 
     def instead(self) -> str:
