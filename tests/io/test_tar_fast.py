@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from tests.reshard.common import hashes, keys_file, plain, pool, tar
 from tests.reshard.test_tars import places
-from thresher.data.layouts import webdataset
 from thresher.data.layouts.webdataset import Samples
 from thresher.errors import PoolError
+from thresher.io import tar_fast
 from thresher.io.tar import Window
 from thresher.io.tar_fast import FastWindow, stretch
 from thresher.reshard import job, reshard
@@ -81,7 +81,7 @@ def test_skimming_is_reading(found, form, uids, harm, few, apart) -> None:
         with (
             open(file.name, "rb") as slow,
             open(file.name, "rb") as quick,
-            patch.multiple(webdataset, _FEW=few, _APART=apart),
+            patch.multiple(tar_fast, _FEW=few, _APART=apart),
         ):
             assert read(FastWindow(quick, "x.tar"), uids=uids) == read(Window(slow, "x.tar"), uids=uids)
 

@@ -89,11 +89,11 @@ def doctor(
     Returns:
         location, kind, samples ("exact": whether they were counted), files, bytes, looked_at (samples whose key and
         caption were read), columns, members (file extensions in tars, and the share of samples that have them),
-        missing (samples without an image), several (samples with more than one), keys, captions, "pictures" (the
-        sampled images), tars, "open_clip" (for tars, what its loader trains on, and what it leaves out by reason),
-        "reshard" (for other data, what `reshard --as webdataset` does to the sampled images), damaged files,
-        unreached files, "warnings" as sentences, "cost" (rates measured on this machine, seconds and bytes of
-        embedding), and "next", the command to run next.
+        missing (samples without an image), several (samples with more than one), notes (what is unusual about samples),
+        keys, captions, "pictures" (the sampled images), tars, "open_clip" (for tars, what its loader trains on, and
+        what it leaves out by reason), "reshard" (for other data, what `reshard --as webdataset` does to the sampled
+        images), damaged files, unreached files, "warnings" as sentences, "cost" (rates measured on this machine,
+        seconds and bytes of embedding), and "next", the command to run next.
 
     Raises:
         PoolError: There is nothing that can be read.
@@ -150,6 +150,7 @@ def doctor(
         "keys": read.keys(),
         "captions": read.captions(),
         "pictures": seen.summary(),
+        "notes": [f"{_share(count, read.samples)} samples {note}" for note, count in read.notes.items()],
         "tars": _tars(data, read),
         "open_clip": _left_out(data, read, progress),
         "reshard": _converted(data, seen),
@@ -159,6 +160,8 @@ def doctor(
         ],
         "unreached": [{"path": path, "why": why} for path, why in unreached.items()],
     }
+    if report["captions"]["empty"] == read.samples:
+        report["captions"]["elsewhere"] = data.captions_elsewhere()
     report["warnings"] = [*([refusal] if refusal else []), *data.notes, *_warnings(report)]
     report["cost"] = _cost(total, seen, model, read.texts, workers)
     report["next"] = _next(location, options, encoder, report)
@@ -191,6 +194,7 @@ class _Read:
     undecoded: int = 0
     unsafe: int = 0
     uids: int = 0
+    notes: Counter[str] = field(default_factory=Counter)  # samples with each note
     texts: list[str] = field(default_factory=list)  # some captions, to show and to measure the encoder with
     counts: dict[str, int] = field(default_factory=dict)  # samples of each file
     why: dict[str, str] = field(default_factory=dict)  # what is wrong with each damaged file
@@ -223,6 +227,7 @@ class _Read:
         """Keep the samples with the lowest random numbers, and count those without an image."""
         limit = self._kept[-1][0] if len(self._kept) == self.wanted else 1.0
         for i, (number, sample) in enumerate(zip(self._rng.random(len(samples)).tolist(), samples, strict=True)):
+            self.notes.update(sample.notes)
             if sample.picture is None:
                 self.first_missing = self.first_missing or f"{visible(sample.key)} {sample.why}"
                 self.missing += 1
@@ -269,6 +274,7 @@ class _Read:
             "say_nothing": self.nothing,
             "file_names": self.names,
             "undecoded": self.undecoded,
+            "elsewhere": "",
             "characters": _spread(np.concatenate(self._lengths)),
         }
 
@@ -593,45 +599,44 @@ def _warnings(report: dict[str, Any]) -> list[str]:
     pictures, captions, keys, tars = report["pictures"], report["captions"], report["keys"], report["tars"]
     looked_at, seen = report["looked_at"], pictures["looked_at"]
 
-    def share(count: int, whole: int) -> str:
-        return f"{count:,} of {whole:,} ({count / whole:.1%})"
-
     if count := report["missing"]["count"]:
         of = report["missing"]["of"]
-        texts.append(f"{share(count, of)} samples have no image; the first: {report['missing']['first']}")
+        texts.append(f"{_share(count, of)} samples have no image; the first: {report['missing']['first']}")
     if count := report["several"]:
-        texts.append(f"{share(count, report['missing']['of'])} samples have {SEVERAL}")
+        texts.append(f"{_share(count, report['missing']['of'])} samples have {SEVERAL}")
+    texts += report["notes"]
     if count := pictures["broken"]:
-        texts.append(f"{share(count, seen)} images cannot be decoded; the first: {pictures['first_broken'][0]}")
+        texts.append(f"{_share(count, seen)} images cannot be decoded; the first: {pictures['first_broken'][0]}")
     if count := pictures["enormous"]:
-        texts.append(f"{share(count, seen)} images have more than {PIXELS:,} pixels and are not decoded")
+        texts.append(f"{_share(count, seen)} images have more than {PIXELS:,} pixels and are not decoded")
     if count := pictures["tiny"]:
-        texts.append(f"{share(count, seen)} images are less than {_TINY} pixels high or wide")
+        texts.append(f"{_share(count, seen)} images are less than {_TINY} pixels high or wide")
     if count := pictures["narrow"]:
-        texts.append(f"{share(count, seen)} images are over {NARROW} times as long as wide; embedding skips them")
+        texts.append(f"{_share(count, seen)} images are over {NARROW} times as long as wide; embedding skips them")
     if 20 * (count := pictures["identical"]) >= seen > 0:
-        texts.append(f"{share(count, seen)} images are byte-for-byte copies of an earlier one")
+        texts.append(f"{_share(count, seen)} images are byte-for-byte copies of an earlier one")
     if captions["empty"] == looked_at:
-        texts.append("no captions were found; if there are some, name them with --caption or --captions")
+        nowhere = "no captions were found; if there are some, name them with --caption or --captions"
+        texts.append(captions["elsewhere"] or nowhere)
     elif count := captions["empty"]:
-        texts.append(f"{share(count, looked_at)} samples have no caption")
+        texts.append(f"{_share(count, looked_at)} samples have no caption")
     if count := captions["undecoded"]:
-        texts.append(f"{share(count, looked_at)} captions are not UTF-8: they have U+FFFD in place of invalid bytes")
+        texts.append(f"{_share(count, looked_at)} captions are not UTF-8: they have U+FFFD in place of invalid bytes")
     kinds = {"say_nothing": "say nothing (nan, None, untitled)", "file_names": "are file names or URLs"}
     for name, what in kinds.items():
         if 100 * (count := captions[name]) >= looked_at:
-            texts.append(f"{share(count, looked_at)} captions {what}")
+            texts.append(f"{_share(count, looked_at)} captions {what}")
     if 5 * (count := captions["repeated"]) >= looked_at:
         most = captions["most_repeated"]
         example = f"; {most['count']:,} are {most['text'][:60]!r}" if most["text"] else ""
-        texts.append(f"{share(count, looked_at)} captions repeat an earlier one{example}")
+        texts.append(f"{_share(count, looked_at)} captions repeat an earlier one{example}")
     if keys and (count := keys["repeated"]):
         texts.append(
-            f"{share(count, looked_at)} keys repeat an earlier one; select drops such rows with --skip-bad, and keeps "
+            f"{_share(count, looked_at)} keys repeat an earlier one; select drops such rows with --skip-bad, and keeps "
             "them with --key row"
         )
     if keys and (count := keys["climbing"]):
-        texts.append(f"{share(count, looked_at)} keys are unsafe paths: they contain ..")
+        texts.append(f"{_share(count, looked_at)} keys are unsafe paths: they contain ..")
     if report["open_clip"] and set(left_out := report["open_clip"]["left_out"]) - {"no_image"}:  # see above
         trained = report["open_clip"]["trained"]
         total = trained + sum(one["count"] for one in left_out.values())
@@ -644,6 +649,11 @@ def _warnings(report: dict[str, Any]) -> list[str]:
     if tars:
         texts += _warnings_of_tars(tars, report["files"])
     return texts
+
+
+def _share(count: int, whole: int) -> str:
+    """Format a number of things and their share of all of them."""
+    return f"{count:,} of {whole:,} ({count / whole:.1%})"
 
 
 def _warnings_of_tars(tars: dict[str, Any], count: int) -> list[str]:

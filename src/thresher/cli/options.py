@@ -191,14 +191,18 @@ THUMBNAILS = click.option(
     "--thumbnails-as-data", is_flag=True, help="Read a pool as data, with its thumbnails as images."
 )
 
-# How to read raw data.
-DATA = (
-    click.option("--image", metavar="COLUMN", help="Table column of images."),
-    click.option("--caption", metavar="COLUMN", help="Table column of captions."),
-    click.option("--key", metavar="COLUMN", help="Table column that identifies rows."),
+_CAPTION = click.option(
+    "--caption", metavar="COLUMN",
+    help="Column of captions; for tars the extension of a member, or json:NAME for an attribute of the json.",
+)  # fmt: skip
+# How to read raw data of images alone.
+IMAGES = (
     click.option(
-        "--columns",
-        metavar="NAMES",
+        "--image", metavar="COLUMN", help="Column of images; for tars the extension of a member, such as input.jpg."
+    ),
+    click.option("--key", metavar="COLUMN", help="Column that identifies rows; for tars json:NAME."),
+    click.option(
+        "--columns", metavar="NAMES",
         help="Names of the columns of a csv without a first line of names, such as filepath,title.",
     ),
     click.option(
@@ -208,15 +212,17 @@ DATA = (
     click.option("--allow-outside", is_flag=True, help="Also read images outside the folder, if DATA names them."),
     THUMBNAILS,
     READER,
-)
+)  # fmt: skip
+# How to read raw data.
+DATA = (IMAGES[0], _CAPTION, *IMAGES[1:])
 _DATA = ("image", "caption", "key", "columns", "root", "captions_file", "allow_outside", "thumbnails_as_data", "reader")
 
 
 def data_options(values: dict[str, Any], **more: Any) -> DataOptions:
-    """Remove the values of :data:`DATA` from a command's values and return them as options."""
+    """Remove the values of :data:`DATA` from those of a command, and return them as options."""
     from thresher.data import DataOptions
 
-    return DataOptions(**{name: values.pop(name) for name in _DATA}, **more)
+    return DataOptions(**{name: values.pop(name) for name in _DATA if name in values}, **more)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import click
 from thresher.cli import text
 from thresher.cli.options import (
     DATA,
+    IMAGES,
     JSON,
     OVERWRITE,
     QUIET,
@@ -133,7 +134,6 @@ _RUN = [
         "--checkpoint-minutes", type=float, default=5.0, show_default=True, metavar="X",
         help="Minutes between checkpoints.",
     ),
-    *DATA,
     click.option("--resume", is_flag=True, help="Resume the run in DIR, if there is one."),
     QUIET,
     JSON,
@@ -162,7 +162,7 @@ def train() -> None:
     "--template", "templates", multiple=True, metavar="TEXT",
     help="Prompt for a class, {} for its name; can be repeated.",
 )  # fmt: skip
-@options(*_RUN)
+@options(*_RUN, *DATA)
 def clip(data: str, out: str, model: str, loss: Any, chunk: int | None, templates: tuple[str, ...], **v: Any) -> None:
     """Train a CLIP model.
 
@@ -202,7 +202,7 @@ def clip(data: str, out: str, model: str, loss: Any, chunk: int | None, template
 )
 @click.option("--momentum", type=float, metavar="X", help="Momentum of the key encoder (default: 0.99).")
 @click.option("--temperature", type=float, default=0.2, show_default=True, metavar="X", help="Temperature of the loss.")
-@options(*_RUN)
+@options(*_RUN, *IMAGES)
 def moco(data: str, out: str, version: Any, **v: Any) -> None:
     """Train an image encoder with MoCo, without captions.
 
@@ -256,11 +256,12 @@ def _trained(run: Callable[..., list[dict[str, Any]]], out: str, values: dict[st
     from thresher.dynamic.run_folder import CHECKPOINT
 
     output: Output = values["output"]
+    reading = data_options(values)
     try:
         log = run(
             resume=values["resume"],
             progress=output.progress(values["quiet"]),
-            reading=data_options(values),
+            reading=reading,
         )
     except KeyboardInterrupt:
         saved = Path(out, CHECKPOINT).exists()

@@ -15,9 +15,10 @@ class DataOptions:
     """How to read raw data if the names in it are not sufficient.
 
     Attributes:
-        image: Column with the images, or with their paths.
-        caption: Column with the captions; for a folder also the attribute of ``NAME.json`` next to an image.
-        key: Column that identifies a row.
+        image: Column with the images, or with their paths; for tars the extension of a member, such as ``input.jpg``.
+        caption: Column with the captions; for a folder also the attribute of ``NAME.json`` next to an image; for tars
+            the extension of a member, or ``json:NAME`` for an attribute of the json.
+        key: Column that identifies a row; for tars ``json:NAME``.
         root: Folder with the images that a file names by path (default: the folder of the file).
         captions_file: For a folder of images: the file with their captions.
         captions: Whether captions are needed.

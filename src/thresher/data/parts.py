@@ -45,6 +45,7 @@ class Scanned:
         headers: Returns the headers of some samples of a tar, by index; None for other formats.
         endings: Yields the file extensions of the members of some samples of a tar, in lower case, by index; None for
             other formats.
+        names: Names of the samples in their file, if they differ from their keys.
     """
 
     keys: Sequence[str]
@@ -56,6 +57,7 @@ class Scanned:
     damage: str = ""
     headers: Callable[[Ints], Headers] | None = None
     endings: Callable[[Ints], Iterator[tuple[str, ...]]] | None = None
+    names: Sequence[str] | None = None
 
 
 class Words(NamedTuple):
@@ -270,6 +272,10 @@ class Data:
     kind: str
     parts: tuple[Part, ...]
     notes: tuple[str, ...] = ()
+
+    def captions_elsewhere(self) -> str:
+        """Return where captions may be if no sample has one at a usual place, and what to type; "" for nowhere."""
+        return ""
 
     @property
     def columns(self) -> Mapping[str, Any]:

@@ -95,6 +95,7 @@ class Sample:
         columns: Values of other columns of a table.
         missing: Whether it names an image file that does not exist.
         several: Whether its row has several images, of which the first is used.
+        notes: What is unusual about it, although it can be used, for counts: "have several images".
     """
 
     key: str
@@ -106,6 +107,7 @@ class Sample:
     columns: Mapping[str, Any] = field(default_factory=dict)
     missing: bool = False
     several: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def picture_apart(self) -> bool:

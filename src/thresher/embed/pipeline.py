@@ -278,6 +278,8 @@ def _planned(
     notes: list[str] = []
     first = _some(source)
     if "text" in fields and not any(sample.text for sample in first):
+        if elsewhere := source.captions_elsewhere():
+            raise PoolError(f"{elsewhere}, or pass --only image")
         if fields == ["text"]:
             raise PoolError(f"{source.location}: has no captions; name their column with --caption")
         fields.remove("text")

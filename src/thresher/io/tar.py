@@ -169,7 +169,10 @@ def _notes(content: bytes, path: str, at: int) -> dict[str, str]:
 def _no_header(header: bytes, at: int) -> str:
     packed = _MAGIC.get(header[:2])
     if not at and packed:
-        return f"is compressed ({packed}), which has no random access; decompress it to a plain tar"
+        return (
+            f"is compressed ({packed}), and compressed tars have no random access; decompress it: "
+            f"{packed} -dc < OLD.tar > NEW.tar"
+        )
     return f"is damaged at byte {at:,}: there is no valid tar header" if at else "is not a tar"
 
 
@@ -184,6 +187,16 @@ class TarSample:
 
     key: str
     members: dict[str, Member] = field(default_factory=dict)
+
+    @property
+    def start(self) -> int:
+        """Byte offset of its first member."""
+        return next(iter(self.members.values())).start
+
+    @property
+    def end(self) -> int:
+        """Byte offset after its last member."""
+        return next(reversed(self.members.values())).end
 
 
 def tar_samples(window: Window, path: str, at: int = 0) -> Iterator[TarSample]:
@@ -222,7 +235,7 @@ def why_unsafe(sample: TarSample) -> str:
 
 def extent(window: Window, sample: TarSample) -> tuple[int, int]:
     """Return the start and the length of a sample in bytes; the length is negative if other data is in between."""
-    start = end = next(iter(sample.members.values())).start
+    start = end = sample.start
     whole = True
     for member in sample.members.values():
         whole &= member.start == end and (

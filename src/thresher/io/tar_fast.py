@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import IO
@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from thresher.io.open import trusting
 from thresher.io.paths import all_plain
-from thresher.io.tar import NOTES, TAR_BLOCK, Row, Window
+from thresher.io.tar import NOTES, TAR_BLOCK, Row, TarSample, Window, tar_samples
 
 _PEEK = 4096  # bytes of one read
 _STEP = 1 << 20  # maximum bytes of one read while reading sequentially
@@ -27,6 +27,8 @@ _WAITED = 100e-6  # a read that takes longer than this many seconds waited for t
 _NOTES = ord("x")
 _TIMES = re.compile(rb"([0-9]{1,3}) [acm]time=[0-9.]+\n")  # the only pax metadata that webdataset writes
 _NAME = re.compile(r"\0((?:[^\0]*/)?[^\0./]+)\.([^\0/]*)(?=\0)")  # key and extension
+_FEW, _MANY = 512, 8192  # headers read at a time: at first, and once the previous ones were ordinary
+_APART = 64  # samples read one by one if they are not ordinary
 _OCTAL = 8 ** np.arange(10, -1, -1)
 
 Ints = npt.NDArray[np.int64]
@@ -147,6 +149,31 @@ class Stretch:
         lo, hi = self.begins[sample], self.begins[sample + 1]
         columns = (self.offset_M[lo:hi].tolist(), self.size_M[lo:hi].tolist(), self.names[lo:hi])
         return [Row(offset, size, ".".join(name)) for offset, size, name in zip(*columns, strict=True)]
+
+
+def runs(window: Window, path: str, *, jsons: bool = False) -> Iterator[Stretch | TarSample]:
+    """Yield all samples of a tar in order: many at a time if they are ordinary, else one by one.
+
+    Args:
+        window: The tar. Only those of a :class:`FastWindow` are read many at a time.
+        path: Its name in messages.
+        jsons: Whether to read the JSON members of many samples with them.
+
+    Raises:
+        PoolError: As in :func:`thresher.io.tar.tar_samples`, after the samples before the damage.
+    """
+    at, most, more = 0, _FEW, True
+    while more:
+        if isinstance(window, FastWindow) and (run := stretch(window, at, most, jsons=jsons)):
+            yield run
+            at, most = run.end, min(2 * most, _MANY)
+            continue
+        most, more = _FEW, False
+        for number, sample in enumerate(tar_samples(window, path, at), 1):
+            yield sample
+            if number == _APART and isinstance(window, FastWindow):
+                at, more = sample.end, True
+                break
 
 
 def stretch(window: FastWindow, at: int, most: int, *, jsons: bool = False) -> Stretch | None:

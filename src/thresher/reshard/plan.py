@@ -270,6 +270,7 @@ class ReshardPlan:
 
 def match(scanned: Scanned, wanted: KeySet) -> Matched:
     """Return the samples of a source whose key or uid is wanted."""
+    names = scanned.keys if scanned.names is None else scanned.names
     number_n = wanted.find_many(scanned.keys if scanned.uids is None else scanned.uids)
     if scanned.uids is not None:  # the key of a sample may be a wanted uid too
         rest = [i for i in np.flatnonzero(number_n < 0).tolist() if len(scanned.keys[i]) == _UID]
@@ -281,7 +282,7 @@ def match(scanned: Scanned, wanted: KeySet) -> Matched:
         start_c=scanned.start_n[chosen],
         length_c=scanned.length_n[chosen],
         times_c=times_c,
-        names_c=hashes_of([scanned.keys[i] for i in chosen.tolist()]),
+        names_c=hashes_of([names[i] for i in chosen.tolist()]),
         numbers_c=number_c,
         damage=scanned.damage,
         skipped=tuple((key, why) for key, why in scanned.skipped if wanted.find(key) >= 0),
@@ -313,6 +314,8 @@ def match_places(scanned: Scanned, places: Places) -> Matched:
     names_c = hashes_of(scanned.keys)
     if (names_c != places.names_c).any():
         raise PlaceError
+    if scanned.names is not None:
+        names_c = hashes_of(scanned.names)
     return Matched(
         start_c=scanned.start_n,
         length_c=scanned.length_n,

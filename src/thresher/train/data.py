@@ -197,7 +197,8 @@ def _indexed(data: str, folder: Path, options: DataOptions, progress: Progress) 
     if not texts:
         raise PoolError(f"{data}: has no samples; give data with at least one")
     if options.captions and not any(texts):
-        raise PoolError(f"{data}: none of its {len(texts):,} samples has a caption; CLIP training needs captions")
+        nowhere = f"{data}: none of its {len(texts):,} samples has a caption; CLIP training needs captions"
+        raise PoolError(opened.captions_elsewhere() or nowhere)
     file_N, offset_N, size_N = np.array(at_N3, np.int64).reshape(-1, 3).T
     names = tuple(files)
     if store is None:

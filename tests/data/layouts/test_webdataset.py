@@ -256,7 +256,8 @@ def test_a_name_with_braces_or_stars_may_be_a_files_own(shards: Path) -> None:
         ("s0.tar::s0.tar", "twice"),
         ("s0.tar::", "an empty name is not a .tar"),
         ("s0.tar::x.zip::s1.tar", "x.zip is not a .tar"),
-        ("s0.tar.gz", "decompress it to a plain tar"),
+        ("s0.tar.gz", "decompress them: gzip -dk ./*.tar.gz"),
+        ("s0.tar::a/s1.TAR.XZ", "decompress them: xz -dk a/*.TAR.XZ"),
     ],
 )
 def test_tars_that_are_not_there(shards: Path, monkeypatch: pytest.MonkeyPatch, given: str, says: str) -> None:

@@ -1,26 +1,29 @@
-"""Webdataset: tars in which consecutive members with the same key are a sample."""
+"""Webdataset: tars in which members with the same key are a sample."""
 
 from __future__ import annotations
 
 import glob
 import os
 import re
+import shlex
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from functools import partial
-from typing import ClassVar
+from itertools import islice
+from typing import IO, Any, ClassVar
 
 import numpy as np
 
 from thresher.data.location import Location
+from thresher.data.members import JSON, NO_NAMES, Found, Members
 from thresher.data.options import DataOptions
 from thresher.data.parts import Data, Form, Ints, Part, Scanned
 from thresher.data.samples import Place, Sample, caption_of
-from thresher.errors import PoolError
+from thresher.errors import PoolError, UnreachedError
 from thresher.io.listing import natural
 from thresher.io.open import open_file, protocol_of, trusting
-from thresher.io.paths import visible, writable
+from thresher.io.paths import writable
 from thresher.io.pictures import ENDINGS
 from thresher.io.remote import file_system, requested
 from thresher.io.tar import (
@@ -39,18 +42,35 @@ from thresher.io.tar import (
     tar_samples,
     why_unsafe,
 )
-from thresher.io.tar_fast import FastWindow, Stretch, stretch, window_of
+from thresher.io.tar_apart import NONE, Apart, Run, Watch, apart_among, find_apart, not_joined, run_at, whole
+from thresher.io.tar_fast import Stretch, runs, window_of
+from thresher.runtime.format import counted
 
-COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+_PACKED = {
+    "gzip": (".tar.gz", ".tgz"),
+    "bzip2": (".tar.bz2", ".tbz2", ".tbz"),
+    "xz": (".tar.xz", ".txz"),
+    "zstd": (".tar.zst", ".tzst"),
+}
+_PROGRAM = {ending: program for program, endings in _PACKED.items() for ending in endings}
+COMPRESSED = tuple(_PROGRAM)
+_OTHERS = (".parquet", ".pq", ".arrow", ".csv", ".tsv", ".jsonl", ".ndjson", *(f".{ending}" for ending in ENDINGS))
 _AHEAD = 8 << 20  # bytes of read-ahead
-_FEW, _MANY = 512, 8192  # headers read at a time: at first, and once the previous ones were ordinary
-_APART = 64  # samples read one by one if they are not ordinary
+_LOOKED_AT, _LOOKED_IN = 200, 20  # samples looked at of a tar, and tars, for what the user names
+APART = (
+    "have members that lie apart in the tar: trainers based on webdataset drop or split them; thresher reshard writes "
+    "them next to each other"
+)
+SEVERAL = f"have several images, of which the first of {', '.join(ENDINGS)} is used; --image names another"
 _UID = re.compile(rb'"uid"\s*:\s*"([0-9A-Fa-f]{32})"')
 
 
 @dataclass(frozen=True)
 class Webdataset:
-    """Tars: a folder of them, or a path with ``{00000..00099}``, ``*`` or ``::``."""
+    """Tars: a folder of them, or a path with ``{00000..00099}``, ``*`` or ``::``.
+
+    ``--image``, ``--caption`` and ``--key`` name members and attributes, see :mod:`thresher.data.members`.
+    """
 
     name: ClassVar[str] = "webdataset"
     rank: ClassVar[int] = 10
@@ -61,79 +81,183 @@ class Webdataset:
         text = where.text.lower()
         if text.endswith((".tar", *COMPRESSED)) and not where.is_folder or ".tar::" in text:
             return True
-        return bool(tars_at(where.text) or _tars_below(where))
+        if tars_at(where.text) or _tars_below(where):
+            return True
+        return where.is_folder and bool(_in_folder(where.text, COMPRESSED)) and not where.has(*_OTHERS)
 
     def open(self, where: Location, options: DataOptions) -> Data:
-        """List the tars.
+        """List the tars. If the user names members or attributes, look at samples until they are found.
 
         Raises:
             PoolError: Some of the tars do not exist, or they are compressed.
+            UsageError: No sample looked at has what the user names, or an option is given that tars do not use.
         """
         if below := _tars_below(where):
             raise PoolError(f"{where.text}: has its tars in {below}; give that instead")
+        _refuse_compressed(where.text)
         tars = tars_at(where.text)
         if not tars:
             raise PoolError(f"{where.text}: has no tars")
-        return Data(where.text, self.name, tuple(TarPart(path, protocol) for protocol, path in tars))
+        named = Members.of(where.text, options)
+        kind = ChosenTarPart if named.image or named.caption or named.caption_in else TarPart
+        parts = tuple(kind(path, protocol, named=named) for protocol, path in tars)
+        if named != NO_NAMES and (refusal := _looked(parts, named, captions=False).refusal(where.text)):
+            raise refusal
+        return Tars(where.text, self.name, parts)
+
+
+@dataclass(frozen=True)
+class Tars(Data):
+    """Tars at a location."""
+
+    parts: tuple[TarPart, ...]
+
+    def captions_elsewhere(self) -> str:
+        """Return which members and attributes the samples have that may be captions, "" if none."""
+        return _looked(self.parts, self.parts[0].named, captions=True).captions_elsewhere(self.location)
+
+
+def _looked(parts: Sequence[TarPart], named: Members, *, captions: bool) -> Found:
+    """Look at samples of some tars until they have what is wanted; usually the first one has it."""
+    some = [parts[i] for i in np.unique(np.linspace(0, len(parts) - 1, min(_LOOKED_IN, len(parts))).astype(int))]
+    found = Found(named)
+    for joined in (False, True):  # joining reads all headers
+        found = Found(named)
+        for part in some:
+            try:
+                for members, info, caption in islice(part.look(joined=joined), _LOOKED_AT):
+                    found.add(members, info, caption)
+                    if found.done(captions=captions):
+                        return found
+            except (PoolError, UnreachedError):  # reported when the samples are read
+                continue
+    return found
 
 
 @dataclass(frozen=True)
 class TarPart(Part):
-    """The samples of one tar."""
+    """The samples of one tar, in the order of their first members.
+
+    Attributes:
+        named: The members and attributes that the user names.
+    """
+
+    named: Members = NO_NAMES
 
     unit: ClassVar[str] = "tar"
     copied_as: ClassVar[Form | None] = "webdataset"
     scanning_is_slow: ClassVar[bool] = True
 
-    def samples(self) -> Iterator[Sample]:
-        """Yield the samples, each with the position of its image."""
-        with open_file(self.protocol, self.path) as file:
-            window = Window(file, self.path)
-            for sample in tar_samples(window, self.path):
-                yield self._sample(window, sample)
+    def stamp(self) -> list[Any]:
+        """Return size and time of the file, and what the user names in it."""
+        names = astuple(self.named)
+        return [*super().stamp(), *(names if any(names) else ())]
 
-    def _sample(self, window: Window, sample: TarSample) -> Sample:
-        members = sample.members
-        info = json_of(window, members.get("json"))
-        text = members.get("txt") or members.get("text") or members.get("caption")
-        if text:
-            caption = caption_of(window.read(text.offset, min(text.size, NOTES)))
-        else:
-            caption = next(filter(None, (caption_of(info.get(name)) for name in ("caption", "text"))), "")
-        uid = info.get("uid")
-        picture = next((members[kind] for kind in ENDINGS if kind in members), None)
+    def samples(self) -> Iterator[Sample]:
+        """Yield the samples, each with the position of its image.
+
+        Raises:
+            PoolError: The tar is damaged; or it is not on this machine, and members of samples lie apart in it. Raised
+                after the samples before the damage, or after all.
+        """
+        with open_file(self.protocol, self.path) as file:
+            for window, sample, apart in self._whole(file):
+                yield self._sample(window, sample, apart=apart)
+
+    def look(self, *, joined: bool) -> Iterator[tuple[Sequence[str], Mapping[str, Any], str]]:
+        """Yield the extensions of the members of each sample, its json, and its caption.
+
+        Args:
+            joined: Whether to join samples whose members lie apart.
+        """
+        with open_file(self.protocol, self.path) as file:
+            for window, sample, _ in self._whole(file, joined=joined):
+                info = json_of(window, sample.members.get(JSON))
+                yield list(sample.members), info, self._caption(window, sample, info)
+
+    def _whole(self, file: IO[bytes], *, joined: bool = True) -> Iterator[tuple[Window, TarSample, bool]]:
+        """Yield each sample with a window to read it, and whether its members lie apart."""
+        apart, watch = NONE, Watch()
+        here = joined and self.protocol == "file"
+        near = window_of(file, self.protocol, self.path)
+        if here:
+            apart = find_apart(window_of(file, self.protocol, self.path, _AHEAD), self.path)
+        window = Window(file, self.path)
+        for sample in tar_samples(window, self.path):
+            if not here:
+                watch.add(sample)
+            elif apart.is_piece(sample.start):
+                continue
+            if pieces := apart.pieces(sample.start):
+                yield near, whole(near, self.path, sample, pieces), True
+            else:
+                yield window, sample, False
+        if joined and not here:
+            self._refuse_apart(window, watch.found())
+
+    def _refuse_apart(self, window: Window, apart: Apart) -> None:
+        if len(apart.samples):
+            first = run_at(window, self.path, int(apart.samples[0]))
+            raise not_joined(self.path, apart, first.key if first else "")
+
+    def _sample(self, window: Window, sample: TarSample, *, apart: bool = False) -> Sample:
+        members, named = sample.members, self.named
+        info = json_of(window, members.get(JSON))
+        image, uid = named.image_in(members), info.get("uid")
+        picture, why = members.get(image), "" if image else named.why_no_image(members)
+        key = sample.key
+        if named.key_in:
+            own, lacking = named.key_of(info)
+            key, picture, why = own or key, None if lacking else picture, lacking or why
+        others = [] if named.image else [name for name in ENDINGS if name in members]
         return Sample(
-            key=sample.key,
-            text=caption,
+            key=key,
+            text=self._caption(window, sample, info),
             picture=Place(self.path, picture.offset, picture.size, self.protocol) if picture else None,
-            at=next(iter(members.values())).start,
+            at=sample.start,
             uid=writable(uid) if isinstance(uid, str) else "",
-            why="" if picture else f"has no image (members: {visible(', '.join(members))})",
+            why=why,
+            columns=self._columns(info),
+            notes=(*((APART,) if apart else ()), *((SEVERAL,) if len(others) > 1 else ())),
         )
 
+    def _caption(self, window: Window, sample: TarSample, info: Mapping[str, Any]) -> str:
+        if text := sample.members.get(self.named.caption_member(sample.members)):
+            return caption_of(window.read(text.offset, min(text.size, NOTES)))
+        return self.named.caption_of(info)
+
+    def _columns(self, info: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {}
+
     def scan(self, *, uids: bool = False) -> Scanned:
-        """Read the headers, and the JSON members if uids are requested."""
-        samples = Samples(uids=uids)
+        """Read the headers, and the JSON members if uids are requested or keys are in them."""
+        samples = Samples(self.named, uids=uids, renamed=self.copied_as is not None)
         damage = ""
         try:
             with open_file(self.protocol, self.path) as file:
-                samples.read(window_of(file, self.protocol, self.path, _AHEAD), self.path)
+                window = window_of(file, self.protocol, self.path, _AHEAD)
+                try:
+                    samples.read(window, self.path)
+                finally:
+                    apart = samples.join(window, here=self.protocol == "file")
+                self._refuse_apart(window, apart)
         except PoolError as error:
             damage = str(error).removeprefix(f"{self.path}: ")
         return samples.scanned(damage)
 
     def scan_at(self, at_c: Ints) -> Scanned:
-        """Read only the headers of the samples at some bytes.
+        """Read only the headers of the samples at some bytes, after those of all if the tar is on this machine.
 
         Raises:
             PoolError: There is no sample at a position, or it must not be copied.
         """
-        samples = Samples(uids=False)
-        for window, sample in self._samples_at(at_c):
+        samples = Samples(self.named, uids=False, renamed=self.copied_as is not None)
+        for window, sample, _ in self._whole_at(at_c):
             samples.add_one(window, sample)
         scanned = samples.scanned("")
-        if scanned.skipped:
-            raise PoolError(f"{self.path}: has a sample that {scanned.skipped[0][1]}")
+        if scanned.skipped or len(scanned.keys) < len(at_c):
+            why = scanned.skipped[0][1] if scanned.skipped else "has no key"
+            raise PoolError(f"{self.path}: has a sample that {why}")
         return scanned
 
     def chosen(self, start_c: Ints) -> Iterator[Sample]:
@@ -142,22 +266,26 @@ class TarPart(Part):
 
     def opened(self, start_c: Ints) -> Iterator[tuple[Window, TarSample, Sample]]:
         """Yield the samples at some bytes, each with its members and a window on the tar."""
-        for window, sample in self._samples_at(start_c):
-            yield window, sample, self._sample(window, sample)
+        for window, sample, apart in self._whole_at(start_c):
+            yield window, sample, self._sample(window, sample, apart=apart)
 
-    def _samples_at(self, at_c: Ints) -> Iterator[tuple[Window, TarSample]]:
+    def _whole_at(self, at_c: Ints) -> Iterator[tuple[Window, TarSample, bool]]:
         with open_file(self.protocol, self.path) as file:
+            apart = NONE
+            if self.protocol == "file":
+                apart = find_apart(window_of(file, self.protocol, self.path, _AHEAD), self.path)
             window = window_of(file, self.protocol, self.path)
             for at in at_c.tolist():
-                sample = next(tar_samples(window, self.path, at), None)
-                if sample is None or next(iter(sample.members.values())).start != at:
+                sample = None if apart.is_piece(at) else run_at(window, self.path, at)
+                if sample is None:
                     raise PoolError(f"{self.path}: has no sample at byte {at:,}; it has changed, start again")
-                yield window, sample
+                pieces = apart.pieces(at)
+                yield window, whole(window, self.path, sample, pieces) if pieces else sample, bool(pieces)
 
     def members(self) -> Iterator[Sequence[str]]:
         """Yield the file extensions of the members of each sample."""
         with open_file(self.protocol, self.path) as file:
-            for sample in tar_samples(Window(file, self.path), self.path):
+            for _, sample, _ in self._whole(file):
                 yield list(sample.members)
 
     def cut_off(self) -> str:
@@ -175,88 +303,166 @@ class TarPart(Part):
         return ""
 
 
+@dataclass(frozen=True)
+class ChosenTarPart(TarPart):
+    """The samples of one tar of which the user names the image or the caption: resharding writes these."""
+
+    copied_as: ClassVar[Form | None] = None
+
+    def _columns(self, info: Mapping[str, Any]) -> Mapping[str, Any]:
+        return info
+
+
 # --- the headers of a tar ---------------------------------------------------------------------------
 
 
 class Samples:
     """Collects the samples of a tar while it is read."""
 
-    def __init__(self, *, uids: bool) -> None:
-        """Start without samples; collect uids if requested."""
-        self._keys: list[str] = []
+    def __init__(self, named: Members = NO_NAMES, *, uids: bool, renamed: bool = False) -> None:
+        """Start without samples.
+
+        Args:
+            named: What the user names; a sample without the key that it names is skipped.
+            uids: Whether to collect uids.
+            renamed: Whether to collect the names of samples that have keys of their own.
+        """
+        self._named, self._renamed = named, renamed and bool(named.key_in)
+        self._names: list[str] = []  # the keys of webdataset
+        self._keys: list[str] = self._names if not named.key_in else []
         self._uids: list[str] | None = [] if uids else None
         self._starts: list[int] = []
         self._lengths: list[int] = []
         self._skipped: list[tuple[str, str]] = []
         self._runs: list[Stretch | list[Row]] = []  # headers of consecutive samples, and how many samples precede them
         self._before: list[int] = []
+        self._lacking: dict[int, str] = {}  # why samples have no key
+        self._pieces: dict[int, list[int]] = {}  # of samples whose members lie apart
+        self._left_out: set[int] = set()
+        self._kept_n: Ints = np.empty(0, np.int64)
 
     def read(self, window: Window, path: str) -> None:
-        """Add all samples, many at a time if they are ordinary, else one by one.
+        """Add all samples.
 
         Raises:
             PoolError: As in :func:`thresher.io.tar.tar_samples`; the samples before the damage are added.
         """
-        at, most, more = 0, _FEW, True
-        while more:
-            if isinstance(window, FastWindow) and (run := stretch(window, at, most, jsons=self._uids is not None)):
+        for run in runs(window, path, jsons=self._uids is not None or bool(self._named.key_in)):
+            if isinstance(run, Stretch):
                 self._add(run)
-                at, most = run.end, min(2 * most, _MANY)
-                continue
-            most, more = _FEW, False
-            for number, sample in enumerate(tar_samples(window, path, at), 1):
-                self.add_one(window, sample)
-                if number == _APART and isinstance(window, FastWindow):
-                    at, more = next(reversed(sample.members.values())).end, True
-                    break
+            else:
+                self.add_one(window, run)
 
     def _add(self, run: Stretch) -> None:
-        self._before.append(len(self._keys))
+        self._before.append(len(self._names))
         self._runs.append(run)
-        self._keys += run.keys
+        self._names += run.keys
         self._starts += run.start_n.tolist()
         self._lengths += np.diff(run.start_n, append=run.end).tolist()
+        if self._named.key_in:
+            for json in run.jsons:
+                self._add_key(json)
         if self._uids is not None:
             self._uids += map(_uid, run.jsons)
 
+    def _add_key(self, json: bytes) -> None:
+        key, why = self._named.key_of(json_in(json))
+        if why:
+            self._lacking[len(self._keys)] = why
+        self._keys.append(key)
+
     def add_one(self, window: Window, sample: TarSample) -> None:
         """Add a sample, or record why it must not be copied."""
-        uid = ""
-        if self._uids is not None and (json := sample.members.get("json")) and json.size <= NOTES:
-            uid = _uid(window.read(json.offset, json.size))
+        content = b""
+        if (json := sample.members.get(JSON)) and json.size <= NOTES and (self._uids is not None or self._named.key_in):
+            content = window.read(json.offset, json.size)
+        uid = _uid(content) if self._uids is not None else ""
         if why := why_unsafe(sample):
             self._skipped.append((uid or sample.key, why))
             return
         start, length = extent(window, sample)
-        self._before.append(len(self._keys))
+        self._before.append(len(self._names))
         self._runs.append(rows_of(window, sample))
-        self._keys.append(sample.key)
+        self._names.append(sample.key)
         self._starts.append(start)
         self._lengths.append(length)
+        if self._named.key_in:
+            self._add_key(content)
         if self._uids is not None:
             self._uids.append(uid)
 
+    def join(self, window: Window, *, here: bool) -> Apart:
+        """Join the samples whose members lie apart if the tar is on this machine, else leave them out.
+
+        Returns:
+            The pieces that are not joined.
+        """
+        hash_n = np.fromiter(map(hash, self._names), np.int64, len(self._names))
+        start_n = np.array(self._starts, np.int64)
+        apart = apart_among(hash_n, start_n, self._endings)
+        number = {start: i for i, start in enumerate(self._starts)} if len(apart.start_m) else {}
+        for start in apart.samples.tolist():
+            sample, pieces = number[start], [number[piece] for piece in apart.pieces(start)]
+            self._left_out.update(pieces)
+            if not here:
+                self._lacking[sample] = "has members that lie apart"
+                continue
+            self._pieces[sample] = pieces
+            last = self._run(pieces[-1])[-1]
+            self._lengths[sample] = start - min(sum(last.span), window.size)
+            self._join_json(window, sample)
+        return NONE if here else apart
+
+    def _endings(self, sample: int) -> Run:
+        name = self._names[sample]
+        return Run(name, frozenset(row.name[len(name) + 1 :].lower() for row in self._rows(sample) if row.name))
+
+    def _join_json(self, window: Window, sample: int) -> None:
+        at = len(self._names[sample]) + 1
+        row = next((row for row in self._rows(sample) if row.name[at:].lower() == JSON), None)
+        content = window.read(row.offset, row.size) if row is not None and row.size <= NOTES else b""
+        if self._uids is not None:
+            self._uids[sample] = _uid(content)
+        if self._named.key_in:
+            self._lacking.pop(sample, None)
+            self._keys[sample], why = self._named.key_of(json_in(content))
+            if why:
+                self._lacking[sample] = why
+
     def scanned(self, damage: str) -> Scanned:
         """Return the samples."""
+        keep_n = np.ones(len(self._names), np.bool_)
+        lacking = {i: why for i, why in self._lacking.items() if i not in self._left_out}
+        keep_n[[*self._left_out, *lacking]] = False
+        self._kept_n = np.flatnonzero(keep_n)
+        ids = self._names if self._uids is None else self._uids
+        skipped = [(ids[i] or self._names[i], why) for i, why in lacking.items()]
         return Scanned(
-            keys=self._keys,
-            start_n=np.array(self._starts, np.int64),
-            length_n=np.array(self._lengths, np.int64),
-            uids=self._uids,
-            skipped=tuple(self._skipped),
+            keys=self._kept(self._keys),
+            start_n=np.array(self._starts, np.int64)[self._kept_n],
+            length_n=np.array(self._lengths, np.int64)[self._kept_n],
+            uids=None if self._uids is None else self._kept(self._uids),
+            skipped=(*self._skipped, *skipped),
             damage=damage,
             headers=self._headers,
             endings=self._endings_of,
+            names=self._kept(self._names) if self._renamed else None,
         )
 
+    def _kept(self, of_all: list[str]) -> list[str]:
+        return of_all if len(self._kept_n) == len(of_all) else [of_all[i] for i in self._kept_n.tolist()]
+
     def _headers(self, which: Ints) -> Headers:
-        return Headers.of(map(self._rows, which.tolist()))
+        return Headers.of(map(self._rows, self._kept_n[which].tolist()))
 
     def _endings_of(self, which: Ints) -> Iterator[tuple[str, ...]]:
-        for sample in which.tolist():
+        for sample in self._kept_n[which].tolist():
             yield tuple(ending_of(row.name) for row in self._rows(sample) if row.name)
 
     def _rows(self, sample: int) -> list[Row]:
+        return [row for piece in (sample, *self._pieces.get(sample, ())) for row in self._run(piece)]
+
+    def _run(self, sample: int) -> list[Row]:
         i = bisect_right(self._before, sample) - 1
         run = self._runs[i]
         return run.rows(sample - self._before[i]) if isinstance(run, Stretch) else run
@@ -297,8 +503,8 @@ def tars_at(location: str) -> list[tuple[str, str]]:
     Raises:
         PoolError: Some of the tars do not exist, or they are compressed.
     """
-    if location.lower().endswith(COMPRESSED):
-        raise PoolError(f"{location}: is a compressed tar, which has no random access; decompress it to a plain tar")
+    if packed := next((part for part in location.split("::") if part.lower().endswith(COMPRESSED)), ""):
+        raise PoolError(f"{packed}: is compressed, and compressed tars have no random access; {_unpacking(packed)}")
     folders = [location] if os.path.isdir(location) else location.split("::")
     if all(os.path.isdir(folder) and not folder.lower().endswith(".tar") for folder in folders):
         return [tar for folder in folders for tar in _in_folder(folder)]
@@ -343,11 +549,43 @@ def _parts(location: str) -> list[str]:
     return parts
 
 
-def _in_folder(location: str) -> list[tuple[str, str]]:
+def _in_folder(location: str, endings: tuple[str, ...] = (".tar",)) -> list[tuple[str, str]]:
     if "://" not in location:
         names = trusting(location, lambda: os.listdir(location)) if os.path.isdir(location) else []
-        names = [name for name in names if name.lower().endswith(".tar") and not name.startswith(".")]
+        names = [name for name in names if name.lower().endswith(endings) and not name.startswith(".")]
         return [("file", os.path.join(location, name)) for name in sorted(names, key=natural)]
     fs, root = file_system(location)
-    paths = requested(location, lambda: fs.glob(f"{root}/{_TARS}"))
-    return [(protocol_of(fs), str(path)) for path in sorted(paths, key=natural)]
+    paths = requested(location, lambda: fs.glob(f"{root}/*.[tT]*"))
+    found = [(protocol_of(fs), str(path)) for path in sorted(paths, key=natural)]
+    return [(protocol, path) for protocol, path in found if path.lower().endswith(endings)]
+
+
+def _refuse_compressed(location: str) -> None:
+    """Refuse a folder with compressed tars, so that none of them is passed over.
+
+    Raises:
+        PoolError: There are some without a plain tar of the same name; the message says what to type.
+    """
+    for folder in location.split("::"):
+        if folder.lower().endswith(".tar"):
+            continue
+        plain = {path.lower() for _, path in _in_folder(folder)}
+        packed = [path for _, path in _in_folder(folder, COMPRESSED) if f"{_stem(path)}.tar".lower() not in plain]
+        if packed:
+            has = f"{counted(len(plain), 'tar')} and " if plain else ""
+            others = f", or give only the others: {shlex.quote(folder.rstrip('/') + '/*.tar')}" if plain else ""
+            raise PoolError(
+                f"{folder}: has {has}{counted(len(packed), 'compressed tar')} (such as {os.path.basename(packed[0])}), "
+                f"and compressed tars have no random access; {_unpacking(packed[0])}{others}"
+            )
+
+
+def _stem(path: str) -> str:
+    """Return the path of a compressed tar without its extension."""
+    return next(path[: -len(ending)] for ending in COMPRESSED if path.lower().endswith(ending))
+
+
+def _unpacking(path: str) -> str:
+    """Return how to decompress tars to plain ones."""
+    ending = path[len(_stem(path)) :]
+    return f"decompress them: {_PROGRAM[ending.lower()]} -dk {shlex.quote(os.path.dirname(path) or '.')}/*{ending}"
