@@ -52,10 +52,10 @@ class Apart:
     order_m: Ints
 
     @classmethod
-    def of(cls, pieces: dict[int, int]) -> Apart:
-        """Create it from the start of each piece, and the start of its sample."""
-        start_m = np.array(sorted(pieces), np.int64)
-        owner_m = np.array([pieces[start] for start in start_m.tolist()], np.int64)
+    def of(cls, start_m: Ints, owner_m: Ints) -> Apart:
+        """Create it from the start of each piece, in any order, and the start of its sample."""
+        order_m = np.argsort(start_m)
+        start_m, owner_m = start_m[order_m], owner_m[order_m]
         return cls(start_m, owner_m, np.argsort(owner_m, kind="stable"))
 
     @property
@@ -77,7 +77,7 @@ class Apart:
         return found
 
 
-NONE = Apart.of({})
+NONE = Apart.of(np.empty(0, np.int64), np.empty(0, np.int64))
 
 
 def apart_among(hash_n: Ints, start_n: Ints, run_at: Callable[[int], Run | None]) -> Apart:
@@ -91,7 +91,7 @@ def apart_among(hash_n: Ints, start_n: Ints, run_at: Callable[[int], Run | None]
     order = np.argsort(hash_n, kind="stable")
     new = np.flatnonzero(np.diff(hash_n[order])) + 1
     lo, hi = np.append(0, new), np.append(new, len(order))
-    pieces: dict[int, int] = {}
+    pieces, owners = array("q"), array("q")
     for first, end in zip(lo[hi - lo > 1].tolist(), hi[hi - lo > 1].tolist(), strict=True):
         if end - first > _MOST:
             continue
@@ -101,11 +101,12 @@ def apart_among(hash_n: Ints, start_n: Ints, run_at: Callable[[int], Run | None]
                 continue
             lacking = [sample for sample in samples if sample[0] == run.key and sample[2].isdisjoint(run.endings)]
             if len(lacking) == 1:
-                pieces[int(start_n[i])] = lacking[0][1]
+                pieces.append(int(start_n[i]))
+                owners.append(lacking[0][1])
                 lacking[0][2].update(run.endings)
             else:
                 samples.append((run.key, int(start_n[i]), set(run.endings)))
-    return Apart.of(pieces)
+    return Apart.of(np.array(pieces, np.int64), np.array(owners, np.int64))
 
 
 def find_apart(window: Window, path: str) -> Apart:

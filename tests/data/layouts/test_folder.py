@@ -198,7 +198,7 @@ def test_options_that_cannot_be(tmp_path: Path) -> None:
         ),
         (
             lambda folder: (folder / "x.tar.gz").write_text("x"),
-            "no known kind of data; it has 1 file .*unpack .*x.tar.gz; give .*folder of images",
+            r"has 1 compressed tar \(such as x\.tar\.gz\).*gzip -dk",
         ),
     ],
 )
