@@ -255,9 +255,8 @@ class TarPart(Part):
         for window, sample, _ in self._whole_at(at_c):
             samples.add_one(window, sample)
         scanned = samples.scanned("")
-        if scanned.skipped or len(scanned.keys) < len(at_c):
-            why = scanned.skipped[0][1] if scanned.skipped else "has no key"
-            raise PoolError(f"{self.path}: has a sample that {why}")
+        if scanned.skipped:
+            raise PoolError(f"{self.path}: has a sample that {scanned.skipped[0][1]}")
         return scanned
 
     def chosen(self, start_c: Ints) -> Iterator[Sample]:
