@@ -33,7 +33,7 @@ def test_a_reader_of_another_package(tmp_path: Path) -> None:
     done = call(tmp_path, "thresher", "explain", "subset", "k3")
     assert done.returncode == 0, done.stderr
     for asked, says in (
-        ("bear", "no pool reader 'bear'; there are bare,"),
+        ("bear", "no pool reader 'bear'; there are arrow, bare,"),
         ("npy:dim=3", "the pool reader 'npy' has no parameter 'dim'"),
         ("npy:dim", "write options as OPTION=VALUE"),
     ):

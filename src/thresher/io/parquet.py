@@ -5,7 +5,7 @@ A row of a vector column without a vector of the right width is read as NaN, lik
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import IO, Any
@@ -16,7 +16,8 @@ import numpy.typing as npt
 from thresher.errors import PoolError
 from thresher.io.columns import plain_batch, plain_schema
 from thresher.io.open import open_file, trusting
-from thresher.io.pieces import FLOATS, Array, stored_dtype
+from thresher.io.paths import visible
+from thresher.io.pieces import FLOATS, Array, Piece, stored_dtype
 
 _NAN = 0x7FC0  # as bfloat16 bits
 _SPAN = 1 << 16  # bytes fetched at a time when only a few rows are needed
@@ -51,7 +52,7 @@ class ParquetPiece:
 
     def stream(self, batch: int) -> Iterator[Array]:
         """Yield all rows in order."""
-        return _exactly(self, self._vectors(batch))
+        return exactly(self, self._vectors(batch))
 
     def _vectors(self, batch: int, rows: npt.NDArray[np.int64] | None = None) -> Iterator[Array]:
         for part in _batches(self.protocol, self.path, [self.array], batch, rows):
@@ -148,7 +149,7 @@ def picked(parts: Iterable[Any], rows: npt.NDArray[np.int64]) -> Iterator[Any]:
         start += len(part)
 
 
-def _exactly(piece: ParquetPiece | TablePiece, parts: Iterable[Any]) -> Iterator[Any]:
+def exactly(piece: Piece | TablePiece, parts: Iterable[Any]) -> Iterator[Any]:
     """Yield the parts unchanged; raise if the file has a different number of rows than when it was opened."""
     rows = 0
     for part in parts:
@@ -215,35 +216,58 @@ def parquet_piece(protocol: str, path: str, column: str, dtype: str | None = Non
     """Describe a column from the Parquet footer and, if its type does not have the width, its first vector."""
 
     def read() -> ParquetPiece:
-        import pyarrow as pa
-
         with open_file(protocol, path) as raw:
             file = open_parquet(raw)
             field, rows = plain_schema(file.schema_arrow).field(column), file.metadata.num_rows
-            kind, mark, label = field.type, _mark(field) or dtype, f"{path} [{column}]"
-            if pa.types.is_fixed_size_list(kind):
-                return ParquetPiece(path, column, rows, kind.list_size, _float(kind.value_type, mark, label), protocol)
-            binary = any(f(kind) for f in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary))
-            if not (binary or pa.types.is_list(kind) or pa.types.is_large_list(kind)):
-                raise PoolError(f"{label}: contains {kind}; embeddings are lists of floats, or binary")
-            batches = open_parquet(raw, _SPAN).iter_batches(batch_size=64, columns=[column])
-            parts = (plain_batch(part).column(0).drop_null() for part in batches)
-            first = next((part[0].as_py() for part in parts if len(part)), None)
-            if first is None and rows:
-                raise PoolError(f"{label}: no row has an embedding; remove the file")
-            width = len(first or ())
-            if not binary:
-                return ParquetPiece(path, column, rows, width, _float(kind.value_type, mark, label), protocol)
-            if mark not in (*FLOATS, "bfloat16"):
-                raise PoolError(
-                    f"{label}: binary embeddings of {width} bytes a row; give their type with "
-                    "--dtype float16, float32 or bfloat16"
-                )
-            if width % stored_dtype(mark).itemsize:
-                raise PoolError(f"{label}: {width} bytes a row is not a multiple of {mark}; is --dtype right?")
-            return ParquetPiece(path, column, rows, width // stored_dtype(mark).itemsize, mark, protocol)
+
+            def first() -> Any:
+                batches = open_parquet(raw, _SPAN).iter_batches(batch_size=64, columns=[column])
+                parts = (plain_batch(part).column(0).drop_null() for part in batches)
+                return next((part[0].as_py() for part in parts if len(part)), None)
+
+            dim, kind = vector_type(f"{path} [{column}]", field, rows, first, dtype)
+            return ParquetPiece(path, column, rows, dim, kind, protocol)
 
     return trusting(path, read)
+
+
+def vector_type(
+    label: str, field: Any, rows: int, first: Callable[[], Any], dtype: str | None = None
+) -> tuple[int, str]:
+    """Return the width and the type of the vectors of a column.
+
+    Args:
+        label: The file and the column, for messages.
+        field: The Arrow field, of a plain type; its metadata may have the type as ``dtype``.
+        rows: Number of rows.
+        first: Reads the first vector that is not null, None if all are; called if the type does not have the width.
+        dtype: The type, if neither the field nor its metadata has it.
+
+    Raises:
+        PoolError: These are not vectors of floats, or all are null.
+    """
+    import pyarrow as pa
+
+    kind, mark = field.type, _mark(field) or dtype
+    if pa.types.is_fixed_size_list(kind):
+        return kind.list_size, _float(kind.value_type, mark, label)
+    binary = any(f(kind) for f in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary))
+    if not (binary or pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        raise PoolError(f"{label}: contains {kind}; embeddings are lists of floats, or binary")
+    vector = first()
+    if vector is None and rows:
+        raise PoolError(f"{label}: no row has an embedding; remove the file")
+    width = len(vector or ())
+    if not binary:
+        return width, _float(kind.value_type, mark, label)
+    if mark not in (*FLOATS, "bfloat16"):
+        raise PoolError(
+            f"{label}: binary embeddings of {width} bytes a row; give their type with "
+            "--dtype float16, float32 or bfloat16"
+        )
+    if width % stored_dtype(mark).itemsize:
+        raise PoolError(f"{label}: {width} bytes a row is not a multiple of {mark}; is --dtype right?")
+    return width // stored_dtype(mark).itemsize, mark
 
 
 def _float(kind: Any, mark: str | None, label: str) -> str:
@@ -285,7 +309,7 @@ class TablePiece:
         parts = _batches(self.protocol, self.path, wanted, batch)
         if self.success_only:
             parts = (part.filter(pc.equal(part.column("status"), "success")).select(list(columns)) for part in parts)
-        return _exactly(self, parts)
+        return exactly(self, parts)
 
     def take(self, columns: Sequence[str], rows: npt.NDArray[np.int64]) -> Iterator[Any]:
         """Yield record batches of the given rows (ascending)."""
@@ -308,9 +332,20 @@ def table_piece(protocol: str, path: str) -> TablePiece:
     def read() -> TablePiece:
         with open_file(protocol, path) as raw:
             file = open_parquet(raw)
+            check_names(path, file.schema_arrow.names)
             return TablePiece(path, file.metadata.num_rows, tuple(file.schema_arrow.names), protocol)
 
     return trusting(path, read)
+
+
+def check_names(path: str, names: Sequence[str]) -> None:
+    """Check that no two columns of a table have one name.
+
+    Raises:
+        PoolError: Two have.
+    """
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise PoolError(f"{path}: has two columns named {visible(twice[0])!r}; rename one of them")
 
 
 def parquet_metadata(protocol: str, path: str) -> dict[bytes, bytes]:
@@ -329,6 +364,7 @@ def parquet_types(protocol: str, path: str) -> dict[str, str]:
     def read() -> dict[str, str]:
         with open_file(protocol, path) as raw:
             schema = plain_schema(open_parquet(raw).schema_arrow)
+            check_names(path, schema.names)
             return {name: str(schema.field(name).type) for name in schema.names}
 
     return trusting(path, read)

@@ -21,6 +21,15 @@ from thresher.runtime.random import digest
 
 Rows = npt.NDArray[np.int64]
 
+_IMAGE_VECTORS = (
+    "image_embedding", "image_embeddings", "img_embedding", "img_emb", "image_emb", "image_features",
+    "clip_image", "l14_img", "b32_img", "embedding", "embeddings", "emb", "vector",
+)  # fmt: skip
+_TEXT_VECTORS = (
+    "text_embedding", "text_embeddings", "txt_embedding", "text_emb", "txt_emb", "text_features",
+    "caption_embedding", "clip_text", "l14_txt", "b32_txt",
+)  # fmt: skip
+
 _SAMPLED = 1_000  # rows in a fingerprint: their keys, or their vectors if there are no keys
 _DECODED = 64  # rows whose vectors are always in it; reading one may require decoding its row group
 
@@ -321,6 +330,31 @@ def _kind(vectors: Mapping[str, Piece], table: TablePiece | None, options: Optio
     if table:
         parts.append(f"metadata by {next((name for name in (options.key, *KEYS) if name in table.columns), 'row')}")
     return ", ".join(parts)
+
+
+def embedding_columns(path: str, types: Mapping[str, str], options: Options) -> dict[str, str]:
+    """Return the columns of a table with image and text embeddings, by role.
+
+    Args:
+        path: The file, for messages.
+        types: The Arrow type of every column as text.
+        options: Columns that the user named.
+
+    Raises:
+        UsageError: A requested column does not exist.
+    """
+    found = {}
+    for role, wanted, usual in (("image", options.image, _IMAGE_VECTORS), ("text", options.text, _TEXT_VECTORS)):
+        if wanted and wanted not in types:
+            raise UsageError(f"{path}: no column {wanted!r}; it has {', '.join(types)}.{suggest(wanted, types)}")
+        vectors = (name for name in usual if name in types and _may_be_vectors(types[name]))
+        if column := wanted or next(vectors, None):
+            found[role] = column
+    return found
+
+
+def _may_be_vectors(kind: str) -> bool:
+    return any(word in kind for word in ("list<", "fixed_size_list", "binary"))
 
 
 def with_roles(layout: Layout, options: Options) -> Layout:

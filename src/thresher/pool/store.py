@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from thresher.errors import BadRowsError, PoolError, UsageError
 from thresher.io.npy import NpyPiece, npy_piece
-from thresher.io.parquet import TablePiece, parquet_types
+from thresher.io.parquet import TablePiece
 from thresher.io.pieces import Piece
 from thresher.ops.kmeans import STRIPE
 from thresher.ops.vectors import F32, units_of
@@ -518,5 +518,5 @@ def reopen(selection: Selection, pool: str | None = None, metadata: str | None =
 def heavy(store: EmbeddingStore, name: str) -> bool:
     """Return whether a column contains images or vectors."""
     table = next(part for part in store.layout.table_parts if name in part.columns)
-    kind = parquet_types(table.protocol, table.path)[name]
+    kind = str(table.schema([name]).field(0).type)
     return any(word in kind for word in ("struct<", "list<", "fixed_size_list", "binary", "map<"))

@@ -113,12 +113,24 @@ def _with_vectors(folder: Path, rows: Rows, files: int) -> str:
     return str(folder)
 
 
+def _arrow(folder: Path, rows: Rows, files: int) -> str:
+    import pyarrow as pa
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, part in enumerate(rows.cut(files)):
+        table = part.table(image_embedding=list(part.image), text_embedding=list(part.text))
+        with pa.ipc.new_file(str(folder / f"part-{i}.arrow"), table.schema) as file:
+            file.write_table(table, max_chunksize=1_000)
+    return str(folder)
+
+
 POOLS: Mapping[str, Callable[[Path, Rows, int], str]] = {
     "npy": _npy,
     "clip-retrieval": _clip_retrieval,
     "datacomp": _datacomp,
     "img2dataset": _img2dataset,
     "parquet": _with_vectors,
+    "arrow": _arrow,
 }
 """Layout -> function that writes a pool in it: (folder, rows, number of files). These are Thresher's own layouts."""
 

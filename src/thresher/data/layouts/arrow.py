@@ -12,11 +12,10 @@ from thresher.data.options import DataOptions
 from thresher.data.parts import Data, Ints
 from thresher.data.tables import Table, TablePart, parts_of
 from thresher.errors import PoolError, UsageError
+from thresher.io.arrow import saved_files
 from thresher.io.columns import plain_schema
-from thresher.io.listing import Files
 from thresher.io.open import open_file, trusting
 from thresher.io.paths import visible
-from thresher.runtime.untrusted import load_json
 
 _STATE = r"([^/]*/)?state\.json"  # a dataset that Hugging Face saved to disk, or one of its splits
 
@@ -48,7 +47,7 @@ class Arrow:
         files = where.files
         folders = [posixpath.dirname(name) for name in files.matching(_STATE)]
         if "" in folders or len(folders) == 1:
-            names = _listed(files, "" if "" in folders else folders[0])
+            names = saved_files(files, "" if "" in folders else folders[0])
         elif folders:
             splits = visible(", ".join(folders))
             raise UsageError(f"{where.text}: contains the splits {splits}; give one, such as {where.text}/{folders[0]}")
@@ -114,23 +113,3 @@ def _batches(protocol: str, path: str) -> Iterator[Any]:
             if batch.num_rows < 0:  # validate does not check this
                 raise PoolError(f"{path}: is damaged: one of its batches has {batch.num_rows:,} rows")
             yield batch
-
-
-def _listed(files: Files, folder: str) -> list[str]:
-    """Return the Arrow files of a dataset saved to disk, in its order."""
-    path = files.path(posixpath.join(folder, "state.json"))
-    with open_file(files.protocol, path) as raw:
-        state = trusting(path, lambda: load_json(raw))
-    listed = state.get("_data_files") if isinstance(state, dict) else None
-    bases = [one.get("filename") if isinstance(one, dict) else None for one in listed or () if isinstance(listed, list)]
-    if not bases or None in bases:
-        raise PoolError(f"{path}: does not list the files of the dataset; save it again")
-    names = [posixpath.join(folder, str(base)) for base in bases]
-    if lost := [name for name in names if name not in files.names]:
-        raise PoolError(f"{path}: names {visible(lost[0])}, which does not exist; save the dataset again")
-    if state.get("_indices_files") or state.get("_indices_data_files"):
-        raise PoolError(
-            f"{path}: the dataset is saved with an indices mapping; load it with datasets and save it with "
-            "flatten_indices().save_to_disk(...)"
-        )
-    return names

@@ -1,0 +1,66 @@
+"""Arrow files with embedding columns: datasets that Hugging Face saved to disk, Feather, and what polars writes."""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import dataclass
+from typing import ClassVar
+
+from thresher.errors import UsageError
+from thresher.io.arrow import arrow_piece, arrow_table, arrow_types, saved_files
+from thresher.io.listing import Files
+from thresher.io.parquet import TablePiece
+from thresher.io.paths import visible
+from thresher.io.pieces import Piece
+from thresher.pool.layout import Layout, Options, embedding_columns, from_shards
+
+_STATE = r"([^/]*/)?state\.json"  # of a dataset that Hugging Face saved to disk, or of one of its splits
+
+
+@dataclass(frozen=True)
+class Arrow:
+    """Arrow files with embedding columns."""
+
+    name: ClassVar[str] = "arrow"
+    rank: ClassVar[int] = 55
+    looks_like: ClassVar[str] = (
+        "*.arrow, *.feather or *.ipc with a column of embeddings, or a saved Hugging Face dataset"
+    )
+
+    def recognise(self, files: Files) -> bool:
+        """Recognise Arrow files without arrays or Parquet files, which other readers read."""
+        return bool(files.matching(_ARROW)) and not files.matching(r".*\.(np[yz]|parquet|pq)")
+
+    def read(self, files: Files, options: Options) -> Layout:
+        """Find the embedding columns of every file.
+
+        Raises:
+            UsageError: There are several splits, or a requested column does not exist.
+            PoolError: A file of a saved dataset is missing.
+        """
+
+        def shard(name: str) -> tuple[dict[str, Piece], TablePiece]:
+            path = files.path(name)
+            columns = embedding_columns(path, arrow_types(files.protocol, path), options)
+            pieces: dict[str, Piece] = {
+                role: arrow_piece(files.protocol, path, column, options.dtype) for role, column in columns.items()
+            }
+            return pieces, arrow_table(files.protocol, path)
+
+        return from_shards(self.name, files, _names(files), shard, options)
+
+
+_ARROW = r"([^/]+/)?[^/]+\.(arrow|feather|ipc)"
+
+
+def _names(files: Files) -> list[str]:
+    """Return the files of the pool in order: those that a saved dataset lists, else all but caches of ``datasets``."""
+    folders = [posixpath.dirname(name) for name in files.matching(_STATE)]
+    if "" in folders or len(folders) == 1:
+        return saved_files(files, "" if "" in folders else folders[0])
+    if folders:
+        raise UsageError(
+            f"{files.location}: contains the splits {visible(', '.join(folders))}; give one, such as "
+            f"{visible(posixpath.join(files.location, folders[0]))}"
+        )
+    return [name for name in files.matching(_ARROW) if not posixpath.basename(name).startswith("cache-")]
