@@ -27,6 +27,7 @@ from thresher import Selection, build, select_indices
 from thresher.errors import PoolError, UsageError
 from thresher.export.keys import KeySet, each_key, hashes_of, read_keys
 from thresher.export.write import export
+from thresher.train.open_clip import static_keys
 
 UID = re.compile("[0-9a-fA-F]{32}")
 
@@ -275,19 +276,111 @@ def test_a_subset_file_of_datacomp(tmp_path: Path) -> None:
     assert len(read_keys(path)) == 0
     for wrong in (np.ones(4, np.bool_), np.ones((4, 2), np.uint64), np.zeros(3, "u8,u4"), np.zeros((1, 1), "u8,u8")):
         np.save(path, wrong)
-        with pytest.raises(PoolError, match=r"a DataComp subset file, which is \(rows,\) of u8,u8 \(it: is"):
+        with pytest.raises(PoolError, match=r"subset\.npy: contains .*, but keys are \(rows,\) of text, or of u8,u8"):
             read_keys(path)
     np.save(path, np.array([{"a": 1}], object), allow_pickle=True)
-    with pytest.raises(PoolError, match="cannot be read as a DataComp subset file"):
+    with pytest.raises(
+        PoolError, match=r"pickled .*, which are never read; .*np\.save\(path, np\.array\(keys, dtype=str"
+    ):
         read_keys(path)
     with open(path, "wb") as file:
         np.savez(file, a=np.zeros(3, "u8,u8"))
-    with pytest.raises(PoolError, match="cannot be read as a DataComp subset file"):
+    with pytest.raises(PoolError, match=r"subset\.npy: cannot be read as keys"):
         read_keys(path)
     np.save(path, np.array(pairs * 9, "u8,u8"))
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(PoolError, match="cannot be read as a DataComp subset file"):
+    with pytest.raises(PoolError, match=r"subset\.npy: cannot be read, it may be damaged \(it is truncated"):
         read_keys(path)
+
+
+def test_an_array_of_text(tmp_path: Path) -> None:
+    path = tmp_path / "keys.npy"
+    names = ["000000012", "é", "ab" * 16, "000000012"]
+    for kind in ("U32", ">U32", "U40", "O"):
+        array = np.array(names, kind)
+        np.save(path, array if kind != "O" else np.array(names))
+        agrees(read_keys(path), Counter(names), ["12", ""])
+        assert streamed(path) == Counter(names)
+    np.save(path, np.array([key.encode() for key in names], "S32"))
+    agrees(read_keys(path), Counter(names), ["12", "b'12'"])
+    np.save(path, np.array([f"{i}" for i in range(70_000)]))
+    assert len(read_keys(path)) == 70_000
+    np.save(path, np.array([], "U8"))
+    assert len(read_keys(path)) == 0
+    np.save(path, np.array([b"\xff"], "S4"))
+    with pytest.raises(PoolError, match="bytes that are not UTF-8"):
+        read_keys(path)
+    np.save(path, np.arange(3))
+    with pytest.raises(PoolError, match="row numbers and masks are not keys; save keys as text"):
+        read_keys(path)
+    np.save(path, np.array([["a"]]))
+    with pytest.raises(PoolError, match=r"of shape \(1, 1\), but keys are \(rows,\)"):
+        read_keys(path)
+
+
+LISTS = {
+    "keys.txt": "b\n000000012\nb\n",
+    "keys": "\ufeffb\r\n\n000000012\nb",
+    "keys.csv": "score,key\n0.5,b\n,000000012\n1,b\n",
+    "semicolon.csv": "key;score\nb;0.5\n000000012;\nb;1\n",
+    "one.CSV": '"uid"\nb\n"000000012"\nb\n',
+    "keys.tsv": "key\tnote\nb\tx, y\n000000012\t\nb\tz\n",
+    "keys.jsonl": '{"key": "b", "a": 1}\n\n{"key": "000000012"}\n{"a": [2], "key": "b"}\n',
+    "alone.ndjson": '"b"\n"000000012"\n"b"\n',
+    "keys.json": '[{"id": "b"}, {"id": "000000012", "x": null}, {"id": "b"}]',
+    "alone.json": '["b", "000000012", "b"]',
+}
+
+
+@pytest.mark.parametrize("name", [*LISTS, "keys.parquet", "keys.arrow", "keys.feather", "stream.ipc"])
+def test_a_list_of_keys_in_any_format(tmp_path: Path, name: str) -> None:
+    path, found = tmp_path / name, pa.table({"url": ["x"] * 3, "key": ["b", "000000012", "b"]})
+    if name in LISTS:
+        path.write_text(LISTS[name], encoding="utf-8", newline="")
+    elif name.endswith("parquet"):
+        pq.write_table(found, path)
+    else:
+        with (pa.ipc.new_stream if "stream" in name else pa.ipc.new_file)(str(path), found.schema) as file:
+            file.write_table(found)
+    agrees(read_keys(path), {"b": 2, "000000012": 1}, ["12", "key", "uid", "x"])
+    assert list(each_key(path)) == [("b", 1), ("000000012", 1), ("b", 1)]
+    assert static_keys(path, 10).times_M.sum() == 3
+    assert select_indices(path, keys=["b", "c", "000000012"]).tolist() == [0, 0, 2]
+
+
+def test_whole_numbers_in_json_are_keys_as_in_parquet(tmp_path: Path) -> None:
+    for name, text in (("a.json", "[12, 7]"), ("a.jsonl", '{"key": 12}\n{"key": 7}\n'), ("b.jsonl", "12\n7\n")):
+        (tmp_path / name).write_text(text)
+        assert streamed(tmp_path / name) == {"12": 1, "7": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("a.csv", "000001\n000002\n", r"no column of keys \(uid, .*\); it has 000001\. Name .* 'key', or give a \.txt"),
+        ("a.csv", "key,score\na\n", "the row at byte 10 has 1 cell, but the first line has 2"),
+        ("a.csv", "key,key\na,b\n", "two columns named 'key'"),
+        ("a.csv", "", "must have a name for every column"),
+        ("a.csv", "key,score\na,1\n,2\n", "1 row has no key; every row needs one"),
+        ("a.jsonl", '{"key": "a"}\n{"kye": "b"}\n', "1 row has no key"),
+        ("a.jsonl", '{"key": "a"}\n{"key"', "the line at byte 13 is not JSON"),
+        ("a.jsonl", "[1]\n", r"the line at byte 0 is \[1\]; write an object, or a key as text"),
+        ("a.jsonl", '{"key": 1.5}\n', "floats are not keys"),
+        ("a.json", '{"a": 1}', "is not a list; write a list of keys"),
+        ("a.json", '["a", null]', "entry 1 is null; write an object, or a key as text"),
+        (
+            "a.pkl",
+            "x",
+            r"not read from \.pkl files; give a \.txt file with one key per line, a \.npy of text, or a table",
+        ),
+        ("a.pt", "x", r"not read from \.pt files"),
+        ("a.gz", "x", r"not read from \.gz files"),
+    ],
+)
+def test_lists_of_keys_that_are_refused(tmp_path: Path, name: str, text: str, says: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises((PoolError, UsageError), match=says):
+        read_keys(tmp_path / name)
 
 
 def test_a_table_of_keys(tmp_path: Path) -> None:
@@ -298,7 +391,7 @@ def test_a_table_of_keys(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": [7, 8, 7]}), path)
     assert streamed(path) == {"7": 2, "8": 1}
     pq.write_table(pa.table({"key": ["a", None]}), path)
-    with pytest.raises(PoolError, match="1 rows have no key; every row needs one"):
+    with pytest.raises(PoolError, match="1 row has no key; every row needs one"):
         read_keys(path)
     pq.write_table(pa.table({"url": ["a"]}), path)
     with pytest.raises(PoolError, match=r"has no column of keys \(uid, key, .*\); it has url"):

@@ -355,3 +355,82 @@ def test_every_scoring_method_has_its_command(capsys) -> None:
         told = capsys.readouterr().out
         assert "--keep" not in told
         assert "--threshold" not in told
+
+
+NAMES = [f"{i:09d}" for i in range(N)]
+
+
+@pytest.fixture
+def numbered(pool, rows):
+    """A pool whose keys are digits with leading zeros."""
+    return pool(rows(N, seed=1), rows(N, seed=2), {"key": NAMES}, name="numbered")
+
+
+def as_text(path: Path, keys: list[str], values: list[str], more: str = "") -> str:
+    """A table of keys and scores in the format of the ending; values are words of JSON or of a CSV file."""
+    if path.suffix in (".csv", ".tsv"):
+        comma = "," if path.suffix == ".csv" else "\t"
+        lines = [comma.join(pair) for pair in zip(["key", *keys], ["aes", *values], strict=True)]
+        path.write_text("\n".join(lines) + "\n")
+    else:
+        objects = [f'{{"key": "{key}", "aes": {value or "null"}}}' for key, value in zip(keys, values, strict=True)]
+        path.write_text(f"[{', '.join(objects)}]" if path.suffix == ".json" else "\n".join(objects) + "\n")
+    return str(path)
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "ndjson", "json", "arrow", "feather"])
+@pytest.mark.parametrize("named", ["", ":aes"])
+def test_scores_in_other_formats(ending, named, numbered, place, tmp_path) -> None:
+    """Recap-DataComp-1B#11 joins by key; keys of digits keep their zeros."""
+    order = np.random.default_rng(5).permutation(N)
+    values = np.random.default_rng(6).standard_normal(N)
+    keys = [NAMES[i] for i in order]
+    path = tmp_path / f"scores.{ending}"
+    if ending in ("arrow", "feather"):
+        found = pa.table({"key": keys, "aes": values[order]})
+        with pa.ipc.new_file(str(path), found.schema) as file:
+            file.write_table(found, max_chunksize=70)
+    else:
+        as_text(path, keys, [repr(float(value)) for value in values[order]])
+    sel = run_steps(numbered, [build("clip-score", {"keep": "30%", "column": f"{path}{named}"})], **place)
+    assert sel.mask().tolist() == (values >= np.sort(values)[N - 90]).tolist()
+    joined = open_store(numbered.layout.location, Options(metadata=str(path)), scratch=str(tmp_path / "scratch"))
+    np.testing.assert_array_equal(joined.column("aes"), values)
+    assert joined.column("joined").all()
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+@pytest.mark.parametrize(
+    ("values", "error", "says"),
+    [
+        (["NaN", *["0.5"] * 299], BadRowsError, r"row 0: 'aes' is empty or NaN \(1 such rows?\)"),
+        (["", *["0.5"] * 299], BadRowsError, r"row 0: 'aes' is empty or NaN"),
+        (
+            ['"high"', *["0.5"] * 299],
+            UsageError,
+            r"has no column of numbers except keys; it has key \(string\), aes \(string\)",
+        ),
+    ],
+)
+def test_scores_that_are_no_numbers(ending, values, error, says, numbered, place, tmp_path) -> None:
+    path = as_text(tmp_path / f"scores.{ending}", NAMES, values)
+    with pytest.raises(error, match=says):
+        run_steps(numbered, [build("clip-score", {"keep": "30%", "column": path})], **place)
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_keys_of_scores_that_do_not_fit(ending, numbered, place, tmp_path) -> None:
+    path = as_text(tmp_path / f"scores.{ending}", [*NAMES, NAMES[7]], ["0.5"] * (N + 1))
+    with pytest.raises(BadRowsError, match="the key '000000007' occurs more than once"):
+        run_steps(numbered, [build("clip-score", {"keep": "30%", "column": path})], **place)
+    with pytest.raises(BadRowsError, match="the key '000000007' occurs more than once"):
+        open_store(numbered.layout.location, Options(metadata=path))
+    path = as_text(tmp_path / f"some.{ending}", NAMES[:-2], ["0.5"] * (N - 2))
+    with pytest.raises(BadRowsError, match=r"no row for the key 000000298 \(2 of 300 rows are missing\)"):
+        run_steps(numbered, [build("clip-score", {"keep": "30%", "column": path})], **place)
+
+
+def test_infinite_scores_in_text(numbered, place, tmp_path) -> None:
+    path = as_text(tmp_path / "scores.csv", NAMES, ["inf", "-Infinity", *["1e-3"] * 298])
+    mask = run_steps(numbered, [build("clip-score", {"threshold": 0.0, "column": path})], **place).mask()
+    assert np.flatnonzero(~mask).tolist() == [1]

@@ -165,9 +165,9 @@ def reshard(
     """Copy the selected samples of raw data into new shards.
 
     The shards are tars, parquet or a csv. DATA is tars (a folder, or a path with {00000..00099}), parquet, an
-    open_clip csv, or a folder of images. SEL is a selection folder, a file with one key per line, or a DataComp
-    subset file. If DATA lacks more than --max-missing of the keys, or a file of DATA is damaged, what there is is
-    written, and the exit code is 2.
+    open_clip csv, or a folder of images. SEL is a selection folder, or a file of keys: text with one key per line, a
+    DataComp subset file, or a table with a column 'key'. If DATA lacks more than --max-missing of the keys, or a file
+    of DATA is damaged, what there is is written, and the exit code is 2.
     """
     from thresher.reshard import reshard as run
 

@@ -20,11 +20,14 @@ import numpy.typing as npt
 
 from thresher.errors import PoolError, UsageError
 from thresher.io.columns import KEYS, as_text
+from thresher.io.npy import npy_keys
 from thresher.io.parquet import TablePiece, table_piece
+from thresher.io.tables import TABLES, any_table
 from thresher.ops import key_hash
 from thresher.ops.key_hash import BATCH, Hashes, batches_of
 from thresher.pool.store import reopen
-from thresher.runtime.untrusted import mapped_array
+from thresher.runtime.format import counted
+from thresher.runtime.untrusted import cut
 from thresher.selection import Selection
 
 Ints = npt.NDArray[np.int64]
@@ -32,6 +35,9 @@ Chosen = str | os.PathLike[str] | Selection
 
 _BUCKET = 8  # maximum average number of hashes in a bucket; a bucket takes 4 bytes
 _MOST_TIMES = 2**31 - 1
+_SHOWN = 12  # columns named in a message
+_NEVER = (".npz", ".pkl", ".pickle", ".pt", ".pth", ".gz", ".zip", ".tar", ".xlsx")
+_FILES = f"give a .txt file with one key per line, a .npy of text, or a table with a column 'key' ({', '.join(TABLES)})"
 
 
 class KeySet:
@@ -209,18 +215,23 @@ def read_keys(sel: Chosen) -> KeySet:
     Args:
         sel: A selection folder or a :class:`Selection`, whose pool is opened for the keys, or a file:
 
-            - a UTF-8 text file with one key per line: repeated keys count each time, empty lines are ignored;
-            - ``.npy``: a DataComp subset file; its keys are uids of 32 hexadecimal digits;
-            - ``.parquet``, ``.pq``: a file of ``export --as parquet``, of which only the kept rows count, with their
-              repeats; or a table with a column ``uid``, ``key``, ``id``, ``__key__`` or ``image_path``.
+            - ``.npy``: an array of text, or a DataComp subset file, whose keys are uids of 32 hexadecimal digits;
+            - ``.parquet``, ``.pq``, ``.arrow``, ``.feather``, ``.ipc``, ``.csv``, ``.tsv``, ``.jsonl``, ``.ndjson``,
+              ``.json``: a table with a column ``uid``, ``key``, ``id``, ``__key__`` or ``image_path``. Of a file of
+              ``export --as parquet`` only the kept rows count, with their repeats. JSON may also list the keys alone;
+            - any other: UTF-8 text with one key per line. Empty lines are ignored.
+
+            A key that is there several times counts each time.
 
     Raises:
         PoolError: It is none of these, the file is damaged, or the pool is gone.
         UsageError: The pool has a key several times, so that the key does not identify one row.
     """
     if _kind(sel) == "npy":
-        hashes_N, times_N, _ = _merged((key_hash.of_halves(high, low), None) for high, low in _subset(_path(sel)))
-        return KeySet(hashes_N, times_N, uids=True)
+        subset = npy_keys(_path(sel))
+        if subset.dtype.names is not None:
+            hashes_N, times_N, _ = _merged((key_hash.of_halves(high, low), None) for high, low in _halves(subset))
+            return KeySet(hashes_N, times_N, uids=True)
     return KeySet._of(key_batches(sel), rows_of=sel if keys_are_of_rows(sel) else None)
 
 
@@ -242,7 +253,7 @@ def each_key(sel: Chosen) -> Iterator[tuple[str, int]]:
 def keys_are_of_rows(sel: Chosen) -> bool:
     """Return whether the keys are those of single rows of a pool, so that :func:`read_keys` refuses repeated keys."""
     kind = _kind(sel)
-    return kind == "selection" or (kind == "parquet" and _exported(table_piece("file", _path(sel))))
+    return kind == "selection" or (kind == "table" and _exported(_path(sel)) is not None)
 
 
 def key_batches(sel: Chosen) -> Iterator[tuple[list[str], Ints | None]]:
@@ -253,10 +264,8 @@ def key_batches(sel: Chosen) -> Iterator[tuple[list[str], Ints | None]]:
         for ids, keys in reopen(selection).where(selection.mask()).keys():
             yield keys, None if selection.repeats is None else selection.repeats[ids].astype(np.int64)
     elif kind == "npy":
-        for high, low in _subset(_path(sel)):
-            text = np.stack([high, low], axis=1).astype(">u8").tobytes().hex()
-            yield [text[at : at + 32] for at in range(0, len(text), 32)], None
-    elif kind == "parquet":
+        yield from ((part, None) for part in _npy(_path(sel)))
+    elif kind == "table":
         yield from _table(_path(sel))
     else:
         yield from ((part, None) for part in batches_of(_lines(_path(sel))))
@@ -373,7 +382,9 @@ def _kind(sel: Chosen) -> str:
     if isinstance(sel, Selection) or os.path.isdir(sel):
         return "selection"
     ending = os.path.splitext(sel)[1].lower()
-    return {".npy": "npy", ".parquet": "parquet", ".pq": "parquet"}.get(ending, "text")
+    if ending in _NEVER:
+        raise PoolError(f"{os.fspath(sel)}: keys are not read from {ending} files; {_FILES}")
+    return "npy" if ending == ".npy" else "table" if ending in TABLES else "text"
 
 
 def _selection(sel: Chosen) -> Selection:
@@ -391,42 +402,58 @@ def _lines(path: str) -> Iterator[str]:
                 if key := line.removesuffix("\n"):
                     yield key
     except (OSError, ValueError) as error:
-        raise PoolError(f"{path}: is neither a selection folder nor a file of keys ({error})") from None
+        raise PoolError(f"{path}: is neither a selection folder nor a file of keys ({error}); {_FILES}") from None
 
 
-def _subset(path: str) -> Iterator[tuple[Hashes, Hashes]]:
+def _npy(path: str) -> Iterator[list[str]]:
+    """Yield the keys of a .npy file in batches."""
+    keys = npy_keys(path)
+    if keys.dtype.names is not None:
+        for high, low in _halves(keys):
+            text = np.stack([high, low], axis=1).astype(">u8").tobytes().hex()
+            yield [text[at : at + 32] for at in range(0, len(text), 32)]
+        return
+    for start in range(0, len(keys), BATCH):
+        part = keys[start : start + BATCH].tolist()
+        try:
+            yield [key if isinstance(key, str) else key.decode() for key in part]
+        except UnicodeDecodeError:
+            raise PoolError(f"{path}: contains bytes that are not UTF-8; save keys as text") from None
+
+
+def _halves(subset: npt.NDArray[Any]) -> Iterator[tuple[Hashes, Hashes]]:
     """Yield the two halves of the uids of a DataComp subset file, in batches."""
-    try:
-        subset = mapped_array(path, ("uint64,uint64",), (None,), name="it")
-    except (OSError, PoolError) as error:
-        raise PoolError(
-            f"{path}: cannot be read as a DataComp subset file, which is (rows,) of u8,u8 ({error}); give such a file, "
-            "a selection folder or a file of keys"
-        ) from None
     high, low = subset.dtype.names or ()
     for start in range(0, len(subset), BATCH):
         part = subset[start : start + BATCH]
         yield part[high].astype(np.uint64), part[low].astype(np.uint64)
 
 
-def _exported(piece: TablePiece) -> bool:
-    """Return whether a table was written by ``export --as parquet``, with a row for every row of a pool."""
-    return {"row", "key", "kept"} <= set(piece.columns)
+def _exported(path: str) -> TablePiece | None:
+    """Return a table that ``export --as parquet`` wrote, with a row for every row of a pool; None if it is another."""
+    if not path.lower().endswith((".parquet", ".pq")):
+        return None
+    piece = table_piece("file", path)
+    return piece if {"row", "key", "kept"} <= set(piece.columns) else None
 
 
 def _table(path: str) -> Iterator[tuple[list[str], Ints | None]]:
-    """Yield the keys of a parquet file; only the kept rows of one written by ``export --as parquet``."""
-    piece = table_piece("file", path)
-    exported = _exported(piece)
+    """Yield the keys of a table; only the kept rows of one written by ``export --as parquet``."""
+    exported = _exported(path)
+    piece = exported or any_table("file", path)
     key = "key" if exported else next((name for name in KEYS if name in piece.columns), None)
     if key is None:
-        raise PoolError(f"{path}: has no column of keys ({', '.join(KEYS)}); it has {', '.join(piece.columns)}")
+        there = ", ".join(map(cut, piece.columns[:_SHOWN])) + (", ..." if len(piece.columns) > _SHOWN else "")
+        raise PoolError(
+            f"{path}: has no column of keys ({', '.join(KEYS)}); it has {there}. Name the column of keys 'key', or "
+            "give a .txt file with one key per line"
+        )
     repeats = ["repeats"] if exported and "repeats" in piece.columns else []
     for part in piece.stream([key, *(["kept"] if exported else []), *repeats]):
         if exported:
             part = part.filter(part.column("kept"))
-        if part.column(key).null_count:
-            raise PoolError(f"{path}: {part.column(key).null_count:,} rows have no {key}; every row needs one")
+        if lost := part.column(key).null_count:
+            raise PoolError(f"{path}: {counted(lost, 'row has', 'rows have')} no {key}; every row needs one")
         yield (
             as_text(part.column(key), path, key).to_pylist(),
             np.asarray(part.column("repeats"), np.int64) if repeats else None,

@@ -17,7 +17,7 @@ from thresher.errors import PoolError
 from thresher.io.open import meaning_of, open_file, trusting
 from thresher.io.paths import is_unsafe
 from thresher.io.pieces import FLOATS, Array, Piece, stored_dtype
-from thresher.runtime.untrusted import read_exactly, read_npy_header
+from thresher.runtime.untrusted import TEXT, cut, mapped_array, open_regular, read_exactly, read_npy_header
 
 _DIMENSIONS = 2**20
 _DEFLATED = 1032  # bytes that one byte of a compressed member can unfold to
@@ -144,6 +144,32 @@ def _header(file: IO[bytes], name: str, dtype: str | None) -> tuple[tuple[int, i
         hint = "; for bfloat16 bits pass --dtype bfloat16 or name the file *bf16*" if stored == np.uint16 else ""
         raise PoolError(f"{name}: contains {stored.name}; embeddings are float16, float32, float64 or bfloat16{hint}")
     return (int(shape[0]), int(shape[1])), stored.name
+
+
+def npy_keys(path: str) -> Array:
+    """Return the keys in a .npy file, memory-mapped: (M,) of text, of bytes, or of u8,u8 as in DataComp's subset files.
+
+    Raises:
+        PoolError: The file is damaged, or contains something else; the message says what to save instead.
+    """
+    save = "save keys as text: np.save(path, np.array(keys, dtype=str))"
+    try:
+        with open_regular(path) as file:
+            header = read_npy_header(file)
+    except (OSError, ValueError, EOFError) as error:
+        raise PoolError(f"{path}: cannot be read as keys ({error}); {save}") from None
+    stored = header.dtype
+    if stored.hasobject:
+        raise PoolError(f"{path}: contains pickled Python objects, which are never read; {save}")
+    kind = TEXT if stored.kind == "U" else stored.name if stored.kind == "S" else "uint64,uint64"
+    is_pair = stored.names is not None and [stored[name].str[1:] for name in stored.names] == ["u8", "u8"]
+    if len(header.shape) != 1 or not (stored.kind in "US" or is_pair):
+        numbers = "; row numbers and masks are not keys" if stored.kind in "iub" else ""
+        raise PoolError(
+            f"{path}: contains {cut(str(stored))} of shape {cut(str(header.shape))}, but keys are (rows,) of text, or "
+            f"of u8,u8 as in a subset file of DataComp{numbers}; {save}, or give the selection folder"
+        )
+    return mapped_array(path, (kind,), (None,))
 
 
 @dataclass(frozen=True)

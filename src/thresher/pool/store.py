@@ -24,7 +24,7 @@ from thresher.ops.kmeans import STRIPE
 from thresher.ops.vectors import F32, units_of
 from thresher.pool.join import join_by_key
 from thresher.pool.layout import Options, Rows, gathered
-from thresher.pool.layouts import Layout, read_layout
+from thresher.pool.layouts import Layout, read_layout, read_metadata
 from thresher.pool.verify import without_damaged
 from thresher.runtime.cache import default_folder
 from thresher.runtime.code import code_version
@@ -469,7 +469,7 @@ def open_store(location: str, options: Options | None = None, *, scratch: str | 
         code, stamps = code_version("thresher.pool.verify"), layout.stamps_of([*pieces, *layout.tables])
         layout = without_damaged(layout, made_from(["damage", code, layout.key, stamps]) + ".json")
     if options.metadata:
-        metadata = read_layout(options.metadata, Options(skip_bad=options.skip_bad))
+        metadata = read_metadata(options.metadata, Options(skip_bad=options.skip_bad), layout.key)
         code = code_version("thresher.pool.join")
         stamps = [*layout.stamps_of(layout.tables), *metadata.stamps_of(metadata.tables)]
         target = made_from([code, layout.key, metadata.key, stamps]) + ".parquet"
@@ -478,6 +478,19 @@ def open_store(location: str, options: Options | None = None, *, scratch: str | 
             joined = join_by_key(layout, metadata, target, options)
         return EmbeddingStore(joined, options, block=_block_of(layout), held=(held,))
     return EmbeddingStore(layout, options, block=_block_of(layout))
+
+
+def open_table(location: str, key: str | None = None) -> EmbeddingStore:
+    """Open a table of scores, or the tables of another pool, to join them to a pool.
+
+    Args:
+        location: A pool, or a file of text, see :func:`thresher.pool.layouts.read_metadata`.
+        key: The key column of the pool to which it is joined.
+
+    Raises:
+        PoolError: As for :func:`open_store`.
+    """
+    return EmbeddingStore(read_metadata(location, Options(), key), Options())
 
 
 def _block_of(layout: Layout) -> int:

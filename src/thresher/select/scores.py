@@ -14,10 +14,11 @@ import numpy.typing as npt
 
 from thresher.errors import BadRowsError, UsageError, suggest
 from thresher.io.parquet import parquet_metadata
+from thresher.io.tables import TABLES
 from thresher.ops.cut import top
 from thresher.pool.join import positions
 from thresher.pool.layout import Options, Rows
-from thresher.pool.store import EmbeddingStore, missing, open_store
+from thresher.pool.store import EmbeddingStore, missing, open_store, open_table
 from thresher.runtime.parameters import is_required, parameters_of
 from thresher.runtime.template import RoundedFloat
 from thresher.runtime.untrusted import parse_json
@@ -28,7 +29,7 @@ from thresher.selection import Keep, Selection
 Array = npt.NDArray[Any]
 
 MARK = b"thresher"  # metadata key of a parquet file of scores that holds how they were made
-_FILE = re.compile(r"(.+?\.(?:parquet|pq))(?::(.+))?", re.DOTALL | re.IGNORECASE)
+_FILE = re.compile(rf"(.+?(?:{'|'.join(map(re.escape, TABLES))}))(?::(.+))?", re.DOTALL | re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +124,8 @@ def column(run: Run, source: str, parameter: str, *, finite: bool = False) -> Sc
     Args:
         run: The run whose rows are scored.
         source: A metadata column of the pool; else the name of a scoring method, which is then computed with
-            its defaults; else ``file.parquet`` or ``file.parquet:column``, joined by key.
+            its defaults; else a table, ``file.parquet``, ``file.csv`` or such, or ``file.parquet:column``, joined by
+            key; see :data:`thresher.io.tables.TABLES`.
         parameter: Name of the parameter that holds ``source``, for messages.
         finite: Refuse infinite numbers.
 
@@ -145,7 +147,9 @@ def column(run: Run, source: str, parameter: str, *, finite: bool = False) -> Sc
     elif file := _FILE.fullmatch(source):
         result = _from_file(run, file[1], file[2], parameter)
     elif os.path.isfile(source):
-        raise UsageError(f"{parameter} = {source!r}: scores are read from parquet files; convert this file to parquet")
+        raise UsageError(
+            f"{parameter} = {source!r}: scores are read from tables ({', '.join(TABLES)}); convert this file"
+        )
     else:
         raise UsageError(
             f"{parameter} = {source!r}: there is no such column; use a column of {run.store.layout.location} ("
@@ -215,8 +219,8 @@ def _from_file(run: Run, location: str, name: str | None, parameter: str) -> Sco
 
     if "://" not in location and not os.path.isfile(location):
         raise UsageError(f"{parameter}: {location}: no such file; 'thresher score' writes one")
-    other = open_store(location, scratch=str(run.cache.folder))
     mine = run.store.layout.key
+    other = open_table(location, mine)
     wanted = [mine, "key"] if mine else ["row"]
     key = next((name for name in wanted if name in other.columns), None)
     if key is None:
@@ -262,8 +266,11 @@ def _from_file(run: Run, location: str, name: str | None, parameter: str) -> Sco
 
 def _same_store(run: Run, other: EmbeddingStore) -> None:
     """Refuse row numbers of another pool, if the file says which pool it was made from."""
+    protocol, path = other.files()[0]
+    if not path.lower().endswith((".parquet", ".pq")):
+        return
     try:
-        info = parse_json(parquet_metadata(*other.files()[0]).get(MARK, b"{}"))
+        info = parse_json(parquet_metadata(protocol, path).get(MARK, b"{}"))
     except ValueError:
         info = {}
     if isinstance(info, dict) and info.get("store", run.store.fingerprint()) != run.store.fingerprint():

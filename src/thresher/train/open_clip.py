@@ -891,7 +891,7 @@ def _parser(offered: Sequence[Flag]) -> argparse.ArgumentParser:
         else:
             kwargs |= {"type": partial(_value, flag.kind), "metavar": flag.metavar}
         add(f"--prune-{flag.flag}", **kwargs)
-    add("--prune-selection", dest="selection", help=f"{need}: a selection folder, or a text file with one key per line")
+    add("--prune-selection", dest="selection", help=f"{need}: a selection folder, or a file of keys")
     add("--prune-seed", dest="seed", type=int, help="seed of draws and orders (default: --seed of open_clip)")
     add(
         "--prune-key",

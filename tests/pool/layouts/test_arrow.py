@@ -142,7 +142,7 @@ def test_what_is_refused(tmp_path: Path, form: str) -> None:
         open_store(write(tmp_path / "b.arrow", twice, form))
     with pytest.raises(UsageError, match="no column 'emb'.*Did you mean 'embedding'"):
         open_store(str(tmp_path / "a.arrow"), Options(image="emb"))
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="Feather V1"):
         pyarrow.feather.write_feather(pa.table({"key": ["a"]}), tmp_path / "c.feather", version=1)
     with pytest.raises(PoolError, match=r"c\.feather: is Feather version 1; save it again"):
         open_store(str(tmp_path / "c.feather"))

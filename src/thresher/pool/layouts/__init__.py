@@ -6,14 +6,16 @@ from dataclasses import replace
 from typing import ClassVar, Protocol
 
 from thresher.errors import PoolError
+from thresher.io.columns import KEYS
 from thresher.io.listing import Files, stamp_of
 from thresher.io.paths import visible
 from thresher.io.plan import PLAN, plan_of_pool
 from thresher.io.readers import readable, recognising
-from thresher.pool.layout import Layout, Options
+from thresher.io.tables import TEXTS, any_table
+from thresher.pool.layout import Layout, Options, with_roles
 from thresher.runtime.plugins import PluginPoint
 
-__all__ = ["POOL_READERS", "Files", "Layout", "Options", "PoolReader", "read_layout"]
+__all__ = ["POOL_READERS", "Files", "Layout", "Options", "PoolReader", "read_layout", "read_metadata"]
 
 
 class PoolReader(Protocol):
@@ -69,6 +71,27 @@ def read_layout(location: str, options: Options) -> Layout:
     layout.check()
     stamps = {path: files.stamps.get(path) or stamp_of(protocol, path) for protocol, path in layout.files()}
     return replace(layout, stamps=stamps)
+
+
+def read_metadata(location: str, options: Options, key: str | None = None) -> Layout:
+    """Return the tables of metadata or scores that are joined to a pool by key.
+
+    Args:
+        location: A pool, or a file of text, whose columns of keys stay text; see :mod:`thresher.io.text_table`.
+        options: Options of the pool that is read.
+        key: The key column of the pool that they are joined to.
+
+    Raises:
+        PoolError: As for :func:`read_layout`.
+    """
+    files = Files.at(location) if location.lower().endswith(TEXTS) else None
+    if files is None or len(files.names) != 1:
+        return read_layout(location, options)
+    path = files.path(files.names[0])
+    table = any_table(files.protocol, path, (*KEYS, key))
+    layout = with_roles(Layout("table", location, {}, (table,)), options)
+    layout.check()
+    return replace(layout, stamps={path: files.stamps.get(path) or stamp_of(files.protocol, path)})
 
 
 def _refuse_unfinished(files: Files, options: Options) -> None:
