@@ -487,7 +487,7 @@ def test_rows_that_cannot_be_identified_raise(drawn: Callable[..., Selection], t
         select_indices(selection, range(49))
     with pytest.raises(UsageError, match=r"a dataset of 3 rows for 2 keys"):
         select_indices(selection, range(3), keys=["000", "001"] if selection.mask()[:2].any() else ["048", "049"])
-    with pytest.raises(UsageError, match="none of the 2 keys is one of the 25 kept keys; is this other data"):
+    with pytest.raises(UsageError, match="none of the 2 keys is one of 25 kept keys; is this other data"):
         select_indices(selection, keys=["a", "b"])
     export(selection, "keys", tmp_path / "keys.txt")
     for sel in (tmp_path / "keys.txt", read_keys(selection)):

@@ -180,9 +180,9 @@ def test_samples_are_taken_one_by_one() -> None:
 
 def test_a_stream_of_other_data_warns(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = keep(KeySet.from_keys(["x"]))
-    with pytest.warns(UserWarning, match="none of 2 samples has one of the 1 kept keys; the first has 'a'"):
+    with pytest.warns(UserWarning, match="none of 2 samples has one of 1 kept key; the first has 'a'"):
         assert not list(stage([{"__key__": "a"}, {"__key__": "b"}]))
-    with pytest.warns(UserWarning, match="none of 1 samples .*; the first has no uid"):
+    with pytest.warns(UserWarning, match="none of 1 sample .*; the first has no uid"):
         assert not list(keep(KeySet.from_keys(["x"]), by="uid")([{"__key__": "x"}]))
     assert not list(stage([]))
     assert list(stage([{"__key__": "a"}, {"__key__": "x"}])) == [{"__key__": "x"}]
@@ -191,7 +191,7 @@ def test_a_stream_of_other_data_warns(monkeypatch: pytest.MonkeyPatch) -> None:
         next(itertools.islice(stage({"__key__": "a" if i < 50 else "x"} for i in itertools.count()), 1))
     assert len(caught) == 1
     for n in (9, 10, 11):
-        with pytest.warns(UserWarning, match=f"none of {min(n, 10)} samples") as caught:
+        with pytest.warns(UserWarning, match=f"none of {min(n, 10)} samples?") as caught:
             assert not list(stage([{"__key__": "a"}] * n))
         assert len(caught) == 1
 
@@ -203,7 +203,7 @@ def test_an_endless_stream_of_other_data_is_refused(tmp_path: Path, monkeypatch:
     with pytest.raises(UsageError) as caught:
         next(keep(tmp_path / "keys.txt", patience=30)(endless))
     assert str(caught.value) == (
-        f"none of 30 samples has one of the 2 kept keys; the first has '000000000' and the uid '{uid(7)}'; members: "
+        f"none of 30 samples has one of 2 kept keys; the first has '000000000' and the uid '{uid(7)}'; members: "
         'jpg, json; the selection has keys such as \'x1\'. Give a selection of these data, or by="key" or by="uid". '
         "If its samples come later, raise patience="
     )
@@ -214,7 +214,7 @@ def test_an_endless_stream_of_other_data_is_refused(tmp_path: Path, monkeypatch:
     stage = keep(KeySet.from_keys(["x"]))  # as webdataset's with_epoch does
     with pytest.warns(UserWarning, match="none of 3 samples"):
         assert [list(stage([{"__key__": "a"}] * 3)) for _ in range(2)] == [[], []]
-    with pytest.raises(UsageError, match="none of 1 samples has one of"):
+    with pytest.raises(UsageError, match="none of 1 sample has one of"):
         list(stage([{"__key__": "a"}] * 3))
     with pytest.raises(UsageError, match="patience=0; give 1 or more"):
         keep(KeySet.from_keys(["x"]), patience=0)
@@ -303,7 +303,7 @@ def test_no_handler_of_webdataset_hides_that_a_stream_is_refused(shards: list[st
         wds.decode("pil", handler=wds.warn_and_continue),
         wds.to_tuple("png", "txt", handler=wds.warn_and_continue),
     )
-    with pytest.raises(UsageError, match="none of 100 samples has one of the 1 kept keys; .* raise patience="):
+    with pytest.raises(UsageError, match="none of 100 samples has one of 1 kept key; .* raise patience="):
         next(iter(torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=workers)))
 
 

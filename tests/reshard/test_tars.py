@@ -187,7 +187,7 @@ def test_the_uid_is_that_of_the_json_itself(tmp_path: Path, content: bytes) -> N
     good, bad = f"{1:032x}", f"{2:032x}"
     tar(tmp_path / "in" / "0.tar", [("a", {"json": content % (bad.encode(), good.encode())})])
     assert reshard(str(tmp_path / "in"), keys_file(tmp_path / "k", [good]), str(tmp_path / "out")).samples == 1
-    with pytest.raises(PoolError, match="none of the 1 selected keys"):
+    with pytest.raises(PoolError, match="none of 1 selected key"):
         reshard(str(tmp_path / "in"), keys_file(tmp_path / "k", [bad]), str(tmp_path / "out2"))
 
 
@@ -337,7 +337,7 @@ def test_nothing_usable_says_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "0.tar").write_bytes(b"<html>no tar</html>" * 100)
     with pytest.raises(
-        PoolError, match=r"none of the 1 selected keys; .*0\.tar: is not a tar; is the selection of other data\?"
+        PoolError, match=r"none of 1 selected key; .*0\.tar: is not a tar; is the selection of other data\?"
     ):
         reshard(str(tmp_path / "in"), keys_file(tmp_path / "k", ["a"]), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()

@@ -45,7 +45,9 @@ from thresher.dynamic.loop import (
 from thresher.dynamic.pick import whole
 from thresher.dynamic.policy import Plan, Policy
 from thresher.errors import UsageError
+from thresher.io.key_forms import difference
 from thresher.ops.key_hash import BATCH, RECORD, batches_of, id_of, is_uid, records_of
+from thresher.runtime.format import counted
 from thresher.runtime.locks import Scratch, create_locked_folder, sweep
 from thresher.runtime.untrusted import cut
 
@@ -254,9 +256,10 @@ class prune_stream:  # noqa: N801 - reads as the verb it is
         hint = ""
         if self.key != UID and (is_uid(example) or self._none.uid):
             hint = ', or type --prune-key uid (in Python: key="uid") if its keys are uids'
+        forms = difference(example, self._none.key) or difference(example, self._none.uid)
         return (
-            f"the selection has none of {self._none}, looked up by {by}; it has {kept:,} keys{like}. Give a selection "
-            f"of these data{hint}"
+            f"the selection has none of {self._none}, looked up by {by}; it has {counted(kept, 'key')}{like}{forms}. "
+            f"Give a selection of these data{hint}"
         )
 
     def _find(self, sample: Any, table: _Table) -> tuple[Ints, int]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from thresher.errors import PoolError, UsageError
 from thresher.io.columns import KEYS, as_text
+from thresher.io.key_forms import unlike
 from thresher.io.npy import npy_keys
 from thresher.io.parquet import TablePiece, table_piece
 from thresher.io.tables import TABLES, any_table
@@ -292,10 +293,16 @@ def select_indices(sel: Chosen | KeySet, dataset: Any = None, *, keys: Iterable[
     """
     if keys is not None:
         chosen = sel if isinstance(sel, KeySet) else read_keys(sel)
-        times_N = chosen.times_many(_texts(keys))
-        what = f"{len(times_N):,} keys"
+        texts = _texts(keys)
+        first = list(islice(texts, 1))
+        times_N = chosen.times_many(chain(first, texts))
+        what = counted(len(times_N), "key")
         if not times_N.any():
-            raise UsageError(f"none of the {what} is one of the {len(chosen):,} kept keys; is this other data?")
+            known = () if isinstance(sel, KeySet) else (key for key, _ in each_key(sel))
+            like = f": {unlike('the dataset', first, 'the selection', known)}" if first and known else ""
+            raise UsageError(
+                f"none of the {what} is one of {counted(len(chosen), 'kept key')}; is this other data?{like}"
+            )
     else:
         if isinstance(sel, KeySet) or not (isinstance(sel, Selection) or os.path.isdir(sel)):
             raise UsageError(f"{sel}: a file of keys has no row numbers; give the keys of the dataset with keys=")

@@ -19,6 +19,8 @@ from typing import Any, Literal, get_args
 from thresher.data.streams import PATIENCE, Seen, uid_of
 from thresher.errors import UsageError, suggest
 from thresher.export.keys import Chosen, KeySet, each_key, read_keys
+from thresher.io.key_forms import difference
+from thresher.runtime.format import counted
 from thresher.runtime.untrusted import cut
 
 _LOOKED = 100_000  # samples without a match after which to warn
@@ -111,9 +113,11 @@ class keep:  # noqa: N801 - reads as the verb it is
         first = repr(cut(none.key)) if none.key or self.by == "key" else "no uid"
         uid = f" and the uid {cut(none.uid)!r}" if none.uid not in ("", none.key) else ""
         like = f"; the selection has keys such as {cut(self._like)!r}" if self._like else ""
+        hint = difference(self._like, none.key) or difference(self._like, none.uid)
+        samples, keys = counted(none.samples, "sample"), counted(len(self.keys), "kept key")
         return (
-            f"none of {none.samples:,} samples has one of the {len(self.keys):,} kept keys; the first has {first}"
-            f'{uid}; members: {none.listed()}{like}. Give a selection of these data, or by="key" or by="uid"'
+            f"none of {samples} has one of {keys}; the first has {first}{uid}; members: {none.listed()}{like}{hint}. "
+            'Give a selection of these data, or by="key" or by="uid"'
         )
 
     def _key(self, sample: Any) -> str | None:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from thresher.errors import BadRowsError, OutputError, PoolError, UsageError
 from thresher.io.columns import as_text
+from thresher.io.key_forms import unlike
 from thresher.io.open import trusting
 from thresher.io.parquet import TablePiece, table_piece
 from thresher.pool.layout import Layout, Options, Rows, rows_of, with_roles
@@ -185,8 +186,9 @@ def _write(layout: Layout, metadata: Layout, key: str, target: str) -> None:
     with writing(target, HINT) as scratch, _database(Path(target).parent) as (db, folder):
         _match(db, sides)
         if not _query(db, "SELECT count(*) FROM pairs")[0][0]:
+            examples = unlike("the pool", first_keys(*sides[0]), "the metadata", first_keys(*sides[1]))
             raise UsageError(
-                f"no {layout.key} of {layout.location} is among the {key} of {metadata.location}; "
+                f"no {layout.key} of {layout.location} is among the {key} of {metadata.location}: {examples}; "
                 "give the matching column with --key"
             )
         placed = _placed(db, metadata.tables, key, schema)
@@ -337,6 +339,12 @@ def positions(layout: Layout, key: str, other: Layout, other_key: str, scratch: 
     places = np.full(layout.rows, -1, np.int64)
     places[pairs["here"]] = pairs["there"]
     return places
+
+
+def first_keys(layout: Layout, key: str) -> Iterator[str]:
+    """Yield the keys of a layout that are not null, for a message."""
+    for text in _texts(layout.tables, key):
+        yield from (one for one in text.to_pylist() if one is not None)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from thresher.dynamic.ledger import ILL_MATCHED, LEFT_OUT, REDUNDANT
 from thresher.dynamic.run_folder import Training
 from thresher.errors import UsageError
 from thresher.io.columns import as_text
+from thresher.io.key_forms import difference
 from thresher.io.paths import cut
 from thresher.pool.layout import shown
 from thresher.pool.store import EmbeddingStore
@@ -156,9 +157,12 @@ def find_row(store: EmbeddingStore, key: str) -> int:
             at = pc.index(text, pa.scalar(key, text.type)).as_py()
             if at >= 0:
                 return int(ids[at])
-    named = f"column {store.layout.key!r}" if store.layout.key else "no key column"
+    named, forms = "no key column", ""
+    if store.layout.key:
+        first = next((keys[0] for _, keys in store.keys() if keys), "")
+        named, forms = f"column {store.layout.key!r}, such as {cut(first, 60)!r}", difference(key, first)
     raise UsageError(
-        f"no row {cut(key, 400)!r} in {store.layout.location} ({named}); "
+        f"no row {cut(key, 400)!r} in {store.layout.location} ({named}){forms}; "
         f"give a key, or a row number from row:0 to row:{store.total - 1}"
     )
 

@@ -25,6 +25,7 @@ from thresher.data.layouts.webdataset import TarPart
 from thresher.data.parts import Ints
 from thresher.errors import OutputError, PoolError, UsageError
 from thresher.export.keys import Chosen, KeySet, each_key, read_keys
+from thresher.io.key_forms import difference
 from thresher.io.open import file_stamp
 from thresher.io.paths import visible
 from thresher.pool.store import reopen
@@ -50,7 +51,7 @@ from thresher.runtime.files import DAMAGED, check_writable, refuse_foreign_files
 from thresher.runtime.format import counted
 from thresher.runtime.progress import Advance, Progress, Silent
 from thresher.runtime.results import record_in
-from thresher.runtime.untrusted import parse_json, read_npz
+from thresher.runtime.untrusted import cut, parse_json, read_npz
 from thresher.selection import Selection
 
 T = TypeVar("T")
@@ -253,11 +254,27 @@ def _find(
     seen[[wanted.find(key) for _, key, _ in skipped if key]] = True  # skipped samples were found too
     if not len(plan):
         damaged = f"; {skipped[0][0]}: {skipped[0][2]}" if skipped else ""
+        keys = counted(len(wanted), "selected key")
         raise PoolError(
-            f"{data.location}: has none of the {len(wanted):,} selected keys{damaged}; is the selection of other data?"
+            f"{data.location}: has none of {keys}{damaged}; is the selection of other data?{_examples(sources, sel)}"
         )
     by = "uid" if wanted.uids and data.parts[0].has_uids else "key"
     return _Matches(plan, by, wanted.total, skipped, wanted, seen, left_out)
+
+
+def _examples(sources: Sequence[Source], sel: Chosen) -> str:
+    """Return an example of the keys of the data and of the selection, "" if no file of the data can be read."""
+    chosen = next((key for key, _ in each_key(sel)), "")
+    for source in sources:
+        scanned = source.part.scan(uids=True)
+        if len(scanned.keys):
+            uid = scanned.uids[0] if scanned.uids is not None else ""
+            forms = difference(chosen, scanned.keys[0]) or difference(chosen, uid)
+            and_uid = f" and the uid {cut(uid)!r}" if uid and uid != scanned.keys[0] else ""
+            return (
+                f" It has keys such as {cut(chosen)!r}, the first sample has {cut(scanned.keys[0])!r}{and_uid}{forms}"
+            )
+    return ""
 
 
 def _read(

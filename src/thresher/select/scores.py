@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.errors import BadRowsError, UsageError, suggest
+from thresher.io.key_forms import unlike
 from thresher.io.parquet import parquet_metadata
 from thresher.io.tables import TABLES
 from thresher.ops.cut import top
-from thresher.pool.join import positions
+from thresher.pool.join import first_keys, positions
 from thresher.pool.layout import Options, Rows
 from thresher.pool.store import EmbeddingStore, missing, open_store, open_table
 from thresher.runtime.parameters import is_required, parameters_of
@@ -194,7 +195,7 @@ def clip_scores(run: Run, source: str, parameter: str) -> Score:
         )
     places = _places(run, other, key)
     if (places < 0).any():
-        raise UsageError(f"{parameter}: {_missing(run, source, key, places)}; give a pool with the same rows")
+        raise UsageError(f"{parameter}: {_missing(run, source, other, key, places)}; give a pool with the same rows")
     mask = np.zeros(other.total, np.bool_)
     mask[places] = True
     view = other.where(mask)
@@ -247,7 +248,7 @@ def _from_file(run: Run, location: str, name: str | None, parameter: str) -> Sco
     places = _places(run, other, key)
     if (places < 0).any():
         raise BadRowsError(
-            f"{parameter}: {_missing(run, location, key, places)}; "
+            f"{parameter}: {_missing(run, location, other, key, places)}; "
             + (
                 "are these scores of another pool?"
                 if (places < 0).all()
@@ -299,8 +300,12 @@ def _places(run: Run, other: EmbeddingStore, key: str | None) -> Rows:
     return places[run.store.ids]
 
 
-def _missing(run: Run, location: str, key: str | None, places: Rows) -> str:
-    lost = np.flatnonzero(places < 0)
+def _missing(run: Run, location: str, other: EmbeddingStore, key: str | None, places: Rows) -> str:
+    lost, mine = np.flatnonzero(places < 0), run.store.layout.key
     row = run.store.ids[lost[:1]]
-    first = next(run.store.lookup([run.store.layout.key], row)).column(0)[0].as_py() if run.store.layout.key else row[0]
-    return f"{location} has no row for the {key} {first!s} ({len(lost):,} of {len(places):,} rows are missing)"
+    first = next(run.store.lookup([mine], row)).column(0)[0].as_py() if mine else row[0]
+    text = f"{location} has no row for the {key} {first!s} ({len(lost):,} of {len(places):,} rows are missing)"
+    if mine is None or len(lost) < len(places):
+        return text
+    ours, theirs = first_keys(run.store.layout, mine), first_keys(other.layout, str(key))
+    return f"{text}: {unlike('the pool', ours, 'the file', theirs)}"

@@ -22,7 +22,8 @@ import numpy.typing as npt
 from thresher.data import SEVERAL, Data, DataOptions, Place, open_data
 from thresher.dynamic.run_folder import ROWS
 from thresher.errors import PoolError, UsageError
-from thresher.export.keys import read_keys
+from thresher.export.keys import each_key, read_keys
+from thresher.io.key_forms import unlike
 from thresher.io.pictures import Pixels, Resize, decode
 from thresher.pool.layout import Options
 from thresher.pool.store import EmbeddingStore, absolute, heavy, open_store
@@ -241,7 +242,9 @@ def times_of(selection: str, pairs: Pairs) -> tuple[npt.NDArray[np.int32], int]:
     missing = len(wanted) - len(np.unique(wanted.find_many(keys)[times_N > 0]))
     where = pairs.store.layout.location
     if not times_N.any():
-        raise UsageError(f"{selection}: none of its keys is in {where}; give a selection of these data")
+        ours = (key for key, _ in each_key(selection))
+        examples = unlike("the selection", ours, "the data", keys)
+        raise UsageError(f"{selection}: none of its keys is in {where}: {examples}; give a selection of these data")
     if 2 * missing > len(wanted):
         raise UsageError(
             f"{selection}: {missing:,} of its {len(wanted):,} keys are not in {where}; give a selection of these data"

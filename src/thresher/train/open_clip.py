@@ -22,7 +22,6 @@ import argparse
 import dataclasses
 import inspect
 import io
-import itertools
 import json
 import logging
 import os
@@ -49,6 +48,7 @@ from thresher.dynamic.sampler import PruningSampler, with_rows
 from thresher.dynamic.stream import AUTO, ID, KEY, UID, StaticKeys, StreamPruner, prune_stream
 from thresher.errors import MissingExtraError, ThresherError, UsageError, installed, suggest
 from thresher.export.keys import each_key, key_batches, keys_are_of_rows, read_keys
+from thresher.io.key_forms import difference
 from thresher.pool.layout import texts
 from thresher.pool.store import EmbeddingStore, reopen
 from thresher.runtime import locks
@@ -436,11 +436,13 @@ class _Run:
             chosen = Selection.load(path)
             if _same_rows(reopen(chosen), column, list(map(str, dataset.captions))):
                 return np.asarray(chosen.mask() if chosen.repeats is None else chosen.repeats)
-        like = "".join(f", such as {key!r}," for key, _ in itertools.islice(each_key(path), 1))
+        example = next((key for key, _ in each_key(path)), "")
+        like = f", such as {example!r}," if example else ""
         rows = ", and the rows of its pool are not those of the csv by key or caption" if path.is_dir() else ""
         raise UsageError(
             f"{path}: none of its keys{like} is in the column {name} of {self.args.train_data}, such as "
-            f"{column[0]!r}{rows}; give a text file with values of that column, one per line"
+            f"{column[0]!r}{rows}{difference(example, column[0])}; give a text file with values of that column, one "
+            "per line"
         )
 
     # Losses

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from thresher.errors import UsageError
 from thresher.export.registry import Written, kept_rows
+from thresher.io.key_forms import difference
 from thresher.pool.store import EmbeddingStore
 from thresher.selection import Selection
 
@@ -36,7 +37,8 @@ class DataComp:
         if missing and not len(subset):
             raise UsageError(
                 f"no key of {store.layout.location} is a DataComp uid (32 hexadecimal characters); the first is "
-                f"{missing[0][1]!r}. Name the column with --key, or export --as keys"
+                f"{missing[0][1]!r}{difference(missing[0][1], '0' * 32)}. Name the column with --key, or export "
+                "--as keys"
             )
         subset = subset[np.lexsort((subset["f1"], subset["f0"]))]
         with open(path, "wb") as file:
