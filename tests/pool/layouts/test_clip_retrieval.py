@@ -6,7 +6,7 @@ import pytest
 
 from tests.pool.layouts.common import CUTS, ROWS, check
 from tests.pools import make, write_clip_retrieval
-from thresher import PoolError, open_store
+from thresher import PoolError, UsageError, open_store
 from thresher.pool.layout import Options
 
 POOL = make(ROWS)
@@ -77,3 +77,59 @@ def test_of_an_unfinished_pool_the_rows_written_so_far_can_be_used(tmp_path: Pat
     with pytest.raises(PoolError, match="again, or pass --skip-bad to use the rows written so far"):
         open_store(location)
     assert open_store(location, Options(skip_bad=True)).total == ROWS
+
+
+LAION = ("laion2B-en", "laion2B-multi", "laion1B-nolang")
+
+
+def write_laion(folder: Path, name: str) -> str:
+    """As the embeddings of LAION-5B are laid out."""
+    place = write_clip_retrieval(folder / name, POOL, [20], width=4)
+    (folder / name / "metadata").rename(folder / name / f"{name}-metadata")
+    return place
+
+
+@pytest.mark.parametrize("name", [*LAION, "my"])
+def test_folders_of_laion_5b(tmp_path: Path, name: str) -> None:
+    place = write_laion(tmp_path, name)
+    check(open_store(place), POOL, "clip-retrieval")
+    table = Path(place) / f"{name}-metadata" / "metadata_0001.parquet"
+    table.unlink()
+    with pytest.raises(PoolError, match=f"no file of the same number in {name}-metadata; remove it"):
+        open_store(place)
+
+
+def test_numbers_are_those_of_files_not_of_folders(tmp_path: Path) -> None:
+    place = Path(write_clip_retrieval(tmp_path / "laion2B-en", POOL))
+    (place / "metadata").rename(place / "laion2B-en-metadata")
+    for path in list(place.glob("*/*_0.*")):
+        path.rename(path.with_name("all" + path.suffix))
+    check(open_store(str(place)), POOL, "clip-retrieval")
+
+
+def test_one_of_several_folders_of_metadata_is_chosen(tmp_path: Path) -> None:
+    place = write_laion(tmp_path, LAION[0])
+    shutil.copytree(Path(place) / f"{LAION[0]}-metadata", Path(place) / "old-metadata")
+    said = f"the metadata folders {LAION[0]}-metadata, old-metadata; choose one with --reader clip-retrieval:metadata="
+    with pytest.raises(UsageError, match=said):
+        open_store(place)
+    for name in (f"{LAION[0]}-metadata", "old-metadata"):
+        store = open_store(place, Options(reader=f"clip-retrieval:metadata={name}"))
+        check(store, POOL, "clip-retrieval")
+        assert {Path(path).parent.name for _, path in store.files()} == {"img_emb", "text_emb", name}
+    with pytest.raises(UsageError, match="no folder 'odl-metadata' with metadata; .* Did you mean 'old-metadata'"):
+        open_store(place, Options(reader="clip-retrieval:metadata=odl-metadata"))
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_folder_of_pools_names_them(tmp_path: Path, beside: bool) -> None:
+    for name in LAION:
+        write_laion(tmp_path, name)
+    if beside:
+        (tmp_path / "README.md").write_text("embeddings")
+        (tmp_path / "logs").mkdir()
+        (tmp_path / "logs" / "a.txt").write_text("x")
+    names = ", ".join(sorted(LAION))
+    said = f"is not a pool, but has pools in its folders \\({names}\\); give one, such as .*/laion1B-nolang"
+    with pytest.raises(PoolError, match=said):
+        open_store(str(tmp_path))

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import posixpath
 from dataclasses import replace
 from typing import ClassVar, Protocol
 
 from thresher.errors import PoolError
 from thresher.io.columns import KEYS
-from thresher.io.listing import Files, stamp_of
+from thresher.io.listing import Files, natural, stamp_of
 from thresher.io.paths import visible
 from thresher.io.plan import PLAN, plan_of_pool
 from thresher.io.readers import readable, recognising
+from thresher.io.remote import file_system, requested
 from thresher.io.tables import TEXTS, any_table
 from thresher.pool.layout import Layout, Options, with_roles
 from thresher.runtime.plugins import PluginPoint
 
 __all__ = ["POOL_READERS", "Files", "Layout", "Options", "PoolReader", "read_layout", "read_metadata"]
+
+
+_LOOKED = 50  # folders in a folder that is not a pool
 
 
 class PoolReader(Protocol):
@@ -59,10 +64,15 @@ def read_layout(location: str, options: Options) -> Layout:
             ``thresher embed`` has not finished the pool.
         UsageError: ``options`` name an unknown reader.
     """
-    files = Files.at(location)
+    try:
+        files = Files.at(location)
+    except PoolError:
+        _refuse_parent(location, options)
+        raise
     _refuse_unfinished(files, options)
     reader = POOL_READERS.build(options.reader) if options.reader else recognising(POOL_READERS, files)
     if reader is None:
+        _refuse_parent(location, options)
         seen = visible(", ".join(files.names[:5])) + (", ..." if len(files.names) > 5 else "")
         raise PoolError(
             f"{location}: no known layout of embeddings (found: {seen or 'nothing'}). Known: {readable(POOL_READERS)}"
@@ -92,6 +102,30 @@ def read_metadata(location: str, options: Options, key: str | None = None) -> La
     layout = with_roles(Layout("table", location, {}, (table,)), options)
     layout.check()
     return replace(layout, stamps={path: files.stamps.get(path) or stamp_of(files.protocol, path)})
+
+
+def _refuse_parent(location: str, options: Options) -> None:
+    """Refuse a folder whose folders are pools, as LAION-5B is laid out, and name them."""
+    fs, root = file_system(location)
+    if options.reader or not requested(location, lambda: fs.isdir(root)):
+        return
+    inner = [
+        info["name"] for info in requested(location, lambda: fs.ls(root, detail=True)) if info["type"] == "directory"
+    ]
+    places = sorted((posixpath.join(location, posixpath.basename(path.rstrip("/"))) for path in inner), key=natural)
+    pools = [place for place in places[:_LOOKED] if _is_pool(place)]
+    if pools:
+        names = visible(", ".join(posixpath.basename(place) for place in pools))
+        raise PoolError(
+            f"{location}: is not a pool, but has pools in its folders ({names}); give one, such as {visible(pools[0])}"
+        )
+
+
+def _is_pool(location: str) -> bool:
+    try:
+        return recognising(POOL_READERS, Files.at(location)) is not None
+    except PoolError:  # empty, or damaged
+        return False
 
 
 def _refuse_unfinished(files: Files, options: Options) -> None:
