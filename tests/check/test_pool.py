@@ -1,4 +1,4 @@
-"""The peak memory that ``inspect`` foretells, against that of real runs."""
+"""The peak memory that ``inspect`` foretells, against that of real runs; pools and raw data that are confused."""
 
 from __future__ import annotations
 
@@ -12,6 +12,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
+from tests.data.common import picture, sample_tar
+from tests.pools import (
+    make,
+    write_clip_retrieval,
+    write_datacomp,
+    write_img2dataset,
+    write_npy,
+    write_parquet,
+)
+from thresher import UsageError
+from thresher.cli.main import main
+from thresher.data import open_data
 
 METHODS = {
     "clip-score": "clip-score --keep 50%",
@@ -55,3 +68,79 @@ def test_memory_is_foretold_within_a_third(tmp_path: Path, dtype: str) -> None:
     for name, words in METHODS.items():
         peak = run(tmp_path, f"select {words} pool -o {name}")["peak_memory_bytes"]
         assert 0.75 <= foretold[name] / peak <= 1.6, (name, foretold[name], peak)
+
+
+def _raw(folder: Path, kind: str) -> Path:
+    """Raw data of a kind; the path of it."""
+    rows = {"key": ["a", "b"], "caption": ["x", "y"]}
+    if kind == "tars":
+        (folder / "in").mkdir()
+        (folder / "in" / "0.tar").write_bytes(sample_tar(["a", "b"]))
+        return folder / "in"
+    if kind == "pictures":
+        (folder / "in").mkdir()
+        (folder / "in" / "a.jpg").write_bytes(picture(0, "JPEG"))
+        return folder / "in"
+    if kind in ("csv", "jsonl"):
+        words = "filepath\ttitle\na.jpg\tx\n" if kind == "csv" else '{"image": "a.jpg", "caption": "x"}\n'
+        (folder / f"in.{kind}").write_text(words)
+        return folder / f"in.{kind}"
+    table = pa.table({**rows, **({"image": [picture(0), picture(1)]} if "images" in kind else {})})
+    if "arrow" in kind:
+        with pa.ipc.new_stream(str(folder / "in.arrow"), table.schema) as file:
+            file.write_table(table)
+        return folder / "in.arrow"
+    pq.write_table(table, folder / "in.parquet")
+    return folder / "in.parquet"
+
+
+@pytest.mark.parametrize(
+    "kind", ["tars", "pictures", "csv", "jsonl", "parquet of captions", "parquet of images", "arrow of images"]
+)
+def test_inspecting_raw_data_says_what_to_type(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    place = _raw(tmp_path, kind)
+    code = main(["inspect", str(place)])
+    said = capsys.readouterr()
+    assert f"type thresher doctor {place}" in said.out + said.err
+    assert code == (0 if "of" in kind else 2)
+
+
+POOLS_AT = {
+    "clip-retrieval": write_clip_retrieval,
+    "datacomp": write_datacomp,
+    "npy": write_npy,
+    "parquet": write_parquet,
+    "img2dataset": write_img2dataset,
+}
+
+
+def _pool(folder: Path, kind: str) -> Path:
+    POOLS_AT.get(kind, write_clip_retrieval)(folder, make(20))
+    if kind == "laion":
+        (folder / "metadata").rename(folder / "laion2B-en-metadata")
+    if kind == "unfinished":
+        (folder / "pool.json").write_text(json.dumps({"format": 1, "shards": [["x.tar", 0]]}))
+    return folder
+
+
+@pytest.mark.parametrize("kind", [*POOLS_AT, "laion", "unfinished"])
+def test_a_pool_given_to_doctor_says_what_to_type(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool = _pool(tmp_path / "pool", kind)
+    assert main(["doctor", str(pool)]) == 2
+    assert f"type thresher inspect {pool}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["clip-retrieval", "datacomp", "laion"])
+def test_a_pool_of_others_is_not_raw_data(tmp_path: Path, kind: str) -> None:
+    pool = _pool(tmp_path / "pool", kind)
+    with pytest.raises(UsageError, match="is a pool, not raw data; give the data it was made from"):
+        open_data(str(pool))
+
+
+def test_tars_next_to_their_vectors_are_raw_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_clip_retrieval(tmp_path / "both", make(20))
+    (tmp_path / "both" / "0.tar").write_bytes(sample_tar(["a", "b"]))
+    assert main(["doctor", str(tmp_path / "both")]) == 0
+    assert "webdataset" in capsys.readouterr().out

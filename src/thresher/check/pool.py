@@ -11,8 +11,13 @@ from typing import Any
 import numpy as np
 import threadpoolctl
 
+from thresher.errors import ThresherError
+from thresher.io.listing import Files
+from thresher.io.paths import visible
+from thresher.io.readers import recognising
 from thresher.ops.kmeans import nearest_centroid
 from thresher.ops.vectors import norms_of
+from thresher.pool.layouts import POOL_READERS
 from thresher.pool.store import Block, EmbeddingStore
 from thresher.runtime.format import counted
 from thresher.runtime.kernels import has_avx512
@@ -24,6 +29,7 @@ from thresher.select.run import Run
 _QUICK = 100_000
 _PROGRAM = 195_000_000  # bytes of Python and its libraries
 _PAGE = 4_096
+_MAY_BE_RAW = ("parquet", "arrow")  # layouts of tables that raw data have too
 
 
 def inspect(run: Run, *, quick: bool = False) -> dict[str, Any]:
@@ -68,6 +74,15 @@ def inspect(run: Run, *, quick: bool = False) -> dict[str, Any]:
     if slow := _slow_kernel():
         report["warnings"].append(slow)
     return report
+
+
+def look_instead(location: str) -> str:
+    """Return what to type to look at a location as a pool, to follow an error about raw data; "" if it is none."""
+    try:
+        pool = recognising(POOL_READERS, Files.at(location)) is not None
+    except ThresherError:
+        pool = False
+    return f"; if it is a pool, type thresher inspect {visible(location)}" if pool else ""
 
 
 def _field(run: Run, part: str, quick: bool) -> dict[str, Any]:
@@ -116,7 +131,11 @@ def _warnings(report: dict[str, Any], store: EmbeddingStore) -> list[str]:
     if len({field["dim"] for field in report["fields"].values()}) > 1:
         texts.append("image and text embeddings differ in width: no CLIP score can be computed from them")
     if not report["fields"]:
-        texts.append("there are no embeddings here: only filter, random and stored scores will work")
+        look = f"; to look at raw images and captions type thresher doctor {report['location']}"
+        texts.append(
+            "there are no embeddings here: only filter, random and stored scores will work"
+            + (look if report["layout"] in _MAY_BE_RAW else "")
+        )
     if report["keys"]:
         for kind, what in (
             ("repeated", ("key repeats an earlier one", "keys repeat an earlier one")),

@@ -11,7 +11,7 @@ import click
 from thresher.cli import text
 from thresher.cli.options import DATA, JSON, MOST_WORKERS, POOL, QUIET, RUN, Common, data_options, options
 from thresher.cli.output import Output
-from thresher.errors import UsageError, suggest
+from thresher.errors import PoolError, UsageError, suggest
 
 _TYPES = {"int": "integer", "float": "number", "str": "text", "bool": "true | false", "Keep": "share or count"}
 
@@ -56,9 +56,15 @@ def doctor(
     data was not reached, such as after a network failure.
     """
     from thresher.check.data import doctor as look
+    from thresher.check.pool import look_instead
 
     reading = data_options(values)
-    result = look(data, reading, sample=sample, encoder=encoder, workers=workers, progress=output.progress(quiet))
+    try:
+        result = look(data, reading, sample=sample, encoder=encoder, workers=workers, progress=output.progress(quiet))
+    except (PoolError, UsageError) as error:
+        if "thresher inspect" in str(error):
+            raise
+        raise type(error)(f"{error}{look_instead(data)}") from None
     output.result(result, text.diagnosis(result))
     if result["unreached"]:
         return 2

@@ -14,11 +14,12 @@ from thresher.io.plan import PLAN, plan_of_pool
 
 _FOLDERS = ("metadata", "img_emb", "text_emb")  # of a pool
 _THUMBNAIL = "thumbnail"
+_RAW = (".tar", ".tar.gz", ".tgz", ".csv", ".tsv", ".jsonl", ".jpg", ".jpeg", ".png", ".webp", ".gif")
 _PLACES = {"shard", "offset"}  # columns of the tables of pools
 
 
 def refuse_pool(where: Location) -> None:
-    """Refuse the folder of a pool, or a part of it, that ``thresher embed`` made on this machine.
+    """Refuse the folder of a pool: of ``thresher embed``, or a part of it, clip-retrieval or DataComp; on this machine.
 
     Raises:
         UsageError: It is one; the message has the data it was made from.
@@ -29,6 +30,8 @@ def refuse_pool(where: Location) -> None:
         if (plan := _plan(folder)) is not None:
             thumbnails = _THUMBNAIL in plan.get("columns", ())
             raise _refusal(where.text, folder, _made_from(plan), thumbnails=thumbnails)
+    if where.is_folder and not where.has(*_RAW) and _has_vectors(where.text):
+        raise _refusal(where.text, where.text, "", thumbnails=False)
 
 
 def refuse_thumbnails(data: Data) -> None:
@@ -51,6 +54,19 @@ def _pools_of(path: str) -> list[str]:
         *([above] if name in (*_FOLDERS, PLAN) else []),
         *([top] if folder in _FOLDERS else []),
     ]
+
+
+def _has_vectors(folder: str) -> bool:
+    """Return whether a folder has vectors as clip-retrieval or DataComp lay them out."""
+
+    def stems(part: str, ending: str) -> set[str]:
+        path = os.path.join(folder, part)
+        names = os.listdir(path) if os.path.isdir(path) else []
+        return {name[: -len(ending)] for name in names if name.lower().endswith(ending)}
+
+    return any(stems(part, ".npy") for part in ("img_emb", "text_emb")) or any(
+        stems(part, ".npz") & stems(part, ".parquet") for part in ("", "metadata")
+    )
 
 
 def _plan(folder: str) -> Mapping[str, Any] | None:

@@ -279,7 +279,7 @@ def _batches(
 ) -> Iterator[Any]:
     """Yield some columns of the record batches from number ``first`` on, each of which has passed cheap checks.
 
-    Arrow decompresses no other columns if it is told which ones to read, but then it copies what it could map.
+    Arrow decompresses no other columns if it knows which ones to read, but then it copies what it could map.
     """
     schema = _schema(protocol, path)
     fields = trusting(path, lambda: sorted({_index(schema, name) for name in columns}))

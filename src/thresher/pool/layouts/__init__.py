@@ -20,6 +20,7 @@ from thresher.runtime.plugins import PluginPoint
 __all__ = ["POOL_READERS", "Files", "Layout", "Options", "PoolReader", "read_layout", "read_metadata"]
 
 
+_RAW = (".tar", ".tar.gz", ".tgz", ".csv", ".tsv", ".jsonl", ".ndjson", ".jpg", ".jpeg", ".png", ".webp", ".gif")
 _LOOKED = 50  # folders in a folder that is not a pool
 
 
@@ -74,8 +75,11 @@ def read_layout(location: str, options: Options) -> Layout:
     if reader is None:
         _refuse_parent(location, options)
         seen = visible(", ".join(files.names[:5])) + (", ..." if len(files.names) > 5 else "")
+        raw = any(name.lower().endswith(_RAW) for name in files.names)
+        look = f"; to look at raw data type thresher doctor {visible(location)}" if raw else ""
         raise PoolError(
-            f"{location}: no known layout of embeddings (found: {seen or 'nothing'}). Known: {readable(POOL_READERS)}"
+            f"{location}: no known layout of embeddings (found: {seen or 'nothing'}){look}. Known: "
+            f"{readable(POOL_READERS)}"
         )
     layout = reader.read(files, options)
     layout.check()
