@@ -348,10 +348,10 @@ def test_a_selection_of_uids_may_name_samples_without_one_by_key() -> None:
     given[1]["json"], given[2]["json"] = b"{", b"[]"
     pruner = make("", policy=StaticKeys.of_keys([uid(0), "000000002"], N))
     stage = prune_stream(pruner)
-    with pytest.warns(UserWarning, match="2 of 4 samples have no uid in their json; they are left out unless"):
+    with pytest.warns(UserWarning, match="2 of 4 samples had no uid in their json; they are left out unless"):
         assert [sample["row"] for sample in stage(given)] == [0, 2]
     assert stage.without_uid == 2
-    with pytest.warns(UserWarning, match="2 of 3 samples have no uid"):  # not read to its end
+    with pytest.warns(UserWarning, match="2 of 3 samples had no uid"):  # not read to its end
         assert [sample["row"] for sample in itertools.islice(stage(given), 2)] == [0, 2]
 
 
@@ -360,7 +360,7 @@ def test_a_ledger_may_go_by_uid() -> None:
     stage = prune_stream(pruner, "uid")
     given = list(with_uids(range(20)))
     given[7]["json"] = b"\xff"
-    with pytest.warns(UserWarning, match="1 of 20 samples have no uid in their json; their __key__ is used"):
+    with pytest.warns(UserWarning, match="1 of 20 samples had no uid in their json; their __key__ is used"):
         ids = np.stack([sample[ID] for sample in stage(given)])
     pruner.reduce(ids, torch.ones(20, 1))
     assert (pruner.rows_of([uid(0), uid(1).upper(), "000000007"]) >= 0).all()

@@ -131,14 +131,14 @@ class StaticKeys(Policy):
         ids_M, times_M = _counted(records_M, None if often is None else np.frombuffer(often, np.int32))
         if not 0 < len(ids_M) <= total:
             raise UsageError(
-                f"{len(ids_M):,} keys to keep of {total:,} samples; give 1 key or more, and at most as many as samples"
+                f"{counted(len(ids_M), 'key')} to keep of {counted(total, 'sample')}; give 1 key or more, and at most "
+                "as many as samples"
             )
         if times_M.max() > _MOST_TIMES:
             raise UsageError(f"a key is repeated {times_M.max():,} times; give it {_MOST_TIMES:,} times or fewer")
         if (same := np.diff(ids_M[:, 0]) == 0).any():
-            raise UsageError(
-                f"{np.count_nonzero(same)} pairs of keys have the same 64-bit hash; leave out one key of each pair"
-            )
+            pairs = counted(int(np.count_nonzero(same)), "pair of keys has", "pairs of keys have")
+            raise UsageError(f"{pairs} the same 64-bit hash; leave out one key of each pair")
         times_M = times_M.astype(np.uint16)
         return cls(ids_M=ids_M, times_M=times_M, total=total, weigh=weigh, uids=uids, example=example)
 
@@ -242,7 +242,8 @@ class prune_stream:  # noqa: N801 - reads as the verb it is
         if self.without_uid > without:
             what = "they are left out unless their __key__ is selected" if self._of else "their __key__ is used"
             warnings.warn(
-                f"{self.without_uid - without:,} of {self.seen - seen:,} samples have no uid in their json; {what}",
+                f"{self.without_uid - without:,} of {counted(self.seen - seen, 'sample')} had no uid in their json; "
+                f"{what}",
                 stacklevel=3,
             )
 
@@ -565,7 +566,7 @@ class StreamPruner(PruningLoop):
         self.plan = self._planned(epoch) if plan is None else plan
         kept, total = self._kept(self.plan)
         if not kept:
-            raise UsageError(f"the plan of epoch {epoch} keeps none of {total:,} rows; prune less")
+            raise UsageError(f"the plan of epoch {epoch} keeps none of {counted(total, 'row')}; prune less")
         self._steps = self._cut(kept / total)
         self._later = sum(self._cut(1 - self.policy.forecast(later)) for later in range(epoch + 1, self.epochs))
         self._publish(np.concatenate([ids for ids, _ in known]) if known else np.empty((0, 2), np.int64))

@@ -144,7 +144,7 @@ class KeySet:
 
     def __repr__(self) -> str:
         """Return the numbers of keys and uses."""
-        return f"<{len(self):,} keys, {self.total:,} uses>"
+        return f"<{counted(len(self), 'key')}, {counted(self.total, 'use')}>"
 
     def find(self, key: str) -> int:
         """Return the index of a key, 0 to N-1, which is fixed for this set; -1 if the key is not kept."""
@@ -308,10 +308,10 @@ def select_indices(sel: Chosen | KeySet, dataset: Any = None, *, keys: Iterable[
             raise UsageError(f"{sel}: a file of keys has no row numbers; give the keys of the dataset with keys=")
         selection = _selection(sel)
         kept_N = selection.mask() if selection.repeats is None else selection.repeats
-        times_N, what = kept_N.astype(np.int64), f"a pool of {selection.total:,} rows ({selection.pool})"
+        times_N, what = kept_N.astype(np.int64), f"a pool of {counted(selection.total, 'row')} ({selection.pool})"
     if dataset is not None and len(dataset) != len(times_N):
         hint = "" if keys is not None else "; select by key with keys="
-        raise UsageError(f"a dataset of {len(dataset):,} rows for {what}{hint}")
+        raise UsageError(f"a dataset of {counted(len(dataset), 'row')} for {what}{hint}")
     return np.repeat(np.arange(len(times_N)), times_N)
 
 

@@ -17,6 +17,7 @@ from thresher.errors import PoolError
 from thresher.io.open import meaning_of, open_file, trusting
 from thresher.io.paths import is_unsafe
 from thresher.io.pieces import FLOATS, Array, Piece, stored_dtype
+from thresher.runtime.format import counted
 from thresher.runtime.untrusted import TEXT, cut, mapped_array, open_regular, read_exactly, read_npy_header
 
 _DIMENSIONS = 2**20
@@ -113,7 +114,7 @@ def _npy_header(
     need = shape[0] * shape[1] * stored_dtype(kind).itemsize
     if size - begin < need:
         raise PoolError(
-            f"{name}: {size - begin:,} bytes of data where {shape[0]:,} x {shape[1]} {kind} need {need:,}; "
+            f"{name}: {counted(size - begin, 'byte')} of data where {shape[0]:,} x {shape[1]} {kind} need {need:,}; "
             "it is truncated: copy or create it again"
         )
     return NpyPiece(path, shape[0], shape[1], kind, base + begin, protocol, array)

@@ -17,6 +17,7 @@ from thresher.io.parquet import TablePiece
 from thresher.io.paths import cut
 from thresher.io.pieces import FLOATS, Array, Piece, stored_dtype
 from thresher.ops.vectors import to_float32
+from thresher.runtime.format import counted
 from thresher.runtime.random import digest
 
 Rows = npt.NDArray[np.int64]
@@ -212,7 +213,9 @@ class Layout:
             first = {n: p[0].path for n, p in self.vectors.items()} | (
                 {"metadata": self.tables[0].path} if self.tables else {}
             )
-            counts_text = ", ".join(f"{name} has {count:,} rows (from {first[name]})" for name, count in counts.items())
+            counts_text = ", ".join(
+                f"{name} has {counted(count, 'row')} (from {first[name]})" for name, count in counts.items()
+            )
             raise PoolError(f"{self.location}: row counts differ: {counts_text}; is a file missing, or one too many?")
         if self.rows == 0:
             raise PoolError(f"{self.location}: the pool has no rows; is it finished?")
@@ -319,8 +322,8 @@ def _same_rows(what: Mapping[str, Piece | TablePiece]) -> None:
     for piece in rest:
         if piece.rows != first.rows:
             raise PoolError(
-                f"{piece.path}: has {piece.rows:,} rows, but {first.path}, which belongs to it, has {first.rows:,}; "
-                "create both again together"
+                f"{piece.path}: has {counted(piece.rows, 'row')}, but {first.path}, which belongs to it, has "
+                f"{first.rows:,}; create both again together"
             )
 
 

@@ -28,6 +28,7 @@ from thresher.pool.layouts import Layout, read_layout, read_metadata
 from thresher.pool.verify import without_damaged
 from thresher.runtime.cache import default_folder
 from thresher.runtime.code import code_version
+from thresher.runtime.format import counted
 from thresher.runtime.locks import Pin, pin
 from thresher.runtime.random import digest
 from thresher.selection import Selection
@@ -100,8 +101,8 @@ class EmbeddingStore:
         image, text = self.dim("image"), self.dim("text")
         if image != text:
             raise UsageError(
-                f"image embeddings have {image} dimensions, text embeddings {text}: {why} needs both from one "
-                "joint space"
+                f"image embeddings have {counted(image, 'dimension')}, text embeddings {text}: {why} needs both "
+                "from one joint space"
             )
 
     def parts(self, name: str) -> tuple[str, ...]:
@@ -401,7 +402,9 @@ def vectors_from_npy(path: str, what: str, store: EmbeddingStore, name: str) -> 
     """
     piece = npy_piece("file", path)
     if piece.dim != store.dim(name):
-        raise UsageError(f"{path}: {what} of {piece.dim} dimensions for {name} embeddings of {store.dim(name)}")
+        raise UsageError(
+            f"{path}: {what} of {counted(piece.dim, 'dimension')} for {name} embeddings of {store.dim(name)}"
+        )
     if not piece.rows:
         raise PoolError(f"{path}: contains no {what}")
     chunk = max(min(_CHUNK, _CHUNK * 4_096 // piece.dim), 1)  # fewer of very wide rows
@@ -422,8 +425,8 @@ def same_pool(selection: Selection, store: EmbeddingStore, fingerprint: str | No
     if selection.total != store.total or selection.store != (fingerprint or store.fingerprint()):
         grown = "; if the pool has grown since, select again" if store.total > selection.total else ""
         raise UsageError(
-            f"{store.layout.location} ({store.total:,} rows) is another pool or has changed: it is "
-            f"not the pool of this selection, which is {selection.pool} ({selection.total:,} rows){grown}"
+            f"{store.layout.location} ({counted(store.total, 'row')}) is another pool or has changed: it is "
+            f"not the pool of this selection, which is {selection.pool} ({counted(selection.total, 'row')}){grown}"
         )
 
 
