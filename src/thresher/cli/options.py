@@ -200,7 +200,7 @@ IMAGES = (
     click.option(
         "--image", metavar="COLUMN", help="Column of images; for tars the extension of a member, such as input.jpg."
     ),
-    click.option("--key", metavar="COLUMN", help="Column that identifies rows, or row for row numbers; for tars json:NAME."),
+    click.option("--key", metavar="COLUMN", help="Column of keys, or row for row numbers; for tars json:NAME."),
     click.option(
         "--columns", metavar="NAMES",
         help="Names of the columns of a csv without a first line of names, such as filepath,title.",
