@@ -14,7 +14,6 @@ from thresher.pool.store import EmbeddingStore, absolute, same_pool, whole_pool
 from thresher.runtime.cache import Cache
 from thresher.runtime.engine import Engine, make_engine
 from thresher.runtime.format import counted
-from thresher.runtime.parameters import coerced
 from thresher.runtime.process import one_blas_thread
 from thresher.runtime.progress import Progress, Silent
 from thresher.runtime.untrusted import cut
@@ -125,7 +124,6 @@ def run_steps(
     whole_pool(store)
     if not isinstance(steps, Sequence):
         raise UsageError(f"steps must be given as a list: [{steps!r}]")
-    steps = [coerced(step, step.name) for step in steps]
     cache = cache or Cache.at()
     progress = progress or Silent()
     fingerprint = store.fingerprint()
