@@ -18,8 +18,10 @@ Messages say what was given, what is allowed and what to type next.
 from __future__ import annotations
 
 import difflib
+import importlib
 import importlib.util
 from collections.abc import Iterable
+from typing import Any
 
 
 class ThresherError(Exception):
@@ -74,6 +76,18 @@ class MissingExtraError(MissingPackageError):
             f"{what} needs an extra that is not installed; in a checkout of thresher type: "
             f"{INSTALL_EXTRA.format(extra=extra)}"
         )
+
+
+def require_package(package: str, what: str) -> Any:
+    """Return a package that ``what`` needs.
+
+    Raises:
+        MissingPackageError: It is not installed; the message says what to type.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise MissingPackageError(f"{what} needs the package {package}; type: pip install {package}") from None
 
 
 def installed(package: str) -> bool:

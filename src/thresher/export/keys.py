@@ -283,7 +283,7 @@ def select_indices(sel: Chosen | KeySet, dataset: Any = None, *, keys: Iterable[
     """
     if keys is not None:
         chosen = sel if isinstance(sel, KeySet) else read_keys(sel)
-        times_N = chosen.times_many(_texts(keys))
+        times_N = chosen.times_many(texts_of(keys))
         what = f"{len(times_N):,} keys"
         if not times_N.any():
             raise UsageError(f"none of the {what} is one of the {len(chosen):,} kept keys; is this other data?")
@@ -351,7 +351,7 @@ def _counted(counts: Iterable[tuple[str, int]]) -> Iterator[tuple[list[str], Int
         yield [key for key, _ in used], np.array([times for _, times in used], np.int64)
 
 
-def _texts(keys: Any) -> Iterator[str]:
+def texts_of(keys: Any) -> Iterator[str]:
     """Yield the keys of a column as text, as a pool does; a missing key is empty."""
     if hasattr(keys, "to_pylist"):  # Arrow
         keys = as_text(keys, "keys=", "keys").to_pylist()

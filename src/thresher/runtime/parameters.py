@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from decimal import Decimal
 from functools import partial, wraps
-from inspect import signature
 from typing import Annotated, Any, Literal, TypeVar, Union
 
 from thresher.errors import UsageError, suggest
@@ -60,24 +59,25 @@ def checked(cls: type[Any], name: str, options: Mapping[str, Any]) -> dict[str, 
 def checking(cls: C, name: str) -> C:
     """Make a dataclass check and convert its parameters before its ``__post_init__`` sees them.
 
-    ``Density(keep="30%")`` then has the budget that a recipe with ``keep = "30%"`` has, and a wrong value or name is the
-    same :class:`UsageError`.
+    ``Density(keep="30%")`` then has the budget that a recipe with ``keep = "30%"`` has, and a wrong value or name is
+    the same :class:`UsageError`.
 
     Args:
         cls: The dataclass; its ``__init__`` is replaced, as ``dataclass`` itself does.
         name: Its name in messages.
     """
-    init = cls.__init__  # type: ignore[misc]
+    init = cls.__init__
     positions = [item.name for item in parameters_of(cls) if not item.kw_only]
 
     @wraps(init)
     def __init__(self: Any, *args: Any, **options: Any) -> None:
         given = dict(zip(positions, args, strict=False))
         if len(args) > len(positions) or given.keys() & options.keys():
-            raise UsageError(f"{name}: give parameters by name, each once: {', '.join(signature(init).parameters)}")
+            names = ", ".join(item.name for item in parameters_of(cls))
+            raise UsageError(f"{name}: give each parameter once, by name; it has {names}")
         init(self, **checked(cls, name, {**given, **options}))
 
-    cls.__init__ = __init__  # type: ignore[misc]
+    cls.__init__ = __init__
     return cls
 
 
@@ -145,7 +145,8 @@ def coerce(what: str, kind: Any, value: Any) -> Any:
         return None
     kind = without_none(kind)
     if getattr(value, "shape", None) == () and hasattr(value, "item"):  # a number of NumPy or torch
-        value = value.item()
+        short = isinstance(value.item(), float) and type(value).__module__ == "numpy"
+        value = float(str(value)) if short else value.item()  # float32(0.3) is 0.3, as it prints
     if typing.get_origin(kind) is Annotated:
         kind, *notes = typing.get_args(kind)
         reads = next((note for note in notes if isinstance(note, Reads)), None)

@@ -61,6 +61,12 @@ class Groups:
     centroids_KD: F32
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        """Return the counts in one line."""
+        sizes = self.sizes_K.tolist()
+        each = f", {min(sizes):,} to {max(sizes):,} each" if sizes else ""
+        return f"Groups({counted(len(sizes), 'cluster')} of {counted(len(self.labels_N), 'row')}{each})"
+
     @property
     def sizes_K(self) -> npt.NDArray[np.int64]:
         """(K,) number of rows of each cluster."""

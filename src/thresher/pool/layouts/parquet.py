@@ -11,11 +11,11 @@ from thresher.io.parquet import TablePiece, parquet_piece, parquet_types, table_
 from thresher.io.pieces import Piece
 from thresher.pool.layout import Layout, Options, from_shards
 
-_IMAGES = (
+IMAGES = (
     "image_embedding", "image_embeddings", "img_embedding", "img_emb", "image_emb", "image_features",
     "clip_image", "l14_img", "b32_img", "embedding", "embeddings", "emb", "vector",
 )  # fmt: skip
-_TEXTS = (
+TEXTS = (
     "text_embedding", "text_embeddings", "txt_embedding", "text_emb", "txt_emb", "text_features",
     "caption_embedding", "clip_text", "l14_txt", "b32_txt",
 )  # fmt: skip
@@ -40,7 +40,7 @@ class Parquet:
             path = files.path(name)
             types = parquet_types(files.protocol, path)
             pieces: dict[str, Piece] = {}
-            for role, wanted, usual in (("image", options.image, _IMAGES), ("text", options.text, _TEXTS)):
+            for role, wanted, usual in (("image", options.image, IMAGES), ("text", options.text, TEXTS)):
                 if wanted and wanted not in types:
                     raise UsageError(
                         f"{path}: no column {wanted!r}; it has {', '.join(types)}.{suggest(wanted, types)}"
