@@ -17,7 +17,6 @@ Messages say what was given, what is allowed and what to type next.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 from collections.abc import Iterable
@@ -100,5 +99,7 @@ def installed(package: str) -> bool:
 
 def suggest(value: str, allowed: Iterable[str]) -> str:
     """Return ' Did you mean ...?' when an allowed value is close to ``value``, else ''."""
+    import difflib
+
     close = difflib.get_close_matches(value, list(allowed), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""

@@ -484,7 +484,8 @@ class Selection:
             MissingPackageError: pandas is not installed.
         """
         require_package("pandas", "to_pandas")
-        return self.to_table(columns).to_pandas()
+        frame: pd.DataFrame = self.to_table(columns).to_pandas()
+        return frame
 
     def to_polars(self, columns: Sequence[str] | None = None) -> pl.DataFrame:
         """Return :meth:`to_table` as a polars frame.

@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thresher.errors import UsageError, suggest
+from thresher.errors import PoolError, UsageError, suggest
 from thresher.io.columns import CAPTIONS, KEYS, NO_KEY, plain_batch
 from thresher.io.npy import npy_piece
 from thresher.io.parquet import TablePiece, table_piece, vectors_of
+from thresher.io.pictures import bytes_of
 from thresher.io.pieces import FLOATS, Array, Piece, stored_dtype
 from thresher.ops.vectors import to_float32
 from thresher.pool.layout import Layout, Options, with_roles
@@ -275,17 +276,22 @@ def _column(value: Any) -> Any:
         raise UsageError(f"the column {value.name!r} is not of vectors ({str(error).splitlines()[0]})") from None
 
 
-def _of_array(role: str, value: Any) -> tuple[Array, str]:
-    """Return an array or a tensor as stored, and its type; without a copy where possible."""
+def array_of(value: Any) -> Array:
+    """Return an array, a tensor or a list of numbers as a NumPy array, without a copy where possible."""
     if _top(value) == "torch":
         value = value.detach().cpu()
-        if str(value.dtype) == "torch.bfloat16":
-            import torch
+        value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
+    return np.asarray(value)
 
-            return _plain(role, value.contiguous().view(torch.uint16).numpy(), "bfloat16")
-        value = value.numpy()
+
+def _of_array(role: str, value: Any) -> tuple[Array, str]:
+    """Return an array or a tensor as stored, and its type; without a copy where possible."""
+    if str(getattr(value, "dtype", "")) == "torch.bfloat16":
+        import torch
+
+        return _plain(role, value.detach().cpu().contiguous().view(torch.uint16).numpy(), "bfloat16")
     try:
-        array = np.asarray(value)
+        array = array_of(value)
     except ValueError:
         raise UsageError(f"{role}: the vectors differ in length; {_GIVE}") from None
     if array.dtype.name == "bfloat16":  # of ml_dtypes
@@ -403,23 +409,14 @@ class Pictures:
     def __call__(self, row: int) -> bytes:
         """Return the bytes of the image of a row, b"" if there is none."""
         value = self._of(row)
-        if isinstance(value, Mapping):
-            value = value.get("bytes") or value.get("path")
-        if value is None or isinstance(value, bytes):
-            return value if value is not None and len(value) <= _PICTURE else b""
-        if hasattr(value, "save") and hasattr(value, "thumbnail"):  # an image of PIL
-            small, file = value.convert("RGB"), io.BytesIO()
-            small.thumbnail((_SIDE, _SIDE))
-            small.save(file, "PNG")
-            return file.getvalue()
-        if isinstance(value, (str, os.PathLike)):
-            try:
-                if os.path.isfile(value) and os.path.getsize(value) <= _PICTURE:
-                    return Path(value).read_bytes()
-            except OSError:
-                pass
+        if hasattr(value, "thumbnail"):  # an image of PIL
+            value = value.copy()
+            value.thumbnail((_SIDE, _SIDE))
+        try:
+            data = bytes_of(value, f"the picture of row {row:,}")
+        except PoolError:  # a page shows the row without it, as for files
             return b""
-        raise UsageError(f"the picture of row {row:,} is {type(value).__name__}; give a path, bytes or a PIL image")
+        return data if len(data) <= _PICTURE else b""
 
 
 def _cells(frame: Any, name: str) -> Callable[[int], Picture]:

@@ -28,7 +28,7 @@ from thresher.runtime.format import counted
 from thresher.runtime.random import digest
 from thresher.runtime.results import Say, result_folder
 from thresher.runtime.untrusted import INTEGERS, Fields, check_array, mapped_array, open_regular, read_json
-from thresher.select.audit import audited
+from thresher.select.audit import Audit, audited
 from thresher.select.run import Run, unit
 
 FILES = ("cluster.json", "centroids.npy", "labels.npy", "distances.npy")  # what write_groups writes
@@ -143,6 +143,22 @@ class Clustered:
             return groups
         at = np.searchsorted(run.store.ids, ids)
         return replace(groups, labels_N=groups.labels_N[at], distances_N=groups.distances_N[at])
+
+
+def cluster_pool(run: Run, how: Clustered, old: Written | None = None) -> tuple[Groups, Run]:
+    """Cluster the rows of a pool that are not skipped as bad.
+
+    Args:
+        run: A run on the whole pool.
+        how: The parameters.
+        old: A clustering of the pool before it grew, to :func:`grow`.
+
+    Returns:
+        The clustering, and a run on the rows that were clustered.
+    """
+    checked = Audit.of(run.store).select(run)
+    run = replace(run, store=run.store.where(checked.mask()), so_far=checked)
+    return (how.groups(run) if old is None else grow(run, old)), run
 
 
 def write_groups(
