@@ -493,7 +493,8 @@ class Selection:
         Raises:
             MissingPackageError: polars is not installed.
         """
-        return require_package("polars", "to_polars").from_arrow(self.to_table(columns))
+        frame: pl.DataFrame = require_package("polars", "to_polars").from_arrow(self.to_table(columns))
+        return frame
 
     def filter(self, dataset: D, *, keys: str | Iterable[Any] | None = None) -> D:
         """Return the kept rows of a dataset, each as often as the selection uses it, as the type that came in.
@@ -573,12 +574,14 @@ class Selection:
 
         return compare({str(i): one for i, one in enumerate((self, other, *more), 1)}, worst=worst)
 
-    def recut(self, **changes: Any) -> Selection:
+    def recut(self, *, cache: str | os.PathLike[str] | Cache | None = None, **changes: Any) -> Selection:
         """Return the selection with other parameters of its last step, computed from what is cached.
 
         The result is the one that the same chain of methods would give from the start, but no vectors are read.
 
         Args:
+            cache: The cache folder, for a selection that was loaded (default: the one that it was made with, else the
+                usual one).
             **changes: Parameters of the last method. ``keep`` replaces a threshold, and the other way round:
                 ``kept.recut(keep="30%")``, ``kept.recut(eps=0.2)``.
 
@@ -590,7 +593,7 @@ class Selection:
         """
         from thresher.select.recut import recut
 
-        return recut(self, changes)
+        return recut(self, changes, cache)
 
     def _opened(self, pool: Any, metadata: str | None) -> EmbeddingStore:
         """Return the pool, checked to be the one of this selection."""

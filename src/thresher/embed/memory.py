@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,8 @@ from thresher.runtime.progress import Progress
 
 _FOLDER = "joined"  # of the cache
 _ROWS = 256  # of a row group
+
+_WRITTEN = re.compile(r"^.*data-[0-9a-f]{32}\.parquet, ")  # the file that samples are written to, in messages
 
 Samples = Any  # a Hugging Face Dataset, or images, pairs or dictionaries in a sequence
 _GIVE = (
@@ -96,8 +99,9 @@ def _held(store: EmbeddingStore, folder: Path, columns: _Columns | None) -> Embe
     made = from_arrays(**vectors, keys=store.layout.key, captions=store.layout.caption, table=kept, pictures=pictures)
     skipped = []
     if (lines := folder / SET_ASIDE).exists():
-        text = lines.read_text(encoding="utf-8").replace(str(folder.parent), "")
-        skipped = [Skipped("sample", line) for line in text.splitlines()]
+        for line in lines.read_text(encoding="utf-8").splitlines():
+            sample, _, why = _WRITTEN.sub("sample ", line).partition(": ")
+            skipped.append(Skipped(sample, why))
     return replace(made, layout=replace(made.layout, skipped=tuple(skipped)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, NoReturn
@@ -23,7 +24,9 @@ from thresher.selection import Selection, Source
 _CUTS = ("keep", "threshold", "eps")  # of these, a method has one at a time
 
 
-def recut(selection: Selection, changes: Mapping[str, Any]) -> Selection:
+def recut(
+    selection: Selection, changes: Mapping[str, Any], cache: str | os.PathLike[str] | Cache | None = None
+) -> Selection:
     """Return a selection with other parameters of its last step, see :meth:`thresher.selection.Selection.recut`."""
     if not selection.steps or not changes:
         raise UsageError("give the parameters of the last step to change, such as keep='30%'")
@@ -36,7 +39,10 @@ def recut(selection: Selection, changes: Mapping[str, Any]) -> Selection:
         repeats=None,
     )
     store = reopen(selection)
-    cache = (source and source.cache) or Cache.at()
+    if cache is None:
+        cache = (source and source.cache) or Cache.at()
+    elif not isinstance(cache, Cache):
+        cache = Cache.at(os.fspath(cache))
     vectors = {name: tuple(map(_Unread, pieces)) for name, pieces in store.layout.vectors.items()}
     unread = replace(store, layout=replace(store.layout, vectors=vectors)).where(before.mask())
     run = _OnlyCached(unread, before, make_engine(), cache, selection.steps[-1].seed, origin=store.version())
@@ -45,8 +51,8 @@ def recut(selection: Selection, changes: Mapping[str, Any]) -> Selection:
     except _VectorsNeededError:
         given = ", ".join(f"{name} = {value}" for name, value in changes.items())
         raise UsageError(
-            f"{method.name} with {given} is more than another cut of what is in the cache, it would read vectors; "
-            "select again"
+            f"{method.name} with {given} is more than another cut of what is in the cache {cache.folder}: it would "
+            "read vectors; select again"
         ) from None
     if (made.repeats is None) != (selection.repeats is None):
         raise UsageError("an earlier step repeats rows, and how often is known only for kept rows; select again")
@@ -70,10 +76,9 @@ def _last_method(selection: Selection) -> Method:
 
 def _with(method: Method, changes: Mapping[str, Any]) -> Method:
     """Return a method with other parameters; a budget replaces a threshold, and the other way round."""
-    known = {item.name for item in fields(method)}  # type: ignore[arg-type]
-    others = {}
-    if any(changes.get(name) is not None for name in _CUTS):
-        others = {name: None for name in _CUTS if name in known and name not in changes}
+    optional = {item.name for item in fields(method) if item.default is None and item.name in _CUTS}  # type: ignore[arg-type]
+    replaces = any(changes.get(name) is not None for name in optional)
+    others = dict.fromkeys(optional - changes.keys()) if replaces else {}
     made: Method = replace(method, **{**others, **changes})  # type: ignore[type-var]
     return made
 
