@@ -15,7 +15,7 @@ from decimal import Decimal
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -132,6 +132,13 @@ class Keep:
         percent = self.share * 100
         exact = f"{float(percent):.10f}".rstrip("0").rstrip(".")
         return f"{exact}%" if Fraction(Decimal(exact)) == percent else f"{float(percent)!r}%"
+
+
+if TYPE_CHECKING:
+    # A parameter that is a Keep, and is given as anything that Keep.parse accepts: type checkers have no type for that.
+    Budget: TypeAlias = Any
+else:
+    Budget = Keep
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

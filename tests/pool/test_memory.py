@@ -69,14 +69,17 @@ def test_every_method_selects_the_same_bytes_as_from_disk(name: str, pools: Any)
     assert memory.fingerprint() == disk.fingerprint()
     steps, seed = chains()[name]
     how = {"seed": seed, "engine": th.Serial()}
-    try:
-        expected = th.run_steps(disk, steps, cache=th.Cache.at(folder / "a"), **how)
-    except th.UsageError as error:
-        with pytest.raises(th.UsageError) as again:
-            th.run_steps(memory, steps, cache=th.Cache.at(folder / "b"), **how)
-        assert str(again.value) == str(error).replace(disk.layout.location, memory.layout.location)
-        return
-    same(th.run_steps(memory, steps, cache=th.Cache.at(folder / "b"), **how), expected)
+    found: dict[str, Any] = {}
+    for store in (disk, memory):
+        cache = th.Cache.at(folder / store.layout.kind)
+        try:
+            found[store.layout.kind] = th.run_steps(store, steps, cache=cache, **how)
+        except th.UsageError as error:  # a recipe that this pool is too small for
+            found[store.layout.kind] = str(error).replace(store.layout.location, "")
+    if isinstance(found["npy"], str):
+        assert found["arrays"] == found["npy"]
+    else:
+        same(found["arrays"], found["npy"])
 
 
 def in_memory_of(store: th.EmbeddingStore) -> np.ndarray:
@@ -241,14 +244,14 @@ def test_pictures_are_shown_in_reports(data: dict[str, Any], select: Any, tmp_pa
         [tmp_path / "0.png"] * N,
         [{"bytes": file.getvalue()}] * N,
     ):
-        shown = look_up(from_arrays(**data, pictures=given), [3, 5])
+        shown = look_up(from_arrays(**data, images=given), [3, 5])
         assert all(one.picture.startswith("data:image/webp;base64,") for one in shown.values())
-    missing = look_up(from_arrays(data["image"], pictures=[None, tmp_path / "no", b""] * 100), range(3))
+    missing = look_up(from_arrays(data["image"], images=[None, tmp_path / "no", b""] * 100), range(3))
     assert [one.picture for one in missing.values()] == ["", "", ""]
-    kept = select(from_arrays(**data, pictures=pictures), th.Density(keep="30%", clusters=3))
+    kept = select(from_arrays(**data, images=pictures), th.Density(keep="30%", clusters=3))
     assert kept.report(tmp_path / "page.html").read_text().count("data:image/webp") > 10
-    with pytest.raises(th.UsageError, match="3 pictures for 300 rows"):
-        from_arrays(**data, pictures=pictures[:3])
+    with pytest.raises(th.UsageError, match="3 images for 300 rows"):
+        from_arrays(**data, images=pictures[:3])
 
 
 @pytest.mark.parametrize(

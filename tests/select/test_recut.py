@@ -20,7 +20,7 @@ CUTS: dict[str, tuple[dict[str, Any], list[dict[str, Any]] | None]] = {
     "clip-score": ({"keep": "30%"}, [{"keep": "60%"}, {"threshold": 0.4}]),
     "clipcov": ({"keep": "30%", "clusters": 5}, None),
     "combine": ({"columns": "clip-score, width=-0.5", "keep": "30%"}, [{"keep": 100}, {"threshold": 0.1}]),
-    "density": ({"keep": "30%", "clusters": 5}, [{"keep": "50%"}, {"keep": 200, "temperature": 0.3}, {"order": "easy"}]),
+    "density": ({"keep": "30%", "clusters": 5}, [{"keep": "50%"}, {"keep": 9, "temperature": 1}, {"order": "easy"}]),
     "filter": ({"where": "width > 300"}, [{"where": "width > 500"}]),
     "negclip": ({"keep": "30%"}, [{"keep": 77}, {"threshold": -0.2}]),
     "normsim": ({"keep": "30%"}, [{"keep": "10%"}, {"threshold": 0.2}]),

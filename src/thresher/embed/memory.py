@@ -96,7 +96,7 @@ def _held(store: EmbeddingStore, folder: Path, columns: _Columns | None) -> Embe
     rows = table.column("offset").to_numpy() if "offset" in table.column_names else None
     pictures = None if columns is None or rows is None else partial(_picture, columns, rows)
     kept = table.select([name for name in table.column_names if name not in ("offset", "thumbnail")])
-    made = from_arrays(**vectors, keys=store.layout.key, captions=store.layout.caption, table=kept, pictures=pictures)
+    made = from_arrays(**vectors, keys=store.layout.key, captions=store.layout.caption, table=kept, images=pictures)
     skipped = []
     if (lines := folder / SET_ASIDE).exists():
         for line in lines.read_text(encoding="utf-8").splitlines():

@@ -142,7 +142,7 @@ def _stream(selection: Selection, dataset: Any, keys: Any) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class _KeyKept:
-    """Tells which keys are kept; can be pickled, for the workers of a loader."""
+    """Which keys of a stream are kept; can be pickled, for the workers of a loader."""
 
     keys: KeySet
 
@@ -152,7 +152,7 @@ class _KeyKept:
 
 @dataclass(frozen=True, eq=False)
 class _RowKept:
-    """Tells which row numbers of a stream are kept; can be pickled."""
+    """Which row numbers of a stream are kept; can be pickled."""
 
     mask_N: npt.NDArray[np.bool_]
     pool: str

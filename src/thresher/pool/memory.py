@@ -41,8 +41,8 @@ FOLDER = "joined"  # of the cache: the tables that it makes for pools
 _CHUNK = 64 * 2**20  # bytes hashed or written at a time
 _SHORT = 4_096  # rows of a chunk that is read where it is; shorter ones are copied together
 _SAMPLED = 1_000  # rows that are compared to see whether an array has changed
-_PICTURE = 64 * 2**20  # bytes of a picture, at most
-_SIDE = 512  # pixels of the longer side of a picture given as an image
+_PICTURE = 64 * 2**20  # bytes of an image, at most
+_SIDE = 512  # pixels of the longer side of an image of PIL, which is made smaller
 
 Picture = Any  # a path, bytes, an image of PIL, or None
 _GIVE = (
@@ -58,7 +58,7 @@ def from_arrays(
     keys: Any = None,
     captions: Any = None,
     table: Any = None,
-    pictures: Sequence[Picture] | Callable[[int], Picture] | str | None = None,
+    images: Sequence[Picture] | Callable[[int], Picture] | str | None = None,
     skip_bad: bool = False,
     cache: str | os.PathLike[str] | None = None,
 ) -> EmbeddingStore:
@@ -77,7 +77,7 @@ def from_arrays(
         table: N rows of metadata: a pandas or polars frame, an Arrow table, a Hugging Face Dataset, or a dictionary of
             columns. Without ``image`` and ``text``, its columns of vectors with usual names (image_embedding,
             text_embedding, embedding, ...) are the embeddings.
-        pictures: The images, for reports: N paths, bytes or PIL images, a function of the row number that returns one
+        images: The images, for reports: N paths, bytes or PIL images, a function of the row number that returns one
             of these, or the name of a column of ``table``.
         skip_bad: Skip rows with unusable vectors or keys, and count and list them, instead of stopping.
         cache: The cache folder (default: the usual one), where ``table`` is written.
@@ -113,7 +113,7 @@ def from_arrays(
     rows = {role: sum(piece.rows for piece in own) for role, own in pieces.items()}
     n = next(iter(rows.values()))
     used = [name for name in given.values() if isinstance(name, str)]
-    frame, options, shown = _metadata(frame, used, n, keys, captions, pictures)
+    frame, options, shown = _metadata(frame, used, n, keys, captions, images)
     counts = {**rows, **({"table": frame.num_rows} if frame is not None else {})}
     if len({*counts.values()}) > 1:
         raise UsageError(
@@ -346,22 +346,22 @@ def _of_column(role: str, frame: Any, name: str) -> list[tuple[Array, str]]:
 
 
 def _metadata(
-    frame: Any, used: Sequence[str], n: int, keys: Any, captions: Any, pictures: Any
+    frame: Any, used: Sequence[str], n: int, keys: Any, captions: Any, images: Any
 ) -> tuple[Any, Options, Pictures | None]:
-    """Return the table of metadata without vectors and images, the options to read it with, and the pictures."""
+    """Return the table of metadata without vectors and images, the options to read it with, and the images."""
     import pyarrow as pa
 
     shown = None
-    if isinstance(pictures, str):
-        if frame is None or pictures not in frame.column_names:
-            raise UsageError(f"pictures = {pictures!r}: no such column of the table; give its name, or the images")
-        shown = Pictures(_cells(frame, pictures))
-    elif callable(pictures):
-        shown = Pictures(pictures)
-    elif pictures is not None:
-        if len(pictures) != n:
-            raise UsageError(f"{len(pictures):,} pictures for {n:,} rows; give one for each row, None for none")
-        shown = Pictures(pictures.__getitem__)
+    if isinstance(images, str):
+        if frame is None or images not in frame.column_names:
+            raise UsageError(f"images = {images!r}: no such column of the table; give its name, or the images")
+        shown = Pictures(_cells(frame, images))
+    elif callable(images):
+        shown = Pictures(images)
+    elif images is not None:
+        if len(images) != n:
+            raise UsageError(f"{len(images):,} images for {n:,} rows; give one for each row, None for none")
+        shown = Pictures(images.__getitem__)
     columns: dict[str, Any] = {}
     if frame is not None:
         texts = {*KEYS, *CAPTIONS, *(name for name in (keys, captions) if isinstance(name, str))}
@@ -413,7 +413,7 @@ class Pictures:
             value = value.copy()
             value.thumbnail((_SIDE, _SIDE))
         try:
-            data = bytes_of(value, f"the picture of row {row:,}")
+            data = bytes_of(value, f"the image of row {row:,}")
         except PoolError:  # a page shows the row without it, as for files
             return b""
         return data if len(data) <= _PICTURE else b""

@@ -465,6 +465,11 @@ def open_store(
     (default: the cache folder): ``options.metadata`` is joined by key, and ``options.skip_bad`` reads compressed files
     and Parquet to their end to find damaged shards.
 
+    Args:
+        location: The location; for data in memory see :func:`thresher.from_arrays`.
+        options: What names and types in the files do not say.
+        scratch: Where the two results are saved.
+
     Raises:
         PoolError: No layout is recognised, or a file is not usable (truncated, pickled, unsupported shape or type,
             differing row counts).

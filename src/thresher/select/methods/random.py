@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from thresher.ops.cut import top
 from thresher.select.registry import method
 from thresher.select.run import Run
-from thresher.selection import Keep, Selection
+from thresher.selection import Budget, Keep, Selection
 
 
 @method("random")
@@ -15,7 +15,7 @@ from thresher.selection import Keep, Selection
 class Random:
     """Keep a uniformly random subset; with the same seed, a smaller subset is a part of a larger one."""
 
-    keep: Keep = field(metadata={"help": "share or number of rows to keep"})
+    keep: Budget = field(metadata={"help": "share or number of rows to keep"})
 
     def select(self, run: Run) -> Selection:
         """Keep the rows with the highest random numbers, which depend on the seed and the row id."""
