@@ -121,12 +121,17 @@ _HOMES = {
     "dynamic.policies.scan": ("Scan",),
     "dynamic.policies.static": ("Static",),
 }  # fmt: skip
-_FUNCTIONS = (
-    "cluster", "compare", "coreset", "doctor", "embed", "evaluate", "inspect", "open", "reshard", "score", "select",
-    "train_clip", "train_moco",
-)  # fmt: skip
 
-__all__ = sorted([*_FUNCTIONS, *(name for names in _HOMES.values() for name in names)])  # noqa: PLE0605
+__all__ = [
+    "AccessError", "BadRowsError", "BudgetError", "CRho", "Cache", "ChangedError", "ClipCov", "ClipScore",
+    "Clustered", "Combine", "DPruning", "Density", "DynamicRandom", "EmbeddingStore", "Engine", "Filter", "Full",
+    "Groups", "InfoBatch", "Keep", "MissingExtraError", "MissingPackageError", "NegClip", "NormSim", "Options",
+    "OutputError", "PoolError", "Processes", "Random", "Recipe", "Run", "Scan", "Score", "Scored", "Selection",
+    "SemDeDup", "Serial", "SoftCapSampling", "Ssp", "Static", "Step", "Threads", "ThresherError", "UnreachedError",
+    "UsageError", "build", "cluster", "compare", "coreset", "doctor", "embed", "evaluate", "from_arrays", "inspect",
+    "make_engine", "method", "open", "open_store", "reshard", "run_steps", "score", "select", "select_indices",
+    "train_clip", "train_moco",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

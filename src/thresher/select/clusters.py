@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -88,6 +88,8 @@ class Groups:
 @dataclass(frozen=True, kw_only=True)
 class Clustered:
     """Parameters of every method that works inside clusters."""
+
+    name: ClassVar[str]
 
     embedding: Literal["image", "text", "joint"] = field(
         default="image", metadata={"help": "embeddings to cluster and compare by"}

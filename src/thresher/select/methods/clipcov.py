@@ -27,7 +27,7 @@ from thresher.select.class_statistics import Classes, Similarities, greedy, simi
 from thresher.select.clusters import Clustered, Groups, assign, read_names
 from thresher.select.registry import method
 from thresher.select.run import Run
-from thresher.selection import Budget, Keep, Selection
+from thresher.selection import Budget, Selection
 
 _HEAVY = 1e6  # a larger weight would lose the other terms in rounding
 

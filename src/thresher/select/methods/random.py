@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from thresher.ops.cut import top
 from thresher.select.registry import method
 from thresher.select.run import Run
-from thresher.selection import Budget, Keep, Selection
+from thresher.selection import Budget, Selection
 
 
 @method("random")
 @dataclass(frozen=True, kw_only=True)
 class Random:
     """Keep a uniformly random subset; with the same seed, a smaller subset is a part of a larger one."""
+
+    name: ClassVar[str]
 
     keep: Budget = field(metadata={"help": "share or number of rows to keep"})
 

@@ -17,7 +17,7 @@ from thresher.ops.cut import top, top_per_group
 from thresher.select.clusters import Clustered
 from thresher.select.registry import method
 from thresher.select.run import Run
-from thresher.selection import Budget, Keep, Selection
+from thresher.selection import Budget, Selection
 
 
 @method("ssp")
