@@ -125,6 +125,29 @@ def test_static_and_lazy_names_are_the_same() -> None:
         assert getattr(th, name) is getattr(__import__(str(module), fromlist=[name]), name)
 
 
+@pytest.mark.slow
+def test_a_program_of_a_user_has_no_type_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    api = pytest.importorskip("mypy.api")
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import numpy as np\n"
+        "import thresher as th\n"
+        "X = np.zeros((3, 4), np.float32)\n"
+        'kept = th.select("pool", th.SemDeDup(eps=0.1), th.Density(keep="40%"), "demo", seed=1)\n'
+        "same: list[int] = kept.filter([1, 2])\n"
+        'less: th.Selection = kept.recut(keep="30%")\n'
+        "store: th.EmbeddingStore = th.from_arrays(X, keys=[1, 2, 3])\n"
+        'log: list[dict[str, object]] = th.train_clip("data", "run", policy=th.Scan(), epochs=3)\n'
+        "reveal_type(kept.filter(X))\n"
+    )
+    monkeypatch.setenv("MYPYPATH", str(ROOT / "src"))
+    words = ["--strict", "--ignore-missing-imports", "--follow-imports=silent", str(program)]
+    said, _, _ = api.run([*words, "--cache-dir", str(tmp_path / "cache")])
+    lines = [line for line in said.splitlines() if line.startswith(str(program)) or "program.py" in line]
+    assert len(lines) == 1, said
+    assert 'note: Revealed type is "numpy.ndarray[' in lines[0]
+
+
 FUNCTIONS = [name for name in th.__all__ if inspect.isfunction(getattr(th, name))]
 
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     Path: TypeAlias = str | os.PathLike[str]
     Pool: TypeAlias = Path | EmbeddingStore | Any  # or anything that from_arrays takes as image
-    Step: TypeAlias = Method | Recipe | Path | Mapping[str, Any] | Sequence[Any]
+    MethodLike: TypeAlias = Method | Recipe | Path | Mapping[str, Any] | Sequence[Any]
 
 S = TypeVar("S")
 
@@ -75,7 +75,7 @@ def open(pool: Path, *, cache: Path | None = None, **options: Any) -> EmbeddingS
 
 def select(
     pool: Pool,
-    *methods: Step,
+    *methods: MethodLike,
     seed: int | None = None,
     within: Selection | Path | None = None,
     engine: str | Engine = "threads",

@@ -138,6 +138,30 @@ def test_vectors_of_arrow_polars_and_datasets_are_not_copied(data: dict[str, Any
     assert len(from_arrays(halves).layout.vectors["image"]) == 1, "short chunks are copied together"
 
 
+def test_the_hash_of_values_does_not_depend_on_chunks(data: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow as pa
+
+    from thresher.pool import memory
+
+    monkeypatch.setattr(memory, "_SHORT", 1)
+    monkeypatch.setattr(memory, "_CHUNK", 8 * 4 * 70)
+    whole = from_arrays(data["image"])
+    column = pa.array(list(data["image"]))
+    for cuts in ([N], [3, 200, N], [70, 140, N], [1, 2, 71, 72, N]):
+        parts = [column[lo:hi] for lo, hi in zip([0, *cuts[:-1]], cuts, strict=True)]
+        store = from_arrays(pa.chunked_array(parts))
+        assert len(store.layout.vectors["image"]) == len(cuts)
+        assert store.version() == whole.version()
+        np.testing.assert_array_equal(store.vectors_at("image", np.arange(N)), whole.vectors_at("image", np.arange(N)))
+
+
+def test_masked_values_are_no_values(data: dict[str, Any], select: Any) -> None:
+    masked = np.ma.MaskedArray(data["image"], np.zeros((N, 8), np.bool_))
+    masked.mask[3, 0] = True
+    with pytest.raises(th.BadRowsError, match="row 3 of the pool"):
+        select(from_arrays(masked), th.SemDeDup(eps=0.1, clusters=2))
+
+
 def test_single_columns_are_vectors_too(data: dict[str, Any]) -> None:
     frame, polars = frame_of(data), pytest.importorskip("polars")
     expected = from_arrays(data["image"]).fingerprint()
@@ -246,6 +270,15 @@ def test_pictures_are_shown_in_reports(data: dict[str, Any], select: Any, tmp_pa
     ):
         shown = look_up(from_arrays(**data, images=given), [3, 5])
         assert all(one.picture.startswith("data:image/webp;base64,") for one in shown.values())
+    hf = pytest.importorskip("datasets")
+    dataset = hf.Dataset.from_dict(
+        {"picture": [{"bytes": file.getvalue()}] * N, "image_embedding": list(data["image"])}
+    )
+    dataset = dataset.cast_column("picture", hf.Image()).shuffle(seed=1)
+    for given in ({}, {"images": "picture"}, {"images": [file.getvalue()] * N}):
+        store = from_arrays(dataset, **given)
+        assert look_up(store, [3])[3].picture.startswith("data:image/webp;base64,")
+        assert store.columns == ()
     missing = look_up(from_arrays(data["image"], images=[None, tmp_path / "no", b""] * 100), range(3))
     assert [one.picture for one in missing.values()] == ["", "", ""]
     kept = select(from_arrays(**data, images=pictures), th.Density(keep="30%", clusters=3))

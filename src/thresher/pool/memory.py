@@ -11,7 +11,6 @@ import hashlib
 import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +32,7 @@ from thresher.pool.layouts.parquet import TEXTS as TEXT_COLUMNS
 from thresher.pool.store import IN_MEMORY, EmbeddingStore, block_of
 from thresher.runtime.cache import default_folder
 from thresher.runtime.engine import cores
+from thresher.runtime.engines.threads import Threads
 from thresher.runtime.files import writing
 from thresher.runtime.locks import Pin, pin
 from thresher.runtime.random import digest
@@ -87,6 +87,8 @@ def from_arrays(
     """
     if table is None and image is not None and _is_table(image):
         image, table = None, image
+    if _top(table) == "datasets" and hasattr(table, "remove_columns"):
+        table, images = _without_images(table, images)
     frame = None if table is None else _arrow(table)
     folder = Path(cache or default_folder()) / FOLDER
     given: dict[str, Any] = {"image": image, "text": text}
@@ -185,13 +187,7 @@ class ArrayPiece:
     @cached_property
     def content(self) -> str:
         """Hash of type, width and values."""
-        with ThreadPoolExecutor(cores()) as pool:
-            parts = list(pool.map(digest, self._chunks()))
-        return digest([self.dtype, self.dim, *parts])
-
-    def _chunks(self) -> Iterator[Array]:
-        size = max(_CHUNK // max(self.values_ND[:1].nbytes, 1), 1)
-        return (self.values_ND[lo : lo + size] for lo in range(0, self.rows, size))
+        return content_of([self])
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as the file."""
@@ -204,9 +200,32 @@ class ArrayPiece:
             with writing(path) as scratch, open(scratch, "wb") as file:
                 header = {"descr": stored_dtype(self.dtype).str, "fortran_order": False, "shape": self.values_ND.shape}
                 np.lib.format.write_array_header_1_0(file, header)
-                for part in self._chunks():
+                for part in _chunks([self]):
                     file.write(np.ascontiguousarray(part).data)
         return path, held
+
+
+def content_of(pieces: Sequence[Piece]) -> str:
+    """Return a hash of the type, the width and the values of consecutive pieces, however they are split."""
+    parts = list(Threads(cores()).map(digest, _chunks(pieces)))
+    return digest([pieces[0].dtype, pieces[0].dim, *parts])
+
+
+def _chunks(pieces: Sequence[Piece]) -> Iterator[Array]:
+    """Yield the rows of consecutive pieces, a fixed number at a time; without a copy within a piece."""
+    size = max(_CHUNK // (pieces[0].dim * stored_dtype(pieces[0].dtype).itemsize), 1)
+    held: list[Array] = []
+    for piece in pieces:
+        start = 0
+        while start < piece.rows:
+            stop = min(start + size - sum(map(len, held)), piece.rows)
+            held.append(piece.read(start, stop))
+            start = stop
+            if sum(map(len, held)) == size:
+                yield held[0] if len(held) == 1 else np.concatenate(held)
+                held = []
+    if held:
+        yield held[0] if len(held) == 1 else np.concatenate(held)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +235,7 @@ class _Arrays(Layout):
     @cached_property
     def version(self) -> str:
         """Hash of the values of the vectors and of the metadata."""
-        vectors = [[name, *(_content(piece) for piece in pieces)] for name, pieces in sorted(self.vectors.items())]
+        vectors = [[name, content_of(pieces)] for name, pieces in sorted(self.vectors.items())]
         tables = [os.path.basename(piece.path) for piece in self.table_parts]
         return digest([vectors, tables, self.key, self.caption])[:32]
 
@@ -234,16 +253,12 @@ class _Arrays(Layout):
         return self._sampled() != self.sample
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickle with the hashes of the values, which a copy that reads files would compute from their names."""
+        """Pickle with the hashes of the values, so that a copy need not compute them again."""
         return {**vars(self), "version": self.version, "fingerprint": self.fingerprint}
 
     def files(self) -> list[tuple[str, str]]:
         """Return the file of the metadata."""
         return [(piece.protocol, piece.path) for piece in self.table_parts]
-
-
-def _content(piece: Piece) -> str:
-    return piece.content if isinstance(piece, ArrayPiece) else piece.path
 
 
 def _pieces(role: str, value: Any, frame: Any, folder: str) -> tuple[ArrayPiece, ...]:
@@ -286,6 +301,8 @@ def array_of(value: Any) -> Array:
 
 def _of_array(role: str, value: Any) -> tuple[Array, str]:
     """Return an array or a tensor as stored, and its type; without a copy where possible."""
+    if isinstance(value, np.ma.MaskedArray):
+        value = value.filled(np.nan) if value.dtype.kind == "f" else value
     if str(getattr(value, "dtype", "")) == "torch.bfloat16":
         import torch
 
@@ -417,6 +434,15 @@ class Pictures:
         except PoolError:  # a page shows the row without it, as for files
             return b""
         return data if len(data) <= _PICTURE else b""
+
+
+def _without_images(dataset: Any, images: Any) -> tuple[Any, Any]:
+    """Return a Hugging Face Dataset without its images, and the images, which are read only when they are shown."""
+    names = [name for name, kind in dataset.features.items() if type(kind).__name__ == "Image"]
+    if not names or not (images is None or images in names):
+        return dataset.remove_columns(names), images
+    shown = dataset.select_columns([images or names[0]])
+    return dataset.remove_columns(names), lambda row: next(iter(shown[row].values()))
 
 
 def _cells(frame: Any, name: str) -> Callable[[int], Picture]:
