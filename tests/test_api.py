@@ -378,3 +378,35 @@ def test_options_are_checked() -> None:
     ):
         with pytest.raises(th.UsageError, match=said):
             use()
+
+
+def test_from_raw_data_to_training(tmp_path: Path) -> None:
+    """Doctor, embed, select, reshard, train with a policy, and the coreset of the run."""
+    pytest.importorskip("torch")
+    image, pq, pa = (
+        pytest.importorskip("PIL.Image"),
+        pytest.importorskip("pyarrow.parquet"),
+        pytest.importorskip("pyarrow"),
+    )
+    import io
+
+    rng = np.random.default_rng(0)
+    files = []
+    for _ in range(64):
+        image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(file := io.BytesIO(), "PNG")
+        files.append(file.getvalue())
+    data = tmp_path / "data.parquet"
+    columns = {"key": [f"k{i}" for i in range(64)], "image": files, "text": [f"caption {i}" for i in range(64)]}
+    pq.write_table(pa.table(columns), data)
+    assert th.doctor(data, sample=8, **QUIET)["samples"] == 64
+    store = th.embed(data, tmp_path / "pool", encoder="tests.toy:Toy", workers=0, **QUIET)
+    kept = th.select(store, th.Random(keep="50%"), **QUIET)
+    done = th.reshard(data, kept, tmp_path / "shards", workers=1, **QUIET)
+    assert (done.samples, done.form) == (32, "parquet")
+    how: dict[str, Any] = {"epochs": 3, "batch_size": 16, "workers": 0, "device": "cpu", **QUIET}
+    log = th.train_clip(data, tmp_path / "run", policy=th.Scan(warmup=1), **how)
+    assert [entry["epoch"] for entry in log] == [0, 1, 2]
+    assert log[-1]["pruned_so_far"] > 0
+    assert len(th.coreset(tmp_path / "run", "50%")) == 32
+    with pytest.raises(th.UsageError, match=r"train_clip has no option 'epoch'.*Did you mean 'epochs'"):
+        th.train_clip(data, tmp_path / "run2", epoch=3)
