@@ -29,6 +29,7 @@ select
 embed
 check reshard train
 report
+api
 cli testing
 __main__
 """

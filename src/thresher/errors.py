@@ -17,9 +17,10 @@ Messages say what was given, what is allowed and what to type next.
 
 from __future__ import annotations
 
-import difflib
+import importlib
 import importlib.util
 from collections.abc import Iterable
+from typing import Any
 
 
 class ThresherError(Exception):
@@ -76,6 +77,18 @@ class MissingExtraError(MissingPackageError):
         )
 
 
+def require_package(package: str, what: str) -> Any:
+    """Return a package that ``what`` needs.
+
+    Raises:
+        MissingPackageError: It is not installed; the message says what to type.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise MissingPackageError(f"{what} needs the package {package}; type: pip install {package}") from None
+
+
 def installed(package: str) -> bool:
     """Return whether a package can be imported, without importing it."""
     try:
@@ -86,5 +99,7 @@ def installed(package: str) -> bool:
 
 def suggest(value: str, allowed: Iterable[str]) -> str:
     """Return ' Did you mean ...?' when an allowed value is close to ``value``, else ''."""
+    import difflib
+
     close = difflib.get_close_matches(value, list(allowed), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""

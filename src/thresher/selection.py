@@ -9,23 +9,37 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from thresher import __version__
-from thresher.errors import BudgetError, OutputError, PoolError, UsageError
+from thresher.errors import BudgetError, OutputError, PoolError, UsageError, require_package
+from thresher.io.paths import shortened, visible
 from thresher.runtime.files import refuse_foreign_files
+from thresher.runtime.format import counted
 from thresher.runtime.results import Say, exists_already, result_folder
-from thresher.runtime.template import filled, formats, parts_of
+from thresher.runtime.template import filled_each, formats, parts_of
 from thresher.runtime.untrusted import FLOATS, INTEGERS, SIGNED, TEXT, Fields, mapped_array, read_json
 
+if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
+    import pyarrow as pa
+
+    from thresher.export.write import Exported
+    from thresher.pool.store import EmbeddingStore
+    from thresher.runtime.cache import Cache
+    from thresher.select.registry import Method
+
+D = TypeVar("D")
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
 
@@ -107,6 +121,10 @@ class Keep:
             raise BudgetError(f"{self} of {rows:,} rows is less than one row; keep more")
         return count
 
+    def __repr__(self) -> str:
+        """Return an expression that makes this budget."""
+        return f"Keep.parse({str(self)!r})"
+
     def __str__(self) -> str:
         """Return the budget as a user would write it."""
         if self.share is None:
@@ -114,6 +132,13 @@ class Keep:
         percent = self.share * 100
         exact = f"{float(percent):.10f}".rstrip("0").rstrip(".")
         return f"{exact}%" if Fraction(Decimal(exact)) == percent else f"{float(percent)!r}%"
+
+
+if TYPE_CHECKING:
+    # A parameter that is a Keep, and is given as anything that Keep.parse accepts: type checkers have no type for that.
+    Budget: TypeAlias = Any
+else:
+    Budget = Keep
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -158,6 +183,10 @@ class Step:
     reference: Mapping[str, Array] = field(default_factory=dict)
     package: Mapping[str, str] = field(default_factory=lambda: {"name": "thresher", "version": __version__})
 
+    def __repr__(self) -> str:
+        """Return the method and the counts in one line."""
+        return f"Step({self.method}: kept {self.rows_out:,} of {counted(self.rows_in, 'row')})"
+
     def __post_init__(self) -> None:
         """Check the templates of the reasons.
 
@@ -200,25 +229,32 @@ class Step:
 
     def why(self, i: int) -> str:
         """Return why row ``i`` of the input rows was dropped; a step does not know which rows it kept."""
-        code = int(self.rows["code"][i]) if "code" in self.rows else 0
-        if code >= len(self.reasons):
-            return ""
-        named = {name for _, name, _ in parts_of(self.reasons[code])}
-        if any(self.rows[name][i] < 0 for name in _REPEATED if name in named and name in self.rows):
-            return "does not repeat another row"  # a kept row
-        return filled(self.reasons[code], lambda name: self._value(name, i))
+        return self.why_each(np.array([i]))[0]
 
-    def _value(self, name: str, i: int) -> Any:
+    def why_each(self, positions: npt.NDArray[Any]) -> list[str]:
+        """Return why some of the input rows were dropped, as :meth:`why` does, in the order of ``positions`` (M,)."""
+        texts = np.full(len(positions), "", object)
+        codes = np.asarray(self.rows["code"])[positions] if "code" in self.rows else np.zeros(len(positions), np.int64)
+        for code, reason in enumerate(self.reasons):
+            here = np.flatnonzero(codes == code)
+            named = {name for _, name, _ in parts_of(reason)}
+            for name in named.intersection(_REPEATED, self.rows):
+                kept = np.asarray(self.rows[name])[positions[here]] < 0
+                texts[here[kept]] = "does not repeat another row"
+                here = here[~kept]
+            texts[here] = filled_each(reason, partial(self._values, positions[here]), len(here))
+        return list(texts)
+
+    def _values(self, positions: npt.NDArray[Any], name: str) -> list[Any]:
         if name == "cut":
-            return "unknown" if self.cut is None else self.cut
+            return ["unknown" if self.cut is None else self.cut] * len(positions)
         if name in self.rows:
-            value = self.rows[name][i].item()
-            if name not in _EPOCHS:
-                return value
-            return value + 1 if value >= 0 else "unknown"
+            values: list[Any] = np.asarray(self.rows[name])[positions].tolist()
+            return values if name not in _EPOCHS else [v + 1 if v >= 0 else "unknown" for v in values]
         if name.startswith("reference_") and name.removeprefix("reference_") in self.reference:
-            return (self.repeated(i) or {}).get(name.removeprefix("reference_"), "unknown")
-        return self.groups[name][int(self.rows["cluster"][i])].item()
+            part = name.removeprefix("reference_")
+            return [(self.repeated(i) or {}).get(part, "unknown") for i in positions.tolist()]
+        return list(np.asarray(self.groups[name])[np.asarray(self.rows["cluster"])[positions]].tolist())
 
     def repeated(self, i: int) -> dict[str, Any] | None:
         """Return the row of a reference pool that row ``i`` of the input rows repeats.
@@ -258,6 +294,21 @@ class Step:
         }
 
 
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What a selection was made from and with, while the program runs; it is not saved with the selection.
+
+    Attributes:
+        store: The open pool.
+        methods: The methods of the last steps, in order.
+        cache: Where computed arrays are kept.
+    """
+
+    store: EmbeddingStore
+    methods: tuple[Method, ...] = ()
+    cache: Cache | None = None
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Selection:
     """Which rows of a store are kept, and which step dropped each of the others.
@@ -269,6 +320,8 @@ class Selection:
         dropped_by: (N,) int16: index of the step that dropped the row, -1 for kept rows.
         steps: The chain of steps.
         repeats: (N,) int32, how often each kept row is used, 0 for dropped rows; None if each is used once.
+        source: The open pool and the methods, if the selection was made in this program or :meth:`with_pool` gave it
+            its pool; otherwise the pool is opened at ``pool`` when it is needed.
     """
 
     store: str
@@ -277,6 +330,15 @@ class Selection:
     dropped_by: npt.NDArray[np.int16]
     steps: tuple[Step, ...] = ()
     repeats: npt.NDArray[np.int32] | None = None
+    source: Source | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        """Return the counts of the selection and of its steps in two lines."""
+        repeated = f", {self.uses:,} with repeats" if self.repeats is not None else ""
+        pool = shortened(visible(self.pool), 80)
+        share = f" ({len(self) / self.total:.1%})" if self.total else ""
+        chain = " -> ".join([f"{self.total:,}", *(f"{step.method} {step.rows_out:,}" for step in self.steps[-6:])])
+        return f"Selection({len(self):,} of {counted(self.total, 'row')}{share}{repeated} of {pool}\n  {chain})"
 
     @classmethod
     def everything(cls, store: str, pool: str, options: Mapping[str, Any], rows: int) -> Selection:
@@ -335,14 +397,7 @@ class Selection:
             repeats[kept] = repeats_n
         elif repeats is not None:
             repeats = np.where(dropped_by == -1, repeats, 0).astype(np.int32)
-        return Selection(
-            store=self.store,
-            pool=self.pool,
-            options=self.options,
-            dropped_by=dropped_by,
-            steps=(*self.steps, step),
-            repeats=repeats,
-        )
+        return replace(self, dropped_by=dropped_by, steps=(*self.steps, step), repeats=repeats)
 
     # --- set algebra --------------------------------------------------------------------------
 
@@ -384,7 +439,177 @@ class Selection:
             reasons=(f"not in the {name} of two selections",),
         )
         start = Selection.everything(self.store, self.pool, self.options, self.total)
-        return start.then(step, mask)
+        source = self.source or other.source
+        return replace(start, source=source and replace(source, methods=())).then(step, mask)
+
+    # --- what to do with it -------------------------------------------------------------------
+
+    def with_pool(self, pool: Any) -> Selection:
+        """Return this selection with its pool: where it is now, or the store that :func:`thresher.from_arrays` made.
+
+        Args:
+            pool: A store, or the location of the pool if it was moved.
+
+        Raises:
+            UsageError: It is another pool.
+        """
+        from thresher.pool.store import EmbeddingStore, absolute, reopen, same_pool, whole_pool
+
+        store = pool if isinstance(pool, EmbeddingStore) else reopen(self, os.fspath(pool))
+        whole_pool(store)
+        same_pool(self, store)
+        source = replace(self.source, store=store) if self.source is not None else Source(store)
+        return replace(self, pool=absolute(store.layout.location), source=source)
+
+    def to_table(self, columns: Sequence[str] | None = None) -> Any:
+        """Return an Arrow table with a row per row of the pool, N rows in its order.
+
+        Args:
+            columns: By default "row", "key", "kept", "step" (the method that dropped the row, "" if kept), "reason"
+                ("kept" if kept), "repeats" if rows are repeated, and the evidence of each step, such as
+                "semdedup_score", "semdedup_duplicate_of" (-1 for none) and "density_score" (NaN where the step did not
+                see the row). Also possible are "density_cluster", "score" and "duplicate_of" of the last step that saw
+                the row, and any column of the pool. Without "key" and columns of the pool, the pool is not opened.
+
+        Raises:
+            UsageError: There is no such column; the message lists all.
+            PoolError: The pool cannot be opened.
+        """
+        from thresher.export.table import as_table, needs_pool
+        from thresher.pool.store import reopen
+
+        return as_table(self, reopen(self) if needs_pool(self, columns) else None, columns)
+
+    def to_arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return :meth:`to_table` as a ``pyarrow.Table``."""
+        return self.to_table(columns)
+
+    def to_pandas(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """Return :meth:`to_table` as a pandas frame.
+
+        Raises:
+            MissingPackageError: pandas is not installed.
+        """
+        require_package("pandas", "to_pandas")
+        frame: pd.DataFrame = self.to_table(columns).to_pandas()
+        return frame
+
+    def to_polars(self, columns: Sequence[str] | None = None) -> pl.DataFrame:
+        """Return :meth:`to_table` as a polars frame.
+
+        Raises:
+            MissingPackageError: polars is not installed.
+        """
+        frame: pl.DataFrame = require_package("polars", "to_polars").from_arrow(self.to_table(columns))
+        return frame
+
+    def filter(self, dataset: D, *, keys: str | Iterable[Any] | None = None) -> D:
+        """Return the kept rows of a dataset, each as often as the selection uses it, as the type that came in.
+
+        Args:
+            dataset: A Hugging Face Dataset or IterableDataset, a map-style dataset of torch (the result is a Subset of
+                it), a pandas or polars frame or series, an Arrow table or array, a NumPy array or a tensor (by its
+                first axis), a list or a tuple.
+            keys: The column with the key of every row, or the keys, as for
+                :func:`thresher.select_indices`. By default the column, or the index of a pandas frame, with the name of
+                the key column of the pool. If there is none, the dataset must have the N rows of the pool in its order.
+
+        Raises:
+            UsageError: The dataset has another number of rows and no keys, none of its keys is kept, or it is something
+                else.
+        """
+        from thresher.export.filter import filtered
+
+        made: D = filtered(self, dataset, keys)
+        return made
+
+    def explain(self, key: str, *, pool: Any = None, metadata: str | None = None) -> dict[str, Any]:
+        """Return what each step decided about a row, see :func:`thresher.report.explain.explain`.
+
+        Args:
+            key: The key of the row; ``row:17`` names a row by number.
+            pool: The pool, if it was moved: a store or a location.
+            metadata: An img2dataset output to join by key.
+
+        Raises:
+            UsageError: No such row, or another pool.
+        """
+        from thresher.report.explain import explain
+
+        return explain(self, self._opened(pool, metadata), key)
+
+    def report(
+        self, path: str | os.PathLike[str], *, pool: Any = None, metadata: str | None = None, **how: Any
+    ) -> Path:
+        """Write an HTML page about the selection and return its path, see :func:`thresher.report.write_report`.
+
+        Args:
+            path: The file; replaced atomically.
+            pool: The pool, if it was moved: a store or a location; False for a page without captions and images.
+            metadata: An img2dataset output to join by key.
+            **how: title, examples, cells, covariance, overwrite and say of ``write_report``.
+        """
+        from thresher.export.write import check_target
+        from thresher.report import write_report
+
+        store = None if pool is False else self._opened(pool, metadata)
+        check_target(Path(path), store)
+        return write_report(self, path, store=store, **how)
+
+    def export(
+        self, format: Any, path: str | os.PathLike[str], *, pool: Any = None, metadata: str | None = None, **how: Any
+    ) -> Exported:
+        """Write the selection in a format that training tools read, see :func:`thresher.export.write.export`.
+
+        Args:
+            format: Name of a format, such as "open_clip", "keys" or "parquet", or a format object with options.
+            path: The file; replaced atomically.
+            pool: The pool, if it was moved: a store or a location.
+            metadata: An img2dataset output to join by key.
+            **how: manifest, hash_inputs, overwrite and progress of ``export``.
+        """
+        from thresher.export.write import export
+
+        return export(self, format, path, store=self._opened(pool, metadata), **how)
+
+    def compare(self, other: Selection, *more: Selection, worst: int = 10) -> dict[str, Any]:
+        """Compare this selection with others of the same pool, see :func:`thresher.compare`.
+
+        The selections have the names "1", "2" and so on in the result.
+        """
+        from thresher.report.compare import compare
+
+        return compare({str(i): one for i, one in enumerate((self, other, *more), 1)}, worst=worst)
+
+    def recut(self, *, cache: str | os.PathLike[str] | Cache | None = None, **changes: Any) -> Selection:
+        """Return the selection with other parameters of its last step, computed from what is cached.
+
+        The result is the one that the same chain of methods would give from the start, but no vectors are read.
+
+        Args:
+            cache: The cache folder, for a selection that was loaded (default: the one that it was made with, else the
+                usual one).
+            **changes: Parameters of the last method. ``keep`` replaces a threshold, and the other way round:
+                ``kept.recut(keep="30%")``, ``kept.recut(eps=0.2)``.
+
+        Raises:
+            UsageError: The last step does not have such parameters, or its result for others needs vectors: another
+                clustering, ``clipcov``, ``semdedup`` with ``against="kept"``, or scores that are no longer in the
+                cache.
+            PoolError: The pool has changed or cannot be opened.
+        """
+        from thresher.select.recut import recut
+
+        return recut(self, changes, cache)
+
+    def _opened(self, pool: Any, metadata: str | None) -> EmbeddingStore:
+        """Return the pool, checked to be the one of this selection."""
+        from thresher.pool.store import EmbeddingStore, reopen, same_pool
+
+        if isinstance(pool, EmbeddingStore):
+            same_pool(self, pool)
+            return pool
+        return reopen(self, pool, metadata)
 
     # --- on disk ------------------------------------------------------------------------------
 

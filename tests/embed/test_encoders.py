@@ -21,8 +21,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import thresher.embed.encoders as encoders
 from tests.toy import Toy
+from thresher.embed import encoders
 from thresher.embed.encoders import ENCODERS, Spec, form_of, make_encoder, parse
 from thresher.embed.encoders.base import TorchEncoder, Towers, loading, resolved, state_of
 from thresher.embed.encoders.joined import joined

@@ -176,7 +176,7 @@ def test_a_picture_that_may_not_be_read_is_not_damaged(public: Path) -> None:
     """As another user: a caption, a picture and a tar without the permission to read them."""
     script = """
 import os, sys
-import thresher.embed.pipeline as pipeline
+from thresher.embed import pipeline
 from thresher.data import DataOptions
 from thresher.errors import ThresherError
 how = pipeline.EmbedSettings(encoder="tests.toy:Toy", workers=0, batch_size=16, data=DataOptions(per_part=5))

@@ -20,7 +20,7 @@ from thresher.data.layouts.webdataset import TarPart
 from thresher.errors import OutputError, PoolError, UsageError
 from thresher.io.open import open_file
 from thresher.io.tar import Window, tar_samples
-from thresher.reshard import reshard
+from thresher.reshard import job, reshard, tars
 
 from .common import hashes, keys_file, listed, plain, pool, tar
 
@@ -368,7 +368,7 @@ def test_bytes_are_gathered_across_samples_and_tars(tmp_path: Path, monkeypatch,
     times = Counter({key: i % 4 for i, (key, _) in enumerate(samples)})
     sel = keys_file(tmp_path / "k", times.elements())
     for held in (100, 512, 4_096, 10_000, 1 << 20):
-        monkeypatch.setattr("thresher.reshard.tars._COPY", held)
+        monkeypatch.setattr(tars, "_COPY", held)
         reshard(str(tmp_path / "in"), sel, str(tmp_path / f"{held}"), per_shard=20, shuffle=shuffle)
         wanted = slowly(paths, times)
         assert (sorted if shuffle == 0 else list)(listed(tmp_path / f"{held}")) == (sorted if shuffle == 0 else list)(
@@ -430,7 +430,7 @@ def test_the_headers_of_a_tar_are_read_once(
     if way == "place":
         rows = places(sorted((tmp_path / "in").iterdir()))
         sel = pool(tmp_path, rows, range(0, 60, 3), dict.fromkeys(range(0, 60, 12), 2))
-    monkeypatch.setattr("thresher.reshard.job._KEPT", 0)
+    monkeypatch.setattr(job, "_KEPT", 0)
     whole = reshard(str(tmp_path / "in"), sel, str(tmp_path / "whole"), per_shard=10_000, shuffle=1)
     assert (whole.samples, whole.by) == (25, "place" if way == "place" else "key")
     opened: dict[str, list[str]] = {"scan": [], "write": []}
@@ -443,11 +443,11 @@ def test_the_headers_of_a_tar_are_read_once(
         return opening
 
     monkeypatch.setattr("thresher.data.layouts.webdataset.open_file", counting("scan"))
-    monkeypatch.setattr("thresher.reshard.tars.open_file", counting("write"))
+    monkeypatch.setattr(tars, "open_file", counting("write"))
     out = tmp_path / "out"
     if way == "resumed":
         with monkeypatch.context() as patch:
-            patch.setattr("thresher.reshard.tars.write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr(tars, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
                 reshard(str(tmp_path / "in"), sel, str(out), per_shard=10_000, shuffle=1, workers=workers)
         assert sorted(opened["scan"]) == ["0.tar", "1.tar", "2.tar"]
@@ -463,14 +463,14 @@ def test_what_was_found_counts_only_for_the_same_data(tmp_path: Path, monkeypatc
 
     def killed() -> None:
         with monkeypatch.context() as patch:
-            patch.setattr("thresher.reshard.tars.write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr(tars, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
                 reshard(str(tmp_path / "in"), sel, str(tmp_path / "out"))
 
     found = tmp_path / "out" / ".reshard" / "found.npz"
     killed()
     assert (found.with_name("plan.json").exists(), found.exists()) == (True, False), "finding it took no time"
-    monkeypatch.setattr("thresher.reshard.job._KEPT", 0)
+    monkeypatch.setattr(job, "_KEPT", 0)
     killed()
     found.write_bytes(found.read_bytes()[:-100])
     killed()

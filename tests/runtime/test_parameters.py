@@ -46,8 +46,7 @@ def test_hostile_values_are_refused_or_accepted(cls: Any, name: str, parameter: 
     refused = 0
     for value in (*NUMBERS, *TEXTS, *OTHERS):
         try:
-            made = build(cls, name, {**needed, parameter: value})
-            parameters.coerced(made, name)
+            build(cls, name, {**needed, parameter: value})
         except ThresherError as error:
             refused += 1
             text = str(error)

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import thresher.select.clusters as module
 from tests.conftest import clustered, write_pool
 from thresher import (
     Cache,
@@ -26,6 +25,7 @@ from thresher import (
 )
 from thresher.cli.main import main
 from thresher.runtime.format import counted
+from thresher.select import clusters as module
 from thresher.select.clusters import automatic, grow, read_groups, read_labels, write_groups
 
 

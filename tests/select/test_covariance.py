@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-import thresher.select.covariance
 from tests.ops.test_covariance import pairs, slow
 from thresher import Cache, EmbeddingStore, Engine, Options, Run, Selection, Serial, build, make_engine, open_store
 from thresher.cli.main import main
 from thresher.errors import UsageError
 from thresher.report import write_report
+from thresher.select import covariance
 from thresher.select.covariance import CovarianceError, Deviation, covariance_errors
 
 N = 600
@@ -76,7 +76,7 @@ def figures(found: CovarianceError) -> list[Any]:
 def test_figures_are_those_of_the_definition(
     pool: Callable[..., EmbeddingStore], two: Any, labels: np.ndarray, task: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(thresher.select.covariance, "_TASK", task)
+    monkeypatch.setattr(covariance, "_TASK", task)
     image, text = two
     store = pool(image, text)
     repeats = np.random.default_rng(3).choice([0, 0, 1, 2, 5], N).astype(np.int32)
@@ -98,7 +98,7 @@ def test_figures_are_those_of_the_definition(
 def test_everything_is_preserved_exactly(
     pool: Callable[..., EmbeddingStore], two: Any, labels: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(thresher.select.covariance, "_TASK", 64)
+    monkeypatch.setattr(covariance, "_TASK", 64)
     store = pool(*two)
     for repeats in (None, np.ones(N, np.int32)):
         found = errors(store, chosen(store, np.ones(N, np.bool_), repeats), labels)
@@ -137,8 +137,8 @@ def test_several_selections_in_one_pass_and_from_the_cache(
     run = Run(store, selections["a"], Serial(), Cache.at(f"{store.layout.location}-cache"))
     some = covariance_errors(run, {"a": selections["a"], "b": selections["b"]}, labels)
     passes: list[int] = []
-    real = thresher.select.covariance._pass
-    monkeypatch.setattr(thresher.select.covariance, "_pass", lambda *of: (passes.append(len(of[2])), real(*of))[1])
+    real = covariance._pass
+    monkeypatch.setattr(covariance, "_pass", lambda *of: (passes.append(len(of[2])), real(*of))[1])
     found = covariance_errors(run, selections, labels)
     assert passes == [1]
     again = covariance_errors(run, selections, labels)

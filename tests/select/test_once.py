@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import write_pool
-from thresher import Cache, PoolError, Selection, Serial, build, open_store, run_steps
+from thresher import Cache, Keep, PoolError, Selection, Serial, build, open_store, run_steps
 from thresher.cli.main import main
 from thresher.io.listing import stamp_of
 from thresher.select import database
@@ -125,13 +125,10 @@ def test_links_are_known_by_what_they_point_to(tmp_path) -> None:
 
 
 def test_values_given_as_text_in_python_become_values_once(pool, rows, tmp_path) -> None:
-    from thresher.runtime.parameters import coerced
     from thresher.select.methods.density import Density
 
     made = Density(keep="30%", clusters=2)
-    step = coerced(made, "density")
-    assert str(step.keep) == "30%"
-    assert coerced(step, "density") is step
+    assert made.keep == Keep.parse("30%")
     found = run_steps(pool(rows(60)), [made], engine=Serial(), cache=Cache.at(tmp_path / "cache"))
     assert len(found) == 18
 

@@ -17,7 +17,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import thresher.select.reference as module
 from tests.conftest import clustered, write_pool
 from tests.report.test_report import ATTACK, picture, read
 from thresher import (
@@ -35,6 +34,7 @@ from thresher import (
 )
 from thresher.cli.main import main
 from thresher.report import write_report
+from thresher.select import reference as module
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "twemoji"
 

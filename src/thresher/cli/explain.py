@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from thresher import api
 from thresher.cli import text
 from thresher.cli.options import JSON, MOVED, OVERWRITE, RUN, Common, options
 from thresher.cli.output import Output
@@ -34,15 +35,12 @@ def explain(selection: str, key: str, pool: str | None, metadata: str | None, ou
 
     SEL is a selection folder, or the folder of a training run. KEY is the row's key, or row:NUMBER.
     """
-    from thresher.pool.store import reopen
-    from thresher.report.explain import explain as explain_row
     from thresher.selection import Selection
 
     if _is_run(selection):
         _explain_run(selection, key, pool, metadata, output)
         return
-    loaded = Selection.load(selection)
-    result = explain_row(loaded, reopen(loaded, pool, metadata), key)
+    result = Selection.load(selection).explain(key, pool=pool, metadata=metadata)
     output.result(result, text.explanation(result), cost=False)
 
 
@@ -80,7 +78,6 @@ def compare(
     SEL is a selection folder. With --covariance, one is enough: it is compared with its pool.
     """
     from thresher.pool.store import reopen
-    from thresher.report.compare import compare as compare_selections
     from thresher.select.clusters import read_labels
     from thresher.selection import Selection
 
@@ -90,10 +87,10 @@ def compare(
     if len(selections) < 2 and not covariance:
         raise UsageError("compare needs at least two selections, or --covariance to compare one with its pool")
     loaded = {name: Selection.load(name) for name in selections}
-    labels = read_labels(clusters) if clusters else None
-    result = compare_selections(loaded, labels, worst)
+    result = api.compare(loaded, clusters=clusters, worst=worst)
     lines = text.comparison(result)
     if covariance:
+        labels = read_labels(clusters) if clusters else None
         errors = _covariance(common, loaded, labels, reopen(next(iter(loaded.values())), pool, metadata))
         result["covariance"] = {name: error.header(worst) for name, error in errors.items()}
         lines = itertools.chain(lines, text.covariance_table(errors))
@@ -135,7 +132,6 @@ def report(
     """
     from thresher.export.write import check_target
     from thresher.pool.store import reopen
-    from thresher.report import write_report
     from thresher.select.clusters import read_labels
     from thresher.selection import Selection
 
@@ -155,7 +151,8 @@ def report(
     check_target(Path(out), store)
     error = _covariance(common, {selection: loaded}, labels, store)[selection] if covariance else None
     how: dict[str, Any] = {"title": title, "examples": examples, "covariance": error, "overwrite": overwrite}
-    _written(common, write_report(loaded, out, store=store, **how, say=common.output.progress(common.quiet).say))
+    say = common.output.progress(common.quiet).say
+    _written(common, loaded.report(out, pool=False if store is None else store, **how, say=say))
 
 
 def _report_run(

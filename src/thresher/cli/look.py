@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from thresher import api
 from thresher.cli import text
 from thresher.cli.options import DATA, JSON, MOST_WORKERS, POOL, QUIET, RUN, Common, data_options, options
 from thresher.cli.output import Output
@@ -25,14 +26,8 @@ def inspect(pool: str, quick: bool, **values: Any) -> None:
 
     POOL is a folder or file of embeddings with their metadata.
     """
-    from thresher.check.pool import inspect as look
-    from thresher.select.run import Run
-    from thresher.selection import Selection
-
     common = Common.from_values(values)
-    store = common.open(pool)
-    start = Selection.everything("", pool, {}, store.total)
-    result = look(Run(store, start, **common.resources()), quick=quick)
+    result = api.inspect(common.open(pool), quick=quick, **common.resources())
     common.output.result(result, text.inspection(result, common.engine))
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import click
 
+from thresher import api
 from thresher.cli import text
 from thresher.cli.options import (
     OVERWRITE,
@@ -85,7 +85,6 @@ def run(recipe: str, pool: str, out: str, within: str | None, overwrite: bool, *
 def _run(common: Common, pool: str, steps: list[Any], seed: int, out: str, within: str | None, overwrite: bool) -> None:
     """Run steps on a pool and write the selection; an earlier result of the same steps may be replaced."""
     from thresher.runtime.parameters import recorded
-    from thresher.select.recipe import run_steps
     from thresher.selection import FILES, Selection
 
     earlier = Selection.load(within) if within else None
@@ -102,7 +101,7 @@ def _run(common: Common, pool: str, steps: list[Any], seed: int, out: str, withi
     store = common.open(pool)
     if fingerprint not in (None, store.fingerprint()):
         raise OutputError(f"{out}: contains the result of another pool; choose another name or pass --overwrite")
-    selection = run_steps(store, steps, seed=seed, within=earlier, **common.resources())
+    selection = api.select(store, steps, seed=seed, within=earlier, **common.resources())
     selection.save(target, overwrite=overwrite)
     common.output.result({"out": str(target), **selection.header()}, text.kept(selection, target))
 
@@ -204,9 +203,7 @@ def cluster(pool: str, out: str, grow: str | None, overwrite: bool, **values: An
     from click.core import ParameterSource
 
     from thresher.runtime.results import record_in, refuse_other
-    from thresher.select.audit import Audit
-    from thresher.select.clusters import FILES, Clustered, read_groups, write_groups
-    from thresher.select.clusters import grow as grown
+    from thresher.select.clusters import FILES, Clustered, cluster_pool, read_groups, write_groups
     from thresher.select.run import Run
     from thresher.selection import Selection
 
@@ -225,9 +222,8 @@ def cluster(pool: str, out: str, grow: str | None, overwrite: bool, **values: An
     store = common.open(pool)
     start = Selection.everything("", pool, {}, store.total)
     run = Run(store, start, seed=common.seed or 0, **common.resources())
-    checked = Audit.of(store).select(run)
-    run = dataclasses.replace(run, store=store.where(checked.mask()), so_far=checked)
-    groups = how.groups(run) if old is None else grown(run, old)
+    groups, run = cluster_pool(run, how, old)
+    checked = run.so_far
     settings = {"pool": pool, "seed": run.seed, **values, "kernels": run.kernels}
     if old is not None:
         settings |= {name: old.info.get(name) for name in ("seed", *values)} | {"grown": len(old.labels_N)}

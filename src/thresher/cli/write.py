@@ -106,8 +106,6 @@ def export(
     SEL is a selection folder.
     """
     from thresher.export.registry import build
-    from thresher.export.write import export as write
-    from thresher.pool.store import reopen
     from thresher.selection import Selection
 
     full = hash_inputs or manifest == "full"
@@ -115,10 +113,9 @@ def export(
         asked = "--hash-inputs" if hash_inputs else "--manifest full"
         raise UsageError(f"{asked} writes to the manifest; remove {asked} or --no-manifest")
     made = build(kind, {name: value for name, value in values.items() if value is not None})
-    loaded = Selection.load(selection)
-    done = write(
-        loaded, made, out, store=reopen(loaded, pool, metadata), manifest=not no_manifest, hash_inputs=full,
-        overwrite=overwrite, progress=output.progress(quiet),
+    done = Selection.load(selection).export(
+        made, out, pool=pool, metadata=metadata, manifest=not no_manifest, hash_inputs=full, overwrite=overwrite,
+        progress=output.progress(quiet),
     )  # fmt: skip
     output.result(asdict(done), text.exported(done))
 

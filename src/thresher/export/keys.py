@@ -293,7 +293,7 @@ def select_indices(sel: Chosen | KeySet, dataset: Any = None, *, keys: Iterable[
     """
     if keys is not None:
         chosen = sel if isinstance(sel, KeySet) else read_keys(sel)
-        texts = _texts(keys)
+        texts = texts_of(keys)
         first = list(islice(texts, 1))
         times_N = chosen.times_many(chain(first, texts))
         what = counted(len(times_N), "key")
@@ -367,7 +367,7 @@ def _counted(counts: Iterable[tuple[str, int]]) -> Iterator[tuple[list[str], Int
         yield [key for key, _ in used], np.array([times for _, times in used], np.int64)
 
 
-def _texts(keys: Any) -> Iterator[str]:
+def texts_of(keys: Any) -> Iterator[str]:
     """Yield the keys of a column as text, as a pool does; a missing key is empty."""
     if hasattr(keys, "to_pylist"):  # Arrow
         keys = as_text(keys, "keys=", "keys").to_pylist()

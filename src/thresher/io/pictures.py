@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from thresher.errors import PoolError, installed
+from thresher.errors import PoolError, UsageError, installed
 from thresher.runtime.process import no_warnings
+from thresher.runtime.untrusted import open_regular
 
 Pixels = npt.NDArray[np.uint8]
 Resize = Literal["squash", "shortest"]
@@ -311,3 +314,36 @@ def _eight_bit(picture: Any) -> Any:
     if pixels.min() < 0 or pixels.max() > 65_535:
         raise PoolError("is an image with more than 16 bits a pixel")
     return Image.fromarray((pixels // 257).astype(np.uint8))
+
+
+def bytes_of(value: Any, what: str) -> bytes:
+    """Return an image that a caller gave as the bytes of a file, b"" for None.
+
+    Args:
+        value: Bytes, a path, an image of PIL (written without loss, with its orientation), or a dictionary with "bytes"
+            or "path", as Hugging Face Datasets have it.
+        what: What it is, for messages.
+
+    Raises:
+        UsageError: It is something else.
+        PoolError: The file cannot be read.
+    """
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
+    if value is None or isinstance(value, bytes):
+        return value or b""
+    if isinstance(value, (str, os.PathLike)):
+        try:
+            with open_regular(value) as opened:
+                return opened.read()
+        except OSError as error:
+            raise PoolError(f"{os.fspath(value)}: {what} cannot be read ({error.strerror or error})") from None
+    if not (hasattr(value, "save") and hasattr(value, "getexif")):
+        raise UsageError(f"{what} is {type(value).__name__}; give a path, bytes or a PIL image")
+    file = io.BytesIO()
+    exif = value.getexif()
+    try:
+        value.save(file, "TIFF" if value.mode in ("CMYK", "F") else "PNG", exif=exif)
+    except OSError:  # a mode that the format does not have
+        value.convert("RGB").save(file := io.BytesIO(), "PNG", exif=exif)
+    return file.getvalue()

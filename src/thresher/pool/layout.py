@@ -96,6 +96,7 @@ class Layout:
         scores: Metadata columns with known scores.
         skipped: Files that ``skip_bad`` skipped.
         stamps: Path -> size and version of the files when the pool was opened, [] for a file that cannot change.
+        pictures: For a pool in memory, a function that returns the bytes of the image of a row, b"" for none.
     """
 
     kind: str
@@ -108,6 +109,7 @@ class Layout:
     scores: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     stamps: Mapping[str, list[Any]] = field(default_factory=dict, repr=False, compare=False)
+    pictures: Callable[[int], bytes] | None = field(default=None, repr=False, compare=False)
 
     @property
     def rows(self) -> int:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from thresher.errors import BadRowsError, PoolError, UsageError
 from thresher.io.npy import NpyPiece, npy_piece
 from thresher.io.parquet import TablePiece
+from thresher.io.paths import shortened, visible
 from thresher.io.pieces import Piece
 from thresher.ops.kmeans import STRIPE
 from thresher.ops.vectors import F32, units_of
@@ -36,6 +37,7 @@ from thresher.selection import Selection
 Array = npt.NDArray[Any]
 
 BLOCK = 16_384  # rows of a block
+IN_MEMORY = "arrays://"  # begins the location of a pool in memory
 _BLOCK_BYTES = 512 * 2**20  # of a block in float32, at most
 _EXACT = 2**53  # float64 represents all whole numbers up to this
 _CHUNK = 4_096  # rows of a user file in memory at a time
@@ -70,6 +72,14 @@ class EmbeddingStore:
     rows: Rows | None = None
     block: int = BLOCK
     held: tuple[Pin, ...] = ()  # cache files that it reads
+
+    def __repr__(self) -> str:
+        """Return the location, the number of rows and the embeddings in one line."""
+        widths = ", ".join(f"{name} {pieces[0].dim}" for name, pieces in self.layout.vectors.items())
+        of = "" if self.rows is None else f" of {self.total:,}"
+        key = f", key {self.layout.key!r}" if self.layout.key else ""
+        location = shortened(visible(self.layout.location), 80)
+        return f"EmbeddingStore({location}: {len(self):,}{of} rows, {widths or 'no embeddings'}{key})"
 
     # --- shape --------------------------------------------------------------------------------
 
@@ -449,19 +459,32 @@ def _itemsize(piece: Piece) -> int:
     return 2 if piece.dtype == "bfloat16" else np.dtype(piece.dtype).itemsize
 
 
-def open_store(location: str, options: Options | None = None, *, scratch: str | None = None) -> EmbeddingStore:
+def open_store(
+    location: str | os.PathLike[str], options: Options | None = None, *, scratch: str | None = None
+) -> EmbeddingStore:
     """Open a pool of embeddings: a folder or file with a known layout, local or at any fsspec location.
 
     Reads headers only, with two exceptions, which are done once for the same files and saved below ``scratch``
     (default: the cache folder): ``options.metadata`` is joined by key, and ``options.skip_bad`` reads compressed files
     and Parquet to their end to find damaged shards.
 
+    Args:
+        location: The location; for data in memory see :func:`thresher.from_arrays`.
+        options: What names and types in the files do not say.
+        scratch: Where the two results are saved.
+
     Raises:
         PoolError: No layout is recognised, or a file is not usable (truncated, pickled, unsupported shape or type,
             differing row counts).
+        UsageError: The location is an array or anything else than a path or URL.
     """
+    if not isinstance(location, (str, os.PathLike)):
+        raise UsageError(
+            f"a pool is opened at a path or a URL, not from {type(location).__name__}; for data in memory type "
+            "thresher.from_arrays(...)"
+        )
     options = options or Options()
-    layout = read_layout(str(location), options)
+    layout = read_layout(os.fspath(location), options)
     folder = os.path.join(scratch or default_folder(), "joined")
 
     def made_from(what: Any) -> str:
@@ -479,8 +502,8 @@ def open_store(location: str, options: Options | None = None, *, scratch: str | 
         joined = join_by_key(layout, metadata, target, options)
         while (held := pin(target)) is None:  # another run removed it in the meantime
             joined = join_by_key(layout, metadata, target, options)
-        return EmbeddingStore(joined, options, block=_block_of(layout), held=(held,))
-    return EmbeddingStore(layout, options, block=_block_of(layout))
+        return EmbeddingStore(joined, options, block=block_of(layout), held=(held,))
+    return EmbeddingStore(layout, options, block=block_of(layout))
 
 
 def open_table(location: str, key: str | None = None) -> EmbeddingStore:
@@ -496,14 +519,14 @@ def open_table(location: str, key: str | None = None) -> EmbeddingStore:
     return EmbeddingStore(read_metadata(location, Options(), key), Options())
 
 
-def _block_of(layout: Layout) -> int:
+def block_of(layout: Layout) -> int:
     """Return the rows of a block: fewer than usual if they are very long, as a small compressed file may say."""
     dim = sum(pieces[0].dim for pieces in layout.vectors.values() if pieces)
     return max(min(BLOCK, _BLOCK_BYTES // (4 * max(dim, 1))), 1)
 
 
 def reopen(selection: Selection, pool: str | None = None, metadata: str | None = None) -> EmbeddingStore:
-    """Open the pool of a selection again and check that it has the same rows.
+    """Return the pool of a selection: the open one it was made from, or open it again and check that it is the same.
 
     Args:
         selection: The selection; it records the location of its pool and the options with which it was opened.
@@ -512,7 +535,16 @@ def reopen(selection: Selection, pool: str | None = None, metadata: str | None =
 
     Raises:
         UsageError: There is another pool at the location.
+        PoolError: It cannot be opened, or it was in memory.
     """
+    source = selection.source
+    if source is not None and pool is None and metadata is None and not source.store.changed():
+        return replace(source.store, rows=None)
+    if pool is None and selection.pool.startswith(IN_MEMORY):
+        raise PoolError(
+            "the pool of this selection was in memory, and is not saved with it; give the same data again: "
+            "selection.with_pool(thresher.from_arrays(...)), or --pool if its rows are also in files"
+        )
     known = {item.name for item in fields(Options)}
     if unknown := set(selection.options) - known:
         raise PoolError(f"the selection was made with options that this version does not know: {', '.join(unknown)}")

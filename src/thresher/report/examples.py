@@ -46,7 +46,7 @@ def look_up(store: EmbeddingStore, rows: Iterable[int]) -> dict[int, Example]:
     names = [name for name in (layout.key, layout.caption, layout.image) if name]
     wanted = list(dict.fromkeys(names))
     if not wanted:
-        return {row: Example(row, "", "", "") for row in ids.tolist()}
+        return {row: Example(row, "", "", _picture(store, row)) for row in ids.tolist()}
     root = _folder(store) if layout.image else ""
     examples: dict[int, Example] = {}
     for part in store.lookup(wanted, ids):
@@ -57,9 +57,16 @@ def look_up(store: EmbeddingStore, rows: Iterable[int]) -> dict[int, Example]:
                 row=row,
                 key=_text(columns, layout.key, i, _KEY),
                 caption=_text(columns, layout.caption, i, _CAPTION),
-                picture=data_uri(_bytes(columns[layout.image][i].as_py(), root)) if layout.image else "",
+                picture=data_uri(_bytes(columns[layout.image][i].as_py(), root))
+                if layout.image
+                else _picture(store, row),
             )
     return examples
+
+
+def _picture(store: EmbeddingStore, row: int) -> str:
+    """Return the image of a row of a pool in memory as a data URI."""
+    return data_uri(store.layout.pictures(row)) if store.layout.pictures is not None else ""
 
 
 def look_up_repeated(step: Step, repeats: Repeats, options: Options) -> tuple[dict[int, Example], bool]:

@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from thresher.data.parts import Form
 from thresher.errors import UsageError
 
 if TYPE_CHECKING:
     from thresher.data import DataOptions
+    from thresher.data.parts import Form
     from thresher.export.keys import Chosen
     from thresher.runtime.progress import Progress
 
-__all__ = ["PER_SHARD", "Form", "Resharded", "reshard"]
+__all__ = ["PER_SHARD", "Resharded", "reshard"]
 
 PER_SHARD = 10_000
 

@@ -22,14 +22,14 @@ import numpy as np
 from thresher import __version__
 from thresher.data import Data, DataOptions, open_data
 from thresher.data.layouts.webdataset import TarPart
-from thresher.data.parts import Ints
+from thresher.data.parts import Form, Ints
 from thresher.errors import OutputError, PoolError, UsageError
 from thresher.export.keys import Chosen, KeySet, each_key, read_keys
 from thresher.io.key_forms import difference
 from thresher.io.open import file_stamp
 from thresher.io.paths import visible
 from thresher.pool.store import reopen
-from thresher.reshard import PER_SHARD, Form, Resharded, convert, csvs, fixed, tables, tars
+from thresher.reshard import PER_SHARD, Resharded, convert, csvs, fixed, tables, tars
 from thresher.reshard.fixed import Fixed
 from thresher.reshard.originals import AGAIN, Originals, changed, source_of
 from thresher.reshard.plan import (

@@ -1,4 +1,4 @@
-"""The fields of a frozen dataclass as parameters: parsed from flags and TOML, and converted back to JSON values.
+"""The fields of a frozen dataclass as parameters: checked and converted when an instance is made, and recorded as JSON.
 
 Strings are parsed here, where they enter the program (command line, recipe, notebook), and nowhere else.
 """
@@ -6,18 +6,20 @@ Strings are parsed here, where they enter the program (command line, recipe, not
 from __future__ import annotations
 
 import math
+import os
 import re
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from decimal import Decimal
-from functools import partial
+from functools import partial, wraps
 from typing import Annotated, Any, Literal, TypeVar, Union
 
 from thresher.errors import UsageError, suggest
 
 T = TypeVar("T")
+C = TypeVar("C", bound=type[Any])
 
 MOST = 2**63 - 1  # largest whole number as a parameter: arrays hold no larger one
 
@@ -33,19 +35,50 @@ def build(cls: type[T], name: str, options: Mapping[str, Any]) -> T:
     Raises:
         UsageError: A parameter is unknown (the message suggests a similar name) or missing, or a value is not allowed.
     """
+    return cls(**checked(cls, name, options))
+
+
+def checked(cls: type[Any], name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters with the types of their fields, see :func:`build`."""
     known = {item.name: item for item in parameters_of(cls)}
+    kinds = typing.get_type_hints(cls, include_extras=True)
     values = {}
     for key, value in options.items():
         if key not in known:
             raise UsageError(
                 f"{name} has no parameter {key!r}; it has {', '.join(known) or 'none'}.{suggest(key, known)}"
             )
-        values[key] = coerce(f"{name}: {key}", type_of(cls, key), value)
+        values[key] = coerce(f"{name}: {key}", kinds[key], value)
     missing = [item for item in known.values() if is_required(item) and item.name not in values]
     if missing:
         needed = "; ".join(f"{item.name} ({item.metadata.get('help', 'no default')})" for item in missing)
         raise UsageError(f"{name} needs {needed}")
-    return cls(**values)
+    return values
+
+
+def checking(cls: C, name: str) -> C:
+    """Make a dataclass check and convert its parameters before its ``__post_init__`` sees them.
+
+    ``Density(keep="30%")`` then has the budget that a recipe with ``keep = "30%"`` has, and a wrong value or name is
+    the same :class:`UsageError`.
+
+    Args:
+        cls: The dataclass; its ``__init__`` is replaced, as ``dataclass`` itself does.
+        name: Its name in messages.
+    """
+    init = cls.__init__
+    positions = [item.name for item in parameters_of(cls) if not item.kw_only]
+
+    @wraps(init)
+    def __init__(self: Any, *args: Any, **options: Any) -> None:
+        given = dict(zip(positions, args, strict=False))
+        if len(args) > len(positions) or given.keys() & options.keys():
+            names = ", ".join(item.name for item in parameters_of(cls))
+            raise UsageError(f"{name}: give each parameter once, by name; it has {names}")
+        init(self, **checked(cls, name, {**given, **options}))
+
+    cls.__init__ = __init__
+    return cls
 
 
 def from_text(kind: Any, text: str) -> Any:
@@ -59,20 +92,6 @@ def from_text(kind: Any, text: str) -> Any:
         except ValueError:
             return text
     return text
-
-
-def coerced(made: T, name: str) -> T:
-    """Check and convert the values of a dataclass created in Python, so that for example ``keep="30%"`` works.
-
-    A dataclass whose values already have the right types is returned unchanged.
-    """
-    values = {}
-    for item in parameters_of(type(made)):
-        original = getattr(made, item.name)
-        value = coerce(f"{name}: {item.name}", type_of(type(made), item.name), original)
-        if value is not original:
-            values[item.name] = value
-    return replace(made, **values) if values else made  # type: ignore[type-var]
 
 
 def recorded(made: Any) -> dict[str, Any]:
@@ -125,6 +144,9 @@ def coerce(what: str, kind: Any, value: Any) -> Any:
     if value is None and kind != without_none(kind):
         return None
     kind = without_none(kind)
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):  # a number of NumPy or torch
+        short = isinstance(value.item(), float) and type(value).__module__ == "numpy"
+        value = float(str(value)) if short else value.item()  # float32(0.3) is 0.3, as it prints
     if typing.get_origin(kind) is Annotated:
         kind, *notes = typing.get_args(kind)
         reads = next((note for note in notes if isinstance(note, Reads)), None)
@@ -133,7 +155,7 @@ def coerce(what: str, kind: Any, value: Any) -> Any:
     if parse := getattr(kind, "parse", None):
         return _parsed(what, parse, value)
     if words := choices(kind):
-        if value not in words:
+        if not isinstance(value, str) or value not in words:
             hint = suggest(value[:100], words) if isinstance(value, str) else ""
             raise UsageError(f"{what} = {_shown(value)}; allowed: {', '.join(words)}.{hint}")
         return value
@@ -145,6 +167,8 @@ def coerce(what: str, kind: Any, value: Any) -> Any:
         raise UsageError(f"{what} = {_shown(value)}; the largest number allowed is {MOST:,}")
     if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
+    if kind is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     kind = typing.get_origin(kind) or kind  # an array of floats is checked to be an array

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
 from typing import Any
 
 from thresher.errors import UsageError
@@ -63,14 +64,29 @@ def filled(template: str, value_of: Callable[[str], Any]) -> str:
     Raises:
         UsageError: It is not a valid template.
     """
-    texts = []
+    return filled_each(template, lambda name: [value_of(name)], 1)[0]
+
+
+def filled_each(template: str, values_of: Callable[[str], Sequence[Any]], count: int) -> list[str]:
+    """Return the texts of a template for ``count`` rows, as :func:`filled` does for one.
+
+    Args:
+        template: The template.
+        values_of: Returns the values of a name, one for each row.
+        count: Number of rows.
+    """
+    columns: list[Iterable[str]] = []
     for text, name, spec in parts_of(template):
-        texts.append(text)
+        columns.append(repeat(text, count))
         if name:
-            value = value_of(name)
-            value = RoundedFloat(value) if isinstance(value, float) else value
-            texts.append(value if isinstance(value, str) else format(value, spec))
-    return "".join(texts)
+            columns.append([_formatted(value, spec) for value in values_of(name)])
+    return ["".join(texts) for texts in zip(*columns, strict=True)] if columns else [""] * count
+
+
+def _formatted(value: Any, spec: str) -> str:
+    if isinstance(value, str):
+        return value
+    return format(RoundedFloat(value) if isinstance(value, float) else value, spec)
 
 
 def _short(text: str) -> str:

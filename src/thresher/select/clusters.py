@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,7 @@ from thresher.runtime.format import counted
 from thresher.runtime.random import digest
 from thresher.runtime.results import Say, result_folder
 from thresher.runtime.untrusted import INTEGERS, Fields, check_array, mapped_array, open_regular, read_json
-from thresher.select.audit import audited
+from thresher.select.audit import Audit, audited
 from thresher.select.run import Run, unit
 
 FILES = ("cluster.json", "centroids.npy", "labels.npy", "distances.npy")  # what write_groups writes
@@ -61,6 +61,12 @@ class Groups:
     centroids_KD: F32
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        """Return the counts in one line."""
+        sizes = self.sizes_K.tolist()
+        each = f", {min(sizes):,} to {max(sizes):,} each" if sizes else ""
+        return f"Groups({counted(len(sizes), 'cluster')} of {counted(len(self.labels_N), 'row')}{each})"
+
     @property
     def sizes_K(self) -> npt.NDArray[np.int64]:
         """(K,) number of rows of each cluster."""
@@ -82,6 +88,8 @@ class Groups:
 @dataclass(frozen=True, kw_only=True)
 class Clustered:
     """Parameters of every method that works inside clusters."""
+
+    name: ClassVar[str]
 
     embedding: Literal["image", "text", "joint"] = field(
         default="image", metadata={"help": "embeddings to cluster and compare by"}
@@ -137,6 +145,22 @@ class Clustered:
             return groups
         at = np.searchsorted(run.store.ids, ids)
         return replace(groups, labels_N=groups.labels_N[at], distances_N=groups.distances_N[at])
+
+
+def cluster_pool(run: Run, how: Clustered, old: Written | None = None) -> tuple[Groups, Run]:
+    """Cluster the rows of a pool that are not skipped as bad.
+
+    Args:
+        run: A run on the whole pool.
+        how: The parameters.
+        old: A clustering of the pool before it grew, to :func:`grow`.
+
+    Returns:
+        The clustering, and a run on the rows that were clustered.
+    """
+    checked = Audit.of(run.store).select(run)
+    run = replace(run, store=run.store.where(checked.mask()), so_far=checked)
+    return (how.groups(run) if old is None else grow(run, old)), run
 
 
 def write_groups(

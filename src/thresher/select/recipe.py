@@ -14,14 +14,13 @@ from thresher.pool.store import EmbeddingStore, absolute, same_pool, whole_pool
 from thresher.runtime.cache import Cache
 from thresher.runtime.engine import Engine, make_engine
 from thresher.runtime.format import counted
-from thresher.runtime.parameters import coerced
 from thresher.runtime.process import one_blas_thread
 from thresher.runtime.progress import Progress, Silent
 from thresher.runtime.untrusted import cut
 from thresher.select.audit import Audit
 from thresher.select.registry import Method, build
 from thresher.select.run import Run
-from thresher.selection import Selection
+from thresher.selection import Selection, Source
 
 _MOST_BYTES = 2**20  # of a recipe
 
@@ -125,7 +124,6 @@ def run_steps(
     whole_pool(store)
     if not isinstance(steps, Sequence):
         raise UsageError(f"steps must be given as a list: [{steps!r}]")
-    steps = [coerced(step, step.name) for step in steps]
     cache = cache or Cache.at()
     progress = progress or Silent()
     fingerprint = store.fingerprint()
@@ -146,30 +144,38 @@ def run_steps(
     checked = Audit.of(store)
     for step in (checked, *steps) if within is None or not _audited(within) else steps:
         run = replace(run, store=store.where(selection.mask()), so_far=selection)
-        before = len(selection)
-        try:
-            with one_blas_thread:  # as in engines: results must not depend on the number of cores
-                selection = step.select(run)
-        except UsageError as error:
-            raise type(error)(f"{step.name}: {error}") from None
+        selection = apply(run, step)
         if (step is not checked or not steps) and store.changed():
             raise PoolError(
                 f"{pool}: a file of the pool changed while {step.name} ran; run again once writing has finished"
             )
-        if isinstance(step, Audit) and len(selection.steps) == len(run.so_far.steps):
-            continue
-        if not len(selection):
-            raise UsageError(
-                f"{step.name} keeps none of the {counted(before, 'row')} it was given; no rows would be "
-                "left to train on"
-            )
-        for note in selection.steps[-1].notes:
-            progress.say(f"{step.name}: {note}")
-        repeated = f", {selection.uses:,} with repeats" if selection.repeats is not None else ""
-        progress.say(
-            f"{step.name}: kept {len(selection):,} of {counted(before, 'row')} "
-            f"({len(selection) / before:.1%}){repeated}"
+    return replace(selection, source=Source(store, tuple(steps), cache))
+
+
+def apply(run: Run, step: Method) -> Selection:
+    """Return the selection after one more step, and report its notes and counts.
+
+    Raises:
+        UsageError: The step cannot run, or keeps no row.
+    """
+    before = len(run.so_far)
+    try:
+        with one_blas_thread:  # as in engines: results must not depend on the number of cores
+            selection = step.select(run)
+    except UsageError as error:
+        raise type(error)(f"{step.name}: {error}") from None
+    if isinstance(step, Audit) and len(selection.steps) == len(run.so_far.steps):
+        return selection
+    if not len(selection):
+        raise UsageError(
+            f"{step.name} keeps none of the {counted(before, 'row')} it was given; no rows would be left to train on"
         )
+    for note in selection.steps[-1].notes:
+        run.progress.say(f"{step.name}: {note}")
+    repeated = f", {selection.uses:,} with repeats" if selection.repeats is not None else ""
+    run.progress.say(
+        f"{step.name}: kept {len(selection):,} of {counted(before, 'row')} ({len(selection) / before:.1%}){repeated}"
+    )
     return selection
 
 

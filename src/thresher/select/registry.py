@@ -31,11 +31,16 @@ METHODS: PluginPoint[Method] = PluginPoint("method", "thresher.select.methods", 
 
 
 def method(name: str) -> Callable[[C], C]:
-    """Mark a frozen dataclass as the method with this name."""
+    """Mark a frozen dataclass as the method with this name.
+
+    Its parameters are checked and converted whenever it is made: ``keep="30%"``, ``keep=0.3`` and ``keep=1000`` become
+    a :class:`~thresher.selection.Keep` before ``__post_init__``, and a value of a wrong type is a ``UsageError`` that
+    says what is allowed.
+    """
 
     def mark(cls: C) -> C:
         cls.name = name  # type: ignore[attr-defined]
-        return cls
+        return parameters.checking(cls, name)
 
     return mark
 

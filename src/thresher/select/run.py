@@ -161,7 +161,7 @@ class Run:
             copies.append(copy)
             path = self.cache.path(f"local.{part}.vectors", {"store": self.version})
             pieces[part] = npy_piece("file", str(path), first.dtype)
-        return _SameKeys(
+        return SameKeys(
             self.store.local(name, pieces),
             self.so_far,
             self.engine,
@@ -219,14 +219,14 @@ class Run:
 
 
 @dataclass(frozen=True)
-class _SameKeys(Run):
-    """A run on local copies, whose results are cached under the version of the original files."""
+class SameKeys(Run):
+    """A run on other files, such as local copies, whose results are cached under the version of the original ones."""
 
     origin: str = ""
 
     @cached_property
     def version(self) -> str:
-        """Version of the files that were copied."""
+        """Version of the original files."""
         return self.origin
 
 

@@ -20,7 +20,7 @@ from thresher.io.parquet import parquet_metadata
 from thresher.pool.store import EmbeddingStore
 from thresher.runtime.cache import Cache
 from thresher.runtime.engine import Engine, make_engine
-from thresher.runtime.parameters import coerced, recorded
+from thresher.runtime.parameters import recorded
 from thresher.runtime.process import one_blas_thread
 from thresher.runtime.progress import Progress, Silent
 from thresher.runtime.results import refuse_other, result_file
@@ -74,7 +74,6 @@ def score(
     """
     if not isinstance(method, Scored):
         raise UsageError(f"{method!r} does not score rows; the scoring methods: {', '.join(scoring_methods())}")
-    method = coerced(method, method.name)
     engine, cache, progress = engine or make_engine(), cache or Cache.at(), progress or Silent()
     good = run_steps(store, (), seed=seed, within=within, engine=engine, cache=cache, progress=progress)
     run = Run(store.where(good.mask()), good, engine, cache, seed, progress)
@@ -142,7 +141,7 @@ def write_scores(
         raise UsageError(f"{path}: scores are written as parquet; use a file name that ends in .parquet")
     check_target(path, store)
     if path.exists() and not overwrite:
-        requested = _request(coerced(method, method.name), how.get("seed", 0))
+        requested = _request(method, how.get("seed", 0))
         refuse_other(path, _info_in(path), {**requested, "store": store.fingerprint()})
     table = score(store, method, **how)
     kind = pa.int64()

@@ -25,7 +25,7 @@ from thresher.runtime.template import RoundedFloat
 from thresher.runtime.untrusted import parse_json
 from thresher.select.registry import METHODS, build
 from thresher.select.run import Run
-from thresher.selection import Keep, Selection
+from thresher.selection import Budget, Selection
 
 Array = npt.NDArray[Any]
 
@@ -57,7 +57,7 @@ class Scored(ABC):
     name: ClassVar[str]
     meaning: ClassVar[str]
 
-    keep: Keep | None = field(default=None, metadata={"help": "share or number of rows to keep"})
+    keep: Budget | None = field(default=None, metadata={"help": "share or number of rows to keep"})
     threshold: float | None = field(default=None, metadata={"help": "keep rows with at least this score"})
 
     def __post_init__(self) -> None:

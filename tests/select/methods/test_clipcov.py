@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tests.conftest import write_pool
 from thresher import Cache, PoolError, Processes, Serial, Threads, UsageError, build, run_steps
 from thresher.select import class_statistics
+from thresher.select.methods import clipcov
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -199,7 +200,7 @@ def walked(store, folder, k, refresh, balance) -> list:
         return out
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("thresher.select.methods.clipcov.greedy", spy)
+        patch.setattr(clipcov, "greedy", spy)
         given = {"keep": "100%", "classes": str(folder / "prompts.npy"), "weight_label": 0.0}
         made = build("clipcov", {**given, "refresh": refresh, "balance": balance})
         run_steps(store, [made], engine=Serial(), cache=Cache.at(folder / "cache"))

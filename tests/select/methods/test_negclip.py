@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import thresher.select.methods.negclip as module
 from thresher import BadRowsError, Cache, Processes, Serial, Threads, UsageError, build
+from thresher.select.methods import negclip as module
 from thresher.select.run import Run
 
 

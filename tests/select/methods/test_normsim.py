@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-import thresher.select.methods.normsim as module
 from thresher import Cache, PoolError, Processes, Serial, Threads, UsageError, build, open_store, run_steps
+from thresher.select.methods import normsim as module
 
 NORMS = ("max", "rms", "mean")
 

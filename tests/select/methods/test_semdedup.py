@@ -135,7 +135,7 @@ def test_another_clustering_with_the_same_order_of_rows_is_not_answered_from_the
 
 
 def test_clusters_larger_than_a_task_are_judged_in_parts(pool, rows, select, monkeypatch) -> None:
-    import thresher.select.methods.semdedup as module
+    from thresher.select.methods import semdedup as module
 
     image = twins(rows, 700, 3)
     step = build("semdedup", {"eps": 0.05, "clusters": 2})

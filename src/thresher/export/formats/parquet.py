@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from thresher.export.registry import Written
+from thresher.export.table import batches
 from thresher.pool.store import EmbeddingStore
 from thresher.selection import Selection
 
@@ -36,35 +35,7 @@ class Parquet:
         )
         if selection.repeats is not None:
             schema = schema.append(pa.field("repeats", pa.int32()))
-        names = [step.method for step in selection.steps]
-        seen = [0] * len(selection.steps)  # rows of each step's input that are written so far
         with open(path, "wb") as raw, pq.ParquetWriter(raw, schema) as writer:  # Arrow opens only names in UTF-8
-            for ids, keys in store.keys():
-                by = np.asarray(selection.dropped_by[ids])
-                reasons = ["kept"] * len(ids)
-                score, twin = np.full(len(ids), np.nan, np.float32), np.full(len(ids), -1, np.int64)
-                for number, step in enumerate(selection.steps):
-                    mask = (by == -1) | (by >= number)  # as Selection.given, for these rows only
-                    # Positions in the arrays of the step; rows are in pool order.
-                    at = seen[number] + np.cumsum(mask) - 1
-                    here = slice(seen[number], seen[number] + int(mask.sum()))
-                    seen[number] = here.stop
-                    for column, name in ((score, "score"), (twin, "duplicate_of")):  # of the last step that saw a row
-                        if name in step.rows:
-                            column[mask] = step.rows[name][here]
-                    for i in np.flatnonzero(by == number):
-                        reasons[i] = step.why(int(at[i]))
-                columns = [
-                    ids,
-                    keys,
-                    by == -1,
-                    [names[b] if b >= 0 else "" for b in by],
-                    reasons,
-                    twin,
-                    score,
-                ]
-                columns += [] if selection.repeats is None else [selection.repeats[ids]]
-                writer.write_table(
-                    pa.table([pa.array(c, kind) for c, kind in zip(columns, schema.types, strict=True)], schema=schema)
-                )
+            for part in batches(selection, store, schema.names):
+                writer.write_table(pa.Table.from_batches([part]).cast(schema))
         return Written(selection.total)

@@ -27,7 +27,7 @@ from thresher.select.class_statistics import Classes, Similarities, greedy, simi
 from thresher.select.clusters import Clustered, Groups, assign, read_names
 from thresher.select.registry import method
 from thresher.select.run import Run
-from thresher.selection import Keep, Selection
+from thresher.selection import Budget, Selection
 
 _HEAVY = 1e6  # a larger weight would lose the other terms in rounding
 
@@ -37,7 +37,7 @@ _HEAVY = 1e6  # a larger weight would lose the other terms in rounding
 class ClipCov(Clustered):
     """Keep the rows that best represent their classes, by the objective of ClipCov."""
 
-    keep: Keep = field(metadata={"help": "share or number of rows to keep"})
+    keep: Budget = field(metadata={"help": "share or number of rows to keep"})
     classes: str | None = field(
         default=None,
         metadata={

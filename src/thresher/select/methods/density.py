@@ -23,7 +23,7 @@ from thresher.ops.cut import allocate, softmax, top_per_group
 from thresher.select.clusters import Clustered, Groups
 from thresher.select.registry import method
 from thresher.select.run import Run
-from thresher.selection import Keep, Selection
+from thresher.selection import Budget, Selection
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -34,7 +34,7 @@ Ints = npt.NDArray[np.int64]
 class Density(Clustered):
     """Prune each concept cluster according to its complexity."""
 
-    keep: Keep = field(metadata={"help": "share or number of rows to keep"})
+    keep: Budget = field(metadata={"help": "share or number of rows to keep"})
     temperature: float | None = field(
         default=None, metadata={"help": "of the softmax over complexity; higher is more even (0.1; released: 0.5)"}
     )

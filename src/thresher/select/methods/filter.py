@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,8 @@ from thresher.selection import Selection
 @dataclass(frozen=True, kw_only=True)
 class Filter:
     """Keep rows whose metadata satisfies an SQL condition."""
+
+    name: ClassVar[str]
 
     where: str = field(
         metadata={

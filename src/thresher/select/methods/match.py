@@ -25,7 +25,7 @@ from thresher.select.reference import open_reference
 from thresher.select.registry import method
 from thresher.select.run import Run
 from thresher.select.scores import column
-from thresher.selection import Keep, Selection
+from thresher.selection import Budget, Selection
 
 Floats = npt.NDArray[np.float64]
 
@@ -37,7 +37,7 @@ class Match(Clustered):
 
     other: ClassVar[dict[str, Any]] = {"weight": {"column": "similarity", "weight": 0.5}, "column": "similarity"}
 
-    keep: Keep = field(metadata={"help": "share or number of rows to keep"})
+    keep: Budget = field(metadata={"help": "share or number of rows to keep"})
     target: str | None = field(
         default=None,
         metadata={

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from thresher.ops.cut import top
 from thresher.select.registry import method
 from thresher.select.run import Run
-from thresher.selection import Keep, Selection
+from thresher.selection import Budget, Selection
 
 
 @method("random")
@@ -15,7 +16,9 @@ from thresher.selection import Keep, Selection
 class Random:
     """Keep a uniformly random subset; with the same seed, a smaller subset is a part of a larger one."""
 
-    keep: Keep = field(metadata={"help": "share or number of rows to keep"})
+    name: ClassVar[str]
+
+    keep: Budget = field(metadata={"help": "share or number of rows to keep"})
 
     def select(self, run: Run) -> Selection:
         """Keep the rows with the highest random numbers, which depend on the seed and the row id."""

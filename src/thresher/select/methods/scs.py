@@ -20,7 +20,7 @@ from thresher.ops.cut import top
 from thresher.select.registry import method
 from thresher.select.run import Run
 from thresher.select.scores import column
-from thresher.selection import Keep, Selection
+from thresher.selection import Budget, Selection
 
 Floats = npt.NDArray[np.float64]
 
@@ -37,7 +37,7 @@ class SoftCapSampling:
     name: ClassVar[str]
     example: ClassVar[dict[str, Any]] = {"draws": "30%", "temperature": 0.1}
 
-    draws: Keep = field(metadata={"help": "rows to train on, counting repeats: a share of the rows, or any number"})
+    draws: Budget = field(metadata={"help": "rows to train on, counting repeats: a share of the rows, or any number"})
     column: str = field(
         default="clip-score",
         metadata={"metavar": "COLUMN", "help": "score to draw by: column, scoring method or scores.parquet:column"},

@@ -31,7 +31,7 @@ from thresher.select.clusters import Clustered
 from thresher.select.reference import nearest, open_reference
 from thresher.select.registry import method
 from thresher.select.run import Run
-from thresher.selection import Keep, Selection
+from thresher.selection import Budget, Selection
 
 Rows = npt.NDArray[np.int64]
 
@@ -46,7 +46,7 @@ class SemDeDup(Clustered):
     eps: float | None = field(
         default=None, metadata={"help": "duplicates are pairs with cosine similarity above 1 - eps; larger drops more"}
     )
-    keep: Keep | None = field(
+    keep: Budget | None = field(
         default=None, metadata={"help": "instead of eps: keep this share, dropping the closest duplicates first"}
     )
     against: Literal["all", "kept"] = field(

@@ -17,7 +17,7 @@ from thresher.ops.cut import top, top_per_group
 from thresher.select.clusters import Clustered
 from thresher.select.registry import method
 from thresher.select.run import Run
-from thresher.selection import Keep, Selection
+from thresher.selection import Budget, Selection
 
 
 @method("ssp")
@@ -25,7 +25,7 @@ from thresher.selection import Keep, Selection
 class Ssp(Clustered):
     """Keep the least prototypical rows of the pool."""
 
-    keep: Keep = field(metadata={"help": "share or number of rows to keep"})
+    keep: Budget = field(metadata={"help": "share or number of rows to keep"})
     balance: float = field(
         default=0.0, metadata={"help": "fraction of an equal split that each cluster is guaranteed, 0 to 1"}
     )

@@ -1,0 +1,672 @@
+"""The functions of ``import thresher as th``: what the command line does, on files and on data in memory.
+
+The command line calls the same functions. Nothing heavy is imported before a function is called.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+# A package becomes an attribute of its parent when it is first imported. These four share their names with functions:
+# they are imported before ``thresher/__init__.py`` binds the functions, and so the names stay with the functions.
+import thresher.embed
+import thresher.evaluate
+import thresher.select  # noqa: F401
+from thresher.errors import UsageError, suggest
+from thresher.reshard import PER_SHARD
+
+if TYPE_CHECKING:
+    from thresher.data.parts import Form
+    from thresher.dynamic.policy import Policy
+    from thresher.dynamic.run_folder import Training
+    from thresher.export.keys import Chosen
+    from thresher.pool.store import EmbeddingStore
+    from thresher.reshard import Resharded
+    from thresher.runtime.cache import Cache
+    from thresher.runtime.engine import Engine
+    from thresher.runtime.progress import Progress
+    from thresher.select.clusters import Groups
+    from thresher.select.recipe import Recipe
+    from thresher.select.registry import Method
+    from thresher.select.score_table import ScoreTable
+    from thresher.select.scores import Scored
+    from thresher.selection import Keep, Selection
+
+    Path: TypeAlias = str | os.PathLike[str]
+    Pool: TypeAlias = Path | EmbeddingStore | Any  # or anything that from_arrays takes as image
+    MethodLike: TypeAlias = Method | Recipe | Path | Mapping[str, Any] | Sequence[Any]
+
+S = TypeVar("S")
+
+__all__ = [
+    "cluster", "compare", "coreset", "doctor", "embed", "evaluate", "inspect", "open", "reshard", "score",
+    "select", "train_clip", "train_moco",
+]  # fmt: skip
+
+
+# --- pools ----------------------------------------------------------------------------------------
+
+
+def open(pool: Path, *, cache: Path | None = None, **options: Any) -> EmbeddingStore:
+    """Open a pool of embeddings: a folder or file with a known layout, local or at any fsspec location.
+
+    Reads headers only. The store has N rows in file order, and no vectors in memory.
+
+    Args:
+        pool: The location.
+        cache: The cache folder (default: the usual one).
+        **options: What names and types in the files do not say: image, text, key, caption, dtype, metadata, skip_bad
+            and reader, see :class:`thresher.Options`.
+
+    Raises:
+        PoolError: No layout is recognised, or a file is not usable.
+        UsageError: An option is unknown, or the pool is data in memory: for that see :func:`from_arrays`.
+    """
+    from thresher.pool.layout import Options
+    from thresher.pool.store import open_store
+
+    return open_store(pool, _made(Options, "open", options), scratch=None if cache is None else os.fspath(cache))
+
+
+# --- selections -----------------------------------------------------------------------------------
+
+
+def select(
+    pool: Pool,
+    *methods: MethodLike,
+    seed: int | None = None,
+    within: Selection | Path | None = None,
+    engine: str | Engine = "threads",
+    workers: int | None = None,
+    cache: Path | Cache | None = None,
+    progress: bool | Progress = True,
+) -> Selection:
+    """Select rows of a pool with one or several methods, each on the rows that the one before kept.
+
+        kept = th.select("pool/", th.SemDeDup(eps=0.1), th.Density(keep="40%"))
+        train = kept.filter(dataset)
+
+    Args:
+        pool: The location of a pool, a store, or data in memory that :func:`from_arrays` takes: an array (N, D), a
+            tensor, a frame or a Dataset with embeddings.
+        *methods: Methods such as ``th.Density(keep="40%")``; recipes, by name or path of a TOML file or as a
+            :class:`Recipe`; dictionaries such as ``{"method": "density", "keep": "40%"}``; or lists of these.
+        seed: Seed of all randomness (default: that of the recipe, else 0).
+        within: Start from an earlier selection of the same pool, or its folder.
+        engine: Where work runs: "threads", "serial", "processes", the name of an engine of another package, or one.
+        workers: Tasks that run at the same time (default: the cores that this process may use).
+        cache: The cache folder (default: the usual one).
+        progress: Whether to report progress on standard error, or an object to report it to.
+
+    Returns:
+        The selection: which of the N rows are kept, and why each of the others was dropped.
+
+    Raises:
+        UsageError: A method is unknown or cannot run, or ``within`` is of another pool.
+        PoolError: The pool is damaged, has unusable rows, or changed during the run.
+    """
+    from thresher.select.recipe import run_steps
+    from thresher.selection import Selection
+
+    steps, own = _steps(methods)
+    if not steps:
+        raise UsageError('give one method or more, such as thresher.Density(keep="40%"), or the name of a recipe')
+    if len(own) > 1 and seed is None:
+        raise UsageError(f"the recipes have the seeds {' and '.join(map(str, sorted(own)))}; give one with seed=")
+    earlier = within if within is None or isinstance(within, Selection) else Selection.load(within)
+    seed = next(iter(own), 0) if seed is None else seed
+    resources = _resources(engine, workers, cache, progress)
+    return run_steps(_store(pool, cache), steps, seed=seed, within=earlier, **resources)
+
+
+def score(
+    pool: Pool,
+    method: Scored | type[Scored] | str,
+    *,
+    out: Path | None = None,
+    name: str | None = None,
+    overwrite: bool = False,
+    seed: int = 0,
+    within: Selection | Path | None = None,
+    engine: str | Engine = "threads",
+    workers: int | None = None,
+    cache: Path | Cache | None = None,
+    progress: bool | Progress = True,
+) -> ScoreTable:
+    """Compute the scores of a method for the rows of a pool, without dropping any.
+
+    Args:
+        pool: As for :func:`select`.
+        method: A scoring method: its name ("clip-score"), its class, or an object, whose budget is not used.
+        out: A parquet file to write too, with the keys of the pool.
+        name: The column of scores in the file (default: the name of the method).
+        overwrite: Replace a different file.
+        seed: Seed of all randomness.
+        within: Score only the rows that an earlier selection kept, or its folder.
+        engine: As for :func:`select`.
+        workers: As for :func:`select`.
+        cache: As for :func:`select`.
+        progress: As for :func:`select`.
+
+    Returns:
+        ``ids_n`` (n,) int64, the rows that were scored; ``values_n`` (n,), their scores, higher is better; ``info``.
+
+    Raises:
+        UsageError: The method is not a scoring method, or cannot run.
+    """
+    from thresher.select import score_table
+    from thresher.select.scores import scorer
+    from thresher.selection import Selection
+
+    if isinstance(method, type):
+        method = method.name
+    made = scorer(method) if isinstance(method, str) else method
+    earlier = within if within is None or isinstance(within, Selection) else Selection.load(within)
+    how = {"seed": seed, "within": earlier, **_resources(engine, workers, cache, progress)}
+    store = _store(pool, cache)
+    if out is None:
+        return score_table.score(store, made, **how)
+    return score_table.write_scores(store, made, out, name=name, overwrite=overwrite, **how)
+
+
+def cluster(
+    pool: Pool,
+    clusters: int | None = None,
+    *,
+    seed: int = 0,
+    engine: str | Engine = "threads",
+    workers: int | None = None,
+    cache: Path | Cache | None = None,
+    progress: bool | Progress = True,
+    **parameters: Any,
+) -> Groups:
+    """Cluster the rows of a pool with spherical k-means; methods with the same parameters share the result.
+
+    Args:
+        pool: As for :func:`select`.
+        clusters: K, the number of clusters (default: chosen from the number of rows).
+        seed: Seed of all randomness.
+        engine: As for :func:`select`.
+        workers: As for :func:`select`.
+        cache: As for :func:`select`.
+        progress: As for :func:`select`.
+        **parameters: embedding ("image", "text" or "joint"), centroids, iterations, sample and precision, as methods
+            that cluster have them.
+
+    Returns:
+        ``labels_N`` (N,) int32, ``distances_N`` (N,) float32 to the own centroid, ``centroids_KD`` (K, D) float32.
+
+    Raises:
+        UsageError: A parameter is unknown, or there are more clusters than rows.
+    """
+    from thresher.select.clusters import Clustered, cluster_pool
+    from thresher.select.run import Run
+    from thresher.selection import Selection
+
+    how = _made(Clustered, "cluster", {"clusters": clusters, **parameters})
+    store = _store(pool, cache)
+    start = Selection.everything("", store.layout.location, {}, store.total)
+    return cluster_pool(Run(store, start, seed=seed, **_resources(engine, workers, cache, progress)), how)[0]
+
+
+def compare(
+    *selections: Selection | Path | Mapping[str, Selection | Path],
+    clusters: Path | Groups | None = None,
+    worst: int = 10,
+) -> dict[str, Any]:
+    """Compare selections of one pool with each other.
+
+    Args:
+        *selections: Selections or their folders; or a dictionary of them by name. Folders are named by their path,
+            other selections "1", "2" and so on by their place.
+        clusters: Compare within these clusters: those of :func:`cluster`, or a folder of ``thresher cluster``; by
+            default those of the step, in any of the selections, that clustered the most rows.
+        worst: How many clusters to list, the largest differences first.
+
+    Returns:
+        "rows", "kept" and "uses" by name, "pairs" (rows in both, overlap, Jaccard) and "clusters".
+
+    Raises:
+        UsageError: No selections, one is given twice, or they are of different pools.
+    """
+    from thresher.report.compare import compare
+    from thresher.select.clusters import read_labels
+    from thresher.selection import Selection
+
+    named: dict[str, Any] = {}
+    for place, one in enumerate(selections, 1):
+        more = one if isinstance(one, Mapping) else {str(place) if isinstance(one, Selection) else os.fspath(one): one}
+        if twice := named.keys() & more.keys():
+            raise UsageError(f"a selection is given twice: {', '.join(sorted(twice))}")
+        named |= more
+    loaded = {name: one if isinstance(one, Selection) else Selection.load(one) for name, one in named.items()}
+    labels = None
+    if clusters is not None:
+        labels = read_labels(clusters) if isinstance(clusters, (str, os.PathLike)) else clusters.labels_N
+    return compare(loaded, labels, worst)
+
+
+def coreset(run: Path | Training, keep: str | int | float | Keep, *, pool: str | None = None) -> Selection:
+    """Select the rows of a pool that a training run found least redundant.
+
+    Args:
+        run: The folder of a training run with a policy that marks candidates.
+        keep: How many rows to keep: "30%", 0.3 or a number.
+        pool: Where the pool is now, if it was moved.
+
+    Raises:
+        UsageError: The policy does not mark candidates, or has not marked any yet.
+        PoolError: The folder is damaged, or the pool is another one.
+    """
+    from thresher.dynamic.coreset import coreset
+    from thresher.dynamic.run_folder import Training
+
+    return coreset(run if isinstance(run, Training) else Training.load(run), keep, pool=pool)
+
+
+# --- look -----------------------------------------------------------------------------------------
+
+
+def inspect(
+    pool: Pool,
+    *,
+    quick: bool = False,
+    engine: str | Engine = "threads",
+    workers: int | None = None,
+    cache: Path | Cache | None = None,
+    progress: bool | Progress = True,
+) -> dict[str, Any]:
+    """Return what a pool contains, what looks wrong, and what a run will cost.
+
+    Args:
+        pool: As for :func:`select`.
+        quick: Check about 100,000 rows instead of all.
+        engine: As for :func:`select`.
+        workers: As for :func:`select`.
+        cache: As for :func:`select`.
+        progress: As for :func:`select`.
+
+    Returns:
+        See :func:`thresher.check.pool.inspect`; "warnings" are sentences.
+    """
+    from thresher.check.pool import inspect
+    from thresher.select.run import Run
+    from thresher.selection import Selection
+
+    store = _store(pool, cache)
+    start = Selection.everything("", store.layout.location, {}, store.total)
+    return inspect(Run(store, start, **_resources(engine, workers, cache, progress)), quick=quick)
+
+
+def doctor(
+    data: Path,
+    *,
+    sample: int = 1000,
+    encoder: str | None = None,
+    workers: int | None = None,
+    progress: bool | Progress = True,
+    **options: Any,
+) -> dict[str, Any]:
+    """Return what raw data contain, what looks wrong, and what embedding will cost.
+
+    Args:
+        data: Tars, parquet, Arrow, csv, JSON Lines, or a folder of images.
+        sample: Number of images to decode.
+        encoder: Also try this encoder, named as for :func:`embed`, and estimate its time.
+        workers: Threads that decode (default: one per core).
+        progress: As for :func:`select`.
+        **options: How to read the data: image, caption, key, root and others of
+            :class:`thresher.data.DataOptions`.
+
+    Returns:
+        See :func:`thresher.check.data.doctor`; "warnings" are sentences.
+    """
+    from thresher.check.data import doctor
+    from thresher.data import DataOptions
+
+    reading = _made(DataOptions, "doctor", options)
+    return doctor(
+        os.fspath(data), reading, sample=sample, encoder=encoder, workers=workers, progress=_progress(progress)
+    )
+
+
+# --- raw data -------------------------------------------------------------------------------------
+
+
+def embed(
+    data: Any,
+    out: Path | None = None,
+    *,
+    encoder: str,
+    captions: Sequence[str] | None = None,
+    overwrite: bool = False,
+    progress: bool | Progress = True,
+    **options: Any,
+) -> EmbeddingStore:
+    """Embed images and captions, and return the pool as a store, on disk or in memory.
+
+        store = th.embed(dataset, encoder="open_clip:ViT-B-32/openai")
+
+    Args:
+        data: A path or URL of raw data, as for ``thresher embed``; a Hugging Face Dataset; or a list of images (PIL
+            images, bytes or paths), of pairs (image, caption) or of dictionaries.
+        out: Folder of the pool. Without it, the pool is in memory, as float16 vectors.
+        encoder: "open_clip:ARCH/PRETRAINED", "timm:NAME", "transformers:NAME" and others, see docs/encoders.md.
+        captions: N captions, for a list of images.
+        overwrite: Start from the beginning if the pool exists; otherwise the same call resumes.
+        progress: As for :func:`select`.
+        **options: device, precision, batch_size, workers, thumbnails (pixels), pixel_limit and only of
+            :class:`thresher.embed.pipeline.EmbedSettings`; image, caption, key and others of
+            :class:`thresher.data.DataOptions`.
+
+    Returns:
+        The store. Samples that cannot be used have no row; they are counted and listed.
+
+    Raises:
+        UsageError: The data is something else, or an option or encoder does not exist.
+        PoolError: No sample can be used.
+        MissingExtraError: The encoder needs an extra that is not installed.
+    """
+    from thresher.data import DataOptions
+    from thresher.embed.memory import embed_samples
+    from thresher.embed.pipeline import EmbedSettings
+
+    parts = _split(options, "embed", EmbedSettings, DataOptions)
+    settings = EmbedSettings(encoder=encoder, **{"data": DataOptions(**parts[1]), **parts[0]})
+    return embed_samples(data, captions, out, settings, overwrite=overwrite, progress=_progress(progress))
+
+
+def reshard(
+    data: Path,
+    kept: Selection | Chosen,
+    out: Path,
+    *,
+    form: Form | None = None,
+    per_shard: int = PER_SHARD,
+    shuffle: int | None = None,
+    workers: int | None = None,
+    overwrite: bool = False,
+    pool: Path | None = None,
+    progress: bool | Progress = True,
+    **options: Any,
+) -> Resharded:
+    """Copy the samples that a selection keeps into new shards, without decoding them.
+
+    Args:
+        data: The raw data: tars, parquet, a csv of open_clip, or a folder of images.
+        kept: A selection, its folder, or a file of keys.
+        out: Folder of the new shards.
+        form: "webdataset", "parquet" or "csv" (default: that of ``data``).
+        per_shard: Samples per shard.
+        shuffle: Seed of a permutation of all samples; None for the order of ``data``.
+        workers: Shards written at the same time (default: the cores that this process may use).
+        overwrite: Replace a result of other arguments.
+        pool: Where the pool of the selection is now, if it was moved.
+        progress: As for :func:`select`.
+        **options: How to read the data, see :class:`thresher.data.DataOptions`.
+
+    Returns:
+        Counts: samples written, keys that the data does not have, damaged files.
+
+    Raises:
+        UsageError: The data cannot be written in this form, or a key belongs to several samples.
+        PoolError: Data or selection cannot be read, or have no sample in common.
+        OutputError: ``out`` holds other files, is inside the data, or cannot be written.
+    """
+    from thresher.data import DataOptions
+    from thresher.reshard import reshard
+
+    return reshard(
+        os.fspath(data), kept, os.fspath(out), form=form, per_shard=per_shard, shuffle=shuffle, workers=workers,
+        overwrite=overwrite, options=_made(DataOptions, "reshard", options),
+        pool=None if pool is None else os.fspath(pool), progress=_progress(progress),
+    )  # fmt: skip
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def train_clip(
+    data: Path,
+    out: Path,
+    *,
+    policy: str | Policy = "full",
+    resume: bool = False,
+    progress: bool | Progress = True,
+    **settings: Any,
+) -> list[dict[str, Any]]:
+    """Train a CLIP model on image-text pairs, and prune the data while it trains.
+
+        log = th.train_clip("train.parquet", "run", policy=th.InfoBatch(), epochs=30)
+
+    Args:
+        data: Parquet with images and captions, tars, or a csv of open_clip.
+        out: Folder of the run.
+        policy: A pruning policy or its name.
+        resume: Resume the run in ``out``, if there is one.
+        progress: As for :func:`select`.
+        **settings: epochs (default: 10) or samples, batch_size, prune, selection, seed, lr, evals and others of
+            :class:`thresher.train.loop.Schedule`; model, loss and others of :class:`thresher.train.clip.ClipSettings`;
+            image, caption and others of :class:`thresher.data.DataOptions`.
+
+    Returns:
+        The log, one dictionary per epoch.
+
+    Raises:
+        UsageError, PoolError, OutputError: Settings, data or folder cannot be used; raised before training starts.
+        MissingExtraError: The extra ``train`` is not installed.
+    """
+    from thresher.train.clip import ClipSettings, train_clip
+
+    made, reading = _training(ClipSettings, "train_clip", policy, settings)
+    return train_clip(data, out, made, resume=resume, progress=_progress(progress), reading=reading)
+
+
+def train_moco(
+    data: Path,
+    out: Path,
+    *,
+    policy: str | Policy = "full",
+    resume: bool = False,
+    progress: bool | Progress = True,
+    **settings: Any,
+) -> list[dict[str, Any]]:
+    """Train an image encoder with MoCo, without captions, and prune the data while it trains.
+
+    Args:
+        data: Parquet with images, tars, or a csv of open_clip.
+        out: Folder of the run.
+        policy: A pruning policy or its name.
+        resume: Resume the run in ``out``, if there is one.
+        progress: As for :func:`select`.
+        **settings: As for :func:`train_clip`, with those of :class:`thresher.train.moco.MocoSettings` for the model.
+
+    Returns:
+        The log, one dictionary per epoch.
+
+    Raises:
+        UsageError, PoolError, OutputError: Settings, data or folder cannot be used; raised before training starts.
+        MissingExtraError: The extra ``train`` is not installed.
+    """
+    from thresher.train.moco import MocoSettings, train_moco
+
+    made, reading = _training(MocoSettings, "train_moco", policy, settings)
+    return train_moco(data, out, made, resume=resume, progress=_progress(progress), reading=reading)
+
+
+def evaluate(
+    image: Any,
+    text: Any = None,
+    *,
+    groups: Any = None,
+    classes: Any = None,
+    labels: Any = None,
+) -> dict[str, dict[str, float]]:
+    """Evaluate embeddings: retrieval between images and captions, and zero-shot classification of images.
+
+    Args:
+        image: (N, D) image embeddings: an array or a tensor. Or a store or the location of a pool, whose vectors are
+            read into memory.
+        text: (N, D) embeddings of the captions, for retrieval (of a pool: its own).
+        groups: (N,) numbers or texts; rows of a group count as the same in retrieval. By default all rows differ.
+        classes: (C, D) embeddings of class names, for zero-shot classification, as ``thresher embed-classes`` makes
+            them: an array, or a .npy file.
+        labels: (N,) the number of each row's class, -1 for none.
+
+    Returns:
+        "retrieval", with "image_to_text_R@1" and others, and "zero_shot", with "top1" and others: shares from 0 to 1,
+        see :mod:`thresher.evaluate`.
+
+    Raises:
+        UsageError: Shapes do not fit, or there is nothing to evaluate.
+    """
+    import numpy as np
+
+    from thresher.evaluate.retrieval import retrieval
+    from thresher.evaluate.zero_shot import zero_shot
+    from thresher.pool.memory import array_of
+    from thresher.pool.store import EmbeddingStore
+
+    if isinstance(image, (str, os.PathLike, EmbeddingStore)):
+        store = _store(image, None)
+        found = {
+            name: np.concatenate([store.vectors(name, block) for block in store.blocks(name)])
+            for name in store.layout.vectors
+        }
+        image, text = found.get("image"), found.get("text") if text is None else text
+    if (classes is None) != (labels is None):
+        raise UsageError("zero-shot classification needs classes and labels; give both")
+    if isinstance(classes, (str, os.PathLike)):
+        from thresher.io.npy import npy_piece
+
+        piece = npy_piece("file", os.fspath(classes))
+        classes = piece.read(0, piece.rows)
+    if image is None or (text is None and classes is None):
+        raise UsageError("give embeddings of images, and either those of their captions or classes and labels")
+    results: dict[str, dict[str, float]] = {}
+    vectors = array_of(image)
+    if text is not None:
+        results["retrieval"] = retrieval(vectors, array_of(text), image_group_N=groups, text_group_M=groups)
+    if classes is not None:
+        results["zero_shot"] = zero_shot(vectors, array_of(classes), np.asarray(labels))
+    return results
+
+
+# --- arguments ------------------------------------------------------------------------------------
+
+
+def _store(pool: Pool, cache: Path | Cache | None) -> EmbeddingStore:
+    """Return a store: as given, opened, or made of data in memory."""
+    from thresher.pool.memory import from_arrays
+    from thresher.pool.store import EmbeddingStore, open_store
+
+    if isinstance(pool, EmbeddingStore):
+        return pool
+    from thresher.runtime.cache import Cache
+
+    folder = None if cache is None else os.fspath(cache.folder if isinstance(cache, Cache) else cache)
+    if isinstance(pool, (str, os.PathLike)):
+        return open_store(pool, scratch=folder)
+    return from_arrays(pool, cache=folder)
+
+
+def _steps(given: Iterable[Any]) -> tuple[list[Method], set[int]]:
+    """Return methods, and the seeds of the recipes among them."""
+    from thresher.select.recipe import Recipe, shipped_recipes
+    from thresher.select.registry import METHODS, build
+
+    steps: list[Any] = []
+    seeds: set[int] = set()
+    for one in given:
+        if isinstance(one, (str, os.PathLike)):
+            name = os.fspath(one)
+            if name not in shipped_recipes() and not os.path.exists(name) and name in METHODS.names():
+                raise UsageError(
+                    f"{name} is a method with parameters: give thresher.{METHODS.find(name).__name__}(...)"
+                )
+            one = Recipe.load(name)
+        if isinstance(one, Recipe):
+            steps += one.steps
+            seeds.add(one.seed)
+        elif isinstance(one, Mapping):
+            if not isinstance(one.get("method"), str):
+                raise UsageError(f'{one!r} names no method; write {{"method": "density", "keep": "40%"}}')
+            steps.append(build(one["method"], {name: value for name, value in one.items() if name != "method"}))
+        elif isinstance(one, (list, tuple)):
+            more, others = _steps(one)
+            steps += more
+            seeds |= others
+        elif isinstance(one, type) or not hasattr(one, "select"):
+            what = f"the class {one.__name__}; give its parameters" if isinstance(one, type) else type(one).__name__
+            raise UsageError(f"a method is an object such as thresher.Density(keep='40%'), or a recipe; not {what}")
+        else:
+            steps.append(one)
+    return steps, seeds
+
+
+def _resources(
+    engine: str | Engine, workers: int | None, cache: Path | Cache | None, progress: bool | Progress
+) -> dict[str, Any]:
+    """Return engine, cache and progress for a run."""
+    from thresher.runtime.cache import Cache
+    from thresher.runtime.engine import make_engine
+
+    return {
+        "engine": make_engine(engine, workers) if isinstance(engine, str) else engine,
+        "cache": cache if isinstance(cache, Cache) else Cache.at(None if cache is None else os.fspath(cache)),
+        "progress": _progress(progress),
+    }
+
+
+def _progress(progress: bool | Progress) -> Progress:
+    from thresher.runtime.progress import progress_for
+
+    return progress_for(quiet=not progress) if isinstance(progress, bool) else progress
+
+
+def _split(options: Mapping[str, Any], name: str, *classes: type[Any]) -> list[dict[str, Any]]:
+    """Return the options of each of several dataclasses.
+
+    Raises:
+        UsageError: None of them has an option; the message suggests a similar name.
+    """
+    from dataclasses import fields
+
+    known = [{item.name for item in fields(cls) if item.init} for cls in classes]
+    every = sorted(set().union(*known))
+    for option in options:
+        if option not in every:
+            raise UsageError(f"{name} has no option {option!r}; it has {', '.join(every)}.{suggest(option, every)}")
+    return [{option: value for option, value in options.items() if option in own} for own in known]
+
+
+def _made(cls: type[S], name: str, options: Mapping[str, Any]) -> S:
+    return cls(**_split(options, name, cls)[0])
+
+
+def _training(cls: type[S], name: str, policy: str | Policy, settings: Mapping[str, Any]) -> tuple[S, Any]:
+    """Return the settings of a trainer, and how to read its data."""
+    from dataclasses import MISSING
+
+    from thresher.data import DataOptions
+    from thresher.dynamic.registry import options_of
+    from thresher.train.loop import Schedule
+
+    own, schedule, reading = _split(settings, name, cls, Schedule, DataOptions)
+    if not isinstance(policy, str):
+        given = {item.name: getattr(policy, item.name) for item in options_of(type(policy))}
+        defaults = {item.name: item.default for item in options_of(type(policy)) if item.default is not MISSING}
+        changed = {option: value for option, value in given.items() if value != defaults.get(option, MISSING)}
+        schedule["options"] = {**changed, **(schedule.get("options") or {})}
+        policy = policy.name
+    if "epochs" not in schedule and "samples" not in schedule:
+        schedule["epochs"] = 10
+    for option in ("evals", "eval_labels", "templates"):
+        for part in (own, schedule):
+            if isinstance(part.get(option), (str, os.PathLike)):
+                part[option] = (os.fspath(part[option]),)
+            elif option in part:
+                part[option] = tuple(part[option])
+    return cls(**{"schedule": Schedule(policy=policy, **schedule), **own}), DataOptions(**reading)
