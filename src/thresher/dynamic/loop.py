@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -281,6 +282,12 @@ def rank_and_world_size() -> tuple[int, int]:
 
     together = dist.is_available() and dist.is_initialized()
     return (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+
+
+def accelerate_loader() -> Any:
+    """Return the loader prepared by Hugging Face accelerate that is being iterated over, or None."""
+    state = sys.modules.get("accelerate.state")
+    return None if state is None else state.GradientState().active_dataloader
 
 
 def all_gather(tensor: torch.Tensor) -> list[torch.Tensor]:
