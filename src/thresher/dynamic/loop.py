@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from thresher.dynamic.histogram import LossHistogram
 from thresher.dynamic.ledger import ILL_MATCHED, LEFT_OUT, REDUNDANT, Bools, Ints, Ledger, Losses
-from thresher.dynamic.policy import Plan, Policy
+from thresher.dynamic.policy import Plan, Policy, end_epoch
 from thresher.errors import UsageError
 from thresher.runtime.random import digest, generator
 from thresher.runtime.untrusted import parse_json
@@ -259,9 +259,7 @@ def record_epoch(
         loss_B = losses_BR.mean(axis=1)
         histogram.add(loss_B)
         finite, total = finite + len(rows_B), total + float(loss_B.sum(dtype=np.float64))
-    marks_N = policy.finish(ledger, plan, rng("finish", epoch))
-    if marks_N is not None:
-        ledger.mark(marks_N, epoch)
+    end_epoch(policy, ledger, plan, rng("finish", epoch))
     now_N = ledger.candidates(epoch, _ANY)
     candidates = int(np.count_nonzero(now_N))
     return {

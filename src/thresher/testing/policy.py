@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pytest
 
 from thresher.dynamic.ledger import Ledger, Losses
-from thresher.dynamic.policy import PHASES, Plan, Policy
+from thresher.dynamic.policy import PHASES, Plan, Policy, end_epoch
 from thresher.dynamic.registry import flag_of, options_of
 from thresher.errors import UsageError
 from thresher.runtime import parameters
@@ -33,9 +33,7 @@ def play_epoch(policy: Policy, ledger: Ledger, losses_NR: Losses, epoch: int, ba
         rows_B = rows[lo : lo + batch]
         marks_B = policy.marks(losses_NR[rows_B], rng) if plan.collects else None
         ledger.record(rows_B, losses_NR[rows_B], epoch, marks_B)
-    marks_N = policy.finish(ledger, plan, rng)
-    if marks_N is not None:
-        ledger.mark(marks_N, epoch)
+    end_epoch(policy, ledger, plan, rng)
     return plan
 
 
