@@ -8,7 +8,9 @@ import pytest
 from thresher.ops.humps import humps
 
 
-def two(rows: int, share: float, seed: int, low: tuple[int, int] = (4, 6), high: tuple[int, int] = (22, 3)) -> np.ndarray:
+def two(
+    rows: int, share: float, seed: int, low: tuple[int, int] = (4, 6), high: tuple[int, int] = (22, 3)
+) -> np.ndarray:
     rng = np.random.default_rng(seed)
     return np.where(rng.random(rows) < share, rng.beta(*high, rows), rng.beta(*low, rows))
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from thresher.dynamic.ledger import ILL_MATCHED, REDUNDANT, Ledger
-from thresher.dynamic.policies.sift import Sift, mismatched_humps
+from thresher.dynamic.mismatch import mismatched_humps
+from thresher.dynamic.policies.sift import Sift
 from thresher.dynamic.policy import Plan
 from thresher.errors import UsageError
 
@@ -92,7 +93,7 @@ def test_it_finds_how_many_are_mismatched(share: float, play: Callable[..., Plan
         assert out.mean() == pytest.approx(share, abs=0.04)
         assert wrong[out].mean() > 0.9
         assert out[wrong].mean() > 0.9
-    found = mismatched_humps(ledger)
+    found = mismatched_humps(ledger.memory_N)
     assert found is not None
     assert found.share == pytest.approx(share, abs=0.04)
 
@@ -128,7 +129,7 @@ def test_a_hump_of_most_rows_is_not_left_out(play: Callable[..., Plan]) -> None:
     ledger = policy.ledger(4000)
     for epoch in range(4):
         assert len(play(policy, ledger, -table[epoch] + 20, epoch, 500)) == 4000
-    assert mismatched_humps(ledger) is None
+    assert mismatched_humps(ledger.memory_N) is None
 
 
 def test_rows_that_were_never_seen_are_kept() -> None:

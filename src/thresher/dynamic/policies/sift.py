@@ -6,10 +6,10 @@ This is ours; it is related to small-loss selection and to learning with noisy c
 
 1. Memory: after every epoch on all rows, memory <- (memory + rank) / 2, where the rank is the share of the rows of the
    epoch with a lower loss. The first rank is the first memory. A row that the epoch did not have keeps its memory.
-2. After ``warmup`` epochs on all rows, the rows with the highest memory are left out for ``cycle`` epochs. Then an epoch
-   on all rows updates the memory, and so on.
+2. After ``warmup`` epochs on all rows, the rows with the highest memory are left out for ``cycle`` epochs. Then an
+   epoch on all rows updates the memory, and so on.
 3. How many: ``mismatched``, or as many as the data show. Wrong captions form a second hump at the upper end of the
-   memory; a mixture of two normal distributions gives where it begins (:func:`thresher.ops.humps.humps`). If there is
+   memory; a mixture of two normal distributions gives where it begins (:mod:`thresher.ops.humps`). If there is
    no second hump, or it has more than 60% of the rows, nothing is left out, and the next epoch, on all rows, tries
    again.
 4. ``redundant`` adds SCAN's other side: of this share of the rows, those with the lowest loss in the last epoch on all
@@ -22,24 +22,18 @@ captions in a rare language. Look at them before you leave them out for good.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from thresher.dynamic.ledger import ILL_MATCHED, REDUNDANT, Ledger, Losses, Marks
+from thresher.dynamic.mismatch import mismatched_humps
 from thresher.dynamic.pick import draw, growing, lowest, ranks, whole
 from thresher.dynamic.policy import Plan, Policy, check_budget
 from thresher.errors import UsageError
-from thresher.ops.humps import Humps, humps
 from thresher.runtime.parameters import Share
 
-_MOST = 0.6  # an upper hump with more of the rows is the data, not their errors
-
-
-def mismatched_humps(ledger: Ledger) -> Humps | None:
-    """Return the humps of the memory if the upper one is that of mismatched pairs; None if there is no such hump."""
-    found = None if ledger.memory_N is None else humps(ledger.memory_N)
-    return found if found is not None and found.share <= _MOST else None
+_MOST_REDUNDANT = 0.4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +53,10 @@ class Sift(Policy):
 
     mismatched: Share | None = field(
         default=None,
-        metadata={"help": "share of rows to leave out as mismatched; found from the losses if not given", "follows": True},
+        metadata={
+            "help": "share of rows to leave out as mismatched; found from the losses if not given",
+            "follows": True,
+        },
     )
     redundant: Share | None = field(
         default=None, metadata={"help": "share of rows to mark as redundant too", "follows": True}
@@ -77,10 +74,10 @@ class Sift(Policy):
             share = getattr(self, name)
             if share is not None and not 0 < share < 1:
                 raise UsageError(f"{name} = {share}; give a share strictly between 0 and 1, like 0.3")
-        if self._mismatched + self._redundant >= 1 or self._redundant > 1 - _MOST:
+        if self._mismatched + self._redundant >= 1 or self._redundant > _MOST_REDUNDANT:
             raise UsageError(
                 f"mismatched = {self.mismatched}, redundant = {self.redundant}; give less than 1 in total, and at most "
-                f"{1 - _MOST:.1f} for redundant: rows must be left"
+                f"{_MOST_REDUNDANT} for redundant: rows must be left"
             )
         if self.cycle < 1 or self.warmup < 1:
             raise UsageError(f"cycle = {self.cycle}, warmup = {self.warmup}; give 1 epoch or more for each")
@@ -130,7 +127,7 @@ class Sift(Policy):
             scores_N = np.nan_to_num(-memory_N, nan=np.inf)  # rows that were never seen last
             wrong_N = lowest(scores_N, whole(self.mismatched * len(ledger))) & (scores_N < np.inf)
         else:
-            found = mismatched_humps(ledger)
+            found = mismatched_humps(memory_N)
             wrong_N = np.zeros(len(ledger), np.bool_) if found is None else memory_N >= found.cut
         marks_N = wrong_N * np.uint8(ILL_MATCHED)
         if self.redundant is not None:
