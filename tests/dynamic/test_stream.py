@@ -34,10 +34,12 @@ from tests.runtime.common import begin, end_of
 from thresher.dynamic import stream
 from thresher.dynamic.loop import describe
 from thresher.dynamic.policies.d_pruning import DPruning
+from thresher.dynamic.policies.dissect import Dissect
 from thresher.dynamic.policies.dynamic_random import DynamicRandom
 from thresher.dynamic.policies.full import Full
 from thresher.dynamic.policies.infobatch import InfoBatch
 from thresher.dynamic.policies.scan import Scan
+from thresher.dynamic.policies.seta import Seta
 from thresher.dynamic.policies.sift import Sift
 from thresher.dynamic.policies.static import Static
 from thresher.dynamic.policy import Policy, end_epoch
@@ -59,6 +61,8 @@ POLICIES: dict[str, Policy] = {
     "infobatch": InfoBatch(epochs=EPOCHS),
     "d-pruning": DPruning(keep=0.7, rule="epsilon-greedy", epsilon=0.3, period=2),
     "dynamic-random": DynamicRandom(keep=0.6),
+    "dissect": Dissect(keep=0.7, cycle=2, warmup=1),
+    "seta": Seta(epochs=EPOCHS, r=0.1),
     "sift": Sift(mismatched=0.2, redundant=0.2, cycle=2),
 }
 each = pytest.mark.parametrize("name", POLICIES)
