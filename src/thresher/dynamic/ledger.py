@@ -170,6 +170,22 @@ class Ledger:
             )
         self.memory_N = memory_N
 
+    def refer(self, references_N: npt.NDArray[Any]) -> None:
+        """Set the references: (N,) losses of the rows under a reference model, NaN if unknown.
+
+        Raises:
+            UsageError: The ledger keeps none, they have another shape or type, or none is finite.
+        """
+        if self.references_N is None or references_N.shape != (len(self),) or references_N.dtype.kind not in "fiu":
+            raise UsageError(
+                f"references of shape {references_N.shape} and type {references_N.dtype}; give ({len(self)},) numbers, "
+                "for a ledger that was created with references=True"
+            )
+        finite_N = np.isfinite(references_N)
+        if not finite_N.any():
+            raise UsageError("no row has a finite reference loss; give at least one")
+        self.references_N = np.where(finite_N, references_N, np.nan).astype(np.float32)
+
     def _mark(self, rows_M: Ints, marks_M: Marks, epoch: int) -> None:
         again = self.marked_N[rows_M] == epoch
         self.marks_N[rows_M] = np.where(again, self.marks_N[rows_M] | marks_M, marks_M)

@@ -227,6 +227,12 @@ def refuse_shorter(needed: int, length: int | None, unit: str) -> None:
         )
 
 
+def check_references(given_N: Losses | None, loaded: Ledger) -> None:
+    """Raise UsageError if the ledger of a state has other references than those given for the same rows."""
+    if given_N is not None and not np.array_equal(given_N, loaded.references_N, equal_nan=True):  # type: ignore[arg-type]
+        raise UsageError("the state has other reference losses; give those of the run that is resumed")
+
+
 def record_epoch(
     policy: Policy,
     ledger: Ledger,

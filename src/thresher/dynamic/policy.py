@@ -136,12 +136,15 @@ class Policy(Protocol):
         memory_of_mismatch: Whether a high memory in its ledger means that a pair is probably mismatched; a coreset then
             drops the rows with the highest memory first, and reports show them.
         needs_selection: Whether it is built from a selection, by :meth:`for_selection`.
+        needs_references: Whether its ledger must have the loss of rows under a reference model; :meth:`references`
+            says where trainers find them.
     """
 
     name: ClassVar[str] = ""
     marks_candidates: ClassVar[bool] = False
     memory_of_mismatch: ClassVar[bool] = False
     needs_selection: ClassVar[bool] = False
+    needs_references: ClassVar[bool] = False
 
     @classmethod
     def for_run(cls, epochs: int, *args: Any, **options: Any) -> Self:
@@ -165,6 +168,10 @@ class Policy(Protocol):
     def for_selection(cls, times_N: Array, *args: Any, **options: Any) -> Self:
         """Return the policy that trains on a selection; ``times_N`` (N,) is how often each row is used."""
         raise UsageError(f"policy {cls.name} does not accept a selection")
+
+    def references(self) -> str:
+        """Return where trainers find the reference losses: a file, or ``column:NAME`` of the data; "" for none."""
+        return ""
 
     def weighs(self) -> bool:
         """Return whether its plans may multiply losses by weights."""

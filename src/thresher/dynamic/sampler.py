@@ -22,6 +22,7 @@ from thresher.dynamic.loop import (
     accelerate_loader,
     all_gather,
     as_array,
+    check_references,
     rank_and_world_size,
     record_epoch,
     refuse_shorter,
@@ -126,11 +127,15 @@ class PruningSampler(PruningLoop):
         samples: int | None = None,
         seed: int = 0,
         drop_last: bool = True,
+        references_N: npt.ArrayLike | None = None,
     ) -> None:
         """Plan epoch 0; see the attributes. Give the length of the run either as ``epochs`` or as ``samples``.
 
         With ``samples``, runs of different policies have the same length. The fair comparison for a pruned run is
         full training on as many samples.
+
+        ``references_N`` is for a policy that needs it, such as ``Rho``: (N,) losses of the rows under a reference
+        model, NaN if unknown.
 
         Raises:
             UsageError: A value is not allowed.
@@ -146,6 +151,13 @@ class PruningSampler(PruningLoop):
         self.samples, self.seed, self.drop_last = samples, seed, drop_last
         self.epochs, self._epochs = epochs or 0, epochs
         self.ledger = policy.ledger(rows)
+        if policy.needs_references != (references_N is not None):
+            needs = (
+                "needs references_N, (N,) losses under a reference model" if policy.needs_references else "has no use"
+            )
+            raise UsageError(f"policy {policy.name} {needs}{'' if policy.needs_references else ' for references_N'}")
+        if references_N is not None:
+            self.ledger.refer(np.asarray(references_N))
         self._log: list[dict[str, Any]] = []
         self._steps_before, self._samples_before, self._progress_before = 0, 0, 0.0  # at the start of the epoch
         self._begin(0)
@@ -304,6 +316,7 @@ class PruningSampler(PruningLoop):
         else:
             refuse_shorter(samples_before + (len(order) if step else 0), self.samples, "samples")
         if loaded.ledger is not None:
+            check_references(self.ledger.references_N, loaded.ledger)
             self.ledger = loaded.ledger
         self._log, self._progress_before = loaded.log, loaded.progress
         self._steps_before, self._samples_before = steps_before, samples_before
