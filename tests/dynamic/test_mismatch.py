@@ -81,6 +81,27 @@ def test_a_coreset_of_clean_pairs_says_so(clean: Training) -> None:
     assert set(found.steps[0].rows["code"].tolist()) == {0}
 
 
+def test_without_a_budget_exactly_the_mismatched_are_dropped(
+    run: Training, clean: Training, store: EmbeddingStore, tmp_path: Path
+) -> None:
+    mismatch = Mismatch.of("sift", run.ledger())
+    assert mismatch is not None
+    found = coreset(run)
+    np.testing.assert_array_equal(found.mask(), ~mismatch.wrong_N)
+    assert found.steps[0].rows_out == len(found)
+    assert (
+        found.steps[0].notes[0]
+        == f"{N - len(found):,} rows are probably mismatched; dropped {N - len(found):,} of them"
+    )
+    assert coreset(clean).mask().all()
+    assert coreset(clean).steps[0].notes == ("no rows stand out as mismatched: the ranks of the losses form one hump",)
+    assert main(["coreset", str(run.folder), "-o", str(tmp_path / "core")]) == 0
+    np.testing.assert_array_equal(Selection.load(tmp_path / "core").mask(), found.mask())
+    scan = make_run(tmp_path / "scan", store, policy="scan", epochs=4)
+    with pytest.raises(UsageError, match="the policy scan does not look for mismatched pairs; say how many rows"):
+        coreset(scan)
+
+
 def test_rows_without_a_rank_come_last(run: Training, store: EmbeddingStore) -> None:
     ledger = run.ledger()
     assert ledger.memory_N is not None

@@ -167,6 +167,12 @@ def kept(selection: Any, out: object) -> Iterator[str]:
     yield f"written to {out}"
 
 
+def mismatched(selection: Any, out: object, run: str) -> Iterator[str]:
+    """Yield lines on a written selection without mismatched pairs, and on the folder of the run that found them."""
+    yield from kept(selection, out)
+    yield f"to see the pairs, type: thresher report {run} -o pairs.html"
+
+
 def scored(scores: Mapping[str, Any]) -> Iterator[str]:
     """Yield lines on written scores."""
     yield from scores["notes"]

@@ -49,12 +49,13 @@ REASONS_BY_RANK = (
     f"probably mismatched, {{chance:.0%}} sure: {_RANK}",
     "never trained on in an epoch on all rows: there is no rank of its loss",
 )
+ALL_MATCHED = "all but the probably mismatched"
 RANK = "mean rank of the loss over epochs on all rows, 0 (lowest) to 1 (highest)"
 _LUCK = 0.1  # overlap of two searches, from 0 (chance) to 1 (the same candidates), below which a ranking says little
 _UNSEEN = len(REASONS) - 1
 
 
-def coreset(training: Training, keep: str | int | float | Keep, *, pool: str | None = None) -> Selection:
+def coreset(training: Training, keep: str | int | float | Keep | None = None, *, pool: str | None = None) -> Selection:
     """Keep the rows of a run's pool that were candidates for pruning least often.
 
     Budgets are exact and nested: a smaller one keeps a subset of what a larger one keeps. The evidence of every row,
@@ -64,21 +65,27 @@ def coreset(training: Training, keep: str | int | float | Keep, *, pool: str | N
 
     Args:
         training: A run, finished or not; the ledger is that of its last finished epoch.
-        keep: How many rows to keep.
+        keep: How many rows to keep; None for all that are not probably mismatched, for a run with ``sift``.
         pool: The current location of the pool, if it was moved; its fingerprint is checked.
 
     Returns:
         A selection of the pool with the step "coreset".
 
     Raises:
-        UsageError: The policy does not mark candidates, or has not marked any yet.
+        UsageError: The policy does not mark candidates, or has not marked any yet; or ``keep`` is None for a run that
+            does not look for mismatched pairs.
         BudgetError: More rows than there are, or less than one.
         PoolError: The pool is another one, or the folder is damaged.
     """
-    budget = Keep.parse(keep)
     ledger, log = training.ledger(), training.log()
-    count = budget.of(len(ledger))
     mismatch = Mismatch.of(training.policy, ledger)
+    if keep is None and mismatch is None:
+        raise UsageError(
+            f"{training.folder}: the policy {training.policy} does not look for mismatched pairs; say how many rows to "
+            "keep, such as 70%"
+        )
+    budget = None if keep is None else Keep.parse(keep)
+    count = len(ledger) if budget is None else budget.of(len(ledger))
     reasons: tuple[str, ...]
     if mismatch is None:
         _refuse_without_candidates(training, ledger, len(log))
@@ -88,19 +95,21 @@ def coreset(training: Training, keep: str | int | float | Keep, *, pool: str | N
         _refuse_without_ranks(training, mismatch)
         keep_N = np.zeros(len(ledger), np.bool_)
         keep_N[mismatch.order(ledger)[:count]] = True
+        if budget is None:
+            keep_N = ~mismatch.wrong_N
         reasons, score = REASONS_BY_RANK, RANK
         notes, evidence = _notes_by_rank(training, mismatch, keep_N, log), _evidence_by_rank(ledger, mismatch)
     step = Step(
         method=NAME,
         parameters={
-            "keep": str(budget),
+            "keep": ALL_MATCHED if budget is None else str(budget),
             "run": absolute(str(training.folder)),
             "policy": training.policy,
             "epochs": len(log),
         },
         seed=training.seed,
         rows_in=len(ledger),
-        rows_out=count,
+        rows_out=int(np.count_nonzero(keep_N)),
         reasons=reasons,
         score=score,
         notes=tuple(notes),
@@ -125,7 +134,7 @@ def _refuse_without_candidates(training: Training, ledger: Ledger, epochs: int) 
         )
     raise UsageError(
         f"{training.folder}: the policy {training.policy} marks no candidates for pruning, so rows cannot be ranked; "
-        f"train with --policy {' or '.join(marking)}"
+        f"train with --policy {', '.join(marking[:-1])} or {marking[-1]}"
     )
 
 
@@ -195,7 +204,8 @@ def _notes_by_rank(
     notes = [
         f"{counted(wrong, 'row is', 'rows are')} probably mismatched; dropped {left:,} of them"
         if mismatch.found
-        else "no rows stand out as mismatched: the ranks of the losses form one hump; the highest are dropped"
+        else "no rows stand out as mismatched: the ranks of the losses form one hump"
+        + ("; the highest are dropped" if not keep_N.all() else "")
     ]
     if unknown:
         notes.append(f"{counted(unknown, 'row has', 'rows have')} no rank; they rank last")

@@ -35,8 +35,11 @@ class Humps:
     valley: float
 
     def chance(self, values_N: npt.ArrayLike) -> Floats:
-        """Return the probability that each value is in the upper hump, (N,) float64."""
-        x_N = np.asarray(values_N, np.float64)[..., None]
+        """Return the probability that each value is in the upper hump, (N,) float64; it rises with the value.
+
+        Beyond the two means the mixture would favour the wider hump again; values there count as the mean.
+        """
+        x_N = np.clip(np.asarray(values_N, np.float64), *self.means)[..., None]
         logs_N2 = _logs(x_N, np.array(self.means), np.array(self.deviations), np.array([1 - self.share, self.share]))
         with np.errstate(under="ignore", over="ignore"):
             return np.asarray(1 / (1 + np.exp(np.clip(logs_N2[..., 0] - logs_N2[..., 1], -700, 700))), np.float64)
