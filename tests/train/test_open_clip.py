@@ -378,6 +378,17 @@ def test_reference_losses_are_found_by_key(run: Run, kind: str, pairs: Path, tmp
 
 
 @pytest.mark.parametrize("kind", ["csv", "webdataset"])
+def test_a_run_sifts(run: Run, kind: str) -> None:
+    """The ledger remembers the ranks; the rows with the highest are left out; nothing is found in 208 rows."""
+    ran = run(kind, "--prune", "sift", "--prune-mismatched", "25%", "--epochs", "4", name="given")
+    assert [entry["ill_matched"] for entry in ran.log] == [0, N // 4, 0, 0]
+    assert [entry["rows"] for entry in ran.log] == [N, N, N - N // 4, N - N // 4]
+    left = ran.ledger["marks"] == 2
+    assert ran.ledger["memory"][left].min() >= ran.ledger["memory"][~left].max()
+    assert run(kind, "--prune", "sift", "--epochs", "4", name="found").log[-1]["pruned_so_far"] == 0
+
+
+@pytest.mark.parametrize("kind", ["csv", "webdataset"])
 def test_reference_losses_of_other_data_stop_the_run(
     kind: str, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

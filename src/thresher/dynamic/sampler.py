@@ -152,10 +152,10 @@ class PruningSampler(PruningLoop):
         self.epochs, self._epochs = epochs or 0, epochs
         self.ledger = policy.ledger(rows)
         if policy.needs_references != (references_N is not None):
-            needs = (
-                "needs references_N, (N,) losses under a reference model" if policy.needs_references else "has no use"
+            needs = "needs references_N, the losses of all rows under a reference model"
+            raise UsageError(
+                f"policy {policy.name} {needs if policy.needs_references else 'has no use for references_N'}"
             )
-            raise UsageError(f"policy {policy.name} {needs}{'' if policy.needs_references else ' for references_N'}")
         if references_N is not None:
             self.ledger.refer(np.asarray(references_N))
         self._log: list[dict[str, Any]] = []

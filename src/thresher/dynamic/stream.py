@@ -541,10 +541,11 @@ class StreamPruner(PruningLoop):
         epoch, step, steps_before = loaded.numbers
         arrays = loaded.arrays
         refuse_shorter(epoch + bool(step), self.epochs, "epochs")
+        hashes_N, checks_N = arrays["hashes"].copy(), arrays["checks"].copy().view(np.uint32)
+        if self.references is not None and loaded.ledger is not None:
+            check_references(self.references.of_ids(hashes_N, checks_N), loaded.ledger)
         self.ledger, self._log = loaded.ledger, loaded.log
-        self.hashes_N, self.checks_N = arrays["hashes"].copy(), arrays["checks"].copy().view(np.uint32)
-        if self.references is not None and self.ledger is not None:
-            check_references(self.references.of_ids(self.hashes_N, self.checks_N), self.ledger)
+        self.hashes_N, self.checks_N = hashes_N, checks_N
         self._steps_before, self._progress_before = steps_before, loaded.progress
         edges = np.cumsum([0, *arrays["sizes"].tolist()])
         ids, losses = arrays["ids"].copy(), arrays["losses"].copy()
