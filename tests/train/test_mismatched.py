@@ -59,3 +59,12 @@ def test_the_same_command_resumes(
     assert main(command("cut")) == 0
     assert outcome(tmp_path / "cut-run") == outcome(tmp_path / "whole-run")
     assert main(command("whole")) == 0, "the same result again is accepted"
+
+
+def test_the_run_and_the_selection_are_two_folders(
+    data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "sel")
+    assert main(["mismatched", str(data.parquet), "-o", out, "--run", f"{out}/."]) == 2
+    assert "give two folders" in capsys.readouterr().err
+    assert not (tmp_path / "sel").exists()

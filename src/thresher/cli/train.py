@@ -338,6 +338,8 @@ def mismatched(
 
     target = free_folder(out, overwrite, FILES, compared=True)
     folder = run or f"{os.path.normpath(out)}-run"
+    if os.path.realpath(folder) == os.path.realpath(out):
+        raise UsageError(f"--run and --out are both {out}; give two folders")
     reading = DataOptions(thumbnails_as_data=v.pop("thumbnails_as_data"))
     model = v.pop("model")
     schedule = Schedule(epochs=epochs, policy="sift", options={"warmup": epochs}, **v)

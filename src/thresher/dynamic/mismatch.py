@@ -24,6 +24,12 @@ def mismatched_humps(memory_N: npt.NDArray[np.float32]) -> Humps | None:
     return found if found is not None and found.share <= _MOST else None
 
 
+def looks_for_mismatch(policy: str) -> bool:
+    """Return whether the policy of this name keeps ranks of the losses, by which mismatched pairs are found."""
+    known = POLICIES.all().get(policy)
+    return known is not None and known.memory_of_mismatch
+
+
 @dataclass(frozen=True, eq=False)
 class Mismatch:
     """What the ranks of a run's losses say of its rows.
@@ -39,8 +45,7 @@ class Mismatch:
     @classmethod
     def of(cls, policy: str, ledger: Ledger) -> Mismatch | None:
         """Return what the ledger of a run says; None if its policy does not keep such ranks."""
-        known = POLICIES.all().get(policy)
-        if known is None or not known.memory_of_mismatch or ledger.memory_N is None:
+        if ledger.memory_N is None or not looks_for_mismatch(policy):
             return None
         return cls(ledger.memory_N, mismatched_humps(ledger.memory_N))
 

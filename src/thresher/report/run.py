@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from thresher import __version__
-from thresher.dynamic.mismatch import Mismatch
+from thresher.dynamic.mismatch import Mismatch, looks_for_mismatch
 from thresher.dynamic.run_folder import Training
 from thresher.errors import UsageError
 from thresher.pool.store import EmbeddingStore
@@ -88,7 +88,8 @@ def write_run_report(
     log = training.log()
     epochs = Epochs.of(log)
     shown_groups: tuple[RowGroup, ...] = ()
-    ledger = training.ledger() if len(epochs) else None
+    needed = len(epochs) and (store is not None or looks_for_mismatch(training.policy))
+    ledger = training.ledger() if needed else None
     mismatch = None if ledger is None else Mismatch.of(training.policy, ledger)
     if ledger is not None and store is not None:
         shown_groups = row_groups(ledger, examples, mismatch)

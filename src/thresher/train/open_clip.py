@@ -455,6 +455,10 @@ class _Run:
         references_N = references.of_keys(keys)
         where = f"the column {self.args.csv_img_key} of {self.args.train_data}"
         check_found(references_N, policy.references(), where, keys, references.example)
+        if (unknown := int(np.count_nonzero(np.isnan(references_N)))) and self.args.rank == 0:
+            logging.warning(
+                f"Pruning Reference: {unknown:,} of {len(keys):,} rows have no reference loss; they come first"
+            )
         return references_N
 
     # Losses
