@@ -528,6 +528,8 @@ RUNS: list[Case] = [
         ("seen", np.array(5, "i2")), ("marks", np.full(G, 255, "u1")), ("marks", np.zeros(G, "i1")),
         ("marked", np.full(G, -99, "i2")), ("times", np.zeros(G, "i2")), ("times", np.zeros(G - 1, "u2")),
         ("decay", np.array(5.0)), ("decay", np.array([0.5, 0.5])), ("decay", np.array("x")), ("decay", np.array(np.nan)),
+        ("memory", np.zeros(G)), ("memory", np.zeros(G - 1, "f4")), ("memory", np.full(G, np.inf, "f4")),
+        ("references", np.zeros((G, 1), "f4")), ("references", np.array(5, "f4")), ("references", np.full(G, "x")),
         ("epoch_sums", np.zeros((7, 2))), ("epoch_sums", np.zeros(7, "c16")), ("epoch_sums", np.array(5.0)),
         ("epoch_counts", np.zeros(3, "i8")), ("epoch_counts", np.full(7, -1)), ("epoch_counts", np.zeros(7))]],
     ("a ledger of other rows", both(put(R, "rows", to=119)), "119"),

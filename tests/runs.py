@@ -26,7 +26,8 @@ def losses_of(rows: int, epochs: int, seed: int = 0) -> np.ndarray:
 def make_run(
     folder: Path, store: EmbeddingStore, *, policy: str = "scan", epochs: int = 7, stop: int | None = None, **more: Any
 ) -> Training:
-    """Train for ``stop`` of ``epochs`` epochs; ``more`` are settings, and ``options`` those of the policy."""
+    """Train for ``stop`` of ``epochs`` epochs; ``more`` are settings, ``options`` of the policy, and ``losses``."""
+    told = more.pop("losses", None)
     options, prune = more.pop("options", None), more.pop("prune", None)
     times = np.arange(store.total) % 3 > 0 if policy == "static" else None
     sampler = PruningSampler(
@@ -36,7 +37,7 @@ def make_run(
         epochs=epochs,
         drop_last=False,
     )
-    losses, log = torch.from_numpy(losses_of(store.total, epochs)), []
+    losses, log = torch.from_numpy(losses_of(store.total, epochs) if told is None else told), []
     folder.mkdir(parents=True)
     training = Training(
         folder=folder,

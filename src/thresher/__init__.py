@@ -34,10 +34,14 @@ from thresher.api import (  # noqa: E402 - some of what it imports needs the ver
 
 if TYPE_CHECKING:
     from thresher.dynamic.policies.d_pruning import DPruning
+    from thresher.dynamic.policies.dissect import Dissect
     from thresher.dynamic.policies.dynamic_random import DynamicRandom
     from thresher.dynamic.policies.full import Full
     from thresher.dynamic.policies.infobatch import InfoBatch
+    from thresher.dynamic.policies.rho import Rho
     from thresher.dynamic.policies.scan import Scan
+    from thresher.dynamic.policies.seta import Seta
+    from thresher.dynamic.policies.sift import Sift
     from thresher.dynamic.policies.static import Static
     from thresher.errors import (
         AccessError,
@@ -117,19 +121,23 @@ _HOMES = {
     "select.methods.ssp": ("Ssp",),
     # policies
     "dynamic.policies.d_pruning": ("DPruning",),
+    "dynamic.policies.dissect": ("Dissect",),
     "dynamic.policies.dynamic_random": ("DynamicRandom",),
     "dynamic.policies.full": ("Full",),
     "dynamic.policies.infobatch": ("InfoBatch",),
+    "dynamic.policies.rho": ("Rho",),
     "dynamic.policies.scan": ("Scan",),
+    "dynamic.policies.seta": ("Seta",),
+    "dynamic.policies.sift": ("Sift",),
     "dynamic.policies.static": ("Static",),
 }  # fmt: skip
 
 __all__ = [
     "AccessError", "BadRowsError", "BudgetError", "CRho", "Cache", "ChangedError", "ClipCov", "ClipScore",
-    "Clustered", "Combine", "DPruning", "Density", "DynamicRandom", "EmbeddingStore", "Engine", "Filter", "Full",
+    "Clustered", "Combine", "DPruning", "Density", "Dissect", "DynamicRandom", "EmbeddingStore", "Engine", "Filter", "Full",
     "Groups", "InfoBatch", "Keep", "Match", "MissingExtraError", "MissingPackageError", "NegClip", "NormSim", "Options",
-    "OutputError", "PoolError", "Processes", "Random", "Recipe", "Run", "Scan", "Score", "Scored", "Selection",
-    "SemDeDup", "Serial", "SoftCapSampling", "Ssp", "Static", "Step", "Threads", "ThresherError", "UnreachedError",
+    "OutputError", "PoolError", "Processes", "Random", "Recipe", "Rho", "Run", "Scan", "Score", "Scored", "Selection",
+    "SemDeDup", "Serial", "Seta", "Sift", "SoftCapSampling", "Ssp", "Static", "Step", "Threads", "ThresherError", "UnreachedError",
     "UsageError", "build", "cluster", "compare", "coreset", "doctor", "embed", "evaluate", "from_arrays", "inspect",
     "make_engine", "method", "open", "open_store", "reshard", "run_steps", "score", "select", "select_indices",
     "train_clip", "train_moco",

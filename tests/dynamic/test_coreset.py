@@ -163,10 +163,10 @@ def test_d_pruning_ranks_by_how_often_rows_were_left_out(store: EmbeddingStore, 
     assert found.steps[0].why(gone).startswith("left out: a candidate")
 
 
-@pytest.mark.parametrize("policy", ["full", "infobatch", "dynamic-random", "static"])
+@pytest.mark.parametrize("policy", ["full", "infobatch", "dynamic-random", "seta", "static"])
 def test_policies_that_mark_nothing_rank_nothing(policy: str, store: EmbeddingStore, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", store, policy=policy, epochs=4)
-    with pytest.raises(UsageError, match=f"the policy {policy} marks no candidates.*--policy d-pruning or scan"):
+    with pytest.raises(UsageError, match=f"the policy {policy} marks no candidates.*--policy d-pruning, .* or sift"):
         coreset(run, "50%")
 
 

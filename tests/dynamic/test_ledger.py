@@ -13,7 +13,8 @@ from thresher.dynamic.ledger import ILL_MATCHED, REDUNDANT, Ledger, coreset_rank
 from thresher.dynamic.policies.d_pruning import DPruning
 from thresher.dynamic.policies.infobatch import InfoBatch
 from thresher.dynamic.policies.scan import Scan
-from thresher.dynamic.policy import Plan, Policy
+from thresher.dynamic.policies.sift import Sift
+from thresher.dynamic.policy import Plan, Policy, end_epoch
 from thresher.errors import UsageError
 
 
@@ -100,6 +101,7 @@ POLICIES: list[Policy] = [
     Scan(scope="epoch", warmup=0),
     InfoBatch(epochs=9),
     DPruning(keep=0.6, rule="epsilon-greedy", period=3),
+    Sift(mismatched=0.3, redundant=0.1, warmup=1),
 ]
 
 
@@ -135,10 +137,38 @@ def test_a_ledger_and_its_plan_take_less_than_32_bytes_a_row(policy: Policy) -> 
     held = sum(array.nbytes for array in ledger.state().values()) / rows
     tracemalloc.start()
     for epoch in (1, 2):
-        policy.finish(ledger, policy.plan(ledger, epoch, rng), rng)
+        end_epoch(policy, ledger, policy.plan(ledger, epoch, rng), rng)
     peak = tracemalloc.get_traced_memory()[1] / rows
     tracemalloc.stop()
     assert held + peak < 32
+
+
+def test_a_memory_is_kept_where_there_is_one() -> None:
+    ledger, memory = Ledger(3, memory=True), np.array([0.5, np.nan, 1], np.float32)
+    assert ledger.memory_N is not None
+    assert np.isnan(ledger.memory_N).all()
+    ledger.remember(memory)
+    again = Ledger.from_state(through_a_file(ledger.state()))
+    np.testing.assert_array_equal(again.memory_N, memory)
+    larger = ledger.grown(5, np.array([4, 0, 2]))
+    np.testing.assert_array_equal(larger.memory_N, np.array([np.nan, np.nan, 1, np.nan, 0.5], np.float32))
+    for other, values in ((Ledger(3), memory), (ledger, memory[:2]), (ledger, memory.astype(np.float64))):
+        with pytest.raises(UsageError, match=r"a memory of shape .*; give \(3,\) float32, for a ledger that was"):
+            other.remember(values)
+
+
+def test_a_ledger_of_earlier_versions_has_no_memory() -> None:
+    ledger = Ledger.from_state(through_a_file(Ledger(3).state()))
+    assert ledger.memory_N is None
+    assert ledger.references_N is None
+    assert not {"memory", "references"} & set(ledger.state())
+
+
+def test_a_memory_takes_4_bytes_a_row() -> None:
+    def size(ledger: Ledger) -> int:
+        return sum(array.nbytes for array in ledger.state().values())
+
+    assert size(Sift().ledger(1000)) - size(Ledger(1000)) == 4000
 
 
 def test_coreset_ranks() -> None:
@@ -169,6 +199,9 @@ def test_coreset_ranks() -> None:
         (lambda: Ledger.from_state({"losses": np.zeros((2, 1), np.float32)}), "seen is missing"),
         (lambda: Ledger.from_state({**Ledger(2).state(), "seen": np.zeros(3, np.int16)}), r"seen is int16 \(3,\)"),
         (lambda: Ledger.from_state({**Ledger(2).state(), "times": np.zeros(2)}), "times is float64"),
+        (lambda: Ledger.from_state({**Ledger(2).state(), "memory": np.zeros(2)}), "memory is float64"),
+        (lambda: Ledger.from_state({**Ledger(2).state(), "references": np.zeros(1, "f4")}), r"references is .* \(1,\)"),
+        (lambda: Ledger.from_state({**Ledger(2).state(), "memory": np.full(2, np.inf, "f4")}), "memory has infinite"),
     ],
 )
 def test_refusals(make: Callable[[], Any], says: str) -> None:

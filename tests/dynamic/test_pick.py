@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from thresher.dynamic import pick
-from thresher.dynamic.pick import draw, lowest, whole
+from thresher.dynamic.pick import draw, growing, lowest, ranks, whole
 
 
 def generator(seed: int) -> np.random.Generator:
@@ -45,3 +45,16 @@ def test_draw_makes_every_set_equally_likely(block: int, monkeypatch: pytest.Mon
     seen = Counter(tuple(np.flatnonzero(draw(marked, 2, rng)).tolist()) for _ in range(4000))
     assert len(seen) == 10
     assert sum((n - 400) ** 2 / 400 for n in seen.values()) < 33.7  # chi-squared with 9 degrees, p = 0.0001
+
+
+@given(hnp.arrays(np.float32, st.integers(0, 40), elements=st.sampled_from([-1, -0.0, 0.0, 0.5, 3, 1e30])))
+def test_ranks_are_the_share_below_and_half_of_the_equal(values: np.ndarray) -> None:
+    slow = [(np.sum(values < value) + np.sum(values == value) / 2) / len(values) for value in values]
+    found = ranks(values)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, slow, rtol=1e-6)
+
+
+def test_a_growing_share_ends_at_all() -> None:
+    assert [growing(e, 3) for e in (1, 2, 3)] == pytest.approx([0.25, 0.75, 1])
+    assert growing(1, 1) == 1

@@ -19,12 +19,15 @@ from torch.utils.data import DataLoader
 
 from thresher.dynamic.loop import describe
 from thresher.dynamic.policies.d_pruning import DPruning
+from thresher.dynamic.policies.dissect import Dissect
 from thresher.dynamic.policies.dynamic_random import DynamicRandom
 from thresher.dynamic.policies.full import Full
 from thresher.dynamic.policies.infobatch import InfoBatch
 from thresher.dynamic.policies.scan import Scan
+from thresher.dynamic.policies.seta import Seta
+from thresher.dynamic.policies.sift import Sift
 from thresher.dynamic.policies.static import Static
-from thresher.dynamic.policy import Policy
+from thresher.dynamic.policy import Policy, end_epoch
 from thresher.dynamic.sampler import PruningSampler, with_rows
 from thresher.dynamic.schedule import cosine_by_progress
 from thresher.errors import UsageError
@@ -40,6 +43,11 @@ POLICIES: dict[str, Policy] = {
     "infobatch": InfoBatch(epochs=EPOCHS),
     "d-pruning": DPruning(keep=0.7, rule="epsilon-greedy", epsilon=0.3, period=2),
     "dynamic-random": DynamicRandom(keep=0.6),
+    "dissect": Dissect(keep=0.7, cycle=2),
+    "dissect-momentum": Dissect(keep=0.7, history="momentum", cycle=1),
+    "seta": Seta(epochs=EPOCHS, r=0.1),
+    "sift": Sift(mismatched=0.2, redundant=0.2, cycle=2),
+    "sift-finding": Sift(),
     "static": Static.of_rows(np.repeat(np.arange(0, N, 2), 1 + np.arange(0, N, 2) % 3), N),
     "static-weighed": Static.of_rows(np.repeat(np.arange(0, N, 2), 1 + np.arange(0, N, 2) % 3), N, weigh=True),
 }
@@ -128,9 +136,7 @@ def test_ledgers_are_those_of_the_loop_written_out(name: str) -> None:
             weights = torch.ones(len(rows)) if plan.weights_N is None else torch.from_numpy(plan.weights_N[rows])
             mean = sampler.reduce(rows, loss)
             torch.testing.assert_close(mean, (loss.mean(1) * weights).mean())
-        marks = policy.finish(ledger, plan, sampler._rng("finish", epoch))
-        if marks is not None:
-            ledger.mark(marks, epoch)
+        end_epoch(policy, ledger, plan, sampler._rng("finish", epoch))
     expected = ledger.state()
     found = sampler.ledger.state()
     assert {k: v.tobytes() for k, v in found.items()} == {k: v.tobytes() for k, v in expected.items()}
@@ -432,7 +438,7 @@ def test_killed_in_mid_epoch_and_resumed_it_sees_the_same_batches(tmp_path: Path
 
 # Several processes: gloo, on this machine only.
 
-TOGETHER = ("scan", "scan-epoch", "infobatch", "d-pruning", "static")
+TOGETHER = ("scan", "scan-epoch", "infobatch", "d-pruning", "static", "sift")
 
 
 def on_rank(rank: int, folder: str) -> None:

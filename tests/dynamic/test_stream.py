@@ -34,12 +34,15 @@ from tests.runtime.common import begin, end_of
 from thresher.dynamic import stream
 from thresher.dynamic.loop import describe
 from thresher.dynamic.policies.d_pruning import DPruning
+from thresher.dynamic.policies.dissect import Dissect
 from thresher.dynamic.policies.dynamic_random import DynamicRandom
 from thresher.dynamic.policies.full import Full
 from thresher.dynamic.policies.infobatch import InfoBatch
 from thresher.dynamic.policies.scan import Scan
+from thresher.dynamic.policies.seta import Seta
+from thresher.dynamic.policies.sift import Sift
 from thresher.dynamic.policies.static import Static
-from thresher.dynamic.policy import Policy
+from thresher.dynamic.policy import Policy, end_epoch
 from thresher.dynamic.schedule import cosine_by_progress
 from thresher.dynamic.stream import ID, StaticKeys, StreamPruner, id_of, ids_of, prune_stream
 from thresher.errors import UsageError
@@ -58,6 +61,9 @@ POLICIES: dict[str, Policy] = {
     "infobatch": InfoBatch(epochs=EPOCHS),
     "d-pruning": DPruning(keep=0.7, rule="epsilon-greedy", epsilon=0.3, period=2),
     "dynamic-random": DynamicRandom(keep=0.6),
+    "dissect": Dissect(keep=0.7, cycle=2, warmup=1),
+    "seta": Seta(epochs=EPOCHS, r=0.1),
+    "sift": Sift(mismatched=0.2, redundant=0.2, cycle=2),
 }
 each = pytest.mark.parametrize("name", POLICIES)
 
@@ -136,9 +142,7 @@ def test_ledgers_are_those_of_the_loop_written_out(name: str) -> None:
             ledger.record(row_of[rows], loss, epoch, marks)
         if epoch == 0:
             plan = Full().plan(ledger, 0, pruner._rng())
-        marks = policy.finish(ledger, plan, pruner._rng("finish", epoch))
-        if marks is not None:
-            ledger.mark(marks, epoch)
+        end_epoch(policy, ledger, plan, pruner._rng("finish", epoch))
     assert pruner.ledger is not None
     found = pruner.ledger.state()
     assert {k: v.tobytes() for k, v in found.items()} == {k: v.tobytes() for k, v in ledger.state().items()}
@@ -651,7 +655,7 @@ def other_state(epochs: int) -> dict[str, Any]:
 
 
 def test_a_row_takes_less_than_32_bytes_beside_its_hash() -> None:
-    for name in ("scan", "scan-epoch", "d-pruning", "infobatch"):
+    for name in ("scan", "scan-epoch", "d-pruning", "infobatch", "sift"):
         pruner = make(name)
         train(pruner, until=3)
         plan, parts = pruner.plan, [*pruner.ledger.state().values(), pruner.checks_N]
@@ -826,7 +830,7 @@ def test_no_handler_of_webdataset_hides_that_a_stream_is_refused(tmp_path: Path,
 
 # Several processes: gloo, on this machine only.
 
-TOGETHER = ("scan", "scan-epoch", "infobatch", "d-pruning")
+TOGETHER = ("scan", "scan-epoch", "infobatch", "d-pruning", "sift")
 
 
 def on_rank(rank: int, folder: str) -> None:

@@ -123,6 +123,38 @@ def test_every_policy_trains(data: Data, tmp_path: Path, policy: str) -> None:
         assert 0.05 < log[-1]["pruned_so_far"] < 0.3
 
 
+@pytest.mark.parametrize("where", ["file", "column"])
+def test_reference_losses_are_those_of_the_rows(data: Data, tmp_path: Path, where: str) -> None:
+    """From a file by key, in another order and without some rows, or from a column of the data."""
+    losses = np.random.default_rng(0).random(ROWS).astype(np.float32)
+    losses[[4, 9]] = np.nan
+    table = data.table.append_column("hard", pa.array(losses, from_pandas=True))
+    pq.write_table(table, tmp_path / "pairs.parquet")
+    order = np.random.default_rng(1).permutation(np.delete(np.arange(ROWS), 9))
+    pq.write_table(pa.table({"key": table["key"].take(order), "loss": losses[order]}), tmp_path / "ref.parquet")
+    options = {"reference": str(tmp_path / "ref.parquet") if where == "file" else "column:hard", "softness": 0.0}
+    log = train_clip(tmp_path / "pairs.parquet", tmp_path / "run", settings(policy="rho", options=options))
+    assert [entry["phase"] for entry in log] == ["warm-up", "pruned", "pruned", "pruned"]
+    ledger = Training.load(tmp_path / "run").ledger()
+    np.testing.assert_array_equal(ledger.references_N, losses)
+    assert ledger.times_N[4] == ledger.times_N[9] == 0, "rows without a reference loss are kept"
+
+
+def test_a_run_that_sifts_is_explained(data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From training to the coreset, from the command line."""
+    command = ["train", "clip", str(data.parquet), "-o", str(tmp_path / "run"), "--policy", "sift", "--epochs", "4"]
+    assert main([*command, "--batch-size", str(B), "--mismatched", "20%", "--redundant", "10%", "--cycle", "1"]) == 0
+    log = Training.load(tmp_path / "run").log()
+    assert [entry["ill_matched"] for entry in log] == [0, 30, 0, 30]
+    assert [entry["redundant"] for entry in log] == [0, 15, 0, 15]
+    assert [entry["rows"] for entry in log] == [ROWS, ROWS, ROWS - 45, ROWS]
+    assert main(["explain", str(tmp_path / "run"), "row:3"]) == 0
+    assert "the mean rank of its loss is 0." in capsys.readouterr().out
+    assert main(["coreset", str(tmp_path / "run"), "-o", str(tmp_path / "core"), "--keep", "70%"]) == 0
+    assert main(["report", str(tmp_path / "run"), "-o", str(tmp_path / "r.html")]) == 0
+    assert "Mismatched pairs" in (tmp_path / "r.html").read_text()
+
+
 def test_a_selection_is_trained_on(data: Data, tmp_path: Path) -> None:
     chosen = run_steps(open_store(str(data.parquet)), [build("random", {"keep": 64})], seed=1)
     chosen.save(tmp_path / "sel")
@@ -529,6 +561,8 @@ def test_losses_are_those_of_clip() -> None:
         (["--policy", "scan", "--prune", "99%", "--samples-seen", "200"], "cannot prune 99.0%"),
         (["--policy", "static", "--selection", "KEYS", "--prune", "30%"], "policy static leaves out what the"),
         (["--policy", "static", "--selection", "nowhere.txt"], "nowhere.txt"),
+        (["--policy", "rho"], "policy rho needs the loss of every row under a reference model; give its option ref"),
+        (["--policy", "rho", "--reference", "nowhere.parquet"], "nowhere.parquet"),
         (["--model", "no-such-model"], "no model 'no-such-model'"),
         (["KORNIA"], "augmentation needs an extra that is not installed"),
     ],
@@ -545,6 +579,25 @@ def test_what_is_wrong_with_a_command_is_found_before_images_are_decoded(
     monkeypatch.setattr("thresher.train.data.decode", lambda *_: pytest.fail("an image was decoded"))
     words = [str(keys) if word == "KEYS" else word for word in arguments]
     assert main(["train", task, str(data.parquet), "-o", str(tmp_path / "run"), *words]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("reference", "told"),
+    [
+        ("FILE", "the file has keys such as 'a'"),
+        ("column:no", "needs the metadata column 'no'"),
+        ("column:text", "column 'text' of"),
+    ],
+)
+def test_a_run_whose_reference_losses_are_of_other_data_leaves_no_folder(
+    data: Data, tmp_path: Path, reference: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pq.write_table(pa.table({"key": ["a"], "loss": [1.0]}), tmp_path / "ref.parquet")
+    reference = str(tmp_path / "ref.parquet") if reference == "FILE" else reference
+    command = ["train", "clip", str(data.parquet), "-o", str(tmp_path / "run"), "--policy", "rho"]
+    assert main([*command, "--reference", reference]) == 2
     assert told in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 

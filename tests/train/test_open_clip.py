@@ -340,6 +340,47 @@ def test_a_selection_by_keys(run: Run, kind: str, pairs: Path, tmp_path: Path) -
         assert len(ran.ledger["hashes"]) <= len(chosen)
 
 
+@pytest.mark.parametrize("kind", ["csv", "webdataset"])
+def test_reference_losses_are_found_by_key(run: Run, kind: str, pairs: Path, tmp_path: Path) -> None:
+    """Rows whose loss is very high under the reference are left out; a run cut off resumes with them."""
+    keys = [str(pairs / f"{i:05d}.png") if kind == "csv" else f"{i:05d}" for i in range(N)]
+    losses = np.where(np.arange(N) % 4 == 0, 100.0, 0.0)
+    pq.write_table(pa.table({"key": keys, "loss": losses}), tmp_path / "ref.parquet")
+    rho = ("--prune", "rho", "--prune-reference", str(tmp_path / "ref.parquet"), "--prune-keep", "75%")
+    rho = (*rho, "--prune-softness", "0", "--epochs", "3", *STEADY)
+    ran = run(kind, *rho, name="whole")
+    assert [entry["phase"] for entry in ran.log] == ["warm-up", "pruned", "pruned"]
+    left = np.flatnonzero(ran.ledger["times"] == 2)
+    assert len(left) == N // 4
+    assert (ran.ledger["references"][left] == 100).all()
+    run(kind, *rho, name="cut", stop=ran.log[0]["steps"] + 2)
+    rest = run(kind, *rho, "--resume", "latest", name="cut")
+    assert rest.log == ran.log
+
+
+@pytest.mark.parametrize("kind", ["csv", "webdataset"])
+def test_a_run_sifts(run: Run, kind: str) -> None:
+    """The ledger remembers the ranks; the rows with the highest are left out; nothing is found in 208 rows."""
+    ran = run(kind, "--prune", "sift", "--prune-mismatched", "25%", "--epochs", "4", name="given")
+    assert [entry["ill_matched"] for entry in ran.log] == [0, N // 4, 0, 0]
+    assert [entry["rows"] for entry in ran.log] == [N, N, N - N // 4, N - N // 4]
+    left = ran.ledger["marks"] == 2
+    assert ran.ledger["memory"][left].min() >= ran.ledger["memory"][~left].max()
+    assert run(kind, "--prune", "sift", "--epochs", "4", name="found").log[-1]["pruned_so_far"] == 0
+
+
+@pytest.mark.parametrize("kind", ["csv", "webdataset"])
+def test_reference_losses_of_other_data_stop_the_run(
+    kind: str, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq.write_table(pa.table({"key": ["x"], "loss": [1.0]}), tmp_path / "ref.parquet")
+    rho = ("--prune", "rho", "--prune-reference", str(tmp_path / "ref.parquet"))
+    with quiet():
+        assert main([*common(pairs, kind), "--logs", str(tmp_path), "--name", "run", *rho]) == 2
+    told = capsys.readouterr().err
+    assert ("the file has keys such as 'x'" if kind == "csv" else "rows has a reference loss; give") in told
+
+
 def test_a_selection_folder(run: Run, pool: Callable[..., Any], tmp_path: Path, rows: Callable[..., Any]) -> None:
     keys = {"key": [f"{i:05d}" for i in range(N)]}
     store = pool(rows(N), rows(N, seed=1), keys)

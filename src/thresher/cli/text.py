@@ -171,6 +171,12 @@ def kept(selection: Any, out: object) -> Iterator[str]:
     yield f"written to {out}"
 
 
+def mismatched(selection: Any, out: object, run: str) -> Iterator[str]:
+    """Yield lines on a written selection without mismatched pairs, and on the folder of the run that found them."""
+    yield from kept(selection, out)
+    yield f"to see the pairs, type: thresher report {run} -o pairs.html"
+
+
 def scored(scores: Mapping[str, Any]) -> Iterator[str]:
     """Yield lines on written scores."""
     yield from scores["notes"]
@@ -241,6 +247,8 @@ def run_explanation(row: Mapping[str, Any]) -> Iterator[str]:
     epochs = f"{counted(row['epochs'], 'epoch')} of training, {row['policy']}"
     yield f"row {row['row']:,}, key {row['key']}{_caption(row)}: {epochs}"
     yield f"  {_history(row['history'])}"
+    if "mismatch" in row:
+        yield f"  {_mismatch(**row['mismatch'])}"
     yield f"  epochs that selected candidates: {row['searches']:,}"
 
 
@@ -259,6 +267,16 @@ def _history(history: Mapping[str, Any]) -> str:
     times = "once" if history["candidate"] == 1 else f"{history['candidate']:,} times"
     kinds = " and ".join(history["kinds"])
     return f"a candidate for pruning {times}, last in epoch {history['last']} as {kinds}; {seen}"
+
+
+def _mismatch(rank: float | None, chance: float | None) -> str:
+    """Return whether a pair is thought mismatched, and why, in one line."""
+    if rank is None:
+        return "no rank of its loss: never trained on in an epoch on all rows"
+    why = f"the mean rank of its loss is {rank:.3f}, from 0 (lowest) to 1 (highest)"
+    if chance is None:
+        return f"{why}; the losses of this run do not show mismatched pairs"
+    return f"{'probably' if chance > 0.5 else 'probably not'} mismatched, probability {chance:.1%}: {why}"
 
 
 def comparison(result: Mapping[str, Any]) -> Iterator[str]:

@@ -1,8 +1,9 @@
-"""``train`` and ``coreset``: train with pruning, and select rows from a run. Only training imports torch."""
+"""``train``, ``coreset`` and ``mismatched``: train, and select rows from a run. Only training imports torch."""
 
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -276,10 +277,13 @@ def _trained(run: Callable[..., list[dict[str, Any]]], out: str, values: dict[st
 @click.command()
 @click.argument("run")
 @click.option("-o", "--out", required=True, metavar="DIR", help="Selection folder to write.")
-@click.option("--keep", required=True, metavar="N|SHARE", help="Rows to keep: a share such as 70%, or a number.")
+@click.option(
+    "--keep", metavar="N|SHARE",
+    help="Rows to keep: a share such as 70%, or a number. For a run with sift, default: all that match.",
+)  # fmt: skip
 @click.option("--pool", metavar="POOL", help="Where the pool is now, if it was moved.")
 @options(OVERWRITE, JSON)
-def coreset(run: str, out: str, keep: str, pool: str | None, overwrite: bool, output: Output) -> None:
+def coreset(run: str, out: str, keep: str | None, pool: str | None, overwrite: bool, output: Output) -> None:
     """Select the rows that a training run found least redundant.
 
     RUN is the folder of the run. The selection keeps the rows that were a candidate for pruning in the fewest epochs.
@@ -293,3 +297,58 @@ def coreset(run: str, out: str, keep: str, pool: str | None, overwrite: bool, ou
     selection.save(target, overwrite=overwrite, say=output.progress().say)
     lines = itertools.chain(selection.steps[-1].notes, text.kept(selection, target))
     output.result({"out": str(target), **selection.header()}, lines)
+
+
+# --- mismatched -----------------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("data")
+@click.option("-o", "--out", required=True, metavar="DIR", help="Selection folder to write.")
+@click.option("--run", metavar="DIR", help="Folder of the training run (default: the selection's, with '-run' added).")
+@click.option(
+    "--epochs", type=click.IntRange(2), default=4, show_default=True, metavar="N", help="Epochs to train for."
+)
+@click.option(
+    "--model", default="tiny", show_default=True, metavar="NAME",
+    help="tiny, small, an open_clip configuration, or the path of one (.json).",
+)  # fmt: skip
+@click.option(
+    "--batch-size", type=click.IntRange(2), default=256, show_default=True, metavar="N", help="Samples per batch."
+)
+@click.option("--seed", type=int, default=0, show_default=True, metavar="SEED", help="Seed of all randomness.")
+@click.option(
+    "--device", default="auto", show_default=True, metavar="NAME", help="Where to train: cpu, cuda or cuda:1."
+)
+@click.option("--workers", type=click.IntRange(0), default=2, show_default=True, metavar="N", help="Decoding workers.")
+@options(*DATA, OVERWRITE, QUIET, JSON)
+def mismatched(
+    data: str, out: str, run: str | None, epochs: int, overwrite: bool, quiet: bool, output: Output, **v: Any
+) -> None:
+    """Drop the pairs whose image and caption do not belong together.
+
+    DATA is raw data, see 'thresher train clip'. A small model is trained for a few epochs, without any other model; a
+    pair whose loss ranks high in every epoch is probably mismatched. The same command resumes a run that was killed.
+    """
+    from thresher.dynamic.coreset import coreset as choose
+    from thresher.dynamic.run_folder import Training
+    from thresher.selection import FILES
+    from thresher.train.clip import ClipSettings, train_clip
+    from thresher.train.loop import Schedule
+
+    target = free_folder(out, overwrite, FILES, compared=True)
+    folder = run or f"{os.path.normpath(out)}-run"
+    if os.path.realpath(folder) == os.path.realpath(out):
+        raise UsageError(f"--run and --out are both {out}; give two folders")
+    reading, model = data_options(v), v.pop("model")
+    schedule = Schedule(epochs=epochs, policy="sift", options={"warmup": epochs}, **v)
+    progress = output.progress(quiet)
+    settings = ClipSettings(model=model, schedule=schedule)
+    try:
+        train_clip(data, folder, settings, resume=True, progress=progress, reading=reading)
+    except KeyboardInterrupt:
+        raise Interrupted("the same command continues from the last checkpoint, if there is one") from None
+    selection = choose(Training.load(folder))
+    selection.save(target, overwrite=overwrite, say=progress.say)
+    lines = itertools.chain(selection.steps[-1].notes, text.mismatched(selection, target, folder))
+    output.result({"out": str(target), "run": folder, **selection.header()}, lines)

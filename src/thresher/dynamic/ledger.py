@@ -21,12 +21,17 @@ REDUNDANT = 1
 ILL_MATCHED = 2
 LEFT_OUT = 4
 
+_ALWAYS = ("losses_NR", "seen_N", "marks_N", "marked_N", "times_N")
+_OPTIONAL = ("means_N", "variances_N", "memory_N", "references_N")
+
 MOST_ROWS = 10**9 - 1
 LAST_EPOCH = int(np.iinfo(np.int16).max)
 
 
 class Ledger:
-    """The training history of every row, as arrays: 11 bytes per row (15 with both directions, 8 more for moments).
+    """The training history of every row, as arrays: 11 bytes per row.
+
+    4 more with both directions, 8 with moments, 4 with a memory, 4 with references.
 
     Attributes:
         losses_NR: (N, R) float32, the latest loss of each row in each direction; with R = 1 the mean of
@@ -39,9 +44,20 @@ class Ledger:
         means_N: (N,) float32, exponential moving mean of the loss, or None without ``decay``.
         variances_N: (N,) float32, exponential moving variance of the loss, or None without ``decay``.
         decay: Weight of the latest loss in these moments.
+        memory_N: (N,) float32, what :meth:`Policy.remember` has returned, NaN before a row was seen; or None.
+        references_N: (N,) float32, the loss of each row under a reference model, NaN if unknown; or None. It is given
+            and does not change.
     """
 
-    def __init__(self, rows: int, *, directions: int = 1, decay: float | None = None) -> None:
+    def __init__(
+        self,
+        rows: int,
+        *,
+        directions: int = 1,
+        decay: float | None = None,
+        memory: bool = False,
+        references: bool = False,
+    ) -> None:
         """Create an empty ledger; use :meth:`Policy.ledger` to get what a policy needs.
 
         Args:
@@ -49,6 +65,8 @@ class Ledger:
             directions: 1 to keep the mean of the directions, 2 to keep both.
             decay: Weight of the latest loss in the moving mean and variance, above 0 and at most 1;
                 None to keep neither.
+            memory: Whether to keep a memory.
+            references: Whether to keep references.
 
         Raises:
             UsageError: A value is not allowed.
@@ -67,6 +85,8 @@ class Ledger:
         self.times_N = np.zeros(rows, np.uint16)
         self.means_N: Losses | None = None if decay is None else np.zeros(rows, np.float32)
         self.variances_N: Losses | None = None if decay is None else np.zeros(rows, np.float32)
+        self.memory_N: Losses | None = np.full(rows, np.nan, np.float32) if memory else None
+        self.references_N: Losses | None = np.full(rows, np.nan, np.float32) if references else None
         self._sums: list[float] = []
         self._counts: list[int] = []
 
@@ -137,6 +157,35 @@ class Ledger:
         rows = np.flatnonzero(marks_N)
         self._mark(rows, marks_N[rows], epoch)
 
+    def remember(self, memory_N: Losses) -> None:
+        """Replace the memory, (N,) float32 from :meth:`Policy.remember`.
+
+        Raises:
+            UsageError: The ledger has none, or the array has another shape or type.
+        """
+        if self.memory_N is None or (memory_N.shape, memory_N.dtype) != (self.memory_N.shape, np.dtype(np.float32)):
+            raise UsageError(
+                f"a memory of shape {memory_N.shape} and type {memory_N.dtype}; give ({len(self)},) float32, for a "
+                "ledger that was created with memory=True"
+            )
+        self.memory_N = memory_N
+
+    def refer(self, references_N: npt.NDArray[Any]) -> None:
+        """Set the references: (N,) losses of the rows under a reference model, NaN if unknown.
+
+        Raises:
+            UsageError: The ledger keeps none, they have another shape or type, or none is finite.
+        """
+        if self.references_N is None or references_N.shape != (len(self),) or references_N.dtype.kind not in "fiu":
+            raise UsageError(
+                f"references of shape {references_N.shape} and type {references_N.dtype}; give ({len(self)},) numbers, "
+                "for a ledger that was created with references=True"
+            )
+        finite_N = np.isfinite(references_N)
+        if not finite_N.any():
+            raise UsageError("no row has a finite reference loss; give at least one")
+        self.references_N = np.where(finite_N, references_N, np.nan).astype(np.float32)
+
     def _mark(self, rows_M: Ints, marks_M: Marks, epoch: int) -> None:
         again = self.marked_N[rows_M] == epoch
         self.marks_N[rows_M] = np.where(again, self.marks_N[rows_M] | marks_M, marks_M)
@@ -151,8 +200,14 @@ class Ledger:
 
     def grown(self, rows: int, at_N: Ints) -> Ledger:
         """Return a larger ledger of ``rows`` rows: row i of this one becomes row ``at_N[i]``, the others are unseen."""
-        ledger = Ledger(rows, directions=self.losses_NR.shape[1], decay=self.decay)
-        for name in ("losses_NR", "seen_N", "marks_N", "marked_N", "times_N", "means_N", "variances_N"):
+        ledger = Ledger(
+            rows,
+            directions=self.losses_NR.shape[1],
+            decay=self.decay,
+            memory=self.memory_N is not None,
+            references=self.references_N is not None,
+        )
+        for name in (*_ALWAYS, *_OPTIONAL):
             array = getattr(self, name)
             if array is not None:
                 getattr(ledger, name)[at_N] = array
@@ -169,6 +224,8 @@ class Ledger:
             "times": self.times_N,
             "means": self.means_N,
             "variances": self.variances_N,
+            "memory": self.memory_N,
+            "references": self.references_N,
             "decay": None if self.decay is None else np.array(self.decay, np.float64),
             "epoch_sums": np.array(self._sums, np.float64),
             "epoch_counts": np.array(self._counts, np.int64),
@@ -177,7 +234,7 @@ class Ledger:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Array]) -> Ledger:
-        """Restore a ledger from :meth:`state`.
+        """Restore a ledger from :meth:`state`, also of an earlier version, which has neither memory nor references.
 
         Raises:
             UsageError: Arrays are missing, or have shapes or types that a ledger does not have.
@@ -188,7 +245,13 @@ class Ledger:
         decay = state.get("decay")
         if decay is not None and (np.shape(decay) or np.asarray(decay).dtype != np.float64):
             raise UsageError("not the state of a ledger: decay is not a number")
-        ledger = cls(rows, directions=directions, decay=None if decay is None else float(decay))
+        ledger = cls(
+            rows,
+            directions=directions,
+            decay=None if decay is None else float(decay),
+            memory="memory" in state,
+            references="references" in state,
+        )
         for name, like in ledger.state().items():
             if name not in state:
                 raise UsageError(f"not the state of a ledger: {name} is missing")
@@ -205,14 +268,12 @@ class Ledger:
             least, most = int(state[name].min(initial=0)), int(state[name].max(initial=0))
             if least < low or most > high:
                 raise UsageError(f"not the state of a ledger: {name} has values from {least:,} to {most:,}")
-        ledger.losses_NR = np.array(state["losses"])
-        ledger.seen_N = np.array(state["seen"])
-        ledger.marks_N = np.array(state["marks"])
-        ledger.marked_N = np.array(state["marked"])
-        ledger.times_N = np.array(state["times"])
-        if ledger.decay is not None:
-            ledger.means_N = np.array(state["means"])
-            ledger.variances_N = np.array(state["variances"])
+        for name in ("memory", "references"):
+            if name in state and np.isinf(state[name]).any():
+                raise UsageError(f"not the state of a ledger: {name} has infinite values")
+        for name in (*_ALWAYS, *_OPTIONAL):
+            if getattr(ledger, name) is not None:
+                setattr(ledger, name, np.array(state[name.rpartition("_")[0]]))
         ledger._sums = state["epoch_sums"].tolist()
         ledger._counts = state["epoch_counts"].tolist()
         return ledger

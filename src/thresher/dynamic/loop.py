@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ import numpy.typing as npt
 
 from thresher.dynamic.histogram import LossHistogram
 from thresher.dynamic.ledger import ILL_MATCHED, LEFT_OUT, REDUNDANT, Bools, Ints, Ledger, Losses
-from thresher.dynamic.policy import Plan, Policy
+from thresher.dynamic.policy import Plan, Policy, end_epoch
 from thresher.errors import UsageError
 from thresher.runtime.random import digest, generator
 from thresher.runtime.untrusted import parse_json
@@ -226,6 +227,12 @@ def refuse_shorter(needed: int, length: int | None, unit: str) -> None:
         )
 
 
+def check_references(given_N: Losses | None, loaded: Ledger) -> None:
+    """Raise UsageError if the ledger of a state has other references than those given for the same rows."""
+    if given_N is not None and not np.array_equal(given_N, loaded.references_N, equal_nan=True):  # type: ignore[arg-type]
+        raise UsageError("the state has other reference losses; give those of the run that is resumed")
+
+
 def record_epoch(
     policy: Policy,
     ledger: Ledger,
@@ -258,9 +265,7 @@ def record_epoch(
         loss_B = losses_BR.mean(axis=1)
         histogram.add(loss_B)
         finite, total = finite + len(rows_B), total + float(loss_B.sum(dtype=np.float64))
-    marks_N = policy.finish(ledger, plan, rng("finish", epoch))
-    if marks_N is not None:
-        ledger.mark(marks_N, epoch)
+    end_epoch(policy, ledger, plan, rng("finish", epoch))
     now_N = ledger.candidates(epoch, _ANY)
     candidates = int(np.count_nonzero(now_N))
     return {
@@ -281,6 +286,12 @@ def rank_and_world_size() -> tuple[int, int]:
 
     together = dist.is_available() and dist.is_initialized()
     return (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+
+
+def accelerate_loader() -> Any:
+    """Return the loader prepared by Hugging Face accelerate that is being iterated over, or None."""
+    state = sys.modules.get("accelerate.state")
+    return None if state is None else state.GradientState().active_dataloader
 
 
 def all_gather(tensor: torch.Tensor) -> list[torch.Tensor]:

@@ -18,6 +18,11 @@ def whole(number: float) -> int:
     return math.floor(round(number, 6))
 
 
+def growing(e: int, cycle: int) -> float:
+    """Return the share of SCAN's candidates left out in epoch ``e`` of 1 .. ``cycle``: half a cosine from 0 up to 1."""
+    return 0.5 * (1 + math.cos(math.pi * (cycle - e) / cycle))
+
+
 def lowest(scores_N: npt.NDArray[Any], k: int) -> Bools:
     """Mark the ``k`` lowest scores; among equal scores the lower row wins.
 
@@ -35,6 +40,21 @@ def lowest(scores_N: npt.NDArray[Any], k: int) -> Bools:
     at_cut = np.flatnonzero(scores_N == cut)
     mask_N[at_cut[: k - np.count_nonzero(mask_N)]] = True
     return mask_N
+
+
+def ranks(values_M: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Return the share of the values below each value, (M,) float32 in 0 .. 1; half of the equal ones count as below.
+
+    Args:
+        values_M: (M,) numbers, no NaN.
+    """
+    order = np.argsort(values_M)
+    ascending_M = values_M[order]
+    starts = np.flatnonzero(np.concatenate([[True], ascending_M[1:] != ascending_M[:-1]])[: len(order)])
+    counts = np.diff(starts, append=len(order))
+    ranks_M = np.empty(len(order), np.float32)
+    ranks_M[order] = np.repeat((starts + counts / 2) / max(len(order), 1), counts)
+    return ranks_M
 
 
 def draw(marked_N: Bools, k: int, rng: np.random.Generator) -> Bools:

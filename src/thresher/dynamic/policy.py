@@ -7,9 +7,7 @@ One epoch in a training loop::
         losses_BR = ...
         marks_B = policy.marks(losses_BR, rng) if plan.collects else None
         ledger.record(rows_B, losses_BR, epoch, marks_B)
-    marks_N = policy.finish(ledger, plan, rng)
-    if marks_N is not None:
-        ledger.mark(marks_N, epoch)
+    end_epoch(policy, ledger, plan, rng)
 """
 
 from __future__ import annotations
@@ -135,12 +133,18 @@ class Policy(Protocol):
     Attributes:
         name: The name on command lines.
         marks_candidates: Whether it marks rows as candidates for pruning; a coreset is ranked by these marks.
+        memory_of_mismatch: Whether a high memory in its ledger means that a pair is probably mismatched; a coreset then
+            drops the rows with the highest memory first, and reports show them.
         needs_selection: Whether it is built from a selection, by :meth:`for_selection`.
+        needs_references: Whether its ledger must have the loss of rows under a reference model; :meth:`references`
+            says where trainers find them.
     """
 
     name: ClassVar[str] = ""
     marks_candidates: ClassVar[bool] = False
+    memory_of_mismatch: ClassVar[bool] = False
     needs_selection: ClassVar[bool] = False
+    needs_references: ClassVar[bool] = False
 
     @classmethod
     def for_run(cls, epochs: int, *args: Any, **options: Any) -> Self:
@@ -165,6 +169,10 @@ class Policy(Protocol):
         """Return the policy that trains on a selection; ``times_N`` (N,) is how often each row is used."""
         raise UsageError(f"policy {cls.name} does not accept a selection")
 
+    def references(self) -> str:
+        """Return where trainers find the reference losses: a file, or ``column:NAME`` of the data; "" for none."""
+        return ""
+
     def weighs(self) -> bool:
         """Return whether its plans may multiply losses by weights."""
         return False
@@ -185,6 +193,13 @@ class Policy(Protocol):
         """Mark the candidates of a whole epoch at its end, (N,) uint8; None if there are none to add."""
         return None
 
+    def remember(self, ledger: Ledger, plan: Plan) -> npt.NDArray[np.float32] | None:
+        """Return the memory after an epoch that is recorded, (N,) float32 of its own; None to leave it as it is.
+
+        Called before :meth:`finish`. The ledger has a memory if :meth:`ledger` creates it with ``memory=True``.
+        """
+        return None
+
     def forecast(self, epoch: int) -> float:
         """Return the share of samples that ``epoch`` is expected to leave out, as known before training."""
         ...
@@ -194,6 +209,16 @@ class Policy(Protocol):
         if epochs < 1:
             raise UsageError(f"epochs = {epochs}; give 1 or more")
         return sum(self.forecast(epoch) for epoch in range(epochs)) / epochs
+
+
+def end_epoch(policy: Policy, ledger: Ledger, plan: Plan, rng: np.random.Generator) -> None:
+    """Update the memory of the ledger, and mark the candidates of a whole epoch, after its losses are recorded."""
+    memory_N = policy.remember(ledger, plan)
+    if memory_N is not None:
+        ledger.remember(memory_N)
+    marks_N = policy.finish(ledger, plan, rng)
+    if marks_N is not None:
+        ledger.mark(marks_N, plan.epoch)
 
 
 def check_budget(pruned: float, epochs: int, most: float, hint: str) -> None:

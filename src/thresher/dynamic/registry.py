@@ -24,7 +24,7 @@ POLICIES: PluginPoint[Policy] = PluginPoint(
     "policy",
     "thresher.dynamic.policies",
     "thresher.policies",
-    needs=("ledger", "plan", "marks", "finish", "forecast", "for_run", "for_budget"),
+    needs=("ledger", "plan", "marks", "remember", "finish", "forecast", "for_run", "for_budget"),
 )
 
 

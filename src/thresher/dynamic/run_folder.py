@@ -35,7 +35,7 @@ FORMAT = 1
 _TEXTS = ("task", "data", "pool", "store", "policy", "version")
 _LOG_BYTES = 256 * 2**20
 _MOST_EVALS = 200
-_LEDGER_BYTES = 23  # of a row, with losses in both directions and moments
+_LEDGER_BYTES = 31  # of a row, with losses in both directions, moments, memory and references
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ recorded batch by batch in step order, so the ledger does not depend on the numb
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,10 @@ import numpy.typing as npt
 from thresher.dynamic.ledger import Ints, Ledger, Losses
 from thresher.dynamic.loop import (
     PruningLoop,
+    accelerate_loader,
     all_gather,
     as_array,
+    check_references,
     rank_and_world_size,
     record_epoch,
     refuse_shorter,
@@ -35,7 +38,19 @@ class with_rows:  # noqa: N801 - reads as the verb it is
     """A map-style dataset whose items come with their row ids: ``(row, item)``."""
 
     def __init__(self, dataset: Any) -> None:
-        """Wrap ``dataset``, any object with ``len`` and integer indices."""
+        """Wrap ``dataset``, any object with ``len`` and integer indices.
+
+        Raises:
+            UsageError: It is iterable only, or a dictionary of splits.
+        """
+        if isinstance(dataset, Mapping):
+            names = ", ".join(map(repr, list(dataset)[:3]))
+            raise UsageError(f"a {type(dataset).__name__} of {names}; give one of its datasets, with integer indices")
+        if not _has_rows(dataset):
+            raise UsageError(
+                f"a {type(dataset).__name__} has no row numbers: it can only be iterated over; prune it as a stream, "
+                "with StreamPruner and prune_stream of thresher.dynamic.stream"
+            )
         self.dataset = dataset
 
     def __len__(self) -> int:
@@ -50,6 +65,13 @@ class with_rows:  # noqa: N801 - reads as the verb it is
         """Return a batch; it is read with one call if the dataset has ``__getitems__``."""
         many = getattr(self.dataset, "__getitems__", None)
         return list(zip(rows, many(rows) if many else (self.dataset[row] for row in rows), strict=True))
+
+
+def _has_rows(dataset: Any) -> bool:
+    """Return whether a dataset has a length and indices; those of torch inherit indices that only raise an error."""
+    base = getattr(sys.modules.get("torch.utils.data"), "Dataset", None)
+    index = getattr(type(dataset), "__getitem__", None)
+    return hasattr(type(dataset), "__len__") and index not in (None, getattr(base, "__getitem__", None))
 
 
 class PruningSampler(PruningLoop):
@@ -86,6 +108,15 @@ class PruningSampler(PruningLoop):
     _known: list[Losses]  # losses of all ranks for the steps before self._since, in their order
     _own_BR: torch.Tensor | None  # a buffer for this rank's losses since then; self._filled rows are used
 
+    def __new__(cls, rows: Any = 0, *args: Any, **kwargs: Any) -> PruningSampler:
+        """Raise UsageError if ``rows`` is a sampler: Lightning passes one, without the other arguments."""
+        if hasattr(rows, "__iter__"):
+            raise UsageError(
+                f"a {type(rows).__name__} instead of the number of rows; with Lightning, set "
+                "use_distributed_sampler=False: the sampler gives each process its rows"
+            )
+        return super().__new__(cls)
+
     def __init__(
         self,
         rows: int,
@@ -96,11 +127,15 @@ class PruningSampler(PruningLoop):
         samples: int | None = None,
         seed: int = 0,
         drop_last: bool = True,
+        references_N: npt.ArrayLike | None = None,
     ) -> None:
         """Plan epoch 0; see the attributes. Give the length of the run either as ``epochs`` or as ``samples``.
 
         With ``samples``, runs of different policies have the same length. The fair comparison for a pruned run is
         full training on as many samples.
+
+        ``references_N`` is for a policy that needs it, such as ``Rho``: (N,) losses of the rows under a reference
+        model, NaN if unknown.
 
         Raises:
             UsageError: A value is not allowed.
@@ -116,14 +151,30 @@ class PruningSampler(PruningLoop):
         self.samples, self.seed, self.drop_last = samples, seed, drop_last
         self.epochs, self._epochs = epochs or 0, epochs
         self.ledger = policy.ledger(rows)
+        if policy.needs_references != (references_N is not None):
+            needs = "needs references_N, the losses of all rows under a reference model"
+            raise UsageError(
+                f"policy {policy.name} {needs if policy.needs_references else 'has no use for references_N'}"
+            )
+        if references_N is not None:
+            self.ledger.refer(np.asarray(references_N))
         self._log: list[dict[str, Any]] = []
         self._steps_before, self._samples_before, self._progress_before = 0, 0, 0.0  # at the start of the epoch
         self._begin(0)
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yield the row ids of this rank's slice of every batch left in the epoch."""
+        """Yield the row ids of this rank's slice of every batch left in the epoch.
+
+        Raises:
+            UsageError: Batches have fewer rows than there are ranks, or accelerate would divide them again.
+        """
         self._in_force()
         order, (rank, ranks) = self._order, rank_and_world_size()
+        if ranks > 1 and self._prepared():
+            raise UsageError(
+                f"the loader was prepared by accelerate, which divides the batches among the {ranks} processes again; "
+                "leave it out of accelerator.prepare: the sampler gives each process its rows"
+            )
         if self._samples // self._steps < ranks:
             raise UsageError(
                 f"batches of {self._samples // self._steps} rows for {ranks} ranks; give {ranks} rows or more"
@@ -138,7 +189,7 @@ class PruningSampler(PruningLoop):
             UsageError: It is another epoch.
         """
         self._in_force()
-        if epoch != self.epoch:
+        if epoch != self.epoch and not self._prepared():  # loaders of accelerate count from 0, in a resumed run too
             raise UsageError(
                 f"set_epoch({epoch}), but epoch {self.epoch} is at step {self.step} of {self._steps}; loop over "
                 "range(sampler.epoch, sampler.epochs), and call end_epoch() to end an epoch early"
@@ -265,6 +316,7 @@ class PruningSampler(PruningLoop):
         else:
             refuse_shorter(samples_before + (len(order) if step else 0), self.samples, "samples")
         if loaded.ledger is not None:
+            check_references(self.ledger.references_N, loaded.ledger)
             self.ledger = loaded.ledger
         self._log, self._progress_before = loaded.log, loaded.progress
         self._steps_before, self._samples_before = steps_before, samples_before
@@ -272,6 +324,13 @@ class PruningSampler(PruningLoop):
         if step:
             self.step = self._since = step
             self._known, self._directions = [losses.copy()], losses.shape[1]
+
+    def _prepared(self) -> bool:
+        """Return whether the loader that is being iterated over was made from this sampler by accelerate."""
+        inner = accelerate_loader()
+        while inner is not None and inner is not self:
+            inner = getattr(inner, "batch_sampler", None)
+        return inner is self
 
     def _same(self) -> dict[str, int]:
         """Return the values that must be equal in a state, by name."""

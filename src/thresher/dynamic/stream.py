@@ -38,12 +38,14 @@ from thresher.dynamic.loop import (
     PruningLoop,
     all_gather,
     as_array,
+    check_references,
     rank_and_world_size,
     record_epoch,
     refuse_shorter,
 )
 from thresher.dynamic.pick import whole
 from thresher.dynamic.policy import Plan, Policy
+from thresher.dynamic.references import References
 from thresher.errors import UsageError
 from thresher.io.key_forms import difference
 from thresher.ops.key_hash import BATCH, RECORD, batches_of, id_of, is_uid, records_of
@@ -189,8 +191,8 @@ class prune_stream:  # noqa: N801 - reads as the verb it is
                 names (joined by "/"), or a function of the sample that returns text. img2dataset numbers the samples
                 of every dataset from 0: if you mix several, give ``("__url__", "__key__")``. "uid" is the field
                 ``uid``, or that in the ``json`` of the sample, as in DataComp shards; samples without one are
-                identified by their ``__key__``. "auto" is "uid" for a :class:`StaticKeys` with uids, else
-                ``"__key__"``.
+                identified by their ``__key__``. "auto" is "uid" for a :class:`StaticKeys` or references with
+                uids, else ``"__key__"``.
             patience: For a selection, the number of samples after which the stream is refused if none of those read in
                 this process is selected. By default 10,000, and more for a small selection or large shards: as many
                 samples, and as many shards, that a selection of the same data would have had some of them.
@@ -206,6 +208,8 @@ class prune_stream:  # noqa: N801 - reads as the verb it is
         uids = False
         if isinstance(policy, StaticKeys):
             self._of, uids = (len(policy.ids_M), policy.total, policy.example), policy.uids
+        elif pruner.references is not None:
+            uids = pruner.references.uids
         self.key: Key = key if key != AUTO else UID if uids else KEY
         self._by_request = key == UID
         self.seen, self.passed, self.without_uid = 0, 0, 0
@@ -336,6 +340,7 @@ class StreamPruner(PruningLoop):
         folder: The folder in which the current plan is published; removed with the pruner.
         epoch: The current epoch, from 0; ``epochs`` when the run is done.
         step: Number of batches of this epoch that are done.
+        references: The reference losses of keys, for a policy that needs them; else None.
         hashes_N: (N,) int64, the hashes of the known rows, ascending.
         checks_N: (N,) uint32, separates keys with the same hash; the row belongs to the first key seen.
         ledger: The record of the finished epochs; None while no row is known.
@@ -356,6 +361,7 @@ class StreamPruner(PruningLoop):
         epochs: int,
         samples: int,
         seed: int = 0,
+        references: References | None = None,
         scratch: str | os.PathLike[str] | None = None,
     ) -> None:
         """Plan and publish epoch 0; see the attributes.
@@ -367,6 +373,7 @@ class StreamPruner(PruningLoop):
             samples: The approximate number of samples in an epoch on all rows; it sets the length of epochs and
                 schedules.
             seed: Seed of draws and ties.
+            references: For a policy that needs them, the losses of keys under a reference model.
             scratch: Where to create the folder, on a local disk; by default in the folder for temporary files.
 
         Raises:
@@ -379,6 +386,10 @@ class StreamPruner(PruningLoop):
             raise UsageError(
                 f"{name} uses row numbers, which a stream does not have; give StaticKeys.of_keys(keys, total)"
             )
+        if policy.needs_references != (references is not None):
+            needs = "needs references" if policy.needs_references else "has no use for references"
+            raise UsageError(f"policy {policy.name} {needs}; give References.read(path) to a policy that needs them")
+        self.references = references
         self.policy, self.batch_size, self.epochs, self.samples, self.seed = policy, batch_size, epochs, samples, seed
         place = Path(scratch or tempfile.gettempdir())
         sweep(place.glob("thresher-stream-*"))  # folders of runs that were killed
@@ -485,6 +496,8 @@ class StreamPruner(PruningLoop):
             "new": len(self.hashes_N) - known,
             "collisions": int(np.count_nonzero(~hit_M)),
         }
+        if ledger.references_N is not None:
+            recorded["without_reference"] = int(np.count_nonzero(np.isnan(ledger.references_N)))
         shares = [*(entry["rows"] / entry["total"] for entry in self._log), kept[0] / kept[1]]
         self._next(plan, *kept, 1 - sum(shares) / len(shares), recorded)
 
@@ -494,7 +507,8 @@ class StreamPruner(PruningLoop):
         As :meth:`PruningSampler.log`, but ``rows`` were kept of the ``total`` known when the epoch began (of
         ``samples`` in the first). In addition ``new`` is the number of rows first seen, ``again`` that of samples seen
         before in the same epoch, and ``collisions`` that of samples whose key has the hash of another key: they are
-        trained on, but never pruned or recorded.
+        trained on, but never pruned or recorded. For a policy with references ``without_reference`` is the number of
+        rows that have none.
         """
         return super().log()
 
@@ -531,8 +545,11 @@ class StreamPruner(PruningLoop):
         epoch, step, steps_before = loaded.numbers
         arrays = loaded.arrays
         refuse_shorter(epoch + bool(step), self.epochs, "epochs")
+        hashes_N, checks_N = arrays["hashes"].copy(), arrays["checks"].copy().view(np.uint32)
+        if self.references is not None and loaded.ledger is not None:
+            check_references(self.references.of_ids(hashes_N, checks_N), loaded.ledger)
         self.ledger, self._log = loaded.ledger, loaded.log
-        self.hashes_N, self.checks_N = arrays["hashes"].copy(), arrays["checks"].copy().view(np.uint32)
+        self.hashes_N, self.checks_N = hashes_N, checks_N
         self._steps_before, self._progress_before = steps_before, loaded.progress
         edges = np.cumsum([0, *arrays["sizes"].tolist()])
         ids, losses = arrays["ids"].copy(), arrays["losses"].copy()
@@ -604,6 +621,8 @@ class StreamPruner(PruningLoop):
         at = np.flatnonzero(order < before)  # the old rows keep their order among themselves
         rows = len(order)
         self.ledger = self.policy.ledger(rows) if self.ledger is None else self.ledger.grown(rows, at)
+        if self.references is not None:
+            self.ledger.references_N = self.references.of_ids(self.hashes_N, self.checks_N)
         kept, weights = None, None
         if plan.kept_N is not None:
             kept = np.ones(rows, np.bool_)

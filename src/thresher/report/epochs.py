@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from thresher.dynamic.histogram import LOSS_EDGES, on_all_bins
 from thresher.dynamic.ledger import ILL_MATCHED, LEFT_OUT, REDUNDANT, Ledger
+from thresher.dynamic.mismatch import Mismatch
 from thresher.errors import PoolError
 
 Floats = npt.NDArray[np.float64]
@@ -173,8 +174,10 @@ class RowGroup:
     rows: tuple[Row, ...]
 
 
-def row_groups(ledger: Ledger, count: int) -> tuple[RowGroup, ...]:
+def row_groups(ledger: Ledger, count: int, mismatch: Mismatch | None = None) -> tuple[RowGroup, ...]:
     """Return up to ``count`` rows of each group: most often redundant, ill-matched or left out, and never a candidate.
+
+    With ``mismatch``, the first group has the rows whose losses rank highest, instead of those last ill-matched.
 
     A ledger records how often a row was a candidate and its kind at the last time, not the kind each time. On equal
     counts, redundant rows are sorted by ascending loss and the others by descending loss. Rows that were never a
@@ -184,13 +187,15 @@ def row_groups(ledger: Ledger, count: int) -> tuple[RowGroup, ...]:
         return ()
     times_N, marks_N, loss_N = ledger.times_N, ledger.marks_N, ledger.loss_N
     seen_N = ledger.seen_N >= 0
-    result = []
+    result = [] if mismatch is None else [_mismatched(ledger, mismatch, count)]
     for title, chosen_N, sign in (
         ("Most often a candidate, last as redundant", marks_N == REDUNDANT, 1),
         ("Most often a candidate, last as ill-matched", marks_N == ILL_MATCHED, -1),
         ("Redundant in one direction, ill-matched in the other", marks_N == REDUNDANT | ILL_MATCHED, -1),
         ("Most often left out", marks_N & np.uint8(LEFT_OUT) > 0, 1),
     ):
+        if mismatch is not None and title.endswith("as ill-matched"):
+            continue
         rows = np.flatnonzero(chosen_N)
         first = rows[times_N[rows] == times_N[rows].max()] if len(rows) else rows
         # Sort only the rows with the highest count if there are enough of them.
@@ -204,6 +209,17 @@ def row_groups(ledger: Ledger, count: int) -> tuple[RowGroup, ...]:
     title = "Never a candidate" if times_N.any() else "From the lowest to the highest loss"
     result.append(RowGroup(title, len(never), True, _rows(ledger, spread)))
     return tuple(group for group in result if group.rows)
+
+
+def _mismatched(ledger: Ledger, mismatch: Mismatch, count: int) -> RowGroup:
+    order = mismatch.order(ledger)
+    known = order[: np.count_nonzero(~np.isnan(mismatch.ranks_N))]
+    rows = known[::-1][:count].tolist()
+    title = "Probably mismatched: the loss ranks high in every epoch on all rows"
+    if mismatch.found is None:
+        title = "Highest ranks of the loss; nothing shows that pairs are mismatched"
+    shown = tuple(Row(row, f"rank {mismatch.ranks_N[row]:.3f}, loss {ledger.loss_N[row]:.3g}") for row in rows)
+    return RowGroup(title, int(np.count_nonzero(mismatch.wrong_N)) if mismatch.found else len(known), False, shown)
 
 
 def _rows(ledger: Ledger, rows: npt.NDArray[np.int64]) -> tuple[Row, ...]:

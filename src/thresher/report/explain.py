@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from thresher.dynamic.ledger import ILL_MATCHED, LEFT_OUT, REDUNDANT
+from thresher.dynamic.mismatch import Mismatch
 from thresher.dynamic.run_folder import Training
 from thresher.errors import UsageError
 from thresher.io.columns import as_text
@@ -96,13 +97,16 @@ def history(training: Training, store: EmbeddingStore, key: str) -> dict[str, An
         row, key, caption, policy, epochs (finished), searches (epochs that selected candidates), and history: candidate
         (number of epochs in which the row was a candidate for pruning), last (the last of these epochs, or None), kinds
         (kinds of candidate in that epoch), loss (the last loss, None before the row was trained on) and seen (the
-        epoch of that loss, or None). Epochs count from 1; the log and the ledger of the run count from 0.
+        epoch of that loss, or None). Epochs count from 1; the log and the ledger of the run count from 0. For the
+        policy ``sift`` also mismatch: rank (mean rank of the loss, 0 to 1, or None) and chance (the probability that
+        the pair is mismatched, or None if nothing says that any is).
 
     Raises:
         UsageError: No such row.
         PoolError: No epoch is finished, or the folder is damaged.
     """
     ledger, log, row = training.ledger(), training.log(), find_row(store, key)
+    mismatch = Mismatch.of(training.policy, ledger)
     arrays = (ledger.times_N, ledger.marked_N, ledger.marks_N, ledger.loss_N, ledger.seen_N)
     return {
         "row": row,
@@ -111,6 +115,7 @@ def history(training: Training, store: EmbeddingStore, key: str) -> dict[str, An
         "epochs": len(log),
         "searches": sum(1 for entry in log if entry.get("candidates")),
         "history": _history(*(array[row].item() for array in arrays)),
+        **({} if mismatch is None else {"mismatch": _mismatch(mismatch, row)}),
     }
 
 
@@ -136,6 +141,15 @@ def _history(times: float, marked: int, marks: int, loss: float, seen: int) -> d
         "kinds": [name for bit, name in _KINDS.items() if marks & bit],
         "loss": loss if seen >= 0 else None,
         "seen": seen + 1 if seen >= 0 else None,
+    }
+
+
+def _mismatch(mismatch: Mismatch, row: int) -> dict[str, float | None]:
+    rank = mismatch.ranks_N[row].item()
+    known = mismatch.found is not None and rank == rank
+    return {
+        "rank": rank if rank == rank else None,
+        "chance": mismatch.chance_N[row].item() if known else None,
     }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from thresher import __version__
+from thresher.dynamic.mismatch import Mismatch, looks_for_mismatch
 from thresher.dynamic.run_folder import Training
 from thresher.errors import UsageError
 from thresher.pool.store import EmbeddingStore
@@ -87,10 +88,13 @@ def write_run_report(
     log = training.log()
     epochs = Epochs.of(log)
     shown_groups: tuple[RowGroup, ...] = ()
-    if len(epochs) and store is not None:
-        shown_groups = row_groups(training.ledger(), examples)
+    needed = len(epochs) and (store is not None or looks_for_mismatch(training.policy))
+    ledger = training.ledger() if needed else None
+    mismatch = None if ledger is None else Mismatch.of(training.policy, ledger)
+    if ledger is not None and store is not None:
+        shown_groups = row_groups(ledger, examples, mismatch)
     shown = look_up(store, [row.row for group in shown_groups for row in group.rows]) if store is not None else {}
-    page = _render(training, log, epochs, shown_groups, shown, title)
+    page = _render(training, log, epochs, mismatch, shown_groups, shown, title)
     return write_page(page, target, overwrite=overwrite, say=say)
 
 
@@ -110,6 +114,7 @@ def _render(
     training: Training,
     log: Sequence[Mapping[str, Any]],
     epochs: Epochs,
+    mismatch: Mismatch | None,
     shown_groups: tuple[RowGroup, ...],
     shown: Mapping[int, Example],
     title: str | None,
@@ -127,7 +132,7 @@ def _render(
         title=plain(title or f"Training run {name}", 200),
         training=training,
         unfinished=training.unfinished(log),
-        facts=_facts(training, epochs),
+        facts=[*_facts(training, epochs), *_mismatched(mismatch)],
         pruned=float(epochs["pruned_so_far"][-1]) if len(epochs) else 0.0,
         epochs=len(epochs),
         policy=_policy(training),
@@ -139,6 +144,7 @@ def _render(
         table=_table(epochs),
         opened=len(epochs) <= _OPEN,
         groups=shown_groups,
+        mismatched=mismatch is not None,
         shown=shown,
         pictures=any(example.picture for example in shown.values()),
         settings={key: _value(value) for key, value in training.settings.items() if value not in (None, [], {})},
@@ -168,6 +174,18 @@ def _facts(training: Training, epochs: Epochs) -> list[tuple[str, str]]:
         about = f"; about {duration(saved)} saved, at the measured speed" if saved > 0 else ""
         facts.append(("Training", f"{duration(seconds)}{about}"))
     return facts
+
+
+def _mismatched(mismatch: Mismatch | None) -> list[tuple[str, str]]:
+    if mismatch is None:
+        return []
+    if mismatch.found is None:
+        return [("Mismatched pairs", "none found: the ranks of the losses form one hump")]
+    wrong = int(np.count_nonzero(mismatch.wrong_N))
+    share = percent(wrong, len(mismatch.ranks_N))
+    return [
+        ("Mismatched pairs", f"probably {number(wrong)}, {share}: mean rank of the loss above {mismatch.found.cut:.2f}")
+    ]
 
 
 def _policy(training: Training) -> str:

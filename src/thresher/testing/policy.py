@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pytest
 
 from thresher.dynamic.ledger import Ledger, Losses
-from thresher.dynamic.policy import PHASES, Plan, Policy
+from thresher.dynamic.policy import PHASES, Plan, Policy, end_epoch
 from thresher.dynamic.registry import flag_of, options_of
 from thresher.errors import UsageError
 from thresher.runtime import parameters
@@ -33,9 +33,7 @@ def play_epoch(policy: Policy, ledger: Ledger, losses_NR: Losses, epoch: int, ba
         rows_B = rows[lo : lo + batch]
         marks_B = policy.marks(losses_NR[rows_B], rng) if plan.collects else None
         ledger.record(rows_B, losses_NR[rows_B], epoch, marks_B)
-    marks_N = policy.finish(ledger, plan, rng)
-    if marks_N is not None:
-        ledger.mark(marks_N, epoch)
+    end_epoch(policy, ledger, plan, rng)
     return plan
 
 
@@ -70,9 +68,16 @@ class PolicyContract:
             return self.plugin.for_selection(np.arange(ROWS) % 3, **values)
         return self.plugin.for_run(EPOCHS, **values)
 
+    def new_ledger(self, policy: Policy) -> Ledger:
+        """Return the ledger of a run on 600 rows at its start, with references if the policy needs them."""
+        ledger = policy.ledger(ROWS)
+        if policy.needs_references:
+            ledger.refer(simulated(ROWS, 1, seed=1)[0].mean(axis=1))
+        return ledger
+
     def played(self, policy: Policy, epochs: int) -> tuple[Ledger, list[Plan]]:
         """Return the ledger and the plans of a run on decreasing losses."""
-        ledger, losses = policy.ledger(ROWS), simulated(ROWS, epochs)
+        ledger, losses = self.new_ledger(policy), simulated(ROWS, epochs)
         return ledger, [play_epoch(policy, ledger, losses[epoch], epoch, BATCH) for epoch in range(epochs)]
 
     def test_it_is_a_frozen_dataclass_with_a_name_and_a_summary(self) -> None:
@@ -133,7 +138,7 @@ class PolicyContract:
     def test_plans_follow_from_ledger_epoch_and_generator_alone(self) -> None:
         """Copies of the policy and the ledger give the same plan; planning does not change the ledger."""
         policy, losses = self.make(), simulated(ROWS, EPOCHS)
-        ledger = policy.ledger(ROWS)
+        ledger = self.new_ledger(policy)
         for epoch in range(EPOCHS):
             before, copy = ledger.state(), pickle.loads(pickle.dumps(policy))
             plans = [
@@ -148,7 +153,7 @@ class PolicyContract:
     def test_a_run_resumes_from_the_state_of_its_ledger(self) -> None:
         """All state is in the ledger: resumed from it, a run has the same plans."""
         policy, losses = self.make(), simulated(ROWS, EPOCHS)
-        ledger = policy.ledger(ROWS)
+        ledger = self.new_ledger(policy)
         for epoch in range(EPOCHS // 2):
             play_epoch(policy, ledger, losses[epoch], epoch, BATCH)
         again = Ledger.from_state(ledger.state())

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.data import SEVERAL, Data, DataOptions, Place, open_data
+from thresher.dynamic.references import References, check_found
 from thresher.dynamic.run_folder import ROWS
 from thresher.errors import PoolError, UsageError
 from thresher.export.keys import each_key, read_keys
@@ -38,6 +39,7 @@ IN_MEMORY = 4 * 2**30  # the most bytes of decoded images to keep in memory
 SET_ASIDE = "set_aside.txt"
 PICTURES = "pictures.bin"
 _CHUNK = 1024  # images decoded at a time
+COLUMN = "column:"  # the start of a reference that is a column of the data
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,6 +252,30 @@ def times_of(selection: str, pairs: Pairs) -> tuple[npt.NDArray[np.int32], int]:
             f"{selection}: {missing:,} of its {len(wanted):,} keys are not in {where}; give a selection of these data"
         )
     return times_N, missing
+
+
+def references_of(reference: str, pairs: Pairs) -> npt.NDArray[np.float32]:
+    """Return the loss of each row under a reference model, (N,) float32; NaN if unknown.
+
+    Args:
+        reference: A file for :meth:`References.read`, or ``column:NAME``, a column of numbers of the data.
+        pairs: The rows.
+
+    Raises:
+        UsageError: There is no such column, it has no numbers, or no row has a loss.
+        PoolError: The file cannot be read.
+    """
+    where, column = pairs.store.layout.location, reference.removeprefix(COLUMN)
+    if column != reference:
+        try:
+            values = [np.nan if value is None else float(value) for value in pairs.column(column)]
+        except (TypeError, ValueError):
+            raise UsageError(f"column {column!r} of {where} has values that are not numbers; give losses") from None
+        return np.array(values, np.float32)
+    references, keys = References.read(reference), pairs.keys()
+    references_N = references.of_keys(keys)
+    check_found(references_N, reference, where, keys, references.example)
+    return references_N
 
 
 def _without(pairs: Pairs, good_N: npt.NDArray[np.bool_], folder: Path) -> Pairs:

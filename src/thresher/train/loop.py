@@ -21,6 +21,7 @@ from thresher import __version__
 from thresher.data import DataOptions
 from thresher.dynamic.loop import describe
 from thresher.dynamic.policy import Policy
+from thresher.dynamic.references import References
 from thresher.dynamic.registry import check_selection, epochs_for, policy_named
 from thresher.dynamic.run_folder import CHECKPOINT, MARK, ROWS, Training
 from thresher.dynamic.sampler import PruningSampler
@@ -38,7 +39,7 @@ from thresher.runtime.process import no_warnings
 from thresher.runtime.progress import Progress
 from thresher.runtime.untrusted import parse_json
 from thresher.selection import Selection
-from thresher.train.data import PICTURES, SET_ASIDE, Pairs, open_pairs, times_of
+from thresher.train.data import COLUMN, PICTURES, SET_ASIDE, Pairs, open_pairs, references_of, times_of
 
 try:
     import torch
@@ -132,7 +133,9 @@ class Schedule:
         # A longer run can reach more, so that what is refused for this one is refused for any number of samples.
         length = self.epochs or _LONG_RUN
         times_N = None if self.selection is None else np.ones(1, np.int32)
-        policy_named(self.policy, length, prune=self.prune, times_N=times_N, options=self.options)
+        policy = policy_named(self.policy, length, prune=self.prune, times_N=times_N, options=self.options)
+        if policy.needs_references and not policy.references().startswith(COLUMN):
+            References.read(policy.references())
         if self.selection is not None:
             if os.path.isdir(self.selection):
                 Selection.load(self.selection)
@@ -341,13 +344,19 @@ def fit(
         times_N, missing = times_of(schedule.selection, pairs)
         if missing:
             progress.say(f"{counted(missing, 'key')} of {schedule.selection} not found in the data")
+    policy, references_N = schedule.policy_for(len(pairs), times_N), None
+    if policy.needs_references:
+        references_N = references_of(policy.references(), pairs)
+        if unknown := int(np.count_nonzero(~np.isfinite(references_N))):
+            progress.say(f"{counted(unknown, 'row has', 'rows have')} no reference loss; they come first")
     sampler = PruningSampler(
         len(pairs),
-        policy=schedule.policy_for(len(pairs), times_N),
+        policy=policy,
         batch_size=min(schedule.batch_size, len(pairs)),
         epochs=schedule.epochs,
         samples=schedule.samples,
         seed=schedule.seed,
+        references_N=references_N,
     )
     optimizer = _adamw(task.model, schedule)
     rates = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine_by_progress(sampler, warmup=schedule.warmup))

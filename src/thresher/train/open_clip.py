@@ -43,6 +43,7 @@ from thresher.dynamic.loop import as_array, describe
 from thresher.dynamic.policies.full import Full
 from thresher.dynamic.policies.static import Static
 from thresher.dynamic.policy import Policy
+from thresher.dynamic.references import References, check_found
 from thresher.dynamic.registry import POLICIES, Flag, check_options, flags, policy_named
 from thresher.dynamic.sampler import PruningSampler, with_rows
 from thresher.dynamic.stream import AUTO, ID, KEY, UID, StaticKeys, StreamPruner, prune_stream
@@ -335,6 +336,7 @@ class _Run:
             batch_size=batch * args.world_size,
             epochs=args.epochs - self.start,
             seed=self._seed(),
+            references_N=self._references_of(policy, loader),
         )
         order = self._own_order(loader, info.sampler) if isinstance(policy, Full) else None
         self.pruner = sampler
@@ -349,12 +351,14 @@ class _Run:
 
     def _streamed(self, info: Any) -> _Loader:
         args, loader = self.args, info.dataloader
+        policy = self._policy(loader)
         pruner = StreamPruner(
-            policy=self._policy(loader),
+            policy=policy,
             batch_size=args.batch_size * args.accum_freq * args.world_size,
             epochs=args.epochs - self.start,
             samples=loader.num_samples,
             seed=self._seed(),
+            references=References.read(policy.references()) if policy.needs_references else None,
         )
         self.pruner = pruner
         stage = prune_stream(pruner, KEYS[self.options.key], patience=self.options.patience)
@@ -444,6 +448,22 @@ class _Run:
             f"{column[0]!r}{rows}{difference(example, column[0])}; give a text file with values of that column, one "
             "per line"
         )
+
+    def _references_of(self, policy: Policy, loader: Any) -> npt.NDArray[np.float32] | None:
+        """Return the reference loss of each row of a csv, by key; None for a policy that needs none."""
+        if not policy.needs_references:
+            return None
+        if getattr(loader.dataset, "images", None) is None:
+            raise UsageError("a synthetic dataset has no keys; use --prune-reference with csv or webdataset")
+        references, keys = References.read(policy.references()), list(map(str, loader.dataset.images))
+        references_N = references.of_keys(keys)
+        where = f"the column {self.args.csv_img_key} of {self.args.train_data}"
+        check_found(references_N, policy.references(), where, keys, references.example)
+        if (unknown := int(np.count_nonzero(np.isnan(references_N)))) and self.args.rank == 0:
+            logging.warning(
+                f"Pruning Reference: {unknown:,} of {len(keys):,} rows have no reference loss; they come first"
+            )
+        return references_N
 
     # Losses
 

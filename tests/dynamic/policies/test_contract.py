@@ -15,7 +15,13 @@ from thresher.dynamic.registry import POLICIES
 from thresher.testing import PolicyContract
 
 # What a policy needs beside its file: one that takes no share has no budgets.
-OWN: dict[str, dict[str, Any]] = {"full": {"budgets": ()}, "static": {"budgets": ()}}
+OWN: dict[str, dict[str, Any]] = {
+    "full": {"budgets": ()},
+    "static": {"budgets": ()},
+    "rho": {"options": {"reference": "losses.parquet"}},
+    "seta": {"budgets": ()},
+    "sift": {"options": {"mismatched": 0.2}},  # simulated losses show no mismatched pairs
+}
 
 for _name, _cls in POLICIES.all().items():
     _test = type(f"Test_{_name}", (PolicyContract,), {"plugin": _cls, **OWN.get(_name, {})})

@@ -25,7 +25,7 @@ from typing import ClassVar, Literal, get_args
 import numpy as np
 
 from thresher.dynamic.ledger import ILL_MATCHED, REDUNDANT, Ledger, Losses, Marks
-from thresher.dynamic.pick import Bools, draw, lowest, whole
+from thresher.dynamic.pick import Bools, draw, growing, lowest, whole
 from thresher.dynamic.policy import Plan, Policy, check_budget
 from thresher.errors import UsageError, suggest
 from thresher.runtime.parameters import Share
@@ -179,7 +179,7 @@ class Scan(Policy):
 
     def share(self, e: int) -> float:
         """Return the share of the candidates left out in epoch ``e`` of a cycle; 0 for the preparation epoch."""
-        return 0.0 if e == 0 else 0.5 * (1 + math.cos(math.pi * (self.cycle - e) / self.cycle))
+        return 0.0 if e == 0 else growing(e, self.cycle)
 
     def forecast(self, epoch: int) -> float:
         """Return the share expected to be left out; assumes the shortest warm-up if it depends on the loss."""
