@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from thresher.runtime.cache import Cache
     from thresher.runtime.engine import Engine, make_engine
     from thresher.runtime.engines.processes import Processes
+    from thresher.runtime.engines.ray import Ray
     from thresher.runtime.engines.serial import Serial
     from thresher.runtime.engines.threads import Threads
     from thresher.select.clusters import Clustered, Groups
@@ -44,6 +45,7 @@ _HOMES = {
     "runtime.cache": ("Cache",),
     "runtime.engine": ("Engine", "make_engine"),
     "runtime.engines.processes": ("Processes",),
+    "runtime.engines.ray": ("Ray",),
     "runtime.engines.serial": ("Serial",),
     "runtime.engines.threads": ("Threads",),
     "errors": (

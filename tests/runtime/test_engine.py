@@ -39,7 +39,7 @@ def test_engines_by_name() -> None:
         make_engine("thread")
     with pytest.raises(UsageError, match="at least 1"):
         make_engine("threads", 0)
-    with pytest.raises(UsageError, match="engine threads has no parameter 'address'; it has workers"):
+    with pytest.raises(UsageError, match="the engine .threads. has no parameter 'address'; it has workers"):
         make_engine("threads", 2, {"address": "x"})
 
 

@@ -54,20 +54,26 @@ class Choice(_Choice):
 class PluginChoice(Choice):
     """The name of a plug-in; of one that cannot be loaded the message says why."""
 
-    def __init__(self, point: Callable[[], PluginPoint[Any]]) -> None:
-        """Remember where plug-ins of this kind are found; the function is called when the names are needed."""
+    def __init__(self, point: Callable[[], PluginPoint[Any]], *, options: bool = False) -> None:
+        """Remember where plug-ins of this kind are found; the function is called when the names are needed.
+
+        Args:
+            point: Returns the place.
+            options: Whether ``:OPTION=VALUE,OPTION=VALUE`` may follow the name; they are checked when it is built.
+        """
         super().__init__(lambda: point().all())
-        self._point = point
+        self._point, self._options = point, options
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the name.
+        """Return the name, with the options.
 
         Raises:
             click.BadParameter: There is no such plug-in, or it cannot be loaded.
         """
-        if value not in self.choices:
+        name = str(value).partition(":")[0] if self._options else str(value)
+        if name not in self.choices:
             try:
-                self._point().find(str(value))
+                self._point().find(name)
             except UsageError as error:
                 self.fail(str(error), param, ctx)
         return str(value)
@@ -172,12 +178,37 @@ MOVED = (
     click.option("--metadata", metavar="PATH", help="New location of the joined metadata, if it was moved."),
 )
 
+
+def engine_options(default: str | None, help: str) -> tuple[Any, ...]:
+    """Return the options that choose an engine."""
+    return (
+        click.option(
+            "--engine", type=PluginChoice(_engines, options=True), default=default, show_default=default is not None,
+            metavar="NAME[:OPTION=VALUE]", help=help,
+        ),
+        click.option(
+            "--ray-address", metavar="ADDRESS",
+            help="Cluster for --engine ray: auto, HOST:PORT or ray://HOST:PORT (default: Ray starts on this machine).",
+        ),
+    )  # fmt: skip
+
+
+def engine_from(engine: str, workers: int | None, ray_address: str | None) -> Any:
+    """Return the engine that the values of :func:`engine_options` describe.
+
+    Raises:
+        UsageError: There is no such engine or option, or an address for an engine other than ray.
+    """
+    from thresher.runtime.engine import make_engine
+
+    if ray_address and engine.partition(":")[0] != "ray":
+        raise UsageError(f"--ray-address {ray_address}: is for --engine ray, not for {engine}")
+    return make_engine(engine, workers, {"address": ray_address} if ray_address else None)
+
+
 # How to run.
 RUN = (
-    click.option(
-        "--engine", type=PluginChoice(_engines), default="threads", show_default=True,
-        help="Where the work runs; the result does not depend on it.",
-    ),
+    *engine_options("threads", "Where the work runs: serial, threads, processes or ray; the result is the same."),
     click.option(
         "--workers", type=click.IntRange(max=MOST_WORKERS), metavar="N",
         help="Number of parallel tasks (default: all cores).",
@@ -227,6 +258,7 @@ class Common:
     skip_bad: bool
     reader: str | None
     engine: str
+    ray_address: str | None
     workers: int | None
     seed: int | None
     cache: str | None
@@ -249,10 +281,9 @@ class Common:
     def resources(self) -> dict[str, Any]:
         """Return engine, cache and progress for a run."""
         from thresher.runtime.cache import Cache
-        from thresher.runtime.engine import make_engine
 
         return {
-            "engine": make_engine(self.engine, self.workers),
+            "engine": engine_from(self.engine, self.workers, self.ray_address),
             "cache": Cache.at(self.cache),
             "progress": self.output.progress(self.quiet),
         }
