@@ -202,8 +202,20 @@ def engine_from(engine: str, workers: int | None, ray_address: str | None) -> An
     from thresher.runtime.engine import make_engine
 
     if ray_address and engine.partition(":")[0] != "ray":
-        raise UsageError(f"--ray-address {ray_address}: is for --engine ray, not for {engine}")
+        raise UsageError(f"--ray-address {ray_address}: is for --engine ray; pass that too")
     return make_engine(engine, workers, {"address": ray_address} if ray_address else None)
+
+
+def engine_given(values: dict[str, Any]) -> Any:
+    """Remove the values of :func:`engine_options` from those of a command; return the engine, None if none is given.
+
+    If one is given, ``workers`` are its workers, and None in the values.
+    """
+    engine, address = values.pop("engine"), values.pop("ray_address")
+    if engine is None and address is None:
+        return None
+    workers, values["workers"] = values["workers"], None
+    return engine_from(engine or "", workers, address)
 
 
 # How to run.

@@ -18,6 +18,7 @@ import operator
 import os
 import pickle
 import secrets
+import socket
 import sys
 import tempfile
 import threading
@@ -46,13 +47,18 @@ from thresher.runtime.parameters import Reads
 T = TypeVar("T")
 R = TypeVar("R")
 
+_Packed = tuple[bytes, list[Any]]  # a pickle, and the memory of its arrays as (bytes,) uint8 each
+
 _PREFIX = "thresher-ray-"
 _LONGEST = 40  # characters of the folder for temporary files; a socket's path may have 107
 _GROUP = 0.05  # seconds of work that are sent together; Ray needs 0.6 ms for a task
 _MOST = 1024  # tasks that are sent together
+_INLINE = 100_000  # bytes of tasks that travel in the message to a worker; Ray's own limit
 _SMALL = 2**20  # bytes of tasks, and of results, that are sent together
 _IN_FLIGHT = 0.3  # of the object store of a node: bytes of tasks and results that wait
 _STOPPED = 20.0  # seconds to wait for Ray to stop
+_ANSWER = 10.0  # seconds to wait for a cluster to answer
+_OUT_OF_MEMORY = 3  # times that a task is run again after memory ran out; by default Ray never stops
 _OPENED = 16  # files that a node opens at a time
 
 
@@ -151,10 +157,10 @@ class Ray:
         if self._is_local():
             return
         self._connection.open(self)
-        new = [path for path in map(os.path.abspath, paths) if path not in self._connection.seen]
-        if not new:
+        new = {path: os.path.abspath(path) for path in paths}
+        files = [(path, _length(path)) for path in new if new[path] not in self._connection.seen]
+        if not files:
             return
-        files = [(path, os.stat(path).st_size) for path in new]
         for node, wrong in self._on_every_node(_unreadable, files):
             if wrong:
                 (path, why), more = wrong[0], len(wrong) - 1
@@ -163,7 +169,7 @@ class Ray:
                     f"{path}: cannot be read on node {node['NodeManagerAddress']} ({why}){others}; put the files on "
                     "storage that all nodes share, or use one node"
                 )
-        self._connection.seen.update(new)
+        self._connection.seen.update(new.values())
 
     def close(self) -> None:
         """Stop Ray, if this engine started it, or leave the cluster."""
@@ -284,12 +290,12 @@ class _Holder:
         if isinstance(self._error, ThresherError):
             raise self._error
         if self._error is not None:
-            why = next(iter(str(self._error).splitlines()), type(self._error).__name__)
+            why = getattr(self._error, "strerror", None) or next(iter(str(self._error).splitlines()), "no reason given")
             if self.local:
                 raise ThresherError(f"Ray cannot be started on this machine ({why})") from self._error
             raise UsageError(
-                f"--ray-address {self.address}: cannot connect ({why}); start a cluster with 'ray start --head', or "
-                "omit the address to start Ray on this machine"
+                f"Ray at {self.address}: cannot connect ({why}); start a cluster with 'ray start --head', or omit the "
+                "address (and unset RAY_ADDRESS) to start Ray on this machine"
             ) from self._error
 
     def stop(self, owner: int) -> None:
@@ -305,19 +311,7 @@ class _Holder:
             with _settings_kept():
                 if self.local:
                     folder = _folder()
-                    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_task_oom_retries": "3"}
-                    if not any(name.startswith("RAY_AUTH_") for name in os.environ):
-                        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else Ray writes one to the home folder
-                import ray
-
-                _forget_token()
-                logging.getLogger("ray").setLevel(logging.CRITICAL)
-                quiet = {"log_to_driver": False, "configure_logging": False, "logging_level": logging.CRITICAL}
-                if folder is None:
-                    ray.init(address=self.address, **({} if "://" in self.address else quiet))
-                else:
-                    own = {"num_cpus": self._cpus, "resources": self._resources, "include_dashboard": False}
-                    ray.init(address="local", _temp_dir=str(folder.path), **own, **quiet)
+                self._connect(folder)
         except BaseException as error:
             self._error = error
         else:
@@ -329,9 +323,30 @@ class _Holder:
 
                 ray.shutdown(wait_for_processes=True)
                 _forget_token()
+                ray._private.worker._worker_logs_enabled = True
             if folder is not None:
                 folder.remove()
             self._ready.set()
+
+    def _connect(self, folder: Scratch | None) -> None:
+        """Start Ray with its files in a folder, or connect to a cluster; without output of Ray's."""
+        os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_task_oom_retries": str(_OUT_OF_MEMORY)}
+        if folder is not None and not any(name.startswith("RAY_AUTH_") for name in os.environ):
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else Ray writes one to the home folder
+        if folder is None:
+            _check_port(self.address)
+        import ray
+
+        _forget_token()
+        logging.getLogger("ray").setLevel(logging.CRITICAL)
+        ray._private.worker._worker_logs_enabled = False  # Ray's own switch: it prints lost workers to standard output
+        options: dict[str, Any] = {"configure_logging": False, "logging_level": logging.CRITICAL}
+        if "://" not in self.address:
+            options["log_to_driver"] = False
+        if folder is not None:
+            options |= {"num_cpus": self._cpus, "resources": self._resources, "include_dashboard": False}
+            options["_temp_dir"] = str(folder.path)
+        ray.init(address=self.address or "local", **options)
 
 
 @contextmanager
@@ -348,6 +363,13 @@ def _settings_kept() -> Iterator[None]:
         sys.excepthook = hook
         if not fault:
             faulthandler.disable()
+
+
+def _check_port(address: str) -> None:
+    """Raise an OSError if nothing listens at an address; Ray would try for minutes."""
+    host, colon, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
+    if colon and port.isdecimal() and int(port) < 2**16:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER).close()
 
 
 def _forget_token() -> None:
@@ -382,7 +404,7 @@ def _check_same(address: str) -> None:
     if ":" in address and "://" not in address:
         here = ray.get_runtime_context().gcs_address
         if here != address:
-            raise UsageError(f"--ray-address {address}: this process is connected to {here}; call ray.shutdown() first")
+            raise UsageError(f"Ray at {address}: this process is connected to {here}; call ray.shutdown() first")
 
 
 def _check_nodes(engine: Ray) -> None:
@@ -482,9 +504,13 @@ class _Flight:
 
     def send(self, tasks: list[Any]) -> None:
         """Send some tasks together."""
+        import ray
+
         packed = _pack(tasks)
+        size = _size(packed)
         # The function is in a list, else Ray would load it again for every task.
-        self.waiting.append((len(tasks), _size(packed), self._call.remote([self._function], packed)))
+        future = self._call.remote([self._function], packed if size < _INLINE else ray.put(packed))
+        self.waiting.append((len(tasks), size, future))
         self._left -= len(tasks)
 
     def take(self) -> Iterator[Any]:
@@ -539,22 +565,24 @@ class _Done:
     seconds: float
 
 
-def _pack(value: Any) -> tuple[bytes, list[Any]]:
-    """Pickle a value; its arrays stay apart, so that they are copied only once, to shared memory."""
+def _pack(value: Any) -> _Packed:
+    """Pickle a value; the memory of its arrays stays apart, so that it is copied only once, to shared memory."""
+    import numpy as np
     from ray import cloudpickle
 
-    buffers: list[Any] = []
-    return cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append), buffers
+    buffers: list[pickle.PickleBuffer] = []
+    data = cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    return data, [np.asarray(one.raw()) for one in buffers]  # Ray's client cannot send a memoryview
 
 
-def _unpack(packed: tuple[bytes, list[Any]], *, shared: bool = False) -> Any:
+def _unpack(packed: _Packed, *, shared: bool = False) -> Any:
     """Return a value that the other side packed; its arrays are copies that can be changed unless ``shared``."""
     data, buffers = packed
     return pickle.loads(data, buffers=buffers if shared else [bytearray(one) for one in buffers])
 
 
-def _size(packed: tuple[bytes, list[Any]]) -> int:
-    return len(packed[0]) + sum(memoryview(one).nbytes for one in packed[1])
+def _size(packed: _Packed) -> int:
+    return len(packed[0]) + sum(map(len, packed[1]))
 
 
 # --- in the workers -------------------------------------------------------------------------------
@@ -565,7 +593,7 @@ def _place() -> tuple[str, list[str]]:
     return os.getcwd(), [path for path in sys.path if path]
 
 
-def _call(held: list[Any], packed: tuple[bytes, list[Any]]) -> tuple[bytes, list[Any]]:
+def _call(held: list[Any], packed: _Packed) -> _Packed:
     """Run some tasks, one after the other, up to the first that raises."""
     results: list[Any] = []
     begin = time.perf_counter()
@@ -591,7 +619,7 @@ def _function(held: Any) -> Any:
     return _unpack(packed, shared=True)
 
 
-def _packed_call(place: tuple[str, list[str]], fn: Callable[[Any], Any], packed: tuple[bytes, list[Any]]) -> Any:
+def _packed_call(place: tuple[str, list[str]], fn: Callable[[Any], Any], packed: _Packed) -> _Packed:
     _begin(*place)
     return _pack(fn(_unpack(packed)))
 
@@ -640,6 +668,11 @@ def _made_again(cls: type[BaseException], args: tuple[Any, ...], values: dict[st
     return error
 
 
+def _length(path: str) -> int:
+    """Return the size of a file, -1 for a folder."""
+    return -1 if os.path.isdir(path) else os.stat(path).st_size
+
+
 def _unreadable(files: list[tuple[str, int]]) -> list[tuple[str, str]]:
     """Return the files that cannot be read here, or have another size, and why."""
     with ThreadPoolExecutor(_OPENED) as threads:
@@ -647,11 +680,14 @@ def _unreadable(files: list[tuple[str, int]]) -> list[tuple[str, str]]:
 
 
 def _why_not(file: tuple[str, int]) -> str:
-    path, size = file
+    path, length = file
     try:
-        with open(path, "rb") as opened:
-            opened.read(1)
-            here = os.fstat(opened.fileno()).st_size
+        here = _length(path)
+        if here < 0:
+            os.listdir(path)
+        else:
+            with open(path, "rb") as opened:
+                opened.read(1)
     except OSError as error:
         return error.strerror or str(error)
-    return "" if here == size else f"it has {here:,} bytes there, and {size:,} here"
+    return "" if here == length else f"it has {here:,} bytes there, and {length:,} here"
