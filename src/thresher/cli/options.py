@@ -201,9 +201,13 @@ def engine_from(engine: str, workers: int | None, ray_address: str | None) -> An
     """
     from thresher.runtime.engine import make_engine
 
-    if ray_address and engine.partition(":")[0] != "ray":
-        raise UsageError(f"--ray-address {ray_address}: is for --engine ray; pass that too")
+    _check_address(engine, ray_address)
     return make_engine(engine, workers, {"address": ray_address} if ray_address else None)
+
+
+def _check_address(engine: str | None, ray_address: str | None) -> None:
+    if ray_address and (engine or "").partition(":")[0] != "ray":
+        raise UsageError(f"--ray-address {ray_address}: is for --engine ray; pass that too")
 
 
 def engine_given(values: dict[str, Any]) -> Any:
@@ -276,6 +280,10 @@ class Common:
     cache: str | None
     quiet: bool
     output: Output
+
+    def __post_init__(self) -> None:
+        """Refuse, before any work, an address that the engine does not use."""
+        _check_address(self.engine, self.ray_address)
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> Common:

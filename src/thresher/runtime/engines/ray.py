@@ -18,6 +18,7 @@ import operator
 import os
 import pickle
 import secrets
+import signal
 import socket
 import sys
 import tempfile
@@ -252,6 +253,7 @@ class _Connection:
         self._holder = holder
         try:
             holder.start()
+            _keep_sigterm()
             if not any(map(engine._capacity, _nodes())):
                 needs = ", ".join(f"{name} {need:g}" for name, need in engine._needs().items() if need)
                 raise UsageError(f"the engine ray: no node has what a task needs ({needs}); start such a node first")
@@ -363,6 +365,13 @@ def _settings_kept() -> Iterator[None]:
         sys.excepthook = hook
         if not fault:
             faulthandler.disable()
+
+
+def _keep_sigterm() -> None:
+    """Put back what SIGTERM does: Ray's libraries, which Python does not know of, would abort the process."""
+    here = signal.getsignal(signal.SIGTERM)
+    if here is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, here)
 
 
 def _check_port(address: str) -> None:
@@ -596,17 +605,22 @@ def _place() -> tuple[str, list[str]]:
 def _call(held: list[Any], packed: _Packed) -> _Packed:
     """Run some tasks, one after the other, up to the first that raises."""
     results: list[Any] = []
+    failed: Callable[[], BaseException] | None = None
     begin = time.perf_counter()
     try:
         fn, tasks = _function(held[0]), _unpack(packed)
         begin = time.perf_counter()
         for task in tasks:
             results.append(fn(task))
-        return _pack(_Done(results, None, time.perf_counter() - begin))
     except KeyboardInterrupt:  # the task was cancelled
         raise
     except BaseException as error:
-        return _pack(_Done(results, _portable(error), time.perf_counter() - begin))
+        failed = _portable(error)
+    seconds = time.perf_counter() - begin
+    try:
+        return _pack(_Done(results, failed, seconds))
+    except Exception as error:  # a result cannot be pickled
+        return _pack(_Done([], _portable(error), seconds))
 
 
 @lru_cache(maxsize=2)
