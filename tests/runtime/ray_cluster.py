@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -81,7 +83,8 @@ def refusals(cluster: Any) -> None:
 
 if __name__ == "__main__":
     work = Path(sys.argv[1])
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    short = tempfile.mkdtemp(prefix="t-", dir="/tmp")  # of Ray's sockets, whose paths have a limit
+    made = Cluster(True, head_node_args={"num_cpus": 1, "include_dashboard": False, "temp_dir": short})
     made.add_node(num_cpus=1)
     refusals(made)
     tasks(made, made.add_node(num_cpus=1), work)
@@ -89,4 +92,5 @@ if __name__ == "__main__":
     for number, one in enumerate(sys.argv[2:]):
         same(made, made.add_node(num_cpus=1), work, one.split(" "), f"out{number}")
     made.shutdown()
+    shutil.rmtree(short)
     sys.stdout.write("good\n")

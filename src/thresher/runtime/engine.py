@@ -71,6 +71,11 @@ def make_engine(name: str = "threads", workers: int | None = None, options: Mapp
     return engine
 
 
+def shares_memory(engine: Engine) -> bool:
+    """Return whether tasks are used where they are, and not copied to workers: unless the engine says otherwise."""
+    return bool(getattr(engine, "shares_memory", True))
+
+
 def check_files(engine: Engine, files: Callable[[], Iterable[tuple[str, str]]]) -> None:
     """Check that all workers can read local files, if they are on other machines: if the engine has ``check_files``.
 

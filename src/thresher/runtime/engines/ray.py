@@ -97,6 +97,7 @@ class Ray:
     """
 
     name: ClassVar[str] = "ray"
+    shares_memory: ClassVar[bool] = False
 
     workers: int
     address: str = field(
@@ -270,7 +271,7 @@ class _Connection:
 
 
 class _Holder:
-    """A thread that connects to Ray, or starts it, and ends that when it is told to.
+    """A thread that connects to Ray, or starts it, and ends that on request.
 
     Attributes:
         local: Whether it starts Ray on this machine.
