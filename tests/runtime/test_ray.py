@@ -73,6 +73,8 @@ def test_its_options_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
         ("ray:retries=0.5", "expected a whole number"),
         ("ray:resources=disk", "NAME=AMOUNT"),
         ("ray:resources=disk=-1", "at least 0 each"),
+        ("ray:resources=disk=nan", "NAME=AMOUNT"),
+        ("ray:resources==1", "NAME=AMOUNT"),
         ("ray:addres=auto", "Did you mean 'address'"),
         ("ray:address", "OPTION=VALUE"),
         ("ray:workers=0", "at least 1"),
@@ -86,7 +88,7 @@ def test_its_options_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_another_cluster_is_refused() -> None:
     with pytest.raises(UsageError, match="this process is connected to"):
-        next(Ray(1, address="127.0.0.1:1").map(abs, [1]))
+        next(Ray(1, address="10.0.0.7:6379").map(abs, [1]))
 
 
 # --- errors and lost workers ----------------------------------------------------------------------

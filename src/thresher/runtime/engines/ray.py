@@ -40,6 +40,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 import threadpoolctl
 
 from thresher.errors import MissingExtraError, ThresherError, UnreachedError, UsageError, installed
+from thresher.runtime import parameters
 from thresher.runtime.engine import cores
 from thresher.runtime.format import counted
 from thresher.runtime.locks import Scratch, create_locked_folder, sweep
@@ -68,10 +69,10 @@ def _amounts(text: str) -> dict[str, float]:
     amounts = {}
     for one in filter(None, text.split("+")):
         name, _, amount = one.partition("=")
-        try:
-            amounts[name] = float(amount)
-        except ValueError:
-            raise UsageError(f"{text!r}; write NAME=AMOUNT, several of them separated by +") from None
+        value = parameters.from_text(float, amount)
+        if not name or not isinstance(value, float) or not math.isfinite(value):
+            raise UsageError(f"cannot read {text[:100]!r}; write NAME=AMOUNT, several of them separated by +")
+        amounts[name] = value
     return amounts
 
 
@@ -309,7 +310,7 @@ class _Holder:
                 self._thread.join(_STOPPED)
 
     def _hold(self) -> None:
-        folder = None
+        folder, level = None, logging.getLogger("ray").level
         try:
             with _settings_kept():
                 if self.local:
@@ -321,12 +322,12 @@ class _Holder:
             self._ready.set()
             self._end.wait()
         finally:
-            with suppress(Exception):
-                import ray
-
-                ray.shutdown(wait_for_processes=True)
-                _forget_token()
-                ray._private.worker._worker_logs_enabled = True
+            if ray := sys.modules.get("ray"):
+                with suppress(Exception):
+                    ray.shutdown(wait_for_processes=True)
+                    _forget_token()
+                    ray._private.worker._worker_logs_enabled = True
+            logging.getLogger("ray").setLevel(level)
             if folder is not None:
                 folder.remove()
             self._ready.set()
@@ -411,9 +412,12 @@ def _check_same(address: str) -> None:
     """Refuse an address other than that of the cluster that this process uses already."""
     import ray
 
-    if ":" in address and "://" not in address:
+    host, _, port = address.rpartition(":")
+    if host and "://" not in address and host not in ("localhost", "127.0.0.1"):  # Ray knows those by another name
         here = ray.get_runtime_context().gcs_address
-        if here != address:
+        with suppress(OSError):
+            host = socket.gethostbyname(host)
+        if here != f"{host}:{port}":
             raise UsageError(f"Ray at {address}: this process is connected to {here}; call ray.shutdown() first")
 
 
@@ -500,7 +504,8 @@ class _Flight:
         self._call = ray.remote(_call).options(**needs, **again, **_workers_env())
         self._function = ray.put((_place(), _pack(fn)))
         self._room = engine.workers + 2 + engine.workers // 4
-        self._bytes = _IN_FLIGHT * min(node["Resources"].get("object_store_memory", 0) for node in _nodes())
+        stores = (node["Resources"].get("object_store_memory", 0) for node in _nodes())
+        self._bytes = _IN_FLIGHT * min(filter(None, stores), default=2**30)
         self._workers, self._left, self._known = engine.workers, tasks, tasks > 0
         self._result_bytes = 0.0  # of a task
         self.size = 1
