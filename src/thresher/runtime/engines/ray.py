@@ -204,7 +204,7 @@ class Ray:
         for node in nodes:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             options = {"num_cpus": 0, "max_retries": 1, "scheduling_strategy": there, **_workers_env()}
-            sent.append(ray.remote(_packed_call).options(**options).remote(_place(), fn, packed))
+            sent.append(_remote(_packed_call).options(**options).remote(_place(), fn, packed))
         for node, result in zip(nodes, sent, strict=True):
             try:
                 yield node, _unpack(ray.get(result))
@@ -334,7 +334,9 @@ class _Holder:
 
     def _connect(self, folder: Scratch | None) -> None:
         """Start Ray with its files in a folder, or connect to a cluster; without output of Ray's."""
-        os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_task_oom_retries": str(_OUT_OF_MEMORY)}
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        os.environ.setdefault("RAY_task_oom_retries", str(_OUT_OF_MEMORY))
+        os.environ.setdefault("RAY_worker_niceness", "0")  # by default workers give way to every other program
         if folder is not None and not any(name.startswith("RAY_AUTH_") for name in os.environ):
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else Ray writes one to the home folder
         if folder is None:
@@ -447,6 +449,20 @@ def _about(_: None) -> dict[str, str]:
     return {"thresher": __version__, "numpy": np.__version__, "kernels": " ".join(sorted(blas - {""}))}
 
 
+def _remote(fn: Callable[..., Any]) -> Any:
+    """Return a function that runs in workers; a new one would be sent to each of them again."""
+    import ray
+
+    return _remote_of_job(fn, ray.get_runtime_context().get_job_id())
+
+
+@lru_cache(maxsize=4)
+def _remote_of_job(fn: Callable[..., Any], _: str) -> Any:
+    import ray
+
+    return ray.remote(fn)
+
+
 def _workers_env() -> dict[str, Any]:
     """Return the option that gives workers the environment of this process as far as results depend on it."""
     kernels = os.environ.get("OPENBLAS_CORETYPE")
@@ -501,7 +517,7 @@ class _Flight:
 
         needs = {"num_cpus": engine.num_cpus, "num_gpus": engine.num_gpus, "resources": dict(engine.resources) or None}
         again = {"max_retries": engine.retries, "retry_exceptions": False}
-        self._call = ray.remote(_call).options(**needs, **again, **_workers_env())
+        self._call = _remote(_call).options(**needs, **again, **_workers_env())
         self._function = ray.put((_place(), _pack(fn)))
         self._room = engine.workers + 2 + engine.workers // 4
         stores = (node["Resources"].get("object_store_memory", 0) for node in _nodes())
