@@ -203,7 +203,7 @@ class Ray:
         sent = []
         for node in nodes:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            options = {"num_cpus": 0, "max_retries": 1, "scheduling_strategy": there, **_workers_env()}
+            options = {"num_cpus": 0, "max_retries": 1, "scheduling_strategy": there, **_workers_env(self)}
             sent.append(_remote(_packed_call).options(**options).remote(_place(), fn, packed))
         for node, result in zip(nodes, sent, strict=True):
             try:
@@ -463,9 +463,9 @@ def _remote_of_job(fn: Callable[..., Any], _: str) -> Any:
     return ray.remote(fn)
 
 
-def _workers_env() -> dict[str, Any]:
+def _workers_env(engine: Ray) -> dict[str, Any]:
     """Return the option that gives workers the environment of this process as far as results depend on it."""
-    kernels = os.environ.get("OPENBLAS_CORETYPE")
+    kernels = None if engine._is_local() else os.environ.get("OPENBLAS_CORETYPE")  # if local, they inherit it
     return {"runtime_env": {"env_vars": {"OPENBLAS_CORETYPE": kernels}}} if kernels else {}
 
 
@@ -517,7 +517,7 @@ class _Flight:
 
         needs = {"num_cpus": engine.num_cpus, "num_gpus": engine.num_gpus, "resources": dict(engine.resources) or None}
         again = {"max_retries": engine.retries, "retry_exceptions": False}
-        self._call = _remote(_call).options(**needs, **again, **_workers_env())
+        self._call = _remote(_call).options(**needs, **again, **_workers_env(engine))
         self._function = ray.put((_place(), _pack(fn)))
         self._room = engine.workers + 2 + engine.workers // 4
         stores = (node["Resources"].get("object_store_memory", 0) for node in _nodes())
