@@ -261,7 +261,9 @@ def test_files_that_a_node_cannot_read_are_found_at_the_start(tmp_path: Path) ->
         here = f"/proc/self/fd/{folder}/pool"
         engine = Ray(2)
         engine.check_files([str(tmp_path / "pool" / "image_0.npy"), str(tmp_path)])
-        with pytest.raises(UnreachedError, match=r"image_0.npy: cannot be read on node [\d.]+ \(.*shared|storage"):
+        with pytest.raises(
+            UnreachedError, match=r"image_0.npy: cannot be read on node [\d.]+ \(N.*, and 1 other file; put"
+        ):
             engine.check_files([f"{here}/image_0.npy", f"{here}/text_0.npy"])
     finally:
         os.close(folder)
