@@ -83,8 +83,8 @@ def refusals(cluster: Any) -> None:
 
 if __name__ == "__main__":
     work = Path(sys.argv[1])
-    short = tempfile.mkdtemp(prefix="t-", dir="/tmp")  # of Ray's sockets, whose paths have a limit
-    made = Cluster(True, head_node_args={"num_cpus": 1, "include_dashboard": False, "temp_dir": short})
+    short = os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="t-", dir="/tmp")  # of sockets: their paths have a limit
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     made.add_node(num_cpus=1)
     refusals(made)
     tasks(made, made.add_node(num_cpus=1), work)

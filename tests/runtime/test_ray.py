@@ -413,7 +413,7 @@ def test_a_command_that_is_stopped_leaves_no_process(tmp_path: Path, number: sig
             assert error.startswith("\ninterrupted; run the same command again")
         begin = time.monotonic()
         while left := running(temporary):
-            assert time.monotonic() - begin < 30, left
+            assert time.monotonic() - begin < 150, left  # after SIGKILL, two helpers of Ray try to report first
             time.sleep(0.2)
         if number != signal.SIGKILL and moment == "working":
             assert not list(temporary.glob("thresher-ray-*"))
