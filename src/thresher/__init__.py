@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from thresher.runtime.cache import Cache
     from thresher.runtime.engine import Engine, make_engine
     from thresher.runtime.engines.processes import Processes
+    from thresher.runtime.engines.ray import Ray
     from thresher.runtime.engines.serial import Serial
     from thresher.runtime.engines.threads import Threads
     from thresher.select.clusters import Clustered, Groups
@@ -89,6 +90,7 @@ _HOMES = {
     "runtime.cache": ("Cache",),
     "runtime.engine": ("Engine", "make_engine"),
     "runtime.engines.processes": ("Processes",),
+    "runtime.engines.ray": ("Ray",),
     "runtime.engines.serial": ("Serial",),
     "runtime.engines.threads": ("Threads",),
     "errors": (
@@ -134,13 +136,13 @@ _HOMES = {
 
 __all__ = [
     "AccessError", "BadRowsError", "BudgetError", "CRho", "Cache", "ChangedError", "ClipCov", "ClipScore",
-    "Clustered", "Combine", "DPruning", "Density", "Dissect", "DynamicRandom", "EmbeddingStore", "Engine", "Filter", "Full",
-    "Groups", "InfoBatch", "Keep", "Match", "MissingExtraError", "MissingPackageError", "NegClip", "NormSim", "Options",
-    "OutputError", "PoolError", "Processes", "Random", "Recipe", "Rho", "Run", "Scan", "Score", "Scored", "Selection",
-    "SemDeDup", "Serial", "Seta", "Sift", "SoftCapSampling", "Ssp", "Static", "Step", "Threads", "ThresherError", "UnreachedError",
-    "UsageError", "build", "cluster", "compare", "coreset", "doctor", "embed", "evaluate", "from_arrays", "inspect",
-    "make_engine", "method", "open", "open_store", "reshard", "run_steps", "score", "select", "select_indices",
-    "train_clip", "train_moco",
+    "Clustered", "Combine", "DPruning", "Density", "Dissect", "DynamicRandom", "EmbeddingStore", "Engine", "Filter",
+    "Full", "Groups", "InfoBatch", "Keep", "Match", "MissingExtraError", "MissingPackageError", "NegClip",
+    "NormSim", "Options", "OutputError", "PoolError", "Processes", "Random", "Ray", "Recipe", "Rho", "Run", "Scan",
+    "Score", "Scored", "Selection", "SemDeDup", "Serial", "Seta", "Sift", "SoftCapSampling", "Ssp", "Static",
+    "Step", "Threads", "ThresherError", "UnreachedError", "UsageError", "build", "cluster", "compare", "coreset",
+    "doctor", "embed", "evaluate", "from_arrays", "inspect", "make_engine", "method", "open", "open_store",
+    "reshard", "run_steps", "score", "select", "select_indices", "train_clip", "train_moco",
 ]  # fmt: skip
 
 

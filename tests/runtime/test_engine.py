@@ -30,16 +30,18 @@ def test_an_abandoned_map_leaves_no_threads() -> None:
 
 
 def test_engines_by_name() -> None:
-    assert list(ENGINES.all()) == ["processes", "serial", "threads"]
+    assert list(ENGINES.all()) == ["processes", "ray", "serial", "threads"]
     assert make_engine("serial", 4) == Serial()
     assert make_engine("threads", 3) == Threads(3)
     assert make_engine("processes", 5) == Processes(5)
     assert make_engine().workers == cores()
+    assert make_engine("threads:workers=2") == Threads(2)
+    assert make_engine("threads:workers=2", 3) == Threads(3)
     with pytest.raises(UsageError, match="no engine 'thread'.*Did you mean 'threads'"):
         make_engine("thread")
     with pytest.raises(UsageError, match="at least 1"):
         make_engine("threads", 0)
-    with pytest.raises(UsageError, match="engine threads has no parameter 'address'; it has workers"):
+    with pytest.raises(UsageError, match="the engine .threads. has no parameter 'address'; it has workers"):
         make_engine("threads", 2, {"address": "x"})
 
 

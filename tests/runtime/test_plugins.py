@@ -38,7 +38,7 @@ def offer(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, source: str,
 
 
 def test_those_of_the_folder_and_of_other_packages_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = {"processes", "serial", "threads"}
+    own = {"processes", "ray", "serial", "threads"}
     assert set(ENGINES.all()) == ENGINES.names() == own
     offer(tmp_path, monkeypatch, "mine", ENGINE.format(name="mine"))
     assert set(ENGINES.all()) == ENGINES.names() == {*own, "mine"}
@@ -97,5 +97,5 @@ def test_a_name_that_is_taken_stays_with_its_first_owner(tmp_path: Path, monkeyp
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
-    with pytest.raises(UsageError, match="no engine 'thread'; there are processes, serial, threads.*'threads'"):
+    with pytest.raises(UsageError, match="no engine 'thread'; there are processes, ray, serial, threads.*'threads'"):
         ENGINES.find("thread")

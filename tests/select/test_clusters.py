@@ -252,6 +252,27 @@ def test_rows_in_memory_or_streamed_are_the_same(run, monkeypatch, third) -> Non
         monkeypatch.undo()
 
 
+def test_rows_are_not_sent_to_workers_that_can_read_them(run) -> None:
+    """In every iteration: blocks and bounds are sent, rows only within one process."""
+    sent = {True: [], False: []}
+
+    class Watching(Counting):
+        def map(self, fn, tasks):
+            sent[self.shares_memory].extend(tasks := list(tasks))
+            return super().map(fn, tasks)
+
+    made = {}
+    for shared in sent:
+        engine = Watching()
+        engine.shares_memory = shared
+        made[shared] = bits(Clustered(clusters=9).groups(run(engine=engine, cache=str(shared))))
+    assert made[True] == made[False]
+    arrays = {shared: sum(isinstance(task, tuple) and isinstance(task[0], np.ndarray) for task in sent[shared])
+              for shared in sent}  # fmt: skip
+    assert arrays[True] > 0
+    assert arrays[False] == 0
+
+
 def test_nothing_unfinished_is_left_in_the_cache(run, tmp_path) -> None:
     Clustered(clusters=9).groups(run())
     names = sorted(path.name.split("-")[0] for path in (tmp_path / "cache" / "arrays").iterdir())

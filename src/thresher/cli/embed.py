@@ -9,7 +9,18 @@ from typing import Any
 import click
 
 from thresher.cli import text
-from thresher.cli.options import DATA, JSON, MOST_WORKERS, OVERWRITE, QUIET, Choice, data_options, options
+from thresher.cli.options import (
+    DATA,
+    JSON,
+    MOST_WORKERS,
+    OVERWRITE,
+    QUIET,
+    Choice,
+    data_options,
+    engine_given,
+    engine_options,
+    options,
+)
 from thresher.cli.output import Output
 from thresher.errors import UsageError
 
@@ -39,7 +50,7 @@ _PRECISION = click.option(
 @click.option(
     "--workers", type=click.IntRange(0, MOST_WORKERS), metavar="N",
     help="Processes that decode images; 0: decode in this process (default: all cores; one fewer if the model runs "
-    "on the CPU).",
+    "on the CPU). With --engine: shards at a time.",
 )  # fmt: skip
 @click.option("--only", type=Choice(["image", "text"]), help="Embed only images or only captions.")
 @click.option("--thumbnails", is_flag=True, help="Store thumbnails of the images for reports.")
@@ -49,6 +60,7 @@ _PRECISION = click.option(
     metavar="N",
     help="Maximum number of pixels of an image (default: 134,217,728).",
 )
+@options(*engine_options(None, "Embed each shard as a task of an engine, such as ray; the result is the same."))
 @options(*DATA)
 @click.option(
     "--per-shard", type=click.IntRange(1), default=10_000, show_default=True, metavar="N",
@@ -71,10 +83,12 @@ def embed(
     from thresher.embed.pipeline import embed as run
 
     reading = data_options(values, per_part=values.pop("per_shard"))
+    engine = engine_given(values)
     chosen = {name: value for name, value in values.items() if value is not None}
     chosen["thumbnails"] = _THUMBNAIL if chosen["thumbnails"] else 0
     settings = EmbedSettings(data=reading, **chosen)
-    result = run(data, out, settings, overwrite=overwrite, retry_damaged=retry_damaged, progress=output.progress(quiet))
+    how = {"overwrite": overwrite, "retry_damaged": retry_damaged, "engine": engine}
+    result = run(data, out, settings, **how, progress=output.progress(quiet))
     output.result(dataclasses.asdict(result), text.embedded(result, output.seconds))
 
 

@@ -54,20 +54,26 @@ class Choice(_Choice):
 class PluginChoice(Choice):
     """The name of a plug-in; of one that cannot be loaded the message says why."""
 
-    def __init__(self, point: Callable[[], PluginPoint[Any]]) -> None:
-        """Remember where plug-ins of this kind are found; the function is called when the names are needed."""
+    def __init__(self, point: Callable[[], PluginPoint[Any]], *, options: bool = False) -> None:
+        """Remember where plug-ins of this kind are found; the function is called when the names are needed.
+
+        Args:
+            point: Returns the place.
+            options: Whether ``:OPTION=VALUE,OPTION=VALUE`` may follow the name; they are checked when it is built.
+        """
         super().__init__(lambda: point().all())
-        self._point = point
+        self._point, self._options = point, options
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the name.
+        """Return the name, with the options.
 
         Raises:
             click.BadParameter: There is no such plug-in, or it cannot be loaded.
         """
-        if value not in self.choices:
+        name = str(value).partition(":")[0] if self._options else str(value)
+        if name not in self.choices:
             try:
-                self._point().find(str(value))
+                self._point().find(name)
             except UsageError as error:
                 self.fail(str(error), param, ctx)
         return str(value)
@@ -172,12 +178,53 @@ MOVED = (
     click.option("--metadata", metavar="PATH", help="New location of the joined metadata, if it was moved."),
 )
 
+
+def engine_options(default: str | None, help: str) -> tuple[Any, ...]:
+    """Return the options that choose an engine."""
+    return (
+        click.option(
+            "--engine", type=PluginChoice(_engines, options=True), default=default, show_default=default is not None,
+            metavar="NAME[:OPTION=VALUE]", help=help,
+        ),
+        click.option(
+            "--ray-address", metavar="ADDRESS",
+            help="Cluster for --engine ray: auto, HOST:PORT or ray://HOST:PORT (default: Ray starts on this machine).",
+        ),
+    )  # fmt: skip
+
+
+def engine_from(engine: str, workers: int | None, ray_address: str | None) -> Any:
+    """Return the engine that the values of :func:`engine_options` describe.
+
+    Raises:
+        UsageError: There is no such engine or option, or an address for an engine other than ray.
+    """
+    from thresher.runtime.engine import make_engine
+
+    _check_address(engine, ray_address)
+    return make_engine(engine, workers, {"address": ray_address} if ray_address else None)
+
+
+def _check_address(engine: str | None, ray_address: str | None) -> None:
+    if ray_address and (engine or "").partition(":")[0] != "ray":
+        raise UsageError(f"--ray-address {ray_address}: is for --engine ray; pass that too")
+
+
+def engine_given(values: dict[str, Any]) -> Any:
+    """Remove the values of :func:`engine_options` from those of a command; return the engine, None if none is given.
+
+    If one is given, ``workers`` are its workers, and None in the values.
+    """
+    engine, address = values.pop("engine"), values.pop("ray_address")
+    if engine is None and address is None:
+        return None
+    workers, values["workers"] = values["workers"], None
+    return engine_from(engine or "", workers, address)
+
+
 # How to run.
 RUN = (
-    click.option(
-        "--engine", type=PluginChoice(_engines), default="threads", show_default=True,
-        help="Where the work runs; the result does not depend on it.",
-    ),
+    *engine_options("threads", "Where the work runs: serial, threads, processes or ray; the result is the same."),
     click.option(
         "--workers", type=click.IntRange(max=MOST_WORKERS), metavar="N",
         help="Number of parallel tasks (default: all cores).",
@@ -238,11 +285,16 @@ class Common:
     skip_bad: bool
     reader: str | None
     engine: str
+    ray_address: str | None
     workers: int | None
     seed: int | None
     cache: str | None
     quiet: bool
     output: Output
+
+    def __post_init__(self) -> None:
+        """Refuse, before any work, an address that the engine does not use."""
+        _check_address(self.engine, self.ray_address)
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> Common:
@@ -260,10 +312,9 @@ class Common:
     def resources(self) -> dict[str, Any]:
         """Return engine, cache and progress for a run."""
         from thresher.runtime.cache import Cache
-        from thresher.runtime.engine import make_engine
 
         return {
-            "engine": make_engine(self.engine, self.workers),
+            "engine": engine_from(self.engine, self.workers, self.ray_address),
             "cache": Cache.at(self.cache),
             "progress": self.output.progress(self.quiet),
         }

@@ -18,6 +18,8 @@ from thresher.cli.options import (
     Choice,
     PluginChoice,
     data_options,
+    engine_given,
+    engine_options,
     field_options,
     made_options,
     options,
@@ -143,6 +145,7 @@ def export(
     "PNG, captions .txt (default: if DATA is not tars).",
 )
 @click.option("--workers", type=int, metavar="N", help="Shards written in parallel (default: all cores).")
+@options(*engine_options(None, "Read and write on an engine, such as ray (default: threads); the result is the same."))
 @options(*DATA)
 @click.option("--pool", metavar="POOL", help="New location of the pool of SEL, if it was moved.")
 @click.option("--overwrite", is_flag=True, help="Replace a result of other options.")
@@ -169,6 +172,7 @@ def reshard(
     from thresher.reshard import reshard as run
 
     reading = data_options(values)
+    values["engine"] = engine_given(values)
     done = run(data, sel, out, processes=True, options=reading, progress=output.progress(quiet), **values)
     problems = []
     if max_missing.exceeded(done.missing, done.keys):

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import groupby, islice
 from pathlib import Path
 from threading import Event
@@ -46,7 +46,7 @@ from thresher.io.paths import visible, writable
 from thresher.io.pictures import PIXELS
 from thresher.io.plan import PLAN
 from thresher.io.remote import forget_listings
-from thresher.runtime.engine import Engine, cores
+from thresher.runtime.engine import Engine, check_files, cores
 from thresher.runtime.engines.processes import Processes
 from thresher.runtime.engines.serial import Serial
 from thresher.runtime.files import refuse_foreign_files, writing
@@ -138,6 +138,7 @@ def embed(
     *,
     overwrite: bool = False,
     retry_damaged: bool = False,
+    engine: Engine | None = None,
     progress: Progress | None = None,
 ) -> Embedded:
     """Embed images and captions into a pool that every other command opens.
@@ -153,6 +154,9 @@ def embed(
         settings: The options.
         overwrite: Replace an existing pool.
         retry_damaged: Embed the shards again whose data was damaged or lacked images.
+        engine: Where shards are embedded, one in each task, by a model of the worker's own; by default on the devices
+            of this machine, with ``settings.workers`` processes that decode. On other machines, the data and the pool
+            must be on storage that all of them share.
         progress: Receives progress updates.
 
     Raises:
@@ -207,7 +211,9 @@ def embed(
             plan.saved(folder)
         jobs = [(n, parts[plan.shards[n].part]) for n in todo]
         unreached: Unreached = []
-        if len(devices) > 1 and len(jobs) > 1:
+        if engine is not None and jobs:
+            unreached = _on_engine(folder, plan, encoder, settings, jobs, engine, progress)
+        elif len(devices) > 1 and len(jobs) > 1:
             unreached = _on_many(folder, plan, settings, jobs, devices, progress)
         elif jobs:
             with progress.task("embed", _expected(source, [part for _, part in jobs])) as advance:
@@ -414,17 +420,65 @@ def _on_one(
     folder: Path, plan: PoolPlan, settings: EmbedSettings, running: str, task: tuple[str, list[tuple[int, Part]]]
 ) -> Unreached:
     """Embed shards on one device until they are done, or until the file ``running`` is gone."""
-
-    def check_running(_: int) -> None:
-        if not os.path.exists(running):
-            raise ThresherError(f"{folder}: embedding was stopped")
-
     device, jobs = task
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # the parent removes that file instead, so that temporary files are cleaned up
     encoder = make_encoder(settings.encoder, device=device, precision=settings.precision)
-    return _embed(folder, plan, encoder, settings, jobs, check_running)
+    return _embed(folder, plan, encoder, settings, jobs, partial(_check_running, folder, running))
+
+
+# --- an engine ------------------------------------------------------------------------------------
+
+
+def _on_engine(
+    folder: Path,
+    plan: PoolPlan,
+    encoder: Encoder,
+    settings: EmbedSettings,
+    jobs: Sequence[tuple[int, Part]],
+    engine: Engine,
+    progress: Progress,
+) -> Unreached:
+    """Embed each shard as a task of an engine. Return what was not reached, as :func:`_embed` does."""
+    # In one precision everywhere: "auto" would mean another one on a machine with a GPU. A task decodes for itself.
+    each = replace(settings, precision=getattr(encoder, "precision", settings.precision), workers=0)
+    files = dict.fromkeys((part.protocol, part.path) for _, part in jobs)
+    unreached: Unreached = []
+    in_a_row = 0
+    with _running(folder) as running, progress.task("embed", len(jobs), "shards") as advance:
+        check_files(engine, lambda: [*files, ("file", running)])
+        results = engine.map(partial(_on_worker, folder, plan, each, running), jobs)
+        try:
+            for done, missed in enumerate(results, 1):
+                unreached += missed
+                in_a_row = in_a_row + 1 if missed else 0
+                if in_a_row == _MISSED:
+                    return unreached + _not_tried(plan, [number for number, _ in jobs[done:]])
+                advance(1)
+        finally:
+            _encoder_of.cache_clear()  # if the tasks ran in this process
+    return unreached
+
+
+def _on_worker(folder: Path, plan: PoolPlan, settings: EmbedSettings, running: str, job: tuple[int, Part]) -> Unreached:
+    """Embed a shard with a model that the process keeps, unless the file ``running`` is gone."""
+    encoder = _encoder_of(settings.encoder, settings.device, settings.precision)
+    return _embed(folder, plan, encoder, settings, [job], partial(_check_running, folder, running))
+
+
+@lru_cache(maxsize=1)
+def _encoder_of(name: str, device: str, precision: str) -> Encoder:
+    return make_encoder(name, device=device, precision=precision)
+
+
+def _check_running(folder: Path, running: str, _: int) -> None:
+    if not os.path.exists(running):
+        raise ThresherError(f"{folder}: embedding was stopped")
+
+
+def _not_tried(plan: PoolPlan, numbers: Sequence[int]) -> Unreached:
+    return [(number, f"{plan.shards[number].path}: was not tried") for number in numbers]
 
 
 # --- one device -----------------------------------------------------------------------------------
@@ -499,7 +553,7 @@ def _embed(
                 in_a_row += 1
                 if in_a_row == _MISSED:
                     rest = list(parts)[list(parts).index(number) + 1 :]
-                    return unreached + [(n, f"{plan.shards[n].path}: was not tried") for n in rest]
+                    return unreached + _not_tried(plan, rest)
         return unreached
 
 

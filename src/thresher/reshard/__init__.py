@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from thresher.data import DataOptions
     from thresher.data.parts import Form
     from thresher.export.keys import Chosen
+    from thresher.runtime.engine import Engine
     from thresher.runtime.progress import Progress
 
 __all__ = ["PER_SHARD", "Resharded", "reshard"]
@@ -78,6 +79,7 @@ def reshard(
     overwrite: bool = False,
     options: DataOptions | None = None,
     pool: str | None = None,
+    engine: Engine | None = None,
     progress: Progress | None = None,
 ) -> Resharded:
     """Copy the samples that a selection keeps into new shards.
@@ -106,12 +108,15 @@ def reshard(
         overwrite: Replace the result of an earlier call with other arguments.
         options: How to read ``data``: columns, root of images, captions.
         pool: Where the pool of a selection folder is now, if it was moved.
+        engine: Where data are read and shards are written, instead of ``workers`` threads and processes of this
+            machine. On other machines, ``data`` and ``out`` must be on storage that all of them share.
         progress: Receives progress updates.
 
     Raises:
         UsageError: The data cannot be written in this form, or a key belongs to several samples.
         PoolError: Data or selection cannot be read, or have no sample in common.
         OutputError: ``out`` holds other files, is inside the data, or cannot be written.
+        UnreachedError: A worker on another machine cannot read the data.
     """
     from thresher.reshard.job import Job, run_job
     from thresher.selection import Selection
@@ -130,6 +135,7 @@ def reshard(
         trainable=trainable,
         overwrite=overwrite,
         processes=processes,
+        engine=engine,
         **reading,
     )
     if pool is not None:

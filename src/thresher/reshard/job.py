@@ -46,7 +46,7 @@ from thresher.reshard.plan import (
     planned,
 )
 from thresher.runtime import locks
-from thresher.runtime.engine import Engine, make_engine
+from thresher.runtime.engine import Engine, check_files, make_engine
 from thresher.runtime.files import DAMAGED, check_writable, refuse_foreign_files, writing
 from thresher.runtime.format import counted
 from thresher.runtime.progress import Advance, Progress, Silent
@@ -80,6 +80,7 @@ class Job:
     overwrite: bool = False
     processes: bool = False
     options: DataOptions = field(default_factory=DataOptions)
+    engine: Engine | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,9 +109,10 @@ class _Matches:
 def run_job(job: Job, sel: Chosen, workers: int | None, progress: Progress | None) -> Resharded:
     """Run a reshard; see :func:`thresher.reshard.reshard`."""
     progress = progress or Silent()
-    engine = make_engine("threads", workers)
+    engine = job.engine or make_engine("threads", workers)
     data, originals = _opened(job, sel)
     sources = originals.sources
+    check_files(engine, lambda: [(source.protocol, source.path) for source in sources])
     form = _form(job.form, data)
     trainable = _trainable(job.trainable, form, data)
     out = Path(job.out)
@@ -119,7 +121,7 @@ def run_job(job: Job, sel: Chosen, workers: int | None, progress: Progress | Non
     inputs = _inputs(data, sources, sel)
     matches, begin = _load_matches(out / WORK / FOUND, inputs, sel), time.monotonic()
     if matches is None:
-        matches = _find(data, sources, sel, engine, progress, processes=job.processes)
+        matches = _find(data, sources, sel, engine, progress, job)
         originals.check()
     worth_keeping = time.monotonic() - begin >= _KEPT
     if form != data.parts[0].copied_as:
@@ -129,6 +131,7 @@ def run_job(job: Job, sel: Chosen, workers: int | None, progress: Progress | Non
     options |= {name: value for name in _READING if (value := getattr(job.options, name)) is not None}
     digest = matches.plan.digest(_PLAN, options, data.kind, originals.stamps())
     with _holding(out, digest, overwrite=job.overwrite):
+        check_files(engine, lambda: [("file", str(out / WORK / PLAN))])
         if (done := _finished(out, digest)) is None:
             if worth_keeping and not (out / WORK / FOUND).exists():
                 _save_matches(out / WORK / FOUND, inputs, matches)
@@ -219,9 +222,7 @@ def _refuse_overlap(out: Path, data: Data) -> None:
 # --- finding --------------------------------------------------------------------------------------
 
 
-def _find(
-    data: Data, sources: Sequence[Source], sel: Chosen, engine: Engine, progress: Progress, *, processes: bool
-) -> _Matches:
+def _find(data: Data, sources: Sequence[Source], sel: Chosen, engine: Engine, progress: Progress, job: Job) -> _Matches:
     """Find the chosen samples: by place if the pool of the selection has the places, else by uid or key."""
     if not isinstance(sel, Selection) and os.path.isdir(sel):
         sel = Selection.load(sel)
@@ -233,7 +234,7 @@ def _find(
         try:
             with progress.task("look up", len(sources), "files") as advance:
                 tasks = list(zip(sources, places, strict=True))
-                results = _read(sources, _match_places, tasks, engine, processes=processes)
+                results = _read(sources, _match_places, tasks, engine, job)
                 plan, _ = planned(sources, _collect(results, sources, [], left_out, advance), None)
             return _Matches(plan, "place", len(plan), [], left_out=left_out)
         except PlaceError:
@@ -249,7 +250,7 @@ def _find(
     skipped: list[tuple[str, str, str]] = []
     left_out = Counter()
     with progress.task("scan", len(sources), "files") as advance:
-        results = _read(sources, partial(_match_keys, wanted), sources, engine, processes=processes)
+        results = _read(sources, partial(_match_keys, wanted), sources, engine, job)
         plan, seen = planned(sources, _collect(results, sources, skipped, left_out, advance), wanted)
     seen[[wanted.find(key) for _, key, _ in skipped if key]] = True  # skipped samples were found too
     if not len(plan):
@@ -278,26 +279,28 @@ def _examples(sources: Sequence[Source], sel: Chosen) -> str:
 
 
 def _read(
-    sources: Sequence[Source], read: Callable[[T], Matched], tasks: Sequence[T], engine: Engine, *, processes: bool
+    sources: Sequence[Source], read: Callable[[T], Matched], tasks: Sequence[T], engine: Engine, job: Job
 ) -> Iterator[Matched]:
     """Yield the chosen samples of every source, in order.
 
     Reading headers of local tars is bound by Python's global lock, so more threads would only slow each other down.
-    This thread reads them, and processes take over if it would take long.
+    Unless an engine was given, this thread reads them, and processes take over if it would take long.
 
     Args:
         sources: All sources.
         read: Function that finds the chosen samples of a source; picklable.
         tasks: Its argument for each source.
         engine: Engine that reads all other files.
-        processes: Whether processes may be started.
+        job: Says whether an engine was given, and whether processes may be started.
     """
-    if not all(source.part.scanning_is_slow and source.protocol == "file" for source in sources):
+    if job.engine is not None or not all(
+        source.part.scanning_is_slow and source.protocol == "file" for source in sources
+    ):
         yield from engine.map(read, tasks)
         return
     begin, done, left = time.monotonic(), 0, sum(source.size for source in sources)
     for i, (source, task) in enumerate(zip(sources, tasks, strict=True)):
-        if processes and engine.workers > 1 and (time.monotonic() - begin) * left > _LONG * done > 0:
+        if job.processes and engine.workers > 1 and (time.monotonic() - begin) * left > _LONG * done > 0:
             yield from make_engine("processes", engine.workers).map(read, tasks[i:])
             return
         yield read(task)

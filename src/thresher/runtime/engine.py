@@ -44,28 +44,51 @@ ENGINES: PluginPoint[Engine] = PluginPoint("engine", "thresher.runtime.engines",
 
 
 def make_engine(name: str = "threads", workers: int | None = None, options: Mapping[str, Any] | None = None) -> Engine:
-    """Return an engine by name: serial, threads, processes, or one of another package.
+    """Return an engine by name: serial, threads, processes, ray, or one of another package.
 
     Args:
-        name: Name of the engine.
-        workers: Number of tasks that run at once; by default the number of cores this process may use. An engine with a
-            fixed number of workers, such as ``serial`` with 1, ignores it.
+        name: Name of the engine, or ``NAME:OPTION=VALUE,OPTION=VALUE``.
+        workers: Number of tasks that run at once; by default the number of cores this process may use, or what a
+            cluster can run. An engine with a fixed number of workers, such as ``serial`` with 1, ignores it.
         options: Other fields of the engine by name; strings are parsed as the type of the field.
 
     Raises:
         UsageError: Unknown engine, fewer than one worker, or an option that the engine does not have.
     """
-    cls = ENGINES.find(name)
-    if workers is not None and workers < 1:
-        raise UsageError(f"--workers {workers}: at least 1")
-    values = dict(options or {})
+    cls, values = ENGINES.parsed(name)
     kinds = {item.name: parameters.type_of(cls, item.name) for item in parameters.parameters_of(cls)}
     values |= {
-        key: parameters.read(kinds[key], text) for key, text in values.items() if key in kinds and isinstance(text, str)
+        key: parameters.read(kinds[key], value) if key in kinds and isinstance(value, str) else value
+        for key, value in (options or {}).items()
     }
+    sized = workers is not None or "workers" in values
     if "workers" in kinds:
-        values["workers"] = workers or cores()
-    return parameters.build(cls, f"engine {name}", values)
+        values["workers"] = workers if workers is not None else values.get("workers", cores())
+    if isinstance(count := values.get("workers", workers), int) and count < 1:
+        raise UsageError(f"--workers {count}: at least 1")
+    made: Any = parameters.build(cls, f"the engine {name.partition(':')[0]!r}", values)
+    engine: Engine = made if sized or not hasattr(made, "of_cluster") else made.of_cluster()
+    return engine
+
+
+def shares_memory(engine: Engine) -> bool:
+    """Return whether tasks are used where they are, and not copied to workers: unless the engine says otherwise."""
+    return bool(getattr(engine, "shares_memory", True))
+
+
+def check_files(engine: Engine, files: Callable[[], Iterable[tuple[str, str]]]) -> None:
+    """Check that all workers can read local files, if they are on other machines: if the engine has ``check_files``.
+
+    Args:
+        engine: The engine.
+        files: Returns (protocol, path) of the files.
+
+    Raises:
+        UnreachedError: A worker cannot read a file; the message names the file and the machine.
+    """
+    check = getattr(engine, "check_files", None)
+    if check is not None:
+        check(path for protocol, path in files() if protocol == "file")
 
 
 def cores() -> int:

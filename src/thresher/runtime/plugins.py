@@ -131,15 +131,26 @@ class PluginPoint(Generic[T]):
         """
         from thresher.runtime import parameters
 
+        cls, options = self.parsed(text)
+        return parameters.build(cls, f"the {self.noun} {text.partition(':')[0]!r}", options)
+
+    def parsed(self, text: str) -> tuple[type[T], dict[str, Any]]:
+        """Return the class and the options of ``NAME`` or ``NAME:OPTION=VALUE,OPTION=VALUE``.
+
+        Raises:
+            UsageError: Unknown plug-in, or an option without a value.
+        """
+        from thresher.runtime import parameters
+
         name, _, rest = text.partition(":")
-        cls, options = self.find(name), {}
+        cls, options = self.find(name), dict[str, Any]()
         known = {item.name for item in parameters.parameters_of(cls)}
         for one in filter(None, rest.split(",")):
             option, equals, value = one.partition("=")
             if not equals:
                 raise UsageError(f"the {self.noun} {text!r}: write options as OPTION=VALUE, separated by commas")
             options[option] = parameters.from_text(parameters.type_of(cls, option), value) if option in known else value
-        return parameters.build(cls, f"the {self.noun} {name!r}", options)
+        return cls, options
 
     def broken(self, name: str | None = None) -> list[Broken]:
         """Return the plug-ins of other packages that cannot be used, all or only those with a name, and why."""

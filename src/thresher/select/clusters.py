@@ -22,7 +22,7 @@ from thresher.ops.neighbors import MeanNearestDistance
 from thresher.ops.vectors import F32, to_float32
 from thresher.pool.store import Block, EmbeddingStore, vectors_from_npy
 from thresher.runtime.checksums import ArraySpec
-from thresher.runtime.engine import Engine
+from thresher.runtime.engine import Engine, shares_memory
 from thresher.runtime.files import refuse_foreign_files
 from thresher.runtime.format import counted
 from thresher.runtime.random import digest
@@ -477,7 +477,9 @@ def _train(run: Run, how: Clustered, k: int, sample: int, iterations: int) -> F3
     if sample < n:
         positions = np.sort(run.rng("kmeans-sample", name, sample).choice(n, sample, replace=False, shuffle=False))
         run = replace(run, store=replace(run.store, rows=run.store.ids[positions]))
-    if sample * dim * 4 <= _IN_MEMORY:
+    # Rows in this process would be sent to workers of another one in every iteration: these read them from the files.
+    elsewhere = not shares_memory(run.engine) and run.store.mapped(name)
+    if sample * dim * 4 <= _IN_MEMORY and not elsewhere:
         held = np.empty((sample, dim), np.float32)
         lo = 0
         for rows in run.over_blocks("k-means: read", name, partial(unit, name)):

@@ -17,7 +17,7 @@ from thresher.pool.store import Block, EmbeddingStore
 from thresher.runtime.cache import Cache
 from thresher.runtime.checksums import ArraySpec
 from thresher.runtime.code import code_version
-from thresher.runtime.engine import Engine
+from thresher.runtime.engine import Engine, check_files
 from thresher.runtime.parameters import recorded
 from thresher.runtime.plugins import origin_of
 from thresher.runtime.progress import Progress, Silent
@@ -47,6 +47,10 @@ class Run:
     cache: Cache
     seed: int = 0
     progress: Progress = field(default_factory=Silent)
+
+    def __post_init__(self) -> None:
+        """Check that the engine's workers can read the files, now and not in the middle of the work."""
+        check_files(self.engine, self.store.files)
 
     def rng(self, *purpose: str | int) -> np.random.Generator:
         """Return a generator keyed by the seed and a purpose, so that adding a step never changes another step."""

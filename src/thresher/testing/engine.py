@@ -29,7 +29,8 @@ class EngineContract:
     Attributes:
         plugin: The engine, a frozen dataclass.
         options: Fields to make it with, next to ``workers``.
-        ahead: How many more tasks than workers it may take before the first result is requested.
+        ahead: How many more small tasks than workers it may take before the first result is requested; of large ones
+            at most 3.
     """
 
     plugin: ClassVar[type[Any]]
@@ -94,20 +95,22 @@ class EngineContract:
         with pytest.raises(OSError, match="no more"):
             list(engine.map(_square, tasks()))
 
-    def test_few_tasks_are_taken_ahead(self, engine: Engine) -> None:
+    @pytest.mark.parametrize("large", [False, True])
+    def test_few_tasks_are_taken_ahead(self, engine: Engine, large: bool) -> None:
         """Tasks can be so large that only a few fit in memory."""
         taken, most = 0, 0
+        count = 12 if large else 100
 
-        def tasks() -> Iterator[int]:
+        def tasks() -> Iterator[Any]:
             nonlocal taken
-            for x in range(100):
+            for x in range(count):
                 taken += 1
-                yield x
+                yield np.full(2**18, x, np.float64) if large else x
 
-        for done, _ in enumerate(engine.map(_square, tasks())):
+        for done, _ in enumerate(engine.map(_largest if large else _square, tasks())):
             most = max(most, taken - done)
-        assert taken == 100
-        assert most <= engine.workers + self.ahead
+        assert taken == count
+        assert most <= engine.workers + (3 if large else self.ahead)
 
     @pytest.mark.parametrize("after", [0, 1, 5])
     def test_an_abandoned_map_ends_at_once(self, engine: Engine, after: int) -> None:
@@ -159,6 +162,10 @@ class EngineContract:
 def _square(x: int) -> int:
     time.sleep((x % 3) * 0.002)  # later tasks may finish first
     return x * x
+
+
+def _largest(rows_N: Any) -> int:
+    return int(rows_N.max())
 
 
 def _add(to: int, x: int) -> int:

@@ -72,6 +72,7 @@ class Processes:
     """Worker processes on this machine, spawned (no forked locks) and kept; tasks and results are copied."""
 
     name: ClassVar[str] = "processes"
+    shares_memory: ClassVar[bool] = False
 
     workers: int
     _pool: _Pool = field(default_factory=_Pool, init=False, repr=False, compare=False)
