@@ -27,6 +27,7 @@ from thresher.io.tar_fast import Stretch, runs
 from thresher.runtime.format import counted
 
 Ints = npt.NDArray[np.int64]
+_HEADERS = 2_048  # read at once
 _MOST = 100  # runs with one key; if there are more, they are samples of a key that repeats
 
 
@@ -113,7 +114,7 @@ def find_apart(window: Window, path: str) -> Apart:
     """Return which runs of a tar with random access are pieces of earlier samples, up to the first damage."""
     hashes, starts = array("q"), array("q")
     try:
-        for run in runs(window, path):
+        for run in runs(window, path, many=_HEADERS):
             if isinstance(run, Stretch):
                 hashes.extend(map(hash, run.keys))
                 starts.extend(run.start_n.tolist())

@@ -151,13 +151,14 @@ class Stretch:
         return [Row(offset, size, ".".join(name)) for offset, size, name in zip(*columns, strict=True)]
 
 
-def runs(window: Window, path: str, *, jsons: bool = False) -> Iterator[Stretch | TarSample]:
+def runs(window: Window, path: str, *, jsons: bool = False, many: int = _MANY) -> Iterator[Stretch | TarSample]:
     """Yield all samples of a tar in order: many at a time if they are ordinary, else one by one.
 
     Args:
         window: The tar. Only those of a :class:`FastWindow` are read many at a time.
         path: Its name in messages.
         jsons: Whether to read the JSON members of many samples with them.
+        many: Most headers that are read at once; each takes about a kilobyte of memory.
 
     Raises:
         PoolError: As in :func:`thresher.io.tar.tar_samples`, after the samples before the damage.
@@ -166,7 +167,7 @@ def runs(window: Window, path: str, *, jsons: bool = False) -> Iterator[Stretch 
     while more:
         if isinstance(window, FastWindow) and (run := stretch(window, at, most, jsons=jsons)):
             yield run
-            at, most = run.end, min(2 * most, _MANY)
+            at, most = run.end, min(2 * most, many)
             continue
         most, more = _FEW, False
         for number, sample in enumerate(tar_samples(window, path, at), 1):
