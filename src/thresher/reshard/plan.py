@@ -64,6 +64,7 @@ class Matched:
         headers: For a tar, the headers of the samples that cannot be copied unchanged, see :func:`_odd`.
         left_out: For a tar, how many samples the loader of open_clip leaves out, repeats included, by reason, see
             :func:`thresher.data.trainable.why_left_out`.
+        notes: How many samples have each of :attr:`thresher.data.Sample.notes`, repeats included, as far as is known.
     """
 
     start_c: Ints
@@ -75,6 +76,7 @@ class Matched:
     skipped: tuple[tuple[str, str], ...] = ()
     headers: Headers | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
+    notes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -288,6 +290,7 @@ def match(scanned: Scanned, wanted: KeySet) -> Matched:
         skipped=tuple((key, why) for key, why in scanned.skipped if wanted.find(key) >= 0),
         headers=scanned.headers and scanned.headers(chosen[_odd(scanned.length_n[chosen], times_c)]),
         left_out=_left_out(scanned, chosen, times_c),
+        notes=_notes(scanned, chosen, times_c),
     )
 
 
@@ -297,6 +300,14 @@ def _left_out(scanned: Scanned, chosen: Ints, times_c: Ints) -> Mapping[str, int
         for endings, times in zip(scanned.endings(chosen), times_c.tolist(), strict=True):
             counts[why_left_out(endings)] += times
     del counts[""]
+    return counts
+
+
+def _notes(scanned: Scanned, chosen: Ints, times_c: Ints) -> Mapping[str, int]:
+    counts = Counter[str]()
+    if scanned.notes is not None:
+        for notes, times in zip(scanned.notes(chosen), times_c.tolist(), strict=True):
+            counts.update(dict.fromkeys(notes, times))
     return counts
 
 
@@ -324,6 +335,7 @@ def match_places(scanned: Scanned, places: Places) -> Matched:
         numbers_c=np.full(len(names_c), -1, np.int64),
         headers=scanned.headers and scanned.headers(np.flatnonzero(_odd(scanned.length_n, places.times_c))),
         left_out=_left_out(scanned, np.arange(len(names_c)), places.times_c),
+        notes=_notes(scanned, np.arange(len(names_c)), places.times_c),
     )
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.data.common import arrow_of, outcome, parquet_of, picture, rows, table
 from thresher.data import DataOptions, open_data
-from thresher.data.samples import Place
+from thresher.data.samples import SEVERAL, Place
 from thresher.errors import ChangedError, PoolError, UsageError
 
 KEYS = [f"k{i}" for i in range(23)]
@@ -145,7 +145,7 @@ def test_columns_that_datasets_declares_as_images(tmp_path: Path, several: bool)
     for name in ("x.parquet", "saved"):
         data = open_data(str(tmp_path / name))
         assert [s.stored() for s in data.samples()] == [picture(i) for i in range(3)]
-        assert {s.several for s in data.samples()} == {several}
+        assert {s.notes for s in data.samples()} == {(SEVERAL,) if several else ()}
         assert data.parts[0].roles()["picture"] == "photo"
         assert not data.columns
 
