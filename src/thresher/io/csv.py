@@ -126,10 +126,10 @@ def rows(file: IO[bytes], path: str, at: int, delimiter: str) -> Iterator[tuple[
             or behind a backslash is followed by text.
     """
     lines, begin = Lines(file, path, at), at
-    held: list[str] = []  # lines of the row
+    all_lines, held = iter(lines), list[str]()  # the lines of the row
 
     def of_one_row() -> Iterator[str]:
-        for line in lines:
+        for line in all_lines:
             held.append(line)
             if lines.at - begin > LINE:
                 raise PoolError(
@@ -143,6 +143,8 @@ def rows(file: IO[bytes], path: str, at: int, delimiter: str) -> Iterator[tuple[
         try:
             return next(reader, None)
         except csv.Error as error:
+            if lines.ended:
+                return held
             if _TEXT_BEHIND not in str(error):
                 raise
             if len(held) > 1 or '\\"' in held[0]:
