@@ -487,6 +487,16 @@ def test_several_images_are_counted(tmp_path: Path) -> None:
     assert "4 of 8 (50.0%) samples have several images; the first is used" in found["warnings"]
 
 
+def test_captions_that_are_missing_are_told_once(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "0.png").write_bytes(picture(0))
+    (tmp_path / "a" / "x.csv").write_text("filepath,label\n0.png,1\n")
+    for location, says in (("a", "pass --captions FILE"), ("a/x.csv", "it has filepath, label; name one with --cap")):
+        told = [warning for warning in doctor(str(tmp_path / location))["warnings"] if "caption" in warning]
+        assert len(told) == 1
+        assert says in told[0]
+
+
 # --- the command ----------------------------------------------------------------------------------
 
 

@@ -355,3 +355,14 @@ def test_compressed_tars_are_never_passed_over(tmp_path: Path, capsys: pytest.Ca
     for i in (1, 2):  # decompressed beside them
         (tmp_path / "in" / f"0000{i}.tar").write_bytes(tar_of([]))
     assert len(open_data(location).parts) == 2
+
+
+def test_doctor_does_not_say_that_samples_without_a_key_have_no_image(tmp_path: Path) -> None:
+    members = [(f"{i}.{kind}", data) for i, info in enumerate((b"{}", b'{"id": 7}'))
+               for kind, data in (("png", picture(i)), ("txt", b"a caption"), ("json", info))]  # fmt: skip
+    (tmp_path / "0.tar").write_bytes(tar_of(members))
+    warnings = doctor(str(tmp_path), DataOptions(key="json:id"))["warnings"]
+    assert warnings[0].startswith(
+        "1 of 2 (50.0%) samples cannot be used; the first: 0 has no key: id of its json is no"
+    )
+    assert not any("no image" in warning for warning in warnings)

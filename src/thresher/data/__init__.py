@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import ClassVar, Protocol
 
+from thresher.data.compressed import COMPRESSED, unpacking
 from thresher.data.files import ARCHIVES, Contents, ending_of, is_about_pictures, named, pictures_in
 from thresher.data.location import Location
 from thresher.data.options import PER_PART, DataOptions
@@ -130,6 +131,12 @@ def _notes(where: Location, data: Data) -> Iterator[str]:
     """Yield what is not read, if a folder with images was recognised as something else."""
     if data.kind not in ("webdataset", "arrow", "parquet") or not where.is_folder:
         return
+    names = sorted(os.listdir(where.text)) if data.kind != "webdataset" else []
+    if packed := [os.path.join(where.text, name) for name in names if name.lower().endswith(COMPRESSED)]:
+        yield (
+            f"not read: {counted(len(packed), 'compressed tar')} next to the {data.kind} files of "
+            f"{visible(where.text)} ({named(packed)}); {unpacking(packed[0])}"
+        )
     first = data.parts[0]
     picture = first.roles().get("picture")
     if picture and is_text(first.schema().field(picture).type):  # the table names image files
