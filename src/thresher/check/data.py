@@ -165,7 +165,7 @@ def doctor(
     first = [*([refusal] if refusal else []), *data.notes]
     report["warnings"] = [
         *first,
-        *_warnings(report, told=any("no captions" in text or "--caption" in text for text in first)),
+        *_warnings(report, explained=any("no captions" in text or "--caption" in text for text in first)),
     ]
     report["cost"] = _cost(total, seen, model, read.texts, workers)
     report["next"] = _next(location, options, encoder, report)
@@ -586,8 +586,8 @@ def _columns(data: Data) -> dict[str, Any]:
     return {**roles, "others": list(data.columns)} if roles else {}
 
 
-def _warnings(report: dict[str, Any], *, told: bool) -> list[str]:
-    """Return what looks wrong, the worst first; ``told`` if the user was told already where captions may be."""
+def _warnings(report: dict[str, Any], *, explained: bool) -> list[str]:
+    """Return what looks wrong, the worst first; ``explained`` if it says already where captions may be."""
     texts = []
     for one in report["unreached"][:5]:
         texts.append(one["why"])
@@ -618,9 +618,9 @@ def _warnings(report: dict[str, Any], *, told: bool) -> list[str]:
     if 20 * (count := pictures["identical"]) >= seen > 0:
         texts.append(f"{_share(count, seen)} images are byte-for-byte copies of an earlier one")
     if captions["empty"] == looked_at:
-        told = told or report["missing"]["count"] == report["missing"]["of"]
+        explained = explained or report["missing"]["count"] == report["missing"]["of"]
         nowhere = "no captions were found; if there are some, name them with --caption or --captions"
-        texts += [captions["elsewhere"] or nowhere] if captions["elsewhere"] or not told else []
+        texts += [captions["elsewhere"] or nowhere] if captions["elsewhere"] or not explained else []
     elif count := captions["empty"]:
         texts.append(f"{_share(count, looked_at)} samples have no caption")
     if count := captions["undecoded"]:

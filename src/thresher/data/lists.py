@@ -107,7 +107,7 @@ class ListPart(Part):
             start_n=place_n2[:, 0],
             length_n=place_n2[:, 1],
             at_n=np.arange(self.first, self.first + len(keys)),
-            notes=lambda which: (notes[i] for i in which.tolist()),
+            notes=lambda i, _: notes[i],
         )
 
     def chosen(self, start_c: Ints) -> Iterator[Sample]:

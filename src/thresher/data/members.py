@@ -7,8 +7,9 @@ attribute ``NAME``, or for ``a.b`` else ``b`` in the object ``a``, and for ``a.0
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -87,10 +88,9 @@ class Members:
         names = (self.image,) if self.image else PICTURES
         return next((name for name in names if name in members), "")
 
-    def notes(self, members: Collection[str], *, apart: bool) -> tuple[str, ...]:
+    def notes(self, members: tuple[str, ...], *, apart: bool) -> tuple[str, ...]:
         """Return the :attr:`thresher.data.samples.Sample.notes` of a sample."""
-        several = not self.image and sum(name in members for name in PICTURES) > 1
-        return (*((APART,) if apart else ()), *((SEVERAL,) if several else ()))
+        return (*((APART,) if apart else ()), *((SEVERAL,) if not self.image and _are_several(members) else ()))
 
     def why_no_image(self, members: Iterable[str]) -> str:
         """Return why there is no image."""
@@ -123,6 +123,11 @@ class Members:
 
 
 NO_NAMES = Members()
+
+
+@lru_cache
+def _are_several(members: tuple[str, ...]) -> bool:
+    return sum(name in members for name in PICTURES) > 1
 
 
 def _named(value: str | None) -> tuple[str, str]:

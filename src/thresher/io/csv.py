@@ -17,7 +17,7 @@ LINE = 1 << 24  # maximum bytes of a line, and of a row, which may have an image
 _STEP = 1 << 20  # maximum bytes read at a time
 _DELIMITERS = ",|;"  # and tab
 _SHOWN = 80  # characters of a line in a message
-_SEPARATOR = re.compile(r"sep=(.)[\r\n]*")  # a first line by which Excel is told the delimiter
+_SEPARATOR = re.compile(r"sep=(.)[\r\n]*")  # a first line that has the delimiter for Excel
 _TEXT_BEHIND = "expected after"  # in the error of Python's csv
 _MARK = b"\xef\xbb\xbf"  # of UTF-8, which some programs write at the beginning of a file
 
@@ -86,7 +86,8 @@ def header(
     lines = Lines(file, path)
     found = iter(lines)
     first = trusting(path, lambda: next(found, ""))
-    separator = "" if columns else (match := _SEPARATOR.fullmatch(first)) and match[1] or ""
+    match = None if columns else _SEPARATOR.fullmatch(first)
+    separator = match[1] if match else ""
     if separator:
         first = trusting(path, lambda: next(found, ""))
 
@@ -100,7 +101,7 @@ def header(
         row = cells(delimiter)
         return len(row) == len(columns) if columns else len(row) > 1 and not usual.isdisjoint(map(str.lower, row))
 
-    delimiter = separator or "\t" if separator or "\t" in first else next(filter(fits, _DELIMITERS), ",")
+    delimiter = separator or ("\t" if "\t" in first else next(filter(fits, _DELIMITERS), ","))
     if columns:
         if first and len(row := cells(delimiter)) != len(columns):
             raise UsageError(
@@ -119,7 +120,8 @@ def rows(file: IO[bytes], path: str, at: int, delimiter: str) -> Iterator[tuple[
     """Yield the start byte, the end byte and the cells of each row of a CSV file, from byte ``at`` on.
 
     Blank lines are not rows, as in pandas. A quoted cell may span several lines. Text behind its closing quote belongs
-    to it, if no row is lost by that: then the quotes are not those of a csv, and it is unknown where its rows end.
+    to the cell, as in pandas, but is refused in cells of several lines and after backslashes: there the quotes are not
+    those of a csv, and it is unknown where a row ends.
 
     Raises:
         PoolError: The file is not UTF-8, a row is too long, a quote is never closed, or one that closes in a later line

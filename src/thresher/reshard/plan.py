@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -280,6 +281,7 @@ def match(scanned: Scanned, wanted: KeySet) -> Matched:
     chosen = np.flatnonzero(number_n >= 0)
     number_c = number_n[chosen]
     times_c: npt.NDArray[Any] = np.fromiter(map(wanted.times_at, number_c.tolist()), np.int32, len(chosen))
+    left_out, notes = _counts(scanned, chosen, times_c)
     return Matched(
         start_c=scanned.start_n[chosen],
         length_c=scanned.length_n[chosen],
@@ -289,26 +291,23 @@ def match(scanned: Scanned, wanted: KeySet) -> Matched:
         damage=scanned.damage,
         skipped=tuple((key, why) for key, why in scanned.skipped if wanted.find(key) >= 0),
         headers=scanned.headers and scanned.headers(chosen[_odd(scanned.length_n[chosen], times_c)]),
-        left_out=_left_out(scanned, chosen, times_c),
-        notes=_notes(scanned, chosen, times_c),
+        left_out=left_out,
+        notes=notes,
     )
 
 
-def _left_out(scanned: Scanned, chosen: Ints, times_c: Ints) -> Mapping[str, int]:
-    counts = Counter[str]()
-    if scanned.endings is not None:
-        for endings, times in zip(scanned.endings(chosen), times_c.tolist(), strict=True):
-            counts[why_left_out(endings)] += times
-    del counts[""]
-    return counts
-
-
-def _notes(scanned: Scanned, chosen: Ints, times_c: Ints) -> Mapping[str, int]:
-    counts = Counter[str]()
-    if scanned.notes is not None:
-        for notes, times in zip(scanned.notes(chosen), times_c.tolist(), strict=True):
-            counts.update(dict.fromkeys(notes, times))
-    return counts
+def _counts(scanned: Scanned, chosen: Ints, times_c: Ints) -> tuple[Mapping[str, int], Mapping[str, int]]:
+    """Return ``left_out`` and ``notes`` of :class:`Matched`."""
+    left_out, notes = Counter[str](), Counter[str]()
+    if scanned.endings is not None or scanned.notes is not None:
+        endings = repeat(()) if scanned.endings is None else scanned.endings(chosen)
+        for i, members, times in zip(chosen.tolist(), endings, times_c.tolist(), strict=False):
+            if scanned.endings is not None:
+                left_out[why_left_out(members)] += times
+            if scanned.notes is not None and (found := scanned.notes(i, members)):
+                notes.update(dict.fromkeys(found, times))
+    del left_out[""]
+    return left_out, notes
 
 
 def _odd(length_c: Ints, times_c: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
@@ -327,6 +326,7 @@ def match_places(scanned: Scanned, places: Places) -> Matched:
         raise PlaceError
     if scanned.names is not None:
         names_c = hashes_of(scanned.names)
+    left_out, notes = _counts(scanned, np.arange(len(names_c)), places.times_c)
     return Matched(
         start_c=scanned.start_n,
         length_c=scanned.length_n,
@@ -334,8 +334,8 @@ def match_places(scanned: Scanned, places: Places) -> Matched:
         names_c=names_c,
         numbers_c=np.full(len(names_c), -1, np.int64),
         headers=scanned.headers and scanned.headers(np.flatnonzero(_odd(scanned.length_n, places.times_c))),
-        left_out=_left_out(scanned, np.arange(len(names_c)), places.times_c),
-        notes=_notes(scanned, np.arange(len(names_c)), places.times_c),
+        left_out=left_out,
+        notes=notes,
     )
 
 

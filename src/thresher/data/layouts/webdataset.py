@@ -205,7 +205,7 @@ class TarPart(Part):
             uid=writable(uid) if isinstance(uid, str) else "",
             why=why,
             columns=self._columns(info),
-            notes=named.notes(members, apart=apart),
+            notes=named.notes(tuple(members), apart=apart),
         )
 
     def _caption(self, window: Window, sample: TarSample, info: Mapping[str, Any]) -> str:
@@ -448,9 +448,8 @@ class Samples:
         for sample in self._kept_n[which].tolist():
             yield tuple(ending_of(row.name) for row in self._rows(sample) if row.name)
 
-    def _notes_of(self, which: Ints) -> Iterator[tuple[str, ...]]:
-        for sample, endings in zip(self._kept_n[which].tolist(), self._endings_of(which), strict=True):
-            yield self._named.notes(endings, apart=sample in self._pieces)
+    def _notes_of(self, which: int, endings: tuple[str, ...]) -> tuple[str, ...]:
+        return self._named.notes(endings, apart=int(self._kept_n[which]) in self._pieces)
 
     def _rows(self, sample: int) -> list[Row]:
         return [row for piece in (sample, *self._pieces.get(sample, ())) for row in self._run(piece)]
