@@ -24,6 +24,7 @@ from thresher.check import data as doctoring
 from thresher.check.data import doctor
 from thresher.cli.main import main
 from thresher.data import DataOptions
+from thresher.data.samples import SEVERAL
 from thresher.errors import PoolError, UsageError
 
 SHARDS, EACH = 4, 30
@@ -203,7 +204,7 @@ def put(them: list[Row], at: dict[int, dict[str, Any]]) -> list[Row]:
 ALL = rows()
 SAME = {i: {"text": "all the same"} for i in range(40)}
 FAULTS: dict[str, tuple[list[Row], str]] = {
-    "no picture": (put(ALL, {7: {"image": None}}), r"1 of 120 \(0.8%\) samples have no image; the first: 00007 "),
+    "no picture": (put(ALL, {7: {"image": None}}), r"1 of 120 \(0.8%\) samples cannot be used; the first: 00007 "),
     "broken": (put(ALL, {7: {"image": ALL[7].image[:99]}}), r"1 of 120 \(0.8%\) images cannot .* first: 00007 is no"),
     "a page": (put(ALL, {7: {"image": b"<html>"}}), r"1 of 120 \(0.8%\) images cannot be decoded"),
     "enormous": (put(ALL, {7: {"image": enormous()}}), r"1 of 120 .* more than 134,217,728 pixels"),
@@ -247,7 +248,7 @@ def test_csvs_whose_pictures_are_gone(tmp_path: Path) -> None:
     (path.parent / "00003.jpg").unlink()
     found = doctor(str(path))
     assert [re.sub(" first.*", "", line) for line in found["warnings"]] == [
-        "1 of 120 (0.8%) samples have no image; the"
+        "1 of 120 (0.8%) samples cannot be used; the"
     ]
     assert "00003.jpg names an image that is not a file" in found["missing"]["first"]
     assert found["pictures"]["looked_at"] == 119
@@ -482,8 +483,18 @@ def test_several_images_are_counted(tmp_path: Path) -> None:
     cells = [[{"bytes": picture(i), "path": None}] * (1 + i % 2) for i in range(8)]
     pq.write_table(pa.table({"image": cells, "text": [f"caption {i}" for i in range(8)]}), tmp_path / "x.parquet")
     found = doctor(str(tmp_path))
-    assert found["several"] == 4
+    assert found["notes"] == {SEVERAL: 4}
     assert "4 of 8 (50.0%) samples have several images; the first is used" in found["warnings"]
+
+
+def test_captions_that_are_missing_are_told_once(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "0.png").write_bytes(picture(0))
+    (tmp_path / "a" / "x.csv").write_text("filepath,label\n0.png,1\n")
+    for location, says in (("a", "pass --captions FILE"), ("a/x.csv", "it has filepath, label; name one with --cap")):
+        told = [warning for warning in doctor(str(tmp_path / location))["warnings"] if "caption" in warning]
+        assert len(told) == 1
+        assert says in told[0]
 
 
 # --- the command ----------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests.data.common import arrow_of, picture
 from thresher.data import DataOptions, Sample, open_data
 from thresher.data.cells import Roots, is_address, is_base64, name_in, paths_in, picture_of
-from thresher.data.samples import Place
+from thresher.data.samples import SEVERAL, Place
 from thresher.errors import PoolError, UsageError
 from thresher.io.pictures import open_rgb
 
@@ -147,7 +147,7 @@ def test_of_several_images_the_first_is_used_and_an_empty_list_is_none(tmp_path:
     first, second = forms[what]
     samples = read(write(tmp_path, form, [[first, second], [second], []]), root=str(tmp_path))
     assert [sample.stored() if sample.picture else None for sample in samples] == [picture(0), picture(1), None]
-    assert [sample.several for sample in samples] == [True, False, False]
+    assert [sample.notes for sample in samples] == [(SEVERAL,), (), ()]
     assert samples[2].why == "has no image"
 
 
@@ -156,7 +156,7 @@ def test_numbers_that_are_bytes(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": cells, "text": list("abcd")}), tmp_path / "x.parquet")
     samples = read(str(tmp_path))
     assert [sample.stored() if sample.picture else None for sample in samples] == [picture(0), None, None, picture(1)]
-    assert not any(sample.several for sample in samples)
+    assert not any(sample.notes for sample in samples)
 
 
 # --- paths ----------------------------------------------------------------------------------------

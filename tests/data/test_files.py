@@ -311,3 +311,22 @@ def test_what_there_is_instead_of_data(tmp_path: Path, make: Callable[[Path], Pa
 
     with pytest.raises(PoolError, match=says):
         open_data(str(make(tmp_path / "top")))
+
+
+@pytest.mark.parametrize("name", ["images", "paths"])
+def test_compressed_tars_next_to_tables_are_named(tmp_path: Path, name: str) -> None:
+    cells: list[object] = [picture()] if name == "images" else ["a.png"]
+    pq.write_table(pa.table({"image": cells, "text": ["a"]}), tmp_path / "t.parquet")
+    for packed in ("0.tar.gz", "1.TGZ"):
+        (tmp_path / packed).write_bytes(b"\x1f\x8b")
+    (note,) = open_data(str(tmp_path)).notes
+    assert note.startswith(
+        f"not read: 2 compressed tars next to the parquet files of {tmp_path} ({tmp_path}/0.tar.gz, "
+    )
+    assert note.endswith(f"1.TGZ); decompress them: gzip -dk {tmp_path}/*.tar.gz")
+
+
+def test_compressed_tars_next_to_images_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture())
+    (tmp_path / "0.tar.gz").write_bytes(b"\x1f\x8b")
+    assert open_data(str(tmp_path)).notes[0] == f"not read: 1 file (.gz 1); unpack {tmp_path}/0.tar.gz"

@@ -17,7 +17,7 @@ from thresher.check.data import doctor
 from thresher.cli.main import main
 from thresher.data import DataOptions, open_data
 from thresher.data.layouts.webdataset import TarPart
-from thresher.data.members import Members, key_text, value_in
+from thresher.data.members import SEVERAL, Members, key_text, value_in
 from thresher.errors import PoolError, UsageError
 from thresher.reshard import reshard
 from thresher.runtime.progress import Silent
@@ -318,10 +318,11 @@ def test_members_that_are_no_samples_do_not_count(tmp_path: Path) -> None:
     assert read(str(tmp_path / "in")) == expected * 2
     found = doctor(str(tmp_path / "in"))
     assert (found["samples"], found["missing"]["count"], found["tars"]["empty"]) == (4, 0, ["2.tar"])
-    assert found["notes"] == [
-        "2 of 4 (50.0%) samples have several images, of which the first of jpg, jpeg, png, webp, gif, bmp, tif, tiff, "
-        "ppm is used; --image names another"
-    ]
+    assert found["notes"] == {SEVERAL: 2}
+    assert (
+        "2 of 4 (50.0%) samples have several images; the first of jpg, png, jpeg, webp and other formats is used, as "
+        "in open_clip; --image names another"
+    ) in found["warnings"]
     assert main(["embed", str(tmp_path / "in"), "-o", str(tmp_path / "pool"), *ENCODER]) == 0
     assert pq.read_table(tmp_path / "pool" / "metadata").num_rows == 4
     one = TarPart(str(tmp_path / "in" / "0.tar"))
@@ -354,3 +355,14 @@ def test_compressed_tars_are_never_passed_over(tmp_path: Path, capsys: pytest.Ca
     for i in (1, 2):  # decompressed beside them
         (tmp_path / "in" / f"0000{i}.tar").write_bytes(tar_of([]))
     assert len(open_data(location).parts) == 2
+
+
+def test_doctor_does_not_say_that_samples_without_a_key_have_no_image(tmp_path: Path) -> None:
+    members = [(f"{i}.{kind}", data) for i, info in enumerate((b"{}", b'{"id": 7}'))
+               for kind, data in (("png", picture(i)), ("txt", b"a caption"), ("json", info))]  # fmt: skip
+    (tmp_path / "0.tar").write_bytes(tar_of(members))
+    warnings = doctor(str(tmp_path), DataOptions(key="json:id"))["warnings"]
+    assert warnings[0].startswith(
+        "1 of 2 (50.0%) samples cannot be used; the first: 0 has no key: id of its json is no"
+    )
+    assert not any("no image" in warning for warning in warnings)

@@ -314,7 +314,7 @@ def test_very_many_samples_may_be_skipped(tmp_path: Path) -> None:
         writer.add({"image": np.ones((1, 4), np.float16)}, {"key": ["a"]})
         writer.skipped += skipped
     assert (tmp_path / "metadata" / "metadata_00000.parquet").stat().st_size < 300_000
-    expected = {"rows": 1, "set_aside": [list(one) for one in skipped], "damage": "", "retry": False, "several": 0}
+    expected = {"rows": 1, "set_aside": [list(one) for one in skipped], "damage": "", "retry": False, "notes": {}}
     assert written(tmp_path, 0) == expected
 
 

@@ -11,7 +11,17 @@ import pyarrow as pa
 import pytest
 
 from thresher.errors import UsageError
-from thresher.io.columns import as_text, captions_in, is_caption, not_text, plain_batch, plain_type
+from thresher.io.columns import (
+    as_text,
+    captions_in,
+    cast_batch,
+    decoded_schema,
+    is_caption,
+    not_text,
+    plain_batch,
+    plain_schema,
+    plain_type,
+)
 
 UUIDS = [uuid.UUID(int=7 + i * 0x1234567890ABCDEF) for i in range(3)]
 DAY = datetime.datetime(2024, 2, 29, 12, 30, 1, 5000)
@@ -26,6 +36,10 @@ KEYS: dict[str, tuple[pa.Array, list[str | None]]] = {
     "binary": (pa.array([b"a-1", None, "é/2".encode()]), WORDS),
     "large_binary": (pa.array([b"a-1", None, "é/2".encode()], pa.large_binary()), WORDS),
     "binary_view": (pa.array([b"a-1", None, "é/2".encode()], pa.binary_view()), WORDS),
+    "dictionary of views": (
+        pa.DictionaryArray.from_arrays(pa.array([0, None, 1]), pa.array(["a-1", "é/2"], pa.string_view())),
+        WORDS,
+    ),
     "dictionary of binary": (pa.array([b"a-1", None, "é/2".encode()]).dictionary_encode(), WORDS),
     "runs": (pa.RunEndEncodedArray.from_arrays([2, 3], ["a", "b"]), ["a", "a", "b"]),
     "uuid": (pa.array([one.bytes for one in UUIDS], pa.uuid()), list(map(str, UUIDS))),
@@ -93,6 +107,7 @@ def test_the_usual_text_is_not_copied() -> None:
         (pa.array(["a", None]).dictionary_encode(), ["a", None]),
         (pa.array([b"\xef\xbb\xbfa", b"\xff", None]), ["a", "\ufffd", None]),
         (pa.array(["a", None], pa.string_view()), ["a", None]),
+        (pa.DictionaryArray.from_arrays(pa.array([0, None]), pa.array(["a"], pa.string_view())), ["a", None]),
         (pa.array([["a", None, "b"], None, []], pa.list_(pa.string_view())), [["a", None, "b"], None, []]),
         (pa.array([[b"a"]], pa.large_list(pa.binary())), [["a"]]),
         (pa.array([["a"]], pa.list_view(pa.string())), [["a"]]),
@@ -133,6 +148,28 @@ def test_plain_types_have_the_same_values_without_views(name: str) -> None:
     assert "view" not in str(plain_type(kind))
     assert plain.column(0).to_pylist() == [None, value, value]
     assert plain.take([2, 0]).column(0).to_pylist() == [value, None]
+
+
+@pytest.mark.parametrize("inside", ["", "list", "struct"])
+@pytest.mark.parametrize("start", [0, 1])
+def test_dictionaries_of_views_become_text(inside: str, start: int) -> None:
+    """polars writes Categorical and Enum to IPC as these; Arrow neither takes nor decodes them."""
+    values = pa.DictionaryArray.from_arrays(pa.array([1, None, 0], pa.uint32()), pa.array(["a", "b"], pa.string_view()))
+    if inside == "list":
+        values = pa.ListArray.from_arrays(pa.array([0, 2, None, 3]), values)
+    if inside == "struct":
+        values = pa.StructArray.from_arrays([values], names=["a"], mask=pa.array([False, False, True]))
+    batch = pa.record_batch({"k": values})[start:]
+    rows = {"": ["b", None, "a"], "list": [["b", None], ["a"], None], "struct": [{"a": "b"}, {"a": None}, None]}
+    plain = plain_batch(batch)
+    plain.validate(full=True)
+    assert plain.schema.equals(plain_schema(batch.schema))
+    assert "view" not in str(plain.schema)
+    assert plain.column(0).to_pylist() == rows[inside][start:]
+    decoded = cast_batch(plain, decoded_schema(plain.schema))
+    decoded.validate(full=True)
+    assert "dictionary" not in str(decoded.schema)
+    assert decoded.take([1, 0]).column(0).to_pylist() == rows[inside][start:][1::-1]
 
 
 def test_slices_of_structs_with_a_field_of_nulls_are_valid() -> None:

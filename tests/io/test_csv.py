@@ -97,3 +97,38 @@ def test_the_delimiter_is_found_by_names_of_columns(first: str, delimiter: str, 
 
 def test_the_delimiter_is_found_by_columns_that_the_user_named() -> None:
     assert header(io.BytesIO(b"foto;texto\n"), "x", ["texto"]) == (["foto", "texto"], ";", 11)
+
+
+def cells(data: bytes) -> list[list[str]]:
+    return [row for _, _, row in rows(io.BytesIO(data), "x.csv", 0, ",")]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'0.jpg,"a red dog\n1.jpg,"a blue dog\n',  # two rows would become one
+        b'0.jpg,"a \\"red\\" dog"\n',  # quotes after backslashes
+        b'0.jpg,"one"\n1.jpg,"two\nlines" and more\n',
+    ],
+)
+def test_quotes_that_are_not_those_of_a_csv_are_refused(data: bytes) -> None:
+    with pytest.raises(PoolError, match=r"the row at byte \d+ has text behind a quote that closes a cell: .*as two"):
+        cells(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b'0.jpg,"Hello" he said\n1.jpg,x\n', b'0.jpg,a 12" disk\n', b'"0"x,"a\nb"\n1.jpg,"c ""d"""\n', b'"a"b,"c\nd"e\n'],
+)
+def test_text_behind_a_quote_is_read_as_in_pandas_if_no_row_is_lost(data: bytes) -> None:
+    frame = pd.read_csv(io.BytesIO(data), header=None, dtype=str)
+    assert cells(data) == frame.to_numpy().tolist()
+
+
+@pytest.mark.parametrize("sign", [";", "|", "\t", "^"])
+def test_the_delimiter_may_be_told_as_for_excel(sign: str) -> None:
+    data = f"sep={sign}\r\nfilepath{sign}title, long\r\na.jpg{sign}b\r\n".encode()
+    names, delimiter, end = header(io.BytesIO(data), "x")
+    assert (names, delimiter) == (["filepath", "title, long"], sign)
+    assert [row for _, _, row in rows(io.BytesIO(data), "x", end, delimiter)] == [["a.jpg", "b"]]
+    assert header(io.BytesIO(b"sep=,title\n"), "x")[0] == ["sep=", "title"]

@@ -20,6 +20,7 @@ from tests.reshard.common import keys_file, listed, pool
 from thresher.check.data import doctor
 from thresher.data import open_data
 from thresher.data.layouts.webdataset import TarPart
+from thresher.data.members import APART
 from thresher.errors import PoolError
 from thresher.io.tar_apart import _MOST
 from thresher.reshard import reshard
@@ -136,11 +137,18 @@ def test_doctor_counts_them(tmp_path: Path) -> None:
     found = doctor(str(tmp_path / "in"))
     assert (found["samples"], found["missing"]["count"], found["captions"]["empty"]) == (10, 0, 0)
     assert found["keys"]["repeated"] == 0
-    (told,) = found["notes"]
-    assert told.startswith(
-        "7 of 10 (70.0%) samples have members that lie apart in the tar: trainers based on webdataset"
-    )
-    assert told in found["warnings"]
+    assert found["notes"] == {APART: 7}
+    told = [warning for warning in found["warnings"] if "apart" in warning]
+    assert len(told) == 1, "one warning about one thing"
+    assert told[0].startswith("open_clip trains on 3 of 10 samples: 7 have their members apart, such as ")
+
+
+def test_doctor_counts_jsons_that_lie_apart(tmp_path: Path) -> None:
+    """open_clip trains on these, but without what the json has, such as a uid."""
+    pairs = [(f"{i}.{kind}", data) for i in range(3) for kind, data in (("png", picture(i)), ("txt", b"a"))]
+    written(tmp_path / "in" / "0.tar", [*pairs, *((f"{i}.json", b"{}") for i in range(3))])
+    told = [warning for warning in doctor(str(tmp_path / "in"))["warnings"] if "apart" in warning]
+    assert told == [f"3 of 3 (100.0%) samples {APART}"]
 
 
 def test_a_key_that_repeats_is_still_two_samples(tmp_path: Path) -> None:

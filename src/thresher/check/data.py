@@ -24,7 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.check.loader import Loader
-from thresher.data import SEVERAL, Data, DataOptions, Part, Place, Sample, open_data
+from thresher.data import Data, DataOptions, Part, Place, Sample, open_data
+from thresher.data.members import APART
 from thresher.data.trainable import PILLOW, described
 from thresher.errors import PoolError, UnreachedError, UsageError
 from thresher.export.keys import hashes_of
@@ -89,7 +90,7 @@ def doctor(
     Returns:
         location, kind, samples ("exact": whether they were counted), files, bytes, looked_at (samples whose key and
         caption were read), columns, members (file extensions in tars, and the share of samples that have them),
-        missing (samples without an image), several (samples with more than one), notes (what is unusual about samples),
+        missing (samples without an image), notes (what is unusual about samples, with their number),
         keys, captions, "pictures" (the sampled images), tars, "open_clip" (for tars, what its loader trains on, and
         what it leaves out by reason), "reshard" (for other data, what `reshard --as webdataset` does to the sampled
         images), damaged files, unreached files, "warnings" as sentences, "cost" (rates measured on this machine,
@@ -146,11 +147,10 @@ def doctor(
             "of": len(seen.pictures) + read.missing if light else read.samples,
             "first": read.first_missing,
         },
-        "several": read.several,
         "keys": read.keys(),
         "captions": read.captions(),
         "pictures": seen.summary(),
-        "notes": [f"{_share(count, read.samples)} samples {note}" for note, count in read.notes.items()],
+        "notes": dict(read.notes),
         "tars": _tars(data, read),
         "open_clip": _left_out(data, read, progress),
         "reshard": _converted(data, seen),
@@ -162,7 +162,11 @@ def doctor(
     }
     if report["captions"]["empty"] == read.samples:
         report["captions"]["elsewhere"] = data.captions_elsewhere()
-    report["warnings"] = [*([refusal] if refusal else []), *data.notes, *_warnings(report)]
+    first = [*([refusal] if refusal else []), *data.notes]
+    report["warnings"] = [
+        *first,
+        *_warnings(report, explained=any("no captions" in text or "--caption" in text for text in first)),
+    ]
     report["cost"] = _cost(total, seen, model, read.texts, workers)
     report["next"] = _next(location, options, encoder, report)
     return report
@@ -186,7 +190,6 @@ class _Read:
     wanted: int
     samples: int = 0
     missing: int = 0
-    several: int = 0
     first_missing: str = ""
     empty: int = 0
     nothing: int = 0
@@ -232,7 +235,6 @@ class _Read:
                 self.first_missing = self.first_missing or f"{visible(sample.key)} {sample.why}"
                 self.missing += 1
                 continue
-            self.several += sample.several
             if number < limit:
                 self._kept.append((number, self.samples + i, sample))
         self._kept.sort(key=lambda one: one[0])
@@ -352,7 +354,7 @@ def _spread_over(data: Data, sample: int, read: _Read) -> Iterator[Sample]:
                 read.missing += 1
                 read.first_missing = read.first_missing or f"{visible(one.key)} {one.why}"
             else:
-                read.several += one.several
+                read.notes.update(one.notes)
                 yield one
 
 
@@ -584,8 +586,8 @@ def _columns(data: Data) -> dict[str, Any]:
     return {**roles, "others": list(data.columns)} if roles else {}
 
 
-def _warnings(report: dict[str, Any]) -> list[str]:
-    """Return what looks wrong, the worst first."""
+def _warnings(report: dict[str, Any], *, explained: bool) -> list[str]:
+    """Return what looks wrong, the worst first; ``explained`` if it says already where captions may be."""
     texts = []
     for one in report["unreached"][:5]:
         texts.append(one["why"])
@@ -601,10 +603,10 @@ def _warnings(report: dict[str, Any]) -> list[str]:
 
     if count := report["missing"]["count"]:
         of = report["missing"]["of"]
-        texts.append(f"{_share(count, of)} samples have no image; the first: {report['missing']['first']}")
-    if count := report["several"]:
-        texts.append(f"{_share(count, report['missing']['of'])} samples have {SEVERAL}")
-    texts += report["notes"]
+        texts.append(f"{_share(count, of)} samples cannot be used; the first: {report['missing']['first']}")
+    for note, count in report["notes"].items():
+        if note != APART or "apart" not in (report["open_clip"] or {"left_out": ()})["left_out"]:  # see below
+            texts.append(f"{_share(count, report['missing']['of'])} samples {note}")
     if count := pictures["broken"]:
         texts.append(f"{_share(count, seen)} images cannot be decoded; the first: {pictures['first_broken'][0]}")
     if count := pictures["enormous"]:
@@ -616,8 +618,9 @@ def _warnings(report: dict[str, Any]) -> list[str]:
     if 20 * (count := pictures["identical"]) >= seen > 0:
         texts.append(f"{_share(count, seen)} images are byte-for-byte copies of an earlier one")
     if captions["empty"] == looked_at:
+        explained = explained or report["missing"]["count"] == report["missing"]["of"]
         nowhere = "no captions were found; if there are some, name them with --caption or --captions"
-        texts.append(captions["elsewhere"] or nowhere)
+        texts += [captions["elsewhere"] or nowhere] if captions["elsewhere"] or not explained else []
     elif count := captions["empty"]:
         texts.append(f"{_share(count, looked_at)} samples have no caption")
     if count := captions["undecoded"]:

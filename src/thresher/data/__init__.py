@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import ClassVar, Protocol
 
+from thresher.data.compressed import COMPRESSED, unpacking
 from thresher.data.files import ARCHIVES, Contents, ending_of, is_about_pictures, named, pictures_in
 from thresher.data.location import Location
 from thresher.data.options import PER_PART, DataOptions
 from thresher.data.parts import Data, Part, Scanned, Words
 from thresher.data.pools import refuse_pool, refuse_thumbnails
-from thresher.data.samples import SEVERAL, Place, Sample
+from thresher.data.samples import Place, Sample, noted
 from thresher.errors import PoolError
 from thresher.io.columns import is_text
 from thresher.io.paths import visible
@@ -24,7 +25,6 @@ from thresher.runtime.plugins import PluginPoint
 __all__ = [
     "DATA_READERS",
     "PER_PART",
-    "SEVERAL",
     "Data",
     "DataOptions",
     "DataReader",
@@ -34,6 +34,7 @@ __all__ = [
     "Sample",
     "Scanned",
     "Words",
+    "noted",
     "open_data",
 ]
 
@@ -107,6 +108,8 @@ def open_data(location: str, options: DataOptions | None = None) -> Data:
         why = f"{location}: no known kind of data{Contents.of(location).instead()}"
     elif where.local and ending_of(location) in BY_ENDING:
         raise PoolError(f"{location}: is a single image; give the folder that it is in")
+    elif ending_of(location) == "json":
+        raise PoolError(f"{location}: is one json; give the folder of its images, and --captions {location}")
     elif ending_of(location) in ARCHIVES:
         raise PoolError(f"{location}: is an archive; unpack it and give the folder")
     else:
@@ -117,8 +120,10 @@ def open_data(location: str, options: DataOptions | None = None) -> Data:
 def _reader_of(where: Location, options: DataOptions) -> DataReader | None:
     """Return the reader that recognises a location; of tables without images next to image files, that of a folder."""
     reader = recognising(DATA_READERS, where)
-    if reader is not None and reader.name == "parquet" and not options.image and is_about_pictures(where):
-        return DATA_READERS.build("folder")
+    if reader is not None and reader.name == "parquet" and where.is_folder and not options.image:
+        beside = options.captions_file and next(pictures_in(where.text), None)
+        if beside or is_about_pictures(where):
+            return DATA_READERS.build("folder")
     return reader
 
 
@@ -126,6 +131,12 @@ def _notes(where: Location, data: Data) -> Iterator[str]:
     """Yield what is not read, if a folder with images was recognised as something else."""
     if data.kind not in ("webdataset", "arrow", "parquet") or not where.is_folder:
         return
+    names = sorted(os.listdir(where.text)) if data.kind != "webdataset" else []
+    if packed := [os.path.join(where.text, name) for name in names if name.lower().endswith(COMPRESSED)]:
+        yield (
+            f"not read: {counted(len(packed), 'compressed tar')} next to the {data.kind} files of "
+            f"{visible(where.text)} ({named(packed)}); {unpacking(packed[0])}"
+        )
     first = data.parts[0]
     picture = first.roles().get("picture")
     if picture and is_text(first.schema().field(picture).type):  # the table names image files

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import IO, Any
 
+from thresher.data.cells import is_file_name, with_slashes
 from thresher.data.files import stem_of
 from thresher.data.options import DataOptions
 from thresher.data.rows import RowReader, is_text
@@ -19,7 +20,6 @@ from thresher.io.csv import Lines, header, rows
 from thresher.io.open import open_file, trusting
 from thresher.io.parquet import open_parquet
 from thresher.io.paths import composed, visible
-from thresher.io.pictures import ENDINGS
 from thresher.runtime.untrusted import load_json, parse_json
 
 JSONL = (".jsonl", ".ndjson")
@@ -46,9 +46,12 @@ def captions_in_files(
     if not tables:
         return {}, 0
     by_name: dict[str, str] = {}
+    own_names = set(names)
     for path, below in tables:
         for name, text in trusting(path, partial(_pairs, path, options)):
-            by_name.setdefault(os.path.normpath(os.path.join(below, name)), text)  # the first one is used
+            place = os.path.join(below, name)
+            place = place if place in own_names else os.path.join(below, with_slashes(name))
+            by_name.setdefault(os.path.normpath(place), text)  # the first one is used
     # A table may name images without their folder or extension, with an old folder, or with letters that are composed
     # of others than on the disk. Such a name is used if it belongs to only one image.
     own = Counter(other for name in names for other in _others(name))
@@ -128,7 +131,7 @@ def _list_in(content: Mapping[str, Any]) -> Any:
     for name in ("images", "data"):
         if name in lists:
             return lists[name]
-    return next((value for name, value in lists.items() if len(lists) == 1 and not _is_picture(name)), None)
+    return next((value for name, value in lists.items() if len(lists) == 1 and not is_file_name(name)), None)
 
 
 def _named(name: str, value: Any) -> Mapping[str, Any]:
@@ -142,7 +145,7 @@ def _named(name: str, value: Any) -> Mapping[str, Any]:
 def _rows_of_lines(file: IO[bytes], path: str, options: DataOptions) -> Iterator[Mapping[str, Any]]:
     """Yield the rows of a csv; the first line may be a row if it is an image and a caption."""
     columns, delimiter, end = header(file, path, [name for name in (options.image, options.caption) if name])
-    if len(columns) == 2 and delimiter in "\t," and _is_picture(_TOKEN.sub("", columns[0])) and is_text(columns[1]):
+    if len(columns) == 2 and delimiter in "\t," and is_file_name(_TOKEN.sub("", columns[0])) and is_text(columns[1]):
         if delimiter == "\t" and _TOKEN.search(columns[0]):  # Flickr8k; quotes are not special
             for line in Lines(file, path):
                 name, _, text = line.partition("\t")
@@ -155,8 +158,3 @@ def _rows_of_lines(file: IO[bytes], path: str, options: DataOptions) -> Iterator
         # In a line without quotes the caption, if it is the last column, may contain delimiters.
         row[last:] = [joint.join(row[last:])] if len(row) > last else []
         yield dict(zip(columns, row, strict=False))
-
-
-def _is_picture(name: str) -> bool:
-    """Return whether a name is clearly that of an image, and not that of a column."""
-    return os.path.splitext(name)[1][1:].lower() in ENDINGS

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from thresher.data.options import DataOptions
-from thresher.data.samples import Place
+from thresher.data.samples import SEVERAL, Place
 from thresher.io.paths import inside, visible
 from thresher.io.pictures import ENDINGS
 
@@ -67,8 +67,9 @@ class Roots:
         return tuple(map(os.path.realpath, self.folders))
 
     def paths(self, name: str) -> list[str]:
-        """Return the paths where an image may be, whether or not there is one."""
-        return [os.path.join(folder, name) for folder in self.folders]
+        """Return the paths where an image may be, whether or not there is one; a backslash may stand for a slash."""
+        names = dict.fromkeys((name, with_slashes(name)))
+        return [os.path.join(folder, one) for folder in self.folders for one in names]
 
     def find(self, name: str) -> tuple[Place | None, str]:
         """Return the place of an image in the first folder that has it, or None and why there is none."""
@@ -88,6 +89,11 @@ class Roots:
         return None, f"names an image that is not a file: {visible(name)}"
 
 
+def with_slashes(name: str) -> str:
+    r"""Return a path as Windows writes it, ``a\b.jpg``, with slashes."""
+    return name.replace("\\", "/")
+
+
 class Picture(NamedTuple):
     """The image in a cell.
 
@@ -95,13 +101,13 @@ class Picture(NamedTuple):
         stored: The encoded image or its place; None if there is none.
         why: Why there is none, "" if there is one.
         missing: Whether the cell names a file that is not there.
-        several: Whether the cell has several images, of which this is the first.
+        notes: See :attr:`thresher.data.samples.Sample.notes`.
     """
 
     stored: bytes | Place | None
     why: str = ""
     missing: bool = False
-    several: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def picture_of(cell: Any, roots: Roots) -> Picture:
@@ -112,20 +118,20 @@ def picture_of(cell: Any, roots: Roots) -> Picture:
             the first is used.
         roots: Where images named by path are.
     """
-    cell, several = _first(cell)
+    notes, cell = notes_on(cell), _first(cell)
     if isinstance(cell, bytes) and cell:
-        return Picture(cell, several=several)
+        return Picture(cell, notes=notes)
     if not isinstance(cell, str) or not cell:
-        return Picture(None, "has no image", several=several)
+        return Picture(None, "has no image")
     if is_base64(cell):
         try:
-            return Picture(_decoded(cell), several=several)
+            return Picture(_decoded(cell), notes=notes)
         except ValueError as error:
-            return Picture(None, f"has an image that is not valid base64 ({error})", several=several)
+            return Picture(None, f"has an image that is not valid base64 ({error})")
     if is_address(cell):
-        return Picture(None, f"has the address of an image, not an image: {visible(cell)}", several=several)
+        return Picture(None, f"has the address of an image, not an image: {visible(cell)}")
     place, why = roots.find(cell)
-    return Picture(place, why, place is None, several)
+    return Picture(place, why, place is None, notes if place else ())
 
 
 def paths_in(cell: Any, roots: Roots) -> list[str]:
@@ -136,7 +142,7 @@ def paths_in(cell: Any, roots: Roots) -> list[str]:
 
 def name_in(cell: Any) -> str:
     """Return the path or the address of the image in a cell; "" if the cell contains it, or has none."""
-    cell, _ = _first(cell)
+    cell = _first(cell)
     return cell if isinstance(cell, str) and not is_base64(cell) else ""
 
 
@@ -160,14 +166,22 @@ def is_file_name(text: str) -> bool:
     return os.path.splitext(text.strip())[1][1:].lower() in ENDINGS
 
 
-def _first(cell: Any) -> tuple[Any, bool]:
-    """Return the first image of a cell, and whether there are others."""
-    several = False
-    if isinstance(cell, Sequence) and not isinstance(cell, (str, bytes)):
-        several, cell = len(cell) > 1, cell[0] if cell else None
+def notes_on(cell: Any) -> tuple[str, ...]:
+    """Return the :attr:`thresher.data.samples.Sample.notes` of a cell of images."""
+    return (SEVERAL,) if _is_list(cell) and len(cell) > 1 else ()
+
+
+def _is_list(cell: Any) -> bool:
+    return isinstance(cell, Sequence) and not isinstance(cell, (str, bytes))
+
+
+def _first(cell: Any) -> Any:
+    """Return the first image of a cell."""
+    if _is_list(cell):
+        cell = cell[0] if cell else None
     if isinstance(cell, Mapping):
         cell = cell.get("bytes") or cell.get("path")
-    return cell, several
+    return cell
 
 
 def _decoded(text: str) -> bytes:

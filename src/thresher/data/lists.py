@@ -11,7 +11,7 @@ from typing import IO, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from thresher.data.cells import Roots, name_in, paths_in, picture_of
+from thresher.data.cells import Roots, name_in, notes_on, paths_in, picture_of
 from thresher.data.location import Location
 from thresher.data.options import DataOptions
 from thresher.data.parts import Ints, Part, Scanned
@@ -88,23 +88,26 @@ class ListPart(Part):
                 if entry.why:
                     yield Sample(_key(entry, at), "", None, at, why=entry.why)
                     continue
-                stored, why, missing, several = picture_of(entry.image, self.roots)
-                yield Sample(_key(entry, at), entry.text, stored, at, why=why, missing=missing, several=several)
+                stored, why, missing, notes = picture_of(entry.image, self.roots)
+                yield Sample(_key(entry, at), entry.text, stored, at, why=why, missing=missing, notes=notes)
 
     def scan(self, *, uids: bool = False) -> Scanned:
         """Find the bytes of each row; a row of a csv may have several lines."""
         keys: list[str] = []
         places: list[tuple[int, int]] = []
+        notes: list[tuple[str, ...]] = []
         with open_file(self.protocol, self.path) as file:
             for entry in islice(self.entries(file, self.at), self.rows):
                 keys.append(_key(entry, self.first + len(keys)))
                 places.append((entry.begin, entry.end - entry.begin))
+                notes.append(notes_on(entry.image))
         place_n2 = np.array(places, np.int64).reshape(-1, 2)
         return Scanned(
             keys=keys,
             start_n=place_n2[:, 0],
             length_n=place_n2[:, 1],
             at_n=np.arange(self.first, self.first + len(keys)),
+            notes=lambda i, _: notes[i],
         )
 
     def chosen(self, start_c: Ints) -> Iterator[Sample]:

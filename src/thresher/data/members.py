@@ -9,17 +9,27 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
 from thresher.data.options import DataOptions
 from thresher.data.rows import TEXTS, text_of
+from thresher.data.trainable import PICTURES, TAKEN
 from thresher.errors import UsageError, suggest
 from thresher.io.columns import known
 from thresher.io.paths import visible, writable
 from thresher.io.pictures import ENDINGS
 
 JSON = "json"
+APART = (  # notes
+    "have members that lie apart in the tar: trainers based on webdataset drop or split them; thresher reshard writes "
+    "them next to each other"
+)
+SEVERAL = (
+    f"have several images; the first of {', '.join(TAKEN)} and other formats is used, as in open_clip; --image names "
+    "another"
+)
 _CAPTIONS = ("txt", "text", "caption")  # members
 _ATTRIBUTES = tuple(dict.fromkeys(("caption", *TEXTS)))  # of the json
 _TEXT = re.compile("txt|text|caption")
@@ -75,8 +85,12 @@ class Members:
 
     def image_in(self, members: Iterable[str]) -> str:
         """Return the extension of the image, "" if there is none."""
-        names = (self.image,) if self.image else ENDINGS
+        names = (self.image,) if self.image else PICTURES
         return next((name for name in names if name in members), "")
+
+    def notes(self, members: tuple[str, ...], *, apart: bool) -> tuple[str, ...]:
+        """Return the :attr:`thresher.data.samples.Sample.notes` of a sample."""
+        return (*((APART,) if apart else ()), *((SEVERAL,) if not self.image and _are_several(members) else ()))
 
     def why_no_image(self, members: Iterable[str]) -> str:
         """Return why there is no image."""
@@ -109,6 +123,11 @@ class Members:
 
 
 NO_NAMES = Members()
+
+
+@lru_cache
+def _are_several(members: tuple[str, ...]) -> bool:
+    return sum(name in members for name in PICTURES) > 1
 
 
 def _named(value: str | None) -> tuple[str, str]:

@@ -45,6 +45,8 @@ class Scanned:
         headers: Returns the headers of some samples of a tar, by index; None for other formats.
         endings: Yields the file extensions of the members of some samples of a tar, in lower case, by index; None for
             other formats.
+        notes: Returns :attr:`thresher.data.Sample.notes` of a sample, by its index and the extensions of its members;
+            None if they are not known yet.
         names: Names of the samples in their file, if they differ from their keys.
     """
 
@@ -57,6 +59,7 @@ class Scanned:
     damage: str = ""
     headers: Callable[[Ints], Headers] | None = None
     endings: Callable[[Ints], Iterator[tuple[str, ...]]] | None = None
+    notes: Callable[[int, tuple[str, ...]], tuple[str, ...]] | None = None
     names: Sequence[str] | None = None
 
 

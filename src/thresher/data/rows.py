@@ -134,6 +134,14 @@ class RowReader:
             )
 
 
+def chosen_caption(path: str, columns: Sequence[str]) -> list[str]:
+    """Return a note if several columns have usual names of captions, of which the first is used."""
+    if len(columns) < 2:
+        return []
+    used, *others = map(visible, columns)
+    return [f"{path}: captions come from the column {used}, not from {', '.join(others)}; --caption names another"]
+
+
 def missing_column(
     path: str, flag: str, what: str, asked: str | None, usual: Sequence[str], columns: Sequence[str], more: str = ""
 ) -> UsageError | PoolError:

@@ -11,8 +11,9 @@ from typing import IO, Any
 from thresher.errors import ChangedError, PoolError
 from thresher.io.open import open_file, regular_file, trusting
 from thresher.io.paths import writable
+from thresher.runtime.format import counted
 
-SEVERAL = "several images; the first is used"
+SEVERAL = "have several images; the first is used"  # a note
 BYTES = 1 << 30  # maximum of one image: a larger file is not an image
 
 
@@ -94,8 +95,8 @@ class Sample:
         why: Why it has no image, "" if it has one.
         columns: Values of other columns of a table.
         missing: Whether it names an image file that does not exist.
-        several: Whether its row has several images, of which the first is used.
-        notes: What is unusual about it, although it can be used, for counts: "have several images".
+        notes: What is unusual about it, although it can be used: phrases about samples that begin with "have", such as
+            :data:`SEVERAL`. Commands count the samples with each, and say it with :func:`noted`.
     """
 
     key: str
@@ -106,7 +107,6 @@ class Sample:
     why: str = ""
     columns: Mapping[str, Any] = field(default_factory=dict)
     missing: bool = False
-    several: bool = False
     notes: tuple[str, ...] = ()
 
     @property
@@ -123,6 +123,15 @@ class Sample:
         if self.picture is None:
             raise PoolError(self.why or "has no image")
         return self.picture.read() if isinstance(self.picture, Place) else self.picture
+
+
+def noted(noun: str, counts: Mapping[str, int]) -> list[str]:
+    """Return a sentence for each note with the number of samples that have it: "3 rows have several images; ..."."""
+    return [
+        f"{counted(count, noun)} {'has' + note.removeprefix('have') if count == 1 else note}"
+        for note, count in sorted(counts.items())
+        if count
+    ]
 
 
 def caption_of(cell: Any) -> str:

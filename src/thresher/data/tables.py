@@ -14,14 +14,22 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from thresher.data.cells import Roots, name_in, paths_in, picture_of
+from thresher.data.cells import Roots, is_address, name_in, paths_in, picture_of
 from thresher.data.options import DataOptions
-from thresher.data.parts import Form, Ints, Part, Scanned, Words
-from thresher.data.rows import FIRST, ONLY_IMAGE, ONLY_TEXT, addresses_in, missing_column, shortened
+from thresher.data.parts import Data, Form, Ints, Part, Scanned, Words
+from thresher.data.rows import (
+    FIRST,
+    ONLY_IMAGE,
+    ONLY_TEXT,
+    TEXTS,
+    addresses_in,
+    chosen_caption,
+    missing_column,
+    shortened,
+)
 from thresher.data.samples import Sample, caption_of
 from thresher.errors import ChangedError, PoolError, UsageError, suggest
 from thresher.io.columns import (
-    CAPTIONS,
     KEYS,
     NO_KEY,
     as_text,
@@ -253,7 +261,7 @@ class TablePart(Part):
 
     def _sample(self, row: Mapping[str, Any], at: int) -> Sample:
         cell = row[self.columns.picture] if self.columns.picture else None
-        stored, why, missing, several = picture_of(cell, self.roots)
+        stored, why, missing, notes = picture_of(cell, self.roots)
         return Sample(
             key=self._key(row[self.columns.key] if self.columns.key else None, at),
             text=caption_of(row[self.columns.caption]) if self.columns.caption else "",
@@ -262,8 +270,8 @@ class TablePart(Part):
             uid=row[self.columns.uid] or "" if self.columns.uid else "",
             why=why,
             missing=missing,
-            several=several,
             columns={name: row[name] for name in self.columns.light},
+            notes=notes,
         )
 
 
@@ -310,6 +318,11 @@ def parts_of(
         PoolError: There are no rows, there is no image column, or the files have different columns.
         UsageError: A requested column does not exist, the images are addresses, or a folder has several splits.
     """
+    options.refuse(
+        files.location,
+        "tables",
+        captions_file="name the column with --caption COLUMN; for the images next to a table, pass --reader folder",
+    )
     _refuse_splits(files, [table.name for table in tables])
     tables = [table for table in tables if any(table.sizes)]
     if not tables:
@@ -353,6 +366,48 @@ def parts_of(
                 f"it has {visible(', '.join(tables[0].schema.names))}; name one with --image COLUMN{ONLY_TEXT}"
             )
     return tuple(parts)
+
+
+def notes_on(parts: Sequence[Part], options: DataOptions) -> tuple[str, ...]:
+    """Return the notes of tables: which of several columns has the captions."""
+    part = parts[0]
+    if options.caption or not options.captions or not isinstance(part, TablePart) or part.columns.caption is None:
+        return ()
+    schema = part.schema()
+    usual = [name for name in _usual(schema.names, TEXTS) if is_caption(schema.field(name).type)]
+    return tuple(chosen_caption(part.path, usual))
+
+
+@dataclass(frozen=True)
+class Tables(Data):
+    """Tables at a location."""
+
+    def captions_elsewhere(self) -> str:
+        """Return which columns may have captions, judged by the first rows of the first table, "" if none."""
+        part = self.parts[0]
+        assert isinstance(part, TablePart)  # noqa: S101 - of tables
+        if part.columns.caption is not None:
+            return ""
+        texts = [name for name, cells in _first_texts(part).items() if any(" " in cell.strip() for cell in cells)]
+        if not texts:
+            return ""
+        return (
+            f"{part.path}: has no column of captions ({', '.join(TEXTS)}); it has "
+            f"{visible(', '.join(part.schema().names))}; name one, such as --caption {visible(texts[0])}"
+        )
+
+
+def _first_texts(part: TablePart) -> dict[str, list[str]]:
+    """Return the texts in the first rows of the columns of text that have no role and no addresses."""
+    taken = part.columns.named
+    names = [field.name for field in part.schema() if is_text(field.type) and field.name not in taken]
+    found: dict[str, list[str]] = {name: [] for name in names}
+    with suppress(PoolError):  # damage is reported when the part is read
+        rows = np.arange(part.first, part.first + min(FIRST, part.rows or 0))
+        for batch in part.batches(names, rows) if names else ():
+            for name in names:
+                found[name] += [cell for cell in batch.column(name).to_pylist() if cell and not is_address(cell)]
+    return found
 
 
 def _refuse_splits(files: Files, names: Sequence[str]) -> None:
@@ -421,14 +476,14 @@ def _columns(path: str, schema: Any, options: DataOptions) -> Columns:
             _pictorial,
             ONLY_TEXT,
         )
-    captions = _usual(names, CAPTIONS)
+    captions = _usual(names, TEXTS)
     caption = asked("--caption", options.caption, captions, is_caption)
     if caption is None and options.captions:
         caption = _unfit(schema, captions)
     if caption is not None and schema.field(caption).type.num_fields and not is_caption(schema.field(caption).type):
         raise _refused(path, schema, "--caption", caption, "a text or a list of texts", is_caption, ONLY_IMAGE)
     if caption is None and options.captions and not options.pictures:
-        raise missing_column(path, "--caption", "captions", None, CAPTIONS, names)
+        raise missing_column(path, "--caption", "captions", None, TEXTS, names)
     # A column requested as the key is the key; otherwise a uid column would become the key of the pool.
     usual = () if options.key not in (None, "uid") else ("uid",)
     uid = asked("--key", None, usual, lambda kind: is_words(kind) or is_uuid(kind))

@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import tempfile
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thresher.data import SEVERAL, Data, DataOptions, Part, Place, Sample, open_data
+from thresher.data import Data, DataOptions, Part, Place, Sample, noted, open_data
 from thresher.embed.encoders import Encoder, importable, make_encoder, shaped
 from thresher.embed.pool import (
     FOLDERS,
@@ -766,7 +766,7 @@ class _Batches:
                     self._pixels = self._model.buffer((self._size, *pixels.shape[1:]))
                 target = self._pixels[len(self._rows) : len(self._rows) + len(taken)]
                 np.take(pixels, taken, axis=0, out=target, mode="clip")  # "raise" would copy twice
-                self._writer.several += sum(chunk.samples[i].several for i in taken)
+                self._writer.notes.update(note for i in taken for note in chunk.samples[i].notes)
             if decoded.tokens is not None:
                 self._tokens.append({name: array[taken] for name, array in decoded.tokens.items()})
             self._rows += [self._row(chunk.samples[i], decoded, int(i)) for i in taken]
@@ -826,7 +826,7 @@ def joined(tokens: Sequence[Tokens]) -> Tokens:
 
 def _finished(folder: Path, plan: PoolPlan, new: set[int], notes: Sequence[str], data: str) -> Embedded:
     """Mark the pool as finished, and list the samples that are not in it."""
-    rows, fresh, skipped, damaged, several = 0, 0, 0, 0, 0
+    rows, fresh, skipped, damaged, counts = 0, 0, 0, 0, Counter[str]()
     first = ""
     with writing(folder / SET_ASIDE) as scratch, open(scratch, "w", encoding="utf-8", newline="\n") as file:
         for number, shard in enumerate(plan.shards):
@@ -834,7 +834,7 @@ def _finished(folder: Path, plan: PoolPlan, new: set[int], notes: Sequence[str],
             if info is None:
                 raise PoolError(f"{folder}: shard {number} was removed during embedding; run the command again")
             rows += info["rows"]
-            several += info["several"]
+            counts.update(info["notes"])
             fresh += info["rows"] if number in new else 0
             lines = [f"{visible(shard.name)}, {at}, key {visible(key)}: {why}" for key, at, why in info["set_aside"]]
             lines += [info["damage"]] if info["damage"] else []
@@ -847,9 +847,8 @@ def _finished(folder: Path, plan: PoolPlan, new: set[int], notes: Sequence[str],
         _clear(folder)  # else the same command would find nothing to do after the data was fixed
         raise PoolError(f"{data}: none of its samples can be used; {first or 'it has none'}")
     plan.saved(folder, rows)
-    if several:
-        notes = (*notes, f"{counted(several, 'row has', 'rows have')} {SEVERAL}")
-    all_notes = (*notes, *_repeated(folder, len(plan.shards), "uid" if "uid" in plan.columns else "key"))
+    repeated = _repeated(folder, len(plan.shards), "uid" if "uid" in plan.columns else "key")
+    all_notes = (*notes, *noted("row", counts), *repeated)
     return Embedded(str(folder), rows, fresh, skipped, damaged, len(plan.shards), plan.fields, all_notes)
 
 

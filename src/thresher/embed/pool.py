@@ -10,6 +10,7 @@ import base64
 import json
 import os
 import zlib
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -244,7 +245,7 @@ class ShardWriter:
     skipped: list[tuple[str, int, str]] = field(default_factory=list)
     damage: str = ""
     retry: bool = False  # whether the image of a skipped sample is a file that may be good by now
-    several: int = 0  # rows that have several images in the data, of which the first is used
+    notes: Counter[str] = field(default_factory=Counter)  # rows with each of Sample.notes
 
     def add(self, vectors: Mapping[str, npt.NDArray[np.float16]], columns: Mapping[str, Sequence[Any]]) -> None:
         """Append rows."""
@@ -264,7 +265,7 @@ class ShardWriter:
             _header(file, self.rows, self.widths[name])
         info = {"rows": self.rows, "set_aside": self.skipped, "damage": self.damage}
         info |= {"retry": True} if self.retry else {}
-        info |= {"several": self.several} if self.several else {}
+        info |= {"notes": dict(self.notes)} if self.notes else {}
         self.table.add_key_value_metadata({_MARK.decode(): _packed(json.dumps(info, ensure_ascii=False).encode())})
         self.table.close()
 
@@ -335,9 +336,9 @@ def written(folder: Path, number: int) -> dict[str, Any] | None:
                 "set_aside": list(info["set_aside"]),
                 "damage": str(info["damage"]),
                 "retry": bool(info.get("retry")),
-                "several": int(info.get("several", 0)),
+                "notes": {str(note): int(count) for note, count in info.get("notes", {}).items()},
             }
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"it has no metadata of a shard: {error!r}") from error
 
     try:

@@ -64,8 +64,9 @@ def _without_views(field: Any, decode: bool = False) -> Any:
     import pyarrow as pa
 
     kind, of = field.type, pa.types
-    if of.is_dictionary(kind) and decode:
-        return _without_views(field.with_type(kind.value_type))
+    if of.is_dictionary(kind):
+        values = _without_views(field.with_type(kind.value_type))
+        return values if decode else field.with_type(pa.dictionary(kind.index_type, values.type, kind.ordered))
     if of.is_string_view(kind):
         return field.with_type(pa.large_string())
     if of.is_binary_view(kind):
@@ -123,10 +124,16 @@ def _cast(column: Any, kind: Any) -> Any:
         return column
     if of.is_run_end_encoded(own):
         return _cast(pc.run_end_decode(column), kind)
-    if of.is_list_view(own) or of.is_large_list_view(own):
+    if of.is_dictionary(own):  # Arrow takes no values of dictionaries of views, as of polars' Categorical
+        values = _cast(column.dictionary, plain_type(own.value_type))
+        plain = pa.DictionaryArray.from_arrays(column.indices, values, ordered=own.ordered)
+        return plain if plain.type.equals(kind) else plain.cast(kind)
+    views = of.is_list_view(own) or of.is_large_list_view(own)
+    if views or (of.is_list(own) or of.is_large_list(own)) and of.is_dictionary(own.value_type):
         lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
         ends = pa.array(np.append(0, np.cumsum(lengths, dtype=np.int64)))
-        return pa.LargeListArray.from_arrays(ends, column.flatten(), mask=column.is_null()).cast(kind)
+        cells = column.flatten() if views else _cast(column.flatten(), kind.value_type)
+        return pa.LargeListArray.from_arrays(ends, cells, mask=column.is_null()).cast(kind)
     if of.is_struct(own) and of.is_struct(kind) and own.num_fields == kind.num_fields:
         fields = [kind.field(i) for i in range(kind.num_fields)]
         cells = [_cast(column.field(i), field.type) for i, field in enumerate(fields)]
@@ -280,7 +287,9 @@ def _values(column: Any) -> Any:
     while True:
         kind = column.type
         if pa.types.is_dictionary(kind):
-            column = column.cast(kind.value_type)
+            to = plain_type(kind.value_type)
+            chunked = isinstance(column, pa.ChunkedArray)
+            column = pa.chunked_array([_cast(one, to) for one in column.chunks], to) if chunked else _cast(column, to)
         elif isinstance(kind, pa.BaseExtensionType):
             column = column.cast(kind.storage_type)
         elif pa.types.is_run_end_encoded(kind):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import IO
 
 from thresher.errors import PoolError, UsageError
@@ -15,6 +17,8 @@ LINE = 1 << 24  # maximum bytes of a line, and of a row, which may have an image
 _STEP = 1 << 20  # maximum bytes read at a time
 _DELIMITERS = ",|;"  # and tab
 _SHOWN = 80  # characters of a line in a message
+_SEPARATOR = re.compile(r"sep=(.)[\r\n]*")  # a first line that has the delimiter for Excel
+_TEXT_BEHIND = "expected after"  # in the error of Python's csv
 _MARK = b"\xef\xbb\xbf"  # of UTF-8, which some programs write at the beginning of a file
 
 
@@ -65,8 +69,9 @@ def header(
 ) -> tuple[list[str], str, int]:
     """Return the names of the columns of a CSV file without blanks around them, its delimiter, and its first row.
 
-    The delimiter is a tab if the first line has one; else that of comma, ``|`` and ``;`` which separates a column with
-    a usual name, or one that the user named, from others; else a comma.
+    The delimiter is that of a line ``sep=;`` before the names, which Excel reads; else a tab if the line with the names
+    has one; else that of comma, ``|`` and ``;`` which separates a column with a usual name, or one that the user named,
+    from others; else a comma.
 
     Args:
         file: The open file.
@@ -79,7 +84,12 @@ def header(
         UsageError: ``columns`` are not as many as the first row has cells.
     """
     lines = Lines(file, path)
-    first = trusting(path, lambda: next(iter(lines), ""))
+    found = iter(lines)
+    first = trusting(path, lambda: next(found, ""))
+    match = None if columns else _SEPARATOR.fullmatch(first)
+    separator = match[1] if match else ""
+    if separator:
+        first = trusting(path, lambda: next(found, ""))
 
     def cells(delimiter: str) -> list[str]:
         row = trusting(path, lambda: next(_reader([first], delimiter), []))
@@ -91,7 +101,7 @@ def header(
         row = cells(delimiter)
         return len(row) == len(columns) if columns else len(row) > 1 and not usual.isdisjoint(map(str.lower, row))
 
-    delimiter = "\t" if "\t" in first else next(filter(fits, _DELIMITERS), ",")
+    delimiter = separator or ("\t" if "\t" in first else next(filter(fits, _DELIMITERS), ","))
     if columns:
         if first and len(row := cells(delimiter)) != len(columns):
             raise UsageError(
@@ -109,15 +119,20 @@ def header(
 def rows(file: IO[bytes], path: str, at: int, delimiter: str) -> Iterator[tuple[int, int, list[str]]]:
     """Yield the start byte, the end byte and the cells of each row of a CSV file, from byte ``at`` on.
 
-    Blank lines are not rows, as in pandas. A quoted cell may span several lines.
+    Blank lines are not rows, as in pandas. A quoted cell may span several lines. Text behind its closing quote belongs
+    to the cell, as in pandas, but is refused in cells of several lines and after backslashes: there the quotes are not
+    those of a csv, and it is unknown where a row ends.
 
     Raises:
-        PoolError: The file is not UTF-8, a row is too long, or a quote is never closed.
+        PoolError: The file is not UTF-8, a row is too long, a quote is never closed, or one that closes in a later line
+            or behind a backslash is followed by text.
     """
     lines, begin = Lines(file, path, at), at
+    all_lines, held = iter(lines), list[str]()  # the lines of the row
 
     def of_one_row() -> Iterator[str]:
-        for line in lines:
+        for line in all_lines:
+            held.append(line)
             if lines.at - begin > LINE:
                 raise PoolError(
                     f"{path}: the row at byte {begin:,} exceeds {LINE:,} bytes, or has a quote that is never closed; "
@@ -125,10 +140,26 @@ def rows(file: IO[bytes], path: str, at: int, delimiter: str) -> Iterator[tuple[
                 )
             yield line
 
-    reader = _reader(of_one_row(), delimiter)
+    def read() -> list[str] | None:
+        held.clear()
+        try:
+            return next(reader, None)
+        except csv.Error as error:
+            if lines.ended:
+                return held
+            if _TEXT_BEHIND not in str(error):
+                raise
+            if len(held) > 1 or '\\"' in held[0]:
+                raise PoolError(
+                    f"{path}: the row at byte {begin:,} has text behind a quote that closes a cell: "
+                    f'{visible("".join(held).strip(), _SHOWN)}; write a quote in a cell as two ("")'
+                ) from None
+            return next(_reader(chain([held[0]], of_one_row()), delimiter), None)
+
+    reader = _reader(of_one_row(), delimiter, strict=True)
     while True:
         begin = lines.at
-        row = trusting(path, lambda: next(reader, None))
+        row = trusting(path, read)
         if row is None:
             return
         if lines.ended:  # the reader looked for more lines than there are
@@ -137,11 +168,11 @@ def rows(file: IO[bytes], path: str, at: int, delimiter: str) -> Iterator[tuple[
             yield begin, lines.at, row
 
 
-def _reader(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
+def _reader(lines: Iterable[str], delimiter: str, *, strict: bool = False) -> Iterator[list[str]]:
     """Return a reader of rows. Python's limit on cells holds for the process: it is only ever raised, never lowered."""
     if csv.field_size_limit() < LINE:
         csv.field_size_limit(LINE)
-    return csv.reader(lines, delimiter=delimiter)
+    return csv.reader(lines, delimiter=delimiter, strict=strict)
 
 
 def _other_code(line: bytes) -> str:

@@ -43,7 +43,9 @@ class Resharded:
         blank: Samples with an empty ``.txt``, because they have no caption, repeats included; 0 from tars.
         left_out: Samples of tars that were copied and that open_clip will leave out, repeats included, by reason, see
             :func:`thresher.data.trainable.why_left_out`.
-        notes: What is not read of the data, see :attr:`thresher.data.Data.notes`.
+        noted: Samples with each of :attr:`thresher.data.Sample.notes`, repeats included; not counted if rows are
+            copied from tables to tables.
+        notes: What is not read of the data, see :attr:`thresher.data.Data.notes`, and what samples have, as sentences.
     """
 
     out: str
@@ -62,6 +64,7 @@ class Resharded:
     captioned: int = 0
     blank: int = 0
     left_out: Mapping[str, int] = field(default_factory=dict)
+    noted: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tarfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -32,12 +33,14 @@ class Written:
         samples: Samples written, repeats included.
         converted: How many of these have an image that was converted to PNG.
         blank: How many of these have no caption, so that their ``.txt`` is empty.
+        notes: How many have each of :attr:`thresher.data.Sample.notes`, repeats included.
         skipped: (key, why) of the samples that were skipped.
     """
 
     samples: int = 0
     converted: int = 0
     blank: int = 0
+    notes: Counter[str] = field(default_factory=Counter)
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -69,6 +72,7 @@ def write(plan: ReshardPlan, sources: Sequence[Source], path: str, *, trainable:
                 for copy in copies[lo:hi].tolist():
                     _add(out, plan.renamed(sample.key, copy), sample, picture, ending)
                 done.samples += hi - lo
+                done.notes.update(dict.fromkeys(sample.notes, hi - lo))
                 done.converted += converted * (hi - lo)
                 done.blank += (not sample.text) * (hi - lo)
         out.write(bytes(-(-(out.tell() + 2 * TAR_BLOCK) // RECORD) * RECORD - out.tell()))

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from thresher import __version__
-from thresher.data import Data, DataOptions, open_data
+from thresher.data import Data, DataOptions, noted, open_data
 from thresher.data.layouts.webdataset import TarPart
 from thresher.data.parts import Form, Ints
 from thresher.errors import OutputError, PoolError, UsageError
@@ -62,9 +62,9 @@ _KEPT = 2.0  # seconds of finding samples from which what was found is kept for 
 _AGAIN = f"{AGAIN} with --overwrite"
 _SCRATCH = re.compile(r"\..*\.tmp(\.\w+)?")
 _OWN = re.compile(rf"\d{{8,}}\.tar|\d{{8,}}_stats\.json|train-\d{{5,}}-of-\d{{5,}}\.parquet|{_SCRATCH.pattern}")
-_PLAN = 2  # version of plans; changes whenever the same plan would write other files
+_PLAN = 3  # version of plans; changes whenever the same plan would write other files
 _READING = ("image", "caption", "key", "root", "captions_file", "reader")  # options that written bytes depend on
-_MATCHES = 1  # version of the file of what was found
+_MATCHES = 2  # version of the file of what was found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +95,7 @@ class _Matches:
         wanted: The selection, N keys, if samples were found by uid or key.
         seen_N: Which of its keys were found, (N,) bool.
         left_out: Samples of tars that the loader of open_clip leaves out, repeats included, by reason.
+        noted: Samples with each of :attr:`thresher.data.Sample.notes`, repeats included; not of tables.
     """
 
     plan: ReshardPlan
@@ -104,6 +105,7 @@ class _Matches:
     wanted: KeySet | None = None
     seen_N: Any = None
     left_out: Mapping[str, int] = field(default_factory=dict)
+    noted: Mapping[str, int] = field(default_factory=dict)
 
 
 def run_job(job: Job, sel: Chosen, workers: int | None, progress: Progress | None) -> Resharded:
@@ -139,7 +141,7 @@ def run_job(job: Job, sel: Chosen, workers: int | None, progress: Progress | Non
             written = shards.write()
             originals.check(_AGAIN)
             done = _finish(job, sel, sources, matches, form, trainable, digest, written)
-    return replace(done, notes=data.notes)
+    return replace(done, notes=(*data.notes, *noted("sample", done.noted)))
 
 
 def _inputs(data: Data, sources: Sequence[Source], sel: Chosen) -> str:
@@ -175,7 +177,7 @@ def _load_matches(path: Path, inputs: str, sel: Chosen) -> _Matches | None:
 
 def _save_matches(path: Path, inputs: str, matches: _Matches) -> None:
     meta = {"inputs": inputs, "by": matches.by, "chosen": matches.chosen, "aside": matches.skipped}
-    meta["left_out"] = dict(matches.left_out)
+    meta |= {"left_out": dict(matches.left_out), "noted": dict(matches.noted)}
     arrays: dict[str, Any] = {"meta": np.frombuffer(json.dumps(meta).encode(), np.uint8), **matches.plan.arrays()}
     if matches.seen_N is not None:
         arrays["seen_N"] = matches.seen_N
@@ -230,13 +232,13 @@ def _find(data: Data, sources: Sequence[Source], sel: Chosen, engine: Engine, pr
         raise UsageError("the selection keeps nothing")
     places = places_of(sel, sources)
     if places is not None:
-        left_out = Counter[str]()
+        left_out, notes = Counter[str](), Counter[str]()
         try:
             with progress.task("look up", len(sources), "files") as advance:
                 tasks = list(zip(sources, places, strict=True))
                 results = _read(sources, _match_places, tasks, engine, job)
-                plan, _ = planned(sources, _collect(results, sources, [], left_out, advance), None)
-            return _Matches(plan, "place", len(plan), [], left_out=left_out)
+                plan, _ = planned(sources, _collect(results, sources, [], left_out, notes, advance), None)
+            return _Matches(plan, "place", len(plan), [], left_out=left_out, noted=notes)
         except PlaceError:
             progress.say(f"{data.location}: has changed since it was embedded; looking for samples by key instead")
     if isinstance(sel, Selection) and reopen(sel).layout.key is None:
@@ -248,10 +250,10 @@ def _find(data: Data, sources: Sequence[Source], sel: Chosen, engine: Engine, pr
     if not len(wanted):
         raise UsageError(f"{sel}: keeps nothing")
     skipped: list[tuple[str, str, str]] = []
-    left_out = Counter()
+    left_out, notes = Counter(), Counter()
     with progress.task("scan", len(sources), "files") as advance:
         results = _read(sources, partial(_match_keys, wanted), sources, engine, job)
-        plan, seen = planned(sources, _collect(results, sources, skipped, left_out, advance), wanted)
+        plan, seen = planned(sources, _collect(results, sources, skipped, left_out, notes, advance), wanted)
     seen[[wanted.find(key) for _, key, _ in skipped if key]] = True  # skipped samples were found too
     if not len(plan):
         damaged = f"; {skipped[0][0]}: {skipped[0][2]}" if skipped else ""
@@ -260,7 +262,7 @@ def _find(data: Data, sources: Sequence[Source], sel: Chosen, engine: Engine, pr
             f"{data.location}: has none of {keys}{damaged}; is the selection of other data?{_examples(sources, sel)}"
         )
     by = "uid" if wanted.uids and data.parts[0].has_uids else "key"
-    return _Matches(plan, by, wanted.total, skipped, wanted, seen, left_out)
+    return _Matches(plan, by, wanted.total, skipped, wanted, seen, left_out, notes)
 
 
 def _examples(sources: Sequence[Source], sel: Chosen) -> str:
@@ -312,13 +314,15 @@ def _collect(
     sources: Sequence[Source],
     skipped: list[tuple[str, str, str]],
     left_out: Counter[str],
+    notes: Counter[str],
     advance: Advance,
 ) -> Iterator[Matched]:
-    """Pass results on; add damaged files and skipped samples to ``skipped``, and count what open_clip leaves out."""
+    """Pass results on; add damaged files and skipped samples to ``skipped``, and the counts of all samples."""
     for source, part in zip(sources, results, strict=True):
         skipped += [(source.path, "", part.damage)] if part.damage else []
         skipped += [(source.path, key, why) for key, why in part.skipped]
         left_out.update(part.left_out)
+        notes.update(part.notes)
         advance(1)
         yield part
 
@@ -392,7 +396,7 @@ class _Written:
 
     Attributes:
         shards: Statistics of each shard.
-        changes: How many samples were changed: "converted", "renamed", "captioned" and "blank" of :class:`Resharded`.
+        changes: "converted", "renamed", "captioned", "blank" and "noted" of :class:`Resharded`.
         skipped: (file, key, why) of samples that were skipped.
     """
 
@@ -577,12 +581,14 @@ def _tar(sources: Sequence[Source], part: ReshardPlan, path: str) -> dict[str, A
 def _convert(sources: Sequence[Source], trainable: bool, part: ReshardPlan, path: str) -> dict[str, Any]:
     done = convert.write(part, sources, path, trainable=trainable)
     stats = {"successes": done.samples, "set_aside": done.skipped, "converted": done.converted, "blank": done.blank}
+    stats["noted"] = dict(done.notes)
     return {name: value for name, value in stats.items() if value or name == "successes"}
 
 
-def _changes(stats: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, int], list[tuple[str, str, str]]]:
+def _changes(stats: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], list[tuple[str, str, str]]]:
     """Return what the statistics of converted shards say about changes and skipped samples."""
-    counts = {name: sum(one.get(name, 0) for one in stats) for name in ("converted", "blank")}
+    counts: dict[str, Any] = {name: sum(one.get(name, 0) for one in stats) for name in ("converted", "blank")}
+    counts["noted"] = sum((Counter(one.get("noted", {})) for one in stats), Counter[str]())
     return counts, [("", key, why) for one in stats for key, why in one.get("set_aside", [])]
 
 
@@ -656,7 +662,7 @@ def _finish(
         bytes=sum(one["bytes"] for one in stats),
         by=matches.by,
         left_out={} if trainable or form != "webdataset" else dict(matches.left_out),
-        **written.changes,
+        **{**written.changes, "noted": dict(Counter(matches.noted) | Counter(written.changes.get("noted", {})))},
     )
     counts = {name: value for name, value in asdict(done).items() if name not in ("out", "form", "notes")}
     files: dict[str, int] = {}

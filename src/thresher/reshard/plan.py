@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,7 @@ class Matched:
         headers: For a tar, the headers of the samples that cannot be copied unchanged, see :func:`_odd`.
         left_out: For a tar, how many samples the loader of open_clip leaves out, repeats included, by reason, see
             :func:`thresher.data.trainable.why_left_out`.
+        notes: How many samples have each of :attr:`thresher.data.Sample.notes`, repeats included, as far as is known.
     """
 
     start_c: Ints
@@ -75,6 +77,7 @@ class Matched:
     skipped: tuple[tuple[str, str], ...] = ()
     headers: Headers | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
+    notes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,6 +281,7 @@ def match(scanned: Scanned, wanted: KeySet) -> Matched:
     chosen = np.flatnonzero(number_n >= 0)
     number_c = number_n[chosen]
     times_c: npt.NDArray[Any] = np.fromiter(map(wanted.times_at, number_c.tolist()), np.int32, len(chosen))
+    left_out, notes = _counts(scanned, chosen, times_c)
     return Matched(
         start_c=scanned.start_n[chosen],
         length_c=scanned.length_n[chosen],
@@ -287,17 +291,23 @@ def match(scanned: Scanned, wanted: KeySet) -> Matched:
         damage=scanned.damage,
         skipped=tuple((key, why) for key, why in scanned.skipped if wanted.find(key) >= 0),
         headers=scanned.headers and scanned.headers(chosen[_odd(scanned.length_n[chosen], times_c)]),
-        left_out=_left_out(scanned, chosen, times_c),
+        left_out=left_out,
+        notes=notes,
     )
 
 
-def _left_out(scanned: Scanned, chosen: Ints, times_c: Ints) -> Mapping[str, int]:
-    counts = Counter[str]()
-    if scanned.endings is not None:
-        for endings, times in zip(scanned.endings(chosen), times_c.tolist(), strict=True):
-            counts[why_left_out(endings)] += times
-    del counts[""]
-    return counts
+def _counts(scanned: Scanned, chosen: Ints, times_c: Ints) -> tuple[Mapping[str, int], Mapping[str, int]]:
+    """Return ``left_out`` and ``notes`` of :class:`Matched`."""
+    left_out, notes = Counter[str](), Counter[str]()
+    if scanned.endings is not None or scanned.notes is not None:
+        endings = repeat(()) if scanned.endings is None else scanned.endings(chosen)
+        for i, members, times in zip(chosen.tolist(), endings, times_c.tolist(), strict=False):
+            if scanned.endings is not None:
+                left_out[why_left_out(members)] += times
+            if scanned.notes is not None and (found := scanned.notes(i, members)):
+                notes.update(dict.fromkeys(found, times))
+    del left_out[""]
+    return left_out, notes
 
 
 def _odd(length_c: Ints, times_c: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
@@ -316,6 +326,7 @@ def match_places(scanned: Scanned, places: Places) -> Matched:
         raise PlaceError
     if scanned.names is not None:
         names_c = hashes_of(scanned.names)
+    left_out, notes = _counts(scanned, np.arange(len(names_c)), places.times_c)
     return Matched(
         start_c=scanned.start_n,
         length_c=scanned.length_n,
@@ -323,7 +334,8 @@ def match_places(scanned: Scanned, places: Places) -> Matched:
         names_c=names_c,
         numbers_c=np.full(len(names_c), -1, np.int64),
         headers=scanned.headers and scanned.headers(np.flatnonzero(_odd(scanned.length_n, places.times_c))),
-        left_out=_left_out(scanned, np.arange(len(names_c)), places.times_c),
+        left_out=left_out,
+        notes=notes,
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from array import array
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thresher.data import SEVERAL, Data, DataOptions, Place, open_data
+from thresher.data import Data, DataOptions, Place, noted, open_data
 from thresher.dynamic.references import References, check_found
 from thresher.dynamic.run_folder import ROWS
 from thresher.errors import PoolError, UsageError
@@ -29,7 +30,6 @@ from thresher.io.pictures import Pixels, Resize, decode
 from thresher.pool.layout import Options
 from thresher.pool.store import EmbeddingStore, absolute, heavy, open_store
 from thresher.runtime.files import writing
-from thresher.runtime.format import counted
 from thresher.runtime.progress import Progress
 from thresher.selection import Selection
 
@@ -169,7 +169,7 @@ def _indexed(data: str, folder: Path, options: DataOptions, progress: Progress) 
     opened = open_data(data, options)
     for note in opened.notes:
         progress.say(note)
-    store, several = _pool_of(opened, options), 0
+    store, notes = _pool_of(opened, options), Counter[str]()
     own: dict[str, list[Any]] = {name: [] for name in ("key", "text", "uid")}
     light: dict[str, list[Any]] = {name: [] for name in opened.columns}
     files: dict[tuple[str, str], int] = {}
@@ -179,7 +179,7 @@ def _indexed(data: str, folder: Path, options: DataOptions, progress: Progress) 
     with writing(copies) as scratch, open(scratch, "wb") as file:
         for row, sample in enumerate(opened.samples()):
             place = sample.picture
-            several += sample.several
+            notes.update(sample.notes)
             if isinstance(place, bytes):
                 place = Place(str(copies), file.tell(), file.write(place))
             elif place is None:
@@ -192,8 +192,8 @@ def _indexed(data: str, folder: Path, options: DataOptions, progress: Progress) 
                 for name, column in light.items():
                     column.append(sample.columns.get(name))
         copied = file.tell()
-    if several:
-        progress.say(f"{data}: {counted(several, 'row has', 'rows have')} {SEVERAL}")
+    for line in noted("row", notes):
+        progress.say(f"{data}: {line}")
     if not copied:
         copies.unlink()
     texts = own["text"]

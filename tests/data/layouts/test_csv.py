@@ -322,3 +322,31 @@ def test_several_lists_are_refused_by_name(tmp_path: Path, ending: str) -> None:
     for where in (tmp_path / f"all.{ending}", tmp_path / f"all.{ending}" / f"*.{ending}"):
         with pytest.raises(PoolError, match=f"{ending}: is 3 files; give one of them, or join them into one file"):
             open_data(str(where))
+
+
+def test_paths_of_windows_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for name in ("a/0.png", "a\\1.png", "a/1.png"):
+        (tmp_path / name).write_bytes(picture(len(name)))
+    (tmp_path / "x.csv").write_text("filepath,title\na\\0.png,x\na\\1.png,y\n..\\up.png,z\n")
+    (tmp_path.parent / "up.png").write_bytes(picture())
+    samples = list(open_data(str(tmp_path / "x.csv")).samples())
+    found = [sample.picture.path if sample.picture else None for sample in samples]  # type: ignore[union-attr]
+    assert found == [str(tmp_path / "a/0.png"), str(tmp_path / "a\\1.png"), None], "a name as it is comes first"
+    assert "outside" in samples[2].why
+    (tmp_path / "pictures").mkdir()
+    for i in range(2):
+        (tmp_path / "pictures" / f"{i}.png").write_bytes(picture(i))
+    (tmp_path / "names.csv").write_text("file_name,text\nC:\\data\\0.png,x\n.\\1.png,y\n")
+    folder = open_data(str(tmp_path / "pictures"), DataOptions(captions_file=str(tmp_path / "names.csv")))
+    assert [sample.text for sample in folder.samples()] == ["x", "y"]
+
+
+def test_the_column_of_several_with_captions_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("filepath,caption,text\na.png,x,y\n")
+    assert open_data(str(path)).notes == (
+        f"{path}: captions come from the column text, not from caption; --caption names another",
+    )
+    for options in (DataOptions(caption="caption"), DataOptions(captions=False)):
+        assert open_data(str(path), options).notes == ()

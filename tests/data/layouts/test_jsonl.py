@@ -12,6 +12,7 @@ import pytest
 from tests.data.common import picture
 from tests.reshard.common import keys_file
 from thresher.data import DataOptions, open_data
+from thresher.data.samples import SEVERAL
 from thresher.errors import ChangedError, PoolError, UsageError
 from thresher.reshard import reshard
 
@@ -137,7 +138,7 @@ def test_of_a_list_of_images_the_first_is_used(tmp_path: Path) -> None:
         ("images/0.jpg", "t1", ""),
         ("images/0.jpg", "t2", ""),
     ]
-    assert [sample.several for sample in open_data(str(path)).samples()] == [False, False, True]
+    assert [sample.notes for sample in open_data(str(path)).samples()] == [(), (), (SEVERAL,)]
 
 
 def test_shards_from_lines_of_json(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.data.common import arrow_of, outcome, parquet_of, picture, rows, table
 from thresher.data import DataOptions, open_data
-from thresher.data.samples import Place
+from thresher.data.samples import SEVERAL, Place
 from thresher.errors import ChangedError, PoolError, UsageError
 
 KEYS = [f"k{i}" for i in range(23)]
@@ -145,7 +145,7 @@ def test_columns_that_datasets_declares_as_images(tmp_path: Path, several: bool)
     for name in ("x.parquet", "saved"):
         data = open_data(str(tmp_path / name))
         assert [s.stored() for s in data.samples()] == [picture(i) for i in range(3)]
-        assert {s.several for s in data.samples()} == {several}
+        assert {s.notes for s in data.samples()} == {(SEVERAL,) if several else ()}
         assert data.parts[0].roles()["picture"] == "photo"
         assert not data.columns
 
@@ -378,3 +378,61 @@ def test_mutated_tables_are_read_or_refused(tmp_path: Path, kind: str, draw: st.
     path = tmp_path / f"x.{'parquet' if 'parquet' in kind else 'arrow'}"
     path.write_bytes(bytes(data))
     outcome(path)
+
+
+def several(path: Path, kind: str, **columns: Any) -> str:
+    path.mkdir()
+    return str(in_file(path, kind, pa.table({"image": [picture(i) for i in range(3)], **columns})))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_captions_are_looked_for_in_other_columns_but_not_guessed(tmp_path: Path, kind: str) -> None:
+    """Recap-DataComp-1B has re_caption and org_caption; of labels and names nothing is said."""
+    words = ["a red dog", "a cat", ""]
+    made = open_data(
+        several(tmp_path / "a", kind, label=["cat", "dog", "cat"], url=["http://x/a b"] * 3, re_caption=words)
+    )
+    assert not any(sample.text for sample in made.samples())
+    assert made.captions_elsewhere().endswith(
+        "it has image, label, url, re_caption; name one, such as --caption re_caption"
+    )
+    assert not open_data(several(tmp_path / "b", kind, label=["cat", "dog", "cat"])).captions_elsewhere()
+    assert not open_data(several(tmp_path / "c", kind, text=words, other=words)).captions_elsewhere()
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_the_column_of_several_with_captions_is_told(tmp_path: Path, kind: str) -> None:
+    words = ["a", "b", "c"]
+    path = several(tmp_path / "a", kind, caption=words, title=words)
+    (note,) = open_data(path).notes
+    assert note.endswith("captions come from the column caption, not from title; --caption names another")
+    assert not open_data(path, DataOptions(caption="title")).notes
+    assert not open_data(several(tmp_path / "b", kind, caption=words, title=[1, 2, 3])).notes
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_conversations_are_refused_by_name(tmp_path: Path, kind: str) -> None:
+    cells = [[{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a dog"}]] * 3
+    with pytest.raises(PoolError, match="the column 'conversations' for --caption has .*a text or a list of texts"):
+        open_data(several(tmp_path / "a", kind, conversations=cells))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_tables_use_no_file_of_captions(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "c.csv").write_text("file_name,text\n")
+    with pytest.raises(UsageError, match=r"--captions .*c.csv: .* is tables, which does not use it; name the column"):
+        open_data(several(tmp_path / "a", kind), DataOptions(captions_file=str(tmp_path / "c.csv")))
+
+
+def test_a_table_in_a_folder_of_images_may_be_its_file_of_captions(tmp_path: Path) -> None:
+    for i in range(2):
+        (tmp_path / f"{i}.png").write_bytes(picture(i))
+    pq.write_table(pa.table({"image": ["0.png", "1.png"], "re_caption": ["x y", "z"]}), tmp_path / "recap.parquet")
+    made = open_data(str(tmp_path), DataOptions(captions_file=str(tmp_path / "recap.parquet"), caption="re_caption"))
+    assert (made.kind, [sample.text for sample in made.samples()]) == ("folder", ["x y", "z"])
+
+
+def test_one_json_is_named_as_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "llava.json").write_text("[]")
+    with pytest.raises(PoolError, match=r"is one json; give the folder of its images, and --captions .*llava.json"):
+        open_data(str(tmp_path / "llava.json"))

@@ -11,7 +11,7 @@ from thresher.data.lists import PATHS, Entry, ListPart, file_of, listed, roots_o
 from thresher.data.location import Location
 from thresher.data.options import DataOptions
 from thresher.data.parts import Data, Form
-from thresher.data.rows import FIRST, ONLY_IMAGE, ONLY_TEXT, addresses_in, missing_column, shortened
+from thresher.data.rows import FIRST, ONLY_IMAGE, ONLY_TEXT, addresses_in, chosen_caption, missing_column, shortened
 from thresher.data.samples import caption_of
 from thresher.errors import PoolError, UsageError
 from thresher.io.columns import CAPTIONS, known
@@ -21,7 +21,7 @@ from thresher.io.paths import visible
 
 _ENDINGS = (".csv", ".tsv", ".txt")
 _FIRST_LINE = "; if its first line is a row, name the columns with --columns NAME,NAME"
-_TITLES = ("title", *CAPTIONS, "comment")
+_TITLES = tuple(dict.fromkeys(("title", *CAPTIONS, "comment")))
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,8 @@ class Csv:
             )
             for row, byte in starts
         ]
-        return Data(where.text, self.name, tuple(parts))
+        usual = [] if options.caption or not options.captions else known(names, _TITLES)
+        return Data(where.text, self.name, tuple(parts), tuple(chosen_caption(path, usual)))
 
 
 @dataclass(frozen=True, kw_only=True)

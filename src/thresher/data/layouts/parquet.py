@@ -12,7 +12,7 @@ import numpy as np
 from thresher.data.location import Location
 from thresher.data.options import DataOptions
 from thresher.data.parts import Data, Ints
-from thresher.data.tables import Table, TablePart, parts_of
+from thresher.data.tables import Table, TablePart, Tables, notes_on, parts_of
 from thresher.io.columns import plain_schema
 from thresher.io.open import open_file, trusting
 from thresher.io.parquet import open_parquet
@@ -42,7 +42,8 @@ class Parquet:
         """
         files = where.files
         tables = [_table(files.protocol, files.path(name), name) for name in files.matching(r".*\.(parquet|pq)")]
-        return Data(where.text, self.name, parts_of(files, options, tables, ParquetPart, _AGAIN))
+        parts = parts_of(files, options, tables, ParquetPart, _AGAIN)
+        return Tables(where.text, self.name, parts, notes_on(parts, options))
 
 
 @dataclass(frozen=True, kw_only=True)

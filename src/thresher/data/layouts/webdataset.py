@@ -15,6 +15,7 @@ from typing import IO, Any, ClassVar
 
 import numpy as np
 
+from thresher.data.compressed import COMPRESSED, stem_of_tar, unpacking
 from thresher.data.location import Location
 from thresher.data.members import JSON, NO_NAMES, Found, Members
 from thresher.data.options import DataOptions
@@ -46,22 +47,9 @@ from thresher.io.tar_apart import NONE, Apart, Run, Watch, apart_among, find_apa
 from thresher.io.tar_fast import Stretch, runs, window_of
 from thresher.runtime.format import counted
 
-_PACKED = {
-    "gzip": (".tar.gz", ".tgz"),
-    "bzip2": (".tar.bz2", ".tbz2", ".tbz"),
-    "xz": (".tar.xz", ".txz"),
-    "zstd": (".tar.zst", ".tzst"),
-}
-_PROGRAM = {ending: program for program, endings in _PACKED.items() for ending in endings}
-COMPRESSED = tuple(_PROGRAM)
 _OTHERS = (".parquet", ".pq", ".arrow", ".csv", ".tsv", ".jsonl", ".ndjson", *(f".{ending}" for ending in ENDINGS))
 _AHEAD = 8 << 20  # bytes of read-ahead
 _LOOKED_AT, _LOOKED_IN = 200, 20  # samples looked at of a tar, and tars, for what the user names
-APART = (
-    "have members that lie apart in the tar: trainers based on webdataset drop or split them; thresher reshard writes "
-    "them next to each other"
-)
-SEVERAL = f"have several images, of which the first of {', '.join(ENDINGS)} is used; --image names another"
 _UID = re.compile(rb'"uid"\s*:\s*"([0-9A-Fa-f]{32})"')
 
 
@@ -209,7 +197,6 @@ class TarPart(Part):
         if named.key_in:
             own, lacking = named.key_of(info)
             key, picture, why = own or key, None if lacking else picture, lacking or why
-        others = [] if named.image else [name for name in ENDINGS if name in members]
         return Sample(
             key=key,
             text=self._caption(window, sample, info),
@@ -218,7 +205,7 @@ class TarPart(Part):
             uid=writable(uid) if isinstance(uid, str) else "",
             why=why,
             columns=self._columns(info),
-            notes=(*((APART,) if apart else ()), *((SEVERAL,) if len(others) > 1 else ())),
+            notes=named.notes(tuple(members), apart=apart),
         )
 
     def _caption(self, window: Window, sample: TarSample, info: Mapping[str, Any]) -> str:
@@ -252,8 +239,8 @@ class TarPart(Part):
             PoolError: There is no sample at a position, or it must not be copied.
         """
         samples = Samples(self.named, uids=False, renamed=self.copied_as is not None)
-        for window, sample, _ in self._whole_at(at_c):
-            samples.add_one(window, sample)
+        for window, sample, apart in self._whole_at(at_c):
+            samples.add_one(window, sample, joined=apart)
         scanned = samples.scanned("")
         if scanned.skipped:
             raise PoolError(f"{self.path}: has a sample that {scanned.skipped[0][1]}")
@@ -336,7 +323,7 @@ class Samples:
         self._runs: list[Stretch | list[Row]] = []  # headers of consecutive samples, and how many samples precede them
         self._before: list[int] = []
         self._lacking: dict[int, str] = {}  # why samples have no key
-        self._pieces: dict[int, list[int]] = {}  # of samples whose members lie apart
+        self._pieces: dict[int, list[int]] = {}  # of samples whose members lie apart; [] if they were joined before
         self._left_out: set[int] = set()
         self._kept_n: Ints = np.empty(0, np.int64)
 
@@ -370,8 +357,8 @@ class Samples:
             self._lacking[len(self._keys)] = why
         self._keys.append(key)
 
-    def add_one(self, window: Window, sample: TarSample) -> None:
-        """Add a sample, or record why it must not be copied."""
+    def add_one(self, window: Window, sample: TarSample, *, joined: bool = False) -> None:
+        """Add a sample, or record why it must not be copied; ``joined`` if its members lie apart in the tar."""
         content = b""
         if (json := sample.members.get(JSON)) and json.size <= NOTES and (self._uids is not None or self._named.key_in):
             content = window.read(json.offset, json.size)
@@ -380,6 +367,8 @@ class Samples:
             self._skipped.append((uid or sample.key, why))
             return
         start, length = extent(window, sample)
+        if joined:
+            self._pieces[len(self._names)] = []
         self._before.append(len(self._names))
         self._runs.append(rows_of(window, sample))
         self._names.append(sample.key)
@@ -445,6 +434,7 @@ class Samples:
             damage=damage,
             headers=self._headers,
             endings=self._endings_of,
+            notes=self._notes_of,
             names=self._kept(self._names) if self._renamed else None,
         )
 
@@ -457,6 +447,9 @@ class Samples:
     def _endings_of(self, which: Ints) -> Iterator[tuple[str, ...]]:
         for sample in self._kept_n[which].tolist():
             yield tuple(ending_of(row.name) for row in self._rows(sample) if row.name)
+
+    def _notes_of(self, which: int, endings: tuple[str, ...]) -> tuple[str, ...]:
+        return self._named.notes(endings, apart=int(self._kept_n[which]) in self._pieces)
 
     def _rows(self, sample: int) -> list[Row]:
         return [row for piece in (sample, *self._pieces.get(sample, ())) for row in self._run(piece)]
@@ -503,7 +496,7 @@ def tars_at(location: str) -> list[tuple[str, str]]:
         PoolError: Some of the tars do not exist, or they are compressed.
     """
     if packed := next((part for part in location.split("::") if part.lower().endswith(COMPRESSED)), ""):
-        raise PoolError(f"{packed}: is compressed, and compressed tars have no random access; {_unpacking(packed)}")
+        raise PoolError(f"{packed}: is compressed, and compressed tars have no random access; {unpacking(packed)}")
     folders = [location] if os.path.isdir(location) else location.split("::")
     if all(os.path.isdir(folder) and not folder.lower().endswith(".tar") for folder in folders):
         return [tar for folder in folders for tar in _in_folder(folder)]
@@ -569,22 +562,11 @@ def _refuse_compressed(location: str) -> None:
         if folder.lower().endswith(".tar"):
             continue
         plain = {path.lower() for _, path in _in_folder(folder)}
-        packed = [path for _, path in _in_folder(folder, COMPRESSED) if f"{_stem(path)}.tar".lower() not in plain]
+        packed = [path for _, path in _in_folder(folder, COMPRESSED) if f"{stem_of_tar(path)}.tar".lower() not in plain]
         if packed:
             has = f"{counted(len(plain), 'tar')} and " if plain else ""
             others = f", or give only the others: {shlex.quote(folder.rstrip('/') + '/*.tar')}" if plain else ""
             raise PoolError(
                 f"{folder}: has {has}{counted(len(packed), 'compressed tar')} (such as {os.path.basename(packed[0])}), "
-                f"and compressed tars have no random access; {_unpacking(packed[0])}{others}"
+                f"and compressed tars have no random access; {unpacking(packed[0])}{others}"
             )
-
-
-def _stem(path: str) -> str:
-    """Return the path of a compressed tar without its extension."""
-    return next(path[: -len(ending)] for ending in COMPRESSED if path.lower().endswith(ending))
-
-
-def _unpacking(path: str) -> str:
-    """Return how to decompress tars to plain ones."""
-    ending = path[len(_stem(path)) :]
-    return f"decompress them: {_PROGRAM[ending.lower()]} -dk {shlex.quote(os.path.dirname(path) or '.')}/*{ending}"
