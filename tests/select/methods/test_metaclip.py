@@ -145,6 +145,17 @@ def test_every_language_has_the_t_with_the_same_share_of_matches_in_the_tail(cap
     assert torn.sum() <= 1
 
 
+def test_a_language_without_a_match_does_not_count(captioned, entry_file, select) -> None:
+    captions, language = ["x"] * 50 + sentences(30), ["many"] * 50 + ["few"] * 30
+    entries = ["dog", "cat", "a"]
+    given = {"keep": 10, "entries": entry_file(entries), "language": "language"}
+    selection = select(captioned(captions, language=language), build("metaclip", given))
+    alone = [matched(text, entries) for text in captions]
+    assert len(selection) == 10
+    assert all(alone[row] for row in selection.rows())
+    assert selection.steps[0].rows["score"][selection.mask()].min() > 0
+
+
 def phrases_of(text: str, longest: int) -> set[str]:
     words = words_of(text, False)
     found = {" ".join(words[i : i + size]) for size in range(1, longest + 1) for i in range(len(words) - size + 1)}

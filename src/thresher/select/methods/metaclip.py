@@ -7,8 +7,8 @@ with probability 1 - product of (1 - min(1, t / count)). Rows without an entry a
 Every row draws one number, tied to its id, and is kept if it is below the probability. The probability rises with t, so
 every row has a least t that keeps it, and a budget is met exactly: the rows with the smallest are kept.
 
-With a column of languages, rows are counted by language. t belongs to the language with the most rows; the t of another
-is the one with the same share of matches in tail entries, those in up to t rows, as in MetaCLIP 2 (arXiv 2507.22062).
+With a column of languages, rows are counted by language. t belongs to the language with the most matches; the t of
+another is the one with the same share of matches in tail entries, those in up to t rows, as in MetaCLIP 2 (arXiv 2507.22062).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from thresher.ops.cut import top
 from thresher.runtime.checksums import ArraySpec
 from thresher.runtime.format import counted
 from thresher.runtime.random import digest
+from thresher.runtime.untrusted import cut
 from thresher.select.entries import (
     CHARACTERS,
     Matcher,
@@ -110,13 +111,13 @@ class MetaClip:
             )
         matches = self._matches(run, column, entries)
         counts_LE, number_n = np.zeros((len(names), len(entries)), np.int64), np.zeros(len(run.store), np.int32)
-        cut = 0
+        long = 0
         for block in matches():
             number_n[block.rows] = block.sizes_B
             np.add.at(counts_LE, (np.repeat(languages_n[block.rows], block.sizes_B), block.entries_M), 1)
-            cut += block.cut
+            long += block.cut
         tails = [_Tail.of(counts_E) for counts_E in counts_LE]
-        main = int(np.argmax(np.bincount(languages_n, minlength=len(names))))
+        main = int(np.argmax(counts_LE.sum(axis=1)))
         with_entry = int(np.count_nonzero(number_n))
         if not with_entry:
             raise UsageError("no caption contains an entry; give other entries, or pass case = 'ignore'")
@@ -156,7 +157,7 @@ class MetaClip:
             notes=(
                 *notes,
                 *more,
-                *(_cut(cut) if cut else ()),
+                *(_too_long(long) if long else ()),
                 *self._summary(entries, counts_LE, number_n, names, t_L, main, probability_n),
             ),
             rows={
@@ -172,7 +173,8 @@ class MetaClip:
         ignore = self.case == "ignore"
         if self.entries is not None:
             given, repeated = read_entries(self.entries, ignore)
-            note = f"{counted(len(given), 'entry', 'entries')} from {self.entries}"
+            mark = digest("\n".join(given))[:32]
+            note = f"{counted(len(given), 'entry', 'entries')} from {self.entries}, fingerprint {mark}"
             return given, (note + (f"; {repeated:,} lines repeat another" if repeated else ""),)
 
         def make() -> npt.NDArray[np.uint8]:
@@ -186,7 +188,7 @@ class MetaClip:
                 phrases, least = frequent(read, self.words, self.least, ignore)
             return np.frombuffer("\n".join([str(least), *phrases]).encode(), np.uint8)
 
-        key = run.key(frequent, column=column, words=self.words, least=self.least, ignore=ignore)
+        key = run.key(MetaClip, column=column, words=self.words, least=self.least, ignore=ignore)
         least, *found = run.cache.array("metaclip.entries", key, make).tobytes().decode().split("\n")
         if not found:
             raise UsageError(
@@ -209,8 +211,8 @@ class MetaClip:
         def make(reader: Iterator[tuple[int, list[str]]], lo: int) -> npt.NDArray[np.int32]:
             texts = next(block for start, block in reader if start == lo)
             found = [matcher()(text) for text in texts]
-            cut = sum(len(text) > CHARACTERS for text in texts)
-            return np.array([cut, *map(len, found), *chain.from_iterable(found)], np.int32)
+            long = sum(len(text) > CHARACTERS for text in texts)
+            return np.array([long, *map(len, found), *chain.from_iterable(found)], np.int32)
 
         def matches() -> Iterator[_Matched]:
             reader = zip(range(0, rows, size), captions(run.store, column, size), strict=True)
@@ -241,7 +243,7 @@ class MetaClip:
         """Return notes on what was matched and how it was balanced."""
         counts_E = counts_LE.sum(axis=0)
         order = np.lexsort((np.arange(len(entries)), -counts_E))[:_SHOWN]
-        common = ", ".join(f"{entries[e]} ({counts_E[e]:,})" for e in order if counts_E[e])
+        common = ", ".join(f"{cut(entries[e], 40)} ({counts_E[e]:,})" for e in order if counts_E[e])
         none = int(np.count_nonzero(number_n == 0))
         found = "t found for the budget" if self.t is None else "t"
         notes = [
@@ -254,7 +256,7 @@ class MetaClip:
         if self.language is not None:
             shown = sorted(range(len(names)), key=lambda j: -int(counts_LE[j].sum()))[:_SHOWN]
             rest = f", and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-            notes.append(f"t by language: {', '.join(f'{names[j]} {t_L[j]:.6g}' for j in shown)}{rest}")
+            notes.append(f"t by language: {', '.join(f'{cut(names[j], 40)} {t_L[j]:.6g}' for j in shown)}{rest}")
         return notes
 
 
@@ -338,7 +340,7 @@ def _least(
         yield rows, high
 
 
-def _cut(captions: int) -> tuple[str]:
+def _too_long(captions: int) -> tuple[str]:
     return (
         f"{counted(captions, 'caption has', 'captions have')} more than {CHARACTERS:,} characters; only the first "
         f"{CHARACTERS:,} are searched",
