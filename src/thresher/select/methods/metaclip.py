@@ -7,8 +7,9 @@ with probability 1 - product of (1 - min(1, t / count)). Rows without an entry a
 Every row draws one number, tied to its id, and is kept if it is below the probability. The probability rises with t, so
 every row has a least t that keeps it, and a budget is met exactly: the rows with the smallest are kept.
 
-With a column of languages, rows are counted by language. t belongs to the language with the most matches; the t of
-another is the one with the same share of matches in tail entries, those in up to t rows, as in MetaCLIP 2 (arXiv 2507.22062).
+With a column of languages, rows are counted by language. t belongs to the language with the most matches. The t of
+another is the one with the same share of matches in tail entries, those in up to t rows, as in MetaCLIP 2 (arXiv
+2507.22062).
 """
 
 from __future__ import annotations
