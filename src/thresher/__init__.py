@@ -71,9 +71,11 @@ if TYPE_CHECKING:
     from thresher.select.methods.clip_score import ClipScore
     from thresher.select.methods.clipcov import ClipCov
     from thresher.select.methods.combine import Combine
+    from thresher.select.methods.dedup import Dedup
     from thresher.select.methods.density import Density
     from thresher.select.methods.filter import Filter
     from thresher.select.methods.match import Match
+    from thresher.select.methods.metaclip import MetaClip
     from thresher.select.methods.negclip import NegClip
     from thresher.select.methods.normsim import NormSim
     from thresher.select.methods.random import Random
@@ -112,9 +114,11 @@ _HOMES = {
     "select.methods.clip_score": ("ClipScore",),
     "select.methods.clipcov": ("ClipCov",),
     "select.methods.combine": ("Combine",),
+    "select.methods.dedup": ("Dedup",),
     "select.methods.density": ("Density",),
     "select.methods.filter": ("Filter",),
     "select.methods.match": ("Match",),
+    "select.methods.metaclip": ("MetaClip",),
     "select.methods.negclip": ("NegClip",),
     "select.methods.normsim": ("NormSim",),
     "select.methods.random": ("Random",),
@@ -136,13 +140,14 @@ _HOMES = {
 
 __all__ = [
     "AccessError", "BadRowsError", "BudgetError", "CRho", "Cache", "ChangedError", "ClipCov", "ClipScore",
-    "Clustered", "Combine", "DPruning", "Density", "Dissect", "DynamicRandom", "EmbeddingStore", "Engine", "Filter",
-    "Full", "Groups", "InfoBatch", "Keep", "Match", "MissingExtraError", "MissingPackageError", "NegClip",
-    "NormSim", "Options", "OutputError", "PoolError", "Processes", "Random", "Ray", "Recipe", "Rho", "Run", "Scan",
-    "Score", "Scored", "Selection", "SemDeDup", "Serial", "Seta", "Sift", "SoftCapSampling", "Ssp", "Static",
-    "Step", "Threads", "ThresherError", "UnreachedError", "UsageError", "build", "cluster", "compare", "coreset",
-    "doctor", "embed", "evaluate", "from_arrays", "inspect", "make_engine", "method", "open", "open_store",
-    "reshard", "run_steps", "score", "select", "select_indices", "train_clip", "train_moco",
+    "Clustered", "Combine", "DPruning", "Dedup", "Density", "Dissect", "DynamicRandom", "EmbeddingStore", "Engine",
+    "Filter", "Full", "Groups", "InfoBatch", "Keep", "Match", "MetaClip", "MissingExtraError",
+    "MissingPackageError", "NegClip", "NormSim", "Options", "OutputError", "PoolError", "Processes", "Random",
+    "Ray", "Recipe", "Rho", "Run", "Scan", "Score", "Scored", "Selection", "SemDeDup", "Serial", "Seta", "Sift",
+    "SoftCapSampling", "Ssp", "Static", "Step", "Threads", "ThresherError", "UnreachedError", "UsageError", "build",
+    "cluster", "compare", "coreset", "doctor", "embed", "evaluate", "from_arrays", "inspect", "make_engine",
+    "method", "open", "open_store", "reshard", "run_steps", "score", "select", "select_indices", "train_clip",
+    "train_moco",
 ]  # fmt: skip
 
 

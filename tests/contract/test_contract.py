@@ -35,6 +35,7 @@ class Contract(MethodContract):
         fields = cls.plugin.__dataclass_fields__
         vectors = str(folder / "vectors.npy")
         np.save(vectors, clustered(6, 8, 6, seed=9))
+        (folder / "entries.txt").write_text("word\nother\n")
         write_pool(folder / "reference", cls.pool(FEW)[0][: FEW // 2], clustered(FEW // 2, 8, 9))
         reference = {"reference": str(folder / "reference"), "eps": 0.05, "keep": None}
         found: dict[str, Any] = {
@@ -45,6 +46,8 @@ class Contract(MethodContract):
             "clusters": 7,
             "column": "width",
             "columns": "width, height=2",
+            "entries": str(folder / "entries.txt"),
+            "language": "width",
             "proxy": "height",
             "reference_eps": {**reference, "reference_eps": 0.01},
             "sample": "300",
@@ -59,10 +62,18 @@ class Contract(MethodContract):
         return {**found, **super().others(folder)}
 
 
+class Captioned(Contract):
+    """The contract, on a pool in which no caption is empty: of those that are, ``metaclip`` cannot keep any."""
+
+    @staticmethod
+    def pool(rows: int) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+        image, text, table = Contract.pool(rows)
+        return image, text, {**table, "text": [f"one {caption} two" for caption in table["text"]]}
+
+
 for _cls in METHODS.all().values():
-    globals()[f"Test{_cls.__name__}"] = type(
-        f"Test{_cls.__name__}", (Contract,), {"plugin": _cls, "__module__": __name__}
-    )
+    _base = Captioned if _cls.name == "metaclip" else Contract
+    globals()[f"Test{_cls.__name__}"] = type(f"Test{_cls.__name__}", (_base,), {"plugin": _cls, "__module__": __name__})
 
 
 # --- methods with a fault -------------------------------------------------------------------------------

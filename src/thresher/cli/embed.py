@@ -53,6 +53,10 @@ _PRECISION = click.option(
     "on the CPU). With --engine: shards at a time.",
 )  # fmt: skip
 @click.option("--only", type=Choice(["image", "text"]), help="Embed only images or only captions.")
+@click.option(
+    "--quality", metavar="NAMES",
+    help="Columns to compute from every image: sha256, phash, sharpness, brightness; separated by commas.",
+)  # fmt: skip
 @click.option("--thumbnails", is_flag=True, help="Store thumbnails of the images for reports.")
 @click.option(
     "--pixel-limit",

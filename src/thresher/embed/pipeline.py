@@ -40,6 +40,7 @@ from thresher.embed.pool import (
     written,
 )
 from thresher.embed.prepare import Decoded, DecodeOptions, DecodeTask, Pixels, Slots, Tokens, prepare
+from thresher.embed.quality import QUALITY, quality_columns
 from thresher.errors import ChangedError, OutputError, PoolError, ThresherError, UnreachedError, UsageError
 from thresher.export.keys import hashes_of
 from thresher.io.paths import visible, writable
@@ -79,6 +80,7 @@ class EmbedSettings:
         thumbnails: Pixels of the longer side of thumbnails, which reports can show; 0 for none.
         pixel_limit: Most pixels of an image; a larger one counts as a decompression bomb.
         only: "image" or "text" to embed only that.
+        quality: Columns to compute from every image, separated by commas, see :mod:`thresher.embed.quality`.
         data: How to read the data.
     """
 
@@ -90,6 +92,7 @@ class EmbedSettings:
     thumbnails: int = 0
     pixel_limit: int = PIXELS
     only: str | None = None
+    quality: str | None = None
     data: DataOptions = field(default_factory=DataOptions)
 
     def __post_init__(self) -> None:
@@ -104,6 +107,8 @@ class EmbedSettings:
                 raise UsageError(f"--{name} {value}: must be at least {least}")
         if self.only not in (None, *FOLDERS):
             raise UsageError(f"--only {self.only}: must be image or text")
+        if self.quality is not None:
+            quality_columns(self.quality)
 
 
 @dataclass(frozen=True)
@@ -296,6 +301,7 @@ def _planned(
         uids &= all(_UID.fullmatch(sample.uid) for sample in first)
     columns |= {"uid": "string"} if uids else {}
     columns |= {"width": "int32", "height": "int32"} if "image" in fields else {}
+    columns |= _quality(source, settings, fields)
     columns |= {"shard": "string", "offset": "int64"}
     columns |= {"filepath": "string"} if source.parts[0].pictures_apart else {}
     columns |= {name: str(kind) for name, kind in source.columns.items() if name not in OWN}
@@ -321,6 +327,16 @@ def _planned(
         **({"reader": reading.reader} if reading.reader else {}),
     }
     return PoolPlan(info, tuple(fields), columns, options, shards), tuple(notes)
+
+
+def _quality(source: Data, settings: EmbedSettings, fields: Sequence[str]) -> dict[str, str]:
+    """Return the columns to compute from every image, and their types."""
+    names = () if settings.quality is None else quality_columns(settings.quality)
+    if names and "image" not in fields:
+        raise UsageError(f"--quality {settings.quality}: is computed from images, and only texts are embedded")
+    if there := [name for name in names if name in source.columns]:
+        raise UsageError(f"--quality {there[0]}: {source.location} has a column {there[0]} already; leave it out")
+    return {name: QUALITY[name] for name in names}
 
 
 def _some(source: Data) -> list[Sample]:
@@ -520,6 +536,7 @@ def _embed(
         encoder.tokenize if "text" in plan.fields else None,
         settings.pixel_limit,
         settings.thumbnails if "thumbnail" in plan.columns else 0,
+        quality=() if settings.quality is None else quality_columns(settings.quality),
     )
     widths = {name: int(plan.encoder[f"{name}_dim"]) for name in plan.fields}
     schema = _schema(plan)
@@ -784,6 +801,7 @@ class _Batches:
         row = {**sample.columns, "key": sample.key, "text": sample.text, "uid": sample.uid or sample.key}
         if len(decoded.sizes):
             row |= {"width": int(decoded.sizes[i, 0]), "height": int(decoded.sizes[i, 1])}
+        row |= decoded.quality.get(i, {})
         if decoded.thumbnails:
             row["thumbnail"] = {"bytes": decoded.thumbnails[i], "path": f"{sample.key}.webp"}
         if "filepath" in self._writer.schema.names and isinstance(sample.picture, Place):

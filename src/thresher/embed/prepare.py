@@ -6,13 +6,14 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from thresher.data.samples import Place
+from thresher.embed.quality import measured
 from thresher.errors import PoolError, UnreachedError, UsageError
 from thresher.io.open import open_file
 from thresher.io.pictures import NARROW, open_rgb, thumbnail
@@ -44,6 +45,7 @@ class DecodeOptions:
         limit: Most pixels of an image.
         thumbnail: Pixels of the longer side of a thumbnail; 0 for none.
         slots: Where to write pixels, None to return them.
+        quality: Names of the columns to compute from every image.
     """
 
     preprocess: Callable[[Any], Pixels] | None
@@ -51,6 +53,7 @@ class DecodeOptions:
     limit: int
     thumbnail: int = 0
     slots: Slots | None = None
+    quality: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class Decoded:
         thumbnails: WebP thumbnails, one per row.
         bad: Rows whose image cannot be used, and why.
         unreached: Why an image was not reached, "" if all were: then the samples must not be used.
+        quality: Computed columns by row.
     """
 
     pixels: Pixels | None
@@ -87,6 +91,7 @@ class Decoded:
     thumbnails: list[bytes]
     bad: dict[int, str]
     unreached: str = ""
+    quality: dict[int, dict[str, Any]] = field(default_factory=dict)
 
 
 def prepare(options: DecodeOptions, task: DecodeTask) -> Decoded:
@@ -106,6 +111,7 @@ def _prepared(options: DecodeOptions, task: DecodeTask) -> Decoded:
     sizes = np.zeros((len(task.pictures), 2), np.int32)
     thumbnails: list[bytes] = []
     bad: dict[int, str] = {}
+    quality: dict[int, dict[str, Any]] = {}
     pixels: Pixels | None = options.slots.open()[task.slot] if options.slots and task.pictures else None
     for i, data in enumerate(_read(task.pictures)):
         thumbnails += [b""] if options.thumbnail else []
@@ -127,12 +133,14 @@ def _prepared(options: DecodeOptions, task: DecodeTask) -> Decoded:
             pixels[i] = one
             if options.thumbnail:
                 thumbnails[i] = thumbnail(picture, options.thumbnail)
+            if options.quality:
+                quality[i] = measured(options.quality, data, picture)
         except (PoolError, ValueError) as error:  # ValueError: from the encoder's preprocessing
             bad[i] = str(error)
     if multiprocessing.parent_process() is not None:  # a worker: each uses one core. The user's process stays as it is
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
     tokens = options.tokenize(task.texts) if options.tokenize and task.texts else None
-    return Decoded(None if options.slots else pixels, tokens, sizes, thumbnails, bad)
+    return Decoded(None if options.slots else pixels, tokens, sizes, thumbnails, bad, quality=quality)
 
 
 def _read(pictures: Sequence[bytes | Place]) -> Iterator[bytes | PoolError]:
