@@ -19,7 +19,7 @@ class Parquet:
     name: ClassVar[str] = "parquet"
 
     def write(self, selection: Selection, store: EmbeddingStore, path: str) -> Written:
-        """Write row, key, kept, step, reason, duplicate_of, score, and repeats if the selection has them."""
+        """Write row, key, kept, step, reason, duplicate_of, score; duplicate_group and repeats where there are any."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -34,6 +34,9 @@ class Parquet:
                 ("score", pa.float32()),
             ]
         )
+        grouped = any("duplicate_group" in step.rows for step in selection.steps)
+        if grouped:
+            schema = schema.append(pa.field("duplicate_group", pa.int64()))
         if selection.repeats is not None:
             schema = schema.append(pa.field("repeats", pa.int32()))
         names = [step.method for step in selection.steps]
@@ -43,13 +46,15 @@ class Parquet:
                 by = np.asarray(selection.dropped_by[ids])
                 reasons = ["kept"] * len(ids)
                 score, twin = np.full(len(ids), np.nan, np.float32), np.full(len(ids), -1, np.int64)
+                group = twin.copy()
                 for number, step in enumerate(selection.steps):
                     mask = (by == -1) | (by >= number)  # as Selection.given, for these rows only
                     # Positions in the arrays of the step; rows are in pool order.
                     at = seen[number] + np.cumsum(mask) - 1
                     here = slice(seen[number], seen[number] + int(mask.sum()))
                     seen[number] = here.stop
-                    for column, name in ((score, "score"), (twin, "duplicate_of")):  # of the last step that saw a row
+                    # Of the last step that saw a row.
+                    for column, name in ((score, "score"), (twin, "duplicate_of"), (group, "duplicate_group")):
                         if name in step.rows:
                             column[mask] = step.rows[name][here]
                     for i in np.flatnonzero(by == number):
@@ -63,6 +68,7 @@ class Parquet:
                     twin,
                     score,
                 ]
+                columns += [group] if grouped else []
                 columns += [] if selection.repeats is None else [selection.repeats[ids]]
                 writer.write_table(
                     pa.table([pa.array(c, kind) for c, kind in zip(columns, schema.types, strict=True)], schema=schema)
