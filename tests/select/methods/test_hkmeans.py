@@ -24,7 +24,7 @@ def from_the_top(sizes: list[int], tree: list[list[int]], budget: int) -> list[i
     """Divide the budget level by level, each group among its parts."""
     if not tree:
         return one_by_one(sizes, budget)
-    groups = max(tree[0]) + 1
+    groups = len(tree[1]) if len(tree) > 1 else max(tree[0]) + 1
     above = [sum(size for size, group in zip(sizes, tree[0], strict=True) if group == j) for j in range(groups)]
     quotas = [0] * len(sizes)
     for j, quota in enumerate(from_the_top(above, tree[1:], budget)):
@@ -40,8 +40,7 @@ def test_the_budget_is_divided_as_row_by_row_from_the_top(data: st.DataObject) -
     tree, below = [], len(sizes)
     for _ in range(data.draw(st.integers(0, 3))):
         groups = data.draw(st.integers(1, below))
-        own = [*range(groups), *data.draw(st.lists(st.integers(0, groups - 1), min_size=below - groups, max_size=12))]
-        tree.append(own[:below])
+        tree.append(data.draw(st.lists(st.integers(0, groups - 1), min_size=below, max_size=below)))
         below = groups
     budget = data.draw(st.integers(1, sum(sizes)))
     found = divided(np.array(sizes), [np.array(labels) for labels in tree], budget)

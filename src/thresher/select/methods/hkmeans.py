@@ -187,8 +187,9 @@ def divided(sizes_K: Ints, tree: list[Ints], budget: int) -> Ints:
         budget: Rows to keep, at most the sum of the sizes.
     """
     sizes = [sizes_K]
-    for labels in tree:
-        sizes.append(np.bincount(labels, sizes[-1]).astype(np.int64))
+    for level, labels in enumerate(tree, 1):
+        groups = len(tree[level]) if level < len(tree) else 0  # the last of them may be empty
+        sizes.append(np.bincount(labels, sizes[-1], minlength=groups).astype(np.int64))
     zeros = np.zeros_like(sizes[-1])
     # The point closest to equal shares, here 0, that the sizes allow and that meets the budget is min(cap, size).
     quotas = allocate(zeros, zeros, sizes[-1], budget)
