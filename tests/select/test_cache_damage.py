@@ -36,6 +36,7 @@ BLOCK = 64  # rows of a block: passes have several
 WORK: dict[str, tuple[str, dict[str, Any]]] = {
     "semdedup": ("semdedup", {"eps": 0.5, "clusters": 6}),
     "prefer": ("semdedup", {"eps": 0.5, "clusters": 6, "prefer": "width"}),
+    "herd": ("herd", {"keep": "40%", "clusters": 6}),
     "hkmeans": ("hkmeans", {"keep": "40%", "levels": "12,3", "resample": 1}),
     "density": ("density", {"keep": "40%", "clusters": 6}),
     "negclip": ("negclip", {"keep": "40%", "batch_size": 120, "repeats": 2}),
@@ -51,7 +52,7 @@ WORK: dict[str, tuple[str, dict[str, Any]]] = {
 KINDS = {
     "arrays": {
         *("assign.labels", "assign.distances", "kmeans", "semdedup.cosine", "semdedup.twin", "negclip.score"),
-        *("semdedup.groups", "semdedup.best.cosine", "kmeans.array"),
+        *("semdedup.groups", "semdedup.best.cosine", "kmeans.array", "herd.turn"),
         *(
             "normsim.score",
             "normsim.target",
