@@ -170,7 +170,7 @@ def test_levels_are_chosen() -> None:
         ({"levels": "ten"}, "such as 1000,100,10"),
         ({"levels": "9" * 30}, "such as 1000,100,10"),
         ({"levels": "70,60,50,40,30,20,10"}, "at most 6"),
-        ({"levels": "20,4", "clusters": 10}, "begins with 20 clusters"),
+        ({"levels": "20,4", "clusters": 10}, "begins with 20 clusters, but clusters is 10"),
         ({"resample": -1}, "resample"),
         ({"closest": 0}, "closest"),
     ],

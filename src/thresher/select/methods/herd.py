@@ -1,8 +1,8 @@
 """Herding: keep, of each class, the rows whose mean of v t^T is closest to that of the class.
 
 This lowers the cross-covariance error itself, for which ClipCov (arXiv 2403.12267) has an objective of similarities.
-Classes keep equal shares. In each class rows are taken one by one; each is the one that leaves the mean of v t^T over
-the rows taken closest to the mean over the class (kernel herding, arXiv 1203.3472).
+Each class keeps the same share of its rows. They are taken one by one; each is the one that leaves the mean of v t^T
+over the rows taken closest to the mean over the class (kernel herding, arXiv 1203.3472).
 """
 
 from __future__ import annotations
@@ -59,10 +59,9 @@ class Herd(Clustered):
                     yield (turns,)
 
         key = run.key(_turns, rows=digest(order_N), counts=digest(np.array([(len(rows), m) for rows, m in tasks])))
+        made = run.cache.columns("herd", key, {"turn": ArraySpec("int32", least=0, most=_PART)}, n, fill)
         turn = np.empty(n, np.int32)
-        turn[order_N] = run.cache.columns("herd", key, {"turn": ArraySpec("int32", least=0, most=_PART)}, n, fill)[
-            "turn"
-        ]
+        turn[order_N] = made["turn"]
         return run.selection(
             self,
             turn > 0,

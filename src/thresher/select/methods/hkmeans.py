@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.errors import UsageError
+from thresher.io.paths import cut
 from thresher.ops.cut import allocate, top_per_group
 from thresher.ops.kmeans import nearest_centroid
 from thresher.ops.vectors import F32
@@ -65,7 +66,8 @@ class HierarchicalKMeans(Clustered):
         counts = parse_levels(self.levels)
         if self.clusters not in (None, counts[0]):
             raise UsageError(
-                f"levels = {self.levels!r} begins with {counts[0]:,} clusters, but clusters = {self.clusters:,}"
+                f"levels = {cut(self.levels, 100)!r}: begins with {counts[0]:,} clusters, but clusters is "
+                f"{self.clusters:,}"
             )
 
     def select(self, run: Run) -> Selection:
@@ -143,13 +145,15 @@ def parse_levels(text: str) -> list[int]:
     parts = [part.strip() for part in str(text).split(",")]
     if not all(part.isdecimal() and part.isascii() and len(part) < 10 for part in parts):
         raise UsageError(
-            f"levels = {text[:100]!r}: must be numbers of clusters with commas between, such as 1000,100,10"
+            f"levels = {cut(text, 100)!r}: must be numbers of clusters with commas between, such as 1000,100,10"
         )
     counts = [int(part) for part in parts]
     if counts[-1] < 1 or any(low <= high for low, high in zip(counts, counts[1:], strict=False)):
-        raise UsageError(f"levels = {text!r}: each level must have fewer clusters than the one before, and at least 1")
+        raise UsageError(
+            f"levels = {cut(text, 100)!r}: each level must have fewer clusters than the one before, and at least 1"
+        )
     if len(counts) > 1 + len(_LEVELS):
-        raise UsageError(f"levels = {text!r}: {len(counts)} levels; there may be at most {1 + len(_LEVELS)}")
+        raise UsageError(f"levels = {cut(text, 100)!r}: {len(counts)} levels; there may be at most {1 + len(_LEVELS)}")
     return counts
 
 
