@@ -74,6 +74,8 @@ if TYPE_CHECKING:
     from thresher.select.methods.dedup import Dedup
     from thresher.select.methods.density import Density
     from thresher.select.methods.filter import Filter
+    from thresher.select.methods.herd import Herd
+    from thresher.select.methods.hkmeans import HierarchicalKMeans
     from thresher.select.methods.match import Match
     from thresher.select.methods.metaclip import MetaClip
     from thresher.select.methods.negclip import NegClip
@@ -117,6 +119,8 @@ _HOMES = {
     "select.methods.dedup": ("Dedup",),
     "select.methods.density": ("Density",),
     "select.methods.filter": ("Filter",),
+    "select.methods.herd": ("Herd",),
+    "select.methods.hkmeans": ("HierarchicalKMeans",),
     "select.methods.match": ("Match",),
     "select.methods.metaclip": ("MetaClip",),
     "select.methods.negclip": ("NegClip",),
@@ -141,13 +145,13 @@ _HOMES = {
 __all__ = [
     "AccessError", "BadRowsError", "BudgetError", "CRho", "Cache", "ChangedError", "ClipCov", "ClipScore",
     "Clustered", "Combine", "DPruning", "Dedup", "Density", "Dissect", "DynamicRandom", "EmbeddingStore", "Engine",
-    "Filter", "Full", "Groups", "InfoBatch", "Keep", "Match", "MetaClip", "MissingExtraError",
-    "MissingPackageError", "NegClip", "NormSim", "Options", "OutputError", "PoolError", "Processes", "Random",
-    "Ray", "Recipe", "Rho", "Run", "Scan", "Score", "Scored", "Selection", "SemDeDup", "Serial", "Seta", "Sift",
-    "SoftCapSampling", "Ssp", "Static", "Step", "Threads", "ThresherError", "UnreachedError", "UsageError", "build",
-    "cluster", "compare", "coreset", "doctor", "embed", "evaluate", "from_arrays", "inspect", "make_engine",
-    "method", "open", "open_store", "reshard", "run_steps", "score", "select", "select_indices", "train_clip",
-    "train_moco",
+    "Filter", "Full", "Groups", "Herd", "HierarchicalKMeans", "InfoBatch", "Keep", "Match", "MetaClip",
+    "MissingExtraError", "MissingPackageError", "NegClip", "NormSim", "Options", "OutputError", "PoolError",
+    "Processes", "Random", "Ray", "Recipe", "Rho", "Run", "Scan", "Score", "Scored", "Selection", "SemDeDup",
+    "Serial", "Seta", "Sift", "SoftCapSampling", "Ssp", "Static", "Step", "Threads", "ThresherError",
+    "UnreachedError", "UsageError", "build", "cluster", "compare", "coreset", "doctor", "embed", "evaluate",
+    "from_arrays", "inspect", "make_engine", "method", "open", "open_store", "reshard", "run_steps", "score",
+    "select", "select_indices", "train_clip", "train_moco",
 ]  # fmt: skip
 
 

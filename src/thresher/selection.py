@@ -731,8 +731,9 @@ class Selection:
 _NUMBERS = ("bool", *INTEGERS, *FLOATS)
 _SCORES = (*FLOATS, *INTEGERS)
 _OF_ROWS = {
-    "score": _SCORES, "duplicate_of": SIGNED, "cluster": INTEGERS, "code": INTEGERS, "reference": SIGNED,
-    "reference_cosine": FLOATS, "loss": FLOATS, "marks": ("uint8",), "marked": SIGNED, "seen": SIGNED,
+    "score": _SCORES, "duplicate_of": SIGNED, "duplicate_group": SIGNED, "group_size": INTEGERS, "cluster": INTEGERS,
+    "code": INTEGERS, "reference": SIGNED, "reference_cosine": FLOATS, "loss": FLOATS,
+    "marks": ("uint8",), "marked": SIGNED, "seen": SIGNED,
 }  # fmt: skip
 _OF_GROUPS = {"size": INTEGERS, "kept": INTEGERS, "quota": INTEGERS, "name": (TEXT,)}
 _OF_REFERENCE = {
@@ -798,8 +799,8 @@ def _load_step(folder: Path, number: int, fields: Fields, total: int) -> Step:
             f"entries, but must have one for each cluster, at most {most:,}; the selection is damaged"
         )
     highest = {
-        "cluster": (0, k - 1), "duplicate_of": (-1, total - 1), "reference": (-1, 2**62),
-        "code": (0, (len(head["reasons"]) or 2**32) - 1),
+        "cluster": (0, k - 1), "duplicate_of": (-1, total - 1), "duplicate_group": (-1, total - 1),
+        "reference": (-1, 2**62), "code": (0, (len(head["reasons"]) or 2**32) - 1),
     }  # fmt: skip
     rows = {
         name: _load(

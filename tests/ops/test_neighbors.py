@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thresher.ops import neighbors
-from thresher.ops.neighbors import CHUNK, MeanNearestDistance, duplicates_of_kept, nearest_earlier
+from thresher.ops.neighbors import (
+    CHUNK,
+    MeanNearestDistance,
+    duplicates_of_kept,
+    linked_to_earlier,
+    nearest_earlier,
+)
 
 PANEL = 1024  # columns of a product: sizes around it and around CHUNK meet every edge
 
@@ -159,3 +165,37 @@ def test_an_array_of_others_may_be_written_over_once_the_next_is_asked_for() -> 
 
     best, where = neighbors.nearest_other(np.array([[0, -1], [1, 0], [-1, 0]], np.float32), others())
     assert (best.tolist(), where.tolist()) == ([1, 1, 1], [2, 0, 3])
+
+
+def check_linked(rows: np.ndarray, start: int, stop: int, threshold: float) -> None:
+    """Against paths that are followed pair by pair; pairs before the first compared row do not count."""
+    found = linked_to_earlier(loader(rows), start, stop, threshold)
+    cosines = rows[:stop].astype(np.float64) @ rows[:stop].T.astype(np.float64)
+    near = cosines > threshold
+    near[:start, :start] = False
+    expected = np.full(stop, -1)
+    for first in range(stop):
+        if expected[first] < 0:
+            left = [first]
+            while left:
+                i = left.pop()
+                expected[i] = first
+                left += [j for j in np.flatnonzero(near[i]).tolist() if expected[j] < 0]
+    assert found.dtype == np.int64
+    assert found.tolist() == expected.tolist()
+
+
+@given(st.integers(1, 50), st.sampled_from([-1.5, 0.3, 0.77, 0.95, 1.5]), st.data())
+def test_linked_rows_of_any_part(n: int, threshold: float, data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, n))
+    check_linked(units(n, 3, n, copies=n // 3), start, data.draw(st.integers(start, n)), threshold)
+
+
+@pytest.mark.parametrize(("panel", "chunk"), [(4, 8), (7, 21), (16, 16)])
+@pytest.mark.parametrize("threshold", [0.5, 0.9, 0.99])
+def test_linked_rows_in_any_panels(panel: int, chunk: int, threshold: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbors, "_PANEL", panel)
+    monkeypatch.setattr(neighbors, "CHUNK", chunk)
+    rows = units(100, 3, panel, copies=20)
+    for start, stop in ((0, 100), (60, 100), (9, 64)):
+        check_linked(rows, start, stop, threshold)

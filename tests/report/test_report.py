@@ -238,6 +238,25 @@ def test_every_method(name: str, store: EmbeddingStore, cache: Cache, tmp_path: 
     assert f"{len(selection)}" in found.text
 
 
+def test_the_best_of_groups(store: EmbeddingStore, cache: Cache, tmp_path: Path) -> None:
+    """A row that stays has no cosine to a better one, and its group is named."""
+    step = build("semdedup", {"eps": 0.6, "prefer": "width", "clusters": 3})
+    selection = run_steps(store, [step], cache=cache)
+    evidence, mask = selection.steps[0].rows, selection.mask()
+    row = int(np.flatnonzero(~mask)[0])
+    best = int(evidence["duplicate_of"][row])
+    size = int(evidence["group_size"][row])
+    dropped, kept = (explain(selection, store, f"row:{i}")["steps"][0] for i in (row, best))
+    assert dropped["group"] == kept["group"] == {"first": int(evidence["duplicate_group"][row]), "size": size}
+    assert size == np.count_nonzero(evidence["duplicate_group"] == evidence["duplicate_group"][row])
+    assert dropped["reason"] == f"in a group of {size} duplicates, of which row {best} is the best by width"
+    assert dropped["score"] == float(evidence["score"][row])
+    assert dropped["duplicate"]["row"] == best
+    assert "score" not in kept
+    _, found = read(write_report(selection, tmp_path / "r.html", store=store))
+    assert "without a better row in their group are not shown" in found.text
+
+
 def test_no_steps_and_set_algebra(store: EmbeddingStore, cache: Cache, tmp_path: Path) -> None:
     everything = Selection.everything(store.fingerprint(), "s3://bucket/pool", {}, ROWS)
     _, found = read(write_report(everything, tmp_path / "r.html", store=store))

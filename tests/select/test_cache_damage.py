@@ -35,6 +35,9 @@ ROWS = 200
 BLOCK = 64  # rows of a block: passes have several
 WORK: dict[str, tuple[str, dict[str, Any]]] = {
     "semdedup": ("semdedup", {"eps": 0.5, "clusters": 6}),
+    "prefer": ("semdedup", {"eps": 0.5, "clusters": 6, "prefer": "width"}),
+    "herd": ("herd", {"keep": "40%", "clusters": 6}),
+    "hkmeans": ("hkmeans", {"keep": "40%", "levels": "12,3", "resample": 1}),
     "density": ("density", {"keep": "40%", "clusters": 6}),
     "negclip": ("negclip", {"keep": "40%", "batch_size": 120, "repeats": 2}),
     "normsim": ("normsim", {"keep": "40%", "rounds": 3}),
@@ -49,6 +52,7 @@ WORK: dict[str, tuple[str, dict[str, Any]]] = {
 KINDS = {
     "arrays": {
         *("assign.labels", "assign.distances", "kmeans", "semdedup.cosine", "semdedup.twin", "negclip.score"),
+        *("semdedup.groups", "semdedup.best.cosine", "kmeans.array", "herd.turn"),
         *(
             "normsim.score",
             "normsim.target",
@@ -315,12 +319,13 @@ def check_unfinished(name: str, place: Path, tmp_path: Path, moments: range, qui
     return count
 
 
-def test_unfinished_files_that_are_damaged(place: Path, tmp_path: Path) -> None:
-    assert check_unfinished("semdedup", place, tmp_path, range(1, 40, 5), quick=True) > 5
+@pytest.mark.parametrize("name", ["semdedup", "prefer"])
+def test_unfinished_files_that_are_damaged(name: str, place: Path, tmp_path: Path) -> None:
+    assert check_unfinished(name, place, tmp_path, range(1, 40, 5), quick=True) > 5
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["semdedup", "negclip", "normsim", "clipcov", "reference"])
+@pytest.mark.parametrize("name", ["semdedup", "prefer", "negclip", "normsim", "clipcov", "reference"])
 def test_unfinished_files_that_are_damaged_in_every_way(name: str, place: Path, tmp_path: Path) -> None:
     count = check_unfinished(name, place, tmp_path, range(1, 60, 4), quick=False)
     assert count > 40

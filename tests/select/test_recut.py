@@ -23,6 +23,8 @@ CUTS: dict[str, tuple[dict[str, Any], list[dict[str, Any]] | None]] = {
     "dedup": ({"column": "width"}, [{"column": "original_width"}]),
     "density": ({"keep": "30%", "clusters": 5}, [{"keep": "50%"}, {"keep": 9, "temperature": 1}, {"order": "easy"}]),
     "filter": ({"where": "width > 300"}, [{"where": "width > 500"}]),
+    "herd": ({"keep": "30%", "clusters": 5}, None),
+    "hkmeans": ({"keep": "30%"}, None),
     "match": ({"keep": "30%", "clusters": 5}, [{"keep": "50%"}, {"keep": 100, "order": "hard"}]),
     "metaclip": ({"keep": "30%"}, [{"keep": "50%"}, {"keep": None, "t": 40.0}]),
     "negclip": ({"keep": "30%"}, [{"keep": 77}, {"threshold": -0.2}]),

@@ -215,6 +215,8 @@ def explanation(row: Mapping[str, Any]) -> Iterator[str]:
             yield f"     {step['meaning']}: {RoundedFloat(step['score']):.4f}{cut}"
         if "history" in step and not step["reason"]:  # the reason of a dropped row has the same numbers
             yield f"     {_history(step['history'])}"
+        if "group" in step and step["group"]["size"] > 1:
+            yield f"     group of {step['group']['size']:,} duplicates, the first is row {step['group']['first']:,}"
         if "cluster" in step:
             cluster = step["cluster"]
             facts = ", ".join(

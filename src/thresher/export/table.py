@@ -12,13 +12,21 @@ from thresher.errors import UsageError, suggest
 from thresher.pool.store import EmbeddingStore
 from thresher.selection import Selection, Step
 
-_EVIDENCE = ("score", "cluster", "duplicate_of")  # of every step that has it, after the name of its method
+_EVIDENCE = (
+    "score",
+    "cluster",
+    "duplicate_of",
+    "duplicate_group",
+)  # of every step that has it, after the name of its method
+_OF_LAST = ("score", "duplicate_of", "duplicate_group")  # of the last step that saw a row
 
 
 def columns_of(selection: Selection) -> list[str]:
     """Return the columns that a table has by default: the row and its fate, and the scores of steps."""
     more = [] if selection.repeats is None else ["repeats"]
-    scores = [name for name, (_, evidence) in _of_steps(selection).items() if evidence != "cluster"]
+    scores = [
+        name for name, (_, evidence) in _of_steps(selection).items() if evidence not in ("cluster", "duplicate_group")
+    ]
     return ["row", "key", "kept", "step", "reason", *more, *scores]
 
 
@@ -49,9 +57,9 @@ def batches(selection: Selection, store: EmbeddingStore | None, columns: Sequenc
         store: Its pool; needed only for "key" and for columns of the pool.
         columns: Any of "row" int64; "key" text; "kept" bool; "step", the method that dropped the row, "" if kept;
             "reason", "kept" if kept; "repeats" int32, how often the row is used; "score" float32 (NaN for none) and
-            "duplicate_of" int64 (-1 for none) of the last step that saw the row; the same of one step as
-            "density_score" or "semdedup_duplicate_of", and "density_cluster" int32 (-1 for rows that the step did not
-            see); and columns of the pool.
+            "duplicate_of" and "duplicate_group" int64 (-1 for none) of the last step that saw the row; the same of one
+            step as "density_score" or "semdedup_duplicate_of", and "density_cluster" int32 (-1 for rows that the step
+            did not see); and columns of the pool.
 
     Raises:
         UsageError: There is no such column.
@@ -73,14 +81,14 @@ def batches(selection: Selection, store: EmbeddingStore | None, columns: Sequenc
             names = np.array(["", *(step.method for step in selection.steps)], object)
             made["step"] = names[by + 1]
         reasons = np.full(len(ids), "kept", object)
-        made["score"], made["duplicate_of"] = np.full(len(ids), np.nan, np.float32), np.full(len(ids), -1, np.int64)
+        made |= {name: np.full(len(ids), *_NOTHING[name]) for name in _OF_LAST}
         for number, step in enumerate(selection.steps):
             mask = (by == -1) | (by >= number)  # as Selection.given, for these rows only
             # Positions in the arrays of the step; rows are in pool order.
             at = seen[number] + np.cumsum(mask) - 1
             here = slice(seen[number], seen[number] + int(mask.sum()))
             seen[number] = here.stop
-            for name in ("score", "duplicate_of"):
+            for name in _OF_LAST:
                 if name in step.rows:
                     made[name][mask] = step.rows[name][here]
             for name, (owner, evidence) in steps.items():
@@ -99,13 +107,14 @@ _NOTHING: dict[str, tuple[Any, Any]] = {
     "score": (np.nan, np.float32),
     "cluster": (-1, np.int32),
     "duplicate_of": (-1, np.int64),
+    "duplicate_group": (-1, np.int64),
 }
 _TYPES = {"key": "string", "step": "string", "reason": "string"}
 
 
 def _own(selection: Selection) -> list[str]:
     more = [] if selection.repeats is None else ["repeats"]
-    return ["row", "key", "kept", "step", "reason", *more, "score", "duplicate_of"]
+    return ["row", "key", "kept", "step", "reason", *more, *_OF_LAST]
 
 
 def _of_steps(selection: Selection) -> dict[str, tuple[Step, str]]:

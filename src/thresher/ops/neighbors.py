@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from thresher.ops.components import find, unite
 from thresher.ops.vectors import F32
 
 Load = Callable[[int, int], F32]
@@ -63,13 +64,34 @@ def nearest_earlier(load: Load, start: int, stop: int) -> tuple[F32, npt.NDArray
     """
     best = np.full(stop - start, -np.inf, np.float32)
     where = np.full(stop - start, -1, np.int64)
-    for lo in range(start, stop, CHUNK):
-        hi = min(lo + CHUNK, stop)
-        rows = load(lo, hi)
-        for a in [*range(0, lo, CHUNK), lo]:
-            others = rows if a == lo else load(a, min(a + CHUNK, lo))
-            _raise_maximum(rows, others, a, lo, best[lo - start : hi - start], where[lo - start : hi - start])
+    for row, column, products in _with_earlier(load, start, stop):
+        here = slice(row - start, row - start + len(products))
+        _keep_better(products, column, best[here], where[here])
     return best, where
+
+
+def linked_to_earlier(load: Load, start: int, stop: int, threshold: float) -> npt.NDArray[np.int64]:
+    """Join rows start..stop of an ordered group with all earlier rows whose cosine exceeds ``threshold``.
+
+    Args:
+        load: As for :func:`nearest_earlier`.
+        start: First row that is compared with the rows before it.
+        stop: One past the last.
+        threshold: Cosine above which two rows are joined.
+
+    Returns:
+        (stop,) int64, for rows 0..stop the first row that they are joined with, directly or by way of others; two
+        rows before ``start`` are only joined by way of later ones.
+    """
+    parents = np.arange(stop)
+    for row, column, products in _with_earlier(load, start, stop):
+        near = products > threshold
+        if near.any():
+            at, other = np.nonzero(near)
+            rows = find(parents, np.arange(row, row + near.shape[0]))
+            columns = find(parents, np.arange(column, column + near.shape[1]))
+            unite(parents, rows[at], columns[other])
+    return find(parents, np.arange(stop))
 
 
 def nearest_other(rows_BD: F32, others: Iterable[F32]) -> tuple[F32, npt.NDArray[np.int64]]:
@@ -107,17 +129,25 @@ def _keep_better(products: F32, first: int, best: F32, where: npt.NDArray[np.int
     best[better] = top[better]
 
 
-def _raise_maximum(rows: F32, others: F32, a: int, lo: int, best: F32, where: npt.NDArray[np.int64]) -> None:
-    """Update the running maximum of ``rows`` (at lo..) with ``others`` (at a..), earlier columns only."""
-    for p in range(0, len(others), _PANEL):
-        panel = others[p : p + _PANEL]
-        first = max(a + p - lo, 0)  # rows before the first column of the panel have no earlier rows in it
-        for r in range(first, len(rows), _PANEL):
-            products = rows[r : r + _PANEL] @ panel.T
-            if lo + r < a + p + len(panel):
-                at, column = lo + r + np.arange(len(products)), a + p + np.arange(len(panel))
-                products[column[None, :] >= at[:, None]] = -np.inf
-            _keep_better(products, a + p, best[r : r + _PANEL], where[r : r + _PANEL])
+def _with_earlier(load: Load, start: int, stop: int) -> Iterator[tuple[int, int, F32]]:
+    """Yield the products (R, M) of rows start..stop with the rows before them, and the first row of both.
+
+    Products with a row that is not earlier are -inf.
+    """
+    for lo in range(start, stop, CHUNK):
+        hi = min(lo + CHUNK, stop)
+        rows = load(lo, hi)
+        for a in [*range(0, lo, CHUNK), lo]:
+            others = rows if a == lo else load(a, min(a + CHUNK, lo))
+            for p in range(0, len(others), _PANEL):
+                panel = others[p : p + _PANEL]
+                first = max(a + p - lo, 0)  # rows before the first column of the panel have no earlier rows in it
+                for r in range(first, len(rows), _PANEL):
+                    products = rows[r : r + _PANEL] @ panel.T
+                    if lo + r < a + p + len(panel):
+                        at, column = lo + r + np.arange(len(products)), a + p + np.arange(len(panel))
+                        products[column[None, :] >= at[:, None]] = -np.inf
+                    yield lo + r, a + p, products
 
 
 def duplicates_of_kept(load: Load, size: int, threshold: float) -> tuple[F32, npt.NDArray[np.int64]]:

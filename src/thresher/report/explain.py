@@ -33,10 +33,10 @@ def explain(selection: Selection, store: EmbeddingStore, key: str) -> dict[str, 
     Returns:
         row, key and caption (both cut after 2,000 characters, with a note of their length), kept, uses (how often the
         row is used), and for each step that saw it: method, package (name and version; "" for methods of thresher),
-        verdict, reason, score, cut, cluster with size, quota and kept, duplicate (row, key, caption, kept; if it was
-        dropped as a duplicate too, "last" is the row at the end of the chain and "links" its length), pool, row, key
-        and caption of the reference row that it repeats, and, for a coreset, the history of the row in training, as in
-        :func:`history`.
+        verdict, reason, score, cut, group of duplicates (first, its lowest row, and size), cluster with size, quota and
+        kept, duplicate (row, key, caption, kept; if it was dropped as a duplicate too, "last" is the row at the end of
+        the chain and "links" its length), pool, row, key and caption of the reference row that it repeats, and, for a
+        coreset, the history of the row in training, as in :func:`history`.
 
     Raises:
         UsageError: No such row.
@@ -64,10 +64,13 @@ def explain(selection: Selection, store: EmbeddingStore, key: str) -> dict[str, 
         known = step.repeated(at) if dropped else None
         if known is not None:
             part["reference"] = {"pool": step.parameters.get("reference"), **known}
-        elif "score" in step.rows:
+        elif "score" in step.rows and not ("duplicate_of" in step.rows and step.rows["score"][at] <= -1):
+            # A row that no other one was compared with has a cosine of -1.
             part |= {"score": float(step.rows["score"][at]), "meaning": step.score, "cut": step.cut}
         if set(_EVIDENCE) <= set(step.rows):
             part["history"] = _history(*(step.rows[name][at].item() for name in _EVIDENCE))
+        if {"duplicate_group", "group_size"} <= set(step.rows):
+            part["group"] = {"first": int(step.rows["duplicate_group"][at]), "size": int(step.rows["group_size"][at])}
         if "cluster" in step.rows:
             cluster = int(step.rows["cluster"][at])
             part["cluster"] = {"number": cluster} | {k: v[cluster].item() for k, v in step.groups.items()}

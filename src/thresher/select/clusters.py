@@ -79,6 +79,13 @@ class Groups:
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray(sums / self.sizes_K, np.float64)
 
+    def within(self, wide: Run, run: Run) -> Groups:
+        """Return the clustering of the rows of ``wide`` for the rows of a run that are among them."""
+        if wide is run:
+            return self
+        at = np.searchsorted(wide.store.ids, run.store.ids)
+        return replace(self, labels_N=self.labels_N[at], distances_N=self.distances_N[at])
+
     def d_inter_K(self, engine: Engine, neighbors: int) -> npt.NDArray[np.float64]:
         """Return the mean distance of each centroid to its ``neighbors`` nearest other centroids, (K,)."""
         rule = MeanNearestDistance(self.centroids_KD, neighbors)
@@ -136,15 +143,17 @@ class Clustered:
             UsageError: There are more clusters than rows, or the centroids have another dimension.
             PoolError: The file of centroids is damaged or missing.
         """
-        ids = run.store.ids if self.fit == "pool" else None
-        if ids is not None:
-            run = replace(run, store=run.store.where(audited(run.so_far)))
+        wide = self.fitted_on(run)
+        return self.groups_of_view(wide).within(wide, run)
+
+    def fitted_on(self, run: Run) -> Run:
+        """Return the run on the rows that are clustered: those given, or the whole pool."""
+        return run if self.fit == "given" else replace(run, store=run.store.where(audited(run.so_far)))
+
+    def groups_of_view(self, run: Run) -> Groups:
+        """Cluster exactly the rows of a run's view, whatever ``fit`` is."""
         centroids, notes = _computed(run, self) if self.centroids is None else _given(run, self)
-        groups = replace(assign(run, self.embedding, centroids), notes=notes)
-        if ids is None:
-            return groups
-        at = np.searchsorted(run.store.ids, ids)
-        return replace(groups, labels_N=groups.labels_N[at], distances_N=groups.distances_N[at])
+        return replace(assign(run, self.embedding, centroids), notes=notes)
 
 
 def cluster_pool(run: Run, how: Clustered, old: Written | None = None) -> tuple[Groups, Run]:
@@ -521,6 +530,30 @@ def _train(run: Run, how: Clustered, k: int, sample: int, iterations: int) -> F3
     run.cache.save(path, centroids)
     saved.remove()
     return centroids
+
+
+def centroids_of_array(run: Run, rows_ND: F32, k: int, iterations: int, purpose: str) -> F32:
+    """Run k-means on unit rows in memory, such as the centroids of another k-means; cached.
+
+    Args:
+        run: The run, for its engine, cache and seed.
+        rows_ND: (N, D) float32 unit rows.
+        k: Number of clusters, at most N.
+        iterations: Number of iterations.
+        purpose: What the random start is for.
+
+    Returns:
+        (K, D) float32 unit rows.
+    """
+
+    def made() -> F32:
+        start = np.sort(run.rng("kmeans-init", purpose, k).choice(len(rows_ND), k, replace=False, shuffle=False))
+        state = kmeans.State.start(rows_ND[start], len(rows_ND))
+        return kmeans.fit(partial(_each_held, run, rows_ND), rows_ND.__getitem__, state, iterations)
+
+    key = run.key(centroids_of_array, rows=_token(rows_ND), k=k, iterations=iterations, purpose=purpose, seed=run.seed)
+    spec = ArraySpec("float32", (k, rows_ND.shape[1]), least=-2, most=2)
+    return np.asarray(run.cache.array("kmeans.array", key, made, spec))
 
 
 def _each_held(run: Run, held: F32, rule: kmeans.Rule, state: kmeans.State) -> Iterator[kmeans.Moves]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from thresher import Selection, Step, UsageError, open_store
+from thresher import Cache, Selection, Step, UsageError, build, open_store, run_steps
 from thresher.export.write import export
 from thresher.testing.pools import write_pool
 
@@ -139,6 +139,20 @@ def test_parquet_has_the_story_of_every_row(uid_pool: Path, selection: Selection
             assert f"duplicate of row {row['duplicate_of']}" in row["reason"]
         else:
             assert row["reason"] == ("kept" if row["kept"] else "not drawn")
+
+
+def test_parquet_has_the_groups_of_duplicates(tmp_path: Path) -> None:
+    """Of the rows that the last step with groups saw, -1 for the others."""
+    image = np.array([[1, 0], [0, 1], [0.99, 0.1], [1, 0.05], [-1, 0]], np.float32)
+    store = write_pool(tmp_path / "pool", image, table={"uid": list("abcde"), "aes": [1, 2, 3, 2, 9]})
+    steps = [build("filter", {"where": "aes < 5"}), build("semdedup", {"eps": 0.02, "prefer": "aes", "clusters": 1})]
+    made = run_steps(store, steps, cache=Cache.at(tmp_path / "cache"))
+    made.save(tmp_path / "sel")
+    export(Selection.load(tmp_path / "sel"), "parquet", tmp_path / "rows.parquet")
+    table = pq.read_table(tmp_path / "rows.parquet")
+    assert table["duplicate_group"].to_pylist() == [0, 1, 0, 0, -1]
+    assert table["duplicate_of"].to_pylist() == [2, -1, -1, 2, -1]
+    assert table["kept"].to_pylist() == [False, True, True, False, False]
 
 
 def test_keys_open_clip_and_img2dataset(uid_pool: Path, selection: Selection, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ class Parquet:
     name: ClassVar[str] = "parquet"
 
     def write(self, selection: Selection, store: EmbeddingStore, path: str) -> Written:
-        """Write row, key, kept, step, reason, duplicate_of, score, and repeats if the selection has them."""
+        """Write row, key, kept, step, reason, duplicate_of, score; duplicate_group and repeats where there are any."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -33,6 +33,9 @@ class Parquet:
                 ("score", pa.float32()),
             ]
         )
+        grouped = any("duplicate_group" in step.rows for step in selection.steps)
+        if grouped:
+            schema = schema.append(pa.field("duplicate_group", pa.int64()))
         if selection.repeats is not None:
             schema = schema.append(pa.field("repeats", pa.int32()))
         with open(path, "wb") as raw, pq.ParquetWriter(raw, schema) as writer:  # Arrow opens only names in UTF-8
