@@ -535,6 +535,32 @@ def pairs(of: Judged, count: int) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
     return made(near), made(far)
 
 
+def dropped(of: Judged, count: int, borderline: bool) -> Ints:
+    """Return positions of rows that a step dropped, other than as repeats of another row.
+
+    Args:
+        of: The step.
+        count: How many.
+        borderline: Whether those with scores nearest to the cut come first, or those farthest from it; without a single
+            cut, the rows are evenly spaced over the scores, or over the reasons and the rows.
+    """
+    step = of.step
+    gone = ~of.kept_n
+    for name in ("duplicate_of", "reference"):
+        if name in step.rows:
+            gone = gone & (np.asarray(step.rows[name]) < 0)
+    rows = np.flatnonzero(gone)
+    if "score" not in step.rows:
+        codes = np.asarray(step.rows["code"])[rows] if "code" in step.rows else rows
+        return _spread(rows[np.argsort(codes, kind="stable")], count)
+    scores = _scores(step)
+    if step.cut is None or not np.isfinite(step.cut):
+        return _spread(rows[np.argsort(scores[rows], kind="stable")], count)
+    with np.errstate(over="ignore", invalid="ignore"):  # values of others may be beyond the range
+        far = np.abs(scores - step.cut)
+    return _best(-far if borderline else far, rows, count)
+
+
 @dataclass(frozen=True, eq=False)
 class Repeats:
     """The rows that a step dropped because they repeat rows of a reference pool.
