@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from thresher.dynamic.policies.seta import Seta
     from thresher.dynamic.policies.sift import Sift
     from thresher.dynamic.policies.static import Static
+    from thresher.dynamic.run_folder import Training
     from thresher.errors import (
         AccessError,
         BadRowsError,
@@ -93,6 +94,7 @@ _HOMES = {
     "runtime.engines.ray": ("Ray",),
     "runtime.engines.serial": ("Serial",),
     "runtime.engines.threads": ("Threads",),
+    "dynamic.run_folder": ("Training",),
     "errors": (
         "AccessError", "BadRowsError", "BudgetError", "ChangedError", "MissingExtraError", "MissingPackageError",
         "OutputError", "PoolError", "ThresherError", "UnreachedError", "UsageError",
@@ -140,8 +142,8 @@ __all__ = [
     "Full", "Groups", "InfoBatch", "Keep", "Match", "MissingExtraError", "MissingPackageError", "NegClip",
     "NormSim", "Options", "OutputError", "PoolError", "Processes", "Random", "Ray", "Recipe", "Rho", "Run", "Scan",
     "Score", "Scored", "Selection", "SemDeDup", "Serial", "Seta", "Sift", "SoftCapSampling", "Ssp", "Static",
-    "Step", "Threads", "ThresherError", "UnreachedError", "UsageError", "build", "cluster", "compare", "coreset",
-    "doctor", "embed", "evaluate", "from_arrays", "inspect", "make_engine", "method", "open", "open_store",
+    "Step", "Threads", "ThresherError", "Training", "UnreachedError", "UsageError", "build", "cluster", "compare",
+    "coreset", "doctor", "embed", "evaluate", "from_arrays", "inspect", "make_engine", "method", "open", "open_store",
     "reshard", "run_steps", "score", "select", "select_indices", "train_clip", "train_moco",
 ]  # fmt: skip
 

@@ -68,14 +68,14 @@ class Drawing:
         from matplotlib import style
         from matplotlib.figure import Figure
 
-        class Shown(Figure):
+        class Chart(Figure):
             def _repr_png_(self) -> bytes:
                 out = io.BytesIO()
                 self.savefig(out, format="png", dpi=100)
                 return out.getvalue()
 
         with style.context(["default", {**_STYLE, "figure.facecolor": "white", "axes.facecolor": "white"}]):
-            figure = Shown(figsize=(_WIDTH, self.height), layout="constrained")
+            figure = Chart(figsize=(_WIDTH, self.height), layout="constrained")
             self.draw(figure)
         return figure
 

@@ -83,6 +83,11 @@ def _kernel() -> Any:
 class Cells:
     """Bars below a notebook cell, for tasks that take longer than half a second; a bar goes when its task ends."""
 
+    def __init__(self) -> None:
+        """Start without lines."""
+        self._lines: list[str] = []
+        self._name = uuid.uuid4().hex
+
     @contextmanager
     def task(self, label: str, total: int, unit: str = "rows") -> Iterator[Advance]:
         """Show a bar with the share, the rate and the remaining time."""
@@ -115,10 +120,20 @@ class Cells:
                 update_display({"text/plain": "", "text/html": ""}, display_id=name, raw=True)
 
     def say(self, line: str) -> None:
-        """Show one line."""
-        from IPython.display import display
+        """Show one line; earlier ones are folded away below it."""
+        from IPython.display import display, update_display
 
-        display({"text/plain": line, "text/html": f'<small style="opacity:.75">{_html(line)}</small>'}, raw=True)
+        self._lines.append(line)
+        first, rest = (
+            f'<summary style="cursor:default">{_html(line)}</summary>',
+            "<br>".join(map(_html, self._lines[:-1])),
+        )
+        text = f'<details style="font-size:smaller;opacity:.75">{first}{rest}</details>'
+        shown = {"text/plain": "\n".join(self._lines), "text/html": text}
+        if len(self._lines) > 1:
+            update_display(shown, display_id=self._name, raw=True)
+        else:
+            display(shown, display_id=self._name, raw=True)
 
 
 def _html(text: str) -> str:
