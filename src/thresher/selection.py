@@ -544,9 +544,9 @@ class Selection:
         first: Literal["borderline", "clear"] = "borderline",
         pool: Any = None,
     ) -> Gallery:
-        """Return a gallery of dropped rows for a notebook, with pictures, captions and reasons.
+        """Return a gallery of dropped rows for a notebook, with images, captions and reasons.
 
-        Rows that were dropped as duplicates are shown beside the row that they repeat.
+        Rows that were dropped as duplicates are shown next to the row that they repeat.
 
         Args:
             dropped_by: Name of a method, or number of a step, from 1 (default: the same number of rows of each step).

@@ -216,7 +216,7 @@ def test_a_pool_that_was_moved_shows_what_is_known(kept: th.Selection, tmp_path:
     loaded = th.Selection.load(tmp_path / "kept")
     seen = Seen(loaded._repr_html_())
     assert "of 3,953 rows kept" in seen.text
-    assert "No captions and pictures" in seen.text
+    assert "No captions and images" in seen.text
     with pytest.raises(th.PoolError):
         loaded.show()
     assert Seen(loaded.show(n=4, pool=str(tmp_path / "elsewhere")).html).images == 4

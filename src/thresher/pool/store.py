@@ -90,7 +90,7 @@ class EmbeddingStore:
         return in_notebook(store_html, self)
 
     def show(self, rows: Any = None, n: int = 24) -> Gallery:
-        """Return a gallery of rows for a notebook, with pictures and captions.
+        """Return a gallery of rows for a notebook, with images and captions.
 
         Args:
             rows: Global ids: a number, numbers, a slice, or a mask (N,); at most 200. By default ``n`` rows, evenly

@@ -64,7 +64,7 @@ class Drawing:
         return svg(self.name, self.description, self.draw, self.height)
 
     def figure(self) -> Figure:
-        """Return it as a figure that pyplot does not know, on white, which notebooks show as a picture."""
+        """Return it as a figure that pyplot does not know, on white, which notebooks show as an image."""
         from matplotlib import style
         from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""What stores, selections, clusters and other results show in a notebook: HTML with counts, reasons and pictures.
+"""What stores, selections, clusters and other results show in a notebook: HTML with counts, reasons and images.
 
 A page is one ``<div>`` with its styles, light and dark, without scripts and without requests. All text is escaped: it
 comes from files of others. A bounded number of rows of the pool is read, and no vectors.
@@ -7,6 +7,7 @@ comes from files of others. A bounded number of rows of the pool is read, and no
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from thresher.report.compare import Comparison
     from thresher.select.clusters import Groups
     from thresher.select.score_table import ScoreTable
+
+_FOLDERS = re.compile(r"(?<![^\s\"'\[=])/(?:[^/,\"']*/)+")
 
 First: TypeAlias = Literal["borderline", "clear"]
 
@@ -67,7 +70,7 @@ class _Tiles:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Dropped rows beside the rows that they repeat; ``others`` are those rows if they are in another pool."""
+    """Dropped rows next to the rows that they repeat; ``others`` are those rows if they are in another pool."""
 
     pairs: Sequence[Pair]
     heading: str = ""
@@ -104,7 +107,7 @@ class _Page:
 
 
 class Gallery:
-    """Rows with pictures, captions and reasons, which a notebook shows.
+    """Rows with images, captions and reasons, which a notebook shows.
 
     Attributes:
         html: The gallery as HTML.
@@ -156,10 +159,10 @@ def step_html(step: Step) -> str:
     """Return the counts, parameters, reasons and notes of a step."""
     rows = [("kept", f"{step.rows_out:,} of {counted(step.rows_in, 'row')}, {percent(step.rows_out, step.rows_in)}")]
     if facts.chains_of(step.method, step.parameters):
-        rows += [("of", plain(line, 300)) for line in facts.origins(step)]
+        rows += [("of", plain(_without_folders(line), 300)) for line in facts.origins(step)]
     else:
         parameters = facts.parameters(step.method, step.parameters)
-        rows += [(p.name, plain(p.value, 200)) for p in parameters if not p.usual]
+        rows += [(p.name, plain(_without_folders(p.value), 200)) for p in parameters if not p.usual]
         if usual := [p.name for p in parameters if p.usual]:
             rows.append(("as by default", ", ".join(usual)))
     if step.cut is not None:
@@ -222,7 +225,7 @@ def _funnel(selection: Selection) -> _Table:
         reasons = "; ".join(plain(facts.worded(reason, step.cut), 90) for reason in step.reasons[:3])
         rows.append(
             (
-                f"{i}. {plain(facts.in_short(step.header()), 80)}",
+                f"{i}. {plain(_without_folders(facts.in_short(step.header())), 80)}",
                 f"{step.rows_in:,}",
                 f"{step.rows_out:,}",
                 (step.rows_out, step.rows_in),
@@ -247,7 +250,7 @@ def _steps_examples(selection: Selection) -> tuple[Mapping[int, Example], list[_
         blocks, wanted = _examples_of(found, _FEW, _FEW // 2, True, store)
         return look_up(store, wanted) if store is not None else {}, blocks if store is not None else []
     except (ThresherError, OSError) as error:
-        return {}, [_Note(f"No captions and pictures: {plain(error, 300)}")]
+        return {}, [_Note(f"No captions and images: {plain(error, 300)}")]
 
 
 def _if_local(selection: Selection) -> EmbeddingStore | None:
@@ -269,13 +272,13 @@ def _examples_of(
         again = facts.repeats(one, paired)
         repeated = _sorted((*again.near, *again.far), paired, borderline) if again is not None else []
         if pairs:
-            blocks.append(_Pairs(pairs, heading, f"{about}, beside the rows that they repeat, {alike}"))
+            blocks.append(_Pairs(pairs, heading, f"{about}, next to the rows that they repeat, {alike}"))
             wanted |= {row for pair in pairs for row in (pair.row, pair.of)}
         if again is not None and repeated and store is not None:
             others, _ = look_up_repeated(step, again, store.options)
             blocks.append(
                 _Pairs(
-                    repeated, heading, f"{counted(again.count, 'row')}, beside rows of the reference, {alike}", others
+                    repeated, heading, f"{counted(again.count, 'row')}, next to rows of the reference, {alike}", others
                 )
             )
             wanted |= {pair.row for pair in repeated}
@@ -529,6 +532,11 @@ def name_of(location: str) -> str:
     if location.startswith(IN_MEMORY):
         return "data in memory"
     return plain(location.rstrip("/").rsplit("/", 1)[-1], 80)
+
+
+def _without_folders(text: str) -> str:
+    """Return parameters without the folders of absolute paths."""
+    return _FOLDERS.sub(f"{facts.ELLIPSIS}/", text)
 
 
 def _is_near(store: EmbeddingStore) -> bool:
