@@ -100,7 +100,7 @@ def select(
         workers: Tasks that run at the same time (default: the cores that this process may use).
         cache: The cache folder (default: the usual one).
         progress: Whether to report progress, in a notebook below the cell and elsewhere on standard error, or an object
-                to report it to.
+            to report it to.
 
     Returns:
         The selection: which of the N rows are kept, and why each of the others was dropped.

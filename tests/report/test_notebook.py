@@ -301,6 +301,7 @@ def test_progress_in_a_notebook_is_a_bar_below_the_cell(monkeypatch: pytest.Monk
     assert "\u202e" not in shown[0][1]
     report.say("first <b>")
     report.say("second")
+    assert "second (and 1 earlier line)" in shown[-1][1]
     assert "first &lt;b&gt;" in shown[-1][1]
     assert "<summary" in shown[-1][1]
     assert [kind for kind, _ in shown[-2:]] == ["new", "again"]

@@ -124,11 +124,10 @@ class Cells:
         from IPython.display import display, update_display
 
         self._lines.append(line)
-        first, rest = (
-            f'<summary style="cursor:default">{_html(line)}</summary>',
-            "<br>".join(map(_html, self._lines[:-1])),
-        )
-        text = f'<details style="font-size:smaller;opacity:.75">{first}{rest}</details>'
+        *earlier, last = map(_html, self._lines)
+        more = f" (and {counted(len(earlier), 'earlier line')})" if earlier else ""
+        summary = f"<summary>{last}{more}</summary>{'<br>'.join(earlier)}"
+        text = f'<details style="font-size:smaller;opacity:.75">{summary}</details>'
         shown = {"text/plain": "\n".join(self._lines), "text/html": text}
         if len(self._lines) > 1:
             update_display(shown, display_id=self._name, raw=True)
