@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from thresher.dynamic.policies.seta import Seta
     from thresher.dynamic.policies.sift import Sift
     from thresher.dynamic.policies.static import Static
+    from thresher.dynamic.run_folder import Training
     from thresher.errors import (
         AccessError,
         BadRowsError,
@@ -97,6 +98,7 @@ _HOMES = {
     "runtime.engines.ray": ("Ray",),
     "runtime.engines.serial": ("Serial",),
     "runtime.engines.threads": ("Threads",),
+    "dynamic.run_folder": ("Training",),
     "errors": (
         "AccessError", "BadRowsError", "BudgetError", "ChangedError", "MissingExtraError", "MissingPackageError",
         "OutputError", "PoolError", "ThresherError", "UnreachedError", "UsageError",
@@ -148,7 +150,7 @@ __all__ = [
     "Filter", "Full", "Groups", "Herd", "HierarchicalKMeans", "InfoBatch", "Keep", "Match", "MetaClip",
     "MissingExtraError", "MissingPackageError", "NegClip", "NormSim", "Options", "OutputError", "PoolError",
     "Processes", "Random", "Ray", "Recipe", "Rho", "Run", "Scan", "Score", "Scored", "Selection", "SemDeDup",
-    "Serial", "Seta", "Sift", "SoftCapSampling", "Ssp", "Static", "Step", "Threads", "ThresherError",
+    "Serial", "Seta", "Sift", "SoftCapSampling", "Ssp", "Static", "Step", "Threads", "ThresherError", "Training",
     "UnreachedError", "UsageError", "build", "cluster", "compare", "coreset", "doctor", "embed", "evaluate",
     "from_arrays", "inspect", "make_engine", "method", "open", "open_store", "reshard", "run_steps", "score",
     "select", "select_indices", "train_clip", "train_moco",

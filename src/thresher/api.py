@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from thresher.dynamic.run_folder import Training
     from thresher.export.keys import Chosen
     from thresher.pool.store import EmbeddingStore
+    from thresher.report.compare import Comparison
     from thresher.reshard import Resharded
     from thresher.runtime.cache import Cache
     from thresher.runtime.engine import Engine
@@ -98,7 +99,8 @@ def select(
         engine: Where work runs: "threads", "serial", "processes", the name of an engine of another package, or one.
         workers: Tasks that run at the same time (default: the cores that this process may use).
         cache: The cache folder (default: the usual one).
-        progress: Whether to report progress on standard error, or an object to report it to.
+        progress: Whether to report progress, in a notebook below the cell and elsewhere on standard error, or an object
+            to report it to.
 
     Returns:
         The selection: which of the N rows are kept, and why each of the others was dropped.
@@ -201,6 +203,8 @@ def cluster(
     Raises:
         UsageError: A parameter is unknown, or there are more clusters than rows.
     """
+    from dataclasses import replace
+
     from thresher.select.clusters import Clustered, cluster_pool
     from thresher.select.run import Run
     from thresher.selection import Selection
@@ -208,14 +212,15 @@ def cluster(
     how = _made(Clustered, "cluster", {"clusters": clusters, **parameters})
     store = _store(pool, cache)
     start = Selection.everything("", store.layout.location, {}, store.total)
-    return cluster_pool(Run(store, start, seed=seed, **_resources(engine, workers, cache, progress)), how)[0]
+    groups, run = cluster_pool(Run(store, start, seed=seed, **_resources(engine, workers, cache, progress)), how)
+    return replace(groups, store=run.store)
 
 
 def compare(
     *selections: Selection | Path | Mapping[str, Selection | Path],
     clusters: Path | Groups | None = None,
     worst: int = 10,
-) -> dict[str, Any]:
+) -> Comparison:
     """Compare selections of one pool with each other.
 
     Args:
@@ -226,7 +231,8 @@ def compare(
         worst: How many clusters to list, the largest differences first.
 
     Returns:
-        "rows", "kept" and "uses" by name, "pairs" (rows in both, overlap, Jaccard) and "clusters".
+        A dictionary, shown as tables in a notebook: "rows", "kept" and "uses" by name,
+        "pairs" (rows in both, overlap, Jaccard) and "clusters".
 
     Raises:
         UsageError: No selections, one is given twice, or they are of different pools.

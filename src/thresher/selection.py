@@ -15,14 +15,14 @@ from decimal import Decimal
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from thresher import __version__
 from thresher.errors import BudgetError, OutputError, PoolError, UsageError, require_package
-from thresher.io.paths import shortened, visible
+from thresher.io.paths import relative, shortened, visible
 from thresher.runtime.files import refuse_foreign_files
 from thresher.runtime.format import counted
 from thresher.runtime.results import Say, exists_already, result_folder
@@ -33,9 +33,12 @@ if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
     import pyarrow as pa
+    from matplotlib.figure import Figure
 
     from thresher.export.write import Exported
     from thresher.pool.store import EmbeddingStore
+    from thresher.report.compare import Comparison
+    from thresher.report.notebook import Gallery
     from thresher.runtime.cache import Cache
     from thresher.select.registry import Method
 
@@ -221,6 +224,11 @@ class Step:
         groups = self.groups if "cluster" in self.rows else {}
         return {**{name: array.dtype.kind for name, array in groups.items()}, **known}
 
+    def _repr_html_(self) -> str:
+        from thresher.report.notebook import in_notebook, step_html
+
+        return in_notebook(step_html, self)
+
     @property
     def foreign(self) -> str:
         """Name and version of the package that provides the method, "" for thresher itself."""
@@ -335,7 +343,7 @@ class Selection:
     def __repr__(self) -> str:
         """Return the counts of the selection and of its steps in two lines."""
         repeated = f", {self.uses:,} with repeats" if self.repeats is not None else ""
-        pool = shortened(visible(self.pool), 80)
+        pool = shortened(visible(relative(self.pool)), 80)
         share = f" ({len(self) / self.total:.1%})" if self.total else ""
         chain = " -> ".join([f"{self.total:,}", *(f"{step.method} {step.rows_out:,}" for step in self.steps[-6:])])
         return f"Selection({len(self):,} of {counted(self.total, 'row')}{share}{repeated} of {pool}\n  {chain})"
@@ -523,6 +531,54 @@ class Selection:
         made: D = filtered(self, dataset, keys)
         return made
 
+    def _repr_html_(self) -> str:
+        from thresher.report.notebook import in_notebook, selection_html
+
+        return in_notebook(selection_html, self)
+
+    def show(
+        self,
+        dropped_by: str | int | None = None,
+        n: int = 24,
+        *,
+        first: Literal["borderline", "clear"] = "borderline",
+        pool: Any = None,
+    ) -> Gallery:
+        """Return a gallery of dropped rows for a notebook, with images, captions and reasons.
+
+        Rows that were dropped as duplicates are shown next to the row that they repeat.
+
+        Args:
+            dropped_by: Name of a method, or number of a step, from 1 (default: the same number of rows of each step).
+            n: Number of rows or pairs, 1 to 200.
+            first: "borderline": the rows that were nearest to being kept, which are the most surprising; "clear": the
+                rows farthest from the threshold. Rows of a step without a single threshold are spread evenly over its
+                scores instead.
+            pool: The pool, if it was moved: a store or a location.
+
+        Raises:
+            UsageError: No such step, or another pool.
+            PoolError: The pool cannot be opened.
+        """
+        from thresher.report.notebook import selection_gallery
+
+        return selection_gallery(self, self._opened(pool, None), dropped_by, n, first)
+
+    def plot(self, step: str | int | None = None) -> Figure:
+        """Return a matplotlib figure: the rows that every step kept, or a histogram of the scores of one step.
+
+        The figure does not belong to pyplot, so nothing has to be closed: ``kept.plot().savefig("funnel.png")``.
+
+        Args:
+            step: Name of a method, or number of a step, from 1, for a histogram of its scores.
+
+        Raises:
+            UsageError: No such step, or it has no scores.
+        """
+        from thresher.report.notebook import plotted
+
+        return plotted(self, step)
+
     def explain(self, key: str, *, pool: Any = None, metadata: str | None = None) -> dict[str, Any]:
         """Return what each step decided about a row, see :func:`thresher.report.explain.explain`.
 
@@ -572,7 +628,7 @@ class Selection:
 
         return export(self, format, path, store=self._opened(pool, metadata), **how)
 
-    def compare(self, other: Selection, *more: Selection, worst: int = 10) -> dict[str, Any]:
+    def compare(self, other: Selection, *more: Selection, worst: int = 10) -> Comparison:
         """Compare this selection with others of the same pool, see :func:`thresher.compare`.
 
         The selections have the names "1", "2" and so on in the result.

@@ -23,6 +23,7 @@ import numpy as np
 from thresher.dynamic.histogram import LOSS_EDGES
 from thresher.dynamic.ledger import LAST_EPOCH, MOST_ROWS, Ledger
 from thresher.errors import PoolError, UsageError
+from thresher.io.paths import relative, shortened, visible
 from thresher.pool.store import EmbeddingStore, absolute, open_store
 from thresher.runtime.files import writing
 from thresher.runtime.format import counted
@@ -92,6 +93,16 @@ class Training:
             settings.whole("seed", -(2**200), 2**200)
         texts = {name: head.text(name) for name in _TEXTS}
         return cls(folder=path, rows=head.whole("rows", 1, MOST_ROWS), settings=settings.values, **texts)
+
+    def __repr__(self) -> str:
+        """Return the task, the data and the policy in one line."""
+        data = shortened(visible(relative(self.data)), 80)
+        return f"Training({visible(self.task, 20)} on {data}: {counted(self.rows, 'row')}, {visible(self.policy, 80)})"
+
+    def _repr_html_(self) -> str:
+        from thresher.report.notebook import in_notebook, training_html
+
+        return in_notebook(training_html, self)
 
     @property
     def location(self) -> str:

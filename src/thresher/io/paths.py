@@ -64,6 +64,15 @@ def inside(root: str, name: str) -> str | None:
     return path if path.startswith(os.path.join(root, "")) else None
 
 
+def relative(location: str) -> str:
+    """Return a location as it can be typed here: relative to the current folder if it is inside it, for messages."""
+    try:
+        here = os.path.join(os.getcwd(), "")
+    except OSError:  # the folder was deleted
+        return location
+    return location.removeprefix(here) if len(here) > 1 and location != here else location
+
+
 def writable(text: str) -> str:
     """Return text with an escape for every character that UTF-8 cannot encode, such as a lone surrogate."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from thresher.errors import BadRowsError, PoolError, UsageError
 from thresher.io.npy import NpyPiece, npy_piece
 from thresher.io.parquet import TablePiece
-from thresher.io.paths import shortened, visible
+from thresher.io.paths import relative, shortened, visible
 from thresher.io.pieces import Piece
 from thresher.ops.kmeans import STRIPE
 from thresher.ops.vectors import F32, units_of
@@ -33,6 +33,9 @@ from thresher.runtime.format import counted
 from thresher.runtime.locks import Pin, pin
 from thresher.runtime.random import digest
 from thresher.selection import Selection
+
+if TYPE_CHECKING:
+    from thresher.report.notebook import Gallery
 
 Array = npt.NDArray[Any]
 
@@ -78,8 +81,28 @@ class EmbeddingStore:
         widths = ", ".join(f"{name} {pieces[0].dim}" for name, pieces in self.layout.vectors.items())
         of = "" if self.rows is None else f" of {self.total:,}"
         key = f", key {self.layout.key!r}" if self.layout.key else ""
-        location = shortened(visible(self.layout.location), 80)
+        location = shortened(visible(relative(self.layout.location)), 80)
         return f"EmbeddingStore({location}: {len(self):,}{of} rows, {widths or 'no embeddings'}{key})"
+
+    def _repr_html_(self) -> str:
+        from thresher.report.notebook import in_notebook, store_html
+
+        return in_notebook(store_html, self)
+
+    def show(self, rows: Any = None, n: int = 24) -> Gallery:
+        """Return a gallery of rows for a notebook, with images and captions.
+
+        Args:
+            rows: Global ids: a number, numbers, a slice, or a mask (N,); at most 200. By default ``n`` rows, evenly
+                spaced.
+            n: Number of rows without ``rows``, 1 to 200.
+
+        Raises:
+            UsageError: No such rows, or too many.
+        """
+        from thresher.report.notebook import store_gallery
+
+        return store_gallery(self, rows, n)
 
     # --- shape --------------------------------------------------------------------------------
 

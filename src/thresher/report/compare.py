@@ -9,12 +9,28 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.errors import UsageError
+from thresher.io.paths import visible
+from thresher.runtime.format import counted
 from thresher.selection import Selection
+
+
+class Comparison(dict[str, Any]):
+    """What selections have in common: the dictionary of :func:`compare`, which a notebook shows as tables."""
+
+    def __repr__(self) -> str:
+        """Return the number of rows that each selection keeps."""
+        kept = ", ".join(f"{visible(name, 60)} {count:,}" for name, count in list(self["kept"].items())[:6])
+        return f"Comparison({counted(len(self['kept']), 'selection')} of {counted(self['rows'], 'row')}: {kept})"
+
+    def _repr_html_(self) -> str:
+        from thresher.report.notebook import comparison_html, in_notebook
+
+        return in_notebook(comparison_html, self)
 
 
 def compare(
     selections: Mapping[str, Selection], labels_N: npt.NDArray[Any] | None = None, worst: int = 10
-) -> dict[str, Any]:
+) -> Comparison:
     """Compare selections of one pool.
 
     Args:
@@ -59,13 +75,13 @@ def compare(
         labels_N = clusters_of(list(selections.values()))
     elif len(labels_N) != first.total:
         raise UsageError(f"{len(labels_N):,} labels for a pool of {first.total:,} rows")
-    result: dict[str, Any] = {
-        "rows": first.total,
-        "kept": {name: len(selection) for name, selection in selections.items()},
-        "uses": {name: selection.uses for name, selection in selections.items()},
-        "pairs": pairs,
-        "clusters": [],
-    }
+    result = Comparison(
+        rows=first.total,
+        kept={name: len(selection) for name, selection in selections.items()},
+        uses={name: selection.uses for name, selection in selections.items()},
+        pairs=pairs,
+        clusters=[],
+    )
     if labels_N is not None and len(selections) > 1:
         result["clusters"] = _by_cluster(masks, labels_N, worst)
     return result

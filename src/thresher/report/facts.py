@@ -29,7 +29,7 @@ Floats = npt.NDArray[np.float64]
 _BINS = 72
 _DRAWABLE = 1e100
 _SAMPLED = 1_000_000  # maximum number of scores to choose an axis from
-_ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
+ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 _HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{12,}\b")
 _GROUP_ORDER = ("quota", "complexity", "d_intra", "d_inter")
 
@@ -51,12 +51,12 @@ def plain(text: Any, limit: int = 0) -> str:
     joiners = "\u200c\u200d"  # parts of words and emoji, although not printable on their own
     text = str(text)[: 8 * limit or None]  # of a very long text only the start is looked at
     line = " ".join("".join(c if c.isprintable() or c in joiners else " " for c in text).split())
-    return line if not limit or len(line) <= limit else line[: limit - 1].rstrip() + _ELLIPSIS
+    return line if not limit or len(line) <= limit else line[: limit - 1].rstrip() + ELLIPSIS
 
 
 def brief(text: str) -> str:
     """Return text with long hashes cut to twelve digits, for narrow columns."""
-    return _HASH.sub(rf"\1{_ELLIPSIS}", text)
+    return _HASH.sub(rf"\1{ELLIPSIS}", text)
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def words(template: str, cut: float | None) -> tuple[tuple[str, bool], ...]:
 
 def worded(template: str, cut: float | None) -> str:
     """Return a reason's template for many rows, with an ellipsis for each value that differs between rows."""
-    return "".join(_ELLIPSIS if name else text for text, name in words(template, cut))
+    return "".join(ELLIPSIS if name else text for text, name in words(template, cut))
 
 
 def legible(head: Mapping[str, Any]) -> dict[str, Any]:
@@ -533,6 +533,32 @@ def pairs(of: Judged, count: int) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
         return _paired(of, positions, twins, kept.tolist(), scores)
 
     return made(near), made(far)
+
+
+def dropped(of: Judged, count: int, borderline: bool) -> Ints:
+    """Return positions of rows that a step dropped, other than as repeats of another row.
+
+    Args:
+        of: The step.
+        count: How many.
+        borderline: Whether those with scores nearest to the cut come first, or those farthest from it; without a single
+            cut, the rows are evenly spaced over the scores, or over the reasons and the rows.
+    """
+    step = of.step
+    gone = ~of.kept_n
+    for name in ("duplicate_of", "reference"):
+        if name in step.rows:
+            gone = gone & (np.asarray(step.rows[name]) < 0)
+    rows = np.flatnonzero(gone)
+    if "score" not in step.rows:
+        codes = np.asarray(step.rows["code"])[rows] if "code" in step.rows else rows
+        return _spread(rows[np.argsort(codes, kind="stable")], count)
+    scores = _scores(step)
+    if step.cut is None or not np.isfinite(step.cut):
+        return _spread(rows[np.argsort(scores[rows], kind="stable")], count)
+    with np.errstate(over="ignore", invalid="ignore"):  # values of others may be beyond the range
+        far = np.abs(scores - step.cut)
+    return _best(-far if borderline else far, rows, count)
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 import io
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,7 +50,42 @@ _STYLE = {
 }
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """A chart that can be drawn into a figure; the height is in inches."""
+
+    name: str
+    description: str
+    draw: Callable[[Figure], None]
+    height: float = 2.7
+
+    def svg(self) -> str:
+        """Return it as an ``<svg>`` element."""
+        return svg(self.name, self.description, self.draw, self.height)
+
+    def figure(self) -> Figure:
+        """Return it as a figure that pyplot does not know, on white, which notebooks show as an image."""
+        from matplotlib import style
+        from matplotlib.figure import Figure
+
+        class Chart(Figure):
+            def _repr_png_(self) -> bytes:
+                out = io.BytesIO()
+                self.savefig(out, format="png", dpi=100)
+                return out.getvalue()
+
+        with style.context(["default", {**_STYLE, "figure.facecolor": "white", "axes.facecolor": "white"}]):
+            figure = Chart(figsize=(_WIDTH, self.height), layout="constrained")
+            self.draw(figure)
+        return figure
+
+
 def funnel(selection: Selection) -> str:
+    """Return a chart of the size of the pool, and the rows that every step kept and dropped."""
+    return funnel_drawing(selection).svg()
+
+
+def funnel_drawing(selection: Selection) -> Drawing:
     """Draw the size of the pool, and the rows that every step kept and dropped."""
     steps, total = selection.steps, selection.total
 
@@ -74,12 +111,19 @@ def funnel(selection: Selection) -> str:
         axes.spines["bottom"].set_visible(False)
 
     text = f"Rows kept by each of {len(steps)} steps, from {total:,} to {len(selection):,}"
-    return svg("funnel", text, draw, height=0.55 + 0.42 * (len(steps) + 1))
+    return Drawing("funnel", text, draw, height=0.55 + 0.42 * (len(steps) + 1))
 
 
 def scores(
     name: str, histogram: Histogram, label: str, cut: float | None, named: tuple[str, str] = ("kept", "dropped")
 ) -> str:
+    """Return a histogram of a step's scores as :func:`scores_drawing` draws it."""
+    return scores_drawing(name, histogram, label, cut, named).svg()
+
+
+def scores_drawing(
+    name: str, histogram: Histogram, label: str, cut: float | None, named: tuple[str, str] = ("kept", "dropped")
+) -> Drawing:
     """Draw a histogram of a step's scores, kept and dropped rows stacked, with the cut; ``named`` are the labels."""
 
     def draw(figure: Figure) -> None:
@@ -111,7 +155,7 @@ def scores(
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles[::-1], labels[::-1], loc="outside upper right", ncols=2, handlelength=1)
 
-    return svg(name, f"Histogram of the {label}: {named[0]} and {named[1]} rows", draw)
+    return Drawing(name, f"Histogram of the {label}: {named[0]} and {named[1]} rows", draw)
 
 
 def shares(name: str, clusters: Clusters) -> str:

@@ -25,7 +25,7 @@ from thresher.runtime.format import duration, percent
 from thresher.runtime.results import Say
 
 _OPEN = 60  # with more epochs, their table is collapsed
-_COLUMNS = {
+COLUMNS = {
     "rows": "rows",
     "pruned_so_far": "pruned so far",
     "loss": "mean loss",
@@ -132,7 +132,7 @@ def _render(
         title=plain(title or f"Training run {name}", 200),
         training=training,
         unfinished=training.unfinished(log),
-        facts=[*_facts(training, epochs), *_mismatched(mismatch)],
+        facts=[*main_facts(training, epochs), *_mismatched(mismatch)],
         pruned=float(epochs["pruned_so_far"][-1]) if len(epochs) else 0.0,
         epochs=len(epochs),
         policy=_policy(training),
@@ -140,8 +140,8 @@ def _render(
         charts=[(name, Markup(drawn[name]), _CAPTIONS[name]) for name in _CAPTIONS if name in drawn],
         evaluations=[(name, Markup(drawing)) for name, drawing in evaluations if drawing],
         metrics=_metrics(epochs),
-        columns=[title for name, title in _COLUMNS.items() if _has(epochs, name)],
-        table=_table(epochs),
+        columns=[title for name, title in COLUMNS.items() if has_values(epochs, name)],
+        table=epoch_table(epochs),
         opened=len(epochs) <= _OPEN,
         groups=shown_groups,
         mismatched=mismatch is not None,
@@ -155,7 +155,7 @@ def _render(
     )
 
 
-def _facts(training: Training, epochs: Epochs) -> list[tuple[str, str]]:
+def main_facts(training: Training, epochs: Epochs) -> list[tuple[str, str]]:
     """Return the main numbers of the run."""
     facts = [("Policy", _policy(training)), ("Epochs", number(len(epochs)))]
     settings = {"Model": "model", "Batch size": "batch_size", "Peak learning rate": "lr", "Seed": "seed"}
@@ -193,16 +193,16 @@ def _policy(training: Training) -> str:
     return plain(f"{training.policy}{prune}", 160)
 
 
-def _has(epochs: Epochs, name: str) -> bool:
+def has_values(epochs: Epochs, name: str) -> bool:
     """Return whether a column has any values."""
     if name in ("redundant", "ill_matched", "candidates"):
         return bool(np.nansum(epochs[name]))
     return bool(np.isfinite(epochs[name]).any())
 
 
-def _table(epochs: Epochs) -> list[tuple[int, str, list[str]]]:
+def epoch_table(epochs: Epochs) -> list[tuple[int, str, list[str]]]:
     """Return a row for each epoch: number, phase, cells."""
-    names = [name for name in _COLUMNS if _has(epochs, name)]
+    names = [name for name in COLUMNS if has_values(epochs, name)]
     return [
         (int(epochs.number_E[e]), plain(epochs.phases[e], 40), [_cell(name, epochs, e) for name in names])
         for e in range(len(epochs))

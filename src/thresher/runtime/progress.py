@@ -1,10 +1,12 @@
-"""Progress reports: bars with an ETA on a terminal, plain lines in a log, or nothing."""
+"""Progress reports: bars with an ETA on a terminal or in a notebook, plain lines in a log, or nothing."""
 
 from __future__ import annotations
 
+import html
 import io
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import IO, Any, Protocol, cast
@@ -12,6 +14,7 @@ from typing import IO, Any, Protocol, cast
 from thresher.runtime.format import counted, duration, pace, percent
 
 _EVERY = 10.0  # seconds between lines of a log
+_PATIENCE = 0.5  # seconds before a notebook shows a bar, and between its updates
 Advance = Callable[[int], None]
 
 
@@ -61,12 +64,80 @@ class Silent:
 
 
 def progress_for(quiet: bool) -> Progress:
-    """Return the progress report that suits standard error."""
+    """Return the progress report that suits a notebook, or else standard error."""
     if quiet:
         return Silent()
+    if _kernel() is not None:
+        return Cells()
     if sys.stderr is None or sys.stderr.closed:
         return Silent()
     return Bars() if sys.stderr.isatty() else Lines()
+
+
+def _kernel() -> Any:
+    """Return the shell of the notebook that this process runs for, None outside notebooks."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return shell if getattr(shell, "kernel", None) is not None else None
+
+
+class Cells:
+    """Bars below a notebook cell, for tasks that take longer than half a second; a bar goes when its task ends."""
+
+    def __init__(self) -> None:
+        """Start without lines."""
+        self._lines: list[str] = []
+        self._name = uuid.uuid4().hex
+
+    @contextmanager
+    def task(self, label: str, total: int, unit: str = "rows") -> Iterator[Advance]:
+        """Show a bar with the share, the rate and the remaining time."""
+        from IPython.display import display, update_display
+
+        done, due, name = _Count(total, unit), _PATIENCE, ""
+
+        def advance(rows: int) -> None:
+            nonlocal due, name
+            done.add(rows)
+            if (spent := done.seconds()) < due:
+                return
+            due = spent + _PATIENCE
+            text = f"{percent(done.done, total)}, {done.pace()}"
+            bar = f'<progress value="{int(done.done)}" max="{max(int(total), 1)}" style="width:12em"></progress>'
+            shown = {
+                "text/plain": f"{label}: {text}",
+                "text/html": f"<small>{_html(label)} {bar} {_html(text)}</small>",
+            }
+            if name:
+                update_display(shown, display_id=name, raw=True)
+            else:
+                name = uuid.uuid4().hex
+                display(shown, display_id=name, raw=True)
+
+        try:
+            yield advance
+        finally:
+            if name:
+                update_display({"text/plain": "", "text/html": ""}, display_id=name, raw=True)
+
+    def say(self, line: str) -> None:
+        """Show one line; earlier ones are folded away below it."""
+        from IPython.display import display, update_display
+
+        self._lines.append(line)
+        *earlier, last = map(_html, self._lines)
+        more = f" (and {counted(len(earlier), 'earlier line')})" if earlier else ""
+        summary = f"<summary>{last}{more}</summary>{'<br>'.join(earlier)}"
+        text = f'<details style="font-size:smaller;opacity:.75">{summary}</details>'
+        shown = {"text/plain": "\n".join(self._lines), "text/html": text}
+        if len(self._lines) > 1:
+            update_display(shown, display_id=self._name, raw=True)
+        else:
+            display(shown, display_id=self._name, raw=True)
+
+
+def _html(text: str) -> str:
+    """Return text for a page: escaped, without control characters, because labels contain names from data."""
+    return html.escape("".join(c if c.isprintable() else " " for c in text))
 
 
 class _Stderr(io.TextIOBase):

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,9 @@ from thresher.runtime.results import Say, result_folder
 from thresher.runtime.untrusted import INTEGERS, Fields, check_array, mapped_array, open_regular, read_json
 from thresher.select.audit import Audit, audited
 from thresher.select.run import Run, unit
+
+if TYPE_CHECKING:
+    from thresher.report.notebook import Gallery
 
 FILES = ("cluster.json", "centroids.npy", "labels.npy", "distances.npy")  # what write_groups writes
 FIELDS = ("image", "text", "joint")
@@ -54,18 +57,40 @@ class Groups:
         distances_N: (n,) float32 cosine distances of the rows to their centroids.
         centroids_KD: (K, D) float32 unit rows.
         notes: How the number of clusters and the sample were chosen.
+        store: The view, if :func:`thresher.cluster` made the clustering.
     """
 
     labels_N: npt.NDArray[np.int32]
     distances_N: F32
     centroids_KD: F32
     notes: tuple[str, ...] = ()
+    store: EmbeddingStore | None = None
 
     def __repr__(self) -> str:
         """Return the counts in one line."""
         sizes = self.sizes_K.tolist()
         each = f", {min(sizes):,} to {max(sizes):,} each" if sizes else ""
         return f"Groups({counted(len(sizes), 'cluster')} of {counted(len(self.labels_N), 'row')}{each})"
+
+    def _repr_html_(self) -> str:
+        from thresher.report.notebook import groups_html, in_notebook
+
+        return in_notebook(groups_html, self)
+
+    def show(self, cluster: int | None = None, n: int = 24, *, pool: EmbeddingStore | None = None) -> Gallery:
+        """Return a gallery for a notebook: the rows of a cluster nearest to its centroid, and those farthest from it.
+
+        Args:
+            cluster: Number of the cluster (default: a few rows of each of the six largest).
+            n: Number of rows, 1 to 200.
+            pool: The store that was clustered, if :func:`thresher.cluster` did not make the clustering.
+
+        Raises:
+            UsageError: No such cluster, or the pool is not known or has another number of rows.
+        """
+        from thresher.report.notebook import groups_gallery
+
+        return groups_gallery(self, cluster, n, pool)
 
     @property
     def sizes_K(self) -> npt.NDArray[np.int64]:

@@ -20,6 +20,7 @@ from thresher.io.parquet import parquet_metadata
 from thresher.pool.store import EmbeddingStore
 from thresher.runtime.cache import Cache
 from thresher.runtime.engine import Engine, make_engine
+from thresher.runtime.format import counted
 from thresher.runtime.parameters import recorded
 from thresher.runtime.process import one_blas_thread
 from thresher.runtime.progress import Progress, Silent
@@ -40,11 +41,22 @@ class ScoreTable:
         ids_n: (n,) ids of the rows that were scored, ascending.
         values_n: (n,) their scores, float32 or float64.
         info: Method, parameters, seed, version, pool, fingerprint of the store, earlier steps, notes.
+        store: The pool, to show rows in a notebook.
     """
 
     ids_n: npt.NDArray[np.int64]
     values_n: npt.NDArray[Any]
     info: dict[str, Any]
+    store: EmbeddingStore | None = None
+
+    def __repr__(self) -> str:
+        """Return the method and the number of rows in one line."""
+        return f"ScoreTable({self.info.get('method', 'score')}: {counted(len(self.values_n), 'row')})"
+
+    def _repr_html_(self) -> str:
+        from thresher.report.notebook import in_notebook, scores_html
+
+        return in_notebook(scores_html, self)
 
 
 def score(
@@ -99,6 +111,7 @@ def score(
             "steps": [step.header() for step in good.steps],
             "notes": list(result.notes),
         },
+        store,
     )
 
 
