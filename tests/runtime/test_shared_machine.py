@@ -488,6 +488,7 @@ def same(what):
     assert not changed, f"{what} changed {changed}"
 
 np.ones((50, 50)) @ np.ones((50, 50))
+import pandas  # Arrow loads it, and it may load six, which changes sys.meta_path
 from thresher import Cache, Processes, Serial, Threads, build, open_store, run_steps
 from thresher.embed.pipeline import EmbedSettings, embed
 from thresher.export.write import export

@@ -438,7 +438,7 @@ def test_an_interrupted_run_says_how_to_go_on(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--policy", "scna"], "d-pruning, dynamic-random, full, infobatch, scan"),
+        (["--policy", "scna"], "d-pruning, dissect, dynamic-random, full, infobatch, rho, scan, seta, sift, static"),
         (["--prune", "30%"], "policy full does not prune; to leave out a share use a policy such as scan"),
         (["--policy", "scan", "--prune", "1.5"], "give a share strictly between 0 and 1, like 30% or 0.3"),
         (["--policy", "scan", "--prune", "60%", "--epochs", "4"], "cannot prune 60.0% over 4 epochs"),

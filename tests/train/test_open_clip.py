@@ -425,7 +425,7 @@ def test_a_selection_folder_goes_by_row_only_where_rows_are_the_same(
     run_steps(store, [build("clip-score", {"keep": "50%"})]).save(tmp_path / "half")
     kept = np.load(tmp_path / "half" / "mask.npy", allow_pickle=False).astype(int).tolist()
     assert times_of(tmp_path / "half", names, titles) == kept
-    told = "rows of its pool are not those of the csv by key or caption; give a text file"
+    told = "rows of its pool are not those of the csv by key or caption"
     for other in (titles[::-1], titles[1:], ["the same"] * 8):
         with pytest.raises(UsageError, match=told):
             times_of(tmp_path / "half", names[: len(other)], other)
