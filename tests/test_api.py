@@ -242,6 +242,41 @@ def test_methods_of_other_packages_check_theirs_too() -> None:
     assert kept.recut(keep=2).rows().tolist() == [0, 1], "a method that is in no registry"
 
 
+# --- policies check theirs ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", ["30%", "0.3", 0.3, np.float32(0.3), np.float64(0.3)])
+def test_shares_are_read_when_a_policy_is_made(value: Any) -> None:
+    assert th.Scan(rho=value) == th.Scan(rho=0.3)
+    assert th.DynamicRandom(keep=value).keep == 0.3
+    assert isinstance(th.Scan(rho=value).rho, float)
+    assert th.InfoBatch(epochs=np.int64(9), delta="100%").delta == 1  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: th.Scan(rho="30%%"), "policy scan: rho: cannot read '30%%' as a share; give a share strictly"),
+        (lambda: th.Scan(rho="0%"), "policy scan: rho: cannot read '0%' as a share"),
+        (lambda: th.Scan(rho=None), "policy scan: rho = None; expected a finite number"),
+        (lambda: th.Scan(rho=[0.3]), r"policy scan: rho = \[0\.3\]; expected a finite number"),
+        (lambda: th.Scan(rho=True), "policy scan: rho = True; expected a finite number"),
+        (lambda: th.Scan(rho=float("nan")), "policy scan: rho = nan; expected a finite number"),
+        (lambda: th.Scan(cycle="3"), "policy scan: cycle = '3'; expected a whole number"),
+        (lambda: th.Scan(cycle=2.5), "policy scan: cycle = 2.5; expected a whole number"),
+        (lambda: th.Scan(mode="bth"), "policy scan: mode = 'bth'; allowed: both, .*Did you mean 'both'"),
+        (lambda: th.Scan(roh=0.3), "policy scan has no parameter 'roh'; it has .*Did you mean 'rho'"),
+        (lambda: th.Scan(0.3), "policy scan: give each parameter once, by name"),
+        (lambda: th.DynamicRandom(), r"policy dynamic-random needs keep \(share of an epoch to keep\)"),
+        (lambda: th.Static(times_N=[1, 2]), r"policy static: times_N = \[1, 2\]; expected ndarray"),
+    ],
+)  # fmt: skip
+def test_wrong_options_say_what_is_allowed(make: Callable[[], Any], said: str) -> None:
+    with pytest.raises(th.UsageError, match=said) as error:
+        make()
+    assert "\n" not in str(error.value)
+
+
 # --- select -----------------------------------------------------------------------------------------
 
 
