@@ -378,6 +378,54 @@ def test_the_command_line_gives_the_same(tmp_path: Path, capsys: pytest.CaptureF
     assert (tmp_path / "scores.parquet").exists()
 
 
+COMMANDS = {
+    "select": "select random POOL -o OUT --keep 10%",
+    "score": "score clip-score POOL -o OUT.parquet",
+    "cluster": "cluster POOL -o OUT --clusters 3",
+    "inspect": "inspect POOL",
+    "doctor": "doctor POOL",
+    "embed": "embed POOL -o OUT --encoder tests.toy:Toy",
+    "reshard": "reshard POOL keys.txt -o OUT",
+    "coreset": "coreset POOL -o OUT --keep 10%",
+    "train_clip": "train clip POOL -o OUT",
+    "train_moco": "train moco POOL -o OUT",
+    "compare": "compare SEL SEL2",
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_call_the_functions(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One implementation: the function gets the first argument, and only arguments that it has."""
+    from thresher import api
+
+    signature = inspect.signature(getattr(api, name))
+
+    def called(*args: Any, **options: Any) -> None:
+        signature.bind(*args, **options)
+        raise th.UsageError(f"called with {args[0]}")
+
+    monkeypatch.setattr(api, name, called)
+    for sel in ("sel", "sel2"):
+        th.select(POOL, th.Random(keep=2), **QUIET).save(tmp_path / sel)
+    words = COMMANDS[name].replace("OUT", str(tmp_path / "out")).replace("SEL", str(tmp_path / "sel"))
+    assert main([POOL if word == "POOL" else word for word in words.split()]) != 0
+    assert "called with" in capsys.readouterr().err
+
+
+def test_clusters_are_written_and_grown(tmp_path: Path) -> None:
+    groups = th.cluster(POOL, 5, out=tmp_path / "clusters", **QUIET)
+    np.testing.assert_array_equal(np.load(tmp_path / "clusters" / "labels.npy"), groups.labels_N)
+    grown = th.cluster(POOL, grow=tmp_path / "clusters", **QUIET)
+    np.testing.assert_array_equal(grown.labels_N, groups.labels_N)
+    assert any("labels of 3,953 rows, kept" in note for note in grown.notes)
+    with pytest.raises(th.OutputError, match="exists already"):
+        th.cluster(POOL, 6, out=tmp_path / "clusters", **QUIET)
+    with pytest.raises(th.UsageError, match="grow keeps the clusters of .*; leave out clusters, iterations"):
+        th.cluster(POOL, 6, grow=tmp_path / "clusters", iterations=3)
+
+
 def test_comparisons_are_named() -> None:
     kept = th.select(POOL, th.Random(keep="30%"), **QUIET)
     other = kept.recut(keep="10%")
@@ -434,7 +482,9 @@ def test_from_raw_data_to_training(tmp_path: Path) -> None:
     columns = {"key": [f"k{i}" for i in range(64)], "image": files, "text": [f"caption {i}" for i in range(64)]}
     pq.write_table(pa.table(columns), data)
     assert th.doctor(data, sample=8, **QUIET)["samples"] == 64
-    store = th.embed(data, tmp_path / "pool", encoder="tests.toy:Toy", workers=0, **QUIET)
+    counts: list[Any] = []
+    store = th.embed(data, tmp_path / "pool", encoder="tests.toy:Toy", workers=0, report=counts.append, **QUIET)
+    assert (counts[0].rows, counts[0].new, counts[0].set_aside) == (len(store), 64, 0)
     kept = th.select(store, th.Random(keep="50%"), **QUIET)
     done = th.reshard(data, kept, tmp_path / "shards", workers=1, **QUIET)
     assert (done.samples, done.form) == (32, "parquet")

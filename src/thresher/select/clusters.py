@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -67,12 +67,12 @@ class Groups:
         each = f", {min(sizes):,} to {max(sizes):,} each" if sizes else ""
         return f"Groups({counted(len(sizes), 'cluster')} of {counted(len(self.labels_N), 'row')}{each})"
 
-    @property
+    @cached_property
     def sizes_K(self) -> npt.NDArray[np.int64]:
         """(K,) number of rows of each cluster."""
         return np.bincount(self.labels_N, minlength=len(self.centroids_KD))
 
-    @property
+    @cached_property
     def d_intra_K(self) -> npt.NDArray[np.float64]:
         """(K,) mean distance of the rows of a cluster to its centroid; NaN for empty clusters."""
         sums = np.bincount(self.labels_N, self.distances_N, minlength=len(self.centroids_KD))
