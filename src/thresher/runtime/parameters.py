@@ -90,7 +90,7 @@ def named(name: str, what: str) -> Callable[[C], C]:
     """
 
     def mark(cls: C) -> C:
-        cls.name = name  # type: ignore[attr-defined]
+        cls.name = name
         return checking(cls, what)
 
     return mark
