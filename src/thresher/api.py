@@ -393,7 +393,7 @@ def embed(
         retry_damaged: Embed shards again whose data was damaged or lacked images.
         engine: Embed each shard as a task of an engine, such as "ray", with ``workers`` tasks at a time. By default the
             model runs here, and ``workers`` processes decode.
-        report: Called with the counts: rows, new rows, samples set aside, damaged files, notes. By default they are
+        report: Called with the counts: rows, new rows, skipped samples, damaged files, notes. By default they are
             reported as progress.
         progress: As for :func:`select`.
         **options: device, precision, batch_size, workers, thumbnails (pixels), pixel_limit and only of
