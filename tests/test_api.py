@@ -242,6 +242,41 @@ def test_methods_of_other_packages_check_theirs_too() -> None:
     assert kept.recut(keep=2).rows().tolist() == [0, 1], "a method that is in no registry"
 
 
+# --- policies check theirs ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", ["30%", "0.3", 0.3, np.float32(0.3), np.float64(0.3)])
+def test_shares_are_read_when_a_policy_is_made(value: Any) -> None:
+    assert th.Scan(rho=value) == th.Scan(rho=0.3)
+    assert th.DynamicRandom(keep=value).keep == 0.3
+    assert isinstance(th.Scan(rho=value).rho, float)
+    assert th.InfoBatch(epochs=np.int64(9), delta="100%").delta == 1  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: th.Scan(rho="30%%"), "policy scan: rho: cannot read '30%%' as a share; give a share strictly"),
+        (lambda: th.Scan(rho="0%"), "policy scan: rho: cannot read '0%' as a share"),
+        (lambda: th.Scan(rho=None), "policy scan: rho = None; expected a finite number"),
+        (lambda: th.Scan(rho=[0.3]), r"policy scan: rho = \[0\.3\]; expected a finite number"),
+        (lambda: th.Scan(rho=True), "policy scan: rho = True; expected a finite number"),
+        (lambda: th.Scan(rho=float("nan")), "policy scan: rho = nan; expected a finite number"),
+        (lambda: th.Scan(cycle="3"), "policy scan: cycle = '3'; expected a whole number"),
+        (lambda: th.Scan(cycle=2.5), "policy scan: cycle = 2.5; expected a whole number"),
+        (lambda: th.Scan(mode="bth"), "policy scan: mode = 'bth'; allowed: both, .*Did you mean 'both'"),
+        (lambda: th.Scan(roh=0.3), "policy scan has no parameter 'roh'; it has .*Did you mean 'rho'"),
+        (lambda: th.Scan(0.3), "policy scan: give each parameter once, by name"),
+        (lambda: th.DynamicRandom(), r"policy dynamic-random needs keep \(share of an epoch to keep\)"),
+        (lambda: th.Static(times_N=[1, 2]), r"policy static: times_N = \[1, 2\]; expected ndarray"),
+    ],
+)  # fmt: skip
+def test_wrong_options_say_what_is_allowed(make: Callable[[], Any], said: str) -> None:
+    with pytest.raises(th.UsageError, match=said) as error:
+        make()
+    assert "\n" not in str(error.value)
+
+
 # --- select -----------------------------------------------------------------------------------------
 
 
@@ -343,6 +378,54 @@ def test_the_command_line_gives_the_same(tmp_path: Path, capsys: pytest.CaptureF
     assert (tmp_path / "scores.parquet").exists()
 
 
+COMMANDS = {
+    "select": "select random POOL -o OUT --keep 10%",
+    "score": "score clip-score POOL -o OUT.parquet",
+    "cluster": "cluster POOL -o OUT --clusters 3",
+    "inspect": "inspect POOL",
+    "doctor": "doctor POOL",
+    "embed": "embed POOL -o OUT --encoder tests.toy:Toy",
+    "reshard": "reshard POOL keys.txt -o OUT",
+    "coreset": "coreset POOL -o OUT --keep 10%",
+    "train_clip": "train clip POOL -o OUT",
+    "train_moco": "train moco POOL -o OUT",
+    "compare": "compare SEL SEL2",
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_call_the_functions(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One implementation: the function gets the first argument, and only arguments that it has."""
+    from thresher import api
+
+    signature = inspect.signature(getattr(api, name))
+
+    def called(*args: Any, **options: Any) -> None:
+        signature.bind(*args, **options)
+        raise th.UsageError(f"called with {args[0]}")
+
+    monkeypatch.setattr(api, name, called)
+    for sel in ("sel", "sel2"):
+        th.select(POOL, th.Random(keep=2), **QUIET).save(tmp_path / sel)
+    words = COMMANDS[name].replace("OUT", str(tmp_path / "out")).replace("SEL", str(tmp_path / "sel"))
+    assert main([POOL if word == "POOL" else word for word in words.split()]) != 0
+    assert "called with" in capsys.readouterr().err
+
+
+def test_clusters_are_written_and_grown(tmp_path: Path) -> None:
+    groups = th.cluster(POOL, 5, out=tmp_path / "clusters", **QUIET)
+    np.testing.assert_array_equal(np.load(tmp_path / "clusters" / "labels.npy"), groups.labels_N)
+    grown = th.cluster(POOL, grow=tmp_path / "clusters", **QUIET)
+    np.testing.assert_array_equal(grown.labels_N, groups.labels_N)
+    assert any("labels of 3,953 rows, kept" in note for note in grown.notes)
+    with pytest.raises(th.OutputError, match="exists already"):
+        th.cluster(POOL, 6, out=tmp_path / "clusters", **QUIET)
+    with pytest.raises(th.UsageError, match="grow keeps the clusters of .*; leave out clusters, iterations"):
+        th.cluster(POOL, 6, grow=tmp_path / "clusters", iterations=3)
+
+
 def test_comparisons_are_named() -> None:
     kept = th.select(POOL, th.Random(keep="30%"), **QUIET)
     other = kept.recut(keep="10%")
@@ -399,7 +482,9 @@ def test_from_raw_data_to_training(tmp_path: Path) -> None:
     columns = {"key": [f"k{i}" for i in range(64)], "image": files, "text": [f"caption {i}" for i in range(64)]}
     pq.write_table(pa.table(columns), data)
     assert th.doctor(data, sample=8, **QUIET)["samples"] == 64
-    store = th.embed(data, tmp_path / "pool", encoder="tests.toy:Toy", workers=0, **QUIET)
+    counts: list[Any] = []
+    store = th.embed(data, tmp_path / "pool", encoder="tests.toy:Toy", workers=0, report=counts.append, **QUIET)
+    assert (counts[0].rows, counts[0].new, counts[0].set_aside) == (len(store), 64, 0)
     kept = th.select(store, th.Random(keep="50%"), **QUIET)
     done = th.reshard(data, kept, tmp_path / "shards", workers=1, **QUIET)
     assert (done.samples, done.form) == (32, "parquet")

@@ -6,7 +6,7 @@ The command line calls the same functions. Nothing heavy is imported before a fu
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 # A package becomes an attribute of its parent when it is first imported. These four share their names with functions:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from thresher.data.parts import Form
     from thresher.dynamic.policy import Policy
     from thresher.dynamic.run_folder import Training
+    from thresher.embed.pipeline import Embedded
     from thresher.export.keys import Chosen
     from thresher.pool.store import EmbeddingStore
     from thresher.report.compare import Comparison
@@ -177,6 +178,9 @@ def cluster(
     pool: Pool,
     clusters: int | None = None,
     *,
+    out: Path | None = None,
+    grow: Path | None = None,
+    overwrite: bool = False,
     seed: int = 0,
     engine: str | Engine = "threads",
     workers: int | None = None,
@@ -189,6 +193,9 @@ def cluster(
     Args:
         pool: As for :func:`select`.
         clusters: K, the number of clusters (default: chosen from the number of rows).
+        out: A folder to write too: centroids.npy, labels.npy, distances.npy and cluster.json.
+        grow: Folder of clusters made before the pool grew: keep them and assign the new rows.
+        overwrite: Replace different clusters in ``out``.
         seed: Seed of all randomness.
         engine: As for :func:`select`.
         workers: As for :func:`select`.
@@ -198,22 +205,42 @@ def cluster(
             that cluster have them.
 
     Returns:
-        ``labels_N`` (N,) int32, ``distances_N`` (N,) float32 to the own centroid, ``centroids_KD`` (K, D) float32.
+        ``labels_N`` (n,) int32, ``distances_N`` (n,) float32 to the own centroid, ``centroids_KD`` (K, D) float32 and
+        ``notes``. n is the number of rows of the pool; rows that are skipped as bad are left out.
 
     Raises:
-        UsageError: A parameter is unknown, or there are more clusters than rows.
+        UsageError: A parameter is unknown or given with ``grow``, or there are more clusters than rows.
+        OutputError: ``out`` holds something else, or cannot be written.
     """
     from dataclasses import replace
 
-    from thresher.select.clusters import Clustered, cluster_pool
+    from thresher.runtime.results import free_folder, record_in, refuse_other
+    from thresher.select.clusters import FILES, Clustered, cluster_pool, read_groups, write_groups
     from thresher.select.run import Run
     from thresher.selection import Selection
 
+    if grow is not None and (given := [*({"clusters"} if clusters is not None else ()), *parameters]):
+        raise UsageError(f"grow keeps the clusters of {os.fspath(grow)} as they are; leave out {', '.join(given)}")
     how = _made(Clustered, "cluster", {"clusters": clusters, **parameters})
+    old = None if grow is None else read_groups(grow)
     store = _store(pool, cache)
+    settings: dict[str, Any] = {"pool": store.layout.location, "seed": seed}
+    names = ("clusters", "centroids", "iterations", "sample", "embedding", "precision")
+    settings |= {name: getattr(how, name) for name in names}
+    if out is not None:
+        target = free_folder(out, overwrite, FILES, compared=True)
+        if target.joinpath(FILES[0]).exists() and not overwrite and old is None:
+            refuse_other(target, record_in(target / FILES[0]), settings)
     start = Selection.everything("", store.layout.location, {}, store.total)
-    groups, run = cluster_pool(Run(store, start, seed=seed, **_resources(engine, workers, cache, progress)), how)
-    return replace(groups, store=run.store)
+    run = Run(store, start, seed=seed, **_resources(engine, workers, cache, progress))
+    groups, run = cluster_pool(run, how, old)
+    if out is not None:
+        settings["kernels"] = run.kernels
+        if old is not None:
+            settings |= {name: old.info.get(name) for name in ("seed", *names)} | {"grown": len(old.labels_N)}
+        write_groups(groups, out, settings, within=run.so_far.mask(), overwrite=overwrite, say=run.progress.say)
+    notes = (*(note for step in run.so_far.steps for note in step.notes), *groups.notes)
+    return replace(groups, notes=notes, store=run.store)
 
 
 def compare(
@@ -254,12 +281,14 @@ def compare(
     return compare(loaded, labels, worst)
 
 
-def coreset(run: Path | Training, keep: str | int | float | Keep, *, pool: str | None = None) -> Selection:
+def coreset(
+    run: Path | Training, keep: str | int | float | Keep | None = None, *, pool: str | None = None
+) -> Selection:
     """Select the rows of a pool that a training run found least redundant.
 
     Args:
         run: The folder of a training run with a policy that marks candidates.
-        keep: How many rows to keep: "30%", 0.3 or a number.
+        keep: How many rows to keep: "30%", 0.3 or a number. None for a run with ``sift``: all that match.
         pool: Where the pool is now, if it was moved.
 
     Raises:
@@ -348,6 +377,9 @@ def embed(
     encoder: str,
     captions: Sequence[str] | None = None,
     overwrite: bool = False,
+    retry_damaged: bool = False,
+    engine: str | Engine | None = None,
+    report: Callable[[Embedded], object] | None = None,
     progress: bool | Progress = True,
     **options: Any,
 ) -> EmbeddingStore:
@@ -362,6 +394,11 @@ def embed(
         encoder: "open_clip:ARCH/PRETRAINED", "timm:NAME", "transformers:NAME" and others, see docs/encoders.md.
         captions: N captions, for a list of images.
         overwrite: Start from the beginning if the pool exists; otherwise the same call resumes.
+        retry_damaged: Embed shards again whose data was damaged or lacked images.
+        engine: Embed each shard as a task of an engine, such as "ray", with ``workers`` tasks at a time. By default the
+            model runs here, and ``workers`` processes decode.
+        report: Called with the counts: rows, new rows, skipped samples, damaged files, notes. By default they are
+            reported as progress.
         progress: As for :func:`select`.
         **options: device, precision, batch_size, workers, thumbnails (pixels), pixel_limit and only of
             :class:`thresher.embed.pipeline.EmbedSettings`; image, caption, key and others of
@@ -378,10 +415,13 @@ def embed(
     from thresher.data import DataOptions
     from thresher.embed.memory import embed_samples
     from thresher.embed.pipeline import EmbedSettings
+    from thresher.runtime.engine import make_engine
 
     parts = _split(options, "embed", EmbedSettings, DataOptions)
+    how: dict[str, Any] = {"overwrite": overwrite, "retry_damaged": retry_damaged, "progress": _progress(progress)}
+    how["engine"] = make_engine(engine, parts[0].pop("workers", None)) if isinstance(engine, str) else engine
     settings = EmbedSettings(encoder=encoder, **{"data": DataOptions(**parts[1]), **parts[0]})
-    return embed_samples(data, captions, out, settings, overwrite=overwrite, progress=_progress(progress))
+    return embed_samples(data, captions, out, settings, report=report, **how)
 
 
 def reshard(
@@ -392,13 +432,16 @@ def reshard(
     form: Form | None = None,
     per_shard: int = PER_SHARD,
     shuffle: int | None = None,
+    trainable: bool | None = None,
     workers: int | None = None,
+    processes: bool = False,
+    engine: str | Engine | None = None,
     overwrite: bool = False,
     pool: Path | None = None,
     progress: bool | Progress = True,
     **options: Any,
 ) -> Resharded:
-    """Copy the samples that a selection keeps into new shards, without decoding them.
+    """Copy the samples that a selection keeps into new shards; images are decoded only to convert them.
 
     Args:
         data: The raw data: tars, parquet, a csv of open_clip, or a folder of images.
@@ -407,7 +450,12 @@ def reshard(
         form: "webdataset", "parquet" or "csv" (default: that of ``data``).
         per_shard: Samples per shard.
         shuffle: Seed of a permutation of all samples; None for the order of ``data``.
+        trainable: Write tars of which open_clip trains on every sample: images in other formats than JPEG, PNG and WebP
+            become PNG, captions .txt (default: if ``data`` is not tars).
         workers: Shards written at the same time (default: the cores that this process may use).
+        processes: Read the headers of large local tars in ``workers`` processes; a script that does so needs
+            ``if __name__ == "__main__":``.
+        engine: Read and write on an engine, such as "ray", instead of threads of this machine.
         overwrite: Replace a result of other arguments.
         pool: Where the pool of the selection is now, if it was moved.
         progress: As for :func:`select`.
@@ -423,11 +471,13 @@ def reshard(
     """
     from thresher.data import DataOptions
     from thresher.reshard import reshard
+    from thresher.runtime.engine import make_engine
 
     return reshard(
-        os.fspath(data), kept, os.fspath(out), form=form, per_shard=per_shard, shuffle=shuffle, workers=workers,
-        overwrite=overwrite, options=_made(DataOptions, "reshard", options),
+        os.fspath(data), kept, os.fspath(out), form=form, per_shard=per_shard, shuffle=shuffle, trainable=trainable,
+        workers=workers, processes=processes, overwrite=overwrite, options=_made(DataOptions, "reshard", options),
         pool=None if pool is None else os.fspath(pool), progress=_progress(progress),
+        engine=make_engine(engine, workers) if isinstance(engine, str) else engine,
     )  # fmt: skip
 
 

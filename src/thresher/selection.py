@@ -390,11 +390,15 @@ class Selection:
         Raises:
             UsageError: An array has the wrong length, or an earlier step repeats rows already.
         """
-        kept = self.rows()
-        if keep_n.shape != kept.shape:
-            raise UsageError(f"{step.method} returned a mask of {len(keep_n):,} rows for {len(kept):,} input rows")
-        dropped_by = np.array(self.dropped_by)
-        dropped_by[kept[~keep_n]] = len(self.steps)
+        kept_N = self.mask()
+        if keep_n.shape != (rows := np.count_nonzero(kept_N),):
+            raise UsageError(f"{step.method} returned a mask of {len(keep_n):,} rows for {rows:,} input rows")
+        by_n = np.where(keep_n, np.int16(-1), np.int16(len(self.steps)))
+        if rows == self.total:
+            dropped_by = by_n
+        else:
+            dropped_by = np.array(self.dropped_by)
+            dropped_by[kept_N] = by_n
         repeats = self.repeats
         if repeats_n is not None:
             if repeats is not None:
@@ -402,7 +406,7 @@ class Selection:
             if not np.array_equal(repeats_n > 0, keep_n):
                 raise UsageError(f"{step.method} must repeat the rows it keeps at least once, and no other row")
             repeats = np.zeros(self.total, np.int32)
-            repeats[kept] = repeats_n
+            repeats[kept_N] = repeats_n
         elif repeats is not None:
             repeats = np.where(dropped_by == -1, repeats, 0).astype(np.int32)
         return replace(self, dropped_by=dropped_by, steps=(*self.steps, step), repeats=repeats)

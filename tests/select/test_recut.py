@@ -144,3 +144,19 @@ def test_a_million_rows_are_cut_in_a_moment(tmp_path: Path) -> None:
     cache = th.Cache.at(tmp_path / "cache")
     kept = th.run_steps(store, [th.Density(keep="30%", clusters=100)], cache=cache)
     assert len(kept.recut(keep="20%")) == 200_000
+
+
+def test_another_eps_does_not_sort_again(
+    pool: tuple[th.EmbeddingStore, th.Cache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from thresher.ops import cut
+
+    store, cache = pool
+    kept = th.select(store, th.SemDeDup(eps=0.2, clusters=5), cache=cache, progress=False)
+    anew = th.select(store, th.SemDeDup(eps=0.1, clusters=5), cache=cache, progress=False)
+
+    def refused(*args: Any) -> Any:
+        raise AssertionError("rows are sorted")
+
+    monkeypatch.setattr(cut.np, "argsort", refused)
+    same(kept.recut(eps=0.1), anew)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from thresher import api
 from thresher.cli import text
 from thresher.cli.options import (
     DATA,
@@ -16,13 +17,15 @@ from thresher.cli.options import (
     OVERWRITE,
     QUIET,
     Choice,
-    data_options,
     engine_given,
     engine_options,
     options,
 )
 from thresher.cli.output import Output
 from thresher.errors import UsageError
+
+if TYPE_CHECKING:
+    from thresher.embed.pipeline import Embedded
 
 _THUMBNAIL = 64  # longer side in pixels
 _DEVICE = click.option(
@@ -83,17 +86,15 @@ def embed(
     was not reached, such as after a network failure, the rest is embedded, the exit code is 2, and the same command
     embeds what is missing.
     """
-    from thresher.embed.pipeline import EmbedSettings
-    from thresher.embed.pipeline import embed as run
 
-    reading = data_options(values, per_part=values.pop("per_shard"))
+    def report(result: Embedded) -> None:
+        output.result(dataclasses.asdict(result), text.embedded(result, output.seconds))
+
     engine = engine_given(values)
     chosen = {name: value for name, value in values.items() if value is not None}
     chosen["thumbnails"] = _THUMBNAIL if chosen["thumbnails"] else 0
-    settings = EmbedSettings(data=reading, **chosen)
-    how = {"overwrite": overwrite, "retry_damaged": retry_damaged, "engine": engine}
-    result = run(data, out, settings, **how, progress=output.progress(quiet))
-    output.result(dataclasses.asdict(result), text.embedded(result, output.seconds))
+    how = {"overwrite": overwrite, "retry_damaged": retry_damaged, "engine": engine, "report": report}
+    api.embed(data, out, per_part=chosen.pop("per_shard"), progress=output.progress(quiet), **how, **chosen)
 
 
 @click.command("embed-classes")

@@ -10,7 +10,7 @@ import click
 
 from thresher import api
 from thresher.cli import text
-from thresher.cli.options import DATA, JSON, MOST_WORKERS, POOL, QUIET, RUN, Common, data_options, options
+from thresher.cli.options import DATA, JSON, MOST_WORKERS, POOL, QUIET, RUN, Common, options
 from thresher.cli.output import Output
 from thresher.errors import PoolError, UsageError, suggest
 
@@ -50,12 +50,11 @@ def doctor(
     DATA is the input of embed and train: tars, parquet, Arrow, csv, or a folder of images. The exit code is 2 if some
     data was not reached, such as after a network failure.
     """
-    from thresher.check.data import doctor as look
     from thresher.check.pool import look_instead
 
-    reading = data_options(values)
+    how: dict[str, Any] = {"sample": sample, "encoder": encoder, "workers": workers, "progress": output.progress(quiet)}
     try:
-        result = look(data, reading, sample=sample, encoder=encoder, workers=workers, progress=output.progress(quiet))
+        result = api.doctor(data, **how, **values)
     except (PoolError, UsageError) as error:
         if "thresher inspect" in str(error):
             raise

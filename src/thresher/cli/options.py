@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from thresher.cli.output import JSON_FLAG, Output
-from thresher.errors import OutputError, UsageError, suggest
+from thresher.errors import UsageError, suggest
 
 if TYPE_CHECKING:
-    from thresher.data import DataOptions
     from thresher.runtime.plugins import PluginPoint
 
     _Choice = click.Choice[str]
@@ -262,14 +260,6 @@ IMAGES = (
 )  # fmt: skip
 # How to read raw data.
 DATA = (IMAGES[0], _CAPTION, *IMAGES[1:])
-_DATA = ("image", "caption", "key", "columns", "root", "captions_file", "allow_outside", "thumbnails_as_data", "reader")
-
-
-def data_options(values: dict[str, Any], **more: Any) -> DataOptions:
-    """Remove the values of :data:`DATA` from those of a command, and return them as options."""
-    from thresher.data import DataOptions
-
-    return DataOptions(**{name: values.pop(name) for name in _DATA if name in values}, **more)
 
 
 @dataclass(frozen=True)
@@ -379,32 +369,3 @@ def _metavar(kind: Any) -> str:
 
 
 # --- results that are folders ---------------------------------------------------------------------
-
-
-def free_folder(out: str, overwrite: bool, names: Sequence[str], *, compared: bool = False) -> Path:
-    """Return the folder of a result after checking, before any work, that it may be written.
-
-    Args:
-        out: The folder.
-        overwrite: Whether an existing result may be replaced.
-        names: File names of a result. The first one marks a folder as a result.
-        compared: Whether an existing result is compared with the new one when that is saved, and accepted if it is the
-            same.
-
-    Raises:
-        OutputError: It cannot be written, or contains files that must not be replaced.
-    """
-    from thresher.runtime.files import check_writable, refuse_foreign_files
-    from thresher.runtime.results import exists_already
-
-    target = Path(out)
-    if target.exists() and not target.is_dir():
-        raise OutputError(f"{target}: is a file; give a folder")
-    if target.exists() and any(target.iterdir()):
-        if not (target / names[0]).exists():
-            raise OutputError(f"{target}: exists and is not a result of thresher; choose another name")
-        if not overwrite and not compared:
-            raise exists_already(target)
-        refuse_foreign_files(target, names)
-    check_writable(target)
-    return target

@@ -19,7 +19,6 @@ from thresher.cli.options import (
     Common,
     Group,
     field_options,
-    free_folder,
     options,
 )
 from thresher.errors import OutputError, UsageError
@@ -85,6 +84,7 @@ def run(recipe: str, pool: str, out: str, within: str | None, overwrite: bool, *
 def _run(common: Common, pool: str, steps: list[Any], seed: int, out: str, within: str | None, overwrite: bool) -> None:
     """Run steps on a pool and write the selection; an earlier result of the same steps may be replaced."""
     from thresher.runtime.parameters import recorded
+    from thresher.runtime.results import free_folder
     from thresher.selection import FILES, Selection
 
     earlier = Selection.load(within) if within else None
@@ -142,15 +142,12 @@ def _score_command(name: str, cls: Any) -> click.Command:
     def command(
         pool: str, out: str, within: str | None, score_column: str | None, overwrite: bool, **values: Any
     ) -> None:
-        from thresher.select.score_table import write_scores
         from thresher.select.scores import scorer
-        from thresher.selection import Selection
 
         common = Common.from_values(values)
         method = scorer(name, {key: value for key, value in values.items() if value is not None})
-        earlier = Selection.load(within) if within else None
-        how = {"seed": common.seed or 0, "within": earlier, **common.resources()}
-        scores = write_scores(common.open(pool), method, out, name=score_column, overwrite=overwrite, **how)
+        how: dict[str, Any] = {"name": score_column, "overwrite": overwrite, "seed": common.seed or 0, "within": within}
+        scores = api.score(common.open(pool), method, out=out, **how, **common.resources())
         numbers = scores.values_n
         result = {
             "out": out,
@@ -202,11 +199,6 @@ def cluster(pool: str, out: str, grow: str | None, overwrite: bool, **values: An
     """
     from click.core import ParameterSource
 
-    from thresher.runtime.results import record_in, refuse_other
-    from thresher.select.clusters import FILES, Clustered, cluster_pool, read_groups, write_groups
-    from thresher.select.run import Run
-    from thresher.selection import Selection
-
     common = Common.from_values(values)
     source = click.get_current_context().get_parameter_source
     passed = [f"--{name}" for name in (*values, "seed") if source(name) is ParameterSource.COMMANDLINE]
@@ -215,28 +207,23 @@ def cluster(pool: str, out: str, grow: str | None, overwrite: bool, **values: An
             f"--grow keeps the clusters of {grow} as they are; remove {', '.join(passed)}, or remove --grow to "
             "run clustering again"
         )
-    how, old = Clustered(**values), read_groups(grow) if grow else None
-    target = free_folder(out, overwrite, FILES, compared=True)
-    if target.joinpath(FILES[0]).exists() and not overwrite and not grow:
-        refuse_other(target, record_in(target / FILES[0]), {"pool": pool, "seed": common.seed or 0, **values})
-    store = common.open(pool)
-    start = Selection.everything("", pool, {}, store.total)
-    run = Run(store, start, seed=common.seed or 0, **common.resources())
-    groups, run = cluster_pool(run, how, old)
-    checked = run.so_far
-    settings = {"pool": pool, "seed": run.seed, **values, "kernels": run.kernels}
-    if old is not None:
-        settings |= {name: old.info.get(name) for name in ("seed", *values)} | {"grown": len(old.labels_N)}
-    write_groups(groups, target, settings, within=checked.mask(), overwrite=overwrite, say=run.progress.say)
+    how: dict[str, Any] = {
+        "out": out,
+        "grow": grow,
+        "overwrite": overwrite,
+        "seed": common.seed or 0,
+        **({} if grow else values),
+    }
+    groups = api.cluster(common.open(pool), **how, **common.resources())
     sizes = groups.sizes_K
     result = {
-        "out": str(target),
+        "out": str(Path(out)),
         "rows": len(groups.labels_N),
         "clusters": len(sizes),
         "empty": int((sizes == 0).sum()),
         "smallest": int(sizes.min()),
         "largest": int(sizes.max()),
         "mean_cosine": 1.0 - float(groups.distances_N.mean(dtype="float64")),
-        "notes": [*(note for step in checked.steps for note in step.notes), *groups.notes],
+        "notes": list(groups.notes),
     }
     common.output.result(result, text.clustered(result))

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from thresher import api
 from thresher.cli import text
 from thresher.cli.options import (
     DATA,
@@ -21,8 +22,6 @@ from thresher.cli.options import (
     Choice,
     Group,
     PluginChoice,
-    data_options,
-    free_folder,
     options,
 )
 from thresher.cli.output import Interrupted, Output
@@ -169,19 +168,8 @@ def clip(data: str, out: str, model: str, loss: Any, chunk: int | None, template
 
     DATA is parquet with image and text, tars, or an open_clip csv.
     """
-    from thresher.train.clip import ClipSettings, train_clip
-
-    _check_evaluation(v)
-    settings = ClipSettings(
-        model=model,
-        loss=loss,
-        chunk=chunk,
-        eval_labels=v.pop("eval_labels"),
-        eval_group=v.pop("eval_group"),
-        **({"templates": templates} if templates else {}),
-        schedule=_schedule(v),
-    )
-    _trained(partial(train_clip, data, out, settings), out, v)
+    v |= {"model": model, "loss": loss, "chunk": chunk, **({"templates": templates} if templates else {})}
+    _trained(api.train_clip, data, out, v)
 
 
 @train.command(cls=_Trainer)
@@ -209,66 +197,32 @@ def moco(data: str, out: str, version: Any, **v: Any) -> None:
 
     DATA is parquet with images, tars, or an open_clip csv.
     """
-    from thresher.train.moco import MocoSettings, train_moco
-
-    _check_evaluation(v)
-    own = {name: v.pop(name) for name in ("model", "side", "queue", "momentum", "temperature")}
-    settings = MocoSettings(
-        **{name: value for name, value in own.items() if value is not None},
-        version=3 if version == "3" else 2,
-        eval_labels=v.pop("eval_labels"),
-        eval_group=v.pop("eval_group"),
-        schedule=_schedule(v),
-    )
-    _trained(partial(train_moco, data, out, settings), out, v)
+    _trained(api.train_moco, data, out, v | {"version": 3 if version == "3" else 2})
 
 
-def _check_evaluation(values: dict[str, Any]) -> None:
-    if not values["evals"] and (values["eval_labels"] or values["eval_group"]):
-        raise UsageError("--eval-label and --eval-group need --eval FILE, which is not given")
-
-
-def _schedule(values: dict[str, Any]) -> Any:
-    from thresher.dynamic.registry import check_options
-    from thresher.train.loop import Schedule
-
-    epochs, samples = values["epochs"], values["samples"]
-    if epochs is not None and samples is not None:
-        raise UsageError("--epochs and --samples-seen both set the length of the run; give one")
-    policy_values = {
-        name.removeprefix(_OF_POLICY).replace("_", "-"): value
-        for name, value in values.items()
-        if name.startswith(_OF_POLICY)
-    }
-    options = check_options(values["policy"], policy_values, prune=values["prune"], flags=True)
-    names = ("batch_size", "policy", "selection", "seed", "lr", "weight_decay", "warmup", "precision", "device")
-    more = ("workers", "evals", "eval_every", "checkpoint_minutes")
-    return Schedule(
-        epochs=10 if epochs is None and samples is None else epochs,
-        samples=samples,
-        prune=values["prune"],
-        options=options,
-        **{name: values[name] for name in (*names, *more) if values[name] is not None},
-    )
-
-
-def _trained(run: Callable[..., list[dict[str, Any]]], out: str, values: dict[str, Any]) -> None:
+def _trained(run: Callable[..., list[dict[str, Any]]], data: str, out: str, values: dict[str, Any]) -> None:
     """Train and print the result."""
+    from thresher.dynamic.registry import check_options
     from thresher.dynamic.run_folder import CHECKPOINT
 
-    output: Output = values["output"]
-    reading = data_options(values)
+    output: Output = values.pop("output")
+    progress = output.progress(values.pop("quiet"))
+    if not values["evals"] and (values["eval_labels"] or values["eval_group"]):
+        raise UsageError("--eval-label and --eval-group need --eval FILE, which is not given")
+    if values["epochs"] is not None and values["samples"] is not None:
+        raise UsageError("--epochs and --samples-seen both set the length of the run; give one")
+    own = [name for name in values if name.startswith(_OF_POLICY)]
+    flags = {name.removeprefix(_OF_POLICY).replace("_", "-"): values.pop(name) for name in own}
+    prune = values["prune"]
+    values["options"] = check_options(values["policy"], flags, prune=prune, flags=True)
+    given = {name: value for name, value in values.items() if value is not None}
     try:
-        log = run(
-            resume=values["resume"],
-            progress=output.progress(values["quiet"]),
-            reading=reading,
-        )
+        log = run(data, out, progress=progress, **given)
     except KeyboardInterrupt:
         saved = Path(out, CHECKPOINT).exists()
         where = "resumes from the last checkpoint" if saved else "starts over: there is no checkpoint yet"
         raise Interrupted(f"the same command with --resume {where}") from None
-    output.result({"out": out, "epochs": log}, text.trained(out, log, values["prune"]))
+    output.result({"out": out, "epochs": log}, text.trained(out, log, prune))
 
 
 # --- coreset --------------------------------------------------------------------------------------
@@ -288,12 +242,11 @@ def coreset(run: str, out: str, keep: str | None, pool: str | None, overwrite: b
 
     RUN is the folder of the run. The selection keeps the rows that were a candidate for pruning in the fewest epochs.
     """
-    from thresher.dynamic.coreset import coreset as choose
-    from thresher.dynamic.run_folder import Training
+    from thresher.runtime.results import free_folder
     from thresher.selection import FILES
 
     target = free_folder(out, overwrite, FILES, compared=True)
-    selection = choose(Training.load(run), keep, pool=pool)
+    selection = api.coreset(run, keep, pool=pool)
     selection.save(target, overwrite=overwrite, say=output.progress().say)
     lines = itertools.chain(selection.steps[-1].notes, text.kept(selection, target))
     output.result({"out": str(target), **selection.header()}, lines)
@@ -330,25 +283,20 @@ def mismatched(
     DATA is raw data, see 'thresher train clip'. A small model is trained for a few epochs, without any other model; a
     pair whose loss ranks high in every epoch is probably mismatched. The same command resumes a run that was killed.
     """
-    from thresher.dynamic.coreset import coreset as choose
-    from thresher.dynamic.run_folder import Training
+    from thresher.runtime.results import free_folder
     from thresher.selection import FILES
-    from thresher.train.clip import ClipSettings, train_clip
-    from thresher.train.loop import Schedule
 
     target = free_folder(out, overwrite, FILES, compared=True)
     folder = run or f"{os.path.normpath(out)}-run"
     if os.path.realpath(folder) == os.path.realpath(out):
         raise UsageError(f"--run and --out are both {out}; give two folders")
-    reading, model = data_options(v), v.pop("model")
-    schedule = Schedule(epochs=epochs, policy="sift", options={"warmup": epochs}, **v)
     progress = output.progress(quiet)
-    settings = ClipSettings(model=model, schedule=schedule)
+    how: dict[str, Any] = {"epochs": epochs, "policy": "sift", "options": {"warmup": epochs}, "progress": progress}
     try:
-        train_clip(data, folder, settings, resume=True, progress=progress, reading=reading)
+        api.train_clip(data, folder, resume=True, **how, **v)
     except KeyboardInterrupt:
         raise Interrupted("the same command continues from the last checkpoint, if there is one") from None
-    selection = choose(Training.load(folder))
+    selection = api.coreset(folder)
     selection.save(target, overwrite=overwrite, say=progress.say)
     lines = itertools.chain(selection.steps[-1].notes, text.mismatched(selection, target, folder))
     output.result({"out": str(target), "run": folder, **selection.header()}, lines)

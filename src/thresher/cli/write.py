@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from thresher import api
 from thresher.cli import text
 from thresher.cli.options import (
     DATA,
@@ -17,7 +18,6 @@ from thresher.cli.options import (
     QUIET,
     Choice,
     PluginChoice,
-    data_options,
     engine_given,
     engine_options,
     field_options,
@@ -169,11 +169,8 @@ def reshard(
     DataComp subset file, or a table with a column 'key'. If DATA lacks more than --max-missing of the keys, or a file
     of DATA is damaged, what there is is written, and the exit code is 2.
     """
-    from thresher.reshard import reshard as run
-
-    reading = data_options(values)
     values["engine"] = engine_given(values)
-    done = run(data, sel, out, processes=True, options=reading, progress=output.progress(quiet), **values)
+    done = api.reshard(data, sel, out, processes=True, progress=output.progress(quiet), **values)
     problems = []
     if max_missing.exceeded(done.missing, done.keys):
         problems.append(

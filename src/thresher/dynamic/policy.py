@@ -124,11 +124,12 @@ class Policy(Protocol):
 
     The same ledger, epoch and generator state give the same result.
 
-    A policy is a frozen dataclass in its own file. Its fields are its options, and become command line flags of the
-    same names. Their ``metadata`` may have: ``help``, one line without a full stop; ``flag``, the name of the flag if
-    it differs from the field's; ``least``, the smallest integer allowed; ``follows``, True if the value is computed
-    from the share to prune, so that the two cannot be combined; ``option``, False for a field that is not an option,
-    such as the length of the run.
+    A policy is a frozen dataclass in its own file, marked ``@policy("name")`` of :mod:`thresher.dynamic.registry`,
+    which checks and converts its options whenever it is made. Its fields are its options, and become command line flags
+    of the same names. Their ``metadata`` may have: ``help``, one line without a full stop; ``flag``, the name of the
+    flag if it differs from the field's; ``least``, the smallest integer allowed; ``follows``, True if the value is
+    computed from the share to prune, so that the two cannot be combined; ``option``, False for a field that is not an
+    option, such as the length of the run.
 
     Attributes:
         name: The name on command lines.

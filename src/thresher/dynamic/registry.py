@@ -1,7 +1,7 @@
 """Policies by name, and their command line options.
 
-A policy is a frozen dataclass derived from :class:`thresher.dynamic.policy.Policy`, in its own file in
-``dynamic/policies`` or in another package. The flags of ``thresher train`` and of
+A policy is a frozen dataclass derived from :class:`thresher.dynamic.policy.Policy`, marked ``@policy("name")``, in its
+own file in ``dynamic/policies`` or in another package. The flags of ``thresher train`` and of
 ``python -m thresher.train.open_clip`` are generated from its fields.
 """
 
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import typing
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import Field, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy.typing as npt
 
@@ -20,12 +20,23 @@ from thresher.errors import UsageError, suggest
 from thresher.runtime import parameters
 from thresher.runtime.plugins import PluginPoint, PluginWarning
 
+C = TypeVar("C", bound=type[Any])
+
 POLICIES: PluginPoint[Policy] = PluginPoint(
     "policy",
     "thresher.dynamic.policies",
     "thresher.policies",
     needs=("ledger", "plan", "marks", "remember", "finish", "forecast", "for_run", "for_budget"),
 )
+
+
+def policy(name: str) -> Callable[[C], C]:
+    """Mark a frozen dataclass as the policy with this name.
+
+    Its options are checked and converted whenever it is made, as those of methods: ``Scan(rho="30%")`` is
+    ``Scan(rho=0.3)``, and a value of a wrong type is a ``UsageError`` that says what is allowed.
+    """
+    return parameters.named(name, f"policy {name}")
 
 
 def options_of(cls: type[Policy]) -> list[Field[Any]]:

@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from thresher.data import DataOptions
-from thresher.embed.pipeline import EmbedSettings
+from thresher.embed.pipeline import Embedded, EmbedSettings
 from thresher.embed.pipeline import embed as embed_files
 from thresher.embed.pool import SET_ASIDE
 from thresher.errors import UsageError
@@ -48,39 +48,52 @@ def embed_samples(
     out: str | os.PathLike[str] | None,
     settings: EmbedSettings,
     *,
-    overwrite: bool,
-    progress: Progress,
+    report: Callable[[Embedded], object] | None = None,
+    **how: Any,
 ) -> EmbeddingStore:
-    """Embed data to a pool on disk, or without ``out`` to a pool in memory; see :func:`thresher.embed`."""
+    """Embed data to a pool on disk, or without ``out`` to a pool in memory; see :func:`thresher.embed`.
+
+    Args:
+        data: Files, or samples in memory.
+        captions: N captions, for a list of images.
+        out: Folder of the pool.
+        settings: The options.
+        report: Called with the counts; by default they are reported as progress.
+        **how: Further arguments of :func:`thresher.embed.pipeline.embed`.
+    """
     if isinstance(data, (str, os.PathLike)):
         if captions is not None:
             raise UsageError("captions= is for images in a list; files have their own captions")
-        return _embedded(os.fspath(data), out, settings, overwrite, progress, None)
+        return _embedded(os.fspath(data), out, settings, None, report, how)
     columns = _columns(data, captions, settings.data)
     settings = replace(settings, data=DataOptions(image="image", caption=columns.caption, key=columns.key))
     with tempfile.TemporaryDirectory(prefix="thresher-data-") as scratch:
         # A pool on disk remembers its data, so that the same call resumes: the file stays in the cache.
         folder = Path(scratch) if out is None else Path(default_folder()) / _FOLDER
-        return _embedded(_written(columns, folder), out, settings, overwrite, progress, columns)
+        return _embedded(_written(columns, folder), out, settings, columns, report, how)
 
 
 def _embedded(
     data: str,
     out: str | os.PathLike[str] | None,
     settings: EmbedSettings,
-    overwrite: bool,
-    progress: Progress,
     columns: _Columns | None,
+    report: Callable[[Embedded], object] | None,
+    how: Mapping[str, Any],
 ) -> EmbeddingStore:
     with tempfile.TemporaryDirectory(prefix="thresher-pool-") as scratch:
         target = Path(scratch) / "pool" if out is None else Path(out)
-        result = embed_files(data, target, settings, overwrite=overwrite, progress=progress)
-        for note in result.notes:
-            progress.say(note)
-        if result.set_aside:
-            progress.say(f"{counted(result.set_aside, 'sample')} cannot be used and have no row")
+        result = embed_files(data, target, settings, **how)
+        (report or partial(_say, how["progress"]))(result)
         store = open_store(target)
         return store if out is not None else _held(store, target, columns)
+
+
+def _say(progress: Progress, result: Embedded) -> None:
+    for note in result.notes:
+        progress.say(note)
+    if result.set_aside:
+        progress.say(f"{counted(result.set_aside, 'sample')} cannot be used and have no row")
 
 
 def _held(store: EmbeddingStore, folder: Path, columns: _Columns | None) -> EmbeddingStore:

@@ -81,6 +81,21 @@ def checking(cls: C, name: str) -> C:
     return cls
 
 
+def named(name: str, what: str) -> Callable[[C], C]:
+    """Return a decorator that names a plug-in and makes it check its parameters, see :func:`checking`.
+
+    Args:
+        name: The name of the plug-in, its class attribute ``name``.
+        what: What messages call it.
+    """
+
+    def mark(cls: C) -> C:
+        cls.name = name
+        return checking(cls, what)
+
+    return mark
+
+
 def from_text(kind: Any, text: str) -> Any:
     """Convert command-line text to a value that :func:`coerce` accepts for a type."""
     kind = without_none(kind)

@@ -10,13 +10,13 @@ from __future__ import annotations
 import filecmp
 import glob
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from thresher.errors import OutputError
-from thresher.runtime.files import writing, writing_folder
+from thresher.runtime.files import check_writable, refuse_foreign_files, writing, writing_folder
 from thresher.runtime.locks import sweep
 from thresher.runtime.untrusted import read_json
 
@@ -119,6 +119,32 @@ def _files(folder: Path) -> list[str]:
 
 
 # --- before the work ------------------------------------------------------------------------------
+
+
+def free_folder(out: Name, overwrite: bool, names: Sequence[str], *, compared: bool = False) -> Path:
+    """Return the folder of a result after checking, before any work, that it may be written.
+
+    Args:
+        out: The folder.
+        overwrite: Whether an existing result may be replaced.
+        names: File names of a result. The first one marks a folder as a result.
+        compared: Whether an existing result is compared with the new one when that is saved, and accepted if it is the
+            same.
+
+    Raises:
+        OutputError: It cannot be written, or contains files that must not be replaced.
+    """
+    target = Path(out)
+    if target.exists() and not target.is_dir():
+        raise OutputError(f"{target}: is a file; give a folder")
+    if target.exists() and any(target.iterdir()):
+        if not (target / names[0]).exists():
+            raise OutputError(f"{target}: exists and is not a result of thresher; choose another name")
+        if not overwrite and not compared:
+            raise exists_already(target)
+        refuse_foreign_files(target, names)
+    check_writable(target)
+    return target
 
 
 def refuse_other(path: Name, known: Mapping[str, Any], requested: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -92,12 +92,12 @@ class Groups:
 
         return groups_gallery(self, cluster, n, pool)
 
-    @property
+    @cached_property
     def sizes_K(self) -> npt.NDArray[np.int64]:
         """(K,) number of rows of each cluster."""
         return np.bincount(self.labels_N, minlength=len(self.centroids_KD))
 
-    @property
+    @cached_property
     def d_intra_K(self) -> npt.NDArray[np.float64]:
         """(K,) mean distance of the rows of a cluster to its centroid; NaN for empty clusters."""
         sums = np.bincount(self.labels_N, self.distances_N, minlength=len(self.centroids_KD))

@@ -14,7 +14,7 @@ from thresher.runtime.plugins import PluginPoint
 from thresher.select.run import Run
 from thresher.selection import Selection
 
-C = TypeVar("C", bound=type)
+C = TypeVar("C", bound=type[Any])
 
 
 class Method(Protocol):
@@ -37,12 +37,7 @@ def method(name: str) -> Callable[[C], C]:
     a :class:`~thresher.selection.Keep` before ``__post_init__``, and a value of a wrong type is a ``UsageError`` that
     says what is allowed.
     """
-
-    def mark(cls: C) -> C:
-        cls.name = name  # type: ignore[attr-defined]
-        return parameters.checking(cls, name)
-
-    return mark
+    return parameters.named(name, name)
 
 
 def build(name: str, values: Mapping[str, Any]) -> Method:

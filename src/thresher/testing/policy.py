@@ -7,7 +7,7 @@ class TestMine(PolicyContract):
 from __future__ import annotations
 
 import pickle
-from dataclasses import MISSING, is_dataclass
+from dataclasses import MISSING, is_dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -117,6 +117,18 @@ class PolicyContract:
         """With a TypeError or a UsageError."""
         with pytest.raises((TypeError, UsageError)):
             self.make(this_is_no_option=1)
+
+    def test_options_are_checked_when_it_is_made(self) -> None:
+        """A share may be text, such as "30%"; a value of a wrong type is a UsageError of one line that names it."""
+        made: Any = self.make()
+        for item in options_of(self.plugin):
+            kind, value = parameters.type_of(self.plugin, item.name), getattr(made, item.name)
+            if isinstance(value, float) and parameters.without_none(kind) is not float:  # a share
+                again = replace(made, **{item.name: f"{value * 100!r}%"})
+                assert getattr(again, item.name) == pytest.approx(value), "mark the class @policy"
+            with pytest.raises(UsageError, match=rf"policy {self.plugin.name}: {item.name} = ") as error:
+                replace(made, **{item.name: object()})
+            assert "\n" not in str(error.value)
 
     def test_plans_fit_the_data(self) -> None:
         """Arrays have the right length and type; every epoch has a row."""

@@ -110,8 +110,8 @@ def test_a_ledger_without_moments_is_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"keep": 1}, "keep = 1; give a share strictly between 0 and 1"),
-        ({"keep": 0.5, "rule": "ucb"}, "rule = 'ucb'; give one of uncertainty, epsilon-greedy"),
+        ({"keep": 1}, "keep = 1.0; give a share strictly between 0 and 1"),
+        ({"keep": 0.5, "rule": "ucb"}, "rule = 'ucb'; allowed: uncertainty, epsilon-greedy"),
         ({"keep": 0.5, "bound": -1}, "bound = -1"),
         ({"keep": 0.5, "epsilon": 2}, "epsilon = 2"),
         ({"keep": 0.5, "decay": 0}, "decay = 0"),

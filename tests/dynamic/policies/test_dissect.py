@@ -95,7 +95,7 @@ def test_rows_that_come_later_have_their_first_loss_as_their_past() -> None:
     [
         ({"keep": 0}, "keep = 0"),
         ({"keep": 1.0}, "keep = 1.0"),
-        ({"history": "momentun"}, "'momentun'; give one of warm-up, momentum.* Did you mean 'momentum'"),
+        ({"history": "momentun"}, "'momentun'; allowed: warm-up, momentum.* Did you mean 'momentum'"),
         ({"momentum": 1.0}, "momentum = 1.0"),
         ({"cycle": 0}, "cycle = 0"),
         ({"warmup": 0}, "warmup = 0"),

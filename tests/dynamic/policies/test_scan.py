@@ -317,9 +317,9 @@ def test_a_warm_up_that_watches_the_loss_is_forecast_at_its_shortest() -> None:
         ({"threshold": 1.0}, "threshold = 1.0"),
         (
             {"mode": "ill_match"},
-            "mode = 'ill_match'; give one of both, redundant, ill-matched. Did you mean 'ill-matched'",
+            "mode = 'ill_match'; allowed: both, redundant, ill-matched. Did you mean 'ill-matched'",
         ),
-        ({"scope": "cycle"}, "scope = 'cycle'; give one of batch, epoch"),
+        ({"scope": "cycle"}, "scope = 'cycle'; allowed: batch, epoch"),
         ({"top_up": 1.1}, "top_up = 1.1"),
     ],
 )

@@ -19,20 +19,21 @@ variance, is added, so that ``bound`` has no unit and does not depend on the sca
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from thresher.dynamic.ledger import LEFT_OUT, Ledger, Losses, Marks
 from thresher.dynamic.pick import draw, lowest, whole
 from thresher.dynamic.policy import PRUNE, Plan, Policy, check_budget
-from thresher.errors import UsageError, suggest
+from thresher.dynamic.registry import policy
+from thresher.errors import UsageError
 from thresher.runtime.parameters import Share
 
 Rule = Literal["uncertainty", "epsilon-greedy"]
-RULES: tuple[Rule, ...] = get_args(Rule)
 
 
+@policy("d-pruning")
 @dataclass(frozen=True, kw_only=True)
 class DPruning(Policy):
     """Keep the rows with the highest moving mean of the loss, or with the highest upper bound of it.
@@ -47,7 +48,6 @@ class DPruning(Policy):
         warmup: Epochs on all rows before the first choice, at least 1.
     """
 
-    name: ClassVar[str] = "d-pruning"
     marks_candidates: ClassVar[bool] = True
 
     keep: Share = field(metadata={"help": "share of an epoch to keep", "follows": True})
@@ -64,8 +64,6 @@ class DPruning(Policy):
         """Validate the parameters."""
         if not 0 < self.keep < 1:
             raise UsageError(f"keep = {self.keep}; give a share strictly between 0 and 1, like 0.7")
-        if self.rule not in RULES:
-            raise UsageError(f"rule = {self.rule!r}; give one of {', '.join(RULES)}.{suggest(self.rule, RULES)}")
         if not self.bound >= 0:
             raise UsageError(f"bound = {self.bound}; give 0 or more standard deviations")
         if not 0 <= self.epsilon <= 1:

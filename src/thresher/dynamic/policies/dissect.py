@@ -18,20 +18,21 @@ order. The gap in losses is now - past: the rows whose loss fell most are left o
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from thresher.dynamic.ledger import LEFT_OUT, Ledger, Losses, Marks
 from thresher.dynamic.pick import lowest, whole
 from thresher.dynamic.policy import PRUNE, Plan, Policy, check_budget
-from thresher.errors import UsageError, suggest
+from thresher.dynamic.registry import policy
+from thresher.errors import UsageError
 from thresher.runtime.parameters import Share
 
 History = Literal["warm-up", "momentum"]
-HISTORIES: tuple[History, ...] = get_args(History)
 
 
+@policy("dissect")
 @dataclass(frozen=True, kw_only=True)
 class Dissect(Policy):
     """Keep the pairs whose loss has risen most, or fallen least, against their own history.
@@ -44,7 +45,6 @@ class Dissect(Policy):
         warmup: Epochs on all rows before the first that leaves rows out, at least 1.
     """
 
-    name: ClassVar[str] = "dissect"
     marks_candidates: ClassVar[bool] = True
 
     keep: Share = field(default=1 - PRUNE, metadata={"help": "share of an epoch to keep", "follows": True})
@@ -61,9 +61,6 @@ class Dissect(Policy):
         """Validate the parameters."""
         if not 0 < self.keep < 1:
             raise UsageError(f"keep = {self.keep}; give a share strictly between 0 and 1, like 0.7")
-        if self.history not in HISTORIES:
-            hint = suggest(self.history, HISTORIES)
-            raise UsageError(f"history = {self.history!r}; give one of {', '.join(HISTORIES)}.{hint}")
         if not 0 <= self.momentum < 1:
             raise UsageError(f"momentum = {self.momentum}; give the weight of the past, from 0 and below 1")
         if self.cycle < 1 or self.warmup < 1:

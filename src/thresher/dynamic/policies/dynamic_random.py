@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import numpy as np
 
 from thresher.dynamic.ledger import Ledger
 from thresher.dynamic.pick import draw, whole
 from thresher.dynamic.policy import PRUNE, Plan, Policy, check_budget
+from thresher.dynamic.registry import policy
 from thresher.errors import UsageError
 from thresher.runtime.parameters import Share
 
 
+@policy("dynamic-random")
 @dataclass(frozen=True, kw_only=True)
 class DynamicRandom(Policy):
     """Train on a new random share of the rows in every epoch, including the first: the baseline to beat.
@@ -21,8 +22,6 @@ class DynamicRandom(Policy):
     Attributes:
         keep: Share of the rows to keep.
     """
-
-    name: ClassVar[str] = "dynamic-random"
 
     keep: Share = field(metadata={"help": "share of an epoch to keep", "follows": True})
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
 from thresher.dynamic.ledger import Ledger
 from thresher.dynamic.policy import Plan, Policy
+from thresher.dynamic.registry import policy
 from thresher.errors import UsageError
 
 
+@policy("full")
 @dataclass(frozen=True, kw_only=True)
 class Full(Policy):
     """Train on all rows in every epoch."""
-
-    name: ClassVar[str] = "full"
 
     @classmethod
     def for_budget(cls, pruned: float, epochs: int, *args: Any, **options: Any) -> NoReturn:

@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from thresher.dynamic.ledger import Ledger
 from thresher.dynamic.pick import draw, whole
 from thresher.dynamic.policy import Plan, Policy, check_budget
+from thresher.dynamic.registry import policy
 from thresher.errors import UsageError
 from thresher.runtime.parameters import WholeShare
 
@@ -33,6 +34,7 @@ _BELOW = 0.5  # the share of rows below the mean loss that forecasts assume
 _MOST = 0.9  # the largest share of the rows below the mean to leave out, which limits the weights of the rest
 
 
+@policy("infobatch")
 @dataclass(frozen=True, kw_only=True)
 class InfoBatch(Policy):
     """Leave out a share of the rows below the mean loss, and increase the weight of the others below it.
@@ -44,8 +46,6 @@ class InfoBatch(Policy):
         share: Share of all rows to leave out, instead of r; taken from the rows below the mean, up to nine tenths of
             them. None for r, as published.
     """
-
-    name: ClassVar[str] = "infobatch"
 
     epochs: int = field(metadata={"option": False})
     r: float = field(default=0.5, metadata={"option": False})

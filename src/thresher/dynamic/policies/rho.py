@@ -24,10 +24,12 @@ import numpy as np
 from thresher.dynamic.ledger import LEFT_OUT, Ledger, Marks
 from thresher.dynamic.pick import lowest, ranks, whole
 from thresher.dynamic.policy import PRUNE, Plan, Policy, check_budget
+from thresher.dynamic.registry import policy
 from thresher.errors import UsageError
 from thresher.runtime.parameters import Share
 
 
+@policy("rho")
 @dataclass(frozen=True, kw_only=True)
 class Rho(Policy):
     """Keep the rows whose loss is high now but low under a reference model: those that can still be learned.
@@ -43,7 +45,6 @@ class Rho(Policy):
         warmup: Epochs on all rows before pruning, at least 1.
     """
 
-    name: ClassVar[str] = "rho"
     marks_candidates: ClassVar[bool] = True
     needs_references: ClassVar[bool] = True
 

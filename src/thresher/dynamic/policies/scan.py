@@ -20,20 +20,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from thresher.dynamic.ledger import ILL_MATCHED, REDUNDANT, Ledger, Losses, Marks
 from thresher.dynamic.pick import Bools, draw, growing, lowest, whole
 from thresher.dynamic.policy import Plan, Policy, check_budget
-from thresher.errors import UsageError, suggest
+from thresher.dynamic.registry import policy
+from thresher.errors import UsageError
 from thresher.runtime.parameters import Share
 
 Mode = Literal["both", "redundant", "ill-matched"]
 Scope = Literal["batch", "epoch"]
 SIDES = {"both": (REDUNDANT, ILL_MATCHED), "redundant": (REDUNDANT,), "ill-matched": (ILL_MATCHED,)}
-SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 _FEWEST = 2  # the shortest warm-up by threshold: it compares two epochs
 _USUAL = 0.35  # the rho up to which for_budget keeps its first choice
@@ -44,6 +44,7 @@ def _above(rho: float) -> int:
     return max(0, math.ceil((rho - _USUAL) / 0.05 - 1e-9))
 
 
+@policy("scan")
 @dataclass(frozen=True, kw_only=True)
 class Scan(Policy):
     """Leave out a growing share of the pairs with the lowest and the highest losses, in cycles.
@@ -60,7 +61,6 @@ class Scan(Policy):
             always.
     """
 
-    name: ClassVar[str] = "scan"
     marks_candidates: ClassVar[bool] = True
 
     rho: Share = field(
@@ -83,10 +83,6 @@ class Scan(Policy):
 
     def __post_init__(self) -> None:
         """Validate the parameters."""
-        if self.mode not in SIDES:
-            raise UsageError(f"mode = {self.mode!r}; give one of {', '.join(SIDES)}.{suggest(self.mode, SIDES)}")
-        if self.scope not in SCOPES:
-            raise UsageError(f"scope = {self.scope!r}; give one of {', '.join(SCOPES)}.{suggest(self.scope, SCOPES)}")
         if not 0 < self.rho <= 0.5 or (self.rho == 0.5 and self.mode == "both"):
             raise UsageError(
                 f"rho = {self.rho}; give a share per side above 0 and at most 0.5, and below 0.5 for both sides: "

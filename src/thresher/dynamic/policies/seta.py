@@ -20,7 +20,7 @@ prune; forecasts assume groups of equal size.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -28,12 +28,14 @@ import numpy.typing as npt
 from thresher.dynamic.ledger import Ledger
 from thresher.dynamic.pick import draw, whole
 from thresher.dynamic.policy import Plan, Policy
+from thresher.dynamic.registry import policy
 from thresher.errors import UsageError
 from thresher.runtime.parameters import WholeShare
 
 _ROUNDS = 100  # of k-means, which converges long before
 
 
+@policy("seta")
 @dataclass(frozen=True, kw_only=True)
 class Seta(Policy):
     """Train on a window of the levels of loss that slides from the easy to the hard rows.
@@ -45,8 +47,6 @@ class Seta(Policy):
         alpha: Share of the levels that the window has; at least one level.
         delta: Share of the epochs with a window; the epochs after it only leave out a random r.
     """
-
-    name: ClassVar[str] = "seta"
 
     epochs: int = field(metadata={"option": False})
     r: float = field(default=0.0, metadata={"help": "share of the rows to leave out at random"})

@@ -30,12 +30,14 @@ from thresher.dynamic.ledger import ILL_MATCHED, REDUNDANT, Ledger, Losses, Mark
 from thresher.dynamic.mismatch import mismatched_humps
 from thresher.dynamic.pick import draw, growing, lowest, ranks, whole
 from thresher.dynamic.policy import Plan, Policy, check_budget
+from thresher.dynamic.registry import policy
 from thresher.errors import UsageError
 from thresher.runtime.parameters import Share
 
 _MOST_REDUNDANT = 0.4
 
 
+@policy("sift")
 @dataclass(frozen=True, kw_only=True)
 class Sift(Policy):
     """Leave out the pairs whose loss ranks high in epoch after epoch, which are probably mismatched.
@@ -47,7 +49,6 @@ class Sift(Policy):
         warmup: Epochs on all rows before the first choice, at least 1.
     """
 
-    name: ClassVar[str] = "sift"
     marks_candidates: ClassVar[bool] = True
     memory_of_mismatch: ClassVar[bool] = True
 

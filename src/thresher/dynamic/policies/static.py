@@ -10,9 +10,11 @@ import numpy.typing as npt
 
 from thresher.dynamic.ledger import Ledger
 from thresher.dynamic.policy import Plan, Policy
+from thresher.dynamic.registry import policy
 from thresher.errors import UsageError
 
 
+@policy("static")
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Static(Policy):
     """Train on a selection made before training: the same rows in every epoch, repeats as repeats or as weights.
@@ -25,7 +27,6 @@ class Static(Policy):
         weigh: Multiply losses by weights instead of repeating rows.
     """
 
-    name: ClassVar[str] = "static"
     needs_selection: ClassVar[bool] = True
 
     times_N: npt.NDArray[Any] = field(metadata={"option": False})

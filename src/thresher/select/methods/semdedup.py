@@ -160,7 +160,17 @@ class SemDeDup(Clustered):
         elif self.order == "random":
             priority = run.random_ranks("semdedup")
         labels = groups.labels_N[at]
-        order_N = at[order_by_group(priority[at], labels)]  # positions of the rows to compare
+        of_order = {"labels": digest(labels), "priority": digest(priority[at])}
+        if repeats is not None:
+            of_order["at"] = digest(at)
+        # Positions of the rows to compare. To sort takes most of the time of another cut.
+        order_N = run.cache.columns(
+            "semdedup-order",
+            run.key(order_by_group, **of_order),
+            {"order": ArraySpec("int64", least=0, most=n - 1)},
+            len(at),
+            lambda start: iter([(at[order_by_group(priority[at], labels)][start:],)]),
+        )["order"]
         sizes_K = np.bincount(labels, minlength=len(groups.centroids_KD))
         threshold = np.float32(1 - self.eps) if self.eps is not None else np.float32(np.inf)
         tasks = list(_tasks(sizes_K, order_N, self.against, max(run.store.block // 2, 1)))
@@ -177,8 +187,7 @@ class SemDeDup(Clustered):
         key = run.key(
             _judge,
             of=self.embedding,
-            order=digest(order_N),
-            clusters=digest(sizes_K),
+            **of_order,
             against=self.against,
             threshold=float(threshold) if self.against == "kept" else None,
         )
@@ -198,7 +207,8 @@ class SemDeDup(Clustered):
         else:
             mask[at], cut = ~(cosine[at] > threshold), float(threshold)
             reason = "duplicate of row {duplicate_of}: cosine {score:.4f} > {cut:.4f}"
-        twin = np.where(twin >= 0, run.store.ids[np.maximum(twin, 0)], -1)
+        if run.store.rows is not None:  # else positions are row ids
+            twin = np.where(twin >= 0, run.store.ids[np.maximum(twin, 0)], -1)
         reasons = [reason, "no earlier row in its cluster, but dropped to meet the budget"]
         score = "cosine to the nearest earlier row"
         code = (twin < 0).astype(np.uint8)
