@@ -147,7 +147,8 @@ def test_flags_are_those_of_all_policies() -> None:
         "mismatched", "redundant", "reference", "softness", "history", "groups", "alpha", "r",
     }  # fmt: skip
     assert known["full-epochs"].help == (
-        "d-pruning: epochs on all rows before pruning (default: 1); scan: epochs on all rows before pruning."
+        "d-pruning, rho: epochs on all rows before pruning (default: 1); dissect, sift: epochs on all rows before pruning "
+        "(default: 2); scan: epochs on all rows before pruning."
     )
     assert (known["full-epochs"].kind, known["full-epochs"].least) == (int, 0)
     assert (known["mode"].metavar, known["rho"].metavar, known["cycle"].metavar) == (
