@@ -23,9 +23,9 @@ from thresher import (
     open_store,
     run_steps,
 )
+from thresher.pruning.covariance import Deviation, covariance_errors
+from thresher.pruning.registry import METHODS
 from thresher.runtime.parameters import parameters_of
-from thresher.select.covariance import Deviation, covariance_errors
-from thresher.select.registry import METHODS
 
 PLAIN = {"weight_self": 0.0, "weight_label": 0.0, "weight_inter": 0.0}
 VARIANTS = {"clipcov, cross alone": PLAIN, "clipcov, refresh 200": {"refresh": 200}}

@@ -25,8 +25,8 @@ import numpy as np
 from PIL import Image
 
 from thresher.data import DataOptions, open_data
-from thresher.embed.encoders import make_encoder
-from thresher.embed.pipeline import EmbedSettings, embed
+from thresher.embedding.encoders import make_encoder
+from thresher.embedding.pipeline import EmbedSettings, embed
 from thresher.runtime.engine import cores
 
 

@@ -40,7 +40,7 @@ from thresher.dynamic.registry import policy_named
 from thresher.dynamic.run_folder import CHECKPOINT, LEDGER, LOG
 from thresher.dynamic.sampler import PruningSampler
 from thresher.dynamic.stream import StreamPruner, prune_stream
-from thresher.evaluate.linear_probe import linear_probe
+from thresher.evaluation.linear_probe import linear_probe
 from thresher.ops.torch_kmeans import SLACK, nearest_bfloat16
 from thresher.runtime.files import writing
 from thresher.runtime.progress import Silent

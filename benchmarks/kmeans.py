@@ -20,9 +20,9 @@ from common import (  # chooses the kernels before NumPy loads
 import numpy as np
 
 from thresher.ops import kmeans
+from thresher.pruning.clusters import _on_held
 from thresher.runtime.engine import cores
 from thresher.runtime.engines.threads import Threads
-from thresher.select.clusters import _on_held
 
 
 def ours(

@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 
 from thresher import Cache, Serial, build, open_store, run_steps
-from thresher.select.entries import Matcher
+from thresher.pruning.entries import Matcher
 from thresher.testing.pools import write_pool
 
 WORDS = 200_000

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from common import median, table
 
 from thresher.io.tar import Window, tar_samples
-from thresher.reshard import reshard
+from thresher.resharding import reshard
 from thresher.selection import Selection
 
 _STUBS = {"cv2.py": "", "img2dataset/__init__.py": "", "img2dataset/blurrer.py": "class BoundingBoxBlurrer: pass\n"}

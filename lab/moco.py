@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from thresher.dynamic.run_folder import MARK
-from thresher.evaluate.sets import read_eval
+from thresher.evaluation.sets import read_eval
 from thresher.runtime.progress import progress_for
 from thresher.train.data import open_pairs
 from thresher.train.loop import Schedule, device_named, stored_side

@@ -18,11 +18,12 @@ import pytest
 import thresher as th
 from thresher.cli.main import main
 from thresher.dynamic.registry import POLICIES
+from thresher.pruning.registry import METHODS
 from thresher.runtime.plugins import origin_of
-from thresher.select.registry import METHODS
 
 ROOT = Path(__file__).parents[1]
 POOL = str(ROOT / "examples" / "twemoji")
+ROOMS = {"select": "pruning", "embed": "embedding", "reshard": "resharding", "evaluate": "evaluation"}
 QUIET: dict[str, Any] = {"progress": False}
 
 
@@ -104,11 +105,10 @@ def test_completion_lists_only_public_names() -> None:
 
 
 @pytest.mark.parametrize("name", ["select", "embed", "reshard", "evaluate"])
-@pytest.mark.parametrize("first", ["", "import thresher.{}; ", "from thresher.{} import __doc__; "])
-def test_functions_keep_the_names_that_packages_have_too(name: str, first: str) -> None:
-    code = f"{first.format(name)}import thresher; import thresher.{name}; print(thresher.{name}.__module__)"
+def test_functions_and_rooms_have_names_of_their_own(name: str) -> None:
+    code = f"import thresher.{ROOMS[name]} as room; import thresher; print(thresher.{name}.__module__, room.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "thresher.api\n"
+    assert done.stdout == f"thresher.api thresher.{ROOMS[name]}\n"
 
 
 def test_static_and_lazy_names_are_the_same() -> None:

@@ -24,10 +24,10 @@ runtime
 io ops
 selection
 pool data
-export dynamic evaluate
-select
-embed
-check reshard train
+export dynamic evaluation
+pruning
+embedding
+check resharding train
 report
 api
 cli testing
@@ -112,10 +112,11 @@ def test_there_are_no_import_circles() -> None:
         visit(name, ())
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("select.methods.")])
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("pruning.methods.")])
 def test_methods_do_not_know_each_other_nor_files_nor_engines(module: str) -> None:
     seen = own(imports(MODULES[module], everywhere=True))
-    forbidden = ("runtime.engine", "runtime.cache", "select.recipe", "select.methods", "pool.layouts", "cli", "report")
+    files = ("pool.layouts", "cli", "report")
+    forbidden = ("runtime.engine", "runtime.cache", "pruning.recipe", "pruning.methods", *files)
     assert not {name for name in seen if name.startswith(forbidden)}
     calls = {node.func.id for node in ast.walk(MODULES[module]) if isinstance(node, ast.Call) and _named(node.func)}
     assert not calls & {"open", "open_store"}

@@ -17,7 +17,7 @@ from tests.runs import make_run
 from thresher import PoolError, Selection, open_store
 from thresher.cli.main import main
 from thresher.dynamic.run_folder import Training
-from thresher.select.clusters import read_groups, read_labels
+from thresher.pruning.clusters import read_groups, read_labels
 from thresher.testing.pools import clustered, write_pool
 
 Made = Callable[[str, Change], Path]

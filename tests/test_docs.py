@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from thresher.cli.main import main
+from thresher.pruning.registry import METHODS
 from thresher.runtime.parameters import parameters_of
-from thresher.select.registry import METHODS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -19,15 +19,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.data.common import arrow_of, parquet_of
-from tests.reshard.common import picture
+from tests.resharding.common import picture
 from thresher import Cache, EmbeddingStore, Options, Selection, Serial, build, open_store, run_steps
 from thresher.data import Data, DataOptions, open_data
-from thresher.embed.pipeline import EmbedSettings, embed
+from thresher.embedding.pipeline import EmbedSettings, embed
 from thresher.errors import UsageError
 from thresher.export.keys import read_keys, select_indices
 from thresher.export.write import export
 from thresher.report.explain import explain
-from thresher.reshard import reshard
+from thresher.resharding import reshard
 
 N = 23
 WORDS = [f"item-{(i * 7) % N:03d}" for i in range(N)]

@@ -17,7 +17,7 @@ from PIL import Image
 from tests.toy import Toy, preprocess
 from thresher.check.data import doctor
 from thresher.cli.main import main
-from thresher.embed.pipeline import EmbedSettings, embed
+from thresher.embedding.pipeline import EmbedSettings, embed
 from thresher.io.pictures import open_rgb
 from thresher.runtime.progress import Silent
 from thresher.train.data import open_pairs

@@ -17,14 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.embed.raw import write_tar
+from tests.embedding.raw import write_tar
 from tests.loaded import loaded, quiet, tiny_model
 from thresher import Selection, open_store
 from thresher.cli.main import main
 from thresher.data import Sample, open_data
 from thresher.dynamic.run_folder import Training
 from thresher.dynamic.stream import ids_of
-from thresher.embed import pipeline
+from thresher.embedding import pipeline
 from thresher.train import open_clip
 
 EMOJI = Path(__file__).parents[1] / "examples" / "twemoji"

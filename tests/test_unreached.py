@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests import faulty_fs
-from tests.embed.raw import tars
+from tests.embedding.raw import tars
 from thresher import Cache, Options, Serial, build, open_store, run_steps
 from thresher.errors import AccessError, UnreachedError
-from thresher.reshard import reshard
+from thresher.resharding import reshard
 from thresher.runtime.progress import Silent
 from thresher.train.data import open_pairs
 

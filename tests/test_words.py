@@ -102,8 +102,8 @@ ALLOWED = (
 )
 # A name that may stay: where, which one, and why.
 ALLOWED_NAMES = {
-    ("embed/pipeline.py", "only"): "EmbedSettings.only is the flag --only of embed",
-    ("evaluate/linear_probe.py", "probe"): "a linear probe, the term of the field",
+    ("embedding/pipeline.py", "only"): "EmbedSettings.only is the flag --only of embed",
+    ("evaluation/linear_probe.py", "probe"): "a linear probe, the term of the field",
     ("train/moco.py", "probe"): "a linear probe, the term of the field",
 }
 

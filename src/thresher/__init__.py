@@ -61,34 +61,34 @@ if TYPE_CHECKING:
     from thresher.pool.layout import Options
     from thresher.pool.memory import from_arrays
     from thresher.pool.store import EmbeddingStore, open_store
+    from thresher.pruning.clusters import Clustered, Groups
+    from thresher.pruning.methods.c_rho import CRho
+    from thresher.pruning.methods.clip_score import ClipScore
+    from thresher.pruning.methods.clipcov import ClipCov
+    from thresher.pruning.methods.combine import Combine
+    from thresher.pruning.methods.dedup import Dedup
+    from thresher.pruning.methods.density import Density
+    from thresher.pruning.methods.filter import Filter
+    from thresher.pruning.methods.herd import Herd
+    from thresher.pruning.methods.hkmeans import HierarchicalKMeans
+    from thresher.pruning.methods.match import Match
+    from thresher.pruning.methods.metaclip import MetaClip
+    from thresher.pruning.methods.negclip import NegClip
+    from thresher.pruning.methods.normsim import NormSim
+    from thresher.pruning.methods.random import Random
+    from thresher.pruning.methods.scs import SoftCapSampling
+    from thresher.pruning.methods.semdedup import SemDeDup
+    from thresher.pruning.methods.ssp import Ssp
+    from thresher.pruning.recipe import Recipe, run_steps
+    from thresher.pruning.registry import build, method
+    from thresher.pruning.run import Run
+    from thresher.pruning.scores import Score, Scored
     from thresher.runtime.cache import Cache
     from thresher.runtime.engine import Engine, make_engine
     from thresher.runtime.engines.processes import Processes
     from thresher.runtime.engines.ray import Ray
     from thresher.runtime.engines.serial import Serial
     from thresher.runtime.engines.threads import Threads
-    from thresher.select.clusters import Clustered, Groups
-    from thresher.select.methods.c_rho import CRho
-    from thresher.select.methods.clip_score import ClipScore
-    from thresher.select.methods.clipcov import ClipCov
-    from thresher.select.methods.combine import Combine
-    from thresher.select.methods.dedup import Dedup
-    from thresher.select.methods.density import Density
-    from thresher.select.methods.filter import Filter
-    from thresher.select.methods.herd import Herd
-    from thresher.select.methods.hkmeans import HierarchicalKMeans
-    from thresher.select.methods.match import Match
-    from thresher.select.methods.metaclip import MetaClip
-    from thresher.select.methods.negclip import NegClip
-    from thresher.select.methods.normsim import NormSim
-    from thresher.select.methods.random import Random
-    from thresher.select.methods.scs import SoftCapSampling
-    from thresher.select.methods.semdedup import SemDeDup
-    from thresher.select.methods.ssp import Ssp
-    from thresher.select.recipe import Recipe, run_steps
-    from thresher.select.registry import build, method
-    from thresher.select.run import Run
-    from thresher.select.scores import Score, Scored
     from thresher.selection import Keep, Selection, Step
 
 _HOMES = {
@@ -103,34 +103,34 @@ _HOMES = {
         "AccessError", "BadRowsError", "BudgetError", "ChangedError", "MissingExtraError", "MissingPackageError",
         "OutputError", "PoolError", "ThresherError", "UnreachedError", "UsageError",
     ),
-    "select.clusters": ("Clustered", "Groups"),
+    "pruning.clusters": ("Clustered", "Groups"),
     "export.keys": ("select_indices",),
     "pool.layout": ("Options",),
     "pool.memory": ("from_arrays",),
-    "select.recipe": ("Recipe", "run_steps"),
-    "select.registry": ("build", "method"),
-    "select.run": ("Run",),
-    "select.scores": ("Score", "Scored"),
+    "pruning.recipe": ("Recipe", "run_steps"),
+    "pruning.registry": ("build", "method"),
+    "pruning.run": ("Run",),
+    "pruning.scores": ("Score", "Scored"),
     "selection": ("Keep", "Selection", "Step"),
     "pool.store": ("EmbeddingStore", "open_store"),
     # methods
-    "select.methods.c_rho": ("CRho",),
-    "select.methods.clip_score": ("ClipScore",),
-    "select.methods.clipcov": ("ClipCov",),
-    "select.methods.combine": ("Combine",),
-    "select.methods.dedup": ("Dedup",),
-    "select.methods.density": ("Density",),
-    "select.methods.filter": ("Filter",),
-    "select.methods.herd": ("Herd",),
-    "select.methods.hkmeans": ("HierarchicalKMeans",),
-    "select.methods.match": ("Match",),
-    "select.methods.metaclip": ("MetaClip",),
-    "select.methods.negclip": ("NegClip",),
-    "select.methods.normsim": ("NormSim",),
-    "select.methods.random": ("Random",),
-    "select.methods.scs": ("SoftCapSampling",),
-    "select.methods.semdedup": ("SemDeDup",),
-    "select.methods.ssp": ("Ssp",),
+    "pruning.methods.c_rho": ("CRho",),
+    "pruning.methods.clip_score": ("ClipScore",),
+    "pruning.methods.clipcov": ("ClipCov",),
+    "pruning.methods.combine": ("Combine",),
+    "pruning.methods.dedup": ("Dedup",),
+    "pruning.methods.density": ("Density",),
+    "pruning.methods.filter": ("Filter",),
+    "pruning.methods.herd": ("Herd",),
+    "pruning.methods.hkmeans": ("HierarchicalKMeans",),
+    "pruning.methods.match": ("Match",),
+    "pruning.methods.metaclip": ("MetaClip",),
+    "pruning.methods.negclip": ("NegClip",),
+    "pruning.methods.normsim": ("NormSim",),
+    "pruning.methods.random": ("Random",),
+    "pruning.methods.scs": ("SoftCapSampling",),
+    "pruning.methods.semdedup": ("SemDeDup",),
+    "pruning.methods.ssp": ("Ssp",),
     # policies
     "dynamic.policies.d_pruning": ("DPruning",),
     "dynamic.policies.dissect": ("Dissect",),

@@ -9,31 +9,26 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-# A package becomes an attribute of its parent when it is first imported. These four share their names with functions:
-# they are imported before ``thresher/__init__.py`` binds the functions, and so the names stay with the functions.
-import thresher.embed
-import thresher.evaluate
-import thresher.select  # noqa: F401
 from thresher.errors import UsageError, suggest
-from thresher.reshard import PER_SHARD
+from thresher.resharding import PER_SHARD
 
 if TYPE_CHECKING:
     from thresher.data.parts import Form
     from thresher.dynamic.policy import Policy
     from thresher.dynamic.run_folder import Training
-    from thresher.embed.pipeline import Embedded
+    from thresher.embedding.pipeline import Embedded
     from thresher.export.keys import Chosen
     from thresher.pool.store import EmbeddingStore
+    from thresher.pruning.clusters import Groups
+    from thresher.pruning.recipe import Recipe
+    from thresher.pruning.registry import Method
+    from thresher.pruning.score_table import ScoreTable
+    from thresher.pruning.scores import Scored
     from thresher.report.compare import Comparison
-    from thresher.reshard import Resharded
+    from thresher.resharding import Resharded
     from thresher.runtime.cache import Cache
     from thresher.runtime.engine import Engine
     from thresher.runtime.progress import Progress
-    from thresher.select.clusters import Groups
-    from thresher.select.recipe import Recipe
-    from thresher.select.registry import Method
-    from thresher.select.score_table import ScoreTable
-    from thresher.select.scores import Scored
     from thresher.selection import Keep, Selection
 
     Path: TypeAlias = str | os.PathLike[str]
@@ -110,7 +105,7 @@ def select(
         UsageError: A method is unknown or cannot run, or ``within`` is of another pool.
         PoolError: The pool is damaged, has unusable rows, or changed during the run.
     """
-    from thresher.select.recipe import run_steps
+    from thresher.pruning.recipe import run_steps
     from thresher.selection import Selection
 
     steps, own = _steps(methods)
@@ -159,8 +154,8 @@ def score(
     Raises:
         UsageError: The method is not a scoring method, or cannot run.
     """
-    from thresher.select import score_table
-    from thresher.select.scores import scorer
+    from thresher.pruning import score_table
+    from thresher.pruning.scores import scorer
     from thresher.selection import Selection
 
     if isinstance(method, type):
@@ -214,9 +209,9 @@ def cluster(
     """
     from dataclasses import replace
 
+    from thresher.pruning.clusters import FILES, Clustered, cluster_pool, read_groups, write_groups
+    from thresher.pruning.run import Run
     from thresher.runtime.results import free_folder, record_in, refuse_other
-    from thresher.select.clusters import FILES, Clustered, cluster_pool, read_groups, write_groups
-    from thresher.select.run import Run
     from thresher.selection import Selection
 
     if grow is not None and (given := [*({"clusters"} if clusters is not None else ()), *parameters]):
@@ -264,8 +259,8 @@ def compare(
     Raises:
         UsageError: No selections, one is given twice, or they are of different pools.
     """
+    from thresher.pruning.clusters import read_labels
     from thresher.report.compare import compare
-    from thresher.select.clusters import read_labels
     from thresher.selection import Selection
 
     named: dict[str, Any] = {}
@@ -327,7 +322,7 @@ def inspect(
         See :func:`thresher.check.pool.inspect`; "warnings" are sentences.
     """
     from thresher.check.pool import inspect
-    from thresher.select.run import Run
+    from thresher.pruning.run import Run
     from thresher.selection import Selection
 
     store = _store(pool, cache)
@@ -401,7 +396,7 @@ def embed(
             reported as progress.
         progress: As for :func:`select`.
         **options: device, precision, batch_size, workers, thumbnails (pixels), pixel_limit and only of
-            :class:`thresher.embed.pipeline.EmbedSettings`; image, caption, key and others of
+            :class:`thresher.embedding.pipeline.EmbedSettings`; image, caption, key and others of
             :class:`thresher.data.DataOptions`.
 
     Returns:
@@ -413,8 +408,8 @@ def embed(
         MissingExtraError: The encoder needs an extra that is not installed.
     """
     from thresher.data import DataOptions
-    from thresher.embed.memory import embed_samples
-    from thresher.embed.pipeline import EmbedSettings
+    from thresher.embedding.memory import embed_samples
+    from thresher.embedding.pipeline import EmbedSettings
     from thresher.runtime.engine import make_engine
 
     parts = _split(options, "embed", EmbedSettings, DataOptions)
@@ -470,7 +465,7 @@ def reshard(
         OutputError: ``out`` holds other files, is inside the data, or cannot be written.
     """
     from thresher.data import DataOptions
-    from thresher.reshard import reshard
+    from thresher.resharding import reshard
     from thresher.runtime.engine import make_engine
 
     return reshard(
@@ -573,15 +568,15 @@ def evaluate(
 
     Returns:
         "retrieval", with "image_to_text_R@1" and others, and "zero_shot", with "top1" and others: shares from 0 to 1,
-        see :mod:`thresher.evaluate`.
+        see :mod:`thresher.evaluation`.
 
     Raises:
         UsageError: Shapes do not fit, or there is nothing to evaluate.
     """
     import numpy as np
 
-    from thresher.evaluate.retrieval import retrieval
-    from thresher.evaluate.zero_shot import zero_shot
+    from thresher.evaluation.retrieval import retrieval
+    from thresher.evaluation.zero_shot import zero_shot
     from thresher.pool.memory import array_of
     from thresher.pool.store import EmbeddingStore
 
@@ -630,8 +625,8 @@ def _store(pool: Pool, cache: Path | Cache | None) -> EmbeddingStore:
 
 def _steps(given: Iterable[Any]) -> tuple[list[Method], set[int]]:
     """Return methods, and the seeds of the recipes among them."""
-    from thresher.select.recipe import Recipe, shipped_recipes
-    from thresher.select.registry import METHODS, build
+    from thresher.pruning.recipe import Recipe, shipped_recipes
+    from thresher.pruning.registry import METHODS, build
 
     steps: list[Any] = []
     seeds: set[int] = set()

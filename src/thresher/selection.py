@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 
     from thresher.export.write import Exported
     from thresher.pool.store import EmbeddingStore
+    from thresher.pruning.registry import Method
     from thresher.report.compare import Comparison
     from thresher.report.notebook import Gallery
     from thresher.runtime.cache import Cache
-    from thresher.select.registry import Method
 
 D = TypeVar("D")
 Array = npt.NDArray[Any]
@@ -658,7 +658,7 @@ class Selection:
                 cache.
             PoolError: The pool has changed or cannot be opened.
         """
-        from thresher.select.recut import recut
+        from thresher.pruning.recut import recut
 
         return recut(self, changes, cache)
 

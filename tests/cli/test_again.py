@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.kills import changes, forked
-from tests.reshard.common import hashes, keys_file, plain, tar
+from tests.resharding.common import hashes, keys_file, plain, tar
 from tests.runs import make_run
 from tests.runtime.common import begin, end_of, wait_for
 from thresher.cli.main import main
@@ -38,7 +38,7 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[s
     recipe.write_text(RECIPE)
     data = str(tar(tmp_path / "data" / "0.tar", plain(12)).parent)
     chosen = keys_file(tmp_path / "keys", [f"{i:06d}" for i in range(0, 12, 2)])
-    encoder = "tests.embed.test_classes:Hashed"
+    encoder = "tests.embedding.test_classes:Hashed"
     return {
         "select": (["select", "random", place, "--keep", "50%", "--quiet"], ["--seed", "3"]),
         "run": (["run", str(recipe), place, "--quiet"], ["--seed", "3"]),

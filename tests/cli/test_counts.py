@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.embed.raw import tars
+from tests.embedding.raw import tars
 from thresher.cli.main import main
 
 WRONG = re.compile(r"(?<![\d.,-])1 (?!of )((?:[a-z-]+ )?(?!this|always|less)[a-z]+(?<!s)s)\b")

@@ -83,6 +83,5 @@ def test_the_list_of_commands_loads_none_of_them(words: list[str]) -> None:
     assert not loaded & (commands | heavy)
     assert {name for name in loaded if name.startswith("thresher.")} == {
         "thresher.cli", "thresher.cli.main", "thresher.cli.options", "thresher.cli.output", "thresher.errors",
-        "thresher.io", "thresher.io.paths", "thresher.api", "thresher.embed", "thresher.evaluate", "thresher.reshard",
-        "thresher.select",
+        "thresher.io", "thresher.io.paths", "thresher.api", "thresher.resharding",
     }  # fmt: skip

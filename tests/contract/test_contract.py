@@ -16,9 +16,9 @@ import pytest
 
 import thresher
 from thresher.pool.store import Block, EmbeddingStore
-from thresher.select.registry import METHODS
-from thresher.select.run import Run
-from thresher.select.scores import Score, Scored
+from thresher.pruning.registry import METHODS
+from thresher.pruning.run import Run
+from thresher.pruning.scores import Score, Scored
 from thresher.testing import MethodContract
 from thresher.testing.method import FEW
 from thresher.testing.pools import clustered, write_pool
@@ -120,8 +120,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from thresher.select.registry import method
-from thresher.select.run import Run
+from thresher.pruning.registry import method
+from thresher.pruning.run import Run
 from thresher.selection import Selection
 
 
@@ -149,7 +149,7 @@ def test_a_new_file_is_all_a_new_method_takes(tmp_path) -> None:
     package = Path(thresher.__file__).parent
     shutil.copytree(package, tmp_path / "thresher", ignore=shutil.ignore_patterns("__pycache__"))
     for name, text in (("every_other", TOY), ("mute", MUTE)):
-        (tmp_path / "thresher" / "select" / "methods" / f"{name}.py").write_text(text)
+        (tmp_path / "thresher" / "pruning" / "methods" / f"{name}.py").write_text(text)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", __file__]
         + ["-k", "TestEveryOther or TestMute and (chain or word)"],

@@ -12,19 +12,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.data.common import picture, tar_of
-from tests.reshard.common import keys_file, listed, pool
+from tests.resharding.common import keys_file, listed, pool
 from thresher.check.data import doctor
 from thresher.cli.main import main
 from thresher.data import DataOptions, open_data
 from thresher.data.layouts.webdataset import TarPart
 from thresher.data.members import SEVERAL, Members, key_text, value_in
 from thresher.errors import PoolError, UsageError
-from thresher.reshard import reshard
+from thresher.resharding import reshard
 from thresher.runtime.progress import Silent
 from thresher.train.data import open_pairs
 
 Contents = dict[str, Any]
-ENCODER = ["--encoder", "tests.reshard.colours:Colours", "--workers", "0", "--quiet"]
+ENCODER = ["--encoder", "tests.resharding.colours:Colours", "--workers", "0", "--quiet"]
 
 
 def tars(folder: Path, *shards: list[tuple[str, Contents]]) -> str:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.embed.raw import parquet, tars
+from tests.embedding.raw import parquet, tars
 from thresher import Selection, open_store
 from thresher.cli.main import main
 from thresher.data import DataOptions, open_data
-from thresher.embed.pipeline import EmbedSettings, embed
+from thresher.embedding.pipeline import EmbedSettings, embed
 from thresher.errors import UsageError
 
 ROWS = 12

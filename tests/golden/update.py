@@ -20,9 +20,9 @@ import numpy as np
 
 from tests.conftest import clustered, write_pool
 from thresher import Cache, EmbeddingStore, Recipe, Selection, Serial, UsageError, build, run_steps
+from thresher.pruning.recipe import shipped_recipes
+from thresher.pruning.registry import METHODS
 from thresher.runtime.parameters import parameters_of
-from thresher.select.recipe import shipped_recipes
-from thresher.select.registry import METHODS
 from thresher.testing.method import example_of
 
 FILE = Path(__file__).with_name("selections.json")

@@ -19,7 +19,7 @@ from thresher.dynamic.stream import StaticKeys, StreamPruner, prune_stream
 from thresher.export.keys import read_keys
 from thresher.export.webdataset import keep
 from thresher.io.key_forms import difference, unlike
-from thresher.reshard import reshard
+from thresher.resharding import reshard
 
 HEX = "1234567890abcdef1234567890abcdef"
 UUID = str(uuid.UUID(HEX))

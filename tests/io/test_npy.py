@@ -17,8 +17,8 @@ import pytest
 from thresher import Cache, PoolError, Selection, Serial, open_store
 from thresher.check.pool import inspect
 from thresher.io.npy import DeflatedPiece
+from thresher.pruning.run import Run
 from thresher.runtime.progress import Silent
-from thresher.select.run import Run
 
 # --- what an array may be, and what not -----------------------------------------------------------
 

@@ -36,9 +36,9 @@ from thresher.io.paths import (
 from thresher.io.tar import Window, tar_samples, why_unsafe
 from thresher.io.tar_fast import FastWindow, stretch
 from thresher.pool.store import open_store
+from thresher.pruning.recipe import run_steps
 from thresher.report.examples import look_up
-from thresher.reshard import reshard
-from thresher.select.recipe import run_steps
+from thresher.resharding import reshard
 
 # A name, whether it may lead out of the folder it is joined to, whether one of its parts is "..".
 NAMES: list[tuple[str, bool, bool]] = [

@@ -16,14 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.common import picture, tar_of
-from tests.reshard.common import keys_file, listed, pool
+from tests.resharding.common import keys_file, listed, pool
 from thresher.check.data import doctor
 from thresher.data import open_data
 from thresher.data.layouts.webdataset import TarPart
 from thresher.data.members import APART
 from thresher.errors import PoolError
 from thresher.io.tar_apart import _MOST
-from thresher.reshard import reshard
+from thresher.resharding import reshard
 
 FORMATS = (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
 Group = tuple[str, dict[str, bytes]]

@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.reshard.common import hashes, keys_file, plain, pool, tar
-from tests.reshard.test_tars import places
+from tests.resharding.common import hashes, keys_file, plain, pool, tar
+from tests.resharding.test_tars import places
 from thresher.data.layouts.webdataset import Samples
 from thresher.errors import PoolError
 from thresher.io import tar_fast
 from thresher.io.tar import Window
 from thresher.io.tar_fast import FastWindow, stretch
-from thresher.reshard import job, reshard
+from thresher.resharding import job, reshard
 
 NAMES = (
     "a.jpg", "a.json", "a.txt", "a.JPG", "b.jpg", "b.seg.png", "b.json", "b.b/c.jpg", "d/e.f.jpg", "d/e.json",

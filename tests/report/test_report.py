@@ -21,6 +21,7 @@ from thresher import Cache, EmbeddingStore, Selection, Step, build, open_store, 
 from thresher.cli.text import explanation
 from thresher.errors import PoolError, UsageError
 from thresher.pool.layout import Options
+from thresher.pruning.registry import METHODS
 from thresher.report import write_report
 from thresher.report.examples import SIDE, data_uri, look_up
 from thresher.report.explain import explain
@@ -40,7 +41,6 @@ from thresher.report.facts import (
     words,
 )
 from thresher.runtime.format import percent
-from thresher.select.registry import METHODS
 
 ROWS = 300
 ATTACK = '<script>alert(1)</script><img src="http://evil.example/x.png">'

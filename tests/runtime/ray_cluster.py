@@ -17,7 +17,7 @@ os.environ["RAY_AUTH_MODE"] = "disabled"  # of a cluster that others can join; r
 import pytest
 from ray.cluster_utils import Cluster
 
-from tests.reshard.common import hashes
+from tests.resharding.common import hashes
 from thresher import Ray, UsageError, make_engine
 from thresher.cli.main import main
 

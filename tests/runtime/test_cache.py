@@ -261,7 +261,7 @@ def test_a_joined_table_outlives_a_full_cache(tmp_path: Path) -> None:
 
 
 def test_a_local_copy_is_kept_as_long_as_a_store_reads_it(tmp_path: Path) -> None:
-    from thresher.select.run import Run
+    from thresher.pruning.run import Run
     from thresher.selection import Selection
 
     here, _ = joined_pool(tmp_path / "pool")

@@ -13,9 +13,9 @@ import pytest
 
 import thresher
 from thresher import Cache, Serial, build, open_store, run_steps
+from thresher.pruning.clusters import _assign
+from thresher.pruning.methods.semdedup import _judge
 from thresher.runtime.code import code_version, imported
-from thresher.select.clusters import _assign
-from thresher.select.methods.semdedup import _judge
 
 METHOD = """
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from typing import ClassVar
 import numpy as np
 
 from scaling.helper import FACTOR
-from thresher.select.scores import Score, Scored
+from thresher.pruning.scores import Score, Scored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,4 +151,4 @@ def test_methods_share_a_clustering_and_not_each_others_code(pool, rows, tmp_pat
         run_steps(store, [build(name, {**given, "clusters": 3})], engine=Serial(), cache=cache)
     assert len(list((tmp_path / "cache" / "arrays").glob("kmeans-*.npy"))) == 1
     assert len(list((tmp_path / "cache" / "arrays").glob("assign.labels-*.npy"))) == 1
-    assert code_version(_assign) == code_version("thresher.select.clusters") != code_version(_judge)
+    assert code_version(_assign) == code_version("thresher.pruning.clusters") != code_version(_judge)

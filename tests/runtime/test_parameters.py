@@ -16,9 +16,9 @@ import pytest
 from thresher.cli.main import SECTIONS, thresher
 from thresher.dynamic.registry import POLICIES
 from thresher.errors import ThresherError, UsageError
+from thresher.pruning.registry import METHODS
 from thresher.runtime import parameters
 from thresher.runtime.parameters import MOST, build, coerce, read
-from thresher.select.registry import METHODS
 from thresher.selection import Keep
 
 NUMBERS: list[Any] = [0, -1, 1, 10**18, MOST, MOST + 1, 10**30, -(10**30), 10**400, 10**5000]

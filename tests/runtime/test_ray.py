@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.embed import raw
-from tests.reshard.common import hashes, keys_file
+from tests.embedding import raw
+from tests.resharding.common import hashes, keys_file
 from thresher import MissingExtraError, Ray, ThresherError, UnreachedError, UsageError, make_engine
 from thresher.cli.main import main
 from thresher.runtime.engines import ray as module

@@ -103,7 +103,7 @@ except PermissionError:
 else:
     raise SystemExit("this process has privileges")
 from thresher import Cache, Processes
-from thresher.embed import pipeline
+from thresher.embedding import pipeline
 from thresher.runtime.files import writing, writing_folder
 engine = Processes(1)
 assert list(engine.map(abs, [-1, -2])) == [1, 2]
@@ -490,10 +490,10 @@ def same(what):
 np.ones((50, 50)) @ np.ones((50, 50))
 import pandas  # Arrow loads it, and it may load six, which changes sys.meta_path
 from thresher import Cache, Processes, Serial, Threads, build, open_store, run_steps
-from thresher.embed.pipeline import EmbedSettings, embed
+from thresher.embedding.pipeline import EmbedSettings, embed
 from thresher.export.write import export
 from thresher.report import write_report
-from thresher.reshard import reshard
+from thresher.resharding import reshard
 from thresher.check.data import doctor
 signal.signal(signal.SIGUSR1, lambda *_: None)  # of the user
 os.umask(0o027)

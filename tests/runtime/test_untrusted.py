@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thresher.embed.pool import PoolPlan
+from thresher.embedding.pool import PoolPlan
 from thresher.errors import PoolError
 from thresher.io.plan import PLAN
 from thresher.runtime.untrusted import (

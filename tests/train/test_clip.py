@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tests.reshard.common import hashes
+from tests.resharding.common import hashes
 from tests.train.conftest import ROWS, Data, emoji
 from thresher import build, open_store, run_steps
 from thresher.cli.main import main

@@ -27,7 +27,7 @@ import webdataset as wds
 from PIL import Image
 
 from tests.loaded import quiet, tiny_model
-from tests.reshard.common import hashes
+from tests.resharding.common import hashes
 from thresher import build, open_store, run_steps
 from thresher.dynamic.loss import clip_losses
 from thresher.dynamic.policies.scan import Scan

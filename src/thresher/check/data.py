@@ -82,8 +82,8 @@ def doctor(
         location: See :func:`thresher.data.open_data`.
         options: How to read it.
         sample: Number of images to decode.
-        encoder: The encoder to embed it with, as :func:`thresher.embed.encoders.make_encoder` takes it; its speed is
-            measured for a few seconds.
+        encoder: The encoder to embed it with, as :func:`thresher.embedding.encoders.make_encoder` takes it; its
+            speed is measured for a few seconds.
         workers: Threads that decode (default: one per core).
         progress: Receives progress updates.
 
@@ -112,7 +112,7 @@ def doctor(
         data, refusal = _without(location, options, error), str(error)
     model = None
     if encoder:
-        from thresher.embed.encoders import make_encoder
+        from thresher.embedding.encoders import make_encoder
 
         model = make_encoder(encoder)
     read = _Read(sample)

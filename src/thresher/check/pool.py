@@ -19,12 +19,12 @@ from thresher.ops.kmeans import nearest_centroid
 from thresher.ops.vectors import norms_of
 from thresher.pool.layouts import POOL_READERS
 from thresher.pool.store import Block, EmbeddingStore
+from thresher.pruning.audit import EMPTY, REPEATED, UNSAFE, key_codes
+from thresher.pruning.clusters import automatic
+from thresher.pruning.run import Run
 from thresher.runtime.format import counted
 from thresher.runtime.kernels import has_avx512
 from thresher.runtime.process import one_blas_thread
-from thresher.select.audit import EMPTY, REPEATED, UNSAFE, key_codes
-from thresher.select.clusters import automatic
-from thresher.select.run import Run
 
 _QUICK = 100_000
 _PROGRAM = 195_000_000  # bytes of Python and its libraries

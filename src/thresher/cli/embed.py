@@ -25,7 +25,7 @@ from thresher.cli.output import Output
 from thresher.errors import UsageError
 
 if TYPE_CHECKING:
-    from thresher.embed.pipeline import Embedded
+    from thresher.embedding.pipeline import Embedded
 
 _THUMBNAIL = 64  # longer side in pixels
 _DEVICE = click.option(
@@ -121,9 +121,9 @@ def embed_classes(
 
     NAMES.txt holds one class name per line.
     """
-    from thresher.embed.classes import embed_classes as run
-    from thresher.embed.classes import names_text, read_names, read_templates, write_classes
-    from thresher.embed.encoders import make_encoder
+    from thresher.embedding.classes import embed_classes as run
+    from thresher.embedding.classes import names_text, read_names, read_templates, write_classes
+    from thresher.embedding.encoders import make_encoder
     from thresher.runtime.files import check_writable
     from thresher.runtime.results import exists_already
 

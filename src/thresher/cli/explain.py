@@ -78,7 +78,7 @@ def compare(
     SEL is a selection folder. With --covariance, one is enough: it is compared with its pool.
     """
     from thresher.pool.store import reopen
-    from thresher.select.clusters import read_labels
+    from thresher.pruning.clusters import read_labels
     from thresher.selection import Selection
 
     common = Common.from_values(values)
@@ -99,9 +99,9 @@ def compare(
 
 def _covariance(common: Common, selections: dict[str, Any], labels: Any, store: Any) -> dict[str, Any]:
     """Compare the cross-covariance of selections with their pool, within given clusters or those of their steps."""
+    from thresher.pruning.covariance import covariance_errors
+    from thresher.pruning.run import Run
     from thresher.report.compare import clusters_of
-    from thresher.select.covariance import covariance_errors
-    from thresher.select.run import Run
 
     chosen = list(selections.values())
     run = Run(store, chosen[0], **common.resources())
@@ -132,7 +132,7 @@ def report(
     """
     from thresher.export.write import check_target
     from thresher.pool.store import reopen
-    from thresher.select.clusters import read_labels
+    from thresher.pruning.clusters import read_labels
     from thresher.selection import Selection
 
     common = Common.from_values(values)

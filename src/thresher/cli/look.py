@@ -73,7 +73,7 @@ def methods(name: str | None, output: Output) -> None:
 
     With NAME, describe that method and its parameters.
     """
-    from thresher.select.registry import METHODS
+    from thresher.pruning.registry import METHODS
 
     if name is None:
         summaries = {key: (cls.__doc__ or "").strip().splitlines()[0] for key, cls in METHODS.all().items()}
@@ -113,7 +113,7 @@ def recipes(name: str | None, output: Output) -> None:
 
     With NAME, print that recipe as TOML.
     """
-    from thresher.select.recipe import Recipe, shipped_recipes
+    from thresher.pruning.recipe import Recipe, shipped_recipes
 
     shipped = shipped_recipes()
     if name is None:

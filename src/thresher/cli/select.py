@@ -33,12 +33,12 @@ class _Methods(Group):
     """One subcommand per method; its options are the fields of the method."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        from thresher.select.registry import METHODS
+        from thresher.pruning.registry import METHODS
 
         return list(METHODS.all())
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        from thresher.select.registry import METHODS
+        from thresher.pruning.registry import METHODS
 
         if METHODS.broken(cmd_name):
             METHODS.find(cmd_name)  # raises with the reason
@@ -55,7 +55,7 @@ def _method_command(name: str, cls: Any) -> click.Command:
     @click.argument("pool")
     @options(_OUT, *field_options(cls), WITHIN, SEED, OVERWRITE, *POOL, *RUN)
     def command(pool: str, out: str, within: str | None, overwrite: bool, **values: Any) -> None:
-        from thresher.select.registry import build
+        from thresher.pruning.registry import build
 
         common = Common.from_values(values)
         method = build(name, {key: value for key, value in values.items() if value is not None})
@@ -73,7 +73,7 @@ def run(recipe: str, pool: str, out: str, within: str | None, overwrite: bool, *
 
     RECIPE is a TOML file, or the name of a recipe that comes with thresher; see thresher recipes.
     """
-    from thresher.select.recipe import Recipe
+    from thresher.pruning.recipe import Recipe
 
     common = Common.from_values(values)
     loaded = Recipe.load(recipe)
@@ -115,12 +115,12 @@ class _Scorers(Group):
     what = "scoring method "
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        from thresher.select.scores import scoring_methods
+        from thresher.pruning.scores import scoring_methods
 
         return list(scoring_methods())
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        from thresher.select.scores import scoring_methods
+        from thresher.pruning.scores import scoring_methods
 
         cls = scoring_methods().get(cmd_name)
         return _score_command(cmd_name, cls) if cls else None
@@ -132,7 +132,7 @@ def score() -> None:
 
 
 def _score_command(name: str, cls: Any) -> click.Command:
-    from thresher.select.score_table import CUTS
+    from thresher.pruning.score_table import CUTS
 
     @click.argument("pool")
     @click.option("-o", "--out", required=True, metavar="FILE", help="Parquet file to write.")
@@ -142,7 +142,7 @@ def _score_command(name: str, cls: Any) -> click.Command:
     def command(
         pool: str, out: str, within: str | None, score_column: str | None, overwrite: bool, **values: Any
     ) -> None:
-        from thresher.select.scores import scorer
+        from thresher.pruning.scores import scorer
 
         common = Common.from_values(values)
         method = scorer(name, {key: value for key, value in values.items() if value is not None})

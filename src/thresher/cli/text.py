@@ -133,7 +133,7 @@ def method_page(name: str, summary: str, about: str, parameters: Sequence[Mappin
 
 
 def embedded(pool: Any, seconds: float) -> Iterator[str]:
-    """Yield lines on an :class:`thresher.embed.pipeline.Embedded`."""
+    """Yield lines on an :class:`thresher.embedding.pipeline.Embedded`."""
     yield from pool.notes
     if pool.new:
         rate = pool.new / seconds

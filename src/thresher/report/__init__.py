@@ -12,6 +12,8 @@ from typing import Any
 from thresher import __version__
 from thresher.errors import UsageError
 from thresher.pool.store import EmbeddingStore, same_pool
+from thresher.pruning.audit import Audit
+from thresher.pruning.covariance import CovarianceError, Deviation
 from thresher.report import figures
 from thresher.report.examples import Example, look_up, look_up_repeated
 from thresher.report.facts import (
@@ -44,8 +46,6 @@ from thresher.report.facts import (
 from thresher.report.pages import rendered, write_page
 from thresher.runtime.format import counted, percent
 from thresher.runtime.results import Say
-from thresher.select.audit import Audit
-from thresher.select.covariance import CovarianceError, Deviation
 from thresher.selection import Selection, Step
 
 _PURPOSES = {"coreset": "Keep the rows that were least redundant in a training run."}  # steps that are not methods
@@ -77,7 +77,7 @@ def write_report(
         title: Heading; by default it names the pool.
         examples: Example rows shown side by side; 0 for none.
         cells: Number of most pruned and of least pruned clusters to list.
-        covariance: Result of :func:`thresher.select.covariance.covariance_errors` for the selection.
+        covariance: Result of :func:`thresher.pruning.covariance.covariance_errors` for the selection.
         overwrite: Replace a different file.
         say: Called with one line if the file has this content already.
 
@@ -241,7 +241,7 @@ def _cells(
 
 def _purpose(method: str) -> str:
     """Return the first line of a method's docstring."""
-    from thresher.select.registry import METHODS
+    from thresher.pruning.registry import METHODS
 
     cls: Any = Audit if method == Audit.name else METHODS.all().get(method)
     return str(cls.__doc__ or "").strip().split("\n")[0] if cls is not None else _PURPOSES.get(method, "")

@@ -20,8 +20,8 @@ from thresher.io.pictures import open_rgb, thumbnail
 from thresher.io.remote import file_system
 from thresher.pool.layout import Options, texts
 from thresher.pool.store import EmbeddingStore, open_store
+from thresher.pruning.reference import ways_to_open
 from thresher.report.facts import Repeats, plain
-from thresher.select.reference import ways_to_open
 from thresher.selection import Step
 
 SIDE = 96  # maximum longer side of a thumbnail in pixels

@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from thresher.errors import PoolError
 from thresher.ops.cut import top
+from thresher.pruning.audit import Audit
+from thresher.pruning.registry import METHODS
 from thresher.runtime.template import RoundedFloat, parts_of
-from thresher.select.audit import Audit
-from thresher.select.registry import METHODS
 from thresher.selection import COMBINED, Selection, Step
 
 Array = npt.NDArray[Any]

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from thresher.dynamic.run_folder import Training
+    from thresher.pruning.clusters import Groups
+    from thresher.pruning.score_table import ScoreTable
     from thresher.report.compare import Comparison
-    from thresher.select.clusters import Groups
-    from thresher.select.score_table import ScoreTable
 
 _FOLDERS = re.compile(r"(?<![^\s\"'\[=])/(?:[^/,\"']*/)+")
 

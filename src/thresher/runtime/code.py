@@ -19,7 +19,7 @@ from typing import Any
 from thresher.runtime.plugins import distribution_of
 
 # The modules that compute: a change elsewhere, such as to messages or options, changes no number.
-_COMPUTES = ("thresher.ops.", "thresher.select.", "thresher.pool.store")
+_COMPUTES = ("thresher.ops.", "thresher.pruning.", "thresher.pool.store")
 _IMPORT = re.compile(
     r"^[ \t]*(?:from[ \t]+([.\w]+)[ \t]+import[ \t]*(\((?:[^)#]|#[^\n]*)*\)|(?:[^\n\\]|\\.)*)"
     r"|import[ \t]+((?:[^\n\\]|\\.)*))",

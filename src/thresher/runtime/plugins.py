@@ -68,7 +68,7 @@ class PluginPoint(Generic[T]):
 
     Attributes:
         noun: Name of the kind in messages, such as "method".
-        folder: The package whose modules are scanned, such as "thresher.select.methods".
+        folder: The package whose modules are scanned, such as "thresher.pruning.methods".
         group: The entry point group for plug-ins of other packages, such as "thresher.methods".
         needs: Attributes that every plug-in must have.
         adapt: Turns the name and the object of an entry point into a plug-in class, if other objects are accepted too.

@@ -234,7 +234,7 @@ class DataReaderContract:
     @pytest.mark.parametrize("form", ["webdataset", "parquet"])
     def test_it_can_be_resharded(self, tmp_path: Path, form: Any) -> None:
         """Keys, captions and images stay the same."""
-        from thresher.reshard import reshard
+        from thresher.resharding import reshard
 
         wanted = pairs(7)
         location = self.write(tmp_path / "data", wanted, 2)

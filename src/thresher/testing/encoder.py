@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from thresher.embed.encoders import Encoder, Tokens, as_kind, checked, kind_of
+from thresher.embedding.encoders import Encoder, Tokens, as_kind, checked, kind_of
 from thresher.runtime.engines.processes import Processes
 from thresher.runtime.parameters import build
 

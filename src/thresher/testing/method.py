@@ -24,14 +24,14 @@ import pytest
 
 from thresher.errors import PoolError, UsageError
 from thresher.pool.store import EmbeddingStore
+from thresher.pruning.recipe import run_steps
+from thresher.pruning.registry import build as method_named
 from thresher.runtime.cache import Cache
 from thresher.runtime.engine import Engine
 from thresher.runtime.engines.processes import Processes
 from thresher.runtime.engines.serial import Serial
 from thresher.runtime.engines.threads import Threads
 from thresher.runtime.parameters import build, choices, is_required, parameters_of, type_of, without_none
-from thresher.select.recipe import run_steps
-from thresher.select.registry import build as method_named
 from thresher.selection import Keep, Selection
 from thresher.testing.pools import clustered, write_pool
 

@@ -14,9 +14,9 @@ import numpy.typing as npt
 from thresher.data import DataOptions
 from thresher.dynamic.loss import clip_losses, siglip_losses
 from thresher.errors import MissingExtraError, UsageError
-from thresher.evaluate.retrieval import retrieval
-from thresher.evaluate.sets import EvalSet
-from thresher.evaluate.zero_shot import class_embeddings, zero_shot
+from thresher.evaluation.retrieval import retrieval
+from thresher.evaluation.sets import EvalSet
+from thresher.evaluation.zero_shot import class_embeddings, zero_shot
 from thresher.runtime.progress import Progress, Silent
 from thresher.train.augment import Normalise, crops, to_device
 from thresher.train.loop import (

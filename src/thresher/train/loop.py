@@ -27,7 +27,7 @@ from thresher.dynamic.run_folder import CHECKPOINT, MARK, ROWS, Training
 from thresher.dynamic.sampler import PruningSampler
 from thresher.dynamic.schedule import cosine_by_progress
 from thresher.errors import MissingExtraError, OutputError, PoolError, ThresherError, UsageError, installed
-from thresher.evaluate.sets import EvalSet, read_eval
+from thresher.evaluation.sets import EvalSet, read_eval
 from thresher.export.keys import read_keys
 from thresher.io.open import trusting
 from thresher.io.pictures import Resize, decode

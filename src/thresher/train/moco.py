@@ -20,10 +20,10 @@ import numpy.typing as npt
 from thresher.data import DataOptions
 from thresher.dynamic.loss import moco_v2_losses, moco_v3_losses
 from thresher.errors import MissingExtraError, UsageError
-from thresher.evaluate.knn import knn
-from thresher.evaluate.linear_probe import linear_probe
-from thresher.evaluate.sets import EvalSet
-from thresher.evaluate.split import split
+from thresher.evaluation.knn import knn
+from thresher.evaluation.linear_probe import linear_probe
+from thresher.evaluation.sets import EvalSet
+from thresher.evaluation.split import split
 from thresher.runtime.progress import Progress, Silent
 from thresher.train.augment import Normalise, views
 from thresher.train.data import Pairs

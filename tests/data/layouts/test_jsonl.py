@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from tests.data.common import picture
-from tests.reshard.common import keys_file
+from tests.resharding.common import keys_file
 from thresher.data import DataOptions, open_data
 from thresher.data.samples import SEVERAL
 from thresher.errors import ChangedError, PoolError, UsageError
-from thresher.reshard import reshard
+from thresher.resharding import reshard
 
 
 def jsonl(folder: Path, *rows: Any) -> Path:

@@ -1,0 +1,252 @@
+"""Embed data in memory: it is written to a Parquet file, which is embedded like any other data."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from thresher.data import DataOptions
+from thresher.embedding.pipeline import Embedded, EmbedSettings
+from thresher.embedding.pipeline import embed as embed_files
+from thresher.embedding.pool import SET_ASIDE
+from thresher.errors import UsageError
+from thresher.io.columns import CAPTIONS, IMAGES, KEYS
+from thresher.io.pictures import bytes_of
+from thresher.pool.layout import Skipped
+from thresher.pool.memory import from_arrays
+from thresher.pool.store import EmbeddingStore, open_store
+from thresher.runtime.cache import default_folder
+from thresher.runtime.files import writing
+from thresher.runtime.format import counted
+from thresher.runtime.progress import Progress
+
+_FOLDER = "joined"  # of the cache
+_ROWS = 256  # of a row group
+
+_WRITTEN = re.compile(r"^.*data-[0-9a-f]{32}\.parquet, ")  # the file that samples are written to, in messages
+
+Samples = Any  # a Hugging Face Dataset, or images, pairs or dictionaries in a sequence
+_GIVE = (
+    "give a path or URL, a Hugging Face Dataset, or a list of images (PIL images, bytes or paths), of pairs (image, "
+    "caption) or of dictionaries"
+)
+
+
+def embed_samples(
+    data: Samples,
+    captions: Sequence[str] | None,
+    out: str | os.PathLike[str] | None,
+    settings: EmbedSettings,
+    *,
+    report: Callable[[Embedded], object] | None = None,
+    **how: Any,
+) -> EmbeddingStore:
+    """Embed data to a pool on disk, or without ``out`` to a pool in memory; see :func:`thresher.embed`.
+
+    Args:
+        data: Files, or samples in memory.
+        captions: N captions, for a list of images.
+        out: Folder of the pool.
+        settings: The options.
+        report: Called with the counts; by default they are reported as progress.
+        **how: Further arguments of :func:`thresher.embedding.pipeline.embed`.
+    """
+    if isinstance(data, (str, os.PathLike)):
+        if captions is not None:
+            raise UsageError("captions= is for images in a list; files have their own captions")
+        return _embedded(os.fspath(data), out, settings, None, report, how)
+    columns = _columns(data, captions, settings.data)
+    settings = replace(settings, data=DataOptions(image="image", caption=columns.caption, key=columns.key))
+    with tempfile.TemporaryDirectory(prefix="thresher-data-") as scratch:
+        # A pool on disk remembers its data, so that the same call resumes: the file stays in the cache.
+        folder = Path(scratch) if out is None else Path(default_folder()) / _FOLDER
+        return _embedded(_written(columns, folder), out, settings, columns, report, how)
+
+
+def _embedded(
+    data: str,
+    out: str | os.PathLike[str] | None,
+    settings: EmbedSettings,
+    columns: _Columns | None,
+    report: Callable[[Embedded], object] | None,
+    how: Mapping[str, Any],
+) -> EmbeddingStore:
+    with tempfile.TemporaryDirectory(prefix="thresher-pool-") as scratch:
+        target = Path(scratch) / "pool" if out is None else Path(out)
+        result = embed_files(data, target, settings, **how)
+        (report or partial(_say, how["progress"]))(result)
+        store = open_store(target)
+        return store if out is not None else _held(store, target, columns)
+
+
+def _say(progress: Progress, result: Embedded) -> None:
+    for note in result.notes:
+        progress.say(note)
+    if result.set_aside:
+        progress.say(f"{counted(result.set_aside, 'sample')} cannot be used and have no row")
+
+
+def _held(store: EmbeddingStore, folder: Path, columns: _Columns | None) -> EmbeddingStore:
+    """Return a pool read into memory."""
+    import pyarrow as pa
+
+    names = [name for name in store.columns if name not in ("shard", "filepath")]
+    table = pa.Table.from_batches([part for _, part in store.scan(names)])
+    vectors: dict[str, Any] = {
+        name: np.concatenate([np.array(store.raw(name, block)) for block in store.blocks(name)])
+        for name in store.layout.vectors
+    }
+    rows = table.column("offset").to_numpy() if "offset" in table.column_names else None
+    pictures = None if columns is None or rows is None else partial(_picture, columns, rows)
+    kept = table.select([name for name in table.column_names if name not in ("offset", "thumbnail")])
+    made = from_arrays(**vectors, keys=store.layout.key, captions=store.layout.caption, table=kept, images=pictures)
+    skipped = []
+    if (lines := folder / SET_ASIDE).exists():
+        for line in lines.read_text(encoding="utf-8").splitlines():
+            sample, _, why = _WRITTEN.sub("sample ", line).partition(": ")
+            skipped.append(Skipped(sample, why))
+    return replace(made, layout=replace(made.layout, skipped=tuple(skipped)))
+
+
+def _picture(columns: _Columns, rows: Any, row: int) -> bytes:
+    return columns.image(int(rows[row]))
+
+
+# --- samples --------------------------------------------------------------------------------------
+
+
+class _Columns:
+    """Data in memory as columns: images as bytes, captions, keys, and other columns of a Dataset."""
+
+    def __init__(self, count: int, image: Any, captions: Any, other: Any = None, key: str | None = None) -> None:
+        """Store the number of samples and functions of the row number."""
+        self.count, self._image, self._captions, self.other = count, image, captions, other
+        self.caption = None if captions is None else "caption"
+        self.key = key or "key"
+
+    def image(self, row: int) -> bytes:
+        """Return the bytes of an image, b"" if it is missing."""
+        return bytes_of(self._image(row), f"the image of sample {row:,}")
+
+    def batches(self) -> Iterator[dict[str, Any]]:
+        """Yield columns, some rows at a time."""
+        for lo in range(0, self.count, _ROWS):
+            rows = range(lo, min(lo + _ROWS, self.count))
+            batch: dict[str, Any] = {} if self.other is None else {**self.other[rows.start : rows.stop]}
+            batch["image"] = [self.image(row) for row in rows]
+            if self._captions is not None:
+                batch["caption"] = [self._captions(row) for row in rows]
+            if self.key not in batch:
+                batch["key"] = [str(row) for row in rows]
+            yield batch
+
+
+def _columns(data: Samples, captions: Sequence[str] | None, options: DataOptions) -> _Columns:
+    """Return data in memory as columns.
+
+    Raises:
+        UsageError: It is something else, or lengths differ.
+    """
+    if type(data).__module__.startswith("datasets.") and hasattr(data, "column_names"):
+        return _of_dataset(data, captions, options)
+    if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")) or isinstance(data, (bytes, Mapping)):
+        raise UsageError(f"cannot embed {type(data).__name__}; {_GIVE}")
+    if not len(data):
+        raise UsageError("there are no samples")
+    if captions is not None and len(captions) != len(data):
+        raise UsageError(f"{len(captions):,} captions for {len(data):,} images; give one for each image")
+    first = data[0]
+    if isinstance(first, Mapping):
+        image = options.image or _first(first, IMAGES, "image")
+        caption = options.caption or next((name for name in CAPTIONS if name in first), None)
+        key = options.key or next((name for name in KEYS if name in first), None)
+        texts = (lambda row: data[row].get(caption)) if caption else None
+        keys = None if key is None else _Rows(lambda row: {key: data[row].get(key)})
+        return _Columns(len(data), lambda row: data[row].get(image), texts, keys, key)
+    if captions is not None:
+        return _Columns(len(data), data.__getitem__, captions.__getitem__)
+    if isinstance(first, (tuple, list)):
+        if len(first) != 2:
+            raise UsageError(f"the first sample has {len(first)} parts; {_GIVE}")
+        return _Columns(len(data), lambda row: data[row][0], lambda row: data[row][1])
+    return _Columns(len(data), data.__getitem__, None)
+
+
+def _of_dataset(data: Any, captions: Sequence[str] | None, options: DataOptions) -> _Columns:
+    import datasets
+
+    if not isinstance(data, datasets.Dataset):
+        raise UsageError(f"cannot embed a {type(data).__name__}; give one split, loaded as a Dataset")
+    features = data.features
+    pictures = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+    image = options.image or next(iter(pictures), None) or _first(features, IMAGES, "image")
+    for name in filter(None, (image, options.caption, options.key)):
+        if name not in features:
+            raise UsageError(f"no column {name!r}; the Dataset has {', '.join(features)}")
+    caption = options.caption or next((name for name in CAPTIONS if name in features and name != image), None)
+    key = options.key or next((name for name in KEYS if name in features), None)
+    if image in pictures:
+        data = data.cast_column(image, datasets.Image(decode=False))  # the bytes of the file, as embedding files reads
+    own = {*pictures, image, caption, "image", "caption", *(["key"] if key is None else [])}
+    rest = data.select_columns([name for name in features if name not in own])
+    given = captions.__getitem__ if captions is not None else (lambda row: data[row][caption]) if caption else None
+    if captions is not None and len(captions) != len(data):
+        raise UsageError(f"{len(captions):,} captions for {len(data):,} images; give one for each image")
+    return _Columns(len(data), lambda row: data[row][image], given, rest, key)
+
+
+class _Rows:
+    """Columns of rows that are dictionaries, sliced like a Dataset."""
+
+    def __init__(self, of: Any) -> None:
+        """Store the function of the row number."""
+        self._of = of
+
+    def __getitem__(self, rows: slice) -> dict[str, list[Any]]:
+        """Return some rows as columns."""
+        found = [self._of(row) for row in range(rows.start, rows.stop)]
+        return {name: [one[name] for one in found] for name in found[0]}
+
+
+def _first(names: Any, usual: Sequence[str], what: str) -> str:
+    name = next((name for name in usual if name in names), None)
+    if name is None:
+        raise UsageError(f"no column of {what}s; there are {', '.join(names)}: give its name, as {what}=")
+    return name
+
+
+def _written(columns: _Columns, folder: Path) -> str:
+    """Write samples to a Parquet file that has the name of its content."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    first = folder / f"data-{secrets.token_hex(8)}.parquet"
+    with writing(first) as scratch, open(scratch, "wb") as raw:
+        writer = None
+        for batch in columns.batches():
+            try:
+                table = pa.table(batch) if writer is None else pa.table(batch, schema=writer.schema)
+            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+                raise UsageError(f"a column has values of several types ({str(error).splitlines()[0]})") from None
+            writer = writer or pq.ParquetWriter(raw, table.schema)
+            writer.write_table(table)
+        if writer is not None:
+            writer.close()
+    with open(first, "rb") as file:
+        name = hashlib.file_digest(file, "sha256").hexdigest()[:32]
+    final = folder / f"data-{name}.parquet"
+    if final.exists():
+        first.unlink()  # the same data; a pool that was begun knows the time of its file
+    else:
+        os.replace(first, final)
+    return str(final)

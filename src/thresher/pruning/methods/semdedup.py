@@ -1,0 +1,508 @@
+"""SemDeDup (arXiv 2303.09540): drop semantic duplicates within clusters.
+
+The rows of each cluster are ordered by distance to the centroid, farthest first ("hard"). A row is
+dropped if its cosine similarity with an earlier row is above 1 - eps, so a LARGER eps drops more. As in the released
+code, earlier rows count even if they were dropped themselves. With ``against="kept"`` only kept rows
+count, so that every dropped row has a kept representative.
+
+With a reference, such as an evaluation set or an older release, rows with a cosine similarity above 1 - reference_eps
+to ANY row of that pool are dropped first, whatever their cluster. The remaining rows are then searched for duplicates
+among themselves, unless neither eps nor keep is given.
+
+With ``prefer``, rows of a cluster that are linked by pairs above 1 - eps, directly or by way of others, are a group,
+and the row of each group with the highest score stays, whatever the order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from thresher.errors import BudgetError, UsageError
+from thresher.ops.components import find, unite
+from thresher.ops.cut import order_by_group, top
+from thresher.ops.neighbors import Load, duplicates_of_kept, linked_to_earlier, nearest_earlier
+from thresher.ops.vectors import F32
+from thresher.pool.store import EmbeddingStore
+from thresher.pruning.clusters import Clustered, Groups
+from thresher.pruning.reference import nearest, open_reference
+from thresher.pruning.registry import method
+from thresher.pruning.run import Run
+from thresher.pruning.scores import Score, column
+from thresher.runtime.checksums import ArraySpec
+from thresher.runtime.format import counted
+from thresher.runtime.random import digest
+from thresher.selection import Budget, Selection
+
+Rows = npt.NDArray[np.int64]
+
+_HELD = 65_536  # rows of a cluster held in memory; a larger cluster is read in chunks, several times
+
+
+@method("semdedup")
+@dataclass(frozen=True, kw_only=True)
+class SemDeDup(Clustered):
+    """Drop near-duplicates; every dropped row records which row it duplicates."""
+
+    other: ClassVar[dict[str, Any]] = {"prefer": {"keep": None, "eps": 0.2, "prefer": "similarity"}}
+
+    eps: float | None = field(
+        default=None, metadata={"help": "duplicates are pairs with cosine similarity above 1 - eps; larger drops more"}
+    )
+    keep: Budget | None = field(
+        default=None, metadata={"help": "instead of eps: keep this share, dropping the closest duplicates first"}
+    )
+    against: Literal["all", "kept"] = field(
+        default="all", metadata={"help": "compare with all earlier rows (as in the paper) or only with kept ones"}
+    )
+    order: Literal["hard", "easy", "random"] = field(
+        default="hard", metadata={"help": "row of a pair that comes first: farthest from the centroid, nearest, random"}
+    )
+
+    prefer: str | None = field(
+        default=None,
+        metadata={
+            "metavar": "COLUMN",
+            "help": "keep the best of each group of duplicates: column, scoring method or scores.parquet:column",
+        },
+    )
+
+    reference: str | None = field(
+        default=None,
+        metadata={
+            "metavar": "POOL",
+            "help": "another pool, such as an evaluation set: drop near-duplicates of its rows",
+        },
+    )
+    reference_eps: float | None = field(
+        default=None,
+        metadata={
+            "help": "eps for the reference (default: eps); without eps and keep, duplicates within the pool stay"
+        },
+    )
+
+    def __post_init__(self) -> None:
+        """Validate the parameters: one of ``eps`` and ``keep``, or only a reference."""
+        super().__post_init__()
+        if self.eps is not None and self.keep is not None:
+            raise UsageError("semdedup needs either eps (such as 0.05) or keep (such as 60%); not both")
+        for name in ("eps", "reference_eps"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 2:
+                raise UsageError(f"{name} = {value}: must be between 0 (drops almost no row) and 2 (drops almost all)")
+        if self.keep is not None and self.against == "kept":
+            raise UsageError("against = 'kept' needs eps: which rows are kept depends on the threshold")
+        if self.prefer is not None:
+            self._check_prefer()
+        if self.reference is None:
+            if self.reference_eps is not None:
+                raise UsageError("reference_eps needs reference; for duplicates within the pool use eps")
+            if not self._own:
+                raise UsageError("semdedup needs either eps (such as 0.05) or keep (such as 60%), or a reference")
+            return
+        if self.eps is None and self.reference_eps is None:
+            both = "" if self._own else ", or eps to also drop duplicates within the pool"
+            raise UsageError(f"reference needs a threshold: give reference_eps (such as 0.05){both}")
+        unused = [f.name for f in fields(self) if f.name not in _OF_REFERENCE and getattr(self, f.name) != f.default]
+        if not self._own and unused:
+            raise UsageError(
+                f"{', '.join(unused)}: only for duplicates within the pool, which stay without eps and keep; give one "
+                f"of these, or leave out {', '.join(unused)}"
+            )
+
+    def _check_prefer(self) -> None:
+        """Refuse parameters that say in another way which row of a group stays."""
+        if self.eps is None:
+            raise UsageError("prefer needs eps (such as 0.05): which rows are a group depends on the threshold")
+        if self.order != "hard":
+            raise UsageError(
+                "prefer replaces order: the row that stays is the best by the score; leave out one of both"
+            )
+        if self.against == "kept":
+            raise UsageError(
+                "prefer keeps one row of each group, so there are no kept rows to compare with; leave out "
+                "against = 'kept' or prefer"
+            )
+
+    @property
+    def _own(self) -> bool:
+        return self.eps is not None or self.keep is not None
+
+    def select(self, run: Run) -> Selection:
+        """Drop duplicates of the reference, then rows that are too close to an earlier row of their cluster."""
+        # First, because a column that does not exist should not be found out after hours of comparisons.
+        scored = None if self.prefer is None else column(run, self.prefer, "prefer", finite=True)
+        repeats = None if self.reference is None else self._repeats(run)
+        if repeats is not None and (not self._own or repeats.mask_N.all()):
+            return run.selection(
+                self,
+                ~repeats.mask_N,
+                reasons=repeats.reasons,
+                score="cosine to the nearest row of the reference",
+                cut=repeats.threshold,
+                notes=repeats.notes,
+                rows={"score": repeats.cosines_N, **repeats.rows},
+                reference=repeats.reference,
+            )
+        groups = self.groups(run)
+        n = len(groups.labels_N)
+        at = np.arange(n) if repeats is None else np.flatnonzero(~repeats.mask_N)
+        if scored is not None:
+            return self._select_best(run, groups, at, repeats, scored)
+        priority: npt.NDArray[Any] = groups.distances_N
+        if self.order == "easy":
+            priority = -np.asarray(groups.distances_N)
+        elif self.order == "random":
+            priority = run.random_ranks("semdedup")
+        labels = groups.labels_N[at]
+        of_order = {"labels": digest(labels), "priority": digest(priority[at])}
+        if repeats is not None:
+            of_order["at"] = digest(at)
+        # Positions of the rows to compare. To sort takes most of the time of another cut.
+        order_N = run.cache.columns(
+            "semdedup-order",
+            run.key(order_by_group, **of_order),
+            {"order": ArraySpec("int64", least=0, most=n - 1)},
+            len(at),
+            lambda start: iter([(at[order_by_group(priority[at], labels)][start:],)]),
+        )["order"]
+        sizes_K = np.bincount(labels, minlength=len(groups.centroids_KD))
+        threshold = np.float32(1 - self.eps) if self.eps is not None else np.float32(np.inf)
+        tasks = list(_tasks(sizes_K, order_N, self.against, max(run.store.block // 2, 1)))
+
+        def fill(start: int) -> Iterator[tuple[Any, ...]]:
+            store = run.local(self.embedding).store
+            judge = partial(_judge, store, self.embedding, self.against, float(threshold))
+            with run.progress.task("semdedup: compare", len(at)) as advance:
+                advance(start)
+                for cosine, twin in run.engine.map(judge, (task for task in tasks if task.first >= start)):
+                    advance(len(cosine))
+                    yield cosine, twin
+
+        key = run.key(
+            _judge,
+            of=self.embedding,
+            **of_order,
+            against=self.against,
+            threshold=float(threshold) if self.against == "kept" else None,
+        )
+        specs = {"cosine": ArraySpec("float32", most=2), "twin": ArraySpec("int64", least=-1, most=n - 1)}
+        made = run.cache.columns("semdedup", key, specs, len(at), fill)
+        cosine, twin = np.full(n, -1, np.float32), np.full(n, -1, np.int64)
+        cosine[order_N], twin[order_N] = made["cosine"], made["twin"]
+        cosine = np.maximum(cosine, np.float32(-1))  # rows without an earlier row
+        mask = np.zeros(n, np.bool_)
+        if self.keep is not None:
+            count = self.keep.of(n)
+            if count > len(at):
+                raise BudgetError(f"cannot keep {count:,} rows: only {len(at):,} of {n:,} do not repeat the reference")
+            mask[at] = top(-cosine[at], count)
+            cut = float(cosine[mask].max())
+            reason = "duplicate of row {duplicate_of}: cosine {score:.4f}, rows kept have at most {cut:.4f}"
+        else:
+            mask[at], cut = ~(cosine[at] > threshold), float(threshold)
+            reason = "duplicate of row {duplicate_of}: cosine {score:.4f} > {cut:.4f}"
+        if run.store.rows is not None:  # else positions are row ids
+            twin = np.where(twin >= 0, run.store.ids[np.maximum(twin, 0)], -1)
+        reasons = [reason, "no earlier row in its cluster, but dropped to meet the budget"]
+        score = "cosine to the nearest earlier row"
+        code = (twin < 0).astype(np.uint8)
+        if repeats is not None:
+            code[repeats.mask_N] = len(reasons)
+            reasons += repeats.reasons
+            cosine = np.where(repeats.mask_N, repeats.cosines_N, cosine)
+            score += ", or to the duplicated row of the reference"
+        return run.selection(
+            self,
+            mask,
+            reasons=reasons,
+            score=score,
+            cut=cut,
+            notes=(*(repeats.notes if repeats is not None else ()), *groups.notes),
+            rows={
+                "score": cosine,
+                "duplicate_of": np.where(mask, -1, twin),
+                "cluster": groups.labels_N,
+                "code": code,
+                **(repeats.rows if repeats is not None else {}),
+            },
+            groups={
+                "size": groups.sizes_K,
+                "kept": np.bincount(groups.labels_N[mask], minlength=len(groups.centroids_KD)),
+                "d_intra": groups.d_intra_K,
+            },
+            reference=None if repeats is None else repeats.reference,
+        )
+
+    def _select_best(self, run: Run, groups: Groups, at: Rows, repeats: _Repeats | None, scored: Score) -> Selection:
+        """Keep the best row of each group of duplicates."""
+        values_N, n = scored.values_N, len(groups.labels_N)
+        threshold = np.float32(1 - float(self.eps or 0))
+        group_N = np.arange(n)
+        group_N[at] = _components(run, self.embedding, groups, at, float(threshold))
+        sizes_N = np.bincount(group_N, minlength=n)[group_N]
+        stays_N = _best(values_N, group_N, sizes_N)
+        mask = stays_N == np.arange(n)
+        dropped = np.flatnonzero(~mask)
+        cosine = np.full(n, -1, np.float32)
+        cosine[dropped] = _cosines(run, self.embedding, dropped, stays_N[dropped])
+        notes = (*groups.notes, *scored.notes, *_size_notes(sizes_N[group_N == np.arange(n)]))
+        if len(dropped):
+            worst = dropped[cosine[dropped].argmin()]
+            one, other = (int(run.store.ids[i]) for i in (worst, stays_N[worst]))
+            notes += (
+                f"the least similar of the dropped rows to the best of its group: row {one:,} to row {other:,}, cosine "
+                f"{cosine[worst]:.4f}",
+            )
+        best = str(self.prefer).replace("{", "{{").replace("}", "}}")
+        reasons = [f"in a group of {{group_size:,}} duplicates, of which row {{duplicate_of}} is the best by {best}"]
+        score, code, evidence = "cosine to the best row of its group", np.zeros(n, np.uint8), {}
+        if repeats is not None:
+            mask &= ~repeats.mask_N
+            code[repeats.mask_N] = len(reasons)
+            reasons += repeats.reasons
+            cosine = np.where(repeats.mask_N, repeats.cosines_N, cosine)
+            score += ", or to the duplicated row of the reference"
+            notes, evidence = (*repeats.notes, *notes), repeats.rows
+        twin = np.full(n, -1, np.int64)
+        twin[dropped] = run.store.ids[stays_N[dropped]]
+        return run.selection(
+            self,
+            mask,
+            reasons=reasons,
+            score=score,
+            cut=float(threshold),
+            notes=notes,
+            rows={
+                "score": cosine,
+                "duplicate_of": twin,
+                "cluster": groups.labels_N,
+                "code": code,
+                "duplicate_group": run.store.ids[group_N],
+                "group_size": sizes_N,
+                "value": np.asarray(values_N),
+                **evidence,
+            },
+            groups={
+                "size": groups.sizes_K,
+                "kept": np.bincount(groups.labels_N[mask], minlength=len(groups.centroids_KD)),
+                "d_intra": groups.d_intra_K,
+            },
+            reference=None if repeats is None else repeats.reference,
+        )
+
+    def _repeats(self, run: Run) -> _Repeats:
+        """Return the rows that duplicate a row of the reference."""
+        location = str(self.reference)
+        reference = open_reference(run, location, self.embedding)
+        cosines, rows = nearest(run, reference, self.embedding)
+        eps = self.reference_eps if self.reference_eps is not None else self.eps
+        threshold = np.float32(1 - float(eps if eps is not None else 0))
+        mask = cosines > threshold
+        hits = np.unique(rows[mask])
+        duplicated = reference.evidence(hits) if len(hits) else {}
+        key = " (key {reference_key})" if "key" in duplicated else ""
+        named = location.replace("{", "{{").replace("}", "}}")
+        reason = f"repeats row {{reference}} of {named}{key}: cosine {{reference_cosine:.4f}} > {float(threshold):.4f}"
+        note = (
+            f"reference: {location}, {len(reference.store):,} rows, fingerprint {reference.fingerprint}; "
+            f"{np.count_nonzero(mask):,} rows repeat {len(hits):,} of them"
+        )
+        evidence = {"reference": np.where(mask, rows, -1), "reference_cosine": cosines}
+        return _Repeats(mask, cosines, float(threshold), (reason,) if len(hits) else (), (note,), evidence, duplicated)
+
+
+_OF_REFERENCE = ("embedding", "eps", "keep", "reference", "reference_eps")  # parameters that are used without clusters
+
+
+@dataclass(frozen=True, eq=False)
+class _Repeats:
+    """Duplicates of a reference: mask and cosines (n,), evidence per row, and the duplicated rows of the reference."""
+
+    mask_N: npt.NDArray[np.bool_]
+    cosines_N: F32
+    threshold: float
+    reasons: tuple[str, ...]
+    notes: tuple[str, ...]
+    rows: dict[str, npt.NDArray[Any]]
+    reference: dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class _ClusterRows:
+    """Rows to compare: some small clusters, or a part of a large one with the rows before it.
+
+    Attributes:
+        first: Place of the first compared row in the order of the rows of all clusters.
+        rows: Positions in the view of the rows to read, in order.
+        sizes: Number of rows of each cluster in ``rows``.
+        skip: How many of ``rows``, at the start, are only read as earlier rows.
+    """
+
+    first: int
+    rows: Rows
+    sizes: tuple[int, ...]
+    skip: int = 0
+
+    @property
+    def compared(self) -> int:
+        """Number of rows that are compared with the rows before them."""
+        return len(self.rows) - self.skip
+
+
+def _tasks(sizes_K: Rows, order_N: Rows, against: str, most: int) -> Iterator[_ClusterRows]:
+    """Split the ordered rows into tasks of up to ``most`` rows; larger clusters are split into parts.
+
+    With ``against="kept"`` a larger cluster stays one task, because every row depends on the rows kept before it.
+    """
+    small: list[int] = []
+    end = 0
+    for size in sizes_K.tolist():
+        start, end = end, end + size
+        held = sum(small)
+        if small and held + size > most:
+            yield _ClusterRows(start - held, order_N[start - held : start], tuple(small))
+            small = []
+        if size <= most:
+            small.append(size)
+        elif against == "kept":
+            yield _ClusterRows(start, order_N[start:end], (size,))
+        else:
+            for part in range(start, end, most):
+                stop = min(part + most, end)
+                yield _ClusterRows(part, order_N[start:stop], (stop - start,), part - start)
+    if sum(small):
+        yield _ClusterRows(end - sum(small), order_N[end - sum(small) : end], tuple(small))
+
+
+def _each_cluster(store: EmbeddingStore, name: str, task: _ClusterRows) -> Iterator[tuple[Rows, Load]]:
+    """Yield the positions of the rows of each cluster of a task, in order, and how to load them."""
+    held = store.vectors_at(name, task.rows) if len(task.rows) <= _HELD else None
+    start = 0
+    for size in task.sizes:
+        rows = task.rows[start : start + size]
+
+        def load(lo: int, hi: int, rows: Rows = rows, start: int = start) -> F32:
+            return store.vectors_at(name, rows[lo:hi]) if held is None else held[start + lo : start + hi]
+
+        yield rows, load
+        start += size
+
+
+def _judge(store: EmbeddingStore, name: str, against: str, threshold: float, task: _ClusterRows) -> tuple[F32, Rows]:
+    """Return, for each compared row, the cosine to its nearest earlier row and that row's position (-1: none)."""
+    cosines, twins = [], []
+    for rows, load in _each_cluster(store, name, task):
+        if against == "kept":
+            cosine, twin = duplicates_of_kept(load, len(rows), threshold)
+        else:
+            cosine, twin = nearest_earlier(load, task.skip, len(rows))
+        cosines.append(cosine)
+        twins.append(np.where(twin >= 0, rows[twin], -1))
+    return np.concatenate(cosines), np.concatenate(twins)
+
+
+# --- the best of each group -----------------------------------------------------------------------
+
+
+def _components(run: Run, name: str, groups: Groups, at: Rows, threshold: float) -> Rows:
+    """Return the first row that each of the rows ``at`` is linked to in its cluster, (len(at),); cached, resumable.
+
+    Tasks return links, not groups, because the rows of a large cluster are compared by several tasks. The links are
+    joined here in one array, whose result does not depend on their order.
+    """
+    labels = groups.labels_N[at]
+    by_cluster = np.argsort(labels, kind="stable")
+    order_N, sizes_K = at[by_cluster], np.bincount(labels, minlength=len(groups.centroids_KD))
+    tasks = list(_tasks(sizes_K, order_N, "all", max(run.store.block // 2, 1)))
+    key = run.key(_links, of=name, order=digest(order_N), clusters=digest(sizes_K), threshold=threshold)
+    path = run.cache.path("semdedup.groups", key)
+    places = np.arange(len(at))
+    spec = ArraySpec("int64", (len(at),), least=0, most=len(at) - 1)
+    first = run.cache.load(path, spec)
+    if first is None:
+        saved = run.cache.resumable(path)
+        state = saved.load({"parents": spec, "done": ArraySpec("int64", (), least=0, most=len(tasks))})
+        if state is None or (state["parents"] > places).any():
+            state = {"parents": places.copy(), "done": np.array(0)}
+        parents, done = state["parents"], int(state["done"])
+        links = partial(_links, run.local(name).store, name, threshold)
+        with run.progress.task("semdedup: compare", len(at)) as advance:
+            advance(sum(task.compared for task in tasks[:done]))
+            for task, (rows, linked) in zip(tasks[done:], run.engine.map(links, iter(tasks[done:])), strict=True):
+                unite(parents, rows, linked)
+                done += 1
+                saved.offer(partial(dict, parents=parents, done=done))
+                advance(task.compared)
+        first = run.cache.save(path, find(parents, places))
+        saved.remove()
+    found = np.empty(len(at), np.int64)
+    found[by_cluster] = order_N[first]
+    return found
+
+
+def _links(store: EmbeddingStore, name: str, threshold: float, task: _ClusterRows) -> tuple[Rows, Rows]:
+    """Return links between rows, as places in the order of the rows of all clusters: (L,) and (L,) earlier ones."""
+    start, linked = task.first - task.skip, []
+    for rows, load in _each_cluster(store, name, task):
+        linked.append(start + linked_to_earlier(load, task.skip, len(rows), threshold))
+        start += len(rows)
+    first = np.concatenate(linked)
+    places = np.arange(task.first - task.skip, start)
+    moved = first != places
+    return places[moved], first[moved]
+
+
+def _best(values_N: npt.NDArray[Any], group_N: Rows, sizes_N: Rows) -> Rows:
+    """Return the row with the highest value of each row's group, (n,); among equal values the lowest row."""
+    some = np.flatnonzero(sizes_N > 1)
+    ordered = some[np.lexsort((-some, values_N[some], group_N[some]))]
+    last = ordered[np.flatnonzero(np.diff(group_N[ordered], append=-1))]
+    best_N = np.arange(len(group_N))
+    best_N[group_N[last]] = last
+    return best_N[group_N]
+
+
+def _cosines(run: Run, name: str, rows: Rows, others: Rows) -> F32:
+    """Return the cosine of each row to another one, (len(rows),); cached, resumable."""
+    size = max(run.store.block // 2, 1)
+
+    def fill(start: int) -> Iterator[tuple[F32]]:
+        tasks = ((rows[lo : lo + size], others[lo : lo + size]) for lo in range(start, len(rows), size))
+        with run.progress.task("semdedup: cosines", len(rows)) as advance:
+            advance(start)
+            for cosines in run.engine.map(partial(_cosines_of, run.local(name).store, name), tasks):
+                advance(len(cosines))
+                yield (cosines,)
+
+    key = run.key(_cosines_of, of=name, rows=digest(rows), others=digest(others))
+    specs = {"cosine": ArraySpec("float32", least=-2, most=2)}
+    return np.asarray(run.cache.columns("semdedup.best", key, specs, len(rows), fill)["cosine"])
+
+
+def _cosines_of(store: EmbeddingStore, name: str, task: tuple[Rows, Rows]) -> F32:
+    rows, others = task
+    return np.asarray(np.einsum("ij,ij->i", store.vectors_at(name, rows), store.vectors_at(name, others)))
+
+
+def _size_notes(sizes_G: Rows) -> Iterator[str]:
+    """Yield a note on the number and sizes of groups; of a single row they are none."""
+    sizes = sizes_G[sizes_G > 1]
+    if not len(sizes):
+        yield "no two rows of a cluster are duplicates"
+        return
+    parts, low = [], 2
+    while low <= sizes.max():
+        high = 2 * low - 1
+        if count := np.count_nonzero((sizes >= low) & (sizes <= high)):
+            parts.append(f"{count:,} of {low:,} or {high:,}" if low == 2 else f"{count:,} of {low:,} to {high:,}")
+        low *= 2
+    yield (
+        f"{counted(len(sizes), 'group')} of duplicates with {sizes.sum():,} rows: {', '.join(parts)} rows; the largest "
+        f"has {sizes.max():,}"
+    )

@@ -1,0 +1,49 @@
+"""Methods by name.
+
+A method is a frozen dataclass of parameters, marked ``@method("name")``, with ``select(run) -> Selection``. Its fields
+define the command line flags, the keys in recipes and the help.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from thresher.pruning.run import Run
+from thresher.runtime import parameters
+from thresher.runtime.plugins import PluginPoint
+from thresher.selection import Selection
+
+C = TypeVar("C", bound=type[Any])
+
+
+class Method(Protocol):
+    """A frozen dataclass of parameters that selects rows."""
+
+    name: ClassVar[str]
+
+    def select(self, run: Run) -> Selection:
+        """Return the selection so far, with one more step."""
+        ...
+
+
+METHODS: PluginPoint[Method] = PluginPoint("method", "thresher.pruning.methods", "thresher.methods", needs=("select",))
+
+
+def method(name: str) -> Callable[[C], C]:
+    """Mark a frozen dataclass as the method with this name.
+
+    Its parameters are checked and converted whenever it is made: ``keep="30%"``, ``keep=0.3`` and ``keep=1000`` become
+    a :class:`~thresher.selection.Keep` before ``__post_init__``, and a value of a wrong type is a ``UsageError`` that
+    says what is allowed.
+    """
+    return parameters.named(name, name)
+
+
+def build(name: str, values: Mapping[str, Any]) -> Method:
+    """Make a method from plain values (flags, TOML).
+
+    Raises:
+        UsageError: There is no such method, a parameter is unknown or missing, or a value is not allowed.
+    """
+    return parameters.build(METHODS.find(name), name, values)

@@ -1,0 +1,204 @@
+"""The scores of a method for every row, as a table that other tools can read and join by key."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thresher import __version__
+from thresher.errors import PoolError, UsageError
+from thresher.export.write import check_target
+from thresher.io.columns import NO_KEY
+from thresher.io.parquet import parquet_metadata
+from thresher.pool.store import EmbeddingStore
+from thresher.pruning.recipe import run_steps
+from thresher.pruning.run import Run
+from thresher.pruning.scores import MARK, Scored, scoring_methods
+from thresher.runtime.cache import Cache
+from thresher.runtime.engine import Engine, make_engine
+from thresher.runtime.format import counted
+from thresher.runtime.parameters import recorded
+from thresher.runtime.process import one_blas_thread
+from thresher.runtime.progress import Progress, Silent
+from thresher.runtime.results import refuse_other, result_file
+from thresher.selection import Selection
+
+CUTS = tuple(item.name for item in fields(Scored))  # parameters that only cut, and do not change a score
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreTable:
+    """The scores of a method, and how they were computed.
+
+    Attributes:
+        ids_n: (n,) ids of the rows that were scored, ascending.
+        values_n: (n,) their scores, float32 or float64.
+        info: Method, parameters, seed, version, pool, fingerprint of the store, earlier steps, notes.
+        store: The pool, to show rows in a notebook.
+    """
+
+    ids_n: npt.NDArray[np.int64]
+    values_n: npt.NDArray[Any]
+    info: dict[str, Any]
+    store: EmbeddingStore | None = None
+
+    def __repr__(self) -> str:
+        """Return the method and the number of rows in one line."""
+        return f"ScoreTable({self.info.get('method', 'score')}: {counted(len(self.values_n), 'row')})"
+
+    def _repr_html_(self) -> str:
+        from thresher.report.notebook import in_notebook, scores_html
+
+        return in_notebook(scores_html, self)
+
+
+def score(
+    store: EmbeddingStore,
+    method: Scored,
+    *,
+    seed: int = 0,
+    within: Selection | None = None,
+    engine: Engine | None = None,
+    cache: Cache | None = None,
+    progress: Progress | None = None,
+) -> ScoreTable:
+    """Compute the scores of a method for the rows of a pool.
+
+    Args:
+        store: The pool.
+        method: A scoring method, as made by ``scorer("clip-score")``; it drops no rows here.
+        seed: Seed of all randomness.
+        within: Score only the rows that an earlier selection kept.
+        engine: Where work runs; threads on all cores by default.
+        cache: Where computed arrays are kept; the default cache folder by default.
+        progress: Where progress and notes are reported; nowhere by default.
+
+    Raises:
+        UsageError: The method is not a scoring method, or cannot run.
+        PoolError: The pool is damaged, has bad rows, or changed during the run.
+    """
+    if not isinstance(method, Scored):
+        raise UsageError(f"{method!r} does not score rows; the scoring methods: {', '.join(scoring_methods())}")
+    engine, cache, progress = engine or make_engine(), cache or Cache.at(), progress or Silent()
+    good = run_steps(store, (), seed=seed, within=within, engine=engine, cache=cache, progress=progress)
+    run = Run(store.where(good.mask()), good, engine, cache, seed, progress)
+    try:
+        with one_blas_thread:  # as in engines: results must not depend on the number of cores
+            result = method.score(run)
+    except UsageError as error:
+        raise type(error)(f"{method.name}: {error}") from None
+    if store.changed():
+        raise PoolError(
+            f"{good.pool}: a file of the pool changed while {method.name} ran; run again once writing has finished"
+        )
+    values = np.asarray(result.values_N)
+    return ScoreTable(
+        run.store.ids,
+        values if values.dtype == np.float32 else values.astype(np.float64),
+        {
+            **_request(method, seed),
+            "pool": good.pool,
+            "store": good.store,
+            "rows": len(values),
+            "of": store.total,
+            "steps": [step.header() for step in good.steps],
+            "notes": list(result.notes),
+        },
+        store,
+    )
+
+
+def write_scores(
+    store: EmbeddingStore,
+    method: Scored,
+    target: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    overwrite: bool = False,
+    **how: Any,
+) -> ScoreTable:
+    """Compute the scores of a method as :func:`score` does, and write them to a parquet file atomically.
+
+    The table has the pool's key column (or ``row``, the row number, if the pool has no keys) and one column of
+    scores; rows that were not scored are left out. The metadata of the schema holds, under "thresher", how the table
+    was made, as JSON.
+
+    Args:
+        store: The pool.
+        method: A scoring method.
+        target: File to write, ending in ``.parquet`` or ``.pq``.
+        name: Name of the column of scores; by default the method's name with underscores.
+        overwrite: Replace a different file.
+        **how: seed, within, engine, cache and progress, as in :func:`score`.
+
+    Raises:
+        UsageError: ``target`` or ``name`` is not allowed, or as in :func:`score`.
+        OutputError: A different file exists, or the file belongs to the pool or cannot be written.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = Path(target)
+    key = store.layout.key
+    column = name or method.name.replace("-", "_")
+    if column == (key or NO_KEY):
+        raise UsageError(f"the column of scores cannot be named {column!r}: that is the key column; give another name")
+    if path.suffix not in (".parquet", ".pq"):
+        raise UsageError(f"{path}: scores are written as parquet; use a file name that ends in .parquet")
+    check_target(path, store)
+    if path.exists() and not overwrite:
+        requested = _request(method, how.get("seed", 0))
+        refuse_other(path, _info_in(path), {**requested, "store": store.fingerprint()})
+    table = score(store, method, **how)
+    kind = pa.int64()
+    if key:
+        schemas = [piece.schema([key]) for piece in store.layout.tables]
+        kind = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+    numbers = pa.float32() if table.values_n.dtype == np.float32 else pa.float64()
+    schema = pa.schema([(key or NO_KEY, kind), (column, numbers)], {MARK: json.dumps(table.info)})
+    done = 0
+    say = None if how.get("progress") is None else how["progress"].say
+    # Arrow itself opens only names in UTF-8.
+    with (
+        result_file(path, overwrite=overwrite, say=say) as scratch,
+        open(scratch, "wb") as raw,
+        pq.ParquetWriter(raw, schema) as file,
+    ):
+        for keys in _keys(store, table.ids_n):
+            values = table.values_n[done : done + len(keys)]
+            file.write_table(pa.table([keys.cast(kind), pa.array(values)], schema=schema))
+            done += len(keys)
+    return table
+
+
+def _request(method: Scored, seed: int) -> dict[str, Any]:
+    parameters = {name: value for name, value in recorded(method).items() if name not in CUTS}
+    return {"method": method.name, "parameters": parameters, "seed": seed, "version": __version__}
+
+
+def _info_in(path: Path) -> dict[str, Any]:
+    """Return how the scores in a file were made, {} if it is not a file of scores."""
+    try:
+        info = json.loads(parquet_metadata("file", str(path)).get(MARK, b"{}"))
+    except (PoolError, ValueError, RecursionError):
+        return {}
+    return info if isinstance(info, dict) else {}
+
+
+def _keys(store: EmbeddingStore, ids_n: npt.NDArray[np.int64]) -> Iterator[Any]:
+    import pyarrow as pa
+
+    if not store.layout.key:
+        yield pa.array(ids_n)
+        return
+    mask = np.zeros(store.total, np.bool_)
+    mask[ids_n] = True
+    for _, part in store.where(mask).scan([store.layout.key]):
+        yield part.column(0)
