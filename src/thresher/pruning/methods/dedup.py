@@ -52,7 +52,10 @@ class Dedup:
     )
     column: str | None = field(
         default=None,
-        metadata={"metavar": "COLUMN", "help": "column of hashes (default: sha256, md5, ...; phash, ...)"},
+        metadata={
+            "metavar": "COLUMN",
+            "help": "column of hashes (default: a usual name, such as sha256, md5 or phash)",
+        },
     )
     distance: int | None = field(
         default=None, metadata={"help": f"for phash: bits in which duplicates may differ, 0 to {MOST} (default 4)"}

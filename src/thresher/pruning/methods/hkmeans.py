@@ -44,7 +44,7 @@ class HierarchicalKMeans(Clustered):
     keep: Budget = field(metadata={"help": "share or number of rows to keep"})
     levels: str | None = field(
         default=None,
-        metadata={"metavar": "K,K,...", "help": "clusters of each level, such as 1000,100,10 (default: chosen)"},
+        metadata={"metavar": "K,K,K", "help": "clusters of each level, such as 1000,100,10 (default: chosen)"},
     )
     resample: int = field(default=10, metadata={"help": "how often each level repeats k-means on its closest members"})
     closest: int | None = field(
