@@ -190,7 +190,7 @@ def test_tars_elsewhere_are_refused_with_a_count() -> None:
 
 def test_memory_grows_by_some_dozen_bytes_a_member(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not with the pictures, and not with the length of names."""
-    monkeypatch.setattr("thresher.io.tar_fast._MANY", 512)
+    monkeypatch.setattr("thresher.io.tar_apart._HEADERS", 512)
 
     def peak(count: int) -> int:
         path = tmp_path / f"{count}.tar"

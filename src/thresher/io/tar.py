@@ -21,6 +21,7 @@ from thresher.io.paths import all_plain, is_unsafe, visible
 from thresher.runtime.untrusted import parse_json
 
 TAR_BLOCK = 512
+_PADDING = 65_536  # bytes after the end in which another archive is looked for
 _SPAN = 1 << 20  # bytes fetched at a time
 _NAME = 1 << 20  # maximum bytes of a long name or of the pax metadata of a member
 _REGULAR = frozenset((b"0", b"\0", b"7"))
@@ -79,7 +80,7 @@ def members(window: Window, path: str, at: int = 0) -> Iterator[Member]:
     """Yield the members of a tar in order (ustar, GNU and pax names and sizes), from the one at byte ``at`` on.
 
     Raises:
-        PoolError: The file is truncated or damaged; raised after the members before the damage.
+        PoolError: The file is truncated or damaged, raised after the members before the damage.
     """
     start = at
     longer, notes = "", dict[str, str]()
@@ -138,6 +139,17 @@ def members(window: Window, path: str, at: int = 0) -> Iterator[Member]:
         yield member
         at = start = member.end
         longer, notes = "", {}
+
+
+def _refuse_another(window: Window, path: str, at: int) -> None:
+    """Raise if an archive begins after the end of this one at byte ``at``, as in a file made by ``cat A.tar B.tar``."""
+    rest = window.read(at, _PADDING)
+    begin = at + (len(rest) - len(rest.lstrip(b"\0"))) // TAR_BLOCK * TAR_BLOCK
+    if begin < at + len(rest) and window.read(begin + 257, 5) == b"ustar":
+        raise PoolError(
+            f"{path}: another archive begins at byte {begin:,}, after the end of the first, and is not read; join "
+            "archives with: tar --concatenate --file=FIRST.tar SECOND.tar"
+        )
 
 
 def _number(digits: bytes) -> int:
@@ -206,10 +218,11 @@ def tar_samples(window: Window, path: str, at: int = 0) -> Iterator[TarSample]:
     consists only of an extension (``folder/.jpg``) is skipped.
 
     Raises:
-        PoolError: As in :func:`members`; the sample at the damage is not yielded.
+        PoolError: As in :func:`members`; the sample at the damage is not yielded. Or another archive follows.
     """
     sample = TarSample("")
     for member in members(window, path, at):
+        at = member.end
         folder, slash, base = member.name.rpartition("/")
         stem, dot, ending = base.partition(".")
         if not member.regular or not stem or not dot or member.name.startswith("__") and _META.match(member.name):
@@ -222,6 +235,7 @@ def tar_samples(window: Window, path: str, at: int = 0) -> Iterator[TarSample]:
         sample.members[ending] = member
     if sample.members:
         yield sample
+    _refuse_another(window, path, at)
 
 
 def why_unsafe(sample: TarSample) -> str:

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.data.common import picture, sample_tar, tar_of, told
+from thresher.cli.main import main
 from thresher.data import open_data
 from thresher.data.layouts.webdataset import TarPart, tars_at
 from thresher.errors import PoolError
@@ -350,3 +351,20 @@ def test_folders_of_tars_are_joined_and_those_a_level_down_are_named(tmp_path: P
     assert [sample.key for sample in open_data(f"{tmp_path}/a::{tmp_path}/b").samples()] == ["a", "b"]
     with pytest.raises(PoolError, match=f"has its tars in {tmp_path}/a::{tmp_path}/b; give that instead"):
         open_data(str(tmp_path))
+
+
+def test_a_second_archive_in_a_file_is_not_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``cat a.tar b.tar``: tar and webdataset read only the first."""
+    one, two = (
+        tar_of([(f"{i}.{ending}", data) for i in numbers for ending, data in (("png", picture(i)), ("txt", b"x"))])
+        for numbers in (range(3), range(3, 6))
+    )
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "ab.tar").write_bytes(one + two)
+    assert main(["doctor", str(tmp_path / "in")]) == 0
+    found = capsys.readouterr().out
+    assert f"another archive begins at byte {len(one):,}, after the end of the first" in found
+    assert "(3 samples before it)" in found
+    (tmp_path / "in" / "ab.tar").write_bytes(one + bytes(100_000))  # only padding
+    assert main(["doctor", str(tmp_path / "in")]) == 0
+    assert "another archive" not in capsys.readouterr().out
