@@ -52,7 +52,7 @@ WORK: dict[str, tuple[str, dict[str, Any]]] = {
 KINDS = {
     "arrays": {
         *("assign.labels", "assign.distances", "kmeans", "semdedup.cosine", "semdedup.twin", "negclip.score"),
-        *("semdedup.groups", "semdedup.best.cosine", "kmeans.array", "herd.turn"),
+        *("semdedup-order.order", "semdedup.groups", "semdedup.best.cosine", "kmeans.array", "herd.turn"),
         *(
             "normsim.score",
             "normsim.target",
