@@ -128,7 +128,12 @@ tar("cut after a header", THREE[: THIRD + 512], {"a": GOOD["a"]}, "in the member
 tar("cut in a long name", sample_tar([LONG], tarfile.GNU_FORMAT)[:700], None, "cut off at byte 700, in the metadata")
 tar("cut after a long name", sample_tar([LONG], tarfile.GNU_FORMAT)[:1024], None, "byte 1,024, in the header")
 tar("no end", BARE, GOOD)
-tar("zeros in between", TWO[:SECOND] + bytes(1024) + TWO[SECOND:], {"a": GOOD["a"]})
+tar(
+    "zeros in between",
+    TWO[:SECOND] + bytes(1024) + TWO[SECOND:],
+    {"a": GOOD["a"]},
+    "another archive begins at byte 4,096, after the end of the first",
+)
 tar(
     "a bit of a header",
     bytes(flipped),

@@ -145,7 +145,7 @@ def _refuse_another(window: Window, path: str, at: int) -> None:
     """Raise if an archive begins after the end of this one at byte ``at``, as in a file made by ``cat A.tar B.tar``."""
     rest = window.read(at, _PADDING)
     begin = at + (len(rest) - len(rest.lstrip(b"\0"))) // TAR_BLOCK * TAR_BLOCK
-    if begin < at + len(rest) and window.read(begin + 257, 5) == b"ustar":
+    if at < begin < at + len(rest) and window.read(begin + 257, 5) == b"ustar":
         raise PoolError(
             f"{path}: another archive begins at byte {begin:,}, after the end of the first, and is not read; join "
             "archives with: tar --concatenate --file=FIRST.tar SECOND.tar"
