@@ -45,7 +45,8 @@ def test_an_array_becomes_30_percent_of_it_by_density(vectors: np.ndarray) -> No
 
 
 def test_a_frame_loses_its_near_duplicates_and_says_why(vectors: np.ndarray) -> None:
-    pd = pytest.importorskip("pandas")
+    import pandas as pd
+
     df = pd.DataFrame({"name": [f"row {i}" for i in range(len(vectors))], "embedding": list(vectors)})
     kept = th.select(df, th.SemDeDup(eps=0.05))
     unique = kept.filter(df)
@@ -58,7 +59,8 @@ def test_a_frame_loses_its_near_duplicates_and_says_why(vectors: np.ndarray) -> 
 
 
 def test_a_hugging_face_dataset_is_filtered(vectors: np.ndarray) -> None:
-    hf = pytest.importorskip("datasets")
+    import datasets as hf
+
     dataset = hf.Dataset.from_dict({"n": list(range(len(vectors))), "image_embedding": list(vectors)})
     kept = th.select(dataset, th.SemDeDup(eps=0.05), th.Density(keep="40%"))
     train = kept.filter(dataset)
@@ -127,7 +129,8 @@ def test_static_and_lazy_names_are_the_same() -> None:
 
 @pytest.mark.slow
 def test_a_program_of_a_user_has_no_type_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    api = pytest.importorskip("mypy.api")
+    import mypy.api as api
+
     program = tmp_path / "program.py"
     program.write_text(
         "import numpy as np\n"
@@ -465,13 +468,11 @@ def test_options_are_checked() -> None:
 
 def test_from_raw_data_to_training(tmp_path: Path) -> None:
     """Doctor, embed, select, reshard, train with a policy, and the coreset of the run."""
-    pytest.importorskip("torch")
-    image, pq, pa = (
-        pytest.importorskip("PIL.Image"),
-        pytest.importorskip("pyarrow.parquet"),
-        pytest.importorskip("pyarrow"),
-    )
     import io
+
+    import PIL.Image as image
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     rng = np.random.default_rng(0)
     files = []

@@ -10,6 +10,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import nbclient
+import nbformat
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -19,16 +21,15 @@ SLOW = [pytest.param(name, marks=[pytest.mark.slow] if name == TRAINS else []) f
 
 
 def read(name: str) -> Any:
-    return pytest.importorskip("nbformat").read(EXAMPLES / f"{name}.ipynb", as_version=4)
+    return nbformat.read(EXAMPLES / f"{name}.ipynb", as_version=4)
 
 
 def run(notebook: Any) -> Any:
     """Run all cells in a new kernel in the folder of the examples; a cell that raises is an error."""
-    client = pytest.importorskip("nbclient")
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    client.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(EXAMPLES)}}).execute()
+    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(EXAMPLES)}}).execute()
     return notebook
 
 

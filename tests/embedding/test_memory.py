@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import thresher as th
 
-Image = pytest.importorskip("PIL.Image")
 N = 20
 HOW: dict[str, Any] = {"encoder": "tests.toy:Toy", "workers": 0, "progress": False}
 
@@ -55,7 +55,8 @@ def given(kind: str, images: list[Any], folder: Path) -> tuple[Any, dict[str, An
     if kind == "bytes":
         return [path.read_bytes() for path in paths], {"captions": CAPTIONS}
     if kind == "datasets":
-        hf = pytest.importorskip("datasets")
+        import datasets as hf
+
         columns = {"image": list(map(str, paths)), "text": CAPTIONS, "n": list(range(N)), "id": list(range(N))}
         return hf.Dataset.from_dict(columns).cast_column("image", hf.Image()), {}
     return images, {"captions": CAPTIONS}

@@ -36,8 +36,11 @@ def repeated(rows: Callable[..., np.ndarray], select: Any) -> th.Selection:
 
 def frames() -> dict[str, tuple[Callable[[dict[str, list[Any]]], Any], Callable[[Any], list[Any]]]]:
     """Kind -> how to make a dataset of columns, and how to read its column "n" back."""
-    pa, pd, pl = (pytest.importorskip(name) for name in ("pyarrow", "pandas", "polars"))
-    hf = pytest.importorskip("datasets")
+    import datasets as hf
+    import pandas as pd
+    import polars as pl
+    import pyarrow as pa
+
     return {
         "pandas": (pd.DataFrame, lambda frame: frame["n"].tolist()),
         "pandas index": (
@@ -86,7 +89,8 @@ def test_a_frame_is_filtered_by_key_else_by_row(kind: str, times: str, request: 
 
 
 def test_arrays_tensors_and_datasets_of_torch_are_filtered_by_row(kept: th.Selection, repeated: th.Selection) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     for selection in (kept, repeated):
         rows = th.select_indices(selection)
         array = np.arange(3 * N).reshape(N, 3)
@@ -107,7 +111,8 @@ def test_arrays_tensors_and_datasets_of_torch_are_filtered_by_row(kept: th.Selec
 
 
 def test_streams_of_hugging_face_are_filtered_while_they_are_read(kept: th.Selection, repeated: th.Selection) -> None:
-    hf = pytest.importorskip("datasets")
+    import datasets as hf
+
     order = np.random.default_rng(1).permutation(N)
     keyed = hf.Dataset.from_dict({"key": [KEYS[i] for i in order], "n": order.tolist()}).to_iterable_dataset()
     mask = kept.mask()
@@ -161,7 +166,10 @@ def test_the_table_says_what_became_of_every_row(kept: th.Selection, repeated: t
 
 
 def test_the_table_is_a_frame_of_each_library(kept: th.Selection, monkeypatch: pytest.MonkeyPatch) -> None:
-    pa, pd, pl = (pytest.importorskip(name) for name in ("pyarrow", "pandas", "polars"))
+    import pandas as pd
+    import polars as pl
+    import pyarrow as pa
+
     table = kept.to_table()
     assert isinstance(kept.to_arrow(), pa.Table)
     assert isinstance(kept.to_pandas(), pd.DataFrame)

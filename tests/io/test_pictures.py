@@ -468,7 +468,8 @@ def test_avif_in_all_its_brands(brand: bytes) -> None:
 
 
 def heic(image: Image.Image, **how: Any) -> bytes:
-    package = pytest.importorskip("pillow_heif")
+    import pillow_heif as package
+
     file = io.BytesIO()
     package.from_pillow(image).save(file, **how)
     return file.getvalue()

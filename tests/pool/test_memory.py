@@ -9,8 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
+import pandas
+import polars
+import pyarrow as pa
 import pytest
+import torch
+from PIL import Image
 
 import thresher as th
 from tests.golden.update import chains, golden_store
@@ -32,7 +38,6 @@ def data(rows: Callable[..., np.ndarray]) -> dict[str, Any]:
 
 
 def frame_of(data: dict[str, Any]) -> Any:
-    pandas = pytest.importorskip("pandas")
     vectors = {f"{name}_embedding": list(data[name]) for name in ("image", "text")}
     return pandas.DataFrame({"key": data["keys"], "text": data["captions"], **vectors})
 
@@ -57,8 +62,6 @@ def pools(tmp_path_factory: pytest.TempPathFactory) -> tuple[th.EmbeddingStore, 
         name: np.concatenate([np.array(disk.raw(name, block)) for block in disk.blocks(name)])
         for name in ("image", "text")
     }
-    import pyarrow as pa
-
     table = pa.Table.from_batches([part for _, part in disk.scan(disk.columns)])
     return disk, from_arrays(**vectors, table=table, cache=folder / "cache"), folder
 
@@ -88,7 +91,6 @@ def in_memory_of(store: th.EmbeddingStore) -> np.ndarray:
 
 
 def test_arrays_and_tensors_are_not_copied(data: dict[str, Any]) -> None:
-    torch = pytest.importorskip("torch")
     image = data["image"]
     for given in (image, image[::2], np.asfortranarray(image), torch.from_numpy(image), torch.from_numpy(image).half()):
         store = from_arrays(given)
@@ -107,11 +109,11 @@ def test_columns_of_frames_are_the_same_pool(kind: str, data: dict[str, Any], se
     expected = from_arrays(**data)
     frame = frame_of(data)
     if kind == "polars":
-        frame = pytest.importorskip("polars").from_pandas(frame)
+        frame = polars.from_pandas(frame)
     elif kind == "arrow":
-        frame = pytest.importorskip("pyarrow").Table.from_pandas(frame)
+        frame = pa.Table.from_pandas(frame)
     elif kind == "datasets":
-        frame = pytest.importorskip("datasets").Dataset.from_pandas(frame)
+        frame = datasets.Dataset.from_pandas(frame)
     elif kind == "dict":
         frame = {
             **frame[["key", "text"]].to_dict("list"),
@@ -127,7 +129,6 @@ def test_columns_of_frames_are_the_same_pool(kind: str, data: dict[str, Any], se
 
 
 def test_vectors_of_arrow_polars_and_datasets_are_not_copied(data: dict[str, Any]) -> None:
-    pa, polars = pytest.importorskip("pyarrow"), pytest.importorskip("polars")
     table = pa.Table.from_pandas(frame_of(data))
     values = table.column("image_embedding").chunk(0).flatten().to_numpy()
     for given in (table, polars.from_arrow(table).to_arrow(), table.to_batches()[0]):
@@ -139,8 +140,6 @@ def test_vectors_of_arrow_polars_and_datasets_are_not_copied(data: dict[str, Any
 
 
 def test_the_hash_of_values_does_not_depend_on_chunks(data: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    import pyarrow as pa
-
     from thresher.pool import memory
 
     monkeypatch.setattr(memory, "_SHORT", 1)
@@ -163,7 +162,7 @@ def test_masked_values_are_no_values(data: dict[str, Any], select: Any) -> None:
 
 
 def test_single_columns_are_vectors_too(data: dict[str, Any]) -> None:
-    frame, polars = frame_of(data), pytest.importorskip("polars")
+    frame = frame_of(data)
     expected = from_arrays(data["image"]).fingerprint()
     for given in (
         frame["image_embedding"],
@@ -256,8 +255,7 @@ def test_a_saved_selection_says_that_its_pool_was_in_memory(data: dict[str, Any]
 
 
 def test_pictures_are_shown_in_reports(data: dict[str, Any], select: Any, tmp_path: Path) -> None:
-    image = pytest.importorskip("PIL.Image")
-    pictures = [image.new("RGB", (40, 30), (i % 256, 80, 200 - i % 200)) for i in range(N)]
+    pictures = [Image.new("RGB", (40, 30), (i % 256, 80, 200 - i % 200)) for i in range(N)]
     file = io.BytesIO()
     pictures[0].save(file, "PNG")
     (tmp_path / "0.png").write_bytes(file.getvalue())
@@ -270,11 +268,10 @@ def test_pictures_are_shown_in_reports(data: dict[str, Any], select: Any, tmp_pa
     ):
         shown = look_up(from_arrays(**data, images=given), [3, 5])
         assert all(one.picture.startswith("data:image/webp;base64,") for one in shown.values())
-    hf = pytest.importorskip("datasets")
-    dataset = hf.Dataset.from_dict(
+    dataset = datasets.Dataset.from_dict(
         {"picture": [{"bytes": file.getvalue()}] * N, "image_embedding": list(data["image"])}
     )
-    dataset = dataset.cast_column("picture", hf.Image()).shuffle(seed=1)
+    dataset = dataset.cast_column("picture", datasets.Image()).shuffle(seed=1)
     for given in ({}, {"images": "picture"}, {"images": [file.getvalue()] * N}):
         store = from_arrays(dataset, **given)
         assert look_up(store, [3])[3].picture.startswith("data:image/webp;base64,")

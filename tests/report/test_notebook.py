@@ -278,7 +278,8 @@ def repr_of(location: str) -> str:
 
 
 def test_progress_in_a_notebook_is_a_bar_below_the_cell(monkeypatch: pytest.MonkeyPatch) -> None:
-    display = pytest.importorskip("IPython.display")
+    import IPython.display as display
+
     shown: list[tuple[str, str]] = []
     monkeypatch.setattr(display, "display", lambda data, **how: shown.append(("new", data["text/html"])))
     monkeypatch.setattr(display, "update_display", lambda data, **how: shown.append(("again", data["text/html"])))

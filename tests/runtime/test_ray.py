@@ -27,8 +27,6 @@ from thresher.runtime.engines import ray as module
 from thresher.testing import EngineContract
 from thresher.testing.pools import clustered, write_pool
 
-pytest.importorskip("ray")
-
 ROOT = Path(__file__).parents[2]
 
 
