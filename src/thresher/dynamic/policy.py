@@ -232,3 +232,19 @@ def check_budget(pruned: float, epochs: int, most: float, hint: str) -> None:
         raise UsageError(f"cannot prune {pruned} of the samples; give a share strictly between 0 and 1, like 0.3")
     if pruned >= most:
         raise UsageError(f"cannot prune {pruned:.1%} over {epochs} epochs: it must stay below {most:.1%}; {hint}")
+
+
+def share_for(pruned: float, epochs: int, half: Policy) -> float:
+    """Return the share that the pruned epochs must leave out so that a run leaves out ``pruned`` of its samples.
+
+    Args:
+        pruned: Share of the samples of the run, 0 to 1 (exclusive).
+        epochs: Length of the run.
+        half: The policy, if its pruned epochs leave out half of the rows.
+
+    Raises:
+        UsageError: The run cannot leave out so much.
+    """
+    most = half.expected_pruned(epochs) / 0.5
+    check_budget(pruned, epochs, most, "train for more epochs, or use a shorter warm-up")
+    return pruned / most

@@ -358,6 +358,40 @@ def embedding_columns(path: str, types: Mapping[str, str], options: Options) -> 
     return found
 
 
+def from_tables(
+    kind: str,
+    files: Files,
+    names: Iterable[str],
+    options: Options,
+    *,
+    types: Callable[[str, str], Mapping[str, str]],
+    vectors: Callable[[str, str, str, str | None], Piece],
+    table: Callable[[str, str], TablePiece],
+) -> Layout:
+    """Return the layout of tables with columns of embeddings; a bad file is treated as in :func:`from_shards`.
+
+    Args:
+        kind: Name of the layout.
+        files: The files of the pool.
+        names: Names of the tables, in order.
+        options: Columns that the user named, and the type of vectors.
+        types: Returns the Arrow types of the columns as text, of a protocol and a path.
+        vectors: Returns a column of vectors, of a protocol, a path, the column and the type that the user gave.
+        table: Returns the table, of a protocol and a path.
+
+    Raises:
+        UsageError: A requested column does not exist.
+    """
+
+    def shard(name: str) -> tuple[dict[str, Piece], TablePiece]:
+        path = files.path(name)
+        columns = embedding_columns(path, types(files.protocol, path), options)
+        pieces = {role: vectors(files.protocol, path, column, options.dtype) for role, column in columns.items()}
+        return pieces, table(files.protocol, path)
+
+    return from_shards(kind, files, names, shard, options)
+
+
 def _may_be_vectors(kind: str) -> bool:
     return any(word in kind for word in ("list<", "fixed_size_list", "binary"))
 

@@ -18,14 +18,14 @@ variance, is added, so that ``bound`` has no unit and does not depend on the sca
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from thresher.dynamic.ledger import LEFT_OUT, Ledger, Losses, Marks
 from thresher.dynamic.pick import draw, lowest, whole
-from thresher.dynamic.policy import PRUNE, Plan, Policy, check_budget
+from thresher.dynamic.policy import PRUNE, Plan, Policy, share_for
 from thresher.dynamic.registry import policy
 from thresher.errors import UsageError
 from thresher.runtime.parameters import Share
@@ -81,9 +81,8 @@ class DPruning(Policy):
     @classmethod
     def for_budget(cls, pruned: float, epochs: int, *, rule: Rule = "uncertainty", warmup: int = 1) -> DPruning:
         """Choose ``keep`` so that the run leaves out ``pruned`` of its samples, including the warm-up."""
-        most = cls(keep=0.5, rule=rule, warmup=warmup).expected_pruned(epochs) / 0.5
-        check_budget(pruned, epochs, most, "train for more epochs, or use a shorter warm-up")
-        return cls(keep=1 - pruned / most, rule=rule, warmup=warmup)
+        half = cls(keep=0.5, rule=rule, warmup=warmup)
+        return replace(half, keep=1 - share_for(pruned, epochs, half))
 
     def ledger(self, rows: int) -> Ledger:
         """Return a ledger with the moving mean and variance of the loss."""

@@ -24,7 +24,7 @@ import numpy as np
 
 from thresher.dynamic.ledger import LEFT_OUT, Ledger, Losses, Marks
 from thresher.dynamic.pick import lowest, whole
-from thresher.dynamic.policy import PRUNE, Plan, Policy, check_budget
+from thresher.dynamic.policy import PRUNE, Plan, Policy, share_for
 from thresher.dynamic.registry import policy
 from thresher.errors import UsageError
 from thresher.runtime.parameters import Share
@@ -78,9 +78,7 @@ class Dissect(Policy):
         """Choose ``keep`` so that the run leaves out ``pruned`` of its samples, including the epochs on all rows."""
         warmup = max(1, epochs // 4) if warmup is None else warmup
         half = cls(keep=0.5, history=history, cycle=cycle, warmup=warmup)
-        most = half.expected_pruned(epochs) / 0.5
-        check_budget(pruned, epochs, most, "train for more epochs, or use a shorter warm-up")
-        return replace(half, keep=1 - pruned / most)
+        return replace(half, keep=1 - share_for(pruned, epochs, half))
 
     def ledger(self, rows: int) -> Ledger:
         """Return a ledger with a memory: the past loss of each row."""

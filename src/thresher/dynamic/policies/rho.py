@@ -16,14 +16,14 @@ the highest.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
 from thresher.dynamic.ledger import LEFT_OUT, Ledger, Marks
 from thresher.dynamic.pick import lowest, ranks, whole
-from thresher.dynamic.policy import PRUNE, Plan, Policy, check_budget
+from thresher.dynamic.policy import PRUNE, Plan, Policy, share_for
 from thresher.dynamic.registry import policy
 from thresher.errors import UsageError
 from thresher.runtime.parameters import Share
@@ -88,10 +88,8 @@ class Rho(Policy):
     ) -> Rho:
         """Choose ``keep`` so that the run leaves out ``pruned`` of its samples, including the epochs on all rows."""
         _require(reference)
-        how: dict[str, Any] = {"reference": reference, "softness": softness, "cycle": cycle, "warmup": warmup}
-        most = cls(keep=0.5, **how).expected_pruned(epochs) / 0.5
-        check_budget(pruned, epochs, most, "train for more epochs, or use a shorter warm-up")
-        return cls(keep=1 - pruned / most, **how)
+        half = cls(keep=0.5, reference=reference, softness=softness, cycle=cycle, warmup=warmup)
+        return replace(half, keep=1 - share_for(pruned, epochs, half))
 
     def references(self) -> str:
         """Return where the reference losses are."""

@@ -29,7 +29,7 @@ import numpy as np
 from thresher.dynamic.ledger import ILL_MATCHED, REDUNDANT, Ledger, Losses, Marks
 from thresher.dynamic.mismatch import mismatched_humps
 from thresher.dynamic.pick import draw, growing, lowest, ranks, whole
-from thresher.dynamic.policy import Plan, Policy, check_budget
+from thresher.dynamic.policy import Plan, Policy, share_for
 from thresher.dynamic.registry import policy
 from thresher.errors import UsageError
 from thresher.runtime.parameters import Share
@@ -87,9 +87,7 @@ class Sift(Policy):
     def for_budget(cls, pruned: float, epochs: int, *, cycle: int = 3, warmup: int = 2) -> Sift:
         """Choose ``mismatched`` so that the run leaves out ``pruned`` of its samples, including the full epochs."""
         half = cls(mismatched=0.5, cycle=cycle, warmup=warmup)
-        most = half.expected_pruned(epochs) / 0.5
-        check_budget(pruned, epochs, most, "train for more epochs, or use a shorter warm-up")
-        return replace(half, mismatched=pruned / most)
+        return replace(half, mismatched=share_for(pruned, epochs, half))
 
     def ledger(self, rows: int) -> Ledger:
         """Return a ledger with a memory."""

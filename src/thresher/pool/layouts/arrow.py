@@ -9,10 +9,8 @@ from typing import ClassVar
 from thresher.errors import UsageError
 from thresher.io.arrow import arrow_piece, arrow_table, arrow_types, saved_files
 from thresher.io.listing import Files
-from thresher.io.parquet import TablePiece
 from thresher.io.paths import visible
-from thresher.io.pieces import Piece
-from thresher.pool.layout import Layout, Options, embedding_columns, from_shards
+from thresher.pool.layout import Layout, Options, from_tables
 
 _STATE = r"([^/]*/)?state\.json"  # of a dataset that Hugging Face saved to disk, or of one of its splits
 
@@ -38,16 +36,10 @@ class Arrow:
             UsageError: There are several splits, or a requested column does not exist.
             PoolError: A file of a saved dataset is missing.
         """
-
-        def shard(name: str) -> tuple[dict[str, Piece], TablePiece]:
-            path = files.path(name)
-            columns = embedding_columns(path, arrow_types(files.protocol, path), options)
-            pieces: dict[str, Piece] = {
-                role: arrow_piece(files.protocol, path, column, options.dtype) for role, column in columns.items()
-            }
-            return pieces, arrow_table(files.protocol, path)
-
-        return from_shards(self.name, files, _names(files), shard, options)
+        return from_tables(
+            self.name, files, _names(files), options,
+            types=arrow_types, vectors=arrow_piece, table=arrow_table,
+        )  # fmt: skip
 
 
 _ARROW = r"([^/]+/)?[^/]+\.(arrow|feather|ipc)"

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from thresher.io.listing import Files
-from thresher.io.parquet import TablePiece, parquet_piece, parquet_types, table_piece
-from thresher.io.pieces import Piece
-from thresher.pool.layout import Layout, Options, embedding_columns, from_shards
+from thresher.io.parquet import parquet_piece, parquet_types, table_piece
+from thresher.pool.layout import Layout, Options, from_tables
 
 
 @dataclass(frozen=True)
@@ -25,16 +24,10 @@ class Parquet:
 
     def read(self, files: Files, options: Options) -> Layout:
         """Find the embedding columns of every file."""
-
-        def shard(name: str) -> tuple[dict[str, Piece], TablePiece]:
-            path = files.path(name)
-            columns = embedding_columns(path, parquet_types(files.protocol, path), options)
-            pieces: dict[str, Piece] = {
-                role: parquet_piece(files.protocol, path, column, options.dtype) for role, column in columns.items()
-            }
-            return pieces, table_piece(files.protocol, path)
-
-        return from_shards(self.name, files, _tables(files), shard, options)
+        return from_tables(
+            self.name, files, _tables(files), options,
+            types=parquet_types, vectors=parquet_piece, table=table_piece,
+        )  # fmt: skip
 
 
 def _tables(files: Files) -> list[str]:
