@@ -157,6 +157,7 @@ def test_public_names_are_there_and_described() -> None:
         _ = thresher.nothing
 
 
+@pytest.mark.slow
 def test_public_names_mean_the_same_once_everything_is_loaded() -> None:
     """A submodule must not take the name of a public function."""
     code = (

@@ -48,6 +48,7 @@ def check_share(epochs: list[tuple[str, int, int, float]], pruned: float, promis
     assert all((rows < total) == (phase == "mutation") for phase, rows, total, _ in epochs)
 
 
+@pytest.mark.slow
 def test_the_plain_loop_learns_and_prunes(run: Callable[[str], Told]) -> None:
     epochs, pruned, printed = run("plain_loop.py")
     assert len(epochs) == 10

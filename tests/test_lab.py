@@ -57,6 +57,7 @@ def test_policies_are_compared_at_equal_samples(sets: tuple[str, str], tmp_path:
     assert again == found  # nothing was run again
 
 
+@pytest.mark.slow
 def test_moco_is_compared_with_the_net_untrained(sets: tuple[str, str], tmp_path: Path, table_of: Table) -> None:
     arguments = [*sets, "-o", str(tmp_path / "runs"), "--epochs", "2", "--batch-size", "20", "--arms", "full"]
     found = table_of("moco.py", *arguments)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.contract.test_contract import TOY
 from thresher import Selection
@@ -57,6 +58,7 @@ def package(folder: Path, name: str, version: str, module: str, text: str, point
     (info / "entry_points.txt").write_text(f"[thresher.methods]\n{point}\n")
 
 
+@pytest.mark.slow
 def test_a_method_of_another_package(tmp_path) -> None:
     site, pool = tmp_path / "site", tmp_path / "pool"
     site.mkdir()

@@ -28,6 +28,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_all_commands_read_it(place: Path) -> None:
     done = call(place, "thresher", "doctor", "pictures", "--json")
     assert done.returncode == 0, done.stderr

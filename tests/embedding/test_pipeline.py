@@ -700,6 +700,7 @@ def test_a_process_a_device(tmp_path: Path) -> None:
     assert digests(tmp_path / "one") == digests(tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     def peak(rows: int) -> int:
         content = {"png": picture(0), "txt": b"the same"}
@@ -797,6 +798,7 @@ def test_images_alone_need_no_column_of_captions(tmp_path: Path, kind: str) -> N
     assert "it has file_name, width, prompt; name one with --caption COLUMN" in done.notes[0]
 
 
+@pytest.mark.slow
 def test_a_plan_of_very_many_shards_is_read(tmp_path: Path) -> None:
     """JSON made by others is bounded by 64 MiB and 4 million values; a plan may be larger."""
     shards = tuple(Shard(f"/data/{i:08d}.tar", f"{i}.tar", 0, None, (1, 2, 3, 4, 5)) for i in range(400_000))

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.plugin_package import ROOT, blocks, call, install
 
 
+@pytest.mark.slow
 def test_a_format_of_another_package(tmp_path: Path) -> None:
     source = blocks("adding-an-export.md", "python")[0]
     toml = blocks("adding-an-export.md", "toml")[0]

@@ -253,7 +253,7 @@ def test_a_pipeline_gives_the_selection(
     assert numbers(fluid) == times
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_of_a_loader_share_the_shards_and_the_selection(
     subset: Callable[..., Any], shards: list[str], start: str
 ) -> None:

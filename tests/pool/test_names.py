@@ -125,6 +125,7 @@ def test_a_table_of_raw_data_in_capitals(tmp_path: Path, ending: str) -> None:
 # --- open files -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["npy", "parquet"])
 def test_more_files_than_a_process_may_open(tmp_path: Path, kind: str) -> None:
     pool = make(400)

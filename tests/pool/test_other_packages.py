@@ -15,6 +15,7 @@ from tests.plugin_package import blocks, call, install
 PAGE = "adding-a-pool-reader.md"
 
 
+@pytest.mark.slow
 def test_a_reader_of_another_package(tmp_path: Path) -> None:
     install(tmp_path, "my_package.bare", blocks(PAGE, "python")[0], blocks(PAGE, "toml")[0])
     vectors = np.random.default_rng(0).standard_normal((40, 4)).astype(np.float16)

@@ -319,6 +319,7 @@ def check_unfinished(name: str, place: Path, tmp_path: Path, moments: range, qui
     return count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["semdedup", "prefer"])
 def test_unfinished_files_that_are_damaged(name: str, place: Path, tmp_path: Path) -> None:
     assert check_unfinished(name, place, tmp_path, range(1, 40, 5), quick=True) > 5

@@ -62,6 +62,7 @@ def digest(folder: Path) -> str:
     return found.hexdigest()
 
 
+@pytest.mark.slow
 def test_kill_at_random_moments_then_the_identical_result(pool: Path, tmp_path: Path) -> None:
     begin = time.monotonic()
     subprocess.run(command(pool, tmp_path / "whole", tmp_path / "cache-whole"), check=True, capture_output=True)

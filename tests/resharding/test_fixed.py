@@ -264,6 +264,7 @@ def test_other_options_are_refused(data: Path, tmp_path: Path) -> None:
         reshard(str(data), keys(tmp_path), out, form="parquet", trainable=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [[], pytest.param(["--shuffle", "1"], marks=pytest.mark.slow)])
 def test_killed_at_every_change_of_a_file(data: Path, tmp_path: Path, more: list[str]) -> None:
     sel = keys(tmp_path, *ALL, "gif", "jfif")

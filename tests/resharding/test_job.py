@@ -40,9 +40,9 @@ def data_of(folder: Path, kind: str) -> str:
     [
         ("tars", ["--workers", "1"]),
         pytest.param("tars", ["--workers", "2", "--shuffle", "1"], marks=pytest.mark.slow),
-        ("parquet", ["--workers", "1"]),
+        pytest.param("parquet", ["--workers", "1"], marks=pytest.mark.slow),
         pytest.param("parquet", ["--workers", "2", "--shuffle", "1"], marks=pytest.mark.slow),
-        ("parquet", ["--workers", "2", "--shuffle", "1", "--as", "webdataset"]),
+        pytest.param("parquet", ["--workers", "2", "--shuffle", "1", "--as", "webdataset"], marks=pytest.mark.slow),
     ],
 )
 def test_killed_again_and_again_it_ends_with_the_same_files(tmp_path: Path, kind: str, more: list[str]) -> None:
@@ -62,6 +62,7 @@ def test_killed_again_and_again_it_ends_with_the_same_files(tmp_path: Path, kind
     assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_killed_at_every_change_of_a_file(tmp_path: Path) -> None:
     """Of a second reshard, which replaces a first one."""
     data = data_of(tmp_path / "in", "tars")

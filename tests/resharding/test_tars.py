@@ -62,6 +62,7 @@ contents = st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     samples=st.dictionaries(keys, contents, min_size=1, max_size=9),

@@ -117,6 +117,7 @@ def test_caches_trim_while_others_read_and_make(tmp_path: Path) -> None:
     assert ends + [end_of(one) for one in trimming] == [0] * 4
 
 
+@pytest.mark.slow
 def test_columns_killed_at_any_moment_go_on_to_the_same(tmp_path: Path) -> None:
 
     def thirds(start: int) -> Iterator[tuple[Any, ...]]:

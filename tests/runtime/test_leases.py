@@ -171,6 +171,7 @@ def test_of_several_takers_exactly_one_wins(tmp_path: Path, prepare: Callable[[P
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+@pytest.mark.slow
 def test_takers_that_are_killed_meanwhile_do_not_block_the_others(tmp_path: Path) -> None:
     """At every change on disk of the one that takes over, others win once the lease has ended."""
     for point in range(30):

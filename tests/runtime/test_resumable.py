@@ -32,6 +32,7 @@ def loop(folder: Path, every: float = -1) -> list[int]:
     return added
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment(tmp_path: Path) -> None:
     point, least = 0, STEPS
     while True:

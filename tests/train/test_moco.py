@@ -195,7 +195,7 @@ def told_apart(model: MocoV2 | MocoV3, pixels: torch.Tensor) -> float:
 @pytest.mark.parametrize(
     ("version", "model", "epochs"),
     [
-        (2, "tiny", 12),
+        pytest.param(2, "tiny", 12, marks=pytest.mark.slow),
         (3, "tiny", 10),
         pytest.param(2, "resnet10t", 8, marks=pytest.mark.slow),
         pytest.param(3, "vit_tiny_patch16_224", 5, marks=pytest.mark.slow),

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.train.conftest import Data
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -53,6 +55,7 @@ def block(page: str, containing: str) -> str:
     return next(text for text in blocks if containing in text)
 
 
+@pytest.mark.slow
 def test_a_policy_and_an_engine_of_another_package(data: Data, tmp_path: Path) -> None:
     site = tmp_path / "site"
     package, about = site / "my_package", site / "my_package-1.2.dist-info"

@@ -141,6 +141,7 @@ def test_a_csv_that_has_changed_is_noticed(tmp_path: Path) -> None:
         list(data.samples())
 
 
+@pytest.mark.slow
 def test_many_lines_take_little_memory(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("filepath\ttitle\n" + "".join(f"p/{i}.jpg\tcaption {i}\n" for i in range(100_000)))

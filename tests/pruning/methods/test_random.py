@@ -36,6 +36,7 @@ def test_every_row_is_as_likely(select, store) -> None:
     assert times.std() == pytest.approx(np.sqrt(40 * 0.25), rel=0.2)  # binomial
 
 
+@pytest.mark.slow
 def test_in_a_view_the_ranking_of_rows_is_the_same(select, store) -> None:
     half = select(store, build("random", {"keep": "50%"}), seed=9)
     ranking = [kept(select, store, k) for k in range(1, 500)]
