@@ -37,6 +37,15 @@ def embeddings(rows: int, dim: int, groups: int, seed: int = 0) -> np.ndarray:
     return out
 
 
+def without_groups(rows: int, dim: int, seed: int = 0) -> np.ndarray:
+    """Unit rows (rows, dim) float32 without cluster structure: Gaussian, variances that fall as 1 / i."""
+    scales = np.arange(1, dim + 1, dtype=np.float32) ** np.float32(-0.5)
+    out = np.random.default_rng([2, seed]).standard_normal((rows, dim), dtype=np.float32)
+    out *= scales
+    out /= np.linalg.norm(out, axis=1, keepdims=True)
+    return out
+
+
 def pool_of(rows: int, dim: int, folder: Path) -> Path:
     """A pool of one float16 .npy file, created once."""
     path = folder / f"pool-{rows}x{dim}" / "image.npy"

@@ -14,6 +14,7 @@ from common import (  # chooses the kernels before NumPy loads
     ratio,
     side_by_side,
     table,
+    without_groups,
 )
 
 # isort: split
@@ -70,8 +71,12 @@ def main() -> None:
     parser.add_argument("--clusters", type=int, default=500)
     parser.add_argument("--iterations", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--shape", choices=("groups", "none"), default="groups", help="cluster structure of the data")
     args = parser.parse_args()
-    rows = embeddings(args.rows, args.dim, 3 * args.clusters)
+    if args.shape == "groups":
+        rows = embeddings(args.rows, args.dim, 3 * args.clusters)
+    else:
+        rows = without_groups(args.rows, args.dim)
     start = rows[np.sort(np.random.default_rng(1).choice(args.rows, args.clusters, replace=False))]
     result: dict[str, np.ndarray] = {}
     bare: list[float] = []
@@ -107,7 +112,7 @@ def main() -> None:
             ]
         )
     print(
-        f"k-means, {args.rows:,} x {args.dim}, K = {args.clusters:,}, {args.iterations} iterations, all rows, "
+        f"k-means, shape {args.shape}, {args.rows:,} x {args.dim}, K = {args.clusters:,}, {args.iterations} iterations, all rows, "
         f"{cores()} cores, {args.rounds} rounds, {kernel()} kernels\n"
     )
     print(table(["", "seconds", "speed against faiss", "of the product peak", "mean cosine"], lines))

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thresher.ops.kmeans import (
+    SLACK,
     STRIPE,
     TILE,
     Assign,
@@ -21,6 +22,7 @@ from thresher.ops.kmeans import (
     fit,
     nearest_centroid,
     nearest_two,
+    sums_by_group,
 )
 
 
@@ -122,15 +124,100 @@ def test_rows_that_cannot_change_their_group_are_not_multiplied() -> None:
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     seen: list[int] = []
 
-    def counting(some: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def counting(
+        some: np.ndarray, centroids: np.ndarray, scratch: np.ndarray | None = None, *, second: bool = True
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         seen.append(len(some))
-        return nearest_two(some, centroids)
+        return nearest_two(some, centroids, scratch, second=second)
 
     start = rows[[*range(11), 0]] + 0.02 * units(12, 32, 5)
     start /= np.linalg.norm(start, axis=1, keepdims=True)
     found = run(rows, start, 30, nearest=counting)
     np.testing.assert_allclose(found, run(rows, start, 30, slack=10.0), atol=1e-5)  # 10 radians: skip nothing
     assert sum(seen) < 0.5 * 30 * len(rows)
+
+
+def flat(n: int, dim: int, seed: int) -> np.ndarray:
+    """Unit rows without cluster structure: Gaussian, with a spectrum that falls as in embeddings."""
+    rows = np.random.default_rng(seed).normal(size=(n, dim)) / np.sqrt(np.arange(1, dim + 1))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize("slack", [SLACK, 0.05])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_choice_of_bounds_changes_no_label(seed: int, slack: float) -> None:
+    """All rules are used: no bounds, bounds that are only taken, and bounds without and with fast centroids."""
+    rows = flat(6000, 24, seed) if seed else np.concatenate([flat(5000, 24, 5), planted(1000, 24)])
+    used: list[tuple[str, bool]] = []
+
+    def each(rule: Rule, state: State) -> Iterator[Moves]:
+        assert isinstance(rule, MoveRows)
+        used.append((rule.bounds, len(rule.fast_F) > 0))
+        yield from passes(rows)(rule, state)
+
+    state = State.start(rows[:64], len(rows))
+    labels: list[np.ndarray] = []
+    fit(each, rows.__getitem__, state, 40, slack=slack, after=lambda state: labels.append(state.labels_N.copy()))
+    assert {("probed", False), ("taken", False)} <= set(used)
+    assert any(bounds == "used" and fast for bounds, fast in used)
+    centroids = rows[:64].astype(np.float64)
+    for label in labels:
+        np.testing.assert_array_equal(label, (rows.astype(np.float64) @ centroids.T).argmax(axis=1))
+        sums = np.stack([rows[label == j].astype(np.float64).sum(axis=0) for j in range(64)])
+        centroids = sums / np.linalg.norm(sums, axis=1, keepdims=True)
+
+
+def planted(n: int, dim: int) -> np.ndarray:
+    centres = units(8, dim, 0)
+    rows = centres[np.arange(n) % 8] + 0.1 * np.random.default_rng(1).normal(size=(n, dim))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize("fast", [[], [0], [3, 7, 11], list(range(20))])
+def test_bounds_hold_for_any_choice_of_fast_centroids(fast: list[int]) -> None:
+    rng = np.random.default_rng(len(fast))
+    rows, old, n = flat(2 * STRIPE + 100, 12, 1), flat(20, 12, 2), 2 * STRIPE + 100
+    new = old + rng.normal(size=old.shape) * np.where(np.isin(np.arange(20), fast), 0.2, 0.01)[:, None]
+    new = (new / np.linalg.norm(new, axis=1, keepdims=True)).astype(np.float32)
+    moved = np.arccos(np.clip((old.astype(np.float64) * new).sum(axis=1), -1, 1)).astype(np.float32)
+    angles = np.sort(np.arccos(rows.astype(np.float64) @ old.T), axis=1)
+    labels, _ = nearest_centroid(rows, old)
+    bounds = Bounds(labels, angles[:, 0].astype(np.float32), angles[:, 1].astype(np.float32))
+    seen: list[int] = []
+
+    def counting(
+        some: np.ndarray, centroids: np.ndarray, scratch: np.ndarray | None = None, *, second: bool = True
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if len(centroids) == 20 != len(fast):
+            seen.append(len(some))
+        return nearest_two(some, centroids, scratch, second=second)
+
+    rule = MoveRows(new, moved, counting, fast_F=np.array(fast, np.int64))
+    result = rule((rows[lo : lo + STRIPE] for lo in range(0, n, STRIPE)), bounds).bounds
+    after = np.arccos(rows.astype(np.float64) @ new.T)
+    np.testing.assert_array_equal(result.labels_B, after.argmin(axis=1))
+    own = after[np.arange(n), result.labels_B]
+    after[np.arange(n), result.labels_B] = np.inf
+    assert (own <= result.upper_B + 2e-3).all()
+    assert (after.min(axis=1) >= result.lower_B - 2e-3).all()
+    if len(fast) == 3:
+        assert sum(seen) < 0.7 * n  # without, the moves of the three would make all rows doubtful
+
+
+@given(st.integers(1, 200), st.integers(1, 40), st.integers(0, 1000))
+def test_sums_by_group_are_taken_in_row_order(n: int, k: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows, at = rng.normal(size=(n, 3)).astype(np.float32), np.flatnonzero(rng.random(n) < 0.7)
+    labels = rng.integers(0, k, len(at)).astype(np.int32)
+    if not len(at):
+        return
+    found = sums_by_group(rows, labels, at)
+    assert sorted(found.groups_J) == sorted(set(labels.tolist()))
+    for group, total, count in zip(found.groups_J, found.sums_JD, found.counts_J, strict=True):
+        expected = np.zeros(3, np.float32)
+        for i, row in enumerate(rows[at[labels == group]]):
+            expected = row.copy() if i == 0 else expected + row
+        assert (total.tobytes(), count) == (expected.tobytes(), (labels == group).sum())
 
 
 def test_bounds_hold_after_every_iteration() -> None:

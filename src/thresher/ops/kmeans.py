@@ -11,13 +11,14 @@ the number of workers cannot change a bit.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from thresher.ops.vectors import F32
+from thresher.ops.vectors import F32, workspace
 
 Labels = npt.NDArray[np.int32]
 
@@ -26,54 +27,86 @@ TILE = 1024  # centroids per product
 SLACK = 4e-3  # minimum gap of bounds in radians: the error of float32 cosines near 1
 _SIDE_BY_SIDE = 16  # maximum rows of a group that is summed with others
 _MOSTLY = 0.9  # share of a stripe above which all of it is multiplied, without a copy
+_PROBES = 8  # one of so many stripes takes lower bounds while they do not pay
+_SAMPLED = 2**16  # rows by which the cost of an iteration is estimated
+_FAST = (2**40, 64, 32, 16, 8, 4)  # parts of the centroids that may be multiplied with all rows
+# Measured costs, relative to the products of all rows with all centroids:
+_WORTH_USING = 0.95  # most that bounds may cost, to be used
+_WORTH_TAKING = 0.85  # and to be taken, which costs one iteration more
+_KNOWN = 0.9  # share of the rows that must have bounds
+_BOUNDS = 0.04  # keeping bounds
+_TIGHTEN = 0.12  # the angle of a row to its own centroid
+_PRODUCT = 1.12  # products of some rows, copied, with the second nearest
+_FAST_PRODUCT = 1.2  # products with few centroids
 
 
 class Nearest(Protocol):
     """Finds the nearest centroid of each row. Rows need not be normalised; centroids are."""
 
-    def __call__(self, rows_BD: F32, centroids_KD: F32) -> tuple[Labels, F32, F32]:
-        """Return labels (B,) int32, and products with the nearest and the second centroid, (B,) float32 each."""
+    def __call__(
+        self, rows_BD: F32, centroids_KD: F32, scratch: F32 | None = None, *, second: bool = True
+    ) -> tuple[Labels, F32, F32]:
+        """Return labels (B,) int32, and products with the nearest and the second centroid, (B,) float32 each.
+
+        ``scratch`` is memory from :func:`products_of`, to be reused. Without ``second``, the last array may be any
+        upper bound of the products with other centroids.
+        """
         ...
 
 
-def nearest_two(rows_BD: F32, centroids_KD: F32) -> tuple[Labels, F32, F32]:
+def products_of(centroids_KD: F32) -> F32:
+    """Return memory for the products of a stripe of rows with a tile of these centroids."""
+    return workspace(STRIPE, min(TILE, len(centroids_KD)))
+
+
+def by_columns(centroids_KD: F32) -> F32:
+    """Return the same centroids in Fortran order: products with them are 5% faster, and equal bit for bit."""
+    return np.asfortranarray(centroids_KD)
+
+
+def nearest_two(
+    rows_BD: F32, centroids_KD: F32, scratch: F32 | None = None, *, second: bool = True
+) -> tuple[Labels, F32, F32]:
     """Find the nearest and the second nearest centroid of every row, in float32, with NumPy.
 
     Args:
         rows_BD: (B, D) float32, any length.
         centroids_KD: (K, D) float32 unit rows.
+        scratch: Memory from :func:`products_of`, to be reused.
+        second: Whether to find the second nearest.
 
     Returns:
         labels (B,) int32, ties to the lower one, the products <row, centroid> (B,) float32 and those
-        with the second nearest (B,) float32, -inf for a single centroid.
+        with the second nearest (B,) float32, -inf for a single centroid; infinity if they were not asked for.
     """
     n, k = len(rows_BD), len(centroids_KD)
     labels = np.zeros(n, np.int32)
     best = np.full(n, -np.inf, np.float32)
-    second = np.full(n, -np.inf, np.float32)
-    buffer = np.empty(min(STRIPE, n) * min(TILE, k), np.float32)
+    others = np.full(n, -np.inf if second else np.inf, np.float32)
+    memory = (products_of(centroids_KD) if scratch is None else scratch).reshape(-1)
     for lo in range(0, n, STRIPE):
         rows = rows_BD[lo : lo + STRIPE]
         at = np.arange(len(rows))
-        label, value, other = (array[lo : lo + STRIPE] for array in (labels, best, second))
+        label, value, other = (array[lo : lo + STRIPE] for array in (labels, best, others))
         for t in range(0, k, TILE):
             tile = centroids_KD[t : t + TILE]
-            products = buffer[: len(rows) * len(tile)].reshape(len(rows), len(tile))
+            products = memory[: len(rows) * len(tile)].reshape(len(rows), len(tile))
             np.matmul(rows, tile.T, out=products)
             arg = products.argmax(axis=1)
             top = products[at, arg]
-            products[at, arg] = -np.inf
-            np.maximum(other, products.max(axis=1), out=other)
-            np.maximum(other, np.minimum(top, value), out=other)
+            if second:
+                products[at, arg] = -np.inf
+                np.maximum(other, products.max(axis=1), out=other)
+                np.maximum(other, np.minimum(top, value), out=other)
             better = top > value
-            label[better] = arg[better] + t
-            value[better] = top[better]
-    return labels, best, second
+            np.copyto(label, arg + t, where=better, casting="same_kind")
+            np.copyto(value, top, where=better)
+    return labels, best, others
 
 
-def nearest_centroid(rows_BD: F32, centroids_KD: F32) -> tuple[Labels, F32]:
+def nearest_centroid(rows_BD: F32, centroids_KD: F32, scratch: F32 | None = None) -> tuple[Labels, F32]:
     """Label every row with its nearest centroid: :func:`nearest_two` without the second."""
-    labels, best, _ = nearest_two(rows_BD, centroids_KD)
+    labels, best, _ = nearest_two(rows_BD, centroids_KD, scratch, second=False)
     return labels, best
 
 
@@ -88,7 +121,7 @@ class State:
         sizes_K: (K,) int64.
         labels_N: (N,) int32, -1 before the first iteration.
         upper_N: (N,) float32, upper bound on the angle to the own centroid, in radians.
-        lower_N: (N,) float32, lower bound on the angle to any other centroid, in radians.
+        lower_N: (N,) float32, lower bound on the angle to any other centroid, in radians; 0 if not known.
         done: () int64, number of iterations done.
     """
 
@@ -153,22 +186,28 @@ class MoveRows:
         moved_K: (K,) float32, radians each moved since the bounds were taken.
         nearest: The assignment function.
         slack: Minimum gap between bounds, in radians.
+        bounds: "used" skips rows by their bounds. Otherwise all rows are multiplied: "taken" takes lower bounds of all
+            rows for the next iteration, "probed" those of one stripe of eight, to see when they begin to pay.
+        fast_F: (F,) centroids with which every row is multiplied, so that their moves do not weaken the bounds.
     """
 
     centroids_KD: F32
     moved_K: F32
     nearest: Nearest = nearest_two
     slack: float = SLACK
+    bounds: Literal["used", "taken", "probed"] = "used"
+    fast_F: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __call__(self, stripes: Iterable[F32], bounds: Bounds) -> Moves:
         """Relabel rows where necessary and sum the changes; float32 within a stripe, float64 across stripes."""
         parts: list[Sums] = []
-        spare = np.empty((STRIPE, self.centroids_KD.shape[1]), np.float32)
+        memory = _Memory(workspace(STRIPE, self.centroids_KD.shape[1]), products_of(self.centroids_KD))
         lo = 0
-        for rows in stripes:
+        for i, rows in enumerate(stripes):
             here = slice(lo, lo + len(rows))
             lo += len(rows)
-            parts += self._stripe(rows, bounds.labels_B[here], bounds.upper_B[here], bounds.lower_B[here], spare)
+            of_stripe = Bounds(bounds.labels_B[here], bounds.upper_B[here], bounds.lower_B[here])
+            parts += self._stripe(rows, of_stripe, memory, probe=i % _PROBES == 0)
         if not parts:
             shape = (0, self.centroids_KD.shape[1])
             return Moves(bounds, np.empty(0, np.int64), np.empty(shape, np.float64), np.empty(0, np.int64))
@@ -187,46 +226,106 @@ class MoveRows:
                 counts[at] += part.counts_J
         return Moves(bounds, groups.astype(np.int64), sums, counts)
 
-    def _stripe(self, rows_BD: F32, label: Labels, upper: F32, lower: F32, spare: F32) -> list[Sums]:
-        """Update labels and bounds in place; return the sums of rows that join and leave groups.
-
-        ``spare`` (B or more, D) is a scratch buffer: allocating memory for every copy would cost more than the copy.
-        """
+    def _stripe(self, rows_BD: F32, bounds: Bounds, memory: _Memory, *, probe: bool) -> list[Sums]:
+        """Update labels and bounds in place; return the sums of rows that join and leave groups."""
+        label, upper, lower = bounds.labels_B, bounds.upper_B, bounds.lower_B
         fresh = bool(label[0] < 0)
-        if fresh:
+        if fresh or self.bounds != "used":
             need = np.arange(len(rows_BD))
         else:
-            own = self.moved_K[label]
-            upper += own
-            # Any other centroid came nearer by at most the largest move of the other centroids.
-            order = np.argsort(self.moved_K)[-2:]
-            largest, runner_up = self.moved_K[order[-1]], self.moved_K[order[0]]
-            lower -= np.where(label == order[-1], runner_up, largest)
-            need = np.flatnonzero(upper + self.slack >= lower)
-            if len(need) > len(rows_BD) // 2:
-                own_BD = np.take(self.centroids_KD, label, axis=0, out=spare[: len(label)], mode="clip")
-                upper[:] = _angles(np.einsum("ij,ij->i", rows_BD, own_BD))
-            elif len(need):
-                own_BD = np.take(self.centroids_KD, label[need], axis=0, out=spare[: len(need)], mode="clip")
-                upper[need] = _angles(np.einsum("ij,ij->i", rows_BD[need], own_BD))
-            need = need[upper[need] + self.slack >= lower[need]]
+            need = self._doubtful(rows_BD, bounds, memory)
         if not len(need):
             return []
         if len(need) > _MOSTLY * len(rows_BD):
             need = np.arange(len(rows_BD))
             some = rows_BD
         else:
-            some = np.take(rows_BD, need, axis=0, out=spare[: len(need)], mode="clip")
-        labels, best, second = self.nearest(some, self.centroids_KD)
+            some = np.take(rows_BD, need, axis=0, out=memory.rows_BD[: len(need)], mode="clip")
+        second = probe or self.bounds != "probed"
+        labels, best, others = self.nearest(some, self._columns_KD, memory.products, second=second)
         before = label[need]
-        label[need], upper[need], lower[need] = labels, _angles(best), _angles(second)
+        label[need], upper[need], lower[need] = labels, _angles(best), _angles(others) if second else 0
         if fresh:
             return [sums_by_group(rows_BD, labels)]
         changed = np.flatnonzero(labels != before)
         if not len(changed):
             return []
-        moving = some[changed]
-        return [sums_by_group(moving, labels[changed]), sums_by_group(moving, before[changed], leaving=True)]
+        return [
+            sums_by_group(some, labels[changed], changed),
+            sums_by_group(some, before[changed], changed, leaving=True),
+        ]
+
+    def _doubtful(self, rows_BD: F32, bounds: Bounds, memory: _Memory) -> npt.NDArray[np.int64]:
+        """Update the bounds for the moves of the centroids; return the rows that may change their group."""
+        label, upper, lower = bounds.labels_B, bounds.upper_B, bounds.lower_B
+        upper += self.moved_K[label]
+        most, largest, runner_up = self._slow
+        # Any other slow centroid came nearer by at most the largest move among them.
+        lower -= np.where(label == most, runner_up, largest)
+        if len(self.fast_F):
+            nearest, best, second = self.nearest(rows_BD, self._fast_FD, memory.products)
+            np.minimum(lower, _angles(np.where(self.fast_F[nearest] == label, second, best)), out=lower)
+        need = np.flatnonzero(upper + self.slack >= lower)
+        if len(need) > len(rows_BD) // 2:
+            own_BD = np.take(self.centroids_KD, label, axis=0, out=memory.rows_BD[: len(label)], mode="clip")
+            upper[:] = _angles(np.einsum("ij,ij->i", rows_BD, own_BD))
+        elif len(need):
+            own_BD = np.take(self.centroids_KD, label[need], axis=0, out=memory.rows_BD[: len(need)], mode="clip")
+            upper[need] = _angles(np.einsum("ij,ij->i", rows_BD[need], own_BD))
+        return need[upper[need] + self.slack >= lower[need]]
+
+    @cached_property
+    def _slow(self) -> tuple[int, float, float]:
+        """The slow centroid that moved most, its move, and the largest move of the other slow ones."""
+        moved = self.moved_K.copy()
+        moved[self.fast_F] = 0
+        order = np.argsort(moved)[-2:]
+        return int(order[-1]), float(moved[order[-1]]), float(moved[order[0]])
+
+    @cached_property
+    def _columns_KD(self) -> F32:
+        return by_columns(self.centroids_KD)
+
+    @cached_property
+    def _fast_FD(self) -> F32:
+        return by_columns(self.centroids_KD[self.fast_F])
+
+
+class _Memory(NamedTuple):
+    """Scratch memory of a worker, for copied rows (STRIPE, D) and for products."""
+
+    rows_BD: F32
+    products: F32
+
+
+def rule_for(state: State, nearest: Nearest = nearest_two, slack: float = SLACK) -> MoveRows:
+    """Return the cheapest rule for the next iteration, as far as a sample of the rows tells.
+
+    Bounds cost a tenth of the products. Where centroids still move as far as rows are from a second centroid, all rows
+    are multiplied. Often only some centroids move far, such as those of small groups: the rows are multiplied with
+    these, and the bounds have to hold for the others only. The choice depends on nothing but the state, and changes no
+    label.
+    """
+    every = max(len(state.lower_N) // _SAMPLED, 1) | 1  # odd: not in step with stripes
+    upper, lower, labels = state.upper_N[::every], state.lower_N[::every], state.labels_N[::every]
+    known = (lower > 0) & (labels >= 0)
+    rule = MoveRows(state.centroids_KD, state.moved_K, nearest, slack, "probed")
+    if not known.any():
+        return rule
+    gap, own = (lower - upper - slack)[known], state.moved_K[labels[known]]
+    order = np.argsort(-state.moved_K, kind="stable")
+    k = len(order)
+    costs: dict[int, float] = {}
+    for count in {k // part for part in _FAST}:
+        left = gap - state.moved_K[order[count]]
+        doubtful, multiplied = float((left <= own).mean()), float((left <= 0).mean())
+        costs[count] = _BOUNDS + _FAST_PRODUCT * count / k + _TIGHTEN * doubtful + _PRODUCT * multiplied
+    count = min(costs, key=lambda count: (costs[count], count))
+    if float(known.mean()) < _KNOWN:
+        return replace(rule, bounds="taken") if costs[count] < _WORTH_TAKING else rule
+    if costs[count] < _WORTH_USING:
+        return replace(rule, bounds="used", fast_F=np.sort(order[:count]))
+    return rule
 
 
 def _angles(cosines: F32) -> F32:
@@ -234,7 +333,7 @@ def _angles(cosines: F32) -> F32:
 
 
 class Sums(NamedTuple):
-    """Float32 sums and counts of the rows of each group present, groups ascending."""
+    """Float32 sums and counts of the rows of each group present."""
 
     groups_J: Labels
     sums_JD: F32
@@ -242,25 +341,39 @@ class Sums(NamedTuple):
     leaving: bool
 
 
-def sums_by_group(rows_BD: F32, labels_B: Labels, *, leaving: bool = False) -> Sums:
-    """Sum the rows of each group.
+def sums_by_group(
+    rows_BD: F32, labels_C: Labels, at_C: npt.NDArray[np.int64] | None = None, *, leaving: bool = False
+) -> Sums:
+    """Sum the rows of each group, in row order; the largest groups come first.
 
     Small groups are summed together - the second rows of all groups, then the third, and so on - and only larger groups
-    one by one: four times faster than ``np.add.reduceat``.
+    one by one: many times faster than ``np.add.reduceat``.
+
+    Args:
+        rows_BD: (B, D) float32.
+        labels_C: (C,) the group of each row to sum.
+        at_C: (C,) positions of these rows; all rows by default.
+        leaving: Whether the sums are to be subtracted.
     """
-    order = np.argsort(labels_B, kind="stable")
-    ordered = labels_B[order]
+    order = np.argsort(labels_C, kind="stable")
+    ordered = labels_C[order]
     starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
     counts = np.diff(np.append(starts, len(ordered)))
-    sums = rows_BD[order[starts]]
-    large = counts > _SIDE_BY_SIDE
-    for j in np.flatnonzero(large):
+    largest = np.argsort(-counts, kind="stable")  # so that groups with a next row are the first ones
+    starts, counts = starts[largest], counts[largest]
+    if at_C is not None:
+        order = at_C[order]
+    sums = np.take(rows_BD, order[starts], axis=0, mode="clip")
+    large = int(np.searchsorted(-counts, -_SIDE_BY_SIDE))
+    for j in range(large):
         sums[j] = np.add.reduce(rows_BD[order[starts[j] : starts[j] + counts[j]]], axis=0)
+    others = np.empty_like(sums[large:])
     for turn in range(1, _SIDE_BY_SIDE):
-        still = np.flatnonzero((counts > turn) & ~large)
-        if not len(still):
+        end = int(np.searchsorted(-counts, -turn))
+        if end <= large:
             break
-        sums[still] += rows_BD[order[starts[still] + turn]]
+        next_rows = others[: end - large]
+        sums[large:end] += np.take(rows_BD, order[starts[large:end] + turn], axis=0, out=next_rows, mode="clip")
     return Sums(ordered[starts], sums, counts, leaving)
 
 
@@ -298,7 +411,7 @@ def fit(
     """
     while int(state.done) < iterations:
         lo, changed = 0, 0
-        for moves in each_block(MoveRows(state.centroids_KD, state.moved_K, nearest, slack), state):
+        for moves in each_block(rule_for(state, nearest, slack), state):
             hi = lo + len(moves.bounds.labels_B)
             state.labels_N[lo:hi] = moves.bounds.labels_B
             state.upper_N[lo:hi] = moves.bounds.upper_B
@@ -340,6 +453,11 @@ class Assign:
 
     def __call__(self, stripes: Iterable[F32]) -> tuple[npt.NDArray[np.int32], F32]:
         """Return labels (B,) int32 and 1 - cosine (B,) float32."""
-        results = [nearest_centroid(rows, self.centroids_KD) for rows in stripes]
+        scratch = products_of(self.centroids_KD)
+        results = [nearest_centroid(rows, self._columns_KD, scratch) for rows in stripes]
         labels = np.concatenate([label for label, _ in results])
         return labels, np.float32(1) - np.concatenate([product for _, product in results])
+
+    @cached_property
+    def _columns_KD(self) -> F32:
+        return by_columns(self.centroids_KD)

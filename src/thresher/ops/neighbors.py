@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.ops.components import find, unite
-from thresher.ops.vectors import F32
+from thresher.ops.vectors import F32, workspace
 
 Load = Callable[[int, int], F32]
 
@@ -107,14 +107,14 @@ def nearest_other(rows_BD: F32, others: Iterable[F32]) -> tuple[F32, npt.NDArray
     """
     best = np.full(len(rows_BD), -np.inf, np.float32)
     where = np.full(len(rows_BD), -1, np.int64)
-    buffer = np.empty(min(_PANEL, len(rows_BD)) * _PANEL, np.float32)
+    memory = workspace(min(_PANEL, len(rows_BD)), _PANEL).reshape(-1)
     a = 0
     for some in others:
         for p in range(0, len(some), _PANEL):
             panel = some[p : p + _PANEL]
             for r in range(0, len(rows_BD), _PANEL):
                 part = rows_BD[r : r + _PANEL]
-                products = buffer[: len(part) * len(panel)].reshape(len(part), len(panel))
+                products = memory[: len(part) * len(panel)].reshape(len(part), len(panel))
                 np.matmul(part, panel.T, out=products)
                 _keep_better(products, a + p, best[r : r + _PANEL], where[r : r + _PANEL])
         a += len(some)
@@ -123,17 +123,19 @@ def nearest_other(rows_BD: F32, others: Iterable[F32]) -> tuple[F32, npt.NDArray
 
 def _keep_better(products: F32, first: int, best: F32, where: npt.NDArray[np.int64]) -> None:
     """Update the running maximum of rows (R,) with their products (R, M) with others, numbered from ``first``."""
-    top = products.max(axis=1)
-    better = np.flatnonzero(top > best)
-    where[better] = first + products[better].argmax(axis=1)
-    best[better] = top[better]
+    column = products.argmax(axis=1)  # faster than max
+    top = products[np.arange(len(products)), column]
+    better = top > best
+    np.copyto(where, first + column, where=better)
+    np.copyto(best, top, where=better)
 
 
 def _with_earlier(load: Load, start: int, stop: int) -> Iterator[tuple[int, int, F32]]:
     """Yield the products (R, M) of rows start..stop with the rows before them, and the first row of both.
 
-    Products with a row that is not earlier are -inf.
+    Products with a row that is not earlier are -inf. They are valid until the next ones.
     """
+    memory = workspace(_PANEL, _PANEL).reshape(-1)
     for lo in range(start, stop, CHUNK):
         hi = min(lo + CHUNK, stop)
         rows = load(lo, hi)
@@ -143,7 +145,9 @@ def _with_earlier(load: Load, start: int, stop: int) -> Iterator[tuple[int, int,
                 panel = others[p : p + _PANEL]
                 first = max(a + p - lo, 0)  # rows before the first column of the panel have no earlier rows in it
                 for r in range(first, len(rows), _PANEL):
-                    products = rows[r : r + _PANEL] @ panel.T
+                    part = rows[r : r + _PANEL]
+                    products = memory[: len(part) * len(panel)].reshape(len(part), len(panel))
+                    np.matmul(part, panel.T, out=products)
                     if lo + r < a + p + len(panel):
                         at, column = lo + r + np.arange(len(products)), a + p + np.arange(len(panel))
                         products[column[None, :] >= at[:, None]] = -np.inf
@@ -165,6 +169,7 @@ def duplicates_of_kept(load: Load, size: int, threshold: float) -> tuple[F32, np
     best = np.full(size, -np.inf, np.float32)
     where = np.full(size, -1, np.int64)
     kept: list[npt.NDArray[np.int64]] = []
+    memory = workspace(_PANEL, _PANEL).reshape(-1)
     for lo in range(0, size, _PANEL):
         hi = min(lo + _PANEL, size)
         rows = load(lo, hi)
@@ -172,11 +177,16 @@ def duplicates_of_kept(load: Load, size: int, threshold: float) -> tuple[F32, np
         for j, positions in enumerate(kept):
             if not len(positions):
                 continue
-            products = rows @ load(j * _PANEL, min((j + 1) * _PANEL, size))[positions - j * _PANEL].T
-            top = products.max(axis=1)
-            better = np.flatnonzero(top > value)
-            place[better] = positions[products[better].argmax(axis=1)]
-            value[better] = top[better]
+            others = load(j * _PANEL, min((j + 1) * _PANEL, size))
+            if len(positions) < len(others):
+                others = others[positions - j * _PANEL]
+            products = memory[: len(rows) * len(others)].reshape(len(rows), len(others))
+            np.matmul(rows, others.T, out=products)
+            column = products.argmax(axis=1)
+            top = products[np.arange(len(products)), column]
+            better = top > value
+            np.copyto(place, positions[column], where=better)
+            np.copyto(value, top, where=better)
         earlier = np.tri(hi - lo, k=-1, dtype=np.bool_)
         inner = np.where(earlier, rows @ rows.T, -np.inf)
         alive = value <= threshold

@@ -52,8 +52,13 @@ class NearestBfloat16:
 
     device: str
 
-    def __call__(self, rows_BD: F32, centroids_KD: F32) -> tuple[npt.NDArray[np.int32], F32, F32]:
-        """Return labels (B,) int32 and products with the nearest and second centroid (B,), accurate to three digits."""
+    def __call__(
+        self, rows_BD: F32, centroids_KD: F32, scratch: F32 | None = None, *, second: bool = True
+    ) -> tuple[npt.NDArray[np.int32], F32, F32]:
+        """Return labels (B,) int32 and products with the nearest and second centroid (B,), accurate to three digits.
+
+        The second is found in any case: it costs little beside the products.
+        """
         import torch
 
         before = torch.get_num_threads()
@@ -61,16 +66,16 @@ class NearestBfloat16:
         try:
             rows = torch.from_numpy(rows_BD).to(self.device, torch.bfloat16)
             labels = np.zeros(len(rows_BD), np.int32)
-            best, second = np.full((2, len(rows_BD)), -np.inf, np.float32)
+            best, others = np.full((2, len(rows_BD)), -np.inf, np.float32)
             for lo in range(0, len(centroids_KD), _TILE):
                 tile = torch.from_numpy(centroids_KD[lo : lo + _TILE]).to(self.device, torch.bfloat16)
                 label, top, other = self._winners(rows @ tile.T)
-                second = np.maximum(np.maximum(second, other), np.minimum(best, top))
+                others = np.maximum(np.maximum(others, other), np.minimum(best, top))
                 better = top > best
                 labels[better], best[better] = label[better] + lo, top[better]
         finally:
             torch.set_num_threads(before)
-        return labels, best, second
+        return labels, best, others
 
     def _winners(self, products: Any) -> tuple[npt.NDArray[Any], F32, F32]:
         if self.device == "cpu":  # NumPy's argmax is twice as fast as torch's here

@@ -10,6 +10,15 @@ import numpy.typing as npt
 F32 = npt.NDArray[np.float32]
 
 _STRIPE = 256  # rows cast at a time: the temporary stays in cache
+_HUGE = 2**20  # float32 values from which NumPy asks for huge pages
+
+
+def workspace(rows: int, columns: int) -> F32:
+    """Return uninitialised float32 memory (rows, columns) for results that are overwritten many times.
+
+    New memory in small pages costs more than half of the product that fills it: reuse it, and let it have huge pages.
+    """
+    return np.empty(max(rows * columns, _HUGE), np.float32)[: rows * columns].reshape(rows, columns)
 
 
 def to_float32(rows_BD: npt.NDArray[Any], out: F32 | None = None) -> F32:

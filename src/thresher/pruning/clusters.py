@@ -23,6 +23,7 @@ from thresher.ops.vectors import F32, to_float32
 from thresher.pool.store import Block, EmbeddingStore, vectors_from_npy
 from thresher.pruning.audit import Audit, audited
 from thresher.pruning.run import Run, unit
+from thresher.runtime import memory
 from thresher.runtime.checksums import ArraySpec
 from thresher.runtime.engine import Engine, shares_memory
 from thresher.runtime.files import refuse_foreign_files
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 FILES = ("cluster.json", "centroids.npy", "labels.npy", "distances.npy")  # what write_groups writes
 FIELDS = ("image", "text", "joint")
-_IN_MEMORY = 512 * 2**20  # training rows are held in memory up to this many bytes of float32, else streamed
+_IN_MEMORY = 2 * 2**30  # training rows are held up to this many bytes of float32, and a quarter of what is free
 _ROWS_A_CLUSTER = 256  # in the training sample; more change the objective by less than 0.1%
 _LEAST_SAMPLE = 65_536
 _WARM_ROWS = 512  # rows per cluster that the first half of the iterations uses
@@ -513,7 +514,7 @@ def _train(run: Run, how: Clustered, k: int, sample: int, iterations: int) -> F3
         run = replace(run, store=replace(run.store, rows=run.store.ids[positions]))
     # Rows in this process would be sent to workers of another one in every iteration: these read them from the files.
     elsewhere = not shares_memory(run.engine) and run.store.mapped(name)
-    if sample * dim * 4 <= _IN_MEMORY and not elsewhere:
+    if sample * dim * 4 <= min(_IN_MEMORY, memory.available() // 4) and not elsewhere:
         held = np.empty((sample, dim), np.float32)
         lo = 0
         for rows in run.over_blocks("k-means: read", name, partial(unit, name)):
