@@ -35,6 +35,7 @@ check: .venv/ready
 	$(TEST)/ruff format --check src tests benchmarks examples lab
 	$(TEST)/ruff check src tests benchmarks examples lab
 	$(TEST)/mypy
+	$(TEST)/pyright
 
 fix: .venv/ready
 	$(TEST)/ruff format src tests benchmarks examples lab
