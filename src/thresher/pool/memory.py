@@ -579,15 +579,15 @@ def _which(frame: Any, vectors: Sequence[str]) -> str:
     if not frame.num_columns:
         return f"the table has no columns; {_GIVE}"
     names = list(vectors) or frame.column_names
-    told = [f"{shortened(visible(name), 40)!r}" for name in names[:10]] + ["..."] * (len(names) > 10)
+    listed = [f"{shortened(visible(name), 40)!r}" for name in names[:10]] + ["..."] * (len(names) > 10)
     if vectors:
         given = f"thresher.from_arrays(table=..., image={vectors[0]!r})"
-        return f"the columns {', '.join(told)} have vectors; say which column has those to use: {given}"
+        return f"the columns {', '.join(listed)} have vectors; say which column has those to use: {given}"
     if len(names) == 1:
-        told = [f"{told[0]}, of {shortened(visible(str(frame.schema.types[0])), 100)}"]
+        listed = [f"{listed[0]}, of {shortened(visible(str(frame.schema.types[0])), 100)}"]
     numbers = all(map(_is_number, frame.schema.types))
     give = "image=numpy.asarray(table, 'float32') if every column is one dimension" if numbers else "them as image="
-    return f"no column has vectors, lists of float16, float32 or float64; there are {', '.join(told)}; give {give}"
+    return f"no column has vectors, lists of float16, float32 or float64; there are {', '.join(listed)}; give {give}"
 
 
 def _is_number(kind: Any) -> bool:
