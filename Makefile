@@ -3,6 +3,7 @@
 # make test-all   the same, and the tests marked slow: full sizes, random kills, more examples (as in CI)
 # make bench  the benchmarks of docs/performance.md (minutes; needs 8 GB of disk)
 # make fix    formats the code
+# make docs   builds the documentation as a site in out/site
 
 PYTHON ?= python3
 DEMO = .venv-demo/bin
@@ -10,7 +11,7 @@ TEST = .venv/bin
 OUT = out/demo
 NEEDS = import sys; sys.version_info >= (3, 11) or sys.exit("thresher needs Python 3.11 or newer: make PYTHON=python3.11")
 
-.PHONY: demo test test-all check fix bench clean
+.PHONY: demo test test-all check fix bench docs clean
 
 demo: .venv-demo/ready
 	@rm -rf $(OUT)
@@ -32,17 +33,22 @@ test-all: .venv/ready check
 	$(TEST)/pytest -q -n auto --dist worksteal -m "" --hypothesis-profile full
 
 check: .venv/ready
-	$(TEST)/ruff format --check src tests benchmarks examples lab
-	$(TEST)/ruff check src tests benchmarks examples lab
+	$(TEST)/ruff format --check src tests benchmarks examples lab website
+	$(TEST)/ruff check src tests benchmarks examples lab website
 	$(TEST)/mypy
+	$(TEST)/pyright
 
 fix: .venv/ready
-	$(TEST)/ruff format src tests benchmarks examples lab
-	$(TEST)/ruff check --fix src tests benchmarks examples lab
+	$(TEST)/ruff format src tests benchmarks examples lab website
+	$(TEST)/ruff check --fix src tests benchmarks examples lab website
 
 bench: .venv/ready
 	$(TEST)/pip install -q --group bench
 	$(TEST)/python benchmarks/run.py
+
+docs: .venv/ready
+	$(TEST)/mkdocs build --quiet --strict -f website/mkdocs.yml -d ../out/site
+	@echo "Open $(CURDIR)/out/site/index.html in a browser."
 
 clean:
 	rm -rf .venv .venv-demo $(OUT)

@@ -112,8 +112,8 @@ def main() -> None:
             ]
         )
     print(
-        f"k-means, shape {args.shape}, {args.rows:,} x {args.dim}, K = {args.clusters:,}, {args.iterations} iterations, all rows, "
-        f"{cores()} cores, {args.rounds} rounds, {kernel()} kernels\n"
+        f"k-means, shape {args.shape}, {args.rows:,} x {args.dim}, K = {args.clusters:,}, {args.iterations} iterations, "
+        f"all rows, {cores()} cores, {args.rounds} rounds, {kernel()} kernels\n"
     )
     print(table(["", "seconds", "speed against faiss", "of the product peak", "mean cosine"], lines))
 

@@ -20,7 +20,7 @@ from thresher.dynamic.sampler import PruningSampler, with_rows  # new
 
 files = sorted((Path(__file__).parent / "twemoji").glob("*.parquet"))
 images = parquet.read_table(files, columns=["image"])["image"].to_pylist()
-pictures = [Image.open(io.BytesIO(image["bytes"])).convert("RGB").resize((16, 16)) for image in images]
+pictures = [np.asarray(Image.open(io.BytesIO(image["bytes"])).convert("RGB").resize((16, 16))) for image in images]
 pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous() / 255
 store = open_store(str(files[0].parent))
 captions = torch.from_numpy(store.vectors_at("text", np.arange(len(store))))  # text embeddings

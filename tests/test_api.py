@@ -141,10 +141,19 @@ def test_a_program_of_a_user_has_no_type_errors(tmp_path: Path, monkeypatch: pyt
         'less: th.Selection = kept.recut(keep="30%")\n'
         "store: th.EmbeddingStore = th.from_arrays(X, keys=[1, 2, 3])\n"
         'log: list[dict[str, object]] = th.train_clip("data", "run", policy=th.Scan(), epochs=3)\n'
+        "import polars as pl\n"
+        "from torch.utils.data import Dataset, Subset\n"
+        "class Numbers(Dataset[int]):\n"
+        "    def __getitem__(self, row: int) -> int:\n"
+        "        return row\n"
+        "part: Subset[int] = kept.filter(Numbers())\n"
+        "frame: pl.DataFrame = kept.filter(pl.DataFrame())\n"
+        "pair: tuple[int, ...] = kept.filter((1, 2))\n"
+        "budget: str = th.Density(keep=[1]).keep  # type: ignore[arg-type, assignment]\n"
         "reveal_type(kept.filter(X))\n"
     )
     monkeypatch.setenv("MYPYPATH", str(ROOT / "src"))
-    words = ["--strict", "--ignore-missing-imports", "--follow-imports=silent", str(program)]
+    words = ["--config-file=", "--strict", "--ignore-missing-imports", "--follow-imports=silent", str(program)]
     said, _, _ = api.run([*words, "--cache-dir", str(tmp_path / "cache")])
     lines = [line for line in said.splitlines() if line.startswith(str(program)) or "program.py" in line]
     assert len(lines) == 1, said

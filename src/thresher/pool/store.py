@@ -189,9 +189,16 @@ class EmbeddingStore:
         pieces: Sequence[Piece | TablePiece] = self.layout.table_parts if metadata else self.layout.vectors[name]
         for piece in pieces:
             if row < piece.rows:
+                if self.in_memory:
+                    return f"{'the table' if metadata else f'the {name} vectors'}, row {row:,}"
                 return f"{piece.path} row {row:,}"
             row -= piece.rows
         raise UsageError(f"row {row:,} is beyond the end of the store")
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the pool was made by :func:`thresher.from_arrays`."""
+        return self.layout.location.startswith(IN_MEMORY)
 
     # --- vectors ------------------------------------------------------------------------------
 
@@ -299,7 +306,8 @@ class EmbeddingStore:
             )
             raise BadRowsError(
                 f"{self.location_of(part, row)}: the {part} embedding {kind} (row {row:,} of the pool); "
-                "fix the file, or pass --skip-bad to skip such rows"
+                + ("fix the values, or give skip_bad=True" if self.in_memory else "fix the file, or pass --skip-bad")
+                + " to skip such rows"
             )
         return units
 

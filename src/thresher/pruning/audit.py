@@ -91,8 +91,12 @@ class Audit:
         count = int(np.count_nonzero(codes == codes[row_at]))
         raise BadRowsError(
             f"{run.store.location_of('metadata', row)}: {_CODES[codes[row_at]].replace('its', 'the', 1)}: {key!r} "
-            f"({count:,} such rows in the pool); fix the file, pass --skip-bad to skip such rows, or give another "
-            "--key (--key row: row numbers)"
+            f"({count:,} such rows in the pool); "
+            + (
+                "fix the values, give skip_bad=True to skip such rows, or give other keys= ('row': row numbers)"
+                if run.store.in_memory
+                else "fix the file, pass --skip-bad to skip such rows, or give another --key (--key row: row numbers)"
+            )
         )
 
 

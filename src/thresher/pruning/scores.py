@@ -25,7 +25,7 @@ from thresher.pruning.run import Run
 from thresher.runtime.parameters import is_required, parameters_of
 from thresher.runtime.template import RoundedFloat
 from thresher.runtime.untrusted import parse_json
-from thresher.selection import Budget, Selection
+from thresher.selection import Budget, Keep, Selection
 
 Array = npt.NDArray[Any]
 
@@ -75,7 +75,7 @@ class Scored(ABC):
         scored = self.score(run)
         scores = scored.values_N
         if self.keep is not None:
-            mask = top(scores, self.keep.of(len(scores)))
+            mask = top(scores, Keep.parse(self.keep).of(len(scores)))
             least = float(scores[mask].min())
             if not np.isfinite(least):
                 raise UsageError(f"keep = {self.keep}: would keep rows whose {self.meaning} is {least}; keep fewer")

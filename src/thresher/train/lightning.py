@@ -16,7 +16,7 @@ import functools
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,11 @@ try:
     from torch.utils.data import DataLoader, default_collate  # noqa: TID253
 except ImportError:
     raise MissingExtraError("pruning with Lightning", "lightning") from None
+
+if TYPE_CHECKING:
+    _Callback: TypeAlias = Any  # of the package in use, which checkers cannot know
+else:
+    _Callback = object
 
 _FLAVOURS = ("lightning.pytorch", "pytorch_lightning")
 
@@ -96,7 +101,7 @@ class _Collate:
         return np.array([row for row, _ in batch], np.int64), self.collate([item for _, item in batch])
 
 
-class PruningCallback:
+class PruningCallback(_Callback):
     """A Lightning callback that keeps the Trainer and a sampler in sync.
 
     ``PruningCallback(sampler)`` creates a ``Callback`` of the Lightning package that is imported. It
@@ -263,5 +268,5 @@ def _callback_class(cls: Any, bases: tuple[Any, ...]) -> Any:
 
 def _restore(cls: type[PruningCallback], attributes: dict[str, Any]) -> PruningCallback:
     new = cls.__new__(cls)
-    vars(new).update(attributes)
+    new.__dict__.update(attributes)
     return new

@@ -27,7 +27,7 @@ from thresher.pruning.class_statistics import Classes, Similarities, greedy, sim
 from thresher.pruning.clusters import Clustered, Groups, assign, read_names
 from thresher.pruning.registry import method
 from thresher.pruning.run import Run
-from thresher.selection import Budget, Selection
+from thresher.selection import Budget, Keep, Selection
 
 _HEAVY = 1e6  # a larger weight would lose the other terms in rounding
 
@@ -89,7 +89,7 @@ class ClipCov(Clustered):
         """Assign rows to classes, score them, and take rows greedily."""
         run.store.require_joint("clipcov")
         n = len(run.store)
-        budget = self.keep.of(n)
+        budget = Keep.parse(self.keep).of(n)
         groups, names = self._classes(run)
         classes = Classes.of(groups)
         walks = self._walks(classes, groups, similarities(run, groups, classes, self._clamp))

@@ -23,7 +23,7 @@ from thresher.ops.cut import allocate, softmax, top_per_group
 from thresher.pruning.clusters import Clustered, Groups
 from thresher.pruning.registry import method
 from thresher.pruning.run import Run
-from thresher.selection import Budget, Selection
+from thresher.selection import Budget, Keep, Selection
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -63,7 +63,7 @@ class Density(Clustered):
         """Compute the complexity and quota of each cluster, and keep that many rows of each."""
         groups = self.groups(run)
         sizes = groups.sizes_K
-        budget = self.keep.of(len(groups.labels_N))
+        budget = Keep.parse(self.keep).of(len(groups.labels_N))
         notes = list(groups.notes)
         d_intra, d_inter = groups.d_intra_K, groups.d_inter_K(run.engine, self.neighbors)
         if self.released:

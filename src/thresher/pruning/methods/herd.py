@@ -23,7 +23,7 @@ from thresher.pruning.registry import method
 from thresher.pruning.run import Run
 from thresher.runtime.checksums import ArraySpec
 from thresher.runtime.random import digest
-from thresher.selection import Budget, Selection
+from thresher.selection import Budget, Keep, Selection
 
 Rows = npt.NDArray[np.int64]
 
@@ -43,7 +43,7 @@ class Herd(Clustered):
             run.store.dim(name)  # both must exist; their widths may differ
         groups = self.groups(run)
         sizes, n = groups.sizes_K, len(groups.labels_N)
-        budget = self.keep.of(n)
+        budget = Keep.parse(self.keep).of(n)
         quotas = allocate(sizes * (budget / n), np.zeros_like(sizes), sizes, budget)
         classes = zip(Classes.of(groups).rows(), quotas.tolist(), strict=True)
         tasks = [task for own, quota in classes if len(own) for task in _parts(own, quota)]

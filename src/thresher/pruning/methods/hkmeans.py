@@ -25,7 +25,7 @@ from thresher.ops.vectors import F32
 from thresher.pruning.clusters import Clustered, Groups, assign, centroids_of_array
 from thresher.pruning.registry import method
 from thresher.pruning.run import Run
-from thresher.selection import Budget, Selection
+from thresher.selection import Budget, Keep, Selection
 
 Ints = npt.NDArray[np.int64]
 
@@ -76,7 +76,7 @@ class HierarchicalKMeans(Clustered):
         groups, tree = self._clustered(wide)
         groups = groups.within(wide, run)
         sizes = groups.sizes_K
-        budget = self.keep.of(len(groups.labels_N))
+        budget = Keep.parse(self.keep).of(len(groups.labels_N))
         quotas = divided(sizes, tree, budget)
         priority: npt.NDArray[Any] = np.asarray(groups.distances_N)
         if self.order == "random":

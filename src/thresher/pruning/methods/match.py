@@ -25,7 +25,7 @@ from thresher.pruning.reference import open_reference
 from thresher.pruning.registry import method
 from thresher.pruning.run import Run
 from thresher.pruning.scores import column
-from thresher.selection import Budget, Selection
+from thresher.selection import Budget, Keep, Selection
 
 Floats = npt.NDArray[np.float64]
 
@@ -77,7 +77,7 @@ class Match(Clustered):
         """Assign the target to the clusters, and keep its share of each."""
         groups = self.groups(run)
         labels, sizes = groups.labels_N, groups.sizes_K
-        budget = self.keep.of(len(labels))
+        budget = Keep.parse(self.keep).of(len(labels))
         share, notes = self._share(run, groups)
         score, meaning, more = self._priority(run, groups)
         if self.weight is None:

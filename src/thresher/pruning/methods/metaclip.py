@@ -41,7 +41,7 @@ from thresher.runtime.checksums import ArraySpec
 from thresher.runtime.format import counted
 from thresher.runtime.random import digest
 from thresher.runtime.untrusted import cut
-from thresher.selection import Budget, Selection
+from thresher.selection import Budget, Keep, Selection
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -102,7 +102,7 @@ class MetaClip:
         """Match entries, count rows for each, and draw the rows by their probabilities."""
         require_matcher()
         column = caption_column(run.store, "metaclip")
-        budget = None if self.keep is None else self.keep.of(len(run.store))
+        budget = None if self.keep is None else Keep.parse(self.keep).of(len(run.store))
         entries, notes = self._entries(run, column)
         languages_n, names, more = _languages(run, self.language)
         if len(entries) * len(names) > _MOST_COUNTS:

@@ -8,7 +8,7 @@ from typing import ClassVar
 from thresher.ops.cut import top
 from thresher.pruning.registry import method
 from thresher.pruning.run import Run
-from thresher.selection import Budget, Selection
+from thresher.selection import Budget, Keep, Selection
 
 
 @method("random")
@@ -23,5 +23,5 @@ class Random:
     def select(self, run: Run) -> Selection:
         """Keep the rows with the highest random numbers, which depend on the seed and the row id."""
         ranks = run.random_ranks("random")
-        mask = top(ranks, self.keep.of(len(ranks)))
+        mask = top(ranks, Keep.parse(self.keep).of(len(ranks)))
         return run.selection(self, mask, reasons=("not drawn",))

@@ -20,7 +20,7 @@ from thresher.ops.cut import top
 from thresher.pruning.registry import method
 from thresher.pruning.run import Run
 from thresher.pruning.scores import column
-from thresher.selection import Budget, Selection
+from thresher.selection import Budget, Keep, Selection
 
 Floats = npt.NDArray[np.float64]
 
@@ -70,7 +70,7 @@ class SoftCapSampling:
             raise UsageError("rows are already repeated by an earlier step; use only one step that repeats rows")
         scored = column(run, self.column, "column", finite=True)
         rows = len(scored.values_N)
-        draws = self.draws.of(rows, repeats=True)
+        draws = Keep.parse(self.draws).of(rows, repeats=True)
         if draws > _MOST_USES * rows:
             raise BudgetError(
                 f"draws = {draws:,}: must be at most {_MOST_USES * rows:,}, {_MOST_USES:,} for each of the {rows:,} "

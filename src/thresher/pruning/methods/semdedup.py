@@ -37,7 +37,7 @@ from thresher.pruning.scores import Score, column
 from thresher.runtime.checksums import ArraySpec
 from thresher.runtime.format import counted
 from thresher.runtime.random import digest
-from thresher.selection import Budget, Selection
+from thresher.selection import Budget, Keep, Selection
 
 Rows = npt.NDArray[np.int64]
 
@@ -198,7 +198,7 @@ class SemDeDup(Clustered):
         cosine = np.maximum(cosine, np.float32(-1))  # rows without an earlier row
         mask = np.zeros(n, np.bool_)
         if self.keep is not None:
-            count = self.keep.of(n)
+            count = Keep.parse(self.keep).of(n)
             if count > len(at):
                 raise BudgetError(f"cannot keep {count:,} rows: only {len(at):,} of {n:,} do not repeat the reference")
             mask[at] = top(-cosine[at], count)

@@ -17,7 +17,7 @@ from thresher.ops.cut import top, top_per_group
 from thresher.pruning.clusters import Clustered
 from thresher.pruning.registry import method
 from thresher.pruning.run import Run
-from thresher.selection import Budget, Selection
+from thresher.selection import Budget, Keep, Selection
 
 
 @method("ssp")
@@ -43,7 +43,7 @@ class Ssp(Clustered):
         """Give each cluster its guaranteed rows, then fill the budget with the hardest rows of the pool."""
         groups = self.groups(run)
         sizes = groups.sizes_K
-        budget = self.keep.of(len(groups.labels_N))
+        budget = Keep.parse(self.keep).of(len(groups.labels_N))
         distances: npt.NDArray[Any] = np.asarray(groups.distances_N)
         priority = distances if self.order == "hard" else -distances
         sure = np.minimum(int(self.balance * budget / len(sizes)), sizes)
