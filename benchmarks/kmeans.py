@@ -111,10 +111,8 @@ def main() -> None:
                 f"{objective(rows, result[name]):.5f}" if name in result else "",
             ]
         )
-    print(
-        f"k-means, shape {args.shape}, {args.rows:,} x {args.dim}, K = {args.clusters:,}, {args.iterations} iterations, "
-        f"all rows, {cores()} cores, {args.rounds} rounds, {kernel()} kernels\n"
-    )
+    size = f"{args.rows:,} x {args.dim}, K = {args.clusters:,}, {args.iterations} iterations, all rows"
+    print(f"k-means, shape {args.shape}, {size}, {cores()} cores, {args.rounds} rounds, {kernel()} kernels\n")
     print(table(["", "seconds", "speed against faiss", "of the product peak", "mean cosine"], lines))
 
 
