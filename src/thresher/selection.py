@@ -616,11 +616,11 @@ class Selection:
 
         return plotted(self, step)
 
-    def explain(self, key: str, *, pool: Any = None, metadata: str | None = None) -> dict[str, Any]:
+    def explain(self, key: str | int, *, pool: Any = None, metadata: str | None = None) -> dict[str, Any]:
         """Return what each step decided about a row, see :func:`thresher.report.explain.explain`.
 
         Args:
-            key: The key of the row; ``row:17`` names a row by number.
+            key: The key of the row, a number if keys are numbers; ``row:17`` names a row by number.
             pool: The pool, if it was moved: a store or a location.
             metadata: An img2dataset output to join by key.
 

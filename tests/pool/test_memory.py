@@ -241,6 +241,14 @@ def test_a_pool_says_what_to_type_in_python(data: dict[str, Any], select: Any) -
     assert len(select(from_arrays(**{**again, "keys": None}), th.Random(keep=3))) == 3
 
 
+def test_keys_that_are_numbers_are_given_as_numbers(data: dict[str, Any], select: Any) -> None:
+    kept = select(from_arrays(data["image"], keys=range(1000, 1000 + N)), th.Random(keep="30%"))
+    assert kept.explain(1005) == kept.explain(np.int64(1005)) == kept.explain("1005") == kept.explain("row:5")
+    for given in (None, 3.5, True, b"1005"):
+        with pytest.raises(th.UsageError, match="a key is text or a whole number, not"):
+            kept.explain(given)
+
+
 def test_rows_without_a_vector_are_refused_or_skipped(data: dict[str, Any], select: Any) -> None:
     frame = frame_of(data)
     frame.at[7, "image_embedding"] = None

@@ -159,6 +159,10 @@ def _columns(data: Samples, captions: Sequence[str] | None, options: DataOptions
     """
     if type(data).__module__.startswith("datasets.") and hasattr(data, "column_names"):
         return _of_dataset(data, captions, options)
+    if hasattr(data, "columns"):
+        raise UsageError(
+            f"cannot embed a {type(data).__name__}; give its rows as dictionaries, or its column of images"
+        )
     if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")) or isinstance(data, (bytes, Mapping)):
         raise UsageError(f"cannot embed {type(data).__name__}; {_GIVE}")
     if not len(data):
@@ -187,6 +191,7 @@ def _of_dataset(data: Any, captions: Sequence[str] | None, options: DataOptions)
 
     if not isinstance(data, datasets.Dataset):
         raise UsageError(f"cannot embed a {type(data).__name__}; give one split, loaded as a Dataset")
+    data = data.with_format(None)  # values as Python has them, whatever the program reads them as
     features = data.features
     pictures = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
     image = options.image or next(iter(pictures), None) or _first(features, IMAGES, "image")
