@@ -47,7 +47,7 @@ bench: .venv/ready
 	$(TEST)/python benchmarks/run.py
 
 docs: .venv/ready
-	$(TEST)/mkdocs build --quiet --strict -f website/mkdocs.yml -d ../out/site
+	NO_MKDOCS_2_WARNING=1 $(TEST)/mkdocs build --quiet --strict -f website/mkdocs.yml -d ../out/site
 	@echo "Open $(CURDIR)/out/site/index.html in a browser."
 
 clean:
