@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 
 import thresher as th
 from tests.golden.update import chains, golden_store
@@ -172,7 +173,7 @@ def test_single_columns_are_vectors_too(data: dict[str, Any]) -> None:
         assert from_arrays(given).fingerprint() == expected
 
 
-def test_vectors_one_by_one_are_vectors_too(data: dict[str, Any]) -> None:
+def test_vectors_one_by_one_are_vectors_too(data: dict[str, Any], tmp_path: Path) -> None:
     """Objects of any library in a column, tensors as extension types, and views of lists."""
     image, expected = data["image"], from_arrays(data["image"]).fingerprint()
     objects = np.empty(N, object)
@@ -192,6 +193,9 @@ def test_vectors_one_by_one_are_vectors_too(data: dict[str, Any]) -> None:
         pa.table({"v": pa.array(lists, pa.list_view(pa.float32()))}),
     ):
         assert from_arrays(given).fingerprint() == expected
+    table = pa.table({"image_embedding": pa.FixedShapeTensorArray.from_numpy_ndarray(image)})
+    parquet.write_table(table, tmp_path / "tensors.parquet")
+    np.testing.assert_array_equal(th.open(tmp_path / "tensors.parquet").raw_at("image", np.arange(N)), image)
     gaps = from_arrays([*image[:3], None, *image[4:]])
     assert np.isnan(gaps.layout.raw_at("image", np.array([3]))).all()
 
@@ -396,7 +400,10 @@ def test_pictures_are_shown_in_reports(data: dict[str, Any], select: Any, tmp_pa
         ({"image": datasets.Dataset.from_dict({"v": [1]}).to_iterable_dataset()}, "without streaming=True"),
         ({"image": torch.eye(3).to_sparse()}, "cannot read a tensor of torch.float32, sparse_coo, on cpu"),
         ({"image": torch.eye(3).to("meta")}, "cannot read a tensor of .* on meta"),
-        ({"image": torch.eye(3).to(torch.float8_e4m3fn)}, "tensor of torch.float8_e4m3fn, .* as tensor.float"),
+        ({"image": torch.eye(3).bfloat16().to_sparse()}, "cannot read a tensor of torch.bfloat16, sparse_coo"),
+        ({"image": torch.eye(3).bfloat16().to("meta")}, "cannot read a tensor of torch.bfloat16, .* on meta"),
+        ({"table": {"v": [[1.0]] * 2, "m": [1, 10**30]}}, "the column 'm' has values of several types"),
+        ({"image": torch.eye(3).to(torch.float8_e4m3fn)}, "torch.float8_e4m3fn, .* give a dense one of float16"),
         ({"table": {"a": [[1.0], [2.0]], "b": [[1.0], [2.0]]}}, "'a', 'b' have vectors; say which column has"),
         ({"table": {"n": [1, 2]}, "image": "m"}, "image = 'm': no such column"),
         ({"table": {"n": [1, 2]}, "image": "n"}, "image = 'n': contains int64"),
