@@ -106,14 +106,13 @@ def select(
         PoolError: The pool is damaged, has unusable rows, or changed during the run.
     """
     from thresher.pruning.recipe import run_steps
-    from thresher.selection import Selection
 
     steps, own = _steps(methods)
     if not steps:
         raise UsageError('give one method or more, such as thresher.Density(keep="40%"), or the name of a recipe')
     if len(own) > 1 and seed is None:
         raise UsageError(f"the recipes have the seeds {' and '.join(map(str, sorted(own)))}; give one with seed=")
-    earlier = within if within is None or isinstance(within, Selection) else Selection.load(within)
+    earlier = None if within is None else _selection("within", within)
     seed = next(iter(own), 0) if seed is None else seed
     resources = _resources(engine, workers, cache, progress)
     return run_steps(_store(pool, cache), steps, seed=seed, within=earlier, **resources)
@@ -156,12 +155,11 @@ def score(
     """
     from thresher.pruning import score_table
     from thresher.pruning.scores import scorer
-    from thresher.selection import Selection
 
     if isinstance(method, type):
         method = method.name
     made = scorer(method) if isinstance(method, str) else method
-    earlier = within if within is None or isinstance(within, Selection) else Selection.load(within)
+    earlier = None if within is None else _selection("within", within)
     how = {"seed": seed, "within": earlier, **_resources(engine, workers, cache, progress)}
     store = _store(pool, cache)
     if out is None:
@@ -265,7 +263,15 @@ def compare(
 
     named: dict[str, Any] = {}
     for place, one in enumerate(selections, 1):
-        more = one if isinstance(one, Mapping) else {str(place) if isinstance(one, Selection) else os.fspath(one): one}
+        more = (
+            one
+            if isinstance(one, Mapping)
+            else {
+                str(place)
+                if isinstance(one, Selection)
+                else _place("compare", one, " of a selection, or the selection"): one
+            }
+        )
         if twice := named.keys() & more.keys():
             raise UsageError(f"a selection is given twice: {', '.join(sorted(twice))}")
         named |= more
@@ -358,7 +364,12 @@ def doctor(
 
     reading = _made(DataOptions, "doctor", options)
     return doctor(
-        os.fspath(data), reading, sample=sample, encoder=encoder, workers=workers, progress=_progress(progress)
+        _place("data", data, "; thresher.inspect takes embeddings in memory"),
+        reading,
+        sample=sample,
+        encoder=encoder,
+        workers=workers,
+        progress=_progress(progress),
     )
 
 
@@ -469,7 +480,8 @@ def reshard(
     from thresher.runtime.engine import make_engine
 
     return reshard(
-        os.fspath(data), kept, os.fspath(out), form=form, per_shard=per_shard, shuffle=shuffle, trainable=trainable,
+        _place("data", data), kept, _place("out", out), form=form,
+        per_shard=per_shard, shuffle=shuffle, trainable=trainable,
         workers=workers, processes=processes, overwrite=overwrite, options=_made(DataOptions, "reshard", options),
         pool=None if pool is None else os.fspath(pool), progress=_progress(progress),
         engine=make_engine(engine, workers) if isinstance(engine, str) else engine,
@@ -512,7 +524,9 @@ def train_clip(
     from thresher.train.clip import ClipSettings, train_clip
 
     made, reading = _training(ClipSettings, "train_clip", policy, settings)
-    return train_clip(data, out, made, resume=resume, progress=_progress(progress), reading=reading)
+    return train_clip(
+        _place("data", data), _place("out", out), made, resume=resume, progress=_progress(progress), reading=reading
+    )
 
 
 def train_moco(
@@ -544,7 +558,9 @@ def train_moco(
     from thresher.train.moco import MocoSettings, train_moco
 
     made, reading = _training(MocoSettings, "train_moco", policy, settings)
-    return train_moco(data, out, made, resume=resume, progress=_progress(progress), reading=reading)
+    return train_moco(
+        _place("data", data), _place("out", out), made, resume=resume, progress=_progress(progress), reading=reading
+    )
 
 
 def evaluate(
@@ -606,6 +622,26 @@ def evaluate(
 
 
 # --- arguments ------------------------------------------------------------------------------------
+
+
+def _place(argument: str, value: Any, instead: str = "") -> str:
+    """Return a path or URL.
+
+    Raises:
+        UsageError: It is something else, such as data in memory.
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        raise UsageError(f"{argument}: {type(value).__name__}; give a path or URL{instead}")
+    return os.fspath(value)
+
+
+def _selection(argument: str, value: Any) -> Selection:
+    """Return a selection: as given, or loaded from its folder."""
+    from thresher.selection import Selection
+
+    if isinstance(value, Selection):
+        return value
+    return Selection.load(_place(argument, value, " of a selection, or the selection"))
 
 
 def _store(pool: Pool, cache: Path | Cache | None) -> EmbeddingStore:

@@ -53,6 +53,8 @@ def given(kind: str, images: list[Any], folder: Path) -> tuple[Any, dict[str, An
         return [{"image": image, "text": text, "id": f"id{i}"} for i, (image, text) in enumerate(zip(images, CAPTIONS, strict=True))], {}  # noqa: E501  # fmt: skip
     if kind == "paths":
         return paths, {"captions": CAPTIONS}
+    if kind == "series":  # in another order of labels
+        return pandas.Series(images, index=range(N)[::-1]), {"captions": pandas.Series(CAPTIONS, index=range(N)[::-1])}
     if kind == "bytes":
         return [path.read_bytes() for path in paths], {"captions": CAPTIONS}
     if kind.startswith("datasets"):
@@ -65,7 +67,7 @@ def given(kind: str, images: list[Any], folder: Path) -> tuple[Any, dict[str, An
 
 
 @pytest.mark.parametrize(
-    "kind", ["images", "pairs", "dictionaries", "paths", "bytes", "datasets", "datasets of tensors"]
+    "kind", ["images", "pairs", "dictionaries", "paths", "series", "bytes", "datasets", "datasets of tensors"]
 )
 def test_the_vectors_are_those_of_the_same_files(kind: str, images: list[Any], disk: Any) -> None:
     folder, expected = disk

@@ -361,6 +361,13 @@ def test_pictures_are_shown_in_reports(data: dict[str, Any], select: Any, tmp_pa
         store = from_arrays(dataset, **given)
         assert look_up(store, [3])[3].picture.startswith("data:image/webp;base64,")
         assert store.columns == ()
+    labelled = pandas.Series(pictures[::-1], index=range(N)[::-1])  # by position, not by label
+    assert (
+        look_up(from_arrays(**data, images=labelled), [3])[3]
+        == look_up(from_arrays(**data, images=pictures[::-1]), [3])[3]
+    )
+    with pytest.raises(th.UsageError, match="the image of row 3: ZeroDivisionError: "):
+        from_arrays(**data, images=lambda row: row // 0).show(3)
     missing = look_up(from_arrays(data["image"], images=[None, tmp_path / "no", b""] * 100), range(3))
     assert [one.picture for one in missing.values()] == ["", "", ""]
     kept = select(from_arrays(**data, images=pictures), th.Density(keep="30%", clusters=3))

@@ -23,7 +23,7 @@ from thresher.errors import UsageError
 from thresher.io.columns import CAPTIONS, IMAGES, KEYS
 from thresher.io.pictures import bytes_of
 from thresher.pool.layout import Skipped
-from thresher.pool.memory import from_arrays
+from thresher.pool.memory import by_position, from_arrays
 from thresher.pool.store import EmbeddingStore, open_store
 from thresher.runtime.cache import default_folder
 from thresher.runtime.files import writing
@@ -169,6 +169,7 @@ def _columns(data: Samples, captions: Sequence[str] | None, options: DataOptions
         raise UsageError("there are no samples")
     if captions is not None and len(captions) != len(data):
         raise UsageError(f"{len(captions):,} captions for {len(data):,} images; give one for each image")
+    count, data, captions = len(data), by_position(data), by_position(captions)
     first = data[0]
     if isinstance(first, Mapping):
         image = options.image or _first(first, IMAGES, "image")
@@ -176,14 +177,14 @@ def _columns(data: Samples, captions: Sequence[str] | None, options: DataOptions
         key = options.key or next((name for name in KEYS if name in first), None)
         texts = (lambda row: data[row].get(caption)) if caption else None
         keys = None if key is None else _Rows(lambda row: {key: data[row].get(key)})
-        return _Columns(len(data), lambda row: data[row].get(image), texts, keys, key)
+        return _Columns(count, lambda row: data[row].get(image), texts, keys, key)
     if captions is not None:
-        return _Columns(len(data), data.__getitem__, captions.__getitem__)
+        return _Columns(count, data.__getitem__, captions.__getitem__)
     if isinstance(first, (tuple, list)):
         if len(first) != 2:
             raise UsageError(f"the first sample has {len(first)} parts; {_GIVE}")
-        return _Columns(len(data), lambda row: data[row][0], lambda row: data[row][1])
-    return _Columns(len(data), data.__getitem__, None)
+        return _Columns(count, lambda row: data[row][0], lambda row: data[row][1])
+    return _Columns(count, data.__getitem__, None)
 
 
 def _of_dataset(data: Any, captions: Sequence[str] | None, options: DataOptions) -> _Columns:
@@ -204,7 +205,13 @@ def _of_dataset(data: Any, captions: Sequence[str] | None, options: DataOptions)
         data = data.cast_column(image, datasets.Image(decode=False))  # the bytes of the file, as embedding files reads
     own = {*pictures, image, caption, "image", "caption", *(["key"] if key is None else [])}
     rest = data.select_columns([name for name in features if name not in own])
-    given = captions.__getitem__ if captions is not None else (lambda row: data[row][caption]) if caption else None
+    given = (
+        by_position(captions).__getitem__
+        if captions is not None
+        else (lambda row: data[row][caption])
+        if caption
+        else None
+    )
     if captions is not None and len(captions) != len(data):
         raise UsageError(f"{len(captions):,} captions for {len(data):,} images; give one for each image")
     return _Columns(len(data), lambda row: data[row][image], given, rest, key)

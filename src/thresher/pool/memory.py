@@ -283,6 +283,11 @@ def _column(role: str, value: Any) -> Any:
     return _cells_of(role, value) if _top(value) in ("pandas", "polars") else None
 
 
+def by_position(values: Any) -> Any:
+    """Return values that are indexed by position: a series of pandas is indexed by label."""
+    return values.iloc if hasattr(values, "iloc") else values
+
+
 def array_of(value: Any) -> Array:
     """Return an array, a tensor or a list of numbers as a NumPy array, without a copy where possible.
 
@@ -402,7 +407,7 @@ def _metadata(
     elif images is not None:
         if len(images) != n:
             raise UsageError(f"{len(images):,} images for {n:,} rows; give one for each row, None for none")
-        shown = Pictures(images.__getitem__)
+        shown = Pictures(by_position(images).__getitem__)
     columns: dict[str, Any] = {}
     if frame is not None:
         texts = {*KEYS, *CAPTIONS, *(name for name in (keys, captions) if isinstance(name, str))}
@@ -449,7 +454,10 @@ class Pictures:
 
     def __call__(self, row: int) -> bytes:
         """Return the bytes of the image of a row, b"" if there is none."""
-        value = self._of(row)
+        try:
+            value = self._of(row)
+        except Exception as error:  # of the function of a user
+            raise UsageError(f"the image of row {row:,}: {type(error).__name__}: {_first_line(error)}") from error
         if hasattr(value, "thumbnail"):  # an image of PIL
             value = value.copy()
             value.thumbnail((_SIDE, _SIDE))
