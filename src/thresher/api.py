@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
 from thresher.errors import UsageError, suggest
 from thresher.resharding import PER_SHARD
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from thresher.resharding import Resharded
     from thresher.runtime.cache import Cache
     from thresher.runtime.engine import Engine
+    from thresher.runtime.jobs import ArrayJob
     from thresher.runtime.progress import Progress
     from thresher.selection import Keep, Selection
 
@@ -126,6 +127,7 @@ def score(
     out: Path | None = None,
     name: str | None = None,
     overwrite: bool = False,
+    shard: str | ArrayJob | None = None,
     seed: int = 0,
     within: Selection | Path | None = None,
     engine: str | Engine = "threads",
@@ -141,6 +143,8 @@ def score(
         out: A parquet file to write too, with the keys of the pool.
         name: The column of scores in the file (default: the name of the method).
         overwrite: Replace a different file.
+        shard: "3/16": score only the rows of the third of 16 jobs, next to ``out``. A call without it, after all,
+            writes the file. Only for methods that score each row by itself.
         seed: Seed of all randomness.
         within: Score only the rows that an earlier selection kept, or its folder.
         engine: As for :func:`select`.
@@ -165,8 +169,10 @@ def score(
     how = {"seed": seed, "within": earlier, **_resources(engine, workers, cache, progress)}
     store = _store(pool, cache)
     if out is None:
+        if shard is not None:
+            raise UsageError(f"shard={shard}: the jobs leave their scores next to a file; give out=")
         return score_table.score(store, made, **how)
-    return score_table.write_scores(store, made, out, name=name, overwrite=overwrite, **how)
+    return score_table.write_scores(store, made, out, name=name, overwrite=overwrite, shard=_job(shard), **how)
 
 
 def cluster(
@@ -365,6 +371,16 @@ def doctor(
 # --- raw data -------------------------------------------------------------------------------------
 
 
+@overload
+def embed(
+    data: Any, out: Path | None = None, *, encoder: str, shard: None = None, **options: Any
+) -> EmbeddingStore: ...
+
+
+@overload
+def embed(data: Any, out: Path, *, encoder: str, shard: str | ArrayJob, **options: Any) -> Embedded: ...
+
+
 def embed(
     data: Any,
     out: Path | None = None,
@@ -374,10 +390,11 @@ def embed(
     overwrite: bool = False,
     retry_damaged: bool = False,
     engine: str | Engine | None = None,
+    shard: str | ArrayJob | None = None,
     report: Callable[[Embedded], object] | None = None,
     progress: bool | Progress = True,
     **options: Any,
-) -> EmbeddingStore:
+) -> EmbeddingStore | Embedded:
     """Embed images and captions, and return the pool as a store, on disk or in memory.
 
         store = th.embed(dataset, encoder="open_clip:ViT-B-32/openai")
@@ -392,6 +409,7 @@ def embed(
         retry_damaged: Embed shards again whose data was damaged or lacked images.
         engine: Embed each shard as a task of an engine, such as "ray", with ``workers`` tasks at a time. By default the
             model runs here, and ``workers`` processes decode.
+        shard: "3/16": do only the share of the third of 16 jobs. A call without it, after all, finishes the pool.
         report: Called with the counts: rows, new rows, skipped samples, damaged files, notes. By default they are
             reported as progress.
         progress: As for :func:`select`.
@@ -400,7 +418,7 @@ def embed(
             :class:`thresher.data.DataOptions`.
 
     Returns:
-        The store. Samples that cannot be used have no row; they are counted and listed.
+        The store. Samples that cannot be used have no row; they are counted and listed. With ``shard``, the counts.
 
     Raises:
         UsageError: The data is something else, or an option or encoder does not exist.
@@ -415,6 +433,7 @@ def embed(
     parts = _split(options, "embed", EmbedSettings, DataOptions)
     how: dict[str, Any] = {"overwrite": overwrite, "retry_damaged": retry_damaged, "progress": _progress(progress)}
     how["engine"] = make_engine(engine, parts[0].pop("workers", None)) if isinstance(engine, str) else engine
+    how["shard"] = _job(shard)
     settings = EmbedSettings(encoder=encoder, **{"data": DataOptions(**parts[1]), **parts[0]})
     return embed_samples(data, captions, out, settings, report=report, **how)
 
@@ -431,6 +450,7 @@ def reshard(
     workers: int | None = None,
     processes: bool = False,
     engine: str | Engine | None = None,
+    shard: str | ArrayJob | None = None,
     overwrite: bool = False,
     pool: Path | None = None,
     progress: bool | Progress = True,
@@ -451,6 +471,7 @@ def reshard(
         processes: Read the headers of large local tars in ``workers`` processes; a script that does so needs
             ``if __name__ == "__main__":``.
         engine: Read and write on an engine, such as "ray", instead of threads of this machine.
+        shard: "3/16": do only the share of the third of 16 jobs. A call without it, after all, writes the result.
         overwrite: Replace a result of other arguments.
         pool: Where the pool of the selection is now, if it was moved.
         progress: As for :func:`select`.
@@ -472,7 +493,7 @@ def reshard(
         os.fspath(data), kept, os.fspath(out), form=form, per_shard=per_shard, shuffle=shuffle, trainable=trainable,
         workers=workers, processes=processes, overwrite=overwrite, options=_made(DataOptions, "reshard", options),
         pool=None if pool is None else os.fspath(pool), progress=_progress(progress),
-        engine=make_engine(engine, workers) if isinstance(engine, str) else engine,
+        engine=make_engine(engine, workers) if isinstance(engine, str) else engine, shard=_job(shard),
     )  # fmt: skip
 
 
@@ -655,6 +676,12 @@ def _steps(given: Iterable[Any]) -> tuple[list[Method], set[int]]:
         else:
             steps.append(one)
     return steps, seeds
+
+
+def _job(shard: str | ArrayJob | None) -> ArrayJob | None:
+    from thresher.runtime.jobs import ArrayJob
+
+    return ArrayJob.parse(shard) if isinstance(shard, str) else shard
 
 
 def _resources(

@@ -16,6 +16,7 @@ from thresher.cli.options import (
     MOST_WORKERS,
     OVERWRITE,
     QUIET,
+    SHARD,
     Choice,
     engine_given,
     engine_options,
@@ -67,7 +68,7 @@ _PRECISION = click.option(
     metavar="N",
     help="Maximum number of pixels of an image (default: 134,217,728).",
 )
-@options(*engine_options(None, "Embed each shard as a task of an engine, such as ray; the result is the same."))
+@options(*engine_options(None, "Embed each shard as a task of an engine, such as ray; the result is the same."), SHARD)
 @options(*DATA)
 @click.option(
     "--per-shard", type=click.IntRange(1), default=10_000, show_default=True, metavar="N",

@@ -14,6 +14,7 @@ from thresher.cli.options import (
     POOL,
     RUN,
     SEED,
+    SHARD,
     WITHIN,
     Choice,
     Common,
@@ -138,22 +139,23 @@ def _score_command(name: str, cls: Any) -> click.Command:
     @click.option("-o", "--out", required=True, metavar="FILE", help="Parquet file to write.")
     @options(*field_options(cls, without=CUTS), WITHIN)
     @click.option("--name", "score_column", metavar="COLUMN", help="Column of the scores (default: the method's name).")
-    @options(SEED, OVERWRITE, *POOL, *RUN)
+    @options(SHARD, SEED, OVERWRITE, *POOL, *RUN)
     def command(
-        pool: str, out: str, within: str | None, score_column: str | None, overwrite: bool, **values: Any
+        pool: str, out: str, within: str | None, score_column: str | None, overwrite: bool, shard: Any, **values: Any
     ) -> None:
         from thresher.pruning.scores import scorer
 
         common = Common.from_values(values)
         method = scorer(name, {key: value for key, value in values.items() if value is not None})
         how: dict[str, Any] = {"name": score_column, "overwrite": overwrite, "seed": common.seed or 0, "within": within}
+        how["shard"] = shard
         scores = api.score(common.open(pool), method, out=out, **how, **common.resources())
         numbers = scores.values_n
         result = {
             "out": out,
-            "least": float(numbers.min()),
-            "mean": float(numbers.mean(dtype="float64")),
-            "most": float(numbers.max()),
+            "least": float(numbers.min()) if len(numbers) else None,
+            "mean": float(numbers.mean(dtype="float64")) if len(numbers) else None,
+            "most": float(numbers.max()) if len(numbers) else None,
             **scores.info,
         }
         common.output.result(result, text.scored(result))

@@ -180,10 +180,8 @@ def mismatched(selection: Any, out: object, run: str) -> Iterator[str]:
 def scored(scores: Mapping[str, Any]) -> Iterator[str]:
     """Yield lines on written scores."""
     yield from scores["notes"]
-    yield (
-        f"{scores['rows']:,} of {counted(scores['of'], 'row')} scored, {scores['least']:.4f} to {scores['most']:.4f}, "
-        f"mean {scores['mean']:.4f}"
-    )
+    span = f", {scores['least']:.4f} to {scores['most']:.4f}, mean {scores['mean']:.4f}" if scores["rows"] else ""
+    yield f"{scores['rows']:,} of {counted(scores['of'], 'row')} scored{span}"
     yield f"written to {scores['out']}"
 
 

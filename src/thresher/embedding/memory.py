@@ -50,8 +50,10 @@ def embed_samples(
     *,
     report: Callable[[Embedded], object] | None = None,
     **how: Any,
-) -> EmbeddingStore:
+) -> EmbeddingStore | Embedded:
     """Embed data to a pool on disk, or without ``out`` to a pool in memory; see :func:`thresher.embed`.
+
+    With ``shard``, the share of one job: the counts are returned.
 
     Args:
         data: Files, or samples in memory.
@@ -61,6 +63,8 @@ def embed_samples(
         report: Called with the counts; by default they are reported as progress.
         **how: Further arguments of :func:`thresher.embedding.pipeline.embed`.
     """
+    if (job := how.get("shard")) is not None and (out is None or not isinstance(data, (str, os.PathLike))):
+        raise UsageError(f"shard {job}: jobs share files, and a pool on disk; give the location of data, and out=")
     if isinstance(data, (str, os.PathLike)):
         if captions is not None:
             raise UsageError("captions= is for images in a list; files have their own captions")
@@ -80,11 +84,13 @@ def _embedded(
     columns: _Columns | None,
     report: Callable[[Embedded], object] | None,
     how: Mapping[str, Any],
-) -> EmbeddingStore:
+) -> EmbeddingStore | Embedded:
     with tempfile.TemporaryDirectory(prefix="thresher-pool-") as scratch:
         target = Path(scratch) / "pool" if out is None else Path(out)
         result = embed_files(data, target, settings, **how)
         (report or partial(_say, how["progress"]))(result)
+        if how.get("shard") is not None:
+            return result
         store = open_store(target)
         return store if out is not None else _held(store, target, columns)
 

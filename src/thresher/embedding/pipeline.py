@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import signal
@@ -24,6 +26,7 @@ from thresher.data import Data, DataOptions, Part, Place, Sample, noted, open_da
 from thresher.embedding.encoders import Encoder, importable, make_encoder, shaped
 from thresher.embedding.pool import (
     FOLDERS,
+    JOBS,
     OWN,
     SET_ASIDE,
     TABLES,
@@ -52,8 +55,10 @@ from thresher.runtime.engines.processes import Processes
 from thresher.runtime.engines.serial import Serial
 from thresher.runtime.files import refuse_foreign_files, writing
 from thresher.runtime.format import counted
+from thresher.runtime.jobs import ArrayJob, Jobs, job_of
 from thresher.runtime.locks import create_locked, sweep
 from thresher.runtime.progress import Advance, Progress, Silent
+from thresher.runtime.results import record_in
 
 Vectors = dict[str, npt.NDArray[np.float16]]
 Unreached = list[tuple[int, str]]  # shards that were not reached, and why
@@ -144,6 +149,7 @@ def embed(
     overwrite: bool = False,
     retry_damaged: bool = False,
     engine: Engine | None = None,
+    shard: ArrayJob | None = None,
     progress: Progress | None = None,
 ) -> Embedded:
     """Embed images and captions into a pool that every other command opens.
@@ -162,6 +168,8 @@ def embed(
         engine: Where shards are embedded, one in each task, by a model of the worker's own; by default on the devices
             of this machine, with ``settings.workers`` processes that decode. On other machines, the data and the pool
             must be on storage that all of them share.
+        shard: Embed only the share of one of several jobs, see :mod:`thresher.runtime.jobs`. The pool is finished by a
+            call without it after all jobs have finished; its bytes are those of one call.
         progress: Receives progress updates.
 
     Raises:
@@ -169,8 +177,11 @@ def embed(
         UnreachedError: Some data was not reached; all shards of other data are written.
         ChangedError: The data changed while it was read; the shards of unchanged data are written.
         UsageError: An encoder, device or column does not exist, or the pool cannot grow with this data.
-        OutputError: The folder cannot be written, or holds other files.
+        OutputError: The folder cannot be written, or holds other files, or jobs have not finished.
     """
+    if shard is not None and (overwrite or retry_damaged):
+        option = "--overwrite" if overwrite else "--retry-damaged"
+        raise UsageError(f"--shard {shard}: {option} would change what other jobs work on; leave it out")
     progress = progress or Silent()
     folder = Path(pool)
     source, refusal = _opened(data, settings)
@@ -178,7 +189,7 @@ def embed(
     known = None if overwrite else PoolPlan.read(folder)
     if known is None:
         refuse_foreign_files(
-            folder, [PLAN, SET_ASIDE, TABLES, *FOLDERS.values(), *(path.name for path in unfinished(folder))]
+            folder, [PLAN, SET_ASIDE, TABLES, JOBS, *FOLDERS.values(), *(path.name for path in unfinished(folder))]
         )
     shards = shards_of(source.parts)  # before anything slow: from here on the data must not change
     devices = _devices(settings.device)
@@ -189,7 +200,8 @@ def embed(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be created ({error.strerror}); choose another folder") from None
-    with holding(folder):
+    with ExitStack() as held:
+        held.enter_context(holding(folder, None if shard is None else progress.say))
         if overwrite:
             _clear(folder)
         known = PoolPlan.read(folder)  # again: another process may have written to it before the lock was acquired
@@ -202,6 +214,13 @@ def embed(
             )
         infos = [written(folder, n) for n in range(len(known.shards))] if known else []
         again = {n for n, info in enumerate(infos) if info and may_retry(info)} if retry_damaged else set()
+        jobs = Jobs(folder / JOBS, f"the pool {folder}", _request(asked))
+        if overwrite:
+            jobs.remove()
+        if jobs.of and shard is None:
+            jobs.finished()
+        elif shard is not None and (jobs.of or not _is_finished(folder, asked)):
+            jobs.begin(shard)
         plan = known.grown(folder, asked, again) if known else asked
         parts = {(place_of(part), part.first): part for part in source.parts}
         done = {n for n, info in enumerate(infos) if info and n not in again}
@@ -212,17 +231,26 @@ def embed(
                 f"{folder}: shard {lost[0]} of an earlier call is not written yet, and its data, "
                 f"{plan.shards[lost[0]].path}, is not in {data}; finish that call first"
             )
+        if todo and jobs.of and shard is None:
+            missing = f"{shard_path(folder, 'table', todo[0]).relative_to(folder)} is missing"
+            raise jobs.missing(missing, sorted({job_of(n, jobs.of).number for n in todo}), jobs.of)
         if todo or known is None:
             plan.saved(folder)
-        jobs = [(n, parts[plan.shards[n].part]) for n in todo]
+        if shard is not None:
+            if not jobs.of:
+                return _of_job(folder, plan, shard, set(), (*notes, "the pool is finished already"))
+            held.close()  # the jobs write at the same time
+            held.enter_context(jobs.running(shard, progress.say))
+            todo = [n for n in shard.share(range(len(plan.shards))) if written(folder, n) is None]
+        work = [(n, parts[plan.shards[n].part]) for n in todo]
         unreached: Unreached = []
-        if engine is not None and jobs:
-            unreached = _on_engine(folder, plan, encoder, settings, jobs, engine, progress)
-        elif len(devices) > 1 and len(jobs) > 1:
-            unreached = _on_many(folder, plan, settings, jobs, devices, progress)
-        elif jobs:
-            with progress.task("embed", _expected(source, [part for _, part in jobs])) as advance:
-                unreached = _embed(folder, plan, encoder, settings, jobs, advance)
+        if engine is not None and work:
+            unreached = _on_engine(folder, plan, encoder, settings, work, engine, progress)
+        elif len(devices) > 1 and len(work) > 1:
+            unreached = _on_many(folder, plan, settings, work, devices, progress)
+        elif work:
+            with progress.task("embed", _expected(source, [part for _, part in work])) as advance:
+                unreached = _embed(folder, plan, encoder, settings, work, advance)
         if unreached:
             raise UnreachedError(
                 f"{folder}: {len(unreached):,} of {counted(len(plan.shards), 'shard')} are missing, "
@@ -230,7 +258,51 @@ def embed(
                 f"reached; run the same command again to embed them. The first: {min(unreached)[1]}"
             )
         _check_unchanged(plan, source.parts)
-        return _finished(folder, plan, set(todo), notes, data)
+        if shard is not None:
+            result = _of_job(folder, plan, shard, set(todo), notes)
+            return replace(result, notes=(*result.notes, jobs.finish(shard, rows=result.rows)))
+        result = _finished(folder, plan, set(todo), notes, data)
+        jobs.remove()
+        return result
+
+
+def _request(plan: PoolPlan) -> dict[str, Any]:
+    """Return the options that jobs of one pool have in common; of the data a hash."""
+    data = [(shard.path, shard.first, shard.rows, shard.stamp) for shard in plan.shards]
+    return {
+        "encoder": dict(plan.encoder),
+        "fields": plan.fields,
+        "columns": dict(plan.columns),
+        **plan.options,
+        "shards": len(plan.shards),
+        "data": hashlib.sha256(json.dumps(data).encode()).hexdigest(),
+    }
+
+
+def _is_finished(folder: Path, asked: PoolPlan) -> bool:
+    """Return whether a pool was finished with the same plan."""
+    known = PoolPlan.read(folder)
+    return known == asked and "rows" in record_in(folder / PLAN)
+
+
+def _of_job(folder: Path, plan: PoolPlan, job: ArrayJob, new: set[int], notes: Sequence[str]) -> Embedded:
+    """Return the counts of the shards of one job.
+
+    Raises:
+        PoolError: One of them was removed in the meantime.
+    """
+    rows, fresh, skipped, damaged = 0, 0, 0, 0
+    for number in (own := job.share(range(len(plan.shards)))):
+        if (info := written(folder, number)) is None:
+            raise _removed(folder, number)
+        rows += info["rows"]
+        fresh += info["rows"] if number in new else 0
+        skipped, damaged = skipped + len(info["set_aside"]), damaged + bool(info["damage"])
+    return Embedded(str(folder), rows, fresh, skipped, damaged, len(own), plan.fields, tuple(notes))
+
+
+def _removed(folder: Path, number: int) -> PoolError:
+    return PoolError(f"{folder}: shard {number} was removed during embedding; run the command again")
 
 
 def _refuse_inside(data: str, folder: Path) -> None:
@@ -850,7 +922,7 @@ def _finished(folder: Path, plan: PoolPlan, new: set[int], notes: Sequence[str],
         for number, shard in enumerate(plan.shards):
             info = written(folder, number)
             if info is None:
-                raise PoolError(f"{folder}: shard {number} was removed during embedding; run the command again")
+                raise _removed(folder, number)
             rows += info["rows"]
             counts.update(info["notes"])
             fresh += info["rows"] if number in new else 0

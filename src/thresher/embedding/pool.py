@@ -11,7 +11,7 @@ import json
 import os
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,6 +32,7 @@ from thresher.runtime.untrusted import Fields, parse_json, read_json
 SET_ASIDE = "set_aside.txt"
 FOLDERS = {"image": "img_emb", "text": "text_emb"}
 TABLES = "metadata"
+JOBS = ".jobs"  # records of jobs that share the work
 OWN = ("key", "text", "uid", "width", "height", "shard", "offset", "thumbnail")  # columns that embedding adds
 
 _LOCK = ".embed.lock"
@@ -372,12 +373,16 @@ def unfinished(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def holding(folder: Path) -> Iterator[None]:
+def holding(folder: Path, wait: Callable[[str], None] | None = None) -> Iterator[None]:
     """Lock a folder for this process, and remove temporary files that a killed process left in it.
+
+    Args:
+        folder: The folder.
+        wait: Wait while another process holds the lock, and call this with a message after some seconds.
 
     Raises:
         OutputError: Another process is embedding into the folder.
     """
-    with locks.holding(folder / _LOCK, f"the pool {folder}", wait=False):
+    with locks.holding(folder / _LOCK, f"the pool {folder}", wait=wait is not None, say=wait):
         locks.sweep([*folder.glob(".*.tmp*"), *folder.glob("*/.*.tmp*")])
         yield

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from thresher.data.parts import Form
     from thresher.export.keys import Chosen
     from thresher.runtime.engine import Engine
+    from thresher.runtime.jobs import ArrayJob
     from thresher.runtime.progress import Progress
 
 __all__ = ["PER_SHARD", "Resharded", "reshard"]
@@ -83,6 +84,7 @@ def reshard(
     options: DataOptions | None = None,
     pool: str | None = None,
     engine: Engine | None = None,
+    shard: ArrayJob | None = None,
     progress: Progress | None = None,
 ) -> Resharded:
     """Copy the samples that a selection keeps into new shards.
@@ -113,6 +115,8 @@ def reshard(
         pool: Where the pool of a selection folder is now, if it was moved.
         engine: Where data are read and shards are written, instead of ``workers`` threads and processes of this
             machine. On other machines, ``data`` and ``out`` must be on storage that all of them share.
+        shard: Write only the share of one of several jobs, see :mod:`thresher.runtime.jobs`. A call without it, after
+            all jobs have finished, writes the files about all shards; the result has the bytes of one call.
         progress: Receives progress updates.
 
     Raises:
@@ -128,6 +132,8 @@ def reshard(
         raise UsageError(f"--per-shard {per_shard}: must be at least 1")
     if shuffle is not None and shuffle < 0:
         raise UsageError(f"--shuffle {shuffle}: must be at least 0")
+    if shard is not None and overwrite:
+        raise UsageError(f"--shard {shard}: --overwrite would remove what other jobs wrote; remove {out} first")
     reading: dict[str, Any] = {} if options is None else {"options": options}
     job = Job(
         data=data,
@@ -139,6 +145,7 @@ def reshard(
         overwrite=overwrite,
         processes=processes,
         engine=engine,
+        shard=shard,
         **reading,
     )
     if pool is not None:

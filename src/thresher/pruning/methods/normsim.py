@@ -69,6 +69,11 @@ class NormSim(Scored):
         if not 1 <= self.rounds <= _MOST_ROUNDS:
             raise UsageError(f"rounds = {self.rounds:,}: must be from 1 to {_MOST_ROUNDS:,}; each reads all rows twice")
 
+    @property
+    def by_rows(self) -> bool:
+        """Whether jobs can share the rows: with a target."""
+        return self.target is not None
+
     def score(self, run: Run) -> Score:
         """Read or compute the target, then return the similarity of each row to it."""
         norm = self.norm or ("rms" if self.target is None else "max")
