@@ -215,9 +215,10 @@ def cluster(
     """
     from dataclasses import replace
 
+    from thresher.io.places import place
     from thresher.pruning.clusters import FILES, Clustered, cluster_pool, read_groups, write_groups
     from thresher.pruning.run import Run
-    from thresher.runtime.results import free_folder, record_in, refuse_other
+    from thresher.runtime.results import free_folder, is_unfinished, record_in, refuse_other
     from thresher.selection import Selection
 
     if grow is not None and (given := [*({"clusters"} if clusters is not None else ()), *parameters]):
@@ -229,8 +230,8 @@ def cluster(
     names = ("clusters", "centroids", "iterations", "sample", "embedding", "precision")
     settings |= {name: getattr(how, name) for name in names}
     if out is not None:
-        target = free_folder(out, overwrite, FILES, compared=True)
-        if target.joinpath(FILES[0]).exists() and not overwrite and old is None:
+        target = free_folder(place(out), overwrite, FILES, compared=True)
+        if not is_unfinished(target) and (target / FILES[0]).exists() and not overwrite and old is None:
             refuse_other(target, record_in(target / FILES[0]), settings)
     start = Selection.everything("", store.layout.location, {}, store.total)
     run = Run(store, start, seed=seed, **_resources(engine, workers, cache, progress))

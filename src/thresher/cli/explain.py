@@ -20,7 +20,7 @@ def _is_run(folder: str) -> bool:
     """Return whether a folder is that of a training run, not a selection."""
     from thresher.dynamic.run_folder import MARK
 
-    return (Path(folder) / MARK).exists() and not (Path(folder) / "selection.json").exists()
+    return "://" not in folder and (Path(folder) / MARK).exists() and not (Path(folder) / "selection.json").exists()
 
 
 # --- explain --------------------------------------------------------------------------------------
@@ -131,6 +131,7 @@ def report(
     SEL is a selection folder, or the folder of a training run. The page loads nothing from the network.
     """
     from thresher.export.write import check_target
+    from thresher.io.places import place
     from thresher.pool.store import reopen
     from thresher.pruning.clusters import read_labels
     from thresher.selection import Selection
@@ -139,7 +140,7 @@ def report(
     if _is_run(selection):
         if covariance or clusters or metadata:
             raise UsageError("--covariance, --clusters and --metadata are for selections, not for a training run")
-        _report_run(common, selection, Path(out), title, examples, None if without_pool else pool or "", overwrite)
+        _report_run(common, selection, out, title, examples, None if without_pool else pool or "", overwrite)
         return
     if covariance and without_pool:
         raise UsageError("--covariance reads the pool; remove --without-pool")
@@ -148,30 +149,35 @@ def report(
     loaded = Selection.load(selection)
     labels = read_labels(clusters) if clusters else None
     store = None if without_pool else reopen(loaded, pool, metadata)
-    check_target(Path(out), store)
+    target = place(out)
+    check_target(target, store)
     error = _covariance(common, {selection: loaded}, labels, store)[selection] if covariance else None
     how: dict[str, Any] = {"title": title, "examples": examples, "covariance": error, "overwrite": overwrite}
     say = common.output.progress(common.quiet).say
-    _written(common, loaded.report(out, pool=False if store is None else store, **how, say=say))
+    _written(common, loaded.report(target, pool=False if store is None else store, **how, say=say))
 
 
 def _report_run(
-    common: Common, folder: str, out: Path, title: str | None, examples: int, pool: str | None, overwrite: bool
+    common: Common, folder: str, out: str, title: str | None, examples: int, pool: str | None, overwrite: bool
 ) -> None:
     """Write the report on a training run. ``pool`` is a path, "" for the recorded path, or None for no pool."""
     from thresher.dynamic.run_folder import FILES, Training
     from thresher.export.write import check_target
+    from thresher.io.places import place
     from thresher.report.run import write_run_report
 
     training = Training.load(folder)
     if os.path.realpath(out) in {os.path.realpath(training.folder / name) for name in FILES}:
         raise OutputError(f"{out}: is a file of the run; choose another name")
     store = None if pool is None else training.open_pool(pool or None)
-    check_target(out, store)
+    target = place(out)
+    check_target(target, store)
     how: dict[str, Any] = {"title": title, "examples": examples, "overwrite": overwrite}
-    _written(common, write_run_report(training, out, store=store, **how, say=common.output.progress(common.quiet).say))
+    _written(
+        common, write_run_report(training, target, store=store, **how, say=common.output.progress(common.quiet).say)
+    )
 
 
-def _written(common: Common, path: Path) -> None:
+def _written(common: Common, path: Any) -> None:
     result = {"report": str(path), "bytes": path.stat().st_size}
     common.output.result(result, text.reported(result))

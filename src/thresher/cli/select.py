@@ -84,12 +84,13 @@ def run(recipe: str, pool: str, out: str, within: str | None, overwrite: bool, *
 
 def _run(common: Common, pool: str, steps: list[Any], seed: int, out: str, within: str | None, overwrite: bool) -> None:
     """Run steps on a pool and write the selection; an earlier result of the same steps may be replaced."""
+    from thresher.io.places import place
     from thresher.runtime.parameters import recorded
     from thresher.runtime.results import free_folder
     from thresher.selection import FILES, Selection
 
     earlier = Selection.load(within) if within else None
-    target, fingerprint = Path(out), None
+    target, fingerprint = place(out), None
     if (target / "selection.json").exists() and not overwrite:
         known = [(s.method, dict(s.parameters), s.seed) for s in Selection.load(target).steps]
         requested = [(s.method, dict(s.parameters), s.seed) for s in (earlier.steps if earlier is not None else ())]
@@ -98,7 +99,7 @@ def _run(common: Common, pool: str, steps: list[Any], seed: int, out: str, withi
             raise OutputError(f"{out}: contains the result of other steps; choose another name or pass --overwrite")
         fingerprint = Selection.load(target).store
         overwrite = True
-    target = free_folder(out, overwrite, FILES)
+    target = free_folder(target, overwrite, FILES)
     store = common.open(pool)
     if fingerprint not in (None, store.fingerprint()):
         raise OutputError(f"{out}: contains the result of another pool; choose another name or pass --overwrite")
@@ -219,7 +220,7 @@ def cluster(pool: str, out: str, grow: str | None, overwrite: bool, **values: An
     groups = api.cluster(common.open(pool), **how, **common.resources())
     sizes = groups.sizes_K
     result = {
-        "out": str(Path(out)),
+        "out": out if "://" in out else str(Path(out)),
         "rows": len(groups.labels_N),
         "clusters": len(sizes),
         "empty": int((sizes == 0).sum()),

@@ -22,6 +22,7 @@ from thresher.embedding.pool import SET_ASIDE
 from thresher.errors import UsageError
 from thresher.io.columns import CAPTIONS, IMAGES, KEYS
 from thresher.io.pictures import bytes_of
+from thresher.io.places import place
 from thresher.pool.layout import Skipped
 from thresher.pool.memory import from_arrays
 from thresher.pool.store import EmbeddingStore, open_store
@@ -86,13 +87,13 @@ def _embedded(
     how: Mapping[str, Any],
 ) -> EmbeddingStore | Embedded:
     with tempfile.TemporaryDirectory(prefix="thresher-pool-") as scratch:
-        target = Path(scratch) / "pool" if out is None else Path(out)
+        target = Path(scratch) / "pool" if out is None else place(out)
         result = embed_files(data, target, settings, **how)
         (report or partial(_say, how["progress"]))(result)
         if how.get("shard") is not None:
             return result
-        store = open_store(target)
-        return store if out is not None else _held(store, target, columns)
+        store = open_store(str(target))
+        return store if out is not None else _held(store, Path(scratch) / "pool", columns)
 
 
 def _say(progress: Progress, result: Embedded) -> None:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from thresher.errors import MissingExtraError, PoolError, UsageError, installed
 from thresher.io.npy import npy_piece
 from thresher.io.paths import cut
+from thresher.io.places import local_copy, place
 from thresher.ops import kmeans
 from thresher.ops.neighbors import MeanNearestDistance
 from thresher.ops.vectors import F32, to_float32
@@ -27,8 +28,9 @@ from thresher.runtime.checksums import ArraySpec
 from thresher.runtime.engine import Engine, shares_memory
 from thresher.runtime.files import refuse_foreign_files
 from thresher.runtime.format import counted
+from thresher.runtime.places import AnyPath
 from thresher.runtime.random import digest
-from thresher.runtime.results import Say, result_folder
+from thresher.runtime.results import Name, Say, result_folder
 from thresher.runtime.untrusted import INTEGERS, Fields, check_array, mapped_array, open_regular, read_json
 
 if TYPE_CHECKING:
@@ -199,13 +201,13 @@ def cluster_pool(run: Run, how: Clustered, old: Written | None = None) -> tuple[
 
 def write_groups(
     groups: Groups,
-    folder: str | os.PathLike[str],
+    folder: Name,
     info: Mapping[str, Any],
     within: npt.NDArray[np.bool_] | None = None,
     *,
     overwrite: bool = True,
     say: Say | None = None,
-) -> Path:
+) -> AnyPath:
     """Write centroids.npy (K, D) float32, labels.npy (N,) int32, distances.npy (N,) float32 and cluster.json.
 
     Args:
@@ -226,13 +228,14 @@ def write_groups(
             some = arrays[name]
             arrays[name] = np.full(len(within), nothing, some.dtype)
             arrays[name][within] = some
-    refuse_foreign_files(Path(folder), FILES)
-    with result_folder(folder, overwrite=overwrite, say=say) as scratch:
+    target = place(folder)
+    refuse_foreign_files(target, FILES)
+    with result_folder(target, marker="cluster.json", overwrite=overwrite, say=say) as scratch:
         for name, array in arrays.items():
             np.save(scratch / f"{name}.npy", array, allow_pickle=False)
         header = {"rows": len(arrays["labels"]), "clusters": len(groups.centroids_KD), "notes": groups.notes, **info}
         (scratch / "cluster.json").write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
-    return Path(folder)
+    return target
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,7 +268,11 @@ def read_groups(folder: str | os.PathLike[str]) -> Written:
     Raises:
         PoolError: The folder is missing, damaged or inconsistent; the message names the file.
     """
-    path = Path(folder)
+    with local_copy(folder) as path:
+        return _read_groups(path)
+
+
+def _read_groups(path: Path) -> Written:
     try:
         head = Fields(read_json(path / "cluster.json"), str(path / "cluster.json"))
         if "embedding" in head.values and head.text("embedding") not in FIELDS:
@@ -377,7 +384,11 @@ def read_labels(folder: str | os.PathLike[str]) -> npt.NDArray[Any]:
     Raises:
         PoolError: The labels are missing, cannot be read, or are not below the number of centroids.
     """
-    path = Path(folder) / "labels.npy"
+    with local_copy(folder) as path:
+        return _read_labels(path / "labels.npy")
+
+
+def _read_labels(path: Path) -> npt.NDArray[Any]:
     rows = k = None
     with suppress(FileNotFoundError, NotADirectoryError):  # another tool may write labels alone
         rows = len(mapped_array(path.with_name("distances.npy"), ("float32",), (None,)))

@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from thresher.errors import PoolError, UsageError
 from thresher.export.write import check_target
 from thresher.io.columns import NO_KEY
 from thresher.io.parquet import parquet_metadata
+from thresher.io.places import local_copy, located, place
 from thresher.pool.store import EmbeddingStore, absolute
 from thresher.pruning.recipe import run_steps
 from thresher.pruning.run import Run
@@ -28,6 +28,7 @@ from thresher.runtime.files import DAMAGED, writing
 from thresher.runtime.format import counted
 from thresher.runtime.jobs import ArrayJob, Jobs
 from thresher.runtime.parameters import recorded
+from thresher.runtime.places import AnyPath
 from thresher.runtime.process import one_blas_thread
 from thresher.runtime.progress import Progress, Silent
 from thresher.runtime.results import exists_already, refuse_other, result_file
@@ -144,7 +145,7 @@ def write_scores(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = Path(target)
+    path = place(target)
     key = store.layout.key
     column = name or method.name.replace("-", "_")
     if column == (key or NO_KEY):
@@ -188,7 +189,7 @@ def write_scores(
 # --- jobs -----------------------------------------------------------------------------------------
 
 
-def _jobs(path: Path, store: EmbeddingStore, method: Scored, how: Mapping[str, Any]) -> Jobs:
+def _jobs(path: AnyPath, store: EmbeddingStore, method: Scored, how: Mapping[str, Any]) -> Jobs:
     """Return the jobs that share the rows of a table of scores."""
     within = how.get("within")
     request = {
@@ -246,8 +247,9 @@ def _merged(jobs: Jobs, store: EmbeddingStore, method: Scored, how: Mapping[str,
     for number, manifest in enumerate(manifests, 1):
         path = _values_path(jobs, number)
         try:
-            values = np.load(path, allow_pickle=False)
-        except (*DAMAGED, OSError):
+            with local_copy(str(path)) as copy:
+                values = np.load(copy, allow_pickle=False)
+        except (*DAMAGED, OSError, PoolError):
             values = None
         if values is None or values.shape != (manifest.get("rows"),) or values.dtype.kind != "f":
             raise jobs.missing(f"{path} is missing or damaged", [number], len(manifests))
@@ -258,7 +260,7 @@ def _merged(jobs: Jobs, store: EmbeddingStore, method: Scored, how: Mapping[str,
     return ScoreTable(start.rows(), values, info, store)
 
 
-def _values_path(jobs: Jobs, number: int) -> Path:
+def _values_path(jobs: Jobs, number: int) -> AnyPath:
     return jobs.folder / f"{number:05d}.npy"
 
 
@@ -282,10 +284,10 @@ def _request(method: Scored, seed: int) -> dict[str, Any]:
     return {"method": method.name, "parameters": parameters, "seed": seed, "version": __version__}
 
 
-def _info_in(path: Path) -> dict[str, Any]:
+def _info_in(path: AnyPath) -> dict[str, Any]:
     """Return how the scores in a file were made, {} if it is not a file of scores."""
     try:
-        info = json.loads(parquet_metadata("file", str(path)).get(MARK, b"{}"))
+        info = json.loads(parquet_metadata(*located(str(path))).get(MARK, b"{}"))
     except (PoolError, ValueError, RecursionError):
         return {}
     return info if isinstance(info, dict) else {}

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from thresher import __version__
@@ -45,7 +43,8 @@ from thresher.report.facts import (
 )
 from thresher.report.pages import rendered, write_page
 from thresher.runtime.format import counted, percent
-from thresher.runtime.results import Say
+from thresher.runtime.places import AnyPath
+from thresher.runtime.results import Name, Say
 from thresher.selection import Selection, Step
 
 _PURPOSES = {"coreset": "Keep the rows that were least redundant in a training run."}  # steps that are not methods
@@ -55,7 +54,7 @@ _LABELS = {"d_intra": "d_intra (spread)", "d_inter": "d_inter (distance to other
 
 def write_report(
     selection: Selection,
-    target: str | os.PathLike[str],
+    target: Name,
     *,
     store: EmbeddingStore | None = None,
     title: str | None = None,
@@ -64,7 +63,7 @@ def write_report(
     covariance: CovarianceError | None = None,
     overwrite: bool = True,
     say: Say | None = None,
-) -> Path:
+) -> AnyPath:
     """Write a report on a selection as one HTML file and return its path.
 
     The page is self-contained, with charts and images inside. The same selection gives the same bytes, except for

@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,8 @@ from thresher.report.examples import Example, look_up
 from thresher.report.facts import number, plain
 from thresher.report.pages import rendered, write_page
 from thresher.runtime.format import duration, percent
-from thresher.runtime.results import Say
+from thresher.runtime.places import AnyPath
+from thresher.runtime.results import Name, Say
 
 _OPEN = 60  # with more epochs, their table is collapsed
 COLUMNS = {
@@ -54,14 +54,14 @@ _CAPTIONS = {
 
 def write_run_report(
     training: Training,
-    target: str | os.PathLike[str],
+    target: Name,
     *,
     store: EmbeddingStore | None = None,
     title: str | None = None,
     examples: int = 6,
     overwrite: bool = True,
     say: Say | None = None,
-) -> Path:
+) -> AnyPath:
     """Write a report on a training run as one HTML file and return its path.
 
     The page is self-contained, with charts and images inside. The same run gives the same bytes.

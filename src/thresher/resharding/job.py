@@ -6,11 +6,11 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
@@ -28,6 +28,7 @@ from thresher.export.keys import Chosen, KeySet, each_key, read_keys
 from thresher.io.key_forms import difference
 from thresher.io.open import file_stamp
 from thresher.io.paths import visible
+from thresher.io.places import located, place
 from thresher.pool.store import reopen
 from thresher.resharding import PER_SHARD, Resharded, convert, csvs, fixed, tables, tars
 from thresher.resharding.fixed import Fixed
@@ -46,10 +47,12 @@ from thresher.resharding.plan import (
     planned,
 )
 from thresher.runtime import locks
+from thresher.runtime.cache import default_folder
 from thresher.runtime.engine import Engine, check_files, make_engine
 from thresher.runtime.files import DAMAGED, check_writable, refuse_foreign_files, writing
 from thresher.runtime.format import counted
 from thresher.runtime.jobs import ArrayJob, Jobs, job_of
+from thresher.runtime.places import AnyPath, RemotePath, remove_tree, sizes_in
 from thresher.runtime.progress import Advance, Progress, Silent
 from thresher.runtime.results import record_in
 from thresher.runtime.untrusted import cut, parse_json, read_npz
@@ -60,6 +63,7 @@ RESULT, SIZES, MISSING, SKIPPED = "reshard.json", "sizes.json", "missing.txt", "
 CSV, WORK, PLAN, FOUND, JOBS = "train.csv", ".reshard", "plan.json", "found.npz", "jobs"
 _LONG = 2.0  # seconds of reading headers from which starting processes is worth it
 _KEPT = 2.0  # seconds of finding samples from which what was found is kept for a call that resumes
+_REQUESTS = 16  # at once
 _AGAIN = f"{AGAIN} with --overwrite"
 _SCRATCH = re.compile(r"\..*\.tmp(\.\w+)?")
 _OWN = re.compile(rf"\d{{8,}}\.tar|\d{{8,}}_stats\.json|train-\d{{5,}}-of-\d{{5,}}\.parquet|{_SCRATCH.pattern}")
@@ -119,11 +123,12 @@ def run_job(job: Job, sel: Chosen, workers: int | None, progress: Progress | Non
     check_files(engine, lambda: [(source.protocol, source.path) for source in sources])
     form = _form(job.form, data)
     trainable = _trainable(job.trainable, form, data)
-    out = Path(job.out)
+    out = place(job.out)
+    work = _work_folder(out)
     _refuse_overlap(out, data)
     check_writable(out)
     inputs = _inputs(data, sources, sel)
-    matches, begin = _load_matches(out / WORK / FOUND, inputs, sel), time.monotonic()
+    matches, begin = _load_matches(work / FOUND, inputs, sel), time.monotonic()
     if matches is None:
         matches = _find(data, sources, sel, engine, progress, job)
         originals.check()
@@ -135,11 +140,11 @@ def run_job(job: Job, sel: Chosen, workers: int | None, progress: Progress | Non
     options |= {name: value for name in _READING if (value := getattr(job.options, name)) is not None}
     digest = matches.plan.digest(_PLAN, options, data.kind, originals.stamps())
     jobs = Jobs(out / WORK / JOBS, f"the folder {out}", {"data": data.kind, **options, "plan": digest})
-    with _holding(out, digest, jobs, job.shard, overwrite=job.overwrite, say=progress.say):
-        check_files(engine, lambda: [("file", str(out / WORK / PLAN))])
+    with _holding(out, work, digest, jobs, job.shard, overwrite=job.overwrite, say=progress.say):
+        check_files(engine, lambda: [located(str(out / WORK / PLAN))])
         if (done := _finished(out, digest)) is None:
-            if (worth_keeping or job.shard) and not (out / WORK / FOUND).exists():
-                _save_matches(out / WORK / FOUND, inputs, matches)
+            if (worth_keeping or job.shard) and not (work / FOUND).exists():
+                _save_matches(work / FOUND, inputs, matches)
             shards = _Writing(job, data, form, trainable, originals, matches.plan, digest, out, engine, progress, jobs)
             try:
                 written = shards.write()
@@ -226,8 +231,13 @@ def _trainable(trainable: bool | None, form: Form, data: Data) -> bool:
     return form != data.parts[0].copied_as if trainable is None and form == "webdataset" else bool(trainable)
 
 
-def _refuse_overlap(out: Path, data: Data) -> None:
+def _refuse_overlap(out: AnyPath, data: Data) -> None:
     """Refuse to write into or above the data: shards would become data, or be mixed with it."""
+    if isinstance(out, RemotePath):
+        location = data.location.rstrip("/")
+        if "://" in location and (out.url.startswith(f"{location}/") or location.startswith(f"{out.url}/")):
+            raise OutputError(f"{out}: is inside the data folder, or contains it; choose a folder elsewhere")
+        return
     there = os.path.realpath(out) + os.sep
     paths = {os.path.realpath(part.path) for part in data.parts if part.protocol == "file"}
     folders = {path if os.path.isdir(path) else os.path.dirname(path) for path in paths}
@@ -361,7 +371,8 @@ def _match_places(task: tuple[Source, Places | None]) -> Matched:
 
 @contextmanager
 def _holding(
-    out: Path,
+    out: AnyPath,
+    work: Path,
     digest: str,
     jobs: Jobs,
     job: ArrayJob | None,
@@ -398,19 +409,21 @@ def _holding(
             for name in names & own - {RESULT, WORK}:
                 (out / name).unlink(missing_ok=True)
             jobs.remove()
-            for path in (out / WORK).iterdir():
-                if path.name != locks.LOCK:
-                    path.unlink()
+            for folder in {out / WORK, work} if work.is_dir() else (out / WORK,):
+                for path in folder.iterdir():
+                    if path.name != locks.LOCK:
+                        path.unlink()
             (out / RESULT).unlink(missing_ok=True)
-        locks.sweep(out / name for name in filter(_SCRATCH.fullmatch, names))  # left by a killed run
+        if not isinstance(out, RemotePath):
+            locks.sweep(out / name for name in filter(_SCRATCH.fullmatch, names))  # left by a killed run
         _write_json(out / WORK / PLAN, {"plan": digest})
         if job is None:
             yield
-            shutil.rmtree(out / WORK, ignore_errors=True)
+            _remove_work(out, work)
             return
         if _is_finished(out, digest):
             yield
-            shutil.rmtree(out / WORK, ignore_errors=True)
+            _remove_work(out, work)
             return
         jobs.begin(job)
         held.close()  # the jobs write at the same time
@@ -418,11 +431,23 @@ def _holding(
         yield
 
 
-def _plan_of(path: Path) -> str:
+def _work_folder(out: AnyPath) -> Path:
+    """Return the folder of files from which shards are made: in the cache if the shards are written elsewhere."""
+    if not isinstance(out, RemotePath):
+        return out / WORK
+    return Path(default_folder()) / "reshard" / hashlib.sha256(out.url.encode()).hexdigest()[:32]
+
+
+def _remove_work(out: AnyPath, work: Path) -> None:
+    remove_tree(out / WORK)
+    remove_tree(work)
+
+
+def _plan_of(path: AnyPath) -> str:
     return str(record_in(path).get("plan", ""))
 
 
-def _write_json(path: Path, content: Any) -> None:
+def _write_json(path: AnyPath, content: Any) -> None:
     with writing(path) as scratch:
         Path(scratch).write_text(json.dumps(content, indent=1) + "\n", encoding="ascii")
 
@@ -456,10 +481,14 @@ class _Writing:
     originals: Originals
     plan: ReshardPlan
     digest: str
-    out: Path
+    out: AnyPath
     engine: Engine
     progress: Progress
     jobs: Jobs
+
+    @property
+    def work(self) -> Path:
+        return _work_folder(self.out)
 
     @property
     def sources(self) -> Sequence[Source]:
@@ -493,7 +522,7 @@ class _Writing:
             PoolError: It would take none of them.
         """
         samples = {number: np.unique(self.plan.start_M[at]) for number, at in self.plan.by_source()}
-        paths = {number: str(self.out / WORK / f"{number:08d}.fixed.tar") for number in samples}
+        paths = {number: str(self.work / f"{number:08d}.fixed.tar") for number in samples}
         changes, sources = dict[int, Change](), list(self.sources)
         counts, skipped = Counter[str](), list[tuple[str, str, str]]()
         with self.progress.task("check samples", len(self.plan), "samples") as advance:
@@ -524,7 +553,7 @@ class _Writing:
         schema, group, spools = tables.schema_of(self.sources), tables.group_rows(self.sources), None
         if self.job.shuffle is not None:
             rows = {number: np.unique(plan.start_M[at]) for number, at in plan.by_source()}
-            paths = {number: str(self.out / WORK / f"{number:08d}.arrow") for number in rows}
+            paths = {number: str(self.work / f"{number:08d}.arrow") for number in rows}
             spool = partial(_spooled, self.originals, rows, schema, paths)
             self._first_round(spool, list(rows), list(paths.values()))
             todo = [number for number in rows if not os.path.exists(paths[number])]
@@ -541,8 +570,8 @@ class _Writing:
         if self.job.shuffle is None:
             stats = self._all(self.plan, self.out, _tar_names, write)
             return _Written(stats, *_changes(stats))
-        stats = self._all(self.plan, self.out / WORK, _tar_names, write, "convert", last=False)
-        paths = [str(self.out / WORK / name) for name in _tar_names(len(stats))]
+        stats = self._all(self.plan, self.work, _tar_names, write, "convert", last=False)
+        paths = [str(self.work / name) for name in _tar_names(len(stats))]
         sources = [source_of(TarPart(path)) for path in paths]
         scans = [source.part.scan() for source in sources]
         counts = [len(scanned.keys) for scanned in scans]
@@ -559,7 +588,7 @@ class _Writing:
     def _all(
         self,
         plan: ReshardPlan,
-        folder: Path,
+        folder: AnyPath,
         names: Callable[[int], list[str]],
         write: Callable[[ReshardPlan, str], dict[str, Any]],
         label: str = "write",
@@ -592,7 +621,9 @@ class _Writing:
         elif self.job.shard is not None:
             tasks = self.job.shard.share(tasks)
         elif of := self.jobs.of:
-            lost = [task for task in tasks if _written(folder, self.digest, task) is None]
+            with ThreadPoolExecutor(_REQUESTS) as threads:
+                there = list(threads.map(partial(_written, folder, self.digest), tasks))
+            lost = [task for task, one in zip(tasks, there, strict=True) if one is None]
             if lost:
                 raise self.jobs.missing(f"{lost[0][1]} is missing", _jobs_of([task[0] for task in lost], of), of)
         with self.progress.task(label, len(plan), "samples") as advance:
@@ -614,6 +645,15 @@ class _Writing:
             _LaterError: Other jobs have not done their share.
             OutputError: In the merge: a file is missing.
         """
+        if isinstance(self.out, RemotePath):
+            if self.job.shard is not None:
+                raise UsageError(
+                    f"--shard {self.job.shard}: these options need files that all jobs share; write to a folder on "
+                    "shared storage, or without --shard"
+                )
+            self.work.mkdir(parents=True, exist_ok=True)
+            _write_json(self.work / PLAN, {"plan": self.digest})
+            check_files(self.engine, lambda: [("file", str(self.work / PLAN))])
         if self.job.shard is not None:
             for _ in self.engine.map(fn, self.job.shard.share(tasks)):
                 pass
@@ -637,7 +677,7 @@ def _parquet_names(count: int) -> list[str]:
 
 
 def _shard(
-    folder: Path,
+    folder: AnyPath,
     digest: str,
     write: Callable[[ReshardPlan, str], dict[str, Any]],
     check: Callable[[ReshardPlan], None] | None,
@@ -659,7 +699,7 @@ def _shard(
     return {**stats, "name": name}
 
 
-def _written(folder: Path, digest: str, task: tuple[int, str, ReshardPlan]) -> dict[str, Any] | None:
+def _written(folder: AnyPath, digest: str, task: tuple[int, str, ReshardPlan]) -> dict[str, Any] | None:
     """Return the statistics of a file that was written by the same plan, None if it was not."""
     path, stats = folder / task[1], record_in(_stats_path(folder, task))
     if stats.get("plan") == digest and path.is_file() and path.stat().st_size == stats.get("bytes"):
@@ -667,7 +707,7 @@ def _written(folder: Path, digest: str, task: tuple[int, str, ReshardPlan]) -> d
     return None
 
 
-def _stats_path(folder: Path, task: tuple[int, str, ReshardPlan]) -> Path:
+def _stats_path(folder: AnyPath, task: tuple[int, str, ReshardPlan]) -> AnyPath:
     number, name, _ = task
     return folder / f"{number:08d}_stats.json" if name.endswith(".tar") else folder / WORK / f"{name}.json"
 
@@ -739,7 +779,7 @@ def _finish(
     written: _Written,
 ) -> Resharded:
     """Write the files about all shards together, and the result last."""
-    out, stats = Path(job.out), written.shards
+    out, stats = place(job.out), written.shards
     skipped = [*matches.skipped, *written.skipped]
     _write_lines(out / SKIPPED, ("\t".join(map(_line, entry)) for entry in skipped), bool(skipped))
     missing = 0
@@ -803,18 +843,18 @@ def _of_job(job: Job, matches: _Matches, form: Form, stats: Sequence[Mapping[str
     )
 
 
-def _is_finished(out: Path, digest: str) -> bool:
+def _is_finished(out: AnyPath, digest: str) -> bool:
     return _plan_of(out / RESULT) == digest
 
 
-def _finished(out: Path, digest: str) -> Resharded | None:
+def _finished(out: AnyPath, digest: str) -> Resharded | None:
     """Return the result of an earlier call with the same plan, None if it did not finish or files are missing."""
     result = record_in(out / RESULT)
     if result.get("plan") != digest:
         return None
+    there = sizes_in(out)
     for one in result["outputs"]:
-        path = out / one["name"]
-        if not path.is_file() or path.stat().st_size != one["bytes"]:
+        if there.get(one["name"]) != one["bytes"]:
             (out / RESULT).unlink()
             return None
     names = [item.name for item in fields(Resharded) if item.name not in ("out", "form", "notes")]
@@ -838,7 +878,7 @@ def _line(text: str) -> str:
     return text if text.isprintable() else repr(text)
 
 
-def _write_lines(path: Path, lines: Iterable[str], any_lines: bool) -> None:
+def _write_lines(path: AnyPath, lines: Iterable[str], any_lines: bool) -> None:
     if not any_lines:
         path.unlink(missing_ok=True)
         return

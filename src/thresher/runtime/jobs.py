@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any, TypeVar
 from thresher.errors import OutputError, UsageError
 from thresher.runtime.files import writing
 from thresher.runtime.locks import holding
+from thresher.runtime.places import AnyPath, remove_tree
 from thresher.runtime.results import record_in
 
 T = TypeVar("T")
@@ -88,7 +88,7 @@ class Jobs:
         request: The options that all jobs must have, by name: numbers, texts, or lists of these.
     """
 
-    folder: Path
+    folder: AnyPath
     result: str
     request: Mapping[str, Any]
 
@@ -118,9 +118,13 @@ class Jobs:
     @contextmanager
     def running(self, job: ArrayJob, say: Callable[[str], None] | None = None) -> Iterator[None]:
         """Hold a job during the block: the same job, started twice, waits for the first and then finds it done."""
-        with holding(self.folder / f"{job.number:05d}.lock", f"--shard {job} of {self.result}", say=say):
+        with holding(self.lock(job), f"--shard {job} of {self.result}", say=say):
             self._manifest(job.number).unlink(missing_ok=True)
             yield
+
+    def lock(self, job: ArrayJob) -> AnyPath:
+        """Return the lock file of a job, which is there while it runs."""
+        return self.folder / f"{job.number:05d}.lock"
 
     def finish(self, job: ArrayJob, **manifest: Any) -> str:
         """Write the completion manifest of a job; return how many jobs have finished, as a sentence."""
@@ -150,13 +154,13 @@ class Jobs:
 
     def remove(self) -> None:
         """Remove the records of the jobs."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_tree(self.folder)
 
     def _unfinished(self, of: int) -> list[int]:
         there = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
         return [number for number in range(1, of + 1) if self._manifest(number).name not in there]
 
-    def _manifest(self, number: int) -> Path:
+    def _manifest(self, number: int) -> AnyPath:
         return self.folder / f"{number:05d}.json"
 
     def _check_request(self) -> None:
@@ -180,6 +184,6 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:60]}..."
 
 
-def _write_json(path: Path, content: Any) -> None:
+def _write_json(path: AnyPath, content: Any) -> None:
     with writing(path) as scratch:
         Path(scratch).write_text(json.dumps(content, indent=1) + "\n", encoding="ascii")
