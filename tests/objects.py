@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -51,6 +52,9 @@ def s3_server() -> Iterator[dict[str, str]]:
             aws_secret_access_key="test",
             region_name="us-east-1",
         )
+        urllib.request.urlopen(
+            urllib.request.Request(f"{client.meta.endpoint_url}/moto-api/reset", method="POST")
+        ).close()
         client.create_bucket(Bucket="bucket")
         client.close()
         yield environment

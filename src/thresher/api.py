@@ -613,8 +613,9 @@ def evaluate(
         raise UsageError("zero-shot classification needs classes and labels; give both")
     if isinstance(classes, (str, os.PathLike)):
         from thresher.io.npy import npy_piece
+        from thresher.io.places import located
 
-        piece = npy_piece("file", os.fspath(classes))
+        piece = npy_piece(*located(classes))
         classes = piece.read(0, piece.rows)
     if image is None or (text is None and classes is None):
         raise UsageError("give embeddings of images, and either those of their captions or classes and labels")

@@ -16,6 +16,7 @@ from thresher.errors import PoolError, UsageError
 from thresher.io.columns import KEYS, as_text
 from thresher.io.key_forms import unlike
 from thresher.io.parquet import table_piece
+from thresher.io.places import located
 from thresher.ops.key_hash import RECORD, batches_of, is_uid, records_of
 from thresher.runtime.untrusted import cut
 
@@ -71,7 +72,7 @@ class References:
         """
         import pyarrow as pa
 
-        piece = table_piece("file", path)
+        piece = table_piece(*located(path))
         names = piece.columns
         key, loss = (next((name for name in known if name in names), None) for known in (KEYS, LOSSES))
         if key is None or loss is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from thresher.errors import MissingExtraError, PoolError, UsageError, installed
 from thresher.io.npy import npy_piece
 from thresher.io.paths import cut
-from thresher.io.places import local_copy, place
+from thresher.io.places import local_copy, located, place
 from thresher.ops import kmeans
 from thresher.ops.neighbors import MeanNearestDistance
 from thresher.ops.vectors import F32, to_float32
@@ -407,9 +407,9 @@ def read_names(centroids: str, count: int) -> list[str]:
     Raises:
         PoolError: The file cannot be read, or does not have ``count`` lines.
     """
-    path = Path(centroids).with_suffix(".txt")
+    path = place(centroids).with_suffix(".txt")
     try:
-        with open_regular(path) as file:
+        with local_copy(path) if path.exists() else nullcontext(Path(str(path))) as copy, open_regular(copy) as file:
             names = file.read(_NAMES).decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n").split("\n")
     except FileNotFoundError:
         return []
@@ -459,7 +459,7 @@ def _given(run: Run, how: Clustered) -> tuple[F32, tuple[str, ...]]:
     path = str(how.centroids)
     centroids = np.concatenate(list(vectors_from_npy(path, "centroids", run.store, how.embedding)))
     # Unit rows are not normalised again, so that labels are the same as in the run that computed the centroids.
-    stored = to_float32(npy_piece("file", path).read(0, len(centroids)))
+    stored = to_float32(npy_piece(*located(path)).read(0, len(centroids)))
     lengths = np.sqrt(np.einsum("ij,ij->i", stored, stored, dtype=np.float64))
     np.copyto(centroids, stored, where=(np.abs(lengths - 1) <= _UNIT)[:, None])
     if how.clusters not in (None, len(centroids)):

@@ -99,7 +99,7 @@ def reshard(
             to a pool that has the places of its rows in ``data`` (columns key, shard and offset), and the samples are
             still there, they are found by place; else by uid if the keys are uids of DataComp and the samples have
             uids; else by key.
-        out: Folder to write, on this machine.
+        out: Folder or address to write to.
         form: "webdataset", "parquet" or "csv"; by default the form of ``data``, and webdataset for a folder of images.
         per_shard: Samples per shard; the last shard has the rest. A csv is always one file.
         shuffle: Seed of a permutation of all samples; None for the order of ``data``.
@@ -125,6 +125,7 @@ def reshard(
         OutputError: ``out`` holds other files, is inside the data, or cannot be written.
         UnreachedError: A worker on another machine cannot read the data.
     """
+    from thresher.io.places import local_copy
     from thresher.resharding.job import Job, run_job
     from thresher.selection import Selection
 
@@ -148,6 +149,12 @@ def reshard(
         shard=shard,
         **reading,
     )
+    if isinstance(sel, str) and "://" in sel:
+        with local_copy(sel) as copy:
+            if copy.is_dir():
+                sel = Selection.load(sel)
+            else:
+                return run_job(replace(job, selection=sel), str(copy), workers, progress)
     if pool is not None:
         if isinstance(sel, str) and not os.path.isdir(sel):
             raise UsageError(f"--pool: {sel} is not a selection folder, so it has no pool")

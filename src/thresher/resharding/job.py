@@ -87,6 +87,7 @@ class Job:
     options: DataOptions = field(default_factory=DataOptions)
     engine: Engine | None = None
     shard: ArrayJob | None = None
+    selection: str = ""  # where it is, if it was copied
 
 
 @dataclass(frozen=True, eq=False)
@@ -813,7 +814,7 @@ def _finish(
             "plan": digest,
             "version": __version__,
             "data": job.data,
-            "selection": sel.pool if isinstance(sel, Selection) else str(sel),
+            "selection": job.selection or (sel.pool if isinstance(sel, Selection) else str(sel)),
             "as": form,
             "per_shard": job.per_shard,
             "shuffle": job.shuffle,

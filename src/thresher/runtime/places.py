@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
+from thresher.errors import UsageError
+
 _R = TypeVar("_R", bound="RemotePath")
 
 
@@ -191,7 +193,13 @@ AnyPath: TypeAlias = Path | RemotePath
 
 
 def as_path(path: AnyPath | str | object) -> AnyPath:
-    """Return a remote path as it is, and anything else as a local path."""
+    """Return a remote path as it is, and anything else as a local path.
+
+    Raises:
+        UsageError: It is the text of an address, where only a local path can be used.
+    """
+    if isinstance(path, str) and "://" in path:
+        raise UsageError(f"{path}: is an address; here only a folder or file on this machine can be used")
     return path if isinstance(path, RemotePath) else Path(path)  # type: ignore[arg-type]
 
 
