@@ -184,12 +184,12 @@ class FsspecPath(RemotePath):
 
     def now(self) -> float:
         """Return the time of the server in seconds since 1970."""
-        probe = self.with_name(f".{secrets.token_hex(8)}.tmp")
-        probe.create(b"")
+        written = self.with_name(f".{secrets.token_hex(8)}.tmp")
+        written.create(b"")
         try:
-            return probe.stat().st_mtime
+            return written.stat().st_mtime
         finally:
-            probe.unlink(missing_ok=True)
+            written.unlink(missing_ok=True)
 
     def _is_object(self) -> bool:
         return self.url.partition("://")[0] in _OBJECTS
