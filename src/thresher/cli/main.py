@@ -38,6 +38,7 @@ SECTIONS = (
         "look",
         {
             "inspect": "Show what a pool contains, what looks wrong and what a run will cost.",
+            "plan": "Estimate seconds, bytes, requests and memory of a run on a cluster.",
             "doctor": "Show what raw data contain, what looks wrong and what embedding will cost.",
             "methods": "List the pruning methods, or describe one of them.",
             "recipes": "List the recipes that come with thresher, or print one of them.",

@@ -40,6 +40,26 @@ def inspection(pool: Mapping[str, Any], engine: str) -> Iterator[str]:
         yield f"  memory up to {size(cost['memory_bytes'])} ({peaks}), cache {size(cost['cache_bytes'])}"
 
 
+def planned(run: Any, rows: int, nodes: int, calibrated: bool) -> Iterator[str]:
+    """Yield lines on a :class:`thresher.check.cost.RunCost`."""
+    nodes_now = counted(nodes, "node")
+    yield f"{counted(rows, 'row')} on {nodes_now}: about {duration(run.seconds)}"
+    for step in run.steps:
+        requests = f", {counted(step.requests, 'request')}" if step.requests else ""
+        written = f", copies {size(step.written)} to the cache" if step.written else ""
+        yield (
+            f"  {step.name}: {duration(step.seconds)} for {counted(step.rows_in, 'row')}; most of it {step.bottleneck} "
+            f"({', '.join(f'{name} {duration(value)}' for name, value in step.parts.items())}); reads "
+            f"{size(step.read)}{written}, the driver receives {size(step.received)}{requests}; memory: driver "
+            f"{size(step.driver_memory)}, worker {size(step.worker_memory)}"
+        )
+    for name in run.missing:
+        yield f"  {name}: not counted, the model does not know it"
+    yield f"with {2 * nodes:,} nodes: about {duration(run.doubled)}, {run.seconds / run.doubled:.2f} times as fast"
+    if not calibrated:
+        yield "with typical speeds; --calibrate measures those of this machine"
+
+
 def diagnosis(data: Mapping[str, Any]) -> Iterator[str]:
     """Yield the output of ``doctor`` on raw data."""
     about, read = "" if data["exact"] else "about ", data["looked_at"]
