@@ -34,10 +34,8 @@ def calibrated(engine: Engine, dim: int, workers: int | None = None) -> Constant
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((2048, dim), dtype=np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    centroids = rows[:512].copy()
     group = rows[:_PAIRS]
     with one_blas_thread, tempfile.TemporaryDirectory() as folder:
-        products = _rate(lambda: nearest_centroid(rows, centroids), rows.size * len(centroids), cores)
         pairs = _rate(
             lambda: nearest_earlier(lambda lo, hi: group[lo:hi], 0, len(group)), len(group) ** 2 / 2 * dim, cores
         )
@@ -52,16 +50,26 @@ def calibrated(engine: Engine, dim: int, workers: int | None = None) -> Constant
     for _ in engine.map(abs, range(tasks)):
         pass
     task = (time.perf_counter() - begin) / tasks
-    return Constants(products=products, pairs=pairs, prepared=prepared, sums=added, task=task)
+    return Constants(products=product_speed(dim, cores), pairs=pairs, prepared=prepared, sums=added, task=task)
 
 
-def _rate(work: Callable[[], object], size: float, cores: int) -> float:
+def product_speed(dim: int, cores: int, seconds: float = _SECONDS) -> float:
+    """Return the multiply-adds a second of assigning rows to centroids, of one core while all work."""
+    rng = np.random.default_rng(0)
+    narrow = min(1, 2048 / dim)  # fewer if they are very wide
+    rows = rng.standard_normal((max(int(2048 * narrow), 64), dim), dtype=np.float32)
+    centroids = rng.standard_normal((max(int(512 * narrow), 64), dim), dtype=np.float32)
+    with one_blas_thread:
+        return _rate(lambda: nearest_centroid(rows, centroids), rows.size * len(centroids), cores, seconds)
+
+
+def _rate(work: Callable[[], object], size: float, cores: int, seconds: float = _SECONDS) -> float:
     """Return how much of ``size`` one core does in a second while others do the same."""
     work()
 
     def repeated(_: int) -> float:
         # Time of the processor: other programs that are running now will not slow down the run.
-        end, begin, count = time.perf_counter() + _SECONDS, time.thread_time(), 0
+        end, begin, count = time.perf_counter() + seconds, time.thread_time(), 0
         while time.perf_counter() < end:
             work()
             count += 1

@@ -117,7 +117,7 @@ class Constants:
     row: float = 150e-9
     task: float = 0.3e-3
     step: float = 0.05
-    start: float = 1.0
+    start: float = 0.6
 
 
 @dataclass(frozen=True)
