@@ -44,13 +44,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--dim", type=int, default=64)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--workers", type=int, default=2)
     asked = parser.parse_args()
     lines = []
     with tempfile.TemporaryDirectory() as top:
         for rows in asked.rows:
             pool = write(Path(top) / f"{rows}", rows, asked.dim)
-            for name, parameters in METHODS.items():
+            for name, parameters in ((name, METHODS[name]) for name in asked.methods):
                 constants = calibrated(make_engine("threads", asked.workers), asked.dim)
                 steps, cluster = [build(name, parameters)], Cluster(1, asked.workers)
                 foretold = estimate(steps, rows_of(open_store(pool)), cluster, constants)

@@ -276,3 +276,17 @@ def test_the_lease_of_a_killed_process(top: str, monkeypatch: pytest.MonkeyPatch
     lock.create(b"\xff not json")
     with pytest.raises(OutputError, match="another process is using it"):
         remote_locks.hold(lock, "x", False, None, short)
+
+
+def test_what_is_on_this_machine_only(pool: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is written to a folder with the name of an address."""
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    for words in (
+        ["select", "random", pool, "--keep", "10%", "-o", "out", "--cache", "memory://c"],
+        ["train", "clip", pool, "-o", "memory://run", "--epochs", "1"],
+        ["coreset", "memory://run", "-o", "out"],
+        ["report", "memory://run", "-o", "page.html"],
+    ):
+        run(*words, code=2)
+    assert sorted(tmp_path.iterdir()) == before

@@ -27,6 +27,7 @@ from thresher.io.paths import relative, shortened, visible
 from thresher.pool.store import EmbeddingStore, absolute, open_store
 from thresher.runtime.files import writing
 from thresher.runtime.format import counted
+from thresher.runtime.places import local_path
 from thresher.runtime.untrusted import Fields, open_regular, parse_json, read_json, read_npz
 
 MARK, LOG, LEDGER, ROWS, CHECKPOINT = "training.json", "log.jsonl", "ledger.npz", "rows.parquet", "checkpoint.pt"
@@ -72,7 +73,7 @@ class Training:
         Raises:
             PoolError: It is not the folder of a run, or it is damaged.
         """
-        path = Path(folder)
+        path = local_path(folder)
         try:
             head = Fields(read_json(path / MARK), str(path / MARK))
         except (FileNotFoundError, NotADirectoryError):

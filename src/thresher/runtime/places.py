@@ -192,15 +192,24 @@ class RemotePath(ABC):
 AnyPath: TypeAlias = Path | RemotePath
 
 
-def as_path(path: AnyPath | str | object) -> AnyPath:
+def as_path(path: AnyPath | str | os.PathLike[str]) -> AnyPath:
     """Return a remote path as it is, and anything else as a local path.
 
     Raises:
         UsageError: It is the text of an address, where only a local path can be used.
     """
-    if isinstance(path, str) and "://" in path:
-        raise UsageError(f"{path}: is an address; here only a folder or file on this machine can be used")
-    return path if isinstance(path, RemotePath) else Path(path)  # type: ignore[arg-type]
+    return path if isinstance(path, RemotePath) else local_path(path)
+
+
+def local_path(path: str | os.PathLike[str]) -> Path:
+    """Return a local path.
+
+    Raises:
+        UsageError: It is an address: a folder of that name would be made here.
+    """
+    if "://" in os.fspath(path):
+        raise UsageError(f"{os.fspath(path)}: is an address; here only a folder or file on this machine can be used")
+    return Path(path)
 
 
 def files_below(folder: AnyPath) -> list[str]:

@@ -35,6 +35,7 @@ from thresher.pool.store import absolute
 from thresher.runtime import locks
 from thresher.runtime.files import writing
 from thresher.runtime.format import counted, duration
+from thresher.runtime.places import local_path
 from thresher.runtime.process import no_warnings
 from thresher.runtime.progress import Progress
 from thresher.runtime.untrusted import parse_json
@@ -213,7 +214,7 @@ def open_run(
         UsageError: The run to resume has other settings, or its data have changed.
         PoolError: The data cannot be read.
     """
-    out, schedule = Path(folder), settings.schedule
+    out, schedule = local_path(folder), settings.schedule
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError(
             "the reference trainers run on one process; for several, use python -m thresher.train.open_clip, which "
