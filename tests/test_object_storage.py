@@ -151,10 +151,9 @@ def test_inputs_at_addresses(tmp_path: Path, pool: str, top: str) -> None:
         str(tmp_path / "classes.npy"),
     )
     assert hashes_at(f"{top}/classes.npy")[""] == hashes(tmp_path)["classes.npy"]
-    with pytest.raises(PoolError, match="not a selection folder"):
-        Selection.load(f"{top}/in")
-    with pytest.raises(PoolError, match="nothing is there"):
-        Selection.load(f"{top}/none")
+    for name in ("in", "none"):
+        with pytest.raises(PoolError, match=rf"{top}/{name}: has no selection.json; check the address"):
+            Selection.load(f"{top}/{name}")
 
 
 @pytest.mark.parametrize("kind", ["tars", "parquet"])
@@ -290,3 +289,13 @@ def test_what_is_on_this_machine_only(pool: str, tmp_path: Path, monkeypatch: py
     ):
         run(*words, code=2)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_lease_whose_answer_was_lost(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    create, lock = FsspecPath.create, place(f"{memory}/lock")
+    assert isinstance(lock, FsspecPath)
+    monkeypatch.setattr(FsspecPath, "create", lambda path, content: create(path, content) and False)
+    release = remote_locks.hold(lock, "x", False, None)
+    assert lock.exists()
+    release()
+    assert not lock.exists()

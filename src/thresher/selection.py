@@ -742,7 +742,7 @@ class Selection:
         Raises:
             PoolError: The folder is not a selection folder, or it is damaged; the message names the file.
         """
-        with local_copy(folder) as path:
+        with local_copy(folder, "selection.json") as path:
             return cls._loaded(path)
 
     @classmethod

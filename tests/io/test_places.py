@@ -226,6 +226,8 @@ def test_copies_of_small_results(tmp_path: Path) -> None:
         assert copy.read_text() == "a.json"
     with pytest.raises(PoolError, match="memory://top/none: nothing is there"), local_copy("memory://top/none"):
         pass
+    with pytest.raises(PoolError, match="memory://top/sel: has no x.json"), local_copy("memory://top/sel", "x.json"):
+        pass
     with pytest.raises(PoolError, match=r"^memory://top/sel/a.json: bad$"), local_copy("memory://top/sel") as copy:
         raise PoolError(f"{copy}/a.json: bad")
 

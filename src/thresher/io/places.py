@@ -27,6 +27,7 @@ _T = TypeVar("_T")
 _CHUNK = 1 << 22  # bytes read at a time
 # Where a file appears as a whole once it is written. Elsewhere it is written under another name and moved.
 _OBJECTS = frozenset(("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "r2", "hf", "memory"))
+_EXISTS = ("PreconditionFailed", "ConditionalRequestConflict", "conditionNotMet")  # what servers answer
 _READ_ONLY = frozenset(("http", "https"))
 _CHANGED = ("LastModified", "last_modified", "updated", "mtime", "created", "ctime")
 
@@ -164,7 +165,7 @@ class FsspecPath(RemotePath):
             except FileExistsError:
                 return False
             except OSError as error:
-                if "PreconditionFailed" in str(error) or "ConditionalRequestConflict" in str(error):
+                if any(word in str(error) for word in _EXISTS):
                     return False
                 raise
             return True
@@ -236,20 +237,24 @@ def _writes(url: str) -> Iterator[None]:
 
 
 @contextmanager
-def local_copy(location: str | os.PathLike[str] | RemotePath) -> Iterator[Path]:
+def local_copy(location: str | os.PathLike[str] | RemotePath, holds: str = "") -> Iterator[Path]:
     """Yield a local path of a small result, such as a selection: a remote one is copied first.
 
     The copy stays until the process ends, so that its arrays can be mapped. Errors name the original.
 
+    Args:
+        location: The file or folder.
+        holds: A file that the folder must have; without it, nothing is copied.
+
     Raises:
-        PoolError: There is nothing at the location.
+        PoolError: There is nothing at the location, or a folder without that file.
         UnreachedError: It was not reached.
     """
     remote = place(location) if not isinstance(location, RemotePath) else location
     if not isinstance(remote, FsspecPath):
         yield Path(remote)  # type: ignore[arg-type]
         return
-    copy = _copied(remote)
+    copy = _copied(remote, holds)
     try:
         yield copy
     except ThresherError as error:
@@ -258,12 +263,14 @@ def local_copy(location: str | os.PathLike[str] | RemotePath) -> Iterator[Path]:
         raise type(error)(str(error).replace(str(copy), remote.url)) from error
 
 
-def _copied(remote: FsspecPath) -> Path:
+def _copied(remote: FsspecPath, holds: str) -> Path:
+    if holds and not (remote / holds).is_file():  # it may be anything, of any size
+        raise PoolError(f"{remote}: has no {holds}; check the address")
     names = files_below(remote)
     if not names and not remote.is_file():
         raise PoolError(f"{remote}: nothing is there; check the address")
     top = _copies(os.getpid()) / secrets.token_hex(4)
-    target = top / remote.name
+    target = top / ("copy" if is_unsafe(remote.name) else remote.name)
     for name in names:
         (remote / name).download(_inside(target, name))
     if not names:

@@ -268,7 +268,7 @@ def read_groups(folder: str | os.PathLike[str]) -> Written:
     Raises:
         PoolError: The folder is missing, damaged or inconsistent; the message names the file.
     """
-    with local_copy(folder) as path:
+    with local_copy(folder, "cluster.json") as path:
         return _read_groups(path)
 
 
@@ -384,7 +384,7 @@ def read_labels(folder: str | os.PathLike[str]) -> npt.NDArray[Any]:
     Raises:
         PoolError: The labels are missing, cannot be read, or are not below the number of centroids.
     """
-    with local_copy(folder) as path:
+    with local_copy(folder, "labels.npy") as path:
         return _read_labels(path / "labels.npy")
 
 

@@ -125,7 +125,7 @@ def reshard(
         OutputError: ``out`` holds other files, is inside the data, or cannot be written.
         UnreachedError: A worker on another machine cannot read the data.
     """
-    from thresher.io.places import local_copy
+    from thresher.io.places import local_copy, place
     from thresher.resharding.job import Job, run_job
     from thresher.selection import Selection
 
@@ -150,11 +150,10 @@ def reshard(
         **reading,
     )
     if isinstance(sel, str) and "://" in sel:
-        with local_copy(sel) as copy:
-            if copy.is_dir():
-                sel = Selection.load(sel)
-            else:
+        if place(sel).is_file():
+            with local_copy(sel) as copy:
                 return run_job(replace(job, selection=sel), str(copy), workers, progress)
+        sel = Selection.load(sel)
     if pool is not None:
         if isinstance(sel, str) and not os.path.isdir(sel):
             raise UsageError(f"--pool: {sel} is not a selection folder, so it has no pool")

@@ -47,6 +47,8 @@ def hold(
     text = json.dumps({**_own(), "token": secrets.token_hex(8)}).encode()
     while not path.create(text):
         known = _content(path)
+        if known == text:  # it was created, but the answer was lost
+            break
         if known is None or (_has_ended(path, known, lease) and _removed(path, known, lease)):
             continue
         using = (
