@@ -63,7 +63,7 @@ def _amount(ctx: click.Context, option: click.Parameter, text: str | None) -> fl
 @click.option("--remote", is_flag=True, help="The pool is in object storage, with --rows.")
 @click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Machines.")
 @click.option("--cores", type=click.IntRange(1), metavar="N", help="Cores of each (default: those of this one).")
-@click.option("--gpus", type=click.IntRange(0, 0), default=0, help="GPUs of each; not in the model yet.")
+@click.option("--gpus", type=int, default=0, show_default=True, metavar="N", help="GPUs of each; only 0 so far.")
 @click.option(
     "--bandwidth",
     callback=_amount,
@@ -98,6 +98,8 @@ def plan(
     from thresher.pool.store import open_store
     from thresher.runtime.engine import cores as own_cores
 
+    if gpus:
+        raise UsageError(f"--gpus {gpus}: the model does not know GPUs yet; leave it out")
     if (pool is None) == (rows is None):
         raise UsageError("give either a pool or --rows and --dim")
     if pool is not None:
