@@ -390,6 +390,7 @@ COMMANDS = {
     "embed": "embed POOL -o OUT --encoder tests.toy:Toy",
     "reshard": "reshard POOL keys.txt -o OUT",
     "coreset": "coreset POOL -o OUT --keep 10%",
+    "reference": "reference POOL -o OUT.parquet",
     "train_clip": "train clip POOL -o OUT",
     "train_moco": "train moco POOL -o OUT",
     "compare": "compare SEL SEL2",

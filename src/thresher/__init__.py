@@ -25,6 +25,7 @@ from thresher.api import (  # noqa: E402 - some of what it imports needs the ver
     evaluate,
     inspect,
     open,
+    reference,
     reshard,
     score,
     select,
@@ -152,8 +153,8 @@ __all__ = [
     "Processes", "Random", "Ray", "Recipe", "Rho", "Run", "Scan", "Score", "Scored", "Selection", "SemDeDup",
     "Serial", "Seta", "Sift", "SoftCapSampling", "Ssp", "Static", "Step", "Threads", "ThresherError", "Training",
     "UnreachedError", "UsageError", "build", "cluster", "compare", "coreset", "doctor", "embed", "evaluate",
-    "from_arrays", "inspect", "make_engine", "method", "open", "open_store", "reshard", "run_steps", "score",
-    "select", "select_indices", "train_clip", "train_moco",
+    "from_arrays", "inspect", "make_engine", "method", "open", "open_store", "reference", "reshard", "run_steps",
+    "score", "select", "select_indices", "train_clip", "train_moco",
 ]  # fmt: skip
 
 

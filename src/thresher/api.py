@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 S = TypeVar("S")
 
 __all__ = [
-    "cluster", "compare", "coreset", "doctor", "embed", "evaluate", "inspect", "open", "reshard", "score",
-    "select", "train_clip", "train_moco",
+    "cluster", "compare", "coreset", "doctor", "embed", "evaluate", "inspect", "open", "reference", "reshard",
+    "score", "select", "train_clip", "train_moco",
 ]  # fmt: skip
 
 
@@ -545,6 +545,76 @@ def train_moco(
 
     made, reading = _training(MocoSettings, "train_moco", policy, settings)
     return train_moco(data, out, made, resume=resume, progress=_progress(progress), reading=reading)
+
+
+def reference(
+    data: Path | None,
+    out: Path,
+    *,
+    pool: Pool | None = None,
+    run: Path | None = None,
+    overwrite: bool = False,
+    progress: bool | Progress = True,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Write a loss of every row under a reference model to a file, for the policy ``rho``.
+
+        cost = th.reference("train.parquet", "ref.parquet", epochs=4)
+        th.train_clip("train.parquet", "run", policy=th.Rho(reference="ref.parquet"))
+
+    Small models are trained, each without one part of the data, and score the part that they have not seen. Or the
+    embeddings stored in a pool give the losses: that is help from the model that made the pool.
+
+    Args:
+        data: Data as for :func:`train_clip`; None with ``pool``.
+        out: Parquet file to write: a key and a loss per row. Its cost is written to ``<name>.cost.json`` next to it.
+        pool: A pool with embeddings of images and captions in one space, instead of data.
+        run: Folder of the training runs (default: the name of ``out`` with "-run" added). A run that was killed there
+            resumes.
+        overwrite: Replace a file that was made in another way.
+        progress: As for :func:`select`.
+        **settings: folds (default: 2), epochs (default: 4), and all others of :func:`train_clip` but a policy; with a
+            pool key, batch_size, temperature, seed, engine and cache.
+
+    Returns:
+        How the losses were made, the counts of rows, and what it cost: "gradient_samples", "scored_forwards" and
+        "seconds".
+
+    Raises:
+        UsageError, PoolError, OutputError: Settings, data, pool or file cannot be used.
+        MissingExtraError: The extra ``train`` is not installed, which only training needs.
+    """
+    if (data is None) == (pool is None):
+        raise UsageError("give either data to train on, or a pool whose stored embeddings give the losses")
+    if data is None:
+        from thresher.pruning.reference_losses import references_from_pool
+
+        if run is not None:
+            raise UsageError("run is the folder of training runs; nothing is trained with a pool")
+        own = ("key", "batch_size", "temperature", "seed", "engine", "cache")
+        if odd := [name for name in settings if name not in own]:
+            raise UsageError(
+                f"reference of a pool has no option {odd[0]!r}; it has {', '.join(own)}.{suggest(odd[0], own)}"
+            )
+        key = settings.pop("key", None)
+        store = _store(pool if key is None else open(os.fspath(pool), key=key), settings.get("cache"))
+        made = _resources(settings.pop("engine", "threads"), None, settings.pop("cache", None), progress)
+        return references_from_pool(store, out, overwrite=overwrite, **settings, **made)
+    from thresher.pruning.reference_losses import check_references_target, write_references
+    from thresher.train.cross_fit import CrossFitSettings, cross_fit
+
+    if odd := [name for name in ("policy", "prune", "options", "selection") if name in settings]:
+        raise UsageError(f"reference has no option {odd[0]!r}: a reference model is trained on all rows of its part")
+    if "epochs" not in settings and "samples" not in settings:
+        settings["epochs"] = 4
+    made_of, reading = _training(CrossFitSettings, "reference", "full", settings)
+    shown = _progress(progress)
+    request = made_of.request(data)
+    path = check_references_target(out, request, overwrite=overwrite)
+    folder = os.fspath(run) if run is not None else f"{path.with_suffix('')}-run"
+    fitted = cross_fit(data, folder, made_of, progress=shown, reading=reading)
+    batches = [(fitted.keys, fitted.losses_N)]
+    return write_references(path, batches, request, fitted.cost(), overwrite=overwrite, progress=shown)
 
 
 def evaluate(

@@ -77,6 +77,7 @@ SECTIONS = (
             "train": "Train a model and prune its data while it trains.",
             "coreset": "Select the rows that a training run found least redundant.",
             "mismatched": "Drop the pairs whose image and caption do not belong together.",
+            "reference": "Write a loss of every row under a reference model, for the policy rho.",
         },
     ),
     Section(

@@ -177,6 +177,20 @@ def mismatched(selection: Any, out: object, run: str) -> Iterator[str]:
     yield f"to see the pairs, type: thresher report {run} -o pairs.html"
 
 
+def referenced(made: Mapping[str, Any]) -> Iterator[str]:
+    """Yield lines on a written file of reference losses, and on what it cost."""
+    if made["source"] == "pool":
+        yield "the embeddings of the pool give the losses: help from the model that made them, which is not in the cost"
+    if made["without_loss"]:
+        yield f"{counted(made['without_loss'], 'row has', 'rows have')} no finite loss"
+    yield (
+        f"cost: {made['gradient_samples']:,} gradient samples, {made['scored_forwards']:,} scored forwards, "
+        f"{duration(made['seconds'])}"
+    )
+    yield f"{counted(made['rows'], 'loss', 'losses')} written to {made['out']}"
+    yield f"to use them, type: thresher train clip DATA -o run --policy rho --reference {made['out']}"
+
+
 def scored(scores: Mapping[str, Any]) -> Iterator[str]:
     """Yield lines on written scores."""
     yield from scores["notes"]

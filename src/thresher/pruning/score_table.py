@@ -155,7 +155,7 @@ def write_scores(
     check_target(path, store)
     if path.exists() and not overwrite:
         requested = _request(method, how.get("seed", 0))
-        refuse_other(path, _info_in(path), {**requested, "store": store.fingerprint()})
+        refuse_other(path, info_in(path), {**requested, "store": store.fingerprint()})
     table = score(store, method, **how)
     kind = pa.int64()
     if key:
@@ -183,8 +183,8 @@ def _request(method: Scored, seed: int) -> dict[str, Any]:
     return {"method": method.name, "parameters": parameters, "seed": seed, "version": __version__}
 
 
-def _info_in(path: Path) -> dict[str, Any]:
-    """Return how the scores in a file were made, {} if it is not a file of scores."""
+def info_in(path: Path) -> dict[str, Any]:
+    """Return how the scores or losses in a parquet file were made, {} if it does not say."""
     try:
         info = json.loads(parquet_metadata("file", str(path)).get(MARK, b"{}"))
     except (PoolError, ValueError, RecursionError):

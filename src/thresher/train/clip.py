@@ -19,6 +19,7 @@ from thresher.evaluation.sets import EvalSet
 from thresher.evaluation.zero_shot import class_embeddings, zero_shot
 from thresher.runtime.progress import Progress, Silent
 from thresher.train.augment import Normalise, crops, to_device
+from thresher.train.data import Pairs
 from thresher.train.loop import (
     Reduce,
     Schedule,
@@ -36,6 +37,7 @@ from thresher.train.models import Clip, Loss, Tokens, clip_model
 
 try:
     import torch
+    from torch.nn import functional as F
 except ImportError:
     raise MissingExtraError("training", "train") from None
 
@@ -115,11 +117,16 @@ def train_clip(
     sizes: dict[str, Any] = {"side": stored_side(clip.side), "resize": clip.resize, "captions": True}
     opened = open_run("clip", data, folder, settings, **sizes, resume=resume, progress=progress, reading=reading)
     with opened as (training, pairs):
-        clip.model.to(device)
-        chunks = (pairs.captions[lo : lo + _TEXTS] for lo in range(0, len(pairs), _TEXTS))
-        tokens_NT = np.concatenate([clip.tokenize(chunk) for chunk in chunks])
-        task = ClipTask(clip, tokens_NT, device, settings, sets)
-        return fit(task, pairs, schedule, training, progress)
+        return fit(clip_task(clip, pairs, device, settings, sets), pairs, schedule, training, progress)
+
+
+def clip_task(
+    clip: Clip, pairs: Pairs, device: torch.device, settings: ClipSettings, sets: Sequence[EvalSet] = ()
+) -> ClipTask:
+    """Move a model to its device, tokenize all captions, and return the task of training it."""
+    clip.model.to(device)
+    chunks = (pairs.captions[lo : lo + _TEXTS] for lo in range(0, len(pairs), _TEXTS))
+    return ClipTask(clip, np.concatenate([clip.tokenize(chunk) for chunk in chunks]), device, settings, sets)
 
 
 def _named_classes(eval_set: EvalSet, settings: ClipSettings) -> EvalSet:
@@ -192,6 +199,16 @@ class ClipTask:
         if self.settings.loss == "siglip":
             return siglip_losses(image_BD, text_BD, scale, self.model.logit_bias)
         return clip_losses(image_BD, text_BD, scale)
+
+    def score(self, rows_B: npt.NDArray[np.int64], pixels_BHWC: torch.Tensor) -> torch.Tensor:
+        """Return the losses of a batch, (B, 2) without gradients, on whole images instead of random crops."""
+        tokens_BT = to_device(torch.from_numpy(self.tokens_NT[rows_B]), self.device)
+        size = (self.clip.side, self.clip.side)
+        image_BCHW = F.interpolate(
+            self.normalise(pixels_BHWC.permute(0, 3, 1, 2)), size, mode="bilinear", antialias=True
+        )
+        with torch.inference_mode():
+            return self.losses(*self.features(image_BCHW, tokens_BT))
 
     def after_step(self, progress: float) -> None:
         """Clamp the logit scale to at most 100, as CLIP does."""

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -194,7 +194,7 @@ def open_run(
     """Lock and check the folder of a run, read its data, and describe the run; the lock ends with the block.
 
     Args:
-        task: "clip" or "moco".
+        task: "clip", "moco" or "reference".
         data: The data, see :func:`thresher.train.data.open_pairs`.
         folder: The folder of the run.
         settings: A dataclass with all settings; its ``schedule`` is a :class:`Schedule`.
@@ -302,7 +302,7 @@ def _earlier(folder: Path, task: str, requested: Mapping[str, Any], resume: bool
         # A run that was killed while it read the data may have left these files; others are not allowed.
         if any(name not in (ROWS, PICTURES, SET_ASIDE) and not _scratch(name) for name in names):
             raise OutputError(f"{folder}: exists and is not a training run; choose another name")
-        _sweep(folder)
+        sweep_scratch(folder)
         return None
     if not resume:
         raise OutputError(f"{folder}: has a training run already; pass --resume to continue it, or choose another name")
@@ -314,7 +314,7 @@ def _earlier(folder: Path, task: str, requested: Mapping[str, Any], resume: bool
                 f"{folder}: was started with {name.replace('_', ' ')} {known.get(name)}, not {asked}; "
                 "give the same value to continue, or choose another name for a new run"
             )
-    _sweep(folder)
+    sweep_scratch(folder)
     return earlier
 
 
@@ -323,7 +323,8 @@ def _scratch(name: str) -> bool:
     return name.startswith(".") and ".tmp" in name
 
 
-def _sweep(folder: Path) -> None:
+def sweep_scratch(folder: Path) -> None:
+    """Remove the temporary files that a killed process left in the folder of a run."""
     locks.sweep(path for path in folder.iterdir() if _scratch(path.name) and path.is_file())
 
 
@@ -365,7 +366,7 @@ def fit(
     )
     log, seconds = checkpointer.load()
     training.save()  # only now that all settings are validated
-    loader = _loader(pairs, sampler, schedule.workers, task.device, training.folder / LOCK)
+    loader = loader_of(pairs, sampler, schedule.workers, task.device, training.folder / LOCK)
     progress.say(f"policy: {describe(sampler.policy, defaults=True)}")
     if len(pairs) < schedule.batch_size:
         progress.say(
@@ -540,14 +541,15 @@ def _same(items: Any) -> Any:
     return items
 
 
-def _loader(pairs: Pairs, sampler: PruningSampler, workers: int, device: torch.device, lock: Path) -> Any:
+def loader_of(pairs: Pairs, batches: Iterable[Sequence[int]], workers: int, device: torch.device, lock: Path) -> Any:
+    """Return a loader of the row ids and images of batches: (B,) int64, (B, H, W, 3) uint8."""
     from torch.utils.data import DataLoader
 
     workers = 0 if pairs.pixels_NHWC is not None else workers
     rows: Any = _Rows(replace(pairs, captions=()))  # it may be pickled for the workers
     options: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
     options["worker_init_fn"] = partial(locks.set_up_worker, lock)
-    return DataLoader(rows, batch_sampler=sampler, collate_fn=_same, pin_memory=device.type == "cuda", **options)
+    return DataLoader(rows, batch_sampler=batches, collate_fn=_same, pin_memory=device.type == "cuda", **options)
 
 
 def device_named(name: str) -> torch.device:
