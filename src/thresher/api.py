@@ -597,7 +597,7 @@ def reference(
                 f"reference of a pool has no option {odd[0]!r}; it has {', '.join(own)}.{suggest(odd[0], own)}"
             )
         key = settings.pop("key", None)
-        store = _store(pool if key is None else open(os.fspath(pool), key=key), settings.get("cache"))
+        store = _store(pool, settings.get("cache")) if key is None else open(str(pool), key=key)
         made = _resources(settings.pop("engine", "threads"), None, settings.pop("cache", None), progress)
         return references_from_pool(store, out, overwrite=overwrite, **settings, **made)
     from thresher.pruning.reference_losses import check_references_target, write_references
