@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from thresher.dynamic.policies.dynamic_random import DynamicRandom
     from thresher.dynamic.policies.full import Full
     from thresher.dynamic.policies.infobatch import InfoBatch
+    from thresher.dynamic.policies.jest import Jest
     from thresher.dynamic.policies.rho import Rho
     from thresher.dynamic.policies.scan import Scan
     from thresher.dynamic.policies.seta import Seta
@@ -138,6 +139,7 @@ _HOMES = {
     "dynamic.policies.dynamic_random": ("DynamicRandom",),
     "dynamic.policies.full": ("Full",),
     "dynamic.policies.infobatch": ("InfoBatch",),
+    "dynamic.policies.jest": ("Jest",),
     "dynamic.policies.rho": ("Rho",),
     "dynamic.policies.scan": ("Scan",),
     "dynamic.policies.seta": ("Seta",),
@@ -148,7 +150,7 @@ _HOMES = {
 __all__ = [
     "AccessError", "BadRowsError", "BudgetError", "CRho", "Cache", "ChangedError", "ClipCov", "ClipScore",
     "Clustered", "Combine", "DPruning", "Dedup", "Density", "Dissect", "DynamicRandom", "EmbeddingStore", "Engine",
-    "Filter", "Full", "Groups", "Herd", "HierarchicalKMeans", "InfoBatch", "Keep", "Match", "MetaClip",
+    "Filter", "Full", "Groups", "Herd", "HierarchicalKMeans", "InfoBatch", "Jest", "Keep", "Match", "MetaClip",
     "MissingExtraError", "MissingPackageError", "NegClip", "NormSim", "Options", "OutputError", "PoolError",
     "Processes", "Random", "Ray", "Recipe", "Rho", "Run", "Scan", "Score", "Scored", "Selection", "SemDeDup",
     "Serial", "Seta", "Sift", "SoftCapSampling", "Ssp", "Static", "Step", "Threads", "ThresherError", "Training",

@@ -24,7 +24,7 @@ import pytest
 import torch
 
 from tests.resharding.common import hashes
-from tests.train.conftest import ROWS, Data, emoji
+from tests.train.conftest import POOL, ROWS, Data, emoji
 from thresher import build, open_store, run_steps
 from thresher.cli.main import main
 from thresher.dynamic.loss import clip_losses
@@ -617,3 +617,34 @@ def test_a_run_whose_selection_is_of_other_data_leaves_no_folder(
         (own / name).write_text("mine")
     assert main([*command, str(own)]) == 2
     assert sorted(path.name for path in own.iterdir()) == ["notes.txt", "rows.parquet"]
+
+
+@pytest.mark.parametrize("loss", ["clip", "siglip"])
+def test_jest_trains_on_rows_chosen_from_super_batches(data: Data, tmp_path: Path, loss: Any) -> None:
+    """With the embeddings of the emoji pool as the reference; cut off and resumed, it is the same run."""
+    options = {"reference": str(POOL), "keep": 0.25, "chunks": 4}
+    how = replace(settings(policy="jest", options=options, batch_size=8, checkpoint_minutes=0.0), loss=loss)
+    log = train_clip(data.parquet, tmp_path / "whole", how)
+    assert [(entry["samples"], entry["scored"]) for entry in log] == [(ROWS // B * 8, ROWS // B * B)] * 4
+    assert log[-1]["pruned_so_far"] == pytest.approx(1 - 32 / ROWS)
+    with pytest.raises(Cut):
+        train_clip(data.parquet, tmp_path / "cut", how, progress=Cutting(6))
+    train_clip(data.parquet, tmp_path / "cut", how, resume=True)
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+def test_jest_takes_losses_too_and_needs_one_of_them(
+    data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = data.table["key"]
+    pq.write_table(pa.table({"key": keys, "loss": np.arange(ROWS, dtype=np.float32)}), tmp_path / "ref.parquet")
+    command = ["train", "clip", str(data.parquet), "--epochs", "1", "--policy", "jest", "--batch-size", "8"]
+    assert main([*command, "-o", str(tmp_path / "a"), "--reference", str(tmp_path / "ref.parquet")]) == 0
+    assert main([*command, "-o", str(tmp_path / "b")]) == 2
+    assert "policy jest needs a reference" in capsys.readouterr().err
+    assert main([*command, "-o", str(tmp_path / "b"), "--reference", str(tmp_path / "none")]) == 2
+    assert main(["train", "moco", *command[2:], "-o", str(tmp_path / "b"), "--reference", "x"]) == 2
+    assert "which the trainer of MoCo does not" in capsys.readouterr().err
+    pq.write_table(data.table.slice(0, 50), tmp_path / "some.parquet")
+    assert main([*command, "-o", str(tmp_path / "b"), "--reference", str(tmp_path / "some.parquet")]) == 2
+    assert not (tmp_path / "b").exists()

@@ -218,6 +218,21 @@ class LoadedState:
     progress: float
 
 
+def refuse_chosen(policy: Policy | type[Policy], what: str, chooses: bool = False) -> None:
+    """Raise UsageError if a policy chooses the rows of every batch, and what is to run it does not.
+
+    Args:
+        policy: The policy.
+        what: What is to run it, for the message.
+        chooses: Whether it lets the policy choose batches.
+    """
+    if policy.chooses_batches and not chooses:
+        raise UsageError(
+            f"policy {policy.name} chooses every batch by scoring a super-batch, which {what} does not; use "
+            "'thresher train clip', or thresher.dynamic.jest.JestSampler in your own loop"
+        )
+
+
 def refuse_shorter(needed: int, length: int | None, unit: str) -> None:
     """Raise UsageError if this run is too short to finish the current epoch of a loaded state."""
     if length is not None and needed > length:

@@ -45,8 +45,8 @@ def clip_losses(
     Returns:
         (B, 2). The mean equals open_clip's ``ClipLoss``.
     """
-    (image_BD, text_BD), scale = _unit(image=image_BD, text=text_BD), _number("scale", scale)
-    (images_ND, texts_ND), start = _everywhere(gather, image_BD, text_BD)
+    (image_BD, text_BD), scale = unit(image=image_BD, text=text_BD), _number("scale", scale)
+    (images_ND, texts_ND), start = everywhere(gather, image_BD, text_BD)
     positive_B = scale * (image_BD * text_BD).sum(1)
     to_text_BN, to_image_BN = _both_ways(scale * image_BD, text_BD, scale * images_ND, texts_ND, start)
     return torch.stack([_softmax_loss(positive_B, to_text_BN), _softmax_loss(positive_B, to_image_BN)], dim=1)
@@ -75,9 +75,9 @@ def siglip_losses(
     Returns:
         (B, 2). The mean equals SigLIP's loss.
     """
-    image_BD, text_BD = _unit(image=image_BD, text=text_BD)
+    image_BD, text_BD = unit(image=image_BD, text=text_BD)
     scale, bias = _number("scale", scale), _number("bias", bias)
-    (images_ND, texts_ND), start = _everywhere(gather, image_BD, text_BD)
+    (images_ND, texts_ND), start = everywhere(gather, image_BD, text_BD)
     positive_B = F.softplus(-scale * (image_BD * text_BD).sum(1) - bias)
     both = _both_ways(scale * image_BD, text_BD, scale * images_ND, texts_ND, start, bias)
     return torch.stack([positive_B + F.softplus(others_BN).sum(1) for others_BN in both], dim=1)
@@ -99,13 +99,13 @@ def moco_v2_losses(
     Returns:
         (B, 1). The mean equals MoCo's loss.
     """
-    query_BD, key_BD = _unit(query=query_BD, key=key_BD.detach())
+    query_BD, key_BD = unit(query=query_BD, key=key_BD.detach())
     if queue_KD.ndim != 2 or queue_KD.shape[1] != query_BD.shape[1]:
         hint = "; MoCo's own buffer is (D, K): pass queue.T" if queue_KD.shape[:1] == query_BD.shape[1:] else ""
         expected = f"(K, {query_BD.shape[1]}), one key per row"
         raise UsageError(f"queue must be {expected}; got {tuple(queue_KD.shape)}{hint}")
     query_BD = query_BD / _temperature(temperature)
-    (queue_KD,) = _unit(queue=queue_KD.detach())
+    (queue_KD,) = unit(queue=queue_KD.detach())
     losses_B = _softmax_loss((query_BD * key_BD).sum(1), _products(query_BD, queue_KD))
     return losses_B[:, None]
 
@@ -137,8 +137,8 @@ def moco_v3_losses(
         (B, 2): q1 with k2, q2 with k1. The mean equals MoCo v3's loss.
     """
     temperature = _temperature(temperature)
-    q1_BD, q2_BD, k1_BD, k2_BD = _unit(q1=q1_BD, q2=q2_BD, k1=k1_BD.detach(), k2=k2_BD.detach())
-    (keys1_ND, keys2_ND), start = _everywhere(gather, k1_BD, k2_BD)
+    q1_BD, q2_BD, k1_BD, k2_BD = unit(q1=q1_BD, q2=q2_BD, k1=k1_BD.detach(), k2=k2_BD.detach())
+    (keys1_ND, keys2_ND), start = everywhere(gather, k1_BD, k2_BD)
     losses = []
     for query_BD, key_BD, keys_ND in ((q1_BD, k2_BD, keys2_ND), (q2_BD, k1_BD, keys1_ND)):
         query_BD = query_BD / temperature
@@ -161,8 +161,8 @@ def simclr_losses(
         (B, 2). The mean equals SimCLR's loss.
     """
     scale = 1 / _temperature(temperature)
-    z1_BD, z2_BD = _unit(z1=z1_BD, z2=z2_BD)
-    (views1_ND, views2_ND), start = _everywhere(gather, z1_BD, z2_BD)
+    z1_BD, z2_BD = unit(z1=z1_BD, z2=z2_BD)
+    (views1_ND, views2_ND), start = everywhere(gather, z1_BD, z2_BD)
     positive_B = scale * (z1_BD * z2_BD).sum(1)
     across1_BN, across2_BN = _both_ways(scale * z1_BD, z2_BD, scale * views1_ND, views2_ND, start)
     within1_BN, within2_BN = _others(scale * z1_BD, views1_ND, start), _others(scale * z2_BD, views2_ND, start)
@@ -198,8 +198,12 @@ def reduce(losses_BR: torch.Tensor, weights_B: torch.Tensor | None = None) -> to
     return losses_B.sum() / max(len(losses_B), 1)
 
 
-def _unit(**rows: torch.Tensor) -> list[torch.Tensor]:
-    """Return matrices of the same shape with unit rows in float32."""
+def unit(**rows: torch.Tensor) -> list[torch.Tensor]:
+    """Return matrices of the same shape with unit rows in float32.
+
+    Raises:
+        UsageError: They are not matrices of the same shape; names them.
+    """
     shapes = {name: tuple(row.shape) for name, row in rows.items()}
     if len(set(shapes.values())) > 1 or any(len(shape) != 2 for shape in shapes.values()):
         got = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
@@ -260,8 +264,14 @@ def _both_ways(
     return a_BN, a_BN.T if all_b_ND is b_BD else _others(b_BD, all_a_ND, start, bias)
 
 
-def _everywhere(gather: bool, *rows_BD: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], int]:
-    """Return the rows of all ranks, in rank order, and the position of this rank's first row."""
+def everywhere(gather: bool, *rows_BD: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], int]:
+    """Return the rows of all ranks, in rank order, and the position of this rank's first row.
+
+    Gradients flow back to the ranks that the rows came from. Ranks may have different numbers of rows.
+
+    Raises:
+        UsageError: There is no process group.
+    """
     if not gather:
         return rows_BD, 0
     if not (dist.is_available() and dist.is_initialized()):

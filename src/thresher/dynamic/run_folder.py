@@ -219,7 +219,7 @@ def _write(path: Path, text: str) -> None:
 
 
 # The fields of a log entry that are numbers, with their limits; those of :meth:`PruningSampler.log` and the trainers.
-_COUNTS = ("rows", "total", "samples", "steps", "not_finite", "redundant", "ill_matched", "candidates")
+_COUNTS = ("rows", "total", "samples", "scored", "steps", "not_finite", "redundant", "ill_matched", "candidates")
 _MEASURES = {
     "pruned_so_far": (-1e6, 1), "overlap": (0, 1), "seconds": (0, 1e12), "samples_per_second": (0, 1e12),
     "loss": (-1e30, 1e30), "lr": (-1e30, 1e30),

@@ -200,15 +200,30 @@ class ClipTask:
             return siglip_losses(image_BD, text_BD, scale, self.model.logit_bias)
         return clip_losses(image_BD, text_BD, scale)
 
-    def score(self, rows_B: npt.NDArray[np.int64], pixels_BHWC: torch.Tensor) -> torch.Tensor:
-        """Return the losses of a batch, (B, 2) without gradients, on whole images instead of random crops."""
+    def scored(self, rows_B: npt.NDArray[np.int64], pixels_BHWC: torch.Tensor) -> tuple[Any, ...]:
+        """Return the features of whole images and captions, (B, D) without gradients, with scale and bias."""
+        training = self.model.training
+        self.model.eval()  # batch statistics of a super-batch are not those of a batch
+        with torch.no_grad():
+            whole, chunk = self._whole(rows_B, pixels_BHWC), self.settings.chunk or self.settings.schedule.batch_size
+            parts = [self.features(*part) for part in zip(*(each.split(chunk) for each in whole), strict=True)]
+            features = [torch.cat(of) for of in zip(*parts, strict=True)]
+            scale, bias = self.model.logit_scale.exp(), None
+            if self.settings.loss == "siglip":
+                bias = self.model.logit_bias.detach()
+        self.model.train(training)
+        return (*features, scale, bias)
+
+    def _whole(self, rows_B: npt.NDArray[np.int64], pixels_BHWC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return whole images instead of random crops, (B, 3, H, W), and tokens (B, T)."""
+        image_BCHW, size = self.normalise(pixels_BHWC.permute(0, 3, 1, 2)), (self.clip.side, self.clip.side)
         tokens_BT = to_device(torch.from_numpy(self.tokens_NT[rows_B]), self.device)
-        size = (self.clip.side, self.clip.side)
-        image_BCHW = F.interpolate(
-            self.normalise(pixels_BHWC.permute(0, 3, 1, 2)), size, mode="bilinear", antialias=True
-        )
+        return F.interpolate(image_BCHW, size, mode="bilinear", antialias=True), tokens_BT
+
+    def score(self, rows_B: npt.NDArray[np.int64], pixels_BHWC: torch.Tensor) -> torch.Tensor:
+        """Return the losses of a batch, (B, 2) without gradients, on whole images."""
         with torch.inference_mode():
-            return self.losses(*self.features(image_BCHW, tokens_BT))
+            return self.losses(*self.features(*self._whole(rows_B, pixels_BHWC)))
 
     def after_step(self, progress: float) -> None:
         """Clamp the logit scale to at most 100, as CLIP does."""

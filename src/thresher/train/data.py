@@ -21,11 +21,13 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.data import Data, DataOptions, Place, noted, open_data
-from thresher.dynamic.references import References, check_found
+from thresher.dynamic.reference_features import ReferenceFeatures
+from thresher.dynamic.references import LOSSES, References, check_found
 from thresher.dynamic.run_folder import ROWS
 from thresher.errors import PoolError, UsageError
 from thresher.export.keys import each_key, read_keys
 from thresher.io.key_forms import unlike
+from thresher.io.parquet import table_piece
 from thresher.io.pictures import Pixels, Resize, decode
 from thresher.pool.layout import Options
 from thresher.pool.store import EmbeddingStore, absolute, heavy, open_store
@@ -276,6 +278,34 @@ def references_of(reference: str, pairs: Pairs) -> npt.NDArray[np.float32]:
     references_N = references.of_keys(keys)
     check_found(references_N, reference, where, keys, references.example)
     return references_N
+
+
+def reference_of(reference: str, pairs: Pairs, folder: Path) -> ReferenceFeatures | npt.NDArray[np.float32]:
+    """Return the embeddings of a reference for each row, or its losses (N,) float32, NaN if unknown.
+
+    Args:
+        reference: A pool, or what :func:`references_of` takes.
+        pairs: The rows.
+        folder: The folder of the run; embeddings that cannot be read one by one are copied there.
+
+    Raises:
+        UsageError: A row is not in the pool, or no row has a loss.
+        PoolError: The pool or file cannot be read.
+    """
+    if has_losses(reference):
+        return references_of(reference, pairs)
+    return ReferenceFeatures.of_pool(open_store(absolute(reference)), pairs.keys(), folder)
+
+
+def has_losses(reference: str) -> bool:
+    """Return whether a reference is a column, or a parquet file with losses, rather than a pool.
+
+    Raises:
+        PoolError: The file cannot be read.
+    """
+    if reference.startswith(COLUMN):
+        return True
+    return os.path.isfile(reference) and bool(set(LOSSES) & set(table_piece("file", reference).columns))
 
 
 def _without(pairs: Pairs, good_N: npt.NDArray[np.bool_], folder: Path) -> Pairs:

@@ -12,15 +12,18 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from thresher import __version__
 from thresher.data import DataOptions
+from thresher.dynamic.jest import JestSampler
 from thresher.dynamic.loop import describe
+from thresher.dynamic.policies.jest import Jest
 from thresher.dynamic.policy import Policy
+from thresher.dynamic.reference_features import COPIES, ReferenceFeatures
 from thresher.dynamic.references import References
 from thresher.dynamic.registry import check_selection, epochs_for, policy_named
 from thresher.dynamic.run_folder import CHECKPOINT, MARK, ROWS, Training
@@ -31,7 +34,7 @@ from thresher.evaluation.sets import EvalSet, read_eval
 from thresher.export.keys import read_keys
 from thresher.io.open import trusting
 from thresher.io.pictures import Resize, decode
-from thresher.pool.store import absolute
+from thresher.pool.store import absolute, open_store
 from thresher.runtime import locks
 from thresher.runtime.files import writing
 from thresher.runtime.format import counted, duration
@@ -39,7 +42,17 @@ from thresher.runtime.process import no_warnings
 from thresher.runtime.progress import Progress
 from thresher.runtime.untrusted import parse_json
 from thresher.selection import Selection
-from thresher.train.data import COLUMN, PICTURES, SET_ASIDE, Pairs, open_pairs, references_of, times_of
+from thresher.train.data import (
+    COLUMN,
+    PICTURES,
+    SET_ASIDE,
+    Pairs,
+    has_losses,
+    open_pairs,
+    reference_of,
+    references_of,
+    times_of,
+)
 
 try:
     import torch
@@ -53,6 +66,7 @@ Reduce = Callable[[torch.Tensor], torch.Tensor]
 Scores = dict[str, dict[str, float]]
 
 _LONG_RUN = 1_000  # epochs
+_EARLY = (ROWS, PICTURES, SET_ASIDE, *COPIES)  # files written before a run has started
 
 # Settings that may change when a run is resumed.
 _FREE = ("evals", "eval_every", "eval_labels", "eval_group", "templates", "checkpoint_minutes", "workers", "device")
@@ -134,8 +148,11 @@ class Schedule:
         length = self.epochs or _LONG_RUN
         times_N = None if self.selection is None else np.ones(1, np.int32)
         policy = policy_named(self.policy, length, prune=self.prune, times_N=times_N, options=self.options)
-        if policy.needs_references and not policy.references().startswith(COLUMN):
-            References.read(policy.references())
+        if (reference := policy.references()) and not reference.startswith(COLUMN):
+            if policy.needs_references or has_losses(reference):
+                References.read(reference)
+            else:
+                open_store(absolute(reference)).require_joint(f"policy {policy.name}")
         if self.selection is not None:
             if os.path.isdir(self.selection):
                 Selection.load(self.selection)
@@ -174,6 +191,14 @@ class TrainingTask(Protocol):
 
     def evaluate(self) -> Scores:
         """Return metrics by evaluation set."""
+        ...
+
+
+class ScoringTask(TrainingTask, Protocol):
+    """A task that can score super-batches, for a policy that chooses batches; trainers without it refuse the policy."""
+
+    def scored(self, rows_B: npt.NDArray[np.int64], pixels_BHWC: torch.Tensor) -> tuple[Any, ...]:
+        """Return what :meth:`JestSampler.choose` takes: features (B, D) without gradients, scale and bias."""
         ...
 
 
@@ -273,7 +298,7 @@ def _removed_unless_started(folder: Path) -> Iterator[None]:
         yield
     except ThresherError:
         if not (folder / MARK).exists():
-            for name in (ROWS, PICTURES, SET_ASIDE):
+            for name in _EARLY:
                 (folder / name).unlink(missing_ok=True)
         raise
 
@@ -300,7 +325,7 @@ def _earlier(folder: Path, task: str, requested: Mapping[str, Any], resume: bool
     names = {path.name for path in folder.iterdir()} - {LOCK}
     if MARK not in names:
         # A run that was killed while it read the data may have left these files; others are not allowed.
-        if any(name not in (ROWS, PICTURES, SET_ASIDE) and not _scratch(name) for name in names):
+        if any(name not in _EARLY and not _scratch(name) for name in names):
             raise OutputError(f"{folder}: exists and is not a training run; choose another name")
         sweep_scratch(folder)
         return None
@@ -345,20 +370,7 @@ def fit(
         times_N, missing = times_of(schedule.selection, pairs)
         if missing:
             progress.say(f"{counted(missing, 'key')} of {schedule.selection} not found in the data")
-    policy, references_N = schedule.policy_for(len(pairs), times_N), None
-    if policy.needs_references:
-        references_N = references_of(policy.references(), pairs)
-        if unknown := int(np.count_nonzero(~np.isfinite(references_N))):
-            progress.say(f"{counted(unknown, 'row has', 'rows have')} no reference loss; they come first")
-    sampler = PruningSampler(
-        len(pairs),
-        policy=policy,
-        batch_size=min(schedule.batch_size, len(pairs)),
-        epochs=schedule.epochs,
-        samples=schedule.samples,
-        seed=schedule.seed,
-        references_N=references_N,
-    )
+    sampler = _sampler(schedule, schedule.policy_for(len(pairs), times_N), pairs, training.folder, progress)
     optimizer = _adamw(task.model, schedule)
     rates = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine_by_progress(sampler, warmup=schedule.warmup))
     checkpointer = _Checkpointer(
@@ -387,12 +399,17 @@ def fit(
             for rows_B, pixels_BHWC in loader:
                 torch.manual_seed(_number(schedule.seed, epoch, sampler.step))  # the same draws in a resumed run
                 optimizer.zero_grad(set_to_none=True)
-                task.step(rows_B, pixels_BHWC.to(task.device, non_blocking=True), _reduce(sampler, rows_B))
+                passed, pixels_BHWC = len(rows_B), pixels_BHWC.to(task.device, non_blocking=True)
+                if isinstance(sampler, JestSampler):
+                    scored = cast(ScoringTask, task).scored(rows_B, pixels_BHWC)
+                    at = sampler.choose(rows_B, *scored)
+                    rows_B, pixels_BHWC = rows_B[at.numpy()], pixels_BHWC[at.to(task.device)]
+                task.step(rows_B, pixels_BHWC, _reduce(sampler, rows_B))
                 rate = optimizer.param_groups[0]["lr"]
                 optimizer.step()
                 task.after_step(sampler.progress)
                 rates.step()
-                advance(len(rows_B))
+                advance(passed)
                 if sampler.epoch == epoch and checkpointer.due():
                     checkpointer.save(log, time.monotonic() - started)
         if task.device.type == "cuda":
@@ -411,6 +428,26 @@ def fit(
         for line in _epoch_lines(log, sampler):
             progress.say(line)
     return log
+
+
+def _sampler(schedule: Schedule, policy: Policy, pairs: Pairs, folder: Path, progress: Progress) -> PruningSampler:
+    """Return the sampler of a run, with the reference that its policy needs."""
+    how: dict[str, Any] = {
+        "batch_size": min(schedule.batch_size, len(pairs)),
+        "epochs": schedule.epochs,
+        "samples": schedule.samples,
+        "seed": schedule.seed,
+    }
+    where, reference = policy.references(), cast(Any, None)
+    if where:
+        reference = references_of(where, pairs) if policy.needs_references else reference_of(where, pairs, folder)
+        unknown = 0 if isinstance(reference, ReferenceFeatures) else int(np.count_nonzero(~np.isfinite(reference)))
+        if unknown:
+            then = "they come first" if policy.needs_references else "they count as the mean"
+            progress.say(f"{counted(unknown, 'row has', 'rows have')} no reference loss; {then}")
+    if isinstance(policy, Jest):
+        return JestSampler(len(pairs), policy=policy, reference=reference, **how)
+    return PruningSampler(len(pairs), policy=policy, references_N=reference, **how)
 
 
 def _evaluated(
@@ -444,7 +481,7 @@ def _number(*what: int) -> int:
 def _epoch_lines(log: Sequence[Mapping[str, Any]], sampler: PruningSampler) -> list[str]:
     """Return the lines to print after an epoch: its summary, the remaining time and its evaluation."""
     entry = log[-1]
-    spent, seen = sum(e["seconds"] for e in log), sum(e["samples"] for e in log)
+    spent, seen = sum(e["seconds"] for e in log), sum(e.get("scored", e["samples"]) for e in log)
     loss = "no finite loss" if entry["loss"] is None else f"loss {entry['loss']:.4f}"
     line = (
         f"epoch {entry['epoch'] + 1}: {entry['phase']}, {entry['rows']:,} of {counted(entry['total'], 'row')}, {loss}, "

@@ -18,7 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.data import DataOptions
+from thresher.dynamic.loop import refuse_chosen
 from thresher.dynamic.loss import moco_v2_losses, moco_v3_losses
+from thresher.dynamic.registry import POLICIES
 from thresher.errors import MissingExtraError, UsageError
 from thresher.evaluation.knn import knn
 from thresher.evaluation.linear_probe import linear_probe
@@ -91,6 +93,7 @@ class MocoSettings:
         """Validate the parameters."""
         if self.version not in (2, 3):
             raise UsageError(f"MoCo version {self.version}; give 2 or 3")
+        refuse_chosen(POLICIES.find(self.schedule.policy), "the trainer of MoCo")
         if not 0 <= self.momentum < 1 or not self.temperature > 0 or self.groups < 1 or self.side < 16:
             raise UsageError(
                 f"momentum = {self.momentum}, temperature = {self.temperature}, groups = {self.groups}, side = "

@@ -39,7 +39,7 @@ import numpy.typing as npt
 from thresher.data.streams import PATIENCE, Seen
 from thresher.data.trainable import phrase, why_left_out
 from thresher.dynamic.ledger import Ints
-from thresher.dynamic.loop import as_array, describe
+from thresher.dynamic.loop import as_array, describe, refuse_chosen
 from thresher.dynamic.policies.full import Full
 from thresher.dynamic.policies.static import Static
 from thresher.dynamic.policy import Policy
@@ -150,7 +150,7 @@ def parse(arguments: Sequence[str]) -> tuple[PruneOptions, list[str]]:
         if flag.startswith("--prune") and flag not in known:
             raise UsageError(f"no option {flag}; --help lists those that start with --prune.{suggest(flag, known)}")
     try:
-        POLICIES.find(args.policy)
+        refuse_chosen(POLICIES.find(args.policy), "the trainer of open_clip")
     except UsageError as error:
         raise UsageError(f"--prune {args.policy}: {error}") from None
     if not installed("open_clip_train"):
