@@ -8,7 +8,7 @@ any norm and any floating-point dtype: they are converted to float32 and normali
 model already does so. Products and softmax are float32 under autocast too. Very small losses keep their precision
 (1e-20 is not rounded to 0), so they can still be ranked.
 
-With ``gather=True`` (CLIP, SigLIP, MoCo v3, SimCLR) the softmax or sum is over the features of all ranks of the default
+With ``gather=True`` (CLIP, SigLIP, DRRho, MoCo v3, SimCLR) the softmax or sum is over the features of all ranks of the default
 process group. The losses returned are those of this rank's rows, and gradients flow back to the ranks that the features
 came from. Averaging gradients over ranks, as DistributedDataParallel does, gives the gradient of the mean over all N
 rows if every rank has the same B. If B differs between ranks (each call gathers the sizes first), pass the weight
@@ -17,6 +17,7 @@ rows if every rank has the same B. If B differs between ranks (each call gathers
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from thresher.errors import MissingExtraError, UsageError
@@ -81,6 +82,57 @@ def siglip_losses(
     positive_B = F.softplus(-scale * (image_BD * text_BD).sum(1) - bias)
     both = _both_ways(scale * image_BD, text_BD, scale * images_ND, texts_ND, start, bias)
     return torch.stack([positive_B + F.softplus(others_BN).sum(1) for others_BN in both], dim=1)
+
+
+def drrho_losses(
+    image_BD: torch.Tensor,
+    text_BD: torch.Tensor,
+    reference_image_BE: torch.Tensor,
+    reference_text_BE: torch.Tensor,
+    temperature: float = 0.01,
+    epsilon: float = 1e-4,
+    *,
+    gather: bool = False,
+) -> torch.Tensor:
+    """Return the DRRho loss of each pair: a contrast of what the model says beyond a reference (2505.06699).
+
+    With cosines s of the model and r of the reference, direction 0 of pair i is ``temperature * log(epsilon + mean over
+    j != i of exp(((s_ij - s_ii) - (r_ij - r_ii)) / temperature))``; direction 1 has ``ji`` for ``ij``. A pair that the
+    reference does not match is hardly pulled together, and a caption that the reference finds as fitting is not pushed
+    away. No gradient flows to the reference. Losses are at least ``temperature * log(epsilon)``, so they may be negative.
+
+    Published with a moving average of the mean over the epochs and a learned temperature. For runs of up to 7 epochs
+    the published average is the mean of the batch, as here; the temperature here is constant.
+
+    Args:
+        image_BD: (B, D) features.
+        text_BD: (B, D) features; row i belongs to image i.
+        reference_image_BE: (B, E) features of the same images under the reference, of any dimension E.
+        reference_text_BE: (B, E) features of the captions.
+        temperature: The divisor of the cosines, above 0.
+        epsilon: Added to the mean, above 0; limits how far a pair is optimized.
+        gather: Contrast with the rows of all ranks.
+
+    Returns:
+        (B, 2).
+    """
+    temperature = _temperature(temperature)
+    if not epsilon > 0:
+        raise UsageError(f"epsilon must be above 0; got {epsilon}")
+    image_BD, text_BD = unit(image=image_BD, text=text_BD)
+    known = unit(reference_image=reference_image_BE.detach(), reference_text=reference_text_BE.detach())
+    if len(known[0]) != len(image_BD):
+        raise UsageError(f"reference features of {len(known[0])} rows, features of {len(image_BD)}; give the same rows")
+    # One product gives s - r.
+    image_BF, text_BF = torch.cat([image_BD, -known[0]], dim=1), torch.cat([text_BD, known[1]], dim=1)
+    (images_NF, texts_NF), start = everywhere(gather, image_BF, text_BF)
+    scale = 1 / temperature
+    positive_B = scale * (image_BF * text_BF).sum(1)
+    both = _both_ways(scale * image_BF, text_BF, scale * images_NF, texts_NF, start)
+    others = math.log(max(len(texts_NF) - 1, 1))
+    least = torch.full_like(positive_B, math.log(epsilon))
+    losses = [torch.logaddexp(each.logsumexp(1) - positive_B - others, least) for each in both]
+    return temperature * torch.stack(losses, dim=1)
 
 
 def moco_v2_losses(
