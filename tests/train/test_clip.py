@@ -648,3 +648,55 @@ def test_jest_takes_losses_too_and_needs_one_of_them(
     pq.write_table(data.table.slice(0, 50), tmp_path / "some.parquet")
     assert main([*command, "-o", str(tmp_path / "b"), "--reference", str(tmp_path / "some.parquet")]) == 2
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("chunk", [None, 10])
+def test_drrho_trains_against_the_embeddings_of_a_pool(data: Data, tmp_path: Path, chunk: int | None) -> None:
+    """The reference has the rows in another order and is parquet, so that its rows are copied once."""
+    order = np.random.default_rng(0).permutation(ROWS)
+    table = open_table(str(POOL))
+    keys = data.table["key"].take(order)
+    at = [table["key"].to_pylist().index(key) for key in keys.to_pylist()]
+    names = ("key", "image_embedding", "text_embedding")
+    pq.write_table(table.take(at).select(names), tmp_path / "ref.parquet")
+    how = replace(settings(checkpoint_minutes=0.0), loss="drrho", reference=str(tmp_path / "ref.parquet"), chunk=chunk)
+    log = train_clip(data.parquet, tmp_path / "whole", how)
+    assert log[-1]["loss"] < log[0]["loss"]
+    copy = np.load(tmp_path / "whole" / "reference-image.npy")
+    ours = np.stack(table["image_embedding"].to_pylist()[:ROWS]).astype(np.float32)
+    np.testing.assert_allclose(copy, ours / np.linalg.norm(ours, axis=1, keepdims=True), rtol=1e-3, atol=1e-5)
+    with pytest.raises(Cut):
+        train_clip(data.parquet, tmp_path / "cut", how, progress=Cutting(6))
+    train_clip(data.parquet, tmp_path / "cut", how, resume=True)
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+def open_table(folder: str) -> pa.Table:
+    return pa.concat_tables(pq.read_table(path) for path in sorted(Path(folder).glob("*.parquet")))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--loss", "drrho"), "--loss drrho needs --reference POOL"),
+        (("--loss", "drrho", "--reference", "POOL", "--policy", "rho"), "need two references"),
+        (("--reference", "POOL"), "policy full has no reference"),
+        (("--temperature", "0.1"), "only with loss drrho"),
+        (("--loss", "drrho", "--reference", "POOL", "--temperature", "0"), "give a number above 0"),
+        (("--loss", "drrho", "--reference", "no-such-pool"), "no-such-pool"),
+    ],
+)
+def test_references_that_do_not_fit_are_refused(
+    data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str
+) -> None:
+    given = [str(POOL) if word == "POOL" else word for word in words]
+    assert main(["train", "clip", str(data.parquet), "-o", str(tmp_path / "run"), "--epochs", "1", *given]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_drrho_and_jest_share_a_reference(data: Data, tmp_path: Path) -> None:
+    command = ["train", "clip", str(data.parquet), "-o", str(tmp_path / "run"), "--epochs", "1", "--batch-size", "16"]
+    command += ["--loss", "drrho", "--reference", str(POOL), "--policy", "jest", "--keep", "50%", "--quiet"]
+    assert main(command) == 0
+    assert Training.load(tmp_path / "run").log()[0]["samples"] == ROWS // B * 16

@@ -8,10 +8,10 @@ any norm and any floating-point dtype: they are converted to float32 and normali
 model already does so. Products and softmax are float32 under autocast too. Very small losses keep their precision
 (1e-20 is not rounded to 0), so they can still be ranked.
 
-With ``gather=True`` (CLIP, SigLIP, DRRho, MoCo v3, SimCLR) the softmax or sum is over the features of all ranks of the default
-process group. The losses returned are those of this rank's rows, and gradients flow back to the ranks that the features
-came from. Averaging gradients over ranks, as DistributedDataParallel does, gives the gradient of the mean over all N
-rows if every rank has the same B. If B differs between ranks (each call gathers the sizes first), pass the weight
+With ``gather=True`` (CLIP, SigLIP, DRRho, MoCo v3, SimCLR) the softmax or sum is over the features of all ranks of the
+default process group. The losses returned are those of this rank's rows, and gradients flow back to the ranks that the
+features came from. Averaging gradients over ranks, as DistributedDataParallel does, gives the gradient of the mean over
+all N rows if every rank has the same B. If B differs between ranks (each call gathers the sizes first), pass the weight
 ``B * ranks / N`` for every row to :func:`reduce` to get that mean.
 """
 
@@ -99,7 +99,7 @@ def drrho_losses(
     With cosines s of the model and r of the reference, direction 0 of pair i is ``temperature * log(epsilon + mean over
     j != i of exp(((s_ij - s_ii) - (r_ij - r_ii)) / temperature))``; direction 1 has ``ji`` for ``ij``. A pair that the
     reference does not match is hardly pulled together, and a caption that the reference finds as fitting is not pushed
-    away. No gradient flows to the reference. Losses are at least ``temperature * log(epsilon)``, so they may be negative.
+    away. No gradient flows to the reference. Losses are at least ``temperature * log(epsilon)``, which is negative.
 
     Published with a moving average of the mean over the epochs and a learned temperature. For runs of up to 7 epochs
     the published average is the mean of the batch, as here; the temperature here is constant.

@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.dynamic.loop import as_array
+from thresher.dynamic.references import positions_of
 from thresher.errors import UsageError
 from thresher.io.key_forms import unlike
-from thresher.ops.key_hash import is_uid
+from thresher.ops.key_hash import is_uid, records_of
 from thresher.pool.store import EmbeddingStore
 from thresher.runtime.files import writing
 from thresher.runtime.format import counted
@@ -70,11 +71,7 @@ class ReferenceFeatures:
         Raises:
             UsageError: A row is not in the pool, the pool has no joint embeddings, or a folder is needed.
         """
-        where = store.layout.location
-        try:
-            store.require_joint("a reference")
-        except UsageError as error:
-            raise UsageError(f"{where}: {error}") from None
+        where = _joint(store)
         wanted = {_same(key): row for row, key in enumerate(keys)}
         at_N, example = np.full(len(keys), -1, np.int64), ""
         for ids, names in store.keys():
@@ -89,14 +86,7 @@ class ReferenceFeatures:
                 f"{unlike('the pool', [example], 'the data', [first])}; give a pool of these data, or leave out the "
                 "rows with --policy static"
             )
-        if all(store.mapped(name) for name in FIELDS):
-            return cls(lambda name, rows_B: store.vectors_at(name, at_N[rows_B]), len(keys))
-        if folder is None:
-            raise UsageError(f"{where}: its rows cannot be read one by one; give a folder to copy them to")
-        row_of = np.full(store.total, -1, np.int64)
-        row_of[at_N] = np.arange(len(keys))
-        copies = [_copied(store, name, row_of, len(keys), Path(folder) / copy) for name, copy in zip(FIELDS, COPIES)]  # noqa: B905
-        return cls.of(*copies)
+        return cls(_reader(store, at_N, folder), len(keys))
 
     def gather(self, rows_B: Any) -> tuple[Features, Features]:
         """Return the embeddings of images and captions of rows (B,), each (B, D) float32.
@@ -109,6 +99,82 @@ class ReferenceFeatures:
             raise UsageError(f"rows {rows.min():,} to {rows.max():,}; the reference has rows 0 to {self.rows - 1:,}")
         image_BD, text_BD = (self.read(name, rows) for name in FIELDS)
         return image_BD, text_BD
+
+
+@dataclass(frozen=True, eq=False)
+class KeyedFeatures:
+    """Embeddings of a pool, looked up by the ids of keys: for streams, which have no row numbers.
+
+    Attributes:
+        records_M: (M,) ids of the keys, of :data:`thresher.ops.key_hash.RECORD`, ascending.
+        row_M: (M,) int64, the row of each.
+        features: The embeddings of the rows.
+        where: The location of the pool, for messages.
+    """
+
+    records_M: npt.NDArray[np.void]
+    row_M: Ints
+    features: ReferenceFeatures
+    where: str
+
+    @classmethod
+    def of_pool(cls, store: EmbeddingStore, folder: str | os.PathLike[str] | None = None) -> KeyedFeatures:
+        """Index a pool with embeddings of images and captions in one space; 20 bytes per row.
+
+        Args:
+            store: The pool.
+            folder: Where to copy embeddings that cannot be read one by one; None to refuse such a pool.
+
+        Raises:
+            UsageError: The pool has no joint embeddings, or a folder is needed.
+        """
+        where = _joint(store)
+        records_N = np.concatenate([records_of(names) for _, names in store.keys()])
+        order = np.lexsort((records_N["check"], records_N["hash"]))
+        features = ReferenceFeatures(_reader(store, np.arange(store.total), folder), store.total)
+        return cls(records_N[order], order, features, where)
+
+    def gather(self, ids_B2: npt.NDArray[np.int64]) -> tuple[Features, Features]:
+        """Return the embeddings of images and captions of samples, each (B, D) float32.
+
+        Args:
+            ids_B2: (B, 2) ids of their keys, as :func:`thresher.ops.key_hash.id_of` makes them.
+
+        Raises:
+            UsageError: A sample is not in the pool.
+        """
+        at_B = positions_of(self.records_M, ids_B2[:, 0], ids_B2[:, 1])
+        if missing := np.count_nonzero(at_B < 0):
+            raise UsageError(
+                f"{self.where}: {missing:,} of {counted(len(at_B), 'sample')} of a batch are not in it by key; give a "
+                "pool of these data, with the same keys"
+            )
+        return self.features.gather(self.row_M[at_B])
+
+
+def _joint(store: EmbeddingStore) -> str:
+    """Return the location of a pool; raise UsageError if it has no embeddings in a joint space."""
+    where = store.layout.location
+    try:
+        store.require_joint("a reference")
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
+    return where
+
+
+def _reader(
+    store: EmbeddingStore, at_N: Ints, folder: str | os.PathLike[str] | None
+) -> Callable[[str, Ints], Features]:
+    """Return a function that reads the embeddings of rows; ``at_N`` are their rows in the pool."""
+    if all(store.mapped(name) for name in FIELDS):
+        return lambda name, rows_B: store.vectors_at(name, at_N[rows_B])
+    if folder is None:
+        raise UsageError(f"{store.layout.location}: its rows cannot be read one by one; give a folder to copy them to")
+    row_of = np.full(store.total, -1, np.int64)
+    row_of[at_N] = np.arange(len(at_N))
+    paths = {name: Path(folder) / copy for name, copy in zip(FIELDS, COPIES, strict=True)}
+    copies = {name: _copied(store, name, row_of, len(at_N), path) for name, path in paths.items()}
+    return lambda name, rows_B: np.asarray(copies[name][rows_B])
 
 
 def _same(key: str) -> str:

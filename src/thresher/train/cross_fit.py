@@ -22,10 +22,9 @@ from thresher.runtime.files import writing
 from thresher.runtime.format import counted
 from thresher.runtime.progress import Progress, Silent
 from thresher.runtime.random import generator
-from thresher.train.clip import ClipSettings, ClipTask, clip_task
+from thresher.train.clip import ClipSettings, ClipTask, clip_task, model_of
 from thresher.train.data import Pairs
 from thresher.train.loop import LOCK, fit, loader_of, open_run, prepared, random_state_kept, stored_side, sweep_scratch
-from thresher.train.models import clip_model
 
 try:
     import torch
@@ -50,6 +49,8 @@ class CrossFitSettings(ClipSettings):
         super().__post_init__()
         if self.folds < 2:
             raise UsageError(f"folds = {self.folds}; give 2 or more, so that no model scores what it was trained on")
+        if self.loss == "drrho":
+            raise UsageError("loss drrho needs a reference itself; give clip or siglip")
         if self.schedule.policy != "full":
             raise UsageError(f"policy = {self.schedule.policy!r}; a reference model trains on all rows of its folds")
 
@@ -123,7 +124,7 @@ def cross_fit(
     progress = progress or Silent()
     schedule, device = prepared(settings.schedule, settings.model)
     settings = replace(settings, schedule=schedule)
-    clip = clip_model(settings.model, settings.loss)
+    clip = model_of(settings)
     sizes: dict[str, Any] = {"side": stored_side(clip.side), "resize": clip.resize, "captions": True}
     opened = open_run("reference", data, folder, settings, **sizes, resume=True, progress=progress, reading=reading)
     with opened as (training, pairs):
@@ -140,7 +141,7 @@ def cross_fit(
         for fold in range(settings.folds):
             progress.say(f"fold {fold + 1} of {settings.folds}: training without it")
             torch.manual_seed(schedule.seed)
-            task = clip_task(clip_model(settings.model, settings.loss), pairs, device, settings)
+            task = clip_task(model_of(settings), pairs, device, settings)
             log = _trained(task, pairs, training, settings, fold, np.flatnonzero(fold_N != fold), progress)
             samples, seconds = samples + sum(e["samples"] for e in log), seconds + sum(e["seconds"] for e in log)
             started = time.monotonic()
