@@ -27,8 +27,11 @@ from tests.resharding.common import hashes
 from tests.train.conftest import POOL, ROWS, Data, emoji
 from thresher import build, open_store, run_steps
 from thresher.cli.main import main
+from thresher.dynamic.cabs import Concepts, choose
 from thresher.dynamic.loss import clip_losses
+from thresher.dynamic.policies.full import Full
 from thresher.dynamic.run_folder import CHECKPOINT, LEDGER, LOG, MARK, Training
+from thresher.dynamic.sampler import PruningSampler
 from thresher.errors import OutputError, PoolError, UsageError
 from thresher.runtime.locks import holding
 from thresher.runtime.progress import Silent
@@ -700,3 +703,57 @@ def test_drrho_and_jest_share_a_reference(data: Data, tmp_path: Path) -> None:
     command += ["--loss", "drrho", "--reference", str(POOL), "--policy", "jest", "--keep", "50%", "--quiet"]
     assert main(command) == 0
     assert Training.load(tmp_path / "run").log()[0]["samples"] == ROWS // B * 16
+
+
+@pytest.mark.parametrize("source", ["clusters", "clusters of others", "column", "tags", "entries"])
+def test_batches_are_composed_by_concepts(data: Data, tmp_path: Path, source: str) -> None:
+    """Clusters of the same pool, or of one with more rows, in another order; a value or a list; words of captions."""
+    table = data.table.append_column("tags", pa.array([text.split() for text in data.table["text"].to_pylist()]))
+    path = tmp_path / "pairs.parquet"
+    pq.write_table(table, path)
+    (tmp_path / "entries.txt").write_text("red\nheart\nface\nhand\nblue\n")
+    where = {"column": "column:group", "tags": "column:tags", "entries": f"entries:{tmp_path / 'entries.txt'}"}
+    if source.startswith("clusters"):
+        pool = open_table(str(POOL)) if source == "clusters of others" else open_table(str(POOL)).slice(0, ROWS)
+        pq.write_table(pool.take(np.random.default_rng(0).permutation(len(pool))), tmp_path / "pool.parquet")
+        assert main(["cluster", str(tmp_path / "pool.parquet"), "-o", str(tmp_path / "c"), "--clusters", "5"]) == 0
+        labels = dict(
+            zip(
+                pq.read_table(tmp_path / "pool.parquet")["key"].to_pylist(),
+                np.load(tmp_path / "c" / "labels.npy").tolist(),
+                strict=True,
+            )
+        )
+    how = settings(compose="diversity", concepts=where.get(source, str(tmp_path / "c")), super_batch=2, batch_size=16)
+    log = train_clip(path, tmp_path / "run", how)
+    assert [entry["samples"] for entry in log] == [ROWS // B * 16] * 4
+    if source.startswith("clusters"):
+        plain = PruningSampler(ROWS, policy=Full(), batch_size=B, epochs=4, seed=0)
+        chosen = Concepts.of_labels([labels[key] for key in table["key"].to_pylist()])
+        wide = [choose(chosen.of(np.array(rows)), 16) for rows in plain]
+        seen = {rows[at] for rows, picked in zip(plain, wide, strict=True) for at in picked}
+        first = train_clip(path, tmp_path / "one", replace(how, schedule=replace(how.schedule, epochs=1)))
+        assert set(np.flatnonzero(Training.load(tmp_path / "one").ledger().seen_N >= 0)) == seen
+        assert len(first) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--compose", "diversity"), "compose and concepts need each other"),
+        (("--concepts", "column:key"), "compose and concepts need each other"),
+        (("--super-batch", "4"), "super_batch needs both"),
+        (("--compose", "diversity", "--concepts", "column:none"), "none"),
+        (("--compose", "frequency", "--concepts", "nowhere"), "nowhere"),
+        (
+            ("--compose", "diversity", "--concepts", "column:key", "--policy", "jest", "--reference", "x"),
+            "jest chooses",
+        ),
+    ],
+)
+def test_concepts_that_do_not_fit_are_refused(
+    data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str
+) -> None:
+    assert main(["train", "clip", str(data.parquet), "-o", str(tmp_path / "run"), "--epochs", "1", *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -104,6 +104,18 @@ _RUN = [
         "--warmup", type=float, default=0.05, show_default=True, metavar="SHARE",
         help="Share of the run with a rising learning rate.",
     ),
+    click.option(
+        "--compose", type=Choice(["diversity", "frequency"]),
+        help="Compose every batch by the concepts of its rows (CABS); needs --concepts.",
+    ),
+    click.option(
+        "--concepts", metavar="WHERE",
+        help="For --compose: column:NAME, entries:FILE, or the folder of clusters that thresher cluster wrote.",
+    ),
+    click.option(
+        "--super-batch", type=click.IntRange(2), metavar="N",
+        help="For --compose: batches of rows that a batch is chosen from (default: 5).",
+    ),
     click.option("--seed", type=int, default=0, show_default=True, metavar="SEED", help="Seed of all randomness."),
     click.option(
         "--precision", type=Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True,

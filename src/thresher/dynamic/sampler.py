@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +34,8 @@ from thresher.errors import UsageError
 
 if TYPE_CHECKING:
     import torch  # noqa: TID253
+
+    from thresher.dynamic.cabs import Cabs
 
 
 class with_rows:  # noqa: N801 - reads as the verb it is
@@ -75,6 +78,12 @@ def _has_rows(dataset: Any) -> bool:
     return hasattr(type(dataset), "__len__") and index not in (None, getattr(base, "__getitem__", None))
 
 
+def _of_rows(plan: Plan, rows_M: Ints) -> Plan:
+    """Return a plan with only some of its rows, as often as they are listed."""
+    times_N = np.bincount(rows_M, minlength=plan.total).astype(np.int32)
+    return replace(plan, kept_N=times_N > 0, repeats_N=None if plan.repeats_N is None else times_N)
+
+
 class PruningSampler(PruningLoop):
     """A batch sampler of the rows that a policy keeps in each epoch, which also records their losses.
 
@@ -89,6 +98,7 @@ class PruningSampler(PruningLoop):
         samples: Length of the run in samples, or None. The run ends with the last batch within this number, which may
             be in the middle of an epoch.
         seed: Seed of orders, draws and ties; the same on all ranks.
+        composition: Composes the batches by the concepts of their rows, or None.
         drop_last: Whether to leave out the last rows of an epoch if they do not fill a batch. If False, the epoch has
             one batch more, and its batches differ in size by at most one row. (An epoch shorter than a batch is one
             batch.)
@@ -130,6 +140,7 @@ class PruningSampler(PruningLoop):
         seed: int = 0,
         drop_last: bool = True,
         references_N: npt.ArrayLike | None = None,
+        composition: Cabs | None = None,
     ) -> None:
         """Plan epoch 0; see the attributes. Give the length of the run either as ``epochs`` or as ``samples``.
 
@@ -138,6 +149,9 @@ class PruningSampler(PruningLoop):
 
         ``references_N`` is for a policy that needs it, such as ``Rho``: (N,) losses of the rows under a reference
         model, NaN if unknown.
+
+        ``composition`` chooses every batch from several times as many rows of the plan, by their concepts; rows that it
+        leaves out count as pruned.
 
         Raises:
             UsageError: A value is not allowed.
@@ -150,6 +164,11 @@ class PruningSampler(PruningLoop):
             length = f"{epochs} epochs" if samples is None else f"{samples:,} samples in batches of {batch_size:,}"
             raise UsageError(f"a run of {length}; give 1 epoch or more, or enough samples for a batch")
         refuse_chosen(policy, "PruningSampler", self._chooses)
+        if composition is not None and len(composition.concepts) != rows:
+            raise UsageError(
+                f"concepts of {len(composition.concepts):,} rows for {rows:,} rows; give those of these data"
+            )
+        self.composition = composition
         self.rows, self.policy, self.batch_size = rows, policy, batch_size
         self.samples, self.seed, self.drop_last = samples, seed, drop_last
         self.epochs, self._epochs = epochs or 0, epochs
@@ -382,6 +401,10 @@ class PruningSampler(PruningLoop):
             "seed": self.seed,
         }
 
+    def _described(self) -> str:
+        composed = "" if self.composition is None else f" {self.composition.described()}"
+        return f"{super()._described()}{composed}"
+
     def _share_done(self) -> float:
         return self._bound(self.step) / (self._samples + self._later[1])
 
@@ -403,15 +426,19 @@ class PruningSampler(PruningLoop):
         new = self.policy.plan(self.ledger, epoch, self._rng("plan", epoch)) if plan is None else plan
         if not len(new):
             raise UsageError(f"the plan of epoch {epoch} keeps none of {self.rows:,} rows; prune less")
-        self.plan = new
-        length = len(new) if plan is None or order is None else len(order)
-        self._steps, self._samples = self._cut(length, self._samples_before)
         if plan is None or order is None:
-            order = self._rng("order", epoch).permutation(new.rows())[: self._samples].copy()
-        self._order = order
+            order = self._rng("order", epoch).permutation(new.rows())
+            if self.composition is not None:
+                order = self.composition.arranged(order, self.batch_size)
+                new = _of_rows(new, order)
+        self.plan = new
+        self._steps, self._samples = self._cut(len(order), self._samples_before)
+        self._order = order[: self._samples].copy()
         steps, seen, self.epochs = self._steps, self._samples_before + self._samples, epoch + 1
         while not self._over(self.epochs, seen):
             kept = round((1 - self.policy.forecast(self.epochs)) * self.rows)
+            if self.composition is not None:
+                kept = self.composition.length(kept, self.batch_size)
             more = self._cut(max(1, kept), seen)
             steps, seen, self.epochs = steps + more[0], seen + more[1], self.epochs + 1
         self._later = steps - self._steps, seen - self._samples_before - self._samples

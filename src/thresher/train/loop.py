@@ -19,13 +19,14 @@ import numpy.typing as npt
 
 from thresher import __version__
 from thresher.data import DataOptions
+from thresher.dynamic.cabs import Cabs, Kind
 from thresher.dynamic.jest import JestSampler
 from thresher.dynamic.loop import describe
 from thresher.dynamic.policies.jest import Jest
 from thresher.dynamic.policy import Policy
 from thresher.dynamic.reference_features import COPIES, ReferenceFeatures
 from thresher.dynamic.references import References
-from thresher.dynamic.registry import check_selection, epochs_for, policy_named
+from thresher.dynamic.registry import POLICIES, check_selection, epochs_for, policy_named
 from thresher.dynamic.run_folder import CHECKPOINT, MARK, ROWS, Training
 from thresher.dynamic.sampler import PruningSampler
 from thresher.dynamic.schedule import cosine_by_progress
@@ -47,6 +48,7 @@ from thresher.train.data import (
     PICTURES,
     SET_ASIDE,
     Pairs,
+    concepts_of,
     has_losses,
     open_pairs,
     reference_of,
@@ -84,6 +86,10 @@ class Schedule:
         prune: Share of the run's samples to leave out, None for the published defaults of the policy.
         options: Options of the policy, by field.
         selection: For a policy that needs one: a selection folder, or a file of keys.
+        compose: "diversity" or "frequency" to compose every batch by the concepts of its rows, see
+            :class:`thresher.dynamic.cabs.Cabs`; None for random batches.
+        concepts: For ``compose``, where the concepts are, see :func:`thresher.train.data.concepts_of`.
+        super_batch: For ``compose``, how many batches of rows a batch is chosen from; None for 5.
         seed: Seed of weights, orders, draws and augmentations.
         lr: Peak learning rate, None for the default of the model (:func:`prepared`). It rises during ``warmup`` and
             then falls to 0 by half a cosine, by samples seen.
@@ -104,6 +110,9 @@ class Schedule:
     prune: float | None = None
     options: Mapping[str, Any] | None = None
     selection: str | None = None
+    compose: Kind | None = None
+    concepts: str | None = None
+    super_batch: int | None = None
     seed: int = 0
     lr: float | None = None
     weight_decay: float = 0.1
@@ -126,6 +135,10 @@ class Schedule:
                 "or more and below 1, and 0 minutes or more"
             )
         check_selection(self.policy, self.selection is not None)
+        if (self.compose is None) != (self.concepts is None) or (self.super_batch is not None and not self.compose):
+            raise UsageError("compose and concepts need each other, and super_batch needs both")
+        if self.compose is not None and POLICIES.find(self.policy).chooses_batches:
+            raise UsageError(f"policy {self.policy} chooses batches, which cannot be composed too; leave out compose")
         if (
             (self.lr is not None and not self.lr > 0)
             or self.weight_decay < 0
@@ -447,7 +460,14 @@ def _sampler(schedule: Schedule, policy: Policy, pairs: Pairs, folder: Path, pro
             progress.say(f"{counted(unknown, 'row has', 'rows have')} no reference loss; {then}")
     if isinstance(policy, Jest):
         return JestSampler(len(pairs), policy=policy, reference=reference, **how)
-    return PruningSampler(len(pairs), policy=policy, references_N=reference, **how)
+    composition = None
+    if schedule.compose is not None and schedule.concepts is not None:
+        concepts = concepts_of(schedule.concepts, pairs)
+        if without := int(np.count_nonzero(concepts.counts() == 0)):
+            progress.say(f"{counted(without, 'row has', 'rows have')} no concept; batches take them last")
+        wide = 5 if schedule.super_batch is None else schedule.super_batch
+        composition = Cabs(concepts=concepts, kind=schedule.compose, super_batch=wide)
+    return PruningSampler(len(pairs), policy=policy, references_N=reference, composition=composition, **how)
 
 
 def _evaluated(
