@@ -19,11 +19,11 @@ from thresher.errors import UsageError
 
 def naive(rows: list[set[int]], count: int, cap: int = 10) -> list[int]:
     """Compute every gain again before each choice, by the formula of the paper; rounded as ours are."""
-    present = set().union(*rows)
+    present, count = set().union(*rows), min(count, len(rows))
     target = float(np.clip(count / max(1, len(present)), 1, cap))
     holders = {c: sum(c in row for row in rows) for c in present}
     taken, chosen = dict.fromkeys(present, 0), []
-    while len(chosen) < min(count, len(rows)):
+    while len(chosen) < count:
         best, best_gain = -1, None
         for i, row in enumerate(rows):
             if i in chosen:

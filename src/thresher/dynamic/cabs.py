@@ -61,7 +61,7 @@ class Concepts:
 
     @classmethod
     def of_lists(cls, rows: Iterable[Iterable[Any] | None]) -> Concepts:
-        """Use a list of tags for each row: any values that can be told apart; None for no tags."""
+        """Use a list of tags for each row: any values that can be dictionary keys; None for no tags."""
         known: dict[Any, int] = {}
         ids: list[int] = []
         ends: list[int] = []
