@@ -391,6 +391,7 @@ COMMANDS = {
     "reshard": "reshard POOL keys.txt -o OUT",
     "coreset": "coreset POOL -o OUT --keep 10%",
     "reference": "reference POOL -o OUT.parquet",
+    "sweep": "sweep random POOL --keep 10%,20%",
     "train_clip": "train clip POOL -o OUT",
     "train_moco": "train moco POOL -o OUT",
     "compare": "compare SEL SEL2",

@@ -29,6 +29,7 @@ from thresher.api import (  # noqa: E402 - some of what it imports needs the ver
     reshard,
     score,
     select,
+    sweep,
     train_clip,
     train_moco,
 )
@@ -156,7 +157,8 @@ __all__ = [
     "Serial", "Seta", "Sift", "SoftCapSampling", "Ssp", "Static", "Step", "Threads", "ThresherError", "Training",
     "UnreachedError", "UsageError", "build", "cluster", "compare", "coreset", "doctor", "embed", "evaluate",
     "from_arrays", "inspect", "make_engine", "method", "open", "open_store", "reference", "reshard", "run_steps",
-    "score", "select", "select_indices", "train_clip", "train_moco",
+    "score", "select", "select_indices", "sweep", "train_clip",
+    "train_moco",
 ]  # fmt: skip
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from thresher.pruning.score_table import ScoreTable
     from thresher.pruning.scores import Scored
     from thresher.report.compare import Comparison
+    from thresher.report.sweep import Sweep
     from thresher.resharding import Resharded
     from thresher.runtime.cache import Cache
     from thresher.runtime.engine import Engine
@@ -39,7 +40,7 @@ S = TypeVar("S")
 
 __all__ = [
     "cluster", "compare", "coreset", "doctor", "embed", "evaluate", "inspect", "open", "reference", "reshard",
-    "score", "select", "train_clip", "train_moco",
+    "score", "select", "sweep", "train_clip", "train_moco",
 ]  # fmt: skip
 
 
@@ -117,6 +118,58 @@ def select(
     seed = next(iter(own), 0) if seed is None else seed
     resources = _resources(engine, workers, cache, progress)
     return run_steps(_store(pool, cache), steps, seed=seed, within=earlier, **resources)
+
+
+def sweep(
+    pool: Pool,
+    method: str | type[Method],
+    *,
+    covariance: bool = True,
+    seed: int = 0,
+    within: Selection | Path | None = None,
+    engine: str | Engine = "threads",
+    workers: int | None = None,
+    cache: Path | Cache | None = None,
+    progress: bool | Progress = True,
+    **parameters: Any,
+) -> Sweep:
+    """Select with several values of one parameter, and compare what each keeps, from one pass over the pool.
+
+        table = th.sweep("pool/", "semdedup", eps=[0.005, 0.01, 0.02])
+        table.to_pandas()
+
+    Args:
+        pool: As for :func:`select`.
+        method: The name of a method, or its class.
+        covariance: Also measure the error of the image-text cross-covariance, if the pool has both embeddings.
+        seed: Seed of all randomness.
+        within: Start from an earlier selection of the same pool, or its folder.
+        engine: As for :func:`select`.
+        workers: As for :func:`select`.
+        cache: As for :func:`select`.
+        progress: As for :func:`select`.
+        **parameters: The parameters of the method; one of them a list of values, or a text such as "10%..90%".
+
+    Returns:
+        A table with a row per value: rows kept, duplicates, mean score, covariance error, coverage of the clusters.
+        ``table.selections`` are the selections.
+
+    Raises:
+        UsageError: Not exactly one parameter is a list, or the method cannot run with one of the values.
+    """
+    from thresher.report.sweep import sweep, values_of
+    from thresher.selection import Selection
+
+    name = method if isinstance(method, str) else method.name
+    several = {key: value for key, value in parameters.items() if isinstance(value, (list, tuple))}
+    several |= {key: values_of(value) for key, value in parameters.items() if isinstance(value, str) and ".." in value}
+    if len(several) != 1:
+        raise UsageError(f"{len(several)} parameters are lists of values; give one, such as eps=[0.01, 0.02]")
+    ((parameter, values),) = several.items()
+    others = {key: value for key, value in parameters.items() if key != parameter}
+    earlier = within if within is None or isinstance(within, Selection) else Selection.load(within)
+    how = {"seed": seed, "within": earlier, **_resources(engine, workers, cache, progress)}
+    return sweep(_store(pool, cache), name, parameter, values, others, covariance=covariance, **how)
 
 
 def score(

@@ -59,6 +59,7 @@ SECTIONS = (
             "run": "Prune a pool with a recipe of several steps.",
             "score": "Write a method's score of every row to a parquet file.",
             "cluster": "Cluster a pool with spherical k-means.",
+            "sweep": "Compare several budgets or thresholds of a method, from one pass.",
         },
     ),
     Section(

@@ -106,6 +106,71 @@ def _run(common: Common, pool: str, steps: list[Any], seed: int, out: str, withi
     common.output.result({"out": str(target), **selection.header()}, text.kept(selection, target))
 
 
+# --- sweep ----------------------------------------------------------------------------------------
+
+
+class _Sweeps(_Methods):
+    """One subcommand per method with a budget or threshold, which is a list of values."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        from thresher.pruning.registry import METHODS
+
+        return [name for name, cls in METHODS.all().items() if _swept(cls)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        from thresher.pruning.registry import METHODS
+
+        cls = METHODS.all().get(cmd_name)
+        return _sweep_command(cmd_name, cls) if cls and _swept(cls) else None
+
+
+def _swept(cls: Any) -> list[str]:
+    """Return the parameters of a method that can be swept."""
+    from thresher.report.sweep import SWEPT
+    from thresher.runtime.parameters import parameters_of
+
+    return [item.name for item in parameters_of(cls) if item.name in SWEPT]
+
+
+@click.group(cls=_Sweeps)
+def sweep() -> None:
+    """Compare several budgets or thresholds of a method, from one pass."""
+
+
+def _sweep_command(name: str, cls: Any) -> click.Command:
+    several = [
+        click.option(
+            f"--{each}",
+            each,
+            metavar="VALUES",
+            help="Values to compare, such as 0.01,0.02, or a range such as 10%..90%.",
+        )
+        for each in _swept(cls)
+    ]
+
+    @click.argument("pool")
+    @options(*several, *field_options(cls, without=_swept(cls)))
+    @click.option("--covariance/--no-covariance", default=True, help="Measure the covariance error, if possible.")
+    @options(WITHIN, SEED, *POOL, *RUN)
+    def command(pool: str, within: str | None, covariance: bool, **values: Any) -> None:
+        from thresher.report.sweep import values_of
+
+        common = Common.from_values(values)
+        given = {key: values.pop(key) for key in _swept(cls)}
+        lists: dict[str, Any] = {key: values_of(value) for key, value in given.items() if value is not None}
+        if len(lists) != 1:
+            flags = " or ".join(f"--{each}" for each in _swept(cls))
+            raise UsageError(f"give one list of values: {flags}, such as 0.01,0.02 or 10%..90%")
+        others = {key: value for key, value in values.items() if value is not None}
+        how: dict[str, Any] = {"seed": common.seed or 0, "within": within, "covariance": covariance}
+        table = api.sweep(common.open(pool), name, **lists, **others, **how, **common.resources())
+        result = {"method": name, "parameter": table.parameter, "rows": list(table), "notes": list(table.notes)}
+        common.output.result(result, [*table.notes, *table.lines()])
+
+    about = f"Compare what {name} keeps with several values."
+    return click.command(name, help=f"{about}\n\n\x08\nSee: thresher methods {name}")(command)
+
+
 # --- score ----------------------------------------------------------------------------------------
 
 
