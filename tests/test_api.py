@@ -385,6 +385,7 @@ COMMANDS = {
     "select": "select random POOL -o OUT --keep 10%",
     "score": "score clip-score POOL -o OUT.parquet",
     "cluster": "cluster POOL -o OUT --clusters 3",
+    "advise": "advise POOL --samples-seen 100",
     "inspect": "inspect POOL",
     "doctor": "doctor POOL",
     "embed": "embed POOL -o OUT --encoder tests.toy:Toy",

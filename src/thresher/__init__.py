@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 from thresher.api import (  # noqa: E402 - some of what it imports needs the version
+    advise,
     cluster,
     compare,
     coreset,
@@ -155,7 +156,7 @@ __all__ = [
     "MissingExtraError", "MissingPackageError", "NegClip", "NormSim", "Options", "OutputError", "PoolError",
     "Processes", "Random", "Ray", "Recipe", "Rho", "Run", "Scan", "Score", "Scored", "Selection", "SemDeDup",
     "Serial", "Seta", "Sift", "SoftCapSampling", "Ssp", "Static", "Step", "Threads", "ThresherError", "Training",
-    "UnreachedError", "UsageError", "build", "cluster", "compare", "coreset", "doctor", "embed", "evaluate",
+    "UnreachedError", "UsageError", "advise", "build", "cluster", "compare", "coreset", "doctor", "embed", "evaluate",
     "from_arrays", "inspect", "make_engine", "method", "open", "open_store", "reference", "reshard", "run_steps",
     "score", "select", "select_indices", "sweep", "train_clip",
     "train_moco",

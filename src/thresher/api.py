@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 S = TypeVar("S")
 
 __all__ = [
-    "cluster", "compare", "coreset", "doctor", "embed", "evaluate", "inspect", "open", "reference", "reshard",
-    "score", "select", "sweep", "train_clip", "train_moco",
+    "advise", "cluster", "compare", "coreset", "doctor", "embed", "evaluate", "inspect", "open", "reference",
+    "reshard", "score", "select", "sweep", "train_clip", "train_moco",
 ]  # fmt: skip
 
 
@@ -347,6 +347,40 @@ def coreset(
     from thresher.dynamic.run_folder import Training
 
     return coreset(run if isinstance(run, Training) else Training.load(run), keep, pool=pool)
+
+
+def advise(
+    pool: Pool,
+    samples_seen: int,
+    runs: Path | None = None,
+    *,
+    metric: str | None = None,
+    rows: Sequence[str] = (),
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Say how much of a pool to keep for a number of samples seen, by a law of repetition fitted on your own runs.
+
+    Args:
+        pool: As for :func:`select`.
+        samples_seen: Samples that training will see.
+        runs: The folder of a lab with runs on this pool, or its results.json. None: nothing is fitted, and the result
+            says what is not known.
+        metric: Metric of the runs in percent, higher is better (default: the first that all have).
+        rows: Rows of the lab's plan to use (default: all).
+        seed: Seed of the bootstrap.
+
+    Returns:
+        See :func:`thresher.report.advise.advise`: "keep" with "keep_low" and "keep_high", and a "table" of shares.
+
+    Raises:
+        UsageError: The runs are too few, or do not have the metric.
+        PoolError: The pool or the results cannot be read.
+    """
+    from thresher.report.advise import advise, read_runs
+
+    total = len(_store(pool, None))
+    name, found = ("", None) if runs is None else read_runs(runs, metric, rows)
+    return advise(total, samples_seen, found, name, seed)
 
 
 # --- look -----------------------------------------------------------------------------------------

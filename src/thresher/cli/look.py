@@ -1,4 +1,4 @@
-"""``inspect``, ``doctor``, ``methods`` and ``recipes``: describe pools, data, methods and recipes before a run."""
+"""``inspect``, ``doctor``, ``advise``, ``methods`` and ``recipes``: what to know before a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 from thresher import api
 from thresher.cli import text
-from thresher.cli.options import DATA, JSON, MOST_WORKERS, POOL, QUIET, RUN, Common, options
+from thresher.cli.options import DATA, JSON, MOST_WORKERS, POOL, QUIET, RUN, SEED, Common, options
 from thresher.cli.output import Output
 from thresher.errors import PoolError, UsageError, suggest
 
@@ -125,3 +125,27 @@ def recipes(name: str | None, output: Output) -> None:
         raise UsageError(f"no shipped recipe {name!r}; there are {', '.join(shipped)}.{suggest(name, shipped)}")
     toml = shipped[name].rstrip()
     output.result({"name": name, "toml": toml}, toml.split("\n"), cost=False)
+
+
+@click.command()
+@click.argument("pool")
+@click.option(
+    "--samples-seen", "samples", type=click.IntRange(1), required=True, metavar="N", help="Samples training will see."
+)
+@click.option("--runs", metavar="LAB", help="Folder of a lab with runs on this pool, or its results.json.")
+@click.option("--metric", metavar="NAME", help="Metric of the runs, in percent (default: the first that all have).")
+@click.option("--row", "rows", multiple=True, metavar="NAME", help="Row of the lab to use; can be repeated.")
+@options(SEED, *POOL, JSON)
+def advise(
+    pool: str, samples: int, runs: str | None, metric: str | None, rows: tuple[str, ...], output: Output, **values: Any
+) -> None:
+    """Advise how much of a pool to keep for a number of samples seen.
+
+    A law of repetition is fitted on your own runs, with several shares kept and several lengths. Without runs, the
+    output says what is not known.
+    """
+    if runs is None and (metric or rows):
+        raise UsageError("--metric and --row are of the runs; give --runs LAB")
+    common = Common.from_values({**values, "engine": "threads", "output": output})
+    found = api.advise(common.open(pool), samples, runs, metric=metric, rows=rows, seed=common.seed or 0)
+    output.result(found, text.advised(found))

@@ -39,6 +39,7 @@ SECTIONS = (
         {
             "inspect": "Show what a pool contains, what looks wrong and what a run will cost.",
             "doctor": "Show what raw data contain, what looks wrong and what embedding will cost.",
+            "advise": "Advise how much of a pool to keep for a number of samples seen.",
             "methods": "List the pruning methods, or describe one of them.",
             "recipes": "List the recipes that come with thresher, or print one of them.",
         },

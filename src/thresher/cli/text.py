@@ -177,6 +177,19 @@ def mismatched(selection: Any, out: object, run: str) -> Iterator[str]:
     yield f"to see the pairs, type: thresher report {run} -o pairs.html"
 
 
+def advised(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield lines on how much of a pool to keep."""
+    yield from found["notes"]
+    if not found["known"]:
+        return
+    yield f"  {'keep':>6}{'passes':>9}{found['metric'][:24]:>26}{'5% to 95%':>18}{'best in':>9}"
+    for line in found["table"]:
+        span = f"{line['low']:.1f} to {line['high']:.1f}"
+        yield f"  {line['keep']:6.1%}{line['passes']:9.2f}{line['expected']:26.1f}{span:>18}{line['best']:9.0%}"
+    low, high = found["keep_low"], found["keep_high"]
+    yield f"keep {found['keep']:.0%} (from {low:.0%} to {high:.0%} in 90% of the bootstraps)"
+
+
 def referenced(made: Mapping[str, Any]) -> Iterator[str]:
     """Yield lines on a written file of reference losses, and on what it cost."""
     if made["source"] == "pool":
