@@ -182,7 +182,7 @@ def advised(found: Mapping[str, Any]) -> Iterator[str]:
     yield from found["notes"]
     if not found["known"]:
         return
-    yield f"  {'keep':>6}{'passes':>9}{found['metric'][:24]:>26}{'5% to 95%':>18}{'best in':>9}"
+    yield f"  {'keep':>6}{'passes':>9}{visible(found['metric'], 24):>26}{'5% to 95%':>18}{'best in':>9}"
     for line in found["table"]:
         span = f"{line['low']:.1f} to {line['high']:.1f}"
         yield f"  {line['keep']:6.1%}{line['passes']:9.2f}{line['expected']:26.1f}{span:>18}{line['best']:9.0%}"

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from thresher.errors import PoolError, UsageError
 from thresher.runtime.format import counted
 from thresher.runtime.random import generator
-from thresher.runtime.untrusted import Fields, read_json
+from thresher.runtime.untrusted import Fields, cut, read_json
 
 Floats = npt.NDArray[np.float64]
 
@@ -83,12 +83,14 @@ def read_runs(lab: str | os.PathLike[str], metric: str | None, rows: Sequence[st
     runs = [Fields(run, f"{path}: run {number}") for number, run in enumerate(listed, 1)]
     named = {run.text("row") for run in runs}
     if odd := [row for row in rows if row not in named]:
-        raise UsageError(f"{path}: has no row {odd[0]!r}; it has {', '.join(sorted(named))}")
+        raise UsageError(f"{path}: has no row {odd[0]!r}; it has {cut(', '.join(sorted(named)), 300)}")
     runs = [run for run in runs if not rows or run.text("row") in rows]
     metrics = [run.object("metrics") for run in runs]
     shared = [name for name in metrics[0].values if all(name in each.values for each in metrics)]
     if not shared or (metric is not None and metric not in shared):
-        raise UsageError(f"{path}: its runs do not all have the metric {metric!r}; they all have {', '.join(shared)}")
+        raise UsageError(
+            f"{path}: its runs do not all have the metric {metric!r}; they all have {cut(', '.join(shared), 300)}"
+        )
     name = metric or shared[0]
     found = []
     for run, values in zip(runs, metrics, strict=True):
