@@ -287,6 +287,7 @@ def test_the_loss_is_open_clips_own_or_the_weighed_mean(accum: int, weights: lis
     recorded = []
 
     class OfRun:
+        reference = None
         args = type("Arguments", (), {"accum_freq": accum, "world_size": 1, "siglip": False})
 
         def take(self) -> np.ndarray:

@@ -146,7 +146,8 @@ def parse(arguments: Sequence[str]) -> tuple[PruneOptions, list[str]]:
         SystemExit: For ``--help``, or for an argument that open_clip does not have.
         MissingExtraError: open_clip is not installed.
     """
-    offered = flags(OWN)
+    # Options of policies that choose batches alone are left out: this trainer refuses these policies.
+    offered = [flag for flag in flags(OWN) if not all(POLICIES.find(name).chooses_batches for name in flag.of)]
     args, rest = _parser(offered).parse_known_args(list(arguments))
     named = dict(vars(args))
     of_policy = {flag.flag: named.pop(_OF_POLICY + flag.flag) for flag in offered}
