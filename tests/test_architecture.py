@@ -29,6 +29,7 @@ pruning
 embedding
 check resharding train
 report
+lab
 api
 cli testing
 __main__

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 S = TypeVar("S")
 
 __all__ = [
-    "cluster", "compare", "coreset", "doctor", "embed", "evaluate", "inspect", "open", "reshard", "score",
-    "select", "train_clip", "train_moco",
+    "cluster", "compare", "coreset", "doctor", "embed", "evaluate", "inspect", "lab", "open", "reshard",
+    "score", "select", "train_clip", "train_moco",
 ]  # fmt: skip
 
 
@@ -545,6 +545,74 @@ def train_moco(
 
     made, reading = _training(MocoSettings, "train_moco", policy, settings)
     return train_moco(data, out, made, resume=resume, progress=_progress(progress), reading=reading)
+
+
+def lab(
+    plan: Path,
+    out: Path | None = None,
+    *,
+    profile: str | None = None,
+    data: Path = ".",
+    train: Path | None = None,
+    evals: Sequence[Path] = (),
+    labels: Sequence[str] = (),
+    seeds: int | None = None,
+    rows: Sequence[str] = (),
+    corpora: Sequence[str] = (),
+    workers: int | None = None,
+    minutes: float | None = None,
+    dry_run: bool = False,
+    progress: bool | Progress = True,
+) -> dict[str, Any]:
+    """Run a plan of experiments: policies and selections, with several seeds, and a table with intervals.
+
+    Args:
+        plan: A TOML file, or the name of a plan that comes with thresher, such as "scan-clip".
+        out: Folder of the results: results.json, table.md, plot.png and details.json. The same call resumes.
+        profile: Profile of the plan, such as "cpu".
+        data: Folder of the data that the plan names by a relative path.
+        train: Train on these data instead.
+        evals: Evaluate on these sets instead, parquet.
+        labels: Class columns of the evaluation sets instead.
+        seeds: Number of seeds instead.
+        rows: Run only these rows, and full.
+        corpora: Run only these corpora.
+        workers: Runs at the same time (default: as many as fit the cores).
+        minutes: Stop after this time; the same call continues.
+        dry_run: Only check the plan and its data, and return what would run.
+        progress: As for :func:`select`.
+
+    Returns:
+        The content of results.json: "plan", and "runs" with row, seed, metrics in percent, samples_seen,
+        scored_forwards, seconds and share_pruned. With ``dry_run`` see :func:`thresher.lab.runner.described`.
+
+    Raises:
+        UsageError: The plan is not valid or does not fit the data, or a run failed.
+        PoolError: Data are missing or damaged.
+        OutputError: ``out`` has results of another plan, or cannot be written.
+    """
+    import json
+    from dataclasses import replace
+    from pathlib import Path as FilePath
+
+    from thresher.lab.plan import Plan
+    from thresher.lab.results import RESULTS
+    from thresher.lab.runner import described, run_plan
+
+    made = Plan.load(os.fspath(plan), profile).narrowed(rows, corpora, seeds)
+    here: dict[str, Any] = {"train": os.path.abspath(os.fspath(train))} if train is not None else {}
+    if evals:
+        here["evals"] = tuple(os.path.abspath(os.fspath(one)) for one in evals)
+    made = replace(made, data=replace(made.data, **here))
+    if labels:
+        made = replace(made, evaluation=replace(made.evaluation, labels=tuple(labels)))
+    if dry_run:
+        return described(made, data)
+    if out is None:
+        raise UsageError("give the folder of the results, or dry_run=True")
+    run_plan(made, out, data=data, workers=workers, minutes=minutes, progress=_progress(progress))
+    result: dict[str, Any] = json.loads(FilePath(out, RESULTS).read_text(encoding="utf-8"))
+    return result
 
 
 def evaluate(

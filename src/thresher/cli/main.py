@@ -80,6 +80,13 @@ SECTIONS = (
         },
     ),
     Section(
+        "Compare",
+        "lab",
+        {
+            "lab": "Run a plan: policies and selections, with several seeds, and a table with intervals.",
+        },
+    ),
+    Section(
         "Write",
         "write",
         {

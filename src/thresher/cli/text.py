@@ -410,3 +410,13 @@ def cache_size(cache: Mapping[str, Any]) -> Iterator[str]:
 def cache_cleared(result: Mapping[str, Any]) -> Iterator[str]:
     """Yield the line on a cleared cache."""
     yield f"{size(result['removed_bytes'])} removed from {result['folder']}"
+
+
+def lab_plan(result: dict[str, Any]) -> Iterator[str]:
+    """Describe what a plan would do."""
+    rows = "an unknown number of rows" if result["rows"] is None else f"{result['rows']:,} rows"
+    yield f"{result['plan']}: {result['runs']:,} runs, as much as {result['full_runs']:.1f} of full training"
+    yield f"train: {result['data']} ({result['kind']}, {rows})"
+    yield from (f"eval: {path}" for path in result["evals"])
+    yield f"seeds: {', '.join(map(str, result['seeds']))}"
+    yield from (f"  {job['name']:50} {job['of_a_full_run']:7.1%} of full training" for job in result["jobs"])

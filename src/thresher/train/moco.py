@@ -48,7 +48,7 @@ try:
 except ImportError:
     raise MissingExtraError("training", "train") from None
 
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _QUEUE = 65_536  # keys, as published
 _PROBED = 20_000  # the most rows of the training data to fit kNN and probes on
 _ENCODED = 256  # images encoded at a time
@@ -302,7 +302,7 @@ class MocoTask:
         self.model, self.device, self.settings, self.pairs, self.sets = model, device, settings, pairs, sets
         self.autocast = autocast(device, settings.schedule.precision)
         self.views = views(settings.side, settings.version)
-        self.normalise = Normalise(_MEAN, _STD).to(device)
+        self.normalise = Normalise(MEAN, STD).to(device)
         self._probes = [_probes(pairs, eval_set) for eval_set in sets]  # before training, because it may raise
 
     def step(self, rows_B: npt.NDArray[np.int64], pixels_BHWC: torch.Tensor, reduce: Reduce) -> None:
