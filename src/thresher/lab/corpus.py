@@ -27,6 +27,7 @@ from thresher.runtime.files import writing
 from thresher.runtime.random import generator
 
 PLANTED = "planted"
+INDEX = "index.parquet"  # keys and captions of the rows of a corpus
 _WRITTEN = 512  # rows written at a time
 SWAPPED, DUPLICATE, OFF_TOPIC = "swapped", "duplicate", "off-topic"
 
@@ -106,15 +107,16 @@ def make_corpus(corpus: Corpus, train: str, off_topic: str, target: Path, *, cap
         corpus: What is done to the data.
         train: The training data.
         off_topic: The data of off-topic rows, "" for none.
-        target: The parquet file to write.
+        target: The parquet file to write; next to it the keys and captions of its rows are written.
         captions: Whether rows need captions.
 
     Returns:
         "data", the location of the corpus; "rows"; and the number of rows of each planted kind.
     """
     index = index_of(train, captions=captions, within=corpus.within)
-    write_index(index, target.with_name("index.parquet"))
+    where = target.with_name(INDEX)
     if not corpus.changed:
+        write_index(index, where)
         return {"data": train, "rows": len(index), "base": len(index)}
     chosen_N = np.ones(len(index), np.bool_)
     if corpus.rows is not None and corpus.rows < len(index):
@@ -128,6 +130,7 @@ def make_corpus(corpus: Corpus, train: str, off_topic: str, target: Path, *, cap
     rows = _Rows(index, chosen_N, copies_N, corpus)
     others = _off_topic(off_topic, off, corpus.seed, captions=captions) if off else None
     counts = rows.write(train, others, target, captions=captions)
+    write_index(index_of(str(target), captions=captions), where)
     return {"data": str(target), "base": base, **counts}
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from thresher.dynamic.run_folder import CHECKPOINT, Training
 from thresher.errors import ThresherError, UsageError
-from thresher.lab.corpus import cut_in_halves, make_corpus
+from thresher.lab.corpus import INDEX, cut_in_halves, make_corpus
 from thresher.lab.metrics import metrics_of
 from thresher.lab.plan import EARLY, Corpus, Evaluation, Proxy, Row, Trainer
 from thresher.runtime.files import writing
@@ -300,7 +300,7 @@ def _select(task: Task, row: Row) -> Any:
     from thresher.runtime.cache import Cache
     from thresher.runtime.engine import make_engine
 
-    where, early = task.result_of("corpus")[0] / "index.parquet", ""
+    where, early = task.result_of("corpus")[0] / INDEX, ""
     if row.pool == "proxy":
         folder = task.result_of("proxy")[0]
         where, early = folder / "pool", str(folder / "early")
@@ -319,7 +319,7 @@ def _coreset(task: Task, row: Row) -> Any:
 def _keys(task: Task) -> list[str]:
     from thresher.pool.store import open_store
 
-    store = open_store(str(task.result_of("corpus")[0] / "index.parquet"))
+    store = open_store(str(task.result_of("corpus")[0] / INDEX))
     return [key for _, keys in store.keys() for key in keys]
 
 
