@@ -32,13 +32,13 @@ test-all: .venv/ready check
 	$(TEST)/pytest -q -n auto --dist worksteal -m "" --hypothesis-profile full
 
 check: .venv/ready
-	$(TEST)/ruff format --check src tests benchmarks examples lab
-	$(TEST)/ruff check src tests benchmarks examples lab
+	$(TEST)/ruff format --check src tests benchmarks examples
+	$(TEST)/ruff check src tests benchmarks examples
 	$(TEST)/mypy
 
 fix: .venv/ready
-	$(TEST)/ruff format src tests benchmarks examples lab
-	$(TEST)/ruff check --fix src tests benchmarks examples lab
+	$(TEST)/ruff format src tests benchmarks examples
+	$(TEST)/ruff check --fix src tests benchmarks examples
 
 bench: .venv/ready
 	$(TEST)/pip install -q --group bench

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 S = TypeVar("S")
 
 __all__ = [
-    "cluster", "compare", "coreset", "doctor", "embed", "evaluate", "inspect", "lab", "open", "reshard",
-    "score", "select", "train_clip", "train_moco",
+    "cluster", "compare", "coreset", "doctor", "embed", "evaluate", "evaluate_model", "inspect", "open", "prove", "reshard",
+    "run_plan", "score", "select", "train_clip", "train_moco",
 ]  # fmt: skip
 
 
@@ -547,7 +547,7 @@ def train_moco(
     return train_moco(data, out, made, resume=resume, progress=_progress(progress), reading=reading)
 
 
-def lab(
+def run_plan(
     plan: Path,
     out: Path | None = None,
     *,
@@ -595,9 +595,9 @@ def lab(
     from dataclasses import replace
     from pathlib import Path as FilePath
 
+    from thresher.lab import runner
     from thresher.lab.plan import Plan
     from thresher.lab.results import RESULTS
-    from thresher.lab.runner import described, run_plan
 
     made = Plan.load(os.fspath(plan), profile).narrowed(rows, corpora, seeds)
     here: dict[str, Any] = {"train": os.path.abspath(os.fspath(train))} if train is not None else {}
@@ -607,12 +607,75 @@ def lab(
     if labels:
         made = replace(made, evaluation=replace(made.evaluation, labels=tuple(labels)))
     if dry_run:
-        return described(made, data)
+        return runner.described(made, data)
     if out is None:
         raise UsageError("give the folder of the results, or dry_run=True")
-    run_plan(made, out, data=data, workers=workers, minutes=minutes, progress=_progress(progress))
+    runner.run_plan(made, out, data=data, workers=workers, minutes=minutes, progress=_progress(progress))
     result: dict[str, Any] = json.loads(FilePath(out, RESULTS).read_text(encoding="utf-8"))
     return result
+
+
+def prove(
+    data: Path,
+    out: Path,
+    *,
+    method: str | None = None,
+    policy: str | None = None,
+    selection: Path | None = None,
+    keep: str | float = "70%",
+    workers: int | None = None,
+    progress: bool | Progress = True,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Train on the rows that a method or policy chooses, on all rows, and on random rows; say what that shows.
+
+    Args:
+        data: The data: anything that :func:`train_clip` reads.
+        out: Folder of the results, as of :func:`run_plan`. The same call resumes.
+        method: A method that selects rows (default: density, if nothing else is given), or
+        policy: a policy that prunes while training, or
+        selection: an earlier selection of these data, or its folder.
+        keep: Share of the rows to keep, or of the samples to train on.
+        workers: Runs at the same time (default: as many as fit the cores).
+        progress: As for :func:`select`.
+        **settings: evals, labels, seeds (3), epochs (8), model ("tiny"), batch_size, device, options and rows of
+            :class:`thresher.lab.prove.Question`.
+
+    Returns:
+        "sentence", and the content of results.json.
+
+    Raises:
+        UsageError: A parameter is not allowed, or a run failed.
+        PoolError: Data are missing or damaged.
+        OutputError: ``out`` has other results, or cannot be written.
+    """
+    import json
+    from pathlib import Path as FilePath
+
+    from thresher.lab.prove import Question, cut_data, sentence, write_sentence
+    from thresher.lab.results import RESULTS
+    from thresher.lab.runner import run_plan
+    from thresher.runtime.parameters import share_of
+
+    if method is None and policy is None and selection is None:
+        method = "density"
+    for option in ("evals", "labels"):
+        given = settings.get(option, ())
+        settings[option] = (
+            (os.fspath(given),) if isinstance(given, (str, os.PathLike)) else tuple(map(os.fspath, given))
+        )
+    share = share_of(keep) if isinstance(keep, str) else keep
+    chosen = None if selection is None else os.path.abspath(os.fspath(selection))
+    question = _made(
+        Question, "prove", {"method": method, "policy": policy, "selection": chosen, "keep": share, **settings}
+    )
+    folder, shown = FilePath(out), _progress(progress)
+    train, evals = cut_data(question, os.path.abspath(os.fspath(data)), folder / "data")
+    plan = question.plan(folder, train, [os.path.abspath(path) for path in evals])
+    text = sentence(question, run_plan(plan, folder, workers=workers, progress=shown))
+    write_sentence(folder, text)
+    result: dict[str, Any] = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    return {"sentence": text, **result}
 
 
 def evaluate(
@@ -670,6 +733,64 @@ def evaluate(
         results["retrieval"] = retrieval(vectors, array_of(text), image_group_N=groups, text_group_M=groups)
     if classes is not None:
         results["zero_shot"] = zero_shot(vectors, array_of(classes), np.asarray(labels))
+    return results
+
+
+def evaluate_model(
+    model: str,
+    data: Path | Sequence[Path],
+    *,
+    out: Path | None = None,
+    device: str = "auto",
+    precision: str = "float32",
+    seed: int = 0,
+    progress: bool | Progress = True,
+    **settings: Any,
+) -> list[dict[str, Any]]:
+    """Evaluate a model: zero-shot classification, retrieval, kNN and linear probes, with bootstrap intervals.
+
+    Args:
+        model: The name of an encoder, as for :func:`embed`; the folder of a training run; or the log folder of the
+            trainer of open_clip.
+        data: Evaluation sets: parquet, webdatasets of CLIP_benchmark, folders of classes, Hugging Face datasets on
+            disk; or one suite, a TOML file.
+        out: A file for the results, JSON Lines, such as eval_results.jsonl.
+        device: As for :func:`embed`.
+        precision: As for :func:`embed`.
+        seed: Seed of the halves of a set that kNN and probes are fitted and tested on, if it has no training rows.
+        progress: As for :func:`select`.
+        **settings: For all sets: train, tasks, labels, group, text and templates, see
+            :class:`thresher.lab.evaluate.SetSettings`.
+
+    Returns:
+        See :func:`thresher.lab.evaluate.evaluate_model`; metrics are shares.
+
+    Raises:
+        UsageError: The model or a set has not what a task needs.
+        PoolError: A set is missing or damaged.
+    """
+    from pathlib import Path as FilePath
+
+    from thresher.lab.evaluate import SetSettings, Suite, evaluate_model, write_results
+    from thresher.lab.model import load_model
+
+    paths = [os.fspath(data)] if isinstance(data, (str, os.PathLike)) else [os.fspath(one) for one in data]
+    if not paths:
+        raise UsageError("give one evaluation set or more, or a suite")
+    for option in ("tasks", "labels", "templates"):
+        given = settings.get(option, ())
+        settings[option] = (given,) if isinstance(given, str) else tuple(given)
+    if len(paths) == 1 and paths[0].endswith(".toml"):
+        if odd := [name for name, value in settings.items() if value]:
+            raise UsageError(f"{paths[0]} is a suite, which has its own {odd[0]}; leave that out")
+        suite = Suite.load(paths[0])
+    else:
+        made = (_made(SetSettings, "evaluate_model", {"data": path, **settings}) for path in paths)
+        suite = Suite(name="given", sets=tuple(made))
+    encoder = load_model(model, device=device, precision=precision)
+    results = evaluate_model(encoder, suite, seed=seed, progress=_progress(progress))
+    if out is not None:
+        write_results(results, FilePath(out))
     return results
 
 

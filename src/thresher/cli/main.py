@@ -83,6 +83,8 @@ SECTIONS = (
         "Compare",
         "lab",
         {
+            "evaluate": "Evaluate a model: zero-shot classification, retrieval, kNN and linear probes.",
+            "prove": "Show whether pruning pays on your data: a method or policy, all rows and random rows.",
             "lab": "Run a plan: policies and selections, with several seeds, and a table with intervals.",
         },
     ),

@@ -420,3 +420,16 @@ def lab_plan(result: dict[str, Any]) -> Iterator[str]:
     yield from (f"eval: {path}" for path in result["evals"])
     yield f"seeds: {', '.join(map(str, result['seeds']))}"
     yield from (f"  {job['name']:50} {job['of_a_full_run']:7.1%} of full training" for job in result["jobs"])
+
+
+def evaluated(results: Sequence[Mapping[str, Any]], out: str | None) -> Iterator[str]:
+    """Yield the metrics of a model by set and task, in percent."""
+    for one in results:
+        yield f"{one['key']}" + (f" ({one['rows']:,} rows)" if one["rows"] is not None else "")
+        low, high = one["metrics"].get("main_metric_interval", (None, None))
+        for name, value in one["metrics"].items():
+            if isinstance(value, float):
+                interval = f"  [{100 * low:.1f}, {100 * high:.1f}]" if name == "main_metric" and low is not None else ""
+                yield f"  {name:32} {100 * value:5.1f}{interval}"
+    if out is not None:
+        yield f"written to {out}"

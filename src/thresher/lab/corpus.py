@@ -234,6 +234,30 @@ class _Rows:
                 yield {"key": key, "image": image, "text": sample.text, PLANTED: OFF_TOPIC}
 
 
+def write_subset(
+    index: _Index, chosen_N: npt.NDArray[np.bool_], data: str, target: Path, *, group_by_text: bool = False
+) -> None:
+    """Write some rows of the data, unchanged, as parquet.
+
+    Args:
+        index: The rows of the data, see :func:`index_of`.
+        chosen_N: (N,) the rows of the index to write.
+        data: The data.
+        target: The file.
+        group_by_text: Add a column ``group``, unless there is one: rows with the same caption have the same group.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = _Rows(index, chosen_N, np.zeros(len(index), np.int64), Corpus())
+    rows.write(data, None, target, captions=True)
+    if group_by_text and "group" not in pq.read_schema(target).names:
+        table = pq.read_table(target)
+        groups = np.unique(np.array(table["text"].to_pylist()), return_inverse=True)[1]
+        with writing(target) as scratch:
+            pq.write_table(table.append_column("group", pa.array(groups.astype(np.int64))), scratch)
+
+
 def subset(index: _Index, rows_M: Ints) -> _Index:
     """Return some rows of an index, in the given order."""
     rows = rows_M.tolist()

@@ -207,6 +207,7 @@ class Row:
             "early-proxy" of a parameter stands for the pool of the early proxy.
         pool: What the steps read: "proxy", the embeddings of the proxy, or "data", keys and captions only.
         coreset_of: Another row: train on the rows of the corpus that its run found least redundant.
+        selection: A selection folder or a file of keys: train on these rows.
         keep: How many rows the coreset keeps, or the last step; a list makes a row for each.
         share: Samples of the run, as a share of those of full training; None for the trainer's, and all for full.
         about: A remark below the table.
@@ -219,6 +220,7 @@ class Row:
     steps: tuple[dict[str, Any], ...] = ()
     pool: Literal["proxy", "data"] = "proxy"
     coreset_of: str | None = None
+    selection: str | None = None
     keep: str | None = None
     share: float | None = None
     about: str = ""
@@ -230,11 +232,13 @@ class Row:
         _check_name("row", self.name)
         if self.share is not None and not 0 < self.share <= 1:
             raise UsageError(f"row {self.name}: share = {self.share}; give a share above 0 and at most 1")
+        if self.prune is not None and not 0 < self.prune < 1:
+            raise UsageError(f"row {self.name}: prune = {self.prune}; give a share strictly between 0 and 1")
         if self.selects:
             if self.policy != "full" or self.prune is not None or self.options:
                 raise UsageError(f"row {self.name}: trains on a selection; leave out policy, prune and options")
-            if self.steps and self.coreset_of:
-                raise UsageError(f"row {self.name}: has steps and coreset_of; give one of them")
+            if sum(map(bool, (self.steps, self.coreset_of, self.selection))) > 1:
+                raise UsageError(f"row {self.name}: give one of steps, coreset_of and selection")
             if self.keep is not None:
                 Keep.parse(self.keep)
             for table in self.steps:
@@ -244,7 +248,7 @@ class Row:
             raise UsageError(f"row {self.name}: keep is for rows with steps or coreset_of")
         check_options(self.policy, self.options, prune=self.prune)
         if POLICIES.find(self.policy).needs_selection:
-            raise UsageError(f"row {self.name}: for policy {self.policy} give steps or coreset_of instead")
+            raise UsageError(f"row {self.name}: for policy {self.policy} give steps, coreset_of or selection instead")
 
     def _check_step(self, table: Any) -> None:
         from thresher.pruning.registry import build as build_method
@@ -256,7 +260,7 @@ class Row:
     @property
     def selects(self) -> bool:
         """Whether rows are selected before training."""
-        return bool(self.steps or self.coreset_of)
+        return bool(self.steps or self.coreset_of or self.selection)
 
     @property
     def needs_reference(self) -> bool:

@@ -375,8 +375,8 @@ def _named(plan: Plan) -> Plan:
     return replace(plan, data=made)
 
 
-def start(folder: Path, job: Job, plan: Plan) -> subprocess.Popen[bytes]:
-    """Start the process of a job; it ends when this process ends."""
+def prepare(folder: Path, job: Job, plan: Plan) -> Path:
+    """Write the ``job.json`` of a job; return its folder."""
     where: dict[str, Any] = {"results": {purpose: str(folder / name) for purpose, name in job.needs.items()}}
     if job.kind == "corpus":
         where |= {"data": plan.data.train, "evals": list(plan.data.evals), "off_topic": plan.data.off_topic}
@@ -387,8 +387,13 @@ def start(folder: Path, job: Job, plan: Plan) -> subprocess.Popen[bytes]:
     own.mkdir(parents=True, exist_ok=True)
     free = {name: getattr(plan.trainer, name) for name in _FREE}
     write_json(own / JOB, {"what": job.what, "where": where, "free": free})
-    source = str(Path(thresher.__file__).parents[1])
-    threads = str(plan.trainer.threads)
+    return own
+
+
+def start(folder: Path, job: Job, plan: Plan) -> subprocess.Popen[bytes]:
+    """Start the process of a job; it ends when this process ends."""
+    own = prepare(folder, job, plan)
+    source, threads = str(Path(thresher.__file__).parents[1]), str(plan.trainer.threads)
     env = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     env["PYTHONPATH"] = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
     with open(own / OUTPUT, "ab") as output:

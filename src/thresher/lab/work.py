@@ -172,14 +172,10 @@ def run(task: Task) -> dict[str, Any]:
     how: dict[str, Any] = {"policy": row.policy, "prune": row.prune, "options": dict(row.options)}
     notes: dict[str, Any] = {}
     if row.selects:
-        begin = time.monotonic()
-        selection = task.folder / "selection"
-        if not (selection / "selection.json").exists():
-            made = _coreset(task, row) if row.coreset_of else _select(task, row)
-            made.save(selection)
-        _add(cost, read_result((task.results or {})["coreset"]) if row.coreset_of else _prepared(task, row))
-        cost["seconds"] += time.monotonic() - begin
-        how = {"policy": "static", "selection": str(selection)}
+        selection = row.selection or str(task.folder / "selection")
+        if row.selection is None:
+            _add(cost, _selected(task, row, Path(selection)))
+        how = {"policy": "static", "selection": selection}
         notes["kept"] = _planted(task, selection)
     elif row.needs_reference:
         where, spent = task.result_of("reference")
@@ -286,6 +282,17 @@ def _embedded(task: Task, encoder: str, cost: Mapping[str, Any], name: str) -> d
     return total
 
 
+def _selected(task: Task, row: Row, selection: Path) -> dict[str, Any]:
+    """Save the selection of a row, unless it is there; return what it cost, with its pool or the run it is from."""
+    begin = time.monotonic()
+    if not (selection / "selection.json").exists():
+        made = _coreset(task, row) if row.coreset_of else _select(task, row)
+        made.save(selection)
+    cost = {"scored_forwards": 0, "seconds": time.monotonic() - begin, "images_decoded": 0}
+    _add(cost, read_result((task.results or {})["coreset"]) if row.coreset_of else _prepared(task, row))
+    return cost
+
+
 def _prepared(task: Task, row: Row) -> dict[str, Any]:
     """Return what the pool of a row cost."""
     nothing = {"scored_forwards": 0, "seconds": 0.0, "images_decoded": 0}
@@ -369,7 +376,7 @@ def _shares(kinds: list[str], left_out: list[bool]) -> dict[str, Any]:
     return {name: {"rows": rows, "left_out": out} for name, (rows, out) in sorted(counts.items())}
 
 
-def _planted(task: Task, selection: Path) -> dict[str, Any]:
+def _planted(task: Task, selection: str) -> dict[str, Any]:
     """Return how much of each planted kind a selection drops."""
     from thresher.export.keys import read_keys
 
@@ -377,7 +384,7 @@ def _planted(task: Task, selection: Path) -> dict[str, Any]:
     if not planted:
         return {}
     keys = list(planted)
-    times_N = read_keys(str(selection)).times_many(keys)
+    times_N = read_keys(selection).times_many(keys)
     return _shares([planted[key] for key in keys], [bool(times == 0) for times in times_N])
 
 
