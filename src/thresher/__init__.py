@@ -155,8 +155,8 @@ __all__ = [
     "Processes", "Random", "Ray", "Recipe", "Rho", "Run", "Scan", "Score", "Scored", "Selection", "SemDeDup",
     "Serial", "Seta", "Sift", "SoftCapSampling", "Ssp", "Static", "Step", "Threads", "ThresherError", "Training",
     "UnreachedError", "UsageError", "build", "cluster", "compare", "coreset", "doctor", "embed", "evaluate",
-    "evaluate_model", "from_arrays", "inspect", "make_engine", "method", "open", "open_store", "prove", "reshard", "run_plan",
-    "run_steps", "score", "select", "select_indices", "train_clip", "train_moco",
+    "evaluate_model", "from_arrays", "inspect", "make_engine", "method", "open", "open_store", "prove", "reshard",
+    "run_plan", "run_steps", "score", "select", "select_indices", "train_clip", "train_moco",
 ]  # fmt: skip
 
 

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 S = TypeVar("S")
 
 __all__ = [
-    "cluster", "compare", "coreset", "doctor", "embed", "evaluate", "evaluate_model", "inspect", "open", "prove", "reshard",
-    "run_plan", "score", "select", "train_clip", "train_moco",
+    "cluster", "compare", "coreset", "doctor", "embed", "evaluate", "evaluate_model", "inspect", "open", "prove",
+    "reshard", "run_plan", "score", "select", "train_clip", "train_moco",
 ]  # fmt: skip
 
 

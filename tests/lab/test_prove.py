@@ -12,8 +12,8 @@ import pytest
 import thresher as th
 from tests.train.conftest import emoji
 from thresher.errors import UsageError
+from thresher.evaluation.intervals import Mean
 from thresher.lab.prove import Question, cut_data, outcome, say
-from thresher.lab.statistics import Mean
 
 DENSITY = Question(method="density")
 OUTCOMES = {

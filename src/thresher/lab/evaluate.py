@@ -1,9 +1,9 @@
 """``thresher evaluate``: zero-shot classification, retrieval, kNN and linear probes of a model, on sets of all kinds.
 
 Metrics have the names and definitions of CLIP_benchmark: ``acc1``, ``acc5`` and ``mean_per_class_recall``,
-``image_retrieval_recall@K`` and ``text_retrieval_recall@K``, with the prefix ``lp_`` for the linear probe and ``knn_`` for
-kNN. Two things differ: with groups, all rows of the query's group are right; and a right answer that ties with a wrong
-one counts as wrong, where CLIP_benchmark leaves ties to the order of a sort. The probe is fitted by L-BFGS, with a
+``image_retrieval_recall@K`` and ``text_retrieval_recall@K``, with the prefix ``lp_`` for the linear probe and ``knn_``
+for kNN. Two things differ: with groups, all rows of the query's group are right; and a right answer that ties with
+a wrong one counts as wrong, where CLIP_benchmark leaves ties to the order of a sort. The probe is fitted by L-BFGS, with a
 strength chosen on held-out rows, not by a fixed number of steps.
 """
 
@@ -110,7 +110,9 @@ class Suite:
         for number, table in enumerate(tables, 1):
             if not isinstance(table, dict):
                 raise UsageError(f"{path}: set {number} is not a table; write [[set]]")
-            values = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+            values: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value for key, value in table.items()
+            }
             for key in ("data", "train"):
                 if isinstance(values.get(key), str) and "://" not in values[key]:
                     values[key] = str(Path(path).parent / values[key])
@@ -277,7 +279,7 @@ def _classified(scores: Mapping[str, float], prefix: str = "") -> dict[str, floa
 
 
 def _retrieval(scores: Mapping[str, float]) -> dict[str, float]:
-    metrics = {}
+    metrics: dict[str, float] = {}
     for k in _KS:
         to_image, to_text = scores[f"text_to_image_R@{k}"], scores[f"image_to_text_R@{k}"]
         metrics |= {f"image_retrieval_recall@{k}": to_image, f"text_retrieval_recall@{k}": to_text}

@@ -35,7 +35,8 @@ def spec_of(model: str) -> str:
     if not folder.is_dir():
         if os.path.isfile(model):
             raise UsageError(
-                f"{model}: weights alone do not say their architecture; type open_clip:ARCH/{model}, or timm:NAME/{model}"
+                f"{model}: weights alone do not say their architecture; type open_clip:ARCH/{model} or "
+                f"timm:NAME/{model}"
             )
         return model
     saved = sorted((folder / CHECKPOINTS).glob("epoch_*.pt"), key=lambda path: natural(path.name))
@@ -48,8 +49,8 @@ def spec_of(model: str) -> str:
     if (folder / MARK).is_file():
         return f"run:{model}"
     raise UsageError(
-        f"{model}: is neither the folder of a run of thresher train ({MARK}) nor of open_clip ({PARAMS}, {CHECKPOINTS}); "
-        "type the name of an encoder, such as open_clip:ViT-B-32/laion2b_s34b_b79k"
+        f"{model}: is neither the folder of a run of thresher train ({MARK}) nor of open_clip ({PARAMS}, "
+        f"{CHECKPOINTS}); type the name of an encoder, such as open_clip:ViT-B-32/laion2b_s34b_b79k"
     )
 
 

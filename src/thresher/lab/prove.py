@@ -11,11 +11,11 @@ from typing import Any, Literal
 import numpy as np
 
 from thresher.errors import UsageError
+from thresher.evaluation.intervals import Mean
 from thresher.evaluation.split import split
 from thresher.lab.corpus import index_of, write_subset
 from thresher.lab.plan import BASELINE, SHORT, Corpus, Evaluation, Plan, Proxy, Row, Sources, Trainer
 from thresher.lab.results import Run, difference
-from thresher.lab.statistics import Mean
 from thresher.runtime.files import writing
 from thresher.runtime.random import generator
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from thresher.evaluation.intervals import Mean, holm
 from thresher.lab.plan import BASELINE, SHORT, Plan
-from thresher.lab.statistics import Mean, holm
 from thresher.lab.work import write_json
 from thresher.runtime.files import writing
 from thresher.runtime.format import counted, duration

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from thresher.lab.statistics import Mean, holm, t_distribution, t_quantile
+from thresher.evaluation.intervals import Mean, holm, t_distribution, t_quantile
 
 
 @pytest.mark.parametrize("degrees", [1, 2, 3, 4, 5, 9, 30])
