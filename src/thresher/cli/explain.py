@@ -23,6 +23,23 @@ def _is_run(folder: str) -> bool:
     return (Path(folder) / MARK).exists() and not (Path(folder) / "selection.json").exists()
 
 
+def _runs(folders: tuple[str, ...]) -> dict[str, Any]:
+    """Return the training runs of folders by name; {} if none is a run.
+
+    Raises:
+        UsageError: Some are runs, and others are not.
+    """
+    from thresher.dynamic.run_folder import Training
+
+    are_runs = {folder: _is_run(folder) for folder in folders}
+    if any(are_runs.values()) and not all(are_runs.values()):
+        other = next(folder for folder, is_run in are_runs.items() if not is_run)
+        raise UsageError(
+            f"{other}: is not a training run, but others are; compare runs with runs, selections with selections"
+        )
+    return {folder: Training.load(folder) for folder in folders} if all(are_runs.values()) else {}
+
+
 # --- explain --------------------------------------------------------------------------------------
 
 
@@ -73,9 +90,10 @@ def compare(
     selections: tuple[str, ...], clusters: str | None, worst: int, covariance: bool, pool: str | None,
     metadata: str | None, **values: Any,
 ) -> None:  # fmt: skip
-    """Compare selections of one pool with each other.
+    """Compare selections of one pool with each other, or training runs.
 
-    SEL is a selection folder. With --covariance, one is enough: it is compared with its pool.
+    SEL is a selection folder. With --covariance, one is enough: it is compared with its pool. All may be folders of
+    training runs instead; those that differ only in their seed are a group.
     """
     from thresher.pool.store import reopen
     from thresher.pruning.clusters import read_labels
@@ -84,6 +102,16 @@ def compare(
     common = Common.from_values(values)
     if len(set(selections)) != len(selections):
         raise UsageError("a selection is given twice")
+    if runs := _runs(selections):
+        if covariance or clusters or pool or metadata:
+            raise UsageError(
+                "--covariance, --clusters, --pool and --metadata are for selections, not for training runs"
+            )
+        from thresher.report.runs import compare_runs
+
+        found = compare_runs(runs)
+        common.output.result(found, text.run_comparison(found))
+        return
     if len(selections) < 2 and not covariance:
         raise UsageError("compare needs at least two selections, or --covariance to compare one with its pool")
     loaded = {name: Selection.load(name) for name in selections}
@@ -112,7 +140,7 @@ def _covariance(common: Common, selections: dict[str, Any], labels: Any, store: 
 
 
 @click.command()
-@click.argument("selection", metavar="SEL")
+@click.argument("selections", nargs=-1, required=True, metavar="SEL [SEL]...")
 @click.option("-o", "--out", required=True, metavar="FILE", help="HTML file to write.")
 @click.option("--title", metavar="TEXT", help="Heading of the page.")
 @click.option(
@@ -123,12 +151,13 @@ def _covariance(common: Common, selections: dict[str, Any], labels: Any, store: 
 @click.option("--clusters", metavar="DIR", help="Folder of 'thresher cluster' for --covariance.")
 @options(*MOVED, OVERWRITE, *RUN)
 def report(
-    selection: str, out: str, title: str | None, examples: int, without_pool: bool, covariance: bool,
+    selections: tuple[str, ...], out: str, title: str | None, examples: int, without_pool: bool, covariance: bool,
     clusters: str | None, pool: str | None, metadata: str | None, overwrite: bool, **values: Any,
 ) -> None:  # fmt: skip
-    """Write an HTML report on a selection or a training run.
+    """Write an HTML report on a selection or a training run, or compare training runs.
 
-    SEL is a selection folder, or the folder of a training run. The page loads nothing from the network.
+    SEL is a selection folder, or the folder of a training run; several training runs are compared. The page loads
+    nothing from the network.
     """
     from thresher.export.write import check_target
     from thresher.pool.store import reopen
@@ -136,11 +165,21 @@ def report(
     from thresher.selection import Selection
 
     common = Common.from_values(values)
-    if _is_run(selection):
+    if runs := _runs(selections):
         if covariance or clusters or metadata:
             raise UsageError("--covariance, --clusters and --metadata are for selections, not for a training run")
-        _report_run(common, selection, Path(out), title, examples, None if without_pool else pool or "", overwrite)
+        if len(set(selections)) > 1:
+            from thresher.report.runs import write_runs_report
+
+            say = common.output.progress(common.quiet).say
+            _written(common, write_runs_report(runs, out, title=title, overwrite=overwrite, say=say))
+            return
+        run_pool = None if without_pool else pool or ""
+        _report_run(common, selections[0], Path(out), title, examples, run_pool, overwrite)
         return
+    if len(selections) > 1:
+        raise UsageError(f"{len(selections)} selections; report takes one, compare shows how they differ")
+    selection = selections[0]
     if covariance and without_pool:
         raise UsageError("--covariance reads the pool; remove --without-pool")
     if clusters and not covariance:

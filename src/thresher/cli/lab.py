@@ -47,7 +47,7 @@ from thresher.cli.output import Interrupted, Output
 def evaluate(model: str, data: tuple[str, ...], quiet: bool, output: Output, **values: Any) -> None:
     """Evaluate a model: zero-shot classification, retrieval, kNN and linear probes.
 
-    MODEL is the name of an encoder (open_clip:ViT-B-32/laion2b_s34b_b79k, timm:NAME, ...), the folder of a training
+    MODEL is the name of an encoder (such as open_clip:ViT-B-32/laion2b_s34b_b79k), the folder of a training
     run, or the log folder of open_clip. DATA is parquet, a webdataset of CLIP_benchmark, a folder of classes, or a
     Hugging Face dataset on disk.
     """

@@ -66,8 +66,8 @@ SECTIONS = (
         "explain",
         {
             "explain": "Explain why one row was kept or dropped.",
-            "compare": "Compare selections of one pool with each other.",
-            "report": "Write an HTML report on a selection or a training run.",
+            "compare": "Compare selections of one pool with each other, or training runs.",
+            "report": "Write an HTML report on a selection or a training run, or compare training runs.",
         },
     ),
     Section(

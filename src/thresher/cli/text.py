@@ -412,6 +412,34 @@ def cache_cleared(result: Mapping[str, Any]) -> Iterator[str]:
     yield f"{size(result['removed_bytes'])} removed from {result['folder']}"
 
 
+def run_comparison(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield lines that compare training runs."""
+    from thresher.report.runs import value_texts
+
+    groups = result["groups"]
+    for group in groups:
+        yield (
+            f"{group['name']}: {counted(len(group['runs']), 'run')}, {group['samples']:,.0f} samples seen, "
+            f"{duration(group['seconds'])} of training, {group['pruned']:.1%} pruned"
+        )
+    for name, run in result["runs"].items():
+        state = f", not finished: {run['unfinished']}" if run["unfinished"] else ""
+        yield f"  {name}: {run['policy']}, seed {run['seed']}, {run['left_out']:,} samples left out{state}"
+    metrics = dict.fromkeys(name for group in groups for name in group["metrics"])
+    if metrics:
+        first = groups[0]["name"]
+        yield f"metrics at the end: mean ± half of the 95% interval over seeds; minus {first}, paired by seed:"
+    for name in metrics:
+        yield f"  {name}"
+        for group in groups:
+            value, apart = value_texts(group["metrics"].get(name))
+            yield f"    {group['name']:40} {value:16} {apart}".rstrip()
+    if result["agreement"]:
+        yield "candidates of the last search in both runs, as a share of the smaller set:"
+    for pair in result["agreement"]:
+        yield f"  {pair['a']} and {pair['b']}: {pair['overlap']:.1%}, by chance {pair['chance']:.1%}"
+
+
 def lab_plan(result: dict[str, Any]) -> Iterator[str]:
     """Describe what a plan would do."""
     rows = "an unknown number of rows" if result["rows"] is None else f"{result['rows']:,} rows"

@@ -3,8 +3,8 @@
 Metrics have the names and definitions of CLIP_benchmark: ``acc1``, ``acc5`` and ``mean_per_class_recall``,
 ``image_retrieval_recall@K`` and ``text_retrieval_recall@K``, with the prefix ``lp_`` for the linear probe and ``knn_``
 for kNN. Two things differ: with groups, all rows of the query's group are right; and a right answer that ties with
-a wrong one counts as wrong, where CLIP_benchmark leaves ties to the order of a sort. The probe is fitted by L-BFGS, with a
-strength chosen on held-out rows, not by a fixed number of steps.
+a wrong one counts as wrong, where CLIP_benchmark leaves ties to the order of a sort. The probe is fitted by L-BFGS,
+with a strength chosen on held-out rows, not by a fixed number of steps.
 """
 
 from __future__ import annotations

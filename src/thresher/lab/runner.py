@@ -26,6 +26,7 @@ from thresher.runtime.format import counted, duration
 from thresher.runtime.progress import Progress, Silent
 
 LOCK = ".lock"
+_ORDER = ("corpus", "trial", "proxy", "reference")
 _PAUSE = 0.2  # seconds between two looks at the processes
 _FREE = ("at_once", "device", "workers")  # parts of a trainer that do not change a result
 _EMBEDDING = 0.5  # forwards that embedding a row costs, in those of training on it
@@ -87,7 +88,7 @@ def jobs_of(plan: Plan) -> list[Job]:
                     needs["coreset"] = run_name(corpus.name, row.coreset_of, seed)
                 more = proxy if needs.keys() & {"proxy", "reference"} else {}
                 add(run_name(corpus.name, row.name, seed), "run", needs, row=asdict(row), seed=seed, **more)
-    firsts = [job for job in jobs if job.kind != "run"]
+    firsts = sorted((job for job in jobs if job.kind != "run"), key=lambda job: _ORDER.index(job.kind))
     return firsts + sorted((job for job in jobs if job.kind == "run"), key=lambda job: job.what["seed"])
 
 
@@ -281,6 +282,8 @@ class _Scheduler:
                 continue
             if job.kind not in ("corpus", "trial") and "trial" in self.waiting:
                 continue
+            if job.kind != "corpus" and any(name.startswith("corpora/") for name in (*self.waiting, *self.running)):
+                continue  # corpora first: their rows are needed to say what the plan will cost
             self._promise()
             del self.waiting[job.name]
             self.running[job.name] = (start(self.folder, job, self.plan), time.monotonic())
