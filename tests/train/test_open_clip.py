@@ -29,13 +29,15 @@ from PIL import Image
 from tests.loaded import quiet, tiny_model
 from tests.resharding.common import hashes
 from thresher import build, open_store, run_steps
+from thresher.cli.main import main as thresher
 from thresher.dynamic.loss import clip_losses
 from thresher.dynamic.policies.scan import Scan
 from thresher.dynamic.policies.static import Static
+from thresher.dynamic.run_folder import Training
 from thresher.dynamic.sampler import PruningSampler
 from thresher.dynamic.stream import StaticKeys, ids_of
 from thresher.errors import PoolError, UsageError
-from thresher.export.keys import key_batches
+from thresher.export.keys import key_batches, read_keys
 from thresher.train import open_clip
 from thresher.train.open_clip import PruneOptions, insert_stage, main, parse, pruning, samples_of_tars
 
@@ -356,6 +358,31 @@ def test_reference_losses_are_found_by_key(run: Run, kind: str, pairs: Path, tmp
     run(kind, *rho, name="cut", stop=ran.log[0]["steps"] + 2)
     rest = run(kind, *rho, "--resume", "latest", name="cut")
     assert rest.log == ran.log
+
+
+@pytest.mark.parametrize("kind", ["csv", "webdataset"])
+def test_a_run_is_read_like_one_of_the_trainers(
+    run: Run, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran = run(kind, "--prune", "scan", "--prune-full-epochs", "0", "--prune-cycle", "1", "--epochs", "3")
+    training = Training.load(ran.folder)
+    log = training.log()
+    assert [(entry["epoch"], entry["samples"]) for entry in log] == [(e["epoch"], e["samples"]) for e in ran.log]
+    assert training.unfinished(log) == ""
+    np.testing.assert_array_equal(training.ledger().times_N, ran.ledger["times"])
+    page = str(tmp_path / "run.html")
+    capsys.readouterr()
+    if kind == "csv":
+        assert thresher(["coreset", str(ran.folder), "-o", str(tmp_path / "core"), "--keep", "50%"]) == 0
+        assert len(read_keys(tmp_path / "core")) == N // 2
+        assert thresher(["report", str(ran.folder), "-o", page]) == 0
+    else:
+        assert thresher(["coreset", str(ran.folder), "-o", str(tmp_path / "core"), "--keep", "50%"]) == 2
+        assert "was trained on a stream, whose rows are hashes" in capsys.readouterr().err
+        assert thresher(["report", str(ran.folder), "-o", page, "--without-pool"]) == 0
+    assert thresher(["compare", str(ran.folder), str(ran.folder)]) == 2  # given twice
+    other = run(kind, "--prune", "full", name="other")
+    assert thresher(["compare", str(ran.folder), str(other.folder)]) == 0
 
 
 @pytest.mark.parametrize("kind", ["csv", "webdataset"])

@@ -45,9 +45,9 @@ class Training:
 
     Attributes:
         folder: The folder.
-        task: "clip" or "moco".
+        task: "clip", "moco" or "open_clip".
         data: The training data, as given by the user.
-        pool: The pool of the N rows: the data, or the run's own ``rows.parquet``.
+        pool: The pool of the N rows: the data, or the run's own ``rows.parquet``; "" for a stream.
         store: Fingerprint of the pool.
         rows: N.
         policy: Name of the policy, as on the command line.
@@ -187,6 +187,14 @@ class Training:
         with writing(self.folder / LEDGER) as scratch, open(scratch, "wb") as file:
             np.savez(file, **ledger.state())  # type: ignore[arg-type]
 
+    def refuse_stream(self) -> None:
+        """Raise UsageError for a run on a stream, whose rows are hashes of keys, so that it has no pool."""
+        if not self.pool:
+            raise UsageError(
+                f"{self.folder}: was trained on a stream, whose rows are hashes of keys; compare, and report with "
+                "--without-pool, show its numbers"
+            )
+
     def open_pool(self, pool: str | None = None) -> EmbeddingStore:
         """Open the pool of the run.
 
@@ -195,7 +203,9 @@ class Training:
 
         Raises:
             PoolError: The pool is missing, or it is another one.
+            UsageError: The run has no pool, because it was trained on a stream.
         """
+        self.refuse_stream()
         where = pool or self.location
         try:
             store = open_store(where)

@@ -36,6 +36,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from thresher import __version__
 from thresher.data.streams import PATIENCE, Seen
 from thresher.data.trainable import phrase, why_left_out
 from thresher.dynamic.ledger import Ints
@@ -45,13 +46,14 @@ from thresher.dynamic.policies.static import Static
 from thresher.dynamic.policy import Policy
 from thresher.dynamic.references import References, check_found
 from thresher.dynamic.registry import POLICIES, Flag, check_options, flags, policy_named
+from thresher.dynamic.run_folder import ROWS, Training
 from thresher.dynamic.sampler import PruningSampler, with_rows
 from thresher.dynamic.stream import AUTO, ID, KEY, UID, StaticKeys, StreamPruner, prune_stream
 from thresher.errors import MissingExtraError, ThresherError, UsageError, installed, suggest
 from thresher.export.keys import each_key, key_batches, keys_are_of_rows, read_keys
 from thresher.io.key_forms import difference
 from thresher.pool.layout import texts
-from thresher.pool.store import EmbeddingStore, reopen
+from thresher.pool.store import EmbeddingStore, absolute, open_store, reopen
 from thresher.runtime import locks
 from thresher.runtime.files import writing
 from thresher.runtime.parameters import Share, read
@@ -239,6 +241,7 @@ class _Run:
         self.args: Any = None
         self.pruner: PruningSampler | StreamPruner | None = None
         self.start = 0  # the epoch of open_clip in which pruning started
+        self.rows: dict[str, list[str]] | None = None  # key, path and caption of the rows of a csv
         self.warmed = 0.0  # progress at the end of the schedule's warm-up
         self.handed: list[npt.NDArray[Any]] = []  # ids of the batches without losses yet
         self.lock = ExitStack()  # holds the lock of the folder of the run
@@ -338,6 +341,9 @@ class _Run:
             seed=self._seed(),
             references_N=self._references_of(policy, loader),
         )
+        if (images := getattr(loader.dataset, "images", None)) is not None:
+            keys = list(map(str, images))
+            self.rows = {"key": keys, "filepath": keys, "text": list(map(str, loader.dataset.captions))}
         order = self._own_order(loader, info.sampler) if isinstance(policy, Full) else None
         self.pruner = sampler
         mine = DataLoader(
@@ -530,6 +536,7 @@ class _Run:
             if isinstance(pruner, StreamPruner):
                 arrays |= {"hashes": pruner.hashes_N, "checks": pruner.checks_N}
             _save(folder.parent / _LEDGER, arrays)
+            self._record(folder.parent, pruner)
         if state is not None:
             _save(folder / _state_name(done), {**state, "start": np.array(self.start), "warmed": np.array(self.warmed)})
             # Older states go, but not the last: its checkpoint is open_clip's latest until this one is saved.
@@ -537,6 +544,43 @@ class _Run:
                 of = int(re.sub(r"\D", "", path.name))
                 if of < done - 1 and not (folder / f"epoch_{of}.pt").exists():
                     path.unlink()
+
+    def _record(self, folder: Path, pruner: PruningSampler | StreamPruner) -> None:
+        """Write the folder as trainers of thresher do, so that coreset, report, explain and compare read the run.
+
+        The rows of a stream are hashes of keys, so that their pool is not recorded: report and compare show its
+        numbers.
+        """
+        ledger, args = pruner.ledger, self.args
+        if ledger is None or not len(ledger):
+            return
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        rows, store = folder / ROWS, ""
+        if self.rows is not None:
+            if not rows.exists():
+                with writing(rows) as scratch:
+                    pq.write_table(pa.table(self.rows), scratch)
+            store = open_store(absolute(str(rows))).fingerprint()
+        settings = {
+            "epochs": args.epochs, "samples": None, "seed": self._seed(), "prune": self.options.share,
+            "batch_size": args.batch_size * args.accum_freq * args.world_size, "lr": args.lr, "model": args.model,
+            "options": dict(self.options.parameters), "selection": self.options.selection,
+        }  # fmt: skip
+        training = Training(
+            folder=folder,
+            task="open_clip",
+            data=str(args.train_data),
+            pool=absolute(str(rows)) if self.rows is not None else "",
+            store=store,
+            rows=len(ledger),
+            policy=self.options.policy,
+            settings=settings,
+            version=__version__,
+        )
+        training.save()
+        training.record([{**entry, "epoch": entry["epoch"] + self.start} for entry in pruner.log()], ledger)
 
     def _state_before(self, epoch: int) -> dict[str, Any] | None:
         """Return the pruning state of the checkpoint that open_clip resumes from; None for a new start."""
