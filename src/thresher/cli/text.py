@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from thresher.data.trainable import described
-from thresher.io.paths import visible
+from thresher.io.paths import relative, visible
 from thresher.runtime.format import counted, duration, size
 
 # --- look -----------------------------------------------------------------------------------------
@@ -444,8 +444,8 @@ def lab_plan(result: dict[str, Any]) -> Iterator[str]:
     """Describe what a plan would do."""
     rows = "an unknown number of rows" if result["rows"] is None else f"{result['rows']:,} rows"
     yield f"{result['plan']}: {result['runs']:,} runs, as much as {result['full_runs']:.1f} of full training"
-    yield f"train: {result['data']} ({result['kind']}, {rows})"
-    yield from (f"eval: {path}" for path in result["evals"])
+    yield f"train: {relative(result['data'])} ({result['kind']}, {rows})"
+    yield from (f"eval: {relative(path)}" for path in result["evals"])
     yield f"seeds: {', '.join(map(str, result['seeds']))}"
     yield from (f"  {job['name']:50} {job['of_a_full_run']:7.1%} of full training" for job in result["jobs"])
 
