@@ -561,6 +561,7 @@ def run_plan(
     corpora: Sequence[str] = (),
     workers: int | None = None,
     minutes: float | None = None,
+    engine: str | Engine | None = None,
     dry_run: bool = False,
     progress: bool | Progress = True,
 ) -> dict[str, Any]:
@@ -579,6 +580,7 @@ def run_plan(
         corpora: Run only these corpora.
         workers: Runs at the same time (default: as many as fit the cores).
         minutes: Stop after this time; the same call continues.
+        engine: Run on the workers of an engine, such as "ray"; they must see the folder and the data.
         dry_run: Only check the plan and its data, and return what would run.
         progress: As for :func:`select`.
 
@@ -598,6 +600,7 @@ def run_plan(
     from thresher.lab import runner
     from thresher.lab.plan import Plan
     from thresher.lab.results import RESULTS
+    from thresher.runtime.engine import make_engine
 
     made = Plan.load(os.fspath(plan), profile).narrowed(rows, corpora, seeds)
     here: dict[str, Any] = {"train": os.path.abspath(os.fspath(train))} if train is not None else {}
@@ -610,7 +613,9 @@ def run_plan(
         return runner.described(made, data)
     if out is None:
         raise UsageError("give the folder of the results, or dry_run=True")
-    runner.run_plan(made, out, data=data, workers=workers, minutes=minutes, progress=_progress(progress))
+    how: dict[str, Any] = {"workers": workers, "minutes": minutes, "progress": _progress(progress)}
+    how["engine"] = make_engine(engine, workers) if isinstance(engine, str) else engine
+    runner.run_plan(made, out, data=data, **how)
     result: dict[str, Any] = json.loads(FilePath(out, RESULTS).read_text(encoding="utf-8"))
     return result
 

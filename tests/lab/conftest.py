@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -30,15 +29,13 @@ class Ended:
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Do jobs here; yields the names of the jobs that were started."""
+    """Do jobs here; yields the names of the jobs that were started in the folder ``out``."""
     begun: list[str] = []
-    real: Callable[..., Any] = runner.prepare
     before = torch.get_num_threads()
     torch.set_num_threads(1)
 
-    def start(folder: Path, job: runner.Job, plan: Any) -> Ended:
-        begun.append(job.name)
-        own = real(folder, job, plan)
+    def started(own: Path, count: int) -> Ended:
+        begun.append(str(own).rpartition("/out/")[2])
         try:
             work.do(own)
         except ThresherError as error:
@@ -46,6 +43,6 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
             return Ended(1)
         return Ended(0)
 
-    monkeypatch.setattr(runner, "start", start)
+    monkeypatch.setattr(runner, "_started", started)
     yield begun
     torch.set_num_threads(before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from thresher.errors import OutputError, PoolError, UsageError
 from thresher.lab.plan import Plan
 from thresher.lab.runner import described, run_plan
 from thresher.lab.work import read_result
+from thresher.runtime.engine import make_engine
 
 PLAN = """
 name = "small"
@@ -154,10 +156,29 @@ def test_a_job_that_fails_is_named_and_the_others_are_done(data: Path, tmp_path:
         '[[row]]\nname = "rho"\npolicy = "rho"',
         '[[row]]\nname = "bad"\npolicy = "rho"\noptions = { reference = "column:nothing" }',
     )
-    plan = Plan.parse(text).narrowed(["bad", "random"])
+    plan = Plan.parse(text).narrowed(["bad"])
     with pytest.raises(UsageError, match=r"1 job failed: runs/noisy/bad/seed-0: .*'nothing'.*output.txt"):
         run_plan(plan, tmp_path / "out", data=data, workers=1)
-    assert [run["row"] for run in results(tmp_path / "out")["runs"]] == ["full", "full-short", "random"]
+    assert [run["row"] for run in results(tmp_path / "out")["runs"]] == ["full", "full-short"]
+
+
+def test_a_plan_runs_on_an_engine_and_in_a_folder_that_was_moved(
+    data: Path, tmp_path: Path, in_process: list[str]
+) -> None:
+    plan, out = Plan.parse(PLAN).narrowed(["random"]), tmp_path / "first/out"
+    bad = Plan.parse(PLAN.replace('method = "random", keep = "70%"', 'method = "filter", where = "width > 0"'))
+    with pytest.raises(UsageError, match=r"1 job failed: runs/noisy/random/seed-0: .*width"):
+        run_plan(bad.narrowed(["random"]), out, data=data, engine=make_engine("serial"))
+    assert in_process[:2] == ["corpora/noisy", "trial"]
+    assert [run["row"] for run in results(out)["runs"]] == ["full", "full-short"]
+    moved = tmp_path / "second/out"
+    shutil.copytree(out, moved)
+    shutil.rmtree(out)
+    shutil.rmtree(moved / "runs/noisy/random")
+    run_plan(plan, moved, data=data, engine=make_engine("serial"))
+    assert [run["row"] for run in results(moved)["runs"]] == ["full", "full-short", "random"]
+    with pytest.raises(UsageError, match="minutes is for runs on this machine"):
+        run_plan(plan, moved, data=data, engine=make_engine("serial"), minutes=1)
 
 
 def test_missing_data_are_named_before_anything_is_done(data: Path, tmp_path: Path) -> None:
@@ -229,13 +250,19 @@ def test_a_killed_plan_continues_to_the_same_results(data: Path, tmp_path: Path)
         assert not list(one.glob("runs/*/*/*/run/checkpoint.pt"))
 
 
+def _seconds() -> float:
+    """CPU time of all processes that have ended: the wall clock depends on what else the machine does."""
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
+
+
 @pytest.mark.slow
 def test_a_plan_runs_end_to_end_on_the_emoji_pool(tmp_path: Path) -> None:
-    """What CI runs: a whole plan in under three minutes, with real processes."""
-    out, begin = tmp_path / "out", time.monotonic()
+    """What CI runs: a whole plan, with real processes, in under three minutes of one core."""
+    out, before = tmp_path / "out", _seconds()
     command = [sys.executable, "-m", "thresher", "lab", "scan-clip", "--profile", "emoji", "--data", str(POOL)]
-    subprocess.run([*command, "-o", str(out), "--quiet"], check=True, timeout=600)
-    assert time.monotonic() - begin < 180
+    subprocess.run([*command, "-o", str(out), "--quiet"], check=True, timeout=900)
+    assert _seconds() - before < 180
     found = results(out)
     assert {run["row"] for run in found["runs"]} == {row.name for row in Plan.load("scan-clip", "emoji").rows}
     assert read_result(out / "trial")["samples_per_second"] > 0

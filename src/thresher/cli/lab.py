@@ -9,7 +9,7 @@ import click
 
 from thresher import api
 from thresher.cli import text
-from thresher.cli.options import JSON, QUIET, Choice, options
+from thresher.cli.options import JSON, QUIET, Choice, engine_from, engine_options, options
 from thresher.cli.output import Interrupted, Output
 
 
@@ -76,9 +76,13 @@ def evaluate(model: str, data: tuple[str, ...], quiet: bool, output: Output, **v
     "--workers", type=click.IntRange(1, 4096), metavar="N", help="Runs at a time (default: as many as fit the cores)."
 )
 @click.option("--minutes", type=float, metavar="X", help="Stop after this time; the same command continues.")
+@options(*engine_options(None, "Where runs start, such as ray: its workers must see the folder and the data."))
 @click.option("--dry-run", is_flag=True, help="Check the plan and its data, and show what would run.")
 @options(QUIET, JSON)
-def lab(plan: str, out: str | None, dry_run: bool, quiet: bool, output: Output, **values: Any) -> None:
+def lab(
+    plan: str, out: str | None, dry_run: bool, engine: str | None, ray_address: str | None, quiet: bool, output: Output,
+    **values: Any,
+) -> None:  # fmt: skip
     """Run a plan: policies and selections, with several seeds, and a table with intervals.
 
     PLAN is a TOML file, or the name of a plan that comes with thresher: scan-clip, scan-moco, scan-coreset, clipcov,
@@ -90,6 +94,8 @@ def lab(plan: str, out: str | None, dry_run: bool, quiet: bool, output: Output, 
         return
     if out is None:
         raise click.MissingParameter(param_hint="--out", param_type="option")
+    if engine is not None or ray_address is not None:
+        values["engine"] = engine_from(engine or "", values["workers"], ray_address)
     try:
         result = api.run_plan(plan, out, progress=output.progress(quiet), **values)
     except KeyboardInterrupt:

@@ -111,13 +111,13 @@ def make_corpus(corpus: Corpus, train: str, off_topic: str, target: Path, *, cap
         captions: Whether rows need captions.
 
     Returns:
-        "data", the location of the corpus; "rows"; and the number of rows of each planted kind.
+        "data", the file of the corpus, "" if it is the data; "rows"; and the number of rows of each planted kind.
     """
     index = index_of(train, captions=captions, within=corpus.within)
     where = target.with_name(INDEX)
     if not corpus.changed:
         write_index(index, where)
-        return {"data": train, "rows": len(index), "base": len(index)}
+        return {"data": "", "rows": len(index), "base": len(index)}
     chosen_N = np.ones(len(index), np.bool_)
     if corpus.rows is not None and corpus.rows < len(index):
         chosen_N[generator(corpus.seed, "rows").permutation(len(index))[corpus.rows :]] = False
@@ -131,7 +131,7 @@ def make_corpus(corpus: Corpus, train: str, off_topic: str, target: Path, *, cap
     others = _off_topic(off_topic, off, corpus.seed, captions=captions) if off else None
     counts = rows.write(train, others, target, captions=captions)
     write_index(index_of(str(target), captions=captions), where)
-    return {"data": str(target), "base": base, **counts}
+    return {"data": target.name, "base": base, **counts}
 
 
 @dataclass(frozen=True, eq=False)

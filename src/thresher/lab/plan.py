@@ -329,6 +329,10 @@ class Plan:
         if self.trainer.task == "moco":
             if odd := [row.name for row in self.rows if row.steps and row.pool == "proxy" and not self.proxy.encoder]:
                 raise UsageError(f"rows {', '.join(odd)}: for MoCo name an encoder in [proxy]")
+            if odd := [row.name for row in self.rows if row.needs_reference]:
+                raise UsageError(
+                    f"rows {', '.join(odd)}: reference losses are those of CLIP; give the option reference"
+                )
             if any(corpus.swapped for corpus in self.corpora):
                 raise UsageError(
                     "MoCo does not read captions, so that swapping them changes nothing; leave swapped out"

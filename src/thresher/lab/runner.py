@@ -19,13 +19,14 @@ from thresher.data import open_data
 from thresher.errors import OutputError, PoolError, UsageError
 from thresher.lab.plan import Plan
 from thresher.lab.results import Run, write_results
-from thresher.lab.work import JOB, OUTPUT, RESULT, read_result, write_json
+from thresher.lab.work import JOB, OUTPUT, RESULT, TRAIN, read_result, write_json
 from thresher.runtime import locks
-from thresher.runtime.engine import cores
+from thresher.runtime.engine import Engine, cores
 from thresher.runtime.format import counted, duration
 from thresher.runtime.progress import Progress, Silent
 
 LOCK = ".lock"
+_ALONE = ("corpus", "trial")  # kinds of jobs that other kinds wait for
 _ORDER = ("corpus", "trial", "proxy", "reference")
 _PAUSE = 0.2  # seconds between two looks at the processes
 _FREE = ("at_once", "device", "workers")  # parts of a trainer that do not change a result
@@ -104,6 +105,7 @@ def run_plan(
     data: str | os.PathLike[str] = ".",
     workers: int | None = None,
     minutes: float | None = None,
+    engine: Engine | None = None,
     progress: Progress | None = None,
 ) -> list[Run]:
     """Run what is not done yet, and write the results; return the finished runs.
@@ -115,13 +117,17 @@ def run_plan(
         data: Folder of the data that the plan names by a relative path.
         workers: Runs at the same time; None for the plan's, else for as many as fit the cores.
         minutes: Stop after this time; the same call then continues.
+        engine: Start the processes on the workers of an engine, such as Ray, instead of here; all of them must see the
+            folder and the data. Not with ``minutes``.
         progress: Where to report progress.
 
     Raises:
         UsageError: The plan does not fit the data, or a run failed; its output is in its folder.
         OutputError: The folder has results of another plan, or another process works there.
     """
-    folder, progress = Path(out), progress or Silent()
+    if engine is not None and minutes is not None:
+        raise UsageError("minutes is for runs on this machine, not for an engine; give one of the two")
+    folder, progress = Path(os.path.abspath(out)), progress or Silent()
     plan = located(plan, data)
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: is a file; name a folder")
@@ -130,7 +136,7 @@ def run_plan(
     with locks.holding(folder / LOCK, f"the lab {folder}", wait=False):
         for job in jobs:
             _check(folder, job)
-        scheduler = _Scheduler(plan, folder, jobs, at_once, minutes, progress)
+        scheduler = _Scheduler(plan, folder, jobs, at_once, minutes, progress, engine)
         scheduler.run()
         runs = finished(plan, folder)
         if scheduler.failed:
@@ -230,8 +236,16 @@ class _Scheduler:
     """Starts jobs as soon as what they need is done and there is room."""
 
     def __init__(
-        self, plan: Plan, folder: Path, jobs: Sequence[Job], at_once: int, minutes: float | None, progress: Progress
+        self,
+        plan: Plan,
+        folder: Path,
+        jobs: Sequence[Job],
+        at_once: int,
+        minutes: float | None,
+        progress: Progress,
+        engine: Engine | None,
     ) -> None:
+        self.engine = engine
         self.plan, self.folder, self.jobs = plan, folder, jobs
         self.at_once, self.progress = at_once, progress
         self.end = math.inf if minutes is None else time.monotonic() + 60 * minutes
@@ -249,6 +263,9 @@ class _Scheduler:
             self.done.add(name)
         if self.done and self.waiting:
             self.progress.say(f"{len(self.done):,} of {counted(len(self.jobs), 'job')} done already")
+        if self.engine is not None:
+            self._run_on(self.engine)
+            return
         try:
             while (self.waiting or self.running) and time.monotonic() < self.end:
                 changed = self._collect()
@@ -267,6 +284,23 @@ class _Scheduler:
         if time.monotonic() >= self.end and (self.waiting or self.running):
             left = len(self.waiting) + len(self.running)
             self.progress.say(f"time is up: {counted(left, 'job is', 'jobs are')} left; the same command continues")
+
+    def _run_on(self, engine: Engine) -> None:
+        """Run on the workers of an engine, in steps: what is ready at the same time, corpora and the trial alone."""
+        while ready := self._ready():
+            first = [job for job in ready if job.kind in _ALONE]
+            step = [job for job in ready if job.kind == first[0].kind] if first else ready
+            self._promise()
+            for job in step:
+                del self.waiting[job.name]
+            tasks = [(str(prepare(self.folder, job, self.plan)), self.plan.trainer.threads) for job in step]
+            for job, code in zip(step, engine.map(_run_elsewhere, tasks), strict=True):
+                if code == 0 and (self.folder / job.name / RESULT).exists():
+                    self.done.add(job.name)
+                    self.progress.say(f"{job.name}: done")
+                else:
+                    self._fail(job.name, _why(self.folder / job.name / OUTPUT, code))
+                self.write()
 
     def _ready(self) -> list[Job]:
         return [job for job in self.waiting.values() if set(job.needs.values()) <= self.done]
@@ -384,8 +418,11 @@ def prepare(folder: Path, job: Job, plan: Plan) -> Path:
     if job.kind == "corpus":
         where |= {"data": plan.data.train, "evals": list(plan.data.evals), "off_topic": plan.data.off_topic}
     else:
-        made = read_result(folder / job.needs["corpus"])
-        where |= {"data": made["data"], "evals": made["evals"], "rows": made["rows"]}
+        # Found again below the folder, which may have been moved since the corpus was made.
+        home = folder / job.needs["corpus"]
+        made, corpus = read_result(home), next(one for one in plan.corpora if one.name == job.corpus)
+        data = str(home / TRAIN) if corpus.changed else plan.data.train
+        where |= {"data": data, "evals": [str(home / name) for name in made["evals"]], "rows": made["rows"]}
     own = folder / job.name
     own.mkdir(parents=True, exist_ok=True)
     free = {name: getattr(plan.trainer, name) for name in _FREE}
@@ -395,8 +432,21 @@ def prepare(folder: Path, job: Job, plan: Plan) -> Path:
 
 def start(folder: Path, job: Job, plan: Plan) -> subprocess.Popen[bytes]:
     """Start the process of a job; it ends when this process ends."""
-    own = prepare(folder, job, plan)
-    source, threads = str(Path(thresher.__file__).parents[1]), str(plan.trainer.threads)
+    return _started(prepare(folder, job, plan), plan.trainer.threads)
+
+
+def _run_elsewhere(task: tuple[str, int]) -> int:
+    """Run the job of a folder with some threads in a process, wherever this is called; return its exit code."""
+    process = _started(Path(task[0]), task[1])
+    try:
+        return process.wait()
+    finally:
+        process.kill()
+
+
+def _started(own: Path, count: int) -> subprocess.Popen[bytes]:
+    """Start the process of the job in a folder."""
+    source, threads = str(Path(thresher.__file__).parents[1]), str(count)
     env = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     env["PYTHONPATH"] = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
     with open(own / OUTPUT, "ab") as output:

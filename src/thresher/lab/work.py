@@ -29,6 +29,12 @@ from thresher.runtime.progress import Lines
 from thresher.runtime.random import generator
 
 JOB, RESULT, OUTPUT = "job.json", "result.json", "output.txt"
+TRAIN = "train.parquet"  # in the folder of a changed corpus
+_NOTHING: Mapping[str, Any] = {
+    "scored_forwards": 0,
+    "seconds": 0.0,
+    "images_decoded": 0,
+}  # the cost of a row before anything
 _TRIAL = 40  # steps of the trial run
 _LOSSES = 256  # rows contrasted with each other when a reference model scores them
 
@@ -95,13 +101,13 @@ def write_json(path: Path, value: Any) -> None:
 def corpus(task: Task) -> dict[str, Any]:
     """Make the corpus, and the two halves of every evaluation set."""
     begin, captions = time.monotonic(), task.trainer.task == "clip"
-    made = make_corpus(task.corpus, task.data, task.off_topic, task.folder / "train.parquet", captions=captions)
+    made = make_corpus(task.corpus, task.data, task.off_topic, task.folder / TRAIN, captions=captions)
     halves = [
         half
         for path in task.evals
         for half in cut_in_halves(path, task.folder, group=task.evaluation.group, labels=task.evaluation.labels, seed=0)
     ]
-    return {**made, "evals": halves, "seconds": time.monotonic() - begin}
+    return {**made, "evals": [os.path.basename(half) for half in halves], "seconds": time.monotonic() - begin}
 
 
 def trial(task: Task) -> dict[str, Any]:
@@ -119,10 +125,9 @@ def trial(task: Task) -> dict[str, Any]:
 
 def proxy(task: Task) -> dict[str, Any]:
     """Train the proxy on the corpus, and embed the corpus with it."""
-    how = task.proxy
+    how, cost = task.proxy, dict(_NOTHING)
     if how.encoder:
-        return _embedded(task, how.encoder, {"scored_forwards": 0, "seconds": 0.0, "images_decoded": 0}, "pool")
-    cost: dict[str, Any] = {"scored_forwards": 0, "seconds": 0.0, "images_decoded": 0}
+        return _embedded(task, how.encoder, cost, "pool")
     for name, epochs in (("pool", how.epochs), ("early", how.early)):
         if epochs:
             run = task.folder / f"{name}-run"
@@ -140,7 +145,7 @@ def reference(task: Task) -> dict[str, Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    cost: dict[str, Any] = {"scored_forwards": 0, "seconds": 0.0, "images_decoded": 0}
+    cost = dict(_NOTHING)
     keys = _keys(task)
     first_N = np.zeros(len(keys), np.bool_)
     first_N[generator(task.corpus.seed, "reference").permutation(len(keys))[: len(keys) // 2]] = True
@@ -152,7 +157,6 @@ def reference(task: Task) -> dict[str, Any]:
             Path(scratch).write_text(text, encoding="utf-8")
         log = _train(task, run, epochs=task.proxy.reference, policy="static", selection=str(chosen))
         _add(cost, _cost_of(task, log))
-        begin = time.monotonic()
         cost = _embedded(task, f"run:{run}", cost, f"pool-{half}")
         begin = time.monotonic()
         losses_N[~mine_N] = _losses(task, run, task.folder / f"pool-{half}", ~mine_N)
@@ -168,7 +172,7 @@ def run(task: Task) -> dict[str, Any]:
     row, folder = task.row, task.folder / "run"
     if row is None:
         raise UsageError("a run needs a row")
-    cost: dict[str, Any] = {"scored_forwards": 0, "seconds": 0.0, "images_decoded": 0}
+    cost = dict(_NOTHING)
     how: dict[str, Any] = {"policy": row.policy, "prune": row.prune, "options": dict(row.options)}
     notes: dict[str, Any] = {}
     if row.selects:
@@ -295,8 +299,7 @@ def _selected(task: Task, row: Row, selection: Path) -> dict[str, Any]:
 
 def _prepared(task: Task, row: Row) -> dict[str, Any]:
     """Return what the pool of a row cost."""
-    nothing = {"scored_forwards": 0, "seconds": 0.0, "images_decoded": 0}
-    return nothing if row.pool == "data" else task.result_of("proxy")[1]
+    return dict(_NOTHING) if row.pool == "data" else task.result_of("proxy")[1]
 
 
 def _select(task: Task, row: Row) -> Any:
