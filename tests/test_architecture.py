@@ -24,6 +24,7 @@ runtime
 io ops
 selection
 pool data
+explore
 export dynamic evaluation
 pruning
 embedding
