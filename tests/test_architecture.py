@@ -30,6 +30,7 @@ pruning
 embedding
 check resharding train
 report
+viewer
 api
 cli testing
 __main__

@@ -30,6 +30,7 @@ from thresher.api import (  # noqa: E402 - some of what it imports needs the ver
     select,
     train_clip,
     train_moco,
+    view,
 )
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ __all__ = [
     "Serial", "Seta", "Sift", "SoftCapSampling", "Ssp", "Static", "Step", "Threads", "ThresherError", "Training",
     "UnreachedError", "UsageError", "build", "cluster", "compare", "coreset", "doctor", "embed", "evaluate",
     "from_arrays", "inspect", "make_engine", "method", "open", "open_store", "reshard", "run_steps", "score",
-    "select", "select_indices", "train_clip", "train_moco",
+    "select", "select_indices", "train_clip", "train_moco", "view",
 ]  # fmt: skip
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from thresher.runtime.engine import Engine
     from thresher.runtime.progress import Progress
     from thresher.selection import Keep, Selection
+    from thresher.viewer.server import Viewer
 
     Path: TypeAlias = str | os.PathLike[str]
     Pool: TypeAlias = Path | EmbeddingStore | Any  # or anything that from_arrays takes as image
@@ -39,7 +40,7 @@ S = TypeVar("S")
 
 __all__ = [
     "cluster", "compare", "coreset", "doctor", "embed", "evaluate", "inspect", "open", "reshard", "score",
-    "select", "train_clip", "train_moco",
+    "select", "train_clip", "train_moco", "view",
 ]  # fmt: skip
 
 
@@ -603,6 +604,47 @@ def evaluate(
     if classes is not None:
         results["zero_shot"] = zero_shot(vectors, array_of(classes), np.asarray(labels))
     return results
+
+
+def view(
+    *what: Any,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    names: Sequence[str] = (),
+    out: Path | None = None,
+    pool: Path | None = None,
+    metadata: Path | None = None,
+    cache: Path | Cache | None = None,
+) -> Viewer:
+    """Show selections, training runs or a pool in the browser; returns at once.
+
+    Args:
+        *what: One to five selections of one pool, training runs, or one pool: paths or objects.
+        host: The address to listen at; any other than a loopback one can be reached from other machines.
+        port: The port; 0 for a free one.
+        names: Other names under which the server is called, such as that of a Jupyter server in front of it.
+        out: The folder in which the page may save selections (default: where the first selection is).
+        pool: New location of the pool of selections or runs, if it was moved.
+        metadata: New location of joined metadata, if it was moved.
+        cache: The cache folder (default: the usual one).
+
+    Returns:
+        The running server, with ``url`` and ``close()``.
+
+    Raises:
+        UsageError: Too many selections, of different pools, or something that cannot be shown.
+        PoolError: Something cannot be opened.
+        OutputError: The server cannot listen there.
+        MissingExtraError: The extra ``view`` is not installed.
+    """
+    from thresher.runtime.cache import Cache
+    from thresher.viewer.server import show
+
+    where = {
+        name: None if value is None else os.fspath(value) for name, value in (("pool", pool), ("metadata", metadata))
+    }
+    made = cache if isinstance(cache, Cache) else Cache.at(None if cache is None else os.fspath(cache))
+    return show(what, host=host, port=port, names=tuple(names), out=out, cache=made, **where)
 
 
 # --- arguments ------------------------------------------------------------------------------------

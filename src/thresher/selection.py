@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from thresher.report.compare import Comparison
     from thresher.report.notebook import Gallery
     from thresher.runtime.cache import Cache
+    from thresher.viewer.server import Viewer
 
 D = TypeVar("D")
 Array = npt.NDArray[Any]
@@ -615,6 +616,15 @@ class Selection:
         store = None if pool is False else self._opened(pool, metadata)
         check_target(Path(path), store)
         return write_report(self, path, store=store, **how)
+
+    def view(self, *others: Any, **how: Any) -> Viewer:
+        """Show the selection in the browser, compared with others of the same pool if there are any.
+
+        See :func:`thresher.view`.
+        """
+        from thresher.api import view
+
+        return view(self, *others, **how)
 
     def export(
         self, format: Any, path: str | os.PathLike[str], *, pool: Any = None, metadata: str | None = None, **how: Any

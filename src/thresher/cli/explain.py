@@ -1,9 +1,12 @@
-"""``explain``, ``compare`` and ``report``: why rows were kept or dropped, and what a selection contains."""
+"""``explain``, ``compare``, ``report`` and ``view``: why rows were kept or dropped, and what a selection contains."""
 
 from __future__ import annotations
 
 import itertools
 import os
+import sys
+import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +17,6 @@ from thresher.cli import text
 from thresher.cli.options import JSON, MOVED, OVERWRITE, RUN, Common, options
 from thresher.cli.output import Output
 from thresher.errors import OutputError, UsageError
-
-
-def _is_run(folder: str) -> bool:
-    """Return whether a folder is that of a training run, not a selection."""
-    from thresher.dynamic.run_folder import MARK
-
-    return (Path(folder) / MARK).exists() and not (Path(folder) / "selection.json").exists()
-
 
 # --- explain --------------------------------------------------------------------------------------
 
@@ -35,9 +30,10 @@ def explain(selection: str, key: str, pool: str | None, metadata: str | None, ou
 
     SEL is a selection folder, or the folder of a training run. KEY is the row's key, or row:NUMBER.
     """
+    from thresher.dynamic.run_folder import is_run
     from thresher.selection import Selection
 
-    if _is_run(selection):
+    if is_run(selection):
         _explain_run(selection, key, pool, metadata, output)
         return
     result = Selection.load(selection).explain(key, pool=pool, metadata=metadata)
@@ -130,13 +126,14 @@ def report(
 
     SEL is a selection folder, or the folder of a training run. The page loads nothing from the network.
     """
+    from thresher.dynamic.run_folder import is_run
     from thresher.export.write import check_target
     from thresher.pool.store import reopen
     from thresher.pruning.clusters import read_labels
     from thresher.selection import Selection
 
     common = Common.from_values(values)
-    if _is_run(selection):
+    if is_run(selection):
         if covariance or clusters or metadata:
             raise UsageError("--covariance, --clusters and --metadata are for selections, not for a training run")
         _report_run(common, selection, Path(out), title, examples, None if without_pool else pool or "", overwrite)
@@ -175,3 +172,59 @@ def _report_run(
 def _written(common: Common, path: Path) -> None:
     result = {"report": str(path), "bytes": path.stat().st_size}
     common.output.result(result, text.reported(result))
+
+
+# --- view -----------------------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, metavar="SEL|RUN|POOL [SEL|RUN]...")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    metavar="ADDRESS",
+    help="Address to listen at; 0.0.0.0 for other machines too.",
+)
+@click.option(
+    "--port", type=click.IntRange(0, 65_535), default=0, metavar="N", help="Port to listen at (default: a free one)."
+)
+@click.option(
+    "--allow-host",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="Also answer under this name, such as that of a Jupyter server in front of it; may be repeated.",
+)
+@click.option("--no-browser", is_flag=True, help="Only print the address; do not open a browser.")
+@click.option(
+    "-o", "--out", metavar="DIR", help="Folder in which selections are saved (default: where the first SEL is)."
+)
+@options(*MOVED)
+@click.option("--cache", metavar="DIR", help="Cache folder (default: $XDG_CACHE_HOME/thresher).")
+@options(JSON)
+def view(
+    paths: tuple[str, ...], host: str, port: int, names: tuple[str, ...], no_browser: bool, out: str | None,
+    pool: str | None, metadata: str | None, cache: str | None, output: Output,
+) -> None:  # fmt: skip
+    """Show selections, training runs or a pool in the browser.
+
+    SEL is a selection folder; up to five of one pool are compared. RUN is the folder of a training run. The page loads
+    nothing from the network, and whoever has the printed address can see the data. Ctrl-C ends it.
+    """
+    from thresher.viewer.security import LOOPBACK
+    from thresher.viewer.server import open_browser
+
+    if host not in LOOPBACK:
+        warnings.warn(
+            f"--host {host}: other machines can reach this server, and who has the address sees the data; the "
+            "connection is not encrypted",
+            stacklevel=2,
+        )
+    shown = api.view(*paths, host=host, port=port, names=names, out=out, pool=pool, metadata=metadata, cache=cache)
+    output.result({"url": shown.url}, [shown.url, "Ctrl-C ends it."], cost=False)
+    sys.stdout.flush()
+    if not no_browser:
+        open_browser(shown.url)
+    with suppress(KeyboardInterrupt):
+        shown.wait()

@@ -68,6 +68,7 @@ SECTIONS = (
             "explain": "Explain why one row was kept or dropped.",
             "compare": "Compare selections of one pool with each other.",
             "report": "Write an HTML report on a selection or a training run.",
+            "view": "Show selections, training runs or a pool in the browser.",
         },
     ),
     Section(

@@ -209,6 +209,11 @@ class Training:
         return store
 
 
+def is_run(path: str | os.PathLike[str]) -> bool:
+    """Return whether a folder is that of a training run, not a selection."""
+    return (Path(path) / MARK).exists() and not (Path(path) / "selection.json").exists()
+
+
 def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 

@@ -75,7 +75,7 @@ def explain(selection: Selection, store: EmbeddingStore, key: str) -> dict[str, 
             cluster = int(step.rows["cluster"][at])
             part["cluster"] = {"number": cluster} | {k: v[cluster].item() for k, v in step.groups.items()}
         if dropped and "duplicate_of" in step.rows:
-            chain = _duplicates(selection, number, row)
+            chain = duplicates(selection, number, row)
             found = [
                 {"row": twin, **_key_and_caption(store, twin), "kept": bool(selection.dropped_by[twin] == -1)}
                 for twin in (*chain[:1], *chain[1:][-1:])
@@ -122,7 +122,7 @@ def history(training: Training, store: EmbeddingStore, key: str) -> dict[str, An
     }
 
 
-def _duplicates(selection: Selection, number: int, row: int) -> list[int]:
+def duplicates(selection: Selection, number: int, row: int) -> list[int]:
     """Return the row that a row duplicates, the row that this one duplicates, and so on within one step."""
     given, twin_n = selection.given(number), selection.steps[number].rows["duplicate_of"]
     chain: dict[int, None] = {row: None}  # in order; a damaged selection may lead back to an earlier row

@@ -190,17 +190,26 @@ def judged(selection: Selection) -> Iterator[Judged]:
     Raises:
         PoolError: The evidence does not match the rows.
     """
-    dropped_by = np.asarray(selection.dropped_by)
-    for i, step in enumerate(selection.steps):
-        given_N = np.asarray((dropped_by == -1) | (dropped_by >= i), np.bool_)
-        kept_n = np.asarray(dropped_by[given_N] != i, np.bool_)
-        lengths = {len(kept_n), *(len(array) for array in step.rows.values())}
-        if lengths != {step.rows_in} or int(kept_n.sum()) != step.rows_out:
-            raise PoolError(
-                f"the selection of {selection.pool} may be damaged: its step {i + 1} ({step.method}) says "
-                f"{step.rows_out:,} of {step.rows_in:,} rows, but its arrays do not match"
-            )
-        yield Judged(i, step, kept_n, given_N, dropped_by)
+    for number in range(len(selection.steps)):
+        yield judge(selection, number)
+
+
+def judge(selection: Selection, number: int) -> Judged:
+    """Return one step of a selection, by its number from 0.
+
+    Raises:
+        PoolError: The evidence does not match the rows.
+    """
+    step, dropped_by = selection.steps[number], np.asarray(selection.dropped_by)
+    given_N = np.asarray((dropped_by == -1) | (dropped_by >= number), np.bool_)
+    kept_n = np.asarray(dropped_by[given_N] != number, np.bool_)
+    lengths = {len(kept_n), *(len(array) for array in step.rows.values())}
+    if lengths != {step.rows_in} or int(kept_n.sum()) != step.rows_out:
+        raise PoolError(
+            f"the selection of {selection.pool} may be damaged: its step {number + 1} ({step.method}) says "
+            f"{step.rows_out:,} of {step.rows_in:,} rows, but its arrays do not match"
+        )
+    return Judged(number, step, kept_n, given_N, dropped_by)
 
 
 @dataclass(frozen=True)
