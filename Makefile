@@ -1,6 +1,6 @@
 # make demo   runs a recipe on the example pool with the core package only
 # make test   style, types and tests
-# make test-all   the same, and the tests marked slow: full sizes, random kills, more examples (as in CI)
+# make test-all   the same, and the tests marked slow: full sizes, random kills, more examples, a browser (as in CI)
 # make bench  the benchmarks of docs/performance.md (minutes; needs 8 GB of disk)
 # make fix    formats the code
 

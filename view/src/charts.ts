@@ -134,5 +134,5 @@ export function heat(about: string, xs: number[], edges: number[], counts: numbe
 
 export function meter(part: number, whole: number, label: string): HTMLElement {
   const share = whole ? part / whole : 0;
-  return h("span", { class: "meter", role: "img", "aria-label": label }, h("i", { style: { width: `${(100 * share).toFixed(2)}%` } }));
+  return h("span", { class: "meter", ...(label ? { role: "img", "aria-label": label } : { "aria-hidden": "true" }) }, h("i", { style: { width: `${(100 * share).toFixed(2)}%` } }));
 }

@@ -1,5 +1,5 @@
 // The cut moves: sliders of the last step, the funnel, the scores, what changes, and saving.
-import { get, save, type Cut, type Page, type Slider } from "./api";
+import { asText, get, save, type Cut, type Page, type Slider } from "./api";
 import { stacked, meter, wide } from "./charts";
 import { choice, counted, decimal, h, labelled, number, percent, problem, replace, say, unique } from "./dom";
 import { strip } from "./gallery";
@@ -137,8 +137,8 @@ export class CutPage {
     }
     if (changed.has("cut") || changed.has("selection") || changed.has("page")) {
       try {
-        const { head } = await cutOf();
-        this.draw(head);
+        const cut = JSON.stringify(state.cut), { head } = await cutOf();
+        if (cut === JSON.stringify(state.cut)) this.draw(head);
       } catch (error) { replace(this.funnelBox, problem(error)); }
     }
   }
@@ -212,8 +212,8 @@ export class CutPage {
     if (document.activeElement === this.name) this.typed = true;
     else if (!this.typed) this.name.value = this.proposed();
     try {
-      const { head } = await cutOf(state.selection, state.cut, this.name.value);
-      replace(this.commandBox, head.command && [h("h3", null, "The command that makes it"), code(head.command)], h("details", { open: !head.command }, h("summary", null, "In Python"), code(head.python)));
+      const said = await get<{ command: string; python: string }>("command", { selection: state.selection, cut: asText(state.cut), name: this.name.value });
+      replace(this.commandBox, said.command && [h("h3", null, "The command that makes it"), code(said.command)], h("details", { open: !said.command }, h("summary", null, "In Python"), code(said.python)));
     } catch { /* the funnel says it */ }
   }
 }

@@ -38,7 +38,7 @@ export class Filters {
     const parts: HTMLElement[] = [labelled("Search", this.search, { class: "field search" })];
     if (selection) {
       const value = filter.kept === undefined ? "all" : filter.kept ? "kept" : "dropped";
-      parts.push(h("div", { class: "field" }, segments("Kept or dropped", [["all", "All"], ["kept", "Kept"], ["dropped", "Dropped"]], value,
+      parts.push(h("div", { class: "field segmented" }, segments("Kept or dropped", [["all", "All"], ["kept", "Kept"], ["dropped", "Dropped"]], value,
         (key) => set({ kept: key === "all" ? undefined : key === "kept", step: undefined }))));
       if (selection.steps.length > 1) parts.push(labelled("Dropped by", choice(
         [["", "any step"], ...selection.steps.map((step, i): [string, string] => [String(i), `${i + 1}. ${step.method}`])],

@@ -50,7 +50,7 @@ export class Gallery {
   private drawn = "";
   onTotal: (total: number) => void = () => undefined;
 
-  constructor(private readonly source = 0, private readonly least = 176, label = "Rows") {
+  constructor(private readonly source = 0, private readonly least = 160, label = "Rows") {
     this.space = h("div", { class: "space", role: "list", "aria-label": label });
     this.scroll = h("div", { class: "scroll", tabindex: "-1", onscroll: () => this.scrolled() }, this.space);
     this.element = h("div", { class: "gallery" }, this.scroll);

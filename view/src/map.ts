@@ -17,7 +17,8 @@ export class MapPage {
   private scatter: Scatter | null = null;
   private readonly filters = new Filters(false);
   private readonly gallery = new Gallery(0, 132, "Rows of the set");
-  private readonly legend = h("div", { class: "legend" });
+  private readonly key = h("div");
+  private readonly legend = h("details", { class: "legend", open: innerWidth > 760 }, h("summary", null, "Colours"), this.key);
   private readonly note = h("p", { class: "map-note" });
   private readonly stage = h("div", { class: "stage" });
   private readonly tip = h("div", { class: "tip", hidden: true });
@@ -59,9 +60,9 @@ export class MapPage {
       const { head, arrays: got } = await arrays<Places>("map", {});
       const scatter = new Scatter(got.points.length / 2);
       this.scatter = scatter;
+      scatter.setPoints(got.points);
       this.build(scatter);
       this.note.textContent = head.note;
-      scatter.setPoints(got.points);
       scatter.setShown(new Uint8Array(scatter.count).fill(1));
       await this.colour();
       await this.mark();
@@ -91,24 +92,34 @@ export class MapPage {
         h("button", { type: "button", class: "tool", title: "Only the rows in view (V)", onclick: () => this.takeView() }, "Rows in view"),
         h("button", { type: "button", class: "tool icon", "aria-label": "Zoom in", onclick: () => scatter.zoom(1.5) }, "+"),
         h("button", { type: "button", class: "tool icon", "aria-label": "Zoom out", onclick: () => scatter.zoom(1 / 1.5) }, "−"),
-        h("button", { type: "button", class: "tool", title: "Show all (0)", onclick: () => scatter.fit() }, "Show all")),
+        h("button", { type: "button", class: "tool all", title: "Show all (0)", onclick: () => this.fit() }, "Show all")),
       this.legend, this.note);
     new ResizeObserver(() => scatter.resize(this.stage.clientWidth, this.stage.clientHeight)).observe(this.stage);
     scatter.resize(this.stage.clientWidth, this.stage.clientHeight);
-    scatter.fit();
+    this.fit();
     scatter.onView = () => this.drawLasso();
     this.pointer(scatter);
     canvas.addEventListener("keydown", (event) => {
       if (event.ctrlKey || event.metaKey || event.altKey) return;
       const keys: Record<string, () => void> = {
         ArrowLeft: () => scatter.pan(60, 0), ArrowRight: () => scatter.pan(-60, 0), ArrowUp: () => scatter.pan(0, 60), ArrowDown: () => scatter.pan(0, -60),
-        "+": () => scatter.zoom(1.4), "=": () => scatter.zoom(1.4), "-": () => scatter.zoom(1 / 1.4), "0": () => scatter.fit(),
+        "+": () => scatter.zoom(1.4), "=": () => scatter.zoom(1.4), "-": () => scatter.zoom(1 / 1.4), "0": () => this.fit(),
         l: () => this.setLasso(!this.lassoing), v: () => this.takeView(), Escape: () => { this.setLasso(false); narrow({ polygon: undefined }); },
         Enter: () => { const row = scatter.nearest(canvas.clientWidth / 2, canvas.clientHeight / 2, 80); if (row >= 0) open(row, { source: 0, back: () => canvas.focus() }); },
       };
       const work = keys[event.key];
       if (work) { event.preventDefault(); event.stopPropagation(); work(); }
     });
+  }
+
+  private fit(): void {
+    const scatter = this.scatter!, box: [number, number, number, number] = [1, 1, -1, -1], every = Math.max(1, Math.floor(scatter.count / 20000));
+    for (let row = 0; row < scatter.count; row += every) {
+      const place = scatter.placeOf(row);
+      if (!place) continue;
+      for (const axis of [0, 1] as const) { box[axis] = Math.min(box[axis], place[axis]); box[axis + 2] = Math.max(box[axis + 2], place[axis]); }
+    }
+    scatter.fit(box[0] < box[2] ? box : undefined);
   }
 
   private setLasso(on: boolean): void {
@@ -219,7 +230,7 @@ export class MapPage {
       scatter.setCodes(codes, palette((code) => stepColour(code - 1)));
       const counts = new Array<number>(chosen().steps.length + 1).fill(0);
       for (let i = 0; i < codes.length; i++) counts[codes[i]]++;
-      replace(this.legend, h("ul", null, ["kept", ...chosen().steps.map((step, i) => `dropped by ${i + 1}. ${step.method}`)].map((text, i) =>
+      replace(this.key, h("ul", null, ["kept", ...chosen().steps.map((step, i) => `dropped by ${i + 1}. ${step.method}`)].map((text, i) =>
         h("li", null, h("button", { type: "button", class: "legend-item", title: "Show only these", onclick: () => narrow(i === 0 ? { kept: true, step: undefined } : { step: i - 1, kept: undefined }) },
           h("i", { class: "swatch", style: { background: stepColour(i - 1) } }), text, h("small", null, number(counts[i])))))));
       return;
@@ -229,8 +240,8 @@ export class MapPage {
       if (version !== this.version) return;
       this.legendData = head;
       scatter.setCodes(got.codes, this.paletteOf(head));
-      replace(this.legend, this.legendOf(head));
-    } catch (error) { replace(this.legend, problem(error)); }
+      replace(this.key, this.legendOf(head));
+    } catch (error) { replace(this.key, problem(error)); }
   }
 
   private paletteOf(head: Legend): Uint8Array {

@@ -156,7 +156,7 @@ export class Scatter {
   get size(): number {
     const ratio = this.canvas.width / Math.max(this.canvas.clientWidth, 1);
     const spread = (this.canvas.clientWidth * this.canvas.clientHeight) / Math.max(this.count, 1);
-    const base = Math.min(5, Math.max(1.1, 0.55 * Math.sqrt(spread)));
+    const base = Math.min(this.canvas.clientWidth > 1500 ? 7 : 5, Math.max(1.1, 0.55 * Math.sqrt(spread)));
     const zoomed = Math.sqrt(this.view.scale / Math.max(1, Math.min(this.canvas.clientWidth, this.canvas.clientHeight) / 2));
     return ratio * Math.min(12, base * Math.max(1, zoomed));
   }

@@ -2,14 +2,14 @@
 import { arrays, asText, type Chain, type Cut, type Slider } from "./api";
 import { state } from "./state";
 
-export interface CutHead extends Chain { sliders: Slider[]; command: string; python: string }
+export interface CutHead extends Chain { sliders: Slider[] }
 
 let last: { key: string; made: Promise<{ head: CutHead; steps: Int8Array }> } | null = null;
 
-export function cutOf(selection = state.selection, cut: Cut = state.cut, name = "", signal?: AbortSignal): Promise<{ head: CutHead; steps: Int8Array }> {
-  const key = JSON.stringify([selection, cut, name]);
+export function cutOf(selection = state.selection, cut: Cut = state.cut): Promise<{ head: CutHead; steps: Int8Array }> {
+  const key = JSON.stringify([selection, cut]);
   if (last?.key === key) return last.made;
-  const made = arrays<CutHead>("cut", { selection, cut: asText(cut), name }, signal).then(({ head, arrays: got }) => ({ head, steps: got.steps as Int8Array }));
+  const made = arrays<CutHead>("cut", { selection, cut: asText(cut) }).then(({ head, arrays: got }) => ({ head, steps: got.steps as Int8Array }));
   const mine = { key, made };
   last = mine;
   made.catch(() => { if (last === mine) last = null; });

@@ -92,18 +92,19 @@ def finite(value: Any) -> float | None:
     return None if value is None or not np.isfinite(value) else float(value)
 
 
-def cut_of(subject: Subject, number: int, cut: Cut | None, name: str) -> tuple[dict[str, Any], Array]:
-    """Return the counts of a cut with the command that makes it, and the step that dropped each row, (N,) int8."""
+def cut_of(subject: Subject, number: int, cut: Cut | None) -> tuple[dict[str, Any], Array]:
+    """Return the counts of a cut, and the step that dropped each row, (N,) int8, -1 for kept rows."""
     selection = subject.selection(number, cut)
-    at = subject.selections[number]
-    target = name if subject.out is None else str(subject.out / name)
-    result = {
-        **chain_of(selection),
-        "sliders": [asdict(slider) for slider in sliders(selection)],
-        "command": command(subject, selection, target),
-        "python": python(at.path or "selection", cut, target),
-    }
+    result = {**chain_of(selection), "sliders": [asdict(slider) for slider in sliders(selection)]}
     return result, np.minimum(selection.dropped_by, 126).astype(np.int8)
+
+
+def command_of(subject: Subject, number: int, cut: Cut | None, name: str) -> dict[str, str]:
+    """Return the command that makes a selection, "" if there is none, and how to make it in Python."""
+    selection = subject.selection(number, cut)
+    target = name if subject.out is None else str(subject.out / name)
+    path = subject.selections[number].path or "selection"
+    return {"command": command(selection, target), "python": python(path, cut, target)}
 
 
 def histogram_of(subject: Subject, number: int, cut: Cut | None, step: int) -> dict[str, Any] | None:

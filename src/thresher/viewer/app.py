@@ -172,9 +172,12 @@ def application(subject: Subject) -> Starlette:
         return await run_in_threadpool(picture, request)
 
     def cut(given: _Given) -> Any:
-        name = given.text("name") or "selection"
-        head, steps_N = answers.cut_of(subject, given.whole("selection"), given.cut(), name[:100])
+        head, steps_N = answers.cut_of(subject, given.whole("selection"), given.cut())
         return binary(head, {"steps": steps_N})
+
+    def command(given: _Given) -> Any:
+        name = given.text("name") or "selection"
+        return answers.command_of(subject, given.whole("selection"), given.cut(), name[:100])
 
     def histogram(given: _Given) -> Any:
         return answers.histogram_of(subject, given.whole("selection"), given.cut(), given.whole("step"))
@@ -249,6 +252,7 @@ def application(subject: Subject) -> Starlette:
         "explanation": explanation,
         "caption": caption,
         "cut": cut,
+        "command": command,
         "histogram": histogram,
         "map": map_of,
         "colours": colours,

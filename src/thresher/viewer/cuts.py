@@ -97,7 +97,7 @@ def _range(step: Step) -> tuple[float, float]:
 # --- the command ----------------------------------------------------------------------------------
 
 
-def command(subject: Subject, selection: Selection, out: str) -> str:
+def command(selection: Selection, out: str) -> str:
     """Return what to type for the selection, to be written to ``out``.
 
     It is a command line if the steps are methods with one seed, and else Python.
