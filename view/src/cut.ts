@@ -148,7 +148,7 @@ export class CutPage {
     replace(this.kept, h("b", null, number(head.kept)), ` of ${counted(head.rows, "row")} kept, ${percent(head.kept, head.rows)}`, head.uses !== head.kept && ` (used ${number(head.uses)} times)`);
     replace(this.funnelBox, h("h2", null, "Funnel"), funnel(head, (filter) => update({ page: "rows", filter })));
     clearTimeout(this.timer);
-    this.timer = window.setTimeout(() => { void this.drawScores(head); void this.drawMoved(); void this.drawCommand(); }, 120);
+    this.timer = window.setTimeout(() => { void this.drawScores(head); void this.drawMoved(); void this.drawCommand(); }, 250);
   }
 
   private async drawScores(head: CutHead): Promise<void> {

@@ -69,8 +69,12 @@ def _last_method(selection: Selection) -> Method:
         method = source.methods[-1]
         if (method.name, recorded(method)) == (step.method, dict(step.parameters)):
             return method
-    if step.method not in METHODS.names():
-        raise UsageError(f"the last step is {step.method!r}, which is not a method that can be run again")
+    try:
+        METHODS.find(step.method)
+    except UsageError:
+        if step.method not in METHODS.names():  # looks through all packages
+            raise UsageError(f"the last step is {step.method!r}, which is not a method that can be run again") from None
+        raise
     return build(step.method, step.parameters)
 
 

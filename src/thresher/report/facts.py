@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from thresher.errors import PoolError
+from thresher.errors import PoolError, UsageError
 from thresher.ops.cut import top
 from thresher.pruning.audit import Audit
 from thresher.pruning.registry import METHODS
@@ -71,7 +72,7 @@ class Parameter:
 
 def parameters(method: str, values: Mapping[str, Any]) -> tuple[Parameter, ...]:
     """Return a step's parameters in the method's order, with a mark on those that have their default."""
-    cls: Any = Audit if method == Audit.name else METHODS.all().get(method)
+    cls: Any = Audit if method == Audit.name else _method(method)
     known = {item.name: item for item in fields(cls)} if cls is not None else {}
     ordered = [name for name in known if name in values] + [name for name in values if name not in known]
     rows = []
@@ -84,6 +85,13 @@ def parameters(method: str, values: Mapping[str, Any]) -> tuple[Parameter, ...]:
         text = str(item.metadata.get("help", "")) if item is not None else ""
         rows.append(Parameter(name, _value(value), text, usual))
     return tuple(rows)
+
+
+def _method(name: str) -> Any:
+    """Return the class of a method, None if there is none; one of thresher without looking for other packages."""
+    with suppress(UsageError):
+        return METHODS.find(name)
+    return None
 
 
 def _value(value: Any) -> str:
