@@ -358,7 +358,10 @@ def clusters_of(subject: Subject, number: int, cut: Cut | None, clustered: int |
         "before": kept_by(subject.selection(number)) if cut is not None else None,
         "more": {name: [finite(one) for one in np.asarray(values).tolist()] for name, values in groups.more.items()},
         "names": [plain(name, 60) for name in groups.names],
-        "examples": _examples(selection, labels, k),
+        # Of the selection as it was, so that they stay while the cut moves.
+        "examples": subject.kept.get(
+            ("examples", number, step), lambda: _examples(subject.selection(number), labels, k)
+        ),
     }
 
 
