@@ -400,6 +400,35 @@ def test_saving_only_directly_below_the_folder_and_never_over_something(shown: S
     assert {path: path.stat().st_mtime_ns for path in shown.folder.rglob("*")} == before
 
 
+def test_saving_in_a_folder_that_is_not_there_yet(shown: Shown, tmp_path: Path) -> None:
+    from thresher.viewer.cuts import save
+
+    subject = opened([shown.folder / "random"], out=tmp_path / "new" / "folder")
+    made = save(subject, {"selection": 0, "cut": None, "name": "x"})
+    assert made["kept"] == len(Selection.load(tmp_path / "new" / "folder" / "x"))
+    in_memory = opened([Selection.load(shown.folder / "random")])
+    with pytest.raises(OutputError, match="--out DIR"):
+        save(in_memory, {"selection": 0, "cut": None, "name": "x"})
+
+
+def test_a_result_that_fails_is_tried_again() -> None:
+    from thresher.viewer.subject import Kept
+
+    kept, tries = Kept(2), iter([OSError("once"), None])
+
+    def make() -> int:
+        if (error := next(tries)) is not None:
+            raise error
+        return 7
+
+    with pytest.raises(OSError, match="once"):
+        kept.get("a", make)
+    assert kept.get("a", make) == 7
+    assert kept.get("a", make) == 7, "it is kept, and not made a third time"
+    assert [kept.get(key, lambda: 1) for key in "bc"] == [1, 1]
+    assert kept.get("a", lambda: 8) == 8, "only the last two are kept"
+
+
 def test_saving_does_not_follow_a_symlink(shown: Shown, tmp_path: Path) -> None:
     (shown.folder / "link").symlink_to(tmp_path / "elsewhere")
     body = {"selection": 0, "cut": None, "name": "link"}

@@ -94,12 +94,12 @@ export function lines(about: string, series: Series[], xAxis: Axis = {}, yAxis: 
   return h("figure", null, h("figcaption", null, about), frame.element, series.length > 1 || series[0]?.dashed ? legendFor(series) : null);
 }
 
-export function stacked(about: string, edges: number[], kept: number[], dropped: number[], cut: number | null, label: string, onRange?: (low: number, high: number) => void, width = NARROW): HTMLElement {
+export function stacked(about: string, edges: number[], kept: number[], dropped: number[], cut: number | null, label: string, onRange?: (low: number, high: number) => void, width = NARROW, names = ["kept", "dropped"]): HTMLElement {
   const most = Math.max(1, ...kept.map((one, i) => one + dropped[i]));
   const frame = new Frame(about, [edges[0], edges[edges.length - 1]], [0, most * 1.04], { label }, {}, 230, width);
   kept.forEach((one, i) => {
     const x = frame.x(edges[i]), width = Math.max(0.5, frame.x(edges[i + 1]) - x - 0.6), a = frame.y(dropped[i]), b = frame.y(one + dropped[i]), base = frame.y(0);
-    const text = `${plainNumber(edges[i])} to ${plainNumber(edges[i + 1])}: ${one.toLocaleString("en-US")} kept, ${dropped[i].toLocaleString("en-US")} dropped`;
+    const text = `${plainNumber(edges[i])} to ${plainNumber(edges[i + 1])}: ${one.toLocaleString("en-US")} ${names[0]}, ${dropped[i].toLocaleString("en-US")} ${names[1]}`;
     const bar = svg("g", { class: onRange ? "bar can" : "bar" }, svg("title", null, text),
       svg("rect", { x, y: TOP, width: width + 0.6, height: base - TOP, fill: "transparent" }),
       svg("rect", { x, y: a, width, height: Math.max(0, base - a), class: "dropped" }), svg("rect", { x, y: b, width, height: Math.max(0, a - b), class: "kept" }));
@@ -107,7 +107,7 @@ export function stacked(about: string, edges: number[], kept: number[], dropped:
     frame.add(bar);
   });
   if (cut !== null && cut >= edges[0] && cut <= edges[edges.length - 1]) frame.add(svg("line", { class: "cut-line", x1: frame.x(cut), x2: frame.x(cut), y1: TOP, y2: frame.y(0) }), svg("text", { class: "mark-text", x: frame.x(cut) + 5, y: TOP + 12 }, `cut ${plainNumber(cut)}`));
-  return h("figure", null, h("figcaption", null, about), frame.element, h("ul", { class: "chart-legend" }, h("li", null, h("i", { class: "swatch kept-fill" }), "kept"), h("li", null, h("i", { class: "swatch dropped-fill" }), "dropped")));
+  return h("figure", null, h("figcaption", null, about), frame.element, h("ul", { class: "chart-legend" }, h("li", null, h("i", { class: "swatch kept-fill" }), names[0]), h("li", null, h("i", { class: "swatch dropped-fill" }), names[1])));
 }
 
 export function bars(about: string, xs: number[], series: Series[]): HTMLElement {

@@ -100,7 +100,7 @@ export class ComparePage {
     const button = h("button", { type: "button", class: "primary", onclick: async () => {
       button.disabled = true;
       replace(result, h("p", { class: "waiting-line", role: "status" }, "Reading all embeddings …"));
-      try { replace(result, this.errors(await get<Errors>("covariance"))); } catch (error) { replace(result, problem(error)); button.disabled = false; }
+      try { replace(result, this.errors(await get<Errors>("covariance"))); button.remove(); } catch (error) { replace(result, problem(error)); button.disabled = false; }
     } }, "Measure");
     return h("div", { class: "card" }, h("h2", null, "Cross-covariance of images and captions"),
       h("p", { class: "muted" }, "How far the selections move the average relation of images and captions in the pool. Reads every embedding once."), button, result);
@@ -112,7 +112,7 @@ export class ComparePage {
     const word = (ratio: number | null): string => ratio === null ? "" : ratio < 0.95 ? "closer than random" : ratio <= 1.05 ? "like random" : `${ratio.toFixed(1)}× random`;
     return h("div", null,
       h("div", { class: "table-scroll", tabindex: "0", role: "region", "aria-label": "Covariance errors, scrolls sideways" },
-        h("table", { class: "wide" }, h("caption", null, "Relative error, and beside it that of a random subset of the same size"),
+        h("table", { class: "wide" }, h("caption", null, "Relative error, and next to it that of a random subset of the same size"),
           h("thead", null, h("tr", null, h("th", { scope: "col" }, "selection"), shown.map(([, title]) => h("th", { scope: "col", class: "num" }, title)))),
           h("tbody", null, Object.entries(got).map(([i, one]) => h("tr", null, h("th", { scope: "row" }, swatch(Number(i)), h("bdi", null, nameOf(i))), shown.map(([key]) => { const d = one[key] as Deviation; return h("td", { class: "num" }, `${decimal(d.error, 3)} `, h("small", { class: "muted" }, `random ${decimal(d.random, 3)}`), h("br"), h("b", null, word(d.ratio))); })))))),
       h("details", { open: true }, h("summary", null, "How to read it"),

@@ -55,10 +55,13 @@ class Kept:
             with self._lock:
                 if key in self._held:
                     return cast(T, self._held[key])
-            made = make()
+            try:
+                made = make()
+            finally:
+                with self._lock:
+                    self._making.pop(key, None)
             with self._lock:
                 self._held[key] = made
-                self._making.pop(key, None)
                 while len(self._held) > self._most:
                     self._held.popitem(last=False)
             return made
