@@ -107,6 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--folder", type=Path, default=Path("out/bench"))
+    parser.add_argument("--quick", action="store_true", help="only the first paint and the slider")
     given = parser.parse_args()
     folder, rows = given.folder.absolute(), given.rows
     pool, cache = made_pool(folder, rows), folder / "cache"
@@ -121,13 +122,13 @@ def main() -> None:
         url = server.stdout.readline().strip() if server.stdout else ""
         load = f"load of the machine {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
         print(f"rows {rows:,}; {load}\nserver starts {time.perf_counter() - began:.2f} s")
-        measure(url, server.pid)
+        measure(url, server.pid, given.quick)
     finally:
         server.terminate()
         server.wait(20)
 
 
-def measure(url: str, pid: int) -> None:
+def measure(url: str, pid: int, quick: bool) -> None:
     from playwright.sync_api import sync_playwright
 
     path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -156,6 +157,9 @@ def measure(url: str, pid: int) -> None:
         page.wait_for_timeout(2_000)
         print(f"slider, until the page shows it: median {np.median(times):.0f} ms, slowest {max(times):.0f} ms")
         print(f"server, peak memory so far {peak(pid):.2f} GB")
+        if quick:
+            browser.close()
+            return
         page.goto("about:blank")
         page.goto(f"{url}#rows")
         page.wait_for_selector(".tile img")

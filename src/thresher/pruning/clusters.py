@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -168,8 +168,13 @@ class Clustered:
             UsageError: There are more clusters than rows, or the centroids have another dimension.
             PoolError: The file of centroids is damaged or missing.
         """
-        wide = self.fitted_on(run)
-        return self.groups_of_view(wide).within(wide, run)
+
+        def made() -> Groups:
+            wide = self.fitted_on(run)
+            return self.groups_of_view(wide).within(wide, run)
+
+        how = tuple(getattr(self, item.name) for item in fields(Clustered))
+        return run.remembered(("groups", *how), made)
 
     def fitted_on(self, run: Run) -> Run:
         """Return the run on the rows that are clustered: those given, or the whole pool."""

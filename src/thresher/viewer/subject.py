@@ -21,6 +21,7 @@ from thresher.dynamic.run_folder import Training, is_run
 from thresher.errors import PoolError, ThresherError, UsageError
 from thresher.io.paths import relative
 from thresher.pool.store import EmbeddingStore, heavy, open_store, reopen
+from thresher.pruning.recut import Recut
 from thresher.report.compare import clusters_of
 from thresher.report.facts import plain
 from thresher.runtime.cache import Cache
@@ -194,7 +195,10 @@ class Subject:
         selection = self.selections[number].selection
         if cut is None:
             return selection
-        return self.cuts.get((number, cut), lambda: selection.recut(cache=self.cache, **cut.changes))
+        if not selection.steps:
+            raise UsageError("this selection has no step that could be cut")
+        prepared = self.kept.get(("recut", number), lambda: Recut.of(selection, self.cache))
+        return self.cuts.get((number, cut), lambda: prepared.cut(cut.changes))
 
     def labels(self, number: int, step: int | None = None) -> Array | None:
         """Return the cluster of every row, (N,) int32, -1 for none; None if there are no clusters.
