@@ -531,6 +531,21 @@ def test_a_pool_alone(tmp_path: Path) -> None:
         assert "lists" not in shown.refused("cut", selection=0)
 
 
+def test_a_selection_of_data_in_memory(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(50, 8)).astype(np.float32)
+    store = th.from_arrays(image, captions=[f"caption {i}" for i in range(50)], images=[picture(i) for i in range(50)])
+    kept = th.select(store, th.Random(keep="50%"), progress=False)
+    with make_shown(tmp_path, [kept]) as shown:
+        assert shown.ids(selection=0, kept=True) == kept.rows().tolist()
+        assert shown.client.get(f"/{TOKEN}/picture/0/3/192").status_code == 200
+        assert shown.ids(search="caption 17") == [17]
+        assert shown.ids(selection=0, cut=["keep", "10%"], kept=True) == kept.recut(keep="10%").rows().tolist()
+        said = shown.get("command", selection=0, name="x")
+        assert said["command"] == ""
+        assert "th.Selection.load" in said["python"]
+
+
 def test_a_run_and_its_rows(tmp_path: Path) -> None:
     store = th.open(write_pool(tmp_path / "pool"))
     run = make_run(tmp_path / "run", store, prune=0.2, epochs=7, stop=5)

@@ -13,6 +13,7 @@ import numpy as np
 
 from thresher.errors import OutputError, ThresherError, UsageError
 from thresher.io.paths import relative
+from thresher.pool.store import IN_MEMORY
 from thresher.pruning.audit import Audit
 from thresher.pruning.recipe import as_toml
 from thresher.pruning.registry import METHODS, build
@@ -98,16 +99,17 @@ def _range(step: Step) -> tuple[float, float]:
 def command(selection: Selection, out: str) -> str:
     """Return what to type for the selection, to be written to ``out``.
 
-    It is a command line if the steps are methods with one seed, and else Python.
+    It is "" if the pool is in memory, or the steps are not methods with one seed; :func:`python` always has a way.
     """
     steps = [step for step in selection.steps if step.method != Audit.name]
     methods = [step.method for step in steps]
     seeds = {step.seed for step in steps}
     words = _options(selection)
-    if len(seeds) == 1 and words is not None and all(name in METHODS.names() for name in methods):
+    in_files = not selection.pool.startswith(IN_MEMORY)
+    if in_files and len(seeds) == 1 and all(name in METHODS.names() for name in methods):
         seed = next(iter(seeds))
         seeded = ["--seed", str(seed)] if seed else []
-        pool, target = _short(selection.pool), _short(out)
+        pool, target = relative(selection.pool), relative(out)
         if len(steps) == 1:
             own = _flags(steps[0])
             if own is not None:
@@ -123,7 +125,7 @@ def python(path: str, cut: Cut | None, out: str) -> str:
     """Return the lines of Python that make a selection from the one in a folder."""
     changes = ", ".join(f"{name}={value!r}" for name, value in cut.changes.items()) if cut is not None else ""
     again = f".recut({changes})" if changes else ""
-    return f"import thresher as th\nkept = th.Selection.load({_short(path)!r}){again}\nkept.save({_short(out)!r})"
+    return f"import thresher as th\nkept = th.Selection.load({relative(path)!r}){again}\nkept.save({relative(out)!r})"
 
 
 def _flags(step: Step) -> list[str] | None:
@@ -146,18 +148,14 @@ def _chosen(step: Step) -> dict[str, Any]:
     return {name: value for name, value in step.parameters.items() if name not in usual and value is not None}
 
 
-def _options(selection: Selection) -> list[str] | None:
-    """Return the options with which the pool was opened; None if one has no flag."""
+def _options(selection: Selection) -> list[str]:
+    """Return the options with which the pool was opened."""
     words: list[str] = []
     for name, value in selection.options.items():
         if value in (None, False):
             continue
         words += [f"--{name.replace('_', '-')}"] if value is True else [f"--{name.replace('_', '-')}", str(value)]
     return words
-
-
-def _short(path: str) -> str:
-    return relative(path)
 
 
 # --- saving ---------------------------------------------------------------------------------------
