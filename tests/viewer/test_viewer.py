@@ -417,6 +417,7 @@ def test_a_result_that_fails_is_tried_again() -> None:
     kept, tries = Kept(2), iter([OSError("once"), None])
 
     def make() -> int:
+        assert kept.is_making
         if (error := next(tries)) is not None:
             raise error
         return 7
@@ -427,6 +428,7 @@ def test_a_result_that_fails_is_tried_again() -> None:
     assert kept.get("a", make) == 7, "it is kept, and not made a third time"
     assert [kept.get(key, lambda: 1) for key in "bc"] == [1, 1]
     assert kept.get("a", lambda: 8) == 8, "only the last two are kept"
+    assert not kept.is_making
 
 
 def test_saving_does_not_follow_a_symlink(shown: Shown, tmp_path: Path) -> None:

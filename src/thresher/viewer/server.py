@@ -28,9 +28,10 @@ class Viewer:
         url: The address, with the token; whoever has it can see the data.
     """
 
-    def __init__(self, url: str, server: uvicorn.Server, thread: threading.Thread) -> None:
+    def __init__(self, url: str, server: uvicorn.Server, thread: threading.Thread, subject: Subject) -> None:
         """Remember a server that runs in a thread."""
         self.url = url
+        self._subject = subject
         self._server, self._thread = server, thread
 
     def __repr__(self) -> str:
@@ -42,6 +43,11 @@ class Viewer:
             return "<p>The viewer is closed.</p>"
         url = html.escape(self.url, quote=True)
         return f'<p>Open <a href="{url}" target="_blank" rel="noreferrer">{url}</a>; <code>close()</code> ends it.</p>'
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something, such as a map, is still being computed."""
+        return self._subject.kept.is_making
 
     def close(self) -> None:
         """Stop the server; does nothing if it is stopped already."""
@@ -125,7 +131,7 @@ def serve(
         time.sleep(0.01)
     shown = {"0.0.0.0": socket.gethostname(), "::": socket.gethostname()}.get(host, host)
     shown = f"[{shown}]" if ":" in shown else shown
-    return Viewer(f"http://{shown}:{listening.getsockname()[1]}/{token}/", server, thread)
+    return Viewer(f"http://{shown}:{listening.getsockname()[1]}/{token}/", server, thread, subject)
 
 
 def open_browser(url: str) -> None:

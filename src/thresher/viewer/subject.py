@@ -45,6 +45,11 @@ class Kept:
         self._held: OrderedDict[Hashable, Any] = OrderedDict()
         self._making: dict[Hashable, threading.Lock] = {}
 
+    @property
+    def is_making(self) -> bool:
+        """Whether a result is being made now."""
+        return bool(self._making)
+
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
         """Return the result for a key; several threads that ask for the same one wait for the first."""
         with self._lock:
