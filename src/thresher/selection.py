@@ -607,7 +607,7 @@ class Selection:
             path: The file; replaced atomically.
             pool: The pool, if it was moved: a store or a location; False for a page without captions and images.
             metadata: An img2dataset output to join by key.
-            **how: title, examples, cells, covariance, overwrite and say of ``write_report``.
+            **how: title, examples, cells, points, cache, covariance, overwrite and say of ``write_report``.
         """
         from thresher.export.write import check_target
         from thresher.report import write_report
