@@ -65,7 +65,7 @@ def test_clusters_are_named_and_pictures_have_their_caption(page: str) -> None:
 
 def test_wide_tables_can_be_scrolled_with_the_keyboard(page: str) -> None:
     for tag in re.findall(r'<div class="scroll[^>]*>', page):
-        assert re.search(r'tabindex="0" role="region" aria-label="[^"]+"', tag)
+        assert re.search(r'tabindex="0" role="group" aria-label="[^"]+"', tag)
 
 
 def test_tiles_say_what_their_numbers_are(page: str) -> None:

@@ -29,6 +29,7 @@ Floats = npt.NDArray[np.float64]
 _BINS = 72
 _DRAWABLE = 1e100
 _SAMPLED = 1_000_000  # maximum number of scores to choose an axis from
+ARROW = "\N{RIGHTWARDS ARROW}"
 ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 _HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{12,}\b")
 _GROUP_ORDER = ("quota", "complexity", "d_intra", "d_inter")
@@ -112,7 +113,7 @@ def chains_of(method: str, parameters: Mapping[str, Any]) -> Sequence[Sequence[M
 def origins(step: Step) -> tuple[str, ...]:
     """Return the step chains of a union, intersection or difference, one line each."""
     chains = chains_of(step.method, step.parameters)
-    return tuple(" \N{RIGHTWARDS ARROW} ".join(map(_with_counts, chain)) or "every row" for chain in chains)
+    return tuple(f" {ARROW} ".join(map(_with_counts, chain)) or "every row" for chain in chains)
 
 
 def _with_counts(head: Mapping[str, Any]) -> str:
