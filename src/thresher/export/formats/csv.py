@@ -40,9 +40,8 @@ class Csv:
             lines = csv.writer(file, lineterminator="\n")
             lines.writerow([_cell(name) for name in names])
             for part in batches(selection, store, names):
-                lines.writerows(
-                    zip(*([_cell(value) for value in column.to_pylist()] for column in part.columns), strict=True)
-                )
+                columns = [[_cell(value) for value in column.to_pylist()] for column in part.columns]
+                lines.writerows(zip(*columns, strict=True))
         return Written(selection.total)
 
 

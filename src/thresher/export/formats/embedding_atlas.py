@@ -59,7 +59,7 @@ class EmbeddingAtlas:
         if not store.layout.vectors:
             raise UsageError(f"embedding-atlas needs embeddings; {store.layout.location} has none")
         found = map_of(store, Cache.at(), sample=self.sample)
-        names = [*columns_of(selection), *(name for name in ("score", "duplicate_of"))]
+        names = [*columns_of(selection), "score", "duplicate_of"]
         image, caption = store.layout.image if self.side else None, store.layout.caption
         extra = [name for name in (image, caption) if name is not None and name not in names]
         shows = bool(self.side) and (image in extra or store.layout.pictures is not None)
@@ -73,9 +73,8 @@ class EmbeddingAtlas:
                 if caption in extra:
                     columns["caption"] = pa.array(texts(part.column(caption), _CAPTION), pa.string())
                 if shows:
-                    columns["image"] = _images(
-                        store, part.column(image) if image in extra else None, ids, root, self.side
-                    )
+                    cells = part.column(image) if image in extra else None
+                    columns["image"] = _images(store, cells, ids, root, self.side)
                 table = pa.table(columns)
                 if writer is None:
                     writer = pq.ParquetWriter(raw, table.schema)
