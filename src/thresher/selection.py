@@ -614,6 +614,8 @@ class Selection:
 
         store = None if pool is False else self._opened(pool, metadata)
         check_target(Path(path), store)
+        if self.source is not None and self.source.cache is not None:
+            how = {"cache": self.source.cache, **how}
         return write_report(self, path, store=store, **how)
 
     def export(
