@@ -36,6 +36,7 @@ class _Column:
 
     letter: str
     name: str
+    location: str
     kept: int
     uses: int
     steps: tuple[str, ...]
@@ -107,15 +108,18 @@ def write_comparison(
     masks = np.stack([selection.mask() for selection in chosen])
     times = masks.sum(axis=0)
     columns = []
-    last = [name.rstrip("/").rsplit("/", 1)[-1] for name in selections]
-    short = last if len({*last}) == len(last) else list(selections)
+    names = list(selections)
+    last = [name.rstrip("/").rsplit("/", 1)[-1] for name in names]
+    short = last if len({*last}) == len(last) else names
     for i, selection in enumerate(chosen):
         alone = np.flatnonzero(masks[i] & (times == 1))
         some = alone[np.linspace(0, len(alone) - 1, min(examples, len(alone))).round().astype(np.int64)]
         strip = Strip(f"Only in {chr(65 + i)}", True, tuple(Tile(row, None) for row in some.tolist()))
         steps = tuple(in_short(step) for step in selection.header()["steps"])
-        columns.append(_Column(chr(65 + i), short[i], len(selection), selection.uses, steps, len(alone), strip))
-    groups, names = _clusters(masks, labels_N, whole, cells)
+        columns.append(
+            _Column(chr(65 + i), short[i], names[i], len(selection), selection.uses, steps, len(alone), strip)
+        )
+    groups, titles = _clusters(masks, labels_N, whole, cells)
     values, left_out = _values(masks, whole)
     wanted = [tile.row for column in columns for tile in column.strip.tiles] if whole is not None else []
     wanted += [group.row for group in groups if group.row >= 0]
@@ -128,11 +132,11 @@ def write_comparison(
         total=chosen[0].total,
         fingerprint=chosen[0].store,
         columns=columns,
-        matrix=_matrix(list(selections), overlap),
+        matrix=_matrix(names, overlap),
         all_keep=int(np.count_nonzero(times == len(chosen))),
         none_keeps=int(np.count_nonzero(times == 0)),
         groups=groups,
-        named=names is not None,
+        named=titles is not None,
         values=values,
         left_out=left_out,
         covariance=_covariance(selections, covariance),
