@@ -27,6 +27,7 @@ from thresher.selection import Selection
 
 MOST = 5  # selections that fit on a page
 _VALUES = 24
+_CAPTIONS = 200_000  # whose words are counted, for each selection
 Ints = npt.NDArray[np.int64]
 
 
@@ -190,7 +191,7 @@ def _values(masks: npt.NDArray[np.bool_], store: EmbeddingStore | None) -> tuple
     """Return the values of the metadata whose shares kept differ most; only those that differ surely from the pool."""
     if store is None:
         return [], {}
-    found: list[KeptShares] = [kept_shares(store, mask) for mask in masks]
+    found: list[KeptShares] = [kept_shares(store, mask, captions=_CAPTIONS) for mask in masks]
     by: list[dict[tuple[str, str | None], Share]] = [
         {(column.name, share.value): share for column in one.columns for share in column.values} for one in found
     ]
