@@ -608,13 +608,15 @@ class Selection:
             path: The file; replaced atomically.
             pool: The pool, if it was moved: a store or a location; False for a page without captions and images.
             metadata: An img2dataset output to join by key.
-            **how: title, examples, cells, covariance, overwrite and say of ``write_report``.
+            **how: title, examples, cells, points, cache, covariance, overwrite and say of ``write_report``.
         """
         from thresher.export.write import check_target
         from thresher.report import write_report
 
         store = None if pool is False else self._opened(pool, metadata)
         check_target(Path(path), store)
+        if self.source is not None and self.source.cache is not None:
+            how = {"cache": self.source.cache, **how}
         return write_report(self, path, store=store, **how)
 
     def view(self, *others: Any, **how: Any) -> Viewer:

@@ -79,6 +79,20 @@ def test_a_map_is_the_same_every_time_with_any_engine_and_cut_of_files(tmp_path:
         assert (np.asarray(other.y) == found[0].y).all()
 
 
+@pytest.mark.parametrize("kind", ["datacomp", "clip_retrieval", "parquet"])
+def test_every_layout_gives_the_same_map_and_names(kind: str, tmp_path: Path) -> None:
+    from tests import pools
+    from thresher.explore.names import cluster_names
+
+    one = pools.make(120)
+    plain = open_store(pools.write_npy(tmp_path / "npy", one))
+    other = open_store(getattr(pools, f"write_{kind}")(tmp_path / kind, one, [50]))
+    a, b = (map_of(store, Cache.at(tmp_path / f"cache{i}"), sample=60) for i, store in enumerate((plain, other)))
+    assert (np.asarray(a.x) == b.x).all()
+    labels = np.arange(120) % 5
+    assert (cluster_names(plain, labels).row_K == cluster_names(other, labels).row_K).all()
+
+
 def test_the_second_map_comes_from_the_cache(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     store = from_arrays(blobs()[0])
     first = map_of(store, cache, sample=100)

@@ -137,6 +137,15 @@ def test_words_are_counted_by_caption() -> None:
     assert not any(c.kind == "words" for c in kept_shares(pool({"text": captions}), kept, words=False).columns)
 
 
+def test_fewer_captions_are_evenly_spaced_rows() -> None:
+    captions = [f"word{i % 7}" for i in range(300)]
+    kept = np.arange(300) % 2 == 0
+    one = column(kept_shares(pool({"text": captions}), kept, captions=110), "text")
+    rows = np.arange(0, 300, 3)  # every third: at most 110
+    assert (one.rows, one.kept) == (100, int(kept[rows].sum()))
+    assert counts(one) == slow_counts([captions[i] for i in rows], kept[rows])
+
+
 def test_losses_come_first_and_gains_last() -> None:
     rng = np.random.default_rng(5)
     country = rng.choice(["de", "fr", "jp", "br"], 4_000)

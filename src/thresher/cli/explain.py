@@ -108,48 +108,67 @@ def _covariance(common: Common, selections: dict[str, Any], labels: Any, store: 
 
 
 @click.command()
-@click.argument("selection", metavar="SEL")
+@click.argument("selections", nargs=-1, required=True, metavar="SEL [SEL]...")
 @click.option("-o", "--out", required=True, metavar="FILE", help="HTML file to write.")
 @click.option("--title", metavar="TEXT", help="Heading of the page.")
 @click.option(
     "--examples", type=click.IntRange(0), default=6, show_default=True, metavar="N", help="Sample rows per cluster."
 )
+@click.option(
+    "--points", type=click.IntRange(0), default=5_000, show_default=True, metavar="N",
+    help="Rows on the map; 0 for no map.",
+)  # fmt: skip
 @click.option("--without-pool", is_flag=True, help="Do not read the pool; the report then has no captions and images.")
 @click.option("--covariance", is_flag=True, help="Also measure how well the image-text cross-covariance is preserved.")
 @click.option("--clusters", metavar="DIR", help="Folder of 'thresher cluster' for --covariance.")
 @options(*MOVED, OVERWRITE, *RUN)
 def report(
-    selection: str, out: str, title: str | None, examples: int, without_pool: bool, covariance: bool,
-    clusters: str | None, pool: str | None, metadata: str | None, overwrite: bool, **values: Any,
+    selections: tuple[str, ...], out: str, title: str | None, examples: int, points: int, without_pool: bool,
+    covariance: bool, clusters: str | None, pool: str | None, metadata: str | None, overwrite: bool, **values: Any,
 ) -> None:  # fmt: skip
-    """Write an HTML report on a selection or a training run.
+    """Write an HTML report on a selection or a training run, or compare selections.
 
-    SEL is a selection folder, or the folder of a training run. The page loads nothing from the network.
+    SEL is a selection folder, or the folder of a training run. Two to five selections of one pool are compared. The
+    page loads nothing from the network.
     """
     from thresher.dynamic.run_folder import is_run
     from thresher.export.write import check_target
     from thresher.pool.store import reopen
     from thresher.pruning.clusters import read_labels
+    from thresher.report.compared import MOST, write_comparison
     from thresher.selection import Selection
 
     common = Common.from_values(values)
-    if is_run(selection):
+    if any(map(is_run, selections)):
         if covariance or clusters or metadata:
             raise UsageError("--covariance, --clusters and --metadata are for selections, not for a training run")
-        _report_run(common, selection, Path(out), title, examples, None if without_pool else pool or "", overwrite)
+        if len(selections) > 1:
+            raise UsageError(f"{len(selections)} folders with a training run among them; give one run, or selections")
+        run_pool = None if without_pool else pool or ""
+        _report_run(common, selections[0], Path(out), title, examples, run_pool, overwrite)
         return
+    if len(set(selections)) != len(selections):
+        raise UsageError("a selection is given twice")
+    if len(selections) > MOST:
+        raise UsageError(f"{len(selections)} selections; one page compares at most {MOST}")
     if covariance and without_pool:
         raise UsageError("--covariance reads the pool; remove --without-pool")
     if clusters and not covariance:
         raise UsageError("--clusters needs --covariance; pass both")
-    loaded = Selection.load(selection)
+    loaded = {name: Selection.load(name) for name in selections}
     labels = read_labels(clusters) if clusters else None
-    store = None if without_pool else reopen(loaded, pool, metadata)
+    first = next(iter(loaded.values()))
+    store = None if without_pool else reopen(first, pool, metadata)
     check_target(Path(out), store)
-    error = _covariance(common, {selection: loaded}, labels, store)[selection] if covariance else None
-    how: dict[str, Any] = {"title": title, "examples": examples, "covariance": error, "overwrite": overwrite}
-    say = common.output.progress(common.quiet).say
-    _written(common, loaded.report(out, pool=False if store is None else store, **how, say=say))
+    errors = _covariance(common, loaded, labels, store) if covariance else None
+    how: dict[str, Any] = {"title": title, "overwrite": overwrite, "say": common.output.progress(common.quiet).say}
+    if len(loaded) > 1:
+        how |= {"store": store, "examples": 2 * examples, "covariance": errors, "labels_N": labels}
+        _written(common, write_comparison(loaded, out, **how))
+        return
+    how |= {"examples": examples, "points": points, "cache": common.resources()["cache"]}
+    error = errors[selections[0]] if errors else None
+    _written(common, first.report(out, pool=False if store is None else store, covariance=error, **how))
 
 
 def _report_run(

@@ -67,7 +67,7 @@ SECTIONS = (
         {
             "explain": "Explain why one row was kept or dropped.",
             "compare": "Compare selections of one pool with each other.",
-            "report": "Write an HTML report on a selection or a training run.",
+            "report": "Write an HTML report on a selection or a training run, or compare selections.",
             "view": "Show selections, training runs or a pool in the browser.",
         },
     ),

@@ -142,6 +142,7 @@ def kept_shares(
     columns: Sequence[str] | None = None,
     *,
     words: bool = True,
+    captions: int = CAPTIONS,
     values: int = VALUES,
 ) -> KeptShares:
     """Count how many rows of each value of the metadata were kept.
@@ -154,7 +155,8 @@ def kept_shares(
         store: The whole pool.
         kept_N: (N,) bool.
         columns: Columns (default: all but the key, the caption and the image).
-        words: Whether to count words of captions, in 1,000,000 evenly spaced rows at most.
+        words: Whether to count words of captions.
+        captions: Number of evenly spaced rows whose captions are read, at most.
         values: How many values of a column to list.
 
     Raises:
@@ -187,7 +189,7 @@ def kept_shares(
             continue
         counted.append(_column(name, kinds[name], tally, store.total, int(np.count_nonzero(kept_N))))
     if words and layout.caption is not None:
-        counted.append(_words(store, kept_N))
+        counted.append(_words(store, kept_N, captions))
     counted = [made for column in counted if len((made := _without_rare(column)).values)]
     comparisons = max(sum(len(column.values) for column in counted), 1)
     judged = [_judged(column, comparisons, values) for column in counted]
@@ -304,10 +306,10 @@ def _column(name: str, kind: Any, tally: _Tally, rows: int, kept: int) -> Column
     return ColumnShares(name, kind, values, rows, kept, None if tally.approximate else 0)
 
 
-def _words(store: EmbeddingStore, kept_N: Bools) -> ColumnShares:
+def _words(store: EmbeddingStore, kept_N: Bools, captions: int) -> ColumnShares:
     """Count the captions that contain each word."""
     caption = str(store.layout.caption)
-    step = -(-store.total // CAPTIONS)
+    step = -(-store.total // captions)
 
     def count(tally: _Tally) -> tuple[int, int]:
         read = kept = 0

@@ -7,7 +7,6 @@ outside the folder of the pool are not read.
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,17 +14,15 @@ from typing import Any
 import numpy as np
 
 from thresher.errors import PoolError
-from thresher.io.paths import inside
 from thresher.io.pictures import open_rgb, thumbnail
-from thresher.io.remote import file_system
 from thresher.pool.layout import Options, texts
+from thresher.pool.pictures import bytes_in, folder_of
 from thresher.pool.store import EmbeddingStore, open_store
 from thresher.pruning.reference import ways_to_open
 from thresher.report.facts import Repeats, plain
 from thresher.selection import Step
 
 SIDE = 96  # maximum longer side of a thumbnail in pixels
-_BYTES = 64 * 2**20
 _KEY, _CAPTION = 200, 140
 
 
@@ -73,7 +70,7 @@ def read_rows(
     if not wanted:
         yield from (Read(row, "", "", held(row) if held is not None else b"") for row in ids.tolist())
         return
-    root = _folder(store) if image else ""
+    root = folder_of(store) if image else ""
     done = 0
     for part in store.lookup(wanted, ids):
         columns = {name: part.column(wanted.index(name)) for name in wanted}
@@ -82,7 +79,7 @@ def read_rows(
                 row=row,
                 key=_text(columns, layout.key, i, _KEY),
                 caption=_text(columns, layout.caption, i, caption),
-                image=_bytes(columns[image][i].as_py(), root) if image else held(row) if held is not None else b"",
+                image=bytes_in(columns[image][i].as_py(), root) if image else held(row) if held is not None else b"",
             )
         done += len(part)
 
@@ -130,32 +127,6 @@ def _text(columns: dict[str, Any], name: str | None, i: int, limit: int) -> str:
     if name is None or pa.types.is_struct(columns[name].type):
         return ""
     return plain(texts(columns[name].slice(i, 1), 8 * limit)[0], limit)
-
-
-def _folder(store: EmbeddingStore) -> str:
-    """Return the local folder of the pool with symlinks resolved; "" if it is remote."""
-    if any(table.protocol != "file" for table in store.layout.tables):
-        return ""
-    fs, path = file_system(store.layout.location)
-    if "file" not in fs.protocol and "local" not in fs.protocol:
-        return ""
-    return os.path.realpath(path if os.path.isdir(path) else os.path.dirname(path))
-
-
-def _bytes(value: Any, root: str) -> bytes:
-    """Return the bytes of an image from a cell: bytes, a struct with bytes or path, or a path inside the pool."""
-    if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, bytes):
-        return value if len(value) <= _BYTES else b""
-    path = inside(root, value) if isinstance(value, str) and value and root else None
-    try:
-        if path is None or not os.path.isfile(path) or os.path.getsize(path) > _BYTES:
-            return b""
-        with open(path, "rb") as file:
-            return file.read(_BYTES)
-    except OSError:
-        return b""
 
 
 def data_uri(data: bytes) -> str:

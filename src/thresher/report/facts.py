@@ -30,6 +30,7 @@ Floats = npt.NDArray[np.float64]
 _BINS = 72
 _DRAWABLE = 1e100
 _SAMPLED = 1_000_000  # maximum number of scores to choose an axis from
+ARROW = "\N{RIGHTWARDS ARROW}"
 ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 _HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{12,}\b")
 _GROUP_ORDER = ("quota", "complexity", "d_intra", "d_inter")
@@ -120,7 +121,7 @@ def chains_of(method: str, parameters: Mapping[str, Any]) -> Sequence[Sequence[M
 def origins(step: Step) -> tuple[str, ...]:
     """Return the step chains of a union, intersection or difference, one line each."""
     chains = chains_of(step.method, step.parameters)
-    return tuple(" \N{RIGHTWARDS ARROW} ".join(map(_with_counts, chain)) or "every row" for chain in chains)
+    return tuple(f" {ARROW} ".join(map(_with_counts, chain)) or "every row" for chain in chains)
 
 
 def _with_counts(head: Mapping[str, Any]) -> str:
@@ -278,15 +279,15 @@ def histogram(of: Judged) -> Histogram | None:
     """Return the histogram of a step's scores; None if it has no usable score."""
     if "score" not in of.step.rows:
         return None
-    scores, good = _scored(of.step)
-    if not _apart(of.step):
+    scores, good = usable_scores(of.step)
+    if not apart_from_reference(of.step):
         return _counted(scores, good, of.kept_n, of.step.cut)
     other = np.asarray(of.step.rows["reference"]) < 0
     counted = _counted(scores[other], good[other], of.kept_n[other], of.step.cut)
     return None if counted is None else replace(counted, elsewhere=int(np.count_nonzero(~other)))
 
 
-def _apart(step: Step) -> bool:
+def apart_from_reference(step: Step) -> bool:
     """Return whether the step has scores of its own in addition to the cosines with a reference."""
     return {"duplicate_of", "reference", "reference_cosine"} <= set(step.rows)
 
@@ -436,7 +437,7 @@ def _scores(step: Step) -> Array:
     return scores if scores.dtype.kind == "f" else scores.astype(np.float64)
 
 
-def _scored(step: Step, positions: Ints | slice = slice(None)) -> tuple[Array, Bools]:
+def usable_scores(step: Step, positions: Ints | slice = slice(None)) -> tuple[Array, Bools]:
     """Return the scores of some rows, and which of them are usable: finite, and not beyond what can be drawn."""
     scores = _scores(step)[positions]
     good = np.isfinite(scores)
@@ -450,7 +451,7 @@ def _scored(step: Step, positions: Ints | slice = slice(None)) -> tuple[Array, B
 def _tiles(of: Judged, positions: Ints) -> tuple[Tile, ...]:
     values: list[float | int | None] = [None] * len(positions)
     if "score" in of.step.rows:
-        scores, good = _scored(of.step, positions)
+        scores, good = usable_scores(of.step, positions)
         kind = int if "marks" in of.step.rows else float  # in a coreset: a number of epochs
         values = [kind(score) if fine else None for score, fine in zip(scores, good, strict=True)]
     return tuple(map(Tile, of.ids(positions).tolist(), values))
@@ -617,7 +618,7 @@ def repeats(of: Judged, count: int) -> Repeats | None:
         count=len(rows),
         rows=len(np.unique(others[rows])),
         cut=cut,
-        histogram=_counted(cosines, np.isfinite(cosines), others < 0, cut) if _apart(step) else None,
+        histogram=_counted(cosines, np.isfinite(cosines), others < 0, cut) if apart_from_reference(step) else None,
         near=_paired(of, near, others, [None] * len(near), cosines),
         far=_paired(of, far, others, [None] * len(far), cosines),
         originals={int(others[i]): step.repeated(i) or {} for i in (*near.tolist(), *far.tolist())},

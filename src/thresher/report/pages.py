@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import re
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,9 +20,21 @@ from thresher.runtime.results import Say, result_file
 _KEPT = re.compile("([\n\u200c\u200d])")  # line breaks, and joiners, which are parts of words and emoji
 
 
+@dataclass(frozen=True)
+class Entry:
+    """An entry of a table of contents: the id of a section, and its title."""
+
+    anchor: str
+    title: str
+
+
 def rendered(template: str, **values: Any) -> str:
-    """Return the page of a template of this folder; pass charts (``<svg>`` elements) as ``Markup``."""
+    """Return the page of a template of this folder; pass charts (``<svg>`` elements) as ``Markup``.
+
+    A template may use ``script``, the only script that its Content-Security-Policy with ``script_hash`` permits.
+    """
     from jinja2 import Environment, FunctionLoader, StrictUndefined
+    from markupsafe import Markup
 
     environment = Environment(
         loader=FunctionLoader(_template),
@@ -31,6 +46,9 @@ def rendered(template: str, **values: Any) -> str:
     )
     environment.filters.update(brief=brief, counted=counted, number=number, percent=percent, plain=plain)
     colours = {"kept": figures.KEPT, "dropped": figures.DROPPED}
+    script = _template("page.js").strip()
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    values = {"script": Markup(script), "script_hash": f"'sha256-{allowed}'", **values}  # ours, so it is safe
     return environment.get_template(template).render(colours=colours, **values)
 
 
