@@ -1,6 +1,6 @@
 # make demo   runs a recipe on the example pool with the core package only
 # make test   style, types and tests
-# make test-all   the same, and the tests marked slow: full sizes, random kills, more examples (as in CI)
+# make test-all   the same, and the tests marked slow: full sizes, random kills, more examples, a browser (as in CI)
 # make bench  the benchmarks of docs/performance.md (minutes; needs 8 GB of disk)
 # make fix    formats the code
 # make docs   builds the documentation as a site in out/site
@@ -33,21 +33,21 @@ test-all: .venv/ready check
 	$(TEST)/pytest -q -n auto --dist worksteal -m "" --hypothesis-profile full
 
 check: .venv/ready
-	$(TEST)/ruff format --check src tests benchmarks examples lab website
-	$(TEST)/ruff check src tests benchmarks examples lab website
+	$(TEST)/ruff format --check src tests benchmarks examples website
+	$(TEST)/ruff check src tests benchmarks examples website
 	$(TEST)/mypy
-	$(TEST)/pyright
+	$(TEST)/basedpyright --pythonpath $(TEST)/python
 
 fix: .venv/ready
-	$(TEST)/ruff format src tests benchmarks examples lab website
-	$(TEST)/ruff check --fix src tests benchmarks examples lab website
+	$(TEST)/ruff format src tests benchmarks examples website
+	$(TEST)/ruff check --fix src tests benchmarks examples website
 
 bench: .venv/ready
 	$(TEST)/pip install -q --group bench
 	$(TEST)/python benchmarks/run.py
 
 docs: .venv/ready
-	$(TEST)/mkdocs build --quiet --strict -f website/mkdocs.yml -d ../out/site
+	NO_MKDOCS_2_WARNING=1 $(TEST)/mkdocs build --quiet --strict -f website/mkdocs.yml -d ../out/site
 	@echo "Open $(CURDIR)/out/site/index.html in a browser."
 
 clean:

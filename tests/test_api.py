@@ -333,6 +333,22 @@ def test_what_cannot_be_selected_is_named(arguments: tuple[Any, ...], said: str)
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("use", "said"),
+    [
+        (lambda: th.doctor(np.ones((3, 4))), "data: ndarray; give a path or URL; thresher.inspect takes embeddings in"),
+        (lambda: th.reshard([1], "kept.txt", "out"), "data: list; give a path or URL"),
+        (lambda: th.reshard("data", "kept.txt", 3), "out: int; give a path or URL"),
+        (lambda: th.train_clip([1], "run"), "data: list; give a path or URL"),
+        (lambda: th.select(POOL, th.Random(keep=3), within=np.ones(3)), "within: ndarray; give a path or URL of a sel"),
+        (lambda: th.score(POOL, "clip-score", within=3), "within: int; give a path or URL of a selection, or the sel"),
+    ],
+)
+def test_what_must_be_a_path_is_named(use: Callable[[], Any], said: str) -> None:
+    with pytest.raises(th.UsageError, match=said):
+        use()
+
+
 def test_progress_is_shown_or_not(capsys: pytest.CaptureFixture[str]) -> None:
     th.select(POOL, th.Random(keep="10%"), **QUIET)
     assert capsys.readouterr() == ("", "")
@@ -394,11 +410,14 @@ COMMANDS = {
     "select": "select random POOL -o OUT --keep 10%",
     "score": "score clip-score POOL -o OUT.parquet",
     "cluster": "cluster POOL -o OUT --clusters 3",
+    "advise": "advise POOL --samples-seen 100",
     "inspect": "inspect POOL",
     "doctor": "doctor POOL",
     "embed": "embed POOL -o OUT --encoder tests.toy:Toy",
     "reshard": "reshard POOL keys.txt -o OUT",
     "coreset": "coreset POOL -o OUT --keep 10%",
+    "reference": "reference POOL -o OUT.parquet",
+    "sweep": "sweep random POOL --keep 10%,20%",
     "train_clip": "train clip POOL -o OUT",
     "train_moco": "train moco POOL -o OUT",
     "compare": "compare SEL SEL2",

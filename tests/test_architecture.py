@@ -24,11 +24,13 @@ runtime
 io ops
 selection
 pool data
+explore
 export dynamic evaluation
 pruning
 embedding
 check resharding train
 report
+lab viewer
 api
 cli testing
 __main__

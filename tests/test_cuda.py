@@ -1,4 +1,4 @@
-"""What is written for a GPU, as far as a CPU can tell: the checks of ``benchmarks/gpu.py``, and ``lab/gpu.py``.
+"""What is written for a GPU, as far as a CPU can tell: the checks of ``benchmarks/gpu.py``.
 
 The checks run here on sizes for a CPU, so that none fails on a GPU for a reason of its own.
 """
@@ -14,15 +14,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from tests.train.conftest import emoji
 from thresher.train.augment import crops, sampled, to_device
 
 REPOSITORY = Path(__file__).parents[1]
@@ -146,87 +143,3 @@ def test_figures_that_are_no_numbers_are_not_held(gpu: ModuleType) -> None:
     for value in (1.1, float("nan"), float("inf")):
         with pytest.raises(gpu.Failed):
             gpu.held("it", value, 1.0)
-
-
-# --- runs side by side ----------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def lab() -> ModuleType:
-    return load("lab/gpu.py")
-
-
-def saying(job: Any, code: str) -> list[str]:
-    """A command that leaves a log, and does something more."""
-    entry = {"samples": 5, "pruned_so_far": 0.0, "histogram": [1], "eval": {"held": {"text_to_image_R@1": job.seed}}}
-    begin = f"import pathlib as p; f = p.Path({str(job.folder)!r}); f.mkdir()"
-    log = f"{begin}; (f / 'log.jsonl').write_text({json.dumps(entry)!r})"
-    return [sys.executable, "-c", f"{log}; {code}"]
-
-
-def test_rivals_wait_and_runs_that_fail_are_told(lab: ModuleType, tmp_path: Path) -> None:
-    jobs = lab.jobs_of(["full, the samples of scan", "scan", "full"], [0, 1], tmp_path / "runs")
-    begun: list[str] = []
-
-    def command(job: Any) -> list[str]:
-        begun.append(f"{job.arm} {job.seed}")
-        if job.baseline_of:
-            rival = next(other for other in jobs if (other.arm, other.seed) == ("scan", job.seed))
-            assert sum(entry["samples"] for entry in rival.log()) == 5
-        return saying(job, "raise SystemExit('broken')" if (job.arm, job.seed) == ("scan", 1) else "pass")
-
-    written: list[int] = []
-    lab.run_all(jobs, command, lambda: written.append(1), at_once=2, seconds=60)
-    states = {(job.arm, job.seed): job.state for job in jobs}
-    assert states["scan", 0] == states["full, the samples of scan", 0] == states["full", 1] == "done"
-    assert states["scan", 1] == "failed"
-    assert states["full, the samples of scan", 1] == "not begun"
-    assert begun.index("scan 0") < begun.index("full, the samples of scan 0")
-    assert written
-    runs = [lab.summary_of(job) for job in jobs]
-    assert "broken" in next(run["why"] for run in runs if run["state"] == "failed")
-    assert all("histogram" not in entry for run in runs for entry in run["log"])
-    table = lab.table_of(runs)
-    assert "| full | 0 / 1 | 5 / 5 | 0.0% / 0.0% | **50.0** (0.0 / 100.0) |" in table
-    assert "scan, seed 1: failed. broken" in table
-
-
-@pytest.mark.slow
-def test_when_time_is_up_runs_end_and_what_they_told_is_kept(lab: ModuleType, tmp_path: Path) -> None:
-    jobs = lab.jobs_of(["scan", "full"], [0, 1], tmp_path / "runs")
-    lab.run_all(jobs, lambda job: saying(job, "import time; time.sleep(600)"), lambda: None, at_once=3, seconds=3)
-    assert [job.state for job in jobs] == ["cut off", "cut off", "cut off", "not begun"]
-    assert all(job.process.poll() is not None for job in jobs if job.process is not None)
-    assert [len(lab.summary_of(job)["log"]) for job in jobs] == [1, 1, 1, 0]
-
-
-def test_a_log_that_is_being_written_is_read_as_far_as_it_goes(lab: ModuleType, tmp_path: Path) -> None:
-    (job,) = lab.jobs_of(["scan, by epoch"], [7], tmp_path)
-    assert job.folder.name == "scan-by-epoch-7"
-    assert job.log() == []
-    job.folder.mkdir()
-    (job.folder / "log.jsonl").write_text('{"epoch": 0, "loss": 1.5}\n{"epoch": 1, "lo')
-    assert job.log() == [{"epoch": 0, "loss": 1.5}]
-
-
-@pytest.mark.slow
-def test_policies_run_side_by_side(
-    lab: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = str(tmp_path / "pool.parquet")
-    pq.write_table(emoji(160), data)
-    arms = ["--arms", "scan", "full, the samples of scan", "--seeds", "3", "--prune", "20%", "--at-once", "1"]
-    rest = ["--epochs", "3", "--batch-size", "40", "--workers", "1"]
-    given = ["clip", data, data, "-o", str(tmp_path / "runs"), "--json", str(tmp_path / "told.json"), *arms]
-    monkeypatch.setattr(sys, "argv", ["gpu.py", *given, "--", *rest])
-    lab.main()
-    runs = json.loads((tmp_path / "told.json").read_text(encoding="utf-8"))["runs"]
-    assert [(run["arm"], run["seed"], run["state"]) for run in runs] == [(arm, 3, "done") for arm in arms[1:3]]
-    seen = [sum(entry["samples"] for entry in run["log"]) for run in runs]
-    assert seen[0] == seen[1]
-    assert "--samples-seen" in runs[1]["arguments"]
-    assert "--epochs" not in runs[1]["arguments"]
-    assert np.isfinite(runs[0]["log"][-1]["eval"]["pool"]["text_to_image_R@1"])
-    assert "| scan | 3 |" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="has runs already"):
-        lab.main()

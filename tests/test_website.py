@@ -61,6 +61,7 @@ def test_the_site_is_built_strictly(tmp_path: Path) -> None:
     index = (site / "search" / "search_index.json").read_text(encoding="utf-8")
     for name in ("thresher.select", "semdedup", "What did it drop, and why?"):
         assert name in index
+    assert 'src="iframe-worker.js"' in (site / "index.html").read_text(encoding="utf-8")  # search from disk
     notebook = next(site.glob("notebooks/*what-did-it-drop.html")).read_text(encoding="utf-8")
     assert notebook.count("data:image/webp") > 20
     assert "OUTPUT-" not in notebook

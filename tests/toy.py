@@ -46,6 +46,16 @@ class Toy:
         return "toy"
 
 
+class Slow(Toy):
+    """The same, but a batch takes a while, so that something can happen meanwhile."""
+
+    name = "tests.toy:Slow"
+
+    def encode_images(self, pixels_BHWC: np.ndarray) -> np.ndarray:
+        time.sleep(0.15)
+        return super().encode_images(pixels_BHWC)
+
+
 class Other(Toy):
     """The same with other weights."""
 

@@ -53,7 +53,7 @@ def on_files(files: Files, config: Any) -> Files:
         files.append(File.generated(config, _page_of(path), content=text))
     for page, text in pages_of_reference().items():
         files.append(File.generated(config, page, content=text))
-    for name in ("site.css", "site.js", "icon.svg"):
+    for name in ("site.css", "site.js", "iframe-worker.js", "icon.svg"):
         target = f"pictures/{name}" if name.endswith("svg") else name
         files.append(File.generated(config, target, abs_src_path=str(ROOT / "website" / name)))
     pages = [file.src_uri for file in files.documentation_pages()]

@@ -4,3 +4,4 @@ function follow() {
 }
 new MutationObserver(follow).observe(document.body, { attributeFilter: ["data-md-color-scheme"] });
 follow();
+document.querySelector(".md-search")?.setAttribute("aria-label", "Search");

@@ -17,19 +17,26 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 from thresher.api import (  # noqa: E402 - some of what it imports needs the version
+    advise,
     cluster,
     compare,
     coreset,
     doctor,
     embed,
     evaluate,
+    evaluate_model,
     inspect,
     open,
+    prove,
+    reference,
     reshard,
+    run_plan,
     score,
     select,
+    sweep,
     train_clip,
     train_moco,
+    view,
 )
 
 if TYPE_CHECKING:
@@ -38,6 +45,7 @@ if TYPE_CHECKING:
     from thresher.dynamic.policies.dynamic_random import DynamicRandom
     from thresher.dynamic.policies.full import Full
     from thresher.dynamic.policies.infobatch import InfoBatch
+    from thresher.dynamic.policies.jest import Jest
     from thresher.dynamic.policies.rho import Rho
     from thresher.dynamic.policies.scan import Scan
     from thresher.dynamic.policies.seta import Seta
@@ -137,6 +145,7 @@ _HOMES = {
     "dynamic.policies.dynamic_random": ("DynamicRandom",),
     "dynamic.policies.full": ("Full",),
     "dynamic.policies.infobatch": ("InfoBatch",),
+    "dynamic.policies.jest": ("Jest",),
     "dynamic.policies.rho": ("Rho",),
     "dynamic.policies.scan": ("Scan",),
     "dynamic.policies.seta": ("Seta",),
@@ -147,13 +156,14 @@ _HOMES = {
 __all__ = [
     "AccessError", "BadRowsError", "BudgetError", "CRho", "Cache", "ChangedError", "ClipCov", "ClipScore",
     "Clustered", "Combine", "DPruning", "Dedup", "Density", "Dissect", "DynamicRandom", "EmbeddingStore", "Engine",
-    "Filter", "Full", "Groups", "Herd", "HierarchicalKMeans", "InfoBatch", "Keep", "Match", "MetaClip",
+    "Filter", "Full", "Groups", "Herd", "HierarchicalKMeans", "InfoBatch", "Jest", "Keep", "Match", "MetaClip",
     "MissingExtraError", "MissingPackageError", "NegClip", "NormSim", "Options", "OutputError", "PoolError",
     "Processes", "Random", "Ray", "Recipe", "Rho", "Run", "Scan", "Score", "Scored", "Selection", "SemDeDup",
     "Serial", "Seta", "Sift", "SoftCapSampling", "Ssp", "Static", "Step", "Threads", "ThresherError", "Training",
-    "UnreachedError", "UsageError", "build", "cluster", "compare", "coreset", "doctor", "embed", "evaluate",
-    "from_arrays", "inspect", "make_engine", "method", "open", "open_store", "reshard", "run_steps", "score",
-    "select", "select_indices", "train_clip", "train_moco",
+    "UnreachedError", "UsageError", "advise", "build", "cluster", "compare", "coreset", "doctor", "embed", "evaluate",
+    "evaluate_model", "from_arrays", "inspect", "make_engine", "method", "open", "open_store", "prove", "reference",
+    "reshard", "run_plan", "run_steps", "score", "select", "select_indices", "sweep", "train_clip",
+    "train_moco", "view",
 ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
 from thresher.errors import UsageError, suggest
 from thresher.resharding import PER_SHARD
@@ -25,11 +25,14 @@ if TYPE_CHECKING:
     from thresher.pruning.score_table import ScoreTable
     from thresher.pruning.scores import Scored
     from thresher.report.compare import Comparison
+    from thresher.report.sweep import Sweep
     from thresher.resharding import Resharded
     from thresher.runtime.cache import Cache
     from thresher.runtime.engine import Engine
+    from thresher.runtime.jobs import ArrayJob
     from thresher.runtime.progress import Progress
     from thresher.selection import Keep, Selection
+    from thresher.viewer.server import Viewer
 
     Path: TypeAlias = str | os.PathLike[str]
     Pool: TypeAlias = Path | EmbeddingStore | Any  # or anything that from_arrays takes as image
@@ -38,8 +41,8 @@ if TYPE_CHECKING:
 S = TypeVar("S")
 
 __all__ = [
-    "cluster", "compare", "coreset", "doctor", "embed", "evaluate", "inspect", "open", "reshard", "score",
-    "select", "train_clip", "train_moco",
+    "advise", "cluster", "compare", "coreset", "doctor", "embed", "evaluate", "evaluate_model", "inspect", "open",
+    "prove", "reference", "reshard", "run_plan", "score", "select", "sweep", "train_clip", "train_moco", "view",
 ]  # fmt: skip
 
 
@@ -106,17 +109,68 @@ def select(
         PoolError: The pool is damaged, has unusable rows, or changed during the run.
     """
     from thresher.pruning.recipe import run_steps
-    from thresher.selection import Selection
 
     steps, own = _steps(methods)
     if not steps:
         raise UsageError('give one method or more, such as thresher.Density(keep="40%"), or the name of a recipe')
     if len(own) > 1 and seed is None:
         raise UsageError(f"the recipes have the seeds {' and '.join(map(str, sorted(own)))}; give one with seed=")
-    earlier = within if within is None or isinstance(within, Selection) else Selection.load(within)
+    earlier = None if within is None else _selection("within", within)
     seed = next(iter(own), 0) if seed is None else seed
     resources = _resources(engine, workers, cache, progress)
     return run_steps(_store(pool, cache), steps, seed=seed, within=earlier, **resources)
+
+
+def sweep(
+    pool: Pool,
+    method: str | type[Method],
+    *,
+    covariance: bool = True,
+    seed: int = 0,
+    within: Selection | Path | None = None,
+    engine: str | Engine = "threads",
+    workers: int | None = None,
+    cache: Path | Cache | None = None,
+    progress: bool | Progress = True,
+    **parameters: Any,
+) -> Sweep:
+    """Select with several values of one parameter, and compare what each keeps, from one pass over the pool.
+
+        table = th.sweep("pool/", "semdedup", eps=[0.005, 0.01, 0.02])
+        table.to_pandas()
+
+    Args:
+        pool: As for :func:`select`.
+        method: The name of a method, or its class.
+        covariance: Also measure the error of the image-text cross-covariance, if the pool has both embeddings.
+        seed: Seed of all randomness.
+        within: Start from an earlier selection of the same pool, or its folder.
+        engine: As for :func:`select`.
+        workers: As for :func:`select`.
+        cache: As for :func:`select`.
+        progress: As for :func:`select`.
+        **parameters: The parameters of the method; one of them a list of values, or a text such as "10%..90%".
+
+    Returns:
+        A table with a row per value: rows kept, duplicates, mean score, covariance error, coverage of the clusters.
+        ``table.selections`` are the selections.
+
+    Raises:
+        UsageError: Not exactly one parameter is a list, or the method cannot run with one of the values.
+    """
+    from thresher.report.sweep import sweep, values_of
+    from thresher.selection import Selection
+
+    name = method if isinstance(method, str) else method.name
+    several = {key: value for key, value in parameters.items() if isinstance(value, (list, tuple))}
+    several |= {key: values_of(value) for key, value in parameters.items() if isinstance(value, str) and ".." in value}
+    if len(several) != 1:
+        raise UsageError(f"{len(several)} parameters are lists of values; give one, such as eps=[0.01, 0.02]")
+    ((parameter, values),) = several.items()
+    others = {key: value for key, value in parameters.items() if key != parameter}
+    earlier = within if within is None or isinstance(within, Selection) else Selection.load(within)
+    how = {"seed": seed, "within": earlier, **_resources(engine, workers, cache, progress)}
+    return sweep(_store(pool, cache), name, parameter, values, others, covariance=covariance, **how)
 
 
 def score(
@@ -126,6 +180,7 @@ def score(
     out: Path | None = None,
     name: str | None = None,
     overwrite: bool = False,
+    shard: str | ArrayJob | None = None,
     seed: int = 0,
     within: Selection | Path | None = None,
     engine: str | Engine = "threads",
@@ -141,6 +196,8 @@ def score(
         out: A parquet file to write too, with the keys of the pool.
         name: The column of scores in the file (default: the name of the method).
         overwrite: Replace a different file.
+        shard: "3/16": score only the rows of the third of 16 jobs, next to ``out``. A call without it, after all,
+            writes the file. Only for methods that score each row by itself.
         seed: Seed of all randomness.
         within: Score only the rows that an earlier selection kept, or its folder.
         engine: As for :func:`select`.
@@ -156,17 +213,18 @@ def score(
     """
     from thresher.pruning import score_table
     from thresher.pruning.scores import scorer
-    from thresher.selection import Selection
 
     if isinstance(method, type):
         method = method.name
     made = scorer(method) if isinstance(method, str) else method
-    earlier = within if within is None or isinstance(within, Selection) else Selection.load(within)
+    earlier = None if within is None else _selection("within", within)
     how = {"seed": seed, "within": earlier, **_resources(engine, workers, cache, progress)}
     store = _store(pool, cache)
     if out is None:
+        if shard is not None:
+            raise UsageError(f"shard={shard}: the jobs leave their scores next to a file; give out=")
         return score_table.score(store, made, **how)
-    return score_table.write_scores(store, made, out, name=name, overwrite=overwrite, **how)
+    return score_table.write_scores(store, made, out, name=name, overwrite=overwrite, shard=_job(shard), **how)
 
 
 def cluster(
@@ -209,9 +267,10 @@ def cluster(
     """
     from dataclasses import replace
 
+    from thresher.io.places import place
     from thresher.pruning.clusters import FILES, Clustered, cluster_pool, read_groups, write_groups
     from thresher.pruning.run import Run
-    from thresher.runtime.results import free_folder, record_in, refuse_other
+    from thresher.runtime.results import free_folder, is_unfinished, record_in, refuse_other
     from thresher.selection import Selection
 
     if grow is not None and (given := [*({"clusters"} if clusters is not None else ()), *parameters]):
@@ -223,8 +282,8 @@ def cluster(
     names = ("clusters", "centroids", "iterations", "sample", "embedding", "precision")
     settings |= {name: getattr(how, name) for name in names}
     if out is not None:
-        target = free_folder(out, overwrite, FILES, compared=True)
-        if target.joinpath(FILES[0]).exists() and not overwrite and old is None:
+        target = free_folder(place(out), overwrite, FILES, compared=True)
+        if not is_unfinished(target) and (target / FILES[0]).exists() and not overwrite and old is None:
             refuse_other(target, record_in(target / FILES[0]), settings)
     start = Selection.everything("", store.layout.location, {}, store.total)
     run = Run(store, start, seed=seed, **_resources(engine, workers, cache, progress))
@@ -265,7 +324,15 @@ def compare(
 
     named: dict[str, Any] = {}
     for place, one in enumerate(selections, 1):
-        more = one if isinstance(one, Mapping) else {str(place) if isinstance(one, Selection) else os.fspath(one): one}
+        more = (
+            one
+            if isinstance(one, Mapping)
+            else {
+                str(place)
+                if isinstance(one, Selection)
+                else _place("compare", one, " of a selection, or the selection"): one
+            }
+        )
         if twice := named.keys() & more.keys():
             raise UsageError(f"a selection is given twice: {', '.join(sorted(twice))}")
         named |= more
@@ -294,6 +361,40 @@ def coreset(
     from thresher.dynamic.run_folder import Training
 
     return coreset(run if isinstance(run, Training) else Training.load(run), keep, pool=pool)
+
+
+def advise(
+    pool: Pool,
+    samples_seen: int,
+    runs: Path | None = None,
+    *,
+    metric: str | None = None,
+    rows: Sequence[str] = (),
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Say how much of a pool to keep for a number of samples seen, by a law of repetition fitted on your own runs.
+
+    Args:
+        pool: As for :func:`select`.
+        samples_seen: Samples that training will see.
+        runs: The folder of a lab with runs on this pool, or its results.json. None: nothing is fitted, and the result
+            says what is not known.
+        metric: Metric of the runs in percent, higher is better (default: the first that all have).
+        rows: Rows of the lab's plan to use (default: all).
+        seed: Seed of the bootstrap.
+
+    Returns:
+        See :func:`thresher.report.advise.advise`: "keep" with "keep_low" and "keep_high", and a "table" of shares.
+
+    Raises:
+        UsageError: The runs are too few, or do not have the metric.
+        PoolError: The pool or the results cannot be read.
+    """
+    from thresher.report.advise import advise, read_runs
+
+    total = len(_store(pool, None))
+    name, found = ("", None) if runs is None else read_runs(runs, metric, rows)
+    return advise(total, samples_seen, found, name, seed)
 
 
 # --- look -----------------------------------------------------------------------------------------
@@ -358,11 +459,26 @@ def doctor(
 
     reading = _made(DataOptions, "doctor", options)
     return doctor(
-        os.fspath(data), reading, sample=sample, encoder=encoder, workers=workers, progress=_progress(progress)
+        _place("data", data, "; thresher.inspect takes embeddings in memory"),
+        reading,
+        sample=sample,
+        encoder=encoder,
+        workers=workers,
+        progress=_progress(progress),
     )
 
 
 # --- raw data -------------------------------------------------------------------------------------
+
+
+@overload
+def embed(
+    data: Any, out: Path | None = None, *, encoder: str, shard: None = None, **options: Any
+) -> EmbeddingStore: ...
+
+
+@overload
+def embed(data: Any, out: Path, *, encoder: str, shard: str | ArrayJob, **options: Any) -> Embedded: ...
 
 
 def embed(
@@ -374,10 +490,11 @@ def embed(
     overwrite: bool = False,
     retry_damaged: bool = False,
     engine: str | Engine | None = None,
+    shard: str | ArrayJob | None = None,
     report: Callable[[Embedded], object] | None = None,
     progress: bool | Progress = True,
     **options: Any,
-) -> EmbeddingStore:
+) -> EmbeddingStore | Embedded:
     """Embed images and captions, and return the pool as a store, on disk or in memory.
 
         store = th.embed(dataset, encoder="open_clip:ViT-B-32/openai")
@@ -392,6 +509,7 @@ def embed(
         retry_damaged: Embed shards again whose data was damaged or lacked images.
         engine: Embed each shard as a task of an engine, such as "ray", with ``workers`` tasks at a time. By default the
             model runs here, and ``workers`` processes decode.
+        shard: "3/16": do only the share of the third of 16 jobs. A call without it, after all, finishes the pool.
         report: Called with the counts: rows, new rows, skipped samples, damaged files, notes. By default they are
             reported as progress.
         progress: As for :func:`select`.
@@ -400,7 +518,7 @@ def embed(
             :class:`thresher.data.DataOptions`.
 
     Returns:
-        The store. Samples that cannot be used have no row; they are counted and listed.
+        The store. Samples that cannot be used have no row; they are counted and listed. With ``shard``, the counts.
 
     Raises:
         UsageError: The data is something else, or an option or encoder does not exist.
@@ -415,6 +533,7 @@ def embed(
     parts = _split(options, "embed", EmbedSettings, DataOptions)
     how: dict[str, Any] = {"overwrite": overwrite, "retry_damaged": retry_damaged, "progress": _progress(progress)}
     how["engine"] = make_engine(engine, parts[0].pop("workers", None)) if isinstance(engine, str) else engine
+    how["shard"] = _job(shard)
     settings = EmbedSettings(encoder=encoder, **{"data": DataOptions(**parts[1]), **parts[0]})
     return embed_samples(data, captions, out, settings, report=report, **how)
 
@@ -431,6 +550,7 @@ def reshard(
     workers: int | None = None,
     processes: bool = False,
     engine: str | Engine | None = None,
+    shard: str | ArrayJob | None = None,
     overwrite: bool = False,
     pool: Path | None = None,
     progress: bool | Progress = True,
@@ -451,6 +571,7 @@ def reshard(
         processes: Read the headers of large local tars in ``workers`` processes; a script that does so needs
             ``if __name__ == "__main__":``.
         engine: Read and write on an engine, such as "ray", instead of threads of this machine.
+        shard: "3/16": do only the share of the third of 16 jobs. A call without it, after all, writes the result.
         overwrite: Replace a result of other arguments.
         pool: Where the pool of the selection is now, if it was moved.
         progress: As for :func:`select`.
@@ -469,10 +590,11 @@ def reshard(
     from thresher.runtime.engine import make_engine
 
     return reshard(
-        os.fspath(data), kept, os.fspath(out), form=form, per_shard=per_shard, shuffle=shuffle, trainable=trainable,
+        _place("data", data), kept, _place("out", out), form=form,
+        per_shard=per_shard, shuffle=shuffle, trainable=trainable,
         workers=workers, processes=processes, overwrite=overwrite, options=_made(DataOptions, "reshard", options),
         pool=None if pool is None else os.fspath(pool), progress=_progress(progress),
-        engine=make_engine(engine, workers) if isinstance(engine, str) else engine,
+        engine=make_engine(engine, workers) if isinstance(engine, str) else engine, shard=_job(shard),
     )  # fmt: skip
 
 
@@ -512,7 +634,9 @@ def train_clip(
     from thresher.train.clip import ClipSettings, train_clip
 
     made, reading = _training(ClipSettings, "train_clip", policy, settings)
-    return train_clip(data, out, made, resume=resume, progress=_progress(progress), reading=reading)
+    return train_clip(
+        _place("data", data), _place("out", out), made, resume=resume, progress=_progress(progress), reading=reading
+    )
 
 
 def train_moco(
@@ -544,7 +668,215 @@ def train_moco(
     from thresher.train.moco import MocoSettings, train_moco
 
     made, reading = _training(MocoSettings, "train_moco", policy, settings)
-    return train_moco(data, out, made, resume=resume, progress=_progress(progress), reading=reading)
+    return train_moco(
+        _place("data", data), _place("out", out), made, resume=resume, progress=_progress(progress), reading=reading
+    )
+
+
+def reference(
+    data: Path | None,
+    out: Path,
+    *,
+    pool: Pool | None = None,
+    run: Path | None = None,
+    overwrite: bool = False,
+    progress: bool | Progress = True,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Write a loss of every row under a reference model to a file, for the policy ``rho``.
+
+        cost = th.reference("train.parquet", "ref.parquet", epochs=4)
+        th.train_clip("train.parquet", "run", policy=th.Rho(reference="ref.parquet"))
+
+    Small models are trained, each without one part of the data, and score the part that they have not seen. Or the
+    embeddings stored in a pool give the losses: that is help from the model that made the pool.
+
+    Args:
+        data: Data as for :func:`train_clip`; None with ``pool``.
+        out: Parquet file to write: a key and a loss per row. Its cost is written to ``<name>.cost.json`` next to it.
+        pool: A pool with embeddings of images and captions in one space, instead of data.
+        run: Folder of the training runs (default: the name of ``out`` with "-run" added). A run that was killed there
+            resumes.
+        overwrite: Replace a file that was made in another way.
+        progress: As for :func:`select`.
+        **settings: folds (default: 2), epochs (default: 4), and all others of :func:`train_clip` but a policy; with a
+            pool key, batch_size, temperature, seed, engine and cache.
+
+    Returns:
+        How the losses were made, the counts of rows, and what it cost: "gradient_samples", "scored_forwards" and
+        "seconds".
+
+    Raises:
+        UsageError, PoolError, OutputError: Settings, data, pool or file cannot be used.
+        MissingExtraError: The extra ``train`` is not installed, which only training needs.
+    """
+    if (data is None) == (pool is None):
+        raise UsageError("give either data to train on, or a pool whose stored embeddings give the losses")
+    if data is None:
+        from thresher.pruning.reference_losses import references_from_pool
+
+        if run is not None:
+            raise UsageError("run is the folder of training runs; nothing is trained with a pool")
+        own = ("key", "batch_size", "temperature", "seed", "engine", "cache")
+        if odd := [name for name in settings if name not in own]:
+            raise UsageError(
+                f"reference of a pool has no option {odd[0]!r}; it has {', '.join(own)}.{suggest(odd[0], own)}"
+            )
+        key = settings.pop("key", None)
+        store = _store(pool, settings.get("cache")) if key is None else open(str(pool), key=key)
+        made = _resources(settings.pop("engine", "threads"), None, settings.pop("cache", None), progress)
+        return references_from_pool(store, out, overwrite=overwrite, **settings, **made)
+    from thresher.pruning.reference_losses import check_references_target, write_references
+    from thresher.train.cross_fit import CrossFitSettings, cross_fit
+
+    if odd := [name for name in ("policy", "prune", "options", "selection") if name in settings]:
+        raise UsageError(f"reference has no option {odd[0]!r}: a reference model is trained on all rows of its part")
+    if "epochs" not in settings and "samples" not in settings:
+        settings["epochs"] = 4
+    made_of, reading = _training(CrossFitSettings, "reference", "full", settings)
+    shown = _progress(progress)
+    request = made_of.request(data)
+    path = check_references_target(out, request, overwrite=overwrite)
+    folder = os.fspath(run) if run is not None else f"{path.with_suffix('')}-run"
+    fitted = cross_fit(data, folder, made_of, progress=shown, reading=reading)
+    batches = [(fitted.keys, fitted.losses_N)]
+    return write_references(path, batches, request, fitted.cost(), overwrite=overwrite, progress=shown)
+
+
+def run_plan(
+    plan: Path,
+    out: Path | None = None,
+    *,
+    profile: str | None = None,
+    data: Path = ".",
+    train: Path | None = None,
+    evals: Sequence[Path] = (),
+    labels: Sequence[str] = (),
+    seeds: int | None = None,
+    rows: Sequence[str] = (),
+    corpora: Sequence[str] = (),
+    workers: int | None = None,
+    minutes: float | None = None,
+    engine: str | Engine | None = None,
+    dry_run: bool = False,
+    progress: bool | Progress = True,
+) -> dict[str, Any]:
+    """Run a plan of experiments: policies and selections, with several seeds, and a table with intervals.
+
+    Args:
+        plan: A TOML file, or the name of a plan that comes with thresher, such as "scan-clip".
+        out: Folder of the results: results.json, table.md, plot.png and details.json. The same call resumes.
+        profile: Profile of the plan, such as "cpu".
+        data: Folder of the data that the plan names by a relative path.
+        train: Train on these data instead.
+        evals: Evaluate on these sets instead, parquet.
+        labels: Class columns of the evaluation sets instead.
+        seeds: Number of seeds instead.
+        rows: Run only these rows, and full.
+        corpora: Run only these corpora.
+        workers: Runs at the same time (default: as many as fit the cores).
+        minutes: Stop after this time; the same call continues.
+        engine: Run on the workers of an engine, such as "ray"; they must see the folder and the data.
+        dry_run: Only check the plan and its data, and return what would run.
+        progress: As for :func:`select`.
+
+    Returns:
+        The content of results.json: "plan", and "runs" with row, seed, metrics in percent, samples_seen,
+        scored_forwards, seconds and share_pruned. With ``dry_run`` see :func:`thresher.lab.runner.described`.
+
+    Raises:
+        UsageError: The plan is not valid or does not fit the data, or a run failed.
+        PoolError: Data are missing or damaged.
+        OutputError: ``out`` has results of another plan, or cannot be written.
+    """
+    import json
+    from dataclasses import replace
+    from pathlib import Path as FilePath
+
+    from thresher.lab import runner
+    from thresher.lab.plan import Plan
+    from thresher.lab.results import RESULTS
+    from thresher.runtime.engine import make_engine
+
+    made = Plan.load(os.fspath(plan), profile).narrowed(rows, corpora, seeds)
+    here: dict[str, Any] = {"train": os.path.abspath(os.fspath(train))} if train is not None else {}
+    if evals:
+        here["evals"] = tuple(os.path.abspath(os.fspath(one)) for one in evals)
+    made = replace(made, data=replace(made.data, **here))
+    if labels:
+        made = replace(made, evaluation=replace(made.evaluation, labels=tuple(labels)))
+    if dry_run:
+        return runner.described(made, data)
+    if out is None:
+        raise UsageError("give the folder of the results, or dry_run=True")
+    how: dict[str, Any] = {"workers": workers, "minutes": minutes, "progress": _progress(progress)}
+    how["engine"] = make_engine(engine, workers) if isinstance(engine, str) else engine
+    runner.run_plan(made, out, data=data, **how)
+    result: dict[str, Any] = json.loads(FilePath(out, RESULTS).read_text(encoding="utf-8"))
+    return result
+
+
+def prove(
+    data: Path,
+    out: Path,
+    *,
+    method: str | None = None,
+    policy: str | None = None,
+    selection: Path | None = None,
+    keep: str | float = "70%",
+    workers: int | None = None,
+    progress: bool | Progress = True,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Train on the rows that a method or policy chooses, on all rows, and on random rows; say what that shows.
+
+    Args:
+        data: The data: anything that :func:`train_clip` reads.
+        out: Folder of the results, as of :func:`run_plan`. The same call resumes.
+        method: A method that selects rows (default: density, if nothing else is given), or
+        policy: a policy that prunes while training, or
+        selection: an earlier selection of these data, or its folder.
+        keep: Share of the rows to keep, or of the samples to train on.
+        workers: Runs at the same time (default: as many as fit the cores).
+        progress: As for :func:`select`.
+        **settings: evals, labels, seeds (3), epochs (8), model ("tiny"), batch_size, device, options and rows of
+            :class:`thresher.lab.prove.Question`.
+
+    Returns:
+        "sentence", and the content of results.json.
+
+    Raises:
+        UsageError: A parameter is not allowed, or a run failed.
+        PoolError: Data are missing or damaged.
+        OutputError: ``out`` has other results, or cannot be written.
+    """
+    import json
+    from pathlib import Path as FilePath
+
+    from thresher.lab.prove import Question, cut_data, sentence, write_sentence
+    from thresher.lab.results import RESULTS
+    from thresher.lab.runner import run_plan
+    from thresher.runtime.parameters import share_of
+
+    if method is None and policy is None and selection is None:
+        method = "density"
+    for option in ("evals", "labels"):
+        given = settings.get(option, ())
+        settings[option] = (
+            (os.fspath(given),) if isinstance(given, (str, os.PathLike)) else tuple(map(os.fspath, given))
+        )
+    share = share_of(keep) if isinstance(keep, str) else keep
+    chosen = None if selection is None else os.path.abspath(os.fspath(selection))
+    question = _made(
+        Question, "prove", {"method": method, "policy": policy, "selection": chosen, "keep": share, **settings}
+    )
+    folder, shown = FilePath(out), _progress(progress)
+    train, evals = cut_data(question, os.path.abspath(os.fspath(data)), folder / "data")
+    plan = question.plan(folder, train, [os.path.abspath(path) for path in evals])
+    text = sentence(question, run_plan(plan, folder, workers=workers, progress=shown))
+    write_sentence(folder, text)
+    result: dict[str, Any] = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    return {"sentence": text, **result}
 
 
 def evaluate(
@@ -591,8 +923,9 @@ def evaluate(
         raise UsageError("zero-shot classification needs classes and labels; give both")
     if isinstance(classes, (str, os.PathLike)):
         from thresher.io.npy import npy_piece
+        from thresher.io.places import located
 
-        piece = npy_piece("file", os.fspath(classes))
+        piece = npy_piece(*located(classes))
         classes = piece.read(0, piece.rows)
     if image is None or (text is None and classes is None):
         raise UsageError("give embeddings of images, and either those of their captions or classes and labels")
@@ -605,7 +938,126 @@ def evaluate(
     return results
 
 
+def evaluate_model(
+    model: str,
+    data: Path | Sequence[Path],
+    *,
+    out: Path | None = None,
+    device: str = "auto",
+    precision: str = "float32",
+    seed: int = 0,
+    progress: bool | Progress = True,
+    **settings: Any,
+) -> list[dict[str, Any]]:
+    """Evaluate a model: zero-shot classification, retrieval, kNN and linear probes, with bootstrap intervals.
+
+    Args:
+        model: The name of an encoder, as for :func:`embed`; the folder of a training run; or the log folder of the
+            trainer of open_clip.
+        data: Evaluation sets: parquet, webdatasets of CLIP_benchmark, folders of classes, Hugging Face datasets on
+            disk; or one suite, a TOML file.
+        out: A file for the results, JSON Lines, such as eval_results.jsonl.
+        device: As for :func:`embed`.
+        precision: As for :func:`embed`.
+        seed: Seed of the halves of a set that kNN and probes are fitted and tested on, if it has no training rows.
+        progress: As for :func:`select`.
+        **settings: For all sets: train, tasks, labels, group, text and templates, see
+            :class:`thresher.lab.evaluate.SetSettings`.
+
+    Returns:
+        See :func:`thresher.lab.evaluate.evaluate_model`; metrics are shares.
+
+    Raises:
+        UsageError: The model or a set has not what a task needs.
+        PoolError: A set is missing or damaged.
+    """
+    from pathlib import Path as FilePath
+
+    from thresher.lab.evaluate import SetSettings, Suite, evaluate_model, write_results
+    from thresher.lab.model import load_model
+
+    paths = [os.fspath(data)] if isinstance(data, (str, os.PathLike)) else [os.fspath(one) for one in data]
+    if not paths:
+        raise UsageError("give one evaluation set or more, or a suite")
+    for option in ("tasks", "labels", "templates"):
+        given = settings.get(option, ())
+        settings[option] = (given,) if isinstance(given, str) else tuple(given)
+    if len(paths) == 1 and paths[0].endswith(".toml"):
+        if odd := [name for name, value in settings.items() if value]:
+            raise UsageError(f"{paths[0]} is a suite, which has its own {odd[0]}; leave that out")
+        suite = Suite.load(paths[0])
+    else:
+        made = (_made(SetSettings, "evaluate_model", {"data": path, **settings}) for path in paths)
+        suite = Suite(name="given", sets=tuple(made))
+    encoder = load_model(model, device=device, precision=precision)
+    results = evaluate_model(encoder, suite, seed=seed, progress=_progress(progress))
+    if out is not None:
+        write_results(results, FilePath(out))
+    return results
+
+
+def view(
+    *what: Any,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    names: Sequence[str] = (),
+    out: Path | None = None,
+    pool: Path | None = None,
+    metadata: Path | None = None,
+    cache: Path | Cache | None = None,
+) -> Viewer:
+    """Show selections, training runs or a pool in the browser; returns at once.
+
+    Args:
+        *what: One to five selections of one pool, training runs, or one pool: paths or objects.
+        host: The address to listen at; any other than a loopback one can be reached from other machines.
+        port: The port; 0 for a free one.
+        names: Other names under which the server is called, such as that of a Jupyter server in front of it.
+        out: The folder in which the page may save selections (default: where the first selection is).
+        pool: New location of the pool of selections or runs, if it was moved.
+        metadata: New location of joined metadata, if it was moved.
+        cache: The cache folder (default: the usual one).
+
+    Returns:
+        The running server, with ``url`` and ``close()``.
+
+    Raises:
+        UsageError: Too many selections, of different pools, or something that cannot be shown.
+        PoolError: Something cannot be opened.
+        OutputError: The server cannot listen there.
+        MissingExtraError: The extra ``view`` is not installed.
+    """
+    from thresher.runtime.cache import Cache
+    from thresher.viewer.server import show
+
+    where = {
+        name: None if value is None else os.fspath(value) for name, value in (("pool", pool), ("metadata", metadata))
+    }
+    made = cache if isinstance(cache, Cache) else Cache.at(None if cache is None else os.fspath(cache))
+    return show(what, host=host, port=port, names=tuple(names), out=out, cache=made, **where)
+
+
 # --- arguments ------------------------------------------------------------------------------------
+
+
+def _place(argument: str, value: Any, instead: str = "") -> str:
+    """Return a path or URL.
+
+    Raises:
+        UsageError: It is something else, such as data in memory.
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        raise UsageError(f"{argument}: {type(value).__name__}; give a path or URL{instead}")
+    return os.fspath(value)
+
+
+def _selection(argument: str, value: Any) -> Selection:
+    """Return a selection: as given, or loaded from its folder."""
+    from thresher.selection import Selection
+
+    if isinstance(value, Selection):
+        return value
+    return Selection.load(_place(argument, value, " of a selection, or the selection"))
 
 
 def _store(pool: Pool, cache: Path | Cache | None) -> EmbeddingStore:
@@ -655,6 +1107,12 @@ def _steps(given: Iterable[Any]) -> tuple[list[Method], set[int]]:
         else:
             steps.append(one)
     return steps, seeds
+
+
+def _job(shard: str | ArrayJob | None) -> ArrayJob | None:
+    from thresher.runtime.jobs import ArrayJob
+
+    return ArrayJob.parse(shard) if isinstance(shard, str) else shard
 
 
 def _resources(

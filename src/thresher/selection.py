@@ -23,9 +23,11 @@ import numpy.typing as npt
 from thresher import __version__
 from thresher.errors import BudgetError, OutputError, PoolError, UsageError, require_package
 from thresher.io.paths import relative, shortened, visible
+from thresher.io.places import local_copy, place
 from thresher.runtime.files import refuse_foreign_files
 from thresher.runtime.format import counted
-from thresher.runtime.results import Say, exists_already, result_folder
+from thresher.runtime.places import AnyPath
+from thresher.runtime.results import Name, Say, exists_already, is_unfinished, result_folder
 from thresher.runtime.template import filled_each, formats, parts_of
 from thresher.runtime.untrusted import FLOATS, INTEGERS, SIGNED, TEXT, Fields, mapped_array, read_json
 
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from thresher.report.compare import Comparison
     from thresher.report.notebook import Gallery
     from thresher.runtime.cache import Cache
+    from thresher.viewer.server import Viewer
 
     class _Frame(Protocol):
         @property
@@ -616,11 +619,11 @@ class Selection:
 
         return plotted(self, step)
 
-    def explain(self, key: str, *, pool: Any = None, metadata: str | None = None) -> dict[str, Any]:
+    def explain(self, key: str | int, *, pool: Any = None, metadata: str | None = None) -> dict[str, Any]:
         """Return what each step decided about a row, see :func:`thresher.report.explain.explain`.
 
         Args:
-            key: The key of the row; ``row:17`` names a row by number.
+            key: The key of the row, a number if keys are numbers; ``row:17`` names a row by number.
             pool: The pool, if it was moved: a store or a location.
             metadata: An img2dataset output to join by key.
 
@@ -631,23 +634,32 @@ class Selection:
 
         return explain(self, self._opened(pool, metadata), key)
 
-    def report(
-        self, path: str | os.PathLike[str], *, pool: Any = None, metadata: str | None = None, **how: Any
-    ) -> Path:
+    def report(self, path: Name, *, pool: Any = None, metadata: str | None = None, **how: Any) -> AnyPath:
         """Write an HTML page about the selection and return its path, see :func:`thresher.report.write_report`.
 
         Args:
             path: The file; replaced atomically.
             pool: The pool, if it was moved: a store or a location; False for a page without captions and images.
             metadata: An img2dataset output to join by key.
-            **how: title, examples, cells, covariance, overwrite and say of ``write_report``.
+            **how: title, examples, cells, points, cache, covariance, overwrite and say of ``write_report``.
         """
         from thresher.export.write import check_target
         from thresher.report import write_report
 
         store = None if pool is False else self._opened(pool, metadata)
-        check_target(Path(path), store)
+        check_target(place(path), store)
+        if self.source is not None and self.source.cache is not None:
+            how = {"cache": self.source.cache, **how}
         return write_report(self, path, store=store, **how)
+
+    def view(self, *others: Any, **how: Any) -> Viewer:
+        """Show the selection in the browser, compared with others of the same pool if there are any.
+
+        See :func:`thresher.view`.
+        """
+        from thresher.api import view
+
+        return view(self, *others, **how)
 
     def export(
         self, format: Any, path: str | os.PathLike[str], *, pool: Any = None, metadata: str | None = None, **how: Any
@@ -722,14 +734,14 @@ class Selection:
             "steps": [step.header() for step in self.steps],
         }
 
-    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False, say: Say | None = None) -> Path:
+    def save(self, folder: Name, *, overwrite: bool = False, say: Say | None = None) -> AnyPath:
         """Write a selection folder atomically; does nothing if it holds this selection already.
 
         The folder contains ``selection.json``, ``mask.npy`` (N,) bool, ``dropped_by.npy`` (N,) int16,
         ``repeats.npy`` if rows are repeated, and evidence in ``steps/<number>-<method>/*.npy``.
 
         Args:
-            folder: The folder.
+            folder: The folder, on this machine or an address such as ``s3://bucket/subset``.
             overwrite: Replace a different selection.
             say: Called with one line if the folder holds this selection already.
 
@@ -737,16 +749,16 @@ class Selection:
             OutputError: The folder holds something else, and ``overwrite`` is false or it is not a selection; or it
                 cannot be written.
         """
-        target = Path(folder)
+        target = place(folder)
         header = json.dumps(self.header(), indent=1, allow_nan=False) + "\n"
-        if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        if not is_unfinished(target) and target.exists() and not (target.is_dir() and not any(target.iterdir())):
             known = target / "selection.json"
             if not known.is_file():
                 raise OutputError(f"{target}: is not a selection folder, so it is not overwritten")
             if not overwrite and known.read_text(encoding="utf-8", errors="replace") != header:
                 raise exists_already(target)
         refuse_foreign_files(target, FILES)
-        with result_folder(target, overwrite=overwrite, say=say) as scratch:
+        with result_folder(target, marker="selection.json", overwrite=overwrite, say=say) as scratch:
             self._write(scratch, header)
         return target
 
@@ -771,13 +783,17 @@ class Selection:
         (folder / "selection.json").write_text(header, encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> Selection:
-        """Load a selection folder, also one made by others; arrays are memory-mapped.
+    def load(cls, folder: Name) -> Selection:
+        """Load a selection folder, also one made by others; arrays are memory-mapped. A remote one is copied first.
 
         Raises:
             PoolError: The folder is not a selection folder, or it is damaged; the message names the file.
         """
-        path = Path(folder)
+        with local_copy(folder, "selection.json") as path:
+            return cls._loaded(path)
+
+    @classmethod
+    def _loaded(cls, path: Path) -> Selection:
         try:
             head = Fields(read_json(path / "selection.json"), str(path / "selection.json"))
         except (FileNotFoundError, NotADirectoryError):

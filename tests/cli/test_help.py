@@ -60,7 +60,7 @@ def test_nothing_in_the_help_is_cut_off(names: tuple[str, ...], capsys: pytest.C
 
 def test_commands_are_listed_under_headings_by_the_first_sentence_of_their_help() -> None:
     listed = {name: summary for section in SECTIONS for name, summary in section.commands.items()}
-    assert len(listed) == sum(len(section.commands) for section in SECTIONS) == 19
+    assert len(listed) == sum(len(section.commands) for section in SECTIONS)
     for name, summary in listed.items():
         assert summary_of(TREE[name,]) == summary
     with click.Context(thresher, info_name="thresher", terminal_width=200) as ctx:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from thresher.dynamic.loss import (
     clip_losses,
+    drrho_losses,
     moco_v2_losses,
     moco_v3_losses,
     reduce,
@@ -59,6 +60,23 @@ def brute_siglip(image, text, scale, bias):
     return grid([[sum(pair(i, j) for j in n), sum(pair(j, i) for j in n)] for i in n])
 
 
+def brute_drrho(image, text, reference_image, reference_text, temperature, epsilon=1e-4):
+    known = reference_image.detach(), reference_text.detach()
+
+    def beyond(i, j):  # what the model says of a pair beyond the reference
+        return cosine(image[i], text[j]) - cosine(known[0][i], known[1][j])
+
+    n, rows = range(len(image)), []
+    for i in n:
+        row = []
+        for pair in (lambda i, j: (i, j), lambda i, j: (j, i)):
+            terms = [((beyond(*pair(i, j)) - beyond(i, i)) / temperature).exp() for j in n if j != i]
+            mean = sum(terms) / len(terms) if terms else 0 * beyond(i, i)
+            row.append(temperature * torch.log(epsilon + mean))
+        rows.append(row)
+    return grid(rows)
+
+
 def brute_moco_v2(query, key, queue, temperature):
     key, queue = key.detach(), queue.detach()
     rows = []
@@ -98,6 +116,7 @@ def grid(rows):
 LOSSES: dict[str, tuple[Callable, Callable, int, tuple]] = {
     "clip": (clip_losses, brute_clip, 2, (torch.tensor(20.0),)),
     "siglip": (siglip_losses, brute_siglip, 2, (torch.tensor(10.0), torch.tensor(-10.0))),
+    "drrho": (drrho_losses, brute_drrho, 4, (0.2,)),
     "moco_v2": (moco_v2_losses, brute_moco_v2, 2, (0.2,)),
     "moco_v3": (moco_v3_losses, brute_moco_v3, 4, (0.2,)),
     "simclr": (simclr_losses, brute_simclr, 2, (0.1,)),
@@ -150,7 +169,9 @@ def test_gradients_are_those_of_finite_differences() -> None:
     for _, brute, _, _ in LOSSES.values():
         name = next(key for key, value in LOSSES.items() if value[1] is brute)
         given = [v.double() if isinstance(v, torch.Tensor) else v for v in arguments(name, 3)]
-        fixed = {"moco_v2": 1, "moco_v3": 2}.get(name, len(given))  # from there on keys: no gradient, as published
+        fixed = {"moco_v2": 1, "moco_v3": 2, "drrho": 2}.get(
+            name, len(given)
+        )  # from there on keys: no gradient, as published
         for i, v in enumerate(given[:fixed]):
             if isinstance(v, torch.Tensor):
                 v.requires_grad_()
@@ -269,7 +290,9 @@ def brute_clip_small(image, text, scale):
     return torch.stack([odds.log1p(), back.log1p()], 1)
 
 
-@pytest.mark.parametrize(("name", "matrices"), [("clip", 1), ("siglip", 1), ("moco_v3", 2), ("simclr", 3)])
+@pytest.mark.parametrize(
+    ("name", "matrices"), [("clip", 1), ("siglip", 1), ("drrho", 1), ("moco_v3", 2), ("simclr", 3)]
+)
 def test_at_most_one_matrix_a_product_is_kept_for_backward(name: str, matrices: int) -> None:
     rows, kept = 64, {}
 
@@ -283,6 +306,21 @@ def test_at_most_one_matrix_a_product_is_kept_for_backward(name: str, matrices: 
     assert sum(size >= rows * rows for _, size in kept.values()) == matrices
     assert max(size for _, size in kept.values()) == rows * rows
     losses.mean().backward()
+
+
+def test_drrho_is_infonce_of_what_the_model_says_beyond_the_reference() -> None:
+    """Without epsilon, on the differences of the cosines; and a reference that says nothing changes nothing."""
+    image, text, known_image, known_text = (F.normalize(x, dim=1) for x in arguments("drrho")[:4])
+    beyond = (image @ text.T - known_image @ known_text.T) / 0.05
+    for losses, logits in zip(
+        drrho_losses(image, text, known_image, known_text, 0.05, 1e-30).T, (beyond, beyond.T), strict=True
+    ):
+        others = logits.masked_fill(torch.eye(B, dtype=torch.bool), -torch.inf)
+        nce = others.logsumexp(1) - logits.diagonal() - torch.tensor(B - 1.0).log()
+        torch.testing.assert_close(losses, 0.05 * nce)
+    same = torch.ones(B, 3)
+    plain = drrho_losses(image, text, same, same, 0.05, 1e-30)
+    assert torch.allclose(plain, drrho_losses(image, text, same[:, :1], -same[:, :1], 0.05, 1e-30), atol=1e-6)
 
 
 def test_the_queue_may_move_on_before_backward() -> None:
@@ -325,6 +363,8 @@ ROWS, WIDER, MORE = torch.ones(3, 4), torch.ones(3, 5), torch.ones(4, 4)
         (lambda: reduce(torch.ones(3)), r"losses must be \(B, directions\); got \(3,\)"),
         (lambda: reduce(torch.ones(3, 2), torch.ones(3, 2)), r"weights must be \(3,\), one per row; got \(3, 2\)"),
         (lambda: clip_losses(ROWS, ROWS, 1.0, gather=True), "init_process_group"),
+        (lambda: drrho_losses(ROWS, ROWS, ROWS[:1], ROWS[:1]), "reference features of 1 rows"),
+        (lambda: drrho_losses(ROWS, ROWS, ROWS, ROWS, epsilon=0.0), "epsilon must be above 0"),
     ],
 )
 def test_what_cannot_be_carried_out_is_refused(call: Callable, message: str) -> None:

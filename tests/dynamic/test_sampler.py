@@ -17,12 +17,16 @@ import torch.distributed as dist
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
+from tests.dynamic.test_jest import Toy
+from tests.dynamic.test_jest import make as make_jest
 from thresher.dynamic.loop import describe
+from thresher.dynamic.loss import clip_losses
 from thresher.dynamic.policies.d_pruning import DPruning
 from thresher.dynamic.policies.dissect import Dissect
 from thresher.dynamic.policies.dynamic_random import DynamicRandom
 from thresher.dynamic.policies.full import Full
 from thresher.dynamic.policies.infobatch import InfoBatch
+from thresher.dynamic.policies.rho import Rho
 from thresher.dynamic.policies.scan import Scan
 from thresher.dynamic.policies.seta import Seta
 from thresher.dynamic.policies.sift import Sift
@@ -43,6 +47,7 @@ POLICIES: dict[str, Policy] = {
     "infobatch": InfoBatch(epochs=EPOCHS),
     "d-pruning": DPruning(keep=0.7, rule="epsilon-greedy", epsilon=0.3, period=2),
     "dynamic-random": DynamicRandom(keep=0.6),
+    "rho": Rho(keep=0.6, cycle=2),
     "dissect": Dissect(keep=0.7, cycle=2),
     "dissect-momentum": Dissect(keep=0.7, history="momentum", cycle=1),
     "seta": Seta(epochs=EPOCHS, r=0.1),
@@ -55,10 +60,18 @@ each = pytest.mark.parametrize("name", POLICIES)
 State = dict[str, object]
 
 
+def references(name: str, rows: int = N) -> np.ndarray | None:
+    """(rows,) losses of a reference, some of them unknown; None for a policy that has no use for them."""
+    if not POLICIES[name].needs_references:
+        return None
+    losses = np.random.Generator(np.random.Philox(8)).gamma(2.0, 1.0, rows).astype(np.float32)
+    losses[::17] = np.nan
+    return losses
+
+
 def make(name: str, seed: int = 0, batch_size: int = B, drop_last: bool = False, rows: int = N) -> PruningSampler:
-    return PruningSampler(
-        rows, policy=POLICIES[name], batch_size=batch_size, epochs=EPOCHS, seed=seed, drop_last=drop_last
-    )
+    how = {"batch_size": batch_size, "epochs": EPOCHS, "seed": seed, "drop_last": drop_last}
+    return PruningSampler(rows, policy=POLICIES[name], references_N=references(name, rows), **how)
 
 
 def table(rows: int = N) -> torch.Tensor:
@@ -123,6 +136,8 @@ def test_ledgers_are_those_of_the_loop_written_out(name: str) -> None:
     """Plan, record batch by batch, finish, as the page of the policies has it."""
     sampler, losses = make(name), table()
     policy, ledger = POLICIES[name], POLICIES[name].ledger(N)
+    if policy.needs_references:
+        ledger.refer(references(name))
     for epoch in range(EPOCHS):
         plan = policy.plan(ledger, epoch, sampler._rng("plan", epoch))
         order = sampler._rng("order", epoch).permutation(plan.rows())
@@ -438,7 +453,9 @@ def test_killed_in_mid_epoch_and_resumed_it_sees_the_same_batches(tmp_path: Path
 
 # Several processes: gloo, on this machine only.
 
-TOGETHER = ("scan", "scan-epoch", "infobatch", "d-pruning", "static", "sift")
+TOGETHER = (
+    "scan", "scan-epoch", "infobatch", "d-pruning", "static", "sift", "rho", "dissect", "dissect-momentum", "seta"
+)  # fmt: skip
 
 
 def on_rank(rank: int, folder: str) -> None:
@@ -461,6 +478,7 @@ def on_rank(rank: int, folder: str) -> None:
                 sampler.load_state_dict(states["scan"][1])
                 found[f"after {left}"] = train(sampler), None, sampler.state_dict()
         torch.save(found, f"{folder}/{rank}-of-{ranks}.pt")
+        torch.save(jest_alone(ranks), f"{folder}/jest-{rank}-of-{ranks}.pt")
         dist.barrier()
         if ranks == 2:
             sampler = make("full", seed=rank)
@@ -483,6 +501,7 @@ def test_several_processes_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     if sys.platform == "linux":
         monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     torch.multiprocessing.spawn(on_rank, (str(tmp_path),), nprocs=3)
+    same_on_ranks(tmp_path)
     for ranks in (2, 3):
         found = [torch.load(tmp_path / f"{rank}-of-{ranks}.pt", weights_only=True) for rank in range(ranks)]
         for name in found[0]:
@@ -502,6 +521,34 @@ def test_several_processes_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             rest = train(sampler)
             assert rest == alone[name][0][-len(rest) :]
             assert data(sampler.state_dict()) == data(alone[name][2])
+
+
+def jest_alone(ranks: int) -> tuple[list[tuple[list[int], float]], State]:
+    """The rows, the mean and the state of a JEST run without learning, on this rank."""
+    toy, sampler = Toy(), make_jest()
+    done = []
+    while sampler.plan is not None:
+        for rows in sampler:
+            with torch.no_grad():
+                at = sampler.choose(rows, *toy.encode(rows), 10.0)
+                chosen = torch.tensor(rows)[at]
+                losses = clip_losses(*toy.encode(chosen), 10.0, gather=ranks > 1)
+            done.append((chosen.tolist(), sampler.reduce(chosen, losses).item()))
+    return done, sampler.state_dict()
+
+
+def same_on_ranks(folder: Path) -> None:
+    """Joint choices are those of one process, divided among the ranks that hold the rows."""
+    expected, end = jest_alone(1)
+    for ranks in (2, 3):
+        found = [torch.load(folder / f"jest-{rank}-of-{ranks}.pt", weights_only=True) for rank in range(ranks)]
+        for (rows, mean), *parts in zip(expected, *(done for done, _ in found), strict=True):
+            assert [row for part, _ in parts for row in part] == rows
+            assert np.mean([each for _, each in parts]) == pytest.approx(mean, rel=1e-4)
+        for _, state in found:
+            assert [row["samples"] for row in json.loads(state["log"])] == [40, 40]
+            for name in ("ledger.seen", "ledger.times"):
+                assert data(state)[name] == data(end)[name]
 
 
 # What cannot be carried out
@@ -571,8 +618,8 @@ def test_the_state_of_another_run_is_refused(other: PruningSampler, message: str
 def test_a_run_by_samples_sees_these_and_no_more(name: str, drop_last: bool) -> None:
     """Whatever the policy, the run is as long as it was asked to be, and schedules know its end."""
     samples = 3 * N + 4 * B + 7
-    sampler = PruningSampler(N, policy=POLICIES[name], batch_size=B, samples=samples, seed=0, drop_last=drop_last)
-    whole = PruningSampler(N, policy=POLICIES[name], batch_size=B, epochs=EPOCHS, seed=0, drop_last=drop_last)
+    how = {"policy": POLICIES[name], "batch_size": B, "drop_last": drop_last, "references_N": references(name)}
+    sampler, whole = PruningSampler(N, samples=samples, **how), PruningSampler(N, epochs=EPOCHS, **how)
     losses, progress, seen, first = table(), [0.0], 0, list(whole)
     assert list(sampler) == first  # the same run as by epochs, but for its end
     while sampler.plan is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 from PIL import Image
 
@@ -52,17 +53,22 @@ def given(kind: str, images: list[Any], folder: Path) -> tuple[Any, dict[str, An
         return [{"image": image, "text": text, "id": f"id{i}"} for i, (image, text) in enumerate(zip(images, CAPTIONS, strict=True))], {}  # noqa: E501  # fmt: skip
     if kind == "paths":
         return paths, {"captions": CAPTIONS}
+    if kind == "series":  # in another order of labels
+        return pandas.Series(images, index=range(N)[::-1]), {"captions": pandas.Series(CAPTIONS, index=range(N)[::-1])}
     if kind == "bytes":
         return [path.read_bytes() for path in paths], {"captions": CAPTIONS}
-    if kind == "datasets":
+    if kind.startswith("datasets"):
         import datasets as hf
 
         columns = {"image": list(map(str, paths)), "text": CAPTIONS, "n": list(range(N)), "id": list(range(N))}
-        return hf.Dataset.from_dict(columns).cast_column("image", hf.Image()), {}
+        made = hf.Dataset.from_dict(columns).cast_column("image", hf.Image())
+        return made.with_format("torch") if kind == "datasets of tensors" else made, {}
     return images, {"captions": CAPTIONS}
 
 
-@pytest.mark.parametrize("kind", ["images", "pairs", "dictionaries", "paths", "bytes", "datasets"])
+@pytest.mark.parametrize(
+    "kind", ["images", "pairs", "dictionaries", "paths", "series", "bytes", "datasets", "datasets of tensors"]
+)
 def test_the_vectors_are_those_of_the_same_files(kind: str, images: list[Any], disk: Any) -> None:
     folder, expected = disk
     data, more = given(kind, images, folder)
@@ -76,7 +82,7 @@ def test_the_vectors_are_those_of_the_same_files(kind: str, images: list[Any], d
     assert store.layout.pictures is not None
     shown = Image.open(io.BytesIO(store.layout.pictures(5)))
     assert np.array_equal(np.asarray(shown.convert("RGB")), np.asarray(images[5]))
-    if kind == "datasets":
+    if kind.startswith("datasets"):
         assert store.column("n").tolist() == list(range(N))
 
 
@@ -108,6 +114,7 @@ def test_images_that_cannot_be_used_are_listed(images: list[Any], capsys: pytest
         ([], {}, "there are no samples"),
         (3, {}, "cannot embed int; give a path or URL"),
         ({"image": []}, {}, "cannot embed dict"),
+        (pandas.DataFrame({"image": [b"x"]}), {}, "cannot embed a DataFrame; give its rows as dictionaries"),
         ([3], {}, "the image of sample 0 is int"),
         ([(1, 2, 3)], {}, "the first sample has 3 parts"),
         ([b"x"], {"captions": ["a", "b"]}, "2 captions for 1 images"),

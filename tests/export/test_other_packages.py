@@ -20,7 +20,7 @@ def test_a_format_of_another_package(tmp_path: Path) -> None:
     pool = str(ROOT / "examples" / "twemoji")
     done = call(tmp_path, "thresher", "select", "random", pool, "-o", "subset", "--keep", "10", "--quiet")
     assert done.returncode == 0, done.stderr
-    done = call(tmp_path, "thresher", "export", "subset", *"--as jsonl --prefix emoji/ -o subset.jsonl".split())
+    done = call(tmp_path, "thresher", "export", "subset", *"--as key-lines --prefix emoji/ -o subset.jsonl".split())
     assert done.returncode == 0, done.stderr
     assert "small-package offers 'gone', which cannot be used: ModuleNotFoundError" in done.stderr
     lines = [json.loads(line) for line in (tmp_path / "subset.jsonl").read_text().splitlines()]

@@ -158,7 +158,7 @@ def test_the_choice_of_bounds_changes_no_label(seed: int, slack: float) -> None:
     state = State.start(rows[:64], len(rows))
     labels: list[np.ndarray] = []
     fit(each, rows.__getitem__, state, 40, slack=slack, after=lambda state: labels.append(state.labels_N.copy()))
-    assert {("probed", False), ("taken", False)} <= set(used)
+    assert {("sampled", False), ("taken", False)} <= set(used)
     assert any(bounds == "used" and fast for bounds, fast in used)
     centroids = rows[:64].astype(np.float64)
     for label in labels:

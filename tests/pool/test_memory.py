@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 
 import thresher as th
 from tests.golden.update import chains, golden_store
@@ -172,7 +173,7 @@ def test_single_columns_are_vectors_too(data: dict[str, Any]) -> None:
         assert from_arrays(given).fingerprint() == expected
 
 
-def test_vectors_one_by_one_are_vectors_too(data: dict[str, Any]) -> None:
+def test_vectors_one_by_one_are_vectors_too(data: dict[str, Any], tmp_path: Path) -> None:
     """Objects of any library in a column, tensors as extension types, and views of lists."""
     image, expected = data["image"], from_arrays(data["image"]).fingerprint()
     objects = np.empty(N, object)
@@ -192,6 +193,9 @@ def test_vectors_one_by_one_are_vectors_too(data: dict[str, Any]) -> None:
         pa.table({"v": pa.array(lists, pa.list_view(pa.float32()))}),
     ):
         assert from_arrays(given).fingerprint() == expected
+    table = pa.table({"image_embedding": pa.FixedShapeTensorArray.from_numpy_ndarray(image)})
+    parquet.write_table(table, tmp_path / "tensors.parquet")
+    np.testing.assert_array_equal(th.open(tmp_path / "tensors.parquet").raw_at("image", np.arange(N)), image)
     gaps = from_arrays([*image[:3], None, *image[4:]])
     assert np.isnan(gaps.layout.raw_at("image", np.array([3]))).all()
 
@@ -239,6 +243,14 @@ def test_a_pool_says_what_to_type_in_python(data: dict[str, Any], select: Any) -
         select(from_arrays(**again), th.Random(keep=3))
     assert len(select(from_arrays(**again, skip_bad=True), th.Random(keep=3))) == 3
     assert len(select(from_arrays(**{**again, "keys": None}), th.Random(keep=3))) == 3
+
+
+def test_keys_that_are_numbers_are_given_as_numbers(data: dict[str, Any], select: Any) -> None:
+    kept = select(from_arrays(data["image"], keys=range(1000, 1000 + N)), th.Random(keep="30%"))
+    assert kept.explain(1005) == kept.explain(np.int64(1005)) == kept.explain("1005") == kept.explain("row:5")
+    for given in (None, 3.5, True, b"1005"):
+        with pytest.raises(th.UsageError, match="a key is text or a whole number, not"):
+            kept.explain(given)
 
 
 def test_rows_without_a_vector_are_refused_or_skipped(data: dict[str, Any], select: Any) -> None:
@@ -349,6 +361,13 @@ def test_pictures_are_shown_in_reports(data: dict[str, Any], select: Any, tmp_pa
         store = from_arrays(dataset, **given)
         assert look_up(store, [3])[3].picture.startswith("data:image/webp;base64,")
         assert store.columns == ()
+    labelled = pandas.Series(pictures[::-1], index=range(N)[::-1])  # by position, not by label
+    assert (
+        look_up(from_arrays(**data, images=labelled), [3])[3]
+        == look_up(from_arrays(**data, images=pictures[::-1]), [3])[3]
+    )
+    with pytest.raises(th.UsageError, match="the image of row 3: ZeroDivisionError: "):
+        from_arrays(**data, images=lambda row: row // 0).show(3)
     missing = look_up(from_arrays(data["image"], images=[None, tmp_path / "no", b""] * 100), range(3))
     assert [one.picture for one in missing.values()] == ["", "", ""]
     kept = select(from_arrays(**data, images=pictures), th.Density(keep="30%", clusters=3))
@@ -388,7 +407,10 @@ def test_pictures_are_shown_in_reports(data: dict[str, Any], select: Any, tmp_pa
         ({"image": datasets.Dataset.from_dict({"v": [1]}).to_iterable_dataset()}, "without streaming=True"),
         ({"image": torch.eye(3).to_sparse()}, "cannot read a tensor of torch.float32, sparse_coo, on cpu"),
         ({"image": torch.eye(3).to("meta")}, "cannot read a tensor of .* on meta"),
-        ({"image": torch.eye(3).to(torch.float8_e4m3fn)}, "tensor of torch.float8_e4m3fn, .* as tensor.float"),
+        ({"image": torch.eye(3).bfloat16().to_sparse()}, "cannot read a tensor of torch.bfloat16, sparse_coo"),
+        ({"image": torch.eye(3).bfloat16().to("meta")}, "cannot read a tensor of torch.bfloat16, .* on meta"),
+        ({"table": {"v": [[1.0]] * 2, "m": [1, 10**30]}}, "the column 'm' has values of several types"),
+        ({"image": torch.eye(3).to(torch.float8_e4m3fn)}, "torch.float8_e4m3fn, .* give a dense one of float16"),
         ({"table": {"a": [[1.0], [2.0]], "b": [[1.0], [2.0]]}}, "'a', 'b' have vectors; say which column has"),
         ({"table": {"n": [1, 2]}, "image": "m"}, "image = 'm': no such column"),
         ({"table": {"n": [1, 2]}, "image": "n"}, "image = 'n': contains int64"),

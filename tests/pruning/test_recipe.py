@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 
 from thresher import BudgetError, Cache, PoolError, Recipe, Selection, Serial, UsageError, build, open_store, run_steps
 from thresher.pool.store import EmbeddingStore
-from thresher.pruning.recipe import shipped_recipes
+from thresher.pruning.recipe import as_toml, shipped_recipes
+from thresher.runtime.parameters import recorded
 
 RANDOM = '[[step]]\nmethod = "random"\nkeep = "50%"\n'
 
@@ -222,3 +224,17 @@ def test_a_view_is_not_taken_for_its_pool(tmp_path: Path) -> None:
     view = open_store(str(tmp_path / "image.npy")).where(np.arange(40) < 7)
     with pytest.raises(UsageError, match="not a view"):
         run_steps(view, [build("random", {"keep": "50%"})], cache=Cache.at(tmp_path / "cache"))
+
+
+def test_the_text_of_steps_is_read_as_the_same_steps() -> None:
+    steps = [
+        build("semdedup", {"eps": 0.1, "clusters": 40, "embedding": "joint"}),
+        build("filter", {"where": "caption != 'a \"b\" \\ \x7f \U0001f600' AND x > 1e-7"}),
+        build("density", {"keep": "33.3%", "released": False, "temperature": 1e-5}),
+    ]
+    text = as_toml([(step.name, recorded(step)) for step in steps], seed=7)
+    again = Recipe.parse(text)
+    assert again.seed == 7
+    assert [recorded(step) for step in again.steps] == [recorded(step) for step in steps]
+    listed = tomllib.loads(as_toml([("m", {"a": [1, "x"], "b": {"c d": 2.5}, "inf": float("inf"), "none": None})]))
+    assert listed == {"seed": 0, "step": [{"method": "m", "a": [1, "x"], "b": {"c d": 2.5}, "inf": float("inf")}]}

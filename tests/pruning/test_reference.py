@@ -517,7 +517,7 @@ def test_the_report_where_nothing_repeats_the_reference(tmp_path, select) -> Non
     assert len(made) == 40
     page, seen = read(write_report(made, tmp_path / "r.html", store=store))
     assert "No row repeats a row of the reference." in seen.text
-    assert page.count("<svg") == 2  # the funnel; the cosines, which are the step's scores, once
+    assert page.count("<svg") == 3  # the funnel; the cosines, which are the step's scores, once; the map
     assert "cannot be opened" not in seen.text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.conftest import write_pool
 from thresher import (
     BadRowsError,
     Cache,
+    EmbeddingStore,
     Options,
     OutputError,
     Processes,
@@ -31,6 +33,7 @@ from thresher import (
 from thresher.cli.main import main
 from thresher.pruning.score_table import score, write_scores
 from thresher.pruning.scores import scorer, scoring_methods
+from thresher.runtime.jobs import ArrayJob
 
 POOL = str(Path(__file__).parents[2] / "examples" / "twemoji")
 N = 300
@@ -434,3 +437,63 @@ def test_infinite_scores_in_text(numbered, place, tmp_path) -> None:
     path = as_text(tmp_path / "scores.csv", NAMES, ["inf", "-Infinity", *["1e-3"] * 298])
     mask = run_steps(numbered, [build("clip-score", {"threshold": 0.0, "column": path})], **place).mask()
     assert np.flatnonzero(~mask).tolist() == [1]
+
+
+# --- jobs -----------------------------------------------------------------------------------------
+
+
+def small_blocks(store: EmbeddingStore) -> EmbeddingStore:
+    return dataclasses.replace(store, block=64)
+
+
+@pytest.mark.parametrize("of", [1, 3, 40])
+def test_jobs_give_the_bytes_of_one_call(store, place, tmp_path, of) -> None:
+    store = small_blocks(store)
+    whole = write_scores(store, scorer("clip-score"), tmp_path / "whole.parquet", **place)
+    target, rows = tmp_path / "s.parquet", 0
+    for number in range(of, 0, -1):
+        done = write_scores(store, scorer("clip-score"), target, shard=ArrayJob(number, of), **place)
+        rows += len(done.values_n)
+        assert not target.exists()
+        if number > 1:
+            with pytest.raises(OutputError, match=rf"have not finished: run the command with --shard 1/{of}"):
+                write_scores(store, scorer("clip-score"), target, **place)
+    assert rows == N
+    assert done.info["notes"][-1].endswith("and so have all others: run the same command without --shard")
+    merged = write_scores(store, scorer("clip-score"), target, **place)
+    assert merged.info == whole.info
+    assert target.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".s")] == []
+    with pytest.raises(OutputError, match="exists already"):
+        write_scores(store, scorer("clip-score"), target, shard=ArrayJob(1, of), **place)
+
+
+def test_jobs_score_the_rows_of_a_selection(store, place, tmp_path) -> None:
+    store = small_blocks(store)
+    kept = run_steps(store, [build("random", {"keep": "60%"})], **place)
+    whole = write_scores(store, scorer("clip-score"), tmp_path / "whole.parquet", within=kept, **place)
+    for number in (1, 2):
+        shard = ArrayJob(number, 2)
+        write_scores(store, scorer("clip-score"), tmp_path / "s.parquet", within=kept, shard=shard, **place)
+    with pytest.raises(UsageError, match=r"were started with other options \(within is"):
+        write_scores(store, scorer("clip-score"), tmp_path / "s.parquet", **place)
+    merged = write_scores(store, scorer("clip-score"), tmp_path / "s.parquet", within=kept, **place)
+    assert merged.info == whole.info
+    assert (tmp_path / "s.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+
+
+def test_methods_that_compare_rows_and_lost_scores_are_refused(store, place, tmp_path) -> None:
+    store, target = small_blocks(store), tmp_path / "s.parquet"
+    for name, parameters in (("negclip", {}), ("clip-score", {"column": "negclip"}), ("normsim", {})):
+        with pytest.raises(UsageError, match=r"compares rows with each other, so jobs cannot share them"):
+            write_scores(store, scorer(name, parameters), target, shard=ArrayJob(1, 2), **place)
+    assert not list(tmp_path.glob(".s*"))
+    for number in (1, 2):
+        write_scores(store, scorer("clip-score"), target, shard=ArrayJob(number, 2), **place)
+    with pytest.raises(UsageError, match=r"started as one of 2"):
+        write_scores(store, scorer("clip-score"), target, shard=ArrayJob(3, 3), **place)
+    (tmp_path / ".s.parquet.jobs" / "00002.npy").write_bytes(b"\x93NUMPY damaged")
+    with pytest.raises(OutputError, match=r"00002.npy is missing or damaged: run the command with --shard 2/2, then"):
+        write_scores(store, scorer("clip-score"), target, **place)
+    write_scores(store, scorer("clip-score"), target, shard=ArrayJob(2, 2), **place)
+    assert len(write_scores(store, scorer("clip-score"), target, **place).values_n) == N

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import hashlib
 import io
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,8 @@ from thresher.runtime.format import percent
 
 ROWS = 300
 ATTACK = '<script>alert(1)</script><img src="http://evil.example/x.png">'
-VOID = {"meta", "img", "br", "path", "use", "rect", "image", "circle", "line"}
+VOID = {"meta", "img", "br", "path", "use", "rect", "image", "circle", "line", "input"}
+SCRIPT = files("thresher.report").joinpath("page.js").read_text(encoding="utf-8").strip()
 
 
 def picture(seed: int, kind: str = "PNG", side: int = 120, **more: Any) -> bytes:
@@ -149,7 +152,16 @@ def read(path: Path) -> tuple[str, Checker]:
     assert all(load.startswith(("data:image/", "#")) for load in found.loads)
     assert {load[1:] for load in found.loads if load.startswith("#")} <= set(found.ids)
     assert set(re.findall(r"url\(#([^)]+)\)", page)) <= set(found.ids)
-    assert not found.tags & {"script", "link", "iframe", "object", "embed", "form", "base"}
+    # The only script is ours, and the policy of the page permits no other.
+    scripts = re.findall(r"<script[^>]*>(.*?)</script>", page, re.DOTALL)
+    assert scripts in ([], [SCRIPT])
+    assert page.count("<script") == len(scripts)
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]+)"', page)
+    assert policy is not None
+    allowed = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    own = f"; script-src 'sha256-{allowed}'" if scripts else ""
+    assert policy[1] == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'{own}"
+    assert not found.tags & {"link", "iframe", "object", "embed", "form", "base"}
     assert "@import" not in page
     assert "url(http" not in page
     assert "<!--" not in page
@@ -166,7 +178,10 @@ def test_page_shows_the_funnel(chain: Selection, store: EmbeddingStore, tmp_path
             assert f"<td>{count:,}</td>" in page
         assert f"<td>{percent(step.rows_out, ROWS)}</td>" in page
     assert f"<b>{len(chain)}</b> <span>of {ROWS} rows kept, {percent(len(chain), ROWS)}" in page
-    assert page.count("<svg") == 8  # funnel; scores of three steps; two of each of two clusterings
+    assert (
+        page.count("<svg") == 8 + 2 + 1
+    )  # funnel; scores of three steps; two of each of two clusterings; sliders; map
+    assert found.text.count("Move the cut") == 2
     assert "Selection from emoji & co" in found.text
     assert "fails: (width &gt;= 20)" in page
     assert chain.store in page
@@ -179,7 +194,7 @@ def test_page_shows_the_funnel(chain: Selection, store: EmbeddingStore, tmp_path
 def test_captions_are_only_ever_text(chain: Selection, store: EmbeddingStore, tmp_path: Path) -> None:
     page, found = read(write_report(chain, tmp_path / "r.html", store=store, title=ATTACK))
     assert ATTACK in found.text
-    assert "<script" not in page
+    assert "<script>alert" not in page
     assert "http://" not in page.replace("http://evil.example", "")
     assert 'title="row ' in page
     assert re.search(r'title="row \d+ · key-\d{4}"', page)

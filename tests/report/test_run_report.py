@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import re
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from tests.report.test_report import ATTACK, ROWS, picture, read, write_pool
 from tests.runs import make_run
-from thresher import EmbeddingStore, PoolError, UsageError, open_store
+from thresher import Cache, EmbeddingStore, PoolError, UsageError, build, open_store, run_steps
 from thresher.cli.main import main
 from thresher.dynamic.histogram import LOSS_EDGES
 from thresher.dynamic.run_folder import LEDGER, LOG, Training
@@ -75,6 +76,21 @@ def test_every_policy_has_a_page(policy: str, store: EmbeddingStore, tmp_path: P
     assert ('id="chart-candidates"' in page) == (policy == "d-pruning")
     assert "target" not in found.text
     assert ("Most often left out" in found.text) == (policy == "d-pruning")
+
+
+def test_the_selection_of_a_static_run_is_named(store: EmbeddingStore, tmp_path: Path) -> None:
+    chosen = run_steps(store, [build("random", {"keep": "40%"})], cache=Cache.at(tmp_path / "cache"))
+    folder = str(chosen.save(tmp_path / "a <b>subset"))
+    for location, expected in (
+        (folder, f"{folder}: 120 of 300 rows; random keep = 40%"),
+        (str(tmp_path / "keys.txt"), str(tmp_path / "keys.txt")),
+    ):
+        run = make_run(tmp_path / Path(location).stem / "run", store, policy="static", epochs=2, selection=location)
+        page, found = read(write_run_report(run, tmp_path / "r.html"))
+        assert f"<dt>Selection</dt><dd>{html.escape(expected)}</dd>" in page
+    (Path(folder) / "selection.json").write_text("{")  # a damaged selection is still named
+    run = make_run(tmp_path / "again", store, policy="static", epochs=2, selection=folder)
+    assert f"<dt>Selection</dt><dd>{html.escape(folder)}</dd>" in read(write_run_report(run, tmp_path / "r.html"))[0]
 
 
 def test_runs_that_are_not_done(store: EmbeddingStore, tmp_path: Path) -> None:

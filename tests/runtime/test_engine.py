@@ -62,7 +62,7 @@ def test_the_folder_of_processes_is_their_user_s_alone_and_goes_with_them(tempor
     assert list(engine.map(square, range(3))) == [0, 1, 4]
     (folder,) = folders(temporary)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert [path.name for path in folder.iterdir()] == ["lock"]  # a function's file goes with its map
+    assert sorted(path.name for path in folder.iterdir()) == ["begun", "lock"]  # a function's file goes with its map
     engine.close()
     assert folders(temporary) == []
     assert list(engine.map(square, range(3))) == [0, 1, 4]
@@ -114,3 +114,19 @@ def test_a_copy_of_processes_has_none_yet(temporary: Path) -> None:
     again.close()
     assert list(engine.map(square, [4])) == [16]
     engine.close()
+
+
+def test_a_script_that_its_workers_would_run_again_says_what_to_write(tmp_path: Path) -> None:
+    """A worker imports the script, which would start workers: it ends without a word, and the script with one line."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import thresher as th\n"
+        "try:\n"
+        "    print(*th.Processes(2).map(abs, [-1, -2]))\n"
+        "except Exception as error:\n"
+        "    print(f'{type(error).__name__}: {error}')\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr == ""
+    assert done.stdout.startswith("UsageError: the worker processes do not start: in a script, what starts them goes")
+    assert done.stdout.count("\n") == 1

@@ -24,11 +24,14 @@ import pytest
 import torch
 
 from tests.resharding.common import hashes
-from tests.train.conftest import ROWS, Data, emoji
+from tests.train.conftest import POOL, ROWS, Data, emoji
 from thresher import build, open_store, run_steps
 from thresher.cli.main import main
+from thresher.dynamic.cabs import Concepts, choose
 from thresher.dynamic.loss import clip_losses
+from thresher.dynamic.policies.full import Full
 from thresher.dynamic.run_folder import CHECKPOINT, LEDGER, LOG, MARK, Training
+from thresher.dynamic.sampler import PruningSampler
 from thresher.errors import OutputError, PoolError, UsageError
 from thresher.runtime.locks import holding
 from thresher.runtime.progress import Silent
@@ -617,3 +620,140 @@ def test_a_run_whose_selection_is_of_other_data_leaves_no_folder(
         (own / name).write_text("mine")
     assert main([*command, str(own)]) == 2
     assert sorted(path.name for path in own.iterdir()) == ["notes.txt", "rows.parquet"]
+
+
+@pytest.mark.parametrize("loss", ["clip", "siglip"])
+def test_jest_trains_on_rows_chosen_from_super_batches(data: Data, tmp_path: Path, loss: Any) -> None:
+    """With the embeddings of the emoji pool as the reference; cut off and resumed, it is the same run."""
+    options = {"reference": str(POOL), "keep": 0.25, "chunks": 4}
+    how = replace(settings(policy="jest", options=options, batch_size=8, checkpoint_minutes=0.0), loss=loss)
+    log = train_clip(data.parquet, tmp_path / "whole", how)
+    assert [(entry["samples"], entry["scored"]) for entry in log] == [(ROWS // B * 8, ROWS // B * B)] * 4
+    assert log[-1]["pruned_so_far"] == pytest.approx(1 - 32 / ROWS)
+    with pytest.raises(Cut):
+        train_clip(data.parquet, tmp_path / "cut", how, progress=Cutting(6))
+    train_clip(data.parquet, tmp_path / "cut", how, resume=True)
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+def test_jest_takes_losses_too_and_needs_one_of_them(
+    data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = data.table["key"]
+    pq.write_table(pa.table({"key": keys, "loss": np.arange(ROWS, dtype=np.float32)}), tmp_path / "ref.parquet")
+    command = ["train", "clip", str(data.parquet), "--epochs", "1", "--policy", "jest", "--batch-size", "8"]
+    assert main([*command, "-o", str(tmp_path / "a"), "--reference", str(tmp_path / "ref.parquet")]) == 0
+    assert main([*command, "-o", str(tmp_path / "b")]) == 2
+    assert "policy jest needs a reference" in capsys.readouterr().err
+    assert main([*command, "-o", str(tmp_path / "b"), "--reference", str(tmp_path / "none")]) == 2
+    assert main(["train", "moco", *command[2:], "-o", str(tmp_path / "b"), "--reference", "x"]) == 2
+    assert "which the trainer of MoCo does not" in capsys.readouterr().err
+    pq.write_table(data.table.slice(0, 50), tmp_path / "some.parquet")
+    assert main([*command, "-o", str(tmp_path / "b"), "--reference", str(tmp_path / "some.parquet")]) == 2
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("chunk", [None, 10])
+def test_drrho_trains_against_the_embeddings_of_a_pool(data: Data, tmp_path: Path, chunk: int | None) -> None:
+    """The reference has the rows in another order and is parquet, so that its rows are copied once."""
+    order = np.random.default_rng(0).permutation(ROWS)
+    table = open_table(str(POOL))
+    keys = data.table["key"].take(order)
+    at = [table["key"].to_pylist().index(key) for key in keys.to_pylist()]
+    names = ("key", "image_embedding", "text_embedding")
+    pq.write_table(table.take(at).select(names), tmp_path / "ref.parquet")
+    how = replace(settings(checkpoint_minutes=0.0), loss="drrho", reference=str(tmp_path / "ref.parquet"), chunk=chunk)
+    log = train_clip(data.parquet, tmp_path / "whole", how)
+    assert log[-1]["loss"] < log[0]["loss"]
+    copy = np.load(tmp_path / "whole" / "reference-image.npy")
+    ours = np.stack(table["image_embedding"].to_pylist()[:ROWS]).astype(np.float32)
+    np.testing.assert_allclose(copy, ours / np.linalg.norm(ours, axis=1, keepdims=True), rtol=1e-3, atol=1e-5)
+    with pytest.raises(Cut):
+        train_clip(data.parquet, tmp_path / "cut", how, progress=Cutting(6))
+    train_clip(data.parquet, tmp_path / "cut", how, resume=True)
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+def open_table(folder: str) -> pa.Table:
+    return pa.concat_tables(pq.read_table(path) for path in sorted(Path(folder).glob("*.parquet")))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--loss", "drrho"), "--loss drrho needs --reference POOL"),
+        (("--loss", "drrho", "--reference", "POOL", "--policy", "rho"), "need two references"),
+        (("--reference", "POOL"), "policy full has no reference"),
+        (("--temperature", "0.1"), "only with loss drrho"),
+        (("--loss", "drrho", "--reference", "POOL", "--temperature", "0"), "give a number above 0"),
+        (("--loss", "drrho", "--reference", "no-such-pool"), "no-such-pool"),
+    ],
+)
+def test_references_that_do_not_fit_are_refused(
+    data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str
+) -> None:
+    given = [str(POOL) if word == "POOL" else word for word in words]
+    assert main(["train", "clip", str(data.parquet), "-o", str(tmp_path / "run"), "--epochs", "1", *given]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_drrho_and_jest_share_a_reference(data: Data, tmp_path: Path) -> None:
+    command = ["train", "clip", str(data.parquet), "-o", str(tmp_path / "run"), "--epochs", "1", "--batch-size", "16"]
+    command += ["--loss", "drrho", "--reference", str(POOL), "--policy", "jest", "--keep", "50%", "--quiet"]
+    assert main(command) == 0
+    assert Training.load(tmp_path / "run").log()[0]["samples"] == ROWS // B * 16
+
+
+@pytest.mark.parametrize("source", ["clusters", "clusters of others", "column", "tags", "entries"])
+def test_batches_are_composed_by_concepts(data: Data, tmp_path: Path, source: str) -> None:
+    """Clusters of the same pool, or of one with more rows, in another order; a value or a list; words of captions."""
+    table = data.table.append_column("tags", pa.array([text.split() for text in data.table["text"].to_pylist()]))
+    path = tmp_path / "pairs.parquet"
+    pq.write_table(table, path)
+    (tmp_path / "entries.txt").write_text("red\nheart\nface\nhand\nblue\n")
+    where = {"column": "column:group", "tags": "column:tags", "entries": f"entries:{tmp_path / 'entries.txt'}"}
+    if source.startswith("clusters"):
+        pool = open_table(str(POOL)) if source == "clusters of others" else open_table(str(POOL)).slice(0, ROWS)
+        pq.write_table(pool.take(np.random.default_rng(0).permutation(len(pool))), tmp_path / "pool.parquet")
+        assert main(["cluster", str(tmp_path / "pool.parquet"), "-o", str(tmp_path / "c"), "--clusters", "5"]) == 0
+        labels = dict(
+            zip(
+                pq.read_table(tmp_path / "pool.parquet")["key"].to_pylist(),
+                np.load(tmp_path / "c" / "labels.npy").tolist(),
+                strict=True,
+            )
+        )
+    how = settings(compose="diversity", concepts=where.get(source, str(tmp_path / "c")), super_batch=2, batch_size=16)
+    log = train_clip(path, tmp_path / "run", how)
+    assert [entry["samples"] for entry in log] == [ROWS // B * 16] * 4
+    if source.startswith("clusters"):
+        plain = PruningSampler(ROWS, policy=Full(), batch_size=B, epochs=4, seed=0)
+        chosen = Concepts.of_labels([labels[key] for key in table["key"].to_pylist()])
+        wide = [choose(chosen.of(np.array(rows)), 16) for rows in plain]
+        seen = {rows[at] for rows, picked in zip(plain, wide, strict=True) for at in picked}
+        first = train_clip(path, tmp_path / "one", replace(how, schedule=replace(how.schedule, epochs=1)))
+        assert set(np.flatnonzero(Training.load(tmp_path / "one").ledger().seen_N >= 0)) == seen
+        assert len(first) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--compose", "diversity"), "compose and concepts need each other"),
+        (("--concepts", "column:key"), "compose and concepts need each other"),
+        (("--super-batch", "4"), "super_batch needs both"),
+        (("--compose", "diversity", "--concepts", "column:none"), "none"),
+        (("--compose", "frequency", "--concepts", "nowhere"), "nowhere"),
+        (
+            ("--compose", "diversity", "--concepts", "column:key", "--policy", "jest", "--reference", "x"),
+            "jest chooses",
+        ),
+    ],
+)
+def test_concepts_that_do_not_fit_are_refused(
+    data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str
+) -> None:
+    assert main(["train", "clip", str(data.parquet), "-o", str(tmp_path / "run"), "--epochs", "1", *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -29,13 +29,16 @@ from PIL import Image
 from tests.loaded import quiet, tiny_model
 from tests.resharding.common import hashes
 from thresher import build, open_store, run_steps
+from thresher.cli.main import main as thresher
+from thresher.dynamic import loss
 from thresher.dynamic.loss import clip_losses
 from thresher.dynamic.policies.scan import Scan
 from thresher.dynamic.policies.static import Static
+from thresher.dynamic.run_folder import Training
 from thresher.dynamic.sampler import PruningSampler
 from thresher.dynamic.stream import StaticKeys, ids_of
 from thresher.errors import PoolError, UsageError
-from thresher.export.keys import key_batches
+from thresher.export.keys import key_batches, read_keys
 from thresher.train import open_clip
 from thresher.train.open_clip import PruneOptions, insert_stage, main, parse, pruning, samples_of_tars
 
@@ -286,6 +289,7 @@ def test_the_loss_is_open_clips_own_or_the_weighed_mean(accum: int, weights: lis
     recorded = []
 
     class OfRun:
+        reference = None
         args = type("Arguments", (), {"accum_freq": accum, "world_size": 1, "siglip": False})
 
         def take(self) -> np.ndarray:
@@ -356,6 +360,81 @@ def test_reference_losses_are_found_by_key(run: Run, kind: str, pairs: Path, tmp
     run(kind, *rho, name="cut", stop=ran.log[0]["steps"] + 2)
     rest = run(kind, *rho, "--resume", "latest", name="cut")
     assert rest.log == ran.log
+
+
+@pytest.mark.parametrize("kind", ["csv", "webdataset"])
+def test_drrho_contrasts_with_the_rows_of_a_pool(
+    run: Run, kind: str, pairs: Path, pool: Callable[..., Any], rows: Callable[..., Any],
+    capsys: pytest.CaptureFixture[str], tmp_path: Path,
+) -> None:  # fmt: skip
+    """Each sample gets its own reference, by key, whatever the order; one that is missing stops the run."""
+    order = np.random.default_rng(0).permutation(N)
+    keys = [str(pairs / f"{i:05d}.png") if kind == "csv" else f"{i:05d}" for i in order]
+    known = pool(rows(N, seed=1)[order], rows(N, seed=2)[order], {"uid": keys}, name="known")
+    drrho = ("--prune-loss", "drrho", "--prune-reference", known.layout.location, "--epochs", "2", *STEADY)
+    seen: list[tuple[np.ndarray, np.ndarray]] = []
+    own = loss.drrho_losses
+
+    def watched(image: Any, text: Any, known_image: Any, known_text: Any, **how: Any) -> Any:
+        seen.append((known_image.numpy(), known_text.numpy()))
+        return own(image, text, known_image, known_text, **how)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loss, "drrho_losses", watched)
+        ran = run(kind, *drrho, name="drrho")
+    assert ran.log[1]["loss"] < ran.log[0]["loss"]
+    images, texts = np.concatenate([each[0] for each in seen]), np.concatenate([each[1] for each in seen])
+    at = (images @ unit(rows(N, seed=1)).T).argmax(1)
+    assert set(at) == set(range(N)) if kind == "csv" else len(set(at)) > N / 2
+    np.testing.assert_allclose(texts, unit(rows(N, seed=2))[at], rtol=1e-4, atol=1e-6)
+    some = pool(rows(N // 2, seed=1), rows(N // 2, seed=2), {"uid": sorted(keys)[: N // 2]}, name="some")
+    with quiet():
+        words = ["--prune-loss", "drrho", "--prune-reference", some.layout.location]
+        assert main([*common(pairs, kind), "--logs", str(tmp_path), "--name", "less", *words]) == 2
+    assert "are not in it" in capsys.readouterr().err
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--prune-loss", "drrho"), "--prune-loss drrho needs --prune-reference"),
+        (("--prune-loss", "drrho", "--prune-reference", "p", "--prune", "rho"), "need two references"),
+        (("--prune-loss", "other"), "invalid choice"),
+        (("--prune", "jest", "--prune-reference", "p"), "chooses every batch by scoring a super-batch"),
+    ],
+)
+def test_references_that_do_not_fit_are_refused(words: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse(["--train-data", "x", *words])
+
+
+@pytest.mark.parametrize("kind", ["csv", "webdataset"])
+def test_a_run_is_read_like_one_of_the_trainers(
+    run: Run, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran = run(kind, "--prune", "scan", "--prune-full-epochs", "0", "--prune-cycle", "1", "--epochs", "3")
+    training = Training.load(ran.folder)
+    log = training.log()
+    assert [(entry["epoch"], entry["samples"]) for entry in log] == [(e["epoch"], e["samples"]) for e in ran.log]
+    assert training.unfinished(log) == ""
+    np.testing.assert_array_equal(training.ledger().times_N, ran.ledger["times"])
+    page = str(tmp_path / "run.html")
+    capsys.readouterr()
+    if kind == "csv":
+        assert thresher(["coreset", str(ran.folder), "-o", str(tmp_path / "core"), "--keep", "50%"]) == 0
+        assert len(read_keys(tmp_path / "core")) == N // 2
+        assert thresher(["report", str(ran.folder), "-o", page]) == 0
+    else:
+        assert thresher(["coreset", str(ran.folder), "-o", str(tmp_path / "core"), "--keep", "50%"]) == 2
+        assert "was trained on a stream, whose rows are hashes" in capsys.readouterr().err
+        assert thresher(["report", str(ran.folder), "-o", page, "--without-pool"]) == 0
+    assert thresher(["compare", str(ran.folder), str(ran.folder)]) == 2  # given twice
+    other = run(kind, "--prune", "full", name="other")
+    assert thresher(["compare", str(ran.folder), str(other.folder)]) == 0
 
 
 @pytest.mark.parametrize("kind", ["csv", "webdataset"])

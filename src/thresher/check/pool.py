@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import threadpoolctl
 
+from thresher.check.calibration import product_speed
+from thresher.check.cost import PROGRAM, Cluster, Constants, estimate, rows_of
 from thresher.errors import ThresherError
 from thresher.io.listing import Files
 from thresher.io.paths import visible
 from thresher.io.readers import recognising
-from thresher.ops.kmeans import nearest_centroid
 from thresher.ops.vectors import norms_of
 from thresher.pool.layouts import POOL_READERS
 from thresher.pool.store import Block, EmbeddingStore
@@ -24,10 +25,9 @@ from thresher.pruning.clusters import automatic
 from thresher.pruning.run import Run
 from thresher.runtime.format import counted
 from thresher.runtime.kernels import has_avx512
-from thresher.runtime.process import one_blas_thread
 
 _QUICK = 100_000
-_PROGRAM = 195_000_000  # bytes of Python and its libraries
+_SECONDS = 0.2  # of timing a matrix product
 _PAGE = 4_096
 _MAY_BE_RAW = ("parquet", "arrow")  # layouts of tables that raw data have too
 
@@ -169,44 +169,36 @@ def _slow_kernel() -> str:
 
 
 def _cost(store: EmbeddingStore, workers: int) -> dict[str, Any]:
-    """Estimate the cost of runs from a matrix product timed now; the time for reading is a guess of 1 GB a second."""
+    """Estimate the cost of runs by :mod:`thresher.check.cost`, with the speed of a matrix product timed now."""
     name = next(iter(store.layout.vectors), None)
     if name is None:
         return {}
     n, dim = store.total, store.dim(name)
     k = automatic(n)[0]
-    rng = np.random.default_rng(0)
-    narrow = min(1, 2048 / dim)  # fewer if they are very wide
-    rows = rng.standard_normal((max(int(2048 * narrow), 64), dim), dtype=np.float32)
-    centroids = rng.standard_normal((max(int(512 * narrow), 64), dim), dtype=np.float32)
-    nearest_centroid(rows, centroids)
-    begin = time.perf_counter()
-    repeats = 0
-    with one_blas_thread:
-        begin = time.perf_counter()
-        while time.perf_counter() - begin < 0.2:
-            nearest_centroid(rows, centroids)
-            repeats += 1
-    speed = repeats * rows.size * len(centroids) * workers / (time.perf_counter() - begin)
-    read = store.stored_bytes(name) / 1e9
+    speed = product_speed(dim, workers, _SECONDS)
+    constants, rows = Constants(products=speed), rows_of(store)
     sample = min(n, max(256 * k, 65_536))
     scored = "joint" in store.fields and store.dim("image") == store.dim("text")
-    train = 20 * sample * k * dim / speed
-    label = n * k * dim / speed + read
-    pairs = n * (n / k) / 2 * dim / speed
+    seconds = {
+        method: estimate([_Step(method)], rows, Cluster(1, workers), constants).steps[-1].seconds
+        for method in (*(("clip-score",) if scored else ()), "cluster", "density", "semdedup")
+    }
     return {
-        "multiply_adds_per_second": speed,
+        "multiply_adds_per_second": speed * workers,
         "clusters": k,
-        "seconds": {
-            **({"clip-score": round(2 * read, 2)} if scored else {}),
-            "cluster": round(train + label, 2),
-            "density": round(train + label, 2),
-            "semdedup": round(train + label + pairs + read, 2),
-        },
+        "seconds": {method: round(value, 2) for method, value in seconds.items()},
         "memory": (memory := _memory(store, name, k, sample, workers)),
         "memory_bytes": max(memory.values()),
         "cache_bytes": int(8 * n + (0 if store.mapped(name) else store.stored_bytes(name))),
     }
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A method with the defaults of its parameters."""
+
+    name: str
+    clusters: int | None = None
 
 
 def _memory(store: EmbeddingStore, name: str, k: int, sample: int, workers: int) -> dict[str, int]:
@@ -226,7 +218,7 @@ def _memory(store: EmbeddingStore, name: str, k: int, sample: int, workers: int)
         pages = sum(min(task * (_PAGE + bytes_of[part]), n * bytes_of[part]) for part in parts)
         return workers * (pages + task * sum(bytes_of[part] + 8 * store.dim(part) for part in parts))
 
-    start = _PROGRAM + 42 * n
+    start = PROGRAM + 42 * n
     clusters = start + 16 * n + min(sample * store.dim(name) * 4, 512 * 2**20) + blocks([name])
     found = {"cluster": clusters, "density": clusters, "semdedup": clusters + 48 * n + scattered([name])}
     if "joint" in store.fields and store.dim("image") == store.dim("text"):

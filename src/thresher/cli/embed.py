@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +15,7 @@ from thresher.cli.options import (
     MOST_WORKERS,
     OVERWRITE,
     QUIET,
+    SHARD,
     Choice,
     engine_given,
     engine_options,
@@ -67,7 +67,7 @@ _PRECISION = click.option(
     metavar="N",
     help="Maximum number of pixels of an image (default: 134,217,728).",
 )
-@options(*engine_options(None, "Embed each shard as a task of an engine, such as ray; the result is the same."))
+@options(*engine_options(None, "Embed each shard as a task of an engine, such as ray; the result is the same."), SHARD)
 @options(*DATA)
 @click.option(
     "--per-shard", type=click.IntRange(1), default=10_000, show_default=True, metavar="N",
@@ -122,12 +122,13 @@ def embed_classes(
     NAMES.txt holds one class name per line.
     """
     from thresher.embedding.classes import embed_classes as run
-    from thresher.embedding.classes import names_text, read_names, read_templates, write_classes
+    from thresher.embedding.classes import names_text, read_names, read_templates, same_file, write_classes
     from thresher.embedding.encoders import make_encoder
+    from thresher.io.places import place
     from thresher.runtime.files import check_writable
     from thresher.runtime.results import exists_already
 
-    target = Path(out)
+    target = place(out)
     if target.suffix != ".npy":
         raise UsageError(f"{out}: the result is a .npy file; type {target.with_suffix('.npy')}")
     classes, sentences = read_names(names), read_templates(templates)
@@ -135,7 +136,7 @@ def embed_classes(
     for path in (target, names_file):
         if path.is_dir():
             raise exists_already(path)
-    if names_file.exists() and not names_file.samefile(names) and not overwrite:
+    if names_file.exists() and not same_file(names_file, names) and not overwrite:
         if names_file.read_bytes() != names_text(classes):
             raise exists_already(names_file)
     elif target.exists() and not names_file.exists() and not overwrite:

@@ -1,7 +1,8 @@
-"""``inspect``, ``doctor``, ``methods`` and ``recipes``: describe pools, data, methods and recipes before a run."""
+"""``inspect``, ``doctor``, ``advise``, ``methods`` and ``recipes``: what to know before a run."""
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import MISSING
 from typing import Any
@@ -10,7 +11,19 @@ import click
 
 from thresher import api
 from thresher.cli import text
-from thresher.cli.options import DATA, JSON, MOST_WORKERS, POOL, QUIET, RUN, Common, options
+from thresher.cli.options import (
+    DATA,
+    JSON,
+    MOST_WORKERS,
+    POOL,
+    QUIET,
+    RUN,
+    SEED,
+    Common,
+    engine_from,
+    engine_options,
+    options,
+)
 from thresher.cli.output import Output
 from thresher.errors import PoolError, UsageError, suggest
 
@@ -29,6 +42,99 @@ def inspect(pool: str, quick: bool, **values: Any) -> None:
     common = Common.from_values(values)
     result = api.inspect(common.open(pool), quick=quick, **common.resources())
     common.output.result(result, text.inspection(result, common.engine))
+
+
+def _amount(ctx: click.Context, option: click.Parameter, text: str | None) -> float | None:
+    """Parse a number of bytes a second ("2GB/s") or of seconds ("30ms")."""
+    units = {"kb/s": 1e3, "mb/s": 1e6, "gb/s": 1e9, "ms": 1e-3, "s": 1.0}
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z/]+)\s*", text)
+    factor = units.get(match[2].lower()) if match else None
+    if match is None or factor is None:
+        raise click.BadParameter(f"{text!r}: write a number and a unit, such as 2GB/s or 30ms", ctx, option)
+    return float(match[1]) * factor
+
+
+@click.command()
+@click.argument("recipe")
+@click.argument("pool", required=False)
+@click.option("--rows", metavar="N", help="Rows, instead of POOL: 10_000_000_000.")
+@click.option("--dim", type=click.IntRange(1), metavar="D", help="Dimensions of the embeddings, with --rows.")
+@click.option("--remote", is_flag=True, help="The pool is in object storage, with --rows.")
+@click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Machines.")
+@click.option("--cores", type=click.IntRange(1), metavar="N", help="Cores of each (default: those of this one).")
+@click.option("--gpus", type=int, default=0, show_default=True, metavar="N", help="GPUs of each; only 0 so far.")
+@click.option(
+    "--bandwidth",
+    callback=_amount,
+    default="1GB/s",
+    show_default=True,
+    metavar="RATE",
+    help="What a node reads from the storage.",
+)
+@click.option(
+    "--latency",
+    callback=_amount,
+    default="30ms",
+    show_default=True,
+    metavar="TIME",
+    help="Of a request to object storage.",
+)
+@click.option("--calibrate", is_flag=True, help="Measure the constants of the model here, in a few seconds.")
+@options(*engine_options("threads", "Engine whose tasks --calibrate measures."), JSON)
+def plan(
+    recipe: str, pool: str | None, rows: str | None, dim: int | None, remote: bool, nodes: int, cores: int | None,
+    gpus: int, bandwidth: float, latency: float, calibrate: bool, engine: str, ray_address: str | None, output: Output,
+) -> None:  # fmt: skip
+    """Estimate seconds, bytes, requests and memory of a run on a cluster.
+
+    RECIPE is a TOML file, or the name of a recipe that comes with thresher, or of a method. POOL is read for its
+    headers only; without it, give --rows and --dim.
+    """
+    from dataclasses import asdict
+
+    from thresher.check.calibration import calibrated
+    from thresher.check.cost import Cluster, Constants, Rows, estimate, rows_of
+    from thresher.pool.store import open_store
+    from thresher.runtime.engine import cores as own_cores
+
+    if gpus:
+        raise UsageError(f"--gpus {gpus}: the model does not know GPUs yet; leave it out")
+    if (pool is None) == (rows is None):
+        raise UsageError("give either a pool or --rows and --dim")
+    if pool is not None:
+        if dim is not None or remote:
+            raise UsageError(f"{pool}: its dimensions and place are known; remove --dim and --remote")
+        known = rows_of(open_store(pool))
+    else:
+        if dim is None or not str(rows).replace("_", "").isdecimal() or len(str(rows)) > 18:
+            raise UsageError(f"--rows {rows}: give a number of rows, and --dim")
+        count = int(str(rows).replace("_", ""))
+        known = Rows(max(count, 1), dim, files=max(count // 1_000_000, 1), remote=remote)
+    cluster = Cluster(nodes, cores or own_cores(), bandwidth, latency)
+    made = engine_from(engine, None, ray_address)
+    constants = calibrated(made, known.dim) if calibrate else Constants()
+    found = estimate(_steps(recipe), known, cluster, constants)
+    result = {
+        "rows": known.count, "dim": known.dim, "cluster": asdict(cluster), "constants": asdict(constants),
+        "seconds": found.seconds, "seconds_with_twice_the_nodes": found.doubled, "not_counted": list(found.missing),
+        "steps": [{**asdict(step), "bottleneck": step.bottleneck} for step in found.steps],
+    }  # fmt: skip
+    output.result(result, text.planned(found, known.count, cluster.nodes, calibrate), cost=False)
+
+
+def _steps(recipe: str) -> list[Any]:
+    """Return the steps of a recipe, or a method with the defaults of its parameters, as far as it has any."""
+    import os
+
+    from thresher.pruning.recipe import Recipe, shipped_recipes
+    from thresher.pruning.registry import METHODS
+
+    if recipe in shipped_recipes() or os.path.exists(recipe) or recipe not in METHODS.names():
+        return list(Recipe.load(recipe).steps)
+    cls: Any = METHODS.find(recipe)
+    return [cls(**{"keep": "50%"} if hasattr(cls, "keep") or "keep" in cls.__dataclass_fields__ else {})]
 
 
 @click.command()
@@ -125,3 +231,27 @@ def recipes(name: str | None, output: Output) -> None:
         raise UsageError(f"no shipped recipe {name!r}; there are {', '.join(shipped)}.{suggest(name, shipped)}")
     toml = shipped[name].rstrip()
     output.result({"name": name, "toml": toml}, toml.split("\n"), cost=False)
+
+
+@click.command()
+@click.argument("pool")
+@click.option(
+    "--samples-seen", "samples", type=click.IntRange(1), required=True, metavar="N", help="Samples training will see."
+)
+@click.option("--runs", metavar="LAB", help="Folder of a lab with runs on this pool, or its results.json.")
+@click.option("--metric", metavar="NAME", help="Metric of the runs, in percent (default: the first that all have).")
+@click.option("--row", "rows", multiple=True, metavar="NAME", help="Row of the lab to use; can be repeated.")
+@options(SEED, *POOL, JSON)
+def advise(
+    pool: str, samples: int, runs: str | None, metric: str | None, rows: tuple[str, ...], output: Output, **values: Any
+) -> None:
+    """Advise how much of a pool to keep for a number of samples seen.
+
+    A law of repetition is fitted on your own runs, with several shares kept and several lengths. Without runs, the
+    output says what is not known.
+    """
+    if runs is None and (metric or rows):
+        raise UsageError("--metric and --row are of the runs; give --runs LAB")
+    common = Common.from_values({**values, "engine": "threads", "output": output})
+    found = api.advise(common.open(pool), samples, runs, metric=metric, rows=rows, seed=common.seed or 0)
+    output.result(found, text.advised(found))

@@ -38,7 +38,9 @@ SECTIONS = (
         "look",
         {
             "inspect": "Show what a pool contains, what looks wrong and what a run will cost.",
+            "plan": "Estimate seconds, bytes, requests and memory of a run on a cluster.",
             "doctor": "Show what raw data contain, what looks wrong and what embedding will cost.",
+            "advise": "Advise how much of a pool to keep for a number of samples seen.",
             "methods": "List the pruning methods, or describe one of them.",
             "recipes": "List the recipes that come with thresher, or print one of them.",
         },
@@ -59,6 +61,7 @@ SECTIONS = (
             "run": "Prune a pool with a recipe of several steps.",
             "score": "Write a method's score of every row to a parquet file.",
             "cluster": "Cluster a pool with spherical k-means.",
+            "sweep": "Compare several budgets or thresholds of a method, from one pass.",
         },
     ),
     Section(
@@ -66,8 +69,9 @@ SECTIONS = (
         "explain",
         {
             "explain": "Explain why one row was kept or dropped.",
-            "compare": "Compare selections of one pool with each other.",
-            "report": "Write an HTML report on a selection or a training run.",
+            "compare": "Compare selections of one pool with each other, or training runs.",
+            "report": "Write an HTML report on a selection or a training run, or compare several.",
+            "view": "Show selections, training runs or a pool in the browser.",
         },
     ),
     Section(
@@ -77,6 +81,16 @@ SECTIONS = (
             "train": "Train a model and prune its data while it trains.",
             "coreset": "Select the rows that a training run found least redundant.",
             "mismatched": "Drop the pairs whose image and caption do not belong together.",
+            "reference": "Write a loss of every row under a reference model, for the policy rho.",
+        },
+    ),
+    Section(
+        "Compare",
+        "lab",
+        {
+            "evaluate": "Evaluate a model: zero-shot classification, retrieval, kNN and linear probes.",
+            "prove": "Show whether pruning pays on your data: a method or policy, all rows and random rows.",
+            "lab": "Run a plan: policies and selections, with several seeds, and a table with intervals.",
         },
     ),
     Section(

@@ -232,6 +232,18 @@ RUN = (
     JSON,
 )  # fmt: skip
 
+
+def _job(ctx: click.Context, option: click.Parameter, value: str | None) -> Any:
+    from thresher.runtime.jobs import ArrayJob
+
+    return None if value is None else ArrayJob.parse(value)
+
+
+SHARD = click.option(
+    "--shard", metavar="I/N", callback=_job,
+    help="Do the share of job I of N, for job arrays; the same command without --shard merges the shares.",
+)  # fmt: skip
+
 THUMBNAILS = click.option(
     "--thumbnails-as-data", is_flag=True, help="Read a pool as data, with its thumbnails as images."
 )

@@ -14,6 +14,7 @@ from thresher.cli.options import (
     POOL,
     RUN,
     SEED,
+    SHARD,
     WITHIN,
     Choice,
     Common,
@@ -83,12 +84,13 @@ def run(recipe: str, pool: str, out: str, within: str | None, overwrite: bool, *
 
 def _run(common: Common, pool: str, steps: list[Any], seed: int, out: str, within: str | None, overwrite: bool) -> None:
     """Run steps on a pool and write the selection; an earlier result of the same steps may be replaced."""
+    from thresher.io.places import place
     from thresher.runtime.parameters import recorded
     from thresher.runtime.results import free_folder
     from thresher.selection import FILES, Selection
 
     earlier = Selection.load(within) if within else None
-    target, fingerprint = Path(out), None
+    target, fingerprint = place(out), None
     if (target / "selection.json").exists() and not overwrite:
         known = [(s.method, dict(s.parameters), s.seed) for s in Selection.load(target).steps]
         requested = [(s.method, dict(s.parameters), s.seed) for s in (earlier.steps if earlier is not None else ())]
@@ -97,13 +99,78 @@ def _run(common: Common, pool: str, steps: list[Any], seed: int, out: str, withi
             raise OutputError(f"{out}: contains the result of other steps; choose another name or pass --overwrite")
         fingerprint = Selection.load(target).store
         overwrite = True
-    target = free_folder(out, overwrite, FILES)
+    target = free_folder(target, overwrite, FILES)
     store = common.open(pool)
     if fingerprint not in (None, store.fingerprint()):
         raise OutputError(f"{out}: contains the result of another pool; choose another name or pass --overwrite")
     selection = api.select(store, steps, seed=seed, within=earlier, **common.resources())
     selection.save(target, overwrite=overwrite)
     common.output.result({"out": str(target), **selection.header()}, text.kept(selection, target))
+
+
+# --- sweep ----------------------------------------------------------------------------------------
+
+
+class _Sweeps(_Methods):
+    """One subcommand per method with a budget or threshold, which is a list of values."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        from thresher.pruning.registry import METHODS
+
+        return [name for name, cls in METHODS.all().items() if _swept(cls)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        from thresher.pruning.registry import METHODS
+
+        cls = METHODS.all().get(cmd_name)
+        return _sweep_command(cmd_name, cls) if cls and _swept(cls) else None
+
+
+def _swept(cls: Any) -> list[str]:
+    """Return the parameters of a method that can be swept."""
+    from thresher.report.sweep import SWEPT
+    from thresher.runtime.parameters import parameters_of
+
+    return [item.name for item in parameters_of(cls) if item.name in SWEPT]
+
+
+@click.group(cls=_Sweeps)
+def sweep() -> None:
+    """Compare several budgets or thresholds of a method, from one pass."""
+
+
+def _sweep_command(name: str, cls: Any) -> click.Command:
+    several = [
+        click.option(
+            f"--{each}",
+            each,
+            metavar="VALUES",
+            help="Values to compare, such as 0.01,0.02, or a range such as 10%..90%.",
+        )
+        for each in _swept(cls)
+    ]
+
+    @click.argument("pool")
+    @options(*several, *field_options(cls, without=_swept(cls)))
+    @click.option("--covariance/--no-covariance", default=True, help="Measure the covariance error, if possible.")
+    @options(WITHIN, SEED, *POOL, *RUN)
+    def command(pool: str, within: str | None, covariance: bool, **values: Any) -> None:
+        from thresher.report.sweep import values_of
+
+        common = Common.from_values(values)
+        given = {key: values.pop(key) for key in _swept(cls)}
+        lists: dict[str, Any] = {key: values_of(value) for key, value in given.items() if value is not None}
+        if len(lists) != 1:
+            flags = " or ".join(f"--{each}" for each in _swept(cls))
+            raise UsageError(f"give one list of values: {flags}, such as 0.01,0.02 or 10%..90%")
+        others = {key: value for key, value in values.items() if value is not None}
+        how: dict[str, Any] = {"seed": common.seed or 0, "within": within, "covariance": covariance}
+        table = api.sweep(common.open(pool), name, **lists, **others, **how, **common.resources())
+        result = {"method": name, "parameter": table.parameter, "rows": list(table), "notes": list(table.notes)}
+        common.output.result(result, [*table.notes, *table.lines()])
+
+    about = f"Compare what {name} keeps with several values."
+    return click.command(name, help=f"{about}\n\n\x08\nSee: thresher methods {name}")(command)
 
 
 # --- score ----------------------------------------------------------------------------------------
@@ -138,22 +205,23 @@ def _score_command(name: str, cls: Any) -> click.Command:
     @click.option("-o", "--out", required=True, metavar="FILE", help="Parquet file to write.")
     @options(*field_options(cls, without=CUTS), WITHIN)
     @click.option("--name", "score_column", metavar="COLUMN", help="Column of the scores (default: the method's name).")
-    @options(SEED, OVERWRITE, *POOL, *RUN)
+    @options(SHARD, SEED, OVERWRITE, *POOL, *RUN)
     def command(
-        pool: str, out: str, within: str | None, score_column: str | None, overwrite: bool, **values: Any
+        pool: str, out: str, within: str | None, score_column: str | None, overwrite: bool, shard: Any, **values: Any
     ) -> None:
         from thresher.pruning.scores import scorer
 
         common = Common.from_values(values)
         method = scorer(name, {key: value for key, value in values.items() if value is not None})
         how: dict[str, Any] = {"name": score_column, "overwrite": overwrite, "seed": common.seed or 0, "within": within}
+        how["shard"] = shard
         scores = api.score(common.open(pool), method, out=out, **how, **common.resources())
         numbers = scores.values_n
         result = {
             "out": out,
-            "least": float(numbers.min()),
-            "mean": float(numbers.mean(dtype="float64")),
-            "most": float(numbers.max()),
+            "least": float(numbers.min()) if len(numbers) else None,
+            "mean": float(numbers.mean(dtype="float64")) if len(numbers) else None,
+            "most": float(numbers.max()) if len(numbers) else None,
             **scores.info,
         }
         common.output.result(result, text.scored(result))
@@ -217,7 +285,7 @@ def cluster(pool: str, out: str, grow: str | None, overwrite: bool, **values: An
     groups = api.cluster(common.open(pool), **how, **common.resources())
     sizes = groups.sizes_K
     result = {
-        "out": str(Path(out)),
+        "out": out if "://" in out else str(Path(out)),
         "rows": len(groups.labels_N),
         "clusters": len(sizes),
         "empty": int((sizes == 0).sum()),

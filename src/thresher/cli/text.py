@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from thresher.data.trainable import described
-from thresher.io.paths import visible
+from thresher.io.paths import relative, visible
 from thresher.runtime.format import counted, duration, size
 
 # --- look -----------------------------------------------------------------------------------------
@@ -38,6 +38,26 @@ def inspection(pool: Mapping[str, Any], engine: str) -> Iterator[str]:
         yield f"  estimate for {counted(cost['clusters'], 'cluster')} on {engine}: {spent}"
         peaks = ", ".join(f"{name} {size(value)}" for name, value in cost["memory"].items())
         yield f"  memory up to {size(cost['memory_bytes'])} ({peaks}), cache {size(cost['cache_bytes'])}"
+
+
+def planned(run: Any, rows: int, nodes: int, calibrated: bool) -> Iterator[str]:
+    """Yield lines on a :class:`thresher.check.cost.RunCost`."""
+    nodes_now = counted(nodes, "node")
+    yield f"{counted(rows, 'row')} on {nodes_now}: about {duration(run.seconds)}"
+    for step in run.steps:
+        requests = f", {counted(step.requests, 'request')}" if step.requests else ""
+        written = f", copies {size(step.written)} to the cache" if step.written else ""
+        yield (
+            f"  {step.name}: {duration(step.seconds)} for {counted(step.rows_in, 'row')}; most of it {step.bottleneck} "
+            f"({', '.join(f'{name} {duration(value)}' for name, value in step.parts.items())}); reads "
+            f"{size(step.read)}{written}, the driver receives {size(step.received)}{requests}; memory: driver "
+            f"{size(step.driver_memory)}, worker {size(step.worker_memory)}"
+        )
+    for name in run.missing:
+        yield f"  {name}: not counted, the model does not know it"
+    yield f"with {2 * nodes:,} nodes: about {duration(run.doubled)}, {run.seconds / run.doubled:.2f} times as fast"
+    if not calibrated:
+        yield "with typical speeds; --calibrate measures those of this machine"
 
 
 def diagnosis(data: Mapping[str, Any]) -> Iterator[str]:
@@ -177,13 +197,38 @@ def mismatched(selection: Any, out: object, run: str) -> Iterator[str]:
     yield f"to see the pairs, type: thresher report {run} -o pairs.html"
 
 
+def advised(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield lines on how much of a pool to keep."""
+    yield from found["notes"]
+    if not found["known"]:
+        return
+    yield f"  {'keep':>6}{'passes':>9}{visible(found['metric'], 24):>26}{'5% to 95%':>18}{'best in':>9}"
+    for line in found["table"]:
+        span = f"{line['low']:.1f} to {line['high']:.1f}"
+        yield f"  {line['keep']:6.1%}{line['passes']:9.2f}{line['expected']:26.1f}{span:>18}{line['best']:9.0%}"
+    low, high = found["keep_low"], found["keep_high"]
+    yield f"keep {found['keep']:.0%} (from {low:.0%} to {high:.0%} in 90% of the bootstraps)"
+
+
+def referenced(made: Mapping[str, Any]) -> Iterator[str]:
+    """Yield lines on a written file of reference losses, and on what it cost."""
+    if made["source"] == "pool":
+        yield "the embeddings of the pool give the losses: help from the model that made them, which is not in the cost"
+    if made["without_loss"]:
+        yield f"{counted(made['without_loss'], 'row has', 'rows have')} no finite loss"
+    yield (
+        f"cost: {made['gradient_samples']:,} gradient samples, {made['scored_forwards']:,} scored forwards, "
+        f"{duration(made['seconds'])}"
+    )
+    yield f"{counted(made['rows'], 'loss', 'losses')} written to {made['out']}"
+    yield f"to use them, type: thresher train clip DATA -o run --policy rho --reference {made['out']}"
+
+
 def scored(scores: Mapping[str, Any]) -> Iterator[str]:
     """Yield lines on written scores."""
     yield from scores["notes"]
-    yield (
-        f"{scores['rows']:,} of {counted(scores['of'], 'row')} scored, {scores['least']:.4f} to {scores['most']:.4f}, "
-        f"mean {scores['mean']:.4f}"
-    )
+    span = f", {scores['least']:.4f} to {scores['most']:.4f}, mean {scores['mean']:.4f}" if scores["rows"] else ""
+    yield f"{scores['rows']:,} of {counted(scores['of'], 'row')} scored{span}"
     yield f"written to {scores['out']}"
 
 
@@ -410,3 +455,54 @@ def cache_size(cache: Mapping[str, Any]) -> Iterator[str]:
 def cache_cleared(result: Mapping[str, Any]) -> Iterator[str]:
     """Yield the line on a cleared cache."""
     yield f"{size(result['removed_bytes'])} removed from {result['folder']}"
+
+
+def run_comparison(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield lines that compare training runs."""
+    from thresher.report.runs import value_texts
+
+    groups = result["groups"]
+    for group in groups:
+        yield (
+            f"{group['name']}: {counted(len(group['runs']), 'run')}, {group['samples']:,.0f} samples seen, "
+            f"{duration(group['seconds'])} of training, {group['pruned']:.1%} pruned"
+        )
+    for name, run in result["runs"].items():
+        state = f", not finished: {run['unfinished']}" if run["unfinished"] else ""
+        yield f"  {name}: {run['policy']}, seed {run['seed']}, {run['left_out']:,} samples left out{state}"
+    metrics = dict.fromkeys(name for group in groups for name in group["metrics"])
+    if metrics:
+        first = groups[0]["name"]
+        yield f"metrics at the end: mean ± half of the 95% interval over seeds; minus {first}, paired by seed:"
+    for name in metrics:
+        yield f"  {name}"
+        for group in groups:
+            value, apart = value_texts(group["metrics"].get(name))
+            yield f"    {group['name']:40} {value:16} {apart}".rstrip()
+    if result["agreement"]:
+        yield "candidates of the last search in both runs, as a share of the smaller set:"
+    for pair in result["agreement"]:
+        yield f"  {pair['a']} and {pair['b']}: {pair['overlap']:.1%}, by chance {pair['chance']:.1%}"
+
+
+def lab_plan(result: dict[str, Any]) -> Iterator[str]:
+    """Describe what a plan would do."""
+    rows = "an unknown number of rows" if result["rows"] is None else f"{result['rows']:,} rows"
+    yield f"{result['plan']}: {result['runs']:,} runs, as much as {result['full_runs']:.1f} of full training"
+    yield f"train: {relative(result['data'])} ({result['kind']}, {rows})"
+    yield from (f"eval: {relative(path)}" for path in result["evals"])
+    yield f"seeds: {', '.join(map(str, result['seeds']))}"
+    yield from (f"  {job['name']:50} {job['of_a_full_run']:7.1%} of full training" for job in result["jobs"])
+
+
+def evaluated(results: Sequence[Mapping[str, Any]], out: str | None) -> Iterator[str]:
+    """Yield the metrics of a model by set and task, in percent."""
+    for one in results:
+        yield f"{one['key']}" + (f" ({one['rows']:,} rows)" if one["rows"] is not None else "")
+        low, high = one["metrics"].get("main_metric_interval", (None, None))
+        for name, value in one["metrics"].items():
+            if isinstance(value, float):
+                interval = f"  [{100 * low:.1f}, {100 * high:.1f}]" if name == "main_metric" and low is not None else ""
+                yield f"  {name:32} {100 * value:5.1f}{interval}"
+    if out is not None:
+        yield f"written to {out}"

@@ -1,4 +1,4 @@
-"""``train``, ``coreset`` and ``mismatched``: train, and select rows from a run. Only training imports torch."""
+"""``train``, ``coreset``, ``mismatched``, ``reference``: train, and what runs show. Only training imports torch."""
 
 from __future__ import annotations
 
@@ -104,6 +104,18 @@ _RUN = [
         "--warmup", type=float, default=0.05, show_default=True, metavar="SHARE",
         help="Share of the run with a rising learning rate.",
     ),
+    click.option(
+        "--compose", type=Choice(["diversity", "frequency"]),
+        help="Compose every batch by the concepts of its rows (CABS); needs --concepts.",
+    ),
+    click.option(
+        "--concepts", metavar="WHERE",
+        help="For --compose: column:NAME, entries:FILE, or the folder of clusters that thresher cluster wrote.",
+    ),
+    click.option(
+        "--super-batch", type=click.IntRange(2), metavar="N",
+        help="For --compose: batches of rows that a batch is chosen from (default: 5).",
+    ),
     click.option("--seed", type=int, default=0, show_default=True, metavar="SEED", help="Seed of all randomness."),
     click.option(
         "--precision", type=Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True,
@@ -153,7 +165,11 @@ def train() -> None:
     "--model", default="tiny", show_default=True, metavar="NAME",
     help="tiny, small, an open_clip configuration, or the path of one (.json).",
 )  # fmt: skip
-@click.option("--loss", type=Choice(["clip", "siglip"]), default="clip", show_default=True, help="Contrastive loss.")
+@click.option(
+    "--loss", type=Choice(["clip", "siglip", "drrho"]), default="clip", show_default=True,
+    help="Contrastive loss; drrho needs a pool with embeddings of the same rows as --reference.",
+)  # fmt: skip
+@click.option("--temperature", type=float, metavar="X", help="Temperature of drrho (default: 0.01).")
 @click.option(
     "--chunk", type=click.IntRange(1), metavar="N",
     help="Rows per forward pass: less memory, same gradients.",
@@ -169,7 +185,26 @@ def clip(data: str, out: str, model: str, loss: Any, chunk: int | None, template
     DATA is parquet with image and text, tars, or an open_clip csv.
     """
     v |= {"model": model, "loss": loss, "chunk": chunk, **({"templates": templates} if templates else {})}
+    if loss == "drrho":
+        v["reference"] = _reference_of_loss(v)
     _trained(api.train_clip, data, out, v)
+
+
+def _reference_of_loss(values: dict[str, Any]) -> str:
+    """Return the value of ``--reference`` for a loss that needs it; the policy gets it too, if it chooses batches."""
+    from thresher.dynamic.registry import POLICIES
+
+    cls, given = POLICIES.find(values["policy"]), values.get(_OF_POLICY + "reference")
+    if given is None:
+        raise UsageError("--loss drrho needs --reference POOL: a pool with embeddings of the same rows")
+    if cls.needs_references:
+        raise UsageError(
+            f"--loss drrho and --policy {cls.name} need two references, a pool and a file of losses; use one of the "
+            "two, or thresher.train_clip in Python"
+        )
+    if not cls.chooses_batches:
+        values[_OF_POLICY + "reference"] = None
+    return str(given)
 
 
 @train.command(cls=_Trainer)
@@ -300,3 +335,60 @@ def mismatched(
     selection.save(target, overwrite=overwrite, say=progress.say)
     lines = itertools.chain(selection.steps[-1].notes, text.mismatched(selection, target, folder))
     output.result({"out": str(target), "run": folder, **selection.header()}, lines)
+
+
+# --- reference ------------------------------------------------------------------------------------
+
+_TYPED = click.core.ParameterSource.COMMANDLINE
+_OF_POOLS = ("data", "out", "pool", "batch_size", "seed", "key", "overwrite", "quiet", "output")  # with --from
+
+
+@click.command()
+@click.argument("data", required=False)
+@click.option("-o", "--out", required=True, metavar="FILE", help="Parquet file to write.")
+@click.option("--from", "pool", metavar="POOL", help="Use the embeddings stored in a pool instead of training models.")
+@click.option(
+    "--cross-fit", "folds", type=click.IntRange(2), default=2, show_default=True, metavar="N",
+    help="Parts of the data; each is scored by a model trained on the others.",
+)  # fmt: skip
+@click.option("--run", metavar="DIR", help="Folder of the training runs (default: the file's name with '-run' added).")
+@click.option(
+    "--epochs", type=click.IntRange(1), default=4, show_default=True, metavar="N", help="Epochs to train for."
+)
+@click.option(
+    "--model", default="tiny", show_default=True, metavar="NAME",
+    help="tiny, small, an open_clip configuration, or the path of one (.json).",
+)  # fmt: skip
+@click.option("--loss", type=Choice(["clip", "siglip"]), default="clip", show_default=True, help="Contrastive loss.")
+@click.option(
+    "--batch-size", type=click.IntRange(2), default=256, show_default=True, metavar="N", help="Samples per batch."
+)
+@click.option("--lr", type=float, metavar="X", help="Peak learning rate (default: 0.002 for tiny, else 0.0005).")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="SEED", help="Seed of all randomness.")
+@click.option(
+    "--device", default="auto", show_default=True, metavar="NAME", help="Where to train: cpu, cuda or cuda:1."
+)
+@click.option("--workers", type=click.IntRange(0), default=2, show_default=True, metavar="N", help="Decoding workers.")
+@options(*DATA, OVERWRITE, QUIET, JSON)
+@click.pass_context
+def reference(
+    ctx: click.Context, /, data: str | None, out: str, pool: str | None, quiet: bool, output: Output, **v: Any
+) -> None:
+    """Write a loss of every row under a reference model, for the policy rho.
+
+    DATA is raw data, see 'thresher train clip'. Small models are trained, each without one part of the data, and score
+    the part that they have not seen. The same command resumes a run that was killed.
+    """
+    if (data is None) == (pool is None):
+        raise UsageError("give either DATA to train on, or --from POOL, whose stored embeddings give the losses")
+    if pool is not None:
+        given = [param for param in ctx.command.params if ctx.get_parameter_source(param.name or "") is _TYPED]
+        if odd := [param.opts[-1] for param in given if param.name not in _OF_POOLS]:
+            raise UsageError(f"{', '.join(odd)}: cannot be used with --from {pool}, which trains nothing")
+        v = {name: v[name] for name in _OF_POOLS if name in v}
+    given_values = {name: value for name, value in v.items() if value is not None}
+    try:
+        made = api.reference(data, out, pool=pool, progress=output.progress(quiet), **given_values)
+    except KeyboardInterrupt:
+        raise Interrupted("the same command continues from the last checkpoint, if there is one") from None
+    output.result(made, text.referenced(made))

@@ -16,6 +16,7 @@ from thresher.cli.options import (
     MOVED,
     OVERWRITE,
     QUIET,
+    SHARD,
     Choice,
     PluginChoice,
     engine_given,
@@ -145,7 +146,9 @@ def export(
     "PNG, captions .txt (default: if DATA is not tars).",
 )
 @click.option("--workers", type=int, metavar="N", help="Shards written in parallel (default: all cores).")
-@options(*engine_options(None, "Read and write on an engine, such as ray (default: threads); the result is the same."))
+@options(
+    *engine_options(None, "Read and write on an engine, such as ray (default: threads); the result is the same."), SHARD
+)
 @options(*DATA)
 @click.option("--pool", metavar="POOL", help="New location of the pool of SEL, if it was moved.")
 @click.option("--overwrite", is_flag=True, help="Replace a result of other options.")

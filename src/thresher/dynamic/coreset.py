@@ -77,6 +77,7 @@ def coreset(training: Training, keep: str | int | float | Keep | None = None, *,
         BudgetError: More rows than there are, or less than one.
         PoolError: The pool is another one, or the folder is damaged.
     """
+    training.refuse_stream()
     ledger, log = training.ledger(), training.log()
     mismatch = Mismatch.of(training.policy, ledger)
     if keep is None and mismatch is None:

@@ -118,6 +118,10 @@ class PruningLoop(ABC):
             raise UsageError(f"all {self._length()} are done; to continue, create the {self._kind} with a longer run")
         return self.plan
 
+    def _described(self) -> str:
+        """Return what decides the plans, as text that must be equal in a state."""
+        return describe(self.policy)
+
     def _rng(self, *purpose: str | int) -> np.random.Generator:
         return generator(self.seed, *purpose)
 
@@ -155,7 +159,7 @@ class PruningLoop(ABC):
         if ledger is not None:
             arrays["ledger.times"] = arrays["ledger.times"].view(np.int16)  # some versions of torch have no uint16
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        return {**tensors, "policy": describe(self.policy), "log": json.dumps(self._log)}
+        return {**tensors, "policy": self._described(), "log": json.dumps(self._log)}
 
     def _loaded(self, state: Mapping[str, Any], needed: set[str], same: Mapping[str, Any], more: int) -> LoadedState:
         """Check a state and return its contents.
@@ -182,7 +186,7 @@ class PruningLoop(ABC):
         if not all(isinstance(one, dict) and _counts(one, "epoch", "rows", "total") for one in entries):
             raise UsageError(f"not the state of a {type(self).__name__}: its log is not a list of epochs")
         numbers = arrays["numbers"].tolist()[1:]
-        here = {**same, "policy": describe(self.policy)}
+        here = {**same, "policy": self._described()}
         there = (*numbers[: len(same)], str(arrays["policy"]))
         for (name, mine), theirs in zip(here.items(), there, strict=True):
             if mine != theirs:
@@ -216,6 +220,21 @@ class LoadedState:
     plan: Plan | None
     log: list[dict[str, Any]]
     progress: float
+
+
+def refuse_chosen(policy: Policy | type[Policy], what: str, chooses: bool = False) -> None:
+    """Raise UsageError if a policy chooses the rows of every batch, and what is to run it does not.
+
+    Args:
+        policy: The policy.
+        what: What is to run it, for the message.
+        chooses: Whether it lets the policy choose batches.
+    """
+    if policy.chooses_batches and not chooses:
+        raise UsageError(
+            f"policy {policy.name} chooses every batch by scoring a super-batch, which {what} does not; use "
+            "'thresher train clip', or thresher.dynamic.jest.JestSampler in your own loop"
+        )
 
 
 def refuse_shorter(needed: int, length: int | None, unit: str) -> None:

@@ -8,15 +8,16 @@ any norm and any floating-point dtype: they are converted to float32 and normali
 model already does so. Products and softmax are float32 under autocast too. Very small losses keep their precision
 (1e-20 is not rounded to 0), so they can still be ranked.
 
-With ``gather=True`` (CLIP, SigLIP, MoCo v3, SimCLR) the softmax or sum is over the features of all ranks of the default
-process group. The losses returned are those of this rank's rows, and gradients flow back to the ranks that the features
-came from. Averaging gradients over ranks, as DistributedDataParallel does, gives the gradient of the mean over all N
-rows if every rank has the same B. If B differs between ranks (each call gathers the sizes first), pass the weight
+With ``gather=True`` (CLIP, SigLIP, DRRho, MoCo v3, SimCLR) the softmax or sum is over the features of all ranks of the
+default process group. The losses returned are those of this rank's rows, and gradients flow back to the ranks that the
+features came from. Averaging gradients over ranks, as DistributedDataParallel does, gives the gradient of the mean over
+all N rows if every rank has the same B. If B differs between ranks (each call gathers the sizes first), pass the weight
 ``B * ranks / N`` for every row to :func:`reduce` to get that mean.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from thresher.errors import MissingExtraError, UsageError
@@ -45,8 +46,8 @@ def clip_losses(
     Returns:
         (B, 2). The mean equals open_clip's ``ClipLoss``.
     """
-    (image_BD, text_BD), scale = _unit(image=image_BD, text=text_BD), _number("scale", scale)
-    (images_ND, texts_ND), start = _everywhere(gather, image_BD, text_BD)
+    (image_BD, text_BD), scale = unit(image=image_BD, text=text_BD), _number("scale", scale)
+    (images_ND, texts_ND), start = everywhere(gather, image_BD, text_BD)
     positive_B = scale * (image_BD * text_BD).sum(1)
     to_text_BN, to_image_BN = _both_ways(scale * image_BD, text_BD, scale * images_ND, texts_ND, start)
     return torch.stack([_softmax_loss(positive_B, to_text_BN), _softmax_loss(positive_B, to_image_BN)], dim=1)
@@ -75,12 +76,63 @@ def siglip_losses(
     Returns:
         (B, 2). The mean equals SigLIP's loss.
     """
-    image_BD, text_BD = _unit(image=image_BD, text=text_BD)
+    image_BD, text_BD = unit(image=image_BD, text=text_BD)
     scale, bias = _number("scale", scale), _number("bias", bias)
-    (images_ND, texts_ND), start = _everywhere(gather, image_BD, text_BD)
+    (images_ND, texts_ND), start = everywhere(gather, image_BD, text_BD)
     positive_B = F.softplus(-scale * (image_BD * text_BD).sum(1) - bias)
     both = _both_ways(scale * image_BD, text_BD, scale * images_ND, texts_ND, start, bias)
     return torch.stack([positive_B + F.softplus(others_BN).sum(1) for others_BN in both], dim=1)
+
+
+def drrho_losses(
+    image_BD: torch.Tensor,
+    text_BD: torch.Tensor,
+    reference_image_BE: torch.Tensor,
+    reference_text_BE: torch.Tensor,
+    temperature: float = 0.01,
+    epsilon: float = 1e-4,
+    *,
+    gather: bool = False,
+) -> torch.Tensor:
+    """Return the DRRho loss of each pair: a contrast of what the model says beyond a reference (2505.06699).
+
+    With cosines s of the model and r of the reference, direction 0 of pair i is ``temperature * log(epsilon + mean over
+    j != i of exp(((s_ij - s_ii) - (r_ij - r_ii)) / temperature))``; direction 1 has ``ji`` for ``ij``. A pair that the
+    reference does not match is hardly pulled together, and a caption that the reference finds as fitting is not pushed
+    away. No gradient flows to the reference. Losses are at least ``temperature * log(epsilon)``, which is negative.
+
+    Published with a moving average of the mean over the epochs and a learned temperature. For runs of up to 7 epochs
+    the published average is the mean of the batch, as here; the temperature here is constant.
+
+    Args:
+        image_BD: (B, D) features.
+        text_BD: (B, D) features; row i belongs to image i.
+        reference_image_BE: (B, E) features of the same images under the reference, of any dimension E.
+        reference_text_BE: (B, E) features of the captions.
+        temperature: The divisor of the cosines, above 0.
+        epsilon: Added to the mean, above 0; limits how far a pair is optimized.
+        gather: Contrast with the rows of all ranks.
+
+    Returns:
+        (B, 2).
+    """
+    temperature = _temperature(temperature)
+    if not epsilon > 0:
+        raise UsageError(f"epsilon must be above 0; got {epsilon}")
+    image_BD, text_BD = unit(image=image_BD, text=text_BD)
+    known = unit(reference_image=reference_image_BE.detach(), reference_text=reference_text_BE.detach())
+    if len(known[0]) != len(image_BD):
+        raise UsageError(f"reference features of {len(known[0])} rows, features of {len(image_BD)}; give the same rows")
+    # One product gives s - r.
+    image_BF, text_BF = torch.cat([image_BD, -known[0]], dim=1), torch.cat([text_BD, known[1]], dim=1)
+    (images_NF, texts_NF), start = everywhere(gather, image_BF, text_BF)
+    scale = 1 / temperature
+    positive_B = scale * (image_BF * text_BF).sum(1)
+    both = _both_ways(scale * image_BF, text_BF, scale * images_NF, texts_NF, start)
+    others = math.log(max(len(texts_NF) - 1, 1))
+    least = torch.full_like(positive_B, math.log(epsilon))
+    losses = [torch.logaddexp(each.logsumexp(1) - positive_B - others, least) for each in both]
+    return temperature * torch.stack(losses, dim=1)
 
 
 def moco_v2_losses(
@@ -99,13 +151,13 @@ def moco_v2_losses(
     Returns:
         (B, 1). The mean equals MoCo's loss.
     """
-    query_BD, key_BD = _unit(query=query_BD, key=key_BD.detach())
+    query_BD, key_BD = unit(query=query_BD, key=key_BD.detach())
     if queue_KD.ndim != 2 or queue_KD.shape[1] != query_BD.shape[1]:
         hint = "; MoCo's own buffer is (D, K): pass queue.T" if queue_KD.shape[:1] == query_BD.shape[1:] else ""
         expected = f"(K, {query_BD.shape[1]}), one key per row"
         raise UsageError(f"queue must be {expected}; got {tuple(queue_KD.shape)}{hint}")
     query_BD = query_BD / _temperature(temperature)
-    (queue_KD,) = _unit(queue=queue_KD.detach())
+    (queue_KD,) = unit(queue=queue_KD.detach())
     losses_B = _softmax_loss((query_BD * key_BD).sum(1), _products(query_BD, queue_KD))
     return losses_B[:, None]
 
@@ -137,8 +189,8 @@ def moco_v3_losses(
         (B, 2): q1 with k2, q2 with k1. The mean equals MoCo v3's loss.
     """
     temperature = _temperature(temperature)
-    q1_BD, q2_BD, k1_BD, k2_BD = _unit(q1=q1_BD, q2=q2_BD, k1=k1_BD.detach(), k2=k2_BD.detach())
-    (keys1_ND, keys2_ND), start = _everywhere(gather, k1_BD, k2_BD)
+    q1_BD, q2_BD, k1_BD, k2_BD = unit(q1=q1_BD, q2=q2_BD, k1=k1_BD.detach(), k2=k2_BD.detach())
+    (keys1_ND, keys2_ND), start = everywhere(gather, k1_BD, k2_BD)
     losses = []
     for query_BD, key_BD, keys_ND in ((q1_BD, k2_BD, keys2_ND), (q2_BD, k1_BD, keys1_ND)):
         query_BD = query_BD / temperature
@@ -161,8 +213,8 @@ def simclr_losses(
         (B, 2). The mean equals SimCLR's loss.
     """
     scale = 1 / _temperature(temperature)
-    z1_BD, z2_BD = _unit(z1=z1_BD, z2=z2_BD)
-    (views1_ND, views2_ND), start = _everywhere(gather, z1_BD, z2_BD)
+    z1_BD, z2_BD = unit(z1=z1_BD, z2=z2_BD)
+    (views1_ND, views2_ND), start = everywhere(gather, z1_BD, z2_BD)
     positive_B = scale * (z1_BD * z2_BD).sum(1)
     across1_BN, across2_BN = _both_ways(scale * z1_BD, z2_BD, scale * views1_ND, views2_ND, start)
     within1_BN, within2_BN = _others(scale * z1_BD, views1_ND, start), _others(scale * z2_BD, views2_ND, start)
@@ -198,8 +250,12 @@ def reduce(losses_BR: torch.Tensor, weights_B: torch.Tensor | None = None) -> to
     return losses_B.sum() / max(len(losses_B), 1)
 
 
-def _unit(**rows: torch.Tensor) -> list[torch.Tensor]:
-    """Return matrices of the same shape with unit rows in float32."""
+def unit(**rows: torch.Tensor) -> list[torch.Tensor]:
+    """Return matrices of the same shape with unit rows in float32.
+
+    Raises:
+        UsageError: They are not matrices of the same shape; names them.
+    """
     shapes = {name: tuple(row.shape) for name, row in rows.items()}
     if len(set(shapes.values())) > 1 or any(len(shape) != 2 for shape in shapes.values()):
         got = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
@@ -260,8 +316,14 @@ def _both_ways(
     return a_BN, a_BN.T if all_b_ND is b_BD else _others(b_BD, all_a_ND, start, bias)
 
 
-def _everywhere(gather: bool, *rows_BD: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], int]:
-    """Return the rows of all ranks, in rank order, and the position of this rank's first row."""
+def everywhere(gather: bool, *rows_BD: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], int]:
+    """Return the rows of all ranks, in rank order, and the position of this rank's first row.
+
+    Gradients flow back to the ranks that the rows came from. Ranks may have different numbers of rows.
+
+    Raises:
+        UsageError: There is no process group.
+    """
     if not gather:
         return rows_BD, 0
     if not (dist.is_available() and dist.is_initialized()):

@@ -139,6 +139,7 @@ class Policy(Protocol):
         needs_selection: Whether it is built from a selection, by :meth:`for_selection`.
         needs_references: Whether its ledger must have the loss of rows under a reference model; :meth:`references`
             says where trainers find them.
+        chooses_batches: Whether it chooses the rows of every batch out of a super-batch, with a sampler of its own.
     """
 
     name: ClassVar[str] = ""
@@ -146,6 +147,7 @@ class Policy(Protocol):
     memory_of_mismatch: ClassVar[bool] = False
     needs_selection: ClassVar[bool] = False
     needs_references: ClassVar[bool] = False
+    chooses_batches: ClassVar[bool] = False
 
     @classmethod
     def for_run(cls, epochs: int, *args: Any, **options: Any) -> Self:
@@ -171,7 +173,10 @@ class Policy(Protocol):
         raise UsageError(f"policy {cls.name} does not accept a selection")
 
     def references(self) -> str:
-        """Return where trainers find the reference losses: a file, or ``column:NAME`` of the data; "" for none."""
+        """Return where trainers find the reference losses: a file, or ``column:NAME`` of the data; "" for none.
+
+        For a policy that chooses batches it may be a pool with embeddings instead.
+        """
         return ""
 
     def weighs(self) -> bool:

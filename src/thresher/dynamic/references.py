@@ -16,11 +16,13 @@ from thresher.errors import PoolError, UsageError
 from thresher.io.columns import KEYS, as_text
 from thresher.io.key_forms import unlike
 from thresher.io.parquet import table_piece
+from thresher.io.places import located
 from thresher.ops.key_hash import RECORD, batches_of, is_uid, records_of
 from thresher.runtime.untrusted import cut
 
 LOSSES = ("loss", "reference_loss")
 Losses = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +73,7 @@ class References:
         """
         import pyarrow as pa
 
-        piece = table_piece("file", path)
+        piece = table_piece(*located(path))
         names = piece.columns
         key, loss = (next((name for name in known if name in names), None) for known in (KEYS, LOSSES))
         if key is None or loss is None:
@@ -99,19 +101,9 @@ class References:
 
     def of_ids(self, hashes_B: npt.ArrayLike, checks_B: npt.ArrayLike) -> Losses:
         """Return the losses of these ids, (B,) float32; NaN for unknown ones."""
-        hashes, checks = np.asarray(hashes_B, np.int64), np.asarray(checks_B, np.uint32)
-        wanted = np.empty(len(hashes), RECORD)
-        wanted["hash"], wanted["check"] = hashes, checks
-        at_B = np.searchsorted(self._hashes, hashes)
-        found_B = np.full(len(hashes), np.nan, np.float32)
-        while len(at_B) and (within := at_B < len(self)).any():  # keys with one hash are neighbours
-            rows = np.minimum(at_B, len(self) - 1)
-            hit = within & (self.records_M[rows] == wanted)
-            found_B[hit] = self.losses_M[rows[hit]]
-            same = within & (self._hashes[rows] == hashes) & ~hit
-            if not same.any():
-                break
-            at_B = np.where(same, at_B + 1, len(self))
+        at_B = positions_of(self.records_M, hashes_B, checks_B)
+        found_B = np.full(len(at_B), np.nan, np.float32)
+        found_B[at_B >= 0] = self.losses_M[at_B[at_B >= 0]]
         return found_B
 
     def of_keys(self, keys: Iterable[str]) -> Losses:
@@ -122,10 +114,24 @@ class References:
             parts.append(self.of_ids(records["hash"], records["check"]))
         return np.concatenate(parts)
 
-    @property
-    def _hashes(self) -> npt.NDArray[np.int64]:
-        hashes: npt.NDArray[np.int64] = self.records_M["hash"]
-        return hashes
+
+def positions_of(records_M: npt.NDArray[np.void], hashes_B: npt.ArrayLike, checks_B: npt.ArrayLike) -> Ints:
+    """Return the positions of ids among ascending records, (B,) int64; -1 for unknown ones."""
+    hashes, checks = np.asarray(hashes_B, np.int64), np.asarray(checks_B, np.uint32)
+    wanted = np.empty(len(hashes), RECORD)
+    wanted["hash"], wanted["check"] = hashes, checks
+    known_M: Ints = records_M["hash"]
+    at_B = np.searchsorted(known_M, hashes)
+    found_B = np.full(len(hashes), -1, np.int64)
+    while len(at_B) and (within := at_B < len(records_M)).any():  # keys with one hash are neighbours
+        rows = np.minimum(at_B, len(records_M) - 1)
+        hit = within & (records_M[rows] == wanted)
+        found_B[hit] = rows[hit]
+        same = within & (known_M[rows] == hashes) & ~hit
+        if not same.any():
+            break
+        at_B = np.where(same, at_B + 1, len(records_M))
+    return found_B
 
 
 def check_found(references_N: Losses, path: str, of: str, keys: Sequence[str], example: str) -> None:

@@ -27,6 +27,7 @@ from thresher.io.paths import relative, shortened, visible
 from thresher.pool.store import EmbeddingStore, absolute, open_store
 from thresher.runtime.files import writing
 from thresher.runtime.format import counted
+from thresher.runtime.places import local_path
 from thresher.runtime.untrusted import Fields, open_regular, parse_json, read_json, read_npz
 
 MARK, LOG, LEDGER, ROWS, CHECKPOINT = "training.json", "log.jsonl", "ledger.npz", "rows.parquet", "checkpoint.pt"
@@ -45,9 +46,9 @@ class Training:
 
     Attributes:
         folder: The folder.
-        task: "clip" or "moco".
+        task: "clip", "moco" or "open_clip".
         data: The training data, as given by the user.
-        pool: The pool of the N rows: the data, or the run's own ``rows.parquet``.
+        pool: The pool of the N rows: the data, or the run's own ``rows.parquet``; "" for a stream.
         store: Fingerprint of the pool.
         rows: N.
         policy: Name of the policy, as on the command line.
@@ -72,7 +73,7 @@ class Training:
         Raises:
             PoolError: It is not the folder of a run, or it is damaged.
         """
-        path = Path(folder)
+        path = local_path(folder)
         try:
             head = Fields(read_json(path / MARK), str(path / MARK))
         except (FileNotFoundError, NotADirectoryError):
@@ -187,6 +188,14 @@ class Training:
         with writing(self.folder / LEDGER) as scratch, open(scratch, "wb") as file:
             np.savez(file, **ledger.state())  # type: ignore[arg-type]
 
+    def refuse_stream(self) -> None:
+        """Raise UsageError for a run on a stream, whose rows are hashes of keys, so that it has no pool."""
+        if not self.pool:
+            raise UsageError(
+                f"{self.folder}: was trained on a stream, whose rows are hashes of keys; compare, and report with "
+                "--without-pool, show its numbers"
+            )
+
     def open_pool(self, pool: str | None = None) -> EmbeddingStore:
         """Open the pool of the run.
 
@@ -195,7 +204,9 @@ class Training:
 
         Raises:
             PoolError: The pool is missing, or it is another one.
+            UsageError: The run has no pool, because it was trained on a stream.
         """
+        self.refuse_stream()
         where = pool or self.location
         try:
             store = open_store(where)
@@ -209,6 +220,12 @@ class Training:
         return store
 
 
+def is_run(path: str | os.PathLike[str]) -> bool:
+    """Return whether a folder is that of a training run, not a selection."""
+    folder = Path(path)
+    return "://" not in os.fspath(path) and (folder / MARK).exists() and not (folder / "selection.json").exists()
+
+
 def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
@@ -219,7 +236,7 @@ def _write(path: Path, text: str) -> None:
 
 
 # The fields of a log entry that are numbers, with their limits; those of :meth:`PruningSampler.log` and the trainers.
-_COUNTS = ("rows", "total", "samples", "steps", "not_finite", "redundant", "ill_matched", "candidates")
+_COUNTS = ("rows", "total", "samples", "scored", "steps", "not_finite", "redundant", "ill_matched", "candidates")
 _MEASURES = {
     "pruned_so_far": (-1e6, 1), "overlap": (0, 1), "seconds": (0, 1e12), "samples_per_second": (0, 1e12),
     "loss": (-1e30, 1e30), "lr": (-1e30, 1e30),

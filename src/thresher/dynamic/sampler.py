@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -25,6 +26,7 @@ from thresher.dynamic.loop import (
     check_references,
     rank_and_world_size,
     record_epoch,
+    refuse_chosen,
     refuse_shorter,
 )
 from thresher.dynamic.policy import Plan, Policy
@@ -33,6 +35,8 @@ from thresher.errors import UsageError
 if TYPE_CHECKING:
     import torch  # noqa: TID253
     from torch.utils.data import Dataset  # noqa: TID253
+
+    from thresher.dynamic.cabs import Cabs
 
     _Dataset: TypeAlias = Dataset[tuple[int, Any]]
 else:
@@ -79,6 +83,12 @@ def _has_rows(dataset: Any) -> bool:
     return hasattr(type(dataset), "__len__") and index not in (None, getattr(base, "__getitem__", None))
 
 
+def _of_rows(plan: Plan, rows_M: Ints) -> Plan:
+    """Return a plan with only some of its rows, as often as they are listed."""
+    times_N = np.bincount(rows_M, minlength=plan.total).astype(np.int32)
+    return replace(plan, kept_N=times_N > 0, repeats_N=None if plan.repeats_N is None else times_N)
+
+
 class PruningSampler(PruningLoop):
     """A batch sampler of the rows that a policy keeps in each epoch, which also records their losses.
 
@@ -93,6 +103,7 @@ class PruningSampler(PruningLoop):
         samples: Length of the run in samples, or None. The run ends with the last batch within this number, which may
             be in the middle of an epoch.
         seed: Seed of orders, draws and ties; the same on all ranks.
+        composition: Composes the batches by the concepts of their rows, or None.
         drop_last: Whether to leave out the last rows of an epoch if they do not fill a batch. If False, the epoch has
             one batch more, and its batches differ in size by at most one row. (An epoch shorter than a batch is one
             batch.)
@@ -104,6 +115,7 @@ class PruningSampler(PruningLoop):
 
     ledger: Ledger
     _kind = "sampler"
+    _chooses = False  # whether it chooses batches, for a policy that does
     _order: Ints  # the self._samples rows of the epoch, batch after batch
     _samples: int
     _later: tuple[int, int]  # steps and samples forecast for the epochs after this one
@@ -133,6 +145,7 @@ class PruningSampler(PruningLoop):
         seed: int = 0,
         drop_last: bool = True,
         references_N: npt.ArrayLike | None = None,
+        composition: Cabs | None = None,
     ) -> None:
         """Plan epoch 0; see the attributes. Give the length of the run either as ``epochs`` or as ``samples``.
 
@@ -141,6 +154,9 @@ class PruningSampler(PruningLoop):
 
         ``references_N`` is for a policy that needs it, such as ``Rho``: (N,) losses of the rows under a reference
         model, NaN if unknown.
+
+        ``composition`` chooses every batch from several times as many rows of the plan, by their concepts; rows that it
+        leaves out count as pruned.
 
         Raises:
             UsageError: A value is not allowed.
@@ -152,6 +168,12 @@ class PruningSampler(PruningLoop):
         if epochs is not None and epochs < 1 or samples is not None and samples < min(batch_size, rows):
             length = f"{epochs} epochs" if samples is None else f"{samples:,} samples in batches of {batch_size:,}"
             raise UsageError(f"a run of {length}; give 1 epoch or more, or enough samples for a batch")
+        refuse_chosen(policy, "PruningSampler", self._chooses)
+        if composition is not None and len(composition.concepts) != rows:
+            raise UsageError(
+                f"concepts of {len(composition.concepts):,} rows for {rows:,} rows; give those of these data"
+            )
+        self.composition = composition
         self.rows, self.policy, self.batch_size = rows, policy, batch_size
         self.samples, self.seed, self.drop_last = samples, seed, drop_last
         self.epochs, self._epochs = epochs or 0, epochs
@@ -239,33 +261,60 @@ class PruningSampler(PruningLoop):
             UsageError: The rows are not those of the next batch, the losses have another shape, or the ranks use
                 different orders.
         """
+        return self._recorded(rows_B, losses_BR)
+
+    def _check_rows(self, rows: npt.NDArray[Any], own: Ints) -> None:
+        """Raise UsageError if row ids are not those of this rank's batch, or of the chosen part of it."""
+        if rows.dtype.kind not in "iu" or not np.array_equal(rows, own):
+            first = f", the first {own[0]:,}" if len(own) else ""
+            raise UsageError(
+                f"row ids of type {rows.dtype} and shape {rows.shape} are not those of step {self.step} of epoch "
+                f"{self.epoch}, {len(own)} ids{first}; give every batch of the loader once, in order, with "
+                "unchanged ids"
+            )
+
+    def _recorded(
+        self, rows_B: Any, losses_BR: torch.Tensor, at_B: Ints | None = None, count: int | None = None
+    ) -> torch.Tensor:
+        """Record the losses of this rank's batch and return their weighted mean, see :meth:`reduce`.
+
+        Args:
+            rows_B: (B,) the rows.
+            losses_BR: (B, R) their losses.
+            at_B: Their positions in this rank's slice of the batch; None for the whole slice. The others are recorded
+                as NaN, and losses of these that are not finite as infinity.
+            count: Rows at such positions over all ranks.
+        """
         import torch
 
         from thresher.dynamic.loss import reduce
 
         plan, (rank, ranks) = self._in_force(), rank_and_world_size()
         lo, hi = self._span(self.step, rank, ranks)
+        own = self._order[lo:hi] if at_B is None else self._order[lo:hi][at_B]
         rows, shape = as_array(rows_B), tuple(losses_BR.shape)
-        if rows.dtype.kind not in "iu" or not np.array_equal(rows, self._order[lo:hi]):
+        self._check_rows(rows, own)
+        if shape not in ((len(own), 1), (len(own), 2)) or self._directions not in (0, shape[1]):
             raise UsageError(
-                f"row ids of type {rows.dtype} and shape {rows.shape} are not those of step {self.step} of epoch "
-                f"{self.epoch}, {hi - lo} ids, the first {self._order[lo]:,}; give every batch of the loader once, in "
-                "order, with unchanged ids"
-            )
-        if shape not in ((hi - lo, 1), (hi - lo, 2)) or self._directions not in (0, shape[1]):
-            raise UsageError(
-                f"losses of shape {shape}; give ({hi - lo}, 1) or ({hi - lo}, 2), the same for the whole epoch"
+                f"losses of shape {shape}; give ({len(own)}, 1) or ({len(own)}, 2), the same for the whole epoch"
             )
         if self._own_BR is None:
             self._agree(losses_BR.device)
             most = len(self) * (-(-self._samples // self._steps) // ranks + 1)
             self._own_BR = torch.empty((most, shape[1]), dtype=torch.float32, device=losses_BR.device)
             self._directions = shape[1]
-        self._own_BR[self._filled : self._filled + hi - lo].copy_(losses_BR.detach())
+        here_BR = self._own_BR[self._filled : self._filled + hi - lo]
+        if at_B is None:
+            here_BR.copy_(losses_BR.detach())
+        else:
+            here_BR.fill_(torch.nan)
+            finite_BR = torch.nan_to_num(losses_BR.detach().float(), torch.inf, torch.inf, torch.inf)
+            here_BR[torch.from_numpy(at_B).to(here_BR.device)] = finite_BR
         self._filled += hi - lo
-        weights_B, of_mean = None, (hi - lo) * ranks / (self._bound(self.step + 1) - self._bound(self.step))
+        of_all = self._bound(self.step + 1) - self._bound(self.step) if count is None else count
+        weights_B, of_mean = None, len(own) * ranks / of_all
         if plan.weights_N is not None or of_mean != 1:
-            weights_B = torch.full((hi - lo,), of_mean, dtype=torch.float32, device="cpu")
+            weights_B = torch.full((len(own),), of_mean, dtype=torch.float32, device="cpu")
             if plan.weights_N is not None:
                 weights_B *= torch.from_numpy(plan.weights_N[rows])
             weights_B = weights_B.to(losses_BR.device, non_blocking=True)
@@ -281,11 +330,14 @@ class PruningSampler(PruningLoop):
         """
         plan, losses_MR = self._in_force(), self._gathered()
         bounds = [self._bound(step) for step in range(self.step + 1)]
-        batches = ((self._order[lo:hi], losses_MR[lo:hi]) for lo, hi in zip(bounds, bounds[1:], strict=False))
+        batches = (
+            self._trained(self._order[lo:hi], losses_MR[lo:hi]) for lo, hi in zip(bounds, bounds[1:], strict=False)
+        )
         recorded = record_epoch(self.policy, self.ledger, plan, batches, self._rng)
-        planned = [*(entry["rows"] for entry in self._log), len(plan)]
+        rows, recorded = self._entry(plan, recorded, len(losses_MR))
+        planned = [*(entry["rows"] for entry in self._log), rows]
         self._samples_before += len(losses_MR)
-        self._next(plan, len(plan), self.rows, 1 - sum(planned) / (self.rows * len(planned)), recorded)
+        self._next(plan, rows, self.rows, 1 - sum(planned) / (self.rows * len(planned)), recorded)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, at any step of an epoch: CPU tensors and text, for ``torch.save`` or ``numpy.savez``.
@@ -330,6 +382,14 @@ class PruningSampler(PruningLoop):
             self.step = self._since = step
             self._known, self._directions = [losses.copy()], losses.shape[1]
 
+    def _trained(self, rows_B: Ints, losses_BR: Losses) -> tuple[Ints, Losses]:
+        """Return the rows of a batch that were trained on, and their losses."""
+        return rows_B, losses_BR
+
+    def _entry(self, plan: Plan, recorded: dict[str, Any], passed: int) -> tuple[int, dict[str, Any]]:
+        """Return the rows of an epoch and its other fields for the log; ``passed`` rows were in its batches."""
+        return len(plan), recorded
+
     def _prepared(self) -> bool:
         """Return whether the loader that is being iterated over was made from this sampler by accelerate."""
         inner = accelerate_loader()
@@ -345,6 +405,10 @@ class PruningSampler(PruningLoop):
             "drop_last": int(self.drop_last),
             "seed": self.seed,
         }
+
+    def _described(self) -> str:
+        composed = "" if self.composition is None else f" {self.composition.described()}"
+        return f"{super()._described()}{composed}"
 
     def _share_done(self) -> float:
         return self._bound(self.step) / (self._samples + self._later[1])
@@ -367,15 +431,19 @@ class PruningSampler(PruningLoop):
         new = self.policy.plan(self.ledger, epoch, self._rng("plan", epoch)) if plan is None else plan
         if not len(new):
             raise UsageError(f"the plan of epoch {epoch} keeps none of {self.rows:,} rows; prune less")
-        self.plan = new
-        length = len(new) if plan is None or order is None else len(order)
-        self._steps, self._samples = self._cut(length, self._samples_before)
         if plan is None or order is None:
-            order = self._rng("order", epoch).permutation(new.rows())[: self._samples].copy()
-        self._order = order
+            order = self._rng("order", epoch).permutation(new.rows())
+            if self.composition is not None:
+                order = self.composition.arranged(order, self.batch_size)
+                new = _of_rows(new, order)
+        self.plan = new
+        self._steps, self._samples = self._cut(len(order), self._samples_before)
+        self._order = order[: self._samples].copy()
         steps, seen, self.epochs = self._steps, self._samples_before + self._samples, epoch + 1
         while not self._over(self.epochs, seen):
             kept = round((1 - self.policy.forecast(self.epochs)) * self.rows)
+            if self.composition is not None:
+                kept = self.composition.length(kept, self.batch_size)
             more = self._cut(max(1, kept), seen)
             steps, seen, self.epochs = steps + more[0], seen + more[1], self.epochs + 1
         self._later = steps - self._steps, seen - self._samples_before - self._samples

@@ -41,6 +41,7 @@ from thresher.dynamic.loop import (
     check_references,
     rank_and_world_size,
     record_epoch,
+    refuse_chosen,
     refuse_shorter,
 )
 from thresher.dynamic.pick import whole
@@ -386,6 +387,7 @@ class StreamPruner(PruningLoop):
             raise UsageError(
                 f"{name} uses row numbers, which a stream does not have; give StaticKeys.of_keys(keys, total)"
             )
+        refuse_chosen(policy, "StreamPruner")
         if policy.needs_references != (references is not None):
             needs = "needs references" if policy.needs_references else "has no use for references"
             raise UsageError(f"policy {policy.name} {needs}; give References.read(path) to a policy that needs them")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from thresher.embedding.encoders import Encoder
 from thresher.errors import MissingExtraError, PoolError, UsageError
+from thresher.io.places import place
 from thresher.ops.vectors import F32
-from thresher.runtime.results import Say, result_files
+from thresher.runtime.places import AnyPath, RemotePath
+from thresher.runtime.results import Name, Say, result_files
 
 TEMPLATES = ("a photo of a {}.",)
 _OPEN_CLIP = {"openai": "OPENAI_IMAGENET_TEMPLATES", "simple": "SIMPLE_IMAGENET_TEMPLATES"}
@@ -117,9 +118,9 @@ def read_templates(source: str | None) -> tuple[str, ...]:
 def _lines(path: str | os.PathLike[str], what: str) -> list[str]:
     """Return lines with runs of white space replaced by one space, without empty lines at the end."""
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = place(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        reason = (error.strerror or "no such file") if isinstance(error, OSError) else "it is not UTF-8 text"
         raise PoolError(f"{path}: these {what} cannot be read: {reason}") from None
     return [" ".join(line.split()) for line in text.rstrip().split("\n")] if text.strip() else []
 
@@ -127,7 +128,7 @@ def _lines(path: str | os.PathLike[str], what: str) -> list[str]:
 def write_classes(
     embeddings_CD: F32,
     names: Sequence[str],
-    path: str | os.PathLike[str],
+    path: Name,
     *,
     keep: str | os.PathLike[str] | None = None,
     overwrite: bool = True,
@@ -147,12 +148,20 @@ def write_classes(
         OutputError: A different file exists and ``overwrite`` is false, or the files cannot be written; no file is
             left half-written.
     """
-    names_path = Path(path).with_suffix(".txt")
-    same = keep is not None and names_path.exists() and names_path.samefile(keep)
+    target = place(path)
+    names_path = target.with_suffix(".txt")
+    same = keep is not None and same_file(names_path, keep)
     with result_files(overwrite=overwrite, say=say) as new:
-        np.save(new(path), np.ascontiguousarray(embeddings_CD, np.float32), allow_pickle=False)
+        np.save(new(target), np.ascontiguousarray(embeddings_CD, np.float32), allow_pickle=False)
         if not same:
             new(names_path).write_bytes(names_text(names))
+
+
+def same_file(path: AnyPath, other: str | os.PathLike[str]) -> bool:
+    """Return whether two paths are of the same file."""
+    if isinstance(path, RemotePath):
+        return path.url == os.fspath(other)
+    return path.exists() and os.path.exists(other) and path.samefile(other)
 
 
 def names_text(names: Sequence[str]) -> bytes:

@@ -22,8 +22,9 @@ from thresher.embedding.pool import SET_ASIDE
 from thresher.errors import UsageError
 from thresher.io.columns import CAPTIONS, IMAGES, KEYS
 from thresher.io.pictures import bytes_of
+from thresher.io.places import place
 from thresher.pool.layout import Skipped
-from thresher.pool.memory import from_arrays
+from thresher.pool.memory import by_position, from_arrays
 from thresher.pool.store import EmbeddingStore, open_store
 from thresher.runtime.cache import default_folder
 from thresher.runtime.files import writing
@@ -50,8 +51,10 @@ def embed_samples(
     *,
     report: Callable[[Embedded], object] | None = None,
     **how: Any,
-) -> EmbeddingStore:
+) -> EmbeddingStore | Embedded:
     """Embed data to a pool on disk, or without ``out`` to a pool in memory; see :func:`thresher.embed`.
+
+    With ``shard``, the share of one job: the counts are returned.
 
     Args:
         data: Files, or samples in memory.
@@ -61,6 +64,8 @@ def embed_samples(
         report: Called with the counts; by default they are reported as progress.
         **how: Further arguments of :func:`thresher.embedding.pipeline.embed`.
     """
+    if (job := how.get("shard")) is not None and (out is None or not isinstance(data, (str, os.PathLike))):
+        raise UsageError(f"shard {job}: jobs share files, and a pool on disk; give the location of data, and out=")
     if isinstance(data, (str, os.PathLike)):
         if captions is not None:
             raise UsageError("captions= is for images in a list; files have their own captions")
@@ -80,13 +85,15 @@ def _embedded(
     columns: _Columns | None,
     report: Callable[[Embedded], object] | None,
     how: Mapping[str, Any],
-) -> EmbeddingStore:
+) -> EmbeddingStore | Embedded:
     with tempfile.TemporaryDirectory(prefix="thresher-pool-") as scratch:
-        target = Path(scratch) / "pool" if out is None else Path(out)
+        target = Path(scratch) / "pool" if out is None else place(out)
         result = embed_files(data, target, settings, **how)
         (report or partial(_say, how["progress"]))(result)
-        store = open_store(target)
-        return store if out is not None else _held(store, target, columns)
+        if how.get("shard") is not None:
+            return result
+        store = open_store(str(target))
+        return store if out is not None else _held(store, Path(scratch) / "pool", columns)
 
 
 def _say(progress: Progress, result: Embedded) -> None:
@@ -159,12 +166,17 @@ def _columns(data: Samples, captions: Sequence[str] | None, options: DataOptions
     """
     if type(data).__module__.startswith("datasets.") and hasattr(data, "column_names"):
         return _of_dataset(data, captions, options)
+    if hasattr(data, "columns"):
+        raise UsageError(
+            f"cannot embed a {type(data).__name__}; give its rows as dictionaries, or its column of images"
+        )
     if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")) or isinstance(data, (bytes, Mapping)):
         raise UsageError(f"cannot embed {type(data).__name__}; {_GIVE}")
     if not len(data):
         raise UsageError("there are no samples")
     if captions is not None and len(captions) != len(data):
         raise UsageError(f"{len(captions):,} captions for {len(data):,} images; give one for each image")
+    count, data, captions = len(data), by_position(data), by_position(captions)
     first = data[0]
     if isinstance(first, Mapping):
         image = options.image or _first(first, IMAGES, "image")
@@ -172,14 +184,14 @@ def _columns(data: Samples, captions: Sequence[str] | None, options: DataOptions
         key = options.key or next((name for name in KEYS if name in first), None)
         texts = (lambda row: data[row].get(caption)) if caption else None
         keys = None if key is None else _Rows(lambda row: {key: data[row].get(key)})
-        return _Columns(len(data), lambda row: data[row].get(image), texts, keys, key)
+        return _Columns(count, lambda row: data[row].get(image), texts, keys, key)
     if captions is not None:
-        return _Columns(len(data), data.__getitem__, captions.__getitem__)
+        return _Columns(count, data.__getitem__, captions.__getitem__)
     if isinstance(first, (tuple, list)):
         if len(first) != 2:
             raise UsageError(f"the first sample has {len(first)} parts; {_GIVE}")
-        return _Columns(len(data), lambda row: data[row][0], lambda row: data[row][1])
-    return _Columns(len(data), data.__getitem__, None)
+        return _Columns(count, lambda row: data[row][0], lambda row: data[row][1])
+    return _Columns(count, data.__getitem__, None)
 
 
 def _of_dataset(data: Any, captions: Sequence[str] | None, options: DataOptions) -> _Columns:
@@ -187,6 +199,7 @@ def _of_dataset(data: Any, captions: Sequence[str] | None, options: DataOptions)
 
     if not isinstance(data, datasets.Dataset):
         raise UsageError(f"cannot embed a {type(data).__name__}; give one split, loaded as a Dataset")
+    data = data.with_format(None)  # values as Python has them, whatever the program reads them as
     features = data.features
     pictures = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
     image = options.image or next(iter(pictures), None) or _first(features, IMAGES, "image")
@@ -199,7 +212,13 @@ def _of_dataset(data: Any, captions: Sequence[str] | None, options: DataOptions)
         data = data.cast_column(image, datasets.Image(decode=False))  # the bytes of the file, as embedding files reads
     own = {*pictures, image, caption, "image", "caption", *(["key"] if key is None else [])}
     rest = data.select_columns([name for name in features if name not in own])
-    given = captions.__getitem__ if captions is not None else (lambda row: data[row][caption]) if caption else None
+    given = (
+        by_position(captions).__getitem__
+        if captions is not None
+        else (lambda row: data[row][caption])
+        if caption
+        else None
+    )
     if captions is not None and len(captions) != len(data):
         raise UsageError(f"{len(captions):,} captions for {len(data):,} images; give one for each image")
     return _Columns(len(data), lambda row: data[row][image], given, rest, key)

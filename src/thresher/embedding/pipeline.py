@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import signal
 import tempfile
+import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,12 +27,15 @@ from thresher.data import Data, DataOptions, Part, Place, Sample, noted, open_da
 from thresher.embedding.encoders import Encoder, importable, make_encoder, shaped
 from thresher.embedding.pool import (
     FOLDERS,
+    JOBS,
+    LOCK,
     OWN,
     SET_ASIDE,
     TABLES,
     PoolPlan,
     Shard,
     ShardWriter,
+    all_written,
     holding,
     may_retry,
     place_of,
@@ -37,14 +43,15 @@ from thresher.embedding.pool import (
     shards_of,
     unfinished,
     writing_shard,
-    written,
 )
 from thresher.embedding.prepare import Decoded, DecodeOptions, DecodeTask, Pixels, Slots, Tokens, prepare
 from thresher.embedding.quality import QUALITY, quality_columns
 from thresher.errors import ChangedError, OutputError, PoolError, ThresherError, UnreachedError, UsageError
 from thresher.export.keys import hashes_of
+from thresher.io.open import open_file
 from thresher.io.paths import visible, writable
 from thresher.io.pictures import PIXELS
+from thresher.io.places import located, place
 from thresher.io.plan import PLAN
 from thresher.io.remote import forget_listings
 from thresher.runtime.engine import Engine, check_files, cores
@@ -52,8 +59,11 @@ from thresher.runtime.engines.processes import Processes
 from thresher.runtime.engines.serial import Serial
 from thresher.runtime.files import refuse_foreign_files, writing
 from thresher.runtime.format import counted
+from thresher.runtime.jobs import ArrayJob, Jobs, job_of
 from thresher.runtime.locks import create_locked, sweep
+from thresher.runtime.places import AnyPath, RemotePath, sizes_in
 from thresher.runtime.progress import Advance, Progress, Silent
+from thresher.runtime.results import record_in
 
 Vectors = dict[str, npt.NDArray[np.float16]]
 Unreached = list[tuple[int, str]]  # shards that were not reached, and why
@@ -61,6 +71,7 @@ Unreached = list[tuple[int, str]]  # shards that were not reached, and why
 _CHUNK = 64  # samples prepared together
 _MISSED = 3  # shards in a row that were not reached, after which the others are not tried
 _REQUESTS = 16  # at once
+_LOOK = 5.0  # seconds between looks at whether a command that writes to a remote pool still runs
 _AHEAD = 2  # batches queued for the model
 _LOOKED_AT, _PARTS = 64, 8  # samples of a part, and parts, that are read to see if the data has captions and uids
 _UID = re.compile("[0-9a-fA-F]{32}")  # DataComp's
@@ -138,12 +149,13 @@ class Embedded:
 
 def embed(
     data: str,
-    pool: str | os.PathLike[str],
+    pool: str | os.PathLike[str] | AnyPath,
     settings: EmbedSettings,
     *,
     overwrite: bool = False,
     retry_damaged: bool = False,
     engine: Engine | None = None,
+    shard: ArrayJob | None = None,
     progress: Progress | None = None,
 ) -> Embedded:
     """Embed images and captions into a pool that every other command opens.
@@ -155,13 +167,16 @@ def embed(
 
     Args:
         data: See :func:`thresher.data.open_data`.
-        pool: Folder to write: float16 vectors and parquet tables in clip-retrieval's layout, and ``pool.json``.
+        pool: Folder or address to write to: float16 vectors and parquet tables in clip-retrieval's layout, and
+            ``pool.json``.
         settings: The options.
         overwrite: Replace an existing pool.
         retry_damaged: Embed the shards again whose data was damaged or lacked images.
         engine: Where shards are embedded, one in each task, by a model of the worker's own; by default on the devices
             of this machine, with ``settings.workers`` processes that decode. On other machines, the data and the pool
             must be on storage that all of them share.
+        shard: Embed only the share of one of several jobs, see :mod:`thresher.runtime.jobs`. The pool is finished by a
+            call without it after all jobs have finished; its bytes are those of one call.
         progress: Receives progress updates.
 
     Raises:
@@ -169,16 +184,19 @@ def embed(
         UnreachedError: Some data was not reached; all shards of other data are written.
         ChangedError: The data changed while it was read; the shards of unchanged data are written.
         UsageError: An encoder, device or column does not exist, or the pool cannot grow with this data.
-        OutputError: The folder cannot be written, or holds other files.
+        OutputError: The folder cannot be written, or holds other files, or jobs have not finished.
     """
+    if shard is not None and (overwrite or retry_damaged):
+        option = "--overwrite" if overwrite else "--retry-damaged"
+        raise UsageError(f"--shard {shard}: {option} would change what other jobs work on; leave it out")
     progress = progress or Silent()
-    folder = Path(pool)
+    folder = place(pool)
     source, refusal = _opened(data, settings)
     _refuse_inside(data, folder)
     known = None if overwrite else PoolPlan.read(folder)
     if known is None:
         refuse_foreign_files(
-            folder, [PLAN, SET_ASIDE, TABLES, *FOLDERS.values(), *(path.name for path in unfinished(folder))]
+            folder, [PLAN, SET_ASIDE, TABLES, JOBS, *FOLDERS.values(), *(path.name for path in unfinished(folder))]
         )
     shards = shards_of(source.parts)  # before anything slow: from here on the data must not change
     devices = _devices(settings.device)
@@ -189,7 +207,8 @@ def embed(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be created ({error.strerror}); choose another folder") from None
-    with holding(folder):
+    with ExitStack() as held:
+        held.enter_context(holding(folder, None if shard is None else progress.say))
         if overwrite:
             _clear(folder)
         known = PoolPlan.read(folder)  # again: another process may have written to it before the lock was acquired
@@ -197,11 +216,18 @@ def embed(
             others := [path for name in (TABLES, *FOLDERS.values()) for path in _files(folder, name)]
         ):
             raise OutputError(
-                f"{folder}: holds {others[0].relative_to(folder)}, but no {PLAN} that describes it; choose another "
-                "folder, or pass --overwrite"
+                f"{folder}: holds {others[0].parent.name}/{others[0].name}, but no {PLAN} that describes it; choose "
+                "another folder, or pass --overwrite"
             )
-        infos = [written(folder, n) for n in range(len(known.shards))] if known else []
+        infos = all_written(folder, range(len(known.shards))) if known else []
         again = {n for n, info in enumerate(infos) if info and may_retry(info)} if retry_damaged else set()
+        jobs = Jobs(folder / JOBS, f"the pool {folder}", _request(asked))
+        if overwrite:
+            jobs.remove()
+        if jobs.of and shard is None:
+            jobs.finished()
+        elif shard is not None and (jobs.of or not _is_finished(folder, asked)):
+            jobs.begin(shard)
         plan = known.grown(folder, asked, again) if known else asked
         parts = {(place_of(part), part.first): part for part in source.parts}
         done = {n for n, info in enumerate(infos) if info and n not in again}
@@ -212,17 +238,29 @@ def embed(
                 f"{folder}: shard {lost[0]} of an earlier call is not written yet, and its data, "
                 f"{plan.shards[lost[0]].path}, is not in {data}; finish that call first"
             )
+        if todo and jobs.of and shard is None:
+            missing = f"{shard_path(folder, 'table', todo[0]).name} is missing"
+            raise jobs.missing(missing, sorted({job_of(n, jobs.of).number for n in todo}), jobs.of)
         if todo or known is None:
             plan.saved(folder)
-        jobs = [(n, parts[plan.shards[n].part]) for n in todo]
+        if shard is not None:
+            if not jobs.of:
+                return _of_job(folder, plan, shard, set(), (*notes, "the pool is finished already"))
+            held.close()  # the jobs write at the same time
+            held.enter_context(jobs.running(shard, progress.say))
+            own = shard.share(range(len(plan.shards)))
+            todo = [n for n, info in zip(own, all_written(folder, own), strict=True) if info is None]
+        work = [(n, parts[plan.shards[n].part]) for n in todo]
         unreached: Unreached = []
-        if engine is not None and jobs:
-            unreached = _on_engine(folder, plan, encoder, settings, jobs, engine, progress)
-        elif len(devices) > 1 and len(jobs) > 1:
-            unreached = _on_many(folder, plan, settings, jobs, devices, progress)
-        elif jobs:
-            with progress.task("embed", _expected(source, [part for _, part in jobs])) as advance:
-                unreached = _embed(folder, plan, encoder, settings, jobs, advance)
+        if engine is not None and work:
+            lock = folder / LOCK if shard is None else jobs.lock(shard)
+            unreached = _on_engine(folder, plan, encoder, settings, work, engine, progress, lock)
+        elif len(devices) > 1 and len(work) > 1:
+            lock = folder / LOCK if shard is None else jobs.lock(shard)
+            unreached = _on_many(folder, plan, settings, work, devices, progress, lock)
+        elif work:
+            with progress.task("embed", _expected(source, [part for _, part in work])) as advance:
+                unreached = _embed(folder, plan, encoder, settings, work, advance)
         if unreached:
             raise UnreachedError(
                 f"{folder}: {len(unreached):,} of {counted(len(plan.shards), 'shard')} are missing, "
@@ -230,21 +268,70 @@ def embed(
                 f"reached; run the same command again to embed them. The first: {min(unreached)[1]}"
             )
         _check_unchanged(plan, source.parts)
-        return _finished(folder, plan, set(todo), notes, data)
+        if shard is not None:
+            result = _of_job(folder, plan, shard, set(todo), notes)
+            return replace(result, notes=(*result.notes, jobs.finish(shard, rows=result.rows)))
+        result = _finished(folder, plan, set(todo), notes, data)
+        jobs.remove()
+        return result
 
 
-def _refuse_inside(data: str, folder: Path) -> None:
+def _request(plan: PoolPlan) -> dict[str, Any]:
+    """Return the options that jobs of one pool have in common; of the data a hash."""
+    data = [(shard.path, shard.first, shard.rows, shard.stamp) for shard in plan.shards]
+    return {
+        "encoder": dict(plan.encoder),
+        "fields": plan.fields,
+        "columns": dict(plan.columns),
+        **plan.options,
+        "shards": len(plan.shards),
+        "data": hashlib.sha256(json.dumps(data).encode()).hexdigest(),
+    }
+
+
+def _is_finished(folder: AnyPath, asked: PoolPlan) -> bool:
+    """Return whether a pool was finished with the same plan."""
+    known = PoolPlan.read(folder)
+    return known == asked and "rows" in record_in(folder / PLAN)
+
+
+def _of_job(folder: AnyPath, plan: PoolPlan, job: ArrayJob, new: set[int], notes: Sequence[str]) -> Embedded:
+    """Return the counts of the shards of one job.
+
+    Raises:
+        PoolError: One of them was removed in the meantime.
+    """
+    rows, fresh, skipped, damaged = 0, 0, 0, 0
+    own = job.share(range(len(plan.shards)))
+    for number, info in zip(own, all_written(folder, own), strict=True):
+        if info is None:
+            raise _removed(folder, number)
+        rows += info["rows"]
+        fresh += info["rows"] if number in new else 0
+        skipped, damaged = skipped + len(info["set_aside"]), damaged + bool(info["damage"])
+    return Embedded(str(folder), rows, fresh, skipped, damaged, len(own), plan.fields, tuple(notes))
+
+
+def _removed(folder: AnyPath, number: int) -> PoolError:
+    return PoolError(f"{folder}: shard {number} was removed during embedding; run the command again")
+
+
+def _refuse_inside(data: str, folder: AnyPath) -> None:
     """Refuse a pool inside a folder of data: it would be read as data."""
+    if isinstance(folder, RemotePath):
+        if "://" in data and folder.url.startswith(f"{data.rstrip('/')}/"):
+            raise OutputError(f"{folder}: is inside the data folder; choose a folder elsewhere")
+        return
     here, there = os.path.realpath(data), os.path.realpath(folder)
     if os.path.isdir(here) and (there + os.sep).startswith(here + os.sep):
         raise OutputError(f"{folder}: is inside the data folder; choose a folder elsewhere")
 
 
-def _files(folder: Path, name: str) -> list[Path]:
-    return sorted((folder / name).glob(f"{name}_*.*"))
+def _files(folder: AnyPath, name: str) -> list[AnyPath]:
+    return sorted((folder / name).glob(f"{name}_*.*"), key=str)
 
 
-def _clear(folder: Path) -> None:
+def _clear(folder: AnyPath) -> None:
     """Remove a pool; it counts as unfinished from the start of the removal."""
     with writing(folder / PLAN) as scratch:
         Path(scratch).write_text('{"shards": []}\n', encoding="ascii")
@@ -381,12 +468,13 @@ def _expected(source: Data, parts: Sequence[Part]) -> int:
 
 
 def _on_many(
-    folder: Path,
+    folder: AnyPath,
     plan: PoolPlan,
     settings: EmbedSettings,
     jobs: Sequence[tuple[int, Part]],
     devices: Sequence[str],
     progress: Progress,
+    lock: AnyPath,
 ) -> Unreached:
     """Embed with one process per device; each shard is embedded by one of them. Return what was not reached."""
     workers = cores() if settings.workers is None else settings.workers
@@ -395,7 +483,7 @@ def _on_many(
     tasks = [(device, list(jobs[i :: len(devices)])) for i, device in enumerate(devices)]
     ended = Event()
     with (
-        _running(folder) as running,
+        _running(folder, lock) as running,
         progress.task("embed", len(jobs), "shards") as advance,
         ThreadPoolExecutor(1) as background,
     ):
@@ -410,30 +498,34 @@ def _on_many(
 
 
 @contextmanager
-def _running(folder: Path) -> Iterator[str]:
+def _running(folder: AnyPath, lock: AnyPath) -> Iterator[AnyPath]:
     """Yield the path of a file that exists until the block ends: processes stop when it is gone."""
+    if isinstance(folder, RemotePath):
+        yield lock
+        return
     file, path = create_locked(folder, ".embed.", ".tmp")
     try:
-        yield path
+        yield Path(path)
     finally:
         with suppress(FileNotFoundError):
             os.unlink(path)
         os.close(file)
 
 
-def _watch(folder: Path, numbers: Sequence[int], advance: Advance, ended: Event) -> None:
+def _watch(folder: AnyPath, numbers: Sequence[int], advance: Advance, ended: Event) -> None:
     """Report shards as they appear, until ``ended`` is set."""
     left, last = set(numbers), False
     while not last:
-        last = ended.wait(1)
-        new = {number for number in left if shard_path(folder, "table", number).exists()}
+        last = ended.wait(_LOOK if isinstance(folder, RemotePath) else 1)
+        there = sizes_in(folder / TABLES)
+        new = {number for number in left if shard_path(folder, "table", number).name in there}
         if new:
             advance(len(new))
         left -= new
 
 
 def _on_one(
-    folder: Path, plan: PoolPlan, settings: EmbedSettings, running: str, task: tuple[str, list[tuple[int, Part]]]
+    folder: AnyPath, plan: PoolPlan, settings: EmbedSettings, running: AnyPath, task: tuple[str, list[tuple[int, Part]]]
 ) -> Unreached:
     """Embed shards on one device until they are done, or until the file ``running`` is gone."""
     device, jobs = task
@@ -448,13 +540,14 @@ def _on_one(
 
 
 def _on_engine(
-    folder: Path,
+    folder: AnyPath,
     plan: PoolPlan,
     encoder: Encoder,
     settings: EmbedSettings,
     jobs: Sequence[tuple[int, Part]],
     engine: Engine,
     progress: Progress,
+    lock: AnyPath,
 ) -> Unreached:
     """Embed each shard as a task of an engine. Return what was not reached, as :func:`_embed` does."""
     # In one precision everywhere: "auto" would mean another one on a machine with a GPU. A task decodes for itself.
@@ -462,8 +555,8 @@ def _on_engine(
     files = dict.fromkeys((part.protocol, part.path) for _, part in jobs)
     unreached: Unreached = []
     in_a_row = 0
-    with _running(folder) as running, progress.task("embed", len(jobs), "shards") as advance:
-        check_files(engine, lambda: [*files, ("file", running)])
+    with _running(folder, lock) as running, progress.task("embed", len(jobs), "shards") as advance:
+        check_files(engine, lambda: [*files, located(str(running))])
         results = engine.map(partial(_on_worker, folder, plan, each, running), jobs)
         try:
             for done, missed in enumerate(results, 1):
@@ -477,7 +570,9 @@ def _on_engine(
     return unreached
 
 
-def _on_worker(folder: Path, plan: PoolPlan, settings: EmbedSettings, running: str, job: tuple[int, Part]) -> Unreached:
+def _on_worker(
+    folder: AnyPath, plan: PoolPlan, settings: EmbedSettings, running: AnyPath, job: tuple[int, Part]
+) -> Unreached:
     """Embed a shard with a model that the process keeps, unless the file ``running`` is gone."""
     encoder = _encoder_of(settings.encoder, settings.device, settings.precision)
     return _embed(folder, plan, encoder, settings, [job], partial(_check_running, folder, running))
@@ -488,9 +583,15 @@ def _encoder_of(name: str, device: str, precision: str) -> Encoder:
     return make_encoder(name, device=device, precision=precision)
 
 
-def _check_running(folder: Path, running: str, _: int) -> None:
-    if not os.path.exists(running):
+def _check_running(folder: AnyPath, running: AnyPath, _: int) -> None:
+    every = _LOOK if isinstance(running, RemotePath) else 0.001  # a look is a request
+    if not _is_running(running, int(time.monotonic() / every)):
         raise ThresherError(f"{folder}: embedding was stopped")
+
+
+@lru_cache(maxsize=1)
+def _is_running(running: AnyPath, _now: int) -> bool:
+    return running.exists()
 
 
 def _not_tried(plan: PoolPlan, numbers: Sequence[int]) -> Unreached:
@@ -517,7 +618,7 @@ class _Chunk:
 
 
 def _embed(
-    folder: Path,
+    folder: AnyPath,
     plan: PoolPlan,
     encoder: Encoder,
     settings: EmbedSettings,
@@ -842,15 +943,15 @@ def joined(tokens: Sequence[Tokens]) -> Tokens:
 # --- the end --------------------------------------------------------------------------------------
 
 
-def _finished(folder: Path, plan: PoolPlan, new: set[int], notes: Sequence[str], data: str) -> Embedded:
+def _finished(folder: AnyPath, plan: PoolPlan, new: set[int], notes: Sequence[str], data: str) -> Embedded:
     """Mark the pool as finished, and list the samples that are not in it."""
     rows, fresh, skipped, damaged, counts = 0, 0, 0, 0, Counter[str]()
     first = ""
     with writing(folder / SET_ASIDE) as scratch, open(scratch, "w", encoding="utf-8", newline="\n") as file:
-        for number, shard in enumerate(plan.shards):
-            info = written(folder, number)
+        infos = all_written(folder, range(len(plan.shards)))
+        for number, (shard, info) in enumerate(zip(plan.shards, infos, strict=True)):
             if info is None:
-                raise PoolError(f"{folder}: shard {number} was removed during embedding; run the command again")
+                raise _removed(folder, number)
             rows += info["rows"]
             counts.update(info["notes"])
             fresh += info["rows"] if number in new else 0
@@ -870,12 +971,18 @@ def _finished(folder: Path, plan: PoolPlan, new: set[int], notes: Sequence[str],
     return Embedded(str(folder), rows, fresh, skipped, damaged, len(plan.shards), plan.fields, all_notes)
 
 
-def _repeated(folder: Path, shards: int, column: str) -> list[str]:
+def _repeated(folder: AnyPath, shards: int, column: str) -> list[str]:
     """Return a note if several rows have the same key: methods that need unique keys will refuse the pool."""
     import pyarrow.parquet as pq
 
     paths = [shard_path(folder, "table", number) for number in range(shards)]
-    hashes = np.concatenate([hashes_of(pq.read_table(path, columns=[column]).column(0).to_pylist()) for path in paths])
+
+    def hashed(path: AnyPath) -> npt.NDArray[Any]:
+        with open_file(*located(str(path))) as file:
+            return hashes_of(pq.read_table(file, columns=[column]).column(0).to_pylist())
+
+    with ThreadPoolExecutor(_REQUESTS if isinstance(folder, RemotePath) else 1) as threads:
+        hashes = np.concatenate(list(threads.map(hashed, paths)))
     if not (repeated := len(hashes) - len(np.unique(hashes))):
         return []
     return [

@@ -11,7 +11,8 @@ import json
 import os
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,19 +23,23 @@ import numpy.typing as npt
 
 from thresher.data import Part
 from thresher.errors import PoolError, UsageError
-from thresher.io.open import meaning_of, trusting
+from thresher.io.open import meaning_of, open_file, trusting
 from thresher.io.paths import writable
+from thresher.io.places import located
 from thresher.io.plan import BYTES, PLAN
 from thresher.runtime import locks
 from thresher.runtime.files import writing
+from thresher.runtime.places import AnyPath, RemotePath, sizes_in
 from thresher.runtime.untrusted import Fields, parse_json, read_json
 
 SET_ASIDE = "set_aside.txt"
 FOLDERS = {"image": "img_emb", "text": "text_emb"}
 TABLES = "metadata"
+JOBS = ".jobs"  # records of jobs that share the work
 OWN = ("key", "text", "uid", "width", "height", "shard", "offset", "thumbnail")  # columns that embedding adds
 
-_LOCK = ".embed.lock"
+LOCK = ".embed.lock"
+_REQUESTS = 64  # at once
 _GROUP = 4_096  # rows of a row group, plus less than a batch
 _LONG = 2**20  # bytes from which the metadata in a footer is compressed
 _NOTE = 256 * 2**20  # maximum bytes of that list
@@ -93,7 +98,7 @@ class PoolPlan:
     options: Mapping[str, Any]
     shards: tuple[Shard, ...] = field(repr=False, default=())
 
-    def saved(self, folder: Path, rows: int | None = None) -> None:
+    def saved(self, folder: AnyPath, rows: int | None = None) -> None:
         """Write the plan to a folder; with the number of rows if the pool is finished."""
         content = {
             "encoder": dict(self.encoder),
@@ -107,7 +112,7 @@ class PoolPlan:
             Path(scratch).write_text(json.dumps(content, indent=1) + "\n", encoding="ascii")
 
     @classmethod
-    def read(cls, folder: Path) -> PoolPlan | None:
+    def read(cls, folder: AnyPath) -> PoolPlan | None:
         """Return the plan of a folder, None if it has none.
 
         Raises:
@@ -128,7 +133,7 @@ class PoolPlan:
                 f"{path}: cannot be read ({error}), is damaged or of another version; pass --overwrite to start again"
             ) from None
 
-    def grown(self, folder: Path, asked: PoolPlan, again: Collection[int] = ()) -> PoolPlan:
+    def grown(self, folder: AnyPath, asked: PoolPlan, again: Collection[int] = ()) -> PoolPlan:
         """Return this plan with the new shards of another plan added at the end.
 
         A file that was moved is recognised by its name, size and time, if there is no file at its old path.
@@ -226,7 +231,7 @@ def _end(path: str, names: int) -> str:
 # --- one shard ------------------------------------------------------------------------------------
 
 
-def shard_path(folder: Path, kind: str, number: int) -> Path:
+def shard_path(folder: AnyPath, kind: str, number: int) -> AnyPath:
     """Return the path of a shard's file: the vectors if ``kind`` is a field, otherwise the table."""
     name = FOLDERS.get(kind, TABLES)
     return folder / name / f"{name}_{number:05d}.{'npy' if kind in FOLDERS else 'parquet'}"
@@ -296,7 +301,7 @@ def _header(file: Any, rows: int, width: int) -> None:
 
 
 @contextmanager
-def writing_shard(folder: Path, number: int, widths: Mapping[str, int], schema: Any) -> Iterator[ShardWriter]:
+def writing_shard(folder: AnyPath, number: int, widths: Mapping[str, int], schema: Any) -> Iterator[ShardWriter]:
     """Yield a writer whose files are moved into place, the table last, if the block ends without an error."""
     import pyarrow.parquet as pq
 
@@ -315,7 +320,7 @@ def writing_shard(folder: Path, number: int, widths: Mapping[str, int], schema: 
         shard_path(folder, "table", number).unlink(missing_ok=True)  # of a shard that is written again
 
 
-def written(folder: Path, number: int) -> dict[str, Any] | None:
+def written(folder: AnyPath, number: int) -> dict[str, Any] | None:
     """Return the metadata in the table of a shard, None if the shard is not written yet.
 
     Raises:
@@ -328,7 +333,8 @@ def written(folder: Path, number: int) -> dict[str, Any] | None:
         return None
 
     def read() -> dict[str, Any]:
-        footer = pq.read_metadata(path).metadata or {}
+        with open_file(*located(str(path))) as file:
+            footer = pq.read_metadata(file).metadata or {}
         try:
             info = parse_json(_unpacked(footer[_MARK]))
             return {
@@ -346,6 +352,19 @@ def written(folder: Path, number: int) -> dict[str, Any] | None:
     except PoolError as error:
         why = error.__cause__ or error
         raise PoolError(f"{path}: is damaged, or was not written by thresher embed ({why}); remove it") from error
+
+
+def all_written(folder: AnyPath, numbers: Sequence[int]) -> list[dict[str, Any] | None]:
+    """Return what :func:`written` returns for several shards: one listing, and the footers that there are, in parallel.
+
+    Raises:
+        PoolError: A table is damaged, or was not written by embedding.
+    """
+    there = sizes_in(folder / TABLES)
+    with ThreadPoolExecutor(_REQUESTS if isinstance(folder, RemotePath) else 1) as threads:
+        return list(
+            threads.map(lambda n: written(folder, n) if shard_path(folder, "table", n).name in there else None, numbers)
+        )
 
 
 def may_retry(info: Mapping[str, Any]) -> bool:
@@ -366,18 +385,23 @@ def _shard(entry: Any) -> Shard:
 # --- the folder -----------------------------------------------------------------------------------
 
 
-def unfinished(folder: Path) -> list[Path]:
+def unfinished(folder: AnyPath) -> list[AnyPath]:
     """Return temporary files that a killed process left directly in a folder, and its lock."""
-    return [*folder.glob(".*.tmp*"), *folder.glob(_LOCK)]
+    return [*folder.glob(".*.tmp*"), *folder.glob(LOCK)]
 
 
 @contextmanager
-def holding(folder: Path) -> Iterator[None]:
+def holding(folder: AnyPath, wait: Callable[[str], None] | None = None) -> Iterator[None]:
     """Lock a folder for this process, and remove temporary files that a killed process left in it.
+
+    Args:
+        folder: The folder.
+        wait: Wait while another process holds the lock, and call this with a message after some seconds.
 
     Raises:
         OutputError: Another process is embedding into the folder.
     """
-    with locks.holding(folder / _LOCK, f"the pool {folder}", wait=False):
-        locks.sweep([*folder.glob(".*.tmp*"), *folder.glob("*/.*.tmp*")])
+    with locks.holding(folder / LOCK, f"the pool {folder}", wait=wait is not None, say=wait):
+        if not isinstance(folder, RemotePath):  # nothing is left there
+            locks.sweep([*folder.glob(".*.tmp*"), *folder.glob("*/.*.tmp*")])
         yield

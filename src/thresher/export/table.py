@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -42,6 +43,31 @@ def as_table(selection: Selection, store: EmbeddingStore | None, columns: Sequen
 
     wanted = columns_of(selection) if columns is None else list(columns)
     return pa.Table.from_batches(list(batches(selection, store, wanted)))
+
+
+def wanted_columns(selection: Selection, names: str) -> list[str]:
+    """Return the columns of an option, separated by commas; those of :func:`columns_of` if there are none.
+
+    Raises:
+        UsageError: A name is given twice.
+    """
+    wanted = [name.strip() for name in names.split(",") if name.strip()] or columns_of(selection)
+    if twice := [name for name in wanted if wanted.count(name) > 1]:
+        raise UsageError(f"column {twice[0]!r} is given twice")
+    return wanted
+
+
+def json_value(value: Any) -> Any:
+    """Return a value of an Arrow table as JSON has it: numbers that are not finite as null, bytes and dates as text."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, dict):
+        return {str(name): json_value(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [json_value(one) for one in value]
+    return value if value is None or isinstance(value, (str, int)) else str(value)
 
 
 def needs_pool(selection: Selection, columns: Sequence[str] | None) -> bool:

@@ -13,8 +13,10 @@ from typing import Any
 from thresher.errors import OutputError
 from thresher.export.registry import Export, build
 from thresher.io.open import file_stamp, open_file
+from thresher.io.places import located, place
 from thresher.pool.store import EmbeddingStore, reopen, same_pool, whole_pool
 from thresher.runtime import locks, parameters
+from thresher.runtime.places import AnyPath, RemotePath
 from thresher.runtime.plugins import origin_of
 from thresher.runtime.progress import Advance, Progress, Silent
 from thresher.runtime.results import record_in, refuse_other, result_files
@@ -47,7 +49,7 @@ class Exported:
 def export(
     selection: Selection,
     kind: str | Export,
-    target: str | os.PathLike[str],
+    target: str | os.PathLike[str] | RemotePath,
     *,
     store: EmbeddingStore | None = None,
     manifest: bool = True,
@@ -72,7 +74,7 @@ def export(
         OutputError: A different file exists, another process is writing it, or it cannot be written.
     """
     made = build(kind, {}) if isinstance(kind, str) else kind
-    path = Path(target)
+    path = place(target)
     if store is None:
         store = reopen(selection)
     else:
@@ -84,7 +86,7 @@ def export(
     if manifest and not overwrite and path.exists() and listed.exists():
         refuse_other(path, record_in(listed), requested)
     progress = progress or Silent()
-    with locks.holding(path.with_name(f".{path.name}.lock"), os.fspath(path), wait=False):
+    with locks.holding(path.with_name(f".{path.name}.lock"), str(path), wait=False):
         # The file itself is moved into place last: it is never without its manifest.
         beside = (listed, missing_file)
         with result_files(overwrite=overwrite, say=progress.say, replaces=beside) as new:
@@ -119,7 +121,7 @@ def _request(selection: Selection, made: Export, store: EmbeddingStore) -> dict[
     return dict(json.loads(json.dumps(request)))
 
 
-def check_target(path: Path, store: EmbeddingStore | None, *, marked: bool = False) -> None:
+def check_target(path: AnyPath, store: EmbeddingStore | None, *, marked: bool = False) -> None:
     """Check that a file may be written: it is not a folder, a file of the pool or a part of a selection.
 
     It must also not look like a new part of the pool, unless a manifest next to it will mark it (``marked``).
@@ -127,12 +129,27 @@ def check_target(path: Path, store: EmbeddingStore | None, *, marked: bool = Fal
     Raises:
         OutputError: The file may not be written; the message says why.
     """
+    if isinstance(path, RemotePath):
+        _check_remote(path, store, marked)
+        return
     if store and str(path.resolve()) in {os.path.realpath(name) for kind, name in store.files() if kind == "file"}:
         raise OutputError(f"{path}: is a file of the pool, which is never overwritten; choose another name")
     inside = store is not None and os.path.isdir(place := os.path.realpath(store.layout.location))
     if inside and path.suffix in _DATA and str(path.resolve()).startswith(place + os.sep) and not marked:
         raise OutputError(f"{path}: would be read as part of the pool in this folder; choose another folder")
     if any((folder / "selection.json").exists() for folder in path.resolve().parents):
+        raise OutputError(f"{path}: is in a selection folder; choose another folder")
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder; give a file")
+
+
+def _check_remote(path: RemotePath, store: EmbeddingStore | None, marked: bool) -> None:
+    if store and located(path.url) in store.files():
+        raise OutputError(f"{path}: is a file of the pool, which is never overwritten; choose another name")
+    location = store.layout.location.rstrip("/") if store else ""
+    if "://" in location and path.suffix in _DATA and path.url.startswith(f"{location}/") and not marked:
+        raise OutputError(f"{path}: would be read as part of the pool in this folder; choose another folder")
+    if (path.parent / "selection.json").exists():
         raise OutputError(f"{path}: is in a selection folder; choose another folder")
     if path.is_dir():
         raise OutputError(f"{path}: is a folder; give a file")
@@ -158,7 +175,7 @@ def _entry(protocol: str, path: str) -> dict[str, Any]:
     return {"path": path, "bytes": size, "version": version}
 
 
-def _output(path: Path, scratch: Path) -> dict[str, Any]:
+def _output(path: AnyPath, scratch: Path) -> dict[str, Any]:
     """Return the entry of a file that is written, without its time: the same export has the same manifest."""
     return {"path": str(path), "bytes": scratch.stat().st_size, "sha256": _sha256("file", str(scratch))}
 

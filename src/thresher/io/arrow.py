@@ -20,9 +20,9 @@ from thresher.errors import PoolError
 from thresher.io.columns import plain_batch, plain_schema
 from thresher.io.listing import Files
 from thresher.io.open import open_file, trusting
-from thresher.io.parquet import TablePiece, check_names, exactly, vector_type, vectors_of
+from thresher.io.parquet import Choose, TablePiece, check_names, exactly, vector_type, vectors_of
 from thresher.io.paths import visible
-from thresher.io.pieces import Array, stored_dtype
+from thresher.io.pieces import Array, Piece, stored_dtype
 from thresher.runtime.untrusted import load_json
 
 ENDINGS = (".arrow", ".feather", ".ipc")
@@ -203,6 +203,16 @@ def arrow_piece(protocol: str, path: str, column: str, dtype: str | None = None)
 
     dim, kind = vector_type(f"{path} [{column}]", field, rows, first, dtype)
     return ArrowPiece(path, column, rows, dim, kind, _in_place(protocol, path), ends, protocol)
+
+
+def arrow_head(
+    protocol: str, path: str, choose: Choose, dtype: str | None = None
+) -> tuple[dict[str, Piece], TablePiece]:
+    """Describe the columns of vectors and the table of a file, as :func:`thresher.io.parquet.parquet_head` does."""
+    columns = choose(arrow_types(protocol, path))
+    return {role: arrow_piece(protocol, path, name, dtype) for role, name in columns.items()}, arrow_table(
+        protocol, path
+    )
 
 
 def arrow_types(protocol: str, path: str) -> dict[str, str]:

@@ -5,10 +5,10 @@ A row of a vector column without a vector of the right width is read as NaN, lik
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from thresher.io.open import open_file, trusting
 from thresher.io.paths import visible
 from thresher.io.pieces import FLOATS, Array, Piece, stored_dtype
 
+Choose: TypeAlias = Callable[[Mapping[str, str]], Mapping[str, str]]  # role -> column, of column -> type
 _NAN = 0x7FC0  # as bfloat16 bits
 _SPAN = 1 << 16  # bytes fetched at a time when only a few rows are needed
 _BATCH = 256 * 2**20  # bytes of a record batch, unless a single row is larger
@@ -212,23 +213,40 @@ def vectors_of(column: Any, dim: int, dtype: str) -> Array:
     return out
 
 
-def parquet_piece(protocol: str, path: str, column: str, dtype: str | None = None) -> ParquetPiece:
-    """Describe a column from the Parquet footer and, if its type does not have the width, its first vector."""
+def parquet_head(
+    protocol: str, path: str, choose: Choose, dtype: str | None = None
+) -> tuple[dict[str, Piece], TablePiece]:
+    """Describe the columns of vectors and the table of a file, from its footer, which is read once.
 
-    def read() -> ParquetPiece:
+    If the type of a column does not have the width, its first vector is read too.
+
+    Args:
+        protocol: Protocol of the file.
+        path: Its path.
+        choose: Returns the column of each role, of the Arrow types of all columns as text.
+        dtype: The type of vectors that the user gave.
+    """
+
+    def read() -> tuple[dict[str, Piece], TablePiece]:
         with open_file(protocol, path) as raw:
             file = open_parquet(raw)
-            field, rows = plain_schema(file.schema_arrow).field(column), file.metadata.num_rows
-
-            def first() -> Any:
-                batches = open_parquet(raw, _SPAN).iter_batches(batch_size=64, columns=[column])
-                parts = (plain_batch(part).column(0).drop_null() for part in batches)
-                return next((part[0].as_py() for part in parts if len(part)), None)
-
-            dim, kind = vector_type(f"{path} [{column}]", field, rows, first, dtype)
-            return ParquetPiece(path, column, rows, dim, kind, protocol)
+            schema, rows = plain_schema(file.schema_arrow), file.metadata.num_rows
+            check_names(path, schema.names)
+            table = TablePiece(path, rows, tuple(schema.names), protocol)
+            pieces: dict[str, Piece] = {}
+            for role, column in choose({name: str(schema.field(name).type) for name in schema.names}).items():
+                first = partial(_first_vector, raw, column)
+                dim, kind = vector_type(f"{path} [{column}]", schema.field(column), rows, first, dtype)
+                pieces[role] = ParquetPiece(path, column, rows, dim, kind, protocol)
+            return pieces, table
 
     return trusting(path, read)
+
+
+def _first_vector(raw: IO[bytes], column: str) -> Any:
+    batches = open_parquet(raw, _SPAN).iter_batches(batch_size=64, columns=[column])
+    parts = (plain_batch(part).column(0).drop_null() for part in batches)
+    return next((part[0].as_py() for part in parts if len(part)), None)
 
 
 def vector_type(
@@ -354,17 +372,5 @@ def parquet_metadata(protocol: str, path: str) -> dict[bytes, bytes]:
     def read() -> dict[bytes, bytes]:
         with open_file(protocol, path) as raw:
             return dict(open_parquet(raw).schema_arrow.metadata or {})
-
-    return trusting(path, read)
-
-
-def parquet_types(protocol: str, path: str) -> dict[str, str]:
-    """Return the Arrow type of every column as text, from the footer."""
-
-    def read() -> dict[str, str]:
-        with open_file(protocol, path) as raw:
-            schema = plain_schema(open_parquet(raw).schema_arrow)
-            check_names(path, schema.names)
-            return {name: str(schema.field(name).type) for name in schema.names}
 
     return trusting(path, read)

@@ -281,9 +281,13 @@ def decode(data: bytes, side: int, resize: Resize = "shortest") -> Pixels:
     Raises:
         PoolError: The data is not an image, is damaged, or has too many pixels; the message says which.
     """
+    return square(open_rgb(data, draft=2 * side), side, resize)
+
+
+def square(picture: Any, side: int, resize: Resize) -> Pixels:
+    """Return the pixels of an image from :func:`open_rgb`, (side, side, 3) uint8, resized as :func:`decode` says."""
     from PIL import Image
 
-    picture = open_rgb(data, draft=2 * side)
     box = None
     if resize == "shortest":
         short = min(picture.size)

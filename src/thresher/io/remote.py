@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from thresher.errors import MissingPackageError, PoolError, UnreachedError, UsageError
+from thresher.errors import MissingExtraError, MissingPackageError, PoolError, UnreachedError, UsageError
 from thresher.io.open import meaning_of, trusting
+from thresher.runtime.engine import windowed
 
 _T = TypeVar("_T")
+_S = TypeVar("_S")
+_REQUESTS = 64  # at once
 _TRIES = 6  # with pauses of 0.5, 1, 2, 4 and 8 seconds
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hf"}  # what to install for a protocol
 _TRIES_NAME = "THRESHER_NETWORK_TRIES"
 
 
@@ -48,6 +53,8 @@ def _created(location: str, what: Callable[[], _T]) -> _T:
     try:
         return what()
     except ImportError as error:
+        if extra := EXTRAS.get(location.partition("://")[0]):
+            raise MissingExtraError(location, extra) from error
         raise MissingPackageError(f"{location}: a package is missing ({error}); install it with pip") from error
     except ValueError as error:
         raise UsageError(f"{location}: cannot be opened ({error}); give a folder, a file or an address") from error
@@ -89,6 +96,18 @@ def _tries() -> int:
     if text and not (text.isdecimal() and 1 <= len(text) <= 3 and int(text)):
         raise UsageError(f"{_TRIES_NAME}={text}: give a number of tries from 1 to 999")
     return int(text or _TRIES)
+
+
+def in_parallel(protocol: str, fn: Callable[[_S], _T], items: Iterable[_S]) -> Iterator[_T]:
+    """Yield ``fn(item)`` for every item, in order; for remote files with several requests at the same time.
+
+    Reading headers of many remote files waits for the network, and hardly needs a processor.
+    """
+    if protocol == "file":
+        yield from map(fn, items)
+        return
+    with ThreadPoolExecutor(_REQUESTS) as threads:
+        yield from windowed(threads, fn, items, 2 * _REQUESTS)
 
 
 def forget_listings(protocol: str) -> None:

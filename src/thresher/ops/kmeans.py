@@ -27,7 +27,7 @@ TILE = 1024  # centroids per product
 SLACK = 4e-3  # minimum gap of bounds in radians: the error of float32 cosines near 1
 _SIDE_BY_SIDE = 16  # maximum rows of a group that is summed with others
 _MOSTLY = 0.9  # share of a stripe above which all of it is multiplied, without a copy
-_PROBES = 8  # one of so many stripes takes lower bounds while they do not pay
+_EVERY = 8  # one stripe of eight takes lower bounds while they do not pay
 _SAMPLED = 2**16  # rows by which the cost of an iteration is estimated
 _FAST = (2**40, 64, 32, 16, 8, 4)  # parts of the centroids that may be multiplied with all rows
 # Measured costs, relative to the products of all rows with all centroids:
@@ -187,7 +187,7 @@ class MoveRows:
         nearest: The assignment function.
         slack: Minimum gap between bounds, in radians.
         bounds: "used" skips rows by their bounds. Otherwise all rows are multiplied: "taken" takes lower bounds of all
-            rows for the next iteration, "probed" those of one stripe of eight, to see when they begin to pay.
+            rows for the next iteration, "sampled" those of one stripe of eight, to see when they begin to pay.
         fast_F: (F,) centroids with which every row is multiplied, so that their moves do not weaken the bounds.
     """
 
@@ -195,7 +195,7 @@ class MoveRows:
     moved_K: F32
     nearest: Nearest = nearest_two
     slack: float = SLACK
-    bounds: Literal["used", "taken", "probed"] = "used"
+    bounds: Literal["used", "taken", "sampled"] = "used"
     fast_F: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __call__(self, stripes: Iterable[F32], bounds: Bounds) -> Moves:
@@ -207,7 +207,7 @@ class MoveRows:
             here = slice(lo, lo + len(rows))
             lo += len(rows)
             of_stripe = Bounds(bounds.labels_B[here], bounds.upper_B[here], bounds.lower_B[here])
-            parts += self._stripe(rows, of_stripe, memory, probe=i % _PROBES == 0)
+            parts += self._stripe(rows, of_stripe, memory, sampled=i % _EVERY == 0)
         if not parts:
             shape = (0, self.centroids_KD.shape[1])
             return Moves(bounds, np.empty(0, np.int64), np.empty(shape, np.float64), np.empty(0, np.int64))
@@ -226,7 +226,7 @@ class MoveRows:
                 counts[at] += part.counts_J
         return Moves(bounds, groups.astype(np.int64), sums, counts)
 
-    def _stripe(self, rows_BD: F32, bounds: Bounds, memory: _Memory, *, probe: bool) -> list[Sums]:
+    def _stripe(self, rows_BD: F32, bounds: Bounds, memory: _Memory, *, sampled: bool) -> list[Sums]:
         """Update labels and bounds in place; return the sums of rows that join and leave groups."""
         label, upper, lower = bounds.labels_B, bounds.upper_B, bounds.lower_B
         fresh = bool(label[0] < 0)
@@ -241,7 +241,7 @@ class MoveRows:
             some = rows_BD
         else:
             some = np.take(rows_BD, need, axis=0, out=memory.rows_BD[: len(need)], mode="clip")
-        second = probe or self.bounds != "probed"
+        second = sampled or self.bounds != "sampled"
         labels, best, others = self.nearest(some, self._columns_KD, memory.products, second=second)
         before = label[need]
         label[need], upper[need], lower[need] = labels, _angles(best), _angles(others) if second else 0
@@ -299,7 +299,7 @@ class _Memory(NamedTuple):
 
 
 def rule_for(state: State, nearest: Nearest = nearest_two, slack: float = SLACK) -> MoveRows:
-    """Return the cheapest rule for the next iteration, as far as a sample of the rows tells.
+    """Return the cheapest rule for the next iteration, by a sample of the rows.
 
     Bounds cost a tenth of the products. Where centroids still move as far as rows are from a second centroid, all rows
     are multiplied. Often only some centroids move far, such as those of small groups: the rows are multiplied with
@@ -309,7 +309,7 @@ def rule_for(state: State, nearest: Nearest = nearest_two, slack: float = SLACK)
     every = max(len(state.lower_N) // _SAMPLED, 1) | 1  # odd: not in step with stripes
     upper, lower, labels = state.upper_N[::every], state.lower_N[::every], state.labels_N[::every]
     known = (lower > 0) & (labels >= 0)
-    rule = MoveRows(state.centroids_KD, state.moved_K, nearest, slack, "probed")
+    rule = MoveRows(state.centroids_KD, state.moved_K, nearest, slack, "sampled")
     if not known.any():
         return rule
     gap, own = (lower - upper - slack)[known], state.moved_K[labels[known]]

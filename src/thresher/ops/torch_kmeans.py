@@ -57,7 +57,7 @@ class NearestBfloat16:
     ) -> tuple[npt.NDArray[np.int32], F32, F32]:
         """Return labels (B,) int32 and products with the nearest and second centroid (B,), accurate to three digits.
 
-        The second is found in any case: it costs little beside the products.
+        The second is found in any case: it costs little compared with the products.
         """
         import torch
 

@@ -13,9 +13,10 @@ import numpy.typing as npt
 from thresher.errors import PoolError, UsageError, suggest
 from thresher.io.columns import CAPTIONS, IMAGES, KEYS, NO_KEY, SCORES, as_text, captions_in
 from thresher.io.listing import Files, stamp_of
-from thresher.io.parquet import TablePiece
+from thresher.io.parquet import Choose, TablePiece
 from thresher.io.paths import cut
 from thresher.io.pieces import FLOATS, Array, Piece, stored_dtype
+from thresher.io.remote import in_parallel
 from thresher.ops.vectors import to_float32
 from thresher.runtime.format import counted
 from thresher.runtime.random import digest
@@ -32,6 +33,7 @@ _TEXT_VECTORS = (
 )  # fmt: skip
 
 _SAMPLED = 1_000  # rows in a fingerprint: their keys, or their vectors if there are no keys
+_CHUNKS = 64  # groups of remote files that are read for a fingerprint at the same time
 _DECODED = 64  # rows whose vectors are always in it; reading one may require decoding its row group
 
 
@@ -162,15 +164,29 @@ class Layout:
         """Hash of N, fields and widths, and the values of evenly spaced rows; the same after re-sharding."""
         parts: list[Any] = [[self.rows, sorted(self.vectors)]]
         few, many = (np.unique(np.linspace(0, self.rows - 1, n).astype(np.int64)) for n in (_DECODED, _SAMPLED))
-        for name in sorted(self.vectors):
-            parts.append(to_float32(self.raw_at(name, few)))
+        remote = next((protocol for protocol, _ in self.files() if protocol != "file"), "file")
+
+        def by_file(pieces: Sequence[Piece | TablePiece], rows: Rows) -> list[Rows]:
+            ends = np.cumsum([piece.rows for piece in pieces])
+            split = np.split(rows, np.searchsorted(rows, ends[:-1])) if remote != "file" else [rows]
+            parts = [part for part in split if len(part)]
+            step = -(-len(parts) // _CHUNKS)
+            return [np.concatenate(parts[i : i + step]) for i in range(0, len(parts), step)]
+
+        def vectors(name: str, rows: Rows) -> Array:
+            split = by_file(self.vectors[name], rows)
+            return to_float32(np.concatenate(list(in_parallel(remote, partial(self.raw_at, name), split))))
+
+        parts += [vectors(name, few) for name in sorted(self.vectors)]
         if not self.key:
-            for name in sorted(self.vectors):
-                parts.append(to_float32(self.raw_at(name, many)))
+            parts += [vectors(name, many) for name in sorted(self.vectors)]
         else:
-            keys = [key for part in self.lookup([self.key], many) for key in self.keys_in(part.column(0))]
-            parts.append("\0".join(keys))
+            split = by_file(self.tables, many)
+            parts.append("\0".join(key for keys in in_parallel(remote, self._keys_at, split) for key in keys))
         return digest(*parts)[:32]
+
+    def _keys_at(self, rows: Rows) -> list[str]:
+        return [key for part in self.lookup([str(self.key)], rows) for key in self.keys_in(part.column(0))]
 
     @cached_property
     def version(self) -> str:
@@ -274,15 +290,22 @@ def from_shards(
     """
     bad = list(skipped)
     shards = []
-    for name in names:
+
+    def tried(name: str) -> tuple[Mapping[str, Piece], TablePiece | None] | PoolError:
         try:
             vectors, table = read(name)
             _same_rows({**vectors, **({"metadata": table} if table else {})})
-            shards.append((vectors, table))
+            return vectors, table
         except PoolError as error:
-            if not options.skip_bad:
-                raise
-            bad.append(skipped_file(error))
+            return error
+
+    for found in in_parallel(files.protocol, tried, names):
+        if not isinstance(found, PoolError):
+            shards.append(found)
+        elif not options.skip_bad:
+            raise found
+        else:
+            bad.append(skipped_file(found))
     # An empty file has no reliable types; if all files are empty, they are kept, so that the check below rejects them.
     shards = [(vectors, table) for vectors, table in shards if _first(vectors, table).rows] or shards
     kinds = [_kind(vectors, table, options) for vectors, table in shards]
@@ -364,9 +387,7 @@ def from_tables(
     names: Iterable[str],
     options: Options,
     *,
-    types: Callable[[str, str], Mapping[str, str]],
-    vectors: Callable[[str, str, str, str | None], Piece],
-    table: Callable[[str, str], TablePiece],
+    head: Callable[[str, str, Choose, str | None], tuple[dict[str, Piece], TablePiece]],
 ) -> Layout:
     """Return the layout of tables with columns of embeddings; a bad file is treated as in :func:`from_shards`.
 
@@ -375,9 +396,9 @@ def from_tables(
         files: The files of the pool.
         names: Names of the tables, in order.
         options: Columns that the user named, and the type of vectors.
-        types: Returns the Arrow types of the columns as text, of a protocol and a path.
-        vectors: Returns a column of vectors, of a protocol, a path, the column and the type that the user gave.
-        table: Returns the table, of a protocol and a path.
+        head: Reads the header of a file, given its protocol and path, a function that chooses the column of each role
+            by the Arrow types of all columns, as text, and the type of vectors that the user gave. Returns the columns
+            of vectors by role, and the table.
 
     Raises:
         UsageError: A requested column does not exist.
@@ -385,9 +406,7 @@ def from_tables(
 
     def shard(name: str) -> tuple[dict[str, Piece], TablePiece]:
         path = files.path(name)
-        columns = embedding_columns(path, types(files.protocol, path), options)
-        pieces = {role: vectors(files.protocol, path, column, options.dtype) for role, column in columns.items()}
-        return pieces, table(files.protocol, path)
+        return head(files.protocol, path, lambda types: embedding_columns(path, types, options), options.dtype)
 
     return from_shards(kind, files, names, shard, options)
 

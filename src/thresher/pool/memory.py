@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -282,22 +283,38 @@ def _column(role: str, value: Any) -> Any:
     return _cells_of(role, value) if _top(value) in ("pandas", "polars") else None
 
 
+def by_position(values: Any) -> Any:
+    """Return values that are indexed by position: a series of pandas is indexed by label."""
+    return values.iloc if hasattr(values, "iloc") else values
+
+
 def array_of(value: Any) -> Array:
     """Return an array, a tensor or a list of numbers as a NumPy array, without a copy where possible.
 
     Raises:
-        UsageError: It is a tensor without values in memory that NumPy can read.
+        UsageError: It is a tensor whose values NumPy cannot read.
     """
-    if _top(value) != "torch":
-        return np.asarray(value)
+    return _of_tensor(value) if _top(value) == "torch" else np.asarray(value)
+
+
+def _of_tensor(value: Any, bits: bool = False) -> Array:
+    """Return a tensor as an array; bfloat16, which NumPy does not have, as float32, or with ``bits`` as uint16."""
     try:
-        value = value.detach().cpu()
-        return np.asarray((value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy())
+        here = value.detach().cpu()
+        if str(here.dtype) == "torch.bfloat16":
+            import torch
+
+            here = here.contiguous().view(torch.uint16) if bits else here.float()
+        return np.asarray(here.numpy())
     except (TypeError, RuntimeError) as error:
         raise UsageError(
             f"cannot read a tensor of {value.dtype}, {str(value.layout).removeprefix('torch.')}, on {value.device} "
-            f"({visible(str(error).splitlines()[0])}); give a dense one, as tensor.float()"
+            f"({_first_line(error)}); give a dense one of float16, float32, float64 or bfloat16"
         ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return shortened(visible(str(error).partition("\n")[0]), 200)
 
 
 def _of_array(role: str, value: Any) -> tuple[Array, str]:
@@ -305,15 +322,13 @@ def _of_array(role: str, value: Any) -> tuple[Array, str]:
     if isinstance(value, np.ma.MaskedArray):
         value = value.filled(np.nan) if value.dtype.kind == "f" else value
     if str(getattr(value, "dtype", "")) == "torch.bfloat16":
-        import torch
-
-        return _plain(role, value.detach().cpu().contiguous().view(torch.uint16).numpy(), "bfloat16")
+        return _plain(role, _of_tensor(value, bits=True), "bfloat16")
     try:
         array = array_of(value)
     except ValueError:
         raise UsageError(f"{role}: the vectors differ in length; {_GIVE}") from None
     except TypeError as error:  # of arrays of other libraries
-        raise UsageError(f"{role}: {type(value).__name__}: {visible(str(error).splitlines()[0])}; {_GIVE}") from None
+        raise UsageError(f"{role}: {type(value).__name__}: {_first_line(error)}; {_GIVE}") from None
     if array.dtype.name == "bfloat16":  # of ml_dtypes
         return _plain(role, array.view(np.uint16), "bfloat16")
     if array.dtype.name not in FLOATS and array.dtype.kind in "biuf":
@@ -392,7 +407,7 @@ def _metadata(
     elif images is not None:
         if len(images) != n:
             raise UsageError(f"{len(images):,} images for {n:,} rows; give one for each row, None for none")
-        shown = Pictures(images.__getitem__)
+        shown = Pictures(by_position(images).__getitem__)
     columns: dict[str, Any] = {}
     if frame is not None:
         texts = {*KEYS, *CAPTIONS, *(name for name in (keys, captions) if isinstance(name, str))}
@@ -413,7 +428,7 @@ def _metadata(
         try:
             cells = pa.array(value.tolist() if hasattr(value, "tolist") else list(value))
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise UsageError(f"the {role}s are not values of one type ({str(error).splitlines()[0]})") from None
+            raise UsageError(f"the {role}s are not values of one type ({_first_line(error)})") from None
         if len(cells) != n:
             raise UsageError(f"{len(cells):,} {role}s for {n:,} rows; give one for each row")
         columns[role], roles[role] = cells, role
@@ -439,7 +454,10 @@ class Pictures:
 
     def __call__(self, row: int) -> bytes:
         """Return the bytes of the image of a row, b"" if there is none."""
-        value = self._of(row)
+        try:
+            value = self._of(row)
+        except Exception as error:  # of the function of a user
+            raise UsageError(f"the image of row {row:,}: {type(error).__name__}: {_first_line(error)}") from error
         if hasattr(value, "thumbnail"):  # an image of PIL
             value = value.copy()
             value.thumbnail((_SIDE, _SIDE))
@@ -473,7 +491,7 @@ def _written(frame: Any, folder: Path) -> tuple[str, Pin]:
     try:
         pq.write_table(frame, file)
     except pa.ArrowException as error:
-        raise UsageError(f"the table cannot be stored ({str(error).splitlines()[0]}); leave the column out") from None
+        raise UsageError(f"the table cannot be stored ({_first_line(error)}); leave the column out") from None
     data = file.getbuffer()
     path = str(folder / f"{hashlib.sha256(data).hexdigest()[:32]}.parquet")
     while (held := pin(path)) is None:
@@ -529,7 +547,7 @@ def _arrow(table: Any) -> Any:
         if isinstance(table, Mapping):
             return pa.table({str(column): _cells_of(str(column), values) for column, values in table.items()})
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-        raise UsageError(f"the table cannot be read as columns ({visible(str(error).splitlines()[0])})") from None
+        raise UsageError(f"the table cannot be read as columns ({_first_line(error)})") from None
     raise UsageError(
         f"table: {type(table).__name__}; give a pandas or polars frame, an Arrow table, a Hugging Face Dataset or a "
         "dictionary of columns"
@@ -539,7 +557,7 @@ def _arrow(table: Any) -> Any:
 def _columns_of_pandas(frame: Any) -> Iterator[tuple[str, Any]]:
     """Yield the columns of a pandas frame, and its index if that has a name."""
     names = [str(name) for name in frame.columns]
-    if repeated := next((name for name in names if names.count(name) > 1), None):
+    if repeated := next((name for name, count in Counter(names).items() if count > 1), None):
         raise UsageError(f"the table has several columns {repeated!r}; rename or leave out all but one")
     for i, name in enumerate(names):
         yield name, _cells_of(name, frame.iloc[:, i])
@@ -567,10 +585,10 @@ def _cells_of(name: str, values: Any) -> Any:
         pass  # one by one, because tensors are arrays too
     try:
         return pa.array([array_of(value) if hasattr(value, "__array__") else value for value in values])
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, TypeError) as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, TypeError, OverflowError) as error:
         raise UsageError(
             f"the column {name!r} has values of several types, or of a type that no column can have "
-            f"({visible(str(error).splitlines()[0])}); convert it, as to text, or leave it out"
+            f"({_first_line(error)}); convert it, as to text, or leave it out"
         ) from None
 
 

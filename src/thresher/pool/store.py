@@ -21,6 +21,7 @@ from thresher.io.npy import NpyPiece, npy_piece
 from thresher.io.parquet import TablePiece
 from thresher.io.paths import relative, shortened, visible
 from thresher.io.pieces import Piece
+from thresher.io.places import located
 from thresher.ops.kmeans import STRIPE
 from thresher.ops.vectors import F32, units_of
 from thresher.pool.join import join_by_key
@@ -432,7 +433,7 @@ def vectors_from_npy(path: str, what: str, store: EmbeddingStore, name: str) -> 
     """Yield the unit rows of a .npy file of the user, some at a time, to compare them with a field of the store.
 
     Args:
-        path: The file, (M, D) with the D of the field.
+        path: The file or its address, (M, D) with the D of the field.
         what: Name of the rows in messages, in the plural.
         store: The store.
         name: The field.
@@ -441,7 +442,7 @@ def vectors_from_npy(path: str, what: str, store: EmbeddingStore, name: str) -> 
         PoolError: The file is damaged or empty, or a row is zero or not finite.
         UsageError: The rows have another width than the field.
     """
-    piece = npy_piece("file", path)
+    piece = npy_piece(*located(path))
     if piece.dim != store.dim(name):
         raise UsageError(
             f"{path}: {what} of {counted(piece.dim, 'dimension')} for {name} embeddings of {store.dim(name)}"

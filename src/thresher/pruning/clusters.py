@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from thresher.errors import MissingExtraError, PoolError, UsageError, installed
 from thresher.io.npy import npy_piece
 from thresher.io.paths import cut
+from thresher.io.places import local_copy, located, place
 from thresher.ops import kmeans
 from thresher.ops.neighbors import MeanNearestDistance
 from thresher.ops.vectors import F32, to_float32
@@ -28,8 +29,9 @@ from thresher.runtime.checksums import ArraySpec
 from thresher.runtime.engine import Engine, shares_memory
 from thresher.runtime.files import refuse_foreign_files
 from thresher.runtime.format import counted
+from thresher.runtime.places import AnyPath
 from thresher.runtime.random import digest
-from thresher.runtime.results import Say, result_folder
+from thresher.runtime.results import Name, Say, result_folder
 from thresher.runtime.untrusted import INTEGERS, Fields, check_array, mapped_array, open_regular, read_json
 
 if TYPE_CHECKING:
@@ -169,8 +171,13 @@ class Clustered:
             UsageError: There are more clusters than rows, or the centroids have another dimension.
             PoolError: The file of centroids is damaged or missing.
         """
-        wide = self.fitted_on(run)
-        return self.groups_of_view(wide).within(wide, run)
+
+        def made() -> Groups:
+            wide = self.fitted_on(run)
+            return self.groups_of_view(wide).within(wide, run)
+
+        how = tuple(getattr(self, item.name) for item in fields(Clustered))
+        return run.remembered(("groups", *how), made)
 
     def fitted_on(self, run: Run) -> Run:
         """Return the run on the rows that are clustered: those given, or the whole pool."""
@@ -200,13 +207,13 @@ def cluster_pool(run: Run, how: Clustered, old: Written | None = None) -> tuple[
 
 def write_groups(
     groups: Groups,
-    folder: str | os.PathLike[str],
+    folder: Name,
     info: Mapping[str, Any],
     within: npt.NDArray[np.bool_] | None = None,
     *,
     overwrite: bool = True,
     say: Say | None = None,
-) -> Path:
+) -> AnyPath:
     """Write centroids.npy (K, D) float32, labels.npy (N,) int32, distances.npy (N,) float32 and cluster.json.
 
     Args:
@@ -227,13 +234,14 @@ def write_groups(
             some = arrays[name]
             arrays[name] = np.full(len(within), nothing, some.dtype)
             arrays[name][within] = some
-    refuse_foreign_files(Path(folder), FILES)
-    with result_folder(folder, overwrite=overwrite, say=say) as scratch:
+    target = place(folder)
+    refuse_foreign_files(target, FILES)
+    with result_folder(target, marker="cluster.json", overwrite=overwrite, say=say) as scratch:
         for name, array in arrays.items():
             np.save(scratch / f"{name}.npy", array, allow_pickle=False)
         header = {"rows": len(arrays["labels"]), "clusters": len(groups.centroids_KD), "notes": groups.notes, **info}
         (scratch / "cluster.json").write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
-    return Path(folder)
+    return target
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,7 +274,11 @@ def read_groups(folder: str | os.PathLike[str]) -> Written:
     Raises:
         PoolError: The folder is missing, damaged or inconsistent; the message names the file.
     """
-    path = Path(folder)
+    with local_copy(folder, "cluster.json") as path:
+        return _read_groups(path)
+
+
+def _read_groups(path: Path) -> Written:
     try:
         head = Fields(read_json(path / "cluster.json"), str(path / "cluster.json"))
         if "embedding" in head.values and head.text("embedding") not in FIELDS:
@@ -378,7 +390,11 @@ def read_labels(folder: str | os.PathLike[str]) -> npt.NDArray[Any]:
     Raises:
         PoolError: The labels are missing, cannot be read, or are not below the number of centroids.
     """
-    path = Path(folder) / "labels.npy"
+    with local_copy(folder, "labels.npy") as path:
+        return _read_labels(path / "labels.npy")
+
+
+def _read_labels(path: Path) -> npt.NDArray[Any]:
     rows = k = None
     with suppress(FileNotFoundError, NotADirectoryError):  # another tool may write labels alone
         rows = len(mapped_array(path.with_name("distances.npy"), ("float32",), (None,)))
@@ -397,9 +413,9 @@ def read_names(centroids: str, count: int) -> list[str]:
     Raises:
         PoolError: The file cannot be read, or does not have ``count`` lines.
     """
-    path = Path(centroids).with_suffix(".txt")
+    path = place(centroids).with_suffix(".txt")
     try:
-        with open_regular(path) as file:
+        with local_copy(path) if path.exists() else nullcontext(Path(str(path))) as copy, open_regular(copy) as file:
             names = file.read(_NAMES).decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n").split("\n")
     except FileNotFoundError:
         return []
@@ -449,7 +465,7 @@ def _given(run: Run, how: Clustered) -> tuple[F32, tuple[str, ...]]:
     path = str(how.centroids)
     centroids = np.concatenate(list(vectors_from_npy(path, "centroids", run.store, how.embedding)))
     # Unit rows are not normalised again, so that labels are the same as in the run that computed the centroids.
-    stored = to_float32(npy_piece("file", path).read(0, len(centroids)))
+    stored = to_float32(npy_piece(*located(path)).read(0, len(centroids)))
     lengths = np.sqrt(np.einsum("ij,ij->i", stored, stored, dtype=np.float64))
     np.copyto(centroids, stored, where=(np.abs(lengths - 1) <= _UNIT)[:, None])
     if how.clusters not in (None, len(centroids)):

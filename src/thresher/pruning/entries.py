@@ -18,6 +18,7 @@ import numpy.typing as npt
 from thresher.errors import MissingExtraError, PoolError, UsageError
 from thresher.io.csv import Lines
 from thresher.io.open import open_file
+from thresher.io.places import located
 from thresher.pool.layout import texts
 from thresher.pool.store import EmbeddingStore
 
@@ -63,7 +64,7 @@ def read_entries(path: str, ignore_case: bool) -> tuple[list[str], int]:
     """
     found: set[str] = set()
     repeated = 0
-    with open_file("file", path) as file:
+    with open_file(*located(path)) as file:
         for line in Lines(file, path, most=_LINE):
             if entry := " ".join(words_of(line, ignore_case)):
                 repeated += entry in found

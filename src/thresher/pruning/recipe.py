@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -87,6 +89,31 @@ class Recipe:
             except UsageError as error:
                 raise UsageError(f"{origin}: step {number}: {cut(str(error), 1_000)}") from None
         return cls(tuple(methods), seed, str(data.get("description", "")))
+
+
+def as_toml(steps: Sequence[tuple[str, Mapping[str, Any]]], seed: int = 0) -> str:
+    """Return the text of a recipe that :meth:`Recipe.parse` reads as these steps.
+
+    Args:
+        steps: Name of the method and its parameters as JSON values, as a selection records them; None is left out.
+        seed: The seed.
+    """
+    lines = [f"seed = {seed}"]
+    for name, parameters in steps:
+        lines += ["", "[[step]]", f"method = {_value(name)}"]
+        lines += [f"{key} = {_value(value)}" for key, value in parameters.items() if value is not None]
+    return "\n".join(lines) + "\n"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_value(str(key))} = {_value(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    # Any other number, or a text, in JSON is one in TOML, but for one control character.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def shipped_recipes() -> dict[str, str]:

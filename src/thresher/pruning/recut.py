@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any, NoReturn
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NoReturn, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from thresher.errors import PoolError, ThresherError, UsageError
 from thresher.io.pieces import Array, Piece
-from thresher.pool.store import reopen
+from thresher.pool.store import EmbeddingStore, reopen
 from thresher.pruning.recipe import apply
 from thresher.pruning.registry import METHODS, Method, build
-from thresher.pruning.run import SameKeys
+from thresher.pruning.run import Run, SameKeys
 from thresher.runtime.cache import Cache
 from thresher.runtime.engine import make_engine
 from thresher.runtime.parameters import recorded
 from thresher.selection import Selection, Source
+
+R = TypeVar("R")
 
 _CUTS = ("keep", "threshold", "eps")  # of these, a method has one at a time
 
@@ -30,36 +32,74 @@ def recut(
     """Return a selection with other parameters of its last step, see :meth:`thresher.selection.Selection.recut`."""
     if not selection.steps or not changes:
         raise UsageError("give the parameters of the last step to change, such as keep='30%'")
-    method = _with(_last_method(selection), changes)
-    last, source = len(selection.steps) - 1, selection.source
-    before = replace(
-        selection,
-        dropped_by=np.where(selection.dropped_by == last, np.int16(-1), selection.dropped_by),
-        steps=selection.steps[:-1],
-        repeats=None,
-    )
-    store = reopen(selection)
-    if cache is None:
-        cache = (source and source.cache) or Cache.at()
-    elif not isinstance(cache, Cache):
-        cache = Cache.at(os.fspath(cache))
-    vectors = {name: tuple(map(_Unread, pieces)) for name, pieces in store.layout.vectors.items()}
-    unread = replace(store, layout=replace(store.layout, vectors=vectors)).where(before.mask())
-    run = _OnlyCached(unread, before, make_engine(), cache, selection.steps[-1].seed, origin=store.version())
-    try:
-        made = apply(run, method)
-    except _VectorsNeededError:
-        given = ", ".join(f"{name} = {value}" for name, value in changes.items())
-        raise UsageError(
-            f"{method.name} with {given} is more than another cut of what is in the cache {cache.folder}: it would "
-            "read vectors; select again"
-        ) from None
-    if (made.repeats is None) != (selection.repeats is None):
-        raise UsageError("an earlier step repeats rows, and how often is known only for kept rows; select again")
-    if store.changed():
-        raise PoolError(f"{selection.pool}: a file of the pool has changed; select again")
-    methods = (*(source.methods[:-1] if source is not None else ()), method)
-    return replace(made, source=Source(store, methods, cache))
+    return Recut.of(selection, cache).cut(changes)
+
+
+@dataclass(frozen=True, eq=False)
+class Recut:
+    """A selection whose last step is cut several times; what the cuts have in common is computed once.
+
+    Attributes:
+        selection: The selection.
+        method: Its last method.
+        run: A run on the rows that the last step was given.
+        store: The pool.
+    """
+
+    selection: Selection
+    method: Method
+    run: Run
+    store: EmbeddingStore
+
+    @classmethod
+    def of(cls, selection: Selection, cache: str | os.PathLike[str] | Cache | None = None) -> Recut:
+        """Prepare the cuts of a selection with at least one step.
+
+        Raises:
+            UsageError: The last step is not a method that can be run again.
+            PoolError: The pool has changed or cannot be opened.
+        """
+        method = _last_method(selection)
+        last, source = len(selection.steps) - 1, selection.source
+        before = replace(
+            selection,
+            dropped_by=np.where(selection.dropped_by == last, np.int16(-1), selection.dropped_by),
+            steps=selection.steps[:-1],
+            repeats=None,
+        )
+        store = reopen(selection)
+        if cache is None:
+            cache = (source and source.cache) or Cache.at()
+        elif not isinstance(cache, Cache):
+            cache = Cache.at(os.fspath(cache))
+        vectors = {name: tuple(map(_Unread, pieces)) for name, pieces in store.layout.vectors.items()}
+        unread = replace(store, layout=replace(store.layout, vectors=vectors)).where(before.mask())
+        run = _OnlyCached(unread, before, make_engine(), cache, selection.steps[-1].seed, origin=store.version())
+        return cls(selection, method, run, store)
+
+    def cut(self, changes: Mapping[str, Any]) -> Selection:
+        """Return the selection with other parameters of its last step.
+
+        Raises:
+            UsageError: The method has no such parameters, or its result for others needs vectors.
+            PoolError: The pool has changed.
+        """
+        selection, source, cache = self.selection, self.selection.source, self.run.cache
+        method = _with(self.method, changes)
+        try:
+            made = apply(self.run, method)
+        except _VectorsNeededError:
+            given = ", ".join(f"{name} = {value}" for name, value in changes.items())
+            raise UsageError(
+                f"{method.name} with {given} is more than another cut of what is in the cache {cache.folder}: it would "
+                "read vectors; select again"
+            ) from None
+        if (made.repeats is None) != (selection.repeats is None):
+            raise UsageError("an earlier step repeats rows, and how often is known only for kept rows; select again")
+        if self.store.changed():
+            raise PoolError(f"{selection.pool}: a file of the pool has changed; select again")
+        methods = (*(source.methods[:-1] if source is not None else ()), method)
+        return replace(made, source=Source(self.store, methods, cache))
 
 
 def _last_method(selection: Selection) -> Method:
@@ -69,8 +109,12 @@ def _last_method(selection: Selection) -> Method:
         method = source.methods[-1]
         if (method.name, recorded(method)) == (step.method, dict(step.parameters)):
             return method
-    if step.method not in METHODS.names():
-        raise UsageError(f"the last step is {step.method!r}, which is not a method that can be run again")
+    try:
+        METHODS.find(step.method)
+    except UsageError:
+        if step.method not in METHODS.names():  # looks through all packages
+            raise UsageError(f"the last step is {step.method!r}, which is not a method that can be run again") from None
+        raise
     return build(step.method, step.parameters)
 
 
@@ -89,7 +133,16 @@ class _VectorsNeededError(ThresherError):
 
 @dataclass(frozen=True)
 class _OnlyCached(SameKeys):
-    """A run that cannot read vectors."""
+    """A run that cannot read vectors, and keeps what methods compute."""
+
+    held: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+
+    def remembered(self, key: Hashable, make: Callable[[], R]) -> R:
+        """Return what was made before for these rows, or make it."""
+        whole = (self.view, key)
+        if whole not in self.held:
+            self.held[whole] = make()
+        return cast(R, self.held[whole])
 
     def local(self, name: str) -> NoReturn:
         """Refuse to copy the vectors, or to read an earlier copy."""

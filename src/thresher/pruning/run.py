@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, TypeVar
@@ -99,6 +99,16 @@ class Run:
             "code": code_version(made_by),
             **what,
         }
+
+    def remembered(self, key: Hashable, make: Callable[[], R]) -> R:
+        """Return ``make()``. A run of which several cuts are made keeps it, see :class:`thresher.pruning.recut.Recut`.
+
+        Args:
+            key: What the result depends on, other than the rows of the view.
+            make: Computes it; the result must not be changed afterwards.
+        """
+        del key
+        return make()
 
     def over_blocks(
         self, label: str, name: str, fn: Callable[[EmbeddingStore, Block], R], start: int = 0

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -17,17 +16,22 @@ from thresher.errors import PoolError, UsageError
 from thresher.export.write import check_target
 from thresher.io.columns import NO_KEY
 from thresher.io.parquet import parquet_metadata
-from thresher.pool.store import EmbeddingStore
+from thresher.io.places import local_copy, located, place
+from thresher.pool.store import EmbeddingStore, absolute
 from thresher.pruning.recipe import run_steps
 from thresher.pruning.run import Run
 from thresher.pruning.scores import MARK, Scored, scoring_methods
+from thresher.runtime import random
 from thresher.runtime.cache import Cache
 from thresher.runtime.engine import Engine, make_engine
+from thresher.runtime.files import DAMAGED, writing
 from thresher.runtime.format import counted
+from thresher.runtime.jobs import ArrayJob, Jobs
 from thresher.runtime.parameters import recorded
+from thresher.runtime.places import AnyPath
 from thresher.runtime.process import one_blas_thread
 from thresher.runtime.progress import Progress, Silent
-from thresher.runtime.results import refuse_other, result_file
+from thresher.runtime.results import exists_already, refuse_other, result_file
 from thresher.selection import Selection
 
 CUTS = tuple(item.name for item in fields(Scored))  # parameters that only cut, and do not change a score
@@ -102,15 +106,7 @@ def score(
     return ScoreTable(
         run.store.ids,
         values if values.dtype == np.float32 else values.astype(np.float64),
-        {
-            **_request(method, seed),
-            "pool": good.pool,
-            "store": good.store,
-            "rows": len(values),
-            "of": store.total,
-            "steps": [step.header() for step in good.steps],
-            "notes": list(result.notes),
-        },
+        _info(method, seed, store, good, good.pool, len(values), result.notes),
         store,
     )
 
@@ -122,6 +118,7 @@ def write_scores(
     *,
     name: str | None = None,
     overwrite: bool = False,
+    shard: ArrayJob | None = None,
     **how: Any,
 ) -> ScoreTable:
     """Compute the scores of a method as :func:`score` does, and write them to a parquet file atomically.
@@ -136,16 +133,19 @@ def write_scores(
         target: File to write, ending in ``.parquet`` or ``.pq``.
         name: Name of the column of scores; by default the method's name with underscores.
         overwrite: Replace a different file.
+        shard: Score only the rows of one of several jobs, see :mod:`thresher.runtime.jobs`, and keep the scores in a
+            folder next to ``target``. A call without it, after all jobs have finished, writes the file.
         **how: seed, within, engine, cache and progress, as in :func:`score`.
 
     Raises:
-        UsageError: ``target`` or ``name`` is not allowed, or as in :func:`score`.
-        OutputError: A different file exists, or the file belongs to the pool or cannot be written.
+        UsageError: ``target`` or ``name`` is not allowed, jobs cannot share the rows, or as in :func:`score`.
+        OutputError: A different file exists, the file belongs to the pool or cannot be written, or jobs have not
+            finished.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = Path(target)
+    path = place(target)
     key = store.layout.key
     column = name or method.name.replace("-", "_")
     if column == (key or NO_KEY):
@@ -155,8 +155,15 @@ def write_scores(
     check_target(path, store)
     if path.exists() and not overwrite:
         requested = _request(method, how.get("seed", 0))
-        refuse_other(path, _info_in(path), {**requested, "store": store.fingerprint()})
-    table = score(store, method, **how)
+        refuse_other(path, info_in(path), {**requested, "store": store.fingerprint()})
+    jobs = _jobs(path, store, method, how)
+    if shard is not None:
+        if overwrite:
+            raise UsageError(f"--shard {shard}: --overwrite would remove what other jobs wrote; leave it out")
+        if path.exists():
+            raise exists_already(path)
+        return _score_share(jobs, shard, store, method, how)
+    table = _merged(jobs, store, method, how) if jobs.of and not overwrite else score(store, method, **how)
     kind = pa.int64()
     if key:
         schemas = [piece.schema([key]) for piece in store.layout.tables]
@@ -175,7 +182,101 @@ def write_scores(
             values = table.values_n[done : done + len(keys)]
             file.write_table(pa.table([keys.cast(kind), pa.array(values)], schema=schema))
             done += len(keys)
+    jobs.remove()
     return table
+
+
+# --- jobs -----------------------------------------------------------------------------------------
+
+
+def _jobs(path: AnyPath, store: EmbeddingStore, method: Scored, how: Mapping[str, Any]) -> Jobs:
+    """Return the jobs that share the rows of a table of scores."""
+    within = how.get("within")
+    request = {
+        **_request(method, how.get("seed", 0)),
+        "pool": store.version(),
+        "options": asdict(store.options),
+        "within": None if within is None else random.digest(within.mask()),
+    }
+    return Jobs(path.with_name(f".{path.name}.jobs"), str(path), request)
+
+
+def _score_share(
+    jobs: Jobs, job: ArrayJob, store: EmbeddingStore, method: Scored, how: Mapping[str, Any]
+) -> ScoreTable:
+    """Compute and keep the scores of one job's rows."""
+    within: Selection | None = how.get("within")
+    if not method.by_rows:
+        raise UsageError(
+            f"--shard {job}: {method.name} compares rows with each other, so jobs cannot share them; leave it out, or "
+            "use --engine ray"
+        )
+    if store.options.skip_bad and within is None:
+        raise UsageError(
+            f"--shard {job}: with --skip-bad, select the good rows first (thresher select random --keep 100%), and "
+            "pass that selection as --within"
+        )
+    start = within or Selection.everything(store.fingerprint(), store.layout.location, {}, store.total)
+    ids = start.rows()
+    lo, hi = (block * store.block for block in job.span(-(-len(ids) // store.block)))  # so that blocks stay the same
+    own = ids[lo:hi]
+    dropped_by = np.zeros_like(start.dropped_by)
+    dropped_by[own] = -1
+    jobs.begin(job)
+    with jobs.running(job, how["progress"].say if how.get("progress") else None):
+        if len(own):
+            table = score(store, method, **{**how, "within": replace(start, dropped_by=dropped_by, repeats=None)})
+        else:
+            table = ScoreTable(own, np.zeros(0, np.float32), {"notes": [], "rows": 0, "of": store.total}, store)
+        with writing(_values_path(jobs, job.number)) as scratch, open(scratch, "wb") as file:
+            np.save(file, table.values_n, allow_pickle=False)
+        said = jobs.finish(job, rows=len(own), notes=table.info["notes"])
+    return replace(table, info={**table.info, "notes": [*table.info["notes"], said]})
+
+
+def _merged(jobs: Jobs, store: EmbeddingStore, method: Scored, how: Mapping[str, Any]) -> ScoreTable:
+    """Return the scores of all jobs as one table, as :func:`score` returns it.
+
+    Raises:
+        OutputError: Jobs have not finished, or the scores of one are missing or damaged; the message names them.
+    """
+    manifests = jobs.finished()
+    within: Selection | None = how.get("within")
+    start = within or Selection.everything(store.fingerprint(), absolute(store.layout.location), {}, store.total)
+    parts = []
+    for number, manifest in enumerate(manifests, 1):
+        path = _values_path(jobs, number)
+        try:
+            with local_copy(str(path)) as copy:
+                values = np.load(copy, allow_pickle=False)
+        except (*DAMAGED, OSError, PoolError):
+            values = None
+        if values is None or values.shape != (manifest.get("rows"),) or values.dtype.kind != "f":
+            raise jobs.missing(f"{path} is missing or damaged", [number], len(manifests))
+        parts.append(values)
+    notes = next((list(manifest["notes"]) for manifest in manifests if manifest["rows"]), [])
+    values = np.concatenate([part for part in parts if len(part)] or parts)
+    info = _info(method, how.get("seed", 0), store, start, absolute(store.layout.location), len(values), notes)
+    return ScoreTable(start.rows(), values, info, store)
+
+
+def _values_path(jobs: Jobs, number: int) -> AnyPath:
+    return jobs.folder / f"{number:05d}.npy"
+
+
+def _info(
+    method: Scored, seed: int, store: EmbeddingStore, within: Selection, pool: str, rows: int, notes: Iterable[str]
+) -> dict[str, Any]:
+    """Return how a table was made, see :class:`ScoreTable`."""
+    return {
+        **_request(method, seed),
+        "pool": pool,
+        "store": within.store,
+        "rows": rows,
+        "of": store.total,
+        "steps": [step.header() for step in within.steps],
+        "notes": list(notes),
+    }
 
 
 def _request(method: Scored, seed: int) -> dict[str, Any]:
@@ -183,10 +284,10 @@ def _request(method: Scored, seed: int) -> dict[str, Any]:
     return {"method": method.name, "parameters": parameters, "seed": seed, "version": __version__}
 
 
-def _info_in(path: Path) -> dict[str, Any]:
-    """Return how the scores in a file were made, {} if it is not a file of scores."""
+def info_in(path: AnyPath) -> dict[str, Any]:
+    """Return how the scores or losses in a parquet file were made, {} if it does not say."""
     try:
-        info = json.loads(parquet_metadata("file", str(path)).get(MARK, b"{}"))
+        info = json.loads(parquet_metadata(*located(str(path))).get(MARK, b"{}"))
     except (PoolError, ValueError, RecursionError):
         return {}
     return info if isinstance(info, dict) else {}

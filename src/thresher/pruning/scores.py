@@ -66,6 +66,11 @@ class Scored(ABC):
             both = ", not both" if self.keep is not None else ""
             raise UsageError(f"{self.name} needs either keep (such as 30%) or threshold (such as 0.28){both}")
 
+    @property
+    def by_rows(self) -> bool:
+        """Whether the score of a row does not depend on the other rows, so that jobs can share them."""
+        return False
+
     @abstractmethod
     def score(self, run: Run) -> Score:
         """Return the score of every row."""
@@ -117,6 +122,11 @@ def scorer(name: str, parameters: Mapping[str, Any] | None = None) -> Scored:
             f"{name!r} is not a scoring method; the scoring methods: {', '.join(known)}.{suggest(name, known)}"
         )
     return cast(Scored, build(name, {**(parameters or {}), "keep": "100%"}))
+
+
+def by_rows(source: str) -> bool:
+    """Return whether the scores of a source, as :func:`column` takes it, are surely those of each row by itself."""
+    return source in ("clip-score", "embeddings") or source not in scoring_methods()
 
 
 def column(run: Run, source: str, parameter: str, *, finite: bool = False) -> Score:

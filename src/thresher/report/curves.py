@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REDUNDANT, ILL_MATCHED = "#7d9a4f", "#b4573f"
-_LINES = (KEPT, DROPPED, "#7d9a4f", "#b4573f", "#7b6aa8", "#4f5b66", "#c9a227", "#3f9b93")
+LINES = (KEPT, DROPPED, "#7d9a4f", "#b4573f", "#7b6aa8", "#4f5b66", "#c9a227", "#3f9b93")
 _ON_ALL = ("everything", "warm-up", "preparation")
 _DASHED = (0, (4, 3))
 _POINTS = 100  # with more epochs, points have no markers
@@ -49,8 +49,8 @@ def evaluation(name: str, of: str, curves: tuple[Curve, ...]) -> str:
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         for i, curve in enumerate(drawn):
-            style = "-" if i < len(_LINES) else _DASHED
-            colour = _LINES[i % len(_LINES)]
+            style = "-" if i < len(LINES) else _DASHED
+            colour = LINES[i % len(LINES)]
             axes.plot(
                 curve.epochs, curve.values, color=colour, linestyle=style, marker=_dot(len(curve.epochs)),
                 markersize=3.5, label=_words(curve.metric), clip_on=False,

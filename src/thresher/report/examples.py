@@ -7,25 +7,22 @@ outside the folder of the pool are not read.
 from __future__ import annotations
 
 import base64
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from thresher.errors import PoolError
-from thresher.io.paths import inside
 from thresher.io.pictures import open_rgb, thumbnail
-from thresher.io.remote import file_system
 from thresher.pool.layout import Options, texts
+from thresher.pool.pictures import bytes_in, folder_of
 from thresher.pool.store import EmbeddingStore, open_store
 from thresher.pruning.reference import ways_to_open
 from thresher.report.facts import Repeats, plain
 from thresher.selection import Step
 
 SIDE = 96  # maximum longer side of a thumbnail in pixels
-_BYTES = 64 * 2**20
 _KEY, _CAPTION = 200, 140
 
 
@@ -39,34 +36,52 @@ class Example:
     picture: str
 
 
+@dataclass(frozen=True)
+class Read:
+    """A row as it was read: key and caption on one line, cut, and the bytes of the image, b"" if there is none."""
+
+    row: int
+    key: str
+    caption: str
+    image: bytes
+
+
 def look_up(store: EmbeddingStore, rows: Iterable[int]) -> dict[int, Example]:
     """Read some rows of a pool by global id, without reading the others."""
+    return {one.row: Example(one.row, one.key, one.caption, data_uri(one.image)) for one in read_rows(store, rows)}
+
+
+def read_rows(
+    store: EmbeddingStore, rows: Iterable[int], *, images: bool = True, caption: int = _CAPTION
+) -> Iterator[Read]:
+    """Yield some rows of a pool by ascending global id, without reading the others.
+
+    Args:
+        store: The pool.
+        rows: Global ids, in any order.
+        images: Whether to read the images.
+        caption: Number of characters after which captions are cut.
+    """
     layout = store.layout
     ids = np.array(sorted(set(rows)), np.int64)
-    names = [name for name in (layout.key, layout.caption, layout.image) if name]
-    wanted = list(dict.fromkeys(names))
+    image = layout.image if images else None
+    wanted = list(dict.fromkeys(name for name in (layout.key, layout.caption, image) if name))
+    held = layout.pictures if images and image is None else None
     if not wanted:
-        return {row: Example(row, "", "", _picture(store, row)) for row in ids.tolist()}
-    root = _folder(store) if layout.image else ""
-    examples: dict[int, Example] = {}
+        yield from (Read(row, "", "", held(row) if held is not None else b"") for row in ids.tolist())
+        return
+    root = folder_of(store) if image else ""
+    done = 0
     for part in store.lookup(wanted, ids):
         columns = {name: part.column(wanted.index(name)) for name in wanted}
-        for i in range(len(part)):
-            row = int(ids[len(examples)])
-            examples[row] = Example(
+        for i, row in enumerate(ids[done : done + len(part)].tolist()):
+            yield Read(
                 row=row,
                 key=_text(columns, layout.key, i, _KEY),
-                caption=_text(columns, layout.caption, i, _CAPTION),
-                picture=data_uri(_bytes(columns[layout.image][i].as_py(), root))
-                if layout.image
-                else _picture(store, row),
+                caption=_text(columns, layout.caption, i, caption),
+                image=bytes_in(columns[image][i].as_py(), root) if image else held(row) if held is not None else b"",
             )
-    return examples
-
-
-def _picture(store: EmbeddingStore, row: int) -> str:
-    """Return the image of a row of a pool in memory as a data URI."""
-    return data_uri(store.layout.pictures(row)) if store.layout.pictures is not None else ""
+        done += len(part)
 
 
 def look_up_repeated(step: Step, repeats: Repeats, options: Options) -> tuple[dict[int, Example], bool]:
@@ -114,38 +129,17 @@ def _text(columns: dict[str, Any], name: str | None, i: int, limit: int) -> str:
     return plain(texts(columns[name].slice(i, 1), 8 * limit)[0], limit)
 
 
-def _folder(store: EmbeddingStore) -> str:
-    """Return the local folder of the pool with symlinks resolved; "" if it is remote."""
-    if any(table.protocol != "file" for table in store.layout.tables):
-        return ""
-    fs, path = file_system(store.layout.location)
-    if "file" not in fs.protocol and "local" not in fs.protocol:
-        return ""
-    return os.path.realpath(path if os.path.isdir(path) else os.path.dirname(path))
-
-
-def _bytes(value: Any, root: str) -> bytes:
-    """Return the bytes of an image from a cell: bytes, a struct with bytes or path, or a path inside the pool."""
-    if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, bytes):
-        return value if len(value) <= _BYTES else b""
-    path = inside(root, value) if isinstance(value, str) and value and root else None
-    try:
-        if path is None or not os.path.isfile(path) or os.path.getsize(path) > _BYTES:
-            return b""
-        with open(path, "rb") as file:
-            return file.read(_BYTES)
-    except OSError:
-        return b""
-
-
 def data_uri(data: bytes) -> str:
     """Return a thumbnail as a data URI; "" for anything that is not a valid image."""
+    small = small_picture(data, SIDE)
+    return f"data:image/webp;base64,{base64.b64encode(small).decode()}" if small else ""
+
+
+def small_picture(data: bytes, side: int) -> bytes:
+    """Return a thumbnail as WebP, its longer side at most ``side`` pixels; b"" for anything that is not an image."""
     if not data:
-        return ""
+        return b""
     try:
-        small = thumbnail(open_rgb(data, draft=2 * SIDE), SIDE)
+        return thumbnail(open_rgb(data, draft=2 * side), side)
     except PoolError:
-        return ""
-    return f"data:image/webp;base64,{base64.b64encode(small).decode()}"
+        return b""

@@ -22,13 +22,13 @@ _TEXT = 2_000  # characters of a key or a caption that are returned
 _KINDS = {REDUNDANT: "redundant", ILL_MATCHED: "ill-matched", LEFT_OUT: "left out"}
 
 
-def explain(selection: Selection, store: EmbeddingStore, key: str) -> dict[str, Any]:
+def explain(selection: Selection, store: EmbeddingStore, key: str | int) -> dict[str, Any]:
     """Return what each step decided about a row.
 
     Args:
         selection: Any chain of steps.
         store: Its pool.
-        key: The row's key; ``row:17`` names a row by number.
+        key: The row's key, a number if keys are numbers; ``row:17`` names a row by number.
 
     Returns:
         row, key and caption (both cut after 2,000 characters, with a note of their length), kept, uses (how often the
@@ -75,7 +75,7 @@ def explain(selection: Selection, store: EmbeddingStore, key: str) -> dict[str, 
             cluster = int(step.rows["cluster"][at])
             part["cluster"] = {"number": cluster} | {k: v[cluster].item() for k, v in step.groups.items()}
         if dropped and "duplicate_of" in step.rows:
-            chain = _duplicates(selection, number, row)
+            chain = duplicates(selection, number, row)
             found = [
                 {"row": twin, **_key_and_caption(store, twin), "kept": bool(selection.dropped_by[twin] == -1)}
                 for twin in (*chain[:1], *chain[1:][-1:])
@@ -94,7 +94,7 @@ def history(training: Training, store: EmbeddingStore, key: str) -> dict[str, An
     Args:
         training: A run, finished or not.
         store: Its pool.
-        key: The row's key; ``row:17`` names a row by number.
+        key: The row's key, a number if keys are numbers; ``row:17`` names a row by number.
 
     Returns:
         row, key, caption, policy, epochs (finished), searches (epochs that selected candidates), and history: candidate
@@ -122,7 +122,7 @@ def history(training: Training, store: EmbeddingStore, key: str) -> dict[str, An
     }
 
 
-def _duplicates(selection: Selection, number: int, row: int) -> list[int]:
+def duplicates(selection: Selection, number: int, row: int) -> list[int]:
     """Return the row that a row duplicates, the row that this one duplicates, and so on within one step."""
     given, twin_n = selection.given(number), selection.steps[number].rows["duplicate_of"]
     chain: dict[int, None] = {row: None}  # in order; a damaged selection may lead back to an earlier row
@@ -156,7 +156,7 @@ def _mismatch(mismatch: Mismatch, row: int) -> dict[str, float | None]:
     }
 
 
-def find_row(store: EmbeddingStore, key: str) -> int:
+def find_row(store: EmbeddingStore, key: str | int) -> int:
     """Return the row of a key, or of ``row:17``.
 
     Raises:
@@ -165,6 +165,10 @@ def find_row(store: EmbeddingStore, key: str) -> int:
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
+        key = str(key)
+    if not isinstance(key, str):
+        raise UsageError(f"a key is text or a whole number, not {type(key).__name__}; give row:17 for a row by number")
     number = key.removeprefix("row:")
     if (key.startswith("row:") or store.layout.key is None) and number.isdecimal() and int(number) < store.total:
         return int(number)

@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from thresher.errors import PoolError
+from thresher.errors import PoolError, UsageError
 from thresher.ops.cut import top
 from thresher.pruning.audit import Audit
 from thresher.pruning.registry import METHODS
@@ -29,6 +30,7 @@ Floats = npt.NDArray[np.float64]
 _BINS = 72
 _DRAWABLE = 1e100
 _SAMPLED = 1_000_000  # maximum number of scores to choose an axis from
+ARROW = "\N{RIGHTWARDS ARROW}"
 ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 _HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{12,}\b")
 _GROUP_ORDER = ("quota", "complexity", "d_intra", "d_inter")
@@ -71,7 +73,7 @@ class Parameter:
 
 def parameters(method: str, values: Mapping[str, Any]) -> tuple[Parameter, ...]:
     """Return a step's parameters in the method's order, with a mark on those that have their default."""
-    cls: Any = Audit if method == Audit.name else METHODS.all().get(method)
+    cls: Any = Audit if method == Audit.name else _method(method)
     known = {item.name: item for item in fields(cls)} if cls is not None else {}
     ordered = [name for name in known if name in values] + [name for name in values if name not in known]
     rows = []
@@ -84,6 +86,13 @@ def parameters(method: str, values: Mapping[str, Any]) -> tuple[Parameter, ...]:
         text = str(item.metadata.get("help", "")) if item is not None else ""
         rows.append(Parameter(name, _value(value), text, usual))
     return tuple(rows)
+
+
+def _method(name: str) -> Any:
+    """Return the class of a method, None if there is none; one of thresher without looking for other packages."""
+    with suppress(UsageError):
+        return METHODS.find(name)
+    return None
 
 
 def _value(value: Any) -> str:
@@ -112,7 +121,7 @@ def chains_of(method: str, parameters: Mapping[str, Any]) -> Sequence[Sequence[M
 def origins(step: Step) -> tuple[str, ...]:
     """Return the step chains of a union, intersection or difference, one line each."""
     chains = chains_of(step.method, step.parameters)
-    return tuple(" \N{RIGHTWARDS ARROW} ".join(map(_with_counts, chain)) or "every row" for chain in chains)
+    return tuple(f" {ARROW} ".join(map(_with_counts, chain)) or "every row" for chain in chains)
 
 
 def _with_counts(head: Mapping[str, Any]) -> str:
@@ -190,17 +199,26 @@ def judged(selection: Selection) -> Iterator[Judged]:
     Raises:
         PoolError: The evidence does not match the rows.
     """
-    dropped_by = np.asarray(selection.dropped_by)
-    for i, step in enumerate(selection.steps):
-        given_N = np.asarray((dropped_by == -1) | (dropped_by >= i), np.bool_)
-        kept_n = np.asarray(dropped_by[given_N] != i, np.bool_)
-        lengths = {len(kept_n), *(len(array) for array in step.rows.values())}
-        if lengths != {step.rows_in} or int(kept_n.sum()) != step.rows_out:
-            raise PoolError(
-                f"the selection of {selection.pool} may be damaged: its step {i + 1} ({step.method}) says "
-                f"{step.rows_out:,} of {step.rows_in:,} rows, but its arrays do not match"
-            )
-        yield Judged(i, step, kept_n, given_N, dropped_by)
+    for number in range(len(selection.steps)):
+        yield judge(selection, number)
+
+
+def judge(selection: Selection, number: int) -> Judged:
+    """Return one step of a selection, by its number from 0.
+
+    Raises:
+        PoolError: The evidence does not match the rows.
+    """
+    step, dropped_by = selection.steps[number], np.asarray(selection.dropped_by)
+    given_N = np.asarray((dropped_by == -1) | (dropped_by >= number), np.bool_)
+    kept_n = np.asarray(dropped_by[given_N] != number, np.bool_)
+    lengths = {len(kept_n), *(len(array) for array in step.rows.values())}
+    if lengths != {step.rows_in} or int(kept_n.sum()) != step.rows_out:
+        raise PoolError(
+            f"the selection of {selection.pool} may be damaged: its step {number + 1} ({step.method}) says "
+            f"{step.rows_out:,} of {step.rows_in:,} rows, but its arrays do not match"
+        )
+    return Judged(number, step, kept_n, given_N, dropped_by)
 
 
 @dataclass(frozen=True)
@@ -261,15 +279,15 @@ def histogram(of: Judged) -> Histogram | None:
     """Return the histogram of a step's scores; None if it has no usable score."""
     if "score" not in of.step.rows:
         return None
-    scores, good = _scored(of.step)
-    if not _apart(of.step):
+    scores, good = usable_scores(of.step)
+    if not apart_from_reference(of.step):
         return _counted(scores, good, of.kept_n, of.step.cut)
     other = np.asarray(of.step.rows["reference"]) < 0
     counted = _counted(scores[other], good[other], of.kept_n[other], of.step.cut)
     return None if counted is None else replace(counted, elsewhere=int(np.count_nonzero(~other)))
 
 
-def _apart(step: Step) -> bool:
+def apart_from_reference(step: Step) -> bool:
     """Return whether the step has scores of its own in addition to the cosines with a reference."""
     return {"duplicate_of", "reference", "reference_cosine"} <= set(step.rows)
 
@@ -419,7 +437,7 @@ def _scores(step: Step) -> Array:
     return scores if scores.dtype.kind == "f" else scores.astype(np.float64)
 
 
-def _scored(step: Step, positions: Ints | slice = slice(None)) -> tuple[Array, Bools]:
+def usable_scores(step: Step, positions: Ints | slice = slice(None)) -> tuple[Array, Bools]:
     """Return the scores of some rows, and which of them are usable: finite, and not beyond what can be drawn."""
     scores = _scores(step)[positions]
     good = np.isfinite(scores)
@@ -433,7 +451,7 @@ def _scored(step: Step, positions: Ints | slice = slice(None)) -> tuple[Array, B
 def _tiles(of: Judged, positions: Ints) -> tuple[Tile, ...]:
     values: list[float | int | None] = [None] * len(positions)
     if "score" in of.step.rows:
-        scores, good = _scored(of.step, positions)
+        scores, good = usable_scores(of.step, positions)
         kind = int if "marks" in of.step.rows else float  # in a coreset: a number of epochs
         values = [kind(score) if fine else None for score, fine in zip(scores, good, strict=True)]
     return tuple(map(Tile, of.ids(positions).tolist(), values))
@@ -600,7 +618,7 @@ def repeats(of: Judged, count: int) -> Repeats | None:
         count=len(rows),
         rows=len(np.unique(others[rows])),
         cut=cut,
-        histogram=_counted(cosines, np.isfinite(cosines), others < 0, cut) if _apart(step) else None,
+        histogram=_counted(cosines, np.isfinite(cosines), others < 0, cut) if apart_from_reference(step) else None,
         near=_paired(of, near, others, [None] * len(near), cosines),
         far=_paired(of, far, others, [None] * len(far), cosines),
         originals={int(others[i]): step.repeated(i) or {} for i in (*near.tolist(), *far.tolist())},

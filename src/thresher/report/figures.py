@@ -255,6 +255,7 @@ def svg(name: str, description: str, draw: Any, height: float = 2.7) -> str:
     text = re.sub(r"url\(#", f"url(#{name}-", text)
     text = re.sub(r"\N{MINUS SIGN}(0\.?0*)<", r"\1<", text)  # a tick at -0.0
     text = re.sub(r"font: (?:(\d+|bold) )?([\d.]+px) [^;\"]+", lambda m: _font(m[1], m[2]), text)
+    text = re.sub(r" font-family: [^;\"]+;", "", text)
     box = re.search(r'viewBox="[^"]+"', text)
     head = f'<svg role="img" aria-label="{html.escape(description)}" {box[0] if box else ""}>'
     text = re.sub(r"^<svg[^>]*>", lambda _: head, text)

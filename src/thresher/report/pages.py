@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
-import os
+import base64
+import hashlib
 import re
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from thresher.io.paths import visible
+from thresher.io.places import place
 from thresher.report import figures
 from thresher.report.facts import brief, number, plain
 from thresher.runtime.format import counted, percent
-from thresher.runtime.results import Say, result_file
+from thresher.runtime.places import AnyPath
+from thresher.runtime.results import Name, Say, result_file
 
 _KEPT = re.compile("([\n\u200c\u200d])")  # line breaks, and joiners, which are parts of words and emoji
 
 
+@dataclass(frozen=True)
+class Entry:
+    """An entry of a table of contents: the id of a section, and its title."""
+
+    anchor: str
+    title: str
+
+
 def rendered(template: str, **values: Any) -> str:
-    """Return the page of a template of this folder; pass charts (``<svg>`` elements) as ``Markup``."""
+    """Return the page of a template of this folder; pass charts (``<svg>`` elements) as ``Markup``.
+
+    A template may use ``script``, the only script that its Content-Security-Policy with ``script_hash`` permits.
+    """
     from jinja2 import Environment, FunctionLoader, StrictUndefined
+    from markupsafe import Markup
 
     environment = Environment(
         loader=FunctionLoader(_template),
@@ -31,15 +47,19 @@ def rendered(template: str, **values: Any) -> str:
     )
     environment.filters.update(brief=brief, counted=counted, number=number, percent=percent, plain=plain)
     colours = {"kept": figures.KEPT, "dropped": figures.DROPPED}
+    script = _template("page.js").strip()
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    values = {"script": Markup(script), "script_hash": f"'sha256-{allowed}'", **values}  # ours, so it is safe
     return environment.get_template(template).render(colours=colours, **values)
 
 
-def write_page(page: str, target: str | os.PathLike[str], *, overwrite: bool, say: Say | None) -> Path:
+def write_page(page: str, target: Name, *, overwrite: bool, say: Say | None) -> AnyPath:
     """Write a page to a file and return its path, see :func:`thresher.runtime.results.result_file`."""
-    with result_file(target, overwrite=overwrite, say=say) as scratch:
+    path = place(target)
+    with result_file(path, overwrite=overwrite, say=say) as scratch:
         # A path may contain bytes that are not valid UTF-8; the page must not fail on them.
         Path(scratch).write_text(page, encoding="utf-8", errors="replace", newline="\n")
-    return Path(target)
+    return path
 
 
 def _without_codes(value: Any) -> Any:

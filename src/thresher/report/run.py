@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,15 +13,17 @@ import numpy as np
 from thresher import __version__
 from thresher.dynamic.mismatch import Mismatch, looks_for_mismatch
 from thresher.dynamic.run_folder import Training
-from thresher.errors import UsageError
+from thresher.errors import ThresherError, UsageError
 from thresher.pool.store import EmbeddingStore
 from thresher.report import curves
 from thresher.report.epochs import Epochs, RowGroup, is_constant, row_groups
 from thresher.report.examples import Example, look_up
-from thresher.report.facts import number, plain
+from thresher.report.facts import ARROW, in_short, number, plain
 from thresher.report.pages import rendered, write_page
-from thresher.runtime.format import duration, percent
-from thresher.runtime.results import Say
+from thresher.runtime.format import counted, duration, percent
+from thresher.runtime.places import AnyPath
+from thresher.runtime.results import Name, Say
+from thresher.selection import Selection
 
 _OPEN = 60  # with more epochs, their table is collapsed
 COLUMNS = {
@@ -54,14 +55,14 @@ _CAPTIONS = {
 
 def write_run_report(
     training: Training,
-    target: str | os.PathLike[str],
+    target: Name,
     *,
     store: EmbeddingStore | None = None,
     title: str | None = None,
     examples: int = 6,
     overwrite: bool = True,
     say: Say | None = None,
-) -> Path:
+) -> AnyPath:
     """Write a report on a training run as one HTML file and return its path.
 
     The page is self-contained, with charts and images inside. The same run gives the same bytes.
@@ -162,6 +163,8 @@ def main_facts(training: Training, epochs: Epochs) -> list[tuple[str, str]]:
     facts += [
         (name, str(training.settings[key])) for name, key in settings.items() if training.settings.get(key) is not None
     ]
+    if chosen := training.settings.get("selection"):
+        facts.append(("Selection", _selection(str(chosen), training)))
     if not len(epochs):
         return facts
     seen, (left_out, saved) = int(np.nansum(epochs["samples"])), epochs.saved
@@ -174,6 +177,20 @@ def main_facts(training: Training, epochs: Epochs) -> list[tuple[str, str]]:
         about = f"; about {duration(saved)} saved, at the measured speed" if saved > 0 else ""
         facts.append(("Training", f"{duration(seconds)}{about}"))
     return facts
+
+
+def _selection(location: str, training: Training) -> str:
+    """Return what the run was trained on: a selection folder and its steps, if it is still there, or a file of keys."""
+    name = plain(location, 160)
+    try:
+        chosen = Selection.load(location) if os.path.isdir(location) else None
+    except ThresherError:
+        chosen = None
+    if chosen is None:
+        return name
+    chain = f" {ARROW} ".join(in_short(step) for step in chosen.header()["steps"]) or "all rows"
+    other = "" if chosen.store == training.store else ", of another pool with the same keys"
+    return plain(f"{name}: {number(len(chosen))} of {counted(chosen.total, 'row')}{other}; {chain}", 600)
 
 
 def _mismatched(mismatch: Mismatch | None) -> list[tuple[str, str]]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from thresher.data.parts import Form
     from thresher.export.keys import Chosen
     from thresher.runtime.engine import Engine
+    from thresher.runtime.jobs import ArrayJob
     from thresher.runtime.progress import Progress
 
 __all__ = ["PER_SHARD", "Resharded", "reshard"]
@@ -83,6 +84,7 @@ def reshard(
     options: DataOptions | None = None,
     pool: str | None = None,
     engine: Engine | None = None,
+    shard: ArrayJob | None = None,
     progress: Progress | None = None,
 ) -> Resharded:
     """Copy the samples that a selection keeps into new shards.
@@ -97,7 +99,7 @@ def reshard(
             to a pool that has the places of its rows in ``data`` (columns key, shard and offset), and the samples are
             still there, they are found by place; else by uid if the keys are uids of DataComp and the samples have
             uids; else by key.
-        out: Folder to write, on this machine.
+        out: Folder or address to write to.
         form: "webdataset", "parquet" or "csv"; by default the form of ``data``, and webdataset for a folder of images.
         per_shard: Samples per shard; the last shard has the rest. A csv is always one file.
         shuffle: Seed of a permutation of all samples; None for the order of ``data``.
@@ -113,6 +115,8 @@ def reshard(
         pool: Where the pool of a selection folder is now, if it was moved.
         engine: Where data are read and shards are written, instead of ``workers`` threads and processes of this
             machine. On other machines, ``data`` and ``out`` must be on storage that all of them share.
+        shard: Write only the share of one of several jobs, see :mod:`thresher.runtime.jobs`. A call without it, after
+            all jobs have finished, writes the files about all shards; the result has the bytes of one call.
         progress: Receives progress updates.
 
     Raises:
@@ -121,6 +125,7 @@ def reshard(
         OutputError: ``out`` holds other files, is inside the data, or cannot be written.
         UnreachedError: A worker on another machine cannot read the data.
     """
+    from thresher.io.places import local_copy, place
     from thresher.resharding.job import Job, run_job
     from thresher.selection import Selection
 
@@ -128,6 +133,8 @@ def reshard(
         raise UsageError(f"--per-shard {per_shard}: must be at least 1")
     if shuffle is not None and shuffle < 0:
         raise UsageError(f"--shuffle {shuffle}: must be at least 0")
+    if shard is not None and overwrite:
+        raise UsageError(f"--shard {shard}: --overwrite would remove what other jobs wrote; remove {out} first")
     reading: dict[str, Any] = {} if options is None else {"options": options}
     job = Job(
         data=data,
@@ -139,8 +146,14 @@ def reshard(
         overwrite=overwrite,
         processes=processes,
         engine=engine,
+        shard=shard,
         **reading,
     )
+    if isinstance(sel, str) and "://" in sel:
+        if place(sel).is_file():
+            with local_copy(sel) as copy:
+                return run_job(replace(job, selection=sel), str(copy), workers, progress)
+        sel = Selection.load(sel)
     if pool is not None:
         if isinstance(sel, str) and not os.path.isdir(sel):
             raise UsageError(f"--pool: {sel} is not a selection folder, so it has no pool")

@@ -6,12 +6,12 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from thresher.export.keys import Chosen, KeySet, each_key, read_keys
 from thresher.io.key_forms import difference
 from thresher.io.open import file_stamp
 from thresher.io.paths import visible
+from thresher.io.places import located, place
 from thresher.pool.store import reopen
 from thresher.resharding import PER_SHARD, Resharded, convert, csvs, fixed, tables, tars
 from thresher.resharding.fixed import Fixed
@@ -46,9 +47,12 @@ from thresher.resharding.plan import (
     planned,
 )
 from thresher.runtime import locks
+from thresher.runtime.cache import default_folder
 from thresher.runtime.engine import Engine, check_files, make_engine
 from thresher.runtime.files import DAMAGED, check_writable, refuse_foreign_files, writing
 from thresher.runtime.format import counted
+from thresher.runtime.jobs import ArrayJob, Jobs, job_of
+from thresher.runtime.places import AnyPath, RemotePath, remove_tree, sizes_in
 from thresher.runtime.progress import Advance, Progress, Silent
 from thresher.runtime.results import record_in
 from thresher.runtime.untrusted import cut, parse_json, read_npz
@@ -56,9 +60,10 @@ from thresher.selection import Selection
 
 T = TypeVar("T")
 RESULT, SIZES, MISSING, SKIPPED = "reshard.json", "sizes.json", "missing.txt", "set-aside.txt"
-CSV, WORK, PLAN, FOUND = "train.csv", ".reshard", "plan.json", "found.npz"
+CSV, WORK, PLAN, FOUND, JOBS = "train.csv", ".reshard", "plan.json", "found.npz", "jobs"
 _LONG = 2.0  # seconds of reading headers from which starting processes is worth it
 _KEPT = 2.0  # seconds of finding samples from which what was found is kept for a call that resumes
+_REQUESTS = 16  # at once
 _AGAIN = f"{AGAIN} with --overwrite"
 _SCRATCH = re.compile(r"\..*\.tmp(\.\w+)?")
 _OWN = re.compile(rf"\d{{8,}}\.tar|\d{{8,}}_stats\.json|train-\d{{5,}}-of-\d{{5,}}\.parquet|{_SCRATCH.pattern}")
@@ -81,6 +86,8 @@ class Job:
     processes: bool = False
     options: DataOptions = field(default_factory=DataOptions)
     engine: Engine | None = None
+    shard: ArrayJob | None = None
+    selection: str = ""  # where it is, if it was copied
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,11 +124,12 @@ def run_job(job: Job, sel: Chosen, workers: int | None, progress: Progress | Non
     check_files(engine, lambda: [(source.protocol, source.path) for source in sources])
     form = _form(job.form, data)
     trainable = _trainable(job.trainable, form, data)
-    out = Path(job.out)
+    out = place(job.out)
+    work = _work_folder(out)
     _refuse_overlap(out, data)
     check_writable(out)
     inputs = _inputs(data, sources, sel)
-    matches, begin = _load_matches(out / WORK / FOUND, inputs, sel), time.monotonic()
+    matches, begin = _load_matches(work / FOUND, inputs, sel), time.monotonic()
     if matches is None:
         matches = _find(data, sources, sel, engine, progress, job)
         originals.check()
@@ -132,16 +140,29 @@ def run_job(job: Job, sel: Chosen, workers: int | None, progress: Progress | Non
     options |= {"trainable": True} if trainable else {}
     options |= {name: value for name in _READING if (value := getattr(job.options, name)) is not None}
     digest = matches.plan.digest(_PLAN, options, data.kind, originals.stamps())
-    with _holding(out, digest, overwrite=job.overwrite):
-        check_files(engine, lambda: [("file", str(out / WORK / PLAN))])
+    jobs = Jobs(out / WORK / JOBS, f"the folder {out}", {"data": data.kind, **options, "plan": digest})
+    with _holding(out, work, digest, jobs, job.shard, overwrite=job.overwrite, say=progress.say):
+        check_files(engine, lambda: [located(str(out / WORK / PLAN))])
         if (done := _finished(out, digest)) is None:
-            if worth_keeping and not (out / WORK / FOUND).exists():
-                _save_matches(out / WORK / FOUND, inputs, matches)
-            shards = _Writing(job, data, form, trainable, originals, matches.plan, digest, out, engine, progress)
-            written = shards.write()
+            if (worth_keeping or job.shard) and not (work / FOUND).exists():
+                _save_matches(work / FOUND, inputs, matches)
+            shards = _Writing(job, data, form, trainable, originals, matches.plan, digest, out, engine, progress, jobs)
+            try:
+                written = shards.write()
+            except _LaterError:
+                assert job.shard is not None  # noqa: S101 - only a job waits for others
+                note = f"--shard {job.shard} has done the first of two rounds; run it again after the other jobs"
+                return replace(_of_job(job, matches, form, []), notes=(*data.notes, note))
             originals.check(_AGAIN)
+            if job.shard is not None:
+                done = _of_job(job, matches, form, written.shards)
+                return replace(done, notes=(*data.notes, jobs.finish(job.shard, samples=done.samples)))
             done = _finish(job, sel, sources, matches, form, trainable, digest, written)
     return replace(done, notes=(*data.notes, *noted("sample", done.noted)))
+
+
+class _LaterError(Exception):
+    """Other jobs have not done what the rest of this one needs."""
 
 
 def _inputs(data: Data, sources: Sequence[Source], sel: Chosen) -> str:
@@ -211,8 +232,13 @@ def _trainable(trainable: bool | None, form: Form, data: Data) -> bool:
     return form != data.parts[0].copied_as if trainable is None and form == "webdataset" else bool(trainable)
 
 
-def _refuse_overlap(out: Path, data: Data) -> None:
+def _refuse_overlap(out: AnyPath, data: Data) -> None:
     """Refuse to write into or above the data: shards would become data, or be mixed with it."""
+    if isinstance(out, RemotePath):
+        location = data.location.rstrip("/")
+        if "://" in location and (out.url.startswith(f"{location}/") or location.startswith(f"{out.url}/")):
+            raise OutputError(f"{out}: is inside the data folder, or contains it; choose a folder elsewhere")
+        return
     there = os.path.realpath(out) + os.sep
     paths = {os.path.realpath(part.path) for part in data.parts if part.protocol == "file"}
     folders = {path if os.path.isdir(path) else os.path.dirname(path) for path in paths}
@@ -345,11 +371,23 @@ def _match_places(task: tuple[Source, Places | None]) -> Matched:
 
 
 @contextmanager
-def _holding(out: Path, digest: str, *, overwrite: bool) -> Iterator[None]:
+def _holding(
+    out: AnyPath,
+    work: Path,
+    digest: str,
+    jobs: Jobs,
+    job: ArrayJob | None,
+    *,
+    overwrite: bool,
+    say: Callable[[str], None],
+) -> Iterator[None]:
     """Lock and prepare the folder: resume the same plan, refuse the result of another, or remove it to overwrite.
+
+    Several jobs only lock it to prepare it.
 
     Raises:
         OutputError: The folder holds other files, or another process is writing to it.
+        UsageError: The other jobs have other options.
     """
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
     own = {RESULT, SIZES, MISSING, SKIPPED, CSV, WORK, *filter(_OWN.fullmatch, names)}
@@ -364,25 +402,53 @@ def _holding(out: Path, digest: str, *, overwrite: bool) -> Iterator[None]:
         (out / WORK).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{out}: cannot be created ({error.strerror}); choose another folder") from None
-    with locks.holding(out / WORK / locks.LOCK, f"the folder {out}", wait=False):
+    with ExitStack() as held:
+        lock = locks.holding(out / WORK / locks.LOCK, f"the folder {out}", wait=job is not None, say=say)
+        held.enter_context(lock)
+        started = (_plan_of(out / RESULT) or _plan_of(out / WORK / PLAN)) if job is not None else started
         if started != digest:
             for name in names & own - {RESULT, WORK}:
                 (out / name).unlink(missing_ok=True)
-            for path in (out / WORK).iterdir():
-                if path.name != locks.LOCK:
-                    path.unlink()
+            jobs.remove()
+            for folder in {out / WORK, work} if work.is_dir() else (out / WORK,):
+                for path in folder.iterdir():
+                    if path.name != locks.LOCK:
+                        path.unlink()
             (out / RESULT).unlink(missing_ok=True)
-        locks.sweep(out / name for name in filter(_SCRATCH.fullmatch, names))  # left by a killed run
+        if not isinstance(out, RemotePath):
+            locks.sweep(out / name for name in filter(_SCRATCH.fullmatch, names))  # left by a killed run
         _write_json(out / WORK / PLAN, {"plan": digest})
+        if job is None:
+            yield
+            _remove_work(out, work)
+            return
+        if _is_finished(out, digest):
+            yield
+            _remove_work(out, work)
+            return
+        jobs.begin(job)
+        held.close()  # the jobs write at the same time
+        held.enter_context(jobs.running(job, say))
         yield
-        shutil.rmtree(out / WORK, ignore_errors=True)
 
 
-def _plan_of(path: Path) -> str:
+def _work_folder(out: AnyPath) -> Path:
+    """Return the folder of files from which shards are made: in the cache if the shards are written elsewhere."""
+    if not isinstance(out, RemotePath):
+        return out / WORK
+    return Path(default_folder()) / "reshard" / hashlib.sha256(out.url.encode()).hexdigest()[:32]
+
+
+def _remove_work(out: AnyPath, work: Path) -> None:
+    remove_tree(out / WORK)
+    remove_tree(work)
+
+
+def _plan_of(path: AnyPath) -> str:
     return str(record_in(path).get("plan", ""))
 
 
-def _write_json(path: Path, content: Any) -> None:
+def _write_json(path: AnyPath, content: Any) -> None:
     with writing(path) as scratch:
         Path(scratch).write_text(json.dumps(content, indent=1) + "\n", encoding="ascii")
 
@@ -416,20 +482,29 @@ class _Writing:
     originals: Originals
     plan: ReshardPlan
     digest: str
-    out: Path
+    out: AnyPath
     engine: Engine
     progress: Progress
+    jobs: Jobs
+
+    @property
+    def work(self) -> Path:
+        return _work_folder(self.out)
 
     @property
     def sources(self) -> Sequence[Source]:
         return self.originals.sources
 
     def write(self) -> _Written:
-        """Write all shards.
+        """Write all shards, or those of a job.
 
         Raises:
             ChangedError: The data have changed. No shard that may have been copied from changed data is kept.
+            OutputError: Jobs have not finished, or a file that one of them wrote is missing.
+            _LaterError: Before its shards, other jobs have to do their share of a first round.
         """
+        if self.job.shard is None and self.jobs.of:
+            self.jobs.finished()
         if self.form == "webdataset" and self.data.parts[0].copied_as != "webdataset":
             return self._converted()
         if self.trainable:
@@ -448,11 +523,14 @@ class _Writing:
             PoolError: It would take none of them.
         """
         samples = {number: np.unique(self.plan.start_M[at]) for number, at in self.plan.by_source()}
-        paths = {number: str(self.out / WORK / f"{number:08d}.fixed.tar") for number in samples}
+        paths = {number: str(self.work / f"{number:08d}.fixed.tar") for number in samples}
         changes, sources = dict[int, Change](), list(self.sources)
         counts, skipped = Counter[str](), list[tuple[str, str, str]]()
         with self.progress.task("check samples", len(self.plan), "samples") as advance:
-            done = self.engine.map(partial(_fix, self.originals, samples, paths), list(samples))
+            numbers = list(samples)
+            fix = partial(_fix, self.originals, samples, paths)
+            self._first_round(fix, numbers, [f"{paths[number]}.npz" for number in numbers])
+            done = self.engine.map(fix, numbers)
             for (number, at), one in zip(self.plan.by_source(), done, strict=True):
                 changes[number] = Change(one.start_k, len(sources), one.to_k, one.length_k)
                 sources.append(source_of(TarPart(paths[number])))
@@ -476,10 +554,12 @@ class _Writing:
         schema, group, spools = tables.schema_of(self.sources), tables.group_rows(self.sources), None
         if self.job.shuffle is not None:
             rows = {number: np.unique(plan.start_M[at]) for number, at in plan.by_source()}
-            paths = {number: str(self.out / WORK / f"{number:08d}.arrow") for number in rows}
+            paths = {number: str(self.work / f"{number:08d}.arrow") for number in rows}
+            spool = partial(_spooled, self.originals, rows, schema, paths)
+            self._first_round(spool, list(rows), list(paths.values()))
             todo = [number for number in rows if not os.path.exists(paths[number])]
             with self.progress.task("gather", len(plan)) as advance:
-                spooled = self.engine.map(partial(_spooled, self.originals, rows, schema, paths), todo)
+                spooled = self.engine.map(spool, todo)
                 for number, _ in zip(todo, spooled, strict=True):
                     advance(len(rows[number]))
             spools = tables.Spools(paths, rows)
@@ -491,8 +571,8 @@ class _Writing:
         if self.job.shuffle is None:
             stats = self._all(self.plan, self.out, _tar_names, write)
             return _Written(stats, *_changes(stats))
-        stats = self._all(self.plan, self.out / WORK, _tar_names, write, "convert")
-        paths = [str(self.out / WORK / name) for name in _tar_names(len(stats))]
+        stats = self._all(self.plan, self.work, _tar_names, write, "convert", last=False)
+        paths = [str(self.work / name) for name in _tar_names(len(stats))]
         sources = [source_of(TarPart(path)) for path in paths]
         scans = [source.part.scan() for source in sources]
         counts = [len(scanned.keys) for scanned in scans]
@@ -509,14 +589,17 @@ class _Writing:
     def _all(
         self,
         plan: ReshardPlan,
-        folder: Path,
+        folder: AnyPath,
         names: Callable[[int], list[str]],
         write: Callable[[ReshardPlan, str], dict[str, Any]],
         label: str = "write",
         *,
         original: bool = True,
+        last: bool = True,
     ) -> list[dict[str, Any]]:
         """Write each part of a plan to a file, with a file of statistics next to it; existing files are kept.
+
+        A job only writes its share.
 
         Args:
             plan: The plan.
@@ -525,19 +608,65 @@ class _Writing:
             write: Writes a part of the plan to a path, and returns its statistics.
             label: What the progress says.
             original: Whether the plan is of the original data, which are checked after each file.
+            last: Whether these are the shards of the result, and not files from which they are written.
         """
         step = len(plan) if self.form == "csv" else self.job.per_shard
         tasks = [
             (number, name, plan.part(number * step, (number + 1) * step))
             for number, name in enumerate(names(-(-len(plan) // step)) if len(plan) else [])
         ]
+        check = partial(self.originals.check_part, again=_AGAIN) if original else None
+        shard = partial(_shard, folder, self.digest, write, check)
+        if not last:
+            self._first_round(shard, tasks, [str(folder / f"{number:08d}_stats.json") for number, _, _ in tasks])
+        elif self.job.shard is not None:
+            tasks = self.job.shard.share(tasks)
+        elif of := self.jobs.of:
+            with ThreadPoolExecutor(_REQUESTS) as threads:
+                there = list(threads.map(partial(_written, folder, self.digest), tasks))
+            lost = [task for task, one in zip(tasks, there, strict=True) if one is None]
+            if lost:
+                raise self.jobs.missing(f"{lost[0][1]} is missing", _jobs_of([task[0] for task in lost], of), of)
         with self.progress.task(label, len(plan), "samples") as advance:
             stats = []
-            check = partial(self.originals.check_part, again=_AGAIN) if original else None
-            for one in self.engine.map(partial(_shard, folder, self.digest, write, check), tasks):
+            for one in self.engine.map(shard, tasks):
                 stats.append(one)
                 advance(len(tasks[len(stats) - 1][2]))
         return stats
+
+    def _first_round(self, fn: Callable[[T], Any], tasks: Sequence[T], results: Sequence[str]) -> None:
+        """Do a job's share of the tasks that all jobs need before they write shards.
+
+        Args:
+            fn: Does a task; picklable.
+            tasks: The tasks.
+            results: The file that exists once a task is done.
+
+        Raises:
+            _LaterError: Other jobs have not done their share.
+            OutputError: In the merge: a file is missing.
+        """
+        if isinstance(self.out, RemotePath):
+            if self.job.shard is not None:
+                raise UsageError(
+                    f"--shard {self.job.shard}: these options need files that all jobs share; write to a folder on "
+                    "shared storage, or without --shard"
+                )
+            self.work.mkdir(parents=True, exist_ok=True)
+            _write_json(self.work / PLAN, {"plan": self.digest})
+            check_files(self.engine, lambda: [("file", str(self.work / PLAN))])
+        if self.job.shard is not None:
+            for _ in self.engine.map(fn, self.job.shard.share(tasks)):
+                pass
+        lost = [number for number, path in enumerate(results) if not os.path.exists(path)]
+        if lost and self.job.shard is not None:
+            raise _LaterError
+        if lost and (of := self.jobs.of):
+            raise self.jobs.missing(f"{results[lost[0]]} is missing", _jobs_of(lost, of), of)
+
+
+def _jobs_of(tasks: Iterable[int], of: int) -> list[int]:
+    return sorted({job_of(task, of).number for task in tasks})
 
 
 def _tar_names(count: int) -> list[str]:
@@ -549,19 +678,17 @@ def _parquet_names(count: int) -> list[str]:
 
 
 def _shard(
-    folder: Path,
+    folder: AnyPath,
     digest: str,
     write: Callable[[ReshardPlan, str], dict[str, Any]],
     check: Callable[[ReshardPlan], None] | None,
     task: tuple[int, str, ReshardPlan],
 ) -> dict[str, Any]:
     """Write one file and its statistics, unless both exist; ``check`` raises if the data have changed."""
-    number, name, part = task
+    _, name, part = task
+    if (known := _written(folder, digest, task)) is not None:
+        return known
     path = folder / name
-    stats_path = folder / f"{number:08d}_stats.json" if name.endswith(".tar") else folder / WORK / f"{name}.json"
-    stats = record_in(stats_path)
-    if stats.get("plan") == digest and path.is_file() and path.stat().st_size == stats.get("bytes"):
-        return {**stats, "name": name}
     with writing(path) as scratch:
         try:
             stats = write(part, scratch)
@@ -569,8 +696,21 @@ def _shard(
             if check is not None:
                 check(part)  # also if it cannot be read: it may have changed
         stats |= {"bytes": os.path.getsize(scratch), "plan": digest}
-    _write_json(stats_path, stats)
+    _write_json(_stats_path(folder, task), stats)
     return {**stats, "name": name}
+
+
+def _written(folder: AnyPath, digest: str, task: tuple[int, str, ReshardPlan]) -> dict[str, Any] | None:
+    """Return the statistics of a file that was written by the same plan, None if it was not."""
+    path, stats = folder / task[1], record_in(_stats_path(folder, task))
+    if stats.get("plan") == digest and path.is_file() and path.stat().st_size == stats.get("bytes"):
+        return {**stats, "name": task[1]}
+    return None
+
+
+def _stats_path(folder: AnyPath, task: tuple[int, str, ReshardPlan]) -> AnyPath:
+    number, name, _ = task
+    return folder / f"{number:08d}_stats.json" if name.endswith(".tar") else folder / WORK / f"{name}.json"
 
 
 def _tar(sources: Sequence[Source], part: ReshardPlan, path: str) -> dict[str, Any]:
@@ -640,7 +780,7 @@ def _finish(
     written: _Written,
 ) -> Resharded:
     """Write the files about all shards together, and the result last."""
-    out, stats = Path(job.out), written.shards
+    out, stats = place(job.out), written.shards
     skipped = [*matches.skipped, *written.skipped]
     _write_lines(out / SKIPPED, ("\t".join(map(_line, entry)) for entry in skipped), bool(skipped))
     missing = 0
@@ -674,7 +814,7 @@ def _finish(
             "plan": digest,
             "version": __version__,
             "data": job.data,
-            "selection": sel.pool if isinstance(sel, Selection) else str(sel),
+            "selection": job.selection or (sel.pool if isinstance(sel, Selection) else str(sel)),
             "as": form,
             "per_shard": job.per_shard,
             "shuffle": job.shuffle,
@@ -687,14 +827,35 @@ def _finish(
     return done
 
 
-def _finished(out: Path, digest: str) -> Resharded | None:
+def _of_job(job: Job, matches: _Matches, form: Form, stats: Sequence[Mapping[str, Any]]) -> Resharded:
+    """Return the counts of the shards of one job."""
+    return Resharded(
+        out=job.out,
+        form=form,
+        shards=len(stats),
+        samples=sum(one["successes"] for one in stats),
+        chosen=matches.chosen,
+        keys=0,
+        missing=0,
+        aside=0,
+        damaged=0,
+        bytes=sum(one["bytes"] for one in stats),
+        by=matches.by,
+    )
+
+
+def _is_finished(out: AnyPath, digest: str) -> bool:
+    return _plan_of(out / RESULT) == digest
+
+
+def _finished(out: AnyPath, digest: str) -> Resharded | None:
     """Return the result of an earlier call with the same plan, None if it did not finish or files are missing."""
     result = record_in(out / RESULT)
     if result.get("plan") != digest:
         return None
+    there = sizes_in(out)
     for one in result["outputs"]:
-        path = out / one["name"]
-        if not path.is_file() or path.stat().st_size != one["bytes"]:
+        if there.get(one["name"]) != one["bytes"]:
             (out / RESULT).unlink()
             return None
     names = [item.name for item in fields(Resharded) if item.name not in ("out", "form", "notes")]
@@ -718,7 +879,7 @@ def _line(text: str) -> str:
     return text if text.isprintable() else repr(text)
 
 
-def _write_lines(path: Path, lines: Iterable[str], any_lines: bool) -> None:
+def _write_lines(path: AnyPath, lines: Iterable[str], any_lines: bool) -> None:
     if not any_lines:
         path.unlink(missing_ok=True)
         return

@@ -37,6 +37,7 @@ from thresher.runtime.checksums import (
 )
 from thresher.runtime.files import DAMAGED, sync, write_errors, writing
 from thresher.runtime.locks import DAY, LOCK, holding, last_change, remove_folder, remove_unused
+from thresher.runtime.places import local_path
 from thresher.runtime.random import digest
 from thresher.runtime.resumable import Resumable
 
@@ -75,7 +76,7 @@ class Cache:
     @classmethod
     def at(cls, folder: str | os.PathLike[str] | None = None, limit: int = LIMIT) -> Cache:
         """Return the cache in ``folder``, by default :func:`default_folder`."""
-        return cls(Path(folder or default_folder()), limit)
+        return cls(local_path(folder or default_folder()), limit)
 
     def path(self, name: str, key: Mapping[str, Any], suffix: str = ".npy") -> Path:
         """Return the path of the array of a key."""

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from thresher.errors import OutputError
-from thresher.runtime.locks import create_locked, create_locked_folder, remove_unused, unused
+from thresher.runtime.locks import create_locked, create_locked_folder, holding, remove_unused, sweep, unused
+from thresher.runtime.places import AnyPath, RemotePath, as_path, files_below
 
 # The errors that NumPy raises for a damaged array.
 DAMAGED = (ValueError, EOFError, TypeError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile)
@@ -34,23 +35,28 @@ class writing:  # noqa: N801 - reads as a verb: with writing(path) as scratch
     The temporary file is locked until then: see :func:`thresher.runtime.locks.unused`.
     """
 
-    def __init__(self, path: str | os.PathLike[str], hint: str = ELSEWHERE) -> None:
+    def __init__(self, path: str | os.PathLike[str] | RemotePath, hint: str = ELSEWHERE) -> None:
         """Store the arguments; nothing is written before the block begins.
 
         Args:
             path: The target.
             hint: What the error message suggests if the target cannot be written.
         """
-        self.path = Path(path)
+        self.path = as_path(path)
         self.scratch = ""
         self._hint = hint
         self._file = -1
 
     def __enter__(self) -> str:
         """Create the temporary file; raises OutputError if that fails."""
-        with write_errors(self.path, self._hint):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file, self.scratch = create_locked(self.path.parent, f".{self.path.name}.", ".tmp" + self.path.suffix)
+        suffix = ".tmp" + self.path.suffix
+        if isinstance(self.path, RemotePath):
+            with write_errors(Path(tempfile.gettempdir()), SCRATCH_FULL):
+                self._file, self.scratch = create_locked(tempfile.gettempdir(), _UPLOAD, suffix, 0o600)
+        else:
+            with write_errors(self.path, self._hint):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file, self.scratch = create_locked(self.path.parent, f".{self.path.name}.", suffix)
         if os.name == "nt":  # Windows cannot move an open file and has no locks
             self._close()
         return self.scratch
@@ -61,7 +67,11 @@ class writing:  # noqa: N801 - reads as a verb: with writing(path) as scratch
         A write error of the operating system becomes an OutputError; an error in reading another file does not.
         """
         try:
-            if kind is None:
+            if kind is not None:
+                pass
+            elif isinstance(self.path, RemotePath):
+                self.path.upload(Path(self.scratch))
+            else:
                 with write_errors(self.path, self._hint):
                     os.replace(self.scratch, self.path)
         finally:
@@ -78,8 +88,23 @@ class writing:  # noqa: N801 - reads as a verb: with writing(path) as scratch
 
 
 @contextmanager
-def writing_folder(folder: str | os.PathLike[str], hint: str = ELSEWHERE) -> Iterator[Path]:
-    """Yield a temporary folder that replaces ``folder`` if the block succeeds and is removed otherwise."""
+def writing_folder(
+    folder: str | os.PathLike[str] | RemotePath, hint: str = ELSEWHERE, *, marker: str = ""
+) -> Iterator[Path]:
+    """Yield a temporary folder that replaces ``folder`` if the block succeeds and is removed otherwise.
+
+    A remote folder is uploaded file by file. While that lasts, and if it is interrupted, it holds a file
+    :data:`UNFINISHED` and no marker.
+
+    Args:
+        folder: The target.
+        hint: What the error message suggests if it cannot be written.
+        marker: The file that is written last and says what the folder is.
+    """
+    if isinstance(folder, RemotePath):
+        with _uploading(folder, marker) as scratch:
+            yield scratch
+        return
     target = Path(folder)
     if target.is_symlink():
         target = target.resolve()  # what it points to is replaced, not the link
@@ -117,6 +142,33 @@ def writing_folder(folder: str | os.PathLike[str], hint: str = ELSEWHERE) -> Ite
         around.remove()
 
 
+@contextmanager
+def _uploading(target: RemotePath, marker: str) -> Iterator[Path]:
+    """Yield a temporary folder on this machine that is uploaded at the end."""
+    with write_errors(Path(tempfile.gettempdir()), SCRATCH_FULL):
+        around = create_locked_folder(tempfile.gettempdir(), _UPLOAD, ".tmp", mode=0o700)
+        new = around.path / "new"
+        new.mkdir()
+    try:
+        yield new
+        with holding(target / _UPLOAD_LOCK, f"the folder {target}", wait=False):
+            names = files_below(new)
+            old = [name for name in files_below(target) if name not in (*names, UNFINISHED, _UPLOAD_LOCK)]
+            (target / UNFINISHED).create(b"")
+            if marker:
+                (target / marker).unlink(missing_ok=True)
+            for name in old:
+                (target / name).unlink(missing_ok=True)
+            for name in sorted(names, key=lambda name: name == marker):
+                (target / name).upload(new / name)
+            (target / UNFINISHED).unlink(missing_ok=True)
+    finally:
+        around.remove()
+
+
+UNFINISHED = ".unfinished"  # in a remote folder: its upload has not ended
+SCRATCH_FULL = "set TMPDIR to a folder with more space"
+_UPLOAD, _UPLOAD_LOCK = "thresher-upload-", ".lock"
 _WAS = "old"  # the name of a target while it is being replaced
 
 
@@ -141,19 +193,24 @@ def _sweep(target: Path) -> None:
             remove_unused(path)
 
 
-def refuse_foreign_files(folder: Path, names: Iterable[str]) -> None:
+def refuse_foreign_files(folder: AnyPath, names: Iterable[str]) -> None:
     """Check that a folder contains nothing but the named results, so that replacing it loses nothing else.
 
     Raises:
         OutputError: The folder contains other files; the message names them.
     """
-    others = sorted(path.name for path in folder.iterdir() if path.name not in names) if folder.is_dir() else []
+    own = {*names, UNFINISHED, _UPLOAD_LOCK} if isinstance(folder, RemotePath) else names
+    others = sorted(path.name for path in folder.iterdir() if path.name not in own) if folder.is_dir() else []
     if others:
         raise OutputError(f"{folder}: also contains {', '.join(others[:3])}; move that away or choose another name")
 
 
-def check_writable(folder: str | os.PathLike[str]) -> None:
+def check_writable(folder: str | os.PathLike[str] | RemotePath) -> None:
     """Raise an OutputError if a folder cannot be written, before any work is done; leaves no files behind."""
+    if isinstance(folder, RemotePath):
+        sweep(Path(tempfile.gettempdir()).glob(f"{_UPLOAD}*.tmp*"))  # of killed processes
+        folder.now()  # writes and removes a file next to it
+        return
     target = Path(folder)
     with write_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -162,7 +219,7 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
             raise FileNotFoundError(errno.ENOENT, "is a broken symlink")
 
 
-def _of_writing(error: OSError, target: Path, scratch: str | os.PathLike[str]) -> bool:
+def _of_writing(error: OSError, target: AnyPath, scratch: str | os.PathLike[str]) -> bool:
     """Return whether an error in a writing block is a write error, not an error in reading another file.
 
     An error that names a file is a write error if that file is the temporary file or the target, or is inside one of
@@ -170,7 +227,7 @@ def _of_writing(error: OSError, target: Path, scratch: str | os.PathLike[str]) -
     """
     named = [os.path.abspath(os.fsdecode(name)) for name in (error.filename, error.filename2) if _is_path(name)]
     if named:
-        own = [os.path.abspath(target), os.path.abspath(scratch)]
+        own = [os.path.abspath(place) for place in (target, scratch) if not isinstance(place, RemotePath)]
         return any(name == place or name.startswith(place + os.sep) for name in named for place in own)
     return error.errno in _WRITE_ONLY or (error.errno is None and bool(_NUMPY_FULL.match(str(error))))
 
@@ -179,7 +236,7 @@ def _is_path(name: object) -> bool:
     return isinstance(name, (str, bytes, os.PathLike))
 
 
-def _cannot_write(path: Path, error: OSError, hint: str) -> OutputError:
+def _cannot_write(path: AnyPath, error: OSError, hint: str) -> OutputError:
     full = error.errno in _FULL or _NUMPY_FULL.match(str(error))
     return OutputError(f"{path}: cannot be written ({error.strerror or error}); {'free some space' if full else hint}")
 

@@ -30,7 +30,9 @@ from hashlib import blake2b
 from pathlib import Path
 
 from thresher.errors import OutputError
+from thresher.runtime import remote_locks
 from thresher.runtime.leases import HEART, LEASE, Lease, age
+from thresher.runtime.places import RemotePath
 from thresher.runtime.process import end_with_parent
 
 if sys.platform != "win32":
@@ -82,7 +84,7 @@ def try_lock(file: int, *, shared: bool = False) -> Held:
 
 @contextmanager
 def holding(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | RemotePath,
     what: str,
     *,
     wait: bool = True,
@@ -104,7 +106,10 @@ def holding(
     Raises:
         OutputError: Another process holds the lock and ``wait`` is false, or the lock file cannot be opened.
     """
-    release = _acquired(Path(path), what, wait, say, lease)
+    if isinstance(path, RemotePath):
+        release = remote_locks.hold(path, what, wait, say, lease)
+    else:
+        release = _acquired(Path(path), what, wait, say, lease)
     try:
         yield
     finally:

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from thresher.errors import OutputError
-from thresher.runtime.files import check_writable, refuse_foreign_files, writing, writing_folder
+from thresher.runtime.files import UNFINISHED, check_writable, refuse_foreign_files, writing, writing_folder
 from thresher.runtime.locks import sweep
+from thresher.runtime.places import AnyPath, RemotePath, as_path, files_below
 from thresher.runtime.untrusted import read_json
 
-Name = str | os.PathLike[str]
+Name = str | os.PathLike[str] | RemotePath
 Say = Callable[[str], None]
 
 
@@ -61,35 +62,45 @@ def result_files(
     Raises:
         OutputError: A different file is there and ``overwrite`` is false, or a file cannot be written.
     """
-    made: dict[Path, Path] = {}
+    made: dict[AnyPath, Path] = {}
     with suppress(_Done), ExitStack() as stack:
 
         def new(path: Name) -> Path:
-            target = Path(path)
+            target = as_path(path)
             # Left by a killed process; of folders, :func:`writing_folder` removes them.
-            sweep(target.parent.glob(f".{glob.escape(target.name)}.????????.tmp{glob.escape(target.suffix)}"))
+            if not isinstance(target, RemotePath):
+                sweep(target.parent.glob(f".{glob.escape(target.name)}.????????.tmp{glob.escape(target.suffix)}"))
             made[target] = Path(stack.enter_context(writing(target)))
             return made[target]
 
         yield new
         _settle(made, overwrite, say)
-        for old in {Path(path) for path in replaces} - made.keys():
+        for old in {as_path(path) for path in replaces} - made.keys():
             old.unlink(missing_ok=True)
 
 
 @contextmanager
-def result_folder(folder: Name, *, overwrite: bool, say: Say | None = None) -> Iterator[Path]:
-    """Yield a temporary folder that becomes the result at ``folder``, as :func:`result_file` does for a file."""
-    with suppress(_Done), writing_folder(folder) as scratch:
+def result_folder(folder: Name, *, overwrite: bool, marker: str = "", say: Say | None = None) -> Iterator[Path]:
+    """Yield a temporary folder that becomes the result at ``folder``, as :func:`result_file` does for a file.
+
+    ``marker`` is the file that says what the folder is; in a remote folder it is written last.
+    """
+    with suppress(_Done), writing_folder(folder, marker=marker) as scratch:
         yield scratch
-        _settle({Path(folder): scratch}, overwrite, say)
+        if not is_unfinished(as_path(folder)):
+            _settle({as_path(folder): scratch}, overwrite, say)
 
 
-def _settle(new: Mapping[Path, Path], overwrite: bool, say: Say | None) -> None:
+def is_unfinished(folder: AnyPath) -> bool:
+    """Return whether the upload of a result to a remote folder was interrupted."""
+    return isinstance(folder, RemotePath) and (folder / UNFINISHED).exists()
+
+
+def _settle(new: Mapping[AnyPath, Path], overwrite: bool, say: Say | None) -> None:
     """Compare new files or folders with their targets; raise _Done if all targets exist and are the same."""
     if overwrite:
         return
-    there = [target for target in new if os.path.lexists(target) and not _is_empty(target)]
+    there = [target for target in new if _is_there(target) and not _is_empty(target)]
     for target in there:
         if not _same(new[target], target):
             raise exists_already(target)
@@ -99,29 +110,38 @@ def _settle(new: Mapping[Path, Path], overwrite: bool, say: Say | None) -> None:
         raise _Done
 
 
-def _is_empty(path: Path) -> bool:
+def _is_there(path: AnyPath) -> bool:
+    return path.exists() if isinstance(path, RemotePath) else os.path.lexists(path)
+
+
+def _is_empty(path: AnyPath) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 
-def _same(new: Path, old: Path) -> bool:
+def _same(new: Path, old: AnyPath) -> bool:
     """Return whether two files, or two folders with all their files, have the same content."""
     try:
         if not new.is_dir():
-            return filecmp.cmp(new, old, shallow=False)
-        names = _files(new)
-        return names == _files(old) and all(filecmp.cmp(new / name, old / name, shallow=False) for name in names)
+            return _same_file(new, old)
+        names = files_below(new)
+        return names == files_below(old) and all(_same_file(new / name, old / name) for name in names)
     except OSError:  # it cannot be read
         return False
 
 
-def _files(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
+def _same_file(new: Path, old: AnyPath) -> bool:
+    if not isinstance(old, RemotePath):
+        return filecmp.cmp(new, old, shallow=False)
+    if new.stat().st_size != old.stat().st_size:
+        return False
+    with open(new, "rb") as file:
+        return all(file.read(len(chunk)) == chunk for chunk in old.chunks())
 
 
 # --- before the work ------------------------------------------------------------------------------
 
 
-def free_folder(out: Name, overwrite: bool, names: Sequence[str], *, compared: bool = False) -> Path:
+def free_folder(out: Name, overwrite: bool, names: Sequence[str], *, compared: bool = False) -> AnyPath:
     """Return the folder of a result after checking, before any work, that it may be written.
 
     Args:
@@ -134,13 +154,13 @@ def free_folder(out: Name, overwrite: bool, names: Sequence[str], *, compared: b
     Raises:
         OutputError: It cannot be written, or contains files that must not be replaced.
     """
-    target = Path(out)
+    target = as_path(out)
     if target.exists() and not target.is_dir():
         raise OutputError(f"{target}: is a file; give a folder")
     if target.exists() and any(target.iterdir()):
-        if not (target / names[0]).exists():
+        if not (target / names[0]).exists() and not is_unfinished(target):
             raise OutputError(f"{target}: exists and is not a result of thresher; choose another name")
-        if not overwrite and not compared:
+        if not overwrite and not compared and not is_unfinished(target):
             raise exists_already(target)
         refuse_foreign_files(target, names)
     check_writable(target)
@@ -173,4 +193,4 @@ def record_in(path: Name) -> dict[str, Any]:
 
 def exists_already(path: Name) -> OutputError:
     """Return the error for a result that must not be replaced."""
-    return OutputError(f"{os.fspath(path)}: exists already; choose another name or pass --overwrite")
+    return OutputError(f"{as_path(path)}: exists already; choose another name or pass --overwrite")

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.errors import PoolError
+from thresher.runtime.places import RemotePath
 
 Array = npt.NDArray[Any]
 Location = str | os.PathLike[str]
@@ -112,7 +113,16 @@ def _read(file: IO[bytes], most: int) -> bytes:
     return data
 
 
-def read_json(path: Location, most: int = _JSON_BYTES, values: int = _JSON_VALUES) -> Any:
+def _small_remote(path: RemotePath, most: int) -> IO[bytes]:
+    """Return a remote file as an open one in memory, empty if it is larger than any that is read.
+
+    Raises:
+        OSError: There is no such file.
+    """
+    return io.BytesIO(path.read_bytes() if path.stat().st_size <= most else b" " * (most + 1))
+
+
+def read_json(path: Location | RemotePath, most: int = _JSON_BYTES, values: int = _JSON_VALUES) -> Any:
     """Read a JSON file that thresher wrote, or that claims so: all its numbers are finite, and its size is bounded.
 
     Args:
@@ -124,7 +134,8 @@ def read_json(path: Location, most: int = _JSON_BYTES, values: int = _JSON_VALUE
         OSError: It cannot be read, or is not a regular file.
         ValueError: It is not such a file.
     """
-    with open_regular(path) as file:
+    opened = _small_remote(path, most) if isinstance(path, RemotePath) else open_regular(path)
+    with opened as file:
         data = _read(file, most)
     if data.count(b",") + data.count(b"[") + data.count(b"{") > values:
         raise ValueError(f"it has more than {values:,} values")

@@ -6,19 +6,22 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from thresher.data import DataOptions
-from thresher.dynamic.loss import clip_losses, siglip_losses
+from thresher.dynamic.loss import clip_losses, drrho_losses, siglip_losses
+from thresher.dynamic.reference_features import ReferenceFeatures
 from thresher.errors import MissingExtraError, UsageError
 from thresher.evaluation.retrieval import retrieval
 from thresher.evaluation.sets import EvalSet
 from thresher.evaluation.zero_shot import class_embeddings, zero_shot
+from thresher.pool.store import absolute, open_store
 from thresher.runtime.progress import Progress, Silent
 from thresher.train.augment import Normalise, crops, to_device
+from thresher.train.data import Pairs
 from thresher.train.loop import (
     Reduce,
     Schedule,
@@ -32,13 +35,17 @@ from thresher.train.loop import (
     random_state_kept,
     stored_side,
 )
-from thresher.train.models import Clip, Loss, Tokens, clip_model
+from thresher.train.models import Clip, Tokens, clip_model
 
 try:
     import torch
+    from torch.nn import functional as F
 except ImportError:
     raise MissingExtraError("training", "train") from None
 
+ClipLoss = Literal["clip", "siglip", "drrho"]
+
+_TEMPERATURE = 0.01  # of drrho, as published
 _TEXTS = 1024  # captions encoded at a time
 
 
@@ -48,7 +55,9 @@ class ClipSettings:
 
     Attributes:
         model: "tiny", "small", the name of an open_clip configuration, or the path of one.
-        loss: "clip" (softmax) or "siglip" (sigmoid).
+        loss: "clip" (softmax), "siglip" (sigmoid) or "drrho", see :func:`thresher.dynamic.loss.drrho_losses`.
+        reference: For "drrho", the location of a pool with embeddings of the same rows, found by key.
+        temperature: For "drrho", the divisor of the cosines, which is not learned; None for 0.01.
         chunk: Number of rows to process at once, None for the whole batch. Fewer rows need less memory and give the
             same gradients; features are computed twice (gradient caching, 2101.06983).
         eval_labels: Columns of the evaluation sets with class names, for zero-shot classification.
@@ -58,7 +67,9 @@ class ClipSettings:
     """
 
     model: str = "tiny"
-    loss: Loss = "clip"
+    loss: ClipLoss = "clip"
+    reference: str | None = None
+    temperature: float | None = None
     chunk: int | None = None
     eval_labels: tuple[str, ...] = ()
     eval_group: str | None = None
@@ -69,6 +80,10 @@ class ClipSettings:
         """Validate the parameters."""
         if self.chunk is not None and self.chunk < 1:
             raise UsageError(f"chunk = {self.chunk}; give 1 row or more")
+        if (self.loss == "drrho") != (self.reference is not None):
+            raise UsageError("loss drrho and a reference need each other: a pool with embeddings of the same rows")
+        if self.temperature is not None and (self.loss != "drrho" or not self.temperature > 0):
+            raise UsageError(f"temperature = {self.temperature}; give a number above 0, and only with loss drrho")
         if not self.templates or any("{}" not in template for template in self.templates):
             raise UsageError(f"templates {self.templates}; give one or more, each with {{}} for the name of a class")
 
@@ -102,7 +117,10 @@ def train_clip(
     progress = progress or Silent()
     schedule, device = prepared(settings.schedule, settings.model)
     settings = replace(settings, schedule=schedule)
-    clip = clip_model(settings.model, settings.loss)
+    clip = model_of(settings)
+    store = None if settings.reference is None else open_store(absolute(settings.reference))
+    if store is not None:
+        store.require_joint("loss drrho")
     sets = [
         _named_classes(eval_set, settings)
         for eval_set in eval_sets(schedule, settings.eval_group, settings.eval_labels)
@@ -115,11 +133,29 @@ def train_clip(
     sizes: dict[str, Any] = {"side": stored_side(clip.side), "resize": clip.resize, "captions": True}
     opened = open_run("clip", data, folder, settings, **sizes, resume=resume, progress=progress, reading=reading)
     with opened as (training, pairs):
-        clip.model.to(device)
-        chunks = (pairs.captions[lo : lo + _TEXTS] for lo in range(0, len(pairs), _TEXTS))
-        tokens_NT = np.concatenate([clip.tokenize(chunk) for chunk in chunks])
-        task = ClipTask(clip, tokens_NT, device, settings, sets)
+        reference = None if store is None else ReferenceFeatures.of_pool(store, pairs.keys(), training.folder)
+        task = clip_task(clip, pairs, device, settings, sets, reference)
         return fit(task, pairs, schedule, training, progress)
+
+
+def model_of(settings: ClipSettings) -> Clip:
+    """Return a new model for these settings."""
+    return clip_model(settings.model, "siglip" if settings.loss == "siglip" else "clip")
+
+
+def clip_task(
+    clip: Clip,
+    pairs: Pairs,
+    device: torch.device,
+    settings: ClipSettings,
+    sets: Sequence[EvalSet] = (),
+    reference: ReferenceFeatures | None = None,
+) -> ClipTask:
+    """Move a model to its device, tokenize all captions, and return the task of training it."""
+    clip.model.to(device)
+    chunks = (pairs.captions[lo : lo + _TEXTS] for lo in range(0, len(pairs), _TEXTS))
+    tokens_NT = np.concatenate([clip.tokenize(chunk) for chunk in chunks])
+    return ClipTask(clip, tokens_NT, device, settings, sets, reference)
 
 
 def _named_classes(eval_set: EvalSet, settings: ClipSettings) -> EvalSet:
@@ -144,6 +180,7 @@ class ClipTask:
         device: torch.device,
         settings: ClipSettings,
         sets: Sequence[EvalSet] = (),
+        reference: ReferenceFeatures | None = None,
     ) -> None:
         """Create the task.
 
@@ -153,9 +190,10 @@ class ClipTask:
             device: The device.
             settings: The settings of the run.
             sets: The evaluation sets.
+            reference: The embeddings of all rows under a reference model, for the loss "drrho".
         """
         self.clip, self.model, self.device, self.settings = clip, clip.model, device, settings
-        self.tokens_NT, self.sets = tokens_NT, sets
+        self.tokens_NT, self.sets, self.reference = tokens_NT, sets, reference
         self.autocast = autocast(device, settings.schedule.precision)
         self.crop, self.normalise = crops(clip.side), Normalise(clip.mean, clip.std, white=255).to(device)
 
@@ -165,7 +203,7 @@ class ClipTask:
         image_BCHW = self.crop(self.normalise(pixels_BHWC.permute(0, 3, 1, 2)))
         chunk = self.settings.chunk
         if chunk is None or chunk >= len(rows_B):
-            reduce(self.losses(*self.features(image_BCHW, tokens_BT))).backward()
+            reduce(self.losses(rows_B, *self.features(image_BCHW, tokens_BT))).backward()
             return
         parts = list(zip(image_BCHW.split(chunk), tokens_BT.split(chunk), strict=True))
         states, features = [], []
@@ -174,11 +212,15 @@ class ClipTask:
                 states.append(_draws(self.device))
                 features.append(self.features(*part))
         image_BD, text_BD = (torch.cat(of).requires_grad_() for of in zip(*features, strict=True))
-        reduce(self.losses(image_BD, text_BD)).backward()
+        reduce(self.losses(rows_B, image_BD, text_BD)).backward()
         gradients = zip(image_BD.grad.split(chunk), text_BD.grad.split(chunk), strict=True)
         for part, state, gradient in zip(parts, states, gradients, strict=True):
             _draw_again(self.device, state)  # dropout uses the same mask as in the first pass
             torch.autograd.backward(self.features(*part), gradient)
+
+    @property
+    def _temperature(self) -> float:
+        return _TEMPERATURE if self.settings.temperature is None else self.settings.temperature
 
     def features(self, image_BCHW: torch.Tensor, tokens_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the features of images and captions, (B, D) each."""
@@ -186,12 +228,44 @@ class ClipTask:
             image_BD, text_BD = self.model.encode_image(image_BCHW), self.model.encode_text(tokens_BT)
         return image_BD.float(), text_BD.float()
 
-    def losses(self, image_BD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
-        """Return the losses of features, (B, 2)."""
+    def losses(self, rows_B: npt.NDArray[np.int64], image_BD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
+        """Return the losses of the features of rows, (B, 2)."""
+        if self.reference is not None:
+            known_image, known_text = (
+                torch.from_numpy(each).to(image_BD.device) for each in self.reference.gather(rows_B)
+            )
+            return drrho_losses(image_BD, text_BD, known_image, known_text, self._temperature)
         scale = self.model.logit_scale.exp()
         if self.settings.loss == "siglip":
             return siglip_losses(image_BD, text_BD, scale, self.model.logit_bias)
         return clip_losses(image_BD, text_BD, scale)
+
+    def scored(self, rows_B: npt.NDArray[np.int64], pixels_BHWC: torch.Tensor) -> tuple[Any, ...]:
+        """Return the features of whole images and captions, (B, D) without gradients, with scale and bias."""
+        training = self.model.training
+        self.model.eval()  # batch statistics of a super-batch are not those of a batch
+        with torch.no_grad():
+            whole, chunk = self._whole(rows_B, pixels_BHWC), self.settings.chunk or self.settings.schedule.batch_size
+            parts = [self.features(*part) for part in zip(*(each.split(chunk) for each in whole), strict=True)]
+            features = [torch.cat(of) for of in zip(*parts, strict=True)]
+            scale, bias = self.model.logit_scale.exp(), None
+            if self.settings.loss == "drrho":
+                scale = 1 / self._temperature
+            if self.settings.loss == "siglip":
+                bias = self.model.logit_bias.detach()
+        self.model.train(training)
+        return (*features, scale, bias)
+
+    def _whole(self, rows_B: npt.NDArray[np.int64], pixels_BHWC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return whole images instead of random crops, (B, 3, H, W), and tokens (B, T)."""
+        image_BCHW, size = self.normalise(pixels_BHWC.permute(0, 3, 1, 2)), (self.clip.side, self.clip.side)
+        tokens_BT = to_device(torch.from_numpy(self.tokens_NT[rows_B]), self.device)
+        return F.interpolate(image_BCHW, size, mode="bilinear", antialias=True), tokens_BT
+
+    def score(self, rows_B: npt.NDArray[np.int64], pixels_BHWC: torch.Tensor) -> torch.Tensor:
+        """Return the losses of a batch, (B, 2) without gradients, on whole images."""
+        with torch.inference_mode():
+            return self.losses(rows_B, *self.features(*self._whole(rows_B, pixels_BHWC)))
 
     def after_step(self, progress: float) -> None:
         """Clamp the logit scale to at most 100, as CLIP does."""

@@ -21,14 +21,19 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.data import Data, DataOptions, Place, noted, open_data
-from thresher.dynamic.references import References, check_found
+from thresher.dynamic.cabs import Concepts
+from thresher.dynamic.reference_features import ReferenceFeatures
+from thresher.dynamic.references import LOSSES, References, check_found
 from thresher.dynamic.run_folder import ROWS
 from thresher.errors import PoolError, UsageError
 from thresher.export.keys import each_key, read_keys
 from thresher.io.key_forms import unlike
+from thresher.io.parquet import table_piece
 from thresher.io.pictures import Pixels, Resize, decode
 from thresher.pool.layout import Options
 from thresher.pool.store import EmbeddingStore, absolute, heavy, open_store
+from thresher.pruning.clusters import read_groups
+from thresher.pruning.entries import Matcher, read_entries
 from thresher.runtime.files import writing
 from thresher.runtime.progress import Progress
 from thresher.selection import Selection
@@ -276,6 +281,88 @@ def references_of(reference: str, pairs: Pairs) -> npt.NDArray[np.float32]:
     references_N = references.of_keys(keys)
     check_found(references_N, reference, where, keys, references.example)
     return references_N
+
+
+def reference_of(reference: str, pairs: Pairs, folder: Path) -> ReferenceFeatures | npt.NDArray[np.float32]:
+    """Return the embeddings of a reference for each row, or its losses (N,) float32, NaN if unknown.
+
+    Args:
+        reference: A pool, or what :func:`references_of` takes.
+        pairs: The rows.
+        folder: The folder of the run; embeddings that cannot be read one by one are copied there.
+
+    Raises:
+        UsageError: A row is not in the pool, or no row has a loss.
+        PoolError: The pool or file cannot be read.
+    """
+    if has_losses(reference):
+        return references_of(reference, pairs)
+    return ReferenceFeatures.of_pool(open_store(absolute(reference)), pairs.keys(), folder)
+
+
+def concepts_of(where: str, pairs: Pairs) -> Concepts:
+    """Return the concepts of each row.
+
+    Args:
+        where: ``column:NAME``, a column of the data with a value or a list of values per row; ``entries:FILE``, a text
+            file of words and phrases that captions are searched for, one per line; or the folder of clusters that
+            ``thresher cluster`` wrote for a pool with the same keys.
+        pairs: The rows.
+
+    Raises:
+        UsageError: No row has a concept, or the clusters are those of other rows.
+        PoolError: The file or folder cannot be read.
+        MissingExtraError: ``entries:`` needs the extra ``metaclip``.
+    """
+    data, (kind, _, name) = pairs.store.layout.location, where.partition(":")
+    if kind == "column" and name:
+        cells = pairs.column(name)
+        found = Concepts.of_lists(
+            cell if isinstance(cell, list) else None if cell is None else (cell,) for cell in cells
+        )
+    elif kind == "entries" and name:
+        match = Matcher(read_entries(name, True)[0], True)
+        found = Concepts.of_lists(map(match, pairs.captions))
+    else:
+        found = Concepts.of_labels(_labels_of(where, pairs))
+    if not len(found.ids_M):
+        raise UsageError(f"{where}: none of {len(found):,} rows of {data} has a concept; give concepts of these data")
+    return found
+
+
+def _labels_of(folder: str, pairs: Pairs) -> Ints:
+    """Return the cluster of each row, -1 for none: by row if the clusters are those of these data, else by key."""
+    written = read_groups(folder)
+    labels_N, pool = np.asarray(written.labels_N, np.int64), written.info.get("pool")
+    if not isinstance(pool, str):
+        raise UsageError(f"{folder}: does not say which pool was clustered; run thresher cluster on these data")
+    store, keys = open_store(absolute(pool)), pairs.keys()
+    if len(labels_N) != store.total:
+        raise UsageError(f"{folder}: its pool {pool} has changed; cluster it again")
+    if store.fingerprint() == pairs.store.fingerprint():
+        return labels_N
+    row_of = {key: row for row, key in enumerate(keys)}
+    found_N, known = np.full(len(pairs), -1, np.int64), 0
+    for ids, names in store.keys():
+        rows = [(row_of[name], number) for number, name in zip(ids.tolist(), names, strict=True) if name in row_of]
+        known += len(rows)
+        for row, number in rows:
+            found_N[row] = labels_N[number]
+    if not known:
+        first = next(name for _, names in store.keys() for name in names)
+        raise UsageError(f"{folder}: none of its keys is in the data: {unlike('the pool', [first], 'the data', keys)}")
+    return found_N
+
+
+def has_losses(reference: str) -> bool:
+    """Return whether a reference is a column, or a parquet file with losses, rather than a pool.
+
+    Raises:
+        PoolError: The file cannot be read.
+    """
+    if reference.startswith(COLUMN):
+        return True
+    return os.path.isfile(reference) and bool(set(LOSSES) & set(table_piece("file", reference).columns))
 
 
 def _without(pairs: Pairs, good_N: npt.NDArray[np.bool_], folder: Path) -> Pairs:

@@ -6,23 +6,27 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from thresher import __version__
 from thresher.data import DataOptions
+from thresher.dynamic.cabs import Cabs, Kind
+from thresher.dynamic.jest import JestSampler
 from thresher.dynamic.loop import describe
+from thresher.dynamic.policies.jest import Jest
 from thresher.dynamic.policy import Policy
+from thresher.dynamic.reference_features import COPIES, ReferenceFeatures
 from thresher.dynamic.references import References
-from thresher.dynamic.registry import check_selection, epochs_for, policy_named
+from thresher.dynamic.registry import POLICIES, check_selection, epochs_for, policy_named
 from thresher.dynamic.run_folder import CHECKPOINT, MARK, ROWS, Training
 from thresher.dynamic.sampler import PruningSampler
 from thresher.dynamic.schedule import cosine_by_progress
@@ -31,15 +35,27 @@ from thresher.evaluation.sets import EvalSet, read_eval
 from thresher.export.keys import read_keys
 from thresher.io.open import trusting
 from thresher.io.pictures import Resize, decode
-from thresher.pool.store import absolute
+from thresher.pool.store import absolute, open_store
 from thresher.runtime import locks
 from thresher.runtime.files import writing
 from thresher.runtime.format import counted, duration
+from thresher.runtime.places import local_path
 from thresher.runtime.process import no_warnings
 from thresher.runtime.progress import Progress
 from thresher.runtime.untrusted import parse_json
 from thresher.selection import Selection
-from thresher.train.data import COLUMN, PICTURES, SET_ASIDE, Pairs, open_pairs, references_of, times_of
+from thresher.train.data import (
+    COLUMN,
+    PICTURES,
+    SET_ASIDE,
+    Pairs,
+    concepts_of,
+    has_losses,
+    open_pairs,
+    reference_of,
+    references_of,
+    times_of,
+)
 
 try:
     import torch
@@ -53,6 +69,7 @@ Reduce = Callable[[torch.Tensor], torch.Tensor]
 Scores = dict[str, dict[str, float]]
 
 _LONG_RUN = 1_000  # epochs
+_EARLY = (ROWS, PICTURES, SET_ASIDE, *COPIES)  # files written before a run has started
 
 # Settings that may change when a run is resumed.
 _FREE = ("evals", "eval_every", "eval_labels", "eval_group", "templates", "checkpoint_minutes", "workers", "device")
@@ -70,6 +87,10 @@ class Schedule:
         prune: Share of the run's samples to leave out, None for the published defaults of the policy.
         options: Options of the policy, by field.
         selection: For a policy that needs one: a selection folder, or a file of keys.
+        compose: "diversity" or "frequency" to compose every batch by the concepts of its rows, see
+            :class:`thresher.dynamic.cabs.Cabs`; None for random batches.
+        concepts: For ``compose``, where the concepts are, see :func:`thresher.train.data.concepts_of`.
+        super_batch: For ``compose``, how many batches of rows a batch is chosen from; None for 5.
         seed: Seed of weights, orders, draws and augmentations.
         lr: Peak learning rate, None for the default of the model (:func:`prepared`). It rises during ``warmup`` and
             then falls to 0 by half a cosine, by samples seen.
@@ -90,6 +111,9 @@ class Schedule:
     prune: float | None = None
     options: Mapping[str, Any] | None = None
     selection: str | None = None
+    compose: Kind | None = None
+    concepts: str | None = None
+    super_batch: int | None = None
     seed: int = 0
     lr: float | None = None
     weight_decay: float = 0.1
@@ -112,6 +136,10 @@ class Schedule:
                 "or more and below 1, and 0 minutes or more"
             )
         check_selection(self.policy, self.selection is not None)
+        if (self.compose is None) != (self.concepts is None) or (self.super_batch is not None and not self.compose):
+            raise UsageError("compose and concepts need each other, and super_batch needs both")
+        if self.compose is not None and POLICIES.find(self.policy).chooses_batches:
+            raise UsageError(f"policy {self.policy} chooses batches, which cannot be composed too; leave out compose")
         if (
             (self.lr is not None and not self.lr > 0)
             or self.weight_decay < 0
@@ -134,8 +162,11 @@ class Schedule:
         length = self.epochs or _LONG_RUN
         times_N = None if self.selection is None else np.ones(1, np.int32)
         policy = policy_named(self.policy, length, prune=self.prune, times_N=times_N, options=self.options)
-        if policy.needs_references and not policy.references().startswith(COLUMN):
-            References.read(policy.references())
+        if (reference := policy.references()) and not reference.startswith(COLUMN):
+            if policy.needs_references or has_losses(reference):
+                References.read(reference)
+            else:
+                open_store(absolute(reference)).require_joint(f"policy {policy.name}")
         if self.selection is not None:
             if os.path.isdir(self.selection):
                 Selection.load(self.selection)
@@ -177,6 +208,14 @@ class TrainingTask(Protocol):
         ...
 
 
+class ScoringTask(TrainingTask, Protocol):
+    """A task that can score super-batches, for a policy that chooses batches; trainers without it refuse the policy."""
+
+    def scored(self, rows_B: npt.NDArray[np.int64], pixels_BHWC: torch.Tensor) -> tuple[Any, ...]:
+        """Return what :meth:`JestSampler.choose` takes: features (B, D) without gradients, scale and bias."""
+        ...
+
+
 @contextmanager
 def open_run(
     task: str,
@@ -194,7 +233,7 @@ def open_run(
     """Lock and check the folder of a run, read its data, and describe the run; the lock ends with the block.
 
     Args:
-        task: "clip" or "moco".
+        task: "clip", "moco" or "reference".
         data: The data, see :func:`thresher.train.data.open_pairs`.
         folder: The folder of the run.
         settings: A dataclass with all settings; its ``schedule`` is a :class:`Schedule`.
@@ -213,7 +252,7 @@ def open_run(
         UsageError: The run to resume has other settings, or its data have changed.
         PoolError: The data cannot be read.
     """
-    out, schedule = Path(folder), settings.schedule
+    out, schedule = local_path(folder), settings.schedule
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError(
             "the reference trainers run on one process; for several, use python -m thresher.train.open_clip, which "
@@ -273,7 +312,7 @@ def _removed_unless_started(folder: Path) -> Iterator[None]:
         yield
     except ThresherError:
         if not (folder / MARK).exists():
-            for name in (ROWS, PICTURES, SET_ASIDE):
+            for name in _EARLY:
                 (folder / name).unlink(missing_ok=True)
         raise
 
@@ -300,9 +339,9 @@ def _earlier(folder: Path, task: str, requested: Mapping[str, Any], resume: bool
     names = {path.name for path in folder.iterdir()} - {LOCK}
     if MARK not in names:
         # A run that was killed while it read the data may have left these files; others are not allowed.
-        if any(name not in (ROWS, PICTURES, SET_ASIDE) and not _scratch(name) for name in names):
+        if any(name not in _EARLY and not _scratch(name) for name in names):
             raise OutputError(f"{folder}: exists and is not a training run; choose another name")
-        _sweep(folder)
+        sweep_scratch(folder)
         return None
     if not resume:
         raise OutputError(f"{folder}: has a training run already; pass --resume to continue it, or choose another name")
@@ -314,7 +353,7 @@ def _earlier(folder: Path, task: str, requested: Mapping[str, Any], resume: bool
                 f"{folder}: was started with {name.replace('_', ' ')} {known.get(name)}, not {asked}; "
                 "give the same value to continue, or choose another name for a new run"
             )
-    _sweep(folder)
+    sweep_scratch(folder)
     return earlier
 
 
@@ -323,7 +362,8 @@ def _scratch(name: str) -> bool:
     return name.startswith(".") and ".tmp" in name
 
 
-def _sweep(folder: Path) -> None:
+def sweep_scratch(folder: Path) -> None:
+    """Remove the temporary files that a killed process left in the folder of a run."""
     locks.sweep(path for path in folder.iterdir() if _scratch(path.name) and path.is_file())
 
 
@@ -344,20 +384,7 @@ def fit(
         times_N, missing = times_of(schedule.selection, pairs)
         if missing:
             progress.say(f"{counted(missing, 'key')} of {schedule.selection} not found in the data")
-    policy, references_N = schedule.policy_for(len(pairs), times_N), None
-    if policy.needs_references:
-        references_N = references_of(policy.references(), pairs)
-        if unknown := int(np.count_nonzero(~np.isfinite(references_N))):
-            progress.say(f"{counted(unknown, 'row has', 'rows have')} no reference loss; they come first")
-    sampler = PruningSampler(
-        len(pairs),
-        policy=policy,
-        batch_size=min(schedule.batch_size, len(pairs)),
-        epochs=schedule.epochs,
-        samples=schedule.samples,
-        seed=schedule.seed,
-        references_N=references_N,
-    )
+    sampler = _sampler(schedule, schedule.policy_for(len(pairs), times_N), pairs, training.folder, progress)
     optimizer = _adamw(task.model, schedule)
     rates = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine_by_progress(sampler, warmup=schedule.warmup))
     checkpointer = _Checkpointer(
@@ -365,7 +392,7 @@ def fit(
     )
     log, seconds = checkpointer.load()
     training.save()  # only now that all settings are validated
-    loader = _loader(pairs, sampler, schedule.workers, task.device, training.folder / LOCK)
+    loader = loader_of(pairs, sampler, schedule.workers, task.device, training.folder / LOCK)
     progress.say(f"policy: {describe(sampler.policy, defaults=True)}")
     if len(pairs) < schedule.batch_size:
         progress.say(
@@ -386,12 +413,17 @@ def fit(
             for rows_B, pixels_BHWC in loader:
                 torch.manual_seed(_number(schedule.seed, epoch, sampler.step))  # the same draws in a resumed run
                 optimizer.zero_grad(set_to_none=True)
-                task.step(rows_B, pixels_BHWC.to(task.device, non_blocking=True), _reduce(sampler, rows_B))
+                passed, pixels_BHWC = len(rows_B), pixels_BHWC.to(task.device, non_blocking=True)
+                if isinstance(sampler, JestSampler):
+                    scored = cast(ScoringTask, task).scored(rows_B, pixels_BHWC)
+                    at = sampler.choose(rows_B, *scored)
+                    rows_B, pixels_BHWC = rows_B[at.numpy()], pixels_BHWC[at.to(task.device)]
+                task.step(rows_B, pixels_BHWC, _reduce(sampler, rows_B))
                 rate = optimizer.param_groups[0]["lr"]
                 optimizer.step()
                 task.after_step(sampler.progress)
                 rates.step()
-                advance(len(rows_B))
+                advance(passed)
                 if sampler.epoch == epoch and checkpointer.due():
                     checkpointer.save(log, time.monotonic() - started)
         if task.device.type == "cuda":
@@ -410,6 +442,33 @@ def fit(
         for line in _epoch_lines(log, sampler):
             progress.say(line)
     return log
+
+
+def _sampler(schedule: Schedule, policy: Policy, pairs: Pairs, folder: Path, progress: Progress) -> PruningSampler:
+    """Return the sampler of a run, with the reference that its policy needs."""
+    how: dict[str, Any] = {
+        "batch_size": min(schedule.batch_size, len(pairs)),
+        "epochs": schedule.epochs,
+        "samples": schedule.samples,
+        "seed": schedule.seed,
+    }
+    where, reference = policy.references(), cast(Any, None)
+    if where:
+        reference = references_of(where, pairs) if policy.needs_references else reference_of(where, pairs, folder)
+        unknown = 0 if isinstance(reference, ReferenceFeatures) else int(np.count_nonzero(~np.isfinite(reference)))
+        if unknown:
+            then = "they come first" if policy.needs_references else "they count as the mean"
+            progress.say(f"{counted(unknown, 'row has', 'rows have')} no reference loss; {then}")
+    if isinstance(policy, Jest):
+        return JestSampler(len(pairs), policy=policy, reference=reference, **how)
+    composition = None
+    if schedule.compose is not None and schedule.concepts is not None:
+        concepts = concepts_of(schedule.concepts, pairs)
+        if without := int(np.count_nonzero(concepts.counts() == 0)):
+            progress.say(f"{counted(without, 'row has', 'rows have')} no concept; batches take them last")
+        wide = 5 if schedule.super_batch is None else schedule.super_batch
+        composition = Cabs(concepts=concepts, kind=schedule.compose, super_batch=wide)
+    return PruningSampler(len(pairs), policy=policy, references_N=reference, composition=composition, **how)
 
 
 def _evaluated(
@@ -443,7 +502,7 @@ def _number(*what: int) -> int:
 def _epoch_lines(log: Sequence[Mapping[str, Any]], sampler: PruningSampler) -> list[str]:
     """Return the lines to print after an epoch: its summary, the remaining time and its evaluation."""
     entry = log[-1]
-    spent, seen = sum(e["seconds"] for e in log), sum(e["samples"] for e in log)
+    spent, seen = sum(e["seconds"] for e in log), sum(e.get("scored", e["samples"]) for e in log)
     loss = "no finite loss" if entry["loss"] is None else f"loss {entry['loss']:.4f}"
     line = (
         f"epoch {entry['epoch'] + 1}: {entry['phase']}, {entry['rows']:,} of {counted(entry['total'], 'row')}, {loss}, "
@@ -540,14 +599,15 @@ def _same(items: Any) -> Any:
     return items
 
 
-def _loader(pairs: Pairs, sampler: PruningSampler, workers: int, device: torch.device, lock: Path) -> Any:
+def loader_of(pairs: Pairs, batches: Iterable[Sequence[int]], workers: int, device: torch.device, lock: Path) -> Any:
+    """Return a loader of the row ids and images of batches: (B,) int64, (B, H, W, 3) uint8."""
     from torch.utils.data import DataLoader
 
     workers = 0 if pairs.pixels_NHWC is not None else workers
     rows: Any = _Rows(replace(pairs, captions=()))  # it may be pickled for the workers
     options: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
     options["worker_init_fn"] = partial(locks.set_up_worker, lock)
-    return DataLoader(rows, batch_sampler=sampler, collate_fn=_same, pin_memory=device.type == "cuda", **options)
+    return DataLoader(rows, batch_sampler=batches, collate_fn=_same, pin_memory=device.type == "cuda", **options)
 
 
 def device_named(name: str) -> torch.device:

@@ -18,7 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.data import DataOptions
+from thresher.dynamic.loop import refuse_chosen
 from thresher.dynamic.loss import moco_v2_losses, moco_v3_losses
+from thresher.dynamic.registry import POLICIES
 from thresher.errors import MissingExtraError, UsageError
 from thresher.evaluation.knn import knn
 from thresher.evaluation.linear_probe import linear_probe
@@ -48,7 +50,7 @@ try:
 except ImportError:
     raise MissingExtraError("training", "train") from None
 
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _QUEUE = 65_536  # keys, as published
 _PROBED = 20_000  # the most rows of the training data to fit kNN and probes on
 _ENCODED = 256  # images encoded at a time
@@ -91,6 +93,7 @@ class MocoSettings:
         """Validate the parameters."""
         if self.version not in (2, 3):
             raise UsageError(f"MoCo version {self.version}; give 2 or 3")
+        refuse_chosen(POLICIES.find(self.schedule.policy), "the trainer of MoCo")
         if not 0 <= self.momentum < 1 or not self.temperature > 0 or self.groups < 1 or self.side < 16:
             raise UsageError(
                 f"momentum = {self.momentum}, temperature = {self.temperature}, groups = {self.groups}, side = "
@@ -302,7 +305,7 @@ class MocoTask:
         self.model, self.device, self.settings, self.pairs, self.sets = model, device, settings, pairs, sets
         self.autocast = autocast(device, settings.schedule.precision)
         self.views = views(settings.side, settings.version)
-        self.normalise = Normalise(_MEAN, _STD).to(device)
+        self.normalise = Normalise(MEAN, STD).to(device)
         self._probes = [_probes(pairs, eval_set) for eval_set in sets]  # before training, because it may raise
 
     def step(self, rows_B: npt.NDArray[np.int64], pixels_BHWC: torch.Tensor, reduce: Reduce) -> None:

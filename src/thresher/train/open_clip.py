@@ -36,22 +36,25 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from thresher import __version__
 from thresher.data.streams import PATIENCE, Seen
 from thresher.data.trainable import phrase, why_left_out
 from thresher.dynamic.ledger import Ints
-from thresher.dynamic.loop import as_array, describe
+from thresher.dynamic.loop import as_array, describe, refuse_chosen
 from thresher.dynamic.policies.full import Full
 from thresher.dynamic.policies.static import Static
 from thresher.dynamic.policy import Policy
+from thresher.dynamic.reference_features import KeyedFeatures, ReferenceFeatures
 from thresher.dynamic.references import References, check_found
 from thresher.dynamic.registry import POLICIES, Flag, check_options, flags, policy_named
+from thresher.dynamic.run_folder import ROWS, Training
 from thresher.dynamic.sampler import PruningSampler, with_rows
 from thresher.dynamic.stream import AUTO, ID, KEY, UID, StaticKeys, StreamPruner, prune_stream
 from thresher.errors import MissingExtraError, ThresherError, UsageError, installed, suggest
 from thresher.export.keys import each_key, key_batches, keys_are_of_rows, read_keys
 from thresher.io.key_forms import difference
 from thresher.pool.layout import texts
-from thresher.pool.store import EmbeddingStore, reopen
+from thresher.pool.store import EmbeddingStore, absolute, open_store, reopen
 from thresher.runtime import locks
 from thresher.runtime.files import writing
 from thresher.runtime.parameters import Share, read
@@ -68,6 +71,7 @@ OWN = (
     "key",
     "patience",
     "fresh",
+    "loss",
 )  # flags --prune-share and so on; others are options of policies
 _OF_POLICY = "of policy: "
 _LOG = "pruning.jsonl"
@@ -90,6 +94,8 @@ class PruneOptions:
         key: What identifies a sample of a webdataset, one of :data:`KEYS`.
         patience: Samples of a webdataset of which none is trained on, after which the run stops; None for the default.
         fresh: Start to prune from a checkpoint without a pruning state.
+        loss: "drrho" to train with :func:`thresher.dynamic.loss.drrho_losses`; None for the loss of open_clip.
+        reference: For this loss, a pool with embeddings of the same samples, by key.
     """
 
     policy: str = "full"
@@ -100,6 +106,8 @@ class PruneOptions:
     key: str = "auto"
     patience: int | None = None
     fresh: bool = False
+    loss: str | None = None
+    reference: str | None = None
 
     def make(self, epochs: int) -> Policy:
         """Return the policy for a run of ``epochs`` epochs; ``Full`` for one that needs a selection (and the data)."""
@@ -140,7 +148,8 @@ def parse(arguments: Sequence[str]) -> tuple[PruneOptions, list[str]]:
         SystemExit: For ``--help``, or for an argument that open_clip does not have.
         MissingExtraError: open_clip is not installed.
     """
-    offered = flags(OWN)
+    # Options of policies that choose batches alone are left out: this trainer refuses these policies.
+    offered = [flag for flag in flags(OWN) if not all(POLICIES.find(name).chooses_batches for name in flag.of)]
     args, rest = _parser(offered).parse_known_args(list(arguments))
     named = dict(vars(args))
     of_policy = {flag.flag: named.pop(_OF_POLICY + flag.flag) for flag in offered}
@@ -150,11 +159,13 @@ def parse(arguments: Sequence[str]) -> tuple[PruneOptions, list[str]]:
         if flag.startswith("--prune") and flag not in known:
             raise UsageError(f"no option {flag}; --help lists those that start with --prune.{suggest(flag, known)}")
     try:
-        POLICIES.find(args.policy)
+        refuse_chosen(POLICIES.find(args.policy), "the trainer of open_clip")
     except UsageError as error:
         raise UsageError(f"--prune {args.policy}: {error}") from None
     if not installed("open_clip_train"):
         raise MissingExtraError("training with open_clip", "train")
+    if named["loss"] is not None:
+        named["reference"] = of_policy.pop("reference")
     parameters = check_options(args.policy, of_policy, prune=args.share, flags=True)
     options = PruneOptions(**named, parameters=parameters)
     _check(options)
@@ -238,7 +249,9 @@ class _Run:
         self.options, self.own = options, own
         self.args: Any = None
         self.pruner: PruningSampler | StreamPruner | None = None
+        self.reference: ReferenceFeatures | KeyedFeatures | None = None
         self.start = 0  # the epoch of open_clip in which pruning started
+        self.rows: dict[str, list[str]] | None = None  # key, path and caption of the rows of a csv
         self.warmed = 0.0  # progress at the end of the schedule's warm-up
         self.handed: list[npt.NDArray[Any]] = []  # ids of the batches without losses yet
         self.lock = ExitStack()  # holds the lock of the folder of the run
@@ -310,6 +323,10 @@ class _Run:
             self.lock.enter_context(locks.holding(folder / _LOCK, f"the run {folder}", wait=False))
 
     @property
+    def _folder(self) -> Path | None:
+        return Path(self.args.checkpoint_path).parent if self._saves else None
+
+    @property
     def _in_worker(self) -> Callable[[int], None]:
         lock = Path(self.args.checkpoint_path).parent / _LOCK if self._saves else None
         return partial(locks.set_up_worker, lock)
@@ -338,8 +355,16 @@ class _Run:
             seed=self._seed(),
             references_N=self._references_of(policy, loader),
         )
+        if (images := getattr(loader.dataset, "images", None)) is not None:
+            keys = list(map(str, images))
+            self.rows = {"key": keys, "filepath": keys, "text": list(map(str, loader.dataset.captions))}
         order = self._own_order(loader, info.sampler) if isinstance(policy, Full) else None
         self.pruner = sampler
+        if self.options.reference is not None:
+            if getattr(loader.dataset, "images", None) is None:
+                raise UsageError("a synthetic dataset has no keys; use --prune-loss with csv or webdataset")
+            keys = list(map(str, loader.dataset.images))
+            self.reference = ReferenceFeatures.of_pool(open_store(absolute(self.options.reference)), keys, self._folder)
         mine = DataLoader(
             with_rows(loader.dataset),
             batch_sampler=_Batches(sampler, args.batch_size, args.accum_freq, loader.num_batches, args.rank, order),
@@ -361,6 +386,8 @@ class _Run:
             references=References.read(policy.references()) if policy.needs_references else None,
         )
         self.pruner = pruner
+        if self.options.reference is not None:
+            self.reference = KeyedFeatures.of_pool(open_store(absolute(self.options.reference)), self._folder)
         stage = prune_stream(pruner, KEYS[self.options.key], patience=self.options.patience)
         stages = stages_of(loader)
         insert_stage(stages, stage)
@@ -389,14 +416,17 @@ class _Run:
     def _policy(self, loader: Any) -> Policy:
         policy, args = self._made(loader), self.args
         if (
-            policy.weighs()
+            (policy.weighs() or self.options.loss)
             and args.world_size > 1
             and not args.siglip
             and not (args.local_loss and args.gather_with_grad)
         ):
+            what = (
+                f"policy {policy.name} uses weights, which" if policy.weighs() else f"--prune-loss {self.options.loss}:"
+            )
             raise UsageError(
-                f"policy {self.options.policy} uses weights, which on several processes need --local-loss and "
-                "--gather-with-grad of open_clip; give both"
+                f"{what} on several processes need{'' if policy.weighs() else 's'} --local-loss and --gather-with-grad "
+                "of open_clip; give both"
             )
         return policy
 
@@ -530,6 +560,7 @@ class _Run:
             if isinstance(pruner, StreamPruner):
                 arrays |= {"hashes": pruner.hashes_N, "checks": pruner.checks_N}
             _save(folder.parent / _LEDGER, arrays)
+            self._record(folder.parent, pruner)
         if state is not None:
             _save(folder / _state_name(done), {**state, "start": np.array(self.start), "warmed": np.array(self.warmed)})
             # Older states go, but not the last: its checkpoint is open_clip's latest until this one is saved.
@@ -537,6 +568,43 @@ class _Run:
                 of = int(re.sub(r"\D", "", path.name))
                 if of < done - 1 and not (folder / f"epoch_{of}.pt").exists():
                     path.unlink()
+
+    def _record(self, folder: Path, pruner: PruningSampler | StreamPruner) -> None:
+        """Write the folder as trainers of thresher do, so that coreset, report, explain and compare read the run.
+
+        The rows of a stream are hashes of keys, so that their pool is not recorded: report and compare show its
+        numbers.
+        """
+        ledger, args = pruner.ledger, self.args
+        if ledger is None or not len(ledger):
+            return
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        rows, store = folder / ROWS, ""
+        if self.rows is not None:
+            if not rows.exists():
+                with writing(rows) as scratch:
+                    pq.write_table(pa.table(self.rows), scratch)
+            store = open_store(absolute(str(rows))).fingerprint()
+        settings = {
+            "epochs": args.epochs, "samples": None, "seed": self._seed(), "prune": self.options.share,
+            "batch_size": args.batch_size * args.accum_freq * args.world_size, "lr": args.lr, "model": args.model,
+            "options": dict(self.options.parameters), "selection": self.options.selection,
+        }  # fmt: skip
+        training = Training(
+            folder=folder,
+            task="open_clip",
+            data=str(args.train_data),
+            pool=absolute(str(rows)) if self.rows is not None else "",
+            store=store,
+            rows=len(ledger),
+            policy=self.options.policy,
+            settings=settings,
+            version=__version__,
+        )
+        training.save()
+        training.record([{**entry, "epoch": entry["epoch"] + self.start} for entry in pruner.log()], ledger)
 
     def _state_before(self, epoch: int) -> dict[str, Any] | None:
         """Return the pruning state of the checkpoint that open_clip resumes from; None for a new start."""
@@ -757,23 +825,30 @@ class _Loss:
 
         run, ids = self.run, self.run.take()
         weights_B = run.weights(ids)
-        if weights_B is None:
+        if weights_B is None and run.reference is None:
             result = self.own(**outputs, output_dict=output_dict)
         else:
-            losses_BR = self._losses(outputs)
-            loss = reduce(losses_BR, weights_B.to(losses_BR.device, non_blocking=True))
+            losses_BR = self._losses(outputs, ids)
+            if weights_B is not None:
+                weights_B = weights_B.to(losses_BR.device, non_blocking=True)
+            loss = reduce(losses_BR, weights_B)
             result = {"contrastive_loss": loss} if output_dict else loss
         self.calls += 1
         if self.calls % run.args.accum_freq == 0:  # with accumulation it is called once per part of a step
             with torch.no_grad():
-                run.record(ids, self._losses({name: value.detach() for name, value in outputs.items()}))
+                run.record(ids, self._losses({name: value.detach() for name, value in outputs.items()}, ids))
         return result
 
-    def _losses(self, outputs: Mapping[str, Any]) -> Any:
-        from thresher.dynamic.loss import clip_losses, siglip_losses
+    def _losses(self, outputs: Mapping[str, Any], ids: npt.NDArray[Any]) -> Any:
+        import torch
+
+        from thresher.dynamic.loss import clip_losses, drrho_losses, siglip_losses
 
         image, text, scale = (outputs[name] for name in ("image_features", "text_features", "logit_scale"))
         together = self.run.args.world_size > 1
+        if self.run.reference is not None:
+            known = [torch.from_numpy(each).to(image.device) for each in self.run.reference.gather(ids)]
+            return drrho_losses(image, text, known[0], known[1], gather=together)
         if self.run.args.siglip:
             return siglip_losses(image, text, scale, outputs["logit_bias"], gather=together)
         return clip_losses(image, text, scale, gather=together)
@@ -868,6 +943,12 @@ def _check(options: PruneOptions) -> None:
         raise UsageError(f"--prune {need} and --prune-selection need each other; give both or neither")
     if options.patience is not None and options.patience < 1:
         raise UsageError(f"--prune-patience {options.patience}; give 1 or more samples")
+    if options.loss is not None:
+        if POLICIES.find(options.policy).needs_references:
+            raise UsageError(f"--prune-loss {options.loss} and --prune {options.policy} need two references; give one")
+        if options.reference is None:
+            raise UsageError(f"--prune-loss {options.loss} needs --prune-reference: a pool of the same samples")
+        open_store(absolute(options.reference)).require_joint(f"--prune-loss {options.loss}")
     if needs and options.share is not None:
         raise UsageError(f"--prune {options.policy} trains on the selection; leave out --prune-share")
 
@@ -913,6 +994,10 @@ def _parser(offered: Sequence[Flag]) -> argparse.ArgumentParser:
         else:
             kwargs |= {"type": partial(_value, flag.kind), "metavar": flag.metavar}
         add(f"--prune-{flag.flag}", **kwargs)
+    add(
+        "--prune-loss", dest="loss", choices=("drrho",), metavar="LOSS",
+        help="drrho: contrast with a reference, a pool of the same samples as --prune-reference",
+    )  # fmt: skip
     add("--prune-selection", dest="selection", help=f"{need}: a selection folder, or a file of keys")
     add("--prune-seed", dest="seed", type=int, help="seed of draws and orders (default: --seed of open_clip)")
     add(

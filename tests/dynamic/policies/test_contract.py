@@ -18,6 +18,7 @@ from thresher.testing import PolicyContract
 OWN: dict[str, dict[str, Any]] = {
     "full": {"budgets": ()},
     "static": {"budgets": ()},
+    "jest": {"options": {"reference": "losses.parquet"}, "budgets": ()},
     "rho": {"options": {"reference": "losses.parquet"}},
     "seta": {"budgets": ()},
     "sift": {"options": {"mismatched": 0.2}},  # simulated losses show no mismatched pairs

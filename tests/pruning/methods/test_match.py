@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from thresher import UsageError, build
+from thresher.errors import ThresherError
 from thresher.pruning.methods.match import gains
 
 
@@ -113,3 +114,10 @@ def test_the_pool_itself_is_no_target(pool, rows, select) -> None:
     store = pool(rows(40))
     with pytest.raises(UsageError, match="is the pool itself"):
         select(store, build("match", {"keep": 5, "clusters": 3, "target": store.layout.location}))
+
+
+@pytest.mark.parametrize("given", [{"column": "nowhere"}, {"target": "/no/such/pool"}])
+def test_what_is_missing_is_found_before_the_clustering(pool, rows, select, monkeypatch, given) -> None:
+    monkeypatch.setattr("thresher.pruning.methods.match.Match.groups", lambda *_: pytest.fail("clusters are made"))
+    with pytest.raises(ThresherError, match=next(iter(given.values()))):
+        select(pool(rows(30)), build("match", {"keep": 10, "clusters": 3, **given}))

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from thresher.data.samples import caption_of
 from thresher.errors import UsageError
+from thresher.export.paths import CONTROL, PATHS, path_column, usable
 from thresher.export.registry import Written, times_of
-from thresher.io.columns import captions_in, is_text
-from thresher.io.paths import has_parent
+from thresher.io.columns import captions_in
 from thresher.pool.store import EmbeddingStore
 from thresher.selection import Selection
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # line breaks too: some csv readers do not support quotes
-_PATHS = ("filepath", "image_path", "path", "file_name", "image")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +24,7 @@ class OpenClip:
         default=None,
         metadata={
             "metavar": "COLUMN",
-            "help": f"column of image paths (default: the first existing of {', '.join(_PATHS)})",
+            "help": f"column of image paths (default: the first existing of {', '.join(PATHS)})",
         },
     )
 
@@ -43,8 +39,8 @@ class OpenClip:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        names = (self.path_column,) if self.path_column else _PATHS
-        column = next((match for match in (_path_column(store, name) for name in names) if match), None)
+        names = (self.path_column,) if self.path_column else PATHS
+        column = path_column(store, names)
         if column is None or store.layout.caption is None:
             raise UsageError(
                 f"the csv of open_clip needs captions and a column of image paths ({', '.join(names)}); "
@@ -61,29 +57,10 @@ class OpenClip:
                 names_b = captions_in(paths)
                 titles, counts = captions_in(part.column(1)), times_of(selection, ids).tolist()
                 for row, name, caption, count in zip(ids.tolist(), names_b, titles, counts, strict=True):
-                    title = " ".join(_CONTROL.sub(" ", caption_of(caption)).split())
-                    if not title or not _usable(name):
+                    title = " ".join(CONTROL.sub(" ", caption_of(caption)).split())
+                    if not title or not usable(name):
                         missing.append((row, str(name or "")))
                         continue
                     lines.writerows([[name, title]] * count)
                     written += count
         return Written(written, tuple(missing))
-
-
-def _usable(name: Any) -> bool:
-    """Return whether a cell is a path on one line without a ".." component."""
-    if not isinstance(name, str) or not name or _CONTROL.search(name):
-        return False
-    return not has_parent(name)
-
-
-def _path_column(store: EmbeddingStore, name: str) -> str | None:
-    """Return the column to read for paths: ``name.path`` for structs, to skip their images; None if it has no paths."""
-    import pyarrow as pa
-
-    if name not in store.columns:
-        return None
-    kinds = [table.schema([name]).field(0).type for table in store.layout.tables]
-    if all(pa.types.is_struct(kind) and kind.get_field_index("path") >= 0 for kind in kinds):
-        return f"{name}.path"
-    return name if all(map(is_text, kinds)) else None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from thresher.errors import UsageError
-from thresher.io.arrow import arrow_piece, arrow_table, arrow_types, saved_files
+from thresher.io.arrow import arrow_head, saved_files
 from thresher.io.listing import Files
 from thresher.io.paths import visible
 from thresher.pool.layout import Layout, Options, from_tables
@@ -36,10 +36,7 @@ class Arrow:
             UsageError: There are several splits, or a requested column does not exist.
             PoolError: A file of a saved dataset is missing.
         """
-        return from_tables(
-            self.name, files, _names(files), options,
-            types=arrow_types, vectors=arrow_piece, table=arrow_table,
-        )  # fmt: skip
+        return from_tables(self.name, files, _names(files), options, head=arrow_head)
 
 
 _ARROW = r"([^/]+/)?[^/]+\.(arrow|feather|ipc)"

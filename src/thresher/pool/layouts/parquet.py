@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from thresher.io.listing import Files
-from thresher.io.parquet import parquet_piece, parquet_types, table_piece
+from thresher.io.parquet import parquet_head
 from thresher.pool.layout import Layout, Options, from_tables
 
 
@@ -24,10 +24,7 @@ class Parquet:
 
     def read(self, files: Files, options: Options) -> Layout:
         """Find the embedding columns of every file."""
-        return from_tables(
-            self.name, files, _tables(files), options,
-            types=parquet_types, vectors=parquet_piece, table=table_piece,
-        )  # fmt: skip
+        return from_tables(self.name, files, _tables(files), options, head=parquet_head)
 
 
 def _tables(files: Files) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 from thresher.errors import UsageError
 from thresher.pruning.registry import method
 from thresher.pruning.run import Run
-from thresher.pruning.scores import Score, Scored, clip_scores
+from thresher.pruning.scores import Score, Scored, by_rows, clip_scores
 
 
 @method("c-rho")
@@ -45,6 +45,11 @@ class CRho(Scored):
         super().__post_init__()
         if self.reference == self.proxy:
             raise UsageError(f"reference and proxy are both {self.proxy!r}; use the scores of two models")
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether jobs can share the rows: unless one of the two is a method that compares rows."""
+        return by_rows(self.reference) and by_rows(self.proxy)
 
     def score(self, run: Run) -> Score:
         """Return the score of the reference minus that of the proxy."""

@@ -15,7 +15,7 @@ from thresher.errors import UsageError
 from thresher.pool.store import Block, EmbeddingStore
 from thresher.pruning.registry import method
 from thresher.pruning.run import Run
-from thresher.pruning.scores import Score, Scored, column
+from thresher.pruning.scores import Score, Scored, by_rows, column
 from thresher.runtime.checksums import ArraySpec
 
 
@@ -33,6 +33,11 @@ class ClipScore(Scored):
             "help": "score column; 'embeddings' to compute it; 'auto': compute if both embeddings exist",
         },
     )
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether jobs can share the rows: unless the column is a method that compares rows."""
+        return by_rows(self.column)
 
     def score(self, run: Run) -> Score:
         """Return the cosine of the image and text embedding, or a stored score."""

@@ -21,10 +21,10 @@ import numpy.typing as npt
 from thresher.errors import UsageError
 from thresher.ops.cut import allocate, order_by_group, top, top_per_group
 from thresher.pruning.clusters import Clustered, Groups, assign
-from thresher.pruning.reference import open_reference
+from thresher.pruning.reference import Reference, open_reference
 from thresher.pruning.registry import method
 from thresher.pruning.run import Run
-from thresher.pruning.scores import column
+from thresher.pruning.scores import Score, column
 from thresher.selection import Budget, Keep, Selection
 
 Floats = npt.NDArray[np.float64]
@@ -75,11 +75,14 @@ class Match(Clustered):
 
     def select(self, run: Run) -> Selection:
         """Assign the target to the clusters, and keep its share of each."""
+        # The column is read and the target opened before the clustering, which may take hours: either may be refused.
+        scored = None if self.column is None else column(run, self.column, "column", finite=True)
+        target = None if self.target is None else open_reference(run, self.target, self.embedding)
         groups = self.groups(run)
         labels, sizes = groups.labels_N, groups.sizes_K
         budget = Keep.parse(self.keep).of(len(labels))
-        share, notes = self._share(run, groups)
-        score, meaning, more = self._priority(run, groups)
+        share, notes = self._share(target, groups)
+        score, meaning, more = self._priority(run, groups, scored)
         if self.weight is None:
             quotas = allocate(share * budget, np.zeros_like(sizes), sizes, budget)
             mask = top_per_group(score, labels, quotas)
@@ -99,12 +102,11 @@ class Match(Clustered):
             groups={"size": sizes, "quota": quotas, "kept": quotas, "target_share": share},
         )
 
-    def _share(self, run: Run, groups: Groups) -> tuple[Floats, tuple[str, ...]]:
+    def _share(self, target: Reference | None, groups: Groups) -> tuple[Floats, tuple[str, ...]]:
         """Return the target's share of each cluster, (K,), that sums to 1, and notes."""
-        if self.target is None:
+        if target is None:
             filled = groups.sizes_K > 0
             return filled / filled.sum(), ()
-        target = open_reference(run, self.target, self.embedding)
         there = assign(target.run, self.embedding, groups.centroids_KD)
         counts = there.sizes_K
         notes = [
@@ -117,11 +119,12 @@ class Match(Clustered):
             notes.append(f"{missing:,} rows of the target are in clusters without a row of the pool")
         return counts / counts.sum(), tuple(notes)
 
-    def _priority(self, run: Run, groups: Groups) -> tuple[npt.NDArray[Any], str, tuple[str, ...]]:
+    def _priority(
+        self, run: Run, groups: Groups, scored: Score | None
+    ) -> tuple[npt.NDArray[Any], str, tuple[str, ...]]:
         """Return what the rows of a cluster are ranked by, (n,), its meaning, and notes."""
-        if self.column is not None:
-            scored = column(run, self.column, "column", finite=True)
-            return scored.values_N.astype(np.float32), self.column, scored.notes
+        if scored is not None:
+            return scored.values_N.astype(np.float32), str(self.column), scored.notes
         meaning = "distance to the cluster's centroid"
         if self.order == "random":
             return run.random_ranks("match"), meaning, ()

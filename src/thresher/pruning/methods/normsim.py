@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from thresher.errors import UsageError
 from thresher.io.npy import npy_piece
+from thresher.io.places import located
 from thresher.ops.cut import top
 from thresher.ops.kmeans import nearest_centroid
 from thresher.ops.vectors import F32
@@ -69,6 +70,11 @@ class NormSim(Scored):
         if not 1 <= self.rounds <= _MOST_ROUNDS:
             raise UsageError(f"rounds = {self.rounds:,}: must be from 1 to {_MOST_ROUNDS:,}; each reads all rows twice")
 
+    @property
+    def by_rows(self) -> bool:
+        """Whether jobs can share the rows: with a target."""
+        return self.target is not None
+
     def score(self, run: Run) -> Score:
         """Read or compute the target, then return the similarity of each row to it."""
         norm = self.norm or ("rms" if self.target is None else "max")
@@ -80,7 +86,7 @@ class NormSim(Scored):
             moment = _own_subset(run, "pairs" if pairs else norm, size, self.rounds)
             note = f"target: the pool's own best {size:,} of {len(run.store):,} rows, in {self.rounds} rounds"
         else:
-            pairs = _by_pairs(norm, dim, npy_piece("file", self.target).rows)
+            pairs = _by_pairs(norm, dim, npy_piece(*located(self.target)).rows)
             for rows in vectors_from_npy(self.target, "target images", run.store, "image"):
                 digest.update(np.ascontiguousarray(rows).data)
                 size += len(rows)

@@ -19,13 +19,13 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from multiprocessing import get_context
+from multiprocessing import current_process, get_context
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import threadpoolctl
 
-from thresher.errors import ThresherError
+from thresher.errors import ThresherError, UsageError
 from thresher.runtime.engine import windowed
 from thresher.runtime.locks import Scratch, create_locked_folder, sweep
 from thresher.runtime.process import end_with_parent
@@ -34,6 +34,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _PREFIX = "thresher-tasks-"
+_BEGUN = "begun"  # file of the folder: a worker has started
 
 
 class _Pool:
@@ -56,7 +57,8 @@ class _Pool:
             self._remove = weakref.finalize(self, _remove, self.folder, os.getpid())  # also at exit
         if self.executor is None:
             context = get_context("spawn")
-            self.executor = ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=(os.getcwd(),))
+            begin = (os.getcwd(), str(self.folder.path / _BEGUN))
+            self.executor = ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=begin)
         return self.executor, self.folder.path
 
     def close(self) -> None:
@@ -79,6 +81,8 @@ class Processes:
 
     def map(self, fn: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
         """Yield ``fn(task)`` for every task, in order. The function is sent once, not with every task."""
+        if getattr(current_process(), "_inheriting", False):
+            raise SystemExit(1)  # a worker that imports a script, which would start workers again; the parent says why
         executor, folder = self._pool.open(self.workers)
         path = folder / f"{secrets.token_hex(8)}.task"
         try:
@@ -87,6 +91,11 @@ class Processes:
             yield from windowed(executor, partial(_call, str(path)), tasks, self.workers + 2)
         except BrokenProcessPool:
             self._pool.executor = None
+            if not (folder / _BEGUN).exists():
+                raise UsageError(
+                    "the worker processes do not start: in a script, what starts them goes below the line "
+                    'if __name__ == "__main__": because every worker imports the script; or give workers=0'
+                ) from None
             raise ThresherError(
                 "a worker process was killed, perhaps because it ran out of memory; use fewer --workers or, if the "
                 "command has that option, --engine threads"
@@ -122,9 +131,10 @@ def _function(path: str) -> Any:
             return pickle.load(file)  # noqa: S301
 
 
-def _begin_worker(folder: str) -> None:
+def _begin_worker(folder: str, begun: str) -> None:
     """Work in the current folder of the parent, with one BLAS thread, and end with the parent."""
     end_with_parent()
+    Path(begun).touch()
     import numpy  # noqa: F401 - BLAS must be loaded to be limited
 
     with suppress(OSError):

@@ -1,0 +1,354 @@
+"""What a run will cost on a cluster: a model of seconds, bytes, requests and memory, without reading anything.
+
+Each method is a list of passes over rows. In a pass, workers read blocks and compute; the driver adds up what they
+send. Workers wait for what they read, and the driver works at the same time, so that
+
+    seconds = max(work + reading + waiting, driver), and something for each pass.
+
+The constants are measured by :mod:`thresher.check.calibration`, or typical of a machine of 2024.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from thresher.errors import UsageError
+from thresher.pool.store import EmbeddingStore
+from thresher.pruning.clusters import automatic
+from thresher.selection import Keep
+
+PROGRAM = 195_000_000  # bytes of Python and its libraries
+BLOCK = 16_384  # rows
+_ROWS_A_CLUSTER, _LEAST_SAMPLE = 256, 65_536  # rows that train k-means
+_TASK = 65_536  # rows of a cluster that are compared in one task, at most
+_ROW = 42  # bytes of a row in the driver: ids, the selection, its evidence
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a pool.
+
+    Attributes:
+        count: N.
+        dim: D.
+        bytes: Bytes of a stored number: 2 for float16.
+        fields: Fields of vectors: image, text.
+        files: Files with vectors, of each field.
+        remote: Whether they are in object storage.
+    """
+
+    count: int
+    dim: int
+    bytes: int = 2
+    fields: tuple[str, ...] = ("image", "text")
+    files: int = 1
+    remote: bool = False
+
+    def __post_init__(self) -> None:
+        """Validate the numbers."""
+        for name in ("count", "dim", "bytes", "files"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} = {getattr(self, name)}: must be at least 1")
+
+
+def rows_of(store: EmbeddingStore) -> Rows:
+    """Return the rows of an opened pool.
+
+    Raises:
+        UsageError: It has no vectors.
+    """
+    vectors = store.layout.vectors
+    if not vectors:
+        raise UsageError(f"{store.layout.location}: has no embeddings, so there is nothing to estimate")
+    first = next(iter(vectors.values()))
+    stored = store.stored_bytes(next(iter(vectors))) // max(len(store) * first[0].dim, 1)
+    remote = any(piece.protocol != "file" for piece in first)
+    return Rows(store.total, first[0].dim, max(stored, 1), tuple(vectors), len(first), remote)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where the work runs.
+
+    Attributes:
+        nodes: Number of machines.
+        cores: Cores of each; one worker runs on each.
+        bandwidth: Bytes a second that a node reads, from the storage or the network.
+        latency: Seconds until a request to object storage is answered.
+    """
+
+    nodes: int = 1
+    cores: int = 16
+    bandwidth: float = 1e9
+    latency: float = 0.03
+
+    def __post_init__(self) -> None:
+        """Validate the numbers."""
+        if self.nodes < 1 or self.cores < 1 or self.bandwidth <= 0 or self.latency < 0:
+            raise UsageError(f"{self}: nodes and cores must be at least 1, bandwidth above 0 and latency not negative")
+
+    @property
+    def workers(self) -> int:
+        """Tasks that run at once."""
+        return self.nodes * self.cores
+
+
+@dataclass(frozen=True)
+class Constants:
+    """How fast one core is while all others work, and the driver.
+
+    Attributes:
+        products: Multiply-adds a second of assigning rows to centroids.
+        pairs: Multiply-adds a second of comparing rows with each other, with the comparisons of the results.
+        prepared: Numbers a second that become unit vectors in float32.
+        sums: Bytes a second of sums that the driver adds up.
+        row: Seconds that the driver needs for a row in a step: cuts, evidence, files.
+        task: Seconds that the driver needs for a task.
+        step: Seconds of a step of any size.
+        start: Seconds until a command begins.
+    """
+
+    products: float = 40e9
+    pairs: float = 25e9
+    prepared: float = 500e6
+    sums: float = 1e9
+    row: float = 50e-9
+    task: float = 0.3e-3
+    step: float = 0.05
+    start: float = 0.6
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass over rows.
+
+    Attributes:
+        name: What it does.
+        rows: Rows that are read.
+        fields: How many fields of them.
+        products: Multiply-adds of assignment.
+        pairs: Multiply-adds of comparing rows.
+        prepared: Share of the work of making unit vectors; the norms alone are about a third.
+        tasks: Number of tasks.
+        received: Bytes that the driver receives.
+        requests: Requests to object storage.
+        written: Bytes that are written to the cache.
+    """
+
+    name: str
+    rows: int
+    fields: int = 1
+    products: float = 0.0
+    pairs: float = 0.0
+    prepared: float = 1.0
+    tasks: int = 1
+    received: float = 0.0
+    requests: int = 0
+    written: float = 0.0
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """The cost of a step.
+
+    Attributes:
+        name: The method.
+        rows_in: Rows that it is given.
+        rows_out: Rows that it keeps; all that it is given if that depends on the data.
+        seconds: In all.
+        parts: Seconds of "compute", "read", "wait" (for answers to requests) and "driver", as if nothing overlapped.
+        read: Bytes.
+        received: Bytes that the driver receives from workers.
+        written: Bytes that are written to the cache.
+        requests: Requests to object storage.
+        driver_memory: Bytes of the driver at most.
+        worker_memory: Bytes of a worker at most.
+    """
+
+    name: str
+    rows_in: int
+    rows_out: int
+    seconds: float
+    parts: Mapping[str, float]
+    read: float
+    received: float
+    written: float
+    requests: int
+    driver_memory: float
+    worker_memory: float
+
+    @property
+    def bottleneck(self) -> str:
+        """The part that takes longest."""
+        return max(self.parts, key=lambda name: self.parts[name])
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """The cost of a run of several steps.
+
+    Attributes:
+        steps: The steps.
+        seconds: In all, with the start of the command.
+        doubled: Seconds with twice as many nodes.
+        missing: Methods that the model does not know; they are not counted.
+    """
+
+    steps: tuple[StepCost, ...]
+    seconds: float
+    doubled: float
+    missing: tuple[str, ...] = field(default=())
+
+
+def estimate(steps: Sequence[Any], rows: Rows, cluster: Cluster, constants: Constants | None = None) -> RunCost:
+    """Estimate the cost of the steps of a recipe.
+
+    Args:
+        steps: Methods, as in a recipe; each works on the rows that the one before keeps.
+        rows: The rows of the pool.
+        cluster: Where it runs.
+        constants: Speeds (default: typical ones).
+
+    Returns:
+        The cost of each step and of all. Rows that a step keeps by a threshold are not known: all are counted.
+    """
+    known = constants or Constants()
+    done, doubled, missing = [], known.start, []
+    seconds, left, copied = known.start, rows, False
+    for name, step in [("check", None), *((step.name, step) for step in steps)]:
+        passes = _passes(name, step, left, rows, copied)
+        if passes is None:
+            missing.append(name)
+            continue
+        copied = copied or any(one.written for one in passes)
+        kept = _kept(step, left.count)
+        done.append(_cost(name, passes, left, rows, kept, cluster, known, _clusters(step, left.count)))
+        more = replace(cluster, nodes=2 * cluster.nodes)
+        doubled += _cost(name, passes, left, rows, kept, more, known, _clusters(step, left.count)).seconds
+        seconds += done[-1].seconds
+        left = replace(left, count=max(kept, 1))
+    return RunCost(tuple(done), seconds, doubled, tuple(missing))
+
+
+def _kept(step: Any, count: int) -> int:
+    keep = getattr(step, "keep", None)
+    if keep is None:
+        return count
+    try:
+        return keep.of(count) if isinstance(keep, Keep) else Keep.parse(keep).of(count)
+    except UsageError:
+        return count
+
+
+def _clusters(step: Any, count: int) -> int:
+    """Return the clusters of a step, 0 if it has none."""
+    if step is None or not hasattr(step, "clusters"):
+        return 0
+    return int(step.clusters or automatic(count)[0])
+
+
+def _passes(name: str, step: Any, left: Rows, rows: Rows, copied: bool) -> list[Pass] | None:
+    """Return the passes of a step, None if the model does not know the method."""
+    n, d = left.count, left.dim
+    blocks = -(-n // BLOCK)
+
+    def reading(label: str, fields: int = 1, **more: Any) -> Pass:
+        return Pass(label, n, fields, tasks=blocks, requests=blocks * fields, **more)
+
+    if name == "check":
+        fields = len(rows.fields)
+        opened = Pass("open", 0, requests=rows.files * (fields + 1) + rows.files // 1000 + 1)
+        return [opened, reading("check", fields, prepared=1 / 3)]
+    if name in ("random", "filter", "dedup"):
+        return [Pass("cut", 0)]
+    if name == "clip-score":
+        return [reading("clip-score", 2)]
+    if name in ("density", "ssp", "semdedup", "cluster"):
+        k = _clusters(step, n)
+        passes = []
+        if getattr(step, "centroids", None) is None:
+            passes.append(_training(step, n, d, k, rows))
+        assign = reading("assign", products=float(n) * k * d, received=8.0 * n)
+        passes.append(assign)
+        if name == "semdedup":
+            if rows.remote and not copied:
+                size = float(rows.count) * d * rows.bytes
+                passes.append(replace(reading("copy"), written=size, received=0.0))
+            pairs = float(n) * n / max(k, 1) / 2 * d
+            passes.append(Pass("compare", n, pairs=pairs, tasks=max(k, n // _TASK), received=16.0 * n))
+        return passes
+    return None
+
+
+def _training(step: Any, n: int, d: int, k: int, rows: Rows) -> Pass:
+    """Return the pass that trains centroids: several iterations on a sample."""
+    iterations, asked = int(getattr(step, "iterations", 20)), str(getattr(step, "sample", "auto"))
+    sample = n if asked == "all" else int(asked) if asked.isdecimal() else max(_ROWS_A_CLUSTER * k, _LEAST_SAMPLE)
+    sample = min(sample, n)
+    blocks = -(-sample // BLOCK)
+    moved = 8.0 * d * min(k, BLOCK)  # bytes of the sums of a block in which every cluster occurs
+    return Pass(
+        "k-means",
+        sample,
+        products=float(iterations) * sample * k * d,
+        tasks=blocks * iterations,
+        received=moved * blocks * iterations / 2,  # fewer rows move from iteration to iteration
+        requests=blocks,
+    )
+
+
+def _cost(
+    name: str,
+    passes: Sequence[Pass],
+    left: Rows,
+    rows: Rows,
+    kept: int,
+    cluster: Cluster,
+    known: Constants,
+    clusters: int,
+) -> StepCost:
+    parts = dict.fromkeys(("compute", "read", "wait", "driver"), 0.0)
+    seconds = known.step
+    read = received = written = 0.0
+    requests = 0
+    for one in passes:
+        size = float(one.rows) * left.dim * left.bytes * one.fields
+        busy = min(cluster.workers, max(one.tasks, 1))
+        waves = -(-one.tasks // busy) * busy / max(one.tasks, 1)  # the last tasks leave some workers idle
+        compute = waves * (
+            one.products / known.products
+            + one.pairs / known.pairs
+            + one.prepared * float(one.rows) * left.dim * one.fields / known.prepared
+        )
+        compute /= busy
+        nodes = min(cluster.nodes, busy)
+        reading = (size + one.written) / (cluster.bandwidth * nodes)
+        waiting = one.requests * cluster.latency / busy if rows.remote else 0.0
+        local = cluster.nodes == 1
+        driver = one.tasks * known.task + one.received / known.sums
+        driver += 0.0 if local else one.received / cluster.bandwidth
+        seconds += max(compute + reading + waiting, driver)
+        for part, value in zip(parts, (compute, reading, waiting, driver), strict=True):
+            parts[part] += value
+        read, received, written = read + size, received + one.received, written + one.written
+        requests += one.requests if rows.remote else 0
+    parts["driver"] += known.row * left.count
+    seconds += known.row * left.count
+    row = left.dim * (left.bytes + 4)  # as stored, and as float32
+    return StepCost(
+        name=name,
+        rows_in=left.count,
+        rows_out=kept,
+        seconds=seconds,
+        parts=parts,
+        read=read,
+        received=received,
+        written=written,
+        requests=requests,
+        driver_memory=PROGRAM + _ROW * rows.count + (64 * left.count if clusters else 0) + 24.0 * clusters * left.dim,
+        worker_memory=PROGRAM
+        + row * min(left.count, 2 * BLOCK if name != "semdedup" else _TASK)
+        + 4.0 * clusters * left.dim,
+    )

@@ -1,0 +1,119 @@
+"""The model of what a run costs: what it depends on, and the command."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.pools import make, write_npy
+from thresher import Serial, build, open_store
+from thresher.check.calibration import calibrated
+from thresher.check.cost import Cluster, Constants, Rows, estimate, rows_of
+from thresher.cli.main import main
+from thresher.errors import UsageError
+
+ROWS = Rows(10**9, 768, files=1_000, remote=True)
+LARGE = Cluster(16, 32, 2e9, 0.03)
+DENSITY = build("density", {"keep": "30%"})
+SEMDEDUP = build("semdedup", {"eps": 0.1})
+CLIP_SCORE = build("clip-score", {"keep": "50%"})
+
+
+def test_by_hand() -> None:
+    """One pass of a given clustering, computed here in another way."""
+    known = Constants(products=1e9, pairs=1e9, prepared=1e12, sums=1e12, row=0, task=0, step=0, start=0)
+    step = build("density", {"keep": "30%", "clusters": 1_000, "centroids": "c.npy"})
+    rows = Rows(16_384 * 100, 64, fields=("image",))
+    found = estimate([step], rows, Cluster(1, 4, 1e15, 0), known).steps[-1]
+    products = 16_384 * 100 * 1_000 * 64
+    assert found.seconds == pytest.approx(products / 1e9 / 4, rel=0.01)
+    assert found.read == 16_384 * 100 * 64 * 2
+    assert (found.rows_out, found.requests, found.bottleneck) == (int(0.3 * 16_384 * 100), 0, "compute")
+    waiting = estimate([step], replace(rows, remote=True), Cluster(1, 4, 1e15, 1.0), known).steps[-1]
+    assert waiting.requests == 100
+    assert waiting.seconds - found.seconds == pytest.approx(100 / 4, rel=0.01)
+    slow = estimate([step], rows, Cluster(1, 4, 1e6, 0), known).steps[-1]
+    assert slow.bottleneck == "read"
+    assert slow.seconds - found.seconds == pytest.approx(found.read / 1e6, rel=0.01)
+
+
+def test_more_of_anything_that_helps_is_not_slower() -> None:
+    steps = [CLIP_SCORE, DENSITY, SEMDEDUP]
+    base = estimate(steps, ROWS, LARGE)
+    assert [step.name for step in base.steps] == ["check", "clip-score", "density", "semdedup"]
+    assert [step.rows_in for step in base.steps] == [10**9, 10**9, 5 * 10**8, 15 * 10**7]
+    assert base.seconds > sum(step.seconds for step in base.steps) > base.seconds / 2
+    for better in (
+        replace(LARGE, nodes=32),
+        replace(LARGE, cores=64),
+        replace(LARGE, bandwidth=4e9),
+        replace(LARGE, latency=0),
+    ):
+        assert estimate(steps, ROWS, better).seconds <= base.seconds
+    assert base.doubled == pytest.approx(estimate(steps, ROWS, replace(LARGE, nodes=32)).seconds)
+    assert base.doubled >= base.seconds / 2  # the driver does not get faster
+    for worse in (replace(ROWS, count=2 * 10**9), replace(ROWS, dim=1024), replace(ROWS, bytes=4)):
+        assert estimate(steps, worse, LARGE).seconds > base.seconds
+
+
+def test_remote_rows_are_copied_once_where_single_rows_are_read() -> None:
+    found = estimate([SEMDEDUP, SEMDEDUP], ROWS, LARGE)
+    assert [step.written > 0 for step in found.steps] == [False, True, False]
+    assert found.steps[1].written == 10**9 * 768 * 2
+    local = estimate([SEMDEDUP], replace(ROWS, remote=False), LARGE)
+    assert local.steps[1].written == local.steps[1].requests == 0
+    assert found.steps[0].requests >= 3 * 1_000 + 2 * 10**9 / 16_384
+
+
+def test_methods_that_it_does_not_know_are_named() -> None:
+    found = estimate([build("clipcov", {"keep": "50%"}), DENSITY], ROWS, LARGE)
+    assert found.missing == ("clipcov",)
+    assert [step.name for step in found.steps] == ["check", "density"]
+
+
+@pytest.mark.parametrize("wrong", [{"count": 0}, {"dim": 0}, {"bytes": 0}])
+def test_rows_that_cannot_be(wrong: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="must be at least 1"):
+        replace(ROWS, **wrong)
+    with pytest.raises(UsageError, match="nodes and cores must be at least 1"):
+        Cluster(0)
+
+
+def test_speeds_are_measured(tmp_path: Path) -> None:
+    found = calibrated(Serial(), 32)
+    assert 1e8 < found.products < 1e12
+    assert 1e8 < found.pairs < 1e12
+    assert 1e6 < found.prepared < 1e11
+    assert 0 < found.task < 0.01
+    store = open_store(write_npy(tmp_path / "pool", make(300, 16), cuts=[100]))
+    assert rows_of(store) == Rows(300, 16, 2, ("image", "text"), 2)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pool = write_npy(tmp_path / "pool", make(300, 16))
+    assert main(["plan", "density", pool, "--nodes", "2", "--cores", "4", "--bandwidth", "2GB/s", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["rows"], found["dim"], found["cluster"]["bandwidth"]) == (300, 16, 2e9)
+    assert [step["name"] for step in found["steps"]] == ["check", "density"]
+    assert main(["plan", "semdedup", "--rows", "10_000_000_000", "--dim", "768", "--nodes", "16", "--remote"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("10,000,000,000 rows on 16 nodes: about ")
+    assert "with 32 nodes: about" in out
+    assert "--calibrate measures those of this machine" in out
+    (tmp_path / "r.toml").write_text('[[step]]\nmethod = "clip-score"\nkeep = "50%"\n')
+    assert main(["plan", str(tmp_path / "r.toml"), pool]) == 0
+    for words, why in (
+        (["density"], "give either a pool or --rows and --dim"),
+        (["density", pool, "--rows", "5"], "give either a pool or --rows and --dim"),
+        (["density", "--rows", "5"], "give a number of rows, and --dim"),
+        (["density", "--rows", "many", "--dim", "4"], "--rows many: give a number of rows"),
+        (["density", pool, "--bandwidth", "2"], "write a number and a unit, such as 2GB/s"),
+        (["density", pool, "--bandwidth", "0GB/s"], "bandwidth above 0"),
+        (["nonsense", pool], "nonsense"),
+    ):
+        capsys.readouterr()
+        assert main(["plan", *words]) == 2, words
+        assert why in capsys.readouterr().err

@@ -1,0 +1,113 @@
+"""Plans are read strictly: every mistake is an error that says what is allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from thresher.errors import UsageError
+from thresher.lab.plan import Plan, Row, Trainer, shipped_plans
+
+PLAN = """
+name = "small"
+seeds = 2
+[data]
+train = "a.parquet"
+evals = ["b.parquet"]
+[[row]]
+name = "full"
+[[row]]
+name = "scan"
+policy = "scan"
+prune = 0.3
+[[row]]
+name = "random"
+keep = ["5%", "10%"]
+pool = "data"
+steps = [{ method = "random" }]
+[profile.fast]
+seeds = [3, 5]
+trainer = { epochs = 2 }
+[profile.fast.data]
+train = "c.parquet"
+"""
+
+
+def test_a_plan_has_its_rows_and_a_row_for_every_budget() -> None:
+    plan = Plan.parse(PLAN)
+    assert [row.name for row in plan.rows] == ["full", "scan", "random-5%", "random-10%"]
+    assert plan.rows[3].steps == ({"method": "random", "keep": "10%"},)
+    assert (plan.seeds, plan.rows[1].prune, [one.name for one in plan.corpora]) == ((0, 1), 0.3, ["as-is"])
+
+
+def test_a_profile_replaces_what_it_has_and_leaves_the_rest() -> None:
+    plan = Plan.parse(PLAN, profile="fast")
+    assert (plan.seeds, plan.trainer.epochs, plan.trainer.batch_size) == ((3, 5), 2, Trainer().batch_size)
+    assert (plan.data.train, plan.data.evals, plan.profile) == ("c.parquet", ("b.parquet",), "fast")
+
+
+def test_full_sees_all_samples_and_other_rows_a_share() -> None:
+    plan = Plan.parse(PLAN)
+    assert [row.share_of(plan.trainer) for row in plan.rows] == [1.0, 0.7, 0.7, 0.7]
+    assert Row(name="x", share=0.4).share_of(plan.trainer) == 0.4
+
+
+@pytest.mark.parametrize("name", shipped_plans())
+@pytest.mark.parametrize("profile", [None, "cpu", "gpu"])
+def test_every_plan_that_comes_with_thresher_is_valid(name: str, profile: str | None) -> None:
+    plan = Plan.load(name, profile)
+    assert plan.name == name
+    assert plan.about
+    assert [row.name for row in plan.rows][:2] == ["full", "full-short"]
+    assert len(plan.seeds) >= 3
+
+
+def test_plans_can_be_narrowed() -> None:
+    plan = Plan.load("scan-coreset").narrowed(["scan-coreset"], ["clean"], 1)
+    assert [row.name for row in plan.rows] == ["full", "full-short", "scan", "scan-coreset"]
+    assert ([one.name for one in plan.corpora], plan.seeds) == (["clean"], (0,))
+    with pytest.raises(UsageError, match=r"no row 'scam'; it has .* Did you mean 'scan'"):
+        plan.narrowed(["scam"])
+
+
+BAD = [
+    ("seeds = 2", "sedes = 2", "unknown key 'sedes'; allowed: .*seeds"),
+    ("seeds = 2", "seeds = 0", "seeds = 0; give how many"),
+    ("seeds = 2", "seeds = [1, 1]", r"seeds = \[1, 1\]"),
+    ('evals = ["b.parquet"]', "evals = []", "give one evaluation set or more"),
+    ('evals = ["b.parquet"]', 'evals = "b.parquet"', r"\[data\]: evals"),
+    ('policy = "scan"', 'policy = "scann"', "no policy 'scann'.*scan"),
+    ("prune = 0.3", "prune = 3", "row scan: prune = 3"),
+    ("prune = 0.3", "pruned = 0.3", "row scan has no parameter 'pruned'"),
+    ('name = "scan"', 'name = "full"', "two rows are named full"),
+    ('name = "scan"', 'name = "../scan"', "it names a folder"),
+    ('method = "random"', 'method = "randomly"', "no method 'randomly'"),
+    ('method = "random"', 'methd = "random"', "a step is a table with method"),
+    ('keep = ["5%", "10%"]', 'keep = ["500%"]', "cannot keep 500%"),
+    ('policy = "scan"', 'coreset_of = "full"', "leave out policy, prune and options"),
+    ("[[row]]\nname", "[[corpus]]\nname = 'x'\nswapped = 1.5\n[[row]]\nname", "swapped = 1.5"),
+    ("[[row]]\nname", "[[corpus]]\nname = 'x'\noff_topic = 0.1\n[[row]]\nname", "name their data"),
+    ("[[row]]\nname", "[trainer]\ntask = 'moco'\n[[corpus]]\nswapped = 0.3\n[[row]]\nname", "MoCo does not read"),
+    ("[[row]]\nname", "[trainer]\nepochs = 0\n[[row]]\nname", "epochs = 0"),
+    ("[data]", "[data", "not valid TOML"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "message"), BAD, ids=[new.replace("\n", " ") for _, new, _ in BAD])
+def test_a_mistake_is_one_line_that_says_what_is_allowed(old: str, new: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "plan.toml"
+    path.write_text(PLAN.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(UsageError, match=message) as error:
+        Plan.load(str(path))
+    assert "\n" not in str(error.value)
+    assert str(error.value).startswith(str(path))
+
+
+def test_an_unknown_plan_or_profile_names_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="comes with thresher: .*scan-clip.*Did you mean 'scan-clip'"):
+        Plan.load("scan-clp")
+    with pytest.raises(UsageError, match="no profile 'cpuu'; it has cpu, gpu"):
+        Plan.load("field", "cpuu")
+    with pytest.raises(UsageError, match="neither a readable file"):
+        Plan.load(str(tmp_path))

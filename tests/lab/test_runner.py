@@ -1,0 +1,269 @@
+"""Plans run: everything once, resumably, at equal samples, with the results that the contract names."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.train.conftest import POOL, emoji
+from thresher.errors import OutputError, PoolError, UsageError
+from thresher.lab.plan import Plan
+from thresher.lab.runner import described, run_plan
+from thresher.lab.work import read_result
+from thresher.runtime.engine import make_engine
+
+PLAN = """
+name = "small"
+seeds = 1
+[data]
+train = "train.parquet"
+evals = ["held.parquet"]
+[trainer]
+epochs = 4
+batch_size = 20
+[evaluation]
+labels = ["kind"]
+[proxy]
+epochs = 1
+early = 1
+reference = 1
+[[corpus]]
+name = "noisy"
+swapped = 0.3
+[[row]]
+name = "full"
+[[row]]
+name = "full-short"
+[[row]]
+name = "scan"
+policy = "scan"
+prune = 0.2
+options = { warmup = 1, cycle = 1 }
+[[row]]
+name = "rho"
+policy = "rho"
+[[row]]
+name = "coreset"
+coreset_of = "scan"
+keep = "70%"
+[[row]]
+name = "c-rho"
+steps = [{ method = "c-rho", proxy = "early-proxy", keep = "70%" }]
+[[row]]
+name = "random"
+pool = "data"
+steps = [{ method = "random", keep = "70%" }]
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lab-runs")
+    table = emoji(150).append_column("kind", pa.array([["even", "odd"][row % 2] for row in range(150)]))
+    pq.write_table(table.slice(0, 100), folder / "train.parquet")
+    pq.write_table(table.slice(100), folder / "held.parquet")
+    return folder
+
+
+def results(out: Path) -> dict[str, Any]:
+    return json.loads((out / "results.json").read_text())
+
+
+def plain(out: Path) -> list[dict[str, Any]]:
+    """The runs without their times."""
+    return [{name: value for name, value in run.items() if name != "seconds"} for run in results(out)["runs"]]
+
+
+ROWS = ["full", "full-short", "scan", "rho", "coreset", "c-rho", "random"]
+
+
+@pytest.mark.parametrize(
+    "rows", [["random"], pytest.param(ROWS, marks=pytest.mark.slow)], ids=["one row", "every kind"]
+)
+def test_a_plan_runs_once_and_every_row_has_its_cost(
+    rows: list[str], data: Path, tmp_path: Path, in_process: list[str]
+) -> None:
+    plan, out = Plan.parse(PLAN).narrowed(rows), tmp_path / "out"
+    run_plan(plan, out, data=data, workers=1)
+    found = {run["row"]: run for run in results(out)["runs"]}
+    assert results(out)["plan"] == "small"
+    assert list(found) == [row.name for row in plan.rows]
+    keys = {"row", "seed", "metrics", "samples_seen", "scored_forwards", "seconds", "share_pruned"}
+    assert all(run.keys() == keys for run in found.values())
+    # E1: all but full saw as many samples; 4 epochs of 5 batches of 20, and 70% of that.
+    assert found["full"]["samples_seen"] == 400
+    assert {run["samples_seen"] for name, run in found.items() if name != "full"} == {280}
+    # E2: with the forwards of everything that a row needed.
+    forwards = {
+        "full": 400,
+        "full-short": 280,
+        "scan": 280,
+        "random": 280,
+        "coreset": 280 + 280,
+        "c-rho": 280 + 2 * (100 + 100),  # two proxies of an epoch, each embeds all rows
+        "rho": 280 + 2 * (40 + 100),  # two models on half of the rows, in batches of 20
+    }
+    assert {name: run["scored_forwards"] for name, run in found.items()} == {name: forwards[name] for name in found}
+    assert found["random"]["share_pruned"] == pytest.approx(0.3)
+    assert found["full"]["share_pruned"] == found["full-short"]["share_pruned"] == 0
+    for run in found.values():
+        assert all(0 <= value <= 100 for value in run["metrics"].values())
+        assert {"held-out R@1", "selection zero-shot", "held-out average"} <= run["metrics"].keys()
+    text = (out / "table.md").read_text()
+    assert "100 rows, 30 swapped" in text
+    assert "| full-short | 1 | 280 | 280 |" in text
+    assert (out / "plot.png").read_bytes().startswith(b"\x89PNG")
+    details = json.loads((out / "details.json").read_text())
+    assert details["runs"][0]["images_decoded"] == 100
+    assert str(tmp_path) not in json.dumps(details["plan"])
+    dropped = {run["row"]: run.get("kept") for run in details["runs"]}["random"]
+    assert dropped["swapped"]["rows"] == 30
+    assert dropped["swapped"]["left_out"] + dropped["as it is"]["left_out"] == 30
+
+    # Nothing is done again; a further seed runs only that seed.
+    before, begun = plain(out), len(in_process)
+    run_plan(plan, out, data=data, workers=1)
+    assert plain(out) == before
+    assert len(in_process) == begun
+    run_plan(plan.narrowed(["random"], seeds=2), out, data=data, workers=1)
+    assert in_process[begun:] == [f"runs/noisy/{row}/seed-1" for row in ("full", "full-short", "random")]
+
+    # A job that was killed before its end is done again, with the same result.
+    (out / f"runs/noisy/{rows[-1]}/seed-0/result.json").unlink()
+    run_plan(plan, out, data=data, workers=1)
+    assert plain(out) == before
+
+    # Other settings in the same folder are refused, and name what differs.
+    other = Plan.parse(PLAN.replace("epochs = 4", "epochs = 5"))
+    with pytest.raises(OutputError, match=r"was begun with other settings \(epochs\)"):
+        run_plan(other, out, data=data)
+
+
+def test_a_job_that_fails_is_named_and_the_others_are_done(data: Path, tmp_path: Path, in_process: list[str]) -> None:
+    text = PLAN.replace(
+        '[[row]]\nname = "rho"\npolicy = "rho"',
+        '[[row]]\nname = "bad"\npolicy = "rho"\noptions = { reference = "column:nothing" }',
+    )
+    plan = Plan.parse(text).narrowed(["bad"])
+    with pytest.raises(UsageError, match=r"1 job failed: runs/noisy/bad/seed-0: .*'nothing'.*output.txt"):
+        run_plan(plan, tmp_path / "out", data=data, workers=1)
+    assert [run["row"] for run in results(tmp_path / "out")["runs"]] == ["full", "full-short"]
+
+
+def test_a_plan_runs_on_an_engine_and_in_a_folder_that_was_moved(
+    data: Path, tmp_path: Path, in_process: list[str]
+) -> None:
+    plan, out = Plan.parse(PLAN).narrowed(["random"]), tmp_path / "first/out"
+    bad = Plan.parse(PLAN.replace('method = "random", keep = "70%"', 'method = "filter", where = "width > 0"'))
+    with pytest.raises(UsageError, match=r"1 job failed: runs/noisy/random/seed-0: .*width"):
+        run_plan(bad.narrowed(["random"]), out, data=data, engine=make_engine("serial"))
+    assert in_process[:2] == ["corpora/noisy", "trial"]
+    assert [run["row"] for run in results(out)["runs"]] == ["full", "full-short"]
+    moved = tmp_path / "second/out"
+    shutil.copytree(out, moved)
+    shutil.rmtree(out)
+    shutil.rmtree(moved / "runs/noisy/random")
+    run_plan(plan, moved, data=data, engine=make_engine("serial"))
+    assert [run["row"] for run in results(moved)["runs"]] == ["full", "full-short", "random"]
+    with pytest.raises(UsageError, match="minutes is for runs on this machine"):
+        run_plan(plan, moved, data=data, engine=make_engine("serial"), minutes=1)
+
+
+def test_missing_data_are_named_before_anything_is_done(data: Path, tmp_path: Path) -> None:
+    plan = Plan.parse(PLAN.replace("held.parquet", "nothing.parquet"))
+    with pytest.raises(PoolError, match=r"nothing\.parquet: does not exist; give the folder of the data with --data"):
+        run_plan(plan, tmp_path / "out", data=data)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="is a file; name a folder"):
+        run_plan(Plan.parse(PLAN), tmp_path / "file", data=data)
+
+
+def test_time_is_up_and_the_same_command_continues(data: Path, tmp_path: Path, in_process: list[str]) -> None:
+    plan = Plan.parse(PLAN).narrowed(["random"])
+    assert run_plan(plan, tmp_path / "out", data=data, workers=1, minutes=0) == []
+    assert "No run is finished yet" in (tmp_path / "out/table.md").read_text()
+    assert in_process == []
+
+
+def test_a_dry_run_says_what_would_run(data: Path) -> None:
+    found = described(Plan.parse(PLAN), data)
+    assert (found["runs"], found["rows"], found["kind"]) == (7, 100, "parquet")
+    shares = {job["name"]: job["of_a_full_run"] for job in found["jobs"]}
+    assert shares["runs/noisy/full/seed-0"] == 1.0
+    assert shares["runs/noisy/random/seed-0"] == 0.7
+    assert set(shares) >= {"corpora/noisy", "proxies/noisy", "references/noisy", "trial"}
+
+
+def test_cc3m_as_img2dataset_writes_it_is_one_path_away(tmp_path: Path, data: Path) -> None:
+    """The dry run of a plan on tars of img2dataset, as docs/lab.md writes it down."""
+    import io
+    import tarfile
+
+    (tmp_path / "cc3m").mkdir()
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"cc3m/{shard:05d}.tar", "w") as tar:
+            for row in range(shard * 4, shard * 4 + 4):
+                cells = emoji(8)
+                members = {"webp": cells["image"][row].as_py()["bytes"], "txt": cells["text"][row].as_py().encode()}
+                for ending, content in {**members, "json": b"{}"}.items():
+                    info = tarfile.TarInfo(f"{row:09d}.{ending}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    from thresher import api
+
+    found = api.run_plan(
+        "scan-clip", dry_run=True, profile="gpu", train=str(tmp_path / "cc3m/{00000..00001}.tar"),
+        evals=[data / "held.parquet"], labels=["kind"], seeds=3,
+    )  # fmt: skip
+    assert found["kind"] == "webdataset"
+    assert found["runs"] % 3 == 0
+
+
+@pytest.mark.slow
+def test_a_killed_plan_continues_to_the_same_results(data: Path, tmp_path: Path) -> None:
+    """Real processes: the command is killed twice, its children end with it, and the results are the same."""
+    path = tmp_path / "plan.toml"
+    path.write_text(PLAN)
+    command = [sys.executable, "-m", "thresher", "lab", str(path), "--data", str(data), "--row", "scan", "--quiet"]
+    outs = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run([*command, "-o", str(outs[0]), "--workers", "1"], check=True, timeout=300)
+    for seconds in (20, 25):
+        with subprocess.Popen([*command, "-o", str(outs[1]), "--workers", "2"]) as process:
+            time.sleep(seconds)
+            os.kill(process.pid, signal.SIGKILL)
+    subprocess.run([*command, "-o", str(outs[1]), "--workers", "2"], check=True, timeout=300)
+    assert plain(outs[0]) == plain(outs[1])
+    for one in outs:
+        assert not list(one.glob("runs/*/*/*/run/checkpoint.pt"))
+
+
+def _seconds() -> float:
+    """CPU time of all processes that have ended: the wall clock depends on what else the machine does."""
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
+
+
+@pytest.mark.slow
+def test_a_plan_runs_end_to_end_on_the_emoji_pool(tmp_path: Path) -> None:
+    """What CI runs: a whole plan, with real processes, in under three minutes of one core."""
+    out, before = tmp_path / "out", _seconds()
+    command = [sys.executable, "-m", "thresher", "lab", "scan-clip", "--profile", "emoji", "--data", str(POOL)]
+    subprocess.run([*command, "-o", str(out), "--quiet"], check=True, timeout=900)
+    assert _seconds() - before < 180
+    found = results(out)
+    assert {run["row"] for run in found["runs"]} == {row.name for row in Plan.load("scan-clip", "emoji").rows}
+    assert read_result(out / "trial")["samples_per_second"] > 0
+    shutil.rmtree(out)

@@ -1,0 +1,301 @@
+"""Commands that write to object storage and read from it: the bytes of disk, also after kills."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from tests.embedding.raw import parquet, tars
+from tests.objects import hashes_at, put, s3_server
+from tests.pools import make, write_npy
+from tests.resharding.common import hashes, keys_file
+from thresher import Density, Selection, api, open_store
+from thresher.cli.main import main
+from thresher.errors import OutputError, PoolError, UsageError
+from thresher.io.places import FsspecPath, place
+from thresher.runtime import remote_locks
+from thresher.runtime.leases import Lease
+
+SLOW_S3 = pytest.param("s3", marks=pytest.mark.slow)
+
+
+@pytest.fixture
+def memory() -> Iterator[str]:
+    """An empty folder in memory."""
+    yield "memory://bucket/top"
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
+
+
+@pytest.fixture(params=["memory", SLOW_S3])
+def top(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty folder in object storage."""
+    if request.param == "memory":
+        yield request.getfixturevalue("memory")
+        return
+    with s3_server() as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        fsspec.filesystem("s3").clear_instance_cache()
+        yield "s3://bucket/top"
+        fsspec.filesystem("s3").clear_instance_cache()
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> str:
+    return write_npy(tmp_path / "pool", make(300, 16), cuts=[100, 200])
+
+
+RECIPE = """
+[[step]]
+method = "clip-score"
+keep = "80%"
+[[step]]
+method = "density"
+keep = "50%"
+clusters = 8
+"""
+EMBED = ["--encoder", "tests.toy:Toy", "--workers", "0", "--batch-size", "8", "--quiet"]
+
+
+def run(*words: str, code: int = 0) -> None:
+    assert main([*words]) == code, words
+
+
+def test_selections_clusters_and_scores(tmp_path: Path, pool: str, top: str) -> None:
+    (tmp_path / "r.toml").write_text(RECIPE)
+    pool = put(Path(pool), f"{top}/pool")
+    for command, out in (
+        (["select", "random", pool, "--keep", "30%"], "random"),
+        (["run", str(tmp_path / "r.toml"), pool], "run"),
+        (["cluster", pool, "--clusters", "6"], "clusters"),
+        (["score", "clip-score", pool], "scores.parquet"),
+    ):
+        run(*command, "-o", str(tmp_path / out), "--quiet")
+        for _ in range(2):  # again: already done
+            run(*command, "-o", f"{top}/{out}", "--quiet")
+        here = {"": hashes(tmp_path)[out]} if "." in out else hashes(tmp_path / out)
+        assert hashes_at(f"{top}/{out}") == here, command
+    run("select", "random", pool, "--keep", "40%", "-o", f"{top}/random", "--quiet", code=2)
+    assert len(Selection.load(f"{top}/random")) == 90
+    run("select", "random", pool, "--keep", "40%", "-o", f"{top}/random", "--quiet", "--overwrite")
+    assert len(Selection.load(f"{top}/random")) == 120
+    fsspec.core.url_to_fs(top)[0].pipe_file(f"{top}/other/notes.txt", b"mine")
+    run("select", "random", pool, "--keep", "40%", "-o", f"{top}/other", "--quiet", "--overwrite", code=2)
+    run("cluster", pool, "-o", f"{top}/pool/image_0.npy", "--quiet", code=2)
+
+
+def test_exports_and_reports(tmp_path: Path, pool: str, top: str) -> None:
+    run("select", "clip-score", pool, "--keep", "30%", "-o", f"{top}/sel", "--quiet")
+    run("select", "clip-score", pool, "--keep", "30%", "-o", str(tmp_path / "sel"), "--quiet")
+    for words, out in (
+        (["export", "--as", "keys"], "keys.txt"),
+        (["export", "--as", "parquet"], "table.parquet"),
+        (["export", "--as", "datacomp"], "subset.npy"),
+        (["report"], "page.html"),
+    ):
+        for _ in range(2):
+            run(words[0], f"{top}/sel", *words[1:], "-o", f"{top}/{out}", "--quiet")
+        run(words[0], str(tmp_path / "sel"), *words[1:], "-o", str(tmp_path / out), "--quiet")
+        assert hashes_at(f"{top}/{out}") == {"": hashes(tmp_path)[out]}, out
+    manifest = json.loads((place(f"{top}/keys.txt.manifest.json")).read_bytes())
+    assert manifest["outputs"][0]["path"] == f"{top}/keys.txt"
+    run("export", f"{top}/sel", "--as", "keys", "-o", f"{top}/sel/keys.txt", "--quiet", code=2)  # in a selection
+    run("compare", f"{top}/sel", str(tmp_path / "sel"))
+    run("explain", f"{top}/sel", make(300, 16).keys[0])
+
+
+def test_inputs_at_addresses(tmp_path: Path, pool: str, top: str) -> None:
+    vectors = np.random.default_rng(0).standard_normal((4, 16)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    (tmp_path / "in").mkdir()
+    np.save(tmp_path / "in" / "c.npy", vectors)
+    (tmp_path / "in" / "names.txt").write_text("one\ntwo\n")
+    (tmp_path / "in" / "templates.txt").write_text("a {}\n")
+    put(tmp_path / "in", f"{top}/in")
+    for words in (["cluster", pool, "--centroids"], ["score", "normsim", pool, "--target"]):
+        ending = ".parquet" if words[0] == "score" else ""
+        run(*words, f"{top}/in/c.npy", "-o", f"{top}/{words[0]}{ending}", "--quiet")
+        run(*words, str(tmp_path / "in" / "c.npy"), "-o", str(tmp_path / f"{words[0]}{ending}"), "--quiet")
+    labels = np.load(tmp_path / "cluster" / "labels.npy")
+    from thresher.pruning.clusters import read_groups
+
+    np.testing.assert_array_equal(read_groups(f"{top}/cluster").labels_N, labels)
+    run("select", "random", pool, "--keep", "50%", "-o", f"{top}/half", "--quiet")
+    run("select", "random", pool, "--keep", "20%", "--within", f"{top}/half", "-o", f"{top}/tenth", "--quiet")
+    assert len(Selection.load(f"{top}/tenth")) == 30
+    kept = api.select(pool, Density(keep="50%", centroids=f"{top}/in/c.npy"), progress=False)
+    assert len(kept) == 150
+    words = ["embed-classes", "--encoder", "tests.toy:Toy", "--templates"]
+    run(*words, f"{top}/in/templates.txt", f"{top}/in/names.txt", "-o", f"{top}/classes.npy")
+    run(
+        *words,
+        str(tmp_path / "in" / "templates.txt"),
+        str(tmp_path / "in" / "names.txt"),
+        "-o",
+        str(tmp_path / "classes.npy"),
+    )
+    assert hashes_at(f"{top}/classes.npy")[""] == hashes(tmp_path)["classes.npy"]
+    for name in ("in", "none"):
+        with pytest.raises(PoolError, match=rf"{top}/{name}: has no selection.json; check the address"):
+            Selection.load(f"{top}/{name}")
+
+
+@pytest.mark.parametrize("kind", ["tars", "parquet"])
+def test_embed(tmp_path: Path, top: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = str(tars(tmp_path / "tars", 43) if kind == "tars" else parquet(tmp_path / "rows.parquet", 43))
+    words = ["embed", data, *EMBED, "--per-shard", "10"]
+    run(*words, "-o", str(tmp_path / "whole"))
+    run(*words, "-o", f"{top}/pool")
+    assert hashes_at(f"{top}/pool") == hashes(tmp_path / "whole")
+    run(*words, "-o", f"{top}/pool")
+    for number in (2, 1):
+        run(*words, "-o", f"{top}/jobs", "--shard", f"{number}/2")
+    run(*words, "-o", f"{top}/jobs")
+    assert hashes_at(f"{top}/jobs") == hashes(tmp_path / "whole")
+    assert open_store(f"{top}/pool").fingerprint() == open_store(str(tmp_path / "whole")).fingerprint()
+    if kind == "tars":
+        inside = put(Path(data), f"{top}/tars")
+        with pytest.raises(OutputError, match="is inside the data folder"):
+            api.embed(inside, f"{inside}/pool", encoder="tests.toy:Toy", progress=False)
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing is written after it."""
+
+
+@pytest.mark.parametrize("command", ["embed", "reshard"])
+def test_killed_at_every_upload(tmp_path: Path, memory: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    upload, unlink, left, life = FsspecPath.upload, FsspecPath.unlink, 0, 0
+    data = str(tars(tmp_path / "tars", 20))
+    if command == "embed":
+        words = ["embed", data, *EMBED]
+    else:
+        sel = keys_file(tmp_path / "k", [f"{i:06d}" for i in range(0, 20, 2)])
+        words = ["reshard", data, sel, "--per-shard", "4", "--workers", "1", "--quiet"]
+    run(*words, "-o", str(tmp_path / "whole"))
+
+    def put_in_place(path: FsspecPath, scratch: Path) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Killed
+        upload(path, scratch)
+
+    def kept(path: FsspecPath, missing_ok: bool = False) -> None:
+        if left >= 0:
+            unlink(path, missing_ok)
+
+    # The lease of the killed process stays, and this process counts as another one afterwards.
+    monkeypatch.setattr(remote_locks, "_started", lambda process: str(life))
+    for kills in itertools.count():
+        out, left, life = f"{memory}/{kills}", kills, 2 * kills
+        with monkeypatch.context() as patch, suppress(Killed):
+            patch.setattr(FsspecPath, "upload", put_in_place)
+            patch.setattr(FsspecPath, "unlink", kept)
+            main([*words, "-o", out])
+        if left >= 0:
+            break
+        life += 1
+        run(*words, "-o", out)
+        assert hashes_at(out) == hashes(tmp_path / "whole"), kills
+    assert kills > 7
+
+
+@pytest.mark.parametrize(
+    ("more", "form"),
+    [([], "tars"), (["--shuffle", "3"], "tars"), (["--trainable"], "tars"), (["--shuffle", "3"], "parquet")],
+)
+def test_reshard(tmp_path: Path, top: str, more: list[str], form: str) -> None:
+    data = str(tars(tmp_path / "tars", 43) if form == "tars" else parquet(tmp_path / "rows.parquet", 43))
+    (tmp_path / "in").mkdir()
+    sel = keys_file(tmp_path / "in" / "k.txt", [f"{i:06d}" for i in range(0, 43, 2)])
+    words = ["--per-shard", "5", "--quiet", *more]
+    run("reshard", data, sel, *words, "-o", str(tmp_path / "whole"))
+    put(tmp_path / "in", f"{top}/in")
+    for _ in range(2):
+        run("reshard", data, sel, *words, "-o", f"{top}/out")
+    assert hashes_at(f"{top}/out") == hashes(tmp_path / "whole")
+    run("reshard", data, f"{top}/in/k.txt", *words, "-o", f"{top}/again")
+    found = hashes_at(f"{top}/again")
+    assert {**found, "reshard.json": ""} == {**hashes(tmp_path / "whole"), "reshard.json": ""}
+    jobs = ["reshard", data, sel, *words, "-o", f"{top}/jobs"]
+    if form == "tars" and more != ["--trainable"]:
+        for number in (2, 1):
+            run(*jobs, "--shard", f"{number}/2")
+        run(*jobs)
+        assert hashes_at(f"{top}/jobs") == hashes(tmp_path / "whole")
+    else:
+        with pytest.raises(UsageError, match="need files that all jobs share"):
+            api.reshard(data, sel, f"{top}/jobs", per_shard=5, shard="1/2", progress=False, **_options(more))
+    run("reshard", data, sel, "--per-shard", "6", "--quiet", *more, "-o", f"{top}/out", code=2)
+    run("reshard", data, sel, "--per-shard", "6", "--quiet", *more, "-o", f"{top}/out", "--overwrite")
+
+
+def _options(more: list[str]) -> dict[str, Any]:
+    return {"trainable": True} if more == ["--trainable"] else {"shuffle": 3}
+
+
+# --- leases ---------------------------------------------------------------------------------------
+
+
+def test_the_lease_of_a_killed_process(top: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, short = place(f"{top}/lock"), Lease(0.2, 2.0)
+    assert isinstance(lock, FsspecPath)
+    release = remote_locks.hold(lock, "x", False, None, short)
+    time.sleep(3)  # it is renewed
+    with pytest.raises(OutputError, match="is using it"):
+        remote_locks.hold(lock, "x", False, None, short)
+    release()
+    assert not lock.exists()
+    text = {**remote_locks._own(), "token": "1"}
+    lock.create(json.dumps({**text, "process": 2**22 + 5, "started": "7"}).encode())  # of this machine, and gone
+    remote_locks.hold(lock, "x", False, None, short)()
+    lock.create(json.dumps({**text, "host": "elsewhere"}).encode())
+    with pytest.raises(OutputError, match=r"process \d+ on elsewhere is using it"):
+        remote_locks.hold(lock, "x", False, None, short)
+    begin = time.monotonic()
+    remote_locks.hold(lock, "x", True, None, short)()
+    assert 0.5 < time.monotonic() - begin < 20
+    lock.create(b"\xff not json")
+    with pytest.raises(OutputError, match="another process is using it"):
+        remote_locks.hold(lock, "x", False, None, short)
+
+
+def test_what_is_on_this_machine_only(pool: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is written to a folder with the name of an address."""
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    for words in (
+        ["select", "random", pool, "--keep", "10%", "-o", "out", "--cache", "memory://c"],
+        ["train", "clip", pool, "-o", "memory://run", "--epochs", "1"],
+        ["coreset", "memory://run", "-o", "out"],
+        ["report", "memory://run", "-o", "page.html"],
+    ):
+        run(*words, code=2)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_lease_whose_answer_was_lost(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    create, lock = FsspecPath.create, place(f"{memory}/lock")
+    assert isinstance(lock, FsspecPath)
+    monkeypatch.setattr(FsspecPath, "create", lambda path, content: create(path, content) and False)
+    release = remote_locks.hold(lock, "x", False, None)
+    assert lock.exists()
+    release()
+    assert not lock.exists()
