@@ -306,7 +306,7 @@ def test_the_report_shows_it_when_asked(folders: dict[str, str], capsys: Any, tm
     entry = found["covariance"][folders["density"]]
     for name in ("overall", "within", "overall_uncentred", "within_uncentred"):
         assert f"<td>{entry[name]['error']:.4f}</td><td>{entry[name]['random']:.4f}</td>" in section
-    assert section.count('<th scope="row">') == min(6, len(entry["worst"]))
+    assert section.count('<th scope="row" class="left"><span class="named">') == min(6, len(entry["worst"]))
     for extra, said in ((["--without-pool"], "remove --without-pool"), ([], "")):
         code, _, err = told(capsys, *words, *extra)
         assert (code == 0) == (not said)

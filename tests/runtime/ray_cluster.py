@@ -15,6 +15,7 @@ from typing import Any
 os.environ["RAY_AUTH_MODE"] = "disabled"  # of a cluster that others can join; read when Ray is imported
 
 import pytest
+import ray
 from ray.cluster_utils import Cluster
 
 from tests.resharding.common import hashes
@@ -23,8 +24,6 @@ from thresher.cli.main import main
 
 
 def square(folder: Path, x: int) -> int:
-    import ray
-
     with open(folder / "calls", "a") as file:
         file.write(f"{x} {ray.get_runtime_context().get_node_id()}\n")
     time.sleep(0.1)
@@ -91,6 +90,8 @@ if __name__ == "__main__":
     assert make_engine(f"ray:address={made.address}").workers == 2
     for number, one in enumerate(sys.argv[2:]):
         same(made, made.add_node(num_cpus=1), work, one.split(" "), f"out{number}")
+
+    ray.shutdown()  # a cluster does not end while this process is connected to it
     made.shutdown()
     shutil.rmtree(short)
     sys.stdout.write("good\n")

@@ -29,6 +29,7 @@ from thresher.runtime.checksums import ArraySpec
 from thresher.runtime.code import code_version
 from thresher.runtime.engine import Engine
 from thresher.runtime.engines.serial import Serial
+from thresher.runtime.process import no_warnings
 from thresher.runtime.random import digest, generator, permutation
 
 Array = npt.NDArray[Any]
@@ -236,8 +237,9 @@ def _laid_out(points_MC: F32, method: str, seed: int) -> F32:
 
 
 def _tsne(points_MC: npt.NDArray[np.float64], start_M2: Array, seed: int) -> Array:
-    from openTSNE import TSNEEmbedding
-    from openTSNE.affinity import PerplexityBasedNN
+    with no_warnings:  # scipy, which it loads, changes the filters of warnings
+        from openTSNE import TSNEEmbedding
+        from openTSNE.affinity import PerplexityBasedNN
 
     near = PerplexityBasedNN(
         points_MC,

@@ -371,7 +371,7 @@ def test_a_signal_ends_a_slow_condition(pool, tmp_path, sent) -> None:
     time.sleep(0.5)
     process.send_signal(sent)
     _, err = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert "Traceback" not in err
     assert "interrupted" in err.lower()
     assert not (tmp_path / "out").exists()
