@@ -460,8 +460,8 @@ def state():
         "locale": str(locale.setlocale(locale.LC_ALL)),
         "pillow": (PIL.Image.MAX_IMAGE_PIXELS, PIL.ImageFile.LOAD_TRUNCATED_IMAGES, PIL.ImageFile.MAXBLOCK),
         "arrow": (pa.cpu_count(), pa.io_thread_count()),
-        "blas": [(one["user_api"], one["num_threads"]) for one in threadpoolctl.threadpool_info()
-                 if one["user_api"] == "blas"],
+        "blas": {(one["user_api"], one["num_threads"]) for one in threadpoolctl.threadpool_info()
+                 if one["user_api"] == "blas"},
         "openmp": sorted({one["num_threads"] for one in threadpoolctl.threadpool_info()
                           if one["user_api"] == "openmp"}),
         "recursion": sys.getrecursionlimit(),

@@ -8,6 +8,8 @@ the same version of openTSNE and the same matrix kernels.
 
 from __future__ import annotations
 
+import os
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -237,9 +239,14 @@ def _laid_out(points_MC: F32, method: str, seed: int) -> F32:
 
 
 def _tsne(points_MC: npt.NDArray[np.float64], start_M2: Array, seed: int) -> Array:
-    with no_warnings:  # scipy, which it loads, changes the filters of warnings
+    # What it loads changes the filters of warnings, draws random numbers, and sets variables for OpenMP.
+    state, known = random.getstate(), set(os.environ)
+    with no_warnings:
         from openTSNE import TSNEEmbedding
         from openTSNE.affinity import PerplexityBasedNN
+    random.setstate(state)
+    for name in set(os.environ) - known:
+        del os.environ[name]
 
     near = PerplexityBasedNN(
         points_MC,
