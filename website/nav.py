@@ -13,7 +13,18 @@ from fnmatch import fnmatch
 NAV: dict[str, tuple[str, ...]] = {
     "Start": ("index.md", "for/phd-student.md", "for/data-engineer.md", "for/notebook-user.md", "for/own-method.md"),
     "Notebooks": ("notebooks/*.md",),
-    "Select": ("which-method.md", "nouns.md", "cli.md", "python.md", "recipes.md", "covariance.md", "view.md"),
+    "Select": (
+        "which-method.md",
+        "nouns.md",
+        "cli.md",
+        "python.md",
+        "recipes.md",
+        "view.md",
+        "report.md",
+        "other-viewers.md",
+        "sweep.md",
+        "covariance.md",
+    ),
     "Methods": ("methods/*.md",),
     "Data": (
         "embed.md",
@@ -23,7 +34,6 @@ NAV: dict[str, tuple[str, ...]] = {
         "growing.md",
         "load-time.md",
         "reshard.md",
-        "other-viewers.md",
     ),
     "Train": (
         "dynamic.md",
@@ -37,7 +47,9 @@ NAV: dict[str, tuple[str, ...]] = {
         "port-a-loop.md",
         "lightning.md",
         "coreset.md",
+        "advise.md",
         "lab.md",
+        "results/*.md",
     ),
     "Policies": ("policies/*.md",),
     "Scale": ("more-than-one-machine.md", "performance.md", "robustness.md"),

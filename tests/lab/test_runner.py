@@ -113,7 +113,7 @@ def test_a_plan_runs_once_and_every_row_has_its_cost(
         "random": 280,
         "coreset": 280 + 280,
         "c-rho": 280 + 2 * (100 + 100),  # two proxies of an epoch, each embeds all rows
-        "rho": 280 + 2 * (40 + 100),  # two models on half of the rows, in batches of 20
+        "rho": 280 + 2 * 40 + 100,  # two models on half of the rows in batches of 20; each row is scored once
     }
     assert {name: run["scored_forwards"] for name, run in found.items()} == {name: forwards[name] for name in found}
     assert found["random"]["share_pruned"] == pytest.approx(0.3)
