@@ -441,7 +441,10 @@ def test_an_interrupted_run_says_how_to_go_on(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--policy", "scna"], "d-pruning, dissect, dynamic-random, full, infobatch, rho, scan, seta, sift, static"),
+        (
+            ["--policy", "scna"],
+            "d-pruning, dissect, dynamic-random, full, infobatch, jest, rho, scan, seta, sift, static",
+        ),
         (["--prune", "30%"], "policy full does not prune; to leave out a share use a policy such as scan"),
         (["--policy", "scan", "--prune", "1.5"], "give a share strictly between 0 and 1, like 30% or 0.3"),
         (["--policy", "scan", "--prune", "60%", "--epochs", "4"], "cannot prune 60.0% over 4 epochs"),
@@ -549,7 +552,7 @@ def test_losses_are_those_of_clip() -> None:
     task = ClipTask(clip, clip.tokenize(["a"]), torch.device("cpu"), settings())
     image, text = torch.randn(6, 128), torch.randn(6, 128)
     expected = clip_losses(image, text, clip.model.logit_scale.exp())
-    assert torch.equal(task.losses(image, text), expected)
+    assert torch.equal(task.losses([0, 1, 2, 3, 4, 5], image, text), expected)
     clip.model.logit_scale.data.fill_(7.0)
     task.after_step(0.5)
     assert clip.model.logit_scale.exp().item() == pytest.approx(100)
