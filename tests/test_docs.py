@@ -24,6 +24,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 # Pages that embed or train do so on few rows by default, and as they are with the marker slow.
 LONG = ("README.md", "docs/train.md", "docs/cli.md")
+WHOLE = tuple(f"docs/{name}.md" for name in ("reference", "other-viewers", "report", "python", "coreset"))  # slow only
 SMALL = {
     "thresher train clip examples/twemoji ": "thresher train clip few --batch-size 64 ",
     "--samples-seen 17152": "--samples-seen 1280",
@@ -34,7 +35,9 @@ BLOCKS = [
     pytest.param(page, small, id=f"{name}-{'small' if small else 'whole'}", marks=marks)
     for page, name in zip(PAGES, NAMES, strict=True)
     for small, marks in (
-        [(True, [pytest.mark.early]), (False, [pytest.mark.early, pytest.mark.slow])] if name in LONG else [(False, [])]
+        [(True, [pytest.mark.early]), (False, [pytest.mark.early, pytest.mark.slow])]
+        if name in LONG
+        else [(False, [pytest.mark.slow] if name in WHOLE else [])]
     )
 ]
 

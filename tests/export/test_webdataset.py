@@ -341,7 +341,7 @@ def came(data: Any, epochs: int = 1) -> Counter[int]:
     return found
 
 
-@pytest.mark.parametrize("repeats", [False, True])
+@pytest.mark.parametrize("repeats", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_open_clips_pipeline_gives_the_selection(
     subset: Callable[..., Any], theirs: Callable[..., Any], repeats: bool, tmp_path: Path
 ) -> None:

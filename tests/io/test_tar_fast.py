@@ -122,6 +122,7 @@ def test_almost_all_tars_are_skimmed_to_the_end(tmp_path: Path) -> None:
     assert len(slowly) <= 64 + 1
 
 
+@pytest.mark.slow
 def test_processes_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [tar(tmp_path / "in" / f"{i}.tar", plain(5, 5 * i)) for i in range(4)]
     by_key = keys_file(tmp_path / "k", [f"{i:06d}" for i in range(0, 20, 3)])

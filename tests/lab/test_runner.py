@@ -162,6 +162,7 @@ def test_a_job_that_fails_is_named_and_the_others_are_done(data: Path, tmp_path:
     assert [run["row"] for run in results(tmp_path / "out")["runs"]] == ["full", "full-short"]
 
 
+@pytest.mark.slow
 def test_a_plan_runs_on_an_engine_and_in_a_folder_that_was_moved(
     data: Path, tmp_path: Path, in_process: list[str]
 ) -> None:

@@ -224,6 +224,7 @@ def test_no_truncation_of_an_npz_gives_other_values(tmp_path: Path, compressed: 
             open_store(place).fingerprint()
 
 
+@pytest.mark.slow
 def test_flipped_bits_in_a_parquet_file_never_raise_anything_else(tmp_path: Path) -> None:
     place = write_parquet(tmp_path / "pool", POOL, CUTS)
     (path,) = (tmp_path / "pool").rglob("train-00001*")

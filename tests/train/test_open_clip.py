@@ -655,6 +655,7 @@ def test_a_selection_of_other_data_stops_the_run(
     assert ("fewer --workers" in error) == (more == "--workers 2")
 
 
+@pytest.mark.slow
 def test_a_csv_has_no_uids(pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with quiet():
         assert main([*common(pairs, "csv"), "--logs", str(tmp_path), "--prune", "full", "--prune-key", "uid"]) == 2

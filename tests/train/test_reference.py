@@ -114,6 +114,7 @@ def test_a_run_that_is_cut_off_resumes_to_the_identical_file(data: Data, tmp_pat
     th.reference(data.parquet, tmp_path / "cut.parquet", **how, progress=False)
 
 
+@pytest.mark.slow
 def test_wrong_captions_have_a_higher_reference_loss(tmp_path: Path) -> None:
     """600 rows of which 120 have the caption of another."""
     table, swapped = emoji(600), np.arange(0, 600, 5)
