@@ -22,7 +22,7 @@ from thresher.io.parquet import TablePiece, table_piece
 from thresher.pool.layout import Layout, Options, Rows, rows_of, with_roles
 from thresher.runtime.cache import HINT
 from thresher.runtime.checksums import DamagedError, open_entry, report_damage, stripes
-from thresher.runtime.duckdb_query import interruptible
+from thresher.runtime.duckdb_query import interruptible, signals_kept
 from thresher.runtime.files import sync, write_errors, writing
 from thresher.runtime.locks import create_locked_folder, sweep
 
@@ -363,7 +363,7 @@ def _database(folder: Path) -> Iterator[tuple[Any, Path]]:
     try:
         threads = min(os.cpu_count() or 1, 4)  # each takes memory
         config = {"temp_directory": str(own.path / "duckdb"), "memory_limit": _MEMORY, "threads": threads}
-        with duckdb.connect(config=config) as db:
+        with signals_kept(), duckdb.connect(config=config) as db:
             yield db, own.path
     except duckdb.Error as error:
         first = next(iter(str(error).splitlines()), "")

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+from thresher.runtime.duckdb_query import signals_kept
+
 # DuckDB's own least and greatest ignore missing values: a row without a width would count as wide.
 MACROS = """
 CREATE MACRO words(t) AS len(regexp_extract_all(t, '[^\\s\\p{Z}]+'));
@@ -24,15 +26,10 @@ def cursor() -> Iterator[Any]:
     """Yield a new connection to the database, for short queries; for others see ``runtime.duckdb_query``.
 
     Raises:
-        KeyboardInterrupt: A signal interrupted a query; DuckDB itself raises a RuntimeError.
+        KeyboardInterrupt: A signal interrupted a query.
     """
-    with _database().cursor() as db:
-        try:
-            yield db
-        except RuntimeError as error:
-            if str(error) == "Query interrupted":
-                raise KeyboardInterrupt from None
-            raise
+    with signals_kept(), _database().cursor() as db:
+        yield db
 
 
 @cache

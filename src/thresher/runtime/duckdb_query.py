@@ -6,20 +6,39 @@ thread waits for it and handles signals at once.
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 _POLL = 0.5  # seconds; on Windows a wait without a limit cannot be interrupted
+_INTERRUPTED = re.compile(r"^Query interrupted$|failed: KeyboardInterrupt:?\s*$")  # the whole text, or its end
 _GRACE = 10.0  # seconds to wait for a query that was asked to stop
 
 
 class QueryTimeout(Exception):
     """A query took longer than its time limit."""
+
+
+@contextmanager
+def signals_kept() -> Iterator[None]:
+    """Raise KeyboardInterrupt where DuckDB made an error of its own of it.
+
+    That happens when a signal comes during a query in this thread, or while DuckDB reads the schema of Arrow data.
+    """
+    import duckdb
+
+    try:
+        yield
+    except (RuntimeError, duckdb.Error) as error:
+        if _INTERRUPTED.search(str(error)):
+            raise KeyboardInterrupt from None
+        raise
 
 
 def interruptible(connection: Any, query: Callable[[], T], *, seconds: float | None = None) -> T:

@@ -341,14 +341,21 @@ def test_a_slow_condition_ends_at_the_time_limit() -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGALRM")
-def test_a_signal_in_a_short_query_is_an_interruption() -> None:
+@pytest.mark.parametrize("what", ["query", "schema"])
+def test_a_signal_in_a_short_query_is_an_interruption(what: str) -> None:
+    """Also while DuckDB reads the schema of Arrow data, of which it makes an error of its own."""
+
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
     def ask() -> None:
+        part = pa.record_batch({f"c{i}": pa.array([i]) for i in range(300)})
         with cursor() as db:
-            while True:
+            while what == "query":
                 db.execute("SELECT sum(range) FROM range(100000)").fetchall()
+            while True:
+                db.register("part", part)
+                db.unregister("part")
 
     before = signal.signal(signal.SIGALRM, interrupt)
     signal.setitimer(signal.ITIMER_REAL, 0.05)
