@@ -120,6 +120,7 @@ def test_without_runs_it_says_what_is_not_known(capsys: pytest.CaptureFixture[st
     assert "(3.5 passes)" in out
     assert "keep " not in out.splitlines()[-1]
     assert th.advise(POOL, 7906)["known"] is False
+    assert th.advise(POOL, 7_906_000)["notes"][0] == "7,906,000 samples are 2,000 passes over all 3,953 rows"
 
 
 @pytest.mark.parametrize(

@@ -208,7 +208,8 @@ def advise(
     """
     if rows < 1 or samples < 1:
         raise UsageError(f"{rows=:,}, {samples=:,}; give 1 or more")
-    once = f"{samples:,} samples are {samples / rows:.2g} passes over all {counted(rows, 'row')}"
+    over = f"{samples / rows:.2g}" if samples < 10 * rows else f"{samples / rows:,.0f}"
+    once = f"{samples:,} samples are {over} passes over all {counted(rows, 'row')}"
     if runs is None:
         return {"known": False, "rows": rows, "samples_seen": samples, "published": PUBLISHED, "notes": _unknown(once)}
     shares = np.unique([round(run.share, 6) for run in runs])
