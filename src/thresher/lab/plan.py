@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from thresher.errors import UsageError, suggest
@@ -41,7 +41,7 @@ class Sources:
 
     Attributes:
         train: The training data: anything that ``thresher train`` reads.
-        evals: Evaluation sets, parquet. Each is cut into two halves, with no group in both.
+        evals: Evaluation sets, parquet, with different file names. Each is cut into two halves, with no group in both.
         off_topic: Data whose rows are added to a corpus as off-topic rows; "" for none.
     """
 
@@ -53,6 +53,9 @@ class Sources:
         """Validate the parameters."""
         if not self.evals:
             raise UsageError("evals = []; give one evaluation set or more")
+        names = [PurePath(path).stem for path in self.evals]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise UsageError(f"two evaluation sets are named {', '.join(twice)}; give each file its own name")
 
 
 @dataclass(frozen=True, kw_only=True)
