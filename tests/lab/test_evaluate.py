@@ -305,6 +305,12 @@ def test_what_a_set_lacks_is_said(sets: Path, tmp_path: Path) -> None:
     (tmp_path / "suite.toml").write_text("[[set]]\ndat = 'x'")
     with pytest.raises(UsageError, match="set 1 has no parameter 'dat'"):
         Suite.load(str(tmp_path / "suite.toml"))
+    (tmp_path / "suite.toml").write_text("[[set]]\ndata = 'x'\n" * 2**16)
+    with pytest.raises(UsageError, match="not a readable suite .it has more than 1,048,576 bytes"):
+        Suite.load(str(tmp_path / "suite.toml"))
+    (tmp_path / "suite.toml").write_text("name = " + "9" * 5_000)
+    with pytest.raises(UsageError, match="not valid TOML .an integer has too many digits"):
+        Suite.load(str(tmp_path / "suite.toml"))
 
 
 def test_models_are_named_by_their_folders(tmp_path: Path) -> None:
