@@ -231,6 +231,8 @@ def test_features_of_a_pool_are_found_by_key(pool, rows, tmp_path) -> None:
             found.gather([3, 60])
         with pytest.raises(UsageError, match="1 of 2 rows of the data are not in it, the first 'other'"):
             ReferenceFeatures.of_pool(where, ["k3", "other"], tmp_path)
+        with pytest.raises(UsageError, match="several of the data have the key 'k3'; give every row a key of its own"):
+            ReferenceFeatures.of_pool(where, ["k3", "k4", "k3"], tmp_path)
 
 
 def in_parquet(store, tmp_path):

@@ -51,6 +51,24 @@ def test_swapped_captions_are_all_wrong_and_none_is_lost(data: Path, tmp_path: P
     ] == [cell["bytes"] for cell in before["image"].to_pylist()]
 
 
+def test_a_single_row_has_no_other_caption_to_get(data: Path, tmp_path: Path) -> None:
+    info, table = made(Corpus(swapped=0.01), data, tmp_path / "a")
+    assert info["swapped"] == 0
+    assert set(table["planted"].to_pylist()) == {""}
+
+
+def test_columns_of_the_data_are_kept_with_their_types(data: Path, tmp_path: Path) -> None:
+    before = pq.read_table(data / "train.parquet")
+    before = before.append_column("size", pa.array(range(len(before)), pa.int16()))
+    before = before.append_column("score", pa.nulls(len(before), pa.float32()))
+    pq.write_table(before, tmp_path / "train.parquet")
+    corpus = Corpus(rows=100)
+    make_corpus(corpus, str(tmp_path / "train.parquet"), "", tmp_path / "made.parquet", captions=True)
+    table = pq.read_table(tmp_path / "made.parquet")
+    assert [table.schema.field(name).type for name in ("size", "score")] == [pa.int16(), pa.float32()]
+    assert len(set(table["size"].to_pylist())) == 100
+
+
 def test_captions_can_be_swapped_within_a_class(data: Path, tmp_path: Path) -> None:
     _, table = made(Corpus(swapped=0.5, within="kind"), data, tmp_path / "a")
     kind_of = dict(zip(emoji(120)["text"].to_pylist(), table["kind"].to_pylist(), strict=True))

@@ -228,6 +228,7 @@ def test_the_interval_is_that_of_drawing_the_rows_again() -> None:
         ("classes/classnames.txt", "red\ngreen", "has the class 5, but 2 names"),
         ("classes/classnames.txt", None, "has no classnames.txt"),
         ("classes/test/nshards.txt", "3", "2.tar"),
+        ("classes/test/nshards.txt", "9" * 5_000, "expected the number of tars"),
     ],
 )
 def test_a_damaged_webdataset_says_what_is_wrong(
@@ -242,6 +243,49 @@ def test_a_damaged_webdataset_says_what_is_wrong(
         (tmp_path / file).write_text(content)
     with pytest.raises(PoolError, match=message):
         open_set(str(tmp_path / "classes"))
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [([], "its tars have no samples"), (["9" * 5_000], "has the class '9+'; expected a whole number")],
+    ids=["no samples", "a class of thousands of digits"],
+)
+def test_a_webdataset_without_usable_classes_says_so(cells: list[str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test/nshards.txt").write_text("1")
+    (tmp_path / "classnames.txt").write_text("red\ngreen")
+    with tarfile.open(tmp_path / "test/0.tar", "w") as tar:
+        for row, cell in enumerate(cells):
+            add(tar, f"s{row}.png", picture(row))
+            add(tar, f"s{row}.cls", cell.encode())
+    with pytest.raises(PoolError, match=message):
+        open_set(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("labels", "features"),
+    [
+        ([0, 1], {"label": None}),
+        ([0, 1], {"label": [{"names": ["a", "b"]}]}),
+        (["\u00b2", "\u00b3"], {"label": {"names": ["a"]}}),
+    ],
+    ids=["no feature", "a list", "digits that are no numbers"],
+)
+def test_labels_without_known_names_stay_as_they_are(labels: list[Any], features: Any, tmp_path: Path) -> None:
+    table = pa.table({"image": [{"bytes": picture(row), "path": None} for row in range(2)], "label": labels})
+    schema = json.dumps({"info": {"features": features}})
+    pq.write_table(table.replace_schema_metadata({"huggingface": schema}), tmp_path / "set.parquet")
+    assert open_set(str(tmp_path / "set.parquet")).labels["label"].names == tuple(map(str, labels))
+
+
+def test_a_row_without_a_group_is_named(tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    cells = [{"bytes": picture(row), "path": None} for row in range(3)]
+    rows = {"image": cells, "text": ["red", "green", "blue"], "set": ["a", None, "a"]}
+    Dataset.from_dict(rows).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(UsageError, match="row 1 has no 'set'; give every row a group"):
+        open_set(str(tmp_path / "saved"), group="set")
 
 
 def test_what_a_set_lacks_is_said(sets: Path, tmp_path: Path) -> None:
@@ -260,6 +304,12 @@ def test_what_a_set_lacks_is_said(sets: Path, tmp_path: Path) -> None:
         evaluated(tmp_path / "bad.parquet", "retrieval")
     (tmp_path / "suite.toml").write_text("[[set]]\ndat = 'x'")
     with pytest.raises(UsageError, match="set 1 has no parameter 'dat'"):
+        Suite.load(str(tmp_path / "suite.toml"))
+    (tmp_path / "suite.toml").write_text("[[set]]\ndata = 'x'\n" * 2**16)
+    with pytest.raises(UsageError, match="not a readable suite .it has more than 1,048,576 bytes"):
+        Suite.load(str(tmp_path / "suite.toml"))
+    (tmp_path / "suite.toml").write_text("name = " + "9" * 5_000)
+    with pytest.raises(UsageError, match="not valid TOML .an integer has too many digits"):
         Suite.load(str(tmp_path / "suite.toml"))
 
 

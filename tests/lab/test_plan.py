@@ -76,6 +76,7 @@ BAD = [
     ("seeds = 2", "seeds = 0", "seeds = 0; give how many"),
     ("seeds = 2", "seeds = [1, 1]", r"seeds = \[1, 1\]"),
     ('evals = ["b.parquet"]', "evals = []", "give one evaluation set or more"),
+    ('evals = ["b.parquet"]', 'evals = ["a/x.parquet", "b/x.parquet"]', "two evaluation sets are named x; give each"),
     ('evals = ["b.parquet"]', 'evals = "b.parquet"', r"\[data\]: evals"),
     ('policy = "scan"', 'policy = "scann"', "no policy 'scann'.*scan"),
     ("prune = 0.3", "prune = 3", "row scan: prune = 3"),

@@ -11,7 +11,7 @@ import pytest
 
 import thresher as th
 from tests.train.conftest import emoji
-from thresher.errors import UsageError
+from thresher.errors import OutputError, UsageError
 from thresher.evaluation.intervals import Mean
 from thresher.lab.prove import Question, cut_data, outcome, say
 
@@ -146,9 +146,23 @@ def test_the_data_are_cut_without_a_caption_in_both_parts_and_the_same_every_tim
     assert pq.read_table(again[0]).equals(kept)
     given = Question(method="density", evals=(data,))
     assert cut_data(given, data, tmp_path / "c") == (data, (data,))
+    assert cut_data(given, data, tmp_path / "c") == (data, (data,))
     pq.write_table(table.slice(0, 60), tmp_path / "few.parquet")
     with pytest.raises(UsageError, match="has 60 usable rows; give 100 or more, or an evaluation set with --eval"):
         cut_data(DENSITY, str(tmp_path / "few.parquet"), tmp_path / "d")
+
+
+def test_a_folder_is_not_continued_with_other_data(tmp_path: Path) -> None:
+    for name, start in (("one", 0), ("two", 200)):
+        pq.write_table(emoji(400).slice(start, 200), tmp_path / f"{name}.parquet")
+    one, two = (str(tmp_path / f"{name}.parquet") for name in ("one", "two"))
+    made = cut_data(DENSITY, one, tmp_path / "out/data")
+    assert cut_data(DENSITY, one, tmp_path / "out/data") == made
+    others = [(DENSITY, two, "data"), (Question(method="density", rows=300), one, "rows")]
+    others.append((Question(method="density", evals=(two,)), one, "evals"))
+    for question, data, what in others:
+        with pytest.raises(OutputError, match=f"out: was begun with other {what}; choose another folder"):
+            cut_data(question, data, tmp_path / "out/data")
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,29 @@ def test_time_is_up_and_the_same_command_continues(data: Path, tmp_path: Path, i
     assert run_plan(plan, tmp_path / "out", data=data, workers=1, minutes=0) == []
     assert "No run is finished yet" in (tmp_path / "out/table.md").read_text()
     assert in_process == []
+    for odd in (-1.0, float("nan")):
+        with pytest.raises(UsageError, match=f"minutes = {odd}; give 0 or more"):
+            run_plan(plan, tmp_path / "out", data=data, minutes=odd)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("trial/job.json", '{"what": 5}'),
+        ("trial/job.json", '{"what": {"sources": {"train": 5}}}'),
+        ("trial/result.json", '{"samples'),
+        ("trial/result.json", "[]"),
+        ("runs/noisy/full/seed-0/result.json", "[" * 100_000),
+    ],
+)
+def test_a_damaged_file_of_a_plan_is_named(
+    file: str, content: str, data: Path, tmp_path: Path, in_process: list[str]
+) -> None:
+    path = tmp_path / "out" / file
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.raises(OutputError, match=f"{file}: cannot be read, it may be damaged .*; remove its folder"):
+        run_plan(Plan.parse(PLAN), tmp_path / "out", data=data, minutes=0)
 
 
 def test_a_dry_run_says_what_would_run(data: Path) -> None:

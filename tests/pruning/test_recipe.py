@@ -86,6 +86,9 @@ def test_shipped_recipes_are_sound_and_described(name) -> None:
 def test_a_recipe_is_found_by_name_or_file(tmp_path) -> None:
     (tmp_path / "mine.toml").write_text(RANDOM)
     assert Recipe.load(str(tmp_path / "mine.toml")).steps == (build("random", {"keep": "50%"}),)
+    (tmp_path / "long.toml").write_text(f"{RANDOM}\n#{'x' * 2**20}\n{RANDOM}")
+    with pytest.raises(UsageError, match="neither a readable file .it has more than 1,048,576 bytes"):
+        Recipe.load(str(tmp_path / "long.toml"))
     for wrong, told in (("semdedupe", "Did you mean 'semdedup'"), (str(tmp_path), "shipped: ")):
         with pytest.raises(UsageError, match=told):
             Recipe.load(wrong)

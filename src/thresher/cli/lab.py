@@ -9,8 +9,30 @@ import click
 
 from thresher import api
 from thresher.cli import text
-from thresher.cli.options import JSON, QUIET, Choice, engine_from, engine_options, options
+from thresher.cli.options import (
+    BATCH_SIZE,
+    DEVICE,
+    JSON,
+    MODEL,
+    MOST_WORKERS,
+    QUIET,
+    Choice,
+    engine_from,
+    engine_options,
+    options,
+)
 from thresher.cli.output import Interrupted, Output
+
+_LABELS = click.option(
+    "--eval-label", "labels", multiple=True, metavar="COLUMN",
+    help="Class column of the evaluation sets; can be repeated.",
+)  # fmt: skip
+_WORKERS = click.option(
+    "--workers",
+    type=click.IntRange(1, MOST_WORKERS),
+    metavar="N",
+    help="Runs at a time (default: as many as fit the cores).",
+)
 
 
 @click.command()
@@ -65,16 +87,11 @@ def evaluate(model: str, data: tuple[str, ...], quiet: bool, output: Output, **v
 )  # fmt: skip
 @click.option("--train", metavar="DATA", help="Train on these data instead of those of the plan.")
 @click.option("--eval", "evals", multiple=True, metavar="FILE", help="Evaluate on this set instead; can be repeated.")
-@click.option(
-    "--eval-label", "labels", multiple=True, metavar="COLUMN",
-    help="Class column of the evaluation sets; can be repeated.",
-)  # fmt: skip
+@_LABELS
 @click.option("--seeds", type=click.IntRange(1, 1000), metavar="N", help="Number of seeds.")
 @click.option("--row", "rows", multiple=True, metavar="NAME", help="Run only this row, and full; can be repeated.")
 @click.option("--corpus", "corpora", multiple=True, metavar="NAME", help="Run only this corpus; can be repeated.")
-@click.option(
-    "--workers", type=click.IntRange(1, 4096), metavar="N", help="Runs at a time (default: as many as fit the cores)."
-)
+@_WORKERS
 @click.option("--minutes", type=float, metavar="X", help="Stop after this time; the same command continues.")
 @options(*engine_options(None, "Where runs start, such as ray: its workers must see the folder and the data."))
 @click.option("--dry-run", is_flag=True, help="Check the plan and its data, and show what would run.")
@@ -118,29 +135,17 @@ def lab(
     "--eval", "evals", multiple=True, metavar="FILE",
     help="Parquet file to evaluate on (default: a tenth of the data is held out); can be repeated.",
 )  # fmt: skip
-@click.option(
-    "--eval-label", "labels", multiple=True, metavar="COLUMN",
-    help="Class column of the evaluation sets; can be repeated.",
-)  # fmt: skip
+@_LABELS
 @click.option("--seeds", type=click.IntRange(1, 1000), default=3, show_default=True, metavar="N", help="Seeds.")
 @click.option("--epochs", type=click.IntRange(1), default=8, show_default=True, metavar="N", help="Of full training.")
-@click.option(
-    "--model", default="tiny", show_default=True, metavar="NAME",
-    help="tiny, small, an open_clip configuration, or the path of one (.json).",
-)  # fmt: skip
-@click.option(
-    "--batch-size", type=click.IntRange(2), default=256, show_default=True, metavar="N", help="Samples per batch."
-)
+@MODEL
+@BATCH_SIZE
 @click.option(
     "--rows", type=click.IntRange(200), default=40_000, show_default=True, metavar="N",
     help="Use at most this many rows, drawn at random.",
 )  # fmt: skip
-@click.option(
-    "--device", default="auto", show_default=True, metavar="NAME", help="Where to train: cpu, cuda or cuda:1."
-)
-@click.option(
-    "--workers", type=click.IntRange(1, 4096), metavar="N", help="Runs at a time (default: as many as fit the cores)."
-)
+@DEVICE
+@_WORKERS
 @options(QUIET, JSON)
 def prove(data: str, out: str, quiet: bool, output: Output, **values: Any) -> None:
     """Show whether pruning pays on your data: a method or policy, all rows and random rows.

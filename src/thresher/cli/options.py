@@ -146,6 +146,25 @@ WITHIN = click.option(
     "--within", metavar="SEL", multiple=True, callback=_once, help="Use only the rows kept by an earlier selection."
 )
 
+# Of commands that train.
+MODEL = click.option(
+    "--model", default="tiny", show_default=True, metavar="NAME",
+    help="tiny, small, an open_clip configuration, or the path of one (.json).",
+)  # fmt: skip
+BATCH_SIZE = click.option(
+    "--batch-size", type=click.IntRange(2), default=256, show_default=True, metavar="N", help="Samples per batch."
+)
+LR = click.option("--lr", type=float, metavar="X", help="Peak learning rate (default: 0.002 for tiny, else 0.0005).")
+RUN_SEED = click.option(
+    "--seed", type=int, default=0, show_default=True, metavar="SEED", help="Seed of all randomness."
+)
+DEVICE = click.option(
+    "--device", default="auto", show_default=True, metavar="NAME", help="Where to train: cpu, cuda or cuda:1."
+)
+DECODERS = click.option(
+    "--workers", type=click.IntRange(0), default=2, show_default=True, metavar="N", help="Decoding workers."
+)
+
 READER = click.option(
     "--reader",
     metavar="NAME[:OPTION=VALUE]",

@@ -14,11 +14,17 @@ import click
 from thresher import api
 from thresher.cli import text
 from thresher.cli.options import (
+    BATCH_SIZE,
     DATA,
+    DECODERS,
+    DEVICE,
     IMAGES,
     JSON,
+    LR,
+    MODEL,
     OVERWRITE,
     QUIET,
+    RUN_SEED,
     Choice,
     Group,
     PluginChoice,
@@ -95,10 +101,8 @@ def _option(flag: Any) -> click.Option:
 _RUN = [
     click.option("--epochs", type=click.IntRange(1), metavar="N", help="Length of the run in epochs (default: 10)."),
     click.option("--samples-seen", "samples", type=click.IntRange(1), metavar="N", help="Or its length in samples."),
-    click.option(
-        "--batch-size", type=click.IntRange(2), default=256, show_default=True, metavar="N", help="Samples per batch."
-    ),
-    click.option("--lr", type=float, metavar="X", help="Peak learning rate (default: 0.002 for tiny, else 0.0005)."),
+    BATCH_SIZE,
+    LR,
     click.option("--weight-decay", type=float, metavar="X", help="Weight decay (default: 0.1)."),
     click.option(
         "--warmup", type=float, default=0.05, show_default=True, metavar="SHARE",
@@ -116,17 +120,13 @@ _RUN = [
         "--super-batch", type=click.IntRange(2), metavar="N",
         help="For --compose: batches of rows that a batch is chosen from (default: 5).",
     ),
-    click.option("--seed", type=int, default=0, show_default=True, metavar="SEED", help="Seed of all randomness."),
+    RUN_SEED,
     click.option(
         "--precision", type=Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True,
         help="Precision of the model; auto: bfloat16 on a GPU, else float32.",
     ),
-    click.option(
-        "--device", default="auto", show_default=True, metavar="NAME", help="Where to train: cpu, cuda or cuda:1."
-    ),
-    click.option(
-        "--workers", type=click.IntRange(0), default=2, show_default=True, metavar="N", help="Decoding workers."
-    ),
+    DEVICE,
+    DECODERS,
     click.option(
         "--eval", "evals", multiple=True, metavar="FILE", help="Parquet file to evaluate on; can be repeated."
     ),
@@ -161,10 +161,7 @@ def train() -> None:
 @train.command(cls=_Trainer)
 @click.argument("data")
 @_OUT
-@click.option(
-    "--model", default="tiny", show_default=True, metavar="NAME",
-    help="tiny, small, an open_clip configuration, or the path of one (.json).",
-)  # fmt: skip
+@MODEL
 @click.option(
     "--loss", type=Choice(["clip", "siglip", "drrho"]), default="clip", show_default=True,
     help="Contrastive loss; drrho needs a pool with embeddings of the same rows as --reference.",
@@ -297,18 +294,11 @@ def coreset(run: str, out: str, keep: str | None, pool: str | None, overwrite: b
 @click.option(
     "--epochs", type=click.IntRange(2), default=4, show_default=True, metavar="N", help="Epochs to train for."
 )
-@click.option(
-    "--model", default="tiny", show_default=True, metavar="NAME",
-    help="tiny, small, an open_clip configuration, or the path of one (.json).",
-)  # fmt: skip
-@click.option(
-    "--batch-size", type=click.IntRange(2), default=256, show_default=True, metavar="N", help="Samples per batch."
-)
-@click.option("--seed", type=int, default=0, show_default=True, metavar="SEED", help="Seed of all randomness.")
-@click.option(
-    "--device", default="auto", show_default=True, metavar="NAME", help="Where to train: cpu, cuda or cuda:1."
-)
-@click.option("--workers", type=click.IntRange(0), default=2, show_default=True, metavar="N", help="Decoding workers.")
+@MODEL
+@BATCH_SIZE
+@RUN_SEED
+@DEVICE
+@DECODERS
 @options(*DATA, OVERWRITE, QUIET, JSON)
 def mismatched(
     data: str, out: str, run: str | None, epochs: int, overwrite: bool, quiet: bool, output: Output, **v: Any
@@ -355,20 +345,13 @@ _OF_POOLS = ("data", "out", "pool", "batch_size", "seed", "key", "overwrite", "q
 @click.option(
     "--epochs", type=click.IntRange(1), default=4, show_default=True, metavar="N", help="Epochs to train for."
 )
-@click.option(
-    "--model", default="tiny", show_default=True, metavar="NAME",
-    help="tiny, small, an open_clip configuration, or the path of one (.json).",
-)  # fmt: skip
+@MODEL
 @click.option("--loss", type=Choice(["clip", "siglip"]), default="clip", show_default=True, help="Contrastive loss.")
-@click.option(
-    "--batch-size", type=click.IntRange(2), default=256, show_default=True, metavar="N", help="Samples per batch."
-)
-@click.option("--lr", type=float, metavar="X", help="Peak learning rate (default: 0.002 for tiny, else 0.0005).")
-@click.option("--seed", type=int, default=0, show_default=True, metavar="SEED", help="Seed of all randomness.")
-@click.option(
-    "--device", default="auto", show_default=True, metavar="NAME", help="Where to train: cpu, cuda or cuda:1."
-)
-@click.option("--workers", type=click.IntRange(0), default=2, show_default=True, metavar="N", help="Decoding workers.")
+@BATCH_SIZE
+@LR
+@RUN_SEED
+@DEVICE
+@DECODERS
 @options(*DATA, OVERWRITE, QUIET, JSON)
 @click.pass_context
 def reference(

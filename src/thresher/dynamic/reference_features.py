@@ -69,10 +69,17 @@ class ReferenceFeatures:
             folder: Where to copy to; None to refuse such a pool.
 
         Raises:
-            UsageError: A row is not in the pool, the pool has no joint embeddings, or a folder is needed.
+            UsageError: A row is not in the pool, keys are not unique, the pool has no joint embeddings, or a folder is
+                needed.
         """
         where = _joint(store)
         wanted = {_same(key): row for row, key in enumerate(keys)}
+        if len(wanted) < len(keys):
+            twice = next(key for row, key in enumerate(keys) if wanted[_same(key)] != row)
+            raise UsageError(
+                f"{where}: rows are found by key, but several of the data have the key {twice!r}; give every row a key "
+                "of its own"
+            )
         at_N, example = np.full(len(keys), -1, np.int64), ""
         for ids, names in store.keys():
             example = example or names[0]

@@ -84,14 +84,12 @@ def write_index(index: _Index, target: Path) -> None:
 def swaps(index: _Index, rows: int, seed: int) -> dict[int, int]:
     """Return whose caption each of about ``rows`` rows gets: passed on in a circle, so that no row keeps its own.
 
-    With classes, captions are passed on within a class; classes of which one row is drawn keep theirs.
+    With classes, captions are passed on within a class. A row that is drawn alone keeps its own.
     """
     order = generator(seed, "swapped").permutation(len(index))[:rows]
-    if not index.classes:
-        return dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
     of_class: dict[Any, list[int]] = {}
     for row in order.tolist():
-        of_class.setdefault(index.classes[row], []).append(row)
+        of_class.setdefault(index.classes[row] if index.classes else None, []).append(row)
     return {
         row: other
         for members in of_class.values()
@@ -185,20 +183,8 @@ class _Rows:
 
         columns: dict[str, Any] = {"key": pa.string(), "image": pa.struct({"bytes": pa.binary(), "path": pa.string()})}
         columns |= {"text": pa.string(), PLANTED: pa.string()}
-        opened = open_data(train, DataOptions(captions=False))
-        kinds: dict[str, set[type]] = {name: set() for name in opened.columns if name not in columns}
-        for number, sample in enumerate(opened.samples()):
-            for name in kinds:
-                value = sample.columns.get(name)
-                if value is not None:
-                    kinds[name].add(type(value))
-            if number > 10_000:
-                break
-        arrow = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_()}
-        light = {
-            name: arrow[next(iter(seen))] for name, seen in kinds.items() if len(seen) == 1 and seen <= arrow.keys()
-        }
-        return pa.schema([*columns.items(), *light.items()])
+        light = open_data(train, DataOptions(captions=False)).columns
+        return pa.schema([*columns.items(), *((name, kind) for name, kind in light.items() if name not in columns)])
 
     def _captions(self) -> dict[int, int]:
         """Return the row whose caption each swapped row gets, by row of the data."""

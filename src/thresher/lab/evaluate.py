@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -33,7 +32,7 @@ from thresher.lab.sets import LabelledSet, open_set
 from thresher.runtime.files import writing
 from thresher.runtime.parameters import build
 from thresher.runtime.progress import Progress, Silent
-from thresher.runtime.untrusted import cut
+from thresher.runtime.untrusted import cut, parse_toml, toml_text
 
 if TYPE_CHECKING:
     from thresher.embedding.encoders import Encoder
@@ -98,10 +97,12 @@ class Suite:
         """
         try:
             with Path(path).open("rb") as file:
-                data = tomllib.loads(file.read(2**20).decode("utf-8-sig"))
-        except (OSError, UnicodeDecodeError) as error:
+                text = toml_text(file)
+        except (OSError, ValueError) as error:
             raise UsageError(f"{path}: not a readable suite ({getattr(error, 'strerror', None) or error})") from None
-        except (ValueError, RecursionError) as error:
+        try:
+            data = parse_toml(text)
+        except ValueError as error:
             raise UsageError(f"{path}: not valid TOML ({error})") from None
         tables = data.pop("set", None)
         if not isinstance(tables, list) or not tables or set(data) - {"name"}:

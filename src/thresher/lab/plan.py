@@ -6,22 +6,20 @@ A profile is a table ``[profile.NAME]`` with the same tables again; what it has 
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from thresher.errors import UsageError, suggest
 from thresher.runtime.parameters import Share, build
-from thresher.runtime.untrusted import cut
+from thresher.runtime.untrusted import cut, parse_toml, toml_text
 from thresher.selection import Keep
 
 BASELINE, SHORT = "full", "full-short"
 HALVES = ("selection", "held-out")
 EARLY = "early-proxy"  # in a step: the pool of the early proxy
-_MOST_BYTES = 2**20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._%+-]{0,59}")
 _TABLES = ("name", "about", "paper", "seeds", "data", "trainer", "evaluation", "proxy", "corpus", "row", "profile")
 
@@ -41,7 +39,7 @@ class Sources:
 
     Attributes:
         train: The training data: anything that ``thresher train`` reads.
-        evals: Evaluation sets, parquet. Each is cut into two halves, with no group in both.
+        evals: Evaluation sets, parquet, with different file names. Each is cut into two halves, with no group in both.
         off_topic: Data whose rows are added to a corpus as off-topic rows; "" for none.
     """
 
@@ -53,6 +51,9 @@ class Sources:
         """Validate the parameters."""
         if not self.evals:
             raise UsageError("evals = []; give one evaluation set or more")
+        names = [PurePath(path).stem for path in self.evals]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise UsageError(f"two evaluation sets are named {', '.join(twice)}; give each file its own name")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -354,11 +355,8 @@ class Plan:
             return cls.parse(shipped[name], name, profile)
         try:
             with Path(name).open("rb") as file:
-                data = file.read(_MOST_BYTES + 1)
-            if len(data) > _MOST_BYTES:
-                raise UsageError(f"{name}: has more than {_MOST_BYTES:,} bytes; a plan is a short TOML file")
-            text = data.decode("utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
+                text = toml_text(file)
+        except (OSError, ValueError) as error:
             raise UsageError(
                 f"{name}: neither a readable file ({getattr(error, 'strerror', None) or error}) nor a plan that comes "
                 f"with thresher: {', '.join(shipped)}.{suggest(name, shipped)}"
@@ -369,12 +367,9 @@ class Plan:
     def parse(cls, text: str, origin: str = "plan", profile: str | None = None) -> Plan:
         """Read TOML text, see :meth:`load`."""
         try:
-            data = tomllib.loads(text)
-        except RecursionError:
-            raise UsageError(f"{origin}: not a plan: its values are nested too deeply") from None
+            data = parse_toml(text)
         except ValueError as error:
-            said = error if isinstance(error, tomllib.TOMLDecodeError) else "an integer has too many digits"
-            raise UsageError(f"{origin}: not valid TOML ({said})") from None
+            raise UsageError(f"{origin}: not valid TOML ({error})") from None
         try:
             return cls._made(data, Path(origin).stem, profile)
         except UsageError as error:

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from thresher.errors import UsageError
+from thresher.errors import OutputError, UsageError
 from thresher.evaluation.intervals import Mean
 from thresher.evaluation.split import split
 from thresher.lab.corpus import index_of, write_subset
 from thresher.lab.plan import BASELINE, SHORT, Corpus, Evaluation, Plan, Proxy, Row, Sources, Trainer
 from thresher.lab.results import Run, difference
+from thresher.lab.work import read_own, write_json
 from thresher.runtime.files import writing
 from thresher.runtime.random import generator
 
 CHOSEN, RANDOM = "chosen", "random"
 TRAIN, HELD_OUT = "train.parquet", "held-out.parquet"
 SENTENCE = "sentence.txt"
+REQUEST = "data.json"  # what the parts were cut from
 _SHARE, _MOST, _FEWEST = 0.1, 2_000, 50  # rows held out: a tenth, but at most and at least these many
 _WIDE = 3.0  # points: an interval that holds 0 and reaches further says nothing
 _METRICS = {"held-out R@1": "R@1", "held-out probe": "linear probe", "held-out average": "points"}
@@ -118,7 +122,23 @@ def cut_data(question: Question, data: str, folder: Path) -> tuple[str, tuple[st
 
     Rows with the same caption are in the same part. Both parts are written to the folder, unless the data can be used
     as they are. If they are there already, they are not made again: the cut is always the same.
+
+    Raises:
+        OutputError: The folder has parts of other data, or cut in another way.
+        UsageError: There are too few rows to hold some out.
     """
+    request = {"data": data, "evals": list(map(os.path.abspath, question.evals)), "rows": question.rows}
+    with suppress(FileNotFoundError):
+        known = read_own(folder / REQUEST)
+        if odd := [name for name, value in request.items() if known.get(name) != value]:
+            raise OutputError(f"{folder.parent}: was begun with other {' and '.join(odd)}; choose another folder")
+    made = _cut(question, data, folder)
+    write_json(folder / REQUEST, request)
+    return made
+
+
+def _cut(question: Question, data: str, folder: Path) -> tuple[str, tuple[str, ...]]:
+    """Return training data and evaluation sets, and write those that are not there."""
     if question.evals and not _is_larger(question, data):
         return data, question.evals
     train, held_out = folder / TRAIN, folder / HELD_OUT

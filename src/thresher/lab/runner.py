@@ -19,7 +19,7 @@ from thresher.data import open_data
 from thresher.errors import OutputError, PoolError, UsageError
 from thresher.lab.plan import Plan
 from thresher.lab.results import Run, write_results
-from thresher.lab.work import JOB, OUTPUT, RESULT, TRAIN, read_result, write_json
+from thresher.lab.work import JOB, OUTPUT, RESULT, TRAIN, damaged, read_own, read_result, write_json
 from thresher.runtime import locks
 from thresher.runtime.engine import Engine, cores
 from thresher.runtime.format import counted, duration
@@ -127,6 +127,8 @@ def run_plan(
     """
     if engine is not None and minutes is not None:
         raise UsageError("minutes is for runs on this machine, not for an engine; give one of the two")
+    if minutes is not None and not minutes >= 0:
+        raise UsageError(f"minutes = {minutes}; give 0 or more")
     folder, progress = Path(os.path.abspath(out)), progress or Silent()
     plan = located(plan, data)
     if folder.exists() and not folder.is_dir():
@@ -182,14 +184,14 @@ def _check(folder: Path, job: Job) -> None:
     """Refuse a job that was done, or begun, with other settings."""
     path = folder / job.name / JOB
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))["what"]
+        known = _without_paths(read_own(path)["what"])
     except FileNotFoundError:
         return
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"{path}: cannot be read, it may be damaged ({error}); remove its folder") from None
-    wanted = json.loads(json.dumps(job.what))
-    if _without_paths(known) != _without_paths(wanted):
-        names = sorted(_differing(_without_paths(known), _without_paths(wanted)))
+    except (AttributeError, KeyError, TypeError):
+        raise damaged(path, "it does not say what to do") from None
+    wanted = _without_paths(json.loads(json.dumps(job.what)))
+    if known != wanted:
+        names = sorted(_differing(known, wanted))
         raise OutputError(
             f"{folder / job.name}: was begun with other settings ({', '.join(names)}); choose another folder for this "
             "plan, or remove that one"

@@ -25,6 +25,7 @@ _SHARDS, _CLASSES, _TEMPLATES = "nshards.txt", "classnames.txt", "zeroshot_class
 _TYPE = "dataset_type.txt"
 _BYTES = 2**24  # of a text file next to a set
 _MOST_SHARDS = 100_000
+_DIGITS = 9  # of the number of a class or a file
 _TRAIN, _TEST = ("train",), ("test", "val", "validation")
 
 
@@ -117,7 +118,7 @@ def _split_of(path: str, names: Sequence[str]) -> str | None:
 def _webdataset(split: str, whole: str, name: str) -> LabelledSet:
     """Open a split of a webdataset of CLIP_benchmark: numbered tars with images, and classes or captions."""
     count = _text(os.path.join(split, _SHARDS)).strip()
-    if not count.isdecimal() or not 0 < int(count) <= _MOST_SHARDS:
+    if not _is_index(count) or not 0 < int(count) <= _MOST_SHARDS:
         raise PoolError(f"{split}/{_SHARDS}: has {count[:40]!r}; expected the number of tars")
     tars = [os.path.join(split, f"{number}.tar") for number in range(int(count))]
     retrieval = _optional(os.path.join(whole, _TYPE)).strip().lower() == "retrieval"
@@ -131,10 +132,12 @@ def _webdataset(split: str, whole: str, name: str) -> LabelledSet:
             owners += [row] * len(lines)
             index.append(-1)
         else:
-            cell = note.strip()
-            if not cell.isdigit():
+            cell = note.decode("utf-8", "replace").strip()
+            if not _is_index(cell):
                 raise PoolError(f"{whole}: sample {row:,} has the class {cell[:40]!r}; expected a whole number")
             index.append(int(cell))
+    if not index:
+        raise PoolError(f"{whole}: its tars have no samples")
     names = tuple(line for line in _optional(os.path.join(whole, _CLASSES)).splitlines() if line)
     labels: dict[str, Labels] = {}
     if not retrieval:
@@ -165,6 +168,11 @@ def _members(tars: Sequence[str], wanted: str | None) -> Iterator[tuple[str, byt
                 member = sample.members[ending]
                 content = window.read(member.offset, member.size)
                 yield (sample.key, b"", content) if wanted else (sample.key, content, b"")
+
+
+def _is_index(text: str) -> bool:
+    """Return whether a text is a whole number of a size that classes and files can have."""
+    return text.isascii() and text.isdecimal() and len(text) <= _DIGITS
 
 
 def _text(path: str) -> str:
@@ -212,7 +220,10 @@ def _raw(path: str, name: str, labels: tuple[str, ...], group: str | None, text:
     grouped = group or ("group" if "group" in columns else None)
     groups = np.arange(rows)
     if grouped:
-        groups = np.unique(np.array([str(cell) for cell in columns[grouped]]), return_inverse=True)[1].astype(np.int64)
+        values = columns[grouped]
+        if None in values:
+            raise UsageError(f"{path}: row {values.index(None):,} has no {grouped!r}; give every row a group")
+        groups = np.unique(np.array([str(cell) for cell in values]), return_inverse=True)[1].astype(np.int64)
     if texts and len(set(owners)) < rows:
         texts, owners = [], []  # not every image has a caption, so that retrieval is not possible
     pictures = lambda: (sample.stored() for sample in open_data(path, options).samples())  # noqa: E731
@@ -240,9 +251,10 @@ def _labels(path: str, column: str, cells: Sequence[Any]) -> Labels:
 
 def _hub_names(path: str, column: str, labels: Labels) -> Labels:
     """Return labels with the class names that a Hugging Face dataset has for its numbers."""
-    if not all(name.isdigit() for name in labels.names):
+    if not all(map(_is_index, labels.names)):
         return labels
-    names = _feature(path).get(column, {}).get("names")
+    feature = _feature(path).get(column)
+    names = feature.get("names") if isinstance(feature, dict) else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return labels
     old = [int(name) for name in labels.names]

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from thresher.dynamic.run_folder import CHECKPOINT, Training
-from thresher.errors import ThresherError, UsageError
+from thresher.errors import OutputError, ThresherError, UsageError
 from thresher.lab.corpus import INDEX, cut_in_halves, make_corpus
 from thresher.lab.metrics import metrics_of
 from thresher.lab.plan import EARLY, Corpus, Evaluation, Proxy, Row, Trainer
 from thresher.runtime.files import writing
 from thresher.runtime.parameters import build
 from thresher.runtime.progress import Lines
+from thresher.runtime.untrusted import read_json
 
 JOB, RESULT, OUTPUT = "job.json", "result.json", "output.txt"
 TRAIN = "train.parquet"  # in the folder of a changed corpus
@@ -82,8 +83,30 @@ class Task:
 
 def read_result(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the result of a finished job."""
-    result: dict[str, Any] = json.loads((Path(folder) / RESULT).read_text(encoding="utf-8"))
-    return result
+    return read_own(Path(folder) / RESULT)
+
+
+def read_own(path: Path) -> dict[str, Any]:
+    """Return a JSON object that was written to the folder of a plan.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        OutputError: It is damaged.
+    """
+    try:
+        value = read_json(path)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise damaged(path, error) from None
+    if not isinstance(value, dict):
+        raise damaged(path, "it is not an object")
+    return value
+
+
+def damaged(path: Path, why: object) -> OutputError:
+    """Return the error for a file of a plan that cannot be read."""
+    return OutputError(f"{path}: cannot be read, it may be damaged ({why}); remove its folder")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -21,10 +20,8 @@ from thresher.runtime.engine import Engine, make_engine
 from thresher.runtime.format import counted
 from thresher.runtime.process import one_blas_thread
 from thresher.runtime.progress import Progress, Silent
-from thresher.runtime.untrusted import cut
+from thresher.runtime.untrusted import cut, parse_toml, toml_text
 from thresher.selection import Selection, Source
-
-_MOST_BYTES = 2**20  # of a recipe
 
 
 @dataclass(frozen=True)
@@ -48,8 +45,8 @@ class Recipe:
             return cls.parse(shipped[name], name)
         try:
             with path.open("rb") as file:
-                text = file.read(_MOST_BYTES).decode("utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
+                text = toml_text(file)
+        except (OSError, ValueError) as error:
             raise UsageError(
                 f"{name}: neither a readable file ({getattr(error, 'strerror', None) or error}) nor a shipped recipe; "
                 f"shipped: {', '.join(shipped)}.{suggest(name, shipped)}"
@@ -60,12 +57,9 @@ class Recipe:
     def parse(cls, text: str, origin: str = "recipe") -> Recipe:
         """Read TOML text: ``seed``, ``description`` and ``[[step]]`` tables with ``method`` and its parameters."""
         try:
-            data = tomllib.loads(text)
-        except RecursionError:
-            raise UsageError(f"{origin}: not a recipe: its values are nested too deeply") from None
-        except ValueError as error:  # also of an integer of thousands of digits
-            said = error if isinstance(error, tomllib.TOMLDecodeError) else "an integer has too many digits"
-            raise UsageError(f"{origin}: not valid TOML ({said})") from None
+            data = parse_toml(text)
+        except ValueError as error:
+            raise UsageError(f"{origin}: not valid TOML ({error})") from None
         allowed = ("seed", "description", "step")
         for key in data:
             if key not in allowed:

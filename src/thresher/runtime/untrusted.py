@@ -14,6 +14,7 @@ import os
 import re
 import stat
 import sys
+import tomllib
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ INTEGERS = (*SIGNED, "uint8", "uint16", "uint32")
 FLOATS = ("float16", "float32", "float64")
 TEXT = "text"  # a NumPy array of text
 
+_TOML_BYTES = 2**20
 _JSON_BYTES = 64 * 2**20
 _JSON_VALUES = 4_000_000  # about 400 MB of Python objects
 _JSON_DEPTH = 500  # of a union of a hundred unions; Python's own limit is 1,000
@@ -104,6 +106,32 @@ def load_json(file: IO[bytes], most: int = _JSON_BYTES) -> Any:
         ValueError: It is larger, or not valid.
     """
     return parse_json(_read(file, most))
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Parse TOML of any origin.
+
+    Raises:
+        ValueError: It is not valid TOML, is nested too deeply, or has an integer of thousands of digits.
+    """
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("its values are nested too deeply") from None
+    except tomllib.TOMLDecodeError:
+        raise
+    except ValueError:
+        raise ValueError("an integer has too many digits") from None
+
+
+def toml_text(file: IO[bytes]) -> str:
+    """Read the text of a TOML file.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It has more than a megabyte, or is not UTF-8.
+    """
+    return _read(file, _TOML_BYTES).decode("utf-8-sig")
 
 
 def _read(file: IO[bytes], most: int) -> bytes:
