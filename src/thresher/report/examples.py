@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from thresher.errors import PoolError
-from thresher.io.pictures import open_rgb, thumbnail
+from thresher.io.pictures import small_picture
 from thresher.pool.layout import Options, texts
 from thresher.pool.pictures import bytes_in, folder_of
 from thresher.pool.store import EmbeddingStore, open_store
@@ -161,13 +161,3 @@ def data_uri(data: bytes) -> str:
     """Return a thumbnail as a data URI; "" for anything that is not a valid image."""
     small = small_picture(data, SIDE)
     return f"data:image/webp;base64,{base64.b64encode(small).decode()}" if small else ""
-
-
-def small_picture(data: bytes, side: int) -> bytes:
-    """Return a thumbnail as WebP, its longer side at most ``side`` pixels; b"" for anything that is not an image."""
-    if not data:
-        return b""
-    try:
-        return thumbnail(open_rgb(data, draft=2 * side), side)
-    except PoolError:
-        return b""
