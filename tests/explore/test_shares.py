@@ -86,12 +86,23 @@ def test_numbers_are_counted_in_ranges_with_about_equal_numbers_of_rows() -> Non
     assert all(80 <= share.rows <= 120 for share in known)
     for share in known:
         assert share.at_least is not None
-        assert share.below is not None
-        inside = (values >= share.at_least) & (values < share.below)
-        if share.below == max(s.below or 0 for s in known):
-            inside |= values == share.below
+        assert share.at_most is not None
+        inside = (values >= share.at_least) & (values <= share.at_most)
         assert (share.rows, share.kept) == (inside.sum(), (inside & kept).sum())
     assert [share.rows for share in one.values if share.value is None] == [50]
+
+
+def test_infinite_numbers_are_a_range() -> None:
+    n = 400
+    values = np.where(np.arange(n) % 4 == 0, np.nan, np.inf)
+    both = np.where(np.arange(n) % 2 == 0, -np.inf, np.inf)
+    kept = np.arange(n) % 8 < 4
+    found = kept_shares(pool({"high": values, "both": both}), kept)
+    high = {share.value: (share.rows, share.kept) for share in column(found, "high").values}
+    assert high == {"inf to inf": (300, 150), None: (100, 50)}
+    assert [(share.value, share.rows, share.kept) for share in column(found, "both").values] == [
+        ("-inf to inf", n, int(kept.sum()))
+    ]
 
 
 def test_numbers_that_are_nearly_equal_or_huge_are_told_apart() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from tests.runs import make_run
 from thresher.cli.main import main
 from thresher.dynamic.run_folder import Training
-from thresher.errors import OutputError, UsageError
+from thresher.errors import OutputError, PoolError, UsageError
 from thresher.evaluation.intervals import Mean
 from thresher.pool.store import open_store
 from thresher.report.runs import compare_runs, write_runs_report
@@ -74,6 +75,18 @@ def test_agreement_is_that_of_the_candidates_of_the_last_search(runs: dict[str, 
     assert found[0]["both"] == len(one & two)
     assert found[0]["jaccard"] == pytest.approx(len(one & two) / len(one | two))
     assert found[0]["chance"] == pytest.approx(max(len(one), len(two)) / 988)
+
+
+def test_a_damaged_ledger_is_not_left_out_in_silence(runs: dict[str, Training], tmp_path: Path) -> None:
+    shutil.copytree(runs["scan-0"].folder, tmp_path / "copy")
+    copy, ledger = Training.load(tmp_path / "copy"), tmp_path / "copy" / "ledger.npz"
+    two = {"a": copy, "b": runs["scan-1"]}
+    assert len(compare_runs(two)["agreement"]) == 1
+    ledger.write_bytes(ledger.read_bytes()[:100])
+    with pytest.raises(PoolError, match=r"ledger\.npz: cannot be read"):
+        compare_runs(two)
+    ledger.unlink()
+    assert compare_runs(two)["agreement"] == []
 
 
 def test_a_single_seed_has_no_interval(runs: dict[str, Training]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from html import unescape
@@ -10,11 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.report.test_report import ATTACK, ROWS, SCRIPT, picture, read, write_pool
-from thresher import Cache, EmbeddingStore, Selection, build, open_store, run_steps
+from thresher import Cache, EmbeddingStore, PoolError, Selection, build, open_store, run_steps
 from thresher.report import write_report
+from thresher.report.compared import write_comparison
+from thresher.report.examples import with_vectors
 from thresher.report.facts import judged
 from thresher.report.sample_map import SIDE, sample_map
 from thresher.report.slider import slider
@@ -161,3 +165,60 @@ def test_the_script_runs(tmp_path: Path) -> None:
         (tmp_path / "page.js").write_text(SCRIPT)
         done = subprocess.run([node, "--check", str(tmp_path / "page.js")], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> tuple[Selection, EmbeddingStore, Cache]:
+    """A selection of a pool some of whose vectors cannot be read, none of them part of its fingerprint."""
+    n, path, cache = 6_400, tmp_path / "pool.parquet", Cache.at(tmp_path / "cache")
+    values = np.random.default_rng(0).normal(size=n * 8).astype(np.float32)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(values), 8)
+    captions = [f"a dog number {i}" for i in range(n)]
+    table = pa.table({"key": [f"k{i}" for i in range(n)], "caption": captions, "image_embedding": vectors})
+    pq.write_table(table, path, use_dictionary=False, row_group_size=50)
+    selection = run_steps(open_store(str(path)), [build("semdedup", {"eps": 0.1, "clusters": 4})], cache=cache)
+    data, stat = bytearray(path.read_bytes()), path.stat()
+    written = pq.ParquetFile(path).metadata
+    fingerprint = {int(row) // 50 for row in np.linspace(0, n - 1, 64)}
+    for group in {*range(written.num_row_groups)} - fingerprint:
+        chunk = written.row_group(group).column(2)
+        start, size = chunk.data_page_offset, chunk.total_compressed_size
+        data[start : start + size] = bytes(size)
+    path.write_bytes(data)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    return selection, open_store(str(path)), Cache.at(tmp_path / "other")
+
+
+def test_vectors_that_cannot_be_read_leave_a_page_that_says_so(
+    damaged: tuple[Selection, EmbeddingStore, Cache], tmp_path: Path
+) -> None:
+    selection, store, cache = damaged
+    said: list[str] = []
+    page = read(write_report(selection, tmp_path / "r.html", store=store, cache=cache, say=said.append))[0]
+    assert len(said) == 1
+    assert said[0].startswith("Without typical rows of clusters and without a map, since vectors cannot be read: ")
+    assert "pool.parquet" in said[0]
+    assert said[0] in unescape(page)
+    assert '<li><a href="#map">' in page
+    assert '<svg viewBox="0 0 1000 1000"' not in page
+    assert "a dog number" in page, "captions are still shown"
+
+
+def test_other_damage_is_not_taken_for_that_of_vectors(damaged: tuple[Selection, EmbeddingStore, Cache]) -> None:
+    said: list[str] = []
+
+    def work(store: EmbeddingStore | None) -> None:
+        raise PoolError("the captions are damaged")
+
+    with pytest.raises(PoolError, match="the captions are damaged"):
+        with_vectors(damaged[1], work, said.append)
+    assert said == []
+
+
+def test_a_comparison_says_it_too(damaged: tuple[Selection, EmbeddingStore, Cache], tmp_path: Path) -> None:
+    selection, store, _ = damaged
+    said: list[str] = []
+    chosen = {"a": selection, "b": selection.recut(eps=0.2)}
+    page = read(write_comparison(chosen, tmp_path / "r.html", store=store, say=said.append))[0]
+    assert len(said) == 1
+    assert said[0] in unescape(page)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import shlex
+import threading
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -148,6 +153,16 @@ def test_points_inside_a_polygon_against_a_slow_reference() -> None:
     assert not inside(np.array([[np.nan, np.nan]], np.float32), corners).any()
 
 
+@pytest.mark.parametrize("wanted", [{"selection": 0}, {"alone": 0}, {"column": "site", "value": "a.example"}])
+def test_what_is_known_of_the_first_pool_does_not_choose_rows_of_another(shown: Shown, wanted: Any) -> None:
+    from thresher.viewer.sets import Wanted, rows_of
+    from thresher.viewer.subject import Kept
+
+    two = replace(shown.subject, stores=(shown.subject.store(), shown.subject.store()), kept=Kept(4))
+    with pytest.raises(UsageError, match="are those of the first pool"):
+        rows_of(two, Wanted(**wanted), 1)
+
+
 def test_members_are_the_bits_of_a_set(shown: Shown) -> None:
     head, arrays = shown.arrays("members", set={"selection": 0, "kept": True})
     bits = np.unpackbits(arrays["bits"], bitorder="little")[:ROWS]
@@ -176,6 +191,8 @@ def test_members_are_the_bits_of_a_set(shown: Shown) -> None:
         ({"polygon": [[0, 0], [1, 1], [1]]}, "two numbers"),
         ({"low": "1", "selection": 0}, "give a number"),
         ({"search": "x" * 401}, "at most 400"),
+        ({"search": "\ud83d"}, "search: has half of a character"),
+        ({"alone": 3}, "selection 3: there are 3"),
         ({"selection": -1}, "whole number"),
         ({"selection": 1.5}, "whole number"),
         ({"selection": 0, "cut": ["keep"]}, "cut: give"),
@@ -431,6 +448,26 @@ def test_a_result_that_fails_is_tried_again() -> None:
     assert not kept.is_making
 
 
+def test_a_result_is_held_as_soon_as_it_is_no_longer_being_made() -> None:
+    """Else a thread that asks in between would make it again."""
+    from thresher.viewer.subject import Kept
+
+    kept, seen, lock = Kept(2), [], threading.Lock()
+
+    class Watched:
+        def __enter__(self) -> None:
+            lock.acquire()
+
+        def __exit__(self, *error: object) -> None:
+            seen.append(kept.is_making or "a" in kept._held)
+            lock.release()
+
+    kept._lock = Watched()  # type: ignore[assignment]
+    assert kept.get("a", lambda: 7) == 7
+    assert len(seen) > 1
+    assert all(seen)
+
+
 def test_saving_does_not_follow_a_symlink(shown: Shown, tmp_path: Path) -> None:
     (shown.folder / "link").symlink_to(tmp_path / "elsewhere")
     body = {"selection": 0, "cut": None, "name": "link"}
@@ -502,6 +539,29 @@ def test_what_was_lost_counts_rows(shown: Shown, chain: Selection) -> None:
     for i, name in enumerate(("a.example", "b.example", "<b>c</b>")):
         assert (values[name]["rows"], values[name]["kept"]) == (80, int(mask[i::3].sum()))
     assert "words" in {one["kind"] for one in columns.values()}
+    ranges = [one for one in columns["width"]["values"] if one["at_least"] is not None]
+    assert len(ranges) == 10
+    for one in ranges:  # the rows behind a range are those that were counted
+        wanted = {"column": "width", "least": one["at_least"], "most": one["at_most"]}
+        assert shown.get("rows", set=wanted)["total"] == one["rows"]
+
+
+def test_infinite_numbers_among_what_was_lost(tmp_path: Path) -> None:
+    file = write_pool(tmp_path / "pool") / "metadata" / "metadata_0.parquet"
+    ratio = [math.inf if i % 4 == 0 else i / 7 for i in range(ROWS)]
+    pq.write_table(pq.read_table(file).append_column("ratio", pa.array(ratio)), file)
+    made = th.select(tmp_path / "pool", th.Random(keep="40%"), cache=tmp_path / "cache", progress=False)
+    with make_shown(tmp_path, [made.save(tmp_path / "random")]) as shown:
+        values = next(one for one in shown.get("lost", selection=0)["columns"] if one["name"] == "ratio")["values"]
+    assert sum(one["rows"] for one in values) == ROWS
+    assert [one["at_most"] for one in values if one["value"].endswith("inf")] == [None]
+
+
+def test_clusters_without_rows_at_the_end_have_no_name(shown: Shown) -> None:
+    from thresher.viewer.words import names_of
+
+    words, rows = names_of(shown.subject, 0, 0)
+    assert names_of(shown.subject, 0, 0, len(words) + 2) == ([*words, "", ""], [*rows, -1, -1])
 
 
 def test_a_comparison_is_that_of_the_command(shown: Shown) -> None:
@@ -531,6 +591,8 @@ def test_a_pool_alone(tmp_path: Path) -> None:
         assert shown.get("explanation", row=3)["steps"] == []
         assert shown.arrays("map")[1]["points"].size == 60
         assert "lists" not in shown.refused("cut", selection=0)
+        for name in ("compare", "covariance"):
+            assert shown.refused(name) == "selection 0: there are 0"
 
 
 def test_a_selection_of_data_in_memory(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ import { asText, get } from "./api";
 import { choice, counted, h, labelled, number, percent, problem, replace, svg } from "./dom";
 import { chosen, state, subject, update, type Filter } from "./state";
 
-export interface Share { value: string | null; rows: number; kept: number; low: number; high: number; shift: number; at_least: number | null; below: number | null }
+export interface Share { value: string | null; rows: number; kept: number; low: number; high: number; shift: number; at_least: number | null; at_most: number | null }
 export interface ColumnShares { name: string; kind: string; rows: number; kept: number; others: number | null; values: Share[] }
 interface Lost { columns: ColumnShares[]; left_out: Record<string, string> }
 
@@ -23,7 +23,7 @@ export function interval(share: Share, overall: number): HTMLElement {
 
 export function filterOf(column: ColumnShares, share: Share): Filter | null {
   if (column.kind === "words") return share.value ? { search: share.value } : null;
-  if (column.kind === "number" && share.at_least !== null) return { column: column.name, least: share.at_least, most: share.below ?? share.at_least };
+  if (column.kind === "number" && share.at_least !== null && share.at_most !== null) return { column: column.name, least: share.at_least, most: share.at_most };
   if (column.kind === "text" && share.value !== null) return { column: column.name, value: share.value };
   return null;
 }

@@ -51,7 +51,7 @@ class Share:
             pool to the nearer end of the interval corrected for all comparisons; negative if fewer were kept, 0 if the
             interval contains the share of the pool.
         at_least: Lower end of a range of numbers, else None.
-        below: Upper end of it, which belongs to the last range only.
+        at_most: Highest number in it, so that the rows are those from ``at_least`` to ``at_most``.
     """
 
     value: str | None
@@ -61,7 +61,7 @@ class Share:
     high: float = 1.0
     shift: float = 0.0
     at_least: float | None = None
-    below: float | None = None
+    at_most: float | None = None
 
     @property
     def share(self) -> float:
@@ -373,17 +373,21 @@ def _numbers(store: EmbeddingStore, name: str, kept_N: Bools) -> ColumnShares:
     whole = bool(np.all(few == np.round(few))) and bool(np.all(np.isfinite(few)))
     if len(few) <= _FEW and whole and np.isin(values_N[~empty], few).all():
         codes = np.where(empty, len(few), np.searchsorted(few, np.where(empty, few[0] if len(few) else 0, values_N)))
-        made = [Share(f"{int(value)}", 0, 0, at_least=float(value), below=float(value)) for value in few.tolist()]
+        made = [Share(f"{int(value)}", 0, 0, at_least=float(value), at_most=float(value)) for value in few.tolist()]
     else:
         finite = some[np.isfinite(some)] if some.dtype.kind == "f" else some[~empty[:: -(-len(values_N) // _SAMPLED)]]
-        edges = np.unique(np.quantile(finite.astype(np.float64), np.linspace(0, 1, _RANGES + 1), method="lower"))
-        inner = edges[1:-1]
+        inner = np.empty(0)
+        if len(finite):
+            shares = np.linspace(0, 1, _RANGES + 1)
+            inner = np.unique(np.quantile(finite.astype(np.float64), shares, method="lower"))[1:-1]
         codes = np.where(empty, len(inner) + 1, np.searchsorted(inner, values_N.astype(np.float64), side="right"))
-        known = values_N[~empty]
+        known = values_N[~empty].astype(np.float64)
+        highest = np.full(len(inner) + 1, -np.inf)
+        np.maximum.at(highest, codes[~empty], known)
         ends = [float(known.min()), *inner.tolist(), float(known.max())]
         texts = _apart(ends)
         made = [
-            Share(f"{texts[i]} to {texts[i + 1]}", 0, 0, at_least=ends[i], below=ends[i + 1])
+            Share(f"{texts[i]} to {texts[i + 1]}", 0, 0, at_least=ends[i], at_most=float(highest[i]))
             for i in range(len(ends) - 1)
         ]
     return _coded(name, "number", [*made, Share(None, 0, 0)], codes, kept_N)

@@ -20,6 +20,11 @@ _EVIDENCE = (
     "duplicate_group",
 )  # of every step that has it, after the name of its method
 _OF_LAST = ("score", "duplicate_of", "duplicate_group")  # of the last step that saw a row
+COLUMNS = {
+    "metavar": "NAMES",
+    "help": "columns, separated by commas (default: row, key, kept, step, reason, repeats and scores of steps)",
+}
+"""The option of formats whose columns can be chosen, for :func:`wanted_columns`."""
 
 
 def columns_of(selection: Selection) -> list[str]:

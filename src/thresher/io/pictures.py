@@ -306,6 +306,14 @@ def thumbnail(picture: Any, side: int) -> bytes:
     return buffer.getvalue()
 
 
+def small_picture(data: bytes, side: int) -> bytes:
+    """Return a thumbnail of an encoded image as WebP, see :func:`thumbnail`; b"" for anything that is not an image."""
+    try:
+        return thumbnail(open_rgb(data, draft=2 * side), side) if data else b""
+    except PoolError:
+        return b""
+
+
 def _eight_bit(picture: Any) -> Any:
     """Convert an image with 16 bits per channel to 8; return others unchanged."""
     from PIL import Image

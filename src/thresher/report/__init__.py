@@ -14,7 +14,7 @@ from thresher.explore.shares import KeptShares, kept_shares
 from thresher.pool.store import EmbeddingStore, same_pool
 from thresher.pruning.covariance import CovarianceError
 from thresher.report import figures
-from thresher.report.examples import Example, look_up, look_up_repeated
+from thresher.report.examples import Example, look_up, look_up_repeated, with_vectors
 from thresher.report.facts import in_short, judged, legible, plain, seeds
 from thresher.report.pages import Entry, rendered, write_page
 from thresher.report.sample_map import POINTS, SampleMap, sample_map
@@ -57,24 +57,19 @@ def write_report(
         cache: Where the positions on the map are kept (default: the usual cache folder).
         covariance: Result of :func:`thresher.pruning.covariance.covariance_errors` for the selection.
         overwrite: Replace a different file.
-        say: Called with one line if the file has this content already.
+        say: Called with one line if the file has this content already, and with one if vectors of the pool cannot be
+            read, for which the page then has no map and no typical rows of clusters, and says why.
 
     Raises:
         UsageError: The store is not the pool of the selection, or a number is negative.
-        PoolError: The selection or the pool is damaged.
+        PoolError: The selection or the metadata of the pool is damaged.
         OutputError: A different file exists and ``overwrite`` is false, or the file cannot be written.
     """
     if min(examples, cells, points) < 0:
         raise UsageError(f"examples = {examples}, cells = {cells}, points = {points}: must be 0 or more")
     if store is not None:
         same_pool(selection, store)
-    views: list[StepView] = []
-    clustered = None  # the step that clustered the most rows: its clusters are named on the map
-    for step in judged(selection):
-        views.append(StepView.of(step, examples if store is not None else 0, cells, store))
-        named = views[-1].names
-        if named is not None and (clustered is None or step.step.rows_in > np.count_nonzero(clustered[0] >= 0)):
-            clustered = labels_of(step), named
+    (views, drawn), unread = with_vectors(store, lambda one: _seen(selection, one, examples, cells, points, cache), say)
     wanted = {row for view in views for row in view.rows()}
     shown = look_up(store, wanted) if store is not None else {}
     others = {
@@ -88,7 +83,8 @@ def write_report(
         shares=None
         if whole is None or len(selection) in (0, selection.total)
         else kept_shares(whole, selection.mask()),
-        map=None if whole is None else sample_map(selection, whole, cache or Cache.at(), points, *(clustered or ())),
+        map=drawn,
+        unread=unread,
         paired=store is not None and "joint" in store.fields,
     )
     page = _render(selection, views, shown, others, title or f"Selection from {_name(selection.pool)}", about, extra)
@@ -101,7 +97,24 @@ class _Extra:
 
     shares: KeptShares | None
     map: SampleMap | None
+    unread: str
     paired: bool
+
+
+def _seen(
+    selection: Selection, store: EmbeddingStore | None, examples: int, cells: int, points: int, cache: Cache | None
+) -> tuple[list[StepView], SampleMap | None]:
+    """Return what is shown of each step, and the map: the parts of the page that may read vectors."""
+    views: list[StepView] = []
+    clustered = None  # the step that clustered the most rows: its clusters are named on the map
+    for step in judged(selection):
+        views.append(StepView.of(step, examples if store is not None else 0, cells, store))
+        named = views[-1].names
+        if named is not None and (clustered is None or step.step.rows_in > np.count_nonzero(clustered[0] >= 0)):
+            clustered = labels_of(step), named
+    if store is None:
+        return views, None
+    return views, sample_map(selection, replace(store, rows=None), cache or Cache.at(), points, *(clustered or ()))
 
 
 def _name(pool: str) -> str:
@@ -138,6 +151,7 @@ def _render(
         paired=extra.paired,
         shares=extra.shares,
         map=extra.map,
+        unread=extra.unread,
         contents=_contents(views, covariance, extra),
         illustrated=any(example.picture or example.caption for example in shown.values()),
         # Markup is safe: matplotlib escapes all text in a chart.
@@ -156,7 +170,7 @@ def _render(
 def _contents(views: Sequence[StepView], covariance: CovarianceView | None, extra: _Extra) -> list[Entry]:
     """Return the entries of the table of contents."""
     entries = [Entry("funnel", "From pool to selection")]
-    if extra.map is not None:
+    if extra.map is not None or extra.unread:
         entries.append(Entry("map", "Map"))
     if extra.shares is not None and extra.shares.columns:
         entries.append(Entry("lost", "What was lost"))

@@ -16,7 +16,7 @@ from thresher.explore.shares import KeptShares, Share, kept_shares
 from thresher.pool.store import EmbeddingStore, same_pool
 from thresher.pruning.covariance import CovarianceError, Deviation
 from thresher.report.compare import Comparison, clusters_of, compare
-from thresher.report.examples import Example, look_up
+from thresher.report.examples import Example, look_up, with_vectors
 from thresher.report.facts import Strip, Tile, in_short, plain
 from thresher.report.pages import Entry, rendered, write_page
 from thresher.runtime.format import counted
@@ -87,7 +87,8 @@ def write_comparison(
         covariance: Results of :func:`thresher.pruning.covariance.covariance_errors`, by name.
         labels_N: (N,) clusters, -1 for none (default: those of the step that clustered the most rows).
         overwrite: Replace a different file.
-        say: Called with one line if the file has this content already.
+        say: Called with one line if the file has this content already, and with one if vectors of the pool cannot be
+            read, for which the page then has no typical rows of clusters, and says why.
 
     Raises:
         UsageError: Fewer than two or more than five selections, of different pools, or not of this store.
@@ -119,7 +120,7 @@ def write_comparison(
         columns.append(
             _Column(chr(65 + i), short[i], names[i], len(selection), selection.uses, steps, len(alone), strip)
         )
-    groups, titles = _clusters(masks, labels_N, whole, cells)
+    (groups, titles), unread = with_vectors(whole, lambda one: _clusters(masks, labels_N, one, cells), say)
     values, left_out = _values(masks, whole)
     wanted = [tile.row for column in columns for tile in column.strip.tiles] if whole is not None else []
     wanted += [group.row for group in groups if group.row >= 0]
@@ -137,6 +138,7 @@ def write_comparison(
         none_keeps=int(np.count_nonzero(times == 0)),
         groups=groups,
         named=titles is not None,
+        unread=unread,
         values=values,
         left_out=left_out,
         covariance=_covariance(selections, covariance),

@@ -7,20 +7,23 @@ outside the folder of the pool are not read.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
 from thresher.errors import PoolError
-from thresher.io.pictures import open_rgb, thumbnail
+from thresher.io.pictures import small_picture
 from thresher.pool.layout import Options, texts
 from thresher.pool.pictures import bytes_in, folder_of
 from thresher.pool.store import EmbeddingStore, open_store
 from thresher.pruning.reference import ways_to_open
 from thresher.report.facts import Repeats, plain
+from thresher.runtime.results import Say
 from thresher.selection import Step
+
+T = TypeVar("T")
 
 SIDE = 96  # maximum longer side of a thumbnail in pixels
 _KEY, _CAPTION = 200, 140
@@ -84,6 +87,31 @@ def read_rows(
         done += len(part)
 
 
+def with_vectors(
+    store: EmbeddingStore | None, work: Callable[[EmbeddingStore | None], T], say: Say | None
+) -> tuple[T, str]:
+    """Return what is made from a pool, and ""; if its vectors cannot be read, what is made without them, and why.
+
+    Args:
+        store: The pool.
+        work: Makes it, also from a pool without vectors.
+        say: Called with the reason.
+
+    Raises:
+        PoolError: Something else cannot be read.
+    """
+    try:
+        return work(store), ""
+    except PoolError as error:
+        if store is None or not store.layout.vectors:
+            raise
+        made = work(replace(store, layout=replace(store.layout, vectors={})))  # fails again if it was not the vectors
+        why = f"Without typical rows of clusters and without a map, since vectors cannot be read: {plain(error, 300)}"
+        if say is not None:
+            say(why)
+        return made, why
+
+
 def look_up_repeated(step: Step, repeats: Repeats, options: Options) -> tuple[dict[int, Example], bool]:
     """Return the rows of a reference to show, with keys and captions as recorded in the selection.
 
@@ -133,13 +161,3 @@ def data_uri(data: bytes) -> str:
     """Return a thumbnail as a data URI; "" for anything that is not a valid image."""
     small = small_picture(data, SIDE)
     return f"data:image/webp;base64,{base64.b64encode(small).decode()}" if small else ""
-
-
-def small_picture(data: bytes, side: int) -> bytes:
-    """Return a thumbnail as WebP, its longer side at most ``side`` pixels; b"" for anything that is not an image."""
-    if not data:
-        return b""
-    try:
-        return thumbnail(open_rgb(data, draft=2 * side), side)
-    except PoolError:
-        return b""

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from thresher import __version__
-from thresher.dynamic.run_folder import FILES, Training
-from thresher.errors import OutputError, PoolError, UsageError
+from thresher.dynamic.run_folder import FILES, LEDGER, Training
+from thresher.errors import OutputError, UsageError
 from thresher.evaluation.intervals import Mean
 from thresher.io.paths import visible
 from thresher.report.curves import LINES
@@ -176,12 +176,10 @@ def _agreement(runs: Sequence[_Loaded]) -> list[dict[str, Any]]:
     """Return how far the candidates of the last search agree, for pairs of runs on the same data."""
     marked: dict[str, Any] = {}
     for run in runs:
-        if not len(run.epochs):
+        # A folder may have no ledger, as after an export of the log alone; a damaged one is not left out.
+        if not len(run.epochs) or not os.path.exists(run.training.folder / LEDGER):
             continue
-        try:
-            ledger = run.training.ledger()
-        except PoolError:
-            continue  # the folder has no ledger, as after an export of the log alone
+        ledger = run.training.ledger()
         if ledger.times_N.any():
             marked[run.name] = ledger.marked_N == ledger.marked_N.max()
     data = {run.name: (run.training.store, run.training.rows) for run in runs}

@@ -172,7 +172,7 @@ def _judge(subject: Subject, selection: Selection, wanted: Wanted, made: Mapping
     """Add to each row what the selection decided about it."""
     rows = np.array(list(made), np.int64)
     by = np.asarray(selection.dropped_by)[rows]
-    labels = subject.labels(wanted.selection or 0)
+    labels = subject.labels(wanted.selection or 0, wanted.clustered)
     try:
         scores = subject.scores(wanted.selection or 0, wanted.cut, scored_step(subject, wanted))[rows]
     except UsageError:
@@ -382,7 +382,12 @@ def _examples(selection: Selection, labels: Array, k: int, each: int = 5) -> lis
 
 
 def comparison_of(subject: Subject) -> dict[str, Any]:
-    """Return what the selections have in common."""
+    """Return what the selections have in common.
+
+    Raises:
+        UsageError: There are none.
+    """
+    subject.selection(0)
     selections = {str(i): one.selection for i, one in enumerate(subject.selections)}
     steps = [[step.rows_in for step in one.selection.steps if "cluster" in step.rows] for one in subject.selections]
     clustered = max(range(len(steps)), key=lambda i: (max(steps[i], default=0), -i))
@@ -404,8 +409,9 @@ def covariance_of(subject: Subject) -> dict[str, Any]:
     """Return how well each selection preserves the image-text cross-covariance of the pool.
 
     Raises:
-        UsageError: The pool has no image and text embeddings of one space.
+        UsageError: There are no selections, or the pool has no image and text embeddings of one space.
     """
+    subject.selection(0)
     from thresher.pruning.covariance import covariance_errors
     from thresher.pruning.run import Run
     from thresher.report.compare import clusters_of as labels_of

@@ -195,8 +195,8 @@ def application(subject: Subject) -> Starlette:
         made = answers.clusters_of(subject, number, given.cut(), given.some("clustered"))
         if made is None:
             return None
-        named, typical = words.names_of(subject, number, made["step"])
-        shown = zip(typical, made["examples"], strict=False)
+        named, typical = words.names_of(subject, number, made["step"], len(made["size"]))
+        shown = zip(typical, made["examples"], strict=True)
         examples = [[row, *(one for one in others if one != row)][:5] if row >= 0 else others for row, others in shown]
         return {**made, "words": named, "examples": examples}
 

@@ -10,8 +10,9 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 
+from thresher.io.pictures import small_picture
 from thresher.pool.store import EmbeddingStore
-from thresher.report.examples import read_rows, small_picture
+from thresher.report.examples import read_rows
 
 SIDES = (192, 640)  # of the gallery, and of a single row
 _READ, _MADE = 48 * 2**20, 32 * 2**20  # bytes held as read, and as thumbnails

@@ -132,6 +132,8 @@ def _found(subject: Subject, wanted: Wanted, source: int) -> Ids:
     # From the cheapest to the most expensive, which then only looks at rows that are left.
     mask_N = np.ones(store.total, np.bool_)
     number, cut = wanted.selection, wanted.cut
+    if source and (number is not None or wanted.alone is not None or wanted.column or wanted.polygon):
+        raise UsageError("selections, columns and the map are those of the first pool")
     if number is not None:
         dropped_by = subject.selection(number, cut).dropped_by
         if wanted.kept is not None:
@@ -144,6 +146,7 @@ def _found(subject: Subject, wanted: Wanted, source: int) -> Ids:
     elif wanted.kept is not None or wanted.step is not None or wanted.moved:
         raise UsageError("kept, step and moved need a selection")
     if wanted.alone is not None:
+        subject.selection(wanted.alone)  # checks that there is one
         for other in range(len(subject.selections)):
             mask_N &= (subject.selection(other).dropped_by == -1) == (other == wanted.alone)
     if wanted.cluster is not None:
@@ -310,6 +313,8 @@ def _text(given: Mapping[str, Any], name: str) -> str | None:
         return None
     if not isinstance(value, str) or len(value) > _WORDS:
         raise UsageError(f"{name}: give a text of at most {_WORDS} characters")
+    if any("\ud800" <= one <= "\udfff" for one in value):
+        raise UsageError(f"{name}: has half of a character")
     return value
 
 

@@ -63,10 +63,12 @@ class Kept:
                     return cast(T, self._held[key])
             try:
                 made = make()
-            finally:
+            except BaseException:
                 with self._lock:
                     self._making.pop(key, None)
-            with self._lock:
+                raise
+            with self._lock:  # at once: a thread that comes in between would make it again
+                self._making.pop(key, None)
                 self._held[key] = made
                 while len(self._held) > self._most:
                     self._held.popitem(last=False)

@@ -8,26 +8,30 @@ from typing import Any
 import numpy as np
 
 from thresher.explore.names import ClusterNames, cluster_names
-from thresher.explore.shares import kept_shares
+from thresher.explore.shares import Share, kept_shares
 from thresher.report.facts import plain
+from thresher.viewer.answers import finite
 from thresher.viewer.subject import Cut, Subject
 
 _VALUE = 120  # characters of a value
 
 
-def names_of(subject: Subject, number: int, step: int | None) -> tuple[list[str], list[int]]:
+def names_of(
+    subject: Subject, number: int, step: int | None, clusters: int | None = None
+) -> tuple[list[str], list[int]]:
     """Return the words that set each cluster of a step apart, and its most typical row; ([], []) without clusters.
 
-    The words are "" for a cluster without any, and the row is -1 for an empty cluster.
+    The words are "" for a cluster without any, and the row is -1 for an empty cluster. Give the number of clusters if
+    the last ones may be empty.
     """
     labels_N = subject.labels(number, step)
     if labels_N is None:
         return [], []
 
     def made() -> ClusterNames:
-        return cluster_names(subject.store(), np.asarray(labels_N))
+        return cluster_names(subject.store(), np.asarray(labels_N), clusters=clusters)
 
-    found = subject.kept.get(("names", number, step), made)
+    found = subject.kept.get(("names", number, step, clusters), made)
     return [plain(", ".join(words), 80) for words in found.words], found.row_K.tolist()
 
 
@@ -43,7 +47,7 @@ def lost_of(subject: Subject, number: int, cut: Cut | None) -> dict[str, Any]:
                 "rows": column.rows,
                 "kept": column.kept,
                 "others": column.others,
-                "values": [{**asdict(share), "value": _shown(share.value)} for share in column.values],
+                "values": [_value(share) for share in column.values],
             }
             for column in found.columns
         ]
@@ -52,5 +56,11 @@ def lost_of(subject: Subject, number: int, cut: Cut | None) -> dict[str, Any]:
     return subject.kept.get(("lost", number, cut), made)
 
 
-def _shown(value: str | None) -> str | None:
-    return None if value is None else plain(value, _VALUE)
+def _value(share: Share) -> dict[str, Any]:
+    """Return a share as JSON values; a range that reaches to infinity has no ends."""
+    return {
+        **asdict(share),
+        "value": None if share.value is None else plain(share.value, _VALUE),
+        "at_least": finite(share.at_least),
+        "at_most": finite(share.at_most),
+    }

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from thresher.export.paths import CONTROL
 from thresher.export.registry import Written
-from thresher.export.table import batches, wanted_columns
+from thresher.export.table import COLUMNS, batches, wanted_columns
 from thresher.pool.store import EmbeddingStore
 from thresher.selection import Selection
 
@@ -19,13 +19,7 @@ class Csv:
 
     name: ClassVar[str] = "csv"
 
-    columns: str = field(
-        default="",
-        metadata={
-            "metavar": "NAMES",
-            "help": "columns, separated by commas (default: row, key, kept, step, reason, repeats and scores of steps)",
-        },
-    )
+    columns: str = field(default="", metadata=COLUMNS)
 
     def write(self, selection: Selection, store: EmbeddingStore, path: str) -> Written:
         """Write UTF-8 with a header; line breaks and control characters in text are escaped, as in ``\\\\n``.

@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from thresher.errors import PoolError, UsageError
+from thresher.errors import UsageError
 from thresher.explore.map import SAMPLE, map_of
 from thresher.export.registry import Written
 from thresher.export.table import batches, columns_of
-from thresher.io.pictures import open_rgb, thumbnail
+from thresher.io.pictures import small_picture
 from thresher.pool.layout import texts
 from thresher.pool.pictures import bytes_in, folder_of
 from thresher.pool.store import EmbeddingStore
@@ -104,13 +104,6 @@ def _images(store: EmbeddingStore, cells: Any, ids: npt.NDArray[np.int64], root:
     made: list[dict[str, Any] | None] = []
     for i, row in enumerate(ids.tolist()):
         data = bytes_in(cells[i].as_py(), root) if cells is not None else pictures(row) if pictures is not None else b""
-        small = _thumbnail(data, side)
+        small = small_picture(data, side)
         made.append({"bytes": small, "path": None} if small else None)
     return pa.array(made, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
-
-
-def _thumbnail(data: bytes, side: int) -> bytes:
-    try:
-        return thumbnail(open_rgb(data, draft=2 * side), side) if data else b""
-    except PoolError:
-        return b""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from thresher.export.registry import Written
-from thresher.export.table import batches, json_value, wanted_columns
+from thresher.export.table import COLUMNS, batches, json_value, wanted_columns
 from thresher.pool.store import EmbeddingStore
 from thresher.selection import Selection
 
@@ -18,13 +18,7 @@ class JsonLines:
 
     name: ClassVar[str] = "jsonl"
 
-    columns: str = field(
-        default="",
-        metadata={
-            "metavar": "NAMES",
-            "help": "columns, separated by commas (default: row, key, kept, step, reason, repeats and scores of steps)",
-        },
-    )
+    columns: str = field(default="", metadata=COLUMNS)
 
     def write(self, selection: Selection, store: EmbeddingStore, path: str) -> Written:
         """Write ASCII: JSON escapes all other characters. A missing number is null.
