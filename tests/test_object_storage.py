@@ -247,6 +247,22 @@ def test_reshard(tmp_path: Path, top: str, more: list[str], form: str) -> None:
     run("reshard", data, sel, "--per-shard", "6", "--quiet", *more, "-o", f"{top}/out", "--overwrite")
 
 
+@pytest.mark.parametrize("form", ["tars", "parquet"])
+def test_the_data_are_never_the_result(tmp_path: Path, top: str, form: str) -> None:
+    """Shards that an earlier reshard wrote have names that --overwrite removes."""
+    data = str(tars(tmp_path / "tars", 20) if form == "tars" else parquet(tmp_path / "rows.parquet", 20))
+    sel = keys_file(tmp_path / "k", [f"{i:06d}" for i in range(20)])
+    run("reshard", data, sel, "--per-shard", "4", "--quiet", "-o", f"{top}/in/shards")
+    before = hashes_at(f"{top}/in")
+    some = f"{top}/in/shards/" + ("00000003.tar" if form == "tars" else "train-00003-of-00005.parquet")
+    every = f"{top}/in/shards/" + ("*.tar" if form == "tars" else "*.parquet")
+    for given in (f"{top}/in/shards", f"{top}/in/shards/", some, every):
+        for out in (f"{top}/in/shards", f"{top}/in/shards/", f"{top}/in"):
+            with pytest.raises(OutputError, match="is inside the data folder, or contains it"):
+                api.reshard(given, sel, out, per_shard=3, overwrite=True, progress=False)
+    assert hashes_at(f"{top}/in") == before
+
+
 def _options(more: list[str]) -> dict[str, Any]:
     return {"trainable": True} if more == ["--trainable"] else {"shuffle": 3}
 

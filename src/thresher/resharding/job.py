@@ -235,15 +235,16 @@ def _trainable(trainable: bool | None, form: Form, data: Data) -> bool:
 def _refuse_overlap(out: AnyPath, data: Data) -> None:
     """Refuse to write into or above the data: shards would become data, or be mixed with it."""
     if isinstance(out, RemotePath):
-        location = data.location.rstrip("/")
-        if "://" in location and (out.url.startswith(f"{location}/") or location.startswith(f"{out.url}/")):
-            raise OutputError(f"{out}: is inside the data folder, or contains it; choose a folder elsewhere")
-        return
-    there = os.path.realpath(out) + os.sep
-    paths = {os.path.realpath(part.path) for part in data.parts if part.protocol == "file"}
-    folders = {path if os.path.isdir(path) else os.path.dirname(path) for path in paths}
-    inside = os.path.isdir(data.location) and there.startswith(os.path.realpath(data.location) + os.sep)
-    if inside or any((folder + os.sep).startswith(there) for folder in folders):
+        protocol, folder = located(out.url)
+        inside = "://" in data.location and out.url.startswith(f"{data.location.rstrip('/')}/")
+        around = any(f"{part.path}/".startswith(f"{folder}/") for part in data.parts if part.protocol == protocol)
+    else:
+        there = os.path.realpath(out) + os.sep
+        paths = {os.path.realpath(part.path) for part in data.parts if part.protocol == "file"}
+        folders = {path if os.path.isdir(path) else os.path.dirname(path) for path in paths}
+        inside = os.path.isdir(data.location) and there.startswith(os.path.realpath(data.location) + os.sep)
+        around = any((folder + os.sep).startswith(there) for folder in folders)
+    if inside or around:
         raise OutputError(f"{out}: is inside the data folder, or contains it; choose a folder elsewhere")
 
 
