@@ -219,7 +219,14 @@ def test_killed_at_every_upload(tmp_path: Path, memory: str, command: str, monke
 
 @pytest.mark.parametrize(
     ("more", "form"),
-    [([], "tars"), (["--shuffle", "3"], "tars"), (["--trainable"], "tars"), (["--shuffle", "3"], "parquet")],
+    [
+        ([], "tars"),
+        (["--shuffle", "3"], "tars"),
+        (["--trainable"], "tars"),
+        (["--shuffle", "3"], "parquet"),
+        (["--as", "webdataset"], "parquet"),
+        (["--as", "webdataset", "--shuffle", "3"], "parquet"),
+    ],
 )
 def test_reshard(tmp_path: Path, top: str, more: list[str], form: str) -> None:
     data = str(tars(tmp_path / "tars", 43) if form == "tars" else parquet(tmp_path / "rows.parquet", 43))
@@ -235,7 +242,7 @@ def test_reshard(tmp_path: Path, top: str, more: list[str], form: str) -> None:
     found = hashes_at(f"{top}/again")
     assert {**found, "reshard.json": ""} == {**hashes(tmp_path / "whole"), "reshard.json": ""}
     jobs = ["reshard", data, sel, *words, "-o", f"{top}/jobs"]
-    if form == "tars" and more != ["--trainable"]:
+    if "--trainable" not in more and (form == "tars" or "--shuffle" not in more):
         for number in (2, 1):
             run(*jobs, "--shard", f"{number}/2")
         run(*jobs)
@@ -243,6 +250,8 @@ def test_reshard(tmp_path: Path, top: str, more: list[str], form: str) -> None:
     else:
         with pytest.raises(UsageError, match="need files that all jobs share"):
             api.reshard(data, sel, f"{top}/jobs", per_shard=5, shard="1/2", progress=False, **_options(more))
+        run(*jobs)  # as the message says: no job has begun
+        assert hashes_at(f"{top}/jobs") == hashes(tmp_path / "whole")
     run("reshard", data, sel, "--per-shard", "6", "--quiet", *more, "-o", f"{top}/out", code=2)
     run("reshard", data, sel, "--per-shard", "6", "--quiet", *more, "-o", f"{top}/out", "--overwrite")
 
@@ -264,7 +273,8 @@ def test_the_data_are_never_the_result(tmp_path: Path, top: str, form: str) -> N
 
 
 def _options(more: list[str]) -> dict[str, Any]:
-    return {"trainable": True} if more == ["--trainable"] else {"shuffle": 3}
+    form = {"form": "webdataset"} if "--as" in more else {}
+    return {"trainable": True} if more == ["--trainable"] else {"shuffle": 3, **form}
 
 
 # --- leases ---------------------------------------------------------------------------------------

@@ -127,6 +127,11 @@ def run_job(job: Job, sel: Chosen, workers: int | None, progress: Progress | Non
     out = place(job.out)
     work = _work_folder(out)
     _refuse_overlap(out, data)
+    if job.shard is not None and isinstance(out, RemotePath) and _has_two_rounds(job, form, trainable, data):
+        raise UsageError(
+            f"--shard {job.shard}: these options need files that all jobs share; write to a folder on shared storage, "
+            "or without --shard"
+        )
     check_writable(out)
     inputs = _inputs(data, sources, sel)
     matches, begin = _load_matches(work / FOUND, inputs, sel), time.monotonic()
@@ -230,6 +235,13 @@ def _trainable(trainable: bool | None, form: Form, data: Data) -> bool:
     if trainable and form != "webdataset":
         raise UsageError(f"--trainable is for tars: add --as webdataset, or remove it to write {form}")
     return form != data.parts[0].copied_as if trainable is None and form == "webdataset" else bool(trainable)
+
+
+def _has_two_rounds(job: Job, form: Form, trainable: bool, data: Data) -> bool:
+    """Return whether shards are made from files that all jobs write first."""
+    if form == "parquet" or form != data.parts[0].copied_as:  # to shuffle, first in the order of the data
+        return job.shuffle is not None
+    return trainable
 
 
 def _refuse_overlap(out: AnyPath, data: Data) -> None:
@@ -648,11 +660,6 @@ class _Writing:
             OutputError: In the merge: a file is missing.
         """
         if isinstance(self.out, RemotePath):
-            if self.job.shard is not None:
-                raise UsageError(
-                    f"--shard {self.job.shard}: these options need files that all jobs share; write to a folder on "
-                    "shared storage, or without --shard"
-                )
             self.work.mkdir(parents=True, exist_ok=True)
             _write_json(self.work / PLAN, {"plan": self.digest})
             check_files(self.engine, lambda: [("file", str(self.work / PLAN))])
