@@ -325,3 +325,15 @@ def test_a_lease_whose_answer_was_lost(memory: str, monkeypatch: pytest.MonkeyPa
     assert lock.exists()
     release()
     assert not lock.exists()
+
+
+def test_a_claim_whose_answer_was_lost(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the file by which one of several processes removes the lease of one that is gone."""
+    create, lock = FsspecPath.create, place(f"{memory}/lock")
+    assert isinstance(lock, FsspecPath)
+    lock.create(json.dumps({**remote_locks._own(), "process": 2**22 + 5, "started": "7"}).encode())
+    monkeypatch.setattr(
+        FsspecPath, "create", lambda path, content: create(path, content) and path.name.startswith("lock")
+    )
+    remote_locks.hold(lock, "x", False, None)()
+    assert lock.parent.entries() == {}
