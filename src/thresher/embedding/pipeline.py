@@ -130,7 +130,7 @@ class Embedded:
         pool: The folder.
         rows: Rows of the pool.
         new: Rows that this call embedded.
-        set_aside: Number of skipped samples, which are listed in ``set_aside.txt``.
+        skipped: Number of skipped samples, which are listed in ``set_aside.txt``.
         damaged: Number of data files that could be read only in part, or not at all.
         shards: Number of shards.
         fields: The vectors in the pool: "image", "text" or both.
@@ -140,7 +140,7 @@ class Embedded:
     pool: str
     rows: int
     new: int
-    set_aside: int
+    skipped: int
     damaged: int
     shards: int
     fields: tuple[str, ...]
