@@ -342,6 +342,8 @@ def test_what_cannot_be_selected_is_named(arguments: tuple[Any, ...], said: str)
         (lambda: th.train_clip([1], "run"), "data: list; give a path or URL"),
         (lambda: th.select(POOL, th.Random(keep=3), within=np.ones(3)), "within: ndarray; give a path or URL of a sel"),
         (lambda: th.score(POOL, "clip-score", within=3), "within: int; give a path or URL of a selection, or the sel"),
+        (lambda: th.sweep(POOL, "random", keep=[3, 4], within=3), "within: int; give a path or URL of a selection, or"),
+        (lambda: th.compare({"a": 3}), "compare: int; give a path or URL of a selection, or the selection"),
     ],
 )
 def test_what_must_be_a_path_is_named(use: Callable[[], Any], said: str) -> None:
@@ -513,7 +515,7 @@ def test_from_raw_data_to_training(tmp_path: Path) -> None:
     assert th.doctor(data, sample=8, **QUIET)["samples"] == 64
     counts: list[Any] = []
     store = th.embed(data, tmp_path / "pool", encoder="tests.toy:Toy", workers=0, report=counts.append, **QUIET)
-    assert (counts[0].rows, counts[0].new, counts[0].set_aside) == (len(store), 64, 0)
+    assert (counts[0].rows, counts[0].new, counts[0].skipped) == (len(store), 64, 0)
     kept = th.select(store, th.Random(keep="50%"), **QUIET)
     done = th.reshard(data, kept, tmp_path / "shards", workers=1, **QUIET)
     assert (done.samples, done.form) == (32, "parquet")

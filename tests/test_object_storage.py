@@ -219,7 +219,14 @@ def test_killed_at_every_upload(tmp_path: Path, memory: str, command: str, monke
 
 @pytest.mark.parametrize(
     ("more", "form"),
-    [([], "tars"), (["--shuffle", "3"], "tars"), (["--trainable"], "tars"), (["--shuffle", "3"], "parquet")],
+    [
+        ([], "tars"),
+        (["--shuffle", "3"], "tars"),
+        (["--trainable"], "tars"),
+        (["--shuffle", "3"], "parquet"),
+        (["--as", "webdataset"], "parquet"),
+        (["--as", "webdataset", "--shuffle", "3"], "parquet"),
+    ],
 )
 def test_reshard(tmp_path: Path, top: str, more: list[str], form: str) -> None:
     data = str(tars(tmp_path / "tars", 43) if form == "tars" else parquet(tmp_path / "rows.parquet", 43))
@@ -235,7 +242,7 @@ def test_reshard(tmp_path: Path, top: str, more: list[str], form: str) -> None:
     found = hashes_at(f"{top}/again")
     assert {**found, "reshard.json": ""} == {**hashes(tmp_path / "whole"), "reshard.json": ""}
     jobs = ["reshard", data, sel, *words, "-o", f"{top}/jobs"]
-    if form == "tars" and more != ["--trainable"]:
+    if "--trainable" not in more and (form == "tars" or "--shuffle" not in more):
         for number in (2, 1):
             run(*jobs, "--shard", f"{number}/2")
         run(*jobs)
@@ -243,12 +250,31 @@ def test_reshard(tmp_path: Path, top: str, more: list[str], form: str) -> None:
     else:
         with pytest.raises(UsageError, match="need files that all jobs share"):
             api.reshard(data, sel, f"{top}/jobs", per_shard=5, shard="1/2", progress=False, **_options(more))
+        run(*jobs)  # as the message says: no job has begun
+        assert hashes_at(f"{top}/jobs") == hashes(tmp_path / "whole")
     run("reshard", data, sel, "--per-shard", "6", "--quiet", *more, "-o", f"{top}/out", code=2)
     run("reshard", data, sel, "--per-shard", "6", "--quiet", *more, "-o", f"{top}/out", "--overwrite")
 
 
+@pytest.mark.parametrize("form", ["tars", "parquet"])
+def test_the_data_are_never_the_result(tmp_path: Path, top: str, form: str) -> None:
+    """Shards that an earlier reshard wrote have names that --overwrite removes."""
+    data = str(tars(tmp_path / "tars", 20) if form == "tars" else parquet(tmp_path / "rows.parquet", 20))
+    sel = keys_file(tmp_path / "k", [f"{i:06d}" for i in range(20)])
+    run("reshard", data, sel, "--per-shard", "4", "--quiet", "-o", f"{top}/in/shards")
+    before = hashes_at(f"{top}/in")
+    some = f"{top}/in/shards/" + ("00000003.tar" if form == "tars" else "train-00003-of-00005.parquet")
+    every = f"{top}/in/shards/" + ("*.tar" if form == "tars" else "*.parquet")
+    for given in (f"{top}/in/shards", f"{top}/in/shards/", some, every):
+        for out in (f"{top}/in/shards", f"{top}/in/shards/", f"{top}/in"):
+            with pytest.raises(OutputError, match="is inside the data folder, or contains it"):
+                api.reshard(given, sel, out, per_shard=3, overwrite=True, progress=False)
+    assert hashes_at(f"{top}/in") == before
+
+
 def _options(more: list[str]) -> dict[str, Any]:
-    return {"trainable": True} if more == ["--trainable"] else {"shuffle": 3}
+    form = {"form": "webdataset"} if "--as" in more else {}
+    return {"trainable": True} if more == ["--trainable"] else {"shuffle": 3, **form}
 
 
 # --- leases ---------------------------------------------------------------------------------------
@@ -299,3 +325,15 @@ def test_a_lease_whose_answer_was_lost(memory: str, monkeypatch: pytest.MonkeyPa
     assert lock.exists()
     release()
     assert not lock.exists()
+
+
+def test_a_claim_whose_answer_was_lost(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the file by which one of several processes removes the lease of one that is gone."""
+    create, lock = FsspecPath.create, place(f"{memory}/lock")
+    assert isinstance(lock, FsspecPath)
+    lock.create(json.dumps({**remote_locks._own(), "process": 2**22 + 5, "started": "7"}).encode())
+    monkeypatch.setattr(
+        FsspecPath, "create", lambda path, content: create(path, content) and path.name.startswith("lock")
+    )
+    remote_locks.hold(lock, "x", False, None)()
+    assert lock.parent.entries() == {}

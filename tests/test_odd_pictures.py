@@ -144,7 +144,7 @@ def test_all_paths_agree(folder: Path, tmp_path: Path) -> None:
     table = pq.read_table(pool / "metadata" / "metadata_00000.parquet").to_pylist()
     paths = {Path(row["filepath"]).name: row for row in table}
     assert paths.keys() == GOOD.keys()
-    assert (result.rows, result.set_aside) == (len(GOOD), len(BAD))
+    assert (result.rows, result.skipped) == (len(GOOD), len(BAD))
 
     pairs = open_pairs(str(folder), tmp_path, side=SIDE, resize="squash", captions=True, progress=Silent())
     assert len(pairs.skipped) == len(BAD)

@@ -159,7 +159,6 @@ def sweep(
         UsageError: Not exactly one parameter is a list, or the method cannot run with one of the values.
     """
     from thresher.report.sweep import sweep, values_of
-    from thresher.selection import Selection
 
     name = method if isinstance(method, str) else method.name
     several = {key: value for key, value in parameters.items() if isinstance(value, (list, tuple))}
@@ -168,7 +167,7 @@ def sweep(
         raise UsageError(f"{len(several)} parameters are lists of values; give one, such as eps=[0.01, 0.02]")
     ((parameter, values),) = several.items()
     others = {key: value for key, value in parameters.items() if key != parameter}
-    earlier = within if within is None or isinstance(within, Selection) else Selection.load(within)
+    earlier = None if within is None else _selection("within", within)
     how = {"seed": seed, "within": earlier, **_resources(engine, workers, cache, progress)}
     return sweep(_store(pool, cache), name, parameter, values, others, covariance=covariance, **how)
 
@@ -320,27 +319,21 @@ def compare(
     """
     from thresher.pruning.clusters import read_labels
     from thresher.report.compare import compare
-    from thresher.selection import Selection
 
     named: dict[str, Any] = {}
     for place, one in enumerate(selections, 1):
-        more = (
-            one
-            if isinstance(one, Mapping)
-            else {
-                str(place)
-                if isinstance(one, Selection)
-                else _place("compare", one, " of a selection, or the selection"): one
-            }
-        )
+        if isinstance(one, Mapping):
+            more = {name: _selection("compare", each) for name, each in one.items()}
+        else:
+            loaded = _selection("compare", one)
+            more = {str(place) if one is loaded else _place("compare", one): loaded}
         if twice := named.keys() & more.keys():
             raise UsageError(f"a selection is given twice: {', '.join(sorted(twice))}")
         named |= more
-    loaded = {name: one if isinstance(one, Selection) else Selection.load(one) for name, one in named.items()}
     labels = None
     if clusters is not None:
         labels = read_labels(clusters) if isinstance(clusters, (str, os.PathLike)) else clusters.labels_N
-    return compare(loaded, labels, worst)
+    return compare(named, labels, worst)
 
 
 def coreset(

@@ -163,7 +163,7 @@ def test_figures_of_tars(tmp_path: Path) -> None:
     found = doctor(str(tars(tmp_path / "data", [*them, *rows(120)[80:]])))
     assert found["files"] == SHARDS
     assert found["bytes"] == sum(path.stat().st_size for path in (tmp_path / "data").glob("*.tar"))
-    assert found["keys"] == {"repeated": 0, "climbing": 0, "uids": 80}
+    assert found["keys"] == {"repeated": 0, "unsafe": 0, "uids": 80}
     assert found["members"] == {"jpg": 1.0, "txt": 1.0, "json": round(80 / 90, 3)}  # of three tars
     assert found["tars"]["samples"] == [30, 30, 30]
     assert found["tars"]["sizes_json"] == {"lacks": [], "wrong": []}
@@ -227,7 +227,7 @@ FAULTS: dict[str, tuple[list[Row], str]] = {
     ),
     "repeated": (put(ALL, SAME), r"39 of 120 \(32.5%\) captions repeat an earlier one; 40 are 'all the same'"),
     "keys": (put(ALL, {99: {"key": "00007"}}), r"1 of 120 \(0.8%\) keys repeat an earlier one"),
-    "climbing": (put(ALL, {7: {"key": "../../7"}}), r"1 of 120 \(0.8%\) keys are unsafe paths: they contain \.\."),
+    "unsafe": (put(ALL, {7: {"key": "../../7"}}), r"1 of 120 \(0.8%\) keys are unsafe paths: they contain \.\."),
     "no captions": (put(ALL, {i: {"text": ""} for i in range(120)}), "no captions were found"),
 }
 

@@ -105,6 +105,19 @@ def test_inspecting_raw_data_says_what_to_type(tmp_path: Path, kind: str, capsys
     assert code == (0 if "of" in kind else 2)
 
 
+def test_what_is_skipped_is_in_the_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pool = make(20)
+    pool.keys[3] = "../../etc"
+    write_clip_retrieval(tmp_path / "pool", pool, [10])
+    (bad,) = (tmp_path / "pool" / "img_emb").glob("*_1.npy")
+    bad.write_bytes(b"no array")
+    assert main(["inspect", str(tmp_path / "pool"), "--skip-bad", "--json", "--quiet"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["rows"], found["keys"]["unsafe"], found["keys"]["repeated"]) == (10, 1, 0)
+    assert [one["path"] for one in found["skipped"]] == [str(bad)]
+    assert "1 file was skipped" in found["warnings"]
+
+
 POOLS_AT = {
     "clip-retrieval": write_clip_retrieval,
     "datacomp": write_datacomp,

@@ -213,7 +213,7 @@ def test_keys_in_json_that_repeat_or_are_unsafe(tmp_path: Path) -> None:
     ]
     location = tars(tmp_path / "in", samples)
     found = doctor(location, DataOptions(key="json:id"))
-    assert found["keys"] == {"repeated": 1, "climbing": 1, "uids": 0}
+    assert found["keys"] == {"repeated": 1, "unsafe": 1, "uids": 0}
     with pytest.raises(UsageError, match="has the same key as another chosen sample"):
         reshard(location, keys_file(tmp_path / "k", ["a"]), str(tmp_path / "out"), options=DataOptions(key="json:id"))
     options = DataOptions(key="json:id", image="png")

@@ -17,6 +17,7 @@ from tests.embedding.test_pipeline import TOY, Killed, digests
 from thresher import api, open_store
 from thresher.cli.main import main
 from thresher.data import DataOptions
+from thresher.embedding import pool as module
 from thresher.embedding.pipeline import embed
 from thresher.errors import OutputError, PoolError, UsageError
 from thresher.runtime.jobs import ArrayJob
@@ -71,6 +72,23 @@ def test_killed_jobs_resume_and_do_no_shard_twice(tmp_path: Path, monkeypatch: p
     assert embed(data, pool, HOW, shard=ArrayJob(1, 2)).new == 20
     embed(data, pool, HOW)
     assert digests(pool) == digests(tmp_path / "whole")
+
+
+def test_a_job_reads_no_shard_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All jobs wait for each other while one looks at what is there."""
+    data, read = str(tars(tmp_path / "tars", 60)), set()
+
+    def written(folder: Any, number: int) -> Any:
+        read.add(number)
+        return whole(folder, number)
+
+    whole = module.written
+    embed(data, tmp_path / "pool", HOW, shard=ArrayJob(1, 2))
+    monkeypatch.setattr(module, "written", written)
+    embed(data, tmp_path / "pool", HOW, shard=ArrayJob(2, 2))
+    assert read == {1, 3, 5}
+    assert embed(data, tmp_path / "pool", HOW).rows == 60
+    assert read == set(range(6))
 
 
 def test_a_job_started_twice_at_once_does_its_work_once(tmp_path: Path) -> None:

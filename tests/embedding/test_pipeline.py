@@ -90,7 +90,7 @@ def test_every_layout_gives_the_vectors_of_a_loop(
     data = LAYOUTS[layout](tmp_path)
     how = dataclasses.replace(TOY, workers=workers, batch_size=batch, data=DataOptions(per_part=per_part))
     found = embed(str(data), tmp_path / "pool", how)
-    assert (found.rows, found.new, found.set_aside, found.fields) == (43, 43, 0, ("image", "text"))
+    assert (found.rows, found.new, found.skipped, found.fields) == (43, 43, 0, ("image", "text"))
     expected = one_by_one(list(range(43)))
     for folder, stored in vectors(tmp_path / "pool").items():
         assert stored.dtype == np.float16
@@ -162,7 +162,7 @@ def test_bad_samples_are_counted_and_listed_and_harm_no_other(tmp_path: Path) ->
     ]  # 15 has lost its caption to the cut
     assert [row["key"] for row in rows_of(tmp_path / "pool")] == [f"{i:02d}" for i in good]
     np.testing.assert_array_equal(vectors(tmp_path / "pool")["img_emb"], one_by_one(good)["img_emb"])
-    assert (found.set_aside, found.damaged) == (6, 2)
+    assert (found.skipped, found.damaged) == (6, 2)
     lines = (tmp_path / "pool" / SET_ASIDE).read_text().splitlines()
     assert len(lines) == 8
     assert not any("\x1b" in line for line in lines)  # control characters
@@ -187,7 +187,7 @@ def test_zero_and_infinite_vectors_are_skipped(tmp_path: Path) -> None:
     values = [128, 5, 250, 100, 130]
     write_tar(tmp_path / "0.tar", [(str(i), {"png": plain(v), "txt": b"a"}) for i, v in enumerate(values)])
     found = embed(str(tmp_path / "0.tar"), tmp_path / "pool", dataclasses.replace(TOY, encoder="tests.toy:Broken"))
-    assert (found.rows, found.set_aside) == (3, 2)
+    assert (found.rows, found.skipped) == (3, 2)
     assert [row["key"] for row in rows_of(tmp_path / "pool")] == ["0", "3", "4"]
     assert np.isfinite(vectors(tmp_path / "pool")["img_emb"]).all()
     assert len(vectors(tmp_path / "pool")["text_emb"]) == 3
@@ -200,7 +200,7 @@ def test_bombs_are_not_decoded(tmp_path: Path) -> None:
         tmp_path / "0.tar", [("a", {"png": bomb.getvalue(), "txt": b"x"}), ("b", {"png": picture(1), "txt": b"y"})]
     )
     found = embed(str(tmp_path / "0.tar"), tmp_path / "pool", dataclasses.replace(TOY, pixel_limit=2**20))
-    assert (found.rows, found.set_aside) == (1, 1)
+    assert (found.rows, found.skipped) == (1, 1)
     assert "3,000 x 3,000 pixels" in (tmp_path / "pool" / SET_ASIDE).read_text()
 
 
@@ -240,7 +240,7 @@ def test_captions_alone(tmp_path: Path, kind: str) -> None:
     with pytest.raises(PoolError, match=r"no column of image.*; name one with --image COLUMN, or .*--only text"):
         embed(str(path), tmp_path / "pool", TOY)
     found = embed(str(path), tmp_path / "pool", dataclasses.replace(TOY, only="text"))
-    assert (found.rows, found.set_aside, found.fields) == (9, 0, ("text",))
+    assert (found.rows, found.skipped, found.fields) == (9, 0, ("text",))
     np.testing.assert_array_equal(vectors(tmp_path / "pool")["text_emb"], one_by_one(list(range(9)))["text_emb"])
     store = open_store(str(tmp_path / "pool"))
     assert len({key for _, keys in store.keys() for key in keys}) == 9
@@ -252,7 +252,7 @@ def test_rows_with_several_images_are_counted(tmp_path: Path) -> None:
     texts = [caption(i) for i in range(9)]
     pq.write_table(pa.table({"images": cells, "image": cells, "text": texts}), tmp_path / "x.parquet")
     found = embed(str(tmp_path / "x.parquet"), tmp_path / "pool", TOY)
-    assert (found.rows, found.set_aside) == (6, 3)
+    assert (found.rows, found.skipped) == (6, 3)
     assert found.notes == ("3 rows have several images; the first is used",)
     assert embed(str(tmp_path / "x.parquet"), tmp_path / "pool", TOY).notes == found.notes
     expected = one_by_one([i for i in range(9) if i % 3])
@@ -288,7 +288,7 @@ def test_captions_and_uids_are_looked_for_all_over_the_data(tmp_path: Path) -> N
     tars(tmp_path / "tars", 20)
     write_tar(tmp_path / "tars" / "00000.tar", [(f"{i}", {"png": picture(i)}) for i in range(70)])
     found = embed(str(tmp_path / "tars"), tmp_path / "pool", TOY)
-    assert (found.fields, found.rows, found.set_aside) == (("image", "text"), 10, 70)
+    assert (found.fields, found.rows, found.skipped) == (("image", "text"), 10, 70)
 
 
 def test_a_uid_that_is_none_of_datacomp_is_no_key(tmp_path: Path) -> None:
@@ -504,7 +504,7 @@ def test_what_cannot_be_reached_is_not_skipped(tmp_path: Path, monkeypatch: pyte
         with pytest.raises(UnreachedError, match="00001.tar: network or system error"):
             embed(str(data), pool, TOY)
     found = embed(str(data), pool, TOY)
-    assert (found.rows, found.set_aside) == (30, 0)
+    assert (found.rows, found.skipped) == (30, 0)
 
 
 def test_places_that_must_not_be_written_to(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_a_tar_that_is_not_reached_is_embedded_by_the_next_call(
     before = digests(pool / "metadata")
     plan({})
     result = embed(f"faulty://{data}", pool, how)
-    assert (result.rows, result.new, result.set_aside, result.damaged) == (50, 20, 0, 0)
+    assert (result.rows, result.new, result.skipped, result.damaged) == (50, 20, 0, 0)
     assert before.items() <= digests(pool / "metadata").items()
     for folder, stored in vectors(pool).items():
         np.testing.assert_array_equal(stored, one_by_one(list(range(50)))[folder])
@@ -104,7 +104,7 @@ def test_an_error_that_is_not_about_the_data_stops_the_run(
     assert 2 not in shards(pool)
     plan({})
     result = embed(f"faulty://{data}", pool, FAULTY)
-    assert (result.rows, result.damaged, result.set_aside) == (40, 0, 0)
+    assert (result.rows, result.damaged, result.skipped) == (40, 0, 0)
 
 
 def test_after_three_tars_in_a_row_the_rest_is_not_tried(tmp_path: Path, plan: Plan) -> None:
@@ -283,11 +283,11 @@ def test_a_missing_picture_is_looked_for_again_when_asked(tmp_path: Path) -> Non
     (data / "000003.png").symlink_to("nowhere.png")
     how = dataclasses.replace(TOY, data=DataOptions(per_part=4))
     found = embed(str(data), pool, how)
-    assert (found.rows, found.set_aside) == (11, 1)
+    assert (found.rows, found.skipped) == (11, 1)
     (data / "000003.png").unlink()
     (tmp_path / "away.png").rename(data / "000003.png")
     found = embed(str(data), pool, how, retry_damaged=True)
-    assert (found.rows, found.new, found.set_aside) == (12, 4, 0)
+    assert (found.rows, found.new, found.skipped) == (12, 4, 0)
 
 
 def test_a_shard_that_is_not_reached_again_stays_as_it_was(tmp_path: Path, plan: Plan) -> None:

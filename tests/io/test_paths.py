@@ -245,7 +245,7 @@ def test_keys_that_doctor_counts(tmp_path: Path) -> None:
     names = list(dict.fromkeys(name for name, _, _ in NAMES if "\ud800" not in name))
     cells = [{"bytes": picture(), "path": "x.png"}] * len(names)
     pq.write_table(pa.table({"image": cells, "key": names, "text": names}), tmp_path / "x.parquet")
-    assert doctor(str(tmp_path))["keys"]["climbing"] == sum(map(has_parent, names))
+    assert doctor(str(tmp_path))["keys"]["unsafe"] == sum(map(has_parent, names))
 
 
 # --- what is shown --------------------------------------------------------------------------------

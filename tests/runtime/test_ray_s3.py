@@ -16,25 +16,9 @@ from tests.resharding.common import keys_file
 from thresher.cli.main import main
 from thresher.testing.pools import clustered, write_pool
 
+from .test_ray import RECIPE
+
 ROOT = Path(__file__).parents[2]
-RECIPE = """
-seed = 3
-[[step]]
-method = "semdedup"
-clusters = 9
-eps = 0.05
-[[step]]
-method = "clip-score"
-keep = "80%"
-[[step]]
-method = "density"
-clusters = 7
-keep = "70%"
-[[step]]
-method = "clipcov"
-classes = "CLASSES"
-keep = "50%"
-"""
 
 
 @pytest.mark.slow

@@ -260,7 +260,7 @@ class _Read:
         if not len(hashes):
             return None
         repeated = int(np.count_nonzero(hashes[1:] == hashes[:-1]))
-        return {"repeated": repeated, "climbing": self.unsafe, "uids": self.uids}
+        return {"repeated": repeated, "unsafe": self.unsafe, "uids": self.uids}
 
     def captions(self) -> dict[str, Any]:
         """Return counts about captions, the most repeated one (its text is None if unknown) and their lengths."""
@@ -638,7 +638,7 @@ def _warnings(report: dict[str, Any], *, explained: bool) -> list[str]:
             f"{_share(count, looked_at)} keys repeat an earlier one; select drops such rows with --skip-bad, and keeps "
             "them with --key row"
         )
-    if keys and (count := keys["climbing"]):
+    if keys and (count := keys["unsafe"]):
         texts.append(f"{_share(count, looked_at)} keys are unsafe paths: they contain ..")
     if report["open_clip"] and set(left_out := report["open_clip"]["left_out"]) - {"no_image"}:  # see above
         trained = report["open_clip"]["trained"]

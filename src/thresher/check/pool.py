@@ -42,9 +42,9 @@ def inspect(run: Run, *, quick: bool = False) -> dict[str, Any]:
 
     Returns:
         rows, layout, fields (dim, dtype, norms, counts of NaN, infinite and zero rows with the first few ids),
-        columns, keys (counts of repeated, unsafe and empty ones as "repeated", "climbing", "empty"), "set_aside" (the
-        skipped files), "warnings" as sentences, and "cost" (seconds of typical runs, estimated from a matrix product
-        timed on this machine, the peak memory of each in bytes, and the largest of these).
+        columns, keys (counts of "repeated", "unsafe" and "empty" ones), "skipped" (files, and why), "warnings" as
+        sentences, and "cost" (seconds of typical runs, estimated from a matrix product timed on this machine, the peak
+        memory of each in bytes, and the largest of these).
     """
     store = run.store
     fields = {part: _field(run, part, quick) for part in store.layout.vectors}
@@ -58,14 +58,14 @@ def inspect(run: Run, *, quick: bool = False) -> dict[str, Any]:
         "key": store.layout.key,
         "caption": store.layout.caption,
         "scores": list(store.layout.scores),
-        "set_aside": [{"path": aside.path, "why": aside.why} for aside in store.layout.skipped],
+        "skipped": [{"path": aside.path, "why": aside.why} for aside in store.layout.skipped],
         "keys": None,
     }
     if store.layout.key and not quick:
         codes = key_codes(run)
         report["keys"] = {
             "repeated": int(np.count_nonzero(codes == REPEATED)),
-            "climbing": int(np.count_nonzero(codes == UNSAFE)),
+            "unsafe": int(np.count_nonzero(codes == UNSAFE)),
             "empty": int(np.count_nonzero(codes == EMPTY)),
             "first": run.store.ids[np.flatnonzero(codes)[:5]].tolist(),
         }
@@ -139,7 +139,7 @@ def _warnings(report: dict[str, Any], store: EmbeddingStore) -> list[str]:
     if report["keys"]:
         for kind, what in (
             ("repeated", ("key repeats an earlier one", "keys repeat an earlier one")),
-            ("climbing", ("key is an unsafe path: it contains ..", "keys are unsafe paths: they contain ..")),
+            ("unsafe", ("key is an unsafe path: it contains ..", "keys are unsafe paths: they contain ..")),
             ("empty", ("key is empty", "keys are empty")),
         ):
             if count := report["keys"][kind]:
@@ -147,8 +147,8 @@ def _warnings(report: dict[str, Any], store: EmbeddingStore) -> list[str]:
     for name, field in report["fields"].items():
         if field["first_bad"]:
             texts.append(f"the first bad {name} row is {store.location_of(name, field['first_bad'][0])}")
-    if report["set_aside"]:
-        texts.append(f"{counted(len(report['set_aside']), 'file was', 'files were')} skipped")
+    if report["skipped"]:
+        texts.append(f"{counted(len(report['skipped']), 'file was', 'files were')} skipped")
     if not report["key"]:
         texts.append("there is no key column: rows are identified by their number; name one with --key")
     return texts

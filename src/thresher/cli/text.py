@@ -28,8 +28,8 @@ def inspection(pool: Mapping[str, Any], engine: str) -> Iterator[str]:
     yield f"  key: {pool['key'] or 'none'}; caption: {pool['caption'] or 'none'}"
     yield f"  columns: {', '.join(pool['columns']) or 'none'}"
     if keys := pool["keys"]:
-        yield f"  keys: {keys['repeated']:,} repeated, {keys['climbing']:,} unsafe, {keys['empty']:,} empty"
-    for skipped in pool["set_aside"]:
+        yield f"  keys: {keys['repeated']:,} repeated, {keys['unsafe']:,} unsafe, {keys['empty']:,} empty"
+    for skipped in pool["skipped"]:
         yield f"  skipped: {skipped['path']}: {skipped['why']}"
     for warning in pool["warnings"]:
         yield f"  ! {warning}"
@@ -78,7 +78,7 @@ def diagnosis(data: Mapping[str, Any]) -> Iterator[str]:
         shares = (name if share == 1 else f"{name} ({share:.1%})" for name, share in data["members"].items())
         yield f"  members: {', '.join(shares)}"
     if keys := data["keys"]:
-        yield f"  keys: {keys['repeated']:,} repeated, {keys['climbing']:,} unsafe, {keys['uids']:,} with a uid"
+        yield f"  keys: {keys['repeated']:,} repeated, {keys['unsafe']:,} unsafe, {keys['uids']:,} with a uid"
     captions = data["captions"]
     if captions["characters"]:
         yield (
@@ -161,9 +161,9 @@ def embedded(pool: Any, seconds: float) -> Iterator[str]:
             f"{counted(pool.new, 'row')} embedded in {seconds:.1f} s, {rate:,.0f} per second including "
             "loading the model"
         )
-    if pool.set_aside or pool.damaged:
+    if pool.skipped or pool.damaged:
         files = f" and {counted(pool.damaged, 'damaged file')}" if pool.damaged else ""
-        yield f"{counted(pool.set_aside, 'sample')}{files} skipped, listed in {pool.pool}/set_aside.txt"
+        yield f"{counted(pool.skipped, 'sample')}{files} skipped, listed in {pool.pool}/set_aside.txt"
     already = "" if pool.new else ", all from an earlier run"
     yield (
         f"{pool.pool}: {counted(pool.rows, 'row')} ({' and '.join(pool.fields)}) in "

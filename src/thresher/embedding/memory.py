@@ -99,8 +99,8 @@ def _embedded(
 def _say(progress: Progress, result: Embedded) -> None:
     for note in result.notes:
         progress.say(note)
-    if result.set_aside:
-        progress.say(f"{counted(result.set_aside, 'sample')} cannot be used and have no row")
+    if result.skipped:
+        progress.say(f"{counted(result.skipped, 'sample')} cannot be used and have no row")
 
 
 def _held(store: EmbeddingStore, folder: Path, columns: _Columns | None) -> EmbeddingStore:

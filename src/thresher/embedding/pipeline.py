@@ -37,6 +37,7 @@ from thresher.embedding.pool import (
     ShardWriter,
     all_written,
     holding,
+    listed,
     may_retry,
     place_of,
     shard_path,
@@ -61,7 +62,7 @@ from thresher.runtime.files import refuse_foreign_files, writing
 from thresher.runtime.format import counted
 from thresher.runtime.jobs import ArrayJob, Jobs, job_of
 from thresher.runtime.locks import create_locked, sweep
-from thresher.runtime.places import AnyPath, RemotePath, sizes_in
+from thresher.runtime.places import AnyPath, RemotePath
 from thresher.runtime.progress import Advance, Progress, Silent
 from thresher.runtime.results import record_in
 
@@ -130,7 +131,7 @@ class Embedded:
         pool: The folder.
         rows: Rows of the pool.
         new: Rows that this call embedded.
-        set_aside: Number of skipped samples, which are listed in ``set_aside.txt``.
+        skipped: Number of skipped samples, which are listed in ``set_aside.txt``.
         damaged: Number of data files that could be read only in part, or not at all.
         shards: Number of shards.
         fields: The vectors in the pool: "image", "text" or both.
@@ -140,7 +141,7 @@ class Embedded:
     pool: str
     rows: int
     new: int
-    set_aside: int
+    skipped: int
     damaged: int
     shards: int
     fields: tuple[str, ...]
@@ -219,8 +220,13 @@ def embed(
                 f"{folder}: holds {others[0].parent.name}/{others[0].name}, but no {PLAN} that describes it; choose "
                 "another folder, or pass --overwrite"
             )
-        infos = all_written(folder, range(len(known.shards))) if known else []
-        again = {n for n, info in enumerate(infos) if info and may_retry(info)} if retry_damaged else set()
+        numbers = range(len(known.shards) if known else 0)
+        if shard is None:
+            infos = all_written(folder, numbers)
+            again = {n for n, info in enumerate(infos) if info and may_retry(info)} if retry_damaged else set()
+            done = {n for n, info in enumerate(infos) if info and n not in again}
+        else:  # it reads its own shards later: other jobs wait for this lock
+            again, done = set(), listed(folder, numbers)
         jobs = Jobs(folder / JOBS, f"the pool {folder}", _request(asked))
         if overwrite:
             jobs.remove()
@@ -230,7 +236,6 @@ def embed(
             jobs.begin(shard)
         plan = known.grown(folder, asked, again) if known else asked
         parts = {(place_of(part), part.first): part for part in source.parts}
-        done = {n for n, info in enumerate(infos) if info and n not in again}
         todo = [n for n in range(len(plan.shards)) if n not in done]
         lost = [n for n in todo if plan.shards[n].part not in parts]
         if lost:
@@ -517,8 +522,7 @@ def _watch(folder: AnyPath, numbers: Sequence[int], advance: Advance, ended: Eve
     left, last = set(numbers), False
     while not last:
         last = ended.wait(_LOOK if isinstance(folder, RemotePath) else 1)
-        there = sizes_in(folder / TABLES)
-        new = {number for number in left if shard_path(folder, "table", number).name in there}
+        new = listed(folder, left)
         if new:
             advance(len(new))
         left -= new

@@ -11,7 +11,7 @@ import json
 import os
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -360,11 +360,15 @@ def all_written(folder: AnyPath, numbers: Sequence[int]) -> list[dict[str, Any] 
     Raises:
         PoolError: A table is damaged, or was not written by embedding.
     """
-    there = sizes_in(folder / TABLES)
+    there = listed(folder, numbers)
     with ThreadPoolExecutor(_REQUESTS if isinstance(folder, RemotePath) else 1) as threads:
-        return list(
-            threads.map(lambda n: written(folder, n) if shard_path(folder, "table", n).name in there else None, numbers)
-        )
+        return list(threads.map(lambda n: written(folder, n) if n in there else None, numbers))
+
+
+def listed(folder: AnyPath, numbers: Iterable[int]) -> set[int]:
+    """Return which of several shards have a table: one listing, and nothing is read."""
+    there = sizes_in(folder / TABLES)
+    return {number for number in numbers if shard_path(folder, "table", number).name in there}
 
 
 def may_retry(info: Mapping[str, Any]) -> bool:

@@ -127,6 +127,11 @@ def run_job(job: Job, sel: Chosen, workers: int | None, progress: Progress | Non
     out = place(job.out)
     work = _work_folder(out)
     _refuse_overlap(out, data)
+    if job.shard is not None and isinstance(out, RemotePath) and _has_two_rounds(job, form, trainable, data):
+        raise UsageError(
+            f"--shard {job.shard}: these options need files that all jobs share; write to a folder on shared storage, "
+            "or without --shard"
+        )
     check_writable(out)
     inputs = _inputs(data, sources, sel)
     matches, begin = _load_matches(work / FOUND, inputs, sel), time.monotonic()
@@ -232,18 +237,26 @@ def _trainable(trainable: bool | None, form: Form, data: Data) -> bool:
     return form != data.parts[0].copied_as if trainable is None and form == "webdataset" else bool(trainable)
 
 
+def _has_two_rounds(job: Job, form: Form, trainable: bool, data: Data) -> bool:
+    """Return whether shards are made from files that all jobs write first."""
+    if form == "parquet" or form != data.parts[0].copied_as:  # to shuffle, first in the order of the data
+        return job.shuffle is not None
+    return trainable
+
+
 def _refuse_overlap(out: AnyPath, data: Data) -> None:
     """Refuse to write into or above the data: shards would become data, or be mixed with it."""
     if isinstance(out, RemotePath):
-        location = data.location.rstrip("/")
-        if "://" in location and (out.url.startswith(f"{location}/") or location.startswith(f"{out.url}/")):
-            raise OutputError(f"{out}: is inside the data folder, or contains it; choose a folder elsewhere")
-        return
-    there = os.path.realpath(out) + os.sep
-    paths = {os.path.realpath(part.path) for part in data.parts if part.protocol == "file"}
-    folders = {path if os.path.isdir(path) else os.path.dirname(path) for path in paths}
-    inside = os.path.isdir(data.location) and there.startswith(os.path.realpath(data.location) + os.sep)
-    if inside or any((folder + os.sep).startswith(there) for folder in folders):
+        protocol, folder = located(out.url)
+        inside = "://" in data.location and out.url.startswith(f"{data.location.rstrip('/')}/")
+        around = any(f"{part.path}/".startswith(f"{folder}/") for part in data.parts if part.protocol == protocol)
+    else:
+        there = os.path.realpath(out) + os.sep
+        paths = {os.path.realpath(part.path) for part in data.parts if part.protocol == "file"}
+        folders = {path if os.path.isdir(path) else os.path.dirname(path) for path in paths}
+        inside = os.path.isdir(data.location) and there.startswith(os.path.realpath(data.location) + os.sep)
+        around = any((folder + os.sep).startswith(there) for folder in folders)
+    if inside or around:
         raise OutputError(f"{out}: is inside the data folder, or contains it; choose a folder elsewhere")
 
 
@@ -647,11 +660,6 @@ class _Writing:
             OutputError: In the merge: a file is missing.
         """
         if isinstance(self.out, RemotePath):
-            if self.job.shard is not None:
-                raise UsageError(
-                    f"--shard {self.job.shard}: these options need files that all jobs share; write to a folder on "
-                    "shared storage, or without --shard"
-                )
             self.work.mkdir(parents=True, exist_ok=True)
             _write_json(self.work / PLAN, {"plan": self.digest})
             check_files(self.engine, lambda: [("file", str(self.work / PLAN))])

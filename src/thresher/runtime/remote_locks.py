@@ -44,7 +44,7 @@ def hold(
         OutputError: Another process holds the lock and ``wait`` is false, or the file cannot be written.
     """
     begin, pause, word = time.monotonic(), 0.05, _FIRST_WORD
-    text = json.dumps({**_own(), "token": secrets.token_hex(8)}).encode()
+    text = _new_content()
     while not path.create(text):
         known = _content(path)
         if known == text:  # it was created, but the answer was lost
@@ -107,8 +107,8 @@ def _removed(path: RemotePath, known: bytes, lease: Lease) -> bool:
     Of several processes that want to do so, one at a time may: so none removes the file of the next holder.
     """
     claim = path.with_name(f".{path.name.lstrip('.')}.{blake2b(known, digest_size=8).hexdigest()}.tmp")
-    if not claim.create(json.dumps(_own()).encode()):
-        other = _content(claim)
+    text = _new_content()
+    if not claim.create(text) and (other := _content(claim)) != text:  # the same: the answer was lost
         if other is not None and _has_ended(claim, other, lease):  # it was killed here
             claim.unlink(missing_ok=True)
         return False
@@ -142,6 +142,11 @@ def _holder(content: bytes) -> str:
     if isinstance(process, int) and host.isascii() and host.isprintable() and len(host) < 256:
         return f"process {process} on {host}"
     return "another process"
+
+
+def _new_content() -> bytes:
+    """Return the content of a file that no other process, and no other call, writes."""
+    return json.dumps({**_own(), "token": secrets.token_hex(8)}).encode()
 
 
 def _own() -> dict[str, Any]:
