@@ -789,12 +789,13 @@ def run_plan(
     from thresher.lab import runner
     from thresher.lab.plan import Plan
     from thresher.lab.results import RESULTS
+    from thresher.pool.store import absolute
     from thresher.runtime.engine import make_engine
 
     made = Plan.load(os.fspath(plan), profile).narrowed(rows, corpora, seeds)
-    here: dict[str, Any] = {"train": os.path.abspath(os.fspath(train))} if train is not None else {}
+    here: dict[str, Any] = {"train": absolute(os.fspath(train))} if train is not None else {}
     if evals:
-        here["evals"] = tuple(os.path.abspath(os.fspath(one)) for one in evals)
+        here["evals"] = tuple(absolute(os.fspath(one)) for one in evals)
     made = replace(made, data=replace(made.data, **here))
     if labels:
         made = replace(made, evaluation=replace(made.evaluation, labels=tuple(labels)))
@@ -849,6 +850,7 @@ def prove(
     from thresher.lab.prove import Question, cut_data, sentence, write_sentence
     from thresher.lab.results import RESULTS
     from thresher.lab.runner import run_plan
+    from thresher.pool.store import absolute
     from thresher.runtime.parameters import share_of
 
     if method is None and policy is None and selection is None:
@@ -859,13 +861,13 @@ def prove(
             (os.fspath(given),) if isinstance(given, (str, os.PathLike)) else tuple(map(os.fspath, given))
         )
     share = share_of(keep) if isinstance(keep, str) else keep
-    chosen = None if selection is None else os.path.abspath(os.fspath(selection))
+    chosen = None if selection is None else absolute(os.fspath(selection))
     question = _made(
         Question, "prove", {"method": method, "policy": policy, "selection": chosen, "keep": share, **settings}
     )
     folder, shown = FilePath(out), _progress(progress)
-    train, evals = cut_data(question, os.path.abspath(os.fspath(data)), folder / "data")
-    plan = question.plan(folder, train, [os.path.abspath(path) for path in evals])
+    train, evals = cut_data(question, absolute(os.fspath(data)), folder / "data")
+    plan = question.plan(folder, train, [absolute(path) for path in evals])
     text = sentence(question, run_plan(plan, folder, workers=workers, progress=shown))
     write_sentence(folder, text)
     result: dict[str, Any] = json.loads((folder / RESULTS).read_text(encoding="utf-8"))

@@ -288,6 +288,18 @@ def test_a_row_without_a_group_is_named(tmp_path: Path) -> None:
         open_set(str(tmp_path / "saved"), group="set")
 
 
+def test_images_without_captions_are_counted(tmp_path: Path) -> None:
+    """Retrieval needs a caption of every image."""
+    from datasets import Dataset
+
+    cells = [{"bytes": picture(row), "path": None} for row in range(3)]
+    Dataset.from_dict({"image": cells, "text": ["red", "", "blue"], "label": [0, 1, 1]}).save_to_disk(
+        str(tmp_path / "saved")
+    )
+    with pytest.warns(UserWarning, match="1 of 3 images have no caption; retrieval is not measured"):
+        assert open_set(str(tmp_path / "saved")).texts == ()
+
+
 def test_what_a_set_lacks_is_said(sets: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot do retrieval with mean: the set has no captions"):
         evaluated(sets / "folders", "retrieval")

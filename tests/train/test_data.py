@@ -18,12 +18,13 @@ from tests.train.conftest import ROWS, Data, add
 from thresher import build, open_store, run_steps
 from thresher.cli.main import main
 from thresher.data import DataOptions
+from thresher.dynamic.cabs import Concepts
 from thresher.dynamic.run_folder import Training
 from thresher.errors import PoolError, UsageError
 from thresher.io.pictures import decode
 from thresher.runtime.progress import Silent
 from thresher.train import data as reading
-from thresher.train.data import PICTURES, SET_ASIDE, Pairs, open_pairs, times_of
+from thresher.train.data import PICTURES, SET_ASIDE, Pairs, concepts_of, open_pairs, times_of
 
 
 def opened(location: object, folder: Path, *, captions: bool = True, side: int = 16) -> Pairs:
@@ -414,3 +415,19 @@ def test_selections_of_the_pool_and_of_its_keys(data: Data, tmp_path: Path) -> N
         times_of(str(tmp_path / "none.txt"), parquet)
     with pytest.raises(PoolError, match="neither a selection folder nor a file of keys"):
         times_of(str(tmp_path / "nothing"), parquet)
+
+
+def test_every_row_of_a_key_has_the_cluster_of_the_key(data: Data, tmp_path: Path) -> None:
+    """Data may repeat keys, such as a training set with repeats; the clusters are of a pool with each key once."""
+    few = data.table.slice(0, 20)
+    keys = [f"k{i % 7}" for i in range(20)]
+    pq.write_table(few.set_column(few.column_names.index("key"), "key", pa.array(keys)), tmp_path / "pairs.parquet")
+    vectors = np.random.default_rng(0).standard_normal((7, 4), np.float32)
+    pool = {"key": [f"k{i}" for i in range(7)], "image_embedding": list(vectors)}
+    pq.write_table(pa.table(pool), tmp_path / "pool.parquet")
+    assert main(["cluster", str(tmp_path / "pool.parquet"), "-o", str(tmp_path / "c"), "--clusters", "3"]) == 0
+    found = concepts_of(str(tmp_path / "c"), opened(tmp_path / "pairs.parquet", tmp_path / "run"))
+    labels = np.load(tmp_path / "c" / "labels.npy")
+    expected = Concepts.of_labels(labels[np.arange(20) % 7])
+    np.testing.assert_array_equal(found.ids_M, expected.ids_M)
+    np.testing.assert_array_equal(found.ends_N, expected.ends_N)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from thresher.lab.corpus import index_of, write_subset
 from thresher.lab.plan import BASELINE, SHORT, Corpus, Evaluation, Plan, Proxy, Row, Sources, Trainer
 from thresher.lab.results import Run, difference
 from thresher.lab.work import read_own, write_json
+from thresher.pool.store import absolute
 from thresher.runtime.files import writing
 from thresher.runtime.random import generator
 
@@ -127,7 +127,7 @@ def cut_data(question: Question, data: str, folder: Path) -> tuple[str, tuple[st
         OutputError: The folder has parts of other data, or cut in another way.
         UsageError: There are too few rows to hold some out.
     """
-    request = {"data": data, "evals": list(map(os.path.abspath, question.evals)), "rows": question.rows}
+    request = {"data": data, "evals": list(map(absolute, question.evals)), "rows": question.rows}
     with suppress(FileNotFoundError):
         known = read_own(folder / REQUEST)
         if odd := [name for name, value in request.items() if known.get(name) != value]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
@@ -224,8 +225,11 @@ def _raw(path: str, name: str, labels: tuple[str, ...], group: str | None, text:
         if None in values:
             raise UsageError(f"{path}: row {values.index(None):,} has no {grouped!r}; give every row a group")
         groups = np.unique(np.array([str(cell) for cell in values]), return_inverse=True)[1].astype(np.int64)
-    if texts and len(set(owners)) < rows:
-        texts, owners = [], []  # not every image has a caption, so that retrieval is not possible
+    if texts and (without := rows - len(set(owners))):
+        warnings.warn(
+            f"{path}: {without:,} of {rows:,} images have no caption; retrieval is not measured", stacklevel=2
+        )
+        texts, owners = [], []
     pictures = lambda: (sample.stored() for sample in open_data(path, options).samples())  # noqa: E731
     return LabelledSet(name, pictures, tuple(texts), np.array(owners, np.int64), groups, chosen)
 

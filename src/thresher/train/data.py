@@ -341,17 +341,13 @@ def _labels_of(folder: str, pairs: Pairs) -> Ints:
         raise UsageError(f"{folder}: its pool {pool} has changed; cluster it again")
     if store.fingerprint() == pairs.store.fingerprint():
         return labels_N
-    row_of = {key: row for row, key in enumerate(keys)}
-    found_N, known = np.full(len(pairs), -1, np.int64), 0
+    wanted, label_of = set(keys), dict[str, int]()
     for ids, names in store.keys():
-        rows = [(row_of[name], number) for number, name in zip(ids.tolist(), names, strict=True) if name in row_of]
-        known += len(rows)
-        for row, number in rows:
-            found_N[row] = labels_N[number]
-    if not known:
+        label_of |= {name: label for label, name in zip(labels_N[ids].tolist(), names, strict=True) if name in wanted}
+    if not label_of:
         first = next(name for _, names in store.keys() for name in names)
         raise UsageError(f"{folder}: none of its keys is in the data: {unlike('the pool', [first], 'the data', keys)}")
-    return found_N
+    return np.array([label_of.get(key, -1) for key in keys], np.int64)
 
 
 def has_losses(reference: str) -> bool:
