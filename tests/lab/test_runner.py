@@ -150,6 +150,13 @@ def test_a_plan_runs_once_and_every_row_has_its_cost(
     with pytest.raises(OutputError, match=r"was begun with other settings \(epochs\)"):
         run_plan(other, out, data=data)
 
+    # So are other data of the same name.
+    shutil.copytree(data, tmp_path / "data", dirs_exist_ok=True)
+    train = tmp_path / "data" / plan.data.train
+    pq.write_table(pq.read_table(train).slice(1), train)
+    with pytest.raises(OutputError, match=r"was begun with other settings \(data_bytes\)"):
+        run_plan(plan, out, data=tmp_path / "data")
+
 
 def test_a_job_that_fails_is_named_and_the_others_are_done(data: Path, tmp_path: Path, in_process: list[str]) -> None:
     text = PLAN.replace(

@@ -17,7 +17,7 @@ from typing import Any
 import thresher
 from thresher.data import open_data
 from thresher.errors import OutputError, PoolError, UsageError
-from thresher.lab.plan import Plan
+from thresher.lab.plan import Plan, Sources
 from thresher.lab.results import Run, write_results
 from thresher.lab.work import JOB, OUTPUT, RESULT, TRAIN, damaged, read_own, read_result, write_json
 from thresher.runtime import locks
@@ -71,7 +71,7 @@ def jobs_of(plan: Plan) -> list[Job]:
             jobs.append(Job(name=name, what={"kind": kind, **same, **more}, corpus=of, needs=needs))
             return name
 
-        add(made, "corpus", {}, sources=asdict(plan.data))
+        add(made, "corpus", {}, sources=asdict(plan.data), data_bytes=_bytes_of(plan.data))
         if corpus is plan.corpora[0]:
             add("trial", "trial", dict(at))
         if any(row.steps and row.pool == "proxy" for row in plan.rows):
@@ -91,6 +91,13 @@ def jobs_of(plan: Plan) -> list[Job]:
                 add(run_name(corpus.name, row.name, seed), "run", needs, row=asdict(row), seed=seed, **more)
     firsts = sorted((job for job in jobs if job.kind != "run"), key=lambda job: _ORDER.index(job.kind))
     return firsts + sorted((job for job in jobs if job.kind == "run"), key=lambda job: job.what["seed"])
+
+
+def _bytes_of(sources: Sources) -> list[int]:
+    """Return the bytes of the files of a plan, to tell other data of the same name: folders may be moved."""
+    return [
+        os.path.getsize(path) for path in (sources.train, *sources.evals, sources.off_topic) if os.path.isfile(path)
+    ]
 
 
 def run_name(corpus: str, row: str, seed: int) -> str:
