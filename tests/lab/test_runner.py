@@ -62,6 +62,12 @@ keep = "70%"
 name = "c-rho"
 steps = [{ method = "c-rho", proxy = "early-proxy", keep = "70%" }]
 [[row]]
+name = "drrho"
+loss = "drrho"
+[[row]]
+name = "cabs"
+compose = "diversity"
+[[row]]
 name = "random"
 pool = "data"
 steps = [{ method = "random", keep = "70%" }]
@@ -86,7 +92,7 @@ def plain(out: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in run.items() if name != "seconds"} for run in results(out)["runs"]]
 
 
-ROWS = ["full", "full-short", "scan", "rho", "coreset", "c-rho", "random"]
+ROWS = ["full", "full-short", "scan", "rho", "coreset", "c-rho", "drrho", "cabs", "random"]
 
 
 @pytest.mark.parametrize(
@@ -113,6 +119,8 @@ def test_a_plan_runs_once_and_every_row_has_its_cost(
         "random": 280,
         "coreset": 280 + 280,
         "c-rho": 280 + 2 * (100 + 100),  # two proxies of an epoch, each embeds all rows
+        "drrho": 280 + 2 * (100 + 100),
+        "cabs": 280 + 2 * (100 + 100),
         "rho": 280 + 2 * 40 + 100,  # two models on half of the rows in batches of 20; each row is scored once
     }
     assert {name: run["scored_forwards"] for name, run in found.items()} == {name: forwards[name] for name in found}
@@ -144,6 +152,18 @@ def test_a_plan_runs_once_and_every_row_has_its_cost(
     (out / f"runs/noisy/{rows[-1]}/seed-0/result.json").unlink()
     run_plan(plan, out, data=data, workers=1)
     assert plain(out) == before
+
+    # A job begun before a setting existed had its default.
+    job = out / "runs/noisy/random/seed-0/job.json"
+    older = json.loads(job.read_text())
+    assert older["what"]["row"].pop("compose") == ""
+    job.write_text(json.dumps(older))
+    run_plan(plan, out, data=data, workers=1)
+    older["what"]["row"]["compose"] = "diversity"
+    job.write_text(json.dumps(older))
+    with pytest.raises(OutputError, match=r"was begun with other settings \(compose\)"):
+        run_plan(plan, out, data=data)
+    (out / "runs/noisy/random/seed-0/job.json").unlink()
 
     # Other settings in the same folder are refused, and name what differs.
     other = Plan.parse(PLAN.replace("epochs = 4", "epochs = 5"))

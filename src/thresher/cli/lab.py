@@ -103,7 +103,7 @@ def lab(
     """Run a plan: policies and selections, with several seeds, and a table with intervals.
 
     PLAN is a TOML file, or the name of a plan that comes with thresher: scan-clip, scan-moco, scan-coreset, clipcov,
-    dbp, noise, field. Finished runs are not repeated.
+    dbp, noise, field, web-like. Finished runs are not repeated.
     """
     if dry_run:
         result = api.run_plan(plan, dry_run=True, **values)

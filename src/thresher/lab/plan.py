@@ -20,6 +20,7 @@ from thresher.selection import Keep
 BASELINE, SHORT = "full", "full-short"
 HALVES = ("selection", "held-out")
 EARLY = "early-proxy"  # in a step: the pool of the early proxy
+CLUSTERS = "clusters"  # concepts: clusters of the embeddings of the proxy
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._%+-]{0,59}")
 _TABLES = ("name", "about", "paper", "seeds", "data", "trainer", "evaluation", "proxy", "corpus", "row", "profile")
 
@@ -209,6 +210,9 @@ class Row:
         pool: What the steps read: "proxy", the embeddings of the proxy, or "data", keys and captions only.
         coreset_of: Another row: train on the rows of the corpus that its run found least redundant.
         selection: A selection folder or a file of keys: train on these rows.
+        loss: "drrho": a loss that takes the embeddings of the proxy as its reference; "" for the loss of the trainer.
+        compose: "diversity" or "frequency": compose every batch by the concepts of its rows (CABS); "" for no.
+        concepts: For ``compose``, "clusters" of the embeddings of the proxy, or "column:NAME".
         keep: How many rows the coreset keeps, or the last step; a list makes a row for each.
         share: Samples of the run, as a share of those of full training; None for the trainer's, and all for full.
         about: A remark below the table.
@@ -222,6 +226,9 @@ class Row:
     pool: Literal["proxy", "data"] = "proxy"
     coreset_of: str | None = None
     selection: str | None = None
+    loss: Literal["", "drrho"] = ""
+    compose: Literal["", "diversity", "frequency"] = ""
+    concepts: str = CLUSTERS
     keep: str | None = None
     share: float | None = None
     about: str = ""
@@ -235,6 +242,10 @@ class Row:
             raise UsageError(f"row {self.name}: share = {self.share}; give a share above 0 and at most 1")
         if self.prune is not None and not 0 < self.prune < 1:
             raise UsageError(f"row {self.name}: prune = {self.prune}; give a share strictly between 0 and 1")
+        if self.concepts != CLUSTERS and not (self.compose and self.concepts.startswith("column:")):
+            raise UsageError(
+                f"row {self.name}: concepts = {self.concepts!r}; give clusters or column:NAME, and compose"
+            )
         if self.selects:
             if self.policy != "full" or self.prune is not None or self.options:
                 raise UsageError(f"row {self.name}: trains on a selection; leave out policy, prune and options")
@@ -269,6 +280,12 @@ class Row:
         from thresher.dynamic.registry import POLICIES
 
         return bool(POLICIES.find(self.policy).needs_references) and not self.options.get("reference")
+
+    @property
+    def needs_proxy(self) -> bool:
+        """Whether the embeddings of the proxy are needed."""
+        selects, composes = self.steps and self.pool == "proxy", self.compose and self.concepts == CLUSTERS
+        return bool(selects or self.loss or composes)
 
     def share_of(self, trainer: Trainer) -> float:
         """Return the samples of its runs as a share of those of full training."""
@@ -328,7 +345,9 @@ class Plan:
         if any(corpus.off_topic for corpus in self.corpora) and not self.data.off_topic:
             raise UsageError("a corpus has off_topic rows; name their data: off_topic in [data]")
         if self.trainer.task == "moco":
-            if odd := [row.name for row in self.rows if row.steps and row.pool == "proxy" and not self.proxy.encoder]:
+            if odd := [row.name for row in self.rows if row.loss]:
+                raise UsageError(f"rows {', '.join(odd)}: the losses of MoCo take no reference; leave loss out")
+            if odd := [row.name for row in self.rows if row.needs_proxy and not self.proxy.encoder]:
                 raise UsageError(f"rows {', '.join(odd)}: for MoCo name an encoder in [proxy]")
             if odd := [row.name for row in self.rows if row.needs_reference]:
                 raise UsageError(

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from thresher.data import open_data
 from thresher.errors import OutputError, PoolError, UsageError
 from thresher.lab.plan import Plan, Sources
 from thresher.lab.results import Run, write_results
-from thresher.lab.work import JOB, OUTPUT, RESULT, TRAIN, damaged, read_own, read_result, write_json
+from thresher.lab.work import JOB, KINDS, OUTPUT, RESULT, TRAIN, damaged, read_own, read_result, write_json
 from thresher.runtime import locks
 from thresher.runtime.engine import Engine, cores
 from thresher.runtime.format import counted, duration
@@ -74,14 +74,14 @@ def jobs_of(plan: Plan) -> list[Job]:
         add(made, "corpus", {}, sources=asdict(plan.data), data_bytes=_bytes_of(plan.data))
         if corpus is plan.corpora[0]:
             add("trial", "trial", dict(at))
-        if any(row.steps and row.pool == "proxy" for row in plan.rows):
+        if any(row.needs_proxy for row in plan.rows):
             at["proxy"] = add(f"proxies/{corpus.name}", "proxy", dict(at), **proxy)
         if any(row.needs_reference for row in plan.rows):
             at["reference"] = add(f"references/{corpus.name}", "reference", {"corpus": made}, **proxy)
         for seed in plan.seeds:
             for row in sorted(plan.rows, key=lambda row: row.coreset_of is not None):
                 needs = {"corpus": made}
-                if row.steps and row.pool == "proxy":
+                if row.needs_proxy:
                     needs["proxy"] = at["proxy"]
                 if row.needs_reference:
                     needs["reference"] = at["reference"]
@@ -191,7 +191,7 @@ def _check(folder: Path, job: Job) -> None:
     """Refuse a job that was done, or begun, with other settings."""
     path = folder / job.name / JOB
     try:
-        known = _without_paths(read_own(path)["what"])
+        known = _completed(_without_paths(read_own(path)["what"]))
     except FileNotFoundError:
         return
     except (AttributeError, KeyError, TypeError):
@@ -203,6 +203,16 @@ def _check(folder: Path, job: Job) -> None:
             f"{folder / job.name}: was begun with other settings ({', '.join(names)}); choose another folder for this "
             "plan, or remove that one"
         )
+
+
+def _completed(what: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a job does with the defaults of settings that are newer than its ``job.json``."""
+    made = dict(what)
+    for name, kind in KINDS.items():
+        if name in made:
+            new = {one.name: one.default for one in fields(kind) if one.default is not MISSING}
+            made[name] = {**json.loads(json.dumps(new)), **made[name]}
+    return made
 
 
 def _without_paths(what: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from thresher.dynamic.run_folder import CHECKPOINT, Training
 from thresher.errors import OutputError, ThresherError, UsageError
 from thresher.lab.corpus import INDEX, cut_in_halves, make_corpus
 from thresher.lab.metrics import metrics_of
-from thresher.lab.plan import EARLY, Corpus, Evaluation, Proxy, Row, Trainer
+from thresher.lab.plan import CLUSTERS, EARLY, Corpus, Evaluation, Proxy, Row, Trainer
 from thresher.runtime.files import writing
 from thresher.runtime.parameters import build
 from thresher.runtime.progress import Lines
@@ -29,11 +29,12 @@ from thresher.runtime.untrusted import read_json
 
 JOB, RESULT, OUTPUT = "job.json", "result.json", "output.txt"
 TRAIN = "train.parquet"  # in the folder of a changed corpus
-_NOTHING: Mapping[str, Any] = {
-    "scored_forwards": 0,
-    "seconds": 0.0,
-    "images_decoded": 0,
-}  # the cost of a row before anything
+# The tables of a job.json.
+KINDS: Mapping[str, Any] = {
+    "corpus": Corpus, "trainer": Trainer, "evaluation": Evaluation, "proxy": Proxy, "row": Row,
+}  # fmt: skip
+# The cost of a row before anything.
+_NOTHING: Mapping[str, Any] = {"scored_forwards": 0, "seconds": 0.0, "images_decoded": 0}
 _TRIAL = 40  # steps of the trial run
 
 
@@ -193,6 +194,10 @@ def run(task: Task) -> dict[str, Any]:
         where, spent = task.result_of("reference")
         how["options"] = {**how["options"], "reference": str(where / "reference.parquet")}
         _add(cost, spent)
+    if row.loss or row.compose:
+        how |= _with_proxy(task, row)
+        if row.needs_proxy and not (row.steps and row.pool == "proxy"):  # a selection by the proxy has counted it
+            _add(cost, task.result_of("proxy")[1])
     share = row.share_of(task.trainer)
     length = {"epochs": task.trainer.epochs} if share == 1.0 else {"samples": task.samples(share)}
     log = _train(task, folder, evals=task.evals, seed=task.seed, **length, **how)
@@ -234,6 +239,7 @@ def _schedule(task: Task, **more: Any) -> Any:
 def _train(task: Task, folder: Path, *, evals: tuple[str, ...] = (), **schedule: Any) -> list[dict[str, Any]]:
     """Train, or resume; return the log."""
     how = task.trainer
+    own: dict[str, Any] = {name: schedule.pop(name) for name in ("loss", "reference") if name in schedule}
     made = _schedule(task, evals=tuple(evals), options=schedule.pop("options", None) or None, **schedule)
     labels: dict[str, Any] = (
         {"eval_labels": task.evaluation.labels, "eval_group": task.evaluation.group} if evals else {}
@@ -242,12 +248,13 @@ def _train(task: Task, folder: Path, *, evals: tuple[str, ...] = (), **schedule:
     if how.task == "moco":
         from thresher.train.moco import MocoSettings, train_moco
 
-        own: dict[str, Any] = {"side": how.side, "version": how.version, "momentum": how.momentum, "queue": how.queue}
+        own = {"side": how.side, "version": how.version, "momentum": how.momentum, "queue": how.queue}
         return train_moco(task.data, folder, MocoSettings(model=how.model, schedule=made, **own, **labels), **more)
     from thresher.train.clip import ClipSettings, train_clip
 
     prompts: dict[str, Any] = {"templates": task.evaluation.templates} if evals else {}
-    settings = ClipSettings(model=how.model, loss=how.loss, chunk=how.chunk, schedule=made, **labels, **prompts)
+    own = {"model": how.model, "loss": how.loss, "chunk": how.chunk, **own}
+    settings = ClipSettings(schedule=made, **own, **labels, **prompts)
     return train_clip(task.data, folder, settings, **more)
 
 
@@ -304,6 +311,35 @@ def _selected(task: Task, row: Row, selection: Path) -> dict[str, Any]:
     return cost
 
 
+def _with_proxy(task: Task, row: Row) -> dict[str, Any]:
+    """Return the settings of training for the loss of a row, and for the composition of its batches."""
+    more: dict[str, Any] = {}
+    if row.loss:
+        more |= {"loss": row.loss, "reference": str(task.result_of("proxy")[0] / "pool")}
+    if row.compose:
+        more |= {"compose": row.compose, "concepts": row.concepts}
+        if row.concepts == CLUSTERS:
+            more["concepts"] = str(_clusters(task))
+    return more
+
+
+def _clusters(task: Task) -> Path:
+    """Cluster the embeddings of the proxy; return the folder of the clusters."""
+    from thresher.pool.store import open_store
+    from thresher.pruning.clusters import Clustered, cluster_pool, write_groups
+    from thresher.pruning.run import Run
+    from thresher.runtime.cache import Cache
+    from thresher.runtime.engine import make_engine
+    from thresher.selection import Selection
+
+    folder, store = task.folder / CLUSTERS, open_store(str(task.result_of("proxy")[0] / "pool"))
+    start = Selection.everything("", store.layout.location, {}, store.total)
+    run = Run(store, start, seed=task.seed, engine=make_engine("serial"), cache=Cache.at(_cache(task)))
+    groups, run = cluster_pool(run, Clustered())
+    write_groups(groups, folder, {"pool": store.layout.location}, within=run.so_far.mask())
+    return folder
+
+
 def _prepared(task: Task, row: Row) -> dict[str, Any]:
     """Return what the pool of a row cost."""
     return dict(_NOTHING) if row.pool == "data" else task.result_of("proxy")[1]
@@ -323,8 +359,13 @@ def _select(task: Task, row: Row) -> Any:
         where, early = folder / "pool", str(folder / "early")
     tables = [{key: early if value == EARLY else value for key, value in table.items()} for table in row.steps]
     steps = [build_method(table.pop("method"), table) for table in tables]
-    cache = Cache.at(str(task.folder.parents[2] / "cache"))
-    return run_steps(open_store(str(where)), steps, seed=task.seed, engine=make_engine("serial"), cache=cache)
+    engine, cache = make_engine("serial"), Cache.at(_cache(task))
+    return run_steps(open_store(str(where)), steps, seed=task.seed, engine=engine, cache=cache)
+
+
+def _cache(task: Task) -> str:
+    """Return the cache of the plan, from the folder of a run."""
+    return str(task.folder.parents[2] / "cache")
 
 
 def _coreset(task: Task, row: Row) -> Any:
@@ -405,18 +446,16 @@ def _forget(folder: Path) -> None:
 
 def task_of(job: Mapping[str, Any], folder: Path) -> Task:
     """Return the task of a ``job.json``."""
-    kinds: dict[str, Any] = {"corpus": Corpus, "trainer": Trainer, "evaluation": Evaluation, "proxy": Proxy}
     tuples = {"labels", "templates", "steps"}
 
     def made(kind: Any, table: Mapping[str, Any]) -> Any:
         return build(kind, kind.__name__, {k: tuple(v) if k in tuples else v for k, v in table.items()})
 
     what, where = job["what"], job["where"]
-    tables = {name: what.get(name, {}) for name in kinds}
+    tables = {name: what.get(name, {}) for name in KINDS}
     tables["trainer"] = {**tables["trainer"], **job["free"]}
-    parts = {name: made(kind, tables[name]) for name, kind in kinds.items()}
-    row = None if what.get("row") is None else made(Row, what["row"])
-    return Task(folder=folder, row=row, seed=what.get("seed", 0), **parts, **{**where, "evals": tuple(where["evals"])})
+    parts = {name: made(kind, tables[name]) for name, kind in KINDS.items() if tables[name] or kind is not Row}
+    return Task(folder=folder, seed=what.get("seed", 0), **parts, **{**where, "evals": tuple(where["evals"])})
 
 
 def do(folder: Path) -> None:
