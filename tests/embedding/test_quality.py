@@ -9,17 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.fft
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from tests.embedding.raw import files, parquet, picture, tars
-from tests.embedding.test_pipeline import TOY, digests, rows_of
-from thresher import UsageError, build, open_store, run_steps
+from tests.embedding.test_pipeline import TOY, digests, rows_of, vectors
+from thresher import PoolError, UsageError, build, open_store, run_steps
 from thresher.data import DataOptions
 from thresher.embedding.pipeline import embed
-from thresher.embedding.quality import QUALITY, measured, perceptual_hash, sharpness
+from thresher.embedding.quality import QUALITY, measured, perceptual_hash, sharpness, text_area
+from thresher.errors import MissingExtraError
 from thresher.io.pictures import open_rgb
 
-ALL = ",".join(QUALITY)
+ALL = ",".join(name for name in QUALITY if name != "text_area")
 
 
 def phash_of(image: Image.Image) -> str:
@@ -125,10 +126,18 @@ def test_sharpness_of_a_large_image_is_that_of_its_small_copy() -> None:
 @pytest.mark.parametrize(
     ("quality", "said"),
     [
-        ("sharpnes", "there are sha256, phash, sharpness, brightness. Did you mean 'sharpness'"),
+        (
+            "sharpnes",
+            "there are sha256, phash, sharpness, brightness, text_area, and NAME=HEAD.npy. Did you mean 'sharpness'",
+        ),
         ("", "there are sha256"),
         ("phash,,sha256", "there are sha256"),
         ("phash, phash", "twice"),
+        ("text-area,text_area", "twice"),
+        ("phash=head.npy", "give NAME=HEAD.npy"),
+        ("my score=head.npy", "give NAME=HEAD.npy"),
+        ("score=", "give NAME=HEAD.npy"),
+        ("score=a.npy,score=b.npy", "twice"),
     ],
 )
 def test_names_that_there_are_not(quality: str, said: str) -> None:
@@ -153,3 +162,88 @@ def test_a_column_that_the_data_has_is_not_replaced(tmp_path: Path) -> None:
         embed(str(path), tmp_path / "pool", dataclasses.replace(TOY, quality="phash,sha256"))
     embed(str(path), tmp_path / "pool", dataclasses.replace(TOY, quality="phash"))
     assert rows_of(tmp_path / "pool")[0]["sha256"] == "000000"
+
+
+def words(size: int, count: int) -> Image.Image:
+    """Lines of text on a plain image."""
+    image = Image.new("RGB", (640, 480), (250, 250, 245))
+    draw = ImageDraw.Draw(image)
+    for line in range(count):
+        draw.text((30, 20 + line * (size + 20)), "Summer sale: half price", font=ImageFont.load_default(size), fill=0)
+    return image
+
+
+def test_text_area_is_the_share_of_the_image_that_is_text() -> None:
+    one, three = text_area(words(48, 1)), text_area(words(48, 3))
+    left, top, right, bottom = ImageDraw.Draw(words(48, 0)).textbbox(
+        (30, 20), "Summer sale: half price", font=ImageFont.load_default(48)
+    )
+    assert one == pytest.approx((right - left) * (bottom - top) / (640 * 480), rel=0.35)
+    assert three == pytest.approx(3 * one, rel=0.1)
+    assert text_area(words(48, 0)) == 0
+    # A copy of twice the size has about the same share.
+    assert text_area(words(48, 3).resize((1280, 960))) == pytest.approx(three, rel=0.1)
+
+
+def test_text_area_is_computed_by_workers_too(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for name, lines in (("a", 3), ("b", 0)):
+        words(48, lines).save(tmp_path / "data" / f"{name}.png")
+    for workers in (0, 1):
+        how = dataclasses.replace(TOY, only="image", quality="text-area", workers=workers)
+        embed(str(tmp_path / "data"), tmp_path / f"pool-{workers}", how)
+    assert digests(tmp_path / "pool-0") == digests(tmp_path / "pool-1")
+    found = [row["text_area"] for row in rows_of(tmp_path / "pool-0")]
+    assert found == [pytest.approx(text_area(words(48, 3))), 0]
+
+
+def test_text_area_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("thresher.embedding.quality.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"\[ocr\]"):
+        dataclasses.replace(TOY, quality="text-area")
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_head_scores_the_stored_vectors(tmp_path: Path, bias: bool) -> None:
+    data, dimension = parquet(tmp_path / "rows.parquet", 30), 24
+    weights = np.random.default_rng(0).standard_normal(dimension + bias).astype(np.float32)
+    np.save(tmp_path / "head.npy", weights)
+    how = dataclasses.replace(TOY, quality=f"phash,aesthetic={tmp_path}/head.npy", data=DataOptions(per_part=10))
+    embed(str(data), tmp_path / "pool", how)
+    stored = vectors(tmp_path / "pool")["img_emb"].astype(np.float64)
+    found = [row["aesthetic"] for row in rows_of(tmp_path / "pool")]
+    for vector, score in zip(stored, found, strict=True):
+        unit = vector / np.sqrt(sum(value * value for value in vector))
+        slow = sum(float(a) * float(b) for a, b in zip(unit, weights[:dimension], strict=True))
+        assert score == pytest.approx(slow + (float(weights[-1]) if bias else 0.0), rel=1e-6)
+    # Another head does not continue the same pool.
+    for path in (tmp_path / "pool").glob("*/*_00001.*"):
+        path.unlink()
+    before = digests(tmp_path / "pool")
+    np.save(tmp_path / "head.npy", weights * 2)
+    with pytest.raises(UsageError, match="heads"):
+        embed(str(data), tmp_path / "pool", how)
+    assert digests(tmp_path / "pool") == before
+
+
+@pytest.mark.parametrize(
+    ("head", "error", "said"),
+    [
+        (np.zeros(5), UsageError, "has 5 values, and images have 24 dimensions"),
+        (np.zeros((3, 3)), UsageError, "give D floats"),
+        (np.zeros(24, np.int64), UsageError, "give D floats"),
+        (np.full(24, np.nan), UsageError, "NaN or infinite"),
+        (b"x", PoolError, "cannot be read"),
+        (None, PoolError, "there is no such file"),
+    ],
+)
+def test_a_head_that_does_not_fit(tmp_path: Path, head: object, error: type[Exception], said: str) -> None:
+    path = tmp_path / "head.npy"
+    if isinstance(head, bytes):
+        path.write_bytes(head)
+    elif head is not None:
+        np.save(path, head)
+    data = parquet(tmp_path / "rows.parquet", 5)
+    with pytest.raises(error, match=said):
+        embed(str(data), tmp_path / "pool", dataclasses.replace(TOY, quality=f"score={path}"))
+    assert not (tmp_path / "pool").exists()

@@ -251,7 +251,7 @@ def test_a_damaged_file_of_a_plan_is_named(
 
 def test_a_dry_run_says_what_would_run(data: Path) -> None:
     found = described(Plan.parse(PLAN), data)
-    assert (found["runs"], found["rows"], found["kind"]) == (7, 100, "parquet")
+    assert (found["runs"], found["rows"], found["kind"]) == (9, 100, "parquet")
     shares = {job["name"]: job["of_a_full_run"] for job in found["jobs"]}
     assert shares["runs/noisy/full/seed-0"] == 1.0
     assert shares["runs/noisy/random/seed-0"] == 0.7

@@ -58,7 +58,8 @@ _PRECISION = click.option(
 @click.option("--only", type=Choice(["image", "text"]), help="Embed only images or only captions.")
 @click.option(
     "--quality", metavar="NAMES",
-    help="Columns to compute from every image: sha256, phash, sharpness, brightness; separated by commas.",
+    help="Columns to compute from every image: sha256, phash, sharpness, brightness, text_area, and NAME=HEAD.npy for "
+    "a linear score of its embedding; separated by commas.",
 )  # fmt: skip
 @click.option("--thumbnails", is_flag=True, help="Store thumbnails of the images for reports.")
 @click.option(

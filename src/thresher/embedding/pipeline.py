@@ -46,7 +46,7 @@ from thresher.embedding.pool import (
     writing_shard,
 )
 from thresher.embedding.prepare import Decoded, DecodeOptions, DecodeTask, Pixels, Slots, Tokens, prepare
-from thresher.embedding.quality import QUALITY, quality_columns
+from thresher.embedding.quality import Head, Quality
 from thresher.errors import ChangedError, OutputError, PoolError, ThresherError, UnreachedError, UsageError
 from thresher.export.keys import hashes_of
 from thresher.io.open import open_file
@@ -119,8 +119,7 @@ class EmbedSettings:
                 raise UsageError(f"--{name} {value}: must be at least {least}")
         if self.only not in (None, *FOLDERS):
             raise UsageError(f"--only {self.only}: must be image or text")
-        if self.quality is not None:
-            quality_columns(self.quality)
+        Quality.parse(self.quality)
 
 
 @dataclass(frozen=True)
@@ -393,7 +392,9 @@ def _planned(
         uids &= all(_UID.fullmatch(sample.uid) for sample in first)
     columns |= {"uid": "string"} if uids else {}
     columns |= {"width": "int32", "height": "int32"} if "image" in fields else {}
-    columns |= _quality(source, settings, fields)
+    quality = _quality(source, settings, fields)
+    heads = quality.read_heads(encoder.image_dim) if quality.heads else ()
+    columns |= quality.types()
     columns |= {"shard": "string", "offset": "int64"}
     columns |= {"filepath": "string"} if source.parts[0].pictures_apart else {}
     columns |= {name: str(kind) for name, kind in source.columns.items() if name not in OWN}
@@ -417,18 +418,20 @@ def _planned(
         **({"columns": reading.columns} if reading.columns else {}),
         **({"allow-outside": True} if reading.allow_outside else {}),
         **({"reader": reading.reader} if reading.reader else {}),
+        **({"heads": {head.name: head.digest for head in heads}} if heads else {}),
     }
     return PoolPlan(info, tuple(fields), columns, options, shards), tuple(notes)
 
 
-def _quality(source: Data, settings: EmbedSettings, fields: Sequence[str]) -> dict[str, str]:
-    """Return the columns to compute from every image, and their types."""
-    names = () if settings.quality is None else quality_columns(settings.quality)
+def _quality(source: Data, settings: EmbedSettings, fields: Sequence[str]) -> Quality:
+    """Return the columns to compute from every image."""
+    quality = Quality.parse(settings.quality)
+    names = quality.types()
     if names and "image" not in fields:
         raise UsageError(f"--quality {settings.quality}: is computed from images, and only texts are embedded")
-    if there := [name for name in names if name in source.columns]:
+    if there := [name for name in names if name in source.columns or name in OWN]:
         raise UsageError(f"--quality {there[0]}: {source.location} has a column {there[0]} already; leave it out")
-    return {name: QUALITY[name] for name in names}
+    return quality
 
 
 def _some(source: Data) -> list[Sample]:
@@ -555,12 +558,14 @@ def _on_engine(
 ) -> Unreached:
     """Embed each shard as a task of an engine. Return what was not reached, as :func:`_embed` does."""
     # In one precision everywhere: "auto" would mean another one on a machine with a GPU. A task decodes for itself.
-    each = replace(settings, precision=getattr(encoder, "precision", settings.precision), workers=0)
+    precision, quality = getattr(encoder, "precision", settings.precision), Quality.parse(settings.quality).text()
+    each = replace(settings, precision=precision, quality=quality, workers=0)
     files = dict.fromkeys((part.protocol, part.path) for _, part in jobs)
     unreached: Unreached = []
     in_a_row = 0
     with _running(folder, lock) as running, progress.task("embed", len(jobs), "shards") as advance:
-        check_files(engine, lambda: [*files, located(str(running))])
+        heads = [("file", os.path.abspath(path)) for _, path in Quality.parse(quality).heads]
+        check_files(engine, lambda: [*files, located(str(running)), *heads])
         results = engine.map(partial(_on_worker, folder, plan, each, running), jobs)
         try:
             for done, missed in enumerate(results, 1):
@@ -636,13 +641,15 @@ def _embed(
     gpu = str(getattr(encoder, "device", "cpu")).startswith(("cuda", "mps"))
     size = settings.batch_size or (512 if gpu else 64)
     workers = max(1, cores() - (not gpu)) if settings.workers is None else settings.workers
+    quality = Quality.parse(settings.quality)
     options = DecodeOptions(
         encoder.preprocess if "image" in plan.fields else None,
         encoder.tokenize if "text" in plan.fields else None,
         settings.pixel_limit,
         settings.thumbnails if "thumbnail" in plan.columns else 0,
-        quality=() if settings.quality is None else quality_columns(settings.quality),
+        quality=quality.measured,
     )
+    heads = quality.read_heads(encoder.image_dim) if quality.heads else ()
     widths = {name: int(plan.encoder[f"{name}_dim"]) for name in plan.fields}
     schema = _schema(plan)
     # There are more slots than tasks in flight in the engine, plus the one in use here, before a slot is reused.
@@ -660,7 +667,7 @@ def _embed(
         for number, chunks in groupby(prepared, key=lambda item: item[0].number):
             try:
                 with writing_shard(folder, number, widths, schema) as writer:
-                    batches = _Batches(model, writer, plan.shards[number].name, size)
+                    batches = _Batches(model, writer, plan.shards[number].name, size, heads)
                     for chunk, decoded, pixels in chunks:
                         if why := chunk.unreached or decoded.unreached:
                             raise UnreachedError(why)
@@ -865,8 +872,9 @@ class _Model:
 class _Batches:
     """Collects the usable samples of a shard into batches, and writes their vectors and columns."""
 
-    def __init__(self, model: _Model, writer: ShardWriter, name: str, size: int) -> None:
+    def __init__(self, model: _Model, writer: ShardWriter, name: str, size: int, heads: Sequence[Head] = ()) -> None:
         self._model, self._writer, self._name, self._size = model, writer, name, size
+        self._heads = heads
         self._waiting: deque[tuple[list[dict[str, Any]], Future[Vectors]]] = deque()
         self._rows: list[dict[str, Any]] = []
         self._tokens: list[Tokens] = []
@@ -931,6 +939,7 @@ class _Batches:
         ]
         kept = [rows[i] for i in np.flatnonzero(good)]
         columns = {name: [row.get(name) for row in kept] for name in self._writer.schema.names}
+        columns |= {head.name: head.scores(vectors["image"][good]) for head in self._heads}
         self._writer.add({name: array[good] for name, array in vectors.items()}, columns)
 
 

@@ -1,36 +1,147 @@
-"""Columns computed from every image while it is embedded: hashes to find duplicates by, sharpness and brightness."""
+"""Columns computed from every image while it is embedded: hashes, sharpness, brightness, text, and scores of heads."""
 
 from __future__ import annotations
 
+import errno
+import math
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from thresher.errors import UsageError, suggest
+from thresher.errors import MissingExtraError, PoolError, UsageError, suggest
+from thresher.runtime.format import counted
+from thresher.runtime.untrusted import read_exactly, read_npy_header
 
-QUALITY = {"sha256": "string", "phash": "string", "sharpness": "float", "brightness": "float"}  # name -> Arrow type
+# name -> Arrow type
+QUALITY = {
+    "sha256": "string", "phash": "string", "sharpness": "float", "brightness": "float", "text_area": "float",
+}  # fmt: skip
 
 _SIDE, _LOW = 32, 8  # pixels of a side of the small copy, and frequencies of a side, of a perceptual hash
 _LARGEST = 512  # pixels of the longer side of the copy whose sharpness is measured
+_READ = 640  # pixels of the longer side of the copy in which text is found
 
 
-def quality_columns(names: str) -> tuple[str, ...]:
-    """Return the names of a list separated by commas.
+@dataclass(frozen=True, eq=False)
+class Head:
+    """A linear score of the embeddings of images, such as one of aesthetics.
 
-    Raises:
-        UsageError: One is unknown or repeated; the message lists what there is.
+    Attributes:
+        name: Its column.
+        weights_D: (D,) float64.
+        bias: Added to every score.
+        digest: SHA-256 of its file.
     """
-    found = tuple(name.strip() for name in names.split(","))
-    for name in found:
-        if name not in QUALITY:
-            raise UsageError(f"--quality {name}: there are {', '.join(QUALITY)}.{suggest(name, QUALITY)}")
-    if len(set(found)) < len(found):
-        raise UsageError(f"--quality {names}: names a column twice")
-    return found
+
+    name: str
+    weights_D: npt.NDArray[np.float64]
+    bias: float
+    digest: str
+
+    @classmethod
+    def read(cls, name: str, path: str, dimension: int) -> Head:
+        """Read a .npy file: D weights, or D weights and a bias.
+
+        Args:
+            name: Name of the column.
+            path: The file.
+            dimension: D, of the embeddings of images.
+
+        Raises:
+            UsageError: It has another number of values, or they are not finite numbers.
+            PoolError: It cannot be read.
+        """
+        try:
+            if not os.path.isfile(path):
+                raise FileNotFoundError(errno.ENOENT, "there is no such file")
+            with open(path, "rb") as file:
+                header = read_npy_header(file)
+                count = math.prod(header.shape)
+                if header.dtype.kind != "f" or len(header.shape) > 2 or max(header.shape, default=0) != count:
+                    raise UsageError(
+                        f"{path}: has {header.dtype} of shape {header.shape}; give D floats, or D + 1 with a bias"
+                    )
+                if count not in (dimension, dimension + 1):
+                    raise UsageError(
+                        f"{path}: has {counted(count, 'value')}, and images have {dimension:,} dimensions; give a head "
+                        "for this encoder"
+                    )
+                data = read_exactly(file, header.bytes)
+        except (OSError, EOFError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise PoolError(f"{path}: cannot be read ({reason}); save the weights with np.save") from None
+        values = np.frombuffer(data, header.dtype).astype(np.float64)
+        if not np.isfinite(values).all():
+            raise UsageError(f"{path}: has NaN or infinite values; give finite weights")
+        bias = float(values[dimension]) if count > dimension else 0.0
+        return cls(name, values[:dimension], bias, sha256(data).hexdigest())
+
+    def scores(self, stored_ND: npt.NDArray[Any]) -> list[Any]:
+        """Return the score of each embedding: of the vector as stored, divided by its length."""
+        rows_ND = stored_ND.astype(np.float64)
+        lengths_N = np.sqrt((rows_ND * rows_ND).sum(axis=1))
+        found: list[Any] = ((rows_ND * self.weights_D).sum(axis=1) / lengths_N + self.bias).tolist()
+        return found
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Columns to compute.
+
+    Attributes:
+        measured: Names of :data:`QUALITY`.
+        heads: Names of columns and the files of their heads.
+    """
+
+    measured: tuple[str, ...] = ()
+    heads: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def parse(cls, text: str | None) -> Quality:
+        """Read a list separated by commas of names, and of NAME=HEAD.npy; None for nothing.
+
+        Raises:
+            UsageError: A name is unknown or repeated; the message lists what there is.
+            MissingExtraError: ``text_area`` needs the extra ``ocr``.
+        """
+        if text is None:
+            return cls()
+        parts = [tuple(map(str.strip, part.partition("="))) for part in text.split(",")]
+        measured = tuple(name.replace("-", "_") for name, equals, _ in parts if not equals)
+        heads = tuple((name, path) for name, equals, path in parts if equals)
+        for name in measured:
+            if name not in QUALITY:
+                raise UsageError(
+                    f"--quality {name}: there are {', '.join(QUALITY)}, and NAME=HEAD.npy.{suggest(name, QUALITY)}"
+                )
+        for name, path in heads:
+            if not name.isidentifier() or not path or name in QUALITY:
+                raise UsageError(f"--quality {name}={path}: give NAME=HEAD.npy with a name of letters, digits and _")
+        names = [*measured, *(name for name, _ in heads)]
+        if len(set(names)) < len(names):
+            raise UsageError(f"--quality {text}: names a column twice")
+        if "text_area" in measured and find_spec("rapidocr_onnxruntime") is None:
+            raise MissingExtraError("--quality text_area", "ocr")
+        return cls(measured, heads)
+
+    def text(self) -> str | None:
+        """Return the list again, with absolute paths."""
+        return ",".join([*self.measured, *(f"{name}={os.path.abspath(path)}" for name, path in self.heads)]) or None
+
+    def types(self) -> dict[str, str]:
+        """Return the Arrow type of each column, by name."""
+        return {name: QUALITY[name] for name in self.measured} | {name: "float" for name, _ in self.heads}
+
+    def read_heads(self, dimension: int) -> tuple[Head, ...]:
+        """Read the heads for image embeddings of D = ``dimension``; raises as :meth:`Head.read`."""
+        return tuple(Head.read(name, path, dimension) for name, path in self.heads)
 
 
 def measured(names: Sequence[str], data: bytes, picture: Any) -> dict[str, Any]:
@@ -42,7 +153,7 @@ def measured(names: Sequence[str], data: bytes, picture: Any) -> dict[str, Any]:
         picture: The decoded PIL image, of mode RGB.
     """
     values: dict[str, Any] = {}
-    grey = picture.convert("L") if set(names) - {"sha256"} else None
+    grey = picture.convert("L") if set(names) - {"sha256", "text_area"} else None
     for name in names:
         if name == "sha256":
             values[name] = sha256(data).hexdigest()
@@ -50,6 +161,8 @@ def measured(names: Sequence[str], data: bytes, picture: Any) -> dict[str, Any]:
             values[name] = perceptual_hash(grey)
         elif name == "sharpness":
             values[name] = sharpness(grey)
+        elif name == "text_area":
+            values[name] = text_area(picture)
         else:
             values[name] = float(np.asarray(grey).mean(dtype=np.float64) / 255)
     return values
@@ -88,6 +201,35 @@ def sharpness(grey: Any) -> float:
     laplacian = pixels[:-2, 1:-1] + pixels[2:, 1:-1] + pixels[1:-1, :-2] + pixels[1:-1, 2:] - 4 * inner
     mean = laplacian.sum() / laplacian.size
     return float((laplacian**2).sum() / laplacian.size - mean**2)
+
+
+def text_area(picture: Any) -> float:
+    """Return the share of an RGB PIL image that is text, from 0 to 1: the union of the boxes that a detector finds.
+
+    The detector is that of PP-OCRv4 (rapidocr_onnxruntime, differentiable binarization, arXiv 1911.08947), on one CPU
+    thread. It sees a copy whose longer side is 640 pixels.
+    """
+    from PIL import Image, ImageDraw
+
+    scale = _READ / max(picture.size)
+    width, height = (max(round(side * scale), 1) for side in picture.size)
+    small = picture.resize((width, height), Image.Resampling.BILINEAR)
+    boxes, _ = _detector()(np.ascontiguousarray(np.asarray(small)[:, :, ::-1]))  # it expects blue first
+    mask = Image.new("1", small.size)
+    draw = ImageDraw.Draw(mask)
+    for box in boxes if boxes is not None else ():
+        draw.polygon([(float(x), float(y)) for x, y in box], fill=1)
+    return float(np.asarray(mask).mean())
+
+
+@cache
+def _detector() -> Any:
+    """Return the text detector of this process."""
+    from rapidocr_onnxruntime import RapidOCR
+
+    return RapidOCR(
+        intra_op_num_threads=1, inter_op_num_threads=1, det_limit_type="max", det_limit_side_len=_READ
+    ).text_det
 
 
 @cache

@@ -196,7 +196,7 @@ def _check(folder: Path, job: Job) -> None:
         return
     except (AttributeError, KeyError, TypeError):
         raise damaged(path, "it does not say what to do") from None
-    wanted = _without_paths(json.loads(json.dumps(job.what)))
+    wanted = _completed(_without_paths(json.loads(json.dumps(job.what))))
     if known != wanted:
         names = sorted(_differing(known, wanted))
         raise OutputError(
@@ -206,7 +206,7 @@ def _check(folder: Path, job: Job) -> None:
 
 
 def _completed(what: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a job does with the defaults of settings that are newer than its ``job.json``."""
+    """Return what a job does with the defaults of what its ``job.json`` leaves out, or did not know yet."""
     made = dict(what)
     for name, kind in KINDS.items():
         if name in made:
