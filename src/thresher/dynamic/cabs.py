@@ -30,6 +30,7 @@ from thresher.ops.key_hash import records_of
 from thresher.runtime.random import digest
 
 Ints = npt.NDArray[np.int64]
+_CHOSEN = -(2**62)  # a sum below those of all rows that are not chosen
 Kind = Literal["diversity", "frequency"]
 
 
@@ -228,17 +229,29 @@ def choose(concepts: Concepts, count: int, kind: Kind = "diversity", cap: int = 
     count = min(count, len(concepts))
     if kind == "frequency":
         return np.argsort(-concepts.counts(), kind="stable")[:count]
-    present, ids_M, rows_K = np.unique(concepts.ids_M, return_inverse=True, return_counts=True)
-    target = float(np.clip(count / max(1, len(present)), 1, cap))
-    if concepts.counts().max(initial=0) <= 1:
-        return _by_sorting(concepts, ids_M, rows_K, target, count)
-    return _one_by_one(concepts, ids_M, rows_K, target, count)
+    ids_M, order_M, rows_K = _grouped(concepts.ids_M)
+    target = float(np.clip(count / max(1, len(rows_K)), 1, cap))
+    how = _by_sorting if concepts.counts().max(initial=0) <= 1 else _one_by_one
+    return how(concepts, ids_M, order_M, rows_K, target, count)
 
 
-def _by_sorting(concepts: Concepts, ids_M: Ints, rows_K: Ints, target: float, count: int) -> Ints:
+def _grouped(ids_M: npt.NDArray[np.int32]) -> tuple[Ints, Ints, Ints]:
+    """Number the concepts that are present from 0 to K - 1.
+
+    Returns:
+        (M,) the number of each, (M,) the positions in the order of their numbers, and (K,) how often each occurs.
+    """
+    sorted_M = np.sort((ids_M.astype(np.int64) << 32) | np.arange(len(ids_M)))  # one sort for all three
+    order_M, known_M = sorted_M & 0xFFFFFFFF, sorted_M >> 32
+    first_M = np.append(True, known_M[1:] != known_M[:-1])[: len(known_M)]
+    numbers_M = np.empty(len(ids_M), np.int64)
+    numbers_M[order_M] = np.cumsum(first_M) - 1
+    return numbers_M, order_M, np.diff(np.flatnonzero(np.append(first_M, True)))
+
+
+def _by_sorting(concepts: Concepts, ids_M: Ints, order_M: Ints, rows_K: Ints, target: float, count: int) -> Ints:
     """Choose rows with at most one concept each: the k-th row of a concept has a gain that is known in advance."""
     has_B = concepts.counts() > 0
-    order_M = np.argsort(ids_M, kind="stable")
     before_M = np.empty(len(ids_M), np.int64)  # rows of the same concept that come earlier
     before_M[order_M] = np.arange(len(ids_M)) - np.repeat(np.cumsum(rows_K) - rows_K, rows_K)
     gains_B = np.full(len(concepts), -np.inf)
@@ -248,7 +261,7 @@ def _by_sorting(concepts: Concepts, ids_M: Ints, rows_K: Ints, target: float, co
     return np.lexsort((np.arange(len(gains_B)), -gains_B))[:count]
 
 
-def _one_by_one(concepts: Concepts, ids_M: Ints, rows_K: Ints, target: float, count: int) -> Ints:
+def _one_by_one(concepts: Concepts, ids_M: Ints, order_M: Ints, rows_K: Ints, target: float, count: int) -> Ints:
     """Choose rows with any number of concepts; a choice changes the sums of the rows that share one of its concepts."""
     counts_B, rows = concepts.counts(), len(concepts)
     row_M = np.repeat(np.arange(rows), counts_B)
@@ -257,9 +270,9 @@ def _one_by_one(concepts: Concepts, ids_M: Ints, rows_K: Ints, target: float, co
     divisor_B = np.maximum(counts_B, 1).astype(np.float64)
     gains_B = np.where(counts_B > 0, sums_B / divisor_B, -np.inf)
     # Only a concept of several rows changes the gains of others.
-    shared_M = np.flatnonzero(rows_K[ids_M] > 1)
+    shared_M = rows_K[ids_M] > 1
+    rows_of_M = row_M[order_M[shared_M[order_M]]]
     ids_M, row_M = ids_M[shared_M], row_M[shared_M]
-    rows_of_M = row_M[np.argsort(ids_M, kind="stable")]
     ends_K = np.cumsum(np.where(rows_K > 1, rows_K, 0)).tolist()
     ends_B, flat = np.cumsum(np.bincount(row_M, minlength=rows)).tolist(), ids_M.tolist()
     falls_LK = np.diff([_gains(float(taken), rows_K, target) for taken in range(int(np.ceil(target)) + 1)], axis=0)
@@ -276,7 +289,7 @@ def _one_by_one(concepts: Concepts, ids_M: Ints, rows_K: Ints, target: float, co
             rest = left[np.argsort(-gains_B[left], kind="stable")]
             return np.concatenate([np.array(chosen, np.int64), rest[: count - len(chosen)]])
         chosen.append(row)
-        gains_B[row] = -np.inf
+        gains_B[row], sums_B[row] = -np.inf, _CHOSEN
         touched = []
         for c in flat[ends_B[row - 1] if row else 0 : ends_B[row]]:
             level = taken_K[c]
@@ -287,7 +300,6 @@ def _one_by_one(concepts: Concepts, ids_M: Ints, rows_K: Ints, target: float, co
                 touched.append(others)
         if touched:
             again = np.concatenate(touched) if len(touched) > 1 else touched[0]
-            again = again[gains_B[again] != -np.inf]
             gains_B[again] = sums_B[again] / divisor_B[again]
     return np.array(chosen, np.int64)
 

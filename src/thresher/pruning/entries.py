@@ -7,6 +7,7 @@ word of its own, and white space is one space, in captions and in entries. So "d
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
@@ -29,6 +30,7 @@ CHARACTERS = 10_000  # of a caption that are searched
 _MOST_ENTRIES = 2**24
 _LINE = 1 << 16  # bytes of an entry
 _HELD = 2_000_000  # phrases that are counted at a time
+_WORDNET = {"noun": "n", "verb": "v", "adj": "a", "adv": "r"}
 _SPLIT = re.compile(r"([,.;:?!`])")
 _MARKS = frozenset(",.;:?!`")
 
@@ -55,25 +57,53 @@ def captions(store: EmbeddingStore, column: str, size: int) -> Iterator[list[str
 
 
 def read_entries(path: str, ignore_case: bool) -> tuple[list[str], int]:
-    """Return the different entries of a file of text with one on each line, sorted, and the number of repeated ones.
+    """Return the different entries of a file or of WordNet, sorted, and the number of repeated ones.
 
-    Empty lines are not entries.
+    Args:
+        path: A file of text with one entry on each line; empty lines are not entries. Or a folder with the files
+            index.noun, index.verb, index.adj and index.adv of WordNet: all of its words and phrases.
+        ignore_case: Whether case differences are ignored; the entries are then case-folded.
 
     Raises:
-        PoolError: The file is missing, is not text, or has no entry or too many.
+        PoolError: The file is missing, is not text, or has no entry or too many; the folder is not that of WordNet.
     """
     found: set[str] = set()
     repeated = 0
-    with open_file(*located(path)) as file:
-        for line in Lines(file, path, most=_LINE):
-            if entry := " ".join(words_of(line, ignore_case)):
-                repeated += entry in found
-                found.add(entry)
-            if len(found) > _MOST_ENTRIES:
-                raise PoolError(f"{path}: has more than {_MOST_ENTRIES:,} entries; give fewer")
+    for text in _wordnet(path) if os.path.isdir(path) else _lines(path):
+        if entry := " ".join(words_of(text, ignore_case)):
+            repeated += entry in found
+            found.add(entry)
+        if len(found) > _MOST_ENTRIES:
+            raise PoolError(f"{path}: has more than {_MOST_ENTRIES:,} entries; give fewer")
     if not found:
         raise PoolError(f"{path}: has no entry; give a text file with one word or phrase on each line")
     return sorted(found), repeated
+
+
+def _lines(path: str) -> Iterator[str]:
+    with open_file(*located(path)) as file:
+        yield from Lines(file, path, most=_LINE)
+
+
+def _wordnet(folder: str) -> Iterator[str]:
+    """Yield the words and phrases of WordNet, each once for every part of speech.
+
+    A line of an index file is a lemma with _ for spaces, the letter of its part of speech, and numbers (wndb(5WN)).
+    """
+    paths = [os.path.join(folder, f"index.{name}") for name in _WORDNET]
+    if not all(os.path.isfile(path) for path in paths):
+        raise PoolError(
+            f"{folder}: is a folder; give a text file with one word or phrase on each line, or the folder with "
+            f"{', '.join(map(os.path.basename, paths))} of WordNet"
+        )
+    for path, letter in zip(paths, _WORDNET.values(), strict=True):
+        for number, line in enumerate(_lines(path), 1):
+            if line.startswith("  ") or not line.strip():  # the licence
+                continue
+            lemma, _, rest = line.partition(" ")
+            if not rest.startswith(f"{letter} "):
+                raise PoolError(f"{path}: line {number:,} is not one of an index of WordNet; download it again")
+            yield lemma.replace("_", " ")
 
 
 def frequent(

@@ -232,6 +232,27 @@ def test_a_bad_file_of_entries_is_named(tmp_path, content) -> None:
         read_entries(str(path), False)
 
 
+LICENCE = "  1 This software and database is being provided to you, the LICENSEE, by  \n"
+WORDNET = {
+    "noun": "hot_dog n 3 4 @ ~ #m + 3 1 07676602 10187710 07692347  \ndog n 7 5 @ ~ #m #p %p 7 1 02084071  \n",
+    "verb": "dog v 1 1 @ 1 1 02001858  \n",
+    "adj": "U.S. a 1 1 \\ 1 0 03018498  \n",
+    "adv": "a_cappella r 1 1 ! 1 0 00120223  \n",
+}
+
+
+def test_the_words_of_wordnet_are_entries(tmp_path: Path) -> None:
+    for name, lines in WORDNET.items():
+        (tmp_path / f"index.{name}").write_text(LICENCE + lines)
+    assert read_entries(str(tmp_path), True) == (["a cappella", "dog", "hot dog", "u . s ."], 1)
+    (tmp_path / "index.verb").write_text(LICENCE + "dog barks\n")
+    with pytest.raises(PoolError, match=r"index.verb: line 2 is not one of an index of WordNet"):
+        read_entries(str(tmp_path), True)
+    (tmp_path / "index.verb").unlink()
+    with pytest.raises(PoolError, match=r"is a folder; give a text file .* or the folder with index.noun, index.verb"):
+        read_entries(str(tmp_path), True)
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

@@ -69,7 +69,7 @@ class MetaClip:
         default=None,
         metadata={
             "metavar": "FILE",
-            "help": "text file with one entry a line (default: the words and phrases of the captions)",
+            "help": "text file with one entry a line, or the folder of WordNet (default: the words and phrases of the captions)",
         },
     )
     words: int = field(default=2, metadata={"help": "without entries: words of the longest phrase, 1 to 5"})
@@ -176,7 +176,7 @@ class MetaClip:
             given, repeated = read_entries(self.entries, ignore)
             mark = digest("\n".join(given))[:32]
             note = f"{counted(len(given), 'entry', 'entries')} from {self.entries}, fingerprint {mark}"
-            return given, (note + (f"; {repeated:,} lines repeat another" if repeated else ""),)
+            return given, (note + (f"; {repeated:,} repeat another" if repeated else ""),)
 
         def make() -> npt.NDArray[np.uint8]:
             with run.progress.task("metaclip: count phrases", len(run.store)) as advance:
