@@ -69,7 +69,7 @@ class MetaClip:
         default=None,
         metadata={
             "metavar": "FILE",
-            "help": "text file with one entry a line, or folder of WordNet (default: words and phrases of the captions)",
+            "help": "text file with one entry a line, or the folder of WordNet (default: phrases of the captions)",
         },
     )
     words: int = field(default=2, metadata={"help": "without entries: words of the longest phrase, 1 to 5"})
