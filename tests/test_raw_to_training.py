@@ -81,7 +81,9 @@ def _loaded_once() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_loaded_once")
-@pytest.mark.parametrize("made", [webdataset, open_clip_csv, parquet, pictures])
+@pytest.mark.parametrize(
+    "made", [webdataset, *(pytest.param(each, marks=pytest.mark.slow) for each in (open_clip_csv, parquet, pictures))]
+)
 @pytest.mark.filterwarnings("ignore")  # open_clip's and webdataset's own
 def test_raw_pictures_become_a_pruned_webdataset(
     tmp_path: Path,

@@ -708,7 +708,7 @@ def killed_with_its_workers(scratch: Path, sign: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="is killed as a child process")
-@pytest.mark.parametrize("place", ["disk", "memory"])
+@pytest.mark.parametrize("place", ["disk", pytest.param("memory", marks=pytest.mark.slow)])
 def test_the_folders_of_killed_ranks_and_their_workers_go_with_the_next(tmp_path: Path, place: str) -> None:
     """The processes of a loader inherit the lock, and end with the one that started them."""
     if place == "memory" and not os.access("/dev/shm", os.W_OK):  # noqa: S108

@@ -648,7 +648,7 @@ def test_pixels_of_the_killed_are_removed_and_of_the_living_are_not(tmp_path: Pa
     assert not os.path.exists(path)
 
 
-@pytest.mark.parametrize("devices", ["cpu", "cpu,cpu"])
+@pytest.mark.parametrize("devices", ["cpu", pytest.param("cpu,cpu", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("which", ["to all", "to one"])  # Ctrl-C, and what a scheduler does
 def test_an_interruption_is_reported_in_one_line_and_leaves_nothing(tmp_path: Path, which: str, devices: str) -> None:
     data, pool = tars(tmp_path / "tars", 900, 10), tmp_path / "pool"

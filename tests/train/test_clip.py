@@ -193,7 +193,7 @@ def test_the_same_arguments_give_the_same_run(data: Data, tmp_path: Path) -> Non
     assert outcome(tmp_path / "a")[0] != outcome(tmp_path / "c")[0]
 
 
-@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("last", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_run_killed_before_it_wrote_its_log_writes_it_when_it_goes_on(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: bool
 ) -> None:
@@ -237,7 +237,7 @@ def test_an_evaluation_that_fails_costs_no_training(
     assert Training.load(tmp_path / "run").log() == train_clip(data.parquet, tmp_path / "run", how, resume=True) == log
 
 
-@pytest.mark.parametrize("batches", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (7, 10)), 13])
+@pytest.mark.parametrize("batches", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (7, 10, 13))])
 def test_a_run_that_is_cut_off_goes_on_to_the_identical_result(data: Data, tmp_path: Path, batches: int) -> None:
     how = settings(policy="scan", prune=0.15, options={"warmup": 0, "cycle": 1}, checkpoint_minutes=0.0)
     train_clip(data.parquet, tmp_path / "whole", how)
@@ -625,7 +625,7 @@ def test_a_run_whose_selection_is_of_other_data_leaves_no_folder(
     assert sorted(path.name for path in own.iterdir()) == ["notes.txt", "rows.parquet"]
 
 
-@pytest.mark.parametrize("loss", ["clip", "siglip"])
+@pytest.mark.parametrize("loss", ["clip", pytest.param("siglip", marks=pytest.mark.slow)])
 def test_jest_trains_on_rows_chosen_from_super_batches(data: Data, tmp_path: Path, loss: Any) -> None:
     """With the embeddings of the emoji pool as the reference; cut off and resumed, it is the same run."""
     options = {"reference": str(POOL), "keep": 0.25, "chunks": 4}
@@ -656,7 +656,7 @@ def test_jest_takes_losses_too_and_needs_one_of_them(
     assert not (tmp_path / "b").exists()
 
 
-@pytest.mark.parametrize("chunk", [None, 10])
+@pytest.mark.parametrize("chunk", [None, pytest.param(10, marks=pytest.mark.slow)])
 def test_drrho_trains_against_the_embeddings_of_a_pool(data: Data, tmp_path: Path, chunk: int | None) -> None:
     """The reference has the rows in another order and is parquet, so that its rows are copied once."""
     order = np.random.default_rng(0).permutation(ROWS)
@@ -708,7 +708,15 @@ def test_drrho_and_jest_share_a_reference(data: Data, tmp_path: Path) -> None:
     assert Training.load(tmp_path / "run").log()[0]["samples"] == ROWS // B * 16
 
 
-@pytest.mark.parametrize("source", ["clusters", "clusters of others", "column", "tags", "entries"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "clusters",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("clusters of others", "column")),
+        "tags",
+        "entries",
+    ],
+)
 def test_batches_are_composed_by_concepts(data: Data, tmp_path: Path, source: str) -> None:
     """Clusters of the same pool, or of one with more rows, in another order; a value or a list; words of captions."""
     table = data.table.append_column("tags", pa.array([text.split() for text in data.table["text"].to_pylist()]))

@@ -307,11 +307,11 @@ def same_run(whole: Run, rest: Run, done: int, *, failed: bool = False) -> None:
     [
         (every_step, {}),
         (every_epoch, {}),
-        (every_step, {"accumulate_grad_batches": 2}),
-        (every_step, {"val": True, "num_sanity_val_steps": 1}),
+        pytest.param(every_step, {"accumulate_grad_batches": 2}, marks=pytest.mark.slow),
+        pytest.param(every_step, {"val": True, "num_sanity_val_steps": 1}, marks=pytest.mark.slow),
         (every_epoch, {"val": True}),
-        (every_epoch, {"val": True, "val_check_interval": 0.5}),
-        (every_epoch, {"precision": "bf16-mixed"}),
+        pytest.param(every_epoch, {"val": True, "val_check_interval": 0.5}, marks=pytest.mark.slow),
+        pytest.param(every_epoch, {"precision": "bf16-mixed"}, marks=pytest.mark.slow),
     ],
     ids=["steps", "epochs", "steps-accumulated", "steps-val", "epochs-val", "half-epochs-val", "bf16"],
 )

@@ -162,11 +162,13 @@ STEADY = ("--aug-cfg", "scale=(1.0,1.0)")  # no augmentation, as open_clip's own
     [
         ("csv", "", 208),
         ("csv", "--accum-freq 2 --epochs 3", 192),  # 13 batches: the last is read, and trained on by neither
-        ("csv", "--siglip --workers 1", 208),
-        ("csv", "--lr-scheduler const-cooldown --epochs-cooldown 1 --grad-clip-norm 1", 208),
+        pytest.param("csv", "--siglip --workers 1", 208, marks=pytest.mark.slow),
+        pytest.param(
+            "csv", "--lr-scheduler const-cooldown --epochs-cooldown 1 --grad-clip-norm 1", 208, marks=pytest.mark.slow
+        ),
         ("webdataset", "", 208),
         ("webdataset", "--workers 2 --dataset-resampled", 224),
-        ("webdataset", "--accum-freq 2 --precision amp_bf16 --epochs 3", 192),
+        pytest.param("webdataset", "--accum-freq 2 --precision amp_bf16 --epochs 3", 192, marks=pytest.mark.slow),
         ("synthetic", "", 208),
     ],
 )
@@ -188,7 +190,7 @@ def test_full_is_open_clips_own_training_step_by_step(run: Run, kind: str, more:
 # Pruning
 
 
-@pytest.mark.parametrize("kind", ["csv", "webdataset"])
+@pytest.mark.parametrize("kind", ["csv", pytest.param("webdataset", marks=pytest.mark.slow)])
 def test_a_pruned_run_cut_off_resumes_to_the_same_plans(run: Run, kind: str) -> None:
     scan = ("--prune", "scan", "--prune-share", "25%", "--prune-full-epochs", "1", "--prune-cycle", "3")
     scan = (*scan, "--epochs", "7", *STEADY)
@@ -344,7 +346,7 @@ def test_a_selection_by_keys(run: Run, kind: str, pairs: Path, tmp_path: Path) -
         assert len(ran.ledger["hashes"]) <= len(chosen)
 
 
-@pytest.mark.parametrize("kind", ["csv", "webdataset"])
+@pytest.mark.parametrize("kind", ["csv", pytest.param("webdataset", marks=pytest.mark.slow)])
 def test_reference_losses_are_found_by_key(run: Run, kind: str, pairs: Path, tmp_path: Path) -> None:
     """Rows whose loss is very high under the reference are left out; a run cut off resumes with them."""
     keys = [str(pairs / f"{i:05d}.png") if kind == "csv" else f"{i:05d}" for i in range(N)]
@@ -412,7 +414,7 @@ def test_references_that_do_not_fit_are_refused(words: tuple[str, ...], message:
         parse(["--train-data", "x", *words])
 
 
-@pytest.mark.parametrize("kind", ["csv", "webdataset"])
+@pytest.mark.parametrize("kind", [pytest.param("csv", marks=pytest.mark.slow), "webdataset"])
 def test_a_run_is_read_like_one_of_the_trainers(
     run: Run, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -437,7 +439,7 @@ def test_a_run_is_read_like_one_of_the_trainers(
     assert thresher(["compare", str(ran.folder), str(other.folder)]) == 0
 
 
-@pytest.mark.parametrize("kind", ["csv", "webdataset"])
+@pytest.mark.parametrize("kind", [pytest.param("csv", marks=pytest.mark.slow), "webdataset"])
 def test_a_run_sifts(run: Run, kind: str) -> None:
     """The ledger remembers the ranks; the rows with the highest are left out; nothing is found in 208 rows."""
     ran = run(kind, "--prune", "sift", "--prune-mismatched", "25%", "--epochs", "4", name="given")

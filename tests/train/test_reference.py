@@ -101,7 +101,7 @@ def test_the_file_is_what_rho_takes(data: Data, tmp_path: Path, kind: str, capsy
     np.testing.assert_array_equal(ledger.references_N, list(written(tmp_path / "ref.parquet").values()))
 
 
-@pytest.mark.parametrize("batches", [1, 5])
+@pytest.mark.parametrize("batches", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_run_that_is_cut_off_resumes_to_the_identical_file(data: Data, tmp_path: Path, batches: int) -> None:
     """In the first fold and in the second; then the finished file is accepted."""
     how = {"epochs": 2, "batch_size": B, "checkpoint_minutes": 0.0}
