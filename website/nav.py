@@ -29,6 +29,7 @@ NAV: dict[str, tuple[str, ...]] = {
     "Data": (
         "embed.md",
         "encoders.md",
+        "works-with.md",
         "formats.md",
         "object-storage.md",
         "growing.md",
