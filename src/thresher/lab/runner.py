@@ -179,7 +179,7 @@ def located(plan: Plan, data: str | os.PathLike[str]) -> Plan:
 def finished(plan: Plan, folder: Path) -> list[Run]:
     """Return the finished runs of a plan, by corpus, row and seed."""
     return [
-        Run(corpus=corpus.name, row=row.name, seed=seed, result=read_result(where))
+        Run(corpus=corpus.name, row=row.name, seed=seed, result=read_result(where, "run"))
         for corpus in plan.corpora
         for row in plan.rows
         for seed in plan.seeds
@@ -367,7 +367,7 @@ class _Scheduler:
         if self.promised or "trial" in self.waiting or "trial" not in self.done:
             return
         self.promised = True
-        trial, left = read_result(self.folder / "trial"), self._cost(self.waiting.values())
+        trial, left = read_result(self.folder / "trial", "trial"), self._cost(self.waiting.values())
         runs = sum(job.kind == "run" for job in self.waiting.values())
         self.progress.say(
             f"{self.plan.name}: {counted(runs, 'run')} to do, {trial['samples_per_second']:,.0f} samples/s in the "
@@ -376,12 +376,12 @@ class _Scheduler:
 
     def _cost(self, jobs: Any) -> float:
         """Return about how many seconds jobs take, one after the other."""
-        trial = read_result(self.folder / "trial")
+        trial = read_result(self.folder / "trial", "trial")
         total = 0.0
         for job in jobs:
             if job.kind in ("corpus", "trial"):
                 continue
-            rows = read_result(self.folder / job.needs["corpus"])["rows"] if job.needs["corpus"] in self.done else 0
+            rows = read_result(self.folder / job.needs["corpus"], "corpus")["rows"] if job.needs["corpus"] in self.done else 0
             total += trial["other_seconds"] + samples_of(self.plan, job, rows) / trial["samples_per_second"]
         return total
 
@@ -398,11 +398,11 @@ class _Scheduler:
         """Write the results of what is finished."""
         runs = finished(self.plan, self.folder)
         corpora = {
-            corpus.name: {name: value for name, value in read_result(where).items() if name not in ("data", "evals")}
+            corpus.name: {name: value for name, value in read_result(where, "corpus").items() if name not in ("data", "evals")}
             for corpus in self.plan.corpora
             if ((where := self.folder / f"corpora/{corpus.name}") / RESULT).exists()
         }
-        trial = read_result(self.folder / "trial") if "trial" in self.done else None
+        trial = read_result(self.folder / "trial", "trial") if "trial" in self.done else None
         total = len(self.plan.corpora) * len(self.plan.rows) * len(self.plan.seeds)
         extra = {
             "corpora": corpora, "trial": trial, "at_once": self.at_once, "missing": total - len(runs),
@@ -429,7 +429,7 @@ def prepare(folder: Path, job: Job, plan: Plan) -> Path:
     else:
         # Found again below the folder, which may have been moved since the corpus was made.
         home = folder / job.needs["corpus"]
-        made, corpus = read_result(home), next(one for one in plan.corpora if one.name == job.corpus)
+        made, corpus = read_result(home, "corpus"), next(one for one in plan.corpora if one.name == job.corpus)
         data = str(home / TRAIN) if corpus.changed else plan.data.train
         where |= {"data": data, "evals": [str(home / name) for name in made["evals"]], "rows": made["rows"]}
     own = folder / job.name
