@@ -1134,13 +1134,16 @@ def _split(options: Mapping[str, Any], name: str, *classes: type[Any]) -> list[d
     """Return the options of each of several dataclasses.
 
     Raises:
-        UsageError: None of them has an option; the message suggests a similar name.
+        UsageError: None of them has an option; the message suggests a similar name. Or a number is too large.
     """
     from dataclasses import fields
 
+    from thresher.runtime.parameters import check_size
+
     known = [{item.name for item in fields(cls) if item.init} for cls in classes]
     every = sorted(set().union(*known))
-    for option in options:
+    for option, value in options.items():
+        check_size(f"{name}: {option}", value)
         if option not in every:
             raise UsageError(f"{name} has no option {option!r}; it has {', '.join(every)}.{suggest(option, every)}")
     return [{option: value for option, value in options.items() if option in own} for own in known]

@@ -82,6 +82,12 @@ def test_rows_that_cannot_be(wrong: dict[str, int]) -> None:
         Cluster(0)
 
 
+@pytest.mark.parametrize("name", ["count", "dim", "bytes", "files", "nodes", "cores"])
+def test_numbers_that_no_float_holds(name: str) -> None:
+    with pytest.raises(UsageError, match=f"{name} = a whole number of .*; the largest number allowed is"):
+        replace(LARGE if name in ("nodes", "cores") else ROWS, **{name: 10**5000})
+
+
 def test_speeds_are_measured(tmp_path: Path) -> None:
     found = calibrated(Serial(), 32)
     assert 1e8 < found.products < 1e12

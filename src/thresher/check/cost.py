@@ -17,6 +17,7 @@ from typing import Any
 from thresher.errors import UsageError
 from thresher.pool.store import EmbeddingStore
 from thresher.pruning.clusters import automatic
+from thresher.runtime.parameters import check_size
 from thresher.selection import Keep
 
 PROGRAM = 195_000_000  # bytes of Python and its libraries
@@ -49,6 +50,7 @@ class Rows:
     def __post_init__(self) -> None:
         """Validate the numbers."""
         for name in ("count", "dim", "bytes", "files"):
+            check_size(name, getattr(self, name))
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} = {getattr(self, name)}: must be at least 1")
 
@@ -86,6 +88,8 @@ class Cluster:
 
     def __post_init__(self) -> None:
         """Validate the numbers."""
+        check_size("nodes", self.nodes)
+        check_size("cores", self.cores)
         if self.nodes < 1 or self.cores < 1 or self.bandwidth <= 0 or self.latency < 0:
             raise UsageError(f"{self}: nodes and cores must be at least 1, bandwidth above 0 and latency not negative")
 

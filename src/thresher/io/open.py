@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any, TypeVar
 
 from thresher.errors import AccessError, OutputError, PoolError, ThresherError, UnreachedError
+from thresher.runtime.memory import is_out_of_memory
 
 _T = TypeVar("_T")
 _BUFFER = 1 << 18  # bytes of a remote file that are buffered, for readers that read lines
@@ -233,7 +234,7 @@ def _unreached(error: BaseException) -> bool:
 
 def _damaged(error: BaseException) -> bool:
     """Return whether an error is one that parsers raise for a damaged file."""
-    if isinstance(error, MemoryError):  # Arrow's is also an Arrow error
+    if is_out_of_memory(error):  # also if a library says so in text only, such as Arrow without a new thread
         return False
     if isinstance(error, _DAMAGE):
         return True

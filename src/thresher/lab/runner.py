@@ -381,7 +381,11 @@ class _Scheduler:
         for job in jobs:
             if job.kind in ("corpus", "trial"):
                 continue
-            rows = read_result(self.folder / job.needs["corpus"], "corpus")["rows"] if job.needs["corpus"] in self.done else 0
+            rows = (
+                read_result(self.folder / job.needs["corpus"], "corpus")["rows"]
+                if job.needs["corpus"] in self.done
+                else 0
+            )
             total += trial["other_seconds"] + samples_of(self.plan, job, rows) / trial["samples_per_second"]
         return total
 
@@ -398,7 +402,9 @@ class _Scheduler:
         """Write the results of what is finished."""
         runs = finished(self.plan, self.folder)
         corpora = {
-            corpus.name: {name: value for name, value in read_result(where, "corpus").items() if name not in ("data", "evals")}
+            corpus.name: {
+                name: value for name, value in read_result(where, "corpus").items() if name not in ("data", "evals")
+            }
             for corpus in self.plan.corpora
             if ((where := self.folder / f"corpora/{corpus.name}") / RESULT).exists()
         }
