@@ -283,7 +283,7 @@ def _options(more: list[str]) -> dict[str, Any]:
 def test_the_lease_of_a_killed_process(top: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lock, short = place(f"{top}/lock"), Lease(0.2, 2.0)
     assert isinstance(lock, FsspecPath)
-    release = remote_locks.hold(lock, "x", False, None, short)
+    release = remote_locks.hold(lock, "x", False, None, short).release
     time.sleep(3)  # it is renewed
     with pytest.raises(OutputError, match="is using it"):
         remote_locks.hold(lock, "x", False, None, short)
@@ -291,16 +291,104 @@ def test_the_lease_of_a_killed_process(top: str, monkeypatch: pytest.MonkeyPatch
     assert not lock.exists()
     text = {**remote_locks._own(), "token": "1"}
     lock.create(json.dumps({**text, "process": 2**22 + 5, "started": "7"}).encode())  # of this machine, and gone
-    remote_locks.hold(lock, "x", False, None, short)()
+    remote_locks.hold(lock, "x", False, None, short).release()
     lock.create(json.dumps({**text, "host": "elsewhere"}).encode())
     with pytest.raises(OutputError, match=r"process \d+ on elsewhere is using it"):
         remote_locks.hold(lock, "x", False, None, short)
     begin = time.monotonic()
-    remote_locks.hold(lock, "x", True, None, short)()
+    remote_locks.hold(lock, "x", True, None, short).release()
     assert 0.5 < time.monotonic() - begin < 20
     lock.create(b"\xff not json")
     with pytest.raises(OutputError, match="another process is using it"):
         remote_locks.hold(lock, "x", False, None, short)
+
+
+@pytest.mark.parametrize("command", ["select", "cluster", "export", "embed", "embed --shard", "reshard"])
+def test_a_holder_that_lost_its_lease_does_not_finish(
+    pool: str,
+    tmp_path: Path,
+    memory: str,
+    command: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Another process took over, because this one was suspended: the result is not marked as complete."""
+    data, out = str(tars(tmp_path / "tars", 20)), f"{memory}/out"
+    run("select", "random", pool, "--keep", "30%", "-o", str(tmp_path / "sel"), "--quiet")
+    keys = keys_file(tmp_path / "k", [f"{i:06d}" for i in range(0, 20, 2)])
+    words, first, lock, marker = {
+        "select": (["select", "random", pool, "--keep", "30%"], "mask.npy", "/.lock", "/selection.json"),
+        "cluster": (["cluster", pool, "--clusters", "4"], "labels.npy", "/.lock", "/cluster.json"),
+        "export": (["export", str(tmp_path / "sel"), "--as", "keys"], "", "", ""),
+        "embed": (["embed", data, *EMBED[:-1]], "img_emb_00000.npy", "/.embed.lock", ""),
+        "embed --shard": (
+            ["embed", data, *EMBED[:-1], "--shard", "1/1"],
+            "img_emb_00000.npy", "/.jobs/00001.lock", "/.jobs/00001.json",
+        ),
+        "reshard": (["reshard", data, keys, "--workers", "1"], "00000000.tar", "/.reshard/lock", "/reshard.json"),
+    }[command]  # fmt: skip
+    other, upload = b'{"process": 7, "host": "elsewhere"}', FsspecPath.upload
+    fs, where = fsspec.core.url_to_fs(f"{memory}/.out.lock" if command == "export" else f"{out}{lock}")
+
+    def robbed(path: FsspecPath, scratch: Path) -> None:
+        upload(path, scratch)
+        if path.name == first:
+            assert fs.exists(where)
+            fs.pipe_file(where, other)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FsspecPath, "upload", robbed)
+        if command == "export":
+            patch.setattr("thresher.export.write._inputs", lambda *_: fs.pipe_file(where, other))
+        run(*words, "-o", out, "--quiet", code=2)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert "another process took it over, because this one did not renew its lease for 300 s" in said[0]
+    assert fs.cat_file(where) == other, "the lock of the other process is gone"
+    known = hashes_at(out)
+    assert marker not in known if command == "export" else marker.lstrip("/") not in known
+    if command == "embed":
+        assert "rows" not in json.loads((place(out) / "pool.json").read_bytes())
+    fs.rm_file(where)
+    run(*words, "-o", out, "--quiet")  # the other one is gone
+    assert hashes_at(out)
+
+
+class Moving(MemoryFileSystem):
+    """A file system where a file appears while it is written, such as SFTP."""
+
+    protocol = "moving"
+    store: dict[str, Any] = {}
+    pseudo_dirs = [""]
+    dies = False
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(super()._strip_protocol(path.replace("moving://", "memory://", 1)))
+
+    def mv(self, path1: str, path2: str, **kwargs: Any) -> None:
+        if type(self).dies:
+            raise Killed
+        super().mv(path1, path2, **kwargs)
+
+
+def test_what_a_killed_upload_left_is_removed(pool: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec.register_implementation("moving", Moving, clobber=True)
+    monkeypatch.setattr(Moving, "dies", True)
+    words = ["select", "random", pool, "--keep", "30%", "-o", "moving://top/sel", "--quiet"]
+    with pytest.raises(Killed):
+        main(words)
+    fs = fsspec.filesystem("moving")
+    assert [path for path in fs.find("/top") if path.endswith(".tmp")]
+    monkeypatch.setattr(Moving, "dies", False)
+    run(*words)
+    assert not [path for path in fs.find("/top") if ".tmp" in path]
+    assert len(Selection.load("moving://top/sel")) == 90
+    fs.pipe_file("/top/keys.txt", b"old")
+    fs.pipe_file("/top/.keys.txt.0123abcd.tmp", b"half of it")
+    fs.pipe_file("/top/.keys.txt.more.tmp", b"of someone else")
+    run("export", "moving://top/sel", "--as", "keys", "-o", "moving://top/keys.txt", "--quiet", "--overwrite")
+    assert [path for path in fs.find("/top") if ".tmp" in path] == ["/top/.keys.txt.more.tmp"]
 
 
 def test_what_is_on_this_machine_only(pool: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,7 +409,7 @@ def test_a_lease_whose_answer_was_lost(memory: str, monkeypatch: pytest.MonkeyPa
     create, lock = FsspecPath.create, place(f"{memory}/lock")
     assert isinstance(lock, FsspecPath)
     monkeypatch.setattr(FsspecPath, "create", lambda path, content: create(path, content) and False)
-    release = remote_locks.hold(lock, "x", False, None)
+    release = remote_locks.hold(lock, "x", False, None).release
     assert lock.exists()
     release()
     assert not lock.exists()
@@ -335,5 +423,5 @@ def test_a_claim_whose_answer_was_lost(memory: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(
         FsspecPath, "create", lambda path, content: create(path, content) and path.name.startswith("lock")
     )
-    remote_locks.hold(lock, "x", False, None)()
+    remote_locks.hold(lock, "x", False, None).release()
     assert lock.parent.entries() == {}

@@ -209,7 +209,7 @@ def embed(
     except OSError as error:
         raise OutputError(f"{folder}: cannot be created ({error.strerror}); choose another folder") from None
     with ExitStack() as held:
-        held.enter_context(holding(folder, None if shard is None else progress.say))
+        still_held = held.enter_context(holding(folder, None if shard is None else progress.say))
         if overwrite:
             _clear(folder)
         known = PoolPlan.read(folder)  # again: another process may have written to it before the lock was acquired
@@ -252,7 +252,7 @@ def embed(
             if not jobs.of:
                 return _of_job(folder, plan, shard, set(), (*notes, "the pool is finished already"))
             held.close()  # the jobs write at the same time
-            held.enter_context(jobs.running(shard, progress.say))
+            still_held = held.enter_context(jobs.running(shard, progress.say))
             own = shard.share(range(len(plan.shards)))
             todo = [n for n, info in zip(own, all_written(folder, own), strict=True) if info is None]
         work = [(n, parts[plan.shards[n].part]) for n in todo]
@@ -273,6 +273,7 @@ def embed(
                 f"reached; run the same command again to embed them. The first: {min(unreached)[1]}"
             )
         _check_unchanged(plan, source.parts)
+        still_held()
         if shard is not None:
             result = _of_job(folder, plan, shard, set(todo), notes)
             return replace(result, notes=(*result.notes, jobs.finish(shard, rows=result.rows)))

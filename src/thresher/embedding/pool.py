@@ -395,17 +395,20 @@ def unfinished(folder: AnyPath) -> list[AnyPath]:
 
 
 @contextmanager
-def holding(folder: AnyPath, wait: Callable[[str], None] | None = None) -> Iterator[None]:
+def holding(folder: AnyPath, wait: Callable[[str], None] | None = None) -> Iterator[Callable[[], None]]:
     """Lock a folder for this process, and remove temporary files that a killed process left in it.
 
     Args:
         folder: The folder.
         wait: Wait while another process holds the lock, and call this with a message after some seconds.
 
+    Yields:
+        See :func:`thresher.runtime.locks.holding`.
+
     Raises:
         OutputError: Another process is embedding into the folder.
     """
-    with locks.holding(folder / LOCK, f"the pool {folder}", wait=wait is not None, say=wait):
+    with locks.holding(folder / LOCK, f"the pool {folder}", wait=wait is not None, say=wait) as still_held:
         if not isinstance(folder, RemotePath):  # nothing is left there
             locks.sweep([*folder.glob(".*.tmp*"), *folder.glob("*/.*.tmp*")])
-        yield
+        yield still_held

@@ -86,7 +86,7 @@ def export(
     if manifest and not overwrite and path.exists() and listed.exists():
         refuse_other(path, record_in(listed), requested)
     progress = progress or Silent()
-    with locks.holding(path.with_name(f".{path.name}.lock"), str(path), wait=False):
+    with locks.holding(path.with_name(f".{path.name}.lock"), str(path), wait=False) as still_held:
         # The file itself is moved into place last: it is never without its manifest.
         beside = (listed, missing_file)
         with result_files(overwrite=overwrite, say=progress.say, replaces=beside) as new:
@@ -105,6 +105,7 @@ def export(
                     "outputs": [_output(target, scratch) for target, scratch in made_files.items()],
                 }
                 new(listed).write_text(json.dumps(content, indent=1) + "\n", encoding="ascii")
+            still_held()
     many = len(written.missing)
     return Exported(str(path), written.rows, many, str(missing_file) if many else "", str(listed) if manifest else "")
 

@@ -20,7 +20,7 @@ from thresher.io.open import meaning_of, open_file, protocol_of
 from thresher.io.paths import is_unsafe
 from thresher.io.remote import file_system, requested
 from thresher.runtime.locks import create_locked_folder, sweep
-from thresher.runtime.places import AnyPath, RemotePath, Status, files_below
+from thresher.runtime.places import UPLOADING, AnyPath, RemotePath, Status, files_below
 
 _T = TypeVar("_T")
 
@@ -145,6 +145,9 @@ class FsspecPath(RemotePath):
                 self._asked(lambda fs, path: fs.put_file(str(scratch), path))
                 return
             other = self.with_name(f".{self.name}.{secrets.token_hex(4)}.tmp")
+            for name in self.parent.entries():  # of killed uploads of the same file: its writer holds a lock
+                if (match := UPLOADING.fullmatch(name)) and match[1] == self.name:
+                    self.with_name(name).unlink(missing_ok=True)
 
             def put(fs: Any, path: str) -> None:
                 away = posixpath.join(posixpath.dirname(path), other.name)

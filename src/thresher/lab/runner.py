@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -142,10 +142,10 @@ def run_plan(
         raise OutputError(f"{folder}: is a file; name a folder")
     at_once = workers or plan.trainer.at_once or max(1, cores() // plan.trainer.threads)
     jobs = jobs_of(plan)
-    with locks.holding(folder / LOCK, f"the lab {folder}", wait=False):
+    with locks.holding(folder / LOCK, f"the lab {folder}", wait=False) as still_held:
         for job in jobs:
             _check(folder, job)
-        scheduler = _Scheduler(plan, folder, jobs, at_once, minutes, progress, engine)
+        scheduler = _Scheduler(plan, folder, jobs, at_once, minutes, progress, engine, still_held)
         scheduler.run()
         runs = finished(plan, folder)
         if scheduler.failed:
@@ -253,8 +253,9 @@ class _Scheduler:
         minutes: float | None,
         progress: Progress,
         engine: Engine | None,
+        still_held: Callable[[], None],
     ) -> None:
-        self.engine = engine
+        self.engine, self.still_held = engine, still_held
         self.plan, self.folder, self.jobs = plan, folder, jobs
         self.at_once, self.progress = at_once, progress
         self.end = math.inf if minutes is None else time.monotonic() + 60 * minutes
@@ -400,6 +401,7 @@ class _Scheduler:
 
     def write(self) -> None:
         """Write the results of what is finished."""
+        self.still_held()
         runs = finished(self.plan, self.folder)
         corpora = {
             corpus.name: {

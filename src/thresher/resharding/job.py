@@ -146,7 +146,7 @@ def run_job(job: Job, sel: Chosen, workers: int | None, progress: Progress | Non
     options |= {name: value for name in _READING if (value := getattr(job.options, name)) is not None}
     digest = matches.plan.digest(_PLAN, options, data.kind, originals.stamps())
     jobs = Jobs(out / WORK / JOBS, f"the folder {out}", {"data": data.kind, **options, "plan": digest})
-    with _holding(out, work, digest, jobs, job.shard, overwrite=job.overwrite, say=progress.say):
+    with _holding(out, work, digest, jobs, job.shard, overwrite=job.overwrite, say=progress.say) as still_held:
         check_files(engine, lambda: [located(str(out / WORK / PLAN))])
         if (done := _finished(out, digest)) is None:
             if (worth_keeping or job.shard) and not (work / FOUND).exists():
@@ -159,6 +159,7 @@ def run_job(job: Job, sel: Chosen, workers: int | None, progress: Progress | Non
                 note = f"--shard {job.shard} has done the first of two rounds; run it again after the other jobs"
                 return replace(_of_job(job, matches, form, []), notes=(*data.notes, note))
             originals.check(_AGAIN)
+            still_held()
             if job.shard is not None:
                 done = _of_job(job, matches, form, written.shards)
                 return replace(done, notes=(*data.notes, jobs.finish(job.shard, samples=done.samples)))
@@ -393,10 +394,13 @@ def _holding(
     *,
     overwrite: bool,
     say: Callable[[str], None],
-) -> Iterator[None]:
+) -> Iterator[Callable[[], None]]:
     """Lock and prepare the folder: resume the same plan, refuse the result of another, or remove it to overwrite.
 
     Several jobs only lock it to prepare it.
+
+    Yields:
+        See :func:`thresher.runtime.locks.holding`.
 
     Raises:
         OutputError: The folder holds other files, or another process is writing to it.
@@ -417,7 +421,7 @@ def _holding(
         raise OutputError(f"{out}: cannot be created ({error.strerror}); choose another folder") from None
     with ExitStack() as held:
         lock = locks.holding(out / WORK / locks.LOCK, f"the folder {out}", wait=job is not None, say=say)
-        held.enter_context(lock)
+        still_held = held.enter_context(lock)
         started = (_plan_of(out / RESULT) or _plan_of(out / WORK / PLAN)) if job is not None else started
         if started != digest:
             for name in names & own - {RESULT, WORK}:
@@ -432,17 +436,16 @@ def _holding(
             locks.sweep(out / name for name in filter(_SCRATCH.fullmatch, names))  # left by a killed run
         _write_json(out / WORK / PLAN, {"plan": digest})
         if job is None:
-            yield
+            yield still_held
             _remove_work(out, work)
             return
         if _is_finished(out, digest):
-            yield
+            yield still_held
             _remove_work(out, work)
             return
         jobs.begin(job)
         held.close()  # the jobs write at the same time
-        held.enter_context(jobs.running(job, say))
-        yield
+        yield held.enter_context(jobs.running(job, say))
 
 
 def _work_folder(out: AnyPath) -> Path:

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from thresher.errors import OutputError
 from thresher.runtime.locks import create_locked, create_locked_folder, holding, remove_unused, sweep, unused
-from thresher.runtime.places import AnyPath, RemotePath, as_path, files_below
+from thresher.runtime.places import UPLOADING, AnyPath, RemotePath, as_path, files_below
 
 # The errors that NumPy raises for a damaged array.
 DAMAGED = (ValueError, EOFError, TypeError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile)
@@ -151,7 +151,7 @@ def _uploading(target: RemotePath, marker: str) -> Iterator[Path]:
         new.mkdir()
     try:
         yield new
-        with holding(target / _UPLOAD_LOCK, f"the folder {target}", wait=False):
+        with holding(target / _UPLOAD_LOCK, f"the folder {target}", wait=False) as still_held:
             names = files_below(new)
             old = [name for name in files_below(target) if name not in (*names, UNFINISHED, _UPLOAD_LOCK)]
             (target / UNFINISHED).create(b"")
@@ -160,7 +160,10 @@ def _uploading(target: RemotePath, marker: str) -> Iterator[Path]:
             for name in old:
                 (target / name).unlink(missing_ok=True)
             for name in sorted(names, key=lambda name: name == marker):
+                if name == marker:
+                    still_held()
                 (target / name).upload(new / name)
+            still_held()
             (target / UNFINISHED).unlink(missing_ok=True)
     finally:
         around.remove()
@@ -199,8 +202,11 @@ def refuse_foreign_files(folder: AnyPath, names: Iterable[str]) -> None:
     Raises:
         OutputError: The folder contains other files; the message names them.
     """
-    own = {*names, UNFINISHED, _UPLOAD_LOCK} if isinstance(folder, RemotePath) else names
-    others = sorted(path.name for path in folder.iterdir() if path.name not in own) if folder.is_dir() else []
+    own = set(names)
+    there = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if isinstance(folder, RemotePath):
+        own |= {UNFINISHED, _UPLOAD_LOCK, *filter(UPLOADING.fullmatch, there)}
+    others = sorted(set(there) - own)
     if others:
         raise OutputError(f"{folder}: also contains {', '.join(others[:3])}; move that away or choose another name")
 

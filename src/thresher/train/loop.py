@@ -297,8 +297,9 @@ def _locked(folder: Path) -> Iterator[None]:
         raise OutputError(f"{folder}: is a file; name a folder")
     new = not folder.exists()
     try:
-        with locks.holding(folder / LOCK, f"the run {folder}", wait=False):
+        with locks.holding(folder / LOCK, f"the run {folder}", wait=False) as still_held:
             yield
+            still_held()
     finally:
         if new:
             with suppress(OSError):
