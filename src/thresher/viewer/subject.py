@@ -265,18 +265,10 @@ class Subject:
                 return one
         raise UsageError(f"{plain(name, 60)!r}: there is no such column")
 
-    def numbers(self, name: str) -> npt.NDArray[np.float32]:
-        """Return a column of numbers or flags, (N,) float32, NaN for nulls."""
+    def numbers(self, name: str) -> Array:
+        """Return a column of numbers or flags, (N,), exactly: see :meth:`thresher.EmbeddingStore.column`."""
         self.column(name)
-
-        def made() -> npt.NDArray[np.float32]:
-            values = self.stores[0].column(name)
-            if isinstance(values, np.ma.MaskedArray):
-                values = np.ma.filled(values.astype(np.float64), np.nan)
-            with np.errstate(over="ignore"):
-                return values.astype(np.float32)
-
-        return self.kept.get(("numbers", name), made)
+        return self.kept.get(("numbers", name), lambda: self.stores[0].column(name))
 
     def values(self, name: str) -> Values:
         """Return a column of texts by its most frequent values."""
