@@ -163,6 +163,24 @@ def test_numbers_of_a_column_are_compared_exactly(tmp_path: Path, values: pa.Arr
             assert "give a number" in shown.refused("rows", set={"column": "number", "value": odd})
 
 
+def test_too_little_memory_is_an_answer(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (MemoryError(), RuntimeError("Unable to allocate 3 GiB")):
+
+        def none(*given: Any, error: Exception = error) -> Any:
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr("thresher.viewer.maps.points_of", none)
+            patch.setattr("thresher.viewer.app.save", none)
+            answer = shown.client.get(shown.address("map"))
+            assert (answer.status_code, answer.json()["error"][:13]) == (503, "out of memory")
+            how = {"headers": {"origin": "http://testhost", "content-type": "application/json"}, "content": "{}"}
+            assert shown.client.post(f"/{TOKEN}/save", **how).status_code == 503
+    with monkeypatch.context() as patch:
+        patch.setattr(Pictures, "get", lambda *_: (_ for _ in ()).throw(MemoryError()))
+        assert shown.client.get(f"/{TOKEN}/picture/0/0/192").status_code == 404
+
+
 def test_sets_by_column(shown: Shown) -> None:
     assert shown.ids(column="width", least=110, most=120) == list(range(10, 21))
     assert shown.ids(column="site", value="b.example") == list(range(1, ROWS, 3))
