@@ -417,13 +417,15 @@ def test_selections_of_the_pool_and_of_its_keys(data: Data, tmp_path: Path) -> N
         times_of(str(tmp_path / "nothing"), parquet)
 
 
-def test_every_row_of_a_key_has_the_cluster_of_the_key(data: Data, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["k{}", "{:032X}"])
+def test_every_row_of_a_key_has_the_cluster_of_the_key(data: Data, tmp_path: Path, form: str) -> None:
     """Data may repeat keys, such as a training set with repeats; the clusters are of a pool with each key once."""
     few = data.table.slice(0, 20)
-    keys = [f"k{i % 7}" for i in range(20)]
+    keys = [form.format(i % 7 + 10) for i in range(20)]
     pq.write_table(few.set_column(few.column_names.index("key"), "key", pa.array(keys)), tmp_path / "pairs.parquet")
     vectors = np.random.default_rng(0).standard_normal((7, 4), np.float32)
-    pool = {"key": [f"k{i}" for i in range(7)], "image_embedding": list(vectors)}
+    theirs = [form.format(i + 10) for i in range(7)]  # a uid is the same in lower case, as in a selection
+    pool = {"key": [key.lower() for key in theirs], "image_embedding": list(vectors)}
     pq.write_table(pa.table(pool), tmp_path / "pool.parquet")
     assert main(["cluster", str(tmp_path / "pool.parquet"), "-o", str(tmp_path / "c"), "--clusters", "3"]) == 0
     found = concepts_of(str(tmp_path / "c"), opened(tmp_path / "pairs.parquet", tmp_path / "run"))
