@@ -465,6 +465,7 @@ def test_an_interrupted_run_says_how_to_go_on(
         (["--samples-seen", "10"], "give 1 epoch or more, or enough samples for a batch"),
         (["--seed", "-1"], "seed = -1"),
         (["--warmup", "1.0"], "warmup = 1.0"),
+        (["--lr", "inf"], "lr = inf"),
         (["--policy", "static", "--selection", "nothing"], "nothing: is neither a selection folder nor a file of keys"),
         (["--selection", "nothing"], "policy static needs a selection; the other policies do not accept one"),
     ],

@@ -433,3 +433,14 @@ def test_every_row_of_a_key_has_the_cluster_of_the_key(data: Data, tmp_path: Pat
     expected = Concepts.of_labels(labels[np.arange(20) % 7])
     np.testing.assert_array_equal(found.ids_M, expected.ids_M)
     np.testing.assert_array_equal(found.ends_N, expected.ends_N)
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "checkpoint_minutes", "warmup"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e308, -1e-320])
+def test_numbers_with_which_nothing_can_be_trained(name: str, value: float) -> None:
+    from thresher.train.loop import Schedule
+
+    with pytest.raises(UsageError, match=name.replace("_", " ")):
+        Schedule(epochs=1, **{name: value})
+    with pytest.raises(UsageError, match="at most 4,096 workers"):
+        Schedule(epochs=1, workers=10**9)

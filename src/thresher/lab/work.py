@@ -19,7 +19,7 @@ from typing import Any
 
 from thresher.dynamic.run_folder import CHECKPOINT, Training
 from thresher.errors import OutputError, PoolError, ThresherError, UsageError
-from thresher.io.paths import is_unsafe
+from thresher.io.paths import is_unsafe, visible
 from thresher.lab.corpus import INDEX, cut_in_halves, make_corpus
 from thresher.lab.metrics import metrics_of
 from thresher.lab.plan import EARLY, Corpus, Evaluation, Proxy, Row, Trainer
@@ -487,6 +487,8 @@ def main(arguments: list[str]) -> int:
     except Exception as error:
         if is_out_of_memory(error):
             sys.stderr.write(f"error: {OUT_OF_MEMORY}\n")
+        elif isinstance(error, UnicodeEncodeError):  # bytes of the name of a file, which no table holds
+            sys.stderr.write(f"error: {visible(error.object)}: not valid UTF-8; rename it\n")
         elif isinstance(error, (ThresherError, OSError)):
             sys.stderr.write(f"error: {error}\n")
         else:
