@@ -24,6 +24,7 @@ import pytest
 import torch
 
 from tests.resharding.common import hashes
+from tests.runtime.common import needs_root, small_disk
 from tests.train.conftest import POOL, ROWS, Data, emoji
 from thresher import build, open_store, run_steps
 from thresher.cli.main import main
@@ -425,6 +426,19 @@ def test_several_processes_are_sent_to_open_clip(data: Data, tmp_path: Path, mon
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="run on one process; for several, use python -m thresher.train.open_clip"):
         train_clip(data.parquet, tmp_path / "run", settings())
+
+
+@needs_root
+@pytest.mark.parametrize("size", ["16k", "100k"])
+def test_a_full_disk_is_said_also_by_a_checkpoint(
+    data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str], size: str
+) -> None:
+    with small_disk(tmp_path / "disk", size) as disk:
+        words = ["train", "clip", str(data.parquet), "-o", str(disk / "run"), "--epochs", "1", "--quiet"]
+        assert main(words) == 2
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == 1
+        assert "cannot be written (No space left on device); free some space" in said[0]
 
 
 def test_an_interrupted_run_says_how_to_go_on(

@@ -444,3 +444,15 @@ def test_numbers_with_which_nothing_can_be_trained(name: str, value: float) -> N
         Schedule(epochs=1, **{name: value})
     with pytest.raises(UsageError, match="at most 4,096 workers"):
         Schedule(epochs=1, workers=10**9)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("side", 10**9), ("queue", 0), ("queue", 10**18), ("temperature", float("inf")), ("momentum", 1.0)],
+)
+def test_numbers_with_which_no_moco_can_be_trained(name: str, value: float) -> None:
+    from thresher.train.loop import Schedule
+    from thresher.train.moco import MocoSettings
+
+    with pytest.raises(UsageError, match=rf"{name} = {value}"):
+        MocoSettings(schedule=Schedule(epochs=1), **{name: value})

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal, Protocol, cast
+from typing import IO, Any, Literal, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -562,8 +562,8 @@ class _Checkpointer:
             "log": json.dumps(list(log)),
             "seconds": seconds,
         }
-        with writing(self.path) as scratch:
-            torch.save(state, scratch)
+        with writing(self.path) as scratch, open(scratch, "wb") as file:
+            _save(state, file)
         self._last = time.monotonic()
 
     def load(self) -> tuple[list[dict[str, Any]], float]:
@@ -605,6 +605,17 @@ class _Rows:
 
 def _same(items: Any) -> Any:
     return items
+
+
+def _save(state: Mapping[str, Any], file: IO[bytes]) -> None:
+    """Write a state; an error in writing it stays an OSError, which torch hides behind a RuntimeError."""
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:
+        hidden: BaseException | None = error
+        while hidden is not None and not isinstance(hidden, OSError):
+            hidden = hidden.__cause__ or hidden.__context__
+        raise hidden or error from None
 
 
 def loader_of(pairs: Pairs, batches: Iterable[Sequence[int]], workers: int, device: torch.device, lock: Path) -> Any:
