@@ -417,6 +417,14 @@ def test_selections_of_the_pool_and_of_its_keys(data: Data, tmp_path: Path) -> N
         times_of(str(tmp_path / "nothing"), parquet)
 
 
+def test_what_has_no_concepts_is_said(data: Data, tmp_path: Path) -> None:
+    pairs = opened(data.parquet, tmp_path / "run")
+    with pytest.raises(UsageError, match="column 'image' of .* has no values or lists of values; give concepts"):
+        concepts_of("column:image", pairs)
+    with pytest.raises(PoolError, match=r"nowhere: not a folder of clusters \(cluster.json is missing\)"):
+        concepts_of(str(tmp_path / "nowhere"), pairs)
+
+
 @pytest.mark.parametrize("form", ["k{}", "{:032X}"])
 def test_every_row_of_a_key_has_the_cluster_of_the_key(data: Data, tmp_path: Path, form: str) -> None:
     """Data may repeat keys, such as a training set with repeats; the clusters are of a pool with each key once."""

@@ -286,6 +286,9 @@ def _read_groups(path: Path) -> Written:
         centroids = mapped_array(path / "centroids.npy", ("float32",), (None, None))
         labels = read_labels(path)
         distances = mapped_array(path / "distances.npy", ("float32",), (len(labels),))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        name = os.path.basename(error.filename or "cluster.json")
+        raise PoolError(f"{path}: not a folder of clusters ({name} is missing)") from None
     except (OSError, ValueError) as error:
         raise PoolError(f"{path}: cannot read the clustering; it may be damaged ({_said(error)})") from None
     step = max(_CHECKED // max(centroids.shape[1], 1), 1)

@@ -318,9 +318,12 @@ def concepts_of(where: str, pairs: Pairs) -> Concepts:
     data, (kind, _, name) = pairs.store.layout.location, where.partition(":")
     if kind == "column" and name:
         cells = pairs.column(name)
-        found = Concepts.of_lists(
-            cell if isinstance(cell, list) else None if cell is None else (cell,) for cell in cells
-        )
+        try:
+            found = Concepts.of_lists(
+                cell if isinstance(cell, list) else None if cell is None else (cell,) for cell in cells
+            )
+        except TypeError:  # it cannot be compared, such as a struct
+            raise UsageError(f"column {name!r} of {data} has no values or lists of values; give concepts") from None
     elif kind == "entries" and name:
         match = Matcher(read_entries(name, True)[0], True)
         found = Concepts.of_lists(map(match, pairs.captions))
