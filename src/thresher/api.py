@@ -965,10 +965,11 @@ def evaluate_model(
     Raises:
         UsageError: The model or a set has not what a task needs.
         PoolError: A set is missing or damaged.
+        OutputError: The results cannot be written; this is checked first. A file of results is replaced.
     """
     from pathlib import Path as FilePath
 
-    from thresher.lab.evaluate import SetSettings, Suite, evaluate_model, write_results
+    from thresher.lab.evaluate import SetSettings, Suite, check_target, evaluate_model, write_results
     from thresher.lab.model import load_model
 
     paths = [os.fspath(data)] if isinstance(data, (str, os.PathLike)) else [os.fspath(one) for one in data]
@@ -977,13 +978,15 @@ def evaluate_model(
     for option in ("tasks", "labels", "templates"):
         given = settings.get(option, ())
         settings[option] = (given,) if isinstance(given, str) else tuple(given)
-    if len(paths) == 1 and paths[0].endswith(".toml"):
+    if len(paths) == 1 and paths[0].lower().endswith(".toml"):
         if odd := [name for name, value in settings.items() if value]:
             raise UsageError(f"{paths[0]} is a suite, which has its own {odd[0]}; leave that out")
         suite = Suite.load(paths[0])
     else:
         made = (_made(SetSettings, "evaluate_model", {"data": path, **settings}) for path in paths)
         suite = Suite(name="given", sets=tuple(made))
+    if out is not None:
+        check_target(FilePath(out))
     encoder = load_model(model, device=device, precision=precision)
     results = evaluate_model(encoder, suite, seed=seed, progress=_progress(progress))
     if out is not None:

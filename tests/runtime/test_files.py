@@ -180,3 +180,13 @@ def test_the_file_is_the_old_or_the_new_when_killed(tmp_path: Path) -> None:
     assert target.read_text() == "new"
     assert point
     assert KILLED
+
+
+def test_a_pipe_is_not_replaced(tmp_path: Path) -> None:
+    """A device is not either: with --overwrite, an administrator would lose /dev/null."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputError, match="pipe: is a pipe or a device, which would be replaced; give a file"):  # noqa: SIM117
+        with writing(tmp_path / "pipe"):
+            raise AssertionError
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+    assert (tmp_path / "pipe").is_fifo()

@@ -136,7 +136,7 @@ def check_target(path: AnyPath, store: EmbeddingStore | None, *, marked: bool = 
     if store and str(path.resolve()) in {os.path.realpath(name) for kind, name in store.files() if kind == "file"}:
         raise OutputError(f"{path}: is a file of the pool, which is never overwritten; choose another name")
     inside = store is not None and os.path.isdir(place := os.path.realpath(store.layout.location))
-    if inside and path.suffix in _DATA and str(path.resolve()).startswith(place + os.sep) and not marked:
+    if inside and path.suffix.lower() in _DATA and str(path.resolve()).startswith(place + os.sep) and not marked:
         raise OutputError(f"{path}: would be read as part of the pool in this folder; choose another folder")
     if any((folder / "selection.json").exists() for folder in path.resolve().parents):
         raise OutputError(f"{path}: is in a selection folder; choose another folder")
@@ -148,7 +148,7 @@ def _check_remote(path: RemotePath, store: EmbeddingStore | None, marked: bool) 
     if store and located(path.url) in store.files():
         raise OutputError(f"{path}: is a file of the pool, which is never overwritten; choose another name")
     location = store.layout.location.rstrip("/") if store else ""
-    if "://" in location and path.suffix in _DATA and path.url.startswith(f"{location}/") and not marked:
+    if "://" in location and path.suffix.lower() in _DATA and path.url.startswith(f"{location}/") and not marked:
         raise OutputError(f"{path}: would be read as part of the pool in this folder; choose another folder")
     if (path.parent / "selection.json").exists():
         raise OutputError(f"{path}: is in a selection folder; choose another folder")

@@ -43,7 +43,7 @@ def check_references_target(
         OutputError: A different file is there, or it cannot be written.
     """
     path = Path(target)
-    if path.suffix not in (".parquet", ".pq"):
+    if path.suffix.lower() not in (".parquet", ".pq"):
         raise UsageError(f"{path}: reference losses are written as parquet; use a file name that ends in .parquet")
     check_target(path, store)
     if path.exists() and not overwrite:

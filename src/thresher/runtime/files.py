@@ -56,6 +56,8 @@ class writing:  # noqa: N801 - reads as a verb: with writing(path) as scratch
         else:
             with write_errors(self.path, self._hint):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
+                if self.path.exists() and not (self.path.is_file() or self.path.is_dir() or self.path.is_symlink()):
+                    raise OutputError(f"{self.path}: is a pipe or a device, which would be replaced; give a file")
                 self._file, self.scratch = create_locked(self.path.parent, f".{self.path.name}.", suffix)
         if os.name == "nt":  # Windows cannot move an open file and has no locks
             self._close()
