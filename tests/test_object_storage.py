@@ -391,7 +391,9 @@ def test_what_a_killed_upload_left_is_removed(pool: str, monkeypatch: pytest.Mon
     assert [path for path in fs.find("/top") if ".tmp" in path] == ["/top/.keys.txt.more.tmp"]
 
 
-def test_what_is_on_this_machine_only(pool: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_on_this_machine_only(
+    pool: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Nothing is written to a folder with the name of an address."""
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())
@@ -400,8 +402,17 @@ def test_what_is_on_this_machine_only(pool: str, tmp_path: Path, monkeypatch: py
         ["train", "clip", pool, "-o", "memory://run", "--epochs", "1"],
         ["coreset", "memory://run", "-o", "out"],
         ["report", "memory://run", "-o", "page.html"],
+        ["lab", "scan-clip", "-o", "memory://lab", "--train", pool, "--eval", pool],
+        ["prove", pool, "-o", "memory://proof", "--eval", pool],
+        ["evaluate", "nothing", "--data", pool, "-o", "memory://results.jsonl"],
+        ["reference", "--from", pool, "-o", "memory://reference.parquet"],
+        ["view", pool, "--out", "memory://selections", "--no-browser"],
+        ["advise", pool, "--samples-seen", "9", "--runs", "memory://lab"],
     ):
         run(*words, code=2)
+        assert "is an address; here only a folder or file on this machine can be used" in capsys.readouterr().err or (
+            words[0] in ("select", "report")
+        )
     assert sorted(tmp_path.iterdir()) == before
 
 

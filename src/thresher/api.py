@@ -845,13 +845,13 @@ def prove(
         OutputError: ``out`` has other results, or cannot be written.
     """
     import json
-    from pathlib import Path as FilePath
 
     from thresher.lab.prove import Question, cut_data, sentence, write_sentence
     from thresher.lab.results import RESULTS
     from thresher.lab.runner import run_plan
     from thresher.pool.store import absolute
     from thresher.runtime.parameters import share_of
+    from thresher.runtime.places import local_path
 
     if method is None and policy is None and selection is None:
         method = "density"
@@ -865,7 +865,7 @@ def prove(
     question = _made(
         Question, "prove", {"method": method, "policy": policy, "selection": chosen, "keep": share, **settings}
     )
-    folder, shown = FilePath(out), _progress(progress)
+    folder, shown = local_path(out), _progress(progress)
     train, evals = cut_data(question, absolute(os.fspath(data)), folder / "data")
     plan = question.plan(folder, train, [absolute(path) for path in evals])
     text = sentence(question, run_plan(plan, folder, workers=workers, progress=shown))
@@ -967,10 +967,9 @@ def evaluate_model(
         PoolError: A set is missing or damaged.
         OutputError: The results cannot be written; this is checked first. A file of results is replaced.
     """
-    from pathlib import Path as FilePath
-
     from thresher.lab.evaluate import SetSettings, Suite, check_target, evaluate_model, write_results
     from thresher.lab.model import load_model
+    from thresher.runtime.places import local_path
 
     paths = [os.fspath(data)] if isinstance(data, (str, os.PathLike)) else [os.fspath(one) for one in data]
     if not paths:
@@ -985,12 +984,13 @@ def evaluate_model(
     else:
         made = (_made(SetSettings, "evaluate_model", {"data": path, **settings}) for path in paths)
         suite = Suite(name="given", sets=tuple(made))
-    if out is not None:
-        check_target(FilePath(out))
+    target = None if out is None else local_path(out)
+    if target is not None:
+        check_target(target)
     encoder = load_model(model, device=device, precision=precision)
     results = evaluate_model(encoder, suite, seed=seed, progress=_progress(progress))
-    if out is not None:
-        write_results(results, FilePath(out))
+    if target is not None:
+        write_results(results, target)
     return results
 
 

@@ -23,6 +23,7 @@ from thresher.lab.work import JOB, OUTPUT, RESULT, TRAIN, damaged, read_own, rea
 from thresher.runtime import locks
 from thresher.runtime.engine import Engine, cores
 from thresher.runtime.format import counted, duration
+from thresher.runtime.places import local_path
 from thresher.runtime.progress import Progress, Silent
 
 LOCK = ".lock"
@@ -136,7 +137,7 @@ def run_plan(
         raise UsageError("minutes is for runs on this machine, not for an engine; give one of the two")
     if minutes is not None and not minutes >= 0:
         raise UsageError(f"minutes = {minutes}; give 0 or more")
-    folder, progress = Path(os.path.abspath(out)), progress or Silent()
+    folder, progress = Path(os.path.abspath(local_path(out))), progress or Silent()
     plan = located(plan, data)
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: is a file; name a folder")

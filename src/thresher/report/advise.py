@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ import numpy.typing as npt
 from thresher.errors import PoolError, UsageError
 from thresher.runtime.format import counted
 from thresher.runtime.parameters import check_size
+from thresher.runtime.places import local_path
 from thresher.runtime.random import generator
 from thresher.runtime.untrusted import Fields, cut, read_json
 
@@ -71,7 +71,7 @@ def read_runs(lab: str | os.PathLike[str], metric: str | None, rows: Sequence[st
         PoolError: The file is missing or damaged.
         UsageError: A row or the metric is not in it.
     """
-    path = Path(lab)
+    path = local_path(lab)
     path = path / RESULTS if path.is_dir() else path
     try:
         head = Fields(read_json(path), str(path))

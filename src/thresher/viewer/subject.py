@@ -25,6 +25,7 @@ from thresher.pruning.recut import Recut
 from thresher.report.compare import clusters_of
 from thresher.report.facts import plain
 from thresher.runtime.cache import Cache
+from thresher.runtime.places import local_path
 from thresher.selection import Selection
 
 Array = npt.NDArray[Any]
@@ -398,7 +399,7 @@ def opened(
     runs = _with_pools(trainings, pool, stores)
     if out is None:
         out = next((Path(path).absolute().parent for path, _ in selections if path), None)
-    return Subject(tuple(stores), tuple(named), runs, cache, None if out is None else Path(out))
+    return Subject(tuple(stores), tuple(named), runs, cache, None if out is None else local_path(out))
 
 
 def _with_pools(trainings: Sequence[Training], pool: str | None, stores: list[EmbeddingStore]) -> tuple[NamedRun, ...]:
