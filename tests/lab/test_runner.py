@@ -19,6 +19,7 @@ import pytest
 
 from tests.train.conftest import POOL, emoji
 from thresher.errors import OutputError, PoolError, UsageError
+from thresher.lab import work
 from thresher.lab.plan import Plan
 from thresher.lab.runner import described, run_plan
 from thresher.lab.work import read_result
@@ -269,6 +270,31 @@ def test_a_result_of_someone_else_is_refused_in_one_line_that_names_the_value(
         path.write_text(json.dumps(good))
     assert [run.row for run in run_plan(plan, out, data=data, minutes=0)] == ["full"]
     assert in_process == []
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "out of memory"),
+        (RuntimeError("Unable to allocate 3 GiB"), "out of memory"),
+        (OSError(28, "No space left on device", "run"), "No space left on device"),
+        (UnicodeEncodeError("utf-8", "a\udcff", 1, 2, "surrogates not allowed"), "not valid UTF-8; rename it"),
+    ],
+)
+def test_a_job_says_in_one_line_why_it_failed(
+    error: Exception, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def do(folder: Path) -> None:
+        raise error
+
+    (tmp_path / "job.json").write_text('{"what": {"trainer": {"threads": 1}}}')
+    monkeypatch.setattr(work, "do", do)
+    monkeypatch.setattr(work, "_end_with_parent", lambda: None)
+    assert work.main([str(tmp_path)]) == 1
+    line = capsys.readouterr().err
+    assert line.startswith("error: ")
+    assert said in line
+    assert line.count("\n") == 1
 
 
 def test_a_dry_run_says_what_would_run(data: Path) -> None:

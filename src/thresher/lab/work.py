@@ -128,8 +128,8 @@ def _check_result(result: Fields, kind: str) -> None:
         if metrics.number(name, 0.0, 100.0) is None:
             raise metrics.wrong(name, "a number from 0 to 100")
     for shares in ("kept", "left_out"):
-        kinds = result.object(shares) if result.values.get(shares) else None
-        for name in kinds.values if kinds else ():
+        kinds = Fields(result.values.get(shares) or {}, f"{result.where}: {shares}")
+        for name in kinds.values:
             counts = kinds.object(name)
             counts.whole("left_out", 0, counts.whole("rows", 1))
 
