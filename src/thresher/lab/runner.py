@@ -95,7 +95,7 @@ def jobs_of(plan: Plan) -> list[Job]:
 
 
 def _bytes_of(sources: Sources) -> list[int]:
-    """Return the bytes of the files of a plan, to tell other data of the same name: folders may be moved."""
+    """Return the bytes of the files of a plan, to recognise other data of the same name: folders may be moved."""
     return [
         os.path.getsize(path) for path in (sources.train, *sources.evals, sources.off_topic) if os.path.isfile(path)
     ]
