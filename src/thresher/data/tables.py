@@ -302,7 +302,7 @@ class Table(NamedTuple):
 
 
 def parts_of(
-    files: Files, options: DataOptions, tables: Sequence[Table], make: type[TablePart], again: int
+    files: Files, options: DataOptions, tables: Sequence[Table], make: Callable[..., TablePart], again: int
 ) -> tuple[Part, ...]:
     """Split tables into parts. Extra columns are kept only if all tables have them with the same type.
 
@@ -310,7 +310,7 @@ def parts_of(
         files: The listing with the tables.
         options: Names of columns, root of images and rows per part.
         tables: The tables, in order.
-        make: The class of the parts.
+        make: Makes a part: the class, or a function that is called as the class is.
         again: Maximum number of times that one row group or batch is read again for the parts it is split into; 0 for
             no limit.
 
