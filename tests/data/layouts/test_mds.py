@@ -66,7 +66,8 @@ def test_every_encoding_of_the_library_is_read(tmp_path: Path) -> None:
     values: dict[str, Any] = {
         "bytes": b"raw", "str": "é", "int": -(2**40), "json": ["one", "two"], "pil": image, "jpeg": image, "png": image,
         "str_int": 10**30, "str_float": 0.5, "str_decimal": Decimal("1.50"), "ndarray": pixels,
-        "list[pil]": [image] * 2, "list[jpeg]": [image], "list[png]": [image, image], "jpeg_array": [_encoded(image, "JPEG")],
+        "list[pil]": [image] * 2, "list[jpeg]": [image], "list[png]": [image, image],
+        "jpeg_array": [_encoded(image, "JPEG")],
         "jpegarray": [_encoded(image, "JPEG")],
     }  # fmt: skip
     values |= {name: np.dtype(name).type(7) for name in get_mds_encodings() - set(values) - {"pkl"}}
