@@ -166,6 +166,14 @@ def _mds(folder: Path, what: Sequence[Pair], files: int) -> str:
     return mds_shards(folder, cells, {"image": "png", "key": "str", "text": "str"}, files)
 
 
+def _lance(folder: Path, what: Sequence[Pair], files: int) -> str:
+    import lance
+
+    for some in _cut(what, files):
+        lance.write_dataset(_table(some), str(folder), mode="append" if folder.exists() else "create")
+    return str(folder)
+
+
 DATA: Mapping[str, Callable[[Path, Sequence[Pair], int], str]] = {
     "webdataset": _webdataset,
     "parquet": _parquet,
@@ -173,6 +181,7 @@ DATA: Mapping[str, Callable[[Path, Sequence[Pair], int], str]] = {
     "folder": _folder,
     "csv": _csv,
     "jsonl": _jsonl,
+    "lance": _lance,
     "mds": _mds,
 }
 """Kind -> function that writes data of it: (folder, pairs, number of files). These are Thresher's own kinds."""
