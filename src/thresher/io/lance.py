@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,8 +34,7 @@ _BATCH = 8_192  # rows read at a time
 _BUFFER = 1 << 26  # bytes that Lance reads ahead
 
 
-@dataclass(frozen=True)
-class Fragment:
+class Fragment(NamedTuple):
     """Rows of a version that are in files of their own.
 
     Attributes:
@@ -60,26 +59,32 @@ class Fragment:
         Raises:
             PoolError: A file is damaged.
         """
-        how = {"columns": list(columns), "offset": start, "limit": rows, "batch_size": size, "batch_readahead": 2}
-        parts = reading(
-            self.path, self.protocol, lambda: iter(self._fragment().to_batches(**how, io_buffer_size=_BUFFER))
-        )
+        how = {"offset": start, "limit": rows, "batch_size": size, "batch_readahead": 2, "io_buffer_size": _BUFFER}
+        own = self.opened()
+        if blobs := [name for name in columns if name in blobs_of(self.dataset().schema)]:
+            places = reading(self.path, self.protocol, partial(own.to_table, columns=blobs, offset=start, limit=rows))
+            for name in blobs:
+                _refuse_elsewhere(self.path, name, places.column(name))
+        how |= {"columns": list(columns), "blob_handling": "all_binary"}
+        parts = reading(self.path, self.protocol, lambda: iter(own.to_batches(**how)))
         while (part := reading(self.path, self.protocol, lambda: next(parts, None))) is not None:
             yield from (self._checked(part.slice(lo, size), columns) for lo in range(0, len(part), size))
 
     def take(self, columns: Sequence[str], rows: Rows) -> Iterator[Any]:
         """Yield scattered rows, ascending, as :meth:`batches` does."""
+        blobs = not blobs_of(self.dataset().schema).isdisjoint(columns)
         for at in range(0, len(rows), _BATCH):
             some = rows[at : at + _BATCH]
-            if some[-1] - some[0] == len(some) - 1:
-                yield from self.batches(columns, int(some[0]), len(some))
+            if blobs or some[-1] - some[0] == len(some) - 1:
+                for run in np.split(some, np.flatnonzero(np.diff(some) > 1) + 1):
+                    yield from self.batches(columns, int(run[0]), len(run))
                 continue
             read = partial(self._taken, list(columns), some.tolist())
             for part in reading(self.path, self.protocol, read).to_batches():
                 yield self._checked(part, columns)
 
     def _taken(self, columns: list[str], rows: list[int]) -> Any:
-        return self._fragment().take(rows, columns=columns)
+        return self.opened().take(rows, columns=columns)
 
     def _checked(self, part: Any, columns: Sequence[str]) -> Any:
         def check() -> Any:
@@ -88,8 +93,17 @@ class Fragment:
 
         return trusting(self.path, check)
 
-    def _fragment(self) -> Any:
-        found = opened(self.uri, self.version).get_fragment(self.number)
+    def dataset(self) -> Any:
+        """Return the version as ``lance.LanceDataset``."""
+        return reading(self.path, self.protocol, lambda: opened(self.uri, self.version))
+
+    def opened(self) -> Any:
+        """Return the fragment as ``lance.LanceFragment``.
+
+        Raises:
+            PoolError: The version no longer has it.
+        """
+        found = self.dataset().get_fragment(self.number)
         if found is None:
             raise PoolError(f"{self.path}: is no longer part of version {self.version}; open the dataset again")
         return found
@@ -163,7 +177,7 @@ class LanceTable(TablePiece):
         """Return the Arrow schema of some columns, in the order of ``columns``."""
         import pyarrow as pa
 
-        schema = plain_schema(opened(self._own.uri, self._own.version).schema)
+        schema = schema_of(self._own.dataset())
         return pa.schema([schema.field(name) for name in columns])
 
     @property
@@ -260,6 +274,48 @@ def opened(uri: str, version: int) -> Any:
 @lru_cache(maxsize=4)
 def _opened(uri: str, version: int, *stamp: int) -> Any:
     return package().dataset(uri, version=version)
+
+
+def schema_of(dataset: Any) -> Any:
+    """Return the schema of a dataset with plain types, and blobs as bytes."""
+    import pyarrow as pa
+
+    blobs = blobs_of(dataset.schema)
+    return plain_schema(
+        pa.schema(
+            [field.with_type(pa.large_binary()) if field.name in blobs else field for field in dataset.schema],
+            dataset.schema.metadata,
+        )
+    )
+
+
+def blobs_of(schema: Any) -> set[str]:
+    """Return the columns of large values that Lance keeps apart, and describes by their places."""
+
+    def is_blob(field: Any) -> bool:
+        named = str(getattr(field.type, "extension_name", "")).startswith("lance.blob")
+        return named or (field.metadata or {}).get(b"lance-encoding:blob") == b"true"
+
+    return {field.name for field in schema if is_blob(field)}
+
+
+def _refuse_elsewhere(path: str, name: str, places: Any) -> None:
+    """Refuse values that are in files which the dataset only names.
+
+    Raises:
+        PoolError: One is.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not pa.types.is_struct(places.type) or places.type.get_field_index("blob_uri") < 0:
+        return
+    for uri in pc.unique(pc.struct_field(places, "blob_uri")).to_pylist():
+        if uri:
+            raise PoolError(
+                f"{path}: the column {visible(name)!r} names {visible(uri, 120)!r}, a file of its own, which is not "
+                "read; write the dataset again with external_blob_mode='ingest'"
+            )
 
 
 def package() -> Any:

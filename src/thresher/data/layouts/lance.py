@@ -13,8 +13,7 @@ from thresher.data.options import DataOptions
 from thresher.data.parts import Data, Ints
 from thresher.data.tables import Table, TablePart, Tables, notes_on, parts_of
 from thresher.errors import PoolError
-from thresher.io.columns import plain_schema
-from thresher.io.lance import Fragment, fragments_of, is_lance, opened
+from thresher.io.lance import Fragment, fragments_of, is_lance, schema_of
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Lance:
         files = where.files
         fragments = {one.path: one for one in fragments_of(files, self.version)}
         tables = [
-            Table(path.removeprefix(files.path("")), [one.rows], opened(one.uri, one.version).schema)
+            Table(path.removeprefix(files.path("")), [one.rows], schema_of(one.dataset()))
             for path, one in fragments.items()
         ]
 
@@ -66,7 +65,7 @@ class LancePart(TablePart):
 
     def schema(self) -> Any:
         """Return the schema of the dataset."""
-        return plain_schema(opened(self.fragment.uri, self.fragment.version).schema)
+        return schema_of(self.fragment.dataset())
 
     def read_rows(self, columns: Sequence[str] | None, row_c: Ints, size: int) -> Iterator[tuple[int, Any]]:
         """Yield runs of consecutive rows, and of columns that are not needed nothing."""

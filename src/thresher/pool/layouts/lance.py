@@ -7,8 +7,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from thresher.errors import PoolError
-from thresher.io.columns import plain_schema
-from thresher.io.lance import Fragment, LancePiece, LanceTable, fragments_of, is_lance, opened
+from thresher.io.lance import Fragment, LancePiece, LanceTable, fragments_of, is_lance, schema_of
 from thresher.io.listing import Files
 from thresher.io.parquet import TablePiece, check_names, vector_type
 from thresher.io.pieces import Piece
@@ -54,7 +53,7 @@ class Lance:
 
 def _shard(by_name: dict[str, Fragment], options: Options, name: str) -> tuple[dict[str, Piece], TablePiece]:
     fragment = by_name[name]
-    schema = plain_schema(opened(fragment.uri, fragment.version).schema)
+    schema = schema_of(fragment.dataset())
     check_names(fragment.path, schema.names)
     table = LanceTable(fragment.path, fragment.rows, tuple(schema.names), fragment.protocol, fragment=fragment)
     pieces: dict[str, Piece] = {}
