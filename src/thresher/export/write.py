@@ -8,10 +8,10 @@ import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from thresher.errors import OutputError
-from thresher.export.registry import Export, build
+from thresher.errors import OutputError, UsageError
+from thresher.export.registry import Export, build, writes_folder
 from thresher.io.open import file_stamp, open_file
 from thresher.io.places import located, place
 from thresher.pool.store import EmbeddingStore, reopen, same_pool, whole_pool
@@ -80,6 +80,8 @@ def export(
     else:
         whole_pool(store)
         same_pool(selection, store)
+    if writes_folder(made):
+        return _export_folder(selection, made, path, store, hash_inputs, overwrite, progress or Silent())
     check_target(path, store, marked=manifest)
     listed, missing_file = (path.with_name(path.name + ending) for ending in (".manifest.json", ".missing.txt"))
     requested = _request(selection, made, store)
@@ -107,6 +109,30 @@ def export(
                 new(listed).write_text(json.dumps(content, indent=1) + "\n", encoding="ascii")
     many = len(written.missing)
     return Exported(str(path), written.rows, many, str(missing_file) if many else "", str(listed) if manifest else "")
+
+
+def _export_folder(
+    selection: Selection,
+    made: Export,
+    path: AnyPath,
+    store: EmbeddingStore,
+    hash_inputs: bool,
+    overwrite: bool,
+    progress: Progress,
+) -> Exported:
+    """Write a format that is a folder, or changes a dataset."""
+    if hash_inputs:
+        raise UsageError(f"--as {made.name} writes no manifest; leave out --manifest full")
+    if isinstance(path, RemotePath):
+        raise UsageError(f"{path}: --as {made.name} writes on this machine; give a folder, and copy it afterwards")
+    if any((folder / "selection.json").exists() for folder in (path.resolve(), *path.resolve().parents)):
+        raise OutputError(f"{path}: is in a selection folder; choose another folder")
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"{path}: is a file; give the name of a new folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locks.holding(path.with_name(f".{path.name}.lock"), str(path), wait=False):
+        written = cast(Any, made).write(selection, store, str(path), overwrite=overwrite, say=progress.say)
+    return Exported(str(path), written.rows, len(written.missing), "", "")
 
 
 def _request(selection: Selection, made: Export, store: EmbeddingStore) -> dict[str, Any]:

@@ -53,8 +53,10 @@ class Fragment(NamedTuple):
     path: str
     protocol: str = "file"
 
-    def batches(self, columns: Sequence[str], start: int, rows: int, size: int = _BATCH) -> Iterator[Any]:
-        """Yield consecutive rows as record batches of plain types, validated.
+    def batches(
+        self, columns: Sequence[str], start: int, rows: int, size: int = _BATCH, *, plain: bool = True
+    ) -> Iterator[Any]:
+        """Yield consecutive rows as record batches, validated; of plain types, or as they are.
 
         Raises:
             PoolError: A file is damaged.
@@ -68,7 +70,7 @@ class Fragment(NamedTuple):
         how |= {"columns": list(columns), "blob_handling": "all_binary"}
         parts = reading(self.path, self.protocol, lambda: iter(own.to_batches(**how)))
         while (part := reading(self.path, self.protocol, lambda: next(parts, None))) is not None:
-            yield from (self._checked(part.slice(lo, size), columns) for lo in range(0, len(part), size))
+            yield from (self._checked(part.slice(lo, size), columns, plain) for lo in range(0, len(part), size))
 
     def take(self, columns: Sequence[str], rows: Rows) -> Iterator[Any]:
         """Yield scattered rows, ascending, as :meth:`batches` does."""
@@ -86,10 +88,11 @@ class Fragment(NamedTuple):
     def _taken(self, columns: list[str], rows: list[int]) -> Any:
         return self.opened().take(rows, columns=columns)
 
-    def _checked(self, part: Any, columns: Sequence[str]) -> Any:
+    def _checked(self, part: Any, columns: Sequence[str], plain: bool = True) -> Any:
         def check() -> Any:
             part.validate(full=True)  # lengths and texts in the file may be invalid
-            return plain_batch(part.select(list(columns)))
+            wanted = part.select(list(columns))
+            return plain_batch(wanted) if plain else wanted
 
         return trusting(self.path, check)
 
