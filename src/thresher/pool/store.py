@@ -22,6 +22,7 @@ from thresher.io.parquet import TablePiece
 from thresher.io.paths import relative, shortened, visible
 from thresher.io.pieces import Piece
 from thresher.io.places import located
+from thresher.io.sql import is_sql
 from thresher.ops.kmeans import STRIPE
 from thresher.ops.vectors import F32, units_of
 from thresher.pool.join import join_by_key
@@ -483,8 +484,8 @@ def whole_pool(store: EmbeddingStore) -> None:
 
 
 def absolute(location: str) -> str:
-    """Return a location that is independent of the current folder; URLs are returned unchanged."""
-    return location if "://" in location else os.path.abspath(location)
+    """Return a location that is independent of the current folder; URLs and SQL are returned unchanged."""
+    return location if "://" in location or is_sql(location) else os.path.abspath(location)
 
 
 def _itemsize(piece: Piece) -> int:
@@ -527,7 +528,7 @@ def open_store(
         code, stamps = code_version("thresher.pool.verify"), layout.stamps_of([*pieces, *layout.tables])
         layout = without_damaged(layout, made_from(["damage", code, layout.key, stamps]) + ".json")
     if options.metadata:
-        metadata = read_metadata(options.metadata, Options(skip_bad=options.skip_bad), layout.key)
+        metadata = read_metadata(options.metadata, Options(skip_bad=options.skip_bad), layout.key, scratch)
         code = code_version("thresher.pool.join")
         stamps = [*layout.stamps_of(layout.tables), *metadata.stamps_of(metadata.tables)]
         target = made_from([code, layout.key, metadata.key, stamps]) + ".parquet"
@@ -538,17 +539,20 @@ def open_store(
     return EmbeddingStore(layout, options, block=block_of(layout))
 
 
-def open_table(location: str, key: str | None = None) -> EmbeddingStore:
+def open_table(location: str, key: str | None = None, scratch: str | None = None) -> EmbeddingStore:
     """Open a table of scores, or the tables of another pool, to join them to a pool.
 
     Args:
         location: A pool, or a file of text, see :func:`thresher.pool.layouts.read_metadata`.
         key: The key column of the pool to which it is joined.
+        scratch: The cache folder for the result of SQL (default: the usual one).
 
     Raises:
         PoolError: As for :func:`open_store`.
     """
-    return EmbeddingStore(read_metadata(location, Options(), key), Options())
+    layout = read_metadata(location, Options(), key, scratch)
+    held = tuple(filter(None, [pin(layout.tables[0].path)])) if is_sql(location) else ()
+    return EmbeddingStore(layout, Options(), held=held)
 
 
 def block_of(layout: Layout) -> int:
@@ -582,7 +586,7 @@ def reopen(selection: Selection, pool: str | None = None, metadata: str | None =
         raise PoolError(f"the selection was made with options that this version does not know: {', '.join(unknown)}")
     options = Options(**{**selection.options, **({"metadata": metadata} if metadata else {})})
     joined = options.metadata
-    if joined and "://" not in joined and not os.path.exists(joined):
+    if joined and "://" not in joined and not is_sql(joined) and not os.path.exists(joined):
         raise PoolError(f"{joined}: was joined to the pool but no longer exists; give its location with --metadata")
     try:
         store = open_store(pool or selection.pool, options)

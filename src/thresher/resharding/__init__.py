@@ -126,6 +126,7 @@ def reshard(
         UnreachedError: A worker on another machine cannot read the data.
     """
     from thresher.io.places import local_copy, place
+    from thresher.io.sql import is_sql, sql_table
     from thresher.resharding.job import Job, run_job
     from thresher.selection import Selection
 
@@ -149,6 +150,8 @@ def reshard(
         shard=shard,
         **reading,
     )
+    if is_sql(sel):
+        return run_job(job, sql_table(str(sel)).path, workers, progress)
     if isinstance(sel, str) and "://" in sel:
         if place(sel).is_file():
             with local_copy(sel) as copy:
