@@ -65,4 +65,5 @@ clean:
 	$(PYTHON) -m venv --clear .venv
 	$(TEST)/python -m pip install -q --upgrade 'pip>=25.1'
 	$(TEST)/python -m pip install -q -e '.[train,lightning,embed,surrogate]' --group test
+	$(TEST)/python -m pip install -q --no-deps mosaicml-streaming==0.13.0
 	@touch $@

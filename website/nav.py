@@ -33,6 +33,7 @@ NAV: dict[str, tuple[str, ...]] = {
         "object-storage.md",
         "growing.md",
         "load-time.md",
+        "lance-and-mds.md",
         "reshard.md",
     ),
     "Train": (

@@ -283,8 +283,9 @@ def test_a_pool_of_other_shards_is_refused(tmp_path: Path, data: str) -> None:
 def test_the_package_is_named_if_it_is_missing(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['streaming'] = None\n"
-        "from thresher.errors import MissingPackageError\n"
-        "try:\n    import thresher.export.mds\nexcept MissingPackageError as error:\n    print(error)"
+        "from thresher.errors import MissingExtraError\n"
+        "try:\n    import thresher.export.mds\nexcept MissingExtraError as error:\n    print(error)"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "pip install mosaicml-streaming" in told
+    assert "filtering a StreamingDataset needs an extra" in told
+    assert "[mds]" in told

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.data import DataOptions, open_data
-from thresher.errors import MissingPackageError, PoolError, UsageError
+from thresher.errors import MissingExtraError, PoolError, UsageError
 from thresher.export.keys import Chosen, key_batches, read_keys
 from thresher.io.key_forms import unlike
 from thresher.io.paths import visible
@@ -33,11 +33,8 @@ from thresher.selection import Selection
 try:
     from streaming import Stream
     from streaming.base.format import Reader
-except ImportError as error:
-    raise MissingPackageError(
-        f"filtering a StreamingDataset needs the package mosaicml-streaming ({error}); type: pip install "
-        "mosaicml-streaming"
-    ) from None
+except ImportError:
+    raise MissingExtraError("filtering a StreamingDataset", "mds") from None
 
 Ints = npt.NDArray[np.int64]
 Places = Iterator[tuple[npt.NDArray[Any], Ints, Ints | None]]  # shards, samples in them, and their numbers of uses

@@ -61,7 +61,13 @@ class Fragment(NamedTuple):
         Raises:
             PoolError: A file is damaged.
         """
-        how = {"offset": start, "limit": rows, "batch_size": size, "batch_readahead": 2, "io_buffer_size": _BUFFER}
+        how: dict[str, Any] = {
+            "offset": start,
+            "limit": rows,
+            "batch_size": size,
+            "batch_readahead": 2,
+            "io_buffer_size": _BUFFER,
+        }
         own = self.opened()
         if blobs := [name for name in columns if name in blobs_of(self.dataset().schema)]:
             places = reading(self.path, self.protocol, partial(own.to_table, columns=blobs, offset=start, limit=rows))
