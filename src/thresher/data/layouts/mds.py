@@ -459,7 +459,7 @@ def _json(cell: bytes) -> list[str | None] | None:
 
 
 def _pixels(cell: bytes, dtype: str, shape: tuple[int, ...] | None) -> bytes | None:
-    """Return an array of pixels as PNG; None if it is no image: (height, width) or (height, width, 1 to 4) of uint8."""
+    """Return an array of pixels as PNG; None if it is not (height, width) or (height, width, 1 to 4) of uint8."""
     at = 0
     if not dtype:
         dtype, at = _DTYPES.get(cell[0], "?"), 1
@@ -483,7 +483,7 @@ def _pil(cell: bytes) -> bytes | None:
 
 
 def _as_png(mode: str, size: tuple[int, int], pixels: bytes) -> bytes | None:
-    """Return pixels as PNG; None if this is no image that PNG could have."""
+    """Return pixels as PNG; None for pixels that PNG cannot have."""
     from PIL import Image
 
     if mode not in (*_PIXELS, *_OTHERS) or not size[0] * size[1] <= 8 * len(pixels):  # mode 1 has 8 pixels a byte

@@ -59,7 +59,7 @@ class Lance:
             say: Called with one line if the result is there already.
 
         Raises:
-            UsageError: The pool is no Lance dataset, or it was changed after the selection was made.
+            UsageError: The pool is not a Lance dataset, or it was changed after the selection was made.
             OutputError: Something else is there, or it cannot be written.
         """
         tables = store.layout.table_parts
@@ -194,7 +194,7 @@ def _refuse_changed(first: Fragment, dataset: Any) -> None:
     """Check that the newest version has the rows, and the files, of the version that the selection was made of.
 
     Raises:
-        UsageError: It has others; new columns are no change.
+        UsageError: It has others; new columns do not count.
     """
 
     def files(one: Any) -> set[str]:
