@@ -24,6 +24,7 @@ from thresher.io.open import trusting
 from thresher.io.parquet import TablePiece, exactly, vectors_of
 from thresher.io.paths import is_unsafe, visible
 from thresher.io.pieces import Array, stored_dtype
+from thresher.runtime.format import counted
 
 Rows = npt.NDArray[np.int64]
 T = TypeVar("T")
@@ -269,7 +270,9 @@ def _fragment(files: Files, manifest: str, there: set[str], uri: str, version: i
             raise PoolError(f"{path}: does not exist, but version {version} needs it; restore it")
         size = (files.stamps.get(path) or stamp_of(files.protocol, path))[0]
         if file.file_size_bytes and file.file_size_bytes != size:
-            raise PoolError(f"{path}: has {size:,} bytes, not {file.file_size_bytes:,}; it may be cut off, restore it")
+            raise PoolError(
+                f"{path}: has {counted(size, 'byte')}, not {file.file_size_bytes:,}; it may be cut off, restore it"
+            )
     first = files.path(posixpath.join("data", described[0].path))
     return Fragment(uri, version, one.fragment_id, int(rows), first, files.protocol)
 

@@ -8,6 +8,7 @@ differently cannot change a result.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -586,6 +587,12 @@ def reopen(selection: Selection, pool: str | None = None, metadata: str | None =
         raise PoolError(f"the selection was made with options that this version does not know: {', '.join(unknown)}")
     options = Options(**{**selection.options, **({"metadata": metadata} if metadata else {})})
     joined = options.metadata
+    if is_sql(joined) and not metadata:  # the file of a selection may be that of somebody else
+        warnings.warn(
+            f"{joined}: was joined to the pool, but a query in a file is not run; to join it, give it with --metadata",
+            stacklevel=2,
+        )
+        options, joined = replace(options, metadata=None), None
     if joined and "://" not in joined and not is_sql(joined) and not os.path.exists(joined):
         raise PoolError(f"{joined}: was joined to the pool but no longer exists; give its location with --metadata")
     try:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from tests.objects import put, s3_server
 from thresher import Selection, build, open_store, run_steps
 from thresher.data import DataOptions, open_data
 from thresher.errors import MissingExtraError, PoolError, ThresherError, UsageError
@@ -238,3 +239,19 @@ def test_a_manifest_that_is_garbage_is_named(tmp_path: Path) -> None:
         with pytest.raises(PoolError, match=manifest.name) as caught:
             ids_of(path)
         assert "\n" not in str(caught.value)
+
+
+def test_object_storage_is_read_with_the_credentials_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.lance", 0, 10, 20)
+    with s3_server() as server:
+        for name, value in {**server, "AWS_ALLOW_HTTP": "true"}.items():
+            monkeypatch.setenv(name, value)
+        remote = put(Path(path), "s3://bucket/a.lance")
+        assert ids_of(remote) == list(range(20))
+        assert ids_of(f"{remote}@1") == list(range(10))
+        store = open_store(remote)
+        assert store.layout.location == f"{remote}@2"
+        assert store.fingerprint() == open_store(path).fingerprint()
+        assert not store.changed()

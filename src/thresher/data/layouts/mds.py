@@ -29,6 +29,7 @@ from thresher.errors import PoolError, UsageError
 from thresher.io.listing import Files, stamp_of
 from thresher.io.open import open_file, trusting
 from thresher.io.paths import is_unsafe, visible
+from thresher.runtime.format import counted
 from thresher.runtime.untrusted import load_json, parse_json
 
 INDEX = "index.json"
@@ -160,7 +161,13 @@ def shards_of(files: Files) -> list[Shard]:
     if index.get("version") != 2:
         raise PoolError(f"{path}: is of version {visible(str(index.get('version')), 40)}; version 2 of MDS is read")
     there = set(files.names)
-    return [_shard(files, path, folder, there, number, one) for number, one in enumerate(listed)]
+    shards = [_shard(files, path, folder, there, number, one) for number, one in enumerate(listed)]
+    seen: set[str] = set()
+    for shard in shards:
+        if shard.name in seen:
+            raise PoolError(f"{path}: names {visible(shard.name, 120)} twice; write the index again")
+        seen.add(shard.name)
+    return shards
 
 
 def _shard(files: Files, path: str, folder: str, there: set[str], number: int, entry: Any) -> Shard:
@@ -196,7 +203,7 @@ def _shard(files: Files, path: str, folder: str, there: set[str], number: int, e
     found = (files.stamps.get(files.path(name)) or stamp_of(files.protocol, files.path(name)))[0]
     if found != expected:
         raise PoolError(
-            f"{files.path(name)}: has {found:,} bytes, but {path} says {expected:,}; it may be cut off, copy it again"
+            f"{files.path(name)}: has {counted(found, 'byte')}, but {path} says {expected:,}; it may be cut off, copy it again"
         )
     return Shard(name, stem, samples, size, codec, columns)
 
@@ -434,12 +441,13 @@ def _whole(path: str, found: bytes, at: int, size: int) -> bytes:
 
 
 def _decoded(column: tuple[str, str, int], cell: bytes) -> Any:
-    """Return a value as Arrow holds it.
+    """Return a value as Arrow holds it; an image that cannot be read as its bytes, which count as a broken image.
 
     Raises:
-        ValueError: The bytes are not a value of the encoding.
+        ValueError: The bytes are not a value of the encoding, which is not one of images.
     """
     name, encoding, _ = column
+    kind = "bytes" if encoding.startswith("ndarray") else _DECODERS.get(encoding, ("",))[0]
     try:
         if encoding in _NUMBERS or encoding == "int":
             return np.frombuffer(cell, "<i8" if encoding == "int" else np.dtype(encoding).newbyteorder("<"))[0]
@@ -447,6 +455,8 @@ def _decoded(column: tuple[str, str, int], cell: bytes) -> Any:
             return _pixels(cell, *_array_type(encoding.partition(":")[2]))
         return _DECODERS[encoding][1](cell)
     except (ValueError, IndexError, OverflowError) as error:
+        if kind in ("bytes", "list"):
+            return cell if kind == "bytes" else [cell]
         raise ValueError(f"the column {visible(name)!r} has a value that is not {encoding}: {error}") from None
 
 
@@ -458,8 +468,12 @@ def _json(cell: bytes) -> list[str | None] | None:
     return values
 
 
-def _pixels(cell: bytes, dtype: str, shape: tuple[int, ...] | None) -> bytes | None:
-    """Return an array of pixels as PNG; None if it is not (height, width) or (height, width, 1 to 4) of uint8."""
+def _pixels(cell: bytes, dtype: str, shape: tuple[int, ...] | None) -> bytes:
+    """Return an array of pixels as PNG: (height, width) or (height, width, 1 to 4) of uint8.
+
+    Raises:
+        ValueError: It is another array, or damaged.
+    """
     at = 0
     if not dtype:
         dtype, at = _DTYPES.get(cell[0], "?"), 1
@@ -470,31 +484,35 @@ def _pixels(cell: bytes, dtype: str, shape: tuple[int, ...] | None) -> bytes | N
     if dtype not in _NUMBERS or int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize != len(cell) - at:
         raise ValueError("its bytes do not fit its shape")
     if dtype != "uint8" or len(shape) not in (2, 3) or len(shape) == 3 and shape[2] not in (1, 2, 3, 4):
-        return None
+        raise ValueError("an array of another shape or type than an image")
     mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[shape[2] if len(shape) == 3 else 1]
     return _as_png(mode, (shape[1], shape[0]), cell[at:])
 
 
-def _pil(cell: bytes) -> bytes | None:
+def _pil(cell: bytes) -> bytes:
     """Return an image that is stored without a file format as PNG."""
     width, height, length = np.frombuffer(cell[:12], "<u4").tolist()
     mode = cell[12 : 12 + length].decode("ascii") if length <= 8 else "?"
     return _as_png(mode, (width, height), cell[12 + length :])
 
 
-def _as_png(mode: str, size: tuple[int, int], pixels: bytes) -> bytes | None:
-    """Return pixels as PNG; None for pixels that PNG cannot have."""
+def _as_png(mode: str, size: tuple[int, int], pixels: bytes) -> bytes:
+    """Return pixels as PNG.
+
+    Raises:
+        ValueError: PNG cannot have them, or there are fewer than the size says.
+    """
     from PIL import Image
 
     if mode not in (*_PIXELS, *_OTHERS) or not size[0] * size[1] <= 8 * len(pixels):  # mode 1 has 8 pixels a byte
-        return None
+        raise ValueError("pixels of another mode or size")
     image = Image.frombytes(mode, size, pixels)
     out = io.BytesIO()
     (image if mode in _PIXELS else image.convert(_OTHERS[mode])).save(out, "PNG", compress_level=1)
     return out.getvalue()
 
 
-def _several(one: Callable[[bytes], bytes | None], begin: int, cell: bytes) -> list[bytes | None]:
+def _several(one: Callable[[bytes], bytes], begin: int, cell: bytes) -> list[bytes]:
     """Return the images of a list: after ``begin`` bytes their number, their lengths and the images."""
     (count,) = np.frombuffer(cell[begin : begin + 4], "<u4").tolist()
     if 4 * count > len(cell):
