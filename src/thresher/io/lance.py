@@ -17,10 +17,10 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from thresher.errors import MissingExtraError, PoolError, UnreachedError, UsageError
+from thresher.errors import MissingExtraError, PoolError, ThresherError, UnreachedError, UsageError
 from thresher.io.columns import plain_batch, plain_schema
 from thresher.io.listing import Files, stamp_of
-from thresher.io.open import trusting
+from thresher.io.open import meaning_of, trusting
 from thresher.io.parquet import TablePiece, exactly, vectors_of
 from thresher.io.paths import is_unsafe, visible
 from thresher.io.pieces import Array, stored_dtype
@@ -351,11 +351,17 @@ def reading(path: str, protocol: str, what: Callable[[], T]) -> T:
         UnreachedError: A remote file was not reached.
     """
     try:
-        return trusting(path, what)
-    except (OSError, RuntimeError) as error:
+        return what()
+    except ThresherError:
+        raise
+    except Exception as error:
         text = next(iter(str(error).splitlines()), "")[:300]
-        if protocol != "file":
+        if protocol != "file" and "LanceError(IO)" in str(error):
             raise UnreachedError(f"{path}: network or system error ({text}); retry later") from error
+        if (meaning := meaning_of(path, error)) is not None:
+            raise meaning from error
+        if not isinstance(error, (OSError, RuntimeError)):
+            raise
         raise PoolError(
             f"{path}: cannot be read, it may be truncated or damaged ({text}); replace or remove it"
         ) from error

@@ -14,7 +14,8 @@ import pytest
 from tests.objects import put, s3_server
 from thresher import Selection, build, open_store, run_steps
 from thresher.data import DataOptions, open_data
-from thresher.errors import MissingExtraError, PoolError, ThresherError, UsageError
+from thresher.errors import AccessError, MissingExtraError, PoolError, ThresherError, UnreachedError, UsageError
+from thresher.io.lance import reading
 from thresher.io.listing import Files
 from thresher.testing.data_reader import pairs
 
@@ -255,3 +256,23 @@ def test_object_storage_is_read_with_the_credentials_of_the_environment(
         assert store.layout.location == f"{remote}@2"
         assert store.fingerprint() == open_store(path).fingerprint()
         assert not store.changed()
+
+
+@pytest.mark.parametrize(
+    ("protocol", "error", "kind"),
+    [
+        ("s3", OSError("LanceError(IO): Generic S3 error: timed out\nmore"), UnreachedError),
+        ("s3", ValueError("LanceError(IO): Generic S3 error"), UnreachedError),
+        ("s3", OSError("LanceError(Corrupt): bad magic"), PoolError),
+        ("file", OSError("LanceError(IO): failed to fill whole buffer"), PoolError),
+        ("file", RuntimeError("LanceError(Internal)"), PoolError),
+        ("file", PermissionError(13, "denied"), AccessError),
+    ],
+)
+def test_errors_of_the_package_are_those_of_other_readers(protocol: str, error: Exception, kind: type) -> None:
+    def failing() -> None:
+        raise error
+
+    with pytest.raises(kind, match="^a.lance: ") as caught:
+        reading("a.lance", protocol, failing)
+    assert "\n" not in str(caught.value)

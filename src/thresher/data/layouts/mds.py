@@ -203,7 +203,8 @@ def _shard(files: Files, path: str, folder: str, there: set[str], number: int, e
     found = (files.stamps.get(files.path(name)) or stamp_of(files.protocol, files.path(name)))[0]
     if found != expected:
         raise PoolError(
-            f"{files.path(name)}: has {counted(found, 'byte')}, but {path} says {expected:,}; it may be cut off, copy it again"
+            f"{files.path(name)}: has {counted(found, 'byte')}, but {path} says {expected:,}; it may be "
+            "cut off, copy it again"
         )
     return Shard(name, stem, samples, size, codec, columns)
 
