@@ -278,9 +278,9 @@ def _fragment(files: Files, manifest: str, there: set[str], uri: str, version: i
 
 
 def opened(uri: str, version: int) -> Any:
-    """Return a version of a dataset as ``lance.LanceDataset``; a few stay open in a process."""
+    """Return a version of a dataset as ``lance.LanceDataset``. A few stay open in a process; a fork opens its own."""
     stamp = [os.stat(os.path.join(uri, "_versions")).st_mtime_ns] if "://" not in uri else []
-    return _opened(uri, version, *stamp)
+    return _opened(uri, version, os.getpid(), *stamp)
 
 
 @lru_cache(maxsize=4)
