@@ -22,7 +22,7 @@ from streaming.base.util import clean_stale_shared_memory
 from streaming.base.world import World
 from torch.utils.data import DataLoader
 
-from tests.objects import put, s3_server
+from tests.objects import put, s3_environment
 from thresher import Selection, build, embed, open_store, run_steps
 from thresher.errors import UsageError
 from thresher.export.mds import KeptStream, _rows_of
@@ -113,9 +113,8 @@ def test_requests_are_for_the_index_and_shards_with_kept_samples(
         asked.append(f"{operation} {arguments.get('Key', '')}")
         return call(self, operation, arguments)
 
-    with s3_server() as server:
-        for name, value in {**server, "S3_ENDPOINT_URL": server["AWS_ENDPOINT_URL"]}.items():
-            monkeypatch.setenv(name, value)
+    with s3_environment(monkeypatch) as server:
+        monkeypatch.setenv("S3_ENDPOINT_URL", server["AWS_ENDPOINT_URL"])
         remote = put(Path(data), "s3://bucket/data")
         monkeypatch.setattr(BaseClient, "_make_api_call", counting)
         dataset = StreamingDataset(

@@ -1,4 +1,4 @@
-"""Raw data, before it is embedded: webdataset tars, Parquet, Arrow, CSV, JSON Lines, folders of images."""
+"""Raw data, before it is embedded: webdataset tars, tables, Lance, MDS, CSV, JSON Lines, folders of images."""
 
 from __future__ import annotations
 
@@ -76,8 +76,9 @@ def open_data(location: str, options: DataOptions | None = None) -> Data:
 
     Args:
         location: Tars (a folder of them, a path with ``{00000..00099}``, ``*`` or ``::``), Parquet or Arrow files, a
-            folder of them or a pattern with ``*``, a Hugging Face dataset saved to disk, a CSV file of open_clip, a
-            JSON Lines file, a folder of images, or data that a reader of another package recognises.
+            folder of them or a pattern with ``*``, a Hugging Face dataset saved to disk, a Lance dataset, MDS shards, a
+            CSV file of open_clip, a JSON Lines file, a folder of images, or data that a reader of another package
+            recognises.
         options: How to read the data.
 
     Raises:

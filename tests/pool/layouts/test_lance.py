@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.objects import put, s3_server
+from tests.objects import put, s3_environment
 from thresher import Selection, build, open_store, run_steps
 from thresher.data import DataOptions, open_data
 from thresher.errors import AccessError, MissingExtraError, PoolError, ThresherError, UnreachedError, UsageError
@@ -246,9 +246,8 @@ def test_object_storage_is_read_with_the_credentials_of_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "a.lance", 0, 10, 20)
-    with s3_server() as server:
-        for name, value in {**server, "AWS_ALLOW_HTTP": "true"}.items():
-            monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    with s3_environment(monkeypatch):
         remote = put(Path(path), "s3://bucket/a.lance")
         assert ids_of(remote) == list(range(20))
         assert ids_of(f"{remote}@1") == list(range(10))
