@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from tests.objects import put, s3_environment
 from thresher import Selection, build, embed, open_store, run_steps
 from thresher.errors import UsageError
 from thresher.export.mds import KeptStream, _rows_of
-from thresher.testing.data_reader import pairs
+from thresher.testing.data_reader import DATA, pairs
 
 # The library leaves files open that it has decompressed.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -40,11 +41,16 @@ def _shared_memory() -> Iterator[None]:
     clean_stale_shared_memory()
 
 
-def written(folder: Path, *, key: bool = False, broken: int = -1, **options: Any) -> str:
+def written(folder: Path, *, key: bool = False, broken: int = -1, digits: int = 3, **options: Any) -> str:
     """Sample ``i`` has the number ``i``; shards have about PER_SHARD samples, of which one may have no good image."""
     columns = {"number": "int", "text": "str", "image": "bytes", **({"key": "str"} if key else {})}
     samples = [
-        {"number": i, "text": f"caption {i:02d}", "image": b"x" if i == broken else one.picture, "key": f"k{i:03d}"}
+        {
+            "number": i,
+            "text": f"caption {i:02d}",
+            "image": b"x" if i == broken else one.picture,
+            "key": f"k{i:0{digits}d}",
+        }
         for i, one in enumerate(pairs(N))
     ]
     most = 48 * PER_SHARD + sum(len(one.picture) for one in pairs(N)[:PER_SHARD]) + 500
@@ -221,10 +227,44 @@ def test_a_pool_that_was_embedded_of_the_data_says_where_samples_are(
     assert selection.total == N - 1
     selection.save(str(tmp_path / "subset"))
     monkeypatch.setattr("thresher.export.mds.open_data", None)
-    for chosen in (selection, str(tmp_path / "subset")):
+    repeats = np.where(selection.mask(), 1, 0).astype(np.int32)
+    repeats[KEPT[0] - 1] = 3
+    for chosen, wanted in (
+        (selection, KEPT),
+        (str(tmp_path / "subset"), KEPT),
+        (replace(selection, repeats=repeats), [KEPT[0]] * 2 + KEPT),
+    ):
         clean_stale_shared_memory()
         dataset = StreamingDataset(streams=[KeptStream(chosen, local=data)], batch_size=1)
-        assert loaded(dataset) == KEPT
+        assert loaded(dataset) == wanted
+    shutil.rmtree(data)
+    written(Path(data), key=key, broken=30)  # the same names, other samples
+    with pytest.raises(UsageError, match=r"shard.0\d+.mds has [\d,]+ bytes, but had \d+ when .*pool was made of it"):
+        StreamingDataset(streams=[KeptStream(selection, local=data)], batch_size=1)
+
+
+def test_a_pool_of_tars_fits_by_key(tmp_path: Path) -> None:
+    """Places are those of other files, so keys are looked up."""
+    DATA["webdataset"](tmp_path / "tars", pairs(N), 2)
+    data = written(tmp_path / "data", key=True)
+    embed(str(tmp_path / "tars"), out=str(tmp_path / "pool"), encoder="tests.toy:Toy", workers=0)
+    selection = _selection(str(tmp_path / "pool"), KEPT)
+    with pytest.raises(UsageError, match="has keys such as 'k000', the selection such as 'k0003'"):
+        StreamingDataset(streams=[KeptStream(selection, local=data)], batch_size=1)
+    clean_stale_shared_memory()
+    data = written(tmp_path / "same", key=True, digits=4)
+    assert loaded(StreamingDataset(streams=[KeptStream(selection, local=data)], batch_size=1)) == KEPT
+
+
+def test_a_split_is_a_folder_of_its_own(tmp_path: Path) -> None:
+    written(tmp_path / "data" / "train")
+    embed(str(tmp_path / "data" / "train"), out=str(tmp_path / "pool"), encoder="tests.toy:Toy", workers=0)
+    chosen = _selection(str(tmp_path / "pool"), KEPT)
+    whole = {"remote": str(tmp_path / "data"), "local": str(tmp_path / "cache"), "split": "train"}
+    assert loaded(StreamingDataset(streams=[KeptStream(chosen, **whole)], batch_size=1)) == KEPT
+    clean_stale_shared_memory()
+    keys = keys_file(tmp_path / "keys.txt", [f"train/{key}" for key in keys_of(str(tmp_path / "data" / "train"), KEPT)])
+    assert loaded(StreamingDataset(streams=[KeptStream(keys, **whole)], batch_size=1)) == KEPT
 
 
 def test_keys_in_local_shards_are_read_and_those_in_remote_shards_are_not(tmp_path: Path) -> None:
@@ -275,7 +315,7 @@ def test_a_pool_of_other_shards_is_refused(tmp_path: Path, data: str) -> None:
     table = pa.table({"key": ["a", "b"], "shard": ["x/other.tar", "x/other.tar"], "offset": [0, 1]})
     (tmp_path / "pool").mkdir()
     pq.write_table(table, tmp_path / "pool" / "p.parquet")
-    with pytest.raises(UsageError, match="keeps a sample of 'x/other.tar', but"):
+    with pytest.raises(UsageError, match="has keys such as 'shard.00000-0', the selection such as 'a'"):
         StreamingDataset(streams=[KeptStream(_selection(str(tmp_path / "pool"), [0]), local=data)], batch_size=1)
 
 

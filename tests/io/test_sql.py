@@ -60,6 +60,7 @@ def kept(source: str, **options: Any) -> list[int]:
         "SQL: select uid as key, max(score) from 'scores/*.parquet' group by all order by random()",
         "sql:WITH s AS (FROM 'scores/*.parquet') SELECT uid AS key, 1.0 - 0.5 * (1 - score) AS half FROM s;",
         "sql:scores.duckdb:SELECT uid AS key, score FROM clip",
+        "sql:WITH x AS (SELECT uid AS key, other AS db FROM 'scores/*.parquet') SELECT key, x.db::INT AS score FROM x",
         "sql:SELECT uid AS key, sum(other) AS total FROM 'scores/*.parquet' GROUP BY uid",
     ],
 )

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import posixpath
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,10 @@ from thresher.data import DataOptions, open_data
 from thresher.errors import MissingExtraError, PoolError, UsageError
 from thresher.export.keys import Chosen, key_batches, read_keys
 from thresher.io.key_forms import unlike
+from thresher.io.listing import Files
 from thresher.io.paths import visible
-from thresher.pool.store import reopen
+from thresher.io.plan import PLAN, plan_of_pool
+from thresher.pool.store import EmbeddingStore, reopen
 from thresher.runtime.format import counted
 from thresher.selection import Selection
 
@@ -119,8 +121,10 @@ def _places(chosen: Chosen, shards: Sequence[Reader], location: str) -> Places:
     if isinstance(chosen, Selection) or os.path.isdir(chosen):
         selection = chosen if isinstance(chosen, Selection) else Selection.load(chosen)
         store = reopen(selection)
-        if {"shard", "offset"} <= set(store.columns):
-            yield from _by_place(selection, shards, location)
+        names = {name: at for at, shard in enumerate(shards) for name in _names_of(shard)}
+        if {"shard", "offset"} <= set(store.columns) and _is_of(store, selection, names):
+            _refuse_changed(store, shards, names, location)
+            yield from _by_place(store, selection, names, shards, location)
             return
         if store.layout.key is None and selection.total == sum(map(len, shards)):
             yield from _by_row(selection, shards)
@@ -138,14 +142,42 @@ def _places(chosen: Chosen, shards: Sequence[Reader], location: str) -> Places:
         yield from _by_key(chosen, first, shards, location)
 
 
-def _by_place(selection: Selection, shards: Sequence[Reader], location: str) -> Places:
-    names = {name: at for at, shard in enumerate(shards) for name in _names_of(shard)}
+def _is_of(store: EmbeddingStore, selection: Selection, names: Mapping[str, int]) -> bool:
+    """Return whether the first kept row of a pool is in one of the shards, and not in a tar or a table."""
+    first = store.lookup(["shard"], np.flatnonzero(selection.mask())[:1])
+    return any(_shard_of(str(text), names) is not None for part in first for text in part.column(0).to_pylist())
+
+
+def _refuse_changed(store: EmbeddingStore, shards: Sequence[Reader], names: Mapping[str, int], location: str) -> None:
+    """Check that the shards have the sizes that they had when the pool was made of them.
+
+    Raises:
+        UsageError: One has another size.
+    """
+    files = Files.at(store.layout.location)
+    plan = plan_of_pool(files.protocol, files.path(PLAN)) if PLAN in files.names else None
+    for entry in plan["shards"] if plan else ():
+        try:
+            _, name, _, _, (size, *_) = entry
+        except (TypeError, ValueError):  # not what embed writes
+            continue
+        at = _shard_of(str(name), names)
+        sizes = [] if at is None else [info.bytes for info in shards[at].file_pairs[-1] if info is not None]
+        if at is not None and size not in sizes:
+            raise UsageError(
+                f"{location}: {visible(str(name), 120)} has {sizes[0]:,} bytes, but had {visible(str(size), 40)} when "
+                f"{store.layout.location} was made of it; embed these data, and select again"
+            )
+
+
+def _by_place(
+    store: EmbeddingStore, selection: Selection, names: Mapping[str, int], shards: Sequence[Reader], location: str
+) -> Places:
     known: dict[str, int] = {}
-    for ids, part in reopen(selection).where(selection.mask()).scan(["shard", "offset"]):
+    for ids, part in store.where(selection.mask()).scan(["shard", "offset"]):
         texts = part.column(0).to_pylist()
         for text in set(texts) - set(known):
-            ends = _ends(str(text))
-            at = next((names[end] for end in ends if end in names), None)
+            at = _shard_of(str(text), names)
             if at is None:
                 raise _other_data(selection, str(text), location, shards)
             known[text] = at
@@ -195,13 +227,18 @@ def _by_key(chosen: Chosen, first: Sequence[str], shards: Sequence[Reader], loca
 def _place_in(key: str, stems: dict[str, int]) -> tuple[int, int] | None:
     """Return the shard and the sample that a key such as ``shard.00000-17`` names, None if it names none."""
     stem, _, row = key.rpartition("-")
-    at = next((stems[end] for end in _ends(stem) if end in stems), None)
+    at = _shard_of(stem, stems)
     return None if at is None or not (row.isascii() and row.isdigit() and len(row) < 12) else (at, int(row))
 
 
 def _names_of(shard: Reader) -> list[str]:
     """Return the names of the file of a shard in its index: the plain one, and the compressed one."""
     return [info.basename for info in shard.file_pairs[-1] if info is not None]
+
+
+def _shard_of(path: str, names: Mapping[str, int]) -> int | None:
+    """Return the shard whose name is the end of a path."""
+    return next((names[end] for end in _ends(path) if end in names), None)
 
 
 def _ends(path: str) -> list[str]:

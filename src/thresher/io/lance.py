@@ -25,6 +25,7 @@ from thresher.io.parquet import TablePiece, exactly, vectors_of
 from thresher.io.paths import is_unsafe, visible
 from thresher.io.pieces import Array, stored_dtype
 from thresher.runtime.format import counted
+from thresher.runtime.random import digest
 
 Rows = npt.NDArray[np.int64]
 T = TypeVar("T")
@@ -91,6 +92,17 @@ class Fragment(NamedTuple):
             read = partial(self._taken, list(columns), some.tolist())
             for part in reading(self.path, self.protocol, read).to_batches():
                 yield self._checked(part, columns)
+
+    def state(self, columns: Sequence[str]) -> str:
+        """Return a text that changes with the values of some columns, and with the rows that are deleted."""
+
+        def found() -> str:
+            one, schema = self.opened().metadata, self.dataset().lance_schema
+            fields = {schema.field(name).id() for name in columns}
+            files = [file.path for file in one.files if not fields.isdisjoint(file.fields)]
+            return digest([files, repr(one.deletion_file)])[:16]
+
+        return reading(self.path, self.protocol, found)
 
     def _taken(self, columns: list[str], rows: list[int]) -> Any:
         return self.opened().take(rows, columns=columns)
@@ -251,6 +263,8 @@ def fragments_of(files: Files, version: int = 0, bad: Callable[[PoolError], obje
             if bad is None:
                 raise
             bad(error)
+    if len({one.path for one in found}) < len(found):
+        raise PoolError(f"{manifest}: is damaged: two fragments have the same file; restore it")
     return found
 
 

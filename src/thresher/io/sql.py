@@ -25,7 +25,9 @@ from thresher.runtime.duckdb_query import interruptible, signals_kept
 from thresher.runtime.files import write_errors
 from thresher.runtime.locks import create_locked_folder, sweep
 
-_FORM = re.compile(r"sql:(?:(?P<file>[^:;'\"]+\.(?:duckdb|ddb|db|sqlite3?)):)?(?P<query>.*)", re.DOTALL | re.IGNORECASE)
+_FORM = re.compile(
+    r"sql:(?:(?P<file>[^:;'\"]+\.(?:duckdb|ddb|db|sqlite3?)):(?!:))?(?P<query>.*)", re.DOTALL | re.IGNORECASE
+)
 _MEMORY = "512MB"  # that DuckDB may use; it writes the rest to disk
 _THREADS = 4  # each takes memory
 _ROWS = 65_536  # of a record batch

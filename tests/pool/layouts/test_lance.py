@@ -215,6 +215,21 @@ def test_data_of_a_version(tmp_path: Path) -> None:
         open_data(f"{path}@9")
 
 
+def test_stamps_change_with_the_samples(tmp_path: Path) -> None:
+    """And not with columns that have nothing to do with them."""
+    path = pictures(tmp_path / "a.lance", 9, max_rows_per_file=5)
+    stamps = [part.stamp() for part in open_data(path).parts]
+    lance.dataset(path).add_columns({"kept": "true"})
+    assert [part.stamp() for part in open_data(path).parts] == stamps
+    lance.dataset(path).delete("key = 'k0001'")
+    changed = [part.stamp() for part in open_data(path).parts]
+    assert [one == other for one, other in zip(stamps, changed, strict=True)] == [False, True]
+    dataset = lance.dataset(path)
+    dataset.drop_columns(["caption"])
+    dataset.add_columns({"caption": "'new'"})
+    assert not [stamp for stamp in [part.stamp() for part in open_data(path).parts] if stamp in [*stamps, *changed]]
+
+
 def test_a_dataset_may_be_pool_and_data(tmp_path: Path) -> None:
     """Keys are the same in both, so that a selection fits the images."""
     image = pa.array([pair.picture for pair in pairs(10)], pa.binary())

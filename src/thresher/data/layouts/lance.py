@@ -67,6 +67,10 @@ class LancePart(TablePart):
         """Return the schema of the dataset."""
         return schema_of(self.fragment.dataset())
 
+    def stamp(self) -> list[Any]:
+        """Return the stamp of its file, and what else changes with the samples: files of its columns, deleted rows."""
+        return [*super().stamp(), self.fragment.state(self.columns.named)]
+
     def read_rows(self, columns: Sequence[str] | None, row_c: Ints, size: int) -> Iterator[tuple[int, Any]]:
         """Yield runs of consecutive rows, and of columns that are not needed nothing."""
         own = set(self.schema().names)
