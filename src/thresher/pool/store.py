@@ -587,7 +587,7 @@ def reopen(selection: Selection, pool: str | None = None, metadata: str | None =
         raise PoolError(f"the selection was made with options that this version does not know: {', '.join(unknown)}")
     options = Options(**{**selection.options, **({"metadata": metadata} if metadata else {})})
     joined = options.metadata
-    if is_sql(joined) and not metadata:  # the file of a selection may be that of somebody else
+    if is_sql(joined) and not metadata:  # the file of a selection may come from others
         warnings.warn(
             f"{joined}: was joined to the pool, but a query in a file is not run; to join it, give it with --metadata",
             stacklevel=2,
