@@ -6,11 +6,12 @@ import os
 import posixpath
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from thresher.errors import PoolError
-from thresher.io.open import file_stamp, meaning_of, protocol_of, trusting, version_in
+from thresher.io.hub import pinned
+from thresher.io.open import file_stamp, meaning_of, protocol_of, status_of, trusting, version_in
 from thresher.io.remote import file_system, requested
 
 
@@ -35,10 +36,11 @@ class Files:
 
     @classmethod
     def at(cls, location: str, *, again: bool = False) -> Files:
-        """List a folder (two levels deep) or a single file.
+        """List a folder (two levels deep), a single file, or the files of a pattern.
 
         Args:
-            location: A location on any file system that fsspec supports.
+            location: A location on any file system that fsspec supports; see :func:`is_pattern`. One on the Hub is
+                pinned to a commit, see :func:`thresher.io.hub.pinned`.
             again: List again instead of using a cached listing.
 
         Raises:
@@ -48,6 +50,12 @@ class Files:
         """
         if not location:
             raise PoolError("no pool was given; give a folder or file of embeddings")
+        location = pinned(location)
+        if is_pattern(location):
+            folder, slash, _ = location.partition("*")[0].rpartition("/")
+            wanted = re.compile("[^/]*".join(map(re.escape, location[len(folder + slash) :].split("*"))))
+            files = cls.at(folder or slash or ".", again=again)
+            return replace(files, location=location, names=tuple(filter(wanted.fullmatch, files.names)))
         fs, root = file_system(location)
         if again:
             fs.invalidate_cache()
@@ -92,6 +100,14 @@ class Files:
         return [name for name in self.names if re.fullmatch(pattern, name, re.IGNORECASE)]
 
 
+def is_pattern(location: str) -> bool:
+    """Return whether a location is a pattern of files: it has a ``*``, and there is no local file of this name.
+
+    Its files are two levels below the folder before its first ``*``, which does not match ``/``.
+    """
+    return "*" in location and ("://" in location or status_of(location) is None)
+
+
 def folders_below(top: str) -> Iterator[tuple[str, list[str], list[str]]]:
     """Yield a local folder and the folders below it like :func:`os.walk`, symlinks are not followed.
 
@@ -109,8 +125,9 @@ def folders_below(top: str) -> Iterator[tuple[str, list[str], list[str]]]:
 
 def _found(fs: Any, root: str, location: str) -> dict[str, Any]:
     """Return the files and folders below a location by path, with what the file system knows about each."""
-    if protocol_of(fs) != "file":
-        return dict(requested(location, lambda: fs.find(root, maxdepth=2, withdirs=True, detail=True)))
+    if (protocol := protocol_of(fs)) != "file":
+        folders = protocol != "hf"  # there they would be a second listing, of the folder above
+        return dict(requested(location, lambda: fs.find(root, maxdepth=2, withdirs=folders, detail=True)))
 
     def find() -> dict[str, Any]:  # unlike find() of fsspec, for which a folder that cannot be read is empty
         if not os.path.lexists(root):

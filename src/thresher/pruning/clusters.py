@@ -413,7 +413,7 @@ def read_names(centroids: str, count: int) -> list[str]:
     Raises:
         PoolError: The file cannot be read, or does not have ``count`` lines.
     """
-    path = place(centroids).with_suffix(".txt")
+    path = place(centroids, reads=True).with_suffix(".txt")
     try:
         with local_copy(path) if path.exists() else nullcontext(Path(str(path))) as copy, open_regular(copy) as file:
             names = file.read(_NAMES).decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n").split("\n")

@@ -150,7 +150,7 @@ def reshard(
         **reading,
     )
     if isinstance(sel, str) and "://" in sel:
-        if place(sel).is_file():
+        if place(sel, reads=True).is_file():
             with local_copy(sel) as copy:
                 return run_job(replace(job, selection=sel), str(copy), workers, progress)
         sel = Selection.load(sel)

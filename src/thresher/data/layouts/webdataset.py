@@ -69,6 +69,8 @@ class Webdataset:
         text = where.text.lower()
         if text.endswith((".tar", *COMPRESSED)) and not where.is_folder or ".tar::" in text:
             return True
+        if not where.local and not where.has(".tar"):  # one listing serves all readers
+            return False
         if tars_at(where.text) or _tars_below(where):
             return True
         return where.is_folder and bool(_in_folder(where.text, COMPRESSED)) and not where.has(*_OTHERS)
