@@ -59,7 +59,8 @@ from thresher.runtime.untrusted import cut, parse_json, read_npz
 from thresher.selection import Selection
 
 T = TypeVar("T")
-RESULT, SIZES, MISSING, SKIPPED = "reshard.json", "sizes.json", "missing.txt", "set-aside.txt"
+RESULT, SIZES, WIDS = "reshard.json", "sizes.json", "wids.json"
+MISSING, SKIPPED = "missing.txt", "set-aside.txt"
 CSV, WORK, PLAN, FOUND, JOBS = "train.csv", ".reshard", "plan.json", "found.npz", "jobs"
 _LONG = 2.0  # seconds of reading headers from which starting processes is worth it
 _KEPT = 2.0  # seconds of finding samples from which what was found is kept for a call that resumes
@@ -403,7 +404,7 @@ def _holding(
         UsageError: The other jobs have other options.
     """
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    own = {RESULT, SIZES, MISSING, SKIPPED, CSV, WORK, *filter(_OWN.fullmatch, names)}
+    own = {RESULT, SIZES, WIDS, MISSING, SKIPPED, CSV, WORK, *filter(_OWN.fullmatch, names)}
     started = _plan_of(out / RESULT) or _plan_of(out / WORK / PLAN)
     if names - own or (names - {WORK} and not started):
         refuse_foreign_files(out, own if started else (WORK,))
@@ -797,6 +798,8 @@ def _finish(
         _write_lines(out / MISSING, map(_line, _missing(sel, matches.wanted, matches.seen_N)), bool(missing))
     if form == "webdataset":
         _write_json(out / SIZES, {one["name"]: one["successes"] for one in stats})
+        shards = [{"url": one["name"], "nsamples": one["successes"], "filesize": one["bytes"]} for one in stats]
+        _write_json(out / WIDS, {"__kind__": "wids-shard-index-v1", "wids_version": 1, "shardlist": shards})
     done = Resharded(
         out=job.out,
         form=form,
