@@ -110,8 +110,8 @@ def _entry(location: str, number: int, one: Any) -> _Entry:
     good = isinstance(url, str) and url and type(samples) is int and 0 <= samples < _MOST
     if not good or not (size is None or (type(size) is int and 0 <= size < _MOST)):
         raise PoolError(
-            f"{location}: entry {number:,} of shardlist is not valid: it needs a url, the number nsamples, and if it has "
-            "filesize, a number"
+            f"{location}: entry {number:,} of shardlist is not valid: it needs a url and the number nsamples, and "
+            "filesize is a number if it is there"
         )
     assert isinstance(url, str)  # noqa: S101 - checked
     assert isinstance(samples, int)  # noqa: S101 - checked
