@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import runpy
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from pyarrow import parquet
+
+from tests.hub import Repo, at_hand
+from thresher.cli.main import main
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -69,3 +77,35 @@ def test_moco_of_lightly_prunes(run: Callable[[str], Told], tmp_path: Path) -> N
     losses = [loss for *_, loss in epochs]
     assert losses[-1] < losses[1]  # the first is against a queue of noise
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.early
+def test_from_a_dataset_of_the_hub_to_a_filtered_loop_in_three_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commands are those of the example and of docs/load-time.md, with an encoder that needs no download."""
+    files = {f"data/{path.name}": path.read_bytes() for path in (EXAMPLES / "twemoji").glob("*.parquet")}
+    small = {}
+    for i, name in enumerate(sorted(files)):
+        table = parquet.read_table(io.BytesIO(files[name])).slice(0, 40)
+        keep = [one for one in table.column_names if "embedding" not in one]
+        out = io.BytesIO()
+        parquet.write_table(table.select(keep), out)
+        small[f"data/train-{i:05d}-of-{len(files):05d}.parquet"] = out.getvalue()
+    with at_hand(monkeypatch) as hub:
+        hub.datasets["org/emoji"] = Repo()
+        hub.datasets["org/emoji"].push(small)
+        monkeypatch.chdir(tmp_path)
+        words = ["--encoder", "tests.toy:Toy", "--workers", "0", "--quiet"]
+        assert main(["embed", "hf://datasets/org/emoji", "-o", "pool", *words]) == 0
+        assert main(["select", "density", "pool", "-o", "subset", "--keep", "40%", "--clusters", "4", "--quiet"]) == 0
+        done = subprocess.run(
+            [sys.executable, str(EXAMPLES / "hub_stream.py"), "org/emoji", "subset"],
+            env={**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"},
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    total = 40 * len(files)
+    assert re.findall(r"^\d: (\d+) samples of (\d+), loss", done.stdout, re.MULTILINE) == 3 * [
+        (str(total * 2 // 5), str(total))
+    ]
