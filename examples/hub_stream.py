@@ -7,6 +7,7 @@ Type, for a dataset with images, captions and a column of keys:
 """
 
 import sys
+from typing import Any
 
 import datasets
 import numpy as np
@@ -22,7 +23,7 @@ kept = Selection.load(subset)
 train = kept.filter(stream)  # the images of other samples are not decoded
 
 
-def tensors(rows):
+def tensors(rows: dict[str, Any]) -> dict[str, Any]:
     """Small pixels, and captions as the numbers of their words."""
     images = [np.asarray(image.convert("RGB").resize((16, 16)), np.float32) / 255 for image in rows["image"]]
     words = [[sum(word.encode()) % 512 for word in text.split()][:8] for text in rows["text"]]

@@ -540,6 +540,7 @@ def reshard(
     per_shard: int = PER_SHARD,
     shuffle: int | None = None,
     trainable: bool | None = None,
+    for_hub: bool = False,
     workers: int | None = None,
     processes: bool = False,
     engine: str | Engine | None = None,
@@ -560,6 +561,8 @@ def reshard(
         shuffle: Seed of a permutation of all samples; None for the order of ``data``.
         trainable: Write tars of which open_clip trains on every sample: images in other formats than JPEG, PNG and WebP
             become PNG, captions .txt (default: if ``data`` is not tars).
+        for_hub: Write Parquet for the Hugging Face Hub: chunks by content, so that a later version of a file shares
+            most of its bytes, row groups of about 100 MB, and images declared as such for the viewer.
         workers: Shards written at the same time (default: the cores that this process may use).
         processes: Read the headers of large local tars in ``workers`` processes; a script that does so needs
             ``if __name__ == "__main__":``.
@@ -584,7 +587,7 @@ def reshard(
 
     return reshard(
         _place("data", data), kept, _place("out", out), form=form,
-        per_shard=per_shard, shuffle=shuffle, trainable=trainable,
+        per_shard=per_shard, shuffle=shuffle, trainable=trainable, for_hub=for_hub,
         workers=workers, processes=processes, overwrite=overwrite, options=_made(DataOptions, "reshard", options),
         pool=None if pool is None else os.fspath(pool), progress=_progress(progress),
         engine=make_engine(engine, workers) if isinstance(engine, str) else engine, shard=_job(shard),

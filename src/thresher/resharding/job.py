@@ -30,7 +30,7 @@ from thresher.io.open import file_stamp
 from thresher.io.paths import visible
 from thresher.io.places import located, place
 from thresher.pool.store import reopen
-from thresher.resharding import PER_SHARD, Resharded, convert, csvs, fixed, tables, tars
+from thresher.resharding import PER_SHARD, Resharded, convert, csvs, fixed, hub, tables, tars
 from thresher.resharding.fixed import Fixed
 from thresher.resharding.originals import AGAIN, Originals, changed, source_of
 from thresher.resharding.plan import (
@@ -83,6 +83,7 @@ class Job:
     per_shard: int = PER_SHARD
     shuffle: int | None = None
     trainable: bool | None = None
+    for_hub: bool = False
     overwrite: bool = False
     processes: bool = False
     options: DataOptions = field(default_factory=DataOptions)
@@ -125,6 +126,10 @@ def run_job(job: Job, sel: Chosen, workers: int | None, progress: Progress | Non
     check_files(engine, lambda: [(source.protocol, source.path) for source in sources])
     form = _form(job.form, data)
     trainable = _trainable(job.trainable, form, data)
+    if job.for_hub and form != "parquet":
+        raise UsageError(f"--for-hub is for parquet: add --as parquet, or remove it to write {form}")
+    if job.for_hub:
+        hub.writer_options()
     out = place(job.out)
     work = _work_folder(out)
     _refuse_overlap(out, data)
@@ -144,6 +149,7 @@ def run_job(job: Job, sel: Chosen, workers: int | None, progress: Progress | Non
         originals.look_apart(matches.plan, engine, progress)
     options: dict[str, Any] = {"as": form, "per_shard": job.per_shard, "shuffle": job.shuffle}
     options |= {"trainable": True} if trainable else {}
+    options |= {"for_hub": True} if job.for_hub else {}
     options |= {name: value for name in _READING if (value := getattr(job.options, name)) is not None}
     digest = matches.plan.digest(_PLAN, options, data.kind, originals.stamps())
     jobs = Jobs(out / WORK / JOBS, f"the folder {out}", {"data": data.kind, **options, "plan": digest})
@@ -566,6 +572,11 @@ class _Writing:
     def _table(self, plan: ReshardPlan) -> Callable[[ReshardPlan, str], dict[str, Any]]:
         """Return the function that writes a parquet file; to shuffle, the chosen rows are first spooled to Arrow."""
         schema, group, spools = tables.schema_of(self.sources), tables.group_rows(self.sources), None
+        for_hub = None
+        if self.job.for_hub:
+            roles = self.sources[0].part.roles()
+            for_hub = hub.with_features(schema, roles.get("picture") if roles else "image")
+            group = tables.group_rows(self.sources, hub.GROUP_ROWS, hub.GROUP_BYTES)
         if self.job.shuffle is not None:
             rows = {number: np.unique(plan.start_M[at]) for number, at in plan.by_source()}
             paths = {number: str(self.work / f"{number:08d}.arrow") for number in rows}
@@ -577,7 +588,7 @@ class _Writing:
                 for number, _ in zip(todo, spooled, strict=True):
                     advance(len(rows[number]))
             spools = tables.Spools(paths, rows)
-        return partial(_parquet, self.sources, schema, group, spools)
+        return partial(_parquet, self.sources, schema, group, spools, for_hub)
 
     def _converted(self) -> _Written:
         """Write tars of samples; to shuffle, first in the order of the data, so that tables are read only once."""
@@ -758,9 +769,15 @@ def _fix(originals: Originals, samples: Mapping[int, Ints], paths: Mapping[int, 
 
 
 def _parquet(
-    sources: Sequence[Source], schema: Any, group: int, spools: tables.Spools | None, part: ReshardPlan, path: str
+    sources: Sequence[Source],
+    schema: Any,
+    group: int,
+    spools: tables.Spools | None,
+    for_hub: Any,
+    part: ReshardPlan,
+    path: str,
 ) -> dict[str, Any]:
-    tables.write(part, sources, schema, group, path, spools)
+    tables.write(part, sources, schema, group, path, spools, for_hub)
     return {"successes": len(part)}
 
 
@@ -830,6 +847,7 @@ def _finish(
             "per_shard": job.per_shard,
             "shuffle": job.shuffle,
             "trainable": trainable,
+            **({"for_hub": True} if job.for_hub else {}),
             **counts,
             "inputs": [{"path": path, "bytes": size} for path, size in files.items()],
             "outputs": [{"name": one["name"], "samples": one["successes"], "bytes": one["bytes"]} for one in stats],
