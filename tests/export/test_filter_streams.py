@@ -181,3 +181,12 @@ def test_streams_that_cannot_be_embedded(load: Callable[[], Any]) -> None:
         th.embed(datasets.IterableDataset.from_generator(lambda: iter(())), **HOW)
     with pytest.raises(th.UsageError, match="no column of images"):
         th.embed(load().remove_columns("image"), **HOW)
+
+
+def test_a_stream_with_mixed_values_is_one_line(load: Callable[[], Any]) -> None:
+    def samples() -> Any:
+        for i, row in enumerate(load()):
+            yield {"image": row["image"], "key": i if i % 2 else [i]}
+
+    with pytest.raises(th.UsageError, match="the column 'key' of the stream has values of several types"):
+        th.embed(datasets.IterableDataset.from_generator(samples), **HOW)

@@ -341,3 +341,26 @@ def test_places_on_the_hub_that_cannot_be_written(hub: Hub, tmp_path: Path, out:
         place(out)
     assert main(["select", "random", str(tmp_path), "--keep", "50%", "-o", out]) == 2
     assert hub.requests == []
+
+
+def test_a_push_is_noticed_by_the_same_command(hub: Hub, tmp_path: Path) -> None:
+    repo = hub.datasets["org/emoji"] = Repo()
+    repo.push(dataset())
+    how: dict[str, Any] = {"encoder": "tests.toy:Toy", "workers": 0, "progress": False}
+    first = api.embed(NAME, tmp_path / "pool", **how)
+    assert len(api.embed(NAME, tmp_path / "pool", **how)) == len(first) == 3 * ROWS
+    repo.push({"README.md": b"another", "data/train-00003-of-00003.parquet": parquet(3 * ROWS)})
+    fsspec.get_filesystem_class("hf").clear_instance_cache()
+    assert len(api.embed(NAME, tmp_path / "pool", **how)) == 4 * ROWS  # only the new file is embedded
+    repo.push({"data/train-00001-of-00003.parquet": parquet(ROWS, seed=4)})
+    fsspec.get_filesystem_class("hf").clear_instance_cache()
+    with pytest.raises(UsageError, match=r"data/train-00001-of-00003.parquet: has changed since it was embedded"):
+        api.embed(NAME, tmp_path / "pool", **how)
+
+
+def test_training_reads_the_hub(hub: Hub, tmp_path: Path) -> None:
+    hub.datasets["org/emoji"] = Repo()
+    hub.datasets["org/emoji"].push(dataset())
+    settings: dict[str, Any] = {"epochs": 1, "batch_size": 8, "workers": 0, "progress": False, "device": "cpu"}
+    log = api.train_clip(NAME, tmp_path / "run", **settings)
+    assert log[0]["total"] == 3 * ROWS

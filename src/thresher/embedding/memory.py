@@ -197,7 +197,13 @@ class _Stream:
         start = 0
         for rows in self.data.iter(batch_size=_ROWS):
             images = rows[self._image]
-            batch = {name: pa.array(rows[name], kind) for name, kind in self._types.items()}
+            batch: dict[str, Any] = {}
+            for name, kind in self._types.items():
+                try:
+                    batch[name] = pa.array(rows[name], kind)
+                except (KeyError, pa.ArrowInvalid, pa.ArrowTypeError) as error:
+                    why = str(error).splitlines()[0]
+                    raise UsageError(f"the column {name!r} of the stream has values of several types ({why})") from None
             batch["image"] = [bytes_of(one, f"the image of sample {start + i:,}") for i, one in enumerate(images)]
             if self._caption:
                 batch["caption"] = rows[self._caption]

@@ -37,9 +37,9 @@ from thresher.embedding.pool import (
     ShardWriter,
     all_written,
     holding,
+    identity_of,
     listed,
     may_retry,
-    place_of,
     shard_path,
     shards_of,
     unfinished,
@@ -235,7 +235,7 @@ def embed(
         elif shard is not None and (jobs.of or not _is_finished(folder, asked)):
             jobs.begin(shard)
         plan = known.grown(folder, asked, again) if known else asked
-        parts = {(place_of(part), part.first): part for part in source.parts}
+        parts = {identity_of(part): part for part in source.parts}
         todo = [n for n in range(len(plan.shards)) if n not in done]
         lost = [n for n in todo if plan.shards[n].part not in parts]
         if lost:
@@ -689,7 +689,7 @@ def _check_unchanged(plan: PoolPlan, parts: Sequence[Part]) -> None:
     for protocol in {part.protocol for part in parts}:
         forget_listings(protocol)
     with ThreadPoolExecutor(_REQUESTS) as threads:  # each is a request if the data is remote
-        for _ in threads.map(lambda part: _check_stamp(shards[place_of(part), part.first], part), parts):
+        for _ in threads.map(lambda part: _check_stamp(shards[identity_of(part)], part), parts):
             pass
 
 

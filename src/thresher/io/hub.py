@@ -74,6 +74,14 @@ def pinned(location: str) -> str:
     return f"{PROTOCOL}{kind}{found['name']}@{commit}{found['path'] or ''}"
 
 
+def without_commit(location: str) -> str:
+    """Return a location without the commit that it is pinned to: the identity of a file in all commits."""
+    found = _ADDRESS.fullmatch(location) if location.startswith(PROTOCOL) else None
+    if found is None or not _COMMIT.fullmatch(found["revision"] or ""):
+        return location
+    return f"{PROTOCOL}{found['kind'] or ''}{found['name']}{found['path'] or ''}"
+
+
 def refuse_to_write(location: str) -> None:
     """Refuse places on the Hub that cannot be written to.
 

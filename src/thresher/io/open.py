@@ -186,7 +186,7 @@ def meaning_of(path: str, error: Exception) -> ThresherError | None:
     if isinstance(error, OSError) and error.errno in _NO_NAME:
         return PoolError(f"{path}: no such file ({error.strerror}); check the name")
     if _damaged(error):
-        text = next(iter(str(error).splitlines()), "") or type(error).__name__
+        text = _without_tokens(next(iter(str(error).splitlines()), "") or type(error).__name__)
         return PoolError(f"{path}: cannot be read, it may be truncated or damaged ({text}); replace or remove it")
     return None
 
