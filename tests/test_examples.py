@@ -79,7 +79,7 @@ def test_moco_of_lightly_prunes(run: Callable[[str], Told], tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.early
+@pytest.mark.slow
 def test_from_a_dataset_of_the_hub_to_a_filtered_loop_in_three_commands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -291,6 +291,7 @@ def test_patterns_of_pools_on_disk(tmp_path: Path) -> None:
         open_store(str(tmp_path / "none-*.parquet"))
 
 
+@pytest.mark.slow
 def test_the_environment_names_the_server(hub: Hub, tmp_path: Path) -> None:
     hub.datasets["org/emoji"] = Repo(private=True)
     hub.datasets["org/emoji"].push(dataset())
@@ -358,6 +359,7 @@ def test_a_push_is_noticed_by_the_same_command(hub: Hub, tmp_path: Path) -> None
         api.embed(NAME, tmp_path / "pool", **how)
 
 
+@pytest.mark.slow
 def test_training_reads_the_hub(hub: Hub, tmp_path: Path) -> None:
     hub.datasets["org/emoji"] = Repo()
     hub.datasets["org/emoji"].push(dataset())

@@ -106,6 +106,13 @@ def test_the_order_and_the_choice_of_tars_are_those_of_the_index(tars: Path) -> 
     assert [Path(part.path).name for part in parts] == ["00001.tar", "00000.tar"]
 
 
+def test_a_tar_that_is_named_twice_is_refused(tars: Path) -> None:
+    text = json.loads(Path(index_of(tars)).read_text())
+    (tars / "index.json").write_text(json.dumps({**text, "shardlist": [*text["shardlist"], text["shardlist"][0]]}))
+    with pytest.raises(PoolError, match=r"names .*00000.tar twice"):
+        open_data(str(tars / "index.json"))
+
+
 def test_names_with_braces_and_stars_are_names(tars: Path) -> None:
     (tars / "00000.tar").rename(tars / "a{0..3}*.tar")
     assert len(list(open_data(index_of(tars)).samples())) == 9

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -52,7 +53,8 @@ class Wids:
             tars.append(located(_inside(where.text, entry.url, options.allow_outside)))
             indexed.append(Indexed(where.text, entry.samples))
         if len(set(tars)) < len(tars):
-            raise PoolError(f"{where.text}: names {visible(_twice(tars))} twice")
+            (_, twice), _ = Counter(tars).most_common(1)[0]
+            raise PoolError(f"{where.text}: names {visible(twice)} twice")
         stamps = in_parallel(tars[0][0], lambda tar: file_stamp(*tar), tars)
         for entry, (_, path), stamp in zip(urls, tars, stamps, strict=True):
             if entry.bytes is not None and stamp[0] != entry.bytes:
@@ -139,7 +141,3 @@ def _inside(index: str, url: str, outside: bool) -> str:
     raise UsageError(
         f"{index}: names a tar outside its folder, {visible(url, 100)}; for an index of your own pass --allow-outside"
     )
-
-
-def _twice(tars: list[tuple[str, str]]) -> str:
-    return next(path for i, (protocol, path) in enumerate(tars) if (protocol, path) in tars[:i])
