@@ -656,8 +656,10 @@ def test_jest_takes_losses_too_and_needs_one_of_them(
     assert not (tmp_path / "b").exists()
 
 
-@pytest.mark.parametrize("chunk", [None, 10])
-def test_drrho_trains_against_the_embeddings_of_a_pool(data: Data, tmp_path: Path, chunk: int | None) -> None:
+@pytest.mark.parametrize(("name", "chunk"), [("drrho", None), ("drrho", 10), ("distill", 10)])
+def test_a_loss_trains_against_the_embeddings_of_a_pool(
+    data: Data, tmp_path: Path, name: str, chunk: int | None
+) -> None:
     """The reference has the rows in another order and is parquet, so that its rows are copied once."""
     order = np.random.default_rng(0).permutation(ROWS)
     table = open_table(str(POOL))
@@ -665,7 +667,7 @@ def test_drrho_trains_against_the_embeddings_of_a_pool(data: Data, tmp_path: Pat
     at = [table["key"].to_pylist().index(key) for key in keys.to_pylist()]
     names = ("key", "image_embedding", "text_embedding")
     pq.write_table(table.take(at).select(names), tmp_path / "ref.parquet")
-    how = replace(settings(checkpoint_minutes=0.0), loss="drrho", reference=str(tmp_path / "ref.parquet"), chunk=chunk)
+    how = replace(settings(checkpoint_minutes=0.0), loss=name, reference=str(tmp_path / "ref.parquet"), chunk=chunk)
     log = train_clip(data.parquet, tmp_path / "whole", how)
     assert log[-1]["loss"] < log[0]["loss"]
     copy = np.load(tmp_path / "whole" / "reference-image.npy")
@@ -687,7 +689,11 @@ def open_table(folder: str) -> pa.Table:
         (("--loss", "drrho"), "--loss drrho needs --reference POOL"),
         (("--loss", "drrho", "--reference", "POOL", "--policy", "rho"), "need two references"),
         (("--reference", "POOL"), "policy full has no reference"),
-        (("--temperature", "0.1"), "only with loss drrho"),
+        (("--temperature", "0.1"), "only with loss drrho or distill"),
+        (("--loss", "distill"), "--loss distill needs --reference POOL"),
+        (("--distill-weight", "0.5"), "only with loss distill"),
+        (("--loss", "distill", "--reference", "POOL", "--distill-weight", "0"), "above 0 and up to 1"),
+        (("--loss", "distill", "--reference", "POOL", "--policy", "rho"), "need two references"),
         (("--loss", "drrho", "--reference", "POOL", "--temperature", "0"), "give a number above 0"),
         (("--loss", "drrho", "--reference", "no-such-pool"), "no-such-pool"),
     ],
