@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import runpy
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from thresher.dynamic.run_folder import Training
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -37,6 +40,9 @@ def run(
         return epochs, float(pruned[1]) / 100, printed
 
     yield run
+    if "accelerate.state" in sys.modules:
+        sys.modules["accelerate.state"].AcceleratorState._reset_state(True)
+        sys.modules["accelerate.state"].GradientState._reset_state()
     torch.set_rng_state(random)
     torch.set_num_threads(threads)
 
@@ -69,3 +75,15 @@ def test_moco_of_lightly_prunes(run: Callable[[str], Told], tmp_path: Path) -> N
     losses = [loss for *_, loss in epochs]
     assert losses[-1] < losses[1]  # the first is against a queue of noise
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.early
+def test_the_trainer_of_hugging_face_prunes(run: Callable[[str], Told], tmp_path: Path) -> None:
+    epochs, pruned, _ = run("hf_trainer.py")
+    assert len(epochs) == 6
+    check_share(epochs, pruned, 0.2)
+    losses = [loss for *_, loss in epochs]
+    assert losses[-1] < losses[0]
+    training = Training.load(tmp_path / "hf-run")
+    assert [entry["rows"] for entry in training.log()] == [rows for _, rows, *_ in epochs]
+    assert len(list((tmp_path / "hf-run").glob("checkpoint-*/pruning.npz"))) == 1

@@ -8,11 +8,11 @@ any norm and any floating-point dtype: they are converted to float32 and normali
 model already does so. Products and softmax are float32 under autocast too. Very small losses keep their precision
 (1e-20 is not rounded to 0), so they can still be ranked.
 
-With ``gather=True`` (CLIP, SigLIP, DRRho, distillation, MoCo v3, SimCLR) the softmax or sum is over the features of all ranks of the
-default process group. The losses returned are those of this rank's rows, and gradients flow back to the ranks that the
-features came from. Averaging gradients over ranks, as DistributedDataParallel does, gives the gradient of the mean over
-all N rows if every rank has the same B. If B differs between ranks (each call gathers the sizes first), pass the weight
-``B * ranks / N`` for every row to :func:`reduce` to get that mean.
+With ``gather=True`` (CLIP, SigLIP, DRRho, distillation, MoCo v3, SimCLR) the softmax or sum is over the features of all
+ranks of the default process group. The losses returned are those of this rank's rows, and gradients flow back to the
+ranks that the features came from. Averaging gradients over ranks, as DistributedDataParallel does, gives the gradient
+of the mean over all N rows if every rank has the same B. If B differs between ranks (each call gathers the sizes
+first), pass the weight ``B * ranks / N`` for every row to :func:`reduce` to get that mean.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ from thresher.dynamic.policy import Policy
 from thresher.dynamic.reference_features import KeyedFeatures, ReferenceFeatures
 from thresher.dynamic.references import References, check_found
 from thresher.dynamic.registry import POLICIES, Flag, check_options, flags, policy_named
-from thresher.dynamic.run_folder import ROWS, Training
+from thresher.dynamic.run_folder import ROWS, Training, save_state
 from thresher.dynamic.sampler import PruningSampler, with_rows
 from thresher.dynamic.stream import AUTO, ID, KEY, UID, StaticKeys, StreamPruner, prune_stream
 from thresher.errors import MissingExtraError, ThresherError, UsageError, installed, suggest
@@ -581,10 +581,11 @@ class _Run:
             arrays = pruner.ledger.state()
             if isinstance(pruner, StreamPruner):
                 arrays |= {"hashes": pruner.hashes_N, "checks": pruner.checks_N}
-            _save(folder.parent / _LEDGER, arrays)
+            save_state(folder.parent / _LEDGER, arrays)
             self._record(folder.parent, pruner)
         if state is not None:
-            _save(folder / _state_name(done), {**state, "start": np.array(self.start), "warmed": np.array(self.warmed)})
+            state |= {"start": np.array(self.start), "warmed": np.array(self.warmed)}
+            save_state(folder / _state_name(done), state)
             # Older states go, but not the last: its checkpoint is open_clip's latest until this one is saved.
             for path in folder.glob(_state_name("*")):
                 of = int(re.sub(r"\D", "", path.name))
@@ -951,12 +952,6 @@ def _same_rows(store: EmbeddingStore, column: Sequence[str], captions: Sequence[
 def _state_name(epoch: int | str) -> str:
     """Return the file name of the pruning state of a checkpoint; not ``.pt``, or open_clip would resume from it."""
     return f"epoch_{epoch}.pruning.npz"
-
-
-def _save(path: Path, arrays: Mapping[str, Any]) -> None:
-    plain: dict[str, Any] = {name: as_array(array) for name, array in arrays.items()}
-    with writing(path) as scratch, open(scratch, "wb") as file:
-        np.savez(file, **plain)
 
 
 def _check(options: PruneOptions) -> None:
