@@ -87,3 +87,13 @@ def test_the_trainer_of_hugging_face_prunes(run: Callable[[str], Told], tmp_path
     training = Training.load(tmp_path / "hf-run")
     assert [entry["rows"] for entry in training.log()] == [rows for _, rows, *_ in epochs]
     assert len(list((tmp_path / "hf-run").glob("checkpoint-*/pruning.npz"))) == 1
+
+
+@pytest.mark.early
+def test_moco_with_the_loader_of_timm_prunes(run: Callable[[str], Told], tmp_path: Path) -> None:
+    epochs, pruned, _ = run("timm_moco.py")
+    assert len(epochs) == 6
+    check_share(epochs, pruned, 0.2)
+    losses = [loss for *_, loss in epochs]
+    assert losses[-1] < losses[1]  # the first is against a queue of noise
+    assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -74,6 +74,21 @@ class with_rows(_Dataset):  # type: ignore[misc] # noqa: N801 - reads as the ver
         """Return a batch; it is read with one call if the dataset has ``__getitems__``."""
         many = getattr(self.dataset, "__getitems__", None)
         return list(zip(rows, many(rows) if many else (self.dataset[row] for row in rows), strict=True))
+
+
+class collated_with_rows:  # noqa: N801 - reads as what it returns
+    """A collate function for items of :class:`with_rows`: returns row ids (B,) int64 as a NumPy array, and the batch.
+
+    A class, so that it can be pickled for the workers of a DataLoader.
+    """
+
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+        """Combine the items with ``collate``, which does not see the row ids."""
+        self.collate = collate
+
+    def __call__(self, batch: list[tuple[int, Any]]) -> tuple[Ints, Any]:
+        """Return the row ids and the batch."""
+        return np.array([row for row, _ in batch], np.int64), self.collate([item for _, item in batch])
 
 
 def _has_rows(dataset: Any) -> bool:

@@ -23,13 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from thresher import __version__
 from thresher.dynamic.loop import describe
 from thresher.dynamic.policies.full import Full
 from thresher.dynamic.run_folder import MARK, ROWS, Training, save_state
-from thresher.dynamic.sampler import PruningSampler, with_rows
+from thresher.dynamic.sampler import PruningSampler, collated_with_rows, with_rows
 from thresher.errors import MissingExtraError, OutputError, PoolError, UsageError
 from thresher.pool.store import absolute, open_store
 from thresher.runtime.files import writing
@@ -384,17 +383,13 @@ class _Parts:
                 yield rows[part * len(rows) // self.parts : (part + 1) * len(rows) // self.parts]
 
 
-class _Collate:
-    """Combines items with the collator of the Trainer, and adds their row ids; can be pickled for the workers."""
+class _Collate(collated_with_rows):
+    """Adds the row ids to the batch, a dictionary."""
 
-    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
-        self.collate = collate
-
-    def __call__(self, batch: list[tuple[int, Any]]) -> dict[str, Any]:
-        inputs = self.collate([item for _, item in batch])
+    def __call__(self, batch: list[tuple[int, Any]]) -> Any:
+        rows, inputs = super().__call__(batch)
         if not isinstance(inputs, Mapping):
             raise UsageError(f"the data_collator returns a {type(inputs).__name__}; return a dictionary")
-        rows: npt.NDArray[np.int64] = np.array([row for row, _ in batch], np.int64)
         return {**inputs, _ROWS: rows}
 
 
