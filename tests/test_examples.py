@@ -97,3 +97,25 @@ def test_moco_with_the_loader_of_timm_prunes(run: Callable[[str], Told], tmp_pat
     losses = [loss for *_, loss in epochs]
     assert losses[-1] < losses[1]  # the first is against a queue of noise
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.early
+def test_a_loop_of_accelerate_prunes_and_saves_the_sampler(run: Callable[[str], Told], tmp_path: Path) -> None:
+    epochs, pruned, _ = run("accelerate_loop.py")
+    assert len(epochs) == 8
+    check_share(epochs, pruned, 0.25)
+    whole = [loss for _, rows, total, loss in epochs if rows == total]
+    assert whole == sorted(whole, reverse=True)
+    assert (tmp_path / "accelerate-state" / "custom_checkpoint_0.pkl").exists()
+
+
+@pytest.mark.early
+def test_a_teacher_of_stored_embeddings_teaches(run: Callable[[str], Told], tmp_path: Path) -> None:
+    epochs, pruned, printed = run("distill.py")
+    assert len(epochs) == 4
+    check_share(epochs, pruned, 0.2)
+    assert epochs[-1][3] < epochs[0][3]
+    found = re.search(r"caption is the first of all: ([\d.]+)%", printed)
+    assert found
+    assert float(found[1]) > 2  # by chance 0.1
+    assert Training.load(tmp_path / "distilled").settings["loss"] == "distill"
