@@ -48,7 +48,8 @@ loader = DataLoader(with_rows(dataset), batch_sampler=sampler)  # not prepared: 
 for _ in range(sampler.epoch, sampler.epochs):  # was range(epochs)
     for rows, batch in loader:  # was for batch in loader
         image, text = (part.to(accelerator.device) for part in batch)
-        losses = clip_losses(*model(image, text), 20.0, gather=accelerator.num_processes > 1)
+        image, text = model(image, text)
+        losses = clip_losses(image, text, 20.0, gather=accelerator.num_processes > 1)
         optimizer.zero_grad()
         accelerator.backward(sampler.reduce(rows, losses))  # was losses.mean()
         optimizer.step()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.loaded import quiet
 from thresher.dynamic.run_folder import Training
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -109,7 +110,7 @@ def test_a_loop_of_accelerate_prunes_and_saves_the_sampler(run: Callable[[str], 
     assert (tmp_path / "accelerate-state" / "custom_checkpoint_0.pkl").exists()
 
 
-@pytest.mark.early
+@pytest.mark.slow  # tests/train/test_clip.py trains with this loss
 def test_a_teacher_of_stored_embeddings_teaches(run: Callable[[str], Told], tmp_path: Path) -> None:
     epochs, pruned, printed = run("distill.py")
     assert len(epochs) == 4
@@ -119,3 +120,13 @@ def test_a_teacher_of_stored_embeddings_teaches(run: Callable[[str], Told], tmp_
     assert found
     assert float(found[1]) > 2  # by chance 0.1
     assert Training.load(tmp_path / "distilled").settings["loss"] == "distill"
+
+
+@pytest.mark.slow  # tests/train/test_open_clip.py runs this trainer in every variant
+def test_the_trainer_of_open_clip_prunes(run: Callable[[str], Told], tmp_path: Path) -> None:
+    with quiet():
+        epochs, pruned, _ = run("open_clip_run.py")
+    assert len(epochs) == 6
+    check_share(epochs, pruned, 0.185)  # of the promised 20%: in small batches more rows are marked on both sides
+    assert epochs[-1][3] < epochs[0][3]
+    assert Training.load(tmp_path / "open-clip-logs" / "run").policy == "scan"
