@@ -241,12 +241,17 @@ def test_only_the_part_that_is_next_is_taken() -> None:
     for wrong in (rows, rest[1:], [*rest, 0]):
         with pytest.raises(UsageError, match="are not those of step 0 of epoch 0"):
             sampler.reduce_part(wrong, torch.rand(len(wrong), 2))
+    for shape in ((4, 2), (len(rest), 1), (len(rest),)):
+        with pytest.raises(UsageError, match=f"give \\({len(rest)}, 2\\), the same for all parts"):
+            sampler.reduce_part(rest, torch.rand(shape))
     again = make("full")
     again.load_state_dict(sampler.state_dict())  # between the parts: the batch starts again
     assert next(iter(again)) == [*rows, *rest]
     again.reduce_part(rows, torch.rand(5, 2))
     again.reduce_part(rest, torch.rand(len(rest), 2))
     assert again.step == 1
+    with pytest.raises(UsageError, match="a JestSampler chooses rows of a batch; call reduce with these"):
+        make_jest().reduce_part(rows, torch.rand(5, 2))
 
 
 def test_ids_above_two_to_the_24_are_exact() -> None:

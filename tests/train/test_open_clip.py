@@ -437,6 +437,8 @@ def test_the_trainer_of_another_version_is_refused(monkeypatch: pytest.MonkeyPat
     wanted = r"another trainer \(no create_loss in open_clip_train.main\), .* 'open_clip_torch\[training\]==3.3.0'"
     with pytest.raises(UsageError, match=wanted), pruning(PruneOptions()):
         pass
+    with pytest.raises(UsageError, match=wanted):
+        parse(["--train-data", "x", "--fsdp"])
     assert not hasattr(trainer, "create_loss")
 
 

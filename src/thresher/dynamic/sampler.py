@@ -301,10 +301,16 @@ class PruningSampler(PruningLoop):
         from thresher.dynamic.loss import reduce
 
         self._in_force()
+        if self._chooses:
+            raise UsageError(f"a {type(self).__name__} chooses rows of a batch; call reduce with these")
         rank, ranks = rank_and_world_size()
         lo, hi = self._span(self.step, rank, ranks)
         own, at, rows = self._order[lo:hi], sum(map(len, self._parts)), as_array(rows_B)
         self._check_rows(rows, own[at : at + len(rows)])
+        shape, known = tuple(losses_BR.shape), [self._parts[0].shape[1]] if self._parts else [1, 2]
+        if shape not in [(len(rows), directions) for directions in known]:
+            wanted = " or ".join(f"({len(rows)}, {directions})" for directions in known)
+            raise UsageError(f"losses of shape {shape}; give {wanted}, the same for all parts")
         part = reduce(losses_BR, self._weights(rows, losses_BR.device)) * (len(rows) / len(own))
         self._parts.append(losses_BR.detach())
         if at + len(rows) == len(own):

@@ -249,7 +249,8 @@ class PruningTrainer(Trainer):
     def _end_epoch(self) -> None:
         """Log the epoch, and write the folder of the run."""
         log = self.sampler.log()
-        self.log({f"pruning_{name}": log[-1][name] for name in ("rows", "pruned_so_far", "loss")})
+        values = {f"pruning_{name}": log[-1][name] for name in ("rows", "pruned_so_far", "loss")}
+        self.log({name: value for name, value in values.items() if value is not None})
         if not self.args.should_save:
             return
         folder, rows, settings = self._folder, self.sampler.rows, self._settings()

@@ -170,6 +170,7 @@ def parse(arguments: Sequence[str]) -> tuple[PruneOptions, list[str]]:
     parameters = check_options(args.policy, of_policy, prune=args.share, flags=True)
     options = PruneOptions(**named, parameters=parameters)
     _check(options)
+    _trainer()
     _refuse_absent(rest)
     from open_clip_train.params import parse_args
 
