@@ -271,6 +271,8 @@ def test_a_sampler_is_for_one_run(tmp_path: Path) -> None:
 
 def test_the_folder_is_read_like_one_of_the_trainers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "rows.parquet").write_bytes(b"of a run that was killed")
     make(folder, keys=[f"key-{row}" for row in range(N)]).train()
     training = Training.load(folder)
     assert (training.task, training.policy, training.rows) == ("trainer", "scan", N)

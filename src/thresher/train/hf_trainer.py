@@ -30,7 +30,7 @@ from thresher.dynamic.policies.full import Full
 from thresher.dynamic.run_folder import MARK, ROWS, Training, save_state
 from thresher.dynamic.sampler import PruningSampler, collated_with_rows, with_rows
 from thresher.errors import MissingExtraError, OutputError, PoolError, UsageError
-from thresher.pool.store import absolute, open_store
+from thresher.pool.store import EmbeddingStore, absolute, open_store
 from thresher.runtime.files import writing
 from thresher.runtime.untrusted import read_npz
 
@@ -183,6 +183,7 @@ class PruningTrainer(Trainer):
             pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
             persistent_workers=args.dataloader_persistent_workers and args.dataloader_num_workers > 0,
             prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=plain.multiprocessing_context,
             worker_init_fn=plain.worker_init_fn,
             generator=generator,  # of its own: the global one is the same in a resumed run
         )
@@ -253,28 +254,17 @@ class PruningTrainer(Trainer):
         self.log({name: value for name, value in values.items() if value is not None})
         if not self.args.should_save:
             return
-        folder, rows, settings = self._folder, self.sampler.rows, self._settings()
         if self._pool is None:
-            where, path = str(folder / ROWS), folder / ROWS
-            if not path.exists():
-                import pyarrow as pa
-                import pyarrow.parquet as pq
-
-                keys = list(map(str, range(rows) if self._keys is None else self._keys))
-                with writing(path) as scratch:
-                    pq.write_table(pa.table({"key": keys}), scratch)
-            store = open_store(absolute(where))
-        else:
-            where, store = self._pool.layout.location, self._pool
+            self._pool = _rows_as_pool(self._folder / ROWS, self.sampler.rows, self._keys)
         training = Training(
-            folder=folder,
+            folder=self._folder,
             task="trainer",
-            data=where,
-            pool=absolute(where),
-            store=store.fingerprint(),
-            rows=rows,
+            data=self._pool.layout.location,
+            pool=absolute(self._pool.layout.location),
+            store=self._pool.fingerprint(),
+            rows=self.sampler.rows,
             policy=self.sampler.policy.name,
-            settings=settings,
+            settings=self._settings(),
             version=__version__,
         )
         training.save()
@@ -340,6 +330,17 @@ class PruningTrainer(Trainer):
                 f"num_train_epochs={args.num_train_epochs:g} for a sampler of {length}; give both the same number of "
                 "epochs, or max_steps and samples"
             )
+
+
+def _rows_as_pool(path: Path, rows: int, keys: Sequence[str] | None) -> EmbeddingStore:
+    """Write the keys of the rows, by default their numbers, to a parquet file, and open it as a pool."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    column = pa.array(np.arange(rows)).cast(pa.string()) if keys is None else pa.array(list(map(str, keys)))
+    with writing(path) as scratch:
+        pq.write_table(pa.table({"key": column}), scratch)
+    return open_store(absolute(str(path)))
 
 
 class _Position(TrainerCallback):
