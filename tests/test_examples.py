@@ -100,7 +100,7 @@ def test_moco_with_the_loader_of_timm_prunes(run: Callable[[str], Told], tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.early
+@pytest.mark.slow  # docs/port-a-loop.md has this loop, and its blocks run in every test run
 def test_a_loop_of_accelerate_prunes_and_saves_the_sampler(run: Callable[[str], Told], tmp_path: Path) -> None:
     epochs, pruned, _ = run("accelerate_loop.py")
     assert len(epochs) == 8

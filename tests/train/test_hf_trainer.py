@@ -122,7 +122,12 @@ def bits(state: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "policy", [SCAN, InfoBatch(epochs=EPOCHS), DynamicRandom(keep=0.6)], ids=lambda policy: policy.name
+    "policy",
+    [
+        pytest.param(SCAN, id="scan"),
+        pytest.param(InfoBatch(epochs=EPOCHS), id="infobatch", marks=pytest.mark.slow),
+        pytest.param(DynamicRandom(keep=0.6), id="dynamic-random", marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_trains_on_the_plans_of_the_policy_and_ends(policy: Policy, tmp_path: Path) -> None:
     trainer = make(tmp_path, policy)
