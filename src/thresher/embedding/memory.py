@@ -26,7 +26,7 @@ from thresher.io.places import place
 from thresher.pool.layout import Skipped
 from thresher.pool.memory import by_position, from_arrays
 from thresher.pool.store import EmbeddingStore, open_store
-from thresher.runtime.cache import default_folder
+from thresher.runtime.config import cache_folder
 from thresher.runtime.files import writing
 from thresher.runtime.format import counted
 from thresher.runtime.progress import Progress
@@ -74,7 +74,7 @@ def embed_samples(
     settings = replace(settings, data=DataOptions(image="image", caption=columns.caption, key=columns.key))
     with tempfile.TemporaryDirectory(prefix="thresher-data-") as scratch:
         # A pool on disk remembers its data, so that the same call resumes: the file stays in the cache.
-        folder = Path(scratch) if out is None else Path(default_folder()) / _FOLDER
+        folder = Path(scratch) if out is None else Path(cache_folder()) / _FOLDER
         return _embedded(_written(columns, folder), out, settings, columns, report, how)
 
 

@@ -14,14 +14,13 @@ from typing import Any, TypeVar
 
 from thresher.errors import MissingExtraError, MissingPackageError, PoolError, UnreachedError, UsageError
 from thresher.io.open import meaning_of, trusting
+from thresher.runtime.config import setting
 from thresher.runtime.engine import windowed
 
 _T = TypeVar("_T")
 _S = TypeVar("_S")
 _REQUESTS = 64  # at once
-_TRIES = 6  # with pauses of 0.5, 1, 2, 4 and 8 seconds
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hf"}  # what to install for a protocol
-_TRIES_NAME = "THRESHER_NETWORK_TRIES"
 
 
 def file_system(location: str) -> tuple[Any, str]:
@@ -76,8 +75,7 @@ def requested(path: str, what: Callable[[], _T]) -> _T:
         what: The request.
 
     Raises:
-        UnreachedError: It still fails after 6 tries, or as many as the environment variable THRESHER_NETWORK_TRIES
-            says.
+        UnreachedError: It still fails after the number of tries of the setting ``network_tries``.
         AccessError: Access was denied.
         PoolError: There is no such file.
     """
@@ -85,17 +83,10 @@ def requested(path: str, what: Callable[[], _T]) -> _T:
 
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception(lambda error: type(error) is UnreachedError),  # not its subclass AccessError
-        stop=tenacity.stop_after_attempt(_tries()),
-        wait=tenacity.wait_exponential(multiplier=0.5, max=30),
+        stop=tenacity.stop_after_attempt(setting("network_tries").value),
+        wait=tenacity.wait_exponential(multiplier=0.5, max=30),  # 0.5, 1, 2, 4, ... seconds
         reraise=True,
     )(lambda: trusting(path, what))
-
-
-def _tries() -> int:
-    text = os.environ.get(_TRIES_NAME, "")
-    if text and not (text.isdecimal() and 1 <= len(text) <= 3 and int(text)):
-        raise UsageError(f"{_TRIES_NAME}={text}: give a number of tries from 1 to 999")
-    return int(text or _TRIES)
 
 
 def in_parallel(protocol: str, fn: Callable[[_S], _T], items: Iterable[_S]) -> Iterator[_T]:

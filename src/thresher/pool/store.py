@@ -28,8 +28,8 @@ from thresher.pool.join import join_by_key
 from thresher.pool.layout import Options, Rows, gathered
 from thresher.pool.layouts import Layout, read_layout, read_metadata
 from thresher.pool.verify import without_damaged
-from thresher.runtime.cache import default_folder
 from thresher.runtime.code import code_version
+from thresher.runtime.config import cache_folder
 from thresher.runtime.format import counted
 from thresher.runtime.locks import Pin, pin
 from thresher.runtime.random import digest
@@ -517,7 +517,7 @@ def open_store(
         )
     options = options or Options()
     layout = read_layout(os.fspath(location), options)
-    folder = os.path.join(scratch or default_folder(), "joined")
+    folder = os.path.join(scratch or cache_folder(), "joined")
 
     def made_from(what: Any) -> str:
         return os.path.join(folder, digest(what)[:32])

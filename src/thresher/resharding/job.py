@@ -47,7 +47,7 @@ from thresher.resharding.plan import (
     planned,
 )
 from thresher.runtime import locks
-from thresher.runtime.cache import default_folder
+from thresher.runtime.config import cache_folder
 from thresher.runtime.engine import Engine, check_files, make_engine
 from thresher.runtime.files import DAMAGED, check_writable, refuse_foreign_files, writing
 from thresher.runtime.format import counted
@@ -449,7 +449,7 @@ def _work_folder(out: AnyPath) -> Path:
     """Return the folder of files from which shards are made: in the cache if the shards are written elsewhere."""
     if not isinstance(out, RemotePath):
         return out / WORK
-    return Path(default_folder()) / "reshard" / hashlib.sha256(out.url.encode()).hexdigest()[:32]
+    return Path(cache_folder()) / "reshard" / hashlib.sha256(out.url.encode()).hexdigest()[:32]
 
 
 def _remove_work(out: AnyPath, work: Path) -> None:

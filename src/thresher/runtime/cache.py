@@ -35,6 +35,7 @@ from thresher.runtime.checksums import (
     open_entry,
     report_damage,
 )
+from thresher.runtime.config import cache_folder
 from thresher.runtime.files import DAMAGED, sync, write_errors, writing
 from thresher.runtime.locks import DAY, LOCK, holding, last_change, remove_folder, remove_unused
 from thresher.runtime.places import local_path
@@ -48,15 +49,6 @@ FORMAT = 2  # of the files: increased when the meaning of a key changes; entries
 HINT = "choose another cache folder with --cache"
 _HOUR = 3600.0
 _MOVABLE = os.name != "nt"  # whether a memory-mapped file can be moved
-
-
-def default_folder() -> str:
-    """Return ``$XDG_CACHE_HOME/thresher``, by default the system's cache folder: on Linux ``~/.cache/thresher``."""
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return os.path.join(base, "thresher")
-    import platformdirs
-
-    return str(platformdirs.user_cache_dir("thresher", appauthor=False))
 
 
 @dataclass(frozen=True)
@@ -75,8 +67,8 @@ class Cache:
 
     @classmethod
     def at(cls, folder: str | os.PathLike[str] | None = None, limit: int = LIMIT) -> Cache:
-        """Return the cache in ``folder``, by default :func:`default_folder`."""
-        return cls(local_path(folder or default_folder()), limit)
+        """Return the cache in ``folder``, by default :func:`thresher.runtime.config.cache_folder`."""
+        return cls(local_path(folder or cache_folder()), limit)
 
     def path(self, name: str, key: Mapping[str, Any], suffix: str = ".npy") -> Path:
         """Return the path of the array of a key."""
