@@ -73,6 +73,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     kept = [groups[group] % 12 == groups["1f44b"] % 12 for group in rows["group"].to_pylist()]
     pq.write_table(rows.filter(kept), tmp_path / "few" / "few.parquet")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

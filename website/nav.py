@@ -11,7 +11,16 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 
 NAV: dict[str, tuple[str, ...]] = {
-    "Start": ("index.md", "for/phd-student.md", "for/data-engineer.md", "for/notebook-user.md", "for/own-method.md"),
+    "Start": (
+        "index.md",
+        "install.md",
+        "config.md",
+        "completions.md",
+        "for/phd-student.md",
+        "for/data-engineer.md",
+        "for/notebook-user.md",
+        "for/own-method.md",
+    ),
     "Notebooks": ("notebooks/*.md",),
     "Select": (
         "which-method.md",
