@@ -247,6 +247,10 @@ RUN = (
         help="Number of parallel tasks (default: all cores).",
     ),
     click.option("--cache", metavar="DIR", help="Cache folder (default: $XDG_CACHE_HOME/thresher)."),
+    click.option(
+        "--scratch", metavar="DIR|URL",
+        help="Where vectors are written once more, cluster by cluster, during a step (default: the cache folder).",
+    ),
     QUIET,
     JSON,
 )  # fmt: skip
@@ -310,6 +314,7 @@ class Common:
     workers: int | None
     seed: int | None
     cache: str | None
+    scratch: str | None
     quiet: bool
     output: Output
 
@@ -332,11 +337,12 @@ class Common:
 
     def resources(self) -> dict[str, Any]:
         """Return engine, cache and progress for a run."""
+        from thresher.io.places import place
         from thresher.runtime.cache import Cache
 
         return {
             "engine": engine_from(self.engine, self.workers, self.ray_address),
-            "cache": Cache.at(self.cache),
+            "cache": Cache.at(self.cache, scratch=None if self.scratch is None else place(self.scratch)),
             "progress": self.output.progress(self.quiet),
         }
 

@@ -121,6 +121,24 @@ def info_of(protocol: str, path: str) -> dict[str, Any]:
     return dict(requested(path, lambda: _of(protocol, path).info(path)))
 
 
+def read_range(protocol: str, path: str, start: int, stop: int) -> bytes:
+    """Return the bytes start..stop of a remote file, in one request for exactly these.
+
+    Raises:
+        UnreachedError: The file was not reached.
+        AccessError: Access was denied.
+        PoolError: There is no such file, or it is shorter.
+    """
+
+    def asked() -> bytes:
+        data = bytes(_of(protocol, path).cat_file(path, start=start, end=stop)) if stop > start else b""
+        if len(data) != stop - start:
+            raise EOFError(f"{len(data):,} bytes where {stop - start:,} were expected")
+        return data
+
+    return requested(path, asked)
+
+
 class RemoteFile(io.RawIOBase):
     """A remote file for reading. A request that fails is tried again with a newly opened file."""
 
