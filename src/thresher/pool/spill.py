@@ -11,13 +11,10 @@ from __future__ import annotations
 import io
 import math
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -29,7 +26,7 @@ from thresher.io.remote import in_parallel
 from thresher.pool.layout import Layout, Options, Rows
 from thresher.pool.store import Array, Block, EmbeddingStore
 from thresher.runtime.engine import Engine, check_files
-from thresher.runtime.files import sync, write_errors, writing
+from thresher.runtime.files import mapped_space, sync, writing
 from thresher.runtime.format import size
 from thresher.runtime.locks import LOCK, holding, remove_folder
 from thresher.runtime.places import AnyPath, RemotePath, remove_tree, sizes_in
@@ -133,18 +130,22 @@ class Spill:
                     f"{self.name} vectors: written once more in cluster order, to {self.folder} ({size(total)}); "
                     "removed at the end of the step"
                 )
-            with tempfile.TemporaryFile() if isinstance(self.folder, RemotePath) else self._temporary() as file:
-                places_n = _places(self.order_M, len(self.store), file)
-                for part in parts:
-                    if part.missing(there):
-                        self._write(part, places_n, there)
-                del places_n
+            places_n = self._places()
+            for part in parts:
+                if part.missing(there):
+                    self._write(part, places_n, there)
         vectors = {part.name: part.pieces() for part in parts}
         return EmbeddingStore(Layout("npy", str(self.folder), vectors), Options(), block=self.store.block)
 
-    def _temporary(self) -> Any:
-        with write_errors(Path(str(self.folder)), _HINT):
-            return tempfile.TemporaryFile(dir=str(self.folder))
+    def _places(self) -> Rows:
+        """Return the place of each row of the view in the order, -1 if it has none, (n,)."""
+        folder = None if isinstance(self.folder, RemotePath) else self.folder
+        places_n = mapped_space(folder, len(self.store), np.int64)
+        places_n[:] = -1
+        for lo in range(0, len(self.order_M), _ROWS):
+            some = np.asarray(self.order_M[lo : lo + _ROWS])
+            places_n[some] = np.arange(lo, lo + len(some))
+        return places_n
 
     def _part_of(self, name: str) -> _Field:
         first = self.store.layout.vectors[name][0]
@@ -285,17 +286,6 @@ class _Field:
     def pieces(self) -> tuple[Piece, ...]:
         """Return all rows, in the order."""
         return tuple(self.piece(self.file(i), self.rows_of(i)) for i in range(self.files))
-
-
-def _places(order_M: Rows, n: int, file: Any) -> Rows:
-    """Return the place of each row of the view in the order, -1 if it has none, (n,), in a mapped file."""
-    places_n = np.memmap(file, np.int64, "w+", shape=(n,))
-    for lo in range(0, n, _ROWS):
-        places_n[lo : lo + _ROWS] = -1
-    for lo in range(0, len(order_M), _ROWS):
-        some = order_M[lo : lo + _ROWS]
-        places_n[some] = np.arange(lo, lo + len(some))
-    return places_n
 
 
 def _starts(places_n: Rows, part: _Field) -> Rows:

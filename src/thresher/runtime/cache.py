@@ -35,7 +35,7 @@ from thresher.runtime.checksums import (
     open_entry,
     report_damage,
 )
-from thresher.runtime.files import DAMAGED, sync, write_errors, writing
+from thresher.runtime.files import DAMAGED, mapped_space, sync, write_errors, writing
 from thresher.runtime.locks import DAY, LOCK, holding, last_change, remove_folder, remove_unused
 from thresher.runtime.places import AnyPath, RemotePath, as_path, local_path
 from thresher.runtime.random import digest
@@ -133,6 +133,16 @@ class Cache:
         path = self.path(name, key)
         array = self.load(path, spec)
         return self.save(path, make()) if array is None else array
+
+    def space(self, rows: int, dtype: npt.DTypeLike = np.int64) -> Array:
+        """Return an array (rows,) of zeros for a while, mapped from a file without a name if it is large.
+
+        Raises:
+            OutputError: There is not enough space in the folder.
+        """
+        with write_errors(self.folder, HINT):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        return mapped_space(self.folder, rows, dtype)
 
     def columns(
         self,

@@ -13,16 +13,20 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from thresher.errors import OutputError
 from thresher.runtime.locks import create_locked, create_locked_folder, holding, remove_unused, sweep, unused
 from thresher.runtime.places import AnyPath, RemotePath, as_path, files_below
 
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
 # The errors that NumPy raises for a damaged array.
 DAMAGED = (ValueError, EOFError, TypeError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile)
 
 ELSEWHERE = "choose another place"
+_SMALL = 8 * 2**20  # bytes of numbers that are kept in memory
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _WRITE_ONLY = _FULL | {errno.EROFS}  # reading never fails with these
@@ -251,6 +255,33 @@ def write_errors(path: Path, hint: str = ELSEWHERE) -> Iterator[None]:
         yield
     except OSError as error:
         raise _cannot_write(path, error, hint) from None
+
+
+def mapped_space(folder: str | os.PathLike[str] | None, rows: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Return an array (rows,) of zeros for numbers that are needed for a while; a large one is mapped from a file.
+
+    The file has no name: it is gone with the array, or with the process. Its space is taken at once: a disk that is
+    full when a mapped array is written would end the process.
+
+    Args:
+        folder: An existing folder on this machine; None for the system's for temporary files.
+        rows: Number of values.
+        dtype: Their type.
+
+    Raises:
+        OutputError: There is not enough space.
+    """
+    import numpy as np
+
+    size = rows * np.dtype(dtype).itemsize
+    if size <= _SMALL:
+        return np.zeros(rows, dtype)
+    with write_errors(Path(folder or tempfile.gettempdir())), tempfile.TemporaryFile(dir=folder) as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+        return np.asarray(np.memmap(file, dtype, "r+", shape=(rows,)))
 
 
 def sync(file: IO[Any]) -> None:

@@ -42,6 +42,7 @@ from thresher.selection import Budget, Keep, Selection
 
 Rows = npt.NDArray[np.int64]
 
+_STEP = 2**20  # rows of which evidence is written at a time
 _HELD = 65_536  # rows of a cluster held in memory; a larger cluster is read in chunks, several times
 
 
@@ -152,9 +153,9 @@ class SemDeDup(Clustered):
             )
         groups = self.groups(run)
         n = len(groups.labels_N)
-        at = np.arange(n) if repeats is None else np.flatnonzero(~repeats.mask_N)
+        at: Any = slice(None) if repeats is None else np.flatnonzero(~repeats.mask_N)
         if scored is not None:
-            return self._select_best(run, groups, at, repeats, scored)
+            return self._select_best(run, groups, np.arange(n)[at], repeats, scored)
         priority: npt.NDArray[Any] = groups.distances_N
         if self.order == "easy":
             priority = -np.asarray(groups.distances_N)
@@ -164,13 +165,23 @@ class SemDeDup(Clustered):
         of_order = {"labels": digest(labels), "priority": digest(priority[at])}
         if repeats is not None:
             of_order["at"] = digest(at)
+        count = len(labels)
+
+        def in_order(start: int) -> Iterator[tuple[Rows]]:
+            done = 0
+            for part in order_by_group(priority[at], labels, run.cache.space):
+                rows = part if repeats is None else at[part]
+                if done + len(rows) > start:
+                    yield (rows[max(start - done, 0) :],)
+                done += len(rows)
+
         # Positions of the rows to compare. To sort takes most of the time of another cut.
         order_N = run.cache.columns(
             "semdedup-order",
             run.key(order_by_group, **of_order),
             {"order": ArraySpec("int64", least=0, most=n - 1)},
-            len(at),
-            lambda start: iter([(at[order_by_group(priority[at], labels)][start:],)]),
+            count,
+            in_order,
         )["order"]
         sizes_K = np.bincount(labels, minlength=len(groups.centroids_KD))
         threshold = np.float32(1 - self.eps) if self.eps is not None else np.float32(np.inf)
@@ -180,7 +191,7 @@ class SemDeDup(Clustered):
             vectors = ordered()
             judge = partial(_judge, vectors.store, self.embedding, self.against, float(threshold))
             left = (task.reading(vectors) for task in tasks if task.first >= start)
-            with run.progress.task("semdedup: compare", len(at)) as advance:
+            with run.progress.task("semdedup: compare", count) as advance:
                 advance(start)
                 for cosine, twin in run.engine.map(judge, left):
                     advance(len(cosine))
@@ -195,26 +206,33 @@ class SemDeDup(Clustered):
         )
         specs = {"cosine": ArraySpec("float32", most=2), "twin": ArraySpec("int64", least=-1, most=n - 1)}
         with run.in_order(self.embedding, order_N) as ordered:
-            made = run.cache.columns("semdedup", key, specs, len(at), fill)
-        cosine, twin = np.full(n, -1, np.float32), np.full(n, -1, np.int64)
-        cosine[order_N], twin[order_N] = made["cosine"], made["twin"]
-        cosine = np.maximum(cosine, np.float32(-1))  # rows without an earlier row
+            made = run.cache.columns("semdedup", key, specs, count, fill)
+        cosine, twin = run.cache.space(n, np.float32), run.cache.space(n)
+        if count < n:
+            cosine[:], twin[:] = -1, -1
+        for lo in range(0, count, _STEP):
+            rows = order_N[lo : lo + _STEP]
+            cosine[rows] = np.maximum(made["cosine"][lo : lo + _STEP], np.float32(-1))  # of rows without an earlier row
+            twin[rows] = made["twin"][lo : lo + _STEP]
         mask = np.zeros(n, np.bool_)
         if self.keep is not None:
-            count = Keep.parse(self.keep).of(n)
-            if count > len(at):
-                raise BudgetError(f"cannot keep {count:,} rows: only {len(at):,} of {n:,} do not repeat the reference")
-            mask[at] = top(-cosine[at], count)
+            budget = Keep.parse(self.keep).of(n)
+            if budget > count:
+                raise BudgetError(f"cannot keep {budget:,} rows: only {count:,} of {n:,} do not repeat the reference")
+            mask[at] = top(-cosine[at], budget)
             cut = float(cosine[mask].max())
             reason = "duplicate of row {duplicate_of}: cosine {score:.4f}, rows kept have at most {cut:.4f}"
         else:
             mask[at], cut = ~(cosine[at] > threshold), float(threshold)
             reason = "duplicate of row {duplicate_of}: cosine {score:.4f} > {cut:.4f}"
-        if run.store.rows is not None:  # else positions are row ids
-            twin = np.where(twin >= 0, run.store.ids[np.maximum(twin, 0)], -1)
         reasons = [reason, "no earlier row in its cluster, but dropped to meet the budget"]
+        code = np.zeros(n, np.uint8)
+        for lo in range(0, n, _STEP):
+            here = slice(lo, lo + _STEP)
+            alone = twin[here] < 0
+            ids = twin[here] if run.store.rows is None else run.store.ids[np.maximum(twin[here], 0)]
+            code[here], twin[here] = alone, np.where(alone | mask[here], -1, ids)
         score = "cosine to the nearest earlier row"
-        code = (twin < 0).astype(np.uint8)
         if repeats is not None:
             code[repeats.mask_N] = len(reasons)
             reasons += repeats.reasons
@@ -229,7 +247,7 @@ class SemDeDup(Clustered):
             notes=(*(repeats.notes if repeats is not None else ()), *groups.notes),
             rows={
                 "score": cosine,
-                "duplicate_of": np.where(mask, -1, twin),
+                "duplicate_of": twin,
                 "cluster": groups.labels_N,
                 "code": code,
                 **(repeats.rows if repeats is not None else {}),
