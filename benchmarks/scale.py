@@ -56,7 +56,9 @@ def write(folder: Path, rows: int) -> Path:
         image = topics[rng.choice(TOPICS, count, p=share / share.sum())]
         image += 0.7 * rng.standard_normal((count, DIM), np.float32)
         again = rng.choice(count, count // 10, replace=False)
-        image[again] = image[rng.permutation(again)] + 0.05 * rng.standard_normal((len(again), DIM), np.float32)
+        image[again] = image[rng.integers(0, count, len(again))] + 0.05 * rng.standard_normal(
+            (len(again), DIM), np.float32
+        )
         text = image + rng.standard_normal((count, DIM), np.float32)
         for name, array in (("image.npy", image), ("text.npy", text)):
             with open(folder / ".part", "wb") as file:

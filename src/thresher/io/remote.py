@@ -14,11 +14,13 @@ from typing import Any, TypeVar
 
 from thresher.errors import MissingExtraError, MissingPackageError, PoolError, UnreachedError, UsageError
 from thresher.io.open import meaning_of, trusting
+from thresher.runtime import memory
 from thresher.runtime.engine import windowed
 
 _T = TypeVar("_T")
 _S = TypeVar("_S")
 _REQUESTS = 64  # at once
+_AHEAD = 2**30  # bytes of results that are read ahead
 _TRIES = 6  # with pauses of 0.5, 1, 2, 4 and 8 seconds
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hf"}  # what to install for a protocol
 _TRIES_NAME = "THRESHER_NETWORK_TRIES"
@@ -108,6 +110,20 @@ def in_parallel(protocol: str, fn: Callable[[_S], _T], items: Iterable[_S]) -> I
         return
     with ThreadPoolExecutor(_REQUESTS) as threads:
         yield from windowed(threads, fn, items, 2 * _REQUESTS)
+
+
+def read_ahead(fn: Callable[[_S], _T], items: Iterable[_S], size: int) -> Iterator[_T]:
+    """Yield ``fn(item)`` for every item, in order; several requests ahead of the caller, at the same time.
+
+    Args:
+        fn: Reads something.
+        items: What is read.
+        size: Bytes that a result takes: results that wait take up to 1 GiB, and an eighth of the free memory, unless
+            two are larger.
+    """
+    window = max(min(_REQUESTS, min(_AHEAD, memory.available() // 8) // max(size, 1)), 2)
+    with ThreadPoolExecutor(window) as threads:
+        yield from windowed(threads, fn, items, window)
 
 
 def forget_listings(protocol: str) -> None:

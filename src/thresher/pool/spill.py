@@ -25,7 +25,7 @@ from thresher.io.places import located
 from thresher.io.remote import in_parallel
 from thresher.pool.layout import Layout, Options, Rows
 from thresher.pool.store import Array, Block, EmbeddingStore
-from thresher.runtime.engine import Engine, check_files
+from thresher.runtime.engine import Engine, check_files, nodes_of
 from thresher.runtime.files import mapped_space, sync, writing
 from thresher.runtime.format import size
 from thresher.runtime.locks import LOCK, holding, remove_folder
@@ -169,9 +169,13 @@ class Spill:
         left = {i for i, rows in enumerate(totals) if there.get(part.run(i)) != part.length(rows)}
         with self.progress.task(f"{part.name} vectors in cluster order", len(self.store)) as advance:
             advance(sum(min(part.rows, len(self.store) - i * part.rows) for i in range(part.runs) if i not in left))
+            first = min(left, default=part.runs)
+            blocks = self.store.blocks(
+                part.name, first * part.rows, part.rows, ahead=bool(left) and nodes_of(self.engine) == 1
+            )
             tasks = (
                 (i, block, np.array(places_n[block.lo : block.hi]))
-                for i, block in enumerate(self.store.blocks(part.name, size=part.rows))
+                for i, block in enumerate(blocks, first)
                 if i in left
             )
             for read in self.engine.map(partial(_sort, self.store, part), tasks):

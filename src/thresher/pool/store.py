@@ -8,7 +8,7 @@ differently cannot change a result.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -44,6 +44,7 @@ BLOCK = 16_384  # rows of a block
 IN_MEMORY = "arrays://"  # begins the location of a pool in memory
 _BLOCK_BYTES = 512 * 2**20  # of a block in float32, at most
 _EXACT = 2**53  # float64 represents all whole numbers up to this
+_WHOLE = 128 * 2**20  # bytes of vectors of a remote file that is read as a whole, ahead of its turn, at most
 _CHUNK = 4_096  # rows of a user file in memory at a time
 
 
@@ -216,15 +217,19 @@ class EmbeddingStore:
         pieces = [self.layout.vectors[part][0] for part in self.parts(name)]
         return sum(len(self) * p.dim * _itemsize(p) for p in pieces)
 
-    def blocks(self, name: str, start: int = 0, size: int | None = None) -> Iterator[Block]:
+    def blocks(self, name: str, start: int = 0, size: int | None = None, *, ahead: bool = False) -> Iterator[Block]:
         """Split the view into blocks, without data if the files are seekable, else with streamed data.
 
-        Blocks before row ``start`` of the view, which must be a block boundary, are not yielded.
+        Args:
+            name: The field.
+            start: Blocks before this row of the view, which must be a block boundary, are not yielded.
+            size: Rows of a block.
+            ahead: Read seekable remote files here, many blocks at the same time, instead of by whoever gets the block.
         """
         size = size or self.block
         if self.seekable(name):
-            for lo in range(start, len(self), size):
-                yield Block(lo, min(lo + size, len(self)))
+            spans = (Block(lo, min(lo + size, len(self))) for lo in range(start, len(self), size))
+            yield from self._read_ahead(name, spans, size) if ahead and self._is_remote(name) else spans
             return
         streams = {part: self._stream(part, size) for part in self.parts(name)}
         for lo in range(0, len(self), size):
@@ -233,6 +238,20 @@ class EmbeddingStore:
                 yield Block(lo, min(lo + size, len(self)), data)
         for stream in streams.values():  # to the end, where a file's checksum and row count are checked
             next(stream, None)
+
+    def _is_remote(self, name: str) -> bool:
+        pieces = (p for part in self.parts(name) for p in self.layout.vectors[part])
+        return any(p.protocol != "file" and not p.mapped for p in pieces)
+
+    def _read_ahead(self, name: str, blocks: Iterator[Block], size: int) -> Iterator[Block]:
+        """Yield blocks with their data."""
+        from thresher.io.remote import read_ahead
+
+        def read(block: Block) -> Block:
+            return replace(block, data={part: self.raw(part, block) for part in self.parts(name)})
+
+        width = self.stored_bytes(name) // max(len(self), 1)
+        yield from read_ahead(read, blocks, size * width)
 
     def stripes(self, name: str, block: Block) -> Iterator[F32]:
         """Yield the unit vectors of a block in cache-sized stripes; each is valid until the next one."""
@@ -325,8 +344,8 @@ class EmbeddingStore:
         """Yield the stored vectors of the view in runs of exactly ``size`` rows (the last may be shorter)."""
         held: list[Array] = []
         count, start = 0, 0
-        for piece in self.layout.vectors[name]:
-            for part in piece.stream(size):
+        for piece, parts in self._streamed(name, size):
+            for part in parts:
                 if self.rows is not None:
                     lo, hi = np.searchsorted(self.rows, [start, start + len(part)])
                     start += len(part)
@@ -341,6 +360,17 @@ class EmbeddingStore:
                     held, count = [joined[size:]], count - size
         if count:
             yield np.concatenate(held)
+
+    def _streamed(self, name: str, size: int) -> Iterator[tuple[Piece, Iterable[Array]]]:
+        """Yield each piece of a field and its rows in parts; of remote ones several are read at the same time."""
+        pieces = self.layout.vectors[name]
+        largest = max(piece.rows * piece.dim * _itemsize(piece) for piece in pieces)
+        if self._is_remote(name) and largest <= _WHOLE:
+            from thresher.io.remote import read_ahead
+
+            yield from read_ahead(lambda piece: (piece, list(piece.stream(size))), pieces, largest)
+        else:
+            yield from ((piece, piece.stream(size)) for piece in pieces)
 
     # --- metadata -----------------------------------------------------------------------------
 

@@ -610,7 +610,7 @@ def _on_held(rule: kmeans.Rule, task: tuple[F32, kmeans.Bounds]) -> kmeans.Moves
 
 
 def _each_stored(run: Run, name: str, rule: kmeans.Rule, state: kmeans.State) -> Iterator[kmeans.Moves]:
-    tasks = ((block, state.bounds(block.lo, block.hi)) for block in run.store.blocks(name))
+    tasks = ((block, state.bounds(block.lo, block.hi)) for block in run.blocks(name))
     return run.engine.map(partial(_on_stored, rule, name, run.store), tasks)
 
 

@@ -112,6 +112,10 @@ class Run:
         del key
         return make()
 
+    def blocks(self, name: str, start: int = 0) -> Iterator[Block]:
+        """Return the blocks of a field, for the engine; of a remote pool many are read ahead, unless by the nodes."""
+        return self.store.blocks(name, start, ahead=nodes_of(self.engine) == 1)
+
     def over_blocks(
         self, label: str, name: str, fn: Callable[[EmbeddingStore, Block], R], start: int = 0
     ) -> Iterator[R]:
@@ -119,7 +123,7 @@ class Run:
         with self.progress.task(label, len(self.store)) as advance:
             advance(start)
             done = start
-            for result in self.engine.map(partial(fn, self.store), self.store.blocks(name, start)):
+            for result in self.engine.map(partial(fn, self.store), self.blocks(name, start)):
                 after = min(done + self.store.block, len(self.store))
                 advance(after - done)
                 done = after
