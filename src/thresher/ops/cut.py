@@ -60,7 +60,7 @@ def top_per_group(scores_N: Scores, labels_N: npt.NDArray[Any], counts_K: npt.ND
     """
     _refuse_nan(scores_N)
     n, groups = len(scores_N), len(counts_K)
-    sizes_K = np.bincount(labels_N, minlength=groups)
+    sizes_K = sizes_of(labels_N, groups)
     if len(sizes_K) > groups:
         raise UsageError(f"label {len(sizes_K) - 1} is out of range for {groups} groups")
     over = np.flatnonzero((counts_K > sizes_K) | (counts_K < 0))
@@ -106,6 +106,27 @@ def top_per_group(scores_N: Scores, labels_N: npt.NDArray[Any], counts_K: npt.ND
     return mask_N
 
 
+def sizes_of(labels_N: npt.NDArray[Any], groups: int, mask_N: Bools | None = None) -> Ints:
+    """Return the number of rows of each group, (K,): all, or those that a mask (N,) marks; in blocks of rows."""
+    sizes_K = np.zeros(groups, np.int64)
+    for lo in range(0, len(labels_N), _BLOCK):
+        labels = labels_N[lo : lo + _BLOCK]
+        labels = labels if mask_N is None else labels[mask_N[lo : lo + _BLOCK]]
+        counts = np.bincount(labels, minlength=len(sizes_K))
+        if len(counts) > len(sizes_K):
+            sizes_K = np.pad(sizes_K, (0, len(counts) - len(sizes_K)))
+        sizes_K += counts
+    return sizes_K
+
+
+def sums_of(labels_N: npt.NDArray[Any], values_N: npt.NDArray[Any], groups: int) -> Floats:
+    """Return the sum of the values of each group, (K,) float64, added in the order of the rows; in blocks of rows."""
+    sums_K = np.zeros(groups, np.float64)
+    for lo in range(0, len(labels_N), _BLOCK):
+        np.add.at(sums_K, np.asarray(labels_N[lo : lo + _BLOCK]), np.asarray(values_N[lo : lo + _BLOCK], np.float64))
+    return sums_K
+
+
 def order_by_group(
     scores_N: Scores, labels_N: npt.NDArray[Any], space: Callable[[int], Ints] | None = None
 ) -> Iterator[Ints]:
@@ -128,7 +149,7 @@ def _ordered(scores_N: Scores, labels_N: npt.NDArray[Any], space: Callable[[int]
     if n <= _SORTED:
         yield _sorted(np.arange(n), scores_N, labels_N)
         return
-    sizes_K = np.bincount(labels_N)
+    sizes_K = sizes_of(labels_N, 0)
     rows_N = _distributed(range(n), lambda rows: labels_N[rows[0] : rows[-1] + 1], sizes_K, space)
     ends_K = np.cumsum(sizes_K)
     for first, last in pack(sizes_K, _SORTED):

@@ -3,7 +3,7 @@
 Where single rows are slow to read, the vectors are written once more, by an external sort: every task reads a part of
 the view once and writes its rows by their place in the order, a run; then every task merges what all runs have for a
 part of the order. Memory is bounded by the size of a part, and every file is there as a whole or not at all, so a
-killed spill goes on with its first missing file.
+killed spill continues with its first missing file.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Spill:
         """Yield a store whose row i is the row ``order_M[i]`` of the view.
 
         The files are removed at the end, also after an error. They stay if the process is killed or interrupted; the
-        same spill then goes on with them.
+        same spill then continues with them.
 
         Raises:
             OutputError: They cannot be written, or there is not enough space.

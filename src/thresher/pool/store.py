@@ -157,6 +157,10 @@ class EmbeddingStore:
         """Global row ids of the view, ascending."""
         return np.arange(self.total) if self.rows is None else self.rows
 
+    def ids_at(self, positions: Rows) -> Rows:
+        """Return the global ids of some rows of the view, without those of all others."""
+        return positions if self.rows is None else self.rows[positions]
+
     def where(self, kept_N: npt.NDArray[np.bool_]) -> EmbeddingStore:
         """Return a view of the rows that are True in a mask over the whole store, (N,) bool."""
         if kept_N.shape != (self.total,):
@@ -286,7 +290,7 @@ class EmbeddingStore:
 
     def vectors_at(self, name: str, positions: Rows) -> F32:
         """Return unit vectors of scattered rows by position in the view, in the order of ``positions``."""
-        ids = positions if self.rows is None else self.rows[positions]
+        ids = self.ids_at(positions)
         if (ids[1:] >= ids[:-1]).all():
             return self._join(name, [self._unit(part, self.raw_at(part, ids), ids) for part in self.parts(name)])
         order = np.argsort(ids, kind="stable")

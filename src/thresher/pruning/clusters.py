@@ -19,6 +19,7 @@ from thresher.io.npy import npy_piece
 from thresher.io.paths import cut
 from thresher.io.places import local_copy, located, place
 from thresher.ops import kmeans
+from thresher.ops.cut import sizes_of, sums_of
 from thresher.ops.neighbors import MeanNearestDistance
 from thresher.ops.vectors import F32, to_float32
 from thresher.pool.store import Block, EmbeddingStore, vectors_from_npy
@@ -98,12 +99,12 @@ class Groups:
     @cached_property
     def sizes_K(self) -> npt.NDArray[np.int64]:
         """(K,) number of rows of each cluster."""
-        return np.bincount(self.labels_N, minlength=len(self.centroids_KD))
+        return sizes_of(self.labels_N, len(self.centroids_KD))
 
     @cached_property
     def d_intra_K(self) -> npt.NDArray[np.float64]:
         """(K,) mean distance of the rows of a cluster to its centroid; NaN for empty clusters."""
-        sums = np.bincount(self.labels_N, self.distances_N, minlength=len(self.centroids_KD))
+        sums = sums_of(self.labels_N, self.distances_N, len(self.centroids_KD))
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray(sums / self.sizes_K, np.float64)
 
@@ -375,7 +376,7 @@ def _check_rows(run: Run, old: Written, labels: npt.NDArray[Any], distances: F32
     own = np.einsum("ij,ij->i", rows, old.centroids_KD[labels[at]])
     wrong = np.flatnonzero(~((np.abs(1 - own - distances[at]) <= _ALIKE) & (best - own <= _ALIKE)))
     if len(wrong):
-        row, i, pool = int(run.store.ids[at[wrong[0]]]), wrong[0], run.store.layout.location
+        row, i, pool = int(run.store.ids_at(at[wrong[:1]])[0]), wrong[0], run.store.layout.location
         raise UsageError(
             f"{old.folder}: is not a clustering of the first {len(old.labels_N):,} rows of {pool}: row {row:,} is "
             f"{1 - own[i]:.4f} from the centroid of cluster {labels[at[i]]} and {1 - best[i]:.4f} from the nearest "
@@ -527,7 +528,7 @@ def _train(run: Run, how: Clustered, k: int, sample: int, iterations: int) -> F3
         iterations -= iterations // 2
     if sample < n:
         positions = np.sort(run.rng("kmeans-sample", name, sample).choice(n, sample, replace=False, shuffle=False))
-        run = replace(run, store=replace(run.store, rows=run.store.ids[positions]))
+        run = replace(run, store=replace(run.store, rows=run.store.ids_at(positions)))
     # Rows in this process would be sent to workers of another one in every iteration: these read them from the files.
     elsewhere = not shares_memory(run.engine) and run.store.mapped(name)
     if sample * dim * 4 <= min(_IN_MEMORY, memory.available() // 4) and not elsewhere:

@@ -101,7 +101,7 @@ class Scored(ABC):
             score=self.meaning,
             cut=cut,
             notes=scored.notes,
-            rows={"score": scores.astype(np.float32)},
+            rows={"score": np.asarray(scores, np.float32)},
         )
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.errors import UsageError
-from thresher.ops.cut import allocate, order_by_group, top, top_per_group
+from thresher.ops.cut import allocate, order_by_group, sizes_of, top, top_per_group
 from thresher.pruning.clusters import Clustered, Groups, assign
 from thresher.pruning.reference import Reference, open_reference
 from thresher.pruning.registry import method
@@ -144,7 +144,7 @@ def gains(scores_N: npt.NDArray[np.float32], labels_N: npt.NDArray[Any], weights
         (N,) float64. In a group they fall with the score, so the best rows of all groups are also the best rows of
         each group.
     """
-    sizes_K = np.bincount(labels_N, minlength=len(weights_K))
+    sizes_K = sizes_of(labels_N, len(weights_K))
     starts_K = np.cumsum(sizes_K) - sizes_K
     gain_N = np.empty(len(scores_N), np.float64)
     place = 0

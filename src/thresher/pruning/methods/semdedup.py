@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from thresher.errors import BudgetError, UsageError
 from thresher.ops.components import find, unite
-from thresher.ops.cut import order_by_group, top
+from thresher.ops.cut import order_by_group, sizes_of, top
 from thresher.ops.neighbors import Load, duplicates_of_kept, linked_to_earlier, nearest_earlier
 from thresher.ops.vectors import F32
 from thresher.pool.spill import Ordered
@@ -183,7 +183,7 @@ class SemDeDup(Clustered):
             count,
             in_order,
         )["order"]
-        sizes_K = np.bincount(labels, minlength=len(groups.centroids_KD))
+        sizes_K = sizes_of(labels, len(groups.centroids_KD))
         threshold = np.float32(1 - self.eps) if self.eps is not None else np.float32(np.inf)
         tasks = list(_tasks(sizes_K, self.against, max(run.store.block // 2, 1)))
 
@@ -230,7 +230,7 @@ class SemDeDup(Clustered):
         for lo in range(0, n, _STEP):
             here = slice(lo, lo + _STEP)
             alone = twin[here] < 0
-            ids = twin[here] if run.store.rows is None else run.store.ids[np.maximum(twin[here], 0)]
+            ids = run.store.ids_at(np.maximum(twin[here], 0))
             code[here], twin[here] = alone, np.where(alone | mask[here], -1, ids)
         score = "cosine to the nearest earlier row"
         if repeats is not None:
@@ -254,7 +254,7 @@ class SemDeDup(Clustered):
             },
             groups={
                 "size": groups.sizes_K,
-                "kept": np.bincount(groups.labels_N[mask], minlength=len(groups.centroids_KD)),
+                "kept": sizes_of(groups.labels_N, len(groups.centroids_KD), mask),
                 "d_intra": groups.d_intra_K,
             },
             reference=None if repeats is None else repeats.reference,
@@ -266,7 +266,7 @@ class SemDeDup(Clustered):
         threshold = np.float32(1 - float(self.eps or 0))
         labels = groups.labels_N[at]
         by_cluster = np.argsort(labels, kind="stable")
-        order_N, sizes_K = at[by_cluster], np.bincount(labels, minlength=len(groups.centroids_KD))
+        order_N, sizes_K = at[by_cluster], sizes_of(labels, len(groups.centroids_KD))
         group_N = np.arange(n)
         with run.in_order(self.embedding, order_N) as ordered:
             group_N[order_N] = order_N[_components(run, self.embedding, order_N, sizes_K, float(threshold), ordered)]
@@ -280,7 +280,7 @@ class SemDeDup(Clustered):
         notes = (*groups.notes, *scored.notes, *_size_notes(sizes_N[group_N == np.arange(n)]))
         if len(dropped):
             worst = dropped[cosine[dropped].argmin()]
-            one, other = (int(run.store.ids[i]) for i in (worst, stays_N[worst]))
+            one, other = run.store.ids_at(np.array([worst, stays_N[worst]])).tolist()
             notes += (
                 f"the least similar of the dropped rows to the best of its group: row {one:,} to row {other:,}, cosine "
                 f"{cosine[worst]:.4f}",
@@ -296,7 +296,7 @@ class SemDeDup(Clustered):
             score += ", or to the duplicated row of the reference"
             notes, evidence = (*repeats.notes, *notes), repeats.rows
         twin = np.full(n, -1, np.int64)
-        twin[dropped] = run.store.ids[stays_N[dropped]]
+        twin[dropped] = run.store.ids_at(stays_N[dropped])
         return run.selection(
             self,
             mask,
@@ -309,14 +309,14 @@ class SemDeDup(Clustered):
                 "duplicate_of": twin,
                 "cluster": groups.labels_N,
                 "code": code,
-                "duplicate_group": run.store.ids[group_N],
+                "duplicate_group": run.store.ids_at(group_N),
                 "group_size": sizes_N,
                 "value": np.asarray(values_N),
                 **evidence,
             },
             groups={
                 "size": groups.sizes_K,
-                "kept": np.bincount(groups.labels_N[mask], minlength=len(groups.centroids_KD)),
+                "kept": sizes_of(groups.labels_N, len(groups.centroids_KD), mask),
                 "d_intra": groups.d_intra_K,
             },
             reference=None if repeats is None else repeats.reference,
