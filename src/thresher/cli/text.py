@@ -46,7 +46,7 @@ def planned(run: Any, rows: int, nodes: int, calibrated: bool) -> Iterator[str]:
     yield f"{counted(rows, 'row')} on {nodes_now}: about {duration(run.seconds)}"
     for step in run.steps:
         requests = f", {counted(step.requests, 'request')}" if step.requests else ""
-        written = f", copies {size(step.written)} to the cache" if step.written else ""
+        written = f", writes {size(step.written)} in cluster order" if step.written else ""
         yield (
             f"  {step.name}: {duration(step.seconds)} for {counted(step.rows_in, 'row')}; most of it {step.bottleneck} "
             f"({', '.join(f'{name} {duration(value)}' for name, value in step.parts.items())}); reads "

@@ -16,7 +16,7 @@ Floats = npt.NDArray[np.float64]
 Scores = npt.NDArray[Any]
 
 _BLOCK = 2**18  # rows of which a few numbers each are in memory
-_SORTED = 2**21  # rows that are sorted in memory
+_SORTED = 2**20  # rows that are sorted in memory
 
 
 def top(scores_N: Scores, k: int) -> Bools:
@@ -132,7 +132,7 @@ def order_by_group(
 ) -> Iterator[Ints]:
     """Return the rows group by group, the highest score first, some at a time; ties go to the lower row.
 
-    Besides the working space it takes up to 40 bytes for each of two million rows.
+    Besides the working space it takes up to 40 bytes for each of a million rows.
 
     Args:
         scores_N: (N,) float32 without NaN, uint32 or uint64.
