@@ -142,7 +142,8 @@ class Cache:
         """
         with write_errors(self.folder, HINT):
             self.folder.mkdir(parents=True, exist_ok=True)
-        return mapped_space(self.folder, rows, dtype)
+        # A cache that is only read may have all other results.
+        return mapped_space(self.folder if os.access(self.folder, os.W_OK) else None, rows, dtype)
 
     def columns(
         self,

@@ -28,6 +28,7 @@ DAMAGED = (ValueError, EOFError, TypeError, SyntaxError, tokenize.TokenError, zi
 ELSEWHERE = "choose another place"
 _SMALL = 8 * 2**20  # bytes of numbers that are kept in memory
 
+_NOT_OFFERED = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}  # by a file system that cannot reserve space
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _WRITE_ONLY = _FULL | {errno.EROFS}  # reading never fails with these
 _NUMPY_FULL = re.compile(r"\d+ requested and \d+ written|Not enough free space to write")  # NumPy gives no error number
@@ -277,10 +278,13 @@ def mapped_space(folder: str | os.PathLike[str] | None, rows: int, dtype: npt.DT
     if size <= _SMALL:
         return np.zeros(rows, dtype)
     with write_errors(Path(folder or tempfile.gettempdir())), tempfile.TemporaryFile(dir=folder) as file:
+        file.truncate(size)
         if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
-        else:
-            file.truncate(size)
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                if error.errno not in _NOT_OFFERED:
+                    raise
         return np.asarray(np.memmap(file, dtype, "r+", shape=(rows,)))
 
 
