@@ -23,8 +23,10 @@ from thresher import Density, Selection, api, open_store
 from thresher.cli.main import main
 from thresher.errors import OutputError, PoolError, UsageError
 from thresher.io.places import FsspecPath, place
+from thresher.pool import spill
 from thresher.runtime import remote_locks
 from thresher.runtime.leases import Lease
+from thresher.runtime.places import files_below
 
 SLOW_S3 = pytest.param("s3", marks=pytest.mark.slow)
 
@@ -98,6 +100,32 @@ def test_selections_clusters_and_scores(tmp_path: Path, pool: str, top: str) -> 
     fsspec.core.url_to_fs(top)[0].pipe_file(f"{top}/other/notes.txt", b"mine")
     run("select", "random", pool, "--keep", "40%", "-o", f"{top}/other", "--quiet", "--overwrite", code=2)
     run("cluster", pool, "-o", f"{top}/pool/image_0.npy", "--quiet", code=2)
+
+
+def test_vectors_in_cluster_order_can_be_at_an_address(
+    tmp_path: Path, pool: str, top: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The pool and the scratch are remote: the arrays are those of disk, and nothing is left."""
+    monkeypatch.setattr(spill, "PART", 100)
+    monkeypatch.setattr("thresher.pool.store.BLOCK", 64)
+    remote = put(Path(pool), f"{top}/pool")
+    for words in (["semdedup", "--eps", "0.6"], ["clipcov", "--keep", "30%"], ["herd", "--keep", "30%"]):
+        command, out = ["select", *words, "--clusters", "4"], tmp_path / words[0]
+        run(*command, pool, "-o", str(out), "--quiet")
+        run(*command, remote, "-o", f"{out}-remote", "--scratch", f"{top}/scratch", "--workers", "2")
+        told = capsys.readouterr().err
+        assert f"vectors: written once more in cluster order, to {top}/scratch/thresher-order." in told
+        found, expected = hashes(Path(f"{out}-remote")), hashes(out)
+        del found["selection.json"], expected["selection.json"]  # it has the location
+        assert found == expected
+    assert files_below(place(f"{top}/scratch")) == []
+    given = ["select", "semdedup", "--eps", "0.6", remote, "-o", str(tmp_path / "more"), "--quiet"]
+    run(*given, "--scratch", "https://example.org/x", code=2)
+    run(*given, "--scratch", "nothing://x/y", code=2)
+    (tmp_path / "file").write_text("")
+    run(*given, "--scratch", str(tmp_path / "file"), "--cache", str(tmp_path / "new"), code=2)
+    said = capsys.readouterr().err.splitlines()
+    assert len([line for line in said if line.startswith("Error:")]) == 3, said
 
 
 def test_exports_and_reports(tmp_path: Path, pool: str, top: str) -> None:
