@@ -107,8 +107,16 @@ def test_an_abandoned_pass_ends_its_requests(tmp_path: Path, slow: type[Slow]) -
     assert threading.active_count() == before
 
 
-@pytest.mark.parametrize("engine", [Serial(), Threads(2), Processes(2)], ids=lambda engine: engine.name)
-@pytest.mark.parametrize("kind", ["npy", "parquet"])
+@pytest.mark.parametrize(
+    ("kind", "engine"),
+    [
+        ("npy", Threads(2)),
+        ("parquet", Processes(2)),
+        *(pytest.param(kind, Serial(), marks=pytest.mark.slow) for kind in ("npy", "parquet")),
+        pytest.param("npy", Processes(2), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_results_are_those_of_disk(tmp_path: Path, kind: str, engine: Any, slow: type[Slow]) -> None:
     WRITERS[kind](tmp_path / "pool", make(N), cuts=[500, 501])
     steps = [build("clip-score", {"keep": "80%"}), build("density", {"keep": "50%", "clusters": 5})]

@@ -77,8 +77,17 @@ def open_all(store: EmbeddingStore, name: str) -> np.ndarray:
     return np.concatenate([store.vectors(name, block) for block in store.blocks(name)])
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16"])
-@pytest.mark.parametrize("kind", ["npy", "parquet", "datacomp"])
+QUICK = (("npy", "float16"), ("parquet", "bfloat16"), ("datacomp", "float32"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        pytest.param(kind, dtype, marks=() if (kind, dtype) in QUICK else pytest.mark.slow)
+        for kind in ("npy", "parquet", "datacomp")
+        for dtype in ("float16", "float32", "bfloat16")
+    ],
+)
 def test_the_rows_are_those_of_the_view_in_the_order(tmp_path: Path, kind: str, dtype: str) -> None:
     mark = {"mark": "_bf16" if kind == "npy" else dtype} if dtype == "bfloat16" and kind != "datacomp" else {}
     location = WRITERS[kind](tmp_path / "pool", make(N).stored(dtype), cuts=[300, 301], **mark)

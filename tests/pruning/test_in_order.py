@@ -36,6 +36,10 @@ STEPS = {
 }
 
 
+QUICK = ("semdedup", "semdedup best", "clipcov", "herd")
+NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in STEPS]
+
+
 class Told(Silent):
     """Keeps what is said."""
 
@@ -94,7 +98,7 @@ def same(found: Selection, expected: Selection) -> None:
     assert one.notes == other.notes
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_format_and_place_gives_the_same_bytes(tmp_path: Path, name: str) -> None:
     expected = chosen(opened(tmp_path, "npy"), name, tmp_path, Cache.at(tmp_path / "a"))
     assert 0 < len(expected) < 630
@@ -132,7 +136,9 @@ def test_the_covariance_of_a_selection(tmp_path: Path) -> None:
     assert found[0] == found[1] == found[2]
 
 
-@pytest.mark.parametrize("name", ["semdedup", "semdedup best", "clipcov", "herd"])
+@pytest.mark.parametrize(
+    "name", ["semdedup", "clipcov", *(pytest.param(name, marks=pytest.mark.slow) for name in ("semdedup best", "herd"))]
+)
 def test_a_killed_step_goes_on_without_writing_again(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
