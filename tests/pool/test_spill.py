@@ -17,7 +17,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from tests.objects import put
 from tests.pools import WRITERS, make, write_datacomp, write_npy, write_parquet
 from thresher import EmbeddingStore, Processes, Run, Selection, Serial, Threads, open_store
-from thresher.errors import OutputError
+from thresher.errors import OutputError, UnreachedError
 from thresher.io.places import place
 from thresher.pool import spill
 from thresher.pool.spill import Spill, rows_of_part
@@ -308,3 +308,20 @@ def test_what_a_killed_command_left_goes_when_it_is_not_needed(tmp_path: Path) -
     with run.in_order("image", order):
         pass
     assert not list((tmp_path / "cache").rglob("*.partial*"))
+
+
+def test_a_folder_that_the_nodes_do_not_see_is_said_before_anything_is_written(tmp_path: Path) -> None:
+    store = open_store(write_parquet(tmp_path / "pool", make(100)))
+
+    class Cluster(Serial):
+        nodes = 2
+
+        def check_files(self, paths: Any) -> None:
+            (path,) = paths
+            raise UnreachedError(f"{path}: cannot be read on node 10.0.0.7 (No such file or directory)")
+
+    job = Spill(store, "image", order_of(100), tmp_path / "spill", Cluster())
+    with pytest.raises(UnreachedError, match=r"node 10.0.0.7 .*; choose a folder that all nodes share with --scratch$"):
+        with job.written():
+            pass
+    assert not (tmp_path / "spill").exists()

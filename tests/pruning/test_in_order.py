@@ -14,7 +14,6 @@ from fsspec.implementations.memory import MemoryFileSystem
 from tests.objects import put
 from tests.pools import WRITERS, Pool, float32, make
 from thresher import Cache, EmbeddingStore, Processes, Selection, Serial, Threads, open_store, run_steps
-from thresher.io.places import place
 from thresher.pool import spill
 from thresher.pruning import class_statistics
 from thresher.pruning.covariance import covariance_errors
@@ -103,7 +102,7 @@ def test_every_format_and_place_gives_the_same_bytes(tmp_path: Path, name: str) 
     expected = chosen(opened(tmp_path, "npy"), name, tmp_path, Cache.at(tmp_path / "a"))
     assert 0 < len(expected) < 630
     for number, (kind, scratch) in enumerate(
-        (("parquet", None), ("datacomp", tmp_path / "scratch"), ("memory", place("memory://top/scratch")))
+        (("parquet", None), ("datacomp", tmp_path / "scratch"), ("memory", "memory://top/scratch"))
     ):
         told, cache = Told(), Cache.at(tmp_path / f"cache-{number}", scratch=scratch)
         same(chosen(opened(tmp_path, kind), name, tmp_path, cache, progress=told), expected)

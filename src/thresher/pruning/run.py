@@ -13,6 +13,7 @@ import numpy.typing as npt
 import threadpoolctl
 
 from thresher.io.npy import NpyPiece, npy_piece
+from thresher.io.places import place
 from thresher.ops.vectors import F32
 from thresher.pool.spill import Ordered, Spill, is_consecutive
 from thresher.pool.store import Block, EmbeddingStore
@@ -211,7 +212,7 @@ class Run:
             key = {"store": self.version, "view": self.view, "of": name, "order": digest(order_M)}
             path = self.cache.path(f"order.{name}", key, ".partial")
             scratch = self.cache.scratch
-            folder = path if scratch is None else scratch / f"thresher-{path.name}"
+            folder = path if scratch is None else place(scratch) / f"thresher-{path.name}"
             spill = Spill(self.store, name, order_M, folder, self.engine, self.progress)
         with ExitStack() as stack:
 

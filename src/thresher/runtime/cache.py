@@ -37,7 +37,7 @@ from thresher.runtime.checksums import (
 )
 from thresher.runtime.files import DAMAGED, mapped_space, sync, write_errors, writing
 from thresher.runtime.locks import DAY, LOCK, holding, last_change, remove_folder, remove_unused
-from thresher.runtime.places import AnyPath, RemotePath, as_path, local_path
+from thresher.runtime.places import RemotePath, local_path
 from thresher.runtime.random import digest
 from thresher.runtime.resumable import Resumable
 
@@ -67,13 +67,13 @@ class Cache:
         folder: The folder.
         limit: Maximum size in bytes; the least recently used arrays are removed first, arrays in use never.
         flush_seconds: Seconds between saves: how much work is lost at most if the process is killed.
-        scratch: Where vectors are written in another order during a step; None for the folder.
+        scratch: Folder or address where vectors are written in another order during a step; None for the folder.
     """
 
     folder: Path
     limit: int = LIMIT
     flush_seconds: float = 2.0
-    scratch: AnyPath | None = None
+    scratch: str | os.PathLike[str] | RemotePath | None = None
 
     @classmethod
     def at(
@@ -82,8 +82,8 @@ class Cache:
         limit: int = LIMIT,
         scratch: str | os.PathLike[str] | RemotePath | None = None,
     ) -> Cache:
-        """Return the cache in ``folder``, by default :func:`default_folder`; ``scratch`` may be remote, too."""
-        return cls(local_path(folder or default_folder()), limit, scratch=None if scratch is None else as_path(scratch))
+        """Return the cache in ``folder``, by default :func:`default_folder`; ``scratch`` may be an address."""
+        return cls(local_path(folder or default_folder()), limit, scratch=scratch)
 
     def path(self, name: str, key: Mapping[str, Any], suffix: str = ".npy") -> Path:
         """Return the path of the array of a key."""
