@@ -22,6 +22,7 @@ from thresher.io.places import place
 from thresher.pool import spill
 from thresher.pool.spill import Spill, rows_of_part
 from thresher.runtime.cache import Cache
+from thresher.runtime.checksums import CacheWarning
 from thresher.runtime.locks import LOCK
 from thresher.runtime.places import files_below
 
@@ -231,17 +232,36 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not (tmp_path / "spill").exists()
 
 
-def test_damaged_files_are_written_again(tmp_path: Path) -> None:
-    """A file of another length is not used, whatever shortened it."""
+@pytest.mark.parametrize("moment", ["runs", "files"])
+def test_damaged_files_are_written_again(tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a kill, files that are shorter, or have another bit, are reported and made again."""
     store = replace(open_store(write_parquet(tmp_path / "pool", make(N))), block=64)
-    order = order_of(N)
+    order, real = order_of(N), spill._save
     job = Spill(store, "image", order, tmp_path / "spill", Serial(), part=128)
-    with pytest.raises(KeyboardInterrupt), job.written():
-        raise KeyboardInterrupt
-    with open(tmp_path / "spill" / "image-00003.npy", "r+b") as file:
+
+    def save(part: Any, name: str, *more: Any) -> None:
+        if moment == "runs" and "run" not in name:
+            raise KeyboardInterrupt
+        real(part, name, *more)
+
+    monkeypatch.setattr(spill, "_save", save)
+
+    def killed() -> None:
+        with job.written():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        killed()
+    monkeypatch.undo()
+    one, other = sorted((tmp_path / "spill").glob("*.npy"))[2:4]
+    with open(one, "r+b") as file:
         file.truncate(200)
-    with job.written() as spilled:
+    content = bytearray(other.read_bytes())
+    content[-50] ^= 1
+    other.write_bytes(content)
+    with pytest.warns(CacheWarning, match="is damaged") as told, job.written() as spilled:
         check(store, spilled, order, "image")
+    assert len(told) == 2
 
 
 def test_the_size_of_a_part() -> None:

@@ -25,6 +25,7 @@ from thresher.io.places import located
 from thresher.io.remote import in_parallel
 from thresher.pool.layout import Layout, Options, Rows
 from thresher.pool.store import Array, Block, EmbeddingStore
+from thresher.runtime.checksums import Checksum, DamagedError, check, report_damage
 from thresher.runtime.engine import Engine, check_files, nodes_of
 from thresher.runtime.files import mapped_space, sync, writing
 from thresher.runtime.format import size
@@ -121,7 +122,7 @@ class Spill:
             except UnreachedError as error:
                 raise UnreachedError(f"{error}; choose a folder that all nodes share with --scratch") from None
         parts = [self._part_of(name) for name in self.store.parts(self.name)]
-        there = sizes_in(self.folder)
+        there = self._whole_files()
         missing = sum(part.missing(there) for part in parts)
         if missing:
             self._check_space(missing)
@@ -136,6 +137,20 @@ class Spill:
                     self._write(part, places_n, there)
         vectors = {part.name: part.pieces() for part in parts}
         return EmbeddingStore(Layout("npy", str(self.folder), vectors), Options(), block=self.store.block)
+
+    def _whole_files(self) -> dict[str, int]:
+        """Return the files that an interrupted spill left and their sizes, without those that are damaged."""
+        there = sizes_in(self.folder)
+        if isinstance(self.folder, RemotePath):  # object storage has checksums of its own
+            return there
+        for name in [name for name in there if name != LOCK]:
+            try:
+                with open(self.folder / name, "rb") as file:
+                    check(file)
+            except (OSError, DamagedError) as error:
+                report_damage(self.folder / name, error)
+                del there[name]
+        return there
 
     def _places(self) -> Rows:
         """Return the place of each row of the view in the order, -1 if it has none, (n,)."""
@@ -169,10 +184,8 @@ class Spill:
         left = {i for i, rows in enumerate(totals) if there.get(part.run(i)) != part.length(rows)}
         with self.progress.task(f"{part.name} vectors in cluster order", len(self.store)) as advance:
             advance(sum(min(part.rows, len(self.store) - i * part.rows) for i in range(part.runs) if i not in left))
-            first = min(left, default=part.runs)
-            blocks = self.store.blocks(
-                part.name, first * part.rows, part.rows, ahead=bool(left) and nodes_of(self.engine) == 1
-            )
+            first, ahead = min(left, default=part.runs), nodes_of(self.engine) == 1
+            blocks = self.store.blocks(part.name, first * part.rows, part.rows, ahead=ahead) if left else ()
             tasks = (
                 (i, block, np.array(places_n[block.lo : block.hi]))
                 for i, block in enumerate(blocks, first)
@@ -273,7 +286,8 @@ class _Field:
 
     def length(self, rows: int) -> int:
         """Return the length of a file in bytes."""
-        return len(self.header(rows)) + rows * self.dim * stored_dtype(self.dtype).itemsize
+        vectors = rows * self.dim * stored_dtype(self.dtype).itemsize
+        return len(self.header(rows)) + vectors + len(Checksum().trailer())
 
     def missing(self, there: Mapping[str, int]) -> int:
         """Return the bytes to write, 0 if all files are there."""
@@ -335,8 +349,16 @@ def _save(part: _Field, name: str, vectors: Array, order: Rows | None) -> None:
     count = len(vectors) if order is None else len(order)
     step = max(_CHUNK // (part.dim * vectors.itemsize), 1)
     with writing(part.folder / name, _HINT) as scratch, open(scratch, "wb") as file:
-        file.write(part.header(count))
+        sums = Checksum()
+
+        def put(data: bytes | memoryview) -> None:
+            file.write(data)
+            sums.update(data)
+
+        put(part.header(count))
         for lo in range(0, count, step):
             some = slice(lo, lo + step)
-            file.write(np.ascontiguousarray(vectors[some] if order is None else vectors[order[some]]).data)
+            rows = np.ascontiguousarray(vectors[some] if order is None else vectors[order[some]])
+            put(rows.reshape(-1).view(np.uint8).data)
+        file.write(sums.trailer())
         sync(file)
