@@ -2,16 +2,21 @@
 # make test   style, types and tests
 # make test-all   the same, and the tests marked slow: full sizes, random kills, more examples, a browser (as in CI)
 # make bench  the benchmarks of docs/performance.md (minutes; needs 8 GB of disk)
+# make nightly  a few of them, compared with the stored ratios of benchmarks/thresholds.json
 # make fix    formats the code
+# make man    writes the man pages to man/man1, from the commands
+# make dist   builds the wheel and the source distribution in dist; the same commit gives the same bytes
 # make docs   builds the documentation as a site in out/site
 
 PYTHON ?= python3
 DEMO = .venv-demo/bin
 TEST = .venv/bin
+DIST = .venv-dist/bin
 OUT = out/demo
+EPOCH = $(shell git log -1 --format=%ct 2>/dev/null || echo 1580601600)
 NEEDS = import sys; sys.version_info >= (3, 11) or sys.exit("thresher needs Python 3.11 or newer: make PYTHON=python3.11")
 
-.PHONY: demo test test-all check fix bench docs clean
+.PHONY: demo test test-all check fix bench nightly man dist docs clean
 
 demo: .venv-demo/ready
 	@rm -rf $(OUT)
@@ -46,12 +51,24 @@ bench: .venv/ready
 	$(TEST)/pip install -q --group bench
 	$(TEST)/python benchmarks/run.py
 
+nightly: .venv/ready
+	$(TEST)/pip install -q --group bench
+	$(TEST)/python benchmarks/nightly.py
+
+man: .venv-dist/ready
+	@SOURCE_DATE_EPOCH=$(EPOCH) PYTHONPATH=src $(DIST)/python website/man.py man/man1
+
+dist: man
+	rm -rf dist
+	umask 022 && SOURCE_DATE_EPOCH=$(EPOCH) $(DIST)/python -m build -q -o dist .
+	@ls -l dist
+
 docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 $(TEST)/mkdocs build --quiet --strict -f website/mkdocs.yml -d ../out/site
 	@echo "Open $(CURDIR)/out/site/index.html in a browser."
 
 clean:
-	rm -rf .venv .venv-demo $(OUT)
+	rm -rf .venv .venv-demo .venv-dist man dist $(OUT)
 
 # Marks a finished installation; an interrupted one starts again from the beginning.
 .venv-demo/ready: pyproject.toml
@@ -60,9 +77,16 @@ clean:
 	$(DEMO)/python -m pip install -q .
 	@touch $@
 
+.venv-dist/ready: pyproject.toml
+	@$(PYTHON) -c '$(NEEDS)'
+	$(PYTHON) -m venv --clear .venv-dist
+	$(DIST)/python -m pip install -q 'build>=1.2' .
+	@touch $@
+
 .venv/ready: pyproject.toml
 	@$(PYTHON) -c '$(NEEDS)'
 	$(PYTHON) -m venv --clear .venv
 	$(TEST)/python -m pip install -q --upgrade 'pip>=25.1'
 	$(TEST)/python -m pip install -q -e '.[train,lightning,embed,surrogate]' --group test
+	$(TEST)/python -m pip install -q --no-deps mosaicml-streaming==0.13.0
 	@touch $@

@@ -25,6 +25,7 @@ import threadpoolctl
 from hypothesis import HealthCheck, settings
 
 from thresher import Cache, EmbeddingStore, Selection, Serial, run_steps
+from thresher.runtime.config import SETTINGS
 from thresher.testing.pools import clustered, write_pool
 
 settings.register_profile(
@@ -53,8 +54,11 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing a test does may land in the user's cache."""
+    """Nothing a test does may land in the user's cache, and no setting of the user may reach a test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "xdg"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "config"))
+    for setting in SETTINGS.values():
+        monkeypatch.delenv(setting.variable, raising=False)
 
 
 @pytest.fixture

@@ -30,6 +30,19 @@ def put(folder: Any, location: str) -> str:
 
 
 @contextmanager
+def s3_environment(monkeypatch: Any) -> Iterator[dict[str, str]]:
+    """An S3 server that this process uses; clients of other servers are forgotten."""
+    with s3_server() as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        try:
+            yield environment
+        finally:
+            fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+@contextmanager
 def s3_server() -> Iterator[dict[str, str]]:
     """An S3 server with the bucket ``bucket``; yields the environment that leads to it."""
     import boto3

@@ -24,7 +24,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 # Pages that embed or train do so on few rows by default, and as they are with the marker slow.
 LONG = ("README.md", "docs/train.md", "docs/cli.md")
-WHOLE = tuple(f"docs/{name}.md" for name in ("reference", "other-viewers", "report", "python", "coreset"))  # slow only
+WHOLE = tuple(
+    f"docs/{name}.md" for name in ("reference", "other-viewers", "report", "python", "coreset", "lance-and-mds")
+)
 SMALL = {
     "thresher train clip examples/twemoji ": "thresher train clip few --batch-size 64 ",
     "--samples-seen 17152": "--samples-seen 1280",
@@ -73,6 +75,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     kept = [groups[group] % 12 == groups["1f44b"] % 12 for group in rows["group"].to_pylist()]
     pq.write_table(rows.filter(kept), tmp_path / "few" / "few.parquet")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

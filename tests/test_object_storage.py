@@ -23,8 +23,10 @@ from thresher import Density, Selection, api, open_store
 from thresher.cli.main import main
 from thresher.errors import OutputError, PoolError, UsageError
 from thresher.io.places import FsspecPath, place
+from thresher.pool import spill
 from thresher.runtime import remote_locks
 from thresher.runtime.leases import Lease
+from thresher.runtime.places import files_below
 
 SLOW_S3 = pytest.param("s3", marks=pytest.mark.slow)
 
@@ -98,6 +100,32 @@ def test_selections_clusters_and_scores(tmp_path: Path, pool: str, top: str) -> 
     fsspec.core.url_to_fs(top)[0].pipe_file(f"{top}/other/notes.txt", b"mine")
     run("select", "random", pool, "--keep", "40%", "-o", f"{top}/other", "--quiet", "--overwrite", code=2)
     run("cluster", pool, "-o", f"{top}/pool/image_0.npy", "--quiet", code=2)
+
+
+def test_vectors_in_cluster_order_can_be_at_an_address(
+    tmp_path: Path, pool: str, top: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The pool and the scratch are remote: the arrays are those of disk, and nothing is left."""
+    monkeypatch.setattr(spill, "PART", 100)
+    monkeypatch.setattr("thresher.pool.store.BLOCK", 64)
+    remote = put(Path(pool), f"{top}/pool")
+    for words in (["semdedup", "--eps", "0.6"], ["clipcov", "--keep", "30%"], ["herd", "--keep", "30%"]):
+        command, out = ["select", *words, "--clusters", "4"], tmp_path / words[0]
+        run(*command, pool, "-o", str(out), "--quiet")
+        run(*command, remote, "-o", f"{out}-remote", "--scratch", f"{top}/scratch", "--workers", "2")
+        told = capsys.readouterr().err
+        assert f"vectors: written once more in cluster order, to {top}/scratch/thresher-order." in told
+        found, expected = hashes(Path(f"{out}-remote")), hashes(out)
+        del found["selection.json"], expected["selection.json"]  # it has the location
+        assert found == expected
+    assert files_below(place(f"{top}/scratch")) == []
+    given = ["select", "semdedup", "--eps", "0.6", remote, "-o", str(tmp_path / "more"), "--quiet"]
+    run(*given, "--scratch", "https://example.org/x", code=2)
+    run(*given, "--scratch", "nothing://x/y", code=2)
+    (tmp_path / "file").write_text("")
+    run(*given, "--scratch", str(tmp_path / "file"), "--cache", str(tmp_path / "new"), code=2)
+    said = capsys.readouterr().err.splitlines()
+    assert len([line for line in said if line.startswith("Error:")]) == 3, said
 
 
 def test_exports_and_reports(tmp_path: Path, pool: str, top: str) -> None:
@@ -283,7 +311,7 @@ def _options(more: list[str]) -> dict[str, Any]:
 def test_the_lease_of_a_killed_process(top: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lock, short = place(f"{top}/lock"), Lease(0.2, 2.0)
     assert isinstance(lock, FsspecPath)
-    release = remote_locks.hold(lock, "x", False, None, short)
+    release = remote_locks.hold(lock, "x", False, None, short).release
     time.sleep(3)  # it is renewed
     with pytest.raises(OutputError, match="is using it"):
         remote_locks.hold(lock, "x", False, None, short)
@@ -291,19 +319,109 @@ def test_the_lease_of_a_killed_process(top: str, monkeypatch: pytest.MonkeyPatch
     assert not lock.exists()
     text = {**remote_locks._own(), "token": "1"}
     lock.create(json.dumps({**text, "process": 2**22 + 5, "started": "7"}).encode())  # of this machine, and gone
-    remote_locks.hold(lock, "x", False, None, short)()
+    remote_locks.hold(lock, "x", False, None, short).release()
     lock.create(json.dumps({**text, "host": "elsewhere"}).encode())
     with pytest.raises(OutputError, match=r"process \d+ on elsewhere is using it"):
         remote_locks.hold(lock, "x", False, None, short)
     begin = time.monotonic()
-    remote_locks.hold(lock, "x", True, None, short)()
+    remote_locks.hold(lock, "x", True, None, short).release()
     assert 0.5 < time.monotonic() - begin < 20
     lock.create(b"\xff not json")
     with pytest.raises(OutputError, match="another process is using it"):
         remote_locks.hold(lock, "x", False, None, short)
 
 
-def test_what_is_on_this_machine_only(pool: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("command", ["select", "cluster", "export", "embed", "embed --shard", "reshard"])
+def test_a_holder_that_lost_its_lease_does_not_finish(
+    pool: str,
+    tmp_path: Path,
+    memory: str,
+    command: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Another process took over, because this one was suspended: the result is not marked as complete."""
+    data, out = str(tars(tmp_path / "tars", 20)), f"{memory}/out"
+    run("select", "random", pool, "--keep", "30%", "-o", str(tmp_path / "sel"), "--quiet")
+    keys = keys_file(tmp_path / "k", [f"{i:06d}" for i in range(0, 20, 2)])
+    words, first, lock, marker = {
+        "select": (["select", "random", pool, "--keep", "30%"], "mask.npy", "/.lock", "/selection.json"),
+        "cluster": (["cluster", pool, "--clusters", "4"], "labels.npy", "/.lock", "/cluster.json"),
+        "export": (["export", str(tmp_path / "sel"), "--as", "keys"], "", "", ""),
+        "embed": (["embed", data, *EMBED[:-1]], "img_emb_00000.npy", "/.embed.lock", ""),
+        "embed --shard": (
+            ["embed", data, *EMBED[:-1], "--shard", "1/1"],
+            "img_emb_00000.npy", "/.jobs/00001.lock", "/.jobs/00001.json",
+        ),
+        "reshard": (["reshard", data, keys, "--workers", "1"], "00000000.tar", "/.reshard/lock", "/reshard.json"),
+    }[command]  # fmt: skip
+    other, upload = b'{"process": 7, "host": "elsewhere"}', FsspecPath.upload
+    fs, where = fsspec.core.url_to_fs(f"{memory}/.out.lock" if command == "export" else f"{out}{lock}")
+
+    def robbed(path: FsspecPath, scratch: Path) -> None:
+        upload(path, scratch)
+        if path.name == first:
+            assert fs.exists(where)
+            fs.pipe_file(where, other)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FsspecPath, "upload", robbed)
+        if command == "export":
+            patch.setattr("thresher.export.write._inputs", lambda *_: fs.pipe_file(where, other))
+        run(*words, "-o", out, "--quiet", code=2)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert "another process took it over, because this one did not renew its lease for 300 s" in said[0]
+    assert fs.cat_file(where) == other, "the lock of the other process is gone"
+    known = hashes_at(out)
+    assert marker not in known if command == "export" else marker.lstrip("/") not in known
+    if command == "embed":
+        assert "rows" not in json.loads((place(out) / "pool.json").read_bytes())
+    fs.rm_file(where)
+    run(*words, "-o", out, "--quiet")  # the other one is gone
+    assert hashes_at(out)
+
+
+class Moving(MemoryFileSystem):
+    """A file system where a file appears while it is written, such as SFTP."""
+
+    protocol = "moving"
+    store: dict[str, Any] = {}
+    pseudo_dirs = [""]
+    dies = False
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(super()._strip_protocol(path.replace("moving://", "memory://", 1)))
+
+    def mv(self, path1: str, path2: str, **kwargs: Any) -> None:
+        if type(self).dies:
+            raise Killed
+        super().mv(path1, path2, **kwargs)
+
+
+def test_what_a_killed_upload_left_is_removed(pool: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec.register_implementation("moving", Moving, clobber=True)
+    monkeypatch.setattr(Moving, "dies", True)
+    words = ["select", "random", pool, "--keep", "30%", "-o", "moving://top/sel", "--quiet"]
+    with pytest.raises(Killed):
+        main(words)
+    fs = fsspec.filesystem("moving")
+    assert [path for path in fs.find("/top") if path.endswith(".tmp")]
+    monkeypatch.setattr(Moving, "dies", False)
+    run(*words)
+    assert not [path for path in fs.find("/top") if ".tmp" in path]
+    assert len(Selection.load("moving://top/sel")) == 90
+    fs.pipe_file("/top/keys.txt", b"old")
+    fs.pipe_file("/top/.keys.txt.0123abcd.tmp", b"half of it")
+    fs.pipe_file("/top/.keys.txt.more.tmp", b"of someone else")
+    run("export", "moving://top/sel", "--as", "keys", "-o", "moving://top/keys.txt", "--quiet", "--overwrite")
+    assert [path for path in fs.find("/top") if ".tmp" in path] == ["/top/.keys.txt.more.tmp"]
+
+
+def test_what_is_on_this_machine_only(
+    pool: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Nothing is written to a folder with the name of an address."""
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())
@@ -312,8 +430,17 @@ def test_what_is_on_this_machine_only(pool: str, tmp_path: Path, monkeypatch: py
         ["train", "clip", pool, "-o", "memory://run", "--epochs", "1"],
         ["coreset", "memory://run", "-o", "out"],
         ["report", "memory://run", "-o", "page.html"],
+        ["lab", "scan-clip", "-o", "memory://lab", "--train", pool, "--eval", pool],
+        ["prove", pool, "-o", "memory://proof", "--eval", pool],
+        ["evaluate", "nothing", "--data", pool, "-o", "memory://results.jsonl"],
+        ["reference", "--from", pool, "-o", "memory://reference.parquet"],
+        ["view", pool, "--out", "memory://selections", "--no-browser"],
+        ["advise", pool, "--samples-seen", "9", "--runs", "memory://lab"],
     ):
         run(*words, code=2)
+        assert "is an address; here only a folder or file on this machine can be used" in capsys.readouterr().err or (
+            words[0] in ("select", "report")
+        )
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -321,7 +448,7 @@ def test_a_lease_whose_answer_was_lost(memory: str, monkeypatch: pytest.MonkeyPa
     create, lock = FsspecPath.create, place(f"{memory}/lock")
     assert isinstance(lock, FsspecPath)
     monkeypatch.setattr(FsspecPath, "create", lambda path, content: create(path, content) and False)
-    release = remote_locks.hold(lock, "x", False, None)
+    release = remote_locks.hold(lock, "x", False, None).release
     assert lock.exists()
     release()
     assert not lock.exists()
@@ -335,5 +462,5 @@ def test_a_claim_whose_answer_was_lost(memory: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(
         FsspecPath, "create", lambda path, content: create(path, content) and path.name.startswith("lock")
     )
-    remote_locks.hold(lock, "x", False, None)()
+    remote_locks.hold(lock, "x", False, None).release()
     assert lock.parent.entries() == {}

@@ -72,6 +72,24 @@ def pictures(folder: Path, emoji: list[Sample]) -> str:
     return str(folder / "pictures")
 
 
+def mds(folder: Path, emoji: list[Sample]) -> str:
+    from streaming import MDSWriter
+
+    columns = {"image": "bytes", "caption": "str", "id": "str"}
+    with MDSWriter(out=str(folder / "mds"), columns=columns, size_limit=40_000, compression="zstd") as out:
+        for sample in emoji:
+            out.write({"image": sample.stored(), "caption": sample.text, "id": sample.key})
+    return str(folder / "mds")
+
+
+def lance(folder: Path, emoji: list[Sample]) -> str:
+    from lance import write_dataset
+
+    columns = {"image": [s.stored() for s in emoji], "caption": [s.text for s in emoji], "id": [s.key for s in emoji]}
+    write_dataset(pa.table(columns), str(folder / "emoji.lance"), max_rows_per_file=50)
+    return str(folder / "emoji.lance")
+
+
 @pytest.fixture(scope="module")
 def _loaded_once() -> Iterator[None]:
     """The encoder is loaded for the first kind of data and used for all."""
@@ -82,7 +100,11 @@ def _loaded_once() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_loaded_once")
 @pytest.mark.parametrize(
-    "made", [webdataset, *(pytest.param(each, marks=pytest.mark.slow) for each in (open_clip_csv, parquet, pictures))]
+    "made",
+    [
+        webdataset,
+        *(pytest.param(each, marks=pytest.mark.slow) for each in (open_clip_csv, parquet, pictures, mds, lance)),
+    ],
 )
 @pytest.mark.filterwarnings("ignore")  # open_clip's and webdataset's own
 def test_raw_pictures_become_a_pruned_webdataset(
@@ -112,6 +134,26 @@ def test_raw_pictures_become_a_pruned_webdataset(
     assert sum(sizes.values()) == len(kept)
     told = sorted(tuple(tokens.tolist()) for _, _, tokens in loaded([Path(shards, name) for name in sizes], tokenize))
     assert told == sorted(tuple(tokenize([text])[0].tolist()) for text in expected)
+
+
+@pytest.mark.parametrize("made", [mds, lance])
+@pytest.mark.parametrize("train", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_mds_and_lance_are_data_of_every_command(
+    tmp_path: Path, emoji: list[Sample], made: Callable[[Path, list[Sample]], str], train: bool
+) -> None:
+    data, pool, kept, shards = made(tmp_path, emoji), *(str(tmp_path / name) for name in ("pool", "kept", "shards"))
+    trained = ["train", "clip", data, "-o", str(tmp_path / "run"), "--epochs", "1", "--batch-size", "16"]
+    for command in (
+        ["doctor", data],
+        ["embed", data, "-o", pool, "--encoder", "tests.toy:Toy", "--workers", "0", "--device", "cpu", "--quiet"],
+        ["select", "random", pool, "-o", kept, "--keep", "40", "--quiet"],
+        ["reshard", data, kept, "-o", shards, "--as", "parquet", "--workers", "1", "--quiet"],
+        *([[*trained, "--workers", "0", "--device", "cpu", "--quiet"]] if train else []),
+    ):
+        assert main(command) == 0, command
+    mask = Selection.load(kept).mask()
+    copied = [(sample.key, sample.text, sample.stored()) for sample in open_data(shards).samples()]
+    assert copied == [(s.key, s.text, s.stored()) for s, there in zip(emoji, mask, strict=True) if there]
 
 
 # The commands of docs/train.md, from the data to a training step

@@ -11,7 +11,16 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 
 NAV: dict[str, tuple[str, ...]] = {
-    "Start": ("index.md", "for/phd-student.md", "for/data-engineer.md", "for/notebook-user.md", "for/own-method.md"),
+    "Start": (
+        "index.md",
+        "install.md",
+        "config.md",
+        "completions.md",
+        "for/phd-student.md",
+        "for/data-engineer.md",
+        "for/notebook-user.md",
+        "for/own-method.md",
+    ),
     "Notebooks": ("notebooks/*.md",),
     "Select": (
         "which-method.md",
@@ -34,6 +43,7 @@ NAV: dict[str, tuple[str, ...]] = {
         "object-storage.md",
         "growing.md",
         "load-time.md",
+        "lance-and-mds.md",
         "reshard.md",
     ),
     "Train": (
@@ -42,11 +52,13 @@ NAV: dict[str, tuple[str, ...]] = {
         "prove.md",
         "reference.md",
         "drrho.md",
+        "distill.md",
         "cabs.md",
         "train.md",
         "open_clip.md",
         "port-a-loop.md",
         "lightning.md",
+        "hf-trainer.md",
         "coreset.md",
         "advise.md",
         "lab.md",

@@ -540,6 +540,7 @@ def reshard(
     per_shard: int = PER_SHARD,
     shuffle: int | None = None,
     trainable: bool | None = None,
+    for_hub: bool = False,
     workers: int | None = None,
     processes: bool = False,
     engine: str | Engine | None = None,
@@ -560,6 +561,8 @@ def reshard(
         shuffle: Seed of a permutation of all samples; None for the order of ``data``.
         trainable: Write tars of which open_clip trains on every sample: images in other formats than JPEG, PNG and WebP
             become PNG, captions .txt (default: if ``data`` is not tars).
+        for_hub: Write Parquet for the Hugging Face Hub: chunks by content, so that a later version of a file shares
+            most of its bytes, row groups of about 100 MB, and images declared as such for the viewer.
         workers: Shards written at the same time (default: the cores that this process may use).
         processes: Read the headers of large local tars in ``workers`` processes; a script that does so needs
             ``if __name__ == "__main__":``.
@@ -584,7 +587,7 @@ def reshard(
 
     return reshard(
         _place("data", data), kept, _place("out", out), form=form,
-        per_shard=per_shard, shuffle=shuffle, trainable=trainable,
+        per_shard=per_shard, shuffle=shuffle, trainable=trainable, for_hub=for_hub,
         workers=workers, processes=processes, overwrite=overwrite, options=_made(DataOptions, "reshard", options),
         pool=None if pool is None else os.fspath(pool), progress=_progress(progress),
         engine=make_engine(engine, workers) if isinstance(engine, str) else engine, shard=_job(shard),
@@ -845,13 +848,13 @@ def prove(
         OutputError: ``out`` has other results, or cannot be written.
     """
     import json
-    from pathlib import Path as FilePath
 
     from thresher.lab.prove import Question, cut_data, sentence, write_sentence
     from thresher.lab.results import RESULTS
     from thresher.lab.runner import run_plan
     from thresher.pool.store import absolute
     from thresher.runtime.parameters import share_of
+    from thresher.runtime.places import local_path
 
     if method is None and policy is None and selection is None:
         method = "density"
@@ -865,7 +868,7 @@ def prove(
     question = _made(
         Question, "prove", {"method": method, "policy": policy, "selection": chosen, "keep": share, **settings}
     )
-    folder, shown = FilePath(out), _progress(progress)
+    folder, shown = local_path(out), _progress(progress)
     train, evals = cut_data(question, absolute(os.fspath(data)), folder / "data")
     plan = question.plan(folder, train, [absolute(path) for path in evals])
     text = sentence(question, run_plan(plan, folder, workers=workers, progress=shown))
@@ -965,11 +968,11 @@ def evaluate_model(
     Raises:
         UsageError: The model or a set has not what a task needs.
         PoolError: A set is missing or damaged.
+        OutputError: The results cannot be written; this is checked first. A file of results is replaced.
     """
-    from pathlib import Path as FilePath
-
-    from thresher.lab.evaluate import SetSettings, Suite, evaluate_model, write_results
+    from thresher.lab.evaluate import SetSettings, Suite, check_target, evaluate_model, write_results
     from thresher.lab.model import load_model
+    from thresher.runtime.places import local_path
 
     paths = [os.fspath(data)] if isinstance(data, (str, os.PathLike)) else [os.fspath(one) for one in data]
     if not paths:
@@ -977,17 +980,20 @@ def evaluate_model(
     for option in ("tasks", "labels", "templates"):
         given = settings.get(option, ())
         settings[option] = (given,) if isinstance(given, str) else tuple(given)
-    if len(paths) == 1 and paths[0].endswith(".toml"):
+    if len(paths) == 1 and paths[0].lower().endswith(".toml"):
         if odd := [name for name, value in settings.items() if value]:
             raise UsageError(f"{paths[0]} is a suite, which has its own {odd[0]}; leave that out")
         suite = Suite.load(paths[0])
     else:
         made = (_made(SetSettings, "evaluate_model", {"data": path, **settings}) for path in paths)
         suite = Suite(name="given", sets=tuple(made))
+    target = None if out is None else local_path(out)
+    if target is not None:
+        check_target(target)
     encoder = load_model(model, device=device, precision=precision)
     results = evaluate_model(encoder, suite, seed=seed, progress=_progress(progress))
-    if out is not None:
-        write_results(results, FilePath(out))
+    if target is not None:
+        write_results(results, target)
     return results
 
 
@@ -1134,13 +1140,16 @@ def _split(options: Mapping[str, Any], name: str, *classes: type[Any]) -> list[d
     """Return the options of each of several dataclasses.
 
     Raises:
-        UsageError: None of them has an option; the message suggests a similar name.
+        UsageError: None of them has an option; the message suggests a similar name. Or a number is too large.
     """
     from dataclasses import fields
 
+    from thresher.runtime.parameters import check_size
+
     known = [{item.name for item in fields(cls) if item.init} for cls in classes]
     every = sorted(set().union(*known))
-    for option in options:
+    for option, value in options.items():
+        check_size(f"{name}: {option}", value)
         if option not in every:
             raise UsageError(f"{name} has no option {option!r}; it has {', '.join(every)}.{suggest(option, every)}")
     return [{option: value for option, value in options.items() if option in own} for own in known]

@@ -804,7 +804,7 @@ class Selection:
             raise PoolError(f"{path}: has format {version}, but this version reads format {FORMAT}")
         total = head.whole("rows", 0, 2**40)
         heads = head.objects("steps", _MOST_STEPS)
-        dropped_by = _load(path, "dropped_by.npy", SIGNED, (total,), -1, max(len(heads) - 1, 0))
+        dropped_by = _load(path, "dropped_by.npy", SIGNED, (total,), -1, len(heads) - 1)
         repeats = _load(path, "repeats.npy", INTEGERS, (total,), 0, 2**31 - 1) if head.flag("repeats") else None
         dropped, uses = _counted(path, dropped_by, repeats, len(heads))
         kept = total - sum(dropped)
@@ -813,7 +813,7 @@ class Selection:
         if "uses" in head.values and uses != head.whole("uses"):
             raise PoolError(f"{path}: rows are used {uses:,} times, but selection.json says {head.whole('uses'):,}")
         steps, given = [], total
-        for number, (fields, out) in enumerate(zip(heads, dropped, strict=False)):  # a mask alone has no steps
+        for number, (fields, out) in enumerate(zip(heads, dropped, strict=True)):
             steps.append(_load_step(path, number, fields, total))
             said = steps[-1].rows_in, steps[-1].rows_out
             if said != (given, given - out):
@@ -870,7 +870,7 @@ def _counted(folder: Path, dropped_by: Array, repeats: Array | None, steps: int)
     """Return how many rows each step dropped, and how often rows are used, after comparing the arrays of all rows."""
     total = len(dropped_by)
     mask = _load(folder, "mask.npy", ("bool",), (total,))
-    counts, uses = np.zeros(2 + max(steps - 1, 0), np.int64), 0
+    counts, uses = np.zeros(1 + steps, np.int64), 0
     for lo in range(0, total, _BLOCK):
         by, kept = dropped_by[lo : lo + _BLOCK], np.asarray(mask[lo : lo + _BLOCK])
         if len(counts) <= _FEW:  # comparing is several times faster than bincount, which converts to int64 first

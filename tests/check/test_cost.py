@@ -59,12 +59,17 @@ def test_more_of_anything_that_helps_is_not_slower() -> None:
         assert estimate(steps, worse, LARGE).seconds > base.seconds
 
 
-def test_remote_rows_are_copied_once_where_single_rows_are_read() -> None:
+def test_rows_are_written_in_cluster_order_where_single_rows_are_slow() -> None:
+    """Remote ones, and on several nodes: as runs and merged, or as one run if they are few."""
     found = estimate([SEMDEDUP, SEMDEDUP], ROWS, LARGE)
-    assert [step.written > 0 for step in found.steps] == [False, True, False]
-    assert found.steps[1].written == 10**9 * 768 * 2
-    local = estimate([SEMDEDUP], replace(ROWS, remote=False), LARGE)
-    assert local.steps[1].written == local.steps[1].requests == 0
+    assert [step.written > 0 for step in found.steps] == [False, True, True]
+    assert found.steps[1].written == 2 * 10**9 * 768 * 2
+    few = estimate([SEMDEDUP], replace(ROWS, count=10**4), LARGE)
+    assert few.steps[1].written == 10**4 * 768 * 2
+    local = replace(ROWS, remote=False)
+    assert estimate([SEMDEDUP], local, LARGE).steps[1].written > 0
+    one = estimate([SEMDEDUP], local, replace(LARGE, nodes=1))
+    assert one.steps[1].written == one.steps[1].requests == 0
     assert found.steps[0].requests >= 3 * 1_000 + 2 * 10**9 / 16_384
 
 
@@ -80,6 +85,12 @@ def test_rows_that_cannot_be(wrong: dict[str, int]) -> None:
         replace(ROWS, **wrong)
     with pytest.raises(UsageError, match="nodes and cores must be at least 1"):
         Cluster(0)
+
+
+@pytest.mark.parametrize("name", ["count", "dim", "bytes", "files", "nodes", "cores"])
+def test_numbers_that_no_float_holds(name: str) -> None:
+    with pytest.raises(UsageError, match=f"{name} = a whole number of .*; the largest number allowed is"):
+        replace(LARGE if name in ("nodes", "cores") else ROWS, **{name: 10**5000})
 
 
 def test_speeds_are_measured(tmp_path: Path) -> None:

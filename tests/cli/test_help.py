@@ -82,6 +82,7 @@ def test_the_list_of_commands_loads_none_of_them(words: list[str]) -> None:
     heavy = {"numpy", "rich", "fsspec", "duckdb", "pyarrow", "torch", "threadpoolctl", "multiprocessing"}
     assert not loaded & (commands | heavy)
     assert {name for name in loaded if name.startswith("thresher.")} == {
-        "thresher.cli", "thresher.cli.main", "thresher.cli.options", "thresher.cli.output", "thresher.errors",
-        "thresher.io", "thresher.io.paths", "thresher.api", "thresher.resharding",
+        "thresher.cli", "thresher.cli.completion", "thresher.cli.main", "thresher.cli.options", "thresher.cli.output",
+        "thresher.errors", "thresher.io", "thresher.io.paths", "thresher.api", "thresher.resharding",
+        "thresher.runtime", "thresher.runtime.config",
     }  # fmt: skip

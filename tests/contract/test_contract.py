@@ -143,7 +143,7 @@ class EveryOther:
 MUTE = TOY.replace("every-other", "mute").replace("EveryOther", "Mute").replace("its number is {cluster}", "")
 
 
-@pytest.mark.skipif("THRESHER_TOY" in os.environ, reason="the toys do not test themselves")
+@pytest.mark.skipif("TOY_THRESHER" in os.environ, reason="the toys do not test themselves")
 def test_a_new_file_is_all_a_new_method_takes(tmp_path) -> None:
     """Methods dropped into a copy of the package are found and tested; one without reasons fails."""
     package = Path(thresher.__file__).parent
@@ -153,7 +153,7 @@ def test_a_new_file_is_all_a_new_method_takes(tmp_path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", __file__]
         + ["-k", "TestEveryOther or TestMute and (chain or word)"],
-        env={**os.environ, "PYTHONPATH": str(tmp_path), "THRESHER_TOY": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "TOY_THRESHER": "1", "PYTHONDONTWRITEBYTECODE": "1"},
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,

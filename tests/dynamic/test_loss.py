@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from thresher.dynamic.loss import (
     clip_losses,
+    distill_losses,
     drrho_losses,
     moco_v2_losses,
     moco_v3_losses,
@@ -77,6 +78,24 @@ def brute_drrho(image, text, reference_image, reference_text, temperature, epsil
     return grid(rows)
 
 
+def brute_distill(image, text, teacher_image, teacher_text, scale, temperature, weight):
+    known = teacher_image.detach(), teacher_text.detach()
+    n, clip = range(len(image)), brute_clip(image, text, scale)
+    rows = []
+    for i in n:
+        row = []
+        for r, pair in enumerate((lambda i, j: (i, j), lambda i, j: (j, i))):
+            at = [pair(i, j) for j in n]
+            ours = [scale * cosine(image[a], text[b]) for a, b in at]
+            theirs = [cosine(known[0][a], known[1][b]) / temperature for a, b in at]
+            log_q = [one - torch.logsumexp(torch.stack(ours), 0) for one in ours]
+            log_p = [one - torch.logsumexp(torch.stack(theirs), 0) for one in theirs]
+            apart = sum(p.exp() * (p - q) for p, q in zip(log_p, log_q, strict=True))
+            row.append(weight * apart + (1 - weight) * clip[i, r])
+        rows.append(row)
+    return grid(rows)
+
+
 def brute_moco_v2(query, key, queue, temperature):
     key, queue = key.detach(), queue.detach()
     rows = []
@@ -117,6 +136,7 @@ LOSSES: dict[str, tuple[Callable, Callable, int, tuple]] = {
     "clip": (clip_losses, brute_clip, 2, (torch.tensor(20.0),)),
     "siglip": (siglip_losses, brute_siglip, 2, (torch.tensor(10.0), torch.tensor(-10.0))),
     "drrho": (drrho_losses, brute_drrho, 4, (0.2,)),
+    "distill": (distill_losses, brute_distill, 4, (torch.tensor(20.0), 0.2, 0.75)),
     "moco_v2": (moco_v2_losses, brute_moco_v2, 2, (0.2,)),
     "moco_v3": (moco_v3_losses, brute_moco_v3, 4, (0.2,)),
     "simclr": (simclr_losses, brute_simclr, 2, (0.1,)),
@@ -169,7 +189,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
     for _, brute, _, _ in LOSSES.values():
         name = next(key for key, value in LOSSES.items() if value[1] is brute)
         given = [v.double() if isinstance(v, torch.Tensor) else v for v in arguments(name, 3)]
-        fixed = {"moco_v2": 1, "moco_v3": 2, "drrho": 2}.get(
+        fixed = {"moco_v2": 1, "moco_v3": 2, "drrho": 2, "distill": 2}.get(
             name, len(given)
         )  # from there on keys: no gradient, as published
         for i, v in enumerate(given[:fixed]):
@@ -264,6 +284,7 @@ def test_extremes_stay_finite(name: str, scale: float, kind: str) -> None:
         features = [rows, other, -other]
     features = with_gradients(features)
     number = (scale, -10.0) if name == "siglip" else (scale,) if name == "clip" else (1 / scale,)
+    number = (scale, 1 / scale) if name == "distill" else number
     losses = function(*features, *number)
     losses.mean().backward()
     assert losses.isfinite().all()
@@ -323,6 +344,29 @@ def test_drrho_is_infonce_of_what_the_model_says_beyond_the_reference() -> None:
     assert torch.allclose(plain, drrho_losses(image, text, same[:, :1], -same[:, :1], 0.05, 1e-30), atol=1e-6)
 
 
+def test_distillation_is_that_of_open_clip_less_the_entropy_of_the_teacher() -> None:
+    """Its gradient is the same; and a model that matches like its teacher has no loss."""
+    from open_clip.loss import DistillClipLoss
+
+    image, text, known_image, known_text = (F.normalize(x, dim=1) for x in arguments("distill")[:4])
+    known = F.softmax(torch.stack([known_image @ known_text.T, known_text @ known_image.T]) / 0.2, dim=2)
+    entropy = -(known * known.log()).sum(2).mean()
+    found = []
+    for weight in (1.0, 0.5):
+        a, b = with_gradients([image, text])
+        distill_losses(a, b, known_image, known_text, 20.0, 0.2, weight).mean().backward()
+        ours = a.grad, b.grad
+        c, d = with_gradients([image, text])
+        unit_c, unit_d = F.normalize(c, dim=1), F.normalize(d, dim=1)
+        contrast, distill = DistillClipLoss()(unit_c, unit_d, 20.0, known_image, known_text, 5.0)
+        found.append(distill_losses(image, text, known_image, known_text, 20.0, 0.2, weight).mean())
+        torch.testing.assert_close(found[-1], weight * (distill - entropy) + (1 - weight) * contrast)
+        (weight * distill + (1 - weight) * contrast).backward()
+        torch.testing.assert_close(ours, (c.grad, d.grad), rtol=1e-4, atol=1e-6)
+    assert found[0] != found[1]
+    assert distill_losses(image, text, 2 * image, text, 10.0, 0.1).max() < 1e-5
+
+
 def test_the_queue_may_move_on_before_backward() -> None:
     query, key, queue = with_gradients(arguments("moco_v2")[:3])
     queue = queue.detach()
@@ -365,6 +409,9 @@ ROWS, WIDER, MORE = torch.ones(3, 4), torch.ones(3, 5), torch.ones(4, 4)
         (lambda: clip_losses(ROWS, ROWS, 1.0, gather=True), "init_process_group"),
         (lambda: drrho_losses(ROWS, ROWS, ROWS[:1], ROWS[:1]), "reference features of 1 rows"),
         (lambda: drrho_losses(ROWS, ROWS, ROWS, ROWS, epsilon=0.0), "epsilon must be above 0"),
+        (lambda: distill_losses(ROWS, ROWS, ROWS[:1], ROWS[:1], 1.0), "teacher features of 1 rows"),
+        (lambda: distill_losses(ROWS, ROWS, ROWS, ROWS, 1.0, weight=0.0), "weight = 0.0; give a number above 0"),
+        (lambda: distill_losses(ROWS, ROWS, ROWS, ROWS, 1.0, temperature=0.0), "temperature must be above 0"),
     ],
 )
 def test_what_cannot_be_carried_out_is_refused(call: Callable, message: str) -> None:
@@ -452,6 +499,49 @@ def test_several_processes_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             of_ranks = [gradient[i] for _, gradient in parts]
             got = torch.cat(of_ranks) / ranks if expected.ndim else torch.stack(of_ranks).mean()
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
+
+
+CHUNKS = ("bidir", "shift", "reduce", "gather")  # open_clip's --loss-dist-impl
+
+
+def siglip_on_rank(rank: int, world: int, folder: str) -> None:
+    """On each rank: the losses per sample, and open_clip's chunked loss with its gradients."""
+    from open_clip.loss import SigLipLoss
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
+    found = {}
+    for chunks in ("ours", *CHUNKS):
+        image, text, scale, bias = with_gradients(share("siglip", [4] * world, rank))
+        if chunks == "ours":
+            losses = siglip_losses(image, text, scale, bias, gather=True)
+            found["losses"], loss = losses.detach(), reduce(losses)
+        else:
+            own = SigLipLoss(rank=rank, world_size=world, dist_impl=chunks)
+            loss = own(F.normalize(image, dim=1), F.normalize(text, dim=1), scale, bias)
+        loss.backward()
+        found[chunks] = loss.detach(), image.grad, text.grad
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 3])
+def test_losses_per_sample_are_right_however_open_clip_chunks_siglip(
+    world: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of one process on the whole batch; in the mean over ranks, open_clip's loss and its gradients."""
+    if sys.platform == "linux":
+        monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    torch.multiprocessing.spawn(siglip_on_rank, (world, str(tmp_path)), nprocs=world)
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world)]
+    whole = arguments("siglip", 4 * world)
+    torch.testing.assert_close(torch.cat([found["losses"] for found in ranks]), siglip_losses(*whole))
+    for chunks in CHUNKS:
+        means = [torch.stack([found[name][0] for found in ranks]).mean() for name in ("ours", chunks)]
+        torch.testing.assert_close(*means)
+        for found in ranks:  # summed over the ranks that used a row, in both
+            torch.testing.assert_close(found["ours"][1:], found[chunks][1:], rtol=1e-4, atol=1e-6)
 
 
 def test_a_world_of_one_is_no_gather(tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ def test_keys_with_one_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> N
         ({"key": ["a"], "score": [1.0]}, PoolError, "no column of losses .loss or reference_loss.; it has key, score"),
         ({"key": ["a"], "loss": ["high"]}, PoolError, "its column loss is string; give numbers"),
         ({"key": ["a", None], "loss": [1.0, 2.0]}, PoolError, "1 rows have no key; every row needs one"),
+        ({"key": ["a", "b"], "loss": [float("nan"), 1e308]}, UsageError, "none of its reference losses is a finite"),
         ({"key": ["a", "b", "a"], "loss": [1.0, 2.0, 3.0]}, UsageError, "1 keys have two reference losses"),
         ({"key": pa.array([], pa.string()), "loss": pa.array([], pa.float32())}, UsageError, "no reference losses"),
     ],

@@ -219,6 +219,41 @@ def test_an_epoch_shorter_than_a_batch_is_one_batch(drop_last: bool) -> None:
     assert [sorted(rows) for rows in sampler] == [[1, 4]]
 
 
+@each
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_batch_in_parts_is_the_batch(name: str, parts: int) -> None:
+    """What the parts return adds up to what the batch returns, and they are ranked together."""
+    whole, divided, losses = make(name), make(name), table()
+    for epoch in range(EPOCHS):
+        for rows in divided:
+            losses_BR = losses[epoch, rows]
+            total = whole.reduce(np.array(rows), losses_BR)
+            cuts = [len(rows) * part // parts for part in range(parts + 1)]
+            of_parts = [divided.reduce_part(rows[a:b], losses_BR[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
+            torch.testing.assert_close(torch.stack(of_parts).sum(), total)
+    assert data(divided.state_dict()) == data(whole.state_dict())
+
+
+def test_only_the_part_that_is_next_is_taken() -> None:
+    sampler = make("full")
+    rows, rest = next(iter(sampler))[:5], next(iter(sampler))[5:]
+    sampler.reduce_part(rows, torch.rand(5, 2))
+    for wrong in (rows, rest[1:], [*rest, 0]):
+        with pytest.raises(UsageError, match="are not those of step 0 of epoch 0"):
+            sampler.reduce_part(wrong, torch.rand(len(wrong), 2))
+    for shape in ((4, 2), (len(rest), 1), (len(rest),)):
+        with pytest.raises(UsageError, match=f"give \\({len(rest)}, 2\\), the same for all parts"):
+            sampler.reduce_part(rest, torch.rand(shape))
+    again = make("full")
+    again.load_state_dict(sampler.state_dict())  # between the parts: the batch starts again
+    assert next(iter(again)) == [*rows, *rest]
+    again.reduce_part(rows, torch.rand(5, 2))
+    again.reduce_part(rest, torch.rand(len(rest), 2))
+    assert again.step == 1
+    with pytest.raises(UsageError, match="a JestSampler chooses rows of a batch; call reduce with these"):
+        make_jest().reduce_part(rows, torch.rand(5, 2))
+
+
 def test_ids_above_two_to_the_24_are_exact() -> None:
     """As float32 every second of them would be its neighbour."""
     rows = 2**24 + 10

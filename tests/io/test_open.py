@@ -108,6 +108,8 @@ DAMAGE = {
 NEITHER = {
     "memory": MemoryError("no"),
     "Arrow's memory": pa.ArrowMemoryError("no"),
+    "a thread of Arrow": pa.ArrowException("Failed to launch worker thread: Resource temporarily unavailable"),
+    "memory in the text of a library": ValueError("Unable to allocate 3 GiB for an array"),
     "package": ImportError("Install s3fs"),
     "key": KeyError("Contents"),
     "attribute": AttributeError("no"),

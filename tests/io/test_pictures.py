@@ -510,3 +510,13 @@ def test_no_ending_belongs_to_two_formats() -> None:
     assert len(set(endings)) == len(endings) == len(ENDINGS)
     assert ENDINGS[:2] == ("jpg", "jpeg")
     assert all(ending == ending.lower() for ending in ENDINGS)
+
+
+def test_a_decoder_without_memory_is_not_a_damaged_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(self: Any) -> None:
+        raise OSError("out of memory error when reading image file")  # what Pillow raises for its status -9
+
+    data = saved(Image.new("RGB", (8, 8)))
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", load)
+    with pytest.raises(MemoryError):
+        open_rgb(data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ from PIL import Image
 from torch.nn import functional as F
 
 import thresher as th
-from thresher.errors import PoolError, UsageError
+from thresher.errors import OutputError, PoolError, UsageError
 from thresher.evaluation.bootstrap import share_interval
 from thresher.io.pictures import open_rgb
-from thresher.lab.evaluate import SetSettings, Suite, encode_texts, evaluate_model
+from thresher.lab.evaluate import SetSettings, Suite, check_target, encode_texts, evaluate_model, write_results
 from thresher.lab.model import spec_of
 from thresher.lab.sets import open_set
 
@@ -360,3 +361,36 @@ def test_a_trained_model_has_the_numbers_of_its_trainer(tmp_path: Path) -> None:
     assert metrics(results, "retrieval")["image_retrieval_recall@5"] == pytest.approx(own["text_to_image_R@5"])
     assert metrics(results, "zero-shot")["acc1"] == pytest.approx(own["zero_shot_label_name_top1"])
     assert [json.loads(line) for line in out.read_text().splitlines()] == results
+
+
+def test_endings_in_capitals(sets: Path, tmp_path: Path) -> None:
+    shutil.copy(sets / "plain.parquet", tmp_path / "PLAIN.PARQUET")
+    (tmp_path / "folder").mkdir()
+    shutil.copy(sets / "plain.parquet", tmp_path / "folder" / "A.PARQUET")
+    expected = open_set(str(sets / "plain.parquet"))
+    for path in (tmp_path / "PLAIN.PARQUET", tmp_path / "folder"):
+        found = open_set(str(path))
+        assert (len(found), found.texts, list(found.labels)) == (len(expected), expected.texts, list(expected.labels))
+    (tmp_path / "SUITE.TOML").write_text('name = "x"\n[[set]]\ndata = "NOTHING.PARQUET"\n')
+    with pytest.raises(UsageError, match=r"run nowhere|nowhere"):  # it is a suite: the model is loaded first
+        th.evaluate_model("run:nowhere", tmp_path / "SUITE.TOML")
+    with pytest.raises(UsageError, match="is a suite, which has its own labels"):
+        th.evaluate_model("run:nowhere", tmp_path / "SUITE.TOML", labels=["kind"])
+
+
+def test_results_that_cannot_be_written_are_known_before_the_work(sets: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "list.json").write_text("[1]")
+    (tmp_path / "file").write_text("")
+    for name, message in (
+        ("notes.txt", "exists and is not a file of results; choose another name"),
+        ("list.json", "exists and is not a file of results"),
+        ("", "is a folder; give a file"),
+        ("file/below.jsonl", "cannot be written"),
+    ):
+        with pytest.raises(OutputError, match=message):
+            th.evaluate_model("run:nowhere", sets / "plain.parquet", out=tmp_path / name)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    check_target(tmp_path / "new.jsonl")
+    write_results([{"key": "a", "metrics": {}}], tmp_path / "new.jsonl")
+    check_target(tmp_path / "new.jsonl")

@@ -19,6 +19,7 @@ import pytest
 
 from tests.train.conftest import POOL, emoji
 from thresher.errors import OutputError, PoolError, UsageError
+from thresher.lab import work
 from thresher.lab.plan import Plan
 from thresher.lab.runner import described, run_plan
 from thresher.lab.work import read_result
@@ -249,6 +250,73 @@ def test_a_damaged_file_of_a_plan_is_named(
         run_plan(Plan.parse(PLAN), tmp_path / "out", data=data, minutes=0)
 
 
+_RUN = {
+    "metrics": {"held-out average": 50.0}, "samples_seen": 10, "share_pruned": 0.5, "scored_forwards": 10,
+    "seconds": 1.0, "images_decoded": 10, "kept": {"swapped": {"rows": 4, "left_out": 1}},
+}  # fmt: skip
+_TRIAL = {"samples_per_second": 100.0, "other_seconds": 1.0}
+_CORPUS = {"rows": 100, "evals": ["held-selection.parquet"], "swapped": 3}
+_WRONG: list[tuple[str, dict[str, Any], str, list[Any]]] = [
+    *[
+        ("runs/noisy/full/seed-0", _RUN, name, [None, "x", [], {}, True, -1, 10**400, "\x1b[31m"])
+        for name in ("samples_seen", "scored_forwards", "seconds", "images_decoded")
+    ],
+    ("runs/noisy/full/seed-0", _RUN, "share_pruned", [None, "x", 1.5, []]),
+    ("runs/noisy/full/seed-0", _RUN, "metrics", [None, 5, [1], {"held-out average": "x"}, {"a": None}, {"a": 101}]),
+    ("runs/noisy/full/seed-0", _RUN, "kept", [5, "x", {"swapped": 1}, {"swapped": {"rows": 0, "left_out": 0}}]),
+    ("runs/noisy/full/seed-0", _RUN, "left_out", [{"swapped": {"rows": 1, "left_out": 2}}]),
+    ("trial", _TRIAL, "samples_per_second", [None, 0, -1, "x", 1e308]),
+    ("trial", _TRIAL, "other_seconds", [None, "x", []]),
+    ("corpora/noisy", _CORPUS, "rows", [None, 0, "x", 10**30, [], 1.5]),
+    ("corpora/noisy", _CORPUS, "swapped", [None, "x", -1]),
+    ("corpora/noisy", _CORPUS, "evals", [None, 5, "x", [5], ["../a.parquet"], ["/etc/passwd"], ["a/b"], ["a\0b"]]),
+]
+
+
+def test_a_result_of_someone_else_is_refused_in_one_line_that_names_the_value(
+    data: Path, tmp_path: Path, in_process: list[str]
+) -> None:
+    out, plan = tmp_path / "out", Plan.parse(PLAN)
+    for folder, good, name, values in _WRONG:
+        path = out / folder / "result.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        missing = {key: value for key, value in good.items() if key != name}
+        wrong = [{**good, name: value} for value in values]
+        for content in (*wrong, *([missing] if name not in ("swapped", "kept", "left_out") else [])):
+            path.write_text(json.dumps(content))
+            with pytest.raises(OutputError, match=f"result.json(: \\w+)*: .*{name}.*; remove its folder") as caught:
+                run_plan(plan, out, data=data, minutes=0)
+            assert len(str(caught.value)) < 400 + len(str(path))
+        path.write_text(json.dumps(good))
+    assert [run.row for run in run_plan(plan, out, data=data, minutes=0)] == ["full"]
+    assert in_process == []
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "out of memory"),
+        (RuntimeError("Unable to allocate 3 GiB"), "out of memory"),
+        (OSError(28, "No space left on device", "run"), "No space left on device"),
+        (UnicodeEncodeError("utf-8", "a\udcff", 1, 2, "surrogates not allowed"), "not valid UTF-8; rename it"),
+    ],
+)
+def test_a_job_says_in_one_line_why_it_failed(
+    error: Exception, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def do(folder: Path) -> None:
+        raise error
+
+    (tmp_path / "job.json").write_text('{"what": {"trainer": {"threads": 1}}}')
+    monkeypatch.setattr(work, "do", do)
+    monkeypatch.setattr(work, "_end_with_parent", lambda: None)
+    assert work.main([str(tmp_path)]) == 1
+    line = capsys.readouterr().err
+    assert line.startswith("error: ")
+    assert said in line
+    assert line.count("\n") == 1
+
+
 def test_a_dry_run_says_what_would_run(data: Path) -> None:
     found = described(Plan.parse(PLAN), data)
     assert (found["runs"], found["rows"], found["kind"]) == (9, 100, "parquet")
@@ -316,5 +384,5 @@ def test_a_plan_runs_end_to_end_on_the_emoji_pool(tmp_path: Path) -> None:
     assert _seconds() - before < 180
     found = results(out)
     assert {run["row"] for run in found["runs"]} == {row.name for row in Plan.load("scan-clip", "emoji").rows}
-    assert read_result(out / "trial")["samples_per_second"] > 0
+    assert read_result(out / "trial", "trial")["samples_per_second"] > 0
     shutil.rmtree(out)

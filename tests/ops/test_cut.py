@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from itertools import product
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from thresher.errors import BudgetError, UsageError
+from thresher.ops import cut
 from thresher.ops.cut import allocate, order_by_group, pack, softmax, top, top_per_group
 
 # Few distinct values, so that ties abound; both zeros, both infinities, the smallest and largest of float32.
@@ -64,7 +66,84 @@ def test_top_per_group_is_the_head_of_each_group(case: tuple[np.ndarray, np.ndar
 def test_order_by_group_is_a_stable_sort(case: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
     scores, labels, _ = case
     expected = sorted(range(len(scores)), key=lambda i: (labels[i], -scores[i].item(), i))
-    assert order_by_group(scores, labels).tolist() == expected
+    assert np.concatenate(list(order_by_group(scores, labels))).tolist() == expected
+
+
+@pytest.mark.parametrize("kind", ["float32", "uint32", "uint64"])
+@pytest.mark.parametrize("groups", [1, 3, 5_000])
+def test_many_rows_in_blocks(groups: int, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks, digits and parts smaller than the groups; many ties, so that row ids decide."""
+    monkeypatch.setattr(cut, "_BLOCK", 1_000)
+    monkeypatch.setattr(cut, "_SORTED", 300)
+    rng, n = np.random.default_rng(groups), 20_000
+    labels = np.minimum(rng.geometric(0.2, n) * groups // 12, groups - 1)
+    some = (
+        rng.standard_normal(60) if kind == "float32" else rng.integers(0, np.iinfo(kind).max, 60, kind, endpoint=True)
+    )
+    scores = np.concatenate([rng.choice(some, n // 2), rng.permutation(n - n // 2)]).astype(kind)
+    labels[:4_000], scores[:4_000] = labels[0], scores[0]  # one group of equal scores
+    expected = np.lexsort((np.arange(n), -scores if kind == "float32" else ~scores, labels))
+    spaces = []
+
+    def space(count: int) -> np.ndarray:
+        spaces.append(count)
+        return np.empty(count, np.int64)
+
+    parts = list(order_by_group(scores, labels, space))
+    assert np.concatenate(parts).tolist() == expected.tolist()
+    assert spaces[0] == n
+    assert len(parts) > 20
+    sizes = np.bincount(labels, minlength=groups)
+    for share in (0, 0.3, 1):
+        counts = (sizes * share).astype(np.int64)
+        mask = np.zeros(n, bool)
+        starts = np.cumsum(sizes) - sizes
+        for start, count in zip(starts, counts, strict=True):
+            mask[expected[start : start + count]] = True
+        assert top_per_group(scores, labels, counts).tolist() == mask.tolist()
+
+
+def test_counts_and_sums_of_groups_are_those_of_bincount(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit, although rows are added in blocks."""
+    rng = np.random.default_rng(0)
+    labels, values, mask = rng.integers(0, 7, 5_000), rng.random(5_000, np.float32), rng.random(5_000) < 0.4
+    for block in (64, 4_999, 10_000):
+        monkeypatch.setattr(cut, "_BLOCK", block)
+        assert cut.sums_of(labels, values, 9).tobytes() == np.bincount(labels, values, 9).tobytes()
+        assert cut.sizes_of(labels, 9).tolist() == np.bincount(labels, minlength=9).tolist()
+        assert cut.sizes_of(labels, 0, mask).tolist() == np.bincount(labels[mask]).tolist()
+
+
+def test_no_rows() -> None:
+    assert top_per_group(np.empty(0, np.float32), np.empty(0, np.int32), np.zeros(0, np.int64)).tolist() == []
+    assert [len(part) for part in order_by_group(np.empty(0, np.float32), np.empty(0, np.int32))] == [0]
+
+
+@pytest.mark.parametrize("kind", ["float32", "uint64"])
+def test_memory_a_row(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of budgets and top-k at most 12 bytes a row, of a quota half a byte and the result."""
+    monkeypatch.setattr(cut, "_BLOCK", 2**14)
+    monkeypatch.setattr(cut, "_SORTED", 2**16)
+    n = 500_000
+    scores = np.random.default_rng(0).integers(0, 1_000, n).astype(kind)  # many ties
+    labels, counts = np.zeros(n, np.int32), np.array([n // 3])
+    spaces = [np.empty(n, np.int64) for _ in range(9)]
+    used = {}
+    for name, call in (
+        ("top", lambda: top(scores, n // 3)),
+        ("top_per_group", lambda: top_per_group(scores, labels, counts)),
+        (
+            "order_by_group",
+            lambda: [None for _ in order_by_group(scores, labels, lambda count: spaces.pop()[:count])],
+        ),
+    ):
+        tracemalloc.start()
+        call()
+        used[name] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert used["top"] < 12 * n
+    assert used["top_per_group"] < 1.6 * n + 80 * cut._BLOCK + 2**20
+    assert used["order_by_group"] < 100 * cut._SORTED + n / 2
 
 
 @pytest.mark.parametrize(

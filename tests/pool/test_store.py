@@ -225,7 +225,7 @@ BIG = 2**53 + 1  # float64 has no such number
         ([True, None, False], pa.bool_(), [1.0, math.nan, 0.0]),
         ([True, True, False], pa.bool_(), [True, True, False]),
         ([0.5, None, math.inf], pa.float32(), [0.5, math.nan, math.inf]),
-        ([0.5, None, 2.0], pa.float16(), [0.5, math.nan, 2.0]),
+        ([np.float16(0.5), None, np.float16(2)], pa.float16(), [0.5, math.nan, 2.0]),
         ([None, None, None], pa.null(), [math.nan] * 3),
     ],
 )

@@ -389,6 +389,11 @@ def test_without_locks(number: int, place: Path, tmp_path: Path, monkeypatch: py
     assert work("semdedup", place, tmp_path / "new", skip=True) == expected[0]
 
 
+def copy_vectors(folder: Path) -> None:
+    store = opened(folder, folder / "cache", False)
+    Run(store, Selection.everything("", "", {}, store.total), Serial(), Cache(folder / "cache")).local("image")
+
+
 @needs_root
 def test_a_run_of_another_user_uses_what_this_one_may_remove(place: Path) -> None:
     """Neither a full cache nor a day removes what it reads: the joined table, local copies, arrays."""
@@ -399,6 +404,7 @@ def test_a_run_of_another_user_uses_what_this_one_may_remove(place: Path) -> Non
             here, there = place / name, folder / name
             shutil.copytree(here, there) if here.is_dir() else shutil.copy(here, there)
         expected = work("semdedup", folder, folder / "cache")
+        copy_vectors(folder)
         entries = sorted(path for path in (folder / "cache").rglob("*.*") if path.is_file())
 
         def use() -> None:

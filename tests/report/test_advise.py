@@ -134,7 +134,8 @@ def test_without_runs_it_says_what_is_not_known(capsys: pytest.CaptureFixture[st
             "the metric 'zero_shot'; they all have R@1, other",
         ),
         (planted(GOOD), {}, ("--row", "none"), "has no row 'none'; it has keep-0.1"),
-        (planted(GOOD), {"share_pruned": 1}, (), "a number below 1"),
+        (planted(GOOD), {"share_pruned": 1}, (), "a number up to 0.999999"),
+        (planted(GOOD), {"share_pruned": 1 - 1e-12}, (), "a number up to 0.999999"),
         (planted(GOOD), {"share_pruned": "x"}, (), "share_pruned"),
         (planted(GOOD), {"samples_seen": None}, (), "samples_seen"),
         (planted(GOOD), {"metrics": {"R@1": 170}}, (), "R@1"),
@@ -156,3 +157,5 @@ def test_what_cannot_be_fitted_is_refused(
     (tmp_path / "results.json").write_text("{")
     assert main(["advise", POOL, "--samples-seen", "100", "--runs", str(lab)]) == 2
     assert main(["advise", POOL, "--samples-seen", "100", "--runs", str(tmp_path / "nowhere")]) == 2
+    with pytest.raises(th.UsageError, match="the largest number allowed is"):
+        th.advise(POOL, 10**400)

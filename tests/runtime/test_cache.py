@@ -18,8 +18,8 @@ import pytest
 
 from tests.runtime.common import as_nobody, begin, end_of, killed_at, needs_root, no_locks, run, wait_for
 from thresher import Cache, OutputError, build, open_store, run_steps
-from thresher.runtime.cache import default_folder
 from thresher.runtime.checksums import CacheWarning, append_checksum
+from thresher.runtime.config import cache_folder
 from thresher.runtime.engines.serial import Serial
 
 pytest.importorskip("fcntl")
@@ -50,14 +50,14 @@ def open_path(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def test_the_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_folder() == str(tmp_path / "thresher")
+    assert cache_folder() == str(tmp_path / "thresher")
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     monkeypatch.setenv("HOME", str(tmp_path))
     if sys.platform == "linux":
-        assert default_folder() == str(tmp_path / ".cache" / "thresher")
-    assert Cache.at().folder == Path(default_folder())
+        assert cache_folder() == str(tmp_path / ".cache" / "thresher")
+    assert Cache.at().folder == Path(cache_folder())
 
 
 @pytest.mark.parametrize(

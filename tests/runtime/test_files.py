@@ -180,3 +180,39 @@ def test_the_file_is_the_old_or_the_new_when_killed(tmp_path: Path) -> None:
     assert target.read_text() == "new"
     assert point
     assert KILLED
+
+
+@pytest.mark.parametrize("rows", [0, 10, 3_000_000])
+def test_space_for_a_while_is_mapped_if_it_is_large(tmp_path: Path, rows: int) -> None:
+    array = files.mapped_space(tmp_path, rows, np.int64)
+    assert type(array) is np.ndarray
+    assert (array.shape, array.dtype) == ((rows,), np.int64)
+    assert not array.any()
+    array[:] = np.arange(rows)
+    assert array[-1:].tolist() == [rows - 1][:rows]
+    assert isinstance(array.base, np.memmap) == (rows > 10)
+    assert not list(tmp_path.iterdir())
+
+
+def test_space_on_a_full_disk_is_an_error_and_not_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, found in ((errno.ENOSPC, OutputError), (errno.EOPNOTSUPP, None)):
+
+        def fails(*_: object, number: int = number) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "posix_fallocate", fails)
+        if found is None:
+            assert len(files.mapped_space(tmp_path, 2_000_000, np.int64)) == 2_000_000
+        else:
+            with pytest.raises(found, match=r"cannot be written \(No space left on device\); free some space"):
+                files.mapped_space(tmp_path, 2_000_000, np.int64)
+
+
+def test_a_pipe_is_not_replaced(tmp_path: Path) -> None:
+    """A device is not either: with --overwrite, an administrator would lose /dev/null."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputError, match="pipe: is a pipe or a device, which would be replaced; give a file"):  # noqa: SIM117
+        with writing(tmp_path / "pipe"):
+            raise AssertionError
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+    assert (tmp_path / "pipe").is_fifo()

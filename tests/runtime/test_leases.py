@@ -438,3 +438,18 @@ def test_a_file_system_that_does_not_answer_blocks_nobody(tmp_path: Path, monkey
     HEART.keep(tmp_path / "file", Lease(0.01, 1))()
     end()
     goes_on.set()
+
+
+def test_a_suspended_holder_notices_that_another_took_over(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with holding(path, "the pool", lease=LONG) as still_held:
+        still_held()
+        mine = path.read_bytes()
+        path.write_bytes(b"process 7 on elsewhere\n0123")
+        with pytest.raises(OutputError, match="the pool: another process took it over.* for 600 s .*; nothing more"):
+            still_held()
+        path.unlink()
+        with pytest.raises(OutputError, match="took it over"):
+            still_held()
+        path.write_bytes(mine)
+        still_held()

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import math
+from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 import pytest
 
+import thresher as th
 from thresher.cli.main import SECTIONS, thresher
 from thresher.dynamic.registry import POLICIES
 from thresher.errors import ThresherError, UsageError
@@ -94,6 +96,17 @@ def test_whole_numbers_have_a_limit(value: int) -> None:
             coerce("a", kind, value)
     with pytest.raises(UsageError, match="cannot keep"):
         Keep.parse(value)
+
+
+@pytest.mark.parametrize("value", [10**400, MOST + 1])
+def test_functions_of_the_package_have_the_same_limit(value: int, tmp_path: Path) -> None:
+    calls: list[tuple[Any, dict[str, Any]]] = [
+        (th.cluster, {"iterations": value}), (th.cluster, {"clusters": value}), (th.embed, {"batch_size": value}),
+    ]  # fmt: skip
+    for function, options in calls:
+        more = {"out": tmp_path / "out", "encoder": "conse"} if function is th.embed else {}
+        with pytest.raises(UsageError, match=f"{next(iter(options))} = .*the largest number allowed is"):
+            function(tmp_path, **more, **options)
 
 
 def test_limits() -> None:

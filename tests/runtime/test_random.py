@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 
+from thresher.runtime import random
 from thresher.runtime.random import digest, generator, permutation
 
 
@@ -31,12 +32,18 @@ class Reversed:
         return np.array([n - 1, n - 2, 1, 0])
 
 
-def test_permutations_hold_all_numbers_and_take_no_more_memory_than_they_need() -> None:
-    for n, dtype in [(4, np.uint32), (2**32, np.uint32), (2**32 + 1, np.uint64), (10**10, np.uint64)]:
+def test_permutations_hold_all_numbers_and_take_no_more_memory_than_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    for n in (2**32 + 1, 10**10):
         order = permutation(Reversed(), n)
-        assert order.dtype == dtype
+        assert order.dtype == np.uint64
         assert order.tolist() == [n - 1, n - 2, 1, 0]
-    assert permutation(generator(3, "order"), 50).tolist() == generator(3, "order").permutation(50).tolist()
+    assert random._OF_UINT32 - 1 == np.iinfo(np.uint32).max
+    wanted = [generator(3, "order").permutation(n).tolist() for n in (0, 1, 50, 70_000)]
+    for most, kind in ((2**32, np.uint32), (-1, np.uint64)):
+        monkeypatch.setattr(random, "_OF_UINT32", most)
+        found = [permutation(generator(3, "order"), n) for n in (0, 1, 50, 70_000)]
+        assert [order.tolist() for order in found] == wanted
+        assert {order.dtype for order in found} == {np.dtype(kind)}
 
 
 def test_digests_are_those_of_bytes_text_arrays_and_json() -> None:

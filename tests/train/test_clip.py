@@ -24,6 +24,7 @@ import pytest
 import torch
 
 from tests.resharding.common import hashes
+from tests.runtime.common import needs_root, small_disk
 from tests.train.conftest import POOL, ROWS, Data, emoji
 from thresher import build, open_store, run_steps
 from thresher.cli.main import main
@@ -427,6 +428,19 @@ def test_several_processes_are_sent_to_open_clip(data: Data, tmp_path: Path, mon
         train_clip(data.parquet, tmp_path / "run", settings())
 
 
+@needs_root
+@pytest.mark.parametrize("size", ["16k", "100k"])
+def test_a_full_disk_is_said_also_by_a_checkpoint(
+    data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str], size: str
+) -> None:
+    with small_disk(tmp_path / "disk", size) as disk:
+        words = ["train", "clip", str(data.parquet), "-o", str(disk / "run"), "--epochs", "1", "--quiet"]
+        assert main(words) == 2
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == 1
+        assert "cannot be written (No space left on device); free some space" in said[0]
+
+
 def test_an_interrupted_run_says_how_to_go_on(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -465,6 +479,7 @@ def test_an_interrupted_run_says_how_to_go_on(
         (["--samples-seen", "10"], "give 1 epoch or more, or enough samples for a batch"),
         (["--seed", "-1"], "seed = -1"),
         (["--warmup", "1.0"], "warmup = 1.0"),
+        (["--lr", "inf"], "lr = inf"),
         (["--policy", "static", "--selection", "nothing"], "nothing: is neither a selection folder nor a file of keys"),
         (["--selection", "nothing"], "policy static needs a selection; the other policies do not accept one"),
     ],
@@ -656,8 +671,12 @@ def test_jest_takes_losses_too_and_needs_one_of_them(
     assert not (tmp_path / "b").exists()
 
 
-@pytest.mark.parametrize("chunk", [None, pytest.param(10, marks=pytest.mark.slow)])
-def test_drrho_trains_against_the_embeddings_of_a_pool(data: Data, tmp_path: Path, chunk: int | None) -> None:
+@pytest.mark.parametrize(
+    ("name", "chunk"), [("drrho", None), pytest.param("drrho", 10, marks=pytest.mark.slow), ("distill", 10)]
+)
+def test_a_loss_trains_against_the_embeddings_of_a_pool(
+    data: Data, tmp_path: Path, name: str, chunk: int | None
+) -> None:
     """The reference has the rows in another order and is parquet, so that its rows are copied once."""
     order = np.random.default_rng(0).permutation(ROWS)
     table = open_table(str(POOL))
@@ -665,7 +684,7 @@ def test_drrho_trains_against_the_embeddings_of_a_pool(data: Data, tmp_path: Pat
     at = [table["key"].to_pylist().index(key) for key in keys.to_pylist()]
     names = ("key", "image_embedding", "text_embedding")
     pq.write_table(table.take(at).select(names), tmp_path / "ref.parquet")
-    how = replace(settings(checkpoint_minutes=0.0), loss="drrho", reference=str(tmp_path / "ref.parquet"), chunk=chunk)
+    how = replace(settings(checkpoint_minutes=0.0), loss=name, reference=str(tmp_path / "ref.parquet"), chunk=chunk)
     log = train_clip(data.parquet, tmp_path / "whole", how)
     assert log[-1]["loss"] < log[0]["loss"]
     copy = np.load(tmp_path / "whole" / "reference-image.npy")
@@ -687,7 +706,11 @@ def open_table(folder: str) -> pa.Table:
         (("--loss", "drrho"), "--loss drrho needs --reference POOL"),
         (("--loss", "drrho", "--reference", "POOL", "--policy", "rho"), "need two references"),
         (("--reference", "POOL"), "policy full has no reference"),
-        (("--temperature", "0.1"), "only with loss drrho"),
+        (("--temperature", "0.1"), "only with loss drrho or distill"),
+        (("--loss", "distill"), "--loss distill needs --reference POOL"),
+        (("--distill-weight", "0.5"), "only with loss distill"),
+        (("--loss", "distill", "--reference", "POOL", "--distill-weight", "0"), "above 0 and up to 1"),
+        (("--loss", "distill", "--reference", "POOL", "--policy", "rho"), "need two references"),
         (("--loss", "drrho", "--reference", "POOL", "--temperature", "0"), "give a number above 0"),
         (("--loss", "drrho", "--reference", "no-such-pool"), "no-such-pool"),
     ],

@@ -417,13 +417,23 @@ def test_selections_of_the_pool_and_of_its_keys(data: Data, tmp_path: Path) -> N
         times_of(str(tmp_path / "nothing"), parquet)
 
 
-def test_every_row_of_a_key_has_the_cluster_of_the_key(data: Data, tmp_path: Path) -> None:
+def test_what_has_no_concepts_is_said(data: Data, tmp_path: Path) -> None:
+    pairs = opened(data.parquet, tmp_path / "run")
+    with pytest.raises(UsageError, match="column 'image' of .* has no values or lists of values; give concepts"):
+        concepts_of("column:image", pairs)
+    with pytest.raises(PoolError, match=r"nowhere: not a folder of clusters \(cluster.json is missing\)"):
+        concepts_of(str(tmp_path / "nowhere"), pairs)
+
+
+@pytest.mark.parametrize("form", ["k{}", "{:032X}"])
+def test_every_row_of_a_key_has_the_cluster_of_the_key(data: Data, tmp_path: Path, form: str) -> None:
     """Data may repeat keys, such as a training set with repeats; the clusters are of a pool with each key once."""
     few = data.table.slice(0, 20)
-    keys = [f"k{i % 7}" for i in range(20)]
+    keys = [form.format(i % 7 + 10) for i in range(20)]
     pq.write_table(few.set_column(few.column_names.index("key"), "key", pa.array(keys)), tmp_path / "pairs.parquet")
     vectors = np.random.default_rng(0).standard_normal((7, 4), np.float32)
-    pool = {"key": [f"k{i}" for i in range(7)], "image_embedding": list(vectors)}
+    theirs = [form.format(i + 10) for i in range(7)]  # a uid is the same in lower case, as in a selection
+    pool = {"key": [key.lower() for key in theirs], "image_embedding": list(vectors)}
     pq.write_table(pa.table(pool), tmp_path / "pool.parquet")
     assert main(["cluster", str(tmp_path / "pool.parquet"), "-o", str(tmp_path / "c"), "--clusters", "3"]) == 0
     found = concepts_of(str(tmp_path / "c"), opened(tmp_path / "pairs.parquet", tmp_path / "run"))
@@ -431,3 +441,26 @@ def test_every_row_of_a_key_has_the_cluster_of_the_key(data: Data, tmp_path: Pat
     expected = Concepts.of_labels(labels[np.arange(20) % 7])
     np.testing.assert_array_equal(found.ids_M, expected.ids_M)
     np.testing.assert_array_equal(found.ends_N, expected.ends_N)
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "checkpoint_minutes", "warmup"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e308, -1e-320])
+def test_numbers_with_which_nothing_can_be_trained(name: str, value: float) -> None:
+    from thresher.train.loop import Schedule
+
+    with pytest.raises(UsageError, match=name.replace("_", " ")):
+        Schedule(epochs=1, **{name: value})
+    with pytest.raises(UsageError, match="at most 4,096 workers"):
+        Schedule(epochs=1, workers=10**9)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("side", 10**9), ("queue", 0), ("queue", 10**18), ("temperature", float("inf")), ("momentum", 1.0)],
+)
+def test_numbers_with_which_no_moco_can_be_trained(name: str, value: float) -> None:
+    from thresher.train.loop import Schedule
+    from thresher.train.moco import MocoSettings
+
+    with pytest.raises(UsageError, match=rf"{name} = {value}"):
+        MocoSettings(schedule=Schedule(epochs=1), **{name: value})

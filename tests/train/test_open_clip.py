@@ -364,26 +364,35 @@ def test_reference_losses_are_found_by_key(run: Run, kind: str, pairs: Path, tmp
     assert rest.log == ran.log
 
 
-@pytest.mark.parametrize("kind", ["csv", "webdataset"])
-def test_drrho_contrasts_with_the_rows_of_a_pool(
-    run: Run, kind: str, pairs: Path, pool: Callable[..., Any], rows: Callable[..., Any],
+def test_accumulated_parts_are_recorded_as_one_batch(run: Run) -> None:
+    """open_clip caches the features of the parts: the losses per sample are those of the whole batch."""
+    whole = run("csv", "--batch-size", "32", "--epochs", "1", *STEADY, name="whole")
+    parts = run("csv", "--batch-size", "16", "--accum-freq", "2", "--epochs", "1", *STEADY, name="parts")
+    assert [ran.log[0]["samples"] for ran in (whole, parts)] == [192, 192]
+    np.testing.assert_array_equal(parts.ledger["seen"], whole.ledger["seen"])
+    np.testing.assert_allclose(parts.ledger["losses"], whole.ledger["losses"], rtol=1e-3)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("csv", "drrho"), ("webdataset", "drrho"), ("csv", "distill")])
+def test_a_loss_against_a_reference_gets_the_rows_of_its_pool(
+    run: Run, kind: str, name: str, pairs: Path, pool: Callable[..., Any], rows: Callable[..., Any],
     capsys: pytest.CaptureFixture[str], tmp_path: Path,
 ) -> None:  # fmt: skip
     """Each sample gets its own reference, by key, whatever the order; one that is missing stops the run."""
     order = np.random.default_rng(0).permutation(N)
     keys = [str(pairs / f"{i:05d}.png") if kind == "csv" else f"{i:05d}" for i in order]
     known = pool(rows(N, seed=1)[order], rows(N, seed=2)[order], {"uid": keys}, name="known")
-    drrho = ("--prune-loss", "drrho", "--prune-reference", known.layout.location, "--epochs", "2", *STEADY)
+    against = ("--prune-loss", name, "--prune-reference", known.layout.location, "--epochs", "2", *STEADY)
     seen: list[tuple[np.ndarray, np.ndarray]] = []
-    own = loss.drrho_losses
+    own = getattr(loss, f"{name}_losses")
 
-    def watched(image: Any, text: Any, known_image: Any, known_text: Any, **how: Any) -> Any:
+    def watched(image: Any, text: Any, known_image: Any, known_text: Any, *more: Any, **how: Any) -> Any:
         seen.append((known_image.numpy(), known_text.numpy()))
-        return own(image, text, known_image, known_text, **how)
+        return own(image, text, known_image, known_text, *more, **how)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loss, "drrho_losses", watched)
-        ran = run(kind, *drrho, name="drrho")
+        patch.setattr(loss, f"{name}_losses", watched)
+        ran = run(kind, *against, name=name)
     assert ran.log[1]["loss"] < ran.log[0]["loss"]
     images, texts = np.concatenate([each[0] for each in seen]), np.concatenate([each[1] for each in seen])
     at = (images @ unit(rows(N, seed=1)).T).argmax(1)
@@ -391,7 +400,7 @@ def test_drrho_contrasts_with_the_rows_of_a_pool(
     np.testing.assert_allclose(texts, unit(rows(N, seed=2))[at], rtol=1e-4, atol=1e-6)
     some = pool(rows(N // 2, seed=1), rows(N // 2, seed=2), {"uid": sorted(keys)[: N // 2]}, name="some")
     with quiet():
-        words = ["--prune-loss", "drrho", "--prune-reference", some.layout.location]
+        words = ["--prune-loss", name, "--prune-reference", some.layout.location]
         assert main([*common(pairs, kind), "--logs", str(tmp_path), "--name", "less", *words]) == 2
     assert "are not in it" in capsys.readouterr().err
 
@@ -405,13 +414,34 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     [
         (("--prune-loss", "drrho"), "--prune-loss drrho needs --prune-reference"),
         (("--prune-loss", "drrho", "--prune-reference", "p", "--prune", "rho"), "need two references"),
+        (("--prune-loss", "distill"), "--prune-loss distill needs --prune-reference"),
         (("--prune-loss", "other"), "invalid choice"),
+        (("--fsdp",), "--fsdp: open_clip_torch 3.3.0 has no such option; the sampler works with FSDP"),
+        (("--grad-cache=8",), "--grad-cache: open_clip_torch 3.3.0 has no such option; --accum-freq N"),
         (("--prune", "jest", "--prune-reference", "p"), "chooses every batch by scoring a super-batch"),
     ],
 )
 def test_references_that_do_not_fit_are_refused(words: tuple[str, ...], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         parse(["--train-data", "x", *words])
+
+
+def test_distillation_is_refused_with_the_sigmoid_loss(pool: Callable[..., Any], rows: Callable[..., Any]) -> None:
+    known = pool(rows(4, seed=1), rows(4, seed=2), {"uid": list("abcd")}, name="known")
+    words = ["--prune-loss", "distill", "--prune-reference", known.layout.location, "--siglip"]
+    with pytest.raises(UsageError, match="distill is of the softmax loss; leave out --siglip"):
+        parse(["--train-data", "x", *words])
+
+
+def test_the_trainer_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of 4.x, which has tasks in place of create_loss."""
+    monkeypatch.delattr(trainer, "create_loss")
+    wanted = r"another trainer \(no create_loss in open_clip_train.main\), .* 'open_clip_torch\[training\]==3.3.0'"
+    with pytest.raises(UsageError, match=wanted), pruning(PruneOptions()):
+        pass
+    with pytest.raises(UsageError, match=wanted):
+        parse(["--train-data", "x", "--fsdp"])
+    assert not hasattr(trainer, "create_loss")
 
 
 @pytest.mark.parametrize("kind", [pytest.param("csv", marks=pytest.mark.slow), "webdataset"])

@@ -116,6 +116,71 @@ def test_search_finds_captions_keys_and_rows(shown: Shown) -> None:
     assert set(shown.ids(selection=0, kept=True, search="blue")) == set(shown.ids(search="blue")) & kept
 
 
+BIG = 2**53
+
+
+@pytest.mark.parametrize(
+    ("values", "asked"),
+    [
+        (pa.array([16_777_216 + i for i in range(ROWS)], pa.int64()), 16_777_217),
+        (pa.array([None if i == 5 else 16_777_216 + i for i in range(ROWS)], pa.int64()), 16_777_217),
+        (pa.array([BIG + i for i in range(ROWS)], pa.int64()), BIG + 1),
+        (pa.array([None if i == 5 else BIG + i for i in range(ROWS)], pa.int64()), BIG + 1),
+        (pa.array([2**63 + i for i in range(ROWS)], pa.uint64()), 2**63 + 1),
+        (pa.array([1 + i * 1e-12 for i in range(ROWS)], pa.float64()), 1 + 1e-12),
+        (pa.array([i * 1e300 for i in range(ROWS)], pa.float64()), 1e300),
+        (pa.array([(i - 120) * 1.4e306 for i in range(ROWS)], pa.float64()), -119 * 1.4e306),
+        (pa.array([i / 4 for i in range(ROWS)], pa.float32()), 0.25),
+    ],
+    ids=[
+        "int32",
+        "int32 and a null",
+        "int64",
+        "int64 and a null",
+        "uint64",
+        "float64",
+        "huge",
+        "both signs",
+        "float32",
+    ],
+)
+def test_numbers_of_a_column_are_compared_exactly(tmp_path: Path, values: pa.Array, asked: Any) -> None:
+    pool = write_pool(tmp_path / "pool")
+    path = pool / "metadata" / "metadata_0.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.append_column("number", values), path)
+    with make_shown(tmp_path, [str(pool)]) as shown:
+        assert shown.ids(column="number", value=str(asked)) == [1]
+        if asked < BIG:
+            assert shown.ids(column="number", least=asked, most=asked) == [1]
+        assert shown.ids(column="number", least=-1.7e308, most=1.7e308) == [
+            i for i in range(ROWS) if values[i].is_valid
+        ]
+        assert shown.ids(column="number", least=1.7e308) == []
+        head, arrays = shown.arrays("colours", by="column:number")
+        assert arrays["codes"].max() in ((255,) if values.null_count else (253, 0))
+        for odd in ("nan", "inf", "x", "9" * 400):
+            assert "give a number" in shown.refused("rows", set={"column": "number", "value": odd})
+
+
+def test_too_little_memory_is_an_answer(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (MemoryError(), RuntimeError("Unable to allocate 3 GiB")):
+
+        def none(*given: Any, error: Exception = error) -> Any:
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr("thresher.viewer.maps.points_of", none)
+            patch.setattr("thresher.viewer.app.save", none)
+            answer = shown.client.get(shown.address("map"))
+            assert (answer.status_code, answer.json()["error"][:13]) == (503, "out of memory")
+            how = {"headers": {"origin": "http://testhost", "content-type": "application/json"}, "content": "{}"}
+            assert shown.client.post(f"/{TOKEN}/save", **how).status_code == 503
+    with monkeypatch.context() as patch:
+        patch.setattr(Pictures, "get", lambda *_: (_ for _ in ()).throw(MemoryError()))
+        assert shown.client.get(f"/{TOKEN}/picture/0/0/192").status_code == 404
+
+
 def test_sets_by_column(shown: Shown) -> None:
     assert shown.ids(column="width", least=110, most=120) == list(range(10, 21))
     assert shown.ids(column="site", value="b.example") == list(range(1, ROWS, 3))

@@ -15,8 +15,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from thresher.errors import UsageError
+from thresher.pool.spill import rows_of_part
 from thresher.pool.store import EmbeddingStore
 from thresher.pruning.clusters import automatic
+from thresher.runtime.parameters import check_size
 from thresher.selection import Keep
 
 PROGRAM = 195_000_000  # bytes of Python and its libraries
@@ -49,6 +51,7 @@ class Rows:
     def __post_init__(self) -> None:
         """Validate the numbers."""
         for name in ("count", "dim", "bytes", "files"):
+            check_size(name, getattr(self, name))
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} = {getattr(self, name)}: must be at least 1")
 
@@ -86,6 +89,8 @@ class Cluster:
 
     def __post_init__(self) -> None:
         """Validate the numbers."""
+        check_size("nodes", self.nodes)
+        check_size("cores", self.cores)
         if self.nodes < 1 or self.cores < 1 or self.bandwidth <= 0 or self.latency < 0:
             raise UsageError(f"{self}: nodes and cores must be at least 1, bandwidth above 0 and latency not negative")
 
@@ -134,7 +139,7 @@ class Pass:
         tasks: Number of tasks.
         received: Bytes that the driver receives.
         requests: Requests to object storage.
-        written: Bytes that are written to the cache.
+        written: Bytes that are written to the cache, or to --scratch.
     """
 
     name: str
@@ -161,7 +166,7 @@ class StepCost:
         parts: Seconds of "compute", "read", "wait" (for answers to requests) and "driver", as if nothing overlapped.
         read: Bytes.
         received: Bytes that the driver receives from workers.
-        written: Bytes that are written to the cache.
+        written: Bytes that are written to the cache, or to --scratch.
         requests: Requests to object storage.
         driver_memory: Bytes of the driver at most.
         worker_memory: Bytes of a worker at most.
@@ -216,13 +221,12 @@ def estimate(steps: Sequence[Any], rows: Rows, cluster: Cluster, constants: Cons
     """
     known = constants or Constants()
     done, doubled, missing = [], known.start, []
-    seconds, left, copied = known.start, rows, False
+    seconds, left = known.start, rows
     for name, step in [("check", None), *((step.name, step) for step in steps)]:
-        passes = _passes(name, step, left, rows, copied)
+        passes = _passes(name, step, left, rows, slow=rows.remote or cluster.nodes > 1)
         if passes is None:
             missing.append(name)
             continue
-        copied = copied or any(one.written for one in passes)
         kept = _kept(step, left.count)
         done.append(_cost(name, passes, left, rows, kept, cluster, known, _clusters(step, left.count)))
         more = replace(cluster, nodes=2 * cluster.nodes)
@@ -249,7 +253,7 @@ def _clusters(step: Any, count: int) -> int:
     return int(step.clusters or automatic(count)[0])
 
 
-def _passes(name: str, step: Any, left: Rows, rows: Rows, copied: bool) -> list[Pass] | None:
+def _passes(name: str, step: Any, left: Rows, rows: Rows, slow: bool) -> list[Pass] | None:
     """Return the passes of a step, None if the model does not know the method."""
     n, d = left.count, left.dim
     blocks = -(-n // BLOCK)
@@ -273,9 +277,12 @@ def _passes(name: str, step: Any, left: Rows, rows: Rows, copied: bool) -> list[
         assign = reading("assign", products=float(n) * k * d, received=8.0 * n)
         passes.append(assign)
         if name == "semdedup":
-            if rows.remote and not copied:
-                size = float(rows.count) * d * rows.bytes
-                passes.append(replace(reading("copy"), written=size, received=0.0))
+            if slow:  # written once more in cluster order, as runs that are then merged
+                size, part = float(n) * d * left.bytes, rows_of_part(n, d * left.bytes, BLOCK)
+                files = -(-n // part)
+                passes.append(Pass("sort", n, prepared=0.0, tasks=files, requests=2 * files, written=size))
+                if files > 1:
+                    passes.append(Pass("merge", n, prepared=0.0, tasks=files, requests=files * files, written=size))
             pairs = float(n) * n / max(k, 1) / 2 * d
             passes.append(Pass("compare", n, pairs=pairs, tasks=max(k, n // _TASK), received=16.0 * n))
         return passes

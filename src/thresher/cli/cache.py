@@ -10,7 +10,7 @@ from thresher.cli import text
 from thresher.cli.options import JSON, Group
 from thresher.cli.output import Output
 
-_FOLDER = click.option("--cache", "folder", metavar="DIR", help="Cache folder (default: $XDG_CACHE_HOME/thresher).")
+_FOLDER = click.option("--cache", "folder", metavar="DIR", help="Cache folder (default: see thresher config).")
 
 
 @click.group(cls=Group, invoke_without_command=True)

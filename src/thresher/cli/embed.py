@@ -17,6 +17,7 @@ from thresher.cli.options import (
     QUIET,
     SHARD,
     Choice,
+    Configured,
     engine_given,
     engine_options,
     options,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 _THUMBNAIL = 64  # longer side in pixels
 _DEVICE = click.option(
-    "--device", default="auto", show_default=True, metavar="NAME",
+    "--device", cls=Configured, setting="device", default="auto", show_default=True, metavar="NAME",
     help="Where the model runs: cpu, cuda, or several such as cuda:0,cuda:1.",
 )  # fmt: skip
 _PRECISION = click.option(
@@ -51,7 +52,7 @@ _PRECISION = click.option(
     "--batch-size", type=click.IntRange(1), metavar="N", help="Samples per batch (default: 64; on a GPU: 512)."
 )
 @click.option(
-    "--workers", type=click.IntRange(0, MOST_WORKERS), metavar="N",
+    "--workers", cls=Configured, setting="workers", type=click.IntRange(0, MOST_WORKERS), metavar="N",
     help="Processes that decode images; 0: decode in this process (default: all cores; one fewer if the model runs "
     "on the CPU). With --engine: shards at a time.",
 )  # fmt: skip

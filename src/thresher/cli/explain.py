@@ -13,7 +13,7 @@ import click
 
 from thresher import api
 from thresher.cli import text
-from thresher.cli.options import JSON, MOVED, OVERWRITE, RUN, Common, options
+from thresher.cli.options import CACHE, JSON, MOVED, OVERWRITE, RUN, Common, options
 from thresher.cli.output import Output
 from thresher.errors import OutputError, UsageError
 
@@ -257,7 +257,7 @@ def _written(common: Common, path: Any) -> None:
     "-o", "--out", metavar="DIR", help="Folder in which selections are saved (default: where the first SEL is)."
 )
 @options(*MOVED)
-@click.option("--cache", metavar="DIR", help="Cache folder (default: $XDG_CACHE_HOME/thresher).")
+@CACHE
 @options(JSON)
 def view(
     paths: tuple[str, ...], host: str, port: int, names: tuple[str, ...], no_browser: bool, out: str | None,

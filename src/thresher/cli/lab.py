@@ -17,6 +17,7 @@ from thresher.cli.options import (
     MOST_WORKERS,
     QUIET,
     Choice,
+    Configured,
     engine_from,
     engine_options,
     options,
@@ -60,7 +61,10 @@ _WORKERS = click.option(
     "--train", metavar="DATA", help="Rows to fit kNN and probes on (default: the set's own, else half of it)."
 )
 @click.option("--seed", type=int, default=0, show_default=True, metavar="SEED", help="Seed of the halves.")
-@click.option("--device", default="auto", show_default=True, metavar="NAME", help="Where to run: cpu, cuda or cuda:1.")
+@click.option(
+    "--device", cls=Configured, setting="device", default="auto", show_default=True, metavar="NAME",
+    help="Where to run: cpu, cuda or cuda:1.",
+)  # fmt: skip
 @click.option(
     "--precision", type=Choice(["auto", "float32", "bfloat16", "float16"]), default="float32", show_default=True,
     help="Precision of the model.",

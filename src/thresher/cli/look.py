@@ -20,13 +20,16 @@ from thresher.cli.options import (
     RUN,
     SEED,
     Common,
+    Configured,
     engine_from,
     engine_options,
     options,
 )
 from thresher.cli.output import Output
 from thresher.errors import PoolError, UsageError, suggest
+from thresher.runtime.config import check_variables
 
+_TYPED = click.core.ParameterSource.COMMANDLINE
 _TYPES = {"int": "integer", "float": "number", "str": "text", "bool": "true | false", "Keep": "share or count"}
 
 
@@ -138,24 +141,35 @@ def _steps(recipe: str) -> list[Any]:
 
 
 @click.command()
-@click.argument("data")
+@click.argument("data", required=False)
+@click.option("--self", "own", is_flag=True, help="Show what this installation can use instead: for bug reports.")
+@click.option("--torch", is_flag=True, help="With --self: import torch and list its devices.")
 @click.option("--sample", type=int, default=1000, show_default=True, metavar="N", help="Number of images to decode.")
 @click.option("--encoder", metavar="NAME", help="Also try this encoder, named as for embed, and estimate its time.")
 @options(*DATA)
 @click.option(
-    "--workers", type=click.IntRange(1, MOST_WORKERS), metavar="N", help="Decoding threads (default: all cores)."
-)
+    "--workers", cls=Configured, setting="workers", type=click.IntRange(1, MOST_WORKERS), metavar="N",
+    help="Decoding threads (default: all cores).",
+)  # fmt: skip
 @click.option("--strict", is_flag=True, help="Exit with code 1 if something looks wrong.")
 @options(QUIET, JSON)
+@click.pass_context
 def doctor(
-    data: str, sample: int, encoder: str | None, workers: int | None, strict: bool, quiet: bool, output: Output,
-    **values: Any,
+    ctx: click.Context, /, data: str | None, own: bool, torch: bool, sample: int, encoder: str | None,
+    workers: int | None, strict: bool, quiet: bool, output: Output, **values: Any,
 ) -> int:  # fmt: skip
-    """Show what raw data contain, what looks wrong and what embedding will cost.
+    """Show what raw data contain, or with --self what this installation can use.
 
     DATA is the input of embed and train: tars, parquet, Arrow, csv, or a folder of images. The exit code is 2 if some
-    data was not reached, such as after a network failure.
+    data was not reached, such as after a network failure. With --self it is 1 if something must be corrected.
     """
+    if own:
+        return _self(ctx, output, torch)
+    if data is None:
+        raise click.MissingParameter(ctx=ctx, param_hint="DATA", param_type="argument")
+    if torch:
+        raise UsageError("--torch: is for doctor --self; pass that too")
+    check_variables()
     from thresher.check.pool import look_instead
 
     how: dict[str, Any] = {"sample": sample, "encoder": encoder, "workers": workers, "progress": output.progress(quiet)}
@@ -169,6 +183,23 @@ def doctor(
     if result["unreached"]:
         return 2
     return 1 if strict and result["warnings"] else 0
+
+
+def _self(ctx: click.Context, output: Output, with_torch: bool) -> int:
+    """Show what this installation can use; refuse arguments that say how to read data."""
+    from thresher.check.machine import look_at_machine
+
+    typed = [param for param in ctx.command.params if ctx.get_parameter_source(param.name or "") is _TYPED]
+    allowed = ("own", "torch", "output", "quiet")
+    if odd := [
+        param.opts[-1] if isinstance(param, click.Option) else param.opts[-1].upper()
+        for param in typed
+        if param.name not in allowed
+    ]:
+        raise UsageError(f"{', '.join(odd)}: cannot be used with --self, which reads no data")
+    result = look_at_machine(with_torch=with_torch)
+    output.result(result, text.machine(result))
+    return 1 if result["problems"] else 0
 
 
 @click.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import platform
 import signal
 import sys
 import threading
@@ -13,9 +14,19 @@ import click
 
 from thresher import __version__
 from thresher.cli.options import Group
-from thresher.cli.output import Interrupted, show_error, show_interruption, wants_json, warnings_as_lines
+from thresher.cli.output import (
+    JSON_FLAG,
+    Interrupted,
+    print_json,
+    say,
+    show_error,
+    show_interruption,
+    wants_json,
+    warnings_as_lines,
+)
 from thresher.errors import ThresherError
 from thresher.io.paths import visible
+from thresher.runtime.config import check_variables
 
 
 class Section(NamedTuple):
@@ -39,7 +50,7 @@ SECTIONS = (
         {
             "inspect": "Show what a pool contains, what looks wrong and what a run will cost.",
             "plan": "Estimate seconds, bytes, requests and memory of a run on a cluster.",
-            "doctor": "Show what raw data contain, what looks wrong and what embedding will cost.",
+            "doctor": "Show what raw data contain, or with --self what this installation can use.",
             "advise": "Advise how much of a pool to keep for a number of samples seen.",
             "methods": "List the pruning methods, or describe one of them.",
             "recipes": "List the recipes that come with thresher, or print one of them.",
@@ -102,6 +113,14 @@ SECTIONS = (
         },
     ),
     Section("Cache", "cache", {"cache": "Show the size of the cache, or clear it."}),
+    Section(
+        "Set up",
+        "setup",
+        {
+            "config": "Show the settings and where they come from, or change them.",
+            "completions": "Print the script that completes commands in a shell.",
+        },
+    ),
 )
 
 
@@ -110,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0 on success, 2 after a usage or input error with one readable message, 130 after an interruption; 1 is for
-        ``doctor --strict``.
+        ``doctor --strict`` and for problems that ``doctor --self`` finds.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     as_json = wants_json(words)
@@ -177,9 +196,31 @@ class _Root(Group):
                 formatter.write_dl([(name.ljust(width), summary) for name, summary in commands.items()])
 
 
+_WITH_ANY_VARIABLES = ("config", "completions", "doctor")  # what shows, or does not use, a setting
+
+
+def _show_version(ctx: click.Context, param: click.Parameter, on: bool) -> None:
+    """Print the version and exit; ``--json`` is parsed first, wherever it is."""
+    if not on or ctx.resilient_parsing:
+        return
+    python = platform.python_version()
+    if ctx.params["as_json"]:
+        print_json({"name": "thresher", "version": __version__, "python": python})
+    else:
+        say(f"thresher, version {__version__}")
+    ctx.exit()
+
+
 @click.group(
     cls=_Root, name="thresher", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
 )
-@click.version_option(__version__, prog_name="thresher")
-def thresher() -> None:
+@click.option(JSON_FLAG, "as_json", is_flag=True, is_eager=True, help="With --version: print it as JSON.")
+@click.option("--version", is_flag=True, expose_value=False, callback=_show_version, help="Show the version.")
+@click.pass_context
+def thresher(ctx: click.Context, as_json: bool) -> None:
     """Choose the image-text pairs worth training on."""
+    command = ctx.invoked_subcommand
+    if as_json:
+        raise click.UsageError(f"{JSON_FLAG} comes after the command: thresher {command} {JSON_FLAG}", ctx)
+    if command not in _WITH_ANY_VARIABLES:
+        check_variables()

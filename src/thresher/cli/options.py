@@ -8,9 +8,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
+from thresher.cli.completion import complete
 from thresher.cli.output import JSON_FLAG, Output
 from thresher.errors import UsageError, suggest
+from thresher.runtime import config
 
 if TYPE_CHECKING:
     from thresher.runtime.plugins import PluginPoint
@@ -21,7 +24,7 @@ else:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-MOST_WORKERS = 4_096  # tasks at a time; each takes memory
+MOST_WORKERS = config.MOST_WORKERS
 
 
 class Choice(_Choice):
@@ -77,6 +80,35 @@ class PluginChoice(Choice):
         return str(value)
 
 
+class Configured(click.Option):
+    """An option whose default is a setting of the environment or of the configuration file, if there is one."""
+
+    def __init__(self, *args: Any, setting: str, **how: Any) -> None:
+        """Store the name of the setting; the rest is as for click."""
+        super().__init__(*args, **how)
+        self.setting = setting
+
+    def consume_value(self, ctx: click.Context, opts: Any) -> tuple[Any, ParameterSource]:
+        """Return the value and where it comes from.
+
+        Raises:
+            UsageError: The setting cannot be used by this command; the message says where it is.
+        """
+        value, source = super().consume_value(ctx, opts)
+        if source is not ParameterSource.DEFAULT or ctx.resilient_parsing:  # completions and help need no values
+            return value, source
+        found = config.setting(self.setting)
+        if found.source == "default":
+            return value, source
+        try:
+            self.type_cast_value(ctx, found.value)
+        except click.BadParameter as error:
+            where = found.where if found.source == "environment" else f"{found.where}: {self.setting}"
+            raise UsageError(f"{where}: {error.message}") from None
+        in_environment = found.source == "environment"
+        return found.value, ParameterSource.ENVIRONMENT if in_environment else ParameterSource.DEFAULT_MAP
+
+
 class Group(click.Group):
     """A group of commands that suggests the nearest name and lists each command with a full sentence.
 
@@ -96,7 +128,10 @@ class Group(click.Group):
             names = self.list_commands(ctx)
             known = f"no {self.what}{args[0]!r}; there are {', '.join(names)}.{suggest(args[0], names)}"
             raise click.UsageError(known, ctx)
-        return super().resolve_command(ctx, args)
+        name, command, rest = super().resolve_command(ctx, args)
+        if ctx.resilient_parsing and command is not None:  # a shell completes
+            complete(command)
+        return name, command, rest
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands."""
@@ -136,7 +171,7 @@ def _engines() -> PluginPoint[Any]:
 
 # --- options of most commands ---------------------------------------------------------------------
 
-QUIET = click.option("--quiet", is_flag=True, help="Do not show progress.")
+QUIET = click.option("--quiet/--no-quiet", cls=Configured, setting="quiet", default=False, help="Do not show progress.")
 JSON = click.option(
     JSON_FLAG, "output", is_flag=True, callback=lambda ctx, option, on: Output(on), help="Print the result as JSON."
 )
@@ -159,7 +194,13 @@ RUN_SEED = click.option(
     "--seed", type=int, default=0, show_default=True, metavar="SEED", help="Seed of all randomness."
 )
 DEVICE = click.option(
-    "--device", default="auto", show_default=True, metavar="NAME", help="Where to train: cpu, cuda or cuda:1."
+    "--device",
+    cls=Configured,
+    setting="device",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="Where to train: cpu, cuda or cuda:1.",
 )
 DECODERS = click.option(
     "--workers", type=click.IntRange(0), default=2, show_default=True, metavar="N", help="Decoding workers."
@@ -196,12 +237,12 @@ MOVED = (
 )
 
 
-def engine_options(default: str | None, help: str) -> tuple[Any, ...]:
-    """Return the options that choose an engine."""
+def engine_options(default: str | None, help: str, **how: Any) -> tuple[Any, ...]:
+    """Return the options that choose an engine; ``how`` is passed on to click."""
     return (
         click.option(
             "--engine", type=PluginChoice(_engines, options=True), default=default, show_default=default is not None,
-            metavar="NAME[:OPTION=VALUE]", help=help,
+            metavar="NAME[:OPTION=VALUE]", help=help, **how,
         ),
         click.option(
             "--ray-address", metavar="ADDRESS",
@@ -239,14 +280,22 @@ def engine_given(values: dict[str, Any]) -> Any:
     return engine_from(engine or "", workers, address)
 
 
+CACHE = click.option("--cache", metavar="DIR", help="Cache folder (default: see thresher config).")
 # How to run.
 RUN = (
-    *engine_options("threads", "Where the work runs: serial, threads, processes or ray; the result is the same."),
+    *engine_options(
+        "threads", "Where the work runs: serial, threads, processes or ray; the result is the same.",
+        cls=Configured, setting="engine",
+    ),
     click.option(
-        "--workers", type=click.IntRange(max=MOST_WORKERS), metavar="N",
+        "--workers", cls=Configured, setting="workers", type=click.IntRange(max=MOST_WORKERS), metavar="N",
         help="Number of parallel tasks (default: all cores).",
     ),
-    click.option("--cache", metavar="DIR", help="Cache folder (default: $XDG_CACHE_HOME/thresher)."),
+    CACHE,
+    click.option(
+        "--scratch", metavar="DIR|URL",
+        help="Where vectors are written once more, cluster by cluster, during a step (default: the cache folder).",
+    ),
     QUIET,
     JSON,
 )  # fmt: skip
@@ -310,6 +359,7 @@ class Common:
     workers: int | None
     seed: int | None
     cache: str | None
+    scratch: str | None
     quiet: bool
     output: Output
 
@@ -332,11 +382,12 @@ class Common:
 
     def resources(self) -> dict[str, Any]:
         """Return engine, cache and progress for a run."""
+        from thresher.io.places import place
         from thresher.runtime.cache import Cache
 
         return {
             "engine": engine_from(self.engine, self.workers, self.ray_address),
-            "cache": Cache.at(self.cache),
+            "cache": Cache.at(self.cache, scratch=None if self.scratch is None else place(self.scratch)),
             "progress": self.output.progress(self.quiet),
         }
 

@@ -46,7 +46,7 @@ def planned(run: Any, rows: int, nodes: int, calibrated: bool) -> Iterator[str]:
     yield f"{counted(rows, 'row')} on {nodes_now}: about {duration(run.seconds)}"
     for step in run.steps:
         requests = f", {counted(step.requests, 'request')}" if step.requests else ""
-        written = f", copies {size(step.written)} to the cache" if step.written else ""
+        written = f", writes {size(step.written)} in cluster order" if step.written else ""
         yield (
             f"  {step.name}: {duration(step.seconds)} for {counted(step.rows_in, 'row')}; most of it {step.bottleneck} "
             f"({', '.join(f'{name} {duration(value)}' for name, value in step.parts.items())}); reads "
@@ -58,6 +58,48 @@ def planned(run: Any, rows: int, nodes: int, calibrated: bool) -> Iterator[str]:
     yield f"with {2 * nodes:,} nodes: about {duration(run.doubled)}, {run.seconds / run.doubled:.2f} times as fast"
     if not calibrated:
         yield "with typical speeds; --calibrate measures those of this machine"
+
+
+def machine(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the output of ``doctor --self``."""
+    yield from (f"{name} {version or 'missing'}" for name, version in found["versions"].items())
+    for name, extra in found["extras"].items():
+        lacks = ", ".join(extra["missing"])
+        yield f"extra {name}: {'lacks ' + lacks + '; type: ' + extra['install'] if lacks else 'installed'}"
+    torch, blas = found["torch"], found["blas"]
+    yield f"torch {torch['version'] or 'not installed'}" + (
+        f"; devices: {', '.join(torch['devices'])}" if torch["devices"] is not None else ""
+    )
+    if torch["advice"]:
+        yield f"  {torch['advice']}"
+    for library in blas:
+        kernels = f", {library['kernels']} kernels" if library["kernels"] else ""
+        yield f"BLAS of NumPy: {library['library']} {library['version']}{kernels}, {library['threads']} threads"
+    yield f"GPUs: {', '.join(found['devices']) or 'none'}"
+    count = found["cores"]
+    limit = f", the container may use {count['container']:g}" if count["container"] is not None else ""
+    yield f"cores: {count['usable']} of {count['machine']} can be used{limit}"
+    amounts = {name: size(value) for name, value in found["memory"].items() if value is not None}
+    yield "memory: " + ", ".join(f"{name} {value}" for name, value in amounts.items())
+    if cache := found["cache"]:
+        yield f"cache: {size(cache['bytes'])} of at most {size(cache['limit_bytes'])} in {_folder_state(cache)}"
+    yield f"temporary files: in {_folder_state(found['temporary'])}"
+    limit = found["open_files"]["limit"]
+    yield f"open files: {'no limit' if limit is None else f'at most {limit:,}'}"
+    terminal = found["terminal"]
+    kind = f"terminal {terminal['type']}, {terminal['columns']} columns" if terminal["is_terminal"] else "no terminal"
+    yield f"output: {kind}, encoding {terminal['encoding']}, locale {terminal['locale'] or 'none'}"
+    yield from (f"{name}={value}" for name, value in found["variables"].items())
+    yield from (f"  {line}" for line in settings({**found["config"], "problems": []}))
+    yield from (f"! {problem}" for problem in found["problems"])
+
+
+def _folder_state(folder: Mapping[str, Any]) -> str:
+    state = ("can be written" if folder["writable"] else "CANNOT be written") + (
+        "" if folder["exists"] else ", does not exist yet"
+    )
+    free = f", {size(folder['free_bytes'])} free" if folder["free_bytes"] is not None else ""
+    return f"{folder['folder']} ({state}{free})"
 
 
 def diagnosis(data: Mapping[str, Any]) -> Iterator[str]:
@@ -450,6 +492,29 @@ def resharded(done: Any, data: str, out: str) -> Iterator[str]:
 def cache_size(cache: Mapping[str, Any]) -> Iterator[str]:
     """Yield the line on the size of the cache."""
     yield f"{cache['folder']}: {size(cache['bytes'])} of at most {size(cache['limit_bytes'])}"
+
+
+def settings(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line on each setting, on the configuration file, and on each problem."""
+    rows = [
+        (row["name"], "?" if row["value"] is None else shown(row["value"]), _setting_source(row))
+        for row in result["settings"]
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(2)]
+    for name, value, source in rows:
+        yield f"{name.ljust(widths[0])}  {value.ljust(widths[1])}  {source}"
+    yield f"file: {result['file']}"
+    for problem in result["problems"]:
+        yield f"! {problem}"
+
+
+def shown(value: Any) -> str:
+    """Return the value of a setting as text."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _setting_source(row: Mapping[str, Any]) -> str:
+    return {"file": "the file", "problem": "see below"}.get(row["source"], row["where"] or "default")
 
 
 def cache_cleared(result: Mapping[str, Any]) -> Iterator[str]:

@@ -163,10 +163,14 @@ def train() -> None:
 @_OUT
 @MODEL
 @click.option(
-    "--loss", type=Choice(["clip", "siglip", "drrho"]), default="clip", show_default=True,
-    help="Contrastive loss; drrho needs a pool with embeddings of the same rows as --reference.",
+    "--loss", type=Choice(["clip", "siglip", "drrho", "distill"]), default="clip", show_default=True,
+    help="Loss; drrho and distill need a pool with embeddings of the same rows as --reference.",
 )  # fmt: skip
-@click.option("--temperature", type=float, metavar="X", help="Temperature of drrho (default: 0.01).")
+@click.option(
+    "--temperature", type=float, metavar="X",
+    help="Temperature of drrho, or of the teacher of distill (default: 0.01).",
+)  # fmt: skip
+@click.option("--distill-weight", type=float, metavar="X", help="Share of the distillation in distill (default: 1).")
 @click.option(
     "--chunk", type=click.IntRange(1), metavar="N",
     help="Rows per forward pass: less memory, same gradients.",
@@ -182,7 +186,7 @@ def clip(data: str, out: str, model: str, loss: Any, chunk: int | None, template
     DATA is parquet with image and text, tars, or an open_clip csv.
     """
     v |= {"model": model, "loss": loss, "chunk": chunk, **({"templates": templates} if templates else {})}
-    if loss == "drrho":
+    if loss in ("drrho", "distill"):
         v["reference"] = _reference_of_loss(v)
     _trained(api.train_clip, data, out, v)
 
@@ -191,12 +195,12 @@ def _reference_of_loss(values: dict[str, Any]) -> str:
     """Return the value of ``--reference`` for a loss that needs it; the policy gets it too, if it chooses batches."""
     from thresher.dynamic.registry import POLICIES
 
-    cls, given = POLICIES.find(values["policy"]), values.get(_OF_POLICY + "reference")
+    cls, given, loss = POLICIES.find(values["policy"]), values.get(_OF_POLICY + "reference"), values["loss"]
     if given is None:
-        raise UsageError("--loss drrho needs --reference POOL: a pool with embeddings of the same rows")
+        raise UsageError(f"--loss {loss} needs --reference POOL: a pool with embeddings of the same rows")
     if cls.needs_references:
         raise UsageError(
-            f"--loss drrho and --policy {cls.name} need two references, a pool and a file of losses; use one of the "
+            f"--loss {loss} and --policy {cls.name} need two references, a pool and a file of losses; use one of the "
             "two, or thresher.train_clip in Python"
         )
     if not cls.chooses_batches:

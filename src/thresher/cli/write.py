@@ -18,6 +18,7 @@ from thresher.cli.options import (
     QUIET,
     SHARD,
     Choice,
+    Configured,
     PluginChoice,
     engine_given,
     engine_options,
@@ -145,7 +146,16 @@ def export(
     help="Write tars of which open_clip trains on every sample: images in other formats than JPEG, PNG and WebP become "
     "PNG, captions .txt (default: if DATA is not tars).",
 )
-@click.option("--workers", type=int, metavar="N", help="Shards written in parallel (default: all cores).")
+@click.option(
+    "--for-hub",
+    is_flag=True,
+    help="Write parquet for the Hugging Face Hub: chunks by content, row groups of about 100 MB, images declared as "
+    "such.",
+)
+@click.option(
+    "--workers", cls=Configured, setting="workers", type=int, metavar="N",
+    help="Shards written in parallel (default: all cores).",
+)  # fmt: skip
 @options(
     *engine_options(None, "Read and write on an engine, such as ray (default: threads); the result is the same."), SHARD
 )

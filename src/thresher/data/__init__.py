@@ -1,4 +1,4 @@
-"""Raw data, before it is embedded: webdataset tars, Parquet, Arrow, CSV, JSON Lines, folders of images."""
+"""Raw data, before it is embedded: webdataset tars, tables, Lance, MDS, CSV, JSON Lines, folders of images."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from thresher.data.pools import refuse_pool, refuse_thumbnails
 from thresher.data.samples import Place, Sample, noted
 from thresher.errors import PoolError
 from thresher.io.columns import is_text
+from thresher.io.hub import commit_note, pinned
 from thresher.io.paths import visible
 from thresher.io.pictures import BY_ENDING
 from thresher.io.readers import readable, recognising
@@ -76,15 +77,16 @@ def open_data(location: str, options: DataOptions | None = None) -> Data:
 
     Args:
         location: Tars (a folder of them, a path with ``{00000..00099}``, ``*`` or ``::``), Parquet or Arrow files, a
-            folder of them or a pattern with ``*``, a Hugging Face dataset saved to disk, a CSV file of open_clip, a
-            JSON Lines file, a folder of images, or data that a reader of another package recognises.
+            folder of them or a pattern with ``*``, a Hugging Face dataset saved to disk, a Lance dataset, MDS shards, a
+            CSV file of open_clip, a JSON Lines file, a folder of images, or data that a reader of another package
+            recognises.
         options: How to read the data.
 
     Raises:
         PoolError: There is nothing at the location, or its format is not recognised.
         UsageError: A requested column or reader does not exist, or the location is a pool.
     """
-    options, where = options or DataOptions(), Location(location)
+    options, where = options or DataOptions(), Location(pinned(location))
     if location and not options.thumbnails_as_data:
         refuse_pool(where)
     reader = DATA_READERS.build(options.reader) if options.reader else None
@@ -96,7 +98,7 @@ def open_data(location: str, options: DataOptions | None = None) -> Data:
             raise PoolError(f"{location}: has no samples")
         if not options.image and not options.thumbnails_as_data:
             refuse_thumbnails(data)
-        notes = tuple(_notes(where, data))
+        notes = (*commit_note(location, where.text), *_notes(where, data))
         return replace(data, notes=(*data.notes, *notes)) if notes else data
     if not location:
         why = "no data was given"

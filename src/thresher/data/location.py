@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
-from thresher.io.listing import Files, folders_below
+from thresher.io.listing import Files, folders_below, is_pattern
 from thresher.io.open import status_of
 
 
@@ -36,8 +35,8 @@ class Location:
 
     @property
     def is_pattern(self) -> bool:
-        """Whether it is a pattern of files: it has a ``*``, and there is no local file of this name."""
-        return "*" in self.text and (not self.local or status_of(self.text) is None)
+        """Whether it is a pattern of files."""
+        return is_pattern(self.text)
 
     @property
     def exists(self) -> bool:
@@ -51,17 +50,10 @@ class Location:
     def files(self) -> Files:
         """The files, two levels deep; this is slow for a folder of a million images, so call :meth:`has` first.
 
-        Those of a pattern are listed two levels below the folder before its first ``*``, which does not match ``/``.
-
         Raises:
             PoolError: There is nothing at the location, or it cannot be listed.
         """
-        if not self.is_pattern:
-            return Files.at(self.text)
-        folder, slash, _ = self.text.partition("*")[0].rpartition("/")
-        names = re.compile("[^/]*".join(map(re.escape, self.text[len(folder + slash) :].split("*"))))
-        files = Files.at(folder or slash or ".")
-        return replace(files, location=self.text, names=tuple(filter(names.fullmatch, files.names)))
+        return Files.at(self.text)
 
     def has(self, *endings: str) -> bool:
         """Return whether a name two levels deep may end in one of ``endings``; fast, because it only reads names."""

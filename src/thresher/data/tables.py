@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import posixpath
-import re
 import shlex
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,6 +45,7 @@ from thresher.io.columns import (
     plain_schema,
     stored_type,
 )
+from thresher.io.hub import SPLIT, SPLITS
 from thresher.io.listing import Files
 from thresher.io.open import trusting
 from thresher.io.paths import visible, writable
@@ -54,13 +54,6 @@ from thresher.runtime.untrusted import parse_json
 PICTURES = ("image", "img", "jpg", "png", "webp", "picture", "image_path", "filepath", "file_name", "path", "thumbnail")
 _BATCH = 64  # rows in memory at a time: an image may have megabytes
 _TEXTS = 8_192  # rows at a time without images
-# Words in the names of files and folders that ``datasets`` takes for splits.
-_SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
-}
-_SPLIT = re.compile(rf"(?<![a-zA-Z])({'|'.join(_SPLITS)})(?![a-zA-Z])", re.IGNORECASE)
 # Types of extra columns that are kept, of the values if they are in a dictionary. Not times: Arrow allows times that
 # Python cannot represent.
 _LIGHT = ("string", "large_string", "bool", "int", "uint", "float", "double", "halffloat", "decimal128")
@@ -301,29 +294,29 @@ class Table(NamedTuple):
     schema: Any
 
 
-def parts_of(
-    files: Files, options: DataOptions, tables: Sequence[Table], make: type[TablePart], again: int
-) -> tuple[Part, ...]:
+def tables_of(
+    kind: str, files: Files, options: DataOptions, tables: Sequence[Table], make: Callable[..., TablePart], again: int
+) -> Tables:
     """Split tables into parts. Extra columns are kept only if all tables have them with the same type.
 
     Args:
+        kind: Name of the reader.
         files: The listing with the tables.
         options: Names of columns, root of images and rows per part.
         tables: The tables, in order.
-        make: The class of the parts.
+        make: Makes a part: the class, or a function that is called as the class is.
         again: Maximum number of times that one row group or batch is read again for the parts it is split into; 0 for
             no limit.
 
     Raises:
         PoolError: There are no rows, there is no image column, or the files have different columns.
-        UsageError: A requested column does not exist, the images are addresses, or a folder has several splits.
+        UsageError: A requested column does not exist, or the images are addresses.
     """
     options.refuse(
         files.location,
         "tables",
         captions_file="name the column with --caption COLUMN; for the images next to a table, pass --reader folder",
     )
-    _refuse_splits(files, [table.name for table in tables])
     tables = [table for table in tables if any(table.sizes)]
     if not tables:
         raise PoolError(f"{files.location}: its tables have no rows")
@@ -358,24 +351,19 @@ def parts_of(
                     columns=columns,
                 )
             )
+    schema = plain_schema(tables[0].schema)
     if options.pictures:
-        _refuse_addresses(files, parts[0])
+        _refuse_addresses(files, parts[0], schema)
         if columns.picture is None:
             raise PoolError(
                 f"{parts[0].path}: has no column of images (bytes, {{bytes, path}}, paths, base64, or lists of these); "
                 f"it has {visible(', '.join(tables[0].schema.names))}; name one with --image COLUMN{ONLY_TEXT}"
             )
-    return tuple(parts)
-
-
-def notes_on(parts: Sequence[Part], options: DataOptions) -> tuple[str, ...]:
-    """Return the notes of tables: which of several columns has the captions."""
-    part = parts[0]
-    if options.caption or not options.captions or not isinstance(part, TablePart) or part.columns.caption is None:
-        return ()
-    schema = part.schema()
-    usual = [name for name in _usual(schema.names, TEXTS) if is_caption(schema.field(name).type)]
-    return tuple(chosen_caption(part.path, usual))
+    notes: list[str] = []
+    if options.captions and not options.caption and columns.caption is not None:  # several may have usual names
+        usual = [name for name in _usual(schema.names, TEXTS) if is_caption(schema.field(name).type)]
+        notes += chosen_caption(parts[0].path, usual)
+    return Tables(files.location, kind, tuple(parts), tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -410,7 +398,7 @@ def _first_texts(part: TablePart) -> dict[str, list[str]]:
     return found
 
 
-def _refuse_splits(files: Files, names: Sequence[str]) -> None:
+def refuse_splits(files: Files, names: Sequence[str]) -> None:
     """Refuse a folder with several splits of a dataset; a pattern or a file chooses them.
 
     Raises:
@@ -420,18 +408,18 @@ def _refuse_splits(files: Files, names: Sequence[str]) -> None:
         return
     splits: dict[str, str] = {}
     for name in names:
-        if found := [*_SPLIT.finditer(name)]:
+        if found := [*SPLIT.finditer(name)]:
             last = found[-1]  # the name of the file, else that of its folder
             end = name[: last.end()] + ("" if "/" in name[last.end() :] else "*" + posixpath.splitext(name)[1])
-            splits.setdefault(_SPLITS[last[0].lower()], end)
+            splits.setdefault(SPLITS[last[0].lower()], end)
     if len(splits) > 1:
         given = " or ".join(shlex.quote(posixpath.join(files.location, end)) for end in splits.values())
         raise UsageError(f"{files.location}: contains the splits {', '.join(splits)}; give one: {given}")
 
 
-def _refuse_addresses(files: Files, part: TablePart) -> None:
+def _refuse_addresses(files: Files, part: TablePart, schema: Any) -> None:
     """Refuse tables of addresses, judged by the first rows of the first; only texts are read."""
-    schema, picture = part.schema(), part.columns.picture
+    picture = part.columns.picture
     if picture and not is_text(element_of(schema.field(picture).type)):
         return
     names = [field.name for field in schema if is_text(element_of(field.type))]

@@ -8,11 +8,11 @@ any norm and any floating-point dtype: they are converted to float32 and normali
 model already does so. Products and softmax are float32 under autocast too. Very small losses keep their precision
 (1e-20 is not rounded to 0), so they can still be ranked.
 
-With ``gather=True`` (CLIP, SigLIP, DRRho, MoCo v3, SimCLR) the softmax or sum is over the features of all ranks of the
-default process group. The losses returned are those of this rank's rows, and gradients flow back to the ranks that the
-features came from. Averaging gradients over ranks, as DistributedDataParallel does, gives the gradient of the mean over
-all N rows if every rank has the same B. If B differs between ranks (each call gathers the sizes first), pass the weight
-``B * ranks / N`` for every row to :func:`reduce` to get that mean.
+With ``gather=True`` (CLIP, SigLIP, DRRho, distillation, MoCo v3, SimCLR) the softmax or sum is over the features of all
+ranks of the default process group. The losses returned are those of this rank's rows, and gradients flow back to the
+ranks that the features came from. Averaging gradients over ranks, as DistributedDataParallel does, gives the gradient
+of the mean over all N rows if every rank has the same B. If B differs between ranks (each call gathers the sizes
+first), pass the weight ``B * ranks / N`` for every row to :func:`reduce` to get that mean.
 """
 
 from __future__ import annotations
@@ -121,8 +121,7 @@ def drrho_losses(
         raise UsageError(f"epsilon must be above 0; got {epsilon}")
     image_BD, text_BD = unit(image=image_BD, text=text_BD)
     known = unit(reference_image=reference_image_BE.detach(), reference_text=reference_text_BE.detach())
-    if len(known[0]) != len(image_BD):
-        raise UsageError(f"reference features of {len(known[0])} rows, features of {len(image_BD)}; give the same rows")
+    _same_rows("reference", known[0], image_BD)
     # One product gives s - r.
     image_BF, text_BF = torch.cat([image_BD, -known[0]], dim=1), torch.cat([text_BD, known[1]], dim=1)
     (images_NF, texts_NF), start = everywhere(gather, image_BF, text_BF)
@@ -133,6 +132,65 @@ def drrho_losses(
     least = torch.full_like(positive_B, math.log(epsilon))
     losses = [torch.logaddexp(each.logsumexp(1) - positive_B - others, least) for each in both]
     return temperature * torch.stack(losses, dim=1)
+
+
+def distill_losses(
+    image_BD: torch.Tensor,
+    text_BD: torch.Tensor,
+    teacher_image_BE: torch.Tensor,
+    teacher_text_BE: torch.Tensor,
+    scale: float | torch.Tensor,
+    temperature: float = 0.01,
+    weight: float = 1.0,
+    *,
+    gather: bool = False,
+) -> torch.Tensor:
+    """Return the losses of MobileCLIP: how far the model's matching of a batch is from a teacher's (2311.17049).
+
+    With p the softmax of a row of the teacher's cosines divided by ``temperature``, and q that of the model's cosines
+    times ``scale``, the loss is ``weight * KL(p || q) + (1 - weight) * clip``, where clip is that of
+    :func:`clip_losses`. Direction 0 is image i against all texts, direction 1 text i against all images. No gradient
+    flows to the teacher.
+
+    MobileCLIP and open_clip's ``DistillClipLoss`` have the cross-entropy of p and q in place of KL. It has the same
+    gradient, but also contains the entropy of p: a row would count as hard because its teacher is undecided. Published
+    with the mean of the softmax of two teachers; here there is one.
+
+    Args:
+        image_BD: (B, D) features.
+        text_BD: (B, D) features; row i belongs to image i.
+        teacher_image_BE: (B, E) features of the same images under the teacher, of any dimension E.
+        teacher_text_BE: (B, E) features of the captions.
+        scale: The factor of the cosines of the model, one number: ``logit_scale.exp()``, not its logarithm.
+        temperature: The divisor of the teacher's cosines, above 0 (0.01 as published).
+        weight: Share of the distillation, above 0 and up to 1 (1 as published: distillation alone).
+        gather: Match with the rows of all ranks.
+
+    Returns:
+        (B, 2), 0 or more.
+    """
+    scale, temperature = _number("scale", scale), _temperature(temperature)
+    if not 0 < weight <= 1:
+        raise UsageError(f"weight = {weight}; give a number above 0 and up to 1")
+    image_BD, text_BD = unit(image=image_BD, text=text_BD)
+    known = unit(teacher_image=teacher_image_BE.detach(), teacher_text=teacher_text_BE.detach())
+    _same_rows("teacher", known[0], image_BD)
+    dims = [image_BD.shape[1], known[0].shape[1]]
+    joined = (torch.cat([image_BD, known[0]], dim=1), torch.cat([text_BD, known[1]], dim=1))
+    together, _ = everywhere(gather, *joined)
+    (images_ND, teacher_images_NE), (texts_ND, teacher_texts_NE) = (each.split(dims, dim=1) for each in together)
+    losses = []
+    for rows_BD, columns_ND, rows_BE, columns_NE in (
+        (image_BD, texts_ND, known[0], teacher_texts_NE),
+        (text_BD, images_ND, known[1], teacher_images_NE),
+    ):
+        model_BN = _products(scale * rows_BD, columns_ND).log_softmax(1)
+        teacher_BN = _products(rows_BE / temperature, columns_NE).log_softmax(1)
+        losses.append(F.kl_div(model_BN, teacher_BN, reduction="none", log_target=True).sum(1))
+    losses_BR = weight * torch.stack(losses, dim=1).clamp(min=0)  # rounding may leave a little less than 0
+    if weight < 1:
+        losses_BR = losses_BR + (1 - weight) * clip_losses(image_BD, text_BD, scale, gather=gather)
+    return losses_BR
 
 
 def moco_v2_losses(
@@ -261,6 +319,11 @@ def unit(**rows: torch.Tensor) -> list[torch.Tensor]:
         got = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise UsageError(f"{', '.join(rows)} must be (B, D), the same B and D; got {got}")
     return [F.normalize(row.float(), dim=1) for row in rows.values()]
+
+
+def _same_rows(name: str, known_BE: torch.Tensor, image_BD: torch.Tensor) -> None:
+    if len(known_BE) != len(image_BD):
+        raise UsageError(f"{name} features of {len(known_BE)} rows, features of {len(image_BD)}; give the same rows")
 
 
 def _number(name: str, value: float | torch.Tensor) -> float | torch.Tensor:

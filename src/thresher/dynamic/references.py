@@ -46,7 +46,7 @@ class References:
         """Build them from batches of keys and losses.
 
         Raises:
-            UsageError: There are no keys, or two losses for one key.
+            UsageError: There are no keys, two losses for one key, or no finite loss.
         """
         records, losses, uids, example = [np.empty(0, RECORD)], [np.empty(0, np.float32)], False, ""
         for keys, values in batches:
@@ -61,6 +61,8 @@ class References:
         if (again := records_M[1:] == records_M[:-1]).any():
             raise UsageError(f"{np.count_nonzero(again):,} keys have two reference losses; give one for each key")
         losses_M = np.where(np.isfinite(losses_M[order]), losses_M[order], np.float32(np.nan))
+        if np.isnan(losses_M).all():
+            raise UsageError("none of its reference losses is a finite number that float32 holds")
         return cls(records_M, losses_M, uids, example)
 
     @classmethod
@@ -69,7 +71,7 @@ class References:
 
         Raises:
             PoolError: The file cannot be read, or it has no column of keys or losses.
-            UsageError: It has no rows, or two losses for one key.
+            UsageError: It has no rows, two losses for one key, or no finite loss.
         """
         import pyarrow as pa
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from thresher.dynamic.histogram import LOSS_EDGES
 from thresher.dynamic.ledger import LAST_EPOCH, MOST_ROWS, Ledger
+from thresher.dynamic.loop import as_array
 from thresher.errors import PoolError, UsageError
 from thresher.io.paths import relative, shortened, visible
 from thresher.pool.store import EmbeddingStore, absolute, open_store
@@ -46,7 +47,7 @@ class Training:
 
     Attributes:
         folder: The folder.
-        task: "clip", "moco" or "open_clip".
+        task: "clip", "moco", "open_clip" or "trainer" (of Hugging Face).
         data: The training data, as given by the user.
         pool: The pool of the N rows: the data, or the run's own ``rows.parquet``; "" for a stream.
         store: Fingerprint of the pool.
@@ -218,6 +219,13 @@ class Training:
                 "give the location of that pool with --pool"
             )
         return store
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write the state of a sampler or a pruner as a ``.npz`` file, atomically."""
+    plain: dict[str, Any] = {name: as_array(array) for name, array in state.items()}
+    with writing(path) as scratch, open(scratch, "wb") as file:
+        np.savez(file, **plain)
 
 
 def is_run(path: str | os.PathLike[str]) -> bool:

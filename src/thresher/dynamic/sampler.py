@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -76,6 +76,21 @@ class with_rows(_Dataset):  # type: ignore[misc] # noqa: N801 - reads as the ver
         return list(zip(rows, many(rows) if many else (self.dataset[row] for row in rows), strict=True))
 
 
+class collated_with_rows:  # noqa: N801 - reads as what it returns
+    """A collate function for items of :class:`with_rows`: returns row ids (B,) int64 as a NumPy array, and the batch.
+
+    A class, so that it can be pickled for the workers of a DataLoader.
+    """
+
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+        """Combine the items with ``collate``, which does not see the row ids."""
+        self.collate = collate
+
+    def __call__(self, batch: list[tuple[int, Any]]) -> tuple[Ints, Any]:
+        """Return the row ids and the batch."""
+        return np.array([row for row, _ in batch], np.int64), self.collate([item for _, item in batch])
+
+
 def _has_rows(dataset: Any) -> bool:
     """Return whether a dataset has a length and indices; those of torch inherit indices that only raise an error."""
     base = getattr(sys.modules.get("torch.utils.data"), "Dataset", None)
@@ -123,6 +138,7 @@ class PruningSampler(PruningLoop):
     _filled: int
     _directions: int  # R, 0 before it is known
     _known: list[Losses]  # losses of all ranks for the steps before self._since, in their order
+    _parts: list[torch.Tensor]  # losses of the parts of the current batch that are done
     _own_BR: torch.Tensor | None  # a buffer for this rank's losses since then; self._filled rows are used
 
     def __new__(cls, rows: Any = 0, *args: Any, **kwargs: Any) -> PruningSampler:
@@ -263,6 +279,44 @@ class PruningSampler(PruningLoop):
         """
         return self._recorded(rows_B, losses_BR)
 
+    def reduce_part(self, rows_B: Any, losses_BR: torch.Tensor) -> torch.Tensor:
+        """Record the losses of a part of this rank's batch, for gradient accumulation over the parts of a batch.
+
+        Call it once for every part, in order, each with the rows that follow those of the part before. The last part
+        completes the batch, whose losses are then ranked together. Save checkpoints between batches.
+
+        Args:
+            rows_B: (B,) integer row ids of the part.
+            losses_BR: (B, R) their losses.
+
+        Returns:
+            The part of the weighted mean, to call ``backward`` on: those of all parts add up to what :meth:`reduce`
+            returns for the batch.
+
+        Raises:
+            UsageError: The rows are not the next ones of the batch, or see :meth:`reduce`.
+        """
+        import torch
+
+        from thresher.dynamic.loss import reduce
+
+        self._in_force()
+        if self._chooses:
+            raise UsageError(f"a {type(self).__name__} chooses rows of a batch; call reduce with these")
+        rank, ranks = rank_and_world_size()
+        lo, hi = self._span(self.step, rank, ranks)
+        own, at, rows = self._order[lo:hi], sum(map(len, self._parts)), as_array(rows_B)
+        self._check_rows(rows, own[at : at + len(rows)])
+        shape, known = tuple(losses_BR.shape), [self._parts[0].shape[1]] if self._parts else [1, 2]
+        if shape not in [(len(rows), directions) for directions in known]:
+            wanted = " or ".join(f"({len(rows)}, {directions})" for directions in known)
+            raise UsageError(f"losses of shape {shape}; give {wanted}, the same for all parts")
+        part = reduce(losses_BR, self._weights(rows, losses_BR.device)) * (len(rows) / len(own))
+        self._parts.append(losses_BR.detach())
+        if at + len(rows) == len(own):
+            self._recorded(own, torch.cat(self._parts))
+        return part
+
     def _check_rows(self, rows: npt.NDArray[Any], own: Ints) -> None:
         """Raise UsageError if row ids are not those of this rank's batch, or of the chosen part of it."""
         if rows.dtype.kind not in "iu" or not np.array_equal(rows, own):
@@ -289,7 +343,8 @@ class PruningSampler(PruningLoop):
 
         from thresher.dynamic.loss import reduce
 
-        plan, (rank, ranks) = self._in_force(), rank_and_world_size()
+        self._in_force()
+        rank, ranks = rank_and_world_size()
         lo, hi = self._span(self.step, rank, ranks)
         own = self._order[lo:hi] if at_B is None else self._order[lo:hi][at_B]
         rows, shape = as_array(rows_B), tuple(losses_BR.shape)
@@ -311,17 +366,32 @@ class PruningSampler(PruningLoop):
             finite_BR = torch.nan_to_num(losses_BR.detach().float(), torch.inf, torch.inf, torch.inf)
             here_BR[torch.from_numpy(at_B).to(here_BR.device)] = finite_BR
         self._filled += hi - lo
-        of_all = self._bound(self.step + 1) - self._bound(self.step) if count is None else count
-        weights_B, of_mean = None, len(own) * ranks / of_all
-        if plan.weights_N is not None or of_mean != 1:
-            weights_B = torch.full((len(own),), of_mean, dtype=torch.float32, device="cpu")
-            if plan.weights_N is not None:
-                weights_B *= torch.from_numpy(plan.weights_N[rows])
-            weights_B = weights_B.to(losses_BR.device, non_blocking=True)
-        self.step += 1
+        weights_B = self._weights(rows, losses_BR.device, None if count is None else len(own) * ranks / count)
+        self.step, self._parts = self.step + 1, []
         if self.step == self._steps:
             self.end_epoch()
         return reduce(losses_BR, weights_B)
+
+    def _weights(
+        self, rows_B: npt.NDArray[Any], device: torch.device, of_mean: float | None = None
+    ) -> torch.Tensor | None:
+        """Return the weights of rows of this rank's batch, (B,); None if all are 1.
+
+        They are those of the plan, times ``of_mean``: what makes the mean over ranks that of the whole batch.
+        """
+        import torch
+
+        plan = self._in_force()
+        if of_mean is None:
+            rank, ranks = rank_and_world_size()
+            lo, hi = self._span(self.step, rank, ranks)
+            of_mean = (hi - lo) * ranks / (self._bound(self.step + 1) - self._bound(self.step))
+        if plan.weights_N is None and of_mean == 1:
+            return None
+        weights_B = torch.full((len(rows_B),), of_mean, dtype=torch.float32, device="cpu")
+        if plan.weights_N is not None:
+            weights_B *= torch.from_numpy(plan.weights_N[rows_B])
+        return weights_B.to(device, non_blocking=True)
 
     def end_epoch(self) -> None:
         """End the epoch early, on all ranks together: record the losses and plan the next epoch.
@@ -422,7 +492,7 @@ class PruningSampler(PruningLoop):
     def _begin(self, epoch: int, plan: Plan | None = None, order: Ints | None = None) -> None:
         """Start an epoch, with this plan and order or with new ones."""
         self.epoch, self.step, self._since, self._filled, self._directions = epoch, 0, 0, 0, 0
-        self._known, self._own_BR, self.plan = [], None, None
+        self._known, self._own_BR, self._parts, self.plan = [], None, [], None
         self._order, self._steps, self._samples = np.empty(0, np.int64), 0, 0
         self._later = 0, 0
         if self._over(epoch, self._samples_before):

@@ -118,7 +118,7 @@ def read_templates(source: str | None) -> tuple[str, ...]:
 def _lines(path: str | os.PathLike[str], what: str) -> list[str]:
     """Return lines with runs of white space replaced by one space, without empty lines at the end."""
     try:
-        text = place(path).read_text(encoding="utf-8-sig")
+        text = place(path, reads=True).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = (error.strerror or "no such file") if isinstance(error, OSError) else "it is not UTF-8 text"
         raise PoolError(f"{path}: these {what} cannot be read: {reason}") from None

@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from thresher.io.places import place
 from thresher.pool.layout import Skipped
 from thresher.pool.memory import by_position, from_arrays
 from thresher.pool.store import EmbeddingStore, open_store
-from thresher.runtime.cache import default_folder
+from thresher.runtime.config import cache_folder
 from thresher.runtime.files import writing
 from thresher.runtime.format import counted
 from thresher.runtime.progress import Progress
@@ -36,10 +36,10 @@ _ROWS = 256  # of a row group
 
 _WRITTEN = re.compile(r"^.*data-[0-9a-f]{32}\.parquet, ")  # the file that samples are written to, in messages
 
-Samples = Any  # a Hugging Face Dataset, or images, pairs or dictionaries in a sequence
+Samples = Any  # a Hugging Face Dataset or IterableDataset, or images, pairs or dictionaries in a sequence
 _GIVE = (
-    "give a path or URL, a Hugging Face Dataset, or a list of images (PIL images, bytes or paths), of pairs (image, "
-    "caption) or of dictionaries"
+    "give a path or URL, a Hugging Face Dataset or IterableDataset, or a list of images (PIL images, bytes or paths), "
+    "of pairs (image, caption) or of dictionaries"
 )
 
 
@@ -74,8 +74,9 @@ def embed_samples(
     settings = replace(settings, data=DataOptions(image="image", caption=columns.caption, key=columns.key))
     with tempfile.TemporaryDirectory(prefix="thresher-data-") as scratch:
         # A pool on disk remembers its data, so that the same call resumes: the file stays in the cache.
-        folder = Path(scratch) if out is None else Path(default_folder()) / _FOLDER
-        return _embedded(_written(columns, folder), out, settings, columns, report, how)
+        folder = Path(scratch) if out is None else Path(cache_folder()) / _FOLDER
+        random_access = columns if isinstance(columns, _Columns) else None
+        return _embedded(_written(columns, folder), out, settings, random_access, report, how)
 
 
 def _embedded(
@@ -158,7 +159,61 @@ class _Columns:
             yield batch
 
 
-def _columns(data: Samples, captions: Sequence[str] | None, options: DataOptions) -> _Columns:
+class _Stream:
+    """A Hugging Face IterableDataset as columns, which are read once; images are not decoded."""
+
+    def __init__(self, data: Any, options: DataOptions) -> None:
+        """Find the columns.
+
+        Raises:
+            UsageError: A column is missing.
+        """
+        import datasets
+
+        self.data = data.with_format(None)
+        features = self.data.features or {}
+        names = list(features) or list(next(iter(self.data), {}))
+        if not names:
+            raise UsageError("there are no samples")
+        pictures = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+        self._image, caption, key = _roles(names, pictures, options, "stream")
+        for name in pictures:
+            self.data = self.data.cast_column(name, datasets.Image(decode=False))
+        self.caption, self._caption, self.key = "caption" if caption else None, caption, key or "key"
+        own = {*pictures, self._image, caption, "image", "caption", *(["key"] if key is None else [])}
+        self._types: dict[str, Any] = {} if key is None else {key: None}
+        if features:
+            self._types = {name: datasets.Features({name: features[name]}).arrow_schema.field(name).type
+                           for name in names if name not in own}  # fmt: skip
+
+    def batches(self) -> Iterator[dict[str, Any]]:
+        """Yield columns, some rows at a time.
+
+        Raises:
+            UsageError: A value is not an image, or does not fit its column.
+        """
+        import pyarrow as pa
+
+        start = 0
+        for rows in self.data.iter(batch_size=_ROWS):
+            images = rows[self._image]
+            batch: dict[str, Any] = {}
+            for name, kind in self._types.items():
+                try:
+                    batch[name] = pa.array(rows[name], kind)
+                except (KeyError, pa.ArrowInvalid, pa.ArrowTypeError) as error:
+                    why = str(error).splitlines()[0]
+                    raise UsageError(f"the column {name!r} of the stream has values of several types ({why})") from None
+            batch["image"] = [bytes_of(one, f"the image of sample {start + i:,}") for i, one in enumerate(images)]
+            if self._caption:
+                batch["caption"] = rows[self._caption]
+            if self.key not in batch:
+                batch["key"] = [str(start + i) for i in range(len(images))]
+            start += len(images)
+            yield batch
+
+
+def _columns(data: Samples, captions: Sequence[str] | None, options: DataOptions) -> _Columns | _Stream:
     """Return data in memory as columns.
 
     Raises:
@@ -194,20 +249,19 @@ def _columns(data: Samples, captions: Sequence[str] | None, options: DataOptions
     return _Columns(count, data.__getitem__, None)
 
 
-def _of_dataset(data: Any, captions: Sequence[str] | None, options: DataOptions) -> _Columns:
+def _of_dataset(data: Any, captions: Sequence[str] | None, options: DataOptions) -> _Columns | _Stream:
     import datasets
 
+    if isinstance(data, datasets.IterableDataset):
+        if captions is not None:
+            raise UsageError("captions= is for data with a length; a stream has its captions in a column")
+        return _Stream(data, options)
     if not isinstance(data, datasets.Dataset):
         raise UsageError(f"cannot embed a {type(data).__name__}; give one split, loaded as a Dataset")
     data = data.with_format(None)  # values as Python has them, whatever the program reads them as
     features = data.features
     pictures = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
-    image = options.image or next(iter(pictures), None) or _first(features, IMAGES, "image")
-    for name in filter(None, (image, options.caption, options.key)):
-        if name not in features:
-            raise UsageError(f"no column {name!r}; the Dataset has {', '.join(features)}")
-    caption = options.caption or next((name for name in CAPTIONS if name in features and name != image), None)
-    key = options.key or next((name for name in KEYS if name in features), None)
+    image, caption, key = _roles(features, pictures, options, "Dataset")
     if image in pictures:
         data = data.cast_column(image, datasets.Image(decode=False))  # the bytes of the file, as embedding files reads
     own = {*pictures, image, caption, "image", "caption", *(["key"] if key is None else [])}
@@ -222,6 +276,22 @@ def _of_dataset(data: Any, captions: Sequence[str] | None, options: DataOptions)
     if captions is not None and len(captions) != len(data):
         raise UsageError(f"{len(captions):,} captions for {len(data):,} images; give one for each image")
     return _Columns(len(data), lambda row: data[row][image], given, rest, key)
+
+
+def _roles(
+    names: Collection[str], pictures: Sequence[str], options: DataOptions, what: str
+) -> tuple[str, str | None, str | None]:
+    """Return the columns of images, captions and keys; None for none.
+
+    Raises:
+        UsageError: There is no column of images, or one that the user names.
+    """
+    image = options.image or next(iter(pictures), None) or _first(names, IMAGES, "image")
+    for name in filter(None, (image, options.caption, options.key)):
+        if name not in names:
+            raise UsageError(f"no column {name!r}; the {what} has {', '.join(names)}")
+    caption = options.caption or next((name for name in CAPTIONS if name in names and name != image), None)
+    return image, caption, options.key or next((name for name in KEYS if name in names), None)
 
 
 class _Rows:
@@ -244,7 +314,7 @@ def _first(names: Any, usual: Sequence[str], what: str) -> str:
     return name
 
 
-def _written(columns: _Columns, folder: Path) -> str:
+def _written(columns: _Columns | _Stream, folder: Path) -> str:
     """Write samples to a Parquet file that has the name of its content."""
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -37,9 +37,9 @@ from thresher.embedding.pool import (
     ShardWriter,
     all_written,
     holding,
+    identity_of,
     listed,
     may_retry,
-    place_of,
     shard_path,
     shards_of,
     unfinished,
@@ -208,7 +208,7 @@ def embed(
     except OSError as error:
         raise OutputError(f"{folder}: cannot be created ({error.strerror}); choose another folder") from None
     with ExitStack() as held:
-        held.enter_context(holding(folder, None if shard is None else progress.say))
+        still_held = held.enter_context(holding(folder, None if shard is None else progress.say))
         if overwrite:
             _clear(folder)
         known = PoolPlan.read(folder)  # again: another process may have written to it before the lock was acquired
@@ -234,7 +234,7 @@ def embed(
         elif shard is not None and (jobs.of or not _is_finished(folder, asked)):
             jobs.begin(shard)
         plan = known.grown(folder, asked, again) if known else asked
-        parts = {(place_of(part), part.first): part for part in source.parts}
+        parts = {identity_of(part): part for part in source.parts}
         todo = [n for n in range(len(plan.shards)) if n not in done]
         lost = [n for n in todo if plan.shards[n].part not in parts]
         if lost:
@@ -251,7 +251,7 @@ def embed(
             if not jobs.of:
                 return _of_job(folder, plan, shard, set(), (*notes, "the pool is finished already"))
             held.close()  # the jobs write at the same time
-            held.enter_context(jobs.running(shard, progress.say))
+            still_held = held.enter_context(jobs.running(shard, progress.say))
             own = shard.share(range(len(plan.shards)))
             todo = [n for n, info in zip(own, all_written(folder, own), strict=True) if info is None]
         work = [(n, parts[plan.shards[n].part]) for n in todo]
@@ -272,6 +272,7 @@ def embed(
                 f"reached; run the same command again to embed them. The first: {min(unreached)[1]}"
             )
         _check_unchanged(plan, source.parts)
+        still_held()
         if shard is not None:
             result = _of_job(folder, plan, shard, set(todo), notes)
             return replace(result, notes=(*result.notes, jobs.finish(shard, rows=result.rows)))
@@ -696,7 +697,7 @@ def _check_unchanged(plan: PoolPlan, parts: Sequence[Part]) -> None:
     for protocol in {part.protocol for part in parts}:
         forget_listings(protocol)
     with ThreadPoolExecutor(_REQUESTS) as threads:  # each is a request if the data is remote
-        for _ in threads.map(lambda part: _check_stamp(shards[place_of(part), part.first], part), parts):
+        for _ in threads.map(lambda part: _check_stamp(shards[identity_of(part)], part), parts):
             pass
 
 

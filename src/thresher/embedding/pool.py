@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from thresher.data import Part
 from thresher.errors import PoolError, UsageError
+from thresher.io.hub import without_commit
 from thresher.io.open import meaning_of, open_file, trusting
 from thresher.io.paths import writable
 from thresher.io.places import located
@@ -67,8 +68,8 @@ class Shard:
 
     @property
     def part(self) -> tuple[str, int]:
-        """Identity of the part."""
-        return self.path, self.first
+        """Identity of the part, see :func:`identity_of`."""
+        return without_commit(self.path), self.first
 
     def same_data(self, other: Shard) -> bool:
         """Return whether the data has not changed; pools of older versions have shorter stamps of folders."""
@@ -203,6 +204,11 @@ def place_of(part: Part) -> str:
     if part.protocol == "file":
         return os.path.abspath(part.path)
     return part.path if "://" in part.path else f"{part.protocol}://{part.path}"
+
+
+def identity_of(part: Part) -> tuple[str, int]:
+    """Return what identifies a part: its place, the same in all commits of a dataset on the Hub, and its beginning."""
+    return without_commit(place_of(part)), part.first
 
 
 def shards_of(parts: Sequence[Part]) -> tuple[Shard, ...]:
@@ -395,17 +401,20 @@ def unfinished(folder: AnyPath) -> list[AnyPath]:
 
 
 @contextmanager
-def holding(folder: AnyPath, wait: Callable[[str], None] | None = None) -> Iterator[None]:
+def holding(folder: AnyPath, wait: Callable[[str], None] | None = None) -> Iterator[Callable[[], None]]:
     """Lock a folder for this process, and remove temporary files that a killed process left in it.
 
     Args:
         folder: The folder.
         wait: Wait while another process holds the lock, and call this with a message after some seconds.
 
+    Yields:
+        See :func:`thresher.runtime.locks.holding`.
+
     Raises:
         OutputError: Another process is embedding into the folder.
     """
-    with locks.holding(folder / LOCK, f"the pool {folder}", wait=wait is not None, say=wait):
+    with locks.holding(folder / LOCK, f"the pool {folder}", wait=wait is not None, say=wait) as still_held:
         if not isinstance(folder, RemotePath):  # nothing is left there
             locks.sweep([*folder.glob(".*.tmp*"), *folder.glob("*/.*.tmp*")])
-        yield
+        yield still_held

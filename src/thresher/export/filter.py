@@ -20,6 +20,9 @@ _TAKES = (
 )
 
 
+_ROWS = 256  # of a stream at a time: an image may have megabytes
+
+
 def filtered(selection: Selection, dataset: Any, keys: str | Iterable[Any] | None = None) -> Any:
     """Return the kept rows of a dataset, see :meth:`thresher.selection.Selection.filter`."""
     for cls in type(dataset).__mro__:
@@ -135,9 +138,25 @@ def _stream(selection: Selection, dataset: Any, keys: Any) -> Any:
         raise UsageError("the keys of a stream are read with it; give the name of their column with keys=")
     names = dataset.column_names or list(next(iter(dataset), {}))
     name = _key_column(selection, keys, names)
-    if name is not None:
-        return dataset.filter(_KeyKept(read_keys(selection)), input_columns=[name], batched=True)
-    return dataset.filter(_RowKept(selection.mask(), selection.pool), input_columns=[], with_indices=True, batched=True)
+    if name is None and getattr(dataset, "num_shards", 1) > 1:
+        raise UsageError(
+            f"the stream has {dataset.num_shards:,} shards, and no column of keys in common with the pool; workers and "
+            "nodes that share the shards would count its rows from 0: give the name of its column of keys with keys=, "
+            "or load it as a Dataset"
+        )
+    kept = _RowKept(selection.mask(), selection.pool) if name is None else _KeyKept(read_keys(selection), name)
+    indexed = name is None
+    if getattr(getattr(dataset, "_ex_iterable", None), "iter_arrow", None) is None:  # its rows are Python objects
+        columns = [] if name is None else [name]
+        return dataset.filter(kept, input_columns=columns, with_indices=indexed, batched=True)
+    # As Arrow tables without features, the images of dropped rows are not decoded. Later steps need the features.
+    features, form = dataset.features, getattr(dataset, "_formatting", None)
+    tables = dataset.with_format("arrow")  # has an info of its own
+    tables.info.features = None
+    tables = tables.filter(kept.of_table, with_indices=indexed, batched=True, batch_size=_ROWS)
+    found = tables.with_format(None if form is None else form.format_type)
+    found.info.features = features
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,9 +164,13 @@ class _KeyKept:
     """Which keys of a stream are kept; can be pickled, for the workers of a loader."""
 
     keys: KeySet
+    column: str
 
-    def __call__(self, keys: Sequence[Any]) -> list[bool]:
+    def __call__(self, keys: Any) -> list[bool]:
         return [bool(times) for times in self.keys.times_many(texts_of(keys))]
+
+    def of_table(self, table: Any) -> list[bool]:
+        return self(table.column(self.column))
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,6 +187,9 @@ class _RowKept:
                 "its column of keys with keys="
             )
         return [bool(kept) for kept in self.mask_N[np.asarray(rows, np.int64)]]
+
+    def of_table(self, _table: Any, rows: Sequence[int]) -> list[bool]:
+        return self(rows)
 
 
 _KINDS = {

@@ -23,6 +23,7 @@ from thresher.io.columns import KEYS, as_text
 from thresher.io.key_forms import unlike
 from thresher.io.npy import npy_keys
 from thresher.io.parquet import TablePiece, table_piece
+from thresher.io.sql import is_sql, sql_table
 from thresher.io.tables import TABLES, any_table
 from thresher.ops import key_hash
 from thresher.ops.key_hash import BATCH, Hashes, batches_of
@@ -220,6 +221,7 @@ def read_keys(sel: Chosen) -> KeySet:
             - ``.parquet``, ``.pq``, ``.arrow``, ``.feather``, ``.ipc``, ``.csv``, ``.tsv``, ``.jsonl``, ``.ndjson``,
               ``.json``: a table with a column ``uid``, ``key``, ``id``, ``__key__`` or ``image_path``. Of a file of
               ``export --as parquet`` only the kept rows count, with their repeats. JSON may also list the keys alone;
+            - ``sql:`` and a query: the same column of its result, see :mod:`thresher.io.sql`;
             - any other: UTF-8 text with one key per line. Empty lines are ignored.
 
             A key that is there several times counts each time.
@@ -388,6 +390,8 @@ def _text(key: Any) -> str:
 def _kind(sel: Chosen) -> str:
     if isinstance(sel, Selection) or os.path.isdir(sel):
         return "selection"
+    if is_sql(sel):
+        return "table"
     ending = os.path.splitext(sel)[1].lower()
     if ending in _NEVER:
         raise PoolError(f"{os.fspath(sel)}: keys are not read from {ending} files; {_FILES}")
@@ -438,7 +442,7 @@ def _halves(subset: npt.NDArray[Any]) -> Iterator[tuple[Hashes, Hashes]]:
 
 def _exported(path: str) -> TablePiece | None:
     """Return a table that ``export --as parquet`` wrote, with a row for every row of a pool; None if it is another."""
-    if not path.lower().endswith((".parquet", ".pq")):
+    if is_sql(path) or not path.lower().endswith((".parquet", ".pq")):
         return None
     piece = table_piece("file", path)
     return piece if {"row", "key", "kept"} <= set(piece.columns) else None
@@ -446,8 +450,9 @@ def _exported(path: str) -> TablePiece | None:
 
 def _table(path: str) -> Iterator[tuple[list[str], Ints | None]]:
     """Yield the keys of a table; only the kept rows of one written by ``export --as parquet``."""
-    exported = _exported(path)
-    piece = exported or any_table("file", path)
+    place = sql_table(path).path if is_sql(path) else path
+    exported = _exported(place)
+    piece = exported or any_table("file", place)
     key = "key" if exported else next((name for name in KEYS if name in piece.columns), None)
     if key is None:
         there = ", ".join(map(cut, piece.columns[:_SHOWN])) + (", ..." if len(piece.columns) > _SHOWN else "")

@@ -56,6 +56,15 @@ class Export(Protocol):
         ...
 
 
+def writes_folder(kind: Export | type[Export]) -> bool:
+    """Return whether a format writes a folder, or changes a dataset: it has ``folder = True``.
+
+    Its ``write`` is called with the target itself, ``overwrite`` and ``say``, and is atomic by itself. It has no
+    manifest.
+    """
+    return bool(getattr(kind, "folder", False))
+
+
 EXPORTS: PluginPoint[Export] = PluginPoint(
     "export format", "thresher.export.formats", "thresher.exports", needs=("write",)
 )

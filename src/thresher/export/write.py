@@ -8,10 +8,10 @@ import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from thresher.errors import OutputError
-from thresher.export.registry import Export, build
+from thresher.errors import OutputError, UsageError
+from thresher.export.registry import Export, build, writes_folder
 from thresher.io.open import file_stamp, open_file
 from thresher.io.places import located, place
 from thresher.pool.store import EmbeddingStore, reopen, same_pool, whole_pool
@@ -80,13 +80,15 @@ def export(
     else:
         whole_pool(store)
         same_pool(selection, store)
+    if writes_folder(made):
+        return _export_folder(selection, made, path, store, hash_inputs, overwrite, progress or Silent())
     check_target(path, store, marked=manifest)
     listed, missing_file = (path.with_name(path.name + ending) for ending in (".manifest.json", ".missing.txt"))
     requested = _request(selection, made, store)
     if manifest and not overwrite and path.exists() and listed.exists():
         refuse_other(path, record_in(listed), requested)
     progress = progress or Silent()
-    with locks.holding(path.with_name(f".{path.name}.lock"), str(path), wait=False):
+    with locks.holding(path.with_name(f".{path.name}.lock"), str(path), wait=False) as still_held:
         # The file itself is moved into place last: it is never without its manifest.
         beside = (listed, missing_file)
         with result_files(overwrite=overwrite, say=progress.say, replaces=beside) as new:
@@ -105,8 +107,33 @@ def export(
                     "outputs": [_output(target, scratch) for target, scratch in made_files.items()],
                 }
                 new(listed).write_text(json.dumps(content, indent=1) + "\n", encoding="ascii")
+            still_held()
     many = len(written.missing)
     return Exported(str(path), written.rows, many, str(missing_file) if many else "", str(listed) if manifest else "")
+
+
+def _export_folder(
+    selection: Selection,
+    made: Export,
+    path: AnyPath,
+    store: EmbeddingStore,
+    hash_inputs: bool,
+    overwrite: bool,
+    progress: Progress,
+) -> Exported:
+    """Write a format that is a folder, or changes a dataset."""
+    if hash_inputs:
+        raise UsageError(f"--as {made.name} writes no manifest; leave out --manifest full")
+    if isinstance(path, RemotePath):
+        raise UsageError(f"{path}: --as {made.name} writes on this machine; give a folder, and copy it afterwards")
+    if any((folder / "selection.json").exists() for folder in (path.resolve(), *path.resolve().parents)):
+        raise OutputError(f"{path}: is in a selection folder; choose another folder")
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"{path}: is a file; give the name of a new folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locks.holding(path.with_name(f".{path.name}.lock"), str(path), wait=False):
+        written = cast(Any, made).write(selection, store, str(path), overwrite=overwrite, say=progress.say)
+    return Exported(str(path), written.rows, len(written.missing), "", "")
 
 
 def _request(selection: Selection, made: Export, store: EmbeddingStore) -> dict[str, Any]:
@@ -135,7 +162,7 @@ def check_target(path: AnyPath, store: EmbeddingStore | None, *, marked: bool = 
     if store and str(path.resolve()) in {os.path.realpath(name) for kind, name in store.files() if kind == "file"}:
         raise OutputError(f"{path}: is a file of the pool, which is never overwritten; choose another name")
     inside = store is not None and os.path.isdir(place := os.path.realpath(store.layout.location))
-    if inside and path.suffix in _DATA and str(path.resolve()).startswith(place + os.sep) and not marked:
+    if inside and path.suffix.lower() in _DATA and str(path.resolve()).startswith(place + os.sep) and not marked:
         raise OutputError(f"{path}: would be read as part of the pool in this folder; choose another folder")
     if any((folder / "selection.json").exists() for folder in path.resolve().parents):
         raise OutputError(f"{path}: is in a selection folder; choose another folder")
@@ -147,7 +174,7 @@ def _check_remote(path: RemotePath, store: EmbeddingStore | None, marked: bool) 
     if store and located(path.url) in store.files():
         raise OutputError(f"{path}: is a file of the pool, which is never overwritten; choose another name")
     location = store.layout.location.rstrip("/") if store else ""
-    if "://" in location and path.suffix in _DATA and path.url.startswith(f"{location}/") and not marked:
+    if "://" in location and path.suffix.lower() in _DATA and path.url.startswith(f"{location}/") and not marked:
         raise OutputError(f"{path}: would be read as part of the pool in this folder; choose another folder")
     if (path.parent / "selection.json").exists():
         raise OutputError(f"{path}: is in a selection folder; choose another folder")

@@ -6,11 +6,12 @@ import os
 import posixpath
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from thresher.errors import PoolError
-from thresher.io.open import file_stamp, meaning_of, protocol_of, trusting, version_in
+from thresher.io.hub import pinned
+from thresher.io.open import file_stamp, meaning_of, protocol_of, status_of, trusting, version_in
 from thresher.io.remote import file_system, requested
 
 
@@ -25,6 +26,7 @@ class Files:
         names: Names of the files, relative to the root.
         stamps: Path -> size and version, as :func:`stamp_of` returns them, if the listing contains both; this avoids
             one request per file.
+        version: The version of a Lance dataset that the location names as ``PATH@VERSION``, 0 for none.
     """
 
     location: str
@@ -32,13 +34,15 @@ class Files:
     root: str
     names: tuple[str, ...]
     stamps: Mapping[str, list[Any]] = field(default_factory=dict, repr=False, compare=False)
+    version: int = 0
 
     @classmethod
     def at(cls, location: str, *, again: bool = False) -> Files:
-        """List a folder (two levels deep) or a single file.
+        """List a folder (two levels deep), a single file, or the files of a pattern.
 
         Args:
-            location: A location on any file system that fsspec supports.
+            location: A location on any file system that fsspec supports; see :func:`is_pattern`. One on the Hub is
+                pinned to a commit, see :func:`thresher.io.hub.pinned`.
             again: List again instead of using a cached listing.
 
         Raises:
@@ -48,6 +52,12 @@ class Files:
         """
         if not location:
             raise PoolError("no pool was given; give a folder or file of embeddings")
+        location = pinned(location)
+        if is_pattern(location):
+            folder, slash, _ = location.partition("*")[0].rpartition("/")
+            wanted = re.compile("[^/]*".join(map(re.escape, location[len(folder + slash) :].split("*"))))
+            files = cls.at(folder or slash or ".", again=again)
+            return replace(files, location=location, names=tuple(filter(wanted.fullmatch, files.names)))
         fs, root = file_system(location)
         if again:
             fs.invalidate_cache()
@@ -62,6 +72,10 @@ class Files:
             and path != root
             and not any(other.startswith(f"{path}/") and other.lower().endswith(ending[0]) for other in listed)
         ]
+        if not paths and (named := re.fullmatch(r"(.+)@([1-9]\d{0,17})", location)):
+            whole = cls.at(named[1], again=again)
+            if any(name.startswith("_versions/") for name in whole.names):  # of a Lance dataset; others have none
+                return replace(whole, location=location, version=int(named[2]))
         if not paths:
             reason = "it is an empty folder" if fs.exists(root) else "nothing is there"
             raise PoolError(f"{location}: {reason}; give a folder or file of embeddings")
@@ -92,6 +106,14 @@ class Files:
         return [name for name in self.names if re.fullmatch(pattern, name, re.IGNORECASE)]
 
 
+def is_pattern(location: str) -> bool:
+    """Return whether a location is a pattern of files: it has a ``*``, and there is no local file of this name.
+
+    Its files are two levels below the folder before its first ``*``, which does not match ``/``.
+    """
+    return "*" in location and ("://" in location or status_of(location) is None)
+
+
 def folders_below(top: str) -> Iterator[tuple[str, list[str], list[str]]]:
     """Yield a local folder and the folders below it like :func:`os.walk`, symlinks are not followed.
 
@@ -109,8 +131,9 @@ def folders_below(top: str) -> Iterator[tuple[str, list[str], list[str]]]:
 
 def _found(fs: Any, root: str, location: str) -> dict[str, Any]:
     """Return the files and folders below a location by path, with what the file system knows about each."""
-    if protocol_of(fs) != "file":
-        return dict(requested(location, lambda: fs.find(root, maxdepth=2, withdirs=True, detail=True)))
+    if (protocol := protocol_of(fs)) != "file":
+        folders = protocol != "hf"  # there they would be a second listing, of the folder above
+        return dict(requested(location, lambda: fs.find(root, maxdepth=2, withdirs=folders, detail=True)))
 
     def find() -> dict[str, Any]:  # unlike find() of fsspec, for which a folder that cannot be read is empty
         if not os.path.lexists(root):

@@ -24,7 +24,8 @@ _DIMENSIONS = 2**20
 _DEFLATED = 1032  # bytes that one byte of a compressed member can unfold to
 _BATCH = 8192  # rows decompressed at a time to find scattered rows
 _PART = 32 * 2**20  # and their bytes, at most; one row may take more
-_SPAN = 1024  # maximum rows of a remote file fetched at once to read scattered rows
+_GAP = 128 * 2**10  # bytes that are read and not needed, rather than asking a remote file once more
+_SPAN = 64 * 2**20  # bytes of a remote file read at once to get scattered rows, at most; one row may take more
 
 
 @dataclass(frozen=True)
@@ -55,22 +56,31 @@ class NpyPiece:
         width = self.dim * stored.itemsize
         if self.mapped:
             return np.asarray(self._map()[start:stop])
+        from thresher.io.remote import read_range
 
-        def fetch() -> bytes:
-            with open_file(self.protocol, self.path) as file:
-                file.seek(self.offset + start * width)
-                return read_exactly(file, (stop - start) * width)
-
-        return np.frombuffer(trusting(self.path, fetch), stored).reshape(stop - start, self.dim)
+        data = read_range(self.protocol, self.path, self.offset + start * width, self.offset + stop * width)
+        return np.frombuffer(data, stored).reshape(stop - start, self.dim)
 
     def take(self, rows: npt.NDArray[np.int64]) -> Array:
-        """Return scattered rows; for a remote file, fetch the spans that contain them."""
+        """Return scattered rows; from a remote file, read the spans that contain them, several at the same time."""
         if self.mapped:
             return np.asarray(self._map()[rows])
-        out = np.empty((len(rows), self.dim), stored_dtype(self.dtype))
-        ends = np.flatnonzero(np.diff(rows // _SPAN, append=-1)) + 1
-        for lo, hi in zip([0, *ends[:-1]], ends, strict=True):
-            out[lo:hi] = self.read(int(rows[lo]), int(rows[hi - 1]) + 1)[rows[lo:hi] - rows[lo]]
+        from thresher.io.remote import in_parallel
+
+        stored = stored_dtype(self.dtype)
+        out = np.empty((len(rows), self.dim), stored)
+        width = self.dim * stored.itemsize
+        near = np.diff(rows) <= max(_GAP // width, 1)
+        same = np.diff((rows - (rows[0] if len(rows) else 0)) // max(_SPAN // width, 1)) == 0
+        ends = [*(np.flatnonzero(~(near & same)) + 1).tolist(), len(rows)]
+        spans = list(zip([0, *ends[:-1]], ends, strict=True)) if len(rows) else []
+
+        def read(span: tuple[int, int]) -> Array:
+            lo, hi = span
+            return np.asarray(self.read(int(rows[lo]), int(rows[hi - 1]) + 1)[rows[lo:hi] - rows[lo]])
+
+        for (lo, hi), part in zip(spans, in_parallel(self.protocol, read, spans), strict=True):
+            out[lo:hi] = part
         return out
 
     def stream(self, batch: int) -> Iterator[Array]:

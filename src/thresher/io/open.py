@@ -16,6 +16,7 @@ import gzip
 import io
 import lzma
 import os
+import re
 import socket
 import ssl
 import stat
@@ -28,6 +29,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any, TypeVar
 
 from thresher.errors import AccessError, OutputError, PoolError, ThresherError, UnreachedError
+from thresher.runtime.memory import is_out_of_memory
 
 _T = TypeVar("_T")
 _BUFFER = 1 << 18  # bytes of a remote file that are buffered, for readers that read lines
@@ -52,7 +54,9 @@ _DOWN = frozenset(
     ).split()
     if hasattr(errno, name)
 )
+_VERSIONS = ("ETag", "etag", "blob_id", "xet_hash", "mtime", "LastModified", "created")
 _NO_NAME = frozenset((errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG))
+_TOKEN = re.compile(r"\bhf_\w{8,}")  # of the Hugging Face Hub
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 _TOO_MANY = frozenset((errno.EMFILE, errno.ENFILE))
 # Names of classes in aiohttp, botocore, requests, httpx, http.client, Azure's and Google's libraries.
@@ -126,8 +130,8 @@ def file_stamp(protocol: str, path: str) -> list[Any]:
 
 
 def version_in(info: dict[str, Any]) -> str:
-    """Return the version of a file (ETag or time) from its fsspec info, "" if it has none."""
-    return next((str(info[k]) for k in ("ETag", "etag", "mtime", "LastModified", "created") if k in info), "")
+    """Return the version of a file (ETag, hash or time) from its fsspec info, "" if it has none."""
+    return next((str(info[name]) for name in _VERSIONS if info.get(name)), "")
 
 
 def trusting(path: str, what: Callable[[], _T]) -> _T:
@@ -164,8 +168,8 @@ def meaning_of(path: str, error: Exception) -> ThresherError | None:
         text = next(iter(str(one).splitlines()), "") or type(one).__name__
         if _denied(one):
             return AccessError(
-                f"{path}: not reached: access was denied ({text}); get permission or renew the credentials, then run "
-                "the same command again"
+                f"{path}: not reached: access was denied ({_without_tokens(text)}); {_permission(one)}, then run the "
+                "same command again"
             )
         if isinstance(one, OSError) and one.errno in _TOO_MANY:
             return UnreachedError(
@@ -175,7 +179,7 @@ def meaning_of(path: str, error: Exception) -> ThresherError | None:
         if isinstance(one, OSError) and one.errno in _FULL:
             return OutputError(f"{path}: a copy of it cannot be written ({text}); free some space")
         if _unreached(one):
-            return UnreachedError(f"{path}: network or system error ({text}); retry later")
+            return UnreachedError(f"{path}: network or system error ({_without_tokens(text)}); retry later")
     if isinstance(error, FileNotFoundError) or _status(error) in (404, 410):
         return PoolError(f"{path}: no such file (or a broken symlink); check the name")
     if isinstance(error, IsADirectoryError):
@@ -183,9 +187,23 @@ def meaning_of(path: str, error: Exception) -> ThresherError | None:
     if isinstance(error, OSError) and error.errno in _NO_NAME:
         return PoolError(f"{path}: no such file ({error.strerror}); check the name")
     if _damaged(error):
-        text = next(iter(str(error).splitlines()), "") or type(error).__name__
+        text = _without_tokens(next(iter(str(error).splitlines()), "") or type(error).__name__)
         return PoolError(f"{path}: cannot be read, it may be truncated or damaged ({text}); replace or remove it")
     return None
+
+
+def _permission(error: BaseException) -> str:
+    """Return what to do if access was denied; on the Hub, private and missing repositories get the same answer."""
+    names = {kind.__name__ for kind in type(error).__mro__ if kind.__module__.startswith("huggingface_hub")}
+    if "GatedRepoError" in names:
+        return "it is gated: accept its terms on its page on the Hub and type hf auth login"
+    if "RepositoryNotFoundError" in names:
+        return "there is no such repository, or it is private: check the name, or type hf auth login"
+    return "type hf auth login" if names else "get permission or renew the credentials"
+
+
+def _without_tokens(text: str) -> str:
+    return _TOKEN.sub("hf_...", text)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -233,23 +251,31 @@ def _unreached(error: BaseException) -> bool:
 
 def _damaged(error: BaseException) -> bool:
     """Return whether an error is one that parsers raise for a damaged file."""
-    if isinstance(error, MemoryError):  # Arrow's is also an Arrow error
+    if is_out_of_memory(error):  # also if a library says so in text only, such as Arrow without a new thread
         return False
     if isinstance(error, _DAMAGE):
         return True
     if isinstance(error, OSError) and error.errno == errno.EINVAL:  # a position in the file that cannot be
+        return True
+    if isinstance(error, (AttributeError, LookupError, TypeError)) and _raised_in(error, "/huggingface_hub/"):
+        return True  # the answer of a server that is not the Hub
+    if _status(error) == 416:  # the file is shorter than its listing says
         return True
     arrow = sys.modules.get("pyarrow")
     if arrow is None:
         return False
     if isinstance(error, arrow.ArrowException):
         return not isinstance(error, arrow.ArrowCancelled)
-    return isinstance(error, OSError) and error.errno is None and _raised_by_arrow(error)
+    return isinstance(error, OSError) and error.errno is None and _raised_in(error, "pyarrow/", at_start=True)
 
 
-def _raised_by_arrow(error: BaseException) -> bool:
-    """Return whether Arrow itself raised an error, not the file it reads: for damage it raises a bare OSError."""
+def _raised_in(error: BaseException, folder: str, *, at_start: bool = False) -> bool:
+    """Return whether a package itself raised an error, not the file it reads: for damage, Arrow raises a bare OSError.
+
+    Arrow's compiled files have paths that start with its folder.
+    """
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_code.co_filename.startswith("pyarrow/")
+    path = "" if trace is None else trace.tb_frame.f_code.co_filename.replace("\\", "/")
+    return path.startswith(folder) if at_start else folder in path

@@ -236,6 +236,8 @@ def open_rgb(data: bytes, *, limit: int = PIXELS, draft: int | None = None) -> A
     except (PoolError, MemoryError, ImportError):
         raise
     except Exception as error:  # Pillow's parsers raise many kinds of errors
+        if str(error).startswith("out of memory"):  # an OSError of a decoder of Pillow
+            raise MemoryError(str(error)) from error
         if isinstance(error, OSError) and error.errno is not None:  # of the system: the data is in memory
             raise
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from thresher.errors import OutputError, PoolError, ThresherError, UsageError
+from thresher.io.hub import pinned, refuse_to_write
 from thresher.io.open import meaning_of, open_file, protocol_of
 from thresher.io.paths import is_unsafe
 from thresher.io.remote import file_system, requested
 from thresher.runtime.locks import create_locked_folder, sweep
-from thresher.runtime.places import AnyPath, RemotePath, Status, files_below
+from thresher.runtime.places import UPLOADING, AnyPath, RemotePath, Status, files_below
 
 _T = TypeVar("_T")
 
@@ -32,8 +33,12 @@ _READ_ONLY = frozenset(("http", "https"))
 _CHANGED = ("LastModified", "last_modified", "updated", "mtime", "created", "ctime")
 
 
-def place(location: AnyPath | str | os.PathLike[str]) -> AnyPath:
+def place(location: AnyPath | str | os.PathLike[str], *, reads: bool = False) -> AnyPath:
     """Return where a result is to be written: a local path, or a remote one for an address such as ``s3://bucket/out``.
+
+    Args:
+        location: The path or address.
+        reads: Whether it is only read.
 
     Raises:
         UsageError: The address names no file or folder, or nothing can be written there.
@@ -50,6 +55,8 @@ def place(location: AnyPath | str | os.PathLike[str]) -> AnyPath:
     if not rest.strip("/"):
         raise UsageError(f"{text}: names no file or folder; give an address such as {protocol}://bucket/folder")
     file_system(text)  # unknown protocols, missing packages
+    if not reads:
+        refuse_to_write(text)
     return FsspecPath(f"{protocol}://{rest.rstrip('/')}")
 
 
@@ -145,6 +152,9 @@ class FsspecPath(RemotePath):
                 self._asked(lambda fs, path: fs.put_file(str(scratch), path))
                 return
             other = self.with_name(f".{self.name}.{secrets.token_hex(4)}.tmp")
+            for name in self.parent.entries():  # of killed uploads of the same file: its writer holds a lock
+                if (match := UPLOADING.fullmatch(name)) and match[1] == self.name:
+                    self.with_name(name).unlink(missing_ok=True)
 
             def put(fs: Any, path: str) -> None:
                 away = posixpath.join(posixpath.dirname(path), other.name)
@@ -250,11 +260,11 @@ def local_copy(location: str | os.PathLike[str] | RemotePath, holds: str = "") -
         PoolError: There is nothing at the location, or a folder without that file.
         UnreachedError: It was not reached.
     """
-    remote = place(location) if not isinstance(location, RemotePath) else location
+    remote = place(location, reads=True) if not isinstance(location, RemotePath) else location
     if not isinstance(remote, FsspecPath):
         yield Path(remote)  # type: ignore[arg-type]
         return
-    copy = _copied(remote, holds)
+    copy = _copied(FsspecPath(pinned(remote.url)), holds)
     try:
         yield copy
     except ThresherError as error:

@@ -14,14 +14,15 @@ from typing import Any, TypeVar
 
 from thresher.errors import MissingExtraError, MissingPackageError, PoolError, UnreachedError, UsageError
 from thresher.io.open import meaning_of, trusting
+from thresher.runtime import memory
+from thresher.runtime.config import setting
 from thresher.runtime.engine import windowed
 
 _T = TypeVar("_T")
 _S = TypeVar("_S")
 _REQUESTS = 64  # at once
-_TRIES = 6  # with pauses of 0.5, 1, 2, 4 and 8 seconds
+_AHEAD = 2**30  # bytes of results that are read ahead
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hf"}  # what to install for a protocol
-_TRIES_NAME = "THRESHER_NETWORK_TRIES"
 
 
 def file_system(location: str) -> tuple[Any, str]:
@@ -76,8 +77,7 @@ def requested(path: str, what: Callable[[], _T]) -> _T:
         what: The request.
 
     Raises:
-        UnreachedError: It still fails after 6 tries, or as many as the environment variable THRESHER_NETWORK_TRIES
-            says.
+        UnreachedError: It still fails after the number of tries of the setting ``network_tries``.
         AccessError: Access was denied.
         PoolError: There is no such file.
     """
@@ -85,17 +85,10 @@ def requested(path: str, what: Callable[[], _T]) -> _T:
 
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception(lambda error: type(error) is UnreachedError),  # not its subclass AccessError
-        stop=tenacity.stop_after_attempt(_tries()),
-        wait=tenacity.wait_exponential(multiplier=0.5, max=30),
+        stop=tenacity.stop_after_attempt(setting("network_tries").value),
+        wait=tenacity.wait_exponential(multiplier=0.5, max=30),  # 0.5, 1, 2, 4, ... seconds
         reraise=True,
     )(lambda: trusting(path, what))
-
-
-def _tries() -> int:
-    text = os.environ.get(_TRIES_NAME, "")
-    if text and not (text.isdecimal() and 1 <= len(text) <= 3 and int(text)):
-        raise UsageError(f"{_TRIES_NAME}={text}: give a number of tries from 1 to 999")
-    return int(text or _TRIES)
 
 
 def in_parallel(protocol: str, fn: Callable[[_S], _T], items: Iterable[_S]) -> Iterator[_T]:
@@ -110,6 +103,20 @@ def in_parallel(protocol: str, fn: Callable[[_S], _T], items: Iterable[_S]) -> I
         yield from windowed(threads, fn, items, 2 * _REQUESTS)
 
 
+def read_ahead(fn: Callable[[_S], _T], items: Iterable[_S], size: int) -> Iterator[_T]:
+    """Yield ``fn(item)`` for every item, in order; several requests ahead of the caller, at the same time.
+
+    Args:
+        fn: Reads something.
+        items: What is read.
+        size: Bytes that a result takes: results that wait take up to 1 GiB, and an eighth of the free memory, unless
+            two are larger.
+    """
+    window = max(min(_REQUESTS, min(_AHEAD, memory.available() // 8) // max(size, 1)), 2)
+    with ThreadPoolExecutor(window) as threads:
+        yield from windowed(threads, fn, items, window)
+
+
 def forget_listings(protocol: str) -> None:
     """Forget the listings that a remote file system keeps: they have the sizes and versions of an earlier time."""
     if protocol != "file":
@@ -119,6 +126,24 @@ def forget_listings(protocol: str) -> None:
 def info_of(protocol: str, path: str) -> dict[str, Any]:
     """Return what a file system knows about a file: its size and version."""
     return dict(requested(path, lambda: _of(protocol, path).info(path)))
+
+
+def read_range(protocol: str, path: str, start: int, stop: int) -> bytes:
+    """Return the bytes start..stop of a remote file, in one request for exactly these.
+
+    Raises:
+        UnreachedError: The file was not reached.
+        AccessError: Access was denied.
+        PoolError: There is no such file, or it is shorter.
+    """
+
+    def asked() -> bytes:
+        data = bytes(_of(protocol, path).cat_file(path, start=start, end=stop)) if stop > start else b""
+        if len(data) != stop - start:
+            raise EOFError(f"{len(data):,} bytes where {stop - start:,} were expected")
+        return data
+
+    return requested(path, asked)
 
 
 class RemoteFile(io.RawIOBase):

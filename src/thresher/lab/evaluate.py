@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 import numpy as np
 import numpy.typing as npt
 
-from thresher.errors import PoolError, UsageError, suggest
+from thresher.errors import OutputError, PoolError, UsageError, suggest
 from thresher.evaluation.bootstrap import share_interval
 from thresher.evaluation.knn import knn
 from thresher.evaluation.linear_probe import linear_probe
@@ -29,10 +29,10 @@ from thresher.evaluation.split import split
 from thresher.evaluation.zero_shot import class_embeddings, zero_shot
 from thresher.io.pictures import open_rgb
 from thresher.lab.sets import LabelledSet, open_set
-from thresher.runtime.files import writing
+from thresher.runtime.files import check_writable, writing
 from thresher.runtime.parameters import build
 from thresher.runtime.progress import Progress, Silent
-from thresher.runtime.untrusted import cut, parse_toml, toml_text
+from thresher.runtime.untrusted import cut, open_regular, parse_json, parse_toml, toml_text
 
 if TYPE_CHECKING:
     from thresher.embedding.encoders import Encoder
@@ -47,6 +47,7 @@ _MAIN = {"zero-shot": "acc1", "knn": "knn_acc1", "probe": "lp_acc1", "retrieval"
 _SHARES = {"top1": "acc1", "top5": "acc5", "mean_per_class": "mean_per_class_recall"}
 _BATCH, _TEXTS = 64, 512  # images and texts encoded at a time
 _KS = (1, 5, 10)
+_LINE = 1 << 20  # bytes of a line of results
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +152,27 @@ def evaluate_model(
     if len(found) > 1:
         found.append(_average(suite.name, found))
     return found
+
+
+def check_target(path: Path) -> None:
+    """Check, before any work is done, that results can be written; only a file of results is replaced.
+
+    Raises:
+        OutputError: They cannot be written there.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder; give a file")
+    check_writable(path)
+    if not path.exists():
+        return
+    try:
+        with open_regular(path) as file:
+            line = file.readline(_LINE)
+        known = not line or "key" in parse_json(line)
+    except (OSError, ValueError, TypeError):
+        known = False
+    if not known:
+        raise OutputError(f"{path}: exists and is not a file of results; choose another name")
 
 
 def write_results(results: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from thresher.lab.work import JOB, KINDS, OUTPUT, RESULT, TRAIN, damaged, read_o
 from thresher.runtime import locks
 from thresher.runtime.engine import Engine, cores
 from thresher.runtime.format import counted, duration
+from thresher.runtime.places import local_path
 from thresher.runtime.progress import Progress, Silent
 
 LOCK = ".lock"
@@ -136,16 +137,16 @@ def run_plan(
         raise UsageError("minutes is for runs on this machine, not for an engine; give one of the two")
     if minutes is not None and not minutes >= 0:
         raise UsageError(f"minutes = {minutes}; give 0 or more")
-    folder, progress = Path(os.path.abspath(out)), progress or Silent()
+    folder, progress = Path(os.path.abspath(local_path(out))), progress or Silent()
     plan = located(plan, data)
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: is a file; name a folder")
     at_once = workers or plan.trainer.at_once or max(1, cores() // plan.trainer.threads)
     jobs = jobs_of(plan)
-    with locks.holding(folder / LOCK, f"the lab {folder}", wait=False):
+    with locks.holding(folder / LOCK, f"the lab {folder}", wait=False) as still_held:
         for job in jobs:
             _check(folder, job)
-        scheduler = _Scheduler(plan, folder, jobs, at_once, minutes, progress, engine)
+        scheduler = _Scheduler(plan, folder, jobs, at_once, minutes, progress, engine, still_held)
         scheduler.run()
         runs = finished(plan, folder)
         if scheduler.failed:
@@ -179,7 +180,7 @@ def located(plan: Plan, data: str | os.PathLike[str]) -> Plan:
 def finished(plan: Plan, folder: Path) -> list[Run]:
     """Return the finished runs of a plan, by corpus, row and seed."""
     return [
-        Run(corpus=corpus.name, row=row.name, seed=seed, result=read_result(where))
+        Run(corpus=corpus.name, row=row.name, seed=seed, result=read_result(where, "run"))
         for corpus in plan.corpora
         for row in plan.rows
         for seed in plan.seeds
@@ -263,8 +264,9 @@ class _Scheduler:
         minutes: float | None,
         progress: Progress,
         engine: Engine | None,
+        still_held: Callable[[], None],
     ) -> None:
-        self.engine = engine
+        self.engine, self.still_held = engine, still_held
         self.plan, self.folder, self.jobs = plan, folder, jobs
         self.at_once, self.progress = at_once, progress
         self.end = math.inf if minutes is None else time.monotonic() + 60 * minutes
@@ -377,7 +379,7 @@ class _Scheduler:
         if self.promised or "trial" in self.waiting or "trial" not in self.done:
             return
         self.promised = True
-        trial, left = read_result(self.folder / "trial"), self._cost(self.waiting.values())
+        trial, left = read_result(self.folder / "trial", "trial"), self._cost(self.waiting.values())
         runs = sum(job.kind == "run" for job in self.waiting.values())
         self.progress.say(
             f"{self.plan.name}: {counted(runs, 'run')} to do, {trial['samples_per_second']:,.0f} samples/s in the "
@@ -386,12 +388,16 @@ class _Scheduler:
 
     def _cost(self, jobs: Any) -> float:
         """Return about how many seconds jobs take, one after the other."""
-        trial = read_result(self.folder / "trial")
+        trial = read_result(self.folder / "trial", "trial")
         total = 0.0
         for job in jobs:
             if job.kind in ("corpus", "trial"):
                 continue
-            rows = read_result(self.folder / job.needs["corpus"])["rows"] if job.needs["corpus"] in self.done else 0
+            rows = (
+                read_result(self.folder / job.needs["corpus"], "corpus")["rows"]
+                if job.needs["corpus"] in self.done
+                else 0
+            )
             total += trial["other_seconds"] + samples_of(self.plan, job, rows) / trial["samples_per_second"]
         return total
 
@@ -406,13 +412,16 @@ class _Scheduler:
 
     def write(self) -> None:
         """Write the results of what is finished."""
+        self.still_held()
         runs = finished(self.plan, self.folder)
         corpora = {
-            corpus.name: {name: value for name, value in read_result(where).items() if name not in ("data", "evals")}
+            corpus.name: {
+                name: value for name, value in read_result(where, "corpus").items() if name not in ("data", "evals")
+            }
             for corpus in self.plan.corpora
             if ((where := self.folder / f"corpora/{corpus.name}") / RESULT).exists()
         }
-        trial = read_result(self.folder / "trial") if "trial" in self.done else None
+        trial = read_result(self.folder / "trial", "trial") if "trial" in self.done else None
         total = len(self.plan.corpora) * len(self.plan.rows) * len(self.plan.seeds)
         extra = {
             "corpora": corpora, "trial": trial, "at_once": self.at_once, "missing": total - len(runs),
@@ -439,7 +448,7 @@ def prepare(folder: Path, job: Job, plan: Plan) -> Path:
     else:
         # Found again below the folder, which may have been moved since the corpus was made.
         home = folder / job.needs["corpus"]
-        made, corpus = read_result(home), next(one for one in plan.corpora if one.name == job.corpus)
+        made, corpus = read_result(home, "corpus"), next(one for one in plan.corpora if one.name == job.corpus)
         data = str(home / TRAIN) if corpus.changed else plan.data.train
         where |= {"data": data, "evals": [str(home / name) for name in made["evals"]], "rows": made["rows"]}
     own = folder / job.name

@@ -100,12 +100,18 @@ def _opened(path: str, whole: str, *, labels: tuple[str, ...], group: str | None
     name = PurePath(os.path.normpath(whole)).stem or "set"
     if os.path.isfile(os.path.join(path, _SHARDS)):
         return _webdataset(path, whole, name)
-    if path.endswith(".parquet") or (os.path.isdir(path) and any(Path(path).glob("*.parquet"))):
+    if _tables(path):
         one = read_eval(path, text=text, group=group, labels=labels or None)
         pictures = lambda: (picture for _, part in one.batches() for picture in part)  # noqa: E731
         named = {column: _hub_names(path, column, found) for column, found in one.labels.items()}
         return LabelledSet(name, pictures, one.texts, one.text_row_M, one.group_N, named)
     return _raw(path, name, labels, group, text)
+
+
+def _tables(path: str) -> list[str]:
+    """Return a parquet file, or those in a folder, sorted."""
+    paths = sorted(str(one) for one in Path(path).iterdir()) if os.path.isdir(path) else [path]
+    return [one for one in paths if one.lower().endswith(".parquet")]
 
 
 def _split_of(path: str, names: Sequence[str]) -> str | None:
@@ -277,10 +283,10 @@ def _feature(path: str) -> dict[str, Any]:
         if os.path.isfile(info := os.path.join(path, "dataset_info.json")):
             found = parse_json(_text(info))
         else:
-            file = path if os.path.isfile(path) else str(min(Path(path).glob("*.parquet"), default=""))
-            if not file.endswith(".parquet"):
+            tables = _tables(path)
+            if not tables:
                 return {}
-            meta = pq.read_schema(file).metadata or {}
+            meta = pq.read_schema(tables[0]).metadata or {}
             found = parse_json(meta.get(b"huggingface", b"{}")).get("info", {})
         features = found.get("features", {})
     except (OSError, ValueError, AttributeError, pa.ArrowException):

@@ -18,14 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from thresher.dynamic.run_folder import CHECKPOINT, Training
-from thresher.errors import OutputError, ThresherError, UsageError
+from thresher.errors import OutputError, PoolError, ThresherError, UsageError
+from thresher.io.paths import is_unsafe, visible
 from thresher.lab.corpus import INDEX, cut_in_halves, make_corpus
 from thresher.lab.metrics import metrics_of
 from thresher.lab.plan import CLUSTERS, EARLY, Corpus, Evaluation, Proxy, Row, Trainer
 from thresher.runtime.files import writing
+from thresher.runtime.memory import OUT_OF_MEMORY, is_out_of_memory
 from thresher.runtime.parameters import build
 from thresher.runtime.progress import Lines
-from thresher.runtime.untrusted import read_json
+from thresher.runtime.untrusted import Fields, read_json
 
 JOB, RESULT, OUTPUT = "job.json", "result.json", "output.txt"
 TRAIN = "train.parquet"  # in the folder of a changed corpus
@@ -35,6 +37,10 @@ KINDS: Mapping[str, Any] = {
 }  # fmt: skip
 # The cost of a row before anything.
 _NOTHING: Mapping[str, Any] = {"scored_forwards": 0, "seconds": 0.0, "images_decoded": 0}
+_MOST = 1e18  # of a number in a result
+_COUNTS = ("samples_seen", *_NOTHING)  # of a run
+_RATES = ("samples_per_second", "other_seconds")  # of the trial run
+_PLANTED = ("base", "swapped", "duplicate", "off-topic")  # rows of a corpus
 _TRIAL = 40  # steps of the trial run
 
 
@@ -73,7 +79,7 @@ class Task:
     def result_of(self, purpose: str) -> tuple[Path, dict[str, Any]]:
         """Return the folder and the result of a job that this one needs."""
         folder = Path((self.results or {})[purpose])
-        return folder, read_result(folder)
+        return folder, read_result(folder, "run" if purpose == "coreset" else purpose)
 
     def samples(self, share: float) -> int:
         """Return the samples of a run that sees a share of those of full training, a multiple of the batch size."""
@@ -82,9 +88,51 @@ class Task:
         return max(batch, round(share * full) // batch * batch)
 
 
-def read_result(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the result of a finished job."""
-    return read_own(Path(folder) / RESULT)
+def read_result(folder: str | os.PathLike[str], kind: str) -> dict[str, Any]:
+    """Return the result of a finished job of a kind; the folder may come from someone else.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        OutputError: It is damaged, or not a result of this kind.
+    """
+    path = Path(folder) / RESULT
+    result = read_own(path)
+    try:
+        _check_result(Fields(result, str(path)), kind)
+    except PoolError as error:
+        raise OutputError(f"{error}; remove its folder") from None
+    return result
+
+
+def _check_result(result: Fields, kind: str) -> None:
+    """Check every value of a result that is used."""
+    if kind == "corpus":
+        result.whole("rows", 1, 2**40)
+        for name in _PLANTED:
+            if name in result.values:
+                result.whole(name)
+        if any(is_unsafe(name) or "/" in name or "\0" in name for name in result.texts("evals")):
+            raise result.wrong("evals", "a list of names of files")
+        return
+    least = {"trial": _RATES, "run": _COUNTS}.get(kind, tuple(_NOTHING))
+    for name in least:
+        if result.number(name, 0.0, _MOST) is None:
+            raise result.wrong(name, "a number from 0")
+    if kind == "trial" and not result.values["samples_per_second"]:
+        raise result.wrong("samples_per_second", "a number above 0")
+    if kind != "run":
+        return
+    if result.number("share_pruned", -_MOST, 1.0) is None:
+        raise result.wrong("share_pruned", "a number up to 1")
+    metrics = result.object("metrics")
+    for name in metrics.values:
+        if metrics.number(name, 0.0, 100.0) is None:
+            raise metrics.wrong(name, "a number from 0 to 100")
+    for shares in ("kept", "left_out"):
+        kinds = Fields(result.values.get(shares) or {}, f"{result.where}: {shares}")
+        for name in kinds.values:
+            counts = kinds.object(name)
+            counts.whole("left_out", 0, counts.whole("rows", 1))
 
 
 def read_own(path: Path) -> dict[str, Any]:
@@ -307,7 +355,7 @@ def _selected(task: Task, row: Row, selection: Path) -> dict[str, Any]:
         made = _coreset(task, row) if row.coreset_of else _select(task, row)
         made.save(selection)
     cost = {"scored_forwards": 0, "seconds": time.monotonic() - begin, "images_decoded": 0}
-    _add(cost, read_result((task.results or {})["coreset"]) if row.coreset_of else _prepared(task, row))
+    _add(cost, task.result_of("coreset")[1] if row.coreset_of else _prepared(task, row))
     return cost
 
 
@@ -475,8 +523,15 @@ def main(arguments: list[str]) -> int:
     try:
         _use_threads(threads)
         do(folder)
-    except ThresherError as error:
-        sys.stderr.write(f"error: {error}\n")
+    except Exception as error:
+        if is_out_of_memory(error):
+            sys.stderr.write(f"error: {OUT_OF_MEMORY}\n")
+        elif isinstance(error, UnicodeEncodeError):  # bytes of the name of a file, which no table holds
+            sys.stderr.write(f"error: {visible(error.object)}: not valid UTF-8; rename it\n")
+        elif isinstance(error, (ThresherError, OSError)):
+            sys.stderr.write(f"error: {error}\n")
+        else:
+            raise
         return 1
     return 0
 

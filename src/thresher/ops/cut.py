@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,9 @@ Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Scores = npt.NDArray[Any]
+
+_BLOCK = 2**18  # rows of which a few numbers each are in memory
+_SORTED = 2**20  # rows that are sorted in memory
 
 
 def top(scores_N: Scores, k: int) -> Bools:
@@ -44,10 +47,11 @@ def top(scores_N: Scores, k: int) -> Bools:
 def top_per_group(scores_N: Scores, labels_N: npt.NDArray[Any], counts_K: npt.NDArray[Any]) -> Bools:
     """Mark the ``counts_K[j]`` highest scores of every group j; ties go to the lower row.
 
-    One sort of 64-bit keys (group, score), whatever the number of groups.
+    A radix selection: the last score kept of every group is found some bits at a time, in a few passes over blocks of
+    rows. Besides the result it takes half a byte a row, and the arrays may be mapped from files.
 
     Args:
-        scores_N: (N,) float32 or uint32 without NaN, or uint64, which takes more memory.
+        scores_N: (N,) float32 without NaN, uint32 or uint64.
         labels_N: (N,) group of each row, 0 <= label < K.
         counts_K: (K,) number of rows to keep, 0 <= count <= size of the group.
 
@@ -55,54 +59,152 @@ def top_per_group(scores_N: Scores, labels_N: npt.NDArray[Any], counts_K: npt.ND
         (N,) bool with exactly ``counts_K.sum()`` True.
     """
     _refuse_nan(scores_N)
-    sizes_K = np.bincount(labels_N, minlength=len(counts_K))
-    if len(sizes_K) > len(counts_K):
-        raise UsageError(f"label {len(sizes_K) - 1} is out of range for {len(counts_K)} groups")
+    n, groups = len(scores_N), len(counts_K)
+    sizes_K = sizes_of(labels_N, groups)
+    if len(sizes_K) > groups:
+        raise UsageError(f"label {len(sizes_K) - 1} is out of range for {groups} groups")
     over = np.flatnonzero((counts_K > sizes_K) | (counts_K < 0))
     if len(over):
         j = int(over[0])
         raise BudgetError(f"cannot keep {int(counts_K[j]):,} rows of group {j}, which has {int(sizes_K[j]):,}")
-    starts_K = np.cumsum(sizes_K) - sizes_K
-    if scores_N.dtype == np.uint64:
-        order_N = order_by_group(scores_N, labels_N)
-        ordered_N = labels_N[order_N]
-        first_N = np.arange(len(order_N)) - starts_K[ordered_N] < counts_K[ordered_N]
-        mask_N = np.zeros(len(order_N), np.bool_)
-        mask_N[order_N[first_N]] = True
-        return mask_N
-    keys_N = _descending_bits(scores_N).astype(np.uint64)
-    keys_N |= np.asarray(labels_N).astype(np.uint64) << np.uint64(32)
-    ordered = np.sort(keys_N)
-    some_K = counts_K > 0
-    # The key of the last row kept of each group; 0 where none is kept, so that no key lies below it.
-    cuts_K = np.zeros(len(counts_K), np.uint64)
-    cuts_K[some_K] = ordered[(starts_K + counts_K - 1)[some_K]]
-    del ordered
-    cuts_N = cuts_K[labels_N]
-    mask_N = keys_N < cuts_N
-    tied = np.flatnonzero((keys_N == cuts_N) & some_K[labels_N])
-    missing_K = counts_K - np.bincount(labels_N[mask_N], minlength=len(counts_K))
-    order = np.argsort(labels_N[tied], kind="stable")
-    tied = tied[order]
-    labels_T = labels_N[tied]
-    first_K = np.searchsorted(labels_T, np.arange(len(counts_K)))
-    mask_N[tied[np.arange(len(tied)) - first_K[labels_T] < missing_K[labels_T]]] = True
-    return np.asarray(mask_N, np.bool_)
+
+    def blocks() -> Iterator[tuple[slice, npt.NDArray[np.uint64], Ints]]:
+        for lo in range(0, n, _BLOCK):
+            here = slice(lo, min(lo + _BLOCK, n))
+            yield here, _codes(scores_N[here]), np.asarray(labels_N[here]).astype(np.int64)
+
+    width = 8 * scores_N.dtype.itemsize
+    digit = max(min((max(n // 16, 2**16) // max(groups, 1)).bit_length() - 1, 16), 1)  # bits that are found in a pass
+    cuts_K, left_K = np.zeros(groups, np.uint64), np.asarray(counts_K, np.int64).copy()
+    some_K = left_K > 0
+    for high in range(width, 0, -digit):
+        low = max(high - digit, 0)
+        counts_KD = np.zeros((groups, 1 << (high - low)), np.int64)
+        for _, codes, labels in blocks():
+            if high < width:
+                alike = np.flatnonzero(codes >> np.uint64(high) == cuts_K[labels])
+                codes, labels = codes[alike], labels[alike]
+            digits = (codes >> np.uint64(low)).astype(np.int64) & ((1 << (high - low)) - 1)
+            counts_KD += np.bincount(digits + (labels << (high - low)), minlength=counts_KD.size).reshape(
+                counts_KD.shape
+            )
+        np.cumsum(counts_KD, axis=1, out=counts_KD)
+        at_K = np.argmax(counts_KD >= left_K[:, None], axis=1)  # the digit of the last row kept
+        left_K -= np.where(some_K & (at_K > 0), counts_KD[np.arange(groups), at_K - 1], 0)
+        cuts_K = cuts_K << np.uint64(high - low) | at_K.astype(np.uint64)
+    # Of the rows with the code of the cut, the first left_K are kept.
+    mask_N = np.zeros(n, np.bool_)
+    for here, codes, labels in blocks():
+        cuts = cuts_K[labels]
+        mask_N[here] = (codes < cuts) & some_K[labels]
+        tied = np.flatnonzero((codes == cuts) & (left_K[labels] > 0))
+        tied = tied[np.argsort(labels[tied], kind="stable")]
+        groups_T, starts, sizes = np.unique(labels[tied], return_index=True, return_counts=True)
+        rank = np.arange(len(tied)) - np.repeat(starts, sizes)
+        mask_N[here.start + tied[rank < np.repeat(left_K[groups_T], sizes)]] = True
+        left_K[groups_T] = np.maximum(left_K[groups_T] - sizes, 0)
+    return mask_N
 
 
-def order_by_group(scores_N: Scores, labels_N: npt.NDArray[Any]) -> Ints:
-    """Return the rows group by group, the highest score first; ties go to the lower row.
+def sizes_of(labels_N: npt.NDArray[Any], groups: int, mask_N: Bools | None = None) -> Ints:
+    """Return the number of rows of each group, (K,): all, or those that a mask (N,) marks; in blocks of rows."""
+    sizes_K = np.zeros(groups, np.int64)
+    for lo in range(0, len(labels_N), _BLOCK):
+        labels = labels_N[lo : lo + _BLOCK]
+        labels = labels if mask_N is None else labels[mask_N[lo : lo + _BLOCK]]
+        counts = np.bincount(labels, minlength=len(sizes_K))
+        if len(counts) > len(sizes_K):
+            sizes_K = np.pad(sizes_K, (0, len(counts) - len(sizes_K)))
+        sizes_K += counts
+    return sizes_K
+
+
+def sums_of(labels_N: npt.NDArray[Any], values_N: npt.NDArray[Any], groups: int) -> Floats:
+    """Return the sum of the values of each group, (K,) float64, added in the order of the rows; in blocks of rows."""
+    sums_K = np.zeros(groups, np.float64)
+    for lo in range(0, len(labels_N), _BLOCK):
+        np.add.at(sums_K, np.asarray(labels_N[lo : lo + _BLOCK]), np.asarray(values_N[lo : lo + _BLOCK], np.float64))
+    return sums_K
+
+
+def order_by_group(
+    scores_N: Scores, labels_N: npt.NDArray[Any], space: Callable[[int], Ints] | None = None
+) -> Iterator[Ints]:
+    """Return the rows group by group, the highest score first, some at a time; ties go to the lower row.
+
+    Besides the working space it takes up to 40 bytes for each of a million rows.
 
     Args:
-        scores_N: (N,) float32 or uint32 without NaN, or uint64, which takes more memory.
+        scores_N: (N,) float32 without NaN, uint32 or uint64.
         labels_N: (N,) group of each row.
+        space: Returns an array (n,) int64 to work in, such as one that is mapped from a file; by default in memory.
     """
     _refuse_nan(scores_N)
-    if scores_N.dtype == np.uint64:
-        return np.asarray(np.lexsort((~scores_N, labels_N)), np.int64)
-    keys_N = _descending_bits(scores_N).astype(np.uint64)
-    keys_N |= np.asarray(labels_N).astype(np.uint64) << np.uint64(32)
-    return np.asarray(np.argsort(keys_N, kind="stable"), np.int64)
+    _codes(scores_N[:0])
+    return _ordered(scores_N, labels_N, space or (lambda n: np.empty(n, np.int64)))
+
+
+def _ordered(scores_N: Scores, labels_N: npt.NDArray[Any], space: Callable[[int], Ints]) -> Iterator[Ints]:
+    n = len(scores_N)
+    if n <= _SORTED:
+        yield _sorted(np.arange(n), scores_N, labels_N)
+        return
+    sizes_K = sizes_of(labels_N, 0)
+    rows_N = _distributed(range(n), lambda rows: labels_N[rows[0] : rows[-1] + 1], sizes_K, space)
+    ends_K = np.cumsum(sizes_K)
+    for first, last in pack(sizes_K, _SORTED):
+        lo, hi = int(ends_K[first] - sizes_K[first]), int(ends_K[last - 1])
+        yield from _in_parts(rows_N[lo:hi], scores_N, labels_N, 8 * scores_N.dtype.itemsize, space)
+
+
+def _in_parts(
+    rows_n: Ints, scores_N: Scores, labels_N: npt.NDArray[Any], bits: int, space: Callable[[int], Ints]
+) -> Iterator[Ints]:
+    """Sort rows, which ascend within a group: a few, or of one group those that are alike but for the last ``bits``."""
+    if len(rows_n) <= _SORTED:
+        yield _sorted(np.asarray(rows_n), scores_N, labels_N)
+        return
+    if not bits:  # all are equal
+        yield from (np.asarray(rows_n[lo : lo + _BLOCK]) for lo in range(0, len(rows_n), _BLOCK))
+        return
+
+    def digits(rows: Ints) -> Ints:
+        return (_codes(scores_N[rows]) >> np.uint64(bits - 8)).astype(np.int64) & 255
+
+    sizes_D = np.zeros(256, np.int64)
+    for lo in range(0, len(rows_n), _BLOCK):
+        sizes_D += np.bincount(digits(rows_n[lo : lo + _BLOCK]), minlength=256)
+    if sizes_D.max() == len(rows_n):
+        yield from _in_parts(rows_n, scores_N, labels_N, bits - 8, space)
+        return
+    moved_n, ends_D = _distributed(rows_n, digits, sizes_D, space), np.cumsum(sizes_D)
+    for first, last in pack(sizes_D, _SORTED):
+        lo, hi = int(ends_D[first] - sizes_D[first]), int(ends_D[last - 1])
+        yield from _in_parts(moved_n[lo:hi], scores_N, labels_N, bits - 8, space)
+
+
+def _distributed(
+    rows_n: Any, digits: Callable[[Ints], npt.NDArray[Any]], sizes_D: Ints, space: Callable[[int], Ints]
+) -> Ints:
+    """Return rows by digit, in the same order within a digit: a counting sort in blocks."""
+    out_n, next_D = space(len(rows_n)), np.cumsum(sizes_D) - sizes_D
+    for lo in range(0, len(rows_n), _BLOCK):
+        rows = np.asarray(rows_n[lo : lo + _BLOCK])
+        here = np.asarray(digits(rows))
+        order = np.argsort(here, kind="stable")
+        digits_U, starts, sizes = np.unique(here[order], return_index=True, return_counts=True)
+        out_n[np.repeat(next_D[digits_U] - starts, sizes) + np.arange(len(rows))] = rows[order]
+        next_D[digits_U] += sizes
+    return out_n
+
+
+def _sorted(rows_n: Ints, scores_N: Scores, labels_N: npt.NDArray[Any]) -> Ints:
+    """Return rows, which ascend within a group, by group, the highest score first."""
+    codes, labels = _codes(scores_N[rows_n]), np.asarray(labels_N[rows_n])
+    if scores_N.dtype.itemsize == 8:
+        return np.asarray(rows_n[np.lexsort((codes, labels))])
+    codes |= labels.astype(np.uint64) << np.uint64(32)
+    return np.asarray(rows_n[np.argsort(codes, kind="stable")])
 
 
 def allocate(target_K: npt.NDArray[Any], low_K: npt.NDArray[Any], high_K: npt.NDArray[Any], total: int) -> Ints:
@@ -178,18 +280,21 @@ def softmax(values_K: npt.NDArray[Any], temperature: float) -> Floats:
 
 
 def _refuse_nan(scores: Scores) -> None:
-    if scores.dtype.kind == "f" and np.isnan(scores).any():
-        row = int(np.flatnonzero(np.isnan(scores))[0])
-        raise UsageError(f"the score of row {row:,} is NaN, so rows cannot be ranked by it")
+    if scores.dtype.kind != "f":
+        return
+    for lo in range(0, len(scores), _BLOCK):
+        if np.isnan(scores[lo : lo + _BLOCK]).any():
+            row = lo + int(np.flatnonzero(np.isnan(scores[lo : lo + _BLOCK]))[0])
+            raise UsageError(f"the score of row {row:,} is NaN, so rows cannot be ranked by it")
 
 
-def _descending_bits(scores_N: Scores) -> npt.NDArray[np.uint32]:
-    """Map scores to uint32 so that a higher score has a lower code."""
-    if scores_N.dtype == np.uint32:
-        return np.asarray(~scores_N, np.uint32)
-    if scores_N.dtype != np.float32:
-        raise UsageError(f"scores within groups must be float32, uint32 or uint64, not {scores_N.dtype}")
-    bits = (scores_N + np.float32(0)).view(np.uint32)  # + 0 makes -0.0 equal to 0.0
+def _codes(scores_n: Scores) -> npt.NDArray[np.uint64]:
+    """Map scores to whole numbers so that a higher score has a lower one."""
+    if scores_n.dtype in (np.uint32, np.uint64):
+        return (~np.asarray(scores_n)).astype(np.uint64)
+    if scores_n.dtype != np.float32:
+        raise UsageError(f"scores within groups must be float32, uint32 or uint64, not {scores_n.dtype}")
+    bits = (np.asarray(scores_n) + np.float32(0)).view(np.uint32)  # + 0 makes -0.0 equal to 0.0
     negative = bits >> 31 != 0
     # Ascending code: flip all bits of negatives, set the sign bit of the others; then reverse.
-    return np.asarray(~np.where(negative, ~bits, bits | np.uint32(0x80000000)), np.uint32)
+    return (~np.where(negative, ~bits, bits | np.uint32(0x80000000))).astype(np.uint64)

@@ -30,7 +30,7 @@ from thresher.io.pieces import FLOATS, Array, Piece, stored_dtype
 from thresher.ops.vectors import to_float32
 from thresher.pool.layout import Layout, Options, embedding_columns, with_roles
 from thresher.pool.store import IN_MEMORY, EmbeddingStore, block_of
-from thresher.runtime.cache import default_folder
+from thresher.runtime.config import cache_folder
 from thresher.runtime.engine import cores
 from thresher.runtime.engines.threads import Threads
 from thresher.runtime.files import writing
@@ -90,7 +90,7 @@ def from_arrays(
     if _class_of(table) == ("datasets", "Dataset"):
         table, images = _without_images(table, images)
     frame = None if table is None else _arrow(table)
-    folder = Path(cache or default_folder()) / FOLDER
+    folder = Path(cache or cache_folder()) / FOLDER
     given: dict[str, Any] = {"image": image, "text": text}
     if image is None and text is None and frame is not None:
         if frame.num_columns and not frame.num_rows:

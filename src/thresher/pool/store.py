@@ -8,7 +8,8 @@ differently cannot change a result.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,14 +23,15 @@ from thresher.io.parquet import TablePiece
 from thresher.io.paths import relative, shortened, visible
 from thresher.io.pieces import Piece
 from thresher.io.places import located
+from thresher.io.sql import is_sql
 from thresher.ops.kmeans import STRIPE
 from thresher.ops.vectors import F32, units_of
 from thresher.pool.join import join_by_key
 from thresher.pool.layout import Options, Rows, gathered
 from thresher.pool.layouts import Layout, read_layout, read_metadata
 from thresher.pool.verify import without_damaged
-from thresher.runtime.cache import default_folder
 from thresher.runtime.code import code_version
+from thresher.runtime.config import cache_folder
 from thresher.runtime.format import counted
 from thresher.runtime.locks import Pin, pin
 from thresher.runtime.random import digest
@@ -44,6 +46,7 @@ BLOCK = 16_384  # rows of a block
 IN_MEMORY = "arrays://"  # begins the location of a pool in memory
 _BLOCK_BYTES = 512 * 2**20  # of a block in float32, at most
 _EXACT = 2**53  # float64 represents all whole numbers up to this
+_WHOLE = 128 * 2**20  # bytes of vectors of a remote file that is read as a whole, ahead of its turn, at most
 _CHUNK = 4_096  # rows of a user file in memory at a time
 
 
@@ -156,6 +159,10 @@ class EmbeddingStore:
         """Global row ids of the view, ascending."""
         return np.arange(self.total) if self.rows is None else self.rows
 
+    def ids_at(self, positions: Rows) -> Rows:
+        """Return the global ids of some rows of the view, without those of all others."""
+        return positions if self.rows is None else self.rows[positions]
+
     def where(self, kept_N: npt.NDArray[np.bool_]) -> EmbeddingStore:
         """Return a view of the rows that are True in a mask over the whole store, (N,) bool."""
         if kept_N.shape != (self.total,):
@@ -216,15 +223,19 @@ class EmbeddingStore:
         pieces = [self.layout.vectors[part][0] for part in self.parts(name)]
         return sum(len(self) * p.dim * _itemsize(p) for p in pieces)
 
-    def blocks(self, name: str, start: int = 0, size: int | None = None) -> Iterator[Block]:
+    def blocks(self, name: str, start: int = 0, size: int | None = None, *, ahead: bool = False) -> Iterator[Block]:
         """Split the view into blocks, without data if the files are seekable, else with streamed data.
 
-        Blocks before row ``start`` of the view, which must be a block boundary, are not yielded.
+        Args:
+            name: The field.
+            start: Blocks before this row of the view, which must be a block boundary, are not yielded.
+            size: Rows of a block.
+            ahead: Read seekable remote files here, many blocks at the same time, instead of by whoever gets the block.
         """
         size = size or self.block
         if self.seekable(name):
-            for lo in range(start, len(self), size):
-                yield Block(lo, min(lo + size, len(self)))
+            spans = (Block(lo, min(lo + size, len(self))) for lo in range(start, len(self), size))
+            yield from self._read_ahead(name, spans, size) if ahead and self._is_remote(name) else spans
             return
         streams = {part: self._stream(part, size) for part in self.parts(name)}
         for lo in range(0, len(self), size):
@@ -233,6 +244,20 @@ class EmbeddingStore:
                 yield Block(lo, min(lo + size, len(self)), data)
         for stream in streams.values():  # to the end, where a file's checksum and row count are checked
             next(stream, None)
+
+    def _is_remote(self, name: str) -> bool:
+        pieces = (p for part in self.parts(name) for p in self.layout.vectors[part])
+        return any(p.protocol != "file" and not p.mapped for p in pieces)
+
+    def _read_ahead(self, name: str, blocks: Iterator[Block], size: int) -> Iterator[Block]:
+        """Yield blocks with their data."""
+        from thresher.io.remote import read_ahead
+
+        def read(block: Block) -> Block:
+            return replace(block, data={part: self.raw(part, block) for part in self.parts(name)})
+
+        width = self.stored_bytes(name) // max(len(self), 1)
+        yield from read_ahead(read, blocks, size * width)
 
     def stripes(self, name: str, block: Block) -> Iterator[F32]:
         """Yield the unit vectors of a block in cache-sized stripes; each is valid until the next one."""
@@ -267,7 +292,7 @@ class EmbeddingStore:
 
     def vectors_at(self, name: str, positions: Rows) -> F32:
         """Return unit vectors of scattered rows by position in the view, in the order of ``positions``."""
-        ids = positions if self.rows is None else self.rows[positions]
+        ids = self.ids_at(positions)
         if (ids[1:] >= ids[:-1]).all():
             return self._join(name, [self._unit(part, self.raw_at(part, ids), ids) for part in self.parts(name)])
         order = np.argsort(ids, kind="stable")
@@ -325,8 +350,8 @@ class EmbeddingStore:
         """Yield the stored vectors of the view in runs of exactly ``size`` rows (the last may be shorter)."""
         held: list[Array] = []
         count, start = 0, 0
-        for piece in self.layout.vectors[name]:
-            for part in piece.stream(size):
+        for piece, parts in self._streamed(name, size):
+            for part in parts:
                 if self.rows is not None:
                     lo, hi = np.searchsorted(self.rows, [start, start + len(part)])
                     start += len(part)
@@ -341,6 +366,17 @@ class EmbeddingStore:
                     held, count = [joined[size:]], count - size
         if count:
             yield np.concatenate(held)
+
+    def _streamed(self, name: str, size: int) -> Iterator[tuple[Piece, Iterable[Array]]]:
+        """Yield each piece of a field and its rows in parts; of remote ones several are read at the same time."""
+        pieces = self.layout.vectors[name]
+        largest = max(piece.rows * piece.dim * _itemsize(piece) for piece in pieces)
+        if self._is_remote(name) and largest <= _WHOLE:
+            from thresher.io.remote import read_ahead
+
+            yield from read_ahead(lambda piece: (piece, list(piece.stream(size))), pieces, largest)
+        else:
+            yield from ((piece, piece.stream(size)) for piece in pieces)
 
     # --- metadata -----------------------------------------------------------------------------
 
@@ -483,8 +519,8 @@ def whole_pool(store: EmbeddingStore) -> None:
 
 
 def absolute(location: str) -> str:
-    """Return a location that is independent of the current folder; URLs are returned unchanged."""
-    return location if "://" in location else os.path.abspath(location)
+    """Return a location that is independent of the current folder; URLs and SQL are returned unchanged."""
+    return location if "://" in location or is_sql(location) else os.path.abspath(location)
 
 
 def _itemsize(piece: Piece) -> int:
@@ -517,7 +553,7 @@ def open_store(
         )
     options = options or Options()
     layout = read_layout(os.fspath(location), options)
-    folder = os.path.join(scratch or default_folder(), "joined")
+    folder = os.path.join(scratch or cache_folder(), "joined")
 
     def made_from(what: Any) -> str:
         return os.path.join(folder, digest(what)[:32])
@@ -527,7 +563,7 @@ def open_store(
         code, stamps = code_version("thresher.pool.verify"), layout.stamps_of([*pieces, *layout.tables])
         layout = without_damaged(layout, made_from(["damage", code, layout.key, stamps]) + ".json")
     if options.metadata:
-        metadata = read_metadata(options.metadata, Options(skip_bad=options.skip_bad), layout.key)
+        metadata = read_metadata(options.metadata, Options(skip_bad=options.skip_bad), layout.key, scratch)
         code = code_version("thresher.pool.join")
         stamps = [*layout.stamps_of(layout.tables), *metadata.stamps_of(metadata.tables)]
         target = made_from([code, layout.key, metadata.key, stamps]) + ".parquet"
@@ -538,17 +574,20 @@ def open_store(
     return EmbeddingStore(layout, options, block=block_of(layout))
 
 
-def open_table(location: str, key: str | None = None) -> EmbeddingStore:
+def open_table(location: str, key: str | None = None, scratch: str | None = None) -> EmbeddingStore:
     """Open a table of scores, or the tables of another pool, to join them to a pool.
 
     Args:
         location: A pool, or a file of text, see :func:`thresher.pool.layouts.read_metadata`.
         key: The key column of the pool to which it is joined.
+        scratch: The cache folder for the result of SQL (default: the usual one).
 
     Raises:
         PoolError: As for :func:`open_store`.
     """
-    return EmbeddingStore(read_metadata(location, Options(), key), Options())
+    layout = read_metadata(location, Options(), key, scratch)
+    held = tuple(filter(None, [pin(layout.tables[0].path)])) if is_sql(location) else ()
+    return EmbeddingStore(layout, Options(), held=held)
 
 
 def block_of(layout: Layout) -> int:
@@ -582,7 +621,13 @@ def reopen(selection: Selection, pool: str | None = None, metadata: str | None =
         raise PoolError(f"the selection was made with options that this version does not know: {', '.join(unknown)}")
     options = Options(**{**selection.options, **({"metadata": metadata} if metadata else {})})
     joined = options.metadata
-    if joined and "://" not in joined and not os.path.exists(joined):
+    if is_sql(joined) and not metadata:  # the file of a selection may come from others
+        warnings.warn(
+            f"{joined}: was joined to the pool, but a query in a file is not run; to join it, give it with --metadata",
+            stacklevel=2,
+        )
+        options, joined = replace(options, metadata=None), None
+    if joined and "://" not in joined and not is_sql(joined) and not os.path.exists(joined):
         raise PoolError(f"{joined}: was joined to the pool but no longer exists; give its location with --metadata")
     try:
         store = open_store(pool or selection.pool, options)

@@ -31,6 +31,7 @@ _CODES = (
     "its key is empty",
 )
 REPEATED, UNSAFE, EMPTY = 3, 4, 5
+_STEP = 2**20  # rows whose hashes are compared at a time
 BAD = ArraySpec("uint8", least=0, most=1)  # of a column that marks bad rows
 
 
@@ -77,7 +78,7 @@ class Audit:
         for code, reason in enumerate(_CODES):
             count = int(np.count_nonzero(codes == code))
             if code and count:
-                rows = run.store.ids[codes == code][:5].tolist()
+                rows = run.store.ids_at(np.flatnonzero(codes == code)[:5]).tolist()
                 notes.append(
                     f"skipped {count:,} rows because {reason}: rows {', '.join(map(str, rows))}"
                     + (", ..." if count > 5 else "")
@@ -86,7 +87,7 @@ class Audit:
 
     def _refuse(self, run: Run, bad: npt.NDArray[np.int64], codes: npt.NDArray[np.uint8]) -> None:
         row_at = int(bad[0])
-        row = int(run.store.ids[row_at])
+        row = int(run.store.ids_at(bad[:1])[0])
         key = shown(next(run.store.lookup([str(run.store.layout.key)], np.array([row]))).column(0), 400)[0]
         count = int(np.count_nonzero(codes == codes[row_at]))
         raise BadRowsError(
@@ -124,7 +125,7 @@ def _key_codes(run: Run) -> npt.NDArray[np.uint8]:
 
     store, name = run.store, str(run.store.layout.key)
     codes = np.zeros(len(store), np.uint8)
-    hashes = np.empty(len(store), np.uint64)
+    hashes, ordered = run.cache.space(len(store), np.uint64), run.cache.space(len(store), np.uint64)
     done = 0
     with run.progress.task("check keys", len(store)) as advance:
         for text, hashed in _hashed(store, name):
@@ -135,10 +136,15 @@ def _key_codes(run: Run) -> npt.NDArray[np.uint8]:
             codes[here][np.asarray(pc.equal(text, "").fill_null(True))] = EMPTY
             advance(len(text))
             done += len(text)
-    ordered = np.sort(hashes)
-    repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-    suspects = np.flatnonzero(np.isin(hashes, repeated, kind="sort") & (codes == 0))
-    parts = store.lookup([name], store.ids[suspects])
+    ordered[:] = hashes
+    ordered.sort()
+    starts = range(0, len(store), _STEP)
+    twice = [pair[1:][pair[1:] == pair[:-1]] for pair in (ordered[lo : lo + _STEP + 1] for lo in starts)]
+    repeated = np.unique(np.concatenate([np.empty(0, np.uint64), *twice]))
+    places = [lo + np.flatnonzero(np.isin(hashes[lo : lo + _STEP], repeated, kind="sort")) for lo in starts]
+    suspects = np.concatenate([np.empty(0, np.int64), *places])
+    suspects = suspects[codes[suspects] == 0]
+    parts = store.lookup([name], store.ids_at(suspects))
     keys = [key for part in parts for key in store.layout.keys_in(part.column(0))]
     seen: set[str] = set()
     for position, key in zip(suspects, keys, strict=True):

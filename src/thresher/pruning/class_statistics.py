@@ -5,7 +5,7 @@ These are the passes over vectors; the arithmetic is in :mod:`thresher.ops.cross
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from thresher.ops import crosscov
 from thresher.ops.cut import pack
 from thresher.ops.kmeans import sums_by_group
 from thresher.ops.vectors import F32
+from thresher.pool.spill import Ordered
 from thresher.pool.store import Block, EmbeddingStore
 from thresher.pruning.clusters import Groups
 from thresher.pruning.run import Run
@@ -84,8 +85,13 @@ class Similarities:
     toward_K2D: F32
 
 
-def similarities(run: Run, groups: Groups, classes: Classes, clamp: float | None) -> Similarities:
-    """Compute the similarities, cached: two passes over the rows, and products within classes if clamped."""
+def similarities(
+    run: Run, groups: Groups, classes: Classes, clamp: float | None, ordered: Callable[[], Ordered]
+) -> Similarities:
+    """Compute the similarities, cached: two passes over the rows, and products within classes if clamped.
+
+    ``ordered`` returns the vectors in the order of the classes, see :meth:`thresher.pruning.run.Run.in_order`.
+    """
     labels = np.asarray(groups.labels_N)
     what = {"labels": digest(labels), "classes": len(classes.sizes_K)}
     shape = (2, len(classes.sizes_K), 2, run.store.dim("image"))
@@ -99,7 +105,7 @@ def similarities(run: Run, groups: Groups, classes: Classes, clamp: float | None
     specs = {"own": number, "mean": number, "inter": number}
     columns = run.column("similarities", "joint", partial(_judge, labels, np.asarray(means)), specs, **what)
     own, mean, inter = (columns[name][classes.order_N].astype(np.float64) for name in specs)
-    cross = mean if clamp is None else _cross(run, classes, run.key(_cross, clamp=clamp, **what), clamp)
+    cross = mean if clamp is None else _cross(run, classes, run.key(_cross, clamp=clamp, **what), clamp, ordered)
     return Similarities(own, cross, mean, inter, np.asarray(means)[0])
 
 
@@ -159,7 +165,7 @@ class _Tile:
     last: int = 0
 
 
-def _cross(run: Run, classes: Classes, key: dict[str, Any], clamp: float) -> Floats:
+def _cross(run: Run, classes: Classes, key: dict[str, Any], clamp: float, ordered: Callable[[], Ordered]) -> Floats:
     """Return the clamped cross, (n,) float64; sums are saved every few seconds, so that a killed run can resume."""
     path = run.cache.path("class-products", key)
     n = len(classes.order_N)
@@ -175,10 +181,9 @@ def _cross(run: Run, classes: Classes, key: dict[str, Any], clamp: float) -> Flo
         }
     )
     sums, done = (state["sums"], int(state["done"])) if state else (np.zeros(n), 0)
-    store = run.local("joint").store
     with run.progress.task("class products", n) as advance:
         advance(sum(tile.hi - tile.lo for tile in tiles[:done]))
-        rule = partial(_products, store, classes.order_N, clamp)
+        rule = partial(_products, ordered(), clamp)
         for tile, (rows, columns) in zip(tiles[done:], run.engine.map(rule, tiles[done:]), strict=True):
             sums[tile.lo : tile.hi] += rows
             sums[tile.first : tile.last] += columns
@@ -211,11 +216,12 @@ def _parts(size: int, held: int) -> list[tuple[int, int]]:
     return [(size * i // count, size * (i + 1) // count) for i in range(count)]
 
 
-def _products(store: EmbeddingStore, order_N: Ints, clamp: float, tile: _Tile) -> tuple[Floats, Floats]:
+def _products(vectors: Ordered, clamp: float, tile: _Tile) -> tuple[Floats, Floats]:
     """Return what a tile adds to the sums of its own rows and, for a part of a class, to the sums of the class."""
-    image = store.vectors_at("image", order_N[tile.lo : tile.hi])
+    store = vectors.store
+    image = store.vectors_at("image", vectors.rows(tile.lo, tile.hi))
     if tile.sizes:
-        text = store.vectors_at("text", order_N[tile.lo : tile.hi])
+        text = store.vectors_at("text", vectors.rows(tile.lo, tile.hi))
         sums, lo = np.empty(len(image)), 0
         for size in tile.sizes:
             own = slice(lo, lo + size)
@@ -225,7 +231,7 @@ def _products(store: EmbeddingStore, order_N: Ints, clamp: float, tile: _Tile) -
     rows, columns = np.zeros(len(image)), np.empty(tile.last - tile.first)
     for lo in range(tile.first, tile.last, _STRIPE):
         hi = min(lo + _STRIPE, tile.last)
-        by_row, by_column = crosscov.similarity_sums(image, store.vectors_at("text", order_N[lo:hi]), clamp)
+        by_row, by_column = crosscov.similarity_sums(image, store.vectors_at("text", vectors.rows(lo, hi)), clamp)
         rows += by_row
         columns[lo - tile.first : hi - tile.first] = by_column
     return rows, columns
@@ -235,7 +241,13 @@ def _products(store: EmbeddingStore, order_N: Ints, clamp: float, tile: _Tile) -
 
 
 def greedy(
-    run: Run, classes: Classes, walks: list[crosscov.Walk], budget: int, clamp: float | None, refresh: int
+    run: Run,
+    classes: Classes,
+    walks: list[crosscov.Walk],
+    budget: int,
+    clamp: float | None,
+    refresh: int,
+    ordered: Callable[[], Ordered],
 ) -> tuple[Ints, float]:
     """Repeatedly take the row with the largest gain of all classes, until the budget is used.
 
@@ -247,12 +259,17 @@ def greedy(
         budget: Number of rows to take.
         clamp: See :func:`thresher.ops.crosscov.advance`.
         refresh: See :func:`thresher.ops.crosscov.advance`.
+        ordered: Returns the vectors in the order of the classes.
 
     Returns:
         How many rows each class keeps, (K,), and the lowest gain of a kept row.
     """
-    store = run.local("joint").store
-    own = classes.rows()
+    vectors = ordered()
+    store, own, slices = vectors.store, classes.rows(), classes.slices()
+
+    def read(k: Any) -> Ints:
+        return vectors.rows(slices[k].start, slices[k].stop)
+
     score, cross, balance = (
         np.concatenate([getattr(walk, name) for walk in walks]) for name in ("gains_n", "drift_n", "balance_n")
     )
@@ -265,13 +282,13 @@ def greedy(
         while True:
             small = np.flatnonzero((least_K > 0) & small_K)
             together = [small[lo:hi] for lo, hi in pack(classes.sizes_K[small], held)]
-            tasks = ([(own[k], walks[k], int(least_K[k])) for k in some] for some in together)
+            tasks = ([(read(k), walks[k], int(least_K[k])) for k in some] for some in together)
             rule = partial(_advance, store, clamp, refresh, floor)
             for some, done in zip(together, run.engine.map(rule, tasks), strict=True):
                 for k, walk in zip(some, done, strict=True):
                     walks[k] = walk
             for k in np.flatnonzero((least_K > 0) & ~small_K):
-                _advance_large(run, store, own[k], walks[k], clamp, refresh, int(least_K[k]), floor)
+                _advance_large(run, store, read(k), walks[k], clamp, refresh, int(least_K[k]), floor)
             taken = [rows[walk.order] for rows, walk in zip(own, walks, strict=True)]
             kept_K, floor = crosscov.merge([walk.gains for walk in walks], taken, budget)
             advance(int(kept_K.sum()) - reported)

@@ -19,6 +19,7 @@ from thresher.io.npy import npy_piece
 from thresher.io.paths import cut
 from thresher.io.places import local_copy, located, place
 from thresher.ops import kmeans
+from thresher.ops.cut import sizes_of, sums_of
 from thresher.ops.neighbors import MeanNearestDistance
 from thresher.ops.vectors import F32, to_float32
 from thresher.pool.store import Block, EmbeddingStore, vectors_from_npy
@@ -98,12 +99,12 @@ class Groups:
     @cached_property
     def sizes_K(self) -> npt.NDArray[np.int64]:
         """(K,) number of rows of each cluster."""
-        return np.bincount(self.labels_N, minlength=len(self.centroids_KD))
+        return sizes_of(self.labels_N, len(self.centroids_KD))
 
     @cached_property
     def d_intra_K(self) -> npt.NDArray[np.float64]:
         """(K,) mean distance of the rows of a cluster to its centroid; NaN for empty clusters."""
-        sums = np.bincount(self.labels_N, self.distances_N, minlength=len(self.centroids_KD))
+        sums = sums_of(self.labels_N, self.distances_N, len(self.centroids_KD))
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray(sums / self.sizes_K, np.float64)
 
@@ -286,6 +287,9 @@ def _read_groups(path: Path) -> Written:
         centroids = mapped_array(path / "centroids.npy", ("float32",), (None, None))
         labels = read_labels(path)
         distances = mapped_array(path / "distances.npy", ("float32",), (len(labels),))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        name = os.path.basename(error.filename or "cluster.json")
+        raise PoolError(f"{path}: not a folder of clusters ({name} is missing)") from None
     except (OSError, ValueError) as error:
         raise PoolError(f"{path}: cannot read the clustering; it may be damaged ({_said(error)})") from None
     step = max(_CHECKED // max(centroids.shape[1], 1), 1)
@@ -375,7 +379,7 @@ def _check_rows(run: Run, old: Written, labels: npt.NDArray[Any], distances: F32
     own = np.einsum("ij,ij->i", rows, old.centroids_KD[labels[at]])
     wrong = np.flatnonzero(~((np.abs(1 - own - distances[at]) <= _ALIKE) & (best - own <= _ALIKE)))
     if len(wrong):
-        row, i, pool = int(run.store.ids[at[wrong[0]]]), wrong[0], run.store.layout.location
+        row, i, pool = int(run.store.ids_at(at[wrong[:1]])[0]), wrong[0], run.store.layout.location
         raise UsageError(
             f"{old.folder}: is not a clustering of the first {len(old.labels_N):,} rows of {pool}: row {row:,} is "
             f"{1 - own[i]:.4f} from the centroid of cluster {labels[at[i]]} and {1 - best[i]:.4f} from the nearest "
@@ -413,7 +417,7 @@ def read_names(centroids: str, count: int) -> list[str]:
     Raises:
         PoolError: The file cannot be read, or does not have ``count`` lines.
     """
-    path = place(centroids).with_suffix(".txt")
+    path = place(centroids, reads=True).with_suffix(".txt")
     try:
         with local_copy(path) if path.exists() else nullcontext(Path(str(path))) as copy, open_regular(copy) as file:
             names = file.read(_NAMES).decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n").split("\n")
@@ -527,7 +531,7 @@ def _train(run: Run, how: Clustered, k: int, sample: int, iterations: int) -> F3
         iterations -= iterations // 2
     if sample < n:
         positions = np.sort(run.rng("kmeans-sample", name, sample).choice(n, sample, replace=False, shuffle=False))
-        run = replace(run, store=replace(run.store, rows=run.store.ids[positions]))
+        run = replace(run, store=replace(run.store, rows=run.store.ids_at(positions)))
     # Rows in this process would be sent to workers of another one in every iteration: these read them from the files.
     elsewhere = not shares_memory(run.engine) and run.store.mapped(name)
     if sample * dim * 4 <= min(_IN_MEMORY, memory.available() // 4) and not elsewhere:
@@ -610,7 +614,7 @@ def _on_held(rule: kmeans.Rule, task: tuple[F32, kmeans.Bounds]) -> kmeans.Moves
 
 
 def _each_stored(run: Run, name: str, rule: kmeans.Rule, state: kmeans.State) -> Iterator[kmeans.Moves]:
-    tasks = ((block, state.bounds(block.lo, block.hi)) for block in run.store.blocks(name))
+    tasks = ((block, state.bounds(block.lo, block.hi)) for block in run.blocks(name))
     return run.engine.map(partial(_on_stored, rule, name, run.store), tasks)
 
 

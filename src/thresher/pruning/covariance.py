@@ -267,12 +267,14 @@ def _pass(run: Run, groups_n: npt.NDArray[np.int32], weights: list[Array]) -> tu
         for table, deviation in zip(errors_G2, statistics.deviations, strict=True):
             table[group] = deviation
 
-    here = run.local("joint")
     overall, large = _Sums(len(weights)), _Sums(len(weights))
-    tasks = list(_tasks(sizes_G, np.argsort(groups_n, kind="stable")))
-    judge = partial(_judge, here.store, weights)
-    with run.progress.task("covariance", len(groups_n)) as advance:
-        for task, (statistics, parts) in zip(tasks, run.engine.map(judge, tasks), strict=True):
+    order_n = np.argsort(groups_n, kind="stable")
+    tasks = list(_tasks(sizes_G, order_n))
+    with run.in_order("joint", order_n) as ordered, run.progress.task("covariance", len(groups_n)) as advance:
+        vectors = ordered()
+        judge = partial(_judge, vectors.store, weights)
+        reads = ((task, vectors.rows(task.start, task.start + len(task.rows))) for task in tasks)
+        for task, (statistics, parts) in zip(tasks, run.engine.map(judge, reads), strict=True):
             overall.add(parts)
             if task.whole:
                 for group, entry in zip(task.groups, statistics, strict=True):
@@ -294,6 +296,7 @@ class _ClassRows:
     Attributes:
         groups: Numbers of the classes, 0 for rows in no class.
         sizes: Rows of each class in ``rows``.
+        start: Place of the first row in the order of all classes.
         rows: Positions in the view, class by class.
         whole: Whether these are all rows of the classes.
         last: Whether this is the last part of a large class.
@@ -301,6 +304,7 @@ class _ClassRows:
 
     groups: tuple[int, ...]
     sizes: tuple[int, ...]
+    start: int
     rows: Rows
     whole: bool = True
     last: bool = True
@@ -313,11 +317,11 @@ def _tasks(sizes_G: Rows, order_n: Rows) -> Iterator[_ClassRows]:
         groups = first + np.flatnonzero(sizes_G[first:last])
         start, end = int(ends_G[first] - sizes_G[first]), int(ends_G[last - 1])
         if end - start <= _TASK:
-            yield _ClassRows(tuple(groups.tolist()), tuple(sizes_G[groups].tolist()), order_n[start:end])
+            yield _ClassRows(tuple(groups.tolist()), tuple(sizes_G[groups].tolist()), start, order_n[start:end])
             continue
         for lo in range(start, end, _TASK):
             hi = min(lo + _TASK, end)
-            yield _ClassRows(tuple(groups.tolist()), (hi - lo,), order_n[lo:hi], whole=False, last=hi == end)
+            yield _ClassRows(tuple(groups.tolist()), (hi - lo,), lo, order_n[lo:hi], whole=False, last=hi == end)
 
 
 @dataclass(frozen=True)
@@ -352,10 +356,11 @@ def _statistics(moments_of_each: list[Moments]) -> _ClassStatistics:
 
 
 def _judge(
-    store: EmbeddingStore, weights: list[Array], task: _ClassRows
+    store: EmbeddingStore, weights: list[Array], given: tuple[_ClassRows, Rows]
 ) -> tuple[list[_ClassStatistics], list[Moments]]:
     """Return the statistics of the task's classes, if they are whole, and the moments of all its rows."""
-    image_ND, text_NE = store.vectors_at("image", task.rows), store.vectors_at("text", task.rows)
+    task, read = given  # read: positions of the rows in the store
+    image_ND, text_NE = store.vectors_at("image", read), store.vectors_at("text", read)
     counts = [w[task.rows] for w in weights]
     statistics, total = [], _Sums(len(weights))
     lo = 0

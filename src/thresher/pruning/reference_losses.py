@@ -23,6 +23,7 @@ from thresher.runtime.cache import Cache
 from thresher.runtime.engine import Engine
 from thresher.runtime.files import writing
 from thresher.runtime.format import counted
+from thresher.runtime.places import local_path
 from thresher.runtime.progress import Progress, Silent
 from thresher.runtime.results import refuse_other, result_file
 
@@ -42,8 +43,8 @@ def check_references_target(
         UsageError: The name does not end in .parquet or .pq.
         OutputError: A different file is there, or it cannot be written.
     """
-    path = Path(target)
-    if path.suffix not in (".parquet", ".pq"):
+    path = local_path(target)
+    if path.suffix.lower() not in (".parquet", ".pq"):
         raise UsageError(f"{path}: reference losses are written as parquet; use a file name that ends in .parquet")
     check_target(path, store)
     if path.exists() and not overwrite:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, TypeVar
@@ -12,12 +13,14 @@ import numpy.typing as npt
 import threadpoolctl
 
 from thresher.io.npy import NpyPiece, npy_piece
+from thresher.io.places import place
 from thresher.ops.vectors import F32
+from thresher.pool.spill import Ordered, Spill, is_consecutive
 from thresher.pool.store import Block, EmbeddingStore
 from thresher.runtime.cache import Cache
 from thresher.runtime.checksums import ArraySpec
 from thresher.runtime.code import code_version
-from thresher.runtime.engine import Engine, check_files
+from thresher.runtime.engine import Engine, check_files, nodes_of
 from thresher.runtime.parameters import recorded
 from thresher.runtime.plugins import origin_of
 from thresher.runtime.progress import Progress, Silent
@@ -110,6 +113,10 @@ class Run:
         del key
         return make()
 
+    def blocks(self, name: str, start: int = 0) -> Iterator[Block]:
+        """Return the blocks of a field, for the engine; of a remote pool many are read ahead, unless by the nodes."""
+        return self.store.blocks(name, start, ahead=nodes_of(self.engine) == 1)
+
     def over_blocks(
         self, label: str, name: str, fn: Callable[[EmbeddingStore, Block], R], start: int = 0
     ) -> Iterator[R]:
@@ -117,7 +124,7 @@ class Run:
         with self.progress.task(label, len(self.store)) as advance:
             advance(start)
             done = start
-            for result in self.engine.map(partial(fn, self.store), self.store.blocks(name, start)):
+            for result in self.engine.map(partial(fn, self.store), self.blocks(name, start)):
                 after = min(done + self.store.block, len(self.store))
                 advance(after - done)
                 done = after
@@ -183,6 +190,49 @@ class Run:
             self.seed,
             self.progress,
             origin=self.version,
+        )
+
+    @contextmanager
+    def in_order(self, name: str, order_M: npt.NDArray[np.int64]) -> Iterator[Callable[[], Ordered]]:
+        """Yield a function that returns the vectors of a field for reading in an order, such as cluster by cluster.
+
+        If single rows are slow to read, because they are in Parquet, compressed, remote, or on the storage that the
+        nodes of a cluster share, the first call writes the vectors once more in this order; they are removed at the
+        end of the block. See :class:`~thresher.pool.spill.Spill`.
+
+        Args:
+            name: The field.
+            order_M: (M,) positions in the view, each at most once.
+        """
+        spill: Spill | None = None
+        made: list[Ordered] = []
+        slow = not self.store.in_memory and (nodes_of(self.engine) > 1 or not self._quick(name))
+        in_file_order = slow and self.store.seekable(name) and is_consecutive(order_M)
+        if slow and not in_file_order:
+            key = {"store": self.version, "view": self.view, "of": name, "order": digest(order_M)}
+            path = self.cache.path(f"order.{name}", key, ".partial")
+            scratch = self.cache.scratch
+            folder = path if scratch is None else place(scratch) / f"thresher-{path.name}"
+            spill = Spill(self.store, name, order_M, folder, self.engine, self.progress)
+        with ExitStack() as stack:
+
+            def opened() -> Ordered:
+                if not made and spill is not None:
+                    made.append(Ordered(stack.enter_context(spill.written())))
+                elif not made:
+                    made.append(Ordered(self.store if in_file_order else self.local(name).store, order_M))
+                return made[0]
+
+            yield opened
+            if not made and spill is not None:
+                spill.discard()
+
+    def _quick(self, name: str) -> bool:
+        """Return whether single rows of a field can be read quickly: from the pool, or from copies in the cache."""
+        return all(
+            piece.mapped or self.cache.path(f"local.{part}.vectors", {"store": self.version}).exists()
+            for part in self.store.parts(name)
+            for piece in self.store.layout.vectors[part]
         )
 
     def selection(

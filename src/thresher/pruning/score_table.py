@@ -150,7 +150,7 @@ def write_scores(
     column = name or method.name.replace("-", "_")
     if column == (key or NO_KEY):
         raise UsageError(f"the column of scores cannot be named {column!r}: that is the key column; give another name")
-    if path.suffix not in (".parquet", ".pq"):
+    if path.suffix.lower() not in (".parquet", ".pq"):
         raise UsageError(f"{path}: scores are written as parquet; use a file name that ends in .parquet")
     check_target(path, store)
     if path.exists() and not overwrite:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from thresher.errors import BadRowsError, UsageError, suggest
 from thresher.io.key_forms import unlike
 from thresher.io.parquet import parquet_metadata
+from thresher.io.sql import is_sql
 from thresher.io.tables import TABLES
 from thresher.ops.cut import top
 from thresher.pool.join import first_keys, positions
@@ -101,7 +102,7 @@ class Scored(ABC):
             score=self.meaning,
             cut=cut,
             notes=scored.notes,
-            rows={"score": scores.astype(np.float32)},
+            rows={"score": np.asarray(scores, np.float32)},
         )
 
 
@@ -136,7 +137,7 @@ def column(run: Run, source: str, parameter: str, *, finite: bool = False) -> Sc
         run: The run whose rows are scored.
         source: A metadata column of the pool; else the name of a scoring method, which is then computed with
             its defaults; else a table, ``file.parquet``, ``file.csv`` or such, or ``file.parquet:column``, joined by
-            key; see :data:`thresher.io.tables.TABLES`.
+            key; see :data:`thresher.io.tables.TABLES`; or SQL, see :mod:`thresher.io.sql`.
         parameter: Name of the parameter that holds ``source``, for messages.
         finite: Refuse infinite numbers.
 
@@ -155,6 +156,8 @@ def column(run: Run, source: str, parameter: str, *, finite: bool = False) -> Sc
             )
         made = scorer(source).score(run)
         result = Score(made.values_N, tuple(f"{source}: {note}" for note in made.notes))
+    elif is_sql(source):
+        result = _from_file(run, source, None, parameter)
     elif file := _FILE.fullmatch(source):
         result = _from_file(run, file[1], file[2], parameter)
     elif os.path.isfile(source):
@@ -186,7 +189,7 @@ def clip_scores(run: Run, source: str, parameter: str) -> Score:
         UsageError: The other pool does not have the same rows, or as for :func:`column`.
         BadRowsError: As for :func:`column`.
     """
-    named = source in run.store.columns or source in scoring_methods() or _FILE.fullmatch(source)
+    named = source in run.store.columns or source in scoring_methods() or is_sql(source) or _FILE.fullmatch(source)
     if named or not (os.path.isdir(source) or "://" in source):
         return column(run, source, parameter, finite=True)
     mine, options = run.store, run.store.options
@@ -228,10 +231,10 @@ def _stored(run: Run, name: str) -> Score:
 def _from_file(run: Run, location: str, name: str | None, parameter: str) -> Score:
     import pyarrow as pa
 
-    if "://" not in location and not os.path.isfile(location):
+    if "://" not in location and not is_sql(location) and not os.path.isfile(location):
         raise UsageError(f"{parameter}: {location}: no such file; 'thresher score' writes one")
     mine = run.store.layout.key
-    other = open_table(location, mine)
+    other = open_table(location, mine, str(run.cache.folder))
     wanted = [mine, "key"] if mine else ["row"]
     key = next((name for name in wanted if name in other.columns), None)
     if key is None:
@@ -246,7 +249,8 @@ def _from_file(run: Run, location: str, name: str | None, parameter: str) -> Sco
         types = ", ".join(f"{field.name} ({field.type})" for field in kinds)
         raise UsageError(f"{parameter}: {location} has no column of numbers except keys; it has {types}")
     if name is None and len(numbers) > 1:
-        raise UsageError(f"{parameter}: {location} has {', '.join(numbers)}; choose one, as in {location}:{numbers[0]}")
+        one = f"SELECT {key}, {numbers[0]}" if is_sql(location) else f"{location}:{numbers[0]}"
+        raise UsageError(f"{parameter}: {location} has {', '.join(numbers)}; choose one, as in {one}")
     name = name or numbers[0]
     if name not in other.columns:
         raise UsageError(

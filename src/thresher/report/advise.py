@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,8 @@ import numpy.typing as npt
 
 from thresher.errors import PoolError, UsageError
 from thresher.runtime.format import counted
+from thresher.runtime.parameters import check_size
+from thresher.runtime.places import local_path
 from thresher.runtime.random import generator
 from thresher.runtime.untrusted import Fields, cut, read_json
 
@@ -31,6 +32,7 @@ _TAUS = np.geomspace(0.25, 32, 29)  # passes after which a repeated sample is wo
 _BOOTSTRAPS = 300
 _MOST_RUNS = 10_000
 _STEPS = 20  # shares compared
+_LEAST_SHARE = 1e-6
 # What 2404.07177 reports for the best 10% of 128 million pairs from the web, by samples seen: (wins at, loses beyond).
 PUBLISHED = {"pool": 128_000_000, "keep": 0.1, "wins_at": 32_000_000, "loses_beyond": 450_000_000}
 
@@ -69,7 +71,7 @@ def read_runs(lab: str | os.PathLike[str], metric: str | None, rows: Sequence[st
         PoolError: The file is missing or damaged.
         UsageError: A row or the metric is not in it.
     """
-    path = Path(lab)
+    path = local_path(lab)
     path = path / RESULTS if path.is_dir() else path
     try:
         head = Fields(read_json(path), str(path))
@@ -100,8 +102,8 @@ def read_runs(lab: str | os.PathLike[str], metric: str | None, rows: Sequence[st
             run.number(number, low, high)
         values.number(name, 0, 100)
         share = 1 - float(run.values["share_pruned"])
-        if share <= 0:
-            raise run.wrong("share_pruned", "a number below 1")
+        if share < _LEAST_SHARE:
+            raise run.wrong("share_pruned", f"a number up to {1 - _LEAST_SHARE:.6f}")
         samples, seed = int(run.values["samples_seen"]), run.values.get("seed")
         found.append(LabRun(run.text("row"), seed if isinstance(seed, int) else 0, share, samples, values.values[name]))
     return name, found
@@ -206,6 +208,7 @@ def advise(
     Raises:
         UsageError: The runs are too few, or all of one share or length.
     """
+    check_size("samples seen", samples)
     if rows < 1 or samples < 1:
         raise UsageError(f"{rows=:,}, {samples=:,}; give 1 or more")
     over = f"{samples / rows:.2g}" if samples < 10 * rows else f"{samples / rows:,.0f}"

@@ -78,6 +78,7 @@ def reshard(
     per_shard: int = PER_SHARD,
     shuffle: int | None = None,
     trainable: bool | None = None,
+    for_hub: bool = False,
     workers: int | None = None,
     processes: bool = False,
     overwrite: bool = False,
@@ -107,6 +108,8 @@ def reshard(
             in other formats than JPEG, PNG and WebP are converted to PNG, and captions of tars are written to ``.txt``.
             Samples that cannot be changed like that are skipped and counted. By default True if ``data`` is not tars
             and they are written as tars, else False.
+        for_hub: Whether to write Parquet for the Hugging Face Hub, see :mod:`thresher.resharding.hub`: chunks by
+            content, an index of pages, row groups of about 100 MB, and images declared as such.
         workers: Shards written at the same time (default: the cores this process may use).
         processes: Whether to read the headers of local tars in ``workers`` processes if that would take more than 2 s.
             Each process imports the script that calls this, which therefore needs ``if __name__ == "__main__":``.
@@ -126,6 +129,7 @@ def reshard(
         UnreachedError: A worker on another machine cannot read the data.
     """
     from thresher.io.places import local_copy, place
+    from thresher.io.sql import is_sql, sql_table
     from thresher.resharding.job import Job, run_job
     from thresher.selection import Selection
 
@@ -143,14 +147,17 @@ def reshard(
         per_shard=per_shard,
         shuffle=shuffle,
         trainable=trainable,
+        for_hub=for_hub,
         overwrite=overwrite,
         processes=processes,
         engine=engine,
         shard=shard,
         **reading,
     )
+    if is_sql(sel):
+        return run_job(job, sql_table(str(sel)).path, workers, progress)
     if isinstance(sel, str) and "://" in sel:
-        if place(sel).is_file():
+        if place(sel, reads=True).is_file():
             with local_copy(sel) as copy:
                 return run_job(replace(job, selection=sel), str(copy), workers, progress)
         sel = Selection.load(sel)

@@ -30,7 +30,7 @@ from thresher.io.open import file_stamp
 from thresher.io.paths import visible
 from thresher.io.places import located, place
 from thresher.pool.store import reopen
-from thresher.resharding import PER_SHARD, Resharded, convert, csvs, fixed, tables, tars
+from thresher.resharding import PER_SHARD, Resharded, convert, csvs, fixed, hub, tables, tars
 from thresher.resharding.fixed import Fixed
 from thresher.resharding.originals import AGAIN, Originals, changed, source_of
 from thresher.resharding.plan import (
@@ -47,7 +47,7 @@ from thresher.resharding.plan import (
     planned,
 )
 from thresher.runtime import locks
-from thresher.runtime.cache import default_folder
+from thresher.runtime.config import cache_folder
 from thresher.runtime.engine import Engine, check_files, make_engine
 from thresher.runtime.files import DAMAGED, check_writable, refuse_foreign_files, writing
 from thresher.runtime.format import counted
@@ -59,7 +59,8 @@ from thresher.runtime.untrusted import cut, parse_json, read_npz
 from thresher.selection import Selection
 
 T = TypeVar("T")
-RESULT, SIZES, MISSING, SKIPPED = "reshard.json", "sizes.json", "missing.txt", "set-aside.txt"
+RESULT, SIZES, WIDS = "reshard.json", "sizes.json", "wids.json"
+MISSING, SKIPPED = "missing.txt", "set-aside.txt"
 CSV, WORK, PLAN, FOUND, JOBS = "train.csv", ".reshard", "plan.json", "found.npz", "jobs"
 _LONG = 2.0  # seconds of reading headers from which starting processes is worth it
 _KEPT = 2.0  # seconds of finding samples from which what was found is kept for a call that resumes
@@ -82,6 +83,7 @@ class Job:
     per_shard: int = PER_SHARD
     shuffle: int | None = None
     trainable: bool | None = None
+    for_hub: bool = False
     overwrite: bool = False
     processes: bool = False
     options: DataOptions = field(default_factory=DataOptions)
@@ -124,6 +126,10 @@ def run_job(job: Job, sel: Chosen, workers: int | None, progress: Progress | Non
     check_files(engine, lambda: [(source.protocol, source.path) for source in sources])
     form = _form(job.form, data)
     trainable = _trainable(job.trainable, form, data)
+    if job.for_hub and form != "parquet":
+        raise UsageError(f"--for-hub is for parquet: add --as parquet, or remove it to write {form}")
+    if job.for_hub:
+        hub.writer_options()
     out = place(job.out)
     work = _work_folder(out)
     _refuse_overlap(out, data)
@@ -143,10 +149,11 @@ def run_job(job: Job, sel: Chosen, workers: int | None, progress: Progress | Non
         originals.look_apart(matches.plan, engine, progress)
     options: dict[str, Any] = {"as": form, "per_shard": job.per_shard, "shuffle": job.shuffle}
     options |= {"trainable": True} if trainable else {}
+    options |= {"for_hub": True} if job.for_hub else {}
     options |= {name: value for name in _READING if (value := getattr(job.options, name)) is not None}
     digest = matches.plan.digest(_PLAN, options, data.kind, originals.stamps())
     jobs = Jobs(out / WORK / JOBS, f"the folder {out}", {"data": data.kind, **options, "plan": digest})
-    with _holding(out, work, digest, jobs, job.shard, overwrite=job.overwrite, say=progress.say):
+    with _holding(out, work, digest, jobs, job.shard, overwrite=job.overwrite, say=progress.say) as still_held:
         check_files(engine, lambda: [located(str(out / WORK / PLAN))])
         if (done := _finished(out, digest)) is None:
             if (worth_keeping or job.shard) and not (work / FOUND).exists():
@@ -159,6 +166,7 @@ def run_job(job: Job, sel: Chosen, workers: int | None, progress: Progress | Non
                 note = f"--shard {job.shard} has done the first of two rounds; run it again after the other jobs"
                 return replace(_of_job(job, matches, form, []), notes=(*data.notes, note))
             originals.check(_AGAIN)
+            still_held()
             if job.shard is not None:
                 done = _of_job(job, matches, form, written.shards)
                 return replace(done, notes=(*data.notes, jobs.finish(job.shard, samples=done.samples)))
@@ -393,17 +401,20 @@ def _holding(
     *,
     overwrite: bool,
     say: Callable[[str], None],
-) -> Iterator[None]:
+) -> Iterator[Callable[[], None]]:
     """Lock and prepare the folder: resume the same plan, refuse the result of another, or remove it to overwrite.
 
     Several jobs only lock it to prepare it.
+
+    Yields:
+        See :func:`thresher.runtime.locks.holding`.
 
     Raises:
         OutputError: The folder holds other files, or another process is writing to it.
         UsageError: The other jobs have other options.
     """
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    own = {RESULT, SIZES, MISSING, SKIPPED, CSV, WORK, *filter(_OWN.fullmatch, names)}
+    own = {RESULT, SIZES, WIDS, MISSING, SKIPPED, CSV, WORK, *filter(_OWN.fullmatch, names)}
     started = _plan_of(out / RESULT) or _plan_of(out / WORK / PLAN)
     if names - own or (names - {WORK} and not started):
         refuse_foreign_files(out, own if started else (WORK,))
@@ -417,7 +428,7 @@ def _holding(
         raise OutputError(f"{out}: cannot be created ({error.strerror}); choose another folder") from None
     with ExitStack() as held:
         lock = locks.holding(out / WORK / locks.LOCK, f"the folder {out}", wait=job is not None, say=say)
-        held.enter_context(lock)
+        still_held = held.enter_context(lock)
         started = (_plan_of(out / RESULT) or _plan_of(out / WORK / PLAN)) if job is not None else started
         if started != digest:
             for name in names & own - {RESULT, WORK}:
@@ -432,24 +443,23 @@ def _holding(
             locks.sweep(out / name for name in filter(_SCRATCH.fullmatch, names))  # left by a killed run
         _write_json(out / WORK / PLAN, {"plan": digest})
         if job is None:
-            yield
+            yield still_held
             _remove_work(out, work)
             return
         if _is_finished(out, digest):
-            yield
+            yield still_held
             _remove_work(out, work)
             return
         jobs.begin(job)
         held.close()  # the jobs write at the same time
-        held.enter_context(jobs.running(job, say))
-        yield
+        yield held.enter_context(jobs.running(job, say))
 
 
 def _work_folder(out: AnyPath) -> Path:
     """Return the folder of files from which shards are made: in the cache if the shards are written elsewhere."""
     if not isinstance(out, RemotePath):
         return out / WORK
-    return Path(default_folder()) / "reshard" / hashlib.sha256(out.url.encode()).hexdigest()[:32]
+    return Path(cache_folder()) / "reshard" / hashlib.sha256(out.url.encode()).hexdigest()[:32]
 
 
 def _remove_work(out: AnyPath, work: Path) -> None:
@@ -565,6 +575,11 @@ class _Writing:
     def _table(self, plan: ReshardPlan) -> Callable[[ReshardPlan, str], dict[str, Any]]:
         """Return the function that writes a parquet file; to shuffle, the chosen rows are first spooled to Arrow."""
         schema, group, spools = tables.schema_of(self.sources), tables.group_rows(self.sources), None
+        for_hub = None
+        if self.job.for_hub:
+            roles = self.sources[0].part.roles()
+            for_hub = hub.with_features(schema, roles.get("picture") if roles else "image")
+            group = tables.group_rows(self.sources, hub.GROUP_ROWS, hub.GROUP_BYTES)
         if self.job.shuffle is not None:
             rows = {number: np.unique(plan.start_M[at]) for number, at in plan.by_source()}
             paths = {number: str(self.work / f"{number:08d}.arrow") for number in rows}
@@ -576,7 +591,7 @@ class _Writing:
                 for number, _ in zip(todo, spooled, strict=True):
                     advance(len(rows[number]))
             spools = tables.Spools(paths, rows)
-        return partial(_parquet, self.sources, schema, group, spools)
+        return partial(_parquet, self.sources, schema, group, spools, for_hub)
 
     def _converted(self) -> _Written:
         """Write tars of samples; to shuffle, first in the order of the data, so that tables are read only once."""
@@ -757,9 +772,15 @@ def _fix(originals: Originals, samples: Mapping[int, Ints], paths: Mapping[int, 
 
 
 def _parquet(
-    sources: Sequence[Source], schema: Any, group: int, spools: tables.Spools | None, part: ReshardPlan, path: str
+    sources: Sequence[Source],
+    schema: Any,
+    group: int,
+    spools: tables.Spools | None,
+    for_hub: Any,
+    part: ReshardPlan,
+    path: str,
 ) -> dict[str, Any]:
-    tables.write(part, sources, schema, group, path, spools)
+    tables.write(part, sources, schema, group, path, spools, for_hub)
     return {"successes": len(part)}
 
 
@@ -797,6 +818,8 @@ def _finish(
         _write_lines(out / MISSING, map(_line, _missing(sel, matches.wanted, matches.seen_N)), bool(missing))
     if form == "webdataset":
         _write_json(out / SIZES, {one["name"]: one["successes"] for one in stats})
+        shards = [{"url": one["name"], "nsamples": one["successes"], "filesize": one["bytes"]} for one in stats]
+        _write_json(out / WIDS, {"__kind__": "wids-shard-index-v1", "wids_version": 1, "shardlist": shards})
     done = Resharded(
         out=job.out,
         form=form,
@@ -827,6 +850,7 @@ def _finish(
             "per_shard": job.per_shard,
             "shuffle": job.shuffle,
             "trainable": trainable,
+            **({"for_hub": True} if job.for_hub else {}),
             **counts,
             "inputs": [{"path": path, "bytes": size} for path, size in files.items()],
             "outputs": [{"name": one["name"], "samples": one["successes"], "bytes": one["bytes"]} for one in stats],

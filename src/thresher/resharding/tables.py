@@ -11,6 +11,7 @@ import numpy as np
 from thresher.data.parts import Ints
 from thresher.errors import PoolError
 from thresher.io.columns import as_text, cast_batch, decoded_schema, is_words
+from thresher.resharding import hub
 from thresher.resharding.plan import ReshardPlan, Source
 
 _GROUP_ROWS = 1_000  # rows of a row group that is written
@@ -107,7 +108,13 @@ class Spools:
 
 
 def write(
-    plan: ReshardPlan, sources: Sequence[Source], schema: Any, group: int, path: str, spools: Spools | None = None
+    plan: ReshardPlan,
+    sources: Sequence[Source],
+    schema: Any,
+    group: int,
+    path: str,
+    spools: Spools | None = None,
+    for_hub: Any = None,
 ) -> None:
     """Write a parquet file of the rows of a plan.
 
@@ -118,17 +125,21 @@ def write(
         group: Rows per row group.
         path: File to write.
         spools: The spools of all sources, if the plan is in another order than the data.
+        for_hub: The schema of a file for the Hub, see :mod:`thresher.resharding.hub`; None for a file as any other.
     """
     import pyarrow.parquet as pq
+
+    written = schema if for_hub is None else for_hub
 
     key = sources[0].part.key_column
     if key is not None and not (plan.copy_M.any() and is_words(schema.field(key).type)):
         key = None
-    with pq.ParquetWriter(path, schema) as writer:
+    with pq.ParquetWriter(path, written, **({} if for_hub is None else hub.writer_options())) as writer:
         at = 0
         for table in _in_order(plan, sources, schema, group) if spools is None else _gathered(plan, group, spools):
             copies = plan.copy_M[at : at + len(table)]
-            writer.write_table(_renamed(table, key, plan, copies) if key and copies.any() else table, group)
+            table = _renamed(table, key, plan, copies) if key and copies.any() else table
+            writer.write_table(table if for_hub is None else hub.fitted(table, for_hub), group)
             at += len(table)
 
 
@@ -157,8 +168,8 @@ def _renamed(table: Any, key: str, plan: ReshardPlan, copies: np.ndarray[Any, An
     return table.set_column(at, field, pa.array(named, pa.large_string()).cast(field.type))
 
 
-def group_rows(sources: Sequence[Source]) -> int:
-    """Return the number of rows per row group: 1,000, or fewer if rows are large."""
+def group_rows(sources: Sequence[Source], most: int = _GROUP_ROWS, size: int = _GROUP_BYTES) -> int:
+    """Return the number of rows per row group: at most ``most``, and about ``size`` bytes."""
     sizes = {source.path: source.size for source in sources}
     rows = sum(source.part.rows or 0 for source in sources)
-    return max(1, min(_GROUP_ROWS, _GROUP_BYTES * rows // max(sum(sizes.values()), 1))) if rows else _GROUP_ROWS
+    return max(1, min(most, size * rows // max(sum(sizes.values()), 1))) if rows else _GROUP_ROWS

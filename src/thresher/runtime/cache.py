@@ -35,9 +35,10 @@ from thresher.runtime.checksums import (
     open_entry,
     report_damage,
 )
-from thresher.runtime.files import DAMAGED, sync, write_errors, writing
+from thresher.runtime.config import cache_folder
+from thresher.runtime.files import DAMAGED, mapped_space, sync, write_errors, writing
 from thresher.runtime.locks import DAY, LOCK, holding, last_change, remove_folder, remove_unused
-from thresher.runtime.places import local_path
+from thresher.runtime.places import RemotePath, local_path
 from thresher.runtime.random import digest
 from thresher.runtime.resumable import Resumable
 
@@ -50,15 +51,6 @@ _HOUR = 3600.0
 _MOVABLE = os.name != "nt"  # whether a memory-mapped file can be moved
 
 
-def default_folder() -> str:
-    """Return ``$XDG_CACHE_HOME/thresher``, by default the system's cache folder: on Linux ``~/.cache/thresher``."""
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return os.path.join(base, "thresher")
-    import platformdirs
-
-    return str(platformdirs.user_cache_dir("thresher", appauthor=False))
-
-
 @dataclass(frozen=True)
 class Cache:
     """A folder of arrays by content key.
@@ -67,16 +59,23 @@ class Cache:
         folder: The folder.
         limit: Maximum size in bytes; the least recently used arrays are removed first, arrays in use never.
         flush_seconds: Seconds between saves: how much work is lost at most if the process is killed.
+        scratch: Folder or address where vectors are written in another order during a step; None for the folder.
     """
 
     folder: Path
     limit: int = LIMIT
     flush_seconds: float = 2.0
+    scratch: str | os.PathLike[str] | RemotePath | None = None
 
     @classmethod
-    def at(cls, folder: str | os.PathLike[str] | None = None, limit: int = LIMIT) -> Cache:
-        """Return the cache in ``folder``, by default :func:`default_folder`."""
-        return cls(local_path(folder or default_folder()), limit)
+    def at(
+        cls,
+        folder: str | os.PathLike[str] | None = None,
+        limit: int = LIMIT,
+        scratch: str | os.PathLike[str] | RemotePath | None = None,
+    ) -> Cache:
+        """Return the cache in ``folder``, by default that of the settings; ``scratch`` may be an address."""
+        return cls(local_path(folder or cache_folder()), limit, scratch=scratch)
 
     def path(self, name: str, key: Mapping[str, Any], suffix: str = ".npy") -> Path:
         """Return the path of the array of a key."""
@@ -126,6 +125,17 @@ class Cache:
         path = self.path(name, key)
         array = self.load(path, spec)
         return self.save(path, make()) if array is None else array
+
+    def space(self, rows: int, dtype: npt.DTypeLike = np.int64) -> Array:
+        """Return an array (rows,) of zeros for a while, mapped from a file without a name if it is large.
+
+        Raises:
+            OutputError: There is not enough space in the folder.
+        """
+        with write_errors(self.folder, HINT):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        # A cache that is only read may have all other results.
+        return mapped_space(self.folder if os.access(self.folder, os.W_OK) else None, rows, dtype)
 
     def columns(
         self,

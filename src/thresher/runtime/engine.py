@@ -76,6 +76,11 @@ def shares_memory(engine: Engine) -> bool:
     return bool(getattr(engine, "shares_memory", True))
 
 
+def nodes_of(engine: Engine) -> int:
+    """Return how many machines the work runs on: 1 unless the engine says otherwise."""
+    return int(getattr(engine, "nodes", 1))
+
+
 def check_files(engine: Engine, files: Callable[[], Iterable[tuple[str, str]]]) -> None:
     """Check that all workers can read local files, if they are on other machines: if the engine has ``check_files``.
 

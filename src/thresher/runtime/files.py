@@ -13,17 +13,22 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from thresher.errors import OutputError
 from thresher.runtime.locks import create_locked, create_locked_folder, holding, remove_unused, sweep, unused
-from thresher.runtime.places import AnyPath, RemotePath, as_path, files_below
+from thresher.runtime.places import UPLOADING, AnyPath, RemotePath, as_path, files_below
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 # The errors that NumPy raises for a damaged array.
 DAMAGED = (ValueError, EOFError, TypeError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile)
 
 ELSEWHERE = "choose another place"
+_SMALL = 8 * 2**20  # bytes of numbers that are kept in memory
 
+_NOT_OFFERED = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}  # by a file system that cannot reserve space
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _WRITE_ONLY = _FULL | {errno.EROFS}  # reading never fails with these
 _NUMPY_FULL = re.compile(r"\d+ requested and \d+ written|Not enough free space to write")  # NumPy gives no error number
@@ -56,6 +61,8 @@ class writing:  # noqa: N801 - reads as a verb: with writing(path) as scratch
         else:
             with write_errors(self.path, self._hint):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
+                if self.path.exists() and not (self.path.is_file() or self.path.is_dir() or self.path.is_symlink()):
+                    raise OutputError(f"{self.path}: is a pipe or a device, which would be replaced; give a file")
                 self._file, self.scratch = create_locked(self.path.parent, f".{self.path.name}.", suffix)
         if os.name == "nt":  # Windows cannot move an open file and has no locks
             self._close()
@@ -151,7 +158,7 @@ def _uploading(target: RemotePath, marker: str) -> Iterator[Path]:
         new.mkdir()
     try:
         yield new
-        with holding(target / _UPLOAD_LOCK, f"the folder {target}", wait=False):
+        with holding(target / _UPLOAD_LOCK, f"the folder {target}", wait=False) as still_held:
             names = files_below(new)
             old = [name for name in files_below(target) if name not in (*names, UNFINISHED, _UPLOAD_LOCK)]
             (target / UNFINISHED).create(b"")
@@ -160,7 +167,10 @@ def _uploading(target: RemotePath, marker: str) -> Iterator[Path]:
             for name in old:
                 (target / name).unlink(missing_ok=True)
             for name in sorted(names, key=lambda name: name == marker):
+                if name == marker:
+                    still_held()
                 (target / name).upload(new / name)
+            still_held()
             (target / UNFINISHED).unlink(missing_ok=True)
     finally:
         around.remove()
@@ -199,8 +209,11 @@ def refuse_foreign_files(folder: AnyPath, names: Iterable[str]) -> None:
     Raises:
         OutputError: The folder contains other files; the message names them.
     """
-    own = {*names, UNFINISHED, _UPLOAD_LOCK} if isinstance(folder, RemotePath) else names
-    others = sorted(path.name for path in folder.iterdir() if path.name not in own) if folder.is_dir() else []
+    own = set(names)
+    there = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if isinstance(folder, RemotePath):
+        own |= {UNFINISHED, _UPLOAD_LOCK, *filter(UPLOADING.fullmatch, there)}
+    others = sorted(set(there) - own)
     if others:
         raise OutputError(f"{folder}: also contains {', '.join(others[:3])}; move that away or choose another name")
 
@@ -251,6 +264,36 @@ def write_errors(path: Path, hint: str = ELSEWHERE) -> Iterator[None]:
         yield
     except OSError as error:
         raise _cannot_write(path, error, hint) from None
+
+
+def mapped_space(folder: str | os.PathLike[str] | None, rows: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Return an array (rows,) of zeros for numbers that are needed for a while; a large one is mapped from a file.
+
+    The file has no name: it is gone with the array, or with the process. Its space is taken at once: a disk that is
+    full when a mapped array is written would end the process.
+
+    Args:
+        folder: An existing folder on this machine; None for the system's for temporary files.
+        rows: Number of values.
+        dtype: Their type.
+
+    Raises:
+        OutputError: There is not enough space.
+    """
+    import numpy as np
+
+    size = rows * np.dtype(dtype).itemsize
+    if size <= _SMALL:
+        return np.zeros(rows, dtype)
+    with write_errors(Path(folder or tempfile.gettempdir())), tempfile.TemporaryFile(dir=folder) as file:
+        file.truncate(size)
+        if hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                if error.errno not in _NOT_OFFERED:
+                    raise
+        return np.asarray(np.memmap(file, dtype, "r+", shape=(rows,)))
 
 
 def sync(file: IO[Any]) -> None:

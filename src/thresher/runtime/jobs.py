@@ -116,11 +116,15 @@ class Jobs:
                 _write_json(self.folder / _ALL, {"of": job.of, "request": dict(self.request)})
 
     @contextmanager
-    def running(self, job: ArrayJob, say: Callable[[str], None] | None = None) -> Iterator[None]:
-        """Hold a job during the block: the same job, started twice, waits for the first and then finds it done."""
-        with holding(self.lock(job), f"--shard {job} of {self.result}", say=say):
+    def running(self, job: ArrayJob, say: Callable[[str], None] | None = None) -> Iterator[Callable[[], None]]:
+        """Hold a job during the block: the same job, started twice, waits for the first and then finds it done.
+
+        Yields:
+            See :func:`thresher.runtime.locks.holding`.
+        """
+        with holding(self.lock(job), f"--shard {job} of {self.result}", say=say) as still_held:
             self._manifest(job.number).unlink(missing_ok=True)
-            yield
+            yield still_held
 
     def lock(self, job: ArrayJob) -> AnyPath:
         """Return the lock file of a job, which is there while it runs."""

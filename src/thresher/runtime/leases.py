@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from thresher.errors import UsageError
+from thresher.errors import OutputError, UsageError
 
 _LOOK = 1.0  # seconds until the thread notices that the descriptor of a file was closed
 
@@ -40,6 +40,28 @@ class Lease:
 
 
 LEASE = Lease()
+
+
+@dataclass(frozen=True, eq=False)
+class Hold:
+    """A lock that this process holds.
+
+    Attributes:
+        release: Gives it up.
+        check: Raises an OutputError if another process took it over. A lease ends if it is not renewed, for example
+            while this process is suspended or the storage is not reached.
+    """
+
+    release: Callable[[], None]
+    check: Callable[[], None]
+
+
+def taken_over(what: str, lease: Lease) -> OutputError:
+    """Return the error of a holder whose lease ended."""
+    return OutputError(
+        f"{what}: another process took it over, because this one did not renew its lease for {lease.ends:.0f} s (it "
+        "was suspended, or the storage was not reached); nothing more is written; run the same command again"
+    )
 
 
 def age(path: str | os.PathLike[str], changed: float | None = None) -> float:

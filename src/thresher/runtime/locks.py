@@ -31,7 +31,7 @@ from pathlib import Path
 
 from thresher.errors import OutputError
 from thresher.runtime import remote_locks
-from thresher.runtime.leases import HEART, LEASE, Lease, age
+from thresher.runtime.leases import HEART, LEASE, Hold, Lease, age, taken_over
 from thresher.runtime.places import RemotePath
 from thresher.runtime.process import end_with_parent
 
@@ -90,11 +90,15 @@ def holding(
     wait: bool = True,
     say: Callable[[str], None] | None = None,
     lease: Lease = LEASE,
-) -> Iterator[None]:
+) -> Iterator[Callable[[], None]]:
     """Hold a lock file during the block; it is created at the start and removed at the end.
 
     If the file system has no locks, the holder has a lease: when it is killed, others can hold the file once the lease
-    has ended.
+    has ended. A holder that is suspended for longer loses it, too. So a block calls the function that is yielded before
+    it writes what marks a result as complete.
+
+    Yields:
+        A function that raises an OutputError if another process took the lock over.
 
     Args:
         path: The lock file. Its folder is created if it is missing.
@@ -107,13 +111,13 @@ def holding(
         OutputError: Another process holds the lock and ``wait`` is false, or the lock file cannot be opened.
     """
     if isinstance(path, RemotePath):
-        release = remote_locks.hold(path, what, wait, say, lease)
+        hold = remote_locks.hold(path, what, wait, say, lease)
     else:
-        release = _acquired(Path(path), what, wait, say, lease)
+        hold = _acquired(Path(path), what, wait, say, lease)
     try:
-        yield
+        yield hold.check
     finally:
-        release()
+        hold.release()
 
 
 def set_up_worker(lock: str | os.PathLike[str] | None, worker: int = 0) -> None:
@@ -137,8 +141,7 @@ def set_up_worker(lock: str | os.PathLike[str] | None, worker: int = 0) -> None:
                     os.close(file)
 
 
-def _acquired(path: Path, what: str, wait: bool, say: Callable[[str], None] | None, lease: Lease) -> Callable[[], None]:
-    """Return a function that releases the lock."""
+def _acquired(path: Path, what: str, wait: bool, say: Callable[[str], None] | None, lease: Lease) -> Hold:
     begin = time.monotonic()
     pause, word, look = 0.01, _FIRST_WORD, 0.0
     while True:
@@ -148,7 +151,7 @@ def _acquired(path: Path, what: str, wait: bool, say: Callable[[str], None] | No
             if state is Held.HERE and _is(file, path):
                 return _locked(path, file)
             if state is Held.UNKNOWN and is_new:
-                return _leased(path, file, lease)
+                return _leased(path, file, what, lease)
             again = state is Held.HERE or not _is(file, path)  # the previous holder removed it in the meantime
             using = f"{what}: {_holder(file)} is using it"
         except BaseException:
@@ -172,8 +175,8 @@ def _acquired(path: Path, what: str, wait: bool, say: Callable[[str], None] | No
         pause = min(2 * pause, 0.5)
 
 
-def _locked(path: Path, file: int) -> Callable[[], None]:
-    """Name the holder in a locked file; return a function that removes and unlocks it."""
+def _locked(path: Path, file: int) -> Hold:
+    """Name the holder in a locked file; its lock cannot be taken over."""
     with suppress(OSError):  # for messages only
         os.ftruncate(file, 0)
         os.pwrite(file, _own_name(), 0)
@@ -184,11 +187,11 @@ def _locked(path: Path, file: int) -> Callable[[], None]:
                 path.unlink()
         os.close(file)
 
-    return release
+    return Hold(release, lambda: None)
 
 
-def _leased(path: Path, file: int, lease: Lease) -> Callable[[], None]:
-    """Keep the lease of a new file; return a function that ends it and removes the file."""
+def _leased(path: Path, file: int, what: str, lease: Lease) -> Hold:
+    """Keep the lease of a new file."""
     text = _own_name() + secrets.token_bytes(8).hex().encode()
     try:
         os.write(file, text)
@@ -205,7 +208,15 @@ def _leased(path: Path, file: int, lease: Lease) -> Callable[[], None]:
             if claimed and _text(path) == text:
                 path.unlink()
 
-    return release
+    def check() -> None:
+        try:
+            now = _text(path)
+        except FileNotFoundError:
+            now = b""
+        if now != text:
+            raise taken_over(what, lease)
+
+    return Hold(release, check)
 
 
 def _own_name() -> bytes:

@@ -178,8 +178,7 @@ def coerce(what: str, kind: Any, value: Any) -> Any:
         if isinstance(value, bool):
             return value
         raise UsageError(f"{what} = {_shown(value)}; allowed: true, false")
-    if isinstance(value, int) and not isinstance(value, bool) and not -MOST <= value <= MOST:
-        raise UsageError(f"{what} = {_shown(value)}; the largest number allowed is {MOST:,}")
+    check_size(what, value)
     if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
     if kind is str and isinstance(value, os.PathLike):
@@ -191,6 +190,12 @@ def coerce(what: str, kind: Any, value: Any) -> Any:
         wanted = {int: "a whole number", float: "a finite number", str: "text"}
         raise UsageError(f"{what} = {_shown(value)}; expected {wanted.get(kind, kind.__name__)}")
     return value
+
+
+def check_size(what: str, value: Any) -> None:
+    """Raise a UsageError for a whole number that is too large for an array or a floating-point number."""
+    if isinstance(value, int) and not isinstance(value, bool) and not -MOST <= value <= MOST:
+        raise UsageError(f"{what} = {_shown(value)}; the largest number allowed is {MOST:,}")
 
 
 def _shown(value: Any) -> str:

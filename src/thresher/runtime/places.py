@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import posixpath
+import re
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ from typing import TypeAlias, TypeVar
 from thresher.errors import UsageError
 
 _R = TypeVar("_R", bound="RemotePath")
+
+# Where a file does not appear as a whole, an upload writes a file of this name and moves it. A killed one leaves it.
+UPLOADING = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+_OF_UINT32 = 2**32  # numbers
+
 
 def generator(seed: int, *purpose: str | int) -> np.random.Generator:
     """Return a generator keyed by a seed and a purpose; generators with different purposes are independent."""
@@ -21,8 +23,11 @@ def generator(seed: int, *purpose: str | int) -> np.random.Generator:
 
 def permutation(random: np.random.Generator, n: int) -> npt.NDArray[np.uint32] | npt.NDArray[np.uint64]:
     """Return a random permutation of 0 .. n - 1, (n,): uint32 if that holds all numbers, else uint64."""
-    order = random.permutation(n)
-    return order.astype(np.uint32) if n <= 2**32 else order.astype(np.uint64)
+    if n > _OF_UINT32:
+        return random.permutation(n).view(np.uint64)
+    order = np.arange(n, dtype=np.uint32)
+    random.shuffle(order)  # the same order as of random.permutation, in half the memory
+    return order
 
 
 def digest(*parts: Any) -> str:

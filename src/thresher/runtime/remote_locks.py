@@ -21,17 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from thresher.errors import OutputError, ThresherError
-from thresher.runtime.leases import LEASE, Lease
+from thresher.runtime.leases import LEASE, Hold, Lease, taken_over
 from thresher.runtime.places import RemotePath
 
 _FIRST_WORD, _NEXT_WORD = 5.0, 60.0  # seconds of waiting before the first message, and between messages
 _PAUSE = 5.0  # seconds between looks, at most
 
 
-def hold(
-    path: RemotePath, what: str, wait: bool, say: Callable[[str], None] | None, lease: Lease = LEASE
-) -> Callable[[], None]:
-    """Create a lock file and keep its lease; return a function that removes it.
+def hold(path: RemotePath, what: str, wait: bool, say: Callable[[str], None] | None, lease: Lease = LEASE) -> Hold:
+    """Create a lock file and keep its lease.
 
     Args:
         path: The lock file.
@@ -74,7 +72,11 @@ def hold(
             if _content(path) == text:  # only its holder removes it
                 path.unlink(missing_ok=True)
 
-    return release
+    def check() -> None:
+        if _content(path) != text:
+            raise taken_over(what, lease)
+
+    return Hold(release, check)
 
 
 def _renew(path: RemotePath, text: bytes, lease: Lease, ended: threading.Event) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import struct
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -127,6 +128,52 @@ def _jsonl(folder: Path, what: Sequence[Pair], files: int) -> str:
     return str(folder / "list.jsonl")
 
 
+def mds_shards(folder: Path, samples: Sequence[Mapping[str, bytes]], columns: Mapping[str, str], files: int = 1) -> str:
+    """Write samples as MDS, with nothing but the description of the format.
+
+    Args:
+        folder: The folder to write.
+        samples: The encoded values of the columns of each sample.
+        columns: The encoding of each column.
+        files: Number of shards.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    names = sorted(columns)
+    sizes = [{"int": 8, "float32": 4}.get(columns[name]) for name in names]
+    kinds = {"column_encodings": [columns[name] for name in names], "column_names": names, "column_sizes": sizes}
+    shards = []
+    edges = [round(len(samples) * i / files) for i in range(files + 1)]
+    for number, (lo, hi) in enumerate(zip(edges, edges[1:], strict=False)):
+        bodies = []
+        for sample in samples[lo:hi]:
+            cells = [sample[name] for name in names]
+            lengths = [len(cell) for cell, size in zip(cells, sizes, strict=True) if size is None]
+            bodies.append(np.array(lengths, "<u4").tobytes() + b"".join(cells))
+        config = json.dumps(kinds).encode()
+        offsets = np.cumsum([4 * (len(bodies) + 2) + len(config), *map(len, bodies)])
+        content = struct.pack("<I", len(bodies)) + offsets.astype("<u4").tobytes() + config + b"".join(bodies)
+        name = f"shard.{number:05d}.mds"
+        (folder / name).write_bytes(content)
+        entry = {"format": "mds", "version": 2, "samples": len(bodies), "compression": None, "hashes": [], **kinds}
+        raw = {"basename": name, "bytes": len(content), "hashes": {}}
+        shards.append({**entry, "raw_data": raw, "zip_data": None, "size_limit": None})
+    (folder / "index.json").write_text(json.dumps({"version": 2, "shards": shards}))
+    return str(folder)
+
+
+def _mds(folder: Path, what: Sequence[Pair], files: int) -> str:
+    cells = [{"image": one.picture, "key": one.key.encode(), "text": one.text.encode()} for one in what]
+    return mds_shards(folder, cells, {"image": "png", "key": "str", "text": "str"}, files)
+
+
+def _lance(folder: Path, what: Sequence[Pair], files: int) -> str:
+    import lance
+
+    for some in _cut(what, files):
+        lance.write_dataset(_table(some), str(folder), mode="append" if folder.exists() else "create")
+    return str(folder)
+
+
 DATA: Mapping[str, Callable[[Path, Sequence[Pair], int], str]] = {
     "webdataset": _webdataset,
     "parquet": _parquet,
@@ -134,6 +181,8 @@ DATA: Mapping[str, Callable[[Path, Sequence[Pair], int], str]] = {
     "folder": _folder,
     "csv": _csv,
     "jsonl": _jsonl,
+    "lance": _lance,
+    "mds": _mds,
 }
 """Kind -> function that writes data of it: (folder, pairs, number of files). These are Thresher's own kinds."""
 

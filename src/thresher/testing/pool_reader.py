@@ -124,6 +124,20 @@ def _arrow(folder: Path, rows: Rows, files: int) -> str:
     return str(folder)
 
 
+def _lance(folder: Path, rows: Rows, files: int) -> str:
+    import lance
+    import pyarrow as pa
+
+    for part in rows.cut(files):
+        width = part.image.shape[1]
+        vectors = {
+            f"{role}_embedding": pa.FixedSizeListArray.from_arrays(getattr(part, role).ravel(), width)
+            for role in ("image", "text")
+        }
+        lance.write_dataset(part.table(**vectors), str(folder), mode="append" if folder.exists() else "create")
+    return str(folder)
+
+
 POOLS: Mapping[str, Callable[[Path, Rows, int], str]] = {
     "npy": _npy,
     "clip-retrieval": _clip_retrieval,
@@ -131,6 +145,7 @@ POOLS: Mapping[str, Callable[[Path, Rows, int], str]] = {
     "img2dataset": _img2dataset,
     "parquet": _with_vectors,
     "arrow": _arrow,
+    "lance": _lance,
 }
 """Layout -> function that writes a pool in it: (folder, rows, number of files). These are Thresher's own layouts."""
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.data import DataOptions
-from thresher.dynamic.loss import clip_losses, drrho_losses, siglip_losses
+from thresher.dynamic.loss import clip_losses, distill_losses, drrho_losses, siglip_losses
 from thresher.dynamic.reference_features import ReferenceFeatures
 from thresher.errors import MissingExtraError, UsageError
 from thresher.evaluation.retrieval import retrieval
@@ -43,9 +43,10 @@ try:
 except ImportError:
     raise MissingExtraError("training", "train") from None
 
-ClipLoss = Literal["clip", "siglip", "drrho"]
+ClipLoss = Literal["clip", "siglip", "drrho", "distill"]
 
-_TEMPERATURE = 0.01  # of drrho, as published
+AGAINST = ("drrho", "distill")  # losses against a reference
+_TEMPERATURE = 0.01  # of drrho and of the teacher of distill, as published
 _TEXTS = 1024  # captions encoded at a time
 
 
@@ -55,9 +56,12 @@ class ClipSettings:
 
     Attributes:
         model: "tiny", "small", the name of an open_clip configuration, or the path of one.
-        loss: "clip" (softmax), "siglip" (sigmoid) or "drrho", see :func:`thresher.dynamic.loss.drrho_losses`.
-        reference: For "drrho", the location of a pool with embeddings of the same rows, found by key.
-        temperature: For "drrho", the divisor of the cosines, which is not learned; None for 0.01.
+        loss: "clip" (softmax), "siglip" (sigmoid), "drrho", see :func:`thresher.dynamic.loss.drrho_losses`, or
+            "distill", see :func:`thresher.dynamic.loss.distill_losses`.
+        reference: For "drrho" and "distill", the location of a pool with embeddings of the same rows, found by key.
+        temperature: For "drrho" the divisor of the cosines, for "distill" that of the teacher's; it is not learned.
+            None for 0.01.
+        distill_weight: For "distill", the share of the distillation; the rest is the softmax loss. None for 1.
         chunk: Number of rows to process at once, None for the whole batch. Fewer rows need less memory and give the
             same gradients; features are computed twice (gradient caching, 2101.06983).
         eval_labels: Columns of the evaluation sets with class names, for zero-shot classification.
@@ -70,6 +74,7 @@ class ClipSettings:
     loss: ClipLoss = "clip"
     reference: str | None = None
     temperature: float | None = None
+    distill_weight: float | None = None
     chunk: int | None = None
     eval_labels: tuple[str, ...] = ()
     eval_group: str | None = None
@@ -80,10 +85,18 @@ class ClipSettings:
         """Validate the parameters."""
         if self.chunk is not None and self.chunk < 1:
             raise UsageError(f"chunk = {self.chunk}; give 1 row or more")
-        if (self.loss == "drrho") != (self.reference is not None):
-            raise UsageError("loss drrho and a reference need each other: a pool with embeddings of the same rows")
-        if self.temperature is not None and (self.loss != "drrho" or not self.temperature > 0):
-            raise UsageError(f"temperature = {self.temperature}; give a number above 0, and only with loss drrho")
+        if self.reference is None and self.loss in AGAINST:
+            raise UsageError(f"loss {self.loss} needs a reference: a pool with embeddings of the same rows")
+        if self.reference is not None and self.loss not in AGAINST:
+            raise UsageError(f"loss {self.loss} has no reference; leave it out, or give loss drrho or distill")
+        if self.temperature is not None and (self.loss not in AGAINST or not self.temperature > 0):
+            raise UsageError(
+                f"temperature = {self.temperature}; give a number above 0, and only with loss drrho or distill"
+            )
+        if self.distill_weight is not None and (self.loss != "distill" or not 0 < self.distill_weight <= 1):
+            raise UsageError(
+                f"distill weight = {self.distill_weight}; give a number above 0 and up to 1, and only with loss distill"
+            )
         if not self.templates or any("{}" not in template for template in self.templates):
             raise UsageError(f"templates {self.templates}; give one or more, each with {{}} for the name of a class")
 
@@ -120,7 +133,7 @@ def train_clip(
     clip = model_of(settings)
     store = None if settings.reference is None else open_store(absolute(settings.reference))
     if store is not None:
-        store.require_joint("loss drrho")
+        store.require_joint(f"loss {settings.loss}")
     sets = [
         _named_classes(eval_set, settings)
         for eval_set in eval_sets(schedule, settings.eval_group, settings.eval_labels)
@@ -190,7 +203,7 @@ class ClipTask:
             device: The device.
             settings: The settings of the run.
             sets: The evaluation sets.
-            reference: The embeddings of all rows under a reference model, for the loss "drrho".
+            reference: The embeddings of all rows under a reference model, for the losses "drrho" and "distill".
         """
         self.clip, self.model, self.device, self.settings = clip, clip.model, device, settings
         self.tokens_NT, self.sets, self.reference = tokens_NT, sets, reference
@@ -234,7 +247,11 @@ class ClipTask:
             known_image, known_text = (
                 torch.from_numpy(each).to(image_BD.device) for each in self.reference.gather(rows_B)
             )
-            return drrho_losses(image_BD, text_BD, known_image, known_text, self._temperature)
+            if self.settings.loss == "drrho":
+                return drrho_losses(image_BD, text_BD, known_image, known_text, self._temperature)
+            weight = 1.0 if self.settings.distill_weight is None else self.settings.distill_weight
+            scale = self.model.logit_scale.exp()
+            return distill_losses(image_BD, text_BD, known_image, known_text, scale, self._temperature, weight)
         scale = self.model.logit_scale.exp()
         if self.settings.loss == "siglip":
             return siglip_losses(image_BD, text_BD, scale, self.model.logit_bias)

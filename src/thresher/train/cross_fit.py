@@ -22,7 +22,7 @@ from thresher.runtime.files import writing
 from thresher.runtime.format import counted
 from thresher.runtime.progress import Progress, Silent
 from thresher.runtime.random import generator
-from thresher.train.clip import ClipSettings, ClipTask, clip_task, model_of
+from thresher.train.clip import AGAINST, ClipSettings, ClipTask, clip_task, model_of
 from thresher.train.data import Pairs
 from thresher.train.loop import LOCK, fit, loader_of, open_run, prepared, random_state_kept, stored_side, sweep_scratch
 
@@ -49,8 +49,8 @@ class CrossFitSettings(ClipSettings):
         super().__post_init__()
         if self.folds < 2:
             raise UsageError(f"folds = {self.folds}; give 2 or more, so that no model scores what it was trained on")
-        if self.loss == "drrho":
-            raise UsageError("loss drrho needs a reference itself; give clip or siglip")
+        if self.loss in AGAINST:
+            raise UsageError(f"loss {self.loss} needs a reference itself; give clip or siglip")
         if self.schedule.policy != "full":
             raise UsageError(f"policy = {self.schedule.policy!r}; a reference model trains on all rows of its folds")
 

@@ -30,6 +30,7 @@ from thresher.export.keys import each_key, read_keys
 from thresher.io.key_forms import unlike
 from thresher.io.parquet import table_piece
 from thresher.io.pictures import Pixels, Resize, decode
+from thresher.ops.key_hash import hash_many
 from thresher.pool.layout import Options
 from thresher.pool.store import EmbeddingStore, absolute, heavy, open_store
 from thresher.pruning.clusters import read_groups
@@ -317,9 +318,12 @@ def concepts_of(where: str, pairs: Pairs) -> Concepts:
     data, (kind, _, name) = pairs.store.layout.location, where.partition(":")
     if kind == "column" and name:
         cells = pairs.column(name)
-        found = Concepts.of_lists(
-            cell if isinstance(cell, list) else None if cell is None else (cell,) for cell in cells
-        )
+        try:
+            found = Concepts.of_lists(
+                cell if isinstance(cell, list) else None if cell is None else (cell,) for cell in cells
+            )
+        except TypeError:  # it cannot be compared, such as a struct
+            raise UsageError(f"column {name!r} of {data} has no values or lists of values; give concepts") from None
     elif kind == "entries" and name:
         match = Matcher(read_entries(name, True)[0], True)
         found = Concepts.of_lists(map(match, pairs.captions))
@@ -341,13 +345,17 @@ def _labels_of(folder: str, pairs: Pairs) -> Ints:
         raise UsageError(f"{folder}: its pool {pool} has changed; cluster it again")
     if store.fingerprint() == pairs.store.fingerprint():
         return labels_N
-    wanted, label_of = set(keys), dict[str, int]()
-    for ids, names in store.keys():
-        label_of |= {name: label for label, name in zip(labels_N[ids].tolist(), names, strict=True) if name in wanted}
-    if not label_of:
+    # By hash, as keys of selections are: uids are the same in upper and lower case.
+    theirs_M = np.concatenate([hash_many(list(names))[0] for _, names in store.keys()])
+    order_M = np.argsort(theirs_M, kind="stable")
+    ours_N = hash_many(keys)[0]
+    at_N = np.searchsorted(theirs_M, ours_N, side="right", sorter=order_M) - 1
+    rows_N = order_M[np.maximum(at_N, 0)]
+    found_N = (at_N >= 0) & (theirs_M[rows_N] == ours_N)
+    if not found_N.any():
         first = next(name for _, names in store.keys() for name in names)
         raise UsageError(f"{folder}: none of its keys is in the data: {unlike('the pool', [first], 'the data', keys)}")
-    return np.array([label_of.get(key, -1) for key in keys], np.int64)
+    return np.where(found_N, labels_N[rows_N], -1)
 
 
 def has_losses(reference: str) -> bool:

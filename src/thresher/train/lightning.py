@@ -18,10 +18,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-
-from thresher.dynamic.sampler import PruningSampler, with_rows
+from thresher.dynamic.sampler import PruningSampler, collated_with_rows, with_rows
 from thresher.errors import MissingExtraError, UsageError, installed
 
 try:
@@ -69,7 +66,7 @@ class PruningLoader(DataLoader):
                 f"a dataset of {len(dataset):,} rows for a sampler of {sampler.rows:,}; give both the same number"
             )
         dataset = dataset if isinstance(dataset, with_rows) else with_rows(dataset)
-        super().__init__(dataset, batch_sampler=sampler, collate_fn=_Collate(collate_fn), **options)
+        super().__init__(dataset, batch_sampler=sampler, collate_fn=collated_with_rows(collate_fn), **options)
 
     def __len__(self) -> int:
         """Return the number of batches of the current epoch, including those that are done."""
@@ -89,16 +86,6 @@ class PruningLoader(DataLoader):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Do nothing: the state is empty."""
-
-
-class _Collate:
-    """Separates row ids from items; a class, so that it can be pickled for the workers."""
-
-    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
-        self.collate = collate
-
-    def __call__(self, batch: list[tuple[int, Any]]) -> tuple[npt.NDArray[np.int64], Any]:
-        return np.array([row for row, _ in batch], np.int64), self.collate([item for _, item in batch])
 
 
 class PruningCallback(_Callback):

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal, Protocol, cast
+from typing import IO, Any, Literal, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +72,7 @@ _LONG_RUN = 1_000  # epochs
 _EARLY = (ROWS, PICTURES, SET_ASIDE, *COPIES)  # files written before a run has started
 
 # Settings that may change when a run is resumed.
+_MOST, _MOST_WORKERS = 1e6, 4_096  # of a rate and of minutes; each worker is a process
 _FREE = ("evals", "eval_every", "eval_labels", "eval_group", "templates", "checkpoint_minutes", "workers", "device")
 
 
@@ -129,11 +130,16 @@ class Schedule:
         """Validate the parameters."""
         if (self.epochs is None) == (self.samples is None):
             raise UsageError("give the length of the run either in epochs or in samples")
-        if self.batch_size < 2 or not 0 <= self.seed < 2**63 or not 0 <= self.warmup < 1 or self.checkpoint_minutes < 0:
+        if (
+            self.batch_size < 2
+            or not 0 <= self.seed < 2**63
+            or not 0 <= self.warmup < 1
+            or not 0 <= self.checkpoint_minutes <= _MOST
+        ):
             raise UsageError(
                 f"batch size = {self.batch_size}, seed = {self.seed}, warmup = {self.warmup}, checkpoint minutes = "
                 f"{self.checkpoint_minutes}; give a batch size of 2 or more, a seed from 0 to 2^63 - 1, a warmup of 0 "
-                "or more and below 1, and 0 minutes or more"
+                f"or more and below 1, and 0 to {_MOST:,.0f} minutes"
             )
         check_selection(self.policy, self.selection is not None)
         if (self.compose is None) != (self.concepts is None) or (self.super_batch is not None and not self.compose):
@@ -141,14 +147,15 @@ class Schedule:
         if self.compose is not None and POLICIES.find(self.policy).chooses_batches:
             raise UsageError(f"policy {self.policy} chooses batches, which cannot be composed too; leave out compose")
         if (
-            (self.lr is not None and not self.lr > 0)
-            or self.weight_decay < 0
-            or self.workers < 0
+            not 0 < (1.0 if self.lr is None else self.lr) <= _MOST
+            or not 0 <= self.weight_decay <= _MOST
+            or not 0 <= self.workers <= _MOST_WORKERS
             or self.eval_every < 0
         ):
             raise UsageError(
                 f"lr = {self.lr}, weight decay = {self.weight_decay}, workers = {self.workers}, evaluation every "
-                f"{self.eval_every} epochs; give a rate above 0, and 0 or more for the others"
+                f"{self.eval_every} epochs; give a rate above 0 and up to {_MOST:,.0f}, and for the others 0 or more, "
+                f"with at most {_MOST_WORKERS:,} workers"
             )
 
     def check(self) -> None:
@@ -297,8 +304,9 @@ def _locked(folder: Path) -> Iterator[None]:
         raise OutputError(f"{folder}: is a file; name a folder")
     new = not folder.exists()
     try:
-        with locks.holding(folder / LOCK, f"the run {folder}", wait=False):
+        with locks.holding(folder / LOCK, f"the run {folder}", wait=False) as still_held:
             yield
+            still_held()
     finally:
         if new:
             with suppress(OSError):
@@ -554,8 +562,8 @@ class _Checkpointer:
             "log": json.dumps(list(log)),
             "seconds": seconds,
         }
-        with writing(self.path) as scratch:
-            torch.save(state, scratch)
+        with writing(self.path) as scratch, open(scratch, "wb") as file:
+            _save(state, file)
         self._last = time.monotonic()
 
     def load(self) -> tuple[list[dict[str, Any]], float]:
@@ -597,6 +605,17 @@ class _Rows:
 
 def _same(items: Any) -> Any:
     return items
+
+
+def _save(state: Mapping[str, Any], file: IO[bytes]) -> None:
+    """Write a state; an error in writing it stays an OSError, which torch hides behind a RuntimeError."""
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:
+        hidden: BaseException | None = error
+        while hidden is not None and not isinstance(hidden, OSError):
+            hidden = hidden.__cause__ or hidden.__context__
+        raise hidden or error from None
 
 
 def loader_of(pairs: Pairs, batches: Iterable[Sequence[int]], workers: int, device: torch.device, lock: Path) -> Any:

@@ -52,6 +52,7 @@ except ImportError:
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _QUEUE = 65_536  # keys, as published
+_MOST_TEMPERATURE, _MOST_SIDE, _MOST_QUEUE = 1e6, 8_192, 2**31
 _PROBED = 20_000  # the most rows of the training data to fit kNN and probes on
 _ENCODED = 256  # images encoded at a time
 
@@ -94,11 +95,19 @@ class MocoSettings:
         if self.version not in (2, 3):
             raise UsageError(f"MoCo version {self.version}; give 2 or 3")
         refuse_chosen(POLICIES.find(self.schedule.policy), "the trainer of MoCo")
-        if not 0 <= self.momentum < 1 or not self.temperature > 0 or self.groups < 1 or self.side < 16:
+        queue = 1 if self.queue is None else self.queue
+        if (
+            not 0 <= self.momentum < 1
+            or not 0 < self.temperature <= _MOST_TEMPERATURE
+            or self.groups < 1
+            or not 16 <= self.side <= _MOST_SIDE
+            or not 1 <= queue <= _MOST_QUEUE
+        ):
             raise UsageError(
                 f"momentum = {self.momentum}, temperature = {self.temperature}, groups = {self.groups}, side = "
-                f"{self.side}; give a momentum of 0 or more and below 1, a temperature above 0, 1 group or more, and a "
-                "side of 16 or more"
+                f"{self.side}, queue = {queue}; give a momentum of 0 or more and below 1, a temperature above 0 and up "
+                f"to {_MOST_TEMPERATURE:,.0f}, 1 group or more, a side of 16 to {_MOST_SIDE:,}, and a queue of 1 to "
+                f"{_MOST_QUEUE:,}"
             )
 
 

@@ -47,7 +47,7 @@ from thresher.dynamic.policy import Policy
 from thresher.dynamic.reference_features import KeyedFeatures, ReferenceFeatures
 from thresher.dynamic.references import References, check_found
 from thresher.dynamic.registry import POLICIES, Flag, check_options, flags, policy_named
-from thresher.dynamic.run_folder import ROWS, Training
+from thresher.dynamic.run_folder import ROWS, Training, save_state
 from thresher.dynamic.sampler import PruningSampler, with_rows
 from thresher.dynamic.stream import AUTO, ID, KEY, UID, StaticKeys, StreamPruner, prune_stream
 from thresher.errors import MissingExtraError, ThresherError, UsageError, installed, suggest
@@ -94,8 +94,9 @@ class PruneOptions:
         key: What identifies a sample of a webdataset, one of :data:`KEYS`.
         patience: Samples of a webdataset of which none is trained on, after which the run stops; None for the default.
         fresh: Start to prune from a checkpoint without a pruning state.
-        loss: "drrho" to train with :func:`thresher.dynamic.loss.drrho_losses`; None for the loss of open_clip.
-        reference: For this loss, a pool with embeddings of the same samples, by key.
+        loss: "drrho" to train with :func:`thresher.dynamic.loss.drrho_losses`, "distill" with
+            :func:`thresher.dynamic.loss.distill_losses`; None for the loss of open_clip.
+        reference: For these losses, a pool with embeddings of the same samples, by key.
     """
 
     policy: str = "full"
@@ -169,6 +170,8 @@ def parse(arguments: Sequence[str]) -> tuple[PruneOptions, list[str]]:
     parameters = check_options(args.policy, of_policy, prune=args.share, flags=True)
     options = PruneOptions(**named, parameters=parameters)
     _check(options)
+    _trainer()
+    _refuse_absent(rest)
     from open_clip_train.params import parse_args
 
     open_clip_args = parse_args(rest)
@@ -178,11 +181,24 @@ def parse(arguments: Sequence[str]) -> tuple[PruneOptions, list[str]]:
         "--distill-model": open_clip_args.distill_model,
         "--model coca...": "coca" in open_clip_args.model.lower(),
     }
+    if options.loss == "distill" and open_clip_args.siglip:
+        raise UsageError("--prune-loss distill is of the softmax loss; leave out --siglip, or give --prune-loss drrho")
     for flag in (flag for flag, is_given in refused.items() if is_given):
         raise UsageError(
             f"{flag} cannot be combined with pruning, which needs the loss of every pair; use open_clip_train.main"
         )
     return options, rest
+
+
+def _refuse_absent(arguments: Sequence[str]) -> None:
+    """Raise UsageError for an option that open_clip 3.3 does not have and users of other versions expect."""
+    instead = {
+        "--fsdp": "the sampler works with FSDP in your own loop, see docs/port-a-loop.md",
+        "--grad-cache": "--accum-freq N caches gradients: the loss is that of the whole batch of N parts",
+    }
+    for flag in (argument.partition("=")[0] for argument in arguments):
+        if flag in instead:
+            raise UsageError(f"{flag}: open_clip_torch 3.3.0 has no such option; {instead[flag]}")
 
 
 def static_keys(sel: str | os.PathLike[str], total: int, *, weigh: bool = False) -> StaticKeys:
@@ -231,7 +247,7 @@ def _trainer() -> Any:
     """Return the module ``open_clip_train.main``.
 
     Raises:
-        UsageError: It cannot be imported.
+        UsageError: It cannot be imported, or it is that of another version.
     """
     try:
         from open_clip_train import main as trainer
@@ -239,6 +255,13 @@ def _trainer() -> Any:
         raise UsageError(
             f"open_clip's trainer cannot be imported ({error}); type: pip install 'open_clip_torch[training]'"
         ) from None
+    if missing := [name for name in SEAM if not hasattr(trainer, name)]:
+        import open_clip
+
+        raise UsageError(
+            f"open_clip {open_clip.__version__} has another trainer (no {', '.join(missing)} in open_clip_train.main), "
+            "which is not supported; type: pip install 'open_clip_torch[training]==3.3.0'"
+        )
     return trainer
 
 
@@ -559,10 +582,11 @@ class _Run:
             arrays = pruner.ledger.state()
             if isinstance(pruner, StreamPruner):
                 arrays |= {"hashes": pruner.hashes_N, "checks": pruner.checks_N}
-            _save(folder.parent / _LEDGER, arrays)
+            save_state(folder.parent / _LEDGER, arrays)
             self._record(folder.parent, pruner)
         if state is not None:
-            _save(folder / _state_name(done), {**state, "start": np.array(self.start), "warmed": np.array(self.warmed)})
+            state |= {"start": np.array(self.start), "warmed": np.array(self.warmed)}
+            save_state(folder / _state_name(done), state)
             # Older states go, but not the last: its checkpoint is open_clip's latest until this one is saved.
             for path in folder.glob(_state_name("*")):
                 of = int(re.sub(r"\D", "", path.name))
@@ -842,13 +866,15 @@ class _Loss:
     def _losses(self, outputs: Mapping[str, Any], ids: npt.NDArray[Any]) -> Any:
         import torch
 
-        from thresher.dynamic.loss import clip_losses, drrho_losses, siglip_losses
+        from thresher.dynamic.loss import clip_losses, distill_losses, drrho_losses, siglip_losses
 
         image, text, scale = (outputs[name] for name in ("image_features", "text_features", "logit_scale"))
         together = self.run.args.world_size > 1
         if self.run.reference is not None:
             known = [torch.from_numpy(each).to(image.device) for each in self.run.reference.gather(ids)]
-            return drrho_losses(image, text, known[0], known[1], gather=together)
+            if self.run.options.loss == "drrho":
+                return drrho_losses(image, text, known[0], known[1], gather=together)
+            return distill_losses(image, text, known[0], known[1], scale, gather=together)
         if self.run.args.siglip:
             return siglip_losses(image, text, scale, outputs["logit_bias"], gather=together)
         return clip_losses(image, text, scale, gather=together)
@@ -929,12 +955,6 @@ def _state_name(epoch: int | str) -> str:
     return f"epoch_{epoch}.pruning.npz"
 
 
-def _save(path: Path, arrays: Mapping[str, Any]) -> None:
-    plain: dict[str, Any] = {name: as_array(array) for name, array in arrays.items()}
-    with writing(path) as scratch, open(scratch, "wb") as file:
-        np.savez(file, **plain)
-
-
 def _check(options: PruneOptions) -> None:
     """Raise UsageError for options that cannot be combined."""
     needs = POLICIES.find(options.policy).needs_selection
@@ -995,8 +1015,9 @@ def _parser(offered: Sequence[Flag]) -> argparse.ArgumentParser:
             kwargs |= {"type": partial(_value, flag.kind), "metavar": flag.metavar}
         add(f"--prune-{flag.flag}", **kwargs)
     add(
-        "--prune-loss", dest="loss", choices=("drrho",), metavar="LOSS",
-        help="drrho: contrast with a reference, a pool of the same samples as --prune-reference",
+        "--prune-loss", dest="loss", choices=("drrho", "distill"), metavar="LOSS",
+        help="drrho: contrast with a reference; distill: learn from it as a teacher; "
+        "--prune-reference is a pool of the same samples",
     )  # fmt: skip
     add("--prune-selection", dest="selection", help=f"{need}: a selection folder, or a file of keys")
     add("--prune-seed", dest="seed", type=int, help="seed of draws and orders (default: --seed of open_clip)")

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from thresher.errors import UsageError
 from thresher.io.paths import relative
-from thresher.pool.store import EmbeddingStore
+from thresher.pool.store import EmbeddingStore, missing
 from thresher.report import facts
 from thresher.report.compare import compare
 from thresher.report.examples import read_rows
@@ -304,23 +304,30 @@ def colours_of(subject: Subject, by: str, number: int | None, cut: Cut | None) -
         return {"kind": "names", "label": plain(name, 60), "names": names, "more": values.more}, codes
     if column.kind == "flag":
         flags = subject.numbers(name)
-        codes = np.where(np.isnan(flags), NONE, np.nan_to_num(flags)).astype(np.uint8)
+        codes = (np.ma.getdata(flags) == 1).astype(np.uint8)
+        codes[missing(flags)] = NONE
         return {"kind": "names", "label": plain(name, 60), "names": ["false", "true"], "more": 0}, codes
     return _scale(subject.numbers(name), plain(name, 60))
 
 
-def _scale(values: npt.NDArray[np.float32], label: str) -> tuple[dict[str, Any], Array]:
-    seen = values[:: max(1, len(values) // 200_000)]
-    seen = seen[np.isfinite(seen)].astype(np.float64)
+def _scale(values: Array, label: str) -> tuple[dict[str, Any], Array]:
+    seen = _floats(values[:: max(1, len(values) // 200_000)])
+    seen = seen[np.isfinite(seen)]
     low, high = np.percentile(seen, [0.5, 99.5]).tolist() if len(seen) else (0.0, 1.0)
-    high = high if high > low else low + 1
+    high = high if high > low else max(low + 1, float(np.nextafter(low, np.inf)))
     codes = np.full(len(values), NONE, np.uint8)
     for at in range(0, len(values), 2**20):  # in parts, so that little memory is used
-        part = values[at : at + 2**20]
+        part = _floats(values[at : at + 2**20])
         good = ~np.isnan(part)
-        levels = np.clip((part[good].astype(np.float64) - low) / (high - low), 0, 1) * (_LEVELS - 1)
+        # Halves: the difference of two numbers may be too large for float64.
+        levels = np.clip((part[good] / 2 - low / 2) / (high / 2 - low / 2), 0, 1) * (_LEVELS - 1)
         codes[at : at + 2**20][good] = levels.round().astype(np.uint8)
     return {"kind": "scale", "label": label, "low": low, "high": high, "levels": _LEVELS}, codes
+
+
+def _floats(values: Array) -> npt.NDArray[np.float64]:
+    """Return numbers as float64, NaN for nulls."""
+    return np.asarray(np.ma.filled(values.astype(np.float64), np.nan))
 
 
 # --- clusters and comparisons ---------------------------------------------------------------------

@@ -12,6 +12,7 @@ import numpy as np
 
 from thresher.errors import OutputError, ThresherError, UsageError
 from thresher.report.facts import plain
+from thresher.runtime.memory import OUT_OF_MEMORY, is_out_of_memory
 from thresher.runtime.untrusted import parse_json
 from thresher.viewer import answers, maps, runs, words
 from thresher.viewer.cuts import save
@@ -99,16 +100,26 @@ def application(subject: Subject) -> Starlette:
         kind = TYPES[name.rpartition(".")[2]]
         return Response(files[name], 200, {"cache-control": "no-cache"}, kind)
 
+    def failed(error: Exception) -> Response:
+        """Return the answer for an error that is meant for a person; raise any other."""
+        if is_out_of_memory(error):
+            return answer({"error": OUT_OF_MEMORY}, 503)
+        if isinstance(error, OutputError):
+            return answer({"error": plain(error, 600)}, 409)
+        if isinstance(error, ThresherError):
+            return answer({"error": plain(error, 600)}, 400)
+        if isinstance(error, OSError):
+            return answer({"error": plain(error.strerror or error, 300)}, 500)
+        raise error
+
     def guarded(function: Callable[[_Given], Response | Any]) -> Callable[[Request], Any]:
         """Answer in a thread; a message meant for a person becomes the answer."""
 
         def work(request: Request) -> Response:
             try:
                 made = function(_Given(request))
-            except ThresherError as error:
-                return answer({"error": plain(error, 600)}, 400)
-            except OSError as error:
-                return answer({"error": plain(error.strerror or error, 300)}, 500)
+            except Exception as error:
+                return failed(error)
             return made if isinstance(made, Response) else answer(made)
 
         async def endpoint(request: Request) -> Response:
@@ -162,7 +173,7 @@ def application(subject: Subject) -> Starlette:
             return Response("no such image\n", 404, media_type="text/plain")
         try:
             data = pictures.get(source, row, side)
-        except (ThresherError, OSError):
+        except (ThresherError, OSError, MemoryError):
             data = b""
         if not data:
             return Response("no such image\n", 404, media_type="text/plain")
@@ -234,15 +245,14 @@ def application(subject: Subject) -> Starlette:
                 return answer({"error": "the request is too long"}, 413)
         try:
             given = parse_json(body)
+        except ValueError as error:
+            return answer({"error": plain(error, 600)}, 400)
+        try:
             if not isinstance(given, dict):
                 raise UsageError("expected an object")
             return answer(await run_in_threadpool(save, subject, given))
-        except OutputError as error:
-            return answer({"error": plain(error, 600)}, 409)
-        except (ThresherError, ValueError) as error:
-            return answer({"error": plain(error, 600)}, 400)
-        except OSError as error:
-            return answer({"error": plain(error.strerror or error, 300)}, 500)
+        except Exception as error:
+            return failed(error)
 
     readers = {
         "subject": lambda given: answers.subject_of(subject, pictures),

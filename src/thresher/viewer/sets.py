@@ -7,6 +7,7 @@ the order in which they are shown.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.errors import UsageError
-from thresher.pool.store import EmbeddingStore
+from thresher.pool.store import EmbeddingStore, missing
 from thresher.runtime.untrusted import parse_json
 from thresher.viewer.subject import Cut, Subject
 
@@ -23,6 +24,7 @@ Bools = npt.NDArray[np.bool_]
 Ids = npt.NDArray[np.int32]
 
 ORDERS = ("row", "low", "high", "cluster", "mixed")
+_WHOLE = re.compile(r"[+-]?[0-9]{1,30}")
 _CORNERS = 400  # of a lasso
 _WORDS = 400  # characters of a search
 _MIXED = 2_654_435_761  # rows are mixed by multiplication: the same rows first in every set
@@ -204,21 +206,28 @@ def _scores(subject: Subject, wanted: Wanted) -> npt.NDArray[np.float32]:
     return subject.scores(wanted.selection or 0, wanted.cut, step)
 
 
-def _between(values: npt.NDArray[np.float32], low: float | None, high: float | None) -> Bools:
-    with np.errstate(invalid="ignore"):
-        mask = ~np.isnan(values)
+def _between(values: npt.NDArray[Any], low: float | None, high: float | None) -> Bools:
+    """Return which numbers are in a range, exactly, (N,) bool; nulls and NaN are not."""
+    mask = np.ones(len(values), np.bool_)
+    mask[missing(values)] = False
+    numbers = np.ma.getdata(values)
+    if numbers.dtype.kind in "biu":  # compared as whole numbers: a float does not hold all of them
+        low = None if low is None else math.ceil(low)
+        high = None if high is None else math.floor(high)
+    with np.errstate(invalid="ignore", over="ignore"):
         if low is not None:
-            mask &= values >= low
+            mask &= numbers >= low
         if high is not None:
-            mask &= values <= high
-    return np.asarray(mask, np.bool_)
+            mask &= numbers <= high
+    return mask
 
 
 def _of_column(subject: Subject, wanted: Wanted) -> Bools:
     column = subject.column(wanted.column)
     if column.kind != "text":
         if wanted.value is not None:
-            return np.asarray(subject.numbers(column.name) == _number(wanted.value), np.bool_)
+            number = _number(wanted.value)
+            return _between(subject.numbers(column.name), number, number)
         return _between(subject.numbers(column.name), wanted.least, wanted.most)
     values = subject.values(column.name)
     if wanted.value is None:
@@ -319,10 +328,14 @@ def _text(given: Mapping[str, Any], name: str) -> str | None:
 
 
 def _number(text: str) -> float:
+    """Return a number; a whole one exactly, as an int."""
     try:
-        return float(text)
+        number = int(text) if _WHOLE.fullmatch(text) else float(text)
     except ValueError:
-        raise UsageError(f"value = {text[:40]!r}: give a number") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise UsageError(f"value = {text[:40]!r}: give a number")
+    return number
 
 
 def _polygon(given: Any) -> tuple[tuple[float, float], ...]:

@@ -25,6 +25,7 @@ from thresher.pruning.recut import Recut
 from thresher.report.compare import clusters_of
 from thresher.report.facts import plain
 from thresher.runtime.cache import Cache
+from thresher.runtime.places import local_path
 from thresher.selection import Selection
 
 Array = npt.NDArray[Any]
@@ -265,18 +266,10 @@ class Subject:
                 return one
         raise UsageError(f"{plain(name, 60)!r}: there is no such column")
 
-    def numbers(self, name: str) -> npt.NDArray[np.float32]:
-        """Return a column of numbers or flags, (N,) float32, NaN for nulls."""
+    def numbers(self, name: str) -> Array:
+        """Return a column of numbers or flags, (N,), exactly: see :meth:`thresher.EmbeddingStore.column`."""
         self.column(name)
-
-        def made() -> npt.NDArray[np.float32]:
-            values = self.stores[0].column(name)
-            if isinstance(values, np.ma.MaskedArray):
-                values = np.ma.filled(values.astype(np.float64), np.nan)
-            with np.errstate(over="ignore"):
-                return values.astype(np.float32)
-
-        return self.kept.get(("numbers", name), made)
+        return self.kept.get(("numbers", name), lambda: self.stores[0].column(name))
 
     def values(self, name: str) -> Values:
         """Return a column of texts by its most frequent values."""
@@ -406,7 +399,7 @@ def opened(
     runs = _with_pools(trainings, pool, stores)
     if out is None:
         out = next((Path(path).absolute().parent for path, _ in selections if path), None)
-    return Subject(tuple(stores), tuple(named), runs, cache, None if out is None else Path(out))
+    return Subject(tuple(stores), tuple(named), runs, cache, None if out is None else local_path(out))
 
 
 def _with_pools(trainings: Sequence[Training], pool: str | None, stores: list[EmbeddingStore]) -> tuple[NamedRun, ...]:

@@ -9,12 +9,17 @@ from typing import Any, ClassVar
 import pytest
 
 from thresher import EmbeddingStore, Selection
-from thresher.export.registry import EXPORTS, Written, kept_rows
+from thresher.export.registry import EXPORTS, Written, kept_rows, writes_folder
 from thresher.testing import ExportContract
 from thresher.testing.export import _pool
 
+EXAMPLES = {"energon": {"shard_column": "width"}}  # the pool of the contract has no tars
+
 for _name, _cls in EXPORTS.all().items():
-    globals()[f"Test_{_name}"] = type(f"Test_{_name}", (ExportContract,), {"plugin": _cls})
+    if writes_folder(_cls):  # each has tests of its own
+        continue
+    _members = {"plugin": _cls, "example": EXAMPLES.get(_name, {})}
+    globals()[f"Test_{_name}"] = type(f"Test_{_name}", (ExportContract,), _members)
 
 
 @dataclass(frozen=True)

@@ -194,8 +194,8 @@ def walked(store, folder, k, refresh, balance) -> list:
     seen = []
     real = class_statistics.greedy
 
-    def spy(run, classes, walks, budget, clamp, by):
-        out = real(run, classes, walks, budget, clamp, by)
+    def spy(run, classes, walks, *more):
+        out = real(run, classes, walks, *more)
         seen.extend(walks)
         return out
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from thresher.data.location import Location
 from thresher.data.options import DataOptions
 from thresher.data.parts import Data, Ints
-from thresher.data.tables import Table, TablePart, Tables, notes_on, parts_of
+from thresher.data.tables import Table, TablePart, refuse_splits, tables_of
 from thresher.errors import PoolError, UsageError
 from thresher.io.arrow import saved_files
 from thresher.io.columns import plain_schema
@@ -60,8 +60,8 @@ class Arrow:
                 sizes.append(len(batch))
                 schema = batch.schema
             tables.append(Table(name, sizes, schema))
-        parts = parts_of(files, options, tables, ArrowPart, 0)
-        return Tables(where.text, self.name, parts, notes_on(parts, options))
+        refuse_splits(files, names)
+        return tables_of(self.name, files, options, tables, ArrowPart, 0)
 
 
 @dataclass(frozen=True, kw_only=True)

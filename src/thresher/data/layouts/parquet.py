@@ -12,10 +12,12 @@ import numpy as np
 from thresher.data.location import Location
 from thresher.data.options import DataOptions
 from thresher.data.parts import Data, Ints
-from thresher.data.tables import Table, TablePart, Tables, notes_on, parts_of
+from thresher.data.tables import Table, TablePart, refuse_splits, tables_of
 from thresher.io.columns import plain_schema
+from thresher.io.listing import Files
 from thresher.io.open import open_file, trusting
 from thresher.io.parquet import open_parquet
+from thresher.io.remote import in_parallel
 
 _AGAIN = 8  # maximum number of times that a row group is read again for the parts it is split into
 _SPAN = 1 << 20  # bytes of a column fetched at a time
@@ -40,10 +42,26 @@ class Parquet:
             PoolError: There is no image column, or the files have different columns.
             UsageError: A requested column does not exist.
         """
-        files = where.files
-        tables = [_table(files.protocol, files.path(name), name) for name in files.matching(r".*\.(parquet|pq)")]
-        parts = parts_of(files, options, tables, ParquetPart, _AGAIN)
-        return Tables(where.text, self.name, parts, notes_on(parts, options))
+        names = where.files.matching(r".*\.(parquet|pq)")
+        refuse_splits(where.files, names)
+        return parquet_data(self.name, where.files, names, options)
+
+
+def parquet_data(kind: str, files: Files, names: Sequence[str], options: DataOptions) -> Data:
+    """Read the footers of Parquet files and split them into parts; for remote files, many at a time.
+
+    Args:
+        kind: Name of the reader.
+        files: The listing with the files.
+        names: Their names, in order.
+        options: How to read them.
+
+    Raises:
+        PoolError: There is no image column, or the files have different columns.
+        UsageError: A requested column does not exist.
+    """
+    tables = [*in_parallel(files.protocol, lambda name: _table(files.protocol, files.path(name), name), names)]
+    return tables_of(kind, files, options, tables, ParquetPart, _AGAIN)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import re
 import shlex
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import IO, Any, ClassVar
@@ -69,6 +69,8 @@ class Webdataset:
         text = where.text.lower()
         if text.endswith((".tar", *COMPRESSED)) and not where.is_folder or ".tar::" in text:
             return True
+        if not where.local and not where.has(".tar"):  # one listing serves all readers
+            return False
         if tars_at(where.text) or _tars_below(where):
             return True
         return where.is_folder and bool(_in_folder(where.text, COMPRESSED)) and not where.has(*_OTHERS)
@@ -86,12 +88,50 @@ class Webdataset:
         tars = tars_at(where.text)
         if not tars:
             raise PoolError(f"{where.text}: has no tars")
-        named = Members.of(where.text, options)
-        kind = ChosenTarPart if named.image or named.caption or named.caption_in else TarPart
-        parts = tuple(kind(path, protocol, named=named) for protocol, path in tars)
-        if named != NO_NAMES and (refusal := _looked(parts, named, captions=False).refusal(where.text)):
-            raise refusal
-        return Tars(where.text, self.name, parts)
+        return tars_of(self.name, where.text, tars, options)
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """What an index says about a tar.
+
+    Attributes:
+        index: The index, for messages.
+        samples: Number of samples.
+    """
+
+    index: str
+    samples: int
+
+
+def tars_of(
+    kind: str,
+    location: str,
+    tars: Sequence[tuple[str, str]],
+    options: DataOptions,
+    indexed: Sequence[Indexed | None] | None = None,
+) -> Tars:
+    """Return tars as data. If the user names members or attributes, look at samples until they are found.
+
+    Args:
+        kind: Name of the reader.
+        location: Where they are, for messages.
+        tars: Protocol and path of each.
+        options: What the user names.
+        indexed: What an index says about each.
+
+    Raises:
+        UsageError: No sample looked at has what the user names, or an option is given that tars do not use.
+    """
+    named = Members.of(location, options)
+    make = ChosenTarPart if named.image or named.caption or named.caption_in else TarPart
+    parts = tuple(
+        make(path, protocol, named=named, indexed=one)
+        for (protocol, path), one in zip(tars, indexed or [None] * len(tars), strict=True)
+    )
+    if named != NO_NAMES and (refusal := _looked(parts, named, captions=False).refusal(location)):
+        raise refusal
+    return Tars(location, kind, parts)
 
 
 @dataclass(frozen=True)
@@ -128,9 +168,11 @@ class TarPart(Part):
 
     Attributes:
         named: The members and attributes that the user names.
+        indexed: What an index says about the tar; it is compared when all samples are read.
     """
 
     named: Members = NO_NAMES
+    indexed: Indexed | None = None
 
     unit: ClassVar[str] = "tar"
     copied_as: ClassVar[Form | None] = "webdataset"
@@ -148,9 +190,22 @@ class TarPart(Part):
             PoolError: The tar is damaged; or it is not on this machine, and members of samples lie apart in it. Raised
                 after the samples before the damage, or after all.
         """
+        count, joined = 0, False
         with open_file(self.protocol, self.path) as file:
             for window, sample, apart in self._whole(file):
+                count, joined = count + 1, joined or apart
                 yield self._sample(window, sample, apart=apart)
+        if wrong := "" if joined else self._not_as_indexed(count):
+            raise PoolError(f"{self.path}: {wrong}")
+
+    def _not_as_indexed(self, count: int) -> str:
+        """Return how the number of samples differs from that of the index, "" if it does not."""
+        if self.indexed is None or count == self.indexed.samples:
+            return ""
+        return (
+            f"has {counted(count, 'sample')}, but {self.indexed.index} says {self.indexed.samples:,}; write the index "
+            "again, or give the tars themselves"
+        )
 
     def look(self, *, joined: bool) -> Iterator[tuple[Sequence[str], Mapping[str, Any], str]]:
         """Yield the extensions of the members of each sample, its json, and its caption.
@@ -230,7 +285,10 @@ class TarPart(Part):
                 self._refuse_apart(window, apart)
         except PoolError as error:
             damage = str(error).removeprefix(f"{self.path}: ")
-        return samples.scanned(damage)
+        scanned = samples.scanned(damage)
+        if damage or samples.joined:
+            return scanned
+        return replace(scanned, damage=self._not_as_indexed(len(scanned.keys) + len(scanned.skipped)))
 
     def scan_at(self, at_c: Ints) -> Scanned:
         """Read only the headers of the samples at some bytes, after those of all if the tar is on this machine.
@@ -416,6 +474,11 @@ class Samples:
             self._keys[sample], why = self._named.key_of(json_in(content))
             if why:
                 self._lacking[sample] = why
+
+    @property
+    def joined(self) -> bool:
+        """Whether members of a sample lie apart."""
+        return any(self._pieces.values())
 
     def scanned(self, damage: str) -> Scanned:
         """Return the samples."""

@@ -335,7 +335,7 @@ def state_of(path: str, name: str) -> dict[str, Any]:
     if not os.path.isfile(path):
         raise UsageError(f"{name}: there is no file {path}")
     with loading(name):
-        if path.endswith(".safetensors"):
+        if path.lower().endswith(".safetensors"):
             state = library("safetensors.torch", name).load_file(path)
         else:
             state = library("torch", name).load(path, map_location="cpu", weights_only=True)

@@ -13,6 +13,7 @@ from thresher.io.paths import visible
 from thresher.io.plan import PLAN, plan_of_pool
 from thresher.io.readers import readable, recognising
 from thresher.io.remote import file_system, requested
+from thresher.io.sql import is_sql, sql_table
 from thresher.io.tables import TEXTS, any_table
 from thresher.pool.layout import Layout, Options, with_roles
 from thresher.runtime.plugins import PluginPoint
@@ -87,17 +88,23 @@ def read_layout(location: str, options: Options) -> Layout:
     return replace(layout, stamps=stamps)
 
 
-def read_metadata(location: str, options: Options, key: str | None = None) -> Layout:
+def read_metadata(location: str, options: Options, key: str | None = None, scratch: str | None = None) -> Layout:
     """Return the tables of metadata or scores that are joined to a pool by key.
 
     Args:
-        location: A pool, or a file of text, whose columns of keys stay text; see :mod:`thresher.io.text_table`.
+        location: A pool, or a file of text, whose columns of keys stay text; see :mod:`thresher.io.text_table`. Or SQL,
+            see :mod:`thresher.io.sql`.
         options: Options of the pool that is read.
         key: The key column of the pool that they are joined to.
+        scratch: The cache folder for the result of SQL (default: the usual one).
 
     Raises:
         PoolError: As for :func:`read_layout`.
     """
+    if is_sql(location):
+        result = sql_table(location, scratch)
+        layout = with_roles(Layout("sql", location, {}, (result,)), options)
+        return replace(layout, stamps={result.path: stamp_of("file", result.path)})
     files = Files.at(location) if location.lower().endswith(TEXTS) else None
     if files is None or len(files.names) != 1:
         return read_layout(location, options)

@@ -92,8 +92,9 @@ class ClipCov(Clustered):
         budget = Keep.parse(self.keep).of(n)
         groups, names = self._classes(run)
         classes = Classes.of(groups)
-        walks = self._walks(classes, groups, similarities(run, groups, classes, self._clamp))
-        kept_K, cut = greedy(run, classes, walks, budget, self._clamp, self.refresh or 1)
+        with run.in_order("joint", classes.order_N) as ordered:
+            walks = self._walks(classes, groups, similarities(run, groups, classes, self._clamp, ordered))
+            kept_K, cut = greedy(run, classes, walks, budget, self._clamp, self.refresh or 1, ordered)
         mask, gains = np.zeros(n, np.bool_), np.empty(n)
         for own, walk, kept in zip(classes.rows(), walks, kept_K.tolist(), strict=True):
             gains[own] = walk.gains_n - walk.lost[kept]

@@ -113,7 +113,7 @@ class Dedup:
             reasons=(f"duplicate of row {{duplicate_of}}: {how}",),
             notes=notes,
             rows={
-                "duplicate_of": np.where(mask_n, -1, run.store.ids[np.maximum(twin_n, 0)]),
+                "duplicate_of": np.where(mask_n, -1, run.store.ids_at(np.maximum(twin_n, 0))),
                 **({"bits": bits_n} if distance else {}),
             },
         )

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.errors import MissingExtraError, UsageError, installed
-from thresher.ops.cut import allocate, softmax, top_per_group
+from thresher.ops.cut import allocate, sizes_of, softmax, top_per_group
 from thresher.pruning.clusters import Clustered, Groups
 from thresher.pruning.registry import method
 from thresher.pruning.run import Run
@@ -91,7 +91,7 @@ class Density(Clustered):
             groups={
                 "size": sizes,
                 "quota": np.asarray(quotas, np.int64),
-                "kept": np.bincount(groups.labels_N[mask], minlength=len(sizes)),
+                "kept": sizes_of(groups.labels_N, len(sizes), mask),
                 "complexity": complexity,
                 "d_intra": d_intra,
                 "d_inter": d_inter,

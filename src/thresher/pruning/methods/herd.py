@@ -50,16 +50,22 @@ class Herd(Clustered):
         order_N = np.concatenate([rows for rows, _ in tasks])
 
         def fill(start: int) -> Iterator[tuple[npt.NDArray[np.int32]]]:
-            starts = np.cumsum([0, *(len(rows) for rows, _ in tasks)])
-            left = (task for task, at in zip(tasks, starts, strict=False) if at >= start)
+            vectors = ordered()
+            ends = np.cumsum([len(rows) for rows, _ in tasks]).tolist()
+            left = (
+                (vectors.rows(end - len(rows), end), count)
+                for (rows, count), end in zip(tasks, ends, strict=True)
+                if end > start
+            )
             with run.progress.task("herd", n) as advance:
                 advance(start)
-                for turns in run.engine.map(partial(_turns, run.local("joint").store), left):
+                for turns in run.engine.map(partial(_turns, vectors.store), left):
                     advance(len(turns))
                     yield (turns,)
 
         key = run.key(_turns, rows=digest(order_N), counts=digest(np.array([(len(rows), m) for rows, m in tasks])))
-        made = run.cache.columns("herd", key, {"turn": ArraySpec("int32", least=0, most=_PART)}, n, fill)
+        with run.in_order("joint", order_N) as ordered:
+            made = run.cache.columns("herd", key, {"turn": ArraySpec("int32", least=0, most=_PART)}, n, fill)
         turn = np.empty(n, np.int32)
         turn[order_N] = made["turn"]
         return run.selection(

@@ -120,7 +120,7 @@ class HierarchicalKMeans(Clustered):
         k, notes = len(groups.centroids_KD), groups.notes
         for _ in range(self.resample):
             near = closest_members(groups.distances_N, groups.labels_N, k, self.closest)
-            part = replace(run, store=replace(run.store, rows=run.store.ids[near]))
+            part = replace(run, store=replace(run.store, rows=run.store.ids_at(near)))
             centroids = replace(self, clusters=k).groups_of_view(part).centroids_KD
             groups = assign(run, self.embedding, centroids)
         return replace(groups, notes=notes)

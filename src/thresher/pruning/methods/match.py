@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.errors import UsageError
-from thresher.ops.cut import allocate, order_by_group, top, top_per_group
+from thresher.ops.cut import allocate, order_by_group, sizes_of, top, top_per_group
 from thresher.pruning.clusters import Clustered, Groups, assign
 from thresher.pruning.reference import Reference, open_reference
 from thresher.pruning.registry import method
@@ -144,13 +144,15 @@ def gains(scores_N: npt.NDArray[np.float32], labels_N: npt.NDArray[Any], weights
         (N,) float64. In a group they fall with the score, so the best rows of all groups are also the best rows of
         each group.
     """
-    order_N = order_by_group(scores_N, labels_N)
-    sizes_K = np.bincount(labels_N, minlength=len(weights_K))
+    sizes_K = sizes_of(labels_N, len(weights_K))
     starts_K = np.cumsum(sizes_K) - sizes_K
-    ranked_N = labels_N[order_N]
-    turn_N = np.arange(len(order_N)) - starts_K[ranked_N] + 1  # 1 for the best row of its group
-    gain_N = np.empty(len(order_N), np.float64)
-    gain_N[order_N] = scores_N[order_N] + weights_K[ranked_N] * np.log1p(1 / turn_N)
+    gain_N = np.empty(len(scores_N), np.float64)
+    place = 0
+    for rows in order_by_group(scores_N, labels_N):
+        groups = labels_N[rows]
+        turns = np.arange(place, place + len(rows)) - starts_K[groups] + 1  # 1 for the best row of its group
+        gain_N[rows] = scores_N[rows] + weights_K[groups] * np.log1p(1 / turns)
+        place += len(rows)
     return gain_N
 
 

@@ -15,8 +15,8 @@ and the row of each group with the highest score stays, whatever the order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -25,9 +25,10 @@ import numpy.typing as npt
 
 from thresher.errors import BudgetError, UsageError
 from thresher.ops.components import find, unite
-from thresher.ops.cut import order_by_group, top
+from thresher.ops.cut import order_by_group, sizes_of, top
 from thresher.ops.neighbors import Load, duplicates_of_kept, linked_to_earlier, nearest_earlier
 from thresher.ops.vectors import F32
+from thresher.pool.spill import Ordered
 from thresher.pool.store import EmbeddingStore
 from thresher.pruning.clusters import Clustered, Groups
 from thresher.pruning.reference import nearest, open_reference
@@ -41,6 +42,7 @@ from thresher.selection import Budget, Keep, Selection
 
 Rows = npt.NDArray[np.int64]
 
+_STEP = 2**20  # rows of which evidence is written at a time
 _HELD = 65_536  # rows of a cluster held in memory; a larger cluster is read in chunks, several times
 
 
@@ -151,9 +153,9 @@ class SemDeDup(Clustered):
             )
         groups = self.groups(run)
         n = len(groups.labels_N)
-        at = np.arange(n) if repeats is None else np.flatnonzero(~repeats.mask_N)
+        at: Any = slice(None) if repeats is None else np.flatnonzero(~repeats.mask_N)
         if scored is not None:
-            return self._select_best(run, groups, at, repeats, scored)
+            return self._select_best(run, groups, np.arange(n)[at], repeats, scored)
         priority: npt.NDArray[Any] = groups.distances_N
         if self.order == "easy":
             priority = -np.asarray(groups.distances_N)
@@ -163,26 +165,37 @@ class SemDeDup(Clustered):
         of_order = {"labels": digest(labels), "priority": digest(priority[at])}
         if repeats is not None:
             of_order["at"] = digest(at)
+        count = len(labels)
+
+        def in_order(start: int) -> Iterator[tuple[Rows]]:
+            done = 0
+            for part in order_by_group(priority[at], labels, run.cache.space):
+                rows = part if repeats is None else at[part]
+                if done + len(rows) > start:
+                    yield (rows[max(start - done, 0) :],)
+                done += len(rows)
+
         # Positions of the rows to compare. To sort takes most of the time of another cut.
         order_N = run.cache.columns(
             "semdedup-order",
             run.key(order_by_group, **of_order),
             {"order": ArraySpec("int64", least=0, most=n - 1)},
-            len(at),
-            lambda start: iter([(at[order_by_group(priority[at], labels)][start:],)]),
+            count,
+            in_order,
         )["order"]
-        sizes_K = np.bincount(labels, minlength=len(groups.centroids_KD))
+        sizes_K = sizes_of(labels, len(groups.centroids_KD))
         threshold = np.float32(1 - self.eps) if self.eps is not None else np.float32(np.inf)
-        tasks = list(_tasks(sizes_K, order_N, self.against, max(run.store.block // 2, 1)))
+        tasks = list(_tasks(sizes_K, self.against, max(run.store.block // 2, 1)))
 
         def fill(start: int) -> Iterator[tuple[Any, ...]]:
-            store = run.local(self.embedding).store
-            judge = partial(_judge, store, self.embedding, self.against, float(threshold))
-            with run.progress.task("semdedup: compare", len(at)) as advance:
+            vectors = ordered()
+            judge = partial(_judge, vectors.store, self.embedding, self.against, float(threshold))
+            left = (task.reading(vectors) for task in tasks if task.first >= start)
+            with run.progress.task("semdedup: compare", count) as advance:
                 advance(start)
-                for cosine, twin in run.engine.map(judge, (task for task in tasks if task.first >= start)):
+                for cosine, twin in run.engine.map(judge, left):
                     advance(len(cosine))
-                    yield cosine, twin
+                    yield cosine, np.where(twin >= 0, order_N[twin], -1)
 
         key = run.key(
             _judge,
@@ -192,26 +205,34 @@ class SemDeDup(Clustered):
             threshold=float(threshold) if self.against == "kept" else None,
         )
         specs = {"cosine": ArraySpec("float32", most=2), "twin": ArraySpec("int64", least=-1, most=n - 1)}
-        made = run.cache.columns("semdedup", key, specs, len(at), fill)
-        cosine, twin = np.full(n, -1, np.float32), np.full(n, -1, np.int64)
-        cosine[order_N], twin[order_N] = made["cosine"], made["twin"]
-        cosine = np.maximum(cosine, np.float32(-1))  # rows without an earlier row
+        with run.in_order(self.embedding, order_N) as ordered:
+            made = run.cache.columns("semdedup", key, specs, count, fill)
+        cosine, twin = run.cache.space(n, np.float32), run.cache.space(n)
+        if count < n:
+            cosine[:], twin[:] = -1, -1
+        for lo in range(0, count, _STEP):
+            rows = order_N[lo : lo + _STEP]
+            cosine[rows] = np.maximum(made["cosine"][lo : lo + _STEP], np.float32(-1))  # of rows without an earlier row
+            twin[rows] = made["twin"][lo : lo + _STEP]
         mask = np.zeros(n, np.bool_)
         if self.keep is not None:
-            count = Keep.parse(self.keep).of(n)
-            if count > len(at):
-                raise BudgetError(f"cannot keep {count:,} rows: only {len(at):,} of {n:,} do not repeat the reference")
-            mask[at] = top(-cosine[at], count)
+            budget = Keep.parse(self.keep).of(n)
+            if budget > count:
+                raise BudgetError(f"cannot keep {budget:,} rows: only {count:,} of {n:,} do not repeat the reference")
+            mask[at] = top(-cosine[at], budget)
             cut = float(cosine[mask].max())
             reason = "duplicate of row {duplicate_of}: cosine {score:.4f}, rows kept have at most {cut:.4f}"
         else:
             mask[at], cut = ~(cosine[at] > threshold), float(threshold)
             reason = "duplicate of row {duplicate_of}: cosine {score:.4f} > {cut:.4f}"
-        if run.store.rows is not None:  # else positions are row ids
-            twin = np.where(twin >= 0, run.store.ids[np.maximum(twin, 0)], -1)
         reasons = [reason, "no earlier row in its cluster, but dropped to meet the budget"]
+        code = np.zeros(n, np.uint8)
+        for lo in range(0, n, _STEP):
+            here = slice(lo, lo + _STEP)
+            alone = twin[here] < 0
+            ids = run.store.ids_at(np.maximum(twin[here], 0))
+            code[here], twin[here] = alone, np.where(alone | mask[here], -1, ids)
         score = "cosine to the nearest earlier row"
-        code = (twin < 0).astype(np.uint8)
         if repeats is not None:
             code[repeats.mask_N] = len(reasons)
             reasons += repeats.reasons
@@ -226,14 +247,14 @@ class SemDeDup(Clustered):
             notes=(*(repeats.notes if repeats is not None else ()), *groups.notes),
             rows={
                 "score": cosine,
-                "duplicate_of": np.where(mask, -1, twin),
+                "duplicate_of": twin,
                 "cluster": groups.labels_N,
                 "code": code,
                 **(repeats.rows if repeats is not None else {}),
             },
             groups={
                 "size": groups.sizes_K,
-                "kept": np.bincount(groups.labels_N[mask], minlength=len(groups.centroids_KD)),
+                "kept": sizes_of(groups.labels_N, len(groups.centroids_KD), mask),
                 "d_intra": groups.d_intra_K,
             },
             reference=None if repeats is None else repeats.reference,
@@ -243,18 +264,23 @@ class SemDeDup(Clustered):
         """Keep the best row of each group of duplicates."""
         values_N, n = scored.values_N, len(groups.labels_N)
         threshold = np.float32(1 - float(self.eps or 0))
+        labels = groups.labels_N[at]
+        by_cluster = np.argsort(labels, kind="stable")
+        order_N, sizes_K = at[by_cluster], sizes_of(labels, len(groups.centroids_KD))
         group_N = np.arange(n)
-        group_N[at] = _components(run, self.embedding, groups, at, float(threshold))
-        sizes_N = np.bincount(group_N, minlength=n)[group_N]
-        stays_N = _best(values_N, group_N, sizes_N)
-        mask = stays_N == np.arange(n)
-        dropped = np.flatnonzero(~mask)
-        cosine = np.full(n, -1, np.float32)
-        cosine[dropped] = _cosines(run, self.embedding, dropped, stays_N[dropped])
+        with run.in_order(self.embedding, order_N) as ordered:
+            group_N[order_N] = order_N[_components(run, self.embedding, order_N, sizes_K, float(threshold), ordered)]
+            sizes_N = np.bincount(group_N, minlength=n)[group_N]
+            stays_N = _best(values_N, group_N, sizes_N)
+            mask = stays_N == np.arange(n)
+            dropped = np.flatnonzero(~mask)
+            cosine = np.full(n, -1, np.float32)
+            pairs = np.flatnonzero(~mask[order_N])  # places of dropped rows, cluster by cluster
+            cosine[order_N[pairs]] = _cosines(run, self.embedding, order_N, pairs, stays_N, ordered)
         notes = (*groups.notes, *scored.notes, *_size_notes(sizes_N[group_N == np.arange(n)]))
         if len(dropped):
             worst = dropped[cosine[dropped].argmin()]
-            one, other = (int(run.store.ids[i]) for i in (worst, stays_N[worst]))
+            one, other = run.store.ids_at(np.array([worst, stays_N[worst]])).tolist()
             notes += (
                 f"the least similar of the dropped rows to the best of its group: row {one:,} to row {other:,}, cosine "
                 f"{cosine[worst]:.4f}",
@@ -270,7 +296,7 @@ class SemDeDup(Clustered):
             score += ", or to the duplicated row of the reference"
             notes, evidence = (*repeats.notes, *notes), repeats.rows
         twin = np.full(n, -1, np.int64)
-        twin[dropped] = run.store.ids[stays_N[dropped]]
+        twin[dropped] = run.store.ids_at(stays_N[dropped])
         return run.selection(
             self,
             mask,
@@ -283,14 +309,14 @@ class SemDeDup(Clustered):
                 "duplicate_of": twin,
                 "cluster": groups.labels_N,
                 "code": code,
-                "duplicate_group": run.store.ids[group_N],
+                "duplicate_group": run.store.ids_at(group_N),
                 "group_size": sizes_N,
                 "value": np.asarray(values_N),
                 **evidence,
             },
             groups={
                 "size": groups.sizes_K,
-                "kept": np.bincount(groups.labels_N[mask], minlength=len(groups.centroids_KD)),
+                "kept": sizes_of(groups.labels_N, len(groups.centroids_KD), mask),
                 "d_intra": groups.d_intra_K,
             },
             reference=None if repeats is None else repeats.reference,
@@ -339,24 +365,33 @@ class _ClusterRows:
 
     Attributes:
         first: Place of the first compared row in the order of the rows of all clusters.
-        rows: Positions in the view of the rows to read, in order.
-        sizes: Number of rows of each cluster in ``rows``.
-        skip: How many of ``rows``, at the start, are only read as earlier rows.
+        sizes: Number of rows of each cluster that are read.
+        skip: How many of these rows, at the start, are only read as earlier rows.
+        rows: Positions in a store of the rows to read, in order; none yet in a list of tasks.
     """
 
     first: int
-    rows: Rows
     sizes: tuple[int, ...]
     skip: int = 0
+    rows: Rows | None = None
+
+    @property
+    def start(self) -> int:
+        """Place of the first row that is read."""
+        return self.first - self.skip
 
     @property
     def compared(self) -> int:
         """Number of rows that are compared with the rows before them."""
-        return len(self.rows) - self.skip
+        return sum(self.sizes) - self.skip
+
+    def reading(self, vectors: Ordered) -> _ClusterRows:
+        """Return the task with the rows to read."""
+        return replace(self, rows=vectors.rows(self.start, self.start + sum(self.sizes)))
 
 
-def _tasks(sizes_K: Rows, order_N: Rows, against: str, most: int) -> Iterator[_ClusterRows]:
-    """Split the ordered rows into tasks of up to ``most`` rows; larger clusters are split into parts.
+def _tasks(sizes_K: Rows, against: str, most: int) -> Iterator[_ClusterRows]:
+    """Split the rows, ordered by cluster, into tasks of up to ``most`` rows; larger clusters are split into parts.
 
     With ``against="kept"`` a larger cluster stays one task, because every row depends on the rows kept before it.
     """
@@ -366,96 +401,96 @@ def _tasks(sizes_K: Rows, order_N: Rows, against: str, most: int) -> Iterator[_C
         start, end = end, end + size
         held = sum(small)
         if small and held + size > most:
-            yield _ClusterRows(start - held, order_N[start - held : start], tuple(small))
+            yield _ClusterRows(start - held, tuple(small))
             small = []
         if size <= most:
             small.append(size)
         elif against == "kept":
-            yield _ClusterRows(start, order_N[start:end], (size,))
+            yield _ClusterRows(start, (size,))
         else:
             for part in range(start, end, most):
-                stop = min(part + most, end)
-                yield _ClusterRows(part, order_N[start:stop], (stop - start,), part - start)
+                yield _ClusterRows(part, (min(part + most, end) - start,), part - start)
     if sum(small):
-        yield _ClusterRows(end - sum(small), order_N[end - sum(small) : end], tuple(small))
+        yield _ClusterRows(end - sum(small), tuple(small))
 
 
-def _each_cluster(store: EmbeddingStore, name: str, task: _ClusterRows) -> Iterator[tuple[Rows, Load]]:
-    """Yield the positions of the rows of each cluster of a task, in order, and how to load them."""
-    held = store.vectors_at(name, task.rows) if len(task.rows) <= _HELD else None
+def _each_cluster(store: EmbeddingStore, name: str, task: _ClusterRows) -> Iterator[tuple[int, int, Load]]:
+    """Yield the place of the first row of each cluster of a task, the number of its rows, and how to load them."""
+    read = np.empty(0, np.int64) if task.rows is None else task.rows
+    held = store.vectors_at(name, read) if len(read) <= _HELD else None
     start = 0
     for size in task.sizes:
-        rows = task.rows[start : start + size]
+        rows = read[start : start + size]
 
         def load(lo: int, hi: int, rows: Rows = rows, start: int = start) -> F32:
             return store.vectors_at(name, rows[lo:hi]) if held is None else held[start + lo : start + hi]
 
-        yield rows, load
+        yield task.start + start, size, load
         start += size
 
 
 def _judge(store: EmbeddingStore, name: str, against: str, threshold: float, task: _ClusterRows) -> tuple[F32, Rows]:
-    """Return, for each compared row, the cosine to its nearest earlier row and that row's position (-1: none)."""
+    """Return, for each compared row, the cosine to its nearest earlier row and that row's place (-1: none)."""
     cosines, twins = [], []
-    for rows, load in _each_cluster(store, name, task):
+    for first, size, load in _each_cluster(store, name, task):
         if against == "kept":
-            cosine, twin = duplicates_of_kept(load, len(rows), threshold)
+            cosine, twin = duplicates_of_kept(load, size, threshold)
         else:
-            cosine, twin = nearest_earlier(load, task.skip, len(rows))
+            cosine, twin = nearest_earlier(load, task.skip, size)
         cosines.append(cosine)
-        twins.append(np.where(twin >= 0, rows[twin], -1))
+        twins.append(np.where(twin >= 0, first + twin, -1))
     return np.concatenate(cosines), np.concatenate(twins)
 
 
 # --- the best of each group -----------------------------------------------------------------------
 
 
-def _components(run: Run, name: str, groups: Groups, at: Rows, threshold: float) -> Rows:
-    """Return the first row that each of the rows ``at`` is linked to in its cluster, (len(at),); cached, resumable.
+def _components(
+    run: Run, name: str, order_N: Rows, sizes_K: Rows, threshold: float, ordered: Callable[[], Ordered]
+) -> Rows:
+    """Return the first place that each place in the order is linked to in its cluster, (n,); cached, resumable.
 
     Tasks return links, not groups, because the rows of a large cluster are compared by several tasks. The links are
     joined here in one array, whose result does not depend on their order.
     """
-    labels = groups.labels_N[at]
-    by_cluster = np.argsort(labels, kind="stable")
-    order_N, sizes_K = at[by_cluster], np.bincount(labels, minlength=len(groups.centroids_KD))
-    tasks = list(_tasks(sizes_K, order_N, "all", max(run.store.block // 2, 1)))
+    count = len(order_N)
+    tasks = list(_tasks(sizes_K, "all", max(run.store.block // 2, 1)))
     key = run.key(_links, of=name, order=digest(order_N), clusters=digest(sizes_K), threshold=threshold)
     path = run.cache.path("semdedup.groups", key)
-    places = np.arange(len(at))
-    spec = ArraySpec("int64", (len(at),), least=0, most=len(at) - 1)
+    spec = ArraySpec("int64", (count,), least=0, most=count - 1)
     first = run.cache.load(path, spec)
     if first is None:
+        places = np.arange(count)
         saved = run.cache.resumable(path)
         state = saved.load({"parents": spec, "done": ArraySpec("int64", (), least=0, most=len(tasks))})
         if state is None or (state["parents"] > places).any():
             state = {"parents": places.copy(), "done": np.array(0)}
         parents, done = state["parents"], int(state["done"])
-        links = partial(_links, run.local(name).store, name, threshold)
-        with run.progress.task("semdedup: compare", len(at)) as advance:
+        vectors = ordered()
+        links = partial(_links, vectors.store, name, threshold)
+        left = (task.reading(vectors) for task in tasks[done:])
+        with run.progress.task("semdedup: compare", count) as advance:
             advance(sum(task.compared for task in tasks[:done]))
-            for task, (rows, linked) in zip(tasks[done:], run.engine.map(links, iter(tasks[done:])), strict=True):
+            for task, (rows, linked) in zip(tasks[done:], run.engine.map(links, left), strict=True):
                 unite(parents, rows, linked)
                 done += 1
                 saved.offer(partial(dict, parents=parents, done=done))
                 advance(task.compared)
         first = run.cache.save(path, find(parents, places))
         saved.remove()
-    found = np.empty(len(at), np.int64)
-    found[by_cluster] = order_N[first]
-    return found
+    return np.asarray(first)
 
 
 def _links(store: EmbeddingStore, name: str, threshold: float, task: _ClusterRows) -> tuple[Rows, Rows]:
     """Return links between rows, as places in the order of the rows of all clusters: (L,) and (L,) earlier ones."""
-    start, linked = task.first - task.skip, []
-    for rows, load in _each_cluster(store, name, task):
-        linked.append(start + linked_to_earlier(load, task.skip, len(rows), threshold))
-        start += len(rows)
-    first = np.concatenate(linked)
-    places = np.arange(task.first - task.skip, start)
-    moved = first != places
-    return places[moved], first[moved]
+    linked = [
+        first + linked_to_earlier(load, task.skip, size, threshold)
+        for first, size, load in _each_cluster(store, name, task)
+    ]
+    earlier = np.concatenate(linked)
+    places = np.arange(task.start, task.start + len(earlier))
+    moved = earlier != places
+    return places[moved], earlier[moved]
 
 
 def _best(values_N: npt.NDArray[Any], group_N: Rows, sizes_N: Rows) -> Rows:
@@ -468,15 +503,32 @@ def _best(values_N: npt.NDArray[Any], group_N: Rows, sizes_N: Rows) -> Rows:
     return best_N[group_N]
 
 
-def _cosines(run: Run, name: str, rows: Rows, others: Rows) -> F32:
-    """Return the cosine of each row to another one, (len(rows),); cached, resumable."""
+def _cosines(run: Run, name: str, order_N: Rows, pairs_P: Rows, stays_N: Rows, ordered: Callable[[], Ordered]) -> F32:
+    """Return the cosine of each dropped row to the row of its group that stays, (P,); cached, resumable.
+
+    Args:
+        run: The run.
+        name: The field.
+        order_N: The rows, cluster by cluster.
+        pairs_P: Places of the dropped rows in the order.
+        stays_N: The row that stays, of each row.
+        ordered: Returns the vectors in the order.
+    """
+    rows = order_N[pairs_P]
+    others = stays_N[rows]
     size = max(run.store.block // 2, 1)
 
     def fill(start: int) -> Iterator[tuple[F32]]:
-        tasks = ((rows[lo : lo + size], others[lo : lo + size]) for lo in range(start, len(rows), size))
+        vectors = ordered()
+        place_N = np.empty(len(stays_N), np.int64)
+        place_N[order_N] = np.arange(len(order_N))
+        tasks = (
+            (vectors.at(pairs_P[lo : lo + size]), vectors.at(place_N[others[lo : lo + size]]))
+            for lo in range(start, len(rows), size)
+        )
         with run.progress.task("semdedup: cosines", len(rows)) as advance:
             advance(start)
-            for cosines in run.engine.map(partial(_cosines_of, run.local(name).store, name), tasks):
+            for cosines in run.engine.map(partial(_cosines_of, vectors.store, name), tasks):
                 advance(len(cosines))
                 yield (cosines,)
 

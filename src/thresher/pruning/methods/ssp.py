@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.errors import UsageError
-from thresher.ops.cut import top, top_per_group
+from thresher.ops.cut import sizes_of, top, top_per_group
 from thresher.pruning.clusters import Clustered
 from thresher.pruning.registry import method
 from thresher.pruning.run import Run
@@ -67,7 +67,7 @@ class Ssp(Clustered):
             groups={
                 "size": sizes,
                 "quota": sure,
-                "kept": np.bincount(groups.labels_N[mask], minlength=len(sizes)),
+                "kept": sizes_of(groups.labels_N, len(sizes), mask),
                 "d_intra": groups.d_intra_K,
             },
         )

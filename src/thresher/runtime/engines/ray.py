@@ -131,6 +131,14 @@ class Ray:
         object.__setattr__(engine, "_connection", self._connection)
         return engine
 
+    @property
+    def nodes(self) -> int:
+        """Number of nodes that can run tasks, 1 if Ray starts on this machine."""
+        if self._is_local():
+            return 1
+        self._connection.open(self)
+        return sum(1 for node in _nodes() if self._capacity(node))
+
     def map(self, fn: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
         """Yield ``fn(task)`` for every task, in order. The function is sent once, not with every task.
 
