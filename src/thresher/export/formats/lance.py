@@ -122,8 +122,10 @@ class Lance:
                 )
                 for part in batches(selection, store, list(wanted.values()))
             )
-            if taken:
-                dataset.drop_columns(taken)
+            if taken:  # the other selection may have columns that this one does not have
+                marks = {there[name] for name in taken}
+                own = [self.column, *(f"{self.column}_{of}" for of in ("score", "reason", "repeats"))]
+                dataset.drop_columns([name for name in own if there.get(name) in marks])
             with _streamed(schema, parts) as reader:
                 dataset.add_columns(reader)
 
