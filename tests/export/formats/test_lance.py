@@ -247,6 +247,11 @@ def test_other_pools_and_targets_are_refused(tmp_path: Path, path: str, select: 
     assert (tmp_path / "there" / "notes.txt").read_text() == "mine"
     with pytest.raises(OutputError, match="is a file; give the name of a new folder"):
         export(selection, "lance", tmp_path / "image.npy")
+    with pytest.raises(OutputError, match="image.npy/new.lance: cannot be written"):
+        export(selection, "lance", tmp_path / "image.npy" / "new.lance")
+    with pytest.raises(OutputError, match="is inside the dataset of the pool; choose another folder"):
+        export(selection, "lance", f"{path}/data/new.lance")
+    assert not Path(path, "data", "new.lance").exists()
     with pytest.raises(UsageError, match="writes no manifest"):
         export(selection, "lance", tmp_path / "new.lance", hash_inputs=True)
     with pytest.raises(UsageError, match="writes on this machine"):

@@ -72,10 +72,13 @@ class Lance:
             raise UsageError(
                 f"{store.layout.location}: has files that were skipped; repair the dataset and select again"
             )
+        place, source = os.path.realpath(path), os.path.realpath(fragments[0].uri)
+        if place.startswith(source + os.sep):
+            raise OutputError(f"{path}: is inside the dataset of the pool; choose another folder")
         request = [self.column, self.with_score, self.with_reason, selection.header()]
         mark = digest(selection.mask(), b"" if selection.repeats is None else selection.repeats, request)[:32].encode()
         notice = say or _nobody
-        if os.path.realpath(path) == os.path.realpath(fragments[0].uri):
+        if place == source:
             self._add(selection, store, fragments[0], mark, overwrite, notice)
             return Written(selection.total)
         _new(selection, fragments, path, mark, overwrite, notice)
