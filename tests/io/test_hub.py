@@ -160,6 +160,7 @@ def test_splits_and_configurations(hub: Hub) -> None:
         (["a.parquet", "x/a.parquet"], [{"data_dir": "./", "data_files": "a*"}], {"train": ["a.parquet"]}),
         (["en/a.parquet", "test/train-a.parquet", "test/b_dev.parquet"], [{"data_dir": "/test/"}],
          {"train": ["test/train-a.parquet"], "validation": ["test/b_dev.parquet"]}),
+        (["a.parquet"], [{"data_files": [{"split": "s", "path": one} for one in ("a*", "*")]}], {"s": ["a.parquet"]}),
         (["a.parquet", "b.parquet"], [{"config_name": "x"}], {"train": ["a.parquet", "b.parquet"]}),
         (["a.parquet", "b.parquet"], [{"data_files": {"split": "s", "path": ["[b]*"]}}], {"s": ["b.parquet"]}),
         (["a.parquet"], "no list", {"train": ["a.parquet"]}),

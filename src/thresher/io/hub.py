@@ -198,7 +198,7 @@ def split_of(
         raise UsageError(
             f"{location}: has no split {visible(wanted)!r}; it has {_listed(splits)}.{suggest(wanted, splits)}"
         )
-    return wanted, splits[wanted]
+    return wanted, list(dict.fromkeys(splits[wanted]))  # a card may name a file twice
 
 
 def _listed(names: Iterable[str]) -> str:
