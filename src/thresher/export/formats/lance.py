@@ -30,7 +30,7 @@ class Lance:
     """A new Lance dataset with the kept rows; if the target is the dataset of the pool, a new version with a column."""
 
     name: ClassVar[str] = "lance"
-    folder: ClassVar[bool] = True
+    is_folder: ClassVar[bool] = True
 
     column: str = field(default="kept", metadata={"help": "column of true and false that the dataset of the pool gets"})
     with_score: bool = field(default=False, metadata={"help": "also add a column with the score of the last step"})
