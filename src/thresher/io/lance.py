@@ -85,8 +85,9 @@ class Fragment(NamedTuple):
         blobs = not blobs_of(self.dataset().schema).isdisjoint(columns)
         for at in range(0, len(rows), _BATCH):
             some = rows[at : at + _BATCH]
-            if blobs or some[-1] - some[0] == len(some) - 1:
-                for run in np.split(some, np.flatnonzero(np.diff(some) > 1) + 1):
+            ends = np.flatnonzero(np.diff(some) != 1) + 1  # of runs; a row may be there twice
+            if blobs or not len(ends):
+                for run in np.split(some, ends):
                     yield from self.batches(columns, int(run[0]), len(run))
                 continue
             read = partial(self._taken, list(columns), some.tolist())

@@ -59,6 +59,12 @@ def test_vectors_of_every_type_are_read(tmp_path: Path, dtype: Any) -> None:
     ]  # fmt: skip
 
 
+def test_rows_may_be_asked_for_twice(tmp_path: Path) -> None:
+    store = open_store(write(tmp_path / "a.lance", 0, 10, 25))
+    for rows in ([5, 5, 7], [5, 5, 6], [2, 2], [9, 10, 10, 12]):
+        assert store.layout.raw_at("image", np.array(rows))[:, 0].tolist() == [row + 1 for row in rows]
+
+
 def test_a_version_is_read_as_it_was(tmp_path: Path) -> None:
     """By PATH@VERSION, and by the option; deleted rows are not there, updated ones in their new form."""
     path = write(tmp_path / "a.lance", 0, 10, 20)
