@@ -252,12 +252,12 @@ def fragments_of(files: Files, version: int = 0, bad: Callable[[PoolError], obje
         raise UsageError(f"{files.location}: has no version {chosen}; the newest versions are {there}")
     uri = files.root if files.protocol == "file" else f"{files.protocol}://{files.root}"
     manifest = files.path(known[chosen])
-    dataset = reading(manifest, files.protocol, lambda: opened(uri, chosen))
-    if dataset.base_paths():
+    elsewhere, parts, _ = reading(manifest, files.protocol, lambda: _parsed(opened(uri, chosen)))
+    if elsewhere:
         raise PoolError(f"{manifest}: has files in other folders; copy the dataset with deep_clone")
     there_now = set(files.names)
     found: list[Fragment] = []
-    for one in dataset.get_fragments():
+    for one in parts:
         try:
             found.append(_fragment(files, manifest, there_now, uri, chosen, one))
         except PoolError as error:
@@ -267,6 +267,11 @@ def fragments_of(files: Files, version: int = 0, bad: Callable[[PoolError], obje
     if len({one.path for one in found}) < len(found):
         raise PoolError(f"{manifest}: is damaged: two fragments have the same file; restore it")
     return found
+
+
+def _parsed(dataset: Any) -> tuple[Any, list[Any], Any]:
+    """Return the other folders, the fragments and the schema; each is parsed only now, and panics if it is damaged."""
+    return dataset.base_paths(), dataset.get_fragments(), dataset.schema
 
 
 def _fragment(files: Files, manifest: str, there: set[str], uri: str, version: int, one: Any) -> Fragment:

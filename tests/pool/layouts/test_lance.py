@@ -253,6 +253,15 @@ def test_a_missing_column_lists_the_others(tmp_path: Path) -> None:
         open_data(path, DataOptions(image="jpeg"))
 
 
+def test_a_type_that_lance_does_not_know_is_one_line(tmp_path: Path) -> None:
+    path = pictures(tmp_path / "a.lance", 4)
+    (manifest,) = Path(path).glob("_versions/*.manifest")
+    manifest.write_bytes(manifest.read_bytes().replace(b"large_binary", b"large_cinary").replace(b"string", b"strimg"))
+    for what in (open_data, open_store):
+        with pytest.raises(PoolError, match="manifest: cannot be read, it may be damaged"):
+            what(path)
+
+
 def test_a_manifest_that_is_garbage_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "a.lance", 0, 10)
     (manifest,) = Path(path, "_versions").glob("*.manifest")
