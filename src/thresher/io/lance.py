@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -34,6 +35,7 @@ MANIFESTS = r"_versions/(\d{1,20})\.manifest"
 _INVERTED = 2**64 - 1  # manifests are named by this number less the version, so that the newest is listed first
 _BATCH = 8_192  # rows read at a time
 _BUFFER = 1 << 26  # bytes that Lance reads ahead
+_FOOTER = struct.Struct("<16x Q I 4x H H 4s")  # of a file: where its table of buffers begins, their number, version
 
 
 class Fragment(NamedTuple):
@@ -293,8 +295,27 @@ def _fragment(files: Files, manifest: str, there: set[str], uri: str, version: i
             raise PoolError(
                 f"{path}: has {counted(size, 'byte')}, not {file.file_size_bytes:,}; it may be cut off, restore it"
             )
+        if files.protocol == "file" and size >= _FOOTER.size:
+            _check_footer(path, size)
     first = files.path(posixpath.join("data", described[0].path))
     return Fragment(uri, version, one.fragment_id, int(rows), first, files.protocol)
+
+
+def _check_footer(path: str, size: int) -> None:
+    """Refuse a file with more buffers than it has room for: the package ends the process if it cannot allocate them.
+
+    Raises:
+        PoolError: It has.
+    """
+
+    def read() -> bytes:
+        with open(path, "rb") as file:
+            file.seek(size - _FOOTER.size)
+            return file.read(_FOOTER.size)
+
+    start, buffers, *version, mark = _FOOTER.unpack(trusting(path, read))
+    if mark == b"LANC" and version > [0, 2] and start + 16 * buffers + _FOOTER.size > size:  # older ones have none
+        raise PoolError(f"{path}: is damaged: it says that it has {counted(buffers, 'buffer')}; restore it")
 
 
 def opened(uri: str, version: int) -> Any:

@@ -262,6 +262,21 @@ def test_a_type_that_lance_does_not_know_is_one_line(tmp_path: Path) -> None:
             what(path)
 
 
+@pytest.mark.parametrize("storage", ["legacy", "2.0", "2.1", "stable"])
+def test_a_number_of_buffers_that_cannot_be_is_refused(tmp_path: Path, storage: str) -> None:
+    """The package would end the process: it cannot allocate them."""
+    path = str(tmp_path / "a.lance")
+    lance.write_dataset(table(0, 10), path, data_storage_version=storage)
+    assert ids_of(path) == list(range(10))
+    (file,) = Path(path).glob("data/*.lance")
+    if storage == "legacy":
+        return
+    content = file.read_bytes()
+    file.write_bytes(content[:-16] + (3 << 30).to_bytes(4, "little") + content[-12:])
+    with pytest.raises(PoolError, match="is damaged: it says that it has 3,221,225,472 buffers"):
+        ids_of(path)
+
+
 def test_a_manifest_that_is_garbage_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "a.lance", 0, 10)
     (manifest,) = Path(path, "_versions").glob("*.manifest")
