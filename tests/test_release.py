@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -93,6 +94,25 @@ def test_workflows_are_valid_and_may_do_little(path: Path) -> None:
                 assert (ROOT / each).exists(), each
             for target in re.findall(r"\bmake ([\w-]+)", step.get("run", "")):
                 assert f"\n{target}:" in (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+def test_the_second_build_of_a_release_does_not_contain_the_first(tmp_path: Path) -> None:
+    """A source distribution has every file that git does not ignore, so the first build is kept elsewhere."""
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8"))
+    (step,) = [step["run"] for step in workflow["jobs"]["build"]["steps"] if "diff -r" in step.get("run", "")]
+    repository, programs, temporary = (tmp_path / name for name in ("repository", "bin", "temporary"))
+    for folder in (repository, programs, temporary):
+        folder.mkdir()
+    make = programs / "make"  # lists what a source distribution would contain
+    listing = "git ls-files --cached --others --exclude-standard"
+    make.write_text(f'#!/bin/sh\nfiles=$({listing})\nrm -rf dist\nmkdir dist\necho "$files" > dist/files\n')
+    make.chmod(0o755)
+    shutil.copy(ROOT / ".gitignore", repository)
+    subprocess.run(["git", "init", "-q"], cwd=repository, check=True)
+    env = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "RUNNER_TEMP": str(temporary)}
+    done = subprocess.run(["bash", "-e", "-c", step], cwd=repository, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (repository / "dist" / "files").read_text() == ".gitignore\n"
 
 
 def test_every_python_of_the_classifiers_is_in_the_matrix() -> None:
