@@ -115,6 +115,14 @@ def test_the_second_build_of_a_release_does_not_contain_the_first(tmp_path: Path
     assert (repository / "dist" / "files").read_text() == ".gitignore\n"
 
 
+def test_every_extra_is_in_the_page_on_installing() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    rows = page.partition("| extra |")[2].partition("\n\n")[0].splitlines()[2:]
+    named = [name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert sorted(named) == sorted(settings["optional-dependencies"])
+
+
 def test_every_python_of_the_classifiers_is_in_the_matrix() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     named = [line.rpartition(" ")[2] for line in settings["classifiers"] if re.search(r":: 3\.\d+$", line)]
