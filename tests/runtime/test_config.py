@@ -16,7 +16,7 @@ from thresher.cli.main import main, thresher
 from thresher.cli.options import Configured
 from thresher.errors import OutputError, UsageError
 from thresher.runtime.cache import Cache
-from thresher.runtime.config import SETTINGS, cache_folder, check_variables, setting, write_setting
+from thresher.runtime.config import SETTINGS, cache_folder, check_variables, config_file, setting, write_setting
 from thresher.testing.pools import clustered, write_pool
 
 
@@ -51,6 +51,18 @@ def test_the_environment_before_the_file_before_the_default(
     assert setting(name).source == "file"
     write_setting(name, None)
     assert setting(name).source == "default"
+
+
+@pytest.mark.parametrize("base", ["conf", "."])
+def test_relative_base_folders_are_ignored(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else files in the current folder would be read."""
+    put(tmp_path / base / "thresher" / "config.toml", 'cache = "/from/others"')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", base)
+    monkeypatch.setenv("XDG_CACHE_HOME", base)
+    assert Path(config_file()).is_relative_to(tmp_path / "home")
+    assert Path(cache_folder()).is_relative_to(tmp_path / "home")
 
 
 BAD: list[tuple[str, str, Any]] = [

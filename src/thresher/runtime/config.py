@@ -123,8 +123,11 @@ SETTINGS = {
 
 
 def config_file() -> str:
-    """Return ``$XDG_CONFIG_HOME/thresher/config.toml``; by default, in the system's folder for configuration."""
-    if base := os.environ.get("XDG_CONFIG_HOME"):
+    """Return ``$XDG_CONFIG_HOME/thresher/config.toml``; by default, in the system's folder for configuration.
+
+    The variable must be a full path, else it is ignored, as its specification says.
+    """
+    if os.path.isabs(base := os.environ.get("XDG_CONFIG_HOME", "")):
         return os.path.join(base, "thresher", "config.toml")
     import platformdirs
 
@@ -143,7 +146,7 @@ def cache_folder() -> str:
 
 
 def _system_cache() -> str:
-    if base := os.environ.get("XDG_CACHE_HOME"):
+    if os.path.isabs(base := os.environ.get("XDG_CACHE_HOME", "")):
         return os.path.join(base, "thresher")
     import platformdirs
 
