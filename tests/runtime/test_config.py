@@ -12,6 +12,7 @@ from typing import Any
 import click
 import pytest
 
+from tests.runtime.common import as_nobody, needs_root, run
 from thresher.cli.main import main, thresher
 from thresher.cli.options import Configured
 from thresher.errors import OutputError, UsageError
@@ -51,6 +52,22 @@ def test_the_environment_before_the_file_before_the_default(
     assert setting(name).source == "file"
     write_setting(name, None)
     assert setting(name).source == "default"
+
+
+@needs_root
+def test_a_folder_of_another_user_has_no_settings(file: Path) -> None:
+    """As the home folder in a container, or under sudo."""
+    put(file, "workers = 3")
+    file.parent.chmod(0o700)
+    assert setting("workers").value == 3
+
+    def other() -> None:
+        assert setting("workers").source == "default"
+        with pytest.raises(OutputError, match="Permission denied"):
+            write_setting("workers", 2)
+
+    assert run(as_nobody(other)) == 0
+    assert file.read_text() == "workers = 3"
 
 
 @pytest.mark.parametrize("base", ["conf", "."])

@@ -298,7 +298,7 @@ def _text(path: str) -> str:
     """Return the text of the file, "" if there is none."""
     try:
         status = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, PermissionError):  # the last: a folder of another user
         return ""
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from None
