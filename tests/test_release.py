@@ -115,6 +115,27 @@ def test_the_second_build_of_a_release_does_not_contain_the_first(tmp_path: Path
     assert (repository / "dist" / "files").read_text() == ".gitignore\n"
 
 
+def test_the_wheel_is_checked_where_doctor_finds_something_to_correct(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On macOS a process may open 256 files, of which ``doctor --self`` warns with exit code 1."""
+    check = script(".ci/check_dist.py", monkeypatch)
+    with pytest.raises(SystemExit, match="exit code 1"):
+        check.run("sh", "-c", "exit 1", cwd=tmp_path)
+    bin = tmp_path / "venv" / "bin"
+    bin.mkdir(parents=True)
+    versions = json.dumps({"versions": {"thresher": "1.0", "python": "3.11"}, "extras": {"torch": {}}})
+    (bin / "python").write_text(f"#!/bin/sh\necho {bin}/thresher.py\n")
+    (bin / "thresher").write_text(
+        f"#!/bin/sh\ncase $1 in --version) echo '{{\"version\": \"1.0\"}}';; doctor) echo '{versions}'; exit 1;; "
+        "*) echo select is reached >&2; exit 9;; esac\n"
+    )
+    for path in bin.iterdir():
+        path.chmod(0o755)
+    with pytest.raises(SystemExit, match="select is reached"):
+        check.check_commands(tmp_path / "thresher-1.0-py3-none-any.whl", "true", [], tmp_path)
+
+
 def test_every_extra_is_in_the_page_on_installing() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")

@@ -88,7 +88,7 @@ BAD = [
     (
         'policy = "scan"',
         'policy = "jest"\ncompose = "diversity"',
-        "policy jest chooses batches itself; leave out compose",
+        "jest chooses batches itself; leave out compose",
     ),
     (
         "[[row]]\nname",
