@@ -264,6 +264,17 @@ def test_damaged_files_are_written_again(tmp_path: Path, moment: str, monkeypatc
     assert len(told) == 2
 
 
+def test_a_file_that_a_killed_process_was_writing_goes_without_a_word(tmp_path: Path, recwarn: Any) -> None:
+    store = open_store(write_parquet(tmp_path / "pool", make(100)))
+    order, left = order_of(100), tmp_path / "spill" / ".image-00000.npy.0123abcd.tmp.npy"
+    left.parent.mkdir()
+    left.write_bytes(b"the first half")
+    with Spill(store, "image", order, left.parent, Serial()).written() as spilled:
+        assert not left.exists()
+        check(store, spilled, order, "image")
+    assert not recwarn.list
+
+
 def test_the_size_of_a_part() -> None:
     """At least 64 MiB, and parts of files that are read at once of at least 256 KiB."""
     for rows in (10**5, 10**8, 10**10):

@@ -29,7 +29,7 @@ from thresher.runtime.checksums import Checksum, DamagedError, check, report_dam
 from thresher.runtime.engine import Engine, check_files, nodes_of
 from thresher.runtime.files import mapped_space, sync, writing
 from thresher.runtime.format import size
-from thresher.runtime.locks import LOCK, holding, remove_folder
+from thresher.runtime.locks import LOCK, holding, remove_folder, remove_unused
 from thresher.runtime.places import AnyPath, RemotePath, remove_tree, sizes_in
 from thresher.runtime.progress import Progress, Silent
 
@@ -144,6 +144,9 @@ class Spill:
         if isinstance(self.folder, RemotePath):  # object storage has checksums of its own
             return there
         for name in [name for name in there if name != LOCK]:
+            if name.startswith("."):  # a killed process was writing it
+                remove_unused(self.folder / name)
+                continue
             try:
                 with open(self.folder / name, "rb") as file:
                     check(file)
