@@ -23,12 +23,12 @@ SOURCE = ROOT / "src" / "thresher"
 NATIVE = (".so", ".pyd", ".dylib", ".dll", ".a")
 
 
-def run(*command: object, cwd: Path) -> str:
+def run(*command: object, cwd: Path, allowed: tuple[int, ...] = (0,)) -> str:
     """The standard output of a command that sees neither the repository nor the user's settings."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "THRESHER_"))}
     env |= {"XDG_CACHE_HOME": str(cwd / "cache"), "XDG_CONFIG_HOME": str(cwd / "config")}
     done = subprocess.run(list(map(str, command)), cwd=cwd, env=env, capture_output=True, text=True)
-    if done.returncode:
+    if done.returncode not in allowed:
         raise SystemExit(f"{' '.join(map(str, command))}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
     return done.stdout
 
@@ -67,7 +67,8 @@ def check_commands(wheel: Path, python: str, constraint: list[str], folder: Path
     check(Path(home).is_relative_to(venv), "thresher is imported from the environment")
     version = json.loads(run(command, "--version", "--json", cwd=folder))["version"]
     check(f"-{version}-" in wheel.name, f"thresher --version is {version}")
-    found = json.loads(run(command, "doctor", "--self", "--json", cwd=folder))
+    # Exit code 1 is about the machine: on macOS a process may open 256 files.
+    found = json.loads(run(command, "doctor", "--self", "--json", cwd=folder, allowed=(0, 1)))
     check(found["versions"]["thresher"] == version, f"doctor --self: Python {found['versions']['python']}")
     check(None not in found["versions"].values() and "torch" in found["extras"], "it lists packages and extras")
     run(command, "select", "semdedup", pool, "-o", "sel", "--eps", "0.15", cwd=folder)

@@ -49,8 +49,8 @@ def write(folder: Path, rows: int) -> Path:
     share = 1 / np.arange(1, TOPICS + 1)
     for number, lo in enumerate(range(0, rows, SHARD)):
         count, rng = min(SHARD, rows - lo), np.random.default_rng([1, number])
-        targets = {name: folder / f"{name}_{number:03}" for name in ("image.npy", "text.npy", "metadata.parquet")}
-        targets = {name: folder / f"{name.partition('.')[0]}_{number:03}{Path(name).suffix}" for name in targets}
+        names = ("image.npy", "text.npy", "metadata.parquet")
+        targets = {name: folder / f"{name.partition('.')[0]}_{number:03}{Path(name).suffix}" for name in names}
         if all(path.exists() for path in targets.values()):
             continue
         image = topics[rng.choice(TOPICS, count, p=share / share.sum())]

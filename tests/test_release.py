@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -93,6 +94,54 @@ def test_workflows_are_valid_and_may_do_little(path: Path) -> None:
                 assert (ROOT / each).exists(), each
             for target in re.findall(r"\bmake ([\w-]+)", step.get("run", "")):
                 assert f"\n{target}:" in (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+def test_the_second_build_of_a_release_does_not_contain_the_first(tmp_path: Path) -> None:
+    """A source distribution has every file that git does not ignore, so the first build is kept elsewhere."""
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8"))
+    (step,) = [step["run"] for step in workflow["jobs"]["build"]["steps"] if "diff -r" in step.get("run", "")]
+    repository, programs, temporary = (tmp_path / name for name in ("repository", "bin", "temporary"))
+    for folder in (repository, programs, temporary):
+        folder.mkdir()
+    make = programs / "make"  # lists what a source distribution would contain
+    listing = "git ls-files --cached --others --exclude-standard"
+    make.write_text(f'#!/bin/sh\nfiles=$({listing})\nrm -rf dist\nmkdir dist\necho "$files" > dist/files\n')
+    make.chmod(0o755)
+    shutil.copy(ROOT / ".gitignore", repository)
+    subprocess.run(["git", "init", "-q"], cwd=repository, check=True)
+    env = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "RUNNER_TEMP": str(temporary)}
+    done = subprocess.run(["bash", "-e", "-c", step], cwd=repository, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (repository / "dist" / "files").read_text() == ".gitignore\n"
+
+
+def test_the_wheel_is_checked_where_doctor_finds_something_to_correct(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On macOS a process may open 256 files, of which ``doctor --self`` warns with exit code 1."""
+    check = script(".ci/check_dist.py", monkeypatch)
+    with pytest.raises(SystemExit, match="exit code 1"):
+        check.run("sh", "-c", "exit 1", cwd=tmp_path)
+    bin = tmp_path / "venv" / "bin"
+    bin.mkdir(parents=True)
+    versions = json.dumps({"versions": {"thresher": "1.0", "python": "3.11"}, "extras": {"torch": {}}})
+    (bin / "python").write_text(f"#!/bin/sh\necho {bin}/thresher.py\n")
+    (bin / "thresher").write_text(
+        f"#!/bin/sh\ncase $1 in --version) echo '{{\"version\": \"1.0\"}}';; doctor) echo '{versions}'; exit 1;; "
+        "*) echo select is reached >&2; exit 9;; esac\n"
+    )
+    for path in bin.iterdir():
+        path.chmod(0o755)
+    with pytest.raises(SystemExit, match="select is reached"):
+        check.check_commands(tmp_path / "thresher-1.0-py3-none-any.whl", "true", [], tmp_path)
+
+
+def test_every_extra_is_in_the_page_on_installing() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    rows = page.partition("| extra |")[2].partition("\n\n")[0].splitlines()[2:]
+    named = [name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert sorted(named) == sorted(settings["optional-dependencies"])
 
 
 def test_every_python_of_the_classifiers_is_in_the_matrix() -> None:

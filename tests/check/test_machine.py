@@ -197,5 +197,7 @@ def test_what_is_private() -> None:
     assert hidden("/home/ann", "/home/ann", "ann") == "~"
     assert hidden("/home/anna/x", "/home/ann", "ann") == "/home/anna/x"
     assert hidden("/scratch/ann/cache (read-only)", "/home/ann", "ann") == "/scratch/$USER/cache (read-only)"
-    assert hidden("ray://ann:pw@host:1", "/home/ann", "ann") == "ray://***@host:1"
+    for password in ("pw", "p@w", "p/w", "p@/w?x=1"):
+        assert hidden(f"ray://ann:{password}@host:1 of x", "/home/ann", "ann") == "ray://***@host:1 of x"
+    assert hidden("address=https://host/x?token=abc", "/home/ann", "ann") == "address=https://host/x?***"
     assert hidden("/x/root/y", "/", "") == "/x/root/y"

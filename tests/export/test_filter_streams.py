@@ -137,8 +137,19 @@ def test_one_shard_is_filtered_by_row(files: list[str], tmp_path: Path, decoded:
     rows = N // SHARDS
     pool = th.from_arrays(image=np.random.default_rng(0).standard_normal((rows, 8)).astype(np.float32))
     kept = th.run_steps(pool, [th.build("random", {"keep": "50%"})])
-    assert keys(kept.filter(one)) == [PAIRS[row].key for row in kept.rows().tolist()]
+    wanted = [PAIRS[row].key for row in kept.rows().tolist()]
+    assert keys(kept.filter(one)) == wanted
     assert len(decoded) == len(kept)
+    for same in (one.remove_columns("image"), one.select_columns(["key"]), one.rename_column("text", "caption"),
+                 one.map(lambda row: {"text": row["text"].upper()}), one.take(rows), one.with_format("numpy"),
+                 split_dataset_by_node(one, 0, 1),
+                 datasets.Dataset.from_list(list(one)).to_iterable_dataset()):  # fmt: skip
+        assert keys(kept.filter(same)) == wanted
+    for other in (one.skip(1), one.shuffle(seed=0), one.filter(lambda row: row["key"] != "x"), one.repeat(2),
+                  one.map(lambda rows: rows, batched=True), datasets.concatenate_datasets([one]),
+                  datasets.interleave_datasets([one, one.skip(1)])):  # fmt: skip
+        with pytest.raises(th.UsageError, match="shards, and no column|other numbers than those of the pool"):
+            keys(kept.filter(other.rename_column("text", "caption")))
 
 
 HOW: dict[str, Any] = {"encoder": "tests.toy:Toy", "batch_size": 8, "workers": 0, "progress": False}

@@ -157,6 +157,11 @@ def test_splits_and_configurations(hub: Hub) -> None:
         (["default/partial-train/0000.parquet"], None, {"train": ["default/partial-train/0000.parquet"]}),
         (["x/a.parquet", "y.parquet"], [{"data_files": "x/*"}], {"train": ["x/a.parquet"]}),
         (["a.parquet", "x/b/c.parquet"], [{"data_dir": "x", "data_files": "**"}], {"train": ["x/b/c.parquet"]}),
+        (["a.parquet", "x/a.parquet"], [{"data_dir": "./", "data_files": "a*"}], {"train": ["a.parquet"]}),
+        (["en/a.parquet", "test/train-a.parquet", "test/b_dev.parquet"], [{"data_dir": "/test/"}],
+         {"train": ["test/train-a.parquet"], "validation": ["test/b_dev.parquet"]}),
+        (["a.parquet"], [{"data_files": [{"split": "s", "path": one} for one in ("a*", "*")]}], {"s": ["a.parquet"]}),
+        (["a.parquet", "b.parquet"], [{"config_name": "x"}], {"train": ["a.parquet", "b.parquet"]}),
         (["a.parquet", "b.parquet"], [{"data_files": {"split": "s", "path": ["[b]*"]}}], {"s": ["b.parquet"]}),
         (["a.parquet"], "no list", {"train": ["a.parquet"]}),
         (["a.parquet"], [7, {"data_files": [{"split": []}, 3]}, {"data_files": {"x": 1}}], {"train": ["a.parquet"]}),
@@ -168,6 +173,14 @@ def test_files_of_splits(names: list[str], configs: Any, wanted: dict[str, list[
         assert split_of("x", [*names, "README.md"], configs, None, split) == (split, files)
     with pytest.raises(UsageError, match=f"it has {', '.join(wanted)}"):
         split_of("x", names, configs, None, "nothing")
+
+
+def test_configurations_that_are_folders_are_not_mixed() -> None:
+    names = ["en/train-00000-of-00001.parquet", "de/train-00000-of-00001.parquet"]
+    configs = [{"config_name": name, "data_dir": name} for name in ("en", "de")]
+    with pytest.raises(UsageError, match="has the configurations en, de; choose one"):
+        split_of("x", names, configs, None, None)
+    assert split_of("x", names, configs, "de", None) == ("train", names[1:])
 
 
 @pytest.mark.parametrize("status", [401, 403])

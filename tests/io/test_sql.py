@@ -171,6 +171,16 @@ def test_only_one_query_that_reads_is_run(place: Path, query: str) -> None:
     assert after == before
 
 
+def test_a_missing_extension_says_what_to_type(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(place))  # where DuckDB keeps extensions
+    with pytest.raises(UsageError) as caught:
+        sql_table("sql:FROM 'https://127.0.0.1:9/x.parquet'", str(place / "cache"))
+    end = (
+        """needs the extension httpfs of DuckDB; install it once with: python -c "import duckdb; duckdb.sql('INSTALL """
+    )
+    assert str(caught.value).endswith(f"""{end}httpfs')\"""")
+
+
 def test_the_same_result_is_the_same_file(place: Path) -> None:
     scratch = str(place / "cache")
     one = sql_table(ALL, scratch)

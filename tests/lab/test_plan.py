@@ -86,6 +86,11 @@ BAD = [
     ('policy = "scan"', 'concepts = "column:tag"', "give clusters or column:NAME, and compose"),
     ('policy = "scan"', 'compose = "diversity"\nconcepts = "tag"', "give clusters or column:NAME, and compose"),
     (
+        'policy = "scan"',
+        'policy = "jest"\ncompose = "diversity"',
+        "jest chooses batches itself; leave out compose",
+    ),
+    (
         "[[row]]\nname",
         "[trainer]\ntask = 'moco'\n[[row]]\nname = 'd'\nloss = 'drrho'\n[[row]]\nname",
         "of MoCo take no",

@@ -17,7 +17,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from tests.objects import put
 from tests.pools import WRITERS, make
 from thresher import Cache, Processes, Serial, Threads, open_store, run_steps
-from thresher.io import remote
+from thresher.io import npy, remote
 from thresher.pruning.registry import build
 
 N = 1_600
@@ -94,6 +94,22 @@ def test_the_bytes_that_wait_are_bounded(tmp_path: Path, slow: type[Slow], monke
         assert slow.bytes <= 5 * 256  # what is read while nobody takes more
     assert read == 100
     assert slow.most <= 5
+
+
+def test_the_bytes_that_are_read_for_few_rows_are_bounded(
+    tmp_path: Path, slow: type[Slow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a view with every 20th row, all rows between are read, too: they count."""
+    WRITERS["npy"](tmp_path / "pool", make(N))
+    store = replace(open_store(put(tmp_path / "pool", "slow://bucket/pool")), block=16)
+    view = store.where(np.arange(N) % 20 == 0)
+    width = 2 * 8
+    monkeypatch.setattr(npy, "_SPAN", 40 * width)
+    monkeypatch.setattr(remote, "_AHEAD", 160 * width)
+    slow.pause, slow.most = 0.01, 0
+    found = [np.asarray(view.raw("image", block)) for block in view.blocks("image", ahead=True)]
+    assert np.array_equal(np.concatenate(found), make(N).image[::20])
+    assert slow.most * 21 <= 2 * 160  # two blocks at a time, and what is read of each takes no more than that
 
 
 def test_an_abandoned_pass_ends_its_requests(tmp_path: Path, slow: type[Slow]) -> None:

@@ -208,6 +208,32 @@ def test_a_second_run_waits_for_the_first(tmp_path: Path, scratch: str, counted:
     assert not folder.exists()
 
 
+def test_files_that_another_process_took_over_stay(tmp_path: Path, counted: type[Counted]) -> None:
+    """After this process was suspended for longer than its lease, another one reads the files."""
+    store = open_store(write_parquet(tmp_path / "pool", make(100)))
+    folder = place("memory://top/spill")
+    with Spill(store, "image", order_of(100), folder, Serial()).written():
+        (folder / LOCK).unlink()
+        (folder / LOCK).create(b"another process")
+    assert files_below(folder) == ["image-00000.npy", LOCK]
+
+
+def test_remote_files_go_before_their_lock(tmp_path: Path, counted: type[Counted]) -> None:
+    """A process that waits for the lock would take the files that are still there for its own."""
+    store = open_store(write_parquet(tmp_path / "pool", make(100)))
+    folder, gone = place("counted://top/spill"), []
+
+    class Watched(Counted):
+        def rm_file(self, path: str) -> None:
+            gone.append(path.rpartition("/")[2])
+            super().rm_file(path)
+
+    fsspec.register_implementation("counted", Watched, clobber=True)
+    with Spill(store, "joint", order_of(100), folder, Serial()).written():
+        pass
+    assert [name for name in gone if name[0] != "."] == ["image-00000.npy", "text-00000.npy", LOCK]
+
+
 def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_store(write_parquet(tmp_path / "pool", make(100)))
     job = Spill(store, "image", order_of(100), tmp_path / "spill", Serial())
@@ -262,6 +288,17 @@ def test_damaged_files_are_written_again(tmp_path: Path, moment: str, monkeypatc
     with pytest.warns(CacheWarning, match="is damaged") as told, job.written() as spilled:
         check(store, spilled, order, "image")
     assert len(told) == 2
+
+
+def test_a_file_that_a_killed_process_was_writing_goes_without_a_word(tmp_path: Path, recwarn: Any) -> None:
+    store = open_store(write_parquet(tmp_path / "pool", make(100)))
+    order, left = order_of(100), tmp_path / "spill" / ".image-00000.npy.0123abcd.tmp.npy"
+    left.parent.mkdir()
+    left.write_bytes(b"the first half")
+    with Spill(store, "image", order, left.parent, Serial()).written() as spilled:
+        assert not left.exists()
+        check(store, spilled, order, "image")
+    assert not recwarn.list
 
 
 def test_the_size_of_a_part() -> None:

@@ -14,6 +14,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from tests.objects import put
 from tests.pools import WRITERS, Pool, float32, make
 from thresher import Cache, EmbeddingStore, Processes, Selection, Serial, Threads, open_store, run_steps
+from thresher.errors import BadRowsError
 from thresher.pool import spill
 from thresher.pruning import class_statistics
 from thresher.pruning.covariance import covariance_errors
@@ -189,3 +190,17 @@ def test_the_vectors_are_right() -> None:
     image = float32(pairs().image)
     unit = image / np.linalg.norm(image, axis=1, keepdims=True)
     assert (np.einsum("ij,ij->i", unit[500:600], unit[300:400]) > 0.95).mean() > 0.9
+
+
+@pytest.mark.parametrize("kind", ["npy", "parquet"])
+def test_a_bad_row_is_named_by_its_place_in_the_pool(tmp_path: Path, kind: str) -> None:
+    """Not by its place in the copy in cluster order, which is removed after the error."""
+    text = pairs().text.copy()
+    text[[377, 650]] = np.nan
+    WRITERS[kind](tmp_path / "pool", replace(pairs(), text=text), cuts=[250, 251])
+    store = replace(open_store(str(tmp_path / "pool")), block=64)
+    assert store.location_of("text", 377).endswith("row 126")
+    with pytest.raises(BadRowsError) as caught:
+        run_steps(store, [build("herd", STEPS["herd"])], engine=Serial(), cache=Cache.at(tmp_path / "cache"))
+    assert str(caught.value).startswith(f"{store.location_of('text', 377)}: ")
+    assert "(row 377 of the pool)" in str(caught.value)

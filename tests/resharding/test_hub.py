@@ -153,12 +153,18 @@ def test_images_as_bytes_become_images_of_datasets(tmp_path: Path, kind: Any) ->
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b'{"info": 3}', b'{"info": {"features": {"other": 1}}}', b"[" * 100_000, b"\xff"]
+    "content",
+    [
+        *(b"", b"{", b"[]", b'{"info": 3}', b'{"info": {"features": {"other": 1}}}', b"[" * 100_000, b"\xff"),
+        b'{"info": {"features": {"image": {"_type": "Image"}, "text": null}}}',
+        b'{"info": {"features": {"image": %s, "text": %s}}}' % (b"[" * 900 + b"]" * 900, b'{"dtype": "string"}'),
+    ],
 )
 def test_wrong_metadata_is_replaced(content: bytes) -> None:
     schema = pa.schema([("image", IMAGE), ("text", pa.string())], {b"huggingface": content, b"mine": b"1"})
     made = with_features(schema, "image")
     assert json.loads(made.metadata[b"huggingface"])["info"]["features"]["image"] == {"_type": "Image"}
+    assert isinstance(json.loads(made.metadata[b"huggingface"])["info"]["features"]["text"], dict)
     assert made.metadata[b"mine"] == b"1"
 
 

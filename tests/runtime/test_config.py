@@ -12,11 +12,12 @@ from typing import Any
 import click
 import pytest
 
+from tests.runtime.common import as_nobody, needs_root, run
 from thresher.cli.main import main, thresher
 from thresher.cli.options import Configured
 from thresher.errors import OutputError, UsageError
 from thresher.runtime.cache import Cache
-from thresher.runtime.config import SETTINGS, cache_folder, check_variables, setting, write_setting
+from thresher.runtime.config import SETTINGS, cache_folder, check_variables, config_file, setting, write_setting
 from thresher.testing.pools import clustered, write_pool
 
 
@@ -51,6 +52,34 @@ def test_the_environment_before_the_file_before_the_default(
     assert setting(name).source == "file"
     write_setting(name, None)
     assert setting(name).source == "default"
+
+
+@needs_root
+def test_a_folder_of_another_user_has_no_settings(file: Path) -> None:
+    """As the home folder in a container, or under sudo."""
+    put(file, "workers = 3")
+    file.parent.chmod(0o700)
+    assert setting("workers").value == 3
+
+    def other() -> None:
+        assert setting("workers").source == "default"
+        with pytest.raises(OutputError, match="Permission denied"):
+            write_setting("workers", 2)
+
+    assert run(as_nobody(other)) == 0
+    assert file.read_text() == "workers = 3"
+
+
+@pytest.mark.parametrize("base", ["conf", "."])
+def test_relative_base_folders_are_ignored(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else files in the current folder would be read."""
+    put(tmp_path / base / "thresher" / "config.toml", 'cache = "/from/others"')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", base)
+    monkeypatch.setenv("XDG_CACHE_HOME", base)
+    assert Path(config_file()).is_relative_to(tmp_path / "home")
+    assert Path(cache_folder()).is_relative_to(tmp_path / "home")
 
 
 BAD: list[tuple[str, str, Any]] = [

@@ -36,7 +36,7 @@ from thresher.dynamic.policies.jest import Jest
 from thresher.dynamic.policies.scan import Scan
 from thresher.dynamic.policy import Policy
 from thresher.dynamic.run_folder import Training
-from thresher.dynamic.sampler import PruningSampler
+from thresher.dynamic.sampler import PruningSampler, with_rows
 from thresher.errors import OutputError, PoolError, UsageError
 from thresher.testing.pools import write_pool
 from thresher.train.hf_trainer import STATE, PruningTrainer, sample_losses
@@ -211,6 +211,12 @@ def test_datasets_and_unused_columns(tmp_path: Path) -> None:
     same = make(tmp_path / "list")
     same.train()
     assert logged(trainer, "loss") == logged(same, "loss")
+
+
+def test_a_dataset_that_is_wrapped_already_is_not_wrapped_again(tmp_path: Path) -> None:
+    assert with_rows(with_rows("ab"))[1] == (1, "b")
+    loader = make(tmp_path, data=with_rows(pairs())).get_train_dataloader()
+    assert set(next(iter(loader))) == {*pairs()[0], "return_loss", "row_ids"}
 
 
 # Resume

@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 from timm.data import FastCollateMixup, ImageDataset, create_loader
+from torch.utils.data import Subset
 
 from thresher.dynamic.policies.dynamic_random import DynamicRandom
 from thresher.dynamic.policies.full import Full
-from thresher.dynamic.sampler import PruningSampler
+from thresher.dynamic.sampler import PruningSampler, with_rows
 from thresher.errors import UsageError
 from thresher.train.timm_loader import pruning_loader
 
@@ -127,6 +128,12 @@ def test_an_image_that_cannot_be_read_is_not_replaced_by_the_next(tmp_path: Path
 def test_what_would_make_other_batches_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         pruning_loader(Pictures(), make(Full()), 8, **options)
+
+
+def test_a_dataset_whose_transform_timm_cannot_set_is_refused() -> None:
+    for dataset, name in ((with_rows(Pictures()), "with_rows"), (Subset(Pictures(), range(N)), "Subset")):
+        with pytest.raises(UsageError, match=f"a {name} has no attribute transform, which timm sets; give a dataset"):
+            pruning_loader(dataset, make(Full()), 8)
 
 
 def test_another_number_of_rows_is_refused() -> None:

@@ -6,8 +6,10 @@ import io
 import json
 import math
 import shlex
+import sys
 import threading
 import tomllib
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +28,7 @@ from thresher import OutputError, PoolError, Selection, UsageError
 from thresher.cli.main import main
 from thresher.report.compare import compare
 from thresher.report.explain import explain, history
+from thresher.viewer import answers
 from thresher.viewer.pictures import Pictures
 from thresher.viewer.sets import inside
 from thresher.viewer.subject import opened
@@ -179,6 +182,25 @@ def test_too_little_memory_is_an_answer(shown: Shown, monkeypatch: pytest.Monkey
     with monkeypatch.context() as patch:
         patch.setattr(Pictures, "get", lambda *_: (_ for _ in ()).throw(MemoryError()))
         assert shown.client.get(f"/{TOKEN}/picture/0/0/192").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("values", "codes"),
+    [
+        ([-1.7e308, 1.7e308], [0, 253]),
+        ([sys.float_info.max] * 2, [0, 0]),
+        ([0, 5e-324], [0, 0]),
+        ([-math.inf, 1, 2, math.inf, math.nan], [0, 0, 253, 253, 255]),
+        ([math.nan], [255]),
+    ],
+)
+def test_a_scale_of_extreme_numbers_is_finite(values: list[float], codes: list[int]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scale, found = answers._scale(np.array(values), "number")
+    assert math.isfinite(scale["low"])
+    assert math.isfinite(scale["high"])
+    assert found.tolist() == codes
 
 
 def test_sets_by_column(shown: Shown) -> None:

@@ -309,7 +309,8 @@ def _private(value: Any) -> Any:
 
 
 def _without_names(text: str, home: str, user: str) -> str:
-    text = re.sub(r"(?<=://)[^/@\s]*@", "***@", text)
+    text = re.sub(r"(?<=://)\S*@", "***@", text)  # to the last @: passwords have any characters
+    text = re.sub(r"(://[^\s?]*\?)\S+", r"\1***", text)  # where signed addresses have their signature
     if home not in ("", "/", "~"):
         text = re.sub(rf"{re.escape(home.rstrip(os.sep))}(?=[{re.escape(os.sep)}\s:;,)'\"]|$)", "~", text)
     return re.sub(rf"(?<=[/\\]){re.escape(user)}(?=[/\\\s:;,)'\"]|$)", "$USER", text) if user else text

@@ -47,7 +47,7 @@ class with_rows(_Dataset):  # type: ignore[misc] # noqa: N801 - reads as the ver
     """A map-style dataset whose items come with their row ids: ``(row, item)``."""
 
     def __init__(self, dataset: Any) -> None:
-        """Wrap ``dataset``, any object with ``len`` and integer indices.
+        """Wrap ``dataset``, any object with ``len`` and integer indices, unless it is wrapped already.
 
         Raises:
             UsageError: It is iterable only, or a dictionary of splits.
@@ -60,7 +60,7 @@ class with_rows(_Dataset):  # type: ignore[misc] # noqa: N801 - reads as the ver
                 f"a {type(dataset).__name__} has no row numbers: it can only be iterated over; prune it as a stream, "
                 "with StreamPruner and prune_stream of thresher.dynamic.stream"
             )
-        self.dataset = dataset
+        self.dataset: Any = dataset.dataset if isinstance(dataset, with_rows) else dataset
 
     def __len__(self) -> int:
         """Return the number of rows of the dataset."""

@@ -21,6 +21,10 @@ _TAKES = (
 
 
 _ROWS = 256  # of a stream at a time: an image may have megabytes
+# Steps of a stream after which each row has the number that it had.
+_SAME_ROWS = (
+    "FormattedExamplesIterable", "RebatchedArrowExamplesIterable", "SelectColumnsIterable", "TakeExamplesIterable"
+)  # fmt: skip
 
 
 def filtered(selection: Selection, dataset: Any, keys: str | Iterable[Any] | None = None) -> Any:
@@ -144,6 +148,12 @@ def _stream(selection: Selection, dataset: Any, keys: Any) -> Any:
             "nodes that share the shards would count its rows from 0: give the name of its column of keys with keys=, "
             "or load it as a Dataset"
         )
+    if name is None and not _has_row_numbers(dataset):
+        raise UsageError(
+            "the stream was shuffled, filtered, mapped in batches, joined or cut after it was loaded, so its rows have "
+            "other numbers than those of the pool: do that after this filter, or give the name of its column of keys "
+            "with keys="
+        )
     kept = _RowKept(selection.mask(), selection.pool) if name is None else _KeyKept(read_keys(selection), name)
     indexed = name is None
     if getattr(getattr(dataset, "_ex_iterable", None), "iter_arrow", None) is None:  # its rows are Python objects
@@ -157,6 +167,17 @@ def _stream(selection: Selection, dataset: Any, keys: Any) -> Any:
     found = tables.with_format(None if form is None else form.format_type)
     found.info.features = features
     return found
+
+
+def _has_row_numbers(dataset: Any) -> bool:
+    """Return whether a stream has the rows that were loaded: only columns, values and formats may be others."""
+    step = getattr(dataset, "_ex_iterable", None)
+    while (before := getattr(step, "ex_iterable", None)) is not None:
+        kind = type(step).__name__
+        if kind not in _SAME_ROWS and (kind != "MappedExamplesIterable" or getattr(step, "batched", True)):
+            return False
+        step = before
+    return not hasattr(step, "ex_iterables")
 
 
 @dataclass(frozen=True, eq=False)

@@ -57,12 +57,12 @@ class Export(Protocol):
 
 
 def writes_folder(kind: Export | type[Export]) -> bool:
-    """Return whether a format writes a folder, or changes a dataset: it has ``folder = True``.
+    """Return whether a format writes a folder, or changes a dataset: it has ``is_folder = True``.
 
     Its ``write`` is called with the target itself, ``overwrite`` and ``say``, and is atomic by itself. It has no
     manifest.
     """
-    return bool(getattr(kind, "folder", False))
+    return bool(getattr(kind, "is_folder", False))
 
 
 EXPORTS: PluginPoint[Export] = PluginPoint(

@@ -16,6 +16,7 @@ from thresher.io.open import file_stamp, open_file
 from thresher.io.places import located, place
 from thresher.pool.store import EmbeddingStore, reopen, same_pool, whole_pool
 from thresher.runtime import locks, parameters
+from thresher.runtime.files import check_writable
 from thresher.runtime.places import AnyPath, RemotePath
 from thresher.runtime.plugins import origin_of
 from thresher.runtime.progress import Advance, Progress, Silent
@@ -130,7 +131,7 @@ def _export_folder(
         raise OutputError(f"{path}: is in a selection folder; choose another folder")
     if path.exists() and not path.is_dir():
         raise OutputError(f"{path}: is a file; give the name of a new folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(path)
     with locks.holding(path.with_name(f".{path.name}.lock"), str(path), wait=False):
         written = cast(Any, made).write(selection, store, str(path), overwrite=overwrite, say=progress.say)
     return Exported(str(path), written.rows, len(written.missing), "", "")

@@ -198,7 +198,7 @@ def split_of(
         raise UsageError(
             f"{location}: has no split {visible(wanted)!r}; it has {_listed(splits)}.{suggest(wanted, splits)}"
         )
-    return wanted, splits[wanted]
+    return wanted, list(dict.fromkeys(splits[wanted]))  # a card may name a file twice
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -232,8 +232,14 @@ def _declared(tables: Sequence[str], configs: Any) -> dict[str, dict[str, list[s
         if not isinstance(one, Mapping):
             continue
         name, below = str(one.get("config_name", "default")), one.get("data_dir")
+        folder = f"{below.strip('/')}/".removeprefix("./").lstrip("/") if isinstance(below, str) else ""
+        if one.get("data_files") is None:  # those of the folder, whose own name does not count
+            inside = [table.removeprefix(folder) for table in tables if table.startswith(folder)]
+            for splits in _by_names(inside).values():
+                for split, files in splits.items():
+                    found.setdefault(name, {}).setdefault(split, []).extend(f"{folder}{path}" for path in files)
         for split, patterns in _data_files(one.get("data_files")):
-            inside = [f"{below.strip('/')}/{path}" if isinstance(below, str) else path for path in patterns]
+            inside = [f"{folder}{path}" for path in patterns]
             if files := [table for table in tables if any(_fits(table, path) for path in inside)]:
                 found.setdefault(name, {}).setdefault(split, []).extend(files)
     return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -34,6 +35,7 @@ MANIFESTS = r"_versions/(\d{1,20})\.manifest"
 _INVERTED = 2**64 - 1  # manifests are named by this number less the version, so that the newest is listed first
 _BATCH = 8_192  # rows read at a time
 _BUFFER = 1 << 26  # bytes that Lance reads ahead
+_FOOTER = struct.Struct("<16x Q I 4x H H 4s")  # of a file: where its table of buffers begins, their number, version
 
 
 class Fragment(NamedTuple):
@@ -85,8 +87,9 @@ class Fragment(NamedTuple):
         blobs = not blobs_of(self.dataset().schema).isdisjoint(columns)
         for at in range(0, len(rows), _BATCH):
             some = rows[at : at + _BATCH]
-            if blobs or some[-1] - some[0] == len(some) - 1:
-                for run in np.split(some, np.flatnonzero(np.diff(some) > 1) + 1):
+            ends = np.flatnonzero(np.diff(some) != 1) + 1  # of runs; a row may be there twice
+            if blobs or not len(ends):
+                for run in np.split(some, ends):
                     yield from self.batches(columns, int(run[0]), len(run))
                 continue
             read = partial(self._taken, list(columns), some.tolist())
@@ -251,12 +254,12 @@ def fragments_of(files: Files, version: int = 0, bad: Callable[[PoolError], obje
         raise UsageError(f"{files.location}: has no version {chosen}; the newest versions are {there}")
     uri = files.root if files.protocol == "file" else f"{files.protocol}://{files.root}"
     manifest = files.path(known[chosen])
-    dataset = reading(manifest, files.protocol, lambda: opened(uri, chosen))
-    if dataset.base_paths():
+    elsewhere, parts, _ = reading(manifest, files.protocol, lambda: _parsed(opened(uri, chosen)))
+    if elsewhere:
         raise PoolError(f"{manifest}: has files in other folders; copy the dataset with deep_clone")
     there_now = set(files.names)
     found: list[Fragment] = []
-    for one in dataset.get_fragments():
+    for one in parts:
         try:
             found.append(_fragment(files, manifest, there_now, uri, chosen, one))
         except PoolError as error:
@@ -266,6 +269,11 @@ def fragments_of(files: Files, version: int = 0, bad: Callable[[PoolError], obje
     if len({one.path for one in found}) < len(found):
         raise PoolError(f"{manifest}: is damaged: two fragments have the same file; restore it")
     return found
+
+
+def _parsed(dataset: Any) -> tuple[Any, list[Any], Any]:
+    """Return the other folders, the fragments and the schema; each is parsed only now, and panics if it is damaged."""
+    return dataset.base_paths(), dataset.get_fragments(), dataset.schema
 
 
 def _fragment(files: Files, manifest: str, there: set[str], uri: str, version: int, one: Any) -> Fragment:
@@ -287,8 +295,27 @@ def _fragment(files: Files, manifest: str, there: set[str], uri: str, version: i
             raise PoolError(
                 f"{path}: has {counted(size, 'byte')}, not {file.file_size_bytes:,}; it may be cut off, restore it"
             )
+        if files.protocol == "file" and size >= _FOOTER.size:
+            _check_footer(path, size)
     first = files.path(posixpath.join("data", described[0].path))
     return Fragment(uri, version, one.fragment_id, int(rows), first, files.protocol)
+
+
+def _check_footer(path: str, size: int) -> None:
+    """Refuse a file with more buffers than it has room for: the package ends the process if it cannot allocate them.
+
+    Raises:
+        PoolError: It has.
+    """
+
+    def read() -> bytes:
+        with open(path, "rb") as file:
+            file.seek(size - _FOOTER.size)
+            return file.read(_FOOTER.size)
+
+    start, buffers, *version, mark = _FOOTER.unpack(trusting(path, read))
+    if mark == b"LANC" and version > [0, 2] and start + 16 * buffers + _FOOTER.size > size:  # older ones have none
+        raise PoolError(f"{path}: is damaged: it says that it has {counted(buffers, 'buffer')}; restore it")
 
 
 def opened(uri: str, version: int) -> Any:

@@ -65,21 +65,24 @@ class NpyPiece:
         """Return scattered rows; from a remote file, read the spans that contain them, several at the same time."""
         if self.mapped:
             return np.asarray(self._map()[rows])
-        from thresher.io.remote import in_parallel
+        if not len(rows):
+            return self.read(0, 0)
+        from thresher.io.remote import read_ahead
 
         stored = stored_dtype(self.dtype)
         out = np.empty((len(rows), self.dim), stored)
         width = self.dim * stored.itemsize
         near = np.diff(rows) <= max(_GAP // width, 1)
-        same = np.diff((rows - (rows[0] if len(rows) else 0)) // max(_SPAN // width, 1)) == 0
+        same = np.diff((rows - rows[0]) // max(_SPAN // width, 1)) == 0
         ends = [*(np.flatnonzero(~(near & same)) + 1).tolist(), len(rows)]
-        spans = list(zip([0, *ends[:-1]], ends, strict=True)) if len(rows) else []
+        spans = list(zip([0, *ends[:-1]], ends, strict=True))
+        largest = max(int(rows[hi - 1] - rows[lo]) + 1 for lo, hi in spans) * width
 
         def read(span: tuple[int, int]) -> Array:
             lo, hi = span
             return np.asarray(self.read(int(rows[lo]), int(rows[hi - 1]) + 1)[rows[lo:hi] - rows[lo]])
 
-        for (lo, hi), part in zip(spans, in_parallel(self.protocol, read, spans), strict=True):
+        for (lo, hi), part in zip(spans, read_ahead(read, spans, largest), strict=True):
             out[lo:hi] = part
         return out
 

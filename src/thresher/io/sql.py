@@ -131,8 +131,10 @@ def _reason(error: Exception) -> str:
     """Return the first line of an error of DuckDB, and what to do if an extension is missing."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = visible(lines[0] if lines else type(error).__name__, 300)
-    found = re.search(r"[Ee]xtension \"(\w+)\"", str(error))
-    return f"{first}; install the extension once with: duckdb -c 'INSTALL {found[1]}'" if found else first
+    if found := re.search(r"[Ee]xtension \"(\w+)\"", str(error)):  # DuckDB for Python has no command of its own
+        install = f"import duckdb; duckdb.sql('INSTALL {found[1]}')"
+        return f'needs the extension {found[1]} of DuckDB; install it once with: python -c "{install}"'
+    return first
 
 
 def _digest(path: Path) -> str:

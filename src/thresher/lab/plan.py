@@ -259,6 +259,8 @@ class Row:
         if self.keep is not None:
             raise UsageError(f"row {self.name}: keep is for rows with steps or coreset_of")
         check_options(self.policy, self.options, prune=self.prune)
+        if self.compose and POLICIES.find(self.policy).chooses_batches:
+            raise UsageError(f"row {self.name}: policy {self.policy} chooses batches itself; leave out compose")
         if POLICIES.find(self.policy).needs_selection:
             raise UsageError(f"row {self.name}: for policy {self.policy} give steps, coreset_of or selection instead")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,7 +29,7 @@ from thresher.runtime.checksums import Checksum, DamagedError, check, report_dam
 from thresher.runtime.engine import Engine, check_files, nodes_of
 from thresher.runtime.files import mapped_space, sync, writing
 from thresher.runtime.format import size
-from thresher.runtime.locks import LOCK, holding, remove_folder
+from thresher.runtime.locks import LOCK, holding, remove_folder, remove_unused
 from thresher.runtime.places import AnyPath, RemotePath, remove_tree, sizes_in
 from thresher.runtime.progress import Progress, Silent
 
@@ -94,21 +94,25 @@ class Spill:
             OutputError: They cannot be written, or there is not enough space.
             UnreachedError: A node of a cluster does not see the folder.
         """
-        with holding(self.folder / LOCK, f"the vectors in {self.folder}", say=self.progress.say):
+        with holding(self.folder / LOCK, f"the vectors in {self.folder}", say=self.progress.say) as held:
             try:
                 yield self._written()
             except Exception:
-                self._remove()
+                self._remove(held)
                 raise
-            self._remove()
+            self._remove(held)
 
     def discard(self) -> None:
         """Remove what a killed process left, unless it is in use."""
         if self.folder.is_dir():
-            with suppress(OutputError), holding(self.folder / LOCK, str(self.folder), wait=False):
-                self._remove()
+            with suppress(OutputError), holding(self.folder / LOCK, str(self.folder), wait=False) as held:
+                self._remove(held)
 
-    def _remove(self) -> None:
+    def _remove(self, held: Callable[[], None]) -> None:
+        try:
+            held()
+        except OutputError:  # another process took it over, and reads these files now
+            return
         if isinstance(self.folder, RemotePath):
             remove_tree(self.folder)
         else:
@@ -144,6 +148,9 @@ class Spill:
         if isinstance(self.folder, RemotePath):  # object storage has checksums of its own
             return there
         for name in [name for name in there if name != LOCK]:
+            if name.startswith("."):  # a killed process was writing it
+                remove_unused(self.folder / name)
+                continue
             try:
                 with open(self.folder / name, "rb") as file:
                     check(file)

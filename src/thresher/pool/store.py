@@ -256,8 +256,10 @@ class EmbeddingStore:
         def read(block: Block) -> Block:
             return replace(block, data={part: self.raw(part, block) for part in self.parts(name)})
 
-        width = self.stored_bytes(name) // max(len(self), 1)
-        yield from read_ahead(read, blocks, size * width)
+        width, read_rows = self.stored_bytes(name) // max(len(self), 1), size
+        if self.rows is not None and len(self):  # rows that lie between those of the view may be read, too
+            read_rows = size * int(self.rows[-1] - self.rows[0] + 1) // len(self)
+        yield from read_ahead(read, blocks, read_rows * width)
 
     def stripes(self, name: str, block: Block) -> Iterator[F32]:
         """Yield the unit vectors of a block in cache-sized stripes; each is valid until the next one."""

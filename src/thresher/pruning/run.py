@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import threadpoolctl
 
+from thresher.errors import BadRowsError
 from thresher.io.npy import NpyPiece, npy_piece
 from thresher.io.places import place
 from thresher.ops.vectors import F32
@@ -203,6 +204,9 @@ class Run:
         Args:
             name: The field.
             order_M: (M,) positions in the view, each at most once.
+
+        Raises:
+            BadRowsError: A row that is read in the block is zero or not finite; names the first such row of the view.
         """
         spill: Spill | None = None
         made: list[Ordered] = []
@@ -223,7 +227,13 @@ class Run:
                     made.append(Ordered(self.store if in_file_order else self.local(name).store, order_M))
                 return made[0]
 
-            yield opened
+            try:
+                yield opened
+            except BadRowsError:
+                if made:  # it may name a row of the copy: name the first one of the pool
+                    for block in self.blocks(name):
+                        self.store.vectors(name, block)
+                raise
             if not made and spill is not None:
                 spill.discard()
 

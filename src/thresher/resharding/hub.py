@@ -95,15 +95,23 @@ def _image_type(kind: Any) -> Any:
 def _declared(content: bytes | None, names: list[str]) -> dict[str, Any] | None:
     try:
         features = parse_json(content or b"")["info"]["features"]
-        return dict(features) if list(features) == names else None
+        good = all(isinstance(features[name], (dict, list)) for name in names)
+        return dict(features) if good and list(features) == names else None
     except (KeyError, TypeError, ValueError):
         return None
 
 
 def _has_image(feature: Any) -> bool:
-    if isinstance(feature, list):
-        return any(map(_has_image, feature))
-    return isinstance(feature, Mapping) and (feature.get("_type") == "Image" or _has_image(feature.get("feature")))
+    todo = [feature]  # not recursive: features are untrusted, and may be nested deeply
+    while todo:
+        one = todo.pop()
+        if isinstance(one, list):
+            todo += one
+        elif isinstance(one, Mapping):
+            if one.get("_type") == "Image":
+                return True
+            todo.append(one.get("feature"))
+    return False
 
 
 def _holds_images(kind: Any) -> bool:

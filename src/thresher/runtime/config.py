@@ -123,8 +123,11 @@ SETTINGS = {
 
 
 def config_file() -> str:
-    """Return ``$XDG_CONFIG_HOME/thresher/config.toml``; by default, in the system's folder for configuration."""
-    if base := os.environ.get("XDG_CONFIG_HOME"):
+    """Return ``$XDG_CONFIG_HOME/thresher/config.toml``; by default, in the system's folder for configuration.
+
+    The variable must be a full path, else it is ignored, as its specification says.
+    """
+    if os.path.isabs(base := os.environ.get("XDG_CONFIG_HOME", "")):
         return os.path.join(base, "thresher", "config.toml")
     import platformdirs
 
@@ -143,7 +146,7 @@ def cache_folder() -> str:
 
 
 def _system_cache() -> str:
-    if base := os.environ.get("XDG_CACHE_HOME"):
+    if os.path.isabs(base := os.environ.get("XDG_CACHE_HOME", "")):
         return os.path.join(base, "thresher")
     import platformdirs
 
@@ -295,7 +298,7 @@ def _text(path: str) -> str:
     """Return the text of the file, "" if there is none."""
     try:
         status = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, PermissionError):  # the last: a folder of another user
         return ""
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from None

@@ -234,9 +234,12 @@ def sizes_in(folder: AnyPath) -> dict[str, int]:
 
 
 def remove_tree(folder: AnyPath) -> None:
-    """Remove a folder with everything in it, as far as possible."""
+    """Remove a folder with everything in it, as far as possible.
+
+    Lock files are the last: a process that waits for one does not take files that are about to go for its own.
+    """
     if isinstance(folder, RemotePath):
-        for path in folder.files():
+        for path in sorted(folder.files(), key=lambda path: path.name == "lock"):
             path.unlink(missing_ok=True)
     else:
         shutil.rmtree(folder, ignore_errors=True)

@@ -65,8 +65,9 @@ class PruningLoader(DataLoader):
             raise UsageError(
                 f"a dataset of {len(dataset):,} rows for a sampler of {sampler.rows:,}; give both the same number"
             )
-        dataset = dataset if isinstance(dataset, with_rows) else with_rows(dataset)
-        super().__init__(dataset, batch_sampler=sampler, collate_fn=collated_with_rows(collate_fn), **options)
+        super().__init__(
+            with_rows(dataset), batch_sampler=sampler, collate_fn=collated_with_rows(collate_fn), **options
+        )
 
     def __len__(self) -> int:
         """Return the number of batches of the current epoch, including those that are done."""

@@ -52,12 +52,12 @@ def pruning_loader(
         sampler: The sampler. It makes the batches, on every process its own rows.
         input_size: Height and width of the images, or (C, H, W).
         views: 1, or 2 for two random views of every image: then images are (2B, C, H, W), the first views before the
-            second.
+            second; with ``use_prefetcher=False`` a list of two, (B, C, H, W) each.
         **options: Other arguments of ``timm.data.create_loader``: augmentation, ``num_workers``, ``mean``, ``std``,
             ``device`` and so on. Defaults here: ``is_training=True``, and the GPU if there is one.
 
     Raises:
-        UsageError: The dataset has another number of rows, or an option would make other batches.
+        UsageError: The dataset has another number of rows or no transform, or an option would make other batches.
     """
     if wrong := [f"{name}={options[name]!r}" for name in _SAMPLERS if options.get(name)]:
         raise UsageError(f"{', '.join(wrong)}: the sampler makes the batches of each process; leave it out")
@@ -68,6 +68,11 @@ def pruning_loader(
     rows = len(with_rows(dataset))
     if rows != sampler.rows:
         raise UsageError(f"a dataset of {rows:,} rows for a sampler of {sampler.rows:,}; give both the same number")
+    if not hasattr(dataset, "transform"):
+        raise UsageError(
+            f"a {type(dataset).__name__} has no attribute transform, which timm sets; give a dataset that applies its "
+            "own, such as one of timm.data.create_dataset"
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     options = {"is_training": True, "device": device, **options}
     loader = create_loader(dataset, input_size, sampler.batch_size, **options)

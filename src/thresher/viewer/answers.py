@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -313,14 +315,16 @@ def colours_of(subject: Subject, by: str, number: int | None, cut: Cut | None) -
 def _scale(values: Array, label: str) -> tuple[dict[str, Any], Array]:
     seen = _floats(values[:: max(1, len(values) // 200_000)])
     seen = seen[np.isfinite(seen)]
-    low, high = np.percentile(seen, [0.5, 99.5]).tolist() if len(seen) else (0.0, 1.0)
-    high = high if high > low else max(low + 1, float(np.nextafter(low, np.inf)))
+    # Halves, here and below: the difference of two numbers may be too large for float64.
+    low, high = (2 * np.percentile(seen / 2, [0.5, 99.5])).tolist() if len(seen) else (0.0, 1.0)
+    if high / 2 == low / 2:
+        high = min(max(low + 1, math.nextafter(low, math.inf)), sys.float_info.max)
+    span = (high / 2 - low / 2) or 1.0
     codes = np.full(len(values), NONE, np.uint8)
     for at in range(0, len(values), 2**20):  # in parts, so that little memory is used
         part = _floats(values[at : at + 2**20])
         good = ~np.isnan(part)
-        # Halves: the difference of two numbers may be too large for float64.
-        levels = np.clip((part[good] / 2 - low / 2) / (high / 2 - low / 2), 0, 1) * (_LEVELS - 1)
+        levels = np.clip((part[good] / 2 - low / 2) / span, 0, 1) * (_LEVELS - 1)
         codes[at : at + 2**20][good] = levels.round().astype(np.uint8)
     return {"kind": "scale", "label": label, "low": low, "high": high, "levels": _LEVELS}, codes
 

@@ -90,6 +90,8 @@ def test_what_it_cannot_say_is_refused(tmp_path: Path) -> None:
         Energon().write(th.run_steps(pool, [th.build("random", {"keep": 2})]), pool, str(tmp_path / "x"))
     with pytest.raises(th.UsageError, match="a/x.tar and top/b/x.tar would both be x.tar"):
         made(tmp_path, [("a/x.tar", "1"), ("b/x.tar", "2")], [True, True])
+    with pytest.raises(th.UsageError, match="would both be x.tar"):  # the dropped sample would exclude the kept one
+        made(tmp_path, [("a/x.tar", "1"), ("b/x.tar", "1.png")], [True, False])
     chosen, pool = selection([("x.tar", "1"), ("x.tar", "2")], np.ones(2), keep=[True, True])
     with pytest.raises(th.UsageError, match="needs the tar of each row.*no column 'other', but key, shard, keep"):
         Energon(shard_column="other").write(chosen, pool, str(tmp_path / "x"))

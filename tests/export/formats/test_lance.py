@@ -115,6 +115,17 @@ def test_the_same_export_again_changes_nothing(tmp_path: Path, path: str) -> Non
         assert ids(target, filter="kept" if target == path else None) == kept_ids(path, other)
 
 
+def test_a_replaced_column_leaves_none_of_the_other_selection(path: str) -> None:
+    one, other = chosen(path), chosen(path, "20%")
+    repeats = np.where(one.mask(), 2, 0).astype(np.int32)
+    export(replace(one, repeats=repeats), Lance(with_score=True, with_reason=True), path)
+    export(other, Lance(column="kept_more", with_score=True), path)
+    export(other, Lance(), path, overwrite=True)
+    names = set(lance.dataset(path).schema.names)
+    assert {name for name in names if name.startswith("kept")} == {"kept", "kept_more", "kept_more_score"}
+    assert ids(path, filter="kept") == kept_ids(path, other)
+
+
 def test_two_selections_are_two_columns(path: str) -> None:
     one, other = chosen(path), chosen(path, "20%")
     export(one, "lance", path)
@@ -236,6 +247,11 @@ def test_other_pools_and_targets_are_refused(tmp_path: Path, path: str, select: 
     assert (tmp_path / "there" / "notes.txt").read_text() == "mine"
     with pytest.raises(OutputError, match="is a file; give the name of a new folder"):
         export(selection, "lance", tmp_path / "image.npy")
+    with pytest.raises(OutputError, match="image.npy/new.lance: cannot be written"):
+        export(selection, "lance", tmp_path / "image.npy" / "new.lance")
+    with pytest.raises(OutputError, match="is inside the dataset of the pool; choose another folder"):
+        export(selection, "lance", f"{path}/data/new.lance")
+    assert not Path(path, "data", "new.lance").exists()
     with pytest.raises(UsageError, match="writes no manifest"):
         export(selection, "lance", tmp_path / "new.lance", hash_inputs=True)
     with pytest.raises(UsageError, match="writes on this machine"):

@@ -59,6 +59,12 @@ def test_vectors_of_every_type_are_read(tmp_path: Path, dtype: Any) -> None:
     ]  # fmt: skip
 
 
+def test_rows_may_be_asked_for_twice(tmp_path: Path) -> None:
+    store = open_store(write(tmp_path / "a.lance", 0, 10, 25))
+    for rows in ([5, 5, 7], [5, 5, 6], [2, 2], [9, 10, 10, 12]):
+        assert store.layout.raw_at("image", np.array(rows))[:, 0].tolist() == [row + 1 for row in rows]
+
+
 def test_a_version_is_read_as_it_was(tmp_path: Path) -> None:
     """By PATH@VERSION, and by the option; deleted rows are not there, updated ones in their new form."""
     path = write(tmp_path / "a.lance", 0, 10, 20)
@@ -245,6 +251,30 @@ def test_a_missing_column_lists_the_others(tmp_path: Path) -> None:
         open_data(path)
     with pytest.raises(UsageError, match="no column 'jpeg' for --image; it has id"):
         open_data(path, DataOptions(image="jpeg"))
+
+
+def test_a_type_that_lance_does_not_know_is_one_line(tmp_path: Path) -> None:
+    path = pictures(tmp_path / "a.lance", 4)
+    (manifest,) = Path(path).glob("_versions/*.manifest")
+    manifest.write_bytes(manifest.read_bytes().replace(b"large_binary", b"large_cinary").replace(b"string", b"strimg"))
+    for what in (open_data, open_store):
+        with pytest.raises(PoolError, match="manifest: cannot be read, it may be damaged"):
+            what(path)
+
+
+@pytest.mark.parametrize("storage", ["legacy", "2.0", "2.1", "stable"])
+def test_a_number_of_buffers_that_cannot_be_is_refused(tmp_path: Path, storage: str) -> None:
+    """The package would end the process: it cannot allocate them."""
+    path = str(tmp_path / "a.lance")
+    lance.write_dataset(table(0, 10), path, data_storage_version=storage)
+    assert ids_of(path) == list(range(10))
+    (file,) = Path(path).glob("data/*.lance")
+    if storage == "legacy":
+        return
+    content = file.read_bytes()
+    file.write_bytes(content[:-16] + (3 << 30).to_bytes(4, "little") + content[-12:])
+    with pytest.raises(PoolError, match="is damaged: it says that it has 3,221,225,472 buffers"):
+        ids_of(path)
 
 
 def test_a_manifest_that_is_garbage_is_named(tmp_path: Path) -> None:

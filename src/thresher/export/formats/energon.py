@@ -50,16 +50,19 @@ class Energon:
                 "the split of Energon needs the tar of each row, as thresher embed writes it; "
                 f"{store.layout.location} has no column {self.shard_column!r}, but {', '.join(store.columns) or 'none'}"
             )
-        tars: dict[str, str] = {}  # with a kept row, and the shards they are from
+        shards: dict[str, str] = {}  # tars, and the shards they are from
+        tars: dict[str, None] = {}  # with a kept row
         missing: list[tuple[int, str]] = []
         for row, key, kept, shard, tar in self._rows(selection, store):
-            if kept and not tar:
-                missing.append((row, key))
-            elif kept and tars.setdefault(tar, shard) != shard:
+            if tar and shards.setdefault(tar, shard) != shard:
                 raise UsageError(
-                    f"{visible(tars[tar])} and {visible(shard)} would both be {visible(tar)} in the dataset of "
+                    f"{visible(shards[tar])} and {visible(shard)} would both be {visible(tar)} in the dataset of "
                     "Energon; export each folder of tars from a pool of its own"
                 )
+            if kept and tar:
+                tars[tar] = None
+            elif kept:
+                missing.append((row, key))
         with open(path, "w", encoding="utf-8", newline="\n") as file:
             names = ", ".join(map(_quoted, tars))
             file.write(f"{{split_parts: {{{_quoted(self.split)}: [{names}]}}, exclude: [\n")

@@ -30,7 +30,7 @@ class Lance:
     """A new Lance dataset with the kept rows; if the target is the dataset of the pool, a new version with a column."""
 
     name: ClassVar[str] = "lance"
-    folder: ClassVar[bool] = True
+    is_folder: ClassVar[bool] = True
 
     column: str = field(default="kept", metadata={"help": "column of true and false that the dataset of the pool gets"})
     with_score: bool = field(default=False, metadata={"help": "also add a column with the score of the last step"})
@@ -72,10 +72,13 @@ class Lance:
             raise UsageError(
                 f"{store.layout.location}: has files that were skipped; repair the dataset and select again"
             )
+        place, source = os.path.realpath(path), os.path.realpath(fragments[0].uri)
+        if place.startswith(source + os.sep):
+            raise OutputError(f"{path}: is inside the dataset of the pool; choose another folder")
         request = [self.column, self.with_score, self.with_reason, selection.header()]
         mark = digest(selection.mask(), b"" if selection.repeats is None else selection.repeats, request)[:32].encode()
         notice = say or _nobody
-        if os.path.realpath(path) == os.path.realpath(fragments[0].uri):
+        if place == source:
             self._add(selection, store, fragments[0], mark, overwrite, notice)
             return Written(selection.total)
         _new(selection, fragments, path, mark, overwrite, notice)
@@ -122,8 +125,10 @@ class Lance:
                 )
                 for part in batches(selection, store, list(wanted.values()))
             )
-            if taken:
-                dataset.drop_columns(taken)
+            if taken:  # the other selection may have columns that this one does not have
+                marks = {there[name] for name in taken}
+                own = [self.column, *(f"{self.column}_{of}" for of in ("score", "reason", "repeats"))]
+                dataset.drop_columns([name for name in own if there.get(name) in marks])
             with _streamed(schema, parts) as reader:
                 dataset.add_columns(reader)
 
