@@ -196,7 +196,7 @@ def test_cache_command(run: Callable[..., tuple[int, str, str]], tmp_path: Path)
     folder = str(tmp_path / "cache")
     assert main(["select", "semdedup", POOL, "-o", str(tmp_path / "a"), "--eps", "0.1", "--cache", folder]) == 0
     code, out, _ = run("cache", "--cache", folder, cached=False)
-    assert "MB of at most" in out
+    assert " of at most 20.0 GB" in out
     code, out, _ = run("cache", "clear", "--cache", folder, cached=False)
     assert "removed" in out
     assert not list(Path(folder).rglob("*.npy"))
