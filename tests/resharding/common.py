@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from thresher.pool.store import open_store
-from thresher.selection import Selection
+from thresher.selection import Selection, Step
 
 Samples = Sequence[tuple[str, Mapping[str, bytes]]]
 
@@ -83,5 +83,13 @@ def pool(
     for row in chosen:
         dropped[row], repeats[row] = -1, (times or {}).get(row, 1)
     start = Selection.everything(store.fingerprint(), str(folder / "pool"), {}, len(rows))
-    selection = replace(start, dropped_by=dropped, repeats=repeats if times else None)
+    step = Step(
+        method="chosen",
+        parameters={},
+        seed=0,
+        rows_in=len(rows),
+        rows_out=int((dropped < 0).sum()),
+        reasons=("not chosen",),
+    )
+    selection = replace(start, dropped_by=dropped, repeats=repeats if times else None, steps=(step,))
     return str(selection.save(folder / "sel"))

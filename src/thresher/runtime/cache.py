@@ -107,7 +107,7 @@ class Cache:
         Raises:
             OutputError: The array cannot be written.
         """
-        with writing(path, HINT) as scratch, open(scratch, "w+b") as file:
+        with writing(path, HINT, cached=True) as scratch, open(scratch, "w+b") as file:
             np.save(file, array, allow_pickle=False)
             append_checksum(file)
         with suppress(OSError, *DAMAGED), open_entry(path) as file:

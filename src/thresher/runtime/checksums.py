@@ -112,7 +112,7 @@ def write_checked(path: str | os.PathLike[str], data: bytes, hint: str = ELSEWHE
     Raises:
         OutputError: It cannot be written.
     """
-    with writing(path, hint) as scratch, open(scratch, "w+b") as file:
+    with writing(path, hint, cached=True) as scratch, open(scratch, "w+b") as file:
         file.write(data)
         append_checksum(file)
 

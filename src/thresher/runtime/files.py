@@ -34,22 +34,30 @@ _WRITE_ONLY = _FULL | {errno.EROFS}  # reading never fails with these
 _NUMPY_FULL = re.compile(r"\d+ requested and \d+ written|Not enough free space to write")  # NumPy gives no error number
 
 
+def _is_special(path: Path) -> bool:
+    """Return whether a path is a pipe, a socket or a device."""
+    return path.exists() and not (path.is_file() or path.is_dir() or path.is_symlink())
+
+
 class writing:  # noqa: N801 - reads as a verb: with writing(path) as scratch
     """Yield a temporary file next to ``path`` that replaces it if the block succeeds and is removed otherwise.
 
     The temporary file is locked until then: see :func:`thresher.runtime.locks.unused`.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | RemotePath, hint: str = ELSEWHERE) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str] | RemotePath, hint: str = ELSEWHERE, *, cached: bool = False
+    ) -> None:
         """Store the arguments; nothing is written before the block begins.
 
         Args:
             path: The target.
             hint: What the error message suggests if the target cannot be written.
+            cached: Whether it is a file of the cache: a pipe in its place is replaced, and not refused.
         """
         self.path = as_path(path)
         self.scratch = ""
-        self._hint = hint
+        self._hint, self._cached = hint, cached
         self._file = -1
 
     def __enter__(self) -> str:
@@ -61,7 +69,7 @@ class writing:  # noqa: N801 - reads as a verb: with writing(path) as scratch
         else:
             with write_errors(self.path, self._hint):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                if self.path.exists() and not (self.path.is_file() or self.path.is_dir() or self.path.is_symlink()):
+                if not self._cached and _is_special(self.path):
                     raise OutputError(f"{self.path}: is a pipe or a device, which would be replaced; give a file")
                 self._file, self.scratch = create_locked(self.path.parent, f".{self.path.name}.", suffix)
         if os.name == "nt":  # Windows cannot move an open file and has no locks

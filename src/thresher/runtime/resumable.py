@@ -85,7 +85,7 @@ class Resumable:
         Raises:
             OutputError: The file cannot be written.
         """
-        with writing(self.path, self._hint) as scratch, open(scratch, "w+b") as file:
+        with writing(self.path, self._hint, cached=True) as scratch, open(scratch, "w+b") as file:
             np.savez(file, **{name: np.asarray(value) for name, value in state.items()})  # type: ignore[arg-type]
             append_checksum(file)
         self._saved = time.monotonic()
