@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from accelerate.utils import DataLoaderConfiguration
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
+from tests.ranks import free_port, on_ranks
 from thresher.dynamic.ledger import Ledger
 from thresher.dynamic.loss import clip_losses
 from thresher.dynamic.policies.scan import Scan
@@ -258,14 +258,7 @@ def on_rank(rank: int, folder: str, port: int) -> None:
 @pytest.mark.slow
 def test_on_two_processes_every_row_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Model and optimizer prepared by accelerate or sharded by FSDP, the loader not: the run is that of one process."""
-    import socket
-
-    if sys.platform == "linux":
-        monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(on_rank, (str(tmp_path), port), nprocs=2)
+    on_ranks(monkeypatch, 2, on_rank, str(tmp_path), free_port())
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     expected, ledger, model = alone()
     for how in ("accelerate", "fsdp"):

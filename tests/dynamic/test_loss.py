@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from tests.ranks import on_ranks
 from thresher.dynamic.loss import (
     clip_losses,
     distill_losses,
@@ -483,9 +484,7 @@ RANKS = [[3, 3], [5, 2], [2, 2, 2], [4, 1, 3], [3, 0, 2]]
 
 def test_several_processes_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses and gradients of the whole batch, gradients averaged over ranks as DistributedDataParallel does."""
-    if sys.platform == "linux":
-        monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    torch.multiprocessing.spawn(on_rank, (str(tmp_path),), nprocs=max(map(len, RANKS)))
+    on_ranks(monkeypatch, max(map(len, RANKS)), on_rank, str(tmp_path))
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(max(map(len, RANKS)))]
     for name, case in found[0]:
         ranks, rows = len(RANKS[case]), sum(RANKS[case])
@@ -531,9 +530,7 @@ def test_losses_per_sample_are_right_however_open_clip_chunks_siglip(
     world: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those of one process on the whole batch; in the mean over ranks, open_clip's loss and its gradients."""
-    if sys.platform == "linux":
-        monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    torch.multiprocessing.spawn(siglip_on_rank, (world, str(tmp_path)), nprocs=world)
+    on_ranks(monkeypatch, world, siglip_on_rank, world, str(tmp_path))
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world)]
     whole = arguments("siglip", 4 * world)
     torch.testing.assert_close(torch.cat([found["losses"] for found in ranks]), siglip_losses(*whole))

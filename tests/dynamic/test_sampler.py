@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from tests.dynamic.test_jest import Toy
 from tests.dynamic.test_jest import make as make_jest
+from tests.ranks import on_ranks
 from thresher.dynamic.loop import describe
 from thresher.dynamic.loss import clip_losses
 from thresher.dynamic.policies.d_pruning import DPruning
@@ -533,9 +534,7 @@ def test_several_processes_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         middle = sampler.state_dict()
         alone[name] = done + train(sampler), middle, sampler.state_dict()
     torch.save(alone, tmp_path / "alone.pt")
-    if sys.platform == "linux":
-        monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    torch.multiprocessing.spawn(on_rank, (str(tmp_path),), nprocs=3)
+    on_ranks(monkeypatch, 3, on_rank, str(tmp_path))
     same_on_ranks(tmp_path)
     for ranks in (2, 3):
         found = [torch.load(tmp_path / f"{rank}-of-{ranks}.pt", weights_only=True) for rank in range(ranks)]

@@ -11,7 +11,6 @@ import os
 import pickle
 import shutil
 import signal
-import sys
 import tarfile
 import tempfile
 import time
@@ -30,6 +29,7 @@ from hypothesis import strategies as st
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from tests.ranks import on_ranks
 from tests.runtime.common import begin, end_of
 from thresher.dynamic import stream
 from thresher.dynamic.loop import describe
@@ -874,9 +874,7 @@ def test_several_processes_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPat
                 if (pruner.epoch, pruner.step) == (3, 2):
                     middle = pruner.state_dict()
         alone[name] = middle, pruner.state_dict()
-    if sys.platform == "linux":
-        monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    torch.multiprocessing.spawn(on_rank, (str(tmp_path),), nprocs=3)
+    on_ranks(monkeypatch, 3, on_rank, str(tmp_path))
     for ranks in (2, 3):
         for rank in range(ranks):
             found = torch.load(tmp_path / f"{rank}-of-{ranks}.pt", weights_only=True)

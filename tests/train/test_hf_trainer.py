@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from transformers import (
     VisionTextDualEncoderModel,
 )
 
+from tests.ranks import free_port, on_ranks
 from thresher.cli.main import main
 from thresher.dynamic.policies.dynamic_random import DynamicRandom
 from thresher.dynamic.policies.full import Full
@@ -423,14 +423,7 @@ def on_rank(rank: int, folder: str, port: int) -> None:
 @pytest.mark.slow
 def test_two_processes_train_on_the_batches_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With losses over both the run is that of one process; accumulated, cut off and resumed, that of one not cut."""
-    import socket
-
-    if sys.platform == "linux":
-        monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(on_rank, (str(tmp_path), port), nprocs=2)
+    on_ranks(monkeypatch, 2, on_rank, str(tmp_path), free_port())
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for one, other in zip(*ranks, strict=True):
         assert bits(one[0]) == bits(other[0])

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
-from typing import IO, Any, ClassVar, TypeGuard
+from typing import IO, Any, ClassVar, Protocol, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -377,7 +377,7 @@ class MdsPart(TablePart):
         return [found[i] for i in wanted]
 
 
-class _Source:
+class _Source(Protocol):
     """The decompressed bytes of a shard."""
 
     def read(self, at: int, size: int) -> bytes:
@@ -386,10 +386,10 @@ class _Source:
         Raises:
             PoolError: The shard ends before.
         """
-        raise NotImplementedError
+        ...
 
 
-class _Plain(_Source):
+class _Plain:
     """A shard that is not compressed."""
 
     def __init__(self, path: str, raw: IO[bytes]) -> None:
@@ -403,7 +403,7 @@ class _Plain(_Source):
         return _whole(self._path, trusting(self._path, read), at, size)
 
 
-class _Forward(_Source):
+class _Forward:
     """A compressed shard, of which only what is needed is in memory."""
 
     def __init__(self, path: str, raw: IO[bytes], shard: Shard) -> None:
