@@ -339,16 +339,20 @@ def plot(plan: Plan, runs: Sequence[Run]) -> bytes:
 
 def _panel(axes: Any, plan: Plan, runs: Sequence[Run], metric: str) -> None:
     markers = "osD^v<>Pp*Xhd"
+    shown = []
     for number, row in enumerate(plan.rows):
         mine = [run for run in runs if run.row == row.name and metric in run.metrics]
-        if not mine:
-            continue
-        mean = Mean.of([run.metrics[metric] for run in mine])
-        forwards = math.fsum(run.result["scored_forwards"] for run in mine) / len(mine)
-        half = 0.0 if math.isnan(mean.half) else mean.half
+        if mine:
+            forwards = math.fsum(run.result["scored_forwards"] for run in mine) / len(mine)
+            shown.append((number, row.name, forwards, Mean.of([run.metrics[metric] for run in mine])))
+    every = [forwards for _, _, forwards, _ in shown]
+    apart = 0.015 * (max(every, default=0) - min(every, default=0) or max(every, default=0))
+    for place, (number, name, forwards, mean) in enumerate(shown):
+        # Rows with as many forwards are drawn next to each other.
+        at = forwards + apart * (every[:place].count(forwards) - (every.count(forwards) - 1) / 2)
         axes.errorbar(
-            forwards, mean.mean, yerr=half, marker=markers[number % len(markers)], color=f"C{number % 10}",
-            capsize=2, linestyle="none", label=row.name,
+            at, mean.mean, yerr=0.0 if math.isnan(mean.half) else mean.half, marker=markers[number % len(markers)],
+            color=f"C{number % 10}", capsize=2, linestyle="none", label=name,
         )  # fmt: skip
     axes.set_xlabel("forward passes of a sample (E2)")
     axes.grid(axis="y", color="#e6e9ec", linewidth=0.7)
