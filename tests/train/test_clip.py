@@ -37,7 +37,7 @@ from thresher.errors import OutputError, PoolError, UsageError
 from thresher.runtime.locks import holding
 from thresher.runtime.progress import Silent
 from thresher.train.clip import ClipSettings, ClipTask, train_clip
-from thresher.train.loop import LOCK, Schedule
+from thresher.train.loop import LOCK, Precision, Schedule, autocast
 from thresher.train.models import clip_model
 
 B = 32
@@ -359,12 +359,29 @@ def test_chunks_give_the_gradients_of_the_whole_batch(tmp_path: Path, chunk: int
     for size in (None, chunk):
         torch.manual_seed(0)
         clip = clip_model(str(tmp_path / "mini.json"))
-        task = ClipTask(clip, clip.tokenize(texts), torch.device("cpu"), replace(settings(), chunk=size))
+        task = ClipTask(
+            clip, clip.tokenize(texts), torch.device("cpu"), replace(settings(precision="float32"), chunk=size)
+        )
         torch.manual_seed(1)
         task.step(np.arange(20), pixels, lambda losses_BR: losses_BR.mean())
         gradients.append(torch.cat([p.grad.flatten() for p in clip.model.parameters()]))
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
     assert gradients[0].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_automatic_precision_is_bfloat16_where_the_processor_has_it(
+    native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("thresher.train.loop.has_bfloat16", lambda: native)
+    rows = torch.ones(2, 2)
+    kinds: dict[Precision, torch.dtype] = {
+        "auto": torch.bfloat16 if native else torch.float32,
+        "float32": torch.float32,
+    }
+    for precision, kind in kinds.items():
+        with autocast(torch.device("cpu"), precision)():
+            assert (rows @ rows).dtype == kind
 
 
 def test_what_chance_left_out_of_a_chunk_is_left_out_again(tmp_path: Path) -> None:

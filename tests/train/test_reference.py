@@ -47,7 +47,9 @@ def slow_losses(model: torch.nn.Module, pixels_BHWC: np.ndarray, tokens_BT: np.n
 
 
 def test_every_row_is_scored_by_the_model_that_has_not_seen_it(data: Data, tmp_path: Path) -> None:
-    made = th.reference(data.parquet, tmp_path / "ref.parquet", epochs=2, batch_size=B, folds=3, progress=False)
+    made = th.reference(
+        data.parquet, tmp_path / "ref.parquet", epochs=2, batch_size=B, folds=3, precision="float32", progress=False
+    )
     losses, keys = written(tmp_path / "ref.parquet"), data.table["key"].to_pylist()
     assert list(losses) == keys
     pixels = np.empty((ROWS, 36, 36, 3), np.uint8)

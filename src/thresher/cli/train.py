@@ -123,7 +123,7 @@ _RUN = [
     RUN_SEED,
     click.option(
         "--precision", type=Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True,
-        help="Precision of the model; auto: bfloat16 on a GPU, else float32.",
+        help="Precision of the model; auto: bfloat16 if the device has instructions for it, else float32.",
     ),
     DEVICE,
     DECODERS,

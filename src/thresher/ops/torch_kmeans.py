@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from thresher.errors import MissingExtraError
 from thresher.ops.vectors import F32
+from thresher.runtime.kernels import has_bfloat16
 
 SLACK = 0.01  # maximum error of the angles in radians, see ops.kmeans
 _TILE = 4096  # centroids per product
@@ -24,13 +25,7 @@ def worthwhile() -> bool:
         import torch
     except ImportError:
         return False
-    if torch.cuda.is_available():
-        return True
-    try:
-        with open("/proc/cpuinfo") as file:
-            return any(flag in file.read() for flag in ("avx512_bf16", "amx_bf16"))
-    except OSError:
-        return False
+    return torch.cuda.is_available() or has_bfloat16()
 
 
 def nearest_bfloat16(device: str | None = None) -> NearestBfloat16:

@@ -1,4 +1,4 @@
-"""The matrix kernels of OpenBLAS, which reads the environment once, when NumPy loads."""
+"""What the processor multiplies fast, and the kernels of OpenBLAS, which reads the environment when NumPy loads."""
 
 from __future__ import annotations
 
@@ -17,9 +17,17 @@ def prefer_avx512() -> None:
 
 def has_avx512() -> bool:
     """Return whether Linux reports the features that the AVX-512 kernels of OpenBLAS need."""
+    return {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"} <= _features()
+
+
+def has_bfloat16() -> bool:
+    """Return whether Linux reports instructions for bfloat16 products; without them torch is 2 to 40 times as slow."""
+    return bool({"avx512_bf16", "amx_bf16"} & _features())
+
+
+def _features() -> set[str]:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            flags = next((line for line in file if line.startswith("flags")), "").split()
+            return set(next((line for line in file if line.startswith("flags")), "").split())
     except OSError:
-        return False
-    return {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"} <= set(flags)
+        return set()

@@ -39,6 +39,7 @@ from thresher.pool.store import absolute, open_store
 from thresher.runtime import locks
 from thresher.runtime.files import writing
 from thresher.runtime.format import counted, duration
+from thresher.runtime.kernels import has_bfloat16
 from thresher.runtime.places import local_path
 from thresher.runtime.process import no_warnings
 from thresher.runtime.progress import Progress
@@ -97,7 +98,8 @@ class Schedule:
             then falls to 0 by half a cosine, by samples seen.
         weight_decay: Weight decay of parameters with two dimensions or more.
         warmup: Share of the run over which the learning rate rises.
-        precision: Precision of matrix products; "auto" is bfloat16 on a GPU and float32 on a CPU.
+        precision: Precision of matrix products; "auto" is bfloat16 where the device has instructions for it (a GPU,
+            or a CPU with avx512_bf16 or amx_bf16), else float32. Weights and losses are float32.
         device: "auto", "cpu", "cuda" and so on.
         workers: Processes that read images which are not kept in memory.
         evals: Parquet files to evaluate on.
@@ -647,7 +649,8 @@ def device_named(name: str) -> torch.device:
 
 def autocast(device: torch.device, precision: Precision) -> Callable[[], AbstractContextManager[Any]]:
     """Return a function that creates the autocast context for this precision."""
-    if precision == "bfloat16" or precision == "auto" and device.type == "cuda":
+    native = device.type == "cuda" or device.type == "cpu" and has_bfloat16()
+    if precision == "bfloat16" or precision == "auto" and native:
         return lambda: torch.autocast(device.type, torch.bfloat16)
     return nullcontext
 
