@@ -754,6 +754,7 @@ def run_plan(
     workers: int | None = None,
     minutes: float | None = None,
     engine: str | Engine | None = None,
+    reuse: Sequence[Path] = (),
     dry_run: bool = False,
     progress: bool | Progress = True,
 ) -> dict[str, Any]:
@@ -773,6 +774,7 @@ def run_plan(
         workers: Runs at the same time (default: as many as fit the cores).
         minutes: Stop after this time; the same call continues.
         engine: Run on the workers of an engine, such as "ray"; they must see the folder and the data.
+        reuse: Folders of other plans on the same data; runs that they have finished are taken where they are the same.
         dry_run: Only check the plan and its data, and return what would run.
         progress: As for :func:`select`.
 
@@ -806,7 +808,7 @@ def run_plan(
         return runner.described(made, data)
     if out is None:
         raise UsageError("give the folder of the results, or dry_run=True")
-    how: dict[str, Any] = {"workers": workers, "minutes": minutes, "progress": _progress(progress)}
+    how: dict[str, Any] = {"workers": workers, "minutes": minutes, "others": reuse, "progress": _progress(progress)}
     how["engine"] = make_engine(engine, workers) if isinstance(engine, str) else engine
     runner.run_plan(made, out, data=data, **how)
     result: dict[str, Any] = json.loads(FilePath(out, RESULTS).read_text(encoding="utf-8"))

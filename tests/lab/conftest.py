@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -27,12 +28,11 @@ class Ended:
         return self.returncode
 
 
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+@contextmanager
+def jobs_in_this_process() -> Iterator[list[str]]:
     """Do jobs here; yields the names of the jobs that were started in the folder ``out``."""
     begun: list[str] = []
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
 
     def started(own: Path, count: int) -> Ended:
         begun.append(str(own).rpartition("/out/")[2])
@@ -43,6 +43,15 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
             return Ended(1)
         return Ended(0)
 
-    monkeypatch.setattr(runner, "_started", started)
-    yield begun
-    torch.set_num_threads(before)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(runner, "_started", started)
+        torch.set_num_threads(1)
+        yield begun
+        torch.set_num_threads(before)
+
+
+@pytest.fixture
+def in_process() -> Iterator[list[str]]:
+    """The jobs that were started, which are done in this process."""
+    with jobs_in_this_process() as begun:
+        yield begun

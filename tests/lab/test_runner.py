@@ -19,7 +19,7 @@ import pytest
 
 from tests.train.conftest import POOL, emoji
 from thresher.errors import OutputError, PoolError, UsageError
-from thresher.lab import runner, work
+from thresher.lab import jobs, work
 from thresher.lab.plan import Plan
 from thresher.lab.runner import described, run_plan
 from thresher.lab.work import read_result
@@ -180,15 +180,15 @@ def test_a_plan_runs_once_and_every_row_has_its_cost(
 
 
 def test_a_corpus_made_before_the_bytes_of_its_data_were_written_is_continued(tmp_path: Path) -> None:
-    (job, *_) = runner.jobs_of(Plan.parse(PLAN))
+    (job, *_) = jobs.jobs_of(Plan.parse(PLAN))
     older = {name: value for name, value in job.what.items() if name != "data_bytes"}
     path = tmp_path / job.name / "job.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"what": older}))
-    runner._check(tmp_path, job)
+    jobs.check(tmp_path, job)
     path.write_text(json.dumps({"what": {**older, "data_bytes": [1]}}))
     with pytest.raises(OutputError, match=r"was begun with other settings \(data_bytes\)"):
-        runner._check(tmp_path, job)
+        jobs.check(tmp_path, job)
 
 
 def test_a_job_that_fails_is_named_and_the_others_are_done(data: Path, tmp_path: Path, in_process: list[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from thresher import Cache, Clustered, Run, Selection, make_engine, open_store
 from thresher.ops.kmeans import nearest_two
@@ -46,6 +47,6 @@ def test_objective_and_final_distances(tmp_path: Path) -> None:
     assert mean["bfloat16"] > 0.999 * mean["float32"]
 
 
-def test_worthwhile_says_what_the_processor_can() -> None:
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    assert worthwhile() == ("avx512_bf16" in flags or "amx_bf16" in flags)
+def test_it_is_worthwhile_if_the_processor_or_a_gpu_is_fast() -> None:
+    assert worthwhile(True)
+    assert worthwhile(False) == torch.cuda.is_available()

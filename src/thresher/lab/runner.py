@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import thresher
 from thresher.data import open_data
 from thresher.errors import OutputError, PoolError, UsageError
-from thresher.lab.plan import Plan, Sources
+from thresher.lab.jobs import FREE, Job, check, jobs_of, run_name, samples_of
+from thresher.lab.plan import Plan
 from thresher.lab.results import Run, write_results
-from thresher.lab.work import JOB, KINDS, OUTPUT, RESULT, TRAIN, damaged, read_own, read_result, write_json
+from thresher.lab.reuse import reuse
+from thresher.lab.work import JOB, OUTPUT, RESULT, TRAIN, read_result, write_json
 from thresher.runtime import locks
 from thresher.runtime.engine import Engine, cores
 from thresher.runtime.format import counted, duration
@@ -28,82 +29,8 @@ from thresher.runtime.progress import Progress, Silent
 
 LOCK = ".lock"
 _ALONE = ("corpus", "trial")  # kinds of jobs that other kinds wait for
-_ORDER = ("corpus", "trial", "proxy", "reference")
+_FOR_RUNS = ("proxy", "reference")  # kinds of jobs that are only needed by runs
 _PAUSE = 0.2  # seconds between two looks at the processes
-_FREE = ("at_once", "device", "workers")  # parts of a trainer that do not change a result
-_EMBEDDING = 0.5  # forwards that embedding a row costs, in those of training on it
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """Something to do: make a corpus, train a proxy or a reference, or a run.
-
-    Attributes:
-        name: Its folder, below the folder of the plan.
-        what: What to do; a finished job with the same is not done again.
-        corpus: Name of its corpus.
-        needs: Names of the jobs that must be done before, by purpose.
-    """
-
-    name: str
-    what: Mapping[str, Any]
-    corpus: str
-    needs: Mapping[str, str]
-
-    @property
-    def kind(self) -> str:
-        """What kind of job it is."""
-        return str(self.what["kind"])
-
-
-def jobs_of(plan: Plan) -> list[Job]:
-    """Return all jobs of a plan, in an order in which each comes after those it needs, and the first seed first."""
-    jobs: list[Job] = []
-    trainer = {name: value for name, value in asdict(plan.trainer).items() if name not in _FREE}
-    for corpus in plan.corpora:
-        same: dict[str, Any] = {"corpus": asdict(corpus), "trainer": trainer, "evaluation": asdict(plan.evaluation)}
-        proxy: dict[str, Any] = {"proxy": asdict(plan.proxy)}
-        made = f"corpora/{corpus.name}"
-        at = {"corpus": made}
-
-        def add(
-            name: str, kind: str, needs: Mapping[str, str], same: Any = same, of: str = corpus.name, **more: Any
-        ) -> str:
-            jobs.append(Job(name=name, what={"kind": kind, **same, **more}, corpus=of, needs=needs))
-            return name
-
-        add(made, "corpus", {}, sources=asdict(plan.data), data_bytes=_bytes_of(plan.data))
-        if corpus is plan.corpora[0]:
-            add("trial", "trial", dict(at))
-        if any(row.needs_proxy for row in plan.rows):
-            at["proxy"] = add(f"proxies/{corpus.name}", "proxy", dict(at), **proxy)
-        if any(row.needs_reference for row in plan.rows):
-            at["reference"] = add(f"references/{corpus.name}", "reference", {"corpus": made}, **proxy)
-        for seed in plan.seeds:
-            for row in sorted(plan.rows, key=lambda row: row.coreset_of is not None):
-                needs = {"corpus": made}
-                if row.needs_proxy:
-                    needs["proxy"] = at["proxy"]
-                if row.needs_reference:
-                    needs["reference"] = at["reference"]
-                if row.coreset_of:
-                    needs["coreset"] = run_name(corpus.name, row.coreset_of, seed)
-                more = proxy if needs.keys() & {"proxy", "reference"} else {}
-                add(run_name(corpus.name, row.name, seed), "run", needs, row=asdict(row), seed=seed, **more)
-    firsts = sorted((job for job in jobs if job.kind != "run"), key=lambda job: _ORDER.index(job.kind))
-    return firsts + sorted((job for job in jobs if job.kind == "run"), key=lambda job: job.what["seed"])
-
-
-def _bytes_of(sources: Sources) -> list[int]:
-    """Return the bytes of the files of a plan: other data of the same name differ, and folders may be moved."""
-    return [
-        os.path.getsize(path) for path in (sources.train, *sources.evals, sources.off_topic) if os.path.isfile(path)
-    ]
-
-
-def run_name(corpus: str, row: str, seed: int) -> str:
-    """Return the folder of a run."""
-    return f"runs/{corpus}/{row}/seed-{seed}"
 
 
 def run_plan(
@@ -114,6 +41,7 @@ def run_plan(
     workers: int | None = None,
     minutes: float | None = None,
     engine: Engine | None = None,
+    others: Sequence[str | os.PathLike[str]] = (),
     progress: Progress | None = None,
 ) -> list[Run]:
     """Run what is not done yet, and write the results; return the finished runs.
@@ -127,6 +55,7 @@ def run_plan(
         minutes: Stop after this time; the same call then continues.
         engine: Start the processes on the workers of an engine, such as Ray, instead of here; all of them must see the
             folder and the data. Not with ``minutes``.
+        others: Folders of other plans; their finished runs are taken where they are the same, see :func:`reuse`.
         progress: Where to report progress.
 
     Raises:
@@ -145,7 +74,9 @@ def run_plan(
     jobs = jobs_of(plan)
     with locks.holding(folder / LOCK, f"the lab {folder}", wait=False) as still_held:
         for job in jobs:
-            _check(folder, job)
+            check(folder, job)
+        if others and (taken := reuse(folder, jobs, others, still_held)):
+            progress.say(f"{counted(len(taken), 'run')} taken from other plans: {', '.join(taken)}")
         scheduler = _Scheduler(plan, folder, jobs, at_once, minutes, progress, engine, still_held)
         scheduler.run()
         runs = finished(plan, folder)
@@ -188,72 +119,6 @@ def finished(plan: Plan, folder: Path) -> list[Run]:
     ]
 
 
-def _check(folder: Path, job: Job) -> None:
-    """Refuse a job that was done, or begun, with other settings."""
-    path = folder / job.name / JOB
-    try:
-        known = _completed(_without_paths(read_own(path)["what"]))
-    except FileNotFoundError:
-        return
-    except (AttributeError, KeyError, TypeError):
-        raise damaged(path, "it does not say what to do") from None
-    wanted = _completed(_without_paths(json.loads(json.dumps(job.what))))
-    if "data_bytes" not in known:  # begun before it was written
-        wanted.pop("data_bytes", None)
-    if known != wanted:
-        names = sorted(_differing(known, wanted))
-        raise OutputError(
-            f"{folder / job.name}: was begun with other settings ({', '.join(names)}); choose another folder for this "
-            "plan, or remove that one"
-        )
-
-
-def _completed(what: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a job does with the defaults of what its ``job.json`` leaves out, or did not know yet."""
-    made = dict(what)
-    for name, kind in KINDS.items():
-        if name in made:
-            new = {one.name: one.default for one in fields(kind) if one.default is not MISSING}
-            made[name] = {**json.loads(json.dumps(new)), **made[name]}
-    return made
-
-
-def _without_paths(what: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a job does without the folders of its data, which may be moved."""
-    sources = what.get("sources")
-    if not sources:
-        return dict(what)
-    names = {
-        name: [os.path.basename(path) for path in value] if isinstance(value, list) else os.path.basename(value)
-        for name, value in sources.items()
-    }
-    return {**what, "sources": names}
-
-
-def _differing(one: Any, other: Any, name: str = "") -> set[str]:
-    if isinstance(one, dict) and isinstance(other, dict):
-        keys = one.keys() | other.keys()
-        return {found for key in keys for found in _differing(one.get(key), other.get(key), str(key))}
-    return set() if one == other else {name}
-
-
-# --- the cost -------------------------------------------------------------------------------------
-
-
-def samples_of(plan: Plan, job: Job, rows: int) -> float:
-    """Return about how many samples a job trains on or embeds."""
-    full = plan.trainer.epochs * rows
-    if job.kind == "run":
-        row = next(row for row in plan.rows if row.name == job.what["row"]["name"])
-        return row.share_of(plan.trainer) * full
-    if job.kind == "proxy":
-        if plan.proxy.encoder:
-            return _EMBEDDING * rows
-        epochs = [plan.proxy.epochs, *([plan.proxy.early] if plan.proxy.early else [])]
-        return rows * (sum(epochs) + _EMBEDDING * len(epochs))
-    return rows * (plan.proxy.reference + 2 * _EMBEDDING) if job.kind == "reference" else 0.0
-
-
 class _Scheduler:
     """Starts jobs as soon as what they need is done and there is room."""
 
@@ -284,6 +149,9 @@ class _Scheduler:
         for name in [name for name in self.waiting if (self.folder / name / RESULT).exists()]:
             del self.waiting[name]
             self.done.add(name)
+        needed = {need for job in self.waiting.values() for need in job.needs.values()}
+        for job in [job for job in self.waiting.values() if job.kind in _FOR_RUNS and job.name not in needed]:
+            del self.waiting[job.name]  # the runs that it is for are done
         if self.done and self.waiting:
             self.progress.say(f"{len(self.done):,} of {counted(len(self.jobs), 'job')} done already")
         if self.engine is not None:
@@ -455,7 +323,7 @@ def prepare(folder: Path, job: Job, plan: Plan) -> Path:
         where |= {"data": data, "evals": [str(home / name) for name in made["evals"]], "rows": made["rows"]}
     own = folder / job.name
     own.mkdir(parents=True, exist_ok=True)
-    free = {name: getattr(plan.trainer, name) for name in _FREE}
+    free = {name: getattr(plan.trainer, name) for name in FREE}
     write_json(own / JOB, {"what": job.what, "where": where, "free": free})
     return own
 

@@ -492,13 +492,14 @@ def _forget(folder: Path) -> None:
 # --- the process ----------------------------------------------------------------------------------
 
 
+def made(kind: Any, table: Mapping[str, Any]) -> Any:
+    """Return a part of a plan from its table in a ``job.json``."""
+    tuples = {"labels", "templates", "steps"}
+    return build(kind, kind.__name__, {name: tuple(v) if name in tuples else v for name, v in table.items()})
+
+
 def task_of(job: Mapping[str, Any], folder: Path) -> Task:
     """Return the task of a ``job.json``."""
-    tuples = {"labels", "templates", "steps"}
-
-    def made(kind: Any, table: Mapping[str, Any]) -> Any:
-        return build(kind, kind.__name__, {k: tuple(v) if k in tuples else v for k, v in table.items()})
-
     what, where = job["what"], job["where"]
     tables = {name: what.get(name, {}) for name in KINDS}
     tables["trainer"] = {**tables["trainer"], **job["free"]}

@@ -13,19 +13,18 @@ import numpy.typing as npt
 
 from thresher.errors import MissingExtraError
 from thresher.ops.vectors import F32
-from thresher.runtime.kernels import has_bfloat16
 
 SLACK = 0.01  # maximum error of the angles in radians, see ops.kmeans
 _TILE = 4096  # centroids per product
 
 
-def worthwhile() -> bool:
-    """Return whether torch is installed and this machine multiplies bfloat16 in hardware."""
+def worthwhile(native: bool) -> bool:
+    """Return whether torch is installed, and the processor is ``native`` in bfloat16 or there is a GPU."""
     try:
         import torch
     except ImportError:
         return False
-    return torch.cuda.is_available() or has_bfloat16()
+    return native or torch.cuda.is_available()
 
 
 def nearest_bfloat16(device: str | None = None) -> NearestBfloat16:

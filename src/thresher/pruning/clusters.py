@@ -30,6 +30,7 @@ from thresher.runtime.checksums import ArraySpec
 from thresher.runtime.engine import Engine, shares_memory
 from thresher.runtime.files import refuse_foreign_files
 from thresher.runtime.format import counted
+from thresher.runtime.kernels import has_bfloat16
 from thresher.runtime.places import AnyPath
 from thresher.runtime.random import digest
 from thresher.runtime.results import Name, Say, result_folder
@@ -504,7 +505,7 @@ def _precision(wanted: str) -> tuple[str, kmeans.Nearest, float]:
         return "float32", kmeans.nearest_two, kmeans.SLACK
     from thresher.ops import torch_kmeans
 
-    if wanted == "auto" and not torch_kmeans.worthwhile():
+    if wanted == "auto" and not torch_kmeans.worthwhile(has_bfloat16()):
         return "float32", kmeans.nearest_two, kmeans.SLACK
     return "bfloat16", torch_kmeans.nearest_bfloat16(), torch_kmeans.SLACK
 

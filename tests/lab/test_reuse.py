@@ -1,0 +1,172 @@
+"""Runs that another plan has finished are taken if, and only if, they are the same."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.lab.conftest import jobs_in_this_process
+from tests.train.conftest import emoji
+from thresher.errors import OutputError
+from thresher.lab.plan import Plan
+from thresher.lab.runner import run_plan
+
+PLAN = """
+name = "first"
+seeds = 1
+[data]
+train = "train.parquet"
+evals = ["held.parquet"]
+[trainer]
+epochs = 4
+batch_size = 20
+[proxy]
+epochs = 1
+[[corpus]]
+name = "noisy"
+swapped = 0.3
+[[row]]
+name = "full"
+[[row]]
+name = "full-short"
+[[row]]
+name = "scan"
+policy = "scan"
+prune = 0.2
+options = { warmup = 1, cycle = 1 }
+[[row]]
+name = "coreset"
+coreset_of = "scan"
+keep = "70%"
+[[row]]
+name = "random"
+keep = ["70%"]
+pool = "data"
+steps = [{ method = "random" }]
+"""
+# The same runs under other names, after another corpus, with parts of the proxy that no row needs.
+OTHER = (
+    PLAN.replace('name = "first"', 'name = "second"')
+    .replace("[proxy]\nepochs = 1", "[proxy]\nepochs = 4\nearly = 1")
+    .replace('[[corpus]]\nname = "noisy"', '[[corpus]]\nname = "as-is"\n[[corpus]]\nname = "swapped-30"')
+    .replace('name = "scan"', 'name = "scan-20"\nabout = "A remark."')
+    .replace('coreset_of = "scan"', 'coreset_of = "scan-20"')
+    .replace('name = "random"\nkeep = ["70%"]', 'name = "at-random"')
+    .replace('{ method = "random" }', '{ method = "random", keep = "70%" }')
+)
+NOISY = [f"runs/swapped-30/{row}/seed-0" for row in ("full", "full-short", "scan-20", "at-random", "coreset")]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reuse-data")
+    table = emoji(60).append_column("label", pa.array([["even", "odd"][row % 2] for row in range(60)]))
+    pq.write_table(table.slice(0, 40), folder / "train.parquet")
+    pq.write_table(table.slice(40), folder / "held.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def first(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reuse-first")
+    with jobs_in_this_process():
+        run_plan(Plan.parse(PLAN), folder, data=data, workers=1)
+    return folder
+
+
+def ran(begun: list[str]) -> list[str]:
+    """The runs among the jobs that were begun."""
+    return [name[name.index("/runs/") + 1 :] for name in begun if "/runs/" in name]
+
+
+def runs(out: Path) -> list[dict[str, Any]]:
+    """The runs without their times."""
+    found = json.loads((out / "results.json").read_text())["runs"]
+    return [{name: value for name, value in run.items() if name != "seconds"} for run in found]
+
+
+def test_same_runs_are_taken_and_the_results_are_those_of_running_them(
+    data: Path, tmp_path: Path, first: Path, in_process: list[str]
+) -> None:
+    plan = Plan.parse(OTHER)
+    run_plan(plan, tmp_path / "second", data=data, workers=1, others=[first])
+    assert not set(NOISY) & set(ran(in_process))
+    assert {f"runs/as-is/{name.split('/')[2]}/seed-0" for name in NOISY} <= set(ran(in_process))
+    taken = json.loads((tmp_path / "second" / NOISY[2] / "result.json").read_text())
+    assert taken["taken_from"] == str(first / "runs/noisy/scan/seed-0")
+
+    in_process.clear()
+    run_plan(plan, tmp_path / "alone", data=data, workers=1)
+    assert set(NOISY) <= set(ran(in_process))
+    assert runs(tmp_path / "second") == runs(tmp_path / "alone")
+
+    # The same command continues, and what was taken can be taken again.
+    in_process.clear()
+    run_plan(plan, tmp_path / "second", data=data, workers=1, others=[first])
+    run_plan(Plan.parse(PLAN), tmp_path / "third", data=data, workers=1, others=[tmp_path / "second"])
+    assert ran(in_process) == []
+    assert runs(tmp_path / "third") == runs(first)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("epochs = 4\nbatch_size", "epochs = 5\nbatch_size"),
+        ("batch_size = 20", "batch_size = 10"),
+        ("swapped = 0.3", "swapped = 0.2"),
+        ("seeds = 1", "seeds = [1]"),
+        ("[proxy]", '[evaluation]\ntemplates = ["a {}"]\n[proxy]'),
+    ],
+)
+def test_runs_that_differ_are_not_taken(
+    old: str, new: str, data: Path, tmp_path: Path, first: Path, in_process: list[str]
+) -> None:
+    plan = Plan.parse(PLAN.replace(old, new)).narrowed(["full-short"])
+    run_plan(plan, tmp_path / "second", data=data, workers=1, others=[first])
+    assert len(ran(in_process)) == 2
+
+
+def test_only_rows_that_differ_are_run(data: Path, tmp_path: Path, first: Path, in_process: list[str]) -> None:
+    """With another share ``full`` is the same run, and only ``full``."""
+    plan = Plan.parse(PLAN.replace("batch_size = 20", "batch_size = 20\nshare = 0.5")).narrowed(["random-70%"])
+    run_plan(plan, tmp_path / "second", data=data, workers=1, others=[first])
+    names = ("full-short", "random-70%")
+    assert ran(in_process) == [f"runs/noisy/{name}/seed-0" for name in names]
+
+
+def test_a_run_whose_files_are_needed_is_not_taken(
+    data: Path, tmp_path: Path, first: Path, in_process: list[str]
+) -> None:
+    plan = Plan.parse(PLAN.replace('coreset_of = "scan"\nkeep = "70%"', 'coreset_of = "scan"\nkeep = "60%"'))
+    run_plan(plan.narrowed(["coreset"]), tmp_path / "second", data=data, workers=1, others=[first])
+    names = ("scan", "coreset")
+    assert ran(in_process) == [f"runs/noisy/{name}/seed-0" for name in names]
+
+
+def test_other_data_of_the_same_name_are_other_runs(
+    data: Path, tmp_path: Path, first: Path, in_process: list[str]
+) -> None:
+    for name, first_row in (("train.parquet", 1), ("held.parquet", 0)):
+        pq.write_table(pq.read_table(data / name).slice(first_row), tmp_path / name)
+    plan = Plan.parse(PLAN).narrowed(["full"])
+    run_plan(plan, tmp_path / "second", data=tmp_path, workers=1, others=[first])
+    assert ran(in_process) == ["runs/noisy/full/seed-0", "runs/noisy/full-short/seed-0"]
+
+
+def test_a_folder_without_runs_or_with_damaged_ones_is_refused(data: Path, tmp_path: Path, first: Path) -> None:
+    plan = Plan.parse(PLAN)
+    with pytest.raises(OutputError, match="has no runs of a plan; give a folder that thresher lab wrote"):
+        run_plan(plan, tmp_path / "second", data=data, others=[data])
+    shutil.copytree(first, tmp_path / "damaged")
+    job = tmp_path / "damaged/runs/noisy/coreset/seed-0/job.json"
+    text = job.read_text()
+    for damage in ("{", "{}", '{"what": {}}', text.replace('"scan"', '"coreset"'), text.replace('"noisy"', '"none"')):
+        job.write_text(damage)
+        with pytest.raises(OutputError, match=r"cannot be read, it may be damaged"):
+            run_plan(plan, tmp_path / "second", data=data, others=[tmp_path / "damaged"])
