@@ -421,7 +421,7 @@ def _planned(
         **({"reader": reading.reader} if reading.reader else {}),
         **({"heads": {head.name: head.digest for head in heads}} if heads else {}),
     }
-    return PoolPlan(info, tuple(fields), columns, options, shards), tuple(notes)
+    return PoolPlan(info, tuple(fields), columns, options, shards, source.versions), tuple(notes)
 
 
 def _quality(source: Data, settings: EmbedSettings, fields: Sequence[str]) -> Quality:

@@ -53,7 +53,9 @@ class Lance:
             own = fragments[path]
             return LancePart(path, protocol, fragment=own, **{**rows, "stem": f"{own.number:05d}"})
 
-        return replace(tables_of(self.name, files, options, tables, part, 0), location=where.text)
+        versions = {one.uri: one.version for one in fragments.values()}
+        data = tables_of(self.name, files, options, tables, part, 0)
+        return replace(data, location=where.text, versions=versions)
 
 
 @dataclass(frozen=True, kw_only=True)
