@@ -19,6 +19,7 @@ from tests.objects import put, s3_environment
 from thresher import Selection, build, embed, open_store, run_steps
 from thresher.cli.main import main
 from thresher.errors import PoolError, UsageError
+from thresher.export.formats.lance import Lance
 from thresher.export.lance_rows import _BATCH, LanceRows
 from thresher.export.write import export
 from thresher.testing.data_reader import pairs
@@ -187,6 +188,19 @@ def test_a_pool_that_has_grown_is_of_the_newer_version(tmp_path: Path, data: str
     numbers = IN_POOL + list(range(N, N + 8))
     assert selection.total == len(numbers)
     export(selection, "lance", data)
+    assert read(data, filter="kept")["number"] == [numbers[row] for row in np.flatnonzero(selection.mask())]
+
+
+def test_a_column_of_a_selection_is_none_of_the_data(tmp_path: Path, data: str, pool: str) -> None:
+    """Else a pool could not grow once its selection is exported."""
+    export(chosen(pool), Lance(with_score=True, with_reason=True), data)
+    assert new_rows(data, pool) == 0
+    lance.dataset(data).insert(rows(N, N + 8))
+    assert new_rows(data, pool) == 8
+    assert not [name for name in open_store(pool).columns if name.startswith("kept")]
+    selection = chosen(pool, "20%")
+    export(selection, "lance", data, overwrite=True)
+    numbers = IN_POOL + list(range(N, N + 8))
     assert read(data, filter="kept")["number"] == [numbers[row] for row in np.flatnonzero(selection.mask())]
 
 

@@ -14,7 +14,7 @@ from thresher.errors import OutputError, ThresherError, UsageError
 from thresher.export.lance_rows import LanceRows, lance_rows
 from thresher.export.registry import Written
 from thresher.export.table import batches
-from thresher.io.lance import blobs_of, package
+from thresher.io.lance import MARK, blobs_of, marks_of, package
 from thresher.io.paths import visible
 from thresher.pool.store import EmbeddingStore
 from thresher.runtime.files import writing_folder
@@ -22,7 +22,6 @@ from thresher.runtime.format import counted
 from thresher.runtime.random import digest
 from thresher.selection import Selection
 
-_MARK = b"thresher"  # metadata of a result, that says which selection it is of
 _NEXT, _LAST = "__next", "__last"  # endings of columns while they are replaced
 _LARGE = 256  # rows at a time if there are images or other bytes
 _SMALL = 8_192
@@ -102,7 +101,7 @@ class Lance:
             wanted |= {f"{self.column}_score": "score"} if self.with_score else {}
             wanted |= {f"{self.column}_reason": "reason"} if self.with_reason else {}
             wanted |= {f"{self.column}_repeats": "repeats"} if selection.repeats is not None else {}
-            there = _marks(dataset)
+            there = marks_of(dataset.schema)
             variants = [self.column, *(f"{self.column}_{of}" for of in ("score", "reason", "repeats"))]
             unfinished = [
                 name + ending for name in variants for ending in (_NEXT, _LAST) if there.get(name + ending) is not None
@@ -131,7 +130,7 @@ class Lance:
             kinds = {"kept": pa.bool_(), "score": pa.float32(), "reason": pa.string(), "repeats": pa.int32()}
             ending = _NEXT if old else ""
             schema = pa.schema(
-                [pa.field(name + ending, kinds[of], metadata={_MARK: mark}) for name, of in wanted.items()]
+                [pa.field(name + ending, kinds[of], metadata={MARK: mark}) for name, of in wanted.items()]
             )
             columns = list(wanted.values())
             parts = (
@@ -154,11 +153,6 @@ def _replace(dataset: Any, old: list[str], new: list[str]) -> None:
     away = [{"path": name, "name": name + _LAST} for name in old]
     dataset.alter_columns(*away, *({"path": name + _NEXT, "name": name} for name in new))
     dataset.drop_columns([name + _LAST for name in old])
-
-
-def _marks(dataset: Any) -> dict[str, bytes | None]:
-    """Return the mark of each column; None for those that are not of a selection."""
-    return {one.name: (one.metadata or {}).get(_MARK) for one in dataset.schema}
 
 
 def _new(
@@ -187,7 +181,7 @@ def _new(
         else one
         for one in source.schema
     ]
-    schema = pa.schema(fields, {**(source.schema.metadata or {}), _MARK: mark})
+    schema = pa.schema(fields, {**(source.schema.metadata or {}), MARK: mark})
     with (
         _writing(path),
         writing_folder(path) as scratch,
@@ -231,7 +225,7 @@ def _refuse_changed(found: LanceRows, dataset: Any) -> None:
     """
     first = found.fragments[0]
     source = first.dataset()
-    ours = {source.lance_schema.field(name).id() for name, mark in _marks(source).items() if mark is not None}
+    ours = {source.lance_schema.field(name).id() for name, mark in marks_of(source.schema).items() if mark is not None}
 
     def files(one: Any) -> set[str]:
         return {file.path for file in one.metadata.files if {*file.fields} - ours}
@@ -253,7 +247,7 @@ def _refuse_changed(found: LanceRows, dataset: Any) -> None:
 def _mark_of(path: str) -> bytes | None:
     """Return the mark of a dataset that export wrote, None for anything else."""
     try:
-        mark: bytes | None = (package().dataset(path).schema.metadata or {}).get(_MARK)
+        mark: bytes | None = (package().dataset(path).schema.metadata or {}).get(MARK)
         return mark
     except (OSError, ValueError, RuntimeError):  # not a dataset
         return None
