@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.resharding.common import hashes, keys_file, picture, plain, tar
-from thresher import api
+from thresher import Serial, api
 from thresher.cli.main import main
 from thresher.errors import OutputError, UsageError
 from thresher.resharding import energon
@@ -68,6 +68,13 @@ def test_an_index_is_that_of_energon(tmp_path: Path, form: int) -> None:
     }
 
 
+def test_a_tar_without_samples_has_an_index(tmp_path: Path) -> None:
+    """A shard is empty if none of its samples could be converted."""
+    tar(tmp_path / "00000000.tar", [])
+    energon.prepare(tmp_path, ["00000000.tar"], Serial())
+    assert index_of(tmp_path / "00000000.tar") == read_by_energon(tmp_path / "00000000.tar")[0] == [0]
+
+
 @pytest.mark.parametrize("kind", ["parquet", "csv"])
 def test_samples_that_are_written_from_other_data_are_indexed(tmp_path: Path, kind: str) -> None:
     data = DATA[kind](tmp_path / "data", pairs(9), 2)
@@ -118,6 +125,7 @@ def test_it_is_resumed_and_added_later_with_the_same_bytes(tmp_path: Path, monke
             with pytest.raises(KeyboardInterrupt):
                 reshard(tmp_path / "data", wanted, tmp_path / "out", per_shard=3)
         assert not (tmp_path / "out" / ".nv-meta" / ".info.json").exists()
+    (tmp_path / "out" / ".nv-meta" / ".split.yaml.1x.tmp").write_text("left by a killed process")
     for _ in range(2):
         reshard(tmp_path / "data", wanted, tmp_path / "out", per_shard=3)
         found = hashes(tmp_path / "out")

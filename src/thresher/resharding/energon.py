@@ -22,18 +22,24 @@ from thresher.data.layouts.webdataset import TarPart
 from thresher.data.trainable import CAPTION, TAKEN, why_left_out
 from thresher.errors import PoolError
 from thresher.io.tar import TAR_BLOCK
+from thresher.runtime import locks
 from thresher.runtime.engine import Engine
 from thresher.runtime.files import writing
 
 META = ".nv-meta"
 INDEX = ".idx"  # after the name of a tar
 _INFO, _SPLIT, _DATASET = ".info.json", "split.yaml", "dataset.yaml"
+_OWN = {_INFO, _SPLIT, _DATASET}
+_SCRATCH = ".*.tmp*"
 
 
 def is_own(out: Path) -> bool:
     """Return whether the folder ``.nv-meta`` of a folder has only what :func:`prepare` writes."""
     folder = out / META
-    return folder.is_dir() and not folder.is_symlink() and {one.name for one in folder.iterdir()} <= _OWN
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    left = {one.name for one in folder.glob(_SCRATCH)}  # by a killed run
+    return {one.name for one in folder.iterdir()} <= _OWN | left
 
 
 def prepare(out: Path, names: Sequence[str], engine: Engine) -> str:
@@ -54,6 +60,7 @@ def prepare(out: Path, names: Sequence[str], engine: Engine) -> str:
     if (folder / _INFO).exists():
         return f"{folder}: is there already, and was not changed"
     folder.mkdir(exist_ok=True)
+    locks.sweep(folder.glob(_SCRATCH))
     counts: dict[str, int] = {}
     endings: Counter[str] = Counter()
     complete = 0
@@ -61,7 +68,7 @@ def prepare(out: Path, names: Sequence[str], engine: Engine) -> str:
         counts[name] = samples
         complete += captioned
         endings += found
-    captioning = complete == sum(counts.values())
+    captioning = 0 < complete == sum(counts.values())
     if captioning:
         images = ",".join(sorted(endings, key=lambda ending: (-endings[ending], ending)))
         kind = "sample_type:\n  __module__: megatron.energon\n  __class__: CaptioningSample\n"
@@ -74,9 +81,6 @@ def prepare(out: Path, names: Sequence[str], engine: Engine) -> str:
     return f"Energon reads {out} as " + (
         "image and caption" if captioning else "crude samples, because not every sample has an image and a .txt"
     )
-
-
-_OWN = {_INFO, _SPLIT, _DATASET}
 
 
 def _indexed(out: Path, name: str) -> tuple[int, int, Counter[str]]:
@@ -92,8 +96,9 @@ def _indexed(out: Path, name: str) -> tuple[int, int, Counter[str]]:
         images.update(ending for ending in TAKEN if ending in endings)
         captioned += not why_left_out(endings)
     ends_n = scanned.start_n + -(-np.abs(scanned.length_n) // TAR_BLOCK) * TAR_BLOCK
+    end = ends_n[-1] if len(ends_n) else 0
     with writing(path.with_name(name + INDEX)) as scratch:
-        Path(scratch).write_bytes(np.append(scanned.start_n, ends_n[-1:]).astype("<u8").tobytes())
+        Path(scratch).write_bytes(np.append(scanned.start_n, end).astype("<u8").tobytes())
     return len(scanned.keys), captioned, images
 
 
