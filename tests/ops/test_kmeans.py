@@ -13,6 +13,7 @@ from thresher.ops.kmeans import (
     STRIPE,
     TILE,
     Assign,
+    AssignTree,
     Bounds,
     MoveRows,
     Moves,
@@ -319,3 +320,33 @@ def test_blocks_of_whole_stripes_agree_to_rounding() -> None:
 
     assert cut(STRIPE).tobytes() == cut(STRIPE).tobytes()
     np.testing.assert_allclose(cut(STRIPE), cut(3 * STRIPE), atol=1e-6)
+
+
+@pytest.mark.parametrize("counts", [[1], [3, 1, 5], [4, 9, 1, 1], [2, 3, 1, 7, 30, 2, 1, 8, 5]])
+def test_a_tree_finds_the_nearest_centroid_of_the_four_nearest_coarse_ones(counts: list[int]) -> None:
+    """Of up to four coarse ones, that is the nearest of all."""
+    rows, coarse, centroids = units(2_500, 6, 0), units(len(counts), 6, 1), units(sum(counts), 6, 2)
+    owner = np.repeat(np.arange(len(counts)), counts)
+    near = np.argsort(-(rows.astype(np.float64) @ coarse.T.astype(np.float64)), axis=1)[:, :4]
+    cosines = rows.astype(np.float64) @ centroids.T.astype(np.float64)
+    cosines[~(owner[None, :, None] == near[:, None, :]).any(axis=2)] = -np.inf
+    buffer = np.empty((STRIPE, 6), np.float32)
+
+    def stripes() -> Iterator[np.ndarray]:  # each is valid until the next one, as those of a store
+        for lo in range(0, len(rows), STRIPE):
+            part = buffer[: len(rows[lo : lo + STRIPE])]
+            part[:] = rows[lo : lo + STRIPE]
+            yield part
+
+    labels, distances = AssignTree(coarse, centroids, np.cumsum(counts))(stripes())
+    assert labels.dtype == np.int32
+    assert labels.tolist() == cosines.argmax(axis=1).tolist()
+    np.testing.assert_allclose(distances, 1 - cosines.max(axis=1), atol=1e-6)
+    if len(counts) <= 4:
+        assert labels.tolist() == nearest_centroid(rows, centroids)[0].tolist()
+
+
+def test_a_tree_with_equal_centroids_takes_the_lower_one() -> None:
+    rows, coarse = units(50, 4, 0), units(3, 4, 1)
+    centroids = np.tile(np.eye(4, dtype=np.float32)[0], (5, 1))  # whose products are exact
+    assert AssignTree(coarse, centroids, np.array([2, 3, 5]))([rows])[0].tolist() == [0] * 50

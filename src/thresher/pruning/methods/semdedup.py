@@ -51,6 +51,7 @@ _HELD = 65_536  # rows of a cluster held in memory; a larger cluster is read in 
 class SemDeDup(Clustered):
     """Drop near-duplicates; every dropped row records which row it duplicates."""
 
+    compares: ClassVar[bool] = True
     other: ClassVar[dict[str, Any]] = {"prefer": {"keep": None, "eps": 0.2, "prefer": "similarity"}}
 
     eps: float | None = field(
