@@ -20,6 +20,7 @@ from thresher.ops.kmeans import (
     Passes,
     Rule,
     State,
+    add_by_group,
     fit,
     nearest_centroid,
     nearest_two,
@@ -350,3 +351,38 @@ def test_a_tree_with_equal_centroids_takes_the_lower_one() -> None:
     rows, coarse = units(50, 4, 0), units(3, 4, 1)
     centroids = np.tile(np.eye(4, dtype=np.float32)[0], (5, 1))  # whose products are exact
     assert AssignTree(coarse, centroids, np.array([2, 3, 5]))([rows])[0].tolist() == [0] * 50
+
+
+@pytest.mark.parametrize("groups", [3, 40])
+def test_changes_of_blocks_can_be_added_up_before_they_are_applied(groups: int) -> None:
+    """As a tree on other machines: bounds come block by block, the changes of all blocks once."""
+    rows = units(3_000, 5, 0)
+    start = rows[:groups]
+
+    def each(rule: Rule, state: State) -> Iterator[Moves]:
+        total = None
+        for lo in range(0, len(rows), 500):
+            bounds, changes = rule([rows[lo : lo + 500]], state.bounds(lo, lo + 500)).apart()
+            assert len(bounds.groups_J) == 0
+            assert len(changes.bounds.labels_B) == 0
+            yield bounds
+            total = changes if total is None else total.plus(changes)
+        assert total is not None
+        assert (np.diff(total.groups_J) > 0).all()
+        yield total
+
+    found = fit(each, rows.__getitem__, State.start(start, len(rows)), 12)
+    np.testing.assert_allclose(found, lloyd(rows, start, 12), atol=1e-5)
+
+
+def test_sums_of_other_groups_are_added() -> None:
+    one = (np.array([1, 4]), np.array([[1.0], [2.0]]), np.array([1, 2]))
+    other = (np.array([0, 4, 9]), np.array([[5.0], [6.0], [7.0]]), np.array([3, 4, 5]))
+    groups, sums, counts = add_by_group(one, other)
+    assert (groups.tolist(), counts.tolist()) == ([0, 1, 4, 9], [3, 1, 6, 5])
+    assert sums.tolist() == [[5.0], [1.0], [8.0], [7.0]]
+    groups, sums, counts = add_by_group((groups, sums, counts), one)
+    assert (groups.tolist(), counts.tolist()) == ([0, 1, 4, 9], [3, 2, 8, 5])
+    nothing = (groups[:0], sums[:0], counts[:0])
+    assert add_by_group(nothing, one)[1].tolist() == [[1.0], [2.0]]
+    assert add_by_group(one, nothing)[2].tolist() == [1, 2]

@@ -27,6 +27,7 @@ from thresher import (
 from thresher.cli.main import main
 from thresher.pruning import clusters as module
 from thresher.pruning.clusters import automatic, grow, read_groups, read_labels, write_groups
+from thresher.runtime.engine import SumTree
 from thresher.runtime.format import counted
 from thresher.runtime.process import one_blas_thread
 
@@ -47,6 +48,23 @@ class Counting:
             raise KeyboardInterrupt
         self.calls += 1
         return fn(task)
+
+
+class Adding(Counting):
+    """A serial engine that adds up sums where its tasks run, and notes how many groups arrive with each task."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.with_tasks, self.at_the_end = [], []
+
+    def reduce(self, fn, tasks, add):
+        tree = SumTree(lambda part: part, add, lambda part: part)
+        for kept, part in self.map(fn, tasks):
+            tree.push(part)
+            self.with_tasks.append(len(kept.groups_J))
+            yield kept
+        self.at_the_end.append(len(tree.total().groups_J))
+        return tree.total()
 
 
 @pytest.fixture
@@ -309,6 +327,28 @@ def test_rows_in_memory_or_streamed_are_the_same(run, monkeypatch, third) -> Non
         monkeypatch.setattr(module, "_IN_MEMORY", 0)
         assert bits(Clustered(clusters=9).groups(run(mask, cache="streamed"))) == bits(held)
         monkeypatch.undo()
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_an_iteration_sends_one_sum_to_the_driver_however_many_tasks_it_has(run, monkeypatch, held) -> None:
+    """20 tasks of 31 rows, of which 16 are added up before the others; every engine has the same bits."""
+    if not held:
+        monkeypatch.setattr(module, "_IN_MEMORY", 0)
+    how = Clustered(clusters=9, iterations=8)
+
+    def made(engine, cache):
+        whole = run(engine=engine, cache=cache)
+        return how.groups(replace(whole, store=replace(whole.store, block=31)))
+
+    adding = Adding()
+    expected = bits(made(Serial(), "serial"))
+    assert bits(made(adding, "adding")) == expected
+    assert len(adding.with_tasks) == 20 * len(adding.at_the_end)
+    assert set(adding.with_tasks) == {0}
+    assert 2 <= len(adding.at_the_end) <= 8
+    assert adding.at_the_end[0] == 9
+    for workers in (1, 2, 3, 8):
+        assert bits(made(Threads(workers), f"threads-{workers}")) == expected
 
 
 def test_rows_are_not_sent_to_workers_that_can_read_them(run) -> None:

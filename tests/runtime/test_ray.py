@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import operator
 import os
 import shutil
 import signal
@@ -21,8 +22,9 @@ import pytest
 
 from tests.embedding import raw
 from tests.resharding.common import hashes, keys_file
-from thresher import MissingExtraError, Ray, ThresherError, UnreachedError, UsageError, make_engine
+from thresher import MissingExtraError, Ray, Serial, ThresherError, UnreachedError, UsageError, make_engine
 from thresher.cli.main import main
+from thresher.runtime.engine import reduced
 from thresher.runtime.engines import ray as module
 from thresher.testing import EngineContract
 from thresher.testing.pools import clustered, write_pool
@@ -163,6 +165,63 @@ def test_a_worker_lost_again_and_again_is_an_error(tmp_path: Path) -> None:
         list(Ray(2, retries=1).map(partial(die, tmp_path, 99), range(8)))
     assert len(calls(tmp_path)) == 2
     assert list(Ray(2).map(abs, [-3])) == [3]
+
+
+def large(folder: Path, times: int, x: int) -> tuple[int, np.ndarray]:
+    """A small number, and a megabyte to be added up."""
+    return die(folder, times, x), np.random.default_rng(x).normal(size=2**17)
+
+
+def added(engine: Any, fn: Callable[[int], Any], tasks: Iterable[int]) -> tuple[list[int], Any]:
+    kept, sums = [], reduced(engine, fn, tasks, np.add)
+    while True:
+        try:
+            kept.append(next(sums))
+        except StopIteration as end:
+            return kept, end.value
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_sums_are_added_on_the_workers_also_if_one_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """This process receives one sum, however many tasks there are; the bytes are those of serial."""
+    received: list[int] = []
+    unpack = module._unpack
+    monkeypatch.setattr(
+        module, "_unpack", lambda packed, **how: received.append(module._size(packed)) or unpack(packed)
+    )
+    kept, total = added(Ray(workers), partial(large, tmp_path, 1), range(35))
+    assert len(set(calls(tmp_path))) == 2  # the task of a lost worker ran again
+    assert 2**20 <= sum(received) < 2**20 + 35 * 5_000
+    (tmp_path / "here").mkdir()
+    (here, expected) = added(Serial(), partial(large, tmp_path / "here", 0), range(35))
+    assert kept == here == [x * x for x in range(35)]
+    assert total.tobytes() == expected.tobytes()
+
+
+def pair_of(x: int) -> tuple[int, Any]:
+    return x, (threading.Lock() if x == 2 else x)
+
+
+def refusing(folder: Path, x: int) -> tuple[int, int]:
+    return refuse_three(folder, x), x
+
+
+def test_errors_of_tasks_that_are_added_up(tmp_path: Path) -> None:
+    sums = reduced(Ray(2), partial(refusing, tmp_path), range(9), operator.add)
+    assert [next(sums) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(OfTwoError):
+        next(sums)
+    with pytest.raises(TypeError, match="pickle"):
+        list(reduced(Ray(2), pair_of, range(9), operator.add))
+    next(left := reduced(Ray(2), abs_pair, iter(int, 1), operator.add))  # endless
+    left.close()
+    assert list(Ray(2).map(abs, [-3])) == [3]
+
+
+def abs_pair(x: int) -> tuple[int, int]:
+    return abs(x), x
 
 
 # --- what is sent ---------------------------------------------------------------------------------

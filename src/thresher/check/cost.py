@@ -26,7 +26,7 @@ BLOCK = 16_384  # rows
 _ROWS_A_CLUSTER, _LEAST_SAMPLE = 256, 65_536  # rows that train k-means
 _TASK = 65_536  # rows of a cluster that are compared in one task, at most
 _IN_MEMORY = 2 * 2**30  # bytes of training rows that are held
-_TREE_SAMPLE, _PROBES = 64, 4  # rows per cluster that train a tree, coarse clusters that a row is compared with
+_TREE_SAMPLE, _NEAREST = 64, 4  # rows per cluster that train a tree, coarse clusters that a row is compared with
 _UNEVEN = 1.3  # pairs of rows in the clusters of a tree, relative to as many clusters of k-means (measured)
 # Bytes of a row in the driver, measured by benchmarks/scale.py: own, and mapped from files, whose pages the system
 # drops when it needs memory: labels, distances, orders, cosines, evidence.
@@ -290,7 +290,7 @@ def _passes(name: str, step: Any, left: Rows, rows: Rows, slow: bool) -> list[Pa
             passes.append(_training(step, n, d, coarse or k))
         if coarse:
             passes += _tree(step, n, d, k, coarse)
-        multiplied = coarse + min(_PROBES, coarse) * k / coarse if coarse else k
+        multiplied = coarse + min(_NEAREST, coarse) * k / coarse if coarse else k
         passes.append(reading("assign", products=float(n) * multiplied * d, received=8.0 * n))
         if name == "semdedup":
             if slow:  # written once more in cluster order, as runs that are then merged

@@ -27,7 +27,7 @@ from thresher.pruning.audit import Audit, audited
 from thresher.pruning.run import Run, unit
 from thresher.runtime import memory
 from thresher.runtime.checksums import ArraySpec
-from thresher.runtime.engine import Engine, shares_memory
+from thresher.runtime.engine import Engine, reduced, shares_memory
 from thresher.runtime.files import refuse_foreign_files
 from thresher.runtime.format import counted
 from thresher.runtime.places import AnyPath
@@ -492,7 +492,7 @@ def _token(centroids_KD: F32) -> str:
     return digest(centroids_KD)
 
 
-def _assign(name: str, rule: kmeans.Assign, store: EmbeddingStore, block: Block) -> tuple[Any, Any]:
+def _assign(name: str, rule: kmeans.Assign | kmeans.AssignTree, store: EmbeddingStore, block: Block) -> tuple[Any, Any]:
     return rule(store.stripes(name, block))
 
 
@@ -695,7 +695,7 @@ def _train_part(
     held = store.vectors_at(name, rows)
 
     def each(rule: kmeans.Rule, state: kmeans.State) -> Iterator[kmeans.Moves]:
-        yield _on_held(rule, (held, state.bounds(0, len(held))))
+        yield from _on_held(rule, (held, state.bounds(0, len(held))))
 
     state = kmeans.State.start(held[first], len(held))
     return kmeans.fit(each, held.__getitem__, state, iterations, nearest=nearest, slack=slack)
@@ -728,19 +728,28 @@ def centroids_of_array(run: Run, rows_ND: F32, k: int, iterations: int, purpose:
 def _each_held(run: Run, held: F32, rule: kmeans.Rule, state: kmeans.State) -> Iterator[kmeans.Moves]:
     size = run.store.block
     tasks = ((held[lo : lo + size], state.bounds(lo, lo + size)) for lo in range(0, len(held), size))
-    return run.engine.map(partial(_on_held, rule), tasks)
+    return _moves(run, partial(_on_held, rule), tasks)
 
 
-def _on_held(rule: kmeans.Rule, task: tuple[F32, kmeans.Bounds]) -> kmeans.Moves:
+def _moves(run: Run, fn: Callable[[Any], tuple[kmeans.Moves, kmeans.Moves]], tasks: Any) -> Iterator[kmeans.Moves]:
+    """Yield the bounds of each block, and then the changes of all."""
+    changes = yield from reduced(run.engine, fn, tasks, kmeans.Moves.plus)
+    if changes is not None:
+        yield changes
+
+
+def _on_held(rule: kmeans.Rule, task: tuple[F32, kmeans.Bounds]) -> tuple[kmeans.Moves, kmeans.Moves]:
     rows, bounds = task
-    return rule((rows[lo : lo + kmeans.STRIPE] for lo in range(0, len(rows), kmeans.STRIPE)), bounds)
+    return rule((rows[lo : lo + kmeans.STRIPE] for lo in range(0, len(rows), kmeans.STRIPE)), bounds).apart()
 
 
 def _each_stored(run: Run, name: str, rule: kmeans.Rule, state: kmeans.State) -> Iterator[kmeans.Moves]:
     tasks = ((block, state.bounds(block.lo, block.hi)) for block in run.blocks(name))
-    return run.engine.map(partial(_on_stored, rule, name, run.store), tasks)
+    return _moves(run, partial(_on_stored, rule, name, run.store), tasks)
 
 
-def _on_stored(rule: kmeans.Rule, name: str, store: EmbeddingStore, task: tuple[Block, kmeans.Bounds]) -> kmeans.Moves:
+def _on_stored(
+    rule: kmeans.Rule, name: str, store: EmbeddingStore, task: tuple[Block, kmeans.Bounds]
+) -> tuple[kmeans.Moves, kmeans.Moves]:
     block, bounds = task
-    return rule(store.stripes(name, block), bounds)
+    return rule(store.stripes(name, block), bounds).apart()

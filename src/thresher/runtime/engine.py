@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
+from itertools import count
 from typing import Any, Protocol, TypeVar
 
 from thresher.errors import UsageError
@@ -21,6 +22,9 @@ from thresher.runtime.plugins import PluginPoint
 
 T = TypeVar("T")
 R = TypeVar("R")
+S = TypeVar("S")
+
+SPAN = 16  # sums that are added up in a row
 
 
 class Engine(Protocol):
@@ -69,6 +73,73 @@ def make_engine(name: str = "threads", workers: int | None = None, options: Mapp
     made: Any = parameters.build(cls, f"the engine {name.partition(':')[0]!r}", values)
     engine: Engine = made if sized or not hasattr(made, "of_cluster") else made.of_cluster()
     return engine
+
+
+def reduced(
+    engine: Engine, fn: Callable[[T], tuple[R, S]], tasks: Iterable[T], add: Callable[[S, S], S]
+) -> Generator[R, None, S | None]:
+    """Yield the first part of ``fn(task)`` for every task, in order, and return the sum of the second parts.
+
+    Sums are added in a tree that depends only on the number of tasks: 16 in a row, then 16 of these sums, and so on. So
+    the bits do not depend on the engine. An engine with a method ``reduce`` adds where the tasks run, and only the last
+    sum reaches this process.
+
+    Args:
+        engine: The engine.
+        fn: Returns what is yielded, and what is added.
+        tasks: The tasks.
+        add: Adds two sums; may change the first. Must be picklable, like ``fn``.
+
+    Returns:
+        The sum; None if there are no tasks.
+    """
+    own: Callable[..., Generator[R, None, S | None]] | None = getattr(engine, "reduce", None)
+    if own is not None:
+        return (yield from own(fn, tasks, add))
+    tree = SumTree(lambda part: part, add, lambda part: part)
+    for kept, part in engine.map(fn, tasks):
+        tree.push(part)
+        yield kept
+    total: S | None = tree.total()
+    return total
+
+
+class SumTree:
+    """Adds up parts that arrive in order: ``SPAN`` in a row, then as many of these sums, and so on."""
+
+    def __init__(self, first: Callable[[Any], Any], add: Callable[[Any, Any], Any], end: Callable[[Any], Any]) -> None:
+        """Make a tree without parts.
+
+        Args:
+            first: Returns the sum that a part begins.
+            add: Adds a part to a sum.
+            end: Returns a sum as a part of the next level.
+        """
+        self._first, self._add, self._end = first, add, end
+        self._levels: list[tuple[int, Any]] = []  # number of parts, and their sum
+
+    def push(self, part: Any) -> None:
+        """Add the next part."""
+        for level in count():
+            if level == len(self._levels):
+                self._levels.append((0, None))
+            number, sum_ = self._levels[level]
+            sum_ = self._add(sum_, part) if number else self._first(part)
+            if number + 1 < SPAN:
+                self._levels[level] = (number + 1, sum_)
+                return
+            self._levels[level] = (0, None)
+            part = self._end(sum_)
+
+    def total(self) -> Any:
+        """Return the sum of all parts, None if there are none."""
+        total, some = None, False
+        for number, sum_ in self._levels:
+            if some:
+                sum_ = self._add(sum_, total) if number else self._first(total)
+            if some or number:
+                total, some = self._end(sum_), True
+        return total
 
 
 def shares_memory(engine: Engine) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import threadpoolctl
 
-from thresher.runtime.engine import Engine
+from thresher.runtime.engine import Engine, reduced
 from thresher.runtime.engines.serial import Serial
 from thresher.runtime.parameters import parameters_of
 
@@ -129,6 +129,15 @@ class EngineContract:
         here = [product.tobytes() for product in Serial().map(_product, tasks)]
         assert [product.tobytes() for product in engine.map(_product, tasks)] == here
 
+    @pytest.mark.parametrize("count", [0, 1, 16, 40])
+    def test_sums_have_the_bytes_of_this_thread(self, engine: Engine, count: int) -> None:
+        """Also if the engine adds them up where the tasks run; what else the tasks return comes in their order."""
+        kept, total = _reduced(engine, count)
+        here, expected = _reduced(Serial(), count)
+        assert kept == here == list(range(count))
+        assert (total is None) == (expected is None) == (not count)
+        assert count == 0 or total.tobytes() == expected.tobytes()
+
     def test_blas_has_one_thread_inside_and_is_as_before_outside(self, engine: Engine) -> None:
         """More BLAS threads per worker would compete for cores, and could round differently."""
         before = _blas_threads(0)
@@ -157,6 +166,24 @@ class EngineContract:
             assert list(engine.map(_square, [5])) == [25]
             engine.close()
         assert threading.active_count() == before
+
+
+def _reduced(engine: Engine, count: int) -> tuple[list[int], Any]:
+    kept, sums = [], reduced(engine, _numbers, range(count), _sum)
+    while True:
+        try:
+            kept.append(next(sums))
+        except StopIteration as end:
+            return kept, end.value
+
+
+def _numbers(x: int) -> tuple[int, Any]:
+    return x, np.random.default_rng(x).normal(size=5) * 10.0 ** (x % 7)
+
+
+def _sum(one: Any, other: Any) -> Any:
+    one += other  # the first may be changed
+    return one
 
 
 def _square(x: int) -> int:

@@ -12,6 +12,7 @@ in the middle.
 from __future__ import annotations
 
 import faulthandler
+import functools
 import logging
 import math
 import operator
@@ -28,7 +29,7 @@ import traceback
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -41,13 +42,14 @@ import threadpoolctl
 
 from thresher.errors import MissingExtraError, ThresherError, UnreachedError, UsageError, installed
 from thresher.runtime import parameters
-from thresher.runtime.engine import cores
+from thresher.runtime.engine import SumTree, cores
 from thresher.runtime.format import counted
 from thresher.runtime.locks import Scratch, create_locked_folder, sweep
 from thresher.runtime.parameters import Reads
 
 T = TypeVar("T")
 R = TypeVar("R")
+S = TypeVar("S")
 
 _Packed = tuple[bytes, list[Any]]  # a pickle, and the memory of its arrays as (bytes,) uint8 each
 
@@ -156,6 +158,36 @@ class Ray:
                 if not flight.waiting:
                     return
                 yield from flight.take()
+        finally:
+            flight.cancel()
+
+    def reduce(
+        self, fn: Callable[[T], tuple[R, S]], tasks: Iterable[T], add: Callable[[S, S], S]
+    ) -> Generator[R, None, S | None]:
+        """Yield the first part of ``fn(task)`` for every task, in order, and return the sum of the second parts.
+
+        The second parts stay where they were made, and workers add them up, in the tree of
+        :func:`~thresher.runtime.engine.reduced`. Each task is sent alone.
+
+        Raises:
+            ThresherError: As for :meth:`map`.
+            UsageError: As for :meth:`map`.
+        """
+        self._connection.open(self)
+        flight = _Flight(self, fn, operator.length_hint(tasks, 0), apart=True)
+        tree = SumTree(lambda part: [part], lambda parts, part: [*parts, part], flight.adding(add))
+        left = iter(tasks)
+        try:
+            while True:
+                while flight.has_room() and (some := list(islice(left, 1))):
+                    flight.send(some)
+                if not flight.waiting:
+                    break
+                for kept in flight.take():
+                    tree.push(flight.parts.popleft())
+                    yield kept
+            total: S | None = flight.fetch(tree.total())
+            return total
         finally:
             flight.cancel()
 
@@ -511,33 +543,39 @@ class _Flight:
     Attributes:
         size: How many tasks to send together.
         waiting: Number of tasks, their bytes, and the result to come, of each group sent.
+        parts: Second parts of the results that were taken, which are still in the object stores.
     """
 
-    def __init__(self, engine: Ray, fn: Callable[[Any], Any], tasks: int) -> None:
+    def __init__(self, engine: Ray, fn: Callable[[Any], Any], tasks: int, *, apart: bool = False) -> None:
         """Put the function into the object store.
 
         Args:
             engine: The engine.
             fn: The function.
             tasks: Number of tasks, 0 if unknown.
+            apart: Whether results are pairs, of which the second part is not fetched; tasks are then sent alone.
         """
         import ray
 
         needs = {"num_cpus": engine.num_cpus, "num_gpus": engine.num_gpus, "resources": dict(engine.resources) or None}
         again = {"max_retries": engine.retries, "retry_exceptions": False}
-        self._call = _remote(_call).options(**needs, **again, **_workers_env(engine))
+        how = {**needs, **again, **_workers_env(engine)}
+        self._call = _remote(_call_apart).options(num_returns=2, **how) if apart else _remote(_call).options(**how)
+        self._sum = _remote(_sum).options(**how)
+        self.parts: deque[Any] = deque()
         self._function = ray.put((_place(), _pack(fn)))
         self._room = engine.workers + 2 + engine.workers // 4
         stores = (node["Resources"].get("object_store_memory", 0) for node in _nodes())
         self._bytes = _IN_FLIGHT * min(filter(None, stores), default=2**30)
         self._workers, self._left, self._known = engine.workers, tasks, tasks > 0
         self._result_bytes = 0.0  # of a task
+        self._add: Any = None
         self.size = 1
-        self.waiting: deque[tuple[int, int, Any]] = deque()
+        self.waiting: deque[tuple[int, int, list[Any]]] = deque()
 
     def has_room(self) -> bool:
         """Return whether more tasks may be sent: at least one, else as many as the limits allow."""
-        count, bytes_ = (sum(group[i] for group in self.waiting) for i in (0, 1))
+        count, bytes_ = sum(group[0] for group in self.waiting), sum(group[1] for group in self.waiting)
         full = bytes_ + count * self._result_bytes > self._bytes
         return not self.waiting or (len(self.waiting) < self._room and not full)
 
@@ -548,8 +586,8 @@ class _Flight:
         packed = _pack(tasks)
         size = _size(packed)
         # The function is in a list, else Ray would load it again for every task.
-        future = self._call.remote([self._function], packed if size < _INLINE else ray.put(packed))
-        self.waiting.append((len(tasks), size, future))
+        futures = self._call.remote([self._function], packed if size < _INLINE else ray.put(packed))
+        self.waiting.append((len(tasks), size, futures if isinstance(futures, list) else [futures]))
         self._left -= len(tasks)
 
     def take(self) -> Iterator[Any]:
@@ -561,12 +599,13 @@ class _Flight:
         """
         import ray
 
-        count, sent, future = self.waiting[0]
+        count, sent, (future, *parts) = self.waiting[0]
         try:
             packed = ray.get(future)
         except ray.exceptions.RayError as error:
             raise _readable(error) from None
         del future
+        self.parts += parts
         self.waiting.popleft()
         done: _Done = _unpack(packed)
         self._learn(len(done.results), done.seconds, sent / count, _size(packed))
@@ -574,6 +613,28 @@ class _Flight:
         yield from done.results
         if done.error is not None:
             raise done.error()
+
+    def adding(self, add: Callable[[Any, Any], Any]) -> Callable[[list[Any]], Any]:
+        """Return a function that has a worker add up some parts, and returns the sum to come."""
+        import ray
+
+        self._add = ray.put((_place(), _pack(add)))
+        return lambda parts: self._sum.remote([self._add], *parts) if len(parts) > 1 else parts[0]
+
+    def fetch(self, part: Any) -> Any:
+        """Return a part, or None.
+
+        Raises:
+            ThresherError: A worker was lost.
+        """
+        import ray
+
+        if part is None:
+            return None
+        try:
+            return _unpack(ray.get(part))
+        except ray.exceptions.RayError as error:
+            raise _readable(error) from None
 
     def _learn(self, count: int, seconds: float, task_bytes: float, result_bytes: int) -> None:
         """Choose how many tasks to send together: at most twice as many as last time."""
@@ -591,8 +652,9 @@ class _Flight:
 
         while self.waiting:
             with suppress(Exception):  # Ray may have stopped
-                ray.cancel(self.waiting.popleft()[2], force=False)
-        self._function = None
+                ray.cancel(self.waiting.popleft()[2][0], force=False)
+        self._function = self._add = None
+        self.parts.clear()
 
 
 @dataclass(frozen=True)
@@ -634,6 +696,29 @@ def _place() -> tuple[str, list[str]]:
 
 def _call(held: list[Any], packed: _Packed) -> _Packed:
     """Run some tasks, one after the other, up to the first that raises."""
+    done = _done(held, packed)
+    try:
+        return _pack(done)
+    except Exception as error:  # a result cannot be pickled
+        return _pack(_Done([], _portable(error), done.seconds))
+
+
+def _call_apart(held: list[Any], packed: _Packed) -> tuple[_Packed, _Packed | None]:
+    """Run a task that returns a pair; return the parts apart."""
+    done = _done(held, packed)
+    try:
+        (kept, part) = done.results[0] if done.results else (None, None)
+        return _pack(replace(done, results=[kept] if done.results else [])), _pack(part)
+    except Exception as error:  # a result cannot be pickled
+        return _pack(_Done([], _portable(error), done.seconds)), None
+
+
+def _sum(held: list[Any], *parts: _Packed) -> _Packed:
+    """Add up parts of results, in order."""
+    return _pack(functools.reduce(_function(held[0]), map(_unpack, parts)))
+
+
+def _done(held: list[Any], packed: _Packed) -> _Done:
     results: list[Any] = []
     failed: Callable[[], BaseException] | None = None
     begin = time.perf_counter()
@@ -646,11 +731,7 @@ def _call(held: list[Any], packed: _Packed) -> _Packed:
         raise
     except BaseException as error:
         failed = _portable(error)
-    seconds = time.perf_counter() - begin
-    try:
-        return _pack(_Done(results, failed, seconds))
-    except Exception as error:  # a result cannot be pickled
-        return _pack(_Done([], _portable(error), seconds))
+    return _Done(results, failed, time.perf_counter() - begin)
 
 
 @lru_cache(maxsize=2)
