@@ -63,8 +63,9 @@ class Adding(Counting):
             tree.push(part)
             self.with_tasks.append(len(kept.groups_J))
             yield kept
-        self.at_the_end.append(len(tree.total().groups_J))
-        return tree.total()
+        total = tree.total()
+        self.at_the_end.append(len(total.groups_J))
+        return total
 
 
 @pytest.fixture

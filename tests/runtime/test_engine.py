@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -42,18 +41,9 @@ def by_hand(parts: list[str]) -> str:
 def test_sums_are_added_in_a_tree_that_depends_on_their_number_only(count: int) -> None:
     engines = [Serial(), *(Threads(workers) for workers in (range(1, 9) if count < 300 else (3,)))]
     for engine in engines:
-        kept, total = drained(reduced(engine, named, iter(range(count)), joined))
-        assert kept == list(range(count))
-        assert total == by_hand([str(x) for x in range(count)])
-
-
-def drained(sums: Generator[int, None, str | None]) -> tuple[list[int], str | None]:
-    kept = []
-    while True:
-        try:
-            kept.append(next(sums))
-        except StopIteration as end:
-            return kept, end.value
+        sums = reduced(engine, named, iter(range(count)), joined)
+        assert list(sums) == list(range(count))
+        assert sums.total == by_hand([str(x) for x in range(count)])
 
 
 def test_few_sums_are_held_at_a_time() -> None:

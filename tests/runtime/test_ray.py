@@ -173,12 +173,8 @@ def large(folder: Path, times: int, x: int) -> tuple[int, np.ndarray]:
 
 
 def added(engine: Any, fn: Callable[[int], Any], tasks: Iterable[int]) -> tuple[list[int], Any]:
-    kept, sums = [], reduced(engine, fn, tasks, np.add)
-    while True:
-        try:
-            kept.append(next(sums))
-        except StopIteration as end:
-            return kept, end.value
+    sums = reduced(engine, fn, tasks, np.add)
+    return list(sums), sums.total
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -209,13 +205,13 @@ def refusing(folder: Path, x: int) -> tuple[int, int]:
 
 
 def test_errors_of_tasks_that_are_added_up(tmp_path: Path) -> None:
-    sums = reduced(Ray(2), partial(refusing, tmp_path), range(9), operator.add)
+    sums = iter(reduced(Ray(2), partial(refusing, tmp_path), range(9), operator.add))
     assert [next(sums) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(OfTwoError):
         next(sums)
     with pytest.raises(TypeError, match="pickle"):
         list(reduced(Ray(2), pair_of, range(9), operator.add))
-    next(left := reduced(Ray(2), abs_pair, iter(int, 1), operator.add))  # endless
+    next(left := iter(reduced(Ray(2), abs_pair, iter(int, 1), operator.add)))  # endless
     left.close()
     assert list(Ray(2).map(abs, [-3])) == [3]
 

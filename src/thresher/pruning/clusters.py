@@ -733,9 +733,10 @@ def _each_held(run: Run, held: F32, rule: kmeans.Rule, state: kmeans.State) -> I
 
 def _moves(run: Run, fn: Callable[[Any], tuple[kmeans.Moves, kmeans.Moves]], tasks: Any) -> Iterator[kmeans.Moves]:
     """Yield the bounds of each block, and then the changes of all."""
-    changes = yield from reduced(run.engine, fn, tasks, kmeans.Moves.plus)
-    if changes is not None:
-        yield changes
+    done = reduced(run.engine, fn, tasks, kmeans.Moves.plus)
+    yield from done
+    if done.total is not None:
+        yield done.total
 
 
 def _on_held(rule: kmeans.Rule, task: tuple[F32, kmeans.Bounds]) -> tuple[kmeans.Moves, kmeans.Moves]:

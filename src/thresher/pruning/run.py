@@ -140,12 +140,9 @@ class Run:
         """
         with self.progress.task(label, len(self.store)) as advance:
             done = reduced(self.engine, partial(_with_rows, fn, self.store), self.blocks(name), add)
-            while True:
-                try:
-                    advance(next(done))
-                except StopIteration as end:
-                    total: R | None = end.value
-                    return total
+            for rows in done:
+                advance(rows)
+        return done.total
 
     def column(
         self,

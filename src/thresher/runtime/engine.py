@@ -13,8 +13,9 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from thresher.errors import UsageError
 from thresher.runtime import parameters
@@ -75,10 +76,27 @@ def make_engine(name: str = "threads", workers: int | None = None, options: Mapp
     return engine
 
 
+class Reduced(Generic[R, S]):
+    """The first parts of the results of tasks, in order, to be iterated once; then ``total`` is the sum of the others.
+
+    Attributes:
+        total: The sum; None if there were no tasks.
+    """
+
+    def __init__(self, made: Generator[R, None, S | None]) -> None:
+        """Take a generator that yields the first parts and returns the sum."""
+        self.total: S | None = None
+        self._made = made
+
+    def __iter__(self) -> Iterator[R]:
+        """Yield the first parts."""
+        self.total = yield from self._made
+
+
 def reduced(
     engine: Engine, fn: Callable[[T], tuple[R, S]], tasks: Iterable[T], add: Callable[[S, S], S]
-) -> Generator[R, None, S | None]:
-    """Yield the first part of ``fn(task)`` for every task, in order, and return the sum of the second parts.
+) -> Reduced[R, S]:
+    """Return the first part of ``fn(task)`` for every task, in order, and the sum of the second parts.
 
     Sums are added in a tree that depends only on the number of tasks: 16 in a row, then 16 of these sums, and so on. So
     the bits do not depend on the engine. An engine with a method ``reduce`` adds where the tasks run, and only the last
@@ -86,16 +104,18 @@ def reduced(
 
     Args:
         engine: The engine.
-        fn: Returns what is yielded, and what is added.
+        fn: Returns what comes in order, and what is added.
         tasks: The tasks.
         add: Adds two sums; may change the first. Must be picklable, like ``fn``.
-
-    Returns:
-        The sum; None if there are no tasks.
     """
-    own: Callable[..., Generator[R, None, S | None]] | None = getattr(engine, "reduce", None)
-    if own is not None:
-        return (yield from own(fn, tasks, add))
+    own: Callable[..., Generator[R, None, S | None]] = getattr(engine, "reduce", partial(_reduced, engine))
+    return Reduced(own(fn, tasks, add))
+
+
+def _reduced(
+    engine: Engine, fn: Callable[[T], tuple[R, S]], tasks: Iterable[T], add: Callable[[S, S], S]
+) -> Generator[R, None, S | None]:
+    """Add up in this process."""
     tree = SumTree(lambda part: part, add, lambda part: part)
     for kept, part in engine.map(fn, tasks):
         tree.push(part)
@@ -132,7 +152,7 @@ class SumTree:
             part = self._end(sum_)
 
     def total(self) -> Any:
-        """Return the sum of all parts, None if there are none."""
+        """Return the sum of all parts, None if there are none; it uses up the tree."""
         total, some = None, False
         for number, sum_ in self._levels:
             if some:

@@ -169,12 +169,8 @@ class EngineContract:
 
 
 def _reduced(engine: Engine, count: int) -> tuple[list[int], Any]:
-    kept, sums = [], reduced(engine, _numbers, range(count), _sum)
-    while True:
-        try:
-            kept.append(next(sums))
-        except StopIteration as end:
-            return kept, end.value
+    sums = reduced(engine, _numbers, range(count), _sum)
+    return list(sums), sums.total
 
 
 def _numbers(x: int) -> tuple[int, Any]:

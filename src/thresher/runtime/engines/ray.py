@@ -496,7 +496,7 @@ def _remote(fn: Callable[..., Any]) -> Any:
     return _remote_of_job(fn, ray.get_runtime_context().get_job_id())
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def _remote_of_job(fn: Callable[..., Any], _: str) -> Any:
     import ray
 
