@@ -102,6 +102,14 @@ def test_memory_of_the_driver_is_what_was_measured() -> None:
     assert held.driver_memory - streamed.driver_memory == 4 * 500_000 * 768
 
 
+def test_several_nodes_add_up_the_sums_of_k_means() -> None:
+    """The driver receives one an iteration, and 12 bytes for each training row; alone it adds up those of each task."""
+    step, rows = replace(DENSITY, clusters=1_000, sample="1000000"), Rows(10**8, 512)
+    one, several = (estimate([step], rows, Cluster(nodes)).steps[-1].received for nodes in (1, 16))
+    assert several == 20 * (8 * 1_000 * 512 + 12 * 10**6) + 8 * 10**8
+    assert one > 2 * several
+
+
 def test_methods_that_it_does_not_know_are_named() -> None:
     found = estimate([build("clipcov", {"keep": "50%"}), DENSITY], ROWS, LARGE)
     assert found.missing == ("clipcov",)

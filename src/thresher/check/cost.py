@@ -233,7 +233,7 @@ def estimate(steps: Sequence[Any], rows: Rows, cluster: Cluster, constants: Cons
     done, doubled, missing = [], known.start, []
     seconds, left = known.start, rows
     for name, step in [("check", None), *((step.name, step) for step in steps)]:
-        passes = _passes(name, step, left, rows, slow=rows.remote or cluster.nodes > 1)
+        passes = _passes(name, step, left, rows, cluster.nodes > 1)
         if passes is None:
             missing.append(name)
             continue
@@ -267,8 +267,8 @@ def _clusters(step: Any, count: int) -> tuple[int, int]:
     return tree if tree[0] else (int(step.clusters or automatic(count)[0]), 0)
 
 
-def _passes(name: str, step: Any, left: Rows, rows: Rows, slow: bool) -> list[Pass] | None:
-    """Return the passes of a step, None if the model does not know the method."""
+def _passes(name: str, step: Any, left: Rows, rows: Rows, several: bool) -> list[Pass] | None:
+    """Return the passes of a step on one or several nodes, None if the model does not know the method."""
     n, d = left.count, left.dim
     blocks = -(-n // BLOCK)
 
@@ -287,13 +287,13 @@ def _passes(name: str, step: Any, left: Rows, rows: Rows, slow: bool) -> list[Pa
         k, coarse = _clusters(step, n)
         passes = []
         if getattr(step, "centroids", None) is None:
-            passes.append(_training(step, n, d, coarse or k))
+            passes.append(_training(step, n, d, coarse or k, several))
         if coarse:
             passes += _tree(step, n, d, k, coarse)
         multiplied = coarse + min(_NEAREST, coarse) * k / coarse if coarse else k
         passes.append(reading("assign", products=float(n) * multiplied * d, received=8.0 * n))
         if name == "semdedup":
-            if slow:  # written once more in cluster order, as runs that are then merged
+            if rows.remote or several:  # written once more in cluster order, as runs that are then merged
                 size, part = float(n) * d * left.bytes, rows_of_part(n, d * left.bytes, BLOCK)
                 files = -(-n // part)
                 passes.append(Pass("sort", n, prepared=0.0, tasks=files, requests=2 * files, written=size))
@@ -311,17 +311,20 @@ def _sample(step: Any, n: int, k: int) -> int:
     return min(n if asked == "all" else int(asked) if asked.isdecimal() else max(_ROWS_A_CLUSTER * k, _LEAST_SAMPLE), n)
 
 
-def _training(step: Any, n: int, d: int, k: int) -> Pass:
+def _training(step: Any, n: int, d: int, k: int, several: bool) -> Pass:
     """Return the pass that trains centroids: several iterations on a sample."""
     iterations, sample = int(getattr(step, "iterations", 20)), _sample(step, n, k)
     blocks = -(-sample // BLOCK)
     moved = 8.0 * d * min(k, BLOCK)  # bytes of the sums of a block in which every cluster occurs
+    received = moved * blocks * iterations / 2  # fewer rows move from iteration to iteration
+    if several:  # nodes add up the sums; labels and bounds are received
+        received = (8.0 * d * k + 12.0 * sample) * iterations
     return Pass(
         "k-means",
         sample,
         products=float(iterations) * sample * k * d,
         tasks=blocks * iterations,
-        received=moved * blocks * iterations / 2,  # fewer rows move from iteration to iteration
+        received=received,
         requests=blocks,
     )
 
