@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
 
 from thresher.errors import UsageError
 from thresher.runtime import parameters
+from thresher.runtime.engines.serial import Serial
 from thresher.runtime.plugins import PluginPoint
 
+S = TypeVar("S")
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -38,6 +42,49 @@ class Engine(Protocol):
     def map(self, fn: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
         """Yield ``fn(task)`` for every task, in order. The function and the tasks must be picklable."""
         ...
+
+
+class _Made(Generic[S]):
+    """A value that the first thread that needs it makes. A copy in another process starts without."""
+
+    def __init__(self) -> None:
+        self._value: list[S] = []
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> Any:
+        return _Made, ()
+
+    def get(self, make: Callable[[], S]) -> S:
+        with self._lock:
+            if not self._value:
+                self._value.append(make())
+            return self._value[0]
+
+
+@dataclass(frozen=True)
+class Stateful(Generic[S, T, R]):
+    """A function for :meth:`Engine.map` with a state that every worker makes once, such as a model.
+
+    Calls ``call(state, task)``, with ``state = make(helpers)`` made at the first task of a worker. Threads share one
+    state. Every engine takes it as any other function; an engine that can choose what each worker has, such as ray,
+    makes workers for it.
+
+    Attributes:
+        make: Makes the state, from an engine for the parts of a task.
+        call: The function of the state and a task. What it returns must depend on the task alone.
+        gpu: Whether a worker can use a GPU.
+        helpers: The engine for the parts of a task. Engines whose workers can use others give another one.
+    """
+
+    make: Callable[[Engine], S]
+    call: Callable[[S, T], R]
+    gpu: bool = False
+    helpers: Engine = field(default_factory=Serial)
+    _state: _Made[S] = field(default_factory=_Made, init=False, repr=False, compare=False)
+
+    def __call__(self, task: T) -> R:
+        """Return the result of a task."""
+        return self.call(self._state.get(lambda: self.make(self.helpers)), task)
 
 
 ENGINES: PluginPoint[Engine] = PluginPoint("engine", "thresher.runtime.engines", "thresher.engines", needs=("map",))
