@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ import pytest
 
 from tests.embedding import raw
 from tests.resharding.common import hashes, keys_file
-from thresher import MissingExtraError, Ray, ThresherError, UnreachedError, UsageError, make_engine
+from thresher import MissingExtraError, Ray, ThresherError, UnreachedError, UsageError, api, make_engine
 from thresher.cli.main import main
 from thresher.runtime.engine import Stateful
 from thresher.runtime.engines import ray as module
+from thresher.runtime.engines.serial import Serial
 from thresher.testing import EngineContract
 from thresher.testing.pools import clustered, write_pool
 
@@ -455,6 +457,31 @@ def test_embed_with_images_decoded_elsewhere_gives_the_bytes_of_serial(tmp_path:
         assert main([*command, "--engine", *engine, "--quiet"]) == 0
     assert hashes(tmp_path / "ray") == hashes(tmp_path / "serial")
     assert "key bad" in (tmp_path / "ray" / "set_aside.txt").read_text()
+
+
+@dataclass(frozen=True)
+class Careless(Serial):
+    """Leaves the temporary file of a worker that was killed while it wrote."""
+
+    path: Path = Path()
+
+    def map(self, fn: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
+        for result in super().map(fn, tasks):
+            if self.path.parent.is_dir():
+                self.path.touch()
+            yield result
+
+
+def test_nothing_is_left_of_workers_that_were_killed(tmp_path: Path) -> None:
+    data = str(raw.tars(tmp_path / "data", 12))
+    half = tmp_path / "pool" / "metadata" / ".metadata_00000.parquet.0123abcd.tmp.parquet"
+    api.embed(data, tmp_path / "pool", encoder="tests.toy:Toy", engine=Careless(path=half), progress=False)
+    assert not half.exists()
+    half = tmp_path / "shards" / ".00000000.tar.0123abcd.tmp.tar"
+    keys = keys_file(tmp_path / "keys", ["000003"])
+    api.reshard(data, Path(keys), tmp_path / "shards", engine=Careless(path=half), progress=False)
+    assert not half.exists()
+    assert (tmp_path / "shards" / "00000000.tar").exists()
 
 
 def test_a_device_of_many_is_refused_with_an_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

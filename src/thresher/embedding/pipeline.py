@@ -42,6 +42,7 @@ from thresher.embedding.pool import (
     may_retry,
     shard_path,
     shards_of,
+    sweep_pool,
     unfinished,
     writing_shard,
     written,
@@ -582,6 +583,7 @@ def _on_engine(
             if in_a_row == _MISSED:
                 return unreached + _not_tried(plan, [number for number, _ in jobs[done:]])
             advance(1)
+    sweep_pool(folder)  # of workers that were lost
     return unreached
 
 

@@ -415,6 +415,11 @@ def holding(folder: AnyPath, wait: Callable[[str], None] | None = None) -> Itera
         OutputError: Another process is embedding into the folder.
     """
     with locks.holding(folder / LOCK, f"the pool {folder}", wait=wait is not None, say=wait) as still_held:
-        if not isinstance(folder, RemotePath):  # nothing is left there
-            locks.sweep([*folder.glob(".*.tmp*"), *folder.glob("*/.*.tmp*")])
+        sweep_pool(folder)
         yield still_held
+
+
+def sweep_pool(folder: AnyPath) -> None:
+    """Remove temporary files that killed processes left in a folder."""
+    if not isinstance(folder, RemotePath):  # nothing is left there
+        locks.sweep([*folder.glob(".*.tmp*"), *folder.glob("*/.*.tmp*")])

@@ -439,8 +439,7 @@ def _holding(
                     if path.name != locks.LOCK:
                         path.unlink()
             (out / RESULT).unlink(missing_ok=True)
-        if not isinstance(out, RemotePath):
-            locks.sweep(out / name for name in filter(_SCRATCH.fullmatch, names))  # left by a killed run
+        _sweep(out)  # of a killed run
         _write_json(out / WORK / PLAN, {"plan": digest})
         if job is None:
             yield still_held
@@ -462,7 +461,14 @@ def _work_folder(out: AnyPath) -> Path:
     return Path(cache_folder()) / "reshard" / hashlib.sha256(out.url.encode()).hexdigest()[:32]
 
 
+def _sweep(out: AnyPath) -> None:
+    """Remove temporary files that killed processes left."""
+    if not isinstance(out, RemotePath):  # nothing is left there
+        locks.sweep(path for path in out.iterdir() if _SCRATCH.fullmatch(path.name))
+
+
 def _remove_work(out: AnyPath, work: Path) -> None:
+    _sweep(out)  # of workers that were lost
     remove_tree(out / WORK)
     remove_tree(work)
 
