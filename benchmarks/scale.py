@@ -33,6 +33,8 @@ STEPS = {
     "density": ["select", "density", "POOL", "-o", "OUT", "--keep", "30%", "--clusters", "500"],
     "semdedup": ["select", "semdedup", "POOL", "-o", "OUT", "--eps", "0.05"],
     "semdedup keep": ["select", "semdedup", "POOL", "-o", "OUT", "--keep", "60%"],
+    "semdedup prefer": ["select", "semdedup", "POOL", "-o", "OUT", "--eps", "0.05", "--prefer", "clip-score"],
+    "clipcov": ["select", "clipcov", "POOL", "-o", "OUT", "--keep", "30%", "--clusters", "500"],
     "clip-score": ["select", "clip-score", "POOL", "-o", "OUT", "--keep", "30%"],
     "random": ["select", "random", "POOL", "-o", "OUT", "--keep", "30%"],
     "export": ["export", "SELECTION", "--as", "keys", "-o", "OUT"],

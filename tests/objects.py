@@ -43,12 +43,12 @@ def s3_environment(monkeypatch: Any) -> Iterator[dict[str, str]]:
 
 
 @contextmanager
-def s3_server() -> Iterator[dict[str, str]]:
+def s3_server(address: str = "127.0.0.1") -> Iterator[dict[str, str]]:
     """An S3 server with the bucket ``bucket``; yields the environment that leads to it."""
     import boto3
     from moto.server import ThreadedMotoServer
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server = ThreadedMotoServer(ip_address=address, port=0, verbose=False)
     server.start()
     try:
         host, port = server.get_host_and_port()

@@ -73,6 +73,43 @@ def test_rows_are_written_in_cluster_order_where_single_rows_are_slow() -> None:
     assert found.steps[0].requests >= 3 * 1_000 + 2 * 10**9 / 16_384
 
 
+def test_the_time_of_a_row_of_semdedup_does_not_grow() -> None:
+    """From 10^6 to 10^8 rows by at most a third; with clusters for the square root of the rows it grew five times."""
+    known = Constants(task=0, step=0, row=0)
+    each = {}
+    for n in (10**6, 2 * 10**6, 10**7, 7 * 10**7, 10**8):
+        rows = Rows(n, 64)
+        each[n] = estimate([SEMDEDUP], rows, Cluster(1, 2, 1e12), known).steps[-1].parts["compute"] / n
+    assert all(each[n] < 1.3 * each[10**6] for n in each)
+    given = [
+        estimate([replace(SEMDEDUP, clusters=round((n / 2) ** 0.5))], Rows(n, 64), Cluster(1, 2, 1e12), known)
+        for n in (10**6, 10**8)
+    ]
+    fixed = [run.steps[-1].parts["compute"] for run in given]
+    assert fixed[1] > 3 * 100 * fixed[0]
+    assert fixed[0] == pytest.approx(each[10**6] * 10**6, rel=0.01)
+
+
+def test_memory_of_the_driver_is_what_was_measured() -> None:
+    """In benchmarks/scale.py, N x 64: the growth of own memory for a row, in docs/performance.md."""
+    for step, least, most in ((CLIP_SCORE, 8.7, 10.3), (replace(DENSITY, clusters=500), 1.7, 5), (SEMDEDUP, 20, 23)):
+        small, large = (estimate([step], Rows(n, 64), Cluster()).steps[-1] for n in (10**8, 10**9))
+        assert least <= (large.driver_memory - small.driver_memory) / 9e8 <= most
+        assert large.driver_mapped >= 8 * 10**9
+    whole, part = (estimate([CLIP_SCORE] * 2, ROWS, LARGE).steps[i].driver_memory for i in (1, 2))
+    assert part - whole == 8 * 5 * 10**8  # ids of the rows that are left
+    held, streamed = (estimate([replace(DENSITY, sample=s)], ROWS, LARGE).steps[-1] for s in ("500000", "all"))
+    assert held.driver_memory - streamed.driver_memory == 4 * 500_000 * 768
+
+
+def test_several_nodes_add_up_the_sums_of_k_means() -> None:
+    """The driver receives one an iteration, and 12 bytes for each training row; alone it adds up those of each task."""
+    step, rows = replace(DENSITY, clusters=1_000, sample="1000000"), Rows(10**8, 512)
+    one, several = (estimate([step], rows, Cluster(nodes)).steps[-1].received for nodes in (1, 16))
+    assert several == 20 * (8 * 1_000 * 512 + 12 * 10**6) + 8 * 10**8
+    assert one > 2 * several
+
+
 def test_methods_that_it_does_not_know_are_named() -> None:
     found = estimate([build("clipcov", {"keep": "50%"}), DENSITY], ROWS, LARGE)
     assert found.missing == ("clipcov",)

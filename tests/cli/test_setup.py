@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from thresher import __version__
@@ -103,6 +105,98 @@ def test_a_shell_completes(shell: str, place: Path) -> None:
     assert "FILES" in files or any("pool with spaces" in each.replace("\\", "") for each in files)
 
 
+def offered(words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    monkeypatch.setenv("_THRESHER_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", f"thresher {words}")
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split(" "))))
+    assert main([]) == 0
+    out, err = capsys.readouterr()
+    assert not err
+    return [
+        value if kind == "plain" else "" for kind, value in (line.split(",", 1) for line in out.splitlines() if line)
+    ]
+
+
+@pytest.fixture
+def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A pool, data and an evaluation set in the current folder, each with columns of its own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pool" / "metadata").mkdir(parents=True)
+    (tmp_path / "pool" / "img_emb").mkdir()
+    pq.write_table(pa.table({"key": ["a"], "kind": [1], "width": [2]}), "pool/metadata/metadata_00000.parquet")
+    pq.write_table(pa.table({"key": ["b"], "klass": ["c"], "x; touch y": [1], "a b": [2], "$(x)": [3]}), "set.parquet")
+    with pa.ipc.new_file("data.arrow", pa.schema([("kept", pa.int64())])) as file:
+        file.write(pa.record_batch({"kept": [1]}))
+    Path("rows.csv").write_text("sep=;\nkey;kilo;title\n1;2;3\n")
+    Path("rows.jsonl").write_text('{"key": 1, "kin": 2}\n{"key": 3}\n')
+    Path("pool/pool.json").write_text('{"shards": []}')
+    (tmp_path / "subset").mkdir()
+    Path("subset/selection.json").write_text(json.dumps({"pool": str(tmp_path / "pool")}))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("inspect pool --key ", ["key", "kind", "width"]),
+        ("inspect pool --key k", ["key", "kind"]),
+        ("inspect --json pool --caption w", ["width"]),
+        ("inspect --skip-bad pool --image k", ["key", "kind"]),
+        ("select clip-score pool --column wi", ["width"]),
+        ("select dedup pool -o x --prefer ki", ["kind"]),
+        ("embed rows.csv --caption ti", ["title"]),
+        ("embed rows.jsonl --key k", ["key", "kin"]),
+        ("doctor data.arrow --key k", ["kept"]),
+        ("reshard set.parquet subset --key k", ["key", "klass"]),
+        ("train clip pool --eval set.parquet --eval-label k", ["key", "klass"]),
+        ("train clip pool --eval set.parquet --key ki", ["kind"]),
+        ("evaluate run --data set.parquet --label kl", ["klass"]),
+        ("prove pool --eval set.parquet --eval-label kl", ["klass"]),
+        ("export subset --as parquet --columns ", ["key", "kind", "width"]),
+        ("export subset --as parquet --columns key,wi", ["key,width"]),
+        ("export subset --as parquet --columns width,", ["width,key", "width,kind"]),
+        ("export subset --as energon --shard-column ki", ["kind"]),
+        ("export subset --pool set.parquet --as energon --shard-column k", ["key", "klass"]),
+        ("embed data --quality sha256,ph", ["sha256,phash"]),
+        ("score clip-score pool --name k", []),  # a new column
+        # No name that a shell could take for something else, and nothing from what is not on this machine or broken.
+        ("inspect set.parquet --key ", ["key", "klass"]),
+        ("inspect s3://bucket/pool --key ", []),
+        ("inspect nowhere --key ", []),
+        ("inspect broken.parquet --key ", []),
+        ("inspect pipe.parquet --key ", []),
+        ("inspect --key ", []),
+        ("export nowhere --as parquet --columns ", []),
+        ("export rows.csv --as parquet --columns ", []),
+        ("embed empty --key ", []),
+    ],
+)
+def test_columns_of_the_files_on_the_line_are_completed(
+    words: str, found: list[str], tables: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("broken.parquet").write_bytes(b"PAR1 no footer PAR1")
+    Path("empty").mkdir()
+    os.mkfifo("pipe.parquet")
+    assert sorted(offered(words, monkeypatch, capsys)) == sorted(found)
+
+
+def test_completing_a_column_reads_one_table_and_opens_no_connection(
+    tables: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(1, 50):
+        (tables / "pool" / "metadata" / f"metadata_{number:05d}.parquet").write_bytes(b"broken")
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("opened a connection"))
+    assert offered("inspect pool --key ki", monkeypatch, capsys) == ["kind"]
+    for location in ("https://127.0.0.1/x.parquet", "hf://datasets/a/b", "s3://bucket/x.parquet"):
+        assert offered(f"inspect {location} --key ", monkeypatch, capsys) == []
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_shell_completes_columns(shell: str, place: Path) -> None:
+    pq.write_table(pa.table({"key": ["a"], "width": [2]}), place / "few.parquet")
+    assert completed(shell, ["thresher", "inspect", "few.parquet", "--key", "wi"], place) == ["width"]
+
+
 @pytest.mark.parametrize(
     ("words", "found"),
     [
@@ -128,10 +222,5 @@ def test_a_shell_completes(shell: str, place: Path) -> None:
 def test_what_is_completed(
     words: str, found: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("_THRESHER_COMPLETE", "bash_complete")
-    monkeypatch.setenv("COMP_WORDS", f"thresher {words}")
-    monkeypatch.setenv("COMP_CWORD", str(len(words.split(" "))))
     monkeypatch.setenv("THRESHER_WORKERS", "no")  # a setting that cannot be used stops no completion
-    assert main([]) == 0
-    lines = [line.split(",", 1) for line in capsys.readouterr().out.splitlines() if line]
-    assert [value if kind == "plain" else "" for kind, value in lines] == found
+    assert offered(words, monkeypatch, capsys) == found

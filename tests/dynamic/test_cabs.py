@@ -64,6 +64,19 @@ def test_the_rows_with_the_most_concepts_come_first() -> None:
     assert concepts.of(np.array([5, 2, 3])).counts().tolist() == [2, 0, 3]
 
 
+@pytest.mark.parametrize("missing", [None, float("nan"), np.float32("nan")])
+def test_what_is_missing_in_a_list_is_no_concept(missing: object) -> None:
+    """Else rows without tags would be balanced as if they had one in common, or each one of its own."""
+    rows = [["a", missing], [missing, missing], [], None, [missing, "b", "a"], ["b"]]
+    concepts, plain = Concepts.of_lists(rows), Concepts.of_lists([["a"], [], [], None, ["b", "a"], ["b"]])
+    np.testing.assert_array_equal(concepts.ends_N, plain.ends_N)
+    np.testing.assert_array_equal(concepts.ids_M, plain.ids_M)
+    assert choose(concepts, 3, "frequency").tolist() == [4, 0, 5]
+    assert set(choose(concepts, 3).tolist()) == {0, 4, 5}
+    with pytest.raises(UsageError, match="none of 2 rows has a concept"):
+        Cabs(concepts=Concepts.of_lists([[missing], None]))
+
+
 def test_rare_concepts_get_their_share() -> None:
     labels = np.repeat(np.arange(10), [910, *[10] * 9])
     order = np.random.default_rng(0).permutation(1000)
@@ -138,6 +151,8 @@ def test_misuse_is_refused() -> None:
         Cabs(concepts=Concepts.of_labels([-1, -1, -1]))
     with pytest.raises(UsageError, match="give integers"):
         Concepts.of_labels([0.5])
+    with pytest.raises(UsageError, match="type float64; give integers, .* negative for none"):
+        Concepts.of_labels([1, np.nan])
 
 
 # Streams

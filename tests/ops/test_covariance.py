@@ -63,11 +63,16 @@ def test_all_rows_deviate_by_nothing_at_all(weights: np.ndarray) -> None:
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=8))
 def test_a_sum_of_groups_is_the_whole(sizes: list[int]) -> None:
     image, text = pairs(sum(sizes))
-    total, lo = Sum(), 0
-    for size in sizes:
-        total.add(moments(image[lo : lo + size], text[lo : lo + size]))
+    total, parts, lo = Sum(), [Sum(), Sum(), Sum()], 0
+    for i, size in enumerate(sizes):
+        group = moments(image[lo : lo + size], text[lo : lo + size])
+        total.add(group)
+        parts[3 * i // len(sizes)].add(group)
         lo += size
     found, whole = total.moments(), moments(image, text)
+    added = parts[0].plus(parts[1].plus(parts[2])).moments()  # as workers do
+    assert added.weight == found.weight
+    np.testing.assert_allclose(added.scatter_DE, found.scatter_DE, atol=1e-9)
     assert found.weight == whole.weight == sum(sizes)
     assert found.scatter_DE.dtype == np.float64
     np.testing.assert_allclose(found.centred_DE, whole.centred_DE, atol=3e-7)

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from thresher.errors import BudgetError, UsageError
 from thresher.ops import cut
-from thresher.ops.cut import allocate, order_by_group, pack, softmax, top, top_per_group
+from thresher.ops.cut import allocate, by_group, order_by_group, pack, softmax, top, top_per_group
 
 # Few distinct values, so that ties abound; both zeros, both infinities, the smallest and largest of float32.
 SOME = [0.0, -0.0, 1.0, -1.0, 0.5, -0.5, float("inf"), float("-inf"), 1e-45, -1e-45, 3.4e38, -3.4e38]
@@ -89,6 +89,9 @@ def test_many_rows_in_blocks(groups: int, kind: str, monkeypatch: pytest.MonkeyP
         spaces.append(count)
         return np.empty(count, np.int64)
 
+    assert by_group(labels, space).tolist() == np.argsort(labels, kind="stable").tolist()
+    assert spaces == [n]
+    spaces.clear()
     parts = list(order_by_group(scores, labels, space))
     assert np.concatenate(parts).tolist() == expected.tolist()
     assert spaces[0] == n
@@ -117,6 +120,7 @@ def test_counts_and_sums_of_groups_are_those_of_bincount(monkeypatch: pytest.Mon
 def test_no_rows() -> None:
     assert top_per_group(np.empty(0, np.float32), np.empty(0, np.int32), np.zeros(0, np.int64)).tolist() == []
     assert [len(part) for part in order_by_group(np.empty(0, np.float32), np.empty(0, np.int32))] == [0]
+    assert by_group(np.empty(0, np.int32)).tolist() == []
 
 
 @pytest.mark.parametrize("kind", ["float32", "uint64"])

@@ -13,12 +13,14 @@ from thresher.ops.kmeans import (
     STRIPE,
     TILE,
     Assign,
+    AssignTree,
     Bounds,
     MoveRows,
     Moves,
     Passes,
     Rule,
     State,
+    add_by_group,
     fit,
     nearest_centroid,
     nearest_two,
@@ -319,3 +321,68 @@ def test_blocks_of_whole_stripes_agree_to_rounding() -> None:
 
     assert cut(STRIPE).tobytes() == cut(STRIPE).tobytes()
     np.testing.assert_allclose(cut(STRIPE), cut(3 * STRIPE), atol=1e-6)
+
+
+@pytest.mark.parametrize("counts", [[1], [3, 1, 5], [4, 9, 1, 1], [2, 3, 1, 7, 30, 2, 1, 8, 5]])
+def test_a_tree_finds_the_nearest_centroid_of_the_four_nearest_coarse_ones(counts: list[int]) -> None:
+    """Of up to four coarse ones, that is the nearest of all."""
+    rows, coarse, centroids = units(2_500, 6, 0), units(len(counts), 6, 1), units(sum(counts), 6, 2)
+    owner = np.repeat(np.arange(len(counts)), counts)
+    near = np.argsort(-(rows.astype(np.float64) @ coarse.T.astype(np.float64)), axis=1)[:, :4]
+    cosines = rows.astype(np.float64) @ centroids.T.astype(np.float64)
+    cosines[~(owner[None, :, None] == near[:, None, :]).any(axis=2)] = -np.inf
+    buffer = np.empty((STRIPE, 6), np.float32)
+
+    def stripes() -> Iterator[np.ndarray]:  # each is valid until the next one, as those of a store
+        for lo in range(0, len(rows), STRIPE):
+            part = buffer[: len(rows[lo : lo + STRIPE])]
+            part[:] = rows[lo : lo + STRIPE]
+            yield part
+
+    labels, distances = AssignTree(coarse, centroids, np.cumsum(counts))(stripes())
+    assert labels.dtype == np.int32
+    assert labels.tolist() == cosines.argmax(axis=1).tolist()
+    np.testing.assert_allclose(distances, 1 - cosines.max(axis=1), atol=1e-6)
+    if len(counts) <= 4:
+        assert labels.tolist() == nearest_centroid(rows, centroids)[0].tolist()
+
+
+def test_a_tree_with_equal_centroids_takes_the_lower_one() -> None:
+    rows, coarse = units(50, 4, 0), units(3, 4, 1)
+    centroids = np.tile(np.eye(4, dtype=np.float32)[0], (5, 1))  # whose products are exact
+    assert AssignTree(coarse, centroids, np.array([2, 3, 5]))([rows])[0].tolist() == [0] * 50
+
+
+@pytest.mark.parametrize("groups", [3, 40])
+def test_changes_of_blocks_can_be_added_up_before_they_are_applied(groups: int) -> None:
+    """As a tree on other machines: bounds come block by block, the changes of all blocks once."""
+    rows = units(3_000, 5, 0)
+    start = rows[:groups]
+
+    def each(rule: Rule, state: State) -> Iterator[Moves]:
+        total = None
+        for lo in range(0, len(rows), 500):
+            bounds, changes = rule([rows[lo : lo + 500]], state.bounds(lo, lo + 500)).apart()
+            assert len(bounds.groups_J) == 0
+            assert len(changes.bounds.labels_B) == 0
+            yield bounds
+            total = changes if total is None else total.plus(changes)
+        assert total is not None
+        assert (np.diff(total.groups_J) > 0).all()
+        yield total
+
+    found = fit(each, rows.__getitem__, State.start(start, len(rows)), 12)
+    np.testing.assert_allclose(found, lloyd(rows, start, 12), atol=1e-5)
+
+
+def test_sums_of_other_groups_are_added() -> None:
+    one = (np.array([1, 4]), np.array([[1.0], [2.0]]), np.array([1, 2]))
+    other = (np.array([0, 4, 9]), np.array([[5.0], [6.0], [7.0]]), np.array([3, 4, 5]))
+    groups, sums, counts = add_by_group(one, other)
+    assert (groups.tolist(), counts.tolist()) == ([0, 1, 4, 9], [3, 1, 6, 5])
+    assert sums.tolist() == [[5.0], [1.0], [8.0], [7.0]]
+    groups, sums, counts = add_by_group((groups, sums, counts), one)
+    assert (groups.tolist(), counts.tolist()) == ([0, 1, 4, 9], [3, 2, 8, 5])
+    nothing = (groups[:0], sums[:0], counts[:0])
+    assert add_by_group(nothing, one)[1].tolist() == [[1.0], [2.0]]
+    assert add_by_group(one, nothing)[2].tolist() == [1, 2]

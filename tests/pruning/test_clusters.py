@@ -18,6 +18,7 @@ from thresher import (
     Run,
     Selection,
     Serial,
+    Threads,
     UsageError,
     build,
     open_store,
@@ -26,7 +27,9 @@ from thresher import (
 from thresher.cli.main import main
 from thresher.pruning import clusters as module
 from thresher.pruning.clusters import automatic, grow, read_groups, read_labels, write_groups
+from thresher.runtime.engine import SumTree
 from thresher.runtime.format import counted
+from thresher.runtime.process import one_blas_thread
 
 
 class Counting:
@@ -45,6 +48,24 @@ class Counting:
             raise KeyboardInterrupt
         self.calls += 1
         return fn(task)
+
+
+class Adding(Counting):
+    """A serial engine that adds up sums where its tasks run, and notes how many groups arrive with each task."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.with_tasks, self.at_the_end = [], []
+
+    def reduce(self, fn, tasks, add):
+        tree = SumTree(lambda part: part, add, lambda part: part)
+        for kept, part in self.map(fn, tasks):
+            tree.push(part)
+            self.with_tasks.append(len(kept.groups_J))
+            yield kept
+        total = tree.total()
+        self.at_the_end.append(len(total.groups_J))
+        return total
 
 
 @pytest.fixture
@@ -110,6 +131,63 @@ def test_the_chosen_number_is_noted(run) -> None:
 def test_what_this_pool_cannot_give(run, given, told) -> None:
     with pytest.raises(UsageError, match=told):
         Clustered(**given).groups(run())
+
+
+class Comparing(Clustered):
+    """Parameters of a method that compares the rows of each cluster."""
+
+    compares = True
+
+
+def test_of_many_rows_clusters_are_of_one_size() -> None:
+    """Methods that compare rows have a tree then, unless the user says what to do."""
+    how = Comparing()
+    assert how.tree_for(10**6) == (0, 0)
+    assert how.tree_for(10**7) == (7_072, 84)
+    assert how.tree_for(10**8) == how.tree_for(10**10) == (50_000, 224)
+    for rows in (10**6 + 1, 3 * 10**6, 10**7, 7 * 10**7):
+        clusters, coarse = how.tree_for(rows)
+        assert 1_400 < rows / clusters < 1_420
+        assert coarse + 4 * clusters / coarse < 1_200  # products of a row
+    assert Clustered().tree_for(10**8) == (0, 0)
+    for given in ({"clusters": 500}, {"centroids": "c.npy"}, {"sample": "all"}, {"sample": "100000"}):
+        assert Comparing(**given).tree_for(10**8) == (0, 0)
+
+
+@pytest.fixture
+def small_trees(monkeypatch) -> None:
+    """Of 100 rows, 30 a cluster, with few training rows."""
+    for name, value in (("_TREE_FROM", 100), ("_TREE_EACH", 30), ("_TREE_SAMPLE", 16), ("_TREE_TASK", 90)):
+        monkeypatch.setattr(module, name, value)
+
+
+@pytest.mark.parametrize("embedding", ["image", "joint"])
+def test_a_tree_is_the_same_for_all_engines_and_after_every_kill(run, small_trees, third, embedding) -> None:
+    how = Comparing(embedding=embedding)
+    groups = how.groups(run(cache="fresh"))
+    assert "20 clusters chosen for 600 rows" in groups.notes[0]
+    assert groups.centroids_KD.shape == (20, 8 if embedding == "image" else 12)
+    np.testing.assert_allclose(np.linalg.norm(groups.centroids_KD, axis=1), 1, atol=1e-6)
+    assert np.count_nonzero(groups.sizes_K) >= 18
+    flat = Clustered(embedding=embedding, clusters=20).groups(run(cache="flat"))
+    assert groups.distances_N.mean() < 1.2 * flat.distances_N.mean()
+    with one_blas_thread:
+        vectors = np.concatenate([run().store.vectors(embedding, b) for b in run().store.blocks(embedding)])
+    own = np.einsum("ij,ij->i", vectors, groups.centroids_KD[groups.labels_N])
+    np.testing.assert_allclose(groups.distances_N, 1 - own, atol=1e-6)
+    assert bits(how.groups(run(engine=Threads(3), cache="threads"))) == bits(groups)
+    counting = Counting()
+    assert bits(how.groups(run(engine=counting, cache="counted"))) == bits(groups)
+    assert bits(how.groups(run(engine=Counting(0), cache="counted"))) == bits(groups)  # all from the cache
+    for stop in range(counting.calls):
+        with pytest.raises(KeyboardInterrupt):
+            how.groups(run(engine=Counting(stop), cache=f"killed-{stop}"))
+        left = Counting()
+        assert bits(how.groups(run(engine=left, cache=f"killed-{stop}"))) == bits(groups)
+        assert left.calls <= counting.calls - stop + 2
+    part = how.groups(run(third))
+    assert len(part.labels_N) == 400
+    assert len(part.centroids_KD) == 13
 
 
 def test_as_many_clusters_as_rows_and_one(run) -> None:
@@ -250,6 +328,28 @@ def test_rows_in_memory_or_streamed_are_the_same(run, monkeypatch, third) -> Non
         monkeypatch.setattr(module, "_IN_MEMORY", 0)
         assert bits(Clustered(clusters=9).groups(run(mask, cache="streamed"))) == bits(held)
         monkeypatch.undo()
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_an_iteration_sends_one_sum_to_the_driver_however_many_tasks_it_has(run, monkeypatch, held) -> None:
+    """20 tasks of 31 rows, of which 16 are added up before the others; every engine has the same bits."""
+    if not held:
+        monkeypatch.setattr(module, "_IN_MEMORY", 0)
+    how = Clustered(clusters=9, iterations=8)
+
+    def made(engine, cache):
+        whole = run(engine=engine, cache=cache)
+        return how.groups(replace(whole, store=replace(whole.store, block=31)))
+
+    adding = Adding()
+    expected = bits(made(Serial(), "serial"))
+    assert bits(made(adding, "adding")) == expected
+    assert len(adding.with_tasks) == 20 * len(adding.at_the_end)
+    assert set(adding.with_tasks) == {0}
+    assert 2 <= len(adding.at_the_end) <= 8
+    assert adding.at_the_end[0] == 9
+    for workers in (1, 2, 3, 8):
+        assert bits(made(Threads(workers), f"threads-{workers}")) == expected
 
 
 def test_rows_are_not_sent_to_workers_that_can_read_them(run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import pickle
 import stat
@@ -14,11 +15,60 @@ from pathlib import Path
 import pytest
 
 from thresher import Processes, Serial, Threads, UsageError, make_engine
-from thresher.runtime.engine import ENGINES, cores
+from thresher.runtime.engine import ENGINES, cores, reduced
 
 
 def square(x: int) -> int:
     return x * x
+
+
+def named(x: int) -> tuple[int, str]:
+    return x, str(x)
+
+
+def joined(one: str, other: str) -> str:
+    return f"({one} {other})"
+
+
+def by_hand(parts: list[str]) -> str:
+    """Sixteen in a row from the left, then sixteen of these sums, until one is left."""
+    while len(parts) > 1:
+        parts = [functools.reduce(joined, parts[lo : lo + 16]) for lo in range(0, len(parts), 16)]
+    return parts[0]
+
+
+@pytest.mark.parametrize("count", [1, 2, 15, 16, 17, 32, 33, 255, 256, 257, 4_097])
+def test_sums_are_added_in_a_tree_that_depends_on_their_number_only(count: int) -> None:
+    engines = [Serial(), *(Threads(workers) for workers in (range(1, 9) if count < 300 else (3,)))]
+    for engine in engines:
+        sums = reduced(engine, named, iter(range(count)), joined)
+        assert list(sums) == list(range(count))
+        assert sums.total == by_hand([str(x) for x in range(count)])
+
+
+def test_few_sums_are_held_at_a_time() -> None:
+    """One of each level: the sums of 50,000 clusters are large."""
+    held: list[int] = []
+
+    def made(x: int) -> tuple[int, Sum]:
+        return x, Sum(held)
+
+    for _ in reduced(Serial(), made, range(1_000), Sum.plus):
+        assert len(held) <= 4
+
+
+class Sum:
+    """Says how many of its kind there are."""
+
+    def __init__(self, held: list[int]) -> None:
+        self.held = held
+        held.append(1)
+
+    def __del__(self) -> None:
+        self.held.pop()
+
+    def plus(self, other: Sum) -> Sum:
+        return self
 
 
 def test_an_abandoned_map_leaves_no_threads() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import operator
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,11 @@ import pytest
 
 from tests.embedding import raw
 from tests.resharding.common import hashes, keys_file
-from thresher import MissingExtraError, Ray, ThresherError, UnreachedError, UsageError, make_engine
+from thresher import MissingExtraError, Ray, ThresherError, UnreachedError, UsageError, api, make_engine
 from thresher.cli.main import main
+from thresher.runtime.engine import Stateful, reduced
 from thresher.runtime.engines import ray as module
+from thresher.runtime.engines.serial import Serial
 from thresher.testing import EngineContract
 from thresher.testing.pools import clustered, write_pool
 
@@ -163,6 +167,153 @@ def test_a_worker_lost_again_and_again_is_an_error(tmp_path: Path) -> None:
         list(Ray(2, retries=1).map(partial(die, tmp_path, 99), range(8)))
     assert len(calls(tmp_path)) == 2
     assert list(Ray(2).map(abs, [-3])) == [3]
+
+
+def large(folder: Path, times: int, x: int) -> tuple[int, np.ndarray]:
+    """A small number, and a megabyte to be added up."""
+    return die(folder, times, x), np.random.default_rng(x).normal(size=2**17)
+
+
+def added(engine: Any, fn: Callable[[int], Any], tasks: Iterable[int]) -> tuple[list[int], Any]:
+    sums = reduced(engine, fn, tasks, np.add)
+    return list(sums), sums.total
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_sums_are_added_on_the_workers_also_if_one_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """This process receives one sum, however many tasks there are; the bytes are those of serial."""
+    received: list[int] = []
+    unpack = module._unpack
+    monkeypatch.setattr(
+        module, "_unpack", lambda packed, **how: received.append(module._size(packed)) or unpack(packed)
+    )
+    kept, total = added(Ray(workers), partial(large, tmp_path, 1), range(35))
+    assert len(set(calls(tmp_path))) == 2  # the task of a lost worker ran again
+    assert 2**20 <= sum(received) < 2**20 + 35 * 5_000
+    (tmp_path / "here").mkdir()
+    (here, expected) = added(Serial(), partial(large, tmp_path / "here", 0), range(35))
+    assert kept == here == [x * x for x in range(35)]
+    assert total.tobytes() == expected.tobytes()
+
+
+def pair_of(x: int) -> tuple[int, Any]:
+    return x, (threading.Lock() if x == 2 else x)
+
+
+def refusing(folder: Path, x: int) -> tuple[int, int]:
+    return refuse_three(folder, x), x
+
+
+def test_errors_of_tasks_that_are_added_up(tmp_path: Path) -> None:
+    sums = iter(reduced(Ray(2), partial(refusing, tmp_path), range(9), operator.add))
+    assert [next(sums) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(OfTwoError):
+        next(sums)
+    with pytest.raises(TypeError, match="pickle"):
+        list(reduced(Ray(2), pair_of, range(9), operator.add))
+    next(left := iter(reduced(Ray(2), abs_pair, iter(int, 1), operator.add)))  # endless
+    left.close()
+    assert list(Ray(2).map(abs, [-3])) == [3]
+
+
+def abs_pair(x: int) -> tuple[int, int]:
+    return abs(x), x
+
+
+# --- functions with a state -----------------------------------------------------------------------
+
+
+def loaded(folder: Path, helpers: Any) -> Any:
+    """A state that notes when it is made."""
+    note(folder, str(os.getpid()))
+    return helpers
+
+
+def slow_square(folder: Path, times: int, _: Any, x: int) -> int:
+    """Note the task; kill the actor of task 3, a number of times."""
+    note(folder, str(x))
+    time.sleep(0.06)  # too long to be sent together
+    if x == 3 and calls(folder).count("3") <= times:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return x * x
+
+
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    made, done = tmp_path / "made", tmp_path / "done"
+    made.mkdir()
+    done.mkdir()
+    return made, done
+
+
+def test_a_lost_actor_is_replaced_and_only_what_it_worked_on_runs_again(tmp_path: Path) -> None:
+    made, done = folders(tmp_path)
+    fn = Stateful(partial(loaded, made), partial(slow_square, done, 1))
+    assert list(Ray(2).map(fn, range(12))) == [x * x for x in range(12)]
+    assert len(calls(made)) == len(set(calls(made)))  # once by each
+    assert 2 <= len(calls(made)) <= 3  # two, and one in the place of the lost one; fewer if one started late
+    assert sorted(calls(done), key=int) == sorted([*map(str, range(12)), "3"], key=int)
+
+
+def test_a_task_that_kills_every_actor_is_an_error(tmp_path: Path) -> None:
+    made, done = folders(tmp_path)
+    fn = Stateful(partial(loaded, made), partial(slow_square, done, 99))
+    results = Ray(2, retries=1).map(fn, range(12))
+    assert [next(results) for _ in range(3)] == [0, 1, 4]
+    with pytest.raises(ThresherError, match="was killed, several times.*fewer --workers"):
+        next(results)
+    assert calls(done).count("3") == 2
+
+
+def test_few_tasks_are_sent_to_actors_ahead() -> None:
+    assert taken_ahead(Ray(2), Stateful(itself, lambda _, x: nap(x)), range(12)) <= 2 + 2 + 1
+
+
+def parts(helpers: Any, _: int) -> tuple[int, set[int], int]:
+    """The process of the task, those of its parts, and how many parts were taken ahead."""
+    taken, most, processes = 0, 0, set()
+
+    def tasks() -> Iterator[int]:
+        nonlocal taken
+        for x in range(12):
+            taken += 1
+            yield x
+
+    for done, process in enumerate(helpers.map(own_process, tasks())):
+        most = max(most, taken - done)
+        processes.add(process)
+    return os.getpid(), processes, most
+
+
+def own_process(_: int) -> int:
+    time.sleep(0.06)
+    return os.getpid()
+
+
+def test_an_actor_has_parts_of_its_tasks_done_on_free_cpus() -> None:
+    for own, processes, ahead in Ray(1).map(Stateful(itself, parts), range(2)):  # of two CPUs
+        assert own not in processes
+        assert ahead <= 1 + 3
+    for own, processes, _ in Ray(2).map(Stateful(itself, parts), range(2)):  # none is free
+        assert processes == {own}
+    for own, processes, ahead in Ray(1, num_cpus=2).map(Stateful(itself, parts), range(1)):  # nor here
+        assert processes == {own}
+        assert ahead == 1
+
+
+def itself(helpers: Any) -> Any:
+    return helpers
+
+
+def no_cpu(helpers: Any, _: int) -> bool:
+    """Whether the actor does the parts that nobody has a CPU for."""
+    return list(module._Helpers(1, 0, False, 0.5).map(own_process, range(1))) == [os.getpid()]
+
+
+def test_parts_that_no_cpu_is_free_for_are_done_by_the_actor() -> None:
+    """As after a node was lost, and the actors that replace its own took the last CPUs."""
+    assert all(Ray(2).map(Stateful(itself, no_cpu), range(2)))
 
 
 # --- what is sent ---------------------------------------------------------------------------------
@@ -349,6 +500,49 @@ def test_embed_gives_the_bytes_of_serial(tmp_path: Path, kind: str) -> None:
     assert len(found["ray"]) == 1 + 3 * 5
     assert main([*command, "-o", str(tmp_path / "plain"), "--quiet", "--workers", "0"]) == 0
     assert hashes(tmp_path / "plain") == found["ray"]
+
+
+def test_embed_with_images_decoded_elsewhere_gives_the_bytes_of_serial(tmp_path: Path) -> None:
+    """One actor, and a CPU for images; one of them is damaged."""
+    data = raw.tars(tmp_path / "data", 25)
+    raw.write_tar(data / "00009.tar", [("bad", {"png": b"no image", "txt": b"a"}), ("good", {"png": raw.picture(0)})])
+    for engine in (["serial"], ["ray", "--workers", "1"]):
+        command = ["embed", str(data), "--encoder", "tests.toy:Pictures", "-o", str(tmp_path / engine[0])]
+        assert main([*command, "--engine", *engine, "--quiet"]) == 0
+    assert hashes(tmp_path / "ray") == hashes(tmp_path / "serial")
+    assert "key bad" in (tmp_path / "ray" / "set_aside.txt").read_text()
+
+
+@dataclass(frozen=True)
+class Careless(Serial):
+    """Leaves the temporary file of a worker that was killed while it wrote."""
+
+    path: Path = Path()
+
+    def map(self, fn: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
+        for result in super().map(fn, tasks):
+            if self.path.parent.is_dir():
+                self.path.touch()
+            yield result
+
+
+def test_nothing_is_left_of_workers_that_were_killed(tmp_path: Path) -> None:
+    data = str(raw.tars(tmp_path / "data", 12))
+    half = tmp_path / "pool" / "metadata" / ".metadata_00000.parquet.0123abcd.tmp.parquet"
+    api.embed(data, tmp_path / "pool", encoder="tests.toy:Toy", engine=Careless(path=half), progress=False)
+    assert not half.exists()
+    half = tmp_path / "shards" / ".00000000.tar.0123abcd.tmp.tar"
+    keys = keys_file(tmp_path / "keys", ["000003"])
+    api.reshard(data, Path(keys), tmp_path / "shards", engine=Careless(path=half), progress=False)
+    assert not half.exists()
+    assert (tmp_path / "shards" / "00000000.tar").exists()
+
+
+def test_a_device_of_many_is_refused_with_an_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw.tars(tmp_path / "data", 5)
+    command = ["embed", str(tmp_path / "data"), "--encoder", "tests.toy:Toy", "-o", str(tmp_path / "out")]
+    assert main([*command, "--engine", "serial", "--device", "cuda:0,cuda:1"]) == 2
+    assert "--device cuda:0,cuda:1: with --engine each worker has one device" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", MAKERS)

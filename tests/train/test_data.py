@@ -7,6 +7,7 @@ import json
 import re
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -423,6 +424,27 @@ def test_what_has_no_concepts_is_said(data: Data, tmp_path: Path) -> None:
         concepts_of("column:image", pairs)
     with pytest.raises(PoolError, match=r"nowhere: not a folder of clusters \(cluster.json is missing\)"):
         concepts_of(str(tmp_path / "nowhere"), pairs)
+
+
+@pytest.mark.parametrize(
+    ("cells", "counts"),
+    [
+        ([["a", None], [None], [], None, ["b", "a"]], [1, 0, 0, 0, 2]),
+        ([1.0, float("nan"), None, 1.0, 2.0], [1, 0, 0, 1, 1]),
+        ([[1.0, float("nan")], [], None, [float("nan")], [2.0]], [1, 0, 0, 0, 1]),
+        ([3, None, None, 3, 4], [1, 0, 0, 1, 1]),
+        (["x", None, "y", "x", None], [1, 0, 1, 1, 0]),
+    ],
+)
+def test_nulls_of_a_column_are_no_concepts(data: Data, tmp_path: Path, cells: list[Any], counts: list[int]) -> None:
+    pq.write_table(data.table.slice(0, 5).append_column("tag", pa.array(cells)), tmp_path / "pairs.parquet")
+    found = concepts_of("column:tag", opened(tmp_path / "pairs.parquet", tmp_path / "run"))
+    assert found.counts().tolist() == counts
+    assert len(np.unique(found.ids_M)) == 2
+    only_null = pa.array([[None]] * 5, pa.list_(pa.string()))
+    pq.write_table(data.table.slice(0, 5).append_column("tag", only_null), tmp_path / "none.parquet")
+    with pytest.raises(UsageError, match="none of 5 rows of .* has a concept"):
+        concepts_of("column:tag", opened(tmp_path / "none.parquet", tmp_path / "run2"))
 
 
 @pytest.mark.parametrize("form", ["k{}", "{:032X}"])

@@ -25,7 +25,15 @@ PROGRAM = 195_000_000  # bytes of Python and its libraries
 BLOCK = 16_384  # rows
 _ROWS_A_CLUSTER, _LEAST_SAMPLE = 256, 65_536  # rows that train k-means
 _TASK = 65_536  # rows of a cluster that are compared in one task, at most
-_ROW = 42  # bytes of a row in the driver: ids, the selection, its evidence
+_IN_MEMORY = 2 * 2**30  # bytes of training rows that are held
+_TREE_SAMPLE, _NEAREST = 64, 4  # rows per cluster that train a tree, coarse clusters that a row is compared with
+_UNEVEN = 1.3  # pairs of rows in the clusters of a tree, relative to as many clusters of k-means (measured)
+# Bytes of a row in the driver, measured by benchmarks/scale.py: own, and mapped from files, whose pages the system
+# drops when it needs memory: labels, distances, orders, cosines, evidence.
+_OWN = {"check": 4, "cluster": 6, "density": 5, "ssp": 5, "clip-score": 10, "semdedup": 22}
+_OTHER = 12  # own, of other methods
+_MAPPED = {"cluster": 8, "density": 12, "ssp": 12, "clip-score": 8, "semdedup": 48}
+_ID = 8  # of a row of a step that does not get all rows
 
 
 @dataclass(frozen=True)
@@ -168,7 +176,8 @@ class StepCost:
         received: Bytes that the driver receives from workers.
         written: Bytes that are written to the cache, or to --scratch.
         requests: Requests to object storage.
-        driver_memory: Bytes of the driver at most.
+        driver_memory: Bytes of the driver at most, without what is mapped from files.
+        driver_mapped: Bytes that the driver maps from files; the system drops them when it needs memory.
         worker_memory: Bytes of a worker at most.
     """
 
@@ -182,6 +191,7 @@ class StepCost:
     written: float
     requests: int
     driver_memory: float
+    driver_mapped: float
     worker_memory: float
 
     @property
@@ -223,14 +233,17 @@ def estimate(steps: Sequence[Any], rows: Rows, cluster: Cluster, constants: Cons
     done, doubled, missing = [], known.start, []
     seconds, left = known.start, rows
     for name, step in [("check", None), *((step.name, step) for step in steps)]:
-        passes = _passes(name, step, left, rows, slow=rows.remote or cluster.nodes > 1)
+        passes = _passes(name, step, left, rows, cluster.nodes > 1)
         if passes is None:
             missing.append(name)
             continue
         kept = _kept(step, left.count)
-        done.append(_cost(name, passes, left, rows, kept, cluster, known, _clusters(step, left.count)))
+        clusters, coarse = _clusters(step, left.count)
+        training = 0.0 if not clusters else 4.0 * left.dim * _sample(step, left.count, coarse or clusters)
+        held = clusters, training if training <= _IN_MEMORY else 0.0
+        done.append(_cost(name, passes, left, rows, kept, cluster, known, *held))
         more = replace(cluster, nodes=2 * cluster.nodes)
-        doubled += _cost(name, passes, left, rows, kept, more, known, _clusters(step, left.count)).seconds
+        doubled += _cost(name, passes, left, rows, kept, more, known, *held).seconds
         seconds += done[-1].seconds
         left = replace(left, count=max(kept, 1))
     return RunCost(tuple(done), seconds, doubled, tuple(missing))
@@ -246,15 +259,16 @@ def _kept(step: Any, count: int) -> int:
         return count
 
 
-def _clusters(step: Any, count: int) -> int:
-    """Return the clusters of a step, 0 if it has none."""
+def _clusters(step: Any, count: int) -> tuple[int, int]:
+    """Return the clusters of a step and the coarse clusters of its tree, 0 if it has none."""
     if step is None or not hasattr(step, "clusters"):
-        return 0
-    return int(step.clusters or automatic(count)[0])
+        return 0, 0
+    tree: tuple[int, int] = step.tree_for(count) if hasattr(step, "tree_for") else (0, 0)
+    return tree if tree[0] else (int(step.clusters or automatic(count)[0]), 0)
 
 
-def _passes(name: str, step: Any, left: Rows, rows: Rows, slow: bool) -> list[Pass] | None:
-    """Return the passes of a step, None if the model does not know the method."""
+def _passes(name: str, step: Any, left: Rows, rows: Rows, several: bool) -> list[Pass] | None:
+    """Return the passes of a step on one or several nodes, None if the model does not know the method."""
     n, d = left.count, left.dim
     blocks = -(-n // BLOCK)
 
@@ -270,40 +284,62 @@ def _passes(name: str, step: Any, left: Rows, rows: Rows, slow: bool) -> list[Pa
     if name == "clip-score":
         return [reading("clip-score", 2)]
     if name in ("density", "ssp", "semdedup", "cluster"):
-        k = _clusters(step, n)
+        k, coarse = _clusters(step, n)
         passes = []
         if getattr(step, "centroids", None) is None:
-            passes.append(_training(step, n, d, k, rows))
-        assign = reading("assign", products=float(n) * k * d, received=8.0 * n)
-        passes.append(assign)
+            passes.append(_training(step, n, d, coarse or k, several))
+        if coarse:
+            passes += _tree(step, n, d, k, coarse)
+        multiplied = coarse + min(_NEAREST, coarse) * k / coarse if coarse else k
+        passes.append(reading("assign", products=float(n) * multiplied * d, received=8.0 * n))
         if name == "semdedup":
-            if slow:  # written once more in cluster order, as runs that are then merged
+            if rows.remote or several:  # written once more in cluster order, as runs that are then merged
                 size, part = float(n) * d * left.bytes, rows_of_part(n, d * left.bytes, BLOCK)
                 files = -(-n // part)
                 passes.append(Pass("sort", n, prepared=0.0, tasks=files, requests=2 * files, written=size))
                 if files > 1:
                     passes.append(Pass("merge", n, prepared=0.0, tasks=files, requests=files * files, written=size))
-            pairs = float(n) * n / max(k, 1) / 2 * d
+            pairs = float(n) * n / max(k, 1) / 2 * d * (_UNEVEN if coarse else 1)
             passes.append(Pass("compare", n, pairs=pairs, tasks=max(k, n // _TASK), received=16.0 * n))
         return passes
     return None
 
 
-def _training(step: Any, n: int, d: int, k: int, rows: Rows) -> Pass:
+def _sample(step: Any, n: int, k: int) -> int:
+    """Return the rows that train k-means."""
+    asked = str(getattr(step, "sample", "auto"))
+    return min(n if asked == "all" else int(asked) if asked.isdecimal() else max(_ROWS_A_CLUSTER * k, _LEAST_SAMPLE), n)
+
+
+def _training(step: Any, n: int, d: int, k: int, several: bool) -> Pass:
     """Return the pass that trains centroids: several iterations on a sample."""
-    iterations, asked = int(getattr(step, "iterations", 20)), str(getattr(step, "sample", "auto"))
-    sample = n if asked == "all" else int(asked) if asked.isdecimal() else max(_ROWS_A_CLUSTER * k, _LEAST_SAMPLE)
-    sample = min(sample, n)
+    iterations, sample = int(getattr(step, "iterations", 20)), _sample(step, n, k)
     blocks = -(-sample // BLOCK)
     moved = 8.0 * d * min(k, BLOCK)  # bytes of the sums of a block in which every cluster occurs
+    received = moved * blocks * iterations / 2  # fewer rows move from iteration to iteration
+    if several:  # nodes add up the sums; labels and bounds are received
+        received = (8.0 * d * k + 12.0 * sample) * iterations
     return Pass(
         "k-means",
         sample,
         products=float(iterations) * sample * k * d,
         tasks=blocks * iterations,
-        received=moved * blocks * iterations / 2,  # fewer rows move from iteration to iteration
+        received=received,
         requests=blocks,
     )
+
+
+def _tree(step: Any, n: int, d: int, k: int, coarse: int) -> list[Pass]:
+    """Return the passes that train the clusters of each coarse cluster on some of its rows."""
+    sample = min(_TREE_SAMPLE * k, n)
+    blocks = -(-sample // BLOCK)
+    products = float(getattr(step, "iterations", 20)) * sample * k / coarse * d
+    return [
+        Pass(
+            "sample", sample, products=float(sample) * coarse * d, tasks=blocks, received=8.0 * sample, requests=blocks
+        ),
+        Pass("k-means", sample, products=products, tasks=coarse, received=4.0 * k * d, requests=coarse),
+    ]
 
 
 def _cost(
@@ -315,6 +351,7 @@ def _cost(
     cluster: Cluster,
     known: Constants,
     clusters: int,
+    held: float,
 ) -> StepCost:
     parts = dict.fromkeys(("compute", "read", "wait", "driver"), 0.0)
     seconds = known.step
@@ -354,7 +391,12 @@ def _cost(
         received=received,
         written=written,
         requests=requests,
-        driver_memory=PROGRAM + _ROW * rows.count + (64 * left.count if clusters else 0) + 24.0 * clusters * left.dim,
+        driver_memory=PROGRAM
+        + float(_OWN.get(name, _OTHER)) * rows.count
+        + (_ID * left.count if left.count < rows.count else 0)
+        + 24.0 * clusters * left.dim
+        + held,
+        driver_mapped=float(_MAPPED.get(name, _OTHER)) * left.count,
         worker_memory=PROGRAM
         + row * min(left.count, 2 * BLOCK if name != "semdedup" else _TASK)
         + 4.0 * clusters * left.dim,

@@ -22,6 +22,7 @@ from thresher.pool.layouts import POOL_READERS
 from thresher.pool.store import Block, EmbeddingStore
 from thresher.pruning.audit import EMPTY, REPEATED, UNSAFE, key_codes
 from thresher.pruning.clusters import automatic
+from thresher.pruning.registry import build
 from thresher.pruning.run import Run
 from thresher.runtime.format import counted
 from thresher.runtime.kernels import has_avx512
@@ -179,10 +180,9 @@ def _cost(store: EmbeddingStore, workers: int) -> dict[str, Any]:
     constants, rows = Constants(products=speed), rows_of(store)
     sample = min(n, max(256 * k, 65_536))
     scored = "joint" in store.fields and store.dim("image") == store.dim("text")
-    seconds = {
-        method: estimate([_Step(method)], rows, Cluster(1, workers), constants).steps[-1].seconds
-        for method in (*(("clip-score",) if scored else ()), "cluster", "density", "semdedup")
-    }
+    steps: list[Any] = [_Step("clip-score")] if scored else []
+    steps += [_Step("cluster"), _Step("density"), build("semdedup", {"eps": 0.1})]
+    seconds = {step.name: estimate([step], rows, Cluster(1, workers), constants).steps[-1].seconds for step in steps}
     return {
         "multiply_adds_per_second": speed * workers,
         "clusters": k,

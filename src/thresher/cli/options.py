@@ -130,7 +130,7 @@ class Group(click.Group):
             raise click.UsageError(known, ctx)
         name, command, rest = super().resolve_command(ctx, args)
         if ctx.resilient_parsing and command is not None:  # a shell completes
-            complete(command)
+            complete(command, rest)
         return name, command, rest
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

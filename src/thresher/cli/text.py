@@ -51,7 +51,8 @@ def planned(run: Any, rows: int, nodes: int, calibrated: bool) -> Iterator[str]:
             f"  {step.name}: {duration(step.seconds)} for {counted(step.rows_in, 'row')}; most of it {step.bottleneck} "
             f"({', '.join(f'{name} {duration(value)}' for name, value in step.parts.items())}); reads "
             f"{size(step.read)}{written}, the driver receives {size(step.received)}{requests}; memory: driver "
-            f"{size(step.driver_memory)}, worker {size(step.worker_memory)}"
+            f"{size(step.driver_memory)}, and {size(step.driver_mapped)} mapped from files, worker "
+            f"{size(step.worker_memory)}"
         )
     for name in run.missing:
         yield f"  {name}: not counted, the model does not know it"

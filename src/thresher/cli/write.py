@@ -153,6 +153,11 @@ def export(
     "such.",
 )
 @click.option(
+    "--for-energon",
+    is_flag=True,
+    help="Write tars that Megatron Energon reads without 'energon prepare': an index of each, and .nv-meta.",
+)
+@click.option(
     "--workers", cls=Configured, setting="workers", type=int, metavar="N",
     help="Shards written in parallel (default: all cores).",
 )  # fmt: skip

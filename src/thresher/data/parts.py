@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
@@ -269,12 +269,14 @@ class Data:
         kind: Name of the reader: "webdataset", "parquet", "arrow", "csv", "jsonl", "folder".
         parts: The parts, in the order of the samples.
         notes: What the user should know, as sentences: files that are not read, and choices that were made.
+        versions: Location of a dataset that keeps its versions -> the version that was opened; {} for other data.
     """
 
     location: str
     kind: str
     parts: tuple[Part, ...]
     notes: tuple[str, ...] = ()
+    versions: Mapping[str, int] = field(default_factory=dict)
 
     def captions_elsewhere(self) -> str:
         """Return where captions may be if no sample has one at a usual place, and what to type; "" for nowhere."""

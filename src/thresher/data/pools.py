@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from thresher.data.location import Location
 from thresher.data.parts import Data
 from thresher.errors import PoolError, UnreachedError, UsageError
 from thresher.io.paths import visible
-from thresher.io.plan import PLAN, plan_of_pool
+from thresher.io.plan import PLAN, datasets_in, paths_of, plan_of_pool
 
 _FOLDERS = ("metadata", "img_emb", "text_emb")  # of a pool
 _THUMBNAIL = "thumbnail"
@@ -80,8 +81,12 @@ def _plan(folder: str) -> Mapping[str, Any] | None:
 
 
 def _made_from(plan: Mapping[str, Any]) -> str:
-    """Return where the data of a pool are: the one file or folder that all its shards are from, "" if unknown."""
-    paths = {shard[0] for shard in plan["shards"] if isinstance(shard, list) and shard and isinstance(shard[0], str)}
+    """Return where the data of a pool are: the one dataset, file or folder of all its shards, "" if unknown."""
+    paths = set(paths_of(plan))
+    with suppress(ValueError):  # other data may have a file of this name
+        for dataset in datasets_in(plan):
+            if all(path.startswith(f"{dataset}/") for path in paths):
+                return dataset
     if len(paths) <= 1:
         return next(iter(paths), "")
     folders = {path.rpartition("/")[0] for path in paths}

@@ -55,19 +55,25 @@ class Concepts:
         """
         labels = np.asarray(labels_N)
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
-            raise UsageError(f"labels of shape {labels.shape} and type {labels.dtype}; give integers, (N,)")
+            raise UsageError(
+                f"labels of shape {labels.shape} and type {labels.dtype}; give integers, (N,), negative for none"
+            )
         known_N = labels >= 0
         ids = np.unique(labels[known_N], return_inverse=True)[1]
         return cls(np.cumsum(known_N, dtype=np.int64), ids.astype(np.int32))
 
     @classmethod
     def of_lists(cls, rows: Iterable[Iterable[Any] | None]) -> Concepts:
-        """Use a list of tags for each row: any values that can be dictionary keys; None for no tags."""
+        """Use a list of tags for each row: any values that can be dictionary keys; None for no tags.
+
+        None and NaN in a list are left out.
+        """
         known: dict[Any, int] = {}
         ids: list[int] = []
         ends: list[int] = []
         for tags in rows:
-            ids += sorted({known.setdefault(tag, len(known)) for tag in (() if tags is None else tags)})
+            there = (tag for tag in (() if tags is None else tags) if not _is_missing(tag))
+            ids += sorted({known.setdefault(tag, len(known)) for tag in there})
             ends.append(len(ids))
         return cls(np.array(ends, np.int64), np.array(ids, np.int32))
 
@@ -233,6 +239,10 @@ def choose(concepts: Concepts, count: int, kind: Kind = "diversity", cap: int = 
     target = float(np.clip(count / max(1, len(rows_K)), 1, cap))
     how = _by_sorting if concepts.counts().max(initial=0) <= 1 else _one_by_one
     return how(concepts, ids_M, order_M, rows_K, target, count)
+
+
+def _is_missing(tag: Any) -> bool:
+    return tag is None or (isinstance(tag, (float, np.floating)) and tag != tag)
 
 
 def _grouped(ids_M: npt.NDArray[np.int32]) -> tuple[Ints, Ints, Ints]:

@@ -10,9 +10,9 @@ import signal
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import groupby, islice
@@ -42,8 +42,10 @@ from thresher.embedding.pool import (
     may_retry,
     shard_path,
     shards_of,
+    sweep_pool,
     unfinished,
     writing_shard,
+    written,
 )
 from thresher.embedding.prepare import Decoded, DecodeOptions, DecodeTask, Pixels, Slots, Tokens, prepare
 from thresher.embedding.quality import Head, Quality
@@ -55,7 +57,7 @@ from thresher.io.pictures import PIXELS
 from thresher.io.places import located, place
 from thresher.io.plan import PLAN
 from thresher.io.remote import forget_listings
-from thresher.runtime.engine import Engine, check_files, cores
+from thresher.runtime.engine import Engine, Stateful, check_files, cores
 from thresher.runtime.engines.processes import Processes
 from thresher.runtime.engines.serial import Serial
 from thresher.runtime.files import refuse_foreign_files, writing
@@ -172,9 +174,10 @@ def embed(
         settings: The options.
         overwrite: Replace an existing pool.
         retry_damaged: Embed the shards again whose data was damaged or lacked images.
-        engine: Where shards are embedded, one in each task, by a model of the worker's own; by default on the devices
-            of this machine, with ``settings.workers`` processes that decode. On other machines, the data and the pool
-            must be on storage that all of them share.
+        engine: Where shards are embedded, one in each task, by a model of the worker's own. A worker decodes for
+            itself, or with the helpers that its engine has; see :class:`thresher.runtime.engine.Stateful`. By default
+            on the devices of this machine, with ``settings.workers`` processes that decode. On other machines, the data
+            and the pool must be on storage that all of them share.
         shard: Embed only the share of one of several jobs, see :mod:`thresher.runtime.jobs`. The pool is finished by a
             call without it after all jobs have finished; its bytes are those of one call.
         progress: Receives progress updates.
@@ -189,6 +192,10 @@ def embed(
     if shard is not None and (overwrite or retry_damaged):
         option = "--overwrite" if overwrite else "--retry-damaged"
         raise UsageError(f"--shard {shard}: {option} would change what other jobs work on; leave it out")
+    if engine is not None and "," in settings.device:
+        raise UsageError(
+            f"--device {settings.device}: with --engine each worker has one device; pass auto, cuda or cpu"
+        )
     progress = progress or Silent()
     folder = place(pool)
     source, refusal = _opened(data, settings)
@@ -258,7 +265,7 @@ def embed(
         unreached: Unreached = []
         if engine is not None and work:
             lock = folder / LOCK if shard is None else jobs.lock(shard)
-            unreached = _on_engine(folder, plan, encoder, settings, work, engine, progress, lock)
+            unreached = _on_engine(folder, plan, encoder, settings, work, engine, progress, lock, again)
         elif len(devices) > 1 and len(work) > 1:
             lock = folder / LOCK if shard is None else jobs.lock(shard)
             unreached = _on_many(folder, plan, settings, work, devices, progress, lock)
@@ -421,7 +428,7 @@ def _planned(
         **({"reader": reading.reader} if reading.reader else {}),
         **({"heads": {head.name: head.digest for head in heads}} if heads else {}),
     }
-    return PoolPlan(info, tuple(fields), columns, options, shards), tuple(notes)
+    return PoolPlan(info, tuple(fields), columns, options, shards, source.versions), tuple(notes)
 
 
 def _quality(source: Data, settings: EmbedSettings, fields: Sequence[str]) -> Quality:
@@ -556,41 +563,60 @@ def _on_engine(
     engine: Engine,
     progress: Progress,
     lock: AnyPath,
+    again: Collection[int],
 ) -> Unreached:
     """Embed each shard as a task of an engine. Return what was not reached, as :func:`_embed` does."""
-    # In one precision everywhere: "auto" would mean another one on a machine with a GPU. A task decodes for itself.
+    # In one precision everywhere: "auto" would mean another one on a machine with a GPU.
     precision, quality = getattr(encoder, "precision", settings.precision), Quality.parse(settings.quality).text()
-    each = replace(settings, precision=precision, quality=quality, workers=0)
+    each = replace(settings, precision=precision, quality=quality)
     files = dict.fromkeys((part.protocol, part.path) for _, part in jobs)
     unreached: Unreached = []
     in_a_row = 0
     with _running(folder, lock) as running, progress.task("embed", len(jobs), "shards") as advance:
         heads = [("file", os.path.abspath(path)) for _, path in Quality.parse(quality).heads]
         check_files(engine, lambda: [*files, located(str(running)), *heads])
-        results = engine.map(partial(_on_worker, folder, plan, each, running), jobs)
-        try:
-            for done, missed in enumerate(results, 1):
-                unreached += missed
-                in_a_row = in_a_row + 1 if missed else 0
-                if in_a_row == _MISSED:
-                    return unreached + _not_tried(plan, [number for number, _ in jobs[done:]])
-                advance(1)
-        finally:
-            _encoder_of.cache_clear()  # if the tasks ran in this process
+        call = partial(_on_worker, folder, plan, each, running, frozenset(again))
+        work = Stateful(partial(_Worker.make, each), call, gpu=settings.device != "cpu")
+        for done, missed in enumerate(engine.map(work, jobs), 1):
+            unreached += missed
+            in_a_row = in_a_row + 1 if missed else 0
+            if in_a_row == _MISSED:
+                return unreached + _not_tried(plan, [number for number, _ in jobs[done:]])
+            advance(1)
+    sweep_pool(folder)  # of workers that were lost
     return unreached
 
 
+@dataclass(frozen=True)
+class _Worker:
+    """What a worker of an engine keeps: the model, and where its images are decoded."""
+
+    encoder: Encoder
+    helpers: Engine
+
+    @staticmethod
+    def make(settings: EmbedSettings, helpers: Engine) -> _Worker:
+        return _Worker(make_encoder(settings.encoder, device=settings.device, precision=settings.precision), helpers)
+
+
 def _on_worker(
-    folder: AnyPath, plan: PoolPlan, settings: EmbedSettings, running: AnyPath, job: tuple[int, Part]
+    folder: AnyPath,
+    plan: PoolPlan,
+    settings: EmbedSettings,
+    running: AnyPath,
+    again: Collection[int],
+    worker: _Worker,
+    job: tuple[int, Part],
 ) -> Unreached:
-    """Embed a shard with a model that the process keeps, unless the file ``running`` is gone."""
-    encoder = _encoder_of(settings.encoder, settings.device, settings.precision)
-    return _embed(folder, plan, encoder, settings, [job], partial(_check_running, folder, running))
+    """Embed a shard with the model of a worker, unless the file ``running`` is gone.
 
-
-@lru_cache(maxsize=1)
-def _encoder_of(name: str, device: str, precision: str) -> Encoder:
-    return make_encoder(name, device=device, precision=precision)
+    A shard that is there, and not one to write ``again``, was written by a worker that was lost before it said so.
+    """
+    number, _ = job
+    if number not in again and written(folder, number) is not None:
+        return []
+    advance = partial(_check_running, folder, running)
+    return _embed(folder, plan, worker.encoder, settings, [job], advance, worker.helpers)
 
 
 def _check_running(folder: AnyPath, running: AnyPath, _: int) -> None:
@@ -634,8 +660,11 @@ def _embed(
     settings: EmbedSettings,
     jobs: Sequence[tuple[int, Part]],
     advance: Advance,
+    decoders: Engine | None = None,
 ) -> Unreached:
     """Write some shards with one model; return which were not reached, and why.
+
+    Images are decoded by an engine, or by processes of this machine as the settings say.
 
     After a few shards in a row that were not reached, it stops: the network is down, or access has expired.
     """
@@ -655,8 +684,8 @@ def _embed(
     schema = _schema(plan)
     # There are more slots than tasks in flight in the engine, plus the one in use here, before a slot is reused.
     with (
-        _slots(options, workers + 4 if workers else 0) as options,
-        _decoding(workers) as engine,
+        _slots(options, workers + 4 if workers and decoders is None else 0) as options,
+        _decoding(workers) if decoders is None else nullcontext(decoders) as engine,
         importable(settings.encoder),  # it may import modules only when it encodes
         _Model(encoder, 2 if gpu else 1) as model,
     ):

@@ -27,7 +27,7 @@ from thresher.io.hub import without_commit
 from thresher.io.open import meaning_of, open_file, trusting
 from thresher.io.paths import writable
 from thresher.io.places import located
-from thresher.io.plan import BYTES, PLAN
+from thresher.io.plan import BYTES, PLAN, datasets_in
 from thresher.runtime import locks
 from thresher.runtime.files import writing
 from thresher.runtime.places import AnyPath, RemotePath, sizes_in
@@ -91,6 +91,7 @@ class PoolPlan:
         columns: Columns of the tables and their Arrow types, as text, in order.
         options: Other options that the rows of unwritten shards depend on.
         shards: The shards, in the order of their numbers.
+        versions: Datasets that keep their versions, and the newest version of each that was embedded.
     """
 
     encoder: Mapping[str, Any]
@@ -98,6 +99,7 @@ class PoolPlan:
     columns: Mapping[str, str]
     options: Mapping[str, Any]
     shards: tuple[Shard, ...] = field(repr=False, default=())
+    versions: Mapping[str, int] = field(default_factory=dict, compare=False)  # a newer one may have the same rows
 
     def saved(self, folder: AnyPath, rows: int | None = None) -> None:
         """Write the plan to a folder; with the number of rows if the pool is finished."""
@@ -106,6 +108,7 @@ class PoolPlan:
             "fields": list(self.fields),
             "columns": dict(self.columns),
             "options": dict(self.options),
+            **({"versions": dict(self.versions)} if self.versions else {}),
             **({} if rows is None else {"rows": rows}),
             "shards": [[s.path, s.name, s.first, s.rows, list(s.stamp)] for s in self.shards],
         }
@@ -126,7 +129,8 @@ class PoolPlan:
             content = read_json(path, BYTES, _VALUES)
             head = Fields(content, str(path))
             encoder, columns, options = (head.object(name).values for name in ("encoder", "columns", "options"))
-            return cls(encoder, head.texts("fields"), columns, options, tuple(map(_shard, content["shards"])))
+            shards, versions = tuple(map(_shard, content["shards"])), datasets_in(content)
+            return cls(encoder, head.texts("fields"), columns, options, shards, versions)
         except OSError as error:
             raise meaning_of(str(path), error) or error from error
         except (ValueError, KeyError, TypeError, IndexError) as error:
@@ -192,7 +196,8 @@ class PoolPlan:
                     f"rows from {was.first:,} on, now {shard.rows:,}; give the same --per-shard"
                 )
             shards[number] = replace(was, path=shard.path)
-        return replace(self, options=asked.options, shards=tuple(shards))
+        versions = {name: max(version, self.versions.get(name, 0)) for name, version in asked.versions.items()}
+        return replace(self, options=asked.options, shards=tuple(shards), versions={**self.versions, **versions})
 
 
 def _text(what: Any) -> str:
@@ -415,6 +420,11 @@ def holding(folder: AnyPath, wait: Callable[[str], None] | None = None) -> Itera
         OutputError: Another process is embedding into the folder.
     """
     with locks.holding(folder / LOCK, f"the pool {folder}", wait=wait is not None, say=wait) as still_held:
-        if not isinstance(folder, RemotePath):  # nothing is left there
-            locks.sweep([*folder.glob(".*.tmp*"), *folder.glob("*/.*.tmp*")])
+        sweep_pool(folder)
         yield still_held
+
+
+def sweep_pool(folder: AnyPath) -> None:
+    """Remove temporary files that killed processes left in a folder."""
+    if not isinstance(folder, RemotePath):  # nothing is left there
+        locks.sweep([*folder.glob(".*.tmp*"), *folder.glob("*/.*.tmp*")])

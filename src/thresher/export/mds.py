@@ -27,7 +27,7 @@ from thresher.export.keys import Chosen, key_batches, read_keys
 from thresher.io.key_forms import unlike
 from thresher.io.listing import Files
 from thresher.io.paths import visible
-from thresher.io.plan import PLAN, plan_of_pool
+from thresher.io.plan import plan_in
 from thresher.pool.store import EmbeddingStore, reopen
 from thresher.runtime.format import counted
 from thresher.selection import Selection
@@ -154,8 +154,7 @@ def _refuse_changed(store: EmbeddingStore, shards: Sequence[Reader], names: Mapp
     Raises:
         UsageError: One has another size.
     """
-    files = Files.at(store.layout.location)
-    plan = plan_of_pool(files.protocol, files.path(PLAN)) if PLAN in files.names else None
+    plan = plan_in(Files.at(store.layout.location))
     for entry in plan["shards"] if plan else ():
         try:
             _, name, _, _, (size, *_) = entry

@@ -32,6 +32,7 @@ Rows = npt.NDArray[np.int64]
 T = TypeVar("T")
 
 MANIFESTS = r"_versions/(\d{1,20})\.manifest"
+MARK = b"thresher"  # metadata of what export wrote: which selection a column, or a dataset, is of
 _INVERTED = 2**64 - 1  # manifests are named by this number less the version, so that the newest is listed first
 _BATCH = 8_192  # rows read at a time
 _BUFFER = 1 << 26  # bytes that Lance reads ahead
@@ -340,6 +341,11 @@ def schema_of(dataset: Any) -> Any:
             dataset.schema.metadata,
         )
     )
+
+
+def marks_of(schema: Any) -> dict[str, bytes | None]:
+    """Return which selection each column is of that export added; None for other columns."""
+    return {one.name: (one.metadata or {}).get(MARK) for one in schema}
 
 
 def blobs_of(schema: Any) -> set[str]:

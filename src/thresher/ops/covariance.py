@@ -86,6 +86,17 @@ class Sum:
         elif group.weight:
             self._scatter_DE += group.scatter_DE
 
+    def plus(self, other: Sum) -> Sum:
+        """Add the groups of another sum, after those of this one."""
+        self._weights += other._weights
+        self._images += other._images
+        self._texts += other._texts
+        if self._scatter_DE is None:
+            self._scatter_DE = other._scatter_DE
+        elif other._scatter_DE is not None:
+            self._scatter_DE += other._scatter_DE
+        return self
+
     def moments(self) -> Moments:
         """Return the moments of all rows of the added groups; requires at least one group."""
         weights_K, image_KD, text_KE = np.array(self._weights), np.array(self._images), np.array(self._texts)

@@ -169,6 +169,14 @@ class Walk:
         self.gains_n[batch] = -np.inf
         self.stride = len(batch)
 
+    def become(self, other: Walk) -> None:
+        """Take over the state of this walk as another process advanced it; arrays of all rows stay where they are."""
+        if other is self:
+            return
+        self.gains_n[:], self.drift_n[:] = other.gains_n, other.drift_n
+        for name in ("toward", "order", "gains", "lost", "stride"):
+            setattr(self, name, getattr(other, name))
+
 
 Take = Callable[[Ints], tuple[F32, F32]]
 Spend = Callable[[Ints, F32 | None], tuple[Floats, Floats]]
@@ -193,7 +201,7 @@ def advance(walk: Walk, clamp: float | None, refresh: int, least: int, floor: fl
             loss, drift = spend(batch, toward)
             walk.gains_n -= loss / n
             if toward is not None:
-                walk.drift_n, walk.toward = drift, toward
+                walk.drift_n[:], walk.toward = drift, toward
         if len(walk.order) >= least or walk.gains[-1] <= floor:
             return
 
@@ -298,17 +306,23 @@ def merge(gains: list[Floats], rows: list[Ints], budget: int) -> tuple[Ints, flo
         (K,) int64 number of rows of each class, and the gain of the worst row taken (-inf if fewer than the budget).
     """
     sizes = np.array([len(own) for own in gains], np.int64)
-    values, ids = np.concatenate(gains), np.concatenate(rows)
-    if len(values) <= budget:
-        worst = float(values.min()) if len(values) == budget else -np.inf
-        return sizes, worst
-    classes = np.repeat(np.arange(len(sizes)), sizes)
-    rank = np.empty(len(values), np.int64)
-    order = np.lexsort((ids, -values))
-    rank[order] = np.arange(len(values))
-    waiting = np.maximum.accumulate(rank + classes * len(values)) - classes * len(values)
-    taken = np.argsort(waiting, kind="stable")[:budget]
-    return np.bincount(classes[taken], minlength=len(sizes)), float(values[order[waiting[taken[-1]]]])
+    count = int(sizes.sum())
+    if count < budget:
+        return sizes, -np.inf
+    # The gain at which a row is taken: the lowest up to it.
+    reached = np.concatenate([np.minimum.accumulate(own) for own in gains])
+    cut = np.partition(reached, count - budget)[count - budget]
+    ends = np.cumsum(sizes)
+    kept = np.array([np.count_nonzero(reached[end - size : end] > cut) for size, end in zip(sizes, ends, strict=True)])
+    # Of the rows that are taken at the cut, each waits for the highest id with that gain before it in its class.
+    at = np.flatnonzero(reached == cut)
+    classes = np.searchsorted(ends, at, side="right")
+    waiting: list[Ints] = []
+    for k, count in zip(*(found.tolist() for found in np.unique(classes, return_counts=True)), strict=True):
+        here = slice(kept[k], kept[k] + count)
+        waiting.append(np.maximum.accumulate(np.where(gains[k][here] == cut, rows[k][here], -1)))
+    first = np.argsort(np.concatenate(waiting), kind="stable")[: budget - int(kept.sum())]
+    return kept + np.bincount(classes[first], minlength=len(sizes)), float(cut)
 
 
 def forecast(score_n: Floats, cross_n: Floats, balance_n: Floats, starts_K: Ints, budget: int) -> Ints:

@@ -144,13 +144,32 @@ def order_by_group(
     return _ordered(scores_N, labels_N, space or (lambda n: np.empty(n, np.int64)))
 
 
+def slices(count: int) -> Iterator[slice]:
+    """Yield slices of so few rows that some numbers for each take little memory."""
+    return (slice(lo, min(lo + _BLOCK, count)) for lo in range(0, count, _BLOCK))
+
+
+def by_group(labels_N: npt.NDArray[Any], space: Callable[[int], Ints] | None = None) -> Ints:
+    """Return the rows group by group, ascending within a group, (N,) int64.
+
+    Args:
+        labels_N: (N,) group of each row.
+        space: Returns an array (n,) int64, such as one that is mapped from a file; by default in memory.
+    """
+    return _distributed(
+        range(len(labels_N)),
+        lambda rows: labels_N[rows[0] : rows[-1] + 1],
+        sizes_of(labels_N, 0),
+        space or (lambda n: np.empty(n, np.int64)),
+    )
+
+
 def _ordered(scores_N: Scores, labels_N: npt.NDArray[Any], space: Callable[[int], Ints]) -> Iterator[Ints]:
     n = len(scores_N)
     if n <= _SORTED:
         yield _sorted(np.arange(n), scores_N, labels_N)
         return
-    sizes_K = sizes_of(labels_N, 0)
-    rows_N = _distributed(range(n), lambda rows: labels_N[rows[0] : rows[-1] + 1], sizes_K, space)
+    sizes_K, rows_N = sizes_of(labels_N, 0), by_group(labels_N, space)
     ends_K = np.cumsum(sizes_K)
     for first, last in pack(sizes_K, _SORTED):
         lo, hi = int(ends_K[first] - sizes_K[first]), int(ends_K[last - 1])

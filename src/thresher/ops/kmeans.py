@@ -25,6 +25,7 @@ Labels = npt.NDArray[np.int32]
 STRIPE = 1024  # rows per product
 TILE = 1024  # centroids per product
 SLACK = 4e-3  # minimum gap of bounds in radians: the error of float32 cosines near 1
+_NEAREST = 4  # coarse centroids whose centroids a row is multiplied with
 _SIDE_BY_SIDE = 16  # maximum rows of a group that is summed with others
 _MOSTLY = 0.9  # share of a stripe above which all of it is multiplied, without a copy
 _EVERY = 8  # one stripe of eight takes lower bounds while they do not pay
@@ -175,6 +176,42 @@ class Moves:
     groups_J: npt.NDArray[np.int64]
     sums_JD: npt.NDArray[np.float64]
     counts_J: npt.NDArray[np.int64]
+
+    def apart(self) -> tuple[Moves, Moves]:
+        """Return the bounds without changes, and the changes without bounds."""
+        return replace(self, groups_J=self.groups_J[:0], sums_JD=self.sums_JD[:0], counts_J=self.counts_J[:0]), replace(
+            self, bounds=Bounds(*(array[:0] for array in vars(self.bounds).values()))
+        )
+
+    def plus(self, other: Moves) -> Moves:
+        """Return the changes of both; those of this one may be used for it."""
+        mine, others = ((one.groups_J, one.sums_JD, one.counts_J) for one in (self, other))
+        return Moves(self.bounds, *add_by_group(mine, others))
+
+
+def add_by_group(one: tuple[Any, ...], other: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Add sums by group.
+
+    Args:
+        one: (J,) ascending groups, and sums of each, (J, ...); may be changed.
+        other: The same of other rows; those of ``one`` are added first.
+
+    Returns:
+        The groups of both, and their sums.
+    """
+    groups = one[0]
+    if not np.isin(other[0], groups).all():
+        groups = np.union1d(groups, other[0])
+    at, place = np.searchsorted(groups, one[0]), np.searchsorted(groups, other[0])
+    sums = []
+    for mine, others in zip(one[1:], other[1:], strict=True):
+        total = mine
+        if groups is not one[0]:
+            total = np.zeros((len(groups), *mine.shape[1:]), mine.dtype)
+            total[at] = mine
+        total[place] += others
+        sums.append(total)
+    return (groups, *sums)
 
 
 @dataclass(frozen=True, eq=False)
@@ -461,3 +498,52 @@ class Assign:
     @cached_property
     def _columns_KD(self) -> F32:
         return by_columns(self.centroids_KD)
+
+
+@dataclass(frozen=True)
+class AssignTree:
+    """Callable like :class:`Assign`: the nearest of the centroids that belong to the four nearest coarse ones.
+
+    A row takes J + 4 K / J products instead of K. Its centroid is seldom not the nearest of all.
+
+    Attributes:
+        coarse_JD: (J, D) float32 unit rows.
+        centroids_KD: (K, D) float32 unit rows, those of the first coarse centroid first; each has one at least.
+        ends_J: (J,) int64, where the centroids of each coarse one end.
+    """
+
+    coarse_JD: F32
+    centroids_KD: F32
+    ends_J: npt.NDArray[np.int64]
+
+    def __call__(self, stripes: Iterable[F32]) -> tuple[npt.NDArray[np.int32], F32]:
+        """Return labels (B,) int32 and 1 - cosine (B,) float32."""
+        rows_BD = np.concatenate([rows.copy() for rows in stripes])
+        coarse_BP = self._nearest_coarse(rows_BD)
+        order = np.argsort(coarse_BP, axis=None, kind="stable")
+        each = np.bincount(coarse_BP.reshape(-1), minlength=len(self.ends_J))
+        labels, best = np.zeros(len(rows_BD), np.int32), np.full(len(rows_BD), -np.inf, np.float32)
+        scratch = products_of(self.centroids_KD)
+        ends = np.cumsum(each).tolist()
+        for j in np.flatnonzero(each).tolist():
+            own = order[ends[j] - each[j] : ends[j]] // coarse_BP.shape[1]
+            label, product = nearest_centroid(rows_BD[own], self._columns[j], scratch)
+            better = product > best[own]
+            labels[own[better]] = label[better] + (self.ends_J[j - 1] if j else 0)
+            best[own[better]] = product[better]
+        return labels, np.float32(1) - best
+
+    def _nearest_coarse(self, rows_BD: F32) -> Labels:
+        """Return the nearest coarse centroids of each row, (B, P)."""
+        coarse_BP = np.empty((len(rows_BD), min(_NEAREST, len(self.coarse_JD))), np.int32)
+        for lo in range(0, len(rows_BD), STRIPE):
+            products = rows_BD[lo : lo + STRIPE] @ self.coarse_JD.T
+            at = np.arange(len(products))
+            for turn in range(coarse_BP.shape[1]):
+                coarse_BP[lo : lo + STRIPE, turn] = nearest = products.argmax(axis=1)
+                products[at, nearest] = -np.inf
+        return coarse_BP
+
+    @cached_property
+    def _columns(self) -> list[F32]:
+        return [by_columns(part) for part in np.split(self.centroids_KD, self.ends_J[:-1])]

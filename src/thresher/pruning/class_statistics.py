@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.ops import crosscov
-from thresher.ops.cut import pack
-from thresher.ops.kmeans import sums_by_group
+from thresher.ops.cut import by_group, pack, slices
+from thresher.ops.kmeans import add_by_group, sums_by_group
 from thresher.ops.vectors import F32
 from thresher.pool.spill import Ordered
 from thresher.pool.store import Block, EmbeddingStore
@@ -29,6 +29,7 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 _IN_MEMORY = 512 * 2**20  # a large class is held in memory up to this many bytes, if its losses are cheap sums
+_FORECAST = 2**18  # rows by which it is foreseen how many each class keeps
 _STRIPE = 1_024  # rows read at a time where each is used once, so that they stay in the CPU cache
 
 
@@ -45,9 +46,9 @@ class Classes:
     sizes_K: Ints
 
     @classmethod
-    def of(cls, groups: Groups) -> Classes:
-        """Sort the rows of a clustering."""
-        return cls(np.argsort(groups.labels_N, kind="stable"), groups.sizes_K)
+    def of(cls, groups: Groups, space: Callable[[int], Ints] | None = None) -> Classes:
+        """Sort the rows of a clustering; ``space`` as for :func:`thresher.ops.cut.by_group`."""
+        return cls(by_group(groups.labels_N, space), groups.sizes_K)
 
     @property
     def starts_K(self) -> Ints:
@@ -104,7 +105,10 @@ def similarities(
     number = ArraySpec("float32", least=-5, most=5)
     specs = {"own": number, "mean": number, "inter": number}
     columns = run.column("similarities", "joint", partial(_judge, labels, np.asarray(means)), specs, **what)
-    own, mean, inter = (columns[name][classes.order_N].astype(np.float64) for name in specs)
+    own, mean, inter = (run.cache.space(len(labels), np.float64) for _ in specs)
+    for name, column in zip(specs, (own, mean, inter), strict=True):
+        for here in slices(len(labels)):
+            column[here] = columns[name][classes.order_N[here]]
     cross = mean if clamp is None else _cross(run, classes, run.key(_cross, clamp=clamp, **what), clamp, ordered)
     return Similarities(own, cross, mean, inter, np.asarray(means)[0])
 
@@ -113,8 +117,9 @@ def _means(run: Run, labels_N: npt.NDArray[np.int32], sizes_K: Ints) -> F32:
     """Return the mean (text, image) of each class and of all rows outside it, (2, K, 2, D) float32."""
     k, d = len(sizes_K), run.store.dim("image")
     sums = np.zeros((k, 2, d))
-    for present, part in run.over_blocks("class means", "joint", partial(_sums, np.asarray(labels_N))):
-        sums[present] += part
+    made = run.sum_over_blocks("class means", "joint", partial(_sums, np.asarray(labels_N)), add_by_group)
+    if made is not None:
+        sums[made[0]] = made[1]
     total, n = sums.sum(axis=0), int(sizes_K.sum())
     out = np.empty((2, k, 2, d), np.float32)
     for j, size in enumerate(sizes_K.tolist()):  # one at a time: K may be large
@@ -123,7 +128,7 @@ def _means(run: Run, labels_N: npt.NDArray[np.int32], sizes_K: Ints) -> F32:
     return out
 
 
-def _sums(labels_N: npt.NDArray[np.int32], store: EmbeddingStore, block: Block) -> tuple[Ints, Floats]:
+def _sums(labels_N: npt.NDArray[np.int32], store: EmbeddingStore, block: Block) -> tuple[Any, ...]:
     """Return the J classes present in a block and the sums of their texts and images, (J, 2, D) float64."""
     labels = labels_N[block.lo : block.hi]
     present, at = np.unique(labels, return_inverse=True)
@@ -180,7 +185,10 @@ def _cross(run: Run, classes: Classes, key: dict[str, Any], clamp: float, ordere
             "done": ArraySpec("int64", (), least=0, most=len(tiles)),
         }
     )
-    sums, done = (state["sums"], int(state["done"])) if state else (np.zeros(n), 0)
+    sums, done = run.cache.space(n, np.float64), 0
+    if state is not None:
+        sums[:], done = state["sums"], int(state["done"])
+    state = None  # it has as many numbers
     with run.progress.task("class products", n) as advance:
         advance(sum(tile.hi - tile.lo for tile in tiles[:done]))
         rule = partial(_products, ordered(), clamp)
@@ -190,7 +198,9 @@ def _cross(run: Run, classes: Classes, key: dict[str, Any], clamp: float, ordere
             done += 1
             advance(tile.hi - tile.lo)
             saved.offer(partial(dict, sums=sums, done=done))
-    cross = run.cache.save(path, sums / np.repeat(classes.sizes_K, classes.sizes_K))
+    for own, size in zip(classes.slices(), classes.sizes_K.tolist(), strict=True):
+        sums[own] /= size
+    cross = run.cache.save(path, sums)
     saved.remove()
     return np.asarray(cross)
 
@@ -270,10 +280,13 @@ def greedy(
     def read(k: Any) -> Ints:
         return vectors.rows(slices[k].start, slices[k].stop)
 
+    every = max(len(classes.order_N) // _FORECAST, 1)  # of many rows, some are enough: no result depends on it
     score, cross, balance = (
-        np.concatenate([getattr(walk, name) for walk in walks]) for name in ("gains_n", "drift_n", "balance_n")
+        np.concatenate([getattr(walk, name)[::every] for walk in walks]) for name in ("gains_n", "drift_n", "balance_n")
     )
-    least_K = crosscov.forecast(score, cross, balance, classes.starts_K, budget)
+    some_K = -(-classes.sizes_K // every)
+    least_K = crosscov.forecast(score, cross, balance, np.cumsum(some_K) - some_K, max(budget // every, 1))
+    least_K = np.minimum(every * least_K, classes.sizes_K)
     held = _held(run.store)
     small_K = classes.sizes_K <= held
     least_K += np.where(small_K, least_K // 16 + 4, 0)  # a margin, so that their vectors are read only once
@@ -286,7 +299,7 @@ def greedy(
             rule = partial(_advance, store, clamp, refresh, floor)
             for some, done in zip(together, run.engine.map(rule, tasks), strict=True):
                 for k, walk in zip(some, done, strict=True):
-                    walks[k] = walk
+                    walks[k].become(walk)
             for k in np.flatnonzero((least_K > 0) & ~small_K):
                 _advance_large(run, store, read(k), walks[k], clamp, refresh, int(least_K[k]), floor)
             taken = [rows[walk.order] for rows, walk in zip(own, walks, strict=True)]

@@ -19,7 +19,7 @@ from thresher.io.npy import npy_piece
 from thresher.io.paths import cut
 from thresher.io.places import local_copy, located, place
 from thresher.ops import kmeans
-from thresher.ops.cut import sizes_of, sums_of
+from thresher.ops.cut import allocate, sizes_of, sums_of
 from thresher.ops.neighbors import MeanNearestDistance
 from thresher.ops.vectors import F32, to_float32
 from thresher.pool.store import Block, EmbeddingStore, vectors_from_npy
@@ -27,7 +27,7 @@ from thresher.pruning.audit import Audit, audited
 from thresher.pruning.run import Run, unit
 from thresher.runtime import memory
 from thresher.runtime.checksums import ArraySpec
-from thresher.runtime.engine import Engine, shares_memory
+from thresher.runtime.engine import Engine, reduced, shares_memory
 from thresher.runtime.files import refuse_foreign_files
 from thresher.runtime.format import counted
 from thresher.runtime.kernels import has_bfloat16
@@ -45,6 +45,11 @@ _IN_MEMORY = 2 * 2**30  # training rows are held up to this many bytes of float3
 _ROWS_A_CLUSTER = 256  # in the training sample; more change the objective by less than 0.1%
 _LEAST_SAMPLE = 65_536
 _WARM_ROWS = 512  # rows per cluster that the first half of the iterations uses
+_TREE_FROM = 1_000_000  # rows; of more, methods that compare the rows of a cluster choose a tree
+_TREE_EACH = 1_414  # rows of a cluster of a tree, on average: as many as sqrt(n / 2) clusters of a million rows have
+_TREE_SAMPLE = 64  # rows per cluster that train a tree
+_TREE_TASK = 65_536  # rows that train the clusters of one coarse cluster, at most
+_MOST_CHOSEN = 50_000  # clusters, as SemDeDup used for 440 million rows
 _PROBED = 512  # rows that are checked against a clustering
 _ALIKE = 1e-4  # by how much float32 distances of one row may differ between machines
 _MOST_CLUSTERS = 2**20  # of labels without centroids, or the number of rows, if that is higher
@@ -127,6 +132,7 @@ class Clustered:
     """Parameters of every method that works inside clusters."""
 
     name: ClassVar[str]
+    compares: ClassVar[bool] = False  # whether all rows of a cluster are compared with each other
 
     embedding: Literal["image", "text", "joint"] = field(
         default="image", metadata={"help": "embeddings to cluster and compare by"}
@@ -179,7 +185,7 @@ class Clustered:
             return self.groups_of_view(wide).within(wide, run)
 
         how = tuple(getattr(self, item.name) for item in fields(Clustered))
-        return run.remembered(("groups", *how), made)
+        return run.remembered(("groups", self.compares, *how), made)
 
     def fitted_on(self, run: Run) -> Run:
         """Return the run on the rows that are clustered: those given, or the whole pool."""
@@ -187,8 +193,20 @@ class Clustered:
 
     def groups_of_view(self, run: Run) -> Groups:
         """Cluster exactly the rows of a run's view, whatever ``fit`` is."""
+        clusters, coarse = self.tree_for(len(run.store))
+        if coarse:
+            return _of_tree(run, self, clusters, coarse)
         centroids, notes = _computed(run, self) if self.centroids is None else _given(run, self)
         return replace(assign(run, self.embedding, centroids), notes=notes)
+
+    def tree_for(self, rows: int) -> tuple[int, int]:
+        """Return the numbers of clusters and of coarse clusters of a tree for so many rows; zeros for none.
+
+        Methods that compare the rows of a cluster use a tree for more than a million rows, unless clusters, centroids
+        or a sample are given.
+        """
+        given = self.clusters is not None or self.centroids is not None or self.sample != "auto"
+        return tree_sizes(rows) if self.compares and not given else (0, 0)
 
 
 def cluster_pool(run: Run, how: Clustered, old: Written | None = None) -> tuple[Groups, Run]:
@@ -438,12 +456,25 @@ def automatic(rows: int) -> tuple[int, str]:
     n^2 / 2K; the two are equal at K = sqrt(n / 2). There are at least 50 rows per cluster, and at most 50,000
     clusters, as SemDeDup used for 440 million rows.
     """
-    k = int(min(max(round((rows / 2) ** 0.5), 1), 50_000, max(rows // 50, 1)))
+    k = int(min(max(round((rows / 2) ** 0.5), 1), _MOST_CHOSEN, max(rows // 50, 1)))
     return (
         k,
         f"{counted(k, 'cluster')} chosen for {counted(rows, 'row')} (about sqrt(rows / 2): assignment and "
         "comparison cost the same)",
     )
+
+
+def tree_sizes(rows: int) -> tuple[int, int]:
+    """Choose a number of clusters, and of coarse clusters that they belong to; zeros for up to a million rows.
+
+    With sqrt(n / 2) clusters, the time of a row grows with sqrt(n). Here clusters have as many rows as those of a
+    million rows, so that a row is always compared with as many others, until there are 50,000 clusters. To find the
+    cluster of a row takes time in proportion to sqrt(K), see :class:`thresher.ops.kmeans.AssignTree`.
+    """
+    if rows <= _TREE_FROM:
+        return 0, 0
+    clusters = min(rows // _TREE_EACH, _MOST_CHOSEN)
+    return clusters, round(clusters**0.5)
 
 
 def assign(run: Run, embedding: str, centroids_KD: F32) -> Groups:
@@ -462,7 +493,7 @@ def _token(centroids_KD: F32) -> str:
     return digest(centroids_KD)
 
 
-def _assign(name: str, rule: kmeans.Assign, store: EmbeddingStore, block: Block) -> tuple[Any, Any]:
+def _assign(name: str, rule: kmeans.Assign | kmeans.AssignTree, store: EmbeddingStore, block: Block) -> tuple[Any, Any]:
     return rule(store.stripes(name, block))
 
 
@@ -579,6 +610,98 @@ def _train(run: Run, how: Clustered, k: int, sample: int, iterations: int) -> F3
     return centroids
 
 
+def _of_tree(run: Run, how: Clustered, clusters: int, coarse: int) -> Groups:
+    """Cluster rows by coarse k-means, and a sample of the rows of each coarse cluster by k-means again."""
+    name, n = how.embedding, len(run.store)
+    coarse_JD = _train(run, how, coarse, min(max(_ROWS_A_CLUSTER * coarse, _LEAST_SAMPLE), n), how.iterations)
+    sample = min(_TREE_SAMPLE * clusters, n)
+    positions = np.sort(run.rng("kmeans-tree", name, sample).choice(n, sample, replace=False, shuffle=False))
+    part = replace(run, store=replace(run.store, rows=run.store.ids_at(positions)))
+    labels_S = assign(part, name, coarse_JD).labels_N
+    order_S = positions[np.argsort(labels_S, kind="stable")]
+    sizes_J = sizes_of(labels_S, coarse)
+    coarse_JD, sizes_J = coarse_JD[sizes_J > 0], sizes_J[sizes_J > 0]
+    counts_J = allocate(sizes_J * (clusters / sample), np.ones_like(sizes_J), sizes_J, clusters)
+    centroids, ends_J = _train_tree(run, how, order_S, np.cumsum(sizes_J), counts_J), np.cumsum(counts_J)
+    tree = kmeans.AssignTree(coarse_JD, centroids, ends_J)
+    tokens = {"centroids": _token(centroids), "coarse": _token(coarse_JD), "ends": digest(ends_J)}
+    columns = run.column("assign", name, partial(_assign, name, tree), _assigned(clusters), **tokens)
+    each = f"about {n // clusters:,} rows each, so that the time of a row does not grow"
+    notes = (
+        f"{counted(clusters, 'cluster')} chosen for {counted(n, 'row')} ({each}), in "
+        f"{counted(len(ends_J), 'coarse cluster')}",
+        f"k-means trained on {_TREE_SAMPLE} rows per cluster; give clusters for k-means without coarse clusters",
+    )
+    return Groups(columns["labels"], columns["distances"], centroids, notes)
+
+
+def _train_tree(
+    run: Run, how: Clustered, order_S: npt.NDArray[np.int64], ends_J: npt.NDArray[np.int64], counts_J: Any
+) -> F32:
+    """Run k-means in each coarse cluster, (K, D); cached, resumed at a coarse cluster.
+
+    Args:
+        run: The run.
+        how: The parameters.
+        order_S: (S,) positions of the training rows, those of the first coarse cluster first.
+        ends_J: (J,) where the rows of each coarse cluster end.
+        counts_J: (J,) number of clusters of each.
+    """
+    name = how.embedding
+    precision, nearest, slack = _precision(how.precision)
+    starts_J = np.cumsum(counts_J) - counts_J
+
+    def fill(start: int) -> Iterator[tuple[F32]]:
+        vectors = ordered()
+
+        def tasks() -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+            for j in range(int(np.searchsorted(starts_J, start)), len(ends_J)):
+                lo, hi = int(ends_J[j - 1]) if j else 0, int(ends_J[j])
+                places = lo + (hi - lo) * np.arange(size := min(hi - lo, _TREE_TASK)) // size
+                first = run.rng("kmeans-init", name, "tree", j).choice(size, counts_J[j], replace=False, shuffle=False)
+                yield vectors.at(places), np.sort(first)
+
+        train = partial(_train_part, vectors.store, name, how.iterations, nearest, slack)
+        with run.progress.task(f"k-means: {counts_J.sum():,} clusters", len(order_S)) as advance:
+            for j, centroids in enumerate(run.engine.map(train, tasks()), int(np.searchsorted(starts_J, start))):
+                advance(int(ends_J[j]) - (int(ends_J[j - 1]) if j else 0))
+                yield (centroids,)
+
+    key = run.key(
+        _train_part,
+        of=name,
+        order=digest(order_S),
+        ends=digest(ends_J),
+        counts=digest(counts_J),
+        iterations=how.iterations,
+        precision=precision,
+        seed=run.seed,
+    )
+    specs = {"centroids": ArraySpec("float32", least=-2, most=2)}
+    with run.in_order(name, order_S) as ordered:
+        columns = run.cache.columns("kmeans.tree", key, specs, int(counts_J.sum()), fill, width=run.store.dim(name))
+    return np.asarray(columns["centroids"])
+
+
+def _train_part(
+    store: EmbeddingStore,
+    name: str,
+    iterations: int,
+    nearest: kmeans.Nearest,
+    slack: float,
+    task: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]],
+) -> F32:
+    """Run k-means on some rows, in memory and by one worker."""
+    rows, first = task
+    held = store.vectors_at(name, rows)
+
+    def each(rule: kmeans.Rule, state: kmeans.State) -> Iterator[kmeans.Moves]:
+        yield from _on_held(rule, (held, state.bounds(0, len(held))))
+
+    state = kmeans.State.start(held[first], len(held))
+    return kmeans.fit(each, held.__getitem__, state, iterations, nearest=nearest, slack=slack)
+
+
 def centroids_of_array(run: Run, rows_ND: F32, k: int, iterations: int, purpose: str) -> F32:
     """Run k-means on unit rows in memory, such as the centroids of another k-means; cached.
 
@@ -606,19 +729,29 @@ def centroids_of_array(run: Run, rows_ND: F32, k: int, iterations: int, purpose:
 def _each_held(run: Run, held: F32, rule: kmeans.Rule, state: kmeans.State) -> Iterator[kmeans.Moves]:
     size = run.store.block
     tasks = ((held[lo : lo + size], state.bounds(lo, lo + size)) for lo in range(0, len(held), size))
-    return run.engine.map(partial(_on_held, rule), tasks)
+    return _moves(run, partial(_on_held, rule), tasks)
 
 
-def _on_held(rule: kmeans.Rule, task: tuple[F32, kmeans.Bounds]) -> kmeans.Moves:
+def _moves(run: Run, fn: Callable[[Any], tuple[kmeans.Moves, kmeans.Moves]], tasks: Any) -> Iterator[kmeans.Moves]:
+    """Yield the bounds of each block, and then the changes of all."""
+    done = reduced(run.engine, fn, tasks, kmeans.Moves.plus)
+    yield from done
+    if done.total is not None:
+        yield done.total
+
+
+def _on_held(rule: kmeans.Rule, task: tuple[F32, kmeans.Bounds]) -> tuple[kmeans.Moves, kmeans.Moves]:
     rows, bounds = task
-    return rule((rows[lo : lo + kmeans.STRIPE] for lo in range(0, len(rows), kmeans.STRIPE)), bounds)
+    return rule((rows[lo : lo + kmeans.STRIPE] for lo in range(0, len(rows), kmeans.STRIPE)), bounds).apart()
 
 
 def _each_stored(run: Run, name: str, rule: kmeans.Rule, state: kmeans.State) -> Iterator[kmeans.Moves]:
     tasks = ((block, state.bounds(block.lo, block.hi)) for block in run.blocks(name))
-    return run.engine.map(partial(_on_stored, rule, name, run.store), tasks)
+    return _moves(run, partial(_on_stored, rule, name, run.store), tasks)
 
 
-def _on_stored(rule: kmeans.Rule, name: str, store: EmbeddingStore, task: tuple[Block, kmeans.Bounds]) -> kmeans.Moves:
+def _on_stored(
+    rule: kmeans.Rule, name: str, store: EmbeddingStore, task: tuple[Block, kmeans.Bounds]
+) -> tuple[kmeans.Moves, kmeans.Moves]:
     block, bounds = task
-    return rule(store.stripes(name, block), bounds)
+    return rule(store.stripes(name, block), bounds).apart()

@@ -21,6 +21,7 @@ from thresher.pool.store import EmbeddingStore, same_pool
 from thresher.pruning.audit import audited
 from thresher.pruning.run import Run
 from thresher.runtime.checksums import ArraySpec
+from thresher.runtime.engine import reduced
 from thresher.runtime.memory import require
 from thresher.runtime.process import one_blas_thread
 from thresher.runtime.random import digest
@@ -267,15 +268,15 @@ def _pass(run: Run, groups_n: npt.NDArray[np.int32], weights: list[Array]) -> tu
         for table, deviation in zip(errors_G2, statistics.deviations, strict=True):
             table[group] = deviation
 
-    overall, large = _Sums(len(weights)), _Sums(len(weights))
+    large = _Sums(len(weights))
     order_n = np.argsort(groups_n, kind="stable")
     tasks = list(_tasks(sizes_G, order_n))
     with run.in_order("joint", order_n) as ordered, run.progress.task("covariance", len(groups_n)) as advance:
         vectors = ordered()
         judge = partial(_judge, vectors.store, weights)
         reads = ((task, vectors.rows(task.start, task.start + len(task.rows))) for task in tasks)
-        for task, (statistics, parts) in zip(tasks, run.engine.map(judge, reads), strict=True):
-            overall.add(parts)
+        done = reduced(run.engine, judge, reads, _Sums.plus)
+        for task, (statistics, parts) in zip(tasks, done, strict=True):
             if task.whole:
                 for group, entry in zip(task.groups, statistics, strict=True):
                     note(group, entry)
@@ -285,7 +286,8 @@ def _pass(run: Run, groups_n: npt.NDArray[np.int32], weights: list[Array]) -> tu
                     note(task.groups[0], _statistics(large.moments()))
                     large = _Sums(len(weights))
             advance(len(task.rows))
-    note(0, _statistics(overall.moments()))
+    if done.total is not None:
+        note(0, _statistics(done.total.moments()))
     return pool_G4, errors_G2
 
 
@@ -342,6 +344,12 @@ class _Sums:
         for total, part in zip(self._each, group, strict=True):
             total.add(part)
 
+    def plus(self, other: _Sums) -> _Sums:
+        """Add the groups of other sums, after those of these."""
+        for total, more in zip(self._each, other._each, strict=True):
+            total.plus(more)
+        return self
+
     def moments(self) -> list[Moments]:
         return [total.moments() for total in self._each]
 
@@ -357,8 +365,8 @@ def _statistics(moments_of_each: list[Moments]) -> _ClassStatistics:
 
 def _judge(
     store: EmbeddingStore, weights: list[Array], given: tuple[_ClassRows, Rows]
-) -> tuple[list[_ClassStatistics], list[Moments]]:
-    """Return the statistics of the task's classes, if they are whole, and the moments of all its rows."""
+) -> tuple[tuple[list[_ClassStatistics], list[Moments]], _Sums]:
+    """Return the statistics of the task's classes or, of a part of a class, its moments; and the sums for all rows."""
     task, read = given  # read: positions of the rows in the store
     image_ND, text_NE = store.vectors_at("image", read), store.vectors_at("text", read)
     counts = [w[task.rows] for w in weights]
@@ -371,4 +379,6 @@ def _judge(
         total.add(parts)
         if task.whole:
             statistics.append(_statistics(parts))
-    return statistics, total.moments()
+    made, overall = total.moments(), _Sums(len(weights))
+    overall.add(made)
+    return (statistics, [] if task.whole else made), overall

@@ -21,7 +21,7 @@ from thresher.pool.store import Block, EmbeddingStore
 from thresher.runtime.cache import Cache
 from thresher.runtime.checksums import ArraySpec
 from thresher.runtime.code import code_version
-from thresher.runtime.engine import Engine, check_files, nodes_of
+from thresher.runtime.engine import Engine, check_files, nodes_of, reduced
 from thresher.runtime.parameters import recorded
 from thresher.runtime.plugins import origin_of
 from thresher.runtime.progress import Progress, Silent
@@ -130,6 +130,19 @@ class Run:
                 advance(after - done)
                 done = after
                 yield result
+
+    def sum_over_blocks(
+        self, label: str, name: str, fn: Callable[[EmbeddingStore, Block], R], add: Callable[[R, R], R]
+    ) -> R | None:
+        """Return the sum of ``fn(store, block)`` over the blocks of a field, computed and added up on the engine.
+
+        ``add`` adds two of them, and may change the first; see :func:`~thresher.runtime.engine.reduced`.
+        """
+        with self.progress.task(label, len(self.store)) as advance:
+            done = reduced(self.engine, partial(_with_rows, fn, self.store), self.blocks(name), add)
+            for rows in done:
+                advance(rows)
+        return done.total
 
     def column(
         self,
@@ -302,6 +315,10 @@ class SameKeys(Run):
     def version(self) -> str:
         """Version of the original files."""
         return self.origin
+
+
+def _with_rows(fn: Callable[[EmbeddingStore, Block], R], store: EmbeddingStore, block: Block) -> tuple[int, R]:
+    return len(block), fn(store, block)
 
 
 def _raw(name: str, store: EmbeddingStore, block: Block) -> Array:

@@ -79,6 +79,7 @@ def reshard(
     shuffle: int | None = None,
     trainable: bool | None = None,
     for_hub: bool = False,
+    for_energon: bool = False,
     workers: int | None = None,
     processes: bool = False,
     overwrite: bool = False,
@@ -110,6 +111,8 @@ def reshard(
             and they are written as tars, else False.
         for_hub: Whether to write Parquet for the Hugging Face Hub, see :mod:`thresher.resharding.hub`: chunks by
             content, an index of pages, row groups of about 100 MB, and images declared as such.
+        for_energon: Whether to write what Megatron Energon reads of tars too, see :mod:`thresher.resharding.energon`;
+            also to tars that an earlier call wrote.
         workers: Shards written at the same time (default: the cores this process may use).
         processes: Whether to read the headers of local tars in ``workers`` processes if that would take more than 2 s.
             Each process imports the script that calls this, which therefore needs ``if __name__ == "__main__":``.
@@ -148,6 +151,7 @@ def reshard(
         shuffle=shuffle,
         trainable=trainable,
         for_hub=for_hub,
+        for_energon=for_energon,
         overwrite=overwrite,
         processes=processes,
         engine=engine,

@@ -30,7 +30,7 @@ from thresher.io.open import file_stamp
 from thresher.io.paths import visible
 from thresher.io.places import located, place
 from thresher.pool.store import reopen
-from thresher.resharding import PER_SHARD, Resharded, convert, csvs, fixed, hub, tables, tars
+from thresher.resharding import PER_SHARD, Resharded, convert, csvs, energon, fixed, hub, tables, tars
 from thresher.resharding.fixed import Fixed
 from thresher.resharding.originals import AGAIN, Originals, changed, source_of
 from thresher.resharding.plan import (
@@ -67,7 +67,7 @@ _KEPT = 2.0  # seconds of finding samples from which what was found is kept for 
 _REQUESTS = 16  # at once
 _AGAIN = f"{AGAIN} with --overwrite"
 _SCRATCH = re.compile(r"\..*\.tmp(\.\w+)?")
-_OWN = re.compile(rf"\d{{8,}}\.tar|\d{{8,}}_stats\.json|train-\d{{5,}}-of-\d{{5,}}\.parquet|{_SCRATCH.pattern}")
+_OWN = re.compile(rf"\d{{8,}}\.tar(\.idx)?|\d{{8,}}_stats\.json|train-\d{{5,}}-of-\d{{5,}}\.parquet|{_SCRATCH.pattern}")
 _PLAN = 3  # version of plans; changes whenever the same plan would write other files
 _READING = ("image", "caption", "key", "root", "captions_file", "reader")  # options that written bytes depend on
 _MATCHES = 2  # version of the file of what was found
@@ -84,6 +84,7 @@ class Job:
     shuffle: int | None = None
     trainable: bool | None = None
     for_hub: bool = False
+    for_energon: bool = False
     overwrite: bool = False
     processes: bool = False
     options: DataOptions = field(default_factory=DataOptions)
@@ -131,6 +132,10 @@ def run_job(job: Job, sel: Chosen, workers: int | None, progress: Progress | Non
     if job.for_hub:
         hub.writer_options()
     out = place(job.out)
+    if job.for_energon and form != "webdataset":
+        raise UsageError(f"--for-energon is for tars: add --as webdataset, or remove it to write {form}")
+    if job.for_energon and isinstance(out, RemotePath):
+        raise UsageError(f"--for-energon reads what was written: write to a folder, and copy it to {out}")
     work = _work_folder(out)
     _refuse_overlap(out, data)
     if job.shard is not None and isinstance(out, RemotePath) and _has_two_rounds(job, form, trainable, data):
@@ -171,7 +176,11 @@ def run_job(job: Job, sel: Chosen, workers: int | None, progress: Progress | Non
                 done = _of_job(job, matches, form, written.shards)
                 return replace(done, notes=(*data.notes, jobs.finish(job.shard, samples=done.samples)))
             done = _finish(job, sel, sources, matches, form, trainable, digest, written)
-    return replace(done, notes=(*data.notes, *noted("sample", done.noted)))
+        notes = [*data.notes, *noted("sample", done.noted)]
+        if job.for_energon and job.shard is None and not isinstance(out, RemotePath):
+            names = [one["name"] for one in record_in(out / RESULT)["outputs"]]
+            notes.append(energon.prepare(Path(out), names, engine))
+    return replace(done, notes=tuple(notes))
 
 
 class _LaterError(Exception):
@@ -415,6 +424,8 @@ def _holding(
     """
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
     own = {RESULT, SIZES, WIDS, MISSING, SKIPPED, CSV, WORK, *filter(_OWN.fullmatch, names)}
+    if not isinstance(out, RemotePath) and energon.is_own(out):
+        own.add(energon.META)
     started = _plan_of(out / RESULT) or _plan_of(out / WORK / PLAN)
     if names - own or (names - {WORK} and not started):
         refuse_foreign_files(out, own if started else (WORK,))
@@ -431,16 +442,17 @@ def _holding(
         still_held = held.enter_context(lock)
         started = (_plan_of(out / RESULT) or _plan_of(out / WORK / PLAN)) if job is not None else started
         if started != digest:
-            for name in names & own - {RESULT, WORK}:
+            for name in names & own - {RESULT, WORK, energon.META}:
                 (out / name).unlink(missing_ok=True)
+            if energon.META in names & own:
+                remove_tree(out / energon.META)
             jobs.remove()
             for folder in {out / WORK, work} if work.is_dir() else (out / WORK,):
                 for path in folder.iterdir():
                     if path.name != locks.LOCK:
                         path.unlink()
             (out / RESULT).unlink(missing_ok=True)
-        if not isinstance(out, RemotePath):
-            locks.sweep(out / name for name in filter(_SCRATCH.fullmatch, names))  # left by a killed run
+        _sweep(out)  # of a killed run
         _write_json(out / WORK / PLAN, {"plan": digest})
         if job is None:
             yield still_held
@@ -462,7 +474,14 @@ def _work_folder(out: AnyPath) -> Path:
     return Path(cache_folder()) / "reshard" / hashlib.sha256(out.url.encode()).hexdigest()[:32]
 
 
+def _sweep(out: AnyPath) -> None:
+    """Remove temporary files that killed processes left."""
+    if not isinstance(out, RemotePath):  # nothing is left there
+        locks.sweep(path for path in out.iterdir() if _SCRATCH.fullmatch(path.name))
+
+
 def _remove_work(out: AnyPath, work: Path) -> None:
+    _sweep(out)  # of workers that were lost
     remove_tree(out / WORK)
     remove_tree(work)
 

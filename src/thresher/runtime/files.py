@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 DAMAGED = (ValueError, EOFError, TypeError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile)
 
 ELSEWHERE = "choose another place"
-_SMALL = 8 * 2**20  # bytes of numbers that are kept in memory
+_SMALL = 2**20  # bytes of numbers that are kept in memory
 
 _NOT_OFFERED = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}  # by a file system that cannot reserve space
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

@@ -9,16 +9,18 @@ from __future__ import annotations
 import pickle
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import threadpoolctl
 
-from thresher.runtime.engine import Engine
+from thresher.runtime.engine import Engine, Stateful, reduced
 from thresher.runtime.engines.serial import Serial
 from thresher.runtime.parameters import parameters_of
 
@@ -129,6 +131,24 @@ class EngineContract:
         here = [product.tobytes() for product in Serial().map(_product, tasks)]
         assert [product.tobytes() for product in engine.map(_product, tasks)] == here
 
+    @pytest.mark.parametrize("count", [0, 1, 16, 40])
+    def test_sums_have_the_bytes_of_this_thread(self, engine: Engine, count: int) -> None:
+        """Also if the engine adds them up where the tasks run; what else the tasks return comes in their order."""
+        kept, total = _reduced(engine, count)
+        here, expected = _reduced(Serial(), count)
+        assert kept == here == list(range(count))
+        assert (total is None) == (expected is None) == (not count)
+        assert count == 0 or total.tobytes() == expected.tobytes()
+
+    def test_a_state_is_made_once_by_a_worker(self, engine: Engine, tmp_path: Path) -> None:
+        """Of a function with a state, such as a model, which gets an engine for parts of a task."""
+        results = list(engine.map(Stateful(partial(_make, tmp_path), _name_of), range(40)))
+        assert [x for x, _ in results] == list(range(40))
+        assert {name for _, name in results} == {path.name for path in tmp_path.iterdir()}
+        assert len(list(tmp_path.iterdir())) <= engine.workers
+        with pytest.raises(OSError, match="none"):
+            list(engine.map(Stateful(partial(_make, tmp_path / "none"), _name_of), range(4)))
+
     def test_blas_has_one_thread_inside_and_is_as_before_outside(self, engine: Engine) -> None:
         """More BLAS threads per worker would compete for cores, and could round differently."""
         before = _blas_threads(0)
@@ -159,6 +179,20 @@ class EngineContract:
         assert threading.active_count() == before
 
 
+def _reduced(engine: Engine, count: int) -> tuple[list[int], Any]:
+    sums = reduced(engine, _numbers, range(count), _sum)
+    return list(sums), sums.total
+
+
+def _numbers(x: int) -> tuple[int, Any]:
+    return x, np.random.default_rng(x).normal(size=5) * 10.0 ** (x % 7)
+
+
+def _sum(one: Any, other: Any) -> Any:
+    one += other  # the first may be changed
+    return one
+
+
 def _square(x: int) -> int:
     time.sleep((x % 3) * 0.002)  # later tasks may finish first
     return x * x
@@ -176,6 +210,18 @@ def _fail_at_three(x: int) -> int:
     if x == 3:
         raise ValueError("three")
     return x
+
+
+def _make(folder: Path, helpers: Engine) -> str:
+    assert list(helpers.map(_square, range(5))) == [0, 1, 4, 9, 16]
+    name = uuid.uuid4().hex
+    (folder / name).touch()
+    return name
+
+
+def _name_of(state: str, x: int) -> tuple[int, str]:
+    time.sleep(0.005)
+    return x, state
 
 
 def _product(rows_ND: Any) -> Any:

@@ -305,9 +305,9 @@ def concepts_of(where: str, pairs: Pairs) -> Concepts:
     """Return the concepts of each row.
 
     Args:
-        where: ``column:NAME``, a column of the data with a value or a list of values per row; ``entries:FILE``, a text
-            file of words and phrases that captions are searched for, one per line; or the folder of clusters that
-            ``thresher cluster`` wrote for a pool with the same keys.
+        where: ``column:NAME``, a column of the data with a value or a list of values per row, without nulls and NaN;
+            ``entries:FILE``, a text file of words and phrases that captions are searched for, one per line; or the
+            folder of clusters that ``thresher cluster`` wrote for a pool with the same keys.
         pairs: The rows.
 
     Raises:

@@ -16,6 +16,7 @@ from megatron.energon.cli.main import main as energon
 from megatron.energon.flavors.webdataset.prepare import WebdatasetPreparator
 
 from tests.export.formats.test_energon import made, tars
+from tests.resharding.common import picture, plain, tar
 from thresher import api
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the library
@@ -52,6 +53,39 @@ def test_energon_reads_the_kept_samples(tmp_path: Path) -> None:
     (tmp_path / "subset.yaml").rename(tmp_path / "tars" / ".nv-meta" / "subset.yaml")
     assert keys(tmp_path / "tars", "subset.yaml") == [key for (_, key), one in zip(names, kept, strict=True) if one]
     assert keys(tmp_path / "tars", "split.yaml") == [key for _, key in names]
+
+
+def test_energon_reads_what_reshard_writes_for_it(tmp_path: Path) -> None:
+    """Without ``energon prepare``; the index is the same as its own."""
+    names = tars(tmp_path / "tars")
+    chosen = [names[1][1], names[4][1], names[4][1], names[12][1]]
+    np.save(tmp_path / "keys.npy", np.array(chosen))
+    how: dict[str, Any] = {"per_shard": 2, "workers": 1, "progress": False, "for_energon": True}
+    api.reshard(tmp_path / "tars", str(tmp_path / "keys.npy"), tmp_path / "out", **how)
+    config = WorkerConfig(rank=0, world_size=1, num_workers=0)
+    dataset = get_val_dataset(tmp_path / "out", split_part="train", batch_size=1, worker_config=config)
+    batches = list(get_loader(dataset))
+    assert [key for batch in batches for key in batch.__key__] == [chosen[0], chosen[1], f"{chosen[1]}-1", chosen[3]]
+    assert {caption for batch in batches for caption in batch.caption} == {"a caption"}
+    assert {tuple(batch.image.shape[:2]) for batch in batches} == {(1, 3)}
+    own = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.idx")}
+    WebdatasetPreparator.prepare_dataset(
+        tmp_path / "out", sorted(path.removesuffix(".idx") for path in own), split_parts_ratio=[("train", 1.0)],
+        shuffle_seed=None, workers=1,
+    )  # fmt: skip
+    assert own == {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.idx")}
+
+
+def test_energon_reads_images_in_several_formats(tmp_path: Path) -> None:
+    samples = [*plain(2), ("z", {"jpg": picture(9, "JPEG"), "txt": b"of z"})]
+    tar(tmp_path / "data" / "0.tar", samples)
+    (tmp_path / "keys.txt").write_text("000001\nz\n")
+    how: dict[str, Any] = {"workers": 1, "progress": False, "for_energon": True}
+    api.reshard(str(tmp_path / "data"), str(tmp_path / "keys.txt"), tmp_path / "out", **how)
+    config = WorkerConfig(rank=0, world_size=1, num_workers=0)
+    dataset = get_val_dataset(tmp_path / "out", split_part="train", batch_size=1, worker_config=config)
+    found = [(batch.__key__[0], batch.caption[0], batch.image.shape[1]) for batch in get_loader(dataset)]
+    assert found == [("000001", "picture 1", 3), ("z", "of z", 3)]
 
 
 def test_energon_prepares_and_reads_what_reshard_writes(tmp_path: Path) -> None:

@@ -233,10 +233,67 @@ def test_a_killed_export_is_as_if_it_had_not_begun(tmp_path: Path, path: str, na
     assert not list(tmp_path.glob(".new.lance.*.tmp"))
 
 
+@pytest.mark.parametrize("call", ["add_columns", "alter_columns", "drop_columns"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_column_is_readable_whenever_its_replacement_is_killed(
+    path: str, monkeypatch: pytest.MonkeyPatch, call: str, when: str
+) -> None:
+    """The old one, or the new one as a whole; the same command completes it, and leaves nothing else."""
+
+    class Killed(BaseException):
+        pass
+
+    one, other = chosen(path), chosen(path, "20%")
+    export(replace(one, repeats=np.where(one.mask(), 2, 0).astype(np.int32)), Lance(with_score=True), path)
+    expected = {False: kept_ids(path, one), True: kept_ids(path, other)}
+    whole = getattr(lance.LanceDataset, call)
+
+    def killed(*args: Any, **options: Any) -> None:
+        if when == "after":
+            whole(*args, **options)
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lance.LanceDataset, call, killed)
+        with pytest.raises(Killed):
+            export(other, "lance", path, overwrite=True)
+    replaced = call == "drop_columns" or (call, when) == ("alter_columns", "after")
+    assert ids(path, filter="kept") == expected[replaced]
+    if not replaced:
+        with pytest.raises(OutputError, match="of another selection"):
+            export(other, "lance", path)
+    export(other, "lance", path, overwrite=not replaced)
+    assert ids(path, filter="kept") == expected[True]
+    assert [name for name in lance.dataset(path).schema.names if name.startswith("kept")] == ["kept"]
+    version = lance.dataset(path).version
+    export(other, "lance", path)
+    assert lance.dataset(path).version == version
+
+
+def test_a_selection_of_a_version_whose_column_was_replaced_is_still_of_the_dataset(path: str) -> None:
+    export(chosen(path), "lance", path)
+    other = chosen(path, "20%")  # of the version with the column
+    export(other, "lance", path, overwrite=True)
+    version = lance.dataset(path).version
+    export(other, "lance", path)
+    assert lance.dataset(path).version == version
+    assert ids(path, filter="kept") == kept_ids(path, other, 4)
+
+
+def test_columns_named_as_those_of_a_replacement_are_not_touched(path: str) -> None:
+    export(chosen(path), "lance", path)
+    lance.dataset(path).add_columns({"kept__next": "width"})
+    with pytest.raises(OutputError, match="has a column 'kept__next' that is not of a selection; name another one"):
+        export(chosen(path, "20%"), "lance", path, overwrite=True)
+    assert ids(path, columns=("kept__next",)) == ids(path, columns=("width",))
+
+
 def test_other_pools_and_targets_are_refused(tmp_path: Path, path: str, select: Any) -> None:
     np.save(tmp_path / "image.npy", np.ones((9, D), np.float32))
     other = run_steps(open_store(str(tmp_path / "image.npy")), [build("random", {"keep": "50%"})])
-    with pytest.raises(UsageError, match="is npy, not a Lance dataset; --as parquet writes any pool"):
+    with pytest.raises(
+        UsageError, match="is npy, not a Lance dataset, and .* not make it of one; --as parquet writes any pool"
+    ):
         export(other, "lance", tmp_path / "new.lance")
     selection = chosen(path)
     (tmp_path / "there").mkdir()

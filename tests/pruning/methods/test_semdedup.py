@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from thresher import Cache, Serial, Threads, UsageError, build
+from thresher import Cache, Run, Selection, Serial, Threads, UsageError, build
+from thresher.pruning import clusters
 
 
 def twins(rows, n: int, seed: int) -> np.ndarray:
@@ -74,6 +75,26 @@ def test_it_is_the_definition(pool, rows, centroid_file, select, seed, order, ag
             cosine, twin = expected.get(i, (None, -1))
             assert evidence["duplicate_of"][i] == twin
             assert cosine is None or evidence["score"][i] == pytest.approx(cosine, abs=1e-6)
+
+
+@pytest.mark.parametrize("against", ["all", "kept"])
+def test_it_is_the_definition_in_the_clusters_of_a_tree(pool, rows, select, tmp_path, monkeypatch, against) -> None:
+    """Of more rows than here; the clusters are those of the step, the order that by the distance to their centroids."""
+    monkeypatch.setattr(clusters, "_TREE_FROM", 200)
+    monkeypatch.setattr(clusters, "_TREE_EACH", 20)
+    image, step = twins(rows, 400, 5), build("semdedup", {"eps": 0.05, "against": against})
+    store, cache = pool(image), Cache.at(tmp_path / "cache")
+    selection = select(store, step, cache=cache)
+    assert "20 clusters chosen for 400 rows" in selection.steps[0].notes[0]
+    everything = Selection.everything(store.fingerprint(), "", {}, len(store))
+    groups = step.groups(Run(store, everything, Serial(), cache))
+    reference = Reference(image, centroids_of(rows, 0), "hard")
+    reference.labels = np.asarray(groups.labels_N)
+    assert np.asarray(selection.steps[0].rows["cluster"]).tolist() == reference.labels.tolist()
+    reference.order = sorted(range(len(image)), key=lambda i: (-groups.distances_N[i], i))
+    expected = reference.walk(0.05, against)
+    assert 0 < len(expected) < len(image)
+    assert np.flatnonzero(~selection.mask()).tolist() == sorted(expected)
 
 
 def test_every_dropped_row_has_a_kept_representative_when_only_kept_rows_count(pool, rows, select) -> None:

@@ -11,9 +11,9 @@ import numpy as np
 from thresher.data.location import Location
 from thresher.data.options import DataOptions
 from thresher.data.parts import Data, Ints
-from thresher.data.tables import Table, TablePart, tables_of
+from thresher.data.tables import Columns, Table, TablePart, tables_of
 from thresher.errors import PoolError
-from thresher.io.lance import Fragment, fragments_of, is_lance, schema_of
+from thresher.io.lance import Fragment, fragments_of, is_lance, marks_of, schema_of
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Lance:
     def open(self, where: Location, options: DataOptions) -> Data:
         """Read the manifest of a version, and the sizes of its files.
 
+        Columns of selections are not columns of its samples: the data stay the same if one is added.
+
         Raises:
             UsageError: A requested version or column does not exist.
             PoolError: The manifest is damaged, a file is missing, or there is no column of images.
@@ -49,11 +51,15 @@ class Lance:
             for path, one in fragments.items()
         ]
 
-        def part(path: str, protocol: str, **rows: Any) -> LancePart:
+        def part(path: str, protocol: str, *, columns: Columns, **rows: Any) -> LancePart:
             own = fragments[path]
-            return LancePart(path, protocol, fragment=own, **{**rows, "stem": f"{own.number:05d}"})
+            marks = marks_of(own.dataset().schema)
+            columns = replace(columns, light={name: of for name, of in columns.light.items() if not marks.get(name)})
+            return LancePart(path, protocol, fragment=own, columns=columns, **{**rows, "stem": f"{own.number:05d}"})
 
-        return replace(tables_of(self.name, files, options, tables, part, 0), location=where.text)
+        versions = {one.uri: one.version for one in fragments.values()}
+        data = tables_of(self.name, files, options, tables, part, 0)
+        return replace(data, location=where.text, versions=versions)
 
 
 @dataclass(frozen=True, kw_only=True)

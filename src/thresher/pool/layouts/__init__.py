@@ -10,7 +10,7 @@ from thresher.errors import PoolError
 from thresher.io.columns import KEYS
 from thresher.io.listing import Files, natural, stamp_of
 from thresher.io.paths import visible
-from thresher.io.plan import PLAN, plan_of_pool
+from thresher.io.plan import plan_in
 from thresher.io.readers import readable, recognising
 from thresher.io.remote import file_system, requested
 from thresher.io.sql import is_sql, sql_table
@@ -142,9 +142,7 @@ def _is_pool(location: str) -> bool:
 def _refuse_unfinished(files: Files, options: Options) -> None:
     """Refuse a pool that ``thresher embed`` has begun; with ``skip_bad``, one of which no shard is written yet."""
     shards = bool(files.matching(r"metadata/.+\.parquet"))  # a shard is complete once its table exists
-    if PLAN not in files.names or (options.skip_bad and shards):
-        return
-    plan = plan_of_pool(files.protocol, files.path(PLAN))
+    plan = None if options.skip_bad and shards else plan_in(files)
     if plan is None or "rows" in plan:
         return
     use = ", or pass --skip-bad to use the rows written so far" if shards else "; no shard is written yet"

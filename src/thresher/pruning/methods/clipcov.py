@@ -22,6 +22,7 @@ import numpy as np
 from thresher.errors import UsageError
 from thresher.io.paths import cut
 from thresher.ops.crosscov import Walk, where_clamped
+from thresher.ops.cut import slices
 from thresher.pool.store import vectors_from_npy
 from thresher.pruning.class_statistics import Classes, Similarities, greedy, similarities
 from thresher.pruning.clusters import Clustered, Groups, assign, read_names
@@ -91,11 +92,11 @@ class ClipCov(Clustered):
         n = len(run.store)
         budget = Keep.parse(self.keep).of(n)
         groups, names = self._classes(run)
-        classes = Classes.of(groups)
+        classes = Classes.of(groups, run.cache.space)
         with run.in_order("joint", classes.order_N) as ordered:
-            walks = self._walks(classes, groups, similarities(run, groups, classes, self._clamp, ordered))
+            walks = self._walks(run, classes, groups, similarities(run, groups, classes, self._clamp, ordered))
             kept_K, cut = greedy(run, classes, walks, budget, self._clamp, self.refresh or 1, ordered)
-        mask, gains = np.zeros(n, np.bool_), np.empty(n)
+        mask, gains = np.zeros(n, np.bool_), run.cache.space(n, np.float32)
         for own, walk, kept in zip(classes.rows(), walks, kept_K.tolist(), strict=True):
             gains[own] = walk.gains_n - walk.lost[kept]
             gains[own[walk.order]] = walk.gains
@@ -114,7 +115,7 @@ class ClipCov(Clustered):
             score="gain when the row was taken, or when its class was last updated",
             cut=cut,
             notes=groups.notes,
-            rows={"score": gains.astype(np.float32), "cluster": groups.labels_N},
+            rows={"score": gains, "cluster": groups.labels_N},
             groups=evidence,
         )
 
@@ -130,21 +131,24 @@ class ClipCov(Clustered):
         names = read_names(self.classes, len(prompts))
         return replace(assign(run, "image", prompts), notes=(f"{len(prompts):,} classes given: {self.classes}",)), names
 
-    def _walks(self, classes: Classes, groups: Groups, scores: Similarities) -> list[Walk]:
-        """Return the walk of each class, before its first row."""
-        order = classes.order_N
-        label = 1 - groups.distances_N[order].astype(np.float64)
-        score = scores.cross + self.weight_self * scores.own + self.weight_label * label
-        score -= self.weight_inter * scores.inter
-        balance = np.zeros(len(order)) if self.balance == "off" else self.weight_label * label
+    def _walks(self, run: Run, classes: Classes, groups: Groups, scores: Similarities) -> list[Walk]:
+        """Return the walk of each class, before its first row; its arrays are parts of those of all rows."""
+        n = len(classes.order_N)
+        score, drift, balance = (run.cache.space(n, np.float64) for _ in range(3))
+        clamped = np.empty(n, np.bool_)
         again = self.released and self.balance == "on"
-        if self.balance == "on" and not again:
-            balance += scores.cross
-        clamped = where_clamped(scores.cross, scores.mean, self._clamp)
+        for here in slices(n):
+            label = 1 - groups.distances_N[classes.order_N[here]].astype(np.float64)
+            score[here] = scores.cross[here] + self.weight_self * scores.own[here] + self.weight_label * label
+            score[here] -= self.weight_inter * scores.inter[here]
+            drift[here] = scores.mean[here]
+            if self.balance == "on":
+                balance[here] = self.weight_label * label + (0 if again else scores.cross[here])
+            clamped[here] = where_clamped(scores.cross[here], scores.mean[here], self._clamp)
         return [
             Walk(
-                gains_n=score[own].copy(),
-                drift_n=scores.mean[own],
+                gains_n=score[own],
+                drift_n=drift[own],
                 toward=toward,
                 clamped_n=clamped[own],
                 balance_n=balance[own],

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from thresher.errors import BudgetError, UsageError
 from thresher.ops.components import find, unite
-from thresher.ops.cut import order_by_group, sizes_of, top
+from thresher.ops.cut import by_group, order_by_group, sizes_of, slices, top
 from thresher.ops.neighbors import Load, duplicates_of_kept, linked_to_earlier, nearest_earlier
 from thresher.ops.vectors import F32
 from thresher.pool.spill import Ordered
@@ -42,7 +42,6 @@ from thresher.selection import Budget, Keep, Selection
 
 Rows = npt.NDArray[np.int64]
 
-_STEP = 2**20  # rows of which evidence is written at a time
 _HELD = 65_536  # rows of a cluster held in memory; a larger cluster is read in chunks, several times
 
 
@@ -51,6 +50,7 @@ _HELD = 65_536  # rows of a cluster held in memory; a larger cluster is read in 
 class SemDeDup(Clustered):
     """Drop near-duplicates; every dropped row records which row it duplicates."""
 
+    compares: ClassVar[bool] = True
     other: ClassVar[dict[str, Any]] = {"prefer": {"keep": None, "eps": 0.2, "prefer": "similarity"}}
 
     eps: float | None = field(
@@ -155,7 +155,7 @@ class SemDeDup(Clustered):
         n = len(groups.labels_N)
         at: Any = slice(None) if repeats is None else np.flatnonzero(~repeats.mask_N)
         if scored is not None:
-            return self._select_best(run, groups, np.arange(n)[at], repeats, scored)
+            return self._select_best(run, groups, at, repeats, scored)
         priority: npt.NDArray[Any] = groups.distances_N
         if self.order == "easy":
             priority = -np.asarray(groups.distances_N)
@@ -210,10 +210,10 @@ class SemDeDup(Clustered):
         cosine, twin = run.cache.space(n, np.float32), run.cache.space(n)
         if count < n:
             cosine[:], twin[:] = -1, -1
-        for lo in range(0, count, _STEP):
-            rows = order_N[lo : lo + _STEP]
-            cosine[rows] = np.maximum(made["cosine"][lo : lo + _STEP], np.float32(-1))  # of rows without an earlier row
-            twin[rows] = made["twin"][lo : lo + _STEP]
+        for here in slices(count):
+            rows = order_N[here]
+            cosine[rows] = np.maximum(made["cosine"][here], np.float32(-1))  # of rows without an earlier row
+            twin[rows] = made["twin"][here]
         mask = np.zeros(n, np.bool_)
         if self.keep is not None:
             budget = Keep.parse(self.keep).of(n)
@@ -227,8 +227,7 @@ class SemDeDup(Clustered):
             reason = "duplicate of row {duplicate_of}: cosine {score:.4f} > {cut:.4f}"
         reasons = [reason, "no earlier row in its cluster, but dropped to meet the budget"]
         code = np.zeros(n, np.uint8)
-        for lo in range(0, n, _STEP):
-            here = slice(lo, lo + _STEP)
+        for here in slices(n):
             alone = twin[here] < 0
             ids = run.store.ids_at(np.maximum(twin[here], 0))
             code[here], twin[here] = alone, np.where(alone | mask[here], -1, ids)
@@ -260,31 +259,55 @@ class SemDeDup(Clustered):
             reference=None if repeats is None else repeats.reference,
         )
 
-    def _select_best(self, run: Run, groups: Groups, at: Rows, repeats: _Repeats | None, scored: Score) -> Selection:
+    def _select_best(self, run: Run, groups: Groups, at: Any, repeats: _Repeats | None, scored: Score) -> Selection:
         """Keep the best row of each group of duplicates."""
         values_N, n = scored.values_N, len(groups.labels_N)
         threshold = np.float32(1 - float(self.eps or 0))
-        labels = groups.labels_N[at]
-        by_cluster = np.argsort(labels, kind="stable")
-        order_N, sizes_K = at[by_cluster], sizes_of(labels, len(groups.centroids_KD))
-        group_N = np.arange(n)
+        labels = groups.labels_N if repeats is None else groups.labels_N[at]
+        count = len(labels)
+        order_N, sizes_K = by_group(labels, run.cache.space), sizes_of(labels, len(groups.centroids_KD))
+        for here in slices(count if repeats is not None else 0):
+            order_N[here] = at[order_N[here]]
+        group_N, counts_N = run.cache.space(n), run.cache.space(n)
+        for here in slices(n):
+            group_N[here] = _places(here)
         with run.in_order(self.embedding, order_N) as ordered:
-            group_N[order_N] = order_N[_components(run, self.embedding, order_N, sizes_K, float(threshold), ordered)]
-            sizes_N = np.bincount(group_N, minlength=n)[group_N]
-            stays_N = _best(values_N, group_N, sizes_N)
-            mask = stays_N == np.arange(n)
-            dropped = np.flatnonzero(~mask)
-            cosine = np.full(n, -1, np.float32)
-            pairs = np.flatnonzero(~mask[order_N])  # places of dropped rows, cluster by cluster
-            cosine[order_N[pairs]] = _cosines(run, self.embedding, order_N, pairs, stays_N, ordered)
-        notes = (*groups.notes, *scored.notes, *_size_notes(sizes_N[group_N == np.arange(n)]))
-        if len(dropped):
-            worst = dropped[cosine[dropped].argmin()]
+            first = _components(run, self.embedding, order_N, sizes_K, float(threshold), ordered)
+            for here in slices(count):
+                group_N[order_N[here]] = order_N[first[here]]
+            for here in slices(n):
+                np.add.at(counts_N, group_N[here], 1)
+            stays_N = _best(run, values_N, group_N, counts_N)
+            mask = np.empty(n, np.bool_)
+            for here in slices(n):
+                mask[here] = stays_N[here] == _places(here)
+            pairs_P = run.cache.space(n - int(np.count_nonzero(mask)))  # places of dropped rows, cluster by cluster
+            done = 0
+            for here in slices(count):
+                places = here.start + np.flatnonzero(~mask[order_N[here]])
+                pairs_P[done : done + len(places)] = places
+                done += len(places)
+            found = _cosines(run, self.embedding, order_N, pairs_P, stays_N, ordered)
+        cosine, twin, sizes_N = run.cache.space(n, np.float32), run.cache.space(n), run.cache.space(n)
+        cosine[:] = -1
+        for here in slices(len(pairs_P)):
+            cosine[order_N[pairs_P[here]]] = found[here]
+        worst, lowest = -1, np.inf
+        for here in slices(n):
+            dropped = here.start + np.flatnonzero(~mask[here])
+            if len(dropped) and (least := float(cosine[dropped].min())) < lowest:
+                worst, lowest = int(dropped[cosine[dropped].argmin()]), least
+            twin[here] = np.where(mask[here], -1, run.store.ids_at(stays_N[here]))
+            sizes_N[here] = counts_N[group_N[here]]
+        notes = (*groups.notes, *scored.notes, *_size_notes(counts_N))
+        if worst >= 0:
             one, other = run.store.ids_at(np.array([worst, stays_N[worst]])).tolist()
             notes += (
                 f"the least similar of the dropped rows to the best of its group: row {one:,} to row {other:,}, cosine "
-                f"{cosine[worst]:.4f}",
+                f"{lowest:.4f}",
             )
+        for here in slices(n):
+            group_N[here] = run.store.ids_at(group_N[here])
         best = str(self.prefer).replace("{", "{{").replace("}", "}}")
         reasons = [f"in a group of {{group_size:,}} duplicates, of which row {{duplicate_of}} is the best by {best}"]
         score, code, evidence = "cosine to the best row of its group", np.zeros(n, np.uint8), {}
@@ -295,8 +318,6 @@ class SemDeDup(Clustered):
             cosine = np.where(repeats.mask_N, repeats.cosines_N, cosine)
             score += ", or to the duplicated row of the reference"
             notes, evidence = (*repeats.notes, *notes), repeats.rows
-        twin = np.full(n, -1, np.int64)
-        twin[dropped] = run.store.ids_at(stays_N[dropped])
         return run.selection(
             self,
             mask,
@@ -309,7 +330,7 @@ class SemDeDup(Clustered):
                 "duplicate_of": twin,
                 "cluster": groups.labels_N,
                 "code": code,
-                "duplicate_group": run.store.ids_at(group_N),
+                "duplicate_group": group_N,
                 "group_size": sizes_N,
                 "value": np.asarray(values_N),
                 **evidence,
@@ -460,12 +481,15 @@ def _components(
     spec = ArraySpec("int64", (count,), least=0, most=count - 1)
     first = run.cache.load(path, spec)
     if first is None:
-        places = np.arange(count)
         saved = run.cache.resumable(path)
         state = saved.load({"parents": spec, "done": ArraySpec("int64", (), least=0, most=len(tasks))})
-        if state is None or (state["parents"] > places).any():
-            state = {"parents": places.copy(), "done": np.array(0)}
-        parents, done = state["parents"], int(state["done"])
+        parents, done = run.cache.space(count), 0
+        if state is not None and not any((state["parents"][here] > _places(here)).any() for here in slices(count)):
+            parents[:], done = state["parents"], int(state["done"])
+        else:
+            for here in slices(count):
+                parents[here] = _places(here)
+        state = None  # it has as many numbers
         vectors = ordered()
         links = partial(_links, vectors.store, name, threshold)
         left = (task.reading(vectors) for task in tasks[done:])
@@ -476,7 +500,9 @@ def _components(
                 done += 1
                 saved.offer(partial(dict, parents=parents, done=done))
                 advance(task.compared)
-        first = run.cache.save(path, find(parents, places))
+        for here in slices(count):
+            parents[here] = find(parents, _places(here))
+        first = run.cache.save(path, parents)
         saved.remove()
     return np.asarray(first)
 
@@ -493,14 +519,35 @@ def _links(store: EmbeddingStore, name: str, threshold: float, task: _ClusterRow
     return places[moved], earlier[moved]
 
 
-def _best(values_N: npt.NDArray[Any], group_N: Rows, sizes_N: Rows) -> Rows:
-    """Return the row with the highest value of each row's group, (n,); among equal values the lowest row."""
-    some = np.flatnonzero(sizes_N > 1)
-    ordered = some[np.lexsort((-some, values_N[some], group_N[some]))]
-    last = ordered[np.flatnonzero(np.diff(group_N[ordered], append=-1))]
-    best_N = np.arange(len(group_N))
-    best_N[group_N[last]] = last
-    return best_N[group_N]
+def _best(run: Run, values_N: npt.NDArray[Any], group_N: Rows, counts_N: Rows) -> Rows:
+    """Return the row with the highest value of each row's group, (n,); among equal values the lowest row.
+
+    Args:
+        run: The run.
+        values_N: (n,) values.
+        group_N: (n,) the lowest row of each row's group.
+        counts_N: (n,) number of rows of the group that is named by a row.
+    """
+    n = len(group_N)
+    best_N = run.cache.space(n)
+    for here in slices(n):
+        best_N[here] = _places(here)
+    for here in slices(n):
+        some = here.start + np.flatnonzero(counts_N[group_N[here]] > 1)
+        groups = group_N[some]
+        order = np.lexsort((-some, values_N[some], groups))
+        last = order[np.flatnonzero(np.diff(groups[order], append=-1))]  # the best of each group in these rows
+        better = values_N[some[last]] > values_N[best_N[groups[last]]]
+        best_N[groups[last][better]] = some[last][better]
+    stays_N = run.cache.space(n)
+    for here in slices(n):
+        stays_N[here] = best_N[group_N[here]]
+    return stays_N
+
+
+def _places(here: slice) -> Rows:
+    """Return the numbers of the rows of a slice."""
+    return np.arange(here.start, here.stop)
 
 
 def _cosines(run: Run, name: str, order_N: Rows, pairs_P: Rows, stays_N: Rows, ordered: Callable[[], Ordered]) -> F32:
@@ -514,27 +561,30 @@ def _cosines(run: Run, name: str, order_N: Rows, pairs_P: Rows, stays_N: Rows, o
         stays_N: The row that stays, of each row.
         ordered: Returns the vectors in the order.
     """
-    rows = order_N[pairs_P]
-    others = stays_N[rows]
+    rows_P, others_P = run.cache.space(len(pairs_P)), run.cache.space(len(pairs_P))
+    for here in slices(len(pairs_P)):
+        rows_P[here] = order_N[pairs_P[here]]
+        others_P[here] = stays_N[rows_P[here]]
     size = max(run.store.block // 2, 1)
 
     def fill(start: int) -> Iterator[tuple[F32]]:
         vectors = ordered()
-        place_N = np.empty(len(stays_N), np.int64)
-        place_N[order_N] = np.arange(len(order_N))
+        place_N = run.cache.space(len(stays_N))
+        for here in slices(len(order_N)):
+            place_N[order_N[here]] = _places(here)
         tasks = (
-            (vectors.at(pairs_P[lo : lo + size]), vectors.at(place_N[others[lo : lo + size]]))
-            for lo in range(start, len(rows), size)
+            (vectors.at(pairs_P[lo : lo + size]), vectors.at(place_N[others_P[lo : lo + size]]))
+            for lo in range(start, len(pairs_P), size)
         )
-        with run.progress.task("semdedup: cosines", len(rows)) as advance:
+        with run.progress.task("semdedup: cosines", len(pairs_P)) as advance:
             advance(start)
             for cosines in run.engine.map(partial(_cosines_of, vectors.store, name), tasks):
                 advance(len(cosines))
                 yield (cosines,)
 
-    key = run.key(_cosines_of, of=name, rows=digest(rows), others=digest(others))
+    key = run.key(_cosines_of, of=name, rows=digest(rows_P), others=digest(others_P))
     specs = {"cosine": ArraySpec("float32", least=-2, most=2)}
-    return np.asarray(run.cache.columns("semdedup.best", key, specs, len(rows), fill)["cosine"])
+    return np.asarray(run.cache.columns("semdedup.best", key, specs, len(pairs_P), fill)["cosine"])
 
 
 def _cosines_of(store: EmbeddingStore, name: str, task: tuple[Rows, Rows]) -> F32:
@@ -542,9 +592,9 @@ def _cosines_of(store: EmbeddingStore, name: str, task: tuple[Rows, Rows]) -> F3
     return np.asarray(np.einsum("ij,ij->i", store.vectors_at(name, rows), store.vectors_at(name, others)))
 
 
-def _size_notes(sizes_G: Rows) -> Iterator[str]:
-    """Yield a note on the number and sizes of groups; of a single row they are none."""
-    sizes = sizes_G[sizes_G > 1]
+def _size_notes(counts_N: Rows) -> Iterator[str]:
+    """Yield a note on the number and sizes of groups, the numbers above 1."""
+    sizes = np.concatenate([counts_N[here][counts_N[here] > 1] for here in slices(len(counts_N))])
     if not len(sizes):
         yield "no two rows of a cluster are duplicates"
         return

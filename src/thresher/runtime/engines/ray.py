@@ -4,6 +4,9 @@ The function of a ``map`` is put into Ray's object store once, and each worker r
 together. Whatever Ray does again because a worker or a node was lost gives the same result, because tasks are functions
 of their arguments.
 
+A function with a state, such as a model, gets actors: workers that belong to one ``map``. They hand out parts of their
+tasks, such as images to decode, to CPUs that no actor has reserved.
+
 Ray changes settings of the process that uses it: the environment, ``sys.path``, hooks, signal handlers. They are put
 back. A thread of its own starts, holds and stops the connection: Ctrl-C then ends the wait for Ray, and not Ray's start
 in the middle.
@@ -12,6 +15,7 @@ in the middle.
 from __future__ import annotations
 
 import faulthandler
+import functools
 import logging
 import math
 import operator
@@ -28,26 +32,28 @@ import traceback
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Protocol, TypeVar, cast
 
 import threadpoolctl
 
 from thresher.errors import MissingExtraError, ThresherError, UnreachedError, UsageError, installed
 from thresher.runtime import parameters
-from thresher.runtime.engine import cores
+from thresher.runtime.engine import Engine, Stateful, SumTree, cores
+from thresher.runtime.engines.serial import Serial
 from thresher.runtime.format import counted
 from thresher.runtime.locks import Scratch, create_locked_folder, sweep
 from thresher.runtime.parameters import Reads
 
 T = TypeVar("T")
 R = TypeVar("R")
+S = TypeVar("S")
 
 _Packed = tuple[bytes, list[Any]]  # a pickle, and the memory of its arrays as (bytes,) uint8 each
 
@@ -61,6 +67,9 @@ _IN_FLIGHT = 0.3  # of the object store of a node: bytes of tasks and results th
 _STOPPED = 20.0  # seconds to wait for Ray to stop
 _ANSWER = 10.0  # seconds to wait for a cluster to answer
 _OUT_OF_MEMORY = 3  # times that a task is run again after memory ran out; by default Ray never stops
+_PER_ACTOR = 2  # groups: one that it works on, and the next
+_LOOK = 30.0  # seconds between looks whether there are still nodes
+_PATIENCE = 5.0  # seconds that an actor waits for helpers
 _OPENED = 16  # files that a node opens at a time
 
 
@@ -87,7 +96,7 @@ class Ray:
         workers: Number of tasks that run at once.
         address: "auto" (the cluster that this machine belongs to), "HOST:PORT" or "ray://HOST:PORT"; "" to start Ray.
         num_cpus: CPUs that Ray reserves for a task; BLAS uses one thread in any case.
-        num_gpus: GPUs that Ray reserves for a task.
+        num_gpus: GPUs that Ray reserves for a task; by default 1 for a worker with a model if a node has a GPU, else 0.
         resources: Other resources of Ray that a task needs, by name.
         retries: How many times a task is run again if its worker or node is lost; an error of the task itself is
             raised at once.
@@ -105,7 +114,9 @@ class Ray:
         default="", metadata={"help": "cluster: auto, HOST:PORT or ray://HOST:PORT (default: Ray starts here)"}
     )
     num_cpus: float = field(default=1.0, metadata={"help": "CPUs that Ray reserves for a task"})
-    num_gpus: float = field(default=0.0, metadata={"help": "GPUs that Ray reserves for a task"})
+    num_gpus: float | None = field(
+        default=None, metadata={"help": "GPUs that Ray reserves for a task (default: 1 for a model if there are any)"}
+    )
     resources: Annotated[Mapping[str, float], Reads(_amounts, "NAME=AMOUNT")] = field(
         default_factory=dict, metadata={"help": "other resources of Ray that a task needs: NAME=AMOUNT+NAME=AMOUNT"}
     )
@@ -115,7 +126,7 @@ class Ray:
     def __post_init__(self) -> None:
         """Validate the fields."""
         for name in ("num_cpus", "num_gpus", "retries"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise UsageError(f"engine ray: {name} = {getattr(self, name):g}: at least 0")
         if any(amount < 0 for amount in self.resources.values()):
             raise UsageError(f"engine ray: resources = {dict(self.resources)}: at least 0 each")
@@ -127,9 +138,7 @@ class Ray:
         if self._is_local():
             return self
         self._connection.open(self)
-        engine = replace(self, workers=sum(map(self._capacity, _nodes())))
-        object.__setattr__(engine, "_connection", self._connection)
-        return engine
+        return self._but(workers=sum(map(self._capacity, _nodes())))
 
     @property
     def nodes(self) -> int:
@@ -147,17 +156,40 @@ class Ray:
             UsageError: No node has what a task needs.
         """
         self._connection.open(self)
-        flight = _Flight(self, fn, operator.length_hint(tasks, 0))
-        left = iter(tasks)
-        try:
-            while True:
-                while flight.has_room() and (some := list(islice(left, flight.size))):
-                    flight.send(some)
-                if not flight.waiting:
-                    return
-                yield from flight.take()
-        finally:
-            flight.cancel()
+        expected = operator.length_hint(tasks, 0)
+        if not isinstance(fn, Stateful):
+            carriers: _Carriers = _Tasks(self._reserved(), self.retries, _workers_env(self), self._check_left)
+            yield from _Flight(carriers, fn, self.workers, expected).run(tasks)
+            return
+        if fn.gpu and self.num_gpus is None and any(node["Resources"].get("GPU", 0) >= 1 for node in _nodes()):
+            yield from self._but(num_gpus=1.0).map(fn, tasks)
+            return
+        count = max(1, min(self.workers, sum(map(self._capacity, _nodes())), expected or self.workers))
+        carriers = _Actors(self._reserved(), count, self.retries, _workers_env(self), self._check_left)
+        yield from _Flight(carriers, replace(fn, helpers=self._helpers(count)), count, expected).run(tasks)
+
+    def reduce(
+        self, fn: Callable[[T], tuple[R, S]], tasks: Iterable[T], add: Callable[[S, S], S]
+    ) -> Generator[R, None, S | None]:
+        """Yield the first part of ``fn(task)`` for every task, in order, and return the sum of the second parts.
+
+        The second parts stay where they were made, and workers add them up, in the tree of
+        :func:`~thresher.runtime.engine.reduced`. Each task is sent alone.
+
+        Raises:
+            ThresherError: As for :meth:`map`.
+            UsageError: As for :meth:`map`.
+        """
+        self._connection.open(self)
+        carriers = _Apart(self._reserved(), self.retries, _workers_env(self), self._check_left)
+        flight = _Flight(carriers, fn, self.workers, operator.length_hint(tasks, 0), most=1)
+        tree = SumTree(lambda part: [part], lambda parts, part: [*parts, part], carriers.adding(add))
+        with closing(flight.run(tasks)) as results:
+            for kept in results:
+                tree.push(carriers.parts.popleft())
+                yield kept
+        total: S | None = carriers.fetch(tree.total())
+        return total
 
     def check_files(self, paths: Iterable[str]) -> None:
         """Check that every node can read local files of this machine, each only once for this engine.
@@ -186,6 +218,12 @@ class Ray:
         """Stop Ray, if this engine started it, or leave the cluster."""
         self._connection.close()
 
+    def _but(self, **changes: Any) -> Ray:
+        """Return this engine with other fields, and the same connection."""
+        engine = replace(self, **changes)
+        object.__setattr__(engine, "_connection", self._connection)
+        return engine
+
     def _is_local(self) -> bool:
         """Whether all workers are, or will be, on this machine because this engine starts Ray."""
         ray = sys.modules.get("ray")
@@ -194,19 +232,53 @@ class Ray:
         return not (self.address or os.environ.get("RAY_ADDRESS"))
 
     def _needs(self) -> dict[str, float]:
-        return {"CPU": self.num_cpus, "GPU": self.num_gpus, **self.resources}
+        return {"CPU": self.num_cpus, "GPU": self.num_gpus or 0, **self.resources}
+
+    def _reserved(self) -> dict[str, Any]:
+        """Return the options of Ray that reserve what a task needs."""
+        return {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus or 0, "resources": dict(self.resources) or None}
 
     def _capacity(self, node: Mapping[str, Any]) -> int:
         """Return how many tasks a node can run at once."""
         has = node["Resources"]
         return int(min((has.get(name, 0) // need for name, need in self._needs().items() if need), default=cores()))
 
+    def _check_left(self) -> None:
+        """Refuse to wait for ever.
+
+        Raises:
+            ThresherError: The nodes that have what a task needs are lost.
+        """
+        if not any(map(self._capacity, _nodes())):
+            raise ThresherError(
+                f"no node is left that has what a task needs ({self._needed()}); start one, and run the command again"
+            )
+
+    def _needed(self) -> str:
+        return ", ".join(f"{name} {need:g}" for name, need in self._needs().items() if need)
+
+    def _helps(self, node: Mapping[str, Any]) -> bool:
+        """Return whether a node can do parts of tasks, although it cannot run one."""
+        return bool(self.num_gpus) and not self._is_bound() and node["Resources"].get("CPU", 0) >= 1
+
+    def _is_bound(self) -> bool:
+        """Whether parts of tasks are done only on the node of the task: others were not checked for files."""
+        return bool(self.resources) or self.num_cpus > 1
+
+    def _helpers(self, actors: int) -> Engine:
+        """Return the engine with which each of some actors has parts of its tasks done."""
+        nodes = [node for node in _nodes() if self._capacity(node) or self._helps(node)]
+        free = sum(node["Resources"].get("CPU", 0) for node in nodes) - actors * self.num_cpus
+        each = int(free // actors)
+        together = max(1, min(actors, max(map(self._capacity, nodes), default=1)))  # on a node
+        return _Helpers(each, self.retries, self._is_bound(), 1 / together) if each > 0 else Serial()
+
     def _on_every_node(self, fn: Callable[[Any], R], argument: Any) -> Iterator[tuple[dict[str, Any], R]]:
         """Yield each node that can run tasks, and what a function returns there."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        nodes = [node for node in _nodes() if self._capacity(node)]
+        nodes = [node for node in _nodes() if self._capacity(node) or self._helps(node)]
         packed = ray.put(_pack(argument))
         sent = []
         for node in nodes:
@@ -265,8 +337,8 @@ class _Connection:
             holder.start()
             _keep_sigterm()
             if not any(map(engine._capacity, _nodes())):
-                needs = ", ".join(f"{name} {need:g}" for name, need in engine._needs().items() if need)
-                raise UsageError(f"the engine ray: no node has what a task needs ({needs}); start such a node first")
+                needed = engine._needed()
+                raise UsageError(f"the engine ray: no node has what a task needs ({needed}); start such a node first")
             if not holder.local:
                 _check_nodes(engine)
         except BaseException:
@@ -464,7 +536,7 @@ def _remote(fn: Callable[..., Any]) -> Any:
     return _remote_of_job(fn, ray.get_runtime_context().get_job_id())
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def _remote_of_job(fn: Callable[..., Any], _: str) -> Any:
     import ray
 
@@ -482,20 +554,23 @@ def _readable(error: Exception, node: str = "") -> ThresherError:
     import ray
 
     where = f" on node {node}" if node else ""
+    if "No module named" in str(error):
+        missing = next(line for line in str(error).splitlines() if "No module named" in line).strip()
+        return UsageError(f"a worker of Ray{where} cannot start ({missing}); install thresher on every node")
     if isinstance(error, ray.exceptions.OutOfMemoryError):
         return ThresherError(
             f"memory ran out{where}, and Ray stopped workers several times; use fewer --workers, or reserve more CPUs "
             "for a task, for example --engine ray:num_cpus=2"
         )
-    if isinstance(error, (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError)):
+    if isinstance(
+        error, (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.RayActorError)
+    ):
         return ThresherError(
             f"a worker process of Ray was killed{where}, several times, perhaps because it ran out of memory; use "
             "fewer --workers, or reserve more CPUs for a task, for example --engine ray:num_cpus=2"
         )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     why = lines[-1] if isinstance(error, ray.exceptions.RayTaskError) else lines[0]
-    if "No module named" in why:
-        return UsageError(f"a worker of Ray{where} cannot start ({why}); install thresher on every node")
     return ThresherError(f"a worker of Ray{where} failed ({why})")
 
 
@@ -510,34 +585,56 @@ class _Flight:
 
     Attributes:
         size: How many tasks to send together.
-        waiting: Number of tasks, their bytes, and the result to come, of each group sent.
+        waiting: Number of tasks, their bytes, and what was sent, of each group.
     """
 
-    def __init__(self, engine: Ray, fn: Callable[[Any], Any], tasks: int) -> None:
+    def __init__(
+        self,
+        carriers: _Carriers,
+        fn: Callable[[Any], Any],
+        workers: int,
+        tasks: int,
+        share: float = 1.0,
+        most: int = _MOST,
+    ) -> None:
         """Put the function into the object store.
 
         Args:
-            engine: The engine.
+            carriers: What carries the tasks to workers.
             fn: The function.
+            workers: Number of tasks that run at once.
             tasks: Number of tasks, 0 if unknown.
+            share: Of the object store of a node that tasks and results may take, up to 1.
+            most: How many tasks may be sent together.
         """
         import ray
 
-        needs = {"num_cpus": engine.num_cpus, "num_gpus": engine.num_gpus, "resources": dict(engine.resources) or None}
-        again = {"max_retries": engine.retries, "retry_exceptions": False}
-        self._call = _remote(_call).options(**needs, **again, **_workers_env(engine))
-        self._function = ray.put((_place(), _pack(fn)))
-        self._room = engine.workers + 2 + engine.workers // 4
+        self._carriers, self._most = carriers, most
+        self._function: Any = ray.put((_place(), _pack(fn)))
+        self._room = workers + 2 + workers // 4
         stores = (node["Resources"].get("object_store_memory", 0) for node in _nodes())
-        self._bytes = _IN_FLIGHT * min(filter(None, stores), default=2**30)
-        self._workers, self._left, self._known = engine.workers, tasks, tasks > 0
+        self._bytes = share * _IN_FLIGHT * min(filter(None, stores), default=2**30)
+        self._workers, self._left, self._known = workers, tasks, tasks > 0
         self._result_bytes = 0.0  # of a task
         self.size = 1
-        self.waiting: deque[tuple[int, int, Any]] = deque()
+        self.waiting: deque[tuple[int, int, _Sent]] = deque()
+
+    def run(self, tasks: Iterable[Any]) -> Generator[Any, None, None]:
+        """Yield the results of all tasks, in order."""
+        left = iter(tasks)
+        try:
+            while True:
+                while self.has_room() and (some := list(islice(left, self.size))):
+                    self.send(some)
+                if not self.waiting:
+                    return
+                yield from self.take()
+        finally:
+            self.cancel()
 
     def has_room(self) -> bool:
         """Return whether more tasks may be sent: at least one, else as many as the limits allow."""
-        count, bytes_ = (sum(group[i] for group in self.waiting) for i in (0, 1))
+        count, bytes_ = sum(group[0] for group in self.waiting), sum(group[1] for group in self.waiting)
         full = bytes_ + count * self._result_bytes > self._bytes
         return not self.waiting or (len(self.waiting) < self._room and not full)
 
@@ -548,8 +645,10 @@ class _Flight:
         packed = _pack(tasks)
         size = _size(packed)
         # The function is in a list, else Ray would load it again for every task.
-        future = self._call.remote([self._function], packed if size < _INLINE else ray.put(packed))
-        self.waiting.append((len(tasks), size, future))
+        stored = size >= _INLINE
+        sent = _Sent([self._function], ray.put(packed) if stored else packed, stored)
+        self._carriers.send(sent)
+        self.waiting.append((len(tasks), size, sent))
         self._left -= len(tasks)
 
     def take(self) -> Iterator[Any]:
@@ -559,17 +658,12 @@ class _Flight:
             Exception: A task raised it.
             ThresherError: A worker was lost.
         """
-        import ray
-
-        count, sent, future = self.waiting[0]
-        try:
-            packed = ray.get(future)
-        except ray.exceptions.RayError as error:
-            raise _readable(error) from None
-        del future
+        count, size, sent = self.waiting[0]
+        packed = self._carriers.result(sent)
+        del sent
         self.waiting.popleft()
         done: _Done = _unpack(packed)
-        self._learn(len(done.results), done.seconds, sent / count, _size(packed))
+        self._learn(len(done.results), done.seconds, size / count, _size(packed))
         del packed
         yield from done.results
         if done.error is not None:
@@ -583,16 +677,305 @@ class _Flight:
         size = min(2 * self.size, _GROUP * count / max(seconds, 1e-6), _SMALL / max(task_bytes, self._result_bytes))
         if self._known:  # at the end, every worker gets some
             size = min(size, self._left / (2 * self._workers))
-        self.size = int(min(max(size, 1), _MOST))
+        self.size = int(min(max(size, 1), self._most))
 
     def cancel(self) -> None:
+        """Cancel what was sent."""
+        sent = [one for _, _, one in self.waiting]
+        self.waiting.clear()
+        self._function = None
+        self._carriers.close(sent)
+
+
+@dataclass(eq=False)
+class _Sent:
+    """A group of tasks on its way.
+
+    Attributes:
+        function: The function in the object store, in a list.
+        tasks: The packed tasks, or their reference.
+        stored: Whether it is a reference.
+        future: Reference of the result, None as long as no actor has them.
+        part: Reference of the second part of the result, if it is not fetched.
+        lost: How many workers were lost with them.
+        value: The result, once it is there.
+        error: Why there will be none.
+    """
+
+    function: list[Any]
+    tasks: Any
+    stored: bool
+    future: Any = None
+    part: Any = None
+    lost: int = 0
+    value: _Packed | None = None
+    error: ThresherError | None = None
+
+
+class _Carriers(Protocol):
+    """Carries groups of tasks to workers."""
+
+    def send(self, sent: _Sent) -> None:
+        """Send a group."""
+
+    def result(self, sent: _Sent) -> _Packed:
+        """Wait for the result of a group.
+
+        Raises:
+            ThresherError: There is none, because workers were lost.
+        """
+        ...
+
+    def close(self, waiting: Sequence[_Sent]) -> None:
+        """Give up groups, and what carries them."""
+
+
+class _Tasks:
+    """Tasks of Ray, which sends those of lost workers again.
+
+    Args:
+        reserved: What Ray reserves for each.
+        retries: How many times those of lost workers are sent.
+        more: Other options of Ray.
+        look: Called while nothing comes back; raises an error if nothing will. Without it, this is an actor, which then
+            does the first group itself.
+    """
+
+    def __init__(
+        self, reserved: dict[str, Any], retries: int, more: dict[str, Any], look: Callable[[], None] | None = None
+    ) -> None:
+        self._call = _remote(_call).options(**reserved, max_retries=retries, retry_exceptions=False, **more)
+        self._look = look
+
+    def send(self, sent: _Sent) -> None:
+        sent.future = self._call.remote(sent.function, sent.tasks)
+
+    def result(self, sent: _Sent) -> _Packed:
+        import ray
+
+        try:
+            while not ray.wait([sent.future], timeout=_LOOK if self._look else _PATIENCE)[0]:
+                if self._look is None:
+                    # Perhaps no CPU is free for it: a node was lost, and actors took the last ones of the others.
+                    ray.cancel(sent.future)
+                    return _call(sent.function, ray.get(sent.tasks) if sent.stored else sent.tasks)
+                self._look()
+            packed: _Packed = ray.get(sent.future)
+        except ray.exceptions.RayError as error:
+            raise _readable(error) from None
+        return packed
+
+    def close(self, waiting: Sequence[_Sent]) -> None:
         """Cancel what was sent; tasks that have started are interrupted."""
         import ray
 
-        while self.waiting:
+        for sent in waiting:
             with suppress(Exception):  # Ray may have stopped
-                ray.cancel(self.waiting.popleft()[2], force=False)
-        self._function = None
+                ray.cancel(sent.future, force=False)
+
+
+class _Apart(_Tasks):
+    """Tasks whose results are pairs, of which the second parts stay in the object stores, and are added up there.
+
+    Attributes:
+        parts: References of the second parts of the results that were taken, in order.
+
+    Args:
+        reserved: As for :class:`_Tasks`, like all others.
+    """
+
+    def __init__(
+        self, reserved: dict[str, Any], retries: int, more: dict[str, Any], look: Callable[[], None] | None = None
+    ) -> None:
+        super().__init__(reserved, retries, more, look)
+        how = {**reserved, "max_retries": retries, "retry_exceptions": False, **more}
+        self._call = _remote(_call_apart).options(num_returns=2, **how)
+        self._sum, self._add = _remote(_sum).options(**how), cast(Any, None)
+        self.parts: deque[Any] = deque()
+
+    def send(self, sent: _Sent) -> None:
+        sent.future, sent.part = self._call.remote(sent.function, sent.tasks)
+
+    def result(self, sent: _Sent) -> _Packed:
+        packed = super().result(sent)
+        self.parts.append(sent.part)
+        return packed
+
+    def adding(self, add: Callable[[Any, Any], Any]) -> Callable[[list[Any]], Any]:
+        """Return a function that has a worker add up some parts, and returns the sum to come."""
+        import ray
+
+        self._add = ray.put((_place(), _pack(add)))
+        return lambda parts: self._sum.remote([self._add], *parts) if len(parts) > 1 else parts[0]
+
+    def fetch(self, part: Any) -> Any:
+        """Return a part, or None.
+
+        Raises:
+            ThresherError: A worker was lost too often.
+        """
+        return None if part is None else _unpack(super().result(_Sent([], None, False, future=part)))
+
+    def close(self, waiting: Sequence[_Sent]) -> None:
+        super().close(waiting)
+        if waiting:  # not all was added up
+            self.parts.clear()
+
+
+@dataclass(frozen=True)
+class _Helpers:
+    """The engine of an actor for parts of its tasks: workers on CPUs that no actor has reserved, its own node's first.
+
+    Attributes:
+        workers: Number of parts at once.
+        retries: How many times a part is run again if its worker is lost.
+        bound: Whether only its own node is used.
+        share: Of the object store that parts and results may take, up to 1.
+    """
+
+    name: ClassVar[str] = "ray"
+    shares_memory: ClassVar[bool] = False
+
+    workers: int
+    retries: int
+    bound: bool
+    share: float
+
+    def map(self, fn: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
+        """Yield ``fn(task)`` for every task, in order."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = ray.get_runtime_context().get_node_id()
+        # "soft" alone would wait for this node as long as it lives.
+        near = NodeAffinitySchedulingStrategy(here, soft=not self.bound, _spill_on_unavailable=not self.bound)
+        carriers = _Tasks({"num_cpus": 1}, self.retries, {"scheduling_strategy": near})
+        expected = operator.length_hint(tasks, 0)
+        yield from _Flight(carriers, fn, self.workers, expected, self.share).run(tasks)
+
+
+class _Actor:
+    """An actor, from the driver's side.
+
+    Attributes:
+        handle: Its handle.
+        starting: Reference of a result that is there once it has started; None from then on.
+        groups: What was sent to it, in order.
+    """
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.handle = make()
+        self.starting: Any = self.handle.start.remote()
+        self.groups: deque[_Sent] = deque()
+
+
+class _Actors:
+    """Actors, each with the function and its state. Groups of a lost one go to others; a new one takes its place.
+
+    Ray could start an actor again by itself, but its groups would wait until a node has room for it, while other actors
+    have nothing to do.
+
+    Args:
+        reserved: What Ray reserves for each.
+        count: Number of actors.
+        retries: How many times the groups of lost actors are sent.
+        more: Other options of Ray.
+        look: Called while nothing comes back; raises an error if nothing will.
+    """
+
+    def __init__(
+        self, reserved: dict[str, Any], count: int, retries: int, more: dict[str, Any], look: Callable[[], None]
+    ) -> None:
+        options = {**reserved, "max_restarts": 0, "max_task_retries": 0, **more}
+        self._make: Callable[[], Any] = _remote(_Kept).options(**options).remote
+        self._retries, self._look, self._unstarted = retries, look, 0
+        self._queue: deque[_Sent] = deque()
+        self._actors = [_Actor(self._make) for _ in range(count)]
+
+    def send(self, sent: _Sent) -> None:
+        self._queue.append(sent)
+        self._assign()
+
+    def result(self, sent: _Sent) -> _Packed:
+        while sent.value is None and sent.error is None:
+            self._wait()
+        if sent.error is not None:
+            raise sent.error
+        value, sent.value = sent.value, None
+        assert value is not None  # noqa: S101 - it waited for one
+        return value
+
+    def close(self, waiting: Sequence[_Sent]) -> None:
+        """End the actors."""
+        import ray
+
+        self._queue.clear()
+        while self._actors:
+            with suppress(Exception):  # Ray may have stopped
+                ray.kill(self._actors.pop().handle)
+
+    def _assign(self) -> None:
+        """Send groups to the actors that have the fewest."""
+        while self._queue:
+            actor = min((one for one in self._actors if one.starting is None), key=_groups, default=None)
+            if actor is None or _groups(actor) == _PER_ACTOR:
+                return
+            sent = self._queue.popleft()
+            sent.future = actor.handle.call.remote(sent.function, sent.tasks)
+            actor.groups.append(sent)
+
+    def _wait(self) -> None:
+        """Wait until an actor has started, has done a group, or is lost."""
+        import ray
+
+        starting = {one.starting: one for one in self._actors if one.starting is not None}
+        working = {sent.future: (one, sent) for one in self._actors for sent in one.groups}
+        done = ray.wait([*working, *starting], num_returns=1, timeout=_LOOK)[0]
+        if not done:
+            self._look()
+        for ref in done:
+            actor, sent = working.get(ref) or (starting[ref], None)
+            try:
+                value = ray.get(ref)
+            except (
+                ray.exceptions.RayActorError,
+                ray.exceptions.OutOfMemoryError,
+                ray.exceptions.ObjectLostError,
+            ) as error:
+                self._lost(actor, _readable(error))
+                continue
+            except ray.exceptions.RayError as error:
+                raise _readable(error) from None
+            if sent is None:
+                actor.starting, self._unstarted = None, 0
+            else:
+                sent.value = value
+                actor.groups.remove(sent)
+        self._assign()
+
+    def _lost(self, actor: _Actor, error: ThresherError) -> None:
+        """Put a new actor in the place of a lost one; of its groups it worked on the first."""
+        import ray
+
+        with suppress(Exception):  # it may only be out of reach
+            ray.kill(actor.handle)
+        if actor.starting is not None:
+            self._unstarted += 1
+            if self._unstarted > self._retries:
+                raise error
+        if actor.groups:
+            actor.groups[0].lost += 1
+        for sent in reversed(actor.groups):
+            if sent.lost > self._retries:
+                sent.error = error
+            else:
+                self._queue.appendleft(sent)
+        self._actors.remove(actor)
+        self._actors.append(_Actor(self._make))
+
+
+def _groups(actor: _Actor) -> int:
+    return len(actor.groups)
 
 
 @dataclass(frozen=True)
@@ -634,11 +1017,57 @@ def _place() -> tuple[str, list[str]]:
 
 def _call(held: list[Any], packed: _Packed) -> _Packed:
     """Run some tasks, one after the other, up to the first that raises."""
+    return _run(partial(_function, held[0]), packed)
+
+
+class _Kept:
+    """An actor: a worker of one map, which keeps the function and its state."""
+
+    def __init__(self) -> None:
+        self._function: Any = None
+
+    def start(self) -> None:
+        """Return once the actor has started."""
+
+    def call(self, held: list[Any], packed: _Packed) -> _Packed:
+        """Run some tasks, one after the other, up to the first that raises."""
+        return _run(partial(self._loaded, held[0]), packed)
+
+    def _loaded(self, held: Any) -> Any:
+        if self._function is None:
+            self._function = _load(held)
+        return self._function
+
+
+def _run(load: Callable[[], Callable[[Any], Any]], packed: _Packed) -> _Packed:
+    done = _done(load, packed)
+    try:
+        return _pack(done)
+    except Exception as error:  # a result cannot be pickled
+        return _pack(_Done([], _portable(error), done.seconds))
+
+
+def _call_apart(held: list[Any], packed: _Packed) -> tuple[_Packed, _Packed | None]:
+    """Run a task that returns a pair; return the parts apart."""
+    done = _done(partial(_function, held[0]), packed)
+    try:
+        (kept, part) = done.results[0] if done.results else (None, None)
+        return _pack(replace(done, results=[kept] if done.results else [])), _pack(part)
+    except Exception as error:  # a result cannot be pickled
+        return _pack(_Done([], _portable(error), done.seconds)), None
+
+
+def _sum(held: list[Any], *parts: _Packed) -> _Packed:
+    """Add up parts of results, in order."""
+    return _pack(functools.reduce(_function(held[0]), map(_unpack, parts)))
+
+
+def _done(load: Callable[[], Callable[[Any], Any]], packed: _Packed) -> _Done:
     results: list[Any] = []
     failed: Callable[[], BaseException] | None = None
     begin = time.perf_counter()
     try:
-        fn, tasks = _function(held[0]), _unpack(packed)
+        fn, tasks = load(), _unpack(packed)
         begin = time.perf_counter()
         for task in tasks:
             results.append(fn(task))
@@ -646,16 +1075,16 @@ def _call(held: list[Any], packed: _Packed) -> _Packed:
         raise
     except BaseException as error:
         failed = _portable(error)
-    seconds = time.perf_counter() - begin
-    try:
-        return _pack(_Done(results, failed, seconds))
-    except Exception as error:  # a result cannot be pickled
-        return _pack(_Done([], _portable(error), seconds))
+    return _Done(results, failed, time.perf_counter() - begin)
 
 
 @lru_cache(maxsize=2)
 def _function(held: Any) -> Any:
     """Return the function of a map; each worker loads it once."""
+    return _load(held)
+
+
+def _load(held: Any) -> Any:
     import ray
 
     place, packed = ray.get(held)
