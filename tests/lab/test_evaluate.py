@@ -351,7 +351,7 @@ def test_a_trained_model_has_the_numbers_of_its_trainer(tmp_path: Path) -> None:
     pq.write_table(table.slice(60), tmp_path / "held.parquet")
     log = th.train_clip(
         tmp_path / "train.parquet", tmp_path / "run", epochs=1, batch_size=20, evals=tmp_path / "held.parquet",
-        templates=("{}",), progress=False,
+        templates=("{}",), precision="float32", progress=False,
     )  # fmt: skip
     own = log[-1]["eval"]["held"]
     out = tmp_path / "eval_results.jsonl"
