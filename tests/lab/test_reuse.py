@@ -5,78 +5,35 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.lab.conftest import jobs_in_this_process
-from tests.train.conftest import emoji
+from tests.lab.conftest import PLAN, jobs_in_this_process, plain
 from thresher.errors import OutputError
 from thresher.lab.plan import Plan
 from thresher.lab.runner import run_plan
 
-PLAN = """
-name = "first"
-seeds = 1
-[data]
-train = "train.parquet"
-evals = ["held.parquet"]
-[trainer]
-epochs = 4
-batch_size = 20
-[proxy]
-epochs = 1
-[[corpus]]
-name = "noisy"
-swapped = 0.3
-[[row]]
-name = "full"
-[[row]]
-name = "full-short"
-[[row]]
-name = "scan"
-policy = "scan"
-prune = 0.2
-options = { warmup = 1, cycle = 1 }
-[[row]]
-name = "coreset"
-coreset_of = "scan"
-keep = "70%"
-[[row]]
-name = "random"
-keep = ["70%"]
-pool = "data"
-steps = [{ method = "random" }]
-"""
+ROWS = ["full", "full-short", "scan", "random", "coreset"]
 # The same runs under other names, after another corpus, with parts of the proxy that no row needs.
 OTHER = (
-    PLAN.replace('name = "first"', 'name = "second"')
-    .replace("[proxy]\nepochs = 1", "[proxy]\nepochs = 4\nearly = 1")
+    PLAN.replace('name = "small"', 'name = "second"')
+    .replace("[proxy]\nepochs = 1", "[proxy]\nepochs = 4")
     .replace('[[corpus]]\nname = "noisy"', '[[corpus]]\nname = "as-is"\n[[corpus]]\nname = "swapped-30"')
     .replace('name = "scan"', 'name = "scan-20"\nabout = "A remark."')
     .replace('coreset_of = "scan"', 'coreset_of = "scan-20"')
-    .replace('name = "random"\nkeep = ["70%"]', 'name = "at-random"')
-    .replace('{ method = "random" }', '{ method = "random", keep = "70%" }')
+    .replace('name = "random"\n', 'name = "at-random"\nkeep = ["70%"]\n')
+    .replace('{ method = "random", keep = "70%" }', '{ method = "random" }')
 )
-NOISY = [f"runs/swapped-30/{row}/seed-0" for row in ("full", "full-short", "scan-20", "at-random", "coreset")]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("reuse-data")
-    table = emoji(60).append_column("label", pa.array([["even", "odd"][row % 2] for row in range(60)]))
-    pq.write_table(table.slice(0, 40), folder / "train.parquet")
-    pq.write_table(table.slice(40), folder / "held.parquet")
-    return folder
+ROWS_OF_OTHER = ["full", "full-short", "scan-20", "at-random-70%", "coreset"]
+NOISY = [f"runs/swapped-30/{row}/seed-0" for row in ROWS_OF_OTHER]
 
 
 @pytest.fixture(scope="module")
 def first(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reuse-first")
     with jobs_in_this_process():
-        run_plan(Plan.parse(PLAN), folder, data=data, workers=1)
+        run_plan(Plan.parse(PLAN).narrowed(ROWS), folder, data=data, workers=1)
     return folder
 
 
@@ -85,16 +42,10 @@ def ran(begun: list[str]) -> list[str]:
     return [name[name.index("/runs/") + 1 :] for name in begun if "/runs/" in name]
 
 
-def runs(out: Path) -> list[dict[str, Any]]:
-    """The runs without their times."""
-    found = json.loads((out / "results.json").read_text())["runs"]
-    return [{name: value for name, value in run.items() if name != "seconds"} for run in found]
-
-
 def test_same_runs_are_taken_and_the_results_are_those_of_running_them(
     data: Path, tmp_path: Path, first: Path, in_process: list[str]
 ) -> None:
-    plan = Plan.parse(OTHER)
+    plan = Plan.parse(OTHER).narrowed(ROWS_OF_OTHER)
     run_plan(plan, tmp_path / "second", data=data, workers=1, others=[first])
     assert not set(NOISY) & set(ran(in_process))
     assert {f"runs/as-is/{name.split('/')[2]}/seed-0" for name in NOISY} <= set(ran(in_process))
@@ -104,14 +55,14 @@ def test_same_runs_are_taken_and_the_results_are_those_of_running_them(
     in_process.clear()
     run_plan(plan, tmp_path / "alone", data=data, workers=1)
     assert set(NOISY) <= set(ran(in_process))
-    assert runs(tmp_path / "second") == runs(tmp_path / "alone")
+    assert plain(tmp_path / "second") == plain(tmp_path / "alone")
 
     # The same command continues, and what was taken can be taken again.
     in_process.clear()
     run_plan(plan, tmp_path / "second", data=data, workers=1, others=[first])
-    run_plan(Plan.parse(PLAN), tmp_path / "third", data=data, workers=1, others=[tmp_path / "second"])
+    run_plan(Plan.parse(PLAN).narrowed(ROWS), tmp_path / "third", data=data, workers=1, others=[tmp_path / "second"])
     assert ran(in_process) == []
-    assert runs(tmp_path / "third") == runs(first)
+    assert plain(tmp_path / "third") == plain(first)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +72,7 @@ def test_same_runs_are_taken_and_the_results_are_those_of_running_them(
         ("batch_size = 20", "batch_size = 10"),
         ("swapped = 0.3", "swapped = 0.2"),
         ("seeds = 1", "seeds = [1]"),
-        ("[proxy]", '[evaluation]\ntemplates = ["a {}"]\n[proxy]'),
+        ('labels = ["kind"]', 'labels = ["kind"]\ntemplates = ["a {}"]'),
     ],
 )
 def test_runs_that_differ_are_not_taken(
@@ -132,11 +83,37 @@ def test_runs_that_differ_are_not_taken(
     assert len(ran(in_process)) == 2
 
 
+@pytest.mark.parametrize("recorded", ["bfloat16", "float32", None])
+def test_the_precision_of_a_run_counts(
+    recorded: str | None,
+    data: Path,
+    tmp_path: Path,
+    first: Path,
+    in_process: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """That which "auto" is on this machine; that of results of older versions is not known."""
+    monkeypatch.setattr("thresher.train.loop.has_bfloat16", lambda: False)
+    result = tmp_path / "other/runs/noisy/full/seed-0/result.json"
+    shutil.copytree(first, tmp_path / "other")
+    known = json.loads(result.read_text())
+    assert known.pop("precision") in ("bfloat16", "float32")
+    result.write_text(json.dumps(known | ({"precision": recorded} if recorded else {})))
+    run_plan(
+        Plan.parse(PLAN).narrowed(["full-short"]),
+        tmp_path / "second",
+        data=data,
+        workers=1,
+        others=[tmp_path / "other"],
+    )
+    assert ("runs/noisy/full/seed-0" in ran(in_process)) == (recorded != "float32")
+
+
 def test_only_rows_that_differ_are_run(data: Path, tmp_path: Path, first: Path, in_process: list[str]) -> None:
     """With another share ``full`` is the same run, and only ``full``."""
-    plan = Plan.parse(PLAN.replace("batch_size = 20", "batch_size = 20\nshare = 0.5")).narrowed(["random-70%"])
+    plan = Plan.parse(PLAN.replace("batch_size = 20", "batch_size = 20\nshare = 0.5")).narrowed(["random"])
     run_plan(plan, tmp_path / "second", data=data, workers=1, others=[first])
-    names = ("full-short", "random-70%")
+    names = ("full-short", "random")
     assert ran(in_process) == [f"runs/noisy/{name}/seed-0" for name in names]
 
 
@@ -160,7 +137,7 @@ def test_other_data_of_the_same_name_are_other_runs(
 
 
 def test_a_folder_without_runs_or_with_damaged_ones_is_refused(data: Path, tmp_path: Path, first: Path) -> None:
-    plan = Plan.parse(PLAN)
+    plan = Plan.parse(PLAN).narrowed(ROWS)
     with pytest.raises(OutputError, match="has no runs of a plan; give a folder that thresher lab wrote"):
         run_plan(plan, tmp_path / "second", data=data, others=[data])
     shutil.copytree(first, tmp_path / "damaged")

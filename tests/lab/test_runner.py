@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -13,10 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.lab.conftest import PLAN, plain, results
 from tests.train.conftest import POOL, emoji
 from thresher.errors import OutputError, PoolError, UsageError
 from thresher.lab import jobs, work
@@ -24,74 +25,6 @@ from thresher.lab.plan import Plan
 from thresher.lab.runner import described, run_plan
 from thresher.lab.work import read_result
 from thresher.runtime.engine import make_engine
-
-PLAN = """
-name = "small"
-seeds = 1
-[data]
-train = "train.parquet"
-evals = ["held.parquet"]
-[trainer]
-epochs = 4
-batch_size = 20
-[evaluation]
-labels = ["kind"]
-[proxy]
-epochs = 1
-early = 1
-reference = 1
-[[corpus]]
-name = "noisy"
-swapped = 0.3
-[[row]]
-name = "full"
-[[row]]
-name = "full-short"
-[[row]]
-name = "scan"
-policy = "scan"
-prune = 0.2
-options = { warmup = 1, cycle = 1 }
-[[row]]
-name = "rho"
-policy = "rho"
-[[row]]
-name = "coreset"
-coreset_of = "scan"
-keep = "70%"
-[[row]]
-name = "c-rho"
-steps = [{ method = "c-rho", proxy = "early-proxy", keep = "70%" }]
-[[row]]
-name = "drrho"
-loss = "drrho"
-[[row]]
-name = "cabs"
-compose = "diversity"
-[[row]]
-name = "random"
-pool = "data"
-steps = [{ method = "random", keep = "70%" }]
-"""
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("lab-runs")
-    table = emoji(150).append_column("kind", pa.array([["even", "odd"][row % 2] for row in range(150)]))
-    pq.write_table(table.slice(0, 100), folder / "train.parquet")
-    pq.write_table(table.slice(100), folder / "held.parquet")
-    return folder
-
-
-def results(out: Path) -> dict[str, Any]:
-    return json.loads((out / "results.json").read_text())
-
-
-def plain(out: Path) -> list[dict[str, Any]]:
-    """The runs without their times."""
-    return [{name: value for name, value in run.items() if name != "seconds"} for run in results(out)["runs"]]
-
 
 ROWS = ["full", "full-short", "scan", "rho", "coreset", "c-rho", "drrho", "cabs", "random"]
 
@@ -133,6 +66,7 @@ def test_a_plan_runs_once_and_every_row_has_its_cost(
     text = (out / "table.md").read_text()
     assert "100 rows, 30 swapped" in text
     assert "| full-short | 1 | 280 | 280 |" in text
+    assert re.search(r"batches of 20, in (float32|bfloat16); all runs", text)
     assert (out / "plot.png").read_bytes().startswith(b"\x89PNG")
     details = json.loads((out / "details.json").read_text())
     assert details["runs"][0]["images_decoded"] == 100

@@ -384,6 +384,17 @@ def test_automatic_precision_is_bfloat16_where_the_processor_has_it(
             assert (rows @ rows).dtype == kind
 
 
+def test_a_run_keeps_its_precision_on_another_machine(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("thresher.train.loop.has_bfloat16", lambda: False)
+    log = train_clip(data.parquet, tmp_path / "run", settings(epochs=1))
+    monkeypatch.setattr("thresher.train.loop.has_bfloat16", lambda: True)
+    with pytest.raises(UsageError, match="was started with precision float32, not bfloat16; give the same value"):
+        train_clip(data.parquet, tmp_path / "run", settings(epochs=1), resume=True)
+    assert train_clip(data.parquet, tmp_path / "run", settings(epochs=1, precision="float32"), resume=True) == log
+
+
 def test_what_chance_left_out_of_a_chunk_is_left_out_again(tmp_path: Path) -> None:
     """The features whose gradients are taken are those the loss was computed of."""
     (tmp_path / "drops.json").write_text(json.dumps(MINI))

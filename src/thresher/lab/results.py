@@ -274,10 +274,16 @@ def _notes(
     lines += [
         "",
         f"Model {plan.trainer.model}, {counted(plan.trainer.epochs, 'epoch')} of full training, batches of "
-        f"{plan.trainer.batch_size:,}; all runs together took {duration(_total(runs))} of training.",
+        f"{plan.trainer.batch_size:,}{_precisions(runs)}; all runs together took {duration(_total(runs))} of training.",
     ]
     remarks = [f"{row.name}: {row.about.strip()}" for row in plan.rows if row.about]
     return [*lines, *(line for remark in remarks for line in ("", remark))]
+
+
+def _precisions(runs: Sequence[Run]) -> str:
+    """Return the precision of training, if it is known: several if runs are of different machines or versions."""
+    found = sorted({str(run.result["precision"]) for run in runs if "precision" in run.result})
+    return f", in {' and '.join(found)}" if found else ""
 
 
 def _set_names(runs: Sequence[Run]) -> list[str]:

@@ -22,7 +22,11 @@ WhatOf = Callable[[str], dict[str, Any]]  # what a job of a plan does, by name
 
 
 def reuse(
-    folder: Path, jobs: Sequence[Job], others: Sequence[str | os.PathLike[str]], still_held: Callable[[], None]
+    folder: Path,
+    jobs: Sequence[Job],
+    others: Sequence[str | os.PathLike[str]],
+    precision: str,
+    still_held: Callable[[], None],
 ) -> list[str]:
     """Write the results of runs that another plan has done already; return the names of these runs.
 
@@ -31,6 +35,7 @@ def reuse(
         jobs: All jobs of the plan; those that are done stay as they are.
         others: Folders of other plans; where two have the same run, that of the first. A run is not taken if its files
             are needed for a coreset.
+        precision: The precision that the runs of the plan would have here, "float32" or "bfloat16".
         still_held: Raises if the folder of the plan is no longer locked by this process.
 
     Raises:
@@ -41,7 +46,7 @@ def reuse(
         known = {**_finished(Path(local_path(other))), **known}
     every = {job.name: job for job in jobs}
     left = {job.name: job for job in jobs if job.kind == "run" and not (folder / job.name / RESULT).exists()}
-    keys = {name: _fingerprint(name, lambda name: every[name].whole) for name in left}
+    keys = {name: _fingerprint(name, lambda name: every[name].whole, precision) for name in left}
     found = {name: known[key] for name, key in keys.items() if key in known}
     needed = {need for name, job in left.items() if name not in found for need in job.needs.values()}
     taken = sorted(found.keys() - needed)
@@ -61,14 +66,18 @@ def _finished(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for run in sorted(path.parent for path in folder.glob(f"runs/*/*/*/{RESULT}")):
         try:
-            found.setdefault(_fingerprint(str(run.relative_to(folder)), lambda name: what_of(folder / name)), run)
+            name, precision = str(run.relative_to(folder)), read_result(run, "run").get("precision", "unknown")
+            found.setdefault(_fingerprint(name, lambda name: what_of(folder / name), precision), run)
         except (KeyError, TypeError, UsageError, FileNotFoundError) as error:
             raise damaged(run / JOB, f"{type(error).__name__}: {error}") from None
     return found
 
 
-def _fingerprint(name: str, what: WhatOf) -> str:
-    """Return what a run depends on, as text; the names of rows, corpora and plans are not in it."""
+def _fingerprint(name: str, what: WhatOf, precision: str) -> str:
+    """Return what a run depends on, as text; the names of rows, corpora and plans are not in it.
+
+    The precision of the trainer may be "auto", which is another one on another machine, so it is given.
+    """
     done = what(name)
     corpus, trainer, row, seed = (done[part] for part in ("corpus", "trainer", "row", "seed"))
     data, made_row, source = what(f"corpora/{corpus['name']}"), made(Row, row), None
@@ -76,7 +85,7 @@ def _fingerprint(name: str, what: WhatOf) -> str:
         source = run_name(corpus["name"], made_row.coreset_of, seed)
         if what(source)["row"]["coreset_of"]:
             raise UsageError("a coreset of a coreset")
-        source = _fingerprint(source, what)
+        source = _fingerprint(source, what, precision)
     used = {
         "epochs": made_row.needs_proxy,
         "encoder": made_row.needs_proxy,
@@ -87,7 +96,7 @@ def _fingerprint(name: str, what: WhatOf) -> str:
     parts = {
         "corpus": {key: value for key, value in corpus.items() if key != "name"},
         "data": [data["sources"], data.get("data_bytes")],
-        "trainer": {key: value for key, value in trainer.items() if key != "share"},
+        "trainer": {**{key: value for key, value in trainer.items() if key != "share"}, "precision": precision},
         "evaluation": done["evaluation"],
         "proxy": {key: value for key, value in done.get("proxy", {}).items() if used[key]},
         "row": {key: value for key, value in row.items() if key not in names},

@@ -17,7 +17,7 @@ import thresher
 from thresher.data import open_data
 from thresher.errors import OutputError, PoolError, UsageError
 from thresher.lab.jobs import FREE, Job, check, jobs_of, run_name, samples_of
-from thresher.lab.plan import Plan
+from thresher.lab.plan import Plan, Trainer
 from thresher.lab.results import Run, write_results
 from thresher.lab.reuse import reuse
 from thresher.lab.work import JOB, OUTPUT, RESULT, TRAIN, read_result, write_json
@@ -75,8 +75,9 @@ def run_plan(
     with locks.holding(folder / LOCK, f"the lab {folder}", wait=False) as still_held:
         for job in jobs:
             check(folder, job)
-        if others and (taken := reuse(folder, jobs, others, still_held)):
-            progress.say(f"{counted(len(taken), 'run')} taken from other plans: {', '.join(taken)}")
+        if others:
+            taken = reuse(folder, jobs, others, _precision(plan.trainer), still_held)
+            progress.say(f"{counted(len(taken), 'run')} taken from other plans")
         scheduler = _Scheduler(plan, folder, jobs, at_once, minutes, progress, engine, still_held)
         scheduler.run()
         runs = finished(plan, folder)
@@ -87,6 +88,12 @@ def run_plan(
                 f"{folder / name / OUTPUT}"
             )
         return runs
+
+
+def _precision(trainer: Trainer) -> str:
+    from thresher.train.loop import device_named, precision_on
+
+    return precision_on(device_named(trainer.device), trainer.precision)
 
 
 def located(plan: Plan, data: str | os.PathLike[str]) -> Plan:

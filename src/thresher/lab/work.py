@@ -40,6 +40,7 @@ _NOTHING: Mapping[str, Any] = {"scored_forwards": 0, "seconds": 0.0, "images_dec
 _MOST = 1e18  # of a number in a result
 _COUNTS = ("samples_seen", *_NOTHING)  # of a run
 _RATES = ("samples_per_second", "other_seconds")  # of the trial run
+PRECISIONS = ("float32", "bfloat16")  # of a run
 _PLANTED = ("base", "swapped", "duplicate", "off-topic")  # rows of a corpus
 _TRIAL = 40  # steps of the trial run
 
@@ -124,6 +125,8 @@ def _check_result(result: Fields, kind: str) -> None:
         return
     if result.number("share_pruned", -_MOST, 1.0) is None:
         raise result.wrong("share_pruned", "a number up to 1")
+    if result.values.get("precision", PRECISIONS[0]) not in PRECISIONS:  # results of older versions have none
+        raise result.wrong("precision", " or ".join(PRECISIONS))
     metrics = result.object("metrics")
     for name in metrics.values:
         if metrics.number(name, 0.0, 100.0) is None:
@@ -263,6 +266,7 @@ def run(task: Task) -> dict[str, Any]:
         **cost,
         "curve": _curve(log),
         "epochs": len(log),
+        "precision": Training.load(folder).settings["precision"],
         **notes,
     }
 

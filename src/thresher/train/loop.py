@@ -647,16 +647,22 @@ def device_named(name: str) -> torch.device:
     return device
 
 
+def precision_on(device: torch.device, precision: Precision) -> Precision:
+    """Return the precision on a device: "bfloat16" or "float32"; "auto" depends on the device."""
+    if precision != "auto":
+        return precision
+    return "bfloat16" if device.type == "cuda" or device.type == "cpu" and has_bfloat16() else "float32"
+
+
 def autocast(device: torch.device, precision: Precision) -> Callable[[], AbstractContextManager[Any]]:
     """Return a function that creates the autocast context for this precision."""
-    native = device.type == "cuda" or device.type == "cpu" and has_bfloat16()
-    if precision == "bfloat16" or precision == "auto" and native:
+    if precision_on(device, precision) == "bfloat16":
         return lambda: torch.autocast(device.type, torch.bfloat16)
     return nullcontext
 
 
 def prepared(schedule: Schedule, model: str) -> tuple[Schedule, torch.device]:
-    """Seed torch; return the schedule with a learning rate, and the device.
+    """Seed torch; return the schedule with a learning rate and a precision, and the device.
 
     The default rate is 2e-3 for "tiny" and 5e-4 for other models: small nets train with higher rates than transformers.
     """
@@ -664,7 +670,8 @@ def prepared(schedule: Schedule, model: str) -> tuple[Schedule, torch.device]:
     if not installed("kornia"):
         raise MissingExtraError("augmentation", "train")
     torch.manual_seed(schedule.seed)
-    return replace(schedule, lr=schedule.lr or (2e-3 if model == "tiny" else 5e-4)), device
+    precision = precision_on(device, schedule.precision)  # a run that moves to another machine must keep it
+    return replace(schedule, lr=schedule.lr or (2e-3 if model == "tiny" else 5e-4), precision=precision), device
 
 
 @contextmanager
