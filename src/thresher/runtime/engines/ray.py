@@ -39,7 +39,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Protocol, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Protocol, TypeVar
 
 import threadpoolctl
 
@@ -744,7 +744,8 @@ class _Tasks:
     def __init__(
         self, reserved: dict[str, Any], retries: int, more: dict[str, Any], look: Callable[[], None] | None = None
     ) -> None:
-        self._call = _remote(_call).options(**reserved, max_retries=retries, retry_exceptions=False, **more)
+        self._options = {**reserved, "max_retries": retries, "retry_exceptions": False, **more}
+        self._call = _remote(_call).options(**self._options)
         self._look = look
 
     def send(self, sent: _Sent) -> None:
@@ -781,16 +782,14 @@ class _Apart(_Tasks):
         parts: References of the second parts of the results that were taken, in order.
 
     Args:
-        reserved: As for :class:`_Tasks`, like all others.
+        how: As for :class:`_Tasks`.
     """
 
-    def __init__(
-        self, reserved: dict[str, Any], retries: int, more: dict[str, Any], look: Callable[[], None] | None = None
-    ) -> None:
-        super().__init__(reserved, retries, more, look)
-        how = {**reserved, "max_retries": retries, "retry_exceptions": False, **more}
-        self._call = _remote(_call_apart).options(num_returns=2, **how)
-        self._sum, self._add = _remote(_sum).options(**how), cast(Any, None)
+    def __init__(self, *how: Any) -> None:
+        super().__init__(*how)
+        self._call = _remote(_call_apart).options(num_returns=2, **self._options)
+        self._sum = _remote(_sum).options(**self._options)
+        self._add: Any = None
         self.parts: deque[Any] = deque()
 
     def send(self, sent: _Sent) -> None:
@@ -815,11 +814,6 @@ class _Apart(_Tasks):
             ThresherError: A worker was lost too often.
         """
         return None if part is None else _unpack(super().result(_Sent([], None, False, future=part)))
-
-    def close(self, waiting: Sequence[_Sent]) -> None:
-        super().close(waiting)
-        if waiting:  # not all was added up
-            self.parts.clear()
 
 
 @dataclass(frozen=True)
