@@ -21,7 +21,7 @@ from common import (  # chooses the kernels before NumPy loads
 import numpy as np
 
 from thresher.ops import kmeans
-from thresher.pruning.clusters import _on_held
+from thresher.pruning.clusters import _moves, _on_held
 from thresher.runtime.engine import cores
 from thresher.runtime.engines.threads import Threads
 
@@ -35,7 +35,7 @@ def ours(
 
     def each_block(rule: kmeans.Rule, state: kmeans.State) -> Iterator[kmeans.Moves]:
         tasks = ((rows[lo : lo + 16_384], state.bounds(lo, lo + 16_384)) for lo in range(0, len(rows), 16_384))
-        return engine.map(partial(_on_held, rule), tasks)
+        return _moves(engine, partial(_on_held, rule), tasks)
 
     few = 512 * len(start)
     if warm and len(rows) > 2 * few:  # the first half on a sample, as `thresher cluster` does

@@ -729,12 +729,14 @@ def centroids_of_array(run: Run, rows_ND: F32, k: int, iterations: int, purpose:
 def _each_held(run: Run, held: F32, rule: kmeans.Rule, state: kmeans.State) -> Iterator[kmeans.Moves]:
     size = run.store.block
     tasks = ((held[lo : lo + size], state.bounds(lo, lo + size)) for lo in range(0, len(held), size))
-    return _moves(run, partial(_on_held, rule), tasks)
+    return _moves(run.engine, partial(_on_held, rule), tasks)
 
 
-def _moves(run: Run, fn: Callable[[Any], tuple[kmeans.Moves, kmeans.Moves]], tasks: Any) -> Iterator[kmeans.Moves]:
+def _moves(
+    engine: Engine, fn: Callable[[Any], tuple[kmeans.Moves, kmeans.Moves]], tasks: Any
+) -> Iterator[kmeans.Moves]:
     """Yield the bounds of each block, and then the changes of all."""
-    done = reduced(run.engine, fn, tasks, kmeans.Moves.plus)
+    done = reduced(engine, fn, tasks, kmeans.Moves.plus)
     yield from done
     if done.total is not None:
         yield done.total
@@ -747,7 +749,7 @@ def _on_held(rule: kmeans.Rule, task: tuple[F32, kmeans.Bounds]) -> tuple[kmeans
 
 def _each_stored(run: Run, name: str, rule: kmeans.Rule, state: kmeans.State) -> Iterator[kmeans.Moves]:
     tasks = ((block, state.bounds(block.lo, block.hi)) for block in run.blocks(name))
-    return _moves(run, partial(_on_stored, rule, name, run.store), tasks)
+    return _moves(run.engine, partial(_on_stored, rule, name, run.store), tasks)
 
 
 def _on_stored(
