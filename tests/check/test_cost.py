@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -110,9 +111,28 @@ def test_several_nodes_add_up_the_sums_of_k_means() -> None:
     assert one > 2 * several
 
 
+def test_clipcov_compares_the_rows_of_classes_unless_nothing_is_clamped() -> None:
+    """Images with texts once, and with those of the rows that are kept both ways; more classes are less work."""
+    known = Constants(products=1e15, pairs=1e9, prepared=1e15, sums=1e15, row=0, task=0, step=0)
+    one = Cluster(1, 1, 1e15)
+    step, rows = build("clipcov", {"keep": "25%", "clusters": 100}), Rows(10**6, 64)
+
+    def seconds(**changes: Any) -> float:
+        return estimate([replace(step, **changes)], rows, one, known).steps[-1].seconds
+
+    products = 10**6 * 10**6 / 100 * 64 / 1e9
+    assert seconds() == pytest.approx(1.5 * products, rel=0.01)
+    assert seconds(keep="50%") == pytest.approx(2 * products, rel=0.01)
+    assert seconds(clusters=1_000) == pytest.approx(0.15 * products, rel=0.02)
+    assert seconds(clamp="none") < 0.01 * products
+    local, remote = (estimate([step], replace(rows, remote=remote), LARGE).steps[-1] for remote in (False, True))
+    assert remote.written == local.written == 2 * 10**6 * 2 * 64 * 2  # several nodes: images and texts, then merged
+    assert estimate([step], rows, one).steps[-1].written == 0
+
+
 def test_methods_that_it_does_not_know_are_named() -> None:
-    found = estimate([build("clipcov", {"keep": "50%"}), DENSITY], ROWS, LARGE)
-    assert found.missing == ("clipcov",)
+    found = estimate([build("hkmeans", {"keep": "50%", "levels": "10"}), DENSITY], ROWS, LARGE)
+    assert found.missing == ("hkmeans",)
     assert [step.name for step in found.steps] == ["check", "density"]
 
 
