@@ -61,7 +61,7 @@ def test_more_of_anything_that_helps_is_not_slower() -> None:
 
 
 def test_rows_are_written_in_cluster_order_where_single_rows_are_slow() -> None:
-    """Remote ones, and on several nodes: as runs and merged, or as one run if they are few."""
+    """Remote ones, on several nodes, and in large files: as runs and merged, or as one run if they are few."""
     found = estimate([SEMDEDUP, SEMDEDUP], ROWS, LARGE)
     assert [step.written > 0 for step in found.steps] == [False, True, True]
     assert found.steps[1].written == 2 * 10**9 * 768 * 2
@@ -69,8 +69,12 @@ def test_rows_are_written_in_cluster_order_where_single_rows_are_slow() -> None:
     assert few.steps[1].written == 10**4 * 768 * 2
     local = replace(ROWS, remote=False)
     assert estimate([SEMDEDUP], local, LARGE).steps[1].written > 0
-    one = estimate([SEMDEDUP], local, replace(LARGE, nodes=1))
-    assert one.steps[1].written == one.steps[1].requests == 0
+    written = {}
+    for n in (10**9, 700_000, 600_000):  # from 1 GiB on
+        alone = estimate([SEMDEDUP], replace(local, count=n), replace(LARGE, nodes=1)).steps[1]
+        written[n], requests = alone.written, alone.requests
+        assert requests == 0
+    assert written == {10**9: found.steps[1].written, 700_000: 2 * 700_000 * 768 * 2, 600_000: 0}
     assert found.steps[0].requests >= 3 * 1_000 + 2 * 10**9 / 16_384
 
 

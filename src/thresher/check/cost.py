@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from thresher.errors import UsageError
-from thresher.pool.spill import rows_of_part
+from thresher.pool.spill import LARGE, rows_of_part
 from thresher.pool.store import EmbeddingStore
 from thresher.pruning.clusters import automatic
 from thresher.runtime.parameters import check_size
@@ -298,8 +298,9 @@ def _passes(name: str, step: Any, left: Rows, rows: Rows, several: bool) -> list
         passes.append(reading("assign", products=float(n) * multiplied * d, received=8.0 * n))
         if name in ("semdedup", "clipcov"):
             fields = 1 if name == "semdedup" else 2
-            if rows.remote or several:  # written once more in cluster order, as runs that are then merged
-                size, part = float(n) * fields * d * left.bytes, rows_of_part(n, fields * d * left.bytes, BLOCK)
+            size = float(n) * fields * d * left.bytes
+            if rows.remote or several or size >= LARGE:  # written in cluster order, as runs that are then merged
+                part = rows_of_part(n, fields * d * left.bytes, BLOCK)
                 files = -(-n // part)
                 passes.append(Pass("sort", n, fields, prepared=0.0, tasks=files, requests=2 * files, written=size))
                 if files > 1:
