@@ -30,7 +30,7 @@ _TREE_SAMPLE, _NEAREST = 64, 4  # rows per cluster that train a tree, coarse clu
 _UNEVEN = 1.3  # pairs of rows in the clusters of a tree, relative to as many clusters of k-means (measured)
 # Bytes of a row in the driver, measured by benchmarks/scale.py: own, and mapped from files, whose pages the system
 # drops when it needs memory: labels, distances, orders, cosines, evidence.
-_OWN = {"check": 4, "cluster": 6, "density": 5, "ssp": 5, "clip-score": 10, "semdedup": 22}
+_OWN = {"check": 4, "cluster": 5, "density": 6, "ssp": 6, "clip-score": 10, "semdedup": 9}
 _OTHER = 12  # own, of other methods
 _MAPPED = {"cluster": 8, "density": 12, "ssp": 12, "clip-score": 8, "semdedup": 48}
 _ID = 8  # of a row of a step that does not get all rows
