@@ -18,8 +18,8 @@ from thresher.cli.main import main
 from thresher.testing.pools import clustered, write_pool
 
 N = 120
-QUICK = ("export", "export-list", "report", "cluster", "coreset", "classes")
-KINDS = (*QUICK, "select", "run", "score", "export-plain", "report-run", "reshard")
+QUICK = ("export", "export-list", "cluster", "coreset")
+KINDS = (*QUICK, "report", "classes", "select", "run", "score", "export-plain", "report-run", "reshard")
 RECIPE = '[[step]]\nmethod = "clip-score"\nkeep = "50%"\n'
 
 

@@ -36,7 +36,7 @@ STEPS = {
 }
 
 
-QUICK = ("semdedup", "semdedup best", "clipcov", "herd")
+QUICK = ("semdedup", "clipcov")
 NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in STEPS]
 
 

@@ -491,7 +491,9 @@ MAKERS = {
 }
 
 
-@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind == "parquet" else pytest.mark.slow) for kind in MAKERS]
+)
 def test_embed_gives_the_bytes_of_serial(tmp_path: Path, kind: str) -> None:
     data = str(MAKERS[kind](tmp_path / "data", 45))
     command = ["embed", data, "--encoder", "tests.toy:Toy", "--per-shard", "10"]

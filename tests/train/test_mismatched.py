@@ -18,7 +18,7 @@ from thresher.ops.humps import Humps
 FOUND = Humps(means=(0.4, 0.9), deviations=(0.2, 0.05), share=0.2, cut=0.75, valley=0.7)
 
 
-@pytest.mark.parametrize("kind", ["parquet", "tars"])
+@pytest.mark.parametrize("kind", ["parquet", pytest.param("tars", marks=pytest.mark.slow)])
 def test_a_selection_without_the_pairs_that_are_learned_last(
     data: Data, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

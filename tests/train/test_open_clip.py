@@ -161,15 +161,16 @@ STEADY = ("--aug-cfg", "scale=(1.0,1.0)")  # no augmentation, as open_clip's own
     ("kind", "more", "samples"),
     [
         ("csv", "", 208),
-        ("csv", "--accum-freq 2 --epochs 3", 192),  # 13 batches: the last is read, and trained on by neither
+        # 13 batches: the last is read, and trained on by neither
+        pytest.param("csv", "--accum-freq 2 --epochs 3", 192, marks=pytest.mark.slow),
         pytest.param("csv", "--siglip --workers 1", 208, marks=pytest.mark.slow),
         pytest.param(
             "csv", "--lr-scheduler const-cooldown --epochs-cooldown 1 --grad-clip-norm 1", 208, marks=pytest.mark.slow
         ),
         ("webdataset", "", 208),
-        ("webdataset", "--workers 2 --dataset-resampled", 224),
+        pytest.param("webdataset", "--workers 2 --dataset-resampled", 224, marks=pytest.mark.slow),
         pytest.param("webdataset", "--accum-freq 2 --precision amp_bf16 --epochs 3", 192, marks=pytest.mark.slow),
-        ("synthetic", "", 208),
+        pytest.param("synthetic", "", 208, marks=pytest.mark.slow),
     ],
 )
 def test_full_is_open_clips_own_training_step_by_step(run: Run, kind: str, more: str, samples: int) -> None:
@@ -250,7 +251,7 @@ def test_two_runs_never_share_a_folder(run: Run, pairs: Path, capsys: pytest.Cap
     assert not (first.folder / ".pruning.lock").exists()
 
 
-@pytest.mark.parametrize("kind", ["csv", "webdataset"])
+@pytest.mark.parametrize("kind", [pytest.param("csv", marks=pytest.mark.slow), "webdataset"])
 def test_a_checkpoint_of_an_unpruned_run(run: Run, kind: str, capsys: pytest.CaptureFixture[str], pairs: Path) -> None:
     theirs = run(kind, alone=True)
     scan = ("--prune", "scan", "--prune-rho", "0.25", "--prune-full-epochs", "0", "--epochs", "5", "--resume", "latest")
@@ -373,7 +374,10 @@ def test_accumulated_parts_are_recorded_as_one_batch(run: Run) -> None:
     np.testing.assert_allclose(parts.ledger["losses"], whole.ledger["losses"], rtol=1e-3)
 
 
-@pytest.mark.parametrize(("kind", "name"), [("csv", "drrho"), ("webdataset", "drrho"), ("csv", "distill")])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [pytest.param("csv", "drrho", marks=pytest.mark.slow), ("webdataset", "drrho"), ("csv", "distill")],
+)
 def test_a_loss_against_a_reference_gets_the_rows_of_its_pool(
     run: Run, kind: str, name: str, pairs: Path, pool: Callable[..., Any], rows: Callable[..., Any],
     capsys: pytest.CaptureFixture[str], tmp_path: Path,
