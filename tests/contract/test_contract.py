@@ -79,7 +79,7 @@ class Captioned(Contract):
         return image, text, {**table, "text": [f"one {caption} two" for caption in table["text"]]}
 
 
-LONG = {"c-rho", "clipcov", "combine", "density", "herd", "hkmeans", "match", "negclip", "normsim", "scs", "ssp"}
+LONG = {"clipcov", "density", "herd", "hkmeans", "match", "normsim", "scs", "ssp"}
 
 for _cls in METHODS.all().values():
     _base = Captioned if _cls.name == "metaclip" else Long if _cls.name in LONG else Contract
