@@ -84,7 +84,7 @@ def test_moco_of_lightly_prunes(run: Callable[[str], Told], tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.early
+@pytest.mark.slow  # tests/train/test_hf_trainer.py trains in small
 def test_the_trainer_of_hugging_face_prunes(run: Callable[[str], Told], tmp_path: Path) -> None:
     epochs, pruned, _ = run("hf_trainer.py")
     assert len(epochs) == 6

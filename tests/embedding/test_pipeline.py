@@ -82,8 +82,14 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("workers", "batch", "per_part"), [(0, 16, 10_000), (0, 1, 10), (2, 64, 10)])
+@pytest.mark.parametrize(
+    ("layout", "workers", "batch", "per_part"),
+    [
+        pytest.param(layout, *how, marks=pytest.mark.slow if how[0] and layout != "webdataset" else ())
+        for how in ((0, 16, 10_000), (0, 1, 10), (2, 64, 10))
+        for layout in LAYOUTS
+    ],
+)
 def test_every_layout_gives_the_vectors_of_a_loop(
     tmp_path: Path, layout: str, workers: int, batch: int, per_part: int
 ) -> None:

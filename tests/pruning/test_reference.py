@@ -546,6 +546,7 @@ def run(capsys: pytest.CaptureFixture[str], split: Any) -> Any:
     return call
 
 
+@pytest.mark.slow  # on few rows: test_it_drops_exactly_what_lies_within_eps_of_any_reference_row and the next
 def test_an_evaluation_set_and_its_near_duplicates_go(split, run, tmp_path, monkeypatch) -> None:
     folder, held, units = split
     monkeypatch.chdir(folder)

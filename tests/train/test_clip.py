@@ -570,11 +570,21 @@ def folds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.early
-@pytest.mark.parametrize("policy", [pytest.param("full", marks=pytest.mark.slow), "scan"])
+def test_few_epochs_teach_what_pictures_are_called(data: Data, tmp_path: Path) -> None:
+    how = settings(epochs=6, evals=(str(data.parquet),), policy="scan", prune=0.15)
+    log = train_clip(data.parquet, tmp_path / "run", how)
+    everything = [entry["loss"] for entry in log if entry["rows"] == entry["total"]]
+    assert everything[-1] < 0.8 * everything[0]
+    found = log[-1]["eval"]["pairs"]
+    for way in ("image_to_text", "text_to_image"):
+        assert found[f"{way}_R@1"] >= 5 * found[f"{way}_R@1_chance"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["full", "scan"])
 @pytest.mark.parametrize(
     ("train", "epochs", "batch"),
-    [("some", "8", "64"), pytest.param("train", "10", "128", marks=pytest.mark.slow)],
+    [("some", "8", "64"), ("train", "10", "128")],
     ids=["some rows", "all rows"],
 )
 def test_real_training_learns_what_held_out_pictures_are_called(

@@ -376,7 +376,7 @@ def test_accumulated_parts_are_recorded_as_one_batch(run: Run) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [pytest.param("csv", "drrho", marks=pytest.mark.slow), ("webdataset", "drrho"), ("csv", "distill")],
+    [("webdataset", "drrho"), *(pytest.param("csv", name, marks=pytest.mark.slow) for name in ("drrho", "distill"))],
 )
 def test_a_loss_against_a_reference_gets_the_rows_of_its_pool(
     run: Run, kind: str, name: str, pairs: Path, pool: Callable[..., Any], rows: Callable[..., Any],
@@ -473,7 +473,8 @@ def test_a_run_is_read_like_one_of_the_trainers(
     assert thresher(["compare", str(ran.folder), str(other.folder)]) == 0
 
 
-@pytest.mark.parametrize("kind", [pytest.param("csv", marks=pytest.mark.slow), "webdataset"])
+@pytest.mark.slow  # in small: test_a_run_that_sifts_is_explained of test_clip.py
+@pytest.mark.parametrize("kind", ["csv", "webdataset"])
 def test_a_run_sifts(run: Run, kind: str) -> None:
     """The ledger remembers the ranks; the rows with the highest are left out; nothing is found in 208 rows."""
     ran = run(kind, "--prune", "sift", "--prune-mismatched", "25%", "--epochs", "4", name="given")
