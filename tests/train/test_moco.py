@@ -337,7 +337,7 @@ def test_what_is_learnt_from_and_tested_is_seen_alike(tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize("version", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_a_run_that_is_cut_off_goes_on_to_the_identical_result(data: Data, tmp_path: Path, version: int) -> None:
-    how = settings(version, policy="infobatch", epochs=2, checkpoint_minutes=0.0)
+    how = settings(version, policy="infobatch", checkpoint_minutes=0.0)
     train_moco(data.parquet, tmp_path / "whole", how)
     with pytest.raises(Cut):
         train_moco(data.parquet, tmp_path / "cut", how, progress=Cutting(6))
