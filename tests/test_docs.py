@@ -24,17 +24,10 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 # Pages that take long run with the marker slow; one of them also by default, on few rows.
 SHORTER = "docs/train.md"
-LONG = (
-    "cli",
-    "coreset",
-    "for/data-engineer",
-    "growing",
-    "lance-and-mds",
-    "load-time",
-    "methods/clipcov",
-    "methods/herd",
-)
-LONG += ("methods/hkmeans", "other-viewers", "python", "reference", "report", "sweep", "train")
+LONG = """
+cli coreset for/data-engineer growing lance-and-mds load-time methods/clipcov methods/herd methods/hkmeans
+other-viewers python reference report sweep train
+""".split()
 WHOLE = ("README.md", *(f"docs/{name}.md" for name in LONG))
 SMALL = {
     "thresher train clip examples/twemoji ": "thresher train clip few --batch-size 64 ",

@@ -482,7 +482,7 @@ def test_a_run_sifts(run: Run, kind: str) -> None:
     assert [entry["rows"] for entry in ran.log] == [N, N, N - N // 4, N - N // 4]
     left = ran.ledger["marks"] == 2
     assert ran.ledger["memory"][left].min() >= ran.ledger["memory"][~left].max()
-    assert run(kind, "--prune", "sift", "--epochs", "2", name="found").log[-1]["pruned_so_far"] == 0
+    assert run(kind, "--prune", "sift", "--epochs", "4", name="found").log[-1]["pruned_so_far"] == 0
 
 
 @pytest.mark.parametrize("kind", ["csv", "webdataset"])
