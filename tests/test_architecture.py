@@ -186,7 +186,7 @@ def test_no_printing_and_no_unpickling(module: str) -> None:
             called = ast.unparse(node.func)
             assert called != "print"
             pickles_its_own = (
-                module in ("runtime.engines.processes", "runtime.engines.ray") or room_of(module) == "testing"
+                module in ("runtime.engines.processes", "runtime.ray.packing") or room_of(module) == "testing"
             )
             assert called not in ("pickle.load", "pickle.loads") or pickles_its_own
             if called in ("np.load", "numpy.load"):

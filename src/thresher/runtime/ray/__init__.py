@@ -1,0 +1,1 @@
+"""What the engine ray consists of: tasks in flight, what carries them, workers, the connection."""
