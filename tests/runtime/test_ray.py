@@ -28,7 +28,7 @@ from thresher.cli.main import main
 from thresher.runtime.engine import Stateful, reduced
 from thresher.runtime.engines import ray as plugin
 from thresher.runtime.engines.serial import Serial
-from thresher.runtime.ray import carriers, flight
+from thresher.runtime.ray import cluster, flight, sums
 from thresher.runtime.ray.helpers import Helpers
 from thresher.runtime.ray.packing import size_of
 from thresher.testing import EngineContract
@@ -189,7 +189,7 @@ def test_sums_are_added_on_the_workers_also_if_one_is_lost(
     """This process receives one sum, however many tasks there are; the bytes are those of serial."""
     received: list[int] = []
     unpack = flight.unpack
-    for room in (flight, carriers):
+    for room in (flight, sums):
         monkeypatch.setattr(room, "unpack", lambda packed: received.append(size_of(packed)) or unpack(packed))
     kept, total = added(Ray(workers), partial(large, tmp_path, 1), range(35))
     assert len(set(calls(tmp_path))) == 2  # the task of a lost worker ran again
@@ -371,7 +371,7 @@ def test_only_short_and_small_tasks_are_sent_together() -> None:
 
 
 def test_the_bytes_in_flight_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flight, "_IN_FLIGHT", 1e-9)
+    monkeypatch.setattr(cluster, "_IN_FLIGHT", 1e-9)
     assert taken_ahead(Ray(2), len, (np.zeros(2**17) for _ in range(9))) <= 2
 
 

@@ -17,22 +17,17 @@ import socket
 import sys
 import tempfile
 import threading
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import threadpoolctl
+from typing import Any
 
 from thresher.errors import ThresherError, UsageError
 from thresher.runtime.locks import Scratch, create_locked_folder, sweep
-from thresher.runtime.ray.cluster import alive_nodes
-
-if TYPE_CHECKING:
-    from thresher.runtime.engines.ray import Ray
-
+from thresher.runtime.ray.cluster import alive_nodes, environment, on_every_node
+from thresher.runtime.ray.needs import Needs
+from thresher.runtime.ray.versions import about, check_versions
 
 _PREFIX = "thresher-ray-"
 _LONGEST = 40  # characters of the folder for temporary files; a socket's path may have 107
@@ -58,13 +53,20 @@ class Connection:
         """Return how a copy is made."""
         return Connection, ()
 
-    @property
-    def starts_here(self) -> bool:
-        """Whether Ray was started on this machine for this engine."""
-        return self._holder is not None and self._holder.local
+    def is_local(self, address: str) -> bool:
+        """Return whether all workers are, or will be, on this machine because this object starts Ray."""
+        ray = sys.modules.get("ray")
+        if ray is not None and ray.is_initialized():
+            return self._holder is not None and self._holder.local
+        return not (address or os.environ.get("RAY_ADDRESS"))
 
-    def open(self, engine: Ray) -> None:
-        """Connect, unless this process is connected: to the engine's cluster, or to one that is started here.
+    def open(self, address: str, workers: int, needs: Needs) -> None:
+        """Connect, unless this process is connected: to a cluster, or to one that is started here.
+
+        Args:
+            address: Of the cluster; "" for that of ``RAY_ADDRESS``, or to start Ray here.
+            workers: Number of tasks that Ray can run at once if it is started here.
+            needs: What a task needs.
 
         Raises:
             UsageError: There is no such cluster, its nodes cannot run the tasks, or this process uses another one.
@@ -73,20 +75,19 @@ class Connection:
         ray = sys.modules.get("ray")
         if ray is not None and ray.is_initialized():
             if self._holder is None:
-                _check_same(engine.address)
+                _check_same(address)
             return
         self.seen.clear()
-        holder = _Holder(engine)
+        holder = _Holder(address, workers, needs)
         self._stop = weakref.finalize(self, holder.stop, os.getpid())  # also at exit
         self._holder = holder
         try:
             holder.start()
             _keep_sigterm()
-            if not any(map(engine._capacity, alive_nodes())):
-                needed = engine._needed()
-                raise UsageError(f"the engine ray: no node has what a task needs ({needed}); start such a node first")
+            if not any(map(needs.capacity, alive_nodes())):
+                raise UsageError(f"the engine ray: no node has what a task needs ({needs}); start such a node first")
             if not holder.local:
-                _check_nodes(engine)
+                check_versions(on_every_node(needs, about, None, environment()))
         except BaseException:
             self.close()
             raise
@@ -105,11 +106,11 @@ class _Holder:
         local: Whether it starts Ray on this machine.
     """
 
-    def __init__(self, engine: Ray) -> None:
-        self.address = engine.address or os.environ.get("RAY_ADDRESS", "")
+    def __init__(self, address: str, workers: int, needs: Needs) -> None:
+        self.address = address or os.environ.get("RAY_ADDRESS", "")
         self.local = not self.address
-        self._cpus = math.ceil(engine.workers * max(engine.num_cpus, 1))
-        self._resources = {name: amount * engine.workers for name, amount in engine.resources.items()}
+        self._cpus = math.ceil(workers * max(needs.cpus, 1))
+        self._resources = {name: amount * workers for name, amount in needs.others.items()}
         self._ready, self._end = threading.Event(), threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._hold, name="holds Ray", daemon=True)
@@ -139,7 +140,7 @@ class _Holder:
     def _hold(self) -> None:
         folder, level = None, logging.getLogger("ray").level
         try:
-            with _settings_kept():
+            with settings_kept():
                 if self.local:
                     folder = _folder()
                 self._connect(folder)
@@ -183,7 +184,7 @@ class _Holder:
 
 
 @contextmanager
-def _settings_kept() -> Iterator[None]:
+def settings_kept() -> Iterator[None]:
     """Put back what Ray changes in the process."""
     environment, path, hook, fault = dict(os.environ), list(sys.path), sys.excepthook, faulthandler.is_enabled()
     try:
@@ -241,29 +242,3 @@ def _check_same(address: str) -> None:
             host = socket.gethostbyname(host)
         if here != f"{host}:{port}":
             raise UsageError(f"Ray at {address}: this process is connected to {here}; call ray.shutdown() first")
-
-
-def _check_nodes(engine: Ray) -> None:
-    """Refuse nodes with another version of thresher, and warn of other products."""
-    own = _about(None)
-    for node, about in engine._on_every_node(_about, None):
-        where = f"node {node['NodeManagerAddress']}"
-        if about["thresher"] != own["thresher"]:
-            raise UsageError(
-                f"{where} has thresher {about['thresher']}, this machine {own['thresher']}; install the same version"
-            )
-        if about != own:
-            there, here = (", ".join(f"{name} {value}" for name, value in one.items()) for one in (about, own))
-            warnings.warn(
-                f"{where} has {there}; this machine has {here}: the last bits of products may differ", stacklevel=2
-            )
-
-
-def _about(_: None) -> dict[str, str]:
-    """Return what the bits of a result depend on."""
-    import numpy as np
-
-    from thresher import __version__
-
-    blas = {info.get("architecture", "") for info in threadpoolctl.threadpool_info() if info["user_api"] == "blas"}
-    return {"thresher": __version__, "numpy": np.__version__, "kernels": " ".join(sorted(blas - {""}))}
