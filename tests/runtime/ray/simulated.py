@@ -39,32 +39,14 @@ class Clock:
 CLOCK = Clock()
 
 
-class Errors:
-    """Errors of Ray, by their names there."""
+class RayError(Exception):
+    """What all errors of Ray are."""
 
-    class RayError(Exception):
-        pass
 
-    class RayTaskError(RayError):
-        pass
-
-    class RayActorError(RayError):
-        pass
-
-    class WorkerCrashedError(RayError):
-        pass
-
-    class OutOfMemoryError(RayError):
-        pass
-
-    class ObjectLostError(RayError):
-        pass
-
-    class NodeDiedError(RayError):
-        pass
-
-    class TaskUnschedulableError(RayError):
-        pass
+NAMES = "RayTask RayActor WorkerCrashed OutOfMemory ObjectLost NodeDied TaskUnschedulable"
+ERRORS = SimpleNamespace(
+    RayError=RayError, **{f"{name}Error": type(f"{name}Error", (RayError,), {}) for name in NAMES.split()}
+)
 
 
 @dataclass(eq=False)
@@ -126,14 +108,13 @@ class SimulatedRay:
         alive: Its nodes.
         starts_lost: How many actors die when they start, from now on.
         cancelled: References that were cancelled.
-        killed: Actors that were killed.
         most_calls: The largest number of calls that one actor had at once.
         options: Those of the last task or actor.
         submitted: How many tasks were sent, without calls of actors.
         failed: How often results were an error of Ray's.
     """
 
-    exceptions = Errors
+    exceptions = ERRORS
     cloudpickle = pickle
     _jobs = itertools.count()
 
@@ -141,7 +122,6 @@ class SimulatedRay:
         self.cpus, self.starts_lost, self.most_calls = cpus, 0, 0
         self.alive: list[dict[str, Any]] = [{"Alive": True, "Resources": {"CPU": 2.0, "object_store_memory": 1e9}}]
         self.cancelled: list[Ref] = []
-        self.killed: list[Handle] = []
         self.options: dict[str, Any] = {}
         self.submitted = self.failed = 0
         self._error: Exception | None = None
@@ -194,7 +174,6 @@ class SimulatedRay:
         self.cancelled.append(ref)
 
     def kill(self, handle: Handle) -> None:
-        self.killed.append(handle)
         self._end(handle)
 
     def submit(self, fn: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -248,7 +227,7 @@ class SimulatedRay:
             self._queue.appendleft(job)
         else:
             for ref, one in zip(job.refs, value if len(job.refs) > 1 and not lost else [value], strict=False):
-                ref.done, ref.value, ref.error = True, one, Errors.WorkerCrashedError("crashed") if lost else None
+                ref.done, ref.value, ref.error = True, one, ERRORS.WorkerCrashedError("crashed") if lost else None
         self._start()
 
     def _start_actor(self, handle: Handle, cls: type) -> None:
@@ -291,7 +270,7 @@ class SimulatedRay:
         handle.dead = True
         self.cpus += handle.placed
         for job in handle.calls:
-            job.refs[0].done, job.refs[0].error = True, Errors.RayActorError("died")
+            job.refs[0].done, job.refs[0].error = True, ERRORS.RayActorError("died")
         self._start()
 
 
