@@ -15,7 +15,7 @@ from thresher import Serial, ThresherError
 from thresher.runtime.engine import reduced
 from thresher.runtime.ray.carriers import Actors, Parts, Tasks
 from thresher.runtime.ray.flight import Flight
-from thresher.runtime.ray.sums import Apart
+from thresher.runtime.ray.sums import Sums
 
 from .simulated import CLOCK, ERRORS, Killed, simulated_ray
 
@@ -203,7 +203,7 @@ def added(count: int, kills: Callable[[int], int] = lambda _: 0) -> tuple[list[i
     """What comes in order, the sum, and how many calls added something up."""
     CALLS.clear()
     with simulated_ray(3) as ray:
-        flying = Apart(pair, CPU, 3, nothing_lost, joined)
+        flying = Sums(pair, CPU, 3, nothing_lost, joined)
         kept = []
         for one in Flight(flying, 3, count, 1e9, most=1).run(Work(i, kills=kills(i)) for i in range(count)):
             kept.append(one)
@@ -228,7 +228,7 @@ def test_parts_of_lost_workers_are_made_again() -> None:
 
 def test_a_task_that_fails_ends_a_sum() -> None:
     with simulated_ray(2):
-        results = Flight(Apart(pair, CPU, 3, nothing_lost, joined), 2, 0, 1e9, most=1).run(
+        results = Flight(Sums(pair, CPU, 3, nothing_lost, joined), 2, 0, 1e9, most=1).run(
             [Work(0), Work(1, fails=True), Work(2)]
         )
         assert next(results) == 0

@@ -36,12 +36,12 @@ def test_how_many_tasks_a_node_can_run(needs: Needs, resources: dict[str, float]
 
 def test_nodes_without_a_gpu_do_parts_of_tasks_that_need_one() -> None:
     """Not if other resources are needed: those nodes were not checked for files."""
-    assert Needs(1, 1).are_on(node(CPU=1))
-    assert not Needs(1, 1).are_on(node(CPU=0.5))
-    assert not Needs(1, 1, {"disk": 1}).are_on(node(CPU=1))
-    assert not Needs(2, 1).are_on(node(CPU=4))
-    assert not Needs(1, 0, {"disk": 1}).are_on(node(CPU=1))
-    assert Needs(2, 1).are_on(node(CPU=2, GPU=1))
+    assert Needs(1, 1).uses(node(CPU=1))
+    assert not Needs(1, 1).uses(node(CPU=0.5))
+    assert not Needs(1, 1, {"disk": 1}).uses(node(CPU=1))
+    assert not Needs(2, 1).uses(node(CPU=4))
+    assert not Needs(1, 0, {"disk": 1}).uses(node(CPU=1))
+    assert Needs(2, 1).uses(node(CPU=2, GPU=1))
 
 
 def test_what_messages_and_ray_are_given() -> None:

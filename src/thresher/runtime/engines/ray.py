@@ -30,7 +30,7 @@ from thresher.runtime.ray.files import check_readable, size_on_disk, unreadable
 from thresher.runtime.ray.flight import Flight
 from thresher.runtime.ray.helpers import helpers_of
 from thresher.runtime.ray.needs import Needs
-from thresher.runtime.ray.sums import Apart
+from thresher.runtime.ray.sums import Sums
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -145,12 +145,12 @@ class Ray:
             UsageError: As for :meth:`map`.
         """
         needs, expected = self._connected(), operator.length_hint(tasks, 0)
-        carriers = Apart(fn, *self._how(needs), add)
-        with closing(Flight(carriers, self.workers, expected, bytes_in_flight(), most=1).run(tasks)) as results:
+        sums = Sums(fn, *self._how(needs), add)
+        with closing(Flight(sums, self.workers, expected, bytes_in_flight(), most=1).run(tasks)) as results:
             for kept in results:
-                carriers.add_next()
+                sums.add_next()
                 yield kept
-        total: S | None = carriers.total()
+        total: S | None = sums.total()
         return total
 
     def check_files(self, paths: Iterable[str]) -> None:

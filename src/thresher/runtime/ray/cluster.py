@@ -50,7 +50,7 @@ def on_every_node(
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    nodes = [node for node in alive_nodes() if needs.are_on(node)]
+    nodes = [node for node in alive_nodes() if needs.uses(node)]
     packed = ray.put(pack(argument))
     sent = []
     for node in nodes:

@@ -27,7 +27,7 @@ def helpers_of(actors: int, needs: Needs, retries: int) -> Engine:
         needs: What an actor needs.
         retries: How many times a part is run again if its worker is lost.
     """
-    nodes = [node for node in alive_nodes() if needs.are_on(node)]
+    nodes = [node for node in alive_nodes() if needs.uses(node)]
     free = sum(node["Resources"].get("CPU", 0) for node in nodes) - actors * needs.cpus
     each = int(free // actors)
     together = max(1, min(actors, max(map(needs.capacity, nodes), default=1)))  # on a node

@@ -42,7 +42,7 @@ class Needs:
         has, needed = node["Resources"], self._amounts().items()
         return int(min((has.get(name, 0) // amount for name, amount in needed if amount), default=cores()))
 
-    def are_on(self, node: Mapping[str, Any]) -> bool:
+    def uses(self, node: Mapping[str, Any]) -> bool:
         """Return whether a node can run tasks, or parts of tasks that run elsewhere."""
         helps = bool(self.gpus) and not self.is_bound and node["Resources"].get("CPU", 0) >= 1
         return self.capacity(node) > 0 or helps

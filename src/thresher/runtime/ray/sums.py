@@ -13,7 +13,7 @@ from thresher.runtime.ray.packing import Packed, unpack
 from thresher.runtime.ray.worker import add_up, call_apart
 
 
-class Apart(Tasks):
+class Sums(Tasks):
     """Tasks whose results are pairs, of which the second parts stay in the object stores, and are added up there."""
 
     def __init__(
