@@ -295,7 +295,7 @@ def test_the_data_are_never_the_result(tmp_path: Path, top: str, form: str) -> N
     every = f"{top}/in/shards/" + ("*.tar" if form == "tars" else "*.parquet")
     for given in (f"{top}/in/shards", f"{top}/in/shards/", some, every):
         for out in (f"{top}/in/shards", f"{top}/in/shards/", f"{top}/in"):
-            with pytest.raises(OutputError, match="is inside the data folder, or contains it"):
+            with pytest.raises(OutputError, match="(is inside|contains) the data folder"):
                 api.reshard(given, sel, out, per_shard=3, overwrite=True, progress=False)
     assert hashes_at(f"{top}/in") == before
 
