@@ -1,6 +1,7 @@
 # make demo   runs a recipe on the example pool with the core package only
 # make test   style, types and tests
 # make test-all   the same, and the tests marked slow: full sizes, random kills, more examples, a browser (as in CI)
+# make energon  Megatron Energon reads what export and reshard write; apart from the other tests, as it pins other packages
 # make bench  the benchmarks of docs/performance.md (minutes; needs 8 GB of disk)
 # make nightly  a few of them, compared with the stored ratios of benchmarks/thresholds.json
 # make fix    formats the code
@@ -12,11 +13,13 @@ PYTHON ?= python3
 DEMO = .venv-demo/bin
 TEST = .venv/bin
 DIST = .venv-dist/bin
+ENERGON = .venv-energon/bin
 OUT = out/demo
 EPOCH = $(shell git log -1 --format=%ct 2>/dev/null || echo 1580601600)
+SITE = import sysconfig; packages = sysconfig.get_path("purelib")
 NEEDS = import sys; sys.version_info >= (3, 11) or sys.exit("thresher needs Python 3.11 or newer: make PYTHON=python3.11")
 
-.PHONY: demo test test-all check fix bench nightly man dist docs clean
+.PHONY: demo test test-all energon check fix bench nightly man dist docs clean
 
 demo: .venv-demo/ready
 	@rm -rf $(OUT)
@@ -36,6 +39,9 @@ test: .venv/ready check
 
 test-all: .venv/ready check
 	$(TEST)/pytest -q -n auto --dist worksteal -m "" --hypothesis-profile full
+
+energon: .venv-energon/ready
+	$(ENERGON)/python -m pytest -q tests/export/formats/against_energon.py
 
 check: .venv/ready
 	$(TEST)/ruff format --check src tests benchmarks examples website
@@ -68,7 +74,7 @@ docs: .venv/ready
 	@echo "Open $(CURDIR)/out/site/index.html in a browser."
 
 clean:
-	rm -rf .venv .venv-demo .venv-dist man dist $(OUT)
+	rm -rf .venv .venv-demo .venv-dist .venv-energon man dist $(OUT)
 
 # Marks a finished installation; an interrupted one starts again from the beginning.
 .venv-demo/ready: pyproject.toml
@@ -89,4 +95,12 @@ clean:
 	$(TEST)/python -m pip install -q --upgrade 'pip>=25.1'
 	$(TEST)/python -m pip install -q -e '.[train,lightning,embed,surrogate]' --group test
 	$(TEST)/python -m pip install -q --no-deps mosaicml-streaming==0.13.0
+	@touch $@
+
+# Packages of the tests are taken from their environment; only Energon and what it pins are installed, some 40 MB.
+.venv-energon/ready: .venv/ready
+	$(TEST)/python -m venv --clear .venv-energon
+	@$(TEST)/python -c '$(SITE); print(f"import site; site.addsitedir({packages!r})")' > .venv-energon/tests.pth
+	@mv .venv-energon/tests.pth "$$($(ENERGON)/python -c '$(SITE); print(packages)')"
+	$(ENERGON)/python -m pip install -q --disable-pip-version-check megatron-energon==7.4.1
 	@touch $@

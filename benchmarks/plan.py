@@ -27,6 +27,7 @@ METHODS = {
     "clip-score": {"keep": "30%"},
     "density": {"keep": "30%"},
     "semdedup": {"eps": 0.05},
+    "clipcov": {"keep": "30%"},
 }
 
 

@@ -4,8 +4,9 @@
 
 Own memory is what is in no file: ``RssAnon``, sampled every 10 ms; mapped arrays are not in it. Memory a row is its
 growth over the next smaller number of rows. Every step runs in a process of its own, and its result is kept in the
-folder: the same command goes on where it was stopped, and ``--steps`` chooses some. 10^8 rows take 40 GB of disk
-(26 GB for vectors, 4 GB for keys, the rest for the cache and results of one step) and some hours.
+folder: the same command goes on where it was stopped, and ``--steps`` chooses some. 10^8 rows take 60 GB of disk
+(26 GB for vectors, 4 GB for keys, the rest for the cache and results of one step, such as vectors in cluster order) and
+an hour without clipcov, whose work in 500 classes grows with the square of the rows.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import json
 import shutil
 import signal
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -72,9 +72,13 @@ def lines_of(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, l
     return code, capsys.readouterr().err.splitlines()
 
 
-def only(cases: list[tuple[str, Change, str]], *, fine: bool) -> pytest.MarkDecorator:
-    chosen = [case for case in cases if (case[2] == FINE) == fine]
-    return pytest.mark.parametrize(("change", "said"), [case[1:] for case in chosen], ids=[case[0] for case in chosen])
+def only(cases: list[tuple[str, Change, str]], *, fine: bool, slow: Collection[str] = ()) -> pytest.MarkDecorator:
+    chosen = [
+        pytest.param(change, said, id=name, marks=pytest.mark.slow if name in slow else ())
+        for name, change, said in cases
+        if (said == FINE) == fine
+    ]
+    return pytest.mark.parametrize(("change", "said"), chosen)
 
 
 def test_the_folders_are_good_as_they_are(good: Path) -> None:
@@ -151,7 +155,7 @@ def test_clusters_are_refused_in_one_line(good: Path, made: Made, change, said: 
     assert len(lines[0]) < 1_000
 
 
-@only(RUNS, fine=False)
+@only(RUNS, fine=False, slow=("a ledger that unfolds", "log.jsonl is 10 GB of zeros"))
 def test_a_run_is_refused_in_one_line(made: Made, change, said: str, capsys) -> None:
     folder = made("run", change)
     code, lines = lines_of(capsys, "report", folder, "-o", folder.parent / "page.html")
@@ -167,7 +171,8 @@ def test_a_run_is_refused_in_one_line(made: Made, change, said: str, capsys) -> 
         assert (code, len(lines)) == (2, 1), (words, lines)
 
 
-@only(RUNS, fine=True)
+# A report takes seconds.
+@only(RUNS, fine=True, slow={name for name, _, said in RUNS if said == FINE} - {"a phase of codes", "no loss"})
 def test_a_run_is_used_as_it_is(made: Made, change, said: str, capsys) -> None:
     folder = made("run", change)
     page = folder.parent / "page.html"
@@ -183,11 +188,12 @@ def test_a_run_is_used_as_it_is(made: Made, change, said: str, capsys) -> None:
 # --- memory ---------------------------------------------------------------------------------------
 
 
-def test_lies_take_no_memory(good: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("every", [10, pytest.param(1, marks=pytest.mark.slow)])
+def test_lies_take_no_memory(good: Path, tmp_path: Path, every: int) -> None:
     """What a header says, or what a small file unfolds to, is not allocated before it is checked."""
     kinds = {"selection": (SELECTIONS, Selection.load), "clusters": (CLUSTERS, read_groups)}
     for kind, (cases, load) in kinds.items():
-        for name, change, said in cases:
+        for name, change, said in cases[::every]:
             if said == FINE or "many values" in name:
                 continue
             folder = shutil.copytree(good / kind, tmp_path / kind)

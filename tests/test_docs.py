@@ -22,25 +22,26 @@ from thresher.runtime.parameters import parameters_of
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-# Pages that embed or train do so on few rows by default, and as they are with the marker slow.
-LONG = ("README.md", "docs/train.md", "docs/cli.md")
-WHOLE = tuple(
-    f"docs/{name}.md" for name in ("reference", "other-viewers", "report", "python", "coreset", "lance-and-mds")
-)
+# Pages that take long run with the marker slow; one of them also by default, on few rows.
+SHORTER = "docs/train.md"
+LONG = """
+cli coreset for/data-engineer growing lance-and-mds load-time methods/clipcov methods/herd methods/hkmeans
+other-viewers python reference report sweep train
+""".split()
+WHOLE = ("README.md", *(f"docs/{name}.md" for name in LONG))
 SMALL = {
     "thresher train clip examples/twemoji ": "thresher train clip few --batch-size 64 ",
-    "--samples-seen 17152": "--samples-seen 1280",
-    "thresher embed examples/twemoji ": "thresher embed few ",
-    "thresher reshard examples/twemoji out/unique ": "thresher reshard few out/unique ",
+    "--samples-seen 17152": "--samples-seen 640",
+    'train_clip("examples/twemoji", ': 'train_clip("few", ',
+    "batch_size=512": "batch_size=64",
 }
 BLOCKS = [
     pytest.param(page, small, id=f"{name}-{'small' if small else 'whole'}", marks=marks)
     for page, name in zip(PAGES, NAMES, strict=True)
-    for small, marks in (
-        [(True, [pytest.mark.early]), (False, [pytest.mark.early, pytest.mark.slow])]
-        if name in LONG
-        else [(False, [pytest.mark.slow] if name in WHOLE else [])]
-    )
+    for small, marks in [
+        *([(True, [pytest.mark.early])] if name == SHORTER else []),
+        (False, [pytest.mark.early, pytest.mark.slow] if name in WHOLE else []),
+    ]
 ]
 
 
@@ -65,15 +66,22 @@ def shape(text: str) -> list[str]:
     return [re.sub(r"\d[\d,.]*|\b(kept|dropped)\b", "#", line) for line in lines]
 
 
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory that has the examples, some rows of them as ``few``, and a cache of its own."""
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some rows of the examples."""
+    folder = tmp_path_factory.mktemp("few")
     rows = ds.dataset(ROOT / "examples" / "twemoji", exclude_invalid_files=True).to_table()
     groups = {group: i for i, group in enumerate(dict.fromkeys(rows["group"].to_pylist()))}
-    (tmp_path / "few").mkdir()
-    kept = [groups[group] % 12 == groups["1f44b"] % 12 for group in rows["group"].to_pylist()]
-    pq.write_table(rows.filter(kept), tmp_path / "few" / "few.parquet")
+    kept = [groups[group] % 24 == groups["1f44b"] % 24 for group in rows["group"].to_pylist()]
+    pq.write_table(rows.filter(kept), folder / "few.parquet")
+    return folder
+
+
+@pytest.fixture
+def place(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory that has the examples, some rows of them as ``few``, and a cache of its own."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "few").symlink_to(few)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.chdir(tmp_path)
@@ -86,15 +94,16 @@ def test_blocks_run(
 ) -> None:
     module = types.ModuleType("page")  # dataclasses and pickle look their module up
     monkeypatch.setitem(sys.modules, "page", module)
-    for kind, line, text in blocks(page.read_text(encoding="utf-8")):
+    content = page.read_text(encoding="utf-8")
+    for whole, part in SMALL.items() if small else ():
+        content = content.replace(whole, part)
+    for kind, line, text in blocks(content):
         if kind == "python":
             exec(compile("\n" * (line - 1) + text, str(page), "exec", dont_inherit=True), vars(module))
         for entry in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:] if kind == "console" else ():
             command, _, shown = entry.partition("\n")
             if not command.startswith("thresher "):
                 continue
-            for whole, part in SMALL.items() if small else ():
-                command = command.replace(whole, part)
             capsys.readouterr()
             code = main(shlex.split(command)[1:])
             out, err = capsys.readouterr()

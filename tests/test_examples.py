@@ -74,7 +74,7 @@ def test_the_plain_loop_learns_and_prunes(run: Callable[[str], Told]) -> None:
     assert float(found[1]) > 30
 
 
-@pytest.mark.early
+@pytest.mark.slow  # tests/train/test_lightning.py trains it in small
 def test_moco_of_lightly_prunes(run: Callable[[str], Told], tmp_path: Path) -> None:
     epochs, pruned, _ = run("lightly_moco.py")
     assert len(epochs) == 6
@@ -84,7 +84,7 @@ def test_moco_of_lightly_prunes(run: Callable[[str], Told], tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.early
+@pytest.mark.slow  # tests/train/test_hf_trainer.py trains in small
 def test_the_trainer_of_hugging_face_prunes(run: Callable[[str], Told], tmp_path: Path) -> None:
     epochs, pruned, _ = run("hf_trainer.py")
     assert len(epochs) == 6

@@ -15,9 +15,9 @@ import nbformat
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-TRAINS = "prune-while-training"
+QUICK = "your-own-method"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.ipynb"))
-SLOW = [pytest.param(name, marks=[pytest.mark.slow] if name == TRAINS else []) for name in NAMES]
+SLOW = [pytest.param(name, marks=[] if name == QUICK else [pytest.mark.slow]) for name in NAMES]
 
 
 def read(name: str) -> Any:

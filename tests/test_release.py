@@ -244,6 +244,7 @@ def test_thresholds_and_history_fit_the_contests(nightly: Any) -> None:
         assert not {"node", "host", "user", "path"} & set(line["machine"])
 
 
+@pytest.mark.slow
 def test_one_contest_from_measuring_to_the_plot(
     nightly: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

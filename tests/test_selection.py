@@ -284,6 +284,18 @@ def test_a_damaged_selection_is_refused(selection, tmp_path, damage) -> None:
         Selection.load(folder)
 
 
+def test_the_home_folder_may_be_written_as_a_tilde(selection, tmp_path, monkeypatch) -> None:
+    """Python passes ``~`` on as it is, and a shell leaves it in ``--out=~/sel``."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path / "here")
+    assert selection.save("~/sel") == tmp_path / "sel"
+    assert len(Selection.load("~/sel")) == len(Selection.load(tmp_path / "sel")) == 3
+    assert not any((tmp_path / "here").iterdir()), "no folder has the name ~"
+    (tmp_path / "here" / "~").mkdir()
+    assert selection.save("~") == Path("~"), "a folder of that name is used if it is there, as for data"
+
+
 def test_what_is_no_selection_is_refused(tmp_path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path, tmp_path / "nowhere", tmp_path / "file"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import tarfile
 from collections.abc import Callable
@@ -59,9 +60,14 @@ def pool(folder: Path, kind: str) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("kind", ["npy", "parquet"])
-@pytest.mark.parametrize("error", ["expired", "reset", "memory", "bug"])
-@pytest.mark.parametrize("skip_bad", [False, True])
+EVERY = set(itertools.product(["npy", "parquet"], ["expired", "reset", "memory", "bug"], [False, True]))
+FEW = {("npy", "expired", True), ("npy", "memory", False), ("npy", "bug", True), ("parquet", "reset", False)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "skip_bad"),
+    [pytest.param(*case, marks=() if case in FEW else pytest.mark.slow) for case in sorted(EVERY)],
+)
 def test_a_pool_without_one_of_its_files(tmp_path: Path, plan: Plan, kind: str, error: str, skip_bad: bool) -> None:
     """Whichever read fails, the run stops: it never goes on with fewer rows."""
     names = pool(tmp_path / "pool", kind)

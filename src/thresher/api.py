@@ -724,6 +724,7 @@ def reference(
         store = _store(pool, settings.get("cache")) if key is None else open(str(pool), key=key)
         made = _resources(settings.pop("engine", "threads"), None, settings.pop("cache", None), progress)
         return references_from_pool(store, out, overwrite=overwrite, **settings, **made)
+    from thresher.data.location import refuse_inside
     from thresher.pruning.reference_losses import check_references_target, write_references
     from thresher.train.cross_fit import CrossFitSettings, cross_fit
 
@@ -735,6 +736,7 @@ def reference(
     shown = _progress(progress)
     request = made_of.request(data)
     path = check_references_target(out, request, overwrite=overwrite)
+    refuse_inside(data, path)
     folder = os.fspath(run) if run is not None else f"{path.with_suffix('')}-run"
     fitted = cross_fit(data, folder, made_of, progress=shown, reading=reading)
     batches = [(fitted.keys, fitted.losses_N)]
@@ -791,13 +793,13 @@ def run_plan(
     """
     import json
     from dataclasses import replace
-    from pathlib import Path as FilePath
 
     from thresher.lab import runner
     from thresher.lab.plan import Plan
     from thresher.lab.results import RESULTS
     from thresher.pool.store import absolute
     from thresher.runtime.engine import make_engine
+    from thresher.runtime.places import local_path
 
     made = Plan.load(os.fspath(plan), profile).narrowed(rows, corpora, seeds)
     here: dict[str, Any] = {"train": absolute(os.fspath(train))} if train is not None else {}
@@ -813,7 +815,7 @@ def run_plan(
     how: dict[str, Any] = {"workers": workers, "minutes": minutes, "others": reuse, "progress": _progress(progress)}
     how["engine"] = make_engine(engine, workers) if isinstance(engine, str) else engine
     runner.run_plan(made, out, data=data, **how)
-    result: dict[str, Any] = json.loads(FilePath(out, RESULTS).read_text(encoding="utf-8"))
+    result: dict[str, Any] = json.loads((local_path(out) / RESULTS).read_text(encoding="utf-8"))
     return result
 
 

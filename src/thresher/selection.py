@@ -148,7 +148,7 @@ class Keep:
         if count > rows and not repeats:
             raise BudgetError(f"cannot keep {count:,} rows of the {rows:,} available")
         if count == 0:
-            raise BudgetError(f"{self} of {rows:,} rows is less than one row; keep more")
+            raise BudgetError(f"{self} of {counted(rows, 'row')} is less than one row; keep more")
         return count
 
     def __repr__(self) -> str:
@@ -797,7 +797,10 @@ class Selection:
         try:
             head = Fields(read_json(path / "selection.json"), str(path / "selection.json"))
         except (FileNotFoundError, NotADirectoryError):
-            raise PoolError(f"{path}: not a selection folder (selection.json is missing)") from None
+            why = "selection.json is missing" if path.exists() else "nothing is there"
+            raise PoolError(
+                f"{path}: not a selection folder ({why}); give a folder that thresher select or run wrote"
+            ) from None
         except (OSError, ValueError) as error:
             raise PoolError(f"{path / 'selection.json'}: cannot be read, it may be damaged ({error})") from None
         if (version := head.whole("format", 0, 10**9)) != FORMAT:

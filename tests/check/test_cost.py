@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,7 +61,7 @@ def test_more_of_anything_that_helps_is_not_slower() -> None:
 
 
 def test_rows_are_written_in_cluster_order_where_single_rows_are_slow() -> None:
-    """Remote ones, and on several nodes: as runs and merged, or as one run if they are few."""
+    """Remote ones, on several nodes, and in large files: as runs and merged, or as one run if they are few."""
     found = estimate([SEMDEDUP, SEMDEDUP], ROWS, LARGE)
     assert [step.written > 0 for step in found.steps] == [False, True, True]
     assert found.steps[1].written == 2 * 10**9 * 768 * 2
@@ -68,8 +69,12 @@ def test_rows_are_written_in_cluster_order_where_single_rows_are_slow() -> None:
     assert few.steps[1].written == 10**4 * 768 * 2
     local = replace(ROWS, remote=False)
     assert estimate([SEMDEDUP], local, LARGE).steps[1].written > 0
-    one = estimate([SEMDEDUP], local, replace(LARGE, nodes=1))
-    assert one.steps[1].written == one.steps[1].requests == 0
+    written = {}
+    for n in (10**9, 700_000, 600_000):  # from 1 GiB on
+        alone = estimate([SEMDEDUP], replace(local, count=n), replace(LARGE, nodes=1)).steps[1]
+        written[n], requests = alone.written, alone.requests
+        assert requests == 0
+    assert written == {10**9: found.steps[1].written, 700_000: 2 * 700_000 * 768 * 2, 600_000: 0}
     assert found.steps[0].requests >= 3 * 1_000 + 2 * 10**9 / 16_384
 
 
@@ -92,7 +97,7 @@ def test_the_time_of_a_row_of_semdedup_does_not_grow() -> None:
 
 def test_memory_of_the_driver_is_what_was_measured() -> None:
     """In benchmarks/scale.py, N x 64: the growth of own memory for a row, in docs/performance.md."""
-    for step, least, most in ((CLIP_SCORE, 8.7, 10.3), (replace(DENSITY, clusters=500), 1.7, 5), (SEMDEDUP, 20, 23)):
+    for step, least, most in ((CLIP_SCORE, 6.4, 10.3), (replace(DENSITY, clusters=500), 4.3, 6.1), (SEMDEDUP, 7.9, 10)):
         small, large = (estimate([step], Rows(n, 64), Cluster()).steps[-1] for n in (10**8, 10**9))
         assert least <= (large.driver_memory - small.driver_memory) / 9e8 <= most
         assert large.driver_mapped >= 8 * 10**9
@@ -110,9 +115,28 @@ def test_several_nodes_add_up_the_sums_of_k_means() -> None:
     assert one > 2 * several
 
 
+def test_clipcov_compares_the_rows_of_classes_unless_nothing_is_clamped() -> None:
+    """Images with texts once, and with those of the rows that are kept both ways; more classes are less work."""
+    known = Constants(products=1e15, pairs=1e9, prepared=1e15, sums=1e15, row=0, task=0, step=0)
+    one = Cluster(1, 1, 1e15)
+    step, rows = build("clipcov", {"keep": "25%", "clusters": 100}), Rows(10**6, 64)
+
+    def seconds(**changes: Any) -> float:
+        return estimate([replace(step, **changes)], rows, one, known).steps[-1].seconds
+
+    products = 10**6 * 10**6 / 100 * 64 / 1e9
+    assert seconds() == pytest.approx(1.5 * products, rel=0.01)
+    assert seconds(keep="50%") == pytest.approx(2 * products, rel=0.01)
+    assert seconds(clusters=1_000) == pytest.approx(0.15 * products, rel=0.02)
+    assert seconds(clamp="none") < 0.01 * products
+    local, remote = (estimate([step], replace(rows, remote=remote), LARGE).steps[-1] for remote in (False, True))
+    assert remote.written == local.written == 2 * 10**6 * 2 * 64 * 2  # several nodes: images and texts, then merged
+    assert estimate([step], rows, one).steps[-1].written == 0
+
+
 def test_methods_that_it_does_not_know_are_named() -> None:
-    found = estimate([build("clipcov", {"keep": "50%"}), DENSITY], ROWS, LARGE)
-    assert found.missing == ("clipcov",)
+    found = estimate([build("hkmeans", {"keep": "50%", "levels": "10"}), DENSITY], ROWS, LARGE)
+    assert found.missing == ("hkmeans",)
     assert [step.name for step in found.steps] == ["check", "density"]
 
 

@@ -54,7 +54,7 @@ def write(folder: Path, rows: int, dim: int, dtype: str) -> None:
 def test_memory_is_foretold_for_each_method(tmp_path: Path) -> None:
     write(tmp_path, 3_000, 32, "float32")
     cost = run(tmp_path, "inspect pool")["cost"]
-    assert set(METHODS) < set(cost["memory"])
+    assert set(METHODS) < set(cost["memory"]) == set(cost["seconds"])
     assert cost["memory_bytes"] == max(cost["memory"].values()) > 195_000_000
     peak = run(tmp_path, "select density pool -o sel --keep 50%")["peak_memory_bytes"]
     assert 0.8 <= cost["memory"]["density"] / peak <= 1.6

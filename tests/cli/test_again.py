@@ -13,13 +13,13 @@ import pytest
 from tests.kills import changes, forked
 from tests.resharding.common import hashes, keys_file, plain, tar
 from tests.runs import make_run
-from tests.runtime.common import begin, end_of, wait_for
+from tests.runtime.common import begin, change_of, end_of, wait_for
 from thresher.cli.main import main
 from thresher.testing.pools import clustered, write_pool
 
 N = 120
-QUICK = ("export", "export-list", "report", "cluster", "coreset", "classes")
-KINDS = (*QUICK, "select", "run", "score", "export-plain", "report-run", "reshard")
+QUICK = ("export", "export-list", "cluster", "coreset")
+KINDS = (*QUICK, "report", "classes", "select", "run", "score", "export-plain", "report-run", "reshard")
 RECIPE = '[[step]]\nmethod = "clip-score"\nkeep = "50%"\n'
 
 
@@ -94,9 +94,9 @@ def check(kind: str, commands: Any, tmp_path: Path, points: Callable[[int], rang
         assert main(whole) == 0, number
         assert content(out.parent) == wanted, number
     assert ended == len(points(count))
-    before = {path: os.stat(path) for path in sorted(out.parent.rglob("*"))}
+    before = {path: change_of(path) for path in sorted(out.parent.rglob("*"))}
     assert main([*other_of(kind, asked, more), "-o", str(out)]) == 2
-    assert {path: os.stat(path) for path in sorted(out.parent.rglob("*"))} == before
+    assert {path: change_of(path) for path in sorted(out.parent.rglob("*"))} == before
     assert main([*other_of(kind, asked, more), "-o", str(out), "--overwrite"]) == 0
     assert content(out.parent) != wanted
 

@@ -273,7 +273,7 @@ def test_a_selection_is_found_out_when_it_is_damaged_or_its_pool_is_gone(
     assert "damaged" in err
 
 
-@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("sign", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGTERM])
 def test_worker_processes_end_with_the_command(tmp_path: Path, sign: signal.Signals) -> None:
     rng = np.random.default_rng(0)
     np.save(tmp_path / "image.npy", rng.standard_normal((200_000, 64)).astype(np.float16))

@@ -97,7 +97,9 @@ def completed(shell: str, words: list[str], place: Path) -> list[str]:
     return [re.split("[\t:]", line)[0] for line in done.stdout.splitlines() if line] or [done.stderr]
 
 
-@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize(
+    "shell", [SHELLS[0], *(pytest.param(*one.values, marks=[*one.marks, pytest.mark.slow]) for one in SHELLS[1:])]
+)
 def test_a_shell_completes(shell: str, place: Path) -> None:
     assert completed(shell, ["thresher", "sel"], place) == ["select"]
     assert completed(shell, ["thresher", "select", "semdedup", "x", "--engine", "ser"], place) == ["serial"]

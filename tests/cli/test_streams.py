@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pty
 import re
@@ -53,8 +54,17 @@ def shell(folder: Path, words: str, redirection: str, **env: str) -> tuple[int, 
     return done.returncode, done.stdout.decode("latin-1"), done.stderr.decode("latin-1")
 
 
-@pytest.mark.parametrize("redirection", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
-@pytest.mark.parametrize("name", ["explain", "no such key", "select"])
+CLOSED = ["2>&-", ">&- 2>&-", ">&-", "<&- >&- 2>&-"]
+ONE_EACH = {("explain", ">&-"), ("no such key", "2>&-"), ("select", "<&- >&- 2>&-")}
+
+
+@pytest.mark.parametrize(
+    ("name", "redirection"),
+    [
+        pytest.param(*case, marks=() if case in ONE_EACH else pytest.mark.slow)
+        for case in itertools.product(["explain", "no such key", "select"], CLOSED)
+    ],
+)
 def test_closed_streams(made: Path, name: str, redirection: str) -> None:
     words, expected = COMMANDS[name]
     before = {path: path.read_bytes() for path in (made / "pool").iterdir()}
@@ -86,11 +96,16 @@ def test_a_full_disk_is_an_error_and_a_gone_reader_is_not(made: Path) -> None:
     assert (code, out.count("\n")) == (0, 1)
 
 
-@pytest.mark.parametrize("name", ["explain", "no such key"])
 @pytest.mark.parametrize(
-    "env",
-    [{"PYTHONIOENCODING": "latin-1"}, {"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C"}],
-    ids=["latin-1", "ascii", "C"],
+    ("env", "name"),
+    [
+        pytest.param({"PYTHONIOENCODING": "latin-1"}, "explain", id="latin-1-explain", marks=pytest.mark.slow),
+        pytest.param({"PYTHONIOENCODING": "latin-1"}, "no such key", id="latin-1-no such key"),
+        pytest.param({"PYTHONIOENCODING": "ascii"}, "explain", id="ascii-explain"),
+        pytest.param({"PYTHONIOENCODING": "ascii"}, "no such key", id="ascii-no such key", marks=pytest.mark.slow),
+        pytest.param({"LC_ALL": "C"}, "explain", id="C-explain", marks=pytest.mark.slow),
+        pytest.param({"LC_ALL": "C"}, "no such key", id="C-no such key", marks=pytest.mark.slow),
+    ],
 )
 def test_terminals_that_lack_characters(made: Path, name: str, env: dict[str, str]) -> None:
     words, expected = COMMANDS[name]

@@ -62,6 +62,14 @@ class Contract(MethodContract):
         return {**found, **super().others(folder)}
 
 
+class Long(Contract):
+    """The contract, for methods with so many parameters that changing each takes seconds."""
+
+    @pytest.mark.slow
+    def test_cached_results_of_other_parameters_seeds_and_rows_are_not_used(self, bench: Any, tmp_path: Path) -> None:
+        super().test_cached_results_of_other_parameters_seeds_and_rows_are_not_used(bench, tmp_path)
+
+
 class Captioned(Contract):
     """The contract, on a pool in which no caption is empty: of those that are, ``metaclip`` cannot keep any."""
 
@@ -71,8 +79,10 @@ class Captioned(Contract):
         return image, text, {**table, "text": [f"one {caption} two" for caption in table["text"]]}
 
 
+LONG = {"clipcov", "density", "herd", "hkmeans", "match", "normsim", "scs", "ssp"}
+
 for _cls in METHODS.all().values():
-    _base = Captioned if _cls.name == "metaclip" else Contract
+    _base = Captioned if _cls.name == "metaclip" else Long if _cls.name in LONG else Contract
     globals()[f"Test{_cls.__name__}"] = type(f"Test{_cls.__name__}", (_base,), {"plugin": _cls, "__module__": __name__})
 
 

@@ -424,7 +424,7 @@ bad(
     "csv: another code",
     file("x.csv", HEAD + "a.png\tcaf\u00e9\n".encode("latin-1")),
     None,
-    "is not valid UTF-8 at byte 24",
+    "is not valid UTF-8 at byte 24; save it as UTF-8 (if it is from Windows: iconv -f WINDOWS-1252 -t UTF-8 ",
 )
 bad(
     "csv: one line of megabytes",

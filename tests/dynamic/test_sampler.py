@@ -525,6 +525,7 @@ def on_rank(rank: int, folder: str) -> None:
         dist.destroy_process_group()
 
 
+@pytest.mark.slow  # in one process: test_a_batch_in_parts_is_the_batch
 def test_several_processes_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same global batches, plans, ledgers and logs, gradients of the same mean, at every point and to the bit."""
     alone = {}

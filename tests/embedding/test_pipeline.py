@@ -82,8 +82,14 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("workers", "batch", "per_part"), [(0, 16, 10_000), (0, 1, 10), (2, 64, 10)])
+@pytest.mark.parametrize(
+    ("layout", "workers", "batch", "per_part"),
+    [
+        pytest.param(layout, *how, marks=pytest.mark.slow if how[0] and layout != "webdataset" else ())
+        for how in ((0, 16, 10_000), (0, 1, 10), (2, 64, 10))
+        for layout in LAYOUTS
+    ],
+)
 def test_every_layout_gives_the_vectors_of_a_loop(
     tmp_path: Path, layout: str, workers: int, batch: int, per_part: int
 ) -> None:
@@ -542,7 +548,7 @@ class Killed(BaseException):
     """Stands for a kill: no file changes after it."""
 
 
-@pytest.mark.parametrize("layout", ["webdataset", "parquet"])
+@pytest.mark.parametrize("layout", [pytest.param("webdataset", marks=pytest.mark.slow), "parquet"])
 def test_killed_at_every_file_that_is_put_in_place(
     tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -578,7 +584,7 @@ def test_killed_at_every_file_that_is_put_in_place(
 @pytest.mark.parametrize(
     ("layout", "workers", "kills"),
     [
-        ("parquet", "1", 3),
+        pytest.param("parquet", "1", 3, marks=pytest.mark.slow),  # at named points: the test above
         pytest.param("parquet", "1", 12, marks=pytest.mark.slow),
         pytest.param("tars", "0", 12, marks=pytest.mark.slow),
     ],
@@ -649,7 +655,8 @@ def test_pixels_of_the_killed_are_removed_and_of_the_living_are_not(tmp_path: Pa
 
 
 @pytest.mark.parametrize("devices", ["cpu", pytest.param("cpu,cpu", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("which", ["to all", "to one"])  # Ctrl-C, and what a scheduler does
+# Ctrl-C, and what a scheduler does
+@pytest.mark.parametrize("which", ["to all", pytest.param("to one", marks=pytest.mark.slow)])
 def test_an_interruption_is_reported_in_one_line_and_leaves_nothing(tmp_path: Path, which: str, devices: str) -> None:
     data, pool = tars(tmp_path / "tars", 900, 10), tmp_path / "pool"
     asked = ["--encoder", "tests.toy:Sleepy", "--batch-size", "4", "--workers", "2", "--quiet", "--device", devices]

@@ -51,8 +51,14 @@ def expected(i: int) -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize("layout", ["tars", "parquet", "folder"])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("layout", "workers"),
+    [
+        *((layout, 0) for layout in ("tars", "parquet", "folder")),
+        ("tars", 2),
+        *(pytest.param(layout, 2, marks=pytest.mark.slow) for layout in ("parquet", "folder")),
+    ],
+)
 def test_every_row_has_the_values_of_its_image(tmp_path: Path, layout: str, workers: int) -> None:
     made = {"tars": tars, "folder": files, "parquet": lambda folder, rows: parquet(folder / "rows.parquet", rows)}
     (tmp_path / "data").mkdir()

@@ -53,8 +53,14 @@ def shards(pool: Path) -> list[int]:
     return sorted(int(path.stem[-5:]) for path in (pool / "metadata").glob("*.parquet"))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("error", ["expired", "reset", "io", "busy"])
+@pytest.mark.parametrize(
+    ("error", "workers"),
+    [
+        *((error, 0) for error in ("expired", "reset", "io", "busy")),
+        ("busy", 2),
+        *(pytest.param(error, 2, marks=pytest.mark.slow) for error in ("expired", "reset", "io")),
+    ],
+)
 def test_a_tar_that_is_not_reached_is_embedded_by_the_next_call(
     tmp_path: Path, plan: Plan, error: str, workers: int
 ) -> None:

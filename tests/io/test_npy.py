@@ -67,7 +67,7 @@ ONE_ARRAY: dict[str, tuple[Callable[[Path], None], str]] = {
     "Fortran order of one column": (fields(fortran_order=True, shape=(320, 1)), FINE),
     "Fortran order": (fields(fortran_order=True), "is in Fortran order"),
     "no rows": (saved(VECTORS[:0]), "no rows"),
-    "float64 big-endian": (saved(VECTORS.astype(">f8")), "save it little-endian"),
+    "float64 big-endian": (saved(VECTORS.astype(">f8")), r"little-endian: np\.save\(path, array\.astype\('<f8'\)\)"),
     "long double": (saved(VECTORS.astype("g")), "contains (longdouble|float128)"),
     "complex": (saved(VECTORS.astype("c8")), "contains complex64"),
     "bools": (saved(VECTORS > 0), "contains bool"),

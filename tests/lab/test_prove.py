@@ -168,7 +168,7 @@ def test_a_folder_is_not_continued_with_other_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "how",
     [
-        {"selection": "keys.txt", "keep": 0.5, "seeds": 1},
+        {"selection": "keys.txt", "keep": 0.5, "seeds": 1, "epochs": 2},
         pytest.param({"seeds": 2}, marks=pytest.mark.slow),
         pytest.param({"policy": "dissect", "seeds": 2}, marks=pytest.mark.slow),
     ],

@@ -26,7 +26,7 @@ OTHER = (
     .replace('{ method = "random", keep = "70%" }', '{ method = "random" }')
 )
 ROWS_OF_OTHER = ["full", "full-short", "scan-20", "at-random-70%", "coreset"]
-NOISY = [f"runs/swapped-30/{row}/seed-0" for row in ROWS_OF_OTHER]
+NAMES = dict(zip(ROWS_OF_OTHER, ["full", "full-short", "scan", "random", "coreset"], strict=True))  # in the first
 
 
 @pytest.fixture(scope="module")
@@ -42,37 +42,48 @@ def ran(begun: list[str]) -> list[str]:
     return [name[name.index("/runs/") + 1 :] for name in begun if "/runs/" in name]
 
 
+@pytest.mark.parametrize(
+    "rows", [ROWS_OF_OTHER[:2], pytest.param(ROWS_OF_OTHER, marks=pytest.mark.slow)], ids=["two rows", "every kind"]
+)
 def test_same_runs_are_taken_and_the_results_are_those_of_running_them(
-    data: Path, tmp_path: Path, first: Path, in_process: list[str]
+    rows: list[str], data: Path, tmp_path: Path, first: Path, in_process: list[str]
 ) -> None:
-    plan = Plan.parse(OTHER).narrowed(ROWS_OF_OTHER)
+    noisy = [f"runs/swapped-30/{row}/seed-0" for row in rows]
+    plan = Plan.parse(OTHER).narrowed(rows)
     run_plan(plan, tmp_path / "second", data=data, workers=1, others=[first])
-    assert not set(NOISY) & set(ran(in_process))
-    assert {f"runs/as-is/{name.split('/')[2]}/seed-0" for name in NOISY} <= set(ran(in_process))
-    taken = json.loads((tmp_path / "second" / NOISY[2] / "result.json").read_text())
-    assert taken["taken_from"] == str(first / "runs/noisy/scan/seed-0")
+    assert not set(noisy) & set(ran(in_process))
+    assert {f"runs/as-is/{row}/seed-0" for row in rows} <= set(ran(in_process))
+    for row, name in zip(rows, noisy, strict=True):
+        taken = json.loads((tmp_path / "second" / name / "result.json").read_text())
+        assert taken["taken_from"] == str(first / f"runs/noisy/{NAMES[row]}/seed-0")
 
     in_process.clear()
     run_plan(plan, tmp_path / "alone", data=data, workers=1)
-    assert set(NOISY) <= set(ran(in_process))
+    assert set(noisy) <= set(ran(in_process))
     assert plain(tmp_path / "second") == plain(tmp_path / "alone")
 
     # The same command continues, and what was taken can be taken again.
     in_process.clear()
     run_plan(plan, tmp_path / "second", data=data, workers=1, others=[first])
-    run_plan(Plan.parse(PLAN).narrowed(ROWS), tmp_path / "third", data=data, workers=1, others=[tmp_path / "second"])
+    again = Plan.parse(PLAN).narrowed([NAMES[row] for row in rows])
+    run_plan(again, tmp_path / "third", data=data, workers=1, others=[tmp_path / "second"])
     assert ran(in_process) == []
-    assert plain(tmp_path / "third") == plain(first)
+    assert plain(tmp_path / "third") == [run for run in plain(first) if run["row"] in {NAMES[row] for row in rows}]
 
 
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("epochs = 4\nbatch_size", "epochs = 5\nbatch_size"),
-        ("batch_size = 20", "batch_size = 10"),
-        ("swapped = 0.3", "swapped = 0.2"),
         ("seeds = 1", "seeds = [1]"),
-        ('labels = ["kind"]', 'labels = ["kind"]\ntemplates = ["a {}"]'),
+        *(
+            pytest.param(old, new, marks=pytest.mark.slow)
+            for old, new in (
+                ("epochs = 4\nbatch_size", "epochs = 5\nbatch_size"),
+                ("batch_size = 20", "batch_size = 10"),
+                ("swapped = 0.3", "swapped = 0.2"),
+                ('labels = ["kind"]', 'labels = ["kind"]\ntemplates = ["a {}"]'),
+            )
+        ),
     ],
 )
 def test_runs_that_differ_are_not_taken(
@@ -83,7 +94,9 @@ def test_runs_that_differ_are_not_taken(
     assert len(ran(in_process)) == 2
 
 
-@pytest.mark.parametrize("recorded", ["bfloat16", "float32", None])
+@pytest.mark.parametrize(
+    "recorded", ["float32", *(pytest.param(other, marks=pytest.mark.slow) for other in ("bfloat16", None))]
+)
 def test_the_precision_of_a_run_counts(
     recorded: str | None,
     data: Path,
@@ -117,6 +130,7 @@ def test_only_rows_that_differ_are_run(data: Path, tmp_path: Path, first: Path, 
     assert ran(in_process) == [f"runs/noisy/{name}/seed-0" for name in names]
 
 
+@pytest.mark.slow
 def test_a_run_whose_files_are_needed_is_not_taken(
     data: Path, tmp_path: Path, first: Path, in_process: list[str]
 ) -> None:

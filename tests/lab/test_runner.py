@@ -80,8 +80,9 @@ def test_a_plan_runs_once_and_every_row_has_its_cost(
     run_plan(plan, out, data=data, workers=1)
     assert plain(out) == before
     assert len(in_process) == begun
-    run_plan(plan.narrowed(["random"], seeds=2), out, data=data, workers=1)
-    assert in_process[begun:] == [f"runs/noisy/{row}/seed-1" for row in ("full", "full-short", "random")]
+    if len(rows) > 1:
+        run_plan(plan.narrowed(["random"], seeds=2), out, data=data, workers=1)
+        assert in_process[begun:] == [f"runs/noisy/{row}/seed-1" for row in ("full", "full-short", "random")]
 
     # A job that was killed before its end is done again, with the same result.
     (out / f"runs/noisy/{rows[-1]}/seed-0/result.json").unlink()
@@ -125,6 +126,7 @@ def test_a_corpus_made_before_the_bytes_of_its_data_were_written_is_continued(tm
         jobs.check(tmp_path, job)
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_is_named_and_the_others_are_done(data: Path, tmp_path: Path, in_process: list[str]) -> None:
     text = PLAN.replace(
         '[[row]]\nname = "rho"\npolicy = "rho"',

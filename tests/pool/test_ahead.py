@@ -127,7 +127,7 @@ def test_an_abandoned_pass_ends_its_requests(tmp_path: Path, slow: type[Slow]) -
     ("kind", "engine"),
     [
         ("npy", Threads(2)),
-        ("parquet", Processes(2)),
+        pytest.param("parquet", Processes(2), marks=pytest.mark.slow),
         *(pytest.param(kind, Serial(), marks=pytest.mark.slow) for kind in ("npy", "parquet")),
         pytest.param("npy", Processes(2), marks=pytest.mark.slow),
     ],

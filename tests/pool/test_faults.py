@@ -37,6 +37,7 @@ from thresher import (
     open_store,
     run_steps,
 )
+from thresher.runtime.format import counted
 
 ROWS, CUTS = 60, [20, 40]
 SECOND = range(20, 40)  # the rows of the second of three shards
@@ -265,7 +266,10 @@ ARRAYS: dict[str, tuple[Callable[[Path], None], str]] = {
     "integers": (lambda path: np.save(path, np.ones((20, 8), int)), "contains int64; embeddings are float16"),
     "uint16": (lambda path: np.save(path, IMAGE.view("u2")), "for bfloat16 bits pass --dtype bfloat16"),
     "complex": (lambda path: np.save(path, IMAGE.astype("c8")), "contains complex64"),
-    "big-endian": (lambda path: np.save(path, IMAGE.astype(">f4")), "save it little-endian"),
+    "big-endian": (
+        lambda path: np.save(path, IMAGE.astype(">f4")),
+        r"save it little-endian: np.save\(path, array.astype\('<f4'\)\)",
+    ),
     "strings": (lambda path: np.save(path, np.full((20, 8), "a")), "contains str"),
     "records": (lambda path: np.save(path, np.ones((20, 8), "f2,f2")), "embeddings are float16"),
     "other type": (lambda path: np.save(path, IMAGE.astype("f4")), "8 x float32.*convert"),
@@ -417,7 +421,9 @@ def test_rows_without_direction(tmp_path: Path, kind: str, field: str) -> None:
         name, _, within = store.location_of(field, int(row[1:])).partition(" row ")
         assert f"{name} row {within}: the {field} embedding" in str(error.value)
     place = WRITERS[kind](tmp_path / "pool", POOL.with_rows(field, **BAD), CUTS)
-    selection = same_without(place, tmp_path, [3, 25, 26, 59], f"skipped 4 rows because its {field} embedding is zero")
+    selection = same_without(
+        place, tmp_path, [3, 25, 26, 59], f"skipped 4 rows because their {field} embedding is zero"
+    )
     assert "rows 3, 25, 26, 59" in " ".join(selection.steps[0].notes)
     assert [selection.steps[0].why(row) for row in (3, 59)] == [f"its {field} embedding is zero, NaN or infinite"] * 2
     assert selection.dropped_by[[3, 25, 26, 59]].tolist() == [0] * 4
@@ -449,7 +455,7 @@ def test_keys_that_repeat_or_climb(tmp_path: Path, kind: str, name: str) -> None
     assert f"the key {reason}" in told
     assert repr(pool.keys[rows[0]]) in told
     assert f"({len(rows)} such rows in the pool); fix the file, pass --skip-bad" in told
-    said = f"skipped {len(rows)} rows because its key {reason}"
+    said = f"skipped {counted(len(rows), 'row')} because {'its' if len(rows) == 1 else 'their'} key {reason}"
     selection = same_without(place, tmp_path, rows, said, steps=STEPS[2:])
     assert selection.steps[0].why(rows[0]).startswith(f"its key {reason}")
 
@@ -472,7 +478,7 @@ def test_keys_that_are_null(tmp_path: Path) -> None:
         lambda rows: [{**row, "image_path": None if i == 5 else row["image_path"]} for i, row in enumerate(rows)],
     )
     assert "the key is empty" in refused(place, tmp_path, "metadata_1.parquet row 5")
-    same_without(place, tmp_path, [25], "skipped 1 rows because its key is empty: rows 25")
+    same_without(place, tmp_path, [25], "skipped 1 row because its key is empty: row 25")
 
 
 CELLS: dict[str, tuple[str, Callable[[list[Any]], list[Any]]]] = {
@@ -505,7 +511,8 @@ def test_cells_that_hold_no_vector(tmp_path: Path, name: str, dtype: str) -> Non
     assert "is missing or has another width" in refused(
         place, tmp_path, f"{path} row {bad[0] - 20}: the image embedding"
     )
-    same_without(place, tmp_path, bad, f"skipped {len(bad)} rows because its image embedding", pool)
+    said = f"skipped {counted(len(bad), 'row')} because {'its' if len(bad) == 1 else 'their'} image embedding"
+    same_without(place, tmp_path, bad, said, pool)
 
 
 def test_binary_of_odd_length_is_refused(tmp_path: Path) -> None:

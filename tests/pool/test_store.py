@@ -50,7 +50,12 @@ def in_memory(folder: str) -> str:
     return place
 
 
-@pytest.fixture(scope="module", params=SOURCES)
+LONG = ("npz stored", "memory parquet")
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in SOURCES]
+)
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddingStore]:
     yield open_store(SOURCES[request.param](tmp_path_factory.mktemp("pool")))
     fsspec.filesystem("memory").store.clear()

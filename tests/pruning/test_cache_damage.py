@@ -371,7 +371,10 @@ def test_a_read_only_disk(place: Path, tmp_path: Path) -> None:
                 work("clip-score", place, disk, skip)
 
 
-@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+@pytest.mark.parametrize(
+    "number",
+    [errno.ENOLCK, *(pytest.param(number, marks=pytest.mark.slow) for number in (errno.ENOSYS, errno.EOPNOTSUPP))],
+)
 def test_without_locks(number: int, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = [work(name, place, tmp_path / "whole", skip=True) for name in ("semdedup", "clip-score", "covariance")]
 

@@ -161,8 +161,11 @@ def small_trees(monkeypatch) -> None:
         monkeypatch.setattr(module, name, value)
 
 
-@pytest.mark.parametrize("embedding", ["image", "joint"])
-def test_a_tree_is_the_same_for_all_engines_and_after_every_kill(run, small_trees, third, embedding) -> None:
+@pytest.mark.parametrize(
+    ("embedding", "every"),
+    [("joint", 5), *(pytest.param(name, 1, marks=pytest.mark.slow) for name in ("image", "joint"))],
+)
+def test_a_tree_is_the_same_for_all_engines_and_after_every_kill(run, small_trees, third, embedding, every) -> None:
     how = Comparing(embedding=embedding)
     groups = how.groups(run(cache="fresh"))
     assert "20 clusters chosen for 600 rows" in groups.notes[0]
@@ -179,7 +182,7 @@ def test_a_tree_is_the_same_for_all_engines_and_after_every_kill(run, small_tree
     counting = Counting()
     assert bits(how.groups(run(engine=counting, cache="counted"))) == bits(groups)
     assert bits(how.groups(run(engine=Counting(0), cache="counted"))) == bits(groups)  # all from the cache
-    for stop in range(counting.calls):
+    for stop in range(0, counting.calls, every):
         with pytest.raises(KeyboardInterrupt):
             how.groups(run(engine=Counting(stop), cache=f"killed-{stop}"))
         left = Counting()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ STEPS = {
 }
 
 
-QUICK = ("semdedup", "semdedup best", "clipcov", "herd")
+QUICK = ("semdedup", "clipcov")
 NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in STEPS]
 
 
@@ -114,6 +115,34 @@ def test_every_format_and_place_gives_the_same_bytes(tmp_path: Path, name: str) 
         assert not [one for one in left if one.startswith(("local.", "order."))]
         assert not (tmp_path / "scratch").exists() or not list((tmp_path / "scratch").iterdir())
     assert not [path for path in MemoryFileSystem.store if "/scratch/" in path]
+
+
+@pytest.mark.parametrize("name", ["semdedup", "clipcov"])
+def test_vectors_in_large_local_files_are_written_in_order_if_there_is_space(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opened(tmp_path, "npy")
+
+    def said(cache: str, free: int | None = None) -> list[str]:
+        told = Told()
+        if free is not None:
+            monkeypatch.setattr(spill.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+        same(chosen(store, name, tmp_path, Cache.at(tmp_path / cache), progress=told), expected)
+        assert not list((tmp_path / cache).rglob("*order.*.partial"))
+        return [line for line in told.lines if "vectors:" in line]
+
+    expected = chosen(store, name, tmp_path, Cache.at(tmp_path / "small"))
+    size = 630 * 16 * 2 * (2 if name == "clipcov" else 1)  # clip-score keeps 630 rows
+    monkeypatch.setattr(spill, "LARGE", size + 1)
+    assert said("below") == []
+    monkeypatch.setattr(spill, "LARGE", size)
+    (line,) = said("large")
+    assert "written once more in cluster order" in line
+    (line,) = said("full", free=2 * size - 1)
+    assert "read row by row, which is slower" in line
+    assert "--scratch" in line
+    (line,) = said("enough", free=2 * size)
+    assert "written once more in cluster order" in line
 
 
 @pytest.mark.parametrize("engine", [Threads(3), Processes(2)], ids=lambda engine: engine.name)

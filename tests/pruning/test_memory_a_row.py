@@ -28,7 +28,9 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "_SMALL", 1024)
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "clipcov" else ()) for name in STEPS]
+)
 def test_own_memory_is_below_32_bytes_a_row(pool, rows, tmp_path, centroid_file, small_blocks, name) -> None:
     method, peaks, centroids = name.partition(" ")[0], {}, centroid_file(rows(60, dim=8, groups=60, seed=3))
     for n in (6_000, 18_000):

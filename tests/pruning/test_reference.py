@@ -463,7 +463,9 @@ def test_the_report_shows_what_repeats_the_reference_beside_it(drawn, tmp_path) 
     assert "cannot be opened" not in seen.text
 
 
-@pytest.mark.parametrize("fate", ["gone", "changed", "damaged", "elsewhere"])
+@pytest.mark.parametrize(
+    "fate", ["gone", "damaged", *(pytest.param(fate, marks=pytest.mark.slow) for fate in ("changed", "elsewhere"))]
+)
 def test_the_report_needs_the_reference_for_its_pictures_only(drawn, tmp_path, fate, monkeypatch) -> None:
     made, store, _ = drawn
     whole = galleries(write_report(made, tmp_path / "whole.html", store=store).read_text())
@@ -531,7 +533,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray, n
     table = pa.concat_tables([pq.read_table(path) for path in sorted(EXAMPLE.glob("*.parquet"))])
     held = np.sort(np.random.default_rng(0).choice(len(table), 200, replace=False))
     pq.write_table(table.take(held).select(["key", "text", "image_embedding"]), folder / "heldout.parquet")
-    vectors = np.array(table["image_embedding"].to_pylist(), np.float64)
+    vectors = np.stack(table["image_embedding"].to_numpy()).astype(np.float64)
     return folder, held, vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
@@ -544,6 +546,7 @@ def run(capsys: pytest.CaptureFixture[str], split: Any) -> Any:
     return call
 
 
+@pytest.mark.slow  # on few rows: test_it_drops_exactly_what_lies_within_eps_of_any_reference_row and the next
 def test_an_evaluation_set_and_its_near_duplicates_go(split, run, tmp_path, monkeypatch) -> None:
     folder, held, units = split
     monkeypatch.chdir(folder)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 import duckdb
@@ -16,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import write_pool
+from tests.runtime.common import change_of
 from thresher import (
     BadRowsError,
     Cache,
@@ -307,10 +307,10 @@ def test_the_command(tmp_path, capsys) -> None:
     assert "3,953 of 3,953 rows scored" in told
     assert f"written to {out}" in told
     assert pq.read_schema(out).names == ["key", "clip_score"]
-    before = os.stat(out)
+    before = change_of(Path(out))
     assert main(["score", "clip-score", POOL, "-o", out]) == 0
     assert capsys.readouterr().err == f"{out}: already done; nothing was changed\n"
-    assert os.stat(out) == before
+    assert change_of(Path(out)) == before
     for other in (["score", "clip-score", POOL, "--name", "fit"], ["score", "negclip", POOL]):
         assert main([*other, "-o", out]) == 2
         assert "exists already; choose another name or pass --overwrite" in capsys.readouterr().err

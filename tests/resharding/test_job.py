@@ -38,7 +38,7 @@ def data_of(folder: Path, kind: str) -> str:
 @pytest.mark.parametrize(
     ("kind", "more"),
     [
-        ("tars", ["--workers", "1"]),
+        pytest.param("tars", ["--workers", "1"], marks=pytest.mark.slow),  # in process: tests/resharding/test_jobs.py
         pytest.param("tars", ["--workers", "2", "--shuffle", "1"], marks=pytest.mark.slow),
         pytest.param("parquet", ["--workers", "1"], marks=pytest.mark.slow),
         pytest.param("parquet", ["--workers", "2", "--shuffle", "1"], marks=pytest.mark.slow),

@@ -51,6 +51,12 @@ def run(work: Callable[[], Any]) -> int:
     return end_of(begin(work))
 
 
+def change_of(path: Path) -> tuple[int, int]:
+    """Which file it is and when it was changed. When it was read is not in it: to compare it is to read it."""
+    found = path.stat()
+    return found.st_ino, found.st_ctime_ns
+
+
 def killed_at(point: int, work: Callable[[], Any]) -> bool:
     """Do work in another process that dies before its ``point``-th change on disk; says whether it got that far."""
 

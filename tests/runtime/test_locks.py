@@ -90,7 +90,10 @@ def test_a_forked_worker_does_not_keep_the_lock_of_a_killed_process(tmp_path: Pa
         os.kill(int(sign.read_text()), signal.SIGKILL)
 
 
-@pytest.mark.parametrize("code", [0, errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+@pytest.mark.parametrize(
+    "code",
+    [0, errno.ENOLCK, *(pytest.param(code, marks=pytest.mark.slow) for code in (errno.ENOSYS, errno.EOPNOTSUPP))],
+)
 def test_never_two_at_once_though_the_file_comes_and_goes(tmp_path: Path, code: int) -> None:
     """Every holder removes the lock file, and every second the whole folder, while others wait for it."""
     folder, count = tmp_path / "folder", tmp_path / "count"

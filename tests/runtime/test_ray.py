@@ -26,8 +26,11 @@ from tests.resharding.common import hashes, keys_file
 from thresher import MissingExtraError, Ray, ThresherError, UnreachedError, UsageError, api, make_engine
 from thresher.cli.main import main
 from thresher.runtime.engine import Stateful, reduced
-from thresher.runtime.engines import ray as module
+from thresher.runtime.engines import ray as plugin
 from thresher.runtime.engines.serial import Serial
+from thresher.runtime.ray import cluster, flight, sums
+from thresher.runtime.ray.helpers import Helpers
+from thresher.runtime.ray.packing import size_of
 from thresher.testing import EngineContract
 from thresher.testing.pools import clustered, write_pool
 
@@ -83,7 +86,7 @@ def test_its_options_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         with pytest.raises(UsageError, match=why):
             make_engine(text)
-    monkeypatch.setattr(module, "installed", lambda name: name != "ray")
+    monkeypatch.setattr(plugin, "installed", lambda name: name != "ray")
     with pytest.raises(MissingExtraError, match=r"pip install '.\[ray\]'"):
         make_engine("ray")
 
@@ -185,10 +188,9 @@ def test_sums_are_added_on_the_workers_also_if_one_is_lost(
 ) -> None:
     """This process receives one sum, however many tasks there are; the bytes are those of serial."""
     received: list[int] = []
-    unpack = module._unpack
-    monkeypatch.setattr(
-        module, "_unpack", lambda packed, **how: received.append(module._size(packed)) or unpack(packed)
-    )
+    unpack = flight.unpack
+    for room in (flight, sums):
+        monkeypatch.setattr(room, "unpack", lambda packed: received.append(size_of(packed)) or unpack(packed))
     kept, total = added(Ray(workers), partial(large, tmp_path, 1), range(35))
     assert len(set(calls(tmp_path))) == 2  # the task of a lost worker ran again
     assert 2**20 <= sum(received) < 2**20 + 35 * 5_000
@@ -308,7 +310,7 @@ def itself(helpers: Any) -> Any:
 
 def no_cpu(helpers: Any, _: int) -> bool:
     """Whether the actor does the parts that nobody has a CPU for."""
-    return list(module._Helpers(1, 0, False, 0.5).map(own_process, range(1))) == [os.getpid()]
+    return list(Helpers(1, 0, False, 0.5).map(own_process, range(1))) == [os.getpid()]
 
 
 def test_parts_that_no_cpu_is_free_for_are_done_by_the_actor() -> None:
@@ -369,7 +371,7 @@ def test_only_short_and_small_tasks_are_sent_together() -> None:
 
 
 def test_the_bytes_in_flight_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_IN_FLIGHT", 1e-9)
+    monkeypatch.setattr(cluster, "_IN_FLIGHT", 1e-9)
     assert taken_ahead(Ray(2), len, (np.zeros(2**17) for _ in range(9))) <= 2
 
 
@@ -491,7 +493,9 @@ MAKERS = {
 }
 
 
-@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind == "parquet" else pytest.mark.slow) for kind in MAKERS]
+)
 def test_embed_gives_the_bytes_of_serial(tmp_path: Path, kind: str) -> None:
     data = str(MAKERS[kind](tmp_path / "data", 45))
     command = ["embed", data, "--encoder", "tests.toy:Toy", "--per-shard", "10"]

@@ -7,16 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.runtime.common import begin, end_of, wait_for
+from tests.runtime.common import begin, change_of, end_of, wait_for
 from thresher.errors import OutputError
 from thresher.runtime.files import writing
 from thresher.runtime.results import record_in, refuse_other, result_file, result_files, result_folder
-
-
-def change_of(path: Path) -> tuple[int, int]:
-    """Which file it is and when it was changed. When it was read is not in it: to compare it is to read it."""
-    found = path.stat()
-    return found.st_ino, found.st_ctime_ns
 
 
 def test_a_file(tmp_path: Path) -> None:

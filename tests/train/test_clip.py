@@ -110,14 +110,16 @@ def test_a_run_leaves_what_its_page_says(data: Data, tmp_path: Path) -> None:
     assert all(0 <= value <= 1 for value in found.values())
 
 
-@pytest.mark.parametrize("kind", ["parquet", "tars", "csv"])
+@pytest.mark.parametrize("kind", [pytest.param("parquet", marks=pytest.mark.slow), "tars", "csv"])
 def test_every_kind_of_data_trains_the_same_model(data: Data, tmp_path: Path, kind: str) -> None:
     train_clip(data.parquet, tmp_path / "parquet", settings(epochs=1))
     train_clip(getattr(data, kind), tmp_path / "other", settings(epochs=1))
     assert outcome(tmp_path / "other") == outcome(tmp_path / "parquet")
 
 
-@pytest.mark.parametrize("policy", ["full", "infobatch", "dynamic-random", "d-pruning"])
+@pytest.mark.parametrize(
+    "policy", [pytest.param("full", marks=pytest.mark.slow), "infobatch", "dynamic-random", "d-pruning"]
+)
 def test_every_policy_trains(data: Data, tmp_path: Path, policy: str) -> None:
     log = train_clip(data.parquet, tmp_path / "run", settings(policy=policy))
     pruned = {"full": 0.0, "dynamic-random": 0.3, "d-pruning": 0.3 * 3 / 4}
@@ -167,7 +169,9 @@ def test_a_selection_is_trained_on(data: Data, tmp_path: Path) -> None:
     assert np.array_equal(Training.load(tmp_path / "run").ledger().seen_N >= 0, chosen.mask())
 
 
-@pytest.mark.parametrize("policy", ["full", "scan", "dynamic-random"])
+@pytest.mark.parametrize(
+    "policy", ["scan", *(pytest.param(name, marks=pytest.mark.slow) for name in ("full", "dynamic-random"))]
+)
 def test_runs_of_as_many_samples_are_as_long(data: Data, tmp_path: Path, policy: str) -> None:
     prune = {} if policy == "full" else {"prune": 0.1}
     how = settings(policy=policy, samples=500, options={"warmup": 1} if policy == "scan" else None, **prune)
@@ -188,8 +192,8 @@ def test_siglip_and_configurations_of_open_clip_train(data: Data, tmp_path: Path
 
 def test_the_same_arguments_give_the_same_run(data: Data, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        train_clip(data.parquet, tmp_path / name, settings(policy="infobatch"))
-    train_clip(data.parquet, tmp_path / "c", settings(policy="infobatch", seed=1))
+        train_clip(data.parquet, tmp_path / name, settings(policy="infobatch", epochs=3))
+    train_clip(data.parquet, tmp_path / "c", settings(policy="infobatch", epochs=3, seed=1))
     assert outcome(tmp_path / "a") == outcome(tmp_path / "b")
     assert outcome(tmp_path / "a")[0] != outcome(tmp_path / "c")[0]
 
@@ -250,7 +254,7 @@ def test_a_run_that_is_cut_off_goes_on_to_the_identical_result(data: Data, tmp_p
     assert again == Training.load(tmp_path / "cut").log()
 
 
-@pytest.mark.early
+@pytest.mark.slow
 def test_a_killed_process_goes_on_to_the_identical_result(data: Data, tmp_path: Path) -> None:
     usual = ["train", "clip", str(data.parquet), "--epochs", "8", "--batch-size", "32", "--policy", "scan"]
     usual += ["--prune", "15%", "--quiet", "-o"]
@@ -480,44 +484,53 @@ def test_an_interrupted_run_says_how_to_go_on(
     assert "the same command with --resume starts over: there is no checkpoint yet" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (
-            ["--policy", "scna"],
-            "d-pruning, dissect, dynamic-random, full, infobatch, jest, rho, scan, seta, sift, static",
-        ),
-        (["--prune", "30%"], "policy full does not prune; to leave out a share use a policy such as scan"),
-        (["--policy", "scan", "--prune", "1.5"], "give a share strictly between 0 and 1, like 30% or 0.3"),
-        (["--policy", "scan", "--prune", "60%", "--epochs", "4"], "cannot prune 60.0% over 4 epochs"),
-        (["--policy", "scan", "--prune", "20%", "--rho", "0.2"], "rho cannot be combined"),
-        (["--policy", "infobatch", "--rho", "0.2"], "policy infobatch has no rho; it has delta"),
-        (["--policy", "infobatch", "--full-epochs", "1"], "policy infobatch has no full-epochs; it has delta"),
-        (["--policy", "scan", "--keep", "50%"], "policy scan has no keep; it has rho, cycle, full-epochs, threshold"),
-        (["--policy", "d-pruning", "--full-epochs", "0"], "full-epochs = 0; give 1 or more"),
-        (["--policy", "scan", "--mode", "both-sides"], "Invalid value for '--mode': 'both-sides' is not one of"),
-        (["--policy", "scan", "--rho", "nan"], "Invalid value for '--rho': cannot read 'nan' as a share"),
-        (["--policy", "static"], "policy static needs a selection"),
-        (["--epochs", "2", "--samples-seen", "100"], "give one"),
-        (["--model", "ViT-B-33"], "no model 'ViT-B-33'"),
-        (["--device", "tpu"], "device 'tpu' cannot be used"),
-        (["--eval", "nothing.parquet"], "nothing.parquet"),
-        (["--eval-label", "group"], "need --eval FILE, which is not given"),
-        (["--template", "a photo"], "each with {} for the name of a class"),
-        (["--samples-seen", "10"], "give 1 epoch or more, or enough samples for a batch"),
-        (["--seed", "-1"], "seed = -1"),
-        (["--warmup", "1.0"], "warmup = 1.0"),
-        (["--lr", "inf"], "lr = inf"),
-        (["--policy", "static", "--selection", "nothing"], "nothing: is neither a selection folder nor a file of keys"),
-        (["--selection", "nothing"], "policy static needs a selection; the other policies do not accept one"),
-    ],
-)
+REFUSED = [
+    (
+        ["--policy", "scna"],
+        "d-pruning, dissect, dynamic-random, full, infobatch, jest, rho, scan, seta, sift, static",
+    ),
+    (["--prune", "30%"], "policy full does not prune; to leave out a share use a policy such as scan"),
+    (["--policy", "scan", "--prune", "1.5"], "give a share strictly between 0 and 1, like 30% or 0.3"),
+    (["--policy", "scan", "--prune", "60%", "--epochs", "4"], "cannot prune 60.0% over 4 epochs"),
+    (["--policy", "scan", "--prune", "20%", "--rho", "0.2"], "rho cannot be combined"),
+    (["--policy", "infobatch", "--rho", "0.2"], "policy infobatch has no rho; it has delta"),
+    (["--policy", "infobatch", "--full-epochs", "1"], "policy infobatch has no full-epochs; it has delta"),
+    (["--policy", "scan", "--keep", "50%"], "policy scan has no keep; it has rho, cycle, full-epochs, threshold"),
+    (["--policy", "d-pruning", "--full-epochs", "0"], "full-epochs = 0; give 1 or more"),
+    (["--policy", "scan", "--mode", "both-sides"], "Invalid value for '--mode': 'both-sides' is not one of"),
+    (["--policy", "scan", "--rho", "nan"], "Invalid value for '--rho': cannot read 'nan' as a share"),
+    (["--policy", "static"], "policy static needs a selection"),
+    (["--epochs", "2", "--samples-seen", "100"], "give one"),
+    (["--model", "ViT-B-33"], "no model 'ViT-B-33'"),
+    (["--device", "tpu"], "device 'tpu' cannot be used"),
+    (["--eval", "nothing.parquet"], "nothing.parquet"),
+    (["--eval-label", "group"], "need --eval FILE, which is not given"),
+    (["--template", "a photo"], "each with {} for the name of a class"),
+    (["--samples-seen", "10"], "give 1 epoch or more, or enough samples for a batch"),
+    (["--seed", "-1"], "seed = -1"),
+    (["--warmup", "1.0"], "warmup = 1.0"),
+    (["--lr", "inf"], "lr = inf"),
+    (["--policy", "static", "--selection", "nothing"], "nothing: is neither a selection folder nor a file of keys"),
+    (["--selection", "nothing"], "policy static needs a selection; the other policies do not accept one"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "told"), REFUSED)
 def test_what_cannot_be_done_is_said_before_anything_is_written(
     data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: Sequence[str], told: str
 ) -> None:
     assert main(["train", "clip", str(data.parquet), "-o", str(tmp_path / "run"), *arguments]) == 2
     assert told in capsys.readouterr().err
     assert not (tmp_path / "run" / MARK).exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [REFUSED[4][0], *(pytest.param(words, marks=pytest.mark.slow) for words, _ in REFUSED)]
+)
+def test_a_folder_for_which_a_command_was_refused_takes_the_next(
+    data: Data, tmp_path: Path, arguments: Sequence[str]
+) -> None:
+    assert main(["train", "clip", str(data.parquet), "-o", str(tmp_path / "run"), *arguments]) == 2
     assert main(["train", "clip", str(data.parquet), "-o", str(tmp_path / "run"), "--epochs", "1", "--quiet"]) == 0
 
 
@@ -557,11 +570,21 @@ def folds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.early
-@pytest.mark.parametrize("policy", [pytest.param("full", marks=pytest.mark.slow), "scan"])
+def test_few_epochs_teach_what_pictures_are_called(data: Data, tmp_path: Path) -> None:
+    how = settings(epochs=6, evals=(str(data.parquet),), policy="scan", prune=0.15)
+    log = train_clip(data.parquet, tmp_path / "run", how)
+    everything = [entry["loss"] for entry in log if entry["rows"] == entry["total"]]
+    assert everything[-1] < 0.8 * everything[0]
+    found = log[-1]["eval"]["pairs"]
+    for way in ("image_to_text", "text_to_image"):
+        assert found[f"{way}_R@1"] >= 5 * found[f"{way}_R@1_chance"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["full", "scan"])
 @pytest.mark.parametrize(
     ("train", "epochs", "batch"),
-    [("some", "8", "64"), pytest.param("train", "10", "128", marks=pytest.mark.slow)],
+    [("some", "8", "64"), ("train", "10", "128")],
     ids=["some rows", "all rows"],
 )
 def test_real_training_learns_what_held_out_pictures_are_called(
@@ -672,9 +695,9 @@ def test_a_run_whose_selection_is_of_other_data_leaves_no_folder(
 def test_jest_trains_on_rows_chosen_from_super_batches(data: Data, tmp_path: Path, loss: Any) -> None:
     """With the embeddings of the emoji pool as the reference; cut off and resumed, it is the same run."""
     options = {"reference": str(POOL), "keep": 0.25, "chunks": 4}
-    how = replace(settings(policy="jest", options=options, batch_size=8, checkpoint_minutes=0.0), loss=loss)
+    how = replace(settings(policy="jest", options=options, batch_size=8, epochs=2, checkpoint_minutes=0.0), loss=loss)
     log = train_clip(data.parquet, tmp_path / "whole", how)
-    assert [(entry["samples"], entry["scored"]) for entry in log] == [(ROWS // B * 8, ROWS // B * B)] * 4
+    assert [(entry["samples"], entry["scored"]) for entry in log] == [(ROWS // B * 8, ROWS // B * B)] * 2
     assert log[-1]["pruned_so_far"] == pytest.approx(1 - 32 / ROWS)
     with pytest.raises(Cut):
         train_clip(data.parquet, tmp_path / "cut", how, progress=Cutting(6))
@@ -700,7 +723,12 @@ def test_jest_takes_losses_too_and_needs_one_of_them(
 
 
 @pytest.mark.parametrize(
-    ("name", "chunk"), [("drrho", None), pytest.param("drrho", 10, marks=pytest.mark.slow), ("distill", 10)]
+    ("name", "chunk"),
+    [
+        pytest.param("drrho", None, marks=pytest.mark.slow),
+        pytest.param("drrho", 10, marks=pytest.mark.slow),
+        ("distill", 10),
+    ],
 )
 def test_a_loss_trains_against_the_embeddings_of_a_pool(
     data: Data, tmp_path: Path, name: str, chunk: int | None
@@ -712,7 +740,9 @@ def test_a_loss_trains_against_the_embeddings_of_a_pool(
     at = [table["key"].to_pylist().index(key) for key in keys.to_pylist()]
     names = ("key", "image_embedding", "text_embedding")
     pq.write_table(table.take(at).select(names), tmp_path / "ref.parquet")
-    how = replace(settings(checkpoint_minutes=0.0), loss=name, reference=str(tmp_path / "ref.parquet"), chunk=chunk)
+    how = replace(
+        settings(epochs=2, checkpoint_minutes=0.0), loss=name, reference=str(tmp_path / "ref.parquet"), chunk=chunk
+    )
     log = train_clip(data.parquet, tmp_path / "whole", how)
     assert log[-1]["loss"] < log[0]["loss"]
     copy = np.load(tmp_path / "whole" / "reference-image.npy")
@@ -786,9 +816,10 @@ def test_batches_are_composed_by_concepts(data: Data, tmp_path: Path, source: st
                 strict=True,
             )
         )
-    how = settings(compose="diversity", concepts=where.get(source, str(tmp_path / "c")), super_batch=2, batch_size=16)
+    concepts = where.get(source, str(tmp_path / "c"))
+    how = settings(compose="diversity", concepts=concepts, super_batch=2, batch_size=16, epochs=2)
     log = train_clip(path, tmp_path / "run", how)
-    assert [entry["samples"] for entry in log] == [ROWS // B * 16] * 4
+    assert [entry["samples"] for entry in log] == [ROWS // B * 16] * 2
     if source.startswith("clusters"):
         plain = PruningSampler(ROWS, policy=Full(), batch_size=B, epochs=4, seed=0)
         chosen = Concepts.of_labels([labels[key] for key in table["key"].to_pylist()])

@@ -148,24 +148,27 @@ def test_a_run_trains_on_the_plans_of_the_policy_and_ends(policy: Policy, tmp_pa
     assert trainer.lr_scheduler.get_last_lr() == pytest.approx([0.0, 0.0], abs=1e-9)
 
 
-def test_with_full_weights_and_losses_are_those_of_the_trainer(tmp_path: Path) -> None:
-    """On the same batches, which it is given as one epoch in this order."""
-    ours = make(tmp_path / "ours", Full(), args={"optim": "sgd"})
-    ours.train()
+def assert_same_as_a_trainer(ours: PruningTrainer, model: Any, data: list[Any], folder: Path, **more: Any) -> None:
+    """On the same batches, which it is given as one epoch in this order. Both have optimizer sgd and no pruning."""
     order = PruningSampler(N, policy=Full(), batch_size=B, epochs=EPOCHS, seed=3)
     rows = []
     for _ in range(EPOCHS):
         for batch in order:
             rows += batch
             order.reduce(np.array(batch), torch.zeros(len(batch), 2))
-    data = [pairs()[row] for row in rows]
-    args = arguments(tmp_path / "theirs", optim="sgd", num_train_epochs=1, train_sampling_strategy="sequential")
-    theirs = Trainer(model=clip(), args=args, data_collator=collate, train_dataset=data)
+    args = arguments(folder, optim="sgd", num_train_epochs=1, train_sampling_strategy="sequential")
+    theirs = Trainer(model=model, args=args, train_dataset=[data[row] for row in rows], **more)
     theirs.train()
     assert logged(ours, "learning_rate") == logged(theirs, "learning_rate")
     assert logged(ours, "loss") == pytest.approx(logged(theirs, "loss"), rel=1e-4)
     for (name, a), b in zip(ours.model.state_dict().items(), theirs.model.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_with_full_weights_and_losses_are_those_of_the_trainer(tmp_path: Path) -> None:
+    ours = make(tmp_path / "ours", Full(), args={"optim": "sgd"})
+    ours.train()
+    assert_same_as_a_trainer(ours, clip(), pairs(), tmp_path / "theirs", data_collator=collate)
 
 
 def test_the_parts_of_a_step_are_ranked_together(tmp_path: Path) -> None:
@@ -336,26 +339,59 @@ def test_losses_of_models_of_transformers() -> None:
         torch.testing.assert_close(losses[row, 0], -logits[row].log_softmax(0)[row])
 
 
+class Classifier(torch.nn.Module):
+    """With a loss that has more terms than the cross-entropy, if ``more`` is not 0."""
+
+    accepts_loss_kwargs = False  # else a Trainer expects it to divide by the number of labels of all parts
+
+    def __init__(self, more: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.more = torch.nn.Linear(4, 3), more
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any) -> dict[str, Any]:
+        logits, term = self.layer(x), self.more * self.layer.weight.pow(2).sum()
+        return {"loss": F.cross_entropy(logits, labels) + term, "logits": logits, "term": term}
+
+
+def labelled() -> list[dict[str, Any]]:
+    rng = torch.Generator().manual_seed(0)
+    return [{"x": x, "labels": int(x[0] > 0)} for x in torch.randn(N, 4, generator=rng)]
+
+
 def test_a_classifier_prunes_too(tmp_path: Path) -> None:
     """With labels, which a Trainer counts to scale the loss: here the loss is the mean of the batch."""
 
-    class Classifier(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            torch.manual_seed(0)
-            self.layer = torch.nn.Linear(4, 3)
-
-        def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any) -> dict[str, Any]:
-            logits = self.layer(x)
-            return {"loss": F.cross_entropy(logits, labels), "logits": logits}
-
-    rng = torch.Generator().manual_seed(0)
-    data = [{"x": x, "labels": int(x[0] > 0)} for x in torch.randn(N, 4, generator=rng)]
-    trainer = make(tmp_path, model=Classifier(), data=data, data_collator=None)
+    trainer = make(tmp_path, model=Classifier(), data=labelled(), data_collator=None)
     trainer.train()
     assert trainer.seen[0][1].shape == (B // PARTS, 1)
     losses = torch.cat([losses for _, losses in trainer.seen[:PARTS]])
     assert logged(trainer, "loss")[0] == pytest.approx(losses.mean().item(), rel=1e-5)
+
+
+def test_a_term_that_the_model_adds_is_not_lost(tmp_path: Path) -> None:
+    """It is refused, unless compute_loss adds it: then the run is that of a Trainer."""
+
+    class Both(Watched):
+        def losses_per_sample(self, model: Any, inputs: dict[str, Any]) -> Any:
+            outputs = model(**inputs)
+            return sample_losses(model, outputs, inputs["labels"]), outputs
+
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **more: Any) -> Any:
+            loss, outputs = super().compute_loss(model, inputs, True, **more)
+            loss = loss + outputs["term"]
+            return (loss, outputs) if return_outputs else loss
+
+    with pytest.raises(UsageError, match="Classifier returns a loss of .*: the difference would not be trained"):
+        make(tmp_path / "refused", model=Classifier(0.1), data=labelled(), data_collator=None).train()
+    sampler = PruningSampler(N, policy=Full(), batch_size=B, epochs=EPOCHS, seed=3)
+    args, data = arguments(tmp_path / "ours", optim="sgd"), labelled()
+    ours = Both(model=Classifier(0.1), args=args, sampler=sampler, train_dataset=data)
+    ours.train()
+    assert_same_as_a_trainer(ours, Classifier(0.1), data, tmp_path / "theirs")
+    plain = make(tmp_path / "plain", Full(), Classifier(), data=data, data_collator=None, args={"optim": "sgd"})
+    plain.train()
+    assert not torch.allclose(ours.model.layer.weight, plain.model.layer.weight, rtol=1e-2)
 
 
 def test_other_outputs_are_refused() -> None:

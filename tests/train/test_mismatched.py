@@ -18,7 +18,30 @@ from thresher.ops.humps import Humps
 FOUND = Humps(means=(0.4, 0.9), deviations=(0.2, 0.05), share=0.2, cut=0.75, valley=0.7)
 
 
-@pytest.mark.parametrize("kind", ["parquet", "tars"])
+@pytest.mark.parametrize(
+    ("words", "out"),
+    [
+        (["train", "clip"], "run"),
+        (["train", "moco"], "run"),
+        (["mismatched"], "sel"),
+        (["reference"], "ref.parquet"),
+        (["prove"], "proof"),
+        (["embed", "--encoder", "tests.toy:Toy", "--workers", "0"], "pool"),
+    ],
+)
+def test_results_inside_the_data_are_refused(
+    data: Data, tmp_path: Path, words: list[str], out: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They have tables of their own, which every later command would read as data."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "0.parquet").symlink_to(data.parquet)
+    assert main([*words, str(folder), "-o", str(folder / out)]) == 2
+    assert "is inside the data folder; choose a folder elsewhere" in capsys.readouterr().err
+    assert [path.name for path in folder.iterdir()] == ["0.parquet"]
+
+
+@pytest.mark.parametrize("kind", ["parquet", pytest.param("tars", marks=pytest.mark.slow)])
 def test_a_selection_without_the_pairs_that_are_learned_last(
     data: Data, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

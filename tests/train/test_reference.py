@@ -89,7 +89,7 @@ def open_pixels(data: Data, tmp_path: Path) -> Pairs:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["parquet", "tars"])
+@pytest.mark.parametrize("kind", ["parquet", pytest.param("tars", marks=pytest.mark.slow)])
 def test_the_file_is_what_rho_takes(data: Data, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     where, ref = str(getattr(data, kind)), str(tmp_path / "ref.parquet")
     assert main(["reference", where, "-o", ref, "--epochs", "1", "--batch-size", str(B), "--quiet"]) == 0

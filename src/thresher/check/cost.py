@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from thresher.errors import UsageError
-from thresher.pool.spill import rows_of_part
+from thresher.pool.spill import LARGE, rows_of_part
 from thresher.pool.store import EmbeddingStore
 from thresher.pruning.clusters import automatic
 from thresher.runtime.parameters import check_size
@@ -30,7 +30,7 @@ _TREE_SAMPLE, _NEAREST = 64, 4  # rows per cluster that train a tree, coarse clu
 _UNEVEN = 1.3  # pairs of rows in the clusters of a tree, relative to as many clusters of k-means (measured)
 # Bytes of a row in the driver, measured by benchmarks/scale.py: own, and mapped from files, whose pages the system
 # drops when it needs memory: labels, distances, orders, cosines, evidence.
-_OWN = {"check": 4, "cluster": 6, "density": 5, "ssp": 5, "clip-score": 10, "semdedup": 22}
+_OWN = {"check": 4, "cluster": 5, "density": 6, "ssp": 6, "clip-score": 10, "semdedup": 9}
 _OTHER = 12  # own, of other methods
 _MAPPED = {"cluster": 8, "density": 12, "ssp": 12, "clip-score": 8, "semdedup": 48}
 _ID = 8  # of a row of a step that does not get all rows
@@ -199,6 +199,10 @@ class StepCost:
         """The part that takes longest."""
         return max(self.parts, key=lambda name: self.parts[name])
 
+    def memory(self, workers: int) -> float:
+        """Return the bytes of one process with threads as workers, at most, with what is mapped from files."""
+        return self.driver_memory + self.driver_mapped + workers * (self.worker_memory - PROGRAM)
+
 
 @dataclass(frozen=True)
 class RunCost:
@@ -283,24 +287,37 @@ def _passes(name: str, step: Any, left: Rows, rows: Rows, several: bool) -> list
         return [Pass("cut", 0)]
     if name == "clip-score":
         return [reading("clip-score", 2)]
-    if name in ("density", "ssp", "semdedup", "cluster"):
+    if name in ("density", "ssp", "semdedup", "cluster", "clipcov"):
         k, coarse = _clusters(step, n)
         passes = []
-        if getattr(step, "centroids", None) is None:
+        if getattr(step, "centroids", None) is None and getattr(step, "classes", None) is None:
             passes.append(_training(step, n, d, coarse or k, several))
         if coarse:
             passes += _tree(step, n, d, k, coarse)
         multiplied = coarse + min(_NEAREST, coarse) * k / coarse if coarse else k
         passes.append(reading("assign", products=float(n) * multiplied * d, received=8.0 * n))
-        if name == "semdedup":
-            if rows.remote or several:  # written once more in cluster order, as runs that are then merged
-                size, part = float(n) * d * left.bytes, rows_of_part(n, d * left.bytes, BLOCK)
+        if name in ("semdedup", "clipcov"):
+            fields = 1 if name == "semdedup" else 2
+            size = float(n) * fields * d * left.bytes
+            if rows.remote or several or size >= LARGE:  # written in cluster order, as runs that are then merged
+                part = rows_of_part(n, fields * d * left.bytes, BLOCK)
                 files = -(-n // part)
-                passes.append(Pass("sort", n, prepared=0.0, tasks=files, requests=2 * files, written=size))
+                passes.append(Pass("sort", n, fields, prepared=0.0, tasks=files, requests=2 * files, written=size))
                 if files > 1:
-                    passes.append(Pass("merge", n, prepared=0.0, tasks=files, requests=files * files, written=size))
-            pairs = float(n) * n / max(k, 1) / 2 * d * (_UNEVEN if coarse else 1)
-            passes.append(Pass("compare", n, pairs=pairs, tasks=max(k, n // _TASK), received=16.0 * n))
+                    passes.append(
+                        Pass("merge", n, fields, prepared=0.0, tasks=files, requests=files * files, written=size)
+                    )
+            products, tasks = float(n) * n / max(k, 1) * d, max(k, n // _TASK)
+        if name == "semdedup":
+            pairs = products / 2 * (_UNEVEN if coarse else 1)
+            passes.append(Pass("compare", n, pairs=pairs, tasks=tasks, received=16.0 * n))
+        if name == "clipcov":
+            clamped = getattr(step, "clamp", "0") != "none"  # else sums of products are products with sums
+            taken = 2.0 * _kept(step, n) / n * products  # both ways; the rows that no clamp changes need none
+            passes.append(reading("class means", 2, received=16.0 * d * k))
+            passes.append(reading("similarities", 2, received=12.0 * n))
+            passes.append(Pass("class products", n, 2, pairs=products * clamped, tasks=tasks, received=8.0 * n))
+            passes.append(Pass("greedy", n, 2, pairs=taken * clamped, tasks=tasks, received=8.0 * n))
         return passes
     return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -12,7 +11,7 @@ import numpy as np
 import threadpoolctl
 
 from thresher.check.calibration import product_speed
-from thresher.check.cost import PROGRAM, Cluster, Constants, estimate, rows_of
+from thresher.check.cost import Cluster, Constants, estimate, rows_of
 from thresher.errors import ThresherError
 from thresher.io.listing import Files
 from thresher.io.paths import visible
@@ -29,7 +28,6 @@ from thresher.runtime.kernels import has_avx512
 
 _QUICK = 100_000
 _SECONDS = 0.2  # of timing a matrix product
-_PAGE = 4_096
 _MAY_BE_RAW = ("parquet", "arrow")  # layouts of tables that raw data have too
 
 
@@ -175,19 +173,19 @@ def _cost(store: EmbeddingStore, workers: int) -> dict[str, Any]:
     if name is None:
         return {}
     n, dim = store.total, store.dim(name)
-    k = automatic(n)[0]
     speed = product_speed(dim, workers, _SECONDS)
     constants, rows = Constants(products=speed), rows_of(store)
-    sample = min(n, max(256 * k, 65_536))
     scored = "joint" in store.fields and store.dim("image") == store.dim("text")
     steps: list[Any] = [_Step("clip-score")] if scored else []
     steps += [_Step("cluster"), _Step("density"), build("semdedup", {"eps": 0.1})]
-    seconds = {step.name: estimate([step], rows, Cluster(1, workers), constants).steps[-1].seconds for step in steps}
+    steps += [build("clipcov", {"keep": "50%"})] if scored else []
+    costs = [estimate([step], rows, Cluster(1, workers), constants).steps[-1] for step in steps]
+    memory = {cost.name: int(cost.memory(workers)) for cost in costs}
     return {
         "multiply_adds_per_second": speed * workers,
-        "clusters": k,
-        "seconds": {method: round(value, 2) for method, value in seconds.items()},
-        "memory": (memory := _memory(store, name, k, sample, workers)),
+        "clusters": automatic(n)[0],
+        "seconds": {cost.name: round(cost.seconds, 2) for cost in costs},
+        "memory": memory,
         "memory_bytes": max(memory.values()),
         "cache_bytes": int(8 * n + (0 if store.mapped(name) else store.stored_bytes(name))),
     }
@@ -199,29 +197,3 @@ class _Step:
 
     name: str
     clusters: int | None = None
-
-
-def _memory(store: EmbeddingStore, name: str, k: int, sample: int, workers: int) -> dict[str, int]:
-    """Estimate the peak memory of runs in bytes; the bytes for each row were measured with 60 to 3,000,000 rows."""
-    n, joint = store.total, tuple(store.layout.vectors)
-    bytes_of = {part: store.stored_bytes(part) // max(len(store), 1) for part in joint}  # of a stored row
-    block = min(store.block, n)
-    # Clusters up to four times the mean size are compared in one task.
-    task = min(max(4 * n // k, block // 2), 65_536, n)
-
-    def blocks(parts: Sequence[str]) -> int:
-        """The blocks that are read at the same time: as stored, and as float32."""
-        return workers * block * sum(bytes_of[part] + 4 * store.dim(part) for part in parts)
-
-    def scattered(parts: Sequence[str]) -> int:
-        """The same for single rows: each is in a page of the file that is then in memory as a whole."""
-        pages = sum(min(task * (_PAGE + bytes_of[part]), n * bytes_of[part]) for part in parts)
-        return workers * (pages + task * sum(bytes_of[part] + 8 * store.dim(part) for part in parts))
-
-    start = PROGRAM + 42 * n
-    clusters = start + 16 * n + min(sample * store.dim(name) * 4, 512 * 2**20) + blocks([name])
-    found = {"cluster": clusters, "density": clusters, "semdedup": clusters + 48 * n + scattered([name])}
-    if "joint" in store.fields and store.dim("image") == store.dim("text"):
-        scores = {"clip-score": start + blocks(joint)}
-        found = {**scores, **found, "clipcov": clusters + 116 * n + scattered(joint)}
-    return {method: int(size) for method, size in found.items()}

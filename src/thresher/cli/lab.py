@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -23,6 +22,7 @@ from thresher.cli.options import (
     options,
 )
 from thresher.cli.output import Interrupted, Output
+from thresher.runtime.places import local_path
 
 _LABELS = click.option(
     "--eval-label", "labels", multiple=True, metavar="COLUMN",
@@ -125,7 +125,7 @@ def lab(
         result = api.run_plan(plan, out, progress=output.progress(quiet), **values)
     except KeyboardInterrupt:
         raise Interrupted("the same command continues; finished runs are not repeated") from None
-    table = Path(out, "table.md").read_text(encoding="utf-8")
+    table = (local_path(out) / "table.md").read_text(encoding="utf-8")
     output.result({"out": out, **result}, [*table.rstrip().split("\n"), "", f"written to {out}"])
 
 
@@ -165,7 +165,7 @@ def prove(data: str, out: str, quiet: bool, output: Output, **values: Any) -> No
         result = api.prove(data, out, progress=output.progress(quiet), **values)
     except KeyboardInterrupt:
         raise Interrupted("the same command continues; finished runs are not repeated") from None
-    table = Path(out, "table.md").read_text(encoding="utf-8")
+    table = (local_path(out) / "table.md").read_text(encoding="utf-8")
     output.result(
         {"out": out, **result}, [*table.rstrip().split("\n"), "", f"written to {out}", "", result["sentence"]]
     )

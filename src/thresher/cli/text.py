@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from thresher.data.trainable import described
 from thresher.io.paths import relative, visible
 from thresher.runtime.format import counted, duration, size
+from thresher.runtime.places import local_path
 
 # --- look -----------------------------------------------------------------------------------------
 
@@ -75,7 +75,8 @@ def machine(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"  {torch['advice']}"
     for library in blas:
         kernels = f", {library['kernels']} kernels" if library["kernels"] else ""
-        yield f"BLAS of NumPy: {library['library']} {library['version']}{kernels}, {library['threads']} threads"
+        threads = counted(library["threads"], "thread")
+        yield f"BLAS of NumPy: {library['library']} {library['version']}{kernels}, {threads}"
     yield f"GPUs: {', '.join(found['devices']) or 'none'}"
     count = found["cores"]
     limit = f", the container may use {count['container']:g}" if count["container"] is not None else ""
@@ -199,11 +200,8 @@ def embedded(pool: Any, seconds: float) -> Iterator[str]:
     """Yield lines on an :class:`thresher.embedding.pipeline.Embedded`."""
     yield from pool.notes
     if pool.new:
-        rate = pool.new / seconds
-        yield (
-            f"{counted(pool.new, 'row')} embedded in {seconds:.1f} s, {rate:,.0f} per second including "
-            "loading the model"
-        )
+        rate = f"{pool.new / seconds:,.0f}" if pool.new >= seconds else f"{pool.new / seconds:.2g}"
+        yield (f"{counted(pool.new, 'row')} embedded in {seconds:.1f} s, {rate} per second including loading the model")
     if pool.skipped or pool.damaged:
         files = f" and {counted(pool.damaged, 'damaged file')}" if pool.damaged else ""
         yield f"{counted(pool.skipped, 'sample')}{files} skipped, listed in {pool.pool}/set_aside.txt"
@@ -442,7 +440,7 @@ def trained(out: str, log: Sequence[Mapping[str, Any]], requested: float | None)
     for name, metrics in last.get("eval", {}).items():
         yield f"{name}:"
         yield from table_of(metrics)
-    skipped = Path(out, SET_ASIDE)
+    skipped = local_path(out) / SET_ASIDE
     if skipped.exists():
         rows = len(skipped.read_text(encoding="utf-8").splitlines())
         yield f"{counted(rows, 'row')} skipped, listed in {skipped}"

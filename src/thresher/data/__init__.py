@@ -21,6 +21,7 @@ from thresher.io.paths import visible
 from thresher.io.pictures import BY_ENDING
 from thresher.io.readers import readable, recognising
 from thresher.runtime.format import counted
+from thresher.runtime.places import expanded
 from thresher.runtime.plugins import PluginPoint
 
 __all__ = [
@@ -86,7 +87,7 @@ def open_data(location: str, options: DataOptions | None = None) -> Data:
         PoolError: There is nothing at the location, or its format is not recognised.
         UsageError: A requested column or reader does not exist, or the location is a pool.
     """
-    options, where = options or DataOptions(), Location(pinned(location))
+    options, where = options or DataOptions(), Location(expanded(pinned(location)))
     if location and not options.thumbnails_as_data:
         refuse_pool(where)
     reader = DATA_READERS.build(options.reader) if options.reader else None

@@ -7,8 +7,10 @@ import stat
 from dataclasses import dataclass
 from functools import cached_property
 
+from thresher.errors import OutputError
 from thresher.io.listing import Files, folders_below, is_pattern
 from thresher.io.open import status_of
+from thresher.runtime.places import AnyPath, RemotePath, expanded
 
 
 @dataclass(frozen=True)
@@ -74,3 +76,23 @@ class Location:
             if here != self.text:
                 inner.clear()
         return result
+
+
+def refuse_inside(data: str | os.PathLike[str], out: AnyPath) -> None:
+    """Refuse a result inside a folder of data, before any work: the next command would read it as data.
+
+    Args:
+        data: The location of the data.
+        out: The folder or file to write.
+
+    Raises:
+        OutputError: It is inside the folder.
+    """
+    where = os.fspath(data)
+    if isinstance(out, RemotePath):
+        inside = "://" in where and out.url.startswith(f"{where.rstrip('/')}/")
+    else:
+        here = os.path.realpath(expanded(where))
+        inside = os.path.isdir(here) and (os.path.realpath(out) + os.sep).startswith(os.path.join(here, ""))
+    if inside:
+        raise OutputError(f"{out}: is inside the data folder; choose a folder elsewhere")

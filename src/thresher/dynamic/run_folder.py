@@ -28,7 +28,7 @@ from thresher.io.paths import relative, shortened, visible
 from thresher.pool.store import EmbeddingStore, absolute, open_store
 from thresher.runtime.files import writing
 from thresher.runtime.format import counted
-from thresher.runtime.places import local_path
+from thresher.runtime.places import expanded, local_path
 from thresher.runtime.untrusted import Fields, open_regular, parse_json, read_json, read_npz
 
 MARK, LOG, LEDGER, ROWS, CHECKPOINT = "training.json", "log.jsonl", "ledger.npz", "rows.parquet", "checkpoint.pt"
@@ -78,7 +78,10 @@ class Training:
         try:
             head = Fields(read_json(path / MARK), str(path / MARK))
         except (FileNotFoundError, NotADirectoryError):
-            raise PoolError(f"{path}: not the folder of a training run ({MARK} is missing)") from None
+            why = f"{MARK} is missing" if path.exists() else "nothing is there"
+            raise PoolError(
+                f"{path}: not the folder of a training run ({why}); give a folder that thresher train wrote"
+            ) from None
         except (OSError, ValueError) as error:
             raise PoolError(f"{path / MARK}: cannot be read, it may be damaged ({error})") from None
         if head.whole("format", 0, 10**9) != FORMAT:
@@ -230,7 +233,7 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 
 def is_run(path: str | os.PathLike[str]) -> bool:
     """Return whether a folder is that of a training run, not a selection."""
-    folder = Path(path)
+    folder = Path(expanded(path))
     return "://" not in os.fspath(path) and (folder / MARK).exists() and not (folder / "selection.json").exists()
 
 

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.data import Data, DataOptions, Part, Place, Sample, noted, open_data
+from thresher.data.location import refuse_inside
 from thresher.embedding.encoders import Encoder, importable, make_encoder, shaped
 from thresher.embedding.pool import (
     FOLDERS,
@@ -199,7 +200,7 @@ def embed(
     progress = progress or Silent()
     folder = place(pool)
     source, refusal = _opened(data, settings)
-    _refuse_inside(data, folder)
+    refuse_inside(data, folder)
     known = None if overwrite else PoolPlan.read(folder)
     if known is None:
         refuse_foreign_files(
@@ -326,17 +327,6 @@ def _of_job(folder: AnyPath, plan: PoolPlan, job: ArrayJob, new: set[int], notes
 
 def _removed(folder: AnyPath, number: int) -> PoolError:
     return PoolError(f"{folder}: shard {number} was removed during embedding; run the command again")
-
-
-def _refuse_inside(data: str, folder: AnyPath) -> None:
-    """Refuse a pool inside a folder of data: it would be read as data."""
-    if isinstance(folder, RemotePath):
-        if "://" in data and folder.url.startswith(f"{data.rstrip('/')}/"):
-            raise OutputError(f"{folder}: is inside the data folder; choose a folder elsewhere")
-        return
-    here, there = os.path.realpath(data), os.path.realpath(folder)
-    if os.path.isdir(here) and (there + os.sep).startswith(here + os.sep):
-        raise OutputError(f"{folder}: is inside the data folder; choose a folder elsewhere")
 
 
 def _files(folder: AnyPath, name: str) -> list[AnyPath]:

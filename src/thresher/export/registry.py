@@ -30,10 +30,12 @@ class Written:
         rows: Entries written, including repeats.
         missing: Rows of the selection that could not be written, in pool order: their row numbers in the pool, and
             their keys or another name. Empty for a format that has an entry for every row.
+        lacks: What the missing rows lack, for the error if all rows are missing: "a URL in the column 'url'".
     """
 
     rows: int
     missing: tuple[tuple[int, str], ...] = ()
+    lacks: str = ""
 
 
 class Export(Protocol):

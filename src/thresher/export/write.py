@@ -95,6 +95,12 @@ def export(
         with result_files(overwrite=overwrite, say=progress.say, replaces=beside) as new:
             made_files = {path: new(path)}
             written = made.write(selection, store, str(made_files[path]))
+            if written.missing and not written.rows:
+                lacks = written.lacks or "what this format needs"
+                raise UsageError(
+                    f"--as {made.name}: no selected row has {lacks}, so the file would be empty; --as parquet and "
+                    "--as csv write rows of any kind"
+                )
             if written.missing:
                 text = "".join(f"{row}\t{_one_line(key)}\n" for row, key in written.missing)
                 made_files[missing_file] = new(missing_file)

@@ -6,6 +6,7 @@ import csv
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
+from shlex import quote
 from typing import IO
 
 from thresher.errors import PoolError, UsageError
@@ -39,13 +40,16 @@ class Lines:
             if len(line) > self._most:
                 raise PoolError(f"{self._path}: the line at byte {self.at:,} exceeds {self._most:,} bytes")
             if not self.at and (name := _other_code(line)):
-                to = f"iconv -f {name} -t UTF-8 {self._path} > NEW"
+                to = f"iconv -f {name} -t UTF-8 {quote(self._path)} > NEW"
                 raise PoolError(f"{self._path}: is {name}, not UTF-8; save it as UTF-8: {to}")
             try:
                 text = line.decode("utf-8" if self.at else "utf-8-sig")
             except UnicodeDecodeError as error:
                 at = self.at + error.start
-                raise PoolError(f"{self._path}: is not valid UTF-8 at byte {at:,}; save it as UTF-8") from None
+                to = f"iconv -f WINDOWS-1252 -t UTF-8 {quote(self._path)} > NEW"
+                raise PoolError(
+                    f"{self._path}: is not valid UTF-8 at byte {at:,}; save it as UTF-8 (if it is from Windows: {to})"
+                ) from None
             self.at += len(line)
             yield text.replace("\0", "\ufffd")
         self.ended = True

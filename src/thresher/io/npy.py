@@ -149,7 +149,10 @@ def _header(file: IO[bytes], name: str, dtype: str | None) -> tuple[tuple[int, i
     if header.fortran and shape[0] > 1 and shape[1] > 1:
         raise PoolError(f"{name}: is in Fortran order; save it with np.save(path, np.ascontiguousarray(array))")
     if stored.byteorder == ">":
-        raise PoolError(f"{name}: is big-endian {stored}; save it little-endian")
+        native = stored.newbyteorder("<").str
+        raise PoolError(
+            f"{name}: is big-endian {stored}; save it little-endian: np.save(path, array.astype({native!r}))"
+        )
     # ml_dtypes saves bfloat16 as two opaque bytes; uint16 needs a hint in the file name or an option.
     marked = dtype == "bfloat16" or any(mark in os.path.basename(name).lower() for mark in ("bf16", "bfloat16"))
     if stored.str in ("|V2", "<V2") or (stored == np.uint16 and marked):

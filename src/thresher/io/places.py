@@ -21,7 +21,7 @@ from thresher.io.open import meaning_of, open_file, protocol_of
 from thresher.io.paths import is_unsafe
 from thresher.io.remote import file_system, requested
 from thresher.runtime.locks import create_locked_folder, sweep
-from thresher.runtime.places import UPLOADING, AnyPath, RemotePath, Status, files_below
+from thresher.runtime.places import UPLOADING, AnyPath, RemotePath, Status, files_below, local_path
 
 _T = TypeVar("_T")
 
@@ -49,7 +49,7 @@ def place(location: AnyPath | str | os.PathLike[str], *, reads: bool = False) ->
     text = os.fspath(location)
     protocol, mark, rest = text.partition("://")
     if not mark or protocol in ("file", "local"):
-        return Path(rest if mark else text)
+        return Path(rest) if mark else local_path(text)
     if protocol in _READ_ONLY:
         raise UsageError(f"{text}: cannot be written to; give a folder, or an address such as s3://bucket/folder")
     if not rest.strip("/"):

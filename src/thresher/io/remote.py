@@ -17,6 +17,7 @@ from thresher.io.open import meaning_of, trusting
 from thresher.runtime import memory
 from thresher.runtime.config import setting
 from thresher.runtime.engine import windowed
+from thresher.runtime.places import expanded
 
 _T = TypeVar("_T")
 _S = TypeVar("_S")
@@ -40,8 +41,7 @@ def file_system(location: str) -> tuple[Any, str]:
     import fsspec
 
     if "://" not in location:
-        local = location if os.path.lexists(location) else os.path.expanduser(location)
-        return fsspec.filesystem("file"), os.path.abspath(local)
+        return fsspec.filesystem("file"), os.path.abspath(expanded(location))
     if "::" in location:
         inner = location.rpartition("::")[2]
         raise PoolError(f"{location}: chained URLs are not supported; give the location of the files, such as {inner}")

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from thresher.data.location import refuse_inside
 from thresher.errors import OutputError, UsageError
 from thresher.evaluation.intervals import Mean
 from thresher.evaluation.split import split
@@ -132,6 +133,8 @@ def cut_data(question: Question, data: str, folder: Path) -> tuple[str, tuple[st
         known = read_own(folder / REQUEST)
         if odd := [name for name, value in request.items() if known.get(name) != value]:
             raise OutputError(f"{folder.parent}: was begun with other {' and '.join(odd)}; choose another folder")
+    if not folder.exists():
+        refuse_inside(data, folder.parent)
     made = _cut(question, data, folder)
     write_json(folder / REQUEST, request)
     return made

@@ -15,6 +15,7 @@ from typing import Any
 
 import thresher
 from thresher.data import open_data
+from thresher.data.location import refuse_inside
 from thresher.errors import OutputError, PoolError, UsageError
 from thresher.lab.jobs import FREE, Job, check, jobs_of, run_name, samples_of
 from thresher.lab.plan import Plan, Trainer
@@ -70,6 +71,8 @@ def run_plan(
     plan = located(plan, data)
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: is a file; name a folder")
+    if not folder.exists():
+        refuse_inside(plan.data.train, folder)
     at_once = workers or plan.trainer.at_once or max(1, cores() // plan.trainer.threads)
     jobs = jobs_of(plan)
     with locks.holding(folder / LOCK, f"the lab {folder}", wait=False) as still_held:

@@ -33,6 +33,7 @@ from thresher.runtime.locks import LOCK, holding, remove_folder, remove_unused
 from thresher.runtime.places import AnyPath, RemotePath, remove_tree, sizes_in
 from thresher.runtime.progress import Progress, Silent
 
+LARGE = 2**30  # bytes of vectors from which on it is faster in local files, too: every row is in another page
 PART = 64 * 2**20  # bytes of a run, at least
 SPAN = 256 * 2**10  # bytes that a part of the order has in each run, at least, so that they are read in few requests
 _CHUNK = 8 * 2**20  # bytes that are copied at a time
@@ -101,6 +102,20 @@ class Spill:
                 self._remove(held)
                 raise
             self._remove(held)
+
+    def fits(self) -> bool:
+        """Return whether there is space for all files; say so if there is not."""
+        free, there = self._free(), dict[str, int]()
+        with suppress(OSError):  # another process may be removing it
+            there = sizes_in(self.folder)
+        missing = sum(self._part_of(name).missing(there) for name in self.store.parts(self.name))
+        if free is None or missing <= free:
+            return True
+        self.progress.say(
+            f"{self.name} vectors: read row by row, which is slower, because {size(missing)} in cluster order do not "
+            f"fit in the {size(free)} that are free in {self.folder}; {_HINT}"
+        )
+        return False
 
     def discard(self) -> None:
         """Remove what a killed process left, unless it is in use."""
@@ -175,11 +190,16 @@ class Spill:
         rows = self.part or rows_of_part(len(self.order_M), width, self.store.block)
         return _Field(name, first.dim, first.dtype, len(self.order_M), -(-len(self.store) // rows), rows, self.folder)
 
-    def _check_space(self, missing: int) -> None:
+    def _free(self) -> int | None:
+        """Return the bytes that are free where it is written, None in object storage."""
         if isinstance(self.folder, RemotePath):
-            return
-        free = shutil.disk_usage(self.folder).free
-        if missing > free:
+            return None
+        there = next(path for path in (self.folder, *self.folder.parents) if path.is_dir())
+        return shutil.disk_usage(there).free
+
+    def _check_space(self, missing: int) -> None:
+        free = self._free()
+        if free is not None and missing > free:
             raise OutputError(
                 f"{self.folder}: cannot be written (vectors in cluster order take {size(missing)}, {size(free)} are "
                 f"free); free some space, or {_HINT}"
@@ -226,6 +246,11 @@ def is_consecutive(order_M: Rows) -> bool:
         if not np.array_equal(some, np.arange(int(order_M[0]) + lo, int(order_M[0]) + lo + len(some))):
             return False
     return True
+
+
+def is_large(store: EmbeddingStore, name: str, rows: int) -> bool:
+    """Return whether so many rows of a field are faster to read if they are written in order first."""
+    return rows * (store.stored_bytes(name) // max(len(store), 1)) >= LARGE
 
 
 def rows_of_part(rows: int, width: int, block: int) -> int:

@@ -34,6 +34,7 @@ from thresher.runtime.code import code_version
 from thresher.runtime.config import cache_folder
 from thresher.runtime.format import counted
 from thresher.runtime.locks import Pin, pin
+from thresher.runtime.places import expanded
 from thresher.runtime.random import digest
 from thresher.selection import Selection
 
@@ -522,7 +523,7 @@ def whole_pool(store: EmbeddingStore) -> None:
 
 def absolute(location: str) -> str:
     """Return a location that is independent of the current folder; URLs and SQL are returned unchanged."""
-    return location if "://" in location or is_sql(location) else os.path.abspath(location)
+    return location if "://" in location or is_sql(location) else os.path.abspath(expanded(location))
 
 
 def _itemsize(piece: Piece) -> int:

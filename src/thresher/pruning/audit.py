@@ -20,6 +20,7 @@ from thresher.pool.store import Block, EmbeddingStore
 from thresher.pruning.database import cursor
 from thresher.pruning.run import Run
 from thresher.runtime.checksums import ArraySpec
+from thresher.runtime.format import counted
 from thresher.selection import Selection
 
 _CODES = (
@@ -79,9 +80,10 @@ class Audit:
             count = int(np.count_nonzero(codes == code))
             if code and count:
                 rows = run.store.ids_at(np.flatnonzero(codes == code)[:5]).tolist()
+                why = reason if count == 1 else reason.replace("its", "their", 1)
+                listed = f"row {rows[0]}" if count == 1 else f"rows {', '.join(map(str, rows))}"
                 notes.append(
-                    f"skipped {count:,} rows because {reason}: rows {', '.join(map(str, rows))}"
-                    + (", ..." if count > 5 else "")
+                    f"skipped {counted(count, 'row')} because {why}: {listed}" + (", ..." if count > 5 else "")
                 )
         return run.selection(self, codes == 0, reasons=_CODES, notes=notes, rows={"code": codes})
 

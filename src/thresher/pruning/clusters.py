@@ -31,7 +31,7 @@ from thresher.runtime.engine import Engine, reduced, shares_memory
 from thresher.runtime.files import refuse_foreign_files
 from thresher.runtime.format import counted
 from thresher.runtime.kernels import has_bfloat16
-from thresher.runtime.places import AnyPath
+from thresher.runtime.places import AnyPath, expanded
 from thresher.runtime.random import digest
 from thresher.runtime.results import Name, Say, result_folder
 from thresher.runtime.untrusted import INTEGERS, Fields, check_array, mapped_array, open_regular, read_json
@@ -498,7 +498,7 @@ def _assign(name: str, rule: kmeans.Assign | kmeans.AssignTree, store: Embedding
 
 
 def _given(run: Run, how: Clustered) -> tuple[F32, tuple[str, ...]]:
-    path = str(how.centroids)
+    path = expanded(str(how.centroids))
     centroids = np.concatenate(list(vectors_from_npy(path, "centroids", run.store, how.embedding)))
     # Unit rows are not normalised again, so that labels are the same as in the run that computed the centroids.
     stored = to_float32(npy_piece(*located(path)).read(0, len(centroids)))
@@ -555,7 +555,7 @@ def _train(run: Run, how: Clustered, k: int, sample: int, iterations: int) -> F3
     unit_rows = ArraySpec("float32", (k, dim), least=-2, most=2)
     known = run.cache.load(path, unit_rows)
     if known is not None:
-        run.progress.say(f"k-means: {k:,} centroids found in the cache")
+        run.progress.say(f"k-means: {counted(k, 'centroid')} found in the cache")
         return np.asarray(known)
     first = None
     if sample > 2 * _WARM_ROWS * k and iterations > 1:

@@ -18,6 +18,7 @@ from thresher.pruning.run import Run
 from thresher.runtime.cache import Cache
 from thresher.runtime.engine import Engine, make_engine
 from thresher.runtime.format import counted
+from thresher.runtime.places import expanded
 from thresher.runtime.process import one_blas_thread
 from thresher.runtime.progress import Progress, Silent
 from thresher.runtime.untrusted import cut, parse_toml, toml_text
@@ -40,7 +41,7 @@ class Recipe:
             UsageError: There is no such recipe, it is not valid TOML, or it has unknown keys.
         """
         shipped = shipped_recipes()
-        path = Path(name)
+        path = Path(expanded(name))
         if name in shipped:
             return cls.parse(shipped[name], name)
         try:

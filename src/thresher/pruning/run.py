@@ -16,7 +16,7 @@ from thresher.errors import BadRowsError
 from thresher.io.npy import NpyPiece, npy_piece
 from thresher.io.places import place
 from thresher.ops.vectors import F32
-from thresher.pool.spill import Ordered, Spill, is_consecutive
+from thresher.pool.spill import Ordered, Spill, is_consecutive, is_large
 from thresher.pool.store import Block, EmbeddingStore
 from thresher.runtime.cache import Cache
 from thresher.runtime.checksums import ArraySpec
@@ -210,9 +210,9 @@ class Run:
     def in_order(self, name: str, order_M: npt.NDArray[np.int64]) -> Iterator[Callable[[], Ordered]]:
         """Yield a function that returns the vectors of a field for reading in an order, such as cluster by cluster.
 
-        If single rows are slow to read, because they are in Parquet, compressed, remote, or on the storage that the
-        nodes of a cluster share, the first call writes the vectors once more in this order; they are removed at the
-        end of the block. See :class:`~thresher.pool.spill.Spill`.
+        If single rows are slow to read, because they are in Parquet, compressed, remote, in large files, or on the
+        storage that the nodes of a cluster share, the first call writes the vectors once more in this order; they are
+        removed at the end of the block. See :class:`~thresher.pool.spill.Spill`.
 
         Args:
             name: The field.
@@ -224,8 +224,9 @@ class Run:
         spill: Spill | None = None
         made: list[Ordered] = []
         slow = not self.store.in_memory and (nodes_of(self.engine) > 1 or not self._quick(name))
-        in_file_order = slow and self.store.seekable(name) and is_consecutive(order_M)
-        if slow and not in_file_order:
+        large = not self.store.in_memory and is_large(self.store, name, len(order_M))
+        in_file_order = (slow or large) and self.store.seekable(name) and is_consecutive(order_M)
+        if (slow or large) and not in_file_order:
             key = {"store": self.version, "view": self.view, "of": name, "order": digest(order_M)}
             path = self.cache.path(f"order.{name}", key, ".partial")
             scratch = self.cache.scratch
@@ -234,7 +235,7 @@ class Run:
         with ExitStack() as stack:
 
             def opened() -> Ordered:
-                if not made and spill is not None:
+                if not made and spill is not None and (slow or spill.fits()):
                     made.append(Ordered(stack.enter_context(spill.written())))
                 elif not made:
                     made.append(Ordered(self.store if in_file_order else self.local(name).store, order_M))

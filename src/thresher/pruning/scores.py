@@ -24,6 +24,7 @@ from thresher.pool.store import EmbeddingStore, missing, open_store, open_table
 from thresher.pruning.registry import METHODS, build
 from thresher.pruning.run import Run
 from thresher.runtime.parameters import is_required, parameters_of
+from thresher.runtime.places import expanded
 from thresher.runtime.template import RoundedFloat
 from thresher.runtime.untrusted import parse_json
 from thresher.selection import Budget, Keep, Selection
@@ -231,6 +232,7 @@ def _stored(run: Run, name: str) -> Score:
 def _from_file(run: Run, location: str, name: str | None, parameter: str) -> Score:
     import pyarrow as pa
 
+    location = expanded(location)
     if "://" not in location and not is_sql(location) and not os.path.isfile(location):
         raise UsageError(f"{parameter}: {location}: no such file; 'thresher score' writes one")
     mine = run.store.layout.key

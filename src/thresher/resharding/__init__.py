@@ -134,6 +134,7 @@ def reshard(
     from thresher.io.places import local_copy, place
     from thresher.io.sql import is_sql, sql_table
     from thresher.resharding.job import Job, run_job
+    from thresher.runtime.places import expanded
     from thresher.selection import Selection
 
     if per_shard < 1:
@@ -160,6 +161,7 @@ def reshard(
     )
     if is_sql(sel):
         return run_job(job, sql_table(str(sel)).path, workers, progress)
+    sel = expanded(sel) if isinstance(sel, str) else sel
     if isinstance(sel, str) and "://" in sel:
         if place(sel, reads=True).is_file():
             with local_copy(sel) as copy:

@@ -22,6 +22,7 @@ import numpy as np
 from thresher import __version__
 from thresher.data import Data, DataOptions, noted, open_data
 from thresher.data.layouts.webdataset import TarPart
+from thresher.data.location import refuse_inside
 from thresher.data.parts import Form, Ints
 from thresher.errors import OutputError, PoolError, UsageError
 from thresher.export.keys import Chosen, KeySet, each_key, read_keys
@@ -179,7 +180,7 @@ def run_job(job: Job, sel: Chosen, workers: int | None, progress: Progress | Non
         notes = [*data.notes, *noted("sample", done.noted)]
         if job.for_energon and job.shard is None and not isinstance(out, RemotePath):
             names = [one["name"] for one in record_in(out / RESULT)["outputs"]]
-            notes.append(energon.prepare(Path(out), names, engine))
+            notes.append(energon.prepare(out, names, engine))
     return replace(done, notes=tuple(notes))
 
 
@@ -263,18 +264,17 @@ def _has_two_rounds(job: Job, form: Form, trainable: bool, data: Data) -> bool:
 
 def _refuse_overlap(out: AnyPath, data: Data) -> None:
     """Refuse to write into or above the data: shards would become data, or be mixed with it."""
+    refuse_inside(data.location, out)
     if isinstance(out, RemotePath):
         protocol, folder = located(out.url)
-        inside = "://" in data.location and out.url.startswith(f"{data.location.rstrip('/')}/")
         around = any(f"{part.path}/".startswith(f"{folder}/") for part in data.parts if part.protocol == protocol)
     else:
         there = os.path.realpath(out) + os.sep
         paths = {os.path.realpath(part.path) for part in data.parts if part.protocol == "file"}
         folders = {path if os.path.isdir(path) else os.path.dirname(path) for path in paths}
-        inside = os.path.isdir(data.location) and there.startswith(os.path.realpath(data.location) + os.sep)
         around = any((folder + os.sep).startswith(there) for folder in folders)
-    if inside or around:
-        raise OutputError(f"{out}: is inside the data folder, or contains it; choose a folder elsewhere")
+    if around:
+        raise OutputError(f"{out}: contains the data folder; choose a folder elsewhere")
 
 
 # --- finding --------------------------------------------------------------------------------------

@@ -205,15 +205,24 @@ def as_path(path: AnyPath | str | os.PathLike[str]) -> AnyPath:
     return path if isinstance(path, RemotePath) else local_path(path)
 
 
+def expanded(location: str | os.PathLike[str]) -> str:
+    """Return a location with the home folder in place of a first ``~``, unless a file here has that very name.
+
+    A shell does so only at the start of a word, not in ``--out=~/sel``, and Python never does.
+    """
+    text = os.fspath(location)
+    return text if "://" in text or os.path.lexists(text) else os.path.expanduser(text)
+
+
 def local_path(path: str | os.PathLike[str]) -> Path:
-    """Return a local path.
+    """Return a local path, :func:`expanded`.
 
     Raises:
         UsageError: It is an address: a folder of that name would be made here.
     """
     if "://" in os.fspath(path):
         raise UsageError(f"{os.fspath(path)}: is an address; here only a folder or file on this machine can be used")
-    return Path(path)
+    return Path(expanded(path))
 
 
 def files_below(folder: AnyPath) -> list[str]:

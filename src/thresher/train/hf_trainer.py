@@ -135,6 +135,7 @@ class PruningTrainer(Trainer):
         self._keys, self._pool = keys, None if pool is None else open_store(absolute(os.fspath(pool)))
         if self._pool is not None and self._pool.total != sampler.rows:
             raise UsageError(f"{pool}: has {self._pool.total:,} rows, the dataset {sampler.rows:,}; give its own pool")
+        self._compared = False  # its losses with the loss of the model
         self._total = sampler.total_steps()  # a forecast, the length of the schedule
         self.args = copy.copy(self.args)  # the arguments are the caller's
         self.args.ignore_data_skip = True
@@ -204,10 +205,17 @@ class PruningTrainer(Trainer):
         Args:
             model: The model, as ``compute_loss`` of a Trainer gets it.
             inputs: The batch.
+
+        Raises:
+            UsageError: The losses are not known, or the model adds terms to them, such as the losses of experts.
         """
         outputs = model(**inputs)
         bare = self.accelerator.unwrap_model(model)
-        return sample_losses(bare, outputs, inputs.get("labels"), gather=self.gather), outputs
+        losses_BR = sample_losses(bare, outputs, inputs.get("labels"), gather=self.gather)
+        if not (self._compared or self.gather):
+            self._compared = True
+            self._compare(bare, outputs, losses_BR)
+        return losses_BR, outputs
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -227,6 +235,20 @@ class PruningTrainer(Trainer):
             state = self.sampler.state_dict()  # all ranks
             if self.args.should_save:
                 save_state(Path(output_dir) / STATE, {**state, "total": np.array(self._total)})
+
+    def _compare(self, model: Any, outputs: Any, losses_BR: torch.Tensor) -> None:
+        """Refuse a model whose loss is not the mean of the losses: the difference would not be trained."""
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
+        if loss is None or loss.numel() != 1:
+            return
+        given, mean = float(loss.detach()), float(losses_BR.detach().mean())
+        exact = loss.dtype == torch.float32 and self.accelerator.mixed_precision == "no"
+        if abs(given - mean) > (1e-3 if exact else 2e-2) * max(abs(given), abs(mean)):
+            raise UsageError(
+                f"{type(model).__name__} returns a loss of {given:.6g}, the mean of its losses per sample is "
+                f"{mean:.6g}: the difference would not be trained; override losses_per_sample of the "
+                "PruningTrainer, and compute_loss to add it (docs/hf-trainer.md)"
+            )
 
     @property
     def _folder(self) -> Path:

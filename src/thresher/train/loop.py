@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from thresher import __version__
 from thresher.data import DataOptions
+from thresher.data.location import refuse_inside
 from thresher.dynamic.cabs import Cabs, Kind
 from thresher.dynamic.jest import JestSampler
 from thresher.dynamic.loop import describe
@@ -271,6 +272,8 @@ def open_run(
     requested = json.loads(json.dumps({**asdict(schedule), **_flat(settings), "data": absolute(os.fspath(data))}))
     with _locked(out):
         earlier = _earlier(out, task, requested, resume)
+        if earlier is None:
+            refuse_inside(data, out)
         with _removed_unless_started(out):
             options: dict[str, Any] = {
                 "side": side,

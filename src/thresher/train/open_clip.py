@@ -2,14 +2,16 @@
 
 All arguments except those that start with ``--prune`` are passed to ``open_clip_train.main``. Its loop runs unchanged.
 While it runs, five names in that module are replaced (:data:`SEAM`), because it has no other interface for them.
-Nothing else of open_clip or torch is changed:
+Nothing else of open_clip or torch is changed. The release 3.3 and the ``main`` branch differ in one of the names;
+batches of the latter are dictionaries:
 
 - ``get_data`` returns the data of open_clip, but the training loader leaves out the rows that the current plan leaves
   out, and remembers the ids of every batch it yields. Map-style datasets (csv, synthetic) are read through a
   :class:`PruningSampler`, webdataset through a :class:`prune_stream` stage in open_clip's pipeline, before its shuffle
   buffer.
-- ``create_loss`` returns the loss of open_clip; in addition the losses per sample are computed and recorded. If the
-  plan has weights (InfoBatch), the loss is the weighted mean of the losses per sample instead.
+- ``create_loss`` (3.3) returns the loss of open_clip; in addition the losses per sample are computed and recorded. If
+  the plan has weights (InfoBatch), the loss is the weighted mean of the losses per sample instead. ``create_task``
+  (``main``) returns the task of open_clip, with that loss.
 - ``cosine_lr``, ``const_lr`` and ``const_lr_cooldown`` return the schedules of open_clip. If epochs are shorter, they
   get the step of a full run with the same progress, so that they end with the run.
 
@@ -38,7 +40,7 @@ import numpy.typing as npt
 
 from thresher import __version__
 from thresher.data.streams import PATIENCE, Seen
-from thresher.data.trainable import phrase, why_left_out
+from thresher.data.trainable import CAPTION, TAKEN, phrase, why_left_out
 from thresher.dynamic.ledger import Ints
 from thresher.dynamic.loop import as_array, describe, refuse_chosen
 from thresher.dynamic.policies.full import Full
@@ -48,7 +50,7 @@ from thresher.dynamic.reference_features import KeyedFeatures, ReferenceFeatures
 from thresher.dynamic.references import References, check_found
 from thresher.dynamic.registry import POLICIES, Flag, check_options, flags, policy_named
 from thresher.dynamic.run_folder import ROWS, Training, save_state
-from thresher.dynamic.sampler import PruningSampler, with_rows
+from thresher.dynamic.sampler import PruningSampler, collated_with_rows, with_rows
 from thresher.dynamic.stream import AUTO, ID, KEY, UID, StaticKeys, StreamPruner, prune_stream
 from thresher.errors import MissingExtraError, ThresherError, UsageError, installed, suggest
 from thresher.export.keys import each_key, key_batches, keys_are_of_rows, read_keys
@@ -61,7 +63,8 @@ from thresher.runtime.parameters import Share, read
 from thresher.runtime.untrusted import cut
 from thresher.selection import Selection
 
-SEAM = ("get_data", "create_loss", "cosine_lr", "const_lr", "const_lr_cooldown")
+SEAM = ("get_data", "cosine_lr", "const_lr", "const_lr_cooldown")
+LOSS = ("create_loss", "create_task")  # the fifth name: of 3.3, of main
 KEYS = {"auto": AUTO, "key": KEY, "uid": UID, "url+key": ("__url__", KEY)}
 
 OWN = (
@@ -170,16 +173,17 @@ def parse(arguments: Sequence[str]) -> tuple[PruneOptions, list[str]]:
     parameters = check_options(args.policy, of_policy, prune=args.share, flags=True)
     options = PruneOptions(**named, parameters=parameters)
     _check(options)
-    _trainer()
-    _refuse_absent(rest)
+    _refuse_absent(rest, _trainer())
     from open_clip_train.params import parse_args
 
     open_clip_args = parse_args(rest)
     options.make(open_clip_args.epochs)
     refused = {
-        "--horovod": open_clip_args.horovod,
+        "--horovod": getattr(open_clip_args, "horovod", False),
         "--distill-model": open_clip_args.distill_model,
         "--model coca...": "coca" in open_clip_args.model.lower(),
+        "--use-naflex, or a model with it,": getattr(open_clip_args, "use_naflex", False),
+        f"--dataset-type {open_clip_args.dataset_type}": "audio" in open_clip_args.dataset_type,
     }
     if options.loss == "distill" and open_clip_args.siglip:
         raise UsageError("--prune-loss distill is of the softmax loss; leave out --siglip, or give --prune-loss drrho")
@@ -190,15 +194,20 @@ def parse(arguments: Sequence[str]) -> tuple[PruneOptions, list[str]]:
     return options, rest
 
 
-def _refuse_absent(arguments: Sequence[str]) -> None:
-    """Raise UsageError for an option that open_clip 3.3 does not have and users of other versions expect."""
-    instead = {
-        "--fsdp": "the sampler works with FSDP in your own loop, see docs/port-a-loop.md",
-        "--grad-cache": "--accum-freq N caches gradients: the loss is that of the whole batch of N parts",
-    }
+def _refuse_absent(arguments: Sequence[str], trainer: Any) -> None:
+    """Raise UsageError for an option that this version of open_clip does not have and users of others expect."""
+    instead = {"--grad-cache": "--accum-freq N caches features: the loss is that of the whole batch of N parts"}
+    if not hasattr(trainer, "create_task"):
+        instead["--fsdp"] = "its main branch has it, and your own loop may use it, see docs/port-a-loop.md"
     for flag in (argument.partition("=")[0] for argument in arguments):
         if flag in instead:
-            raise UsageError(f"{flag}: open_clip_torch 3.3.0 has no such option; {instead[flag]}")
+            raise UsageError(f"{flag}: open_clip {_version()} has no such option; {instead[flag]}")
+
+
+def _version() -> str:
+    import open_clip
+
+    return str(open_clip.__version__)
 
 
 def static_keys(sel: str | os.PathLike[str], total: int, *, weigh: bool = False) -> StaticKeys:
@@ -229,17 +238,17 @@ def static_keys(sel: str | os.PathLike[str], total: int, *, weigh: bool = False)
 
 @contextmanager
 def pruning(options: PruneOptions) -> Iterator[Any]:
-    """Yield the module ``open_clip_train.main``, with the names in :data:`SEAM` replaced until the block ends."""
+    """Yield the module ``open_clip_train.main``, with the names of :func:`seam` replaced until the block ends."""
     trainer = _trainer()
-    own = {name: getattr(trainer, name) for name in SEAM}
+    own = {name: getattr(trainer, name) for name in seam(trainer)}
     run = _Run(options, own)
     try:
-        for name in SEAM:
+        for name in own:
             setattr(trainer, name, getattr(run, name, None) or run.schedule(name))
         yield trainer
     finally:
-        for name in SEAM:
-            setattr(trainer, name, own[name])
+        for name, value in own.items():
+            setattr(trainer, name, value)
         run.lock.close()
 
 
@@ -255,14 +264,23 @@ def _trainer() -> Any:
         raise UsageError(
             f"open_clip's trainer cannot be imported ({error}); type: pip install 'open_clip_torch[training]'"
         ) from None
-    if missing := [name for name in SEAM if not hasattr(trainer, name)]:
-        import open_clip
+    seam(trainer)
+    return trainer
 
+
+def seam(trainer: Any) -> tuple[str, ...]:
+    """Return the five names of ``open_clip_train.main`` that are replaced: :data:`SEAM`, and one of :data:`LOSS`.
+
+    Raises:
+        UsageError: It has others.
+    """
+    loss = next((name for name in LOSS if hasattr(trainer, name)), " or ".join(LOSS))
+    if missing := [name for name in (*SEAM, loss) if not hasattr(trainer, name)]:
         raise UsageError(
-            f"open_clip {open_clip.__version__} has another trainer (no {', '.join(missing)} in open_clip_train.main), "
+            f"open_clip {_version()} has another trainer (no {', '.join(missing)} in open_clip_train.main), "
             "which is not supported; type: pip install 'open_clip_torch[training]==3.3.0'"
         )
-    return trainer
+    return (*SEAM, loss)
 
 
 class _Run:
@@ -281,9 +299,9 @@ class _Run:
 
     # Called by open_clip's trainer
 
-    def get_data(self, args: Any, preprocess_fns: Any, epoch: int = 0, tokenizer: Any = None) -> dict[str, Any]:
+    def get_data(self, args: Any, preprocess_fns: Any, epoch: int = 0, **more: Any) -> dict[str, Any]:
         try:
-            data: dict[str, Any] = self.own["get_data"](args, preprocess_fns, epoch=epoch, tokenizer=tokenizer)
+            data: dict[str, Any] = self.own["get_data"](args, preprocess_fns, epoch=epoch, **more)
         except AssertionError as error:
             if "number of shards" not in str(error):
                 raise
@@ -309,6 +327,19 @@ class _Run:
 
     def create_loss(self, args: Any) -> Any:
         return _Loss(self, self.own["create_loss"](args))
+
+    def create_task(self, args: Any, **of_task: Any) -> Any:
+        task = self.own["create_task"](args, **of_task)
+        if task.data_keys != ("image", "text"):
+            raise UsageError(f"--model {args.model} is not trained on images with captions; use open_clip_train.main")
+        recorded: Any = _Loss(self, task.loss)
+        if args.torchcompile:  # the task may be compiled, without what records
+            import torch
+
+            recorded = torch.compiler.disable(recorded.__call__)
+        del task.loss  # a torch module, which only another may replace
+        task.loss = recorded
+        return task
 
     def schedule(self, name: str) -> Callable[..., Any]:
         def make(optimizer: Any, base_lr: float, warmup: int, steps: int, *more: Any) -> Callable[[int], Any]:
@@ -393,9 +424,10 @@ class _Run:
             batch_sampler=_Batches(sampler, args.batch_size, args.accum_freq, loader.num_batches, args.rank, order),
             num_workers=loader.num_workers,
             pin_memory=loader.pin_memory,
+            collate_fn=collated_with_rows(loader.collate_fn),
             worker_init_fn=self._in_worker,
         )
-        return _Loader(self, loader, _Unnested(mine))
+        return _Loader(self, loader, mine)
 
     def _streamed(self, info: Any) -> _Loader:
         args, loader = self.args, info.dataloader
@@ -416,7 +448,7 @@ class _Run:
         insert_stage(stages, stage)
         _Watch(stage, args.batch_size, args.workers).insert(stages)
         loader.pipeline[0].worker_init_fn = self._in_worker
-        return _Loader(self, loader, loader)
+        return _Loader(self, loader, _Parted(loader))
 
     def _own_order(self, loader: Any, distributed: Any) -> Callable[[], list[Ints]]:
         """Return a function that returns the rows of every rank in the order of open_clip's sampler."""
@@ -590,7 +622,8 @@ class _Run:
             # Older states go, but not the last: its checkpoint is open_clip's latest until this one is saved.
             for path in folder.glob(_state_name("*")):
                 of = int(re.sub(r"\D", "", path.name))
-                if of < done - 1 and not (folder / f"epoch_{of}.pt").exists():
+                kept = (folder / f"epoch_{of}.pt", folder / f"epoch_{of}")  # the latter in the shards of FSDP
+                if of < done - 1 and not any(each.exists() for each in kept):
                     path.unlink()
 
     def _record(self, folder: Path, pruner: PruningSampler | StreamPruner) -> None:
@@ -636,7 +669,7 @@ class _Run:
             return None
         import fsspec
 
-        path = os.path.join(os.path.dirname(self.args.resume), _state_name(epoch))
+        path = os.path.join(os.path.dirname(self.args.resume.rstrip("/")), _state_name(epoch))
         try:
             with fsspec.open(path, "rb") as file, np.load(io.BytesIO(file.read()), allow_pickle=False) as arrays:
                 return dict(arrays)
@@ -682,14 +715,18 @@ class _Batches:
         yield from rest
 
 
-class _Unnested:
-    """Converts a loader of ``(rows, (image, text))`` to one of ``(rows, image, text)``."""
+class _Parted:
+    """Converts the loader of a stream, whose batches contain ids, to one of ``(ids, batch of open_clip)``."""
 
     def __init__(self, loader: Any) -> None:
         self.loader = loader
 
-    def __iter__(self) -> Iterator[tuple[Any, Any, Any]]:
-        return ((rows, image, text) for rows, (image, text) in self.loader)
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        for batch in self.loader:
+            if isinstance(batch, dict):
+                yield batch[ID], {name: part for name, part in batch.items() if name != ID}
+            else:
+                yield batch[0], batch[1:]
 
 
 class _Loader:
@@ -703,17 +740,17 @@ class _Loader:
         self.run, self.batches = run, batches
         self.num_batches, self.num_samples = loader.num_batches, loader.num_samples
 
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+    def __iter__(self) -> Iterator[Any]:
         run, pruner = self.run, self.run.in_force
         epoch, number = pruner.epoch, 0
         most = self.num_batches if isinstance(pruner.policy, Full) else len(pruner) * run.args.accum_freq
         run.handed.clear()
         while number < most:
             before = number
-            for ids, image, text in self.batches:
+            for ids, batch in self.batches:
                 number += 1
                 run.handed.append(as_array(ids))
-                yield image, text
+                yield batch
                 if number == most:
                     break
             if number == before or isinstance(pruner, PruningSampler):
@@ -732,6 +769,9 @@ class _Watch:
         self.stage, self.batch, self.workers = stage, batch, workers
         self.patience = stage.patience or PATIENCE
         self.warned = False
+        self.wanted: Callable[[Any], bool] = bool
+        self.needs_text = False  # whether captions that are empty are left out too, as by the main branch
+        self.images, self.captions = TAKEN, (CAPTION,)
         self._begin()
 
     def _begin(self) -> None:
@@ -741,11 +781,16 @@ class _Watch:
         self.before = self.stage.seen, self.stage.passed
 
     def insert(self, stages: list[Any]) -> None:
-        """Insert the stages into the pipeline of open_clip, which has the pruning stage."""
+        """Insert the stages into the pipeline of open_clip, which has the pruning stage, and ends with batches."""
+        import webdataset as wds
+
         at = next(i for i, each in enumerate(stages) if each is self.stage)
-        tuples = next(i for i, each in enumerate(stages) if getattr(each, "args", None) == (ID, "image", "text"))
+        rules = [each.args[0] for each in stages[at:] if getattr(each, "f", None) is wds.select.f]
+        self.wanted, self.needs_text = rules[0], len(rules) > 1
+        self.images = getattr(self.wanted, "image_keys", TAKEN)
+        self.captions = getattr(self.wanted, "text_keys", (CAPTION,)) or ("json",)  # None with --json-text-key
+        stages.insert(-1, self.of_decoded)
         stages.append(self.of_batches)
-        stages.insert(tuples + 1, self.of_decoded)
         stages.insert(at + 1, self.of_passed)
         stages.insert(at - 1, self.of_shards)
 
@@ -757,10 +802,8 @@ class _Watch:
             yield shard
 
     def of_passed(self, samples: Iterable[Any]) -> Iterator[Any]:
-        from open_clip_train.data import filter_no_caption_or_no_image
-
         for sample in samples:
-            if filter_no_caption_or_no_image(sample):
+            if self.wanted(sample):
                 self.trainable += 1
                 if not self.decoded and self.trainable >= self.patience + _BUFFER:
                     raise UsageError(self._no_image())
@@ -774,13 +817,22 @@ class _Watch:
 
     def _warn(self, sample: Mapping[str, Any]) -> None:
         """Log a warning about the first sample that open_clip leaves out."""
-        why = why_left_out(tuple(name for name in sample if not name.startswith("__")))
-        if why and not self.warned:
-            self.warned = True
-            logging.warning(
-                f"Pruning Data: open_clip leaves out samples, such as {cut(str(sample['__key__']))!r}, which "
-                f"{phrase(why)}; thresher doctor DATA counts them, thresher reshard --trainable fixes them"
-            )
+        if self.warned:
+            return
+        self.warned = True
+        if self.as_usual:
+            why = phrase(why_left_out(tuple(name for name in sample if not name.startswith("__"))))
+            why += "; thresher doctor DATA counts them, thresher reshard --trainable fixes them"
+        else:
+            has_image = any(name in sample for name in self.images)
+            why = f"has no {' or '.join(self.captions if has_image else self.images)}"
+        key = cut(str(sample["__key__"]))
+        logging.warning(f"Pruning Data: open_clip leaves out samples, such as {key!r}, which {why}")
+
+    @property
+    def as_usual(self) -> bool:
+        """Whether images and captions have the endings of open_clip 3.3, which are those of doctor and reshard."""
+        return (self.images, self.captions) == (TAKEN, (CAPTION,))
 
     def of_decoded(self, samples: Iterable[Any]) -> Iterator[Any]:
         for sample in samples:
@@ -821,19 +873,25 @@ class _Watch:
         return f"no sample in {self.shards:,} tars of --train-data; the warnings above say why"
 
     def _no_pair(self) -> str:
-        images, captions = {"jpg", "png", "jpeg", "webp"} & self.seen.members.keys(), "txt" in self.seen.members
-        hint = (
-            "members of a sample must lie next to each other: sort the tars by name"
-            if images and captions
-            else "thresher doctor DATA shows what there is, thresher reshard --trainable writes tars to train on"
-        )
+        if all(set(names) & self.seen.members.keys() for names in (self.images, self.captions)):
+            hint = "; members of a sample must lie next to each other: sort the tars by name"
+        elif self.as_usual:
+            hint = "; thresher doctor DATA shows what there is, thresher reshard --trainable writes tars to train on"
+        else:
+            hint = ""
         return (
-            f"open_clip can train on none of {self.seen}; a sample needs an image (jpg, png, jpeg or webp) and a "
-            f"caption (txt); {hint}"
+            f"open_clip can train on none of {self.seen}; a sample needs an image ({_either(self.images)}) and a "
+            f"caption ({_either(self.captions)}){hint}"
         )
 
     def _no_image(self) -> str:
-        return f"none of {self.trainable:,} samples can be decoded; the warnings above say why"
+        what = "has an image that can be decoded and a caption with text" if self.needs_text else "can be decoded"
+        return f"none of {self.trainable:,} samples {what}; the warnings above say why"
+
+
+def _either(names: Sequence[str]) -> str:
+    """Return names as text: "jpg, png or webp"."""
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 class _Loss:
@@ -888,26 +946,37 @@ def insert_stage(stages: list[Any], stage: Any, *, ids: bool = True) -> None:
     Args:
         stages: The stages of the pipeline, see :func:`stages_of`.
         stage: A function from samples to samples.
-        ids: Whether the stage that makes tuples of image and text also adds the id from :class:`prune_stream`; False
-            for a stage without ids.
+        ids: Whether the stage that chooses image and text also chooses the id from :class:`prune_stream`; False for a
+            stage without ids.
 
     Raises:
         UsageError: The pipeline has other stages, for example in another version of open_clip.
     """
-    import webdataset as wds
     from open_clip_train.data import tar_file_expander, tarfile_to_samples_nothrow
 
     tars = [i for i, each in enumerate(stages) if each is tarfile_to_samples_nothrow]
-    tuples = [i for i, each in enumerate(stages) if getattr(each, "args", None) == ("image", "text")]
-    if len(tars) != 1 or len(tuples) != 1 or tars[0] > tuples[0]:
+    chosen = [(i, with_id) for i, each in enumerate(stages) if (with_id := _with_id(each)) is not None]
+    if len(tars) != 1 or len(chosen) != 1 or tars[0] > chosen[0][0]:
         raise UsageError(
             "the training pipeline of this version of open_clip is not supported; install open_clip_torch 3.3.0"
         )
     if ids:
-        stages[tuples[0]] = wds.to_tuple(ID, "image", "text")
+        stages[chosen[0][0]] = chosen[0][1]
     if "eof_value" in inspect.signature(tar_file_expander).parameters:
         stages[tars[0]] = samples_of_tars
     stages.insert(tars[0] + 1, stage)
+
+
+def _with_id(stage: Any) -> Any:
+    """Return a stage that chooses image and text of a sample, with the id as well; None for any other stage."""
+    import webdataset as wds
+
+    args, kw = getattr(stage, "args", ()), getattr(stage, "kw", {})
+    if args == ("image", "text"):  # 3.3
+        return wds.to_tuple(ID, *args)
+    if kw.get("keep") is False and {"image", "text"} <= kw.keys():  # main
+        return wds.rename(**kw, **{ID: ID})
+    return None
 
 
 def samples_of_tars(shards: Iterable[Any]) -> Iterator[Any]:

@@ -25,7 +25,7 @@ from thresher.pruning.recut import Recut
 from thresher.report.compare import clusters_of
 from thresher.report.facts import plain
 from thresher.runtime.cache import Cache
-from thresher.runtime.places import local_path
+from thresher.runtime.places import expanded, local_path
 from thresher.selection import Selection
 
 Array = npt.NDArray[Any]
@@ -361,7 +361,7 @@ def opened(
         elif isinstance(one, EmbeddingStore):
             pools.append(one)
         elif isinstance(one, (str, os.PathLike)):
-            path = os.fspath(one)
+            path = expanded(one)
             if (Path(path) / "selection.json").exists():
                 selections.append((path, Selection.load(path)))
             elif is_run(path):

@@ -58,7 +58,7 @@ def test_samples_are_what_was_written(tmp_path: Path, kind: str) -> None:
     assert [s.at for s in data.samples()] == list(range(23))
 
 
-@pytest.mark.parametrize("kind", ["parquet", "stream", "file"])
+@pytest.mark.parametrize("kind", ["parquet", "stream", pytest.param("file", marks=pytest.mark.slow)])
 @given(per_part=st.integers(1, 30), group=st.integers(1, 30))
 def test_parts_give_the_same_samples_wherever_they_are_cut(
     tmp_path: Path, kind: str, per_part: int, group: int

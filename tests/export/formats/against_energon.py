@@ -1,6 +1,6 @@
-"""Splits of Megatron Energon against the library, which is not part of the test group.
+"""Splits of Megatron Energon against the library, which pins other packages than those of the test group.
 
-Type: pip install megatron-energon && pytest tests/export/formats/against_energon.py
+Type: make energon (as in CI)
 """
 
 from __future__ import annotations

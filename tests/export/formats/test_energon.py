@@ -98,3 +98,6 @@ def test_what_it_cannot_say_is_refused(tmp_path: Path) -> None:
     unsafe, pool = selection([("..", "1"), ("x.tar", "2")], np.ones(2), keep=[True, True])
     done = Energon().write(unsafe, pool, str(tmp_path / "y"))
     assert (done.rows, done.missing) == (1, ((0, "1"),))
+    without, pool = selection([("..", "1"), ("x.tar", "2")], np.ones(2), keep=[True, False])
+    with pytest.raises(th.UsageError, match="no selected row has the name of a tar"):
+        Energon().write(without, pool, str(tmp_path / "z"))

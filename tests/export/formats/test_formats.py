@@ -193,6 +193,32 @@ def test_paths_that_climb_are_not_exported(tmp_path: Path) -> None:
     assert "passwd" not in (tmp_path / "train.csv").read_text()
 
 
+@pytest.mark.parametrize(
+    ("kind", "lacks"),
+    [
+        ("open_clip", "both a caption in 'text' and a path in 'image.path'"),
+        ("img2dataset", "a URL in 'url'"),
+        ("keys", "a key without line breaks"),
+    ],
+)
+def test_a_file_without_rows_is_refused(tmp_path: Path, kind: str, lacks: str) -> None:
+    table = pa.table(
+        {
+            "key": ["a\nb", "c\nd"],
+            "text": ["one", "two"],
+            "image": [{"bytes": b"x", "path": None}] * 2,
+            "url": pa.nulls(2, pa.string()),
+            "emb": pa.array([[1.0, 0.0], [0.0, 1.0]], pa.list_(pa.float32(), 2)),
+        }
+    )
+    pq.write_table(table, tmp_path / "pool.parquet")
+    store = open_store(str(tmp_path / "pool.parquet"))
+    everything = Selection.everything(store.fingerprint(), store.layout.location, {}, 2)
+    with pytest.raises(UsageError, match=f"--as {kind}: no selected row has {lacks}.*; --as parquet and --as csv"):
+        export(everything, kind, tmp_path / "out", store=store)
+    assert [path.name for path in tmp_path.iterdir()] == ["pool.parquet"]
+
+
 def test_shards_whose_columns_have_other_types_are_exported_as_one(tmp_path: Path) -> None:
     (tmp_path / "pool").mkdir()
     for shard, extra in enumerate((pa.nulls(2), pa.array([3, None]), pa.array([1.5, 2.5]))):

@@ -212,7 +212,7 @@ sys.exit(main(sys.argv[3:]))
     ("name", "number"),
     [
         ("_kept", 1),
-        ("batches", 9),
+        pytest.param("batches", 9, marks=pytest.mark.slow),
         *(pytest.param(name, n, marks=pytest.mark.slow) for name in ("_kept", "batches") for n in (0, 2)),
     ],
 )

@@ -153,12 +153,13 @@ def notebook(image, text, prompts, budget, *, again: bool) -> list[int]:
     return subset
 
 
+@pytest.mark.parametrize("budgets", [(700,), pytest.param((150, 700, 2_200), marks=pytest.mark.slow)], ids=len)
 @pytest.mark.parametrize("released", [False, True])
-def test_the_released_order(chosen, released) -> None:
+def test_the_released_order(chosen, released, budgets) -> None:
     """Classes of 600 to 1,300 rows, so that most are brought up to date several times."""
     image, text, prompts = make(21, n=3_000, k=4)
     given = {"released": True} if released else {"refresh": 200}
-    for keep in (150, 700, 2_200):
+    for keep in budgets:
         found = chosen(image, text, prompts, name=f"p{keep}", keep=keep, **given)
         assert found.rows().tolist() == sorted(notebook(image, text, prompts, keep, again=released))
 
@@ -208,7 +209,11 @@ def walked(store, folder, k, refresh, balance) -> list:
     return seen
 
 
-@pytest.mark.parametrize("engine", [Serial(), Threads(3), Processes(2)], ids=["serial", "threads", "processes"])
+@pytest.mark.parametrize(
+    "engine",
+    [pytest.param(Serial(), marks=pytest.mark.slow), Threads(3), pytest.param(Processes(2), marks=pytest.mark.slow)],
+    ids=["serial", "threads", "processes"],
+)
 def test_a_large_class_in_parts_gives_the_same_bytes_on_every_engine(pool, tmp_path, engine) -> None:
     rng = np.random.default_rng(3)
     image, text = (unit(1 + rng.normal(size=(24_000, 8))) for _ in range(2))

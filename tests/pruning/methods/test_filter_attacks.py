@@ -375,7 +375,7 @@ def test_a_signal_while_a_schema_is_read_is_an_interruption() -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGTERM")
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_signal_ends_a_slow_condition(pool, tmp_path, sent) -> None:
     store = pool(None, None, {"uid": list(map(str, range(3000))), "text": ["ab" * 2000] * 3000}, parquet=True)
     command = [sys.executable, "-m", "thresher", "select", "filter", store.layout.location, "-o", tmp_path / "out"]

@@ -68,10 +68,10 @@ def test_rows_are_kept_by_the_probabilities_of_the_paper(captioned, entry_file, 
     assert step.why(len(captions) - 1) == "its caption contains no entry"
 
 
-def test_over_seeds_every_row_is_kept_as_often_as_its_probability_says(captioned, entry_file, select) -> None:
+@pytest.mark.parametrize("seeds", [40, pytest.param(150, marks=pytest.mark.slow)])
+def test_over_seeds_every_row_is_kept_as_often_as_its_probability_says(captioned, entry_file, select, seeds) -> None:
     captions, entries = sentences(60, seed=3), ["dog", "cat", "tree", "new york"]
     store, method = captioned(captions), build("metaclip", {"t": 3.0, "entries": entry_file(entries)})
-    seeds = 150
     kept = sum(select(store, method, seed=seed).mask().astype(int) for seed in range(seeds)) / seeds
     expected = np.array(probabilities(captions, entries, 3.0))
     assert 0.05 < expected[(expected > 0) & (expected < 1)].mean() < 0.95

@@ -141,7 +141,7 @@ def test_after_an_earlier_step_only_its_rows_are_compared(pool, rows, select) ->
     np.testing.assert_allclose(scores(found), expected(image[given], text[given], 0.01, 30, 2), atol=3e-7)
 
 
-@pytest.mark.parametrize("parquet", [False, True])
+@pytest.mark.parametrize("parquet", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_every_engine_gives_the_same_bytes_with_many_batches(pool, rows, select, tmp_path, parquet) -> None:
     image, text = rows(2_500, dim=16), rows(2_500, dim=16, seed=1)
     step = build("negclip", {"keep": "30%", "batch_size": 600, "repeats": 2})

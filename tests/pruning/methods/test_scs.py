@@ -55,6 +55,7 @@ def chances(scores, draws, batch, penalty, cap=99) -> dict[tuple[int, ...], floa
     return outcomes
 
 
+@pytest.mark.parametrize("turns", [4_000, pytest.param(20_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("scores", "draws", "batch", "penalty", "cap"),
     [
@@ -67,8 +68,8 @@ def chances(scores, draws, batch, penalty, cap=99) -> dict[tuple[int, ...], floa
         ([1.0, 0.0, 0.7], 3, 3, 0.2, 1),  # all rows once
     ],
 )
-def test_outcomes_have_their_exact_probabilities(scores, draws, batch, penalty, cap) -> None:
-    turns, rng = 20_000, philox(3)
+def test_outcomes_have_their_exact_probabilities(scores, draws, batch, penalty, cap, turns) -> None:
+    rng = philox(3)
     expected = chances(scores, draws, batch, penalty, cap or 99)
     seen: dict[tuple[int, ...], int] = {}
     for _ in range(turns):

@@ -63,6 +63,8 @@ class Energon:
                 tars[tar] = None
             elif kept:
                 missing.append((row, key))
+        if not tars:
+            raise UsageError("no selected row has the name of a tar in 'shard', so the split would be empty")
         with open(path, "w", encoding="utf-8", newline="\n") as file:
             names = ", ".join(map(_quoted, tars))
             file.write(f"{{split_parts: {{{_quoted(self.split)}: [{names}]}}, exclude: [\n")

@@ -68,7 +68,7 @@ class Img2dataset:
                 table = table.take(np.repeat(np.arange(len(ids)), counts))
                 writer.write_table(table)
                 written += len(table)
-        return Written(written, tuple(missing))
+        return Written(written, tuple(missing), f"a URL in {url!r} (another column: --url-column)")
 
 
 def _field(field: Any, name: str) -> Any:

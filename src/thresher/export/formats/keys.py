@@ -28,4 +28,4 @@ class Keys:
                         continue
                     file.write(f"{key}\n" * int(count))
                     written += int(count)
-        return Written(written, tuple(missing))
+        return Written(written, tuple(missing), "a key without line breaks")

@@ -63,4 +63,5 @@ class OpenClip:
                         continue
                     lines.writerows([[name, title]] * count)
                     written += count
-        return Written(written, tuple(missing))
+        lacks = f"both a caption in {store.layout.caption!r} and a path in {column!r} (another column: --path-column)"
+        return Written(written, tuple(missing), lacks)

@@ -23,6 +23,7 @@ from thresher.ops.cut import allocate, sizes_of, softmax, top_per_group
 from thresher.pruning.clusters import Clustered, Groups
 from thresher.pruning.registry import method
 from thresher.pruning.run import Run
+from thresher.runtime.format import counted
 from thresher.selection import Budget, Keep, Selection
 
 Floats = npt.NDArray[np.float64]
@@ -114,7 +115,8 @@ def _quotas(complexity: Floats, sizes: Ints, budget: int, temperature: float, le
     notes = []
     if low.sum() > budget:
         notes.append(
-            f"{budget:,} rows are too few for {least} of each of {int(filled.sum()):,} clusters: no minimum is applied"
+            f"a budget of {counted(budget, 'row')} is too small for {least} of each of {int(filled.sum()):,} clusters: "
+            "no minimum is applied"
         )
         low = np.zeros_like(sizes)
     return allocate(target, low, sizes, budget), notes

@@ -25,6 +25,7 @@ from thresher.pruning.registry import method
 from thresher.pruning.run import Run
 from thresher.pruning.scores import Score, Scored
 from thresher.runtime.checksums import ArraySpec
+from thresher.runtime.format import counted
 
 F64 = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
@@ -74,7 +75,7 @@ class NegClip(Scored):
             fill = partial(_fill, run, label, self.temperature, order, ends)
             spec = ArraySpec("float32", least=-1e9, most=1e9)
             total[order] += run.cache.columns("negclip", key, {"score": spec}, n, fill)["score"]
-        size = f"{-(-n // batches):,} pairs"
+        size = counted(-(-n // batches), "pair")
         note = f"the mean of {repeats} random partitions into {batches:,} batches of {size} at most"
         if batches == 1:
             note = f"one batch of all {size}, so that repeats would change nothing"
