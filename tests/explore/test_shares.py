@@ -172,6 +172,12 @@ def test_losses_come_first_and_gains_last() -> None:
         assert share.low <= share.share <= share.high
 
 
+def test_sure_differences_that_would_be_shown_as_zero_are_not_shown() -> None:
+    values = tuple(Share(str(shift), 1000, 500, shift=shift) for shift in (-0.2, -0.0004, 0.0, 0.0004, 0.001))
+    lost, gained = shares.KeptShares((ColumnShares("a", "text", values, 5000, 2500),), 5, {}).most(9)
+    assert [[share.value for _, share in pairs] for pairs in (lost, gained)] == [["-0.2"], ["0.001"]]
+
+
 def test_chance_alone_is_no_loss() -> None:
     """Of 20 selections by chance with 600 comparisons each, about one may have a value that seems different."""
     wrong = 0

@@ -55,6 +55,17 @@ def test_counts_are_those_of_the_masks(chosen: dict[str, Selection], store: Embe
     assert "\u202e" not in page
 
 
+def test_repeats_have_a_column_if_there_are_any(
+    chosen: dict[str, Selection], store: EmbeddingStore, tmp_path: Path
+) -> None:
+    plain, _ = read(write_comparison(chosen, tmp_path / "plain.html", store=store))
+    drawn = run_steps(store, [build("scs", {"column": "width", "draws": 200, "temperature": 100.0})])
+    assert drawn.uses > len(drawn)
+    page, _ = read(write_comparison({"a": chosen["a"], "d": drawn}, tmp_path / "repeats.html", store=store))
+    assert ("rows with repeats" in plain, "rows with repeats" in page) == (False, True)
+    assert f"<td>{drawn.uses:,}</td>" in page
+
+
 def test_clusters_and_values_that_differ_are_listed(
     chosen: dict[str, Selection], store: EmbeddingStore, tmp_path: Path
 ) -> None:

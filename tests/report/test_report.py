@@ -28,7 +28,6 @@ from thresher.report import write_report
 from thresher.report.examples import SIDE, data_uri, look_up
 from thresher.report.explain import explain
 from thresher.report.facts import (
-    brief,
     clusters,
     extremes,
     histogram,
@@ -461,11 +460,6 @@ def test_words_of_a_reason() -> None:
     assert "".join(text for text, _ in found) == "row duplicate of: score > 0.50 {x}"
 
     assert worded("row {duplicate_of}: {score:.4f} > {cut:.2f} {{x}}", 0.5) == "row \u2026: \u2026 > 0.50 {x}"
-
-
-def test_long_hashes_are_cut_where_there_is_little_room() -> None:
-    assert brief(f"fingerprint {'0123456789abcdef' * 2}; 12 rows") == "fingerprint 0123456789ab\u2026; 12 rows"
-    assert brief("defaced 123456789012345 rows, 0xfeed") == "defaced 123456789012345 rows, 0xfeed"
 
 
 def test_no_placeholder_is_left_in_the_page(

@@ -28,6 +28,7 @@ Kind = Literal["text", "number", "date", "bool", "words"]
 VALUES = 200  # listed of a column
 CAPTIONS = 1_000_000  # whose words are counted
 TEXT = 200  # characters of a value; longer ones count as equal if they begin with the same
+_SHOWN = 0.0005  # the least sure difference that is shown: 0.05 points
 _COMPARED = 5  # rows that a value must have: a rarer one could not differ surely
 _HELD = 50_000  # values of a column counted at a time
 _FEW = 20  # whole numbers up to this many different ones are values, not ranges
@@ -112,8 +113,12 @@ class KeptShares:
     left_out: Mapping[str, str]
 
     def most(self, count: int) -> tuple[tuple[tuple[str, Share], ...], tuple[tuple[str, Share], ...]]:
-        """Return (column, share) of the values that surely lost most, and of those that surely kept most."""
-        pairs = [(column.name, share) for column in self.columns for share in column.values if share.shift]
+        """Return (column, share) of the values that surely lost most, and of those that surely kept most.
+
+        Those that differ by less than 0.05 points are not worth a line.
+        """
+        shares = [(column.name, share) for column in self.columns for share in column.values]
+        pairs = [(name, share) for name, share in shares if abs(share.shift) >= _SHOWN]
         pairs.sort(key=lambda pair: pair[1].shift)
         lost = tuple(pair for pair in pairs if pair[1].shift < 0)
         gained = tuple(pair for pair in pairs[::-1] if pair[1].shift > 0)

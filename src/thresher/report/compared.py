@@ -133,6 +133,7 @@ def write_comparison(
         total=chosen[0].total,
         fingerprint=chosen[0].store,
         columns=columns,
+        repeat=any(column.uses != column.kept for column in columns),
         matrix=_matrix(names, overlap),
         all_keep=int(np.count_nonzero(times == len(chosen))),
         none_keeps=int(np.count_nonzero(times == 0)),

@@ -6,7 +6,6 @@ Shape letters: N rows of the pool, n rows given to a step, K clusters.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -32,7 +31,6 @@ _DRAWABLE = 1e100
 _SAMPLED = 1_000_000  # maximum number of scores to choose an axis from
 ARROW = "\N{RIGHTWARDS ARROW}"
 ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
-_HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{12,}\b")
 _GROUP_ORDER = ("quota", "complexity", "d_intra", "d_inter")
 
 
@@ -54,11 +52,6 @@ def plain(text: Any, limit: int = 0) -> str:
     text = str(text)[: 8 * limit or None]  # of a very long text only the start is looked at
     line = " ".join("".join(c if c.isprintable() or c in joiners else " " for c in text).split())
     return line if not limit or len(line) <= limit else line[: limit - 1].rstrip() + ELLIPSIS
-
-
-def brief(text: str) -> str:
-    """Return text with long hashes cut to twelve digits, for narrow columns."""
-    return _HASH.sub(rf"\1{ELLIPSIS}", text)
 
 
 @dataclass(frozen=True)

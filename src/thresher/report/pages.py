@@ -13,7 +13,7 @@ from typing import Any
 from thresher.io.paths import visible
 from thresher.io.places import place
 from thresher.report import figures
-from thresher.report.facts import brief, number, plain
+from thresher.report.facts import number, plain
 from thresher.runtime.format import counted, percent
 from thresher.runtime.places import AnyPath
 from thresher.runtime.results import Name, Say, result_file
@@ -45,7 +45,7 @@ def rendered(template: str, **values: Any) -> str:
         lstrip_blocks=True,
         finalize=_without_codes,
     )
-    environment.filters.update(brief=brief, counted=counted, number=number, percent=percent, plain=plain)
+    environment.filters.update(counted=counted, number=number, percent=percent, plain=plain)
     colours = {"kept": figures.KEPT, "dropped": figures.DROPPED}
     script = _template("page.js").strip()
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
