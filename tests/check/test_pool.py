@@ -105,6 +105,17 @@ def test_inspecting_raw_data_says_what_to_type(tmp_path: Path, kind: str, capsys
     assert code == (0 if "of" in kind else 2)
 
 
+def test_a_key_is_asked_for_only_if_there_are_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, columns in (("with", {"caption": ["a", "b"]}), ("without", {})):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "image.npy", np.eye(2, dtype="f4"))
+        if columns:
+            pq.write_table(pa.table(columns), tmp_path / name / "meta.parquet")
+        assert main(["inspect", str(tmp_path / name), "--json", "--quiet"]) == 0
+        (warning,) = [text for text in json.loads(capsys.readouterr().out)["warnings"] if "no key column" in text]
+        assert ("name one with --key" in warning) == (name == "with")
+
+
 def test_what_is_skipped_is_in_the_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pool = make(20)
     pool.keys[3] = "../../etc"

@@ -162,13 +162,21 @@ def test_the_embeddings_of_a_pool_give_their_losses(
         (("--from", "POOL", "--cross-fit", "2", "--image", "x"), "--cross-fit, --image: cannot be used with --from"),
         (("DATA", "--cross-fit", "1"), "1 is not in the range x>=2"),
         (("DATA", "--cross-fit", "80"), "150 rows in 80 folds; give fewer folds"),
+        (("TWO",), "2 rows in 2 folds; give more rows: a fold needs two"),
         (("DATA", "-o", "ref.csv"), "use a file name that ends in .parquet"),
     ],
 )
 def test_what_cannot_work_is_refused(
     data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str
 ) -> None:
-    places = {"DATA": str(data.parquet), "POOL": str(data.parquet), "ref.csv": str(tmp_path / "ref.csv")}
+    two = tmp_path.with_suffix(".two.parquet")
+    pq.write_table(pq.read_table(data.parquet).slice(0, 2), two)
+    places = {
+        "DATA": str(data.parquet),
+        "POOL": str(data.parquet),
+        "ref.csv": str(tmp_path / "ref.csv"),
+        "TWO": str(two),
+    }
     given = [places.get(word, word) for word in words]
     assert main(["reference", "-o", str(tmp_path / "ref.parquet"), *given]) == 2
     assert message in capsys.readouterr().err

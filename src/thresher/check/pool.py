@@ -149,7 +149,8 @@ def _warnings(report: dict[str, Any], store: EmbeddingStore) -> list[str]:
     if report["skipped"]:
         texts.append(f"{counted(len(report['skipped']), 'file was', 'files were')} skipped")
     if not report["key"]:
-        texts.append("there is no key column: rows are identified by their number; name one with --key")
+        choose = "; name one with --key" if report["columns"] else ""
+        texts.append(f"there is no key column: rows are identified by their number{choose}")
     return texts
 
 

@@ -133,7 +133,8 @@ def cross_fit(
         if times > 1:
             raise UsageError(f"{data}: {times:,} rows have the key {key!r}; name a column of unique keys with --key")
         if rows < 2 * settings.folds:
-            raise UsageError(f"{data}: {counted(rows, 'row')} in {settings.folds:,} folds; give fewer folds")
+            give = "fewer folds" if settings.folds > 2 else "more rows: a fold needs two"
+            raise UsageError(f"{data}: {counted(rows, 'row')} in {settings.folds:,} folds; give {give}")
         fold_N = np.empty(rows, np.int64)
         fold_N[generator(schedule.seed, "folds").permutation(rows)] = np.arange(rows) % settings.folds
         training.save()
