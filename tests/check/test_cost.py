@@ -74,6 +74,8 @@ def test_rows_are_written_in_cluster_order_where_single_rows_are_slow() -> None:
         alone = estimate([SEMDEDUP], replace(local, count=n), replace(LARGE, nodes=1)).steps[1]
         written[n], requests = alone.written, alone.requests
         assert requests == 0
+        pages = alone.driver_mapped - 48 * n
+        assert pages == (0 if alone.written else n * 768 * 2)  # read in place, a page of the file for each row
     assert written == {10**9: found.steps[1].written, 700_000: 2 * 700_000 * 768 * 2, 600_000: 0}
     assert found.steps[0].requests >= 3 * 1_000 + 2 * 10**9 / 16_384
 

@@ -105,7 +105,7 @@ def test_a_pool_cannot_control_the_terminal(run: Run, evil_pool: Path, tmp_path:
     for words in (
         ["compare", a, b],
         ["compare", a, b, "--covariance"],
-        ["export", a, "--as", "keys", "-o", tmp_path / "keys \x1b.txt"],
+        ["export", a, "--as", "csv", "-o", tmp_path / "rows \x1b.csv"],
         ["report", a, "-o", tmp_path / "page \x1b.html"],
     ):
         code, out, err = run(*words)
@@ -118,6 +118,7 @@ def test_a_pool_cannot_control_the_terminal(run: Run, evil_pool: Path, tmp_path:
         ["select", "random", evil_pool, "-o", tmp_path / "c", "--keep", "1%", "--image", "\udcff\x1b"],
         ["select", "random", evil_pool, "-o", b, "--keep", "1%", "--key", f"{EVIL}"],
         ["select", "filter", evil_pool, "-o", b, "--overwrite", "--where", "nothing > 3"],
+        ["export", a, "--as", "keys", "-o", tmp_path / "keys \x1b.txt"],  # keys with line breaks: none is left
         ["inspect", f"{evil_pool} is not there"],
         ["compare", a, b, "--worst", "\x1b[2J"],
         ["inspect", POOL, "\x1b[2J\u202e"],

@@ -25,6 +25,8 @@ PROGRAM = 220_000_000  # bytes of Python and its libraries: 194 to 247 MB, by ho
 BLOCK = 16_384  # rows
 _ROWS_A_CLUSTER, _LEAST_SAMPLE = 256, 65_536  # rows that train k-means
 _TASK = 65_536  # rows of a cluster that are compared in one task, at most
+_COMPARED = {"semdedup": 1, "clipcov": 2}  # fields whose rows are compared, cluster by cluster
+_PAGE = 4_096
 _IN_MEMORY = 2 * 2**30  # bytes of training rows that are held
 _TREE_SAMPLE, _NEAREST = 64, 4  # rows per cluster that train a tree, coarse clusters that a row is compared with
 _UNEVEN = 1.3  # pairs of rows in the clusters of a tree, relative to as many clusters of k-means (measured)
@@ -296,10 +298,9 @@ def _passes(name: str, step: Any, left: Rows, rows: Rows, several: bool) -> list
             passes += _tree(step, n, d, k, coarse)
         multiplied = coarse + min(_NEAREST, coarse) * k / coarse if coarse else k
         passes.append(reading("assign", products=float(n) * multiplied * d, received=8.0 * n))
-        if name in ("semdedup", "clipcov"):
-            fields = 1 if name == "semdedup" else 2
-            size = float(n) * fields * d * left.bytes
-            if rows.remote or several or size >= LARGE:  # written in cluster order, as runs that are then merged
+        if fields := _COMPARED.get(name, 0):
+            if _in_cluster_order(name, left, rows, several):  # as runs that are then merged
+                size = float(n) * fields * d * left.bytes
                 part = rows_of_part(n, fields * d * left.bytes, BLOCK)
                 files = -(-n // part)
                 passes.append(Pass("sort", n, fields, prepared=0.0, tasks=files, requests=2 * files, written=size))
@@ -320,6 +321,11 @@ def _passes(name: str, step: Any, left: Rows, rows: Rows, several: bool) -> list
             passes.append(Pass("greedy", n, 2, pairs=taken * clamped, tasks=tasks, received=8.0 * n))
         return passes
     return None
+
+
+def _in_cluster_order(name: str, left: Rows, rows: Rows, several: bool) -> bool:
+    """Return whether the rows that a step compares are written once more, in cluster order."""
+    return rows.remote or several or _COMPARED.get(name, 0) * left.count * left.dim * left.bytes >= LARGE
 
 
 def _sample(step: Any, n: int, k: int) -> int:
@@ -398,6 +404,13 @@ def _cost(
     parts["driver"] += known.row * left.count
     seconds += known.row * left.count
     row = left.dim * (left.bytes + 4)  # as stored, and as float32
+    compared = _COMPARED.get(name, 0)
+    task = _TASK if compared else 2 * BLOCK
+    stored = float(left.dim) * left.bytes
+    # Each row that is read where it is has a page of the file in memory, as long as the task.
+    pages = compared * min(cluster.cores * task * (_PAGE + stored), left.count * stored)
+    if _in_cluster_order(name, left, rows, cluster.nodes > 1):
+        pages = 0.0
     return StepCost(
         name=name,
         rows_in=left.count,
@@ -413,8 +426,6 @@ def _cost(
         + (_ID * left.count if left.count < rows.count else 0)
         + 24.0 * clusters * left.dim
         + held,
-        driver_mapped=float(_MAPPED.get(name, _OTHER)) * left.count,
-        worker_memory=PROGRAM
-        + row * min(left.count, 2 * BLOCK if name != "semdedup" else _TASK)
-        + 4.0 * clusters * left.dim,
+        driver_mapped=float(_MAPPED.get(name, _OTHER)) * left.count + pages,
+        worker_memory=PROGRAM + row * min(left.count, task) + 4.0 * clusters * left.dim,
     )

@@ -63,7 +63,7 @@ class Energon:
                 tars[tar] = None
             elif kept:
                 missing.append((row, key))
-        if not tars:
+        if missing and not tars:
             raise UsageError("no selected row has the name of a tar in 'shard', so the split would be empty")
         with open(path, "w", encoding="utf-8", newline="\n") as file:
             names = ", ".join(map(_quoted, tars))
