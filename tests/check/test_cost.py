@@ -157,7 +157,7 @@ def test_numbers_that_no_float_holds(name: str) -> None:
 
 
 def test_speeds_are_measured(tmp_path: Path) -> None:
-    found = calibrated(Serial(), 32)
+    found = calibrated(Serial(), 32, seconds=0.05)
     assert 1e8 < found.products < 1e12
     assert 1e8 < found.pairs < 1e12
     assert 1e6 < found.prepared < 1e11

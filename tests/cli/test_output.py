@@ -349,6 +349,7 @@ def test_trouble_of_the_machine_is_json_too(
     assert_tame(err)
 
 
+@pytest.mark.slow
 def test_a_killed_command_says_so_in_json(tmp_path: Path) -> None:
     np.save(tmp_path / "image.npy", np.random.default_rng(0).standard_normal((200_000, 64)).astype(np.float16))
     words = ["cluster", tmp_path / "image.npy", "-o", tmp_path / "out", "--clusters", "400", "--sample", "all"]
@@ -422,6 +423,7 @@ def test_a_broken_plug_in_is_one_line(tmp_path: Path) -> None:
 # --- texts of any length --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_long_texts_are_cut_where_they_are_shown(run: Run, tmp_path: Path) -> None:
     """A caption of 3 MB and keys of 100 kB: each output is short and says how long the text is."""
     rows = np.random.default_rng(0).standard_normal((40, 8)).astype(np.float32)

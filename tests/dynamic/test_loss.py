@@ -482,6 +482,7 @@ def on_rank(rank: int, folder: str) -> None:
 RANKS = [[3, 3], [5, 2], [2, 2, 2], [4, 1, 3], [3, 0, 2]]
 
 
+@pytest.mark.slow
 def test_several_processes_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses and gradients of the whole batch, gradients averaged over ranks as DistributedDataParallel does."""
     on_ranks(monkeypatch, max(map(len, RANKS)), on_rank, str(tmp_path))

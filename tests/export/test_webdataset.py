@@ -341,7 +341,8 @@ def came(data: Any, epochs: int = 1) -> Counter[int]:
     return found
 
 
-@pytest.mark.parametrize("repeats", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("repeats", [False, True])
 def test_open_clips_pipeline_gives_the_selection(
     subset: Callable[..., Any], theirs: Callable[..., Any], repeats: bool, tmp_path: Path
 ) -> None:

@@ -236,6 +236,7 @@ def test_missing_things_are_named(hub: Hub) -> None:
             pinned(wrong)
 
 
+@pytest.mark.slow
 def test_a_server_that_fails_is_asked_again(hub: Hub) -> None:
     hub.datasets["org/emoji"] = Repo()
     hub.datasets["org/emoji"].push(dataset())

@@ -42,9 +42,8 @@ def ran(begun: list[str]) -> list[str]:
     return [name[name.index("/runs/") + 1 :] for name in begun if "/runs/" in name]
 
 
-@pytest.mark.parametrize(
-    "rows", [ROWS_OF_OTHER[:2], pytest.param(ROWS_OF_OTHER, marks=pytest.mark.slow)], ids=["two rows", "every kind"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [ROWS_OF_OTHER[:2], ROWS_OF_OTHER], ids=["two rows", "every kind"])
 def test_same_runs_are_taken_and_the_results_are_those_of_running_them(
     rows: list[str], data: Path, tmp_path: Path, first: Path, in_process: list[str]
 ) -> None:
@@ -122,6 +121,7 @@ def test_the_precision_of_a_run_counts(
     assert ("runs/noisy/full/seed-0" in ran(in_process)) == (recorded != "float32")
 
 
+@pytest.mark.slow
 def test_only_rows_that_differ_are_run(data: Path, tmp_path: Path, first: Path, in_process: list[str]) -> None:
     """With another share ``full`` is the same run, and only ``full``."""
     plan = Plan.parse(PLAN.replace("batch_size = 20", "batch_size = 20\nshare = 0.5")).narrowed(["random"])
@@ -140,6 +140,7 @@ def test_a_run_whose_files_are_needed_is_not_taken(
     assert ran(in_process) == [f"runs/noisy/{name}/seed-0" for name in names]
 
 
+@pytest.mark.slow
 def test_other_data_of_the_same_name_are_other_runs(
     data: Path, tmp_path: Path, first: Path, in_process: list[str]
 ) -> None:

@@ -583,6 +583,7 @@ def test_an_evaluation_set_and_its_near_duplicates_go(split, run, tmp_path, monk
     assert reasons[others[0]].startswith(f"repeats row {row} of heldout.parquet (key ")
 
 
+@pytest.mark.slow
 def test_with_its_own_duplicates_in_a_recipe_and_told_by_every_command(split, run, tmp_path, monkeypatch) -> None:
     folder, held, _ = split
     monkeypatch.chdir(folder)

@@ -293,6 +293,7 @@ def own_process(_: int) -> int:
     return os.getpid()
 
 
+@pytest.mark.slow
 def test_an_actor_has_parts_of_its_tasks_done_on_free_cpus() -> None:
     for own, processes, ahead in Ray(1).map(Stateful(itself, parts), range(2)):  # of two CPUs
         assert own not in processes
@@ -313,6 +314,7 @@ def no_cpu(helpers: Any, _: int) -> bool:
     return list(Helpers(1, 0, False, 0.5).map(own_process, range(1))) == [os.getpid()]
 
 
+@pytest.mark.slow
 def test_parts_that_no_cpu_is_free_for_are_done_by_the_actor() -> None:
     """As after a node was lost, and the actors that replace its own took the last CPUs."""
     assert all(Ray(2).map(Stateful(itself, no_cpu), range(2)))

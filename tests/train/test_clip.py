@@ -722,11 +722,12 @@ def test_jest_takes_losses_too_and_needs_one_of_them(
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "chunk"),
     [
-        pytest.param("drrho", None, marks=pytest.mark.slow),
-        pytest.param("drrho", 10, marks=pytest.mark.slow),
+        ("drrho", None),
+        ("drrho", 10),
         ("distill", 10),
     ],
 )

@@ -192,13 +192,14 @@ def told_apart(model: MocoV2 | MocoV3, pixels: torch.Tensor) -> float:
         return float(nn.functional.cross_entropy(query @ key.T / 0.2, torch.arange(len(image))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("version", "model", "epochs"),
     [
-        pytest.param(2, "tiny", 12, marks=pytest.mark.slow),
+        (2, "tiny", 12),
         (3, "tiny", 10),
-        pytest.param(2, "resnet10t", 8, marks=pytest.mark.slow),
-        pytest.param(3, "vit_tiny_patch16_224", 5, marks=pytest.mark.slow),
+        (2, "resnet10t", 8),
+        (3, "vit_tiny_patch16_224", 5),
     ],
 )
 def test_both_versions_train_and_learn(data: Data, tmp_path: Path, version: int, model: str, epochs: int) -> None:

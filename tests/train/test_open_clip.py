@@ -226,6 +226,7 @@ def test_a_pruned_run_cut_off_resumes_to_the_same_plans(run: Run, kind: str) -> 
     assert whole.rates[-1] < 0.02 * max(whole.rates)
 
 
+@pytest.mark.slow
 def test_checkpoints_have_their_states_and_no_others(run: Run) -> None:
     scan = ("--prune", "scan", "--prune-rho", "0.2", "--prune-full-epochs", "0", "--epochs", "5")
     every_second = run("csv", *scan, "--save-frequency", "2", name="second")

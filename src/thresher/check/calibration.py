@@ -22,13 +22,14 @@ _SECONDS = 1.0  # for each constant
 _PAIRS = 2048  # rows that are compared with each other
 
 
-def calibrated(engine: Engine, dim: int, workers: int | None = None) -> Constants:
+def calibrated(engine: Engine, dim: int, workers: int | None = None, seconds: float = _SECONDS) -> Constants:
     """Return constants measured with all cores at work.
 
     Args:
         engine: Where tasks run that measure the time of a task.
         dim: D: short rows take longer for each number.
         workers: Cores that work at the same time (default: those of the engine).
+        seconds: How long each constant is measured.
     """
     cores = workers or engine.workers
     rng = np.random.default_rng(0)
@@ -37,20 +38,23 @@ def calibrated(engine: Engine, dim: int, workers: int | None = None) -> Constant
     group = rows[:_PAIRS]
     with one_blas_thread, tempfile.TemporaryDirectory() as folder:
         pairs = _rate(
-            lambda: nearest_earlier(lambda lo, hi: group[lo:hi], 0, len(group)), len(group) ** 2 / 2 * dim, cores
+            lambda: nearest_earlier(lambda lo, hi: group[lo:hi], 0, len(group)),
+            len(group) ** 2 / 2 * dim,
+            cores,
+            seconds,
         )
         np.save(os.path.join(folder, "image.npy"), rows.astype(np.float16))
         store = open_store(str(Path(folder)))
         block = next(store.blocks("image"))
-        prepared = _rate(lambda: store.vectors("image", block), rows.size, cores)
+        prepared = _rate(lambda: store.vectors("image", block), rows.size, cores, seconds)
         sums = np.zeros((512, dim))
-        added = _rate(lambda: np.add(sums, 1.0, out=sums), sums.nbytes, 1)
+        added = _rate(lambda: np.add(sums, 1.0, out=sums), sums.nbytes, 1, seconds)
     begin = time.perf_counter()
     tasks = 2_000
     for _ in engine.map(abs, range(tasks)):
         pass
     task = (time.perf_counter() - begin) / tasks
-    return Constants(products=product_speed(dim, cores), pairs=pairs, prepared=prepared, sums=added, task=task)
+    return Constants(products=product_speed(dim, cores, seconds), pairs=pairs, prepared=prepared, sums=added, task=task)
 
 
 def product_speed(dim: int, cores: int, seconds: float = _SECONDS) -> float:
@@ -63,7 +67,7 @@ def product_speed(dim: int, cores: int, seconds: float = _SECONDS) -> float:
         return _rate(lambda: nearest_centroid(rows, centroids), rows.size * len(centroids), cores, seconds)
 
 
-def _rate(work: Callable[[], object], size: float, cores: int, seconds: float = _SECONDS) -> float:
+def _rate(work: Callable[[], object], size: float, cores: int, seconds: float) -> float:
     """Return how much of ``size`` one core does in a second while others do the same."""
     work()
 
