@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from thresher import Serial, ThresherError
 from thresher.runtime.engine import reduced
-from thresher.runtime.ray.carriers import Actors, Parts, Tasks
+from thresher.runtime.ray.carriers import Actors, How, Parts, Tasks
 from thresher.runtime.ray.flight import Flight
 from thresher.runtime.ray.sums import Sums
 
@@ -83,7 +83,7 @@ def test_lost_tasks_run_again_and_those_that_fail_do_not(
         more = (workers,) if kind is Actors else ()
         taken, ending = [], None
         try:
-            for result in flown(kind(done, CPU, retries, nothing_lost, *more), tasks, workers):
+            for result in flown(kind(done, How(CPU, retries, nothing_lost), *more), tasks, workers):
                 taken.append(result)
         except (ThresherError, ValueError) as error:
             ending = error
@@ -110,7 +110,7 @@ def test_only_the_group_that_a_lost_actor_worked_on_counts_as_lost() -> None:
     """The next one waits with it, and goes to another after it."""
     tasks = [Work(i, kills=2 if i == 0 else 0) for i in range(6)]
     with simulated_ray(1):
-        assert list(flown(Actors(done, CPU, 2, nothing_lost, 1), tasks)) == list(range(6))
+        assert list(flown(Actors(done, How(CPU, 2, nothing_lost), 1), tasks)) == list(range(6))
     assert CALLS == [0, 0, 0, 1, 2, 3, 4, 5]
 
 
@@ -118,7 +118,7 @@ def test_actors_that_cannot_start_are_an_error() -> None:
     for lost, fine in ((2, True), (3, False)):
         with simulated_ray(2) as ray:
             ray.starts_lost = lost
-            results = flown(Actors(done, CPU, 2, nothing_lost, 1), [Work(0)])
+            results = flown(Actors(done, How(CPU, 2, nothing_lost), 1), [Work(0)])
             if fine:
                 assert list(results) == [0]
             else:
@@ -138,17 +138,17 @@ def test_while_nothing_comes_back_it_looks_whether_nodes_are_left(kind: Any) -> 
 
     more = (1,) if kind is Actors else ()
     with simulated_ray(1):
-        assert list(flown(kind(done, CPU, 0, look, *more), [Work(0, seconds=70)])) == [0]
+        assert list(flown(kind(done, How(CPU, 0, look), *more), [Work(0, seconds=70)])) == [0]
         assert len(looks) == 2
     with simulated_ray(0), pytest.raises(ThresherError, match="no node is left"):
-        list(flown(kind(done, CPU, 0, look, *more), [Work(0)]))
+        list(flown(kind(done, How(CPU, 0, look), *more), [Work(0)]))
 
 
 def test_tasks_of_lost_workers_are_sent_again_by_ray_and_others_are_not() -> None:
     with simulated_ray(1) as ray:
-        list(flown(Tasks(done, {"num_cpus": 3, "x": 1}, 7, nothing_lost), [Work(0)]))
+        list(flown(Tasks(done, How({"num_cpus": 3, "x": 1}, 7, nothing_lost)), [Work(0)]))
         assert ray.options == {"max_retries": 7, "retry_exceptions": False, "num_cpus": 3, "x": 1}
-        list(flown(Actors(done, {"num_cpus": 3, "x": 1}, 7, nothing_lost, 1), [Work(0)]))
+        list(flown(Actors(done, How({"num_cpus": 3, "x": 1}, 7, nothing_lost), 1), [Work(0)]))
         assert ray.options == {"max_restarts": 0, "max_task_retries": 0, "num_cpus": 3, "x": 1}
 
 
@@ -156,7 +156,7 @@ def test_tasks_of_lost_workers_are_sent_again_by_ray_and_others_are_not() -> Non
 def test_a_map_that_is_abandoned_gives_up_what_was_sent(kind: Any) -> None:
     more = (2,) if kind is Actors else ()
     with simulated_ray(2) as ray:
-        results = flown(kind(done, CPU, 0, nothing_lost, *more), (Work(i) for i in range(100)))
+        results = flown(kind(done, How(CPU, 0, nothing_lost), *more), (Work(i) for i in range(100)))
         assert next(results) == 0
         results.close()
         assert ray.cpus == 2 if kind is Actors else len(ray.cancelled) == 3
@@ -168,10 +168,10 @@ def test_an_actor_does_parts_itself_that_no_cpu_is_free_for(padding: bytes) -> N
     """Also those that are in the object store."""
     tasks = [Work(i, padding=padding) for i in range(4)]
     with simulated_ray(0) as ray:
-        assert list(flown(Parts(done, CPU, 0, nothing_lost), tasks)) == [0, 1, 2, 3]
+        assert list(flown(Parts(done, How(CPU, 0, nothing_lost)), tasks)) == [0, 1, 2, 3]
         assert len(ray.cancelled) == 4
     with simulated_ray(1) as ray:
-        assert list(flown(Parts(done, CPU, 0, nothing_lost), tasks)) == [0, 1, 2, 3]
+        assert list(flown(Parts(done, How(CPU, 0, nothing_lost)), tasks)) == [0, 1, 2, 3]
         assert not ray.cancelled
 
 
@@ -192,7 +192,7 @@ def test_errors_of_ray_are_one_line(kind: Any, name: str, why: str) -> None:
     with simulated_ray(1) as ray:
         ray.fail_with(getattr(ERRORS, name)("some line\nand another"))
         with pytest.raises(ThresherError, match=f"^{why}"):
-            list(flown(kind(done, CPU, 1, nothing_lost, *more), [Work(0)]))
+            list(flown(kind(done, How(CPU, 1, nothing_lost), *more), [Work(0)]))
         assert ray.failed == (2 if kind is Actors and name != "RayError" else 1)
 
 
@@ -203,7 +203,7 @@ def added(count: int, kills: Callable[[int], int] = lambda _: 0) -> tuple[list[i
     """What comes in order, the sum, and how many calls added something up."""
     CALLS.clear()
     with simulated_ray(3) as ray:
-        flying = Sums(pair, CPU, 3, nothing_lost, joined)
+        flying = Sums(pair, How(CPU, 3, nothing_lost), joined)
         kept = []
         for one in Flight(flying, 3, count, 1e9, most=1).run(Work(i, kills=kills(i)) for i in range(count)):
             kept.append(one)
@@ -228,7 +228,7 @@ def test_parts_of_lost_workers_are_made_again() -> None:
 
 def test_a_task_that_fails_ends_a_sum() -> None:
     with simulated_ray(2):
-        results = Flight(Sums(pair, CPU, 3, nothing_lost, joined), 2, 0, 1e9, most=1).run(
+        results = Flight(Sums(pair, How(CPU, 3, nothing_lost), joined), 2, 0, 1e9, most=1).run(
             [Work(0), Work(1, fails=True), Work(2)]
         )
         assert next(results) == 0

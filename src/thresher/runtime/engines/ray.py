@@ -23,7 +23,7 @@ from thresher.errors import MissingExtraError, UsageError, installed
 from thresher.runtime import parameters
 from thresher.runtime.engine import Stateful
 from thresher.runtime.parameters import Reads
-from thresher.runtime.ray.carriers import Actors, Tasks
+from thresher.runtime.ray.carriers import Actors, How, Tasks
 from thresher.runtime.ray.cluster import alive_nodes, bytes_in_flight, check_left, environment, on_every_node
 from thresher.runtime.ray.connection import Connection
 from thresher.runtime.ray.files import check_readable, size_on_disk, unreadable
@@ -123,13 +123,13 @@ class Ray:
         """
         needs, expected = self._connected(), operator.length_hint(tasks, 0)
         if not isinstance(fn, Stateful):
-            carriers = Tasks(fn, *self._how(needs))
+            carriers = Tasks(fn, self._how(needs))
             yield from Flight(carriers, self.workers, expected, bytes_in_flight()).run(tasks)
             return
         if fn.gpu and self.num_gpus is None and any(node["Resources"].get("GPU", 0) >= 1 for node in alive_nodes()):
             needs = replace(needs, gpus=1.0)
         count = max(1, min(self.workers, sum(map(needs.capacity, alive_nodes())), expected or self.workers))
-        actors = Actors(replace(fn, helpers=helpers_of(count, needs, self.retries)), *self._how(needs), count)
+        actors = Actors(replace(fn, helpers=helpers_of(count, needs, self.retries)), self._how(needs), count)
         yield from Flight(actors, count, expected, bytes_in_flight()).run(tasks)
 
     def reduce(
@@ -145,7 +145,7 @@ class Ray:
             UsageError: As for :meth:`map`.
         """
         needs, expected = self._connected(), operator.length_hint(tasks, 0)
-        sums = Sums(fn, *self._how(needs), add)
+        sums = Sums(fn, self._how(needs), add)
         with closing(Flight(sums, self.workers, expected, bytes_in_flight(), most=1).run(tasks)) as results:
             for kept in results:
                 sums.add_next()
@@ -185,6 +185,5 @@ class Ray:
     def _environment(self) -> dict[str, Any]:
         return {} if self._is_local() else environment()  # if local, workers inherit it
 
-    def _how(self, needs: Needs) -> tuple[dict[str, Any], int, Callable[[], None]]:
-        """Return how tasks are sent: options of Ray, retries, and what looks for nodes while nothing comes back."""
-        return {**needs.options, **self._environment()}, self.retries, partial(check_left, needs)
+    def _how(self, needs: Needs) -> How:
+        return How({**needs.options, **self._environment()}, self.retries, partial(check_left, needs))

@@ -21,6 +21,21 @@ _LOOK = 30.0  # seconds between looks whether there are still nodes
 _PATIENCE = 5.0  # seconds that an actor waits for helpers
 
 
+@dataclass(frozen=True)
+class How:
+    """How groups of tasks are sent.
+
+    Attributes:
+        options: Options of Ray: what it reserves for each task or actor, and where it runs.
+        retries: How many times the groups of lost workers or actors are sent again.
+        look: Called while nothing comes back; raises an error if nothing will.
+    """
+
+    options: Mapping[str, Any]
+    retries: int
+    look: Callable[[], None]
+
+
 class Sent(NamedTuple):
     """A group of tasks that was sent.
 
@@ -36,20 +51,11 @@ class Sent(NamedTuple):
 class Tasks:
     """Tasks of Ray, which sends those of lost workers again."""
 
-    def __init__(
-        self, fn: Callable[..., Any], options: Mapping[str, Any], retries: int, look: Callable[[], None]
-    ) -> None:
-        """Put the function into the object store.
-
-        Args:
-            fn: The function.
-            options: Options of Ray: what it reserves for each task, and where it runs.
-            retries: How many times the tasks of lost workers are sent.
-            look: Called while nothing comes back; raises an error if nothing will.
-        """
+    def __init__(self, fn: Callable[..., Any], how: How) -> None:
+        """Put the function into the object store."""
         self._function = stored_function(fn)
-        self._options = {"max_retries": retries, "retry_exceptions": False, **options}
-        self._call, self._look = remote(call).options(**self._options), look
+        self._options = {"max_retries": how.retries, "retry_exceptions": False, **how.options}
+        self._call, self._look = remote(call).options(**self._options), how.look
 
     def send(self, tasks: Packed) -> Sent:
         """Send a group."""
@@ -140,21 +146,11 @@ class Actors:
     have nothing to do.
     """
 
-    def __init__(
-        self, fn: Callable[..., Any], options: Mapping[str, Any], retries: int, look: Callable[[], None], count: int
-    ) -> None:
-        """Start the actors.
-
-        Args:
-            fn: The function.
-            options: Options of Ray: what it reserves for each actor, and where it runs.
-            retries: How many times the groups of lost actors are sent.
-            look: Called while nothing comes back; raises an error if nothing will.
-            count: Number of actors.
-        """
+    def __init__(self, fn: Callable[..., Any], how: How, count: int) -> None:
+        """Start ``count`` actors."""
         self._function = stored_function(fn)
-        self._make = remote(Kept).options(max_restarts=0, max_task_retries=0, **options).remote
-        self._retries, self._look, self._unstarted = retries, look, 0
+        self._make = remote(Kept).options(max_restarts=0, max_task_retries=0, **how.options).remote
+        self._retries, self._look, self._unstarted = how.retries, how.look, 0
         self._queue: deque[_Group] = deque()
         self._actors = [_Actor(self._make) for _ in range(count)]
 

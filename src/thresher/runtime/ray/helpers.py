@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar
 
 from thresher.runtime.engine import Engine
 from thresher.runtime.engines.serial import Serial
-from thresher.runtime.ray.carriers import Parts
+from thresher.runtime.ray.carriers import How, Parts
 from thresher.runtime.ray.cluster import alive_nodes, bytes_in_flight, check_left
 from thresher.runtime.ray.flight import Flight
 from thresher.runtime.ray.needs import Needs
@@ -59,7 +59,7 @@ class Helpers:
 
         here = ray.get_runtime_context().get_node_id()
         options = {"num_cpus": 1, "scheduling_strategy": _at(here, self.bound)}
-        carriers = Parts(fn, options, self.retries, partial(check_left, Needs()))
+        carriers = Parts(fn, How(options, self.retries, partial(check_left, Needs())))
         expected = operator.length_hint(tasks, 0)
         yield from Flight(carriers, self.workers, expected, bytes_in_flight(self.share)).run(tasks)
 

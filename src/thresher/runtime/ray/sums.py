@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from thresher.runtime.engine import SumTree
-from thresher.runtime.ray.carriers import Sent, Tasks, stored_function, stored_if_large
+from thresher.runtime.ray.carriers import How, Sent, Tasks, stored_function, stored_if_large
 from thresher.runtime.ray.cluster import remote
 from thresher.runtime.ray.packing import Packed, unpack
 from thresher.runtime.ray.worker import add_up, call_apart
@@ -16,24 +16,15 @@ from thresher.runtime.ray.worker import add_up, call_apart
 class Sums(Tasks):
     """Tasks whose results are pairs, of which the second parts stay in the object stores, and are added up there."""
 
-    def __init__(
-        self,
-        fn: Callable[..., Any],
-        options: Mapping[str, Any],
-        retries: int,
-        look: Callable[[], None],
-        add: Callable[[Any, Any], Any],
-    ) -> None:
+    def __init__(self, fn: Callable[..., Any], how: How, add: Callable[[Any, Any], Any]) -> None:
         """Put the functions into the object store.
 
         Args:
             fn: Returns a pair.
-            options: As for :class:`~thresher.runtime.ray.carriers.Tasks`, like the next two.
-            retries: How many times the tasks of lost workers are sent.
-            look: Called while nothing comes back; raises an error if nothing will.
+            how: How its tasks are sent.
             add: Adds two second parts.
         """
-        super().__init__(fn, options, retries, look)
+        super().__init__(fn, how)
         self._call = remote(call_apart).options(num_returns=2, **self._options)
         self._parts: deque[Any] = deque()  # references, in order
         total_of, held = remote(add_up).options(**self._options), stored_function(add)
