@@ -70,13 +70,13 @@ def test_rows_are_written_in_cluster_order_where_single_rows_are_slow() -> None:
     local = replace(ROWS, remote=False)
     assert estimate([SEMDEDUP], local, LARGE).steps[1].written > 0
     written = {}
-    for n in (10**9, 700_000, 600_000):  # from 1 GiB on
+    for n in (10**9, 2_800_000, 2_700_000):  # from 4 GiB on
         alone = estimate([SEMDEDUP], replace(local, count=n), replace(LARGE, nodes=1)).steps[1]
         written[n], requests = alone.written, alone.requests
         assert requests == 0
         pages = alone.driver_mapped - 48 * n
         assert pages == (0 if alone.written else n * 768 * 2)  # read in place, a page of the file for each row
-    assert written == {10**9: found.steps[1].written, 700_000: 2 * 700_000 * 768 * 2, 600_000: 0}
+    assert written == {10**9: found.steps[1].written, 2_800_000: 2 * 2_800_000 * 768 * 2, 2_700_000: 0}
     assert found.steps[0].requests >= 3 * 1_000 + 2 * 10**9 / 16_384
 
 

@@ -33,7 +33,7 @@ from thresher.runtime.locks import LOCK, holding, remove_folder, remove_unused
 from thresher.runtime.places import AnyPath, RemotePath, remove_tree, sizes_in
 from thresher.runtime.progress import Progress, Silent
 
-LARGE = 2**30  # bytes of vectors from which on it is faster in local files, too: every row is in another page
+LARGE = 2**32  # bytes of vectors in local files from which on each row of a task is a page fault, of 64 KiB each
 PART = 64 * 2**20  # bytes of a run, at least
 SPAN = 256 * 2**10  # bytes that a part of the order has in each run, at least, so that they are read in few requests
 _CHUNK = 8 * 2**20  # bytes that are copied at a time
