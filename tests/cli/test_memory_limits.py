@@ -140,6 +140,24 @@ def test_how_a_child_ended(code: str, expected: tuple[int, str]) -> None:
     assert (done.returncode, done.stderr) == expected
 
 
+@pytest.mark.parametrize(
+    ("before", "expected"),
+    [("OpenBLAS blas_thread_init: pthread_create failed for thread 1 of 2", "MemoryError"), ("", "KeyboardInterrupt")],
+)
+def test_openblas_that_interrupts_its_process_is_not_the_user(before: str, expected: str) -> None:
+    script = (
+        "import os, signal\nfrom thresher.runtime.limited import run_limited\n"
+        "def command():\n"
+        f"    os.write(2, {before.encode()!r})\n"
+        "    try:\n        signal.raise_signal(signal.SIGINT)\n"
+        "    except BaseException as error:\n        print(type(error).__name__)\n"
+        "    return 2\n"
+        "run_limited(command, lambda: 3)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == f"{expected}\n"
+
+
 def test_a_child_that_can_get_no_memory_gets_the_reserve(tmp_path: Path) -> None:
     """Python loops forever if it finds no memory for a number while it raises an exception."""
     script = (
@@ -168,6 +186,7 @@ def test_which_errors_mean_that_there_is_no_memory() -> None:
         np._core._exceptions._ArrayMemoryError((2**40,), np.dtype("f8")),
         OSError(12, "Cannot allocate memory"),
         RuntimeError("can't start new thread"),
+        ValueError("field 'target' is required for AnnAssign"),
         ImportError("libarrow.so: failed to map segment from shared object"),
         pa.ArrowException("Unknown error: Failed to launch worker thread: Resource temporarily unavailable"),
         duckdb.OutOfMemoryException("Out of Memory Error: Failed to allocate block of 16 bytes (bad allocation)"),
@@ -176,5 +195,10 @@ def test_which_errors_mean_that_there_is_no_memory() -> None:
         outer = ValueError("the file is damaged")
         outer.__context__ = error
         assert is_out_of_memory(outer)
-    for error in (None, ValueError("x"), OSError(28, "No space left on device"), KeyboardInterrupt()):
+    for error in (
+        None,
+        ValueError("a model is required for this step"),
+        OSError(28, "No space left on device"),
+        KeyboardInterrupt(),
+    ):
         assert not is_out_of_memory(error)

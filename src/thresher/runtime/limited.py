@@ -52,6 +52,7 @@ def run_limited(command: Callable[[], int], out_of_memory: Callable[[], int]) ->
             _end_with(parent)
             _keep_reserve()
             _divert(noise)
+            _interrupt_if_asked(noise)
             code = command()
             os.write(noise.fileno(), b"\nended %d\n" % code)
             return code
@@ -83,6 +84,20 @@ def _divert(noise: IO[bytes]) -> None:
         real = os.dup(2)
         os.dup2(noise.fileno(), 2)
         sys.stderr = open(real, "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
+
+
+def _interrupt_if_asked(noise: IO[bytes]) -> None:
+    """Raise MemoryError, and not KeyboardInterrupt, when a library and not the user interrupts this process.
+
+    OpenBLAS does so when it cannot start its threads, and says why before.
+    """
+
+    def interrupt(number: int, frame: Any) -> None:
+        said = os.pread(noise.fileno(), 1 << 16, 0)
+        raise MemoryError if has_signs(said.decode("utf-8", "replace")) else KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it is ignored with nohup
+        signal.signal(signal.SIGINT, interrupt)
 
 
 def _wait(child: int) -> int:

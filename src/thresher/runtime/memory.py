@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import sys
 from pathlib import Path
 
@@ -77,7 +78,10 @@ _SIGNS = (  # of libraries that say so in text only
     "memory allocation",
     "without exception set",  # by Python, when an extension module finds no memory
     "without setting an exception",
+    "blas_thread_init",  # by OpenBLAS, which then interrupts its own process
 )
+# By Python, when it compiles a module and finds no memory for a part of it.
+_COMPILED = re.compile(r"field '\w+' is required for \w+")
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
@@ -98,4 +102,4 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 def has_signs(text: str) -> bool:
     """Return whether a message of a library says that there is no memory."""
     low = text.lower()
-    return any(sign in low for sign in _SIGNS)
+    return any(sign in low for sign in _SIGNS) or _COMPILED.search(text) is not None
