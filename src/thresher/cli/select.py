@@ -15,6 +15,7 @@ from thresher.cli.options import (
     RUN,
     SEED,
     SHARD,
+    WHOLE,
     WITHIN,
     Choice,
     Common,
@@ -236,12 +237,12 @@ def _score_command(name: str, cls: Any) -> click.Command:
 @click.command()
 @click.argument("pool")
 @click.option("-o", "--out", required=True, metavar="DIR", help="Folder to write.")
-@click.option("--clusters", type=int, metavar="K", help="Number of clusters (default: chosen from the rows).")
+@click.option("--clusters", type=WHOLE, metavar="K", help="Number of clusters (default: chosen from the rows).")
 @click.option("--centroids", metavar="FILE", help=".npy file of (K, D) centroids; rows are only assigned to them.")
 @click.option(
     "--grow", metavar="DIR", help="Folder of clusters made before POOL grew: keep them and assign the new rows."
 )
-@click.option("--iterations", type=int, default=20, show_default=True, metavar="N", help="Iterations of k-means.")
+@click.option("--iterations", type=WHOLE, default=20, show_default=True, metavar="N", help="Iterations of k-means.")
 @click.option(
     "--sample", default="auto", show_default=True, metavar="all|auto|N", help="Rows that train the centroids."
 )
