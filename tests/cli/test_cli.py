@@ -177,7 +177,7 @@ def test_an_argument_that_begins_with_a_dash(
     monkeypatch.chdir(tmp_path)
     code, _, err = run(*words, cached=False)
     assert code == 2
-    assert err.splitlines()[-1].endswith(f" is no option, put -- before it: thresher {typed}")
+    assert err.splitlines()[-1].endswith(f" is not an option, put -- before it: thresher {typed}")
     code, _, err = run(*shlex.split(typed), cached=False)
     assert code == 2, "there are no such files or names"
     assert "o such option" not in err

@@ -186,7 +186,7 @@ def _as_argument(words: list[str], error: click.NoSuchOption) -> str:
     ):
         return ""
     name, before = error.option_name, words[: words.index("--")] if "--" in words else words
-    short = {name[1:]} if len(name) == 2 else set()  # of -dash click names the first letter that is no option
+    short = {name[1:]} if len(name) == 2 else set()  # of -dash click names the first letter that is not an option
     at = [i for i, word in enumerate(before) if word.partition("=")[0] == name]
     at += [i for i, word in enumerate(before) if short and word[:1] == "-" != word[1:2] and short & set(word[1:])]
     if not at:
@@ -194,7 +194,7 @@ def _as_argument(words: list[str], error: click.NoSuchOption) -> str:
     rest, after = before[at[0] + 1 :], words[len(before) + 1 :]
     options = next((i for i, word in enumerate(rest) if word.startswith("-")), len(rest))
     typed = [*words[: at[0]], *rest[options:], "--", words[at[0]], *rest[:options], *after]
-    return f"; if {words[at[0]]} is no option, put -- before it: thresher {shlex.join(typed)}"
+    return f"; if {words[at[0]]} is not an option, put -- before it: thresher {shlex.join(typed)}"
 
 
 def _interrupt(number: int, frame: object) -> None:
