@@ -120,6 +120,8 @@ def test_what_a_text_means_as_a_number(text: str, whole: str, number: str) -> No
         (lambda: Keep.parse("1.0"), "for one row write 1; give .*3_000_000$"),
         (lambda: parameters.share_of("0,7"), "like 30% or 0.3; type 0.7$"),
         (lambda: parameters.share_of("1.7"), "like 30% or 0.3$"),
+        (lambda: parameters.share_of("1.0"), "like 30% or 0.3$"),
+        (lambda: parameters.share_of("100%"), "like 30% or 0.3$"),
         (lambda: coerce("eps", float, "10%"), "^eps = '10%'; expected a finite number; write 0.1$"),
         (lambda: coerce("clusters", int, "1e3"), "; expected a whole number; write 1000$"),
         (lambda: coerce("clusters", int, "10%"), "; expected a whole number$"),

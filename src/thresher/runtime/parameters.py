@@ -328,7 +328,7 @@ def share_of(text: str, *, whole: bool = False) -> float:
     if not (0 < share < 1 or whole and share == 1):
         allowed = "above 0 and up to 1" if whole else "strictly between 0 and 1"
         likely = meant(float, text)
-        close = "" if likely in ("", text) or not 0 < float(likely) <= 1 else f"; type {likely}"
+        close = "" if likely in ("", text) or not 0 < float(likely) < 1 else f"; type {likely}"
         raise UsageError(f"cannot read {_shown(text)} as a share; give a share {allowed}, like 30% or 0.3{close}")
     return share
 
