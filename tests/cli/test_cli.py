@@ -67,7 +67,7 @@ def test_the_whole_way(run: Callable[..., tuple[int, str, str]], tmp_path: Path)
     assert code == 2
     assert "no row '1f44b-1f3f'" in err
 
-    code, out, _ = run("report", third, "-o", str(tmp_path / "page.html"), cached=False)
+    code, out, _ = run("report", third, "-o", str(tmp_path / "page.html"), "--points", "500", cached=False)
     assert code == 0
     assert (tmp_path / "page.html").read_text().count("data:image/") > 20
 
