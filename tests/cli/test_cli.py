@@ -127,7 +127,7 @@ def test_cluster_contract(run: Callable[..., tuple[int, str, str]], tmp_path: Pa
         (["select", "random", "/nowhere/at/all", "-o", "x", "--keep", "1%"], "/nowhere/at/all: nothing is there"),
         (["run", "dbp-laio", POOL, "-o", "x"], "Did you mean 'dbp-laion'"),
         (["select", "random", POOL, "-o", "x", "--keep", "1%", "--image", "embeding"], "no column 'embeding'"),
-        (["select", "random", POOL, "-o", "x", "--keep", "1%", "--workers", "0"], "at least 1"),
+        (["select", "random", POOL, "-o", "x", "--keep", "1%", "--workers", "0"], "0 is not in the range 1<=x<=4096"),
         (["cluster", POOL, "-o", "x", "--clusters", "0"], "at least 1"),
         (["wash"], "there are"),
     ],

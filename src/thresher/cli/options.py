@@ -288,7 +288,7 @@ RUN = (
         cls=Configured, setting="engine",
     ),
     click.option(
-        "--workers", cls=Configured, setting="workers", type=click.IntRange(max=MOST_WORKERS), metavar="N",
+        "--workers", cls=Configured, setting="workers", type=click.IntRange(1, MOST_WORKERS), metavar="N",
         help="Number of parallel tasks (default: all cores).",
     ),
     CACHE,

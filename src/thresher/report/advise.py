@@ -215,7 +215,7 @@ def advise(
     once = f"{samples:,} samples are {over} passes over all {counted(rows, 'row')}"
     if runs is None:
         return {"known": False, "rows": rows, "samples_seen": samples, "published": PUBLISHED, "notes": _unknown(once)}
-    shares = np.unique([round(run.share, 6) for run in runs])
+    shares = np.unique([float(f"{run.share:.3g}") for run in runs])  # methods with one budget differ by a few rows
     lengths = {run.samples for run in runs}
     if len(shares) < 2 or len(lengths) < 2 or len(runs) < 5:
         given = f"{counted(len(shares), 'share')} kept, {counted(len(lengths), 'length')}"
@@ -240,7 +240,7 @@ def advise(
         }
         for i, share in enumerate(grid)
     ]
-    kept = f"{shares[0]:.0%} to {shares[-1]:.0%}"
+    kept = f"{100 * shares[0]:.3g}% to {100 * shares[-1]:.3g}%"
     notes = [once, f"fitted on {counted(len(runs), 'run')} that kept {kept}; only such shares are compared"]
     longest = max(lengths)
     if samples > 2 * longest:
