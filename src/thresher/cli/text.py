@@ -565,7 +565,8 @@ def run_comparison(result: Mapping[str, Any]) -> Iterator[str]:
 def lab_plan(result: dict[str, Any]) -> Iterator[str]:
     """Describe what a plan would do."""
     rows = "an unknown number of rows" if result["rows"] is None else f"{result['rows']:,} rows"
-    yield f"{result['plan']}: {counted(result['runs'], 'run')}, which cost {result['full_runs']:.1f} times as much as full training"
+    cost = f"which cost {result['full_runs']:.1f} times as much as full training"
+    yield f"{result['plan']}: {counted(result['runs'], 'run')}, {cost}"
     yield f"train: {relative(result['data'])} ({result['kind']}, {rows})"
     yield from (f"eval: {relative(path)}" for path in result["evals"])
     yield f"seeds: {', '.join(map(str, result['seeds']))}"
