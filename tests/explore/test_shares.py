@@ -192,6 +192,33 @@ def test_chance_alone_is_no_loss() -> None:
     assert wrong <= 4
 
 
+def test_chance_alone_is_no_gain_of_rare_values_when_few_rows_are_kept() -> None:
+    """Where 1% is kept, one row of five is nothing: Wilson's interval alone finds such values in every selection."""
+    wrong = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        table = {f"c{i}": rng.integers(0, 300, 3_000).astype(str).tolist() for i in range(4)}
+        found = kept_shares(pool(table), rng.random(3_000) < 0.01)
+        wrong += any(share.differs for one in found.columns for share in one.values)
+    assert wrong <= 4
+    kept = np.arange(3_000) % 100 == 0
+    kept[:10] = True
+    site = ["rare" if row < 10 else f"s{row % 7}" for row in range(3_000)]
+    rare = next(one for one in column(kept_shares(pool({"site": site}), kept), "site").values if one.value == "rare")
+    assert rare.differs, "10 of 10 where 1% are kept is no chance"
+
+
+def test_tails_are_those_of_scipy() -> None:
+    from scipy.stats import binom
+
+    for rows in (1, 5, 26, 900, 30_000):
+        for share in (0.0025, 0.01, 0.4, 0.99):
+            for kept in sorted({0, 1, int(rows * share), min(rows, int(rows * share) + 9), rows}):
+                many = kept >= share * rows
+                known = binom.sf(kept - 1, rows, share) if many else binom.cdf(kept, rows, share)
+                assert shares.tail(kept, rows, share) == pytest.approx(known, rel=1e-6, abs=1e-300)
+
+
 def test_a_column_of_many_values_is_counted_exactly_for_frequent_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shares, "_HELD", 20)
     rng = np.random.default_rng(6)

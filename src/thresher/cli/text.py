@@ -550,7 +550,7 @@ def run_comparison(result: Mapping[str, Any]) -> Iterator[str]:
     metrics = dict.fromkeys(name for group in groups for name in group["metrics"])
     if metrics:
         against = f"; minus {groups[0]['name']}, paired by seed" if len(groups) > 1 else ""
-        yield f"metrics of the last evaluation: mean ± half of the 95% interval over seeds{against}:"
+        yield f"metrics of the last evaluation, shares in percent: mean ± half of the 95% interval over seeds{against}:"
     for name in metrics:
         yield f"  {name}"
         for group in groups:
