@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import click
+from click.shell_completion import CompletionItem
 
 from thresher import __version__
 from thresher.cli.options import Group
@@ -188,6 +189,13 @@ class _Root(Group):
                 command: click.Command = getattr(module, cmd_name.replace("-", "_"))
                 return command
         return None
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete the name of a command without loading its module."""
+        if incomplete.startswith("-"):
+            return super().shell_complete(ctx, incomplete)
+        every = {name: summary for section in SECTIONS for name, summary in section.commands.items()}
+        return [CompletionItem(name, help=about) for name, about in every.items() if name.startswith(incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         width = max(map(len, self.list_commands(ctx)))

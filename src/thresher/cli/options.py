@@ -72,7 +72,8 @@ class PluginChoice(Choice):
             click.BadParameter: There is no such plug-in, or it cannot be loaded.
         """
         name = str(value).partition(":")[0] if self._options else str(value)
-        if name not in self.choices:
+        completing = ctx is not None and ctx.resilient_parsing  # then no plug-in has to be loaded
+        if not completing and name not in self.choices:
             try:
                 self._point().find(name)
             except UsageError as error:

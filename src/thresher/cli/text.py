@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from thresher.data.trainable import described
 from thresher.io.paths import relative, shortened, visible
 from thresher.runtime.format import counted, duration, size
 from thresher.runtime.places import local_path
@@ -474,6 +473,8 @@ def exported(done: Any) -> Iterator[str]:
 
 def resharded(done: Any, data: str, out: str) -> Iterator[str]:
     """Yield lines on new shards."""
+    from thresher.data.trainable import described
+
     yield from done.notes
     files = counted(done.shards, {"webdataset": "tar", "parquet": "parquet file", "csv": "csv"}[done.form])
     yield f"{done.samples:,} of {counted(done.chosen, 'sample')} in {files}, found by {done.by}"
