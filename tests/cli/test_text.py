@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from thresher.check.data import doctor
 from thresher.cli import text
 from thresher.cli.main import main
+from thresher.cli.output import columns_of_prose
 
 POOL = str(Path(__file__).parents[2] / "examples" / "twemoji")
 
@@ -87,3 +90,35 @@ def test_one_group_of_runs_is_compared_with_nothing() -> None:
     shown = {"groups": [one], "runs": {}, "agreement": []}
     assert "minus" not in "\n".join(text.run_comparison(shown))
     assert "minus scan, paired by seed" in "\n".join(text.run_comparison({**shown, "groups": [one, one]}))
+
+
+def test_prose_is_broken_between_words_on_a_terminal_and_whole_in_a_file() -> None:
+    about = "ClipCov keeps clip-score and\nother words of sentence-transformers:NAME.\n\nA second paragraph."
+    assert list(text.prose(about, None)) == about.split("\n")
+    lines = list(text.prose(about, 30, hanging="  "))
+    assert max(map(len, lines)) <= 30 or "sentence-transformers:NAME." in max(lines, key=len)
+    assert "  sentence-transformers:NAME." in lines, "a name is not broken at its hyphen"
+    assert lines[-2:] == ["", "A second paragraph."]
+    page = list(text.method_page("x", "Keep it.", about, [], 30))
+    assert page[0] == "x: Keep it."
+    assert list(text.recipe_list({"a": "word " * 20}, 40))[1].startswith("  word")
+
+
+def test_prose_has_the_columns_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    for columns, expected in (("60", 60), ("500", 110)):
+        monkeypatch.setenv("COLUMNS", columns)
+        assert columns_of_prose() == expected
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    assert columns_of_prose() is None
+
+
+def test_a_plan_says_what_the_time_of_the_steps_leaves_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "density", "--rows", "1_000_000_000", "--dim", "768"]) == 0
+    out = capsys.readouterr().out
+    assert "0.6 s of it to start" in out
+    assert max(map(len, out.splitlines())) < 120

@@ -25,7 +25,7 @@ from thresher.cli.options import (
     engine_options,
     options,
 )
-from thresher.cli.output import Output
+from thresher.cli.output import Output, columns_of_prose
 from thresher.errors import PoolError, UsageError, suggest
 from thresher.runtime.config import check_variables
 
@@ -220,7 +220,8 @@ def methods(name: str | None, output: Output) -> None:
     parameters = _parameters(cls)
     about = (sys.modules[cls.__module__].__doc__ or "").strip()
     result = {"name": name, "about": about, "parameters": parameters}
-    output.result(result, text.method_page(name, (cls.__doc__ or "").strip(), about, parameters), cost=False)
+    summary = (cls.__doc__ or "").strip()
+    output.result(result, text.method_page(name, summary, about, parameters, columns_of_prose()), cost=False)
 
 
 def _parameters(cls: Any) -> list[dict[str, Any]]:
@@ -255,8 +256,7 @@ def recipes(name: str | None, output: Output) -> None:
     shipped = shipped_recipes()
     if name is None:
         summaries = {key: " ".join(Recipe.load(key).description.split()) for key in shipped}
-        lines = (line for key, about in summaries.items() for line in (f"{key}: {about}", ""))
-        output.result(summaries, lines, cost=False)
+        output.result(summaries, text.recipe_list(summaries, columns_of_prose()), cost=False)
         return
     if name not in shipped:
         raise UsageError(f"no shipped recipe {name!r}; there are {', '.join(shipped)}.{suggest(name, shipped)}")

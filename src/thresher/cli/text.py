@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,25 @@ from thresher.runtime.places import local_path
 _CAPTION = 240  # characters of a caption: three lines of a terminal
 
 # --- look -----------------------------------------------------------------------------------------
+
+
+def prose(text: str, columns: int | None, *, hanging: str = "") -> Iterator[str]:
+    """Yield the lines of paragraphs, broken between words to fit; as they are if ``columns`` is None.
+
+    Args:
+        text: Paragraphs, separated by empty lines.
+        columns: Columns of the terminal.
+        hanging: What all lines of a paragraph but its first begin with.
+    """
+    if columns is None:
+        yield from text.split("\n")
+        return
+    for number, paragraph in enumerate(text.split("\n\n")):
+        yield from [""] * (number > 0)
+        yield from textwrap.wrap(
+            " ".join(paragraph.split()), max(columns, 20), subsequent_indent=hanging, break_long_words=False,
+            break_on_hyphens=False,
+        )  # fmt: skip
 
 
 def inspection(pool: Mapping[str, Any], engine: str) -> Iterator[str]:
@@ -44,15 +64,17 @@ def inspection(pool: Mapping[str, Any], engine: str) -> Iterator[str]:
 def planned(run: Any, rows: int, nodes: int, calibrated: bool) -> Iterator[str]:
     """Yield lines on a :class:`thresher.check.cost.RunCost`."""
     nodes_now = counted(nodes, "node")
-    yield f"{counted(rows, 'row')} on {nodes_now}: about {duration(run.seconds)}"
+    start = run.seconds - sum(step.seconds for step in run.steps)
+    yield f"{counted(rows, 'row')} on {nodes_now}: about {duration(run.seconds)}, {duration(start)} of it to start"
     for step in run.steps:
         requests = f", {counted(step.requests, 'request')}" if step.requests else ""
         written = f", writes {size(step.written)} in cluster order" if step.written else ""
+        parts = ", ".join(f"{name} {duration(value)}" for name, value in step.parts.items())
+        yield f"  {step.name}: {duration(step.seconds)} for {counted(step.rows_in, 'row')}"
+        yield f"    time: most of it {step.bottleneck} ({parts})"
+        yield f"    data: reads {size(step.read)}{written}, the driver receives {size(step.received)}{requests}"
         yield (
-            f"  {step.name}: {duration(step.seconds)} for {counted(step.rows_in, 'row')}; most of it {step.bottleneck} "
-            f"({', '.join(f'{name} {duration(value)}' for name, value in step.parts.items())}); reads "
-            f"{size(step.read)}{written}, the driver receives {size(step.received)}{requests}; memory: driver "
-            f"{size(step.driver_memory)}, and {size(step.driver_mapped)} mapped from files, worker "
+            f"    memory: driver {size(step.driver_memory)} and {size(step.driver_mapped)} mapped from files, worker "
             f"{size(step.worker_memory)}"
         )
     for name in run.missing:
@@ -189,15 +211,25 @@ def method_list(summaries: Mapping[str, str]) -> Iterator[str]:
     yield "thresher methods NAME describes one of them."
 
 
-def method_page(name: str, summary: str, about: str, parameters: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield lines on one method."""
-    yield from (f"{name}: {summary}\n\n{about}\n").replace("``", "`").split("\n")
+def method_page(
+    name: str, summary: str, about: str, parameters: Sequence[Mapping[str, Any]], columns: int | None = None
+) -> Iterator[str]:
+    """Yield lines on one method, in the columns of the terminal if there is one."""
+    yield from prose(f"{name}: {summary}\n\n{about}".replace("``", "`"), columns)
+    yield ""
     for item in parameters:
         default = f"default {shown(item['default'])}"
         if item["default"] is None:
             default = "required" if item["required"] else "optional"
         yield f"  {item['name']} ({item['type']}; {default})"
-        yield f"      {item['help']}"
+        yield from (f"      {line}" for line in prose(item["help"], columns and columns - 6))
+
+
+def recipe_list(summaries: Mapping[str, str], columns: int | None = None) -> Iterator[str]:
+    """Yield a paragraph on each recipe, in the columns of the terminal if there is one."""
+    for name, about in summaries.items():
+        yield from prose(f"{name}: {about}", columns, hanging="  ")
+        yield ""
 
 
 # --- embed ----------------------------------------------------------------------------------------
