@@ -128,6 +128,14 @@ class _Sweeps(_Methods):
         return _sweep_command(cmd_name, cls) if cls and _swept(cls) else None
 
 
+_SWEPT_COLUMNS = (
+    "Columns of the table: score is the mean score of the rows kept; covariance the error of the image-text "
+    "covariance, and covariance_ratio that error divided by the one of as many random rows, so that below 1 is better "
+    "than random; coverage the share of clusters with a row kept, and least_kept the lowest share of a cluster that is "
+    "kept."
+)
+
+
 def _swept(cls: Any) -> list[str]:
     """Return the parameters of a method that can be swept."""
     from thresher.report.sweep import SWEPT
@@ -171,7 +179,7 @@ def _sweep_command(name: str, cls: Any) -> click.Command:
         result = {"method": name, "parameter": table.parameter, "rows": list(table), "notes": list(table.notes)}
         common.output.result(result, [*table.notes, *table.lines()])
 
-    about = f"Compare what {name} keeps with several values."
+    about = f"Compare what {name} keeps with several values.\n\n{_SWEPT_COLUMNS}"
     return click.command(name, help=f"{about}\n\n\x08\nSee: thresher methods {name}")(command)
 
 
