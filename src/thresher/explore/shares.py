@@ -51,7 +51,7 @@ class Share:
         high: Upper end.
         shift: By how much the share kept surely differs from that of the other rows counted: from the share of the
             pool to the nearer end of the interval corrected for all comparisons; negative if fewer were kept, 0 if the
-            interval contains the share of the pool, or if an exact test does not find so few rows surely different.
+            interval contains the share of the pool, or if an exact test of few rows says that it may be chance.
         at_least: Lower end of a range of numbers, else None.
         at_most: Highest number in it, so that the rows are those from ``at_least`` to ``at_most``.
     """

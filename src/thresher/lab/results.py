@@ -247,12 +247,14 @@ def _notes(
     plan: Plan, runs: Sequence[Run], made: Sequence[Comparison], other: str, extra: Mapping[str, Any]
 ) -> list[str]:
     seeds = sorted({run.seed for run in runs})
+    parts = any(not one.metric.endswith(" average") for one in made)
+    untested = "; averages, of the metrics after them, are not tested" if parts else ""
     lines = [
         f"Metrics are percentages on the held-out half of {', '.join(_set_names(runs)) or 'the evaluation sets'}: mean "
         f"over {counted(len(seeds), 'seed')} ± half of the 95% interval (Student's t); differences are paired by seed, "
         f"with their 95% interval. \\* marks a difference to {other} that is significant at 5% after Holm's correction "
-        f"for {counted(len(made), 'comparison')}; averages, of the metrics after them, are not tested. Where the "
-        "interval of a difference includes 0, no difference was found.",
+        f"for {counted(len(made), 'comparison')}{untested}. Where the interval of a difference includes 0, no "
+        "difference was found.",
         "",
         "E1 counts the samples that gradients were computed on, E2 every forward pass of a sample, with those of "
         "proxies, embeddings, reference models and the run that a coreset was made of. E3 is the seconds of all these; "
