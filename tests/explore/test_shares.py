@@ -99,7 +99,7 @@ def test_infinite_numbers_are_a_range() -> None:
     kept = np.arange(n) % 8 < 4
     found = kept_shares(pool({"high": values, "both": both}), kept)
     high = {share.value: (share.rows, share.kept) for share in column(found, "high").values}
-    assert high == {"inf to inf": (300, 150), None: (100, 50)}
+    assert high == {"inf": (300, 150), None: (100, 50)}
     assert [(share.value, share.rows, share.kept) for share in column(found, "both").values] == [
         ("-inf to inf", n, int(kept.sum()))
     ]
@@ -206,6 +206,14 @@ def test_chance_alone_is_no_gain_of_rare_values_when_few_rows_are_kept() -> None
     site = ["rare" if row < 10 else f"s{row % 7}" for row in range(3_000)]
     rare = next(one for one in column(kept_shares(pool({"site": site}), kept), "site").values if one.value == "rare")
     assert rare.differs, "10 of 10 where 1% are kept is no chance"
+
+
+def test_a_whole_number_is_in_one_range_only() -> None:
+    numbers = np.arange(100, 500)
+    one = column(kept_shares(pool({"width": numbers.tolist()}), numbers % 2 == 0), "width")
+    ranges = sorted((share.at_least, share.at_most, share.value) for share in one.values if share.at_least is not None)
+    assert [value for *_, value in ranges] == [f"{low:.0f} to {high:.0f}" for low, high, _ in ranges]
+    assert all(low == before + 1 for (_, before, _), (low, *_) in zip(ranges, ranges[1:], strict=False))
 
 
 def test_tails_are_those_of_scipy() -> None:

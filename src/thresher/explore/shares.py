@@ -6,6 +6,7 @@ interval, to show, and a wider one, corrected for the number of comparisons, tha
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -420,12 +421,17 @@ def _numbers(store: EmbeddingStore, name: str, kept_N: Bools) -> ColumnShares:
         highest = np.full(len(inner) + 1, -np.inf)
         np.maximum.at(highest, codes[~empty], known)
         ends = [float(known.min()), *inner.tolist(), float(known.max())]
-        texts = _apart(ends)
-        made = [
-            Share(f"{texts[i]} to {texts[i + 1]}", 0, 0, at_least=ends[i], at_most=float(highest[i]))
-            for i in range(len(ends) - 1)
-        ]
+        if np.all(known == np.round(known)):  # "0 to 38", "39 to 79": each number is in one range
+            texts = [_whole_range(low, max(low, high)) for low, high in zip(ends, highest.tolist(), strict=False)]
+        else:
+            words = _apart(ends)
+            texts = [f"{low} to {high}" for low, high in itertools.pairwise(words)]
+        made = [Share(text, 0, 0, at_least=ends[i], at_most=float(highest[i])) for i, text in enumerate(texts)]
     return _coded(name, "number", [*made, Share(None, 0, 0)], codes, kept_N)
+
+
+def _whole_range(low: float, high: float) -> str:
+    return f"{low:.0f}" if low == high else f"{low:.0f} to {high:.0f}"
 
 
 def _apart(values: Sequence[float]) -> list[str]:
