@@ -41,12 +41,15 @@ class _Methods(Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         from thresher.pruning.registry import METHODS
 
-        try:
-            return _method_command(cmd_name, METHODS.find(cmd_name))
-        except UsageError:
-            if METHODS.broken(cmd_name):
-                raise  # with the reason
-            return None
+        if ctx.resilient_parsing:  # a shell completes: only this method is loaded
+            try:
+                return _method_command(cmd_name, METHODS.find(cmd_name))
+            except UsageError:
+                return None
+        if METHODS.broken(cmd_name):
+            METHODS.find(cmd_name)  # raises with the reason
+        cls = METHODS.all().get(cmd_name)
+        return _method_command(cmd_name, cls) if cls else None
 
 
 @click.group(cls=_Methods)
