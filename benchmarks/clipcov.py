@@ -25,6 +25,7 @@ import numpy as np
 import threadpoolctl
 
 from thresher.ops import crosscov
+from thresher.ops.products import ON_CPU
 
 SHAPES = {"even": "even", "power": "power law (1/k)", "steep": "steep (1/k²)", "one": "one class"}
 PARTS = ("matrices", "greedy")  # parts of the time of the notebook
@@ -301,7 +302,7 @@ class Contestant(NamedTuple):
 def by_walk(image: np.ndarray, text: np.ndarray) -> crosscov.Walk:
     """State of the graph cut in thresher, without a matrix; gains are 1/n of those of the libraries."""
     n = len(image)
-    sums = sum(crosscov.similarity_sums(image, text, 0.0))
+    sums = sum(ON_CPU.sums(image, text, 0.0))
     toward = np.stack([text.mean(axis=0), image.mean(axis=0)])
     own = np.maximum(np.einsum("ij,ij->i", image, text), 0)
     mean = crosscov.drifts(image, text, toward)

@@ -41,7 +41,9 @@ from thresher.dynamic.run_folder import CHECKPOINT, LEDGER, LOG
 from thresher.dynamic.sampler import PruningSampler
 from thresher.dynamic.stream import StreamPruner, prune_stream
 from thresher.evaluation.linear_probe import linear_probe
-from thresher.ops.torch_kmeans import SLACK, nearest_bfloat16
+from thresher.ops.neighbors import duplicates_of_kept, nearest_earlier
+from thresher.ops.products import ON_CPU
+from thresher.ops.torch_products import SLACK, Devices, TorchNearest, TorchProducts, nearest_bfloat16
 from thresher.runtime.files import writing
 from thresher.runtime.progress import Silent
 from thresher.train.augment import crops
@@ -484,6 +486,50 @@ def check_kmeans(bench: Bench) -> Figures:
     return figures
 
 
+def check_products(bench: Bench) -> Figures:
+    """Check that comparisons on the device decide as on the CPU; measure TFLOP/s, with the copies of the rows."""
+    devices = Devices.named(str(bench.device))
+    products, dim = TorchProducts(devices, small=0), bench.size(512, 32)
+    rows = embeddings(bench.size(131_072, 3000), dim, 300)
+    figures: Figures = {}
+    for clusters in (5000, 50_000) if not bench.toy else (40, 50):
+        centroids = embeddings(clusters, dim, clusters)
+        for dtype in ("float32", "bfloat16"):
+            nearest = TorchNearest(devices, dtype)
+            kept = nearest.prepared(centroids)
+            label_B = nearest(rows[:2048], kept)[0]
+            begin = time.perf_counter()
+            for lo in range(0, len(rows), nearest.stripe):
+                nearest(rows[lo : lo + nearest.stripe], kept)
+            figures[f"assignment to {clusters:,}, {dtype}, TFLOP/s"] = _tera(rows.size * 2 * clusters, begin)
+            if dtype == "float32":
+                exact = rows[:2048].astype(np.float64) @ centroids.T.astype(np.float64)
+                lost = exact.max(axis=1) - exact[np.arange(len(exact)), label_B]
+                held("the cosine that labels lose", float(lost.max()), 1e-6)
+    group = embeddings(bench.size(32_768, 1500), dim, 3)
+
+    def load(lo: int, hi: int) -> np.ndarray:
+        return group[lo:hi]
+
+    begin = time.perf_counter()
+    cosine, _ = nearest_earlier(load, 0, len(group), products)
+    figures["nearest earlier row, TFLOP/s"] = _tera(len(group) * group.size, begin)
+    last = len(group) - bench.size(2048, 500)
+    expected, _ = nearest_earlier(load, last, len(group))
+    figures["error of cosines"] = held("the error of cosines", float(np.abs(cosine[last:] - expected).max()), 1e-6)
+    threshold = float(np.quantile(cosine[1:], 0.5))
+    some = bench.size(8192, 1500)
+    here, there = (duplicates_of_kept(load, some, threshold, made)[0] > threshold for made in (products, ON_CPU))
+    held("the share of other decisions", float((here != there).mean()), 1e-3)
+    sums, expected_sums = (made.sums(group[:some], group[:some][::-1], 0.0)[0] for made in (products, ON_CPU))
+    held("the error of sums", float(np.abs(sums - expected_sums).max()) / some, 1e-6)
+    return figures
+
+
+def _tera(operations: float, begin: float) -> float:
+    return round(operations / (time.perf_counter() - begin) / 1e12, 2)
+
+
 # --- throughput -----------------------------------------------------------------------------------
 
 
@@ -643,6 +689,7 @@ CHECKS: dict[str, Callable[[Bench], Figures]] = {
     "clip": measure_clip,
     "moco": measure_moco,
     "kmeans": check_kmeans,
+    "products": check_products,
     "nccl": check_nccl,
 }
 

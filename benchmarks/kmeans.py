@@ -25,9 +25,11 @@ from thresher.pruning.clusters import _moves, _on_held
 from thresher.runtime.engine import cores
 from thresher.runtime.engines.threads import Threads
 
+_NUMPY = kmeans.NumpyNearest()
+
 
 def ours(
-    rows: np.ndarray, start: np.ndarray, iterations: int, nearest: kmeans.Nearest = kmeans.nearest_two,
+    rows: np.ndarray, start: np.ndarray, iterations: int, nearest: kmeans.Nearest = _NUMPY,
     slack: float = kmeans.SLACK, warm: bool = True,
 ) -> np.ndarray:  # fmt: skip
     """The k-means of thresher on rows in memory."""
@@ -90,7 +92,7 @@ def main() -> None:
         "bare products": lambda: bare.append(bare_products(args.rows, args.dim, args.clusters) * args.iterations),
     }
     try:
-        from thresher.ops.torch_kmeans import SLACK, nearest_bfloat16
+        from thresher.ops.torch_products import SLACK, nearest_bfloat16
 
         nearest = nearest_bfloat16("cpu")
         contestants["thresher bfloat16"] = lambda: keep(

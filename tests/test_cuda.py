@@ -113,7 +113,7 @@ def checks(
 @pytest.mark.parametrize(
     "names",
     [
-        ["losses", "crops", "books", "first-batch", "chunks", "kmeans"],
+        ["losses", "crops", "books", "first-batch", "chunks", "kmeans", "products"],
         pytest.param(["gathered", "nccl"], marks=pytest.mark.slow),  # which start processes
     ],
     ids=["one process", "two processes"],

@@ -14,9 +14,9 @@ from thresher.ops.crosscov import (
     forecast,
     losses,
     merge,
-    similarity_sums,
     where_clamped,
 )
+from thresher.ops.products import ON_CPU
 
 CLAMPS = [0.0, None, 0.15, -0.1]
 
@@ -42,7 +42,7 @@ def dense(image: np.ndarray, text: np.ndarray, clamp: float | None) -> np.ndarra
 @pytest.mark.parametrize("shape", [(1, 1), (3, 1), (7, 2050), (1025, 40), (1100, 1030)])
 def test_similarity_sums(clamp, shape) -> None:
     image, text = pairs(shape[0])[0], pairs(shape[1], seed=1)[1]
-    by_row, by_column = similarity_sums(image, text, clamp)
+    by_row, by_column = ON_CPU.sums(image, text, clamp)
     found = dense(image, text, clamp)
     np.testing.assert_allclose(by_row, found.sum(axis=1), atol=1e-3)
     np.testing.assert_allclose(by_column, found.sum(axis=0), atol=1e-3)
@@ -65,7 +65,7 @@ def test_losses_and_the_mean_loss_they_predict(clamp) -> None:
 
 def clamped_rows(image: np.ndarray, text: np.ndarray, clamp: float | None) -> np.ndarray:
     """As the means of similarities tell it, in the same precision as those of a pool."""
-    cross, mean = (np.add(*similarity_sums(image, text, each)) / len(image) for each in (clamp, None))
+    cross, mean = (np.add(*ON_CPU.sums(image, text, each)) / len(image) for each in (clamp, None))
     return where_clamped(cross, mean, clamp)
 
 

@@ -251,8 +251,8 @@ def engine_options(default: str | None, help: str, **how: Any) -> tuple[Any, ...
     )  # fmt: skip
 
 
-def engine_from(engine: str, workers: int | None, ray_address: str | None) -> Any:
-    """Return the engine that the values of :func:`engine_options` describe.
+def engine_from(engine: str, workers: int | None, ray_address: str | None, device: str | None = None) -> Any:
+    """Return the engine that the values of :func:`engine_options` describe, for products on a device.
 
     Raises:
         UsageError: There is no such engine or option, or an address for an engine other than ray.
@@ -260,7 +260,8 @@ def engine_from(engine: str, workers: int | None, ray_address: str | None) -> An
     from thresher.runtime.engine import make_engine
 
     _check_address(engine, ray_address)
-    return make_engine(engine, workers, {"address": ray_address} if ray_address else None)
+    given = {"address": ray_address, "device": device}
+    return make_engine(engine, workers, {name: value for name, value in given.items() if value})
 
 
 def _check_address(engine: str | None, ray_address: str | None) -> None:
@@ -290,6 +291,10 @@ RUN = (
     click.option(
         "--workers", cls=Configured, setting="workers", type=click.IntRange(max=MOST_WORKERS), metavar="N",
         help="Number of parallel tasks (default: all cores).",
+    ),
+    click.option(
+        "--device", metavar="NAME",
+        help="Where vectors are compared: cpu, cuda (all GPUs), or some of them, such as cuda:0,cuda:1.",
     ),
     CACHE,
     click.option(
@@ -357,6 +362,7 @@ class Common:
     engine: str
     ray_address: str | None
     workers: int | None
+    device: str | None
     seed: int | None
     cache: str | None
     scratch: str | None
@@ -386,7 +392,7 @@ class Common:
         from thresher.runtime.cache import Cache
 
         return {
-            "engine": engine_from(self.engine, self.workers, self.ray_address),
+            "engine": engine_from(self.engine, self.workers, self.ray_address, self.device),
             "cache": Cache.at(self.cache, scratch=None if self.scratch is None else place(self.scratch)),
             "progress": self.output.progress(self.quiet),
         }

@@ -21,44 +21,19 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.ops.cut import top
+from thresher.ops.products import ON_CPU, Products, clamped
 from thresher.ops.vectors import F32
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-_TILE = 1024  # rows of a product, both ways: it stays in cache
 _MOST = 2048  # maximum number of candidates
 _ROUNDING = 1e-6  # of a mean of float32 similarities
 _SLACK = 1e-5  # bound on the error of a float32 cosine, with a margin
 
 
 # --- sums of similarities -------------------------------------------------------------------------
-
-
-def clamped(products: F32, clamp: float | None) -> F32:
-    """Set similarities below ``clamp`` to 0 in place; None changes nothing."""
-    if clamp == 0:
-        np.maximum(products, 0, out=products)
-    elif clamp is not None:
-        products[products < clamp] = 0
-    return products
-
-
-def similarity_sums(image_PD: F32, text_QD: F32, clamp: float | None) -> tuple[Floats, Floats]:
-    """Return sum_q s(p, q) (P,) and sum_p s(p, q) (Q,), tile by tile: float32 within a tile, float64 across tiles."""
-    by_row, by_column = np.zeros(len(image_PD)), np.zeros(len(text_QD))
-    buffer = np.empty(min(_TILE, len(image_PD)) * min(_TILE, len(text_QD)), np.float32)
-    ones = np.ones(_TILE, np.float32)
-    for lo in range(0, len(image_PD), _TILE):
-        rows = image_PD[lo : lo + _TILE]
-        for at in range(0, len(text_QD), _TILE):
-            columns = text_QD[at : at + _TILE]
-            tile = buffer[: len(rows) * len(columns)].reshape(len(rows), len(columns))
-            clamped(np.matmul(rows, columns.T, out=tile), clamp)
-            by_row[lo : lo + _TILE] += tile @ ones[: len(columns)]
-            by_column[at : at + _TILE] += ones[: len(rows)] @ tile
-    return by_row, by_column
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +59,9 @@ class Taken:
         return cls(image_SD, text_SD, sums.astype(np.float32), toward)
 
 
-def losses(image_RD: F32, text_RD: F32, clamped_R: Bools, taken: Taken, clamp: float | None) -> tuple[Floats, Floats]:
+def losses(
+    image_RD: F32, text_RD: F32, clamped_R: Bools, taken: Taken, clamp: float | None, products: Products = ON_CPU
+) -> tuple[Floats, Floats]:
     """Return what rows R lose when rows S of their class are taken, both times n.
 
     Args:
@@ -93,6 +70,7 @@ def losses(image_RD: F32, text_RD: F32, clamped_R: Bools, taken: Taken, clamp: f
         clamped_R: (R,) bool, for which rows the clamp changes a similarity; see :func:`where_clamped`.
         taken: Rows S.
         clamp: Similarities below it count as 0; None for no clamp.
+        products: Computes the products.
 
     Returns:
         sum_s s(r, s) + s(s, r) (R,), and :func:`drifts` toward the direction (R,).
@@ -102,8 +80,8 @@ def losses(image_RD: F32, text_RD: F32, clamped_R: Bools, taken: Taken, clamp: f
     if clamp is not None and taken.toward is not None:
         drift = drifts(image_RD, text_RD, taken.toward)
     if clamp is not None and clamped_R.any():
-        there, _ = similarity_sums(image_RD[clamped_R], taken.text_SD, clamp)
-        back, _ = similarity_sums(text_RD[clamped_R], taken.image_SD, clamp)
+        there, _ = products.sums(image_RD[clamped_R], taken.text_SD, clamp)
+        back, _ = products.sums(text_RD[clamped_R], taken.image_SD, clamp)
         loss[clamped_R] = there + back
     return loss, drift
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -44,13 +44,22 @@ _FAST_PRODUCT = 1.2  # products with few centroids
 class Nearest(Protocol):
     """Finds the nearest centroid of each row. Rows need not be normalised; centroids are."""
 
+    @property
+    def stripe(self) -> int:
+        """Number of rows to pass at once."""
+        ...
+
+    def prepared(self, centroids_KD: F32) -> Any:
+        """Return centroids in the form in which many calls are fastest."""
+        ...
+
     def __call__(
-        self, rows_BD: F32, centroids_KD: F32, scratch: F32 | None = None, *, second: bool = True
+        self, rows_BD: F32, centroids_KD: Any, scratch: F32 | None = None, *, second: bool = True
     ) -> tuple[Labels, F32, F32]:
         """Return labels (B,) int32, and products with the nearest and the second centroid, (B,) float32 each.
 
-        ``scratch`` is memory from :func:`products_of`, to be reused. Without ``second``, the last array may be any
-        upper bound of the products with other centroids.
+        The centroids are (K, D) float32 unit rows, or prepared ones. ``scratch`` is memory from :func:`products_of`, to
+        be reused. Without ``second``, the last array may be any upper bound of the products with other centroids.
         """
         ...
 
@@ -109,6 +118,23 @@ def nearest_centroid(rows_BD: F32, centroids_KD: F32, scratch: F32 | None = None
     """Label every row with its nearest centroid: :func:`nearest_two` without the second."""
     labels, best, _ = nearest_two(rows_BD, centroids_KD, scratch, second=False)
     return labels, best
+
+
+@dataclass(frozen=True)
+class NumpyNearest:
+    """:func:`nearest_two`, as :class:`Nearest`."""
+
+    stripe: ClassVar[int] = STRIPE
+
+    def prepared(self, centroids_KD: F32) -> F32:
+        """Return the centroids in Fortran order."""
+        return by_columns(centroids_KD)
+
+    def __call__(
+        self, rows_BD: F32, centroids_KD: F32, scratch: F32 | None = None, *, second: bool = True
+    ) -> tuple[Labels, F32, F32]:
+        """Find the nearest and the second nearest centroid."""
+        return nearest_two(rows_BD, centroids_KD, scratch, second=second)
 
 
 @dataclass(eq=False)
@@ -230,15 +256,20 @@ class MoveRows:
 
     centroids_KD: F32
     moved_K: F32
-    nearest: Nearest = nearest_two
+    nearest: Nearest = NumpyNearest()
     slack: float = SLACK
     bounds: Literal["used", "taken", "sampled"] = "used"
     fast_F: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
+    @property
+    def stripe(self) -> int:
+        """Rows of a stripe."""
+        return self.nearest.stripe
+
     def __call__(self, stripes: Iterable[F32], bounds: Bounds) -> Moves:
         """Relabel rows where necessary and sum the changes; float32 within a stripe, float64 across stripes."""
         parts: list[Sums] = []
-        memory = _Memory(workspace(STRIPE, self.centroids_KD.shape[1]), products_of(self.centroids_KD))
+        memory = _Memory(workspace(self.nearest.stripe, self.centroids_KD.shape[1]), products_of(self.centroids_KD))
         lo = 0
         for i, rows in enumerate(stripes):
             here = slice(lo, lo + len(rows))
@@ -283,14 +314,14 @@ class MoveRows:
         before = label[need]
         label[need], upper[need], lower[need] = labels, _angles(best), _angles(others) if second else 0
         if fresh:
-            return [sums_by_group(rows_BD, labels)]
-        changed = np.flatnonzero(labels != before)
-        if not len(changed):
-            return []
-        return [
-            sums_by_group(some, labels[changed], changed),
-            sums_by_group(some, before[changed], changed, leaving=True),
-        ]
+            return [sums_by_group(rows_BD[part], labels[part]) for part in _parts(len(labels))]
+        sums = []
+        for part in _parts(len(labels)):
+            changed = np.flatnonzero(labels[part] != before[part])
+            if len(changed):
+                sums.append(sums_by_group(some[part], labels[part][changed], changed))
+                sums.append(sums_by_group(some[part], before[part][changed], changed, leaving=True))
+        return sums
 
     def _doubtful(self, rows_BD: F32, bounds: Bounds, memory: _Memory) -> npt.NDArray[np.int64]:
         """Update the bounds for the moves of the centroids; return the rows that may change their group."""
@@ -320,22 +351,22 @@ class MoveRows:
         return int(order[-1]), float(moved[order[-1]]), float(moved[order[0]])
 
     @cached_property
-    def _columns_KD(self) -> F32:
-        return by_columns(self.centroids_KD)
+    def _columns_KD(self) -> Any:
+        return self.nearest.prepared(self.centroids_KD)
 
     @cached_property
-    def _fast_FD(self) -> F32:
-        return by_columns(self.centroids_KD[self.fast_F])
+    def _fast_FD(self) -> Any:
+        return self.nearest.prepared(self.centroids_KD[self.fast_F])
 
 
 class _Memory(NamedTuple):
-    """Scratch memory of a worker, for copied rows (STRIPE, D) and for products."""
+    """Scratch memory of a worker, for the copied rows of a stripe and for products."""
 
     rows_BD: F32
     products: F32
 
 
-def rule_for(state: State, nearest: Nearest = nearest_two, slack: float = SLACK) -> MoveRows:
+def rule_for(state: State, nearest: Nearest = NumpyNearest(), slack: float = SLACK) -> MoveRows:
     """Return the cheapest rule for the next iteration, by a sample of the rows.
 
     Bounds cost a tenth of the products. Where centroids still move as far as rows are from a second centroid, all rows
@@ -363,6 +394,11 @@ def rule_for(state: State, nearest: Nearest = nearest_two, slack: float = SLACK)
     if costs[count] < _WORTH_USING:
         return replace(rule, bounds="used", fast_F=np.sort(order[:count]))
     return rule
+
+
+def _parts(rows: int) -> Iterator[slice]:
+    """Split rows into parts of which float32 sums are taken."""
+    return (slice(lo, lo + STRIPE) for lo in range(0, rows, STRIPE))
 
 
 def _angles(cosines: F32) -> F32:
@@ -414,8 +450,7 @@ def sums_by_group(
     return Sums(ordered[starts], sums, counts, leaving)
 
 
-Rule = Callable[[Iterable[F32], Bounds], Moves]
-Passes = Callable[[Rule, State], Iterator[Moves]]
+Passes = Callable[[MoveRows, State], Iterator[Moves]]
 
 
 def fit(
@@ -424,7 +459,7 @@ def fit(
     state: State,
     iterations: int,
     *,
-    nearest: Nearest = nearest_two,
+    nearest: Nearest = NumpyNearest(),
     slack: float = SLACK,
     after: Callable[[State], None] | None = None,
 ) -> F32:
@@ -487,17 +522,23 @@ class Assign:
     """Callable on the unit rows of a block, stripe by stripe -> labels and cosine distances in float32."""
 
     centroids_KD: F32
+    nearest: Nearest = NumpyNearest()
+
+    @property
+    def stripe(self) -> int:
+        """Rows of a stripe."""
+        return self.nearest.stripe
 
     def __call__(self, stripes: Iterable[F32]) -> tuple[npt.NDArray[np.int32], F32]:
         """Return labels (B,) int32 and 1 - cosine (B,) float32."""
         scratch = products_of(self.centroids_KD)
-        results = [nearest_centroid(rows, self._columns_KD, scratch) for rows in stripes]
-        labels = np.concatenate([label for label, _ in results])
-        return labels, np.float32(1) - np.concatenate([product for _, product in results])
+        results = [self.nearest(rows, self._columns_KD, scratch, second=False) for rows in stripes]
+        labels = np.concatenate([label for label, _, _ in results])
+        return labels, np.float32(1) - np.concatenate([product for _, product, _ in results])
 
     @cached_property
-    def _columns_KD(self) -> F32:
-        return by_columns(self.centroids_KD)
+    def _columns_KD(self) -> Any:
+        return self.nearest.prepared(self.centroids_KD)
 
 
 @dataclass(frozen=True)
@@ -515,6 +556,7 @@ class AssignTree:
     coarse_JD: F32
     centroids_KD: F32
     ends_J: npt.NDArray[np.int64]
+    stripe: ClassVar[int] = STRIPE
 
     def __call__(self, stripes: Iterable[F32]) -> tuple[npt.NDArray[np.int32], F32]:
         """Return labels (B,) int32 and 1 - cosine (B,) float32."""

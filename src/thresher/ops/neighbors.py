@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.ops.components import find, unite
-from thresher.ops.vectors import F32, workspace
+from thresher.ops.products import ON_CPU, Products
+from thresher.ops.vectors import F32
 
 Load = Callable[[int, int], F32]
 
 CHUNK = 4096  # rows of a product, both ways: 64 MB at most
-_PANEL = 1024  # columns of a product at a time: the panel stays in cache
+_PANEL = 1024  # rows of d_inter, and of the rule of kept rows, at a time
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,16 @@ class MeanNearestDistance:
         return np.asarray(1.0 - np.sort(nearest, axis=1).mean(axis=1, dtype=np.float64), np.float64)
 
 
-def nearest_earlier(load: Load, start: int, stop: int) -> tuple[F32, npt.NDArray[np.int64]]:
+def nearest_earlier(
+    load: Load, start: int, stop: int, products: Products = ON_CPU
+) -> tuple[F32, npt.NDArray[np.int64]]:
     """Find, for rows start..stop of an ordered group, the most similar row before each.
 
     Args:
         load: ``load(lo, hi)`` returns unit rows lo..hi of the group in order, (hi - lo, D) float32.
         start: First row of the query.
         stop: One past the last.
+        products: Computes the products.
 
     Returns:
         The largest cosine with any earlier row (-inf for row 0) and that row's position in the group
@@ -64,13 +68,16 @@ def nearest_earlier(load: Load, start: int, stop: int) -> tuple[F32, npt.NDArray
     """
     best = np.full(stop - start, -np.inf, np.float32)
     where = np.full(stop - start, -1, np.int64)
-    for row, column, products in _with_earlier(load, start, stop):
-        here = slice(row - start, row - start + len(products))
-        _keep_better(products, column, best[here], where[here])
+    scratch = products.scratch()
+    for row, rows, column, others in _with_earlier(load, start, stop, products.panel):
+        here = slice(row - start, row - start + len(rows))
+        _keep_better(products.best(rows, others, row - column, scratch), column, best[here], where[here])
     return best, where
 
 
-def linked_to_earlier(load: Load, start: int, stop: int, threshold: float) -> npt.NDArray[np.int64]:
+def linked_to_earlier(
+    load: Load, start: int, stop: int, threshold: float, products: Products = ON_CPU
+) -> npt.NDArray[np.int64]:
     """Join rows start..stop of an ordered group with all earlier rows whose cosine exceeds ``threshold``.
 
     Args:
@@ -78,28 +85,32 @@ def linked_to_earlier(load: Load, start: int, stop: int, threshold: float) -> np
         start: First row that is compared with the rows before it.
         stop: One past the last.
         threshold: Cosine above which two rows are joined.
+        products: Computes the products.
 
     Returns:
         (stop,) int64, for rows 0..stop the first row that they are joined with, directly or by way of others; two
         rows before ``start`` are only joined by way of later ones.
     """
     parents = np.arange(stop)
-    for row, column, products in _with_earlier(load, start, stop):
-        near = products > threshold
-        if near.any():
-            at, other = np.nonzero(near)
-            rows = find(parents, np.arange(row, row + near.shape[0]))
-            columns = find(parents, np.arange(column, column + near.shape[1]))
-            unite(parents, rows[at], columns[other])
+    scratch = products.scratch()
+    for row, rows, column, others in _with_earlier(load, start, stop, products.panel):
+        at, other = products.above(rows, others, threshold, row - column, scratch)
+        if len(at):
+            first = find(parents, np.arange(row, row + len(rows)))
+            second = find(parents, np.arange(column, column + len(others)))
+            unite(parents, first[at], second[other])
     return find(parents, np.arange(stop))
 
 
-def nearest_other(rows_BD: F32, others: Iterable[F32]) -> tuple[F32, npt.NDArray[np.int64]]:
+def nearest_other(
+    rows_BD: F32, others: Iterable[F32], products: Products = ON_CPU
+) -> tuple[F32, npt.NDArray[np.int64]]:
     """Find for each row the most similar of some other rows.
 
     Args:
         rows_BD: (B, D) float32 unit rows.
         others: (M_i, D) float32 unit rows, some at a time; each array is used before the next one is requested.
+        products: Computes the products.
 
     Returns:
         The largest cosine (B,) float32 and the index (B,) int64 of that other row, counted over all arrays, the first
@@ -107,60 +118,52 @@ def nearest_other(rows_BD: F32, others: Iterable[F32]) -> tuple[F32, npt.NDArray
     """
     best = np.full(len(rows_BD), -np.inf, np.float32)
     where = np.full(len(rows_BD), -1, np.int64)
-    memory = workspace(min(_PANEL, len(rows_BD)), _PANEL).reshape(-1)
+    panel, scratch = products.panel, products.scratch()
     a = 0
     for some in others:
-        for p in range(0, len(some), _PANEL):
-            panel = some[p : p + _PANEL]
-            for r in range(0, len(rows_BD), _PANEL):
-                part = rows_BD[r : r + _PANEL]
-                products = memory[: len(part) * len(panel)].reshape(len(part), len(panel))
-                np.matmul(part, panel.T, out=products)
-                _keep_better(products, a + p, best[r : r + _PANEL], where[r : r + _PANEL])
+        for p in range(0, len(some), panel):
+            for r in range(0, len(rows_BD), panel):
+                here = slice(r, r + panel)
+                found = products.best(rows_BD[here], some[p : p + panel], scratch=scratch)
+                _keep_better(found, a + p, best[here], where[here])
         a += len(some)
     return best, where
 
 
-def _keep_better(products: F32, first: int, best: F32, where: npt.NDArray[np.int64]) -> None:
-    """Update the running maximum of rows (R,) with their products (R, M) with others, numbered from ``first``."""
-    column = products.argmax(axis=1)  # faster than max
-    top = products[np.arange(len(products)), column]
+def _keep_better(found: tuple[F32, npt.NDArray[np.int64]], first: int, best: F32, where: npt.NDArray[np.int64]) -> None:
+    """Update the running maximum of rows with that of their products with others, numbered from ``first``."""
+    top, column = found
     better = top > best
     np.copyto(where, first + column, where=better)
     np.copyto(best, top, where=better)
 
 
-def _with_earlier(load: Load, start: int, stop: int) -> Iterator[tuple[int, int, F32]]:
-    """Yield the products (R, M) of rows start..stop with the rows before them, and the first row of both.
+def _with_earlier(load: Load, start: int, stop: int, panel: int) -> Iterator[tuple[int, F32, int, F32]]:
+    """Yield the position of some of the rows start..stop, these rows, and the same of rows that may be earlier.
 
-    Products with a row that is not earlier are -inf. They are valid until the next ones.
+    They are valid until the next ones.
     """
-    memory = workspace(_PANEL, _PANEL).reshape(-1)
     for lo in range(start, stop, CHUNK):
         hi = min(lo + CHUNK, stop)
         rows = load(lo, hi)
         for a in [*range(0, lo, CHUNK), lo]:
             others = rows if a == lo else load(a, min(a + CHUNK, lo))
-            for p in range(0, len(others), _PANEL):
-                panel = others[p : p + _PANEL]
+            for p in range(0, len(others), panel):
                 first = max(a + p - lo, 0)  # rows before the first column of the panel have no earlier rows in it
-                for r in range(first, len(rows), _PANEL):
-                    part = rows[r : r + _PANEL]
-                    products = memory[: len(part) * len(panel)].reshape(len(part), len(panel))
-                    np.matmul(part, panel.T, out=products)
-                    if lo + r < a + p + len(panel):
-                        at, column = lo + r + np.arange(len(products)), a + p + np.arange(len(panel))
-                        products[column[None, :] >= at[:, None]] = -np.inf
-                    yield lo + r, a + p, products
+                for r in range(first, len(rows), panel):
+                    yield lo + r, rows[r : r + panel], a + p, others[p : p + panel]
 
 
-def duplicates_of_kept(load: Load, size: int, threshold: float) -> tuple[F32, npt.NDArray[np.int64]]:
+def duplicates_of_kept(
+    load: Load, size: int, threshold: float, products: Products = ON_CPU
+) -> tuple[F32, npt.NDArray[np.int64]]:
     """Go through an ordered group and drop each row whose cosine with a KEPT earlier row exceeds ``threshold``.
 
     Args:
         load: As for :func:`nearest_earlier`.
         size: Number of rows of the group.
         threshold: Cosine above which a row is a duplicate.
+        products: Computes the products with rows of earlier panels.
 
     Returns:
         The largest cosine with an earlier kept row (-inf if there is none) and that row's position
@@ -169,7 +172,7 @@ def duplicates_of_kept(load: Load, size: int, threshold: float) -> tuple[F32, np
     best = np.full(size, -np.inf, np.float32)
     where = np.full(size, -1, np.int64)
     kept: list[npt.NDArray[np.int64]] = []
-    memory = workspace(_PANEL, _PANEL).reshape(-1)
+    scratch = products.scratch()
     for lo in range(0, size, _PANEL):
         hi = min(lo + _PANEL, size)
         rows = load(lo, hi)
@@ -180,13 +183,8 @@ def duplicates_of_kept(load: Load, size: int, threshold: float) -> tuple[F32, np
             others = load(j * _PANEL, min((j + 1) * _PANEL, size))
             if len(positions) < len(others):
                 others = others[positions - j * _PANEL]
-            products = memory[: len(rows) * len(others)].reshape(len(rows), len(others))
-            np.matmul(rows, others.T, out=products)
-            column = products.argmax(axis=1)
-            top = products[np.arange(len(products)), column]
-            better = top > value
-            np.copyto(place, positions[column], where=better)
-            np.copyto(value, top, where=better)
+            cosine, column = products.best(rows, others, scratch=scratch)
+            _keep_better((cosine, positions[column]), 0, value, place)
         earlier = np.tri(hi - lo, k=-1, dtype=np.bool_)
         inner = np.where(earlier, rows @ rows.T, -np.inf)
         alive = value <= threshold

@@ -262,13 +262,13 @@ class EmbeddingStore:
             read_rows = size * int(self.rows[-1] - self.rows[0] + 1) // len(self)
         yield from read_ahead(read, blocks, read_rows * width)
 
-    def stripes(self, name: str, block: Block) -> Iterator[F32]:
-        """Yield the unit vectors of a block in cache-sized stripes; each is valid until the next one."""
+    def stripes(self, name: str, block: Block, size: int = STRIPE) -> Iterator[F32]:
+        """Yield the unit vectors of a block in stripes, of a size for the cache; each is valid until the next one."""
         whole = {part: self.raw(part, block) for part in self.parts(name)}
         ids = self.ids_of(block)
-        buffers = {part: np.empty((min(STRIPE, len(block)), raw.shape[1]), np.float32) for part, raw in whole.items()}
-        for lo in range(0, len(block), STRIPE):
-            here = slice(lo, lo + STRIPE)
+        buffers = {part: np.empty((min(size, len(block)), raw.shape[1]), np.float32) for part, raw in whole.items()}
+        for lo in range(0, len(block), size):
+            here = slice(lo, lo + size)
             yield self._join(
                 name, [self._unit(part, raw[here], ids[here], buffers[part]) for part, raw in whole.items()]
             )

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from thresher.ops import crosscov
 from thresher.ops.cut import by_group, pack, slices
 from thresher.ops.kmeans import add_by_group, sums_by_group
+from thresher.ops.products import Products
 from thresher.ops.vectors import F32
 from thresher.pool.spill import Ordered
 from thresher.pool.store import Block, EmbeddingStore
@@ -191,7 +192,7 @@ def _cross(run: Run, classes: Classes, key: dict[str, Any], clamp: float, ordere
     state = None  # it has as many numbers
     with run.progress.task("class products", n) as advance:
         advance(sum(tile.hi - tile.lo for tile in tiles[:done]))
-        rule = partial(_products, ordered(), clamp)
+        rule = partial(_products, ordered(), run.products, clamp)
         for tile, (rows, columns) in zip(tiles[done:], run.engine.map(rule, tiles[done:]), strict=True):
             sums[tile.lo : tile.hi] += rows
             sums[tile.first : tile.last] += columns
@@ -226,7 +227,7 @@ def _parts(size: int, held: int) -> list[tuple[int, int]]:
     return [(size * i // count, size * (i + 1) // count) for i in range(count)]
 
 
-def _products(vectors: Ordered, clamp: float, tile: _Tile) -> tuple[Floats, Floats]:
+def _products(vectors: Ordered, products: Products, clamp: float, tile: _Tile) -> tuple[Floats, Floats]:
     """Return what a tile adds to the sums of its own rows and, for a part of a class, to the sums of the class."""
     store = vectors.store
     image = store.vectors_at("image", vectors.rows(tile.lo, tile.hi))
@@ -235,13 +236,13 @@ def _products(vectors: Ordered, clamp: float, tile: _Tile) -> tuple[Floats, Floa
         sums, lo = np.empty(len(image)), 0
         for size in tile.sizes:
             own = slice(lo, lo + size)
-            sums[own] = np.add(*crosscov.similarity_sums(image[own], text[own], clamp))
+            sums[own] = np.add(*products.sums(image[own], text[own], clamp))
             lo += size
         return sums, np.empty(0)
     rows, columns = np.zeros(len(image)), np.empty(tile.last - tile.first)
     for lo in range(tile.first, tile.last, _STRIPE):
         hi = min(lo + _STRIPE, tile.last)
-        by_row, by_column = crosscov.similarity_sums(image, store.vectors_at("text", vectors.rows(lo, hi)), clamp)
+        by_row, by_column = products.sums(image, store.vectors_at("text", vectors.rows(lo, hi)), clamp)
         rows += by_row
         columns[lo - tile.first : hi - tile.first] = by_column
     return rows, columns
@@ -296,7 +297,7 @@ def greedy(
             small = np.flatnonzero((least_K > 0) & small_K)
             together = [small[lo:hi] for lo, hi in pack(classes.sizes_K[small], held)]
             tasks = ([(read(k), walks[k], int(least_K[k])) for k in some] for some in together)
-            rule = partial(_advance, store, clamp, refresh, floor)
+            rule = partial(_advance, store, run.products, clamp, refresh, floor)
             for some, done in zip(together, run.engine.map(rule, tasks), strict=True):
                 for k, walk in zip(some, done, strict=True):
                     walks[k].become(walk)
@@ -316,6 +317,7 @@ def greedy(
 
 def _advance(
     store: EmbeddingStore,
+    products: Products,
     clamp: float | None,
     refresh: int,
     floor: float,
@@ -335,7 +337,7 @@ def _advance(
         def spend(
             rows: Ints, toward: F32 | None, v: F32 = v, t: F32 = t, clamped: Bools = walk.clamped_n
         ) -> tuple[Floats, Floats]:
-            return crosscov.losses(v, t, clamped, crosscov.Taken.of(v[rows], t[rows], toward), clamp)
+            return crosscov.losses(v, t, clamped, crosscov.Taken.of(v[rows], t[rows], toward), clamp, products)
 
         crosscov.advance(walk, clamp, refresh, least, floor, take, spend)
     return [walk for _, walk, _ in task]
@@ -362,8 +364,8 @@ def _advance_large(
     def spend(rows: Ints, toward: F32 | None) -> tuple[Floats, Floats]:
         taken = crosscov.Taken.of(*take(rows), toward)
         if held is not None:
-            return crosscov.losses(*held, walk.clamped_n, taken, clamp)
-        loss, drift = zip(*run.engine.map(partial(_losses, store, taken, clamp), parts), strict=True)
+            return crosscov.losses(*held, walk.clamped_n, taken, clamp, run.products)
+        loss, drift = zip(*run.engine.map(partial(_losses, store, run.products, taken, clamp), parts), strict=True)
         return np.concatenate(loss), np.concatenate(drift)
 
     crosscov.advance(walk, clamp, refresh, least, floor, take, spend)
@@ -385,12 +387,12 @@ def _vectors(store: EmbeddingStore, rows: Ints) -> tuple[F32, F32]:
 
 
 def _losses(
-    store: EmbeddingStore, taken: crosscov.Taken, clamp: float | None, part: tuple[Ints, Bools]
+    store: EmbeddingStore, products: Products, taken: crosscov.Taken, clamp: float | None, part: tuple[Ints, Bools]
 ) -> tuple[Floats, Floats]:
     rows, clamped = part
     losses = np.empty((2, len(rows)))
     for lo in range(0, len(rows), _STRIPE):
         here = slice(lo, lo + _STRIPE)
         image, text = _vectors(store, rows[here])
-        losses[:, here] = crosscov.losses(image, text, clamped[here], taken, clamp)
+        losses[:, here] = crosscov.losses(image, text, clamped[here], taken, clamp, products)
     return losses[0], losses[1]

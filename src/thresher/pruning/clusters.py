@@ -371,7 +371,7 @@ def grow(run: Run, old: Written) -> Groups:
         for lo in range(start, edge, block):
             yield labels[lo : min(lo + block, edge)], distances[lo : min(lo + block, edge)]
         if edge < len(run.store):
-            rule = partial(_assign, name, kmeans.Assign(old.centroids_KD))
+            rule = partial(_assign, name, kmeans.Assign(old.centroids_KD, run.products.nearest))
             yield from run.over_blocks("assign", name, rule, max(start, edge))
 
     key = run.key(_assign, of=name, centroids=_token(old.centroids_KD))
@@ -479,7 +479,7 @@ def tree_sizes(rows: int) -> tuple[int, int]:
 
 def assign(run: Run, embedding: str, centroids_KD: F32) -> Groups:
     """Assign each row of the view to its nearest centroid, in float32; cached, resumable."""
-    rule = partial(_assign, embedding, kmeans.Assign(centroids_KD))
+    rule = partial(_assign, embedding, kmeans.Assign(centroids_KD, run.products.nearest))
     columns = run.column("assign", embedding, rule, _assigned(len(centroids_KD)), centroids=_token(centroids_KD))
     return Groups(columns["labels"], columns["distances"], centroids_KD)
 
@@ -494,7 +494,7 @@ def _token(centroids_KD: F32) -> str:
 
 
 def _assign(name: str, rule: kmeans.Assign | kmeans.AssignTree, store: EmbeddingStore, block: Block) -> tuple[Any, Any]:
-    return rule(store.stripes(name, block))
+    return rule(store.stripes(name, block, rule.stripe))
 
 
 def _given(run: Run, how: Clustered) -> tuple[F32, tuple[str, ...]]:
@@ -531,14 +531,13 @@ def _computed(run: Run, how: Clustered) -> tuple[F32, tuple[str, ...]]:
     return _train(run, how, k, sample, how.iterations), tuple(notes)
 
 
-def _precision(wanted: str) -> tuple[str, kmeans.Nearest, float]:
-    if wanted == "float32":
-        return "float32", kmeans.nearest_two, kmeans.SLACK
-    from thresher.ops import torch_kmeans
+def _precision(run: Run, wanted: str) -> tuple[str, kmeans.Nearest, float]:
+    """Return the precision of the iterations, what finds the nearest centroids in it, and its error in radians."""
+    from thresher.ops import torch_products
 
-    if wanted == "auto" and not torch_kmeans.worthwhile(has_bfloat16()):
-        return "float32", kmeans.nearest_two, kmeans.SLACK
-    return "bfloat16", torch_kmeans.nearest_bfloat16(), torch_kmeans.SLACK
+    if wanted == "float32" or (wanted == "auto" and not torch_products.worthwhile(has_bfloat16(), run.device)):
+        return "float32", run.products.nearest, kmeans.SLACK
+    return "bfloat16", torch_products.nearest_bfloat16(run.device), torch_products.SLACK
 
 
 def _train(run: Run, how: Clustered, k: int, sample: int, iterations: int) -> F32:
@@ -548,7 +547,7 @@ def _train(run: Run, how: Clustered, k: int, sample: int, iterations: int) -> F3
     centroids are still far from their final places. The second half uses all rows.
     """
     name, n = how.embedding, len(run.store)
-    precision, nearest, slack = _precision(how.precision)
+    precision, nearest, slack = _precision(run, how.precision)
     key = run.key(_train, of=name, k=k, iterations=iterations, sample=sample, seed=run.seed, precision=precision)
     path = run.cache.path("kmeans", key)
     dim = run.store.dim(name)
@@ -648,7 +647,7 @@ def _train_tree(
         counts_J: (J,) number of clusters of each.
     """
     name = how.embedding
-    precision, nearest, slack = _precision(how.precision)
+    precision, nearest, slack = _precision(run, how.precision)
     starts_J = np.cumsum(counts_J) - counts_J
 
     def fill(start: int) -> Iterator[tuple[F32]]:
@@ -695,7 +694,7 @@ def _train_part(
     rows, first = task
     held = store.vectors_at(name, rows)
 
-    def each(rule: kmeans.Rule, state: kmeans.State) -> Iterator[kmeans.Moves]:
+    def each(rule: kmeans.MoveRows, state: kmeans.State) -> Iterator[kmeans.Moves]:
         yield from _on_held(rule, (held, state.bounds(0, len(held))))
 
     state = kmeans.State.start(held[first], len(held))
@@ -726,7 +725,7 @@ def centroids_of_array(run: Run, rows_ND: F32, k: int, iterations: int, purpose:
     return np.asarray(run.cache.array("kmeans.array", key, made, spec))
 
 
-def _each_held(run: Run, held: F32, rule: kmeans.Rule, state: kmeans.State) -> Iterator[kmeans.Moves]:
+def _each_held(run: Run, held: F32, rule: kmeans.MoveRows, state: kmeans.State) -> Iterator[kmeans.Moves]:
     size = run.store.block
     tasks = ((held[lo : lo + size], state.bounds(lo, lo + size)) for lo in range(0, len(held), size))
     return _moves(run.engine, partial(_on_held, rule), tasks)
@@ -742,18 +741,19 @@ def _moves(
         yield done.total
 
 
-def _on_held(rule: kmeans.Rule, task: tuple[F32, kmeans.Bounds]) -> tuple[kmeans.Moves, kmeans.Moves]:
+def _on_held(rule: kmeans.MoveRows, task: tuple[F32, kmeans.Bounds]) -> tuple[kmeans.Moves, kmeans.Moves]:
     rows, bounds = task
-    return rule((rows[lo : lo + kmeans.STRIPE] for lo in range(0, len(rows), kmeans.STRIPE)), bounds).apart()
+    size = rule.stripe
+    return rule((rows[lo : lo + size] for lo in range(0, len(rows), size)), bounds).apart()
 
 
-def _each_stored(run: Run, name: str, rule: kmeans.Rule, state: kmeans.State) -> Iterator[kmeans.Moves]:
+def _each_stored(run: Run, name: str, rule: kmeans.MoveRows, state: kmeans.State) -> Iterator[kmeans.Moves]:
     tasks = ((block, state.bounds(block.lo, block.hi)) for block in run.blocks(name))
     return _moves(run.engine, partial(_on_stored, rule, name, run.store), tasks)
 
 
 def _on_stored(
-    rule: kmeans.Rule, name: str, store: EmbeddingStore, task: tuple[Block, kmeans.Bounds]
+    rule: kmeans.MoveRows, name: str, store: EmbeddingStore, task: tuple[Block, kmeans.Bounds]
 ) -> tuple[kmeans.Moves, kmeans.Moves]:
     block, bounds = task
-    return rule(store.stripes(name, block), bounds).apart()
+    return rule(store.stripes(name, block, rule.stripe), bounds).apart()

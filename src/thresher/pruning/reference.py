@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from thresher.errors import PoolError, UsageError
 from thresher.ops.neighbors import nearest_other
+from thresher.ops.products import Products
 from thresher.ops.vectors import F32, without_direction
 from thresher.pool.layout import Options, texts
 from thresher.pool.store import Block, EmbeddingStore, open_store
@@ -156,7 +157,7 @@ def nearest(run: Run, reference: Reference, name: str) -> tuple[F32, Rows]:
             left = duration(work / _speed(run.store.dim(name), run.engine.workers))
             run.progress.say(f"comparing {n - start:,} rows with {m:,} of {reference.location}: about {left}")
         tasks = ((block, lo, min(lo + step, m)) for block in store.blocks(name, start) for lo in starts)
-        results = run.engine.map(partial(_compare, store, other.store, name), tasks)
+        results = run.engine.map(partial(_compare, store, other.store, name, run.products), tasks)
         with run.progress.task(f"compare with {reference.location}", n) as advance:
             advance(start)
             for lo in range(start, n, size):
@@ -182,9 +183,11 @@ def nearest(run: Run, reference: Reference, name: str) -> tuple[F32, Rows]:
     return np.asarray(result["cosine"]), other.store.ids[np.asarray(result["row"])]
 
 
-def _compare(store: EmbeddingStore, other: EmbeddingStore, name: str, pair: _BlockPair) -> tuple[F32, Rows]:
+def _compare(
+    store: EmbeddingStore, other: EmbeddingStore, name: str, products: Products, pair: _BlockPair
+) -> tuple[F32, Rows]:
     block, lo, hi = pair
-    return nearest_other(store.vectors(name, block), other.stripes(name, Block(lo, hi)))
+    return nearest_other(store.vectors(name, block), other.stripes(name, Block(lo, hi), products.panel), products)
 
 
 def _no_direction(name: str, store: EmbeddingStore, block: Block) -> tuple[npt.NDArray[np.uint8]]:

@@ -15,13 +15,15 @@ import threadpoolctl
 from thresher.errors import BadRowsError
 from thresher.io.npy import NpyPiece, npy_piece
 from thresher.io.places import place
+from thresher.ops.products import ON_CPU, Products
+from thresher.ops.torch_products import check_devices, products_on
 from thresher.ops.vectors import F32
 from thresher.pool.spill import Ordered, Spill, is_consecutive, is_large
 from thresher.pool.store import Block, EmbeddingStore
 from thresher.runtime.cache import Cache
 from thresher.runtime.checksums import ArraySpec
 from thresher.runtime.code import code_version
-from thresher.runtime.engine import Engine, check_files, nodes_of, reduced
+from thresher.runtime.engine import Engine, check_files, device_of, nodes_of, reduced
 from thresher.runtime.parameters import recorded
 from thresher.runtime.plugins import origin_of
 from thresher.runtime.progress import Progress, Silent
@@ -53,7 +55,8 @@ class Run:
     progress: Progress = field(default_factory=Silent)
 
     def __post_init__(self) -> None:
-        """Check that the engine's workers can read the files, now and not in the middle of the work."""
+        """Check the engine's device and that its workers can read the files, not in the middle of the work."""
+        check_devices(self.device, here=nodes_of(self.engine) == 1)
         check_files(self.engine, self.store.files)
 
     def rng(self, *purpose: str | int) -> np.random.Generator:
@@ -85,7 +88,18 @@ class Run:
     @cached_property
     def kernels(self) -> list[str]:
         """Names of the matrix kernels in use; the last bits of a product depend on them."""
-        return sorted({info.get("architecture", "") for info in threadpoolctl.threadpool_info()} - {""})
+        found = sorted({info.get("architecture", "") for info in threadpoolctl.threadpool_info()} - {""})
+        return found if self.products is ON_CPU else [*found, self.device]
+
+    @property
+    def device(self) -> str:
+        """Where the engine wants products of many rows: auto, cpu, or devices of torch."""
+        return device_of(self.engine)
+
+    @cached_property
+    def products(self) -> Products:
+        """Computes products of many rows in float32: on the CPU, unless the engine names devices."""
+        return products_on(self.device)
 
     def key(self, made_by: Callable[..., Any], **what: Any) -> dict[str, Any]:
         """Return the cache key of something computed from these rows, with these matrix kernels and this code.

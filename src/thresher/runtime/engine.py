@@ -94,6 +94,11 @@ class Stateful(Generic[S, T, R]):
 ENGINES: PluginPoint[Engine] = PluginPoint("engine", "thresher.runtime.engines", "thresher.engines", needs=("map",))
 
 
+def device_of(engine: Engine) -> str:
+    """Return where an engine wants products of many rows: its field ``device``, "auto" without one."""
+    return str(getattr(engine, "device", "auto"))
+
+
 def make_engine(name: str = "threads", workers: int | None = None, options: Mapping[str, Any] | None = None) -> Engine:
     """Return an engine by name: serial, threads, processes, ray, or one of another package.
 

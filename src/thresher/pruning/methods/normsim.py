@@ -21,7 +21,7 @@ from thresher.errors import UsageError
 from thresher.io.npy import npy_piece
 from thresher.io.places import located
 from thresher.ops.cut import top
-from thresher.ops.kmeans import nearest_centroid
+from thresher.ops.products import Products
 from thresher.ops.vectors import F32
 from thresher.pool.store import Block, EmbeddingStore, vectors_from_npy
 from thresher.pruning.registry import method
@@ -96,7 +96,9 @@ class NormSim(Scored):
             note = f"target: {size:,} rows of {self.target}"
         digest.update(np.ascontiguousarray(moment).data)
         if self.target is not None and (norm == "max" or pairs):
-            measure: Any = partial(_nearest if norm == "max" else _similar_to_file, self.target)
+            measure: Any = partial(_similar_to_file, self.target)
+            if norm == "max":
+                measure = partial(_nearest, self.target, run.products)
         elif pairs:
             measure = partial(_similar_to_rows, replace(run.store, rows=moment.astype(np.int64)))
         else:
@@ -106,11 +108,11 @@ class NormSim(Scored):
         return Score(np.asarray(scores["score"]), (note,))
 
 
-def _nearest(path: str, store: EmbeddingStore, block: Block) -> tuple[F32]:
+def _nearest(path: str, products: Products, store: EmbeddingStore, block: Block) -> tuple[F32]:
     """Return each row's largest cosine with the target, (B,) float32."""
     rows, best = store.vectors("image", block), np.full(len(block), -np.inf, np.float32)
     for units in vectors_from_npy(path, "target images", store, "image"):
-        np.maximum(best, nearest_centroid(rows, units)[1], out=best)
+        np.maximum(best, products.nearest(rows, units, second=False)[1], out=best)
     return (best,)
 
 

@@ -27,6 +27,7 @@ from thresher.errors import BudgetError, UsageError
 from thresher.ops.components import find, unite
 from thresher.ops.cut import by_group, order_by_group, sizes_of, slices, top
 from thresher.ops.neighbors import Load, duplicates_of_kept, linked_to_earlier, nearest_earlier
+from thresher.ops.products import Products
 from thresher.ops.vectors import F32
 from thresher.pool.spill import Ordered
 from thresher.pool.store import EmbeddingStore
@@ -189,7 +190,7 @@ class SemDeDup(Clustered):
 
         def fill(start: int) -> Iterator[tuple[Any, ...]]:
             vectors = ordered()
-            judge = partial(_judge, vectors.store, self.embedding, self.against, float(threshold))
+            judge = partial(_judge, vectors.store, self.embedding, self.against, float(threshold), run.products)
             left = (task.reading(vectors) for task in tasks if task.first >= start)
             with run.progress.task("semdedup: compare", count) as advance:
                 advance(start)
@@ -450,14 +451,16 @@ def _each_cluster(store: EmbeddingStore, name: str, task: _ClusterRows) -> Itera
         start += size
 
 
-def _judge(store: EmbeddingStore, name: str, against: str, threshold: float, task: _ClusterRows) -> tuple[F32, Rows]:
+def _judge(
+    store: EmbeddingStore, name: str, against: str, threshold: float, products: Products, task: _ClusterRows
+) -> tuple[F32, Rows]:
     """Return, for each compared row, the cosine to its nearest earlier row and that row's place (-1: none)."""
     cosines, twins = [], []
     for first, size, load in _each_cluster(store, name, task):
         if against == "kept":
-            cosine, twin = duplicates_of_kept(load, size, threshold)
+            cosine, twin = duplicates_of_kept(load, size, threshold, products)
         else:
-            cosine, twin = nearest_earlier(load, task.skip, size)
+            cosine, twin = nearest_earlier(load, task.skip, size, products)
         cosines.append(cosine)
         twins.append(np.where(twin >= 0, first + twin, -1))
     return np.concatenate(cosines), np.concatenate(twins)
@@ -491,7 +494,7 @@ def _components(
                 parents[here] = _places(here)
         state = None  # it has as many numbers
         vectors = ordered()
-        links = partial(_links, vectors.store, name, threshold)
+        links = partial(_links, vectors.store, name, threshold, run.products)
         left = (task.reading(vectors) for task in tasks[done:])
         with run.progress.task("semdedup: compare", count) as advance:
             advance(sum(task.compared for task in tasks[:done]))
@@ -507,10 +510,12 @@ def _components(
     return np.asarray(first)
 
 
-def _links(store: EmbeddingStore, name: str, threshold: float, task: _ClusterRows) -> tuple[Rows, Rows]:
+def _links(
+    store: EmbeddingStore, name: str, threshold: float, products: Products, task: _ClusterRows
+) -> tuple[Rows, Rows]:
     """Return links between rows, as places in the order of the rows of all clusters: (L,) and (L,) earlier ones."""
     linked = [
-        first + linked_to_earlier(load, task.skip, size, threshold)
+        first + linked_to_earlier(load, task.skip, size, threshold, products)
         for first, size, load in _each_cluster(store, name, task)
     ]
     earlier = np.concatenate(linked)

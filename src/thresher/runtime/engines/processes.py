@@ -77,6 +77,7 @@ class Processes:
     shares_memory: ClassVar[bool] = False
 
     workers: int
+    device: str = field(default="auto", metadata={"help": "where products of many rows are computed: cpu, cuda"})
     _pool: _Pool = field(default_factory=_Pool, init=False, repr=False, compare=False)
 
     def map(self, fn: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:

@@ -60,10 +60,12 @@ class Ray:
         workers: Number of tasks that run at once.
         address: "auto" (the cluster that this machine belongs to), "HOST:PORT" or "ray://HOST:PORT"; "" to start Ray.
         num_cpus: CPUs that Ray reserves for a task; BLAS uses one thread in any case.
-        num_gpus: GPUs that Ray reserves for a task; by default 1 for a worker with a model if a node has a GPU, else 0.
+        num_gpus: GPUs that Ray reserves for a task; by default 1 with device "cuda", or for a worker with a model if a
+            node has a GPU, else 0.
         resources: Other resources of Ray that a task needs, by name.
         retries: How many times a task is run again if its worker or node is lost; an error of the task itself is
             raised at once.
+        device: Where a task computes products of many rows: "cuda" is a GPU that Ray reserves for it.
 
     Raises:
         MissingExtraError: Ray is not installed.
@@ -79,12 +81,14 @@ class Ray:
     )
     num_cpus: float = field(default=1.0, metadata={"help": "CPUs that Ray reserves for a task"})
     num_gpus: float | None = field(
-        default=None, metadata={"help": "GPUs that Ray reserves for a task (default: 1 for a model if there are any)"}
+        default=None,
+        metadata={"help": "GPUs that Ray reserves for a task (default: 1 with device cuda, or for a model, else 0)"},
     )
     resources: Annotated[Mapping[str, float], Reads(_amounts, "NAME=AMOUNT")] = field(
         default_factory=dict, metadata={"help": "other resources of Ray that a task needs: NAME=AMOUNT+NAME=AMOUNT"}
     )
     retries: int = field(default=3, metadata={"help": "times that a task of a lost worker or node is run again"})
+    device: str = field(default="auto", metadata={"help": "where products of many rows are computed: cpu, cuda"})
     _connection: Connection = field(default_factory=Connection, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -178,7 +182,8 @@ class Ray:
 
     def _connected(self) -> Needs:
         """Connect, unless this process is connected; returns what Ray reserves for a task."""
-        needs = Needs(self.num_cpus, self.num_gpus or 0, self.resources)
+        gpus = float(self.device == "cuda") if self.num_gpus is None else self.num_gpus
+        needs = Needs(self.num_cpus, gpus, self.resources)
         self._connection.open(self.address, self.workers, needs)
         return needs
 

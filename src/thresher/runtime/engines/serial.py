@@ -19,6 +19,7 @@ class Serial:
     name: ClassVar[str] = "serial"
 
     workers: int = field(default=1, init=False)
+    device: str = field(default="auto", metadata={"help": "where products of many rows are computed: cpu, cuda"})
 
     def map(self, fn: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
         """Yield ``fn(task)`` for every task, in order."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, TypeVar
 
 from thresher.runtime.engine import windowed
@@ -21,6 +21,7 @@ class Threads:
     name: ClassVar[str] = "threads"
 
     workers: int
+    device: str = field(default="auto", metadata={"help": "where products of many rows are computed: cpu, cuda"})
 
     def map(self, fn: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
         """Yield ``fn(task)`` for every task, in order."""

@@ -9,7 +9,7 @@ import torch
 
 from thresher import Cache, Clustered, Run, Selection, make_engine, open_store
 from thresher.ops.kmeans import nearest_two
-from thresher.ops.torch_kmeans import nearest_bfloat16, worthwhile
+from thresher.ops.torch_products import nearest_bfloat16, worthwhile
 
 
 def planted(rows: int, dim: int, groups: int) -> np.ndarray:
