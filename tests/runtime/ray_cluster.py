@@ -73,6 +73,7 @@ def refusals(cluster: Any) -> None:
     """Ray connects to one cluster at a time, and nodes must have what tasks need."""
     for text, why in (
         (f"ray:num_gpus=1,address={cluster.address}", "no node has what a task needs (CPU 1, GPU 1)"),
+        (f"ray:device=cuda,address={cluster.address}", "no node has what a task needs (CPU 1, GPU 1)"),
         ("ray:address=127.0.0.1:1", "cannot connect (Connection refused)"),
         ("ray:address=nonsense", "cannot connect"),
     ):
