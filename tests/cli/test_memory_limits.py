@@ -186,6 +186,7 @@ def test_which_errors_mean_that_there_is_no_memory() -> None:
         np._core._exceptions._ArrayMemoryError((2**40,), np.dtype("f8")),
         OSError(12, "Cannot allocate memory"),
         RuntimeError("can't start new thread"),
+        RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB"),
         ValueError("field 'target' is required for AnnAssign"),
         ImportError("libarrow.so: failed to map segment from shared object"),
         pa.ArrowException("Unknown error: Failed to launch worker thread: Resource temporarily unavailable"),

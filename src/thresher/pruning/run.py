@@ -56,7 +56,8 @@ class Run:
 
     def __post_init__(self) -> None:
         """Check the engine's device and that its workers can read the files, not in the middle of the work."""
-        check_devices(self.device, here=nodes_of(self.engine) == 1)
+        if self.device != "auto":
+            check_devices(self.device, here=nodes_of(self.engine) == 1)
         check_files(self.engine, self.store.files)
 
     def rng(self, *purpose: str | int) -> np.random.Generator:

@@ -76,6 +76,7 @@ _SIGNS = (  # of libraries that say so in text only
     "unable to allocate",
     "allocation failure",
     "memory allocation",
+    "cuda out of memory",
     "without exception set",  # by Python, when an extension module finds no memory
     "without setting an exception",
     "blas_thread_init",  # by OpenBLAS, which then interrupts its own process
