@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lance
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,6 +35,7 @@ from thresher import (
     ThresherError,
     UsageError,
     build,
+    from_arrays,
     open_store,
     run_steps,
 )
@@ -305,6 +307,50 @@ def test_members_that_are_no_embeddings(tmp_path: Path, name: str, compressed: i
     with pytest.raises(PoolError, match=f"{path}.*({said}|does not have the length that its header says)"):
         open_store(place)
     left_out(place, path)
+
+
+def _tables(folder: Path, form: str, vectors: pa.Array) -> EmbeddingStore:
+    """Open a pool of one table of 20 vectors, in a form of tables."""
+    table, folder = pa.table({"uid": [f"k{i}" for i in range(20)], "embedding": vectors}), folder / "pool"
+    if form == "memory":
+        return from_arrays(table=table, skip_bad=True, cache=folder.parent)
+    folder.mkdir(parents=True)
+    if form == "parquet":
+        pq.write_table(table, folder / "a.parquet")
+    elif form == "arrow":
+        with pa.ipc.new_file(folder / "a.arrow", table.schema) as file:
+            file.write(table)
+    else:
+        lance.write_dataset(table, folder / "a.lance")
+    return open_store(str(folder / "a.lance" if form == "lance" else folder), SKIP)
+
+
+TABLES = ["parquet", "arrow", "lance", "memory"]
+KIND = pa.list_(pa.float32())
+
+
+@pytest.mark.parametrize("form", TABLES)
+def test_columns_without_a_vector_are_refused(tmp_path: Path, form: str) -> None:
+    empty = {"lists": pa.array([[]] * 20, KIND), "large": pa.array([None, []] * 10, pa.large_list(pa.float32()))}
+    for name, cells in empty.items():
+        with pytest.raises(ThresherError, match="no (usable file .*no row has an embedding|row has a vector)"):
+            _tables(tmp_path / name, form, cells)
+
+
+@pytest.mark.parametrize("form", TABLES)
+def test_an_empty_list_is_a_missing_vector_and_does_not_give_the_width(tmp_path: Path, form: str) -> None:
+    cells = [*([[]] * 2), [], None, *IMAGE[4:].tolist()]
+    store = _tables(tmp_path, form, pa.array(cells, KIND))
+    assert store.dim("image") == 8
+    whole = select(store, tmp_path / "cache", ("semdedup", {"eps": 1e-6, "clusters": 2, "iterations": 2}))
+    assert np.flatnonzero(~whole.mask()).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("form", TABLES)
+def test_vectors_that_are_too_long_are_refused(tmp_path: Path, form: str) -> None:
+    long = pa.ListArray.from_arrays(pa.array([0, *[2**20 + 1] * 20], pa.int32()), pa.array(np.ones(2**20 + 1, "f4")))
+    with pytest.raises(ThresherError, match="has 1,048,577 dimensions; embeddings have at most 1,048,576"):
+        _tables(tmp_path, form, long)
 
 
 @pytest.mark.parametrize("member", ["../x.npy", "/x.npy", "a/x.npy", "..\\x.npy", "C:x.npy"])

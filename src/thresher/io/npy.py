@@ -16,11 +16,10 @@ import numpy.typing as npt
 from thresher.errors import PoolError
 from thresher.io.open import meaning_of, open_file, trusting
 from thresher.io.paths import is_unsafe
-from thresher.io.pieces import FLOATS, Array, Piece, stored_dtype
+from thresher.io.pieces import DIMENSIONS, FLOATS, Array, Piece, stored_dtype
 from thresher.runtime.format import counted
 from thresher.runtime.untrusted import TEXT, cut, mapped_array, open_regular, read_exactly, read_npy_header
 
-_DIMENSIONS = 2**20
 _DEFLATED = 1032  # bytes that one byte of a compressed member can unfold to
 _BATCH = 8192  # rows decompressed at a time to find scattered rows
 _PART = 32 * 2**20  # and their bytes, at most; one row may take more
@@ -144,8 +143,8 @@ def _header(file: IO[bytes], name: str, dtype: str | None) -> tuple[tuple[int, i
         raise PoolError(f"{name}: contains pickled Python objects, which are never read; save a float array")
     if len(shape) != 2 or shape[1] < 1:
         raise PoolError(f"{name}: has shape {shape}; save embeddings as (rows, dimensions)")
-    if shape[1] > _DIMENSIONS:
-        raise PoolError(f"{name}: has {shape[1]:,} dimensions; embeddings have at most {_DIMENSIONS:,}")
+    if shape[1] > DIMENSIONS:
+        raise PoolError(f"{name}: has {shape[1]:,} dimensions; embeddings have at most {DIMENSIONS:,}")
     if header.fortran and shape[0] > 1 and shape[1] > 1:
         raise PoolError(f"{name}: is in Fortran order; save it with np.save(path, np.ascontiguousarray(array))")
     if stored.byteorder == ">":
