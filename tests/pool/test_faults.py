@@ -272,6 +272,7 @@ ARRAYS: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda path: np.save(path, IMAGE.astype(">f4")),
         r"save it little-endian: np.save\(path, array.astype\('<f4'\)\)",
     ),
+    "two arrays": (lambda path: path.write_bytes(path.read_bytes() * 2), "another array begins at byte .* is not read"),
     "strings": (lambda path: np.save(path, np.full((20, 8), "a")), "contains str"),
     "records": (lambda path: np.save(path, np.ones((20, 8), "f2,f2")), "embeddings are float16"),
     "other type": (lambda path: np.save(path, IMAGE.astype("f4")), "8 x float32.*convert"),
@@ -351,6 +352,15 @@ def test_vectors_that_are_too_long_are_refused(tmp_path: Path, form: str) -> Non
     long = pa.ListArray.from_arrays(pa.array([0, *[2**20 + 1] * 20], pa.int32()), pa.array(np.ones(2**20 + 1, "f4")))
     with pytest.raises(ThresherError, match="has 1,048,577 dimensions; embeddings have at most 1,048,576"):
         _tables(tmp_path, form, long)
+
+
+def test_two_archives_in_one_file_are_refused(tmp_path: Path) -> None:
+    place = write_datacomp(tmp_path / "pool", POOL, CUTS)
+    (path,) = (tmp_path / "pool").rglob("b*.npz")
+    path.write_bytes(path.read_bytes() * 2)
+    with pytest.raises(PoolError, match=f"{path}: its arrays begin at byte .*, and what comes before them is not read"):
+        open_store(place)
+    left_out(place, path)
 
 
 @pytest.mark.parametrize("member", ["../x.npy", "/x.npy", "a/x.npy", "..\\x.npy", "C:x.npy"])

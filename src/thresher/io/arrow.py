@@ -305,6 +305,11 @@ def _batches(
             if batch.num_rows < 0:  # validate does not check this
                 raise PoolError(f"{path}: is damaged: one of its batches has {batch.num_rows:,} rows")
             yield batch.select(list(columns))
+        if not seekable and trusting(path, partial(raw.read, len(_GOES_ON))) == _GOES_ON:
+            raise PoolError(
+                f"{path}: another stream begins at byte {raw.tell() - len(_GOES_ON):,}, after the end of the first, "
+                "and is not read; save one stream per file"
+            )
 
 
 def _index(schema: Any, name: str) -> int:

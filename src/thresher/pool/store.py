@@ -188,6 +188,17 @@ class EmbeddingStore:
         """
         return self.layout.changed()
 
+    def check_unchanged(self, what: str) -> None:
+        """Raise a PoolError if a file has changed since the store was opened: ``what`` happened to mixed rows.
+
+        For the end of whatever writes rows of the pool, before the result is moved into place.
+        """
+        if self.changed():
+            raise PoolError(
+                f"{shortened(visible(self.layout.location), 500)}: a file of the pool changed while {what}; run again "
+                "once writing has finished"
+            )
+
     def files(self) -> list[tuple[str, str]]:
         """Return (protocol, path) of every file that the store reads, each once, in order."""
         return self.layout.files()

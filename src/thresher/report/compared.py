@@ -148,6 +148,8 @@ def write_comparison(
         contents=_contents(groups, values, covariance),
         version=__version__,
     )
+    if store is not None:
+        store.check_unchanged("the report was made")
     return write_page(page, target, overwrite=overwrite, say=say)
 
 
