@@ -187,7 +187,9 @@ def npy_keys(path: str) -> Array:
         with open_regular(path) as file:
             header = read_npy_header(file)
             stored = header.dtype
-            _refuse_another(file, path, file.tell() + math.prod(header.shape) * stored.itemsize)
+            end = file.tell() + math.prod(header.shape) * stored.itemsize
+            if end < os.fstat(file.fileno()).st_size:
+                _refuse_another(file, path, end)
     except (OSError, ValueError, EOFError) as error:
         raise PoolError(f"{path}: cannot be read as keys ({error}); {save}") from None
     if stored.hasobject:
