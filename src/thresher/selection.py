@@ -26,6 +26,7 @@ from thresher.io.paths import relative, shortened, visible
 from thresher.io.places import local_copy, place
 from thresher.runtime.files import refuse_foreign_files
 from thresher.runtime.format import counted
+from thresher.runtime.parameters import meant
 from thresher.runtime.places import AnyPath
 from thresher.runtime.results import Name, Say, exists_already, is_unfinished, result_folder
 from thresher.runtime.template import filled_each, formats, parts_of
@@ -123,7 +124,7 @@ class Keep:
             return cls.parse(int(text))
         number = text.removesuffix("%").strip()
         if not re.fullmatch(r"(\d{1,40}\.?\d{0,40}|\.\d{1,40})([eE][+-]?\d{1,3})?", number):
-            raise UsageError(f"cannot read {text!r} as an amount to keep; {hint}")
+            raise UsageError(f"cannot read {text!r} as an amount to keep; {hint}{_closest(text)}")
         share = Fraction(Decimal(number))
         if text.endswith("%"):
             share /= 100
@@ -131,7 +132,7 @@ class Keep:
                 raise UsageError(f"cannot keep {text}; {hint}")
         elif not 0 < share < 1:
             ends = "for all rows write 100%, for one row write 1; " if share == 1 else ""
-            raise UsageError(f"cannot keep {text}: {ends}{hint}")
+            raise UsageError(f"cannot keep {text}: {ends}{hint}{'' if ends else _closest(text)}")
         return cls(share=share)
 
     def of(self, rows: int, *, repeats: bool = False) -> int:
@@ -162,6 +163,12 @@ class Keep:
         percent = self.share * 100
         exact = f"{float(percent):.10f}".rstrip("0").rstrip(".")
         return f"{exact}%" if Fraction(Decimal(exact)) == percent else f"{float(percent)!r}%"
+
+
+def _closest(text: str) -> str:
+    """Return the end of a message about a budget that cannot be read: what to type for what it seems to mean."""
+    likely = meant(float, text)  # 1 is left out: it may be one row or all
+    return f"; type {likely}" if likely not in (text, "1") and re.fullmatch(r"0\.\d+|[1-9]\d{0,17}", likely) else ""
 
 
 if TYPE_CHECKING:

@@ -26,6 +26,7 @@ from thresher.cli.main import main
 from thresher.data import DataOptions
 from thresher.data.samples import SEVERAL
 from thresher.errors import PoolError, UsageError
+from thresher.testing.data_reader import DATA, pairs
 
 SHARDS, EACH = 4, 30
 
@@ -263,7 +264,7 @@ TARS: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut off between two samples": (lambda path: cut(path, 19_990), r"00001.tar: does not end in empty blocks"),
     "empty": (lambda path: path.write_bytes(b""), r"00001.tar: is empty, not a tar"),
     "a page": (lambda path: path.write_bytes(b"<html>" * 300), r"00001.tar: is not a tar"),
-    "no sample": (lambda path: tarfile.open(path, "w").close(), r"1 tar without a sample; the first: 00001.tar"),
+    "no sample": (lambda path: tarfile.open(path, "w").close(), r"1 tar has no samples: 00001.tar"),
 }
 
 
@@ -323,6 +324,20 @@ def test_damaged_tables_are_reported(tmp_path: Path) -> None:
     assert 60 <= found["pictures"]["looked_at"] < 120
     assert len(found["warnings"]) == 1
     assert found["warnings"][0].startswith(str(folder / "1.parquet"))
+
+
+@pytest.mark.parametrize("kind", ["webdataset", "parquet", "arrow", "mds"])
+def test_files_without_samples_are_named(kind: str, tmp_path: Path) -> None:
+    """Two pairs in seven files: five have none, of which three are named."""
+    noun, what = ("tars", "samples") if kind == "webdataset" else ("files", "rows")
+    location = DATA[kind](tmp_path / "data", pairs(2), 7)
+    (line,) = [line for line in doctor(location)["warnings"] if f" no {what}: " in line]
+    assert line.startswith(f"5 {noun} have no {what}: ")
+    assert re.fullmatch(r"\S+, \S+, \S+ and 2 more", line.partition(": ")[2])
+    assert not any(
+        "no rows" in line or "no samples" in line
+        for line in doctor(DATA[kind](tmp_path / "x", pairs(2), 1))["warnings"]
+    )
 
 
 def test_a_single_tar_that_is_cut_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

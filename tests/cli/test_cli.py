@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -66,7 +67,7 @@ def test_the_whole_way(run: Callable[..., tuple[int, str, str]], tmp_path: Path)
     assert code == 2
     assert "no row '1f44b-1f3f'" in err
 
-    code, out, _ = run("report", third, "-o", str(tmp_path / "page.html"), cached=False)
+    code, out, _ = run("report", third, "-o", str(tmp_path / "page.html"), "--points", "500", cached=False)
     assert code == 0
     assert (tmp_path / "page.html").read_text().count("data:image/") > 20
 
@@ -127,7 +128,7 @@ def test_cluster_contract(run: Callable[..., tuple[int, str, str]], tmp_path: Pa
         (["select", "random", "/nowhere/at/all", "-o", "x", "--keep", "1%"], "/nowhere/at/all: nothing is there"),
         (["run", "dbp-laio", POOL, "-o", "x"], "Did you mean 'dbp-laion'"),
         (["select", "random", POOL, "-o", "x", "--keep", "1%", "--image", "embeding"], "no column 'embeding'"),
-        (["select", "random", POOL, "-o", "x", "--keep", "1%", "--workers", "0"], "at least 1"),
+        (["select", "random", POOL, "-o", "x", "--keep", "1%", "--workers", "0"], "0 is not in the range 1<=x<=4096"),
         (["cluster", POOL, "-o", "x", "--clusters", "0"], "at least 1"),
         (["wash"], "there are"),
     ],
@@ -146,6 +147,53 @@ def test_bad_input_gives_one_message_and_exit_code_2(
     assert "Traceback" not in err
     assert err.count("Error:") == 1
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "typed"),
+    [
+        (["explain", "sel", "-dash"], "explain sel -- -dash"),
+        (["explain", "sel", "-dash", "--pool", "p"], "explain sel --pool p -- -dash"),
+        (["explain", "--pool", "a b", "-sel", "key"], "explain --pool 'a b' -- -sel key"),
+        (["explain", "sel", "-5"], "explain sel -- -5"),
+        (["explain", "sel", "-hello"], "explain sel -- -hello"),
+        (["explain", "sel", "--two-dashes"], "explain sel -- --two-dashes"),
+        (["explain", "-sel", "--", "-key"], "explain -- -sel -key"),
+        (["inspect", "-pool"], "inspect -- -pool"),
+        (["methods", "-x"], "methods -- -x"),
+        (["run", "-recipe", "pool", "-o", "x"], "run -o x -- -recipe pool"),
+        (["config", "set", "-x", "1"], "config set -- -x 1"),
+        (["export", "-sel", "--as", "uids", "-o", "x"], "export --as uids -o x -- -sel"),
+    ],
+)
+def test_an_argument_that_begins_with_a_dash(
+    run: Callable[..., tuple[int, str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    typed: str,
+) -> None:
+    """The message says what to type, and that is then read as arguments."""
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(*words, cached=False)
+    assert code == 2
+    assert err.splitlines()[-1].endswith(f" is not an option, put -- before it: thresher {typed}")
+    code, _, err = run(*shlex.split(typed), cached=False)
+    assert code == 2, "there are no such files or names"
+    assert "o such option" not in err
+
+
+def test_an_option_that_is_typed_wrong_is_no_argument(run: Callable[..., tuple[int, str, str]]) -> None:
+    for words in (
+        ["explain", "sel", "key", "--jsn"],
+        ["-x"],
+        ["select", "-x"],
+        ["select", "random", "a", "--kep", "3"],
+    ):
+        code, _, err = run(*words, cached=False)
+        assert code == 2
+        assert "o such option" in err
+        assert "put --" not in err
 
 
 def test_an_earlier_result_is_kept(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -86,3 +87,26 @@ def test_the_list_of_commands_loads_none_of_them(words: list[str]) -> None:
         "thresher.errors", "thresher.io", "thresher.io.paths", "thresher.api", "thresher.resharding",
         "thresher.runtime", "thresher.runtime.config",
     }  # fmt: skip
+
+
+HEAVY = {"numpy", "rich", "fsspec", "duckdb", "pyarrow", "torch", "ssl", "thresher.data", "thresher.runtime.engines"}
+
+
+@pytest.mark.parametrize(
+    ("words", "found", "not_loaded"),
+    [
+        ("thresher sel", "select", HEAVY | {f"thresher.cli.{section.module}" for section in SECTIONS}),
+        ("thresher inspect --quic", "--quick", HEAVY),
+        ("thresher report x --ti", "--title", HEAVY),
+        ("thresher select semdedup --ep", "--eps", {"thresher.data", "thresher.pruning.methods.density", "pyarrow"}),
+    ],
+)
+def test_a_completion_loads_only_what_it_needs(words: str, found: str, not_loaded: set[str]) -> None:
+    """A shell waits for it at every Tab."""
+    code = "import sys; from thresher.cli.main import main; main([]); print(*sys.modules, file=sys.stderr)"
+    variables = {"_THRESHER_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, **variables}
+    )
+    assert found in done.stdout
+    assert not not_loaded & set(done.stderr.split())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 
 import thresher
+from tests.processes import finished
 from thresher.pool.store import Block, EmbeddingStore
 from thresher.pruning.registry import METHODS
 from thresher.pruning.run import Run
@@ -160,15 +160,12 @@ def test_a_new_file_is_all_a_new_method_takes(tmp_path) -> None:
     shutil.copytree(package, tmp_path / "thresher", ignore=shutil.ignore_patterns("__pycache__"))
     for name, text in (("every_other", TOY), ("mute", MUTE)):
         (tmp_path / "thresher" / "pruning" / "methods" / f"{name}.py").write_text(text)
-    done = subprocess.run(
+    done = finished(
         [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", __file__]
         + ["-k", "TestEveryOther or TestMute and (chain or word)"],
         env={**os.environ, "PYTHONPATH": str(tmp_path), "TOY_THRESHER": "1", "PYTHONDONTWRITEBYTECODE": "1"},
         cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
         timeout=240,
-        check=False,
     )
     told = [line for line in done.stdout.splitlines() if line.startswith(("PASSED", "FAILED", "ERROR"))]
     sound = [line for line in told if "TestEveryOther" in line]

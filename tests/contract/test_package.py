@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.contract.test_contract import TOY
+from tests.processes import finished
 from thresher import Selection
 
 TEST = """
@@ -69,14 +69,11 @@ def test_a_method_of_another_package(tmp_path) -> None:
     (tmp_path / "test_it.py").write_text(TEST)
     np.save(pool / "image.npy", np.eye(8, 4, dtype=np.float32) + 1)
     paths = [str(site), str(Path(__file__).parents[2] / "src")]
-    done = subprocess.run(
+    done = finished(
         [sys.executable, "-c", DRIVER, str(pool), str(tmp_path / "out"), str(tmp_path / "test_it.py")],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "XDG_CACHE_HOME": str(tmp_path / "cache")},
         cwd=tmp_path,
-        capture_output=True,
-        text=True,
         timeout=240,
-        check=False,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])

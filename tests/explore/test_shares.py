@@ -99,7 +99,7 @@ def test_infinite_numbers_are_a_range() -> None:
     kept = np.arange(n) % 8 < 4
     found = kept_shares(pool({"high": values, "both": both}), kept)
     high = {share.value: (share.rows, share.kept) for share in column(found, "high").values}
-    assert high == {"inf to inf": (300, 150), None: (100, 50)}
+    assert high == {"inf": (300, 150), None: (100, 50)}
     assert [(share.value, share.rows, share.kept) for share in column(found, "both").values] == [
         ("-inf to inf", n, int(kept.sum()))
     ]
@@ -190,6 +190,41 @@ def test_chance_alone_is_no_loss() -> None:
         naive = sum(not share.low <= one.share <= share.high for one in found.columns for share in one.values)
         assert naive > 5  # what one would see without the correction
     assert wrong <= 4
+
+
+def test_chance_alone_is_no_gain_of_rare_values_when_few_rows_are_kept() -> None:
+    """Where 1% is kept, one row of five is nothing: Wilson's interval alone finds such values in every selection."""
+    wrong = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        table = {f"c{i}": rng.integers(0, 300, 3_000).astype(str).tolist() for i in range(4)}
+        found = kept_shares(pool(table), rng.random(3_000) < 0.01)
+        wrong += any(share.differs for one in found.columns for share in one.values)
+    assert wrong <= 4
+    kept = np.arange(3_000) % 100 == 0
+    kept[:10] = True
+    site = ["rare" if row < 10 else f"s{row % 7}" for row in range(3_000)]
+    rare = next(one for one in column(kept_shares(pool({"site": site}), kept), "site").values if one.value == "rare")
+    assert rare.differs, "10 of 10 where 1% are kept is no chance"
+
+
+def test_a_whole_number_is_in_one_range_only() -> None:
+    numbers = np.arange(100, 500)
+    one = column(kept_shares(pool({"width": numbers.tolist()}), numbers % 2 == 0), "width")
+    ranges = sorted((share.at_least, share.at_most, share.value) for share in one.values if share.at_least is not None)
+    assert [value for *_, value in ranges] == [f"{low:.0f} to {high:.0f}" for low, high, _ in ranges]
+    assert all(low == before + 1 for (_, before, _), (low, *_) in zip(ranges, ranges[1:], strict=False))
+
+
+def test_tails_are_those_of_scipy() -> None:
+    from scipy.stats import binom
+
+    for rows in (1, 5, 26, 900, 30_000):
+        for share in (0.0025, 0.01, 0.4, 0.99):
+            for kept in sorted({0, 1, int(rows * share), min(rows, int(rows * share) + 9), rows}):
+                many = kept >= share * rows
+                known = binom.sf(kept - 1, rows, share) if many else binom.cdf(kept, rows, share)
+                assert shares.tail(kept, rows, share) == pytest.approx(known, rel=1e-6, abs=1e-300)
 
 
 def test_a_column_of_many_values_is_counted_exactly_for_frequent_ones(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -287,6 +287,11 @@ def test_a_subset_file_of_datacomp(tmp_path: Path) -> None:
         np.savez(file, a=np.zeros(3, "u8,u8"))
     with pytest.raises(PoolError, match=r"subset\.npy: cannot be read as keys"):
         read_keys(path)
+    with open(path, "wb") as file:
+        np.save(file, np.array(pairs, "u8,u8"))
+        np.save(file, np.array(pairs, "u8,u8"))
+    with pytest.raises(PoolError, match="another array begins at byte .*, and is not read; save one array per file"):
+        read_keys(path)
     np.save(path, np.array(pairs * 9, "u8,u8"))
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(PoolError, match=r"subset\.npy: cannot be read, it may be damaged \(it is truncated"):

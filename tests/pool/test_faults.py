@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lance
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,6 +35,7 @@ from thresher import (
     ThresherError,
     UsageError,
     build,
+    from_arrays,
     open_store,
     run_steps,
 )
@@ -270,6 +272,7 @@ ARRAYS: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda path: np.save(path, IMAGE.astype(">f4")),
         r"save it little-endian: np.save\(path, array.astype\('<f4'\)\)",
     ),
+    "two arrays": (lambda path: path.write_bytes(path.read_bytes() * 2), "another array begins at byte .* is not read"),
     "strings": (lambda path: np.save(path, np.full((20, 8), "a")), "contains str"),
     "records": (lambda path: np.save(path, np.ones((20, 8), "f2,f2")), "embeddings are float16"),
     "other type": (lambda path: np.save(path, IMAGE.astype("f4")), "8 x float32.*convert"),
@@ -303,6 +306,59 @@ def test_members_that_are_no_embeddings(tmp_path: Path, name: str, compressed: i
     with zipfile.ZipFile(path, "a", compressed) as archive:
         archive.write(member, "l14_img.npy")
     with pytest.raises(PoolError, match=f"{path}.*({said}|does not have the length that its header says)"):
+        open_store(place)
+    left_out(place, path)
+
+
+def _tables(folder: Path, form: str, vectors: pa.Array) -> EmbeddingStore:
+    """Open a pool of one table of 20 vectors, in a form of tables."""
+    table, folder = pa.table({"uid": [f"k{i}" for i in range(20)], "embedding": vectors}), folder / "pool"
+    if form == "memory":
+        return from_arrays(table=table, skip_bad=True, cache=folder.parent)
+    folder.mkdir(parents=True)
+    if form == "parquet":
+        pq.write_table(table, folder / "a.parquet")
+    elif form == "arrow":
+        with pa.ipc.new_file(folder / "a.arrow", table.schema) as file:
+            file.write(table)
+    else:
+        lance.write_dataset(table, folder / "a.lance")
+    return open_store(str(folder / "a.lance" if form == "lance" else folder), SKIP)
+
+
+TABLES = ["parquet", "arrow", "lance", "memory"]
+KIND = pa.list_(pa.float32())
+
+
+@pytest.mark.parametrize("form", TABLES)
+def test_columns_without_a_vector_are_refused(tmp_path: Path, form: str) -> None:
+    empty = {"lists": pa.array([[]] * 20, KIND), "large": pa.array([None, []] * 10, pa.large_list(pa.float32()))}
+    for name, cells in empty.items():
+        with pytest.raises(ThresherError, match="no (usable file .*no row has an embedding|row has a vector)"):
+            _tables(tmp_path / name, form, cells)
+
+
+@pytest.mark.parametrize("form", TABLES)
+def test_an_empty_list_is_a_missing_vector_and_does_not_give_the_width(tmp_path: Path, form: str) -> None:
+    cells = [*([[]] * 2), [], None, *IMAGE[4:].tolist()]
+    store = _tables(tmp_path, form, pa.array(cells, KIND))
+    assert store.dim("image") == 8
+    whole = select(store, tmp_path / "cache", ("semdedup", {"eps": 1e-6, "clusters": 2, "iterations": 2}))
+    assert np.flatnonzero(~whole.mask()).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("form", TABLES)
+def test_vectors_that_are_too_long_are_refused(tmp_path: Path, form: str) -> None:
+    long = pa.ListArray.from_arrays(pa.array([0, *[2**20 + 1] * 20], pa.int32()), pa.array(np.ones(2**20 + 1, "f4")))
+    with pytest.raises(ThresherError, match="has 1,048,577 dimensions; embeddings have at most 1,048,576"):
+        _tables(tmp_path, form, long)
+
+
+def test_two_archives_in_one_file_are_refused(tmp_path: Path) -> None:
+    place = write_datacomp(tmp_path / "pool", POOL, CUTS)
+    (path,) = (tmp_path / "pool").rglob("b*.npz")
+    path.write_bytes(path.read_bytes() * 2)
+    with pytest.raises(PoolError, match=f"{path}: its arrays begin at byte .*, and what comes before them is not read"):
         open_store(place)
     left_out(place, path)
 

@@ -193,6 +193,15 @@ def test_wrong_questions_are_usage_errors(tmp_path: Path) -> None:
         store.require(["size"], "filter")
     with pytest.raises(UsageError, match="has no audio embeddings; it has image, text, joint"):
         store.dim("audio")
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(12, "f4")), 4)
+    pq.write_table(pa.table({"uid": ["a", "b", "c"], "mine": vectors, "other": vectors}), tmp_path / "named.parquet")
+    with pytest.raises(UsageError, match="no image embeddings; name their column with --image or --text: mine, other"):
+        open_store(str(tmp_path / "named.parquet")).dim("image")
+    pq.write_table(pa.table({"uid": ["a", "b"], "embedding": ["1 2", "3 4"]}), tmp_path / "text.parquet")
+    with pytest.raises(
+        UsageError, match="no image embeddings; none of its columns has lists of numbers; give the files"
+    ):
+        open_store(str(tmp_path / "text.parquet")).dim("image")
     with pytest.raises(UsageError, match="'uid' is not numeric"):
         open_store(write_parquet(tmp_path / "parquet", POOL)).column("uid")
 

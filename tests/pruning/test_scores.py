@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 
 import duckdb
@@ -268,6 +270,28 @@ def test_files_that_do_not_fit_are_told(store, bare, place, tmp_path) -> None:
     refused(BadRowsError, r"for the row 0 \(1 of 300 rows", {"row": np.arange(1, N), "v": v[1:]}, bare)
     with pytest.raises(UsageError, match="combine needs columns"):
         judged(store, "combine", place)
+
+
+@pytest.mark.parametrize("name", ["group", 'it\'s "quoted" (v2)'])
+def test_the_advice_on_rows_without_a_score_can_be_followed(name: str, tmp_path, capsys, monkeypatch) -> None:
+    """A name that SQL reads as a word of its own, or that needs quotes."""
+    monkeypatch.chdir(tmp_path)
+    values = np.where(np.arange(40) % 4 == 0, np.nan, np.arange(40.0))
+    rows = np.random.default_rng(0).standard_normal((40, 8)).astype(np.float32)
+    pq.write_table(
+        pa.table({"uid": [f"k{i}" for i in range(40)], "embedding": list(rows), name: values}), "pool.parquet"
+    )
+    pq.write_table(pa.table({"uid": [f"k{i}" for i in range(40)], name: values}), "scores.parquet")
+    cut = ["select", "clip-score", "pool.parquet", "--keep", "50%"]
+    assert main([*cut, "-o", "cut", "--column", name]) == 2
+    where = ast.literal_eval(capsys.readouterr().err.rpartition("where = ")[2].strip())
+    assert main(["select", "filter", "pool.parquet", "-o", "known", "--where", where]) == 0
+    assert main([*cut, "-o", "cut", "--column", name, "--within", "known"]) == 0
+    assert Selection.load("cut").steps[0].rows_out == 30
+    capsys.readouterr()
+    assert main([*cut, "-o", "again", "--column", f"scores.parquet:{name}"]) == 2
+    words = shlex.split(capsys.readouterr().err.rpartition("--metadata ")[2])
+    assert words == ["scores.parquet", "--where", where]
 
 
 def test_row_numbers_of_another_pool_are_refused(bare, pool, rows, place, tmp_path) -> None:

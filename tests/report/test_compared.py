@@ -12,6 +12,7 @@ from tests.report.test_report import ATTACK, ROWS, picture, read, write_pool
 from thresher import Cache, EmbeddingStore, Selection, UsageError, build, open_store, run_steps
 from thresher.cli.main import main
 from thresher.report.compared import write_comparison
+from thresher.runtime.format import counted
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def test_counts_are_those_of_the_masks(chosen: dict[str, Selection], store: Embe
     for a in masks:
         for b in masks:
             both = int((a & b).sum())
-            assert f"{both:,} rows<br><b>{both / a.sum():.1%}</b>" in page
+            assert f"{counted(both, 'row')}<br><b>{both / a.sum():.1%}</b>" in page
     for letter, i in (("A", 0), ("B", 1), ("C", 2)):
         others = np.any([mask for j, mask in enumerate(masks) if j != i], axis=0)
         only = int((masks[i] & ~others).sum())
@@ -81,6 +82,14 @@ def test_clusters_and_values_that_differ_are_listed(
             kept = int((selection.mask() & (labels == number)).sum())
             assert f"</span> {kept:,} <span" in table
     assert "width" in page[page.index('id="columns"') :]  # c was cut by it
+
+
+def test_one_row_is_no_rows_and_no_sure_difference(store: EmbeddingStore, tmp_path: Path) -> None:
+    whole = {name: run_steps(store, [build("random", {"keep": keep})]) for name, keep in (("all", "100%"), ("one", 1))}
+    page, _ = read(write_comparison(whole, tmp_path / "c.html", store=store))
+    assert "1 row<br>" in page
+    assert "1 rows" not in page
+    assert 'id="columns"' not in page, "one row that was kept by chance is no difference"
 
 
 def test_same_bytes_and_without_a_pool(chosen: dict[str, Selection], store: EmbeddingStore, tmp_path: Path) -> None:

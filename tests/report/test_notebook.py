@@ -66,6 +66,7 @@ def test_a_selection_shows_its_steps_reasons_and_pictures(kept: th.Selection) ->
     for number in (len(kept), kept.total, first.rows_out, second.rows_out, first.rows_in - first.rows_out):
         assert f"{number:,}" in seen.text
     assert "semdedup clusters = 20, eps = 0.15" in seen.text
+    assert "to meet the budget" not in seen.text, "semdedup with eps has no budget: that reason dropped no row"
     assert "duplicate of row" in seen.text
     assert "distance to its centroid" in seen.text
     assert seen.images == 2 * 3 + 6

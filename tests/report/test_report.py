@@ -533,7 +533,7 @@ def test_rows_of_a_coreset_are_shown_by_what_they_were() -> None:
         (
             [-1, 0, 1, 2],
             3,
-            "key k2, which duplicates, over 1 further duplicate, row 0, key k0, which was kept",
+            "duplicates row 2, key k2; this chain of 3 duplicates ends at row 0, key k0, which was kept",
         ),
         ([-1, 2, 3, 1], 1, "duplicates row 2, key k2, which duplicates row 3, key k3, which was dropped"),  # damaged
     ],

@@ -136,3 +136,5 @@ def test_an_unfinished_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
     make_run(tmp_path / "b", store, policy="full", stop=0)
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
     assert "not finished: 2 of 7 epochs" in capsys.readouterr().out
+    assert main(["report", str(tmp_path / "a"), str(tmp_path / "b"), "-o", str(tmp_path / "runs.html")]) == 0
+    assert "2 runs are not finished: these numbers may still change" in (tmp_path / "runs.html").read_text()

@@ -6,6 +6,7 @@ import errno
 import os
 import pickle
 import signal
+import stat
 import time
 from pathlib import Path
 
@@ -14,7 +15,16 @@ import pytest
 from tests.runtime.common import as_nobody, begin, end_of, needs_root, run, wait_for
 from thresher import OutputError
 from thresher.runtime import locks
-from thresher.runtime.locks import Held, create_locked, create_locked_folder, holding, pin, remove_unused, sweep
+from thresher.runtime.locks import (
+    Held,
+    create_locked,
+    create_locked_folder,
+    holding,
+    pin,
+    remove_unused,
+    scratch_folder,
+    sweep,
+)
 
 pytest.importorskip("fcntl")
 
@@ -177,6 +187,17 @@ def test_sweeping_while_scratch_is_made(tmp_path: Path) -> None:
     while any(os.waitid(os.P_PID, one, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None for one in makers):
         sweep(tmp_path.glob("*.tmp"))
     assert [end_of(maker) for maker in makers] == [0, 0]
+
+
+def test_a_new_folder_replaces_those_of_its_kind_that_nobody_uses(tmp_path: Path) -> None:
+    for name in ("b[1].killed.tmp", "b[1].other", "b1.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "lock").touch()
+    used = create_locked_folder(tmp_path, "b[1].", ".tmp")
+    made = scratch_folder(tmp_path, "b[1].", ".tmp", mode=0o700)
+    names = {"b[1].other", "b1.tmp", used.path.name, made.path.name}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    assert stat.S_IMODE(made.path.stat().st_mode) == 0o700
 
 
 def test_a_pin_keeps_a_file_as_long_as_it_lives_here(tmp_path: Path) -> None:

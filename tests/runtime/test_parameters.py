@@ -86,7 +86,51 @@ def test_every_numeric_option_parses_or_refuses_hostile_text() -> None:
     for words, option in options:
         for text in (*TEXTS, *map(str, [0, -1, 10**30, math.nan, math.inf, 1e308])):
             with contextlib.suppress(click.UsageError):
-                assert math.isfinite(option.type.convert(text, option, ctx)) or option.type is click.FLOAT, words
+                assert math.isfinite(option.type.convert(text, option, ctx)), words
+        for text in ("10%", "0,7", "70 %", "1k", "many"):
+            with pytest.raises(
+                click.BadParameter, match=r"'; give a (whole|finite) number.*([;] type|, such as) [\d.]+$"
+            ) as caught:
+                option.type.convert(text, option, ctx)
+            assert text in caught.value.message, words
+
+
+@pytest.mark.parametrize(
+    ("text", "whole", "number"),
+    [
+        ("10%", "", "0.1"), ("70 %", "", "0.7"), ("0,7", "", "0.7"), (",5", "", "0.5"), ("-0,25", "", "-0.25"),
+        ("1,000", "1000", "1000"), ("1,000,000.5", "", "1000000.5"), ("1e6", "1000000", "1000000"), ("5.0", "5", "5"),
+        ("10k", "10000", "10000"), ("1.5M", "1500000", "1500000"), ("2B", "2000000000", "2000000000"),
+        ("1 000", "1000", "1000"), ("1_0'0", "100", "100"), ("1e-3", "", "0.001"), ("0,5%", "", "0.005"),
+        ("many", "", ""), ("%", "", ""), (".", "", ""), ("1.000,5", "", ""), ("", "", ""), ("1e99", "", f"1{'0' * 99}"),
+    ],
+)  # fmt: skip
+def test_what_a_text_means_as_a_number(text: str, whole: str, number: str) -> None:
+    assert parameters.meant(int, text) == whole
+    assert parameters.meant(float, text) == number
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Keep.parse("0,7"), "; type 0.7$"),
+        (lambda: Keep.parse("3e6"), "; type 3000000$"),
+        (lambda: Keep.parse("1,000,000"), "; type 1000000$"),
+        (lambda: Keep.parse("1,0"), "3_000_000$"),
+        (lambda: Keep.parse("1.0"), "for one row write 1; give .*3_000_000$"),
+        (lambda: parameters.share_of("0,7"), "like 30% or 0.3; type 0.7$"),
+        (lambda: parameters.share_of("1.7"), "like 30% or 0.3$"),
+        (lambda: parameters.share_of("1.0"), "like 30% or 0.3$"),
+        (lambda: parameters.share_of("100%"), "like 30% or 0.3$"),
+        (lambda: coerce("eps", float, "10%"), "^eps = '10%'; expected a finite number; write 0.1$"),
+        (lambda: coerce("clusters", int, "1e3"), "; expected a whole number; write 1000$"),
+        (lambda: coerce("clusters", int, "10%"), "; expected a whole number$"),
+        (lambda: read(float, "10%"), "'10%'; give a finite number; type 0.1$"),
+    ],
+)
+def test_messages_say_what_to_type(make: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make()
 
 
 @pytest.mark.parametrize("value", [10**400, -(10**400), 10**5000, MOST + 1], ids=["large", "negative", "huge", "next"])

@@ -52,6 +52,13 @@ def test_short_tasks_and_quiet_say_nothing(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().err == ""
 
 
+def test_a_line_that_is_said_again_right_after_itself_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
+    for shown in (Lines(), Bars()):
+        for line in ("found in the cache", "found in the cache", "found in the cache", "kept", "found in the cache"):
+            shown.say(line)
+        assert capsys.readouterr().err.splitlines() == ["found in the cache", "kept", "found in the cache"]
+
+
 def test_bars_say_the_same(clock: Clock) -> None:
     from rich.console import Console
 

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 from tests.embedding import raw
+from tests.processes import finished
 from tests.resharding.common import hashes, keys_file
 from thresher import MissingExtraError, Ray, ThresherError, UnreachedError, UsageError, api, make_engine
 from thresher.cli.main import main
@@ -399,7 +400,7 @@ def test_a_function_of_the_main_program_and_of_the_current_folder_work(tmp_path:
     (tmp_path / "of_ones_own.py").write_text("def twice(x):\n    return 2 * x\n")
     code = "import of_ones_own; from thresher import Ray\nprint(*Ray(1).map(of_ones_own.twice, [1, 2]), flush=True)\n"
     code += "print(*Ray(1).map(lambda x: x + 1, [1, 2]))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = finished([sys.executable, "-c", code], cwd=tmp_path, timeout=120)
     assert (done.stdout, done.stderr) == ("2 4\n2 3\n", "")
 
 
@@ -634,6 +635,6 @@ def test_a_cluster_that_loses_a_node_in_every_command_gives_the_bytes_of_serial(
         f"reshard {tmp_path}/tars {keys} --per-shard 6 --shuffle 1",
     )
     program = [sys.executable, "-m", "tests.runtime.ray_cluster", str(tmp_path), *commands]
-    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    done = finished(program, cwd=ROOT, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.endswith("good\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 
 from tests.embedding import raw
 from tests.objects import put, s3_server
+from tests.processes import finished
 from tests.resharding.common import keys_file
 from thresher.cli.main import main
 from thresher.testing.pools import clustered, write_pool
@@ -46,6 +46,6 @@ def test_ray_on_s3_gives_the_bytes_of_serial_on_disk(tmp_path: Path, monkeypatch
         sel = str(tmp_path / "keys")
         assert main(["reshard", tars, sel, "--per-shard", "6", "-o", str(tmp_path / "shards"), *here]) == 0
         program = [sys.executable, "-m", "tests.runtime.ray_s3", str(tmp_path), top]
-        done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=400)
+        done = finished(program, cwd=ROOT, timeout=400)
         assert done.stdout.endswith("good\n"), f"{done.stdout}\n{done.stderr}"
         fsspec.filesystem("s3").clear_instance_cache()

@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 
 from tests import pools
+from tests.processes import finished
 from tests.runtime.common import as_nobody, needs_root, run
 from thresher import Cache
 from thresher.io.pictures import open_rgb
@@ -58,7 +59,7 @@ def without_privileges() -> None:
 
 def script(text: str, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, "-c", text, *map(str, arguments)]
-    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, **options)
+    return finished(words, cwd=ROOT, timeout=120, **options)
 
 
 # Other users
@@ -568,7 +569,7 @@ def state_script(place: Path, part: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment |= {"OMP_NUM_THREADS": "2", "PYTHONPATH": path, "XDG_CACHE_HOME": str(place / "cache")}
     words = [sys.executable, str(elsewhere / "main.py"), str(place), part]
-    return subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment)
+    return finished(words, timeout=300, env=environment)
 
 
 @pytest.mark.parametrize("part", ["quick", *(pytest.param(part, marks=pytest.mark.slow) for part in ("all", "train"))])

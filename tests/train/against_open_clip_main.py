@@ -16,6 +16,7 @@ import numpy as np
 import open_clip as theirs
 import pytest
 
+from tests.processes import finished
 from tests.train.test_open_clip import (
     SCRIPT,
     STEADY,
@@ -127,7 +128,7 @@ def torchrun(folder: Path, runs: dict[str, list[str]]) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += [str(folder / "script.py"), str(folder / "runs.json")]
     env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    done = finished(command, env=env, timeout=600)
     assert done.returncode == 0, done.stderr[-8000:]
 
 

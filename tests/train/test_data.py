@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from thresher.cli.main import main
 from thresher.data import DataOptions
 from thresher.dynamic.cabs import Concepts
 from thresher.dynamic.run_folder import Training
-from thresher.errors import PoolError, UsageError
+from thresher.errors import ChangedError, PoolError, UsageError
 from thresher.io.pictures import decode
 from thresher.runtime.progress import Silent
 from thresher.train import data as reading
@@ -52,6 +54,26 @@ def test_every_kind_of_data_gives_the_same_rows(data: Data, tmp_path: Path, kind
         assert np.array_equal(pairs.pixels_NHWC[row], decode(stored, 16, "squash"))
     if kind != "csv":
         assert pairs.keys() == data.table["key"].to_pylist()
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tars"])
+def test_data_that_change_while_they_are_read_are_refused(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    copy = tmp_path / "data"
+    copy.mkdir()
+    for path in [data.parquet] if kind == "parquet" else Path(data.tars).parent.glob("*.tar"):
+        for one in path.rglob("*.parquet") if path.is_dir() else [path]:
+            shutil.copy(one, copy)
+
+    def replacing(*args: Any) -> Any:
+        for path in copy.iterdir():
+            os.utime(path, ns=(1, 1))
+        return decode(*args)
+
+    monkeypatch.setattr(reading, "decode", replacing)
+    with pytest.raises(ChangedError, match=f"{copy}: changed while it was read; run again once writing has finished"):
+        opened(copy, tmp_path / "run")
 
 
 def test_the_pool_of_parquet_is_itself_and_of_others_an_index(data: Data, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import io
 import json
 import os
 import re
-import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +29,7 @@ import webdataset as wds
 from PIL import Image
 
 from tests.loaded import quiet, tiny_model
+from tests.processes import finished
 from tests.resharding.common import hashes
 from thresher import build, open_store, run_steps
 from thresher.cli.main import main as thresher
@@ -834,7 +834,7 @@ def test_two_processes(pairs: Path, tmp_path: Path, run: Run) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     command = [*torchrun, str(tmp_path / "script.py"), str(tmp_path / "runs.json")]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=600)
+    done = finished(command, env=env, timeout=600)
     assert done.returncode == 0, done.stderr[-5000:]
     found = {name: Ran(tmp_path / name, []) for name in runs}
     assert found["ours"].lines == found["theirs"].lines

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.processes import finished
 from tests.train.conftest import Data
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -78,13 +78,10 @@ def test_a_policy_and_an_engine_of_another_package(data: Data, tmp_path: Path) -
     out = tmp_path / "out"
     out.mkdir()
     pool = Path(__file__).parents[2] / "examples" / "twemoji"
-    done = subprocess.run(
+    done = finished(
         [sys.executable, "-c", SCRIPT, str(data.parquet), str(out), str(pool), str(tests)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(site), *sys.path])},
-        capture_output=True,
-        text=True,
         timeout=300,
-        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     told = re.sub(r"\s+", " ", done.stdout)

@@ -18,6 +18,7 @@ from thresher.cli.main import main
 from thresher.dynamic.references import References
 from thresher.dynamic.run_folder import Training
 from thresher.errors import OutputError, UsageError
+from thresher.runtime.progress import Lines
 from thresher.runtime.random import generator
 from thresher.train.data import Pairs
 from thresher.train.models import clip_model
@@ -46,10 +47,15 @@ def slow_losses(model: torch.nn.Module, pixels_BHWC: np.ndarray, tokens_BT: np.n
     return np.array(losses)
 
 
-def test_every_row_is_scored_by_the_model_that_has_not_seen_it(data: Data, tmp_path: Path) -> None:
+def test_every_row_is_scored_by_the_model_that_has_not_seen_it(
+    data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     made = th.reference(
-        data.parquet, tmp_path / "ref.parquet", epochs=2, batch_size=B, folds=3, precision="float32", progress=False
+        data.parquet, tmp_path / "ref.parquet", epochs=2, batch_size=B, folds=3, precision="float32", progress=Lines()
     )
+    said = capsys.readouterr().err
+    assert said.count("epoch 2: pruned, 100 of 150 rows, ") == 3
+    assert "pruned so far" not in said, "the rows of a fold are held out, and scored"
     losses, keys = written(tmp_path / "ref.parquet"), data.table["key"].to_pylist()
     assert list(losses) == keys
     pixels = np.empty((ROWS, 36, 36, 3), np.uint8)
@@ -97,7 +103,8 @@ def test_the_file_is_what_rho_takes(data: Data, tmp_path: Path, kind: str, capsy
     assert f"cost: {2 * (75 // B * B)} gradient samples, {ROWS} scored forwards, " in out
     assert f"{ROWS} losses written to {ref}" in out
     command = ["train", "clip", where, "-o", str(tmp_path / "run"), "--policy", "rho", "--reference", ref]
-    assert main([*command, "--epochs", "2", "--batch-size", str(B), "--quiet"]) == 0
+    assert main([*command, "--epochs", "2", "--batch-size", str(B)]) == 0
+    assert "% pruned so far, about " in capsys.readouterr().err
     ledger = Training.load(tmp_path / "run").ledger()
     assert ledger.references_N is not None
     np.testing.assert_array_equal(ledger.references_N, list(written(tmp_path / "ref.parquet").values()))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 import thresher as th
@@ -418,4 +419,31 @@ def test_axe_finds_nothing_serious(browser: Any, server: str, scheme: str) -> No
             if one["impact"] in ("serious", "critical"):
                 found[f"{where}: {one['id']}"] = [node["html"][:200] for node in one["nodes"][:3]]
     assert not found, json.dumps(found, indent=1)
+    context.close()
+
+
+def test_pools_with_little_to_show(browser: Any, tmp_path: Path) -> None:
+    """Without images, rows are words; a mark fits where an image is missing; two rows are too few to compare."""
+    pool = write_pool(tmp_path / "pool")
+    table = pq.read_table(pool / "metadata" / "metadata_0.parquet")
+    th.select(pool, th.SemDeDup(eps=0.1, clusters=4), progress=False).save(tmp_path / "pictures")
+    plain = tmp_path / "plain"
+    shutil.copytree(pool, plain)
+    pq.write_table(table.drop_columns(["image"]), plain / "metadata" / "metadata_0.parquet")
+    th.select(plain, th.Random(keep="50%"), progress=False).save(tmp_path / "words")
+    th.select(write_pool(tmp_path / "two", 2), th.Random(keep=1), progress=False).save(tmp_path / "few")
+    context = browser.new_context(viewport={"width": 1280, "height": 860})
+    for name, where in (("pictures", "clusters"), ("words", "rows"), ("few", "lost")):
+        with th.view(tmp_path / name, cache=tmp_path / "cache") as viewer:
+            page = Tab(context.new_page(), viewer.url).open(where)
+            if name == "pictures":
+                page.locator(".thumbs .picture.none").first.wait_for()
+                inside = "[...document.querySelectorAll('.thumbs .none')].every(one => one.scrollHeight <= 44)"
+                assert page.evaluate(inside)
+            elif name == "words":
+                page.locator(".tile.words").first.wait_for()
+                assert page.locator(".tile .pictures").count() == 0
+                assert page.locator(".item").first.bounding_box()["height"] < 150
+            else:
+                page.get_by_text("no value or word is in 5 rows or more").wait_for()
     context.close()

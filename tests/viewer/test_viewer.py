@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import math
 import shlex
 import sys
 import threading
+import time
 import tomllib
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +33,7 @@ from thresher.report.compare import compare
 from thresher.report.explain import explain, history
 from thresher.viewer import answers
 from thresher.viewer.pictures import Pictures
+from thresher.viewer.server import Viewer
 from thresher.viewer.sets import inside
 from thresher.viewer.subject import opened
 
@@ -818,3 +822,20 @@ def test_the_command_prints_the_address_and_ends_with_ctrl_c(
     assert json.loads(out)["url"].startswith("http://")
     assert "other machines can reach this server" in err
     assert main(["view", paths[0], str(shown.folder / "pool"), "--no-browser"]) == 2
+
+
+def test_closing_prints_nothing_of_requests_that_it_ends(caplog: pytest.LogCaptureFixture) -> None:
+    """uvicorn reports each as an error, with its traceback, to whoever presses Ctrl-C while a map is made."""
+    log, server = logging.getLogger("uvicorn.error"), SimpleNamespace(should_exit=False)
+
+    def run() -> None:
+        while not server.should_exit:
+            time.sleep(0.005)
+        log.error("Cancel 1 running task(s), timeout graceful shutdown exceeded")
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    log.error("before")
+    Viewer("http://localhost", cast(Any, server), thread, cast(Any, None)).close()
+    log.error("after")
+    assert [record.getMessage() for record in caplog.records] == ["before", "after"]

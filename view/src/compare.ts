@@ -46,14 +46,14 @@ export class ComparePage {
         h("p", { class: "muted" }, `${counted(got.all, "row")} kept by all, ${number(got.none)} by none of them.`)),
       h("div", { class: "card" }, h("h2", null, "Overlap"),
         h("div", { class: "table-scroll", tabindex: "0", role: "region", "aria-label": "Matrix of overlaps" },
-          h("table", { class: "matrix" }, h("caption", null, "Share of the rows of the line that the column keeps too"),
+          h("table", { class: "matrix" }, h("caption", null, "Of the rows that the selection at the left keeps, the share that the one at the top keeps too"),
             h("thead", null, h("tr", null, h("td"), every.map((j) => h("th", { scope: "col" }, h("bdi", null, nameOf(j)))))),
             h("tbody", null, every.map((i) => h("tr", null, h("th", { scope: "row" }, h("bdi", null, nameOf(i))), every.map((j) => {
               if (i === j) return h("td", { class: "self" }, "–");
               const share = got.kept[i] ? pair(i, j).both / got.kept[i] : 0, chance = got.kept[j] / got.rows;
               return h("td", { style: { "--share": share.toFixed(3) }, title: `${number(pair(i, j).both)} rows in both; Jaccard ${pair(i, j).jaccard.toFixed(3)}; two independent selections would share ${(100 * chance).toFixed(1)}%` }, h("b", null, percent(share, 1, 0)), h("small", null, `by chance ${percent(chance, 1, 0)}`));
             })))))),
-        h("p", { class: "muted" }, "By chance: what two selections of these sizes that know nothing of each other would share.")));
+        h("p", { class: "muted" }, "By chance: what two independent selections of these sizes would share.")));
   }
 
   private async galleries(box: HTMLElement, got: Comparison): Promise<void> {

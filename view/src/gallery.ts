@@ -8,8 +8,10 @@ const PAGE = 60; // rows of a request
 const TALLEST = 8_000_000; // pixels of an element that every browser can scroll
 const GAP = 12;
 
+const hasPictures = (source: number): boolean => Boolean(subject.sources[source]?.pictures);
+
 export function image(source: number, row: { row: number; caption: string }, side: 192 | 640 = 192): HTMLElement {
-  if (!subject.sources[source]?.pictures) return h("div", { class: "picture none", "aria-hidden": "true" });
+  if (!hasPictures(source)) return h("div", { class: "picture none", "aria-hidden": "true" });
   const made = h("img", { class: "picture", src: picture(source, row.row, side), alt: row.caption || `row ${row.row}`, loading: "lazy", decoding: "async", draggable: "false" });
   made.addEventListener("error", () => made.replaceWith(h("div", { class: "picture none", role: "img", "aria-label": "no image" }, "no image")), { once: true });
   return made;
@@ -22,13 +24,20 @@ export function tile(row: Row, source: number, props: Record<string, unknown> = 
   const twin = row.twin;
   const facts = [row.step === undefined ? "" : row.step < 0 ? (row.uses ? `kept, used ${row.uses}×` : "kept") : chosen().steps[row.step].method];
   if (row.text) facts.push(row.text);
-  else if (row.score !== null && row.score !== undefined) facts.push(decimal(row.score, 3));
+  else if (row.score !== null && row.score !== undefined) facts.push(decimal(Math.abs(row.score) < 0.0005 ? 0 : row.score, 3));
+  const words = (one: { caption: string; key: string }): HTMLElement => (one.caption ? data(one.caption) : data(one.key, { class: "muted" }));
+  if (!hasPictures(source)) {
+    return h("button", { class: `tile words ${where}`, type: "button", title: row.reason ?? "", ...props },
+      h("span", { class: twin ? "caption short" : "caption" }, words(row)),
+      twin && h("span", { class: "caption short muted" }, "= ", words(twin)),
+      h("span", { class: "facts" }, where && h("i", { class: `dot ${where}`, "aria-hidden": "true" }), facts.filter(Boolean).join(" · ")));
+  }
   return h("button", { class: `tile ${where}`, type: "button", title: row.reason ?? "", ...props },
     h("span", { class: twin ? "pictures two" : "pictures" },
       image(source, row),
       twin && h("span", { class: "repeats", "aria-hidden": "true" }, "="),
       twin && image(source, twin)),
-    h("span", { class: "caption" }, row.caption ? data(row.caption) : data(row.key, { class: "muted" })),
+    h("span", { class: "caption" }, words(row)),
     h("span", { class: "facts" }, where && h("i", { class: `dot ${where}`, "aria-hidden": "true" }), facts.filter(Boolean).join(" · ")));
 }
 
@@ -126,7 +135,7 @@ export class Gallery {
     const first = Math.floor((this.scroll.scrollTop + this.offset) / this.height) * this.columns;
     this.columns = columns;
     this.width = (width - (columns - 1) * GAP) / columns;
-    this.height = Math.round(Math.min(this.width, 236) * 0.8 + 78) + GAP;
+    this.height = (hasPictures(this.source) ? Math.round(Math.min(this.width, 236) * 0.8 + 78) : 124) + GAP;
     this.space.style.height = `${Math.min(this.tall, TALLEST)}px`;
     if (changed && !force) this.reveal(first);
     this.draw(true);

@@ -8,12 +8,15 @@ export interface ColumnShares { name: string; kind: string; rows: number; kept: 
 interface Lost { columns: ColumnShares[]; left_out: Record<string, string> }
 
 const W = 240;
+const LEAST = 0.0005; // a sure difference below 0.05 points is not worth a line, as in reports
+
+// -1 if surely less was kept than of all rows, 1 if surely more, 0 if it may be chance.
+const side = (share: Share): number => (Math.abs(share.shift) < LEAST ? 0 : Math.sign(share.shift));
 
 // A share as a dot on its interval, with the share of all rows as a line.
 export function interval(share: Share, overall: number): HTMLElement {
   const at = (value: number): number => 4 + value * (W - 8);
-  const side = share.shift < 0 ? "less" : share.shift > 0 ? "more" : "";
-  return h("span", { class: `interval ${side}`, role: "img", "aria-label": `${percent(share.kept, share.rows)} kept, 95% interval ${(100 * share.low).toFixed(1)}% to ${(100 * share.high).toFixed(1)}%` },
+  return h("span", { class: `interval ${["less", "", "more"][side(share) + 1]}`, role: "img", "aria-label": `${percent(share.kept, share.rows)} kept, 95% interval ${(100 * share.low).toFixed(1)}% to ${(100 * share.high).toFixed(1)}%` },
     svg("svg", { viewBox: `0 0 ${W} 18`, "aria-hidden": "true", preserveAspectRatio: "none" },
       svg("line", { class: "track", x1: 4, x2: W - 4, y1: 9, y2: 9 }),
       svg("line", { class: "overall", x1: at(overall), x2: at(overall), y1: 1, y2: 17 }),
@@ -54,13 +57,13 @@ export class LostPage {
   }
 
   private draw(got: Lost): void {
-    if (!got.columns.length) { replace(this.body, h("p", { class: "empty" }, "This pool has no metadata to compare by.")); return; }
+    if (!got.columns.length) { replace(this.body, h("p", { class: "empty" }, "Nothing to compare: the pool has no metadata and no captions, or no value or word is in 5 rows or more."), this.leftOut(got)); return; }
     const column = got.columns.find((one) => one.name === this.by) ?? got.columns[0];
     const overall = column.kept / Math.max(column.rows, 1);
     const name = (one: ColumnShares): string => (one.kind === "words" ? "words in captions" : one.name);
     const sorted = [...column.values];
     if (this.order === "rows") sorted.sort((a, b) => b.rows - a.rows);
-    const sure = got.columns.flatMap((one) => one.values.filter((share) => share.shift).map((share) => ({ one, share }))).sort((a, b) => a.share.shift - b.share.shift);
+    const sure = got.columns.flatMap((one) => one.values.filter(side).map((share) => ({ one, share }))).sort((a, b) => a.share.shift - b.share.shift);
     const list = (title: string, pairs: typeof sure, empty: string): HTMLElement => h("div", { class: "card" }, h("h2", null, title),
       pairs.length ? h("ol", { class: "plain-list" }, pairs.map(({ one, share }) => h("li", null, this.valueOf(one, share), h("small", { class: "muted" }, name(one)), h("b", { class: share.shift < 0 ? "less" : "more" }, percent(share.kept, share.rows, 0)), h("small", { class: "muted" }, ` of ${number(share.rows)}`)))) : h("p", { class: "muted" }, empty));
     const lost = sure.filter(({ share }) => share.shift < 0).slice(0, 8), kept = sure.filter(({ share }) => share.shift > 0).slice(-8).reverse();
@@ -74,14 +77,19 @@ export class LostPage {
         h("div", { class: "table-scroll", tabindex: "0", role: "region", "aria-label": "Table of values, scrolls sideways" },
           h("table", { class: "wide" },
             h("caption", null, `${name(column)}; the line marks ${percent(column.kept, column.rows)}, the share of ${column.kind === "words" ? "the captions read" : "all rows"}`),
-            h("thead", null, h("tr", null, ["value", "rows", "kept", "share kept, with 95% interval", ""].map((text, i) => h("th", { scope: "col", class: i === 1 || i === 2 ? "num" : "" }, text || h("span", { class: "hidden" }, "verdict"))))),
+            h("thead", null, h("tr", null, ["value", "rows", "kept", "share kept, with 95% interval", "differs from all rows"].map((text, i) => h("th", { scope: "col", class: i === 1 || i === 2 ? "num" : "" }, text)))),
             h("tbody", null, sorted.map((share) => h("tr", null,
               h("th", { scope: "row" }, this.valueOf(column, share)),
               h("td", { class: "num" }, number(share.rows)), h("td", { class: "num" }, number(share.kept)),
               h("td", { class: "interval-cell" }, interval(share, overall), h("span", { class: "num" }, percent(share.kept, share.rows))),
-              h("td", null, share.shift < 0 ? h("span", { class: "badge dropped" }, "less") : share.shift > 0 ? h("span", { class: "badge kept" }, "more") : h("span", { class: "muted" }, "may be chance"))))))),
+              h("td", null, side(share) < 0 ? h("span", { class: "badge dropped" }, "surely less") : side(share) > 0 ? h("span", { class: "badge kept" }, "surely more") : h("span", { class: "muted" }, "may be chance"))))))),
         column.others !== 0 && h("p", { class: "muted" }, column.others === null ? "Rarer values are not listed." : `${counted(column.others, "more value")} not listed: rarer, or with smaller differences.`)),
-      Object.keys(got.left_out).length > 0 && h("p", { class: "muted" }, "Not counted: ", Object.entries(got.left_out).map(([one, why]) => `${one} (${why})`).join("; "), "."));
+      this.leftOut(got));
+  }
+
+  private leftOut(got: Lost): HTMLElement | null {
+    const columns = Object.entries(got.left_out).map(([one, why]) => `${one} (${why})`);
+    return columns.length ? h("p", { class: "muted" }, "Not counted: ", columns.join("; "), ".") : null;
   }
 
   private valueOf(column: ColumnShares, share: Share): HTMLElement {

@@ -29,6 +29,7 @@ from thresher.data.members import APART
 from thresher.data.trainable import PILLOW, described
 from thresher.errors import PoolError, UnreachedError, UsageError
 from thresher.export.keys import hashes_of
+from thresher.io.listing import named
 from thresher.io.open import file_stamp, open_file, trusting
 from thresher.io.paths import has_parent, visible
 from thresher.io.pictures import ENDINGS, NARROW, PIXELS, open_encoded, open_rgb
@@ -662,7 +663,7 @@ def _share(count: int, whole: int) -> str:
 def _warnings_of_tars(tars: dict[str, Any], count: int) -> list[str]:
     texts = []
     if empty := tars["empty"]:
-        texts.append(f"{counted(len(empty), 'tar')} without a sample; the first: {empty[0]}")
+        texts.append(f"{counted(len(empty), 'tar has', 'tars have')} no samples: {named(empty)}")
     if count < _LOADERS:
         texts.append(
             f"{counted(count, 'tar')} for {_LOADERS} loader processes (open_clip's --workers): each needs at least one "

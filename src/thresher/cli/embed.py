@@ -18,6 +18,7 @@ from thresher.cli.options import (
     SHARD,
     Choice,
     Configured,
+    WholeRange,
     engine_given,
     engine_options,
     options,
@@ -48,11 +49,9 @@ _PRECISION = click.option(
     "conse, or your own package.module:Name.",
 )  # fmt: skip
 @options(_DEVICE, _PRECISION)
+@click.option("--batch-size", type=WholeRange(1), metavar="N", help="Samples per batch (default: 64; on a GPU: 512).")
 @click.option(
-    "--batch-size", type=click.IntRange(1), metavar="N", help="Samples per batch (default: 64; on a GPU: 512)."
-)
-@click.option(
-    "--workers", cls=Configured, setting="workers", type=click.IntRange(0, MOST_WORKERS), metavar="N",
+    "--workers", cls=Configured, setting="workers", type=WholeRange(0, MOST_WORKERS), metavar="N",
     help="Processes that decode images; 0: decode in this process (default: all cores; one fewer if the model runs "
     "on the CPU). With --engine: shards at a time.",
 )  # fmt: skip
@@ -65,14 +64,14 @@ _PRECISION = click.option(
 @click.option("--thumbnails", is_flag=True, help="Store thumbnails of the images for reports.")
 @click.option(
     "--pixel-limit",
-    type=click.IntRange(1),
+    type=WholeRange(1),
     metavar="N",
     help="Maximum number of pixels of an image (default: 134,217,728).",
 )
 @options(*engine_options(None, "Embed each shard as a task of an engine, such as ray; the result is the same."), SHARD)
 @options(*DATA)
 @click.option(
-    "--per-shard", type=click.IntRange(1), default=10_000, show_default=True, metavar="N",
+    "--per-shard", type=WholeRange(1), default=10_000, show_default=True, metavar="N",
     help="Rows per shard, for data other than tars.",
 )  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Start from the beginning if the pool exists.")
@@ -112,7 +111,7 @@ def embed(
 )
 @options(_DEVICE, _PRECISION)
 @click.option(
-    "--batch-size", type=click.IntRange(1), default=256, show_default=True, metavar="N", help="Sentences per batch."
+    "--batch-size", type=WholeRange(1), default=256, show_default=True, metavar="N", help="Sentences per batch."
 )
 @options(OVERWRITE, JSON)
 def embed_classes(

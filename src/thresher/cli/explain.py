@@ -13,7 +13,16 @@ import click
 
 from thresher import api
 from thresher.cli import text
-from thresher.cli.options import CACHE, JSON, MOVED, OVERWRITE, RUN, Common, options
+from thresher.cli.options import (
+    CACHE,
+    JSON,
+    MOVED,
+    OVERWRITE,
+    RUN,
+    Common,
+    WholeRange,
+    options,
+)
 from thresher.cli.output import Output
 from thresher.errors import OutputError, UsageError
 
@@ -76,7 +85,7 @@ def _explain_run(folder: str, key: str, pool: str | None, metadata: str | None, 
 @click.argument("selections", nargs=-1, required=True, metavar="SEL [SEL]...")
 @click.option("--clusters", metavar="DIR", help="Compare within these clusters, a folder of 'thresher cluster'.")
 @click.option(
-    "--worst", type=click.IntRange(0), default=10, show_default=True, metavar="N", help="How many clusters to list."
+    "--worst", type=WholeRange(0), default=10, show_default=True, metavar="N", help="How many clusters to list."
 )
 @click.option(
     "--covariance", is_flag=True, help="Also measure how well each preserves the image-text cross-covariance."
@@ -140,10 +149,10 @@ def _covariance(common: Common, selections: dict[str, Any], labels: Any, store: 
 @click.option("-o", "--out", required=True, metavar="FILE", help="HTML file to write.")
 @click.option("--title", metavar="TEXT", help="Heading of the page.")
 @click.option(
-    "--examples", type=click.IntRange(0), default=6, show_default=True, metavar="N", help="Sample rows per cluster."
+    "--examples", type=WholeRange(0), default=6, show_default=True, metavar="N", help="Sample rows per cluster."
 )
 @click.option(
-    "--points", type=click.IntRange(0), default=5_000, show_default=True, metavar="N",
+    "--points", type=WholeRange(0), default=5_000, show_default=True, metavar="N",
     help="Rows on the map; 0 for no map.",
 )  # fmt: skip
 @click.option("--without-pool", is_flag=True, help="Do not read the pool; the report then has no captions and images.")
@@ -243,7 +252,7 @@ def _written(common: Common, path: Any) -> None:
     help="Address to listen at; 0.0.0.0 for other machines too.",
 )
 @click.option(
-    "--port", type=click.IntRange(0, 65_535), default=0, metavar="N", help="Port to listen at (default: a free one)."
+    "--port", type=WholeRange(0, 65_535), default=0, metavar="N", help="Port to listen at (default: a free one)."
 )
 @click.option(
     "--allow-host",

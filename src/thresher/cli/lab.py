@@ -14,9 +14,12 @@ from thresher.cli.options import (
     JSON,
     MODEL,
     MOST_WORKERS,
+    NUMBER,
     QUIET,
+    WHOLE,
     Choice,
     Configured,
+    WholeRange,
     engine_from,
     engine_options,
     options,
@@ -30,7 +33,7 @@ _LABELS = click.option(
 )  # fmt: skip
 _WORKERS = click.option(
     "--workers",
-    type=click.IntRange(1, MOST_WORKERS),
+    type=WholeRange(1, MOST_WORKERS),
     metavar="N",
     help="Runs at a time (default: as many as fit the cores).",
 )
@@ -60,7 +63,7 @@ _WORKERS = click.option(
 @click.option(
     "--train", metavar="DATA", help="Rows to fit kNN and probes on (default: the set's own, else half of it)."
 )
-@click.option("--seed", type=int, default=0, show_default=True, metavar="SEED", help="Seed of the halves.")
+@click.option("--seed", type=WHOLE, default=0, show_default=True, metavar="SEED", help="Seed of the halves.")
 @click.option(
     "--device", cls=Configured, setting="device", default="auto", show_default=True, metavar="NAME",
     help="Where to run: cpu, cuda or cuda:1.",
@@ -92,11 +95,11 @@ def evaluate(model: str, data: tuple[str, ...], quiet: bool, output: Output, **v
 @click.option("--train", metavar="DATA", help="Train on these data instead of those of the plan.")
 @click.option("--eval", "evals", multiple=True, metavar="FILE", help="Evaluate on this set instead; can be repeated.")
 @_LABELS
-@click.option("--seeds", type=click.IntRange(1, 1000), metavar="N", help="Number of seeds.")
+@click.option("--seeds", type=WholeRange(1, 1000), metavar="N", help="Number of seeds.")
 @click.option("--row", "rows", multiple=True, metavar="NAME", help="Run only this row, and full; can be repeated.")
 @click.option("--corpus", "corpora", multiple=True, metavar="NAME", help="Run only this corpus; can be repeated.")
 @_WORKERS
-@click.option("--minutes", type=float, metavar="X", help="Stop after this time; the same command continues.")
+@click.option("--minutes", type=NUMBER, metavar="X", help="Stop after this time; the same command continues.")
 @click.option(
     "--reuse", multiple=True, metavar="DIR",
     help="Take finished runs of another plan on the same data where they are the same; can be repeated.",
@@ -144,12 +147,12 @@ def lab(
     help="Parquet file to evaluate on (default: a tenth of the data is held out); can be repeated.",
 )  # fmt: skip
 @_LABELS
-@click.option("--seeds", type=click.IntRange(1, 1000), default=3, show_default=True, metavar="N", help="Seeds.")
-@click.option("--epochs", type=click.IntRange(1), default=8, show_default=True, metavar="N", help="Of full training.")
+@click.option("--seeds", type=WholeRange(1, 1000), default=3, show_default=True, metavar="N", help="Seeds.")
+@click.option("--epochs", type=WholeRange(1), default=8, show_default=True, metavar="N", help="Of full training.")
 @MODEL
 @BATCH_SIZE
 @click.option(
-    "--rows", type=click.IntRange(200), default=40_000, show_default=True, metavar="N",
+    "--rows", type=WholeRange(200), default=40_000, show_default=True, metavar="N",
     help="Use at most this many rows, drawn at random.",
 )  # fmt: skip
 @DEVICE

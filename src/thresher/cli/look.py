@@ -19,15 +19,18 @@ from thresher.cli.options import (
     QUIET,
     RUN,
     SEED,
+    WHOLE,
     Common,
     Configured,
+    WholeRange,
     engine_from,
     engine_options,
     options,
 )
-from thresher.cli.output import Output
+from thresher.cli.output import Output, columns_of_prose
 from thresher.errors import PoolError, UsageError, suggest
 from thresher.runtime.config import check_variables
+from thresher.runtime.parameters import meant
 
 _TYPED = click.core.ParameterSource.COMMANDLINE
 _TYPES = {"int": "integer", "float": "number", "str": "text", "bool": "true | false", "Keep": "share or count"}
@@ -63,11 +66,11 @@ def _amount(ctx: click.Context, option: click.Parameter, text: str | None) -> fl
 @click.argument("recipe")
 @click.argument("pool", required=False)
 @click.option("--rows", metavar="N", help="Rows, instead of POOL: 10_000_000_000.")
-@click.option("--dim", type=click.IntRange(1), metavar="D", help="Dimensions of the embeddings, with --rows.")
+@click.option("--dim", type=WholeRange(1), metavar="D", help="Dimensions of the embeddings, with --rows.")
 @click.option("--remote", is_flag=True, help="The pool is in object storage, with --rows.")
-@click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Machines.")
-@click.option("--cores", type=click.IntRange(1), metavar="N", help="Cores of each (default: those of this one).")
-@click.option("--gpus", type=int, default=0, show_default=True, metavar="N", help="GPUs of each; only 0 so far.")
+@click.option("--nodes", type=WholeRange(1), default=1, show_default=True, metavar="N", help="Machines.")
+@click.option("--cores", type=WholeRange(1), metavar="N", help="Cores of each (default: those of this one).")
+@click.option("--gpus", type=WHOLE, default=0, show_default=True, metavar="N", help="GPUs of each; only 0 so far.")
 @click.option(
     "--bandwidth",
     callback=_amount,
@@ -112,7 +115,9 @@ def plan(
         known = rows_of(open_store(pool))
     else:
         if dim is None or not str(rows).replace("_", "").isdecimal() or len(str(rows)) > 18:
-            raise UsageError(f"--rows {rows}: give a number of rows, and --dim")
+            likely = meant(int, str(rows))
+            close = f"; type --rows {likely}" if likely not in ("", rows) else ""
+            raise UsageError(f"--rows {rows}: give a number of rows, and --dim{close}")
         count = int(str(rows).replace("_", ""))
         known = Rows(max(count, 1), dim, files=max(count // 1_000_000, 1), remote=remote)
     cluster = Cluster(nodes, cores or own_cores(), bandwidth, latency)
@@ -144,11 +149,11 @@ def _steps(recipe: str) -> list[Any]:
 @click.argument("data", required=False)
 @click.option("--self", "own", is_flag=True, help="Show what this installation can use instead: for bug reports.")
 @click.option("--torch", is_flag=True, help="With --self: import torch and list its devices.")
-@click.option("--sample", type=int, default=1000, show_default=True, metavar="N", help="Number of images to decode.")
+@click.option("--sample", type=WHOLE, default=1000, show_default=True, metavar="N", help="Number of images to decode.")
 @click.option("--encoder", metavar="NAME", help="Also try this encoder, named as for embed, and estimate its time.")
 @options(*DATA)
 @click.option(
-    "--workers", cls=Configured, setting="workers", type=click.IntRange(1, MOST_WORKERS), metavar="N",
+    "--workers", cls=Configured, setting="workers", type=WholeRange(1, MOST_WORKERS), metavar="N",
     help="Decoding threads (default: all cores).",
 )  # fmt: skip
 @click.option("--strict", is_flag=True, help="Exit with code 1 if something looks wrong.")
@@ -220,7 +225,8 @@ def methods(name: str | None, output: Output) -> None:
     parameters = _parameters(cls)
     about = (sys.modules[cls.__module__].__doc__ or "").strip()
     result = {"name": name, "about": about, "parameters": parameters}
-    output.result(result, text.method_page(name, (cls.__doc__ or "").strip(), about, parameters), cost=False)
+    summary = (cls.__doc__ or "").strip()
+    output.result(result, text.method_page(name, summary, about, parameters, columns_of_prose()), cost=False)
 
 
 def _parameters(cls: Any) -> list[dict[str, Any]]:
@@ -255,8 +261,7 @@ def recipes(name: str | None, output: Output) -> None:
     shipped = shipped_recipes()
     if name is None:
         summaries = {key: " ".join(Recipe.load(key).description.split()) for key in shipped}
-        lines = (line for key, about in summaries.items() for line in (f"{key}: {about}", ""))
-        output.result(summaries, lines, cost=False)
+        output.result(summaries, text.recipe_list(summaries, columns_of_prose()), cost=False)
         return
     if name not in shipped:
         raise UsageError(f"no shipped recipe {name!r}; there are {', '.join(shipped)}.{suggest(name, shipped)}")
@@ -267,7 +272,7 @@ def recipes(name: str | None, output: Output) -> None:
 @click.command()
 @click.argument("pool")
 @click.option(
-    "--samples-seen", "samples", type=click.IntRange(1), required=True, metavar="N", help="Samples training will see."
+    "--samples-seen", "samples", type=WholeRange(1), required=True, metavar="N", help="Samples training will see."
 )
 @click.option("--runs", metavar="LAB", help="Folder of a lab with runs on this pool, or its results.json.")
 @click.option("--metric", metavar="NAME", help="Metric of the runs, in percent (default: the first that all have).")

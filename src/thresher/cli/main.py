@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import platform
+import shlex
 import signal
 import sys
 import threading
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import click
+from click.shell_completion import CompletionItem
 
 from thresher import __version__
 from thresher.cli.options import Group
@@ -150,6 +152,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             message = error.format_message()
             if isinstance(error, click.MissingParameter):  # click lists the choices on separate lines
                 message = " ".join(message.split())
+            if isinstance(error, click.NoSuchOption):
+                message = message.rstrip(".") + _as_argument(words, error)
             show_error("UsageError", message, as_json=as_json, ctx=getattr(error, "ctx", None))
         except UnicodeEncodeError as error:  # bytes of the command line or of a file's name
             message = f"{visible(error.object)}: not valid UTF-8"
@@ -171,6 +175,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 2
 
 
+def _as_argument(words: list[str], error: click.NoSuchOption) -> str:
+    """Return the end of the message on an unknown option: what to type if it was meant as an argument, such as a key.
+
+    "" if the command has no arguments, or an option with a similar name.
+    """
+    if (
+        error.possibilities
+        or error.ctx is None
+        or not any(isinstance(param, click.Argument) for param in error.ctx.command.params)
+    ):
+        return ""
+    name, before = error.option_name, words[: words.index("--")] if "--" in words else words
+    short = {name[1:]} if len(name) == 2 else set()  # of -dash click names the first letter that is not an option
+    at = [i for i, word in enumerate(before) if word.partition("=")[0] == name]
+    at += [i for i, word in enumerate(before) if short and word[:1] == "-" != word[1:2] and short & set(word[1:])]
+    if not at:
+        return ""
+    rest, after = before[at[0] + 1 :], words[len(before) + 1 :]
+    options = next((i for i, word in enumerate(rest) if word.startswith("-")), len(rest))
+    typed = [*words[: at[0]], *rest[options:], "--", words[at[0]], *rest[:options], *after]
+    return f"; if {words[at[0]]} is not an option, put -- before it: thresher {shlex.join(typed)}"
+
+
 def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
@@ -188,6 +215,13 @@ class _Root(Group):
                 command: click.Command = getattr(module, cmd_name.replace("-", "_"))
                 return command
         return None
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete the name of a command without loading its module."""
+        if incomplete.startswith("-"):
+            return super().shell_complete(ctx, incomplete)
+        every = {name: summary for section in SECTIONS for name, summary in section.commands.items()}
+        return [CompletionItem(name, help=about) for name, about in every.items() if name.startswith(incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         width = max(map(len, self.list_commands(ctx)))

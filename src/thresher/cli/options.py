@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from thresher.runtime.plugins import PluginPoint
 
     _Choice = click.Choice[str]
+    _ParamType = click.ParamType[Any]
 else:
     _Choice = click.Choice
+    _ParamType = click.ParamType
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -72,12 +74,61 @@ class PluginChoice(Choice):
             click.BadParameter: There is no such plug-in, or it cannot be loaded.
         """
         name = str(value).partition(":")[0] if self._options else str(value)
-        if name not in self.choices:
+        completing = ctx is not None and ctx.resilient_parsing  # then no plug-in has to be loaded
+        if not completing and name not in self.choices:
             try:
                 self._point().find(name)
             except UsageError as error:
                 self.fail(str(error), param, ctx)
         return str(value)
+
+
+class _Spoken(_ParamType):
+    """A number, whose message about another text says what is allowed and what to type."""
+
+    kind: type[int] | type[float]
+    limits = example = ""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number.
+
+        Raises:
+            click.BadParameter: It is not one, or not one that is allowed.
+        """
+        from thresher.runtime.parameters import number_in
+
+        if isinstance(value, str):
+            try:
+                value = number_in(self.kind, value, self.limits, self.example)
+            except UsageError as error:
+                self.fail(str(error), param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class _Number(_Spoken, click.types.FloatParamType):
+    kind = float
+
+
+class _Whole(_Spoken, click.types.IntParamType):
+    kind = int
+
+
+class WholeRange(_Spoken, click.IntRange):
+    """A whole number from a least one to a largest one, both allowed; None for no limit."""
+
+    kind = int
+
+    def __init__(self, least: int | None = None, most: int | None = None) -> None:
+        """Store the limits."""
+        super().__init__(least, most)
+        if most is None:
+            self.limits = f" of at least {least:,}"
+        else:
+            self.limits = f" of at most {most:,}" if least is None else f" from {least:,} to {most:,}"
+        self.example = str(max(10, least or 0))
+
+
+NUMBER, WHOLE = _Number(), _Whole()
 
 
 class Configured(click.Option):
@@ -176,7 +227,7 @@ JSON = click.option(
     JSON_FLAG, "output", is_flag=True, callback=lambda ctx, option, on: Output(on), help="Print the result as JSON."
 )
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace an existing result.")
-SEED = click.option("--seed", type=int, metavar="SEED", help="Seed of all randomness (default: 0).")
+SEED = click.option("--seed", type=WHOLE, metavar="SEED", help="Seed of all randomness (default: 0).")
 WITHIN = click.option(
     "--within", metavar="SEL", multiple=True, callback=_once, help="Use only the rows kept by an earlier selection."
 )
@@ -187,11 +238,11 @@ MODEL = click.option(
     help="tiny, small, an open_clip configuration, or the path of one (.json).",
 )  # fmt: skip
 BATCH_SIZE = click.option(
-    "--batch-size", type=click.IntRange(2), default=256, show_default=True, metavar="N", help="Samples per batch."
+    "--batch-size", type=WholeRange(2), default=256, show_default=True, metavar="N", help="Samples per batch."
 )
-LR = click.option("--lr", type=float, metavar="X", help="Peak learning rate (default: 0.002 for tiny, else 0.0005).")
+LR = click.option("--lr", type=NUMBER, metavar="X", help="Peak learning rate (default: 0.002 for tiny, else 0.0005).")
 RUN_SEED = click.option(
-    "--seed", type=int, default=0, show_default=True, metavar="SEED", help="Seed of all randomness."
+    "--seed", type=WHOLE, default=0, show_default=True, metavar="SEED", help="Seed of all randomness."
 )
 DEVICE = click.option(
     "--device",
@@ -203,7 +254,7 @@ DEVICE = click.option(
     help="Where to train: cpu, cuda or cuda:1.",
 )
 DECODERS = click.option(
-    "--workers", type=click.IntRange(0), default=2, show_default=True, metavar="N", help="Decoding workers."
+    "--workers", type=WholeRange(0), default=2, show_default=True, metavar="N", help="Decoding workers."
 )
 
 READER = click.option(
@@ -289,7 +340,7 @@ RUN = (
         cls=Configured, setting="engine",
     ),
     click.option(
-        "--workers", cls=Configured, setting="workers", type=click.IntRange(max=MOST_WORKERS), metavar="N",
+        "--workers", cls=Configured, setting="workers", type=WholeRange(1, MOST_WORKERS), metavar="N",
         help="Number of parallel tasks (default: all cores).",
     ),
     click.option(
@@ -434,7 +485,7 @@ def _field_option(cls: Any, item: Any) -> Any:
         more["type"] = Choice(words)
     else:
         more["metavar"] = item.metadata.get("metavar") or _metavar(kind)
-        more["type"] = kind if kind in (int, float) else str
+        more["type"] = {int: WHOLE, float: NUMBER}.get(kind, str)
     return click.option(flag, item.name, **more)
 
 

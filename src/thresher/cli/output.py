@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+import shutil
 import sys
 import time
 import warnings
@@ -77,6 +78,13 @@ class Output:
         from thresher.runtime.progress import progress_for
 
         return _VisibleProgress(progress_for(quiet or self.as_json))
+
+
+def columns_of_prose() -> int | None:
+    """Return the columns in which to write prose: those of the terminal, at most 110; None if there is no terminal."""
+    out = sys.stdout
+    is_terminal = out is not None and not out.closed and out.isatty()
+    return min(shutil.get_terminal_size().columns, 110) if is_terminal else None
 
 
 def say(*lines: str) -> None:

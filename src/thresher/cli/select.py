@@ -15,6 +15,7 @@ from thresher.cli.options import (
     RUN,
     SEED,
     SHARD,
+    WHOLE,
     WITHIN,
     Choice,
     Common,
@@ -41,6 +42,11 @@ class _Methods(Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         from thresher.pruning.registry import METHODS
 
+        if ctx.resilient_parsing:  # a shell completes: only this method is loaded
+            try:
+                return _method_command(cmd_name, METHODS.find(cmd_name))
+            except UsageError:
+                return None
         if METHODS.broken(cmd_name):
             METHODS.find(cmd_name)  # raises with the reason
         cls = METHODS.all().get(cmd_name)
@@ -126,6 +132,14 @@ class _Sweeps(_Methods):
         return _sweep_command(cmd_name, cls) if cls and _swept(cls) else None
 
 
+_SWEPT_COLUMNS = (
+    "Columns of the table: score is the mean score of the rows kept; covariance the error of the image-text "
+    "covariance, and covariance_ratio that error divided by the one of as many random rows, so that below 1 is better "
+    "than random; coverage the share of clusters with a row kept, and least_kept the lowest share of a cluster that is "
+    "kept."
+)
+
+
 def _swept(cls: Any) -> list[str]:
     """Return the parameters of a method that can be swept."""
     from thresher.report.sweep import SWEPT
@@ -169,7 +183,7 @@ def _sweep_command(name: str, cls: Any) -> click.Command:
         result = {"method": name, "parameter": table.parameter, "rows": list(table), "notes": list(table.notes)}
         common.output.result(result, [*table.notes, *table.lines()])
 
-    about = f"Compare what {name} keeps with several values."
+    about = f"Compare what {name} keeps with several values.\n\n{_SWEPT_COLUMNS}"
     return click.command(name, help=f"{about}\n\n\x08\nSee: thresher methods {name}")(command)
 
 
@@ -236,12 +250,12 @@ def _score_command(name: str, cls: Any) -> click.Command:
 @click.command()
 @click.argument("pool")
 @click.option("-o", "--out", required=True, metavar="DIR", help="Folder to write.")
-@click.option("--clusters", type=int, metavar="K", help="Number of clusters (default: chosen from the rows).")
+@click.option("--clusters", type=WHOLE, metavar="K", help="Number of clusters (default: chosen from the rows).")
 @click.option("--centroids", metavar="FILE", help=".npy file of (K, D) centroids; rows are only assigned to them.")
 @click.option(
     "--grow", metavar="DIR", help="Folder of clusters made before POOL grew: keep them and assign the new rows."
 )
-@click.option("--iterations", type=int, default=20, show_default=True, metavar="N", help="Iterations of k-means.")
+@click.option("--iterations", type=WHOLE, default=20, show_default=True, metavar="N", help="Iterations of k-means.")
 @click.option(
     "--sample", default="auto", show_default=True, metavar="all|auto|N", help="Rows that train the centroids."
 )

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from thresher.data.trainable import described
-from thresher.io.paths import relative, visible
+from thresher.io.paths import relative, shortened, visible
 from thresher.runtime.format import counted, duration, size
 from thresher.runtime.places import local_path
 
+_CAPTION = 240  # characters of a caption: three lines of a terminal
+
 # --- look -----------------------------------------------------------------------------------------
+
+
+def prose(text: str, columns: int | None, *, hanging: str = "") -> Iterator[str]:
+    """Yield the lines of paragraphs, broken between words to fit; as they are if ``columns`` is None.
+
+    Args:
+        text: Paragraphs, separated by empty lines.
+        columns: Columns of the terminal.
+        hanging: What all lines of a paragraph but its first begin with.
+    """
+    if columns is None:
+        yield from text.split("\n")
+        return
+    for number, paragraph in enumerate(text.split("\n\n")):
+        yield from [""] * (number > 0)
+        yield from textwrap.wrap(
+            " ".join(paragraph.split()), max(columns, 20), subsequent_indent=hanging, break_long_words=False,
+            break_on_hyphens=False,
+        )  # fmt: skip
 
 
 def inspection(pool: Mapping[str, Any], engine: str) -> Iterator[str]:
@@ -19,7 +40,7 @@ def inspection(pool: Mapping[str, Any], engine: str) -> Iterator[str]:
         f"{pool['location']}: {counted(pool['rows'], 'row')}, layout {pool['layout']}, {counted(pool['files'], 'file')}"
     )
     for name, field in pool["fields"].items():
-        norm = f"norms {field['norms']['min']:.3g} .. {field['norms']['max']:.3g}" if field["norms"] else "no valid row"
+        norm = f"norms {field['norms']['min']:.3g} to {field['norms']['max']:.3g}" if field["norms"] else "no valid row"
         bad = sum(field[f"{kind}_rows"] for kind in ("nan", "infinite", "zero"))
         yield (
             f"  {name}: {field['dim']} x {field['dtype']}, {size(field['bytes'])}, {norm}, {counted(bad, 'bad row')} "
@@ -43,15 +64,17 @@ def inspection(pool: Mapping[str, Any], engine: str) -> Iterator[str]:
 def planned(run: Any, rows: int, nodes: int, calibrated: bool) -> Iterator[str]:
     """Yield lines on a :class:`thresher.check.cost.RunCost`."""
     nodes_now = counted(nodes, "node")
-    yield f"{counted(rows, 'row')} on {nodes_now}: about {duration(run.seconds)}"
+    start = run.seconds - sum(step.seconds for step in run.steps)
+    yield f"{counted(rows, 'row')} on {nodes_now}: about {duration(run.seconds)}, {duration(start)} of it to start"
     for step in run.steps:
         requests = f", {counted(step.requests, 'request')}" if step.requests else ""
         written = f", writes {size(step.written)} in cluster order" if step.written else ""
+        parts = ", ".join(f"{name} {duration(value)}" for name, value in step.parts.items())
+        yield f"  {step.name}: {duration(step.seconds)} for {counted(step.rows_in, 'row')}"
+        yield f"    time: most of it {step.bottleneck} ({parts})"
+        yield f"    data: reads {size(step.read)}{written}, the driver receives {size(step.received)}{requests}"
         yield (
-            f"  {step.name}: {duration(step.seconds)} for {counted(step.rows_in, 'row')}; most of it {step.bottleneck} "
-            f"({', '.join(f'{name} {duration(value)}' for name, value in step.parts.items())}); reads "
-            f"{size(step.read)}{written}, the driver receives {size(step.received)}{requests}; memory: driver "
-            f"{size(step.driver_memory)}, and {size(step.driver_mapped)} mapped from files, worker "
+            f"    memory: driver {size(step.driver_memory)} and {size(step.driver_mapped)} mapped from files, worker "
             f"{size(step.worker_memory)}"
         )
     for name in run.missing:
@@ -127,18 +150,21 @@ def diagnosis(data: Mapping[str, Any]) -> Iterator[str]:
     if captions["characters"]:
         yield (
             f"  captions: {captions['empty']:,} missing, {captions['repeated']:,} repeated, "
-            f"{captions['file_names']:,} file names, {_range(captions['characters'])} characters"
+            f"{captions['file_names']:,} file names, {_range(captions['characters'], 'characters')}"
         )
     images = data["pictures"]
     bad = images["broken"] + images["enormous"]
-    yield f"  images: {counted(images['looked_at'], 'random image')} decoded, {bad:,} broken or too large"
+    if images["looked_at"]:
+        yield f"  images: {counted(images['looked_at'], 'random image')} decoded, {bad:,} broken or too large"
+    else:
+        yield "  images: none"
     if images["formats"]:
         counts = (f"{name} {count:,}" for kind in ("formats", "modes") for name, count in images[kind].items())
         yield f"    {', '.join(counts)}"
         aspect = images["aspect"]
         long = "square" if aspect[2] == 1 else f"aspect ratio {_range(aspect)}"
         median = size(images["bytes"][1])
-        yield f"    shorter side {_range(images['short_side'])} pixels, {long}; median size {median}"
+        yield f"    shorter side {_range(images['short_side'], 'pixels')}, {long}; median size {median}"
         odd = {"animated": "animated", "transparent": "transparent", "cmyk": "CMYK", "sixteen_bit": "16-bit"}
         unusual = [f"{images[name]:,} {what}" for name, what in odd.items() if images[name]]
         if unusual:
@@ -156,8 +182,9 @@ def diagnosis(data: Mapping[str, Any]) -> Iterator[str]:
         yield f"  ! {warning}"
     cost = data["cost"]
     rates = {"decoded": "images decoded", "images": "images encoded", "texts": "captions encoded"}
-    measured = [f"{cost[name]:,.0f} {what}" for kind, what in rates.items() if (name := f"{kind}_per_second") in cost]
-    yield f"  estimated rate per second on {counted(cost['workers'], 'core')}: {', '.join(measured)}"
+    measured = [f"{cost[name]:,.0f} {what}" for kind, what in rates.items() if cost.get(name := f"{kind}_per_second")]
+    if measured:
+        yield f"  estimated rate per second on {counted(cost['workers'], 'core')}: {', '.join(measured)}"
     if "embed_seconds" in cost:
         spent, dims = f"{duration(cost['embed_seconds'])} to embed", counted(cost["dims"], "dimension")
     else:
@@ -168,9 +195,11 @@ def diagnosis(data: Mapping[str, Any]) -> Iterator[str]:
     yield f"  next: {data['next']}"
 
 
-def _range(values: Sequence[float]) -> str:
-    """Return minimum, median and maximum as text."""
-    return " .. ".join(f"{value:,}" for value in values)
+def _range(values: Sequence[float], unit: str = "") -> str:
+    """Return minimum, median and maximum as text: "2 to 80 pixels (median 26)", or "48 pixels" if all are the same."""
+    low, median, high = (f"{value:,}" for value in values)
+    unit = unit and f" {unit}"
+    return f"{low}{unit}" if low == high else f"{low} to {high}{unit} (median {median})"
 
 
 def method_list(summaries: Mapping[str, str]) -> Iterator[str]:
@@ -182,15 +211,25 @@ def method_list(summaries: Mapping[str, str]) -> Iterator[str]:
     yield "thresher methods NAME describes one of them."
 
 
-def method_page(name: str, summary: str, about: str, parameters: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield lines on one method."""
-    yield from (f"{name}: {summary}\n\n{about}\n").split("\n")
+def method_page(
+    name: str, summary: str, about: str, parameters: Sequence[Mapping[str, Any]], columns: int | None = None
+) -> Iterator[str]:
+    """Yield lines on one method, in the columns of the terminal if there is one."""
+    yield from prose(f"{name}: {summary}\n\n{about}".replace("``", "`"), columns)
+    yield ""
     for item in parameters:
-        default = f"default {item['default']}"
+        default = f"default {shown(item['default'])}"
         if item["default"] is None:
             default = "required" if item["required"] else "optional"
         yield f"  {item['name']} ({item['type']}; {default})"
-        yield f"      {item['help']}"
+        yield from (f"      {line}" for line in prose(item["help"], columns and columns - 6))
+
+
+def recipe_list(summaries: Mapping[str, str], columns: int | None = None) -> Iterator[str]:
+    """Yield a paragraph on each recipe, in the columns of the terminal if there is one."""
+    for name, about in summaries.items():
+        yield from prose(f"{name}: {about}", columns, hanging="  ")
+        yield ""
 
 
 # --- embed ----------------------------------------------------------------------------------------
@@ -246,9 +285,14 @@ def advised(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"  {'keep':>6}{'passes':>9}{visible(found['metric'], 24):>26}{'5% to 95%':>18}{'best in':>9}"
     for line in found["table"]:
         span = f"{line['low']:.1f} to {line['high']:.1f}"
-        yield f"  {line['keep']:6.1%}{line['passes']:9.2f}{line['expected']:26.1f}{span:>18}{line['best']:9.0%}"
-    low, high = found["keep_low"], found["keep_high"]
-    yield f"keep {found['keep']:.0%} (from {low:.0%} to {high:.0%} in 90% of the bootstraps)"
+        yield f"  {_share(line['keep']):>6}{line['passes']:9.2f}{line['expected']:26.1f}{span:>18}{line['best']:9.0%}"
+    low, high = _share(found["keep_low"]), _share(found["keep_high"])
+    yield f"keep {_share(found['keep'])} (from {low} to {high} in 90% of the bootstraps)"
+
+
+def _share(share: float) -> str:
+    """Return a share with three digits: "27.7%", "0.05%"."""
+    return f"{100 * share:.3g}%"
 
 
 def referenced(made: Mapping[str, Any]) -> Iterator[str]:
@@ -325,8 +369,8 @@ def _duplicate(twin: Mapping[str, Any]) -> str:
     text, last = f"duplicates row {twin['row']:,}, key {twin['key']}{_caption(twin)}", twin
     if "last" in twin:
         last, between = twin["last"], twin["links"] - 2
-        over = f", over {counted(between, 'further duplicate')}," if between else ""
-        text += f", which duplicates{over} row {last['row']:,}, key {last['key']}{_caption(last)}"
+        link = f"; this chain of {twin['links']:,} duplicates ends at" if between else ", which duplicates"
+        text += f"{link} row {last['row']:,}, key {last['key']}{_caption(last)}"
     return f"{text}, which was {'kept' if last['kept'] else 'dropped'}"
 
 
@@ -341,7 +385,7 @@ def run_explanation(row: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _caption(row: Mapping[str, Any]) -> str:
-    return f" \u201c{row['caption']}\u201d" if row.get("caption") else ""
+    return f" \u201c{shortened(row['caption'], _CAPTION)}\u201d" if row.get("caption") else ""
 
 
 def _history(history: Mapping[str, Any]) -> str:
@@ -461,6 +505,8 @@ def exported(done: Any) -> Iterator[str]:
 
 def resharded(done: Any, data: str, out: str) -> Iterator[str]:
     """Yield lines on new shards."""
+    from thresher.data.trainable import described
+
     yield from done.notes
     files = counted(done.shards, {"webdataset": "tar", "parquet": "parquet file", "csv": "csv"}[done.form])
     yield f"{done.samples:,} of {counted(done.chosen, 'sample')} in {files}, found by {done.by}"
@@ -536,8 +582,8 @@ def run_comparison(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"  {name}: {run['policy']}, seed {run['seed']}, {run['left_out']:,} samples left out{state}"
     metrics = dict.fromkeys(name for group in groups for name in group["metrics"])
     if metrics:
-        first = groups[0]["name"]
-        yield f"metrics at the end: mean ± half of the 95% interval over seeds; minus {first}, paired by seed:"
+        against = f"; minus {groups[0]['name']}, paired by seed" if len(groups) > 1 else ""
+        yield f"metrics of the last evaluation, shares in percent: mean ± half of the 95% interval over seeds{against}:"
     for name in metrics:
         yield f"  {name}"
         for group in groups:
@@ -552,7 +598,8 @@ def run_comparison(result: Mapping[str, Any]) -> Iterator[str]:
 def lab_plan(result: dict[str, Any]) -> Iterator[str]:
     """Describe what a plan would do."""
     rows = "an unknown number of rows" if result["rows"] is None else f"{result['rows']:,} rows"
-    yield f"{result['plan']}: {result['runs']:,} runs, as much as {result['full_runs']:.1f} of full training"
+    cost = f"which cost {result['full_runs']:.1f} times as much as full training"
+    yield f"{result['plan']}: {counted(result['runs'], 'run')}, {cost}"
     yield f"train: {relative(result['data'])} ({result['kind']}, {rows})"
     yield from (f"eval: {relative(path)}" for path in result["evals"])
     yield f"seeds: {', '.join(map(str, result['seeds']))}"

@@ -22,12 +22,15 @@ from thresher.cli.options import (
     JSON,
     LR,
     MODEL,
+    NUMBER,
     OVERWRITE,
     QUIET,
     RUN_SEED,
+    WHOLE,
     Choice,
     Group,
     PluginChoice,
+    WholeRange,
     options,
 )
 from thresher.cli.output import Interrupted, Output
@@ -92,20 +95,20 @@ def _option(flag: Any) -> click.Option:
     elif words := choices(flag.kind):
         how["type"] = Choice(words)
     elif flag.kind is int:
-        how |= {"type": click.INT if flag.least is None else click.IntRange(flag.least), "metavar": flag.metavar}
+        how |= {"type": WHOLE if flag.least is None else WholeRange(flag.least), "metavar": flag.metavar}
     else:
         how |= {"callback": partial(_value, flag.kind), "metavar": flag.metavar}
     return click.Option([declared, _OF_POLICY + flag.flag.replace("-", "_")], **how)
 
 
 _RUN = [
-    click.option("--epochs", type=click.IntRange(1), metavar="N", help="Length of the run in epochs (default: 10)."),
-    click.option("--samples-seen", "samples", type=click.IntRange(1), metavar="N", help="Or its length in samples."),
+    click.option("--epochs", type=WholeRange(1), metavar="N", help="Length of the run in epochs (default: 10)."),
+    click.option("--samples-seen", "samples", type=WholeRange(1), metavar="N", help="Or its length in samples."),
     BATCH_SIZE,
     LR,
-    click.option("--weight-decay", type=float, metavar="X", help="Weight decay (default: 0.1)."),
+    click.option("--weight-decay", type=NUMBER, metavar="X", help="Weight decay (default: 0.1)."),
     click.option(
-        "--warmup", type=float, default=0.05, show_default=True, metavar="SHARE",
+        "--warmup", type=NUMBER, default=0.05, show_default=True, metavar="SHARE",
         help="Share of the run with a rising learning rate.",
     ),
     click.option(
@@ -117,7 +120,7 @@ _RUN = [
         help="For --compose: column:NAME, entries:FILE, or the folder of clusters that thresher cluster wrote.",
     ),
     click.option(
-        "--super-batch", type=click.IntRange(2), metavar="N",
+        "--super-batch", type=WholeRange(2), metavar="N",
         help="For --compose: batches of rows that a batch is chosen from (default: 5).",
     ),
     RUN_SEED,
@@ -131,7 +134,7 @@ _RUN = [
         "--eval", "evals", multiple=True, metavar="FILE", help="Parquet file to evaluate on; can be repeated."
     ),
     click.option(
-        "--eval-every", type=click.IntRange(0), default=5, show_default=True, metavar="N",
+        "--eval-every", type=WholeRange(0), default=5, show_default=True, metavar="N",
         help="Epochs between evaluations; 0: only at the end.",
     ),
     click.option(
@@ -143,7 +146,7 @@ _RUN = [
         help="Column that groups equivalent rows of the evaluation sets (default: group).",
     ),
     click.option(
-        "--checkpoint-minutes", type=float, default=5.0, show_default=True, metavar="X",
+        "--checkpoint-minutes", type=NUMBER, default=5.0, show_default=True, metavar="X",
         help="Minutes between checkpoints.",
     ),
     click.option("--resume", is_flag=True, help="Resume the run in DIR, if there is one."),
@@ -167,12 +170,12 @@ def train() -> None:
     help="Loss; drrho and distill need a pool with embeddings of the same rows as --reference.",
 )  # fmt: skip
 @click.option(
-    "--temperature", type=float, metavar="X",
+    "--temperature", type=NUMBER, metavar="X",
     help="Temperature of drrho, or of the teacher of distill (default: 0.01).",
 )  # fmt: skip
-@click.option("--distill-weight", type=float, metavar="X", help="Share of the distillation in distill (default: 1).")
+@click.option("--distill-weight", type=NUMBER, metavar="X", help="Share of the distillation in distill (default: 1).")
 @click.option(
-    "--chunk", type=click.IntRange(1), metavar="N",
+    "--chunk", type=WholeRange(1), metavar="N",
     help="Rows per forward pass: less memory, same gradients.",
 )  # fmt: skip
 @click.option(
@@ -216,17 +219,19 @@ def _reference_of_loss(values: dict[str, Any]) -> str:
 )
 @click.option("--version", type=Choice(["2", "3"]), default="2", show_default=True, help="MoCo v2 or v3.")
 @click.option(
-    "--image-size", "side", type=click.IntRange(16), default=48, show_default=True, metavar="N",
+    "--image-size", "side", type=WholeRange(16), default=48, show_default=True, metavar="N",
     help="Image size in pixels.",
 )  # fmt: skip
 @click.option(
     "--queue",
-    type=click.IntRange(1),
+    type=WholeRange(1),
     metavar="N",
     help="Keys in the queue of v2 (default: depends on the size of the data).",
 )
-@click.option("--momentum", type=float, metavar="X", help="Momentum of the key encoder (default: 0.99).")
-@click.option("--temperature", type=float, default=0.2, show_default=True, metavar="X", help="Temperature of the loss.")
+@click.option("--momentum", type=NUMBER, metavar="X", help="Momentum of the key encoder (default: 0.99).")
+@click.option(
+    "--temperature", type=NUMBER, default=0.2, show_default=True, metavar="X", help="Temperature of the loss."
+)
 @options(*_RUN, *IMAGES)
 def moco(data: str, out: str, version: Any, **v: Any) -> None:
     """Train an image encoder with MoCo, without captions.
@@ -295,9 +300,7 @@ def coreset(run: str, out: str, keep: str | None, pool: str | None, overwrite: b
 @click.argument("data")
 @click.option("-o", "--out", required=True, metavar="DIR", help="Selection folder to write.")
 @click.option("--run", metavar="DIR", help="Folder of the training run (default: the selection's, with '-run' added).")
-@click.option(
-    "--epochs", type=click.IntRange(2), default=4, show_default=True, metavar="N", help="Epochs to train for."
-)
+@click.option("--epochs", type=WholeRange(2), default=4, show_default=True, metavar="N", help="Epochs to train for.")
 @MODEL
 @BATCH_SIZE
 @RUN_SEED
@@ -342,13 +345,11 @@ _OF_POOLS = ("data", "out", "pool", "batch_size", "seed", "key", "overwrite", "q
 @click.option("-o", "--out", required=True, metavar="FILE", help="Parquet file to write.")
 @click.option("--from", "pool", metavar="POOL", help="Use the embeddings stored in a pool instead of training models.")
 @click.option(
-    "--cross-fit", "folds", type=click.IntRange(2), default=2, show_default=True, metavar="N",
+    "--cross-fit", "folds", type=WholeRange(2), default=2, show_default=True, metavar="N",
     help="Parts of the data; each is scored by a model trained on the others.",
 )  # fmt: skip
 @click.option("--run", metavar="DIR", help="Folder of the training runs (default: the file's name with '-run' added).")
-@click.option(
-    "--epochs", type=click.IntRange(1), default=4, show_default=True, metavar="N", help="Epochs to train for."
-)
+@click.option("--epochs", type=WholeRange(1), default=4, show_default=True, metavar="N", help="Epochs to train for.")
 @MODEL
 @click.option("--loss", type=Choice(["clip", "siglip"]), default="clip", show_default=True, help="Contrastive loss.")
 @BATCH_SIZE

@@ -17,9 +17,11 @@ from thresher.cli.options import (
     OVERWRITE,
     QUIET,
     SHARD,
+    WHOLE,
     Choice,
     Configured,
     PluginChoice,
+    WholeRange,
     engine_given,
     engine_options,
     field_options,
@@ -132,11 +134,11 @@ def export(
     "--as", "form", type=Choice(["webdataset", "parquet", "csv"]), help="Format to write (default: that of DATA)."
 )
 @click.option(
-    "--per-shard", type=click.IntRange(1), default=10_000, show_default=True, metavar="N", help="Samples per shard."
+    "--per-shard", type=WholeRange(1), default=10_000, show_default=True, metavar="N", help="Samples per shard."
 )
 @click.option(
     "--shuffle",
-    type=click.IntRange(0),
+    type=WholeRange(0),
     metavar="SEED",
     help="Shuffle all samples with this seed (default: the order of DATA).",
 )
@@ -158,7 +160,7 @@ def export(
     help="Write tars that Megatron Energon reads without 'energon prepare': an index of each, and .nv-meta.",
 )
 @click.option(
-    "--workers", cls=Configured, setting="workers", type=int, metavar="N",
+    "--workers", cls=Configured, setting="workers", type=WHOLE, metavar="N",
     help="Shards written in parallel (default: all cores).",
 )  # fmt: skip
 @options(

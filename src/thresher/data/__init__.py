@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import ClassVar, Protocol
 
 from thresher.data.compressed import COMPRESSED, unpacking
-from thresher.data.files import ARCHIVES, Contents, ending_of, is_about_pictures, named, pictures_in
+from thresher.data.files import ARCHIVES, Contents, ending_of, is_about_pictures, pictures_in
 from thresher.data.location import Location
 from thresher.data.options import PER_PART, DataOptions
 from thresher.data.parts import Data, Part, Scanned, Words
@@ -17,6 +17,7 @@ from thresher.data.samples import Place, Sample, noted
 from thresher.errors import PoolError
 from thresher.io.columns import is_text
 from thresher.io.hub import commit_note, pinned
+from thresher.io.listing import named
 from thresher.io.paths import visible
 from thresher.io.pictures import BY_ENDING
 from thresher.io.readers import readable, recognising

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from thresher.data.location import Location
 from thresher.data.tables import PICTURES
 from thresher.errors import PoolError
-from thresher.io.listing import folders_below, natural
+from thresher.io.listing import folders_below, named
 from thresher.io.open import regular_file, trusting
 from thresher.io.parquet import table_piece
 from thresher.io.paths import composed, inside, visible
@@ -24,7 +24,6 @@ ARCHIVES = ("zip", "rar", "7z", "gz", "tgz", "bz2", "tbz2", "xz", "txz", "zst") 
 _SYSTEM = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")
 _ABOUT = ("readme", "license", "licence")  # beginnings of names of files about the data
 _LOOKED_AT = 1024  # bytes from which the format of an image is recognised
-_NAMED = 3  # files that a note names
 _ENDINGS = 8  # extensions that a note names
 _DOWNLOADED = re.compile(r"\d+(\.parquet|_stats\.json)")  # by img2dataset
 
@@ -247,9 +246,3 @@ def _by_ending(counts: Counter[str]) -> str:
     names = [f"{visible('.' + ending) if ending else 'no extension'} {count:,}" for ending, count in most[:_ENDINGS]]
     more = len(most) - len(names)
     return ", ".join([*names, *([counted(more, "other extension")] if more else [])])
-
-
-def named(paths: Sequence[str]) -> str:
-    """Return the first paths as text, and how many more there are, for a message."""
-    more = f" and {len(paths) - _NAMED:,} more" if len(paths) > _NAMED else ""
-    return ", ".join(map(visible, sorted(paths, key=natural)[:_NAMED])) + more

@@ -92,9 +92,14 @@ class Members:
         """Return the :attr:`thresher.data.samples.Sample.notes` of a sample."""
         return (*((APART,) if apart else ()), *((SEVERAL,) if not self.image and _are_several(members) else ()))
 
-    def why_no_image(self, members: Iterable[str]) -> str:
-        """Return why there is no image."""
+    def why_no_image(self, members: Iterable[str], linked: str = "") -> str:
+        """Return why there is no image; ``linked`` is the extension of a member that is not a regular file."""
         listed = visible(", ".join(members))
+        if linked and self.image_in([linked]):
+            return (
+                f"has no image (members: {listed}): its {visible(linked)} is a link or another special file, which is "
+                "not read; pack the images themselves: tar --dereference --hard-dereference"
+            )
         if self.image:
             return f"has no {visible(self.image)} (members: {listed})"
         if dotted := next((name for name in members if name.rpartition(".")[2] in ENDINGS), ""):

@@ -46,9 +46,10 @@ from thresher.io.columns import (
     stored_type,
 )
 from thresher.io.hub import SPLIT, SPLITS
-from thresher.io.listing import Files
+from thresher.io.listing import Files, named
 from thresher.io.open import trusting
 from thresher.io.paths import visible, writable
+from thresher.runtime.format import counted
 from thresher.runtime.untrusted import parse_json
 
 PICTURES = ("image", "img", "jpg", "png", "webp", "picture", "image_path", "filepath", "file_name", "path", "thumbnail")
@@ -317,6 +318,7 @@ def tables_of(
         "tables",
         captions_file="name the column with --caption COLUMN; for the images next to a table, pass --reader folder",
     )
+    empty = [files.path(table.name) for table in tables if not any(table.sizes)]
     tables = [table for table in tables if any(table.sizes)]
     if not tables:
         raise PoolError(f"{files.location}: its tables have no rows")
@@ -359,7 +361,7 @@ def tables_of(
                 f"{parts[0].path}: has no column of images (bytes, {{bytes, path}}, paths, base64, or lists of these); "
                 f"it has {visible(', '.join(tables[0].schema.names))}; name one with --image COLUMN{ONLY_TEXT}"
             )
-    notes: list[str] = []
+    notes = [f"{counted(len(empty), 'file has', 'files have')} no rows: {named(empty)}"] if empty else []
     if options.captions and not options.caption and columns.caption is not None:  # several may have usual names
         usual = [name for name in _usual(schema.names, TEXTS) if is_caption(schema.field(name).type)]
         notes += chosen_caption(parts[0].path, usual)

@@ -51,7 +51,7 @@ from thresher.errors import UsageError
 from thresher.io.key_forms import difference
 from thresher.ops.key_hash import BATCH, RECORD, batches_of, id_of, is_uid, records_of
 from thresher.runtime.format import counted
-from thresher.runtime.locks import Scratch, create_locked_folder, sweep
+from thresher.runtime.locks import Scratch, scratch_folder
 from thresher.runtime.untrusted import cut
 
 if TYPE_CHECKING:
@@ -393,9 +393,7 @@ class StreamPruner(PruningLoop):
             raise UsageError(f"policy {policy.name} {needs}; give References.read(path) to a policy that needs them")
         self.references = references
         self.policy, self.batch_size, self.epochs, self.samples, self.seed = policy, batch_size, epochs, samples, seed
-        place = Path(scratch or tempfile.gettempdir())
-        sweep(place.glob("thresher-stream-*"))  # folders of runs that were killed
-        held = create_locked_folder(place, "thresher-stream-", mode=0o700)
+        held = scratch_folder(scratch or tempfile.gettempdir(), "thresher-stream-", mode=0o700)
         self.folder = held.path
         weakref.finalize(self, _remove, held, os.getpid())
         self._now = np.lib.format.open_memmap(self.folder / "now.npy", mode="w+", dtype=np.int64, shape=(2,))

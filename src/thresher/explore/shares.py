@@ -6,6 +6,7 @@ interval, to show, and a wider one, corrected for the number of comparisons, tha
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ VALUES = 200  # listed of a column
 CAPTIONS = 1_000_000  # whose words are counted
 TEXT = 200  # characters of a value; longer ones count as equal if they begin with the same
 _SHOWN = 0.0005  # the least sure difference that is shown: 0.05 points
+_EXACT = 100  # rows expected to be kept, or dropped, below which an exact test has the last word
 _COMPARED = 5  # rows that a value must have: a rarer one could not differ surely
 _HELD = 50_000  # values of a column counted at a time
 _FEW = 20  # whole numbers up to this many different ones are values, not ranges
@@ -50,7 +52,7 @@ class Share:
         high: Upper end.
         shift: By how much the share kept surely differs from that of the other rows counted: from the share of the
             pool to the nearer end of the interval corrected for all comparisons; negative if fewer were kept, 0 if the
-            interval contains the share of the pool.
+            interval contains the share of the pool, or if an exact test of few rows says that it may be chance.
         at_least: Lower end of a range of numbers, else None.
         at_most: Highest number in it, so that the rows are those from ``at_least`` to ``at_most``.
     """
@@ -68,6 +70,11 @@ class Share:
     def share(self) -> float:
         """The share kept."""
         return self.kept / self.rows if self.rows else math.nan
+
+    @property
+    def differs(self) -> bool:
+        """Whether the share kept surely differs, by 0.05 points or more: less is not worth a line."""
+        return abs(self.shift) >= _SHOWN
 
 
 @dataclass(frozen=True)
@@ -113,12 +120,9 @@ class KeptShares:
     left_out: Mapping[str, str]
 
     def most(self, count: int) -> tuple[tuple[tuple[str, Share], ...], tuple[tuple[str, Share], ...]]:
-        """Return (column, share) of the values that surely lost most, and of those that surely kept most.
-
-        Those that differ by less than 0.05 points are not worth a line.
-        """
+        """Return (column, share) of the values that surely lost most, and of those that surely kept most."""
         shares = [(column.name, share) for column in self.columns for share in column.values]
-        pairs = [(name, share) for name, share in shares if abs(share.shift) >= _SHOWN]
+        pairs = [(name, share) for name, share in shares if share.differs]
         pairs.sort(key=lambda pair: pair[1].shift)
         lost = tuple(pair for pair in pairs if pair[1].shift < 0)
         gained = tuple(pair for pair in pairs[::-1] if pair[1].shift > 0)
@@ -139,6 +143,28 @@ def wilson(kept: Any, rows: Any, level: float = _LEVEL) -> tuple[Floats, Floats]
         low, high = np.clip(middle - half, 0, 1), np.clip(middle + half, 0, 1)
     # Exactly 0 and 1, not nearly.
     return np.where((n > 0) & (k > 0), low, 0.0), np.where((n > 0) & (k < n), high, 1.0)
+
+
+def tail(kept: int, rows: int, share: float) -> float:
+    """Return the probability that at least as many rows are kept by chance, or at most as many if fewer than expected.
+
+    Args:
+        kept: Rows that were kept.
+        rows: Rows that each are kept with the same probability, independently: a binomial distribution.
+        share: That probability, above 0 and below 1.
+    """
+    if kept < share * rows:
+        kept, share = rows - kept, 1 - share  # as many dropped
+    term = math.exp(
+        math.lgamma(rows + 1) - math.lgamma(kept + 1) - math.lgamma(rows - kept + 1)
+        + kept * math.log(share) + (rows - kept) * math.log1p(-share)
+    )  # fmt: skip
+    total = 0.0
+    while kept <= rows and term > 1e-17 * total:
+        total += term
+        term *= (rows - kept) / (kept + 1) * share / (1 - share)
+        kept += 1
+    return min(total, 1.0)
 
 
 def kept_shares(
@@ -216,6 +242,11 @@ def _judged(column: ColumnShares, comparisons: int, most: int) -> ColumnShares:
     least, greatest = wilson(kept, rows, 1 - (1 - _LEVEL) / comparisons)
     overall = column.share
     shift = np.where(greatest < overall, greatest - overall, np.where(least > overall, least - overall, 0.0))
+    # Wilson's interval is too narrow for a few rows of a small share: 1 of 5 where 1% are kept would surely differ.
+    few = np.minimum(overall, 1 - overall) * rows < _EXACT
+    for i in np.flatnonzero(few & (shift != 0)).tolist():
+        if tail(int(kept[i]), int(rows[i]), overall) > (1 - _LEVEL) / (2 * comparisons):
+            shift[i] = 0.0
     listed = np.lexsort((np.arange(len(rows)), -rows, -np.abs(shift)))[:most]
     order = listed[np.lexsort((listed, kept[listed] / rows[listed], shift[listed]))]
     shares = tuple(
@@ -390,12 +421,17 @@ def _numbers(store: EmbeddingStore, name: str, kept_N: Bools) -> ColumnShares:
         highest = np.full(len(inner) + 1, -np.inf)
         np.maximum.at(highest, codes[~empty], known)
         ends = [float(known.min()), *inner.tolist(), float(known.max())]
-        texts = _apart(ends)
-        made = [
-            Share(f"{texts[i]} to {texts[i + 1]}", 0, 0, at_least=ends[i], at_most=float(highest[i]))
-            for i in range(len(ends) - 1)
-        ]
+        if np.all(known == np.round(known)):  # "0 to 38", "39 to 79": each number is in one range
+            texts = [_whole_range(low, max(low, high)) for low, high in zip(ends, highest.tolist(), strict=False)]
+        else:
+            words = _apart(ends)
+            texts = [f"{low} to {high}" for low, high in itertools.pairwise(words)]
+        made = [Share(text, 0, 0, at_least=ends[i], at_most=float(highest[i])) for i, text in enumerate(texts)]
     return _coded(name, "number", [*made, Share(None, 0, 0)], codes, kept_N)
+
+
+def _whole_range(low: float, high: float) -> str:
+    return f"{low:.0f}" if low == high else f"{low:.0f} to {high:.0f}"
 
 
 def _apart(values: Sequence[float]) -> list[str]:

@@ -264,8 +264,10 @@ def key_batches(sel: Chosen) -> Iterator[tuple[list[str], Ints | None]]:
     kind = _kind(sel)
     if kind == "selection":
         selection = _selection(sel)
-        for ids, keys in reopen(selection).where(selection.mask()).keys():
+        store = reopen(selection)
+        for ids, keys in store.where(selection.mask()).keys():
             yield keys, None if selection.repeats is None else selection.repeats[ids].astype(np.int64)
+        store.check_unchanged("its keys were read")
     elif kind == "npy":
         yield from ((part, None) for part in _npy(_path(sel)))
     elif kind == "table":

@@ -182,6 +182,7 @@ def _by_place(
             known[text] = at
         often = None if selection.repeats is None else selection.repeats[ids].astype(np.int64)
         yield np.array([known[text] for text in texts], np.int64), part.column(1).to_numpy(), often
+    store.check_unchanged("the places of its rows were read")
 
 
 def _by_row(selection: Selection, shards: Sequence[Reader]) -> Places:

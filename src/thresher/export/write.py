@@ -72,6 +72,7 @@ def export(
 
     Raises:
         UsageError: Unknown format, or the pool does not have what it needs.
+        PoolError: The pool is damaged, or changed while it was exported.
         OutputError: A different file exists, another process is writing it, or it cannot be written.
     """
     made = build(kind, {}) if isinstance(kind, str) else kind
@@ -114,6 +115,7 @@ def export(
                     "outputs": [_output(target, scratch) for target, scratch in made_files.items()],
                 }
                 new(listed).write_text(json.dumps(content, indent=1) + "\n", encoding="ascii")
+            store.check_unchanged("it was exported")
             still_held()
     many = len(written.missing)
     return Exported(str(path), written.rows, many, str(missing_file) if many else "", str(listed) if manifest else "")

@@ -20,7 +20,7 @@ from thresher.errors import PoolError
 from thresher.io.columns import plain_batch, plain_schema
 from thresher.io.listing import Files
 from thresher.io.open import open_file, trusting
-from thresher.io.parquet import Choose, TablePiece, check_names, exactly, vector_type, vectors_of
+from thresher.io.parquet import Choose, TablePiece, check_names, exactly, first_length, vector_type, vectors_of
 from thresher.io.paths import visible
 from thresher.io.pieces import Array, Piece, stored_dtype
 from thresher.runtime.untrusted import load_json
@@ -192,16 +192,14 @@ def arrow_piece(protocol: str, path: str, column: str, dtype: str | None = None)
     field, ends = plain_schema(_schema(protocol, path)).field(column), tuple(_ends(protocol, path))
     rows = ends[-1] if ends else 0
 
-    def first() -> Any:
+    def parts() -> Iterator[Any]:
         for batch in _batches(protocol, path, [column]):
             for lo in range(0, len(batch), 64):
                 part = batch.slice(lo, 64)
                 trusting(path, partial(part.validate, full=True))
-                if len(cells := plain_batch(part).column(0).drop_null()):
-                    return cells[0].as_py()
-        return None
+                yield plain_batch(part).column(0)
 
-    dim, kind = vector_type(f"{path} [{column}]", field, rows, first, dtype)
+    dim, kind = vector_type(f"{path} [{column}]", field, rows, lambda: first_length(parts()), dtype)
     return ArrowPiece(path, column, rows, dim, kind, _in_place(protocol, path), ends, protocol)
 
 
@@ -307,6 +305,11 @@ def _batches(
             if batch.num_rows < 0:  # validate does not check this
                 raise PoolError(f"{path}: is damaged: one of its batches has {batch.num_rows:,} rows")
             yield batch.select(list(columns))
+        if not seekable and trusting(path, partial(raw.read, len(_GOES_ON))) == _GOES_ON:
+            raise PoolError(
+                f"{path}: another stream begins at byte {raw.tell() - len(_GOES_ON):,}, after the end of the first, "
+                "and is not read; save one stream per file"
+            )
 
 
 def _index(schema: Any, name: str) -> int:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from thresher.errors import PoolError
 from thresher.io.hub import pinned
 from thresher.io.open import file_stamp, meaning_of, protocol_of, status_of, trusting, version_in
+from thresher.io.paths import visible
 from thresher.io.remote import file_system, requested
+
+_NAMED = 3  # files that a message names
 
 
 @dataclass(frozen=True)
@@ -171,3 +174,9 @@ def natural(name: str) -> tuple[tuple[int, str], ...]:
     """Return a sort key under which ``a2`` comes before ``a10``; it is unique for each name."""
     parts = ((int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name) if part)
     return (*parts, (-2, name))
+
+
+def named(paths: Sequence[str]) -> str:
+    """Return the first paths as text, and how many more there are, for a message."""
+    more = f" and {len(paths) - _NAMED:,} more" if len(paths) > _NAMED else ""
+    return ", ".join(map(visible, sorted(paths, key=natural)[:_NAMED])) + more

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import zipfile
 from collections.abc import Iterator
@@ -16,11 +17,12 @@ import numpy.typing as npt
 from thresher.errors import PoolError
 from thresher.io.open import meaning_of, open_file, trusting
 from thresher.io.paths import is_unsafe
-from thresher.io.pieces import FLOATS, Array, Piece, stored_dtype
+from thresher.io.pieces import DIMENSIONS, FLOATS, Array, Piece, stored_dtype
 from thresher.runtime.format import counted
 from thresher.runtime.untrusted import TEXT, cut, mapped_array, open_regular, read_exactly, read_npy_header
 
-_DIMENSIONS = 2**20
+_MAGIC = b"\x93NUMPY"
+_MEMBER = b"PK\x03\x04"
 _DEFLATED = 1032  # bytes that one byte of a compressed member can unfold to
 _BATCH = 8192  # rows decompressed at a time to find scattered rows
 _PART = 32 * 2**20  # and their bytes, at most; one row may take more
@@ -130,7 +132,19 @@ def _npy_header(
             f"{name}: {counted(size - begin, 'byte')} of data where {shape[0]:,} x {shape[1]} {kind} need {need:,}; "
             "it is truncated: copy or create it again"
         )
+    if size - begin > need:
+        _refuse_another(file, name, begin + need)
     return NpyPiece(path, shape[0], shape[1], kind, base + begin, protocol, array)
+
+
+def _refuse_another(file: IO[bytes], name: str, end: int) -> None:
+    """Raise if an array begins where this one ends, as in a file to which np.save has written twice."""
+    file.seek(end)
+    if file.read(len(_MAGIC)) == _MAGIC:
+        raise PoolError(
+            f"{name}: another array begins at byte {end:,}, after the end of the first, and is not read; save one "
+            "array per file"
+        )
 
 
 def _header(file: IO[bytes], name: str, dtype: str | None) -> tuple[tuple[int, int], str]:
@@ -144,8 +158,8 @@ def _header(file: IO[bytes], name: str, dtype: str | None) -> tuple[tuple[int, i
         raise PoolError(f"{name}: contains pickled Python objects, which are never read; save a float array")
     if len(shape) != 2 or shape[1] < 1:
         raise PoolError(f"{name}: has shape {shape}; save embeddings as (rows, dimensions)")
-    if shape[1] > _DIMENSIONS:
-        raise PoolError(f"{name}: has {shape[1]:,} dimensions; embeddings have at most {_DIMENSIONS:,}")
+    if shape[1] > DIMENSIONS:
+        raise PoolError(f"{name}: has {shape[1]:,} dimensions; embeddings have at most {DIMENSIONS:,}")
     if header.fortran and shape[0] > 1 and shape[1] > 1:
         raise PoolError(f"{name}: is in Fortran order; save it with np.save(path, np.ascontiguousarray(array))")
     if stored.byteorder == ">":
@@ -173,9 +187,12 @@ def npy_keys(path: str) -> Array:
     try:
         with open_regular(path) as file:
             header = read_npy_header(file)
+            stored = header.dtype
+            end = file.tell() + math.prod(header.shape) * stored.itemsize
+            if end < os.fstat(file.fileno()).st_size:
+                _refuse_another(file, path, end)
     except (OSError, ValueError, EOFError) as error:
         raise PoolError(f"{path}: cannot be read as keys ({error}); {save}") from None
-    stored = header.dtype
     if stored.hasobject:
         raise PoolError(f"{path}: contains pickled Python objects, which are never read; {save}")
     kind = TEXT if stored.kind == "U" else stored.name if stored.kind == "S" else "uint64,uint64"
@@ -243,6 +260,12 @@ def npz_pieces(protocol: str, path: str, dtype: str | None = None) -> dict[str, 
     def read() -> dict[str, Piece]:
         pieces: dict[str, Piece] = {}
         with open_file(protocol, path) as raw, zipfile.ZipFile(raw) as archive:
+            before = min((info.header_offset for info in archive.infolist()), default=0)
+            if before > 0 and raw.seek(before) and raw.read(len(_MEMBER)) == _MEMBER:
+                raise PoolError(
+                    f"{path}: its arrays begin at byte {before:,}, and what comes before them is not read; if it is "
+                    "several files in one, separate them"
+                )
             for info in archive.infolist():
                 if is_unsafe(info.filename) or "/" in info.filename:
                     raise PoolError(f"{path}: has a member named {info.filename!r}; refused, it is not a plain name")

@@ -17,7 +17,7 @@ from thresher.errors import PoolError
 from thresher.io.columns import plain_batch, plain_schema
 from thresher.io.open import open_file, trusting
 from thresher.io.paths import visible
-from thresher.io.pieces import FLOATS, Array, Piece, stored_dtype
+from thresher.io.pieces import DIMENSIONS, FLOATS, Array, Piece, stored_dtype
 
 Choose: TypeAlias = Callable[[Mapping[str, str]], Mapping[str, str]]  # role -> column, of column -> type
 _NAN = 0x7FC0  # as bfloat16 bits
@@ -235,7 +235,7 @@ def parquet_head(
             table = TablePiece(path, rows, tuple(schema.names), protocol)
             pieces: dict[str, Piece] = {}
             for role, column in choose({name: str(schema.field(name).type) for name in schema.names}).items():
-                first = partial(_first_vector, raw, column)
+                first = partial(_first_length, raw, column)
                 dim, kind = vector_type(f"{path} [{column}]", schema.field(column), rows, first, dtype)
                 pieces[role] = ParquetPiece(path, column, rows, dim, kind, protocol)
             return pieces, table
@@ -243,14 +243,30 @@ def parquet_head(
     return trusting(path, read)
 
 
-def _first_vector(raw: IO[bytes], column: str) -> Any:
+def _first_length(raw: IO[bytes], column: str) -> int:
     batches = open_parquet(raw, _SPAN).iter_batches(batch_size=64, columns=[column])
-    parts = (plain_batch(part).column(0).drop_null() for part in batches)
-    return next((part[0].as_py() for part in parts if len(part)), None)
+    return first_length(plain_batch(part).column(0) for part in batches)
+
+
+def first_length(columns: Iterable[Any]) -> int:
+    """Return the values, or bytes, of the first vector that has any in parts of a column of plain lists or binary.
+
+    0 if all are null or empty: an empty list is a vector that is missing.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for column in columns:
+        lists = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+        lengths = pc.list_value_length(column) if lists else pc.binary_length(column)
+        found = lengths.filter(pc.greater(lengths, 0))
+        if len(found):
+            return int(found[0].as_py())
+    return 0
 
 
 def vector_type(
-    label: str, field: Any, rows: int, first: Callable[[], Any], dtype: str | None = None
+    label: str, field: Any, rows: int, first: Callable[[], int], dtype: str | None = None
 ) -> tuple[int, str]:
     """Return the width and the type of the vectors of a column.
 
@@ -258,26 +274,25 @@ def vector_type(
         label: The file and the column, for messages.
         field: The Arrow field, of a plain type; its metadata may have the type as ``dtype``.
         rows: Number of rows.
-        first: Reads the first vector that is not null, None if all are; called if the type does not have the width.
+        first: Returns :func:`first_length`; called if the type does not have the width.
         dtype: The type, if neither the field nor its metadata has it.
 
     Raises:
-        PoolError: These are not vectors of floats, or all are null.
+        PoolError: These are not vectors of floats, all are null or empty, or they are too long.
     """
     import pyarrow as pa
 
     kind, mark = field.type, _mark(field) or dtype
-    if pa.types.is_fixed_size_list(kind):
-        return kind.list_size, _float(kind.value_type, mark, label)
+    fixed = pa.types.is_fixed_size_list(kind)
     binary = any(f(kind) for f in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary))
-    if not (binary or pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+    if not (fixed or binary or pa.types.is_list(kind) or pa.types.is_large_list(kind)):
         raise PoolError(f"{label}: contains {kind}; embeddings are lists of floats, or binary")
-    vector = first()
-    if vector is None and rows:
+    found = "" if binary else _float(kind.value_type, mark, label)
+    width = kind.list_size if fixed else first()
+    if not width and rows:
         raise PoolError(f"{label}: no row has an embedding; remove the file")
-    width = len(vector or ())
     if not binary:
-        return width, _float(kind.value_type, mark, label)
+        return _checked(width, label), found
     if mark not in (*FLOATS, "bfloat16"):
         raise PoolError(
             f"{label}: binary embeddings of {width} bytes a row; give their type with "
@@ -285,7 +300,13 @@ def vector_type(
         )
     if width % stored_dtype(mark).itemsize:
         raise PoolError(f"{label}: {width} bytes a row is not a multiple of {mark}; is --dtype right?")
-    return width // stored_dtype(mark).itemsize, mark
+    return _checked(width // stored_dtype(mark).itemsize, label), mark
+
+
+def _checked(width: int, label: str) -> int:
+    if width > DIMENSIONS:
+        raise PoolError(f"{label}: has {width:,} dimensions; embeddings have at most {DIMENSIONS:,}")
+    return width
 
 
 def _float(kind: Any, mark: str | None, label: str) -> str:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 FLOATS = ("float16", "float32", "float64")
+DIMENSIONS = 2**20  # of an embedding, at most
 
 
 class Piece(Protocol):

@@ -20,7 +20,7 @@ from thresher.io.hub import pinned, refuse_to_write
 from thresher.io.open import meaning_of, open_file, protocol_of
 from thresher.io.paths import is_unsafe
 from thresher.io.remote import file_system, requested
-from thresher.runtime.locks import create_locked_folder, sweep
+from thresher.runtime.locks import scratch_folder
 from thresher.runtime.places import UPLOADING, AnyPath, RemotePath, Status, files_below, local_path
 
 _T = TypeVar("_T")
@@ -297,7 +297,6 @@ def _inside(folder: Path, name: str) -> Path:
 @lru_cache(maxsize=1)
 def _copies(_process: int) -> Path:
     """Return the folder of copies of this process, which is removed at its end; also removes those of killed ones."""
-    sweep(Path(tempfile.gettempdir()).glob("thresher-copies-*.tmp"))
-    made = create_locked_folder(tempfile.gettempdir(), "thresher-copies-", ".tmp", mode=0o700)
+    made = scratch_folder(tempfile.gettempdir(), "thresher-copies-", ".tmp", mode=0o700)
     atexit.register(made.remove)
     return made.path

@@ -24,7 +24,7 @@ from thresher.runtime.cache import HINT
 from thresher.runtime.config import cache_folder
 from thresher.runtime.duckdb_query import interruptible, signals_kept
 from thresher.runtime.files import write_errors
-from thresher.runtime.locks import create_locked_folder, sweep
+from thresher.runtime.locks import scratch_folder
 
 _FORM = re.compile(
     r"sql:(?:(?P<file>[^:;'\"]+\.(?:duckdb|ddb|db|sqlite3?)):(?!:))?(?P<query>.*)", re.DOTALL | re.IGNORECASE
@@ -65,8 +65,7 @@ def sql_table(location: str, scratch: str | None = None) -> TablePiece:
     folder = Path(scratch or cache_folder()) / "joined"
     with write_errors(folder, HINT):
         folder.mkdir(parents=True, exist_ok=True)
-        sweep(folder.glob(f"{_SPILL}*"))
-        own = create_locked_folder(folder, _SPILL)
+        own = scratch_folder(folder, _SPILL)
     config = {
         "memory_limit": _MEMORY,
         "threads": min(os.cpu_count() or 1, _THREADS),

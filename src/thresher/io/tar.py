@@ -195,10 +195,12 @@ class TarSample:
     Attributes:
         key: Folder and name up to the first dot.
         members: Members by file extension, in lower case, in the order of the tar.
+        linked: Extension of its last member that is not a regular file, and so is not one of them; "" for none.
     """
 
     key: str
     members: dict[str, Member] = field(default_factory=dict)
+    linked: str = ""
 
     @property
     def start(self) -> int:
@@ -220,18 +222,23 @@ def tar_samples(window: Window, path: str, at: int = 0) -> Iterator[TarSample]:
     Raises:
         PoolError: As in :func:`members`; the sample at the damage is not yielded. Or another archive follows.
     """
-    sample = TarSample("")
+    sample, linked = TarSample(""), ("", "")
     for member in members(window, path, at):
         at = member.end
         folder, slash, base = member.name.rpartition("/")
         stem, dot, ending = base.partition(".")
-        if not member.regular or not stem or not dot or member.name.startswith("__") and _META.match(member.name):
+        if not stem or not dot or member.name.startswith("__") and _META.match(member.name):
             continue
         key, ending = folder + slash + stem, ending.lower()
+        if not member.regular:
+            linked = key, ending
+            if key == sample.key:
+                sample.linked = ending
+            continue
         if key != sample.key or ending in sample.members:
             if sample.members:
                 yield sample
-            sample = TarSample(key)
+            sample = TarSample(key, linked=linked[1] if linked[0] == key else "")
         sample.members[ending] = member
     if sample.members:
         yield sample

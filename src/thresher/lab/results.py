@@ -247,11 +247,14 @@ def _notes(
     plan: Plan, runs: Sequence[Run], made: Sequence[Comparison], other: str, extra: Mapping[str, Any]
 ) -> list[str]:
     seeds = sorted({run.seed for run in runs})
+    parts = any(not one.metric.endswith(" average") for one in made)
+    untested = "; averages, of the metrics after them, are not tested" if parts else ""
     lines = [
         f"Metrics are percentages on the held-out half of {', '.join(_set_names(runs)) or 'the evaluation sets'}: mean "
         f"over {counted(len(seeds), 'seed')} ± half of the 95% interval (Student's t); differences are paired by seed, "
         f"with their 95% interval. \\* marks a difference to {other} that is significant at 5% after Holm's correction "
-        f"for {counted(len(made), 'comparison')}. A difference whose interval holds 0 was not found.",
+        f"for {counted(len(made), 'comparison')}{untested}. Where the interval of a difference includes 0, no "
+        "difference was found.",
         "",
         "E1 counts the samples that gradients were computed on, E2 every forward pass of a sample, with those of "
         "proxies, embeddings, reference models and the run that a coreset was made of. E3 is the seconds of all these; "
@@ -324,45 +327,76 @@ def _planted(plan: Plan, runs: Sequence[Run]) -> list[str]:
 # --- the plot -------------------------------------------------------------------------------------
 
 
+_INK, _SOFT, _POINT = "#2b3138", "#5f6b76", "#2f7391"
+_COSTS = {"E1": "samples_seen", "E2": "scored_forwards", "E3": "seconds"}
+
+
 def plot(plan: Plan, runs: Sequence[Run]) -> bytes:
-    """Return a chart of accuracy against compute as PNG: a panel per corpus, a point with its interval per row."""
+    """Return a chart as PNG: for each corpus the accuracy of every row, with its interval, and what the row cost."""
     from matplotlib import style
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     corpora = [corpus.name for corpus in plan.corpora if any(run.corpus == corpus.name for run in runs)]
-    metric = f"{_CLAIM} average"
-    with style.context(["default", {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}]):
-        figure = Figure(figsize=(max(6.4, 4.6 * len(corpora)), 4.4), layout="constrained", facecolor="white")
-        panels = figure.subplots(1, len(corpora), squeeze=False)[0]
-        for axes, corpus in zip(panels, corpora, strict=True):
-            _panel(axes, plan, [run for run in runs if run.corpus == corpus], metric)
-            axes.set_title(corpus if len(plan.corpora) > 1 else plan.name, fontsize=10)
-        panels[0].set_ylabel(f"{metric}, %")
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside right upper", frameon=False)
+    rows = [row.name for row in plan.rows if any(run.row == row.name for run in runs)]
+    with style.context(["default", {"font.size": 9, "text.color": _INK, "axes.labelcolor": _INK}]):
+        size = (1.8 + 5.2 * len(corpora), 1.4 + 0.27 * len(rows))
+        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.12), facecolor="white")
+        panels = figure.subplots(1, 2 * len(corpora), sharey=True, width_ratios=[3, 1] * len(corpora))
+        for axes, costs, corpus in zip(panels[::2], panels[1::2], corpora, strict=True):
+            mine = [run for run in runs if run.corpus == corpus]
+            _panel(axes, rows, mine)
+            _cost_panel(costs, rows, mine)
+            axes.set_title(corpus if len(plan.corpora) > 1 else plan.name, fontsize=10, loc="left")
         return _png(figure)
 
 
-def _panel(axes: Any, plan: Plan, runs: Sequence[Run], metric: str) -> None:
-    markers = "osD^v<>Pp*Xhd"
-    shown = []
-    for number, row in enumerate(plan.rows):
-        mine = [run for run in runs if run.row == row.name and metric in run.metrics]
-        if mine:
-            forwards = math.fsum(run.result["scored_forwards"] for run in mine) / len(mine)
-            shown.append((number, row.name, forwards, Mean.of([run.metrics[metric] for run in mine])))
-    every = [forwards for _, _, forwards, _ in shown]
-    apart = 0.015 * (max(every, default=0) - min(every, default=0) or max(every, default=0))
-    for place, (number, name, forwards, mean) in enumerate(shown):
-        # Rows with as many forwards are drawn next to each other.
-        at = forwards + apart * (every[:place].count(forwards) - (every.count(forwards) - 1) / 2)
-        axes.errorbar(
-            at, mean.mean, yerr=0.0 if math.isnan(mean.half) else mean.half, marker=markers[number % len(markers)],
-            color=f"C{number % 10}", capsize=2, linestyle="none", label=name,
-        )  # fmt: skip
-    axes.set_xlabel("forward passes of a sample (E2)")
-    axes.grid(axis="y", color="#e6e9ec", linewidth=0.7)
+def _panel(axes: Any, rows: Sequence[str], runs: Sequence[Run]) -> None:
+    """Draw a line for each row, from the top: the mean of its seeds and its interval."""
+    metric = f"{_CLAIM} average"
+    found = {row: [run for run in runs if run.row == row] for row in rows}
+    reference = next((row for row in (SHORT, BASELINE) if any(metric in run.metrics for run in found.get(row, ()))), "")
+    if reference:
+        of_reference = Mean.of([run.metrics[metric] for run in found[reference] if metric in run.metrics])
+        axes.axvline(of_reference.mean, color=_SOFT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
+    for place, (row, mine) in enumerate(found.items()):
+        values = [run.metrics[metric] for run in mine if metric in run.metrics]
+        if values:
+            mean = Mean.of(values)
+            colour = _INK if row in (SHORT, BASELINE) else _POINT
+            axes.errorbar(
+                mean.mean, place, xerr=0.0 if math.isnan(mean.half) else mean.half, color=colour, capsize=2.5,
+                marker="o", markersize=5, linestyle="none",
+            )  # fmt: skip
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel(f"{metric}, %" + (f" (dashed: {reference})" if reference else ""))
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.grid(axis="both", color="#e6e9ec", linewidth=0.7)
     axes.set_axisbelow(True)
+
+
+def _cost_panel(axes: Any, rows: Sequence[str], runs: Sequence[Run]) -> None:
+    """Write the costs of each row as shares of those of ``full``, or of the first row if it has no run yet."""
+    found = {row: mine for row in rows if (mine := [run for run in runs if run.row == row])}
+    costs = {row: [_mean_of(mine, name) for name in _COSTS.values()] for row, mine in found.items()}
+    base = BASELINE if BASELINE in costs else next(iter(costs))
+    axes.axis("off")
+    axes.set_title(f"cost, % of {base}", fontsize=9, color=_SOFT, loc="right", pad=20)
+    how = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "center", "color": _SOFT}
+    for column, name in enumerate(_COSTS):
+        at = (column + 1) / len(_COSTS)
+        axes.annotate(
+            name, (at, 1), (0, 7), xycoords="axes fraction", textcoords="offset points", ha="right", color=_SOFT
+        )
+        for row, values in costs.items():
+            share = f"{values[column] / costs[base][column]:.0%}" if costs[base][column] else "-"
+            axes.text(at, rows.index(row), share, **how)
+
+
+def _mean_of(runs: Sequence[Run], name: str) -> float:
+    return math.fsum(run.result[name] for run in runs) / len(runs)
 
 
 def _png(figure: Figure) -> bytes:

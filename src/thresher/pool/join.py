@@ -24,7 +24,7 @@ from thresher.runtime.cache import HINT
 from thresher.runtime.checksums import DamagedError, open_entry, report_damage, stripes
 from thresher.runtime.duckdb_query import interruptible, signals_kept
 from thresher.runtime.files import sync, write_errors, writing
-from thresher.runtime.locks import create_locked_folder, sweep
+from thresher.runtime.locks import scratch_folder
 
 _MEMORY = "256MB"  # that DuckDB may use, for keys and row numbers; it writes the rest to disk
 _WINDOW = 1 << 20  # rows of metadata whose places in the pool are in memory at a time
@@ -358,8 +358,7 @@ def _database(folder: Path) -> Iterator[tuple[Any, Path]]:
 
     with write_errors(folder, HINT):
         folder.mkdir(parents=True, exist_ok=True)
-        sweep(folder.glob(f"{_SPILL}*"))
-        own = create_locked_folder(folder, _SPILL)
+        own = scratch_folder(folder, _SPILL)
     try:
         threads = min(os.cpu_count() or 1, 4)  # each takes memory
         config = {"temp_directory": str(own.path / "duckdb"), "memory_limit": _MEMORY, "threads": threads}

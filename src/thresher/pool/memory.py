@@ -23,10 +23,10 @@ import numpy.typing as npt
 from thresher.errors import PoolError, UsageError, suggest
 from thresher.io.columns import CAPTIONS, KEYS, NO_KEY, plain_batch, plain_type
 from thresher.io.npy import npy_piece
-from thresher.io.parquet import TablePiece, table_piece, vectors_of
+from thresher.io.parquet import TablePiece, first_length, table_piece, vectors_of
 from thresher.io.paths import shortened, visible
 from thresher.io.pictures import bytes_of
-from thresher.io.pieces import FLOATS, Array, Piece, stored_dtype
+from thresher.io.pieces import DIMENSIONS, FLOATS, Array, Piece, stored_dtype
 from thresher.ops.vectors import to_float32
 from thresher.pool.layout import Layout, Options, embedding_columns, with_roles
 from thresher.pool.store import IN_MEMORY, EmbeddingStore, block_of
@@ -351,6 +351,8 @@ def _plain(role: str, array: Array, dtype: str) -> tuple[Array, str]:
     if array.ndim != 2 or not array.shape[1]:
         flat = ", as x.reshape(len(x), -1)" if array.ndim > 2 else ""
         raise UsageError(f"{role}: has shape {array.shape}; give (rows, dimensions){flat}")
+    if array.shape[1] > DIMENSIONS:
+        raise UsageError(f"{role}: has {array.shape[1]:,} dimensions; embeddings have at most {DIMENSIONS:,}")
     view = array.view(np.ndarray)[:]
     view.flags.writeable = False
     return view, dtype
@@ -381,8 +383,7 @@ def _of_column(role: str, frame: Any, name: str) -> list[tuple[Array, str]]:
     if pa.types.is_fixed_size_list(kind):
         dim = kind.list_size
     else:
-        lengths = (len(row.as_py()) for part in parts for row in part.column(0) if row.is_valid)
-        dim = next(lengths, 0)
+        dim = first_length(part.column(0) for part in parts)
     if not dim:
         raise UsageError(f"{role} = {name!r}: no row has a vector")
     return [(_plain(role, vectors_of(part.column(0), dim, dtype), dtype)) for part in parts]

@@ -150,10 +150,20 @@ class EmbeddingStore:
             UsageError: The pool has no such embeddings.
         """
         if name not in self.fields:
-            raise UsageError(
-                f"{self.layout.location} has no {name} embeddings; it has {', '.join(self.fields) or 'none'}"
-            )
+            raise UsageError(f"{self.layout.location} has no {name} embeddings; {self._embeddings}")
         return ("image", "text") if name == "joint" else (name,)
+
+    @property
+    def _embeddings(self) -> str:
+        """Which embeddings there are; if there are none, which columns may be named instead."""
+        if self.fields:
+            return f"it has {', '.join(self.fields)}"
+        parts = self.layout.tables[0].parts if self.layout.tables else ()
+        kinds = {one.name: str(one.type) for part in parts for one in part.schema(part.columns)}
+        lists = ", ".join(name for name, kind in kinds.items() if "list<" in kind)
+        if not lists:
+            return "none of its columns has lists of numbers; give the files with the embeddings"
+        return f"name their column with --image or --text: {shortened(visible(lists), 300)}"
 
     @property
     def ids(self) -> Rows:
@@ -187,6 +197,17 @@ class EmbeddingStore:
             PoolError: A file no longer exists.
         """
         return self.layout.changed()
+
+    def check_unchanged(self, what: str) -> None:
+        """Raise a PoolError if a file has changed since the store was opened: ``what`` happened to mixed rows.
+
+        For the end of whatever writes rows of the pool, before the result is moved into place.
+        """
+        if self.changed():
+            raise PoolError(
+                f"{shortened(visible(self.layout.location), 500)}: a file of the pool changed while {what}; run again "
+                "once writing has finished"
+            )
 
     def files(self) -> list[tuple[str, str]]:
         """Return (protocol, path) of every file that the store reads, each once, in order."""

@@ -219,10 +219,15 @@ def cluster_pool(run: Run, how: Clustered, old: Written | None = None) -> tuple[
 
     Returns:
         The clustering, and a run on the rows that were clustered.
+
+    Raises:
+        PoolError: The pool is damaged, or changed while it was clustered.
     """
     checked = Audit.of(run.store).select(run)
     run = replace(run, store=run.store.where(checked.mask()), so_far=checked)
-    return (how.groups(run) if old is None else grow(run, old)), run
+    groups = how.groups(run) if old is None else grow(run, old)
+    run.store.check_unchanged("it was clustered")
+    return groups, run
 
 
 def write_groups(

@@ -189,6 +189,7 @@ def covariance_errors(
 
     sizes_G = np.bincount(groups_n, minlength=len(pool_G4))
     kept_G = {name: np.bincount(groups_n[weights[name] > 0], minlength=len(pool_G4)) for name in selections}
+    run.store.check_unchanged("its cross-covariance was computed")
     return {name: _error(sizes_G, kept_G[name], pool_G4, errors[name]) for name in selections}
 
 

@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from thresher.errors import PoolError, UsageError, suggest
+from thresher.errors import UsageError, suggest
 from thresher.pool.store import EmbeddingStore, absolute, same_pool, whole_pool
 from thresher.pruning.audit import Audit
 from thresher.pruning.registry import Method, build
@@ -167,10 +167,8 @@ def run_steps(
     for step in (checked, *steps) if within is None or not _audited(within) else steps:
         run = replace(run, store=store.where(selection.mask()), so_far=selection)
         selection = apply(run, step)
-        if (step is not checked or not steps) and store.changed():
-            raise PoolError(
-                f"{pool}: a file of the pool changed while {step.name} ran; run again once writing has finished"
-            )
+        if step is not checked or not steps:
+            store.check_unchanged("its rows were checked" if step is checked else f"{step.name} ran")
     return replace(selection, source=Source(store, tuple(steps), cache))
 
 

@@ -7,12 +7,14 @@ define the command line flags, the keys in recipes and the help.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
-from thresher.pruning.run import Run
 from thresher.runtime import parameters
 from thresher.runtime.plugins import PluginPoint
-from thresher.selection import Selection
+
+if TYPE_CHECKING:
+    from thresher.pruning.run import Run
+    from thresher.selection import Selection
 
 C = TypeVar("C", bound=type[Any])
 

@@ -98,10 +98,7 @@ def score(
             result = method.score(run)
     except UsageError as error:
         raise type(error)(f"{method.name}: {error}") from None
-    if store.changed():
-        raise PoolError(
-            f"{good.pool}: a file of the pool changed while {method.name} ran; run again once writing has finished"
-        )
+    store.check_unchanged(f"{method.name} ran")
     values = np.asarray(result.values_N)
     return ScoreTable(
         run.store.ids,
@@ -182,6 +179,7 @@ def write_scores(
             values = table.values_n[done : done + len(keys)]
             file.write_table(pa.table([keys.cast(kind), pa.array(values)], schema=schema))
             done += len(keys)
+        store.check_unchanged("its keys were read")
     jobs.remove()
     return table
 

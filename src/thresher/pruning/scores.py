@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -224,9 +225,15 @@ def _stored(run: Run, name: str) -> Score:
         row = int(run.store.ids[empty[0]])
         raise BadRowsError(
             f"{run.store.location_of('metadata', row)}: the score column {name!r} is empty or NaN "
-            f"({len(empty):,} such rows); filter them out first with where = 'NOT isnan({name})'"
+            f"({len(empty):,} such rows); filter them out first with where = {_has_number(name)!r}"
         )
     return Score(values, (f"taken from the column {name}",))
+
+
+def _has_number(name: str) -> str:
+    """Return the condition of a filter that only rows with a number pass."""
+    quoted = name.replace('"', '""')
+    return f'NOT isnan("{quoted}")'
 
 
 def _from_file(run: Run, location: str, name: str | None, parameter: str) -> Score:
@@ -276,7 +283,7 @@ def _from_file(run: Run, location: str, name: str | None, parameter: str) -> Sco
         raise BadRowsError(
             f"{other.location_of('metadata', int(places[empty[0]]))}: {name!r} is empty or NaN "
             f"({len(empty):,} such rows); to use only the others, pass --within the result of thresher select filter "
-            f"--metadata {location} --where 'NOT isnan({name})'"
+            f"--metadata {location} --where {shlex.quote(_has_number(name))}"
         )
     return Score(values, (f"{name} taken from {location} by {key}",))
 

@@ -88,6 +88,8 @@ def write_report(
         paired=store is not None and "joint" in store.fields,
     )
     page = _render(selection, views, shown, others, title or f"Selection from {_name(selection.pool)}", about, extra)
+    if store is not None:
+        store.check_unchanged("the report was made")
     return write_page(page, target, overwrite=overwrite, say=say)
 
 

@@ -11,7 +11,7 @@ shares. For a given tau this is linear, so tau is found on a grid. The uncertain
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,15 +138,14 @@ class Law:
     @classmethod
     def fit(cls, runs: Sequence[LabRun], rows: int) -> Law:
         """Fit the law to runs on a pool of ``rows`` rows, by least squares of the logarithm of the error."""
-        terms_T = _terms(runs, rows)
-        return cls._fitted(terms_T, _errors(runs), np.arange(len(runs)))
+        return cls._fitted(_terms(runs, rows), _errors(runs))
 
     @classmethod
-    def _fitted(cls, terms_T: Sequence[Floats], error_R: Floats, some: npt.NDArray[np.int64]) -> Law:
+    def _fitted(cls, terms_T: Iterable[Floats], error_R: Floats) -> Law:
         best, least = cls(0.0, 0.0, 0.0, 1.0), np.inf
         for tau, terms_R3 in zip(_TAUS.tolist(), terms_T, strict=True):
-            log_a, b0, b1 = np.linalg.lstsq(terms_R3[some], error_R[some], rcond=None)[0].tolist()
-            missed = float(((terms_R3[some] @ [log_a, b0, b1] - error_R[some]) ** 2).sum())
+            log_a, b0, b1 = np.linalg.lstsq(terms_R3, error_R, rcond=None)[0].tolist()
+            missed = float(((terms_R3 @ [log_a, b0, b1] - error_R) ** 2).sum())
             if missed < least:
                 best, least = cls(log_a, b0, b1, tau), missed
         return best
@@ -164,12 +163,12 @@ class Law:
         """Return the metrics of a grid of shares for laws fitted to runs drawn with replacement, (draws, shares)."""
         rng, terms_T, error_R = generator(seed, "advise"), _terms(runs, rows), _errors(runs)
         seen_T = {tau: passes(np.maximum(grid * rows, 1), np.asarray(float(samples)), tau) for tau in _TAUS.tolist()}
+        share_R, samples_R = (np.array([getattr(run, name) for run in runs]) for name in ("share", "samples"))
         metrics: list[Floats] = []
         while len(metrics) < _BOOTSTRAPS:
             some = rng.integers(0, len(runs), len(runs))
-            drawn = [runs[at] for at in some]
-            if len({run.share for run in drawn}) > 1 and len({run.samples for run in drawn}) > 1:
-                law = cls._fitted(terms_T, error_R, some)
+            if np.ptp(share_R[some]) > 0 and np.ptp(samples_R[some]) > 0:
+                law = cls._fitted((terms_R3.take(some, axis=0) for terms_R3 in terms_T), error_R[some])
                 metrics.append(law._metric(grid, seen_T[law.tau]))
         return np.stack(metrics)
 
@@ -215,7 +214,7 @@ def advise(
     once = f"{samples:,} samples are {over} passes over all {counted(rows, 'row')}"
     if runs is None:
         return {"known": False, "rows": rows, "samples_seen": samples, "published": PUBLISHED, "notes": _unknown(once)}
-    shares = np.unique([round(run.share, 6) for run in runs])
+    shares = np.unique([float(f"{run.share:.3g}") for run in runs])  # methods with one budget differ by a few rows
     lengths = {run.samples for run in runs}
     if len(shares) < 2 or len(lengths) < 2 or len(runs) < 5:
         given = f"{counted(len(shares), 'share')} kept, {counted(len(lengths), 'length')}"
@@ -240,7 +239,7 @@ def advise(
         }
         for i, share in enumerate(grid)
     ]
-    kept = f"{shares[0]:.0%} to {shares[-1]:.0%}"
+    kept = f"{100 * shares[0]:.3g}% to {100 * shares[-1]:.3g}%"
     notes = [once, f"fitted on {counted(len(runs), 'run')} that kept {kept}; only such shares are compared"]
     longest = max(lengths)
     if samples > 2 * longest:

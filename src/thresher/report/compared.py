@@ -148,6 +148,8 @@ def write_comparison(
         contents=_contents(groups, values, covariance),
         version=__version__,
     )
+    if store is not None:
+        store.check_unchanged("the report was made")
     return write_page(page, target, overwrite=overwrite, say=say)
 
 
@@ -197,7 +199,7 @@ def _values(masks: npt.NDArray[np.bool_], store: EmbeddingStore | None) -> tuple
     by: list[dict[tuple[str, str | None], Share]] = [
         {(column.name, share.value): share for column in one.columns for share in column.values} for one in found
     ]
-    common = [key for key in by[0] if all(key in other for other in by) and any(other[key].shift for other in by)]
+    common = [key for key in by[0] if all(key in other for other in by) and any(other[key].differs for other in by)]
     if not common:
         return [], dict(found[0].left_out)
     rows = np.array([by[0][key].rows for key in common])

@@ -222,7 +222,10 @@ def _funnel(selection: Selection) -> _Table:
     rows: list[Sequence[Any]] = []
     steps = selection.steps[-_LISTED:]
     for i, step in enumerate(steps, len(selection.steps) - len(steps) + 1):
-        reasons = "; ".join(plain(facts.worded(reason, step.cut), 90) for reason in step.reasons[:3])
+        because = [facts.worded(reason, step.cut) for reason in step.reasons]
+        if selection.total <= _EXAMINED:  # only those that dropped a row
+            found = facts.reasons(facts.judge(selection, i - 1))
+            because = [one.words if len(found) == 1 else f"{one.words} ({one.count:,})" for one in found]
         rows.append(
             (
                 f"{i}. {plain(_without_folders(facts.in_short(step.header())), 80)}",
@@ -230,7 +233,7 @@ def _funnel(selection: Selection) -> _Table:
                 f"{step.rows_out:,}",
                 (step.rows_out, step.rows_in),
                 f"{step.rows_in - step.rows_out:,}",
-                reasons,
+                "; ".join(plain(reason, 90) for reason in because[:3]),
             )  # fmt: skip
         )
     left_out = len(selection.steps) - len(steps)

@@ -96,6 +96,8 @@ def write_run_report(
         shown_groups = row_groups(ledger, examples, mismatch)
     shown = look_up(store, [row.row for group in shown_groups for row in group.rows]) if store is not None else {}
     page = _render(training, log, epochs, mismatch, shown_groups, shown, title)
+    if store is not None:
+        store.check_unchanged("the report was made")
     return write_page(page, target, overwrite=overwrite, say=say)
 
 

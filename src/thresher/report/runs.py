@@ -236,6 +236,7 @@ def write_runs_report(
         runs=[(plain(name, 120), fact) for name, fact in result["runs"].items()],
         groups=[{**group, "name": plain(group["name"], 120)} for group in result["groups"]],
         metrics=_metric_rows(result),
+        unfinished=sum(bool(fact["unfinished"]) for fact in result["runs"].values()),
         agreement=result["agreement"],
         # Markup is safe: matplotlib escapes all text in a chart.
         charts=[(plain(name, 80), Markup(drawing)) for name, drawing in _charts(groups)],

@@ -17,7 +17,7 @@ from thresher.pruning.recipe import run_steps
 from thresher.pruning.registry import METHODS, build
 from thresher.pruning.run import Run
 from thresher.report.compare import clusters_of
-from thresher.runtime.parameters import read, type_of, without_none
+from thresher.runtime.parameters import from_text, type_of, without_none
 from thresher.selection import Selection
 
 SWEPT = ("keep", "eps", "threshold")  # parameters that the command line sweeps
@@ -127,7 +127,7 @@ def sweep(
         raise UsageError(f"{len(values)} values of {parameter}; give 1 to {_MOST}")
     kind = without_none(type_of(cls, parameter))
     if kind in (int, float):
-        values = [read(kind, value) if isinstance(value, str) else value for value in values]
+        values = [from_text(kind, value) if isinstance(value, str) else value for value in values]
     rest = dict(others or {})
     methods = [build(method, {**rest, parameter: value}) for value in values]  # all are checked before any work
     selections = [run_steps(store, [methods[0]], **how)]

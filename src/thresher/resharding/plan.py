@@ -488,6 +488,7 @@ def places_of(sel: Chosen, sources: Sequence[Source]) -> list[Places | None] | N
             for one in np.unique(which):
                 rows = here[which == one]
                 places[parts_of[paths[0]][max(one, 0)]].append((at_b[rows], times_b[rows], names_b[rows]))
+    store.check_unchanged("the places of its rows were read")
     return [_sorted(parts) if parts else None for parts in places]
 
 

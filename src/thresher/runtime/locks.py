@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import enum
 import errno
+import glob
 import os
 import re
 import secrets
@@ -493,6 +494,16 @@ def create_locked_folder(
                 HEART.keep(path / LOCK, lease, file)
             return Scratch(path, file)
         os.close(file)
+
+
+def scratch_folder(folder: str | os.PathLike[str], prefix: str, suffix: str = "", mode: int = 0o777) -> Scratch:
+    """Create a folder as :func:`create_locked_folder`, and remove those of the same kind that killed processes left.
+
+    Raises:
+        OSError: The folder cannot be created.
+    """
+    sweep(Path(folder).glob(f"{glob.escape(prefix)}*{glob.escape(suffix)}"))
+    return create_locked_folder(folder, prefix, suffix, mode)
 
 
 class Scratch:

@@ -12,7 +12,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from functools import partial, wraps
 from typing import Annotated, Any, Literal, TypeVar, Union
 
@@ -20,6 +20,7 @@ from thresher.errors import UsageError, suggest
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type[Any])
+N = TypeVar("N", int, float)
 
 MOST = 2**63 - 1  # largest whole number as a parameter: arrays hold no larger one
 
@@ -187,8 +188,9 @@ def coerce(what: str, kind: Any, value: Any) -> Any:
         return float(value)
     kind = typing.get_origin(kind) or kind  # an array of floats is checked to be an array
     if not isinstance(value, kind) or isinstance(value, bool) or (kind is float and not math.isfinite(value)):
-        wanted = {int: "a whole number", float: "a finite number", str: "text"}
-        raise UsageError(f"{what} = {_shown(value)}; expected {wanted.get(kind, kind.__name__)}")
+        wanted = {**_NUMBERS, str: "text"}.get(kind, kind.__name__)
+        likely = meant(kind, value) if kind in _NUMBERS and isinstance(value, str) else ""
+        raise UsageError(f"{what} = {_shown(value)}; expected {wanted}" + (f"; write {likely}" if likely else ""))
     return value
 
 
@@ -233,13 +235,7 @@ def read(kind: Any, text: str) -> Any:
             raise UsageError(f"{_shown(text)}; give true or false")
         return text == "true"
     if kind in (int, float):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not -MOST <= value <= MOST if kind is int else not math.isfinite(value):
-            raise UsageError(f"{_shown(text)}; give a {'whole' if kind is int else 'finite'} number")
-        return value
+        return number_in(kind, text)
     return text
 
 
@@ -248,6 +244,55 @@ def _parsed(what: str, parse: Callable[[Any], Any], value: Any) -> Any:
         return parse(value)
     except UsageError as error:
         raise UsageError(f"{what}: {error}") from None
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+_NUMBERS = {int: "a whole number", float: "a finite number"}
+_UNITS = {"": 0, "%": -2, "k": 3, "K": 3, "M": 6, "B": 9}  # what may follow a number, and the power of ten
+
+
+def number_in(kind: type[N], text: str, limits: str = "", example: str = "") -> N:
+    """Parse a number.
+
+    Args:
+        kind: int or float.
+        text: The text.
+        limits: What the number must be besides, for the message.
+        example: A number for the message, if the text does not say which is meant.
+
+    Raises:
+        UsageError: It is not such a number; the message says what is allowed, and what to type instead.
+    """
+    try:
+        value = kind(text)
+        if -MOST <= value <= MOST if kind is int else math.isfinite(value):
+            return value
+        close, limits = "", limits or (f" of at most {MOST:,}" if kind is int else "")
+    except ValueError:
+        close = meant(kind, text)
+    close = f"; type {close}" if close else f", such as {example or ('10' if kind is int else '0.1')}"
+    raise UsageError(f"{_shown(text)}; give {_NUMBERS[kind]}{limits}{close}")
+
+
+def meant(kind: type[Any], text: str) -> str:
+    """Return the number that a text with a percent sign, a decimal comma or a unit means, as it should be written.
+
+    ``10%`` and ``0,1`` are 0.1, ``1,000``, ``1e3`` and ``1k`` are 1000. "" if it means no number of the kind.
+    """
+    found = re.fullmatch(r"([+-]?[0-9.,]{1,40}(?:[eE][+-]?[0-9]{1,2})?)([%kKMB]?)", re.sub(r"[\s_']", "", text))
+    if not found:
+        return ""
+    number, unit = found.groups()
+    number = number.replace(",", "" if re.fullmatch(r"[+-]?[1-9][0-9]{0,2}(,[0-9]{3})+(\.[0-9]*)?", number) else ".")
+    try:
+        value = Decimal(number).scaleb(_UNITS[unit])
+    except InvalidOperation:
+        return ""
+    whole = value == value.to_integral_value() and value.adjusted() < 19
+    if kind is int:
+        return str(int(value)) if whole and unit != "%" else ""
+    return str(int(value)) if whole else f"{value.normalize():f}"
 
 
 # --- shares ---------------------------------------------------------------------------------------
@@ -282,7 +327,9 @@ def share_of(text: str, *, whole: bool = False) -> float:
         share = float(Decimal(number).scaleb(-2 if text.strip().endswith("%") else 0))
     if not (0 < share < 1 or whole and share == 1):
         allowed = "above 0 and up to 1" if whole else "strictly between 0 and 1"
-        raise UsageError(f"cannot read {_shown(text)} as a share; give a share {allowed}, like 30% or 0.3")
+        likely = meant(float, text)
+        close = "" if likely in ("", text) or not 0 < float(likely) < 1 else f"; type {likely}"
+        raise UsageError(f"cannot read {_shown(text)} as a share; give a share {allowed}, like 30% or 0.3{close}")
     return share
 
 

@@ -80,7 +80,22 @@ def _kernel() -> Any:
     return shell if getattr(shell, "kernel", None) is not None else None
 
 
-class Cells:
+class _Said:
+    """Prints lines; one that is said again right after itself, as by a loop that finds all in the cache, once."""
+
+    _last: str | None = None
+
+    def say(self, line: str) -> None:
+        """Print one line, unless it is the last one again."""
+        if line != self._last:
+            self._last = line
+            self._print(line)
+
+    def _print(self, line: str) -> None:
+        raise NotImplementedError
+
+
+class Cells(_Said):
     """Bars below a notebook cell, for tasks that take longer than half a second; a bar goes when its task ends."""
 
     def __init__(self) -> None:
@@ -119,7 +134,7 @@ class Cells:
             if name:
                 update_display({"text/plain": "", "text/html": ""}, display_id=name, raw=True)
 
-    def say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         """Show one line; earlier ones are folded away below it."""
         from IPython.display import display, update_display
 
@@ -172,7 +187,7 @@ class _Stderr(io.TextIOBase):
             self._stream.flush()
 
 
-class Bars:
+class Bars(_Said):
     """Bars on a terminal, one per task."""
 
     def __init__(self) -> None:
@@ -203,12 +218,11 @@ class Bars:
 
             yield advance
 
-    def say(self, line: str) -> None:
-        """Print one line."""
+    def _print(self, line: str) -> None:
         self._console.print(line, markup=False, soft_wrap=True)
 
 
-class Lines:
+class Lines(_Said):
     """Lines for a log: the progress of a task every ten seconds, and its end if it took a second or more."""
 
     def task(self, label: str, total: int, unit: str = "rows") -> AbstractContextManager[Advance]:
@@ -225,14 +239,13 @@ class Lines:
             if (spent := done.seconds()) - last >= _EVERY and done.done < total:
                 last = spent
                 shares = f"{percent(done.done, total)} ({done.done:,} of {total:,} {unit})"
-                self.say(f"{label}: {shares}, {done.pace()}")
+                self._print(f"{label}: {shares}, {done.pace()}")
 
         yield advance
         if (spent := done.seconds()) >= 1:
-            self.say(f"{label}: {counted(total, unit.removesuffix('s'))} in {duration(spent)}")
+            self._print(f"{label}: {counted(total, unit.removesuffix('s'))} in {duration(spent)}")
 
-    def say(self, line: str) -> None:
-        """Print one line."""
+    def _print(self, line: str) -> None:
         stderr = _Stderr()
         stderr.write(line + "\n")
         stderr.flush()

@@ -174,7 +174,7 @@ def _trained(
     schedule = replace(settings.schedule, policy="static", selection=str(folder / _TRAIN))
     own = {**training.settings, "policy": "static", "selection": schedule.selection}
     part = replace(training, folder=folder, task="clip", policy="static", settings=own)
-    return fit(task, pairs, schedule, part, progress)
+    return fit(task, pairs, schedule, part, progress, held_out=True)
 
 
 def _scored(

@@ -25,7 +25,7 @@ from thresher.dynamic.cabs import Concepts
 from thresher.dynamic.reference_features import ReferenceFeatures
 from thresher.dynamic.references import LOSSES, References, check_found
 from thresher.dynamic.run_folder import ROWS
-from thresher.errors import PoolError, UsageError
+from thresher.errors import ChangedError, PoolError, UsageError
 from thresher.export.keys import each_key, read_keys
 from thresher.io.key_forms import unlike
 from thresher.io.parquet import table_piece
@@ -129,8 +129,12 @@ def open_pairs(
 
     Raises:
         PoolError: The data are missing or damaged, or more than half of the rows cannot be used.
+        ChangedError: The data changed while they were read.
     """
-    pairs, bad = _indexed(data, folder, replace(options or DataOptions(), captions=captions), progress)
+    options = replace(options or DataOptions(), captions=captions)
+    opened = open_data(data, options)
+    stamps = [part.stamp() for part in opened.parts]
+    pairs, bad = _indexed(opened, data, folder, options, progress)
     pairs = replace(pairs, side=side, resize=resize)
     memory = len(pairs) * side * side * 3 <= IN_MEMORY
     pixels = np.empty((len(pairs) if memory else 0, side, side, 3), np.uint8)
@@ -154,6 +158,8 @@ def open_pairs(
             rows = range(lo, min(lo + _CHUNK, len(pairs)))
             list(threads.map(look, rows))
             advance(len(rows))
+    if stamps != [part.stamp() for part in opened.parts] or pairs.store.changed():
+        raise ChangedError(f"{data}: changed while it was read; run again once writing has finished")
     if 2 * len(bad) > len(pairs):
         first = min(bad)
         raise PoolError(
@@ -170,9 +176,10 @@ def open_pairs(
     return replace(pairs, pixels_NHWC=pixels if memory else None)
 
 
-def _indexed(data: str, folder: Path, options: DataOptions, progress: Progress) -> tuple[Pairs, dict[int, str]]:
+def _indexed(
+    opened: Data, data: str, folder: Path, options: DataOptions, progress: Progress
+) -> tuple[Pairs, dict[int, str]]:
     """Read the data once; return all rows, and the reasons for rows without an image."""
-    opened = open_data(data, options)
     for note in opened.notes:
         progress.say(note)
     store, notes = _pool_of(opened, options), Counter[str]()

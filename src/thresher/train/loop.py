@@ -386,11 +386,22 @@ def fit(
     schedule: Schedule,
     training: Training,
     progress: Progress,
+    *,
+    held_out: bool = False,
 ) -> list[dict[str, Any]]:
     """Train to the end of the schedule, from the run's checkpoint if there is one; return the log.
 
     The same arguments give the same run, however often it was interrupted: bit for bit on a CPU with the same number
     of threads.
+
+    Args:
+        task: What is trained.
+        pairs: The data.
+        schedule: Length, policy and rows.
+        training: The folder of the run.
+        progress: Where to report progress.
+        held_out: Whether rows outside the selection are held out, to be scored afterwards, and not pruned: the lines
+            on epochs then say nothing of pruning.
     """
     times_N = None
     if schedule.selection is not None:
@@ -452,7 +463,7 @@ def fit(
             log = evaluated
             checkpointer.save(log, seconds)
             training.record(log, sampler.ledger)
-        for line in _epoch_lines(log, sampler):
+        for line in _epoch_lines(log, sampler, held_out):
             progress.say(line)
     return log
 
@@ -512,7 +523,7 @@ def _number(*what: int) -> int:
     return int.from_bytes(hashlib.sha256(repr(what).encode()).digest()[:8], "little") >> 1
 
 
-def _epoch_lines(log: Sequence[Mapping[str, Any]], sampler: PruningSampler) -> list[str]:
+def _epoch_lines(log: Sequence[Mapping[str, Any]], sampler: PruningSampler, held_out: bool) -> list[str]:
     """Return the lines to print after an epoch: its summary, the remaining time and its evaluation."""
     entry = log[-1]
     spent, seen = sum(e["seconds"] for e in log), sum(e.get("scored", e["samples"]) for e in log)
@@ -521,7 +532,7 @@ def _epoch_lines(log: Sequence[Mapping[str, Any]], sampler: PruningSampler) -> l
         f"epoch {entry['epoch'] + 1}: {entry['phase']}, {entry['rows']:,} of {counted(entry['total'], 'row')}, {loss}, "
         f"{entry['samples_per_second']:,.0f} samples/s"
     )
-    if entry["pruned_so_far"] > 0:
+    if entry["pruned_so_far"] > 0 and not held_out:
         pruned = sum(e["total"] - e["rows"] for e in log)
         line += f"; {entry['pruned_so_far']:.1%} pruned so far, about {duration(pruned * spent / seen)} saved"
     if sampler.plan is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import logging
 import os
 import socket
 import sys
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     import uvicorn
 
 _START = 20.0  # seconds that the server may take to start
+
+
+def _nothing(record: logging.LogRecord) -> bool:
+    return False
 
 
 class Viewer:
@@ -51,8 +56,13 @@ class Viewer:
 
     def close(self) -> None:
         """Stop the server; does nothing if it is stopped already."""
-        self._server.should_exit = True
-        self._thread.join(timeout=10)
+        log = logging.getLogger("uvicorn.error")
+        log.addFilter(_nothing)  # it reports requests that end with it as errors, with their tracebacks
+        try:
+            self._server.should_exit = True
+            self._thread.join(timeout=10)
+        finally:
+            log.removeFilter(_nothing)
 
     def wait(self) -> None:
         """Return when the server ends; an interruption ends it."""

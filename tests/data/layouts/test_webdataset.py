@@ -368,3 +368,18 @@ def test_a_second_archive_in_a_file_is_not_passed_over(tmp_path: Path, capsys: p
     (tmp_path / "in" / "ab.tar").write_bytes(one + bytes(100_000))  # only padding
     assert main(["doctor", str(tmp_path / "in")]) == 0
     assert "another archive" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.GNUTYPE_SPARSE])
+def test_a_sample_whose_image_is_a_link_says_so(tmp_path: Path, kind: bytes) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w", format=tarfile.GNU_FORMAT) as file:
+        for key in ("a", "b", "c"):
+            link = tarfile.TarInfo(f"{key}.png")
+            link.type, link.linkname = kind, "other.png"
+            text = tarfile.TarInfo(f"{key}.txt")
+            text.size = 2
+            for member in (text, link) if key == "c" else (link, text):
+                file.addfile(member, io.BytesIO(b"hi") if member is text else None)
+    said = "has no image (members: txt): its png is a link or another special file, which is not read; pack the images "
+    said += "themselves: tar --dereference --hard-dereference"
+    assert [sample.why for sample in open_data(str(tmp_path)).samples()] == [said] * 3

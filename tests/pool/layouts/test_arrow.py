@@ -156,3 +156,13 @@ def test_files_cut_off_anywhere_are_named(tmp_path: Path, form: str, codec: str 
         (tmp_path / "cut.arrow").write_bytes(whole[:cut])
         with pytest.raises(PoolError, match=r"cut\.arrow"):
             check(open_store(str(tmp_path / "cut.arrow")), POOL, "arrow")
+
+
+def test_two_streams_in_one_file_are_refused(tmp_path: Path) -> None:
+    place = write(tmp_path / "pool.arrow", columns(make(20)), "stream")
+    path = tmp_path / "pool.arrow"
+    path.write_bytes(path.read_bytes() * 2)
+    with pytest.raises(
+        PoolError, match=r"pool\.arrow: another stream begins at byte [\d,]+, .*save one stream per file"
+    ):
+        open_store(place)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from thresher import UsageError, build
 from thresher.pruning.methods.hkmeans import chosen_levels, closest_members, divided, parse_levels
+from thresher.runtime.progress import Lines
 from thresher.runtime.random import generator
 
 # --- budgets --------------------------------------------------------------------------------------
@@ -119,6 +120,15 @@ def test_it_is_the_definition(pool, rows, select, levels, resample, closest) -> 
         expected += own[:quota]
     assert selection.rows().tolist() == sorted(expected)
     assert step.notes[-len(others) - 2] == f"clusters of each level: {levels.replace(',', ', ')}"
+
+
+def test_rounds_that_are_all_in_the_cache_say_so_once(pool, rows, select, capsys) -> None:
+    store, step = pool(rows(60, groups=6)), build("hkmeans", {"keep": 1, "levels": "6,2"})
+    select(store, step)
+    select(store, step, progress=Lines())
+    lines = capsys.readouterr().err.splitlines()
+    assert "k-means: 6 centroids found in the cache" in lines
+    assert len(lines) == len(set(lines))
 
 
 def test_rare_concepts_keep_far_more_than_their_share(pool, select) -> None:

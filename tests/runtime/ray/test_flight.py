@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -147,6 +148,29 @@ def test_groups_become_small_again_when_tasks_become_long() -> None:
 def test_large_tasks_and_large_results_are_not_sent_together(kind: str) -> None:
     assert groups([work(number=i, **{kind: 2**21}) for i in range(20)]) == [1] * 20
     assert 2 <= max(groups([work(number=i, **{kind: 2**18}) for i in range(60)])) <= 4
+
+
+def test_tasks_that_are_suddenly_large_are_not_sent_together() -> None:
+    """After 5,000 tasks without a byte a group has 1,024; of those of 1 MB at most two are sent together."""
+    drawn = 0
+
+    def tasks() -> Any:
+        nonlocal drawn
+        for i in range(5_200):
+            drawn += 1
+            yield work(number=i, bytes=2**20 if i >= 5_000 else 0)
+
+    with simulated_ray(1):
+        carriers, sent = Here(), list[int]()
+        flight = Flight(carriers, 2, 0, 1e9)
+        for number, result in enumerate(flight.run(tasks())):
+            assert result == (number, b"")
+            sent.append(drawn - number - 1)
+    assert max(carriers.groups) == 1024
+    assert sum(carriers.groups) == 5_200
+    of_large = [n for n, end in zip(carriers.groups, np.cumsum(carriers.groups), strict=True) if end > 5_001]
+    assert max(of_large) <= 2
+    assert max(sent[4_999:]) <= 32 + 4 * 2, "drawn and not yet taken: a step, and what was sent"
 
 
 def test_large_results_count_before_they_are_there() -> None:

@@ -21,7 +21,6 @@ from thresher.data.files import (
     format_in,
     is_about,
     is_file_in,
-    named,
     pictures_in,
     stem_of,
     walk,
@@ -32,7 +31,7 @@ from thresher.data.parts import Data, Ints, Part, Scanned
 from thresher.data.rows import TEXTS, caption_in
 from thresher.data.samples import Place, Sample, caption_of
 from thresher.errors import PoolError
-from thresher.io.listing import natural
+from thresher.io.listing import named, natural
 from thresher.io.open import file_stamp, regular_file, trusting
 from thresher.io.paths import inside, visible, writable
 from thresher.io.pictures import BY_ENDING

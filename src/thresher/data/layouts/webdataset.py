@@ -247,7 +247,7 @@ class TarPart(Part):
         members, named = sample.members, self.named
         info = json_of(window, members.get(JSON))
         image, uid = named.image_in(members), info.get("uid")
-        picture, why = members.get(image), "" if image else named.why_no_image(members)
+        picture, why = members.get(image), "" if image else named.why_no_image(members, sample.linked)
         key = sample.key
         if named.key_in:
             own, lacking = named.key_of(info)

@@ -68,6 +68,7 @@ class Lance:
             OutputError: Something else is there, or it cannot be written.
         """
         found = lance_rows(store)
+        store.check_unchanged("the places of its rows were read")
         place, source = os.path.realpath(path), os.path.realpath(found.fragments[0].uri)
         if place.startswith(source + os.sep):
             raise OutputError(f"{path}: is inside the dataset of the pool; choose another folder")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from thresher.errors import PoolError
 from thresher.io.lance import Fragment, LancePiece, LanceTable, fragments_of, is_lance, schema_of
 from thresher.io.listing import Files
-from thresher.io.parquet import TablePiece, check_names, vector_type
+from thresher.io.parquet import TablePiece, check_names, first_length, vector_type
 from thresher.io.pieces import Piece
 from thresher.pool.layout import Layout, Options, Skipped, embedding_columns, from_shards, skipped_file
 
@@ -66,6 +66,5 @@ def _shard(by_name: dict[str, Fragment], options: Options, name: str) -> tuple[d
     return pieces, table
 
 
-def _first(fragment: Fragment, column: str) -> Any:
-    parts = (part.column(0).drop_null() for part in fragment.batches([column], 0, fragment.rows, 64))
-    return next((part[0].as_py() for part in parts if len(part)), None)
+def _first(fragment: Fragment, column: str) -> int:
+    return first_length(part.column(0) for part in fragment.batches([column], 0, fragment.rows, 64))

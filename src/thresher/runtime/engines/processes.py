@@ -27,7 +27,7 @@ import threadpoolctl
 
 from thresher.errors import ThresherError, UsageError
 from thresher.runtime.engine import windowed
-from thresher.runtime.locks import Scratch, create_locked_folder, sweep
+from thresher.runtime.locks import Scratch, scratch_folder
 from thresher.runtime.process import end_with_parent
 
 T = TypeVar("T")
@@ -51,9 +51,7 @@ class _Pool:
     def open(self, workers: int) -> tuple[ProcessPoolExecutor, Path]:
         """Return the processes and the folder for their functions; start them if they are not running."""
         if self.folder is None:
-            shared = Path(tempfile.gettempdir())
-            sweep(shared.glob(f"{_PREFIX}*"))  # left by killed runs
-            self.folder = create_locked_folder(shared, _PREFIX, mode=0o700)
+            self.folder = scratch_folder(tempfile.gettempdir(), _PREFIX, mode=0o700)
             self._remove = weakref.finalize(self, _remove, self.folder, os.getpid())  # also at exit
         if self.executor is None:
             context = get_context("spawn")

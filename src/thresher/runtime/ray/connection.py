@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from thresher.errors import ThresherError, UsageError
-from thresher.runtime.locks import Scratch, create_locked_folder, sweep
+from thresher.runtime.locks import Scratch, scratch_folder
 from thresher.runtime.ray.cluster import alive_nodes, environment, on_every_node
 from thresher.runtime.ray.needs import Needs
 from thresher.runtime.ray.versions import about, check_versions
@@ -227,8 +227,7 @@ def _folder() -> Scratch:
     shared = Path(tempfile.gettempdir())
     if len(os.fsencode(shared)) > _LONGEST and os.path.isdir("/tmp"):  # noqa: S108
         shared = Path("/tmp")  # noqa: S108
-    sweep(shared.glob(f"{_PREFIX}*"))  # left by killed runs
-    return create_locked_folder(shared, _PREFIX, mode=0o700)
+    return scratch_folder(shared, _PREFIX, mode=0o700)
 
 
 def _check_same(address: str) -> None:

@@ -14,6 +14,7 @@ from thresher.runtime.ray.worker import Done
 _GROUP = 0.05  # seconds of work that are sent together; Ray needs 0.6 ms for a task
 _MOST = 1024  # tasks that are sent together
 _SMALL = 2**20  # bytes of tasks, and of results, that are sent together
+_STEP = 32  # tasks that are drawn before one of them is measured
 
 
 class Carriers(Protocol):
@@ -37,7 +38,9 @@ class Carriers(Protocol):
 class Flight:
     """The tasks of a map that were sent and whose results were not taken yet, in order.
 
-    Short and small tasks are sent together: as many as take ``_GROUP`` seconds, as the last ones did. This changes
+    Short and small tasks are sent together: as many as take ``_GROUP`` seconds, as the last ones did, and at most twice
+    as many as before. If tasks suddenly have more bytes, a group has at most ``2 * _SMALL`` of them, or one task, and
+    at most ``_STEP`` of the large ones are in memory. That they take longer is known only afterwards. All this changes
     neither results nor order.
     """
 
@@ -56,6 +59,7 @@ class Flight:
         self._left: float = tasks or math.inf
         self._result_bytes = 0.0  # of a task
         self._size = 1  # tasks of the next group
+        self._drawn: deque[Any] = deque()  # tasks that were too large to be sent with those before
         self._waiting: deque[tuple[int, int, Any]] = deque()  # of each group: tasks, bytes, what was sent
 
     def run(self, tasks: Iterable[Any]) -> Generator[Any, None, None]:
@@ -68,7 +72,7 @@ class Flight:
         left = iter(tasks)
         try:
             while True:
-                while self._has_room() and (some := list(islice(left, self._size))):
+                while self._has_room() and (some := self._draw(left)):
                     self._send(some)
                 if not self._waiting:
                     return
@@ -82,11 +86,28 @@ class Flight:
         full = bytes_ + count * self._result_bytes > self._most_bytes
         return not self._waiting or (len(self._waiting) < self._most_groups and not full)
 
+    def _draw(self, left: Iterator[Any]) -> list[Any]:
+        """Return the tasks of the next group, fewer than usual if they are suddenly large."""
+        some: list[Any] = []
+        while True:
+            wanted = min(self._size - len(some), _STEP)
+            more = [self._drawn.popleft() for _ in range(min(wanted, len(self._drawn)))]
+            more += islice(left, wanted - len(more))
+            some += more
+            if len(more) < wanted or len(some) == self._size or size_of(pack(more[-1:])) * _STEP > _SMALL:
+                return some
+
     def _send(self, tasks: list[Any]) -> None:
-        """Send some tasks together."""
+        """Send some tasks together, or only the first of them if they are too large."""
         packed = pack(tasks)
-        self._waiting.append((len(tasks), size_of(packed), self._carriers.send(packed)))
-        self._left -= len(tasks)
+        size, count = size_of(packed), len(tasks)
+        if count > 1 and size > 2 * _SMALL:
+            self._size = max(count * _SMALL // size, 1)
+            self._drawn.extendleft(reversed(tasks[self._size :]))
+            self._send(tasks[: self._size])
+            return
+        self._waiting.append((count, size, self._carriers.send(packed)))
+        self._left -= count
 
     def _take(self) -> Iterator[Any]:
         """Yield the results of the first tasks that were sent."""
