@@ -509,7 +509,7 @@ REFUSED = [
     (["--samples-seen", "10"], "give 1 epoch or more, or enough samples for a batch"),
     (["--seed", "-1"], "seed = -1"),
     (["--warmup", "1.0"], "warmup = 1.0"),
-    (["--lr", "inf"], "lr = inf"),
+    (["--lr", "inf"], "'--lr': 'inf'; give a finite number"),
     (["--policy", "static", "--selection", "nothing"], "nothing: is neither a selection folder nor a file of keys"),
     (["--selection", "nothing"], "policy static needs a selection; the other policies do not accept one"),
 ]
