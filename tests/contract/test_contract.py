@@ -153,6 +153,7 @@ class EveryOther:
 MUTE = TOY.replace("every-other", "mute").replace("EveryOther", "Mute").replace("its number is {cluster}", "")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("TOY_THRESHER" in os.environ, reason="the toys do not test themselves")
 def test_a_new_file_is_all_a_new_method_takes(tmp_path) -> None:
     """Methods dropped into a copy of the package are found and tested; one without reasons fails."""

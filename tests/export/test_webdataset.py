@@ -358,6 +358,7 @@ def test_open_clips_pipeline_gives_the_selection(
     assert (stage.seen, stage.kept) == (2 * N, 2 * times.total())
 
 
+@pytest.mark.slow
 def test_open_clips_workers_and_shards_drawn_with_replacement(
     subset: Callable[..., Any], theirs: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

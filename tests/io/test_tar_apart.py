@@ -188,6 +188,7 @@ def test_tars_elsewhere_are_refused_with_a_count() -> None:
     assert "members of 3 samples lie apart" in scanned.damage
 
 
+@pytest.mark.slow
 def test_memory_grows_by_some_dozen_bytes_a_member(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not with the pictures, and not with the length of names."""
     monkeypatch.setattr("thresher.io.tar_apart._HEADERS", 512)
