@@ -13,7 +13,8 @@ from thresher import Cache, Processes, Run, Selection, Serial, Threads, make_eng
 from thresher.cli.main import main
 from thresher.errors import UsageError
 from thresher.ops.products import ON_CPU
-from thresher.ops.torch_products import TorchProducts
+from thresher.ops.torch_products import Devices, TorchNearest, TorchProducts
+from thresher.pruning.clusters import _precision
 
 METHODS: dict[str, dict[str, Any]] = {
     "semdedup": {"eps": 0.04, "clusters": 3},
@@ -136,3 +137,23 @@ def test_the_option_of_the_commands(folder: Path, tmp_path: Path) -> None:
     assert main([*words, "-o", out, "--cache", str(tmp_path / "cache")]) == 0
     expected = selected(pool, Serial(), tmp_path / "other", "semdedup", METHODS["semdedup"])
     np.testing.assert_array_equal(Selection.load(out).mask(), expected.mask())
+
+
+def test_workers_elsewhere_use_a_gpu_only_if_it_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may not have the one of this process: Ray hides GPUs that it has not reserved."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    store = open_store(str(folder / "pool"))
+    start = Selection.everything("", "", {}, len(store))
+    for engine, name in (
+        (Serial(), "cuda"),
+        (Processes(1), "cpu"),
+        (Processes(1, device="cuda"), "cuda"),
+        (Serial(device="cpu"), "cpu"),
+    ):
+        _, nearest, _ = _precision(Run(store, start, engine, Cache(None)), "bfloat16")
+        assert isinstance(nearest, TorchNearest)
+        assert nearest.devices.names == (name,)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(UsageError, match="a worker has no GPU"), Devices.named("cuda").next():
+        pass

@@ -144,7 +144,12 @@ class Devices:
     def _all(self) -> tuple[str, ...]:
         import torch
 
-        return tuple(f"cuda:{i}" for i in range(torch.cuda.device_count())) if self.names == ("cuda",) else self.names
+        if self.names != ("cuda",):
+            return self.names
+        count = torch.cuda.device_count()
+        if not count:
+            raise UsageError("device cuda: a worker has no GPU; with the engine ray, omit num_gpus or give at least 1")
+        return tuple(f"cuda:{i}" for i in range(count))
 
 
 def _sent(rows_ND: F32, device: str) -> Any:
@@ -276,7 +281,7 @@ class TorchProducts:
         """Finds the nearest centroids in float32."""
         return TorchNearest(self.devices, "float32")
 
-    def scratch(self) -> F32 | None:
+    def scratch(self) -> F32:
         """Return memory for the products that NumPy computes."""
         return np.empty(self.small, np.float32)
 

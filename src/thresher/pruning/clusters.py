@@ -540,9 +540,11 @@ def _precision(run: Run, wanted: str) -> tuple[str, kmeans.Nearest, float]:
     """Return the precision of the iterations, what finds the nearest centroids in it, and its error in radians."""
     from thresher.ops import torch_products
 
-    if wanted == "float32" or (wanted == "auto" and not torch_products.worthwhile(has_bfloat16(), run.device)):
+    # Workers elsewhere may not have the GPU of this process: they use one only if the engine names it.
+    device = run.device if run.device != "auto" or shares_memory(run.engine) else "cpu"
+    if wanted == "float32" or (wanted == "auto" and not torch_products.worthwhile(has_bfloat16(), device)):
         return "float32", run.products.nearest, kmeans.SLACK
-    return "bfloat16", torch_products.nearest_bfloat16(run.device), torch_products.SLACK
+    return "bfloat16", torch_products.nearest_bfloat16(device), torch_products.SLACK
 
 
 def _train(run: Run, how: Clustered, k: int, sample: int, iterations: int) -> F32:
