@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.ops.test_neighbors import units
 from thresher.errors import UsageError
 from thresher.ops import neighbors
 from thresher.ops.components import find
@@ -20,16 +21,6 @@ from thresher.ops.torch_products import Devices, Held, TorchNearest, TorchProduc
 
 BY_TORCH = TorchProducts(Devices(("cpu",)), small=0)
 BOTH = pytest.mark.parametrize("products", [ON_CPU, BY_TORCH], ids=["numpy", "torch"])
-
-
-def units(n: int, dim: int, seed: int, copies: int = 0) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    rows = rng.normal(size=(n, dim))
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    if copies:
-        rows[n - copies :] = rows[rng.integers(0, n - copies, copies)]
-        rng.shuffle(rows)
-    return rows.astype(np.float32)
 
 
 def whole(n: int, high: int, seed: int) -> np.ndarray:

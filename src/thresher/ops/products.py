@@ -36,8 +36,8 @@ class Products(Protocol):
         """Finds the nearest centroids, in float32."""
         ...
 
-    def scratch(self) -> F32 | None:
-        """Return memory that several calls of one thread can use; None if none is needed."""
+    def scratch(self) -> F32:
+        """Return memory that several calls of one thread can use."""
         ...
 
     def best(
@@ -78,7 +78,7 @@ class NumpyProducts:
     panel = _PANEL
     nearest: Nearest = NumpyNearest()
 
-    def scratch(self) -> F32 | None:
+    def scratch(self) -> F32:
         """Return memory for the products of a panel."""
         return workspace(_PANEL, _PANEL)
 

@@ -7,6 +7,7 @@ import io
 import sys
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import IO, Any, Protocol, cast
@@ -80,7 +81,7 @@ def _kernel() -> Any:
     return shell if getattr(shell, "kernel", None) is not None else None
 
 
-class _Said:
+class _Said(ABC):
     """Prints lines; one that is said again right after itself, as by a loop that finds all in the cache, once."""
 
     _last: str | None = None
@@ -91,8 +92,8 @@ class _Said:
             self._last = line
             self._print(line)
 
-    def _print(self, line: str) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _print(self, line: str) -> None: ...
 
 
 class Cells(_Said):
