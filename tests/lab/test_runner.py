@@ -126,6 +126,22 @@ def test_a_corpus_made_before_the_bytes_of_its_data_were_written_is_continued(tm
         jobs.check(tmp_path, job)
 
 
+def test_another_corpus_in_the_same_folder_has_a_trial_run_of_its_own(tmp_path: Path) -> None:
+    text = PLAN + '[[corpus]]\nname = "clean"\n'
+    noisy, clean = (
+        next(job for job in jobs.jobs_of(Plan.parse(text).narrowed([], [name])) if job.kind == "trial")
+        for name in ("noisy", "clean")
+    )
+    path = tmp_path / "trial/job.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"what": noisy.what}))
+    (path.parent / "result.json").write_text("{}")
+    jobs.check(tmp_path, noisy)
+    assert (path.parent / "result.json").exists()
+    jobs.check(tmp_path, clean)
+    assert not path.parent.exists()
+
+
 @pytest.mark.slow
 def test_a_job_that_fails_is_named_and_the_others_are_done(data: Path, tmp_path: Path, in_process: list[str]) -> None:
     text = PLAN.replace(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
@@ -110,7 +111,7 @@ def samples_of(plan: Plan, job: Job, rows: int) -> float:
 
 
 def check(folder: Path, job: Job) -> None:
-    """Refuse a job that was done, or begun, with other settings."""
+    """Refuse a job that was done, or begun, with other settings; a trial run is only a measurement: forget it."""
     try:
         known = what_of(folder / job.name)
     except FileNotFoundError:
@@ -118,7 +119,9 @@ def check(folder: Path, job: Job) -> None:
     wanted = job.whole
     if "data_bytes" not in known:  # begun before it was written
         wanted.pop("data_bytes", None)
-    if known != wanted:
+    if known != wanted and job.kind == "trial":
+        shutil.rmtree(folder / job.name)
+    elif known != wanted:
         names = sorted(_differing(known, wanted))
         raise OutputError(
             f"{folder / job.name}: was begun with other settings ({', '.join(names)}); choose another folder for this "
