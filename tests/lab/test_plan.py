@@ -80,6 +80,12 @@ BAD = [
     ('evals = ["b.parquet"]', 'evals = "b.parquet"', r"\[data\]: evals"),
     ('policy = "scan"', 'policy = "scann"', "no policy 'scann'.*scan"),
     ("prune = 0.3", "prune = 3", "row scan: prune = 3"),
+    (
+        'policy = "scan"\n',
+        'policy = "infobatch"\noptions = { delta = 0.5 }\n',
+        "row scan: cannot prune 30.0% over 14 epochs",
+    ),
+    ('policy = "scan"', 'policy = "seta"', "row scan: policy seta leaves out whole levels of loss"),
     ("prune = 0.3", "pruned = 0.3", "row scan has no parameter 'pruned'"),
     ('policy = "scan"', 'loss = "drro"', "row scan: loss = 'drro'"),
     ('policy = "scan"', 'compose = "diverse"', "row scan: compose = 'diverse'"),

@@ -293,6 +293,21 @@ class Row:
         """Return the samples of its runs as a share of those of full training."""
         return self.share or (1.0 if self.name == BASELINE else trainer.share)
 
+    def check_length(self, trainer: Trainer) -> None:
+        """Raise if its policy cannot leave out ``prune`` in a run of this length, before any run is done."""
+        from thresher.dynamic.registry import epochs_for, policy_named
+
+        if self.selects:
+            return
+        rows = 1_000_000  # the number of epochs does not depend on it
+        options = {**self.options, "reference": "any"} if self.needs_reference else self.options
+        try:
+            samples = round(self.share_of(trainer) * trainer.epochs * rows)
+            epochs = epochs_for(samples, rows, self.policy, prune=self.prune, options=options)
+            policy_named(self.policy, epochs, prune=self.prune, options=options)
+        except UsageError as error:
+            raise UsageError(f"row {self.name}: {error}") from None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -344,6 +359,8 @@ class Plan:
                 raise UsageError(f"row {row.name}: give keep, and coreset_of a row with a policy")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise UsageError(f"seeds = {list(self.seeds)}; give one or more, each once")
+        for row in self.rows:
+            row.check_length(self.trainer)
         if any(corpus.off_topic for corpus in self.corpora) and not self.data.off_topic:
             raise UsageError("a corpus has off_topic rows; name their data: off_topic in [data]")
         if self.trainer.task == "moco":
