@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from thresher.runtime.ray.carriers import How, Tasks
 from thresher.runtime.ray.flight import Flight
 from thresher.runtime.ray.packing import Packed, pack, size_of, unpack
 from thresher.runtime.ray.worker import Done
@@ -45,7 +46,8 @@ class Here:
     """Carriers that run a group when its result is taken.
 
     Attributes:
-        groups: Numbers of tasks of the groups that were sent.
+        groups: Numbers of tasks of the groups that were sent, without those that were sent again.
+        ran: How many tasks of each group ran.
         waiting: Packed groups that were sent, and not taken.
         most_groups: The largest number of those.
         sent_at: Bytes of those, just before another one was sent.
@@ -54,20 +56,28 @@ class Here:
 
     def __init__(self) -> None:
         self.groups: list[int] = []
+        self.ran: list[int] = []
+        self.last = -1  # number of the last task that was sent
         self.waiting: list[Packed] = []
         self.sent_at: list[int] = []
         self.most_groups = 0
         self.closed: list[int] = []
 
     def send(self, tasks: Packed) -> Packed:
-        self.sent_at.append(sum(map(size_of, self.waiting)))
-        self.groups.append(len(unpack(tasks)))
+        numbers = [task.number for task in unpack(tasks)]
+        again = numbers[0] <= self.last
+        if not again:
+            self.sent_at.append(sum(map(size_of, self.waiting)))
+            self.groups.append(len(numbers))
+            self.last = numbers[-1]
         self.waiting.append(tasks)
-        self.most_groups = max(self.most_groups, len(self.waiting))
+        if not again:
+            self.most_groups = max(self.most_groups, len(self.waiting))
         return tasks
 
     def result(self, sent: Packed) -> Packed:
-        assert sent is self.waiting.pop(0)
+        (place,) = (i for i, one in enumerate(self.waiting) if one is sent)
+        del self.waiting[place]
         begin, results, error = CLOCK.now, [], None
         for task in unpack(sent):
             try:
@@ -75,10 +85,16 @@ class Here:
             except ValueError as failed:
                 error = partial(type(failed), *failed.args)
                 break
+            if CLOCK.now - begin > 1:
+                break
+        self.ran.append(len(results))
         return pack(Done(results, error, CLOCK.now - begin))
 
+    def tasks(self, sent: Packed) -> Packed:
+        return sent
+
     def close(self, waiting: Sequence[Packed]) -> None:
-        assert list(waiting) == self.waiting
+        assert {id(one) for one in waiting} == {id(one) for one in self.waiting}
         self.closed.append(len(waiting))
 
 
@@ -87,7 +103,7 @@ LIMIT = 30_000
 TASKS = st.lists(
     st.builds(
         dict,
-        seconds=st.sampled_from([0.0, 0.001, 0.01, 0.2]),
+        seconds=st.sampled_from([0.0, 0.001, 0.01, 0.2, 3.0]),
         bytes=st.sampled_from([0, 100, 9_000, 40_000]),
         result_bytes=st.sampled_from([0, 100, 9_000, 40_000]),
         fails=st.integers(0, 30).map(lambda x: x == 0),
@@ -171,6 +187,22 @@ def test_tasks_that_are_suddenly_large_are_not_sent_together() -> None:
     of_large = [n for n, end in zip(carriers.groups, np.cumsum(carriers.groups), strict=True) if end > 5_001]
     assert max(of_large) <= 2
     assert max(sent[4_999:]) <= 32 + 4 * 2, "drawn and not yet taken: a step, and what was sent"
+
+
+def test_tasks_that_are_suddenly_long_are_shared_by_all_workers() -> None:
+    """After 5,000 tasks without work a group has 1,024; of those of 3 seconds each runs alone, and none twice."""
+    tasks = [work(number=i, seconds=3.0 if i >= 5_000 else 0.0) for i in range(5_100)]
+    with simulated_ray(1):
+        carriers = Here()
+        flight = Flight(carriers, 4, 0, 1e9)
+        assert [number for number, _ in flight.run(iter(tasks))] == list(range(5_100))
+    assert max(carriers.groups) == 1024
+    assert sum(carriers.ran) == 5_100
+    of_long = [n for n, end in zip(carriers.ran, np.cumsum(carriers.ran), strict=True) if end > 5_001]
+    assert of_long == [1] * 99
+    with simulated_ray(4):
+        list(Flight(Tasks(Work.result, How({"num_cpus": 1}, 0, lambda: None)), 4, 0, 1e9).run(iter(tasks)))
+        assert CLOCK.now < 3 * 100 / 4 * 1.5
 
 
 def test_large_results_count_before_they_are_there() -> None:

@@ -25,7 +25,7 @@ class Loaded:
         (self.folder / str(len(list(self.folder.iterdir())))).touch()
 
     def __call__(self, x: int) -> int:
-        CLOCK.sleep(2.0)
+        CLOCK.sleep(0.25)
         if x == 3:
             raise ValueError("three")
         return 10 * x
@@ -46,10 +46,16 @@ def joined(one: str, other: str) -> str:
 def test_a_group_ends_with_the_first_task_that_raises(tmp_path: Path) -> None:
     with simulated_ray(1):
         done: Done = unpack(call(stored_function(Loaded(tmp_path)), pack([1, 2, 3, 4])))
-    assert (done.results, done.seconds) == ([10, 20], 6.0)
+    assert (done.results, done.seconds) == ([10, 20], 0.75)
     assert done.error is not None
     with pytest.raises(ValueError, match="^three\n"):
         raise done.error()
+
+
+def test_a_group_starts_no_other_task_after_a_second(tmp_path: Path) -> None:
+    with simulated_ray(1):
+        done: Done = unpack(call(stored_function(Loaded(tmp_path)), pack([1, 2, 4, 5, 6, 7, 8])))
+    assert (done.results, done.seconds, done.error) == ([10, 20, 40, 50, 60], 1.25, None)
 
 
 def test_the_function_is_loaded_once_by_each_worker(tmp_path: Path) -> None:

@@ -66,6 +66,10 @@ class Tasks:
         """Wait for what a group returned."""
         return self.fetch(sent.result)
 
+    def tasks(self, sent: Sent) -> Packed:
+        """Return the tasks of a group."""
+        return packed_again(sent.tasks)
+
     def close(self, waiting: Sequence[Sent]) -> None:
         """Cancel what was sent; tasks that have started are interrupted."""
         import ray
@@ -103,7 +107,7 @@ class Parts(Tasks):
         with readable_errors():
             if not ray.wait([sent.result], timeout=_PATIENCE)[0]:
                 ray.cancel(sent.result)
-                return call(self._function, sent.tasks if isinstance(sent.tasks, tuple) else ray.get(sent.tasks))
+                return call(self._function, self.tasks(sent))
         return self.fetch(sent.result)
 
 
@@ -166,6 +170,10 @@ class Actors:
         while not sent.done.done():
             self._wait()
         return sent.done.result()
+
+    def tasks(self, sent: _Group) -> Packed:
+        """Return the tasks of a group."""
+        return packed_again(sent.tasks)
 
     def close(self, waiting: Sequence[_Group]) -> None:
         """End the actors."""
@@ -246,3 +254,11 @@ def stored_if_large(tasks: Packed) -> Any:
     import ray
 
     return ray.put(tasks) if size_of(tasks) >= _INLINE else tasks
+
+
+def packed_again(held: Any) -> Packed:
+    """Return what :func:`stored_if_large` was given."""
+    import ray
+
+    packed: Packed = held if isinstance(held, tuple) else ray.get(held)
+    return packed

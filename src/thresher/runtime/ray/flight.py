@@ -31,6 +31,9 @@ class Carriers(Protocol):
         """
         ...
 
+    def tasks(self, sent: Any) -> Packed:
+        """Return the tasks of a group."""
+
     def close(self, waiting: Sequence[Any]) -> None:
         """Give up groups that were sent, the function, and what carries them."""
 
@@ -40,8 +43,8 @@ class Flight:
 
     Short and small tasks are sent together: as many as take ``_GROUP`` seconds, as the last ones did, and at most twice
     as many as before. If tasks suddenly have more bytes, a group has at most ``2 * _SMALL`` of them, or one task, and
-    at most ``_STEP`` of the large ones are in memory. That they take longer is known only afterwards. All this changes
-    neither results nor order.
+    at most ``_STEP`` of the large ones are in memory. If they suddenly take longer, a worker does some of a group, and
+    the others are sent again, each alone. All this changes neither results nor order.
     """
 
     def __init__(self, carriers: Carriers, workers: int, tasks: int, most_bytes: float, most: int = _MOST) -> None:
@@ -109,13 +112,20 @@ class Flight:
         self._waiting.append((count, size, self._carriers.send(packed)))
         self._left -= count
 
+    def _send_rest(self, tasks: list[Any]) -> None:
+        """Send the tasks that a worker left of a group, each alone, as the first that were sent."""
+        packed = [pack([task]) for task in tasks]
+        self._waiting.extendleft([(1, size_of(one), self._carriers.send(one)) for one in packed][::-1])
+
     def _take(self) -> Iterator[Any]:
         """Yield the results of the first tasks that were sent."""
         count, size, sent = self._waiting[0]
         packed = self._carriers.result(sent)
+        done: Done = unpack(packed)
+        rest = [] if done.error is not None or len(done.results) == count else unpack(self._carriers.tasks(sent))
         del sent
         self._waiting.popleft()
-        done: Done = unpack(packed)
+        self._send_rest(rest[len(done.results) :])
         self._learn(len(done.results), done.seconds, size / count, size_of(packed))
         del packed
         yield from done.results

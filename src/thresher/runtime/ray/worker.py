@@ -16,10 +16,18 @@ import threadpoolctl
 
 from thresher.runtime.ray.packing import Packed, pack, portable, unpack
 
+_LONG = 1.0  # seconds after which a group starts no other task: others can do the rest
+
 
 @dataclass(frozen=True)
 class Done:
-    """Results of the tasks of a group up to the first that raised, its error, and the seconds they took."""
+    """Results of the first tasks of a group, up to one that raised or until they took too long.
+
+    Attributes:
+        results: The results.
+        error: Returns the error of the task after them, None if it raised none.
+        seconds: What the tasks took.
+    """
 
     results: list[Any]
     error: Callable[[], BaseException] | None
@@ -32,7 +40,7 @@ def place() -> tuple[str, list[str]]:
 
 
 def call(held: list[Any], packed: Packed) -> Packed:
-    """Run some tasks, one after the other, up to the first that raises."""
+    """Run some tasks, one after the other, up to the first that raises, or for a second."""
     return _run(partial(_function, held[0]), packed)
 
 
@@ -47,7 +55,7 @@ class Kept:
         """Return once the actor has started."""
 
     def call(self, held: list[Any], packed: Packed) -> Packed:
-        """Run some tasks, one after the other, up to the first that raises."""
+        """Run some tasks, one after the other, up to the first that raises, or for a second."""
         return _run(partial(self._loaded, held[0]), packed)
 
     def _loaded(self, held: Any) -> Any:
@@ -88,6 +96,8 @@ def _done(load: Callable[[], Callable[[Any], Any]], packed: Packed) -> Done:
         begin = time.perf_counter()
         for task in tasks:
             results.append(fn(task))
+            if time.perf_counter() - begin > _LONG:
+                break
     except KeyboardInterrupt:  # the task was cancelled
         raise
     except BaseException as error:
