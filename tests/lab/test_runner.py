@@ -126,6 +126,19 @@ def test_a_corpus_made_before_the_bytes_of_its_data_were_written_is_continued(tm
         jobs.check(tmp_path, job)
 
 
+def test_a_remark_on_a_row_is_not_a_setting(tmp_path: Path) -> None:
+    old, new, other = (
+        next(job for job in jobs.jobs_of(Plan.parse(text)) if job.name == "runs/noisy/scan/seed-0")
+        for text in (PLAN, PLAN.replace("prune = 0.2", 'prune = 0.2\nabout = "new"'), PLAN.replace("0.2", "0.1"))
+    )
+    path = tmp_path / old.name / "job.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"what": old.what}))
+    jobs.check(tmp_path, new)
+    with pytest.raises(OutputError, match=r"was begun with other settings \(prune\)"):
+        jobs.check(tmp_path, other)
+
+
 def test_another_corpus_in_the_same_folder_has_a_trial_run_of_its_own(tmp_path: Path) -> None:
     text = PLAN + '[[corpus]]\nname = "clean"\n'
     noisy, clean = (

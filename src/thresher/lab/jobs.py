@@ -144,12 +144,14 @@ def what_of(folder: Path) -> dict[str, Any]:
 
 
 def _whole(what: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a job does with defaults for what its ``job.json`` does not know yet, and names instead of paths."""
+    """Return what a job does: with defaults for what its ``job.json`` lacks, names for paths, and without remarks."""
     made = dict(what)
     for name, kind in KINDS.items():
         if name in made:
             new = {one.name: one.default for one in fields(kind) if one.default is not MISSING}
             made[name] = {**json.loads(json.dumps(new)), **made[name]}
+    if row := made.get("row"):
+        made["row"] = {key: value for key, value in row.items() if key != "about"}  # a remark
     if sources := made.get("sources"):
         made["sources"] = {
             name: [os.path.basename(path) for path in value] if isinstance(value, list) else os.path.basename(value)

@@ -92,7 +92,7 @@ def _fingerprint(name: str, what: WhatOf, precision: str) -> str:
         "early": any(EARLY in step.values() for step in made_row.steps),
         "reference": made_row.needs_reference,
     }
-    names = {"name", "about", "share", "coreset_of"} | ({"keep"} if made_row.steps else set())  # steps have it, too
+    names = {"name", "share", "coreset_of"} | ({"keep"} if made_row.steps else set())  # steps have it, too
     parts = {
         "corpus": {key: value for key, value in corpus.items() if key != "name"},
         "data": [data["sources"], data.get("data_bytes")],
