@@ -18,10 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from thresher.data.layouts.webdataset import TarPart
 from thresher.data.trainable import CAPTION, TAKEN, why_left_out
-from thresher.errors import PoolError
 from thresher.io.tar import TAR_BLOCK
+from thresher.resharding.tars import scan
 from thresher.runtime import locks
 from thresher.runtime.engine import Engine
 from thresher.runtime.files import writing
@@ -86,9 +85,7 @@ def prepare(out: Path, names: Sequence[str], engine: Engine) -> str:
 def _indexed(out: Path, name: str) -> tuple[int, int, Counter[str]]:
     """Write the index of a tar; return its samples, those with image and caption, and the endings of images."""
     path = out / name
-    scanned = TarPart(str(path)).scan()
-    if scanned.damage or scanned.skipped:
-        raise PoolError(f"{path}: {scanned.damage or scanned.skipped[0][1]}; write it again with --overwrite")
+    scanned = scan(path)
     assert scanned.endings is not None  # noqa: S101 - it is a tar
     images: Counter[str] = Counter()
     captioned = 0

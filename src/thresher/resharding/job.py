@@ -31,7 +31,7 @@ from thresher.io.open import file_stamp
 from thresher.io.paths import visible
 from thresher.io.places import located, place
 from thresher.pool.store import reopen
-from thresher.resharding import PER_SHARD, Resharded, convert, csvs, energon, fixed, hub, tables, tars
+from thresher.resharding import PER_SHARD, Resharded, convert, csvs, dali, energon, fixed, hub, tables, tars
 from thresher.resharding.fixed import Fixed
 from thresher.resharding.originals import AGAIN, Originals, changed, source_of
 from thresher.resharding.plan import (
@@ -68,7 +68,9 @@ _KEPT = 2.0  # seconds of finding samples from which what was found is kept for 
 _REQUESTS = 16  # at once
 _AGAIN = f"{AGAIN} with --overwrite"
 _SCRATCH = re.compile(r"\..*\.tmp(\.\w+)?")
-_OWN = re.compile(rf"\d{{8,}}\.tar(\.idx)?|\d{{8,}}_stats\.json|train-\d{{5,}}-of-\d{{5,}}\.parquet|{_SCRATCH.pattern}")
+_OWN = re.compile(
+    rf"\d{{8,}}\.(tar|tar\.idx|idx)|\d{{8,}}_stats\.json|train-\d{{5,}}-of-\d{{5,}}\.parquet|{_SCRATCH.pattern}"
+)
 _PLAN = 3  # version of plans; changes whenever the same plan would write other files
 _READING = ("image", "caption", "key", "root", "captions_file", "reader")  # options that written bytes depend on
 _MATCHES = 2  # version of the file of what was found
@@ -86,6 +88,7 @@ class Job:
     trainable: bool | None = None
     for_hub: bool = False
     for_energon: bool = False
+    for_dali: bool = False
     overwrite: bool = False
     processes: bool = False
     options: DataOptions = field(default_factory=DataOptions)
@@ -133,10 +136,12 @@ def run_job(job: Job, sel: Chosen, workers: int | None, progress: Progress | Non
     if job.for_hub:
         hub.writer_options()
     out = place(job.out)
-    if job.for_energon and form != "webdataset":
-        raise UsageError(f"--for-energon is for tars: add --as webdataset, or remove it to write {form}")
-    if job.for_energon and isinstance(out, RemotePath):
-        raise UsageError(f"--for-energon reads what was written: write to a folder, and copy it to {out}")
+    readers = {"--for-energon": energon, "--for-dali": dali}  # of tars, which need more files
+    wanted = [flag for flag, asked in zip(readers, (job.for_energon, job.for_dali), strict=True) if asked]
+    if wanted and form != "webdataset":
+        raise UsageError(f"{wanted[0]} is for tars: add --as webdataset, or remove it to write {form}")
+    if wanted and isinstance(out, RemotePath):
+        raise UsageError(f"{wanted[0]} reads what was written: write to a folder, and copy it to {out}")
     work = _work_folder(out)
     _refuse_overlap(out, data)
     if job.shard is not None and isinstance(out, RemotePath) and _has_two_rounds(job, form, trainable, data):
@@ -178,9 +183,9 @@ def run_job(job: Job, sel: Chosen, workers: int | None, progress: Progress | Non
                 return replace(done, notes=(*data.notes, jobs.finish(job.shard, samples=done.samples)))
             done = _finish(job, sel, sources, matches, form, trainable, digest, written)
         notes = [*data.notes, *noted("sample", done.noted)]
-        if job.for_energon and job.shard is None and not isinstance(out, RemotePath):
+        if wanted and job.shard is None and not isinstance(out, RemotePath):
             names = [one["name"] for one in record_in(out / RESULT)["outputs"]]
-            notes.append(energon.prepare(out, names, engine))
+            notes += [readers[flag].prepare(out, names, engine) for flag in wanted]
     return replace(done, notes=tuple(notes))
 
 
