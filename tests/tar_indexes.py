@@ -12,10 +12,10 @@ def slow_index(path: Path) -> str:
     with tarfile.open(path) as file:
         for member in file:
             folder, slash, base = member.name.rpartition("/")
-            stem, _, ending = base.partition(".")
+            stem, dot, ending = base.partition(".")
             if not member.isreg() or not stem:
                 continue
-            key = folder + slash + stem
+            key, ending = (folder + slash + stem, ending) if dot else (member.name[:-1], member.name)  # as wds2idx does
             if not samples or samples[-1][0] != key:
                 samples.append((key, []))
             samples[-1][1].append(f"{ending} {member.offset_data} {member.size} {member.name}")

@@ -48,6 +48,7 @@ class Scanned:
         notes: Returns :attr:`thresher.data.Sample.notes` of a sample, by its index and the extensions of its members;
             None if they are not known yet.
         names: Names of the samples in their file, if they differ from their keys.
+        said: What the user should know about how they were found, as a sentence; "" for nothing.
     """
 
     keys: Sequence[str]
@@ -61,6 +62,7 @@ class Scanned:
     endings: Callable[[Ints], Iterator[tuple[str, ...]]] | None = None
     notes: Callable[[int, tuple[str, ...]], tuple[str, ...]] | None = None
     names: Sequence[str] | None = None
+    said: str = ""
 
 
 class Words(NamedTuple):

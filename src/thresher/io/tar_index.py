@@ -83,7 +83,8 @@ def _member(fields: Sequence[str], start: int, size: int, line: int) -> Member:
         )
     if member.offset + member.size > size:
         raise IndexProblem(f"line {line:,} ends at byte {member.offset + member.size:,}, and the tar has {size:,}")
-    if name.rpartition("/")[2].partition(".")[2] != ending:
+    base, dot, own = name.rpartition("/")[2].partition(".")
+    if ending != (own if dot else name) or not base:  # wds2idx has no dot to split README at
         raise IndexProblem(f"line {line:,}: {visible(ending, 40)} is not the extension of {visible(name, 80)}")
     return member
 

@@ -314,6 +314,7 @@ def _find(data: Data, sources: Sequence[Source], sel: Chosen, engine: Engine, pr
     left_out, notes = Counter(), Counter()
     with progress.task("scan", len(sources), "files") as advance:
         results = _read(sources, partial(_match_keys, wanted), sources, engine, job)
+        results = _saying(results, progress.say)
         plan, seen = planned(sources, _collect(results, sources, skipped, left_out, notes, advance), wanted)
     seen[[wanted.find(key) for _, key, _ in skipped if key]] = True  # skipped samples were found too
     if not len(plan):
@@ -388,8 +389,19 @@ def _collect(
         yield part
 
 
+def _saying(results: Iterator[Matched], say: Callable[[str], None]) -> Iterator[Matched]:
+    """Pass results on, and say what the user should know of them."""
+    for part in results:
+        if part.said:
+            say(part.said)
+        yield part
+
+
 def _match_keys(wanted: KeySet, source: Source) -> Matched:
-    return match(source.part.scan(uids=wanted.uids), wanted)
+    part = source.part
+    if isinstance(part, TarPart) and not wanted.uids:  # uids are in the json of samples, and not in an index
+        return match(part.scan_chosen(lambda keys: np.flatnonzero(wanted.find_many(keys) >= 0)), wanted)
+    return match(part.scan(uids=wanted.uids), wanted)
 
 
 def _match_places(task: tuple[Source, Places | None]) -> Matched:

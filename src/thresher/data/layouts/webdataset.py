@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import partial
 from itertools import islice
@@ -16,6 +16,7 @@ from typing import IO, Any, ClassVar
 import numpy as np
 
 from thresher.data.compressed import COMPRESSED, stem_of_tar, unpacking
+from thresher.data.indexed import listed
 from thresher.data.location import Location
 from thresher.data.members import JSON, NO_NAMES, Found, Members
 from thresher.data.options import DataOptions
@@ -45,6 +46,7 @@ from thresher.io.tar import (
 )
 from thresher.io.tar_apart import NONE, Apart, Run, Watch, apart_among, find_apart, not_joined, run_at, whole
 from thresher.io.tar_fast import Stretch, runs, window_of
+from thresher.io.tar_index import IndexProblem, index_path
 from thresher.runtime.format import counted
 
 _OTHERS = (".parquet", ".pq", ".arrow", ".csv", ".tsv", ".jsonl", ".ndjson", *(f".{ending}" for ending in ENDINGS))
@@ -289,6 +291,29 @@ class TarPart(Part):
         if damage or samples.joined:
             return scanned
         return replace(scanned, damage=self._not_as_indexed(len(scanned.keys) + len(scanned.skipped)))
+
+    def scan_chosen(self, choose: Callable[[Sequence[str]], Ints]) -> Scanned:
+        """Read only the headers of the samples with chosen keys, if the tar is remote and has an index, else of all.
+
+        Args:
+            choose: Returns which of some keys are chosen, ascending.
+
+        Returns:
+            The chosen samples, or all.
+        """
+        if self.protocol == "file" or self.named.key_in or self.indexed is not None:
+            return self.scan()
+        try:
+            if (found := listed(self.protocol, self.path)) is None:
+                return self.scan()
+            samples = Samples(self.named, uids=False, renamed=self.copied_as is not None)
+            chosen = choose([sample.key for sample in found.samples])
+            for window, sample in found.opened([found.samples[i] for i in chosen.tolist()]):
+                samples.add_one(window, sample)
+            return samples.scanned("")
+        except IndexProblem as problem:
+            said = f"{index_path(self.path)}: is not used, because it {problem}; write it again, or remove it"
+            return replace(self.scan(), said=said)
 
     def scan_at(self, at_c: Ints) -> Scanned:
         """Read only the headers of the samples at some bytes, after those of all if the tar is on this machine.
