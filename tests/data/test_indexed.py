@@ -6,17 +6,14 @@ import io
 import pickle
 import random
 import tarfile
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import numpy as np
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
-from fsspec.spec import AbstractBufferedFile
 
+from tests.ahead_fs import Ahead, memory
 from tests.resharding.common import hashes, keys_file, listed, plain, tar
 from tests.tar_indexes import slow_index
 from thresher import api
@@ -26,40 +23,8 @@ from thresher.io.tar_index import IndexProblem
 
 LONG = "d/" + "x" * 150
 
-
-class Ahead(MemoryFileSystem):
-    """Memory that is read ahead as S3 is, and counts requests and bytes."""
-
-    protocol = "ahead"
-    counts: Counter[str] = Counter()
-
-    @classmethod
-    def _strip_protocol(cls, path: str) -> str:
-        return str(MemoryFileSystem._strip_protocol(path.replace("ahead://", "memory://")))
-
-    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **how: Any) -> bytes:
-        content = bytes(super().cat_file(path, start, end))
-        Ahead.counts.update(requests=1, bytes=len(content))
-        return content
-
-    def _open(self, path: str, mode: str = "rb", **how: Any) -> Any:
-        if mode != "rb":
-            return super()._open(path, mode, **how)
-
-        class File(AbstractBufferedFile):  # type: ignore[misc]
-            def _fetch_range(self, start: int, end: int) -> bytes:
-                return bytes(self.fs.cat_file(self.path, start, end))
-
-        return File(self, path, "rb", block_size=50 << 20)
-
-
-@pytest.fixture(autouse=True)
-def memory() -> Iterator[None]:
-    fsspec.register_implementation("ahead", Ahead, clobber=True)
-    Ahead.counts.clear()
-    yield
-    MemoryFileSystem.store.clear()
-    MemoryFileSystem.pseudo_dirs[:] = [""]
+pytestmark = pytest.mark.usefixtures("memory")
+__all__ = ["memory"]
 
 
 def put(path: Path, index: str | bytes | None = None) -> str:
@@ -192,6 +157,17 @@ def test_a_wrong_index_changes_nothing_and_is_said(tmp_path: Path, wrong: str) -
     assert len(said) == 1
     assert said[0].startswith("/d/0.idx: is not used, because it ")
     assert said[0].endswith("; write it again, or remove it")
+
+
+def test_a_key_that_no_index_has_is_looked_for_in_the_tars(tmp_path: Path) -> None:
+    """Of samples that are not used, names are believed; so a key that seems to be missing may be there."""
+    path = tar(tmp_path / "0.tar", big(100, 700))
+    put(path, slow_index(path).replace("000064.", "000099a."))
+    done, said = reshard("ahead://d/0.tar", ["000063", "000064"], tmp_path / "out")
+    assert (done.samples, done.missing) == (2, 0)
+    assert said == ["ahead://d/0.tar: its indexes do not have 1 key; reading the headers of the tars instead"]
+    done, said = reshard("ahead://d/0.tar", ["000063", "no such key"], tmp_path / "more")
+    assert (done.samples, done.missing, len(said)) == (1, 1, 1)
 
 
 def test_an_index_of_some_samples_is_never_all(tmp_path: Path) -> None:

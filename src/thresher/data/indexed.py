@@ -21,7 +21,7 @@ from thresher.io.tar_apart import Watch
 from thresher.io.tar_index import IndexProblem, index_path, members_in
 from thresher.runtime.format import counted
 
-_COMPARED = 8  # samples of which the headers are read in any case
+_COMPARED = 16  # samples of which the headers are read in any case
 _LOOKED_INTO = 64  # most places with something else between members
 
 

@@ -49,6 +49,8 @@ class Scanned:
             None if they are not known yet.
         names: Names of the samples in their file, if they differ from their keys.
         said: What the user should know about how they were found, as a sentence; "" for nothing.
+        by_index: Whether an index says which samples there are; other samples, whose headers were not read, may have
+            other names than it says.
     """
 
     keys: Sequence[str]
@@ -63,6 +65,7 @@ class Scanned:
     notes: Callable[[int, tuple[str, ...]], tuple[str, ...]] | None = None
     names: Sequence[str] | None = None
     said: str = ""
+    by_index: bool = False
 
 
 class Words(NamedTuple):

@@ -310,21 +310,42 @@ def _find(data: Data, sources: Sequence[Source], sel: Chosen, engine: Engine, pr
     wanted = read_keys(sel)
     if not len(wanted):
         raise UsageError(f"{sel}: keeps nothing")
-    skipped: list[tuple[str, str, str]] = []
-    left_out, notes = Counter(), Counter()
-    with progress.task("scan", len(sources), "files") as advance:
-        results = _read(sources, partial(_match_keys, wanted), sources, engine, job)
-        results = _saying(results, progress.say)
-        plan, seen = planned(sources, _collect(results, sources, skipped, left_out, notes, advance), wanted)
-    seen[[wanted.find(key) for _, key, _ in skipped if key]] = True  # skipped samples were found too
-    if not len(plan):
+    by = "uid" if wanted.uids and data.parts[0].has_uids else "key"
+    found, by_index = _by_key(by, wanted, sources, engine, progress, job, indexes=True)
+    if by_index and not found.seen_N.all():
+        missing = counted(int((~found.seen_N).sum()), "key")
+        progress.say(f"{data.location}: its indexes do not have {missing}; reading the headers of the tars instead")
+        found, _ = _by_key(by, wanted, sources, engine, progress, job, indexes=False)
+    if not len(found.plan):
+        skipped = found.skipped
         damaged = f"; {skipped[0][0]}: {skipped[0][2]}" if skipped else ""
         keys = counted(len(wanted), "selected key")
         raise PoolError(
             f"{data.location}: has none of {keys}{damaged}; is the selection of other data?{_examples(sources, sel)}"
         )
-    by = "uid" if wanted.uids and data.parts[0].has_uids else "key"
-    return _Matches(plan, by, wanted.total, skipped, wanted, seen, left_out, notes)
+    return found
+
+
+def _by_key(
+    by: str, wanted: KeySet, sources: Sequence[Source], engine: Engine, progress: Progress, job: Job, *, indexes: bool
+) -> tuple[_Matches, bool]:
+    """Find the chosen samples by uid or key; return whether an index next to a tar said which samples it has."""
+    skipped: list[tuple[str, str, str]] = []
+    left_out, notes, by_index = Counter[str](), Counter[str](), False
+
+    def watched(results: Iterator[Matched]) -> Iterator[Matched]:
+        nonlocal by_index
+        for part in results:
+            by_index |= part.by_index
+            if part.said:
+                progress.say(part.said)
+            yield part
+
+    with progress.task("scan", len(sources), "files") as advance:
+        results = watched(_read(sources, partial(_match_keys, wanted, indexes), sources, engine, job))
+        plan, seen = planned(sources, _collect(results, sources, skipped, left_out, notes, advance), wanted)
+    seen[[wanted.find(key) for _, key, _ in skipped if key]] = True  # skipped samples were found too
+    return _Matches(plan, by, wanted.total, skipped, wanted, seen, left_out, notes), by_index
 
 
 def _examples(sources: Sequence[Source], sel: Chosen) -> str:
@@ -389,17 +410,11 @@ def _collect(
         yield part
 
 
-def _saying(results: Iterator[Matched], say: Callable[[str], None]) -> Iterator[Matched]:
-    """Pass results on, and say what the user should know of them."""
-    for part in results:
-        if part.said:
-            say(part.said)
-        yield part
-
-
-def _match_keys(wanted: KeySet, source: Source) -> Matched:
+def _match_keys(wanted: KeySet, indexes: bool, source: Source) -> Matched:
     part = source.part
-    if isinstance(part, TarPart) and not wanted.uids:  # uids are in the json of samples, and not in an index
+    if (
+        indexes and isinstance(part, TarPart) and not wanted.uids
+    ):  # uids are in the json of samples, and not in an index
         return match(part.scan_chosen(lambda keys: np.flatnonzero(wanted.find_many(keys) >= 0)), wanted)
     return match(part.scan(uids=wanted.uids), wanted)
 

@@ -67,6 +67,7 @@ class Matched:
             :func:`thresher.data.trainable.why_left_out`.
         notes: How many samples have each of :attr:`thresher.data.Sample.notes`, repeats included, as far as is known.
         said: See :class:`thresher.data.parts.Scanned`.
+        by_index: See :class:`thresher.data.parts.Scanned`.
     """
 
     start_c: Ints
@@ -80,6 +81,7 @@ class Matched:
     left_out: Mapping[str, int] = field(default_factory=dict)
     notes: Mapping[str, int] = field(default_factory=dict)
     said: str = ""
+    by_index: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -292,6 +294,7 @@ def match(scanned: Scanned, wanted: KeySet) -> Matched:
         numbers_c=number_c,
         damage=scanned.damage,
         said=scanned.said,
+        by_index=scanned.by_index,
         skipped=tuple((key, why) for key, why in scanned.skipped if wanted.find(key) >= 0),
         headers=scanned.headers and scanned.headers(chosen[_odd(scanned.length_n[chosen], times_c)]),
         left_out=left_out,

@@ -310,10 +310,46 @@ class TarPart(Part):
             chosen = choose([sample.key for sample in found.samples])
             for window, sample in found.opened([found.samples[i] for i in chosen.tolist()]):
                 samples.add_one(window, sample)
-            return samples.scanned("")
+            return replace(samples.scanned(""), by_index=True)
         except IndexProblem as problem:
-            said = f"{index_path(self.path)}: is not used, because it {problem}; write it again, or remove it"
-            return replace(self.scan(), said=said)
+            return replace(self.scan(), said=self._not_used(problem))
+
+    def _not_used(self, problem: IndexProblem) -> str:
+        return f"{index_path(self.path)}: is not used, because it {problem}; write it again, or remove it"
+
+    def read_chosen(
+        self, choose: Callable[[Scanned], Ints], *, uids: bool, say: Callable[[str], None]
+    ) -> Iterator[tuple[Window, TarSample]]:
+        """Yield the chosen samples in their order, each with a window to read its members.
+
+        Of a remote tar with an index, only these samples are read; else the headers of all, too.
+
+        Args:
+            choose: Returns which of the samples are chosen, ascending; it is given their keys, and uids if they are
+                needed.
+            uids: Whether uids are needed, which are not in an index.
+            say: Is told why an index is not used.
+
+        Raises:
+            PoolError: The tar is damaged; raised before the first sample, or if it changes.
+        """
+        done = set[int]()
+        try:
+            found = None if uids or self.protocol == "file" else listed(self.protocol, self.path)
+            if found is not None:
+                keys = Scanned([sample.key for sample in found.samples], *[np.empty(0, np.int64)] * 2)
+                for window, sample in found.opened([found.samples[i] for i in choose(keys).tolist()], contents=True):
+                    yield window, sample
+                    done.add(sample.start)
+                return
+        except IndexProblem as problem:
+            say(self._not_used(problem))
+        scanned = self.scan(uids=uids)
+        if scanned.damage:
+            raise PoolError(f"{self.path}: {scanned.damage}")
+        starts = scanned.start_n[choose(scanned)].tolist()
+        for window, sample, _ in self._whole_at(np.array([start for start in starts if start not in done], np.int64)):
+            yield window, sample
 
     def scan_at(self, at_c: Ints) -> Scanned:
         """Read only the headers of the samples at some bytes, after those of all if the tar is on this machine.
