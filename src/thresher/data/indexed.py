@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from thresher.errors import AccessError, PoolError
-from thresher.io.remote import info_of, read_range
-from thresher.io.spans import Span, open_spans
+from thresher.io.remote import read_range
+from thresher.io.spans import Span, open_spans, size_of
 from thresher.io.tar import TAR_BLOCK, Member, TarSample, Window, grouped, tar_samples
 from thresher.io.tar_apart import Watch
 from thresher.io.tar_index import IndexProblem, index_path, members_in
@@ -95,10 +95,12 @@ def listed(protocol: str, path: str) -> Listed | None:
     """
     index = index_path(path)
     try:
-        length = int(info_of(protocol, index)["size"])
+        length = size_of(protocol, index)
     except (PoolError, AccessError):  # S3 denies access to what is not there if listing is not allowed
         return None
-    size = int(info_of(protocol, path)["size"])
+    size = size_of(protocol, path)
+    if length is None or size is None:
+        return None
     if length > size:
         raise IndexProblem(f"has {length:,} bytes, and the tar only {size:,}")
     members = members_in(read_range(protocol, index, 0, length), size)

@@ -37,7 +37,19 @@ def open_spans(protocol: str, path: str, spans: Sequence[Span]) -> IO[bytes]:
     needed = sum(stop - start for start, stop in spans)
     if protocol == "file" or spans and needed * _DENSE >= max(stop for _, stop in spans) - min(spans)[0] > _MOST:
         return open_file(protocol, path)
-    return io.BufferedReader(SpanFile(protocol, path, spans), _LEAST)
+    if (size := size_of(protocol, path)) is None:
+        return open_file(protocol, path)
+    return io.BufferedReader(SpanFile(protocol, path, size, spans), _LEAST)
+
+
+def size_of(protocol: str, path: str) -> int | None:
+    """Return the size of a remote file, None if its server does not say, as some do not for ``https://``.
+
+    Raises:
+        PoolError, UnreachedError, AccessError: As in :func:`thresher.io.open.open_file`.
+    """
+    size = info_of(protocol, path).get("size")
+    return size if isinstance(size, int) else None
 
 
 def joined(spans: Sequence[Span]) -> list[Span]:
@@ -54,10 +66,9 @@ def joined(spans: Sequence[Span]) -> list[Span]:
 class SpanFile(io.RawIOBase):
     """A remote file for reading, see :func:`open_spans`."""
 
-    def __init__(self, protocol: str, path: str, spans: Sequence[Span]) -> None:
-        """Ask for the size of the file; spans are read when they are needed."""
-        self._protocol, self._path = protocol, path
-        self._size = int(info_of(protocol, path)["size"])
+    def __init__(self, protocol: str, path: str, size: int, spans: Sequence[Span]) -> None:
+        """Read nothing yet: spans are read when they are needed. ``size`` is that of the file."""
+        self._protocol, self._path, self._size = protocol, path, size
         within = [(start, min(stop, self._size)) for start, stop in joined(spans) if start < self._size]
         self._left = deque(within)
         self._ahead = read_ahead(self._request, within, max((stop - start for start, stop in within), default=1))

@@ -221,8 +221,8 @@ class Layout:
 
     def check(self) -> None:
         """Raise a PoolError if fields differ in length, width or type, or if there are no rows."""
-        if not self.vectors and not self.tables:
-            why = f"; the first: {self.skipped[0].path}: {self.skipped[0].why}" if self.skipped else ""
+        if not self.vectors and not self.tables and self.skipped:
+            why = f"; the first: {self.skipped[0].path}: {self.skipped[0].why}"
             raise PoolError(f"{self.location}: no usable file is left of the {len(self.skipped)} found{why}")
         counts = {name: sum(p.rows for p in pieces) for name, pieces in self.vectors.items()}
         if self.tables:

@@ -337,8 +337,10 @@ class TarPart(Part):
         try:
             found = None if uids or self.protocol == "file" else listed(self.protocol, self.path)
             if found is not None:
-                keys = Scanned([sample.key for sample in found.samples], *[np.empty(0, np.int64)] * 2)
-                for window, sample in found.opened([found.samples[i] for i in choose(keys).tolist()], contents=True):
+                samples = found.samples
+                none = np.zeros(len(samples), np.int64)
+                chosen = choose(Scanned([sample.key for sample in samples], none, none))
+                for window, sample in found.opened([samples[i] for i in chosen.tolist()], contents=True):
                     yield window, sample
                     done.add(sample.start)
                 return
