@@ -64,7 +64,7 @@ class Listed:
             for sample in samples:
                 try:
                     there = next(tar_samples(window, self.path, sample.start), None)
-                except PoolError:  # no header, or a member that goes on after the end
+                except PoolError:  # no header, or a member that is longer than the tar
                     there = None
                 if there is None or _said(there) != _said(sample):
                     raise IndexProblem(f"does not fit the tar at byte {sample.start:,}")

@@ -328,7 +328,7 @@ class TarPart(Part):
             choose: Returns which of the samples are chosen, ascending; it is given their keys, and uids if they are
                 needed.
             uids: Whether uids are needed, which are not in an index.
-            say: Is told why an index is not used.
+            say: Called with why an index is not used.
 
         Raises:
             PoolError: The tar is damaged; raised before the first sample, or if it changes.
