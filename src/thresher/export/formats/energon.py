@@ -40,7 +40,7 @@ class Energon:
         """Write the split; kept rows without the name of a tar are missing.
 
         Raises:
-            UsageError: The pool has no column of tars, or other files in it, the selection repeats rows, or a row that is
+            UsageError: The pool has no column of tars, or of other files, the selection repeats rows, or a row that is
                 to be excluded has no key.
         """
         if selection.repeats is not None:
