@@ -69,6 +69,11 @@ def test_it_is_added_later_and_together_with_that_of_energon(tmp_path: Path) -> 
         assert len(done.notes) == 2
         found, expected = hashes(tmp_path / "out"), hashes(tmp_path / "whole")
         assert {**found, "reshard.json": ""} == {**expected, "reshard.json": ""}  # has the name of the file of keys
+    before = (tmp_path / "out" / "00000000.idx").stat().st_mtime_ns
+    (tmp_path / "out" / "00000001.idx").write_text("v1.2 1\npng 512 1 of.another.tar\n")
+    reshard(tmp_path / "data", wanted, tmp_path / "out", per_shard=3)
+    assert (tmp_path / "out" / "00000001.idx").read_bytes() == (tmp_path / "whole" / "00000001.idx").read_bytes()
+    assert (tmp_path / "out" / "00000000.idx").stat().st_mtime_ns == before  # the same again changes nothing
     reshard(tmp_path / "data", wanted[1:], tmp_path / "out", for_dali=False, overwrite=True)
     assert not list((tmp_path / "out").glob("*.idx"))  # no index of other tars
 

@@ -17,7 +17,7 @@ from thresher.runtime.format import counted
 
 
 def prepare(out: Path, names: Sequence[str], engine: Engine) -> str:
-    """Write the index of each tar, unless it is there. A tar without samples gets none: DALI refuses empty ones.
+    """Write the index of each tar. A tar without samples gets none: DALI refuses empty ones.
 
     Args:
         out: The folder of the tars.
@@ -38,10 +38,8 @@ def prepare(out: Path, names: Sequence[str], engine: Engine) -> str:
 
 
 def _indexed(out: Path, name: str) -> bool:
-    """Write the index of a tar; return whether it has samples."""
+    """Write the index of a tar, unless it is there; return whether the tar has samples."""
     path, index = out / name, (out / name).with_suffix(ENDING)
-    if index.exists():
-        return True
     scanned = scan(path)
     if not len(scanned.keys):
         return False
@@ -53,6 +51,7 @@ def _indexed(out: Path, name: str) -> bool:
         raise OutputError(
             f"{path}: an index of DALI {problem}; rename these samples, or write without --for-dali"
         ) from None
-    with writing(index) as scratch:
-        Path(scratch).write_bytes(content)
+    if not index.is_file() or index.read_bytes() != content:
+        with writing(index) as scratch:
+            Path(scratch).write_bytes(content)
     return True
