@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.ahead_fs import Ahead, memory
-from tests.resharding.common import hashes, keys_file, listed, plain, tar
+from tests.resharding.common import hashes, keys_file, listed, plain, pool, tar
 from tests.tar_indexes import slow_index
 from thresher import api
 from thresher.data import indexed
@@ -73,6 +73,18 @@ def test_a_few_samples_are_a_small_part_of_the_bytes(tmp_path: Path) -> None:
     assert done.samples == 4
     found = {name: one for name, one in hashes(tmp_path / "b").items() if name != "reshard.json"}
     assert found == {name: one for name, one in hashes(tmp_path / "a").items() if name != "reshard.json"}
+
+
+def test_samples_at_known_places_are_a_small_part_of_the_bytes(tmp_path: Path) -> None:
+    """As a pool has them that was embedded from the tar: only their headers, and then their bytes, are read."""
+    path = tar(tmp_path / "0.tar", big(200, 60_000))
+    location, starts = put(path), TarPart(str(path)).scan().start_n.tolist()
+    rows = [(f"{i:06d}", "0.tar", start) for i, start in enumerate(starts)]
+    done = api.reshard(location, pool(tmp_path, rows, [3, 100, 101, 199]), tmp_path / "out", workers=1, progress=False)
+    assert (done.samples, done.by) == (4, "place")
+    assert Ahead.counts["bytes"] < 0.1 * path.stat().st_size
+    assert Ahead.counts["requests"] < 25
+    assert [name for name, _ in listed(tmp_path / "out")][::3] == [f"{i:06d}.jpg" for i in (3, 100, 101, 199)]
 
 
 def odd_tar(path: Path, form: int) -> list[str]:

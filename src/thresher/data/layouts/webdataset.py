@@ -28,6 +28,7 @@ from thresher.io.open import open_file, protocol_of, trusting
 from thresher.io.paths import writable
 from thresher.io.pictures import ENDINGS
 from thresher.io.remote import file_system, requested
+from thresher.io.spans import open_spans
 from thresher.io.tar import (
     NOTES,
     TAR_BLOCK,
@@ -51,6 +52,7 @@ from thresher.runtime.format import counted
 
 _OTHERS = (".parquet", ".pq", ".arrow", ".csv", ".tsv", ".jsonl", ".ndjson", *(f".{ending}" for ending in ENDINGS))
 _AHEAD = 8 << 20  # bytes of read-ahead
+_SAMPLE = 32 << 10  # bytes in which the headers of most samples are
 _LOOKED_AT, _LOOKED_IN = 200, 20  # samples looked at of a tar, and tars, for what the user names
 _UID = re.compile(rb'"uid"\s*:\s*"([0-9A-Fa-f]{32})"')
 
@@ -360,7 +362,7 @@ class TarPart(Part):
             PoolError: There is no sample at a position, or it must not be copied.
         """
         samples = Samples(self.named, uids=False, renamed=self.copied_as is not None)
-        for window, sample, apart in self._whole_at(at_c):
+        for window, sample, apart in self._whole_at(at_c, headers=True):
             samples.add_one(window, sample, joined=apart)
         scanned = samples.scanned("")
         if scanned.skipped:
@@ -376,12 +378,15 @@ class TarPart(Part):
         for window, sample, apart in self._whole_at(start_c):
             yield window, sample, self._sample(window, sample, apart=apart)
 
-    def _whole_at(self, at_c: Ints) -> Iterator[tuple[Window, TarSample, bool]]:
-        with open_file(self.protocol, self.path) as file:
+    def _whole_at(self, at_c: Ints, *, headers: bool = False) -> Iterator[tuple[Window, TarSample, bool]]:
+        """Yield the samples at some bytes; of a remote tar that is read only for its ``headers``, read little else."""
+        spans = [(at, at + _SAMPLE) for at in at_c.tolist()] if headers and self.protocol != "file" else None
+        opened = open_file(self.protocol, self.path) if spans is None else open_spans(self.protocol, self.path, spans)
+        with opened as file:
             apart = NONE
             if self.protocol == "file":
                 apart = find_apart(window_of(file, self.protocol, self.path, _AHEAD), self.path)
-            window = window_of(file, self.protocol, self.path)
+            window = window_of(file, self.protocol, self.path) if spans is None else Window(file, self.path, TAR_BLOCK)
             for at in at_c.tolist():
                 sample = None if apart.is_piece(at) else run_at(window, self.path, at)
                 if sample is None:
