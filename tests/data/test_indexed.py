@@ -203,6 +203,15 @@ def test_an_index_of_some_samples_is_never_all(tmp_path: Path) -> None:
             indexed.listed("ahead", "/d/0.tar")
 
 
+def test_what_an_index_leaves_out_is_not_read_at_once(tmp_path: Path) -> None:
+    """It may be almost the whole tar."""
+    path = tar(tmp_path / "0.tar", big(60, 30_000))
+    put(path, without(slow_index(path), *range(1, 60)))
+    with pytest.raises(IndexProblem, match=r"leaves out 1,933,824 bytes between two members"):
+        indexed.listed("ahead", "/d/0.tar")
+    assert Ahead.counts["bytes"] < 10_000
+
+
 def test_members_apart_are_found_as_without_an_index(tmp_path: Path) -> None:
     path = tar(
         tmp_path / "0.tar", [("a", {"jpg": b"1"}), ("b", {"jpg": b"2"}), ("a", {"txt": b"3"}), ("c", {"jpg": b"4"})]

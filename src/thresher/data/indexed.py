@@ -23,6 +23,7 @@ from thresher.runtime.format import counted
 
 _COMPARED = 16  # samples of which the headers are read in any case
 _LOOKED_INTO = 64  # most places with something else between members
+_LEFT_OUT = 1 << 20  # most bytes between two members
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,11 @@ def _to_compare(samples: Sequence[TarSample]) -> list[int]:
     """Return the samples to compare: some, and all after which, or in which, there is more than ordinary headers.
 
     Raises:
-        IndexProblem: These are too many.
+        IndexProblem: These are too many, or there is too much.
     """
     gaps = [{member.offset - member.start for member in sample.members.values()} for sample in samples]
+    if (most := max(map(max, gaps), default=0)) > _LEFT_OUT:
+        raise IndexProblem(f"leaves out {most:,} bytes between two members")
     often = Counter(gap for of_one in gaps for gap in of_one)
     usual = {TAR_BLOCK, *(gap for gap, _ in often.most_common(1))}  # such as those with metadata of webdataset
     longer = [i for i, of_one in enumerate(gaps) if of_one - {TAR_BLOCK}]
