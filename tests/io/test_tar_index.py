@@ -114,5 +114,14 @@ def test_any_bytes_are_members_or_a_problem(piece: bytes, at: int, cut: int) -> 
 def test_the_index_is_next_to_the_tar() -> None:
     assert index_path("s3://b/a.b/00.tar") == "s3://b/a.b/00.idx"
     assert index_path("x.TAR") == "x.idx"
+    assert index_path("https://h/00.tar?key=1") == ""
+
+
+def test_only_white_space_of_ascii_separates() -> None:
+    """As in DALI: the ideographic space is part of a name."""
+    row = Row(512, 1, "絵\u3000一\xa0\u2028.jpg")
+    content = index_of([[row]])
+    assert content.decode() == f"v1.2 1\njpg 512 1 {row.name}\n"
+    assert [one.name for one in members_in(content, SIZE)] == [row.name]
     with pytest.raises(IndexProblem, match=r"white space: 'a\\x0bb.jpg'"):
         index_of([[Row(512, 1, "a\vb.jpg")]])

@@ -95,6 +95,8 @@ def listed(protocol: str, path: str) -> Listed | None:
         UnreachedError: The index or the tar was not reached.
     """
     index = index_path(path)
+    if not index:
+        return None
     try:
         length = size_of(protocol, index)
     except (PoolError, AccessError):  # S3 denies access to what is not there if listing is not allowed

@@ -28,8 +28,8 @@ class IndexProblem(ValueError):  # noqa: N818 - it never leaves the readers
 
 
 def index_path(path: str) -> str:
-    """Return where the index of a tar is: NAME.idx next to NAME.tar."""
-    return path[: -len(".tar")] + ENDING
+    """Return where the index of a tar is: NAME.idx next to NAME.tar; "" if it has another name."""
+    return path[: -len(".tar")] + ENDING if path.lower().endswith(".tar") else ""
 
 
 def members_in(content: bytes, size: int) -> list[Member]:
@@ -62,7 +62,7 @@ def members_in(content: bytes, size: int) -> list[Member]:
     found: list[Member] = []
     end = 0
     for number, line in enumerate(lines[1:], 2):
-        fields = line.split()
+        fields = _fields(line)
         if not fields or len(fields) % 4:
             raise IndexProblem(f"line {number:,} is not an extension, an offset, a size and a name for each member")
         for at in range(0, len(fields), 4):
@@ -70,6 +70,11 @@ def members_in(content: bytes, size: int) -> list[Member]:
             end = member.end
             found.append(member)
     return found
+
+
+def _fields(text: str) -> list[str]:
+    """Return the parts of a text between white space of ASCII; other white space is part of names."""
+    return [field.decode("utf-8", "surrogateescape") for field in text.encode("utf-8", "surrogateescape").split()]
 
 
 def _member(fields: Sequence[str], start: int, size: int, line: int) -> Member:
@@ -113,7 +118,7 @@ def index_of(samples: Iterable[Sequence[Row]]) -> bytes:
     lines = []
     for rows in samples:
         members = [(row.name, row.offset, row.size) for row in rows if row.name]
-        if spaced := next((name for name, _, _ in members if len(name.split()) != 1 or name.strip() != name), ""):
+        if spaced := next((name for name, _, _ in members if _fields(name) != [name]), ""):
             raise IndexProblem(f"cannot have a name with white space: '{visible(spaced, 120)}'")
         fields = ((name.rpartition("/")[2].partition(".")[2], str(at), str(size), name) for name, at, size in members)
         lines.append(" ".join(" ".join(one) for one in fields))

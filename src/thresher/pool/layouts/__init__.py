@@ -22,21 +22,7 @@ from thresher.runtime.plugins import PluginPoint
 __all__ = ["POOL_READERS", "Files", "Layout", "Options", "PoolReader", "read_layout", "read_metadata"]
 
 
-_RAW = (
-    ".tar",
-    ".tar.gz",
-    ".tgz",
-    ".csv",
-    ".tsv",
-    ".jsonl",
-    ".ndjson",
-    ".mds",
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".webp",
-    ".gif",
-)
+_RAW = tuple(".tar .tar.gz .tgz .csv .tsv .jsonl .ndjson .mds .jpg .jpeg .png .webp .gif".split())
 _LOOKED = 50  # folders in a folder that is not a pool
 
 
