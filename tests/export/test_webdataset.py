@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.ahead_fs import Ahead, memory
+from tests.objects import s3_environment
 from tests.resharding.common import tar
 from tests.tar_indexes import slow_index
 from thresher import Selection, build
@@ -455,6 +456,23 @@ def test_an_index_that_turns_out_wrong_after_some_samples(tmp_path: Path) -> Non
     assert [str(one.message) for one in said] == [
         f"/d/0.idx: is not used, because it does not fit the tar at byte {63 * 2560:,}; write it again, or remove it"
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:bucket/0.idx. is not used:UserWarning")
+def test_kept_samples_on_s3_in_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tar(tmp_path / "0.tar", [(f"{i:04d}", {"jpg": bytes(30_000), "txt": b"x"}) for i in range(100)])
+    (tmp_path / "keys.txt").write_text("0003\n0050\n0051\n0099\n")
+    stage = read_kept(str(tmp_path / "keys.txt"))
+    with s3_environment(monkeypatch):
+        fs = fsspec.filesystem("s3")
+        fs.put(str(path), "bucket/0.tar")
+        for index in (None, slow_index(path), "v1.2 3\nx"):
+            if index is not None:
+                fs.pipe_file("bucket/0.idx", index.encode())
+            dataset = wds.DataPipeline(wds.SimpleShardList(["s3://bucket/0.tar"]), wds.split_by_worker, stage)
+            loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=1)
+            assert [one["__key__"] for one in loader] == ["0003", "0050", "0051", "0099"]
 
 
 def test_workers_read_kept_samples_of_their_tars(shards: list[str], subset: Callable[..., Any]) -> None:
