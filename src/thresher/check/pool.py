@@ -8,7 +8,6 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import threadpoolctl
 
 from thresher.check.calibration import product_speed
 from thresher.check.cost import Cluster, Constants, estimate, rows_of
@@ -25,6 +24,7 @@ from thresher.pruning.registry import build
 from thresher.pruning.run import Run
 from thresher.runtime.format import counted
 from thresher.runtime.kernels import has_avx512
+from thresher.runtime.process import matrix_kernels
 
 _QUICK = 100_000
 _SECONDS = 0.2  # of timing a matrix product
@@ -158,8 +158,7 @@ def _slow_kernel() -> str:
     """Return a warning if the matrix kernels in use are slower than the processor allows, else ''."""
     if not has_avx512():
         return ""
-    kernels = {info.get("architecture", "") for info in threadpoolctl.threadpool_info()}
-    slow = kernels & {"Haswell", "Zen", "Sandybridge", "Nehalem", "Prescott"}
+    slow = set(matrix_kernels()) & {"Haswell", "Zen", "Sandybridge", "Nehalem", "Prescott"}
     if not slow:
         return ""
     return (
