@@ -326,6 +326,14 @@ def test_what_a_set_lacks_is_said(sets: Path, tmp_path: Path) -> None:
         Suite.load(str(tmp_path / "suite.toml"))
 
 
+def test_a_column_of_captions_that_is_not_there_is_named_by_the_option_of_evaluate(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        add(tar, "a.png", picture(0))
+        add(tar, "a.txt", b"red")
+    with pytest.raises(UsageError, match="^--text title: none of the 1 samples .*'?txt'?"):
+        open_set(str(tmp_path), text="title")
+
+
 def test_models_are_named_by_their_folders(tmp_path: Path) -> None:
     log = tmp_path / "logs/run"
     (log / "checkpoints").mkdir(parents=True)

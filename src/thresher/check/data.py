@@ -163,7 +163,7 @@ def doctor(
     }
     if report["captions"]["empty"] == read.samples:
         report["captions"]["elsewhere"] = data.captions_elsewhere()
-    first = [*([refusal] if refusal else []), *data.notes]
+    first = [*([refusal] if refusal else []), *data.notes, *(data.without_end() if light else ())]  # else: damaged
     report["warnings"] = [
         *first,
         *_warnings(report, explained=any("no captions" in text or "--caption" in text for text in first)),

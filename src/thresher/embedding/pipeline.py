@@ -284,7 +284,7 @@ def embed(
         if shard is not None:
             result = _of_job(folder, plan, shard, set(todo), notes)
             return replace(result, notes=(*result.notes, jobs.finish(shard, rows=result.rows)))
-        result = _finished(folder, plan, set(todo), notes, data)
+        result = _finished(folder, plan, set(todo), (*notes, *source.without_end()), data)
         jobs.remove()
         return result
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thresher.data import DataOptions, open_data
+from thresher.data import Data, DataOptions, open_data
+from thresher.data.layouts.webdataset import TarPart
 from thresher.errors import PoolError, UsageError, suggest
 from thresher.evaluation.sets import LABELS, TEXTS, Labels, read_eval
 from thresher.io.open import open_file
@@ -145,6 +146,8 @@ def _webdataset(split: str, whole: str, name: str) -> LabelledSet:
             index.append(int(cell))
     if not index:
         raise PoolError(f"{whole}: its tars have no samples")
+    for warning in Data(split, "webdataset", tuple(map(TarPart, tars))).without_end():
+        warnings.warn(f"{split}: {warning}", stacklevel=2)
     names = tuple(line for line in _optional(os.path.join(whole, _CLASSES)).splitlines() if line)
     labels: dict[str, Labels] = {}
     if not retrieval:
@@ -197,7 +200,10 @@ def _optional(path: str) -> str:
 def _raw(path: str, name: str, labels: tuple[str, ...], group: str | None, text: str | None) -> LabelledSet:
     """Open folders of classes, Arrow files and other data."""
     options = DataOptions(captions=False, caption=text)
-    opened = open_data(path, options)
+    try:
+        opened = open_data(path, options)
+    except UsageError as error:  # evaluations name the option in their own way
+        raise UsageError(str(error).replace("--caption", "--text")) from None
     texts: list[str] = []
     owners: list[int] = []
     columns: dict[str, list[Any]] = {column: [] for column in opened.columns}
@@ -236,6 +242,8 @@ def _raw(path: str, name: str, labels: tuple[str, ...], group: str | None, text:
             f"{path}: {without:,} of {rows:,} images have no caption; retrieval is not measured", stacklevel=2
         )
         texts, owners = [], []
+    for warning in opened.without_end():
+        warnings.warn(f"{path}: {warning}", stacklevel=2)
     pictures = lambda: (sample.stored() for sample in open_data(path, options).samples())  # noqa: E731
     return LabelledSet(name, pictures, tuple(texts), np.array(owners, np.int64), groups, chosen)
 

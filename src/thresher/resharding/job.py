@@ -177,7 +177,8 @@ def run_job(job: Job, sel: Chosen, workers: int | None, progress: Progress | Non
                 done = _of_job(job, matches, form, written.shards)
                 return replace(done, notes=(*data.notes, jobs.finish(job.shard, samples=done.samples)))
             done = _finish(job, sel, sources, matches, form, trainable, digest, written)
-        notes = [*data.notes, *noted("sample", done.noted)]
+        ends = data.without_end() if matches.by != "place" else ()  # by place, all samples were found
+        notes = [*data.notes, *ends, *noted("sample", done.noted)]
         if job.for_energon and job.shard is None and not isinstance(out, RemotePath):
             names = [one["name"] for one in record_in(out / RESULT)["outputs"]]
             notes.append(energon.prepare(out, names, engine))

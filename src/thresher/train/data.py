@@ -205,7 +205,7 @@ def _indexed(
                 for name, column in light.items():
                     column.append(sample.columns.get(name))
         copied = file.tell()
-    for line in noted("row", notes):
+    for line in (*opened.without_end(), *noted("row", notes)):
         progress.say(f"{data}: {line}")
     if not copied:
         copies.unlink()

@@ -338,13 +338,23 @@ class TarPart(Part):
             with open_file(self.protocol, self.path) as file:
                 window = Window(file, self.path, 2 * TAR_BLOCK)
                 next(members(window, self.path), None)
-                if window.size % TAR_BLOCK or window.read(window.size - 2 * TAR_BLOCK, 2 * TAR_BLOCK).strip(b"\0"):
+                if window.size % TAR_BLOCK or not _is_ended(window):
                     for _ in members(Window(file, self.path), self.path):
                         pass
                     return f"{self.path}: does not end in empty blocks, as tars do; it may be cut off"
         except PoolError as error:
             return str(error)
         return ""
+
+    def lacks_end(self) -> bool:
+        """Return whether the tar does not end in empty blocks."""
+        with open_file(self.protocol, self.path) as file:
+            return not _is_ended(Window(file, self.path, 2 * TAR_BLOCK))
+
+
+def _is_ended(window: Window) -> bool:
+    """Return whether a tar ends in empty blocks."""
+    return not window.read(max(0, window.size - 2 * TAR_BLOCK), 2 * TAR_BLOCK).strip(b"\0")
 
 
 @dataclass(frozen=True)
