@@ -123,7 +123,7 @@ def test_an_explanation_is_refused(
         history(training, store, "row:1") if training else explain(chosen, store, "row:1")
 
 
-@pytest.mark.parametrize("columns", [None, ["row", "key"], ["row", "caption"]])
+@pytest.mark.parametrize("columns", [None, ["row", "key"], ["row", "text"]])
 def test_a_table_of_rows_is_refused(
     chosen: th.Selection, replaced: Callable[..., None], columns: list[str] | None
 ) -> None:

@@ -577,6 +577,8 @@ def run_comparison(result: Mapping[str, Any]) -> Iterator[str]:
             f"{group['name']}: {counted(len(group['runs']), 'run')}, {group['samples']:,.0f} samples seen, "
             f"{duration(group['seconds'])} of training, {group['pruned']:.1%} pruned"
         )
+        for name, earlier in group["repeated"].items():
+            yield f"  {name} has the seed and settings of {earlier}: both count as one seed, with their mean"
     for name, run in result["runs"].items():
         state = f", not finished: {run['unfinished']}" if run["unfinished"] else ""
         yield f"  {name}: {run['policy']}, seed {run['seed']}, {run['left_out']:,} samples left out{state}"
