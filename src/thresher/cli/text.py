@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from thresher.io.paths import relative, shortened, visible
-from thresher.runtime.format import counted, duration, size
+from thresher.runtime.format import counted, duration, percent, size
 from thresher.runtime.places import local_path
 
 _CAPTION = 240  # characters of a caption: three lines of a terminal
@@ -266,7 +266,7 @@ def kept(selection: Any, out: object) -> Iterator[str]:
     repeated = f", {selection.uses:,} with repeats" if selection.repeats is not None else ""
     yield (
         f"kept {len(selection):,} of {counted(selection.total, 'row')} "
-        f"({len(selection) / selection.total:.1%}){repeated}"
+        f"({percent(len(selection), selection.total)}){repeated}"
     )
     yield f"written to {out}"
 
@@ -415,7 +415,7 @@ def comparison(result: Mapping[str, Any]) -> Iterator[str]:
     """Yield lines that compare selections."""
     for name, count in result["kept"].items():
         repeated = f", {result['uses'][name]:,} with repeats" if result["uses"][name] != count else ""
-        yield f"{name}: {count:,} of {counted(result['rows'], 'row')} ({count / result['rows']:.1%}){repeated}"
+        yield f"{name}: {count:,} of {counted(result['rows'], 'row')} ({percent(count, result['rows'])}){repeated}"
     for pair in result["pairs"]:
         yield (
             f"{pair['a']} and {pair['b']}: {pair['both']:,} in both, {pair['only_a']:,} and {pair['only_b']:,} in "
