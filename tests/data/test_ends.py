@@ -120,3 +120,10 @@ def test_an_evaluation_set_of_clip_benchmark_says_it_too(tmp_path: Path, kind: s
     (tmp_path / "dataset_type.txt").write_text("retrieval" if kind == "txt" else "")
     with pytest.warns(UserWarning, match="1 tar does not have the end mark of the format and may be cut off: .*0.tar"):
         assert len(open_set(str(tmp_path))) == 2
+
+
+def test_tars_without_samples_are_named(tmp_path: Path) -> None:
+    data = data_of(tmp_path, "tar", ())
+    (data / "6.tar").write_bytes(tar_of([]))
+    for _ in range(2):
+        assert f"1 file has no samples: {data}/6.tar" in embed(str(data), tmp_path / "pool", TOY).notes
