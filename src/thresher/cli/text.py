@@ -314,7 +314,8 @@ def scored(scores: Mapping[str, Any]) -> Iterator[str]:
     yield from scores["notes"]
     span = f", {scores['least']:.4f} to {scores['most']:.4f}, mean {scores['mean']:.4f}" if scores["rows"] else ""
     yield f"{scores['rows']:,} of {counted(scores['of'], 'row')} scored{span}"
-    yield f"written to {scores['out']}"
+    if "shard" not in scores:  # a job leaves its scores next to the file, which the command without --shard writes
+        yield f"written to {scores['out']}"
 
 
 def clustered(clusters: Mapping[str, Any]) -> Iterator[str]:
