@@ -18,6 +18,7 @@ from thresher.errors import PoolError, UsageError, suggest
 from thresher.evaluation.sets import LABELS, TEXTS, Labels, read_eval
 from thresher.io.open import open_file
 from thresher.io.tar import Window, tar_samples
+from thresher.runtime.format import counted
 from thresher.runtime.untrusted import parse_json
 
 Ints = npt.NDArray[np.int64]
@@ -93,7 +94,10 @@ def open_set(
         fitted = _opened(rows, path, labels=tuple(found.labels), group=group, text=text)
         found = replace(found, train=_with_classes(fitted, names))
     if not found.texts and not found.labels:
-        raise UsageError(f"{path}: has neither captions nor labels; name a column with --label or --text")
+        where = split or path
+        tars = os.path.isdir(where) and any(name.lower().endswith(".tar") for name in os.listdir(where))
+        numbered = f"; a webdataset of CLIP_benchmark has the number of its tars in {where}/{_SHARDS}" if tars else ""
+        raise UsageError(f"{path}: has neither captions nor labels; name a column with --label or --text{numbered}")
     return found
 
 
@@ -148,17 +152,22 @@ def _webdataset(split: str, whole: str, name: str) -> LabelledSet:
         raise PoolError(f"{whole}: its tars have no samples")
     for warning in Data(split, "webdataset", tuple(map(TarPart, tars))).without_end():
         warnings.warn(f"{split}: {warning}", stacklevel=2)
-    names = tuple(line for line in _optional(os.path.join(whole, _CLASSES)).splitlines() if line)
+    names = tuple(_optional(os.path.join(whole, _CLASSES)).rstrip().splitlines())
+    if blank := next((at for at, line in enumerate(names, 1) if not line.strip()), 0):
+        raise PoolError(f"{whole}/{_CLASSES}: line {blank} is blank, so that the classes after it would be others")
     labels: dict[str, Labels] = {}
     if not retrieval:
         if not names:
             raise PoolError(f"{whole}: has no {_CLASSES} with the name of a class per line")
         if max(index) >= len(names):
-            raise PoolError(f"{whole}: has the class {max(index):,}, but {len(names):,} names in {_CLASSES}")
+            named = counted(len(names), "name")
+            raise PoolError(f"{whole}: has the class {max(index):,}, but {named} in {_CLASSES}; classes count from 0")
         labels["cls"] = Labels(names, np.array(index, np.int64))
     templates = tuple(
         line.replace("{c}", "{}") for line in _optional(os.path.join(whole, _TEMPLATES)).splitlines() if line
     )
+    if odd := next((line for line in templates if "{}" not in line), ""):
+        raise PoolError(f"{whole}/{_TEMPLATES}: {odd[:80]!r} has no {{c}} for the name of a class")
     return LabelledSet(
         name, lambda: (picture for _, picture, _ in _members(tars, None)), tuple(texts), np.array(owners, np.int64),
         np.arange(len(index)), labels, templates,
