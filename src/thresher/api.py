@@ -808,6 +808,7 @@ def run_plan(
     made = replace(made, data=replace(made.data, **here))
     if labels:
         made = replace(made, evaluation=replace(made.evaluation, labels=tuple(labels)))
+    made.check_selections()
     if dry_run:
         return runner.described(made, data)
     if out is None:
