@@ -434,7 +434,9 @@ def test_what_few_rows_and_classes_allow_is_measured_and_the_rest_named(
 
 def test_classes_without_training_rows_are_counted(tmp_path: Path) -> None:
     path = few(tmp_path / "x.parquet", [f"class {row}" for row in range(12)])
-    with pytest.warns(UserWarning, match="knn of label: of 6 test rows 6 have a class without training rows"):
+    with pytest.warns(
+        UserWarning, match="knn of label: of the 6 tested, 6 without training rows of their class count as wrong"
+    ):
         evaluated(Path(path), "knn")
 
 

@@ -612,7 +612,7 @@ def lab_plan(result: dict[str, Any]) -> Iterator[str]:
 def evaluated(results: Sequence[Mapping[str, Any]], out: str | None) -> Iterator[str]:
     """Yield the metrics of a model by set and task, in percent."""
     for one in results:
-        yield f"{one['key']}" + (f" ({one['rows']:,} rows)" if one["rows"] is not None else "")
+        yield f"{one['key']}" + (f" ({counted(one['rows'], 'row')})" if one["rows"] is not None else "")
         low, high = one["metrics"].get("main_metric_interval", (None, None))
         for name, value in one["metrics"].items():
             if isinstance(value, float):

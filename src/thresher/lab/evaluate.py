@@ -229,8 +229,8 @@ def _evaluated(
                 continue
             if unseen := int(np.count_nonzero((fitted[3] >= 0) & ~np.isin(fitted[3], fitted[1]))):
                 warnings.warn(
-                    f"{how.data}: {task} of {column}: of {counted(int(scores['rows']), 'test row')} {unseen:,} have a "
-                    "class without training rows and count as wrong; give training rows with --train",
+                    f"{how.data}: {task} of {column}: of the {int(scores['rows']):,} tested, {unseen:,} without "
+                    "training rows of their class count as wrong; give training rows with --train",
                     stacklevel=2,
                 )
             yield _result(name, task, column, _classified(scores, prefix), int(scores["rows"]))
