@@ -542,6 +542,7 @@ def reshard(
     trainable: bool | None = None,
     for_hub: bool = False,
     for_energon: bool = False,
+    for_dali: bool = False,
     workers: int | None = None,
     processes: bool = False,
     engine: str | Engine | None = None,
@@ -565,6 +566,7 @@ def reshard(
         for_hub: Write Parquet for the Hugging Face Hub: chunks by content, so that a later version of a file shares
             most of its bytes, row groups of about 100 MB, and images declared as such for the viewer.
         for_energon: Also write what Megatron Energon reads of tars, so that ``energon prepare`` is not needed.
+        for_dali: Also write an index next to each tar, so that ``wds2idx`` of NVIDIA DALI is not needed.
         workers: Shards written at the same time (default: the cores that this process may use).
         processes: Read the headers of large local tars in ``workers`` processes; a script that does so needs
             ``if __name__ == "__main__":``.
@@ -590,6 +592,7 @@ def reshard(
     return reshard(
         _place("data", data), kept, _place("out", out), form=form,
         per_shard=per_shard, shuffle=shuffle, trainable=trainable, for_hub=for_hub, for_energon=for_energon,
+        for_dali=for_dali,
         workers=workers, processes=processes, overwrite=overwrite, options=_made(DataOptions, "reshard", options),
         pool=None if pool is None else os.fspath(pool), progress=_progress(progress),
         engine=make_engine(engine, workers) if isinstance(engine, str) else engine, shard=_job(shard),
@@ -808,6 +811,7 @@ def run_plan(
     made = replace(made, data=replace(made.data, **here))
     if labels:
         made = replace(made, evaluation=replace(made.evaluation, labels=tuple(labels)))
+    made.check_selections()
     if dry_run:
         return runner.described(made, data)
     if out is None:

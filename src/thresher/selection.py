@@ -25,7 +25,7 @@ from thresher.errors import BudgetError, OutputError, PoolError, UsageError, req
 from thresher.io.paths import relative, shortened, visible
 from thresher.io.places import local_copy, place
 from thresher.runtime.files import refuse_foreign_files
-from thresher.runtime.format import counted
+from thresher.runtime.format import counted, percent
 from thresher.runtime.parameters import meant
 from thresher.runtime.places import AnyPath
 from thresher.runtime.results import Name, Say, exists_already, is_unfinished, result_folder
@@ -160,9 +160,9 @@ class Keep:
         """Return the budget as a user would write it."""
         if self.share is None:
             return str(self.count)
-        percent = self.share * 100
-        exact = f"{float(percent):.10f}".rstrip("0").rstrip(".")
-        return f"{exact}%" if Fraction(Decimal(exact)) == percent else f"{float(percent)!r}%"
+        share = self.share * 100
+        exact = f"{float(share):.10f}".rstrip("0").rstrip(".")
+        return f"{exact}%" if Fraction(Decimal(exact)) == share else f"{float(share)!r}%"
 
 
 def _closest(text: str) -> str:
@@ -377,7 +377,7 @@ class Selection:
         """Return the counts of the selection and of its steps in two lines."""
         repeated = f", {self.uses:,} with repeats" if self.repeats is not None else ""
         pool = shortened(visible(relative(self.pool)), 80)
-        share = f" ({len(self) / self.total:.1%})" if self.total else ""
+        share = f" ({percent(len(self), self.total)})" if self.total else ""
         chain = " -> ".join([f"{self.total:,}", *(f"{step.method} {step.rows_out:,}" for step in self.steps[-6:])])
         return f"Selection({len(self):,} of {counted(self.total, 'row')}{share}{repeated} of {pool}\n  {chain})"
 

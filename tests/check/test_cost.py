@@ -182,8 +182,11 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     for words, why in (
         (["density"], "give either a pool or --rows and --dim"),
         (["density", pool, "--rows", "5"], "give either a pool or --rows and --dim"),
-        (["density", "--rows", "5"], "give a number of rows, and --dim"),
-        (["density", "--rows", "many", "--dim", "4"], "--rows many: give a number of rows"),
+        (["density", "--rows", "5"], "--rows 5: give the dimensions of the embeddings too, such as --dim 768"),
+        (["density", "--rows", "0", "--dim", "4"], "--rows 0: give a whole number from 1 to 1,000,000,000,000,000"),
+        (["density", "--rows", "9" * 30, "--dim", "4"], "give a whole number from 1 to 1,000,000,000,000,000"),
+        (["density", "--rows", "1e10", "--dim", "4"], "type --rows 10000000000"),
+        (["density", "--rows", "many", "--dim", "4"], "--rows many: give a whole number"),
         (["density", pool, "--bandwidth", "2"], "write a number and a unit, such as 2GB/s"),
         (["density", pool, "--bandwidth", "0GB/s"], "bandwidth above 0"),
         (["nonsense", pool], "nonsense"),

@@ -168,3 +168,51 @@ def test_tars_next_to_their_vectors_are_raw_data(tmp_path: Path, capsys: pytest.
     (tmp_path / "both" / "0.tar").write_bytes(sample_tar(["a", "b"]))
     assert main(["doctor", str(tmp_path / "both")]) == 0
     assert "webdataset" in capsys.readouterr().out
+
+
+def add_empty(pool: Path) -> list[str]:
+    """Add a file without rows for each file of a pool; return their paths."""
+    made = []
+    for path in [one for one in pool.rglob("*") if one.suffix in (".npy", ".parquet")]:
+        new = path.with_name(f"{path.stem.removesuffix('0')}1{path.suffix}")
+        if path.suffix == ".npy":
+            np.save(new, np.load(path)[:0])
+        else:
+            pq.write_table(pq.read_table(path).slice(0, 0), new)
+        made.append(str(new))
+    return sorted(made)
+
+
+@pytest.mark.parametrize("write", [write_npy, write_clip_retrieval, write_parquet])
+def test_files_without_rows_are_counted_and_named(
+    tmp_path: Path, write: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They may be what is left of a writer that was stopped."""
+    write(tmp_path / "pool", make(20))
+    where, empty = str(tmp_path / "pool"), add_empty(tmp_path / "pool")
+    assert main(["inspect", where, "--json", "--cache", str(tmp_path / "cache")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["rows"] == 20
+    assert sorted(found["empty"]) == empty
+    has = "file has" if len(empty) == 1 else "files have"
+    (said,) = (one for one in found["warnings"] if "no rows" in one)
+    assert said.startswith(f"{len(empty)} {has} no rows: {empty[0]}")
+    assert main(["inspect", where, "--cache", str(tmp_path / "cache")]) == 0
+    assert f"! {said}" in capsys.readouterr().out
+
+
+def test_a_stream_that_may_be_cut_off_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pool = make(20)
+    table = pa.table({"uid": pool.keys, "image_embedding": pool.image.astype("f4").tolist()})
+    for name, end in (("a", 0), ("b", 8)):
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table.slice(0 if name == "a" else 10, 10))
+        content = sink.getvalue().to_pybytes()
+        (tmp_path / f"{name}.arrow").write_bytes(content[: len(content) - end])
+    assert main(["inspect", str(tmp_path), "--json", "--cache", str(tmp_path / "cache")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["rows"], found["cut_off"]) == (20, [str(tmp_path / "b.arrow")])
+    assert (
+        f"1 file does not have the end mark of the format and may be cut off: {tmp_path}/b.arrow" in found["warnings"]
+    )

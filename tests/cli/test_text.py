@@ -84,7 +84,7 @@ def test_small_shares_of_an_advice_stay_apart() -> None:
 
 
 def test_one_group_of_runs_is_compared_with_nothing() -> None:
-    group = {"name": "scan", "runs": ["a"], "samples": 5.0, "seconds": 1.0, "pruned": 0.2}
+    group = {"name": "scan", "runs": ["a"], "repeated": {}, "samples": 5.0, "seconds": 1.0, "pruned": 0.2}
     metric = {"mean": 0.4, "half": None, "values": {"a": 0.4}, "minus_first": None}
     one = {**group, "metrics": {"R@1": metric}}
     shown = {"groups": [one], "runs": {}, "agreement": []}

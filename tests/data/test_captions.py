@@ -88,6 +88,7 @@ FILES: dict[str, tuple[str, str]] = {
     "semicolons": ("x.csv", 'file_name;caption\n' + "".join(f"{k}.jpg;{t}\n" for k, t in SAID.items())),
     "no header, tab": ("x.txt", "".join(f"{k}.jpg\t{t}\n" for k, t in SAID.items())),
     "no header, comma": ("x.txt", "001.jpg,a cat\n000.jpg,a red dog, running\n"),
+    "blank lines first": ("x.csv", "\n \nfile_name,caption\n" + "".join(f'{k}.jpg,"{t}"\n' for k, t in SAID.items())),
     "old line ends": ("x.csv", "file_name\tcaption\r" + "".join(f"{k}.jpg\t{t}\r" for k, t in SAID.items())),
     "capitals": ("x.csv", "Image\tCaption\n" + "".join(f"{k}.jpg\t{t}\n" for k, t in SAID.items())),
     "known before others": ("x.csv", "n\timage\ttext\n" + "".join(f"7\t{k}.jpg\t{t}\n" for k, t in SAID.items())),

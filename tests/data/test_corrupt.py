@@ -411,6 +411,7 @@ def csv_at(make: Callable[[Path], Path]) -> Callable[[Path], Path]:
 
 bad("csv: empty", file("x.csv", b""), None, "x.csv: has no rows")
 bad("csv: no line of names", file("x.csv", b"a.png\tone\nb.png\ttwo\n"), None, "--columns filepath,title")
+bad("csv: blank lines", file("x.csv", b"\n \n\r\n"), None, "x.csv: has no rows")
 bad("csv: no rows", file("x.csv", HEAD), None, "x.csv: has no rows")
 bad("csv: blank rows", file("x.csv", HEAD + b"\n \n\r\n"), None, "x.csv: has no rows")
 bad("csv: binary", file("x.csv", np.random.default_rng(0).bytes(5000)), None, "x.csv: is not valid UTF-8 at byte")

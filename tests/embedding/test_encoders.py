@@ -185,7 +185,7 @@ def test_ones_own() -> None:
 def points(monkeypatch: pytest.MonkeyPatch, **offered: str) -> None:
     """Offer encoders as an installed package would."""
     every = [EntryPoint(name, value, "thresher.encoders") for name, value in offered.items()]
-    monkeypatch.setattr(plugins, "entry_points", lambda group: every if group == "thresher.encoders" else [])
+    monkeypatch.setattr(plugins, "_entry_points", lambda group: every if group == "thresher.encoders" else [])
 
 
 def test_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,7 +126,7 @@ def test_a_key_takes_less_than_16_bytes(times: int, form: str) -> None:
 
 @pytest.mark.parametrize("repeats", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_keys_are_never_all_held_while_a_set_is_made(repeats: bool) -> None:
-    n = 300_000
+    n = 200_000
     names = (f"a key that is longer than a hash, much longer: {i % (n // 2 if repeats else n):09d}" for i in range(n))
     tracemalloc.start()
     found = KeySet.from_keys(names)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import open_clip_train.data as their_data
 import pytest
@@ -24,14 +25,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.ahead_fs import Ahead, memory
+from tests.objects import s3_environment
+from tests.resharding.common import tar
+from tests.tar_indexes import slow_index
 from thresher import Selection, build
 from thresher.errors import PoolError, UsageError
 from thresher.export.keys import KeySet
-from thresher.export.webdataset import keep
+from thresher.export.webdataset import keep, read_kept
 from thresher.export.write import export
 from thresher.train.open_clip import insert_stage, stages_of
 
 N, SHARDS = 48, 4
+__all__ = ["memory"]
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),  # webdataset leaves that to the interpreter
@@ -371,3 +377,125 @@ def test_open_clips_workers_and_shards_drawn_with_replacement(
     assert found.total() == 64
     assert found.keys() <= times.keys()
     assert not caplog.text
+
+
+# --- only the kept samples of tars ------------------------------------------------------------------
+
+
+def at_address(shards: list[str], *, indexed: bool = True) -> list[str]:
+    """Copy tars, and indexes of them, to memory that is read ahead."""
+    fs = fsspec.filesystem("memory")
+    for path in map(Path, shards):
+        fs.pipe_file(f"/d/{path.name}", path.read_bytes())
+        if indexed:
+            fs.pipe_file(f"/d/{path.stem}.idx", slow_index(path).encode())
+    return [f"ahead://d/{Path(path).name}" for path in shards]
+
+
+def plain_samples(samples: Any) -> list[dict[str, Any]]:
+    """Samples without where they are from."""
+    return [{name: one for name, one in sample.items() if not name.startswith("__url")} for sample in samples]
+
+
+@pytest.mark.usefixtures("memory")
+@pytest.mark.parametrize(
+    ("repeats", "by_uid"),
+    [
+        (False, False),
+        (True, True),
+        pytest.param(False, True, marks=pytest.mark.slow),
+        pytest.param(True, False, marks=pytest.mark.slow),
+    ],
+)
+def test_only_kept_samples_are_read_and_they_are_those_of_keep(
+    shards: list[str], subset: Callable[..., Any], repeats: bool, by_uid: bool
+) -> None:
+    folder, times = subset(uid if by_uid else "{:09d}".format, repeats=repeats)
+    whole = wds.DataPipeline(wds.SimpleShardList(shards), wds.tarfile_to_samples(), keep(folder))
+    wanted = plain_samples(whole)
+    assert Counter(int(sample["__key__"]) for sample in wanted) == times
+    for urls in (shards, at_address(shards, indexed=False), at_address(shards)):
+        stage = read_kept(folder)
+        assert plain_samples(wds.DataPipeline(wds.SimpleShardList(urls), stage)) == wanted
+        assert (stage.seen, stage.kept) == (N, sum(times.values()))
+        assert [sample["__url__"] for sample in stage(urls[:1])] == urls[:1] * len(list(keep(folder)(
+            wds.DataPipeline(wds.SimpleShardList(shards[:1]), wds.tarfile_to_samples())
+        )))  # fmt: skip
+
+
+@pytest.mark.usefixtures("memory")
+def test_few_kept_samples_are_few_bytes(tmp_path: Path) -> None:
+    path = tar(tmp_path / "0.tar", [(f"{i:04d}", {"jpg": bytes(20_000), "txt": b"x"}) for i in range(200)])
+    (tmp_path / "keys.txt").write_text("0003\n0150\n0151\n")
+    urls, size = at_address([str(path)]), path.stat().st_size
+    Ahead.counts.clear()
+    found = list(read_kept(str(tmp_path / "keys.txt"))(urls))
+    assert [one["__key__"] for one in found] == ["0003", "0150", "0151"]
+    assert all(one["jpg"] == bytes(20_000) for one in found)
+    assert Ahead.counts["bytes"] < 0.2 * size
+    fsspec.filesystem("memory").rm("/d/0.idx")
+    assert len(list(read_kept(str(tmp_path / "keys.txt"))(urls))) == 3
+    assert Ahead.counts["bytes"] > size
+
+
+@pytest.mark.usefixtures("memory")
+def test_an_index_that_turns_out_wrong_after_some_samples(tmp_path: Path) -> None:
+    """None is read twice, none is left out, and it is said."""
+    path = tar(tmp_path / "0.tar", [(f"{i:04d}", {"jpg": bytes([i]) * 700, "txt": b"x"}) for i in range(100)])
+    (tmp_path / "keys.txt").write_text("".join(f"{i:04d}\n" for i in range(0, 100, 3)))
+    urls = at_address([str(path)])
+    lie = slow_index(path).replace(" 700 0063.jpg", " 699 0063.jpg")
+    fsspec.filesystem("memory").pipe_file("/d/0.idx", lie.encode())
+    stage = read_kept(str(tmp_path / "keys.txt"))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = list(stage(urls))
+    assert [one["__key__"] for one in found] == [f"{i:04d}" for i in range(0, 100, 3)]
+    assert all(one["jpg"] == bytes([int(one["__key__"])]) * 700 for one in found)
+    assert (stage.seen, stage.kept) == (100, 34)
+    assert [str(one.message) for one in said] == [
+        f"/d/0.idx: is not used, because it does not fit the tar at byte {63 * 2560:,}; write it again, or remove it"
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:bucket/0.idx. is not used:UserWarning")
+def test_kept_samples_on_s3_in_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tar(tmp_path / "0.tar", [(f"{i:04d}", {"jpg": bytes(30_000), "txt": b"x"}) for i in range(100)])
+    (tmp_path / "keys.txt").write_text("0003\n0050\n0051\n0099\n")
+    stage = read_kept(str(tmp_path / "keys.txt"))
+    with s3_environment(monkeypatch):
+        fs = fsspec.filesystem("s3")
+        fs.put(str(path), "bucket/0.tar")
+        for index in (None, slow_index(path), "v1.2 3\nx"):
+            if index is not None:
+                fs.pipe_file("bucket/0.idx", index.encode())
+            dataset = wds.DataPipeline(wds.SimpleShardList(["s3://bucket/0.tar"]), wds.split_by_worker, stage)
+            loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=1)
+            assert [one["__key__"] for one in loader] == ["0003", "0050", "0051", "0099"]
+
+
+def test_workers_read_kept_samples_of_their_tars(shards: list[str], subset: Callable[..., Any]) -> None:
+    folder, times = subset()
+    stage = pickle.loads(pickle.dumps(read_kept(folder)))
+    dataset = wds.DataPipeline(wds.SimpleShardList(shards), wds.split_by_worker, stage, wds.shuffle(8))
+    loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=2)
+    assert Counter(int(sample["__key__"]) for sample in loader) == times
+
+
+def test_tars_of_other_data_and_sources_that_are_none(shards: list[str], tmp_path: Path) -> None:
+    (tmp_path / "keys.txt").write_text("x\n")
+    stage = read_kept(str(tmp_path / "keys.txt"), patience=2 * N)
+    with pytest.warns(UserWarning, match=r"none of 48 samples has one of 1 kept key; the first has '000000000'"):
+        assert list(stage(shards)) == []
+    with pytest.raises(UsageError, match="none of 48 samples"):
+        list(stage(shards))
+    for source in ("pipe:cat 0.tar", {"url": "pipe:cat 0.tar"}, {"path": "0.tar"}, 3):
+        with pytest.raises(UsageError, match="is not the path or address of a tar"):
+            list(stage([source]))
+    with pytest.raises(PoolError, match="no such file"):
+        list(stage([str(tmp_path / "gone.tar")]))
+    cut = tmp_path / "cut.tar"
+    cut.write_bytes(Path(shards[0]).read_bytes()[:2600])
+    with pytest.raises(PoolError, match="is cut off at byte 2,600"):
+        list(stage([str(cut)]))

@@ -74,6 +74,19 @@ def test_names_of_columns_that_are_given() -> None:
         header(io.BytesIO(b"a.jpg,one\n"), "x", (), ["p", "t", "u"])
 
 
+@pytest.mark.parametrize("blank", [b"\n", b"\r\n\r\n", b"  \n\t\n", b"\xef\xbb\xbf\n", b"\r"])
+def test_blank_lines_before_the_names_are_skipped(blank: bytes) -> None:
+    end = b"\r" if blank == b"\r" else b"\n"
+    for first in (b"filepath\ttitle", b"filepath,title", b"sep=|" + end + b"filepath|title"):
+        data = blank + first + end + b"a,b" + end
+        names, delimiter, at = header(io.BytesIO(data), "x")
+        assert (names, data[at:]) == (["filepath", "title"], b"a,b" + end)
+        assert delimiter == chr(first[-6])
+    assert header(io.BytesIO(blank), "x")[0] == header(io.BytesIO(b""), "x")[0] == []
+    names, _, at = header(io.BytesIO(blank + b"a.jpg|one\n"), "x", (), ["p", "t"])
+    assert [row for _, _, row in rows(io.BytesIO(blank + b"a.jpg|one\n"), "x", at, "|")] == [["a.jpg", "one"]]
+
+
 def test_two_columns_with_one_name_are_refused() -> None:
     with pytest.raises(PoolError, match="x: has several columns with the name title; rename all but one"):
         header(io.BytesIO(b"filepath,title, title \n"), "x")

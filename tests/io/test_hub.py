@@ -342,6 +342,31 @@ def test_results_on_the_hub_are_commits_with_the_marker_last(hub: Hub, tmp_path:
 
 
 @pytest.mark.parametrize(
+    "address",
+    ["hf://", "hf://datasets", "hf://datasets/emoji", "hf://datasets//x", "hf://datasets/../..", "hf://buckets/org", "hf://buckets/../x",
+     "hf://datasets/org/em oji", "hf://datasets/org/emoji@", "hf://-/x"],
+)  # fmt: skip
+def test_addresses_that_are_none_are_said_to_be_none(hub: Hub, address: str) -> None:
+    """Without a request, and not as damage."""
+    for command in (["doctor", address], ["inspect", address]):
+        assert main(command) == 2
+    with pytest.raises(PoolError, match="is not an address of the Hub; give hf://datasets/OWNER/NAME"):
+        open_data(address)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    "rest", ["", "/", "/tree/main", "/tree/main/data", "/blob/main/a.parquet", "/viewer", "?row=3", "/viewer/a/b?p=1#x"]
+)
+def test_a_page_of_the_hub_is_not_its_data(hub: Hub, rest: str) -> None:
+    for host in ("https://huggingface.co", "http://hf.co"):
+        with pytest.raises(PoolError, match="is a page of the Hub; give hf://datasets/org/emoji"):
+            open_data(f"{host}/datasets/org/emoji{rest}")
+    file = "https://huggingface.co/datasets/org/emoji/resolve/main/a.tar"
+    assert pinned(file) == file
+
+
+@pytest.mark.parametrize(
     ("out", "why"),
     [
         ("hf://buckets/org/files/x", "hf sync"),

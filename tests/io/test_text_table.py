@@ -116,3 +116,18 @@ def test_names_without_end_are_refused(tmp_path: Path) -> None:
     path.write_text("".join(f'{{"x{i}": 1}}\n' for i in range(5_000)))
     with pytest.raises(PoolError, match="more than 4,096 columns"):
         any_table("file", str(path))
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.json"])
+def test_blank_lines_before_the_first_row_are_skipped(tmp_path: Path, name: str) -> None:
+    content = {
+        "a.csv": "key,score\nx,1\n",
+        "a.tsv": "key\tscore\nx\t1\n",
+        "a.jsonl": '{"key": "x", "score": 1}\n',
+        "a.json": '[{"key": "x", "score": 1}]',
+    }[name]
+    (tmp_path / name).write_text("\n \n" + content, encoding="utf-8")
+    assert rows(tmp_path / name) == ({"key": "string", "score": "int64"}, [{"key": "x", "score": 1}])
+    (tmp_path / name).write_text("\n\n" if name != "a.json" else "\n[]", encoding="utf-8")
+    with pytest.raises(PoolError, match=f"{name}: has no rows"):
+        text_table("file", str(tmp_path / name))

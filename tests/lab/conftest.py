@@ -117,6 +117,7 @@ def jobs_in_this_process() -> Iterator[list[str]]:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(runner, "_started", started)
+        patched.setattr(work, "_TRIAL", 4)  # steps; the trial run says how long the others take, and no more
         torch.set_num_threads(1)
         yield begun
         torch.set_num_threads(before)

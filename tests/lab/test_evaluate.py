@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import tarfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -326,6 +327,14 @@ def test_what_a_set_lacks_is_said(sets: Path, tmp_path: Path) -> None:
         Suite.load(str(tmp_path / "suite.toml"))
 
 
+def test_a_column_of_captions_that_is_not_there_is_named_by_the_option_of_evaluate(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        add(tar, "a.png", picture(0))
+        add(tar, "a.txt", b"red")
+    with pytest.raises(UsageError, match="^--text title: none of the 1 samples .*'?txt'?"):
+        open_set(str(tmp_path), text="title")
+
+
 def test_models_are_named_by_their_folders(tmp_path: Path) -> None:
     log = tmp_path / "logs/run"
     (log / "checkpoints").mkdir(parents=True)
@@ -394,3 +403,81 @@ def test_results_that_cannot_be_written_are_known_before_the_work(sets: Path, tm
     check_target(tmp_path / "new.jsonl")
     write_results([{"key": "a", "metrics": {}}], tmp_path / "new.jsonl")
     check_target(tmp_path / "new.jsonl")
+
+
+def few(path: Path, labels: list[str | None], texts: list[str] | None = None) -> str:
+    cells = [{"bytes": picture(row), "path": None} for row in range(len(labels))]
+    columns = {"image": cells, "label": labels} if texts is None else {"image": cells, "text": texts}
+    pq.write_table(pa.table(columns), path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "measured"),
+    [(["red"], ["zero-shot"]), (["red", "green"], ["zero-shot", "knn"]), (["red"] * 6, ["zero-shot", "knn"])],
+)
+def test_what_few_rows_and_classes_allow_is_measured_and_the_rest_named(
+    tmp_path: Path, labels: list[Any], measured: list[str]
+) -> None:
+    path = few(tmp_path / "x.parquet", labels)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = evaluated(Path(path))
+    assert [one["task"] for one in found if one["task"]] == measured
+    left = [str(one.message) for one in said if "is not measured" in str(one.message)]
+    assert [text.split(" of label")[0] for text in left] == [
+        f"{path}: {t}" for t in ("knn", "probe") if t not in measured
+    ]
+    with pytest.raises(UsageError, match=f"^{path}: probe of label: .*two (classes|groups) or more"):
+        evaluated(Path(path), "probe")
+
+
+def test_classes_without_training_rows_are_counted(tmp_path: Path) -> None:
+    path = few(tmp_path / "x.parquet", [f"class {row}" for row in range(12)])
+    with pytest.warns(
+        UserWarning, match="knn of label: of the 6 tested, 6 without training rows of their class count as wrong"
+    ):
+        evaluated(Path(path), "knn")
+
+
+def test_captions_of_several_images_are_counted(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="12 of 12 captions are also those of other images, .*--group"):
+        evaluated(Path(few(tmp_path / "x.parquet", ["red"] * 12, ["red thing"] * 12)))
+    few(tmp_path / "y.parquet", ["red"] * 12, [f"red {row}" for row in range(12)])
+    assert evaluated(tmp_path / "y.parquet")
+
+
+def test_the_seed_of_the_halves_may_be_negative(sets: Path) -> None:
+    one, other = (evaluate_model(Mean(), Suite(name="x", sets=(SetSettings(data=str(sets / "plain.parquet"),
+                  tasks=("knn",)),)), seed=seed)[0]["rows"] for seed in (-1, 1))  # fmt: skip
+    assert one == other == ROWS // 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "classnames.txt",
+            "a\n\nb\n",
+            r"classnames.txt: line 2 is blank, so that the classes after it would be others",
+        ),
+        ("classnames.txt", "a\n", "has the class 1, but 1 name in classnames.txt; classes count from 0"),
+        ("zeroshot_classification_templates.txt", "a photo of {c}\na photo\n", r"'a photo' has no \{c\} for the name"),
+        ("test/nshards.txt", None, "a webdataset of CLIP_benchmark has the number of its tars in .*test/nshards.txt"),
+    ],
+)
+def test_odd_files_of_a_webdataset_are_refused(tmp_path: Path, name: str, content: str | None, message: str) -> None:
+    (tmp_path / "test").mkdir()
+    with tarfile.open(tmp_path / "test" / "0.tar", "w") as tar:
+        for row in range(4):
+            add(tar, f"{row}.png", picture(row))
+            add(tar, f"{row}.cls", str(row % 2).encode())
+    (tmp_path / "test" / "nshards.txt").write_text("1")
+    (tmp_path / "classnames.txt").write_text("a\nb\n\n")
+    assert len(open_set(str(tmp_path))) == 4
+    if content is None:
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_text(content)
+    with pytest.raises((PoolError, UsageError), match=message):
+        open_set(str(tmp_path))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import thresher as th
 from thresher.errors import UsageError
 from thresher.lab.plan import Plan, Row, Trainer, shipped_plans
+from thresher.pruning.recipe import Recipe
 
 PLAN = """
 name = "small"
@@ -102,11 +106,17 @@ BAD = [
         "of MoCo take no",
     ),
     ('name = "scan"', 'name = "full"', "two rows are named full"),
+    ('name = "scan"', 'name = "Full"', "two rows are named Full, full; give each its own name"),
     ('name = "scan"', 'name = "../scan"', "it names a folder"),
     ('method = "random"', 'method = "randomly"', "no method 'randomly'"),
     ('method = "random"', 'methd = "random"', "a step is a table with method"),
     ('keep = ["5%", "10%"]', 'keep = ["500%"]', "cannot keep 500%"),
     ('policy = "scan"', 'coreset_of = "full"', "leave out policy, prune and options"),
+    (
+        "[[row]]\nname",
+        "[[corpus]]\nname = 'x'\n[[corpus]]\nname = 'X'\n[[row]]\nname",
+        "two corpora are named X, x; give each its own name",
+    ),
     ("[[row]]\nname", "[[corpus]]\nname = 'x'\nswapped = 1.5\n[[row]]\nname", "swapped = 1.5"),
     ("[[row]]\nname", "[[corpus]]\nname = 'x'\noff_topic = 0.1\n[[row]]\nname", "name their data"),
     ("[[row]]\nname", "[trainer]\ntask = 'moco'\n[[corpus]]\nswapped = 0.3\n[[row]]\nname", "MoCo does not read"),
@@ -123,6 +133,24 @@ def test_a_mistake_is_one_line_that_says_what_is_allowed(old: str, new: str, mes
         Plan.load(str(path))
     assert "\n" not in str(error.value)
     assert str(error.value).startswith(str(path))
+
+
+def test_a_selection_that_does_not_exist_is_known_before_anything_is_trained(tmp_path: Path) -> None:
+    (tmp_path / "plan.toml").write_text(PLAN + f'[[row]]\nname = "own"\nselection = "{tmp_path}/keys.txt"\n')
+    for dry_run in (True, False):
+        with pytest.raises(UsageError, match=f"row own: {tmp_path}/keys.txt does not exist; give a selection folder"):
+            th.run_plan(tmp_path / "plan.toml", tmp_path / "out", dry_run=dry_run, progress=False)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "keys.txt").touch()
+    Plan.load(str(tmp_path / "plan.toml")).check_selections()
+
+
+@pytest.mark.parametrize("load", [Plan.load, Recipe.load])
+def test_a_file_in_another_code_says_so(load: Callable[[str], Any], tmp_path: Path) -> None:
+    path = tmp_path / "plan.toml"
+    path.write_bytes(b'name = "\xff"\n')
+    with pytest.raises(UsageError, match=r"it is not UTF-8 at byte 8; save it as UTF-8"):
+        load(str(path))
 
 
 def test_an_unknown_plan_or_profile_names_those_there_are(tmp_path: Path) -> None:

@@ -152,6 +152,22 @@ def test_the_data_are_cut_without_a_caption_in_both_parts_and_the_same_every_tim
         cut_data(DENSITY, str(tmp_path / "few.parquet"), tmp_path / "d")
 
 
+def test_what_cannot_work_is_known_before_anything_is_trained(tmp_path: Path) -> None:
+    table = emoji(200).drop_columns(["group"])
+    pq.write_table(table, tmp_path / "data.parquet")
+    data, missing = str(tmp_path / "data.parquet"), str(tmp_path / "nothing")
+    with pytest.raises(UsageError, match=f"{missing} does not exist; give a selection folder or a file of keys"):
+        th.prove(data, tmp_path / "a", selection=missing, progress=False)
+    assert not (tmp_path / "a").exists()
+    same = table.set_column(table.column_names.index("text"), "text", [["a cat"] * len(table)])
+    pq.write_table(same, tmp_path / "same.parquet")
+    with pytest.raises(UsageError, match=r"same.parquet: all 200 usable rows have the same caption, .*--eval"):
+        th.prove(tmp_path / "same.parquet", tmp_path / "b", progress=False)
+    with pytest.raises(OutputError, match=r"data.parquet: is a file; give a folder"):
+        th.prove(data, data, progress=False)
+    assert pq.read_table(data).equals(table)
+
+
 def test_a_folder_is_not_continued_with_other_data(tmp_path: Path) -> None:
     for name, start in (("one", 0), ("two", 200)):
         pq.write_table(emoji(400).slice(start, 200), tmp_path / f"{name}.parquet")

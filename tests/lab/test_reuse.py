@@ -37,6 +37,15 @@ def first(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def few(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Only the runs that most tests look for."""
+    folder = tmp_path_factory.mktemp("reuse-few")
+    with jobs_in_this_process():
+        run_plan(Plan.parse(PLAN).narrowed(ROWS[:2]), folder, data=data, workers=1)
+    return folder
+
+
 def ran(begun: list[str]) -> list[str]:
     """The runs among the jobs that were begun."""
     return [name[name.index("/runs/") + 1 :] for name in begun if "/runs/" in name]
@@ -86,10 +95,10 @@ def test_same_runs_are_taken_and_the_results_are_those_of_running_them(
     ],
 )
 def test_runs_that_differ_are_not_taken(
-    old: str, new: str, data: Path, tmp_path: Path, first: Path, in_process: list[str]
+    old: str, new: str, data: Path, tmp_path: Path, few: Path, in_process: list[str]
 ) -> None:
     plan = Plan.parse(PLAN.replace(old, new)).narrowed(["full-short"])
-    run_plan(plan, tmp_path / "second", data=data, workers=1, others=[first])
+    run_plan(plan, tmp_path / "second", data=data, workers=1, others=[few])
     assert len(ran(in_process)) == 2
 
 
@@ -100,14 +109,14 @@ def test_the_precision_of_a_run_counts(
     recorded: str | None,
     data: Path,
     tmp_path: Path,
-    first: Path,
+    few: Path,
     in_process: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """That which "auto" is on this machine; that of results of older versions is not known."""
     monkeypatch.setattr("thresher.train.loop.has_bfloat16", lambda: False)
     result = tmp_path / "other/runs/noisy/full/seed-0/result.json"
-    shutil.copytree(first, tmp_path / "other")
+    shutil.copytree(few, tmp_path / "other")
     known = json.loads(result.read_text())
     assert known.pop("precision") in ("bfloat16", "float32")
     result.write_text(json.dumps(known | ({"precision": recorded} if recorded else {})))
@@ -151,14 +160,24 @@ def test_other_data_of_the_same_name_are_other_runs(
     assert ran(in_process) == ["runs/noisy/full/seed-0", "runs/noisy/full-short/seed-0"]
 
 
-def test_a_folder_without_runs_or_with_damaged_ones_is_refused(data: Path, tmp_path: Path, first: Path) -> None:
-    plan = Plan.parse(PLAN).narrowed(ROWS)
+def test_a_folder_without_runs_or_with_damaged_ones_is_refused(data: Path, tmp_path: Path, few: Path) -> None:
     with pytest.raises(OutputError, match="has no runs of a plan; give a folder that thresher lab wrote"):
-        run_plan(plan, tmp_path / "second", data=data, others=[data])
-    shutil.copytree(first, tmp_path / "damaged")
-    job = tmp_path / "damaged/runs/noisy/coreset/seed-0/job.json"
+        run_plan(Plan.parse(PLAN).narrowed(ROWS[:2]), tmp_path / "second", data=data, others=[data])
+    check_damage(ROWS[:2], ["{", "{}", '{"what": {}}', ('"noisy"', '"none"')], few, data, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_coreset_of_a_row_that_is_not_before_it_is_damage(data: Path, tmp_path: Path, first: Path) -> None:
+    check_damage(ROWS, [('"scan"', '"coreset"')], first, data, tmp_path)
+
+
+def check_damage(rows: list[str], damages: list[str | tuple[str, str]], done: Path, data: Path, tmp_path: Path) -> None:
+    """A folder with a damaged job of its last row is refused."""
+    shutil.copytree(done, tmp_path / "damaged")
+    job = tmp_path / f"damaged/runs/noisy/{rows[-1]}/seed-0/job.json"
     text = job.read_text()
-    for damage in ("{", "{}", '{"what": {}}', text.replace('"scan"', '"coreset"'), text.replace('"noisy"', '"none"')):
-        job.write_text(damage)
+    for damage in damages:
+        job.write_text(damage if isinstance(damage, str) else text.replace(*damage))
+        assert job.read_text() != text
         with pytest.raises(OutputError, match=r"cannot be read, it may be damaged"):
-            run_plan(plan, tmp_path / "second", data=data, others=[tmp_path / "damaged"])
+            run_plan(Plan.parse(PLAN).narrowed(rows), tmp_path / "second", data=data, others=[tmp_path / "damaged"])

@@ -11,12 +11,14 @@ import pytest
 
 import thresher as th
 from tests.pools import make, write_npy
+from tests.runs import make_run
 from thresher.data.layouts.webdataset import TarPart
 from thresher.export.keys import each_key
 from thresher.pool.store import EmbeddingStore
 from thresher.pruning import score_table
 from thresher.pruning.covariance import covariance_errors
 from thresher.pruning.run import Run
+from thresher.report.explain import explain, history
 from thresher.resharding.plan import Source, places_of
 
 POOL = make(40)
@@ -108,3 +110,32 @@ def test_clusters_are_not_written(tmp_path: Path, replaced: Callable[..., None])
     with pytest.raises(th.PoolError, match=f"{CHANGED} it was clustered"):
         th.cluster(place, 2, out=tmp_path / "out", cache=tmp_path / "cache", progress=False)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("run", [False, True])
+def test_an_explanation_is_refused(
+    tmp_path: Path, chosen: th.Selection, replaced: Callable[..., None], run: bool
+) -> None:
+    store = th.open_store(str(tmp_path / "pool"))
+    training = make_run(tmp_path / "run", store) if run else None
+    replaced("lookup")
+    with pytest.raises(th.PoolError, match=f"{CHANGED} the row was read"):
+        history(training, store, "row:1") if training else explain(chosen, store, "row:1")
+
+
+@pytest.mark.parametrize("columns", [None, ["row", "key"], ["row", "text"]])
+def test_a_table_of_rows_is_refused(
+    chosen: th.Selection, replaced: Callable[..., None], columns: list[str] | None
+) -> None:
+    replaced("scan", "keys")
+    with pytest.raises(th.PoolError, match=f"{CHANGED} the table was made"):
+        chosen.to_table(columns)
+    assert chosen.to_table(["row", "kept"]).num_rows == 40, "it has nothing of the pool"
+
+
+def test_the_page_in_a_notebook_has_no_rows_of_two_versions(
+    chosen: th.Selection, replaced: Callable[..., None]
+) -> None:
+    assert "No captions" not in chosen._repr_html_()
+    replaced("lookup")
+    assert f"No captions and images: {chosen.pool}: a file of the pool changed while" in chosen._repr_html_()

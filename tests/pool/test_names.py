@@ -29,6 +29,9 @@ NAMES = [
 ]  # fmt: skip
 
 
+HARD = ("a::b", "a%20b", "new\nline", "\udcff")  # for which what takes longer is tried by default
+
+
 @pytest.fixture(params=NAMES, ids=[ascii(name)[:20] for name in NAMES])
 def named(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     made = Path(write_npy(tmp_path / "made", POOL, [7]))  # Arrow itself writes only to names in UTF-8
@@ -53,9 +56,21 @@ def test_a_local_folder_may_have_any_name(
         assert run("export", out, "--as", form, "-o", f"{named}.{form}") == 0
         manifest = json.loads(Path(f"{named}.{form}.manifest.json").read_bytes())
         assert manifest["selection"]["pool"] == str(named)
-    assert run("report", out, "-o", f"{named}.html") == 0
     assert run("score", "clip-score", named, "-o", f"{named}s.parquet", *cache) == 0
     assert Path(f"{named}s.parquet").exists()
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "named",
+    [pytest.param(name, marks=[] if name in HARD else [pytest.mark.slow], id=ascii(name)[:20]) for name in NAMES],
+    indirect=True,
+)
+def test_a_report_on_a_local_folder_of_any_name(named: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cache, out = ("--cache", f"{named}cache"), f"{named}sel"
+    assert run("select", "random", named, "-o", out, "--keep", "50%", *cache) == 0
+    assert run("report", out, "-o", f"{named}.html") == 0
+    assert Path(f"{named}.html").exists()
     assert "Traceback" not in capsys.readouterr().err
 
 

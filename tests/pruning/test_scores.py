@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import write_pool
+from tests.pools import make, write_npy
 from tests.runtime.common import change_of
 from thresher import (
     BadRowsError,
@@ -488,8 +489,22 @@ def test_jobs_give_the_bytes_of_one_call(store, place, tmp_path, of) -> None:
     assert merged.info == whole.info
     assert target.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".s")] == []
+    again = write_scores(store, scorer("clip-score"), target, shard=ArrayJob(1, of), **place)
+    assert (len(again.values_n), again.info["notes"]) == (0, ["the scores are finished already"])
+    some = Selection.everything(store.fingerprint(), store.layout.location, {}, N)
+    some = dataclasses.replace(some, dropped_by=np.where(np.arange(N) < 5, 0, -1).astype(np.int16))
     with pytest.raises(OutputError, match="exists already"):
-        write_scores(store, scorer("clip-score"), target, shard=ArrayJob(1, of), **place)
+        write_scores(store, scorer("clip-score"), target, shard=ArrayJob(1, of), within=some, **place)
+
+
+def test_a_job_does_not_claim_to_have_written_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["score", "clip-score", write_npy(tmp_path / "pool", make(40)), "-o", str(tmp_path / "s.parquet")]
+    words += ["--cache", str(tmp_path / "cache"), "--quiet"]
+    assert main([*words, "--shard", "1/2"]) == 0
+    assert "written" not in capsys.readouterr().out
+    assert main([*words, "--shard", "2/2"]) == 0
+    assert main(words) == 0
+    assert "written to" in capsys.readouterr().out
 
 
 def test_jobs_score_the_rows_of_a_selection(store, place, tmp_path) -> None:

@@ -99,6 +99,52 @@ def test_a_single_seed_has_no_interval(runs: dict[str, Training]) -> None:
         compare_runs({})
 
 
+def test_a_repeated_seed_is_not_another_seed(
+    runs: dict[str, Training], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two runs with one seed would give an interval of almost nothing."""
+    again = {}
+    for policy, value in (("full", 0.304), ("scan", 0.328)):
+        shutil.copytree(runs[f"{policy}-0"].folder, tmp_path / f"{policy}-0-again")
+        _set(Training.load(tmp_path / f"{policy}-0-again"), 0, value)
+        again[f"{policy}-0-again"] = Training.load(tmp_path / f"{policy}-0-again")
+    only = compare_runs({"full-0": runs["full-0"], "full-0-again": again["full-0-again"]})["groups"][0]
+    metric = only["metrics"]["held <b> R@1"]
+    assert (metric["mean"], metric["half"]) == (pytest.approx(0.302), None)
+    assert only["repeated"] == {"full-0-again": "full-0"}
+
+    both = {**runs, **again}
+    full, scan = compare_runs(both)["groups"]
+    mean = Mean.of([0.302, 0.31, 0.32])
+    assert full["metrics"]["held <b> R@1"]["mean"] == pytest.approx(mean.mean)
+    assert full["metrics"]["held <b> R@1"]["half"] == pytest.approx(mean.half)
+    apart = Mean.of([0.324 - 0.302, 0.021, 0.022])
+    found = scan["metrics"]["held <b> R@1"]["minus_first"]
+    assert (found["mean"], found["low"], found["seeds"]) == (pytest.approx(apart.mean), pytest.approx(apart.low), 3)
+
+    folders = [str(run.folder) for run in both.values()]
+    assert main(["compare", *folders]) == 0
+    said = "full-0-again has the seed and settings of "
+    assert capsys.readouterr().out.count("-0-again has the seed and settings of ") == 2
+    page = write_runs_report(both, tmp_path / "runs.html").read_text()
+    assert f"{said}full-0: both count as one seed, with their mean." in page
+
+
+def test_runs_on_other_selections_with_one_seed_are_not_repeated(runs: dict[str, Training], tmp_path: Path) -> None:
+    made = {}
+    for number in range(2):
+        folder = tmp_path / f"{number}"
+        shutil.copytree(runs["full-0"].folder, folder)
+        head = json.loads((folder / "training.json").read_text())
+        head["settings"]["selection"] = f"random-{number}"
+        (folder / "training.json").write_text(json.dumps(head))
+        _set(Training.load(folder), 0, 0.3 + number / 100)
+        made[str(number)] = Training.load(folder)
+    (group,) = compare_runs(made)["groups"]
+    assert group["repeated"] == {}
+    assert group["metrics"]["held <b> R@1"]["half"] == pytest.approx(Mean.of([0.3, 0.31]).half)
+
+
 def test_the_page_is_self_contained_and_escapes_names(runs: dict[str, Training], tmp_path: Path) -> None:
     path = write_runs_report(runs, tmp_path / "runs.html", title="<i>all</i>")
     page = path.read_text()

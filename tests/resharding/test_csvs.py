@@ -65,6 +65,13 @@ def test_old_line_ends_are_copied(tmp_path: Path) -> None:
     assert pd.read_csv(tmp_path / "out" / "train.csv", sep="\t")["title"].tolist() == ["one", "three"]
 
 
+def test_blank_lines_before_the_names_are_not_copied(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "all.csv").write_bytes(b"\n\r\nfilepath,title\na.jpg,one\nb.jpg,two\n")
+    reshard(str(tmp_path / "in" / "all.csv"), keys_file(tmp_path / "k", ["b.jpg"]), str(tmp_path / "out"))
+    assert (tmp_path / "out" / "train.csv").read_bytes() == b"filepath,title\nb.jpg,two\n"
+
+
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_a_csv_without_names_of_columns_gets_them(tmp_path: Path, mark: bytes) -> None:
     """Else the csv that is written could not be read without the option."""

@@ -92,6 +92,8 @@ def test_samples_that_are_written_from_other_data_are_indexed(tmp_path: Path, ki
     ("last", "kind"),
     [
         ({"jpg": picture(9, "JPEG"), "txt": b"x"}, {"image": "png,jpg", "caption": "txt"}),
+        ({"JPG": picture(9, "JPEG"), "txt": b"x"}, {"image": "png,JPG", "caption": "txt"}),
+        ({"png": picture(9), "TXT": b"x"}, None),
         ({"png": picture(9)}, None),
         ({"txt": b"x"}, None),
         ({"gif": picture(9, "GIF"), "txt": b"x"}, None),

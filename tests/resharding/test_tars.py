@@ -437,14 +437,14 @@ def test_the_headers_of_a_tar_are_read_once(
     opened: dict[str, list[str]] = {"scan": [], "write": []}
 
     def counting(into: str):
-        def opening(protocol: str, path: str):
+        def opening(protocol: str, path: str, *_: object):
             opened[into].append(Path(path).name)
             return open_file(protocol, path)
 
         return opening
 
     monkeypatch.setattr("thresher.data.layouts.webdataset.open_file", counting("scan"))
-    monkeypatch.setattr(tars, "open_file", counting("write"))
+    monkeypatch.setattr(tars, "open_spans", counting("write"))
     out = tmp_path / "out"
     if way == "resumed":
         with monkeypatch.context() as patch:

@@ -81,3 +81,13 @@ def test_damaged_records_count_as_none(tmp_path: Path, content: str) -> None:
     assert jobs.of == 0
     jobs.begin(ArrayJob(1, 4))
     assert jobs.of == 4
+
+
+def test_options_that_differ_are_named_also_within_an_object(tmp_path: Path) -> None:
+    """An encoder has a long name, of which the beginning is the same."""
+    encoder = {"name": "open_clip:" + "x" * 80, "weights": "a", "dim": 4}
+    Jobs(tmp_path / "jobs", "x", {"encoder": encoder, "seed": 0}).begin(ArrayJob(1, 2))
+    other = Jobs(tmp_path / "jobs", "x", {"encoder": {**encoder, "weights": "b"}, "seed": 1})
+    said = r'other options \(encoder weights is "b" here and "a" there; seed is 1 here and 0 there\); give the same'
+    with pytest.raises(UsageError, match=said):
+        other.begin(ArrayJob(2, 2))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 
 from thresher import UsageError
+from thresher.runtime import plugins
 from thresher.runtime.engine import ENGINES, make_engine
-from thresher.runtime.plugins import PluginWarning
+from thresher.runtime.plugins import Origin, PluginWarning, origin_of
 
 ENGINE = """
 from dataclasses import dataclass
@@ -34,7 +37,28 @@ def offer(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, source: str,
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module.replace('_', '-')}\nVersion: 1.5\n")
     (info / "entry_points.txt").write_text(f"[thresher.engines]\n{name} = {module}:{value}\n")
-    monkeypatch.syspath_prepend(str(folder))
+    if str(folder) not in sys.path:
+        monkeypatch.syspath_prepend(str(folder))
+
+
+def test_packages_are_listed_once_and_again_when_one_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed: list[None] = []
+    monkeypatch.setattr(plugins, "entry_points", lambda: listed.append(None) or entry_points())
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # it would change the folder too
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for _ in range(3):
+        assert "late" not in ENGINES.all()
+        assert "late" not in ENGINES.names()
+        assert ENGINES.broken() == []
+        assert origin_of(ENGINES.find("serial")).package == "thresher"
+    assert len(listed) == 1
+    offer(tmp_path, monkeypatch, "late", ENGINE.format(name="late"))  # into a folder that is on the path already
+    for _ in range(3):
+        assert "late" in ENGINES.names()
+        assert origin_of(ENGINES.all()["late"]) == Origin("package-of-late", "1.5")
+    assert len(listed) == 2
 
 
 def test_those_of_the_folder_and_of_other_packages_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -183,7 +183,7 @@ def added(engine: Any, fn: Callable[[int], Any], tasks: Iterable[int]) -> tuple[
     return list(sums), sums.total
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_sums_are_added_on_the_workers_also_if_one_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:

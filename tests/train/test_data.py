@@ -72,8 +72,26 @@ def test_data_that_change_while_they_are_read_are_refused(
         return decode(*args)
 
     monkeypatch.setattr(reading, "decode", replacing)
-    with pytest.raises(ChangedError, match=f"{copy}: changed while it was read; run again once writing has finished"):
+    said = rf"{copy}(/\S+tar)?: changed while it was read; run again once writing has finished"
+    with pytest.raises(ChangedError, match=said):
         opened(copy, tmp_path / "run")
+
+
+def test_a_tar_that_is_replaced_during_training_is_noticed(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its images would be read at the places of others."""
+    monkeypatch.setattr(reading, "IN_MEMORY", 0)
+    (tmp_path / "data").mkdir()
+    for path in Path(data.tars).parent.glob("*.tar"):
+        shutil.copy(path, tmp_path / "data")
+    pairs = opened(tmp_path / "data", tmp_path / "run")
+    assert pairs.pixels([0, ROWS - 1]).shape == (2, 16, 16, 3)
+    tar = sorted((tmp_path / "data").iterdir())[0]
+    os.utime(tar, ns=(1, 1))
+    with pytest.raises(ChangedError, match=f"{tar}: changed while it was read; run again"):
+        pairs.pixels([0])
+    assert pairs.pixels([ROWS - 1]).shape == (1, 16, 16, 3), "of another tar"
 
 
 def test_the_pool_of_parquet_is_itself_and_of_others_an_index(data: Data, tmp_path: Path) -> None:

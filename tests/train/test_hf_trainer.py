@@ -431,6 +431,17 @@ def test_what_has_no_losses_or_rows_is_refused(tmp_path: Path) -> None:
         make(tmp_path, Jest(keep=0.5))
 
 
+def test_a_stream_is_refused_before_the_trainer_asks_for_its_length(tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    stream = Dataset.from_dict({"labels": [0] * N}).to_iterable_dataset()
+    with pytest.raises(UsageError, match="IterableDataset has no row numbers: .*; prune it as a stream"):
+        make(tmp_path, data=stream)
+    sampler = PruningSampler(N, policy=SCAN, batch_size=B, epochs=EPOCHS)
+    with pytest.raises(UsageError, match="IterableDataset has no row numbers"):
+        PruningTrainer(clip(), arguments(tmp_path), collate, stream, sampler=sampler)
+
+
 # Two processes: gloo, on this machine only.
 
 

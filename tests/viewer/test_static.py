@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from thresher.runtime.format import percent
+
 ROOT = Path(__file__).parents[2]
 SOURCE, BUILT = ROOT / "view", ROOT / "src" / "thresher" / "viewer" / "static"
 NAMES = {"app.js", "app-style.css", "index.html", "icon.svg", "source.txt"}
@@ -82,3 +84,24 @@ def test_a_build_gives_the_same_bytes(tmp_path: Path) -> None:
     subprocess.run(["node", "build.mjs", "--out", str(tmp_path / "out")], cwd=copy, check=True, capture_output=True)
     for name in NAMES:
         assert (tmp_path / "out" / name).read_bytes() == (BUILT / name).read_bytes(), name
+
+
+def test_the_page_rounds_as_reports_do() -> None:
+    """19.25% is 19.2% in both: toFixed of JavaScript would make it 19.3%. Needs node."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not installed")
+    shares = [(385, 2000), (1, 1_000_000), (999_999, 1_000_000), (1, 1), (0, 3), (3, 0), (1, 8), (1, 16), (3, 16)]
+    shares += [(part, 2000) for part in range(0, 2001, 7)]
+    numbers = [(0.0625, 3), (2.5, 0), (3.5, 0), (-0.125, 2), (1.005, 2), (1 / 3, 4), (0.5, 0)]
+    source = (SOURCE / "src" / "dom.ts").read_text(encoding="utf-8")
+    code = "".join(re.findall(r"^export function (?:fixed|percent)\(.*?^}$", source, re.MULTILINE | re.DOTALL))
+    code = re.sub(r": (number|string)\b", "", code).replace("export ", "\n")
+    code += f"\nconst shares = {json.dumps(shares)}, numbers = {json.dumps(numbers)};"
+    code += (
+        "\nconsole.log(JSON.stringify([shares.map((one) => percent(...one)), numbers.map((one) => fixed(...one))]));"
+    )
+    done = subprocess.run([node, "-e", code], check=True, capture_output=True, text=True)
+    expected = [[percent(*one) for one in shares], [f"{value:.{digits}f}" for value, digits in numbers]]
+    assert json.loads(done.stdout) == expected
+    assert expected[0][:3] == ["19.2%", "<0.1%", ">99.9%"]

@@ -839,3 +839,20 @@ def test_closing_prints_nothing_of_requests_that_it_ends(caplog: pytest.LogCaptu
     Viewer("http://localhost", cast(Any, server), thread, cast(Any, None)).close()
     log.error("after")
     assert [record.getMessage() for record in caplog.records] == ["before", "after"]
+
+
+def test_a_pool_that_has_changed_is_no_longer_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is held of it is of the earlier files, what would be read is of the later ones."""
+    now = [0.0]
+    monkeypatch.setattr("thresher.viewer.app.time", SimpleNamespace(monotonic=lambda: now[0]))
+    with make_shown(tmp_path) as shown:
+        shown.get("rows", set={})
+        next((shown.folder / "pool" / "metadata").glob("*.parquet")).touch()
+        now[0] += 1.5
+        for name, values in {"subject": {}, "rows": {"set": {}}, "histogram": {"selection": 0}}.items():
+            said = shown.refused(name, **values)
+            assert said.endswith("a file of the pool changed while it was shown; run again once writing has finished")
+        body = {"selection": 0, "cut": {"name": "keep", "value": "10%"}, "name": "less"}
+        answer = shown.client.post(f"/{TOKEN}/save", json=body, headers={"origin": "http://testhost"})
+        assert (answer.status_code, "changed while" in answer.json()["error"]) == (400, True)
+        assert not (shown.folder / "less").exists()

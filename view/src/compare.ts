@@ -2,7 +2,7 @@
 import { get, type Page } from "./api";
 import { seriesColour } from "./colours";
 import { meter } from "./charts";
-import { counted, decimal, h, number, percent, problem, replace } from "./dom";
+import { counted, decimal, fixed, h, number, percent, problem, replace } from "./dom";
 import { strip } from "./gallery";
 import { type ColumnShares } from "./lost";
 import { state, subject, update } from "./state";
@@ -51,7 +51,7 @@ export class ComparePage {
             h("tbody", null, every.map((i) => h("tr", null, h("th", { scope: "row" }, h("bdi", null, nameOf(i))), every.map((j) => {
               if (i === j) return h("td", { class: "self" }, "–");
               const share = got.kept[i] ? pair(i, j).both / got.kept[i] : 0, chance = got.kept[j] / got.rows;
-              return h("td", { style: { "--share": share.toFixed(3) }, title: `${number(pair(i, j).both)} rows in both; Jaccard ${pair(i, j).jaccard.toFixed(3)}; two independent selections would share ${(100 * chance).toFixed(1)}%` }, h("b", null, percent(share, 1, 0)), h("small", null, `by chance ${percent(chance, 1, 0)}`));
+              return h("td", { style: { "--share": share.toFixed(3) }, title: `${number(pair(i, j).both)} rows in both; Jaccard ${fixed(pair(i, j).jaccard, 3)}; two independent selections would share ${fixed(100 * chance, 1)}%` }, h("b", null, percent(share, 1, 0)), h("small", null, `by chance ${percent(chance, 1, 0)}`));
             })))))),
         h("p", { class: "muted" }, "By chance: what two independent selections of these sizes would share.")));
   }
@@ -109,7 +109,7 @@ export class ComparePage {
   private errors(got: Errors): HTMLElement {
     const kinds: [keyof Errors[string], string][] = [["overall", "overall"], ["within", "within clusters"], ["overall_uncentred", "overall, not centred"], ["within_uncentred", "within, not centred"]];
     const shown = kinds.filter(([key]) => Object.values(got)[0][key] !== null);
-    const word = (ratio: number | null): string => ratio === null ? "" : ratio < 0.95 ? "closer than random" : ratio <= 1.05 ? "like random" : `${ratio.toFixed(1)}× random`;
+    const word = (ratio: number | null): string => ratio === null ? "" : ratio < 0.95 ? "closer than random" : ratio <= 1.05 ? "like random" : `${fixed(ratio, 1)}× random`;
     return h("div", null,
       h("div", { class: "table-scroll", tabindex: "0", role: "region", "aria-label": "Covariance errors, scrolls sideways" },
         h("table", { class: "wide" }, h("caption", null, "Relative error, and next to it that of a random subset of the same size"),

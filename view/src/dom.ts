@@ -67,11 +67,30 @@ export function segments(label: string, options: [string, string][], value: stri
 }
 
 export const number = (value: number): string => value.toLocaleString("en-US");
-export const percent = (part: number, whole: number, digits = 1): string => (whole ? `${((100 * part) / whole).toFixed(digits)}%` : "-");
+
+// A number with some decimals, rounded as Python does it, so that the page shows the numbers of reports: of 19.25, half
+// way between two, the one with the even digit, 19.2. toFixed alone would give 19.3.
+export function fixed(value: number, digits: number): string {
+  const rounded = value.toFixed(digits);
+  const exact = value.toFixed(digits + 30);
+  if (!/^50*$/.test(exact.slice(-30))) return rounded;
+  const down = exact.slice(0, digits ? -30 : -31);
+  return Number(down.slice(-1)) % 2 ? rounded : down;
+}
+
+// A share, as percent() in runtime/format.py has it: a part is never 0%, and an incomplete part never 100%.
+export function percent(part: number, whole: number, digits = 1): string {
+  if (!whole) return "-";
+  const value = part / whole;
+  const least = 10 ** -(digits + 2);
+  if (value > 0 && value < least) return `<${fixed(100 * least, digits)}%`;
+  if (value < 1 && value > 1 - least) return `>${fixed(100 - 100 * least, digits)}%`;
+  return `${fixed(100 * value, digits)}%`;
+}
 export function decimal(value: number | null | undefined, digits = 4): string {
   if (value === null || value === undefined) return "-";
   if (Number.isInteger(value) && Math.abs(value) < 1e15) return number(value);
-  return Math.abs(value) >= 1e6 || (value !== 0 && Math.abs(value) < 1e-4) ? value.toPrecision(4) : value.toFixed(digits);
+  return Math.abs(value) >= 1e6 || (value !== 0 && Math.abs(value) < 1e-4) ? value.toPrecision(4) : fixed(value, digits);
 }
 export const counted = (count: number, noun: string): string => `${number(count)} ${noun}${count === 1 ? "" : "s"}`;
 

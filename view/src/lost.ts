@@ -1,6 +1,6 @@
 // What did I lose? The share kept of every value of the metadata and of the captions with every word.
 import { asText, get } from "./api";
-import { choice, counted, h, labelled, number, percent, problem, replace, svg } from "./dom";
+import { choice, counted, fixed, h, labelled, number, percent, problem, replace, svg } from "./dom";
 import { chosen, state, subject, update, type Filter } from "./state";
 
 export interface Share { value: string | null; rows: number; kept: number; low: number; high: number; shift: number; at_least: number | null; at_most: number | null }
@@ -16,7 +16,7 @@ const side = (share: Share): number => (Math.abs(share.shift) < LEAST ? 0 : Math
 // A share as a dot on its interval, with the share of all rows as a line.
 export function interval(share: Share, overall: number): HTMLElement {
   const at = (value: number): number => 4 + value * (W - 8);
-  return h("span", { class: `interval ${["less", "", "more"][side(share) + 1]}`, role: "img", "aria-label": `${percent(share.kept, share.rows)} kept, 95% interval ${(100 * share.low).toFixed(1)}% to ${(100 * share.high).toFixed(1)}%` },
+  return h("span", { class: `interval ${["less", "", "more"][side(share) + 1]}`, role: "img", "aria-label": `${percent(share.kept, share.rows)} kept, 95% interval ${fixed(100 * share.low, 1)}% to ${fixed(100 * share.high, 1)}%` },
     svg("svg", { viewBox: `0 0 ${W} 18`, "aria-hidden": "true", preserveAspectRatio: "none" },
       svg("line", { class: "track", x1: 4, x2: W - 4, y1: 9, y2: 9 }),
       svg("line", { class: "overall", x1: at(overall), x2: at(overall), y1: 1, y2: 17 }),

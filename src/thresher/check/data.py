@@ -34,7 +34,7 @@ from thresher.io.open import file_stamp, open_file, trusting
 from thresher.io.paths import has_parent, visible
 from thresher.io.pictures import ENDINGS, NARROW, PIXELS, open_encoded, open_rgb
 from thresher.runtime.engine import cores
-from thresher.runtime.format import counted
+from thresher.runtime.format import counted, percent
 from thresher.runtime.process import no_warnings
 from thresher.runtime.progress import Progress, Silent
 from thresher.runtime.untrusted import load_json
@@ -163,7 +163,7 @@ def doctor(
     }
     if report["captions"]["empty"] == read.samples:
         report["captions"]["elsewhere"] = data.captions_elsewhere()
-    first = [*([refusal] if refusal else []), *data.notes]
+    first = [*([refusal] if refusal else []), *data.notes, *(data.without_end() if light else ())]  # else: damaged
     report["warnings"] = [
         *first,
         *_warnings(report, explained=any("no captions" in text or "--caption" in text for text in first)),
@@ -657,7 +657,7 @@ def _warnings(report: dict[str, Any], *, explained: bool) -> list[str]:
 
 def _share(count: int, whole: int) -> str:
     """Format a number of things and their share of all of them."""
-    return f"{count:,} of {whole:,} ({count / whole:.1%})"
+    return f"{count:,} of {whole:,} ({percent(count, whole)})"
 
 
 def _warnings_of_tars(tars: dict[str, Any], count: int) -> list[str]:

@@ -8,12 +8,12 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import threadpoolctl
 
 from thresher.check.calibration import product_speed
 from thresher.check.cost import Cluster, Constants, estimate, rows_of
 from thresher.errors import ThresherError
-from thresher.io.listing import Files
+from thresher.io.arrow import ENDINGS, lacks_end
+from thresher.io.listing import Files, named
 from thresher.io.paths import visible
 from thresher.io.readers import recognising
 from thresher.ops.vectors import norms_of
@@ -25,6 +25,7 @@ from thresher.pruning.registry import build
 from thresher.pruning.run import Run
 from thresher.runtime.format import counted
 from thresher.runtime.kernels import has_avx512
+from thresher.runtime.process import matrix_kernels
 
 _QUICK = 100_000
 _SECONDS = 0.2  # of timing a matrix product
@@ -41,9 +42,10 @@ def inspect(run: Run, *, quick: bool = False) -> dict[str, Any]:
 
     Returns:
         rows, layout, fields (dim, dtype, norms, counts of NaN, infinite and zero rows with the first few ids),
-        columns, keys (counts of "repeated", "unsafe" and "empty" ones), "skipped" (files, and why), "warnings" as
-        sentences, and "cost" (seconds of typical runs, estimated from a matrix product timed on this machine, the peak
-        memory of each in bytes, and the largest of these).
+        columns, keys (counts of "repeated", "unsafe" and "empty" ones), "skipped" (files, and why), "empty" (files
+        without rows), "cut_off" (files that may be cut off between two batches of rows), "warnings" as sentences, and
+        "cost" (seconds of typical runs, estimated from a matrix product timed on this machine, the peak memory of each
+        in bytes, and the largest of these).
     """
     store = run.store
     fields = {part: _field(run, part, quick) for part in store.layout.vectors}
@@ -58,6 +60,8 @@ def inspect(run: Run, *, quick: bool = False) -> dict[str, Any]:
         "caption": store.layout.caption,
         "scores": list(store.layout.scores),
         "skipped": [{"path": aside.path, "why": aside.why} for aside in store.layout.skipped],
+        "empty": store.layout.without_rows(),
+        "cut_off": _cut_off(store),
         "keys": None,
     }
     if store.layout.key and not quick:
@@ -115,6 +119,12 @@ def _field(run: Run, part: str, quick: bool) -> dict[str, Any]:
     }
 
 
+def _cut_off(store: EmbeddingStore) -> list[str]:
+    """Return the Arrow streams that may be cut off between two batches."""
+    files = [(protocol, path) for protocol, path in store.files() if path.lower().endswith(ENDINGS)]
+    return [path for protocol, path in files if lacks_end(protocol, path)]
+
+
 def norms(part: str, store: EmbeddingStore, block: Block) -> tuple[Any]:
     """Return the norms of a block's rows (B,) float64: 0 for zero rows, NaN or infinity where a value is."""
     return (norms_of(store.raw(part, block)),)
@@ -148,6 +158,11 @@ def _warnings(report: dict[str, Any], store: EmbeddingStore) -> list[str]:
             texts.append(f"the first bad {name} row is {store.location_of(name, field['first_bad'][0])}")
     if report["skipped"]:
         texts.append(f"{counted(len(report['skipped']), 'file was', 'files were')} skipped")
+    if empty := report["empty"]:
+        texts.append(f"{counted(len(empty), 'file has', 'files have')} no rows: {named(empty)}")
+    if cut := report["cut_off"]:
+        files = counted(len(cut), "file does", "files do")
+        texts.append(f"{files} not have the end mark of the format and may be cut off: {named(cut)}")
     if not report["key"]:
         choose = "; name one with --key" if report["columns"] else ""
         texts.append(f"there is no key column: rows are identified by their number{choose}")
@@ -158,8 +173,7 @@ def _slow_kernel() -> str:
     """Return a warning if the matrix kernels in use are slower than the processor allows, else ''."""
     if not has_avx512():
         return ""
-    kernels = {info.get("architecture", "") for info in threadpoolctl.threadpool_info()}
-    slow = kernels & {"Haswell", "Zen", "Sandybridge", "Nehalem", "Prescott"}
+    slow = set(matrix_kernels()) & {"Haswell", "Zen", "Sandybridge", "Nehalem", "Prescott"}
     if not slow:
         return ""
     return (

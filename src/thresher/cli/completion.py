@@ -115,7 +115,8 @@ def _columns(location: str) -> Iterable[str]:
     with open(path, "rb") as file:
         if path.lower().endswith((".csv", ".tsv")):
             return header(file, path)[0]
-        row = parse_json(file.readline(_LINE))
+        first = next((line for line in iter(lambda: file.readline(_LINE), b"") if line.strip()), b"")
+        row = parse_json(first)
     return row if isinstance(row, dict) else ()
 
 

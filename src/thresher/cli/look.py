@@ -32,6 +32,7 @@ from thresher.errors import PoolError, UsageError, suggest
 from thresher.runtime.config import check_variables
 from thresher.runtime.parameters import meant
 
+_MOST_ROWS = 10**15
 _TYPED = click.core.ParameterSource.COMMANDLINE
 _TYPES = {"int": "integer", "float": "number", "str": "text", "bool": "true | false", "Keep": "share or count"}
 
@@ -114,12 +115,14 @@ def plan(
             raise UsageError(f"{pool}: its dimensions and place are known; remove --dim and --remote")
         known = rows_of(open_store(pool))
     else:
-        if dim is None or not str(rows).replace("_", "").isdecimal() or len(str(rows)) > 18:
+        digits = str(rows).replace("_", "")
+        if not (digits.isascii() and digits.isdecimal()) or not 1 <= int(digits[:20]) <= _MOST_ROWS:
             likely = meant(int, str(rows))
             close = f"; type --rows {likely}" if likely not in ("", rows) else ""
-            raise UsageError(f"--rows {rows}: give a number of rows, and --dim{close}")
-        count = int(str(rows).replace("_", ""))
-        known = Rows(max(count, 1), dim, files=max(count // 1_000_000, 1), remote=remote)
+            raise UsageError(f"--rows {rows}: give a whole number from 1 to {_MOST_ROWS:,}{close}")
+        if dim is None:
+            raise UsageError(f"--rows {rows}: give the dimensions of the embeddings too, such as --dim 768")
+        known = Rows(int(digits), dim, files=max(int(digits) // 1_000_000, 1), remote=remote)
     cluster = Cluster(nodes, cores or own_cores(), bandwidth, latency)
     made = engine_from(engine, None, ray_address)
     constants = calibrated(made, known.dim) if calibrate else Constants()

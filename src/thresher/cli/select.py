@@ -237,6 +237,7 @@ def _score_command(name: str, cls: Any) -> click.Command:
             "mean": float(numbers.mean(dtype="float64")) if len(numbers) else None,
             "most": float(numbers.max()) if len(numbers) else None,
             **scores.info,
+            **({} if shard is None else {"shard": str(shard)}),
         }
         common.output.result(result, text.scored(result))
 

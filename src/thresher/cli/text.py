@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from thresher.io.paths import relative, shortened, visible
-from thresher.runtime.format import counted, duration, size
+from thresher.runtime.format import counted, duration, percent, size
 from thresher.runtime.places import local_path
 
 _CAPTION = 240  # characters of a caption: three lines of a terminal
@@ -266,7 +266,7 @@ def kept(selection: Any, out: object) -> Iterator[str]:
     repeated = f", {selection.uses:,} with repeats" if selection.repeats is not None else ""
     yield (
         f"kept {len(selection):,} of {counted(selection.total, 'row')} "
-        f"({len(selection) / selection.total:.1%}){repeated}"
+        f"({percent(len(selection), selection.total)}){repeated}"
     )
     yield f"written to {out}"
 
@@ -314,7 +314,8 @@ def scored(scores: Mapping[str, Any]) -> Iterator[str]:
     yield from scores["notes"]
     span = f", {scores['least']:.4f} to {scores['most']:.4f}, mean {scores['mean']:.4f}" if scores["rows"] else ""
     yield f"{scores['rows']:,} of {counted(scores['of'], 'row')} scored{span}"
-    yield f"written to {scores['out']}"
+    if "shard" not in scores:  # a job leaves its scores next to the file, which the command without --shard writes
+        yield f"written to {scores['out']}"
 
 
 def clustered(clusters: Mapping[str, Any]) -> Iterator[str]:
@@ -415,7 +416,7 @@ def comparison(result: Mapping[str, Any]) -> Iterator[str]:
     """Yield lines that compare selections."""
     for name, count in result["kept"].items():
         repeated = f", {result['uses'][name]:,} with repeats" if result["uses"][name] != count else ""
-        yield f"{name}: {count:,} of {counted(result['rows'], 'row')} ({count / result['rows']:.1%}){repeated}"
+        yield f"{name}: {count:,} of {counted(result['rows'], 'row')} ({percent(count, result['rows'])}){repeated}"
     for pair in result["pairs"]:
         yield (
             f"{pair['a']} and {pair['b']}: {pair['both']:,} in both, {pair['only_a']:,} and {pair['only_b']:,} in "
@@ -577,6 +578,8 @@ def run_comparison(result: Mapping[str, Any]) -> Iterator[str]:
             f"{group['name']}: {counted(len(group['runs']), 'run')}, {group['samples']:,.0f} samples seen, "
             f"{duration(group['seconds'])} of training, {group['pruned']:.1%} pruned"
         )
+        for name, earlier in group["repeated"].items():
+            yield f"  {name} has the seed and settings of {earlier}: both count as one seed, with their mean"
     for name, run in result["runs"].items():
         state = f", not finished: {run['unfinished']}" if run["unfinished"] else ""
         yield f"  {name}: {run['policy']}, seed {run['seed']}, {run['left_out']:,} samples left out{state}"
@@ -609,7 +612,7 @@ def lab_plan(result: dict[str, Any]) -> Iterator[str]:
 def evaluated(results: Sequence[Mapping[str, Any]], out: str | None) -> Iterator[str]:
     """Yield the metrics of a model by set and task, in percent."""
     for one in results:
-        yield f"{one['key']}" + (f" ({one['rows']:,} rows)" if one["rows"] is not None else "")
+        yield f"{one['key']}" + (f" ({counted(one['rows'], 'row')})" if one["rows"] is not None else "")
         low, high = one["metrics"].get("main_metric_interval", (None, None))
         for name, value in one["metrics"].items():
             if isinstance(value, float):

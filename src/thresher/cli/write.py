@@ -160,6 +160,11 @@ def export(
     help="Write tars that Megatron Energon reads without 'energon prepare': an index of each, and .nv-meta.",
 )
 @click.option(
+    "--for-dali",
+    is_flag=True,
+    help="Write an index next to each tar, which NVIDIA DALI reads, without 'wds2idx'.",
+)
+@click.option(
     "--workers", cls=Configured, setting="workers", type=WHOLE, metavar="N",
     help="Shards written in parallel (default: all cores).",
 )  # fmt: skip

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
@@ -17,8 +18,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from thresher.errors import ChangedError, PoolError
+from thresher.errors import ChangedError, PoolError, UnreachedError
+from thresher.io.listing import named
 from thresher.io.open import file_stamp
+from thresher.runtime.format import counted
 
 if TYPE_CHECKING:
     from thresher.data.samples import Sample
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 Ints = npt.NDArray[np.int64]
 Form = Literal["webdataset", "parquet", "csv"]
 P = TypeVar("P", bound="Part")
+_REQUESTS = 16  # at once
 _ROWS = 64  # in memory at a time: an image may have megabytes
 
 
@@ -48,6 +52,9 @@ class Scanned:
         notes: Returns :attr:`thresher.data.Sample.notes` of a sample, by its index and the extensions of its members;
             None if they are not known yet.
         names: Names of the samples in their file, if they differ from their keys.
+        said: What the user should know about how they were found, as a sentence; "" for nothing.
+        by_index: Whether an index says which samples there are; other samples, whose headers were not read, may have
+            other names than it says.
     """
 
     keys: Sequence[str]
@@ -61,6 +68,8 @@ class Scanned:
     endings: Callable[[Ints], Iterator[tuple[str, ...]]] | None = None
     notes: Callable[[int, tuple[str, ...]], tuple[str, ...]] | None = None
     names: Sequence[str] | None = None
+    said: str = ""
+    by_index: bool = False
 
 
 class Words(NamedTuple):
@@ -259,6 +268,13 @@ class Part(ABC):
         """Return what is wrong with the end of the file, "" if nothing, without reading all of it."""
         return ""
 
+    def lacks_end(self) -> bool:
+        """Return whether the file does not have the end mark of its format, and so may be cut off between samples.
+
+        Some programs leave the mark out, so samples are read all the same. Only the last bytes are read.
+        """
+        return False
+
 
 @dataclass(frozen=True)
 class Data:
@@ -291,3 +307,23 @@ class Data:
         """Yield all samples, one part after another."""
         for part in self.parts:
             yield from part.samples()
+
+    def without_end(self) -> tuple[str, ...]:
+        """Return a note about files that may be cut off between samples, see :meth:`Part.lacks_end`; () for none."""
+        parts = {part.path: part for part in self.parts}
+        with ThreadPoolExecutor(_REQUESTS) as threads:  # each is a request if the data is remote
+            lacking = [
+                path for path, lacks in zip(parts, threads.map(_lacks_end, parts.values()), strict=True) if lacks
+            ]
+        if not lacking:
+            return ()
+        unit = self.parts[0].unit
+        files = counted(len(lacking), f"{unit} does", f"{unit}s do")
+        return (f"{files} not have the end mark of the format and may be cut off: {named(lacking)}",)
+
+
+def _lacks_end(part: Part) -> bool:
+    try:
+        return part.lacks_end()
+    except (PoolError, UnreachedError):  # reported when the samples are read
+        return False

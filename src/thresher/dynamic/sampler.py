@@ -57,7 +57,7 @@ class with_rows(_Dataset):  # type: ignore[misc] # noqa: N801 - reads as the ver
             raise UsageError(f"a {type(dataset).__name__} of {names}; give one of its datasets, with integer indices")
         if not _has_rows(dataset):
             raise UsageError(
-                f"a {type(dataset).__name__} has no row numbers: it can only be iterated over; prune it as a stream, "
+                f"{type(dataset).__name__} has no row numbers: it can only be iterated over; prune it as a stream, "
                 "with StreamPruner and prune_stream of thresher.dynamic.stream"
             )
         self.dataset: Any = dataset.dataset if isinstance(dataset, with_rows) else dataset

@@ -52,6 +52,7 @@ from thresher.embedding.prepare import Decoded, DecodeOptions, DecodeTask, Pixel
 from thresher.embedding.quality import Head, Quality
 from thresher.errors import ChangedError, OutputError, PoolError, ThresherError, UnreachedError, UsageError
 from thresher.export.keys import hashes_of
+from thresher.io.listing import named
 from thresher.io.open import open_file
 from thresher.io.paths import visible, writable
 from thresher.io.pictures import PIXELS
@@ -284,7 +285,7 @@ def embed(
         if shard is not None:
             result = _of_job(folder, plan, shard, set(todo), notes)
             return replace(result, notes=(*result.notes, jobs.finish(shard, rows=result.rows)))
-        result = _finished(folder, plan, set(todo), notes, data)
+        result = _finished(folder, plan, set(todo), (*notes, *source.without_end()), data)
         jobs.remove()
         return result
 
@@ -979,7 +980,7 @@ def joined(tokens: Sequence[Tokens]) -> Tokens:
 def _finished(folder: AnyPath, plan: PoolPlan, new: set[int], notes: Sequence[str], data: str) -> Embedded:
     """Mark the pool as finished, and list the samples that are not in it."""
     rows, fresh, skipped, damaged, counts = 0, 0, 0, 0, Counter[str]()
-    first = ""
+    first, empty = "", list[str]()
     with writing(folder / SET_ASIDE) as scratch, open(scratch, "w", encoding="utf-8", newline="\n") as file:
         infos = all_written(folder, range(len(plan.shards)))
         for number, (shard, info) in enumerate(zip(plan.shards, infos, strict=True)):
@@ -992,6 +993,7 @@ def _finished(folder: AnyPath, plan: PoolPlan, new: set[int], notes: Sequence[st
             lines += [info["damage"]] if info["damage"] else []
             skipped, damaged = skipped + len(info["set_aside"]), damaged + bool(info["damage"])
             first = first or next(iter(lines), "")
+            empty += [shard.path] if not info["rows"] and not lines else []
             file.writelines(line.replace("\n", " ").replace("\r", " ") + "\n" for line in lines)
     if not skipped and not damaged:
         (folder / SET_ASIDE).unlink()
@@ -1000,7 +1002,8 @@ def _finished(folder: AnyPath, plan: PoolPlan, new: set[int], notes: Sequence[st
         raise PoolError(f"{data}: none of its samples can be used; {first or 'it has none'}")
     plan.saved(folder, rows)
     repeated = _repeated(folder, len(plan.shards), "uid" if "uid" in plan.columns else "key")
-    all_notes = (*notes, *noted("row", counts), *repeated)
+    without = [f"{counted(len(empty), 'file has', 'files have')} no samples: {named(empty)}"] if empty else []
+    all_notes = (*notes, *without, *noted("row", counts), *repeated)
     return Embedded(str(folder), rows, fresh, skipped, damaged, len(plan.shards), plan.fields, all_notes)
 
 

@@ -7,6 +7,8 @@ import numpy.typing as npt
 
 from thresher.errors import UsageError
 from thresher.evaluation.accuracy import Bools
+from thresher.runtime.format import counted
+from thresher.runtime.random import generator
 
 
 def split(rows: int, *, groups_N: npt.ArrayLike | None = None, share: float = 0.5, seed: int = 0) -> Bools:
@@ -34,8 +36,11 @@ def split(rows: int, *, groups_N: npt.ArrayLike | None = None, share: float = 0.
         raise UsageError(f"groups of shape {groups.shape}; give one per row, ({rows},)")
     names_G, codes_N, sizes_G = np.unique(groups, return_inverse=True, return_counts=True)
     if len(names_G) < 2:
-        raise UsageError(f"{rows:,} rows in {len(names_G)} groups cannot be split; give two groups or more")
-    order_G = np.random.Generator(np.random.Philox(seed)).permutation(len(names_G))
+        what = f"{counted(rows, 'row')} in {counted(len(names_G), 'group')}"
+        raise UsageError(f"{what} cannot be split; give two groups or more")
+    # Philox itself takes no negative seed, which every other command allows.
+    random = np.random.Generator(np.random.Philox(seed)) if seed >= 0 else generator(seed, "split")
+    order_G = random.permutation(len(names_G))
     upto_G = np.cumsum(sizes_G[order_G])
     taken = int(np.clip(np.searchsorted(upto_G, share * rows, side="right"), 1, len(names_G) - 1))
     first_G = np.zeros(len(names_G), np.bool_)

@@ -18,7 +18,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import threadpoolctl
 
 from thresher.errors import INSTALL_EXTRA, UsageError, installed
 from thresher.explore.names import sampled
@@ -31,7 +30,7 @@ from thresher.runtime.checksums import ArraySpec
 from thresher.runtime.code import code_version
 from thresher.runtime.engine import Engine
 from thresher.runtime.engines.serial import Serial
-from thresher.runtime.process import no_warnings
+from thresher.runtime.process import matrix_kernels, no_warnings, thread_pools
 from thresher.runtime.random import digest, generator, permutation
 
 Array = npt.NDArray[Any]
@@ -111,11 +110,11 @@ def map_of(
         "field": field,
         "sample": digest(sample_M),
         "method": f"{method} {metadata.version('openTSNE')}" if method == "t-SNE" else method,
-        "kernels": sorted({info.get("architecture", "") for info in threadpoolctl.threadpool_info()} - {""}),
+        "kernels": matrix_kernels(),
         "code": code_version(map_of),
         "seed": seed,
     }
-    with threadpoolctl.threadpool_limits(1):
+    with thread_pools().limit(limits=1):
         units_MD = _vectors(store, field, sample_M)
         basis_DC, mean_D = principal(units_MD, _COMPONENTS, seed)
         points_MC = np.asarray((units_MD - mean_D) @ basis_DC, np.float32)

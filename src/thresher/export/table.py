@@ -43,11 +43,18 @@ def as_table(selection: Selection, store: EmbeddingStore | None, columns: Sequen
         selection: The selection.
         store: Its pool; needed only for "key" and for columns of the pool.
         columns: See :func:`batches`; by default those of :func:`columns_of`.
+
+    Raises:
+        UsageError: There is no such column.
+        PoolError: A file of the pool changed while it was read.
     """
     import pyarrow as pa
 
     wanted = columns_of(selection) if columns is None else list(columns)
-    return pa.Table.from_batches(list(batches(selection, store, wanted)))
+    table = pa.Table.from_batches(list(batches(selection, store, wanted)))
+    if store is not None:
+        store.check_unchanged("the table was made")
+    return table
 
 
 def wanted_columns(selection: Selection, names: str) -> list[str]:

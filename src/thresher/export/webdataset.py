@@ -8,18 +8,28 @@ Put it after the stage that reads samples from tars and before the shuffle buffe
     )
 
 It does not need webdataset: it takes any iterable of mappings that have ``__key__``.
+
+:class:`read_kept` takes the place of both stages, and reads little more of the tars than the kept samples.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, Literal, get_args
 
+import numpy as np
+import numpy.typing as npt
+
+from thresher.data.layouts.webdataset import TarPart
+from thresher.data.parts import Scanned
 from thresher.data.streams import PATIENCE, Seen, uid_of
 from thresher.errors import UsageError, suggest
 from thresher.export.keys import Chosen, KeySet, each_key, read_keys
 from thresher.io.key_forms import difference
+from thresher.io.paths import visible
+from thresher.io.places import located
 from thresher.runtime.format import counted
 from thresher.runtime.untrusted import cut
 
@@ -130,3 +140,68 @@ class keep:  # noqa: N801 - reads as the verb it is
             if self.by == "uid" or uid in self.keys:
                 return uid
         return str(sample["__key__"])
+
+
+class read_kept(keep):  # noqa: N801 - reads as what it does
+    """A stage that reads the samples of tars that a selection keeps, in place of ``tarfile_to_samples`` and ``keep``::
+
+        wds.DataPipeline(
+            wds.SimpleShardList(shards), wds.split_by_node, wds.split_by_worker,
+            read_kept("subset"), wds.shuffle(1000), wds.decode("pil"), wds.to_tuple("jpg", "txt"),
+        )
+
+    Of the other samples only headers are read, and of remote tars with an index of NVIDIA DALI next to them
+    (``00000.idx`` next to ``00000.tar``) not even those: the kept samples are read with several requests at the same
+    time. What an index says is compared with every header that is used; one that does not fit is named in a warning,
+    and not used. Samples are those of :class:`keep`, and are identified and repeated as there.
+    """
+
+    def __call__(self, sources: Iterable[Any]) -> Iterator[Any]:
+        """Yield the kept samples of tars, each as often as the selection uses it.
+
+        Args:
+            sources: Paths or addresses of tars, or mappings that have them as ``url``, as the lists of shards of
+                webdataset yield them.
+
+        Raises:
+            UsageError: A source is not the address of a tar, or none of ``patience`` samples is kept.
+            PoolError: A tar is damaged.
+        """
+        none, kept = Seen(), self.kept
+        self._passes += 1
+        for source in sources:
+            url = source.get("url") if isinstance(source, Mapping) else source
+            if not isinstance(url, str) or url.startswith("pipe:"):
+                raise UsageError(
+                    f"{url!r}: is not the path or address of a tar, so that it cannot be read in places; give paths or "
+                    "addresses, such as s3://bucket/00000.tar, or use tarfile_to_samples and keep"
+                )
+            protocol, path = located(url)
+            counts: list[int] = []
+            chosen = partial(self._chosen, none, counts)
+            by_uid = self.by == "uid" or self.by == "auto" and self.keys.uids
+            for window, found in TarPart(path, protocol).read_chosen(chosen, uids=by_uid, say=warnings.warn):
+                members = {ending: window.read(one.offset, one.size) for ending, one in found.members.items()}
+                sample = {"__key__": found.key, "__url__": url, **members}
+                key = self._key(sample)
+                times = 0 if key is None else self.keys.times(key)
+                self.kept += times
+                yield from (dict(one) for one in [sample] * times)
+            self.seen, none.samples = self.seen + counts[-1], none.samples + counts[-1]
+            if not self.kept and self.seen >= self._most():
+                raise UsageError(f"{self._nothing(none)}. If its samples come later, raise patience=")
+        if self.kept == kept and none.samples:
+            warnings.warn(self._nothing(none), stacklevel=2)
+
+    def _chosen(self, none: Seen, counts: list[int], scanned: Scanned) -> npt.NDArray[np.int64]:
+        """Return which samples of a tar are kept, and add how many it has to ``counts``."""
+        counts.append(len(scanned.keys))
+        if counts[-1] and not none.samples:
+            none.key, none.uid = scanned.keys[0], "" if scanned.uids is None else scanned.uids[0]
+        for key, why in scanned.skipped:
+            if key in self.keys:
+                warnings.warn(f"sample {visible(key)} is left out: it {why}", stacklevel=2)
+        if scanned.uids is None:
+            return np.flatnonzero(self.keys.find_many(scanned.keys) >= 0)
+        by_uid = self.keys.find_many(scanned.uids) >= 0
+        return np.flatnonzero(by_uid if self.by == "uid" else by_uid | (self.keys.find_many(scanned.keys) >= 0))

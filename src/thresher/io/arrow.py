@@ -6,6 +6,7 @@ place. In a compressed file one batch of a column is in memory at a time.
 
 from __future__ import annotations
 
+import os
 import posixpath
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -247,6 +248,28 @@ def saved_files(files: Files, folder: str) -> list[str]:
     return names
 
 
+def refuse_another(raw: Any, path: str) -> None:
+    """Raise if another stream begins at the position of a file, after the end of the first, as ``cat`` writes it."""
+    if trusting(path, partial(raw.read, len(_GOES_ON))) == _GOES_ON:
+        raise PoolError(
+            f"{path}: another stream begins at byte {raw.tell() - len(_GOES_ON):,}, after the end of the first, "
+            "and is not read; save one stream per file"
+        )
+
+
+def lacks_end(protocol: str, path: str) -> bool:
+    """Return whether a file is a stream without its end mark, and so may be cut off between two batches.
+
+    The file format ends in the positions of its batches. That of early versions is four zeros, which may be padding.
+    """
+    mark = _GOES_ON + bytes(4)
+    with open_file(protocol, path) as file:
+        if trusting(path, lambda: file.read(len(_GOES_ON))) != _GOES_ON:
+            return False
+        trusting(path, lambda: file.seek(max(0, file.seek(0, os.SEEK_END) - len(mark))))
+        return trusting(path, lambda: file.read(len(mark))) != mark
+
+
 # --- reading --------------------------------------------------------------------------------------
 
 
@@ -305,11 +328,8 @@ def _batches(
             if batch.num_rows < 0:  # validate does not check this
                 raise PoolError(f"{path}: is damaged: one of its batches has {batch.num_rows:,} rows")
             yield batch.select(list(columns))
-        if not seekable and trusting(path, partial(raw.read, len(_GOES_ON))) == _GOES_ON:
-            raise PoolError(
-                f"{path}: another stream begins at byte {raw.tell() - len(_GOES_ON):,}, after the end of the first, "
-                "and is not read; save one stream per file"
-            )
+        if not seekable:
+            refuse_another(raw, path)
 
 
 def _index(schema: Any, name: str) -> int:

@@ -73,9 +73,10 @@ def header(
 ) -> tuple[list[str], str, int]:
     """Return the names of the columns of a CSV file without blanks around them, its delimiter, and its first row.
 
-    The delimiter is that of a line ``sep=;`` before the names, which Excel reads; else a tab if the line with the names
-    has one; else that of comma, ``|`` and ``;`` which separates a column with a usual name, or one that the user named,
-    from others; else a comma.
+    Blank lines before the names are skipped, as in pandas; a file without other lines has no names. The delimiter is
+    that of a line ``sep=;`` before the names, which Excel reads; else a tab if the line with the names has one; else
+    that of comma, ``|`` and ``;`` which separates a column with a usual name, or one that the user named, from others;
+    else a comma.
 
     Args:
         file: The open file.
@@ -88,7 +89,7 @@ def header(
         UsageError: ``columns`` are not as many as the first row has cells.
     """
     lines = Lines(file, path)
-    found = iter(lines)
+    found = filter(str.strip, lines)
     first = trusting(path, lambda: next(found, ""))
     match = None if columns else _SEPARATOR.fullmatch(first)
     separator = match[1] if match else ""
@@ -114,7 +115,7 @@ def header(
             )
         file.seek(0)
         return list(columns), delimiter, len(_MARK) if file.read(len(_MARK)) == _MARK else 0
-    names = cells(delimiter)
+    names = cells(delimiter) if first else []
     if twice := next((name for i, name in enumerate(names) if name and name in names[:i]), ""):
         raise PoolError(f"{path}: has several columns with the name {visible(twice)}; rename all but one")
     return names, delimiter, lines.at

@@ -17,11 +17,17 @@ from thresher.io.paths import is_unsafe, visible
 from thresher.io.remote import file_system, requested
 
 PROTOCOL = "hf://"
+_NAME = r"[A-Za-z0-9_][\w.-]*"
 _ADDRESS = re.compile(
-    r"hf://(?P<kind>datasets/|spaces/|models/)?(?P<name>[^/@*]+/[^/@*]+)"
+    rf"hf://(?P<kind>datasets/|spaces/|models/)?(?!(?:datasets|spaces|models|buckets)/)(?P<name>{_NAME}/{_NAME})"
     r"(?:@(?P<revision>refs/(?:convert|pr)/[^/]+|[^/]+))?(?P<path>/.*)?"
 )
 _BUCKETS = "hf://buckets/"
+_BUCKET = re.compile(rf"hf://buckets/{_NAME}/{_NAME}(?:/.*)?")
+_PAGE = re.compile(
+    rf"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/datasets/(?P<name>{_NAME}/{_NAME})"
+    r"(?:/(?:tree|blob|viewer|discussions)(?:/[^?#]*)?)?/?(?:[?#].*)?"
+)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PARQUET = (".parquet", ".pq")
 # Words in the names of files and folders that ``datasets`` takes for splits.
@@ -51,15 +57,17 @@ def pinned(location: str) -> str:
             commits.
 
     Raises:
-        PoolError: There is no such repository or revision.
+        PoolError: There is no such repository or revision, or the location is not an address of one.
         AccessError: Access was denied.
         UnreachedError: The Hub was not reached.
     """
+    if page := _PAGE.fullmatch(location):
+        raise PoolError(f"{visible(location)}: is a page of the Hub; give hf://datasets/{page['name']}")
     if PROTOCOL not in location:
         return location
     if "::" in location:  # a list of tars
         return "::".join(map(pinned, location.split("::")))
-    if not location.startswith(PROTOCOL) or location.startswith(_BUCKETS):
+    if not location.startswith(PROTOCOL) or _BUCKET.fullmatch(location):
         return location
     found = _ADDRESS.fullmatch(location)
     if found is None:

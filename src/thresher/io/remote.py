@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -103,7 +103,7 @@ def in_parallel(protocol: str, fn: Callable[[_S], _T], items: Iterable[_S]) -> I
         yield from windowed(threads, fn, items, 2 * _REQUESTS)
 
 
-def read_ahead(fn: Callable[[_S], _T], items: Iterable[_S], size: int) -> Iterator[_T]:
+def read_ahead(fn: Callable[[_S], _T], items: Iterable[_S], size: int) -> Generator[_T, None, None]:
     """Yield ``fn(item)`` for every item, in order; several requests ahead of the caller, at the same time.
 
     Args:

@@ -222,9 +222,22 @@ def tar_samples(window: Window, path: str, at: int = 0) -> Iterator[TarSample]:
     Raises:
         PoolError: As in :func:`members`; the sample at the damage is not yielded. Or another archive follows.
     """
+    end = at
+
+    def followed() -> Iterator[Member]:
+        nonlocal end
+        for member in members(window, path, at):
+            end = member.end
+            yield member
+
+    yield from grouped(followed())
+    _refuse_another(window, path, end)
+
+
+def grouped(found: Iterable[Member]) -> Iterator[TarSample]:
+    """Yield the samples of the members of a tar, by the rules of :func:`tar_samples`."""
     sample, linked = TarSample(""), ("", "")
-    for member in members(window, path, at):
-        at = member.end
+    for member in found:
         folder, slash, base = member.name.rpartition("/")
         stem, dot, ending = base.partition(".")
         if not stem or not dot or member.name.startswith("__") and _META.match(member.name):
@@ -242,7 +255,6 @@ def tar_samples(window: Window, path: str, at: int = 0) -> Iterator[TarSample]:
         sample.members[ending] = member
     if sample.members:
         yield sample
-    _refuse_another(window, path, at)
 
 
 def why_unsafe(sample: TarSample) -> str:

@@ -133,7 +133,9 @@ def _is_csv(path: str) -> bool:
 
 def _named(file: IO[bytes], path: str) -> tuple[list[str], str, int]:
     names, delimiter, at = header(file, path, KEYS)
-    if not names or "" in names:
+    if not names:
+        raise PoolError(f"{path}: has no rows")
+    if "" in names:
         raise PoolError(f"{path}: its first line must have a name for every column, such as key,score")
     check_names(path, names)
     return names, delimiter, at

@@ -8,6 +8,7 @@ they are, else "swapped", "duplicate" or "off-topic", which no method reads and 
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -69,6 +70,8 @@ def index_of(data: str, *, captions: bool, within: str | None = None) -> _Index:
             index.classes.append(sample.columns.get(within))
     if not len(index):
         raise PoolError(f"{data}: no row has an image{' and a caption' if captions else ''}")
+    for note in opened.without_end():
+        warnings.warn(f"{data}: {note}", stacklevel=2)
     return index
 
 

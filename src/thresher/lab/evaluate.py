@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -30,6 +31,7 @@ from thresher.evaluation.zero_shot import class_embeddings, zero_shot
 from thresher.io.pictures import open_rgb
 from thresher.lab.sets import LabelledSet, open_set
 from thresher.runtime.files import check_writable, writing
+from thresher.runtime.format import counted
 from thresher.runtime.parameters import build
 from thresher.runtime.progress import Progress, Silent
 from thresher.runtime.untrusted import cut, open_regular, parse_json, parse_toml, toml_text
@@ -48,6 +50,7 @@ _SHARES = {"top1": "acc1", "top5": "acc5", "mean_per_class": "mean_per_class_rec
 _BATCH, _TEXTS = 64, 512  # images and texts encoded at a time
 _KS = (1, 5, 10)
 _LINE = 1 << 20  # bytes of a line of results
+_REPEATED = 0.05  # share of captions from which repeated ones are mentioned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +201,7 @@ def _evaluated(
         return
     image_ND = _images(encoder, data, progress)
     if "retrieval" in wanted:
+        _warn_of_repeats(how.data, data)
         text_MD = encode_texts(encoder, data.texts)
         scores = retrieval(
             image_ND, text_MD, image_group_N=data.group_N, text_group_M=data.group_N[data.text_row_M], ks=_KS
@@ -215,9 +219,36 @@ def _evaluated(
                 continue
             if data.train is not None and train_ND is None:
                 train_ND = _images(encoder, data.train, progress)
-            fitted = _fitting(data, column, image_ND, train_ND, seed)
-            scores = (knn if task == "knn" else linear_probe)(*fitted)
+            try:
+                fitted = _fitting(data, column, image_ND, train_ND, seed)
+                scores = (knn if task == "knn" else linear_probe)(*fitted)
+            except UsageError as error:  # too few rows or classes: an error only if it was asked for
+                if how.tasks:
+                    raise type(error)(f"{how.data}: {task} of {column}: {error}") from None
+                warnings.warn(f"{how.data}: {task} of {column} is not measured: {error}", stacklevel=2)
+                continue
+            if unseen := int(np.count_nonzero((fitted[3] >= 0) & ~np.isin(fitted[3], fitted[1]))):
+                warnings.warn(
+                    f"{how.data}: {task} of {column}: of the {int(scores['rows']):,} tested, {unseen:,} without "
+                    "training rows of their class count as wrong; give training rows with --train",
+                    stacklevel=2,
+                )
             yield _result(name, task, column, _classified(scores, prefix), int(scores["rows"]))
+
+
+def _warn_of_repeats(path: str, data: LabelledSet) -> None:
+    """Warn if many captions are also those of rows that count as wrong."""
+    groups_of: dict[str, set[int]] = {}
+    group_M = data.group_N[data.text_row_M].tolist()
+    for text, group in zip(data.texts, group_M, strict=True):
+        groups_of.setdefault(text, set()).add(group)
+    repeated = sum(len(groups_of[text]) > 1 for text in data.texts)
+    if repeated > _REPEATED * len(data.texts):
+        warnings.warn(
+            f"{path}: {repeated:,} of {counted(len(data.texts), 'caption')} are also those of other images, which "
+            "count as wrong; name a column of rows that belong together with --group",
+            stacklevel=3,
+        )
 
 
 def _able(encoder: Encoder, data: LabelledSet) -> set[str]:

@@ -5,6 +5,7 @@ A profile is a table ``[profile.NAME]`` with the same tables again; what it has 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -13,6 +14,7 @@ from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from thresher.errors import UsageError, suggest
+from thresher.io.sql import is_sql
 from thresher.runtime.parameters import Share, build
 from thresher.runtime.untrusted import cut, parse_toml, toml_text
 from thresher.selection import Keep
@@ -34,6 +36,18 @@ def _check_name(what: str, name: str) -> None:
         )
 
 
+def _same_names(names: Sequence[str]) -> str:
+    """Return the names that are those of one file or folder, "" for none: some file systems do not know capitals."""
+    plain = [name.casefold() for name in names]
+    return ", ".join(sorted({name for name in names if plain.count(name.casefold()) > 1}))
+
+
+def check_selection(path: str, where: str = "") -> None:
+    """Raise a UsageError if a selection folder or file of keys does not exist; ``where`` says what names it."""
+    if not is_sql(path) and "://" not in path and not os.path.exists(path):
+        raise UsageError(f"{where}{path} does not exist; give a selection folder or a file of keys")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sources:
     """The data of a plan; relative paths are below the folder that ``--data`` names.
@@ -53,8 +67,8 @@ class Sources:
         if not self.evals:
             raise UsageError("evals = []; give one evaluation set or more")
         names = [PurePath(path).stem for path in self.evals]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise UsageError(f"two evaluation sets are named {', '.join(twice)}; give each file its own name")
+        if twice := _same_names(names):
+            raise UsageError(f"two evaluation sets are named {twice}; give each file its own name")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,11 +356,11 @@ class Plan:
     def __post_init__(self) -> None:
         """Check that names are unique and that rows refer to rows."""
         _check_name("plan", self.name)
-        for what, names in (("row", [row.name for row in self.rows]), ("corpus", [one.name for one in self.corpora])):
-            if not names:
+        for what, several, named in (("row", "rows", self.rows), ("corpus", "corpora", self.corpora)):
+            if not named:
                 raise UsageError(f"has no {what}; write [[{what}]]")
-            if twice := {name for name in names if names.count(name) > 1}:
-                raise UsageError(f"two {what}s are named {', '.join(sorted(twice))}; give each its own name")
+            if twice := _same_names([one.name for one in named]):
+                raise UsageError(f"two {several} are named {twice}; give each its own name")
         known = {row.name: row for row in self.rows}
         for row in self.rows:
             if row.coreset_of is None:
@@ -400,6 +414,12 @@ class Plan:
                 f"with thresher: {', '.join(shipped)}.{suggest(name, shipped)}"
             ) from None
         return cls.parse(text, name, profile)
+
+    def check_selections(self) -> None:
+        """Raise a UsageError if a selection that a row names does not exist, before anything is trained."""
+        for row in self.rows:
+            if row.selection is not None:
+                check_selection(row.selection, f"row {row.name}: ")
 
     @classmethod
     def parse(cls, text: str, origin: str = "plan", profile: str | None = None) -> Plan:

@@ -16,11 +16,23 @@ from thresher.errors import OutputError, UsageError
 from thresher.evaluation.intervals import Mean
 from thresher.evaluation.split import split
 from thresher.lab.corpus import index_of, write_subset
-from thresher.lab.plan import BASELINE, SHORT, Corpus, Evaluation, Plan, Proxy, Row, Sources, Trainer
+from thresher.lab.plan import (
+    BASELINE,
+    SHORT,
+    Corpus,
+    Evaluation,
+    Plan,
+    Proxy,
+    Row,
+    Sources,
+    Trainer,
+    check_selection,
+)
 from thresher.lab.results import Run, difference
 from thresher.lab.work import read_own, write_json
 from thresher.pool.store import absolute
 from thresher.runtime.files import writing
+from thresher.runtime.format import counted
 from thresher.runtime.random import generator
 
 CHOSEN, RANDOM = "chosen", "random"
@@ -125,9 +137,13 @@ def cut_data(question: Question, data: str, folder: Path) -> tuple[str, tuple[st
     as they are. If they are there already, they are not made again: the cut is always the same.
 
     Raises:
-        OutputError: The folder has parts of other data, or cut in another way.
-        UsageError: There are too few rows to hold some out.
+        OutputError: The folder has parts of other data, or cut in another way, or is a file.
+        UsageError: There are too few rows to hold some out, or the selection does not exist.
     """
+    if question.selection is not None:
+        check_selection(question.selection)
+    if folder.parent.is_file():
+        raise OutputError(f"{folder.parent}: is a file; give a folder")
     request = {"data": data, "evals": list(map(absolute, question.evals)), "rows": question.rows}
     with suppress(FileNotFoundError):
         known = read_own(folder / REQUEST)
@@ -159,6 +175,11 @@ def _cut(question: Question, data: str, folder: Path) -> tuple[str, tuple[str, .
         if share > 0.5:
             raise UsageError(
                 f"{data}: has {len(rows):,} usable rows; give {2 * _FEWEST} or more, or an evaluation set with --eval"
+            )
+        if len({index.texts[row] for row in rows.tolist()}) < 2:  # rows with the same caption stay together
+            raise UsageError(
+                f"{data}: all {counted(len(rows), 'usable row')} have the same caption, so that none can be held out; "
+                "give an evaluation set with --eval"
             )
         texts = np.unique(np.array([index.texts[row] for row in rows.tolist()]), return_inverse=True)[1]
         apart_M = split(len(rows), groups_N=texts, share=share)

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thresher.data import DataOptions, open_data
+from thresher.data import Data, DataOptions, open_data
+from thresher.data.layouts.webdataset import TarPart
 from thresher.errors import PoolError, UsageError, suggest
 from thresher.evaluation.sets import LABELS, TEXTS, Labels, read_eval
 from thresher.io.open import open_file
 from thresher.io.tar import Window, tar_samples
+from thresher.runtime.format import counted
 from thresher.runtime.untrusted import parse_json
 
 Ints = npt.NDArray[np.int64]
@@ -92,7 +94,10 @@ def open_set(
         fitted = _opened(rows, path, labels=tuple(found.labels), group=group, text=text)
         found = replace(found, train=_with_classes(fitted, names))
     if not found.texts and not found.labels:
-        raise UsageError(f"{path}: has neither captions nor labels; name a column with --label or --text")
+        where = split or path
+        tars = os.path.isdir(where) and any(name.lower().endswith(".tar") for name in os.listdir(where))
+        numbered = f"; a webdataset of CLIP_benchmark has the number of its tars in {where}/{_SHARDS}" if tars else ""
+        raise UsageError(f"{path}: has neither captions nor labels; name a column with --label or --text{numbered}")
     return found
 
 
@@ -145,17 +150,24 @@ def _webdataset(split: str, whole: str, name: str) -> LabelledSet:
             index.append(int(cell))
     if not index:
         raise PoolError(f"{whole}: its tars have no samples")
-    names = tuple(line for line in _optional(os.path.join(whole, _CLASSES)).splitlines() if line)
+    for warning in Data(split, "webdataset", tuple(map(TarPart, tars))).without_end():
+        warnings.warn(f"{split}: {warning}", stacklevel=2)
+    names = tuple(_optional(os.path.join(whole, _CLASSES)).rstrip().splitlines())
+    if blank := next((at for at, line in enumerate(names, 1) if not line.strip()), 0):
+        raise PoolError(f"{whole}/{_CLASSES}: line {blank} is blank, so that the classes after it would be others")
     labels: dict[str, Labels] = {}
     if not retrieval:
         if not names:
             raise PoolError(f"{whole}: has no {_CLASSES} with the name of a class per line")
         if max(index) >= len(names):
-            raise PoolError(f"{whole}: has the class {max(index):,}, but {len(names):,} names in {_CLASSES}")
+            named = counted(len(names), "name")
+            raise PoolError(f"{whole}: has the class {max(index):,}, but {named} in {_CLASSES}; classes count from 0")
         labels["cls"] = Labels(names, np.array(index, np.int64))
     templates = tuple(
         line.replace("{c}", "{}") for line in _optional(os.path.join(whole, _TEMPLATES)).splitlines() if line
     )
+    if odd := next((line for line in templates if "{}" not in line), ""):
+        raise PoolError(f"{whole}/{_TEMPLATES}: {odd[:80]!r} has no {{c}} for the name of a class")
     return LabelledSet(
         name, lambda: (picture for _, picture, _ in _members(tars, None)), tuple(texts), np.array(owners, np.int64),
         np.arange(len(index)), labels, templates,
@@ -197,7 +209,10 @@ def _optional(path: str) -> str:
 def _raw(path: str, name: str, labels: tuple[str, ...], group: str | None, text: str | None) -> LabelledSet:
     """Open folders of classes, Arrow files and other data."""
     options = DataOptions(captions=False, caption=text)
-    opened = open_data(path, options)
+    try:
+        opened = open_data(path, options)
+    except UsageError as error:  # evaluations name the option in their own way
+        raise UsageError(str(error).replace("--caption", "--text")) from None
     texts: list[str] = []
     owners: list[int] = []
     columns: dict[str, list[Any]] = {column: [] for column in opened.columns}
@@ -236,6 +251,8 @@ def _raw(path: str, name: str, labels: tuple[str, ...], group: str | None, text:
             f"{path}: {without:,} of {rows:,} images have no caption; retrieval is not measured", stacklevel=2
         )
         texts, owners = [], []
+    for warning in opened.without_end():
+        warnings.warn(f"{path}: {warning}", stacklevel=2)
     pictures = lambda: (sample.stored() for sample in open_data(path, options).samples())  # noqa: E731
     return LabelledSet(name, pictures, tuple(texts), np.array(owners, np.int64), groups, chosen)
 

@@ -97,6 +97,7 @@ class Layout:
         image: Metadata column with the image.
         scores: Metadata columns with known scores.
         skipped: Files that ``skip_bad`` skipped.
+        empty: Files without rows that are not among the pieces.
         stamps: Path -> size and version of the files when the pool was opened, [] for a file that cannot change.
         pictures: For a pool in memory, a function that returns the bytes of the image of a row, b"" for none.
     """
@@ -110,6 +111,7 @@ class Layout:
     image: str | None = None
     scores: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()
+    empty: tuple[str, ...] = ()
     stamps: Mapping[str, list[Any]] = field(default_factory=dict, repr=False, compare=False)
     pictures: Callable[[int], bytes] | None = field(default=None, repr=False, compare=False)
 
@@ -119,6 +121,11 @@ class Layout:
         for pieces in self.vectors.values():
             return sum(piece.rows for piece in pieces)
         return sum(piece.rows for piece in self.tables)
+
+    def without_rows(self) -> list[str]:
+        """Return the files without rows, each once."""
+        pieces: list[Any] = [piece for pieces in self.vectors.values() for piece in pieces] + list(self.table_parts)
+        return list(dict.fromkeys([*self.empty, *(piece.path for piece in pieces if not piece.rows)]))
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -221,8 +228,8 @@ class Layout:
 
     def check(self) -> None:
         """Raise a PoolError if fields differ in length, width or type, or if there are no rows."""
-        if not self.vectors and not self.tables:
-            why = f"; the first: {self.skipped[0].path}: {self.skipped[0].why}" if self.skipped else ""
+        if not self.vectors and not self.tables and self.skipped:
+            why = f"; the first: {self.skipped[0].path}: {self.skipped[0].why}"
             raise PoolError(f"{self.location}: no usable file is left of the {len(self.skipped)} found{why}")
         counts = {name: sum(p.rows for p in pieces) for name, pieces in self.vectors.items()}
         if self.tables:
@@ -307,7 +314,10 @@ def from_shards(
         else:
             bad.append(skipped_file(found))
     # An empty file has no reliable types; if all files are empty, they are kept, so that the check below rejects them.
-    shards = [(vectors, table) for vectors, table in shards if _first(vectors, table).rows] or shards
+    full = [shard for shard in shards if _first(*shard).rows]
+    left_out = [shard for shard in shards if full and not _first(*shard).rows]
+    empty = dict.fromkeys(piece.path for vectors, table in left_out for piece in (*vectors.values(), table) if piece)
+    shards = full or shards
     kinds = [_kind(vectors, table, options) for vectors, table in shards]
     usual = max(dict.fromkeys(kinds), key=kinds.count, default=None)
     for shard, shape in zip(shards, kinds, strict=True):
@@ -324,6 +334,7 @@ def from_shards(
             vectors={name: tuple(vectors[name] for vectors, _ in good) for name in (good[0][0] if good else ())},
             tables=tuple(table for _, table in good if table),
             skipped=tuple(bad),
+            empty=tuple(empty),
         ),
         options,
     )

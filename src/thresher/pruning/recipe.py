@@ -17,7 +17,7 @@ from thresher.pruning.registry import Method, build
 from thresher.pruning.run import Run
 from thresher.runtime.cache import Cache
 from thresher.runtime.engine import Engine, make_engine
-from thresher.runtime.format import counted
+from thresher.runtime.format import counted, percent
 from thresher.runtime.places import expanded
 from thresher.runtime.process import one_blas_thread
 from thresher.runtime.progress import Progress, Silent
@@ -193,9 +193,8 @@ def apply(run: Run, step: Method) -> Selection:
     for note in selection.steps[-1].notes:
         run.progress.say(f"{step.name}: {note}")
     repeated = f", {selection.uses:,} with repeats" if selection.repeats is not None else ""
-    run.progress.say(
-        f"{step.name}: kept {len(selection):,} of {counted(before, 'row')} ({len(selection) / before:.1%}){repeated}"
-    )
+    share = percent(len(selection), before)
+    run.progress.say(f"{step.name}: kept {len(selection):,} of {counted(before, 'row')} ({share}){repeated}")
     return selection
 
 

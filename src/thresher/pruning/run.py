@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import threadpoolctl
 
 from thresher.errors import BadRowsError
 from thresher.io.npy import NpyPiece, npy_piece
@@ -26,6 +25,7 @@ from thresher.runtime.code import code_version
 from thresher.runtime.engine import Engine, check_files, device_of, nodes_of, reduced
 from thresher.runtime.parameters import recorded
 from thresher.runtime.plugins import origin_of
+from thresher.runtime.process import matrix_kernels
 from thresher.runtime.progress import Progress, Silent
 from thresher.runtime.random import digest, generator, permutation
 from thresher.selection import Selection, Step
@@ -89,7 +89,7 @@ class Run:
     @cached_property
     def kernels(self) -> list[str]:
         """Names of the matrix kernels in use; the last bits of a product depend on them."""
-        found = sorted({info.get("architecture", "") for info in threadpoolctl.threadpool_info()} - {""})
+        found = matrix_kernels()
         return found if self.products is ON_CPU else [*found, self.device]
 
     @property

@@ -158,7 +158,7 @@ def write_scores(
         if overwrite:
             raise UsageError(f"--shard {shard}: --overwrite would remove what other jobs wrote; leave it out")
         if path.exists():
-            raise exists_already(path)
+            return _finished_already(path, store, method, how)
         return _score_share(jobs, shard, store, method, how)
     table = _merged(jobs, store, method, how) if jobs.of and not overwrite else score(store, method, **how)
     kind = pa.int64()
@@ -230,6 +230,21 @@ def _score_share(
             np.save(file, table.values_n, allow_pickle=False)
         said = jobs.finish(job, rows=len(own), notes=table.info["notes"])
     return replace(table, info={**table.info, "notes": [*table.info["notes"], said]})
+
+
+def _finished_already(path: AnyPath, store: EmbeddingStore, method: Scored, how: Mapping[str, Any]) -> ScoreTable:
+    """Return no rows, for a job that a scheduler starts again after the merge.
+
+    Raises:
+        OutputError: The file has the scores of other rows.
+    """
+    within: Selection | None = how.get("within")
+    rows, steps = store.total if within is None else len(within), () if within is None else within.steps
+    info = info_in(path)
+    if (info.get("rows"), info.get("steps")) != (rows, json.loads(json.dumps([step.header() for step in steps]))):
+        raise exists_already(path)
+    notes = ["the scores are finished already"]
+    return ScoreTable(np.zeros(0, np.int64), np.zeros(0, np.float32), {**info, "rows": 0, "notes": notes}, store)
 
 
 def _merged(jobs: Jobs, store: EmbeddingStore, method: Scored, how: Mapping[str, Any]) -> ScoreTable:

@@ -18,6 +18,7 @@ from thresher.pool.store import EmbeddingStore
 from thresher.report.facts import plain
 from thresher.selection import Selection
 
+_READ = "the row was read"
 _TEXT = 2_000  # characters of a key or a caption that are returned
 _KINDS = {REDUNDANT: "redundant", ILL_MATCHED: "ill-matched", LEFT_OUT: "left out"}
 
@@ -40,6 +41,7 @@ def explain(selection: Selection, store: EmbeddingStore, key: str | int) -> dict
 
     Raises:
         UsageError: No such row.
+        PoolError: A file of the pool changed while it was read.
     """
     row = find_row(store, key)
     result: dict[str, Any] = {
@@ -85,6 +87,7 @@ def explain(selection: Selection, store: EmbeddingStore, key: str | int) -> dict
             if len(found) > 1:
                 part["duplicate"] |= {"links": len(chain), "last": found[1]}
         result["steps"].append(part)
+    store.check_unchanged(_READ)
     return result
 
 
@@ -106,12 +109,12 @@ def history(training: Training, store: EmbeddingStore, key: str) -> dict[str, An
 
     Raises:
         UsageError: No such row.
-        PoolError: No epoch is finished, or the folder is damaged.
+        PoolError: No epoch is finished, the folder is damaged, or a file of the pool changed while it was read.
     """
     ledger, log, row = training.ledger(), training.log(), find_row(store, key)
     mismatch = Mismatch.of(training.policy, ledger)
     arrays = (ledger.times_N, ledger.marked_N, ledger.marks_N, ledger.loss_N, ledger.seen_N)
-    return {
+    result = {
         "row": row,
         **_key_and_caption(store, row),
         "policy": training.policy,
@@ -120,6 +123,8 @@ def history(training: Training, store: EmbeddingStore, key: str) -> dict[str, An
         "history": _history(*(array[row].item() for array in arrays)),
         **({} if mismatch is None else {"mismatch": _mismatch(mismatch, row)}),
     }
+    store.check_unchanged(_READ)
+    return result
 
 
 def duplicates(selection: Selection, number: int, row: int) -> list[int]:

@@ -251,7 +251,11 @@ def _steps_examples(selection: Selection) -> tuple[Mapping[int, Example], list[_
     try:
         store = selection.source.store if selection.source is not None else _if_local(selection)
         blocks, wanted = _examples_of(found, _FEW, _FEW // 2, True, store)
-        return look_up(store, wanted) if store is not None else {}, blocks if store is not None else []
+        if store is None:
+            return {}, []
+        examples = look_up(store, wanted)
+        store.check_unchanged("its rows were read")
+        return examples, blocks
     except (ThresherError, OSError) as error:
         return {}, [_Note(f"No captions and images: {plain(error, 300)}")]
 

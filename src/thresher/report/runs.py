@@ -9,7 +9,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -81,10 +81,12 @@ def compare_runs(runs: Mapping[str, Training]) -> RunComparison:
 
     Returns:
         "runs": by name policy, seed, epochs, samples, seconds, left_out (samples), pruned (share) and unfinished ("" if
-        it is finished). "groups": name, runs, samples, seconds, pruned (means), and metrics: by set and metric mean,
-        half (of the 95% interval, None for one seed), values by run, and minus_first: mean, low, high of the
-        differences to the first group, paired by seed. "agreement": for pairs of runs on the same data the share of the
-        candidates of the last search that both have (of the smaller), the Jaccard index, and the overlap by chance.
+        it is finished). "groups": name, runs, repeated (run -> an earlier one with the same seed and settings),
+        samples, seconds, pruned (means), and metrics: by set and metric mean, half (of the 95% interval, None for one
+        seed), values by run, and minus_first: mean, low, high of the differences to the first group, paired by seed.
+        Runs with the same seed and settings count as one, with the mean of their metrics. "agreement": for pairs of
+        runs on the same data the share of the candidates of the last search that both have (of the smaller), the
+        Jaccard index, and the overlap by chance.
 
     Raises:
         UsageError: No runs, or more than 60.
@@ -151,21 +153,36 @@ def _summary(name: str, members: Sequence[_Loaded], first: Sequence[_Loaded]) ->
     facts = [_facts(run) for run in members]
     means = {key: math.fsum(fact[key] for fact in facts) / len(facts) for key in ("samples", "seconds", "pruned")}
     metrics: dict[str, Any] = {}
-    finals, others = [run.final() for run in members], {run.training.seed: run.final() for run in first}
-    for metric in dict.fromkeys(metric for final in finals for metric in final):
-        values = {run.name: final[metric] for run, final in zip(members, finals, strict=True) if metric in final}
-        mean = Mean.of(list(values.values()))
+    for metric in dict.fromkeys(metric for run in members for metric in run.final()):
+        values = {run.name: final[metric] for run in members if metric in (final := run.final())}
+        mean = Mean.of(list(_means(members, metric, _drawn_from).values()))
         metrics[metric] = {"mean": mean.mean, "half": _finite(mean.half), "values": values, "minus_first": None}
-        apart = [
-            final[metric] - others[run.training.seed][metric]
-            for run, final in zip(members, finals, strict=True)
-            if metric in final and metric in others.get(run.training.seed, {})
-        ]
+        own, others = (_means(runs, metric, lambda run: run.training.seed) for runs in (members, first))
+        apart = [own[seed] - others[seed] for seed in own if seed in others]
         if members is not first and apart:
             between = Mean.of(apart)
             low, high = _finite(between.low), _finite(between.high)
             metrics[metric]["minus_first"] = {"mean": between.mean, "low": low, "high": high, "seeds": len(apart)}
-    return {"name": name, "runs": [run.name for run in members], **means, "metrics": metrics}
+    found, repeated = dict[Hashable, str](), dict[str, str]()
+    for run in members:
+        earlier = found.setdefault(_drawn_from(run), run.name)
+        repeated |= {run.name: earlier} if earlier != run.name else {}
+    return {"name": name, "runs": [run.name for run in members], "repeated": repeated, **means, "metrics": metrics}
+
+
+def _drawn_from(run: _Loaded) -> Hashable:
+    """Return what may differ at random within a group: runs in which it is the same are not independent."""
+    settings = run.training.settings
+    return run.training.seed, str(settings.get("selection")), str(settings.get("options"))
+
+
+def _means(runs: Sequence[_Loaded], metric: str, of: Callable[[_Loaded], Hashable]) -> dict[Hashable, float]:
+    """Return the mean of a metric over the runs that are the same by ``of``, without runs that lack it."""
+    values: dict[Hashable, list[float]] = {}
+    for run in runs:
+        if metric in (final := run.final()):
+            values.setdefault(of(run), []).append(final[metric])
+    return {key: math.fsum(some) / len(some) for key, some in values.items()}
 
 
 def _finite(value: float) -> float | None:
@@ -235,6 +252,11 @@ def write_runs_report(
         title=plain(title or f"{counted(len(runs), 'training run')} compared", 200),
         runs=[(plain(name, 120), fact) for name, fact in result["runs"].items()],
         groups=[{**group, "name": plain(group["name"], 120)} for group in result["groups"]],
+        repeated=[
+            (plain(name, 120), plain(earlier, 120))
+            for group in result["groups"]
+            for name, earlier in group["repeated"].items()
+        ],
         metrics=_metric_rows(result),
         unfinished=sum(bool(fact["unfinished"]) for fact in result["runs"].values()),
         agreement=result["agreement"],

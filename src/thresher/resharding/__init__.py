@@ -80,6 +80,7 @@ def reshard(
     trainable: bool | None = None,
     for_hub: bool = False,
     for_energon: bool = False,
+    for_dali: bool = False,
     workers: int | None = None,
     processes: bool = False,
     overwrite: bool = False,
@@ -113,6 +114,8 @@ def reshard(
             content, an index of pages, row groups of about 100 MB, and images declared as such.
         for_energon: Whether to write what Megatron Energon reads of tars too, see :mod:`thresher.resharding.energon`;
             also to tars that an earlier call wrote.
+        for_dali: Whether to write an index next to each tar, as NVIDIA DALI reads it, see
+            :mod:`thresher.resharding.dali`; also to tars that an earlier call wrote.
         workers: Shards written at the same time (default: the cores this process may use).
         processes: Whether to read the headers of local tars in ``workers`` processes if that would take more than 2 s.
             Each process imports the script that calls this, which therefore needs ``if __name__ == "__main__":``.
@@ -153,6 +156,7 @@ def reshard(
         trainable=trainable,
         for_hub=for_hub,
         for_energon=for_energon,
+        for_dali=for_dali,
         overwrite=overwrite,
         processes=processes,
         engine=engine,

@@ -26,7 +26,8 @@ def write(plan: ReshardPlan, sources: Sequence[Source], path: str) -> None:
     """
     source = sources[0]
     with open_file(source.protocol, source.path) as file, open(path, "wb") as out:
-        out.write(_first_line(source) or _ended(_read(file, source.path, 0, header(file, source.path)[-1])))
+        head = _first_line(source) or _ended(_read(file, source.path, 0, header(file, source.path)[-1]))
+        out.write(head.lstrip(b"\r\n"))
         for lo in range(0, len(plan), _CHUNK):
             part = plan.part(lo, lo + _CHUNK)
             start, end = part.start_M, part.start_M + part.length_M

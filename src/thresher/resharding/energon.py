@@ -18,10 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from thresher.data.layouts.webdataset import TarPart
 from thresher.data.trainable import CAPTION, TAKEN, why_left_out
-from thresher.errors import PoolError
 from thresher.io.tar import TAR_BLOCK
+from thresher.resharding.tars import scan
 from thresher.runtime import locks
 from thresher.runtime.engine import Engine
 from thresher.runtime.files import writing
@@ -84,17 +83,20 @@ def prepare(out: Path, names: Sequence[str], engine: Engine) -> str:
 
 
 def _indexed(out: Path, name: str) -> tuple[int, int, Counter[str]]:
-    """Write the index of a tar; return its samples, those with image and caption, and the endings of images."""
+    """Write the index of a tar; return its samples, those with image and caption, and the endings of images.
+
+    Energon takes endings as they are written: ``JPG`` is another one than ``jpg``, and a ``TXT`` is not decoded.
+    """
     path = out / name
-    scanned = TarPart(str(path)).scan()
-    if scanned.damage or scanned.skipped:
-        raise PoolError(f"{path}: {scanned.damage or scanned.skipped[0][1]}; write it again with --overwrite")
-    assert scanned.endings is not None  # noqa: S101 - it is a tar
+    scanned = scan(path)
+    assert scanned.headers is not None  # noqa: S101 - it is a tar
+    headers = scanned.headers(np.arange(len(scanned.keys)))
     images: Counter[str] = Counter()
     captioned = 0
-    for endings in scanned.endings(np.arange(len(scanned.keys))):
-        images.update(ending for ending in TAKEN if ending in endings)
-        captioned += not why_left_out(endings)
+    for rows in map(headers.rows, range(len(headers))):
+        endings = [row.name.rpartition("/")[2].partition(".")[2] for row in rows if row.name]
+        images.update(ending for ending in endings if ending.lower() in TAKEN)
+        captioned += CAPTION in endings and not why_left_out(tuple(ending.lower() for ending in endings))
     ends_n = scanned.start_n + -(-np.abs(scanned.length_n) // TAR_BLOCK) * TAR_BLOCK
     end = ends_n[-1] if len(ends_n) else 0
     with writing(path.with_name(name + INDEX)) as scratch:

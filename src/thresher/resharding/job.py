@@ -31,7 +31,7 @@ from thresher.io.open import file_stamp
 from thresher.io.paths import visible
 from thresher.io.places import located, place
 from thresher.pool.store import reopen
-from thresher.resharding import PER_SHARD, Resharded, convert, csvs, energon, fixed, hub, tables, tars
+from thresher.resharding import PER_SHARD, Resharded, convert, csvs, dali, energon, fixed, hub, tables, tars
 from thresher.resharding.fixed import Fixed
 from thresher.resharding.originals import AGAIN, Originals, changed, source_of
 from thresher.resharding.plan import (
@@ -68,7 +68,9 @@ _KEPT = 2.0  # seconds of finding samples from which what was found is kept for 
 _REQUESTS = 16  # at once
 _AGAIN = f"{AGAIN} with --overwrite"
 _SCRATCH = re.compile(r"\..*\.tmp(\.\w+)?")
-_OWN = re.compile(rf"\d{{8,}}\.tar(\.idx)?|\d{{8,}}_stats\.json|train-\d{{5,}}-of-\d{{5,}}\.parquet|{_SCRATCH.pattern}")
+_OWN = re.compile(
+    rf"\d{{8,}}\.(tar|tar\.idx|idx)|\d{{8,}}_stats\.json|train-\d{{5,}}-of-\d{{5,}}\.parquet|{_SCRATCH.pattern}"
+)
 _PLAN = 3  # version of plans; changes whenever the same plan would write other files
 _READING = ("image", "caption", "key", "root", "captions_file", "reader")  # options that written bytes depend on
 _MATCHES = 2  # version of the file of what was found
@@ -86,6 +88,7 @@ class Job:
     trainable: bool | None = None
     for_hub: bool = False
     for_energon: bool = False
+    for_dali: bool = False
     overwrite: bool = False
     processes: bool = False
     options: DataOptions = field(default_factory=DataOptions)
@@ -133,10 +136,12 @@ def run_job(job: Job, sel: Chosen, workers: int | None, progress: Progress | Non
     if job.for_hub:
         hub.writer_options()
     out = place(job.out)
-    if job.for_energon and form != "webdataset":
-        raise UsageError(f"--for-energon is for tars: add --as webdataset, or remove it to write {form}")
-    if job.for_energon and isinstance(out, RemotePath):
-        raise UsageError(f"--for-energon reads what was written: write to a folder, and copy it to {out}")
+    readers = {"--for-energon": energon, "--for-dali": dali}  # of tars, which need more files
+    wanted = [flag for flag, asked in zip(readers, (job.for_energon, job.for_dali), strict=True) if asked]
+    if wanted and form != "webdataset":
+        raise UsageError(f"{wanted[0]} is for tars: add --as webdataset, or remove it to write {form}")
+    if wanted and isinstance(out, RemotePath):
+        raise UsageError(f"{wanted[0]} reads what was written: write to a folder, and copy it to {out}")
     work = _work_folder(out)
     _refuse_overlap(out, data)
     if job.shard is not None and isinstance(out, RemotePath) and _has_two_rounds(job, form, trainable, data):
@@ -177,10 +182,11 @@ def run_job(job: Job, sel: Chosen, workers: int | None, progress: Progress | Non
                 done = _of_job(job, matches, form, written.shards)
                 return replace(done, notes=(*data.notes, jobs.finish(job.shard, samples=done.samples)))
             done = _finish(job, sel, sources, matches, form, trainable, digest, written)
-        notes = [*data.notes, *noted("sample", done.noted)]
-        if job.for_energon and job.shard is None and not isinstance(out, RemotePath):
+        ends = data.without_end() if matches.by != "place" else ()  # by place, all samples were found
+        notes = [*data.notes, *ends, *noted("sample", done.noted)]
+        if wanted and job.shard is None and not isinstance(out, RemotePath):
             names = [one["name"] for one in record_in(out / RESULT)["outputs"]]
-            notes.append(energon.prepare(out, names, engine))
+            notes += [readers[flag].prepare(out, names, engine) for flag in wanted]
     return replace(done, notes=tuple(notes))
 
 
@@ -305,20 +311,42 @@ def _find(data: Data, sources: Sequence[Source], sel: Chosen, engine: Engine, pr
     wanted = read_keys(sel)
     if not len(wanted):
         raise UsageError(f"{sel}: keeps nothing")
-    skipped: list[tuple[str, str, str]] = []
-    left_out, notes = Counter(), Counter()
-    with progress.task("scan", len(sources), "files") as advance:
-        results = _read(sources, partial(_match_keys, wanted), sources, engine, job)
-        plan, seen = planned(sources, _collect(results, sources, skipped, left_out, notes, advance), wanted)
-    seen[[wanted.find(key) for _, key, _ in skipped if key]] = True  # skipped samples were found too
-    if not len(plan):
+    by = "uid" if wanted.uids and data.parts[0].has_uids else "key"
+    found, by_index = _by_key(by, wanted, sources, engine, progress, job, indexes=True)
+    if by_index and not found.seen_N.all():
+        missing = counted(int((~found.seen_N).sum()), "key")
+        progress.say(f"{data.location}: its indexes do not have {missing}; reading the headers of the tars instead")
+        found, _ = _by_key(by, wanted, sources, engine, progress, job, indexes=False)
+    if not len(found.plan):
+        skipped = found.skipped
         damaged = f"; {skipped[0][0]}: {skipped[0][2]}" if skipped else ""
         keys = counted(len(wanted), "selected key")
         raise PoolError(
             f"{data.location}: has none of {keys}{damaged}; is the selection of other data?{_examples(sources, sel)}"
         )
-    by = "uid" if wanted.uids and data.parts[0].has_uids else "key"
-    return _Matches(plan, by, wanted.total, skipped, wanted, seen, left_out, notes)
+    return found
+
+
+def _by_key(
+    by: str, wanted: KeySet, sources: Sequence[Source], engine: Engine, progress: Progress, job: Job, *, indexes: bool
+) -> tuple[_Matches, bool]:
+    """Find the chosen samples by uid or key; return whether an index next to a tar said which samples it has."""
+    skipped: list[tuple[str, str, str]] = []
+    left_out, notes, by_index = Counter[str](), Counter[str](), False
+
+    def watched(results: Iterator[Matched]) -> Iterator[Matched]:
+        nonlocal by_index
+        for part in results:
+            by_index |= part.by_index
+            if part.said:
+                progress.say(part.said)
+            yield part
+
+    with progress.task("scan", len(sources), "files") as advance:
+        results = watched(_read(sources, partial(_match_keys, wanted, indexes), sources, engine, job))
+        plan, seen = planned(sources, _collect(results, sources, skipped, left_out, notes, advance), wanted)
+    seen[[wanted.find(key) for _, key, _ in skipped if key]] = True  # skipped samples were found too
+    return _Matches(plan, by, wanted.total, skipped, wanted, seen, left_out, notes), by_index
 
 
 def _examples(sources: Sequence[Source], sel: Chosen) -> str:
@@ -383,8 +411,13 @@ def _collect(
         yield part
 
 
-def _match_keys(wanted: KeySet, source: Source) -> Matched:
-    return match(source.part.scan(uids=wanted.uids), wanted)
+def _match_keys(wanted: KeySet, indexes: bool, source: Source) -> Matched:
+    part = source.part
+    if (
+        indexes and isinstance(part, TarPart) and not wanted.uids
+    ):  # uids are in the json of samples, and not in an index
+        return match(part.scan_chosen(lambda keys: np.flatnonzero(wanted.find_many(keys) >= 0)), wanted)
+    return match(part.scan(uids=wanted.uids), wanted)
 
 
 def _match_places(task: tuple[Source, Places | None]) -> Matched:

@@ -66,6 +66,8 @@ class Matched:
         left_out: For a tar, how many samples the loader of open_clip leaves out, repeats included, by reason, see
             :func:`thresher.data.trainable.why_left_out`.
         notes: How many samples have each of :attr:`thresher.data.Sample.notes`, repeats included, as far as is known.
+        said: See :class:`thresher.data.parts.Scanned`.
+        by_index: See :class:`thresher.data.parts.Scanned`.
     """
 
     start_c: Ints
@@ -78,6 +80,8 @@ class Matched:
     headers: Headers | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
     notes: Mapping[str, int] = field(default_factory=dict)
+    said: str = ""
+    by_index: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -289,6 +293,8 @@ def match(scanned: Scanned, wanted: KeySet) -> Matched:
         names_c=hashes_of([names[i] for i in chosen.tolist()]),
         numbers_c=number_c,
         damage=scanned.damage,
+        said=scanned.said,
+        by_index=scanned.by_index,
         skipped=tuple((key, why) for key, why in scanned.skipped if wanted.find(key) >= 0),
         headers=scanned.headers and scanned.headers(chosen[_odd(scanned.length_n[chosen], times_c)]),
         left_out=left_out,

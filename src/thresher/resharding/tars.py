@@ -6,13 +6,16 @@ import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from thresher.data.parts import Ints
+from thresher.data.layouts.webdataset import TarPart
+from thresher.data.parts import Ints, Scanned
 from thresher.errors import PoolError
-from thresher.io.open import open_file, trusting
+from thresher.io.open import trusting
+from thresher.io.spans import open_spans
 from thresher.io.tar import TAR_BLOCK, key_of
 from thresher.resharding.plan import ReshardPlan, Source
 
@@ -47,13 +50,28 @@ def write(plan: ReshardPlan, sources: Sequence[Source], path: str) -> int:
         copying = _Copy(out)
         for number, positions in plan.by_source():
             source = sources[number]
-            with open_file(source.protocol, source.path) as file:
-                for start, to, size in _runs(plan, positions, begin_M, length_M, odd_M):
+            whole, apart = list(_runs(plan, positions, begin_M, length_M, odd_M)), positions[odd_M[positions]].tolist()
+            spans = [(start, start + size) for start, _, size in whole]
+            spans += [(made[i][0].start, max(piece.end for piece in made[i])) for i in apart]
+            with open_spans(source.protocol, source.path, spans) as file:
+                for start, to, size in whole:
                     copying.copy(file, source.path, start, to, size)
-                for i in positions[odd_M[positions]].tolist():
+                for i in apart:
                     _put(copying, file, source, made.pop(i), int(begin_M[i]))
         copying.flush()
     return total
+
+
+def scan(path: Path) -> Scanned:
+    """Return the samples of a tar that was written.
+
+    Raises:
+        PoolError: It is damaged.
+    """
+    scanned = TarPart(str(path)).scan()
+    if scanned.damage or scanned.skipped:
+        raise PoolError(f"{path}: {scanned.damage or scanned.skipped[0][1]}; write it again with --overwrite")
+    return scanned
 
 
 class _Piece(NamedTuple):

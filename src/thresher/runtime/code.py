@@ -11,7 +11,7 @@ import sys
 import tokenize
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from importlib.machinery import ModuleSpec
 from types import CodeType, FunctionType
 from typing import Any
@@ -54,7 +54,7 @@ def code_version(made_by: Callable[..., Any] | str) -> str:
         name = left.pop()
         if name not in digests and (source := _source_of(name)) is not None:
             digests[name] = source.digest
-            left += [one for one in source.imports if _counts(one, module) and _is_module(one)]
+            left += [one for one in _counted(source, module.partition(".")[0]) if _is_module(one)]
     package = None if module.startswith("thresher.") else distribution_of(module)
     return _hashed([*sorted(digests.items()), *([(package.package, package.version)] if package else [])])
 
@@ -63,19 +63,19 @@ def _hashed(parts: list[tuple[str, str]]) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def _counts(name: str, module: str) -> bool:
-    """Return whether an imported module is part of the code version of another."""
-    return name.startswith((*_COMPUTES, module.partition(".")[0] + ".")) and (
-        not name.startswith("thresher.") or name.startswith(_COMPUTES)
-    )
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Source:
     """The source of a module: its hash, and the dotted names that it may import."""
 
     digest: str
     imports: tuple[str, ...]
+
+
+@lru_cache(maxsize=4096)  # sources are compared by identity
+def _counted(source: _Source, package: str) -> tuple[str, ...]:
+    """Return the imports of a module that are part of the code version of a package."""
+    counted = _COMPUTES if package == "thresher" else (*_COMPUTES, f"{package}.")
+    return tuple(one for one in source.imports if one.startswith(counted))
 
 
 class _Loaded:

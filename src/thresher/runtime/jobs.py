@@ -172,8 +172,8 @@ class Jobs:
         if known == now:
             return
         was = known if isinstance(known, dict) else {}
-        names = sorted(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
-        shown = "; ".join(f"{name} is {_short(now.get(name))} here and {_short(was.get(name))} there" for name in names)
+        apart = _differences(now, was)
+        shown = "; ".join(f"{name} is {_short(here)} here and {_short(there)} there" for name, here, there in apart)
         raise UsageError(
             f"{self.result}: its jobs were started with other options ({shown}); give the same options, or "
             f"remove {self.folder} to start again"
@@ -181,6 +181,16 @@ class Jobs:
 
 
 _ALL, _LOCK = "jobs.json", "jobs.lock"
+
+
+def _differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the name and both values of each option that differs; of objects only what differs in them."""
+    for name in sorted(here.keys() | there.keys()):
+        one, other = here.get(name), there.get(name)
+        if isinstance(one, dict) and isinstance(other, dict):
+            yield from ((f"{name} {inner}", *values) for inner, *values in _differences(one, other))
+        elif one != other:
+            yield name, one, other
 
 
 def _short(value: Any) -> str:

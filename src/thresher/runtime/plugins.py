@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import pkgutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
-from functools import cache
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any, Generic, TypeVar
@@ -83,14 +84,14 @@ class PluginPoint(Generic[T]):
     def names(self) -> set[str]:
         """Return all names, without loading plug-ins of other packages: for those, the names of their entry points."""
         own = {cls.name for module in self._modules() for cls in self._classes(self._load(module))}
-        return own | {point.name for point in entry_points(group=self.group)}
+        return own | {point.name for point in _entry_points(self.group)}
 
     def all(self) -> dict[str, type[T]]:
         """Return every plug-in by name, sorted; those of other packages only if they can be loaded."""
         plugins: dict[str, Any] = {}
         for module in self._modules():
             plugins |= {cls.name: cls for cls in self._classes(self._load(module))}
-        for point in entry_points(group=self.group):
+        for point in _entry_points(self.group):
             cls = self._offered(point)
             if cls is not None and plugins.setdefault(cls.name, cls) is not cls:
                 self._warn(point, f"the name {cls.name!r} is taken by {origin_of(plugins[cls.name]).package}")
@@ -109,7 +110,7 @@ class PluginPoint(Generic[T]):
                 return plugin
         own_names = {cls.name for module in self._modules() for cls in self._classes(self._load(module))}
         if name not in own_names:
-            named = [point for point in entry_points(group=self.group) if point.name == name]
+            named = [point for point in _entry_points(self.group) if point.name == name]
             for point in named:  # only those of that name: others may take long to load
                 try:
                     offered: type[T] = self._checked(point)
@@ -155,7 +156,7 @@ class PluginPoint(Generic[T]):
     def broken(self, name: str | None = None) -> list[Broken]:
         """Return the plug-ins of other packages that cannot be used, all or only those with a name, and why."""
         result = []
-        for point in entry_points(group=self.group):
+        for point in _entry_points(self.group):
             if name in (None, point.name):
                 try:
                     self._checked(point)
@@ -209,19 +210,41 @@ def origin_of(cls: type[Any]) -> Origin:
 
 def distribution_of(module: str) -> Origin | None:
     """Return the distribution that registers plug-ins from a module or from its nearest parent package."""
-    known = _distributions()
+    known = _distributions(_import_path())
     while module and module not in known:
         module = module.rpartition(".")[0]
     return known.get(module)
 
 
-@cache
-def _distributions() -> dict[str, Origin]:
-    """Return the distribution of every module that registers plug-ins, and of its parent packages."""
+def _entry_points(group: str) -> tuple[EntryPoint, ...]:
+    """Return the entry points of a group."""
+    return _installed(_import_path()).get(group, ())
+
+
+def _import_path() -> tuple[tuple[str, int], ...]:
+    """Return the folders that Python imports from, and when each was changed; installing a package changes it."""
+    return tuple(_changed(str(folder)) for folder in sys.path)
+
+
+def _changed(folder: str) -> tuple[str, int]:
+    try:
+        return os.path.abspath(folder), os.stat(folder or os.curdir).st_mtime_ns
+    except (OSError, ValueError):
+        return folder, -1
+
+
+@lru_cache(maxsize=1)  # to list them, the metadata of every package of the environment is read
+def _installed(import_path: tuple[tuple[str, int], ...]) -> dict[str, tuple[EntryPoint, ...]]:
+    """Return the entry points of every group of ours."""
     points = entry_points()
+    return {group: tuple(points.select(group=group)) for group in points.groups if group.startswith("thresher.")}
+
+
+@lru_cache(maxsize=1)
+def _distributions(import_path: tuple[tuple[str, int], ...]) -> dict[str, Origin]:
+    """Return the distribution of every module that registers plug-ins, and of its parent packages."""
     distributions: dict[str, Origin] = {}
-    groups = [group for group in points.groups if group.startswith("thresher.")]
-    for point in (point for group in groups for point in points.select(group=group)):
+    for point in (point for points in _installed(import_path).values() for point in points):
         if point.dist is not None:
             parts = point.module.split(".")
             for length in range(len(parts), 0, -1):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import lru_cache
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -45,8 +47,27 @@ class SharedContext:
                 self._held = None
 
 
+def thread_pools() -> threadpoolctl.ThreadpoolController:
+    """Return the thread pools of the libraries that are loaded.
+
+    To find them takes milliseconds, as every library of the process is looked at, so that is done again only if
+    modules were imported since.
+    """
+    return _thread_pools(len(sys.modules))
+
+
+@lru_cache(maxsize=1)
+def _thread_pools(modules: int) -> threadpoolctl.ThreadpoolController:
+    return threadpoolctl.ThreadpoolController()
+
+
+def matrix_kernels() -> list[str]:
+    """Return the names of the matrix kernels in use; the last bits of a product depend on them."""
+    return sorted({info.get("architecture", "") for info in thread_pools().info()} - {""})
+
+
 # Results must not depend on the number of cores. Only BLAS: OpenMP has a limit per thread, not per process.
-one_blas_thread = SharedContext(lambda: threadpoolctl.threadpool_limits(1, user_api="blas"))
+one_blas_thread = SharedContext(lambda: thread_pools().limit(limits=1, user_api="blas"))
 
 no_warnings = SharedContext(lambda: warnings.catch_warnings(action="ignore"))
 

@@ -131,7 +131,10 @@ def toml_text(file: IO[bytes]) -> str:
         OSError: It cannot be read.
         ValueError: It has more than a megabyte, or is not UTF-8.
     """
-    return _read(file, _TOML_BYTES).decode("utf-8-sig")
+    try:
+        return _read(file, _TOML_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8 at byte {error.start:,}; save it as UTF-8") from None
 
 
 def _read(file: IO[bytes], most: int) -> bytes:

@@ -55,6 +55,7 @@ class Pairs:
     Attributes:
         store: The pool of the rows, in the same order.
         files: The files of the images, as (protocol of the file system, path).
+        stamps: Size and time of each file when it was indexed, in bytes and nanoseconds; None if it is not checked.
         file_N: The index of each image's file, (N,) int64.
         offset_N: Its offset in the file, (N,) int64.
         size_N: Its size in bytes, (N,) int64; -1 for the whole file.
@@ -67,6 +68,7 @@ class Pairs:
 
     store: EmbeddingStore
     files: tuple[tuple[str, str], ...]
+    stamps: tuple[tuple[int, int] | None, ...]
     file_N: Ints
     offset_N: Ints
     size_N: Ints
@@ -81,9 +83,14 @@ class Pairs:
         return len(self.file_N)
 
     def encoded(self, row: int) -> bytes:
-        """Return an image as stored, without decoding it."""
-        protocol, path = self.files[self.file_N[row]]
-        return Place(path, int(self.offset_N[row]), int(self.size_N[row]), protocol).read()
+        """Return an image as stored, without decoding it.
+
+        Raises:
+            ChangedError: Its file is no longer the one that was indexed.
+        """
+        number = self.file_N[row]
+        protocol, path = self.files[number]
+        return Place(path, int(self.offset_N[row]), int(self.size_N[row]), protocol, self.stamps[number]).read()
 
     def pixels(self, rows_B: Sequence[int]) -> Pixels:
         """Return decoded images, (B, side, side, 3) uint8, from memory or from their files."""
@@ -186,7 +193,9 @@ def _indexed(
     own: dict[str, list[Any]] = {name: [] for name in ("key", "text", "uid")}
     light: dict[str, list[Any]] = {name: [] for name in opened.columns}
     files: dict[tuple[str, str], int] = {}
+    stamps: list[tuple[int, int] | None] = []
     bad: dict[int, str] = {}
+    own_files = {part.path for part in opened.parts if not part.pictures_apart}
     at_N3 = array("q")
     copies = folder / PICTURES
     with writing(copies) as scratch, open(scratch, "wb") as file:
@@ -197,6 +206,8 @@ def _indexed(
                 place = Place(str(copies), file.tell(), file.write(place))
             elif place is None:
                 place, bad[row] = Place(""), sample.why
+            if (place.protocol, place.path) not in files:
+                stamps.append(_stamp(place) if place.path in own_files else place.stamp)
             at_N3.extend((files.setdefault((place.protocol, place.path), len(files)), place.offset, place.size))
             own["text"].append(sample.text)
             if store is None:
@@ -205,7 +216,7 @@ def _indexed(
                 for name, column in light.items():
                     column.append(sample.columns.get(name))
         copied = file.tell()
-    for line in noted("row", notes):
+    for line in (*opened.without_end(), *noted("row", notes)):
         progress.say(f"{data}: {line}")
     if not copied:
         copies.unlink()
@@ -224,7 +235,15 @@ def _indexed(
         if not all(own["uid"]):
             del own["uid"]
         store = _pool(folder, {**{name: light[name] for name in light if name not in where}, **own, **where})
-    return Pairs(store, names, file_N, offset_N, size_N, texts), bad
+    return Pairs(store, names, tuple(stamps), file_N, offset_N, size_N, texts), bad
+
+
+def _stamp(place: Place) -> tuple[int, int] | None:
+    """Return the size and time of a local file, None for others: looking at them takes requests."""
+    if place.protocol != "file":
+        return None
+    status = os.stat(place.path)
+    return status.st_size, status.st_mtime_ns
 
 
 def _pool_of(opened: Data, options: DataOptions) -> EmbeddingStore | None:

@@ -127,6 +127,8 @@ class PruningTrainer(Trainer):
             UsageError: A setting would train on other batches than those of the sampler, or is not supported.
             PoolError: The pool cannot be read.
         """
+        if (dataset := kwargs.get("train_dataset", args[3] if len(args) > 3 else None)) is not None:
+            with_rows(dataset)  # refuses a stream, for which the Trainer would ask for max_steps in vain
         super().__init__(*args, **kwargs)
         self.sampler, self.gather = sampler, gather
         self._check()

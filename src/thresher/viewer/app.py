@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
+
+    from thresher.pool.store import EmbeddingStore
 
 TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml", "txt": "text/plain"}
 _LONGEST = 1_000_000  # characters of a caption that is shown as a whole
@@ -77,6 +80,25 @@ class _Given:
         return Wanted.parse(self.text("set"))
 
 
+class _Watch:
+    """Refuses to show a pool whose files have changed since it was opened: what is held of it may be of earlier files.
+
+    It looks at local files once a second at most, and at those elsewhere, which takes requests, once a minute.
+    """
+
+    def __init__(self, stores: Sequence[EmbeddingStore]) -> None:
+        local = all(protocol == "file" for store in stores for protocol, _ in store.files())
+        self._stores, self._every, self._next = stores, 1 if local else 60, 0.0
+
+    def check(self) -> None:
+        """Raise a PoolError if a file has changed."""
+        if time.monotonic() < self._next:
+            return
+        for store in self._stores:
+            store.check_unchanged("it was shown")
+        self._next = time.monotonic() + self._every
+
+
 def application(subject: Subject) -> Starlette:
     """Return the application, without the guard: see :mod:`thresher.viewer.security`."""
     from starlette.applications import Starlette
@@ -84,7 +106,7 @@ def application(subject: Subject) -> Starlette:
     from starlette.responses import Response
     from starlette.routing import Route
 
-    pictures = Pictures(subject.stores)
+    pictures, watch = Pictures(subject.stores), _Watch(subject.stores)
     static = resources.files("thresher.viewer").joinpath("static")
     files = {entry.name: entry.read_bytes() for entry in static.iterdir() if entry.name.rpartition(".")[2] in TYPES}
 
@@ -118,6 +140,7 @@ def application(subject: Subject) -> Starlette:
         def work(request: Request) -> Response:
             try:
                 made = function(_Given(request))
+                watch.check()
             except Exception as error:
                 return failed(error)
             return made if isinstance(made, Response) else answer(made)
@@ -237,6 +260,10 @@ def application(subject: Subject) -> Starlette:
                 pictures.expect(one.source, ids)
         return made
 
+    def save_cut(given: Mapping[str, Any]) -> dict[str, Any]:
+        watch.check()
+        return save(subject, given)
+
     async def saved(request: Request) -> Response:
         body = b""
         async for part in request.stream():
@@ -250,7 +277,7 @@ def application(subject: Subject) -> Starlette:
         try:
             if not isinstance(given, dict):
                 raise UsageError("expected an object")
-            return answer(await run_in_threadpool(save, subject, given))
+            return answer(await run_in_threadpool(save_cut, given))
         except Exception as error:
             return failed(error)
 

@@ -26,10 +26,11 @@ fields = st.text(st.sampled_from("ab \u00fc\u4e2d,;\t\n\"'\\"), max_size=8)
 
 @st.composite
 def csvs(draw: st.DrawFn) -> bytes:
-    """A csv of paths and titles with quotes, breaks, blank lines, short and long rows."""
+    """A csv of paths and titles with quotes, breaks, blank lines (also before the names), short and long rows."""
     delimiter, end = draw(st.sampled_from("\t,")), draw(st.sampled_from(["\n", "\r\n"]))
     columns = draw(st.permutations(["filepath", "title", "more"]))
     file = io.StringIO()
+    file.write(draw(st.sampled_from(["", "", end, "  " + end + end])))
     writer = csv.writer(file, delimiter=delimiter, lineterminator=end)
     writer.writerow(columns)
     for _ in range(draw(st.integers(1, 8))):
@@ -44,7 +45,7 @@ def csvs(draw: st.DrawFn) -> bytes:
 def test_rows_are_those_of_open_clips_reader(tmp_path: Path, data: bytes, per_part: int) -> None:
     path = tmp_path / "x.csv"
     path.write_bytes(data)
-    delimiter = "\t" if b"\t" in data.split(b"\n")[0] else ","
+    delimiter = "\t" if b"\t" in data.removeprefix(b"\xef\xbb\xbf").lstrip().split(b"\n")[0] else ","
     frame = pd.read_csv(path, sep=delimiter, keep_default_na=False, na_filter=False)
     expected = [
         (str(name) or f"line {i}", str(text).strip())

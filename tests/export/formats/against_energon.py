@@ -77,15 +77,16 @@ def test_energon_reads_what_reshard_writes_for_it(tmp_path: Path) -> None:
 
 
 def test_energon_reads_images_in_several_formats(tmp_path: Path) -> None:
-    samples = [*plain(2), ("z", {"jpg": picture(9, "JPEG"), "txt": b"of z"})]
+    samples = [*plain(2), ("y", {"JPG": picture(8, "JPEG"), "txt": b"of y"})]
+    samples += [("z", {"jpg": picture(9, "JPEG"), "txt": b"of z"})]
     tar(tmp_path / "data" / "0.tar", samples)
-    (tmp_path / "keys.txt").write_text("000001\nz\n")
+    (tmp_path / "keys.txt").write_text("000001\ny\nz\n")
     how: dict[str, Any] = {"workers": 1, "progress": False, "for_energon": True}
     api.reshard(str(tmp_path / "data"), str(tmp_path / "keys.txt"), tmp_path / "out", **how)
     config = WorkerConfig(rank=0, world_size=1, num_workers=0)
     dataset = get_val_dataset(tmp_path / "out", split_part="train", batch_size=1, worker_config=config)
     found = [(batch.__key__[0], batch.caption[0], batch.image.shape[1]) for batch in get_loader(dataset)]
-    assert found == [("000001", "picture 1", 3), ("z", "of z", 3)]
+    assert found == [("000001", "picture 1", 3), ("y", "of y", 3), ("z", "of z", 3)]
 
 
 def test_energon_prepares_and_reads_what_reshard_writes(tmp_path: Path) -> None:

@@ -95,6 +95,11 @@ def test_what_it_cannot_say_is_refused(tmp_path: Path) -> None:
     chosen, pool = selection([("x.tar", "1"), ("x.tar", "2")], np.ones(2), keep=[True, True])
     with pytest.raises(th.UsageError, match="needs the tar of each row.*no column 'other', but key, shard, keep"):
         Energon(shard_column="other").write(chosen, pool, str(tmp_path / "x"))
+    for other in ("shard.00000.mds", "train-0.parquet", "00000"):
+        with pytest.raises(
+            th.UsageError, match=f"row 0 is in top/{other}, and Energon reads only tars; .*--for-energon"
+        ):
+            made(tmp_path, [(other, "1"), ("x.tar", "2")], [False, True])
     unsafe, pool = selection([("..", "1"), ("x.tar", "2")], np.ones(2), keep=[True, True])
     done = Energon().write(unsafe, pool, str(tmp_path / "y"))
     assert (done.rows, done.missing) == (1, ((0, "1"),))

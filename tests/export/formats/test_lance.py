@@ -135,6 +135,17 @@ def test_two_selections_are_two_columns(path: str) -> None:
         export(other, Lance(column="width"), path, overwrite=True)
 
 
+@pytest.mark.parametrize("name", ["", "a-b", "a b", "my.kept", "1x", 'x"`', "kept\n"])
+def test_a_column_is_a_name_that_a_filter_reads(path: str, name: str) -> None:
+    version = lance.dataset(path).version
+    with pytest.raises(UsageError, match=r'give letters, digits and _, .* filter="NAME"') as error:
+        Lance(column=name)
+    assert "\n" not in str(error.value)
+    assert lance.dataset(path).version == version
+    export(chosen(path), Lance(column="gewählt"), path)
+    assert ids(path, filter="gewählt")
+
+
 @pytest.mark.parametrize("change", ["append", "delete", "update", "compact"])
 def test_a_dataset_that_changed_is_refused(tmp_path: Path, path: str, change: str) -> None:
     selection = chosen(path)

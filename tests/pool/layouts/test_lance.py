@@ -47,6 +47,14 @@ def ids_of(location: str, **options: Any) -> list[int]:
     return [int(key) for _, keys in open_store(location, Options(**options)).keys() for key in keys]
 
 
+def test_a_dataset_without_rows_is_said_to_have_none(tmp_path: Path) -> None:
+    empty, deleted = write(tmp_path / "a.lance", 0, 0), write(tmp_path / "b.lance", 0, 5)
+    lance.dataset(deleted).delete("true")
+    for location in (empty, deleted):
+        with pytest.raises(PoolError, match="the pool has no rows; is it finished"):
+            open_store(location)
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_vectors_of_every_type_are_read(tmp_path: Path, dtype: Any) -> None:
     store = open_store(write(tmp_path / "a.lance", 0, 10, 25, dtype=dtype))

@@ -12,7 +12,7 @@ from thresher.data.options import DataOptions
 from thresher.data.parts import Data, Ints
 from thresher.data.tables import Table, TablePart, refuse_splits, tables_of
 from thresher.errors import PoolError, UsageError
-from thresher.io.arrow import saved_files
+from thresher.io.arrow import lacks_end, refuse_another, saved_files
 from thresher.io.columns import plain_schema
 from thresher.io.open import open_file, trusting
 from thresher.io.paths import visible
@@ -83,6 +83,10 @@ class ArrowPart(TablePart):
         """Return the schema of the file, including its metadata (the features of ``datasets``)."""
         return plain_schema(next(_batches(self.protocol, self.path)).schema)
 
+    def lacks_end(self) -> bool:
+        """Return whether the file is a stream without its end mark."""
+        return lacks_end(self.protocol, self.path)
+
 
 def _whole(batch: Any, columns: Sequence[str]) -> list[str]:
     """Return the columns of a batch that contain some columns, of which ``a.b`` may be the field ``b`` of ``a``."""
@@ -94,7 +98,7 @@ def _batches(protocol: str, path: str) -> Iterator[Any]:
     """Yield the record batches of an Arrow file, in the stream format that Hugging Face writes or the file format.
 
     Raises:
-        PoolError: The file is damaged or cut off; raised after the batches before the damage.
+        PoolError: The file is damaged or cut off, or another stream follows; raised after the batches before that.
     """
     import pyarrow as pa
 
@@ -107,6 +111,7 @@ def _batches(protocol: str, path: str) -> Iterator[Any]:
             file = trusting(path, lambda: pa.ipc.open_file(raw))
             batches = (file.get_batch(i) for i in range(file.num_record_batches))
         else:
+            file = None
             raw.seek(0)
             batches = trusting(path, lambda: iter(pa.ipc.open_stream(raw)))
         for batch in iter(lambda: trusting(path, lambda: next(batches, None)), None):
@@ -114,3 +119,5 @@ def _batches(protocol: str, path: str) -> Iterator[Any]:
             if batch.num_rows < 0:  # validate does not check this
                 raise PoolError(f"{path}: is damaged: one of its batches has {batch.num_rows:,} rows")
             yield batch
+        if file is None:
+            refuse_another(raw, path)

@@ -55,7 +55,7 @@ class Csv:
         asked = [name for name in (options.image, options.caption, options.key) if name]
         with open_file(protocol, path) as file:
             names, delimiter, end = header(file, path, asked, options.names)
-            if not end and not options.columns:
+            if not names:
                 raise PoolError(f"{path}: has no rows")
             if not options.columns:
                 _refuse_data(path, names, delimiter, roots)

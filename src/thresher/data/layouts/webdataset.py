@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import partial
 from itertools import islice
@@ -16,6 +16,7 @@ from typing import IO, Any, ClassVar
 import numpy as np
 
 from thresher.data.compressed import COMPRESSED, stem_of_tar, unpacking
+from thresher.data.indexed import listed
 from thresher.data.location import Location
 from thresher.data.members import JSON, NO_NAMES, Found, Members
 from thresher.data.options import DataOptions
@@ -27,6 +28,7 @@ from thresher.io.open import open_file, protocol_of, trusting
 from thresher.io.paths import writable
 from thresher.io.pictures import ENDINGS
 from thresher.io.remote import file_system, requested
+from thresher.io.spans import open_spans
 from thresher.io.tar import (
     NOTES,
     TAR_BLOCK,
@@ -45,10 +47,12 @@ from thresher.io.tar import (
 )
 from thresher.io.tar_apart import NONE, Apart, Run, Watch, apart_among, find_apart, not_joined, run_at, whole
 from thresher.io.tar_fast import Stretch, runs, window_of
+from thresher.io.tar_index import IndexProblem, index_path
 from thresher.runtime.format import counted
 
 _OTHERS = (".parquet", ".pq", ".arrow", ".csv", ".tsv", ".jsonl", ".ndjson", *(f".{ending}" for ending in ENDINGS))
 _AHEAD = 8 << 20  # bytes of read-ahead
+_SAMPLE = 32 << 10  # bytes in which the headers of most samples are
 _LOOKED_AT, _LOOKED_IN = 200, 20  # samples looked at of a tar, and tars, for what the user names
 _UID = re.compile(rb'"uid"\s*:\s*"([0-9A-Fa-f]{32})"')
 
@@ -290,6 +294,67 @@ class TarPart(Part):
             return scanned
         return replace(scanned, damage=self._not_as_indexed(len(scanned.keys) + len(scanned.skipped)))
 
+    def scan_chosen(self, choose: Callable[[Sequence[str]], Ints]) -> Scanned:
+        """Read only the headers of the samples with chosen keys, if the tar is remote and has an index, else of all.
+
+        Args:
+            choose: Returns which of some keys are chosen, ascending.
+
+        Returns:
+            The chosen samples, or all.
+        """
+        if self.protocol == "file" or self.named.key_in or self.indexed is not None:
+            return self.scan()
+        try:
+            if (found := listed(self.protocol, self.path)) is None:
+                return self.scan()
+            samples = Samples(self.named, uids=False, renamed=self.copied_as is not None)
+            chosen = choose([sample.key for sample in found.samples])
+            for window, sample in found.opened([found.samples[i] for i in chosen.tolist()]):
+                samples.add_one(window, sample)
+            return replace(samples.scanned(""), by_index=True)
+        except IndexProblem as problem:
+            return replace(self.scan(), said=self._not_used(problem))
+
+    def _not_used(self, problem: IndexProblem) -> str:
+        return f"{index_path(self.path)}: is not used, because it {problem}; write it again, or remove it"
+
+    def read_chosen(
+        self, choose: Callable[[Scanned], Ints], *, uids: bool, say: Callable[[str], None]
+    ) -> Iterator[tuple[Window, TarSample]]:
+        """Yield the chosen samples in their order, each with a window to read its members.
+
+        Of a remote tar with an index, only these samples are read; else the headers of all, too.
+
+        Args:
+            choose: Returns which of the samples are chosen, ascending; it is given their keys, and uids if they are
+                needed.
+            uids: Whether uids are needed, which are not in an index.
+            say: Called with why an index is not used.
+
+        Raises:
+            PoolError: The tar is damaged; raised before the first sample, or if it changes.
+        """
+        done = set[int]()
+        try:
+            found = None if uids or self.protocol == "file" else listed(self.protocol, self.path)
+            if found is not None:
+                samples = found.samples
+                none = np.zeros(len(samples), np.int64)
+                chosen = choose(Scanned([sample.key for sample in samples], none, none))
+                for window, sample in found.opened([samples[i] for i in chosen.tolist()], contents=True):
+                    yield window, sample
+                    done.add(sample.start)
+                return
+        except IndexProblem as problem:
+            say(self._not_used(problem))
+        scanned = self.scan(uids=uids)
+        if scanned.damage:
+            raise PoolError(f"{self.path}: {scanned.damage}")
+        starts = scanned.start_n[choose(scanned)].tolist()
+        for window, sample, _ in self._whole_at(np.array([start for start in starts if start not in done], np.int64)):
+            yield window, sample
+
     def scan_at(self, at_c: Ints) -> Scanned:
         """Read only the headers of the samples at some bytes, after those of all if the tar is on this machine.
 
@@ -297,7 +362,7 @@ class TarPart(Part):
             PoolError: There is no sample at a position, or it must not be copied.
         """
         samples = Samples(self.named, uids=False, renamed=self.copied_as is not None)
-        for window, sample, apart in self._whole_at(at_c):
+        for window, sample, apart in self._whole_at(at_c, headers=True):
             samples.add_one(window, sample, joined=apart)
         scanned = samples.scanned("")
         if scanned.skipped:
@@ -313,12 +378,15 @@ class TarPart(Part):
         for window, sample, apart in self._whole_at(start_c):
             yield window, sample, self._sample(window, sample, apart=apart)
 
-    def _whole_at(self, at_c: Ints) -> Iterator[tuple[Window, TarSample, bool]]:
-        with open_file(self.protocol, self.path) as file:
+    def _whole_at(self, at_c: Ints, *, headers: bool = False) -> Iterator[tuple[Window, TarSample, bool]]:
+        """Yield the samples at some bytes; of a remote tar that is read only for its ``headers``, read little else."""
+        spans = [(at, at + _SAMPLE) for at in at_c.tolist()] if headers and self.protocol != "file" else None
+        opened = open_file(self.protocol, self.path) if spans is None else open_spans(self.protocol, self.path, spans)
+        with opened as file:
             apart = NONE
             if self.protocol == "file":
                 apart = find_apart(window_of(file, self.protocol, self.path, _AHEAD), self.path)
-            window = window_of(file, self.protocol, self.path)
+            window = window_of(file, self.protocol, self.path) if spans is None else Window(file, self.path, TAR_BLOCK)
             for at in at_c.tolist():
                 sample = None if apart.is_piece(at) else run_at(window, self.path, at)
                 if sample is None:
@@ -338,13 +406,23 @@ class TarPart(Part):
             with open_file(self.protocol, self.path) as file:
                 window = Window(file, self.path, 2 * TAR_BLOCK)
                 next(members(window, self.path), None)
-                if window.size % TAR_BLOCK or window.read(window.size - 2 * TAR_BLOCK, 2 * TAR_BLOCK).strip(b"\0"):
+                if window.size % TAR_BLOCK or not _is_ended(window):
                     for _ in members(Window(file, self.path), self.path):
                         pass
                     return f"{self.path}: does not end in empty blocks, as tars do; it may be cut off"
         except PoolError as error:
             return str(error)
         return ""
+
+    def lacks_end(self) -> bool:
+        """Return whether the tar does not end in empty blocks."""
+        with open_file(self.protocol, self.path) as file:
+            return not _is_ended(Window(file, self.path, 2 * TAR_BLOCK))
+
+
+def _is_ended(window: Window) -> bool:
+    """Return whether a tar ends in empty blocks."""
+    return not window.read(max(0, window.size - 2 * TAR_BLOCK), 2 * TAR_BLOCK).strip(b"\0")
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,14 @@ class Lance:
     with_score: bool = field(default=False, metadata={"help": "also add a column with the score of the last step"})
     with_reason: bool = field(default=False, metadata={"help": "also add a column that says why a row was dropped"})
 
+    def __post_init__(self) -> None:
+        """Refuse a name that a filter would read as something else: ``filter="a-b"`` is a difference."""
+        if not self.column.isidentifier():
+            raise UsageError(
+                f"column = {visible(self.column, 80)!r}: give letters, digits and _, the first of them no digit, so "
+                'that Lance reads it in filter="NAME"'
+            )
+
     def write(
         self,
         selection: Selection,

@@ -8,6 +8,7 @@ from typing import ClassVar, Protocol
 
 from thresher.errors import PoolError
 from thresher.io.columns import KEYS
+from thresher.io.hub import pinned
 from thresher.io.listing import Files, natural, stamp_of
 from thresher.io.paths import visible
 from thresher.io.plan import plan_in
@@ -21,7 +22,7 @@ from thresher.runtime.plugins import PluginPoint
 __all__ = ["POOL_READERS", "Files", "Layout", "Options", "PoolReader", "read_layout", "read_metadata"]
 
 
-_RAW = (".tar", ".tar.gz", ".tgz", ".csv", ".tsv", ".jsonl", ".ndjson", ".jpg", ".jpeg", ".png", ".webp", ".gif")
+_RAW = tuple(".tar .tar.gz .tgz .csv .tsv .jsonl .ndjson .mds .jpg .jpeg .png .webp .gif".split())
 _LOOKED = 50  # folders in a folder that is not a pool
 
 
@@ -66,8 +67,9 @@ def read_layout(location: str, options: Options) -> Layout:
             ``thresher embed`` has not finished the pool.
         UsageError: ``options`` name an unknown reader.
     """
+    address = pinned(location)  # raises first if it is not one: there is nothing to look into
     try:
-        files = Files.at(location)
+        files = Files.at(address)
     except PoolError:
         _refuse_parent(location, options)
         raise

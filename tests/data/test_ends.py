@@ -1,0 +1,129 @@
+"""Files that were cut off between two samples: every command that reads all samples says so, and reads what is left."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from tests.data.common import arrow_of, outcome, picture, sample_tar, table, tar_of
+from tests.embedding.test_pipeline import TOY
+from tests.resharding.common import keys_file
+from tests.resharding.test_notes import Said
+from thresher.check.data import doctor
+from thresher.data import open_data
+from thresher.embedding.pipeline import embed
+from thresher.lab.corpus import index_of
+from thresher.lab.sets import open_set
+from thresher.resharding import reshard
+from thresher.train.data import open_pairs
+
+
+def cut(content: bytes, kind: str) -> bytes:
+    """A tar without its empty blocks, or a stream without its last mark."""
+    if kind == "arrow":
+        return content[:-8]
+    with tarfile.open(fileobj=io.BytesIO(content)) as file:
+        return content[: max(one.offset_data + -(-one.size // 512) * 512 for one in file)]
+
+
+def data_of(top: Path, kind: str, cut_off: tuple[int, ...]) -> Path:
+    """Six files of two samples, of which some are cut off."""
+    (top / "data").mkdir()
+    for number in range(6):
+        keys = [f"{number}{i}" for i in range(2)]
+        content = sample_tar(keys) if kind == "tar" else arrow_of(table(keys), rows=1)
+        content = cut(content, kind) if number in cut_off else content
+        (top / "data" / f"{number}.{kind}").write_bytes(content)
+    return top / "data"
+
+
+@pytest.mark.parametrize("kind", ["tar", "arrow"])
+def test_every_command_says_which_files_may_be_cut_off(tmp_path: Path, kind: str) -> None:
+    data = str(data_of(tmp_path, kind, (1, 4)))
+    unit = "tars" if kind == "tar" else "files"
+    note = f"2 {unit} do not have the end mark of the format and may be cut off: "
+    found, errors = outcome(data)
+    assert (len(found), errors) == (12, []), "it may be that a program left the mark out"
+    (said,) = open_data(data).without_end()
+    assert said == f"{note}{tmp_path}/data/1.{kind}, {tmp_path}/data/4.{kind}"
+
+    made = embed(data, tmp_path / "pool", TOY)
+    assert said in made.notes
+    assert (made.rows, made.damaged) == (12, 0)
+    assert embed(data, tmp_path / "pool", TOY).notes == made.notes, "also if nothing is left to do"
+    done = reshard(data, keys_file(tmp_path / "k", ["00", "41"]), str(tmp_path / "out"))
+    assert said in done.notes
+    told, folder = Said(), tmp_path / "run"
+    folder.mkdir()
+    open_pairs(data, folder, side=8, resize="shortest", captions=True, progress=told)
+    assert f"{data}: {said}" in told.lines
+    for read in (
+        lambda: index_of(data, captions=True),
+        lambda: open_set(data, text="txt" if kind == "tar" else "text"),
+    ):
+        with pytest.warns(UserWarning, match=note):
+            read()
+    warnings = doctor(data)["warnings"]
+    assert sum("cut off" in warning for warning in warnings) == (2 if kind == "tar" else 1)
+
+
+@pytest.mark.parametrize("kind", ["tar", "arrow"])
+def test_whole_files_are_not_mentioned(tmp_path: Path, kind: str) -> None:
+    data = str(data_of(tmp_path, kind, ()))
+    assert open_data(data).without_end() == ()
+    assert not any("end mark" in note for note in embed(data, tmp_path / "pool", TOY).notes)
+    assert not any("cut off" in warning for warning in doctor(data)["warnings"])
+
+
+def test_many_files_are_counted_and_one_is_singular(tmp_path: Path) -> None:
+    data = data_of(tmp_path, "tar", tuple(range(6)))
+    (said,) = open_data(str(data)).without_end()
+    assert said.startswith("6 tars do not have")
+    assert said.endswith("more")
+    (said,) = open_data(str(data / "3.tar")).without_end()
+    assert said == f"1 tar does not have the end mark of the format and may be cut off: {data}/3.tar"
+
+
+def test_files_of_the_file_format_and_with_other_ends(tmp_path: Path) -> None:
+    (tmp_path / "a.arrow").write_bytes(arrow_of(table(["0", "1"]), stream=False))
+    file = io.BytesIO()
+    with pa.ipc.new_stream(file, table(["0"]).schema, options=pa.ipc.IpcWriteOptions(use_legacy_format=True)) as writer:
+        writer.write_table(table(["0", "1"]))
+    (tmp_path / "b.arrow").write_bytes(file.getvalue())
+    (tmp_path / "c.tar").write_bytes(sample_tar(["0"]) + bytes(10_240))
+    for path in tmp_path.iterdir():
+        assert open_data(str(path)).without_end() == (), path
+
+
+def test_a_second_stream_is_not_left_out(tmp_path: Path) -> None:
+    one = arrow_of(table(["0", "1"]))
+    (tmp_path / "a.arrow").write_bytes(one + arrow_of(table(["2", "3"])))
+    found, errors = outcome(tmp_path / "a.arrow")
+    assert found == {}
+    assert errors == [
+        f"{tmp_path}/a.arrow: another stream begins at byte {len(one):,}, after the end of the first, and is not read; "
+        "save one stream per file"
+    ]
+
+
+@pytest.mark.parametrize("kind", ["cls", "txt"])
+def test_an_evaluation_set_of_clip_benchmark_says_it_too(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "test").mkdir()
+    members = [(f"{i}.{ending}", picture(i) if ending == "png" else b"0") for i in range(2) for ending in ("png", kind)]
+    (tmp_path / "test" / "0.tar").write_bytes(cut(tar_of(members), "tar"))
+    (tmp_path / "test" / "nshards.txt").write_text("1")
+    (tmp_path / "classnames.txt").write_text("a thing\n")
+    (tmp_path / "dataset_type.txt").write_text("retrieval" if kind == "txt" else "")
+    with pytest.warns(UserWarning, match="1 tar does not have the end mark of the format and may be cut off: .*0.tar"):
+        assert len(open_set(str(tmp_path))) == 2
+
+
+def test_tars_without_samples_are_named(tmp_path: Path) -> None:
+    data = data_of(tmp_path, "tar", ())
+    (data / "6.tar").write_bytes(tar_of([]))
+    for _ in range(2):
+        assert f"1 file has no samples: {data}/6.tar" in embed(str(data), tmp_path / "pool", TOY).notes
