@@ -126,6 +126,16 @@ def test_a_corpus_made_before_the_bytes_of_its_data_were_written_is_continued(tm
         jobs.check(tmp_path, job)
 
 
+def test_a_share_that_so_few_rows_do_not_allow_is_refused_before_the_first_run(
+    data: Path, tmp_path: Path, in_process: list[str]
+) -> None:
+    """Of 100 rows a batch of 60 leaves 40 out in each epoch, so that the run has an epoch and not four."""
+    plan = Plan.parse(PLAN.replace("batch_size = 20", "batch_size = 60")).narrowed(["scan"])
+    with pytest.raises(UsageError, match=r"row scan: cannot prune 20.0% over 2 epochs"):
+        run_plan(plan, tmp_path / "out", data=data, workers=1)
+    assert in_process == ["corpora/noisy"]
+
+
 def test_a_remark_on_a_row_is_not_a_setting(tmp_path: Path) -> None:
     old, new, other = (
         next(job for job in jobs.jobs_of(Plan.parse(text)) if job.name == "runs/noisy/scan/seed-0")

@@ -25,6 +25,7 @@ EARLY = "early-proxy"  # in a step: the pool of the early proxy
 CLUSTERS = "clusters"  # concepts: clusters of the embeddings of the proxy
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._%+-]{0,59}")
 _TABLES = ("name", "about", "paper", "seeds", "data", "trainer", "evaluation", "proxy", "corpus", "row", "profile")
+_MANY = 1_000_000  # rows, as long as those of a corpus are not known
 
 Task = Literal["clip", "moco"]
 
@@ -169,6 +170,12 @@ class Trainer:
         if not 0 < self.share <= 1:
             raise UsageError(f"share = {self.share}; give a share above 0 and at most 1")
 
+    def samples(self, rows: int, share: float) -> int:
+        """Return the samples of a run that sees a share of those of full training, a multiple of the batch size."""
+        batch = min(self.batch_size, rows)
+        full = self.epochs * (rows // batch) * batch
+        return max(batch, round(share * full) // batch * batch)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -307,16 +314,15 @@ class Row:
         """Return the samples of its runs as a share of those of full training."""
         return self.share or (1.0 if self.name == BASELINE else trainer.share)
 
-    def check_length(self, trainer: Trainer) -> None:
-        """Raise if its policy cannot leave out ``prune`` in a run of this length, before any run is done."""
+    def check_length(self, trainer: Trainer, rows: int) -> None:
+        """Raise if its policy cannot leave out ``prune`` in a run on so many rows, before any run is done."""
         from thresher.dynamic.registry import epochs_for, policy_named
 
         if self.selects:
             return
-        rows = 1_000_000  # the number of epochs does not depend on it
         options = {**self.options, "reference": "any"} if self.needs_reference else self.options
         try:
-            samples = round(self.share_of(trainer) * trainer.epochs * rows)
+            samples = trainer.samples(rows, self.share_of(trainer))
             epochs = epochs_for(samples, rows, self.policy, prune=self.prune, options=options)
             policy_named(self.policy, epochs, prune=self.prune, options=options)
         except UsageError as error:
@@ -374,7 +380,7 @@ class Plan:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise UsageError(f"seeds = {list(self.seeds)}; give one or more, each once")
         for row in self.rows:
-            row.check_length(self.trainer)
+            row.check_length(self.trainer, _MANY)
         if any(corpus.off_topic for corpus in self.corpora) and not self.data.off_topic:
             raise UsageError("a corpus has off_topic rows; name their data: off_topic in [data]")
         if self.trainer.task == "moco":

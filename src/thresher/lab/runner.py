@@ -158,7 +158,7 @@ class _Scheduler:
         """Run until everything is done, has failed, or time is up; all processes have ended when it returns."""
         for name in [name for name in self.waiting if (self.folder / name / RESULT).exists()]:
             del self.waiting[name]
-            self.done.add(name)
+            self._mark_done(name)
         needed = {need for job in self.waiting.values() for need in job.needs.values()}
         for job in [job for job in self.waiting.values() if job.kind in _FOR_RUNS and job.name not in needed]:
             del self.waiting[job.name]  # the runs that it is for are done
@@ -197,7 +197,7 @@ class _Scheduler:
             tasks = [(str(prepare(self.folder, job, self.plan)), self.plan.trainer.threads) for job in step]
             for job, code in zip(step, engine.map(_run_elsewhere, tasks), strict=True):
                 if code == 0 and (self.folder / job.name / RESULT).exists():
-                    self.done.add(job.name)
+                    self._mark_done(job.name)
                     self.progress.say(f"{job.name}: done")
                 else:
                     self._fail(job.name, _why(self.folder / job.name / OUTPUT, code))
@@ -235,12 +235,20 @@ class _Scheduler:
             changed = True
             spent = time.monotonic() - began
             if process.returncode == 0 and (self.folder / name / RESULT).exists():
-                self.done.add(name)
+                self._mark_done(name)
                 self._measure(name, spent)
                 self.progress.say(f"{name}: done in {duration(spent)}{self._left()}")
             else:
                 self._fail(name, _why(self.folder / name / OUTPUT, process.returncode))
         return changed
+
+    def _mark_done(self, name: str) -> None:
+        """Mark a job as done; once the rows of a corpus are known, check what the policies leave out of so many."""
+        self.done.add(name)
+        for corpus in self.plan.corpora:
+            if name == f"corpora/{corpus.name}":
+                for row in self.plan.rows:
+                    row.check_length(self.plan.trainer, read_result(self.folder / name, "corpus")["rows"])
 
     def _measure(self, name: str, spent: float) -> None:
         """Compare the time of a finished job with what was expected, for the times that are shown from now on."""

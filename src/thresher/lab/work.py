@@ -82,12 +82,6 @@ class Task:
         folder = Path((self.results or {})[purpose])
         return folder, read_result(folder, "run" if purpose == "coreset" else purpose)
 
-    def samples(self, share: float) -> int:
-        """Return the samples of a run that sees a share of those of full training, a multiple of the batch size."""
-        batch = min(self.trainer.batch_size, self.rows)
-        full = self.trainer.epochs * (self.rows // batch) * batch
-        return max(batch, round(share * full) // batch * batch)
-
 
 def read_result(folder: str | os.PathLike[str], kind: str) -> dict[str, Any]:
     """Return the result of a finished job of a kind; the folder may come from someone else.
@@ -185,8 +179,8 @@ def corpus(task: Task) -> dict[str, Any]:
 def trial(task: Task) -> dict[str, Any]:
     """Train for a few steps, to say what a run will cost; nothing of it is used."""
     begin = time.monotonic()
-    steps = {"samples": min(_TRIAL * task.trainer.batch_size, task.samples(1.0)), "checkpoint_minutes": 60.0}
-    log = _train(task, task.folder / "run", evals=task.evals, **steps)
+    samples = min(_TRIAL * task.trainer.batch_size, task.trainer.samples(task.rows, 1.0))
+    log = _train(task, task.folder / "run", evals=task.evals, samples=samples, checkpoint_minutes=60.0)
     spent = sum(entry["seconds"] for entry in log)
     shutil.rmtree(task.folder / "run")
     return {
@@ -250,7 +244,7 @@ def run(task: Task) -> dict[str, Any]:
         if row.needs_proxy and not (row.steps and row.pool == "proxy"):  # a selection by the proxy has counted it
             _add(cost, task.result_of("proxy")[1])
     share = row.share_of(task.trainer)
-    length = {"epochs": task.trainer.epochs} if share == 1.0 else {"samples": task.samples(share)}
+    length = {"epochs": task.trainer.epochs} if share == 1.0 else {"samples": task.trainer.samples(task.rows, share)}
     log = _train(task, folder, evals=task.evals, seed=task.seed, **length, **how)
     _add(cost, _cost_of(task, log))
     last = log[-1]
