@@ -300,7 +300,9 @@ def workers(work: Work, driver: Host, first: Host, second: Host) -> None:
     """Workers with models are killed, and a host is cut off for a moment."""
 
     def actors() -> str:
-        return f"{first.kill('ray::_Kept') + second.kill('ray::_Kept')} workers with models killed"
+        number = first.kill("ray::Kept") + second.kill("ray::Kept")
+        assert number
+        return f"{number} workers with models killed"
 
     def briefly() -> str:
         second.plug("down")
@@ -320,7 +322,9 @@ def lost(work: Work, driver: Host, second: Host) -> None:
         return "a host cut off"
 
     def crash() -> str:
-        return f"{second.kill('raylet/raylet')} raylet killed"
+        number = second.kill("raylet/raylet")
+        assert number
+        return f"{number} raylet killed"
 
     for name, lose in (("embed", cut), ("run", crash), ("embed", crash), ("run", cut)):
         loss(work, driver, name, f"{lose.__name__}-{name}", lose)
