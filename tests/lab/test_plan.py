@@ -61,10 +61,25 @@ def test_full_sees_all_samples_and_other_rows_a_share() -> None:
 @pytest.mark.parametrize("profile", [None, "cpu", "gpu"])
 def test_every_plan_that_comes_with_thresher_is_valid(name: str, profile: str | None) -> None:
     plan = Plan.load(name, profile)
+    plan.check_lengths()
     assert plan.name == name
     assert plan.about
     assert [row.name for row in plan.rows][:2] == ["full", "full-short"]
     assert len(plan.seeds) >= 3
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        ('"infobatch"\noptions = { delta = 0.5 }', "row scan: cannot prune 30.0% over 14 epochs"),
+        ('"seta"', "row scan: policy seta leaves out whole levels of loss"),
+    ],
+)
+def test_a_share_that_a_policy_cannot_leave_out_is_refused_if_its_row_is_to_run(policy: str, message: str) -> None:
+    plan = Plan.parse(PLAN.replace('policy = "scan"', f"policy = {policy}"))
+    plan.narrowed(["random-5%"]).check_lengths()
+    with pytest.raises(UsageError, match=message):
+        plan.check_lengths()
 
 
 def test_plans_can_be_narrowed() -> None:
@@ -84,12 +99,6 @@ BAD = [
     ('evals = ["b.parquet"]', 'evals = "b.parquet"', r"\[data\]: evals"),
     ('policy = "scan"', 'policy = "scann"', "no policy 'scann'.*scan"),
     ("prune = 0.3", "prune = 3", "row scan: prune = 3"),
-    (
-        'policy = "scan"\n',
-        'policy = "infobatch"\noptions = { delta = 0.5 }\n',
-        "row scan: cannot prune 30.0% over 14 epochs",
-    ),
-    ('policy = "scan"', 'policy = "seta"', "row scan: policy seta leaves out whole levels of loss"),
     ("prune = 0.3", "pruned = 0.3", "row scan has no parameter 'pruned'"),
     ('policy = "scan"', 'loss = "drro"', "row scan: loss = 'drro'"),
     ('policy = "scan"', 'compose = "diverse"', "row scan: compose = 'diverse'"),

@@ -315,7 +315,7 @@ class Row:
         return self.share or (1.0 if self.name == BASELINE else trainer.share)
 
     def check_length(self, trainer: Trainer, rows: int) -> None:
-        """Raise if its policy cannot leave out ``prune`` in a run on so many rows, before any run is done."""
+        """Raise a UsageError if its policy cannot leave out ``prune`` in a run on so many rows."""
         from thresher.dynamic.registry import epochs_for, policy_named
 
         if self.selects:
@@ -379,8 +379,6 @@ class Plan:
                 raise UsageError(f"row {row.name}: give keep, and coreset_of a row with a policy")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise UsageError(f"seeds = {list(self.seeds)}; give one or more, each once")
-        for row in self.rows:
-            row.check_length(self.trainer, _MANY)
         if any(corpus.off_topic for corpus in self.corpora) and not self.data.off_topic:
             raise UsageError("a corpus has off_topic rows; name their data: off_topic in [data]")
         if self.trainer.task == "moco":
@@ -396,6 +394,11 @@ class Plan:
                 raise UsageError(
                     "MoCo does not read captions, so that swapping them changes nothing; leave swapped out"
                 )
+
+    def check_lengths(self, rows: int = _MANY) -> None:
+        """Raise a UsageError if a policy cannot leave out its share in a run on so many rows."""
+        for row in self.rows:
+            row.check_length(self.trainer, rows)
 
     @classmethod
     def load(cls, name: str, profile: str | None = None) -> Plan:

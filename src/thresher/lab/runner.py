@@ -69,6 +69,7 @@ def run_plan(
         raise UsageError(f"minutes = {minutes}; give 0 or more")
     folder, progress = Path(os.path.abspath(local_path(out))), progress or Silent()
     plan = located(plan, data)
+    plan.check_lengths()
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: is a file; name a folder")
     if not folder.exists():
@@ -247,8 +248,7 @@ class _Scheduler:
         self.done.add(name)
         for corpus in self.plan.corpora:
             if name == f"corpora/{corpus.name}":
-                for row in self.plan.rows:
-                    row.check_length(self.plan.trainer, read_result(self.folder / name, "corpus")["rows"])
+                self.plan.check_lengths(read_result(self.folder / name, "corpus")["rows"])
 
     def _measure(self, name: str, spent: float) -> None:
         """Compare the time of a finished job with what was expected, for the times that are shown from now on."""
@@ -395,6 +395,7 @@ def described(plan: Plan, data: str | os.PathLike[str] = ".") -> dict[str, Any]:
         UsageError, PoolError: The plan cannot run on these data.
     """
     plan = located(plan, data)
+    plan.check_lengths()
     opened = open_data(plan.data.train)
     counts = [part.rows for part in opened.parts]
     rows = None if any(count is None for count in counts) else sum(count or 0 for count in counts)

@@ -40,8 +40,8 @@ class Energon:
         """Write the split; kept rows without the name of a tar are missing.
 
         Raises:
-            UsageError: The pool has no column of tars, or of other files, the selection repeats rows, or a row that is
-                to be excluded has no key.
+            UsageError: The pool has no column of tars, or one of other files, the selection repeats rows, or a row that
+                is to be excluded has no key.
         """
         if selection.repeats is not None:
             raise UsageError("this selection repeats rows, which a split of Energon cannot do; use thresher reshard")
@@ -84,7 +84,7 @@ class Energon:
             for row, key, one, shard in zip(rows, keys, kept, shards, strict=True):
                 shard = "" if shard is None else str(shard)
                 name = posixpath.join(self.folder, posixpath.basename(shard))
-                if posixpath.basename(shard) and not is_unsafe(name) and not name.lower().endswith(".tar"):
+                if posixpath.splitext(shard)[1].lower() not in ("", ".tar") and not is_unsafe(name):
                     raise UsageError(
                         f"row {row:,} is in {visible(shard, 120)}, and Energon reads only tars; write some with: "
                         "thresher reshard DATA SEL -o DIR --as webdataset --for-energon"
