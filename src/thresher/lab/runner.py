@@ -244,7 +244,7 @@ class _Scheduler:
         return changed
 
     def _mark_done(self, name: str) -> None:
-        """Mark a job as done; once the rows of a corpus are known, check what the policies leave out of so many."""
+        """Mark a job as done; with the rows of a corpus, check that policies can leave out their shares."""
         self.done.add(name)
         for corpus in self.plan.corpora:
             if name == f"corpora/{corpus.name}":
