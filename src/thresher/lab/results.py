@@ -340,10 +340,14 @@ def plot(plan: Plan, runs: Sequence[Run]) -> bytes:
     corpora = [corpus.name for corpus in plan.corpora if any(run.corpus == corpus.name for run in runs)]
     rows = [row.name for row in plan.rows if any(run.row == row.name for run in runs)]
     with style.context(["default", {"font.size": 9, "text.color": _INK, "axes.labelcolor": _INK}]):
-        size = (1.8 + 5.2 * len(corpora), 1.4 + 0.27 * len(rows))
+        across = min(len(corpora), 2)  # more would be too small on a page
+        down = -(-len(corpora) // 2)
+        size = (1.8 + 5.2 * across, down * (1.4 + 0.27 * len(rows)))
         figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.12), facecolor="white")
-        panels = figure.subplots(1, 2 * len(corpora), sharey=True, width_ratios=[3, 1] * len(corpora))
-        for axes, costs, corpus in zip(panels[::2], panels[1::2], corpora, strict=True):
+        panels = figure.subplots(down, 2 * across, sharey=True, width_ratios=[3, 1] * across, squeeze=False).ravel()
+        for unused in panels[2 * len(corpora) :]:
+            unused.axis("off")
+        for axes, costs, corpus in zip(panels[::2], panels[1::2], corpora, strict=False):
             mine = [run for run in runs if run.corpus == corpus]
             _panel(axes, rows, mine)
             _cost_panel(costs, rows, mine)
