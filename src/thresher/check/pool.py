@@ -16,6 +16,7 @@ from thresher.io.arrow import ENDINGS, lacks_end
 from thresher.io.listing import Files, named
 from thresher.io.paths import visible
 from thresher.io.readers import recognising
+from thresher.io.remote import in_parallel
 from thresher.ops.vectors import norms_of
 from thresher.pool.layouts import POOL_READERS
 from thresher.pool.store import Block, EmbeddingStore
@@ -122,7 +123,10 @@ def _field(run: Run, part: str, quick: bool) -> dict[str, Any]:
 def _cut_off(store: EmbeddingStore) -> list[str]:
     """Return the Arrow streams that may be cut off between two batches."""
     files = [(protocol, path) for protocol, path in store.files() if path.lower().endswith(ENDINGS)]
-    return [path for protocol, path in files if lacks_end(protocol, path)]
+    if not files:
+        return []
+    lacking = in_parallel(files[0][0], lambda file: lacks_end(*file), files)
+    return [path for (_, path), lacks in zip(files, lacking, strict=True) if lacks]
 
 
 def norms(part: str, store: EmbeddingStore, block: Block) -> tuple[Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
@@ -21,6 +20,7 @@ import numpy.typing as npt
 from thresher.errors import ChangedError, PoolError, UnreachedError
 from thresher.io.listing import named
 from thresher.io.open import file_stamp
+from thresher.io.remote import in_parallel
 from thresher.runtime.format import counted
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 Ints = npt.NDArray[np.int64]
 Form = Literal["webdataset", "parquet", "csv"]
 P = TypeVar("P", bound="Part")
-_REQUESTS = 16  # at once
 _ROWS = 64  # in memory at a time: an image may have megabytes
 
 
@@ -310,11 +309,11 @@ class Data:
 
     def without_end(self) -> tuple[str, ...]:
         """Return a note about files that may be cut off between samples, see :meth:`Part.lacks_end`; () for none."""
+        if not self.parts:
+            return ()
         parts = {part.path: part for part in self.parts}
-        with ThreadPoolExecutor(_REQUESTS) as threads:  # each is a request if the data is remote
-            lacking = [
-                path for path, lacks in zip(parts, threads.map(_lacks_end, parts.values()), strict=True) if lacks
-            ]
+        found = in_parallel(self.parts[0].protocol, _lacks_end, parts.values())
+        lacking = [path for path, lacks in zip(parts, found, strict=True) if lacks]
         if not lacking:
             return ()
         unit = self.parts[0].unit
