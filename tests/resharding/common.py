@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from thresher.data import open_data
 from thresher.pool.store import open_store
 from thresher.selection import Selection, Step
+from thresher.testing.data_reader import DATA, pairs
 
 Samples = Sequence[tuple[str, Mapping[str, bytes]]]
 
@@ -93,3 +95,13 @@ def pool(
     )
     selection = replace(start, dropped_by=dropped, repeats=repeats if times else None, steps=(step,))
     return str(selection.save(folder / "sel"))
+
+
+def tars_of_other_data(kind: str, folder: Path, reshard: Callable[..., object]) -> list[Path]:
+    """Tars that a function writes of data of another kind, without the first two of nine samples."""
+    data = DATA[kind](folder / "data", pairs(9), 2)
+    keys = [sample.key for sample in open_data(data).samples()][2:]
+    reshard(data, keys, folder / "out", form="webdataset", per_shard=3)
+    paths = sorted((folder / "out").glob("*.tar"))
+    assert len(paths) == 3
+    return paths

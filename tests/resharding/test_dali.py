@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 
-from tests.resharding.common import hashes, keys_file, picture, plain, tar
+from tests.resharding.common import hashes, keys_file, picture, plain, tar, tars_of_other_data
 from tests.tar_indexes import slow_index
 from thresher import Serial, api
 from thresher.cli.main import main
 from thresher.errors import OutputError, UsageError
 from thresher.io.tar_index import members_in
 from thresher.resharding import dali
-from thresher.testing.data_reader import DATA, pairs
 
 HOW: dict[str, Any] = {"workers": 1, "progress": False}
 LONG = "a/folder/" + "x" * 120
@@ -47,13 +46,7 @@ def test_an_index_is_that_of_wds2idx(tmp_path: Path, form: int) -> None:
 
 @pytest.mark.parametrize("kind", ["parquet", pytest.param("csv", marks=pytest.mark.slow)])
 def test_samples_that_are_written_from_other_data_are_indexed(tmp_path: Path, kind: str) -> None:
-    data = DATA[kind](tmp_path / "data", pairs(9), 2)
-    from thresher.data import open_data
-
-    keys = [sample.key for sample in open_data(data).samples()][2:]
-    reshard(data, keys, tmp_path / "out", form="webdataset", per_shard=3)
-    paths = sorted((tmp_path / "out").glob("*.tar"))
-    assert len(paths) == 3
+    paths = tars_of_other_data(kind, tmp_path, reshard)
     assert [path.with_suffix(".idx").read_text() for path in paths] == list(map(slow_index, paths))
 
 

@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.resharding.common import hashes, keys_file, picture, plain, tar
+from tests.resharding.common import hashes, keys_file, picture, plain, tar, tars_of_other_data
 from thresher import Serial, api
 from thresher.cli.main import main
 from thresher.errors import OutputError, UsageError
 from thresher.resharding import energon
-from thresher.testing.data_reader import DATA, pairs
 
 HOW: dict[str, Any] = {"workers": 1, "progress": False}
 LONG = "a/folder/" + "x" * 120
@@ -77,14 +76,7 @@ def test_a_tar_without_samples_has_an_index(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["parquet", "csv"])
 def test_samples_that_are_written_from_other_data_are_indexed(tmp_path: Path, kind: str) -> None:
-    data = DATA[kind](tmp_path / "data", pairs(9), 2)
-    from thresher.data import open_data
-
-    keys = [sample.key for sample in open_data(data).samples()][2:]
-    reshard(data, keys, tmp_path / "out", form="webdataset", per_shard=3)
-    paths = sorted((tmp_path / "out").glob("*.tar"))
-    assert len(paths) == 3
-    for path in paths:
+    for path in tars_of_other_data(kind, tmp_path, reshard):
         assert index_of(path) == read_by_energon(path)[0]
 
 
