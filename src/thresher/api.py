@@ -781,7 +781,8 @@ def run_plan(
         workers: Runs at the same time (default: as many as fit the cores).
         minutes: Stop after this time; the same call continues.
         engine: Run on the workers of an engine, such as "ray"; they must see the folder and the data.
-        reuse: Folders of other plans on the same data; runs that they have finished are taken where they are the same.
+        reuse: Folders of other plans on the same data, or their details.json; runs that they have finished are taken
+            where they are the same.
         dry_run: Only check the plan and its data, and return what would run.
         progress: As for :func:`select`.
 

@@ -79,6 +79,44 @@ def test_same_runs_are_taken_and_the_results_are_those_of_running_them(
     assert plain(tmp_path / "third") == [run for run in plain(first) if run["row"] in {NAMES[row] for row in rows}]
 
 
+def test_details_alone_are_enough_and_can_be_passed_on(
+    data: Path, tmp_path: Path, few: Path, in_process: list[str]
+) -> None:
+    """A published ``details.json`` goes on where its plan ended, on any machine: it names none."""
+    published = Path(shutil.copy(few / "details.json", tmp_path / "published.json"))
+    plan = Plan.parse(OTHER).narrowed(["full-short"], ["swapped-30"])
+    run_plan(plan, tmp_path / "second", data=data, workers=1, others=[published])
+    assert [name[name.index("/second/") + 8 :] for name in in_process] == ["corpora/swapped-30"]  # and no trial run
+    assert plain(tmp_path / "second") == plain(few)
+    taken = json.loads((tmp_path / "second/runs/swapped-30/full/seed-0/result.json").read_text())
+    assert taken["taken_from"] == f"{published}: runs/noisy/full/seed-0"
+
+    details = (tmp_path / "second/details.json").read_text()
+    assert str(tmp_path.parent) not in details
+    (tmp_path / "passed-on").mkdir()
+    shutil.copy(tmp_path / "second/details.json", tmp_path / "passed-on")
+    again = Plan.parse(PLAN).narrowed(ROWS[:2])
+    run_plan(again, tmp_path / "third", data=data, workers=1, others=[tmp_path / "passed-on"])
+    assert ran(in_process) == []
+    assert plain(tmp_path / "third") == plain(few)
+
+
+def test_details_of_other_data_settings_or_versions_count(
+    data: Path, tmp_path: Path, few: Path, in_process: list[str]
+) -> None:
+    """A setting that an older version did not write has its default; other values are other runs."""
+    published, at = json.loads((few / "details.json").read_text()), tmp_path / "published.json"
+    older = {**published, "plan": {**published["plan"], "trainer": dict(published["plan"]["trainer"])}}
+    assert older["plan"]["trainer"].pop("chunk") is None
+    plan = Plan.parse(PLAN).narrowed(ROWS[:2])
+    for i, (details, taken) in enumerate(((older, True), ({**published, "data_bytes": [1, 2]}, False))):
+        at.write_text(json.dumps(details))
+        in_process.clear()
+        run_plan(plan, tmp_path / str(i), data=data, workers=1, minutes=None if taken else 0, others=[at])
+        assert len(json.loads((tmp_path / str(i) / "results.json").read_text())["runs"]) == (2 if taken else 0)
+        assert ran(in_process) == []
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [
@@ -161,8 +199,17 @@ def test_other_data_of_the_same_name_are_other_runs(
 
 
 def test_a_folder_without_runs_or_with_damaged_ones_is_refused(data: Path, tmp_path: Path, few: Path) -> None:
-    with pytest.raises(OutputError, match="has no runs of a plan; give a folder that thresher lab wrote"):
-        run_plan(Plan.parse(PLAN).narrowed(ROWS[:2]), tmp_path / "second", data=data, others=[data])
+    plan, second, text = Plan.parse(PLAN).narrowed(ROWS[:2]), tmp_path / "second", (few / "details.json").read_text()
+    with pytest.raises(OutputError, match="has no runs of a plan; give a folder that thresher lab wrote, or the det"):
+        run_plan(plan, second, data=data, others=[data])
+    published = tmp_path / "published.json"
+    damages: list[str | tuple[str, str]] = ["{", "[]", "{}", ("noisy", "../x"), ('"row": "full"', '"row": "none"')]
+    damages += [('"seed": 0', '"seed": "0"'), ('"epochs": 4', '"epochs": "a"'), ('"data_bytes"', '"data"')]
+    for damage in [*damages, ('"samples_seen": ', '"samples_seen": -')]:
+        published.write_text(damage if isinstance(damage, str) else text.replace(*damage))
+        assert published.read_text() != text
+        with pytest.raises(OutputError, match=r"published.json: (cannot be read|not the details.json of a plan|is )"):
+            run_plan(plan, second, data=data, others=[published])
     check_damage(ROWS[:2], ["{", "{}", '{"what": {}}', ('"noisy"', '"none"')], few, data, tmp_path)
 
 

@@ -67,6 +67,7 @@ def test_a_plan_runs_once_and_every_row_has_its_cost(
     assert "100 rows, 30 swapped" in text
     assert "| full-short | 1 | 280 | 280 |" in text
     assert re.search(r"batches of 20, in (float32|bfloat16); all runs", text)
+    assert "seconds of all these; 1 run ran at a time. full-short is" in text
     assert (out / "plot.png").read_bytes().startswith(b"\x89PNG")
     details = json.loads((out / "details.json").read_text())
     assert details["runs"][0]["images_decoded"] == 100
@@ -122,6 +123,7 @@ def test_a_corpus_made_before_the_bytes_of_its_data_were_written_is_continued(tm
     path.write_text(json.dumps({"what": older}))
     jobs.check(tmp_path, job)
     path.write_text(json.dumps({"what": {**older, "data_bytes": [1]}}))
+    (path.parent / "result.json").write_text("{}")
     with pytest.raises(OutputError, match=r"was begun with other settings \(data_bytes\)"):
         jobs.check(tmp_path, job)
 
@@ -145,8 +147,33 @@ def test_a_remark_on_a_row_is_not_a_setting(tmp_path: Path) -> None:
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"what": old.what}))
     jobs.check(tmp_path, new)
+    (path.parent / "result.json").write_text("{}")
     with pytest.raises(OutputError, match=r"was begun with other settings \(prune\)"):
         jobs.check(tmp_path, other)
+
+
+def test_a_changed_run_is_begun_again_if_it_has_nothing_to_lose(tmp_path: Path) -> None:
+    """One that failed at once may be mended in the plan; a checkpoint or a result is never removed."""
+    old, new = (
+        next(job for job in jobs.jobs_of(Plan.parse(text)) if job.name == "runs/noisy/scan/seed-0")
+        for text in (PLAN, PLAN.replace("0.2", "0.1"))
+    )
+    own = tmp_path / old.name
+    for kept in ("run/checkpoint.pt", "result.json", None):
+        (own / "run").mkdir(parents=True)
+        (own / "job.json").write_text(json.dumps({"what": old.what}))
+        (own / "output.txt").write_text("error: no\n")
+        if kept:
+            (own / kept).write_text("{}")
+            with pytest.raises(OutputError, match=r"was begun with other settings \(prune\)"):
+                jobs.check(tmp_path, new)
+            (own / kept).unlink()
+            (own / "run").rmdir()
+        else:
+            jobs.check(tmp_path, old)
+            assert (own / "output.txt").exists()
+            jobs.check(tmp_path, new)
+            assert not own.exists()
 
 
 def test_another_corpus_in_the_same_folder_has_a_trial_run_of_its_own(tmp_path: Path) -> None:
@@ -311,6 +338,8 @@ def test_a_dry_run_says_what_would_run(data: Path) -> None:
     assert shares["runs/noisy/full/seed-0"] == 1.0
     assert shares["runs/noisy/random/seed-0"] == 0.7
     assert set(shares) >= {"corpora/noisy", "proxies/noisy", "references/noisy", "trial"}
+    with pytest.raises(UsageError, match=r"held.parquet: has no column 'sort'; it has"):
+        described(Plan.parse(PLAN.replace('labels = ["kind"]', 'labels = ["sort"]')), data)
 
 
 def test_cc3m_as_img2dataset_writes_it_is_one_path_away(tmp_path: Path, data: Path) -> None:

@@ -101,8 +101,8 @@ def evaluate(model: str, data: tuple[str, ...], quiet: bool, output: Output, **v
 @_WORKERS
 @click.option("--minutes", type=NUMBER, metavar="X", help="Stop after this time; the same command continues.")
 @click.option(
-    "--reuse", multiple=True, metavar="DIR",
-    help="Take finished runs of another plan on the same data where they are the same; can be repeated.",
+    "--reuse", multiple=True, metavar="PATH",
+    help="Folder or details.json of another plan; the runs that are the same are taken from it. Can be repeated.",
 )  # fmt: skip
 @options(*engine_options(None, "Where runs start, such as ray: its workers must see the folder and the data."))
 @click.option("--dry-run", is_flag=True, help="Check the plan and its data, and show what would run.")

@@ -10,9 +10,10 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from thresher.dynamic.run_folder import CHECKPOINT
 from thresher.errors import OutputError
 from thresher.lab.plan import Plan, Sources
-from thresher.lab.work import JOB, KINDS, damaged, read_own
+from thresher.lab.work import JOB, KINDS, RESULT, damaged, read_own
 
 FREE = ("at_once", "device", "workers")  # parts of a trainer that do not change a result
 _ORDER = ("corpus", "trial", "proxy", "reference")
@@ -62,7 +63,7 @@ def jobs_of(plan: Plan) -> list[Job]:
             jobs.append(Job(name=name, what={"kind": kind, **same, **more}, corpus=of, needs=needs))
             return name
 
-        add(made, "corpus", {}, sources=asdict(plan.data), data_bytes=_bytes_of(plan.data))
+        add(made, "corpus", {}, sources=asdict(plan.data), data_bytes=bytes_of(plan.data))
         if corpus is plan.corpora[0]:
             add("trial", "trial", dict(at))
         if any(row.needs_proxy for row in plan.rows):
@@ -84,7 +85,7 @@ def jobs_of(plan: Plan) -> list[Job]:
     return firsts + sorted((job for job in jobs if job.kind == "run"), key=lambda job: job.what["seed"])
 
 
-def _bytes_of(sources: Sources) -> list[int]:
+def bytes_of(sources: Sources) -> list[int]:
     """Return the bytes of the files of a plan: other data of the same name differ, and folders may be moved."""
     return [
         os.path.getsize(path) for path in (sources.train, *sources.evals, sources.off_topic) if os.path.isfile(path)
@@ -111,7 +112,10 @@ def samples_of(plan: Plan, job: Job, rows: int) -> float:
 
 
 def check(folder: Path, job: Job) -> None:
-    """Refuse a job that was done, or begun, with other settings; a trial run is only a measurement: forget it."""
+    """Refuse a job that was done, or begun, with other settings.
+
+    A trial run is only a measurement, and one that failed before its first checkpoint has nothing to lose: forget them.
+    """
     try:
         known = what_of(folder / job.name)
     except FileNotFoundError:
@@ -119,12 +123,15 @@ def check(folder: Path, job: Job) -> None:
     wanted = job.whole
     if "data_bytes" not in known:  # begun before it was written
         wanted.pop("data_bytes", None)
-    if known != wanted and job.kind == "trial":
-        shutil.rmtree(folder / job.name)
-    elif known != wanted:
+    if known == wanted:
+        return
+    own = folder / job.name
+    if job.kind == "trial" or not ((own / RESULT).exists() or any(own.rglob(CHECKPOINT))):
+        shutil.rmtree(own)
+    else:
         names = sorted(_differing(known, wanted))
         raise OutputError(
-            f"{folder / job.name}: was begun with other settings ({', '.join(names)}); choose another folder for this "
+            f"{own}: was begun with other settings ({', '.join(names)}); choose another folder for this "
             "plan, or remove that one"
         )
 

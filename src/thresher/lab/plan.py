@@ -25,6 +25,7 @@ EARLY = "early-proxy"  # in a step: the pool of the early proxy
 CLUSTERS = "clusters"  # concepts: clusters of the embeddings of the proxy
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._%+-]{0,59}")
 _TABLES = ("name", "about", "paper", "seeds", "data", "trainer", "evaluation", "proxy", "corpus", "row", "profile")
+_TABLE_OF = {"corpora": "corpus", "rows": "row"}  # where names in Python and in TOML differ
 _MANY = 1_000_000  # rows, as long as those of a corpus are not known
 
 Task = Literal["clip", "moco"]
@@ -497,6 +498,16 @@ class Plan:
     def record(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
         return asdict(self)
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> Plan:
+        """Return the plan of a :meth:`record` that was written as JSON, by this version or an older one.
+
+        Raises:
+            UsageError: A value is not allowed.
+        """
+        tables = {_TABLE_OF.get(name, name): value for name, value in record.items() if name != "profile"}
+        return replace(cls._made(tables, "plan", None), profile=str(record.get("profile", "")))
 
 
 def shipped_plans() -> dict[str, str]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RESULTS, TABLE, PLOT, DETAILS = "results.json", "table.md", "plot.png", "details.json"
+WHICH = ("corpus", "row", "seed")  # of a run in DETAILS, with its result
 _KINDS = ("average", "R@1", "zero-shot", "knn", "probe")
 _CLAIM, _CHOICE = "held-out", "selection"
 _CONTRACT = ("metrics", "samples_seen", "scored_forwards", "seconds", "share_pruned")
@@ -80,7 +81,7 @@ def write_results(plan: Plan, runs: Sequence[Run], out: Path, extra: Mapping[str
         {
             "plan": plan.record(),
             **extra,
-            "runs": [{"corpus": run.corpus, "row": run.row, "seed": run.seed, **run.result} for run in runs],
+            "runs": [{**{name: getattr(run, name) for name in WHICH}, **_published(run.result)} for run in runs],
         },
     )
     with writing(out / TABLE) as scratch:
@@ -88,6 +89,10 @@ def write_results(plan: Plan, runs: Sequence[Run], out: Path, extra: Mapping[str
     if runs:
         with writing(out / PLOT) as scratch:
             Path(scratch).write_bytes(plot(plan, runs))
+
+
+def _published(result: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in result.items() if name != "taken_from"}  # a path of this machine
 
 
 # --- comparisons ----------------------------------------------------------------------------------
@@ -257,9 +262,9 @@ def _notes(
         "difference was found.",
         "",
         "E1 counts the samples that gradients were computed on, E2 every forward pass of a sample, with those of "
-        "proxies, embeddings, reference models and the run that a coreset was made of. E3 is the seconds of all these; "
-        f"{counted(int(extra.get('at_once', 1)), 'run')} ran at a time. {SHORT} is full training on as many samples as "
-        f"the rows that prune, with the same loss, temperature and schedule.",
+        "proxies, embeddings, reference models and the run that a coreset was made of. E3 is the seconds of all these"
+        f"{_at_once(runs)}. {SHORT} is full training on as many samples as the rows that prune, with the same loss, "
+        "temperature and schedule.",
     ]
     for corpus in plan.corpora:
         spread = [
@@ -281,6 +286,14 @@ def _notes(
     ]
     remarks = [f"{row.name}: {row.about.strip()}" for row in plan.rows if row.about]
     return [*lines, *(line for remark in remarks for line in ("", remark))]
+
+
+def _at_once(runs: Sequence[Run]) -> str:
+    """Return how many runs shared the machine, if it is known of all: other numbers if commands differed."""
+    found = sorted({run.result.get("at_once") or 0 for run in runs})
+    if not found[0]:
+        return ""
+    return f"; {' or '.join(f'{one:,}' for one in found)} {'run' if found == [1] else 'runs'} ran at a time"
 
 
 def _precisions(runs: Sequence[Run]) -> str:

@@ -17,7 +17,8 @@ import thresher
 from thresher.data import open_data
 from thresher.data.location import refuse_inside
 from thresher.errors import OutputError, PoolError, UsageError
-from thresher.lab.jobs import FREE, Job, check, jobs_of, run_name, samples_of
+from thresher.evaluation.sets import read_eval
+from thresher.lab.jobs import FREE, Job, bytes_of, check, jobs_of, run_name, samples_of
 from thresher.lab.plan import Plan, Trainer
 from thresher.lab.results import Run, write_results
 from thresher.lab.reuse import reuse
@@ -30,7 +31,7 @@ from thresher.runtime.progress import Progress, Silent
 
 LOCK = ".lock"
 _ALONE = ("corpus", "trial")  # kinds of jobs that other kinds wait for
-_FOR_RUNS = ("proxy", "reference")  # kinds of jobs that are only needed by runs
+_FOR_RUNS = ("trial", "proxy", "reference")  # kinds of jobs that are only needed by runs
 _PAUSE = 0.2  # seconds between two looks at the processes
 
 
@@ -56,7 +57,8 @@ def run_plan(
         minutes: Stop after this time; the same call then continues.
         engine: Start the processes on the workers of an engine, such as Ray, instead of here; all of them must see the
             folder and the data. Not with ``minutes``.
-        others: Folders of other plans; their finished runs are taken where they are the same, see :func:`reuse`.
+        others: Folders of other plans, or their ``details.json``; finished runs are taken where they are the same, see
+            :func:`reuse`.
         progress: Where to report progress.
 
     Raises:
@@ -161,6 +163,8 @@ class _Scheduler:
             del self.waiting[name]
             self._mark_done(name)
         needed = {need for job in self.waiting.values() for need in job.needs.values()}
+        if any(job.kind == "run" for job in self.waiting.values()):
+            needed.add("trial")
         for job in [job for job in self.waiting.values() if job.kind in _FOR_RUNS and job.name not in needed]:
             del self.waiting[job.name]  # the runs that it is for are done
         if self.done and self.waiting:
@@ -195,7 +199,8 @@ class _Scheduler:
             self._promise()
             for job in step:
                 del self.waiting[job.name]
-            tasks = [(str(prepare(self.folder, job, self.plan)), self.plan.trainer.threads) for job in step]
+            folders = [str(prepare(self.folder, job, self.plan, self.at_once)) for job in step]
+            tasks = [(folder, self.plan.trainer.threads) for folder in folders]
             for job, code in zip(step, engine.map(_run_elsewhere, tasks), strict=True):
                 if code == 0 and (self.folder / job.name / RESULT).exists():
                     self._mark_done(job.name)
@@ -222,7 +227,7 @@ class _Scheduler:
                 continue  # corpora first: their rows are needed to say what the plan will cost
             self._promise()
             del self.waiting[job.name]
-            self.running[job.name] = (start(self.folder, job, self.plan), time.monotonic())
+            self.running[job.name] = (start(self.folder, job, self.plan, self.at_once), time.monotonic())
             if job.kind == "trial":
                 return
 
@@ -312,8 +317,8 @@ class _Scheduler:
         trial = read_result(self.folder / "trial", "trial") if "trial" in self.done else None
         total = len(self.plan.corpora) * len(self.plan.rows) * len(self.plan.seeds)
         extra = {
-            "corpora": corpora, "trial": trial, "at_once": self.at_once, "missing": total - len(runs),
-            "version": thresher.__version__,
+            "corpora": corpora, "trial": trial, "missing": total - len(runs),
+            "version": thresher.__version__, "data_bytes": bytes_of(self.plan.data),
         }  # fmt: skip
         write_results(_named(self.plan), runs, self.folder, extra)
 
@@ -328,8 +333,8 @@ def _named(plan: Plan) -> Plan:
     return replace(plan, data=made)
 
 
-def prepare(folder: Path, job: Job, plan: Plan) -> Path:
-    """Write the ``job.json`` of a job; return its folder."""
+def prepare(folder: Path, job: Job, plan: Plan, at_once: int) -> Path:
+    """Write the ``job.json`` of a job, one of ``at_once`` at a time; return its folder."""
     where: dict[str, Any] = {"results": {purpose: str(folder / name) for purpose, name in job.needs.items()}}
     if job.kind == "corpus":
         where |= {"data": plan.data.train, "evals": list(plan.data.evals), "off_topic": plan.data.off_topic}
@@ -341,14 +346,14 @@ def prepare(folder: Path, job: Job, plan: Plan) -> Path:
         where |= {"data": data, "evals": [str(home / name) for name in made["evals"]], "rows": made["rows"]}
     own = folder / job.name
     own.mkdir(parents=True, exist_ok=True)
-    free = {name: getattr(plan.trainer, name) for name in FREE}
+    free = {**{name: getattr(plan.trainer, name) for name in FREE}, "at_once": at_once}
     write_json(own / JOB, {"what": job.what, "where": where, "free": free})
     return own
 
 
-def start(folder: Path, job: Job, plan: Plan) -> subprocess.Popen[bytes]:
+def start(folder: Path, job: Job, plan: Plan, at_once: int) -> subprocess.Popen[bytes]:
     """Start the process of a job; it ends when this process ends."""
-    return _started(prepare(folder, job, plan), plan.trainer.threads)
+    return _started(prepare(folder, job, plan, at_once), plan.trainer.threads)
 
 
 def _run_elsewhere(task: tuple[str, int]) -> int:
@@ -385,7 +390,7 @@ def _why(output: Path, code: int) -> str:
 
 
 def described(plan: Plan, data: str | os.PathLike[str] = ".") -> dict[str, Any]:
-    """Return what a plan would do, without doing it: its data are opened, but not read.
+    """Return what a plan would do, without doing it: of the data only captions and labels to evaluate on are read.
 
     Returns:
         "jobs", a list of folder, kind and samples as a share of a full run; "runs", their number; "rows", those of the
@@ -396,6 +401,8 @@ def described(plan: Plan, data: str | os.PathLike[str] = ".") -> dict[str, Any]:
     """
     plan = located(plan, data)
     plan.check_lengths()
+    for path in plan.data.evals:
+        read_eval(path, group=plan.evaluation.group, labels=plan.evaluation.labels or None)
     opened = open_data(plan.data.train)
     counts = [part.rows for part in opened.parts]
     rows = None if any(count is None for count in counts) else sum(count or 0 for count in counts)

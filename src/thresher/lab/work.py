@@ -93,13 +93,13 @@ def read_result(folder: str | os.PathLike[str], kind: str) -> dict[str, Any]:
     path = Path(folder) / RESULT
     result = read_own(path)
     try:
-        _check_result(Fields(result, str(path)), kind)
+        check_result(Fields(result, str(path)), kind)
     except PoolError as error:
         raise OutputError(f"{error}; remove its folder") from None
     return result
 
 
-def _check_result(result: Fields, kind: str) -> None:
+def check_result(result: Fields, kind: str) -> None:
     """Check every value of a result that is used."""
     if kind == "corpus":
         result.whole("rows", 1, 2**40)
@@ -121,6 +121,8 @@ def _check_result(result: Fields, kind: str) -> None:
         raise result.wrong("share_pruned", "a number up to 1")
     if result.values.get("precision", PRECISIONS[0]) not in PRECISIONS:  # results of older versions have none
         raise result.wrong("precision", " or ".join(PRECISIONS))
+    if result.values.get("at_once") is not None:  # nor this
+        result.whole("at_once", 1)
     metrics = result.object("metrics")
     for name in metrics.values:
         if metrics.number(name, 0.0, 100.0) is None:
@@ -511,7 +513,8 @@ def do(folder: Path) -> None:
     task = task_of(job, folder)
     begin = time.monotonic()
     result = JOBS[job["what"]["kind"]](task)
-    write_json(folder / RESULT, {**result, "wall_seconds": round(time.monotonic() - begin, 3)})
+    spent = {"wall_seconds": round(time.monotonic() - begin, 3), "at_once": task.trainer.at_once}
+    write_json(folder / RESULT, {**result, **spent})
 
 
 def main(arguments: list[str]) -> int:
