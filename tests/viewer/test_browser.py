@@ -340,6 +340,37 @@ def test_everything_by_keyboard(tab: Tab) -> None:
     assert {"INPUT", "SELECT", "A", "BUTTON"} <= seen
 
 
+def test_who_types_slowly_or_changes_a_control_keeps_the_focus(tab: Tab) -> None:
+    """Else letters typed after a pause are keys of the page, and the next Tab begins at its top."""
+    page = tab.open()
+    page.keyboard.press("/")
+    page.keyboard.type("wav")
+    until(page, "document.querySelector('.count').textContent.includes(' of ')")
+    page.wait_for_timeout(300)
+    page.keyboard.type("ing t")  # t alone is the key of light and dark
+    assert page.get_by_label("Search").input_value() == "waving t"
+    page.get_by_role("button", name="Clear").focus()
+    page.keyboard.press("Enter")
+    until(page, "document.querySelector('.gallery:not([aria-busy])') && document.activeElement.id === 'main'")
+
+    held = "(document.activeElement.labels?.[0] ?? document.activeElement).textContent"
+    for where in ("rows", "map", "cut", "clusters", "lost", "runs"):
+        page = tab.open(where)
+        page.wait_for_timeout(800)
+        controls = page.locator("main select:visible, main input:visible")
+        for at in range(controls.count()):
+            if at >= controls.count():  # what was chosen has fewer controls
+                break
+            controls.nth(at).focus()
+            page.keyboard.press("ArrowDown")
+            page.wait_for_timeout(350)
+            assert page.evaluate("document.activeElement.matches('select, input')"), (where, at, page.evaluate(held))
+    page = tab.open("lost")
+    page.locator("main button.link").first.focus()
+    page.keyboard.press("Enter")
+    until(page, "location.hash.startsWith('#rows') && document.activeElement.id === 'main'")
+
+
 def test_light_and_dark(tab: Tab, browser: Any, server: str) -> None:
     ground = "getComputedStyle(document.body).backgroundColor"
     page = tab.open()

@@ -35,9 +35,23 @@ export function svg(tag: string, props?: Props | null, ...children: Child[]): SV
   return element;
 }
 
+// Keeps the focus, which would go to the start of the page with what is removed: the same element has it again, else
+// the new control of the same name, else what surrounds them.
 export function replace(element: Element, ...children: Child[]): void {
+  const held = document.activeElement as HTMLElement | null;
+  const inside = held !== null && held !== element && element.contains(held);
+  const name = inside && nameOf(held);
   element.replaceChildren();
   fill(element, children);
+  if (!inside || element.contains(document.activeElement)) return;
+  const controls = [...element.querySelectorAll<HTMLElement>("input, select, button, summary, a")];
+  const next = element.contains(held) ? held : controls.find((one) => nameOf(one) === name);
+  (next ?? element.closest<HTMLElement>("[tabindex]"))?.focus({ preventScroll: true });
+}
+
+function nameOf(control: Element): string {
+  const text = control.getAttribute("aria-label") ?? (control as HTMLInputElement).labels?.[0]?.textContent ?? control.textContent;
+  return `${control.tagName} ${text}`;
 }
 
 let ids = 0;

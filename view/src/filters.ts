@@ -14,9 +14,12 @@ export class Filters {
   private readonly chips = h("div", { class: "chips" });
   private readonly count = h("output", { class: "count", role: "status" });
   private readonly controls = h("div", { class: "controls", role: "search", "aria-label": "Which rows" });
-  private search!: HTMLInputElement;
+  private readonly typed = once(250, (text: string) => set({ search: text }));
+  private readonly search: HTMLInputElement = h("input", { type: "search", placeholder: "Search captions and keys", maxlength: "400", autocomplete: "off", spellcheck: "false", dir: "auto", oninput: () => this.typed(this.search.value) });
+  private readonly others = h("div", { class: "others" });
 
   constructor(private readonly ordered = true) {
+    this.controls.append(labelled("Search", this.search, { class: "field search" }), this.others);
     this.element.append(this.controls, h("div", { class: "chip-line" }, this.count, this.chips));
     this.build();
   }
@@ -30,12 +33,8 @@ export class Filters {
 
   build(): void {
     const filter = state.filter, selection = chosen();
-    const typed = once(250, (text: string) => set({ search: text }));
-    const busy = document.activeElement === this.search && this.search?.value !== undefined;
-    if (!busy) {
-      this.search = h("input", { type: "search", placeholder: "Search captions and keys", value: filter.search ?? "", maxlength: "400", autocomplete: "off", spellcheck: "false", dir: "auto", oninput: () => typed(this.search.value) });
-    }
-    const parts: HTMLElement[] = [labelled("Search", this.search, { class: "field search" })];
+    if (document.activeElement !== this.search) this.search.value = filter.search ?? "";
+    const parts: HTMLElement[] = [];
     if (selection) {
       const value = filter.kept === undefined ? "all" : filter.kept ? "kept" : "dropped";
       parts.push(h("div", { class: "field segmented" }, segments("Kept or dropped", [["all", "All"], ["kept", "Kept"], ["dropped", "Dropped"]], value,
@@ -52,11 +51,7 @@ export class Filters {
       const scored = selection?.steps.map((step, i): [string, string] | null => step.scored ? [String(i), `${i + 1}. ${step.score}`] : null).filter((one) => one !== null) ?? [];
       if (scored.length > 1) parts.push(labelled("Score", choice([["", scored[scored.length - 1][1]], ...scored.slice(0, -1)], filter.scored === undefined ? "" : String(filter.scored), (key) => set({ scored: key === "" ? undefined : Number(key), low: undefined, high: undefined }))));
     }
-    if (busy) { // keep the field that is typed in
-      const [, ...rest] = parts;
-      while (this.controls.children.length > 1) this.controls.lastChild?.remove();
-      this.controls.append(...rest);
-    } else replace(this.controls, parts);
+    replace(this.others, parts); // not the search: who types keeps the focus
     this.chipsOf();
   }
 
