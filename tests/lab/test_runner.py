@@ -66,6 +66,7 @@ def test_a_plan_runs_once_and_every_row_has_its_cost(
     text = (out / "table.md").read_text()
     assert "100 rows, 30 swapped" in text
     assert "| full-short | 1 | 280 | 280 |" in text
+    assert re.search(r"\| row \| seeds \| as it is \| swapped \|\n.*\n(\|.*\n)*\| random \| 1 \| \d+\.\d% \|", text)
     assert re.search(r"batches of 20, in (float32|bfloat16); all runs", text)
     assert "seconds of all these; 1 run ran at a time. full-short is" in text
     assert (out / "plot.png").read_bytes().startswith(b"\x89PNG")

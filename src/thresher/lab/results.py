@@ -313,11 +313,13 @@ def _total(runs: Sequence[Run]) -> float:
 
 
 def _planted(plan: Plan, runs: Sequence[Run]) -> list[str]:
-    """Return a table of how much of each planted kind the rows left out, over all seeds; [] if nothing was planted."""
+    """Return a table of how much of each planted kind the rows left out, over all seeds that tell; [] for none."""
     found: dict[tuple[str, str], dict[str, tuple[int, int]]] = {}
+    seeds: dict[tuple[str, str], set[int]] = {}
     for run in runs:
         for kind, counts in (run.result.get("kept") or run.result.get("left_out") or {}).items():
             mine = found.setdefault((run.corpus, run.row), {})
+            seeds.setdefault((run.corpus, run.row), set()).add(run.seed)
             rows, out = mine.get(kind, (0, 0))
             mine[kind] = (rows + counts["rows"], out + counts["left_out"])
     if not found:
@@ -328,11 +330,12 @@ def _planted(plan: Plan, runs: Sequence[Run]) -> list[str]:
         "Share of each kind of row that was left out: dropped by a selection, or a candidate in the last search of a "
         "policy.",
         "",
-        "| row | " + " | ".join(kinds) + " |",
-        "|---" * (len(kinds) + 1) + "|",
+        "| row | seeds | " + " | ".join(kinds) + " |",
+        "|---" * (len(kinds) + 2) + "|",
     ]
     for (corpus, row), shares in found.items():
-        cells = [f"{shares[kind][1] / shares[kind][0]:.1%}" if kind in shares else "-" for kind in kinds]
+        cells = [str(len(seeds[corpus, row]))]
+        cells += [f"{shares[kind][1] / shares[kind][0]:.1%}" if kind in shares else "-" for kind in kinds]
         lines.append(f"| {row_name(plan, corpus, row)} | " + " | ".join(cells) + " |")
     return lines
 
