@@ -45,6 +45,7 @@ def test_every_option_says_what_it_is_and_takes(names: tuple[str, ...]) -> None:
         assert re.search(r"\w", option.help or ""), f"{name} has no help"
         assert option.help == (option.help or "").strip()
         assert (option.help or "").endswith("."), f"{name}: {option.help}"
+        assert "(default: )" not in (option.help or ""), f"{name}: {option.help}"
         if not option.is_flag:
             assert option.metavar or isinstance(option.type, click.Choice), f"{name} has no metavar"
 

@@ -147,8 +147,12 @@ def test_flags_are_those_of_all_policies() -> None:
         "mismatched", "redundant", "reference", "softness", "history", "groups", "alpha", "r", "chunks", "score",
     }  # fmt: skip
     assert known["full-epochs"].help == (
-        "d-pruning, rho: epochs on all rows before pruning (default: 1); dissect, sift: epochs on all rows before "
-        "pruning (default: 2); scan: epochs on all rows before pruning."
+        "d-pruning, rho: epochs on all rows before pruning (default: 1); dissect: epochs on all rows before pruning "
+        "(default: a quarter of the run); scan: epochs on all rows before pruning; sift: epochs on all rows before "
+        "pruning (default: 2)."
+    )
+    assert known["keep"].help.startswith(
+        "d-pruning, dissect, dynamic-random, rho: share of an epoch to keep (default: 0.7)"
     )
     assert (known["full-epochs"].kind, known["full-epochs"].least) == (int, 0)
     assert (known["mode"].metavar, known["rho"].metavar, known["cycle"].metavar) == (

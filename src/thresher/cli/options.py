@@ -494,7 +494,7 @@ def _sentence(item: Any) -> str:
     from thresher.runtime.parameters import is_required
 
     about = str(item.metadata.get("help", ""))
-    plain = any(item.default is value for value in (None, False, MISSING))
+    plain = any(item.default is value for value in (None, False, MISSING)) or item.default == ""
     default = "" if plain else f" (default: {item.default})"
     return f"{about[:1].upper()}{about[1:]}{' (required)' if is_required(item) else default}."
 

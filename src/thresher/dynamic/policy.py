@@ -128,8 +128,9 @@ class Policy(Protocol):
     which checks and converts its options whenever it is made. Its fields are its options, and become command line flags
     of the same names. Their ``metadata`` may have: ``help``, one line without a full stop; ``flag``, the name of the
     flag if it differs from the field's; ``least``, the smallest integer allowed; ``follows``, True if the value is
-    computed from the share to prune, so that the two cannot be combined; ``option``, False for a field that is not an
-    option, such as the length of the run.
+    computed from the share to prune, so that the two cannot be combined; ``usual``, the default that help texts show,
+    if :meth:`for_run` has another one than the field; ``option``, False for a field that is not an option, such as the
+    length of the run.
 
     Attributes:
         name: The name on command lines.

@@ -78,10 +78,15 @@ class Flag:
         """Return the help text: which policies have the option, what it does, and its default."""
         policies: dict[str, list[str]] = {}
         for name, item in self.of.items():
-            shown = isinstance(item.default, (int, float, str)) and not isinstance(item.default, bool)
-            default = f" (default: {item.default})" if shown else ""
+            default = f" (default: {usual})" if (usual := default_of(item)) else ""
             policies.setdefault(f"{item.metadata.get('help', '')}{default}", []).append(name)
         return "; ".join(f"{', '.join(names)}: {text}" for text, names in policies.items()) + "."
+
+
+def default_of(item: Field[Any]) -> str:
+    """Return the default of an option as help texts show it: ``usual`` of its metadata, or its own; "" for none."""
+    value = item.metadata.get("usual", item.default)
+    return str(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else ""
 
 
 def flags(taken: Collection[str] = ()) -> list[Flag]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from thresher.dynamic.registry import POLICIES, flag_of, options_of
+from thresher.dynamic.registry import POLICIES, default_of, flag_of, options_of
 
 PAGE = Path(__file__).parents[3] / "docs" / "dynamic.md"
 HEAD = "| policy | class | what it does | options |"
@@ -22,8 +22,7 @@ def rows() -> list[str]:
         module = cls.__module__.removeprefix("thresher.dynamic.")
         options = []
         for item in options_of(cls):
-            shown = isinstance(item.default, (int, float, str)) and not isinstance(item.default, bool)
-            options.append(f"`{flag_of(item)}`" + (f" ({item.default})" if shown else ""))
+            options.append(f"`{flag_of(item)}`" + (f" ({usual})" if (usual := default_of(item)) else ""))
         summary = (cls.__doc__ or "").strip().splitlines()[0].rstrip(".")
         lines.append(f"| `{name}` | `{module}.{cls.__name__}` | {summary} | {', '.join(options) or 'none'} |")
     return lines

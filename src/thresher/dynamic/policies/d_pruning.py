@@ -50,7 +50,7 @@ class DPruning(Policy):
 
     marks_candidates: ClassVar[bool] = True
 
-    keep: Share = field(metadata={"help": "share of an epoch to keep", "follows": True})
+    keep: Share = field(metadata={"help": "share of an epoch to keep", "follows": True, "usual": 1 - PRUNE})
     rule: Rule = field(default="uncertainty", metadata={"help": "how rows are ranked"})
     bound: float = field(default=1.0, metadata={"option": False})
     epsilon: float = field(default=0.1, metadata={"option": False})

@@ -54,7 +54,13 @@ class Dissect(Policy):
         default=3, metadata={"help": "epochs that leave rows out (mutation) after one on all rows", "least": 1}
     )
     warmup: int = field(
-        default=2, metadata={"help": "epochs on all rows before pruning", "flag": "full-epochs", "least": 1}
+        default=2,
+        metadata={
+            "help": "epochs on all rows before pruning",
+            "flag": "full-epochs",
+            "least": 1,
+            "usual": "a quarter of the run",
+        },
     )
 
     def __post_init__(self) -> None:

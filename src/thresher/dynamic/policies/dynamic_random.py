@@ -23,7 +23,7 @@ class DynamicRandom(Policy):
         keep: Share of the rows to keep.
     """
 
-    keep: Share = field(metadata={"help": "share of an epoch to keep", "follows": True})
+    keep: Share = field(metadata={"help": "share of an epoch to keep", "follows": True, "usual": 1 - PRUNE})
 
     def __post_init__(self) -> None:
         """Validate the parameters."""
