@@ -88,7 +88,7 @@ def _amount(ctx: click.Context, option: click.Parameter, text: str | None) -> fl
     metavar="TIME",
     help="Of a request to object storage.",
 )
-@click.option("--calibrate", is_flag=True, help="Measure the constants of the model here, in a few seconds.")
+@click.option("--calibrate", is_flag=True, help="Measure the constants of the model here, in about ten seconds.")
 @options(*engine_options("threads", "Engine whose tasks --calibrate measures."), JSON)
 def plan(
     recipe: str, pool: str | None, rows: str | None, dim: int | None, remote: bool, nodes: int, cores: int | None,

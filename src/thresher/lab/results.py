@@ -313,7 +313,7 @@ def _total(runs: Sequence[Run]) -> float:
 
 
 def _planted(plan: Plan, runs: Sequence[Run]) -> list[str]:
-    """Return a table of how much of each planted kind the rows left out, over all seeds that tell; [] for none."""
+    """Return a table of how much of each planted kind the rows left out, over all seeds that have it; [] for none."""
     found: dict[tuple[str, str], dict[str, tuple[int, int]]] = {}
     seeds: dict[tuple[str, str], set[int]] = {}
     for run in runs:
