@@ -111,3 +111,8 @@ def test_a_completion_loads_only_what_it_needs(words: str, found: str, not_loade
     )
     assert found in done.stdout
     assert not not_loaded & set(done.stderr.split())
+
+
+def test_an_option_of_several_formats_is_described_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "--help"]) == 0
+    assert " ".join(capsys.readouterr().out.split()).count("csv, jsonl: Columns, separated by commas (default:") == 1

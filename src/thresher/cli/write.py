@@ -66,10 +66,13 @@ class _Export(click.Command):
 
         formats = EXPORTS.all()
         merged: dict[str, click.Option] = {}
+        texts: dict[str, dict[str, list[str]]] = {}
         for name, cls in formats.items():
             for option in made_options(field_options(cls)):
-                first = merged.setdefault(str(option.name), option)
-                first.help = f"{name}: {option.help}" if first is option else f"{first.help} {name}: {option.help}"
+                merged.setdefault(str(option.name), option)
+                texts.setdefault(str(option.name), {}).setdefault(str(option.help), []).append(name)
+        for name, option in merged.items():
+            option.help = " ".join(f"{', '.join(names)}: {text}" for text, names in texts[name].items())
         taken = {parameter.name for parameter in self.params}
         kind = click.Option(
             ["--as", "kind"], required=True, type=PluginChoice(lambda: EXPORTS), help="Format to write."
