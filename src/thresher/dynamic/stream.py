@@ -526,7 +526,7 @@ class StreamPruner(PruningLoop):
             "losses": np.concatenate([part for _, part in batches]) if batches else np.empty((0, 1), np.float32),
         }
         numbers = [*self._same().values(), self.epoch, self.step, self._steps_before]
-        return self._state(numbers, arrays, self.ledger)
+        return self._state(numbers, arrays, self.ledger, self.plan)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state of :meth:`state_dict`, on any number of ranks; every rank loads the same state.
