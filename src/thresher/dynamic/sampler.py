@@ -191,8 +191,9 @@ class PruningSampler(PruningLoop):
                 f"concepts of {len(composition.concepts):,} rows for {rows:,} rows; give those of these data"
             )
         self.composition = composition
-        self.rows, self.policy, self.batch_size = rows, policy, batch_size
-        self.samples, self.seed, self.drop_last = samples, seed, drop_last
+        # The log is JSON, which has no integers of NumPy.
+        self.rows, self.policy, self.batch_size = int(rows), policy, int(batch_size)
+        self.samples, self.seed, self.drop_last = None if samples is None else int(samples), int(seed), drop_last
         self.epochs, self._epochs = epochs or 0, epochs
         self.ledger = policy.ledger(rows)
         if policy.needs_references != (references_N is not None):

@@ -392,7 +392,8 @@ class StreamPruner(PruningLoop):
             needs = "needs references" if policy.needs_references else "has no use for references"
             raise UsageError(f"policy {policy.name} {needs}; give References.read(path) to a policy that needs them")
         self.references = references
-        self.policy, self.batch_size, self.epochs, self.samples, self.seed = policy, batch_size, epochs, samples, seed
+        self.policy, self.batch_size, self.epochs = policy, int(batch_size), int(epochs)  # the log is JSON
+        self.samples, self.seed = int(samples), int(seed)
         held = scratch_folder(scratch or tempfile.gettempdir(), "thresher-stream-", mode=0o700)
         self.folder = held.path
         weakref.finalize(self, _remove, held, os.getpid())
