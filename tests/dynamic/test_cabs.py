@@ -11,8 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thresher.dynamic.cabs import Cabs, Concepts, cabs_stream, choose
+from thresher.dynamic.policies.d_pruning import DPruning
+from thresher.dynamic.policies.dissect import Dissect
 from thresher.dynamic.policies.dynamic_random import DynamicRandom
 from thresher.dynamic.policies.full import Full
+from thresher.dynamic.policies.sift import Sift
 from thresher.dynamic.sampler import PruningSampler
 from thresher.errors import UsageError
 
@@ -134,6 +137,30 @@ def test_a_composed_run_resumes_and_knows_its_length() -> None:
     for other in (make("frequency", samples=500), PruningSampler(N, policy=Full(), batch_size=B, samples=500, seed=3)):
         with pytest.raises(UsageError, match="policy = "):
             other.load_state_dict(cut.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("policy", "candidates"),
+    [
+        (DPruning(keep=0.7, period=2), [0, 0.3, 0, 0.3, 0]),
+        (Dissect(keep=0.7, warmup=1, cycle=1), [0, 0.3, 0, 0.3, 0]),
+        (Sift(mismatched=0.2, warmup=2, cycle=1), [0, 0.2, 0, 0.2, 0]),
+    ],
+)
+def test_rows_that_a_composition_leaves_out_are_not_the_choice_of_the_policy(policy, candidates) -> None:
+    whole, cut, again = (make(policy=policy, epochs=5) for _ in range(3))
+    done = run(whole)
+    assert [entry["candidates"] for entry in whole.log()] == [round(share * N) for share in candidates]
+    assert whole.log()[-1]["rows"] < whole.log()[0]["rows"]  # composed of the rows that the policy keeps
+    if isinstance(policy, Dissect):
+        assert np.flatnonzero(whole.ledger.marks_N).min() < 0.5 * N  # by their losses, not the last rows
+    first = run(cut, steps=len(done) // 2)
+    assert cut.step
+    again.load_state_dict(cut.state_dict())
+    assert first + run(again) == done
+    assert again.log() == whole.log()
+    states = again.ledger.state(), whole.ledger.state()
+    assert all(np.array_equal(states[0][name], states[1][name], equal_nan=True) for name in states[1])
 
 
 def test_misuse_is_refused() -> None:

@@ -794,3 +794,10 @@ def test_arguments_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
 def test_schedules_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="give shares from 0 to 1, the warm-up below 1"):
         cosine_by_progress(make("full"), **wrong)
+
+
+def test_numbers_of_numpy_can_be_saved() -> None:
+    sampler = PruningSampler(np.int64(4), policy=Full(), batch_size=np.int64(2), epochs=np.int64(2), seed=np.int64(1))
+    for rows in sampler:
+        sampler.reduce(rows, torch.ones(len(rows), 1))
+    assert sampler.state_dict()["log"]

@@ -394,6 +394,44 @@ def test_a_term_that_the_model_adds_is_not_lost(tmp_path: Path) -> None:
     assert not torch.allclose(ours.model.layer.weight, plain.model.layer.weight, rtol=1e-2)
 
 
+class Learned(torch.nn.Module):
+    """A model of images and texts with the small losses and the scale of one that is trained; adds a term."""
+
+    def __init__(self, term: float, sigmoid: bool) -> None:
+        super().__init__()
+        rng = torch.Generator().manual_seed(2)
+        self.texts = torch.nn.Embedding(30, 64, _weight=torch.randn(30, 64, generator=rng))
+        self.images = torch.nn.Linear(192, 64)
+        self.logit_scale, self.term = torch.nn.Parameter(torch.tensor(100.0).log()), term
+        if sigmoid:
+            self.logit_bias = torch.nn.Parameter(torch.tensor(-90.0))
+
+    def forward(self, pixel_values: torch.Tensor, input_ids: torch.Tensor, **_: Any) -> dict[str, Any]:
+        text = F.normalize(0.3 * self.texts(input_ids).mean(1) + self.texts.weight[0], dim=1)  # cosines above 0.9
+        image = F.normalize(text + 0.3 * F.normalize(self.images(pixel_values.flatten(1)), dim=1), dim=1)
+        logits = image @ text.T * self.logit_scale.exp()
+        if hasattr(self, "logit_bias"):
+            logits = logits + self.logit_bias
+            loss = -F.logsigmoid((2 * torch.eye(len(logits)) - 1) * logits).sum(1).mean()
+        else:
+            target = torch.arange(len(logits))
+            loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        embeds = {"image_embeds": image, "text_embeds": text}
+        return {"loss": loss * (1 + self.term), "logits_per_image": logits, **embeds}
+
+
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_rounded_logits_are_not_taken_for_a_term_of_the_loss(sigmoid: bool, tmp_path: Path) -> None:
+    def run(folder: str, term: float) -> None:
+        sampler = PruningSampler(N, policy=Full(), batch_size=B, samples=B, seed=3)
+        args = {"bf16": True, "max_steps": 1}
+        make(tmp_path / folder, model=Learned(term, sigmoid), sampler=sampler, args=args).train()
+
+    run("rounded", 0.0)
+    with pytest.raises(UsageError, match="Learned returns a loss of .*: the difference would not be trained"):
+        run("added", 0.5)
+
+
 def test_other_outputs_are_refused() -> None:
     with pytest.raises(UsageError, match="Linear returns loss, of which .*; override losses_per_sample"):
         sample_losses(torch.nn.Linear(1, 1), {"loss": torch.ones(())})

@@ -573,3 +573,12 @@ def test_checkpoints_of_other_runs_are_refused(tmp_path: Path) -> None:
     torch.save(checkpoint, path)
     with pytest.raises(UsageError, match="saved without a PruningCallback; .* load_from_checkpoint"):
         fit(tmp_path, ckpt=path)
+
+
+def test_a_stream_is_refused_with_what_to_do() -> None:
+    class Stream(torch.utils.data.IterableDataset[int]):
+        def __iter__(self) -> Any:
+            return iter(range(4))
+
+    with pytest.raises(UsageError, match="prune it as a stream"):
+        PruningLoader(Stream(), PruningSampler(4, policy=Full(), batch_size=2, epochs=1))

@@ -144,7 +144,7 @@ class PruningLoop(ABC):
     # Checkpoints
 
     def _state(
-        self, numbers: list[int], arrays: Mapping[str, npt.NDArray[Any]], ledger: Ledger | None
+        self, numbers: list[int], arrays: Mapping[str, npt.NDArray[Any]], ledger: Ledger | None, plan: Plan | None
     ) -> dict[str, Any]:
         """Return the state: the version and ``numbers``, ``arrays``, progress, ledger, plan, policy and log."""
         import torch
@@ -154,7 +154,7 @@ class PruningLoop(ABC):
             "progress": np.array(self._progress_before),
             **arrays,
             **{f"ledger.{name}": array for name, array in (ledger.state() if ledger is not None else {}).items()},
-            **{f"plan.{name}": array for name, array in (self.plan.state() if self.plan is not None else {}).items()},
+            **{f"plan.{name}": array for name, array in (plan.state() if plan is not None else {}).items()},
         }
         if ledger is not None:
             arrays["ledger.times"] = arrays["ledger.times"].view(np.int16)  # some versions of torch have no uint16

@@ -131,6 +131,7 @@ class PruningSampler(PruningLoop):
     ledger: Ledger
     _kind = "sampler"
     _chooses = False  # whether it chooses batches, for a policy that does
+    _of_policy: Plan | None  # the current plan before the composition left rows out
     _order: Ints  # the self._samples rows of the epoch, batch after batch
     _samples: int
     _later: tuple[int, int]  # steps and samples forecast for the epochs after this one
@@ -190,8 +191,9 @@ class PruningSampler(PruningLoop):
                 f"concepts of {len(composition.concepts):,} rows for {rows:,} rows; give those of these data"
             )
         self.composition = composition
-        self.rows, self.policy, self.batch_size = rows, policy, batch_size
-        self.samples, self.seed, self.drop_last = samples, seed, drop_last
+        # The log is JSON, which has no integers of NumPy.
+        self.rows, self.policy, self.batch_size = int(rows), policy, int(batch_size)
+        self.samples, self.seed, self.drop_last = None if samples is None else int(samples), int(seed), drop_last
         self.epochs, self._epochs = epochs or 0, epochs
         self.ledger = policy.ledger(rows)
         if policy.needs_references != (references_N is not None):
@@ -399,11 +401,12 @@ class PruningSampler(PruningLoop):
         The last step of an epoch calls this automatically.
         """
         plan, losses_MR = self._in_force(), self._gathered()
+        of_policy = plan if self._of_policy is None else self._of_policy
         bounds = [self._bound(step) for step in range(self.step + 1)]
         batches = (
             self._trained(self._order[lo:hi], losses_MR[lo:hi]) for lo, hi in zip(bounds, bounds[1:], strict=False)
         )
-        recorded = record_epoch(self.policy, self.ledger, plan, batches, self._rng)
+        recorded = record_epoch(self.policy, self.ledger, of_policy, batches, self._rng)
         rows, recorded = self._entry(plan, recorded, len(losses_MR))
         planned = [*(entry["rows"] for entry in self._log), rows]
         self._samples_before += len(losses_MR)
@@ -417,7 +420,7 @@ class PruningSampler(PruningLoop):
         """
         where = [self.epoch, self.step, self._steps_before, self._samples_before]
         arrays = {"order": self._order.astype(np.int32), "losses": self._gathered()}
-        return self._state([*self._same().values(), *where], arrays, self.ledger)
+        return self._state([*self._same().values(), *where], arrays, self.ledger, self._of_policy)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state of :meth:`state_dict`, on any number of ranks; every rank loads the same state.
@@ -492,7 +495,7 @@ class PruningSampler(PruningLoop):
     def _begin(self, epoch: int, plan: Plan | None = None, order: Ints | None = None) -> None:
         """Start an epoch, with this plan and order or with new ones."""
         self.epoch, self.step, self._since, self._filled, self._directions = epoch, 0, 0, 0, 0
-        self._known, self._own_BR, self._parts, self.plan = [], None, [], None
+        self._known, self._own_BR, self._parts, self.plan, self._of_policy = [], None, [], None, None
         self._order, self._steps, self._samples = np.empty(0, np.int64), 0, 0
         self._later = 0, 0
         if self._over(epoch, self._samples_before):
@@ -505,10 +508,10 @@ class PruningSampler(PruningLoop):
             order = self._rng("order", epoch).permutation(new.rows())
             if self.composition is not None:
                 order = self.composition.arranged(order, self.batch_size)
-                new = _of_rows(new, order)
-        self.plan = new
         self._steps, self._samples = self._cut(len(order), self._samples_before)
         self._order = order[: self._samples].copy()
+        self._of_policy = new  # a policy must not take the rows that a composition leaves out for its own choice
+        self.plan = new if self.composition is None else _of_rows(new, self._order)
         steps, seen, self.epochs = self._steps, self._samples_before + self._samples, epoch + 1
         while not self._over(self.epochs, seen):
             kept = round((1 - self.policy.forecast(self.epochs)) * self.rows)

@@ -392,7 +392,8 @@ class StreamPruner(PruningLoop):
             needs = "needs references" if policy.needs_references else "has no use for references"
             raise UsageError(f"policy {policy.name} {needs}; give References.read(path) to a policy that needs them")
         self.references = references
-        self.policy, self.batch_size, self.epochs, self.samples, self.seed = policy, batch_size, epochs, samples, seed
+        self.policy, self.batch_size, self.epochs = policy, int(batch_size), int(epochs)  # the log is JSON
+        self.samples, self.seed = int(samples), int(seed)
         held = scratch_folder(scratch or tempfile.gettempdir(), "thresher-stream-", mode=0o700)
         self.folder = held.path
         weakref.finalize(self, _remove, held, os.getpid())
@@ -526,7 +527,7 @@ class StreamPruner(PruningLoop):
             "losses": np.concatenate([part for _, part in batches]) if batches else np.empty((0, 1), np.float32),
         }
         numbers = [*self._same().values(), self.epoch, self.step, self._steps_before]
-        return self._state(numbers, arrays, self.ledger)
+        return self._state(numbers, arrays, self.ledger, self.plan)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state of :meth:`state_dict`, on any number of ranks; every rank loads the same state.

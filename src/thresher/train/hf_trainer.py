@@ -69,7 +69,7 @@ def sample_losses(model: Any, outputs: Any, labels: torch.Tensor | None = None, 
     Raises:
         UsageError: The outputs are of another kind.
     """
-    named = outputs if isinstance(outputs, Mapping) else vars(outputs) if hasattr(outputs, "__dict__") else {}
+    named = _named(outputs)
     image, text, logits = (named.get(name) for name in ("image_embeds", "text_embeds", "logits"))
     if image is not None and text is not None and hasattr(model, "logit_scale"):
         scale = model.logit_scale.exp()
@@ -82,6 +82,10 @@ def sample_losses(model: Any, outputs: Any, labels: torch.Tensor | None = None, 
         f"{type(model).__name__} returns {', '.join(named) or type(outputs).__name__}, of which the losses per sample "
         "are not known; override losses_per_sample of the PruningTrainer"
     )
+
+
+def _named(outputs: Any) -> Mapping[str, Any]:
+    return outputs if isinstance(outputs, Mapping) else vars(outputs) if hasattr(outputs, "__dict__") else {}
 
 
 class PruningTrainer(Trainer):
@@ -240,12 +244,16 @@ class PruningTrainer(Trainer):
 
     def _compare(self, model: Any, outputs: Any, losses_BR: torch.Tensor) -> None:
         """Refuse a model whose loss is not the mean of the losses: the difference would not be trained."""
-        loss = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
+        loss = _named(outputs).get("loss")
         if loss is None or loss.numel() != 1:
             return
         given, mean = float(loss.detach()), float(losses_BR.detach().mean())
         exact = loss.dtype == torch.float32 and self.accelerator.mixed_precision == "no"
-        if abs(given - mean) > (1e-3 if exact else 2e-2) * max(abs(given), abs(mean)):
+
+        def differs(other: float) -> bool:
+            return abs(given - other) > (1e-3 if exact else 2e-2) * max(abs(given), abs(other))
+
+        if differs(mean) and ((rounded := _mean_of_logits(model, outputs, exact)) is None or differs(rounded)):
             raise UsageError(
                 f"{type(model).__name__} returns a loss of {given:.6g}, the mean of its losses per sample is "
                 f"{mean:.6g}: the difference would not be trained; override losses_per_sample of the "
@@ -354,6 +362,31 @@ class PruningTrainer(Trainer):
                 f"num_train_epochs={args.num_train_epochs:g} for a sampler of {length}; give both the same number of "
                 "epochs, or max_steps and samples"
             )
+
+
+def _mean_of_logits(model: Any, outputs: Any, exact: bool) -> float | None:
+    """Return the mean loss of the logits that a model of images and texts returns; None if it returns no such logits.
+
+    The logits of a model in half precision are rounded: with a scale of 100 by up to 0.25, which changes a small loss
+    by a tenth. So they need only be the products of the features up to rounding. ``exact``: the model is not rounded.
+    """
+    named = _named(outputs)
+    image, text, logits = (named.get(name) for name in ("image_embeds", "text_embeds", "logits_per_image"))
+    if image is None or text is None or logits is None or not hasattr(model, "logit_scale"):
+        return None
+    with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
+        logits_BB, bias = logits.float(), getattr(model, "logit_bias", None)
+        image_BD, text_BD = (torch.nn.functional.normalize(each.float(), dim=1) for each in (image, text))
+        own_BB = model.logit_scale.exp().float() * image_BD @ text_BD.T + (0 if bias is None else bias.float())
+        rounding = 1e-3 if exact else 2**-5
+        if logits_BB.shape != own_BB.shape or (logits_BB - own_BB).abs().max() > rounding * own_BB.abs().max():
+            return None
+        if bias is not None:
+            sign_BB = 1 - 2 * torch.eye(len(logits_BB), device=logits_BB.device)
+            return float(torch.nn.functional.softplus(sign_BB * logits_BB).sum(1).mean())
+        target_B = torch.arange(len(logits_BB), device=logits_BB.device)
+        both = [torch.nn.functional.cross_entropy(each, target_B) for each in (logits_BB, logits_BB.T)]
+        return float(sum(both)) / 2
 
 
 def _rows_as_pool(path: Path, rows: int, keys: Sequence[str] | None) -> EmbeddingStore:

@@ -59,15 +59,14 @@ class PruningLoader(DataLoader):
             **options: Other arguments of a DataLoader: ``num_workers``, ``pin_memory``, ``persistent_workers``.
 
         Raises:
-            UsageError: The dataset and the sampler have different numbers of rows.
+            UsageError: The dataset and the sampler have different numbers of rows, or the dataset has no row numbers.
         """
-        if len(dataset) != sampler.rows:
+        rows = with_rows(dataset)
+        if len(rows) != sampler.rows:
             raise UsageError(
-                f"a dataset of {len(dataset):,} rows for a sampler of {sampler.rows:,}; give both the same number"
+                f"a dataset of {len(rows):,} rows for a sampler of {sampler.rows:,}; give both the same number"
             )
-        super().__init__(
-            with_rows(dataset), batch_sampler=sampler, collate_fn=collated_with_rows(collate_fn), **options
-        )
+        super().__init__(rows, batch_sampler=sampler, collate_fn=collated_with_rows(collate_fn), **options)
 
     def __len__(self) -> int:
         """Return the number of batches of the current epoch, including those that are done."""
