@@ -247,12 +247,14 @@ def fragments_of(files: Files, version: int = 0, bad: Callable[[PoolError], obje
         PoolError: The manifest is damaged, or a file of a fragment is missing or cut off.
     """
     known = versions_in(files)
-    if version and files.version not in (0, version):
-        raise UsageError(f"{files.location}: names version {files.version}, but the option says {version}; give one")
-    chosen = version or files.version or max(known)
-    if chosen not in known:
-        there = ", ".join(map(str, sorted(known)[-10:]))
-        raise UsageError(f"{files.location}: has no version {chosen}; the newest versions are {there}")
+    if version and files.version not in ("", str(version)):
+        raise UsageError(
+            f"{files.location}: names version {visible(files.version, 40)}, but the option says {version}; give one"
+        )
+    wanted = str(version or files.version or max(known))
+    chosen = next((number for number in known if str(number) == wanted), None)
+    if chosen is None:
+        raise UsageError(f"{files.location}: has no version {visible(wanted, 40)}; {_versions(files, sorted(known))}")
     uri = files.root if files.protocol == "file" else f"{files.protocol}://{files.root}"
     manifest = files.path(known[chosen])
     elsewhere, parts, _ = reading(manifest, files.protocol, lambda: _parsed(opened(uri, chosen)))
@@ -270,6 +272,19 @@ def fragments_of(files: Files, version: int = 0, bad: Callable[[PoolError], obje
     if len({one.path for one in found}) < len(found):
         raise PoolError(f"{manifest}: is damaged: two fragments have the same file; restore it")
     return found
+
+
+def _versions(files: Files, known: Sequence[int]) -> str:
+    """Return which versions there are, ascending, and what to type if the location names one."""
+    first, last = known[0], known[-1]
+    if len(known) == 1:
+        there = f"its only version is {last}"
+    elif len(known) == last - first + 1:
+        there = f"it has versions {first} to {last}"
+    else:
+        there = f"it has {len(known):,} versions, the first is {first} and the last {last}"
+    path = files.location.removesuffix(f"@{files.version}")
+    return f"{there}; type {path}@{last}, or {path} for the newest" if files.version else there
 
 
 def _parsed(dataset: Any) -> tuple[Any, list[Any], Any]:
