@@ -105,6 +105,20 @@ def test_a_selection_is_of_the_version_that_was_opened(tmp_path: Path) -> None:
     assert [key for _, keys in reopen(again).keys() for key in keys] == [str(i) for i in range(30)]
 
 
+def test_a_few_long_texts_are_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [np.random.default_rng(i).bytes(100_000).hex() for i in range(12)]
+    lance.write_dataset(table(0, 12, caption=texts), str(tmp_path / "a.lance"))
+    store = open_store(str(tmp_path / "a.lance"))
+    for some in (np.arange(12), np.array([1, 2, 4, 5, 9, 11])):
+        monkeypatch.setattr("thresher.io.lance._BYTES", 1 << 26)
+        (whole,) = store.layout.lookup(["caption"], some)
+        monkeypatch.setattr("thresher.io.lance._BYTES", 600_000)
+        parts = list(store.layout.lookup(["caption"], some))
+        assert max(part.nbytes for part in parts) < 700_000
+        assert [one for part in parts for one in part.column(0).to_pylist()] == whole.column(0).to_pylist()
+    assert sum(len(part) for _, part in store.scan(["caption"])) == 12
+
+
 def test_a_selection_by_vectors_is_that_of_parquet(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
